@@ -1,0 +1,79 @@
+"""Result codes: what happened, ordered by severity, so that codes combine with ``max`` inside a program."""
+
+import enum
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class Code(enum.IntEnum):
+    """Outcome of a computation, an int32 inside compiled programs.
+
+    Codes are ordered by severity: the code of a whole is the ``max`` of the codes of its parts.
+    ``Code(code).message`` says what was seen, the likely causes, and what to try.
+    """
+
+    OK = 0
+    BUDGET = 1
+    STALLED = 2
+    NOT_CONTRACTIVE = 3
+    DIVERGED = 4
+    SINGULAR = 5
+    INDEFINITE = 6
+    NONFINITE_DATA = 7
+    NONFINITE = 8
+
+    @property
+    def message(self) -> str:
+        """Symptom, likely causes and advice, in one paragraph."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Code.OK: "No failure was seen.",
+    Code.BUDGET: (
+        "The steps were used up before the tolerance was met. Likely causes: too few steps, a step size that is "
+        "too small, an ill-conditioned problem. Try more steps, a measured step (`step_size=None`), or a looser "
+        "tolerance."
+    ),
+    Code.STALLED: (
+        "The iterates stopped moving before the tolerance was met. Likely causes: the floor of the floating point "
+        "type, a step size that has decayed to nothing, a flat direction of the loss. Try float64, a slower "
+        "decaying schedule, or a small penalty."
+    ),
+    Code.NOT_CONTRACTIVE: (
+        "The inner map does not contract. Likely causes: a step size above 2 / (largest curvature), an inner loss "
+        "that is not convex, a map whose Jacobian has norm one or more. Try a smaller step, a measured step "
+        "(`step_size=None`), or a larger penalty."
+    ),
+    Code.DIVERGED: (
+        "The iterates grew far beyond their start. Likely causes: a step size that is too large for this batch "
+        "size, a schedule whose first steps are too long, an inner loss unbounded from below. Try a smaller step, "
+        "larger batches, or `Harmonic` with a larger gamma."
+    ),
+    Code.SINGULAR: (
+        "The linear system has no unique solution. Likely causes: an unpenalised direction that the data do not "
+        "see, duplicated features, a penalty that underflowed to zero. Try a penalty on every weight or `damping`."
+    ),
+    Code.INDEFINITE: (
+        "The linear system has a direction of negative curvature. Likely causes: an inner point that is not a "
+        "minimum, an inner loss that is not convex, a wrong sign in the loss. Try more inner steps or `damping`."
+    ),
+    Code.NONFINITE_DATA: (
+        "The data contain NaN or infinity. Likely causes: missing cells, a division by zero upstream, an overflow "
+        "in a feature. Try to impute or drop these rows before building the source."
+    ),
+    Code.NONFINITE: (
+        "A value became NaN or infinite; the last finite value was kept. Likely causes: divergence, an overflow of "
+        "exp(lam), a square root or logarithm at zero in the loss. Try a smaller step, a box around lam, or a safe "
+        "form of the loss."
+    ),
+}
+
+
+def worst(*codes: Array | int) -> Array:
+    """The most severe of several codes, as an int32 scalar."""
+    out = jnp.int32(0)
+    for code in codes:
+        out = jnp.maximum(out, jnp.asarray(code, jnp.int32))
+    return out

@@ -1,0 +1,237 @@
+"""Configuration: frozen dataclasses of plain numbers that are pytrees.
+
+A field that holds a function, a string, a boolean or an optax transformation is part of the tree's *structure*; every
+other field (numbers, arrays, nested configurations) is a child. So a compiled program is reused when a number
+changes or when an equal object is built again, and traced again only when a function or a name changes.
+"""
+
+import dataclasses
+import inspect
+import numbers
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import is_concrete
+
+T = TypeVar("T")
+
+_PLAIN_TYPES = (bool, str, type, optax.GradientTransformation, optax.GradientTransformationExtraArgs)
+
+
+def _is_structure(value: Any) -> bool:
+    """True for what selects a program: names, switches, and functions that are not pytrees themselves."""
+    if isinstance(value, _PLAIN_TYPES):
+        return True
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def config(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass, a pytree, and comparable by value (arrays included)."""
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    names = tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    static = {f.name for f in dataclasses.fields(cls) if f.metadata.get("static")}  # type: ignore[arg-type]
+
+    def flatten_with_keys(self: Any) -> tuple[Any, Any]:
+        fields = [(name, getattr(self, name)) for name in names]
+        structure = tuple((name, value) for name, value in fields if name in static or _is_structure(value))
+        fixed = {name for name, _ in structure}
+        keyed = [(jax.tree_util.GetAttrKey(name), value) for name, value in fields if name not in fixed]
+        return keyed, (tuple(key.name for key, _ in keyed), structure)
+
+    def flatten(self: Any) -> tuple[Any, Any]:
+        keyed, aux = flatten_with_keys(self)
+        return [value for _, value in keyed], aux
+
+    def unflatten(aux: Any, children: Any) -> Any:
+        self = object.__new__(cls)  # no __init__: the children may be tracers, which cannot be validated
+        for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
+            object.__setattr__(self, name, value)
+        return self
+
+    def equal(self: Any, other: Any) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        structure_a: Any = jax.tree.structure(self)
+        a, b = jax.tree.leaves(self), jax.tree.leaves(other)
+        return bool(structure_a == jax.tree.structure(other)) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+
+    def show(self: Any) -> str:
+        fields = ", ".join(f"{name}={_show(getattr(self, name))}" for name in names)
+        return f"{cls.__name__}({fields})"
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    cls.__eq__ = equal  # type: ignore[method-assign]
+    cls.__hash__ = lambda self: hash(jax.tree.structure(self))  # type: ignore[method-assign]
+    cls.__repr__ = show  # type: ignore[method-assign]
+    return cls
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A field whose value (a batch size, a name) belongs to the structure: changing it compiles anew."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def _same(x: Any, y: Any) -> bool:
+    return x is y or (np.shape(x) == np.shape(y) and bool(np.array_equal(x, y)))
+
+
+def _show(value: Any) -> str:
+    if callable(value) and _is_structure(value):
+        return qualname(value)
+    if isinstance(value, jax.Array | np.ndarray) and np.ndim(value) > 0:
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    return repr(value)
+
+
+def qualname(function: Callable[..., Any]) -> str:
+    """``module:qualname`` of a function, or its repr where it has none (a lambda, a local function)."""
+    name = getattr(function, "__qualname__", "")
+    if not name or "<" in name:
+        return repr(function)
+    return f"{function.__module__}:{name}"
+
+
+def replace(obj: T, **changes: Any) -> T:
+    """A copy of a configuration with some fields changed, without validation: safe on tracers."""
+    new: T = object.__new__(type(obj))
+    for field in dataclasses.fields(obj):  # type: ignore[arg-type]
+        object.__setattr__(new, field.name, changes.get(field.name, getattr(obj, field.name)))
+    return new
+
+
+def strong(tree: T) -> T:
+    """The same tree with every number an array of one strong dtype (int32, or JAX's default float).
+
+    A Python float is weakly typed and a numpy scalar is not: without this cast each would be traced on its own.
+    """
+    return jax.tree.map(_strong, tree)
+
+
+def _strong(x: Any) -> Any:
+    if isinstance(x, bool | np.bool_):
+        return jnp.asarray(x)
+    if isinstance(x, numbers.Integral):
+        return jnp.asarray(np.asarray(x, np.int32))
+    if isinstance(x, numbers.Real):
+        return jnp.asarray(np.asarray(x, jnp.result_type(float)))
+    if isinstance(x, jax.Array | np.ndarray):
+        return jnp.asarray(x, dtype=x.dtype) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.asarray(x)
+    return x
+
+
+def real(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, open_low: bool = False) -> Any:
+    """A number field as a Python float, range-checked; a tracer passes unchecked.
+
+    Raises:
+        ParameterError: the value is no real scalar or lies outside [low, high] (or ]low, high]).
+    """
+    if not is_concrete(value):
+        return value
+    try:
+        if isinstance(value, bool | np.bool_ | str) or np.ndim(value) != 0:
+            raise TypeError
+        out = float(value)
+    except TypeError:
+        raise ParameterError(f"{name} must be a real number, got {value!r}") from None
+    if not (low <= out <= high) or (open_low and out == low):
+        left = "]" if open_low else "["
+        raise ParameterError(f"{name} must lie in {left}{low:g}, {high:g}], got {out:g}")
+    return out
+
+
+def is_scalar(value: Any) -> bool:
+    """True for a number or a 0-d array, false for functions, trees, vectors and None."""
+    return value is not None and not callable(value) and jax.tree_util.all_leaves([value]) and np.ndim(value) == 0
+
+
+def count(name: str, value: Any, *, low: int = 0) -> Any:
+    """A count field as a Python int, range-checked; a tracer or a rule of growth passes unchecked.
+
+    Raises:
+        ParameterError: the value is no whole number of at least ``low``.
+    """
+    if not is_concrete(value) or callable(value):
+        return value
+    if isinstance(value, bool | np.bool_ | str) or np.ndim(value) != 0 or not float(value).is_integer():
+        raise ParameterError(f"{name} must be a whole number, got {value!r}")
+    if int(value) < low:
+        raise ParameterError(f"{name} must be at least {low}, got {int(value)}")
+    return int(value)
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """A name field, checked against what is allowed.
+
+    Raises:
+        ParameterError: the value is not one of ``allowed``.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ParameterError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return value
+
+
+def set_fields(obj: Any, **values: Any) -> None:
+    """Store validated values from a frozen dataclass's ``__post_init__``."""
+    for name, value in values.items():
+        object.__setattr__(obj, name, value)
+
+
+def to_plain(value: Any) -> Any:
+    """A configuration as what JSON can say: numbers, strings, lists, and ``{"type": "module:qualname", ...}``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": qualname(type(value)), **fields}
+    if isinstance(value, optax.GradientTransformation):
+        return {"function": repr(value)}
+    if callable(value) and not isinstance(value, jax.Array):
+        return {"function": qualname(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return np.asarray(value).tolist()
+    return value
+
+
+def from_plain(value: Any) -> Any:
+    """The inverse of :func:`to_plain` for configurations whose functions have a ``module:qualname``.
+
+    Raises:
+        ParameterError: the text names a lambda or a local function, or nothing that can be imported from
+            a module that is loaded already.
+    """
+    if isinstance(value, list):
+        return [from_plain(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "function" in value:
+        return _lookup(value["function"])
+    fields = {k: from_plain(v) for k, v in value.items() if k != "type"}
+    if "type" not in value:
+        return fields
+    cls = _lookup(value["type"])
+    if not (inspect.isclass(cls) and dataclasses.is_dataclass(cls)):
+        raise ParameterError(f"{value['type']} is no configuration class")
+    return cls(**fields)
+
+
+def _lookup(name: str) -> Any:
+    module, colon, path = name.partition(":")
+    if not colon or "<" in name:
+        raise ParameterError(f"{name} cannot be read back; give the function a name at the top of a module")
+    try:
+        out: Any = sys.modules[module]  # never an import: nothing that a file names is executed
+        for part in path.split("."):
+            out = getattr(out, part)
+    except (KeyError, AttributeError):
+        raise ParameterError(f"{name} cannot be found; import its module first") from None
+    return out

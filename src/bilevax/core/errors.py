@@ -1,0 +1,37 @@
+"""Exceptions, one class per kind of fault; the command line turns each into its exit code."""
+
+
+class BilevaxError(Exception):
+    """Base of everything that bilevax raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(BilevaxError):
+    """A command was called wrongly."""
+
+    exit_code = 2
+
+
+class ParameterError(BilevaxError, ValueError):
+    """An argument has a wrong value, type or shape; the message names it and says what would be right."""
+
+    exit_code = 3
+
+
+class DataError(BilevaxError, ValueError):
+    """The data have a fault; the message says where."""
+
+    exit_code = 4
+
+
+class SolveError(BilevaxError):
+    """A computation ended with a result code other than OK and the caller asked for an exception."""
+
+    exit_code = 5
+
+
+class StorageError(BilevaxError, OSError):
+    """A file could not be written or read; the message names the path and the system's reason."""
+
+    exit_code = 7

@@ -1,0 +1,77 @@
+"""The only module that opens a file for writing: every write is whole or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bilevax.core.errors import StorageError
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file atomically: a temporary file beside it, flushed to the disk, then renamed over it.
+
+    Raises:
+        StorageError: the system refused; the file at ``path`` is as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
+        with os.fdopen(descriptor, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as e:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise StorageError(e.errno, f"cannot write {path}: {e.strerror}") from e
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON record and a newline in a single write.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    line = json.dumps(record, allow_nan=False) + "\n"
+    try:
+        with open(path, "ab") as f:
+            f.write(line.encode())
+    except OSError as e:
+        raise StorageError(e.errno, f"cannot write {path}: {e.strerror}") from e
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a JSON file atomically, indented, without NaN."""
+    write(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def write_toml(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write flat TOML tables atomically; None values are left out."""
+    write(path, "\n".join(_toml(tables)) + "\n")
+
+
+def _toml(tables: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    for name, table in tables.items():
+        yield f"[{name}]"
+        for key, value in table.items():
+            if value is not None:  # a JSON string, number, boolean or list of these is the same in TOML
+                yield f"{key} = {json.dumps(value, allow_nan=False)}"
+        yield ""
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StorageError(e.errno, f"cannot create {path}: {e.strerror}") from e

@@ -1,0 +1,125 @@
+"""What estimators and runs return: plain records of arrays."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.core.config import config, static
+from bilevax.core.trees import PyTree
+
+
+@config
+class Count:
+    """Oracle calls of one kind: how many, and how many rows each reads.
+
+    The rows are a Python integer, so the product does not overflow an int32.
+    """
+
+    calls: Array | int = 0
+    rows: int = static(0)
+
+    @property
+    def samples(self) -> Any:
+        """Rows visited: calls * rows."""
+        return self.calls * self.rows if isinstance(self.calls, jax.core.Tracer) else int(self.calls) * self.rows
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(jnp.asarray(self.calls + other.calls, jnp.int32), max(self.rows, other.rows))
+
+
+class Cost(NamedTuple):
+    """What a computation cost, by kind of oracle call; ``visits`` is the sum in rows.
+
+    Attributes:
+        gradients: evaluations of the inner map (inner gradients).
+        hvps: products with d1Phi^T (Hessian-vector products).
+        cross: products with d2Phi^T (cross products).
+        outer_gradients: gradients of the outer loss.
+        measuring: Hessian-vector products spent on measuring the inner step.
+    """
+
+    gradients: Count = Count()
+    hvps: Count = Count()
+    cross: Count = Count()
+    outer_gradients: Count = Count()
+    measuring: Count = Count()
+
+    @property
+    def visits(self) -> Any:
+        """Sample visits: rows read, over all kinds."""
+        return sum(part.samples for part in self)
+
+    def plus(self, other: "Cost") -> "Cost":
+        """The cost of both, kind by kind."""
+        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Solved(NamedTuple):
+    """What a solver returns: where it ended, its code, and the oracle calls it made."""
+
+    value: PyTree
+    code: Array
+    calls: Array
+
+
+class Estimate(NamedTuple):
+    """A hypergradient and what it came from.
+
+    Attributes:
+        value: the hypergradient, like lam.
+        outer_value: E(w, lam), at the w below.
+        w: the approximate fixed point, like w0.
+        v: the approximate solution of (I - d1Phi^T) v = grad_1 E, like w0.
+        code: a :class:`~bilevax.Code`, int32.
+        cost: oracle calls.
+    """
+
+    value: PyTree
+    outer_value: Array
+    w: PyTree
+    v: PyTree
+    code: Array
+    cost: Cost
+
+
+class History(NamedTuple):
+    """One entry an outer step; arrays of shape [steps].
+
+    Attributes:
+        outer_value: E(w, lam) before the step, on what the estimator saw of val.
+        gradient_norm: norm of the estimated hypergradient.
+        code: the estimate's :class:`~bilevax.Code`.
+        visits: sample visits up to and including the step.
+        seconds: time since the start when the step's chunk was done, compilation included.
+    """
+
+    outer_value: np.ndarray
+    gradient_norm: np.ndarray
+    code: np.ndarray
+    visits: np.ndarray
+    seconds: np.ndarray
+
+
+class Result(NamedTuple):
+    """The end of a run.
+
+    Attributes:
+        w: the last inner variable.
+        lam: the last outer variable; the last finite one if the run became non-finite.
+        code: the worst :class:`~bilevax.Code` of its steps.
+        history: one entry an outer step.
+        cost: oracle calls of the whole run.
+        config: the problem and the algorithm as plain values, JSON-ready.
+        interrupted: True if the user stopped it; everything above is what was reached.
+    """
+
+    w: PyTree
+    lam: PyTree
+    code: int
+    history: History
+    cost: Cost
+    config: dict[str, Any]
+    interrupted: bool

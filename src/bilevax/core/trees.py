@@ -1,0 +1,106 @@
+"""Arithmetic on pytrees, and the checks that say which leaf is wrong."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.core.errors import ParameterError
+
+PyTree: TypeAlias = Any
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """Leafwise a + b."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def sub(a: PyTree, b: PyTree) -> PyTree:
+    """Leafwise a - b."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(c: Array | float, a: PyTree) -> PyTree:
+    """Leafwise c * a; every leaf keeps its dtype."""
+    return jax.tree.map(lambda x: jnp.asarray(c).astype(x.dtype) * x, a)
+
+
+def axpy(c: Array | float, a: PyTree, b: PyTree) -> PyTree:
+    """Leafwise c * a + b; every leaf keeps its dtype."""
+    return jax.tree.map(lambda x, y: jnp.asarray(c).astype(y.dtype) * x + y, a, b)
+
+
+def zeros_like(a: PyTree) -> PyTree:
+    """A tree of zeros in the shape of a."""
+    return jax.tree.map(jnp.zeros_like, a)
+
+
+def vdot(a: PyTree, b: PyTree) -> Array:
+    """Inner product over all leaves."""
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), start=jnp.zeros(()))
+
+
+def norm(a: PyTree) -> Array:
+    """Euclidean norm over all leaves."""
+    return jnp.sqrt(vdot(a, a))
+
+
+def all_finite(a: PyTree) -> Array:
+    """True if every entry of every leaf is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(a)]))
+
+
+def where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
+    """The tree a where the scalar condition holds, else b."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def astype_of(a: PyTree, like: PyTree) -> PyTree:
+    """A tree with the dtypes of ``like``."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), a, like)
+
+
+def leaf_name(name: str, path: tuple[Any, ...]) -> str:
+    """How a user would write the leaf: ``lam['l2']``."""
+    return name + jax.tree_util.keystr(path)
+
+
+def as_parameters(name: str, tree: PyTree) -> PyTree:
+    """The tree with array leaves, checked: real, not empty, finite.
+
+    Raises:
+        ParameterError: a leaf is an integer, boolean, complex or object array, is empty, or is not finite.
+    """
+    if not jax.tree.leaves(tree):
+        raise ParameterError(f"{name} has no leaves; pass at least one float array")
+    return jax.tree_util.tree_map_with_path(lambda path, x: _parameter(leaf_name(name, path), x), tree)
+
+
+def _parameter(name: str, x: Any) -> Array:
+    kind = getattr(x, "dtype", None)
+    if kind is None:
+        x = np.asarray(x)
+        kind = x.dtype
+        if x.ndim == 0 and kind == np.float64:  # a Python float: JAX's default precision
+            x = x.astype(jnp.result_type(float))
+            kind = x.dtype
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise ParameterError(f"leaf {name} is {kind}; pass a float array")
+    if np.size(x) == 0:
+        raise ParameterError(f"leaf {name} is empty, shape {np.shape(x)}; pass at least one entry")
+    if is_concrete(x) and not np.all(np.isfinite(np.asarray(x, dtype=np.float64))):
+        raise ParameterError(f"leaf {name} contains NaN or infinity; pass finite numbers")
+    return jnp.asarray(x)
+
+
+def is_concrete(x: Any) -> bool:
+    """True unless x is a tracer of a transformation that is under way."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def map_named(fn: Callable[[str, Any], Any], name: str, tree: PyTree) -> PyTree:
+    """Map fn(leaf name, leaf) over a tree."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: fn(leaf_name(name, path), x), tree)

@@ -1,0 +1,231 @@
+"""Rows in memory, and several sources drawn together."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.core.config import choice, config, set_fields, static
+from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.trees import PyTree, is_concrete, map_named
+from bilevax.data.fold import Count, Draw, fold
+
+Carry = TypeVar("Carry")
+
+CHUNK = 256
+"""Minibatches whose rows are drawn at once: twice as fast as one key a minibatch."""
+
+
+@config
+class Arrays:
+    """Rows held in memory: a pytree of arrays that share their leading axis n.
+
+    Sampling of minibatch j, a pure function of (key, j):
+
+    - ``"iid"``: b rows, independent, with replacement. The reference: all theory is about it.
+    - ``"shuffled"``: a new permutation of the rows each epoch of floor(n / b) minibatches; the n mod b rows left over
+      are others in every epoch.
+    - ``"blocks"``: contiguous blocks of a copy that is shuffled once (by ``seed``), in a new order each epoch. The
+      fastest. A short last block is kept; its draw has a smaller ``weight``, so that every row counts once.
+
+    Args:
+        data: for example ``(X, y)``; floating leaves must be finite.
+        batch_size: rows in a minibatch, 1 <= b <= n; None for every row at once.
+        sampling: see above.
+        seed: of the one shuffle of ``"blocks"``.
+
+    Raises:
+        DataError: lengths differ, or a leaf has NaN or infinite entries (which and where is said).
+        ParameterError: the batch size does not lie in [1, n].
+    """
+
+    data: PyTree
+    batch_size: int | None = static(None)
+    sampling: str = "iid"
+    seed: int = static(0)
+
+    def __post_init__(self) -> None:
+        choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
+        data = map_named(_check_leaf, "data", self.data)
+        n = _common_length(data)
+        b = self.batch_size
+        if b is not None:
+            if isinstance(b, bool) or not isinstance(b, int | np.integer):
+                raise ParameterError(f"batch_size must be a whole number or None, got {b!r}")
+            if not 1 <= b <= n:
+                raise ParameterError(f"batch_size must lie in [1, n={n}], got {b}")
+            b = int(b)
+            if self.sampling == "blocks":
+                order = np.random.default_rng(self.seed).permutation(n)
+                data = jax.tree.map(lambda a: a[order], data)
+        set_fields(self, data=jax.tree.map(jnp.asarray, data), batch_size=b)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, n."""
+        return jax.tree.leaves(self.data)[0].shape[0]
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Number of rows in a minibatch, b; n where ``batch_size`` is None."""
+        return self.batch_size or self.rows
+
+    @property
+    def full(self) -> PyTree:
+        """Every row at once."""
+        return self.data
+
+    @property
+    def _epoch(self) -> int:
+        """Minibatches in an epoch."""
+        n, b = self.rows, self.rows_per_batch
+        return -(-n // b) if self.sampling == "blocks" else n // b
+
+    @property
+    def _chunk(self) -> int:
+        """Minibatches whose rows are chosen at once: 256, or as many whole epochs as fit, at least one."""
+        if self.batch_size is None or self.sampling == "iid":
+            return CHUNK
+        return self._epoch * max(1, CHUNK // self._epoch)
+
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+        """The plan of the chunk that minibatch j opens (see :class:`~bilevax.data.fold.Source`)."""
+        if self.batch_size is None:
+            return ()
+        chunk_key = jax.random.fold_in(key, j // self._chunk)
+        if plan is None:
+            return self._choose(chunk_key)
+        return jax.lax.cond(first | (j % self._chunk == 0), lambda: self._choose(chunk_key), lambda: plan)
+
+    def _choose(self, key: Array) -> Array:
+        n, b, epoch = self.rows, self.rows_per_batch, self._epoch
+        if self.sampling == "iid":
+            return jax.random.randint(key, (self._chunk, b), 0, n)
+        keys = jax.random.split(key, self._chunk // epoch)
+        if self.sampling == "blocks":
+            return jax.vmap(lambda k: jax.random.permutation(k, epoch))(keys).reshape(-1)
+        rows = jax.vmap(lambda k: jax.random.permutation(k, n)[: epoch * b])(keys)
+        return rows.reshape(-1, b)
+
+    def boundary(self, j: Array) -> Array:
+        """The first minibatch after j that opens a chunk."""
+        return (j // self._chunk + 1) * self._chunk
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
+        """``use(draw)`` of minibatch j."""
+        if self.batch_size is None:
+            return use(Draw(self.data, -1, 1.0))
+        chosen = plan[j % self._chunk]
+        if self.sampling != "blocks":
+            rows = jax.tree.map(lambda a: a.at[chosen].get(mode="promise_in_bounds"), self.data)
+            return use(Draw(rows, -1, 1.0))
+        n, b, blocks = self.rows, self.rows_per_batch, self._epoch
+
+        def block(size: int) -> Carry:
+            rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, chosen * b, size), self.data)
+            return use(Draw(rows, chosen, size * blocks / n))
+
+        short = n % b
+        if not short:
+            return block(b)
+        return jax.lax.cond(chosen == blocks - 1, lambda: block(short), lambda: block(b))
+
+    def fold(
+        self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count
+    ) -> Carry:
+        """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop; see :func:`bilevax.data.fold.fold`."""
+        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+
+
+@config
+class Join:
+    """Several sources drawn together; made by :func:`join`."""
+
+    sources: dict[str, Any]
+
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+        """The plans of all sources, each from a key of its own."""
+        return {
+            name: source.renew(plan and plan[name], jax.random.fold_in(key, i), j, first)
+            for i, (name, source) in enumerate(sorted(self.sources.items()))
+        }
+
+    def boundary(self, j: Array) -> Array:
+        """The first minibatch after j that opens a chunk of any source."""
+        return jnp.min(jnp.stack([source.boundary(j) for source in self.sources.values()]))
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[dict[str, Draw]], Carry]) -> Carry:
+        """``use({name: draw})`` of minibatch j of every source."""
+        names = list(self.sources)
+
+        def nest(draws: dict[str, Draw]) -> Carry:
+            if len(draws) == len(names):
+                return use(draws)
+            name = names[len(draws)]
+            return self.sources[name].visit(plan[name], j, lambda draw: nest({**draws, name: draw}))
+
+        return nest({})
+
+    def fold(
+        self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count
+    ) -> Carry:
+        """Run ``carry = step(carry, args, j, {name: draw})`` for start <= j < stop."""
+        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+
+
+def join(**sources: Any) -> Join:
+    """Fold several sources at once: ``join(train=..., val=...)`` draws ``{"train": draw, "val": draw}``."""
+    if not sources:
+        raise ParameterError("join needs at least one source, as in join(train=..., val=...)")
+    return Join(dict(sources))
+
+
+def _common_length(data: PyTree) -> int:
+    leaves = jax.tree_util.tree_leaves_with_path(data)
+    if not leaves:
+        raise DataError("data has no arrays")
+    lengths = {f"data{jax.tree_util.keystr(path)}": leaf.shape[0] for path, leaf in leaves}
+    if len(set(lengths.values())) > 1:
+        raise DataError("rows differ in number: " + ", ".join(f"{k} has {v}" for k, v in lengths.items()))
+    n = next(iter(lengths.values()))
+    if n == 0:
+        raise DataError(f"data has 0 rows ({', '.join(lengths)}); pass at least one")
+    return n
+
+
+def _check_leaf(name: str, leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array):
+        leaf = np.asarray(leaf)
+    if leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        raise DataError(f"{name} has dtype {leaf.dtype}; pass numbers")
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise DataError(f"{name} is complex; pass real numbers")
+    if leaf.ndim == 0:
+        raise DataError(f"{name} is a scalar; pass an array with one row per example")
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and is_concrete(leaf):
+        _check_finite(name, np.asarray(leaf))
+        if leaf.dtype == np.float64 and jnp.result_type(float) == np.float32:
+            warnings.warn(
+                f"{name} is float64 and becomes float32; "
+                "call jax.config.update('jax_enable_x64', True) first to keep it, or pass float32",
+                stacklevel=6,
+            )
+            leaf = leaf.astype(np.float32)
+    return leaf
+
+
+def _check_finite(name: str, leaf: np.ndarray) -> None:
+    if leaf.size and np.isfinite(np.sum(leaf, dtype=np.float64)):
+        return
+    wrong = ~np.isfinite(leaf)
+    if not wrong.any():
+        return
+    nan, inf = int(np.isnan(leaf).sum()), int(np.isinf(leaf).sum())
+    what = " and ".join([f"{nan} NaN"] * (nan > 0) + [f"{inf} infinite"] * (inf > 0))
+    where = np.unravel_index(np.argmax(wrong), leaf.shape)
+    place = f"row {where[0]}" + (f", column {', '.join(map(str, where[1:]))}" if leaf.ndim > 1 else "")
+    raise DataError(f"{name} has {what}, first at {place}")

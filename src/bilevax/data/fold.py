@@ -1,0 +1,105 @@
+"""The only loop over minibatches, and what a source of minibatches must offer to it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.trees import PyTree
+
+Carry = TypeVar("Carry")
+Count = Array | int
+
+
+class Draw(NamedTuple):
+    """One minibatch.
+
+    Attributes:
+        batch: what the losses see, a pytree with leading axis b.
+        block: number of the block in ``sampling="blocks"``, else -1.
+        weight: factor on the step that makes every row count once an epoch; 1 but for blocks with a short last one.
+    """
+
+    batch: PyTree
+    block: Array | int
+    weight: Array | float
+
+
+class Source(Protocol):
+    """Where minibatches come from. Minibatch j is a pure function of (key, j).
+
+    The rows of many consecutive minibatches, a chunk, are chosen at once: a *plan*.
+    """
+
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+        """The plan of the chunk that minibatch j opens; ``plan`` itself where j opens none and is not the first."""
+
+    def boundary(self, j: Array) -> Array:
+        """The first minibatch after j that opens a chunk."""
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Any], Carry]) -> Carry:
+        """``use(draw)`` of minibatch j, which lies in the chunk of the plan."""
+
+    def fold(
+        self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count
+    ) -> Carry:
+        """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
+
+
+class RowSource(Source, Protocol):
+    """A source over one table of n rows."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, n."""
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Number of rows in a minibatch, b."""
+
+    @property
+    def full(self) -> PyTree:
+        """Every row at once."""
+
+
+def fold(
+    source: Source,
+    step: Callable[[Carry, PyTree, Array, Any], Carry],
+    carry: Carry,
+    args: PyTree,
+    *,
+    key: Array,
+    start: Count,
+    stop: Count,
+) -> Carry:
+    """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop, as one compiled loop.
+
+    Minibatch j depends on (key, j) alone, so a loop that is stopped and continued sees the same minibatches as one that
+    is not. ``start`` and ``stop`` may be traced: a count compiles nothing.
+
+    Args:
+        source: where the minibatches come from.
+        step: the body; draws nothing itself.
+        carry: the start value, any pytree of arrays.
+        args: everything large or changing that the body reads; never a closure.
+        key: a JAX random key.
+        start: first minibatch.
+        stop: one past the last minibatch.
+    """
+    start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
+    shape = jax.eval_shape(lambda: source.renew(None, key, start, True))
+    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+
+    def segment(state: tuple[Array, PyTree, Carry]) -> tuple[Array, PyTree, Carry]:
+        j, plan, carry = state
+        plan = source.renew(plan, key, j, j == start)
+        end = jnp.minimum(stop, source.boundary(j))
+
+        def one(j: Array, carry: Carry) -> Carry:
+            return source.visit(plan, j, lambda draw: step(carry, args, j, draw))
+
+        return end, plan, jax.lax.fori_loop(j, end, one, carry)
+
+    return jax.lax.while_loop(lambda state: state[0] < stop, segment, (start, empty, carry))[2]

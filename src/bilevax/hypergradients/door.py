@@ -1,0 +1,120 @@
+"""The eager door: checks, one cached compiled program, and what every caller of an estimator shares."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.config import replace, strong
+from bilevax.core.errors import ParameterError
+from bilevax.core.keys import as_key, stream
+from bilevax.core.records import Cost, Count, Estimate
+from bilevax.core.trees import PyTree, as_parameters, leaf_name
+from bilevax.data import RowSource
+from bilevax.problems.gradient_step import MEASURED_BATCHES, POWER_STEPS, GradientStep
+from bilevax.problems.problem import Problem
+
+
+def hypergradient(
+    problem: Problem,
+    estimator: Any,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    key: Array,
+) -> Estimate:
+    """Approximate the gradient of lam -> E(w(lam), lam).
+
+    Runs as one compiled program that is cached across calls: new numbers (steps, step sizes, data of equal shape)
+    compile nothing. May be called inside the user's own jit, vmap or scan.
+
+    Args:
+        problem: the inner map, the outer loss, the set Lambda.
+        estimator: such as :class:`~bilevax.SID`.
+        w0: start of the inner solver, any pytree of floating arrays, d entries.
+        lam: where the hypergradient is wanted, any pytree of floating arrays, m entries.
+        train: source of inner minibatches.
+        val: source of outer minibatches.
+        key: a JAX random key.
+
+    Returns:
+        The estimate: ``value`` like lam, ``outer_value``, ``w``, ``v``, ``code``, ``cost``.
+
+    Raises:
+        ParameterError: a wrong leaf of w0 or lam, a function that returns a wrong structure, shape or dtype, or an
+            estimator that needs what the problem lacks.
+    """
+    estimator.check(problem)
+    w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
+    return _estimate(strong(problem), strong(estimator), w0, lam, train, val, as_key(key))
+
+
+@jax.jit
+def _estimate(
+    problem: Problem, estimator: Any, w0: PyTree, lam: PyTree, train: RowSource, val: RowSource, key: Array
+) -> Estimate:
+    check_functions(problem, w0, lam, train, val)
+    return measured_estimate(problem, estimator, w0, lam, (train, val), key=key)
+
+
+def measured_estimate(
+    problem: Problem,
+    estimator: Any,
+    w0: PyTree,
+    lam: PyTree,
+    sources: tuple[RowSource, RowSource],
+    *,
+    key: Array,
+    **start: Any,
+) -> Estimate:
+    """An estimate with the inner step measured first, where it is None, and the measuring counted."""
+    inner_map = problem.inner_map
+    if not (isinstance(inner_map, GradientStep) and inner_map.step_size is None):
+        return estimator.estimate(problem, w0, lam, sources, key=key, **start)
+    train = sources[0]
+    ready = inner_map.measured(w0, lam, train, stream(key, "measure"))
+    estimate = estimator.estimate(replace(problem, inner_map=ready), w0, lam, sources, key=key, **start)
+    spent = Count(jnp.int32(MEASURED_BATCHES * POWER_STEPS), train.rows_per_batch)
+    return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
+
+
+def check_functions(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, val: RowSource) -> None:
+    """Refuse, while tracing, a map or loss whose result has a wrong structure, shape or dtype.
+
+    Raises:
+        ParameterError: says which function, which leaf, and what would be right.
+    """
+    inner_map = problem.inner_map
+    if isinstance(inner_map, GradientStep):
+        _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.full))
+    else:
+        image = jax.eval_shape(partial(inner_map), w, lam, train.full)
+        _check_like("inner_map", image, w)
+    _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.full))
+    if problem.project is not None:
+        _check_like("project", jax.eval_shape(partial(problem.project), lam), lam, argument="lam")
+
+
+def _check_scalar(name: str, out: Any) -> None:
+    if not hasattr(out, "shape") or out.shape != ():
+        got = getattr(out, "shape", jax.tree.structure(out))
+        raise ParameterError(f"{name} must return a scalar, got {got}; take the mean over the rows of the batch")
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ParameterError(f"{name} must return a float, got {out.dtype}")
+
+
+def _check_like(name: str, out: PyTree, like: PyTree, argument: str = "w") -> None:
+    structure: Any = jax.tree.structure(out)
+    wanted = jax.tree.structure(like)
+    if structure != wanted:
+        raise ParameterError(f"{name} must return a tree like {argument}, {wanted}; got {structure}")
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(like), strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            leaf = leaf_name(argument, path)
+            raise ParameterError(
+                f"{name} returns {a.dtype}{list(a.shape)} for leaf {leaf}, which is {b.dtype}{list(b.shape)}"
+            )

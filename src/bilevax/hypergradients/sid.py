@@ -1,0 +1,204 @@
+"""Stochastic implicit differentiation, the estimator of the founding paper."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.codes import Code, worst
+from bilevax.core.config import config, count, set_fields
+from bilevax.core.errors import ParameterError
+from bilevax.core.keys import stream
+from bilevax.core.records import Cost, Count, Estimate, Solved
+from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, scale, sub, zeros_like
+from bilevax.data import RowSource
+from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
+from bilevax.solvers import Given, at_step
+
+
+@config
+class SID:
+    """Stochastic implicit differentiation: the hypergradient from two solvers and one Jacobian product.
+
+    1. w_t: t steps of ``inner`` on w = Phi(w, lam).
+    2. With w_t frozen and g = grad_1 E(w_t, lam): v_k, k steps of ``linear`` from 0 on (I - d1Phi(w_t, lam)^T) v = g.
+    3. value = grad_2 E(w_t, lam) + (1/J) sum_{i <= J} d2Phi(w_t, lam; zeta_i)^T v_k.
+
+    The minibatches of the three stages come from independent streams of the key. Assumes that Phi(., lam) is a
+    contraction in expectation; the mean square error is bounded whatever the two solvers are. On full batches
+    (``batch_size=None``) this is approximate implicit differentiation (AID).
+
+    Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient.
+    Source: Grazzi, Pontil, Salzo (2021), arXiv:2011.07122.
+
+    Args:
+        inner: :class:`~bilevax.FixedPoint`, :class:`~bilevax.LBFGS`, or :class:`~bilevax.Given`: w0 is the solution.
+        linear: :class:`~bilevax.FixedPoint` or :class:`~bilevax.CG`.
+        cross_batches: J, at least 1, or :class:`~bilevax.Growing`; None: every row of train once.
+        outer_batches: J1, minibatches of val for E and its gradients, likewise; None (default): every row of val once.
+    """
+
+    inner: Any
+    linear: Any
+    cross_batches: Any = None
+    outer_batches: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("inner", "linear"):
+            if not (hasattr(getattr(self, name), "solve") or (name == "inner" and isinstance(self.inner, Given))):
+                raise ParameterError(
+                    f"{name} must be a solver such as bx.FixedPoint(steps=100), got {getattr(self, name)!r}"
+                )
+        for name in ("cross_batches", "outer_batches"):
+            if getattr(self, name) is not None:
+                set_fields(self, **{name: count(name, getattr(self, name), low=1)})
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that lacks what the solvers need.
+
+        Raises:
+            ParameterError: the linear solver needs a symmetric problem, or the inner one a loss.
+        """
+        if not self.linear.stochastic and not problem.symmetric:
+            raise ParameterError(
+                f"{type(self.linear).__name__} needs a symmetric system, and the inner map is not known to be a gradient "
+                "step; use bx.GradientStep(loss), or linear=bx.FixedPoint(steps=...)"
+            )
+        if not isinstance(self.inner, Given) and not self.inner.stochastic and not problem.has_loss:
+            raise ParameterError(
+                f"{type(self.inner).__name__} needs an inner loss, and the inner map has none; "
+                "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...)"
+            )
+
+    def estimate(
+        self,
+        problem: Problem,
+        w0: PyTree,
+        lam: PyTree,
+        sources: tuple[RowSource, RowSource],
+        *,
+        key: Array,
+        s: Array | int = 0,
+        v0: PyTree | None = None,
+    ) -> Estimate:
+        """One hypergradient; pure and traceable.
+
+        Args:
+            problem: with its inner step measured.
+            w0: start of the inner solver.
+            lam: where the hypergradient is wanted.
+            sources: (train, val).
+            key: its streams inner, linear, cross and outer are used.
+            s: outer step, for counts that grow.
+            v0: start of the linear solver; None: 0.
+        """
+        train, val = sources
+        inner = self._solve_inner(problem, w0, lam, train, key=stream(key, "inner"), s=s)
+        w = inner.value
+        value, g, direct, outer = self._outer(problem, w, lam, val, key=stream(key, "outer"), s=s)
+        linear = self._solve_linear(problem, w, lam, train, g, v0, key=stream(key, "linear"), s=s)
+        product, cross = self._cross(problem, w, lam, train, linear.value, key=stream(key, "cross"), s=s)
+        hypergradient = add(direct, product)
+        finite = all_finite((hypergradient, value))
+        cost = Cost(
+            gradients=Count(inner.calls, _rows(self.inner, train)),
+            hvps=Count(linear.calls, _rows(self.linear, train)),
+            cross=cross,
+            outer_gradients=outer,
+        )
+        code = worst(inner.code, linear.code, jnp.where(finite, 0, int(Code.NONFINITE)))
+        return Estimate(hypergradient, value, w, linear.value, code, cost)
+
+    def _solve_inner(
+        self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, s: Array | int
+    ) -> Solved:
+        if isinstance(self.inner, Given):
+            return Solved(w0, jnp.int32(Code.OK), jnp.int32(0))
+        if not self.inner.stochastic:
+            return self.inner.solve(problem.inner_map.loss, w0, lam, train.full)  # type: ignore[attr-defined]
+
+        def image(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
+            problem, lam = args
+            return inner_image(problem, w, lam, batch)
+
+        return self.inner.solve(image, w0, (problem, lam), train, key=key, s=s)
+
+    def _solve_linear(
+        self,
+        problem: Problem,
+        w: PyTree,
+        lam: PyTree,
+        train: RowSource,
+        g: PyTree,
+        v0: PyTree | None,
+        *,
+        key: Array,
+        s: Array | int,
+    ) -> Solved:
+        if not self.linear.stochastic:
+            _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, train.full), w)
+            return self.linear.solve(lambda v: sub(v, pullback(v)[0]), g, problem.metric(w, lam), v0)
+
+        def image(v: PyTree, args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
+            problem, w, lam, g = args
+            return affine_image(problem, w, lam, batch, g, v)
+
+        start = zeros_like(w) if v0 is None else v0
+        return self.linear.solve(image, start, (problem, w, lam, g), train, key=key, s=s)
+
+    def _outer(
+        self, problem: Problem, w: PyTree, lam: PyTree, val: RowSource, *, key: Array, s: Array | int
+    ) -> tuple[Array, PyTree, PyTree, Count]:
+        """E, grad_1 E, grad_2 E, from the same minibatches."""
+        if self.outer_batches is None:
+            value, g, direct = outer_gradients(problem, w, lam, val.full)
+            return value, astype_of(g, w), astype_of(direct, lam), Count(jnp.int32(1), val.rows)
+
+        def terms(args: tuple[Problem, PyTree, PyTree], batch: PyTree) -> PyTree:
+            problem, w, lam = args
+            value, g, direct = outer_gradients(problem, w, lam, batch)
+            return value, astype_of(g, w), astype_of(direct, lam)
+
+        number = at_step(self.outer_batches, s)
+        value, g, direct = batch_mean(terms, (problem, w, lam), val, key=key, number=number)
+        return value, g, direct, Count(number, val.rows_per_batch)
+
+    def _cross(
+        self,
+        problem: Problem,
+        w: PyTree,
+        lam: PyTree,
+        train: RowSource,
+        v: PyTree,
+        *,
+        key: Array,
+        s: Array | int,
+    ) -> tuple[PyTree, Count]:
+        """d2Phi^T v, averaged over the cross batches."""
+        if self.cross_batches is None:
+            return cross_product(problem, w, lam, train.full, v), Count(jnp.int32(1), train.rows)
+
+        def product(args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
+            problem, w, lam, v = args
+            return cross_product(problem, w, lam, batch, v)
+
+        number = at_step(self.cross_batches, s)
+        mean = batch_mean(product, (problem, w, lam, v), train, key=key, number=number)
+        return mean, Count(number, train.rows_per_batch)
+
+
+def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array) -> PyTree:
+    """Mean of fn(args, batch) over the minibatches 0 <= j < number."""
+    shape = jax.eval_shape(fn, args, source.full)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+
+    def step(total: PyTree, args: PyTree, _: Array, draw: Any) -> PyTree:
+        return axpy(draw.weight, fn(args, draw.batch), total)
+
+    total = source.fold(step, start, args, key=key, start=0, stop=number)
+    return scale(1.0 / number, total)
+
+
+def _rows(solver: Any, source: RowSource) -> int:
+    return source.rows_per_batch if getattr(solver, "stochastic", False) else source.rows

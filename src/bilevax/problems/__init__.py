@@ -1,0 +1,21 @@
+"""The two oracles of a bilevel problem: inner maps and losses, projections, closed-form test problems."""
+
+from bilevax.problems.gradient_step import GradientStep
+from bilevax.problems.losses import BinaryLogistic, Groups, MultinomialLogistic, Squared
+from bilevax.problems.problem import Problem, directions, lagrangian
+from bilevax.problems.projections import Box, L2Ball, NonNegative, Simplex
+
+__all__ = [
+    "BinaryLogistic",
+    "Box",
+    "GradientStep",
+    "Groups",
+    "L2Ball",
+    "MultinomialLogistic",
+    "NonNegative",
+    "Problem",
+    "Simplex",
+    "Squared",
+    "directions",
+    "lagrangian",
+]

@@ -1,0 +1,126 @@
+"""The inner map of an inner loss: one gradient step, whose size can be measured."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.config import config, is_scalar, real, replace, set_fields
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import PyTree, norm, scale, vdot
+
+
+@config
+class GradientStep:
+    """Phi(w, lam) = w - s grad_1 loss(w, lam; zeta), the inner map of a loss.
+
+    The fixed point, and so the hypergradient, does not depend on the step s > 0; how fast the solvers get there does.
+
+    Args:
+        loss: (w, lam, batch) -> scalar, a mean over the rows of the batch. A loss may offer ``curvature(w, batch)`` (a
+            bound on the largest curvature of its data part) and ``penalty_curvature(w, lam)`` (the diagonal curvature
+            of its penalty, to broadcast against w): then a measured step is diagonal, 1 / (L + penalty curvature),
+            and serves all penalties at once.
+        step_size: s, in units of 1 / curvature: a positive number; a pytree like w; a callable of lam that gives either
+            (its derivative in lam is stopped, which is exact at the fixed point); or None: measured on the problem,
+            1 / (largest curvature of :data:`MEASURED_BATCHES` minibatches), before every hypergradient.
+    """
+
+    loss: Callable[[PyTree, PyTree, PyTree], Array]
+    step_size: Any = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.loss):
+            raise ParameterError(f"loss must be a function of (w, lam, batch), got {self.loss!r}")
+        if is_scalar(self.step_size):
+            set_fields(self, step_size=real("step_size", self.step_size, low=0.0, open_low=True))
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """One gradient step on the loss of the batch."""
+        gradient = jax.grad(self.loss)(w, lam, batch)
+        return jax.tree.map(lambda x, s, g: x - s * g, w, self.metric(w, lam), gradient)
+
+    def metric(self, w: PyTree, lam: PyTree) -> PyTree:
+        """The step s as a tree like w: d1Phi^T = I - H s is self-adjoint for <a, b> = sum_i a_i s_i b_i."""
+        if self.step_size is None:
+            raise ParameterError("step_size is None and was not measured; pass a step, or call bx.hypergradient")
+        step = self.step_size
+        if isinstance(step, InverseCurvature):
+            step = step(w, lam)
+        elif callable(step):
+            step = step(lam)
+        step = jax.lax.stop_gradient(step)
+        if jax.tree_util.all_leaves([step]):
+            return jax.tree.map(lambda x: jnp.asarray(step).astype(x.dtype), w)
+        return jax.tree.map(lambda x, s: jnp.asarray(s).astype(x.dtype), w, step)
+
+    def measured(self, w: PyTree, lam: PyTree, source: Any, key: Array) -> "GradientStep":
+        """This map with its step filled in: 1 / (L + penalty curvature), L the largest curvature seen.
+
+        Cost: :data:`MEASURED_BATCHES` * :data:`POWER_STEPS` Hessian-vector products on minibatches.
+        """
+        if self.step_size is not None:
+            return self
+        curvature = getattr(self.loss, "curvature", None)
+        penalty = getattr(self.loss, "penalty_curvature", None)
+
+        def largest(seen: Array, args: PyTree, j: Array, draw: Any) -> Array:
+            w, lam = args
+            if curvature is not None:
+                return jnp.maximum(seen, curvature(w, draw.batch))
+            return jnp.maximum(seen, _largest_eigenvalue(self.loss, w, lam, draw.batch, jax.random.fold_in(key, j)))
+
+        zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(w)))
+        bound = source.fold(largest, zero, (w, lam), key=key, start=0, stop=MEASURED_BATCHES)
+        return replace(self, step_size=InverseCurvature(bound, penalty))
+
+
+MEASURED_BATCHES = 4
+"""Minibatches on which a curvature is measured."""
+
+POWER_STEPS = 12
+"""Power iterations on each."""
+
+MARGIN = 1.1
+"""Factor for what the power iteration has not seen yet."""
+
+
+@config
+class InverseCurvature:
+    """The measured step 1 / (bound + penalty curvature), a function of lam."""
+
+    bound: Array
+    penalty: Callable[[PyTree, PyTree], PyTree] | None
+
+    def __call__(self, w: PyTree, lam: PyTree) -> PyTree:
+        """The step, a scalar or a tree to broadcast against w."""
+        if self.penalty is None:
+            return 1.0 / self.bound
+        return jax.tree.map(lambda p: 1.0 / (self.bound.astype(p.dtype) + p), self.penalty(w, lam))
+
+
+def _largest_eigenvalue(loss: Any, w: PyTree, lam: PyTree, batch: PyTree, key: Array) -> Array:
+    """Largest curvature of the loss of one minibatch, by power iteration on Hessian-vector products."""
+    leaves, structure = jax.tree.flatten(w)
+    keys = jax.random.split(key, len(leaves))
+    start = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return power_iteration(
+        lambda u: jax.jvp(lambda x: jax.grad(loss)(x, lam, batch), (w,), (u,))[1],
+        jax.tree.unflatten(structure, start),
+    )
+
+
+def power_iteration(matvec: Callable[[PyTree], PyTree], start: PyTree) -> Array:
+    """|largest eigenvalue| of a symmetric linear map, with a margin of 10 %."""
+    tiny = jnp.finfo(jnp.result_type(*jax.tree.leaves(start))).tiny
+
+    def step(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+        u, _ = state
+        u = scale(1.0 / jnp.maximum(norm(u), tiny), u)
+        image = matvec(u)
+        return image, jnp.sqrt(vdot(image, image))
+
+    _, value = jax.lax.fori_loop(0, POWER_STEPS, step, (start, jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))))
+    return MARGIN * value

@@ -1,0 +1,157 @@
+"""Losses of generalised linear models, with L2 penalties exp(lam) of every granularity.
+
+Shapes: a batch is ``(X, y)`` or ``(X, y, sample_weight)`` with X [b, d], y [b] and sample_weight [b]. The inner
+variable is ``{"weights": [C, d], "bias": [C]}`` or an array [C, d] for no bias; C is the number of classes or outputs, 1 for
+binary logistic and scalar regression.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from bilevax.core.config import choice, config, set_fields
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import PyTree
+from bilevax.problems.gradient_step import power_iteration
+
+PENALTIES = ("global", "class", "feature", "weight")
+
+
+@config
+class Groups:
+    """One penalty per group of features.
+
+    Args:
+        index: group number of each feature, integers [d] from 0 to G - 1; lam has shape [G].
+    """
+
+    index: Any
+
+    def __post_init__(self) -> None:
+        index = np.asarray(self.index)
+        if index.ndim != 1 or index.dtype.kind not in "iu" or index.size == 0 or index.min() < 0:
+            raise ParameterError("index must be a vector of group numbers 0, 1, ..., one per feature")
+        set_fields(self, index=jnp.asarray(index, jnp.int32))
+
+
+def strengths(per: str | Groups, lam: Array) -> Array:
+    """exp(lam), shaped to broadcast against weights [C, d].
+
+    Args:
+        per: ``"global"`` (lam []), ``"class"`` ([C]), ``"feature"`` ([d]), ``"weight"`` ([C, d]) or Groups ([G]).
+        lam: logarithms of the penalties.
+    """
+    if isinstance(per, Groups):
+        return jnp.exp(lam)[per.index][None, :]
+    return jnp.exp(lam)[:, None] if per == "class" else jnp.exp(lam)
+
+
+def _weights(w: PyTree) -> Array:
+    return w["weights"] if isinstance(w, dict) else w
+
+
+def scores(w: PyTree, X: Array) -> Array:
+    """X weights^T + bias, [b, C]."""
+    out = X @ _weights(w).T
+    return out + w["bias"] if isinstance(w, dict) else out
+
+
+class _LinearModelLoss:
+    """What the three losses share: mean over the rows of ``per_row(scores, y)``, plus half the penalised squares."""
+
+    penalty: str | Groups | None
+    per_row: Callable[[Array, Array], Array]
+    largest_second_derivative: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.penalty, Groups | None):
+            choice("penalty", self.penalty, PENALTIES)
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> Array:
+        """Mean loss over the batch, plus 1/2 sum exp(lam) weights^2 if there is a penalty."""
+        X, y, *weight = batch
+        losses = self.per_row(scores(w, X), y)
+        mean = jnp.mean(losses * weight[0]) if weight else jnp.mean(losses)
+        if self.penalty is None:
+            return mean
+        return mean + 0.5 * jnp.sum(strengths(self.penalty, lam) * _weights(w) ** 2)
+
+    def curvature(self, w: PyTree, batch: PyTree) -> Array:
+        """A bound on the largest curvature of the mean loss at any w: sup a'' times that of the rows' second moment."""
+        X, _, *weight = batch
+        one = jnp.ones((), X.dtype) if isinstance(w, dict) else jnp.zeros((), X.dtype)  # the bias sees a constant 1
+        c = weight[0] if weight else jnp.ones(X.shape[0], X.dtype)
+
+        def moment(u: tuple[Array, Array]) -> tuple[Array, Array]:
+            r = c * (X @ u[0] + one * u[1]) / X.shape[0]
+            return r @ X, one * jnp.sum(r)
+
+        start = (jnp.ones(X.shape[1], X.dtype) + 0.5 * jnp.cos(jnp.arange(X.shape[1])).astype(X.dtype), one)
+        return self.largest_second_derivative * power_iteration(moment, start)
+
+    def penalty_curvature(self, w: PyTree, lam: PyTree) -> PyTree:
+        """The diagonal curvature of the penalty, to broadcast against w: exp(lam) for weights, 0 for the bias."""
+        weights = jnp.zeros(()) if self.penalty is None else strengths(self.penalty, lam)
+        return {"weights": weights, "bias": jnp.zeros(())} if isinstance(w, dict) else weights
+
+
+@config
+class Squared(_LinearModelLoss):
+    """Squared loss, 1/2 sum_c (score_c - y_c)^2, averaged over the rows; y [b] or [b, C].
+
+    Args:
+        penalty: None, ``"global"``, ``"class"``, ``"feature"``, ``"weight"`` or :class:`Groups`: lam holds the
+            logarithms of the penalties.
+    """
+
+    penalty: Any = None
+    largest_second_derivative = 1.0
+
+    @staticmethod
+    def per_row(scores: Array, y: Array) -> Array:
+        """Loss of each row, [b]."""
+        return 0.5 * jnp.sum((scores - y.reshape(scores.shape)) ** 2, axis=-1)
+
+
+@config
+class BinaryLogistic(_LinearModelLoss):
+    """Binary logistic loss, log(1 + exp(-(2 y - 1) score)), averaged over the rows; y [b] of 0 and 1.
+
+    Args:
+        penalty: None, ``"global"``, ``"feature"``, ``"weight"`` or :class:`Groups`: lam holds the logarithms of the
+            penalties.
+    """
+
+    penalty: Any = None
+    largest_second_derivative = 0.25
+
+    @staticmethod
+    def per_row(scores: Array, y: Array) -> Array:
+        """Loss of each row, [b]."""
+        return optax.losses.sigmoid_binary_cross_entropy(scores[:, 0], y.astype(scores.dtype))
+
+
+@config
+class MultinomialLogistic(_LinearModelLoss):
+    """Multinomial logistic loss, -log softmax(scores)_y, averaged over the rows; y [b] of integers 0 to C - 1.
+
+    Args:
+        penalty: None, ``"global"``, ``"class"``, ``"feature"``, ``"weight"`` or :class:`Groups`: lam holds the
+            logarithms of the penalties.
+    """
+
+    penalty: Any = None
+    largest_second_derivative = 0.5
+
+    @staticmethod
+    def per_row(scores: Array, y: Array) -> Array:
+        """Loss of each row, [b]."""
+        picked = y.astype(jnp.int32)[:, None] == jnp.arange(
+            scores.shape[1]
+        )  # no gather: its transpose is a slow scatter
+        return jax.nn.logsumexp(scores, axis=1) - jnp.sum(jnp.where(picked, scores, 0), axis=1)

@@ -1,0 +1,82 @@
+"""Projections onto Lambda; any other callable of lam serves as well."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevax.core.config import config, is_scalar, real, set_fields
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import PyTree
+
+
+@config
+class Box:
+    """{lam: lower <= lam <= upper}, entry by entry.
+
+    Args:
+        lower: a number, or an array or tree that broadcasts against lam.
+        upper: likewise, not below ``lower``.
+    """
+
+    lower: Any = -jnp.inf
+    upper: Any = jnp.inf
+
+    def __post_init__(self) -> None:
+        for name in ("lower", "upper"):
+            if is_scalar(getattr(self, name)):
+                set_fields(self, **{name: real(name, getattr(self, name))})
+        if isinstance(self.lower, float) and isinstance(self.upper, float) and self.lower > self.upper:
+            raise ParameterError(f"lower must not exceed upper, got {self.lower:g} > {self.upper:g}")
+
+    def __call__(self, lam: PyTree) -> PyTree:
+        """The nearest point of the box."""
+        return jax.tree.map(
+            lambda x, low, high: jnp.clip(x, jnp.asarray(low).astype(x.dtype), jnp.asarray(high).astype(x.dtype)),
+            lam, _like(self.lower, lam), _like(self.upper, lam),
+        )  # fmt: skip
+
+
+@config
+class NonNegative:
+    """{lam: lam >= 0}, entry by entry."""
+
+    def __call__(self, lam: PyTree) -> PyTree:
+        """The nearest point with no negative entry."""
+        return optax.projections.projection_non_negative(lam)
+
+
+@config
+class L2Ball:
+    """{lam: ||lam||_2 <= radius}, over all entries of all leaves."""
+
+    radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        set_fields(self, radius=real("radius", self.radius, low=0.0, open_low=True))
+
+    def __call__(self, lam: PyTree) -> PyTree:
+        """The nearest point of the ball."""
+        return optax.projections.projection_l2_ball(lam, self.radius)
+
+
+@config
+class Simplex:
+    """{lam >= 0, sum lam = total}, over all entries of all leaves."""
+
+    total: float = 1.0
+
+    def __post_init__(self) -> None:
+        set_fields(self, total=real("total", self.total, low=0.0, open_low=True))
+
+    def __call__(self, lam: PyTree) -> PyTree:
+        """The nearest point of the simplex."""
+        return optax.projections.projection_simplex(lam, self.total)
+
+
+def _like(bound: Any, lam: PyTree) -> PyTree:
+    """A bound as a tree like lam: one bound for every leaf, or one each."""
+    if jax.tree_util.all_leaves([bound]):
+        return jax.tree.map(lambda _: bound, lam)
+    return bound
