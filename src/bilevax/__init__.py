@@ -32,35 +32,69 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-_HOMES = {
-    "algorithms": ["BSGM", "optim"],
-    "core.codes": ["Code"],
-    "core.errors": ["BilevaxError", "DataError", "ParameterError", "SolveError", "StorageError", "UsageError"],
-    "core.records": ["Cost", "Count", "Estimate", "History", "Result"],
-    "data": ["Arrays", "join"],
-    "hypergradients": ["SID", "hypergradient"],
-    "problems": [
-        *["BinaryLogistic", "Box", "GradientStep", "Groups", "L2Ball", "MultinomialLogistic", "NonNegative", "Problem"],
-        *["Simplex", "Squared", "directions", "lagrangian"],
-    ],
-    "runs": ["Progress", "minimize"],
-    "solvers": ["CG", "LBFGS", "Constant", "FixedPoint", "Given", "Growing", "Harmonic", "Polynomial"],
-}
-_HOME = {name: f"bilevax.{room}" for room, names in _HOMES.items() for name in names}
+_ROOMS = (
+    "core.codes",
+    "core.errors",
+    "core.records",
+    "data",
+    "problems",
+    "solvers",
+    "hypergradients",
+    "algorithms",
+    "runs",
+)
 
 __all__ = [
-    *_HOME,
-    "__version__",
+    "BSGM",
+    "CG",
+    "LBFGS",
+    "SID",
+    "Arrays",
+    "BilevaxError",
+    "BinaryLogistic",
+    "Box",
+    "Code",
+    "Constant",
+    "Cost",
+    "Count",
+    "DataError",
+    "Estimate",
+    "FixedPoint",
+    "Given",
+    "GradientStep",
+    "Groups",
+    "Growing",
+    "Harmonic",
+    "History",
+    "L2Ball",
+    "MultinomialLogistic",
+    "NonNegative",
+    "ParameterError",
+    "Polynomial",
+    "Problem",
+    "Progress",
+    "Result",
+    "Simplex",
+    "SolveError",
+    "Squared",
+    "StorageError",
+    "UsageError",
+    "directions",
+    "hypergradient",
+    "join",
+    "lagrangian",
+    "minimize",
+    "optim",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    if name in {"core", "theory", "data", "problems", "solvers", "hypergradients", "algorithms", "runs"}:
-        return importlib.import_module(f"bilevax.{name}")
+    if name in __all__:
+        for room in _ROOMS:
+            value = getattr(importlib.import_module(f"bilevax.{room}"), name, None)
+            if value is not None:
+                globals()[name] = value
+                return value
     raise AttributeError(f"module 'bilevax' has no attribute {name!r}")
 
 

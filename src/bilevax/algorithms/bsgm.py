@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import optax
 from jax import Array
 
+from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import Estimate
@@ -68,7 +69,7 @@ class BSGM:
         key: Array,
         s: Array,
     ) -> tuple[BSGMState, Estimate]:
-        """One outer step; a hypergradient that is not finite leaves the state as it was."""
+        """One outer step; a hypergradient that is not finite, or of a solver that failed, leaves the state as it was."""
         start = state.w if self.warm_start else w0
         v0 = state.v if self.warm_start else None
         est = measured_estimate(problem, self.estimator, start, state.lam, sources, key=key, s=s, v0=v0)
@@ -76,7 +77,8 @@ class BSGM:
         lam = optax.apply_updates(state.lam, updates)
         lam = lam if problem.project is None else problem.project(lam)
         new = BSGMState(lam, optimiser, est.w, est.v)
-        return where(all_finite((est.value, lam)), new, state), est
+        usable = all_finite((est.value, lam)) & (est.code < Code.DIVERGED)
+        return where(usable, new, state), est
 
     def solution(self, state: BSGMState) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

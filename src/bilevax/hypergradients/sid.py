@@ -197,7 +197,7 @@ def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: 
         return axpy(draw.weight, fn(args, draw.batch), total)
 
     total = source.fold(step, start, args, key=key, start=0, stop=number)
-    return scale(1.0 / number, total)
+    return scale(1.0 / jnp.asarray(number).astype(jnp.result_type(float)), total)
 
 
 def _rows(solver: Any, source: RowSource) -> int:

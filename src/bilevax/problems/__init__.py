@@ -4,15 +4,19 @@ from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.losses import BinaryLogistic, Groups, MultinomialLogistic, Squared
 from bilevax.problems.problem import Problem, directions, lagrangian
 from bilevax.problems.projections import Box, L2Ball, NonNegative, Simplex
+from bilevax.problems.quadratic import Curvature, FiniteQuadratic, PenalisedRidge
 
 __all__ = [
     "BinaryLogistic",
     "Box",
+    "Curvature",
+    "FiniteQuadratic",
     "GradientStep",
     "Groups",
     "L2Ball",
     "MultinomialLogistic",
     "NonNegative",
+    "PenalisedRidge",
     "Problem",
     "Simplex",
     "Squared",

@@ -48,6 +48,8 @@ def strengths(per: str | Groups, lam: Array) -> Array:
     """
     if isinstance(per, Groups):
         return jnp.exp(lam)[per.index][None, :]
+    if per == "feature":
+        return jnp.exp(lam)[None, :]
     return jnp.exp(lam)[:, None] if per == "class" else jnp.exp(lam)
 
 
@@ -58,7 +60,7 @@ def _weights(w: PyTree) -> Array:
 def scores(w: PyTree, X: Array) -> Array:
     """X weights^T + bias, [b, C]."""
     out = X @ _weights(w).T
-    return out + w["bias"] if isinstance(w, dict) else out
+    return out + w["bias"][None, :] if isinstance(w, dict) else out
 
 
 class _LinearModelLoss:
@@ -151,7 +153,6 @@ class MultinomialLogistic(_LinearModelLoss):
     @staticmethod
     def per_row(scores: Array, y: Array) -> Array:
         """Loss of each row, [b]."""
-        picked = y.astype(jnp.int32)[:, None] == jnp.arange(
-            scores.shape[1]
-        )  # no gather: its transpose is a slow scatter
+        classes = jnp.arange(scores.shape[1], dtype=jnp.int32)
+        picked = y.astype(jnp.int32)[:, None] == classes[None, :]  # no gather: its transpose is a slow scatter
         return jax.nn.logsumexp(scores, axis=1) - jnp.sum(jnp.where(picked, scores, 0), axis=1)

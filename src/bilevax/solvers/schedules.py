@@ -48,7 +48,7 @@ class Harmonic:
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
-        return self.beta / (self.gamma + j)
+        return self.beta / (self.gamma + _real(j))
 
 
 @config
@@ -72,7 +72,7 @@ class Polynomial:
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
-        return self.value / (1.0 + j / self.horizon) ** self.power
+        return self.value / (1.0 + _real(j) / self.horizon) ** self.power
 
 
 def schedule(value: Any) -> Any:
@@ -106,10 +106,15 @@ class Growing:
 
     def __call__(self, s: Array | int) -> Array:
         """The count at outer step s, an int32."""
-        steps = jnp.asarray(self.rate) * (jnp.asarray(s) + 1.0) ** self.power
+        steps = jnp.asarray(self.rate) * (_real(s) + 1.0) ** self.power
         return jnp.ceil(steps * (1 - 4 * jnp.finfo(steps.dtype).eps)).astype(jnp.int32)
 
 
 def at_step(number: Any, s: Array | int) -> Array:
     """A count at outer step s: itself, or what its rule of growth says."""
     return number(s) if callable(number) else jnp.asarray(number, jnp.int32)
+
+
+def _real(j: Array | int) -> Array:
+    """A counter in JAX's default float, so that no dtype is promoted."""
+    return jnp.asarray(j).astype(jnp.result_type(float))

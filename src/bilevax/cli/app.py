@@ -1,0 +1,124 @@
+"""The commands and their options."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    name="bilevax",
+    help="Tune thousands of penalties by stochastic hypergradients, apply the model, read the report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_TABLE = typer.Argument(
+    metavar="TABLE", help="CSV or Parquet file, or a bundled data set: breast_cancer, digits, iris, wine."
+)
+_DEBUG = typer.Option("--debug", help="Show where an error came from.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import bilevax
+
+        typer.echo(f"bilevax {bilevax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def tune(
+    table: Annotated[str, _TABLE],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of the run; it is made.")],
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="COLUMN", help="Column to predict; bundled data sets know theirs.")
+    ] = None,
+    penalty_per: Annotated[
+        Literal["feature", "class", "weight", "global"], typer.Option(help="What has a penalty of its own.")
+    ] = "feature",
+    scoring: Annotated[
+        str, typer.Option(metavar="NAME", help="A score of scikit-learn, reported beside log-loss and accuracy.")
+    ] = "neg_log_loss",
+    class_weight: Annotated[
+        Literal["balanced"] | None, typer.Option(help="Give rare classes the weight of frequent ones.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Rows that agree in it stay together in one part of the split.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Train on the oldest rows by it, test on the newest.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column that is no feature; may be repeated.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split and of the tuning.")] = 0,
+    test_size: Annotated[float, typer.Option(metavar="F", help="Share of the rows that no tuning sees.")] = 0.2,
+    validation_size: Annotated[
+        float, typer.Option(metavar="F", help="Share of the rows that say where tuning stops.")
+    ] = 0.2,
+    method: Annotated[
+        Literal["auto", "stochastic", "deterministic"], typer.Option(help="auto: what suits the table's size.")
+    ] = "auto",
+    steps: Annotated[int, typer.Option(metavar="N", help="Outer steps at most.")] = 100,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Tune penalties on a table and write model, metrics and report to a directory."""
+    from bilevax.cli.tune import run
+
+    values: dict[str, object] = {
+        "penalty_per": penalty_per,
+        "scoring": scoring,
+        "class_weight": class_weight,
+        "group": group,
+        "time": time,
+        "drop": tuple(drop or ()),
+        "text": tuple(text or ()),
+        "seed": seed,
+        "test_size": test_size,
+        "validation_size": validation_size,
+        "method": method,
+        "steps": steps,
+    }
+    raise typer.Exit(run(table, target, out, values, force=force))
+
+
+@app.command()
+def predict(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run.")],
+    table: Annotated[str, _TABLE],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="CSV file to write; without it, standard output.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Apply a tuned model: for each row the predicted label and the probability of every class."""
+    from bilevax.cli.predict import run
+
+    run(directory, table, out, force=force)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run.")],
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Write report.html of a run anew."""
+    from bilevax.report import write_report
+
+    typer.echo(write_report(directory))

@@ -1,0 +1,122 @@
+"""Where the command begins and ends: faults become one line on stderr and an exit code."""
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+from bilevax.core.errors import BilevaxError
+
+_USAGE = 2
+_INTERRUPTED = 130
+_TERMINATED = 143
+_BROKEN_PIPE = 141
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run as Ctrl-C does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit with its code.
+
+    0: done; 1: a fault of bilevax itself; 2: called wrongly; 3: a wrong value; 4: a fault of the data; 5: a computation
+    that failed; 7: a file could not be read or written; 130 and 143: interrupted and terminated, with what was reached.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    terminated: list[int] = []
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        terminated.append(number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = _code_of(words, debug="--debug" in words)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of a pipe went away: nothing to say, and nobody to say it to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = _BROKEN_PIPE
+    signal.signal(signal.SIGTERM, before)
+    sys.exit(_TERMINATED if terminated else code)
+
+
+def _code_of(words: list[str], *, debug: bool) -> int:
+    """Run the command; a fault is said in one line."""
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return _say("interrupted", _INTERRUPTED, debug)
+    except BrokenPipeError:
+        raise
+    except BilevaxError as e:
+        message = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        return _say(message, e.exit_code, debug)
+    except ImportError as e:
+        return _say(
+            f"{e.name or e} is not installed; pip install 'bilevax[cli]' brings all that the command needs",
+            _USAGE,
+            debug,
+        )
+    except MemoryError:
+        return _say("not enough memory for a table of this size", 1, debug)
+    except Exception as e:
+        if hasattr(e, "format_message"):  # the command line could not be parsed
+            return _misused(e)
+        return _say(f"{type(e).__name__}: {e} (a fault of bilevax; --debug shows where)", 1, debug)
+
+
+def _run(words: list[str]) -> int:
+    import typer
+    from typer.main import get_command
+
+    from bilevax.cli.app import app
+
+    command = get_command(app)
+    try:
+        with command.make_context("bilevax", words) as context:
+            command.invoke(context)
+    except typer.Exit as e:
+        return e.exit_code
+    return 0
+
+
+def _say(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"bilevax: {_clean(message)}", file=sys.stderr)
+    return code
+
+
+def _clean(text: str) -> str:
+    from bilevax.report.text import clean
+
+    return clean(text)
+
+
+def _misused(error: Any) -> int:
+    """A command line that could not be parsed, said in one line; without any words, the help is what is meant."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "bilevax"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return _USAGE
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    return _say(f"{message} (see {path} --help)", _USAGE, False)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"bilevax: {category.__name__}: {_clean(str(message))}", file=sys.stderr)

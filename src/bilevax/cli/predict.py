@@ -1,0 +1,48 @@
+"""``bilevax predict``: a model of a run directory applied to a table."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+from bilevax.cli.source import open_table
+from bilevax.core import files
+from bilevax.core.errors import UsageError
+from bilevax.report.text import clean
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def run(directory: Path, source: str, out: Path | None, *, force: bool) -> None:
+    """Write predictions as CSV: ``prediction``, and ``probability_LABEL`` for every class."""
+    from bilevax.sklearn.labels import label_text
+    from bilevax.sklearn.run_files import read_model
+
+    if out is not None and out.exists() and not force:
+        raise UsageError(f"{out} exists; choose another file, or give --force to replace it")
+    model = read_model(directory)
+    table, _ = open_table(source, text=model.text_columns)
+    probabilities = model.predict_proba(table)
+    unused = [name for name in table.names if name not in (*model.columns, model.target)]
+    if unused:
+        shown = ", ".join(unused[:8]) + (", ..." if len(unused) > 8 else "")
+        print(f"bilevax: not used by the model: {clean(shown)}", file=sys.stderr)
+    labels = [safe_cell(label_text(label), label) for label in model.classes]
+    header = ["prediction", *(f"probability_{label_text(label)}" for label in model.classes)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for code, row in zip(probabilities.argmax(axis=1).tolist(), probabilities.tolist(), strict=True):
+        writer.writerow([labels[code], *(f"{p:.6g}" for p in row)])
+    if out is not None:
+        files.write(out, text.getvalue())
+        print(f"bilevax: {table.rows:,} predictions in {clean(out)}", file=sys.stderr)
+    elif sys.stdout.isatty():
+        sys.stdout.write("\n".join(map(clean, text.getvalue().splitlines())) + "\n")
+    else:
+        sys.stdout.write(text.getvalue())
+
+
+def safe_cell(text: str, label: object) -> str:
+    """A text label as a spreadsheet may read it: what begins like a formula is marked as text."""
+    return f"'{text}" if isinstance(label, str) and text.startswith(_FORMULA) else text

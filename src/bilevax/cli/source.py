@@ -1,0 +1,29 @@
+"""The TABLE argument: a file, or the name of a bundled data set."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from bilevax.core.errors import UsageError
+from bilevax.data.columns import Table, suggestion
+
+
+def open_table(name: str, *, text: Collection[str] = ()) -> tuple[Table, str | None]:
+    """The table, and its target where it is a bundled data set.
+
+    Raises:
+        UsageError: there is neither a file nor a data set of that name.
+    """
+    from bilevax.data.tables import read_table
+
+    path = Path(name)
+    if path.exists():
+        return read_table(path, text=text), None
+    from bilevax.sklearn.bundled import NAMES, bundled_target, load_bundled
+
+    if name in NAMES:
+        return load_bundled(name), bundled_target(name)
+    folder = path.parent
+    files = [str(folder / file.name) for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    tables = [file for file in files if file.lower().endswith((".csv", ".tsv", ".txt", ".parquet"))]
+    hint = suggestion(name, [*NAMES, *sorted(tables)])
+    raise UsageError(f"there is no file '{name}', and no bundled data set of that name; {hint}")

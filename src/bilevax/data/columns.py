@@ -1,0 +1,140 @@
+"""Named columns: what a table is once it has been read, and which column a name means."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from bilevax.core.errors import DataError
+
+Kind = Literal["number", "integer", "boolean", "date", "text"]
+"""What the cells of a column are. Everything but text is held as float64, with NaN where a cell is missing."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: its name in the header.
+        kind: ``number``, ``integer``, ``boolean`` (0 and 1), ``date`` (days since 1970-01-01, with fraction), ``text``.
+        values: float64 [n] with NaN where missing; for text an object array [n] of ``str``, None where missing.
+    """
+
+    name: str
+    kind: Kind
+    values: np.ndarray
+
+    @property
+    def missing(self) -> np.ndarray:
+        """True where the cell is missing, bool [n]."""
+        if self.kind == "text":
+            return np.fromiter((cell is None for cell in self.values), bool, len(self.values))
+        return np.isnan(self.values)
+
+    def as_text(self) -> "Column":
+        """The same column with every cell as text: 3.0 is written ``3``, true is written ``true``."""
+        if self.kind == "text":
+            return self
+        write = _write_boolean if self.kind == "boolean" else _write_number
+        cells = [None if np.isnan(x) else write(x) for x in self.values.tolist()]
+        return Column(self.name, "text", object_array(cells))
+
+
+def _write_boolean(x: float) -> str:
+    return "true" if x else "false"
+
+
+def _write_number(x: float) -> str:
+    return str(int(x)) if x.is_integer() else repr(x)
+
+
+def object_array(cells: Sequence[str | None]) -> np.ndarray:
+    """A one-dimensional object array of the cells."""
+    out = np.empty(len(cells), dtype=object)
+    out[:] = cells
+    return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """Named columns of equal length.
+
+    Attributes:
+        name: the file's name, or the data set's.
+        columns: the columns in their order in the file.
+        notes: what the reader saw that its user should know, one sentence each.
+        sha256: of the file that was read; empty when there was none.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.columns[0].values) if self.columns else 0
+
+    def column(self, name: str) -> Column:
+        """The column of that name.
+
+        Raises:
+            DataError: there is none; the message names the nearest.
+        """
+        self.require([name])
+        return self.columns[self.names.index(name)]
+
+    def require(self, names: Iterable[str]) -> None:
+        """Check that columns are there.
+
+        Raises:
+            DataError: some are not; the message names them, and the nearest of those that are.
+        """
+        absent = [name for name in names if name not in self.names]
+        if not absent:
+            return
+        listed = ", ".join(f"'{name}'" for name in absent[:5]) + (", ..." if len(absent) > 5 else "")
+        plural = "s" if len(absent) > 1 else ""
+        raise DataError(f"{self.name}: no column{plural} {listed}; {suggestion(absent[0], self.names)}")
+
+    def take(self, rows: np.ndarray) -> "Table":
+        """The table of the given rows (indices, or a boolean mask)."""
+        columns = tuple(Column(c.name, c.kind, c.values[rows]) for c in self.columns)
+        return dataclasses.replace(self, columns=columns)
+
+
+def suggestion(name: str, names: Sequence[str]) -> str:
+    """``did you mean 'age'?`` where a name is near, otherwise what there is to choose from."""
+    near = {known.casefold(): known for known in reversed(names)}
+    matches = difflib.get_close_matches(name.casefold(), list(near), n=3, cutoff=0.6)
+    if matches:
+        return "did you mean " + " or ".join(f"'{near[match]}'" for match in matches) + "?"
+    shown = ", ".join(f"'{known}'" for known in names[:12])
+    return f"there are {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def check_names(source: str, names: Sequence[str]) -> None:
+    """Check a header.
+
+    Raises:
+        DataError: a name is empty or stands there twice.
+    """
+    seen: dict[str, int] = {}
+    for position, name in enumerate(names, start=1):
+        if not name:
+            raise DataError(
+                f"{source}: column {position} has no name; name it, or leave it out "
+                "(an index that pandas wrote is left out with to_csv(index=False))"
+            )
+        if name in seen:
+            raise DataError(f"{source}: columns {seen[name]} and {position} are both called '{name}'; rename one")
+        seen[name] = position

@@ -1,0 +1,249 @@
+"""Test problems in closed form: everything that an estimator should find is known to machine precision.
+
+Both give, in numpy and float64, w(lam), v(lam), the value f(lam) = E(w(lam), lam) and its gradient, the curvatures and
+the step they call for; and the :class:`~bilevax.Problem` with the arrays of its two sources, on which the same functions
+are met as a user's would be: module-level losses of a minibatch, the data never closed over.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.core.config import config, set_fields
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import PyTree
+from bilevax.problems.gradient_step import GradientStep
+from bilevax.problems.losses import Squared
+from bilevax.problems.problem import Problem
+from bilevax.theory import QuadraticMoments
+
+
+class Curvature(NamedTuple):
+    """The largest and the smallest curvature of an inner loss, and the gradient step of the best worst case.
+
+    Attributes:
+        L: largest eigenvalue of the inner Hessian.
+        tau: smallest eigenvalue.
+    """
+
+    L: float
+    tau: float
+
+    @property
+    def alpha(self) -> float:
+        """The step 2 / (L + tau)."""
+        return 2.0 / (self.L + self.tau)
+
+    @property
+    def q(self) -> float:
+        """Contraction constant of the map with that step, (L - tau) / (L + tau)."""
+        return (self.L - self.tau) / (self.L + self.tau)
+
+
+def quadratic_inner_loss(w: Array, lam: Array, batch: PyTree) -> Array:
+    """Mean over the batch of 1/2 w'A_i w - w'(b_i + B_i lam).
+
+    Args:
+        w: inner variable, [d].
+        lam: outer variable, [m].
+        batch: {"A": [b, d, d], "b": [b, d], "B": [b, d, m]}.
+    """
+    linear = batch["b"] + batch["B"] @ lam
+    return jnp.mean(0.5 * jnp.einsum("i,nij,j->n", w, batch["A"], w) - linear @ w)
+
+
+def quadratic_outer_loss(w: Array, lam: Array, batch: PyTree) -> Array:
+    """Mean over the batch of 1/2 |w - target_i|^2 + r_i/2 |lam|^2.
+
+    Args:
+        w: inner variable, [d].
+        lam: outer variable, [m].
+        batch: {"target": [b, d], "r": [b]}.
+    """
+    return jnp.mean(0.5 * jnp.sum((w[None] - batch["target"]) ** 2, axis=1) + 0.5 * batch["r"] * jnp.sum(lam**2))
+
+
+@config
+class FiniteQuadratic:
+    """A finite sum of quadratics: inner rows 1/2 w'A_i w - w'(b_i + B_i lam), outer 1/2 |w - target|^2 + r/2 |lam|^2.
+
+    Its Jacobians are constant in w and lam, so the moments of every stochastic estimator are known exactly
+    (:meth:`moments`).
+
+    Args:
+        A: symmetric, with a positive definite mean, [n, d, d].
+        b: [n, d].
+        B: [n, d, m].
+        target: [d].
+        r: not negative.
+        lam: the outer variable that goes with the problem, [m].
+    """
+
+    A: Any
+    b: Any
+    B: Any
+    target: Any
+    r: float
+    lam: Any
+
+    def __post_init__(self) -> None:
+        for name in ("A", "b", "B", "target", "lam"):
+            set_fields(self, **{name: np.asarray(getattr(self, name), np.float64)})
+        if not np.array_equal(self.A, self.A.transpose(0, 2, 1)):
+            raise ParameterError("every A_i must be symmetric")
+        if not np.linalg.eigvalsh(self.A.mean(0))[0] > 0:
+            raise ParameterError("the mean of the A_i must be positive definite")
+
+    @classmethod
+    def random(
+        cls, seed: int, *, correlated: bool = False, n: int = 200, d: int = 10, m: int = 5, r: float = 0.1
+    ) -> "FiniteQuadratic":
+        """A random problem: A_i = x_i x_i' + 0.3 I with anisotropic Gaussian x_i.
+
+        Args:
+            seed: of every number drawn.
+            correlated: True for B_i - B = (A_i - A) C, so that the two Jacobians of a row go together; False for
+                independent B_i.
+            n: rows.
+            d: inner dimension.
+            m: outer dimension.
+            r: weight of |lam|^2 / 2.
+        """
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(n, d)) * np.linspace(1.0, 0.4, d)
+        A = X[:, :, None] * X[:, None, :] + 0.3 * np.eye(d)
+        b = 0.5 * rng.normal(size=(n, d)) + 1.0
+        B = rng.normal(size=(d, m)) + 0.3 * rng.normal(size=(n, d, m))
+        lam, target = 0.3 * rng.normal(size=m), rng.normal(size=d)
+        if correlated:
+            B = B.mean(0) + (A - A.mean(0)) @ rng.normal(size=(d, m))
+        return cls(A=A, b=b, B=B, target=target, r=r, lam=lam)
+
+    @property
+    def train_data(self) -> dict[str, Any]:
+        """The arrays of the inner source, n rows."""
+        return {"A": self.A, "b": self.b, "B": self.B}
+
+    @property
+    def val_data(self) -> dict[str, Any]:
+        """The arrays of the outer source, one row."""
+        return {"target": self.target[None], "r": np.full(1, float(self.r))}
+
+    @property
+    def problem(self) -> Problem:
+        """The bilevel problem, with the step ``curvature.alpha``."""
+        return Problem(GradientStep(quadratic_inner_loss, self.curvature.alpha), quadratic_outer_loss)
+
+    @property
+    def curvature(self) -> Curvature:
+        """L and tau, the same at every lam."""
+        eigenvalues = np.linalg.eigvalsh(self.A.mean(0))
+        return Curvature(float(eigenvalues[-1]), float(eigenvalues[0]))
+
+    def w(self, lam: Any) -> np.ndarray:
+        """w(lam) = A^-1 (mean b + B lam), [d]."""
+        return np.linalg.solve(self.A.mean(0), self.b.mean(0) + self.B.mean(0) @ lam)
+
+    def v(self, lam: Any, alpha: float | None = None) -> np.ndarray:
+        """v(lam) = (alpha A)^-1 (w(lam) - target), [d], for a step other than ``curvature.alpha`` if given."""
+        step = self.curvature.alpha if alpha is None else alpha
+        return np.linalg.solve(step * self.A.mean(0), self.w(lam) - self.target)
+
+    def value(self, lam: Any) -> float:
+        """f(lam) = E(w(lam), lam)."""
+        return float(0.5 * np.sum((self.w(lam) - self.target) ** 2) + 0.5 * self.r * np.sum(np.square(lam)))
+
+    def hypergradient(self, lam: Any) -> np.ndarray:
+        """grad f(lam) = r lam + B'A^-1 (w(lam) - target), [m]."""
+        return self.r * np.asarray(lam) + self.B.mean(0).T @ self.v(lam, alpha=1.0)
+
+    def moments(self, lam: Any, alpha: float | None = None) -> QuadraticMoments:
+        """What the exact recursions of :mod:`bilevax.theory` read."""
+        step = self.curvature.alpha if alpha is None else alpha
+        rows = (self.A, self.b, self.B)
+        return QuadraticMoments.of_rows(rows, np.asarray(lam), target=self.target, r=float(self.r), alpha=step)
+
+
+@config
+class PenalisedRidge:
+    """Ridge regression with one penalty exp(lam_j) per coefficient, and a validation quadratic.
+
+    Inner: mean of 1/2 (x_i'w - y_i)^2 plus 1/2 sum_j exp(lam_j) w_j^2. Outer: mean of 1/2 (z_i'w - u_i)^2. The losses are
+    the shipped :class:`~bilevax.Squared`, so w has the shape [1, d].
+
+    Args:
+        X: training features, [N, d].
+        y: training targets, [N].
+        Z: validation features, [N', d].
+        u: validation targets, [N'].
+        lam: the outer variable that goes with the problem, [d].
+    """
+
+    X: Any
+    y: Any
+    Z: Any
+    u: Any
+    lam: Any
+
+    def __post_init__(self) -> None:
+        for name in ("X", "y", "Z", "u", "lam"):
+            set_fields(self, **{name: np.asarray(getattr(self, name), np.float64)})
+
+    @classmethod
+    def random(cls, seed: int, *, n: int = 60, d: int = 20, noise: float = 0.5) -> "PenalisedRidge":
+        """A random problem: features of decreasing scale, a true coefficient vector, noisy targets.
+
+        Args:
+            seed: of every number drawn.
+            n: rows of either set.
+            d: features.
+            noise: standard deviation of the targets.
+        """
+        rng = np.random.default_rng(seed)
+        X, Z = rng.normal(size=(2, n, d)) * np.linspace(1.0, 0.2, d)
+        truth = rng.normal(size=d)
+        y, u = X @ truth + noise * rng.normal(size=n), Z @ truth + noise * rng.normal(size=n)
+        return cls(X=X, y=y, Z=Z, u=u, lam=-2.0 + 0.5 * rng.normal(size=d))
+
+    @property
+    def train_data(self) -> tuple[Any, Any]:
+        """The arrays of the inner source, N rows."""
+        return self.X, self.y
+
+    @property
+    def val_data(self) -> tuple[Any, Any]:
+        """The arrays of the outer source, N' rows."""
+        return self.Z, self.u
+
+    @property
+    def problem(self) -> Problem:
+        """The bilevel problem, with the step ``curvature(self.lam).alpha``."""
+        return Problem(GradientStep(Squared("feature"), self.curvature(self.lam).alpha), Squared())
+
+    def curvature(self, lam: Any) -> Curvature:
+        """L and tau at lam."""
+        eigenvalues = np.linalg.eigvalsh(self._hessian(lam))
+        return Curvature(float(eigenvalues[-1]), float(eigenvalues[0]))
+
+    def w(self, lam: Any) -> np.ndarray:
+        """w(lam) = H^-1 X'y / N with H = X'X / N + diag(exp(lam)), [1, d]."""
+        return np.linalg.solve(self._hessian(lam), self.X.T @ self.y / len(self.y))[None]
+
+    def v(self, lam: Any, alpha: float | None = None) -> np.ndarray:
+        """v(lam) = (alpha H)^-1 Z'(Z w(lam) - u) / N', [1, d], for a step other than ``curvature(lam).alpha`` if given."""
+        step = self.curvature(lam).alpha if alpha is None else alpha
+        gradient = self.Z.T @ (self.Z @ self.w(lam)[0] - self.u) / len(self.u)
+        return np.linalg.solve(step * self._hessian(lam), gradient)[None]
+
+    def value(self, lam: Any) -> float:
+        """f(lam) = E(w(lam))."""
+        return float(0.5 * np.mean((self.Z @ self.w(lam)[0] - self.u) ** 2))
+
+    def hypergradient(self, lam: Any) -> np.ndarray:
+        """grad f(lam), [d]: -exp(lam_j) w_j (H^-1 grad E)_j."""
+        return -np.exp(np.asarray(lam)) * self.w(lam)[0] * self.v(lam, alpha=1.0)[0]
+
+    def _hessian(self, lam: Any) -> np.ndarray:
+        return self.X.T @ self.X / len(self.y) + np.diag(np.exp(np.asarray(lam, np.float64)))

@@ -1,0 +1,86 @@
+"""The page put together: sections from plain records, the template from the package, one file written whole."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from bilevax.core.files import write
+from bilevax.report.about import DataSection, Method, Use, data_section, method_section, settings, use_section
+from bilevax.report.comparison import Comparison, comparison
+from bilevax.report.penalties import LISTED, Penalties, penalties_section
+from bilevax.report.progress import Course, GapSection, course_section, gap_section
+from bilevax.report.records import Run, read_run
+from bilevax.report.summary import Tile, Verdict, notices, tiles, verdict
+from bilevax.report.text import shorten
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows; a section that is None is left out."""
+
+    table: str
+    target: str
+    verdict: Verdict
+    notices: list[str]
+    tiles: list[Tile]
+    comparison: Comparison | None
+    course: Course | None
+    penalties: Penalties | None
+    gap: GapSection | None
+    data: DataSection | None
+    method: Method | None
+    use: Use | None
+    settings: list[tuple[str, list[tuple[str, str]]]]
+    listed: int = LISTED
+
+
+def write_report(directory: Path) -> Path:
+    """Read a run directory and write ``report.html`` into it: one file, no script, nothing remote.
+
+    Equal directories give equal pages, to the byte. What the run did not record is left out.
+
+    Args:
+        directory: holds ``config.toml``, ``metrics.jsonl`` and ``coefficients.json``, each optional.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: the directory holds none of these files, or one is torn; the message names file and line.
+        StorageError: a file could not be read or written.
+    """
+    path = directory / "report.html"
+    write(path, _render(_page(read_run(directory))))
+    return path
+
+
+def _page(run: Run) -> Page:
+    return Page(
+        table=shorten(run.setting("data", "table"), 80),
+        target=shorten(run.setting("data", "target"), 60),
+        verdict=verdict(run),
+        notices=notices(run),
+        tiles=tiles(run),
+        comparison=comparison(run),
+        course=course_section(run),
+        penalties=penalties_section(run),
+        gap=gap_section(run.gap),
+        data=data_section(run),
+        method=method_section(run),
+        use=use_section(run),
+        settings=settings(run),
+    )
+
+
+def _render(page: Page) -> str:
+    import jinja2
+
+    room = files("bilevax.report")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: room.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html.j2").render(page=page)

@@ -1,0 +1,165 @@
+"""Pictures of comparisons and of the course of a run."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bilevax.report import svg
+from bilevax.report.text import power, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ROW = 46  # pixels of one interval with its name above it
+_MOST_POINTS = 600
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One row of an interval picture; ``text`` is its value in words, at the right."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    text: str
+    strong: bool = False
+
+
+def intervals(rows: Sequence[Interval], *, name: str, xlabel: str, zero: bool, description: str) -> str:
+    """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference."""
+    with svg.style():
+        figure, ax = svg.panel(_ROW * len(rows) + 44, left=10, right=10, top=2, bottom=42)
+        if zero:
+            ax.axvline(0, color=svg.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        for i, row in enumerate(rows):
+            _interval(ax, row, len(rows) - 1 - i)
+        ends = [x for r in rows for x in (r.low, r.high, r.value) if math.isfinite(x)] + [0.0] * zero
+        ax.set_xlim(*_padded(min(ends), max(ends)))
+        ax.set_ylim(0, len(rows))
+        ax.set_yticks([])
+        ax.set_xlabel(xlabel)
+        _linear_ticks(ax, "x", 4)
+        ax.grid(axis="x")
+        return svg.inline(figure, name, description)
+
+
+def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
+    colour = svg.ACCENT if row.strong else svg.MUTED
+    if math.isfinite(row.low) and math.isfinite(row.high):
+        ax.plot([row.low, row.high], [bottom + 0.26] * 2, color=colour, linewidth=3)
+    ax.plot([row.value], [bottom + 0.26], "o", color=colour, markersize=9, markeredgecolor=svg.CARD)
+    ink = svg.INK if row.strong else svg.MUTED
+    blank = {"facecolor": svg.CARD, "edgecolor": "none", "pad": 2.0}  # hides the lines behind the text
+    for x, text, side in ((0, shorten(row.name, 42), "left"), (1, row.text, "right")):
+        ax.text(x, bottom + 0.56, text, transform=ax.get_yaxis_transform(), color=ink, fontsize=12, ha=side, bbox=blank)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a course picture."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    second: bool = False
+
+
+def course(
+    lines: Sequence[Line],
+    *,
+    name: str,
+    xlabel: str,
+    ylabel: str,
+    x_text: Callable[[float, object], str],
+    description: str,
+    shade: float = 0.0,
+    from_zero: bool = True,
+) -> str:
+    """Lines over the course of a run; the y axis is logarithmic where the values span decades.
+
+    The part of the picture left of ``shade`` is shaded.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    with svg.style():
+        top = 26 if len(lines) > 1 else 8
+        figure, ax = svg.panel(224 + top, left=58, right=14, top=top, bottom=42)
+        values = np.concatenate([np.asarray(line.y, float) for line in lines])
+        values = values[np.isfinite(values)]
+        logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
+        for line in lines:
+            x, y = _thinned(line)
+            y = np.log10(y) if logarithmic else y
+            colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
+            ax.plot(x, y, color=colour, linestyle=dashes, label=line.label)
+        if shade > 0:
+            ax.axvspan(0, shade, color=svg.GRID, linewidth=0, zorder=0)
+        if logarithmic:
+            log_ticks(ax, "y", float(np.log10(values.min())), float(np.log10(values.max())))
+        else:
+            ax.set_ylim(*_padded(values.min(), values.max()))
+            _linear_ticks(ax, "y", 5)
+        if from_zero:
+            ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_formatter(FuncFormatter(x_text))
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.grid(axis="y")
+        if len(lines) > 1:
+            ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
+        return svg.inline(figure, name, description)
+
+
+def _thinned(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+    keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    if len(keep) > _MOST_POINTS:
+        keep = keep[np.unique(np.linspace(0, len(keep) - 1, _MOST_POINTS).round().astype(int))]
+    return x[keep], y[keep]
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    room = 0.06 * (high - low) or max(1e-3, 0.1 * abs(high))
+    return low - room, high + room
+
+
+def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_powerlimits((-4, 5))
+    side = ax.xaxis if axis == "x" else ax.yaxis
+    side.set_major_locator(MaxNLocator(most))
+    side.set_major_formatter(formatter)
+
+
+def log_ticks(ax: "Axes", axis: str, low: float, high: float, most: int = 6) -> None:
+    """Limits and ticks for an axis that carries log10 of its values, from ``low`` to ``high``."""
+    low, high = _padded(low, high) if high - low > 0.02 else (low - 0.5, high + 0.5)
+    marks = [(e, 1.0) for e in range(math.ceil(low), math.floor(high) + 1)]
+    for digits in ((1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
+        if len(marks) < 3:  # less than two decades: steps within a decade
+            marks = [(e, d) for e in range(math.floor(low), math.floor(high) + 1) for d in digits]
+            marks = [(e, d) for e, d in marks if low <= e + math.log10(d) <= high]
+    stride = math.ceil(len(marks) / most) or 1
+    start = -marks[0][0] % stride if marks and all(d == 1 for _, d in marks) else 0
+    marks = marks[start::stride]
+    ticks = [e + math.log10(d) for e, d in marks]
+    labels = [_mark(e, d, plain=all(-3 < e < 4 for e, _ in marks)) for e, d in marks]
+    if axis == "x":
+        ax.set_xlim(low, high)
+        ax.set_xticks(ticks, labels)
+    else:
+        ax.set_ylim(low, high)
+        ax.set_yticks(ticks, labels)
+
+
+def _mark(exponent: int, digit: float, *, plain: bool) -> str:
+    if plain:
+        return f"{digit * 10.0**exponent:g}"
+    return power(exponent) if digit == 1 else f"{digit:g}·{power(exponent)}"

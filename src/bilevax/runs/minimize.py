@@ -1,0 +1,155 @@
+"""The one driver: runs an algorithm in compiled chunks, records, reports progress, and ends cleanly when stopped."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.algorithms import RECORDED, Watched, advance
+from bilevax.core.codes import Code
+from bilevax.core.config import count, strong, to_plain
+from bilevax.core.keys import as_key
+from bilevax.core.records import Cost, Count, History, Result
+from bilevax.core.trees import PyTree, as_parameters
+from bilevax.data import RowSource
+from bilevax.hypergradients.door import check_functions
+from bilevax.problems.problem import Problem
+
+CHUNK_SECONDS = 0.25
+"""How long a compiled chunk should take, so that progress is live and Ctrl-C is answered."""
+
+
+class Progress(NamedTuple):
+    """What a callback sees after each chunk of outer steps.
+
+    Attributes:
+        step: outer steps done.
+        steps: outer steps asked for.
+        w: the inner variable.
+        lam: the outer variable.
+        history: all steps so far.
+    """
+
+    step: int
+    steps: int
+    w: PyTree
+    lam: PyTree
+    history: History
+
+
+def minimize(
+    problem: Problem,
+    algorithm: Any,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    steps: int,
+    key: Array,
+    callback: Callable[[Progress], bool | None] | None = None,
+    every: int | None = None,
+) -> Result:
+    """Minimise E(w(lam), lam) over Lambda.
+
+    The run is cut into compiled chunks; how it is cut changes no bit of the result. Ctrl-C ends it after the chunk that
+    is under way, with what was reached.
+
+    Args:
+        problem: the inner map, the outer loss, the set Lambda.
+        algorithm: such as :class:`~bilevax.BSGM`.
+        w0: start of the inner variable, d entries.
+        lam: start of the outer variable, m entries; projected first.
+        train: source of inner minibatches.
+        val: source of outer minibatches.
+        steps: number of outer steps, at least 1.
+        key: a JAX random key.
+        callback: called with a :class:`Progress` after each chunk; returning True ends the run.
+        every: outer steps in a chunk, at most 64; None: as many as take about a quarter of a second.
+
+    Raises:
+        ParameterError: a wrong argument; see :func:`bilevax.hypergradient`.
+    """
+    steps = count("steps", steps, low=1)
+    every = None if every is None else min(count("every", every, low=1), RECORDED)
+    algorithm.check(problem)
+    w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
+    ready = (strong(problem), strong(algorithm))
+    clock = time.monotonic()
+    state = _init(*ready, w0, lam, train, val)
+    rows: list[tuple[Watched, float]] = []
+    done, chunk, interrupted = 0, every or 1, False
+    while done < steps:
+        began = time.monotonic()
+        try:
+            bounds = (jnp.int32(done), jnp.int32(min(done + chunk, steps)))
+            state, reached, seen = jax.block_until_ready(_advance(*ready, state, w0, (train, val), key, *bounds))
+            new = int(reached) - done
+            rows.append((jax.tree.map(lambda x, n=new: np.asarray(x)[:n], seen), time.monotonic() - clock))
+            done = int(reached)
+            history = _history(rows)
+            w, lam = algorithm.solution(state)
+            stop = bool(callback(Progress(done, steps, w, lam, history))) if callback else False
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        if stop or history.code[-1] >= Code.DIVERGED:
+            break
+        if every is None and len(rows) > 1:  # the first call compiles: its time says nothing
+            per_step = (time.monotonic() - began) / max(new, 1)
+            chunk = int(np.clip(CHUNK_SECONDS / max(per_step, 1e-9), 1, min(2 * chunk, RECORDED)))
+    w, lam = algorithm.solution(state)
+    history = _history(rows)
+    code = int(history.code.max(initial=0))
+    settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
+    return Result(w, lam, code, history, _total(rows), settings, interrupted)
+
+
+@jax.jit
+def _init(problem: Problem, algorithm: Any, w0: PyTree, lam: PyTree, train: RowSource, val: RowSource) -> PyTree:
+    check_functions(problem, w0, lam, train, val)
+    return algorithm.init(problem, w0, lam)
+
+
+@jax.jit
+def _advance(
+    problem: Problem,
+    algorithm: Any,
+    state: PyTree,
+    w0: PyTree,
+    sources: tuple[RowSource, RowSource],
+    key: Array,
+    start: Array,
+    stop: Array,
+) -> tuple[PyTree, Array, Watched]:
+    return advance(problem, algorithm, state, w0, sources, key=key, start=start, stop=stop)
+
+
+def _samples(cost: Cost) -> np.ndarray:
+    """Sample visits of each recorded step, int64."""
+    return np.sum([np.asarray(part.calls, np.int64) * part.rows for part in cost], axis=0)
+
+
+def _history(rows: list[tuple[Watched, float]]) -> History:
+    if not rows:
+        empty = np.zeros(0)
+        return History(empty, empty, np.zeros(0, np.int32), np.zeros(0, np.int64), empty)
+    return History(
+        outer_value=np.concatenate([r.outer_value for r, _ in rows]),
+        gradient_norm=np.concatenate([r.gradient_norm for r, _ in rows]),
+        code=np.concatenate([r.code for r, _ in rows]),
+        visits=np.cumsum(np.concatenate([np.broadcast_to(_samples(r.cost), r.code.shape) for r, _ in rows])),
+        seconds=np.concatenate([np.full(r.code.shape, seconds) for r, seconds in rows]),
+    )
+
+
+def _total(rows: list[tuple[Watched, float]]) -> Cost:
+    parts = []
+    for i in range(len(Cost._fields)):
+        counts = [r.cost[i] for r, _ in rows]
+        parts.append(Count(sum(int(np.sum(c.calls)) for c in counts), max((c.rows for c in counts), default=0)))
+    return Cost(*parts)

@@ -1,0 +1,171 @@
+"""From a table to a matrix by scikit-learn's preprocessing, and back to plain terms that need none of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from bilevax.core.errors import DataError
+from bilevax.data.columns import Column, Table
+from bilevax.sklearn.terms import OTHER, NumberType, Term, design_from_terms
+
+__all__ = ["TableEncoder", "Term", "design_from_terms"]
+
+_FEW = 20  # below this many different values no column is taken for an identifier
+_LARGEST = 1e100  # beyond it, squares overflow
+
+
+class TableEncoder:
+    """Numbers imputed by their median and standardised, with a column that marks the missing; text as categories.
+
+    Left out, with a note: columns that say nothing (no value, one value), text that differs from row to row, and
+    integers that merely number the rows. A value of a text column that is rare, or that ``transform`` sees first, is
+    counted among the column's other values; a missing cell is a category of its own.
+
+    Args:
+        min_frequency: rows in which a category must occur to be a term of its own.
+        max_categories: the most terms that a text column may have.
+
+    Attributes:
+        terms: one :class:`~bilevax.sklearn.terms.Term` for each column of the matrix.
+        columns: the columns of the table that are used.
+        notes: what was left out and why, one sentence each.
+    """
+
+    def __init__(self, *, min_frequency: int = 5, max_categories: int = 200) -> None:
+        self.min_frequency = min_frequency
+        self.max_categories = max_categories
+        self.terms: tuple[Term, ...] = ()
+        self.notes: tuple[str, ...] = ()
+
+    def fit(self, table: Table, columns: Sequence[str]) -> "TableEncoder":
+        """Learn medians, means, scales and categories from the rows of a table.
+
+        Raises:
+            DataError: no column is left, or one has values too large to be standardised.
+        """
+        kept: list[str] = []
+        left_out: dict[str, list[str]] = {}
+        for name in columns:
+            reason = _useless(table.column(name))
+            (left_out.setdefault(reason, []) if reason else kept).append(name)
+        self.notes = tuple(_note(reason, names) for reason, names in left_out.items())
+        self._numbers = [name for name in kept if table.column(name).kind != "text"]
+        self._texts = [name for name in kept if table.column(name).kind == "text"]
+        self._scaler: Pipeline | None = None
+        self._one_hot: OneHotEncoder | None = None
+        terms: list[Term] = []
+        blocks = []
+        if self._numbers:
+            self._scaler, block = _fit_numbers(table, self._numbers)
+            terms += _number_terms(table, self._numbers, self._scaler)
+            blocks.append(block)
+        if self._texts:
+            self._one_hot = OneHotEncoder(
+                handle_unknown="infrequent_if_exist",
+                min_frequency=self.min_frequency,
+                max_categories=self.max_categories,
+                sparse_output=False,
+            )
+            blocks.append(self._one_hot.fit_transform(_cells(table, self._texts)))
+            terms += _category_terms(self._texts, self._one_hot)
+        if not blocks:
+            raise DataError(
+                f"{table.name}: no column is left to learn from" + "".join(f"; {note}" for note in self.notes)
+            )
+        self._kept = np.flatnonzero(np.concatenate([np.ptp(block, axis=0) > 0 for block in blocks]))
+        self.terms = tuple(terms[j] for j in self._kept)
+        if not self.terms:
+            raise DataError(f"{table.name}: no column is left to learn from; each has the same value in every row")
+        used = {term.column for term in self.terms}
+        self.columns = tuple(name for name in kept if name in used)
+        return self
+
+    def transform(self, table: Table) -> np.ndarray:
+        """The matrix [rows, terms] of a table, by scikit-learn's transformers."""
+        blocks = []
+        if self._scaler is not None:
+            blocks.append(self._scaler.transform(_matrix(table, self._numbers)))
+        if self._one_hot is not None:
+            blocks.append(self._one_hot.transform(_cells(table, self._texts)))
+        return np.hstack(blocks)[:, self._kept] if len(blocks) > 1 else blocks[0][:, self._kept]
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """The terms as JSON values."""
+        return [term.to_plain() for term in self.terms]
+
+
+def _fit_numbers(table: Table, names: Sequence[str]) -> tuple[Pipeline, np.ndarray]:
+    numbers = _matrix(table, names)
+    for name, largest in zip(names, np.nanmax(np.abs(numbers), axis=0), strict=True):
+        if largest > _LARGEST:
+            raise DataError(f"{table.name}: column '{name}' has values up to {largest:.0e}; divide it or leave it out")
+    impute = SimpleImputer(strategy="median", add_indicator=True)
+    pipeline = Pipeline([("impute", impute), ("scale", StandardScaler())])
+    return pipeline, pipeline.fit_transform(numbers)
+
+
+def _number_terms(table: Table, names: Sequence[str], pipeline: Pipeline) -> list[Term]:
+    imputer, scaler = pipeline["impute"], pipeline["scale"]
+    means, scales, fills = scaler.mean_.tolist(), scaler.scale_.tolist(), imputer.statistics_.tolist()
+    terms = []
+    for j, name in enumerate(names):
+        kind = table.column(name).kind
+        known: NumberType = "boolean" if kind == "boolean" else "date" if kind == "date" else "number"
+        terms.append(Term(name, "number", known, mean=means[j], scale=scales[j], fill=fills[j]))
+    for k, j in enumerate(imputer.indicator_.features_.tolist(), start=len(names)):
+        terms.append(Term(names[j], "missing", mean=means[k], scale=scales[k]))
+    return terms
+
+
+def _category_terms(names: Sequence[str], one_hot: OneHotEncoder) -> list[Term]:
+    terms = []
+    for name, categories, rare in zip(names, one_hot.categories_, one_hot.infrequent_categories_, strict=True):
+        infrequent = set() if rare is None else set(rare)
+        for value in categories:
+            if value not in infrequent:
+                terms.append(Term(name, "missing") if value is None else Term(name, "category", value=value))
+        if infrequent:
+            terms.append(Term(name, "category", value=OTHER, other=True))
+    return terms
+
+
+def _matrix(table: Table, names: Sequence[str]) -> np.ndarray:
+    return np.column_stack([table.column(name).values for name in names])
+
+
+def _cells(table: Table, names: Sequence[str]) -> np.ndarray:
+    cells = np.empty((table.rows, len(names)), dtype=object)
+    for j, name in enumerate(names):
+        cells[:, j] = table.column(name).as_text().values
+    return cells
+
+
+def _note(reason: str, names: Sequence[str]) -> str:
+    listed = ", ".join(f"'{name}'" for name in names[:6]) + (", ..." if len(names) > 6 else "")
+    subject = f"column {listed} is" if len(names) == 1 else f"{len(names)} columns ({listed}) are"
+    return f"{subject} left out: {reason}"
+
+
+def _useless(column: Column) -> str:
+    """Why a column can teach nothing; empty if it can."""
+    missing = column.missing
+    known = column.values[~missing]
+    if not known.size:
+        return "no value in any training row"
+    if column.kind == "text":
+        distinct = len(set(known.tolist()))
+        if distinct > max(known.size / 2, _FEW):
+            return f"{distinct:,} different texts in {known.size:,} cells, as names and identifiers have"
+        constant = distinct == 1
+    else:
+        spread = np.ptp(known)
+        constant = spread == 0
+        # Row numbers, of which the training rows are a part: far denser than distinct integers are by chance.
+        dense = _FEW < known.size <= spread + 1 < 2.5 * known.size
+        if column.kind == "integer" and dense and np.unique(known).size == known.size:
+            return "integers that number the rows"
+    return "the same value in every training row" if constant and not missing.any() else ""

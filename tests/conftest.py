@@ -1,0 +1,68 @@
+"""Every test runs in float64, with strict dtype promotion, and without silent broadcasting over ranks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevax.core.config import config
+from bilevax.core.keys import stream
+from bilevax.data import Draw, fold
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@config
+class Scripted:
+    """Rows whose minibatches are written down beforehand, one script a stream.
+
+    A stream is recognised by its key. One without a script, and a minibatch beyond the end of its script, read NaN.
+
+    Args:
+        data: a pytree of floating arrays that share their leading axis n.
+        base: the key that is given to the estimator.
+        scripts: {name of a stream: row numbers, integers [steps, b]}; all of one shape.
+    """
+
+    data: object
+    base: object
+    scripts: dict
+
+    @property
+    def rows(self):
+        return jax.tree.leaves(self.data)[0].shape[0]
+
+    @property
+    def rows_per_batch(self):
+        return next(iter(self.scripts.values())).shape[1]
+
+    @property
+    def full(self):
+        return self.data
+
+    def renew(self, plan, key, j, first):
+        if plan is None:
+            plan = jnp.full_like(next(iter(self.scripts.values())), self.rows)
+        for name, script in self.scripts.items():
+            same = jnp.all(jax.random.key_data(key) == jax.random.key_data(stream(self.base, name)))
+            plan = jnp.where(same, script, plan)
+        return plan
+
+    def boundary(self, j):
+        return jnp.full_like(j, np.iinfo(np.int32).max)
+
+    def visit(self, plan, j, use):
+        rows = jnp.take(plan, j, axis=0, mode="fill", fill_value=self.rows)
+        batch = jax.tree.map(lambda a: jnp.take(a, rows, axis=0, mode="fill", fill_value=jnp.nan), self.data)
+        return use(Draw(batch, -1, 1.0))
+
+    def fold(self, step, carry, args, *, key, start, stop):
+        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+
+
+@pytest.fixture(name="Scripted", scope="session")
+def scripted():
+    """The class of scripted sources."""
+    return Scripted
