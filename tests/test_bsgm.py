@@ -40,7 +40,7 @@ def run(algorithm, lam=P1.lam, *, problem=P1.problem, w0=None, steps=12, key=KEY
     return bx.minimize(problem, algorithm, w0, lam, *sources, steps=steps, key=key, **options), seen
 
 
-def stationarity(lam, S, *, learning_rate, counts, seeds=4):
+def stationarity(lam, S, *, learning_rate, counts, seeds=2):
     """(1 / S) sum_s |grad f(lam_s)|^2, averaged over seeds."""
     means = []
     for seed in range(seeds):
@@ -207,7 +207,7 @@ def test_a13_visits_count_every_row_that_is_read():
 def test_a13_the_optimisers_state_is_carried():
     """Momentum, against the recursion written out."""
     rate, momentum = 0.002, 0.8
-    result, seen = run(bx.BSGM(sid(4, 4, 1), bx.optim("sgd", rate, momentum=momentum)), steps=6)
+    _, seen = run(bx.BSGM(sid(4, 4, 1), bx.optim("sgd", rate, momentum=momentum)), steps=6)
     sources = bx.Arrays(P1.train_data, 20), bx.Arrays(P1.val_data)
     lam, trace = P1.lam, np.zeros(5)
     for s in range(6):

@@ -71,15 +71,15 @@ def toml(tables: dict[str, dict[str, Any]]) -> str:
     return text.replace("\\ud800", "")
 
 
-def steps(n: int, *, guard: bool = True) -> list[dict[str, Any]]:
+def steps(n: int, *, validation: bool = True) -> list[dict[str, Any]]:
     return [
         {
             "kind": "step",
             "step": i,
             "seconds": 2.0 + 0.05 * i,
             "visits": 1000 * (i + 1),
-            "validation_loss": 0.4 + 0.3 * math.exp(-i / 5),
-            "guard_loss": 0.42 + 0.3 * math.exp(-i / 5) if guard else None,
+            "tuning_loss": 0.4 + 0.3 * math.exp(-i / 5),
+            "validation_loss": 0.42 + 0.3 * math.exp(-i / 5) if validation else None,
             "gradient_norm": math.exp(-i / 8),
             "code": "OK",
         }
@@ -305,7 +305,7 @@ def test_tiles_and_sections(tmp_path: Path) -> None:
     ("gap", "error", "words"),
     [
         (0.03, 0.01, "More than chance explains"),
-        (0.01, 0.01, "No overfitting of the validation rows could be measured"),
+        (0.01, 0.01, "No overfitting could be measured"),
         (-0.03, 0.01, "Below zero by more than chance explains"),
         (0.03, None, "without a standard error"),
     ],
@@ -316,13 +316,13 @@ def test_gap_is_read_by_its_interval(tmp_path: Path, gap: float, error: float | 
 
 
 def test_interrupted_run_without_comparison_has_a_page(tmp_path: Path) -> None:
-    path = write_report(make_run(tmp_path, records=[*steps(5, guard=False), end(interrupted=True, steps=5)]))
+    path = write_report(make_run(tmp_path, records=[*steps(5, validation=False), end(interrupted=True, steps=5)]))
     page = path.read_text(encoding="utf-8")
     assert "cannot say whether tuning helped" in sentence(path)
     assert "The run was interrupted after 5 steps" in page
     assert '<section id="comparison">' not in page
     assert '<section id="course">' in page
-    assert "guard loss" not in page.lower()
+    assert "validation loss" not in page.lower()
 
 
 def test_run_without_its_end_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ SCHEDULES = {
 
 
 def sequences(n, *lengths):
-    """All sequences of rows, cut into stages: one int32 [n^sum(lengths), LONGEST, 1] per stage, padded with the row n."""
+    """All sequences of rows, cut into stages: one int32 [n^sum(lengths), LONGEST, 1] a stage, padded with the row n."""
     every = np.array(list(itertools.product(range(n), repeat=sum(lengths))), np.int32)
     scripts, at = [], 0
     for length in lengths:

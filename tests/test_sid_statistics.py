@@ -94,7 +94,7 @@ def test_a4_monte_carlo_equals_the_exact_moments_on_p1(correlated, batch_size, J
 
 
 def rates(p, beta, gamma, batch_size):
-    """Log-log slopes of E|w_t-w*|^2, E|v_t-v|^2 at w*, E|v_t-v*|^2 at w_t and the MSE of t = k = J, over two decades."""
+    """Log-log slopes, over two decades, of E|w_t-w*|^2, E|v_t-v*|^2 at w* and at w_t, and the MSE of t = k = J."""
     exact = p.moments(p.lam)
     authors = 2 / (1 - p.curvature.q**2)
     counts = np.unique(np.geomspace(10 * authors, 1000 * authors, 9).astype(int))
@@ -151,9 +151,7 @@ def test_a9_the_bias_goes_while_the_error_stays_at_its_floor(J):
     _, steps = harmonic(p, 10.0)
     bias, mse = [], []
     for number in (10, 100, 1000, 10_000):
-        end = sid_moments(
-            p.moments(p.lam), np.zeros(10), steps(number), steps(number), batch_size=20, cross_batches=J
-        )
+        end = sid_moments(p.moments(p.lam), np.zeros(10), steps(number), steps(number), batch_size=20, cross_batches=J)
         bias.append(np.linalg.norm(end.bias))
         mse.append(end.mse)
     assert np.all(np.diff(np.log10(bias)) < -0.8), bias

@@ -69,7 +69,7 @@ class BSGM:
         key: Array,
         s: Array,
     ) -> tuple[BSGMState, Estimate]:
-        """One outer step; a hypergradient that is not finite, or of a solver that failed, leaves the state as it was."""
+        """One outer step; a hypergradient that is not finite, or whose solver failed, leaves the state as it was."""
         start = state.w if self.warm_start else w0
         v0 = state.v if self.warm_start else None
         est = measured_estimate(problem, self.estimator, start, state.lam, sources, key=key, s=s, v0=v0)

@@ -37,8 +37,7 @@ class Display:
         self._losses: list[float] = []
         self._status = ""
         self._stage = ""
-        self._last_line = -math.inf
-        self._shown: dict[str, Any] = {}
+        self._since = self._last_line = -math.inf
         self._spinner = Spinner("dots")
         self._live = Live(console=self._console, get_renderable=self._render, transient=True, refresh_per_second=8)
 
@@ -56,7 +55,7 @@ class Display:
         """Show a record of the study."""
         match event["kind"]:
             case "stage":
-                self._stage = event["name"]
+                self._stage, self._since = event["name"], time.monotonic()
                 if event.get("long") and not self._console.is_terminal:
                     self._line(f"{self._stage} ...")
             case "note":
@@ -80,17 +79,18 @@ class Display:
             f"step {event['step']} of at most {self._steps}: validation loss {_loss(loss)}, best {best}, "
             f"{short_count(event['visits'])} row visits"
         )
-        self._shown = event
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self._line(f"{self._status}, {duration(event['seconds'])}")
+            self._line(f"{self._status}, {duration(now - self._since)}")
 
     def _end_of_steps(self) -> None:
-        if self._shown:
+        if self._status:
             first, best = _loss(self._losses[0] if self._losses else None), _loss(min(self._losses, default=None))
             steps = counted(len(self._losses), "step")
-            self._line(f"tuned in {duration(self._shown['seconds'])}, {steps}: validation loss {first} to {best}")
+            self._line(
+                f"tuned in {duration(time.monotonic() - self._since)}, {steps}: validation loss {first} to {best}"
+            )
         self._status = ""
 
     def _render(self) -> RenderableType:

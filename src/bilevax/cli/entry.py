@@ -58,9 +58,9 @@ def _code_of(words: list[str], *, debug: bool) -> int:
     except BilevaxError as e:
         message = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         return _say(message, e.exit_code, debug)
-    except ImportError as e:
+    except ModuleNotFoundError as e:
         return _say(
-            f"{e.name or e} is not installed; pip install 'bilevax[cli]' brings all that the command needs",
+            f"{e.name} is not installed; pip install 'bilevax[cli]' brings all that the command needs",
             _USAGE,
             debug,
         )

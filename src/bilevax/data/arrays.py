@@ -11,7 +11,7 @@ from jax import Array
 
 from bilevax.core.config import choice, config, set_fields, static
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.core.trees import PyTree, is_concrete, map_named
+from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import Count, Draw, fold
 
 Carry = TypeVar("Carry")
@@ -50,7 +50,7 @@ class Arrays:
 
     def __post_init__(self) -> None:
         choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
-        data = map_named(_check_leaf, "data", self.data)
+        data = _narrowed(map_named(_check_leaf, "data", self.data))
         n = _common_length(data)
         b = self.batch_size
         if b is not None:
@@ -185,10 +185,9 @@ def join(**sources: Any) -> Join:
 
 
 def _common_length(data: PyTree) -> int:
-    leaves = jax.tree_util.tree_leaves_with_path(data)
-    if not leaves:
+    lengths = {name: leaf.shape[0] for name, leaf in _named_leaves(data)}
+    if not lengths:
         raise DataError("data has no arrays")
-    lengths = {f"data{jax.tree_util.keystr(path)}": leaf.shape[0] for path, leaf in leaves}
     if len(set(lengths.values())) > 1:
         raise DataError("rows differ in number: " + ", ".join(f"{k} has {v}" for k, v in lengths.items()))
     n = next(iter(lengths.values()))
@@ -208,18 +207,32 @@ def _check_leaf(name: str, leaf: Any) -> Any:
         raise DataError(f"{name} is a scalar; pass an array with one row per example")
     if jnp.issubdtype(leaf.dtype, jnp.floating) and is_concrete(leaf):
         _check_finite(name, np.asarray(leaf))
-        if leaf.dtype == np.float64 and jnp.result_type(float) == np.float32:
-            warnings.warn(
-                f"{name} is float64 and becomes float32; "
-                "call jax.config.update('jax_enable_x64', True) first to keep it, or pass float32",
-                stacklevel=6,
-            )
-            leaf = leaf.astype(np.float32)
     return leaf
 
 
+def _narrowed(data: PyTree) -> PyTree:
+    """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
+    if jnp.result_type(float) == np.float64:
+        return data
+    wide = [name for name, leaf in _named_leaves(data) if leaf.dtype == np.float64]
+    if not wide:
+        return data
+    warnings.warn(
+        f"{', '.join(wide)} is float64 and becomes float32; "
+        "call jax.config.update('jax_enable_x64', True) first to keep it, or pass float32",
+        stacklevel=4,  # this function, __post_init__, __init__, the caller
+    )
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, data)
+
+
+def _named_leaves(data: PyTree) -> list[tuple[str, Any]]:
+    return [(leaf_name("data", path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
+
+
 def _check_finite(name: str, leaf: np.ndarray) -> None:
-    if leaf.size and np.isfinite(np.sum(leaf, dtype=np.float64)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(leaf, dtype=np.float64)  # one pass; finite unless an entry is not, or all together overflow
+    if np.isfinite(total):
         return
     wrong = ~np.isfinite(leaf)
     if not wrong.any():

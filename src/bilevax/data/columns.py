@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -79,6 +80,10 @@ class Table:
         """The columns' names."""
         return tuple(column.name for column in self.columns)
 
+    @functools.cached_property
+    def _positions(self) -> dict[str, int]:
+        return {column.name: j for j, column in enumerate(self.columns)}
+
     @property
     def rows(self) -> int:
         """The number of rows."""
@@ -91,7 +96,7 @@ class Table:
             DataError: there is none; the message names the nearest.
         """
         self.require([name])
-        return self.columns[self.names.index(name)]
+        return self.columns[self._positions[name]]
 
     def require(self, names: Iterable[str]) -> None:
         """Check that columns are there.
@@ -99,7 +104,7 @@ class Table:
         Raises:
             DataError: some are not; the message names them, and the nearest of those that are.
         """
-        absent = [name for name in names if name not in self.names]
+        absent = [name for name in names if name not in self._positions]
         if not absent:
             return
         listed = ", ".join(f"'{name}'" for name in absent[:5]) + (", ..." if len(absent) > 5 else "")
@@ -115,7 +120,7 @@ class Table:
 def suggestion(name: str, names: Sequence[str]) -> str:
     """``did you mean 'age'?`` where a name is near, otherwise what there is to choose from."""
     near = {known.casefold(): known for known in reversed(names)}
-    matches = difflib.get_close_matches(name.casefold(), list(near), n=3, cutoff=0.6)
+    matches = difflib.get_close_matches(name.casefold(), list(near), n=3, cutoff=0.75)
     if matches:
         return "did you mean " + " or ".join(f"'{near[match]}'" for match in matches) + "?"
     shown = ", ".join(f"'{known}'" for known in names[:12])

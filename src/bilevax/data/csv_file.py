@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _DELIMITERS = "\t;|,"  # where two split the file alike, the one that is rarer inside a cell
+_SAMPLED = 50  # lines by which the delimiter is recognised
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LONGEST_CELL = 1 << 24  # an unclosed quote would otherwise swallow the file
 _BOMS = (  # the longer first: the mark of UTF-32 begins with that of UTF-16
@@ -63,12 +64,17 @@ def read_csv_text(name: str, data: bytes) -> CsvText:
     with _long_cells():
         delimiter = _delimiter(data)
         try:
-            header, below = _checked_structure(name, data, delimiter)
+            header, below, rows = _checked_structure(name, data, delimiter)
         except csv.Error as e:
             raise DataError(_quote_fault(name, data, delimiter, e)) from None
     names = [cell.strip() for cell in header]
     check_names(f"{name}:1", names)
-    return CsvText(name, names, _columns(name, data[below:], delimiter, names), Lines(name, data, delimiter))
+    columns = _columns(name, data[below:], delimiter, names)
+    if len(columns[0]) != rows:
+        raise DataError(
+            f"{name}: {rows} rows by one way of reading and {len(columns[0])} by another; is a quote amiss?"
+        )
+    return CsvText(name, names, columns, Lines(name, data, delimiter))
 
 
 def _checked_encoding(name: str, data: bytes) -> bytes:
@@ -100,9 +106,8 @@ def _line_at(data: bytes, position: int) -> int:
 
 def _delimiter(data: bytes) -> str:
     """The delimiter that splits the first records evenly, into the most fields."""
-    # A sample of the first lines, up to a whole line.
-    ends = [m.end() for m in itertools.islice(_LINE_END.finditer(data), 50)]
-    sample = data[: ends[-1]] if ends else data
+    ends = [match.end() for match in itertools.islice(_LINE_END.finditer(data), _SAMPLED)]
+    sample = data if len(ends) < _SAMPLED else data[: ends[-1]]
     best, score = ",", (False, 1)
     for delimiter in _DELIMITERS:
         try:
@@ -110,7 +115,7 @@ def _delimiter(data: bytes) -> str:
         except csv.Error:
             continue
         even = sum(width == widths[0] for width in widths) > len(widths) // 2
-        if widths[0] > 1 and (even, widths[0]) > score:
+        if widths and widths[0] > 1 and (even, widths[0]) > score:
             best, score = delimiter, (even, widths[0])
     return best
 
@@ -139,14 +144,14 @@ def _records(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         line = reader.line_num + 1
 
 
-def _checked_structure(name: str, data: bytes, delimiter: str) -> tuple[list[str], int]:
-    """The header, and where in the bytes the rows below it begin; every record has been counted.
+def _checked_structure(name: str, data: bytes, delimiter: str) -> tuple[list[str], int, int]:
+    """The header, where in the bytes the rows below it begin, and how many they are; their fields have been counted.
 
     The loop is that of :func:`_records` written out: it runs once for every row of the file.
     """
     reader = _rows(data, delimiter)
     header = next(row for row in reader if row)
-    lines, line, found = reader.line_num, reader.line_num + 1, False
+    lines, line, rows = reader.line_num, reader.line_num + 1, 0
     width = len(header)
     for row in reader:
         if len(row) != width:
@@ -154,12 +159,12 @@ def _checked_structure(name: str, data: bytes, delimiter: str) -> tuple[list[str
                 plural = "" if len(row) == 1 else "s"
                 raise DataError(f"{name}:{line}: {len(row)} field{plural}, expected {width}")
         else:
-            found = True
+            rows += 1
         line = reader.line_num + 1
-    if not found:
+    if not rows:
         raise DataError(f"{name}: a header and no rows")
     last = next(itertools.islice(_LINE_END.finditer(data), lines - 1, None))
-    return header, last.end()
+    return header, last.end(), rows
 
 
 def _quote_fault(name: str, data: bytes, delimiter: str, error: csv.Error) -> str:

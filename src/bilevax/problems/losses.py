@@ -79,9 +79,13 @@ class _LinearModelLoss:
         X, y, *weight = batch
         losses = self.per_row(scores(w, X), y)
         mean = jnp.mean(losses * weight[0]) if weight else jnp.mean(losses)
+        return mean + self.half_penalty(_weights(w), lam)
+
+    def half_penalty(self, weights: Array, lam: PyTree) -> Array:
+        """1/2 sum exp(lam) weights^2; 0 without a penalty."""
         if self.penalty is None:
-            return mean
-        return mean + 0.5 * jnp.sum(strengths(self.penalty, lam) * _weights(w) ** 2)
+            return jnp.zeros((), weights.dtype)
+        return 0.5 * jnp.sum(strengths(self.penalty, lam) * weights**2)
 
     def curvature(self, w: PyTree, batch: PyTree) -> Array:
         """A bound on the largest curvature of the mean loss at any w: sup a'' times that of the rows' second moment."""

@@ -1,8 +1,8 @@
 """Test problems in closed form: everything that an estimator should find is known to machine precision.
 
-Both give, in numpy and float64, w(lam), v(lam), the value f(lam) = E(w(lam), lam) and its gradient, the curvatures and
-the step they call for; and the :class:`~bilevax.Problem` with the arrays of its two sources, on which the same functions
-are met as a user's would be: module-level losses of a minibatch, the data never closed over.
+Both give, in numpy and float64, w(lam), v(lam), the value f(lam) = E(w(lam), lam) and its gradient, the curvatures
+and the step they call for; and the :class:`~bilevax.Problem` with the arrays of its two sources, on which the same
+functions are met as a user's would be: module-level losses of a minibatch, the data never closed over.
 """
 
 from typing import Any, NamedTuple
@@ -143,20 +143,20 @@ class FiniteQuadratic:
         return Curvature(float(eigenvalues[-1]), float(eigenvalues[0]))
 
     def w(self, lam: Any) -> np.ndarray:
-        """w(lam) = A^-1 (mean b + B lam), [d]."""
+        """The inner solution A^-1 (mean b + B lam), [d]."""
         return np.linalg.solve(self.A.mean(0), self.b.mean(0) + self.B.mean(0) @ lam)
 
     def v(self, lam: Any, alpha: float | None = None) -> np.ndarray:
-        """v(lam) = (alpha A)^-1 (w(lam) - target), [d], for a step other than ``curvature.alpha`` if given."""
+        """The multiplier (alpha A)^-1 (w(lam) - target), [d]; alpha is ``curvature.alpha`` unless given."""
         step = self.curvature.alpha if alpha is None else alpha
         return np.linalg.solve(step * self.A.mean(0), self.w(lam) - self.target)
 
     def value(self, lam: Any) -> float:
-        """f(lam) = E(w(lam), lam)."""
+        """The outer loss at the inner solution, f(lam) = E(w(lam), lam)."""
         return float(0.5 * np.sum((self.w(lam) - self.target) ** 2) + 0.5 * self.r * np.sum(np.square(lam)))
 
     def hypergradient(self, lam: Any) -> np.ndarray:
-        """grad f(lam) = r lam + B'A^-1 (w(lam) - target), [m]."""
+        """The gradient of f, r lam + B'A^-1 (w(lam) - target), [m]."""
         return self.r * np.asarray(lam) + self.B.mean(0).T @ self.v(lam, alpha=1.0)
 
     def moments(self, lam: Any, alpha: float | None = None) -> QuadraticMoments:
@@ -170,8 +170,8 @@ class FiniteQuadratic:
 class PenalisedRidge:
     """Ridge regression with one penalty exp(lam_j) per coefficient, and a validation quadratic.
 
-    Inner: mean of 1/2 (x_i'w - y_i)^2 plus 1/2 sum_j exp(lam_j) w_j^2. Outer: mean of 1/2 (z_i'w - u_i)^2. The losses are
-    the shipped :class:`~bilevax.Squared`, so w has the shape [1, d].
+    Inner: mean of 1/2 (x_i'w - y_i)^2 plus 1/2 sum_j exp(lam_j) w_j^2. Outer: mean of 1/2 (z_i'w - u_i)^2. The losses
+    are the shipped :class:`~bilevax.Squared`, so w has the shape [1, d].
 
     Args:
         X: training features, [N, d].
@@ -228,21 +228,21 @@ class PenalisedRidge:
         return Curvature(float(eigenvalues[-1]), float(eigenvalues[0]))
 
     def w(self, lam: Any) -> np.ndarray:
-        """w(lam) = H^-1 X'y / N with H = X'X / N + diag(exp(lam)), [1, d]."""
+        """The inner solution H^-1 X'y / N with H = X'X / N + diag(exp(lam)), [1, d]."""
         return np.linalg.solve(self._hessian(lam), self.X.T @ self.y / len(self.y))[None]
 
     def v(self, lam: Any, alpha: float | None = None) -> np.ndarray:
-        """v(lam) = (alpha H)^-1 Z'(Z w(lam) - u) / N', [1, d], for a step other than ``curvature(lam).alpha`` if given."""
+        """The multiplier (alpha H)^-1 Z'(Z w(lam) - u) / N', [1, d]; alpha is ``curvature(lam).alpha`` unless given."""
         step = self.curvature(lam).alpha if alpha is None else alpha
         gradient = self.Z.T @ (self.Z @ self.w(lam)[0] - self.u) / len(self.u)
         return np.linalg.solve(step * self._hessian(lam), gradient)[None]
 
     def value(self, lam: Any) -> float:
-        """f(lam) = E(w(lam))."""
+        """The outer loss at the inner solution, f(lam) = E(w(lam))."""
         return float(0.5 * np.mean((self.Z @ self.w(lam)[0] - self.u) ** 2))
 
     def hypergradient(self, lam: Any) -> np.ndarray:
-        """grad f(lam), [d]: -exp(lam_j) w_j (H^-1 grad E)_j."""
+        """The gradient of f, [d]: -exp(lam_j) w_j (H^-1 grad E)_j."""
         return -np.exp(np.asarray(lam)) * self.w(lam)[0] * self.v(lam, alpha=1.0)[0]
 
     def _hessian(self, lam: Any) -> np.ndarray:

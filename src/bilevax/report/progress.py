@@ -1,4 +1,4 @@
-"""The sections on how the tuning went and on how far the validation set was overfitted."""
+"""The sections on how the tuning went and on how far it overfitted."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ class Course:
 
     pictures: tuple[tuple[str, str], ...]
     sentences: tuple[str, ...]
-    has_guard: bool
+    has_validation: bool
 
 
 def course_section(run: Run) -> Course | None:
     """The section; None where no step was recorded."""
     if not run.steps:
         return None
-    losses = [("validation loss", _column(run, "validation_loss"), False)]
-    guard = _column(run, "guard_loss")
-    if sum(map(math.isfinite, guard)) > 1:
-        losses.append(("guard loss", guard, True))
+    losses = [("tuning loss", _column(run, "tuning_loss"), False)]
+    validation = _column(run, "validation_loss")
+    if sum(map(math.isfinite, validation)) > 1:
+        losses.append(("validation loss", validation, True))
     visits, seconds = _column(run, "visits"), _column(run, "seconds")
     loss = partial(_picture, losses, ylabel="loss (nats per row)")
     pictures = [
@@ -105,7 +105,7 @@ def _compilation(steps: Sequence[Step]) -> float:
 
 
 def _sentences(run: Run) -> list[str]:
-    out = [*_loss("validation loss", run, "validation_loss"), *_loss("guard loss", run, "guard_loss")]
+    out = [*_loss("tuning loss", run, "tuning_loss"), *_loss("validation loss", run, "validation_loss")]
     pace = _pace(run.steps)
     if _compilation(run.steps):
         first = duration(run.steps[0].seconds)
@@ -156,23 +156,21 @@ def gap_section(gap: Gap | None) -> GapSection | None:
 
 def _meaning(gap: float, half: float) -> str:
     if not math.isfinite(half):
-        side = "higher" if gap > 0 else "no higher"
         return (
-            f"The log-loss on rows that tuning did not see is {side} than on the validation rows; without a standard "
+            f"The tuning loss fell {'further' if gap > 0 else 'no further'} than other rows confirm; without a standard "
             "error nobody can say how much of that is chance."
         )
     if gap > half:
         return (
-            "More than chance explains: part of what the validation loss promises was fitted to these very rows. "
-            "Believe the test figures, not the validation ones; more validation rows, or fewer penalties, "
-            "would narrow the gap."
+            "More than chance explains: part of what the tuning loss promises was fitted to these very rows. "
+            "Believe the test figures, not the tuning loss; more rows, or fewer penalties, would narrow the gap."
         )
     if gap < -half:
         return (
-            "Below zero by more than chance explains: the validation rows were harder than the unseen ones, by the "
-            "luck of the split or because the two differ in kind. There is no sign of overfitting."
+            "Below zero by more than chance explains: the rows that did not steer gained more than those that did, by "
+            "the luck of the split or because the two differ in kind. There is no sign of overfitting."
         )
     return (
-        "No overfitting of the validation rows could be measured: the interval holds zero. Anything within it "
-        "remains possible, so the test figures are still the ones to quote."
+        "No overfitting could be measured: the interval holds zero. Anything within it remains possible, so the test "
+        "figures are still the ones to quote."
     )

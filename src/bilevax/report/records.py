@@ -40,8 +40,8 @@ class Step:
     step: float
     seconds: float
     visits: float
+    tuning_loss: float
     validation_loss: float
-    guard_loss: float
     gradient_norm: float
 
 
@@ -251,7 +251,7 @@ def _data(record: Mapping[str, Any]) -> Data:
 
 
 def _step(record: Mapping[str, Any]) -> Step:
-    names = ("step", "seconds", "visits", "validation_loss", "guard_loss", "gradient_norm")
+    names = ("step", "seconds", "visits", "tuning_loss", "validation_loss", "gradient_norm")
     return Step(clean(record.get("code", "OK")), *(_real(record.get(name)) for name in names))
 
 

@@ -1,7 +1,7 @@
 """Cross-fitting: K models, each trained without one fold, whose losses on that fold are what the penalties minimise.
 
-Rows are arranged as cells [m, K]: cell (i, k) is row i of fold k. Folds are filled up with cells of weight zero, to a
-length from a short list, so that data sets of nearly the same size share one compiled program.
+The scores of all models on a row are one product with the stacked weights [K C, p], so K models cost little more
+than one.
 """
 
 from typing import Any, NamedTuple
@@ -15,25 +15,35 @@ from bilevax.core.config import config
 from bilevax.core.trees import PyTree
 
 
-class Cells(NamedTuple):
-    """Rows by fold; a batch of them has leading axis b in place of m.
+class Rows(NamedTuple):
+    """A batch of rows with their folds.
 
     Attributes:
-        X: features [m, K, p].
-        y: classes [m, K], integers.
-        train: weight of the cell in the training losses [m, K], of mean 1.
-        held: weight of the cell in the held-out losses [m, K], of mean 1.
+        X: features [b, p].
+        y: classes [b], integers.
+        fold: 0 to K - 1, [b].
+        train: weight in the training losses [b], of mean 1 over all rows.
+        held: weight in the held-out losses [b], of mean 1 over all rows.
     """
 
     X: Any
     y: Any
+    fold: Any
     train: Any
     held: Any
 
 
+def losses_of_models(loss: Any, w: PyTree, X: Array, y: Array) -> Array:
+    """Loss of every model on every row, [b, K]; w has weights [K, C, p] and bias [K, C]."""
+    weights, bias = w["weights"], w["bias"]
+    folds, outputs, p = weights.shape
+    scores = X @ weights.reshape(folds * outputs, p).T + bias.reshape(1, folds * outputs)
+    return jax.vmap(loss.per_row, in_axes=(1, None), out_axes=1)(scores.reshape(-1, folds, outputs), y)
+
+
 @config
 class CrossFitLoss:
-    """Sum over the K models of their mean training loss on the other folds; the inner loss.
+    """Sum over the K models of their penalised mean loss on the rows of the other folds; the inner loss.
 
     Args:
         loss: of one model, such as :class:`~bilevax.MultinomialLogistic`; lam is shared by the models.
@@ -41,21 +51,12 @@ class CrossFitLoss:
 
     loss: Any
 
-    def __call__(self, w: PyTree, lam: PyTree, batch: Cells) -> Array:
+    def __call__(self, w: PyTree, lam: PyTree, batch: Rows) -> Array:
         """The inner variable w has a leading axis K."""
-        folds = batch.y.shape[1]
-        losses = [self._of_neighbours(w, lam, batch, shift) for shift in range(1, folds)]
-        return sum(losses, start=jnp.zeros((), batch.X.dtype)) / (folds - 1)
-
-    def _of_neighbours(self, w: PyTree, lam: PyTree, batch: Cells, shift: int) -> Array:
-        """Sum over k of the loss of model k on fold k + shift."""
-        X, y, weight = (jnp.roll(a, -shift, axis=1) for a in (batch.X, batch.y, batch.train))
-        return jnp.sum(jax.vmap(self.loss, in_axes=(0, None, 1))(w, lam, (X, y, weight)))
-
-    def curvature(self, w: PyTree, batch: Cells) -> Array:
-        """The largest curvature of any model on any fold."""
-        rows = (batch.X, batch.y, batch.train)
-        return jnp.max(jax.vmap(self.loss.curvature, in_axes=(0, 1))(w, rows))
+        folds = w["weights"].shape[0]
+        others = (batch.fold[:, None] != jnp.arange(folds)[None, :]) * (batch.train[:, None] * (folds / (folds - 1)))
+        data = jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * others) / batch.y.shape[0]
+        return data + jnp.sum(jax.vmap(self.loss.half_penalty, in_axes=(0, None))(w["weights"], lam))
 
     def penalty_curvature(self, w: PyTree, lam: PyTree) -> PyTree:
         """The curvature of the penalty, the same for every model."""
@@ -65,7 +66,7 @@ class CrossFitLoss:
 
 @config
 class HeldOutLoss:
-    """Mean over the K models of their loss on the fold they were not trained on; the outer loss.
+    """Mean loss over the rows, each by the model that was not trained on its fold; the outer loss.
 
     Args:
         loss: of one model, without a penalty.
@@ -73,42 +74,29 @@ class HeldOutLoss:
 
     loss: Any
 
-    def __call__(self, w: PyTree, lam: PyTree, batch: Cells) -> Array:
+    def __call__(self, w: PyTree, lam: PyTree, batch: Rows) -> Array:
         """The inner variable w has a leading axis K."""
-        return jnp.mean(jax.vmap(self.loss, in_axes=(0, None, 1))(w, lam, (batch.X, batch.y, batch.held)))
+        folds = w["weights"].shape[0]
+        own = (batch.fold[:, None] == jnp.arange(folds)[None, :]) * batch.held[:, None]
+        return jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * own) / batch.y.shape[0]
 
 
-def arrange(X: np.ndarray, y: np.ndarray, folds: np.ndarray, train: np.ndarray, held: np.ndarray) -> Cells:
-    """Rows as cells.
+def fill(weight: np.ndarray, *rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rows filled up to a padded length with rows of weight zero, and the weights, of mean 1.
+
+    Data sets of nearly the same size so share one compiled program.
 
     Args:
-        X: features [n, p].
-        y: classes [n].
-        folds: fold of each row [n], 0 to K - 1, none empty.
-        train: training weight of each row [n].
-        held: held-out weight of each row [n].
+        weight: of the rows, [n].
+        rows: arrays with leading axis n.
     """
-    parts = [np.flatnonzero(folds == k) for k in range(folds.max() + 1)]
-    m = padded(max(len(rows) for rows in parts))
-    index = np.stack([np.pad(rows, (0, m - len(rows)), mode="wrap") for rows in parts], axis=1)
-    real = np.stack([np.arange(m) < len(rows) for rows in parts], axis=1)
-
-    def weights(a: np.ndarray) -> np.ndarray:
-        cells = np.where(real, a[index], 0.0)
-        return (cells * (cells.size / cells.sum())).astype(X.dtype)
-
-    return Cells(X[index], y[index], weights(train), weights(held))
-
-
-def fill(X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows filled up to a padded length with rows of weight zero; the weights have mean 1."""
-    n, m = len(y), padded(len(y))
+    n, m = len(weight), padded(len(weight))
     index = np.pad(np.arange(n), (0, m - n), mode="wrap")
     w = np.where(np.arange(m) < n, weight[index], 0.0)
-    return X[index], y[index], (w * (m / w.sum())).astype(X.dtype)
+    return (*(a[index] for a in rows), (w * (m / w.sum())).astype(weight.dtype))
 
 
 def padded(n: int) -> int:
-    """The next length of the form 2^k (8 + i) / 8: at most an eighth longer, and few different ones."""
+    """The next length of the form 2^k (8 + i): at most an eighth longer, and few different ones."""
     unit = max(1, 2 ** ((n - 1).bit_length() - 4))
     return -(-n // unit) * unit

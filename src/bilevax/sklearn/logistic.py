@@ -142,7 +142,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         Z = (X - self.feature_mean_) / self.feature_scale_
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         method = tuning.choose_method(self.method, len(train), X.shape[1], outputs)
-        folds = _folds(labels[train], None if groups is None else np.asarray(groups)[train], method, random)
+        folds = _folds(labels[train], None if groups is None else np.asarray(groups)[train], random)
         tuned = self._tune(Z, labels, train, validated, folds, method, seed, callback)
         self._record(tuned, method)
         self._train(Z, labels, tuned, rows_of_a_model=len(train) * folds.max() / (folds.max() + 1))
@@ -159,20 +159,25 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         seed: int,
         callback: Any,
     ) -> Any:
+        import jax
+
         from bilevax.sklearn import tuning
-        from bilevax.sklearn.crossfit import arrange, fill
+        from bilevax.sklearn.crossfit import Rows, fill
 
         weight, held = self._weights(labels)
-        real = _real()
-        Z = Z.astype(real)
+        Z, weight, held = (a.astype(_real()) for a in (Z, weight, held))
         loss = self._loss()
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         p = Z.shape[1]
+        *_, inner = fill(weight[train])
+        X, y, fold, outer = fill(held[train], Z[train], labels[train], folds)
+        rows = jax.device_put(Rows(X, y, fold, inner, outer))
         task = tuning.Task(
             penalised=loss(self.penalty_per),
             plain=loss(None),
-            cells=arrange(Z[train], labels[train], folds, weight[train], held[train]),
-            validation=fill(Z[validated], labels[validated], held[validated]),
+            rows=rows,
+            folds=folds.max() + 1,
+            validation=jax.device_put(fill(held[validated], Z[validated], labels[validated])),
             lam_shape={"feature": (p,), "class": (outputs,), "weight": (outputs, p), "global": ()}[self.penalty_per],
             outputs=outputs,
         )
@@ -188,6 +193,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
 
     def _train(self, Z: np.ndarray, labels: np.ndarray, tuned: Any, rows_of_a_model: float) -> None:
         """The final model, on all rows, from the penalties in units of 1/C."""
+        import jax
         import jax.numpy as jnp
 
         from bilevax.sklearn.crossfit import fill
@@ -198,7 +204,8 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_of_a_model / n)
         w0 = {"weights": jnp.mean(tuned.chosen.w["weights"], axis=0), "bias": jnp.mean(tuned.chosen.w["bias"], axis=0)}
         loss = self._loss()(self.penalty_per)
-        w = solve(loss, w0, jnp.asarray(lam, real), fill(Z.astype(real), labels, weight), max_steps=1000)
+        rows = jax.device_put(fill(weight.astype(real), Z.astype(real), labels))
+        w = solve(loss, w0, jnp.asarray(lam, real), rows, max_steps=1000)
         self.penalties_ = n * np.exp(lam)
         self.start_penalty_ = float(rows_of_a_model * np.exp(np.ravel(tuned.start.lam)[0]))
         self.coef_ = np.asarray(w["weights"], np.float64) / self.feature_scale_
@@ -261,7 +268,7 @@ def _validation_rows(labels: np.ndarray, groups: Any, given: Any, fraction: floa
     if given is not None:
         mask = np.asarray(given)
         if mask.dtype != bool or mask.shape != (n,) or not mask.any() or mask.sum() > n - 2:
-            raise ParameterError(f"validation must be a boolean vector of {n} rows, with some and at most n - 2 of them True")
+            raise ParameterError(f"validation must be a boolean vector of {n} rows, some and at most n - 2 of them True")
         return mask
     held = max(1, round(fraction * n))
     classes, counts = np.unique(labels, return_counts=True)
@@ -276,20 +283,20 @@ def _validation_rows(labels: np.ndarray, groups: Any, given: Any, fraction: floa
     return mask
 
 
-def _folds(labels: np.ndarray, groups: Any, method: Any, random: np.random.RandomState) -> np.ndarray:
+def _folds(labels: np.ndarray, groups: Any, random: np.random.RandomState) -> np.ndarray:
     """Fold of each training row: of equal size and stratified; by group where there are groups."""
-    from bilevax.sklearn.tuning import folds_for
+    from bilevax.sklearn.tuning import FOLDS
 
     n = len(labels)
     if groups is not None:
         _, index = np.unique(groups, return_inverse=True)
-        k = min(folds_for(method.name, n), index.max() + 1)
+        k = min(FOLDS, index.max() + 1)
         if k < 2:
-            raise ParameterError("groups must leave at least two groups in training; pass more groups or a smaller validation")
+            raise ParameterError("groups must leave at least two groups in training; pass more groups"  )
         folds = np.empty(n, int)
         for fold, (_, rows) in enumerate(GroupKFold(k).split(labels, groups=index)):
             folds[rows] = fold
         return folds
     folds = np.empty(n, int)
-    folds[np.lexsort((random.permutation(n), labels))] = np.arange(n) % min(folds_for(method.name, n), n)
+    folds[np.lexsort((random.permutation(n), labels))] = np.arange(n) % min(FOLDS, n)
     return folds

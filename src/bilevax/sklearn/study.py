@@ -32,8 +32,8 @@ TUNED = {
 GRID = "single penalty, grid of 20"
 UNTUNED = "no tuning (C = 1)"
 
-_CHEAP = 5_000_000
-"""Cells times classes up to which the rivals are still fitted after an interruption: a few seconds."""
+_CHEAP = 20_000_000
+"""Cells times classes up to which the rivals are still fitted after an interruption: some seconds."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,19 +16,21 @@ from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
 from bilevax.hypergradients import SID
 from bilevax.problems import Box, GradientStep, Problem
-from bilevax.problems.losses import scores
 from bilevax.runs import Progress, minimize
-from bilevax.sklearn.crossfit import Cells, CrossFitLoss, HeldOutLoss
+from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
 from bilevax.solvers import CG, LBFGS, FixedPoint
+
+FOLDS = 5
+"""K, the number of models that are cross-fitted."""
 
 BOX = (-25.0, 12.0)
 """Bounds of lam, the logarithm of a penalty against a mean loss: exp(lam) neither overflows nor vanishes."""
 
-PATIENCE = 15
+PATIENCE = 20
 """Outer steps without a better validation loss after which tuning ends."""
 
-LEARNING_RATE = 0.1
-"""Of Adam on the log-penalties: a step changes a penalty by at most about 10 %."""
+LEARNING_RATE = 0.05
+"""Of Adam on the log-penalties: a step changes a penalty by at most about 5 %."""
 
 PATH = tuple(np.arange(1.0, -6.5, -0.5))
 """Powers of ten of the single penalties tried at the start."""
@@ -61,17 +63,12 @@ def choose_method(name: str, n: int, p: int, scores: int) -> Method:
         solvers = SID(inner=LBFGS(tol=1e-4, max_steps=100), linear=CG(tol=1e-2, max_steps=50))
         return Method(name, reason, None, solvers)
     stochastic = SID(
-        inner=FixedPoint(steps=200),
-        linear=FixedPoint(steps=100),
+        inner=FixedPoint(steps=200, step_size=0.5),
+        linear=FixedPoint(steps=100, step_size=0.5),
         cross_batches=1,  # the penalty is deterministic: one minibatch gives the product exactly
-        outer_batches=64,
+        outer_batches=16,
     )
-    return Method(name, reason, 128, stochastic)
-
-
-def folds_for(method: str, n: int) -> int:
-    """K: two for large data (a pass over all models costs one pass over the rows), five for small."""
-    return 2 if method == "stochastic" else 5
+    return Method(name, reason, 512, stochastic)
 
 
 class Task(NamedTuple):
@@ -80,7 +77,8 @@ class Task(NamedTuple):
     Attributes:
         penalised: the loss of one model with its penalty, such as ``MultinomialLogistic("feature")``.
         plain: the same without.
-        cells: the training rows by fold, K folds.
+        rows: the training rows with their folds.
+        folds: K.
         validation: X [n, p], y [n], weight [n] of mean 1: rows that no penalty is tuned on.
         lam_shape: of the log-penalties.
         outputs: C, the number of scores.
@@ -88,7 +86,8 @@ class Task(NamedTuple):
 
     penalised: Any
     plain: Any
-    cells: Cells
+    rows: Rows
+    folds: int
     validation: tuple[np.ndarray, np.ndarray, np.ndarray]
     lam_shape: tuple[int, ...]
     outputs: int
@@ -147,7 +146,7 @@ def tune(
     seed: int,
     callback: Callable[[dict[str, Any]], bool | None] | None = None,
 ) -> Tuned:
-    """Tune log-penalties on the cells, and let the validation rows say where to stop.
+    """Tune log-penalties on the training rows, and let the validation rows say where to stop.
 
     Args:
         task: what is to be tuned.
@@ -159,7 +158,7 @@ def tune(
     start = _single_penalty(task)
     watch = _Watch(task, start, callback)
     problem = Problem(GradientStep(CrossFitLoss(task.penalised)), HeldOutLoss(task.plain), project=Box(*BOX))
-    rows = Arrays(task.cells, batch_size=method.batch_size, sampling="blocks", seed=seed)
+    rows = Arrays(task.rows, batch_size=method.batch_size, sampling="blocks", seed=seed)
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
     key = jax.random.key(seed)
     result = minimize(
@@ -191,7 +190,7 @@ class _Watch:
         record = {
             "step": step,
             "seconds": float(seen.seconds[-1]),
-            "visits": int(seen.visits[-1]) * self.task.cells.y.shape[1],
+            "visits": int(seen.visits[-1]),
             "tuning_loss": point.tuning_loss,
             "validation_loss": point.validation_loss,
             "gradient_norm": float(seen.gradient_norm[-1]),
@@ -204,10 +203,10 @@ class _Watch:
 
 def _single_penalty(task: Task) -> Point:
     """The best single penalty by the tuning and validation losses together, over a warm-started path from strong to weak."""
-    folds, (p, outputs) = task.cells.y.shape[1], (task.cells.X.shape[-1], task.outputs)
+    folds, outputs, p = task.folds, task.outputs, task.rows.X.shape[1]
     real = jnp.result_type(float)
     w: PyTree = {"weights": jnp.zeros((folds, outputs, p), real), "bias": jnp.zeros((folds, outputs), real)}
-    rows, others = np.count_nonzero(task.cells.held), np.count_nonzero(task.validation[2])
+    rows, others = np.count_nonzero(task.rows.held), np.count_nonzero(task.validation[2])
     best, least, worse = None, np.inf, 0
     for exponent in PATH:
         point = _solved(task, 0, jnp.full(task.lam_shape, np.log(10.0) * exponent, real), w, rough=True)
@@ -224,8 +223,8 @@ def _single_penalty(task: Task) -> Point:
 
 def _solved(task: Task, step: int, lam: Array, w: PyTree, *, rough: bool = False) -> Point:
     """The K models at lam, solved by L-BFGS from w, and their losses."""
-    w = solve(CrossFitLoss(task.penalised), w, lam, task.cells, fall=1e-4 if rough else 1e-7)
-    held = float(_value(HeldOutLoss(task.plain), w, lam, task.cells))
+    w = solve(CrossFitLoss(task.penalised), w, lam, task.rows, fall=1e-4 if rough else 1e-6)
+    held = float(_value(HeldOutLoss(task.plain), w, lam, task.rows))
     return Point(step, lam, w, held, np.asarray(_row_losses(task.plain, w, task.validation)))
 
 
@@ -237,11 +236,10 @@ _value_and_grad = jax.jit(lambda loss, w, lam, batch: jax.value_and_grad(loss)(w
 def _row_losses(loss: Any, w: PyTree, rows: tuple[Array, Array, Array]) -> Array:
     """Weighted loss of each row, averaged over the K models, [n]."""
     X, y, weight = rows
-    losses = jax.vmap(lambda one: loss.per_row(scores(one, X), y))(w)
-    return jnp.mean(losses, axis=0) * weight
+    return jnp.mean(losses_of_models(loss, w, X, y), axis=1) * weight
 
 
-def solve(loss: Any, w0: PyTree, lam: Array, batch: PyTree, *, max_steps: int = 300, fall: float = 1e-7) -> PyTree:
+def solve(loss: Any, w0: PyTree, lam: Array, batch: PyTree, *, max_steps: int = 300, fall: float = 1e-6) -> PyTree:
     """Minimise w -> loss(w, lam, batch): scipy's L-BFGS in float64 on gradients in JAX's precision.
 
     Args:

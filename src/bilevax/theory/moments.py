@@ -2,7 +2,7 @@
 
 The inner rows are l_i(w, lam) = 1/2 w'A_i w - w'(b_i + B_i lam), i < n, with symmetric A_i; the map of a minibatch is
 w - alpha (mean of grad_1 l_i over its b rows, drawn independently with replacement); the outer loss is
-1/2 |w - target|^2 + r/2 |lam|^2. A, B without an index are means over the rows, dA_i, dB_i the deviations from them, and
+1/2 |w - target|^2 + r/2 |lam|^2. A, B without an index are means over the rows, dA_i, dB_i the deviations, and
 
     w* = A^-1 (mean b + B lam) ,  v* = (alpha A)^-1 (w* - target) ,  xi_i = -alpha (dA_i w* - db_i - dB_i lam) ,
 
@@ -19,6 +19,7 @@ Source: the algorithm is that of Grazzi, Pontil, Salzo (2021), arXiv:2011.07122;
 derivation.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,10 +100,10 @@ class QuadraticMoments:
         w: w*, [d].
         v: v*, [d].
         hypergradient: r lam + alpha B'v*, [m].
-        spread_A: S -> E[dA S dA], [d^2, d^2].
-        spread_B: V -> E[dB'V dB], [m^2, d^2].
+        jacobian_noise: S -> E[dA S dA], [d^2, d^2].
+        cross_noise: V -> E[dB'V dB], [m^2, d^2].
         noise: E[xi xi'], [d, d].
-        spread_noise: e -> E[dA e xi'], [d^2, d].
+        mixed_noise: e -> E[dA e xi'], [d^2, d].
     """
 
     alpha: float
@@ -111,10 +112,10 @@ class QuadraticMoments:
     w: np.ndarray
     v: np.ndarray
     hypergradient: np.ndarray
-    spread_A: np.ndarray
-    spread_B: np.ndarray
+    jacobian_noise: np.ndarray
+    cross_noise: np.ndarray
     noise: np.ndarray
-    spread_noise: np.ndarray
+    mixed_noise: np.ndarray
 
     @classmethod
     def of_rows(
@@ -156,10 +157,10 @@ class QuadraticMoments:
             w=w,
             v=v,
             hypergradient=r * np.asarray(lam) + alpha * (B.T @ v),
-            spread_A=(np.einsum("iab,icd->acbd", dA, dA) / n).reshape(d * d, d * d),
-            spread_B=(np.einsum("iba,idc->acbd", dB, dB) / n).reshape(m * m, d * d),
+            jacobian_noise=(np.einsum("iab,icd->acbd", dA, dA) / n).reshape(d * d, d * d),
+            cross_noise=(np.einsum("iba,idc->acbd", dB, dB) / n).reshape(m * m, d * d),
             noise=xi.T @ xi / n,
-            spread_noise=(np.einsum("iab,ic->acb", dA, xi) / n).reshape(d * d, d),
+            mixed_noise=(np.einsum("iab,ic->acb", dA, xi) / n).reshape(d * d, d),
         )
 
 
@@ -169,9 +170,7 @@ def known(x: np.ndarray, truth: np.ndarray) -> Moments:
     return Moments(error, np.outer(error, error))
 
 
-def inner_moments(
-    problem: QuadraticMoments, start: Moments, steps: Iterable[float], batch_size: int | None
-) -> Moments:
+def inner_moments(problem: QuadraticMoments, start: Moments, steps: Iterable[float], batch_size: int | None) -> Moments:
     """Moments of w_t - w* after w_{j+1} = w_j + eta_j (Phi_B(w_j) - w_j).
 
     With M = I - eta alpha A, e the mean and S the second moment,
@@ -190,8 +189,8 @@ def inner_moments(
     fresh = 0.0 if batch_size is None else 1.0 / batch_size
     for eta in steps:
         M = identity - eta * alpha * A
-        cross = (problem.spread_noise @ e).reshape(S.shape)
-        spread = alpha**2 * _apply(problem.spread_A, S) + problem.noise - alpha * (cross + cross.T)
+        cross = (problem.mixed_noise @ e).reshape(S.shape)
+        spread = alpha**2 * _apply(problem.jacobian_noise, S) + problem.noise - alpha * (cross + cross.T)
         e, S = M @ e, M @ S @ M + eta**2 * fresh * spread
     return Moments(e, S)
 
@@ -203,7 +202,7 @@ def linear_moments(
     batch_size: int | None,
     v0: np.ndarray | None = None,
 ) -> LinearMoments:
-    """Moments of v_k - v* after v_{j+1} = v_j + eta_j (d1Phi_B' v_j + w_t - target - v_j), w_t random and then frozen.
+    """Moments of v_k - v* after v_{j+1} = v_j + eta_j (d1Phi_B'v_j + w_t - target - v_j) at a random, then frozen w_t.
 
     With e, S the moments of w_t - w*, f the mean and P the second moment of v - v*, C = E[(v - v*)(w_t - w*)'] and
     V = E[v v'] = P + f v*' + v* f' + v* v*',
@@ -225,7 +224,7 @@ def linear_moments(
     fresh = 0.0 if batch_size is None else 1.0 / batch_size
     for eta in steps:
         M = identity - eta * alpha * A
-        spread = alpha**2 * _apply(problem.spread_A, _raw_second(problem, f, P))
+        spread = alpha**2 * _apply(problem.jacobian_noise, _raw_second(problem, f, P))
         mixed = M @ C
         P = M @ P @ M + eta * (mixed + mixed.T) + eta**2 * (S + fresh * spread)
         C = mixed + eta * S
@@ -243,7 +242,7 @@ def hypergradient_moments(
 
         bias = alpha B'f ,    second = alpha^2 (B'P B + E[dB'V dB] / (J b)) ,
 
-    with f, P and V as in :func:`linear_moments`. They don't depend on w_t but through v_k, as all Jacobians are constant.
+    with f, P and V as in :func:`linear_moments`: all Jacobians are constant, so w_t enters through v_k alone.
 
     Args:
         problem: the moments of the rows.
@@ -255,7 +254,7 @@ def hypergradient_moments(
     second = B.T @ linear.second @ B
     if batch_size is not None and cross_batches is not None:
         V = _raw_second(problem, linear.mean, linear.second)
-        second = second + _apply(problem.spread_B, V) / (cross_batches * batch_size)
+        second = second + _apply(problem.cross_noise, V) / (cross_batches * batch_size)
     return HypergradientMoments(alpha * (B.T @ linear.mean), alpha**2 * second)
 
 
@@ -293,5 +292,5 @@ def _raw_second(problem: QuadraticMoments, f: np.ndarray, P: np.ndarray) -> np.n
 
 def _apply(operator: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """A linear operator [r^2, d^2] on a [d, d] matrix, as an [r, r] matrix."""
-    side = int(round(np.sqrt(operator.shape[0])))
+    side = math.isqrt(operator.shape[0])
     return (operator @ matrix.reshape(-1)).reshape(side, side)

@@ -1,0 +1,36 @@
+# The two commands are `make run` and `make test`; `make check` does all that CI does.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test test-slow lint check bench clean
+
+run: $(STAMP)  ## tune a model on real data and say where the report is
+	$(BIN)/bilevax tune digits --target digit --out runs/digits --seed 0 --force
+
+test: $(STAMP)  ## the default suite, docs included
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMP)  ## the statistical and real-data tests
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(STAMP)  ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test  ## what CI does
+
+bench: $(STAMP)  ## the comparison with a grid search on real data
+	$(BIN)/python benchmarks/against_grid.py
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

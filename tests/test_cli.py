@@ -1,0 +1,345 @@
+"""The command: what it writes, what it says in one line, and with which code it ends."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+
+from bilevax.cli import main
+from bilevax.cli.display import sparkline
+from bilevax.cli.predict import safe_cell
+from bilevax.core.codes import Code
+from bilevax.data.tables import read_table
+from bilevax.sklearn import read_model, study
+
+BILEVAX = [sys.executable, "-c", "from bilevax.cli import main; main()"]
+
+KEEPING = """
+import numpy, bilevax.cli, bilevax.sklearn.study as study
+tune_table = study.tune_table
+def keep(*args, **options):
+    out = tune_table(*args, **options)
+    probabilities = out.estimator.predict_proba(out.prepared.X)
+    numpy.savez("kept.npz", probabilities=probabilities, penalties=out.estimator.penalties_)
+    return out
+study.tune_table = keep
+bilevax.cli.main()
+"""
+"""The command, which also keeps what the fitted estimator predicts on every row."""
+
+
+class Quick(ClassifierMixin, BaseEstimator):
+    """Stands in for the tuned estimator; ``interrupt`` is a signal that reaches it at its second step."""
+
+    interrupt = 0
+
+    def __init__(self, penalty_per="feature", *, class_weight=None, scoring="", method="auto", steps=3, random_state=0):
+        self.penalty_per, self.class_weight, self.scoring = penalty_per, class_weight, scoring
+        self.method, self.steps, self.random_state = method, steps, random_state
+
+    def fit(self, X, y, *, groups=None, validation=None, callback=None):
+        self.n_iter_, self.interrupted_ = 0, False
+        try:
+            for step in range(4):
+                record = {
+                    "step": step,
+                    "seconds": 0.5,
+                    "visits": 10 * step,
+                    "validation_loss": 0.5 - 0.1 * step,
+                    "code": 0,
+                }
+                self.n_iter_ += 1
+                callback(record)
+                if self.interrupt and step == 1:
+                    os.kill(os.getpid(), self.interrupt)
+                    time.sleep(5)
+        except KeyboardInterrupt:
+            self.interrupted_ = True
+        self.model_ = LogisticRegression(C=0.5, max_iter=500).fit(X, y)
+        self.classes_, self.coef_, self.intercept_ = self.model_.classes_, self.model_.coef_, self.model_.intercept_
+        self.penalties_ = np.ones(X.shape[1])
+        self.method_, self.method_reason_, self.code_, self.visits_ = "deterministic", "asked for", Code.OK, 40
+        self.validation_loss_, self.validation_gap_, self.validation_gap_se_ = 0.5, 0.01, 0.002
+        return self
+
+    def predict_proba(self, X):
+        return self.model_.predict_proba(X)
+
+    def predict(self, X):
+        return self.model_.predict(X)
+
+
+def write_table(path, n=200, seed=0, labels=("stays", "=leaves()")):
+    rng = np.random.default_rng(seed)
+    plan, x = rng.choice(["basic", "family, large"], n), rng.normal(size=n)
+    codes = (x + (plan == "basic") + rng.logistic(size=n) > 0).astype(int)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "plan", "income (€)", "\x1b[31mcalls\x1b[0m", "age", "outcome"])
+        for i in range(n):
+            plan_i, age = plan[i] if i % 9 else "", rng.integers(18, 90) if i % 7 else "NA"
+            writer.writerow([1000 + i, plan_i, f"{x[i]:.3f}", rng.poisson(3), age, labels[codes[i]]])
+    return path
+
+
+@pytest.fixture(name="run")
+def runner(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(study, "TunedLogisticRegression", Quick)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Quick, "interrupt", 0)
+
+    def run(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert "\x1b" not in out + err
+        return ended.value.code, out, err
+
+    return run
+
+
+@pytest.fixture(name="table")
+def table_file(tmp_path):
+    return write_table(tmp_path / "churn.csv")
+
+
+def test_help_is_quick_and_needs_nothing():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([*BILEVAX, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+    for word in ("tune", "predict", "report", "--version"):
+        assert word in done.stdout
+    code = "import sys; from bilevax.cli import main\ntry: main(['tune', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'jax', 'sklearn', 'pyarrow', 'matplotlib', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_table_is_tuned_applied_and_reported(tmp_path):
+    """The real thing, in processes of its own."""
+    table = write_table(tmp_path / "churn.csv", n=150)
+    words = ["tune", table, "--target", "outcome", "--out", "run", "--steps", "2", "--scoring", "balanced_accuracy"]
+    keeping = [sys.executable, "-c", KEEPING, *map(str, words)]
+    done = subprocess.run(keeping, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"config.toml", "metrics.jsonl", "model.safetensors", "coefficients.json", "report.html"}
+    for said in (
+        "one penalty per feature (bilevax)",
+        "single penalty, grid of 20",
+        "no tuning (C = 1)",
+        "balanced_accuracy",
+    ):
+        assert said in done.stdout
+    assert "run/report.html" in done.stdout
+    assert "column 'id' is left out: integers that number the rows" in done.stderr
+    assert "150 rows: 90 train, 30 validate, 30 test; 4 columns become " in done.stderr
+    assert "validation loss" in done.stderr
+    words = ["predict", "run", "churn.csv", "--out", "p.csv"]
+    done = subprocess.run([*BILEVAX, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    model, rows = read_model(tmp_path / "run"), read_table(table)
+    kept = np.load(tmp_path / "kept.npz")
+    np.testing.assert_allclose(model.predict_proba(rows), kept["probabilities"], rtol=0, atol=1e-12)
+    assert list(model.penalties) == kept["penalties"].tolist()
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert list(written[0]) == ["prediction", "probability_=leaves()", "probability_stays"]
+    found = [[float(row["probability_=leaves()"]), float(row["probability_stays"])] for row in written]
+    np.testing.assert_allclose(found, model.predict_proba(rows), rtol=1e-5)
+    assert [row["prediction"].removeprefix("'") for row in written] == model.predict(rows)
+    assert {row["prediction"][0] for row in written} == {"'", "s"}
+
+
+def test_the_outcome_is_said_and_the_report_written(run, table, tmp_path):
+    code, out, err = run("tune", table, "--target", "outcome", "--out", "run")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == [
+        "on",
+        "the",
+        "test",
+        "rows",
+        "log-loss",
+        "tuned",
+        "minus",
+        "it,",
+        "95",
+        "%",
+        "accuracy",
+        "seconds",
+    ]
+    assert [line.split("  ")[0] for line in lines[1:4]] == [
+        "one penalty per feature (bilevax)",
+        "single penalty, grid of 20",
+        "no tuning (C = 1)",
+    ]
+    assert "test log-loss" in out
+    assert "do not confirm: 0.0100 ± 0.0020" in out
+    assert "step 0 of at most 100: validation loss 0.5000" in err
+    assert "4 steps: validation loss 0.5000 to 0.2000" in err
+    assert "income (€)" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    os.unlink("run/report.html")
+    assert run("report", "run") == (0, "run/report.html\n", "")
+    assert os.path.exists("run/report.html")
+
+
+def test_a_bundled_data_set_knows_its_target(run):
+    code, out, _ = run("tune", "iris", "--out", "run", "--seed", "1")
+    assert code == 0
+    assert "run/report.html" in out
+    with open("run/metrics.jsonl", encoding="utf-8") as file:
+        data = next(record for record in map(json.loads, file) if record["kind"] == "data")
+    assert data["classes"] == {"setosa": 50, "versicolor": 50, "virginica": 50}
+    assert run("predict", "run", "iris")[1].startswith("prediction,probability_setosa,")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("tune churn.csv --target outcom --out o", 4, "churn.csv: no column 'outcom'; did you mean 'outcome'?"),
+        ("tune churn.csv --out o", 2, "Missing option '--target'; the last of the 6 columns is 'outcome'"),
+        ("tune churn.csv --target outcome", 2, "Missing option '--out' (see bilevax tune --help)"),
+        (
+            "tune churm.csv --target outcome --out o",
+            2,
+            "no file 'churm.csv', and no bundled data set of that name; did you",
+        ),
+        ("tune digit --out o", 2, "did you mean 'digits'?"),
+        ("tune churn.csv --target outcome --out o --trget x", 2, "No such option: --trget"),
+        ("tune churn.csv --target outcome --out o --seed banana", 2, "Invalid value for '--seed'"),
+        ("tune churn.csv --target outcome --out o --penalty-per row", 2, "'row' is not one of 'feature', 'class'"),
+        ("tune churn.csv --target outcome --out o --seed", 2, "Option '--seed' requires an argument"),
+        ("tune churn.csv --target outcome --out o --steps 0", 3, "steps: Input should be greater than or equal to 1"),
+        ("tune churn.csv --target outcome --out o --scoring acuracy", 3, "did you mean 'accuracy'"),
+        ("tune churn.csv --target outcome --out o --drop plan --drop pln", 4, "no column 'pln'; did you mean 'plan'?"),
+        ("tune churn.csv --target id --out o", 4, "holds 200 different numbers, a quantity and no set of classes"),
+        ("tune churn.csv --target outcome --out churn.csv", 7, "cannot write churn.csv: "),
+        ("tune broken.csv --target outcome --out o", 4, "broken.csv:3: 1 field, expected 2"),
+        ("tun churn.csv", 2, "No such command 'tun'. Did you mean 'tune'? (see bilevax --help)"),
+        ("predict churn.csv", 2, "Missing argument 'TABLE'"),
+        ("predict nowhere churn.csv", 4, "nowhere has no model.safetensors: it is no run directory"),
+        ("report nowhere", 4, "nowhere is not a run directory"),
+    ],
+)
+def test_a_fault_is_one_line_and_a_code(run, table, tmp_path, words, code, said):
+    (tmp_path / "broken.csv").write_text("x,outcome\n1,a\n2\n")
+    ended, out, err = run(*words.split())
+    faults = [line for line in err.splitlines() if line.startswith("bilevax: ")]
+    assert (ended, out, len(faults)) == (code, "", 1)
+    assert said in faults[0]
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.csv", "churn.csv"]  # nothing was begun
+
+
+def test_what_is_not_installed_is_named(run, table, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "bilevax.cli.app", raising=False)
+    code, _, err = run("tune", table, "--target", "outcome", "--out", "o")
+    assert code == 2
+    assert err == "bilevax: typer is not installed; pip install 'bilevax[cli]' brings all that the command needs\n"
+
+
+def test_debug_shows_where(run, table):
+    _, _, err = run("tune", table, "--target", "outcom", "--out", "o", "--debug")
+    assert "Traceback" in err
+
+
+def test_without_words_the_help_is_shown(run):
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert "Commands:" in out
+    assert run("--version")[:2] == (0, "bilevax 0.1.0.dev0\n")
+
+
+def test_an_earlier_run_is_kept_or_replaced_whole(run, table, tmp_path):
+    run("tune", table, "--target", "outcome", "--out", "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    code, _, err = run("tune", table, "--target", "outcome", "--out", "run", "--seed", "1")
+    assert code == 2
+    assert "run is not empty; choose another directory, or give --force" in err
+    code, _, _ = run("tune", table, "--target", "outcom", "--out", "run", "--force")
+    assert code == 4
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    code, _, _ = run("tune", table, "--target", "outcome", "--out", "run", "--seed", "1", "--force")
+    assert code == 0
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in before)
+    assert run("tune", table, "--target", "outcome", "--out", tmp_path, "--force")[0] == 2  # the table is there
+    run("predict", "run", table, "--out", "p.csv")
+    code, _, err = run("predict", "run", table, "--out", "p.csv")
+    assert code == 2
+    assert "p.csv exists" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_tuning_with_what_was_reached(run, table, monkeypatch, number, code):
+    monkeypatch.setattr(Quick, "interrupt", number)
+    ended, out, err = run("tune", table, "--target", "outcome", "--out", "run")
+    assert ended == code
+    assert "The run was interrupted after 2 steps" in out
+    assert "Traceback" not in err
+    assert os.path.exists("run/report.html")
+    assert run("predict", "run", table)[0] == 0
+
+
+def test_an_interruption_before_the_first_step_leaves_nothing(table, tmp_path):
+    words = [*BILEVAX, "tune", str(table), "--target", "outcome", "--out", "run"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "compiling" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists() or "interrupted" in out
+
+
+def test_a_closed_pipe_is_no_fault(run, table, tmp_path):
+    run("tune", table, "--target", "outcome", "--out", "run")
+    words = [*BILEVAX, "predict", "run", "churn.csv"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # before the first line is written
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
+def test_predictions_say_what_they_ignore_and_refuse_what_they_lack(run, table, tmp_path):
+    run("tune", table, "--target", "outcome", "--out", "run")
+    _, out, err = run("predict", "run", table)
+    assert out.count("\n") == 201
+    assert err == "bilevax: not used by the model: id\n"
+    lines = (tmp_path / "churn.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "less.csv").write_text("\n".join([lines[0].replace("plan", "Plans"), *lines[1:]]), encoding="utf-8")
+    code, out, err = run("predict", "run", "less.csv")
+    assert (code, out) == (4, "")
+    assert "no column 'plan'; did you mean 'Plans'?" in err
+
+
+def test_what_would_be_a_formula_is_marked_as_text():
+    assert [safe_cell(text, text) for text in ("=a", "+a", "-a", "@a", "\ta", "a=", "")] == [
+        "'=a", "'+a", "'-a", "'@a", "'\ta", "a=", "",
+    ]  # fmt: skip
+    assert safe_cell("-1", -1) == "-1"
+
+
+def test_a_sparkline_has_its_ends():
+    assert sparkline([], 10) == ""
+    assert sparkline([1.0, 1.0], 10) == "▁▁"
+    long = sparkline(np.linspace(1, 0, 1000).tolist(), 30)
+    assert (len(long), long[0], long[-1]) == (30, "█", "▁")
