@@ -15,8 +15,7 @@ from bilevax.core.codes import Code
 from bilevax.core.errors import DataError, ParameterError, UsageError
 from bilevax.data.columns import Column, Table, object_array
 from bilevax.sklearn import read_model, study, tune_table, write_run
-from bilevax.sklearn.baselines import row_losses, single_penalty_grid, untuned
-from bilevax.sklearn.evaluation import paired_interval
+from bilevax.sklearn.baselines import row_losses
 from bilevax.sklearn.run_files import FILES, RunDirectory
 from bilevax.sklearn.settings import TuneSettings, settings_from
 
@@ -252,31 +251,6 @@ def test_the_comparison_is_right():
     paired = result.of_kind("paired")[0]
     assert paired["difference"] == pytest.approx(tuned["test_log_loss"] - grid["test_log_loss"])
     assert paired["low"] < paired["difference"] < paired["high"]
-
-
-def test_a_paired_interval_is_students():
-    a, b = np.array([1.0, 2.0, 4.0]), np.array([0.0, 2.0, 1.0])
-    mean, low, high = paired_interval(a, b)
-    half = 4.302653 * np.std(a - b, ddof=1) / math.sqrt(3)  # the 97.5 % point of t with two degrees of freedom
-    assert (mean, low, high) == pytest.approx((4 / 3, 4 / 3 - half, 4 / 3 + half), rel=1e-6)
-
-
-def test_the_baselines_say_what_they_found():
-    rng = np.random.default_rng(1)
-    X = rng.normal(size=(200, 5)) * [1, 10, 100, 0.1, 1]
-    y = np.where(X[:, 0] + rng.normal(size=200) > 0, "b", "a")
-    validation = np.arange(200) % 4 == 0
-    grid = single_penalty_grid(X, y, validation, points=5)
-    assert grid.grid.tolist() == pytest.approx([1e-4, 1e-2, 1, 1e2, 1e4])
-    assert grid.validation_loss == grid.grid_losses.min()
-    assert grid.c == grid.grid[grid.grid_losses.argmin()]
-    assert grid.converged
-    assert grid.model.predict(X[:1])[0] in ("a", "b")
-    np.testing.assert_array_equal(grid.model["scale"].mean_, StandardScaler().fit(X[~validation]).mean_)
-    assert untuned(X, y, validation).c == 1.0
-    assert not single_penalty_grid(X, y, validation, points=5, max_iter=1).converged  # noted, not printed
-    balanced = untuned(X, y, validation, class_weight="balanced").model["logistic"]
-    assert balanced.get_params()["class_weight"] == "balanced"
 
 
 @pytest.mark.usefixtures("quick")

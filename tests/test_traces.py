@@ -42,11 +42,19 @@ def make(step=0.1, *, t=5, k=6, J=2, J1=3, rate=0.05, seed=0, eta=0.5, outer="sg
     return problem, sid, algorithm, np.zeros(D), np.zeros(D), *sources
 
 
-def both_doors(arguments, *, steps=3, seed=0, every=None):
-    problem, sid, algorithm, w0, lam, train, val = arguments
-    key = jax.random.key(seed)
-    bx.hypergradient(problem, sid, w0, lam, train, val, key=key)
-    bx.minimize(problem, algorithm, w0, lam, train, val, steps=steps, key=key, every=every)
+def first_door(arguments, *, seed=0):
+    problem, sid, _, w0, lam, train, val = arguments
+    bx.hypergradient(problem, sid, w0, lam, train, val, key=jax.random.key(seed))
+
+
+def second_door(arguments, *, steps=3, seed=0, every=None):
+    problem, _, algorithm, w0, lam, train, val = arguments
+    bx.minimize(problem, algorithm, w0, lam, train, val, steps=steps, key=jax.random.key(seed), every=every)
+
+
+def both_doors(arguments, *, seed=0):
+    first_door(arguments, seed=seed)
+    second_door(arguments, seed=seed)
 
 
 def traced(call):
@@ -64,12 +72,12 @@ def warm():
 
 def test_control_the_counter_counts():
     """A new shape and a new function are traced; calling once more is not."""
-    problem, sid, algorithm, w0, lam, _, val = make()
-    other = bx.Arrays(data(0), 9)
-    assert traced(lambda: both_doors((problem, sid, algorithm, w0, lam, other, val))) > 0
-    assert traced(lambda: both_doors((problem, sid, algorithm, w0, lam, other, val))) == 0
+    problem, *others, _, val = make()
+    source = bx.Arrays(data(0), 9)
+    assert traced(lambda: first_door((problem, *others, source, val))) > 0
+    assert traced(lambda: first_door((problem, *others, source, val))) == 0
     new = bx.Problem(bx.GradientStep(lambda w, lam, batch: inner_loss(w, lam, batch), 0.1), outer_loss)
-    assert traced(lambda: both_doors((new, sid, algorithm, w0, lam, other, val))) > 0
+    assert traced(lambda: first_door((new, *others, source, val))) > 0
 
 
 def test_the_same_call_again():
@@ -102,13 +110,13 @@ def test_a_new_step_of_the_solvers(value):
 @pytest.mark.parametrize("value", SCALARS.values(), ids=SCALARS)
 @pytest.mark.parametrize("schedule", [bx.Harmonic, bx.Polynomial, bx.Growing], ids=lambda s: s.__name__)
 def test_new_numbers_in_a_schedule(schedule, value):
-    def arguments(*numbers):
+    def call(*numbers):
         if schedule is bx.Growing:
-            return make(t=bx.Growing(*numbers), J=bx.Growing(*numbers))
-        return make(eta=schedule(*numbers))
+            return second_door(make(t=schedule(*numbers), J=schedule(*numbers)))
+        return first_door(make(eta=schedule(*numbers)))
 
-    both_doors(arguments(1.5, 0.25))
-    assert traced(lambda: both_doors(arguments(value, 0.75))) == 0
+    call(1.5, 0.25)
+    assert traced(lambda: call(value, 0.75)) == 0
 
 
 def test_new_data_of_equal_shape():
@@ -147,16 +155,16 @@ def test_a_changed_outer_learning_rate(rate):
 
 def test_a_changed_outer_learning_rate_of_adam():
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes a count with floats
-        both_doors(make(outer="adam"))
-        assert traced(lambda: both_doors(make(outer="adam", rate=0.001))) == 0
+        second_door(make(outer="adam"))
+        assert traced(lambda: second_door(make(outer="adam", rate=0.001))) == 0
 
 
 def test_a_raw_optax_object_that_is_kept():
     problem, sid, _, w0, lam, train, val = make()
     algorithm = bx.BSGM(sid, optax.sgd(0.1))
-    both_doors((problem, sid, algorithm, w0, lam, train, val))
+    second_door((problem, sid, algorithm, w0, lam, train, val))
     rebuilt = bx.BSGM(sid, algorithm.outer)
-    assert traced(lambda: both_doors((problem, sid, rebuilt, w0, lam, train, val))) == 0
+    assert traced(lambda: second_door((problem, sid, rebuilt, w0, lam, train, val))) == 0
 
 
 @pytest.mark.parametrize("count", ["t", "k", "J", "J1"])
@@ -169,29 +177,28 @@ def test_a_changed_count(count, value):
 
 @pytest.mark.parametrize("every", [None, 1, 5])
 def test_changed_outer_steps(every):
-    assert traced(lambda: both_doors(make(), steps=17, every=every)) == 0
+    assert traced(lambda: second_door(make(), steps=17, every=every)) == 0
 
 
 def test_a_count_that_grows_over_fifty_outer_steps():
     """The first step traces everything; the other forty-nine nothing."""
     grow = {"t": bx.Growing(1.0), "k": bx.Growing(2.0), "J": bx.Growing(1.0, 0.5)}
-    both_doors(make(**grow), steps=1)
-    assert traced(lambda: both_doors(make(**grow), steps=50)) == 0
+    second_door(make(**grow), steps=1)
+    assert traced(lambda: second_door(make(**grow), steps=50)) == 0
 
 
 def test_one_run_traces_its_program_once():
     """A run of fifty steps in chunks costs the same number of traces as one of a single step."""
 
-    def first_call(steps):
+    def of_a_new_loss(steps):
         def loss(w, lam, batch):
             return inner_loss(w, lam, batch)
 
-        problem, _, algorithm, w0, lam, train, val = make()
-        problem = bx.Problem(bx.GradientStep(loss, 0.1), outer_loss, problem.project)
-        key = jax.random.key(0)
-        return traced(lambda: bx.minimize(problem, algorithm, w0, lam, train, val, steps=steps, key=key))
+        _, *others = make()
+        problem = bx.Problem(bx.GradientStep(loss, 0.1), outer_loss)
+        return traced(lambda: second_door((problem, *others), steps=steps))
 
-    assert first_call(50) == first_call(1)
+    assert of_a_new_loss(50) == of_a_new_loss(1)
 
 
 def test_changed_numbers_of_the_box_and_of_conjugate_gradients():
@@ -200,8 +207,8 @@ def test_changed_numbers_of_the_box_and_of_conjugate_gradients():
         sid = bx.SID(bx.FixedPoint(5), bx.CG(tol, max_steps, damping))
         return problem, sid, bx.BSGM(sid, bx.optim("sgd", 0.1)), *rest
 
-    both_doors(arguments(4.0, 1e-6, 100, 0.0))
-    assert traced(lambda: both_doors(arguments(3, 1e-3, np.int64(7), 1))) == 0
+    first_door(arguments(4.0, 1e-6, 100, 0.0))
+    assert traced(lambda: first_door(arguments(3, 1e-3, np.int64(7), 1))) == 0
 
 
 def nbytes(jaxpr):

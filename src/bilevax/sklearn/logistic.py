@@ -142,7 +142,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         Z = (X - self.feature_mean_) / self.feature_scale_
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         method = tuning.choose_method(self.method, len(train), X.shape[1], outputs)
-        folds = _folds(labels[train], None if groups is None else np.asarray(groups)[train], random)
+        folds = _folds(labels[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         tuned = self._tune(Z, labels, train, validated, folds, method, seed, callback)
         self._record(tuned, method)
         self._train(Z, labels, tuned, rows_of_a_model=len(train) * folds.max() / (folds.max() + 1))
@@ -187,7 +187,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         self.method_, self.method_reason_ = method.name, method.reason
         self.history_, self.n_iter_ = tuned.history, max(1, len(tuned.history))
         self.visits_ = tuned.history[-1]["visits"] if tuned.history else 0
-        self.validation_loss_ = tuned.chosen.validation_loss
+        self.validation_loss_ = tuned.validation_loss
         self.validation_gap_, self.validation_gap_se_ = tuned.gap, tuned.gap_se
         self.chosen_step_, self.code_, self.interrupted_ = tuned.chosen.step, tuned.code, tuned.interrupted
 
@@ -202,10 +202,9 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         n, real = len(labels), _real()
         weight, _ = self._weights(labels)
         lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_of_a_model / n)
-        w0 = {"weights": jnp.mean(tuned.chosen.w["weights"], axis=0), "bias": jnp.mean(tuned.chosen.w["bias"], axis=0)}
         loss = self._loss()(self.penalty_per)
         rows = jax.device_put(fill(weight.astype(real), Z.astype(real), labels))
-        w = solve(loss, w0, jnp.asarray(lam, real), rows, max_steps=1000)
+        w = solve(loss, tuned.model, jnp.asarray(lam, real), rows, fall=1e-8, max_steps=500)
         self.penalties_ = n * np.exp(lam)
         self.start_penalty_ = float(rows_of_a_model * np.exp(np.ravel(tuned.start.lam)[0]))
         self.coef_ = np.asarray(w["weights"], np.float64) / self.feature_scale_
@@ -283,14 +282,12 @@ def _validation_rows(labels: np.ndarray, groups: Any, given: Any, fraction: floa
     return mask
 
 
-def _folds(labels: np.ndarray, groups: Any, random: np.random.RandomState) -> np.ndarray:
+def _folds(labels: np.ndarray, groups: Any, most: int, random: np.random.RandomState) -> np.ndarray:
     """Fold of each training row: of equal size and stratified; by group where there are groups."""
-    from bilevax.sklearn.tuning import FOLDS
-
     n = len(labels)
     if groups is not None:
         _, index = np.unique(groups, return_inverse=True)
-        k = min(FOLDS, index.max() + 1)
+        k = min(most, index.max() + 1)
         if k < 2:
             raise ParameterError("groups must leave at least two groups in training; pass more groups"  )
         folds = np.empty(n, int)
@@ -298,5 +295,5 @@ def _folds(labels: np.ndarray, groups: Any, random: np.random.RandomState) -> np
             folds[rows] = fold
         return folds
     folds = np.empty(n, int)
-    folds[np.lexsort((random.permutation(n), labels))] = np.arange(n) % min(FOLDS, n)
+    folds[np.lexsort((random.permutation(n), labels))] = np.arange(n) % min(most, n)
     return folds

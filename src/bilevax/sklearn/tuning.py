@@ -1,4 +1,4 @@
-"""How penalties are tuned: a start with a single penalty, hypergradient steps, and an honest choice of where to stop."""
+"""How penalties are tuned: from a single penalty, along hypergradients, to where held-out rows say stop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,23 +20,29 @@ from bilevax.runs import Progress, minimize
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
 from bilevax.solvers import CG, LBFGS, FixedPoint
 
-FOLDS = 5
-"""K, the number of models that are cross-fitted."""
+MANY_ROWS = 10_000
+"""Training rows up to which five models are cross-fitted; three beyond."""
+
+ROWS_A_WEIGHT = 100
+"""Rows a weight below which minibatches are too noisy to tune on."""
 
 BOX = (-25.0, 12.0)
 """Bounds of lam, the logarithm of a penalty against a mean loss: exp(lam) neither overflows nor vanishes."""
 
-PATIENCE = 20
+PATIENCE = 12
 """Outer steps without a better validation loss after which tuning ends."""
 
-LEARNING_RATE = 0.05
-"""Of Adam on the log-penalties: a step changes a penalty by at most about 5 %."""
+LEARNING_RATE = 0.1
+"""Of Adam on the log-penalties: a step changes a penalty by about 10 % at most."""
 
-PATH = tuple(np.arange(1.0, -6.5, -0.5))
-"""Powers of ten of the single penalties tried at the start."""
+PATH = tuple(np.arange(1.0, -6.25, -0.25))
+"""Powers of ten of the single penalties tried at the start, against a mean loss."""
+
+PATH_ROWS = 10_000
+"""Training rows on which they are tried, at most."""
 
 FULL_BATCH_LIMIT = 1e8
-"""Multiplications in one pass (rows * columns * scores) up to which full batches are the faster choice."""
+"""Multiplications in one pass (rows * weights) up to which full batches are the faster choice."""
 
 
 class Method(NamedTuple):
@@ -44,31 +50,37 @@ class Method(NamedTuple):
 
     name: str
     reason: str
+    folds: int
     batch_size: int | None
     estimator: SID
 
 
-def choose_method(name: str, n: int, p: int, scores: int) -> Method:
-    """Full batches for small data, minibatches for large; ``name`` may ask for either."""
-    work = float(n) * p * scores
-    size = f"one pass over {n} rows x {p} columns x {scores} score{'s' * (scores > 1)} is {work:.1e} multiplications"
-    small = work <= FULL_BATCH_LIMIT
-    if name == "auto":
-        name = "deterministic" if small else "stochastic"
-        verdict = "at most" if small else "more than"
-        reason = f"{size}, {verdict} the {FULL_BATCH_LIMIT:.0e} up to which full batches are faster"
+def choose_method(name: str, n: int, p: int, outputs: int) -> Method:
+    """Full batches or minibatches; ``name`` may ask for either.
+
+    A stochastic solver's excess loss after N visits is of the order of (number of weights) / N: minibatches win where
+    one pass has many rows a weight, and is too long for full batches to be repeated.
+    """
+    weights = p * outputs
+    size = f"{n:,} training rows for {weights:,} weights"
+    if name != "auto":
+        reason = f"asked for; {size}"
+    elif n * weights > FULL_BATCH_LIMIT and n > ROWS_A_WEIGHT * weights:
+        name, reason = "stochastic", f"{size}: a pass is long, and a part of it tells nearly as much as the whole"
+    elif n * weights > FULL_BATCH_LIMIT:
+        name, reason = "deterministic", f"{size}: fewer than {ROWS_A_WEIGHT} rows a weight, so minibatches are too noisy"
     else:
-        reason = "asked for"
+        name, reason = "deterministic", f"{size}: a pass is so short that full batches are faster"
+    folds = 5 if n <= MANY_ROWS else 3
     if name == "deterministic":
-        solvers = SID(inner=LBFGS(tol=1e-4, max_steps=100), linear=CG(tol=1e-2, max_steps=50))
-        return Method(name, reason, None, solvers)
-    stochastic = SID(
-        inner=FixedPoint(steps=200, step_size=0.5),
-        linear=FixedPoint(steps=100, step_size=0.5),
-        cross_batches=1,  # the penalty is deterministic: one minibatch gives the product exactly
-        outer_batches=16,
+        return Method(name, reason, folds, None, SID(inner=LBFGS(tol=1e-4, max_steps=10), linear=CG(tol=1e-2, max_steps=10)))
+    solvers = SID(
+        inner=FixedPoint(steps=400, step_size=0.5),
+        linear=FixedPoint(steps=200, step_size=0.5),
+        cross_batches=1,  # lam enters the penalty alone: every minibatch gives the product exactly
+        outer_batches=32,
     )
-    return Method(name, reason, 512, stochastic)
+    return Method(name, reason, folds, 512, solvers)
 
 
 class Task(NamedTuple):
@@ -77,9 +89,9 @@ class Task(NamedTuple):
     Attributes:
         penalised: the loss of one model with its penalty, such as ``MultinomialLogistic("feature")``.
         plain: the same without.
-        rows: the training rows with their folds.
+        rows: the training rows with their folds, [n].
         folds: K.
-        validation: X [n, p], y [n], weight [n] of mean 1: rows that no penalty is tuned on.
+        validation: X, y, and weight of mean 1, of rows that no penalty is tuned on.
         lam_shape: of the log-penalties.
         outputs: C, the number of scores.
     """
@@ -88,32 +100,27 @@ class Task(NamedTuple):
     plain: Any
     rows: Rows
     folds: int
-    validation: tuple[np.ndarray, np.ndarray, np.ndarray]
+    validation: tuple[Array, Array, Array]
     lam_shape: tuple[int, ...]
     outputs: int
 
 
 class Point(NamedTuple):
-    """One choice of penalties, its K models, and how well they do on rows they were not trained on.
+    """One choice of penalties with its K models.
 
     Attributes:
         step: outer step; 0 is the single penalty.
-        lam: log-penalties, against a mean loss.
-        w: the K models.
-        tuning_loss: mean over the folds of the loss of the model trained without it.
-        row_losses: of the validation rows, averaged over the K models, [n].
+        lam: log-penalties, against the mean loss of a model, which sees all folds but one.
+        w: the K models, or near them where minibatches are used.
+        tuning_loss: mean loss of the training rows, each under the model trained without it.
+        validation_loss: mean loss of the validation rows under the K models.
     """
 
     step: int
     lam: Array
     w: PyTree
     tuning_loss: float
-    row_losses: np.ndarray
-
-    @property
-    def validation_loss(self) -> float:
-        """Mean over the validation rows."""
-        return float(np.mean(self.row_losses))
+    validation_loss: float
 
 
 class Tuned(NamedTuple):
@@ -122,7 +129,10 @@ class Tuned(NamedTuple):
     Attributes:
         chosen: the penalties to use.
         start: the single penalty it began with; ``chosen`` is this if no step was better by one standard error.
-        gap: how much of the fall of the tuning loss, from the start to the best step, the validation rows do not confirm.
+        model: one model with the chosen penalties, trained on all training rows.
+        validation_loss: of that model.
+        gap: how much of the fall of the tuning loss, from the start to the best step, the validation rows do not
+            confirm.
         gap_se: its standard error over the validation rows.
         history: one record an outer step.
         code: the worst code of the run.
@@ -131,6 +141,8 @@ class Tuned(NamedTuple):
 
     chosen: Point
     start: Point
+    model: PyTree
+    validation_loss: float
     gap: float
     gap_se: float
     history: list[dict[str, Any]]
@@ -164,12 +176,26 @@ def tune(
     result = minimize(
         problem, algorithm, start.w, start.lam, rows, rows, steps=steps, key=key, callback=watch, every=1
     )
-    best = _solved(task, watch.best.step, watch.best.lam, watch.best.w) if watch.best.step else start
-    gain = best.row_losses - start.row_losses
-    se = float(np.std(gain) / np.sqrt(len(gain)))
-    gap = float(np.mean(gain)) - (best.tuning_loss - start.tuning_loss)
-    chosen = best if np.mean(gain) < -se else start
-    return Tuned(chosen, start, gap, se, watch.history, Code(result.code), result.interrupted)
+    return _decide(task, start, watch, Code(result.code), result.interrupted)
+
+
+def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: bool) -> Tuned:
+    """The best step against the start: one model each on all training rows, compared on the validation rows."""
+    model = _one_model(task, start.lam, start.w)
+    losses = before = np.asarray(_row_losses(task.plain, model, task.validation))
+    best, chosen = watch.best, start
+    if best.step:
+        other = _one_model(task, best.lam, best.w)
+        after = np.asarray(_row_losses(task.plain, other, task.validation))
+        if np.mean(after - before) < -np.std(after - before) / np.sqrt(len(before)):
+            chosen, model, losses = best, other, after
+    of_folds = [np.asarray(_row_losses(task.plain, point.w, task.validation)) for point in (start, best)]
+    gain = of_folds[1] - of_folds[0]
+    held = HeldOutLoss(task.plain)
+    fall = float(_value(held, best.w, best.lam, task.rows)) - float(_value(held, start.w, start.lam, task.rows))
+    gap, gap_se = float(np.mean(gain)) - fall, float(np.std(gain) / np.sqrt(len(gain)))
+    one = jax.tree.map(lambda x: x[0], model)
+    return Tuned(chosen, start, one, float(np.mean(losses)), gap, gap_se, watch.history, code, interrupted)
 
 
 class _Watch:
@@ -182,8 +208,7 @@ class _Watch:
 
     def __call__(self, progress: Progress) -> bool:
         seen, step = progress.history, progress.step - 1  # w belongs to the lam before the step
-        losses = np.asarray(_row_losses(self.task.plain, progress.w, self.task.validation))
-        point = Point(step, self.lam, progress.w, float(seen.outer_value[-1]), losses)
+        point = _point(self.task, step, self.lam, progress.w, float(seen.outer_value[-1]))
         if point.validation_loss < self.best.validation_loss:
             self.best = point
         self.lam = progress.lam
@@ -202,30 +227,51 @@ class _Watch:
 
 
 def _single_penalty(task: Task) -> Point:
-    """The best single penalty by the tuning and validation losses together, over a warm-started path from strong to weak."""
-    folds, outputs, p = task.folds, task.outputs, task.rows.X.shape[1]
+    """The best single penalty by the tuning and validation losses together, on a warm-started path from strong to weak.
+
+    The path sees at most PATH_ROWS training rows. What is kept is the penalty on the *sum* of the losses, which depends
+    little on their number.
+    """
+    n = task.rows.y.shape[0]
+    few = task
+    if n > PATH_ROWS:
+        chosen = np.random.default_rng(0).choice(n, PATH_ROWS, replace=False)
+        few = task._replace(rows=jax.tree.map(lambda a: a[chosen], task.rows))
+    counts = np.count_nonzero(few.rows.held), np.count_nonzero(task.validation[2])
     real = jnp.result_type(float)
-    w: PyTree = {"weights": jnp.zeros((folds, outputs, p), real), "bias": jnp.zeros((folds, outputs), real)}
-    rows, others = np.count_nonzero(task.rows.held), np.count_nonzero(task.validation[2])
+    w = _zeros(task, task.folds)
     best, least, worse = None, np.inf, 0
     for exponent in PATH:
-        point = _solved(task, 0, jnp.full(task.lam_shape, np.log(10.0) * exponent, real), w, rough=True)
-        w = point.w
-        pooled = (rows * point.tuning_loss + others * point.validation_loss) / (rows + others)
+        lam = jnp.full(task.lam_shape, np.log(10.0) * exponent, real)
+        w = solve(CrossFitLoss(task.penalised), w, lam, few.rows, fall=1e-4)
+        point = _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, few.rows)))
+        pooled = (counts[0] * point.tuning_loss + counts[1] * point.validation_loss) / sum(counts)
         worse = 0 if pooled < least else worse + 1
         if best is None or pooled < least:
             best, least = point, pooled
-        if worse == 3:
+        if worse == 4:
             break
     assert best is not None  # the path has points
-    return _solved(task, 0, best.lam, best.w)
+    lam = best.lam - np.log(n / few.rows.y.shape[0])
+    w = solve(CrossFitLoss(task.penalised), best.w, lam, task.rows, fall=1e-5)
+    return _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, task.rows)))
 
 
-def _solved(task: Task, step: int, lam: Array, w: PyTree, *, rough: bool = False) -> Point:
-    """The K models at lam, solved by L-BFGS from w, and their losses."""
-    w = solve(CrossFitLoss(task.penalised), w, lam, task.rows, fall=1e-4 if rough else 1e-6)
-    held = float(_value(HeldOutLoss(task.plain), w, lam, task.rows))
-    return Point(step, lam, w, held, np.asarray(_row_losses(task.plain, w, task.validation)))
+def _point(task: Task, step: int, lam: Array, w: PyTree, tuning_loss: float) -> Point:
+    return Point(step, lam, w, tuning_loss, float(np.mean(_row_losses(task.plain, w, task.validation))))
+
+
+def _one_model(task: Task, lam: Array, w: PyTree) -> PyTree:
+    """One model trained on all training rows, as a stack of one; the penalty on the sum of the losses is kept."""
+    start = jax.tree.map(lambda x: jnp.mean(x, axis=0), w)
+    rows = task.rows
+    model = solve(task.penalised, start, lam + np.log((task.folds - 1) / task.folds), (rows.X, rows.y, rows.train))
+    return jax.tree.map(lambda x: x[None], model)
+
+
+def _zeros(task: Task, models: int) -> PyTree:
+    p, real = task.rows.X.shape[1], jnp.result_type(float)
+    return {"weights": jnp.zeros((models, task.outputs, p), real), "bias": jnp.zeros((models, task.outputs), real)}
 
 
 _value = jax.jit(lambda loss, w, lam, batch: loss(w, lam, batch))
@@ -234,7 +280,7 @@ _value_and_grad = jax.jit(lambda loss, w, lam, batch: jax.value_and_grad(loss)(w
 
 @jax.jit
 def _row_losses(loss: Any, w: PyTree, rows: tuple[Array, Array, Array]) -> Array:
-    """Weighted loss of each row, averaged over the K models, [n]."""
+    """Weighted loss of each row, averaged over the models, [n]."""
     X, y, weight = rows
     return jnp.mean(losses_of_models(loss, w, X, y), axis=1) * weight
 
