@@ -7,7 +7,7 @@ import pytest
 
 from bilevax.core.config import config
 from bilevax.core.keys import stream
-from bilevax.data import Draw, fold
+from bilevax.data.fold import Draw, fold
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

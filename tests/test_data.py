@@ -10,7 +10,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import config
-from bilevax.data import Draw, fold
+from bilevax.data.fold import Draw, fold
 
 KEY = jax.random.key(3)
 SAMPLINGS = ["iid", "shuffled", "blocks"]

@@ -3,8 +3,9 @@
 The public names are imported at their first use, so that ``bilevax --help`` does not wait for JAX.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bilevax.core.lazy import attach
 
 if TYPE_CHECKING:
     from bilevax.algorithms import BSGM, optim
@@ -31,18 +32,6 @@ if TYPE_CHECKING:
     from bilevax.solvers import CG, LBFGS, Constant, FixedPoint, Given, Growing, Harmonic, Polynomial
 
 __version__ = "0.1.0.dev0"
-
-_ROOMS = (
-    "core.codes",
-    "core.errors",
-    "core.records",
-    "data",
-    "problems",
-    "solvers",
-    "hypergradients",
-    "algorithms",
-    "runs",
-)
 
 __all__ = [
     "BSGM",
@@ -88,15 +77,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for room in _ROOMS:
-            value = getattr(importlib.import_module(f"bilevax.{room}"), name, None)
-            if value is not None:
-                globals()[name] = value
-                return value
-    raise AttributeError(f"module 'bilevax' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(
+    __name__,
+    [
+        "core.codes",
+        "core.errors",
+        "core.records",
+        "data",
+        "problems",
+        "solvers",
+        "hypergradients",
+        "algorithms",
+        "runs",
+    ],
+    __all__,
+)

@@ -61,7 +61,8 @@ def _toml(tables: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
         yield f"[{name}]"
         for key, value in table.items():
             if value is not None:  # a JSON string, number, boolean or list of these is the same in TOML
-                yield f"{key} = {json.dumps(value, allow_nan=False)}"
+                text = json.dumps(value, allow_nan=False, ensure_ascii=False).replace("\x7f", "\\u007f")
+                yield f"{key} = {text}"
         yield ""
 
 

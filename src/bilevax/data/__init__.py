@@ -1,6 +1,26 @@
-"""Where rows come from and which rows are minibatch j."""
+"""Where rows come from and which rows are minibatch j; tables."""
 
-from bilevax.data.arrays import Arrays, Join, join
-from bilevax.data.fold import Draw, RowSource, Source, fold
+from typing import TYPE_CHECKING
 
-__all__ = ["Arrays", "Draw", "Join", "RowSource", "Source", "fold", "join"]
+from bilevax.core.lazy import attach
+
+if TYPE_CHECKING:
+    from bilevax.data.arrays import Arrays, Join, join
+    from bilevax.data.columns import Column, Table
+    from bilevax.data.fold import Draw, RowSource, Source
+    from bilevax.data.tables import read_table, table_from_frame
+
+__all__ = [
+    "Arrays",
+    "Column",
+    "Draw",
+    "Join",
+    "RowSource",
+    "Source",
+    "Table",
+    "join",
+    "read_table",
+    "table_from_frame",
+]
+
+__getattr__, __dir__ = attach(__name__, ["columns", "tables", "fold", "arrays"], __all__)

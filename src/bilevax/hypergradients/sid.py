@@ -62,8 +62,8 @@ class SID:
         """
         if not self.linear.stochastic and not problem.symmetric:
             raise ParameterError(
-                f"{type(self.linear).__name__} needs a symmetric system, and the inner map is not known to be a gradient "
-                "step; use bx.GradientStep(loss), or linear=bx.FixedPoint(steps=...)"
+                f"{type(self.linear).__name__} needs a symmetric system, and the inner map is not known to be a"
+                " gradient step; use bx.GradientStep(loss), or linear=bx.FixedPoint(steps=...)"
             )
         if not isinstance(self.inner, Given) and not self.inner.stochastic and not problem.has_loss:
             raise ParameterError(

@@ -53,8 +53,8 @@ class GradientStep:
             step = step(lam)
         step = jax.lax.stop_gradient(step)
         if jax.tree_util.all_leaves([step]):
-            return jax.tree.map(lambda x: jnp.asarray(step).astype(x.dtype), w)
-        return jax.tree.map(lambda x, s: jnp.asarray(s).astype(x.dtype), w, step)
+            step = jax.tree.map(lambda _: step, w)
+        return jax.tree.map(lambda x, s: jnp.broadcast_to(jnp.asarray(s).astype(x.dtype), x.shape), w, step)
 
     def measured(self, w: PyTree, lam: PyTree, source: Any, key: Array) -> "GradientStep":
         """This map with its step filled in: 1 / (L + penalty curvature), L the largest curvature seen.

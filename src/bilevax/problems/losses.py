@@ -1,8 +1,8 @@
 """Losses of generalised linear models, with L2 penalties exp(lam) of every granularity.
 
 Shapes: a batch is ``(X, y)`` or ``(X, y, sample_weight)`` with X [b, d], y [b] and sample_weight [b]. The inner
-variable is ``{"weights": [C, d], "bias": [C]}`` or an array [C, d] for no bias; C is the number of classes or outputs, 1 for
-binary logistic and scalar regression.
+variable is ``{"weights": [C, d], "bias": [C]}`` or an array [C, d] for no bias; C is the number of classes or outputs,
+1 for binary logistic and scalar regression.
 """
 
 from collections.abc import Callable

@@ -157,8 +157,8 @@ def gap_section(gap: Gap | None) -> GapSection | None:
 def _meaning(gap: float, half: float) -> str:
     if not math.isfinite(half):
         return (
-            f"The tuning loss fell {'further' if gap > 0 else 'no further'} than other rows confirm; without a standard "
-            "error nobody can say how much of that is chance."
+            f"The tuning loss fell {'further' if gap > 0 else 'no further'} than other rows confirm; without a "
+            "standard error nobody can say how much of that is chance."
         )
     if gap > half:
         return (

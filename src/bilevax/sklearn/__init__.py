@@ -3,8 +3,9 @@
 Names are imported when they are first used: applying a model that has been tuned needs numpy alone.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bilevax.core.lazy import attach
 
 if TYPE_CHECKING:
     from bilevax.sklearn.baselines import single_penalty_grid, untuned
@@ -30,26 +31,8 @@ __all__ = [
     "write_run",
 ]
 
-_MODULES = {
-    "LinearModel": "linear",
-    "Study": "study",
-    "TableEncoder": "encoder",
-    "TuneSettings": "settings",
-    "TunedLogisticRegression": "logistic",
-    "load_bundled": "bundled",
-    "read_model": "run_files",
-    "single_penalty_grid": "baselines",
-    "tune_table": "study",
-    "untuned": "baselines",
-    "write_run": "run_files",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(
+    __name__,
+    ["linear", "settings", "run_files", "bundled", "encoder", "baselines", "logistic", "study"],
+    __all__,
+)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -24,19 +24,20 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
     """Logistic regression with an L2 penalty per feature, class, weight, or one for all, tuned by hypergradients.
 
     Minimises sum_i loss_i + 1/2 sum_j penalty_j weight_j^2 on standardised features, as scikit-learn's
-    ``LogisticRegression`` with penalty = 1/C. The rows are split in two: on the training rows, K models are each trained
-    without one fold, and the penalties descend the hypergradient of the loss on that fold, from the best single penalty;
-    the validation rows, on which no penalty is tuned, say where to stop. The single penalty is kept unless the tuned
-    ones are better there by one standard error. The final model is trained on all rows.
+    ``LogisticRegression`` with penalty = 1/C. The rows are split in two. On the training rows, K models are each
+    trained without one fold, and the penalties descend the hypergradient of the loss on that fold, from the best single
+    penalty. The validation rows, on which no penalty is tuned, say where to stop; the single penalty is kept unless the
+    tuned ones are better there by one standard error. The final model is trained on all rows.
 
-    Method: implicit differentiation by L-BFGS and conjugate gradients where full batches are faster, stochastic implicit
-    differentiation (Grazzi, Pontil, Salzo 2021, arXiv:2011.07122) where they are not; ``method_reason_`` says why.
+    Method: implicit differentiation by L-BFGS and conjugate gradients where full batches are the better choice,
+    stochastic implicit differentiation (Grazzi, Pontil, Salzo 2021, arXiv:2011.07122) where minibatches are; ``method_reason_``
+    says why.
 
     Args:
         penalty_per: ``"feature"`` (default), ``"class"``, ``"weight"`` or ``"global"``.
         class_weight: None or ``"balanced"``: weights inverse to the class frequencies in all losses.
-        scoring: name of a scikit-learn scorer; for one that counts every class alike, such as ``"balanced_accuracy"``, so
-            does the loss that is tuned. Default ``"neg_log_loss"``.
+        scoring: name of a scikit-learn scorer; for one that counts every class alike, such as
+            ``"balanced_accuracy"``, so does the loss that is tuned. Default ``"neg_log_loss"``.
         validation_fraction: of the rows. Default 0.25.
         method: ``"auto"`` (default), ``"deterministic"`` or ``"stochastic"``.
         steps: at most so many outer steps. Default 100.
@@ -73,7 +74,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         (4,)
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "penalty_per": [StrOptions({"feature", "class", "weight", "global"})],
         "class_weight": [StrOptions({"balanced"}), None],
         "scoring": [str],
@@ -267,7 +268,9 @@ def _validation_rows(labels: np.ndarray, groups: Any, given: Any, fraction: floa
     if given is not None:
         mask = np.asarray(given)
         if mask.dtype != bool or mask.shape != (n,) or not mask.any() or mask.sum() > n - 2:
-            raise ParameterError(f"validation must be a boolean vector of {n} rows, some and at most n - 2 of them True")
+            raise ParameterError(
+                f"validation must be a boolean vector of {n} rows, some and at most n - 2 of them True"
+            )
         return mask
     held = max(1, round(fraction * n))
     classes, counts = np.unique(labels, return_counts=True)
@@ -289,7 +292,7 @@ def _folds(labels: np.ndarray, groups: Any, most: int, random: np.random.RandomS
         _, index = np.unique(groups, return_inverse=True)
         k = min(most, index.max() + 1)
         if k < 2:
-            raise ParameterError("groups must leave at least two groups in training; pass more groups"  )
+            raise ParameterError("groups must leave at least two groups in training; pass more groups")
         folds = np.empty(n, int)
         for fold, (_, rows) in enumerate(GroupKFold(k).split(labels, groups=index)):
             folds[rows] = fold

@@ -1,5 +1,6 @@
 """How penalties are tuned: from a single penalty, along hypergradients, to where held-out rows say stop."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,6 +39,9 @@ LEARNING_RATE = 0.1
 PATH = tuple(np.arange(1.0, -6.25, -0.25))
 """Powers of ten of the single penalties tried at the start, against a mean loss."""
 
+WORSE = 4
+"""Single penalties in a row that do not improve after which no weaker one is tried."""
+
 PATH_ROWS = 10_000
 """Training rows on which they are tried, at most."""
 
@@ -68,19 +72,24 @@ def choose_method(name: str, n: int, p: int, outputs: int) -> Method:
     elif n * weights > FULL_BATCH_LIMIT and n > ROWS_A_WEIGHT * weights:
         name, reason = "stochastic", f"{size}: a pass is long, and a part of it tells nearly as much as the whole"
     elif n * weights > FULL_BATCH_LIMIT:
-        name, reason = "deterministic", f"{size}: fewer than {ROWS_A_WEIGHT} rows a weight, so minibatches are too noisy"
+        name, reason = (
+            "deterministic",
+            f"{size}: fewer than {ROWS_A_WEIGHT} rows a weight, so minibatches are too noisy",
+        )
     else:
         name, reason = "deterministic", f"{size}: a pass is so short that full batches are faster"
     folds = 5 if n <= MANY_ROWS else 3
     if name == "deterministic":
-        return Method(name, reason, folds, None, SID(inner=LBFGS(tol=1e-4, max_steps=10), linear=CG(tol=1e-2, max_steps=10)))
+        return Method(
+            name, reason, folds, None, SID(inner=LBFGS(tol=1e-4, max_steps=10), linear=CG(tol=1e-2, max_steps=10))
+        )
     solvers = SID(
         inner=FixedPoint(steps=400, step_size=0.5),
         linear=FixedPoint(steps=200, step_size=0.5),
         cross_batches=1,  # lam enters the penalty alone: every minibatch gives the product exactly
         outer_batches=32,
     )
-    return Method(name, reason, folds, 512, solvers)
+    return Method(name, reason, folds, min(512, n), solvers)
 
 
 class Task(NamedTuple):
@@ -167,15 +176,16 @@ def tune(
         seed: of the minibatches.
         callback: called with a record after every outer step; True ends the run.
     """
-    start = _single_penalty(task)
-    watch = _Watch(task, start, callback)
+    clock = time.monotonic()
+    start, interrupted = _single_penalty(task)
+    watch = _Watch(task, start, clock, callback)
+    if interrupted:
+        return _decide(task, start, watch, Code.OK, interrupted)
     problem = Problem(GradientStep(CrossFitLoss(task.penalised)), HeldOutLoss(task.plain), project=Box(*BOX))
     rows = Arrays(task.rows, batch_size=method.batch_size, sampling="blocks", seed=seed)
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
     key = jax.random.key(seed)
-    result = minimize(
-        problem, algorithm, start.w, start.lam, rows, rows, steps=steps, key=key, callback=watch, every=1
-    )
+    result = minimize(problem, algorithm, start.w, start.lam, rows, rows, steps=steps, key=key, callback=watch, every=1)
     return _decide(task, start, watch, Code(result.code), result.interrupted)
 
 
@@ -201,8 +211,10 @@ def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: 
 class _Watch:
     """Follows a run: keeps the record and the best step on the validation rows, and says when to stop."""
 
-    def __init__(self, task: Task, start: Point, callback: Callable[[dict[str, Any]], bool | None] | None) -> None:
-        self.task, self.callback = task, callback
+    def __init__(
+        self, task: Task, start: Point, clock: float, callback: Callable[[dict[str, Any]], bool | None] | None
+    ) -> None:
+        self.task, self.clock, self.callback = task, clock, callback
         self.best, self.lam = start, start.lam
         self.history: list[dict[str, Any]] = []
 
@@ -214,7 +226,7 @@ class _Watch:
         self.lam = progress.lam
         record = {
             "step": step,
-            "seconds": float(seen.seconds[-1]),
+            "seconds": time.monotonic() - self.clock,
             "visits": int(seen.visits[-1]),
             "tuning_loss": point.tuning_loss,
             "validation_loss": point.validation_loss,
@@ -226,11 +238,11 @@ class _Watch:
         return told or step - self.best.step >= PATIENCE
 
 
-def _single_penalty(task: Task) -> Point:
+def _single_penalty(task: Task) -> tuple[Point, bool]:
     """The best single penalty by the tuning and validation losses together, on a warm-started path from strong to weak.
 
     The path sees at most PATH_ROWS training rows. What is kept is the penalty on the *sum* of the losses, which depends
-    little on their number.
+    little on their number. True if the user stopped it; a stop before the first point is passed on.
     """
     n = task.rows.y.shape[0]
     few = task
@@ -240,21 +252,26 @@ def _single_penalty(task: Task) -> Point:
     counts = np.count_nonzero(few.rows.held), np.count_nonzero(task.validation[2])
     real = jnp.result_type(float)
     w = _zeros(task, task.folds)
-    best, least, worse = None, np.inf, 0
-    for exponent in PATH:
-        lam = jnp.full(task.lam_shape, np.log(10.0) * exponent, real)
-        w = solve(CrossFitLoss(task.penalised), w, lam, few.rows, fall=1e-4)
-        point = _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, few.rows)))
-        pooled = (counts[0] * point.tuning_loss + counts[1] * point.validation_loss) / sum(counts)
-        worse = 0 if pooled < least else worse + 1
-        if best is None or pooled < least:
-            best, least = point, pooled
-        if worse == 4:
-            break
+    best, least, worse, interrupted = None, np.inf, 0, False
+    try:
+        for exponent in PATH:
+            lam = jnp.full(task.lam_shape, np.log(10.0) * exponent, real)
+            w = solve(CrossFitLoss(task.penalised), w, lam, few.rows, fall=1e-5)
+            point = _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, few.rows)))
+            pooled = (counts[0] * point.tuning_loss + counts[1] * point.validation_loss) / sum(counts)
+            worse = 0 if pooled < least else worse + 1
+            if best is None or pooled < least:
+                best, least = point, pooled
+            if worse == WORSE:
+                break
+    except KeyboardInterrupt:
+        if best is None:
+            raise
+        interrupted = True
     assert best is not None  # the path has points
     lam = best.lam - np.log(n / few.rows.y.shape[0])
-    w = solve(CrossFitLoss(task.penalised), best.w, lam, task.rows, fall=1e-5)
-    return _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, task.rows)))
+    w = best.w if interrupted else solve(CrossFitLoss(task.penalised), best.w, lam, task.rows, fall=1e-5)
+    return _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, task.rows))), interrupted
 
 
 def _point(task: Task, step: int, lam: Array, w: PyTree, tuning_loss: float) -> Point:

@@ -1,6 +1,7 @@
 """L-BFGS on the full batch, for inner problems that have a loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import jax
@@ -56,13 +57,24 @@ class LBFGS:
         def step(carry: tuple[PyTree, Any, Array, Array, Array]) -> tuple[PyTree, Any, Array, Array, Array]:
             w, state, steps, calls, _ = carry
             value, gradient = value_and_grad(w, state=state)
-            updates, new_state = method.update(gradient, state, w, value=value, grad=gradient, value_fn=objective)
+            with _lenient():
+                updates, new_state = method.update(gradient, state, w, value=value, grad=gradient, value_fn=objective)
+            new_state = jax.tree.map(lambda old, x: x.astype(old.dtype), state, new_state)
             done = small(w, gradient)
             new = where(done, w, optax.apply_updates(w, updates))
             trials = new_state[-1].info.num_linesearch_steps.astype(jnp.int32)
             return new, new_state, steps + 1, calls + jnp.where(done, 0, trials), done
 
-        start = (w0, method.init(w0), jnp.int32(0), jnp.int32(1), jnp.asarray(False))
+        with _lenient():
+            state = jax.tree.map(jnp.asarray, method.init(w0))
+        start = (w0, state, jnp.int32(0), jnp.int32(1), jnp.asarray(False))
         w, _, _, calls, done = jax.lax.while_loop(going, step, start)
         code = jnp.where(done, jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
         return Solved(w, jnp.where(all_finite(w), code, jnp.int32(Code.NONFINITE)), calls)
+
+
+@contextmanager
+def _lenient() -> Iterator[None]:
+    """JAX's usual promotion, which optax counts on, where the user has asked for strict rules."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
