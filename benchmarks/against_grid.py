@@ -114,10 +114,12 @@ def main() -> None:
             rows = []
             for seed in range(options.seeds):
                 rows.append(compare(name, control, seed))
-                print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
-            found[f"{name} {control}"] = {"summary": summary(rows), "rows": rows}
+                print(
+                    json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True
+                )
+                found[f"{name} {control}"] = {"summary": summary(rows), "rows": rows}
+                file.write_text(json.dumps(found, indent=1).replace("NaN", "null") + "\n")
             print(name, control, json.dumps({k: round(v, 4) for k, v in summary(rows).items()}), flush=True)
-            file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -122,10 +122,9 @@ def test_a13_no_warm_start_unless_asked():
 def test_a13_a_warm_linear_solver_continues():
     """k = 1 on full batches with w solved: the hypergradient is right only if v is carried."""
     estimator = bx.SID(bx.LBFGS(tol=1e-12), bx.FixedPoint(1))
-    with jax.numpy_dtype_promotion("standard"):
-        rows = {"batch_size": None, "steps": 60, "every": 60}
-        warm, _ = run(bx.BSGM(estimator, bx.optim("sgd", 1e-12), warm_start=True), **rows)
-        cold, _ = run(bx.BSGM(estimator, bx.optim("sgd", 1e-12)), **rows)
+    rows = {"batch_size": None, "steps": 60, "every": 60}
+    warm, _ = run(bx.BSGM(estimator, bx.optim("sgd", 1e-12), warm_start=True), **rows)
+    cold, _ = run(bx.BSGM(estimator, bx.optim("sgd", 1e-12)), **rows)
     truth = np.linalg.norm(P1.hypergradient(P1.lam))
     assert abs(warm.history.gradient_norm[-1] - truth) < 1e-6 * truth
     assert abs(cold.history.gradient_norm[-1] - truth) > 0.05 * truth

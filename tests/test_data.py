@@ -74,13 +74,13 @@ def test_a_minibatch_is_a_function_of_the_key_and_its_number(sampling):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_no_two_stretches_of_a_stream_are_alike(sampling):
     """Rows are chosen 256 minibatches at once; each such chunk has rows of its own."""
-    rows = rows_of(numbered(500, 5, sampling), 1500)
-    for lag in (10, 100, 200, 250, 256, 260, 500, 512):
+    rows = rows_of(numbered(900, 3, sampling), 1500)
+    for lag in (10, 100, 250, 256, 260, 300, 512, 600):
         assert np.mean(rows[lag:] == rows[:-lag]) < 0.1
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize(("n", "b"), [(7, 3), (1, 1), (600, 599)])
+@pytest.mark.parametrize(("n", "b"), [(7, 3), (1, 1), (50, 49)])
 def test_only_rows_that_exist_are_drawn(sampling, n, b):
     """An index out of bounds would be clamped in silence; here all rows are met, and none is favoured by clamping."""
     rows = rows_of(numbered(n, b, sampling), 1500)
@@ -101,7 +101,7 @@ def test_iid_rows_are_uniform_and_independent():
     assert np.sum((following - 14.99) ** 2 / 14.99) < 158  # .9999 quantile, 99 degrees
 
 
-@pytest.mark.parametrize(("n", "b"), [(50, 7), (49, 7), (50, 50), (900, 3)])
+@pytest.mark.parametrize(("n", "b"), [(50, 7), (49, 7), (50, 49), (900, 3)])
 def test_shuffled_an_epoch_meets_a_row_at_most_once(n, b):
     per_epoch = n // b
     rows = rows_of(numbered(n, b, "shuffled"), MOST)

@@ -179,7 +179,7 @@ def test_a9_the_shipped_solvers_bias_is_geometric_at_the_exact_inner_solution():
     M = np.eye(4) - 0.1 * p.curvature.alpha * p.A.mean(0)
     for k in (10, 80):
         sid = bx.SID(bx.Given(), bx.FixedPoint(k, 0.1), cross_batches=1)
-        value, w, v = sample(p, sid, batch_size=5, w0=p.w(p.lam))
+        value, w, v = sample(p, sid, batch_size=5, w0=p.w(p.lam), runs=10_000)
         assert np.array_equal(w, np.broadcast_to(p.w(p.lam), w.shape))
         mean = p.v(p.lam) - np.linalg.matrix_power(M, k) @ p.v(p.lam)
         assert_mean(v, mean)
@@ -296,6 +296,22 @@ def test_a12_the_key_decides_everything(watched):
     first, again, other = (watched(seed=seed)[0] for seed in (0, 0, 1))
     assert changes(first, again) == set()
     assert changes(first, other) == set(STAGES)
+
+
+def test_a12_both_doors_hand_the_key_on():
+    p = FiniteQuadratic.random(0, n=40, d=4, m=3)
+    sources = bx.Arrays(p.train_data, 5), bx.Arrays(p.val_data)
+    sid = bx.SID(bx.FixedPoint(5, 0.1), bx.FixedPoint(5, 0.1), cross_batches=1)
+    start = np.zeros(4), p.lam, *sources
+    found = []
+    for seed in (0, 0, 1):
+        key = jax.random.key(seed)
+        est = bx.hypergradient(p.problem, sid, *start, key=key)
+        run = bx.minimize(p.problem, bx.BSGM(sid, bx.optim("sgd", 0.01)), *start, steps=2, key=key)
+        found.append([np.asarray(x) for x in (est.value, est.w, est.v, run.lam, run.w)])
+    for first, again, other in zip(*found, strict=True):
+        assert np.array_equal(first, again)
+        assert not np.any(first == other)
 
 
 def test_a12_the_errors_of_the_stages_are_uncorrelated():

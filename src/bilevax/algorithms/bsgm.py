@@ -8,6 +8,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
+from bilevax.core.promotion import usual_promotion
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, all_finite, where, zeros_like
 from bilevax.data import RowSource
@@ -73,8 +74,9 @@ class BSGM:
         start = state.w if self.warm_start else w0
         v0 = state.v if self.warm_start else None
         est = measured_estimate(problem, self.estimator, start, state.lam, sources, key=key, s=s, v0=v0)
-        updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
-        lam = optax.apply_updates(state.lam, updates)
+        with usual_promotion():
+            updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
+            lam = optax.apply_updates(state.lam, updates)
         lam = lam if problem.project is None else problem.project(lam)
         new = BSGMState(lam, optimiser, est.w, est.v)
         usable = all_finite((est.value, lam)) & (est.code < Code.DIVERGED)

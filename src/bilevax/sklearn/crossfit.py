@@ -54,7 +54,8 @@ class CrossFitLoss:
     def __call__(self, w: PyTree, lam: PyTree, batch: Rows) -> Array:
         """The inner variable w has a leading axis K."""
         folds = w["weights"].shape[0]
-        others = (batch.fold[:, None] != jnp.arange(folds)[None, :]) * (batch.train[:, None] * (folds / (folds - 1)))
+        weight = batch.train[:, None] * (folds / (folds - 1))
+        others = jnp.where(_own_fold(batch, folds), jnp.zeros_like(weight), weight)
         data = jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * others) / batch.y.shape[0]
         return data + jnp.sum(jax.vmap(self.loss.half_penalty, in_axes=(0, None))(w["weights"], lam))
 
@@ -77,8 +78,14 @@ class HeldOutLoss:
     def __call__(self, w: PyTree, lam: PyTree, batch: Rows) -> Array:
         """The inner variable w has a leading axis K."""
         folds = w["weights"].shape[0]
-        own = (batch.fold[:, None] == jnp.arange(folds)[None, :]) * batch.held[:, None]
+        held = batch.held[:, None]
+        own = jnp.where(_own_fold(batch, folds), held, jnp.zeros_like(held))
         return jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * own) / batch.y.shape[0]
+
+
+def _own_fold(batch: Rows, folds: int) -> Array:
+    """True where the model of the column was trained without the row, [b, K]."""
+    return batch.fold[:, None] == jnp.arange(folds, dtype=batch.fold.dtype)[None, :]
 
 
 def fill(weight: np.ndarray, *rows: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -27,11 +27,11 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
     ``LogisticRegression`` with penalty = 1/C. The rows are split in two. On the training rows, K models are each
     trained without one fold, and the penalties descend the hypergradient of the loss on that fold, from the best single
     penalty. The validation rows, on which no penalty is tuned, say where to stop; the single penalty is kept unless the
-    tuned ones are better there by one standard error. The final model is trained on all rows.
+    tuned ones are better there by half a standard error. The final model is trained on all rows.
 
     Method: implicit differentiation by L-BFGS and conjugate gradients where full batches are the better choice,
-    stochastic implicit differentiation (Grazzi, Pontil, Salzo 2021, arXiv:2011.07122) where minibatches are; ``method_reason_``
-    says why.
+    stochastic implicit differentiation (Grazzi, Pontil, Salzo 2021, arXiv:2011.07122) where minibatches are;
+    ``method_reason_`` says why.
 
     Args:
         penalty_per: ``"feature"`` (default), ``"class"``, ``"weight"`` or ``"global"``.
@@ -146,7 +146,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         folds = _folds(labels[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         tuned = self._tune(Z, labels, train, validated, folds, method, seed, callback)
         self._record(tuned, method)
-        self._train(Z, labels, tuned, rows_of_a_model=len(train) * folds.max() / (folds.max() + 1))
+        self._train(Z, labels, tuned, len(train), folds.max() + 1)
         return self
 
     def _tune(
@@ -164,6 +164,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
 
         from bilevax.sklearn import tuning
         from bilevax.sklearn.crossfit import Rows, fill
+        from bilevax.sklearn.training import second_moment
 
         weight, held = self._weights(labels)
         Z, weight, held = (a.astype(_real()) for a in (Z, weight, held))
@@ -181,6 +182,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
             validation=jax.device_put(fill(held[validated], Z[validated], labels[validated])),
             lam_shape={"feature": (p,), "class": (outputs,), "weight": (outputs, p), "global": ()}[self.penalty_per],
             outputs=outputs,
+            moment=second_moment(rows.X, rows.train),
         )
         return tuning.tune(task, method, steps=self.steps, seed=seed, callback=callback)
 
@@ -192,22 +194,22 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         self.validation_gap_, self.validation_gap_se_ = tuned.gap, tuned.gap_se
         self.chosen_step_, self.code_, self.interrupted_ = tuned.chosen.step, tuned.code, tuned.interrupted
 
-    def _train(self, Z: np.ndarray, labels: np.ndarray, tuned: Any, rows_of_a_model: float) -> None:
+    def _train(self, Z: np.ndarray, labels: np.ndarray, tuned: Any, rows_tuned: int, folds: int) -> None:
         """The final model, on all rows, from the penalties in units of 1/C."""
         import jax
         import jax.numpy as jnp
 
         from bilevax.sklearn.crossfit import fill
-        from bilevax.sklearn.tuning import solve
+        from bilevax.sklearn.training import solve
 
         n, real = len(labels), _real()
         weight, _ = self._weights(labels)
-        lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_of_a_model / n)
+        lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_tuned / n)
         loss = self._loss()(self.penalty_per)
         rows = jax.device_put(fill(weight.astype(real), Z.astype(real), labels))
-        w = solve(loss, tuned.model, jnp.asarray(lam, real), rows, fall=1e-8, max_steps=500)
+        w = solve(loss, tuned.model, jnp.asarray(lam, real), rows, moment=tuned.moment, fall=1e-9, max_steps=500)
         self.penalties_ = n * np.exp(lam)
-        self.start_penalty_ = float(rows_of_a_model * np.exp(np.ravel(tuned.start.lam)[0]))
+        self.start_penalty_ = float(rows_tuned * (folds - 1) / folds * np.exp(np.ravel(tuned.start.lam)[0]))
         self.coef_ = np.asarray(w["weights"], np.float64) / self.feature_scale_
         self.intercept_ = np.asarray(w["bias"], np.float64) - self.coef_ @ self.feature_mean_
 

@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jax import Array
-from jax.flatten_util import ravel_pytree
 
 from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
@@ -19,6 +17,7 @@ from bilevax.hypergradients import SID
 from bilevax.problems import Box, GradientStep, Problem
 from bilevax.runs import Progress, minimize
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
+from bilevax.sklearn.training import solve
 from bilevax.solvers import CG, LBFGS, FixedPoint
 
 MANY_ROWS = 10_000
@@ -44,6 +43,9 @@ WORSE = 4
 
 PATH_ROWS = 10_000
 """Training rows on which they are tried, at most."""
+
+SIGNIFICANT = 0.5
+"""Standard errors by which tuned penalties must be better than the single one on the validation rows."""
 
 FULL_BATCH_LIMIT = 1e8
 """Multiplications in one pass (rows * weights) up to which full batches are the faster choice."""
@@ -80,9 +82,8 @@ def choose_method(name: str, n: int, p: int, outputs: int) -> Method:
         name, reason = "deterministic", f"{size}: a pass is so short that full batches are faster"
     folds = 5 if n <= MANY_ROWS else 3
     if name == "deterministic":
-        return Method(
-            name, reason, folds, None, SID(inner=LBFGS(tol=1e-4, max_steps=10), linear=CG(tol=1e-2, max_steps=10))
-        )
+        most = 10 if n > MANY_ROWS else 100  # warm starts make up for a solver that is cut short
+        return Method(name, reason, folds, None, SID(LBFGS(tol=1e-3, max_steps=most), CG(tol=1e-2, max_steps=most)))
     solvers = SID(
         inner=FixedPoint(steps=400, step_size=0.5),
         linear=FixedPoint(steps=200, step_size=0.5),
@@ -103,6 +104,7 @@ class Task(NamedTuple):
         validation: X, y, and weight of mean 1, of rows that no penalty is tuned on.
         lam_shape: of the log-penalties.
         outputs: C, the number of scores.
+        moment: second moment of the training rows, [p, p]; see :func:`bilevax.sklearn.training.solve`.
     """
 
     penalised: Any
@@ -112,6 +114,7 @@ class Task(NamedTuple):
     validation: tuple[Array, Array, Array]
     lam_shape: tuple[int, ...]
     outputs: int
+    moment: np.ndarray | None
 
 
 class Point(NamedTuple):
@@ -136,9 +139,10 @@ class Tuned(NamedTuple):
     """Where tuning ended.
 
     Attributes:
-        chosen: the penalties to use.
-        start: the single penalty it began with; ``chosen`` is this if no step was better by one standard error.
+        chosen: the penalties to use, against the mean loss of all training rows.
+        start: the single penalty it began with; ``chosen`` is this if no step was better by SIGNIFICANT.
         model: one model with the chosen penalties, trained on all training rows.
+        moment: second moment of the training rows.
         validation_loss: of that model.
         gap: how much of the fall of the tuning loss, from the start to the best step, the validation rows do not
             confirm.
@@ -151,6 +155,7 @@ class Tuned(NamedTuple):
     chosen: Point
     start: Point
     model: PyTree
+    moment: np.ndarray | None
     validation_loss: float
     gap: float
     gap_se: float
@@ -190,22 +195,26 @@ def tune(
 
 
 def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: bool) -> Tuned:
-    """The best step against the start: one model each on all training rows, compared on the validation rows."""
-    model = _one_model(task, start.lam, start.w)
-    losses = before = np.asarray(_row_losses(task.plain, model, task.validation))
-    best, chosen = watch.best, start
-    if best.step:
-        other = _one_model(task, best.lam, best.w)
-        after = np.asarray(_row_losses(task.plain, other, task.validation))
-        if np.mean(after - before) < -np.std(after - before) / np.sqrt(len(before)):
-            chosen, model, losses = best, other, after
+    """The best step against the start: one model each on all training rows, compared on the validation rows.
+
+    A model of all training rows sees more of them than the K models did. Its penalties may keep their size against the
+    sum of the losses (as if each were the precision of a prior) or against the mean; the start keeps the sum.
+    """
+    best, sum_kept = watch.best, float(np.log((task.folds - 1) / task.folds))
+    model, losses = _one_model(task, start.lam + sum_kept, start.w)
+    chosen, before = start._replace(lam=start.lam + sum_kept), losses
+    for lam in (best.lam + sum_kept, best.lam) if best.step else ():
+        other, after = _one_model(task, lam, best.w)
+        gain = after - before
+        if np.mean(gain) < -SIGNIFICANT * np.std(gain) / np.sqrt(len(gain)) and np.mean(after) < np.mean(losses):
+            chosen, model, losses = best._replace(lam=lam), other, after
     of_folds = [np.asarray(_row_losses(task.plain, point.w, task.validation)) for point in (start, best)]
     gain = of_folds[1] - of_folds[0]
     held = HeldOutLoss(task.plain)
     fall = float(_value(held, best.w, best.lam, task.rows)) - float(_value(held, start.w, start.lam, task.rows))
     gap, gap_se = float(np.mean(gain)) - fall, float(np.std(gain) / np.sqrt(len(gain)))
-    one = jax.tree.map(lambda x: x[0], model)
-    return Tuned(chosen, start, one, float(np.mean(losses)), gap, gap_se, watch.history, code, interrupted)
+    validation_loss = float(np.mean(losses))
+    return Tuned(chosen, start, model, task.moment, validation_loss, gap, gap_se, watch.history, code, interrupted)
 
 
 class _Watch:
@@ -256,7 +265,7 @@ def _single_penalty(task: Task) -> tuple[Point, bool]:
     try:
         for exponent in PATH:
             lam = jnp.full(task.lam_shape, np.log(10.0) * exponent, real)
-            w = solve(CrossFitLoss(task.penalised), w, lam, few.rows, fall=1e-5)
+            w = solve(CrossFitLoss(task.penalised), w, lam, few.rows, moment=task.moment, fall=1e-4)
             point = _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, few.rows)))
             pooled = (counts[0] * point.tuning_loss + counts[1] * point.validation_loss) / sum(counts)
             worse = 0 if pooled < least else worse + 1
@@ -269,8 +278,10 @@ def _single_penalty(task: Task) -> tuple[Point, bool]:
             raise
         interrupted = True
     assert best is not None  # the path has points
-    lam = best.lam - np.log(n / few.rows.y.shape[0])
-    w = best.w if interrupted else solve(CrossFitLoss(task.penalised), best.w, lam, task.rows, fall=1e-5)
+    lam = best.lam - float(np.log(n / few.rows.y.shape[0]))
+    w = best.w
+    if not interrupted:
+        w = solve(CrossFitLoss(task.penalised), w, lam, task.rows, moment=task.moment, fall=1e-6)
     return _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, task.rows))), interrupted
 
 
@@ -278,12 +289,13 @@ def _point(task: Task, step: int, lam: Array, w: PyTree, tuning_loss: float) -> 
     return Point(step, lam, w, tuning_loss, float(np.mean(_row_losses(task.plain, w, task.validation))))
 
 
-def _one_model(task: Task, lam: Array, w: PyTree) -> PyTree:
-    """One model trained on all training rows, as a stack of one; the penalty on the sum of the losses is kept."""
+def _one_model(task: Task, lam: Array, w: PyTree) -> tuple[PyTree, np.ndarray]:
+    """One model trained on all training rows, and its losses of the validation rows."""
     start = jax.tree.map(lambda x: jnp.mean(x, axis=0), w)
     rows = task.rows
-    model = solve(task.penalised, start, lam + np.log((task.folds - 1) / task.folds), (rows.X, rows.y, rows.train))
-    return jax.tree.map(lambda x: x[None], model)
+    model = solve(task.penalised, start, lam, (rows.X, rows.y, rows.train), moment=task.moment)
+    stack = jax.tree.map(lambda x: x[None], model)
+    return model, np.asarray(_row_losses(task.plain, stack, task.validation))
 
 
 def _zeros(task: Task, models: int) -> PyTree:
@@ -292,7 +304,6 @@ def _zeros(task: Task, models: int) -> PyTree:
 
 
 _value = jax.jit(lambda loss, w, lam, batch: loss(w, lam, batch))
-_value_and_grad = jax.jit(lambda loss, w, lam, batch: jax.value_and_grad(loss)(w, lam, batch))
 
 
 @jax.jit
@@ -300,25 +311,3 @@ def _row_losses(loss: Any, w: PyTree, rows: tuple[Array, Array, Array]) -> Array
     """Weighted loss of each row, averaged over the models, [n]."""
     X, y, weight = rows
     return jnp.mean(losses_of_models(loss, w, X, y), axis=1) * weight
-
-
-def solve(loss: Any, w0: PyTree, lam: Array, batch: PyTree, *, max_steps: int = 300, fall: float = 1e-6) -> PyTree:
-    """Minimise w -> loss(w, lam, batch): scipy's L-BFGS in float64 on gradients in JAX's precision.
-
-    Args:
-        loss: the inner loss.
-        w0: start.
-        lam: log-penalties.
-        batch: every row.
-        max_steps: at most so many iterations.
-        fall: relative fall of the loss in one iteration at which to stop.
-    """
-    flat, unravel = ravel_pytree(w0)
-
-    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = _value_and_grad(loss, unravel(jnp.asarray(x, flat.dtype)), lam, batch)
-        return float(value), np.asarray(ravel_pytree(gradient)[0], np.float64)
-
-    options = {"maxiter": max_steps, "gtol": 1e-6, "ftol": fall}
-    out = scipy.optimize.minimize(objective, np.asarray(flat, np.float64), jac=True, method="L-BFGS-B", options=options)
-    return unravel(jnp.asarray(out.x, flat.dtype))

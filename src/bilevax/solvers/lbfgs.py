@@ -1,7 +1,6 @@
 """L-BFGS on the full batch, for inner problems that have a loss."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -11,6 +10,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
+from bilevax.core.promotion import usual_promotion
 from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, all_finite, norm, where
 
@@ -57,7 +57,7 @@ class LBFGS:
         def step(carry: tuple[PyTree, Any, Array, Array, Array]) -> tuple[PyTree, Any, Array, Array, Array]:
             w, state, steps, calls, _ = carry
             value, gradient = value_and_grad(w, state=state)
-            with _lenient():
+            with usual_promotion():
                 updates, new_state = method.update(gradient, state, w, value=value, grad=gradient, value_fn=objective)
             new_state = jax.tree.map(lambda old, x: x.astype(old.dtype), state, new_state)
             done = small(w, gradient)
@@ -65,16 +65,9 @@ class LBFGS:
             trials = new_state[-1].info.num_linesearch_steps.astype(jnp.int32)
             return new, new_state, steps + 1, calls + jnp.where(done, 0, trials), done
 
-        with _lenient():
+        with usual_promotion():
             state = jax.tree.map(jnp.asarray, method.init(w0))
         start = (w0, state, jnp.int32(0), jnp.int32(1), jnp.asarray(False))
         w, _, _, calls, done = jax.lax.while_loop(going, step, start)
         code = jnp.where(done, jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
         return Solved(w, jnp.where(all_finite(w), code, jnp.int32(Code.NONFINITE)), calls)
-
-
-@contextmanager
-def _lenient() -> Iterator[None]:
-    """JAX's usual promotion, which optax counts on, where the user has asked for strict rules."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield

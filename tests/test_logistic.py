@@ -1,0 +1,145 @@
+"""TunedLogisticRegression: scikit-learn's contract, its solution against scikit-learn's, and honest tuning."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_iris, make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import QuantileTransformer
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from bilevax import ParameterError
+from bilevax.sklearn import TunedLogisticRegression, single_penalty_grid
+
+
+@parametrize_with_checks([TunedLogisticRegression(steps=2, random_state=0)])
+def test_scikit_learn_contract(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def small(**options: Any) -> TunedLogisticRegression:
+    return TunedLogisticRegression(steps=5, random_state=0, **options)
+
+
+def reference(model: TunedLogisticRegression, X: np.ndarray, y: np.ndarray) -> LogisticRegression:
+    """scikit-learn's model with these penalties: a penalty per feature is a penalty of 1 on rescaled features."""
+    Z = (X - model.feature_mean_) / model.feature_scale_ / np.sqrt(model.penalties_)
+    return LogisticRegression(C=1.0, tol=1e-10, max_iter=20_000).fit(Z, y)
+
+
+@pytest.mark.parametrize("penalty_per", ["feature", "global"])
+@pytest.mark.parametrize("data", [load_breast_cancer, load_iris])
+def test_solution_is_that_of_scikit_learn_on_rescaled_features(penalty_per: str, data: Any) -> None:
+    X, y = data(return_X_y=True)
+    model = small(penalty_per=penalty_per).fit(X, y)
+    expected = reference(model, X, y)
+    Z = (X - model.feature_mean_) / model.feature_scale_ / np.sqrt(model.penalties_)
+    np.testing.assert_allclose(model.predict_proba(X), expected.predict_proba(Z), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("penalty_per", "shape"), [("class", (3,)), ("weight", (3, 4)), ("global", ()), ("feature", (4,))]
+)
+def test_shapes_of_penalties(penalty_per: str, shape: tuple[int, ...]) -> None:
+    X, y = load_iris(return_X_y=True)
+    model = small(penalty_per=penalty_per).fit(X, y)
+    assert np.shape(model.penalties_) == shape
+    assert model.coef_.shape == (3, 4)
+    assert np.all(model.penalties_ > 0)
+
+
+def test_pipeline_clone_cross_validation_and_pickling() -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    names = np.array(["benign", "malignant"])[y]
+    pipeline = make_pipeline(QuantileTransformer(n_quantiles=50), small())
+    assert np.mean(cross_val_score(clone(pipeline), X, names, cv=3)) > 0.93
+    pipeline.fit(X, names)
+    again = pickle.loads(pickle.dumps(pipeline))
+    np.testing.assert_array_equal(again.predict_proba(X), pipeline.predict_proba(X))
+    assert set(pipeline.predict(X)) == {"benign", "malignant"}
+
+
+def noisy(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ten informative columns, then ten of pure noise."""
+    X, y = make_classification(n, 10, n_informative=10, n_redundant=0, class_sep=0.5, random_state=seed)
+    return np.hstack([X, np.random.default_rng(seed).normal(size=X.shape)]), y
+
+
+def test_noise_columns_are_found_and_the_grid_is_beaten() -> None:
+    X, y = noisy(4600, 1)
+    train, test = slice(0, 600), slice(600, None)
+    model = TunedLogisticRegression(random_state=0).fit(X[train], y[train])
+    real = np.arange(20) < 10
+    assert roc_auc_score(real, -model.penalties_) > 0.9
+    validation = np.arange(600) % 4 == 0
+    grid = single_penalty_grid(X[train], y[train], validation)
+    assert log_loss(y[test], model.predict_proba(X[test])) < log_loss(y[test], grid.model.predict_proba(X[test]))
+
+
+def test_permuted_labels_teach_nothing() -> None:
+    X, y = noisy(1600, 2)
+    y = np.random.default_rng(0).permutation(y)
+    model = TunedLogisticRegression(random_state=0).fit(X[:600], y[:600])
+    assert log_loss(y[600:], model.predict_proba(X[600:])) > np.log(2) - 0.005
+
+
+def test_validation_rows_are_the_given_ones_and_unused_for_scaling() -> None:
+    X, y = load_iris(return_X_y=True)
+    validation = np.arange(len(y)) % 3 == 0
+    model = small().fit(X, y, validation=validation)
+    np.testing.assert_allclose(model.feature_mean_, X[~validation].mean(axis=0))
+    with pytest.raises(ParameterError, match="boolean vector of 150 rows"):
+        small().fit(X, y, validation=validation[:10])
+
+
+def test_groups_are_not_split() -> None:
+    X, y = load_iris(return_X_y=True)
+    assert small().fit(X, y, groups=np.arange(len(y)) // 5).score(X, y) > 0.9
+    with pytest.raises(ParameterError, match="at least two groups"):
+        small().fit(X, y, groups=np.arange(len(y)) // 75)
+
+
+def test_minibatches_reach_what_full_batches_reach() -> None:
+    X, y = noisy(6000, 3)
+    losses = []
+    for method in ("deterministic", "stochastic"):
+        model = TunedLogisticRegression(method=method, random_state=0).fit(X[:3000], y[:3000])
+        assert model.method_ == method
+        losses.append(log_loss(y[3000:], model.predict_proba(X[3000:])))
+    assert abs(losses[0] - losses[1]) < 0.005
+
+
+def test_callback_ends_the_run_and_interrupt_keeps_what_was_reached() -> None:
+    X, y = load_iris(return_X_y=True)
+    seen: list[dict[str, Any]] = []
+    model = TunedLogisticRegression(random_state=0).fit(X, y, callback=lambda r: seen.append(r) or len(seen) == 3)
+    assert model.n_iter_ == 3 == len(seen)
+    assert [r["step"] for r in seen] == [0, 1, 2]
+    assert {"tuning_loss", "validation_loss", "visits", "seconds", "gradient_norm", "code"} < set(seen[0])
+
+    def interrupt(_: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    stopped = TunedLogisticRegression(random_state=0).fit(X, y, callback=interrupt)
+    assert stopped.interrupted_
+    assert stopped.score(X, y) > 0.9
+
+
+def test_class_balance() -> None:
+    X, y = make_classification(1500, 6, weights=[0.95], class_sep=0.7, random_state=0)
+    recall = [np.mean(small(class_weight=weight).fit(X, y).predict(X)[y == 1] == 1) for weight in (None, "balanced")]
+    assert recall[1] > recall[0] + 0.2
+    assert small(scoring="balanced_accuracy").fit(X, y).score(X, y) > 0.8
+    with pytest.raises(ParameterError, match="scoring must be the name"):
+        small(scoring="no_such_score").fit(X, y)
+
+
+def test_same_seed_same_model() -> None:
+    X, y = load_iris(return_X_y=True)
+    np.testing.assert_array_equal(small().fit(X, y).coef_, small().fit(X, y).coef_)
