@@ -66,3 +66,11 @@ class Scripted:
 def scripted():
     """The class of scripted sources."""
     return Scripted
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """For tests of what is traced or drawn, whose programs are run once: the compiler is spared its optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -88,7 +88,7 @@ def test_a13_every_step_is_the_projected_step_along_the_estimate_from_a_cold_sta
     sources = bx.Arrays(P1.train_data, 20), bx.Arrays(P1.val_data)
     lam, active = np.clip(5.0 * P1.lam, -0.3, BOX.upper), 0
     for s, (w_next, lam_next) in enumerate(seen[1:]):
-        est = bx.hypergradient(problem, sid(7, 9, 2), w0, lam, *sources, key=jax.random.fold_in(KEY, s))
+        est = bx.hypergradient(P1.problem, sid(7, 9, 2), w0, lam, *sources, key=jax.random.fold_in(KEY, s))
         moved = lam - rate * np.asarray(est.value)
         lam = np.clip(moved, -0.3, BOX.upper)
         active += np.any(moved != lam)

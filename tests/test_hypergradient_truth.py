@@ -112,12 +112,22 @@ DETERMINISTIC = {
 }
 
 
-@pytest.mark.parametrize("sid", DETERMINISTIC.values(), ids=DETERMINISTIC)
-@pytest.mark.parametrize("p", [FiniteQuadratic.random(0), PenalisedRidge.random(0)], ids=["P1", "P2"])
-def test_a1_deterministic_limits_find_the_closed_form(p, sid):
+@pytest.mark.parametrize(
+    ("name", "p"),
+    [
+        ("fixed-point", FiniteQuadratic.random(0)),
+        ("cg", FiniteQuadratic.random(0, correlated=True)),
+        ("fixed-point", PenalisedRidge.random(0)),
+        ("lbfgs", PenalisedRidge.random(0)),
+        ("cross-batches", PenalisedRidge.random(0)),
+    ],
+    ids=["P1-fixed-point", "P1-cg", "P2-fixed-point", "P2-lbfgs", "P2-cross-batches"],
+)
+def test_a1_deterministic_limits_find_the_closed_form(name, p):
     """Full batches (batch_size=None), until nothing moves."""
     w0 = np.zeros_like(p.w(p.lam))
-    est = bx.hypergradient(p.problem, sid, w0, p.lam, bx.Arrays(p.train_data), bx.Arrays(p.val_data), key=KEY)
+    sources = bx.Arrays(p.train_data), bx.Arrays(p.val_data)
+    est = bx.hypergradient(p.problem, DETERMINISTIC[name], w0, p.lam, *sources, key=KEY)
     assert est.code == bx.Code.OK
     assert relative_error(est.w, p.w(p.lam)) < 1e-9
     assert relative_error(est.v, p.v(p.lam)) < 1e-9

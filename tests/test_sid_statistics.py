@@ -25,7 +25,7 @@ def monte_carlo(problem, sid, w0, lam, train, val, key, runs):
         est = sid.estimate(problem, w0, lam, (train, val), key=key)
         return est.value, est.w, est.v
 
-    return jax.lax.map(one, jax.random.split(key, runs), batch_size=2000)
+    return jax.lax.map(one, jax.random.split(key, runs), batch_size=500)
 
 
 def sample(p, sid, *, batch_size, w0=None, key=KEY, runs=MANY, sampling="iid"):
@@ -54,11 +54,11 @@ def harmonic(p, gamma):
     return bx.Harmonic(beta, gamma), lambda number: beta / (gamma + np.arange(number))
 
 
-def assert_moments(p, *, t, k, J, batch_size, gamma, runs):
+def assert_moments(p, *, t, k, J, batch_size, gamma):
     """w_t, v_k and the hypergradient of a Monte Carlo run against the recursions."""
     schedule, steps = harmonic(p, gamma)
     sid = bx.SID(bx.FixedPoint(t, schedule), bx.FixedPoint(k, schedule), cross_batches=J)
-    value, w, v = sample(p, sid, batch_size=batch_size, runs=runs)
+    value, w, v = sample(p, sid, batch_size=batch_size)
     exact = p.moments(p.lam)
     at_w = inner_moments(exact, known(np.zeros_like(exact.w), exact.w), steps(t), batch_size)
     at_v = linear_moments(exact, at_w, steps(k), batch_size)
@@ -75,13 +75,13 @@ def assert_moments(p, *, t, k, J, batch_size, gamma, runs):
 @pytest.mark.parametrize(("batch_size", "correlated"), [(1, False), (5, True)], ids=["b1", "b5-correlated"])
 def test_a4_monte_carlo_equals_the_exact_moments(batch_size, correlated, J):
     p = FiniteQuadratic.random(0, correlated=correlated, n=40, d=4, m=3)
-    assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=60.0, runs=MANY)
+    assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=60.0)
 
 
 def test_a4_beyond_the_minibatches_that_are_drawn_at_once():
     """t, k and J all reach into the third chunk of 256 minibatches."""
     p = FiniteQuadratic.random(1, n=40, d=4, m=3)
-    assert_moments(p, t=600, k=600, J=600, batch_size=1, gamma=60.0, runs=4000)
+    assert_moments(p, t=600, k=600, J=600, batch_size=1, gamma=60.0)
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_a4_beyond_the_minibatches_that_are_drawn_at_once():
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
 def test_a4_monte_carlo_equals_the_exact_moments_on_p1(correlated, batch_size, J):
     p = FiniteQuadratic.random(0, correlated=correlated)
-    assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=90.0, runs=MANY)
+    assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=90.0)
 
 
 def rates(p, beta, gamma, batch_size):
@@ -188,15 +188,14 @@ def test_a9_the_shipped_solvers_bias_is_geometric_at_the_exact_inner_solution():
 
 def test_a9_the_shipped_estimators_bias_is_below_the_noise_while_its_error_is_at_the_floor():
     p = FiniteQuadratic.random(0, n=40, d=4, m=3)
-    schedule, steps = harmonic(p, 60.0)
+    schedule, steps = harmonic(p, 40.0)
     solver = bx.FixedPoint(1000, schedule)
-    runs = 2000
-    value, _, _ = sample(p, bx.SID(solver, solver, cross_batches=1), batch_size=5, runs=runs)
-    end = sid_moments(p.moments(p.lam), np.zeros(4), steps(1000), steps(1000), batch_size=5, cross_batches=1)
-    assert runs * end.bias @ np.linalg.solve(end.covariance, end.bias) < 1
+    value, _, _ = sample(p, bx.SID(solver, solver, cross_batches=1), batch_size=1)
+    end = sid_moments(p.moments(p.lam), np.zeros(4), steps(1000), steps(1000), batch_size=1, cross_batches=1)
+    assert MANY * end.bias @ np.linalg.solve(end.covariance, end.bias) < 1
     assert_mean(value, p.hypergradient(p.lam))
     assert_square(value, p.hypergradient(p.lam), end.mse)
-    assert floor(p, 5, 1) < end.mse < 1.1 * floor(p, 5, 1)
+    assert floor(p, 1, 1) < end.mse < 1.05 * floor(p, 1, 1)
 
 
 def linear_outer_loss(w, lam, batch):

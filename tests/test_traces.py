@@ -10,6 +10,8 @@ import bilevax as bx
 from bilevax.algorithms import advance
 from bilevax.core.config import strong
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 TRACES = 0
 N, D = 30, 4
 
@@ -112,7 +114,7 @@ def test_a_new_step_of_the_solvers(value):
 def test_new_numbers_in_a_schedule(schedule, value):
     def call(*numbers):
         if schedule is bx.Growing:
-            return second_door(make(t=schedule(*numbers), J=schedule(*numbers)))
+            return second_door(make(t=schedule(*numbers), k=schedule(*numbers), J=schedule(*numbers)))
         return first_door(make(eta=schedule(*numbers)))
 
     call(1.5, 0.25)

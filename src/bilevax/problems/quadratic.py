@@ -79,6 +79,13 @@ class FiniteQuadratic:
         target: [d].
         r: not negative.
         lam: the outer variable that goes with the problem, [m].
+
+    Examples:
+        >>> p = FiniteQuadratic.random(0, n=50, d=4, m=2)
+        >>> p.hypergradient(p.lam).shape
+        (2,)
+        >>> bool(abs(p.curvature.q - (1 - p.curvature.alpha * p.curvature.tau)) < 1e-12)
+        True
     """
 
     A: Any
@@ -179,6 +186,11 @@ class PenalisedRidge:
         Z: validation features, [N', d].
         u: validation targets, [N'].
         lam: the outer variable that goes with the problem, [d].
+
+    Examples:
+        >>> p = PenalisedRidge.random(0, d=3)
+        >>> p.w(p.lam).shape, p.hypergradient(p.lam).shape
+        ((1, 3), (3,))
     """
 
     X: Any

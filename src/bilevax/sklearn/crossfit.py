@@ -104,6 +104,12 @@ def fill(weight: np.ndarray, *rows: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def padded(n: int) -> int:
-    """The next length of the form 2^k (8 + i): at most an eighth longer, and few different ones."""
-    unit = max(1, 2 ** ((n - 1).bit_length() - 4))
-    return -(-n // unit) * unit
+    """The next length of the form 2^k (8 + i), at least 64: at most an eighth longer beyond, and few different ones."""
+    unit = 2 ** (max(n - 1, 64).bit_length() - 4)
+    return max(64, -(-n // unit) * unit)
+
+
+def widened(X: np.ndarray) -> np.ndarray:
+    """Few columns filled up with columns of zeros to a multiple of eight, which no loss and no penalty sees."""
+    p = X.shape[1]
+    return X if p >= 64 else np.pad(X, ((0, 0), (0, -p % 8)))

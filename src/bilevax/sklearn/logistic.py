@@ -163,11 +163,11 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         import jax
 
         from bilevax.sklearn import tuning
-        from bilevax.sklearn.crossfit import Rows, fill
+        from bilevax.sklearn.crossfit import Rows, fill, widened
         from bilevax.sklearn.training import second_moment
 
         weight, held = self._weights(labels)
-        Z, weight, held = (a.astype(_real()) for a in (Z, weight, held))
+        Z, weight, held = (a.astype(_real()) for a in (widened(Z), weight, held))
         loss = self._loss()
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         p = Z.shape[1]
@@ -199,18 +199,19 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         import jax
         import jax.numpy as jnp
 
-        from bilevax.sklearn.crossfit import fill
+        from bilevax.sklearn.crossfit import fill, widened
         from bilevax.sklearn.training import solve
 
         n, real = len(labels), _real()
         weight, _ = self._weights(labels)
         lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_tuned / n)
         loss = self._loss()(self.penalty_per)
-        rows = jax.device_put(fill(weight.astype(real), Z.astype(real), labels))
+        rows = jax.device_put(fill(weight.astype(real), widened(Z).astype(real), labels))
         w = solve(loss, tuned.model, jnp.asarray(lam, real), rows, moment=tuned.moment, fall=1e-9, max_steps=500)
-        self.penalties_ = n * np.exp(lam)
+        p = Z.shape[1]
+        self.penalties_ = n * np.exp(lam[..., :p] if self.penalty_per in {"feature", "weight"} else lam)
         self.start_penalty_ = float(rows_tuned * (folds - 1) / folds * np.exp(np.ravel(tuned.start.lam)[0]))
-        self.coef_ = np.asarray(w["weights"], np.float64) / self.feature_scale_
+        self.coef_ = np.asarray(w["weights"], np.float64)[:, :p] / self.feature_scale_
         self.intercept_ = np.asarray(w["bias"], np.float64) - self.coef_ @ self.feature_mean_
 
     def _loss(self) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from bilevax.core.trees import PyTree
 
@@ -17,7 +18,16 @@ WIDEST = 2000
 CURVATURE = 0.1
 """Typical second derivative of the logistic losses, against the second moment of the rows."""
 
-_value_and_grad = jax.jit(lambda loss, w, lam, batch: jax.value_and_grad(loss)(w, lam, batch))
+
+@jax.jit
+def _value_and_grad(loss: Any, u: PyTree, turn: Array | None, lam: Array, batch: PyTree) -> tuple[Array, PyTree]:
+    """Loss and gradient in the coordinates u."""
+    return jax.value_and_grad(lambda u: loss(_turned(u, turn), lam, batch))(u)
+
+
+def _turned(u: PyTree, turn: Array | None) -> PyTree:
+    """The weights u turn, [..., p]; turn is [p, p]."""
+    return u if turn is None else {**u, "weights": u["weights"] @ turn}
 
 
 def second_moment(X: Array, weight: Array) -> np.ndarray | None:
@@ -51,29 +61,21 @@ def solve(
         max_steps: at most so many iterations.
         fall: of the loss in one iteration, at which to stop.
     """
-    shape, real = w0["weights"].shape, w0["weights"].dtype
-    weights, root = np.asarray(w0["weights"], np.float64).reshape(-1, shape[-1]), None
+    real, turn, start = w0["weights"].dtype, None, w0
     if moment is not None:
-        root = scipy.linalg.cholesky(CURVATURE * moment + np.diag(_penalties(lam, shape[-1]) + 1e-8), lower=True)
-        weights = weights @ root
-
-    def unpack(x: np.ndarray) -> PyTree:
-        u = x[: weights.size].reshape(weights.shape)
-        if root is not None:
-            u = scipy.linalg.solve_triangular(root, u.T, lower=True, trans="T", check_finite=False).T
-        bias = x[weights.size :].reshape(w0["bias"].shape)
-        return {"weights": jnp.asarray(u.reshape(shape), real), "bias": jnp.asarray(bias, real)}
+        penalties = np.diag(_penalties(lam, moment.shape[0]) + 1e-8)
+        root = scipy.linalg.cholesky(CURVATURE * moment + penalties, lower=True)
+        turn = jnp.asarray(scipy.linalg.solve_triangular(root, np.eye(len(root)), lower=True), real)
+        start = {**w0, "weights": w0["weights"] @ jnp.asarray(root, real)}
+    flat, unravel = ravel_pytree(start)
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = _value_and_grad(loss, unpack(x), lam, batch)
-        g = np.asarray(gradient["weights"], np.float64).reshape(weights.shape)
-        if root is not None:
-            g = scipy.linalg.solve_triangular(root, g.T, lower=True, check_finite=False).T
-        return float(value), np.concatenate([g.ravel(), np.ravel(np.asarray(gradient["bias"], np.float64))])
+        value, gradient = _value_and_grad(loss, unravel(jnp.asarray(x, real)), turn, lam, batch)
+        return float(value), np.asarray(ravel_pytree(gradient)[0], np.float64)
 
-    start = np.concatenate([weights.ravel(), np.ravel(np.asarray(w0["bias"], np.float64))])
     options = {"maxiter": max_steps, "gtol": 1e-7, "ftol": fall}
-    return unpack(scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x)
+    out = scipy.optimize.minimize(objective, np.asarray(flat, np.float64), jac=True, method="L-BFGS-B", options=options)
+    return _turned(unravel(jnp.asarray(out.x, real)), turn)
 
 
 def _penalties(lam: Array, p: int) -> np.ndarray:

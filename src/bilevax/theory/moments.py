@@ -278,6 +278,14 @@ def sid_moments(
         batch_size: b; None: every row at once.
         cross_batches: J; None: every row once.
         v0: start of the linear solver, [d]; None for 0.
+
+    Examples:
+        >>> rows = np.array([[[1.0]], [[3.0]]]), np.ones((2, 1)), np.ones((2, 1, 1))
+        >>> p = QuadraticMoments.of_rows(rows, np.zeros(1), target=np.zeros(1), r=0.0, alpha=0.5)
+        >>> exact = sid_moments(p, np.zeros(1), [0.5] * 9, [0.5] * 9, batch_size=None, cross_batches=None)
+        >>> sampled = sid_moments(p, np.zeros(1), [0.5] * 9, [0.5] * 9, batch_size=1, cross_batches=1)
+        >>> bool(np.allclose(exact.bias, sampled.bias)), exact.mse < sampled.mse
+        (True, True)
     """
     inner = inner_moments(problem, known(w0, problem.w), inner_steps, batch_size)
     linear = linear_moments(problem, inner, linear_steps, batch_size, v0)
