@@ -35,7 +35,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
 
     Args:
         penalty_per: ``"feature"`` (default), ``"class"``, ``"weight"`` or ``"global"``.
-        class_weight: None or ``"balanced"``: weights inverse to the class frequencies in all losses.
+        class_weight: None, a weight for each label, or ``"balanced"``: inverse to the class frequencies; in all losses.
         scoring: name of a scikit-learn scorer; for one that counts every class alike, such as
             ``"balanced_accuracy"``, so does the loss that is tuned. Default ``"neg_log_loss"``.
         validation_fraction: of the rows. Default 0.25.
@@ -76,7 +76,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "penalty_per": [StrOptions({"feature", "class", "weight", "global"})],
-        "class_weight": [StrOptions({"balanced"}), None],
+        "class_weight": [StrOptions({"balanced"}), dict, None],
         "scoring": [str],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "method": [StrOptions({"auto", "deterministic", "stochastic"})],
@@ -88,7 +88,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         self,
         penalty_per: str = "feature",
         *,
-        class_weight: str | None = None,
+        class_weight: str | dict[Any, float] | None = None,
         scoring: str = "neg_log_loss",
         validation_fraction: float = 0.25,
         method: str = "auto",
@@ -221,10 +221,8 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
 
     def _weights(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the rows in training, and in the losses that penalties are chosen by."""
-        even = np.ones(len(labels))
-        balanced = compute_sample_weight("balanced", labels)
-        train = balanced if self.class_weight == "balanced" else even
-        return train, balanced if self.scoring in BALANCED_SCORES else train
+        train = compute_sample_weight(self.class_weight, self.classes_[labels])
+        return train, compute_sample_weight("balanced", labels) if self.scoring in BALANCED_SCORES else train
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores, [n, C]; [n] if there are two classes."""
