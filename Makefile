@@ -9,7 +9,8 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)  ## tune a model on real data and say where the report is
 	$(BIN)/bilevax tune digits --target digit --out runs/digits --seed 0 --force
 
-test: $(STAMP)  ## the default suite, docs included
+test: $(STAMP)  ## the documentation's code as a user would run it, then the tests under strict numerics
+	$(BIN)/python -m pytest README.md docs src
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP)  ## the statistical and real-data tests
