@@ -202,6 +202,18 @@ def test_a2_no_gradient_flows_through_the_step_or_the_trajectory():
     np.testing.assert_allclose(*values, rtol=1e-12)
 
 
+def test_a2_conjugate_gradients_end_after_d_steps_for_a_diagonal_step():
+    """With a diagonal step I - d1Phi is not symmetric; in the inner product of the step it is, and d steps are enough."""
+    p = FiniteQuadratic.random(2)
+    problem = bx.Problem(bx.GradientStep(p.problem.inner_map.loss, np.geomspace(0.01, 1.0, 10)), p.problem.outer_loss)
+    sources = bx.Arrays(p.train_data), bx.Arrays(p.val_data)
+    sid = bx.SID(bx.Given(), bx.CG(tol=1e-9, max_steps=11))
+    est = bx.hypergradient(problem, sid, p.w(p.lam), p.lam, *sources, key=KEY)
+    assert est.code == bx.Code.OK
+    assert est.cost.hvps.calls <= 11
+    assert relative_error(est.value, p.hypergradient(p.lam)) < 1e-7
+
+
 def test_a2_damping_solves_the_shifted_system():
     p = FiniteQuadratic.random(2)
     sid = bx.SID(bx.Given(), bx.CG(tol=1e-14, damping=0.25))

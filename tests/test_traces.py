@@ -1,4 +1,7 @@
-"""What compiles anew: nothing but a new function, a new shape, a new name. Counted in the body of the user's losses."""
+"""What is traced or compiled anew: nothing but a new function, a new shape, a new name.
+
+Traces are counted in the body of the user's losses; compilations by JAX's own monitoring.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,16 @@ from bilevax.core.config import strong
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 TRACES = 0
+COMPILED = 0
 N, D = 30, 4
+
+
+def note_compilation(event, duration, **kwargs):
+    global COMPILED
+    COMPILED += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(note_compilation)
 
 
 def inner_loss(w, lam, batch):
@@ -60,9 +72,10 @@ def both_doors(arguments, *, seed=0):
 
 
 def traced(call):
-    """How often the losses are executed by Python."""
-    before = TRACES
+    """How often the losses are executed by Python; nothing is compiled without."""
+    before, compiled = TRACES, COMPILED
     call()
+    assert (COMPILED > compiled) == (TRACES > before)
     return TRACES - before
 
 
@@ -119,6 +132,18 @@ def test_new_numbers_in_a_schedule(schedule, value):
 
     call(1.5, 0.25)
     assert traced(lambda: call(value, 0.75)) == 0
+
+
+def falling(value, j):
+    return value / (1.0 + 0.1 * j.astype(jnp.result_type(float)))
+
+
+def test_new_numbers_in_a_schedule_of_the_users_own():
+    """Numbers that no field of bilevax's has cast: a Python float is weakly typed, a numpy scalar is not."""
+    call = lambda value: first_door(make(eta=jax.tree_util.Partial(falling, value)))  # noqa: E731
+    call(0.5)
+    for value in (0.25, np.float64(0.3), np.float32(0.3), jnp.asarray(0.4), np.array(0.4)):
+        assert traced(lambda value=value: call(value)) == 0
 
 
 def test_new_data_of_equal_shape():

@@ -83,7 +83,7 @@ def choose_method(name: str, n: int, p: int, outputs: int) -> Method:
     folds = 5 if n <= MANY_ROWS else 3
     if name == "deterministic":
         most = 10 if n > MANY_ROWS else 100  # warm starts make up for a solver that is cut short
-        return Method(name, reason, folds, None, SID(LBFGS(tol=1e-3, max_steps=most), CG(tol=1e-2, max_steps=most)))
+        return Method(name, reason, folds, None, SID(LBFGS(tol=3e-5, max_steps=most), CG(tol=1e-2, max_steps=most)))
     solvers = SID(
         inner=FixedPoint(steps=400, step_size=0.5),
         linear=FixedPoint(steps=200, step_size=0.5),
