@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from bilevax.core.errors import ParameterError
-from bilevax.core.trees import is_concrete
+from bilevax.core.trees import is_concrete, strongly_typed
 
 T = TypeVar("T")
 
@@ -123,7 +123,8 @@ def _strong(x: Any) -> Any:
     if isinstance(x, numbers.Real):
         return jnp.asarray(np.asarray(x, jnp.result_type(float)))
     if isinstance(x, jax.Array | np.ndarray):
-        return jnp.asarray(x, dtype=x.dtype) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.asarray(x)
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return x if is_key else strongly_typed(x)
     return x
 
 
@@ -197,8 +198,12 @@ def to_plain(value: Any) -> Any:
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(v) for v in value]
+    if isinstance(value, jax.Array | np.ndarray) and np.ndim(value) > 0:
+        return {"array": to_plain(np.asarray(value).tolist()), "dtype": str(value.dtype)}
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return np.asarray(value).tolist()
+        return to_plain(np.asarray(value).item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return {"number": repr(value)}  # JSON has no infinity
     return value
 
 
@@ -215,6 +220,10 @@ def from_plain(value: Any) -> Any:
         return value
     if "function" in value:
         return _lookup(value["function"])
+    if "number" in value:
+        return float(value["number"])
+    if "array" in value:
+        return np.asarray(from_plain(value["array"]), value["dtype"])
     fields = {k: from_plain(v) for k, v in value.items() if k != "type"}
     if "type" not in value:
         return fields

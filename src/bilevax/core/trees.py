@@ -1,5 +1,6 @@
 """Arithmetic on pytrees, and the checks that say which leaf is wrong."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -40,7 +41,7 @@ def zeros_like(a: PyTree) -> PyTree:
 
 def vdot(a: PyTree, b: PyTree) -> Array:
     """Inner product over all leaves."""
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), start=jnp.zeros(()))
+    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
 
 
 def norm(a: PyTree) -> Array:
@@ -93,7 +94,14 @@ def _parameter(name: str, x: Any) -> Array:
         raise ParameterError(f"leaf {name} is empty, shape {np.shape(x)}; pass at least one entry")
     if is_concrete(x) and not np.all(np.isfinite(np.asarray(x, dtype=np.float64))):
         raise ParameterError(f"leaf {name} contains NaN or infinity; pass finite numbers")
-    return jnp.asarray(x)
+    return strongly_typed(x)
+
+
+def strongly_typed(x: Any) -> Array:
+    """An array of the dtype it has, which no other operand can change."""
+    if getattr(x, "weak_type", False) and is_concrete(x):
+        x = np.asarray(x)  # by way of the host: a cast on the device would compile
+    return jnp.asarray(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype))
 
 
 def is_concrete(x: Any) -> bool:
