@@ -195,6 +195,19 @@ def test_a_box_open_to_one_side_can_be_written(box):
     assert from_plain(json.loads(json.dumps(to_plain(box), allow_nan=False))) == box
 
 
+@config
+class OddlyNamed:
+    """Its fields are called as the tags of the written form are."""
+
+    number: float
+    array: float
+    dtype: str = "float64"
+
+
+def test_a_field_may_be_called_as_a_tag_is():
+    assert from_plain(to_plain(OddlyNamed(1.0, 2.0))) == OddlyNamed(1.0, 2.0)
+
+
 def test_numbers_inside_are_written_as_numbers():
     assert to_plain({"a": np.float32(0.5), "b": jnp.int32(2), "c": (1, None, "x")}) == {
         "a": 0.5,

@@ -218,11 +218,11 @@ def from_plain(value: Any) -> Any:
         return [from_plain(v) for v in value]
     if not isinstance(value, dict):
         return value
-    if "function" in value:
+    if value.keys() == {"function"}:
         return _lookup(value["function"])
-    if "number" in value:
+    if value.keys() == {"number"}:
         return float(value["number"])
-    if "array" in value:
+    if value.keys() == {"array", "dtype"}:
         return np.asarray(from_plain(value["array"]), value["dtype"])
     fields = {k: from_plain(v) for k, v in value.items() if k != "type"}
     if "type" not in value:
