@@ -165,6 +165,8 @@ def count(name: str, value: Any, *, low: int = 0) -> Any:
         raise ParameterError(f"{name} must be a whole number, got {value!r}")
     if int(value) < low:
         raise ParameterError(f"{name} must be at least {low}, got {int(value)}")
+    if int(value) >= 2**31:
+        raise ParameterError(f"{name} must be less than 2^31, got {int(value)}")
     return int(value)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import choice, config, set_fields, static
+from bilevax.core.config import choice, config, count, set_fields, static
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import Count, Draw, fold
@@ -46,10 +46,11 @@ class Arrays:
     data: PyTree
     batch_size: int | None = static(None)
     sampling: str = "iid"
-    seed: int = static(0)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
+        seed = count("seed", self.seed, low=0)
         data = _narrowed(map_named(_check_leaf, "data", self.data))
         n = _common_length(data)
         b = self.batch_size
@@ -60,9 +61,9 @@ class Arrays:
                 raise ParameterError(f"batch_size must lie in [1, n={n}], got {b}")
             b = int(b)
             if self.sampling == "blocks":
-                order = np.random.default_rng(self.seed).permutation(n)
+                order = np.random.default_rng(seed).permutation(n)
                 data = jax.tree.map(lambda a: a[order], data)
-        set_fields(self, data=jax.tree.map(jnp.asarray, data), batch_size=b)
+        set_fields(self, data=jax.tree.map(jnp.asarray, data), batch_size=b, seed=seed)
 
     @property
     def rows(self) -> int:

@@ -1,27 +1,62 @@
 """L-BFGS on the full batch, for inner problems that have a loss."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
-from bilevax.core.promotion import usual_promotion
 from bilevax.core.records import Solved
-from bilevax.core.trees import PyTree, all_finite, norm, where
+from bilevax.core.trees import PyTree, all_finite, axpy, norm, scale, sub, vdot, where, zeros_like
+
+MEMORY = 10
+"""Pairs of differences that are kept."""
+
+DECREASE, CURVATURE = 1e-4, 0.9
+"""Of the Wolfe conditions: the loss falls by DECREASE of what its slope promises, the slope to CURVATURE of itself."""
+
+TRIALS = 30
+"""Step sizes tried along one direction; more means that rounding hides any descent."""
+
+
+class _Pairs(NamedTuple):
+    """Differences of points (s) and gradients (y), the newest at slot (number - 1) mod MEMORY; leaves [MEMORY, ...]."""
+
+    s: PyTree
+    y: PyTree
+    inverse: Array  # 1 / <s, y>, 0 in an empty slot
+    number: Array
+
+
+class _Search(NamedTuple):
+    """A point with its loss and gradient, and the step size that is tried along a direction from it."""
+
+    w: PyTree
+    value: Array
+    gradient: PyTree
+    pairs: _Pairs
+    direction: PyTree
+    size: Array
+    low: Array  # a step size that is too short
+    high: Array  # and one that is too long
+    trials: Array
+    steps: Array
+    calls: Array
 
 
 @config
 class LBFGS:
-    """Limited-memory BFGS with a zoom line search, on the inner loss of every row of train.
+    """Limited-memory BFGS on the inner loss of every row of train.
+
+    w <- w - a H grad, where H is had from the last ten differences of w and of grad, and the step size a >= 0, found by
+    bracketing, fulfils the Wolfe conditions; a = 1 is tried first.
 
     Assumes an inner loss (:class:`~bilevax.GradientStep`); stops at ||grad|| <= tol (1 + ||w||), with BUDGET after
-    ``max_steps``. Cost: about one full gradient a step, every line search trial counted. Source: Liu and Nocedal
-    (1989); the implementation is optax's.
+    ``max_steps``, or where no step size lowers the loss. Cost: one full gradient for each step size tried, about one a
+    step. Source: Liu and Nocedal (1989); Nocedal and Wright (2006), algorithms 3.5 and 7.5.
 
     Args:
         tol: gradient norm against 1 + ||w||, positive. Default 1e-6.
@@ -39,35 +74,91 @@ class LBFGS:
 
     def solve(self, loss: Callable[..., Array], w0: PyTree, lam: PyTree, batch: PyTree) -> Solved:
         """Minimise w -> loss(w, lam, batch) from w0."""
-        method = optax.lbfgs(memory_size=10)
+        value_and_grad = jax.value_and_grad(lambda w: loss(w, lam, batch))
 
-        def objective(w: PyTree) -> Array:
-            return loss(w, lam, batch)
+        def small(at: _Search) -> Array:
+            size = norm(at.gradient)
+            return size <= jnp.asarray(self.tol).astype(size.dtype) * (1.0 + norm(at.w))
 
-        value_and_grad = optax.value_and_grad_from_state(objective)
+        def going(at: _Search) -> Array:
+            can = (at.steps < self.max_steps) & (at.trials < TRIALS) & jnp.isfinite(at.value)
+            return (at.steps < 0) | (~small(at) & can)
 
-        def small(w: PyTree, gradient: PyTree) -> Array:
-            size = norm(gradient)
-            return size <= jnp.asarray(self.tol).astype(size.dtype) * (1.0 + norm(w))
+        def try_size(at: _Search) -> _Search:
+            """One evaluation: the step is taken, or the next step size lies between the too short and the too long."""
+            w = axpy(at.size, at.direction, at.w)
+            value, gradient = value_and_grad(w)
+            slope, reached = vdot(at.gradient, at.direction), vdot(gradient, at.direction)
+            rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(at.value)
+            fell = (value <= at.value + DECREASE * at.size * slope + rounding) & all_finite(gradient)
+            short = fell & (reached < CURVATURE * slope)
+            low, high = jnp.where(short, at.size, at.low), jnp.where(fell, at.high, at.size)
+            secant = at.size * slope / (slope - reached)  # where the slope would vanish, were the loss quadratic
+            room = jnp.where(jnp.isfinite(high), high - low, 10 * low)
+            size = jnp.clip(jnp.nan_to_num(secant), low + 0.1 * room, low + 0.9 * room)
+            again = at._replace(size=size, low=low, high=high, trials=at.trials + 1, calls=at.calls + 1)
+            pairs = _remember(at.pairs, sub(w, at.w), sub(gradient, at.gradient))
+            new = _start(w, value, gradient, pairs, at.steps + 1, at.calls + 1)
+            return where(fell & ~short, new, again)
 
-        def going(carry: tuple[PyTree, Any, Array, Array, Array]) -> Array:
-            _, _, steps, _, done = carry
-            return ~done & (steps < self.max_steps)
+        end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(value_and_grad, w0)[0]))
+        code = jnp.where(small(end), jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
+        finite = all_finite((end.w, end.value))
+        return Solved(end.w, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), end.calls)
 
-        def step(carry: tuple[PyTree, Any, Array, Array, Array]) -> tuple[PyTree, Any, Array, Array, Array]:
-            w, state, steps, calls, _ = carry
-            value, gradient = value_and_grad(w, state=state)
-            with usual_promotion():
-                updates, new_state = method.update(gradient, state, w, value=value, grad=gradient, value_fn=objective)
-            new_state = jax.tree.map(lambda old, x: x.astype(old.dtype), state, new_state)
-            done = small(w, gradient)
-            new = where(done, w, optax.apply_updates(w, updates))
-            trials = new_state[-1].info.num_linesearch_steps.astype(jnp.int32)
-            return new, new_state, steps + 1, calls + jnp.where(done, 0, trials), done
 
-        with usual_promotion():
-            state = jax.tree.map(jnp.asarray, method.init(w0))
-        start = (w0, state, jnp.int32(0), jnp.int32(1), jnp.asarray(False))
-        w, _, _, calls, done = jax.lax.while_loop(going, step, start)
-        code = jnp.where(done, jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
-        return Solved(w, jnp.where(all_finite(w), code, jnp.int32(Code.NONFINITE)), calls)
+def _before(w0: PyTree, value: Any) -> _Search:
+    """Step -1, of size 0 from w0 with an infinite loss: the first evaluation is that of w0."""
+    many = jax.tree.map(lambda x: jnp.zeros((MEMORY, *x.shape), x.dtype), w0)
+    pairs = _Pairs(many, many, jnp.zeros(MEMORY, value.dtype), jnp.int32(0))
+    zero, infinity = jnp.zeros((), value.dtype), jnp.full((), jnp.inf, value.dtype)
+    nothing = zeros_like(w0)
+    none = jnp.int32(0)
+    return _Search(w0, infinity, nothing, pairs, nothing, zero, zero, infinity, none, jnp.int32(-1), none)
+
+
+def _start(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs, steps: Array, calls: Array) -> _Search:
+    """A new line search: size 1, or so that the very first step has length one at most."""
+    direction = scale(-1.0, _product(pairs, gradient))
+    one = jnp.ones_like(value)
+    size = jnp.where(pairs.number == 0, one / jnp.maximum(one, norm(direction)), one)
+    zero, infinity = jnp.zeros_like(value), jnp.full_like(value, jnp.inf)
+    return _Search(w, value, gradient, pairs, direction, size, zero, infinity, jnp.int32(0), steps, calls)
+
+
+def _remember(pairs: _Pairs, s: PyTree, y: PyTree) -> _Pairs:
+    """The pair in place of the oldest; one without positive curvature is left out."""
+    slot, curvature = pairs.number % MEMORY, vdot(s, y)
+    new = _Pairs(
+        jax.tree.map(lambda a, x: a.at[slot].set(x), pairs.s, s),
+        jax.tree.map(lambda a, x: a.at[slot].set(x), pairs.y, y),
+        pairs.inverse.at[slot].set(1.0 / curvature),
+        pairs.number + 1,
+    )
+    return where(curvature > jnp.finfo(curvature.dtype).eps * vdot(y, y), new, pairs)
+
+
+def _product(pairs: _Pairs, gradient: PyTree) -> PyTree:
+    """H gradient, by the two loops over the pairs."""
+
+    def pair(i: Array) -> tuple[Array, PyTree, PyTree, Array]:
+        slot = (pairs.number - 1 - i) % MEMORY  # the i-th newest
+        s, y = (jax.tree.map(lambda a: a[slot], tree) for tree in (pairs.s, pairs.y))
+        return slot, s, y, pairs.inverse[slot]
+
+    def back(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+        q, share = carry
+        slot, s, y, inverse = pair(i)
+        a = inverse * vdot(s, q)
+        return axpy(-a, y, q), share.at[slot].set(a)
+
+    def forth(i: Array, r: PyTree) -> PyTree:
+        slot, s, y, inverse = pair(MEMORY - 1 - i)
+        return axpy(share[slot] - inverse * vdot(y, r), s, r)
+
+    q, share = jax.lax.fori_loop(0, MEMORY, back, (gradient, jnp.zeros_like(pairs.inverse)))
+    _, _, y, inverse = pair(jnp.int32(0))
+    squared = vdot(y, y)
+    seen = inverse > 0
+    first = jnp.where(seen, 1.0 / jnp.where(seen, inverse * squared, jnp.ones_like(squared)), jnp.ones_like(squared))
+    return jax.lax.fori_loop(0, MEMORY, forth, scale(first, q))
