@@ -27,7 +27,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
     ``LogisticRegression`` with penalty = 1/C. The rows are split in two. On the training rows, K models are each
     trained without one fold, and the penalties descend the hypergradient of the loss on that fold, from the best single
     penalty. The validation rows, on which no penalty is tuned, say where to stop; the single penalty is kept unless the
-    tuned ones are better there by half a standard error. The final model is trained on all rows.
+    tuned ones are better there by a standard error. The final model is trained on all rows.
 
     Method: implicit differentiation by L-BFGS and conjugate gradients where full batches are the better choice,
     stochastic implicit differentiation (Grazzi, Pontil, Salzo 2021, arXiv:2011.07122) where minibatches are;

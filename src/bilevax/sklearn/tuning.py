@@ -44,7 +44,7 @@ WORSE = 4
 PATH_ROWS = 10_000
 """Training rows on which they are tried, at most."""
 
-SIGNIFICANT = 0.5
+SIGNIFICANT = 1.0
 """Standard errors by which tuned penalties must be better than the single one on the validation rows."""
 
 FULL_BATCH_LIMIT = 1e8
