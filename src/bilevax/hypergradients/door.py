@@ -13,7 +13,7 @@ from bilevax.core.keys import as_key, stream
 from bilevax.core.records import Cost, Count, Estimate
 from bilevax.core.trees import PyTree, as_parameters, leaf_name
 from bilevax.data import RowSource
-from bilevax.problems.gradient_step import MEASURED_BATCHES, POWER_STEPS, GradientStep
+from bilevax.problems.gradient_step import POWER_STEPS, GradientStep, measured_batches
 from bilevax.problems.problem import Problem
 
 
@@ -78,7 +78,7 @@ def measured_estimate(
     train = sources[0]
     ready = inner_map.measured(w0, lam, train, stream(key, "measure"))
     estimate = estimator.estimate(replace(problem, inner_map=ready), w0, lam, sources, key=key, **start)
-    spent = Count(jnp.int32(MEASURED_BATCHES * POWER_STEPS), train.rows_per_batch)
+    spent = Count(jnp.int32(measured_batches(train) * POWER_STEPS), train.rows_per_batch)
     return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
 
 

@@ -59,7 +59,7 @@ class GradientStep:
     def measured(self, w: PyTree, lam: PyTree, source: Any, key: Array) -> "GradientStep":
         """This map with its step filled in: 1 / (L + penalty curvature), L the largest curvature seen.
 
-        Cost: :data:`MEASURED_BATCHES` * :data:`POWER_STEPS` Hessian-vector products on minibatches.
+        Cost: ``measured_batches(source)`` * :data:`POWER_STEPS` Hessian-vector products on minibatches.
         """
         if self.step_size is not None:
             return self
@@ -73,7 +73,7 @@ class GradientStep:
             return jnp.maximum(seen, _largest_eigenvalue(self.loss, w, lam, draw.batch, jax.random.fold_in(key, j)))
 
         zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(w)))
-        bound = source.fold(largest, zero, (w, lam), key=key, start=0, stop=MEASURED_BATCHES)
+        bound = source.fold(largest, zero, (w, lam), key=key, start=0, stop=measured_batches(source))
         return replace(self, step_size=InverseCurvature(bound, penalty))
 
 
@@ -82,6 +82,12 @@ MEASURED_BATCHES = 4
 
 POWER_STEPS = 12
 """Power iterations on each."""
+
+
+def measured_batches(source: Any) -> int:
+    """Minibatches a curvature is measured on: one where each holds every row."""
+    return 1 if source.rows_per_batch == source.rows else MEASURED_BATCHES
+
 
 MARGIN = 1.1
 """Factor for what the power iteration has not seen yet."""

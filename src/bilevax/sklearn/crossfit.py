@@ -59,11 +59,6 @@ class CrossFitLoss:
         data = jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * others) / batch.y.shape[0]
         return data + jnp.sum(jax.vmap(self.loss.half_penalty, in_axes=(0, None))(w["weights"], lam))
 
-    def penalty_curvature(self, w: PyTree, lam: PyTree) -> PyTree:
-        """The curvature of the penalty, the same for every model."""
-        one = jax.tree.map(lambda x: x[0], w)
-        return jax.tree.map(lambda p: jnp.asarray(p)[None], self.loss.penalty_curvature(one, lam))
-
 
 @config
 class HeldOutLoss:

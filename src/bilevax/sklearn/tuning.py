@@ -17,7 +17,7 @@ from bilevax.hypergradients import SID
 from bilevax.problems import Box, GradientStep, Problem
 from bilevax.runs import Progress, minimize
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
-from bilevax.sklearn.training import solve
+from bilevax.sklearn.training import Turned, coordinates, solve, times, turned
 from bilevax.solvers import CG, LBFGS, FixedPoint
 
 MANY_ROWS = 10_000
@@ -82,8 +82,7 @@ def choose_method(name: str, n: int, p: int, outputs: int) -> Method:
         name, reason = "deterministic", f"{size}: a pass is so short that full batches are faster"
     folds = 5 if n <= MANY_ROWS else 3
     if name == "deterministic":
-        most = 10 if n > MANY_ROWS else 100  # warm starts make up for a solver that is cut short
-        return Method(name, reason, folds, None, SID(LBFGS(tol=3e-5, max_steps=most), CG(tol=1e-2, max_steps=most)))
+        return Method(name, reason, folds, None, SID(LBFGS(tol=1e-4, max_steps=100), CG(tol=1e-2, max_steps=100)))
     solvers = SID(
         inner=FixedPoint(steps=400, step_size=0.5),
         linear=FixedPoint(steps=200, step_size=0.5),
@@ -104,7 +103,7 @@ class Task(NamedTuple):
         validation: X, y, and weight of mean 1, of rows that no penalty is tuned on.
         lam_shape: of the log-penalties.
         outputs: C, the number of scores.
-        moment: second moment of the training rows, [p, p]; see :func:`bilevax.sklearn.training.solve`.
+        moment: of the training rows; see :func:`bilevax.sklearn.training.second_moment`.
     """
 
     penalised: Any
@@ -114,7 +113,7 @@ class Task(NamedTuple):
     validation: tuple[Array, Array, Array]
     lam_shape: tuple[int, ...]
     outputs: int
-    moment: np.ndarray | None
+    moment: np.ndarray
 
 
 class Point(NamedTuple):
@@ -155,7 +154,7 @@ class Tuned(NamedTuple):
     chosen: Point
     start: Point
     model: PyTree
-    moment: np.ndarray | None
+    moment: np.ndarray
     validation_loss: float
     gap: float
     gap_se: float
@@ -183,14 +182,18 @@ def tune(
     """
     clock = time.monotonic()
     start, interrupted = _single_penalty(task)
-    watch = _Watch(task, start, clock, callback)
+    root, turn = coordinates(task.moment, start.lam)
+    watch = _Watch(task, start, turn, clock, callback)
     if interrupted:
         return _decide(task, start, watch, Code.OK, interrupted)
-    problem = Problem(GradientStep(CrossFitLoss(task.penalised)), HeldOutLoss(task.plain), project=Box(*BOX))
-    rows = Arrays(task.rows, batch_size=method.batch_size, sampling="blocks", seed=seed)
+    step_size = 1.0 if method.name == "deterministic" else None  # full-batch solvers choose their own steps
+    inner_map = GradientStep(CrossFitLoss(Turned(task.penalised, turn)), step_size)
+    problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))
+    in_coordinates = task.rows._replace(X=times(task.rows.X, turn.T))
+    rows = Arrays(in_coordinates, batch_size=method.batch_size, sampling="blocks", seed=seed)
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
-    key = jax.random.key(seed)
-    result = minimize(problem, algorithm, start.w, start.lam, rows, rows, steps=steps, key=key, callback=watch, every=1)
+    u, key = turned(start.w, root), jax.random.key(seed)
+    result = minimize(problem, algorithm, u, start.lam, rows, rows, steps=steps, key=key, callback=watch, every=1)
     return _decide(task, start, watch, Code(result.code), result.interrupted)
 
 
@@ -221,15 +224,21 @@ class _Watch:
     """Follows a run: keeps the record and the best step on the validation rows, and says when to stop."""
 
     def __init__(
-        self, task: Task, start: Point, clock: float, callback: Callable[[dict[str, Any]], bool | None] | None
+        self,
+        task: Task,
+        start: Point,
+        turn: Array,
+        clock: float,
+        callback: Callable[[dict[str, Any]], bool | None] | None,
     ) -> None:
-        self.task, self.clock, self.callback = task, clock, callback
+        self.task, self.turn, self.clock, self.callback = task, turn, clock, callback
         self.best, self.lam = start, start.lam
         self.history: list[dict[str, Any]] = []
 
     def __call__(self, progress: Progress) -> bool:
         seen, step = progress.history, progress.step - 1  # w belongs to the lam before the step
-        point = _point(self.task, step, self.lam, progress.w, float(seen.outer_value[-1]))
+        w = turned(progress.w, self.turn)
+        point = _point(self.task, step, self.lam, w, float(seen.outer_value[-1]))
         if point.validation_loss < self.best.validation_loss:
             self.best = point
         self.lam = progress.lam
