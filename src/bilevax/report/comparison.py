@@ -8,6 +8,8 @@ from bilevax.report.records import Model, Run
 from bilevax.report.summary import NORMAL, main_rival, tuned_model
 from bilevax.report.text import decimal, duration, percent, places_for
 
+_SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -44,7 +46,7 @@ def _places(run: Run) -> int:
 
 def _table(run: Run) -> tuple[tuple[str, ...], tuple[Row, ...]]:
     tuned, paired, places = tuned_model(run), {p.name: p for p in run.paired}, _places(run)
-    scores = {m.score_name for m in run.models if math.isfinite(m.score)}
+    scores = {m.score_name for m in run.models if math.isfinite(m.score)} - _SHOWN_ANYHOW
     score = min(scores) if scores else ""
 
     def cells(m: Model) -> tuple[str, ...]:
@@ -73,13 +75,7 @@ def _levels(run: Run) -> str:
         text = decimal(m.test_log_loss, places) + (f" ± {decimal(half, places)}" if half >= 0 else "")
         low, high = m.test_log_loss - half, m.test_log_loss + half
         rows.append(Interval(m.name, m.test_log_loss, low, high, text, m is tuned))
-    if not rows:
-        return ""
-    said = "; ".join(f"{r.name}: {r.text}" for r in rows)
-    return intervals(
-        rows, name="levels", xlabel="test log-loss (nats per row)", zero=False,
-        description=f"Test log-loss of each model with its 95 % interval. {said}.",
-    )  # fmt: skip
+    return _picture(rows, "levels", "test log-loss (nats per row)", "Test log-loss of each model")
 
 
 def _differences(run: Run) -> str:
@@ -89,13 +85,15 @@ def _differences(run: Run) -> str:
             digits = places_for((p.high - p.low) / 2)
             text = decimal(p.difference, digits)
             rows.append(Interval(f"against {p.name}", p.difference, p.low, p.high, text, p is rival))
+    xlabel = "← tuned is better · difference (nats per row) · tuned is worse →"
+    return _picture(rows, "differences", xlabel, "Test log-loss of the tuned model minus the others'")
+
+
+def _picture(rows: list[Interval], name: str, xlabel: str, what: str) -> str:
     if not rows:
         return ""
-    said = "; ".join(f"{r.name}: {r.text}" for r in rows)
-    return intervals(
-        rows, name="differences", xlabel="← tuned is better · difference (nats per row) · tuned is worse →", zero=True,
-        description=f"Test log-loss of the tuned model minus the others', with 95 % intervals. {said}.",
-    )  # fmt: skip
+    description = f"{what}, with 95 % intervals. {'; '.join(f'{r.name}: {r.text}' for r in rows)}."
+    return intervals(rows, name=name, xlabel=xlabel, zero=name == "differences", description=description)
 
 
 def _kept(run: Run) -> str:

@@ -126,6 +126,7 @@ class Run:
     terms: tuple[Term, ...] = ()
     classes: tuple[str, ...] = ()
     exported: bool = False
+    notes: tuple[str, ...] = ()
 
     def setting(self, table: str, key: str) -> str:
         """A setting as text, empty where it is not set."""
@@ -212,6 +213,7 @@ def _sorted(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "paired": tuple(paired.values()),
         "gap": _gap(last["gap"]) if "gap" in last else None,
         "end": _end(last["end"]) if "end" in last else None,
+        "notes": tuple(clean(r.get("text", "")) for r in by_kind.get("note", [])),
     }
 
 

@@ -105,7 +105,11 @@ def _no_comparison(run: Run) -> str:
 
 
 def notices(run: Run) -> list[str]:
-    """What a reader must know before believing the rest."""
+    """What a reader must know before believing the rest: how the run ended, and the notes it wrote."""
+    return [*_ending(run), *(note for note in run.notes if note)]
+
+
+def _ending(run: Run) -> list[str]:
     if run.end is None:
         return ["The run has not written its end: it is still going, or it was killed. This is what it had written."]
     out = []

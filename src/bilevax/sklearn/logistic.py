@@ -126,6 +126,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
             ValueError: scikit-learn's, on bad X and y.
         """
         from bilevax.sklearn import tuning
+        from bilevax.sklearn.crossfit import widened
 
         self._validate_params()
         if self.scoring not in get_scorer_names():
@@ -140,9 +141,8 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         validated = _validation_rows(labels, groups, validation, self.validation_fraction, seed)
         train = np.flatnonzero(~validated)
         self.feature_mean_, self.feature_scale_ = _moments(X[train])
-        Z = (X - self.feature_mean_) / self.feature_scale_
-        outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
-        method = tuning.choose_method(self.method, len(train), X.shape[1], outputs)
+        Z = widened(((X - self.feature_mean_) / self.feature_scale_).astype(_real()))
+        method = tuning.choose_method(self.method, len(train), X.shape[1], self._outputs)
         folds = _folds(labels[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         tuned = self._tune(Z, labels, train, validated, folds, method, seed, callback)
         self._record(tuned, method)
@@ -163,14 +163,11 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         import jax
 
         from bilevax.sklearn import tuning
-        from bilevax.sklearn.crossfit import Rows, fill, widened
+        from bilevax.sklearn.crossfit import Rows, fill
         from bilevax.sklearn.training import second_moment
 
         weight, held = self._weights(labels)
-        Z, weight, held = (a.astype(_real()) for a in (widened(Z), weight, held))
-        loss = self._loss()
-        outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
-        p = Z.shape[1]
+        loss, outputs, p = self._loss(), self._outputs, Z.shape[1]
         *_, inner = fill(weight[train])
         X, y, fold, outer = fill(held[train], Z[train], labels[train], folds)
         rows = jax.device_put(Rows(X, y, fold, inner, outer))
@@ -199,20 +196,25 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         import jax
         import jax.numpy as jnp
 
-        from bilevax.sklearn.crossfit import fill, widened
+        from bilevax.sklearn.crossfit import fill
         from bilevax.sklearn.training import solve
 
-        n, real = len(labels), _real()
+        n, p = len(labels), self.n_features_in_
         weight, _ = self._weights(labels)
         lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_tuned / n)
-        loss = self._loss()(self.penalty_per)
-        rows = jax.device_put(fill(weight.astype(real), widened(Z).astype(real), labels))
-        w = solve(loss, tuned.model, jnp.asarray(lam, real), rows, moment=tuned.moment, fall=1e-9, max_steps=500)
-        p = Z.shape[1]
         self.penalties_ = n * np.exp(lam[..., :p] if self.penalty_per in {"feature", "weight"} else lam)
+        loss = self._loss()(self.penalty_per)
+        rows = jax.device_put(fill(weight, Z, labels))
+        lam = jnp.asarray(lam, Z.dtype)
+        w = solve(loss, tuned.model, lam, rows, moment=tuned.moment, fall=1e-9, max_steps=500)
         self.start_penalty_ = float(rows_tuned * (folds - 1) / folds * np.exp(np.ravel(tuned.start.lam)[0]))
         self.coef_ = np.asarray(w["weights"], np.float64)[:, :p] / self.feature_scale_
         self.intercept_ = np.asarray(w["bias"], np.float64) - self.coef_ @ self.feature_mean_
+
+    @property
+    def _outputs(self) -> int:
+        """The number of scores."""
+        return 1 if len(self.classes_) == 2 else len(self.classes_)
 
     def _loss(self) -> Any:
         from bilevax.problems import BinaryLogistic, MultinomialLogistic
@@ -221,8 +223,9 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
 
     def _weights(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the rows in training, and in the losses that penalties are chosen by."""
-        train = compute_sample_weight(self.class_weight, self.classes_[labels])
-        return train, compute_sample_weight("balanced", labels) if self.scoring in BALANCED_SCORES else train
+        train = compute_sample_weight(self.class_weight, self.classes_[labels]).astype(_real())
+        balanced = self.scoring in BALANCED_SCORES
+        return train, compute_sample_weight("balanced", labels).astype(_real()) if balanced else train
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores, [n, C]; [n] if there are two classes."""

@@ -200,17 +200,18 @@ def tune(
 def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: bool) -> Tuned:
     """The best step against the start: one model each on all training rows, compared on the validation rows.
 
-    A model of all training rows sees more of them than the K models did. Its penalties may keep their size against the
-    sum of the losses (as if each were the precision of a prior) or against the mean; the start keeps the sum.
+    Penalties keep their size against the *sum* of the losses, as the precision of a prior does: the one model sees more
+    rows than each of the K did.
     """
     best, sum_kept = watch.best, float(np.log((task.folds - 1) / task.folds))
-    model, losses = _one_model(task, start.lam + sum_kept, start.w)
-    chosen, before = start._replace(lam=start.lam + sum_kept), losses
-    for lam in (best.lam + sum_kept, best.lam) if best.step else ():
-        other, after = _one_model(task, lam, best.w)
-        gain = after - before
-        if np.mean(gain) < -SIGNIFICANT * np.std(gain) / np.sqrt(len(gain)) and np.mean(after) < np.mean(losses):
-            chosen, model, losses = best._replace(lam=lam), other, after
+    chosen = start._replace(lam=start.lam + sum_kept)
+    model, losses = _one_model(task, chosen.lam, start.w)
+    if best.step:
+        tuned = best._replace(lam=best.lam + sum_kept)
+        other, after = _one_model(task, tuned.lam, best.w)
+        gain = after - losses
+        if np.mean(gain) < -SIGNIFICANT * np.std(gain) / np.sqrt(len(gain)):
+            chosen, model, losses = tuned, other, after
     of_folds = [np.asarray(_row_losses(task.plain, point.w, task.validation)) for point in (start, best)]
     gain = of_folds[1] - of_folds[0]
     held = HeldOutLoss(task.plain)
