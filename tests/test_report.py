@@ -337,6 +337,19 @@ def test_failed_run_shows_its_code(tmp_path: Path) -> None:
     assert "The run ended with the code DIVERGED. The iterates grew." in page
 
 
+def test_notes_of_the_run_are_shown(tmp_path: Path) -> None:
+    records = [{"kind": "note", "text": "3 rows without a label were left out."}, *steps(3), end()]
+    page = write_report(make_run(tmp_path, records=records, model=False)).read_text(encoding="utf-8")
+    assert "3 rows without a label were left out." in page
+
+
+@pytest.mark.parametrize(("scoring", "shown"), [("neg_log_loss", False), ("accuracy", False), ("roc_auc", True)])
+def test_a_score_has_a_column_unless_another_shows_it(tmp_path: Path, scoring: str, shown: bool) -> None:
+    models = [r | {"score": 0.5, "score_name": scoring} if r["kind"] == "comparison" else r for r in compared(-0.012)]
+    page = write_report(make_run(tmp_path, records=[*models, end()])).read_text(encoding="utf-8")
+    assert (f"test {scoring}" in page) == shown
+
+
 @pytest.mark.parametrize("kept", ["config.toml", "metrics.jsonl", "coefficients.json"])
 def test_any_one_file_is_enough(tmp_path: Path, kept: str) -> None:
     run = make_run(tmp_path)

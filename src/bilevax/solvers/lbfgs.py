@@ -19,7 +19,10 @@ DECREASE, CURVATURE = 1e-4, 0.9
 """Of the Wolfe conditions: the loss falls by DECREASE of what its slope promises, the slope to CURVATURE of itself."""
 
 TRIALS = 30
-"""Step sizes tried along one direction; more means that rounding hides any descent."""
+"""Step sizes tried along one direction."""
+
+IDLE = 10
+"""Steps in a row in which neither the loss nor the least gradient norm falls: rounding hides any progress."""
 
 
 class _Pairs(NamedTuple):
@@ -43,6 +46,8 @@ class _Search(NamedTuple):
     low: Array  # a step size that is too short
     high: Array  # and one that is too long
     trials: Array
+    least: Array  # gradient norm so far
+    idle: Array
     steps: Array
     calls: Array
 
@@ -55,7 +60,7 @@ class LBFGS:
     bracketing, fulfils the Wolfe conditions; a = 1 is tried first.
 
     Assumes an inner loss (:class:`~bilevax.GradientStep`); stops at ||grad|| <= tol (1 + ||w||), with BUDGET after
-    ``max_steps``, or where no step size lowers the loss. Cost: one full gradient for each step size tried, about one a
+    ``max_steps``, or where rounding hides any progress. Cost: one full gradient for each step size tried, about one a
     step. Source: Liu and Nocedal (1989); Nocedal and Wright (2006), algorithms 3.5 and 7.5.
 
     Args:
@@ -81,7 +86,7 @@ class LBFGS:
             return size <= jnp.asarray(self.tol).astype(size.dtype) * (1.0 + norm(at.w))
 
         def going(at: _Search) -> Array:
-            can = (at.steps < self.max_steps) & (at.trials < TRIALS) & jnp.isfinite(at.value)
+            can = (at.steps < self.max_steps) & (at.trials < TRIALS) & (at.idle < IDLE) & jnp.isfinite(at.value)
             return (at.steps < 0) | (~small(at) & can)
 
         def try_size(at: _Search) -> _Search:
@@ -98,8 +103,15 @@ class LBFGS:
             size = jnp.clip(jnp.nan_to_num(secant), low + 0.1 * room, low + 0.9 * room)
             again = at._replace(size=size, low=low, high=high, trials=at.trials + 1, calls=at.calls + 1)
             pairs = _remember(at.pairs, sub(w, at.w), sub(gradient, at.gradient))
-            new = _start(w, value, gradient, pairs, at.steps + 1, at.calls + 1)
-            return where(fell & ~short, new, again)
+            gradient_norm = norm(gradient)
+            progress = (value < at.value - rounding) | (gradient_norm < at.least)
+            new = _start(w, value, gradient, pairs)._replace(
+                least=jnp.minimum(gradient_norm, at.least),
+                idle=jnp.where(progress, jnp.int32(0), at.idle + 1),
+                steps=at.steps + 1,
+                calls=at.calls + 1,
+            )
+            return where((at.steps < 0) | (fell & ~short), new, again)
 
         end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(value_and_grad, w0)[0]))
         code = jnp.where(small(end), jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
@@ -111,19 +123,25 @@ def _before(w0: PyTree, value: Any) -> _Search:
     """Step -1, of size 0 from w0 with an infinite loss: the first evaluation is that of w0."""
     many = jax.tree.map(lambda x: jnp.zeros((MEMORY, *x.shape), x.dtype), w0)
     pairs = _Pairs(many, many, jnp.zeros(MEMORY, value.dtype), jnp.int32(0))
-    zero, infinity = jnp.zeros((), value.dtype), jnp.full((), jnp.inf, value.dtype)
-    nothing = zeros_like(w0)
-    none = jnp.int32(0)
-    return _Search(w0, infinity, nothing, pairs, nothing, zero, zero, infinity, none, jnp.int32(-1), none)
+    infinity = jnp.full((), jnp.inf, value.dtype)
+    start = _search(w0, infinity, zeros_like(w0), pairs, zeros_like(w0), jnp.zeros((), value.dtype))
+    return start._replace(steps=jnp.int32(-1))
 
 
-def _start(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs, steps: Array, calls: Array) -> _Search:
+def _start(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs) -> _Search:
     """A new line search: size 1, or so that the very first step has length one at most."""
     direction = scale(-1.0, _product(pairs, gradient))
     one = jnp.ones_like(value)
     size = jnp.where(pairs.number == 0, one / jnp.maximum(one, norm(direction)), one)
-    zero, infinity = jnp.zeros_like(value), jnp.full_like(value, jnp.inf)
-    return _Search(w, value, gradient, pairs, direction, size, zero, infinity, jnp.int32(0), steps, calls)
+    return _search(w, value, gradient, pairs, direction, size)
+
+
+def _search(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs, direction: PyTree, size: Array) -> _Search:
+    none, infinity = jnp.int32(0), jnp.full_like(value, jnp.inf)
+    at = (w, value, gradient, pairs, direction, size)
+    return _Search(
+        *at, low=jnp.zeros_like(value), high=infinity, trials=none, least=infinity, idle=none, steps=none, calls=none
+    )
 
 
 def _remember(pairs: _Pairs, s: PyTree, y: PyTree) -> _Pairs:

@@ -1,0 +1,80 @@
+"""L-BFGS against scipy's and on losses that a careless line search fails on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from jax import Array
+
+from bilevax import LBFGS, Code
+from bilevax.core.records import Solved
+
+
+def rosenbrock(w: Array, lam: Array, batch: Array) -> Array:
+    """Not convex, with a curved valley."""
+    return jnp.sum(lam * (w[1:] - w[:-1] ** 2) ** 2 + (1.0 - w[:-1]) ** 2)
+
+
+def solve(solver: LBFGS, loss: object, w0: Array, lam: float = 100.0) -> Solved:
+    run = jax.jit(lambda w0, lam: solver.solve(loss, w0, lam, ()))  # type: ignore[arg-type]
+    return run(w0, jnp.asarray(lam, w0.dtype))
+
+
+@pytest.mark.parametrize("start", [-1.2, 0.0, 3.0])
+def test_rosenbrock_in_about_as_many_evaluations_as_scipy(start: float) -> None:
+    w0 = jnp.full(10, start) + 0.1 * jnp.arange(10.0)
+    ours = solve(LBFGS(tol=1e-8, max_steps=1000), rosenbrock, w0)
+    gradient = jax.jit(jax.value_and_grad(lambda w: rosenbrock(w, jnp.float64(100.0), w)))
+    theirs = scipy.optimize.minimize(
+        lambda x: tuple(np.asarray(a, np.float64) for a in gradient(jnp.asarray(x))),
+        np.asarray(w0), jac=True, method="L-BFGS-B", options={"gtol": 1e-8, "ftol": 0.0},
+    )  # fmt: skip
+    assert int(ours.code) == Code.OK
+    assert np.linalg.norm(np.asarray(jax.grad(rosenbrock)(ours.value, jnp.float64(100.0), ours.value))) < 1e-7
+    assert int(ours.calls) <= 1.5 * theirs.nfev
+
+
+def test_quadratic_of_condition_1e6_in_few_steps() -> None:
+    h = jnp.logspace(0, 6, 8)
+    out = solve(
+        LBFGS(tol=1e-10, max_steps=200), lambda w, lam, batch: 0.5 * jnp.vdot(h * w, w) - jnp.sum(w), jnp.ones(8)
+    )
+    np.testing.assert_allclose(out.value, 1.0 / h, rtol=1e-6)
+    assert int(out.code) == Code.OK
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_first_step_is_found_at_any_scale_of_the_loss(scale: float) -> None:
+    out = solve(
+        LBFGS(tol=1e-9 * scale, max_steps=100),
+        lambda w, lam, batch: scale * jnp.sum(jnp.cosh(w - 2.0)), jnp.zeros(3),
+    )  # fmt: skip
+    np.testing.assert_allclose(out.value, 2.0, atol=1e-6)
+
+
+def test_a_loss_that_is_infinite_beyond_a_wall_is_minimised_before_it() -> None:
+    out = solve(LBFGS(tol=1e-9), lambda w, lam, batch: jnp.sum(-jnp.log(1.0 - w) - 3.0 * w), jnp.full(2, -5.0))
+    np.testing.assert_allclose(out.value, 2.0 / 3.0, rtol=1e-7)
+
+
+def test_codes() -> None:
+    few = solve(LBFGS(tol=1e-12, max_steps=2), rosenbrock, jnp.full(4, -1.2))
+    assert int(few.code) == Code.BUDGET
+    nan = solve(LBFGS(), lambda w, lam, batch: jnp.sum(jnp.sqrt(w)), jnp.full(2, -1.0))
+    assert int(nan.code) == Code.NONFINITE
+
+
+def test_a_tolerance_below_rounding_ends_where_progress_does() -> None:
+    h = jnp.logspace(0, 3, 6)
+    out = solve(
+        LBFGS(tol=1e-300, max_steps=10**6), lambda w, lam, batch: jnp.sum(jnp.cosh(h * w - 0.3)), jnp.full(6, 1e-2)
+    )
+    assert int(out.calls) < 10_000
+    np.testing.assert_allclose(out.value, 0.3 / h, rtol=1e-9)
+
+
+def test_an_exact_start_costs_one_evaluation_and_is_kept() -> None:
+    out = solve(LBFGS(), rosenbrock, jnp.ones(5))
+    assert int(out.calls) == 1
+    np.testing.assert_array_equal(out.value, 1.0)
