@@ -38,6 +38,8 @@ class Scripted:
     def rows_per_batch(self):
         return next(iter(self.scripts.values())).shape[1]
 
+    whole = False
+
     @property
     def full(self):
         return self.data

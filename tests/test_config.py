@@ -161,6 +161,7 @@ def test_names_of_leaves_are_those_of_the_fields():
         ".inner.steps",
         ".inner.step_size.beta",
         ".inner.step_size.gamma",
+        ".inner.tol",
         ".linear.tol",
         ".linear.max_steps",
         ".linear.damping",
@@ -338,7 +339,7 @@ def door(problem=None, estimator=None, w0=None, lam=None, **options):
 
 
 def test_the_door_opens_for_right_arguments():
-    assert door().code == bx.Code.OK
+    assert door(estimator=bx.SID(bx.FixedPoint(200), bx.FixedPoint(200))).code == bx.Code.OK
 
 
 def a_map(w, lam, batch):
@@ -401,7 +402,7 @@ def a_count_loss(w, lam, batch):
         ),
         (
             {"problem": bx.Problem(a_map, a_loss), "estimator": bx.SID(bx.LBFGS(), bx.FixedPoint(1))},
-            "LBFGS needs an inner loss, and the inner map has none",
+            "LBFGS needs an inner loss without a prox, and the inner map has none",
         ),
     ],
 )

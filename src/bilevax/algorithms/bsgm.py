@@ -78,7 +78,7 @@ class BSGM:
             updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
             lam = optax.apply_updates(state.lam, updates)
         lam = lam if problem.project is None else problem.project(lam)
-        new = BSGMState(lam, optimiser, est.w, est.v)
+        new = BSGMState(lam, optimiser, est.w, state.v if est.v is None else est.v)
         usable = all_finite((est.value, lam)) & (est.code < Code.DIVERGED)
         return where(usable, new, state), est
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.core.codes import Code
 from bilevax.core.config import config, static
 from bilevax.core.trees import PyTree
 
@@ -58,11 +59,40 @@ class Cost(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """What a solver returns: where it ended, its code, and the oracle calls it made."""
+    """What a solver returns.
+
+    Attributes:
+        value: where it ended; the last finite point if a later one was not.
+        code: a :class:`~bilevax.Code`.
+        calls: oracle calls made.
+        step: the step it ended at: of the failure, if there was one.
+    """
 
     value: PyTree
     code: Array
     calls: Array
+    step: Array
+
+
+STAGES = ("none", "inner", "linear", "cross", "outer")
+"""Where a hypergradient can fail."""
+
+
+class Failure(NamedTuple):
+    """Where the worst code of an estimate comes from.
+
+    Attributes:
+        stage: number in STAGES, int32.
+        step: of that stage's solver, int32.
+    """
+
+    stage: Array
+    step: Array
+
+    @staticmethod
+    def stage_of(name: str) -> Array:
+        """The number of a stage."""
+        return jnp.int32(STAGES.index(name))
 
 
 class Estimate(NamedTuple):
@@ -72,9 +102,10 @@ class Estimate(NamedTuple):
         value: the hypergradient, like lam.
         outer_value: E(w, lam), at the w below.
         w: the approximate fixed point, like w0.
-        v: the approximate solution of (I - d1Phi^T) v = grad_1 E, like w0.
+        v: the approximate solution of (I - d1Phi^T) v = grad_1 E, like w0; None where no system is solved.
         code: a :class:`~bilevax.Code`, int32.
         cost: oracle calls.
+        failure: where the code comes from.
     """
 
     value: PyTree
@@ -83,6 +114,18 @@ class Estimate(NamedTuple):
     v: PyTree
     code: Array
     cost: Cost
+    failure: Failure
+
+    @property
+    def message(self) -> str:
+        """What happened, where, the likely causes, and what to try; outside of compiled programs."""
+        code, stage = Code(int(self.code)), STAGES[int(self.failure.stage)]
+        if code == Code.OK or stage == "none":
+            return code.message
+        place = f"{stage} solver, step {int(self.failure.step)}" if stage in ("inner", "linear") else f"{stage} stage"
+        if code == Code.NONFINITE and stage == "outer" and bool(jnp.isfinite(self.outer_value)):
+            place += " (the loss is finite, its gradient is not)"
+        return f"{code.name} in the {place}. {code.message}"
 
 
 class History(NamedTuple):

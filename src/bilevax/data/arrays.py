@@ -76,6 +76,11 @@ class Arrays:
         return self.batch_size or self.rows
 
     @property
+    def whole(self) -> bool:
+        """True if each minibatch is every row."""
+        return self.batch_size is None
+
+    @property
     def full(self) -> PyTree:
         """Every row at once."""
         return self.data

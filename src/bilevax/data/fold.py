@@ -60,6 +60,10 @@ class RowSource(Source, Protocol):
         """Number of rows in a minibatch, b."""
 
     @property
+    def whole(self) -> bool:
+        """True if each minibatch is every row."""
+
+    @property
     def full(self) -> PyTree:
         """Every row at once."""
 

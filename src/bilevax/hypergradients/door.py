@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.codes import Code
 from bilevax.core.config import replace, strong
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key, stream
@@ -15,6 +16,7 @@ from bilevax.core.trees import PyTree, as_parameters, leaf_name
 from bilevax.data import RowSource
 from bilevax.problems.gradient_step import POWER_STEPS, GradientStep, measured_batches
 from bilevax.problems.problem import Problem
+from bilevax.problems.proximal_step import ProximalStep
 
 
 def hypergradient(
@@ -53,6 +55,27 @@ def hypergradient(
     return _estimate(strong(problem), strong(estimator), w0, lam, train, val, as_key(key))
 
 
+def value_and_hypergradient(
+    problem: Problem,
+    estimator: Any,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    key: Array,
+) -> tuple[Array, PyTree]:
+    """(E(w, lam), hypergradient), for one's own loop; NaN where the estimate failed, so that no failure is silent.
+
+    As ``jax.value_and_grad`` of lam -> E(w(lam), lam). The arguments are those of :func:`hypergradient`, which
+    says also what it cost, where w is, and why it failed (a code of DIVERGED or worse).
+    """
+    est = hypergradient(problem, estimator, w0, lam, train, val, key=key)
+    good = est.code < Code.DIVERGED
+    value, gradient = jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), (est.outer_value, est.value))
+    return value, gradient
+
+
 @jax.jit
 def _estimate(
     problem: Problem, estimator: Any, w0: PyTree, lam: PyTree, train: RowSource, val: RowSource, key: Array
@@ -73,7 +96,7 @@ def measured_estimate(
 ) -> Estimate:
     """An estimate with the inner step measured first, where it is None, and the measuring counted."""
     inner_map = problem.inner_map
-    if not (isinstance(inner_map, GradientStep) and inner_map.step_size is None):
+    if not (isinstance(inner_map, GradientStep | ProximalStep) and inner_map.step_size is None):
         return estimator.estimate(problem, w0, lam, sources, key=key, **start)
     train = sources[0]
     ready = inner_map.measured(w0, lam, train, stream(key, "measure"))
@@ -89,7 +112,7 @@ def check_functions(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, 
         ParameterError: says which function, which leaf, and what would be right.
     """
     inner_map = problem.inner_map
-    if isinstance(inner_map, GradientStep):
+    if isinstance(inner_map, GradientStep | ProximalStep):
         _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.full))
     else:
         image = jax.eval_shape(partial(inner_map), w, lam, train.full)

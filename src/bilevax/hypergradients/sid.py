@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.codes import Code, worst
+from bilevax.core.codes import Code
 from bilevax.core.config import config, count, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
-from bilevax.core.records import Cost, Count, Estimate, Solved
-from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, scale, sub, zeros_like
+from bilevax.core.records import Cost, Count, Estimate, Failure, Solved
+from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, scale, sub, where, zeros_like
 from bilevax.data import RowSource
 from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
 from bilevax.solvers import Given, at_step
@@ -60,14 +60,14 @@ class SID:
         Raises:
             ParameterError: the linear solver needs a symmetric problem, or the inner one a loss.
         """
-        if not self.linear.stochastic and not problem.symmetric:
+        if getattr(self.linear, "needs_symmetry", False) and not problem.symmetric:
             raise ParameterError(
                 f"{type(self.linear).__name__} needs a symmetric system, and the inner map is not known to be a"
-                " gradient step; use bx.GradientStep(loss), or linear=bx.FixedPoint(steps=...)"
+                " gradient step; use bx.GradientStep(loss), or linear=bx.GMRES() or bx.FixedPoint(steps=...)"
             )
         if not isinstance(self.inner, Given) and not self.inner.stochastic and not problem.has_loss:
             raise ParameterError(
-                f"{type(self.inner).__name__} needs an inner loss, and the inner map has none; "
+                f"{type(self.inner).__name__} needs an inner loss without a prox, and the inner map has none; "
                 "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...)"
             )
 
@@ -100,21 +100,20 @@ class SID:
         linear = self._solve_linear(problem, w, lam, train, g, v0, key=stream(key, "linear"), s=s)
         product, cross = self._cross(problem, w, lam, train, linear.value, key=stream(key, "cross"), s=s)
         hypergradient = add(direct, product)
-        finite = all_finite((hypergradient, value))
         cost = Cost(
             gradients=Count(inner.calls, _rows(self.inner, train)),
             hvps=Count(linear.calls, _rows(self.linear, train)),
             cross=cross,
             outer_gradients=outer,
         )
-        code = worst(inner.code, linear.code, jnp.where(finite, 0, int(Code.NONFINITE)))
-        return Estimate(hypergradient, value, w, linear.value, code, cost)
+        code, failure = _failure(inner, linear, outer=(value, g, direct), cross=product)
+        return Estimate(hypergradient, value, w, linear.value, code, cost, failure)
 
     def _solve_inner(
         self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, s: Array | int
     ) -> Solved:
         if isinstance(self.inner, Given):
-            return Solved(w0, jnp.int32(Code.OK), jnp.int32(0))
+            return Solved(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
         if not self.inner.stochastic:
             return self.inner.solve(problem.inner_map.loss, w0, lam, train.full)  # type: ignore[attr-defined]
 
@@ -138,7 +137,8 @@ class SID:
     ) -> Solved:
         if not self.linear.stochastic:
             _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, train.full), w)
-            return self.linear.solve(lambda v: sub(v, pullback(v)[0]), g, problem.metric(w, lam), v0)
+            metric = problem.metric(w, lam) if problem.symmetric else None
+            return self.linear.solve(lambda v: sub(v, pullback(v)[0]), g, metric, v0)
 
         def image(v: PyTree, args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
             problem, w, lam, g = args
@@ -186,6 +186,23 @@ class SID:
         number = at_step(self.cross_batches, s)
         mean = batch_mean(product, (problem, w, lam, v), train, key=key, number=number)
         return mean, Count(number, train.rows_per_batch)
+
+
+def _failure(inner: Solved, linear: Solved, *, outer: PyTree, cross: PyTree) -> tuple[Array, Failure]:
+    """The worst code, and the first stage that has it."""
+    ok, lost, zero = jnp.int32(Code.OK), jnp.int32(Code.NONFINITE), jnp.int32(0)
+    parts = [
+        ("inner", inner.code, inner.step),
+        ("outer", jnp.where(all_finite(outer), ok, lost), zero),
+        ("linear", linear.code, linear.step),
+        ("cross", jnp.where(all_finite(cross), ok, lost), zero),
+    ]
+    code, failure = ok, Failure(Failure.stage_of("none"), zero)
+    for name, found, step in parts:
+        worse = found > code
+        failure = where(worse, Failure(Failure.stage_of(name), step), failure)
+        code = jnp.maximum(code, found)
+    return code, failure
 
 
 def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array) -> PyTree:

@@ -4,6 +4,7 @@ from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.losses import BinaryLogistic, Groups, MultinomialLogistic, Squared
 from bilevax.problems.problem import Problem, directions, lagrangian
 from bilevax.problems.projections import Box, L2Ball, NonNegative, Simplex
+from bilevax.problems.proximal_step import ProximalStep
 from bilevax.problems.quadratic import Curvature, FiniteQuadratic, PenalisedRidge
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "NonNegative",
     "PenalisedRidge",
     "Problem",
+    "ProximalStep",
     "Simplex",
     "Squared",
     "directions",

@@ -86,7 +86,7 @@ POWER_STEPS = 12
 
 def measured_batches(source: Any) -> int:
     """Minibatches a curvature is measured on: one where each holds every row."""
-    return 1 if source.rows_per_batch == source.rows else MEASURED_BATCHES
+    return 1 if source.whole else MEASURED_BATCHES
 
 
 MARGIN = 1.1

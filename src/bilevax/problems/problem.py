@@ -36,8 +36,13 @@ class Problem:
 
     @property
     def has_loss(self) -> bool:
-        """True if the inner map says which loss it descends."""
-        return hasattr(self.inner_map, "loss")
+        """True if the inner map says which smooth loss it descends."""
+        return hasattr(self.inner_map, "loss") and not self.composite
+
+    @property
+    def composite(self) -> bool:
+        """True if the inner map ends with a proximal step."""
+        return hasattr(self.inner_map, "prox")
 
     @property
     def symmetric(self) -> bool:

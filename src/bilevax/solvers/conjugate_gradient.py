@@ -10,7 +10,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
-from bilevax.core.trees import PyTree, all_finite, axpy, sub, vdot, zeros_like
+from bilevax.core.trees import PyTree, all_finite, axpy, sub, vdot, where, zeros_like
 
 
 class _State(NamedTuple):
@@ -18,6 +18,7 @@ class _State(NamedTuple):
     r: PyTree  # residual g - A v
     p: PyTree  # search direction
     rho: Array  # <r, r>_s
+    top: Array  # largest curvature met, <p, A p>_s / <p, p>_s
     j: Array
     code: Array
 
@@ -29,9 +30,9 @@ class CG:
     The operator is A = H s for a gradient step of diagonal size s: not symmetric, but self-adjoint for the inner
     product <a, b>_s = sum_i a_i s_i b_i, in which the iteration is run; so a diagonal step is a preconditioner.
 
-    Assumes a symmetric problem (the map of a loss); stops at ||r||_s <= tol ||g||_s, with BUDGET after ``max_steps``
-    and INDEFINITE at a direction of no positive curvature. Cost: one full Hessian-vector product a step.
-    Source: Hestenes and Stiefel (1952); as a hypergradient, Pedregosa (2016), arXiv:1602.02355.
+    Assumes a symmetric problem (the map of a loss); stops at ||r||_s <= tol ||g||_s, with BUDGET after ``max_steps``,
+    INDEFINITE at a direction of negative curvature and SINGULAR at one of none. Cost: one full Hessian-vector product
+    a step. Source: Hestenes and Stiefel (1952); as a hypergradient, Pedregosa (2016), arXiv:1602.02355.
 
     Args:
         tol: relative residual, positive. Default 1e-6.
@@ -40,6 +41,7 @@ class CG:
     """
 
     stochastic: ClassVar[bool] = False
+    needs_symmetry: ClassVar[bool] = True
 
     tol: float = 1e-6
     max_steps: int = 1000
@@ -81,16 +83,20 @@ class CG:
             r = axpy(-a, image, state.r)
             rho = inner(r, r)
             p = axpy(rho / state.rho, state.p, r)
-            new = _State(v, r, p, rho, state.j + 1, state.code)
-            bad = jnp.where(jnp.isfinite(curvature), jnp.int32(Code.INDEFINITE), jnp.int32(Code.NONFINITE))
+            rayleigh = curvature / inner(state.p, state.p)
+            top = jnp.maximum(state.top, jnp.abs(rayleigh))
+            new = _State(v, r, p, rho, top, state.j + 1, state.code)
+            flat = jnp.abs(rayleigh) <= 100 * jnp.finfo(rho.dtype).eps * top
+            bad = jnp.where(flat, jnp.int32(Code.SINGULAR), jnp.int32(Code.INDEFINITE))
+            bad = jnp.where(jnp.isfinite(curvature), bad, jnp.int32(Code.NONFINITE))
             stopped = state._replace(j=state.j + 1, code=bad)
-            return jax.tree.map(lambda x, y: jnp.where(curvature > 0, x, y), new, stopped)
+            return where((rayleigh > 0) & ~flat, new, stopped)
 
         def going(state: _State) -> Array:
             return (state.rho > goal) & (state.j < self.max_steps) & (state.code == Code.OK)
 
         ok = jnp.int32(Code.OK)
-        end = jax.lax.while_loop(going, step, _State(v, r, r, rho, jnp.int32(0), ok))
+        end = jax.lax.while_loop(going, step, _State(v, r, r, rho, jnp.zeros_like(rho), jnp.int32(0), ok))
         code = jnp.where((end.code == ok) & (end.rho > goal), jnp.int32(Code.BUDGET), end.code)
         code = jnp.where(all_finite(end.v), code, jnp.int32(Code.NONFINITE))
-        return Solved(end.v, code, end.j)
+        return Solved(end.v, code, end.j, end.j)

@@ -1,5 +1,6 @@
 """The one stochastic solver: it finds w, and it solves the linear system for v."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, set_fields
+from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
-from bilevax.core.trees import PyTree, all_finite
+from bilevax.core.trees import PyTree, all_finite, axpy, sub, where, zeros_like
 from bilevax.data.fold import RowSource
+from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
 from bilevax.solvers.schedules import Constant, at_step, schedule
 
 DIVERGED = 1e12
@@ -25,21 +27,27 @@ class FixedPoint:
     Assumes that T is a contraction in expectation. For T = Phi(., lam) and Phi a gradient step this is stochastic
     gradient descent; for T(v) = d1Phi^T v + g it is the linear solver of SID.
 
+    Where every row is seen at each step the moves are watched: it ends early with NOT_CONTRACTIVE where they grow, and
+    says BUDGET where the estimated error is more than ``tol``.
+
     Cost: ``steps`` minibatches. Source: Grazzi, Pontil, Salzo (2021), arXiv:2011.07122.
 
     Args:
         steps: t (or k), a count of at least 0, or :class:`~bilevax.Growing` with the outer step.
         step_size: eta_j: a number in (0, inf), or :class:`Constant`, :class:`Harmonic`, :class:`Polynomial`, or any
             function of j. Restarts at j = 0 for every hypergradient. Default 1: the map itself.
+        tol: relative error of x above which the code is BUDGET, estimated where every row is seen. Default 0.1.
     """
 
     stochastic: ClassVar[bool] = True
 
     steps: Any
     step_size: Any = Constant(1.0)
+    tol: float = 0.1
 
     def __post_init__(self) -> None:
-        set_fields(self, steps=count("steps", self.steps), step_size=schedule(self.step_size))
+        tol = real("tol", self.tol, low=0.0, open_low=True)
+        set_fields(self, steps=count("steps", self.steps), step_size=schedule(self.step_size), tol=tol)
 
     def solve(
         self,
@@ -62,13 +70,57 @@ class FixedPoint:
             s: outer step, for counts that grow.
         """
         steps = at_step(self.steps, s)
+        if source.whole:
+            return self._on_every_row(image, start, args, source.full, steps)
 
-        def step(x: PyTree, args: PyTree, j: Array, draw: Any) -> PyTree:
+        def step(carry: tuple[PyTree, Array], args: PyTree, j: Array, draw: Any) -> tuple[PyTree, Array]:
+            x, lost = carry
             eta = self.step_size(j) * draw.weight
-            return jax.tree.map(lambda a, b: a + eta.astype(a.dtype) * (b - a), x, image(x, args, draw.batch))
+            move = sub(image(x, args, draw.batch), x)
+            good = (lost < 0) & jnp.isfinite(_sum(move))  # the last finite x is kept
+            return where(good, axpy(eta, move, x), x), jnp.where(good | (lost >= 0), lost, j)
 
-        end = source.fold(step, start, args, key=key, start=0, stop=steps)
-        return Solved(end, growth_code(start, end), steps)
+        end, lost = source.fold(step, (start, jnp.int32(-1)), args, key=key, start=0, stop=steps)
+        code = jnp.where(lost < 0, growth_code(start, end), jnp.int32(Code.NONFINITE))
+        return Solved(end, code, steps, jnp.where(lost < 0, steps, lost + 1))
+
+    def _on_every_row(
+        self,
+        image: Callable[[PyTree, PyTree, PyTree], PyTree],
+        start: PyTree,
+        args: PyTree,
+        batch: PyTree,
+        steps: Array,
+    ) -> Solved:
+        """The deterministic iteration, its moves watched."""
+
+        def push(x: PyTree, j: Array) -> Callable[[PyTree], PyTree]:
+            eta = self.step_size(j)
+
+            def along(u: PyTree) -> PyTree:
+                return axpy(eta, sub(jax.jvp(lambda x: image(x, args, batch), (x,), (u,))[1], u), u)
+
+            return along
+
+        def going(state: tuple[PyTree, PyTree, Moves, Array]) -> Array:
+            _, _, seen, j = state
+            return (j < steps) & (seen.code == Code.OK)
+
+        def step(state: tuple[PyTree, PyTree, Moves, Array]) -> tuple[PyTree, PyTree, Moves, Array]:
+            x, _, seen, j = state
+            move = sub(image(x, args, batch), x)
+            seen = watch(seen, j, x, move, push(x, j))
+            return where(seen.code == Code.OK, axpy(self.step_size(j), move, x), x), move, seen, j + 1
+
+        state = (start, zeros_like(start), no_moves(start), jnp.int32(0))
+        x, move, seen, j = jax.lax.while_loop(going, step, state)
+        code = jnp.where(steps > 0, verdict(seen, j, (start, x), move, push(x, j), self.tol), jnp.int32(Code.OK))
+        return Solved(x, code, j, j)
+
+
+def _sum(tree: PyTree) -> Array:
+    """Sum over all entries, finite if all are and no overflow of their sum occurs."""
+    return functools.reduce(jnp.add, [jnp.sum(x).astype(jnp.result_type(float)) for x in jax.tree.leaves(tree)])
 
 
 def growth_code(start: PyTree, end: PyTree) -> Array:

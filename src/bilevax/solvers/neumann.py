@@ -1,0 +1,65 @@
+"""The truncated Neumann series on the full batch."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.codes import Code
+from bilevax.core.config import config, count, real, set_fields
+from bilevax.core.records import Solved
+from bilevax.core.trees import PyTree, add, norm, sub, where, zeros_like
+from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
+
+
+@config
+class Neumann:
+    """v_k = sum_{j < k} (d1Phi^T)^j g, on every row of train.
+
+    Assumes a spectral radius of d1Phi below one; stops at ||term|| <= tol ||g||, with BUDGET after ``max_steps``, and
+    NOT_CONTRACTIVE where the terms grow. Cost: one full Hessian-vector product a term. Source: Lorraine, Vicol,
+    Duvenaud (2020), arXiv:1911.02590.
+
+    Args:
+        tol: length of the last term against g, positive. Default 1e-6.
+        max_steps: k, a count of at least 1. Default 1000.
+    """
+
+    stochastic: ClassVar[bool] = False
+    needs_symmetry: ClassVar[bool] = False
+
+    tol: float = 1e-6
+    max_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        tol = real("tol", self.tol, low=0.0, open_low=True)
+        set_fields(self, tol=tol, max_steps=count("max_steps", self.max_steps, low=1))
+
+    def solve(
+        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
+    ) -> Solved:
+        """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""
+        v = zeros_like(g) if start is None else start
+        term = g if start is None else sub(g, matvec(start))
+        size = norm(g)
+        goal = jnp.asarray(self.tol).astype(size.dtype) * size
+
+        def push(u: PyTree) -> PyTree:
+            return sub(u, matvec(u))  # d1Phi^T u
+
+        def going(state: tuple[PyTree, PyTree, Moves, Array]) -> Array:
+            _, term, seen, j = state
+            return (norm(term) > goal) & (j < self.max_steps) & (seen.code == Code.OK)
+
+        def step(state: tuple[PyTree, PyTree, Moves, Array]) -> tuple[PyTree, PyTree, Moves, Array]:
+            v, term, seen, j = state
+            seen = watch(seen, j, v, term, push)
+            good = seen.code == Code.OK
+            return where(good, add(v, term), v), where(good, push(term), term), seen, j + 1
+
+        v, term, seen, j = jax.lax.while_loop(going, step, (v, term, no_moves(v), jnp.int32(0)))
+        met = (norm(term) <= goal) & (seen.code == Code.OK)
+        short = jnp.maximum(verdict(seen, j, (v, v), term, push, jnp.inf), jnp.int32(Code.BUDGET))
+        return Solved(v, jnp.where(met, jnp.int32(Code.OK), short), j, j)

@@ -1,0 +1,250 @@
+"""One hypergradient, found in every way there is, against closed forms and central differences."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevax as bx
+from bilevax.problems import FiniteQuadratic, PenalisedRidge
+
+KEY = jax.random.key(0)
+
+
+class Case(NamedTuple):
+    """A problem with its truth: closed form, or central differences of an independent solver."""
+
+    problem: bx.Problem
+    w0: Any
+    lam: Any
+    train: Any
+    val: Any
+    truth: np.ndarray
+
+
+def central(f: Callable[[np.ndarray], float], lam: np.ndarray, h: float = 1e-5) -> np.ndarray:
+    """Central differences of f at lam."""
+    steps = h * np.eye(lam.size)
+    return np.array([(f(lam + e) - f(lam - e)) / (2 * h) for e in steps])
+
+
+def ridge() -> Case:
+    p = PenalisedRidge.random(1, d=6)
+    return Case(p.problem, np.zeros((1, 6)), p.lam, p.train_data, p.val_data, p.hypergradient(p.lam))
+
+
+def quadratic() -> Case:
+    p = FiniteQuadratic.random(1, correlated=True)
+    return Case(p.problem, np.zeros(10), p.lam, p.train_data, p.val_data, p.hypergradient(p.lam))
+
+
+def logistic() -> Case:
+    """Multinomial, a penalty per feature, by Newton steps on the dense Hessian in numpy's own arithmetic."""
+    rng = np.random.default_rng(2)
+    n, d, classes = 40, 4, 3
+    X, Z = rng.normal(size=(2, n, d))
+    y, u = rng.integers(0, classes, (2, n))
+    lam = rng.normal(size=d) - 1.0
+
+    def probabilities(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        s = rows @ w.T
+        e = np.exp(s - s.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    def solve(lam: np.ndarray) -> np.ndarray:
+        w = np.zeros((classes, d))
+        for _ in range(50):
+            P = probabilities(w, X)
+            G = (P - np.eye(classes)[y]).T @ X / n + np.exp(lam) * w
+            S = np.einsum("ic,ce->ice", P, np.eye(classes)) - P[:, :, None] * P[:, None, :]
+            H = np.einsum("ice,ij,ik->cjek", S, X, X).reshape(classes * d, -1) / n
+            H += np.diag(np.tile(np.exp(lam), classes))
+            w = w - np.linalg.solve(H, G.ravel()).reshape(w.shape)
+        return w
+
+    def value(lam: np.ndarray) -> float:
+        return float(-np.mean(np.log(probabilities(solve(lam), Z)[np.arange(n), u])))
+
+    problem = bx.Problem(bx.GradientStep(bx.MultinomialLogistic("feature")), bx.MultinomialLogistic())
+    return Case(problem, np.zeros((classes, d)), lam, (X, y), (Z, u), central(value, lam))
+
+
+def equilibrium_map(h: Any, lam: Any, batch: Any) -> Any:
+    """h <- tanh(x B + h A + c), no gradient of anything."""
+    X, _ = batch
+    return jnp.tanh(X @ lam["B"] + h @ lam["A"] + lam["c"][None, :])
+
+
+def equilibrium_loss(h: Any, lam: Any, batch: Any) -> Any:
+    _, y = batch
+    return jnp.mean((jnp.sum(h, axis=1) - y) ** 2) + 0.05 * jnp.sum(lam["c"] ** 2)
+
+
+def equilibrium() -> Case:
+    rng = np.random.default_rng(3)
+    n, p, d = 5, 2, 4
+    A = rng.normal(size=(d, d))
+    lam = {"A": 0.7 * A / np.linalg.norm(A, 2), "B": rng.normal(size=(p, d)), "c": rng.normal(size=d)}
+    X, y = rng.normal(size=(n, p)), rng.normal(size=n)
+    flat, unravel = jax.flatten_util.ravel_pytree(lam)
+
+    def value(flat: np.ndarray) -> float:
+        lam = jax.tree.map(np.asarray, unravel(jnp.asarray(flat)))
+        h = np.zeros((n, d))
+        for _ in range(400):
+            h = np.tanh(X @ lam["B"] + h @ lam["A"] + lam["c"])
+        return float(np.mean((h.sum(axis=1) - y) ** 2) + 0.05 * np.sum(lam["c"] ** 2))
+
+    problem = bx.Problem(equilibrium_map, equilibrium_loss)
+    return Case(problem, np.zeros((n, d)), lam, (X, y), (X, y), central(value, np.asarray(flat)))
+
+
+def affine_map(w: Any, lam: Any, batch: Any) -> Any:
+    """w <- M w + B lam + b, M not symmetric."""
+    M, B, b = (jnp.mean(x, axis=0) for x in batch)
+    return M @ w + B @ lam + b
+
+
+def distance(w: Any, lam: Any, batch: Any) -> Any:
+    return jnp.mean(jnp.sum((w[None] - batch) ** 2, axis=1)) + 0.1 * jnp.vdot(lam, lam)
+
+
+def affine() -> Case:
+    rng = np.random.default_rng(4)
+    n, d, m = 8, 5, 3
+    M, B, b = 0.3 * rng.normal(size=(n, d, d)), rng.normal(size=(n, d, m)), rng.normal(size=(n, d))
+    target, lam = rng.normal(size=(4, d)), rng.normal(size=m)
+    assert np.abs(np.linalg.eigvals(M.mean(0))).max() < 0.8
+    inverse = np.linalg.inv(np.eye(d) - M.mean(0))
+    w = inverse @ (B.mean(0) @ lam + b.mean(0))
+    truth = B.mean(0).T @ inverse.T @ (2 * (w - target.mean(0))) + 0.2 * lam
+    return Case(bx.Problem(affine_map, distance), np.zeros(d), lam, (M, B, b), target, truth)
+
+
+CASES = {f.__name__: f for f in (ridge, quadratic, logistic, equilibrium, affine)}
+MANY = 3000
+WAYS: dict[str, Any] = {
+    "SID": bx.SID(bx.FixedPoint(MANY), bx.FixedPoint(MANY)),
+    "AID-CG": bx.SID(bx.FixedPoint(MANY), bx.CG(tol=1e-12)),
+    "AID-CG-LBFGS": bx.SID(bx.LBFGS(tol=1e-11), bx.CG(tol=1e-12)),
+    "AID-GMRES": bx.SID(bx.FixedPoint(MANY), bx.GMRES(tol=1e-12)),
+    "AID-Neumann": bx.SID(bx.FixedPoint(MANY), bx.Neumann(tol=1e-12, max_steps=MANY)),
+    "Exact": bx.SID(bx.FixedPoint(MANY), bx.Exact()),
+    "ITD": bx.ITD(MANY),
+    "forward": bx.ITD(MANY, mode="forward"),
+}
+SYMMETRIC = {"AID-CG", "AID-CG-LBFGS"}
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    return {name: make() for name, make in CASES.items()}
+
+
+def flat(tree: Any) -> np.ndarray:
+    return np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_estimator_finds_the_hypergradient(cases: dict[str, Case], name: str, way: str) -> None:
+    case = cases[name]
+    sources = bx.Arrays(case.train), bx.Arrays(case.val)
+    if way in SYMMETRIC and not case.problem.symmetric:
+        with pytest.raises(bx.ParameterError, match="not known to be a gradient step; use"):
+            bx.hypergradient(case.problem, WAYS[way], case.w0, case.lam, *sources, key=KEY)
+        return
+    est = bx.hypergradient(case.problem, WAYS[way], case.w0, case.lam, *sources, key=KEY)
+    assert est.code == bx.Code.OK, est.message
+    error = np.linalg.norm(flat(est.value) - case.truth) / np.linalg.norm(case.truth)
+    assert error < 1e-6 if name in ("logistic", "equilibrium") else error < 1e-9
+
+
+def test_a3_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing() -> None:
+    """Against plain reverse mode through a Python loop, at counts with and without a remainder."""
+    p = PenalisedRidge.random(1, d=6)
+    step, batch, val = p.problem.inner_map, tuple(map(jnp.asarray, p.train_data)), tuple(map(jnp.asarray, p.val_data))
+    eta = bx.Harmonic(3.0, 3.0)
+
+    def value(lam: Any, t: int) -> Any:
+        w = jnp.zeros((1, 6))
+        for j in range(t):
+            w = w + eta(jnp.int32(j)) * (step(w, lam, batch) - w)
+        return p.problem.outer_loss(w, lam, val)
+
+    for t in (1, 2, 7, 16, 23):
+        truth = jax.grad(value)(jnp.asarray(p.lam), t)
+        for mode in ("reverse", "forward"):
+            itd = bx.ITD(t, eta, mode)
+            est = bx.hypergradient(p.problem, itd, np.zeros((1, 6)), p.lam, bx.Arrays(batch), bx.Arrays(val), key=KEY)
+            np.testing.assert_allclose(est.value, truth, rtol=1e-12)
+
+
+def soft(w: Any, lam: Any, s: Any) -> Any:
+    return jnp.sign(w) * jnp.maximum(jnp.abs(w) - s * jnp.exp(lam["l1"]), 0.0)
+
+
+def elastic(w: Any, lam: Any, batch: Any) -> Any:
+    X, y = batch
+    return 0.5 * jnp.mean((X @ w - y) ** 2) + 0.5 * jnp.exp(lam["l2"]) * jnp.vdot(w, w)
+
+
+def held_out(w: Any, lam: Any, batch: Any) -> Any:
+    X, y = batch
+    return 0.5 * jnp.mean((X @ w - y) ** 2)
+
+
+@pytest.mark.parametrize("step", [None, 0.2], ids=["measured", "given"])
+def test_c14_proximal_step_off_the_kinks(step: float | None) -> None:
+    """The elastic net on its active set is a linear system: its derivative in closed form."""
+    rng = np.random.default_rng(5)
+    X, Z = rng.normal(size=(2, 60, 8))
+    truth = np.array([2.0, -1.0, 1.5, 0, 0, 0, 0, 0])
+    y, u = X @ truth + 0.1 * rng.normal(size=60), Z @ truth + 0.1 * rng.normal(size=60)
+    lam = {"l1": np.float64(-1.0), "l2": np.float64(-2.0)}
+    problem = bx.Problem(bx.ProximalStep(elastic, soft, step), held_out)
+    sources = bx.Arrays((X, y)), bx.Arrays((Z, u))
+    for way in (bx.SID(bx.FixedPoint(2000), bx.GMRES(tol=1e-12)), bx.SID(bx.FixedPoint(2000), bx.FixedPoint(2000))):
+        est = bx.hypergradient(problem, way, np.zeros(8), lam, *sources, key=KEY)
+        assert est.code == bx.Code.OK, est.message
+        w = np.asarray(est.w)
+        on = w != 0
+        assert 0 < on.sum() < 8
+        H = X[:, on].T @ X[:, on] / 60 + np.exp(-2.0) * np.eye(on.sum())
+        v = np.linalg.solve(H, Z[:, on].T @ (Z @ w - u) / 60)
+        np.testing.assert_allclose(w[on], np.linalg.solve(H, X[:, on].T @ y / 60 - np.exp(-1.0) * np.sign(w[on])))
+        np.testing.assert_allclose(est.value["l1"], -np.exp(-1.0) * np.sign(w[on]) @ v, rtol=1e-8)
+        np.testing.assert_allclose(est.value["l2"], -np.exp(-2.0) * w[on] @ v, rtol=1e-8)
+    with pytest.raises(bx.ParameterError, match="LBFGS needs an inner loss without a prox"):
+        bx.hypergradient(problem, bx.SID(bx.LBFGS(), bx.GMRES()), np.zeros(8), lam, *sources, key=KEY)
+
+
+def test_value_and_hypergradient_in_ones_own_loop() -> None:
+    case = ridge()
+    sid = bx.SID(bx.LBFGS(tol=1e-10), bx.CG(tol=1e-10))
+    train, val = bx.Arrays(case.train), bx.Arrays(case.val)
+
+    @jax.jit
+    def step(lam: Any, _: Any) -> Any:
+        value, gradient = bx.value_and_hypergradient(case.problem, sid, case.w0, lam, train, val, key=KEY)
+        return lam - 0.5 * gradient, value
+
+    lam, values = jax.lax.scan(step, jnp.asarray(case.lam), None, length=5)
+    p = PenalisedRidge.random(1, d=6)
+    np.testing.assert_allclose(values[0], p.value(case.lam), rtol=1e-9)
+    truth = np.asarray(case.lam)
+    for _ in range(5):
+        truth = truth - 0.5 * p.hypergradient(truth)
+    np.testing.assert_allclose(lam, truth, rtol=1e-7)
+
+
+def test_value_and_hypergradient_of_a_failed_estimate_is_nan() -> None:
+    problem = bx.Problem(lambda w, lam, batch: jnp.log(w) + lam + 0 * jnp.sum(batch), lambda w, lam, batch: jnp.sum(w))
+    rows = bx.Arrays(np.zeros(3))
+    sid = bx.SID(bx.FixedPoint(5), bx.GMRES())
+    value, gradient = bx.value_and_hypergradient(problem, sid, -np.ones(2), np.zeros(2), rows, rows, key=KEY)
+    assert np.isnan(value)
+    assert np.isnan(gradient).all()
