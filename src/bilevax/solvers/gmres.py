@@ -19,8 +19,8 @@ class GMRES:
     """Generalised minimal residuals for (I - d1Phi^T) v = g, on every row of train.
 
     Assumes nothing of the operator but that it is regular; stops at ||r|| <= tol ||g||, with BUDGET after
-    ``max_steps``, SINGULAR or STALLED where the residual stops falling. Cost: one full Hessian-vector product a step, in cycles of
-    ``restart`` + 1, and two more. Source: Saad and Schultz (1986); the implementation is lineax's.
+    ``max_steps``, SINGULAR or STALLED where the residual stops falling. Cost: one full Hessian-vector product a step,
+    in cycles of ``restart`` + 1, and two more. Source: Saad and Schultz (1986); the implementation is lineax's.
 
     Args:
         tol: relative residual, positive. Default 1e-6.
