@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
     from bilevax.core.records import Cost, Count, Estimate, History, Result
     from bilevax.data import Arrays, join
-    from bilevax.hypergradients import ITD, SID, hypergradient, value_and_hypergradient
+    from bilevax.hypergradients import ITD, SID, TruncatedITD, hypergradient, value_and_hypergradient
     from bilevax.problems import (
         BinaryLogistic,
         Box,
@@ -87,6 +87,7 @@ __all__ = [
     "SolveError",
     "Squared",
     "StorageError",
+    "TruncatedITD",
     "UsageError",
     "directions",
     "hypergradient",

@@ -3,5 +3,6 @@
 from bilevax.hypergradients.door import hypergradient, value_and_hypergradient
 from bilevax.hypergradients.itd import ITD
 from bilevax.hypergradients.sid import SID
+from bilevax.hypergradients.truncated_itd import TruncatedITD
 
-__all__ = ["ITD", "SID", "hypergradient", "value_and_hypergradient"]
+__all__ = ["ITD", "SID", "TruncatedITD", "hypergradient", "value_and_hypergradient"]
