@@ -3,8 +3,8 @@
     python benchmarks/against_grid.py [breast_cancer digits fashion fashion7] [--seeds 5] [--controls] [--rows N]
 
 Writes benchmarks/results/against_grid.json and prints one line a comparison. ``fashion`` reads Debian's package
-dataset-fashion-mnist; ``fashion7`` is its images averaged to 7 x 7, so that no column is another's copy. The controls: as many columns of pure noise as there are features are appended; the labels of
-everything but the test rows are permuted.
+dataset-fashion-mnist; ``fashion7`` is its images averaged to 7 x 7, so that no column is another's copy. The controls:
+as many columns of pure noise as there are features are appended; the labels of everything but the test rows are permuted.
 """
 
 import argparse
