@@ -4,7 +4,7 @@
 
 Writes benchmarks/results/against_grid.json and prints one line a comparison. ``fashion`` reads Debian's package
 dataset-fashion-mnist; ``fashion7`` is its images averaged to 7 x 7, so that no column is another's copy. The controls:
-as many columns of pure noise as there are features are appended; the labels of everything but the test rows are permuted.
+as many columns of pure noise as there are features are appended; the labels of all but the test rows are permuted.
 """
 
 import argparse
