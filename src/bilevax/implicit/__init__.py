@@ -1,0 +1,6 @@
+"""Derivatives of other people's solvers, by the implicit function theorem."""
+
+from bilevax.implicit.decorators import custom_fixed_point, custom_root
+from bilevax.implicit.solver import Diagnosis, ImplicitSolver
+
+__all__ = ["Diagnosis", "ImplicitSolver", "custom_fixed_point", "custom_root"]

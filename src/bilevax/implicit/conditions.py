@@ -1,0 +1,182 @@
+"""What holds at a solution: the user's function as a function of the parameters and of every array that it reads."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import PyTree, leaf_name, map_named, strongly_typed, sub
+
+Signature = inspect.Signature | None
+"""None where Python cannot tell, as for some built-in functions."""
+
+
+class System(NamedTuple):
+    """F at one call of the solver.
+
+    Attributes:
+        residual: (params, inputs) -> F, like params.
+        inputs: the arrays among the arguments, and the traced ones that F reads from its closure.
+    """
+
+    residual: Callable[[PyTree, PyTree], PyTree]
+    inputs: PyTree
+
+
+class Conditions(NamedTuple):
+    """The user's F, or T for which F = params - T.
+
+    Attributes:
+        fun: the function.
+        name: what its argument is called, for messages.
+        is_map: it is T.
+        reference: the signature by which the solver's arguments are assigned.
+    """
+
+    fun: Callable[..., PyTree]
+    name: str
+    is_map: bool
+    reference: Signature
+
+    def at(self, params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> System:
+        """F with these arguments, checked at these params.
+
+        Traced once, to a program whose constants are known: traced values that the function reads from its closure
+        become inputs, so that they have derivatives too (as arguments of a custom rule they would be lost).
+
+        Raises:
+            ParameterError: F or T does not return a tree like params.
+        """
+        arrays, rebuild = arrays_apart((args, kwargs))
+
+        def call(params: PyTree, arrays: list[Any]) -> PyTree:
+            args, kwargs = rebuild(arrays)
+            out = self._call(params, args, kwargs)
+            check_like(self.name, out, params)
+            return sub(params, out) if self.is_map else out
+
+        closed = jax.make_jaxpr(call)(params, arrays)
+        traced = [isinstance(c, jax.core.Tracer) for c in closed.consts]
+        captured = [c for c, is_traced in zip(closed.consts, traced, strict=True) if is_traced]
+        structure = jax.tree.structure(params)
+
+        def residual(params: PyTree, inputs: PyTree) -> PyTree:
+            arrays, captured = inputs
+            new = iter(captured)
+            consts = [next(new) if is_traced else c for c, is_traced in zip(closed.consts, traced, strict=True)]
+            program = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))
+            return jax.tree.unflatten(structure, program(*jax.tree.leaves((params, arrays))))
+
+        return System(residual, (arrays, captured))
+
+    def _call(self, params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PyTree:
+        if self.reference is None:
+            return self.fun(params, *args, **kwargs)
+        bound = self.reference.bind(params, *args, **kwargs)
+        return self.fun(*bound.args, **bound.kwargs)
+
+    def assigned(self, own: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments for F: those of the call, and defaults of the solver that F would otherwise not see.
+
+        Args:
+            own: the solver's signature.
+            args: of the call, without the first.
+            kwargs: of the call.
+
+        Raises:
+            ParameterError: F cannot be called with the solver's arguments.
+        """
+        if self.reference is None:
+            return kwargs
+        try:
+            known = self.reference.bind_partial(None, *args, **kwargs).arguments
+            left = {} if own is None else _defaults(own, len(args) + 1)
+            extra = {n: v for n, v in left.items() if n in self.reference.parameters and n not in known}
+            self.reference.bind(None, *args, **kwargs, **extra)
+        except TypeError as e:
+            raise ParameterError(
+                f"{self.name} cannot be called with the arguments of the solver ({e}); let both take the same arguments"
+                " after the first, or give reference_signature"
+            ) from None
+        return {**kwargs, **extra}
+
+
+def _defaults(own: inspect.Signature, given: int) -> dict[str, Any]:
+    """Defaults of the solver's parameters beyond the first ``given``."""
+    left = list(own.parameters.values())[given:]
+    return {p.name: p.default for p in left if p.default is not p.empty}
+
+
+def signature_of(function: Any) -> Signature:
+    """The signature of a function, or the signature itself.
+
+    Raises:
+        ParameterError: neither a function nor a signature.
+    """
+    if isinstance(function, inspect.Signature):
+        return function
+    if not callable(function):
+        raise ParameterError(f"reference_signature must be a function or an inspect.Signature, got {function!r}")
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        return None
+
+
+def arrays_apart(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
+    """The JAX arrays of a tree, and how to put others in their places; every other leaf stays as it is."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [x for x in leaves if isinstance(x, jax.Array)]
+
+    def rebuild(arrays: list[Any]) -> PyTree:
+        new: Iterator[Any] = iter(arrays)
+        return jax.tree.unflatten(structure, [next(new) if isinstance(x, jax.Array) else x for x in leaves])
+
+    return arrays, rebuild
+
+
+def stopped(tree: PyTree) -> PyTree:
+    """The tree with no derivatives."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
+
+
+def as_params(params: PyTree, hint: str = "") -> PyTree:
+    """A solution as a tree of real arrays, which need not be finite.
+
+    Raises:
+        ParameterError: a leaf is no real floating array, or there is none.
+    """
+    if not jax.tree.leaves(params):
+        raise ParameterError("params has no leaves; the solver must return at least one float array")
+
+    def check(name: str, x: Any) -> Any:
+        kind = jnp.result_type(x) if isinstance(x, jax.Array | np.ndarray | np.generic | float) else type(x).__name__
+        if isinstance(kind, str) or not jnp.issubdtype(kind, jnp.floating):
+            raise ParameterError(f"leaf {name} is {kind}; a solution must consist of real float arrays{hint}")
+        return strongly_typed(jnp.asarray(x))
+
+    return map_named(check, "params", params)
+
+
+def check_like(name: str, out: PyTree, params: PyTree) -> None:
+    """Refuse what is not a tree like params.
+
+    Raises:
+        ParameterError: says which function, which leaf, and what would be right.
+    """
+    structure: Any = jax.tree.structure(out)
+    wanted = jax.tree.structure(params)
+    if structure != wanted:
+        raise ParameterError(f"{name} must return a tree like params, {wanted}; got {structure}")
+    for (path, x), w in zip(jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(params), strict=True):
+        shape, kind = np.shape(x), jnp.result_type(x)
+        if shape != w.shape or kind != w.dtype:
+            leaf = leaf_name("params", path)
+            raise ParameterError(
+                f"{name} returns {kind}{list(shape)} for leaf {leaf}, which is {w.dtype}{list(w.shape)}"
+            )

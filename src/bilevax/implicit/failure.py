@@ -1,0 +1,71 @@
+"""A failed backward solve is said once."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_batching import custom_vmap
+
+from bilevax.core.codes import Code
+
+_LOG = logging.getLogger("bilevax")
+_said: set[str] = set()
+
+_REASONS = {
+    Code.BUDGET: (
+        "The linear system was not solved to the tolerance. Likely causes: an ill-conditioned system, a `solve` with"
+        " too few steps or too much noise. Try a stronger `solve`, or a larger `residual_tol` if that is all you want."
+    ),
+    Code.NONFINITE: (
+        "The cotangent, or the derivative of the decorated function at the solution, is NaN or infinite. Likely causes:"
+        " a solver that diverged, a square root or logarithm at zero, an outer loss that overflowed."
+    ),
+}
+
+
+def reason(code: int) -> str:
+    """A code in words, for a linear system."""
+    return _REASONS.get(Code(code), Code(code).message)
+
+
+def reporter(name: str, residual_tol: float) -> Callable[[Array, Array], Array]:
+    """A traceable (code, residual) -> code that logs the first failure of the solver called ``name``.
+
+    Under vmap it speaks, and asks the host, only once for a whole batch: a callback in a branch would otherwise run for
+    every row, failed or not.
+    """
+
+    @custom_vmap
+    def report(code: Array, residual: Array) -> Array:
+        def tell() -> None:
+            jax.debug.callback(partial(_say, name, residual_tol), code, residual)
+
+        jax.lax.cond(code == Code.OK, lambda: None, tell)
+        return code
+
+    @report.def_vmap
+    def batched(size: int, is_batched: list[bool], code: Array, residual: Array) -> tuple[Array, bool]:
+        code = jnp.broadcast_to(code, (size,)) if not is_batched[0] else code
+        residual = jnp.broadcast_to(residual, (size,)) if not is_batched[1] else residual
+        worst = jnp.argmax(code)
+        report(code[worst], residual[worst])
+        return code, True
+
+    return report
+
+
+def _say(name: str, residual_tol: float, code: Any, residual: Any) -> None:
+    if name in _said:
+        return
+    _said.add(name)
+    code = Code(int(code))
+    _LOG.warning(
+        "A derivative of the solution of %s is NaN: its linear system ended with code %s and relative residual %.3g"
+        " (residual_tol is %g). %s The solver's `diagnose` returns the code, the residual and the adjoint solution."
+        " This is said once.",
+        *(name, code.name, float(residual), residual_tol, reason(code)),
+    )

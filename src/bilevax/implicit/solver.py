@@ -1,0 +1,146 @@
+"""A decorated solver: what it does when called, differentiated, and diagnosed."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+
+from bilevax.core.codes import Code
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import PyTree
+from bilevax.implicit.conditions import Conditions, System, as_params, check_like, signature_of, stopped
+from bilevax.implicit.failure import reason, reporter
+from bilevax.implicit.linear import CodedSolve, length, masked, solved
+
+
+class Settings(NamedTuple):
+    """What a decorator was given."""
+
+    conditions: Conditions
+    has_aux: bool
+    solve: CodedSolve
+    residual_tol: float
+
+
+class Diagnosis(NamedTuple):
+    """The adjoint system A^T u = g of one solution and one cotangent.
+
+    Attributes:
+        code: a :class:`~bilevax.Code`, int32. OK: the derivative is a number; anything else: it is NaN.
+        residual: ||A^T u - g|| / ||g||, 0 for g = 0; NaN if u or g is not finite, or if it is not wanted
+            (``residual_tol=inf``).
+        adjoint: u as ``solve`` returned it, like params, whatever the code (by default, NaN for a singular system).
+        optimality: ||F(params)||, or ||params - T(params)||: how far params is from a solution. The derivative is
+            that of a solution, so it is as wrong as params is.
+    """
+
+    code: Array
+    residual: Array
+    adjoint: PyTree
+    optimality: Array
+
+    @property
+    def message(self) -> str:
+        """The code in words."""
+        return reason(int(self.code))
+
+
+class ImplicitSolver:
+    """A solver with the derivatives of its solution; made by ``custom_root`` and ``custom_fixed_point``.
+
+    It is called as the function that it decorates, with or without jit, vmap, scan, jvp, grad, jacfwd and jacrev.
+    Derivatives of any order are derivatives of the implicit formula: ``solve`` and the solver are never differentiated.
+    """
+
+    def __init__(self, solver: Callable[..., Any], settings: Settings) -> None:
+        functools.update_wrapper(self, solver)
+        self._solver = solver
+        self._settings = settings
+        self._signature = signature_of(solver)
+        self._name = getattr(solver, "__qualname__", type(solver).__name__)
+        self._report = reporter(self._name, settings.residual_tol)
+
+    def __repr__(self) -> str:
+        return f"<implicitly differentiated {self._name}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Solve: (init_params, *args, **kwargs) -> params, or (params, aux).
+
+        Raises:
+            ParameterError: the solution is no tree of real floating arrays, or F does not return a tree like it.
+        """
+        plain_args, plain_kwargs = stopped((args, kwargs))
+        found = stopped(self._solver(*plain_args, **plain_kwargs))
+        params, assemble = self._without_aux(found)
+        system = self._system(params, *self._without_start(args, kwargs))
+        return assemble(self._attach(params, system))
+
+    def diagnose(self, params: PyTree, cotangent: PyTree, /, *args: Any, **kwargs: Any) -> Diagnosis:
+        """Solve the adjoint system A^T u = g once more and say how it went: why is this gradient NaN?
+
+        For loss(solver(init_params, *args, **kwargs)) the params are what the solver returned (without aux), and the
+        cotangent is g = jax.grad(loss)(params). May be called inside jit. Cost: one linear solve.
+
+        Args:
+            params: a solution.
+            cotangent: g, a tree like params.
+            *args: what the solver was called with after ``init_params``.
+            **kwargs: likewise.
+
+        Returns:
+            Its code, the relative residual, the adjoint solution u, and how far params is from a solution.
+
+        Raises:
+            ParameterError: the cotangent is no tree like params, or F does not return one.
+        """
+        params, cotangent = as_params(params), as_params(cotangent)
+        check_like("the cotangent", cotangent, params)
+        system = self._system(params, args, kwargs)
+        value, push = jax.linearize(lambda w: system.residual(w, system.inputs), params)
+        pull = jax.linear_transpose(push, params)
+        out = solved(self._settings.solve, lambda u: pull(u)[0], cotangent, self._settings.residual_tol)
+        return Diagnosis(out.code, out.residual, out.value, length(value))
+
+    def _system(self, params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> System:
+        conditions = self._settings.conditions
+        return conditions.at(params, args, conditions.assigned(self._signature, args, kwargs))
+
+    def _without_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments after the first, which may have been given by its name."""
+        if args or self._signature is None:
+            return args[1:], kwargs
+        first = next(iter(self._signature.parameters), None)
+        return (), {name: value for name, value in kwargs.items() if name != first}
+
+    def _without_aux(self, found: Any) -> tuple[PyTree, Callable[[PyTree], Any]]:
+        """The params in what the solver returned, checked, and how its result is put together again around them."""
+        if not self._settings.has_aux:
+            return as_params(found, "; a solver that returns (params, aux) needs has_aux=True"), lambda params: params
+        if not isinstance(found, tuple) or len(found) < 2:
+            raise ParameterError(f"with has_aux=True the solver must return (params, aux), got {type(found).__name__}")
+        make = getattr(type(found), "_make", tuple)
+        return as_params(found[0]), lambda params: make((params, *found[1:]))
+
+    def _attach(self, params: PyTree, system: System) -> PyTree:
+        """The params, with the derivatives of the solution in the system's inputs."""
+
+        def solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
+            out = solved(self._settings.solve, matvec, b, self._settings.residual_tol)
+            return masked(out.value, self._report(out.code, out.residual) == Code.OK)
+
+        @jax.custom_jvp
+        def attach(params: PyTree, inputs: PyTree) -> PyTree:
+            return params
+
+        @attach.defjvp
+        def rule(primals: tuple[PyTree, PyTree], tangents: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            params, inputs = primals
+            params = attach(params, inputs)  # so that what follows can be differentiated again
+            _, change = jax.jvp(lambda x: system.residual(params, x), (inputs,), (tangents[1],))
+            _, push = jax.linearize(lambda w: system.residual(w, inputs), params)
+            b = jax.tree.map(lambda x: -x, change)
+            return params, jax.lax.custom_linear_solve(push, b, solve, solve)
+
+        return attach(params, system.inputs)
