@@ -136,7 +136,7 @@ class SID:
         s: Array | int,
     ) -> Solved:
         if not self.linear.stochastic:
-            _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, train.full), w)
+            _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, train.full), w)  # w's part computed once
             metric = problem.metric(w, lam) if problem.symmetric else None
             return self.linear.solve(lambda v: sub(v, pullback(v)[0]), g, metric, v0)
 

@@ -87,6 +87,21 @@ class _LinearModelLoss:
             return jnp.zeros((), weights.dtype)
         return 0.5 * jnp.sum(strengths(self.penalty, lam) * weights**2)
 
+    def hessian_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """grad_w^2 of the loss times v, like w: the scores of w and of v are one product with X."""
+        X, y, *weight = batch
+        W, V = _weights(w), _weights(v)
+        both = X @ jnp.concatenate([W, V]).T
+        S, U = both[:, : W.shape[0]], both[:, W.shape[0] :]
+        if isinstance(w, dict):
+            S, U = S + w["bias"][None, :], U + v["bias"][None, :]
+        share = (weight[0] if weight else jnp.ones_like(S[:, 0])) / X.shape[0]
+        R = jax.jvp(jax.grad(lambda s: jnp.sum(self.per_row(s, y))), (S,), (U,))[1] * share[:, None]
+        product = R.T @ X
+        if self.penalty is not None:
+            product = product + strengths(self.penalty, lam) * V
+        return {"weights": product, "bias": jnp.sum(R, axis=0)} if isinstance(w, dict) else product
+
     def curvature(self, w: PyTree, batch: PyTree) -> Array:
         """A bound on the largest curvature of the mean loss at any w: sup a'' times that of the rows' second moment."""
         X, _, *weight = batch

@@ -89,6 +89,8 @@ def inner_image(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTr
 
 def adjoint_product(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
     """d1Phi(w, lam; zeta)^T v. Cost: one Hessian-vector product a row."""
+    if hasattr(problem.inner_map, "adjoint_product"):
+        return astype_of(problem.inner_map.adjoint_product(w, lam, batch, v), w)
     _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, batch), w)
     return pullback(v)[0]
 
