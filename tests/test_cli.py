@@ -286,6 +286,7 @@ def test_an_earlier_run_is_kept_or_replaced_whole(run, table, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_tuning_with_what_was_reached(run, table, monkeypatch, number, code):
     monkeypatch.setattr(Quick, "interrupt", number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it from birth
     ended, out, err = run("tune", table, "--target", "outcome", "--out", "run")
     assert ended == code
     assert "The run was interrupted after 2 steps" in out

@@ -42,5 +42,5 @@ def test_adjoint_product_of_a_diagonal_step_is_that_of_the_map():
     lam, batch = jnp.asarray(rng.normal(size=4)), (jnp.asarray(rng.normal(size=(6, 4))), jnp.arange(6) % 3)
     for inner in (loss, lambda w, lam, batch: loss(w, lam, batch)):  # with a product of its own, and without
         step = bx.GradientStep(inner, s)
-        truth = jax.vjp(lambda x: step(x, lam, batch), w)[1](v)[0]
+        truth = jax.vjp(step, w, lam, batch)[1](v)[0]
         np.testing.assert_allclose(step.adjoint_product(w, lam, batch, v), truth, rtol=1e-12)

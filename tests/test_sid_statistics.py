@@ -214,6 +214,7 @@ class Watching:
 
     rows = property(lambda self: self.source.rows)
     rows_per_batch = property(lambda self: self.source.rows_per_batch)
+    whole = property(lambda self: self.source.whole)
     full = property(lambda self: self.source.full)
 
     def fold(self, step, carry, args, *, key, start, stop):
