@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bilevax.report.records import read_run
-from bilevax.report.summary import notices, verdict
+from bilevax.report.summary import NORMAL, ending, verdict
 from bilevax.report.text import clean, counted, duration, short_count
 
 if TYPE_CHECKING:
@@ -140,10 +140,10 @@ def print_outcome(study: "Study", directory: Path, report: Path) -> None:
     console.print(Text(verdict(run).sentence))
     gap = study.of_kind("gap")[0]
     if gap["validation_gap"] is not None:
-        error = f" ± {gap['standard_error']:.4f}" if gap["standard_error"] is not None else ""
+        error = f" ± {NORMAL * gap['standard_error']:.4f}" if gap["standard_error"] is not None else ""
         fall = f"{gap['validation_gap']:.4f}{error}"
         console.print(Text(f"Part of the fall of the tuning loss that the validation rows do not confirm: {fall}"))
-    for notice in notices(run):
+    for notice in ending(run):
         console.print(Text(notice))
     console.print(Text(f"report  {clean(report)}"), soft_wrap=True)
     console.print(Text(f"apply   bilevax predict {clean(directory)} TABLE"), soft_wrap=True)
@@ -156,14 +156,14 @@ def _comparison(study: "Study") -> Table:
     scored = name not in ("neg_log_loss", "accuracy")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("on the test rows")
-    headings = ("log-loss", "tuned minus it, 95 %", "accuracy", *((name,) if scored else ()), "seconds")
+    headings = ("log-loss, 95 %", "tuned minus it, 95 %", "accuracy", *((name,) if scored else ()), "seconds")
     for heading in headings:
         table.add_column(clean(heading), justify="right", no_wrap=True)
     for model in models:
         difference = paired.get(model["name"])
         cells = [
             clean(model["name"]),
-            f"{model['test_log_loss']:.4f} ± {model['test_log_loss_se']:.4f}",
+            f"{model['test_log_loss']:.4f} ± {NORMAL * model['test_log_loss_se']:.4f}",
             "" if difference is None else f"{difference['low']:+.4f} to {difference['high']:+.4f}",
             f"{model['test_accuracy']:.4f}",
             *((_loss(model["score"]),) if scored else ()),

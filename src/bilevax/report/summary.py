@@ -106,10 +106,11 @@ def _no_comparison(run: Run) -> str:
 
 def notices(run: Run) -> list[str]:
     """What a reader must know before believing the rest: how the run ended, and the notes it wrote."""
-    return [*_ending(run), *(note for note in run.notes if note)]
+    return [*ending(run), *(note for note in run.notes if note)]
 
 
-def _ending(run: Run) -> list[str]:
+def ending(run: Run) -> list[str]:
+    """How the run ended, unless it ended well."""
     if run.end is None:
         return ["The run has not written its end: it is still going, or it was killed. This is what it had written."]
     out = []
