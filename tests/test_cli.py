@@ -187,7 +187,7 @@ def test_the_outcome_is_said_and_the_report_written(run, table, tmp_path):
         "no tuning (C = 1)",
     ]
     assert "test log-loss" in out
-    assert "do not confirm: 0.0100 ± 0.0020" in out
+    assert "do not confirm: 0.0100 ± 0.0039" in out
     assert "step 0 of at most 100: validation loss 0.5000" in err
     assert "4 steps: validation loss 0.5000 to 0.2000" in err
     assert "income (€)" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
