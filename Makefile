@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-slow lint check bench clean
+.PHONY: run test test-slow mutants lint check bench clean
 
 run: $(STAMP)  ## tune a model on real data and say where the report is
 	$(BIN)/bilevax tune digits --target digit --out runs/digits --seed 0 --force
@@ -15,6 +15,9 @@ test: $(STAMP)  ## the documentation's code as a user would run it, then the tes
 
 test-slow: $(STAMP)  ## the statistical and real-data tests
 	$(BIN)/python -m pytest -n 2 -m slow
+
+mutants: $(STAMP)  ## break the package in one place at a time: do the tests see it?
+	$(BIN)/python tests/mutants/run.py
 
 lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -96,3 +96,22 @@ def test_a_failure_of_the_inner_solver_alone_is_said():
     est = estimate(bx.SID(bx.FixedPoint(1, 0.1), bx.CG(tol=1e-12)))
     assert est.code == bx.Code.BUDGET
     assert "inner solver" in est.message
+
+
+def test_weights_of_rows_reach_the_linear_system():
+    """A row of weight 3 is three rows, in w and in v, through the loss's own Hessian product too."""
+    rng = np.random.default_rng(8)
+    X, y, weight = rng.normal(size=(12, 3)), rng.normal(size=12), rng.integers(1, 4, 12)
+    repeated = np.repeat(X, weight, axis=0), np.repeat(y, weight)
+    problem = bx.Problem(bx.GradientStep(bx.Squared("feature"), 0.3), bx.Squared())
+    weighted = X, y, weight * (12 / weight.sum())
+    found = [
+        bx.hypergradient(
+            problem, bx.SID(bx.FixedPoint(300), bx.FixedPoint(300)),
+            np.zeros((1, 3)), -np.ones(3), bx.Arrays(train), bx.Arrays((X, y)), key=KEY,
+        )
+        for train in (weighted, repeated)
+    ]  # fmt: skip
+    np.testing.assert_allclose(found[0].w, found[1].w, rtol=1e-10)
+    np.testing.assert_allclose(found[0].v, found[1].v, rtol=1e-10)
+    np.testing.assert_allclose(found[0].value, found[1].value, rtol=1e-10)

@@ -14,6 +14,7 @@ import tempfile
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -22,11 +23,11 @@ AT_ONCE = 2
 VERDICTS = {10: "killed", 11: "SURVIVED", 12: "BROKEN"}
 
 
-def copy(to):
+def copy(origin, to):
     """The package and its tests, without compiled files."""
     for name in ("src", "tests"):
-        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    shutil.copy(ROOT / "pyproject.toml", to)
+        shutil.copytree(origin / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    shutil.copy(origin / "pyproject.toml", to)
 
 
 def patch(root, mutant):
@@ -47,12 +48,12 @@ def drive(root, file, snippet, nodes):
     return done.returncode, done.stdout + done.stderr
 
 
-def judge(mutant):
+def judge(origin, mutant):
     """(verdict, seconds, output) of one mutant in a copy of its own."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         root = Path(folder).resolve()
-        copy(root)
+        copy(origin, root)
         wrong = patch(root, mutant)
         if wrong:
             return "BROKEN", time.monotonic() - began, wrong
@@ -60,13 +61,10 @@ def judge(mutant):
     return VERDICTS.get(code, "BROKEN"), time.monotonic() - began, output
 
 
-def unbroken(mutants):
+def unbroken(root, mutants):
     """Whether all the tests named pass on a copy without a patch, and what they said."""
     nodes = sorted({node for mutant in mutants for node in mutant["killed_by"]})
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        root = Path(folder).resolve()
-        copy(root)
-        code, output = drive(root, mutants[0]["file"], mutants[0]["old"], nodes)
+    code, output = drive(root, mutants[0]["file"], mutants[0]["old"], nodes)
     return VERDICTS.get(code) == "SURVIVED", output
 
 
@@ -76,8 +74,16 @@ def main(words):
     if not mutants:
         print("no mutant has such a name")
         return 1
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        origin = Path(folder).resolve()
+        copy(ROOT, origin)  # once: the tree may be edited meanwhile
+        return report(origin, mutants)
+
+
+def report(origin, mutants):
+    """Print the table; the exit code."""
     began = time.monotonic()
-    passed, output = unbroken(mutants)
+    passed, output = unbroken(origin, mutants)
     if not passed:
         print(output)
         print("the tests do not pass on the unbroken package")
@@ -86,7 +92,8 @@ def main(words):
     width = max(len(m["name"]) for m in mutants)
     bad = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for mutant, (verdict, seconds, output) in zip(mutants, pool.map(judge, mutants), strict=True):
+        verdicts = pool.map(partial(judge, origin), mutants)
+        for mutant, (verdict, seconds, output) in zip(mutants, verdicts, strict=True):
             print(f"{mutant['name']:<{width}}  {verdict:<8}  {seconds:5.1f} s", flush=True)
             if verdict != "killed":
                 bad.append((mutant, verdict, output))

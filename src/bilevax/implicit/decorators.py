@@ -33,7 +33,8 @@ def custom_root(
     of which F is not zero the result is the derivative of something else; ``diagnose`` returns ||F||. F and ``solve``
     are traced by JAX; the solver may be any Python as long as it is not called inside jit, vmap or scan.
 
-    Cost: one linear solve for each tangent or cotangent, two products with d2F, and one product with A as a check.
+    Cost: of a call, tracing F once; of each tangent or cotangent, one linear solve, one product with d2F, and one with
+    A as a check. Outside of jit the solve is traced anew, and partly compiled, each time.
     Source: Blondel et al. (2022), arXiv:2105.15183.
 
     A solve that failed gives NaN, never a number: its result is not finite, or ||A x - b|| > residual_tol ||b||. The
@@ -41,15 +42,15 @@ def custom_root(
 
     Every argument of the solver after the first is passed on to F as it came, and so are keyword arguments. Arrays of
     floats among them have derivatives, and so have those that F reads from its closure. Integers, strings, functions
-    and None are passed on untouched and have none.
+    and None are passed on untouched and have none. F with a ``jax.custom_vjp`` in it has reverse mode only.
 
     Args:
         optimality_fun: F as (params, *args, **kwargs) -> a tree like params, zero at the solution.
         has_aux: the solver returns (params, aux); aux has no derivatives.
         solve: (matvec, b) -> x with matvec(x) = b, for trees b and x like params; must be traceable. It may be
             stochastic, with a key of its own, and sees a b of largest entry one. Or one of this library's linear
-            solvers, such as ``bx.CG()`` (A symmetric) or ``bx.GMRES()``. None (default): restarted GMRES, and LSMR on
-            what that leaves.
+            solvers, such as ``bx.CG()`` (A symmetric) or ``bx.GMRES()``. None (default): the dense matrix up to 200
+            unknowns; beyond, CG, GMRES and LSMR in turn; A need not be symmetric.
         reference_signature: a function, or its signature, by which the solver's arguments are assigned to those of F.
             None (default): F's own.
         residual_tol: positive; for coarser dtypes at least 16 units of rounding. Default 1e-3. A noisy or truncated
@@ -60,6 +61,14 @@ def custom_root(
 
     Raises:
         ParameterError: an argument of the wrong kind.
+
+    Example:
+        >>> import jax
+        >>> @custom_root(lambda w, theta: w**3 - theta)
+        ... def cube_root(init_params, theta):
+        ...     return theta ** (1 / 3)
+        >>> round(float(jax.grad(cube_root, argnums=1)(1.0, 8.0)), 4)    # 1 / (3 w^2)
+        0.0833
     """
     return _decorator(optimality_fun, False, has_aux, solve, reference_signature, residual_tol)
 
@@ -92,6 +101,14 @@ def custom_fixed_point(
 
     Raises:
         ParameterError: an argument of the wrong kind.
+
+    Example:
+        >>> import jax
+        >>> @custom_fixed_point(lambda w, theta: 0.5 * (w + theta / w))
+        ... def square_root(init_params, theta):
+        ...     return jax.lax.fori_loop(0, 20, lambda _, w: 0.5 * (w + theta / w), init_params)
+        >>> round(float(jax.grad(square_root, argnums=1)(1.0, 4.0)), 4)    # 1 / (2 w)
+        0.25
     """
     return _decorator(fixed_point_fun, True, has_aux, solve, reference_signature, residual_tol)
 

@@ -69,13 +69,16 @@ class ImplicitSolver:
         """Solve: (init_params, *args, **kwargs) -> params, or (params, aux).
 
         Raises:
-            ParameterError: the solution is no tree of real floating arrays, or F does not return a tree like it.
+            ParameterError: F cannot be called with these arguments, the solution is no tree of real floating arrays,
+                or F does not return a tree like it.
         """
+        if self._signature is not None:
+            self._signature.bind(*args, **kwargs)  # Python's own complaint comes first
+        rest, named = self._without_start(args, kwargs)
+        named = self._settings.conditions.assigned(self._signature, rest, named)
         plain_args, plain_kwargs = stopped((args, kwargs))
-        found = stopped(self._solver(*plain_args, **plain_kwargs))
-        params, assemble = self._without_aux(found)
-        system = self._system(params, *self._without_start(args, kwargs))
-        return assemble(self._attach(params, system))
+        params, assemble = self._without_aux(stopped(self._solver(*plain_args, **plain_kwargs)))
+        return assemble(self._attach(params, self._settings.conditions.at(params, rest, named)))
 
     def diagnose(self, params: PyTree, cotangent: PyTree, /, *args: Any, **kwargs: Any) -> Diagnosis:
         """Solve the adjoint system A^T u = g once more and say how it went: why is this gradient NaN?
@@ -97,15 +100,12 @@ class ImplicitSolver:
         """
         params, cotangent = as_params(params), as_params(cotangent)
         check_like("the cotangent", cotangent, params)
-        system = self._system(params, args, kwargs)
+        conditions = self._settings.conditions
+        system = conditions.at(params, args, conditions.assigned(self._signature, args, kwargs))
         value, push = jax.linearize(lambda w: system.residual(w, system.inputs), params)
         pull = jax.linear_transpose(push, params)
         out = solved(self._settings.solve, lambda u: pull(u)[0], cotangent, self._settings.residual_tol)
         return Diagnosis(out.code, out.residual, out.value, length(value))
-
-    def _system(self, params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> System:
-        conditions = self._settings.conditions
-        return conditions.at(params, args, conditions.assigned(self._signature, args, kwargs))
 
     def _without_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments after the first, which may have been given by its name."""

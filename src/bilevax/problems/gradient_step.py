@@ -43,12 +43,11 @@ class GradientStep:
         return jax.tree.map(lambda x, s, g: x - s * g, w, self.metric(w, lam), gradient)
 
     def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
-        """d1Phi(w, lam; zeta)^T v = v - H (s v), H the Hessian of the loss, which is symmetric."""
-        sv = jax.tree.map(jnp.multiply, self.metric(w, lam), v)
+        """d1Phi(w, lam; zeta)^T v, which is v - H (s v) where the loss offers products with its Hessian H."""
         product = getattr(self.loss, "hessian_product", None)
-        if product is not None:
-            return sub(v, product(w, lam, batch, sv))
-        return sub(v, jax.jvp(lambda x: jax.grad(self.loss)(x, lam, batch), (w,), (sv,))[1])
+        if product is None:
+            return jax.vjp(lambda x: self(x, lam, batch), w)[1](v)[0]
+        return sub(v, product(w, lam, batch, jax.tree.map(jnp.multiply, self.metric(w, lam), v)))
 
     def metric(self, w: PyTree, lam: PyTree) -> PyTree:
         """The step s as a tree like w: d1Phi^T = I - H s is self-adjoint for <a, b> = sum_i a_i s_i b_i."""

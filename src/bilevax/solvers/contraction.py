@@ -14,7 +14,7 @@ from bilevax.data.fold import RowSource
 WINDOW = 10
 """Moves over which growth is looked for."""
 
-CONFIRMING = 100
+CONFIRMING = 400
 """Products with the linearised map that confirm a suspicion: a non-normal map grows for a while and then contracts."""
 
 FLOOR = 100

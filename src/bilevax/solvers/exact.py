@@ -47,4 +47,5 @@ class Exact:
         v = unravel(right.T @ (inverse * (left.T @ b)))
         code = jnp.where(regular, jnp.int32(Code.OK), jnp.int32(Code.SINGULAR))
         finite = all_finite(v) & jnp.all(jnp.isfinite(columns))
+        v = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), v)
         return Solved(v, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), jnp.int32(d), jnp.int32(d))

@@ -115,7 +115,7 @@ class LBFGS:
 
         end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(value_and_grad, w0)[0]))
         code = jnp.where(small(end), jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
-        finite = all_finite((end.w, end.value))
+        finite = all_finite((end.w, end.value, end.gradient))
         return Solved(end.w, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), end.calls, end.steps)
 
 

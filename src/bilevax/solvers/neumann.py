@@ -51,7 +51,7 @@ class Neumann:
 
         def going(state: tuple[PyTree, PyTree, Moves, Array]) -> Array:
             _, term, seen, j = state
-            return (norm(term) > goal) & (j < self.max_steps) & (seen.code == Code.OK)
+            return ~(norm(term) <= goal) & (j < self.max_steps) & (seen.code == Code.OK)
 
         def step(state: tuple[PyTree, PyTree, Moves, Array]) -> tuple[PyTree, PyTree, Moves, Array]:
             v, term, seen, j = state

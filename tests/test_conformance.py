@@ -1,0 +1,268 @@
+"""The shipped suites: every public class passes the one of its kind, and classes that are wrong do not."""
+
+import enum
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevax as bx
+from bilevax.core.config import config
+from bilevax.core.records import Count
+from bilevax.testing import check_algorithm, check_estimator, check_inner_solver, check_linear_solver, check_source
+from bilevax.testing.tools import Counted
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+T = bx.FixedPoint(100)
+TABLE = np.arange(50, dtype=np.float32), np.arange(100).reshape(50, 2)
+
+# What a class is checked with: instances for its suite, and the suite's options. A class that is not here is built
+# without arguments.
+INSTANCES = {
+    "SID": [(bx.SID(T, T, cross_batches=3), {"calls": {"gradients": 100, "hvps": 100, "cross": 3}})],
+    "ITD": [(bx.ITD(100), {"stochastic": False})],
+    "TruncatedITD": [(bx.TruncatedITD(150, 100), {"stochastic": False})],
+    "FixedPoint": [(T, {})],
+    "CG": [(bx.CG(tol=1e-9), {})],
+    "GMRES": [(bx.GMRES(tol=1e-9), {})],
+    "Neumann": [(bx.Neumann(tol=1e-9), {})],
+    "Exact": [(bx.Exact(), {})],
+    "LBFGS": [(bx.LBFGS(tol=1e-9), {})],
+    "Given": [(bx.Given(), {})],
+    "BSGM": [(bx.BSGM(bx.SID(bx.FixedPoint(40), bx.FixedPoint(40), cross_batches=2), bx.optim("sgd", 0.5)), {})],
+    "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],
+}
+
+MORE = [
+    (check_estimator, bx.SID(bx.LBFGS(tol=1e-12), bx.CG(tol=1e-12)), {"stochastic": False}),
+    (check_estimator, bx.SID(bx.FixedPoint(200, 0.5), bx.GMRES(tol=1e-12), cross_batches=2), {}),
+    (check_estimator, bx.SID(bx.FixedPoint(300, bx.Constant(0.5)), T, cross_batches=bx.Growing(2.0)), {}),
+    (check_estimator, bx.ITD(100, mode="forward"), {"stochastic": False}),
+    (
+        check_algorithm,
+        bx.BSGM(bx.SID(bx.FixedPoint(1), bx.FixedPoint(1), cross_batches=1), bx.optim("adam", 0.05), warm_start=True),
+        {},
+    ),
+    (check_source, bx.Arrays(TABLE, 7, sampling="shuffled"), {}),
+    (check_source, bx.Arrays(TABLE, 50), {}),
+    (check_source, bx.Arrays(TABLE, 49, sampling="blocks"), {}),
+]
+
+NO_SUITE = {
+    "inner maps and problems": ["GradientStep", "ProximalStep", "Problem"],
+    "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
+    "projections": ["Box", "L2Ball", "NonNegative", "Simplex"],
+    "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
+    "records": ["Count"],
+}
+
+
+def suites(cls):
+    """The suites for a class, by what it can do."""
+    if hasattr(cls, "estimate"):
+        return [check_estimator]
+    if hasattr(cls, "fold"):
+        return [check_source]
+    if all(hasattr(cls, name) for name in ("init", "step", "solution")):
+        return [check_algorithm]
+    if hasattr(cls, "solve"):
+        first = list(inspect.signature(cls.solve).parameters)[1]
+        return {"matvec": [check_linear_solver], "loss": [check_inner_solver]}.get(
+            first, [check_linear_solver, check_inner_solver]
+        )
+    return [check_inner_solver] if cls is bx.Given else []
+
+
+def public_classes():
+    return {name: x for name in bx.__all__ if inspect.isclass(x := getattr(bx, name))}
+
+
+def can_be_built(cls):
+    """Whether it takes no arguments, or has a default for each."""
+    return all(p.default is not p.empty for p in inspect.signature(cls).parameters.values())
+
+
+def checks():
+    for name, cls in public_classes().items():
+        for suite in suites(cls):
+            number = len(INSTANCES.get(name, [None]))
+            for i in range(number):
+                yield pytest.param(cls, suite, i, id=f"{name}-{suite.__name__}-{i}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cls", "suite", "number"), list(checks()))
+def test_every_public_class_keeps_the_contracts_of_its_kind(cls, suite, number):
+    assert cls.__name__ in INSTANCES or can_be_built(cls), f"say in INSTANCES how {cls.__name__} is to be built"
+    instance, options = INSTANCES[cls.__name__][number] if cls.__name__ in INSTANCES else (cls(), {})
+    suite(instance, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suite", "instance", "options"), MORE, ids=[repr(m[1])[:60] for m in MORE])
+def test_other_settings_keep_them_too(suite, instance, options):
+    suite(instance, **options)
+
+
+def test_no_public_class_is_unknown():
+    """One that has no suite is an error, a record, an enumeration, or named above."""
+    named = {name for names in NO_SUITE.values() for name in names}
+    for name, cls in public_classes().items():
+        plain = issubclass(cls, Exception | enum.Enum | tuple)
+        assert suites(cls) or plain or name in named, f"bilevax.testing does not know {name}"
+
+
+def test_the_callers_configuration_is_left_as_it_is():
+    with jax.enable_x64(False):
+        before = dict(jax.config.values)
+        check_estimator(bx.ITD(100), stochastic=False)
+        assert dict(jax.config.values) == before
+        assert jnp.zeros(1).dtype == np.float32
+
+
+@config
+class OneStream:
+    """A source that hands every stage the same minibatches."""
+
+    source: object
+    key: object
+
+    rows = property(lambda self: self.source.rows)
+    rows_per_batch = property(lambda self: self.source.rows_per_batch)
+    whole = property(lambda self: self.source.whole)
+    full = property(lambda self: self.source.full)
+
+    def fold(self, step, carry, args, *, key, start, stop):
+        return self.source.fold(step, carry, args, key=self.key, start=start, stop=stop)
+
+
+@config
+class Broken:
+    """SID with a fault."""
+
+    fault: str
+    base: object = bx.SID(T, T, cross_batches=1)
+
+    def check(self, problem):
+        self.base.check(problem)
+
+    def estimate(self, problem, w0, lam, sources, *, key, s=0, v0=None):
+        if self.fault == "streams":
+            sources = OneStream(sources[0], key), sources[1]
+        if self.fault == "seed":
+            key = jax.random.key(0)
+        if self.fault == "start" and v0 is not None:
+            lam = jax.tree.map(lambda x: x + 0.1, lam)
+        est = self.base.estimate(problem, w0, lam, sources, key=key, s=s, v0=v0)
+        if self.fault == "value":
+            est = est._replace(value=jax.tree.map(lambda x: 1.001 * x, est.value))
+        if self.fault == "dtype":
+            est = est._replace(outer_value=est.outer_value.astype(np.float64))
+        if self.fault == "code":
+            est = est._replace(code=jnp.int32(bx.Code.OK))
+        if self.fault == "cost":
+            est = est._replace(cost=est.cost._replace(hvps=Count(jnp.int32(0), est.cost.hvps.rows)))
+        return est
+
+
+FAULTS = {
+    "value": "value of Broken has a relative error of 1.0e-03 on FiniteQuadratic",
+    "start": "at outer step 3 from a given v0",
+    "code": "ends with OK, not NONFINITE, where the inner loss is NaN",
+    "dtype": "where all arguments are float32",
+    "cost": "reads 201 minibatches of train and counts 101",
+    "seed": "gives the same value for every key",
+    "streams": "is biased",
+}
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=pytest.mark.slow if f in ("start", "dtype", "cost") else ()) for f in FAULTS]
+)
+def test_a_wrong_estimator_is_caught(fault):
+    with pytest.raises(AssertionError, match=FAULTS[fault]):
+        check_estimator(Broken(fault))
+
+
+@config
+class Closure(Broken):
+    """An estimator that is never equal to the same built again."""
+
+    fault: str = "none"
+    base: object = bx.SID(T, T, cross_batches=1)
+    schedule: object = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "schedule", lambda j: 1.0 / (1 + j))
+
+
+class Mutable(bx.ITD):
+    """No dataclass of its own is needed for this one to be wrong: it is no frozen dataclass at all."""
+
+
+Mutable.__dataclass_params__ = type("Parameters", (), {"frozen": False})
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (Closure(), "compare equal to the same built again"),
+        (Mutable(3), "must be a frozen dataclass"),
+        (bx.FixedPoint(3), "must have a method check"),
+        (bx.ITD(3), "relative error .*has it enough steps"),
+    ],
+    ids=["closure", "mutable", "another-kind", "few-steps"],
+)
+def test_what_is_no_estimator_is_told_so(estimator, message):
+    with pytest.raises(AssertionError, match=message):
+        check_estimator(estimator)
+
+
+@config
+class Plain(bx.CG):
+    """CG that ignores its start."""
+
+    def solve(self, matvec, g, metric, start=None):
+        out = bx.CG(tol=1e-9).solve(matvec, g, metric)
+        return out if start is None else out._replace(value=jax.tree.map(jnp.add, out.value, start))
+
+
+@config
+class Outside(bx.BSGM):
+    """BSGM that does not project."""
+
+    def step(self, problem, state, w0, sources, *, key, s):
+        return super().step(bx.Problem(problem.inner_map, problem.outer_loss), state, w0, sources, key=key, s=s)
+
+
+@config
+class Unweighted(Counted):
+    """Blocks of which the short one counts as much as the others."""
+
+    def visit(self, plan, j, use):
+        return self.source.visit(plan, j, lambda draw: use(draw._replace(weight=1.0)))
+
+
+def nothing():
+    """Counts nothing."""
+
+
+@pytest.mark.parametrize(
+    ("suite", "thing", "message"),
+    [
+        (check_linear_solver, Plain(tol=1e-9), "relative error"),
+        (
+            check_algorithm,
+            Outside(bx.SID(bx.LBFGS(tol=1e-9), bx.CG(tol=1e-9)), bx.optim("sgd", 0.5)),
+            "left the set Lambda",
+        ),
+        (check_source, Unweighted(bx.Arrays(TABLE[0], 47, sampling="blocks"), nothing), "is biased"),
+    ],
+    ids=["linear-solver", "algorithm", "source"],
+)
+def test_other_wrong_classes_are_caught(suite, thing, message):
+    with pytest.raises(AssertionError, match=message):
+        suite(thing)
