@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax.algorithms import advance
+from bilevax.algorithms.loop import advance
 from bilevax.core.config import strong
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")

@@ -1,21 +1,21 @@
 """bilevax: stochastic bilevel optimisation in JAX.
 
-The public names are imported at their first use, so that ``bilevax --help`` does not wait for JAX.
+The public names are imported at their first use, so that ``bilevax --help`` does not wait for JAX. Estimators and
+algorithms are public by being exported from their rooms.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bilevax.core.lazy import attach
 
 if TYPE_CHECKING:
     from bilevax import implicit
-    from bilevax.algorithms import BSGM, optim
+    from bilevax.algorithms import *
     from bilevax.core.codes import Code
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
     from bilevax.core.records import Cost, Count, Estimate, History, Result
     from bilevax.data import Arrays, join
-    from bilevax.hypergradients import ITD, SID, TruncatedITD, hypergradient, value_and_hypergradient
+    from bilevax.hypergradients import *
     from bilevax.problems import (
         BinaryLogistic,
         Box,
@@ -49,12 +49,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "BSGM",
     "CG",
     "GMRES",
-    "ITD",
     "LBFGS",
-    "SID",
     "Arrays",
     "BilevaxError",
     "BinaryLogistic",
@@ -87,37 +84,20 @@ __all__ = [
     "SolveError",
     "Squared",
     "StorageError",
-    "TruncatedITD",
     "UsageError",
     "directions",
-    "hypergradient",
     "implicit",
     "join",
     "lagrangian",
     "minimize",
-    "optim",
-    "value_and_hypergradient",
 ]
 
-
-_attached, __dir__ = attach(
+__getattr__, __dir__ = attach(
     __name__,
-    [
-        "core.codes",
-        "core.errors",
-        "core.records",
-        "data",
-        "problems",
-        "solvers",
-        "hypergradients",
-        "algorithms",
-        "runs",
-    ],
+    ["core.codes", "core.errors", "core.records", "data", "problems", "solvers", "runs", "implicit"],
     __all__,
+    whole=["hypergradients", "algorithms"],
 )
 
-
-def __getattr__(name: str) -> Any:
-    if name == "implicit":  # a room with a name of its own: bx.implicit.custom_root
-        return importlib.import_module("bilevax.implicit")
-    return _attached(name)
+if not TYPE_CHECKING:
+    del __all__  # from here on __getattr__ gives it, with the names of the whole rooms

@@ -1,7 +1,4 @@
-"""The outer loop as rows of values."""
+"""The outer loop as rows of values. A new algorithm is a file and a line here."""
 
-from bilevax.algorithms.bsgm import BSGM
-from bilevax.algorithms.loop import RECORDED, Watched, advance
-from bilevax.algorithms.optim import Optim, optim
-
-__all__ = ["BSGM", "RECORDED", "Optim", "Watched", "advance", "optim"]
+from bilevax.algorithms.bsgm import BSGM as BSGM
+from bilevax.algorithms.optim import optim as optim

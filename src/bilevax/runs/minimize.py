@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms import RECORDED, Watched, advance
+from bilevax.algorithms.loop import RECORDED, Watched, advance
 from bilevax.core.codes import Code
 from bilevax.core.config import count, strong, to_plain
 from bilevax.core.keys import as_key

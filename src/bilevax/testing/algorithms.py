@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax.algorithms import advance
+from bilevax.algorithms.loop import advance
 from bilevax.core.codes import Code
 from bilevax.core.config import strong
 from bilevax.core.records import Result
