@@ -13,6 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from bilevax.report.comparison import SHOWN_ANYHOW
 from bilevax.report.records import read_run
 from bilevax.report.summary import NORMAL, ending, verdict
 from bilevax.report.text import clean, counted, duration, short_count
@@ -153,7 +154,7 @@ def _comparison(study: "Study") -> Table:
     models = study.of_kind("comparison")
     paired = {record["name"]: record for record in study.of_kind("paired")}
     name = models[0]["score_name"]
-    scored = name not in ("neg_log_loss", "accuracy")
+    scored = name not in SHOWN_ANYHOW
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("on the test rows")
     headings = ("log-loss, 95 %", "tuned minus it, 95 %", "accuracy", *((name,) if scored else ()), "seconds")

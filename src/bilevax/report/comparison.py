@@ -8,7 +8,8 @@ from bilevax.report.records import Model, Run
 from bilevax.report.summary import NORMAL, main_rival, tuned_model
 from bilevax.report.text import decimal, duration, percent, places_for
 
-_SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
+SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
+"""Scores that have a column of their own in every table of models."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def _places(run: Run) -> int:
 
 def _table(run: Run) -> tuple[tuple[str, ...], tuple[Row, ...]]:
     tuned, paired, places = tuned_model(run), {p.name: p for p in run.paired}, _places(run)
-    scores = {m.score_name for m in run.models if math.isfinite(m.score)} - _SHOWN_ANYHOW
+    scores = {m.score_name for m in run.models if math.isfinite(m.score)} - SHOWN_ANYHOW
     score = min(scores) if scores else ""
 
     def cells(m: Model) -> tuple[str, ...]:
