@@ -66,8 +66,8 @@ def test_a_fold_that_is_cut_sees_the_same_minibatches(sampling, n, b):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_minibatch_is_a_function_of_the_key_and_its_number(sampling):
-    source = numbered(50, 7, sampling)
-    assert np.array_equal(rows_of(source, 600), rows_of(numbered(50, 7, sampling), 600))
+    source = numbered(500, 7, sampling)
+    assert np.array_equal(rows_of(source, 600), rows_of(numbered(500, 7, sampling), 600))
     assert np.array_equal(rows_of(source, 600)[:100], rows_of(source, 100))
     other = rows_of(source, 600, key=jax.random.key(4))
     assert np.mean(rows_of(source, 600) == other) < 0.2
@@ -142,6 +142,12 @@ def test_blocks_the_weighted_mean_is_unbiased():
     rows, weights, _ = (np.asarray(x)[:8] for x in drawn(numbered(50, 7, "blocks"), 8))
     means = np.sum(np.where(rows >= 0, rows, 0), axis=1) / np.sum(rows >= 0, axis=1)
     np.testing.assert_allclose(np.mean(weights * means), np.mean(np.arange(50)), rtol=1e-14)
+
+
+def test_blocks_a_source_built_again_from_its_fields_is_the_same():
+    source = numbered(50, 7, "blocks")
+    again = bx.Arrays(source.data, source.batch_size, source.sampling, source.seed)
+    assert again == source and np.array_equal(rows_of(again, 20), rows_of(source, 20))
 
 
 def test_blocks_the_shuffle_is_decided_by_the_seed():

@@ -13,11 +13,15 @@ from bilevax.core.config import choice, config, count, set_fields, static
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import Count, Draw, fold
+from bilevax.data.shuffle import shuffled
 
 Carry = TypeVar("Carry")
 
 CHUNK = 256
 """Minibatches whose rows are drawn at once: twice as fast as one key a minibatch."""
+
+FEW = 10
+"""Blocks of which the order alone would hardly differ from key to key."""
 
 
 @config
@@ -36,7 +40,7 @@ class Arrays:
         data: for example ``(X, y)``; floating leaves must be finite.
         batch_size: rows in a minibatch, 1 <= b <= n; None for every row at once.
         sampling: see above.
-        seed: of the one shuffle of ``"blocks"``.
+        seed: of the one shuffle of ``"blocks"``; None where the data are shuffled already, as they are in the source.
 
     Raises:
         DataError: lengths differ, or a leaf has NaN or infinite entries (which and where is said).
@@ -46,11 +50,11 @@ class Arrays:
     data: PyTree
     batch_size: int | None = static(None)
     sampling: str = "iid"
-    seed: int = 0
+    seed: int | None = 0
 
     def __post_init__(self) -> None:
         choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
-        seed = count("seed", self.seed, low=0)
+        seed = None if self.seed is None else count("seed", self.seed)
         data = _narrowed(map_named(_check_leaf, "data", self.data))
         n = _common_length(data)
         b = self.batch_size
@@ -60,8 +64,8 @@ class Arrays:
             if not 1 <= b <= n:
                 raise ParameterError(f"batch_size must lie in [1, n={n}], got {b}")
             b = int(b)
-            if self.sampling == "blocks":
-                order = np.random.default_rng(seed).permutation(n)
+            if self.sampling == "blocks" and seed is not None:
+                seed, order = None, np.random.default_rng(seed).permutation(n)
                 data = jax.tree.map(lambda a: a[order], data)
         set_fields(self, data=jax.tree.map(jnp.asarray, data), batch_size=b, seed=seed)
 
@@ -91,54 +95,56 @@ class Arrays:
         n, b = self.rows, self.rows_per_batch
         return -(-n // b) if self.sampling == "blocks" else n // b
 
-    @property
-    def _chunk(self) -> int:
-        """Minibatches whose rows are chosen at once: 256, or as many whole epochs as fit, at least one."""
-        if self.batch_size is None or self.sampling == "iid":
-            return CHUNK
-        return self._epoch * max(1, CHUNK // self._epoch)
-
     def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The plan of the chunk that minibatch j opens (see :class:`~bilevax.data.fold.Source`)."""
         if self.batch_size is None:
             return ()
-        chunk_key = jax.random.fold_in(key, j // self._chunk)
         if plan is None:
-            return self._choose(chunk_key)
-        return jax.lax.cond(first | (j % self._chunk == 0), lambda: self._choose(chunk_key), lambda: plan)
+            return self._choose(key, j)
+        return jax.lax.cond(first | (j % CHUNK == 0), lambda: self._choose(key, j), lambda: plan)
 
-    def _choose(self, key: Array) -> Array:
+    def _choose(self, key: Array, j: Array) -> Array | tuple[Array, Array]:
+        """Rows of the chunk of minibatch j, [CHUNK, b]; or blocks, [CHUNK], and which of them is the short one."""
         n, b, epoch = self.rows, self.rows_per_batch, self._epoch
         if self.sampling == "iid":
-            return jax.random.randint(key, (self._chunk, b), 0, n)
-        keys = jax.random.split(key, self._chunk // epoch)
-        if self.sampling == "blocks":
-            return jax.vmap(lambda k: jax.random.permutation(k, epoch))(keys).reshape(-1)
-        rows = jax.vmap(lambda k: jax.random.permutation(k, n)[: epoch * b])(keys)
-        return rows.reshape(-1, b)
+            return jax.random.randint(jax.random.fold_in(key, j // CHUNK), (CHUNK, b), 0, n)
+        numbers = j // CHUNK * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers // epoch)
+        places = numbers % epoch
+        if self.sampling == "shuffled":
+            return jax.vmap(lambda k, i: shuffled(k, i * b + jnp.arange(b, dtype=jnp.int32), n))(keys, places)
+        if n % b == 0:
+            return jax.vmap(lambda k, i: shuffled(k, i, epoch))(keys, places), jnp.zeros(CHUNK, bool)
+        # Where the short block comes is the same for every key, unless blocks are few: so under vmap over keys a program
+        # still branches and need not compute both sizes. Which rows are in it is the shuffle's choice.
+        common = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), numbers // epoch)
+        last = jax.vmap(lambda k: shuffled(k, jnp.int32(0), epoch))(keys if epoch < FEW else common)
+        whole = jax.vmap(lambda k, i: shuffled(k, i, epoch - 1))(keys, jnp.where(places > last, places - 1, places))
+        return jnp.where(places == last, epoch - 1, whole), places == last
 
     def boundary(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
-        return (j // self._chunk + 1) * self._chunk
+        return (j // CHUNK + 1) * CHUNK
 
     def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of minibatch j."""
         if self.batch_size is None:
             return use(Draw(self.data, -1, 1.0))
-        chosen = plan[j % self._chunk]
         if self.sampling != "blocks":
+            chosen = plan[j % CHUNK]
             rows = jax.tree.map(lambda a: a.at[chosen].get(mode="promise_in_bounds"), self.data)
             return use(Draw(rows, -1, 1.0))
+        number, is_short = plan[0][j % CHUNK], plan[1][j % CHUNK]
         n, b, blocks = self.rows, self.rows_per_batch, self._epoch
 
         def block(size: int) -> Carry:
-            rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, chosen * b, size), self.data)
-            return use(Draw(rows, chosen, size * blocks / n))
+            rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, number * b, size), self.data)
+            return use(Draw(rows, number, size * blocks / n))
 
         short = n % b
         if not short:
             return block(b)
-        return jax.lax.cond(chosen == blocks - 1, lambda: block(short), lambda: block(b))
+        return jax.lax.cond(is_short, lambda: block(short), lambda: block(b))
 
     def fold(
         self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count

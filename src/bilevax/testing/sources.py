@@ -29,7 +29,7 @@ def check_source(source: Any) -> None:
         >>> check_source(bx.Arrays(np.arange(50, dtype=np.float32), batch_size=7, sampling="blocks"))
     """
     methods(source, "fold", "renew", "boundary", "visit")
-    configuration(source, built_again=False)  # a table may be shuffled when it is built
+    configuration(source)
     name = title(source)
     _table(source, name)
     key = jax.random.key(3)

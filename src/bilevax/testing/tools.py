@@ -92,7 +92,7 @@ def rebuilt(value: Any, *, changed: bool = False) -> Any:
     return value + 1 if changed and isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def configuration(thing: Any, *, built_again: bool = True) -> None:
+def configuration(thing: Any) -> None:
     """Require a frozen dataclass that is a pytree of numbers, and equal to the same built again."""
     name = title(thing)
     frozen = dataclasses.is_dataclass(thing) and getattr(type(thing), "__dataclass_params__").frozen  # noqa: B009
@@ -102,7 +102,7 @@ def configuration(thing: Any, *, built_again: bool = True) -> None:
     for leaf in jax.tree.leaves(thing):
         number = isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array)
         require(number, f"every leaf of {name} must be a number, got {leaf!r}; mark names and functions as static")
-    again = rebuilt(thing) if built_again else jax.tree.map(lambda x: x, thing)
+    again = rebuilt(thing)
     require(again == thing and hash(again) == hash(thing), f"{name} must compare equal to the same built again")
     jax.tree.map(lambda x: x, strong(thing))
 

@@ -1,0 +1,41 @@
+"""A random permutation of which only some entries are computed."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+ROUNDS = 32
+"""After r rounds an index has met no swap with probability 2^-r."""
+
+
+def shuffled(key: Array, i: Array, n: int) -> Array:
+    """Entries i of the permutation of 0, ..., n - 1 that ``key`` stands for; different keys, different permutations.
+
+    Each of ROUNDS rounds pairs x with (c - x) mod n, c random, and swaps a random half of the pairs: whether a pair is
+    swapped is a hash of its larger member, so both members know. Any part of the permutation costs what it is long,
+    where sorting random numbers costs all n.
+
+    Source: Hoang, Morris, Rogaway (2012), "An enciphering scheme based on a card shuffle", arXiv:1208.1176.
+
+    Args:
+        key: of the permutation.
+        i: int32 of any shape, in [0, n).
+        n: number of entries.
+    """
+    centres, salts = jax.random.split(key)
+    rounds = jax.random.randint(centres, (ROUNDS,), 0, n, jnp.int32), jax.random.bits(salts, (ROUNDS,), jnp.uint32)
+
+    def swap(x: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        centre, salt = pair
+        partner = jnp.where(x <= centre, centre - x, centre - x + n)
+        swapped = _hash(jnp.maximum(x, partner).astype(jnp.uint32) ^ salt) % 2 == 1
+        return jnp.where(swapped, partner, x), None
+
+    return jax.lax.scan(swap, i, rounds)[0]
+
+
+def _hash(x: Array) -> Array:
+    """A bijection of 32-bit words in which every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
