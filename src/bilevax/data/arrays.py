@@ -115,8 +115,8 @@ class Arrays:
             return jax.vmap(lambda k, i: shuffled(k, i * b + jnp.arange(b, dtype=jnp.int32), n))(keys, places)
         if n % b == 0:
             return jax.vmap(lambda k, i: shuffled(k, i, epoch))(keys, places), jnp.zeros(CHUNK, bool)
-        # Where the short block comes is the same for every key, unless blocks are few: so under vmap over keys a program
-        # still branches and need not compute both sizes. Which rows are in it is the shuffle's choice.
+        # Where the short block comes is the same for every key, unless blocks are few: so under vmap over keys a
+        # program still branches and need not compute both sizes. Which rows are in it is the shuffle's choice.
         common = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), numbers // epoch)
         last = jax.vmap(lambda k: shuffled(k, jnp.int32(0), epoch))(keys if epoch < FEW else common)
         whole = jax.vmap(lambda k, i: shuffled(k, i, epoch - 1))(keys, jnp.where(places > last, places - 1, places))
