@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import config, set_fields
+from bilevax.core.config import config, replace, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.losses import Squared
 from bilevax.problems.problem import Problem
-from bilevax.theory import QuadraticMoments
+from bilevax.theory import Constants, Influence, QuadraticMoments, influence
 
 
 class Curvature(NamedTuple):
@@ -40,6 +40,10 @@ class Curvature(NamedTuple):
     def q(self) -> float:
         """Contraction constant of the map with that step, (L - tau) / (L + tau)."""
         return (self.L - self.tau) / (self.L + self.tau)
+
+    def contraction(self, alpha: float) -> float:
+        """Contraction constant of the map with any step, max(|1 - alpha L|, |1 - alpha tau|)."""
+        return max(abs(1.0 - alpha * self.L), abs(1.0 - alpha * self.tau))
 
 
 def quadratic_inner_loss(w: Array, lam: Array, batch: PyTree) -> Array:
@@ -172,6 +176,46 @@ class FiniteQuadratic:
         rows = (self.A, self.b, self.B)
         return QuadraticMoments.of_rows(rows, np.asarray(lam), target=self.target, r=float(self.r), alpha=step)
 
+    def constants(
+        self, lam: Any, *, batch_size: int | None = None, radius: float | None = None, alpha: float | None = None
+    ) -> Constants:
+        """The exact constants, for minibatches of independent rows.
+
+        All Jacobians are constant and only |grad_1 E| = |w - target| depends on w: L_E holds on a ball around w(lam),
+        and wherever E|w_t - w(lam)|^2 is at most its squared radius, which is all that the bounds need here.
+
+        Args:
+            lam: outer variable, [m].
+            batch_size: b; None: every row.
+            radius: of the ball; None for |w(lam)|, which an iteration from 0 on every row never leaves.
+            alpha: step of the inner map; None for ``curvature.alpha``.
+        """
+        step = self.curvature.alpha if alpha is None else alpha
+        rows = self.moments(lam, step)
+        dA, dB = self.A - rows.A, self.B - rows.B
+        radius = float(np.linalg.norm(rows.w)) if radius is None else radius
+        constants = Constants(
+            q=self.curvature.contraction(step),
+            L_Phi=step * float(np.linalg.norm(rows.B, 2)),
+            L_E=float(np.linalg.norm(rows.w - self.target)) + radius,
+            mu1=1.0, mu2=0.0, nu1=0.0, nu2=0.0,
+            L=self.curvature.L, tau=self.curvature.tau, alpha=step,
+        )  # fmt: skip
+        return _with_noise(
+            constants,
+            batch_size,
+            at_solution=float(np.trace(rows.noise)),
+            jacobian=step**2 * float(np.linalg.norm(np.einsum("iab,ibc->ac", dA, dA) / len(dA), 2)),
+            cross=step**2 * float(np.linalg.norm(np.einsum("idm,iem->de", dB, dB) / len(dB), 2)),
+        )
+
+    def influence(self, lam: Any) -> Influence:
+        """What each row does to the hypergradient, for the efficiency bound."""
+        w = self.w(lam)
+        gradients = self.A @ w - self.b - self.B @ np.asarray(lam)
+        G = np.linalg.solve(self.A.mean(0), self.B.mean(0)).T
+        return influence(-self.B, self.A, gradients, outer_gradient=w - self.target, G=G)
+
 
 @config
 class PenalisedRidge:
@@ -257,5 +301,59 @@ class PenalisedRidge:
         """The gradient of f, [d]: -exp(lam_j) w_j (H^-1 grad E)_j."""
         return -np.exp(np.asarray(lam)) * self.w(lam)[0] * self.v(lam, alpha=1.0)[0]
 
+    def constants(
+        self, lam: Any, *, batch_size: int | None = None, radius: float | None = None, alpha: float | None = None
+    ) -> Constants:
+        """The exact constants, for minibatches of independent rows of train and every row of val.
+
+        Args:
+            lam: outer variable, [d].
+            batch_size: b; None: every row.
+            radius: of the ball around w(lam) on which L_E and L_Phi hold; None for |w(lam)|, which an iteration from 0
+                on every row never leaves.
+            alpha: step of the inner map; None for ``curvature(lam).alpha``.
+        """
+        curvature, w, penalty = self.curvature(lam), self.w(lam)[0], np.exp(np.asarray(lam, np.float64))
+        step = curvature.alpha if alpha is None else alpha
+        radius = float(np.linalg.norm(w)) if radius is None else radius
+        outer_hessian, outer_gradient = self.Z.T @ self.Z / len(self.u), self.Z.T @ (self.Z @ w - self.u) / len(self.u)
+        noise = self.X * (self.X @ w - self.y)[:, None]
+        lengths = np.sum(self.X**2, axis=1, keepdims=True)
+        data = self.X.T @ self.X / len(self.y)
+        mu1 = float(np.linalg.norm(outer_hessian, 2))
+        constants = Constants(
+            q=curvature.contraction(step),
+            L_Phi=step * float(np.max(penalty * (np.abs(w) + radius))),
+            L_E=float(np.linalg.norm(outer_gradient)) + mu1 * radius,
+            mu1=mu1, mu2=0.0, nu1=0.0, nu2=step * float(np.max(penalty)),
+            L=curvature.L, tau=curvature.tau, alpha=step,
+        )  # fmt: skip
+        return _with_noise(
+            constants,
+            batch_size,
+            at_solution=step**2 * float(np.sum((noise - noise.mean(0)) ** 2)) / len(noise),
+            jacobian=step**2 * float(np.linalg.norm((lengths * self.X).T @ self.X / len(self.y) - data @ data, 2)),
+            cross=0.0,
+        )
+
     def _hessian(self, lam: Any) -> np.ndarray:
         return self.X.T @ self.X / len(self.y) + np.diag(np.exp(np.asarray(lam, np.float64)))
+
+
+def _with_noise(
+    constants: Constants, batch_size: int | None, *, at_solution: float, jacobian: float, cross: float
+) -> Constants:
+    """Constants with the noise of b independent rows, from E|noise|^2 at w(lam), sigma1' and sigma2' of one row.
+
+    The noise of the map at w is that at w(lam) plus the Jacobian's along w - w(lam), and |Phi(w) - w| is at least
+    (1 - q)|w - w(lam)|.
+    """
+    if batch_size is None:
+        return constants
+    return replace(
+        constants,
+        sigma1=2.0 * at_solution / batch_size,
+        sigma2=2.0 * jacobian / (batch_size * (1.0 - constants.q) ** 2),
+        sigma1_prime=jacobian / batch_size,
+        sigma2_prime=cross / batch_size,
+    )

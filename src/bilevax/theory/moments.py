@@ -232,6 +232,24 @@ def linear_moments(
     return LinearMoments(f, P, C)
 
 
+def second_moment_rate(problem: QuadraticMoments, eta: float, batch_size: int | None) -> float:
+    """Factor by which E|w_t - w*|^2 and E|v_k - v*|^2 are multiplied at each constant step, in the long run.
+
+    The spectral radius of S -> M S M + (eta^2 / b) alpha^2 E[dA S dA], M = I - eta alpha A. At 1 or more the step is
+    too large for the batch: the mean square error grows although the map contracts.
+
+    Args:
+        problem: the moments of the rows.
+        eta: the step.
+        batch_size: b; None: every row at once.
+    """
+    M = np.eye(problem.w.size) - eta * problem.alpha * problem.A
+    operator = np.kron(M, M)
+    if batch_size is not None:
+        operator = operator + (eta * problem.alpha) ** 2 / batch_size * problem.jacobian_noise
+    return float(np.max(np.abs(np.linalg.eigvals(operator))))
+
+
 def hypergradient_moments(
     problem: QuadraticMoments,
     linear: Moments | LinearMoments,
