@@ -281,7 +281,7 @@ NOT_A_NUMBER = "must be a real number"
         (lambda: bx.Constant(1j), NOT_A_NUMBER),
         (lambda: bx.Harmonic(0.0, 1.0), "beta must lie in"),
         (lambda: bx.Harmonic(1.0, -1.0), "gamma must lie in"),
-        (lambda: bx.Polynomial(power=1.5), r"power must lie in \[0, 1\], got 1.5"),
+        (lambda: bx.Polynomial(power=1.5), r"power must be at most 1, got 1.5"),
         (lambda: bx.Polynomial(horizon=0), "horizon must lie in"),
         (lambda: bx.Growing(0), "rate must lie in"),
         (lambda: bx.Growing(1.0, -1), "power must lie in"),

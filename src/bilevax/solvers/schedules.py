@@ -1,12 +1,16 @@
 """Step sizes eta_j and step counts that grow with the outer step."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import config, real, set_fields
+from bilevax.core.config import choice, config, real, set_fields
 from bilevax.core.errors import ParameterError
+from bilevax.core.trees import is_concrete
+from bilevax.theory import Constants, MeanSquare
 
 
 @config
@@ -31,12 +35,18 @@ class Constant:
 class Harmonic:
     """eta_j = beta / (gamma + j), for which the mean square error of a stochastic fixed point falls as 1 / j.
 
-    beta > 1 / (1 - q^2) and gamma >= beta (1 + sigma_2) are sufficient for a q-contraction (Grazzi, Pontil, Salzo 2021,
+    beta > 1 / (1 - q^2) and gamma >= beta (1 + sigma2) are sufficient for a q-contraction (Grazzi, Pontil, Salzo 2021,
     arXiv:2011.07122); beta = gamma = 2 / (1 - q^2) is what the authors' code uses, so that eta_0 = 1.
 
     Args:
         beta: positive.
         gamma: positive.
+
+    Examples:
+        >>> from bilevax.theory import Constants
+        >>> c = Constants(q=0.5, L_Phi=1, L_E=1, mu1=1, mu2=0, nu1=0, nu2=0, sigma2=2, sigma1_prime=0.125)
+        >>> Harmonic.optimal(c).gamma / Harmonic.optimal(c).beta, Harmonic.optimal(c, stage="linear").gamma
+        (3.0, 5.333333333333333)
     """
 
     beta: float
@@ -50,6 +60,34 @@ class Harmonic:
         """eta_j."""
         return self.beta / (self.gamma + _real(j))
 
+    @classmethod
+    def optimal(cls, constants: Constants, *, stage: str = "inner") -> "Harmonic":
+        """The steps with the best guarantee: beta = 2 / (1 - q^2), gamma = beta (1 + sigma2).
+
+        A guarantee, and cautious where the noise is large: ``published_steps`` and ``MeanSquare.of_convex_rows`` of
+        :mod:`bilevax.theory` are longer.
+
+        Args:
+            constants: of the problem.
+            stage: "inner" for w, "linear" for v, whose sigma2 is 2 sigma1_prime / (1 - q)^2.
+        """
+        return cls(*_recursion(constants, stage).harmonic)
+
+    def checked(self, constants: Constants, *, stage: str = "inner") -> "Harmonic":
+        """These steps, with a warning where the constants do not promise the rate 1 / j, and what would be right.
+
+        Args:
+            constants: of the problem.
+            stage: "inner" for w, "linear" for v.
+        """
+        for sentence in _recursion(constants, stage).shortcomings(self.beta, self.gamma):
+            warnings.warn(f"Harmonic({self.beta:g}, {self.gamma:g}), {stage} solver: {sentence}", stacklevel=2)
+        return self
+
+
+def _recursion(constants: Constants, stage: str) -> MeanSquare:
+    return constants.inner if choice("stage", stage, ("inner", "linear")) == "inner" else constants.linear()
+
 
 @config
 class Polynomial:
@@ -57,7 +95,7 @@ class Polynomial:
 
     Args:
         value: eta_0, positive.
-        power: in [0, 1]; above 1 the steps would sum to a finite number and the iteration would stop short.
+        power: in [0, 1]; above 1 the steps sum to a finite number, and the iteration stops short of the solution.
         horizon: the number of steps after which the decay sets in, positive.
     """
 
@@ -67,7 +105,12 @@ class Polynomial:
 
     def __post_init__(self) -> None:
         value = real("value", self.value, low=0.0, open_low=True)
-        power = real("power", self.power, low=0.0, high=1.0)
+        power = real("power", self.power, low=0.0)
+        if is_concrete(power) and power > 1.0:
+            raise ParameterError(
+                f"power must be at most 1, got {power:g}: the steps would sum to a finite number, and the iteration"
+                " would stop short of the solution however long it runs"
+            )
         set_fields(self, value=value, power=power, horizon=real("horizon", self.horizon, low=0.0, open_low=True))
 
     def __call__(self, j: Array) -> Array:
@@ -78,10 +121,18 @@ class Polynomial:
 def schedule(value: Any) -> Any:
     """A schedule from a schedule or a number.
 
+    Warns of a function whose steps seem to sum to a finite number.
+
     Raises:
         ParameterError: neither a schedule nor a positive number.
     """
     if callable(value):
+        if not isinstance(value, SHIPPED) and _is_summable(value):
+            warnings.warn(
+                "step_size(j) falls so fast that its steps sum to a finite number: the iteration stops short of the"
+                " solution however long it runs; let it fall no faster than 1/j, as bx.Harmonic(beta, gamma) does",
+                stacklevel=4,  # this function, __post_init__, __init__, the caller
+            )
         return value
     if isinstance(value, str | bool) or value is None:
         raise ParameterError(f"step_size must be a number or a schedule such as Harmonic(beta, gamma), got {value!r}")
@@ -113,6 +164,24 @@ class Growing:
 def at_step(number: Any, s: Array | int) -> Array:
     """A count at outer step s: itself, or what its rule of growth says."""
     return number(s) if callable(number) else jnp.asarray(number, jnp.int32)
+
+
+SHIPPED = (Constant, Harmonic, Polynomial)
+"""Schedules whose steps cannot sum to a finite number."""
+
+LATE = (10, 20)
+"""Powers of two between which a schedule is looked at."""
+
+
+def _is_summable(step_size: Callable[[Array], Any]) -> bool:
+    """Whether eta_j falls clearly faster than 1 / j between 2^10 and 2^20: j eta_j halves at least.
+
+    By Cauchy's condensation, decreasing eta_j have a finite sum if and only if the 2^i eta_{2^i} have.
+    """
+    early, late = (step_size(jnp.int32(2**power)) for power in LATE)
+    if not (is_concrete(early) and is_concrete(late)):
+        return False
+    return float(late) * 2 ** (LATE[1] - LATE[0]) <= 0.5 * float(early)
 
 
 def _real(j: Array | int) -> Array:
