@@ -1,0 +1,330 @@
+"""Twenty problems with exact hypergradients, on which estimators, planners and audits are compared.
+
+    from bilevax.testing.problems import problem, problems
+
+    p = problem("ridge")
+    train, val = p.sources()
+    truth = p.solution().hypergradient
+
+A problem is drawn when it is asked for, from a seed of its own, and solved when its solution is: in float64, by
+Newton's method on the fixed-point equation of every row of train and a direct solve of the linear system, whatever
+precision JAX is set to.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import PyTree
+from bilevax.data import Arrays
+from bilevax.problems import (
+    BinaryLogistic,
+    Curvature,
+    FiniteQuadratic,
+    GradientStep,
+    MultinomialLogistic,
+    PenalisedRidge,
+    Problem,
+    ProximalStep,
+    Squared,
+)
+from bilevax.testing.tools import float64
+
+_OWN: Any = object()
+
+
+class Solution(NamedTuple):
+    """The truth at some lam, in float64.
+
+    Attributes:
+        w: the fixed point, like w0.
+        v: solution of (I - d1Phi^T) v = grad_1 E, like w0.
+        value: f(lam) = E(w, lam).
+        hypergradient: grad f(lam), like lam.
+    """
+
+    w: PyTree
+    v: PyTree
+    value: float
+    hypergradient: PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class NamedProblem:
+    """A problem with its data and what is known about it.
+
+    Attributes:
+        name: as in :func:`problems`.
+        problem: with a step in closed form.
+        train: arrays of the inner source, float64.
+        val: arrays of the outer source, float64.
+        w0: where solvers start, d entries.
+        lam: where the hypergradient is wanted, m entries.
+        batch_size: b, rows of a minibatch of train; the outer loss is of every row of val.
+        curvature: L and tau of the inner loss at lam, of its smooth part where there is a prox: bounds on its Hessian
+            that hold at every w. Of a map without a loss: bounds on the singular values of I - d1Phi.
+    """
+
+    name: str
+    problem: Problem
+    train: PyTree
+    val: PyTree
+    w0: PyTree
+    lam: PyTree
+    batch_size: int
+    curvature: Curvature
+
+    def sources(self, batch_size: int | None = _OWN) -> tuple[Arrays, Arrays]:
+        """(train, val) in JAX's default precision.
+
+        Args:
+            batch_size: of train, instead of the problem's own; None: every row.
+        """
+        kind = jnp.result_type(float)
+        train, val = (jax.tree.map(lambda x: _of_kind(x, kind), data) for data in (self.train, self.val))
+        return Arrays(train, self.batch_size if batch_size is _OWN else batch_size), Arrays(val)
+
+    def solution(self) -> Solution:
+        """The truth at ``lam``; computed once."""
+        return self._solution
+
+    def solve(self, lam: PyTree) -> Solution:
+        """The truth at any lam. Cost: O(n d^2 + d^3) a step of Newton's method."""
+        with float64():
+            args = jax.tree.map(jnp.asarray, (self.w0, lam, self.train))
+            w = _fixed_point(self.problem, *args)
+            v, value, hypergradient = _implicit(self.problem, w, *args[1:], jax.tree.map(jnp.asarray, self.val))
+            w, v, hypergradient = jax.tree.map(np.asarray, (w, v, hypergradient))
+            return Solution(w, v, float(value), hypergradient)
+
+    @functools.cached_property
+    def _solution(self) -> Solution:
+        return self.solve(self.lam)
+
+
+def problems() -> tuple[str, ...]:
+    """The names of the twenty problems.
+
+    Examples:
+        >>> len(problems())
+        20
+    """
+    return tuple(_RECIPES)
+
+
+def problem(name: str) -> NamedProblem:
+    """Draw a problem of the list.
+
+    - ``quadratic-KAPPA-bB[-correlated]``: a least-squares problem in quadratic form, n = 512, d = 10, m = 5, condition
+      KAPPA; correlated: B_i = A_i C.
+    - ``logistic-NxD-PENALTY``: logistic regression, one penalty per feature, m = d.
+    - ``ridge``: ridge regression, n = 500, one penalty per feature, m = d = 20.
+    - ``equilibrium``: h = tanh(x B + h A + c), the state of each of 64 rows, with a linear read-out; lam holds A, B, c
+      and the read-out. A minibatch moves its rows by n / b.
+    - ``elastic-net``: n = 400, d = 30, the two penalties of all weights together, m = 2; its minibatches are biased, as
+      :class:`~bilevax.ProximalStep` says.
+    - ``digits``: logistic regression on scikit-learn's digits, n = 1,000, ten classes, one penalty per feature, m = 64.
+
+    Raises:
+        ParameterError: there is none of that name.
+
+    Examples:
+        >>> p = problem("quadratic-10-b32")
+        >>> bool(abs(p.curvature.L / p.curvature.tau - 10) < 1e-9), p.solution().hypergradient.shape
+        (True, (5,))
+    """
+    if name not in _RECIPES:
+        raise ParameterError(f"there is no problem {name!r}; problems() lists them: {', '.join(_RECIPES)}")
+    return _RECIPES[name](name)
+
+
+def _of_kind(x: Any, kind: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x.astype(kind) if x.dtype.kind == "f" else x
+
+
+# The truth
+
+
+def _flat(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> tuple[Array, Callable[[Array], Array]]:
+    """W as a vector [d], and x -> Phi(x) - x on vectors."""
+    x, tree = ravel_pytree(w)
+    return x, lambda x: ravel_pytree(problem.inner_map(tree(x), lam, train))[0] - x
+
+
+@jax.jit
+def _newton(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> tuple[PyTree, Array, Array]:
+    """The point of a Newton step, and the norms of the residual before and after it."""
+    x, residual = _flat(problem, w, lam, train)
+    before = residual(x)
+    new = x - jnp.linalg.solve(jax.jacfwd(residual)(x), before)
+    return ravel_pytree(w)[1](new), jnp.linalg.norm(before), jnp.linalg.norm(residual(new))
+
+
+@jax.jit
+def _moved(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> PyTree:
+    """A hundred steps of the map: where Newton's do not help, contraction does."""
+    return jax.lax.fori_loop(0, 100, lambda _, w: problem.inner_map(w, lam, train), w)
+
+
+def _fixed_point(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> PyTree:
+    """W = Phi(w, lam) to rounding."""
+    for _ in range(200):
+        new, before, after = _newton(problem, w, lam, train)
+        if after < 0.5 * before:
+            w = new
+        elif before <= 1e-12 * (1.0 + np.linalg.norm(ravel_pytree(w)[0])):
+            return w
+        else:
+            w = _moved(problem, w, lam, train)
+    raise ParameterError("Newton's method did not find the fixed point; is the inner map a contraction?")
+
+
+@jax.jit
+def _implicit(problem: Problem, w: PyTree, lam: PyTree, train: PyTree, val: PyTree) -> tuple[PyTree, Array, PyTree]:
+    """V by a direct solve, E and the hypergradient."""
+    x, residual = _flat(problem, w, lam, train)
+    tree = ravel_pytree(w)[1]
+    value, (by_w, by_lam) = jax.value_and_grad(problem.outer_loss, (0, 1))(w, lam, val)
+    v = jnp.linalg.solve(-jax.jacfwd(residual)(x).T, ravel_pytree(by_w)[0])
+    through = jax.vjp(lambda lam: problem.inner_map(w, lam, train), lam)[1](tree(v))[0]
+    return tree(v), value, jax.tree.map(jnp.add, by_lam, through)
+
+
+# The problems
+
+
+def _quadratic(name: str, condition: float, batch_size: int, correlated: bool) -> NamedProblem:
+    """Rows 1/2 (x_i'(w - C_i lam) - y_i)^2 with mean x_i x_i' of eigenvalues 1 to 1 / condition."""
+    n, d, m = 512, 10, 5
+    rng = np.random.default_rng([int(condition), batch_size, correlated])
+    eigenvalues = np.geomspace(1.0, 1.0 / condition, d)
+    basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    X = np.sqrt(n) * np.linalg.qr(rng.normal(size=(n, d)))[0] * np.sqrt(eigenvalues) @ basis.T
+    A = X[:, :, None] * X[:, None, :]
+    root = (basis * np.sqrt(eigenvalues)) @ basis.T
+    truth, C = rng.normal(size=d), rng.normal(size=(d, m))
+    b = X * (X @ truth + 0.5 * rng.normal(size=n))[:, None]
+    B = A @ C if correlated else root @ (root @ C + 0.3 * rng.normal(size=(n, d, m)))
+    lam, target = 0.3 * rng.normal(size=m), truth + rng.normal(size=d)
+    p = FiniteQuadratic(A=A, b=b, B=B, target=target, r=0.1, lam=lam)
+    return NamedProblem(name, p.problem, p.train_data, p.val_data, np.zeros(d), lam, batch_size, p.curvature)
+
+
+def _logistic(name: str, n: int, d: int, penalty: float) -> NamedProblem:
+    """Features of decreasing scale, labels drawn from a logistic model, penalties around ``penalty``."""
+    rng = np.random.default_rng([n, d, int(1 / penalty)])
+    rows = n + n // 4
+    X = rng.normal(size=(rows, d)) * np.linspace(1.0, 0.2, d)
+    chance = 1.0 / (1.0 + np.exp(-X @ rng.normal(size=d) * 4.0 / np.sqrt(d)))
+    y = (rng.uniform(size=rows) < chance).astype(np.float64)
+    lam = np.log(penalty) + 0.3 * rng.normal(size=d)
+    data = (X[:n], y[:n]), (X[n:], y[n:])
+    curvature = _glm_curvature(0.25, X[:n], lam)
+    found = Problem(GradientStep(BinaryLogistic("feature"), curvature.alpha), BinaryLogistic())
+    return NamedProblem(name, found, *data, np.zeros((1, d)), lam, 32 if n < 1000 else 100, curvature)
+
+
+def _ridge(name: str) -> NamedProblem:
+    p = PenalisedRidge.random(3, n=500, d=20)
+    w0 = np.zeros((1, 20))
+    return NamedProblem(name, p.problem, p.train_data, p.val_data, w0, p.lam, 20, p.curvature(p.lam))
+
+
+def _glm_curvature(second_derivative: float, X: np.ndarray, lam: np.ndarray) -> Curvature:
+    """Bounds for sup a'' mean x x' + diag(exp(lam))."""
+    penalties = np.exp(lam)
+    top = np.linalg.eigvalsh(second_derivative * X.T @ X / len(X) + np.diag(penalties))[-1]
+    return Curvature(float(top), float(penalties.min()))
+
+
+def layer(w: Array, lam: PyTree, batch: PyTree) -> Array:
+    """The states of the rows of a minibatch moved to tanh(x B + h A + c), by n / b as far; unbiased for the layer.
+
+    Args:
+        w: the states h, [n, h].
+        lam: {"A": [h, h], "B": [p, h], "c": [h], "out": [h]}.
+        batch: {"row": [b], "x": [b, p]}.
+    """
+    h = w[batch["row"]]
+    new = jnp.tanh(batch["x"] @ lam["B"] + h @ lam["A"] + lam["c"][None])
+    return w.at[batch["row"]].add((w.shape[0] / h.shape[0]) * (new - h))
+
+
+def read_out_loss(w: Array, lam: PyTree, batch: PyTree) -> Array:
+    """Mean over the batch {"row": [b], "y": [b]} of 1/2 (h out - y)^2."""
+    return 0.5 * jnp.mean((w[batch["row"]] @ lam["out"] - batch["y"]) ** 2)
+
+
+def _equilibrium(name: str) -> NamedProblem:
+    rng = np.random.default_rng(5)
+    n, p, h, q = 64, 5, 8, 0.7
+    A = rng.normal(size=(h, h))
+    lam = {"A": q * A / np.linalg.norm(A, 2), "B": rng.normal(size=(p, h)) / np.sqrt(p), "c": 0.1 * rng.normal(size=h)}
+    lam["out"] = rng.normal(size=h)
+    row, x = np.arange(n, dtype=np.int32), rng.normal(size=(n, p))
+    y = np.sin(x @ rng.normal(size=p)) + 0.1 * rng.normal(size=n)
+    data = {"row": row, "x": x}, {"row": row, "y": y}
+    found = Problem(layer, read_out_loss)
+    return NamedProblem(name, found, *data, np.zeros((n, h)), lam, 16, Curvature(1.0 + q, 1.0 - q))
+
+
+def elastic_net_prox(w: Array, lam: PyTree, s: Array) -> Array:
+    """Argmin_u s (exp(l1) |u|_1 + exp(l2) |u|^2 / 2) + |u - w|^2 / 2, entry by entry; lam = {"l1": [], "l2": []}."""
+    soft = jnp.sign(w) * jnp.maximum(jnp.abs(w) - s * jnp.exp(lam["l1"]), 0.0)
+    return soft / (1.0 + s * jnp.exp(lam["l2"]))
+
+
+def _elastic_net(name: str) -> NamedProblem:
+    rng = np.random.default_rng(7)
+    n, d = 400, 30
+    X = rng.normal(size=(n + 200, d)) * np.linspace(1.0, 0.5, d)
+    y = X @ (rng.normal(size=d) * (rng.uniform(size=d) < 0.3)) + 0.5 * rng.normal(size=n + 200)
+    eigenvalues = np.linalg.eigvalsh(X[:n].T @ X[:n] / n)
+    curvature = Curvature(float(eigenvalues[-1]), float(eigenvalues[0]))
+    lam = {"l1": np.log(np.array(0.05)), "l2": np.log(np.array(0.1))}
+    found = Problem(ProximalStep(Squared(), elastic_net_prox, curvature.alpha), Squared())
+    return NamedProblem(name, found, (X[:n], y[:n]), (X[n:], y[n:]), np.zeros((1, d)), lam, 20, curvature)
+
+
+def _digits(name: str) -> NamedProblem:
+    from sklearn.datasets import load_digits
+
+    rng = np.random.default_rng(11)
+    table = load_digits()
+    order, n = rng.permutation(len(table.target)), 1000
+    X, y = table.data[order] / 16.0, table.target[order].astype(np.int32)
+    lam = np.log(0.01) + 0.3 * rng.normal(size=X.shape[1])
+    curvature = _glm_curvature(0.5, X[:n], lam)
+    found = Problem(GradientStep(MultinomialLogistic("feature"), curvature.alpha), MultinomialLogistic())
+    return NamedProblem(name, found, (X[:n], y[:n]), (X[n:], y[n:]), np.zeros((10, 64)), lam, 50, curvature)
+
+
+_RECIPES: dict[str, Callable[[str], NamedProblem]] = {
+    **{
+        f"quadratic-{condition}-b{b}{'-correlated' * correlated}": functools.partial(
+            _quadratic, condition=condition, batch_size=b, correlated=correlated
+        )
+        for condition in (10, 1000)
+        for b in (1, 32)
+        for correlated in (False, True)
+    },
+    **{
+        f"logistic-{n}x{d}-{penalty:g}": functools.partial(_logistic, n=n, d=d, penalty=penalty)
+        for n in (500, 20_000)
+        for d in (20, 500)
+        for penalty in (0.1, 0.001)
+    },
+    "ridge": _ridge,
+    "equilibrium": _equilibrium,
+    "elastic-net": _elastic_net,
+    "digits": _digits,
+}

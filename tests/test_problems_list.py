@@ -1,0 +1,107 @@
+"""The twenty problems: what they say is the truth is checked against central differences and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import bilevax as bx
+from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.problems import problem, problems
+
+LARGE = {name for name in problems() if "x500" in name or "20000" in name or name == "digits"}
+ALL = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in problems()]
+
+
+def test_there_are_twenty_and_another_name_is_refused():
+    assert len(problems()) == len(set(problems())) == 20
+    with pytest.raises(bx.ParameterError, match=r"no problem 'rigde'.*elastic-net"):
+        problem("rigde")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_hypergradient_is_that_of_central_differences(name):
+    p = problem(name)
+    truth = p.solution()
+    lam, tree = ravel_pytree(p.lam)
+    g = np.asarray(ravel_pytree(truth.hypergradient)[0])
+    rng = np.random.default_rng(0)
+    others = rng.normal(size=(3, lam.size))
+    for u in (g / np.linalg.norm(g), *others / np.linalg.norm(others, axis=1)[:, None]):
+        ahead, behind = (p.solve(tree(lam + h * u)).value for h in (1e-4, -1e-4))
+        assert abs((ahead - behind) / 2e-4 - g @ u) <= 1e-6 * np.linalg.norm(g)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_point_is_the_fixed_point_of_every_row_and_the_multiplier_solves_its_system(name):
+    p = problem(name)
+    truth = p.solution()
+    train, val = p.sources(None)
+    w, v = jax.tree.map(jnp.asarray, (truth.w, truth.v))
+    by_v, by_w, by_lam = bx.directions(p.problem, w, v, p.lam, (train.full, val.full))
+    size = [float(jnp.linalg.norm(ravel_pytree(x)[0])) for x in (w, v, truth.hypergradient)]
+    assert np.linalg.norm(ravel_pytree(by_v)[0]) <= 1e-11 * (1 + size[0])
+    assert np.linalg.norm(ravel_pytree(by_w)[0]) <= 1e-9 * (1 + size[1])
+    np.testing.assert_allclose(
+        ravel_pytree(by_lam)[0], ravel_pytree(truth.hypergradient)[0], rtol=1e-9, atol=1e-12 * size[2]
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in problems() if name.startswith("quadratic")])
+def test_quadratics_agree_with_their_closed_form(name):
+    p = problem(name)
+    form = FiniteQuadratic(**p.train, target=p.val["target"][0], r=0.1, lam=p.lam)
+    np.testing.assert_allclose(p.solution().w, form.w(p.lam), rtol=1e-9)
+    np.testing.assert_allclose(p.solution().v, form.v(p.lam), rtol=1e-9)
+    np.testing.assert_allclose(p.solution().hypergradient, form.hypergradient(p.lam), rtol=1e-9)
+    _, condition, batch, *correlated = name.split("-")
+    assert p.curvature.L / p.curvature.tau == pytest.approx(float(condition))
+    assert p.sources()[0].rows_per_batch == p.batch_size == int(batch[1:])
+    A, B = (x - x.mean(0) for x in (p.train["A"], p.train["B"]))
+    overlap = np.abs(np.einsum("nij,njk->ik", A, B)).max() / np.einsum("nij,nij->", A, A)
+    assert (overlap > 0.1) == bool(correlated)
+
+
+def test_the_ridge_problem_agrees_with_its_closed_form():
+    p = problem("ridge")
+    form = PenalisedRidge(*p.train, *p.val, lam=p.lam)
+    np.testing.assert_allclose(p.solution().hypergradient, form.hypergradient(p.lam), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_curvature_bounds_hold_and_the_map_contracts(name):
+    p = problem(name)
+    (train, _), q = p.sources(None), p.curvature.q
+    w, lam = (jax.tree.map(jnp.asarray, x) for x in (p.solution().w, p.lam))
+    if name == "equilibrium":
+        q = 1 - p.curvature.tau
+    push = jax.jit(lambda u: jax.jvp(lambda w: p.problem.inner_map(w, lam, train.full), (w,), (u,))[1])
+    for seed in range(3):
+        u = jnp.asarray(np.random.default_rng(seed).normal(size=w.shape))
+        for _ in range(20):
+            image = push(u)
+            ratio = float(jnp.linalg.norm(image) / jnp.linalg.norm(u))
+            assert ratio <= q + 1e-12 < 1
+            u = image / jnp.linalg.norm(image)
+
+
+def test_the_minibatches_of_the_layer_are_unbiased():
+    p = problem("equilibrium")
+    train, _ = p.sources()
+    w, lam = jnp.asarray(np.random.default_rng(0).normal(size=p.w0.shape)), jax.tree.map(jnp.asarray, p.lam)
+    whole = p.problem.inner_map(w, lam, train.full)
+    blocks = [jax.tree.map(lambda x, i=i: x[i : i + 16], train.full) for i in range(0, 64, 16)]
+    np.testing.assert_allclose(np.mean([p.problem.inner_map(w, lam, b) for b in blocks], axis=0), whole, rtol=1e-12)
+    np.testing.assert_allclose(whole, jnp.tanh(p.train["x"] @ lam["B"] + w @ lam["A"] + lam["c"][None]), rtol=1e-12)
+
+
+def test_the_solution_is_the_same_whatever_precision_jax_is_set_to():
+    p, q = problem("elastic-net"), problem("elastic-net")
+    with jax.enable_x64(False):
+        narrow = p.solution()
+        assert p.sources()[0].full[0].dtype == np.float32
+    np.testing.assert_array_equal(narrow.w, q.solution().w)
+    assert 0 < np.count_nonzero(narrow.w) < narrow.w.size
+    assert narrow.w.dtype == np.float64
+    assert p.solution() is narrow
