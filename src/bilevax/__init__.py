@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bilevax.algorithms import *
     from bilevax.core.codes import Code
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
-    from bilevax.core.records import Cost, Count, Estimate, History, Result
+    from bilevax.core.records import Cost, Count, Error, Estimate, History, Result
     from bilevax.data import Arrays, join
     from bilevax.hypergradients import *
     from bilevax.problems import (
@@ -61,6 +61,7 @@ __all__ = [
     "Cost",
     "Count",
     "DataError",
+    "Error",
     "Estimate",
     "Exact",
     "FixedPoint",

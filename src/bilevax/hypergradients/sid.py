@@ -106,7 +106,12 @@ class SID:
             cross=cross,
             outer_gradients=outer,
         )
-        code, failure = _failure(inner, linear, outer=(value, g, direct), cross=product)
+        code, failure = first_failure(
+            (Failure.stage_of("inner"), inner.code, inner.step),
+            (Failure.stage_of("outer"), finite_code((value, g, direct)), jnp.int32(0)),
+            (Failure.stage_of("linear"), linear.code, linear.step),
+            (Failure.stage_of("cross"), finite_code(product), jnp.int32(0)),
+        )
         return Estimate(hypergradient, value, w, linear.value, code, cost, failure)
 
     def _solve_inner(
@@ -188,21 +193,18 @@ class SID:
         return mean, Count(number, train.rows_per_batch)
 
 
-def _failure(inner: Solved, linear: Solved, *, outer: PyTree, cross: PyTree) -> tuple[Array, Failure]:
-    """The worst code, and the first stage that has it."""
-    ok, lost, zero = jnp.int32(Code.OK), jnp.int32(Code.NONFINITE), jnp.int32(0)
-    parts = [
-        ("inner", inner.code, inner.step),
-        ("outer", jnp.where(all_finite(outer), ok, lost), zero),
-        ("linear", linear.code, linear.step),
-        ("cross", jnp.where(all_finite(cross), ok, lost), zero),
-    ]
-    code, failure = ok, Failure(Failure.stage_of("none"), zero)
-    for name, found, step in parts:
-        worse = found > code
-        failure = where(worse, Failure(Failure.stage_of(name), step), failure)
+def first_failure(*parts: tuple[Array, Array, Array]) -> tuple[Array, Failure]:
+    """The worst code of several (stage, code, step), and the first of them that has it."""
+    code, failure = jnp.int32(Code.OK), Failure(Failure.stage_of("none"), jnp.int32(0))
+    for stage, found, step in parts:
+        failure = where(found > code, Failure(stage, step), failure)
         code = jnp.maximum(code, found)
     return code, failure
+
+
+def finite_code(tree: PyTree) -> Array:
+    """NONFINITE if any entry is NaN or infinite, else OK."""
+    return jnp.where(all_finite(tree), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
 
 
 def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array) -> PyTree:

@@ -1,0 +1,124 @@
+"""What the batch means of one run say of the error of their mean."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.trees import PyTree, norm, scale, sub
+
+BATCHES = 20
+"""Batches into which the kept steps of a run are cut, K."""
+
+
+class BatchMeans(NamedTuple):
+    """Means of a series over K consecutive stretches of it.
+
+    Attributes:
+        means: one each, a tree of arrays [K, ...].
+        counts: steps that each is the mean of, [K].
+    """
+
+    means: PyTree
+    counts: Array
+
+    @classmethod
+    def filled(cls, means: PyTree, counts: Array) -> "BatchMeans":
+        """Stretches without a step are given the mean of all."""
+        mean = cls(means, counts).mean
+
+        def fill(x: Array, m: Array) -> Array:
+            return jnp.where((counts > 0).reshape(-1, *[1] * m.ndim), x, m[None])
+
+        return cls(jax.tree.map(fill, means, mean), counts)
+
+    @property
+    def shares(self) -> Array:
+        """Weights of the means in the mean of all, [K], of sum 1 (or 0, where there is no step)."""
+        counts = self.counts.astype(jnp.result_type(float))
+        return counts / jnp.maximum(jnp.sum(counts), 1.0)
+
+    @property
+    def degrees(self) -> Array:
+        """Degrees of freedom: one less than the stretches that have a step."""
+        return jnp.maximum(jnp.sum(self.counts > 0, dtype=jnp.int32) - 1, 0)
+
+    @property
+    def mean(self) -> PyTree:
+        """The mean of the whole series."""
+        return self.combined(self.shares)
+
+    @property
+    def standard_error(self) -> PyTree:
+        """Of the mean, per entry: infinite where there are fewer than two stretches."""
+        degrees = self.degrees.astype(jnp.result_type(float))
+        factor = jnp.where(degrees > 0, (degrees + 1) / jnp.maximum(degrees, 1.0), jnp.inf)
+
+        def spread(x: Array, mean: Array) -> Array:
+            p = self.shares.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+            squares = jnp.sum((p * (x - mean[None])) ** 2, axis=0)
+            return jnp.where(degrees > 0, jnp.sqrt(factor.astype(x.dtype) * squares), jnp.inf).astype(x.dtype)
+
+        return jax.tree.map(spread, self.means, self.mean)
+
+    @property
+    def drift(self) -> PyTree:
+        """Half of the difference between the two halves of the series."""
+        early = jnp.arange(BATCHES) < BATCHES // 2
+        first, last = jnp.where(early, self.shares, 0.0), jnp.where(early, 0.0, self.shares)
+        first, last = (part / jnp.maximum(jnp.sum(part), 1e-30) for part in (first, last))
+        return scale(0.5, sub(self.combined(first), self.combined(last)))
+
+    def combined(self, weights: Array) -> PyTree:
+        """Sum over the stretches, with weights [K]."""
+        return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, axes=1), self.means)
+
+    def of(self, means: PyTree) -> "BatchMeans":
+        """Other means over the same stretches."""
+        return BatchMeans(means, self.counts)
+
+
+def edges(first: Array, stop: Array) -> Array:
+    """Where the BATCHES stretches of the steps first <= j < stop begin and end, int32 [K + 1]."""
+    i, steps = jnp.arange(BATCHES + 1, dtype=jnp.int32), stop - first
+    return first + i * (steps // BATCHES) + i * (steps % BATCHES) // BATCHES
+
+
+def excess(mean: PyTree, standard_error: PyTree, deviations: float) -> Array:
+    """The norm of a mean as far as sampling does not explain it: sqrt(max(0, |mean|^2 - (deviations |s.e.|)^2))."""
+    size = norm(mean)
+    noise = (deviations * norm(standard_error)).astype(size.dtype)
+    return jnp.sqrt(jnp.maximum(size**2 - noise**2, 0.0))
+
+
+def remaining_bias(value: PyTree, series: BatchMeans, correction: BatchMeans) -> Array:
+    """Estimated norm of the bias of an extrapolated mean.
+
+    An extrapolation that moved the mean by a share r of its size leaves about 2 r^2 of it (one order more in the step;
+    the 2 is measured), and never more than it moved. A drift between the halves of the series beyond two standard
+    errors says that the start is not forgotten.
+
+    Args:
+        value: what is returned, like lam.
+        series: the extrapolated series.
+        correction: full steps less half steps.
+    """
+    moved = excess(correction.mean, correction.standard_error, 1.0)
+    tiny = jnp.finfo(moved.dtype).tiny
+    left = jnp.minimum(moved, 2.0 * moved**2 / jnp.maximum(norm(value), tiny))
+    return jnp.hypot(left, excess(series.drift, series.standard_error, 2.0))
+
+
+def extrapolated(lanes: PyTree) -> PyTree:
+    """2 x^(s/2) - x^(s) of two lanes [2, ...], which has no bias of first order in s; one lane [1, ...] as it is."""
+
+    def combine(x: Array) -> Array:
+        return x[0] if x.shape[0] == 1 else 2 * x[1] - x[0]
+
+    return jax.tree.map(combine, lanes)
+
+
+def moved_by(lanes: PyTree) -> PyTree:
+    """x^(s) - x^(s/2), by which the extrapolation moves x^(s/2); 0 of one lane."""
+    return jax.tree.map(lambda x: x[0] - x[-1], lanes)
