@@ -17,11 +17,12 @@ class Code(enum.IntEnum):
     BUDGET = 1
     STALLED = 2
     NOT_CONTRACTIVE = 3
-    DIVERGED = 4
-    SINGULAR = 5
-    INDEFINITE = 6
-    NONFINITE_DATA = 7
-    NONFINITE = 8
+    UNSTABLE = 4
+    DIVERGED = 5
+    SINGULAR = 6
+    INDEFINITE = 7
+    NONFINITE_DATA = 8
+    NONFINITE = 9
 
     @property
     def message(self) -> str:
@@ -45,6 +46,11 @@ _MESSAGES = {
         "The inner map does not contract. Likely causes: a step size above 2 / (largest curvature), an inner loss "
         "that is not convex, a map whose Jacobian has norm one or more. Try a smaller step, a measured step "
         "(`step_size=None`), or a larger penalty."
+    ),
+    Code.UNSTABLE: (
+        "The mean map contracts, but the second moment of the iterates grows: the step is too large for this batch "
+        "size. Likely causes: small batches with the step of full ones, a few rows far larger than the others, a "
+        "schedule that begins with too long steps. Try larger batches, or smaller or decreasing steps."
     ),
     Code.DIVERGED: (
         "The iterates grew far beyond their start. Likely causes: a step size that is too large for this batch "

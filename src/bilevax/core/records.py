@@ -40,7 +40,7 @@ class Cost(NamedTuple):
         hvps: products with d1Phi^T (Hessian-vector products).
         cross: products with d2Phi^T (cross products).
         outer_gradients: gradients of the outer loss.
-        measuring: Hessian-vector products spent on measuring the inner step.
+        measuring: Hessian-vector products spent on measuring the inner step, and on asking whether a map contracts.
     """
 
     gradients: Count = Count()
@@ -67,12 +67,14 @@ class Solved(NamedTuple):
         code: a :class:`~bilevax.Code`.
         calls: oracle calls made.
         step: the step it ended at: of the failure, if there was one.
+        checks: products with the linearised map, beside the calls, that asked whether it contracts.
     """
 
     value: PyTree
     code: Array
     calls: Array
     step: Array
+    checks: Array | int = 0
 
 
 STAGES = ("none", "inner", "linear", "cross", "outer")
