@@ -49,6 +49,13 @@ def norm(a: PyTree) -> Array:
     return jnp.sqrt(vdot(a, a))
 
 
+def largest(a: PyTree) -> Array:
+    """Largest absolute value over all leaves, finite where the norm may overflow."""
+    sizes = [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(a)]
+    dtype = jnp.result_type(*sizes)
+    return jnp.max(jnp.stack([x.astype(dtype) for x in sizes]))
+
+
 def all_finite(a: PyTree) -> Array:
     """True if every entry of every leaf is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(a)]))

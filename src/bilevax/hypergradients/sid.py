@@ -105,6 +105,7 @@ class SID:
             hvps=Count(linear.calls, _rows(self.linear, train)),
             cross=cross,
             outer_gradients=outer,
+            measuring=Count(jnp.asarray(inner.checks + linear.checks, jnp.int32), train.rows_per_batch),
         )
         code, failure = first_failure(
             (Failure.stage_of("inner"), inner.code, inner.step),

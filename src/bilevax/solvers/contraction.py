@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.trees import PyTree, axpy, norm, scale, sub
+from bilevax.core.trees import PyTree, all_finite, axpy, largest, norm, scale, sub, where
 from bilevax.data.fold import RowSource
 
 WINDOW = 10
@@ -19,6 +19,9 @@ CONFIRMING = 400
 
 FLOOR = 100
 """Units in the last place of x below which a move is rounding."""
+
+MEAN_PRODUCTS = 50
+"""Products with the Jacobian of the mean map that tell an expanding mean from a growing second moment."""
 
 BURN_IN = 10
 """Steps of a coupled pair before its direction has settled."""
@@ -103,68 +106,151 @@ def _rounding(length: Array, x: PyTree) -> Array:
 
 
 class Pair(NamedTuple):
-    """Two points moved by the same minibatches.
+    """Two points moved by the same minibatches; d is their difference, infinitely small.
 
     Attributes:
-        rate: mean of h_j = ln(||d_{j+1}|| / ||d_j||), d_j their difference: exp(rate) is the contraction factor of the
-            random iteration.
+        rate: mean of h_j = ln(||d_{j+1}|| / ||d_j||): exp(rate) is the contraction factor of the random iteration.
         standard_error: of the rate.
-        second_moment: mean logarithm of the growth of E ||d||^2, over 2; more than ``rate``.
+        second_moment: mean of h_j + ln cosh(h_j - h'_j), where h'_j is h_j under another minibatch: the rate at which
+            sqrt(E ||d||^2) grows, to second order in the noise, and exactly where two outcomes are equally likely.
+            What is not random adds nothing to it, however far from normal the map is.
+        second_error: standard error of ``second_moment``.
+        direction: of d in the end, of length one.
     """
 
     rate: Array
     standard_error: Array
     second_moment: Array
+    second_error: Array
+    direction: PyTree
 
     @property
     def expands(self) -> Array:
         """True where the rate is positive by three standard errors."""
         return self.rate - 3.0 * self.standard_error > 1e-3
 
+    @property
+    def spreads(self) -> Array:
+        """True where the second moment grows, by three standard errors."""
+        return self.second_moment - 3.0 * self.second_error > 1e-3
+
+    @property
+    def contracts(self) -> Array:
+        """True where both are negative by three standard errors."""
+        return (self.rate < -3.0 * self.standard_error) & (self.second_moment < -3.0 * self.second_error)
+
 
 def coupled_pair(
     image: Callable[[PyTree, PyTree, PyTree], PyTree],
-    x: PyTree,
+    points: tuple[PyTree, PyTree],
     args: PyTree,
     source: RowSource,
     *,
     key: Array,
     start: Array | int,
-    steps: int,
+    steps: Array | int,
     step_size: Callable[[Array], Array],
+    burn_in: Array | int = BURN_IN,
 ) -> Pair:
     """Follow a direction along the iteration x <- x + eta (T(x; zeta) - x), from minibatch ``start`` on.
 
     Additive noise moves both points alike and cancels; what is left are the products of Jacobians. Needs about
-    9 (sd(h) / rate)^2 steps. Cost: ``steps`` minibatches, each an image and a Jacobian-vector product.
+    9 (sd(h) / rate)^2 steps. Cost: ``steps`` minibatches, each an image and two vector-Jacobian products.
+
+    The products are taken with the transposed Jacobians, of which reverse mode is enough: A_n^T ... A_1^T is the
+    transpose of A_1 ... A_n, which has the distribution of A_n ... A_1 where the order of the minibatches has none.
+    So norms, their rate and that of their second moment are in law those of the iteration itself.
 
     Args:
         image: T as (x, args, batch) -> x.
-        x: where it begins.
+        points: x where it begins (it stays where a step would not be finite), and another, of which only the
+            direction from x counts.
         args: what T reads beside.
         source: of the minibatches.
         key: of the stream.
         start: number of the first minibatch.
-        steps: more than BURN_IN, which are left out.
+        steps: how many; may be traced, and 0 costs nothing.
         step_size: eta_j.
+        burn_in: steps left out at first, fewer than ``steps``.
     """
-    tangent = jax.tree.map(lambda a: jax.random.normal(jax.random.fold_in(key, a.size), a.shape, a.dtype), x)
+    x, other = points
     real = norm(x).dtype
-    tiny = jnp.finfo(real).tiny
 
-    def step(carry: tuple[PyTree, PyTree, Array], args: PyTree, j: Array, draw: Any) -> tuple[PyTree, PyTree, Array]:
-        x, u, sums = carry
+    def unit(u: PyTree) -> tuple[PyTree, Array]:
+        """U / ||u|| and ln ||u||, where ||u||^2 may overflow."""
+        size = jnp.maximum(largest(u), jnp.finfo(real).tiny).astype(real)
+        u = jax.tree.map(lambda a: a / size.astype(a.dtype), u)
+        length = jnp.maximum(norm(u), jnp.finfo(real).tiny)
+        return scale(1.0 / length, u), jnp.log(size) + jnp.log(length)
+
+    def step(carry: tuple[PyTree, ...], args: PyTree, j: Array, draw: Any) -> tuple[PyTree, ...]:
+        x, u, before, h_before, sums = carry
         eta = (step_size(j) * draw.weight).astype(real)
-        moved, pushed = jax.jvp(lambda x: image(x, args, draw.batch), (x,), (u,))
-        u = axpy(eta, pushed, scale(1 - eta, u))
-        h = jnp.log(jnp.maximum(norm(u), tiny))
-        seen = jnp.where(j - start >= BURN_IN, jnp.stack([h, h**2, jnp.exp(2 * h)]), 0.0)
-        x = axpy(eta, moved, scale(1 - eta, x))
-        return x, scale(1.0 / jnp.maximum(norm(u), tiny), u), sums + seen
+        moved, pullback = jax.vjp(lambda x: image(x, args, draw.batch), x)
+        (after, h), (_, again) = (unit(axpy(eta, sub(pullback(a)[0], a), a)) for a in (u, before))
+        second = h + jnp.logaddexp(h_before - again, again - h_before) - jnp.log(2.0).astype(real)
+        seen = jnp.where(j - start >= burn_in, jnp.stack([h, second, h**2, second**2]), 0.0)
+        moved = axpy(eta, sub(moved, x), x)
+        return where(all_finite(moved), moved, x), after, u, h, sums + seen
 
-    carry = (x, scale(1.0 / norm(tangent), tangent), jnp.zeros(3, real))
-    total, squares, powers = source.fold(step, carry, args, key=key, start=start, stop=start + steps)[2]
-    number = steps - BURN_IN
-    rate = total / number
-    variance = jnp.maximum(squares / number - rate**2, 0.0) * (number / max(number - 1, 1))
-    return Pair(rate, jnp.sqrt(variance / number), 0.5 * jnp.log(powers / number))
+    u, h = unit(sub(scale(0.125, other), scale(0.125, x)))  # the largest floats have a reciprocal of zero
+    _, u, _, _, sums = source.fold(
+        step, (x, u, u, h, jnp.zeros(4, real)), args, key=key, start=start, stop=start + steps
+    )
+    number = jnp.maximum(jnp.asarray(steps - burn_in), 2).astype(real)
+    mean = sums[:2] / number
+    error = jnp.sqrt(jnp.maximum(sums[2:] / number - mean**2, 0.0) / (number - 1))
+    return Pair(mean[0], error[0], mean[1], error[1], u)
+
+
+def confirmed(
+    image: Callable[[PyTree, PyTree, PyTree], PyTree],
+    points: tuple[PyTree, PyTree],
+    args: PyTree,
+    source: RowSource,
+    *,
+    key: Array,
+    start: Array,
+    step_size: Array,
+    suspicious: Array,
+    grown: Array,
+) -> tuple[Array, Array]:
+    """The code of a stochastic iteration that is under suspicion, and the products with its Jacobian spent.
+
+    A coupled pair goes on from its end for CONFIRMING steps and is listened to in their last half, so that growth that
+    ends, as that of a non-normal map does, is not counted. Where it grows, by itself or in its second moment,
+    MEAN_PRODUCTS products with the Jacobian of the mean map, on every row, say whether that contracts: UNSTABLE if so,
+    else NOT_CONTRACTIVE. What has grown beyond all measure is DIVERGED unless the pair contracts.
+
+    Args:
+        image: T as (x, args, batch) -> x.
+        points: where the iteration began and where it ended; from one to the other leads the direction that grows.
+        args: what T reads beside.
+        source: of the minibatches.
+        key: of the stream.
+        start: number of the next minibatch.
+        step_size: eta, one number.
+        suspicious: it may be growing.
+        grown: it has grown beyond all measure. Where neither holds all loops are empty, the code is OK and nothing is
+            spent.
+    """
+    begin, end = points
+    steps = jnp.where(suspicious | grown, CONFIRMING, 0)
+    pair = coupled_pair(
+        image, (end, begin), args, source,
+        key=key, start=start, steps=steps, step_size=lambda _: step_size, burn_in=steps // 2,
+    )  # fmt: skip
+    guilty = suspicious & ~grown & (pair.expands | pair.spreads)
+
+    def push(u: PyTree) -> PyTree:
+        # tied to u: what depends on the point alone would be computed before the loop, which may be empty
+        x, u = jax.lax.optimization_barrier((end, u))
+        return axpy(step_size, sub(jax.vjp(lambda x: image(x, args, source.full), x)[1](u)[0], u), u)
+
+    products = jnp.where(guilty, MEAN_PRODUCTS, 0)
+    mean_grows = growth(push, pair.direction, products) > 1e-4
+    code = jnp.where(mean_grows, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.UNSTABLE))
+    code = jnp.where(guilty, code, jnp.int32(Code.OK))
+    code = jnp.where(grown & ~pair.contracts, jnp.int32(Code.DIVERGED), code)
+    minibatches = -(-source.rows // source.rows_per_batch)  # in every row
+    return code, 2 * steps + minibatches * products
