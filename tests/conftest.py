@@ -76,3 +76,34 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+class Compilations:
+    """Counts what JAX compiles from now on."""
+
+    def __init__(self):
+        self.number = 0
+        jax.monitoring.register_event_duration_secs_listener(self)
+
+    def __call__(self, event, duration, **details):
+        self.number += event == "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(scope="session")
+def compilations():
+    """Whose ``number`` is that of all compilations so far."""
+    return Compilations()
+
+
+@pytest.fixture
+def refused(compilations):
+    """refused(call, error, match): the call is refused with the sentence, and nothing was compiled before."""
+
+    def check(call, error, match):
+        before = compilations.number
+        with pytest.raises(error, match=match) as caught:
+            call()
+        assert before == compilations.number
+        assert "\n" not in str(caught.value)
+
+    return check

@@ -63,6 +63,11 @@ def scores(w: PyTree, X: Array) -> Array:
     return out + w["bias"][None, :] if isinstance(w, dict) else out
 
 
+def _check_vector(y: Array) -> None:
+    if y.ndim != 1:
+        raise ParameterError(f"y has shape {y.shape}; pass one label a row, shape [n], for example y.ravel()")
+
+
 class _LinearModelLoss:
     """What the three losses share: mean over the rows of ``per_row(scores, y)``, plus half the penalised squares."""
 
@@ -136,6 +141,8 @@ class Squared(_LinearModelLoss):
     @staticmethod
     def per_row(scores: Array, y: Array) -> Array:
         """Loss of each row, [b]."""
+        if y.shape != scores.shape and scores.shape != (*y.shape, 1):
+            raise ParameterError(f"y has shape {y.shape} and the scores {scores.shape}; pass y [n], or [n, C] as they")
         return 0.5 * jnp.sum((scores - y.reshape(scores.shape)) ** 2, axis=-1)
 
 
@@ -154,6 +161,7 @@ class BinaryLogistic(_LinearModelLoss):
     @staticmethod
     def per_row(scores: Array, y: Array) -> Array:
         """Loss of each row, [b]."""
+        _check_vector(y)
         return optax.losses.sigmoid_binary_cross_entropy(scores[:, 0], y.astype(scores.dtype))
 
 
@@ -172,6 +180,7 @@ class MultinomialLogistic(_LinearModelLoss):
     @staticmethod
     def per_row(scores: Array, y: Array) -> Array:
         """Loss of each row, [b]."""
+        _check_vector(y)
         classes = jnp.arange(scores.shape[1], dtype=jnp.int32)
         picked = y.astype(jnp.int32)[:, None] == classes[None, :]  # no gather: its transpose is a slow scatter
         return jax.nn.logsumexp(scores, axis=1) - jnp.sum(jnp.where(picked, scores, 0), axis=1)
