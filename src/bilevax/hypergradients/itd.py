@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import choice, config, count, set_fields, static
-from bilevax.core.records import Cost, Count, Estimate, Failure
-from bilevax.core.trees import PyTree, all_finite, astype_of, axpy, sub
+from bilevax.core.config import choice, config, count, real, set_fields, static
+from bilevax.core.records import Cost, Count, Estimate, nonfinite, worst_part
+from bilevax.core.trees import PyTree, all_finite, astype_of, axpy, sub, where
 from bilevax.data import RowSource
-from bilevax.problems.problem import Problem, inner_image
+from bilevax.problems.problem import Problem, adjoint_product, inner_image
+from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
 from bilevax.solvers.schedules import Constant, schedule
 
 
@@ -32,15 +33,19 @@ class ITD:
         steps: t, a count of at least 1; a changed one compiles anew.
         step_size: eta_j, a number or a schedule. Default 1: the map itself.
         mode: ``"reverse"`` (default) or ``"forward"``.
+        tol: relative error of w above which the code is BUDGET, as in :class:`~bilevax.FixedPoint`. Default 0.1.
     """
 
     steps: int = static()
     step_size: Any = Constant(1.0)
     mode: str = "reverse"
+    tol: float = 0.1
 
     def __post_init__(self) -> None:
         mode = choice("mode", self.mode, ("reverse", "forward"))
-        set_fields(self, steps=count("steps", self.steps, low=1), step_size=schedule(self.step_size), mode=mode)
+        tol = real("tol", self.tol, low=0.0, open_low=True)
+        steps = count("steps", self.steps, low=1)
+        set_fields(self, steps=steps, step_size=schedule(self.step_size), mode=mode, tol=tol)
 
     def check(self, problem: Problem) -> None:
         """Every problem will do."""
@@ -57,60 +62,120 @@ class ITD:
         v0: PyTree | None = None,
     ) -> Estimate:
         """One hypergradient; pure and traceable. Draws nothing, solves no linear system: key, s and v0 play no part."""
-        train = sources[0]
+        batch = sources[0].full
 
-        def trajectory(lam: PyTree) -> PyTree:
-            return unrolled(problem, w0, lam, train.full, self.step_size, 0, self.steps)
+        def trajectory(lam: PyTree) -> Trajectory:
+            return unrolled(problem, Trajectory.of(w0), lam, batch, self.step_size, 0, self.steps)
 
-        return differentiated(problem, trajectory, lam, sources, self.mode, self.steps, self.steps)
+        return differentiated(self, problem, trajectory, (w0, lam), sources, self.steps)
+
+
+class Trajectory(NamedTuple):
+    """Where a trajectory is, and what was seen on the way; only ``w`` has a derivative.
+
+    Attributes:
+        w: the last finite point.
+        moves: as :func:`~bilevax.solvers.contraction.watch` keeps them, up to the first failure.
+        step: of that failure.
+    """
+
+    w: PyTree
+    moves: Moves
+    step: Array
+
+    @staticmethod
+    def of(w: PyTree) -> "Trajectory":
+        """Before the first step."""
+        return Trajectory(w, no_moves(w), jnp.int32(0))
 
 
 def unrolled(
-    problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, step_size: Callable[[Array], Array], start: int, steps: int
-) -> PyTree:
-    """W after so many steps from number ``start`` on, differentiable: sqrt(steps) checkpoints."""
+    problem: Problem,
+    before: Trajectory,
+    lam: PyTree,
+    batch: PyTree,
+    step_size: Callable[[Array], Array],
+    start: int,
+    steps: int,
+) -> Trajectory:
+    """So many steps from number ``start`` on, differentiable: sqrt(steps) checkpoints. The moves are watched."""
 
-    def step(w: PyTree, j: Array) -> tuple[PyTree, None]:
-        return axpy(step_size(j), sub(inner_image(problem, w, lam, batch), w), w), None
+    def step(at: Trajectory, j: Array) -> tuple[Trajectory, None]:
+        move = sub(inner_image(problem, at.w, lam, batch), at.w)
+        finite = all_finite(move)  # not by way of what is watched: the backward pass computes this anew, and only this
+        seen = jax.lax.stop_gradient(at._replace(w=()))
+        push = pushing(problem, at.w, lam, batch, step_size(j))
+        new = watch(seen.moves, j, *jax.lax.stop_gradient((at.w, move)), push)
+        failed = new.code != Code.OK
+        new = new._replace(look=jnp.where(failed, NEVER, new.look))
+        over = seen.moves.code != Code.OK
+        moves, number = where(over, (seen.moves, seen.step), (new, jnp.where(failed, j + 1, 0)))
+        return Trajectory(where(finite, axpy(step_size(j), move, at.w), at.w), moves, number), None
 
     length = max(1, math.isqrt(steps))
     whole = steps - steps % length
     numbers = start + jnp.arange(steps, dtype=jnp.int32)
-    segment = jax.checkpoint(lambda w, js: jax.lax.scan(step, w, js))
-    w, _ = jax.lax.scan(segment, w, numbers[:whole].reshape(-1, length))
-    return jax.lax.scan(step, w, numbers[whole:])[0]
+    segment = jax.checkpoint(lambda at, js: jax.lax.scan(step, at, js))
+    at, _ = jax.lax.scan(segment, before, numbers[:whole].reshape(-1, length))
+    return jax.lax.scan(step, at, numbers[whole:])[0]
+
+
+NEVER = jnp.iinfo(jnp.int32).max
+"""A step that does not come."""
+
+
+def pushing(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, eta: Array) -> Callable[[PyTree], PyTree]:
+    """Products with the transposed Jacobian of a step, which grow as those with the Jacobian do; not differentiated."""
+    w, lam = jax.lax.stop_gradient((w, lam))
+
+    def push(u: PyTree) -> PyTree:
+        return axpy(eta, sub(adjoint_product(problem, w, lam, batch, u), u), u)
+
+    return push
 
 
 def differentiated(
+    estimator: Any,
     problem: Problem,
-    trajectory: Callable[[PyTree], PyTree],
-    lam: PyTree,
+    trajectory: Callable[[PyTree], Trajectory],
+    points: tuple[PyTree, PyTree],
     sources: tuple[RowSource, RowSource],
-    mode: str,
-    steps: int,
     back: int,
 ) -> Estimate:
-    """The estimate from lam -> w, of ``steps`` steps of which the derivative sees the last ``back``."""
-    train, val = sources
+    """The estimate from lam -> w, of ``estimator.steps`` steps of which the derivative sees the last ``back``.
 
-    def objective(lam: PyTree) -> tuple[Array, PyTree]:
-        w = trajectory(lam)
-        return problem.outer_loss(w, lam, val.full), w
+    Args:
+        estimator: its ``steps``, ``step_size``, ``tol`` and ``mode``.
+        problem: the maps.
+        trajectory: of lam.
+        points: (w0, lam).
+        sources: (train, val).
+        back: steps with a derivative.
+    """
+    (w0, lam), (train, val), steps = points, sources, estimator.steps
 
-    if mode == "reverse":
-        (value, w), gradient = jax.value_and_grad(objective, has_aux=True)(lam)
+    def objective(lam: PyTree) -> tuple[Array, Trajectory]:
+        end = trajectory(lam)
+        return problem.outer_loss(end.w, lam, val.full), end
+
+    if estimator.mode == "reverse":
+        (value, end), gradient = jax.value_and_grad(objective, has_aux=True)(lam)
     else:
-        gradient, w = jax.jacfwd(objective, has_aux=True)(lam)
-        value = problem.outer_loss(w, lam, val.full)
-    finite = all_finite((gradient, value))
-    failed = jnp.where(all_finite(w), Failure.stage_of("outer"), Failure.stage_of("inner"))
-    products = back if mode == "reverse" else back * sum(x.size for x in jax.tree.leaves(lam))
+        gradient, end = jax.jacfwd(objective, has_aux=True)(lam)
+        value = problem.outer_loss(end.w, lam, val.full)
+    push = pushing(problem, end.w, lam, train.full, estimator.step_size(jnp.int32(steps - 1)))
+    inner = verdict(end.moves, jnp.int32(steps), (w0, end.w), sub(end.w, w0), push, estimator.tol)
+    parts = (
+        ("inner", inner, jnp.where(end.moves.code == Code.OK, steps, end.step)),
+        ("outer", nonfinite((gradient, value)), jnp.int32(0)),
+    )
+    code, failure = worst_part(*parts)
+    reverse = estimator.mode == "reverse"
+    products = back if reverse else back * sum(x.size for x in jax.tree.leaves(lam))
     cost = Cost(
-        gradients=Count(jnp.int32(steps + (back if mode == "reverse" else 0)), train.rows),
+        gradients=Count(jnp.int32(steps + (back if reverse else 0)), train.rows),
         hvps=Count(jnp.int32(products), train.rows),
         cross=Count(jnp.int32(products), train.rows),
         outer_gradients=Count(jnp.int32(1), val.rows),
     )
-    code = jnp.where(finite, jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
-    failure = Failure(jnp.where(finite, Failure.stage_of("none"), failed), jnp.int32(steps))
-    return Estimate(astype_of(gradient, lam), value, w, None, code, cost, failure)
+    return Estimate(astype_of(gradient, lam), value, end.w, None, code, cost, failure)

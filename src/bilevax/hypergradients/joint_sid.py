@@ -11,15 +11,14 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, real, set_fields
 from bilevax.core.keys import stream
-from bilevax.core.records import Cost, Count, Error, Estimate, Failure
+from bilevax.core.records import Cost, Count, Error, Estimate, Failure, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, norm, scale, sub, where, zeros_like
 from bilevax.data import RowSource, join
 from bilevax.hypergradients.error import BATCHES, BatchMeans, edges, extrapolated, moved_by, remaining_bias
-from bilevax.hypergradients.sid import finite_code, first_failure
 from bilevax.problems.gradient_step import POWER_STEPS, power_iteration
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 from bilevax.solvers import at_step
-from bilevax.solvers.fixed_point import growth_code
+from bilevax.solvers.fixed_point import has_grown
 from bilevax.solvers.schedules import schedule
 
 DISCARDED = 4
@@ -363,13 +362,13 @@ def _judge(
 ) -> tuple[Array, Failure]:
     """The worst code, and the first stage that has it."""
     zero, ok = jnp.int32(0), jnp.int32(Code.OK)
-    return first_failure(
+    return worst_part(
         (end.failure.stage, jnp.where(end.failure.stage == 0, ok, jnp.int32(Code.NONFINITE)), end.failure.step),
-        (Failure.stage_of("inner"), growth_code(start.w, end.w), steps),
-        (Failure.stage_of("linear"), growth_code(start.v, end.v), steps),
-        (Failure.stage_of("outer"), finite_code(outer), zero),
-        (Failure.stage_of("cross"), finite_code(value), zero),
-        (Failure.stage_of("none"), jnp.where(trusted, ok, jnp.int32(Code.BUDGET)), zero),
+        ("inner", jnp.where(has_grown(start.w, end.w), jnp.int32(Code.DIVERGED), ok), steps),
+        ("linear", jnp.where(has_grown(start.v, end.v), jnp.int32(Code.DIVERGED), ok), steps),
+        ("outer", nonfinite(outer), zero),
+        ("cross", nonfinite(value), zero),
+        ("none", jnp.where(trusted, ok, jnp.int32(Code.BUDGET)), zero),
     )
 
 

@@ -10,8 +10,8 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
-from bilevax.core.records import Cost, Count, Estimate, Failure, Solved
-from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, scale, sub, where, zeros_like
+from bilevax.core.records import Cost, Count, Estimate, Solved, nonfinite, worst_part
+from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub, zeros_like
 from bilevax.data import RowSource
 from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
 from bilevax.solvers import Given, at_step
@@ -107,11 +107,11 @@ class SID:
             outer_gradients=outer,
             measuring=Count(jnp.asarray(inner.checks + linear.checks, jnp.int32), train.rows_per_batch),
         )
-        code, failure = first_failure(
-            (Failure.stage_of("inner"), inner.code, inner.step),
-            (Failure.stage_of("outer"), finite_code((value, g, direct)), jnp.int32(0)),
-            (Failure.stage_of("linear"), linear.code, linear.step),
-            (Failure.stage_of("cross"), finite_code(product), jnp.int32(0)),
+        code, failure = worst_part(
+            ("inner", inner.code, inner.step),
+            ("outer", nonfinite((value, g, direct)), jnp.int32(0)),
+            ("linear", linear.code, linear.step),
+            ("cross", nonfinite(product), jnp.int32(0)),
         )
         return Estimate(hypergradient, value, w, linear.value, code, cost, failure)
 
@@ -192,20 +192,6 @@ class SID:
         number = at_step(self.cross_batches, s)
         mean = batch_mean(product, (problem, w, lam, v), train, key=key, number=number)
         return mean, Count(number, train.rows_per_batch)
-
-
-def first_failure(*parts: tuple[Array, Array, Array]) -> tuple[Array, Failure]:
-    """The worst code of several (stage, code, step), and the first of them that has it."""
-    code, failure = jnp.int32(Code.OK), Failure(Failure.stage_of("none"), jnp.int32(0))
-    for stage, found, step in parts:
-        failure = where(found > code, Failure(stage, step), failure)
-        code = jnp.maximum(code, found)
-    return code, failure
-
-
-def finite_code(tree: PyTree) -> Array:
-    """NONFINITE if any entry is NaN or infinite, else OK."""
-    return jnp.where(all_finite(tree), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
 
 
 def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array) -> PyTree:

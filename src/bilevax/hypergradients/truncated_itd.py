@@ -1,16 +1,16 @@
 """Truncated iterative differentiation: the derivative of the last steps of a trajectory."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax import Array
 
-from bilevax.core.config import config, count, set_fields, static
+from bilevax.core.config import config, count, real, set_fields, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree
 from bilevax.data import RowSource
-from bilevax.hypergradients.itd import differentiated, unrolled
+from bilevax.hypergradients.itd import Trajectory, differentiated, unrolled
 from bilevax.problems.problem import Problem
 from bilevax.solvers.schedules import Constant, schedule
 
@@ -28,17 +28,22 @@ class TruncatedITD:
         steps: t, a count of at least 1; a changed one compiles anew.
         last: k, a count from 1 to t; likewise.
         step_size: eta_j, a number or a schedule. Default 1: the map itself.
+        tol: relative error of w above which the code is BUDGET, as in :class:`~bilevax.FixedPoint`. Default 0.1.
     """
 
     steps: int = static()
     last: int = static()
     step_size: Any = Constant(1.0)
+    tol: float = 0.1
+
+    mode: ClassVar[str] = "reverse"
 
     def __post_init__(self) -> None:
         steps, last = count("steps", self.steps, low=1), count("last", self.last, low=1)
         if last > steps:
             raise ParameterError(f"last must lie in [1, steps={steps}], got {last}")
-        set_fields(self, steps=steps, last=last, step_size=schedule(self.step_size))
+        tol = real("tol", self.tol, low=0.0, open_low=True)
+        set_fields(self, steps=steps, last=last, step_size=schedule(self.step_size), tol=tol)
 
     def check(self, problem: Problem) -> None:
         """Every problem will do."""
@@ -56,9 +61,10 @@ class TruncatedITD:
     ) -> Estimate:
         """One hypergradient; pure and traceable. Draws nothing, solves no linear system: key, s and v0 play no part."""
         batch, first = sources[0].full, self.steps - self.last
-        w = unrolled(problem, w0, lam, batch, self.step_size, 0, first) if first else w0
+        at = Trajectory.of(w0)
+        at = unrolled(problem, at, lam, batch, self.step_size, 0, first) if first else at
 
-        def trajectory(lam: PyTree) -> PyTree:
-            return unrolled(problem, jax.lax.stop_gradient(w), lam, batch, self.step_size, first, self.last)
+        def trajectory(lam: PyTree) -> Trajectory:
+            return unrolled(problem, jax.lax.stop_gradient(at), lam, batch, self.step_size, first, self.last)
 
-        return differentiated(problem, trajectory, lam, sources, "reverse", self.steps, self.last)
+        return differentiated(self, problem, trajectory, (w0, lam), sources, self.last)

@@ -100,7 +100,7 @@ class FixedPoint:
             image, (start, end), args, source,
             key=key, start=steps, step_size=self.step_size(jnp.maximum(steps - 1, 0)),
             suspicious=(lost < 0) & (steps > WINDOW) & (norm(sub(end, start)) > SUSPICIOUS * way),
-            grown=largest(end) > DIVERGED * (1.0 + largest(start)),
+            grown=has_grown(start, end),
         )  # fmt: skip
         code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
         return Solved(end, code, steps, jnp.where(lost < 0, steps, lost + 1), checks)
@@ -142,6 +142,11 @@ class FixedPoint:
 def _sum(tree: PyTree) -> Array:
     """Sum over all entries, finite if all are and no overflow of their sum occurs."""
     return functools.reduce(jnp.add, [jnp.sum(x).astype(jnp.result_type(float)) for x in jax.tree.leaves(tree)])
+
+
+def has_grown(start: PyTree, end: PyTree) -> Array:
+    """True where an iteration ended at more than DIVERGED times where it began."""
+    return largest(end) > DIVERGED * (1.0 + largest(start))
 
 
 @config
