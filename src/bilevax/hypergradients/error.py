@@ -1,12 +1,15 @@
 """What the batch means of one run say of the error of their mean."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.trees import PyTree, norm, scale, sub
+from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, where
+from bilevax.data import RowSource, join
+from bilevax.problems.problem import Problem, cross_product, outer_gradients, residual
 
 BATCHES = 20
 """Batches into which the kept steps of a run are cut, K."""
@@ -70,6 +73,18 @@ class BatchMeans(NamedTuple):
         first, last = (part / jnp.maximum(jnp.sum(part), 1e-30) for part in (first, last))
         return scale(0.5, sub(self.combined(first), self.combined(last)))
 
+    @property
+    def paired(self) -> "BatchMeans":
+        """Of two neighbouring stretches each, [K / 2]: nearer to independence."""
+        counts = self.counts.reshape(-1, 2)
+        total = jnp.sum(counts, axis=1, dtype=counts.dtype)
+        weights = jnp.where(total[:, None] > 0, counts / jnp.maximum(total, 1)[:, None], 0.5)
+
+        def merge(x: Array) -> Array:
+            return jnp.einsum("kp,kp...->k...", weights.astype(x.dtype), x.reshape(-1, 2, *x.shape[1:]))
+
+        return BatchMeans(jax.tree.map(merge, self.means), total)
+
     def combined(self, weights: Array) -> PyTree:
         """Sum over the stretches, with weights [K]."""
         return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, axes=1), self.means)
@@ -122,3 +137,68 @@ def extrapolated(lanes: PyTree) -> PyTree:
 def moved_by(lanes: PyTree) -> PyTree:
     """x^(s) - x^(s/2), by which the extrapolation moves x^(s/2); 0 of one lane."""
     return jax.tree.map(lambda x: x[0] - x[-1], lanes)
+
+
+def influences(
+    problem: Problem,
+    lam: PyTree,
+    sources: tuple[RowSource, RowSource],
+    point: tuple[PyTree, PyTree],
+    around: tuple[BatchMeans, BatchMeans],
+    number: Array,
+    *,
+    key: Array,
+) -> tuple[BatchMeans, BatchMeans]:
+    """What the batch means of w, and those of v, do to the hypergradient at the point (w, v), on the same minibatches.
+
+    Without the noise of the cross products the series has a long memory, so the means are of two stretches each.
+    """
+
+    def hypergradient(problem: Problem, lam: PyTree, draws: Any, w: PyTree, v: PyTree) -> PyTree:
+        train, val = draws["train"], draws["val"]
+        direct = astype_of(outer_gradients(problem, w, lam, val.batch)[2], lam)
+        product = cross_product(problem, w, lam, train.batch, v)
+        return axpy(val.weight, direct, scale(train.weight, product))
+
+    def step(total: PyTree, args: Any, _: Array, draws: Any) -> PyTree:
+        problem, lam, (w, v), ws, vs = args
+        at = partial(hypergradient, problem, lam, draws)
+        return add(total, (jax.vmap(at, (0, None))(ws, v), jax.vmap(at, (None, 0))(w, vs)))
+
+    ws, vs = (part.paired for part in around)
+    start = jax.tree.map(lambda x: jnp.zeros((len(ws.counts), *x.shape), x.dtype), (lam, lam))
+    args = problem, lam, point, ws.means, vs.means
+    total = join(train=sources[0], val=sources[1]).fold(step, start, args, key=key, start=0, stop=number)
+    by_w, by_v = scale(1.0 / number.astype(jnp.result_type(float)), total)
+    return ws.of(by_w), vs.of(by_v)
+
+
+def contraction_rate(
+    problem: Problem,
+    w: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    direction: PyTree,
+    eta: Array,
+    number: Array,
+    *,
+    key: Array,
+) -> Array:
+    """Mean logarithm of the growth of a direction u <- u - eta (I - d1Phi^T) u, over the last half of the minibatches.
+
+    The direction to start from is the drift of v: what an average leaves of its noise is in the slowest directions.
+    """
+    real = norm(direction).dtype
+    tiny = jnp.finfo(real).tiny
+    start = where(norm(direction) > tiny, direction, jax.tree.map(jnp.ones_like, direction))
+
+    def step(carry: tuple[PyTree, Array], args: Any, j: Array, draw: Any) -> tuple[PyTree, Array]:
+        u, total = carry
+        problem, w, lam, eta = args
+        u = scale(1.0 / jnp.maximum(norm(u), tiny), u)
+        u = axpy(-eta * draw.weight, residual(problem, w, lam, draw.batch, u), u)
+        return u, total + jnp.where(j >= number // 2, jnp.log(jnp.maximum(norm(u), tiny)), 0.0)
+
+    carry = start, jnp.zeros((), real)
+    total = train.fold(step, carry, (problem, w, lam, eta), key=key, start=0, stop=number)[1]
+    return total / (number - number // 2).astype(real)

@@ -1,8 +1,7 @@
 """The efficient estimator: one minibatch, three directions, averaged."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,19 @@ from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, real, set_fields
 from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, nonfinite, worst_part
-from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, norm, scale, sub, where, zeros_like
-from bilevax.data import RowSource, join
-from bilevax.hypergradients.error import BATCHES, BatchMeans, edges, extrapolated, moved_by, remaining_bias
+from bilevax.core.trees import PyTree, add, astype_of, norm, where, zeros_like
+from bilevax.data import RowSource
+from bilevax.hypergradients.chains import Chains, Series, begin, run
+from bilevax.hypergradients.error import (
+    BATCHES,
+    BatchMeans,
+    contraction_rate,
+    extrapolated,
+    influences,
+    remaining_bias,
+)
 from bilevax.problems.gradient_step import POWER_STEPS, power_iteration
-from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
+from bilevax.problems.problem import Problem, cross_product, outer_gradients, residual
 from bilevax.solvers import at_step
 from bilevax.solvers.fixed_point import has_grown
 from bilevax.solvers.schedules import schedule
@@ -30,36 +37,11 @@ MEASURED = 8
 FORGOTTEN = 10.0
 """Relaxation times that a run must last to have forgotten its start."""
 
-FOLLOWED = 10
-"""One in so many of the steps, again, follows how the iteration contracts."""
+FOLLOWED = 5
+"""One minibatch in so many steps, drawn anew, is spent on how the iteration contracts."""
 
 PRICED = 200
-"""One minibatch in so many steps, fixed, prices the noise of w and v after a last pass."""
-
-
-class Chains(NamedTuple):
-    """What is carried from step to step: a lane for each chain, the first with whole steps, the second with half.
-
-    Attributes:
-        w: [lanes, ...].
-        v: [lanes, ...].
-        failure: the first stage and step at which something was not finite; the chains then stand still.
-        travel: sum of the eta_j.
-    """
-
-    w: PyTree
-    v: PyTree
-    failure: Failure
-    travel: Array
-
-
-class Series(NamedTuple):
-    """Batch means of a run, extrapolated: of the hypergradients x_j, of w_j and v_j, and how far x was moved by it."""
-
-    x: BatchMeans
-    w: BatchMeans
-    v: BatchMeans
-    moved: BatchMeans
+"""One minibatch in so many steps, drawn anew, is spent on what the noise of w and v does to a last pass."""
 
 
 @config
@@ -77,14 +59,15 @@ class JointSID:
     eta / 2 on the same minibatches, remove the bias of first order in eta: 2 x^(eta/2) - x^(eta). With the *last pass*
     the value is instead grad_2 E + d2Phi^T v at the means of w and v, on every row, free of the cross products' noise.
 
-    ``error`` comes from 20 batch means of the extrapolated series (of the means of w and v, after a last pass). The
-    code is BUDGET unless the run lasted 10 relaxation times of its slowest direction and the relative error is at
-    most ``tol``. Where both sources hand out every row, the average is over the last 20 steps.
+    ``error`` comes from 20 batch means of the extrapolated series; after a last pass from what 10 means of w and of v
+    do to the hypergradient on a few fixed minibatches. The code is BUDGET unless the run lasted 10 relaxation times of
+    its slowest direction and the relative error is at most ``tol``. Where both sources hand out every row, the average
+    is over the last 20 steps.
 
     Assumes what :class:`~bilevax.SID` assumes. Give ``val`` minibatches: one with every row is read at every step.
     Cost: N gradients, Hessian-vector products, cross products and outer gradients a chain (the rows are read once for
-    both), n rows for the last pass, and less than 15 % of that for the report; 64 Hessian-vector products for a
-    measured step. Memory: 20 (2 d + 2 m).
+    both), n rows for the last pass, and less than 15 % of that for the report; 96 Hessian-vector products for a
+    measured step. ``cost`` counts the calls of both chains. Memory: 40 (d + m) numbers.
 
     Source: theory of averaging by Polyak and Juditsky (1992); the joint recursion with fixed lam is that of SOBA,
     Dagreou, Ablin, Vaiter, Moreau (2022), arXiv:2201.13409; extrapolation as in Dieuleveut, Durmus, Bach (2017),
@@ -96,7 +79,8 @@ class JointSID:
             curvature, |I - d1Phi|, of 8 minibatches at w0), at most 1; without ``extrapolate`` it decays as
             (1 + 10 j / N)^-0.6.
         extrapolate: run the second chain. Default True.
-        last_pass: ``"auto"`` (default: where N b > 3 n), ``"always"`` or ``"never"``.
+        last_pass: ``"always"``, ``"never"``, or ``"auto"`` (default): where N b > 3 n, if the standard error is then
+            estimated to be smaller.
         tol: relative error above which the code is BUDGET. Default 0.1.
     """
 
@@ -146,44 +130,51 @@ class JointSID:
         end, series = run(problem, lam, sources, eta, start, (first, steps), key=stream(key, "inner"))
 
         any_step = jnp.sum(series.x.counts) > 0
-        point = where(any_step, (series.w.mean, series.v.mean), extrapolated((end.w, end.v)))
-        outer_value, _, direct = outer_gradients(problem, point[0], lam, val.full)
-        passes = {"always": True, "never": False}.get(self.last_pass, steps > 3 * train.rows // train.rows_per_batch)
-        priced = jnp.maximum(steps // PRICED, 1)
-
-        def exact() -> tuple[PyTree, PyTree, tuple[Array, Array, Array]]:
-            product = cross_product(problem, point[0], lam, train.full, point[1])
-            by_w, by_v = influences(problem, lam, sources, series, point, priced, key=stream(key, "cross"))
-            both = by_w.of(add(by_w.means, by_v.means))
-            parts = norm(by_w.standard_error), norm(by_v.standard_error)
-            return add(astype_of(direct, lam), product), both.standard_error, (*parts, jnp.zeros_like(parts[0]))
-
-        def averaged() -> tuple[PyTree, PyTree, tuple[Array, Array, Array]]:
-            size = norm(series.x.standard_error)
-            unknown = jnp.full_like(size, jnp.nan)
-            return series.x.mean, series.x.standard_error, (unknown, unknown, size)
-
-        value, standard_error, parts = jax.lax.cond(passes, exact, averaged)
+        w, v = where(any_step, (series.w.mean, series.v.mean), extrapolated((end.w, end.v)))
+        outer_value, _, direct = outer_gradients(problem, w, lam, val.full)
         followed = jnp.maximum(steps // FOLLOWED, 2)
         eta_mean = end.travel / steps.astype(end.travel.dtype)
         pair = (series.v.drift, eta_mean, followed)
-        rate = contraction_rate(problem, point[0], lam, train, *pair, key=stream(key, "linear"))
-        bias = remaining_bias(value, series.x, series.moved)
-        inner, linear, sampling = parts
-        error = Error(value, standard_error, bias, series.x.degrees, inner, linear, sampling, jnp.exp(rate))
-        trusted = (-rate * steps.astype(rate.dtype) >= FORGOTTEN) & (error.relative <= self.tol)
-        code, failure = _judge(start, end, steps, trusted, outer=(outer_value, direct), value=value)
-        chain_calls = steps * (2 if self.extrapolate else 1)
-        passed = jnp.asarray(passes, jnp.int32)
-        cost = Cost(
-            gradients=Count(chain_calls, train.rows_per_batch),
-            hvps=Count(chain_calls + followed, train.rows_per_batch),
-            cross=Count(chain_calls + passed * (_batches(train) + 2 * BATCHES * priced), train.rows_per_batch),
-            outer_gradients=Count(chain_calls + _batches(val) + passed * BATCHES * priced, val.rows_per_batch),
-            measuring=Count(jnp.int32(products), train.rows_per_batch),
+        rate = contraction_rate(problem, w, lam, train, *pair, key=stream(key, "linear"))
+        averaged = _averaged(series, jnp.exp(rate))
+        priced = jnp.maximum(steps // PRICED, 1)
+
+        def exact() -> Error:
+            value = add(astype_of(direct, lam), cross_product(problem, w, lam, train.full, v))
+            around = series.w, series.v
+            by_w, by_v = influences(problem, lam, sources, (w, v), around, priced, key=stream(key, "cross"))
+            error = _exact(value, by_w, by_v, averaged)
+            better = norm(error.standard_error) < norm(averaged.standard_error)
+            return error if self.last_pass == "always" else where(better, error, averaged)
+
+        pays = {"always": True, "never": False}.get(self.last_pass, steps > 3 * train.rows // train.rows_per_batch)
+        error = jax.lax.cond(pays, exact, lambda: averaged)
+        relative = error.relative
+        lasted = -rate * steps.astype(rate.dtype) >= FORGOTTEN
+        trusted = lasted & (relative <= jnp.asarray(self.tol).astype(relative.dtype))
+        code, failure = _judge(start, end, steps, trusted, outer=(outer_value, direct), value=error.value)
+        calls = jnp.asarray(pays, jnp.int32), priced, followed, jnp.int32(products)
+        cost = self._cost(sources, steps, *calls)
+        return Estimate(error.value, outer_value, w, v, code, cost, failure, error)
+
+    def _cost(
+        self,
+        sources: tuple[RowSource, RowSource],
+        steps: Array,
+        passed: Array,
+        priced: Array,
+        followed: Array,
+        measuring: Array,
+    ) -> Cost:
+        train, val = sources
+        b, calls = train.rows_per_batch, steps * (2 if self.extrapolate else 1)
+        return Cost(
+            gradients=Count(calls, b),
+            hvps=Count(calls + followed, b),
+            cross=Count(calls + passed * (_batches(train) + BATCHES * priced), b),
+            outer_gradients=Count(calls + _batches(val) + passed * BATCHES // 2 * priced, val.rows_per_batch),
+            measuring=Count(measuring, b),
         )
-        w, v = point
-        return Estimate(value, outer_value, w, v, code, cost, failure, error)
 
     def _step_sizes(
         self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, steps: Array, *, key: Array
@@ -196,113 +187,6 @@ class JointSID:
         if self.extrapolate:
             return lambda j: eta, products
         return lambda j: eta / (1 + 10 * (j / steps).astype(eta.dtype)) ** 0.6, products
-
-
-def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
-    """Chains that all start at (w0, v0)."""
-    w, v = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), (w0, v0))
-    nowhere = Failure(Failure.stage_of("none"), jnp.int32(0))
-    return Chains(w, v, nowhere, jnp.zeros((), jnp.result_type(float)))
-
-
-def run(
-    problem: Problem,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
-    eta: Callable[[Array], Array],
-    chains: Chains,
-    kept: tuple[Array, Array],
-    *,
-    key: Array,
-) -> tuple[Chains, Series]:
-    """Move the chains up to step ``kept[0]``, and then up to ``kept[1]``, in stretches whose means are kept."""
-    cuts = edges(*kept)
-
-    def stretch(chains: Chains, ends: tuple[Array, Array]) -> tuple[Chains, Any]:
-        chains, sums, number = advance(problem, lam, sources, eta, chains, *ends, key=key)
-        x, w, v = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
-        return chains, (number, *extrapolated((x, w, v)), moved_by(x))
-
-    chains, _ = stretch(chains, (jnp.zeros_like(kept[0]), kept[0]))
-    chains, (counts, *means) = jax.lax.scan(stretch, chains, (cuts[:-1], cuts[1:]))
-    return chains, Series(*(BatchMeans.filled(x, counts) for x in means))
-
-
-def advance(
-    problem: Problem,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
-    eta: Callable[[Array], Array],
-    chains: Chains,
-    start: Array,
-    stop: Array,
-    *,
-    key: Array,
-) -> tuple[Chains, tuple[PyTree, PyTree, PyTree], Array]:
-    """The chains after the steps start <= j < stop; with sums over them of x_j, w_j, v_j, and their number."""
-    lanes = jax.tree.leaves(chains.w)[0].shape[0]
-    halving = 0.5 ** jnp.arange(lanes, dtype=jnp.result_type(float))
-
-    def step(carry: Any, args: tuple[Problem, PyTree], j: Array, draws: Any) -> Any:
-        (w, v, failure, travel), sums, number = carry
-        move = jax.vmap(partial(moved, *args, draws))
-        new_w, new_v, x, stage = move(w, v, eta(j) * halving)
-        failure = where(failure.stage == 0, Failure(jnp.max(stage), j + 1), failure)
-        good = failure.stage == 0
-        sums = where(good, add(sums, (x, w, v)), sums)
-        w, v = where(good, (new_w, new_v), (w, v))
-        return Chains(w, v, failure, travel + eta(j)), sums, number + good.astype(jnp.int32)
-
-    sums = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), lam), *zeros_like((chains.w, chains.v))
-    both = join(train=sources[0], val=sources[1])
-    return both.fold(step, (chains, sums, jnp.int32(0)), (problem, lam), key=key, start=start, stop=stop)
-
-
-def moved(
-    problem: Problem, lam: PyTree, draws: Any, w: PyTree, v: PyTree, eta: Array
-) -> tuple[PyTree, PyTree, PyTree, Array]:
-    """One step of one chain: the next w and v, the hypergradient x, and the first stage that is not finite."""
-    train, val = draws["train"], draws["val"]
-    image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, train.batch), w, lam)
-    by_w, by_lam = pullback(v)
-    _, g, direct = outer_gradients(problem, w, lam, val.batch)
-    g, direct = astype_of(g, w), astype_of(direct, lam)
-    x = axpy(val.weight, direct, scale(train.weight, by_lam))
-    by_v = axpy(val.weight, g, scale(train.weight, sub(by_w, v)))
-    stages = {"inner": image, "outer": (g, direct), "linear": by_w, "cross": by_lam}
-    lost = [~all_finite(part) for part in stages.values()]
-    stage = jnp.select(lost, [Failure.stage_of(name) for name in stages], Failure.stage_of("none"))
-    return axpy(eta * train.weight, sub(image, w), w), axpy(eta, by_v, v), x, stage
-
-
-def influences(
-    problem: Problem,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
-    series: Series,
-    point: tuple[PyTree, PyTree],
-    number: Array,
-    *,
-    key: Array,
-) -> tuple[BatchMeans, BatchMeans]:
-    """What the batch means of w, and those of v, do to the hypergradient, seen on the same ``number`` minibatches."""
-
-    def hypergradient(problem: Problem, lam: PyTree, draws: Any, w: PyTree, v: PyTree) -> PyTree:
-        train, val = draws["train"], draws["val"]
-        direct = astype_of(outer_gradients(problem, w, lam, val.batch)[2], lam)
-        product = cross_product(problem, w, lam, train.batch, v)
-        return axpy(val.weight, direct, scale(train.weight, product))
-
-    def step(total: PyTree, args: Any, _: Array, draws: Any) -> PyTree:
-        problem, lam, (w, v), ws, vs = args
-        at = partial(hypergradient, problem, lam, draws)
-        return add(total, (jax.vmap(at, (0, None))(ws, v), jax.vmap(at, (None, 0))(w, vs)))
-
-    start = zeros_like((series.x.means, series.x.means))
-    args = problem, lam, point, series.w.means, series.v.means
-    total = join(train=sources[0], val=sources[1]).fold(step, start, args, key=key, start=0, stop=number)
-    by_w, by_v = scale(1.0 / number.astype(jnp.result_type(float)), total)
-    return series.x.of(by_w), series.x.of(by_v)
 
 
 def measured_step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array) -> Array:
@@ -326,35 +210,26 @@ def measured_step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *,
     return 1.0 / train.fold(largest, one, (problem, w, lam, key), key=key, start=0, stop=1 if train.whole else MEASURED)
 
 
-def contraction_rate(
-    problem: Problem,
-    w: PyTree,
-    lam: PyTree,
-    train: RowSource,
-    direction: PyTree,
-    eta: Array,
-    number: Array,
-    *,
-    key: Array,
-) -> Array:
-    """Mean logarithm of the growth of a direction u <- u - eta (I - d1Phi^T) u, over the last half of the minibatches.
+def _averaged(series: Series, contraction: Array) -> Error:
+    """The report on the mean of the hypergradients."""
+    value, standard_error = series.x.mean, series.x.standard_error
+    bias, size = remaining_bias(value, series.x, series.moved), norm(standard_error)
+    unknown = jnp.full_like(size, jnp.nan)
+    return Error(value, standard_error, bias, series.x.degrees, unknown, unknown, size, contraction)
 
-    The direction to start from is the drift of v: what an average leaves of its noise is in the slowest directions.
-    """
-    real = norm(direction).dtype
-    tiny = jnp.finfo(real).tiny
-    start = where(norm(direction) > tiny, direction, jax.tree.map(jnp.ones_like, direction))
 
-    def step(carry: tuple[PyTree, Array], args: Any, j: Array, draw: Any) -> tuple[PyTree, Array]:
-        u, total = carry
-        problem, w, lam, eta = args
-        u = scale(1.0 / jnp.maximum(norm(u), tiny), u)
-        u = axpy(-eta * draw.weight, residual(problem, w, lam, draw.batch, u), u)
-        return u, total + jnp.where(j >= number // 2, jnp.log(jnp.maximum(norm(u), tiny)), 0.0)
-
-    carry = start, jnp.zeros((), real)
-    total = train.fold(step, carry, (problem, w, lam, eta), key=key, start=0, stop=number)[1]
-    return total / (number - number // 2).astype(real)
+def _exact(value: PyTree, by_w: BatchMeans, by_v: BatchMeans, averaged: Error) -> Error:
+    """The report on a last pass: the same transient and contraction, the noise of w and v alone."""
+    both = by_w.of(add(by_w.means, by_v.means))
+    inner, linear = norm(by_w.standard_error), norm(by_v.standard_error)
+    return averaged._replace(
+        value=value,
+        standard_error=both.standard_error,
+        degrees=both.degrees,
+        inner=inner,
+        linear=linear,
+        sampling=jnp.zeros_like(inner),
+    )
 
 
 def _judge(

@@ -1,0 +1,118 @@
+"""Chains of w and v that the same minibatches move, and the batch means of what they pass through."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.records import Failure
+from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, scale, sub, where, zeros_like
+from bilevax.data import RowSource, join
+from bilevax.hypergradients.error import BatchMeans, edges, extrapolated, moved_by
+from bilevax.problems.problem import Problem, inner_image, outer_gradients
+
+
+class Chains(NamedTuple):
+    """What is carried from step to step: a lane for each chain, the first with whole steps, the second with half.
+
+    Attributes:
+        w: [lanes, ...].
+        v: [lanes, ...].
+        failure: the first stage and step at which something was not finite; the chains then stand still.
+        travel: sum of the eta_j.
+    """
+
+    w: PyTree
+    v: PyTree
+    failure: Failure
+    travel: Array
+
+
+class Series(NamedTuple):
+    """Batch means of a run, extrapolated: of the hypergradients x_j, of w_j and v_j, and how far x was moved by it."""
+
+    x: BatchMeans
+    w: BatchMeans
+    v: BatchMeans
+    moved: BatchMeans
+
+
+def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
+    """Chains that all start at (w0, v0)."""
+    w, v = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), (w0, v0))
+    nowhere = Failure(Failure.stage_of("none"), jnp.int32(0))
+    return Chains(w, v, nowhere, jnp.zeros((), jnp.result_type(float)))
+
+
+def run(
+    problem: Problem,
+    lam: PyTree,
+    sources: tuple[RowSource, RowSource],
+    eta: Callable[[Array], Array],
+    chains: Chains,
+    kept: tuple[Array, Array],
+    *,
+    key: Array,
+) -> tuple[Chains, Series]:
+    """Move the chains up to step ``kept[0]``, and then up to ``kept[1]``, in stretches whose means are kept."""
+    cuts = edges(*kept)
+
+    def stretch(chains: Chains, ends: tuple[Array, Array]) -> tuple[Chains, Any]:
+        chains, sums, number = advance(problem, lam, sources, eta, chains, *ends, key=key)
+        x, w, v = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
+        return chains, (number, *extrapolated((x, w, v)), moved_by(x))
+
+    chains, _ = stretch(chains, (jnp.zeros_like(kept[0]), kept[0]))
+    chains, (counts, *means) = jax.lax.scan(stretch, chains, (cuts[:-1], cuts[1:]))
+    return chains, Series(*(BatchMeans.filled(x, counts) for x in means))
+
+
+def advance(
+    problem: Problem,
+    lam: PyTree,
+    sources: tuple[RowSource, RowSource],
+    eta: Callable[[Array], Array],
+    chains: Chains,
+    start: Array,
+    stop: Array,
+    *,
+    key: Array,
+) -> tuple[Chains, tuple[PyTree, PyTree, PyTree], Array]:
+    """The chains after the steps start <= j < stop; with sums over them of x_j, w_j, v_j, and their number."""
+    lanes = jax.tree.leaves(chains.w)[0].shape[0]
+    halving = 0.5 ** jnp.arange(lanes, dtype=jnp.result_type(float))
+
+    def step(carry: Any, args: tuple[Problem, PyTree], j: Array, draws: Any) -> Any:
+        (w, v, failure, travel), sums, number = carry
+        move = jax.vmap(partial(moved, *args, draws))
+        size = jnp.asarray(eta(j)).astype(halving.dtype)
+        new_w, new_v, x, stage = move(w, v, size * halving)
+        failure = where(failure.stage == 0, Failure(jnp.max(stage), j + 1), failure)
+        good = failure.stage == 0
+        sums = where(good, add(sums, (x, w, v)), sums)
+        w, v = where(good, (new_w, new_v), (w, v))
+        return Chains(w, v, failure, travel + size), sums, number + good.astype(jnp.int32)
+
+    sums = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), lam), *zeros_like((chains.w, chains.v))
+    both = join(train=sources[0], val=sources[1])
+    return both.fold(step, (chains, sums, jnp.int32(0)), (problem, lam), key=key, start=start, stop=stop)
+
+
+def moved(
+    problem: Problem, lam: PyTree, draws: Any, w: PyTree, v: PyTree, eta: Array
+) -> tuple[PyTree, PyTree, PyTree, Array]:
+    """One step of one chain: the next w and v, the hypergradient x, and the first stage that is not finite."""
+    train, val = draws["train"], draws["val"]
+    image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, train.batch), w, lam)
+    by_w, by_lam = pullback(v)
+    _, g, direct = outer_gradients(problem, w, lam, val.batch)
+    g, direct = astype_of(g, w), astype_of(direct, lam)
+    x = axpy(val.weight, direct, scale(train.weight, by_lam))
+    by_v = axpy(val.weight, g, scale(train.weight, sub(by_w, v)))
+    stages = {"inner": image, "outer": (g, direct), "linear": by_w, "cross": by_lam}
+    lost = [~all_finite(part) for part in stages.values()]
+    stage = jnp.select(lost, [Failure.stage_of(name) for name in stages], Failure.stage_of("none"))
+    return axpy(eta * train.weight, sub(image, w), w), axpy(eta, by_v, v), x, stage
