@@ -56,7 +56,7 @@ NO_SUITE = {
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "L2Ball", "NonNegative", "Simplex"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
-    "records": ["Count"],
+    "records": ["Constants", "Count"],
 }
 
 

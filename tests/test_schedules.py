@@ -92,7 +92,7 @@ def test_c16_the_steps_that_are_refused_do_stop_short():
     p = FiniteQuadratic.random(0, n=20, d=3, m=2)
     sources = bx.Arrays(p.train_data), bx.Arrays(p.val_data)
     with pytest.warns(UserWarning, match="steps sum"):
-        solver = bx.FixedPoint(3000, lambda j: 0.5 * 0.5**j)
+        solver = bx.FixedPoint(3000, lambda j: 0.5 * 0.5 ** j.astype(float))
     sid = bx.SID(solver, bx.FixedPoint(1))
 
     est = bx.hypergradient(p.problem, sid, np.zeros(3), p.lam, *sources, key=jax.random.key(0))

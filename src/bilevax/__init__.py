@@ -1,7 +1,7 @@
 """bilevax: stochastic bilevel optimisation in JAX.
 
-The public names are imported at their first use, so that ``bilevax --help`` does not wait for JAX. Estimators and
-algorithms are public by being exported from their rooms.
+The public names are imported at their first use, so that ``bilevax --help`` does not wait for JAX. Estimators,
+algorithms and audits are public by being exported from their rooms.
 """
 
 from typing import TYPE_CHECKING
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
         Neumann,
         Polynomial,
     )
+    from bilevax.theory import Constants
+    from bilevax.trust import *
 
 __version__ = "0.1.0.dev0"
 
@@ -58,6 +60,7 @@ __all__ = [
     "Box",
     "Code",
     "Constant",
+    "Constants",
     "Cost",
     "Count",
     "DataError",
@@ -95,9 +98,9 @@ __all__ = [
 
 __getattr__, __dir__ = attach(
     __name__,
-    ["core.codes", "core.errors", "core.records", "data", "problems", "solvers", "runs", "implicit"],
+    ["core.codes", "core.errors", "core.records", "theory", "data", "problems", "solvers", "runs", "implicit"],
     __all__,
-    whole=["hypergradients", "algorithms"],
+    whole=["hypergradients", "algorithms", "trust"],
 )
 
 if not TYPE_CHECKING:
