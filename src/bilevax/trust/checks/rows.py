@@ -1,0 +1,223 @@
+"""Is each function a mean over the rows of its batch? An exact test first, statistics only where it fails."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from bilevax.core.trees import PyTree, sub
+from bilevax.data import RowSource
+from bilevax.problems.problem import Problem, inner_image
+from bilevax.trust.checks.program import draws_fixed_numbers
+from bilevax.trust.findings import Finding
+from bilevax.trust.subject import TINY, Subject, epsilon, normal
+
+PROBES = 8
+"""Batches on which the exact test is made."""
+
+MOST_ROWS = 64
+"""Rows of such a batch at most."""
+
+BATCHES = 1024
+"""Batches from which a bias is judged, in two halves: one says the direction, the other the bias along it."""
+
+ALARM = 6.0
+"""Standard errors at which a mean is said to be wrong: one false alarm in 10^9."""
+
+Parts = tuple[Array, ...]
+Point = tuple[Problem, PyTree, PyTree, PyTree]
+Oracle = Callable[..., Parts]
+
+
+def check_rows(s: Subject) -> Iterator[Finding]:
+    """ROWS_UNREAD, ROW_ORDER, FIXED_KEY, SUM, BIASED, NOT_A_MEAN."""
+    if s.problem.composite:
+        yield Finding(
+            "COMPOSITE",
+            "note",
+            "The inner map ends with a prox: the map of a minibatch is biased even where its gradient is not.",
+            "Use full batches, or expect a floor of the error that more steps do not lower.",
+        )
+    v = normal(s.stream(4), s.w0)
+    for name, oracle, source in (("inner_map", inner, s.train), ("outer_loss", outer, s.val)):
+        if source.rows > 1:
+            side = _Side(name, oracle, source, (s.smooth, s.far, s.lam, v), s)
+            yield from side.findings(draws_fixed_numbers(name, s, source.full))
+
+
+def inner(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) -> Parts:
+    """Phi - w, d1Phi^T v and d2Phi^T v, each a vector."""
+    image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, batch), w, lam)
+    by_w, by_lam = pullback(v)
+    return _flat(sub(image, w)), _flat(by_w), _flat(by_lam)
+
+
+def outer(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) -> Parts:
+    """E, grad_1 E and grad_2 E."""
+    value, (by_w, by_lam) = jax.value_and_grad(problem.outer_loss, (0, 1))(w, lam, batch)
+    return value[None], _flat(by_w), _flat(by_lam)
+
+
+def _flat(tree: PyTree) -> Array:
+    return ravel_pytree(tree)[0]
+
+
+class _Side:
+    """One of the two functions, with the source of its batches."""
+
+    def __init__(self, name: str, oracle: Oracle, source: RowSource, at: Point, s: Subject) -> None:
+        self.name, self.oracle, self.source, self.at, self.s = name, oracle, source, at, s
+        self.tolerance = 1e4 * epsilon((s.w0, s.lam))
+        self.half = max(1, min(source.rows_per_batch, MOST_ROWS) // 2)
+        self.severity = "warning" if source.whole else "error"
+
+    def findings(self, fixed_key: bool) -> Iterator[Finding]:
+        """What keeps it from being a mean over rows."""
+        batches = [self.batch(i) for i in range(PROBES)]
+        mean = not any(self.differ(self.look(b), self.mean_of_halves(b)) for b in batches)
+        if fixed_key:
+            yield self.fixed_key("error" if not mean and self.order_matters(batches) else "warning")
+        elif not mean:
+            yield self.why(batches)
+
+    def batch(self, i: int, rows: int | None = None) -> PyTree:
+        """A batch of random rows."""
+        key = jax.random.fold_in(self.s.stream(5), i)
+        chosen = jax.random.randint(key, (rows or 2 * self.half,), 0, self.source.rows)
+        return jax.tree.map(lambda x: x[chosen], self.source.full)
+
+    def look(self, batch: PyTree) -> Parts:
+        """What the function and its derivatives say of a batch."""
+        return _looked(self.oracle, self.at, batch)
+
+    def mean_of_halves(self, batch: PyTree) -> Parts:
+        """What a mean over rows would be on the whole batch."""
+        halves = [self.look(_rows(batch, part)) for part in (slice(None, self.half), slice(self.half, None))]
+        return tuple((a + b) / 2 for a, b in zip(*halves, strict=True))
+
+    def differ(self, a: Parts, b: Parts) -> bool:
+        """True where two looks differ by more than rounding."""
+        return any(_distance(x, y) > self.tolerance for x, y in zip(a, b, strict=True))
+
+    def why(self, batches: list[PyTree]) -> Finding:
+        """The reason, the simplest first."""
+        unread = self.unread(batches)
+        if unread.any():
+            return Finding(
+                "ROWS_UNREAD",
+                "error",
+                f"{self.name} does not read {unread.sum()} of the {unread.size} rows of a batch, the first at position "
+                f"{unread.argmax()}.",
+                "Take the mean over every row of the batch; look for a slice.",
+            )
+        if self.order_matters(batches):
+            return Finding(
+                "ROW_ORDER",
+                "error",
+                f"{self.name} changes when the rows of a batch change places.",
+                "Treat every row alike: no weights, masks or noise by position. Random numbers of a row belong in the "
+                "batch.",
+            )
+        once, twice, four = (self.look(_repeated(batches[0], times)) for times in (1, 2, 4))
+        grows = self.differ(once, twice)
+        if grows and not self.differ(_sub(four, twice), tuple(2 * x for x in _sub(twice, once))):
+            return Finding(
+                "SUM",
+                self.severity,
+                f"{self.name} grows with the number of rows: it doubles, but for a constant part, on a batch given "
+                "twice. It is a sum.",
+                "Take jnp.mean over the rows; steps and penalties then mean the same for every batch size.",
+            )
+        return self.biased()
+
+    def unread(self, batches: list[PyTree]) -> np.ndarray:
+        """Positions whose row can be replaced by that of another batch without a trace, in all batches; [rows]."""
+        pairs = itertools.pairwise(batches)
+        return np.all([_unmoved(self.oracle, self.at, *pair) for pair in pairs], axis=0)
+
+    def order_matters(self, batches: list[PyTree]) -> bool:
+        """True where the rows of a batch cannot change places."""
+        return any(self.differ(self.look(b), self.look(_rows(b, slice(None, None, -1)))) for b in batches)
+
+    def biased(self) -> Finding:
+        """Whether the mean over batches is that of every row, along the direction in which it seems to differ most."""
+        full, rows = self.source.full, 2 * self.half
+        truth = jnp.concatenate(self.look(full))
+        first, _ = _sampled(self.oracle, self.at, full, truth, jnp.zeros_like(truth), self.s.stream(6), rows)
+        length = jnp.linalg.norm(first)
+        direction = first / jnp.where(length > 0, length, jnp.ones_like(length))
+        _, along = _sampled(self.oracle, self.at, full, truth, direction, self.s.stream(7), rows)
+        bias, error = float(jnp.mean(along)), float(jnp.std(along)) / np.sqrt(BATCHES // 2)
+        share = abs(bias) / max(float(jnp.linalg.norm(truth)), TINY)
+        measured = (
+            f"{self.name} of {2 * self.half} rows is no mean over rows; its mean over {BATCHES // 2} batches differs "
+            f"from its value on every row by {100 * share:.2g} %, {abs(bias) / max(error, TINY):.1f} standard errors."
+        )
+        if bias > ALARM * error:
+            advice = "Let each row's part depend on that row alone: no mean or variance of the batch (batch norm)."
+            return Finding("BIASED", self.severity, measured, advice)
+        return Finding("NOT_A_MEAN", "note", measured, "No bias was found; a larger batch would make it smaller still.")
+
+    def fixed_key(self, severity: str) -> Finding:
+        """Random numbers that are the same in every minibatch."""
+        return Finding(
+            "FIXED_KEY",
+            severity,
+            f"{self.name} draws random numbers from a key that is no part of the batch: they are the same in every "
+            "minibatch.",
+            "Put keys into the data, one a row, so that each draw of a row brings its own; or leave the noise out.",
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _looked(oracle: Oracle, at: Point, batch: PyTree) -> Parts:
+    return oracle(*at, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _unmoved(oracle: Oracle, at: Point, batch: PyTree, other: PyTree) -> Array:
+    """Which rows of a batch can be replaced by those of another one by one, and nothing changes; [rows]."""
+    before = oracle(*at, batch)
+
+    def replaced(i: Array) -> Array:
+        after = oracle(*at, jax.tree.map(lambda x, y: x.at[i].set(y[i]), batch, other))
+        return jnp.all(jnp.stack([jnp.all(x == y) for x, y in zip(before, after, strict=True)]))
+
+    return jax.lax.map(replaced, jnp.arange(jax.tree.leaves(batch)[0].shape[0]))
+
+
+@partial(jax.jit, static_argnums=(0, 6))
+def _sampled(
+    oracle: Oracle, at: Point, full: PyTree, truth: Array, direction: Array, key: Array, rows: int
+) -> tuple[Array, Array]:
+    """Mean difference from the truth, and the differences along a direction; of BATCHES / 2 batches."""
+
+    def one(total: Array, key: Array) -> tuple[Array, Array]:
+        chosen = jax.random.randint(key, (rows,), 0, jax.tree.leaves(full)[0].shape[0])
+        found = jnp.concatenate(oracle(*at, jax.tree.map(lambda x: x[chosen], full))) - truth
+        return total + found / (BATCHES // 2), found @ direction
+
+    return jax.lax.scan(one, jnp.zeros_like(truth), jax.random.split(key, BATCHES // 2))
+
+
+def _rows(batch: PyTree, part: slice) -> PyTree:
+    return jax.tree.map(lambda x: x[part], batch)
+
+
+def _repeated(batch: PyTree, times: int) -> PyTree:
+    return jax.tree.map(lambda x: jnp.concatenate([x] * times), batch)
+
+
+def _sub(a: Parts, b: Parts) -> Parts:
+    return tuple(x - y for x, y in zip(a, b, strict=True))
+
+
+def _distance(a: Array, b: Array) -> float:
+    """||a - b|| against the larger of the two."""
+    size = max(float(jnp.linalg.norm(a)), float(jnp.linalg.norm(b)))
+    return float(jnp.linalg.norm(a - b)) / size if size > 0 else 0.0

@@ -1,0 +1,88 @@
+"""Do the sources draw minibatches that differ, and whose mean is that of every row?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.core.trees import PyTree
+from bilevax.data import RowSource
+from bilevax.trust.checks.rows import ALARM
+from bilevax.trust.findings import Finding
+from bilevax.trust.subject import TINY, Subject
+
+IN_A_ROW = 16
+"""Minibatches looked at in a row."""
+
+SCATTERED = 256
+"""Minibatches looked at here and there, each under a key of its own."""
+
+
+def check_sources(s: Subject) -> Iterator[Finding]:
+    """REPEATED_BATCH, KEY_IGNORED, SOURCE_BIASED."""
+    for number, (name, source) in enumerate((("train", s.train), ("val", s.val))):
+        if not source.whole and source.rows_per_batch < source.rows:
+            yield from _findings(name, source, s.stream(20 + number))
+
+
+def _findings(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
+    kind = jnp.result_type(float)
+    measure = jax.tree.map(lambda x: jax.random.normal(key, x.shape[1:], kind), source.full)
+    rows = [_drawn(source, measure, jax.random.fold_in(key, i), jnp.int32(0), IN_A_ROW)[0] for i in range(2)]
+    if all(np.ptp(row) == 0 for row in rows):
+        yield Finding(
+            "REPEATED_BATCH",
+            "error",
+            f"{name} draws one and the same minibatch {IN_A_ROW} times in a row.",
+            "Minibatch j must be a function of (key, j): use j in renew or visit. bilevax.testing.check_source says "
+            "what a source must satisfy.",
+        )
+        return
+    if np.array_equal(*rows):
+        yield Finding(
+            "KEY_IGNORED",
+            "error",
+            f"{name} draws the same minibatches for two keys.",
+            "Draw from the key that renew is given: the stages of a hypergradient need independent minibatches.",
+        )
+    keys, starts = jax.random.split(key, SCATTERED), jax.random.randint(key, (SCATTERED,), 0, 1000)
+    found = jax.jit(jax.vmap(lambda k, j: _drawn_at(source, measure, k, j, 1)))(keys, starts)
+    means, weights = (np.asarray(x, np.float64)[:, 0] for x in found)
+    truth = float(jnp.mean(_measured(source.full, measure)))
+    wrong, noise = np.mean(weights * means - truth), np.std(weights * means - truth) / np.sqrt(SCATTERED)
+    if abs(wrong) > ALARM * noise + 1e-5 * abs(truth):
+        yield Finding(
+            "SOURCE_BIASED",
+            "error",
+            f"The mean of {SCATTERED} minibatches of {name} is {abs(wrong) / max(noise, TINY):.1f} standard errors "
+            "from that of every row: some rows come more often than others, or never.",
+            "Draw every row equally often, or say the draw's weight. bilevax.testing.check_source says more.",
+        )
+
+
+def _measured(rows: PyTree, measure: PyTree) -> Array:
+    """A random linear function of each row, [b]."""
+    parts = [
+        x.reshape(x.shape[0], -1).astype(r.dtype) @ r.reshape(-1)
+        for x, r in zip(jax.tree.leaves(rows), jax.tree.leaves(measure), strict=True)
+    ]
+    return jnp.sum(jnp.stack(parts), axis=0)
+
+
+def _drawn_at(source: RowSource, measure: PyTree, key: Array, start: Array, number: int) -> tuple[Array, Array]:
+    """The means of minibatches from ``start`` on, and their weights; [number] each."""
+
+    def note(seen: tuple[Array, Array], measure: PyTree, j: Array, draw: Any) -> tuple[Array, Array]:
+        mean = jnp.mean(_measured(draw.batch, measure))
+        weight = jnp.asarray(draw.weight).astype(mean.dtype)
+        return seen[0].at[j - start].set(mean), seen[1].at[j - start].set(weight)
+
+    zeros = jnp.zeros(number, jax.tree.leaves(measure)[0].dtype)
+    out: tuple[Array, Array] = source.fold(note, (zeros, zeros), measure, key=key, start=start, stop=start + number)
+    return out
+
+
+_drawn = jax.jit(_drawn_at, static_argnums=4)

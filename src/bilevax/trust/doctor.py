@@ -1,0 +1,122 @@
+"""The doctor: an audit of a bilevel problem before any time is spent on it."""
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jax import Array
+
+from bilevax.core.config import strong
+from bilevax.core.keys import as_key
+from bilevax.core.trees import PyTree, as_parameters
+from bilevax.data import RowSource
+from bilevax.problems.problem import Problem
+from bilevax.trust.checks.contraction import check_contraction
+from bilevax.trust.checks.effect import check_derivatives, check_effect
+from bilevax.trust.checks.estimators import check_estimator
+from bilevax.trust.checks.leaves import check_finite, check_leaves, check_structure
+from bilevax.trust.checks.program import check_program
+from bilevax.trust.checks.rows import check_rows
+from bilevax.trust.checks.sources import check_sources
+from bilevax.trust.findings import SEVERITIES, Figure, Finding, Findings
+from bilevax.trust.subject import Subject
+
+STOPS = {"INTEGER_LEAF", "BAD_LEAF", "STRUCTURE", "RAISES", "IMPURE", "NONFINITE"}
+"""Findings after which the checks that follow would speak of nothing."""
+
+
+def check(
+    problem: Problem,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    key: Array,
+    estimator: Any = None,
+) -> Findings:
+    """Audit a problem: its leaves, its functions, its sources, its inner map, and an estimator of its hypergradient.
+
+    Each finding has a ``code``, a ``severity``, what was ``measured``, and ``advice``; docs/check.md lists the codes.
+    An exception in one of the problem's functions is a finding too. What is looked at:
+
+    - leaves and results: real, finite, of one structure;
+    - the traced programs: pure, without large or narrowed constants, without random numbers that no batch holds; lam
+      enters them;
+    - rows: each function is a mean over the rows of its batch. The mean over two halves must be that of the whole, to
+      rounding; only where it is not, statistics decide (one false alarm in 10^9);
+    - sources: minibatches differ, and their mean is that of every row;
+    - the inner map contracts at the inner solution, on every row; lam moves that solution;
+    - derivatives agree with central differences;
+    - the mean of 32 estimates is the hypergradient, where an estimator is given.
+
+    The audit sees what the functions do at two points, not everywhere, and in the precision JAX is set to. A function
+    that is compiled already (``jax.jit``) hides a change of its Python state.
+
+    Cost: about 300 gradients, 150 to 550 Jacobian-vector products and ten cross products on every row, and about a
+    thousand minibatches; with an estimator 32 estimates more, and one on every row.
+
+    Args:
+        problem: the inner map, the outer loss, the set Lambda.
+        w0: start of the inner solver, d entries.
+        lam: where the hypergradient is wanted, m entries.
+        train: source of inner minibatches.
+        val: source of outer minibatches.
+        key: a JAX random key, of all that the audit draws.
+        estimator: such as :class:`~bilevax.SID`; None: none is audited.
+
+    Returns:
+        The findings, the worst first, which print as a table; none where nothing is wrong.
+
+    Raises:
+        ParameterError: the key is no JAX random key.
+
+    Examples:
+        >>> import bilevax as bx, jax, numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> X, y = rng.normal(size=(60, 3)).astype("f"), rng.normal(size=60).astype("f")
+        >>> def loss(w, lam, batch):
+        ...     return 0.5 * ((batch[0] @ w - batch[1]) ** 2).sum() + 0.5 * (jax.numpy.exp(lam) * w**2).sum()
+        >>> problem = bx.Problem(bx.GradientStep(loss, 0.005), bx.Squared())
+        >>> train, val = bx.Arrays((X[:40], y[:40]), 8), bx.Arrays((X[40:], y[40:]))
+        >>> found = bx.check(problem, np.zeros(3, "f"), np.zeros(3, "f"), train, val, key=jax.random.key(0))
+        >>> found.worst, found.codes
+        ('error', ('STRUCTURE',))
+    """
+    key = as_key(key)
+    seen: list[Finding | Figure] = []
+    try:
+        for found in _audit(problem, w0, lam, (train, val), key, estimator):
+            seen.append(found)
+            if isinstance(found, Finding) and found.code in STOPS:
+                break
+    except Exception as e:
+        measured = f"{type(e).__name__}: {e}{_place(e)}"
+        seen.append(Finding("RAISES", "error", measured, "Every function must run on arrays that JAX traces."))
+    items = sorted((x for x in seen if isinstance(x, Finding)), key=lambda f: -SEVERITIES.index(f.severity))
+    return Findings(tuple(items), tuple(x for x in seen if isinstance(x, Figure)))
+
+
+def _audit(
+    problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource], key: Array, estimator: Any
+) -> Iterator[Finding | Figure]:
+    """The groups of checks, each of which may count on what came before it."""
+    yield from check_leaves(w0, lam)
+    s = Subject(strong(problem), as_parameters("w0", w0), as_parameters("lam", lam), *sources, key)
+    yield from check_structure(s)
+    s = s.measured()
+    yield from check_program(s)
+    s = s.located()
+    yield from check_finite(s)
+    for group in (check_sources, check_rows, check_contraction, check_effect, check_derivatives):
+        yield from group(s)
+    if estimator is not None:
+        yield from check_estimator(s, estimator)
+
+
+def _place(e: Exception) -> str:
+    """The user's line that an exception comes from, if there is one."""
+    frames = traceback.extract_tb(e.__traceback__)
+    own = [f for f in frames if not any(part in Path(f.filename).parts for part in ("site-packages", "bilevax"))]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
