@@ -38,8 +38,8 @@ def estimate_constants(
     A bound made of them is an estimate too: nothing is known of them elsewhere. Take w near w(lam).
 
     - L, tau, q, L_Phi, mu1, mu2: Lanczos on every row; the error is the residual of the Ritz value. L, tau and alpha
-      only where the inner map is a gradient step. If that step is diagonal, alpha is its largest entry, and q is |d1Phi|
-      in the norm in which that is self-adjoint.
+      only where the inner map is a gradient step. If that step is diagonal, alpha is its largest entry, and q is
+      |d1Phi| in the norm in which that is self-adjoint.
     - L_E: the norm of grad_1 E(w).
     - nu1, nu2: norm of the derivative of d1Phi and d2Phi in w, by an alternating power method.
     - sigma1: 2 V[hatPhi(w)]. sigma1_prime, sigma2_prime: variance along the direction in which it is largest. sigma2:
