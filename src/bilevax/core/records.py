@@ -15,25 +15,45 @@ from bilevax.core.uncertainty import Error as Error
 
 @config
 class Count:
-    """Oracle calls of one kind: how many, and how many rows each reads.
+    """Oracle calls of one kind: how many, on how many rows each, and how often the rows were read for them.
 
-    The rows are a Python integer, so the product does not overflow an int32.
+    The rows are a Python integer, so the products do not overflow an int32.
+
+    Args:
+        calls: how many.
+        rows: of one call.
+        reads: minibatches read for these calls; less than ``calls`` where one that is in hand serves several of them.
+            None: as many as calls.
     """
 
     calls: Array | int = 0
     rows: int = static(0)
+    reads: Array | int | None = None
 
     @property
     def samples(self) -> Any:
-        """Rows visited: calls * rows."""
-        return self.calls * self.rows if isinstance(self.calls, jax.core.Tracer) else int(self.calls) * self.rows
+        """Rows the calls are on: calls * rows."""
+        return self._times_rows(self.calls)
+
+    @property
+    def visits(self) -> Any:
+        """Rows read: reads * rows."""
+        return self._times_rows(self._known_reads)
+
+    def _times_rows(self, number: Any) -> Any:
+        return number * self.rows if isinstance(number, jax.core.Tracer) else int(number) * self.rows
 
     def __add__(self, other: "Count") -> "Count":
-        return Count(jnp.asarray(self.calls + other.calls, jnp.int32), max(self.rows, other.rows))
+        calls, reads = self.calls + other.calls, self._known_reads + other._known_reads
+        return Count(jnp.asarray(calls, jnp.int32), max(self.rows, other.rows), jnp.asarray(reads, jnp.int32))
+
+    @property
+    def _known_reads(self) -> Any:
+        return self.calls if self.reads is None else self.reads
 
 
 class Cost(NamedTuple):
-    """What a computation cost, by kind of oracle call; ``visits`` is the sum in rows.
+    """What a computation cost, by kind of oracle call; ``visits`` is the number of rows read.
 
     Attributes:
         gradients: evaluations of the inner map (inner gradients).
@@ -51,8 +71,8 @@ class Cost(NamedTuple):
 
     @property
     def visits(self) -> Any:
-        """Sample visits: rows read, over all kinds."""
-        return sum(part.samples for part in self)
+        """Sample visits: rows read, over all kinds; a row in hand that serves several calls is read once."""
+        return sum(part.visits for part in self)
 
     def plus(self, other: "Cost") -> "Cost":
         """The cost of both, kind by kind."""
@@ -120,7 +140,7 @@ class Estimate(NamedTuple):
         value: the hypergradient, like lam.
         outer_value: E(w, lam), at the w below.
         w: the approximate fixed point, like w0.
-        v: the approximate solution of (I - d1Phi^T) v = grad_1 E, like w0; None where no system is solved.
+        v: the approximate solution of (I - d1Phi^T) v = grad_1 E, like w0; None where nothing stands for it.
         code: a :class:`~bilevax.Code`, int32.
         cost: oracle calls.
         failure: where the code comes from.

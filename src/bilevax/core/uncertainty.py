@@ -41,8 +41,13 @@ class Error(NamedTuple):
 
     @property
     def relative(self) -> Array:
-        """sqrt(estimated mean square error) / |value|, the mean square error being |standard_error|^2 + bias^2."""
-        return jnp.hypot(norm(self.standard_error), self.bias) / norm(self.value)
+        """sqrt(estimated mean square error) / |value|, the mean square error being |standard_error|^2 + bias^2.
+
+        Of what is known: a bias that is NaN counts as 0. 0 where the value and its error are 0.
+        """
+        error = jnp.hypot(norm(self.standard_error), jnp.where(jnp.isnan(self.bias), 0.0, self.bias))
+        size = norm(self.value)
+        return jnp.where(error > 0, error / size, jnp.zeros_like(size))
 
     def interval(self, level: float = 0.95, bias: bool = False) -> tuple[PyTree, PyTree]:
         """Per entry, an interval for E[value], from the t distribution; outside of compiled programs.

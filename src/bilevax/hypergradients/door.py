@@ -8,15 +8,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import replace, strong
+from bilevax.core.config import count, real, replace, strong
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key, stream
-from bilevax.core.records import Cost, Count, Estimate
+from bilevax.core.records import Cost, Count, Estimate, worst_part
 from bilevax.core.trees import PyTree, as_parameters, leaf_name
 from bilevax.data import RowSource
+from bilevax.hypergradients.a_posteriori import a_posteriori
+from bilevax.hypergradients.replicas import pooled
 from bilevax.problems.gradient_step import POWER_STEPS, GradientStep, measured_batches
 from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
+from bilevax.theory import Constants
 
 
 def hypergradient(
@@ -28,11 +31,19 @@ def hypergradient(
     val: RowSource,
     *,
     key: Array,
+    tol: float = 0.1,
+    replicas: int = 1,
+    constants: Constants | None = None,
 ) -> Estimate:
-    """Approximate the gradient of lam -> E(w(lam), lam).
+    """Approximate the gradient of lam -> E(w(lam), lam), and say how wrong it may be.
 
     Runs as one compiled program that is cached across calls: new numbers (steps, step sizes, data of equal shape)
     compile nothing. May be called inside the user's own jit, vmap or scan.
+
+    What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means; a deterministic
+    estimate has what is left of its two equations (:func:`~bilevax.hypergradients.a_posteriori.a_posteriori`); SID on
+    minibatches knows the noise of its cross batches alone. Replicas price all noise of any estimator, with few degrees
+    of freedom; they share the start and the curvature of the problem, so the bias that comes of these stays unseen.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
@@ -42,17 +53,22 @@ def hypergradient(
         train: source of inner minibatches.
         val: source of outer minibatches.
         key: a JAX random key.
+        tol: the code is BUDGET where ``error.relative`` is more. Default 0.1.
+        replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1.
+        constants: of the problem; ``error.bound`` of a deterministic estimate follows from them.
 
     Returns:
-        The estimate: ``value`` like lam, ``outer_value``, ``w``, ``v``, ``code``, ``cost``.
+        The estimate: ``value`` like lam, ``outer_value``, ``w``, ``v``, ``code``, ``cost``, ``error``.
 
     Raises:
-        ParameterError: a wrong leaf of w0 or lam, a function that returns a wrong structure, shape or dtype, or an
-            estimator that needs what the problem lacks.
+        ParameterError: a wrong leaf of w0 or lam, a function that returns a wrong structure, shape or dtype, an
+            estimator that needs what the problem lacks, a wrong ``tol`` or number of replicas.
     """
     estimator.check(problem)
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
-    return _estimate(strong(problem), strong(estimator), w0, lam, train, val, as_key(key))
+    tol, replicas = real("tol", tol, low=0.0, open_low=True), count("replicas", replicas, low=1)
+    numbers = strong((problem, estimator, tol, constants))
+    return _estimate(*numbers, w0, lam, train, val, as_key(key), replicas=replicas)
 
 
 def value_and_hypergradient(
@@ -76,12 +92,40 @@ def value_and_hypergradient(
     return value, gradient
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="replicas")
 def _estimate(
-    problem: Problem, estimator: Any, w0: PyTree, lam: PyTree, train: RowSource, val: RowSource, key: Array
+    problem: Problem,
+    estimator: Any,
+    tol: Array,
+    constants: Constants | None,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    key: Array,
+    *,
+    replicas: int,
 ) -> Estimate:
     check_functions(problem, w0, lam, train, val)
-    return measured_estimate(problem, estimator, w0, lam, (train, val), key=key)
+    sources = (train, val)
+
+    def one(key: Array) -> Estimate:
+        estimate = measured_estimate(problem, estimator, w0, lam, sources, key=key)
+        if estimate.error is not None or estimate.v is None or not estimator.deterministic(sources):
+            return estimate
+        ready = _measured(problem, w0, lam, train, key)
+        points = estimate.w, estimate.v, lam
+        return estimate._replace(error=a_posteriori(ready, estimate.value, points, sources, constants))
+
+    estimate = one(key) if replicas == 1 else pooled(jax.vmap(one)(jax.random.split(key, replicas)))
+    if estimate.error is None:
+        return estimate
+    far = estimate.error.relative > tol.astype(estimate.error.relative.dtype)
+    code, failure = worst_part(
+        (estimate.failure.stage, estimate.code, estimate.failure.step),
+        ("none", jnp.where(far, jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), jnp.int32(0)),
+    )
+    return estimate._replace(code=code, failure=failure)
 
 
 def measured_estimate(
@@ -95,14 +139,21 @@ def measured_estimate(
     **start: Any,
 ) -> Estimate:
     """An estimate with the inner step measured first, where it is None, and the measuring counted."""
-    inner_map = problem.inner_map
-    if not (isinstance(inner_map, GradientStep | ProximalStep) and inner_map.step_size is None):
-        return estimator.estimate(problem, w0, lam, sources, key=key, **start)
+    ready = _measured(problem, w0, lam, sources[0], key)
+    estimate = estimator.estimate(ready, w0, lam, sources, key=key, **start)
+    if ready is problem:
+        return estimate
     train = sources[0]
-    ready = inner_map.measured(w0, lam, train, stream(key, "measure"))
-    estimate = estimator.estimate(replace(problem, inner_map=ready), w0, lam, sources, key=key, **start)
     spent = Count(jnp.int32(measured_batches(train) * POWER_STEPS), train.rows_per_batch)
     return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
+
+
+def _measured(problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
+    """The problem with its inner step filled in, where that is None; else the problem itself."""
+    inner_map = problem.inner_map
+    if not (isinstance(inner_map, GradientStep | ProximalStep) and inner_map.step_size is None):
+        return problem
+    return replace(problem, inner_map=inner_map.measured(w0, lam, train, stream(key, "measure")))
 
 
 def check_functions(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, val: RowSource) -> None:

@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, real, set_fields, static
 from bilevax.core.records import Cost, Count, Estimate, nonfinite, worst_part
-from bilevax.core.trees import PyTree, all_finite, astype_of, axpy, sub, where
+from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, sub, where, zeros_like
 from bilevax.data import RowSource
 from bilevax.problems.problem import Problem, adjoint_product, inner_image
 from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
@@ -50,6 +50,10 @@ class ITD:
     def check(self, problem: Problem) -> None:
         """Every problem will do."""
 
+    def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
+        """True: every step sees every row."""
+        return True
+
     def estimate(
         self,
         problem: Problem,
@@ -64,8 +68,8 @@ class ITD:
         """One hypergradient; pure and traceable. Draws nothing, solves no linear system: key, s and v0 play no part."""
         batch = sources[0].full
 
-        def trajectory(lam: PyTree) -> Trajectory:
-            return unrolled(problem, Trajectory.of(w0), lam, batch, self.step_size, 0, self.steps)
+        def trajectory(lam: PyTree, offset: PyTree) -> Trajectory:
+            return unrolled(problem, Trajectory.of(w0), (lam, offset), batch, self.step_size, 0, self.steps)
 
         return differentiated(self, problem, trajectory, (w0, lam), sources, self.steps)
 
@@ -92,16 +96,21 @@ class Trajectory(NamedTuple):
 def unrolled(
     problem: Problem,
     before: Trajectory,
-    lam: PyTree,
+    point: tuple[PyTree, PyTree],
     batch: PyTree,
     step_size: Callable[[Array], Array],
     start: int,
     steps: int,
 ) -> Trajectory:
-    """So many steps from number ``start`` on, differentiable: sqrt(steps) checkpoints. The moves are watched."""
+    """So many steps from number ``start`` on, differentiable: sqrt(steps) checkpoints. The moves are watched.
+
+    ``point`` is (lam, offset), and an offset of 0, like w, is added to each image of the map: the derivative with
+    respect to it is the sum of all multipliers, which approaches v as that with respect to lam does the hypergradient.
+    """
+    lam, offset = point
 
     def step(at: Trajectory, j: Array) -> tuple[Trajectory, None]:
-        move = sub(inner_image(problem, at.w, lam, batch), at.w)
+        move = sub(add(inner_image(problem, at.w, lam, batch), offset), at.w)
         finite = all_finite(move)  # not by way of what is watched: the backward pass computes this anew, and only this
         seen = jax.lax.stop_gradient(at._replace(w=()))
         push = pushing(problem, at.w, lam, batch, step_size(j))
@@ -137,7 +146,7 @@ def pushing(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, eta: Array)
 def differentiated(
     estimator: Any,
     problem: Problem,
-    trajectory: Callable[[PyTree], Trajectory],
+    trajectory: Callable[[PyTree, PyTree], Trajectory],
     points: tuple[PyTree, PyTree],
     sources: tuple[RowSource, RowSource],
     back: int,
@@ -147,21 +156,21 @@ def differentiated(
     Args:
         estimator: its ``steps``, ``step_size``, ``tol`` and ``mode``.
         problem: the maps.
-        trajectory: of lam.
+        trajectory: of lam and the offset.
         points: (w0, lam).
         sources: (train, val).
         back: steps with a derivative.
     """
     (w0, lam), (train, val), steps = points, sources, estimator.steps
 
-    def objective(lam: PyTree) -> tuple[Array, Trajectory]:
-        end = trajectory(lam)
+    def objective(lam: PyTree, offset: PyTree) -> tuple[Array, Trajectory]:
+        end = trajectory(lam, offset)
         return problem.outer_loss(end.w, lam, val.full), end
 
     if estimator.mode == "reverse":
-        (value, end), gradient = jax.value_and_grad(objective, has_aux=True)(lam)
+        (value, end), (gradient, v) = jax.value_and_grad(objective, (0, 1), has_aux=True)(lam, zeros_like(w0))
     else:
-        gradient, end = jax.jacfwd(objective, has_aux=True)(lam)
+        (gradient, end), v = jax.jacfwd(objective, has_aux=True)(lam, zeros_like(w0)), None
         value = problem.outer_loss(end.w, lam, val.full)
     push = pushing(problem, end.w, lam, train.full, estimator.step_size(jnp.int32(steps - 1)))
     inner = verdict(end.moves, jnp.int32(steps), (w0, end.w), sub(end.w, w0), push, estimator.tol)
@@ -178,4 +187,4 @@ def differentiated(
         cross=Count(jnp.int32(products), train.rows),
         outer_gradients=Count(jnp.int32(1), val.rows),
     )
-    return Estimate(astype_of(gradient, lam), value, end.w, None, code, cost, failure)
+    return Estimate(astype_of(gradient, lam), value, end.w, v, code, cost, failure)

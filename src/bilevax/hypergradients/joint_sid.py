@@ -168,11 +168,13 @@ class JointSID:
     ) -> Cost:
         train, val = sources
         b, calls = train.rows_per_batch, steps * (2 if self.extrapolate else 1)
+        last, outer = passed * _batches(train), _batches(val)
+        read = steps + outer + passed * priced
         return Cost(
-            gradients=Count(calls, b),
-            hvps=Count(calls + followed, b),
-            cross=Count(calls + passed * (_batches(train) + BATCHES * priced), b),
-            outer_gradients=Count(calls + _batches(val) + passed * BATCHES // 2 * priced, val.rows_per_batch),
+            gradients=Count(calls, b, reads=steps),
+            hvps=Count(calls + followed, b, reads=followed),
+            cross=Count(calls + last + passed * BATCHES * priced, b, reads=last + passed * priced),
+            outer_gradients=Count(calls + outer + passed * BATCHES // 2 * priced, val.rows_per_batch, reads=read),
             measuring=Count(measuring, b),
         )
 

@@ -10,8 +10,8 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
-from bilevax.core.records import Cost, Count, Estimate, Solved, nonfinite, worst_part
-from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub, zeros_like
+from bilevax.core.records import Cost, Count, Error, Estimate, Solved, nonfinite, worst_part
+from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, zeros_like
 from bilevax.data import RowSource
 from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
 from bilevax.solvers import Given, at_step
@@ -98,7 +98,8 @@ class SID:
         w = inner.value
         value, g, direct, outer = self._outer(problem, w, lam, val, key=stream(key, "outer"), s=s)
         linear = self._solve_linear(problem, w, lam, train, g, v0, key=stream(key, "linear"), s=s)
-        product, cross = self._cross(problem, w, lam, train, linear.value, key=stream(key, "cross"), s=s)
+        v = linear.value
+        product, deviation, cross = self._cross(problem, w, lam, train, v, key=stream(key, "cross"), s=s)
         hypergradient = add(direct, product)
         cost = Cost(
             gradients=Count(inner.calls, _rows(self.inner, train)),
@@ -113,7 +114,15 @@ class SID:
             ("linear", linear.code, linear.step),
             ("cross", nonfinite(product), jnp.int32(0)),
         )
-        return Estimate(hypergradient, value, w, linear.value, code, cost, failure)
+        error = None if self.deterministic(sources) else _sampling_error(hypergradient, deviation, cross.calls)
+        return Estimate(hypergradient, value, w, v, code, cost, failure, error)
+
+    def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
+        """True if every stage sees every row."""
+        train, val = sources
+        solvers = not (getattr(self.inner, "stochastic", False) or self.linear.stochastic)
+        inner = train.whole or (solvers and self.cross_batches is None)
+        return inner and (val.whole or self.outer_batches is None)
 
     def _solve_inner(
         self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, s: Array | int
@@ -180,18 +189,31 @@ class SID:
         *,
         key: Array,
         s: Array | int,
-    ) -> tuple[PyTree, Count]:
-        """d2Phi^T v, averaged over the cross batches."""
+    ) -> tuple[PyTree, PyTree, Count]:
+        """d2Phi^T v, averaged over the cross batches, and the standard deviation of one of them."""
         if self.cross_batches is None:
-            return cross_product(problem, w, lam, train.full, v), Count(jnp.int32(1), train.rows)
+            product = cross_product(problem, w, lam, train.full, v)
+            return product, zeros_like(product), Count(jnp.int32(1), train.rows)
 
-        def product(args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
+        def product_and_square(args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
             problem, w, lam, v = args
-            return cross_product(problem, w, lam, batch, v)
+            product = cross_product(problem, w, lam, batch, v)
+            return product, jax.tree.map(jnp.square, product)
 
         number = at_step(self.cross_batches, s)
-        mean = batch_mean(product, (problem, w, lam, v), train, key=key, number=number)
-        return mean, Count(number, train.rows_per_batch)
+        args = (problem, w, lam, v)
+        mean, squares = batch_mean(product_and_square, args, train, key=key, number=number)
+        deviation = jax.tree.map(lambda m, q: jnp.sqrt(jnp.maximum(q - m**2, 0.0)), mean, squares)
+        return mean, deviation, Count(number, train.rows_per_batch)
+
+
+def _sampling_error(value: PyTree, deviation: PyTree, number: Any) -> Error:
+    """What one run says: how its cross batches differ. Of the noise of w and v it says nothing."""
+    size = norm(value)
+    degrees = jnp.maximum(number - 1, 0)
+    standard_error = scale(1.0 / jnp.sqrt(jnp.maximum(degrees, 1).astype(size.dtype)), deviation)
+    unknown = jnp.full_like(size, jnp.nan)
+    return Error(value, standard_error, unknown, degrees, unknown, unknown, norm(standard_error), unknown)
 
 
 def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array) -> PyTree:

@@ -8,7 +8,7 @@ from jax import Array
 from bilevax.core.config import config, count, real, set_fields, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.itd import Trajectory, differentiated, unrolled
 from bilevax.problems.problem import Problem
@@ -48,6 +48,10 @@ class TruncatedITD:
     def check(self, problem: Problem) -> None:
         """Every problem will do."""
 
+    def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
+        """True: every step sees every row."""
+        return True
+
     def estimate(
         self,
         problem: Problem,
@@ -62,9 +66,9 @@ class TruncatedITD:
         """One hypergradient; pure and traceable. Draws nothing, solves no linear system: key, s and v0 play no part."""
         batch, first = sources[0].full, self.steps - self.last
         at = Trajectory.of(w0)
-        at = unrolled(problem, at, lam, batch, self.step_size, 0, first) if first else at
+        at = unrolled(problem, at, (lam, zeros_like(w0)), batch, self.step_size, 0, first) if first else at
 
-        def trajectory(lam: PyTree) -> Trajectory:
-            return unrolled(problem, jax.lax.stop_gradient(at), lam, batch, self.step_size, first, self.last)
+        def trajectory(lam: PyTree, offset: PyTree) -> Trajectory:
+            return unrolled(problem, jax.lax.stop_gradient(at), (lam, offset), batch, self.step_size, first, self.last)
 
         return differentiated(self, problem, trajectory, (w0, lam), sources, self.last)

@@ -131,7 +131,11 @@ def _advance(
 
 def _samples(cost: Cost) -> np.ndarray:
     """Sample visits of each recorded step, int64."""
-    return np.sum([np.asarray(part.calls, np.int64) * part.rows for part in cost], axis=0)
+    return np.sum([np.asarray(_reads(part), np.int64) * part.rows for part in cost], axis=0)
+
+
+def _reads(part: Count) -> Any:
+    return part.calls if part.reads is None else part.reads
 
 
 def _history(rows: list[tuple[Watched, float]]) -> History:
@@ -151,5 +155,6 @@ def _total(rows: list[tuple[Watched, float]]) -> Cost:
     parts = []
     for i in range(len(Cost._fields)):
         counts = [r.cost[i] for r, _ in rows]
-        parts.append(Count(sum(int(np.sum(c.calls)) for c in counts), max((c.rows for c in counts), default=0)))
+        calls, reads = (sum(int(np.sum(x)) for x in each) for each in ([c.calls for c in counts], map(_reads, counts)))
+        parts.append(Count(calls, max((c.rows for c in counts), default=0), reads))
     return Cost(*parts)

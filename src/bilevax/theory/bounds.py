@@ -12,6 +12,7 @@ own derivation, for L_Phi and L_E that hold wherever w_t may be.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from bilevax.theory.constants import Constants
 
@@ -71,16 +72,16 @@ def mse_bound(
 
 def a_posteriori_bound(
     *,
-    v: float,
-    residual: float,
-    distance: float,
-    B: float,
-    mu: float,
-    L_F: float,
-    L_H: float,
-    L_B: float,
-    L_direct: float = 0.0,
-) -> float:
+    v: Any,
+    residual: Any,
+    distance: Any,
+    B: Any,
+    mu: Any,
+    L_F: Any,
+    L_H: Any,
+    L_B: Any,
+    L_direct: Any = 0.0,
+) -> Any:
     """What a deterministic hypergradient can be off by, from what was computed: no start value enters.
 
     |estimate - gradient| <= |B| d + L_B e (|v| + d) + L_direct e, where d = (r + e (L_F + |v| L_H)) / mu bounds
