@@ -233,10 +233,33 @@ def test_c4_control_a_step_just_below():
     np.testing.assert_allclose(descent(1.9).w[:3], [10.0, 0.25, 1.0], rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="the message has no numbers of the problem")
 def test_c4_the_message_says_which_step_would_do():
     assert "2.1/L" in descent(2.1).message
-    assert "estimated L" in descent(2.1).message
+    assert "estimated L = 4." in descent(2.1).message
+
+
+def test_c4_of_a_run_of_itd_and_of_the_linear_solver():
+    A, b = padded(np.diag(np.r_[0.1, 4.0, np.ones(D - 2)]))
+    problem = bx.Problem(bx.GradientStep(bowl, 2.1 / 4.0), total)
+    for estimator in (bx.ITD(100), bx.TruncatedITD(100, 5), bx.SID(bx.Given(), bx.FixedPoint(400))):
+        message = estimate(A, b, estimator, problem=problem).message
+        assert "step 2.1/L; try at most 2/L; estimated L = 4." in message
+    rows, val = bx.Arrays((np.stack([A, A]), np.stack([b, b])), 1), bx.Arrays(np.zeros(2))
+    algorithm = bx.BSGM(bx.SID(bx.FixedPoint(500), bx.FixedPoint(500)), bx.optim("sgd", 0.1))
+    result = bx.minimize(problem, algorithm, np.zeros(D), np.zeros(D), rows, val, steps=2, key=KEY)
+    assert result.code == bx.Code.DIVERGED
+    assert "DIVERGED in the inner solver, step 500 of outer step 0" in result.message
+    assert "step 2.1/L" in result.message
+
+
+def test_c4_a_step_that_is_not_to_blame_is_not_blamed():
+    """A saddle: no step would do."""
+    H = np.diag(np.r_[-1.0, 4.0, np.ones(D - 2)])
+    est = estimate(
+        H, 1.0, bx.SID(bx.FixedPoint(100), bx.FixedPoint(0)), problem=bx.Problem(bx.GradientStep(bowl, 0.1), total)
+    )
+    assert est.code == bx.Code.NOT_CONTRACTIVE
+    assert "/L" not in est.message
 
 
 @pytest.mark.parametrize("way", WAYS)

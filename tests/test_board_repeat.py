@@ -1,5 +1,6 @@
-"""The board, rows E8, E10 and E11: seeds decide every bit, streams are independent, no key is used twice."""
+"""The board, rows E8 to E11: what seeds and threads decide, independent streams, no key used twice."""
 
+import os
 import subprocess
 import sys
 
@@ -92,6 +93,39 @@ def test_e8_the_same_seed_in_another_process():
     done = subprocess.run([sys.executable, "-c", PROGRAM, __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == digest()
+
+
+# E9
+
+
+def ridge_numbers():
+    """A hypergradient of a problem whose matrix products are split over threads."""
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(4000, 200)) / np.sqrt(200), rng.normal(size=4000)
+    problem = bx.Problem(bx.GradientStep(bx.Squared("feature")), bx.Squared())
+    rows = bx.Arrays((X, y))
+    sid = bx.SID(bx.FixedPoint(50), bx.FixedPoint(50))
+    est = bx.hypergradient(problem, sid, np.zeros((1, 200)), np.full(200, -3.0), rows, rows, key=KEY)
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves((est.value, est.outer_value, est.w, est.v))])
+
+
+def numbers_on(threads):
+    program = PROGRAM.replace("print(board.digest())", "print(board.ridge_numbers().tobytes().hex())")
+    program = program.replace('jax.config.update("jax_disable_most_optimizations", True)\n', "")
+    environment = os.environ | {"NPROC": str(threads)}
+    command = [sys.executable, "-c", program, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return np.frombuffer(bytes.fromhex(done.stdout.strip()))
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor")
+def test_e9_one_thread_and_two_agree_to_rounding():
+    """Not to the bit: sums are split among threads. On equally many threads, to the bit."""
+    one, again, two = numbers_on(1), numbers_on(1), numbers_on(2)
+    assert one.tobytes() == again.tobytes()
+    assert np.all(np.isfinite(one))
+    np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-12 * np.abs(one).max())
 
 
 # E10

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.records import Cost
+from bilevax.core.records import Cost, Failure
 from bilevax.core.trees import PyTree, norm
 from bilevax.data import RowSource
 from bilevax.problems.problem import Problem
@@ -22,6 +22,7 @@ class Watched(NamedTuple):
     outer_value: Array
     gradient_norm: Array
     code: Array
+    failure: Failure
     cost: Cost
 
 
@@ -46,7 +47,7 @@ def advance(
 
     def watch(state: PyTree, s: Array) -> tuple[PyTree, Watched]:
         new, est = algorithm.step(problem, state, w0, sources, key=jax.random.fold_in(key, s), s=s)
-        return new, Watched(est.outer_value, norm(est.value), est.code, est.cost)
+        return new, Watched(est.outer_value, norm(est.value), est.code, est.failure, est.cost)
 
     shape = jax.eval_shape(watch, state, start)[1]
     empty = jax.tree.map(lambda x: jnp.zeros((RECORDED, *x.shape), x.dtype), shape)

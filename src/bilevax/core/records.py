@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, static
-from bilevax.core.trees import PyTree, all_finite, where
+from bilevax.core.trees import PyTree, all_finite, leaf_name, where
 from bilevax.core.uncertainty import Error as Error
 
 
@@ -102,28 +102,56 @@ STAGES = ("none", "inner", "linear", "cross", "outer")
 
 
 class Failure(NamedTuple):
-    """Where the worst code of an estimate comes from.
+    """Where the worst code of an estimate comes from, and what is known of its cause.
 
     Attributes:
         stage: number in STAGES, int32.
         step: of that stage's solver, int32.
+        finite: True where a derivative is not finite and what it is the derivative of is.
+        relative_step: step of a gradient step that does not contract, times ``curvature``; 0 where not estimated.
+        curvature: largest eigenvalue L of the Hessian of the inner loss, from power iterations; likewise.
     """
 
     stage: Array
     step: Array
+    finite: Array
+    relative_step: Array
+    curvature: Array
+
+    @staticmethod
+    def of(stage: str, step: Array | int = 0, finite: Array | bool = False) -> "Failure":
+        """With a stage by name, and no curvature."""
+        zero = jnp.zeros((), jnp.result_type(float))
+        return Failure(Failure.stage_of(stage), jnp.asarray(step, jnp.int32), jnp.asarray(finite), zero, zero)
 
     @staticmethod
     def stage_of(name: str) -> Array:
         """The number of a stage."""
         return jnp.int32(STAGES.index(name))
 
+    def told(self, code: Code, where: str = "") -> str:
+        """What happened, where, the likely causes, and what to try; outside of compiled programs."""
+        stage = STAGES[int(self.stage)]
+        if code == Code.OK or stage == "none":
+            return code.message
+        place = f"{stage} solver, step {int(self.step)}" if stage in ("inner", "linear") else f"{stage} stage"
+        if code == Code.NONFINITE and bool(self.finite):
+            loss = stage in ("inner", "outer")
+            place += (
+                " (the loss is finite, its gradient is not)" if loss else " (the map is finite, its derivative is not)"
+            )
+        out = f"{code.name} in the {place}{where}. {code.message}"
+        relative, curvature = float(self.relative_step), float(self.curvature)
+        if relative > 2.0:  # else it is not the step
+            out += f" Here: step {relative:.3g}/L; try at most 2/L; estimated L = {curvature:.3g}."
+        return out
 
-def worst_part(*parts: tuple[str | Array, Array, Array]) -> tuple[Array, Failure]:
-    """The worst code of (stage, code, step), and the first stage that has it."""
-    code, failure = jnp.int32(Code.OK), Failure(Failure.stage_of("none"), jnp.int32(0))
-    for stage, found, step in parts:
-        number = Failure.stage_of(stage) if isinstance(stage, str) else stage
-        failure = where(found > code, Failure(number, jnp.asarray(step, jnp.int32)), failure)
+
+def worst_part(*parts: tuple[Array, Failure]) -> tuple[Array, Failure]:
+    """The worst code, and the first failure that has it."""
+    code, failure = jnp.int32(Code.OK), Failure.of("none")
+    for found, at in parts:
+        failure = where(found > code, at, failure)
         code = jnp.maximum(code, found)
     return code, failure
 
@@ -145,6 +173,7 @@ class Estimate(NamedTuple):
         cost: oracle calls.
         failure: where the code comes from.
         error: how wrong the value may be; None where the estimator does not say.
+        unused: like lam; True where a leaf enters neither function, so that its hypergradient is zero by right.
     """
 
     value: PyTree
@@ -155,17 +184,15 @@ class Estimate(NamedTuple):
     cost: Cost
     failure: Failure
     error: Error | None = None
+    unused: PyTree = None
 
     @property
     def message(self) -> str:
         """What happened, where, the likely causes, and what to try; outside of compiled programs."""
-        code, stage = Code(int(self.code)), STAGES[int(self.failure.stage)]
-        if code == Code.OK or stage == "none":
-            return code.message
-        place = f"{stage} solver, step {int(self.failure.step)}" if stage in ("inner", "linear") else f"{stage} stage"
-        if code == Code.NONFINITE and stage == "outer" and bool(jnp.isfinite(self.outer_value)):
-            place += " (the loss is finite, its gradient is not)"
-        return f"{code.name} in the {place}. {code.message}"
+        leaves = jax.tree_util.tree_leaves_with_path(self.unused)
+        names = [leaf_name("lam", path) for path, unused in leaves if bool(unused)]
+        note = f" {', '.join(names)} unused: in neither the inner map nor the outer loss." if names else ""
+        return self.failure.told(Code(int(self.code))) + note
 
 
 class History(NamedTuple):
@@ -193,6 +220,7 @@ class Result(NamedTuple):
         w: the last inner variable.
         lam: the last outer variable; the last finite one if the run became non-finite.
         code: the worst :class:`~bilevax.Code` of its steps.
+        failure: of the first step with that code.
         history: one entry an outer step.
         cost: oracle calls of the whole run.
         config: the problem and the algorithm as plain values, JSON-ready.
@@ -202,7 +230,14 @@ class Result(NamedTuple):
     w: PyTree
     lam: PyTree
     code: int
+    failure: Failure
     history: History
     cost: Cost
     config: dict[str, Any]
     interrupted: bool
+
+    @property
+    def message(self) -> str:
+        """What happened, in which stage of which outer step, the likely causes, and what to try."""
+        codes = np.asarray(self.history.code)
+        return self.failure.told(Code(self.code), f" of outer step {int(np.argmax(codes))}" if len(codes) else "")

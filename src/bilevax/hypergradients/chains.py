@@ -43,8 +43,7 @@ class Series(NamedTuple):
 def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
     """Chains that all start at (w0, v0)."""
     w, v = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), (w0, v0))
-    nowhere = Failure(Failure.stage_of("none"), jnp.int32(0))
-    return Chains(w, v, nowhere, jnp.zeros((), jnp.result_type(float)))
+    return Chains(w, v, Failure.of("none"), jnp.zeros((), jnp.result_type(float)))
 
 
 def run(
@@ -83,6 +82,7 @@ def advance(
 ) -> tuple[Chains, tuple[PyTree, PyTree, PyTree], Array]:
     """The chains after the steps start <= j < stop; with sums over them of x_j, w_j, v_j, and their number."""
     lanes = jax.tree.leaves(chains.w)[0].shape[0]
+    nowhere = Failure.of("none")
     halving = 0.5 ** jnp.arange(lanes, dtype=jnp.result_type(float))
 
     def step(carry: Any, args: tuple[Problem, PyTree], j: Array, draws: Any) -> Any:
@@ -90,7 +90,7 @@ def advance(
         move = jax.vmap(partial(moved, *args, draws))
         size = jnp.asarray(eta(j)).astype(halving.dtype)
         new_w, new_v, x, stage = move(w, v, size * halving)
-        failure = where(failure.stage == 0, Failure(jnp.max(stage), j + 1), failure)
+        failure = where(failure.stage == 0, nowhere._replace(stage=jnp.max(stage), step=j + 1), failure)
         good = failure.stage == 0
         sums = where(good, add(sums, (x, w, v)), sums)
         w, v = where(good, (new_w, new_v), (w, v))

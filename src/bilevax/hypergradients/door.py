@@ -11,10 +11,11 @@ from bilevax.core.codes import Code
 from bilevax.core.config import count, real, replace, strong
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key, stream
-from bilevax.core.records import Cost, Count, Estimate, worst_part
+from bilevax.core.records import Cost, Count, Estimate, Failure, worst_part
 from bilevax.core.trees import PyTree, as_parameters, leaf_name
 from bilevax.data import RowSource
 from bilevax.hypergradients.a_posteriori import a_posteriori
+from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.replicas import pooled
 from bilevax.problems.gradient_step import POWER_STEPS, GradientStep, measured_batches
 from bilevax.problems.problem import Problem
@@ -38,7 +39,8 @@ def hypergradient(
     """Approximate the gradient of lam -> E(w(lam), lam), and say how wrong it may be.
 
     Runs as one compiled program that is cached across calls: new numbers (steps, step sizes, data of equal shape)
-    compile nothing. May be called inside the user's own jit, vmap or scan.
+    compile nothing. May be called inside the user's own jit, vmap or scan. Equal arguments and keys give equal bits on
+    one machine with one number of threads; with another they may differ in the last places, since sums are split.
 
     What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means; a deterministic
     estimate has what is left of its two equations (:func:`~bilevax.hypergradients.a_posteriori.a_posteriori`); SID on
@@ -122,8 +124,8 @@ def _estimate(
         return estimate
     far = estimate.error.relative > tol.astype(estimate.error.relative.dtype)
     code, failure = worst_part(
-        (estimate.failure.stage, estimate.code, estimate.failure.step),
-        ("none", jnp.where(far, jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), jnp.int32(0)),
+        (estimate.code, estimate.failure),
+        (jnp.where(far, jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), Failure.of("none")),
     )
     return estimate._replace(code=code, failure=failure)
 
@@ -138,12 +140,13 @@ def measured_estimate(
     key: Array,
     **start: Any,
 ) -> Estimate:
-    """An estimate with the inner step measured first, where it is None, and the measuring counted."""
-    ready = _measured(problem, w0, lam, sources[0], key)
+    """An estimate with the inner step measured first, where it is None, and counted; says which leaves are unused."""
+    train, val = sources
+    ready = _measured(problem, w0, lam, train, key)
     estimate = estimator.estimate(ready, w0, lam, sources, key=key, **start)
+    estimate = estimate._replace(unused=unused_leaves(problem, w0, lam, (train.full, val.full)))
     if ready is problem:
         return estimate
-    train = sources[0]
     spent = Count(jnp.int32(measured_batches(train) * POWER_STEPS), train.rows_per_batch)
     return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
 

@@ -10,9 +10,10 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, real, set_fields, static
-from bilevax.core.records import Cost, Count, Estimate, nonfinite, worst_part
+from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, sub, where, zeros_like
 from bilevax.data import RowSource
+from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.problems.problem import Problem, adjoint_product, inner_image
 from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
 from bilevax.solvers.schedules import Constant, schedule
@@ -174,11 +175,11 @@ def differentiated(
         value = problem.outer_loss(end.w, lam, val.full)
     push = pushing(problem, end.w, lam, train.full, estimator.step_size(jnp.int32(steps - 1)))
     inner = verdict(end.moves, jnp.int32(steps), (w0, end.w), sub(end.w, w0), push, estimator.tol)
-    parts = (
-        ("inner", inner, jnp.where(end.moves.code == Code.OK, steps, end.step)),
-        ("outer", nonfinite((gradient, value)), jnp.int32(0)),
+    code, failure = worst_part(
+        (inner, Failure.of("inner", jnp.where(end.moves.code == Code.OK, steps, end.step))),
+        (nonfinite((gradient, value)), Failure.of("outer", finite=jnp.isfinite(value))),
     )
-    code, failure = worst_part(*parts)
+    failure = diagnosed(code, failure, problem, (end.w, lam), train.full, sub(end.w, w0))
     reverse = estimator.mode == "reverse"
     products = back if reverse else back * sum(x.size for x in jax.tree.leaves(lam))
     cost = Cost(

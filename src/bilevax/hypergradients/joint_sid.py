@@ -238,14 +238,14 @@ def _judge(
     start: Chains, end: Chains, steps: Array, trusted: Array, *, outer: PyTree, value: PyTree
 ) -> tuple[Array, Failure]:
     """The worst code, and the first stage that has it."""
-    zero, ok = jnp.int32(0), jnp.int32(Code.OK)
+    ok, diverged, lost = jnp.int32(Code.OK), jnp.int32(Code.DIVERGED), jnp.int32(Code.NONFINITE)
     return worst_part(
-        (end.failure.stage, jnp.where(end.failure.stage == 0, ok, jnp.int32(Code.NONFINITE)), end.failure.step),
-        ("inner", jnp.where(has_grown(start.w, end.w), jnp.int32(Code.DIVERGED), ok), steps),
-        ("linear", jnp.where(has_grown(start.v, end.v), jnp.int32(Code.DIVERGED), ok), steps),
-        ("outer", nonfinite(outer), zero),
-        ("cross", nonfinite(value), zero),
-        ("none", jnp.where(trusted, ok, jnp.int32(Code.BUDGET)), zero),
+        (jnp.where(end.failure.stage == 0, ok, lost), end.failure),
+        (jnp.where(has_grown(start.w, end.w), diverged, ok), Failure.of("inner", steps)),
+        (jnp.where(has_grown(start.v, end.v), diverged, ok), Failure.of("linear", steps)),
+        (nonfinite(outer), Failure.of("outer")),
+        (nonfinite(value), Failure.of("cross")),
+        (jnp.where(trusted, ok, jnp.int32(Code.BUDGET)), Failure.of("none")),
     )
 
 

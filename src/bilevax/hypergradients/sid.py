@@ -10,9 +10,10 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
-from bilevax.core.records import Cost, Count, Error, Estimate, Solved, nonfinite, worst_part
-from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, zeros_like
+from bilevax.core.records import Cost, Count, Error, Estimate, Failure, Solved, nonfinite, worst_part
+from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, where, zeros_like
 from bilevax.data import RowSource
+from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
 from bilevax.solvers import Given, at_step
 
@@ -109,11 +110,13 @@ class SID:
             measuring=Count(jnp.asarray(inner.checks + linear.checks, jnp.int32), train.rows_per_batch),
         )
         code, failure = worst_part(
-            ("inner", inner.code, inner.step),
-            ("outer", nonfinite((value, g, direct)), jnp.int32(0)),
-            ("linear", linear.code, linear.step),
-            ("cross", nonfinite(product), jnp.int32(0)),
+            (inner.code, Failure.of("inner", inner.step)),
+            (nonfinite((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
+            (linear.code, Failure.of("linear", linear.step)),
+            (nonfinite(product), Failure.of("cross")),
         )
+        grown = where(failure.stage == Failure.stage_of("inner"), sub(w, w0), v)
+        failure = diagnosed(code, failure, problem, (w, lam), train.full, grown)
         error = None if self.deterministic(sources) else _sampling_error(hypergradient, deviation, cross.calls)
         return Estimate(hypergradient, value, w, v, code, cost, failure, error)
 

@@ -13,7 +13,7 @@ from bilevax.algorithms.loop import RECORDED, Watched, advance
 from bilevax.core.codes import Code
 from bilevax.core.config import count, strong, to_plain
 from bilevax.core.keys import as_key
-from bilevax.core.records import Cost, Count, History, Result
+from bilevax.core.records import Cost, Count, Failure, History, Result
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import check_functions
@@ -106,7 +106,7 @@ def minimize(
     history = _history(rows)
     code = int(history.code.max(initial=0))
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
-    return Result(w, lam, code, history, _total(rows), settings, interrupted)
+    return Result(w, lam, code, _first(rows, code), history, _total(rows), settings, interrupted)
 
 
 @jax.jit
@@ -149,6 +149,14 @@ def _history(rows: list[tuple[Watched, float]]) -> History:
         visits=np.cumsum(np.concatenate([np.broadcast_to(_samples(r.cost), r.code.shape) for r, _ in rows])),
         seconds=np.concatenate([np.full(r.code.shape, seconds) for r, seconds in rows]),
     )
+
+
+def _first(rows: list[tuple[Watched, float]], code: int) -> Failure:
+    """The failure of the first step with the code."""
+    for seen, _ in rows:
+        for i in np.flatnonzero(seen.code == code):
+            return jax.tree.map(lambda x, i=i: x[i], seen.failure)
+    return Failure.of("none")
 
 
 def _total(rows: list[tuple[Watched, float]]) -> Cost:
