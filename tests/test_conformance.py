@@ -23,6 +23,7 @@ TABLE = np.arange(50, dtype=np.float32), np.arange(100).reshape(50, 2)
 # without arguments.
 INSTANCES = {
     "SID": [(bx.SID(T, T, cross_batches=3), {"calls": {"gradients": 100, "hvps": 100, "cross": 3}})],
+    "JointSID": [(bx.JointSID(600, last_pass="never"), {"calls": {"gradients": 1200, "hvps": 1320, "cross": 1200}})],
     "ITD": [(bx.ITD(100), {"stochastic": False})],
     "TruncatedITD": [(bx.TruncatedITD(150, 100), {"stochastic": False})],
     "FixedPoint": [(T, {})],
@@ -40,6 +41,7 @@ MORE = [
     (check_estimator, bx.SID(bx.LBFGS(tol=1e-12), bx.CG(tol=1e-12)), {"stochastic": False}),
     (check_estimator, bx.SID(bx.FixedPoint(200, 0.5), bx.GMRES(tol=1e-12), cross_batches=2), {}),
     (check_estimator, bx.SID(bx.FixedPoint(300, bx.Constant(0.5)), T, cross_batches=bx.Growing(2.0)), {}),
+    (check_estimator, bx.JointSID(400, 0.5, extrapolate=False, last_pass="always"), {}),
     (check_estimator, bx.ITD(100, mode="forward"), {"stochastic": False}),
     (
         check_algorithm,

@@ -143,34 +143,33 @@ def influences(
     problem: Problem,
     lam: PyTree,
     sources: tuple[RowSource, RowSource],
-    point: tuple[PyTree, PyTree],
     around: tuple[BatchMeans, BatchMeans],
     number: Array,
     *,
     key: Array,
-) -> tuple[BatchMeans, BatchMeans]:
-    """What the batch means of w, and those of v, do to the hypergradient at the point (w, v), on the same minibatches.
+) -> BatchMeans:
+    """What the noise of w and v does to a hypergradient on every row: the hypergradients at their batch means.
 
-    Without the noise of the cross products the series has a long memory, so the means are of two stretches each.
+    All are taken on the same ``number`` minibatches, whose own noise drops out of their differences; what it does to
+    the Jacobians makes the spread too large rather than too small. Without the noise of the cross products the series
+    has a long memory, so the means are of two stretches each.
     """
+    w, v = (part.paired for part in around)
 
-    def hypergradient(problem: Problem, lam: PyTree, draws: Any, w: PyTree, v: PyTree) -> PyTree:
+    def hypergradient(w: PyTree, v: PyTree, problem: Problem, lam: PyTree, draws: Any) -> PyTree:
         train, val = draws["train"], draws["val"]
         direct = astype_of(outer_gradients(problem, w, lam, val.batch)[2], lam)
         product = cross_product(problem, w, lam, train.batch, v)
         return axpy(val.weight, direct, scale(train.weight, product))
 
     def step(total: PyTree, args: Any, _: Array, draws: Any) -> PyTree:
-        problem, lam, (w, v), ws, vs = args
-        at = partial(hypergradient, problem, lam, draws)
-        return add(total, (jax.vmap(at, (0, None))(ws, v), jax.vmap(at, (None, 0))(w, vs)))
+        problem, lam, w, v = args
+        return add(total, jax.vmap(partial(hypergradient, problem=problem, lam=lam, draws=draws))(w, v))
 
-    ws, vs = (part.paired for part in around)
-    start = jax.tree.map(lambda x: jnp.zeros((len(ws.counts), *x.shape), x.dtype), (lam, lam))
-    args = problem, lam, point, ws.means, vs.means
-    total = join(train=sources[0], val=sources[1]).fold(step, start, args, key=key, start=0, stop=number)
-    by_w, by_v = scale(1.0 / number.astype(jnp.result_type(float)), total)
-    return ws.of(by_w), vs.of(by_v)
+    start = jax.tree.map(lambda x: jnp.zeros((len(w.counts), *x.shape), x.dtype), lam)
+    both = join(train=sources[0], val=sources[1])
+    total = both.fold(step, start, (problem, lam, w.means, v.means), key=key, start=0, stop=number)
+    return w.of(scale(1.0 / number.astype(jnp.result_type(float)), total))
 
 
 def contraction_rate(

@@ -16,7 +16,6 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.chains import Chains, Series, begin, run
 from bilevax.hypergradients.error import (
     BATCHES,
-    BatchMeans,
     contraction_rate,
     extrapolated,
     influences,
@@ -37,11 +36,11 @@ MEASURED = 8
 FORGOTTEN = 10.0
 """Relaxation times that a run must last to have forgotten its start."""
 
-FOLLOWED = 5
-"""One minibatch in so many steps, drawn anew, is spent on how the iteration contracts."""
+FOLLOWED = 10
+"""One Hessian-vector product in so many is spent on how the iteration contracts."""
 
-PRICED = 200
-"""One minibatch in so many steps, drawn anew, is spent on what the noise of w and v does to a last pass."""
+PRICED = 40
+"""One minibatch in so many, drawn anew, is spent on what the noise of w and v does to a last pass."""
 
 
 @config
@@ -59,10 +58,10 @@ class JointSID:
     eta / 2 on the same minibatches, remove the bias of first order in eta: 2 x^(eta/2) - x^(eta). With the *last pass*
     the value is instead grad_2 E + d2Phi^T v at the means of w and v, on every row, free of the cross products' noise.
 
-    ``error`` comes from 20 batch means of the extrapolated series; after a last pass from what 10 means of w and of v
-    do to the hypergradient on a few fixed minibatches. The code is BUDGET unless the run lasted 10 relaxation times of
-    its slowest direction and the relative error is at most ``tol``. Where both sources hand out every row, the average
-    is over the last 20 steps.
+    ``error`` comes from 20 batch means of the extrapolated series; after a last pass from what 10 means of w and v do
+    to the hypergradient on one minibatch in 20. The code is BUDGET unless the run lasted 10 relaxation times of its
+    slowest direction and the relative error is at most ``tol``. Where both sources hand out every row, the average is
+    over the last 20 steps.
 
     Assumes what :class:`~bilevax.SID` assumes. Give ``val`` minibatches: one with every row is read at every step.
     Cost: N gradients, Hessian-vector products, cross products and outer gradients a chain (the rows are read once for
@@ -79,8 +78,8 @@ class JointSID:
             curvature, |I - d1Phi|, of 8 minibatches at w0), at most 1; without ``extrapolate`` it decays as
             (1 + 10 j / N)^-0.6.
         extrapolate: run the second chain. Default True.
-        last_pass: ``"always"``, ``"never"``, or ``"auto"`` (default): where N b > 3 n, if the standard error is then
-            estimated to be smaller.
+        last_pass: ``"always"``, ``"never"``, or ``"auto"`` (default): where N b > 3 n, if it halves the estimated
+            variance (it can raise it, where the noise of the cross products cancels that of v).
         tol: relative error above which the code is BUDGET. Default 0.1.
     """
 
@@ -96,6 +95,11 @@ class JointSID:
         choice("last_pass", self.last_pass, ("auto", "always", "never"))
         if self.step_size is not None:
             set_fields(self, step_size=schedule(self.step_size))
+
+    @property
+    def chains(self) -> int:
+        """Two, with whole and half steps, or one."""
+        return 2 if self.extrapolate else 1
 
     def check(self, problem: Problem) -> None:
         """Every problem will do."""
@@ -125,26 +129,25 @@ class JointSID:
         train, val = sources
         steps = at_step(self.steps, s)
         eta, products = self._step_sizes(problem, w0, lam, train, steps, key=stream(key, "measure"))
-        start = begin(w0, zeros_like(w0) if v0 is None else v0, lanes=2 if self.extrapolate else 1)
+        start = begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
         first = steps - jnp.minimum(steps, BATCHES) if train.whole and val.whole else steps // DISCARDED
         end, series = run(problem, lam, sources, eta, start, (first, steps), key=stream(key, "inner"))
 
         any_step = jnp.sum(series.x.counts) > 0
         w, v = where(any_step, (series.w.mean, series.v.mean), extrapolated((end.w, end.v)))
         outer_value, _, direct = outer_gradients(problem, w, lam, val.full)
-        followed = jnp.maximum(steps // FOLLOWED, 2)
-        eta_mean = end.travel / steps.astype(end.travel.dtype)
-        pair = (series.v.drift, eta_mean, followed)
+        calls = steps * self.chains
+        followed, priced = jnp.maximum(calls // FOLLOWED, 2), jnp.maximum(calls // PRICED, 1)
+        pair = series.v.drift, end.travel / steps.astype(end.travel.dtype), followed
         rate = contraction_rate(problem, w, lam, train, *pair, key=stream(key, "linear"))
         averaged = _averaged(series, jnp.exp(rate))
-        priced = jnp.maximum(steps // PRICED, 1)
 
         def exact() -> Error:
             value = add(astype_of(direct, lam), cross_product(problem, w, lam, train.full, v))
-            around = series.w, series.v
-            by_w, by_v = influences(problem, lam, sources, (w, v), around, priced, key=stream(key, "cross"))
-            error = _exact(value, by_w, by_v, averaged)
-            better = norm(error.standard_error) < norm(averaged.standard_error)
+            around = influences(problem, lam, sources, (series.w, series.v), priced, key=stream(key, "cross"))
+            error = averaged._replace(value=value, standard_error=around.standard_error, degrees=around.degrees)
+            better = 2.0 * norm(error.standard_error) ** 2 < norm(averaged.standard_error) ** 2
+            error = error._replace(sampling=jnp.zeros_like(error.sampling))
             return error if self.last_pass == "always" else where(better, error, averaged)
 
         pays = {"always": True, "never": False}.get(self.last_pass, steps > 3 * train.rows // train.rows_per_batch)
@@ -153,30 +156,17 @@ class JointSID:
         lasted = -rate * steps.astype(rate.dtype) >= FORGOTTEN
         trusted = lasted & (relative <= jnp.asarray(self.tol).astype(relative.dtype))
         code, failure = _judge(start, end, steps, trusted, outer=(outer_value, direct), value=error.value)
-        calls = jnp.asarray(pays, jnp.int32), priced, followed, jnp.int32(products)
-        cost = self._cost(sources, steps, *calls)
-        return Estimate(error.value, outer_value, w, v, code, cost, failure, error)
-
-    def _cost(
-        self,
-        sources: tuple[RowSource, RowSource],
-        steps: Array,
-        passed: Array,
-        priced: Array,
-        followed: Array,
-        measuring: Array,
-    ) -> Cost:
-        train, val = sources
-        b, calls = train.rows_per_batch, steps * (2 if self.extrapolate else 1)
-        last, outer = passed * _batches(train), _batches(val)
-        read = steps + outer + passed * priced
-        return Cost(
+        b, passed = train.rows_per_batch, jnp.asarray(pays, jnp.int32)
+        last, outer, report = passed * _batches(train), _batches(val), passed * BATCHES // 2 * priced
+        read = passed * priced
+        cost = Cost(
             gradients=Count(calls, b, reads=steps),
             hvps=Count(calls + followed, b, reads=followed),
-            cross=Count(calls + last + passed * BATCHES * priced, b, reads=last + passed * priced),
-            outer_gradients=Count(calls + outer + passed * BATCHES // 2 * priced, val.rows_per_batch, reads=read),
-            measuring=Count(measuring, b),
+            cross=Count(calls + last + report, b, reads=last + read),
+            outer_gradients=Count(calls + outer + report, val.rows_per_batch, reads=steps + outer + read),
+            measuring=Count(jnp.int32(products), b),
         )
+        return Estimate(error.value, outer_value, w, v, code, cost, failure, error)
 
     def _step_sizes(
         self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, steps: Array, *, key: Array
@@ -213,24 +203,19 @@ def measured_step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *,
 
 
 def _averaged(series: Series, contraction: Array) -> Error:
-    """The report on the mean of the hypergradients."""
-    value, standard_error = series.x.mean, series.x.standard_error
-    bias, size = remaining_bias(value, series.x, series.moved), norm(standard_error)
-    unknown = jnp.full_like(size, jnp.nan)
-    return Error(value, standard_error, bias, series.x.degrees, unknown, unknown, size, contraction)
-
-
-def _exact(value: PyTree, by_w: BatchMeans, by_v: BatchMeans, averaged: Error) -> Error:
-    """The report on a last pass: the same transient and contraction, the noise of w and v alone."""
-    both = by_w.of(add(by_w.means, by_v.means))
-    inner, linear = norm(by_w.standard_error), norm(by_v.standard_error)
-    return averaged._replace(
+    """The report on the mean of the hypergradients: one series prices all three stages together."""
+    value = series.x.mean
+    bias = remaining_bias(value, series.x, series.moved)
+    unknown = jnp.full_like(bias, jnp.nan)
+    return Error(
         value=value,
-        standard_error=both.standard_error,
-        degrees=both.degrees,
-        inner=inner,
-        linear=linear,
-        sampling=jnp.zeros_like(inner),
+        standard_error=series.x.standard_error,
+        bias=bias,
+        degrees=series.x.degrees,
+        inner=unknown,
+        linear=unknown,
+        sampling=unknown,
+        contraction=contraction,
     )
 
 
