@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import bilevax as bx
 from bilevax.core.config import config, strong
@@ -266,6 +267,7 @@ def test_a_last_pass_removes_the_noise_of_the_cross_products_where_that_is_most_
     assert np.all(few.error.degrees == 19)
 
 
+@pytest.mark.slow
 def test_a_last_pass_is_not_used_where_it_would_lose():
     """Cross products that follow the scores: their noise cancels that of v."""
     p = LogCosh(2, tau=0.05)
@@ -277,6 +279,7 @@ def test_a_last_pass_is_not_used_where_it_would_lose():
     assert np.all(est.error.degrees == 19)
 
 
+@pytest.mark.slow
 def test_where_lam_enters_only_the_penalty_the_cross_products_have_no_noise():
     """Then a last pass gains nothing."""
     p = PenalisedRidge.random(0, n=60, d=5)
@@ -288,3 +291,86 @@ def test_where_lam_enters_only_the_penalty_the_cross_products_have_no_noise():
         return np.mean(np.sum((np.asarray(value) - p.hypergradient(p.lam)) ** 2, axis=1))
 
     assert 0.8 < error("never") / error("always") < 1.25
+
+
+def coverage(seeds, batch_size, steps, runs=60):
+    """Shares of (problem, run) trusted, and per problem of the coordinates covered where trusted."""
+    shapes = np.random.default_rng(batch_size).uniform([0.1, np.log(0.02)], [0.9, np.log(0.3)], (len(seeds), 2))
+    ps = [LogCosh(seed, low=low, tau=np.exp(tau)) for seed, (low, tau) in zip(seeds, shapes, strict=True)]
+    truth = np.stack([p.at(p.solution) for p in ps])
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[(strong(p.problem), p.lam, p.train, p.val) for p in ps])
+    estimator = strong(bx.JointSID(steps, tol=1e9))
+
+    @jax.jit
+    def all_of(stacked):
+        def one(arguments):
+            problem, lam, train, val = arguments
+            return many(problem, estimator, jnp.zeros(5), lam, bx.Arrays(train, batch_size), bx.Arrays(val), runs)
+
+        return jax.vmap(one)(stacked)
+
+    est = jax.tree.map(np.asarray, all_of(stacked))
+    t = stats.t.ppf(0.975, est.error.degrees)[..., None]
+    covered = np.abs(est.value - truth[:, None]) <= t * est.error.standard_error
+    trusted = est.code == bx.Code.OK
+    usual = np.mean(trusted, axis=1) > 0.5
+    return trusted, covered, usual
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """40 random problems, 60 runs each."""
+    groups = [(range(13), 1, 2400), (range(13, 26), 4, 2400), (range(26, 40), 16, 800)]
+    found = [coverage(*group) for group in groups]
+    trusted = np.concatenate([trusted for trusted, _, _ in found])
+    covered = np.concatenate([covered for _, covered, _ in found])
+    usual = np.concatenate([usual for _, _, usual in found])
+    shares = np.array([np.mean(c[t]) for c, t in zip(covered[usual], trusted[usual], strict=True)])
+    assert np.mean(trusted) > 0.7
+    assert 0.92 < covered[trusted].mean() < 0.97
+    assert np.min(shares) > 0.85
+
+
+@pytest.fixture(scope="module")
+def short():
+    p = LogCosh(0)
+    return p, (jnp.zeros(5), jnp.asarray(p.lam), bx.Arrays(p.train, 5), bx.Arrays(p.val, 10))
+
+
+@pytest.mark.usefixtures("quick_to_compile")
+def test_codes_say_what_a_run_did_not_reach(short):
+    p, arguments = short
+
+    def code(estimator):
+        est = bx.hypergradient(p.problem, estimator, *arguments, key=KEY)
+        return bx.Code(int(est.code)), est
+
+    assert code(bx.JointSID(600))[0] == bx.Code.OK
+    assert code(bx.JointSID(600, tol=1e-6))[0] == bx.Code.BUDGET
+    shortest, est = code(bx.JointSID(20, tol=1e9))
+    assert shortest == bx.Code.BUDGET
+    assert est.error.contraction**20 > np.exp(-10)
+    assert np.all(np.isinf(code(bx.JointSID(1))[1].error.standard_error))
+    assert code(bx.JointSID(600, 8.0))[0] in (bx.Code.DIVERGED, bx.Code.NONFINITE)
+
+
+@pytest.mark.usefixtures("quick_to_compile")
+def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
+    p, arguments = short
+    cost = bx.hypergradient(p.problem, bx.JointSID(600, last_pass="always"), *arguments, key=KEY).cost
+    assert [int(part.calls) for part in cost] == [1200, 1200 + 120, 1200 + 80 + 300, 1200 + 5 + 300, 96]
+    assert [part.rows for part in cost] == [5, 5, 5, 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 10, "last_pass": "sometimes"}, "last_pass must be one of"),
+        ({"steps": 10, "tol": 0.0}, "tol must lie in"),
+        ({"steps": 10, "step_size": -1.0}, "value must lie in"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, message):
+    with pytest.raises(bx.ParameterError, match=message):
+        bx.JointSID(**changes)

@@ -61,7 +61,7 @@ class Error(NamedTuple):
         Returns:
             (low, high), trees of numpy arrays like lam.
         """
-        level = real("level", level, low=0.0, high=1.0, open_low=True)
+        level = real("level", level, low=0.0, high=1.0 - 1e-12, open_low=True)
         shift = float(self.bias) if bias else 0.0
         half = jax.tree.map(
             lambda e: _half_width(np.asarray(e), shift, level, float(self.degrees)), self.standard_error

@@ -57,15 +57,15 @@ def run(
     key: Array,
 ) -> tuple[Chains, Series]:
     """Move the chains up to step ``kept[0]``, and then up to ``kept[1]``, in stretches whose means are kept."""
-    cuts = edges(*kept)
+    cuts = jnp.concatenate([jnp.zeros(1, jnp.int32), edges(*kept)])
 
     def stretch(chains: Chains, ends: tuple[Array, Array]) -> tuple[Chains, Any]:
         chains, sums, number = advance(problem, lam, sources, eta, chains, *ends, key=key)
         x, w, v = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
         return chains, (number, *extrapolated((x, w, v)), moved_by(x))
 
-    chains, _ = stretch(chains, (jnp.zeros_like(kept[0]), kept[0]))
-    chains, (counts, *means) = jax.lax.scan(stretch, chains, (cuts[:-1], cuts[1:]))
+    chains, passed = jax.lax.scan(stretch, chains, (cuts[:-1], cuts[1:]))
+    counts, *means = jax.tree.map(lambda x: x[1:], passed)  # without the first stretch, which forgets the start
     return chains, Series(*(BatchMeans.filled(x, counts) for x in means))
 
 

@@ -1,0 +1,69 @@
+"""What an error report computes from its numbers, against tables and scipy's distributions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import bilevax as bx
+
+NAN = jnp.asarray(np.nan)
+
+
+def report(value, standard_error, *, bias=0.0, degrees=19):
+    unknown = dict.fromkeys(("inner", "linear", "sampling", "contraction"), NAN)
+    arrays = [{"a": jnp.asarray(x), "b": jnp.asarray(x[:1])} for x in (value, standard_error)]
+    return bx.Error(*arrays, bias=jnp.asarray(bias), degrees=jnp.asarray(degrees), **unknown)
+
+
+def test_an_interval_has_the_quantile_of_t():
+    error = report([1.0, -2.0], [0.5, 0.1])
+    low, high = error.interval()
+    t = stats.t.ppf(0.975, 19)
+    np.testing.assert_allclose(low["a"], [1 - 0.5 * t, -2 - 0.1 * t])
+    np.testing.assert_allclose(high["b"], [1 + 0.5 * t])
+    low, high = report([0.0], [1.0], degrees=3).interval(0.8)
+    np.testing.assert_allclose(high["a"] - low["a"], 2 * stats.t.ppf(0.9, 3))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "critical"),
+    [(0.0, 1.96), (0.25, 2.02), (0.5, 2.18), (0.75, 2.40), (1.0, 2.65), (2.0, 3.65), (30.0, 31.645)],
+)
+def test_a_bias_widens_an_interval_to_the_critical_value(ratio, critical):
+    """Table of theory: P(|Z + r| <= c) = .95."""
+    error = report([0.0], [1.0], bias=ratio, degrees=10**7)
+    low, high = error.interval(bias=True)
+    np.testing.assert_allclose(high["a"], critical, atol=0.006)
+    np.testing.assert_allclose(-low["a"], high["a"])
+    np.testing.assert_allclose(error.interval()[1]["a"], 1.96, atol=0.001)
+    half = error.interval(0.9, bias=True)[1]["a"][0]
+    assert abs(stats.norm.cdf(half - ratio) - stats.norm.cdf(-half - ratio) - 0.9) < 1e-6
+
+
+def test_a_bias_with_few_degrees_is_scaled_by_t():
+    """Never shorter than without, and the interval of t where there is no bias."""
+    few = report([0.0], [1.0], bias=1.0, degrees=5)
+    sigma = stats.t.ppf(0.975, 5) / stats.norm.ppf(0.975)
+    half = few.interval(bias=True)[1]["a"][0]
+    assert abs(stats.norm.cdf((half - 1) / sigma) - stats.norm.cdf((-half - 1) / sigma) - 0.95) < 1e-9
+    np.testing.assert_allclose(report([0.0], [1.0], degrees=5).interval(bias=True)[1]["a"], stats.t.ppf(0.975, 5))
+
+
+def test_signs_relative_error_and_what_is_certain_or_unknown():
+    error = report([1.0, -2.0, 0.0, 0.0], [0.5, 0.0, 0.1, 0.0], bias=0.3)
+    wanted = [stats.t.cdf(2.0, 19), 1.0, 0.5, 0.5]
+    np.testing.assert_allclose(error.sign_confidence["a"], wanted)
+    squares = [0.5**2 + 0.1**2, 0.5**2]  # of the leaves a and b
+    np.testing.assert_allclose(error.relative, np.sqrt(sum(squares) + 0.3**2) / np.sqrt(1 + 4 + 1))
+    low, high = error.interval(bias=True)
+    np.testing.assert_allclose([low["a"][1], high["a"][1]], [-2.3, -1.7])  # no sampling error: the bias alone
+    unknown = report([1.0], [np.inf], degrees=0)
+    np.testing.assert_allclose(unknown.sign_confidence["a"], 0.5)
+    assert np.isinf(unknown.interval()[1]["a"][0])
+    assert np.isinf(unknown.relative)
+
+
+def test_a_level_that_is_no_probability_is_refused():
+    with pytest.raises(bx.ParameterError, match="level must lie in"):
+        report([1.0], [1.0]).interval(95)
