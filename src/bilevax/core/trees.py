@@ -29,6 +29,11 @@ def scale(c: Array | float, a: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(c).astype(x.dtype) * x, a)
 
 
+def shrink(c: Array | float, a: PyTree) -> PyTree:
+    """Leafwise a / c; every leaf keeps its dtype."""
+    return jax.tree.map(lambda x: x / jnp.asarray(c).astype(x.dtype), a)
+
+
 def axpy(c: Array | float, a: PyTree, b: PyTree) -> PyTree:
     """Leafwise c * a + b; every leaf keeps its dtype."""
     return jax.tree.map(lambda x, y: jnp.asarray(c).astype(y.dtype) * x + y, a, b)
@@ -45,8 +50,11 @@ def vdot(a: PyTree, b: PyTree) -> Array:
 
 
 def norm(a: PyTree) -> Array:
-    """Euclidean norm over all leaves."""
-    return jnp.sqrt(vdot(a, a))
+    """Euclidean norm over all leaves, by way of the largest entry: squares neither overflow nor vanish."""
+    top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(a)])
+    usable = (top > 0) & jnp.isfinite(top)
+    unit = shrink(jnp.where(usable, top, jnp.ones_like(top)), a)
+    return jnp.where(usable, top * jnp.sqrt(vdot(unit, unit)), top)
 
 
 def largest(a: PyTree) -> Array:

@@ -52,11 +52,10 @@ def diagnosed(
 
     def hessian(u: PyTree) -> PyTree:
         """H s u, where s is the step."""
-        x, u = jax.lax.optimization_barrier((w, u))
-        return sub(u, adjoint_product(problem, x, lam, batch, u))
+        return sub(u, adjoint_product(problem, w, lam, batch, u))
 
     grew = (code == Code.NOT_CONTRACTIVE) | (code == Code.DIVERGED)
-    relative = jnp.exp(growth(hessian, grown, jnp.where(grew, PRODUCTS, 0)))
+    relative = jnp.exp(growth(hessian, grown, jnp.where(grew, PRODUCTS, 0)).rate)
     relative = jnp.where(grew, relative, 0.0).astype(failure.relative_step.dtype)
     step = largest(problem.metric(w, lam)).astype(relative.dtype)
     return failure._replace(finite=finite, relative_step=relative, curvature=relative / step)

@@ -174,7 +174,7 @@ def differentiated(
         (gradient, end), v = jax.jacfwd(objective, has_aux=True)(lam, zeros_like(w0)), None
         value = problem.outer_loss(end.w, lam, val.full)
     push = pushing(problem, end.w, lam, train.full, estimator.step_size(jnp.int32(steps - 1)))
-    inner = verdict(end.moves, jnp.int32(steps), (w0, end.w), sub(end.w, w0), push, estimator.tol)
+    inner, checks = verdict(end.moves, jnp.int32(steps), (w0, end.w), sub(end.w, w0), push, estimator.tol)
     code, failure = worst_part(
         (inner, Failure.of("inner", jnp.where(end.moves.code == Code.OK, steps, end.step))),
         (nonfinite((gradient, value)), Failure.of("outer", finite=jnp.isfinite(value))),
@@ -187,5 +187,6 @@ def differentiated(
         hvps=Count(jnp.int32(products), train.rows),
         cross=Count(jnp.int32(products), train.rows),
         outer_gradients=Count(jnp.int32(1), val.rows),
+        measuring=Count(checks, train.rows),
     )
     return Estimate(astype_of(gradient, lam), value, end.w, v, code, cost, failure)

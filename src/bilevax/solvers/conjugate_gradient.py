@@ -10,15 +10,17 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
-from bilevax.core.trees import PyTree, all_finite, axpy, sub, vdot, where, zeros_like
+from bilevax.core.trees import PyTree, all_finite, axpy, scale, sub, vdot, where, zeros_like
+from bilevax.solvers.unit import FLAT, unit_system
 
 
 class _State(NamedTuple):
     v: PyTree
-    r: PyTree  # residual g - A v
+    r: PyTree  # residual b - A v
     p: PyTree  # search direction
+    last: tuple[PyTree, PyTree]  # the one before, and A of it
     rho: Array  # <r, r>_s
-    top: Array  # largest curvature met, <p, A p>_s / <p, p>_s
+    top: Array  # largest ||A p||_s / ||p||_s met: at most the norm of A
     j: Array
     code: Array
 
@@ -31,8 +33,10 @@ class CG:
     product <a, b>_s = sum_i a_i s_i b_i, in which the iteration is run; so a diagonal step is a preconditioner.
 
     Assumes a symmetric problem (the map of a loss); stops at ||r||_s <= tol ||g||_s, with BUDGET after ``max_steps``,
-    INDEFINITE at a direction of negative curvature and SINGULAR at one of none. Cost: one full Hessian-vector product
-    a step. Source: Hestenes and Stiefel (1952); as a hypergradient, Pedregosa (2016), arXiv:1602.02355.
+    SINGULAR at a direction p with A p = 0, and INDEFINITE at one of no positive curvature otherwise, or where two
+    directions p, q in turn show that A is not self-adjoint, <p, A q>_s != <A p, q>_s. Cost: one full Hessian-vector
+    product a step, and one for a given start. Source: Hestenes and Stiefel (1952); as a hypergradient, Pedregosa
+    (2016), arXiv:1602.02355.
 
     Args:
         tol: relative residual, positive. Default 1e-6.
@@ -70,33 +74,51 @@ class CG:
         def inner(a: PyTree, b: PyTree) -> Array:
             return vdot(jax.tree.map(jnp.multiply, a, metric), b)
 
-        v = zeros_like(g) if start is None else start
-        r = g if start is None else sub(g, operator(v))
+        size, b, v = unit_system(g, start)
+        r = b if start is None else sub(b, operator(v))
         rho = inner(r, r)
-        goal = jnp.asarray(self.tol).astype(rho.dtype) ** 2 * inner(g, g)
+        goal = jnp.asarray(self.tol).astype(rho.dtype) ** 2 * inner(b, b)
 
         def step(state: _State) -> _State:
             image = operator(state.p)
-            curvature = inner(state.p, image)
+            curvature, square = inner(state.p, image), inner(state.p, state.p)
+            top = jnp.maximum(state.top, jnp.sqrt(inner(image, image) / square))
+            code = _objection(state, image, top, inner)
             a = state.rho / curvature
             v = axpy(a, state.p, state.v)
             r = axpy(-a, image, state.r)
             rho = inner(r, r)
             p = axpy(rho / state.rho, state.p, r)
-            rayleigh = curvature / inner(state.p, state.p)
-            top = jnp.maximum(state.top, jnp.abs(rayleigh))
-            new = _State(v, r, p, rho, top, state.j + 1, state.code)
-            flat = jnp.abs(rayleigh) <= 100 * jnp.finfo(rho.dtype).eps * top
-            bad = jnp.where(flat, jnp.int32(Code.SINGULAR), jnp.int32(Code.INDEFINITE))
-            bad = jnp.where(jnp.isfinite(curvature), bad, jnp.int32(Code.NONFINITE))
-            stopped = state._replace(j=state.j + 1, code=bad)
-            return where((rayleigh > 0) & ~flat, new, stopped)
+            new = _State(v, r, p, (state.p, image), rho, top, state.j + 1, code)
+            return where(code == Code.OK, new, state._replace(j=state.j + 1, code=code))
 
         def going(state: _State) -> Array:
             return (state.rho > goal) & (state.j < self.max_steps) & (state.code == Code.OK)
 
-        ok = jnp.int32(Code.OK)
-        end = jax.lax.while_loop(going, step, _State(v, r, r, rho, jnp.zeros_like(rho), jnp.int32(0), ok))
+        ok, none = jnp.int32(Code.OK), zeros_like(b)
+        begin = _State(v, r, r, (none, none), rho, jnp.zeros_like(rho), jnp.int32(0), ok)
+        end = jax.lax.while_loop(going, step, begin)
         code = jnp.where((end.code == ok) & (end.rho > goal), jnp.int32(Code.BUDGET), end.code)
-        code = jnp.where(all_finite(end.v), code, jnp.int32(Code.NONFINITE))
-        return Solved(end.v, code, end.j, end.j)
+        rounding = jnp.finfo(rho.dtype).eps * end.top * jnp.sqrt(inner(end.v, end.v))
+        lost = rounding > jnp.sqrt(inner(b, b))  # a first direction that is null is known by the products after it
+        code = jnp.where(lost, jnp.int32(Code.SINGULAR), code)
+        code = jnp.where(all_finite((end.v, rho)), code, jnp.int32(Code.NONFINITE))
+        return Solved(scale(size, where(lost, v, end.v)), code, end.j + jnp.int32(start is not None), end.j)
+
+
+def _objection(state: _State, image: PyTree, top: Array, inner: Callable[[PyTree, PyTree], Array]) -> Array:
+    """Why the next step cannot be made from <p, A p>, or OK.
+
+    A positive semi-definite A has ||A p||^2 <= ||A|| <p, A p>: a curvature of rounding size with a larger image is that
+    of an indefinite one. The last direction and this one are conjugate by construction, if A is self-adjoint: that both
+    ways of saying so agree costs no product, and fails before a system that is not is said to lack steps.
+    """
+    eps = jnp.finfo(top.dtype).eps
+    curvature, square, image_square = inner(state.p, image), inner(state.p, state.p), inner(image, image)
+    flat = jnp.abs(curvature) <= FLAT * eps * top * square
+    vanishes = flat & (image_square <= FLAT * eps * top**2 * square)
+    p, before = state.last
+    skew = jnp.abs(inner(p, image) - inner(before, state.p)) > jnp.sqrt(eps) * top * jnp.sqrt(inner(p, p) * square)
+    code = jnp.where(flat | (curvature < 0) | skew, jnp.int32(Code.INDEFINITE), jnp.int32(Code.OK))
+    code = jnp.where(vanishes, jnp.int32(Code.SINGULAR), code)
+    return jnp.where(jnp.isfinite(curvature), code, jnp.int32(Code.NONFINITE))

@@ -23,6 +23,9 @@ FLOOR = 100
 MEAN_PRODUCTS = 50
 """Products with the Jacobian of the mean map that tell an expanding mean from a growing second moment."""
 
+DIVERGED = 1e12
+"""Growth beyond all measure: of the largest entry against 1 + the start's; of moves, before one that is not finite."""
+
 BURN_IN = 10
 """Steps of a coupled pair before its direction has settled."""
 
@@ -33,29 +36,51 @@ class Moves(NamedTuple):
     lengths: Array  # [WINDOW], of the last moves; move j is at j mod WINDOW
     look: Array  # the step from which growth is looked into again
     code: Array
+    checks: Array  # products spent on looking
+
+
+class Growth(NamedTuple):
+    """What products with a linear map do to a direction.
+
+    Attributes:
+        rate: mean logarithm of its growth in the last half of them.
+        amplification: sum of its lengths over all of them, 1 before the first: about 1 / (1 - q) for a map that
+            contracts by q, and more for one that grows first.
+        products: how many.
+    """
+
+    rate: Array
+    amplification: Array
+    products: Array
 
 
 def no_moves(x: PyTree) -> Moves:
     """Before the first move."""
-    return Moves(jnp.full(WINDOW, jnp.inf, norm(x).dtype), jnp.int32(WINDOW), jnp.int32(Code.OK))
+    return Moves(jnp.full(WINDOW, jnp.inf, norm(x).dtype), jnp.int32(WINDOW), jnp.int32(Code.OK), jnp.int32(0))
 
 
 def watch(seen: Moves, j: Array, x: PyTree, move: PyTree, push: Callable[[PyTree], PyTree]) -> Moves:
     """Move j from x: NOT_CONTRACTIVE where moves have grown for WINDOW steps and the linearised map goes on growing.
+
+    A move that is not finite is NONFINITE, and DIVERGED where those before had grown so far that it is an overflow.
 
     Args:
         seen: the moves before.
         j: number of the move.
         x: where it began.
         move: T(x) - x.
-        push: direction -> derivative of the iteration along it; called only on suspicion.
+        push: product with the derivative of the iteration at x or with its transpose, which has the same spectrum;
+            called only on suspicion.
     """
     length = norm(move)
     rising = (j >= seen.look) & (length > seen.lengths[j % WINDOW]) & ~_rounding(length, x)
-    expands = rising & (growth(push, move, jnp.where(rising, CONFIRMING, 0)) > 1e-4)
-    code = jnp.where(expands, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.OK))
-    code = jnp.where(jnp.isfinite(length), code, jnp.int32(Code.NONFINITE))
-    return Moves(seen.lengths.at[j % WINDOW].set(length), jnp.where(rising, 2 * j, seen.look), code)
+    found = growth(push, move, jnp.where(rising, CONFIRMING, 0))
+    code = jnp.where(rising & (found.rate > 1e-4), jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.OK))
+    overflow = seen.lengths[(j - 1) % WINDOW] > DIVERGED * jnp.min(seen.lengths)
+    lost = jnp.where(overflow, jnp.int32(Code.DIVERGED), jnp.int32(Code.NONFINITE))
+    code = jnp.where(jnp.isfinite(length), code, lost)
+    look, checks = jnp.where(rising, 2 * j, seen.look), seen.checks + found.products
+    return Moves(seen.lengths.at[j % WINDOW].set(length), look, code, checks)
 
 
 def verdict(
@@ -65,39 +90,58 @@ def verdict(
     move: PyTree,
     push: Callable[[PyTree], PyTree],
     tol: Array | float,
-) -> Array:
-    """The code of an iteration from start to x, the ``points``, that was ended after move j - 1.
+) -> tuple[Array, Array]:
+    """The code of an iteration from start to x, the ``points``, that was ended after move j - 1; and all its checks.
 
-    NOT_CONTRACTIVE where the moves do not fall; BUDGET where the estimated error, length q / (1 - q) with q the mean
-    contraction of the last moves, is more than ``tol`` of the larger of ||x|| and the way from the start to x.
+    NOT_CONTRACTIVE where the moves do not fall; BUDGET where the estimated error is more than ``tol`` of the larger of
+    ||x|| and the way from the start to x. The error is length q / (1 - q), q the mean contraction of the last moves.
+    Where they do not fall although the linearised map contracts, and are no longer than rounding as the map amplifies
+    it, it is that.
     """
     start, x = points
-    way = jnp.maximum(norm(x), norm(sub(x, start)))
+    size = norm(x)
+    way = jnp.maximum(size, norm(sub(x, start)))
     last, oldest = seen.lengths[(j - 1) % WINDOW], seen.lengths[j % WINDOW]
     number = jnp.minimum(j, WINDOW) - 1
     before = jnp.where(j > WINDOW, oldest, seen.lengths[0])
     power = 1.0 / jnp.maximum(number, 1).astype(last.dtype)
     q = jnp.where(before > 0, (last / jnp.where(before > 0, before, 1.0)) ** power, 0.0)
     still = (j > WINDOW) & (q >= 1 - 1e-5) & ~_rounding(last, x)
-    circles = still & (growth(push, move, jnp.where(still, CONFIRMING, 0)) > -1e-5)
+    found = growth(push, move, jnp.where(still, CONFIRMING, 0))
+    circles = still & (found.rate > -1e-5)
+    floor = FLOOR * jnp.finfo(size.dtype).eps * size * found.amplification
     error = jnp.where(q < 1, last * q / jnp.where(q < 1, 1 - q, 1.0), jnp.inf)
     error = jnp.where(number < 1, last, error)
+    error = jnp.where(still & (last <= floor), floor, error)
     far = (error > jnp.asarray(tol).astype(error.dtype) * way) & ~_rounding(last, x)
     code = jnp.where(far, jnp.int32(Code.BUDGET), jnp.int32(Code.OK))
-    return jnp.where(seen.code == Code.OK, jnp.where(circles, jnp.int32(Code.NOT_CONTRACTIVE), code), seen.code)
+    code = jnp.where(circles, jnp.int32(Code.NOT_CONTRACTIVE), code)
+    return jnp.where(seen.code == Code.OK, code, seen.code), seen.checks + found.products
 
 
-def growth(push: Callable[[PyTree], PyTree], direction: PyTree, products: Array | int) -> Array:
-    """Mean logarithm of the growth of a direction in the last half of so many products with a linear map."""
-    tiny = jnp.finfo(norm(direction).dtype).tiny
+def growth(push: Callable[[PyTree], PyTree], direction: PyTree, products: Array | int) -> Growth:
+    """What so many products with a linear map do to a direction; 0 cost nothing."""
+    real = norm(direction).dtype
+    tiny = jnp.finfo(real).tiny
+    products = jnp.asarray(products, jnp.int32)
 
-    def step(i: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-        u, total = state
-        u = push(scale(1.0 / jnp.maximum(norm(u), tiny), u))
-        return u, total + jnp.where(i >= products // 2, jnp.log(jnp.maximum(norm(u), tiny)), 0.0)
+    def step(i: Array, state: tuple[PyTree, Array, Array, Array]) -> tuple[PyTree, Array, Array, Array]:
+        u, height, late, amplification = state
+        u = push(u)
+        length = jnp.maximum(norm(u), tiny)
+        height = height + jnp.log(length)
+        late = late + jnp.where(i >= products // 2, jnp.log(length), 0.0)
+        return scale(1.0 / length, u), height, late, amplification + jnp.exp(height)
 
-    total = jax.lax.fori_loop(0, products, step, (direction, jnp.zeros_like(norm(direction))))[1]
-    return total / jnp.maximum(products - products // 2, 1).astype(total.dtype)
+    def follow() -> tuple[Array, Array]:
+        zero = jnp.zeros((), real)
+        unit = scale(1.0 / jnp.maximum(norm(direction), tiny), direction)
+        state = jax.lax.fori_loop(0, products, step, (unit, zero, zero, zero + 1.0))
+        return state[2], state[3]
+
+    # a branch of its own: what does not change in the loop would otherwise be computed before it, wanted or not
+    late, amplification = jax.lax.cond(products > 0, follow, lambda: (jnp.zeros((), real), jnp.ones((), real)))
+    return Growth(late / jnp.maximum(products - products // 2, 1).astype(real), amplification, products)
 
 
 def _rounding(length: Array, x: PyTree) -> Array:
@@ -243,12 +287,10 @@ def confirmed(
     guilty = suspicious & ~grown & (pair.expands | pair.spreads)
 
     def push(u: PyTree) -> PyTree:
-        # tied to u: what depends on the point alone would be computed before the loop, which may be empty
-        x, u = jax.lax.optimization_barrier((end, u))
-        return axpy(step_size, sub(jax.vjp(lambda x: image(x, args, source.full), x)[1](u)[0], u), u)
+        return axpy(step_size, sub(jax.vjp(lambda x: image(x, args, source.full), end)[1](u)[0], u), u)
 
     products = jnp.where(guilty, MEAN_PRODUCTS, 0)
-    mean_grows = growth(push, pair.direction, products) > 1e-4
+    mean_grows = growth(push, pair.direction, products).rate > 1e-4
     code = jnp.where(mean_grows, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.UNSTABLE))
     code = jnp.where(guilty, code, jnp.int32(Code.OK))
     code = jnp.where(grown & ~pair.contracts, jnp.int32(Code.DIVERGED), code)

@@ -13,11 +13,8 @@ from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, axpy, largest, norm, sub, where, zeros_like
 from bilevax.data.fold import RowSource
-from bilevax.solvers.contraction import WINDOW, Moves, confirmed, no_moves, verdict, watch
+from bilevax.solvers.contraction import DIVERGED, WINDOW, Moves, confirmed, no_moves, verdict, watch
 from bilevax.solvers.schedules import Constant, at_step, schedule
-
-DIVERGED = 1e12
-"""Growth of the largest entry, against 1 + the start's, beyond which an iteration is said to diverge."""
 
 SUSPICIOUS = 3.0
 """||x_t - x_0|| / ||x_{t/2} - x_0|| beyond which a stochastic iteration is looked into.
@@ -118,10 +115,11 @@ class FixedPoint:
         def push(x: PyTree, j: Array) -> Callable[[PyTree], PyTree]:
             eta = self.step_size(j)
 
-            def along(u: PyTree) -> PyTree:
-                return axpy(eta, sub(jax.jvp(lambda x: image(x, args, batch), (x,), (u,))[1], u), u)
+            def transposed(u: PyTree) -> PyTree:  # of its derivative: the only product that a custom_vjp has
+                product = jax.vjp(lambda x: image(x, args, batch), x)[1](u)[0]
+                return axpy(eta, sub(product, u), u)
 
-            return along
+            return transposed
 
         def going(state: tuple[PyTree, PyTree, Moves, Array]) -> Array:
             _, _, seen, j = state
@@ -135,8 +133,8 @@ class FixedPoint:
 
         state = (start, zeros_like(start), no_moves(start), jnp.int32(0))
         x, move, seen, j = jax.lax.while_loop(going, step, state)
-        code = jnp.where(steps > 0, verdict(seen, j, (start, x), move, push(x, j), self.tol), jnp.int32(Code.OK))
-        return Solved(x, code, j, j)
+        code, checks = verdict(seen, j, (start, x), move, push(x, j), self.tol)
+        return Solved(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, j, checks)
 
 
 def _sum(tree: PyTree) -> Array:

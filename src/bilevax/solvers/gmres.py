@@ -1,7 +1,8 @@
 """GMRES on the full batch, for systems that are not symmetric."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +10,47 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields, static
-from bilevax.core.promotion import usual_promotion
 from bilevax.core.records import Solved
-from bilevax.core.trees import PyTree, all_finite, axpy, norm, scale, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, scale, shrink, sub, where, zeros_like
+from bilevax.solvers.unit import FLAT, unit_system
+
+FALL = 0.999
+"""A cycle that leaves more than this of the residual is the last."""
+
+
+class _Basis(NamedTuple):
+    """Orthonormal q_0, ..., q_j of the Krylov space of A and r, with A q_i = sum_l H_li q_l for i < j."""
+
+    q: PyTree  # leaves [restart + 1, ...], zero beyond j
+    H: Array  # [restart + 1, restart], zero beyond column j - 1
+    u: Array  # [restart + 1], u_0 = 1 and u'H = 0: the least residual in the space is ||r|| / ||u||
+    j: Array
+    top: Array  # largest ||A q_i|| met, at most the norm of A
+    closed: Array  # A q_{j - 1} lies in the space
+
+
+class _State(NamedTuple):
+    v: PyTree
+    r: PyTree  # b - A v
+    size: Array  # ||r||
+    top: Array
+    steps: Array
+    calls: Array
+    code: Array
 
 
 @config
 class GMRES:
     """Generalised minimal residuals for (I - d1Phi^T) v = g, on every row of train.
 
+    v minimises ||g - A v|| over v_0 plus the space of r, A r, A^2 r, ..., which is built anew from the residual r left
+    once it has ``restart`` dimensions.
+
     Assumes nothing of the operator but that it is regular; stops at ||r|| <= tol ||g||, with BUDGET after
-    ``max_steps``, SINGULAR or STALLED where the residual stops falling. Cost: one full Hessian-vector product a step,
-    in cycles of ``restart`` + 1, and two more. Source: Saad and Schultz (1986); the implementation is lineax's.
+    ``max_steps``. Where a cycle lowers the residual no more it is SINGULAR if A leaves only rounding of a direction of
+    the space (v has no share of it), else STALLED, as restarts can be. Cost: one full Hessian-vector product a step,
+    one a cycle, and one for a given start; memory of ``restart`` + 1 vectors. Source: Saad and Schultz (1986); the
+    residual before the end of a cycle by Ayachour (2003).
 
     Args:
         tol: relative residual, positive. Default 1e-6.
@@ -47,39 +77,85 @@ class GMRES:
         self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
     ) -> Solved:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""
-        import lineax as lx
 
         def operator(v: PyTree) -> PyTree:
             return axpy(self.damping, v, matvec(v))
 
-        size = norm(g)
-        one = jnp.where(size > 0, size, jnp.ones_like(size))
-        b = scale(1.0 / one, g)  # of length one: tol is then absolute as well
-        first = None if start is None else scale(1.0 / one, start)
+        scaled, b, v = unit_system(g, start)
+        r = b if start is None else sub(b, operator(v))
+        size = norm(r)
         tol = jnp.asarray(self.tol).astype(size.dtype)
-        with usual_promotion():
-            shape = jax.eval_shape(lambda: g)
-            system = lx.FunctionLinearOperator(operator, shape)
-            method = lx.GMRES(rtol=0.0, atol=0.5 * tol, max_steps=self._cycles, restart=self.restart)
-            options = {} if first is None else {"y0": first}
-            out = lx.linear_solve(system, b, method, options=options, throw=False)
-        cycles = jnp.asarray(out.stats["num_steps"], jnp.int32)
-        finite = all_finite(out.value)
-        v = where(finite, out.value, zeros_like(g))
-        r = sub(b, operator(v))
-        calls = cycles * (self.restart + 1) + 2
-        code = jnp.where(cycles < self._cycles, _why(operator, r), jnp.int32(Code.BUDGET))
-        code = jnp.where(finite & (norm(r) <= tol), jnp.int32(Code.OK), code)
-        code = jnp.where(all_finite((g, r)), code, jnp.int32(Code.NONFINITE))
-        return Solved(scale(one, v), code, calls, calls)
+        restart = min(self.restart, sum(x.size for x in jax.tree.leaves(g)))
 
-    @property
-    def _cycles(self) -> Any:
-        return (self.max_steps + self.restart - 1) // self.restart
+        def going(state: _State) -> Array:
+            return (state.size > tol) & (state.steps < self.max_steps) & (state.code == Code.OK)
+
+        def cycle(state: _State) -> _State:
+            room = jnp.minimum(self.max_steps - state.steps, restart)
+            basis = _krylov(operator, state.r, restart, (tol / state.size, room, state.top))
+            move, deficient = _least_squares(basis, state.size)
+            v = add(state.v, move)
+            r = sub(b, operator(v))
+            size = norm(r)
+            stuck = (size > tol) & ~(size <= FALL * state.size)
+            code = jnp.where(deficient, jnp.int32(Code.SINGULAR), jnp.int32(Code.STALLED))
+            code = jnp.where(stuck, code, jnp.int32(Code.OK))
+            code = jnp.where(jnp.isfinite(size), code, jnp.int32(Code.NONFINITE))
+            v, r, size = where(size < state.size, (v, r, size), (state.v, state.r, state.size))
+            return _State(v, r, size, basis.top, state.steps + basis.j, state.calls + basis.j + 1, code)
+
+        zero, calls = jnp.int32(0), jnp.int32(start is not None)
+        begin = _State(v, r, size, jnp.zeros_like(size), zero, calls, jnp.int32(Code.OK))
+        end = jax.lax.while_loop(going, cycle, begin)
+        code = jnp.where((end.code == Code.OK) & (end.size > tol), jnp.int32(Code.BUDGET), end.code)
+        value = scale(scaled, end.v)
+        finite = all_finite((value, end.size))
+        code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))
+        return Solved(where(all_finite(value), value, zeros_like(g)), code, end.calls, end.steps)
 
 
-def _why(operator: Callable[[PyTree], PyTree], r: PyTree) -> Array:
-    """SINGULAR where the residual is one of least squares, A^T r = 0; else STALLED, as restarts can be."""
-    back = jax.linear_transpose(operator, r)(r)[0]
-    least = norm(back) <= jnp.sqrt(jnp.finfo(norm(r).dtype).eps) * jnp.maximum(norm(operator(r)), norm(r))
-    return jnp.where(least, jnp.int32(Code.SINGULAR), jnp.int32(Code.STALLED))
+def _krylov(
+    operator: Callable[[PyTree], PyTree], r: PyTree, restart: int, limits: tuple[Array, Array, Array]
+) -> _Basis:
+    """The space of r: up to a residual of ``goal`` ||r||, ``room`` dimensions, or until A leads no further."""
+    goal, room, top = limits
+    kind = top.dtype
+
+    def going(basis: _Basis) -> Array:
+        return (basis.j < room) & ~basis.closed & (goal * norm(basis.u) < 1.0)
+
+    def step(basis: _Basis) -> _Basis:
+        image = operator(jax.tree.map(lambda q: q[basis.j], basis.q))
+        top = jnp.maximum(basis.top, norm(image))
+        first, rest = _project(basis.q, image)
+        second, rest = _project(basis.q, rest)  # twice is enough
+        length = norm(rest)
+        closed = ~(length > FLAT * jnp.finfo(kind).eps * top)
+        divisor = jnp.where(closed, jnp.inf, length)
+        h = first + second
+        u = basis.u.at[basis.j + 1].set(-jnp.vdot(basis.u, h) / divisor)
+        h = h.at[basis.j + 1].set(jnp.where(closed, 0.0, length))
+        q = jax.tree.map(lambda q, x: q.at[basis.j + 1].set(x), basis.q, shrink(divisor, rest))
+        return _Basis(q, basis.H.at[:, basis.j].set(h), u, basis.j + 1, top, closed)
+
+    empty = jax.tree.map(lambda x: jnp.zeros((restart + 1, *x.shape), x.dtype), r)
+    q = jax.tree.map(lambda q, x: q.at[0].set(x), empty, shrink(norm(r), r))
+    one = jnp.zeros(restart + 1, kind).at[0].set(1.0)
+    begin = _Basis(q, jnp.zeros((restart + 1, restart), kind), one, jnp.int32(0), top, jnp.asarray(False))
+    return jax.lax.while_loop(going, step, begin)
+
+
+def _project(q: PyTree, x: PyTree) -> tuple[Array, PyTree]:
+    """The coordinates of x in an orthonormal basis, and what is left of it."""
+    parts = jax.tree.map(lambda q, x: jnp.tensordot(q, x, axes=x.ndim), q, x)
+    h = functools.reduce(jnp.add, jax.tree.leaves(parts))
+    return h, jax.tree.map(lambda q, x: x - jnp.tensordot(h.astype(x.dtype), q, axes=1), q, x)
+
+
+def _least_squares(basis: _Basis, size: Array) -> tuple[PyTree, Array]:
+    """The point of the space with the least residual, and whether A leaves only rounding of a direction of it."""
+    left, sigma, right = jnp.linalg.svd(basis.H, full_matrices=False)
+    kept = sigma > FLAT * jnp.finfo(sigma.dtype).eps * basis.top
+    y = right.T @ (jnp.where(kept, 1.0 / jnp.where(kept, sigma, 1.0), 0.0) * (size * left[0]))
+    point = jax.tree.map(lambda q: jnp.tensordot(y.astype(q.dtype), q[:-1], axes=1), basis.q)
+    return point, jnp.sum(kept, dtype=jnp.int32) < basis.j

@@ -10,8 +10,9 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
-from bilevax.core.trees import PyTree, add, norm, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, norm, scale, sub, where
 from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
+from bilevax.solvers.unit import unit_system
 
 
 @config
@@ -19,8 +20,8 @@ class Neumann:
     """v_k = sum_{j < k} (d1Phi^T)^j g, on every row of train.
 
     Assumes a spectral radius of d1Phi below one; stops at ||term|| <= tol ||g||, with BUDGET after ``max_steps``, and
-    NOT_CONTRACTIVE where the terms grow. Cost: one full Hessian-vector product a term. Source: Lorraine, Vicol,
-    Duvenaud (2020), arXiv:1911.02590.
+    NOT_CONTRACTIVE where the terms grow. Cost: one full Hessian-vector product a term, and one for a given start;
+    ``checks`` are those that confirm growth. Source: Lorraine, Vicol, Duvenaud (2020), arXiv:1911.02590.
 
     Args:
         tol: length of the last term against g, positive. Default 1e-6.
@@ -41,10 +42,10 @@ class Neumann:
         self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
     ) -> Solved:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""
-        v = zeros_like(g) if start is None else start
-        term = g if start is None else sub(g, matvec(start))
-        size = norm(g)
-        goal = jnp.asarray(self.tol).astype(size.dtype) * size
+        size, b, v = unit_system(g, start)
+        term = b if start is None else sub(b, matvec(v))
+        length = norm(term)
+        goal = jnp.asarray(self.tol).astype(length.dtype) * norm(b)
 
         def push(u: PyTree) -> PyTree:
             return sub(u, matvec(u))  # d1Phi^T u
@@ -61,5 +62,6 @@ class Neumann:
 
         v, term, seen, j = jax.lax.while_loop(going, step, (v, term, no_moves(v), jnp.int32(0)))
         met = (norm(term) <= goal) & (seen.code == Code.OK)
-        short = jnp.maximum(verdict(seen, j, (v, v), term, push, jnp.inf), jnp.int32(Code.BUDGET))
-        return Solved(v, jnp.where(met, jnp.int32(Code.OK), short), j, j)
+        code, checks = verdict(seen, j, (v, v), term, push, jnp.inf)
+        code = jnp.where(met, jnp.int32(Code.OK), jnp.maximum(code, jnp.int32(Code.BUDGET)))
+        return Solved(scale(size, v), code, j + jnp.int32(start is not None), j, checks)

@@ -119,4 +119,4 @@ def _pushed(problem: Problem, w: PyTree, lam: PyTree, full: PyTree, u: Array) ->
 @jax.jit
 def _growth(problem: Problem, w: PyTree, lam: PyTree, full: PyTree, direction: Array) -> Array:
     """Mean logarithm of the growth of a direction under d1Phi."""
-    return growth(lambda u: _pushed(problem, w, lam, full, u), direction, CONFIRMING)
+    return growth(lambda u: _pushed(problem, w, lam, full, u), direction, CONFIRMING).rate
