@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bilevax.core.codes import Code
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
     from bilevax.core.records import Cost, Count, Error, Estimate, History, Result
-    from bilevax.data import Arrays, join
+    from bilevax.data import Arrays, SparseRows, join
     from bilevax.hypergradients import *
     from bilevax.problems import (
         BinaryLogistic,
@@ -86,6 +86,7 @@ __all__ = [
     "Result",
     "Simplex",
     "SolveError",
+    "SparseRows",
     "Squared",
     "StorageError",
     "UsageError",

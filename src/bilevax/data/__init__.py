@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from bilevax.data.arrays import Arrays, Join, join
     from bilevax.data.columns import Column, Table
     from bilevax.data.fold import Draw, RowSource, Source
+    from bilevax.data.sparse_rows import SparseRows
     from bilevax.data.tables import read_table, table_from_frame
 
 __all__ = [
@@ -17,10 +18,11 @@ __all__ = [
     "Join",
     "RowSource",
     "Source",
+    "SparseRows",
     "Table",
     "join",
     "read_table",
     "table_from_frame",
 ]
 
-__getattr__, __dir__ = attach(__name__, ["columns", "tables", "fold", "arrays"], __all__)
+__getattr__, __dir__ = attach(__name__, ["columns", "tables", "fold", "arrays", "sparse_rows"], __all__)

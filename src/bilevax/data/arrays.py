@@ -55,7 +55,7 @@ class Arrays:
     def __post_init__(self) -> None:
         choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
         seed = None if self.seed is None else count("seed", self.seed)
-        data = _narrowed(map_named(_check_leaf, "data", self.data))
+        data = narrowed(map_named(_check_leaf, "data", self.data))
         n = _common_length(data)
         b = self.batch_size
         if b is not None:
@@ -209,6 +209,8 @@ def _common_length(data: PyTree) -> int:
 
 
 def _check_leaf(name: str, leaf: Any) -> Any:
+    if hasattr(leaf, "tocsr"):
+        raise DataError(f"{name} is a sparse matrix; use bx.SparseRows, or its .toarray() if it may become dense")
     if not isinstance(leaf, jax.Array):
         leaf = np.asarray(leaf)
     if leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -218,11 +220,11 @@ def _check_leaf(name: str, leaf: Any) -> Any:
     if leaf.ndim == 0:
         raise DataError(f"{name} is a scalar; pass an array with one row per example")
     if jnp.issubdtype(leaf.dtype, jnp.floating) and is_concrete(leaf):
-        _check_finite(name, np.asarray(leaf))
+        check_finite(name, values := np.asarray(leaf), lambda i: np.unravel_index(i, values.shape))
     return leaf
 
 
-def _narrowed(data: PyTree) -> PyTree:
+def narrowed(data: PyTree) -> PyTree:
     """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
     if jnp.result_type(float) == np.float64:
         return data
@@ -241,16 +243,17 @@ def _named_leaves(data: PyTree) -> list[tuple[str, Any]]:
     return [(leaf_name("data", path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
 
 
-def _check_finite(name: str, leaf: np.ndarray) -> None:
+def check_finite(name: str, values: np.ndarray, place: Callable[[int], tuple[Any, ...]]) -> None:
+    """Refuse NaN and infinite entries; ``place`` gives the row and the columns of the i-th."""
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum(leaf, dtype=np.float64)  # one pass; finite unless an entry is not, or all together overflow
+        total = np.sum(values, dtype=np.float64)  # one pass; finite unless an entry is not, or all together overflow
     if np.isfinite(total):
         return
-    wrong = ~np.isfinite(leaf)
+    wrong = ~np.isfinite(values)
     if not wrong.any():
         return
-    nan, inf = int(np.isnan(leaf).sum()), int(np.isinf(leaf).sum())
+    nan, inf = int(np.isnan(values).sum()), int(np.isinf(values).sum())
     what = " and ".join([f"{nan} NaN"] * (nan > 0) + [f"{inf} infinite"] * (inf > 0))
-    where = np.unravel_index(np.argmax(wrong), leaf.shape)
-    place = f"row {where[0]}" + (f", column {', '.join(map(str, where[1:]))}" if leaf.ndim > 1 else "")
-    raise DataError(f"{name} has {what}, first at {place}")
+    row, *columns = place(int(np.argmax(wrong)))
+    where = f"row {row}" + (f", column {', '.join(map(str, columns))}" if columns else "")
+    raise DataError(f"{name} has {what}, first at {where}")

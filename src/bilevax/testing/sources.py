@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree
 from bilevax.testing.tools import configuration, methods, require, same_bits, title
 
@@ -44,7 +45,7 @@ def check_source(source: Any) -> None:
 
 
 def _table(source: Any, name: str) -> None:
-    lengths = {x.shape[0] for x in jax.tree.leaves(source.full)}
+    lengths = {x.shape[0] for x in jax.tree.leaves(_dense(source.full))}
     require(lengths == {source.rows}, f"{name} has {source.rows} rows and its leaves have {sorted(lengths)}")
     require(isinstance(source.whole, bool), f"{name}.whole must be True or False, got {source.whole!r}")
     if source.whole:
@@ -54,7 +55,7 @@ def _table(source: Any, name: str) -> None:
 @jax.jit
 def _look(source: Any, key: Array, start: Any, stop: Any) -> dict[str, Any]:
     """What the minibatches start <= j < stop are: [DRAWN] entries."""
-    full = source.full
+    full = _dense(source.full)
 
     def note(seen: dict[str, Any], full: PyTree, j: Array, draw: Any) -> dict[str, Any]:
         found = _described(draw, full)
@@ -73,7 +74,7 @@ def _look(source: Any, key: Array, start: Any, stop: Any) -> dict[str, Any]:
 
 
 def _described(draw: Any, full: PyTree) -> dict[str, Any]:
-    batch, table = jax.tree.leaves(draw.batch), jax.tree.leaves(full)
+    batch, table = jax.tree.leaves(_dense(draw.batch)), jax.tree.leaves(full)
     same = jnp.ones((batch[0].shape[0], table[0].shape[0]), bool)
     for x, y in zip(batch, table, strict=True):
         same = same & jnp.all((x[:, None] == y[None]).reshape(*same.shape, -1), axis=2)
@@ -84,6 +85,13 @@ def _described(draw: Any, full: PyTree) -> dict[str, Any]:
         "block": jnp.asarray(draw.block),
         "member": jnp.all(jnp.any(same, axis=1)),
     }
+
+
+def _dense(tree: PyTree) -> PyTree:
+    """The tree with arrays in place of sparse batches."""
+    return jax.tree.map(
+        lambda x: x.todense() if isinstance(x, SparseBatch) else x, tree, is_leaf=lambda x: isinstance(x, SparseBatch)
+    )
 
 
 def _kind(x: Array) -> Any:
@@ -120,7 +128,7 @@ def _keys(source: Any, name: str, seen: dict[str, Any]) -> None:
 def _mean(source: Any, name: str, seen: dict[str, Any]) -> None:
     """The mean over minibatches, each by its weight: within five standard errors, which epochs make smaller."""
     weight, rows = (np.asarray(seen[field], np.float64) for field in ("weight", "rows"))
-    for total, x in zip(seen["sums"], jax.tree.leaves(source.full), strict=True):
+    for total, x in zip(seen["sums"], jax.tree.leaves(_dense(source.full)), strict=True):
         table = np.asarray(x, np.float64).reshape(source.rows, -1)
         means = np.asarray(total, np.float64).reshape(DRAWN, -1) * (weight / rows)[:, None]
         error = np.abs(means.mean(axis=0) - table.mean(axis=0))

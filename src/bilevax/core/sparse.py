@@ -1,0 +1,154 @@
+"""Rows of a sparse matrix as what a loss sees, and their products with dense matrices."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.config import config, static
+
+SLAB = 256
+"""Pieces that a product reads at a time."""
+
+
+@config
+class SparseBatch:
+    """b rows of a sparse matrix with d columns, [b, d], whose products cost their non-zeros.
+
+    The non-zeros of a row are cut into pieces of length p, which are neighbours; the last is filled up with zeros in
+    column 0. Products read :data:`SLAB` pieces at a time, as often as these rows need: their shapes are fixed, and
+    their cost is not that of the longest row.
+
+    ``X @ M`` with M [d, C] or [d], and ``M @ X`` with M [C, b] or [b], can be differentiated in M any number of times,
+    forward and in reverse, and mapped. Cost: one multiplication for each non-zero and C, and what it takes to write the
+    result.
+
+    Attributes:
+        columns: of each entry, int32 [P, p]; the pieces of the whole table, of which these rows are some.
+        values: of each entry, floating [P, p].
+        extents: number of the first piece of each row, and how many it has, int32 [b, 2].
+        features: number of columns, d.
+    """
+
+    columns: Array
+    values: Array
+    extents: Array
+    features: int = static()
+
+    __array_ufunc__ = None  # numpy leaves ``M @ X`` to this class
+    ndim = 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(b, d)."""
+        return self.extents.shape[0], self.features
+
+    @property
+    def dtype(self) -> Any:
+        """Of the values."""
+        return self.values.dtype
+
+    def __matmul__(self, other: Any) -> Array:
+        """X M, [b, C]; [b] where M is a vector."""
+        M = self._operand(other, 0, self.shape[1])
+        return _product(self, M.T).T if M.ndim == 2 else _product(self, M[None, :])[0]
+
+    def __rmatmul__(self, other: Any) -> Array:
+        """M X, [C, d]; [d] where M is a vector."""
+        M = self._operand(other, -1, self.shape[0])
+        return _transposed_product(self, M) if M.ndim == 2 else _transposed_product(self, M[None, :])[0]
+
+    def _operand(self, other: Any, axis: int, size: int) -> Array:
+        M = jnp.asarray(other)
+        if M.ndim not in (1, 2) or M.shape[axis] != size:
+            raise TypeError(f"a sparse batch of shape {self.shape} has no product with an array of shape {M.shape}")
+        return M
+
+    def todense(self) -> Array:
+        """The rows as an array [b, d]: for tests and small tables."""
+        return self @ jnp.eye(self.features, dtype=self.dtype)
+
+
+def _product(X: SparseBatch, W: Array) -> Array:
+    """W X^T with W [C, d]."""
+    b, d = X.shape
+    return _solution(X, jnp.concatenate([W, _zeros(W, b)], axis=1))[:, d:]
+
+
+def _transposed_product(X: SparseBatch, R: Array) -> Array:
+    """R X with R [C, b]."""
+    _, d = X.shape
+    right = jnp.concatenate([_zeros(R, d), R], axis=1)
+    return jax.linear_transpose(partial(_solution, X), right)(right)[0][:, :d]
+
+
+def _zeros(like: Array, columns: int) -> Array:
+    return jnp.zeros((like.shape[0], columns), like.dtype)
+
+
+def _solution(X: SparseBatch, right: Array) -> Array:
+    """The solution (U, S) = (Q, R + Q X^T) of the linear system U = Q, S - U X^T = R, where right = (Q, R), [C, d + b].
+
+    So products are written because the loops of :func:`_gathered` and :func:`_scattered` have a traced length, and such
+    loops JAX cannot transpose; but linear systems it differentiates, transposes and maps by rule, from a solver for
+    each direction. The system's own product has to be traced for that, not run.
+    """
+    d = X.shape[1]
+
+    def matvec(z: Array) -> Array:
+        return z.at[:, d:].add(-_prefix_sums(X, z[:, :d]))
+
+    def solve(_: Any, r: Array) -> Array:
+        return r.at[:, d:].add(_gathered(X, r[:, :d]))
+
+    def transpose_solve(_: Any, r: Array) -> Array:
+        return r.at[:, :d].add(_scattered(X, r[:, d:]))
+
+    out: Array = jax.lax.custom_linear_solve(matvec, right, solve, transpose_solve)
+    return out
+
+
+def _prefix_sums(X: SparseBatch, W: Array) -> Array:
+    """W X^T from all pieces of the table, in operations that JAX can transpose."""
+    of_pieces = jnp.einsum("kp,ckp->ck", X.values, W[:, X.columns])
+    sums = jnp.concatenate([_zeros(W, 1), jnp.cumsum(of_pieces, axis=1)], axis=1)
+    first, count = X.extents[:, 0], X.extents[:, 1]
+    return sums[:, first + count] - sums[:, first]
+
+
+def _gathered(X: SparseBatch, W: Array) -> Array:
+    """W X^T: columns of W are gathered."""
+
+    def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
+        return out.at[:, row].add(jnp.sum(values[None] * W[:, columns], axis=2), mode="drop")
+
+    return _over_slabs(X, add, _zeros(W, X.shape[0]))
+
+
+def _scattered(X: SparseBatch, R: Array) -> Array:
+    """R X: columns of the result are added to."""
+
+    def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
+        own = R.at[:, row].get(mode="fill", fill_value=0)
+        return out.at[:, columns].add(values[None] * own[:, :, None])
+
+    return _over_slabs(X, add, _zeros(R, X.shape[1]))
+
+
+def _over_slabs(X: SparseBatch, add: Callable[[Array, Array, Array, Array], Array], out: Array) -> Array:
+    """``out = add(out, row, columns, values)`` over all pieces of these rows; slots beyond the last have row b."""
+    first, count = X.extents[:, 0], X.extents[:, 1]
+    ends = jnp.cumsum(count, dtype=jnp.int32)
+
+    def slab(i: Array, out: Array) -> Array:
+        slot = i * SLAB + jnp.arange(SLAB, dtype=jnp.int32)
+        row = jnp.searchsorted(ends, slot, side="right").astype(jnp.int32)
+        last = jnp.minimum(row, X.shape[0] - 1)
+        piece = first[last] + slot - (ends[last] - count[last])
+        columns, values = (table.at[piece].get(mode="clip") for table in (X.columns, X.values))
+        return add(out, row, columns, values)
+
+    return jax.lax.fori_loop(jnp.int32(0), -(-ends[-1] // SLAB), slab, out)

@@ -1,0 +1,299 @@
+"""Sparse rows against the same rows as arrays, and what a sparse source refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import bilevax as bx
+from bilevax.core import sparse
+from bilevax.problems.problem import cross_product
+from bilevax.testing.sources import check_source
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+KEY = jax.random.key(5)
+N, D = 60, 37
+FORMATS = ["csr", "csc", "coo", "bsr", "lil", "dok"]
+
+
+def table(n=N, d=D, seed=0):
+    """Rows of very unequal length: the first has no entry, the second has all, most have few."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)) * (rng.uniform(size=(n, d)) < rng.uniform(0, 0.2, (n, 1)))
+    X[0], X[1] = 0.0, rng.normal(size=d)
+    return X, rng.integers(0, 3, n)
+
+
+def batch_of(X, rows=None):
+    """The rows of a sparse batch that a source hands out."""
+    source = bx.SparseRows(sp.csr_array(X))
+    full = source.full
+    return full if rows is None else sparse.SparseBatch(full.columns, full.values, full.extents[rows], full.features)
+
+
+def close(a, b, rtol=1e-12):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol), a, b)
+
+
+@pytest.fixture(params=[256, 3], ids=["one-slab", "many-slabs"])
+def slab(request, monkeypatch):
+    """Short slabs end within rows, and leave some of the last one empty."""
+    monkeypatch.setattr(sparse, "SLAB", request.param)
+    return request.param
+
+
+def products(X, M, L):
+    return X @ M, X @ M[:, 0], L @ X, L[0] @ X
+
+
+@pytest.mark.parametrize("rows", [range(N), [0], [1, 1, 0, 7, 1], [3, 59, 2]], ids=["all", "empty", "repeated", "few"])
+def test_products_are_those_of_the_array(rows, slab):
+    X, _ = table()
+    S, A = batch_of(X, jnp.asarray(rows)), X[np.asarray(rows)]
+    rng = np.random.default_rng(1)
+    M, L = rng.normal(size=(D, 4)), rng.normal(size=(4, len(A)))
+    assert (S.shape, S.ndim, S.dtype) == (A.shape, 2, jnp.float64)
+    close(jax.jit(lambda X, M, L: (*products(X, M, L), X.todense()))(S, M, L), (*products(A, M, L), A))
+
+
+def test_numpy_leaves_the_product_to_the_batch():
+    X, _ = table()
+    close(np.ones((2, N)) @ batch_of(X), np.ones((2, N)) @ X)
+
+
+@pytest.mark.parametrize("forward", [True, False], ids=["X @ M", "M @ X"])
+def test_products_are_differentiated_twice_in_both_modes_and_mapped(forward, slab):
+    X, _ = table()
+    S, rng = batch_of(X), np.random.default_rng(2)
+    M, V = (jnp.asarray(rng.normal(size=(D, 2) if forward else (2, N))) for _ in range(2))
+
+    def value(X, M):
+        return jnp.sum(jnp.tanh(X @ M if forward else M @ X))
+
+    def derivatives(X, M):
+        gradient = jax.grad(lambda M: value(X, M))
+        return {
+            "jvp": jax.jvp(lambda M: value(X, M), (M,), (V,))[1],
+            "gradient": gradient(M),
+            "forward over reverse": jax.jvp(gradient, (M,), (V,))[1],
+            "reverse over reverse": jax.vjp(gradient, M)[1](V)[0],
+            "reverse over forward": jax.grad(lambda M: jax.jvp(lambda M: value(X, M), (M,), (V,))[1])(M),
+            "mapped": jax.vmap(jax.grad(lambda M: value(X, M)))(jnp.stack([M, V])),
+            "forward mode": jax.jacfwd(lambda s: value(X, s * M))(jnp.float64(0.7)),
+        }
+
+    found, truth = (jax.jit(derivatives)(A, M) for A in (S, jnp.asarray(X)))
+    close(found, truth)
+
+
+def test_batches_are_mapped_over():
+    X, _ = table()
+    rows = jnp.asarray([[0, 1, 2], [5, 5, 9], [40, 0, 0]])
+    M = jnp.asarray(np.random.default_rng(3).normal(size=(D, 2)))
+    found = jax.vmap(lambda r: jax.grad(lambda M: jnp.sum(jnp.sin(batch_of(X, r) @ M)))(M))(rows)
+    truth = jax.vmap(lambda r: jax.grad(lambda M: jnp.sum(jnp.sin(jnp.asarray(X)[r] @ M)))(M))(rows)
+    close(found, truth)
+
+
+def test_values_are_differentiated_forward():
+    """A loss may scale the entries; that derivative comes from the system's own product."""
+    X, _ = table()
+    S, M = batch_of(X), jnp.ones((D, 1))
+
+    def scaled(c):
+        return sparse.SparseBatch(S.columns, c * S.values, S.extents, S.features) @ M
+
+    close(jax.jacfwd(scaled)(jnp.float64(2.0)), X @ np.ones((D, 1)))
+
+
+@pytest.mark.parametrize("shape", [(D + 1,), (D - 1, 2), (), (D, 2, 2)], ids=str)
+def test_products_of_wrong_shapes_are_refused(shape):
+    with pytest.raises(TypeError, match="no product with an array of shape"):
+        batch_of(table()[0]) @ np.zeros(shape)
+    with pytest.raises(TypeError, match="no product with an array of shape"):
+        np.zeros(shape) @ batch_of(table()[0])
+
+
+def test_a_product_costs_its_own_rows_not_the_longest(slab):
+    """Slabs are read as often as the rows drawn need."""
+    X, _ = table()
+    S = batch_of(X, jnp.asarray([0, 0, 3]))
+    read = []
+
+    def note(out, row, columns, values):
+        jax.debug.callback(lambda: read.append(1))
+        return out
+
+    sparse._over_slabs(S, note, jnp.zeros(()))
+    jax.effects_barrier()
+    assert len(read) == -(-int(jnp.sum(S.extents[:, 1])) // slab)
+
+
+@pytest.mark.parametrize(
+    ("loss", "penalty", "sampling"),
+    [
+        (bx.Squared, "class", "iid"),
+        (bx.BinaryLogistic, "feature", "shuffled"),
+        (bx.MultinomialLogistic, "feature", "blocks"),
+        (bx.MultinomialLogistic, "global", "iid"),
+    ],
+)
+def test_losses_on_sparse_rows_are_those_on_arrays(loss, penalty, sampling):
+    """Value, gradient, Hessian and cross product, measured curvature, and the hypergradient of equal draws."""
+    (X, y), rng = table(), np.random.default_rng(4)
+    C = 1 if loss is bx.BinaryLogistic else 3
+    y = y.astype(float)[:, None] * np.ones((1, C)) if loss is bx.Squared else np.minimum(y, max(C - 1, 1))
+    weight = rng.uniform(0.5, 1.5, N)
+    w = {"weights": jnp.asarray(rng.normal(size=(C, D))), "bias": jnp.asarray(rng.normal(size=C))}
+    v = jax.tree.map(jnp.cos, w)
+    lam = jnp.asarray(rng.normal(size={"global": (), "feature": (D,), "class": (C,)}[penalty]) - 1)
+    one = loss(penalty)
+    problem = bx.Problem(bx.GradientStep(one), loss())
+    sid = bx.SID(bx.FixedPoint(30, 0.5), bx.FixedPoint(30, 0.5), cross_batches=3, outer_batches=2)
+
+    @jax.jit
+    def everything(batch, w, lam, v):
+        step = bx.Problem(bx.GradientStep(one, 0.3), loss())
+        return {
+            "value": one(w, lam, batch),
+            "gradient": jax.grad(one)(w, lam, batch),
+            "hessian": one.hessian_product(w, lam, batch, v),
+            "cross": cross_product(step, w, lam, batch, v),
+            "curvature": one.curvature(w, batch),
+        }
+
+    sparse_rows = bx.SparseRows((sp.csr_array(X), y, weight), 7, sampling=sampling)
+    arrays = bx.Arrays((X, y, weight), 7, sampling=sampling)
+    close(everything(sparse_rows.full, w, lam, v), everything(arrays.full, w, lam, v))
+    a, b = (bx.hypergradient(problem, sid, w, lam, s, s, key=KEY) for s in (sparse_rows, arrays))
+    close((a.value, a.outer_value, a.w, a.v), (b.value, b.outer_value, b.w, b.v), rtol=1e-10)
+    assert (int(a.code), a.cost.visits) == (int(b.code), b.cost.visits)
+
+
+def test_the_deterministic_solvers_take_sparse_rows():
+    X, y = table()
+    problem = bx.Problem(bx.GradientStep(bx.MultinomialLogistic("feature")), bx.MultinomialLogistic())
+    w0, lam = np.zeros((3, D)), np.full(D, -1.0)
+    sources = [(bx.SparseRows((sp.csr_array(X), y)),) * 2, (bx.Arrays((X, y)),) * 2]
+    for estimator in (bx.SID(bx.LBFGS(1e-11), bx.CG(1e-11)), bx.ITD(20), bx.SID(bx.FixedPoint(20), bx.Neumann(1e-3))):
+        a, b = (bx.hypergradient(problem, estimator, w0, lam, *s, key=KEY) for s in sources)
+        close(a.value, b.value, rtol=1e-9)
+        assert int(a.code) == int(b.code)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_read(form):
+    X, y = table()
+    source = bx.SparseRows((sp.csr_matrix(X).asformat(form), y))
+    assert np.array_equal(source.full[0].todense(), X)
+    assert np.array_equal(source.full[1], y)
+
+
+def test_entries_of_one_place_are_added_and_the_callers_matrix_is_left_alone():
+    X = sp.csr_matrix((np.array([1.0, 2.0, 4.0, 0.0, 3.0, -3.0]), [1, 1, 0, 2, 0, 0], [0, 2, 4, 6]), (3, 4))
+    source = bx.SparseRows(X)
+    assert X.nnz == 6
+    assert np.array_equal(source.full.todense(), [[0, 3, 0, 0], [4, 0, 0, 0], [0, 0, 0, 0]])
+    assert np.array_equal(source.full.extents[:, 1], [1, 1, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, np.float32, np.float64])
+def test_integers_become_floats_and_floats_stay(dtype):
+    X = (table()[0] > 0).astype(dtype)
+    wanted = jnp.float32 if dtype == np.float32 else jnp.float64
+    source = bx.SparseRows(sp.csr_array(X))
+    assert source.full.dtype == wanted
+    assert np.array_equal(source.full.todense(), X)
+
+
+def test_columns_beyond_the_last_that_is_mentioned():
+    X, _ = table()
+    source = bx.SparseRows(sp.csr_array(X), n_features=D + 3)
+    assert source.full.shape == (N, D + 3)
+    assert np.array_equal(source.full.todense(), np.pad(X, ((0, 0), (0, 3))))
+    with pytest.raises(bx.ParameterError, match=rf"n_features must be at least {D}, the columns of data; got 5"):
+        bx.SparseRows(sp.csr_array(X), n_features=5)
+
+
+@pytest.mark.parametrize("fill", [0.0, 1.0], ids=["empty", "full"])
+@pytest.mark.parametrize("d", [1, 40])
+def test_tables_without_entries_and_without_zeros(fill, d):
+    X = np.full((5, d), fill)
+    full = bx.SparseRows(sp.csr_array(X)).full
+    close(jax.jit(lambda X: X.todense())(full), X)
+
+
+def test_at_most_half_of_the_entries_is_padding():
+    for density in (0.02, 0.2, 0.9):
+        X = sp.random(500, 100, density, format="csr", random_state=0)
+        assert bx.SparseRows(X).full.values.size <= 2 * X.nnz + 500
+
+
+def spoilt(value, place):
+    X = sp.lil_matrix(table()[0])
+    X[place] = value
+    return X.tocsr()
+
+
+def tampered(field, value):
+    X = sp.csr_matrix(table()[0])
+    getattr(X, field)[5] = value
+    return X
+
+
+def tampered_coo():
+    X = sp.coo_matrix(table()[0])
+    X.col[7] = D + 2
+    return X
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((spoilt(np.nan, (9, 4)), np.zeros(N)), r"data\[0\] has 1 NaN, first at row 9, column 4"),
+        (spoilt(-np.inf, (1, D - 1)).tocsc(), rf"data has 1 infinite, first at row 1, column {D - 1}"),
+        (sp.coo_matrix(([1e308, 1e308], ([1, 1], [2, 2]))), "1 infinite, first at row 1, column 2"),
+        ((sp.csr_matrix(table()[0]), np.r_[np.nan, np.zeros(N - 1)]), r"data\[1\] has 1 NaN, first at row 0"),
+        ((sp.csr_matrix(table()[0]), np.zeros(3)), rf"rows differ in number: data\[0\] has {N}, data\[1\] has 3"),
+        (tampered("indices", D), "data is no valid CSR matrix"),
+        (tampered("indices", -1), "data is no valid CSR matrix"),
+        (tampered("indptr", 10**6), "data is no valid CSR matrix"),
+        (tampered_coo(), f"data has an entry outside of its {D} columns"),
+        (sp.csr_matrix(table()[0] * 1j), "dtype complex128; pass real numbers"),
+        (sp.csr_matrix((0, D)), "0 rows"),
+        (sp.coo_array(np.ones(3)), "data has 1 dimension; pass a matrix"),
+        (table(), "one scipy sparse matrix, got 0; for arrays use bx.Arrays"),
+        ([sp.csr_matrix(table()[0])] * 2, "one scipy sparse matrix, got 2"),
+    ],
+)
+def test_wrong_data_are_refused_and_the_place_is_said(data, message):
+    with pytest.raises(bx.DataError, match=message):
+        bx.SparseRows(data)
+
+
+def test_arrays_refuse_a_sparse_matrix_by_name():
+    with pytest.raises(bx.DataError, match=r"data\[0\] is a sparse matrix; use bx.SparseRows"):
+        bx.Arrays((sp.csr_matrix(table()[0]), table()[1]))
+
+
+@pytest.mark.parametrize(("batch_size", "sampling"), [(7, "iid"), (7, "shuffled"), (7, "blocks"), (None, "iid")])
+def test_the_source_keeps_the_contracts_of_sources(batch_size, sampling):
+    X, y = table()
+    source = bx.SparseRows((sp.csr_matrix(X.astype(np.float32)), y), batch_size, sampling=sampling)
+    check_source(source)
+
+
+def test_a_table_of_equal_shape_compiles_nothing():
+    traces = []
+
+    @jax.jit
+    def total(source):
+        traces.append(1)
+        return jnp.sum(source.full @ jnp.ones(D))
+
+    X, _ = table()
+    for factor in (1.0, 2.0):
+        close(total(bx.SparseRows(sp.csr_array(factor * X))), factor * X.sum())
+    assert len(traces) == 1
