@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 
 import bilevax as bx
 from bilevax.core.config import config
@@ -17,6 +18,7 @@ from bilevax.testing.tools import Counted
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 T = bx.FixedPoint(100)
+SPARSE = scipy.sparse.random_array((50, 9), density=0.2, dtype=np.float32, rng=0), np.arange(50)
 TABLE = np.arange(50, dtype=np.float32), np.arange(100).reshape(50, 2)
 
 # What a class is checked with: instances for its suite, and the suite's options. A class that is not here is built
@@ -34,6 +36,7 @@ INSTANCES = {
     "LBFGS": [(bx.LBFGS(tol=1e-9), {})],
     "Given": [(bx.Given(), {})],
     "BSGM": [(bx.BSGM(bx.SID(bx.FixedPoint(40), bx.FixedPoint(40), cross_batches=2), bx.optim("sgd", 0.5)), {})],
+    "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],
 }
 

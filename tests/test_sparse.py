@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import bilevax as bx
 from bilevax.core import sparse
 from bilevax.problems.problem import cross_product
+from bilevax.sklearn import TunedLogisticRegression
 from bilevax.testing.sources import check_source
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -278,11 +279,9 @@ def test_arrays_refuse_a_sparse_matrix_by_name():
         bx.Arrays((sp.csr_matrix(table()[0]), table()[1]))
 
 
-@pytest.mark.parametrize(("batch_size", "sampling"), [(7, "iid"), (7, "shuffled"), (7, "blocks"), (None, "iid")])
-def test_the_source_keeps_the_contracts_of_sources(batch_size, sampling):
+def test_the_source_keeps_the_contracts_of_sources():
     X, y = table()
-    source = bx.SparseRows((sp.csr_matrix(X.astype(np.float32)), y), batch_size, sampling=sampling)
-    check_source(source)
+    check_source(bx.SparseRows((sp.csr_matrix(X.astype(np.float32)), y), 7, sampling="blocks"))
 
 
 def test_a_table_of_equal_shape_compiles_nothing():
@@ -297,3 +296,9 @@ def test_a_table_of_equal_shape_compiles_nothing():
     for factor in (1.0, 2.0):
         close(total(bx.SparseRows(sp.csr_array(factor * X))), factor * X.sum())
     assert len(traces) == 1
+
+
+def test_estimators_refuse_a_sparse_table_by_name():
+    X, y = table()
+    with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
+        TunedLogisticRegression().fit(sp.csr_matrix(X), y)

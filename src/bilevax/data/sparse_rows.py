@@ -42,9 +42,15 @@ class SparseRows(Arrays):
     Raises:
         DataError: as of :class:`Arrays`; there is no sparse matrix or more than one; an index is out of range.
         ParameterError: the batch size does not lie in [1, n], or ``n_features`` is too small.
+
+    Examples:
+        >>> X = scipy.sparse.eye_array(50, 8, dtype=np.float32, format="csr")
+        >>> source = SparseRows((X, np.arange(50) % 2), batch_size=7)
+        >>> source.full[0].shape, source.rows_per_batch
+        ((50, 8), 7)
     """
 
-    n_features: int | None = static(None)
+    n_features: Any = static(None)
     columns: Array = dataclasses.field(init=False)
     values: Array = dataclasses.field(init=False)
     place: int = dataclasses.field(init=False, metadata={"static": True})

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Column", "Table", "read_table", "table_from_frame"]
 
 _EXACT = 2**53
+_SVMLIGHT = re.compile(rb"[-+.\deE]+(?:[ \t]+\d+:[-+.\deE]+)+\s*(?:#|[\r\n]|$)")
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -47,6 +48,11 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
         return _from_arrow(path.name, _read_parquet(path.name, data), text=text, sha256=digest)
     if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
         raise DataError(f"{path.name}: the file is compressed, or a spreadsheet; save it as CSV or Parquet")
+    if _SVMLIGHT.match(data):
+        raise DataError(
+            f"{path.name}: a svmlight file, whose rows are sparse; a table would make them dense. Read it with "
+            "scikit-learn's load_svmlight_file, and use bx.SparseRows or the dense array"
+        )
     file = read_csv_text(path.name, data)
     Table(path.name, tuple(Column(name, "text", np.empty(0)) for name in file.names)).require(text)
     columns, notes = [], []
