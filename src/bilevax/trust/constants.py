@@ -46,7 +46,7 @@ def estimate_constants(
       2 sigma1_prime / (1 - q)^2. sigma1_E, sigma2_E: V[grad_1 E], V[grad_2 E]. All for one minibatch of the source, and
       0 where each minibatch is every row.
 
-    Cost: about 150 Hessian-vector and cross products, 90 products with second derivatives of E and 180 with third
+    Cost: about 150 Hessian-vector and cross products, 90 products with second derivatives of E and 360 with third
     derivatives of the inner loss on every row; and about 40 ``batches`` gradients and products on minibatches.
 
     Args:
