@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevax.core.config import replace, strong
+from bilevax.core.config import count, replace, strong
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key, stream
 from bilevax.core.trees import PyTree, as_parameters
@@ -59,10 +59,10 @@ def estimate_constants(
         batches: minibatches from which the variances are estimated; their relative error falls as its square root.
 
     Raises:
-        ParameterError: a wrong leaf or function, or a map that does not contract at w.
+        ParameterError: a wrong leaf or function, fewer than two batches, or a map that does not contract at w.
     """
     w, lam = as_parameters("w", w), as_parameters("lam", lam)
-    found = _measure(strong(problem), w, lam, train, val, as_key(key), jnp.int32(batches))
+    found = _measure(strong(problem), w, lam, train, val, as_key(key), jnp.int32(count("batches", batches, low=2)))
     values: dict[str, Any] = {name: float(m.value) for name, m in found.items()}
     errors = {name: float(m.error) for name, m in found.items()}
     if values["q"] >= 1.0:

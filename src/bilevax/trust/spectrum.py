@@ -58,6 +58,8 @@ def lanczos(product: Product, start: Array, steps: int = LANCZOS_STEPS) -> Ritz:
     steps = min(steps, start.size)
     tiny = 100 * jnp.finfo(start.dtype).eps
 
+    fresh = jax.random.key(271828)  # no key that a start value is likely to come from
+
     def orthogonal(x: Array, basis: Array) -> Array:
         for _ in range(2):  # once is not enough in floating point
             x = x - basis.T @ (basis @ x)
@@ -68,7 +70,7 @@ def lanczos(product: Product, start: Array, steps: int = LANCZOS_STEPS) -> Ritz:
         rest = orthogonal(image, basis)
         below = jnp.linalg.norm(rest)
         goes_on = below > tiny * jnp.linalg.norm(image)  # else the basis is invariant: on with a direction outside it
-        anew = orthogonal(jax.random.normal(jax.random.key(j), start.shape, start.dtype), basis)
+        anew = orthogonal(jax.random.normal(jax.random.fold_in(fresh, j), start.shape, start.dtype), basis)
         rest = jnp.where(goes_on, rest, anew)
         basis = basis.at[j + 1].set(rest / jnp.linalg.norm(rest))
         return basis, (jnp.vdot(basis[j], image), jnp.where(goes_on, below, 0.0))
