@@ -247,6 +247,22 @@ def test_self_bounded_noise_bounds_both_iterations_with_much_longer_steps(seed, 
     assert second_moment_rate(exact, bound_of("linear").limit, batch_size) < 1
 
 
+def test_self_bounded_noise_in_loss_form():
+    """s = alpha eta <= 1 / (L + 2 R^2 / b), plateau 2 s sigma^2 / (b tau), max(gamma e^2, 8 sigma^2 / (b tau^2))."""
+    alpha, L, tau, R, noise, b = 0.5, 3.0, 0.2, 7.0, 1.3, 4
+    bound = MeanSquare.of_convex_rows(L=L, tau=tau, row_smoothness=R, noise=alpha**2 * noise, alpha=alpha, batch_size=b)
+    assert alpha * bound.limit == pytest.approx(1 / (L + 2 * R / b))
+    s = 0.1
+    assert bound.constant(s / alpha, 10, 4.0) == pytest.approx(
+        (1 - s * tau) ** 10 * (4.0 - 2 * s * noise / (b * tau)) + 2 * s * noise / (b * tau)
+    )
+    beta, gamma = bound.harmonic
+    assert (alpha * beta, gamma) == pytest.approx((2 / tau, 2 * (L + 2 * R / b) / tau))
+    for start in (0.0, 100.0):
+        expected = max(gamma * start, 8 * noise / (b * tau**2)) / (gamma + 9)
+        assert bound.decreasing(beta, gamma, 9, start) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("eta", [0.1, 1.0])
 def test_the_second_moments_factor_is_that_of_every_minibatch(eta, batch_size):
@@ -294,6 +310,11 @@ def test_t4_without_any_error_is_the_floor_and_the_floor_is_attained():
     assert bias_bound(c, 0.0, 0.0) == 0
 
 
+def test_t4_is_attained_where_the_two_errors_are_equal_and_of_one_sign():
+    c, e, d = C, 0.3, 0.3 * C.c1 / C.L_Phi
+    assert mse_bound(c, e**2, d**2, None) == pytest.approx((c.c1 * e + c.L_Phi * d) ** 2)
+
+
 def test_c1_is_the_lipschitz_constant_of_the_worst_case():
     """Phi = q(w) w-free pieces in one dimension whose derivatives all change at their largest rate, and together."""
     q, h = 0.5, 1e-6
@@ -335,6 +356,10 @@ def test_the_sample_complexity_keeps_its_promise_and_is_of_order_one_over_the_ta
         sigma = c.linear().decreasing(*c.linear().harmonic, k, c.linear_start())
         assert 0.5 * target < mse_bound(c, rho, sigma, J) <= target * (1 + 1e-9)
     np.testing.assert_allclose(np.array(counts[1]) / np.array(counts[0]), 100, rtol=0.05)
+    t, k, J = sample_complexity(c, 1e5, start)
+    assert k == 0
+    rho = c.inner.decreasing(*c.inner.harmonic, t, start)
+    assert mse_bound(c, rho, c.linear_start(), J) <= 1e5
     assert sample_complexity(p.constants(p.lam), 1e-2, start).J == 1
 
 
@@ -511,6 +536,9 @@ def test_the_constants_of_rows_bound_what_the_rows_do():
     H = hessians(np.zeros(4))
     assert np.linalg.norm(H.mean(0), 2) == pytest.approx(c.L)
     assert glm.row_constants(X, glm.LOG_COSH, alpha=alpha).sigma1_prime == 0
+    steep = np.arccosh(math.sqrt(1.5)) / 2.0  # where the curvature of log cosh 2w changes fastest
+    slope = (np.cosh(2 * (steep + 1e-5)) ** -2 - np.cosh(2 * (steep - 1e-5)) ** -2) / 2e-5 * 4.0
+    assert glm.row_constants([[2.0]], glm.LOG_COSH, alpha=alpha).nu1 == pytest.approx(alpha * abs(slope))
     halves = [glm.row_constants(X, glm.Link(s, 0.2), alpha=alpha, batch_size=b) for s in (1.0, 0.5)]
     assert halves[1].sigma1_prime == pytest.approx(halves[0].sigma1_prime / 4)
 

@@ -150,14 +150,19 @@ class MeanSquare:
         """
         self._check_target(target)
         eta = self.limit if self.noise == 0 else min(self.limit, self.rate * target / (2.0 * self.noise))
-        needed = math.log(2.0 * start / target) / -math.log1p(-eta * self.rate) if eta * self.rate < 1 else 1.0
-        return eta, max(0, math.ceil(needed)) if start > target else 0
+        if start <= target:
+            return eta, 0
+        if eta * self.rate >= 1.0:
+            return eta, 1
+        return eta, math.ceil(math.log(2.0 * start / target) / -math.log1p(-eta * self.rate))
 
     def decreasing_steps_to(self, target: float, start: float) -> int:
         """The t after which the steps ``harmonic`` have E|x_t - x*|^2 <= target, of order 1 / target."""
         self._check_target(target)
+        if start <= target:
+            return 0
         beta, gamma = self.harmonic
-        return max(0, math.ceil(self.decreasing(beta, gamma, 0, start) * gamma / target - gamma))
+        return math.ceil(self.decreasing(beta, gamma, 0, start) * gamma / target - gamma)
 
     def shortcomings(self, beta: float, gamma: float) -> list[str]:
         """What keeps the steps beta / (gamma + j) from the rate 1 / j, in sentences; empty if nothing does."""
