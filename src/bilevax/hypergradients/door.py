@@ -12,7 +12,7 @@ from bilevax.core.config import count, real, replace, strong
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key, stream
 from bilevax.core.records import Cost, Count, Estimate, Failure, worst_part
-from bilevax.core.trees import PyTree, as_parameters, leaf_name
+from bilevax.core.trees import PyTree, as_parameters, is_concrete, leaf_name
 from bilevax.data import RowSource
 from bilevax.hypergradients.a_posteriori import a_posteriori
 from bilevax.hypergradients.diagnosis import unused_leaves
@@ -20,6 +20,7 @@ from bilevax.hypergradients.replicas import pooled
 from bilevax.problems.gradient_step import POWER_STEPS, GradientStep, measured_batches
 from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
+from bilevax.solvers.contraction import suspicion_as_proof
 from bilevax.theory import Constants
 
 
@@ -69,8 +70,12 @@ def hypergradient(
     estimator.check(problem)
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     tol, replicas = real("tol", tol, low=0.0, open_low=True), count("replicas", replicas, low=1)
-    numbers = strong((problem, estimator, tol, constants))
-    return _estimate(*numbers, w0, lam, train, val, as_key(key), replicas=replicas)
+    arguments = *strong((problem, estimator, tol, constants)), w0, lam, train, val, as_key(key)
+    if all(map(is_concrete, jax.tree.leaves(arguments))):
+        estimate = _estimate(*arguments, replicas=replicas, thorough=False)
+        if is_concrete(estimate.code) and int(estimate.code) < Code.NOT_CONTRACTIVE:
+            return estimate
+    return _estimate(*arguments, replicas=replicas, thorough=True)
 
 
 def value_and_hypergradient(
@@ -94,7 +99,7 @@ def value_and_hypergradient(
     return value, gradient
 
 
-@partial(jax.jit, static_argnames="replicas")
+@partial(jax.jit, static_argnames=("replicas", "thorough"))
 def _estimate(
     problem: Problem,
     estimator: Any,
@@ -107,12 +112,14 @@ def _estimate(
     key: Array,
     *,
     replicas: int,
+    thorough: bool,
 ) -> Estimate:
     check_functions(problem, w0, lam, train, val)
     sources = (train, val)
 
     def one(key: Array) -> Estimate:
-        estimate = measured_estimate(problem, estimator, w0, lam, sources, key=key)
+        with suspicion_as_proof(not thorough):
+            estimate = measured_estimate(problem, estimator, w0, lam, sources, key=key)
         if estimate.error is not None or estimate.v is None or not estimator.deterministic(sources):
             return estimate
         ready = _measured(problem, w0, lam, train, key)

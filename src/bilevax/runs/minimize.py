@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from bilevax.core.trees import PyTree, as_parameters
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import check_functions
 from bilevax.problems.problem import Problem
+from bilevax.solvers.contraction import suspicion_as_proof
 
 CHUNK_SECONDS = 0.25
 """How long a compiled chunk should take, so that progress is live and Ctrl-C is answered."""
@@ -87,7 +89,11 @@ def minimize(
         began = time.monotonic()
         try:
             bounds = (jnp.int32(done), jnp.int32(min(done + chunk, steps)))
-            state, reached, seen = jax.block_until_ready(_advance(*ready, state, w0, (train, val), key, *bounds))
+            arguments = *ready, state, w0, (train, val), key, *bounds
+            after = jax.block_until_ready(_advance(*arguments, thorough=False))
+            if np.any(np.asarray(after[2].code) >= Code.NOT_CONTRACTIVE):
+                after = jax.block_until_ready(_advance(*arguments, thorough=True))
+            state, reached, seen = after
             new = int(reached) - done
             rows.append((jax.tree.map(lambda x, n=new: np.asarray(x)[:n], seen), time.monotonic() - clock))
             done = int(reached)
@@ -115,7 +121,7 @@ def _init(problem: Problem, algorithm: Any, w0: PyTree, lam: PyTree, train: RowS
     return algorithm.init(problem, w0, lam)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="thorough")
 def _advance(
     problem: Problem,
     algorithm: Any,
@@ -125,8 +131,11 @@ def _advance(
     key: Array,
     start: Array,
     stop: Array,
+    *,
+    thorough: bool,
 ) -> tuple[PyTree, Array, Watched]:
-    return advance(problem, algorithm, state, w0, sources, key=key, start=start, stop=stop)
+    with suspicion_as_proof(not thorough):
+        return advance(problem, algorithm, state, w0, sources, key=key, start=start, stop=stop)
 
 
 def _samples(cost: Cost) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Does an iteration contract? What its moves say, and what a pair of coupled points says under noise."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +30,28 @@ DIVERGED = 1e12
 
 BURN_IN = 10
 """Steps of a coupled pair before its direction has settled."""
+
+
+_SUSPICION_IS_PROOF = contextvars.ContextVar("suspicion is proof", default=False)
+
+
+@contextlib.contextmanager
+def suspicion_as_proof(wanted: bool) -> Iterator[None]:
+    """Programs traced within hold each suspicion to be true instead of looking into it.
+
+    They compile in half of the time, and are right where no code is NOT_CONTRACTIVE or worse; where one is, a caller
+    runs the thorough program.
+    """
+    token = _SUSPICION_IS_PROOF.set(wanted)
+    try:
+        yield
+    finally:
+        _SUSPICION_IS_PROOF.reset(token)
+
+
+def suspicion_is_proof() -> bool:
+    """Whether the program under way is traced within :func:`suspicion_as_proof`."""
+    return _SUSPICION_IS_PROOF.get()
 
 
 class Moves(NamedTuple):
@@ -124,6 +148,8 @@ def growth(push: Callable[[PyTree], PyTree], direction: PyTree, products: Array 
     real = norm(direction).dtype
     tiny = jnp.finfo(real).tiny
     products = jnp.asarray(products, jnp.int32)
+    if suspicion_is_proof():
+        return Growth(jnp.where(products > 0, jnp.inf, 0.0).astype(real), jnp.ones((), real), jnp.int32(0))
 
     def step(i: Array, state: tuple[PyTree, Array, Array, Array]) -> tuple[PyTree, Array, Array, Array]:
         u, height, late, amplification = state
@@ -279,6 +305,9 @@ def confirmed(
             spent.
     """
     begin, end = points
+    if suspicion_is_proof():
+        code = jnp.where(suspicious, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.OK))
+        return jnp.where(grown, jnp.int32(Code.DIVERGED), code), jnp.int32(0)
     steps = jnp.where(suspicious | grown, CONFIRMING, 0)
     pair = coupled_pair(
         image, (end, begin), args, source,
