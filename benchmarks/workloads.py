@@ -92,6 +92,12 @@ def sources_of(shape: Shape, sampling: str) -> tuple[bx.Arrays, bx.Arrays]:
     return bx.Arrays(train, batch_size=shape.batch, sampling=sampling), validation(shape)
 
 
+def forget() -> None:
+    """Let go of the arrays that are kept: a large table is in memory only while it is measured."""
+    for kept in (split, sources_of, validation):
+        kept.cache_clear()
+
+
 @cache
 def validation(shape: Shape) -> bx.Arrays:
     """Every row of val."""
