@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.problems import FiniteAffine, FiniteQuadratic, PenalisedRidge
 
 KEY = jax.random.key(0)
 
@@ -102,26 +102,9 @@ def equilibrium() -> Case:
     return Case(problem, np.zeros((n, d)), lam, (X, y), (X, y), central(value, np.asarray(flat)))
 
 
-def affine_map(w: Any, lam: Any, batch: Any) -> Any:
-    """w <- M w + B lam + b, M not symmetric."""
-    M, B, b = (jnp.mean(x, axis=0) for x in batch)
-    return M @ w + B @ lam + b
-
-
-def distance(w: Any, lam: Any, batch: Any) -> Any:
-    return jnp.mean(jnp.sum((w[None] - batch) ** 2, axis=1)) + 0.1 * jnp.vdot(lam, lam)
-
-
 def affine() -> Case:
-    rng = np.random.default_rng(4)
-    n, d, m = 8, 5, 3
-    M, B, b = 0.3 * rng.normal(size=(n, d, d)), rng.normal(size=(n, d, m)), rng.normal(size=(n, d))
-    target, lam = rng.normal(size=(4, d)), rng.normal(size=m)
-    assert np.abs(np.linalg.eigvals(M.mean(0))).max() < 0.8
-    inverse = np.linalg.inv(np.eye(d) - M.mean(0))
-    w = inverse @ (B.mean(0) @ lam + b.mean(0))
-    truth = B.mean(0).T @ inverse.T @ (2 * (w - target.mean(0))) + 0.2 * lam
-    return Case(bx.Problem(affine_map, distance), np.zeros(d), lam, (M, B, b), target, truth)
+    p = FiniteAffine.random(4, d=5, m=3)
+    return Case(p.problem, np.zeros(5), p.lam, p.train_data, p.val_data, p.hypergradient(p.lam))
 
 
 CASES = {f.__name__: f for f in (ridge, quadratic, logistic, equilibrium, affine)}
@@ -137,6 +120,7 @@ WAYS: dict[str, Any] = {
     "forward": bx.ITD(MANY, mode="forward"),
 }
 SYMMETRIC = {"AID-CG", "AID-CG-LBFGS"}
+IMPLICIT: dict[str, Any] = {"by default": None, "CG": bx.CG(tol=1e-12), "GMRES": bx.GMRES(tol=1e-12)}
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +144,34 @@ def test_every_estimator_finds_the_hypergradient(cases: dict[str, Case], name: s
     est = bx.hypergradient(case.problem, WAYS[way], case.w0, case.lam, *sources, key=KEY)
     assert est.code == bx.Code.OK, est.message
     error = np.linalg.norm(flat(est.value) - case.truth) / np.linalg.norm(case.truth)
+    assert error < 1e-6 if name in ("logistic", "equilibrium") else error < 1e-9
+
+
+@pytest.mark.parametrize("solve", IMPLICIT)
+@pytest.mark.parametrize("name", CASES)
+def test_a_decorated_solver_finds_the_hypergradient(cases: dict[str, Case], name: str, solve: str) -> None:
+    """custom_root on the gradient of the inner loss; custom_fixed_point for a map that has none."""
+    case = cases[name]
+    step: Any = case.problem.inner_map
+    if solve == "CG" and not case.problem.symmetric:
+        pytest.skip("its system is not symmetric")
+    train, val = jax.tree.map(jnp.asarray, (case.train, case.val))
+    rule = (
+        bx.implicit.custom_root(jax.grad(step.loss), solve=IMPLICIT[solve])
+        if case.problem.has_loss
+        else bx.implicit.custom_fixed_point(step, solve=IMPLICIT[solve])
+    )
+    sources, estimator = (bx.Arrays(case.train), bx.Arrays(case.val)), bx.SID(bx.FixedPoint(MANY), bx.FixedPoint(0))
+
+    @rule
+    def solver(w0: Any, lam: Any, batch: Any) -> Any:
+        return bx.hypergradient(case.problem, estimator, w0, lam, *sources, key=KEY).w
+
+    def value(lam: Any) -> Any:
+        return case.problem.outer_loss(solver(case.w0, lam, train), lam, val)
+
+    found = jax.jit(jax.grad(value))(jax.tree.map(jnp.asarray, case.lam))
+    error = np.linalg.norm(flat(found) - case.truth) / np.linalg.norm(case.truth)
     assert error < 1e-6 if name in ("logistic", "equilibrium") else error < 1e-9
 
 

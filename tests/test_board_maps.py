@@ -119,10 +119,7 @@ def test_c2_the_last_iterate_is_kept(q):
     assert est.cost.gradients.calls == est.failure.step
 
 
-OVERFLOWS = pytest.mark.xfail(strict=True, reason="the squared length of a finite move overflows: NONFINITE")
-
-
-@pytest.mark.parametrize("q", [2.0, *(pytest.param(q, marks=OVERFLOWS) for q in (1e3, 1e20))])
+@pytest.mark.parametrize("q", [2.0, 1e3, 1e20])
 def test_c2_in_float32_growth_is_named_before_its_squares_overflow(q):
     est = estimate(q * np.eye(3), 1.0, ways(200)["inner"], kind=np.float32)
     assert np.isfinite(est.w).all()
@@ -330,7 +327,6 @@ def test_c6_and_is_ok_in_the_end(A):
         np.testing.assert_allclose(est[way].v, v, rtol=1e-4, atol=1e-5 * np.abs(v).max())
 
 
-@pytest.mark.xfail(strict=True, reason="moves at the floor of a non-normal map exceed 100 units of rounding: BUDGET")
 def test_c6_a_converged_non_normal_map_is_ok_however_long_it_runs():
     turn, zero = 0.95 * rotation(np.pi / 2), np.zeros((2, 2))
     A = np.block([[turn, 10 * np.eye(2)], [zero, turn]])
@@ -338,5 +334,5 @@ def test_c6_a_converged_non_normal_map_is_ok_however_long_it_runs():
     truth = np.linalg.solve(np.eye(4) - A, b)
     for steps in (400, 1000, 4000):
         est = estimate(A, b, ways(steps)["inner"])
-        np.testing.assert_allclose(est.w[:4], truth, rtol=1e-6)
+        np.testing.assert_allclose(est.w[:4], truth, rtol=1e-5)  # after 400, k .95^k is 5e-7 still
         assert est.code == bx.Code.OK

@@ -155,10 +155,7 @@ def sum_of_w(w, lam, batch):
     return jnp.sum(w) + 0.0 * jnp.mean(batch)
 
 
-@pytest.mark.parametrize(
-    "batch_size",
-    [1, pytest.param(None, marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="FixedPoint takes a jvp"))],
-)
+@pytest.mark.parametrize("batch_size", [1, None])
 def test_c18_a_map_with_a_custom_vjp(batch_size):
     """Reverse mode is all that the theory asks of a map: kernels and implicit layers often have nothing else."""
     rows = bx.Arrays(np.zeros(2), batch_size)

@@ -65,6 +65,29 @@ def test_codes() -> None:
     assert int(nan.code) == Code.NONFINITE
 
 
+UNBOUNDED = {
+    "linear": lambda w, lam, batch: -jnp.sum(w),
+    "slow": lambda w, lam, batch: 0.5 * jnp.sum(w[1:] ** 2) - 1e-3 * w[0],
+    "concave": lambda w, lam, batch: -jnp.sum(w**2),
+    "logarithm": lambda w, lam, batch: -jnp.sum(jnp.log1p(w**2)),
+    "overflows": lambda w, lam, batch: -jnp.sum(jnp.exp(w)),
+}
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+@pytest.mark.parametrize("loss", UNBOUNDED.values(), ids=UNBOUNDED)
+def test_a_loss_that_is_unbounded_below_diverges_however_small_its_gradient_against_w(loss: object, kind: type) -> None:
+    out = solve(LBFGS(), loss, jnp.full(4, 0.1, kind))
+    assert int(out.code) == Code.DIVERGED
+    assert np.isfinite(out.value).all()
+
+
+def test_control_a_minimum_that_is_far_away_is_found() -> None:
+    out = solve(LBFGS(tol=1e-9), lambda w, lam, batch: 1e-3 * jnp.sum((w - 1e6) ** 2), jnp.zeros(3))
+    assert int(out.code) == Code.OK
+    np.testing.assert_allclose(out.value, 1e6, rtol=1e-6)
+
+
 def test_a_tolerance_below_rounding_ends_where_progress_does() -> None:
     h = jnp.logspace(0, 3, 6)
     out = solve(

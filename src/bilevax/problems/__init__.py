@@ -1,5 +1,6 @@
 """The two oracles of a bilevel problem: inner maps and losses, projections, closed-form test problems."""
 
+from bilevax.problems.affine import Contraction, FiniteAffine
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.losses import BinaryLogistic, Groups, MultinomialLogistic, Squared
 from bilevax.problems.problem import Problem, directions, lagrangian
@@ -10,7 +11,9 @@ from bilevax.problems.quadratic import Curvature, FiniteQuadratic, PenalisedRidg
 __all__ = [
     "BinaryLogistic",
     "Box",
+    "Contraction",
     "Curvature",
+    "FiniteAffine",
     "FiniteQuadratic",
     "GradientStep",
     "Groups",

@@ -11,6 +11,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, all_finite, axpy, norm, scale, sub, vdot, where, zeros_like
+from bilevax.solvers.fixed_point import growth_code
 
 MEMORY = 10
 """Pairs of differences that are kept."""
@@ -47,6 +48,7 @@ class _Search(NamedTuple):
     high: Array  # and one that is too long
     trials: Array
     least: Array  # gradient norm so far
+    first: Array  # ||grad|| (1 + ||w||) at w0
     idle: Array
     steps: Array
     calls: Array
@@ -60,7 +62,8 @@ class LBFGS:
     bracketing, fulfils the Wolfe conditions; a = 1 is tried first.
 
     Assumes an inner loss (:class:`~bilevax.GradientStep`); stops at ||grad|| <= tol (1 + ||w||), with BUDGET after
-    ``max_steps``, or where rounding hides any progress. Cost: one full gradient for each step size tried, about one a
+    ``max_steps``, or where rounding hides any progress; with DIVERGED where the loss falls along a direction however
+    far, or w has grown by 1e12: it is unbounded below. Cost: one full gradient for each step size tried, about one a
     step. Source: Liu and Nocedal (1989); Nocedal and Wright (2006), algorithms 3.5 and 7.5.
 
     Args:
@@ -82,8 +85,9 @@ class LBFGS:
         value_and_grad = jax.value_and_grad(lambda w: loss(w, lam, batch))
 
         def small(at: _Search) -> Array:
-            size = norm(at.gradient)
-            return size <= jnp.asarray(self.tol).astype(size.dtype) * (1.0 + norm(at.w))
+            size, extent = norm(at.gradient), 1.0 + norm(at.w)
+            runs_away = size * extent > at.first  # any gradient is small against a w that goes to infinity
+            return (size <= jnp.asarray(self.tol).astype(size.dtype) * extent) & ~runs_away
 
         def going(at: _Search) -> Array:
             can = (at.steps < self.max_steps) & (at.trials < TRIALS) & (at.idle < IDLE) & jnp.isfinite(at.value)
@@ -95,7 +99,7 @@ class LBFGS:
             value, gradient = value_and_grad(w)
             slope, reached = vdot(at.gradient, at.direction), vdot(gradient, at.direction)
             rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(at.value)
-            fell = (value <= at.value + DECREASE * at.size * slope + rounding) & all_finite(gradient)
+            fell = (value <= at.value + DECREASE * at.size * slope + rounding) & all_finite((w, value, gradient))
             short = fell & (reached < CURVATURE * slope)
             low, high = jnp.where(short, at.size, at.low), jnp.where(fell, at.high, at.size)
             secant = at.size * slope / (slope - reached)  # where the slope would vanish, were the loss quadratic
@@ -107,6 +111,7 @@ class LBFGS:
             progress = (value < at.value - rounding) | (gradient_norm < at.least)
             new = _start(w, value, gradient, pairs)._replace(
                 least=jnp.minimum(gradient_norm, at.least),
+                first=jnp.where(at.steps < 0, gradient_norm * (1.0 + norm(w)), at.first),
                 idle=jnp.where(progress, jnp.int32(0), at.idle + 1),
                 steps=at.steps + 1,
                 calls=at.calls + 1,
@@ -115,6 +120,9 @@ class LBFGS:
 
         end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(value_and_grad, w0)[0]))
         code = jnp.where(small(end), jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
+        far = end.low * norm(end.direction) > 1.0 + norm(end.w)  # where the loss falls as steeply as at w
+        code = jnp.where((end.trials >= TRIALS) & far, jnp.int32(Code.DIVERGED), code)
+        code = jnp.maximum(code, growth_code(w0, end.w))
         finite = all_finite((end.w, end.value, end.gradient))
         return Solved(end.w, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), end.calls, end.steps)
 
@@ -139,9 +147,8 @@ def _start(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs) -> _Search:
 def _search(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs, direction: PyTree, size: Array) -> _Search:
     none, infinity = jnp.int32(0), jnp.full_like(value, jnp.inf)
     at = (w, value, gradient, pairs, direction, size)
-    return _Search(
-        *at, low=jnp.zeros_like(value), high=infinity, trials=none, least=infinity, idle=none, steps=none, calls=none
-    )
+    so_far = {"least": infinity, "first": infinity, "idle": none, "steps": none, "calls": none}
+    return _Search(*at, low=jnp.zeros_like(value), high=infinity, trials=none, **so_far)
 
 
 def _remember(pairs: _Pairs, s: PyTree, y: PyTree) -> _Pairs:

@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.config import config
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
-from bilevax.problems import FiniteQuadratic, GradientStep, PenalisedRidge, Problem
+from bilevax.problems import FiniteAffine, FiniteQuadratic, GradientStep, PenalisedRidge, Problem
 from bilevax.problems.quadratic import quadratic_inner_loss, quadratic_outer_loss
 
 D, M, N, B = 4, 3, 30, 10
@@ -89,36 +89,11 @@ def ridge() -> Reference:
     return Reference("PenalisedRidge", p.problem, np.zeros((1, D)), p.lam, p.train_data, p.val_data, *truth)
 
 
-def affine_map(w: Array, lam: Array, batch: PyTree) -> Array:
-    """Mean over the batch of M_i w + C_i lam + c_i.
-
-    Args:
-        w: inner variable, [d].
-        lam: outer variable, [m].
-        batch: {"M": [b, d, d], "C": [b, d, m], "c": [b, d]}.
-    """
-    M, C, c = (jnp.mean(batch[name], axis=0) for name in ("M", "C", "c"))
-    return M @ w + C @ lam + c
-
-
-def distance_loss(w: Array, lam: Array, batch: Array) -> Array:
-    """Mean over the batch, [b, d], of 1/2 |w - target|^2, plus 1/20 |lam|^2."""
-    return 0.5 * jnp.mean(jnp.sum((w[None] - batch) ** 2, axis=1)) + 0.05 * jnp.vdot(lam, lam)
-
-
 def affine() -> Reference:
     """A map that is no gradient step: d1Phi is not symmetric."""
-    rng = np.random.default_rng(2)
-    M = rng.normal(size=(D, D))
-    M = 0.6 * M / np.linalg.norm(M, 2) + 0.1 * rng.normal(size=(N, D, D))
-    train = {"M": M, "C": rng.normal(size=(N, D, 3)), "c": rng.normal(size=(N, D))}
-    target, lam = rng.normal(size=(5, D)), rng.normal(size=3)
-    system = np.eye(D) - train["M"].mean(0)
-    w = np.linalg.solve(system, train["C"].mean(0) @ lam + train["c"].mean(0))
-    v = np.linalg.solve(system.T, w - target.mean(0))
-    value = 0.5 * np.mean(np.sum((w - target) ** 2, axis=1)) + 0.05 * lam @ lam
-    truth = w, v, float(value), 0.1 * lam + train["C"].mean(0).T @ v
-    return Reference("an affine map", Problem(affine_map, distance_loss), np.zeros(D), lam, train, target, *truth)
+    p = FiniteAffine.random(2, n=N, d=D, m=M)
+    truth = p.w(p.lam), p.v(p.lam), p.value(p.lam), p.hypergradient(p.lam)
+    return Reference("FiniteAffine", p.problem, np.zeros(D), p.lam, p.train_data, p.val_data, *truth)
 
 
 def nest(x: Any) -> PyTree:
