@@ -49,13 +49,13 @@ def check(
     - sources: minibatches differ, and their mean is that of every row;
     - the inner map contracts at the inner solution, on every row; lam moves that solution;
     - derivatives agree with central differences;
-    - the mean of 32 estimates is the hypergradient, where an estimator is given.
+    - the mean of 64 estimates (512 where these cannot tell) is the hypergradient, where an estimator is given.
 
     The audit sees what the functions do at two points, not everywhere, and in the precision JAX is set to. A function
     that is compiled already (``jax.jit``) hides a change of its Python state.
 
     Cost: about 300 gradients, 150 to 550 Jacobian-vector products and ten cross products on every row, and about a
-    thousand minibatches; with an estimator 32 estimates more, and one on every row.
+    thousand minibatches; with an estimator 64 to 512 estimates more, and two on every row.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.

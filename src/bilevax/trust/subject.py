@@ -68,7 +68,7 @@ class Subject(NamedTuple):
         inner = self.problem.inner_map
         if not (isinstance(inner, GradientStep | ProximalStep) and inner.step_size is None):
             return self
-        ready = inner.measured(self.w0, self.lam, self.train, self.stream(0))
+        ready = _measured(inner, self.w0, self.lam, self.train, self.stream(0))
         return self._replace(problem=replace(self.problem, inner_map=ready))
 
     def located(self) -> "Subject":
@@ -98,6 +98,11 @@ def leaf_names(name: str, tree: PyTree) -> list[str]:
 def epsilon(tree: PyTree) -> float:
     """The rounding unit of a tree's coarsest leaf."""
     return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree))
+
+
+@jax.jit
+def _measured(inner: Any, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> Any:
+    return inner.measured(w0, lam, train, key)
 
 
 @jax.jit

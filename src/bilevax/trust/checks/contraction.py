@@ -56,7 +56,7 @@ def _of_a_step(low: float, high: float, radius: float) -> Iterator[Finding]:
             "STEP_TOO_LONG",
             "error",
             f"The inner step is {1 - low:.3g} / L, where L is the largest curvature; it must be less than 2 / L.",
-            f"Divide step_size by {1 - low:.3g}, or leave it out: bx.GradientStep(loss) measures it.",
+            f"Divide step_size by {1 - low:.3g}, or leave it out: that of a mean over rows is measured.",
         )
     elif radius > 1 + 1e-5:
         yield Finding(

@@ -10,7 +10,7 @@ import numpy as np
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, as_parameters, leaf_name
 from bilevax.hypergradients.door import check_functions
-from bilevax.problems.problem import adjoint_product, cross_product, inner_image, outer_gradients
+from bilevax.problems.problem import Problem, adjoint_product, cross_product, inner_image, outer_gradients
 from bilevax.trust.findings import Finding
 from bilevax.trust.subject import Subject, normal
 
@@ -63,19 +63,19 @@ def check_finite(s: Subject) -> Iterator[Finding]:
 
 
 def _values(s: Subject, w: PyTree, v: PyTree) -> dict[str, float]:
-    """A sum over each thing that the oracles return: finite where all entries are."""
-
-    @jax.jit
-    def look(problem: Any, w: PyTree, lam: PyTree, v: PyTree, full: tuple[PyTree, PyTree]) -> dict[str, Any]:
-        value, by_w, by_lam = outer_gradients(problem, w, lam, full[1])
-        return {
-            "the inner map": inner_image(problem, w, lam, full[0]),
-            "the inner map's derivative in w": adjoint_product(problem, w, lam, full[0], v),
-            "the inner map's derivative in lam": cross_product(problem, w, lam, full[0], v),
-            "the outer loss": value,
-            "the outer loss's gradient in w": by_w,
-            "the outer loss's gradient in lam": by_lam,
-        }
-
-    found = look(s.problem, w, s.lam, v, (s.train.full, s.val.full))
+    """The sum of each thing that the oracles return: finite where all entries are."""
+    found = _looked(s.problem, w, s.lam, v, s.train.full, s.val.full)
     return {name: sum(float(jnp.sum(x)) for x in jax.tree.leaves(tree)) for name, tree in found.items()}
+
+
+@jax.jit
+def _looked(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, train: PyTree, val: PyTree) -> dict[str, PyTree]:
+    value, by_w, by_lam = outer_gradients(problem, w, lam, val)
+    return {
+        "the inner map": inner_image(problem, w, lam, train),
+        "the inner map's derivative in w": adjoint_product(problem, w, lam, train, v),
+        "the inner map's derivative in lam": cross_product(problem, w, lam, train, v),
+        "the outer loss": value,
+        "the outer loss's gradient in w": by_w,
+        "the outer loss's gradient in lam": by_lam,
+    }

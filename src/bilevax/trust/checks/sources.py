@@ -31,7 +31,12 @@ def check_sources(s: Subject) -> Iterator[Finding]:
 def _findings(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
     kind = jnp.result_type(float)
     measure = jax.tree.map(lambda x: jax.random.normal(key, x.shape[1:], kind), source.full)
-    rows = [_drawn(source, measure, jax.random.fold_in(key, i), jnp.int32(0), IN_A_ROW)[0] for i in range(2)]
+    a, b, others = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2), jax.random.split(key, SCATTERED)
+    keys = jnp.concatenate([jnp.stack([a] * IN_A_ROW + [b] * IN_A_ROW), others])
+    first = jnp.arange(IN_A_ROW, dtype=jnp.int32)
+    numbers = jnp.concatenate([first, first, jax.random.randint(key, (SCATTERED,), 0, 1000, jnp.int32)])
+    means, weights = (np.asarray(x, np.float64) for x in _drawn(source, measure, keys, numbers))
+    rows = means[:IN_A_ROW], means[IN_A_ROW : 2 * IN_A_ROW]
     if all(np.ptp(row) == 0 for row in rows):
         yield Finding(
             "REPEATED_BATCH",
@@ -48,11 +53,9 @@ def _findings(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
             f"{name} draws the same minibatches for two keys.",
             "Draw from the key that renew is given: the stages of a hypergradient need independent minibatches.",
         )
-    keys, starts = jax.random.split(key, SCATTERED), jax.random.randint(key, (SCATTERED,), 0, 1000)
-    found = jax.jit(jax.vmap(lambda k, j: _drawn_at(source, measure, k, j, 1)))(keys, starts)
-    means, weights = (np.asarray(x, np.float64)[:, 0] for x in found)
     truth = float(jnp.mean(_measured(source.full, measure)))
-    wrong, noise = np.mean(weights * means - truth), np.std(weights * means - truth) / np.sqrt(SCATTERED)
+    apart = (weights * means)[-SCATTERED:] - truth
+    wrong, noise = np.mean(apart), np.std(apart) / np.sqrt(SCATTERED)
     if abs(wrong) > ALARM * noise + 1e-5 * abs(truth):
         yield Finding(
             "SOURCE_BIASED",
@@ -72,17 +75,19 @@ def _measured(rows: PyTree, measure: PyTree) -> Array:
     return jnp.sum(jnp.stack(parts), axis=0)
 
 
-def _drawn_at(source: RowSource, measure: PyTree, key: Array, start: Array, number: int) -> tuple[Array, Array]:
-    """The means of minibatches from ``start`` on, and their weights; [number] each."""
+@jax.jit
+def _drawn(source: RowSource, measure: PyTree, keys: Array, numbers: Array) -> tuple[Array, Array]:
+    """The means of single minibatches, each under its key, and their weights; one at a time, as plans can be large."""
 
-    def note(seen: tuple[Array, Array], measure: PyTree, j: Array, draw: Any) -> tuple[Array, Array]:
-        mean = jnp.mean(_measured(draw.batch, measure))
-        weight = jnp.asarray(draw.weight).astype(mean.dtype)
-        return seen[0].at[j - start].set(mean), seen[1].at[j - start].set(weight)
+    def one(place: tuple[Array, Array]) -> tuple[Array, Array]:
+        key, j = place
 
-    zeros = jnp.zeros(number, jax.tree.leaves(measure)[0].dtype)
-    out: tuple[Array, Array] = source.fold(note, (zeros, zeros), measure, key=key, start=start, stop=start + number)
-    return out
+        def note(_: PyTree, measure: PyTree, j: Array, draw: Any) -> tuple[Array, Array]:
+            mean = jnp.mean(_measured(draw.batch, measure))
+            return mean, jnp.asarray(draw.weight).astype(mean.dtype)
 
+        zero = jnp.zeros((), jax.tree.leaves(measure)[0].dtype)
+        out: tuple[Array, Array] = source.fold(note, (zero, zero), measure, key=key, start=j, stop=j + 1)
+        return out
 
-_drawn = jax.jit(_drawn_at, static_argnums=4)
+    return jax.lax.map(one, (keys, numbers))
