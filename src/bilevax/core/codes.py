@@ -63,8 +63,8 @@ _MESSAGES = {
     ),
     Code.INDEFINITE: (
         "The linear system is not symmetric and positive: it has a direction of negative curvature, or is not "
-        "symmetric. Likely causes: an inner point that is not a minimum, an inner loss that is not convex, a wrong sign "
-        "in the loss, a derivative of your own that is that of no loss. Try more inner steps, `damping`, or "
+        "symmetric. Likely causes: an inner point that is not a minimum, an inner loss that is not convex, a wrong "
+        "sign in the loss, a derivative of your own that is that of no loss. Try more inner steps, `damping`, or "
         "`linear=bx.GMRES()` for a system that is not symmetric."
     ),
     Code.NONFINITE_DATA: (

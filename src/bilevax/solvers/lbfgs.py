@@ -11,7 +11,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, all_finite, axpy, norm, scale, sub, vdot, where, zeros_like
-from bilevax.solvers.fixed_point import growth_code
+from bilevax.solvers.fixed_point import has_grown
 
 MEMORY = 10
 """Pairs of differences that are kept."""
@@ -122,7 +122,7 @@ class LBFGS:
         code = jnp.where(small(end), jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
         far = end.low * norm(end.direction) > 1.0 + norm(end.w)  # where the loss falls as steeply as at w
         code = jnp.where((end.trials >= TRIALS) & far, jnp.int32(Code.DIVERGED), code)
-        code = jnp.maximum(code, growth_code(w0, end.w))
+        code = jnp.where(has_grown(w0, end.w), jnp.int32(Code.DIVERGED), code)
         finite = all_finite((end.w, end.value, end.gradient))
         return Solved(end.w, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), end.calls, end.steps)
 
