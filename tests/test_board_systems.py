@@ -159,6 +159,59 @@ def test_c9_the_others_solve_the_transposed_system(name):
     assert not np.allclose(est.v, np.linalg.solve(STEP * SKEW, np.ones(D)), rtol=0.1)
 
 
+@pytest.mark.parametrize("share", [0.0, 1e-12, 0.01])
+def test_c9_how_far_from_symmetric_a_system_may_be(share):
+    """A hundredth is named; rounding of products is not, at a condition of 1e6 and over many directions."""
+    rng = np.random.default_rng(1)
+    Q, skew = np.linalg.qr(rng.normal(size=(40, 40)))[0], rng.normal(size=(40, 40))
+    A = jnp.asarray((Q * np.geomspace(1e-6, 1.0, 40)) @ Q.T + share * (skew - skew.T) / np.linalg.norm(skew, 2))
+    solved = jax.jit(lambda g: bx.CG(max_steps=2000).solve(lambda v: A @ v, g, jnp.ones(40)))(jnp.ones(40))
+    assert solved.code == (bx.Code.INDEFINITE if share == 0.01 else bx.Code.OK)
+    assert solved.step == 2 or share != 0.01
+
+
+def test_c9_self_adjoint_in_the_metric_of_a_diagonal_step_alone():
+    """H s is not symmetric, and CG in the metric s has nothing to object; in another metric it has."""
+    s = np.geomspace(1e-3, 1.0, D)
+    A = jnp.asarray(STEP * REGULAR * s)
+    for metric, code in ((s, bx.Code.OK), (np.ones(D), bx.Code.INDEFINITE)):
+        solved = jax.jit(lambda g, m: bx.CG().solve(lambda v: A @ v, g, m))(jnp.ones(D), jnp.asarray(metric))
+        assert solved.code == code
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("name", ["CG", "GMRES", "Neumann"])
+def test_right_hand_sides_whose_squares_overflow_or_vanish_in_float32(name, size):
+    A = jnp.asarray(STEP * REGULAR, jnp.float32)
+    run = jax.jit(lambda g: SOLVERS[name].solve(lambda v: A @ v, g, jnp.ones(D, jnp.float32)))
+    solved = run(jnp.full(D, size, jnp.float32))
+    assert solved.code in (bx.Code.OK, bx.Code.STALLED)
+    np.testing.assert_allclose(solved.value / size, np.linalg.solve(STEP * REGULAR, np.ones(D)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["CG", "GMRES"])
+@pytest.mark.parametrize("H", SINGULAR.values(), ids=SINGULAR)
+def test_c7_a_right_hand_side_that_is_all_null_space(H, name):
+    """The first product is rounding, which is known by the later ones alone."""
+    g = np.linalg.eigh(H)[1][:, 0]
+    est = estimate(H, SOLVERS[name], g=g)
+    assert est.code == bx.Code.SINGULAR
+    assert np.abs(est.v).max() < 1e6
+
+
+@pytest.mark.parametrize("restart", [5, 40])
+@pytest.mark.parametrize("condition", [1e2, 1e6, 1e11])
+def test_c7_control_an_ill_conditioned_system_is_solved_by_gmres(condition, restart):
+    """Of forty unknowns with five different singular values: in one cycle, or a few."""
+    rng = np.random.default_rng(0)
+    Q, R = (np.linalg.qr(rng.normal(size=(40, 40)))[0] for _ in range(2))
+    values = np.tile(np.geomspace(1.0, 1.0 / condition, 5), 8)
+    A = jnp.asarray((Q * values) @ (Q.T if restart == 5 else R.T))
+    solved = jax.jit(lambda g: bx.GMRES(restart=restart).solve(lambda v: A @ v, g, None))(jnp.asarray(A @ np.ones(40)))
+    assert solved.code == bx.Code.OK
+    assert np.linalg.norm(A @ solved.value - A @ np.ones(40)) <= 1e-6 * np.linalg.norm(A @ np.ones(40))
+
+
 # C10: nothing to solve
 
 

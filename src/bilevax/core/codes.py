@@ -62,10 +62,9 @@ _MESSAGES = {
         "see, duplicated features, a penalty that underflowed to zero. Try a penalty on every weight or `damping`."
     ),
     Code.INDEFINITE: (
-        "The linear system is not symmetric and positive: it has a direction of negative curvature, or is not "
-        "symmetric. Likely causes: an inner point that is not a minimum, an inner loss that is not convex, a wrong "
-        "sign in the loss, a derivative of your own that is that of no loss. Try more inner steps, `damping`, or "
-        "`linear=bx.GMRES()` for a system that is not symmetric."
+        "The linear system has a direction of negative curvature, or is not symmetric. Likely causes: an inner point "
+        "that is not a minimum, an inner loss that is not convex, a wrong sign in the loss, a derivative of your own "
+        "that is that of no loss. Try more inner steps or `damping`; `GMRES` where the system is not symmetric."
     ),
     Code.NONFINITE_DATA: (
         "The data contain NaN or infinity. Likely causes: missing cells, a division by zero upstream, an overflow "

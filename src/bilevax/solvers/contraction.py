@@ -130,7 +130,7 @@ def verdict(
     before = jnp.where(j > WINDOW, oldest, seen.lengths[0])
     power = 1.0 / jnp.maximum(number, 1).astype(last.dtype)
     q = jnp.where(before > 0, (last / jnp.where(before > 0, before, 1.0)) ** power, 0.0)
-    still = (j > WINDOW) & (q >= 1 - 1e-5) & ~_rounding(last, x)
+    still = (seen.code == Code.OK) & (j > WINDOW) & (q >= 1 - 1e-5) & ~_rounding(last, x)
     found = growth(push, move, jnp.where(still, CONFIRMING, 0))
     circles = still & (found.rate > -1e-5)
     floor = FLOOR * jnp.finfo(size.dtype).eps * size * found.amplification
