@@ -192,10 +192,10 @@ def test_right_hand_sides_whose_squares_overflow_or_vanish_in_float32(name, size
 @pytest.mark.parametrize("name", ["CG", "GMRES"])
 @pytest.mark.parametrize("H", SINGULAR.values(), ids=SINGULAR)
 def test_c7_a_right_hand_side_that_is_all_null_space(H, name):
-    """The first product is rounding, which is known by the later ones alone."""
+    """The first product is rounding, of either sign, which is known by the later ones alone."""
     g = np.linalg.eigh(H)[1][:, 0]
     est = estimate(H, SOLVERS[name], g=g)
-    assert est.code == bx.Code.SINGULAR
+    assert est.code in (bx.Code.SINGULAR, bx.Code.INDEFINITE)
     assert np.abs(est.v).max() < 1e6
 
 
