@@ -39,12 +39,12 @@ def padded(A, b=1.0):
     return out, shift
 
 
-def estimate(A, b, estimator, w0=None, batch_size=None, kind=float, problem=PROBLEM):
+def estimate(A, b, estimator, w0=None, batch_size=None, kind=float, problem=PROBLEM, tol=0.1):
     A, b = padded(A, b)
     rows = bx.Arrays((np.stack([A, A]).astype(kind), np.stack([b, b]).astype(kind)), batch_size)
     w0 = np.zeros(D) if w0 is None else np.broadcast_to(w0, D)
     val = bx.Arrays(np.zeros(2, kind))
-    return bx.hypergradient(problem, estimator, w0.astype(kind), np.zeros(D, kind), rows, val, key=KEY)
+    return bx.hypergradient(problem, estimator, w0.astype(kind), np.zeros(D, kind), rows, val, key=KEY, tol=tol)
 
 
 def stage(est):
@@ -187,14 +187,13 @@ def test_c3_the_error_that_is_estimated_is_of_the_right_order(q, steps):
 
 
 def ok_at(tol, q, steps):
-    est = estimate([[q]], 100.0, bx.SID(bx.FixedPoint(steps, tol=tol), bx.FixedPoint(0)))
+    est = estimate([[q]], 100.0, bx.SID(bx.FixedPoint(steps, tol=tol), bx.FixedPoint(0)), tol=np.inf)
     assert est.code in (bx.Code.OK, bx.Code.BUDGET)
     return est.code == bx.Code.OK
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="an Estimate carries no error")
 def test_c3_the_estimated_error_is_reported():
-    est = estimate([[0.99]], 100.0, ways(50)["inner"])
+    est = estimate([[0.99]], 100.0, bx.SID(bx.FixedPoint(50), bx.FixedPoint(50)))
     assert 0.5 * 1.53 < est.error.relative < 2.0 * 1.53
 
 
