@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.records import Failure
-from bilevax.core.trees import PyTree, all_finite, largest, sub
+from bilevax.core.trees import PyTree, all_finite, largest, sub, where
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem, adjoint_product, inner_image
 from bilevax.problems.proximal_step import ProximalStep
@@ -41,8 +41,8 @@ def diagnosed(
     w, lam = points
     inner = failure.stage == Failure.stage_of("inner")
 
-    def look(_: Array, finite: Array) -> Array:
-        x, finite = jax.lax.optimization_barrier((w, finite))  # else computed before a loop that may be empty
+    def look(i: Array, _: Array) -> Array:
+        x = where(i == 0, w, grown)  # always w; what does not depend on i would be computed even if the loop is empty
         image = all_finite(inner_image(problem, x, lam, batch))
         loss = getattr(problem.inner_map, "loss", None)
         return jnp.where(inner, False if loss is None else jnp.isfinite(loss(x, lam, batch)), image)
