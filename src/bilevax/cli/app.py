@@ -7,7 +7,7 @@ import typer
 
 app = typer.Typer(
     name="bilevax",
-    help="Tune thousands of penalties by stochastic hypergradients, apply the model, read the report.",
+    help="Tune thousands of penalties by stochastic hypergradients, apply the model, read the report; audit a problem.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -122,3 +122,25 @@ def report(
     from bilevax.report import write_report
 
     typer.echo(write_report(directory))
+
+
+@app.command()
+def check(
+    problem: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:PROBLEM",
+            help="A module or a .py file, and in it a dictionary, a record, or a function that returns one.",
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the findings as a page, too.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that the audit draws.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Audit a bilevel problem of your own: biased losses, steps that are too long, lam that does nothing, and more."""
+    from bilevax.cli.check import run
+
+    raise typer.Exit(run(problem, html, seed=seed, force=force))

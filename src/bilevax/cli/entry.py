@@ -24,8 +24,9 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code.
 
-    0: done; 1: a fault of bilevax itself; 2: called wrongly; 3: a wrong value; 4: a fault of the data; 5: a computation
-    that failed; 7: a file could not be read or written; 130 and 143: interrupted and terminated, with what was reached.
+    0: done; 1: a check that found errors, or a fault of bilevax itself; 2: called wrongly; 3: a wrong value; 4: a fault
+    of the data; 5: a computation that failed; 7: a file could not be read or written; 130 and 143: interrupted and
+    terminated, with what was reached.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     terminated: list[int] = []

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from bilevax.core.files import write
 from bilevax.report.about import DataSection, Method, Use, data_section, method_section, settings, use_section
@@ -50,7 +51,7 @@ def write_report(directory: Path) -> Path:
         StorageError: a file could not be read or written.
     """
     path = directory / "report.html"
-    write(path, _render(_page(read_run(directory))))
+    write(path, render("template.html.j2", _page(read_run(directory))))
     return path
 
 
@@ -72,7 +73,8 @@ def _page(run: Run) -> Page:
     )
 
 
-def _render(page: Page) -> str:
+def render(template: str, page: Any) -> str:
+    """A template of this room, filled in; what a record says is escaped."""
     import jinja2
 
     room = files("bilevax.report")
@@ -83,4 +85,4 @@ def _render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("template.html.j2").render(page=page)
+    return environment.get_template(template).render(page=page)

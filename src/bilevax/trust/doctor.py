@@ -74,15 +74,11 @@ def check(
 
     Examples:
         >>> import bilevax as bx, jax, numpy as np
-        >>> rng = np.random.default_rng(0)
-        >>> X, y = rng.normal(size=(60, 3)).astype("f"), rng.normal(size=60).astype("f")
-        >>> def loss(w, lam, batch):
-        ...     return 0.5 * ((batch[0] @ w - batch[1]) ** 2).sum() + 0.5 * (jax.numpy.exp(lam) * w**2).sum()
-        >>> problem = bx.Problem(bx.GradientStep(loss, 0.005), bx.Squared())
-        >>> train, val = bx.Arrays((X[:40], y[:40]), 8), bx.Arrays((X[40:], y[40:]))
-        >>> found = bx.check(problem, np.zeros(3, "f"), np.zeros(3, "f"), train, val, key=jax.random.key(0))
+        >>> rows = bx.Arrays((np.ones((6, 2), "f"), np.ones(6, "f")))
+        >>> problem = bx.Problem(bx.GradientStep(bx.Squared("feature")), bx.Squared())
+        >>> found = bx.check(problem, np.zeros((1, 2), "f"), np.array([1, 2]), rows, rows, key=jax.random.key(0))
         >>> found.worst, found.codes
-        ('error', ('STRUCTURE',))
+        ('error', ('INTEGER_LEAF',))
     """
     key = as_key(key)
     seen: list[Finding | Figure] = []

@@ -30,7 +30,9 @@ def check_effect(s: Subject) -> Iterator[Finding]:
             f"{', '.join(absent)} enters neither the inner map nor the outer loss: its hypergradient is zero.",
             "Use it in the inner loss, or leave it out of lam.",
         )
-    near, far, direct = _effects(s.problem, (s.near, s.far), s.lam, normal(s.stream(9), s.w0), s.train.full, s.val.full)
+    elsewhere = axpy(0.1, normal(s.stream(13), s.lam), s.lam)
+    points = (s.near, s.lam), (s.far, elsewhere), (s.near, elsewhere)
+    near, far, direct = _effects(s.problem, points, normal(s.stream(9), s.w0), s.train.full, s.val.full)
     solved = s.gap <= 10 * np.sqrt(epsilon(s.w0))
     parts = zip(leaves, *(map(float, jax.tree.leaves(x)) for x in (near, far, direct)), strict=True)
     gone = [name for name, a, b, c in parts if c == 0 and (a <= NEGLIGIBLE * b if solved else a == b == 0)]
@@ -48,11 +50,11 @@ def check_effect(s: Subject) -> Iterator[Finding]:
 
 @jax.jit
 def _effects(
-    problem: Problem, points: Point, lam: PyTree, v: PyTree, full: PyTree, val: PyTree
+    problem: Problem, points: tuple[Point, Point, Point], v: PyTree, full: PyTree, val: PyTree
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """Norms by leaf of lam: of d2Phi^T v at either point, and of grad_2 E at the first."""
-    near, far = (cross_product(problem, w, lam, full, v) for w in points)
-    direct = outer_gradients(problem, points[0], lam, val)[2]
+    """Norms by leaf of lam: of d2Phi^T v at the first two points (w, lam), and of grad_2 E at the third."""
+    near, far = (cross_product(problem, w, lam, full, v) for w, lam in points[:2])
+    direct = outer_gradients(problem, *points[2], val)[2]
     lengths = [jax.tree.map(lambda x: jnp.sqrt(jnp.sum(x**2)), tree) for tree in (near, far, direct)]
     return lengths[0], lengths[1], lengths[2]
 

@@ -1,0 +1,57 @@
+"""What an audit found, as a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bilevax.core.files import write
+from bilevax.report.page import render
+from bilevax.report.summary import Tile, Verdict
+from bilevax.report.text import clean, counted, listed, significant
+
+SEVERITIES = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the template shows."""
+
+    name: str
+    verdict: Verdict
+    tiles: list[Tile]
+    findings: list[dict[str, str]]
+
+
+def write_findings(
+    path: Path, name: str, findings: Sequence[Mapping[str, str]], figures: Mapping[str, float] | None = None
+) -> Path:
+    """Write the findings of an audit as one self-contained page: no script, nothing remote.
+
+    Args:
+        path: of the page.
+        name: of the problem.
+        findings: records with ``code``, ``severity``, ``measured`` and ``advice``, the worst first.
+        figures: numbers measured on the way, by name.
+
+    Returns:
+        The path.
+
+    Raises:
+        StorageError: the page could not be written.
+    """
+    rows = [{key: clean(record[key]) for key in ("code", "severity", "measured", "advice")} for record in findings]
+    tiles = [Tile(clean(key), significant(value, 4), "") for key, value in (figures or {}).items()]
+    write(path, render("findings.html.j2", Audit(clean(name), _verdict(rows), tiles, rows)))
+    return path
+
+
+def _verdict(rows: list[dict[str, str]]) -> Verdict:
+    numbers = {severity: sum(row["severity"] == severity for row in rows) for severity in SEVERITIES}
+    said = listed(counted(number, severity) for severity, number in numbers.items() if number)
+    if numbers["error"]:
+        return Verdict(
+            "worse", "Wrong", f"The audit found {said}.", "A hypergradient of this problem is not to be used."
+        )
+    if numbers["warning"]:
+        return Verdict("same", "Look again", f"The audit found {said}.", "Nothing that it found makes results wrong.")
+    return Verdict("better", "Sound", f"The audit found {said or 'nothing'}.", "")
