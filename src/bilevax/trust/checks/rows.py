@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevax.core.trees import PyTree, sub
+from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import RowSource
 from bilevax.problems.problem import Problem, inner_image
 from bilevax.trust.checks.program import draws_fixed_numbers
@@ -149,10 +149,10 @@ class _Side:
         rows, zero = 2 * self.half, jnp.zeros_like(jnp.concatenate(self.look(self.batch(0))))
         sampled = partial(_sampled, self.oracle, self.at, self.source.full, rows=rows)
         first, _ = sampled(zero, self.s.stream(6))
-        length = jnp.linalg.norm(first)
+        length = norm(first)
         _, along = sampled(first / jnp.where(length > 0, length, jnp.ones_like(length)), self.s.stream(7))
         bias, error = float(jnp.mean(along)), float(jnp.std(along)) / np.sqrt(BATCHES // 2)
-        share = bias / max(float(jnp.linalg.norm(jnp.concatenate(self.look(self.source.full)))), TINY)
+        share = bias / max(float(norm(jnp.concatenate(self.look(self.source.full)))), TINY)
         measured = (
             f"{self.name} is no mean over rows: from {self.half} to {rows} rows its mean over {BATCHES // 2} batches "
             f"changes by {100 * share:.2g} %, {bias / max(error, TINY):.1f} standard errors."
@@ -185,7 +185,8 @@ def _unmoved(oracle: Oracle, at: Point, batch: PyTree, other: PyTree) -> Array:
 
     def replaced(i: Array) -> Array:
         after = oracle(*at, jax.tree.map(lambda x, y: x.at[i].set(y[i]), batch, other))
-        return jnp.all(jnp.stack([jnp.all(x == y) for x, y in zip(before, after, strict=True)]))
+        pairs = zip(before, after, strict=True)
+        return jnp.all(jnp.stack([norm(x - y) <= 100 * jnp.finfo(x.dtype).eps * norm(x) for x, y in pairs]))
 
     return jax.lax.map(replaced, jnp.arange(jax.tree.leaves(batch)[0].shape[0]))
 
@@ -221,5 +222,5 @@ def _sub(a: Parts, b: Parts) -> Parts:
 
 def _distance(a: Array, b: Array) -> float:
     """||a - b|| against the larger of the two."""
-    size = max(float(jnp.linalg.norm(a)), float(jnp.linalg.norm(b)))
-    return float(jnp.linalg.norm(a - b)) / size if size > 0 else 0.0
+    size = max(float(norm(a)), float(norm(b)))
+    return float(norm(a - b)) / size if size > 0 else 0.0
