@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-slow mutants lint check bench clean
+.PHONY: run test test-slow mutants lint check bench paper clean
 
 run: $(STAMP)  ## tune a model on real data and say where the report is
 	$(BIN)/bilevax tune digits --target digit --out runs/digits --seed 0 --force
@@ -29,6 +29,9 @@ check: lint test  ## what CI does
 
 bench: $(STAMP)  ## the comparison with a grid search on real data
 	$(BIN)/python benchmarks/against_grid.py
+
+paper: $(STAMP)  ## the experiments of the paper on stochastic hypergradients: docs/paper.md and its figures
+	$(BIN)/python -m benchmarks.paper
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

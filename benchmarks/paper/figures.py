@@ -7,9 +7,10 @@ import numpy as np
 from benchmarks.paper import bilevel, errors
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from bilevax.report import svg
+from bilevax.report.text import power
 
 LOOKS: dict[str, dict[str, Any]] = {
     "batch": {"color": svg.MUTED, "marker": "s"},
@@ -52,8 +53,10 @@ def error_picture(result: dict[str, Any]) -> Figure:
             ax.set_xscale("log")
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(numticks=6))
-            ax.yaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.yaxis.set_major_formatter(lambda y, _: power(round(np.log10(y))))
+            ax.xaxis.set_major_formatter("{x:g}")
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_minor_locator(NullLocator())
             ax.grid(axis="y")
         ax_row[0].set_ylabel(f"squared relative error,\n{title}")
     for ax, strength in zip(axes[0], strengths, strict=True):
