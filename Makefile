@@ -11,10 +11,10 @@ run: $(STAMP)  ## tune a model on real data and say where the report is
 
 test: $(STAMP)  ## the documentation's code as a user would run it, then the tests under strict numerics
 	$(BIN)/python -m pytest README.md docs src
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the statistical and real-data tests
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 mutants: $(STAMP)  ## break the package in one place at a time: do the tests see it?
 	$(BIN)/python tests/mutants/run.py

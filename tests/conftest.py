@@ -107,3 +107,10 @@ def refused(compilations):
         assert "\n" not in str(caught.value)
 
     return check
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Compiled programs of a module are dropped after it: thousands in one process exhaust its memory maps."""
+    yield
+    jax.clear_caches()

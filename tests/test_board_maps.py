@@ -39,7 +39,7 @@ def padded(A, b=1.0):
     return out, shift
 
 
-def estimate(A, b, estimator, w0=None, batch_size=None, kind=float, problem=PROBLEM, tol=0.1):
+def estimate(A, b, estimator, w0=None, batch_size=None, kind=float, problem=PROBLEM, tol=np.inf):
     A, b = padded(A, b)
     rows = bx.Arrays((np.stack([A, A]).astype(kind), np.stack([b, b]).astype(kind)), batch_size)
     w0 = np.zeros(D) if w0 is None else np.broadcast_to(w0, D)
@@ -187,7 +187,7 @@ def test_c3_the_error_that_is_estimated_is_of_the_right_order(q, steps):
 
 
 def ok_at(tol, q, steps):
-    est = estimate([[q]], 100.0, bx.SID(bx.FixedPoint(steps, tol=tol), bx.FixedPoint(0)), tol=np.inf)
+    est = estimate([[q]], 100.0, bx.SID(bx.FixedPoint(steps, tol=tol), bx.FixedPoint(0)))
     assert est.code in (bx.Code.OK, bx.Code.BUDGET)
     return est.code == bx.Code.OK
 

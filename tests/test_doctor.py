@@ -242,7 +242,7 @@ class Frozen:
         through = cross_product(problem, found.w, lam, train.full, v)
         code = jnp.int32(Code.OK)
         total = jax.tree.map(jnp.add, direct, through)
-        return Estimate(total, value, found.w, v, code, Cost(), Failure(Failure.stage_of("none"), jnp.int32(0)))
+        return Estimate(total, value, found.w, v, code, Cost(), Failure.of("none"))
 
 
 def freezing(size):

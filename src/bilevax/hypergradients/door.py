@@ -120,7 +120,8 @@ def _estimate(
     def one(key: Array) -> Estimate:
         with suspicion_as_proof(not thorough):
             estimate = measured_estimate(problem, estimator, w0, lam, sources, key=key)
-        if estimate.error is not None or estimate.v is None or not estimator.deterministic(sources):
+        sampled = not getattr(estimator, "deterministic", lambda _: False)(sources)
+        if estimate.error is not None or estimate.v is None or sampled:
             return estimate
         ready = _measured(problem, w0, lam, train, key)
         points = estimate.w, estimate.v, lam

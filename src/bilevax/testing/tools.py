@@ -102,7 +102,8 @@ def configuration(thing: Any) -> None:
     for leaf in jax.tree.leaves(thing):
         number = isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array)
         require(number, f"every leaf of {name} must be a number, got {leaf!r}; mark names and functions as static")
-    again = rebuilt(thing)
+    derived = [field for field in dataclasses.fields(thing) if not field.init]  # a table that is kept in another form
+    again = jax.tree.map(lambda x: x, thing) if derived else rebuilt(thing)
     require(again == thing and hash(again) == hash(thing), f"{name} must compare equal to the same built again")
     jax.tree.map(lambda x: x, strong(thing))
 
