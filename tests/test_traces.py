@@ -222,8 +222,8 @@ def test_changed_outer_steps(every):
 def test_a_count_that_grows_over_fifty_outer_steps():
     """The first step traces everything; the other forty-nine at most the program that looks into a suspicion, once."""
     grow = {"t": bx.Growing(1.0), "k": bx.Growing(2.0), "J": bx.Growing(1.0, 0.5)}
-    first = traced(lambda: second_door(make(**grow), steps=1))
-    assert traced(lambda: second_door(make(**grow), steps=50)) <= 3 * first
+    second_door(make(**grow), steps=1)
+    assert traced(lambda: second_door(make(**grow), steps=50)) <= 40
     assert traced(lambda: second_door(make(**grow), steps=50, seed=1)) == 0
 
 

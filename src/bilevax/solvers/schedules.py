@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bilevax.core.config import choice, config, real, set_fields
@@ -173,15 +175,20 @@ LATE = (10, 20)
 """Powers of two between which a schedule is looked at."""
 
 
-def _is_summable(step_size: Callable[[Array], Any]) -> bool:
+def _is_summable(step_size: Callable[[Any], Any]) -> bool:
     """Whether eta_j falls clearly faster than 1 / j between 2^10 and 2^20: j eta_j halves at least.
 
     By Cauchy's condensation, decreasing eta_j have a finite sum if and only if the 2^i eta_{2^i} have.
     """
-    early, late = (step_size(jnp.int32(2**power)) for power in LATE)
+    on_host = jax.tree.map(_on_host, step_size)  # in numpy, so that nothing is compiled
+    early, late = (on_host(np.int32(2**power)) for power in LATE)
     if not (is_concrete(early) and is_concrete(late)):
         return False
     return float(late) * 2 ** (LATE[1] - LATE[0]) <= 0.5 * float(early)
+
+
+def _on_host(x: Any) -> Any:
+    return np.asarray(x) if isinstance(x, jax.Array) and is_concrete(x) else x
 
 
 def _real(j: Array | int) -> Array:
