@@ -36,6 +36,7 @@ class Plan(NamedTuple):
 
 
 PLANS = {"fashion": Plan(1e-2), "newsgroups": Plan(1e-3, steps=15)}
+QUICK = Plan(1e-2, steps=3, epochs=2, runs=2)
 BOX = bx.Box(lower=-16.0, upper=4.0)
 
 

@@ -42,6 +42,9 @@ PLANS = {
 }
 
 
+QUICK = Plan((1e-2, 1e-3), (1, 2), runs=2)
+
+
 class Problem(NamedTuple):
     """One split at one strength: everything that a hypergradient needs but the estimator."""
 

@@ -27,15 +27,14 @@ FLOOR = 1e-14
 
 
 def draw(found: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Draw what there are results for; file names by part and data."""
+    """Draw what there are results for; file names by experiment."""
     folder.mkdir(parents=True, exist_ok=True)
     out = {}
-    for part, picture in (("errors", error_picture), ("bilevel", bilevel_picture)):
-        for name, result in found.get(part, {}).items():
-            with svg.style():
-                figure = picture(result)
-                out[f"{part} {name}"] = f"{part}-{name}.png"
-                figure.savefig(folder / out[f"{part} {name}"], dpi=130, facecolor=svg.CARD)
+    for name, result in found.items():
+        with svg.style():
+            figure = error_picture(result) if name.startswith("errors") else bilevel_picture(result)
+            out[name] = f"{name}.png"
+            figure.savefig(folder / out[name], dpi=130, facecolor=svg.CARD)
     return out
 
 

@@ -6,12 +6,13 @@ import numpy as np
 from benchmarks.paper import bilevel
 
 TITLES = {"synthetic": "Synthetic", "fashion": "Fashion-MNIST", "newsgroups": "20 Newsgroups"}
+PARTS = ("errors", "bilevel")
 KINDS = {"single": "single", "feature": "per feature"}
 
 INTRODUCTION = """# The paper's experiments, run again
 
 `make paper` repeats the two experiments of Grazzi, Pontil, Salzo, *Convergence Properties of Stochastic Hypergradients*
-(2021, arXiv:2011.07122), draws the figures and writes this page from benchmarks/results/paper.json.
+(2021, arXiv:2011.07122), draws the figures and writes this page from benchmarks/results/paper/.
 
 What the paper says of them, as far as we have read it: its experiments are regularised logistic regression on MNIST and
 multinomial tasks on MNIST and 20 Newsgroups; they are to support the theory and to show the advantage of stochastic
@@ -53,19 +54,19 @@ brackets the least and the largest.
 
 def text(found: dict[str, Any], figures: dict[str, str]) -> str:
     """The page."""
+    measured, tuned = ({d: found[f"{part}-{d}"] for d in TITLES if f"{part}-{d}" in found} for part in PARTS)
     parts = [INTRODUCTION]
-    for name, result in found.get("errors", {}).items():
-        parts += _section(name, figures[f"errors {name}"]) + _errors(result)
-    if found.get("errors"):
+    for name, result in measured.items():
+        parts += _section(name, figures[f"errors-{name}"]) + _errors(result)
+    if measured:
         parts.append(OVERTAKEN)
-    if "synthetic" in found.get("errors", {}):
-        parts += [*_equal_epochs(found["errors"]["synthetic"]), ""]
-    tuned = found.get("bilevel", {})
+    if "synthetic" in measured:
+        parts += [*_equal_epochs(measured["synthetic"]), ""]
     if tuned:
         epochs = sorted({result["plan"]["epochs"] for result in tuned.values()})
         parts.append(TUNING.format(epochs=" or ".join(map(str, epochs))))
     for name, result in tuned.items():
-        parts += _section(name, figures[f"bilevel {name}"]) + _tuned(result)
+        parts += _section(name, figures[f"bilevel-{name}"]) + _tuned(result)
     return "\n".join([*parts, *_run(found), ""])
 
 
@@ -187,11 +188,10 @@ def _ends(runs: list[dict[str, float]]) -> list[str]:
 
 def _run(found: dict[str, Any]) -> list[str]:
     """Where and when it was measured."""
-    records = [(part, name, r) for part, results in found.items() for name, r in results.items()]
-    if not records:
+    if not found:
         return []
-    setting = records[-1][2]["setting"]
-    minutes = ", ".join(f"{TITLES[name]} {part} {r['seconds'] / 60:.0f} min" for part, name, r in records)
+    setting = next(iter(found.values()))["setting"]
+    minutes = ", ".join(f"{name} {result['seconds'] / 60:.0f} min" for name, result in found.items())
     versions = ", ".join(f"{k} {v}" for k, v in setting["versions"].items() if k in ("jax", "numpy", "scipy", "python"))
     return [
         f"## The run\n\n{minutes}; {setting['processor']}, {setting['cores']} cores; {versions}; {setting['date']}."
