@@ -36,6 +36,7 @@ def hypergradient(
     tol: float = 0.1,
     replicas: int = 1,
     constants: Constants | None = None,
+    v0: PyTree | None = None,
 ) -> Estimate:
     """Approximate the gradient of lam -> E(w(lam), lam), and say how wrong it may be.
 
@@ -59,6 +60,7 @@ def hypergradient(
         tol: the code is BUDGET where ``error.relative`` is more. Default 0.1.
         replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1.
         constants: of the problem; ``error.bound`` of a deterministic estimate follows from them.
+        v0: start of the linear solver, like w0, for estimators that have one; None: 0.
 
     Returns:
         The estimate: ``value`` like lam, ``outer_value``, ``w``, ``v``, ``code``, ``cost``, ``error``.
@@ -70,7 +72,8 @@ def hypergradient(
     estimator.check(problem)
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     tol, replicas = real("tol", tol, low=0.0, open_low=True), count("replicas", replicas, low=1)
-    arguments = *strong((problem, estimator, tol, constants)), w0, lam, train, val, as_key(key)
+    v0 = None if v0 is None else as_parameters("v0", v0)
+    arguments = *strong((problem, estimator, tol, constants)), w0, v0, lam, train, val, as_key(key)
     if all(map(is_concrete, jax.tree.leaves(arguments))):
         estimate = _estimate(*arguments, replicas=replicas, thorough=False)
         if is_concrete(estimate.code) and int(estimate.code) < Code.NOT_CONTRACTIVE:
@@ -106,6 +109,7 @@ def _estimate(
     tol: Array,
     constants: Constants | None,
     w0: PyTree,
+    v0: PyTree | None,
     lam: PyTree,
     train: RowSource,
     val: RowSource,
@@ -116,14 +120,15 @@ def _estimate(
 ) -> Estimate:
     check_functions(problem, w0, lam, train, val)
     sources = (train, val)
+    start = {} if v0 is None else {"v0": v0}
 
     def one(key: Array) -> Estimate:
         with suspicion_as_proof(not thorough):
-            estimate = measured_estimate(problem, estimator, w0, lam, sources, key=key)
+            estimate = measured_estimate(problem, estimator, w0, lam, sources, key=key, **start)
         sampled = not getattr(estimator, "deterministic", lambda _: False)(sources)
         if estimate.error is not None or estimate.v is None or sampled:
             return estimate
-        ready = _measured(problem, w0, lam, train, key)
+        ready = with_step(problem, w0, lam, train, key)
         points = estimate.w, estimate.v, lam
         return estimate._replace(error=a_posteriori(ready, estimate.value, points, sources, constants))
 
@@ -150,7 +155,7 @@ def measured_estimate(
 ) -> Estimate:
     """An estimate with the inner step measured first, where it is None, and counted; says which leaves are unused."""
     train, val = sources
-    ready = _measured(problem, w0, lam, train, key)
+    ready = with_step(problem, w0, lam, train, key)
     estimate = estimator.estimate(ready, w0, lam, sources, key=key, **start)
     estimate = estimate._replace(unused=unused_leaves(problem, w0, lam, (train.full, val.full)))
     if ready is problem:
@@ -159,7 +164,7 @@ def measured_estimate(
     return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
 
 
-def _measured(problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
+def with_step(problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
     """The problem with its inner step filled in, where that is None; else the problem itself."""
     inner_map = problem.inner_map
     if not (isinstance(inner_map, GradientStep | ProximalStep) and inner_map.step_size is None):

@@ -181,8 +181,10 @@ class JointSID:
         return lambda j: eta / (1 + 10 * (j / steps).astype(eta.dtype)) ** 0.6, products
 
 
-def measured_step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array) -> Array:
-    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of MEASURED minibatches, by power iteration.
+def measured_step(
+    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array, batches: int = MEASURED
+) -> Array:
+    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of a few minibatches, by power iteration.
 
     For a gradient step, E|e - eta H_B e|^2 < |e|^2 as soon as eta E[H_B^2] <= H, for which the largest curvature of any
     minibatch will do (in the metric of the step); such a step is stable in the second moment by a factor of two.
@@ -198,8 +200,8 @@ def measured_step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *,
         )
         return jnp.maximum(seen, curvature)
 
-    one = jnp.ones((), norm(w).dtype)
-    return 1.0 / train.fold(largest, one, (problem, w, lam, key), key=key, start=0, stop=1 if train.whole else MEASURED)
+    one, stop = jnp.ones((), norm(w).dtype), 1 if train.whole else batches
+    return 1.0 / train.fold(largest, one, (problem, w, lam, key), key=key, start=0, stop=stop)
 
 
 def _averaged(series: Series, contraction: Array) -> Error:

@@ -1,0 +1,169 @@
+"""A short stochastic run before the long one: minibatches, a step, a start, and what it says of errors to come."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from bilevax.core.config import replace
+from bilevax.core.keys import stream
+from bilevax.core.trees import PyTree, norm
+from bilevax.data import RowSource
+from bilevax.hypergradients.door import hypergradient, with_step
+from bilevax.hypergradients.error import BATCHES
+from bilevax.hypergradients.joint_sid import FOLLOWED, PRICED, JointSID, measured_step
+from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
+from bilevax.problems.problem import Problem
+from bilevax.solvers import Polynomial
+
+LOOKED_AT = 2
+"""Minibatches on which the step of the stochastic run is measured."""
+
+INFORMED = 64
+"""Steps of the stochastic run that it takes to learn anything."""
+
+SHARES = 0.08, 0.3
+"""Of the budget that a pilot takes, and that it may take where that is what INFORMED steps cost."""
+
+
+class Start(NamedTuple):
+    """Where a run begins, and what is known of it.
+
+    Attributes:
+        w: like w0.
+        v: like w0.
+        error: estimated relative error of the hypergradient there; 1 where nothing is known.
+    """
+
+    w: PyTree
+    v: PyTree
+    error: float
+
+
+class Rates(NamedTuple):
+    """What the pilot measured; prints as the constants of a plan.
+
+    Attributes:
+        step: eta of the stochastic run.
+        noise: relative standard error of the stochastic estimate after one minibatch; after N it is noise / sqrt(N).
+        forgetting: share of the error in the slowest direction that one of its steps takes away.
+        kappa: condition number of I - d1Phi that follows, 1 / forgetting.
+    """
+
+    step: float
+    noise: float
+    forgetting: float
+
+    @property
+    def kappa(self) -> float:
+        """Of the steps' own metric."""
+        return 1.0 / self.forgetting
+
+    def kept(self, steps: int) -> float:
+        """Share of an error in the slowest direction that the mean of the last three quarters of the steps has."""
+        keeps = 1.0 - self.forgetting
+        return (keeps ** (steps / 4) - keeps**steps) / (0.75 * steps * self.forgetting)
+
+
+class Pilot(NamedTuple):
+    """A pilot's outcome.
+
+    Attributes:
+        problem: with its inner step measured.
+        sources: (train, val) in minibatches.
+        start: the best start that is known.
+        rates: what was measured.
+        spent: sample visits.
+    """
+
+    problem: Problem
+    sources: tuple[RowSource, RowSource]
+    start: Start
+    rates: Rates
+    spent: int
+
+
+def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
+    """Both sources in minibatches of n / 64 rows, a power of two from 8 to 64; a val of no more rows stays whole.
+
+    Where steps are as long as the minibatch allows, its size hardly changes what a visit is worth until it exceeds
+    R^2 / L, the ratio of the largest curvature of a row to that of the mean.
+    """
+    b = int(2 ** np.clip(np.floor(np.log2(max(train.rows / 64, 1))), 3, 6))
+    b = min(b, train.rows)
+    return _batched(train, b), _batched(val, b if val.rows > b else None)
+
+
+def whole(source: RowSource) -> RowSource:
+    """The source that hands out every row at once."""
+    return _batched(source, None)
+
+
+def _batched(source: Any, b: int | None) -> Any:
+    if source.batch_size == b:
+        return source
+    if source.sampling == "blocks" and source.seed is not None:  # a shuffle that whole batches have not needed
+        source = replace(source, sampling="shuffled")
+    return replace(source, batch_size=b)
+
+
+def joint(room: float, sources: tuple[RowSource, RowSource], step: float) -> tuple[JointSID, int] | None:
+    """JointSID with as many steps as ``room`` visits allow, and their number; None where that is too few."""
+    (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
+    for extrapolate, with_pass in ((True, True), (True, False), (False, False)):
+        chains = 1 + extrapolate
+        each = b * (1 + chains / FOLLOWED) + bv + with_pass * chains * (b + bv) / PRICED
+        fixed = _rounded(val.rows, bv) + with_pass * _rounded(train.rows, b)
+        steps = int((room - fixed) / each)
+        if steps < (3 * train.rows / b if with_pass else 200 if extrapolate else 8):
+            continue
+        size: Any = step if extrapolate else Polynomial(step, 0.6, steps / 10)
+        last = "auto" if with_pass else "never"
+        return JointSID(steps, size, extrapolate=extrapolate, last_pass=last), steps
+    return None
+
+
+def pilot_room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
+    """Visits of the pilot."""
+    (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
+    informed = INFORMED * (1.2 * b + bv) + val.rows + LOOKED_AT * POWER_STEPS * b
+    return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
+
+
+def _rounded(rows: int, b: int) -> int:
+    return -(-rows // b) * b
+
+
+def fly(
+    problem: Problem, start: Start, lam: PyTree, sources: tuple[RowSource, RowSource], room: float, *, key: Array
+) -> Pilot:
+    """A pilot of about ``room`` visits from a start."""
+    train, val = sources
+    given = getattr(problem.inner_map, "step_size", 0) is not None
+    problem, eta = _steps(problem, start.w, lam, train, key)
+    batches = LOOKED_AT + (0 if given else measured_batches(train))
+    pilot = Pilot(problem, sources, start, Rates(float(eta), np.inf, 1e-3), batches * POWER_STEPS * train.rows_per_batch)
+    run = joint(room - pilot.spent, sources, float(eta))
+    if run is None:
+        return pilot
+    estimator, steps = run
+    est = hypergradient(problem, estimator, start.w, lam, train, val, key=key, v0=start.v, tol=1e6)
+    pilot = pilot._replace(spent=pilot.spent + est.cost.visits)
+    error, size = est.error, float(norm(est.value))
+    noise = float(norm(error.standard_error)) / size
+    if not math.isfinite(noise):
+        return pilot
+    lost = float(np.clip(1.0 - float(error.contraction), 1e-6, 1.0))
+    batch = 0.75 * lost * steps / BATCHES  # a stretch in relaxation times: within shorter ones noise looks too small
+    noise *= (1.0 + 2.0 / batch) ** 0.25
+    rates = Rates(float(eta), noise * steps**0.5, lost)
+    there = math.hypot(noise, start.error * rates.kept(steps))
+    return pilot._replace(rates=rates, start=Start(est.w, est.v, there) if there < start.error else start)
+
+
+@jax.jit
+def _steps(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> tuple[Problem, Array]:
+    ready = with_step(problem, w, lam, train, key)
+    return ready, measured_step(ready, w, lam, train, key=stream(key, "measure"), batches=LOOKED_AT)
