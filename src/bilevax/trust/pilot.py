@@ -7,8 +7,10 @@ import jax
 import numpy as np
 from jax import Array
 
+from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.keys import stream
+from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import PyTree, norm
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient, with_step
@@ -21,7 +23,11 @@ from bilevax.solvers import Polynomial
 LOOKED_AT = 2
 """Minibatches on which the step of the stochastic run is measured."""
 
-INFORMED = 64
+SPREAD = 10.0
+"""R^2 / L, the largest curvature of a row over that of the mean, as it is taken to be: of the problems of
+:mod:`bilevax.testing.problems` with d <= 30 most are between 5 and 20. Minibatches have 1 + SPREAD / b times L."""
+
+INFORMED = 40
 """Steps of the stochastic run that it takes to learn anything."""
 
 SHARES = 0.08, 0.3
@@ -49,17 +55,18 @@ class Rates(NamedTuple):
         step: eta of the stochastic run.
         noise: relative standard error of the stochastic estimate after one minibatch; after N it is noise / sqrt(N).
         forgetting: share of the error in the slowest direction that one of its steps takes away.
-        kappa: condition number of I - d1Phi that follows, 1 / forgetting.
+        kappa: condition number of I - d1Phi on every row that follows.
     """
 
     step: float
     noise: float
     forgetting: float
+    kappa: float
 
-    @property
-    def kappa(self) -> float:
-        """Of the steps' own metric."""
-        return 1.0 / self.forgetting
+    @classmethod
+    def of(cls, step: float, noise: float, forgetting: float, rows: int) -> "Rates":
+        """With kappa, from the forgetting on minibatches of so many rows."""
+        return cls(step, noise, forgetting, max(1.0 / (forgetting * (1.0 + SPREAD / rows)), 1.0))
 
     def kept(self, steps: int) -> float:
         """Share of an error in the slowest direction that the mean of the last three quarters of the steps has."""
@@ -127,8 +134,8 @@ def joint(room: float, sources: tuple[RowSource, RowSource], step: float) -> tup
 
 def pilot_room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
     """Visits of the pilot."""
-    (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
-    informed = INFORMED * (1.2 * b + bv) + val.rows + LOOKED_AT * POWER_STEPS * b
+    b, bv = (s.rows_per_batch for s in sources)
+    informed = INFORMED * (1.2 * b + bv) + sources[1].rows + LOOKED_AT * POWER_STEPS * b
     return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
 
 
@@ -144,23 +151,30 @@ def fly(
     given = getattr(problem.inner_map, "step_size", 0) is not None
     problem, eta = _steps(problem, start.w, lam, train, key)
     batches = LOOKED_AT + (0 if given else measured_batches(train))
-    pilot = Pilot(problem, sources, start, Rates(float(eta), np.inf, 1e-3), batches * POWER_STEPS * train.rows_per_batch)
+    b = train.rows_per_batch
+    pilot = Pilot(problem, sources, start, Rates.of(float(eta), math.inf, 1e-3, b), batches * POWER_STEPS * b)
     run = joint(room - pilot.spent, sources, float(eta))
     if run is None:
         return pilot
     estimator, steps = run
     est = hypergradient(problem, estimator, start.w, lam, train, val, key=key, v0=start.v, tol=1e6)
     pilot = pilot._replace(spent=pilot.spent + est.cost.visits)
-    error, size = est.error, float(norm(est.value))
-    noise = float(norm(error.standard_error)) / size
-    if not math.isfinite(noise):
+    error = reported(est)
+    noise = float(norm(error.standard_error) / norm(est.value))
+    if int(est.code) >= Code.NOT_CONTRACTIVE or not math.isfinite(noise):
         return pilot
     lost = float(np.clip(1.0 - float(error.contraction), 1e-6, 1.0))
     batch = 0.75 * lost * steps / BATCHES  # a stretch in relaxation times: within shorter ones noise looks too small
     noise *= (1.0 + 2.0 / batch) ** 0.25
-    rates = Rates(float(eta), noise * steps**0.5, lost)
+    rates = Rates.of(float(eta), noise * steps**0.5, lost, b)
     there = math.hypot(noise, start.error * rates.kept(steps))
     return pilot._replace(rates=rates, start=Start(est.w, est.v, there) if there < start.error else start)
+
+
+def reported(est: Estimate) -> Error:
+    """The error report, which every method that is planned has."""
+    assert est.error is not None
+    return est.error
 
 
 @jax.jit

@@ -7,27 +7,38 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import real, strong
+from bilevax.core.config import count, real, replace, strong
 from bilevax.core.errors import ParameterError
-from bilevax.core.keys import as_key, stream
+from bilevax.core.keys import as_key
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, norm, sub, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
+from bilevax.hypergradients.joint_sid import JointSID
 from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint
-from bilevax.trust.pilot import Pilot, Rates, Start, fly, in_minibatches, joint, pilot_room, whole
+from bilevax.trust.pilot import Pilot, Rates, Start, fly, in_minibatches, joint, pilot_room, reported, whole
 
-LINE_SEARCH = 1.1
+LINE_SEARCH = 1.05
 """Gradients of an L-BFGS step."""
 
-UNSURE = 2.0
+UNSURE = 3.0
 """Factor by which the sampled method must be better than the other, whose error report is certain."""
+
+TOLERABLE = 0.1
+"""Relative error above which the code of a run is BUDGET, where no target is given."""
+
+FIRST = 8
+"""Passes over train with which the search for a target begins."""
+
+MARGIN = 1.5
+"""Factor by which the predicted error must be below a target."""
+
+Sources = tuple[RowSource, RowSource]
 
 LONGEST = 4096
 """Passes over train after which the search for a target ends."""
@@ -51,7 +62,7 @@ class Option(NamedTuple):
 
     method: str
     estimator: Any
-    sources: tuple[RowSource, RowSource]
+    sources: Sources
     predicted: float
 
 
@@ -99,8 +110,31 @@ class Plan:
         est = hypergradient(*args, key=key, tol=self.goal, v0=self.v0)
         if self.method == "JointSID" or int(est.code) > Code.BUDGET:
             return est
-        far = not float(est.error.relative) <= self.goal  # that a solver used up its steps is as planned
+        far = not float(reported(est).relative) <= self.goal  # that a solver used up its steps is as planned
         return est._replace(code=jnp.int32(Code.BUDGET if far else Code.OK))
+
+    def verify(self, *, key: Array, replicas: int = 4) -> "Verified":
+        """The predicted error beside a measured one.
+
+        JointSID is run ``replicas`` times: their spread, and the bias that each reports, but not a bias that they
+        share unseen. A deterministic method is compared with itself at twice as many iterations.
+
+        Args:
+            key: a JAX random key.
+            replicas: a count of at least 2. Cost: so many runs, or three.
+        """
+        count("replicas", replicas, low=2)
+        args = self.w0, self.lam, self.train, self.val
+        if self.method == "JointSID":
+            est = hypergradient(self.problem, self.estimator, *args, key=key, v0=self.v0, replicas=replicas)
+            error = reported(est)
+            spread = norm(error.standard_error) * replicas**0.5
+            return Verified(self.predicted, float(jnp.hypot(spread, error.bias) / norm(est.value)))
+        est, further = (
+            hypergradient(self.problem, estimator, *args, key=key, v0=self.v0)
+            for estimator in (self.estimator, _doubled(self.estimator))
+        )
+        return Verified(self.predicted, float(norm(sub(est.value, further.value)) / norm(further.value)))
 
     def __str__(self) -> str:
         others = ", ".join(f"{name} {error:.1e}" for name, error in self.alternatives.items())
@@ -150,33 +184,43 @@ def plan(
     start = Start(w0, zeros_like(w0), 1.0)
     if budget is not None:
         budget = real("budget", budget, low=0.0, open_low=True)
-        return _planned(problem, start, lam, sources, budget, key=key)
+        pilot = fly(problem, start, lam, sources, pilot_room(budget, sources), key=key)
+        return _chosen(pilot, lam, budget, goal=TOLERABLE)
     target = real("target", target, low=0.0, open_low=True)
     return _to_target(problem, start, lam, sources, target, key=key)
 
 
-def _to_target(
-    problem: Problem, start: Start, lam: PyTree, sources: tuple[RowSource, RowSource], target: float, *, key: Array
-) -> Plan:
-    """Plans for budgets that double, each from the last one's start, until one promises the target."""
-    passes, spent = 4, 0
+def _to_target(problem: Problem, start: Start, lam: PyTree, sources: Sources, target: float, *, key: Array) -> Plan:
+    """Plans for budgets that double, each from where the last one's pilot ended, until one promises the target."""
+    passes, spent = FIRST, 0
     while True:
-        made = _planned(problem, start, lam, sources, passes * sources[0].rows, key=jax.random.fold_in(key, passes))
-        raise NotImplementedError
+        budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
+        pilot = fly(problem, start, lam, sources, pilot_room(budget, sources), key=here)
+        made = _chosen(pilot, lam, budget, goal=target)
+        spent += pilot.spent
+        if made.predicted <= target / MARGIN:
+            return replace(made, spent=spent, budget=budget + spent - pilot.spent)
+        if passes >= LONGEST:
+            note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
+            return replace(made, spent=spent, budget=budget + spent - pilot.spent, notes=(note,))
+        start, passes = pilot.start, 2 * passes
 
 
-def _planned(
-    problem: Problem, start: Start, lam: PyTree, sources: tuple[RowSource, RowSource], budget: float, *, key: Array
-) -> Plan:
-    pilot = fly(problem, start, lam, sources, pilot_room(budget, sources), key=stream(key, "measure"))
+def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
+    """The method with the least predicted error for what the pilot has left."""
     options = list(_options(pilot, budget - pilot.spent))
     if not options:
-        n = sources[0].rows
-        raise ParameterError(f"a budget of {budget:g} sample visits is too small for n={n} rows; try {6 * n}")
+        raise ParameterError(
+            f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * pilot.sources[0].rows}"
+        )
     best = min(options, key=lambda option: option.predicted * (UNSURE if option.method == "JointSID" else 1.0))
+    estimator: Any = best.estimator
+    if isinstance(estimator, JointSID):
+        estimator = replace(estimator, tol=goal)
+    blind = () if math.isfinite(best.predicted) else ("the budget is too small to predict an error",)
     return Plan(
         problem=pilot.problem,
-        estimator=best.estimator,
+        estimator=estimator,
         train=best.sources[0],
         val=best.sources[1],
         w0=pilot.start.w,
@@ -188,7 +232,8 @@ def _planned(
         alternatives={option.method: option.predicted for option in options},
         budget=budget,
         spent=pilot.spent,
-        goal=0.1,
+        goal=goal,
+        notes=blind,
     )
 
 
@@ -202,18 +247,28 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
     train, val = (whole(source) for source in pilot.sources)
     n, d = train.rows, sum(x.size for x in jax.tree.leaves(pilot.start.w))
     passes = (room - n - val.rows) / n - LINE_SEARCH - 1.0
-    linear = int(min(passes / 2, d + 2))
-    inner = int((passes - linear) / LINE_SEARCH)
+    linear = min(int(passes / 2), d + 2)
+    inner = round((passes - linear) / LINE_SEARCH)
     if min(linear, inner) < 1:
         return
     tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
     if pilot.problem.has_loss:
         root = math.sqrt(pilot.rates.kappa)
         factor = (root - 1.0) / (root + 1.0)
-        left = 2.0 * factor**inner * (inner < 3 * d) + 2.0 * factor**linear * (linear < d)
+        left = 2.0 * factor**inner + 2.0 * factor**linear * (linear < d) + tiny * pilot.rates.kappa
         method, estimator = "AID-CG", SID(LBFGS(tiny, inner), CG(tiny, linear))
     else:
         factor = 1.0 - pilot.rates.forgetting
         left = 2.0 * factor**inner + 2.0 * factor**linear
         method, estimator = "AID-FP", SID(FixedPoint(inner), GMRES(tiny, linear))
     yield Option(method, estimator, (train, val), pilot.start.error * min(1.0, left))
+
+
+def _doubled(estimator: SID) -> SID:
+    """With twice as many iterations of both solvers."""
+
+    def twice(solver: Any) -> Any:
+        name = "steps" if isinstance(solver, FixedPoint) else "max_steps"
+        return replace(solver, **{name: 2 * getattr(solver, name)})
+
+    return replace(estimator, inner=twice(estimator.inner), linear=twice(estimator.linear))
