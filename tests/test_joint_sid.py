@@ -181,7 +181,8 @@ def test_every_sequence_of_minibatches_gives_what_a_loop_by_hand_gives(extrapola
         for i, row in enumerate(rows[:, :steps]):
             outer_row = scripts[1][i] if outer else None
             whole = kept_means(chain(p, alpha, w0, v0, row, outer_row, etas))
-            half = kept_means(chain(p, alpha, w0, v0, row, outer_row, etas / 2))
+            parted = np.where(np.arange(steps) < steps // 4, etas, etas / 2)
+            half = kept_means(chain(p, alpha, w0, v0, row, outer_row, parted))
             x, w, v = [2 * b - a for a, b in zip(whole, half, strict=True)] if extrapolate else whole
             if last_pass == "always":
                 x = p.outer(w)[1] + alpha * p.B.T @ (p.rows(w)[1] * (p.x @ v)) / 3
@@ -243,7 +244,7 @@ def test_the_variance_is_near_the_least_that_so_many_minibatches_allow(coupling)
     """N MSE / V in [.9, 2.2] (1.33 of it is the discarded quarter), with V from the influence of every row."""
     p, steps, b = LogCosh(0, coupling=coupling), 600, 5
     truth, cross, moves = p.influence()
-    est = sample(p, bx.JointSID(steps, last_pass="never", tol=100.0), b)
+    est = sample(p, bx.JointSID(steps, last_pass="never"), b)
     ratio = square(est, truth) / variance(cross + moves, steps * b)
     assert 0.9 < ratio < 2.2, ratio
     predicted = np.mean(np.sum(est.error.standard_error**2, axis=1)) / variance(cross + moves, steps * b)
@@ -262,9 +263,8 @@ def test_a_last_pass_removes_the_noise_of_the_cross_products_where_that_is_most_
     assert 0.9 < square(exact, truth) / least < 2.2
     assert 0.9 < np.mean(np.sum(exact.error.standard_error**2, axis=1)) / least < 4.0
     assert np.all(exact.error.sampling == 0)
-    assert np.all(exact.error.degrees == 9)
     few = sample(p, bx.JointSID(3 * 400 // b), b, runs=10)
-    assert np.all(few.error.degrees == 19)
+    assert np.all(np.isnan(few.error.sampling))
 
 
 @pytest.mark.slow
@@ -276,7 +276,7 @@ def test_a_last_pass_is_not_used_where_it_would_lose():
     _, cross, moves = p.influence()
     assert variance(moves, 1) > 1.5 * variance(cross + moves, 1)
     est = sample(p, bx.JointSID(1000), 5, runs=20)
-    assert np.all(est.error.degrees == 19)
+    assert np.all(np.isnan(est.error.sampling))
 
 
 @pytest.mark.slow
@@ -299,7 +299,7 @@ def coverage(seeds, batch_size, steps, runs=60):
     ps = [LogCosh(seed, low=low, tau=np.exp(tau)) for seed, (low, tau) in zip(seeds, shapes, strict=True)]
     truth = np.stack([p.at(p.solution) for p in ps])
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *[(strong(p.problem), p.lam, p.train, p.val) for p in ps])
-    estimator = strong(bx.JointSID(steps, tol=1e9))
+    estimator = strong(bx.JointSID(steps))
 
     @jax.jit
     def all_of(stacked):
@@ -341,24 +341,47 @@ def short():
 def test_codes_say_what_a_run_did_not_reach(short):
     p, arguments = short
 
-    def code(estimator):
-        est = bx.hypergradient(p.problem, estimator, *arguments, key=KEY)
+    def code(estimator, tol=0.2):
+        est = bx.hypergradient(p.problem, estimator, *arguments, key=KEY, tol=tol)
         return bx.Code(int(est.code)), est
 
     assert code(bx.JointSID(600))[0] == bx.Code.OK
-    assert code(bx.JointSID(600, tol=1e-6))[0] == bx.Code.BUDGET
-    shortest, est = code(bx.JointSID(20, tol=1e9))
+    assert code(bx.JointSID(600), 1e-6)[0] == bx.Code.BUDGET
+    shortest, est = code(bx.JointSID(20), 1e9)
     assert shortest == bx.Code.BUDGET
     assert est.error.contraction**20 > np.exp(-10)
     assert np.all(np.isinf(code(bx.JointSID(1))[1].error.standard_error))
-    assert code(bx.JointSID(600, 8.0))[0] in (bx.Code.DIVERGED, bx.Code.NONFINITE)
+    assert code(bx.JointSID(600, 8.0))[0] == bx.Code.DIVERGED
+
+
+def expanding(w, lam, batch):
+    return 1.1 * w + 0.01 * jnp.mean(batch, axis=0) + lam
+
+
+def first_weight(w, lam, batch):
+    return w[0] + jnp.sum(lam)
+
+
+@pytest.mark.usefixtures("quick_to_compile")
+def test_a_map_that_expands_is_named():
+    """Fifty steps by 1.1 are a factor of 117, and no sign of anything to an average; a thousand overflow nothing."""
+    rows = bx.Arrays(np.random.default_rng(0).normal(size=(100, 2)), 2)
+    problem = bx.Problem(expanding, first_weight)
+
+    def code(estimator):
+        start = jnp.ones(2), jnp.ones(2)
+        est = bx.hypergradient(problem, estimator, *start, rows, bx.Arrays(np.zeros((1, 1))), key=KEY)
+        return bx.Code(int(est.code)), est.failure.stage
+
+    assert code(bx.JointSID(50)) == (bx.Code.NOT_CONTRACTIVE, 1)
+    assert code(bx.JointSID(1000))[0] == bx.Code.DIVERGED
 
 
 @pytest.mark.usefixtures("quick_to_compile")
 def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
     p, arguments = short
     cost = bx.hypergradient(p.problem, bx.JointSID(600, last_pass="always"), *arguments, key=KEY).cost
-    assert [int(part.calls) for part in cost] == [1200, 1200 + 120, 1200 + 80 + 300, 1200 + 5 + 300, 96]
+    assert [int(part.calls) for part in cost] == [1200, 1200 + 120, 1200 + 80 + 14 * 30, 1200 + 5 + 14 * 30, 96]
     assert [part.rows for part in cost] == [5, 5, 5, 10, 5]
 
 
@@ -367,7 +390,6 @@ def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 10, "last_pass": "sometimes"}, "last_pass must be one of"),
-        ({"steps": 10, "tol": 0.0}, "tol must lie in"),
         ({"steps": 10, "step_size": -1.0}, "value must lie in"),
     ],
 )

@@ -12,7 +12,7 @@ from bilevax.core.promotion import usual_promotion
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, all_finite, where, zeros_like
 from bilevax.data import RowSource
-from bilevax.hypergradients.door import measured_estimate
+from bilevax.hypergradients.measured import measured_estimate
 from bilevax.problems.problem import Problem
 
 

@@ -192,7 +192,9 @@ class Estimate(NamedTuple):
         leaves = jax.tree_util.tree_leaves_with_path(self.unused)
         names = [leaf_name("lam", path) for path, unused in leaves if bool(unused)]
         note = f" {', '.join(names)} unused: in neither the inner map nor the outer loss." if names else ""
-        return self.failure.told(Code(int(self.code))) + note
+        code = Code(int(self.code))
+        short = code == Code.BUDGET and self.failure.stage == 0 and self.error is not None
+        return self.failure.told(code) + (f" {self.error.advice}" if short else "") + note
 
 
 class History(NamedTuple):

@@ -11,6 +11,14 @@ from jax import Array
 from bilevax.core.config import real
 from bilevax.core.trees import PyTree, norm
 
+_ADVICE = {
+    "inner": "what is left of the inner equation: try more inner steps",
+    "linear": "what is left of the linear system: try more linear steps",
+    "sampling": "the noise of the cross products: try more cross batches",
+    "noise": "the noise of the minibatches: try more steps, or larger batches",
+    "bias": "bias, since the start is not forgotten or the steps are too long: try more steps",
+}
+
 
 class Error(NamedTuple):
     """How wrong an estimated hypergradient may be: what one run says of itself.
@@ -48,6 +56,17 @@ class Error(NamedTuple):
         error = jnp.hypot(norm(self.standard_error), jnp.where(jnp.isnan(self.bias), 0.0, self.bias))
         size = norm(self.value)
         return jnp.where(error > 0, error / size, jnp.zeros_like(size))
+
+    @property
+    def advice(self) -> str:
+        """The largest known part of the error, and what makes it smaller; outside of compiled programs."""
+        known = {name: float(getattr(self, name)) for name in ("inner", "linear", "sampling")}
+        known = {name: size for name, size in known.items() if size > 0}
+        if "sampling" not in known:
+            known["noise"] = float(norm(self.standard_error))
+        if "inner" not in known and "linear" not in known:
+            known["bias"] = float(jnp.nan_to_num(self.bias))
+        return f"Estimated relative error {float(self.relative):.2g}, most of it {_ADVICE[max(known, key=known.get)]}."
 
     def interval(self, level: float = 0.95, bias: bool = False) -> tuple[PyTree, PyTree]:
         """Per entry, an interval for E[value], from the t distribution; outside of compiled programs.

@@ -16,7 +16,8 @@ from bilevax.problems.problem import Problem, inner_image, outer_gradients
 
 
 class Chains(NamedTuple):
-    """What is carried from step to step: a lane for each chain, the first with whole steps, the second with half.
+    """What is carried from step to step: a lane for each chain, the first with whole steps, the second with half steps
+    once they have parted.
 
     Attributes:
         w: [lanes, ...].
@@ -32,12 +33,34 @@ class Chains(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Batch means of a run, extrapolated: of the hypergradients x_j, of w_j and v_j, and how far x was moved by it."""
+    """Batch means of (x_j, w_j, v_j) over the kept steps of a run.
 
-    x: BatchMeans
-    w: BatchMeans
-    v: BatchMeans
+    Attributes:
+        settled: 2 x^(s/2) - x^(s), extrapolated.
+        moved: x^(s) - x^(s/2), 0 of one lane.
+    """
+
+    settled: BatchMeans
     moved: BatchMeans
+
+    @property
+    def lively(self) -> BatchMeans:
+        """x^(s/2) + a (x^(s) - x^(s/2)), whose mean over many steps varies as that of ``settled``, and forgets sooner.
+
+        Along a direction of relaxation time T both lanes are the same noise behind a filter, of memory T and 2 T. The
+        mean of such a combination over B steps has, in units of its variance where B is long, the variance
+
+            1 - (T/B) (7 - (1 + a)^2) / 3 ,
+
+        up to terms of the order exp(-B / 2T): 1 - 7/3 T/B for a = -1, which is ``settled``. No T/B is left at
+        a = sqrt(7) - 1, about 1.65.
+        """
+        means = jax.tree.map(lambda x, moved: x + 7.0**0.5 * moved, self.settled.means, self.moved.means)
+        return self.settled.of(means)
+
+    def continued(self, before: "Series") -> "Series":
+        """With what a run of half the steps kept."""
+        return Series(*(now.joined(past.doubled) for now, past in zip(self, before, strict=True)))
 
 
 def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
@@ -55,14 +78,19 @@ def run(
     kept: tuple[Array, Array],
     *,
     key: Array,
+    made: Array | int = 0,
 ) -> tuple[Chains, Series]:
-    """Move the chains up to step ``kept[0]``, and then up to ``kept[1]``, in stretches whose means are kept."""
-    cuts = jnp.concatenate([jnp.zeros(1, jnp.int32), edges(*kept)])
+    """Move the chains from step ``made`` to ``kept[0]``, and then to ``kept[1]`` in stretches whose means are kept.
+
+    Up to ``kept[0]`` all lanes take whole steps, if none is made: the start is forgotten as fast as can be.
+    """
+    parting = jnp.where(jnp.asarray(made) > 0, 0, kept[0])
+    cuts = jnp.maximum(jnp.concatenate([jnp.zeros(1, jnp.int32), edges(*kept)]), made)
 
     def stretch(chains: Chains, ends: tuple[Array, Array]) -> tuple[Chains, Any]:
-        chains, sums, number = advance(problem, lam, sources, eta, chains, *ends, key=key)
-        x, w, v = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
-        return chains, (number, *extrapolated((x, w, v)), moved_by(x))
+        chains, sums, number = advance(problem, lam, sources, eta, chains, (*ends, parting), key=key)
+        means = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
+        return chains, (number, extrapolated(means), moved_by(means))
 
     chains, passed = jax.lax.scan(stretch, chains, (cuts[:-1], cuts[1:]))
     counts, *means = jax.tree.map(lambda x: x[1:], passed)  # without the first stretch, which forgets the start
@@ -75,21 +103,24 @@ def advance(
     sources: tuple[RowSource, RowSource],
     eta: Callable[[Array], Array],
     chains: Chains,
-    start: Array,
-    stop: Array,
+    steps: tuple[Array, Array, Array],
     *,
     key: Array,
 ) -> tuple[Chains, tuple[PyTree, PyTree, PyTree], Array]:
-    """The chains after the steps start <= j < stop; with sums over them of x_j, w_j, v_j, and their number."""
+    """The chains after the steps start <= j < stop; with sums over them of x_j, w_j, v_j, and their number.
+
+    ``steps`` is (start, stop, parting): before step ``parting`` all lanes take whole steps.
+    """
+    start, stop, parting = steps
     lanes = jax.tree.leaves(chains.w)[0].shape[0]
     nowhere = Failure.of("none")
     halving = 0.5 ** jnp.arange(lanes, dtype=jnp.result_type(float))
 
-    def step(carry: Any, args: tuple[Problem, PyTree], j: Array, draws: Any) -> Any:
+    def step(carry: Any, args: tuple[Problem, PyTree, Array], j: Array, draws: Any) -> Any:
         (w, v, failure, travel), sums, number = carry
-        move = jax.vmap(partial(moved, *args, draws))
+        move = jax.vmap(partial(moved, *args[:2], draws))
         size = jnp.asarray(eta(j)).astype(halving.dtype)
-        new_w, new_v, x, stage = move(w, v, size * halving)
+        new_w, new_v, x, stage = move(w, v, size * jnp.where(j < args[2], 1.0, halving))
         failure = where(failure.stage == 0, nowhere._replace(stage=jnp.max(stage), step=j + 1), failure)
         good = failure.stage == 0
         sums = where(good, add(sums, (x, w, v)), sums)
@@ -98,7 +129,7 @@ def advance(
 
     sums = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), lam), *zeros_like((chains.w, chains.v))
     both = join(train=sources[0], val=sources[1])
-    return both.fold(step, (chains, sums, jnp.int32(0)), (problem, lam), key=key, start=start, stop=stop)
+    return both.fold(step, (chains, sums, jnp.int32(0)), (problem, lam, parting), key=key, start=start, stop=stop)
 
 
 def moved(

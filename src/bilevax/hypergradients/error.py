@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, where
+from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, where
 from bilevax.data import RowSource, join
 from bilevax.problems.problem import Problem, cross_product, outer_gradients, residual
 
-BATCHES = 20
-"""Batches into which the kept steps of a run are cut, K."""
+BATCHES = 12
+"""Stretches into which the kept steps of a run are cut, K; a third of them is an even number."""
 
 
 class BatchMeans(NamedTuple):
@@ -66,27 +66,53 @@ class BatchMeans(NamedTuple):
         return jax.tree.map(spread, self.means, self.mean)
 
     @property
+    def halves(self) -> PyTree:
+        """The means of the two halves of the series, [2, ...]."""
+        early = jnp.arange(BATCHES) < BATCHES // 2
+        shares = jnp.stack([jnp.where(early, self.shares, 0.0), jnp.where(early, 0.0, self.shares)])
+        return self.combined(shares / jnp.maximum(jnp.sum(shares, axis=1, keepdims=True), 1e-30))
+
+    @property
     def drift(self) -> PyTree:
         """Half of the difference between the two halves of the series."""
-        early = jnp.arange(BATCHES) < BATCHES // 2
-        first, last = jnp.where(early, self.shares, 0.0), jnp.where(early, 0.0, self.shares)
-        first, last = (part / jnp.maximum(jnp.sum(part), 1e-30) for part in (first, last))
-        return scale(0.5, sub(self.combined(first), self.combined(last)))
+        return half_difference(self.halves)
 
     @property
     def paired(self) -> "BatchMeans":
-        """Of two neighbouring stretches each, [K / 2]: nearer to independence."""
+        """Of two neighbouring stretches each, nearer to independence; followed by as many without a step, [K]."""
         counts = self.counts.reshape(-1, 2)
         total = jnp.sum(counts, axis=1, dtype=counts.dtype)
         weights = jnp.where(total[:, None] > 0, counts / jnp.maximum(total, 1)[:, None], 0.5)
 
         def merge(x: Array) -> Array:
-            return jnp.einsum("kp,kp...->k...", weights.astype(x.dtype), x.reshape(-1, 2, *x.shape[1:]))
+            pairs = jnp.einsum("kp,kp...->k...", weights.astype(x.dtype), x.reshape(-1, 2, *x.shape[1:]))
+            return jnp.concatenate([pairs, jnp.zeros_like(pairs)])
 
-        return BatchMeans(jax.tree.map(merge, self.means), total)
+        return BatchMeans.filled(jax.tree.map(merge, self.means), jnp.concatenate([total, jnp.zeros_like(total)]))
+
+    @property
+    def doubled(self) -> "BatchMeans":
+        """What a run of twice the steps keeps of this one: the last two thirds, in pairs, are its first stretches."""
+        third = BATCHES // 3
+
+        def later(x: Array) -> Array:
+            return jnp.concatenate([x[third:], jnp.zeros_like(x[:third])])
+
+        return BatchMeans(jax.tree.map(later, self.means), later(self.counts)).paired
+
+    def joined(self, other: "BatchMeans") -> "BatchMeans":
+        """Stretch by stretch the mean over the steps of both."""
+        counts = self.counts + other.counts
+        share = other.counts / jnp.maximum(counts, 1)
+
+        def combine(a: Array, b: Array) -> Array:
+            p = share.astype(a.dtype).reshape(-1, *[1] * (a.ndim - 1))
+            return jnp.where(p > 0, (1 - p) * a + p * b, a)
+
+        return BatchMeans(jax.tree.map(combine, self.means, other.means), counts)
 
     def combined(self, weights: Array) -> PyTree:
-        """Sum over the stretches, with weights [K]."""
+        """Sums over the stretches, with weights [..., K]."""
         return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, axes=1), self.means)
 
     def of(self, means: PyTree) -> "BatchMeans":
@@ -100,6 +126,11 @@ def edges(first: Array, stop: Array) -> Array:
     return first + i * (steps // BATCHES) + i * (steps % BATCHES) // BATCHES
 
 
+def half_difference(pair: PyTree) -> PyTree:
+    """(x_0 - x_1) / 2 of a tree of arrays [2, ...]."""
+    return jax.tree.map(lambda x: 0.5 * (x[0] - x[1]), pair)
+
+
 def excess(mean: PyTree, standard_error: PyTree, deviations: float) -> Array:
     """The norm of a mean as far as sampling does not explain it: sqrt(max(0, |mean|^2 - (deviations |s.e.|)^2))."""
     size = norm(mean)
@@ -107,7 +138,7 @@ def excess(mean: PyTree, standard_error: PyTree, deviations: float) -> Array:
     return jnp.sqrt(jnp.maximum(size**2 - noise**2, 0.0))
 
 
-def remaining_bias(value: PyTree, series: BatchMeans, correction: BatchMeans) -> Array:
+def remaining_bias(value: PyTree, moved: BatchMeans, drift: PyTree, standard_error: PyTree) -> Array:
     """Estimated norm of the bias of an extrapolated mean.
 
     An extrapolation that moved the mean by a share r of its size leaves about 2 r^2 of it (one order more in the step;
@@ -116,13 +147,13 @@ def remaining_bias(value: PyTree, series: BatchMeans, correction: BatchMeans) ->
 
     Args:
         value: what is returned, like lam.
-        series: the extrapolated series.
-        correction: full steps less half steps.
+        moved: full steps less half steps.
+        drift: half of the difference between the two halves of the series.
+        standard_error: of the series.
     """
-    moved = excess(correction.mean, correction.standard_error, 1.0)
-    tiny = jnp.finfo(moved.dtype).tiny
-    left = jnp.minimum(moved, 2.0 * moved**2 / jnp.maximum(norm(value), tiny))
-    return jnp.hypot(left, excess(series.drift, series.standard_error, 2.0))
+    way = excess(moved.mean, moved.standard_error, 1.0)
+    left = jnp.minimum(way, 2.0 * way**2 / jnp.maximum(norm(value), jnp.finfo(way.dtype).tiny))
+    return jnp.hypot(left, excess(drift, standard_error, 2.0))
 
 
 def extrapolated(lanes: PyTree) -> PyTree:
@@ -143,18 +174,25 @@ def influences(
     problem: Problem,
     lam: PyTree,
     sources: tuple[RowSource, RowSource],
-    around: tuple[BatchMeans, BatchMeans],
+    around: tuple[BatchMeans, PyTree],
     number: Array,
     *,
     key: Array,
-) -> BatchMeans:
-    """What the noise of w and v does to a hypergradient on every row: the hypergradients at their batch means.
+) -> tuple[BatchMeans, PyTree]:
+    """What the noise of w and v does to a hypergradient on every row, and its drift: hypergradients at means of them.
 
     All are taken on the same ``number`` minibatches, whose own noise drops out of their differences; what it does to
-    the Jacobians makes the spread too large rather than too small. Without the noise of the cross products the series
-    has a long memory, so the means are of two stretches each.
+    the Jacobians makes the spread too large rather than too small.
+
+    Args:
+        problem: with its inner step measured.
+        lam: where the hypergradient is wanted.
+        sources: (train, val).
+        around: the batch means of (w, v), and the means of two halves.
+        number: of the minibatches.
+        key: of their stream.
     """
-    w, v = (part.paired for part in around)
+    means, halves = around
 
     def hypergradient(w: PyTree, v: PyTree, problem: Problem, lam: PyTree, draws: Any) -> PyTree:
         train, val = draws["train"], draws["val"]
@@ -166,10 +204,15 @@ def influences(
         problem, lam, w, v = args
         return add(total, jax.vmap(partial(hypergradient, problem=problem, lam=lam, draws=draws))(w, v))
 
-    start = jax.tree.map(lambda x: jnp.zeros((len(w.counts), *x.shape), x.dtype), lam)
+    points = jax.tree.map(lambda *x: jnp.concatenate(x), means.means, halves[1:])
+    start = jax.tree.map(lambda x: jnp.zeros((BATCHES + 2, *x.shape), x.dtype), lam)
     both = join(train=sources[0], val=sources[1])
-    total = both.fold(step, start, (problem, lam, w.means, v.means), key=key, start=0, stop=number)
-    return w.of(scale(1.0 / number.astype(jnp.result_type(float)), total))
+    total = both.fold(step, start, (problem, lam, *points), key=key, start=0, stop=number)
+    found = scale(1.0 / number.astype(jnp.result_type(float)), total)
+    spread, pair = (
+        jax.tree.map(lambda x, part=part: x[part], found) for part in (slice(BATCHES), slice(BATCHES, None))
+    )
+    return means.of(spread), half_difference(pair)
 
 
 def contraction_rate(

@@ -1,37 +1,41 @@
 """The efficient estimator: one minibatch, three directions, averaged."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import choice, config, count, real, set_fields
+from bilevax.core.config import choice, config, count, set_fields
 from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, nonfinite, worst_part
-from bilevax.core.trees import PyTree, add, astype_of, norm, where, zeros_like
+from bilevax.core.trees import PyTree, add, astype_of, norm, scale, sub, where, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.chains import Chains, Series, begin, run
+from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.hypergradients.error import (
     BATCHES,
+    BatchMeans,
     contraction_rate,
     extrapolated,
     influences,
     remaining_bias,
 )
-from bilevax.problems.gradient_step import POWER_STEPS, power_iteration
-from bilevax.problems.problem import Problem, cross_product, outer_gradients, residual
+from bilevax.problems.gradient_step import MARGIN, POWER_STEPS
+from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 from bilevax.solvers import at_step
-from bilevax.solvers.fixed_point import has_grown
+from bilevax.solvers.contraction import confirmed
+from bilevax.solvers.fixed_point import SUSPICIOUS, has_grown
 from bilevax.solvers.schedules import schedule
 
 DISCARDED = 4
 """One in so many of the steps, the first ones, stays out of the averages."""
 
-MEASURED = 8
-"""Minibatches on which the step is measured."""
+MEASURED = 32, 3
+"""Minibatches on which the step is measured (of few rows each, fewer would miss the long ones), and Hessian-vector
+products on each, from the direction that the one before ended with."""
 
 FORGOTTEN = 10.0
 """Relaxation times that a run must last to have forgotten its start."""
@@ -41,6 +45,22 @@ FOLLOWED = 10
 
 PRICED = 40
 """One minibatch in so many, drawn anew, is spent on what the noise of w and v does to a last pass."""
+
+
+class Run(NamedTuple):
+    """What a run is continued from.
+
+    Attributes:
+        chains: where they are.
+        eta: the measured step; 1 where the step is given.
+        cost: so far.
+        series: of the steps that were kept; None before the first.
+    """
+
+    chains: Chains
+    eta: Array
+    cost: Cost
+    series: Series | None = None
 
 
 @config
@@ -54,19 +74,21 @@ class JointSID:
         w_{j+1} = w_j + eta_j (Phi(w_j; zeta_j) - w_j)
 
     from one reverse pass; value is the mean of the last three quarters of the x_j, w and v the means of theirs. The
-    averaging attains the least variance that N minibatches allow (Polyak and Juditsky 1992). Two chains, with eta and
-    eta / 2 on the same minibatches, remove the bias of first order in eta: 2 x^(eta/2) - x^(eta). With the *last pass*
+    averaging attains the least variance that N minibatches allow (Polyak and Juditsky 1992). Two chains, which from the
+    first step that is kept move by eta and by eta / 2 on the same minibatches, remove the bias of first order in eta:
+    2 x^(eta/2) - x^(eta). With the *last pass*
     the value is instead grad_2 E + d2Phi^T v at the means of w and v, on every row, free of the cross products' noise.
 
-    ``error`` comes from 20 batch means of the extrapolated series; after a last pass from what 10 means of w and v do
-    to the hypergradient on one minibatch in 20. The code is BUDGET unless the run lasted 10 relaxation times of its
-    slowest direction and the relative error is at most ``tol``. Where both sources hand out every row, the average is
-    over the last 20 steps.
+    ``error`` comes from 12 batch means, 6 where the run lasted less than 20 relaxation times of its slowest direction,
+    of x^(eta/2) + 1.65 (x^(eta) - x^(eta/2)), which varies as the value does and forgets sooner; after a last pass from what these means
+    of w and v do to the hypergradient on one minibatch in 20. The code is BUDGET unless the run lasted 10 relaxation
+    times. A run whose slowest direction grows is looked into as by :class:`~bilevax.FixedPoint`, and is NOT_CONTRACTIVE
+    or UNSTABLE. Where both sources hand out every row, the average is over the last 12 steps.
 
     Assumes what :class:`~bilevax.SID` assumes. Give ``val`` minibatches: one with every row is read at every step.
     Cost: N gradients, Hessian-vector products, cross products and outer gradients a chain (the rows are read once for
     both), n rows for the last pass, and less than 15 % of that for the report; 96 Hessian-vector products for a
-    measured step. ``cost`` counts the calls of both chains. Memory: 40 (d + m) numbers.
+    measured step. ``cost`` counts the calls of both chains. Memory: 24 m + 48 d numbers.
 
     Source: theory of averaging by Polyak and Juditsky (1992); the joint recursion with fixed lam is that of SOBA,
     Dagreou, Ablin, Vaiter, Moreau (2022), arXiv:2201.13409; extrapolation as in Dieuleveut, Durmus, Bach (2017),
@@ -75,23 +97,20 @@ class JointSID:
     Args:
         steps: N, a count of at least 1, or :class:`~bilevax.Growing` with the outer step; at least 40 for an error.
         step_size: eta_j, a number in (0, inf) or a schedule; None (default): eta = 1 / (the largest
-            curvature, |I - d1Phi|, of 8 minibatches at w0), at most 1; without ``extrapolate`` it decays as
+            curvature, |I - d1Phi|, of 32 minibatches at w0), at most 1; without ``extrapolate`` it decays as
             (1 + 10 j / N)^-0.6.
         extrapolate: run the second chain. Default True.
         last_pass: ``"always"``, ``"never"``, or ``"auto"`` (default): where N b > 3 n, if it halves the estimated
             variance (it can raise it, where the noise of the cross products cancels that of v).
-        tol: relative error above which the code is BUDGET. Default 0.1.
     """
 
     steps: Any
     step_size: Any = None
     extrapolate: bool = True
     last_pass: str = "auto"
-    tol: float = 0.1
 
     def __post_init__(self) -> None:
-        tol = real("tol", self.tol, low=0.0, open_low=True)
-        set_fields(self, steps=count("steps", self.steps, low=1), tol=tol)
+        set_fields(self, steps=count("steps", self.steps, low=1))
         choice("last_pass", self.last_pass, ("auto", "always", "never"))
         if self.step_size is not None:
             set_fields(self, step_size=schedule(self.step_size))
@@ -126,94 +145,171 @@ class JointSID:
             s: outer step, for counts that grow.
             v0: start of v; None: 0.
         """
-        train, val = sources
-        steps = at_step(self.steps, s)
-        eta, products = self._step_sizes(problem, w0, lam, train, steps, key=stream(key, "measure"))
-        start = begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
-        first = steps - jnp.minimum(steps, BATCHES) if train.whole and val.whole else steps // DISCARDED
-        end, series = run(problem, lam, sources, eta, start, (first, steps), key=stream(key, "inner"))
+        begun = self.begin(problem, w0, lam, sources, key=key, v0=v0)
+        return self.resume(problem, lam, sources, begun, key=key, s=s)[0]
 
-        any_step = jnp.sum(series.x.counts) > 0
-        w, v = where(any_step, (series.w.mean, series.v.mean), extrapolated((end.w, end.v)))
+    def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
+        """True if every stage sees every row."""
+        return sources[0].whole and sources[1].whole
+
+    def begin(
+        self,
+        problem: Problem,
+        w0: PyTree,
+        lam: PyTree,
+        sources: tuple[RowSource, RowSource],
+        *,
+        key: Array,
+        v0: PyTree | None = None,
+    ) -> Run:
+        """A run without a step; its arguments are those of :meth:`estimate`. Measures the step."""
+        train, chains = sources[0], begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
+        if self.step_size is not None:
+            return Run(chains, jnp.ones((), norm(w0).dtype), Cost())
+        eta = measured_step(problem, w0, lam, train, key=stream(key, "measure"))
+        minibatches, products = _measured(train)
+        spent = Count(jnp.int32(minibatches * products), train.rows_per_batch)
+        return Run(chains, eta, Cost(measuring=spent))
+
+    def resume(
+        self,
+        problem: Problem,
+        lam: PyTree,
+        sources: tuple[RowSource, RowSource],
+        before: Run,
+        *,
+        key: Array,
+        s: Array | int = 0,
+        doublings: Array | int = 0,
+    ) -> tuple[Estimate, Run]:
+        """The estimate after 2^doublings N steps, from a run of half of them (of none if 0), and the run so far.
+
+        The minibatches go on; so it is the estimate of one run of as many steps, but for what only its length decides:
+        where the stretches of the error report end, and steps that decay with N.
+        """
+        begun, measured, cost, past = before
+        train, val = sources
+        eta, steps = self._steps(measured, at_step(self.steps, s)), at_step(self.steps, s) << doublings
+        made = jnp.where(jnp.asarray(doublings) > 0, steps // 2, 0)
+        first = steps - jnp.minimum(steps, BATCHES) if self.deterministic(sources) else steps // DISCARDED
+        end, series = run(problem, lam, sources, eta, begun, (first, steps), key=stream(key, "inner"), made=made)
+        if past is not None and not self.deterministic(sources):
+            series = series.continued(past)
+
+        any_step = jnp.sum(series.settled.counts) > 0
+        last = extrapolated((end.w, end.v))
+        value, w, v = series.settled.mean
+        w, v = where(any_step, (w, v), last)
         outer_value, _, direct = outer_gradients(problem, w, lam, val.full)
         calls = steps * self.chains
         followed, priced = jnp.maximum(calls // FOLLOWED, 2), jnp.maximum(calls // PRICED, 1)
-        pair = series.v.drift, end.travel / steps.astype(end.travel.dtype), followed
+        pair = series.settled.drift[2], end.travel / steps.astype(end.travel.dtype), followed
         rate = contraction_rate(problem, w, lam, train, *pair, key=stream(key, "linear"))
-        averaged = _averaged(series, jnp.exp(rate))
+        lasted = -rate * steps.astype(rate.dtype) / FORGOTTEN
+        means = where(lasted < 2.0, series.lively.paired, series.lively)
+        averaged = _averaged(value, series, means, jnp.exp(rate))
 
         def exact() -> Error:
             value = add(astype_of(direct, lam), cross_product(problem, w, lam, train.full, v))
-            around = influences(problem, lam, sources, (series.w, series.v), priced, key=stream(key, "cross"))
-            error = averaged._replace(value=value, standard_error=around.standard_error, degrees=around.degrees)
+            around = means.of(means.means[1:]), series.settled.halves
+            noise, drift = influences(problem, lam, sources, around, priced, key=stream(key, "cross"))
+            bias = remaining_bias(value, _hypergradients(series.moved), drift, noise.standard_error)
+            error = averaged._replace(value=value, standard_error=noise.standard_error, bias=bias)
             better = 2.0 * norm(error.standard_error) ** 2 < norm(averaged.standard_error) ** 2
             error = error._replace(sampling=jnp.zeros_like(error.sampling))
             return error if self.last_pass == "always" else where(better, error, averaged)
 
         pays = {"always": True, "never": False}.get(self.last_pass, steps > 3 * train.rows // train.rows_per_batch)
         error = jax.lax.cond(pays, exact, lambda: averaged)
-        relative = error.relative
-        lasted = -rate * steps.astype(rate.dtype) >= FORGOTTEN
-        trusted = lasted & (relative <= jnp.asarray(self.tol).astype(relative.dtype))
-        code, failure = _judge(start, end, steps, trusted, outer=(outer_value, direct), value=error.value)
-        b, passed = train.rows_per_batch, jnp.asarray(pays, jnp.int32)
-        last, outer, report = passed * _batches(train), _batches(val), passed * BATCHES // 2 * priced
-        read = passed * priced
-        cost = Cost(
-            gradients=Count(calls, b, reads=steps),
-            hvps=Count(calls + followed, b, reads=followed),
-            cross=Count(calls + last + report, b, reads=last + read),
-            outer_gradients=Count(calls + outer + report, val.rows_per_batch, reads=steps + outer + read),
-            measuring=Count(jnp.int32(products), b),
-        )
-        return Estimate(error.value, outer_value, w, v, code, cost, failure, error)
 
-    def _step_sizes(
-        self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, steps: Array, *, key: Array
-    ) -> tuple[Callable[[Array], Array], int]:
-        """The eta_j, and the Hessian-vector products spent on measuring them."""
+        grown = has_grown(begun.w, end.w)
+        suspicious = (end.failure.stage == 0) & ~grown & (0.5 * rate * steps.astype(rate.dtype) > jnp.log(SUSPICIOUS))
+        ends = jax.tree.map(lambda x: x[0], (begun.w, end.w))
+        found, checks = confirmed(
+            _image, ends, (problem, lam), train,
+            key=stream(key, "linear"), start=followed, step_size=jnp.asarray(eta(steps - 1)).astype(rate.dtype),
+            suspicious=suspicious, grown=grown,
+        )  # fmt: skip
+        code, failure = worst_part(
+            (found, Failure.of("inner", steps)),
+            *_judge(begun, end, steps, lasted >= 1.0, outer=(outer_value, direct), value=error.value),
+        )
+        failure = diagnosed(code, failure, problem, (w, lam), train.full, sub(ends[1], ends[0]))
+        b, passed = train.rows_per_batch, jnp.asarray(pays, jnp.int32)
+        last_pass, outer, report = passed * _batches(train), _batches(val), passed * (BATCHES + 2) * priced
+        new, read = steps - made, passed * priced
+        cost = cost.plus(
+            Cost(
+                gradients=Count(new * self.chains, b, reads=new),
+                hvps=Count(new * self.chains + followed, b, reads=followed),
+                cross=Count(new * self.chains + last_pass + report, b, reads=last_pass + read),
+                outer_gradients=Count(new * self.chains + outer + report, val.rows_per_batch, reads=new + outer + read),
+                measuring=Count(jnp.asarray(checks, jnp.int32), b),
+            )
+        )
+        estimate = Estimate(error.value, outer_value, w, v, code, cost, failure, error)
+        return estimate, Run(end, measured, cost, series)
+
+    def _steps(self, measured: Array, steps: Array) -> Callable[[Array], Array]:
+        """The eta_j of a run that is planned to have so many steps."""
         if self.step_size is not None:
-            return self.step_size, 0
-        eta = measured_step(problem, w0, lam, train, key=key)
-        products = (1 if train.whole else MEASURED) * POWER_STEPS
+            return self.step_size
         if self.extrapolate:
-            return lambda j: eta, products
-        return lambda j: eta / (1 + 10 * (j / steps).astype(eta.dtype)) ** 0.6, products
+            return lambda j: measured
+        return lambda j: measured / (1 + 10 * (j / steps).astype(measured.dtype)) ** 0.6
 
 
 def measured_step(
-    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array, batches: int = MEASURED
+    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array, batches: int | None = None
 ) -> Array:
-    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of a few minibatches, by power iteration.
+    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of ``batches`` minibatches, by power iteration.
 
     For a gradient step, E|e - eta H_B e|^2 < |e|^2 as soon as eta E[H_B^2] <= H, for which the largest curvature of any
     minibatch will do (in the metric of the step); such a step is stable in the second moment by a factor of two.
     """
+    leaves, structure = jax.tree.flatten(w)
+    keys = jax.random.split(key, len(leaves))
+    normal = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    tiny = jnp.finfo(norm(w).dtype).tiny
+    minibatches, products = _measured(train)
+    minibatches = minibatches if batches is None or train.whole else batches
 
-    def largest(seen: Array, args: Any, j: Array, draw: Any) -> Array:
-        problem, w, lam, key = args
-        leaves, structure = jax.tree.flatten(w)
-        keys = jax.random.split(jax.random.fold_in(key, j), len(leaves))
-        normal = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-        curvature = power_iteration(
-            lambda u: residual(problem, w, lam, draw.batch, u), jax.tree.unflatten(structure, normal)
-        )
-        return jnp.maximum(seen, curvature)
+    def largest(carry: tuple[PyTree, Array], args: Any, j: Array, draw: Any) -> tuple[PyTree, Array]:
+        problem, w, lam = args
+        u, seen = carry
 
-    one, stop = jnp.ones((), norm(w).dtype), 1 if train.whole else batches
-    return 1.0 / train.fold(largest, one, (problem, w, lam, key), key=key, start=0, stop=stop)
+        def product(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+            u, length = state
+            u = residual(problem, w, lam, draw.batch, scale(1.0 / jnp.maximum(length, tiny), u))
+            return u, norm(u)
+
+        u, length = jax.lax.fori_loop(0, products, product, (u, norm(u)))
+        return u, jnp.maximum(seen, MARGIN * length)
+
+    one = jnp.ones((), norm(w).dtype)
+    start = jax.tree.unflatten(structure, normal), one
+    return 1.0 / train.fold(largest, start, (problem, w, lam), key=key, start=0, stop=minibatches)[1]
 
 
-def _averaged(series: Series, contraction: Array) -> Error:
+def _measured(train: RowSource) -> tuple[int, int]:
+    return (1, POWER_STEPS) if train.whole else MEASURED
+
+
+def _image(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
+    problem, lam = args
+    return inner_image(problem, w, lam, batch)
+
+
+def _averaged(value: PyTree, series: Series, means: BatchMeans, contraction: Array) -> Error:
     """The report on the mean of the hypergradients: one series prices all three stages together."""
-    value = series.x.mean
-    bias = remaining_bias(value, series.x, series.moved)
+    means, settled, moved = map(_hypergradients, (means, series.settled, series.moved))
+    bias = remaining_bias(value, moved, settled.drift, settled.standard_error)
     unknown = jnp.full_like(bias, jnp.nan)
     return Error(
         value=value,
-        standard_error=series.x.standard_error,
+        standard_error=means.standard_error,
         bias=bias,
-        degrees=series.x.degrees,
+        degrees=means.degrees,
         inner=unknown,
         linear=unknown,
         sampling=unknown,
@@ -221,18 +317,23 @@ def _averaged(series: Series, contraction: Array) -> Error:
     )
 
 
+def _hypergradients(series: BatchMeans) -> BatchMeans:
+    """Of (x, w, v), x alone."""
+    return series.of(series.means[0])
+
+
 def _judge(
-    start: Chains, end: Chains, steps: Array, trusted: Array, *, outer: PyTree, value: PyTree
-) -> tuple[Array, Failure]:
-    """The worst code, and the first stage that has it."""
+    start: Chains, end: Chains, steps: Array, lasted: Array, *, outer: PyTree, value: PyTree
+) -> tuple[tuple[Array, Failure], ...]:
+    """The code of each stage; that of an overflow is DIVERGED, as it is of what has grown beyond all measure."""
     ok, diverged, lost = jnp.int32(Code.OK), jnp.int32(Code.DIVERGED), jnp.int32(Code.NONFINITE)
-    return worst_part(
-        (jnp.where(end.failure.stage == 0, ok, lost), end.failure),
-        (jnp.where(has_grown(start.w, end.w), diverged, ok), Failure.of("inner", steps)),
+    grown = has_grown(start.w, end.w) | has_grown(start.v, end.v)
+    return (
+        (jnp.where((end.failure.stage == 0) | grown, ok, lost), end.failure),
         (jnp.where(has_grown(start.v, end.v), diverged, ok), Failure.of("linear", steps)),
         (nonfinite(outer), Failure.of("outer")),
         (nonfinite(value), Failure.of("cross")),
-        (jnp.where(trusted, ok, jnp.int32(Code.BUDGET)), Failure.of("none")),
+        (jnp.where(lasted, ok, jnp.int32(Code.BUDGET)), Failure.of("none")),
     )
 
 

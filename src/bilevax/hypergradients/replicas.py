@@ -26,9 +26,8 @@ def pooled(replicas: Estimate) -> Estimate:
 
 
 def _error(one: Error | None, value: PyTree, spread: PyTree, number: int) -> Error:
-    size = norm(spread)
-    unknown = jnp.full_like(size, jnp.nan)
-    error = Error(value, spread, unknown, jnp.int32(number - 1), unknown, unknown, size, unknown)
+    unknown = jnp.full_like(norm(spread), jnp.nan)
+    error = Error(value, spread, unknown, jnp.int32(number - 1), unknown, unknown, unknown, unknown)
     if one is None:
         return error
     bound = None if one.bound is None else jnp.mean(one.bound)

@@ -1,13 +1,13 @@
 """Stochastic implicit differentiation, the estimator of the founding paper."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, set_fields
+from bilevax.core.config import config, count, replace, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, Solved, nonfinite, worst_part
@@ -16,6 +16,41 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
 from bilevax.solvers import Given, at_step
+
+
+class Run(NamedTuple):
+    """What a run is continued from: its w and v (None: not begun), and its cost so far."""
+
+    w: PyTree
+    v: PyTree | None
+    cost: Cost
+
+
+class Leg(NamedTuple):
+    """A part of a run.
+
+    Attributes:
+        s: outer step, for counts that grow.
+        doublings: how often the run has been doubled with this leg; None: it is not one to be continued.
+    """
+
+    s: Array | int
+    doublings: Array | int | None
+
+    def solve(self, solver: Any, image: Any, start: PyTree, args: PyTree, source: RowSource, *, key: Array) -> Solved:
+        """A chain of minibatches: its first steps, or as many more as there were before."""
+        if self.doublings is None:
+            return solver.solve(image, start, args, source, key=key, s=self.s)
+        steps = at_step(solver.steps, self.s)
+        first = ((steps << self.doublings) >> 1) * (jnp.asarray(self.doublings) > 0)
+        solver = replace(solver, steps=jnp.maximum(first, steps))
+        return solver.solve(image, start, args, source, key=key, first=first)
+
+    def batches(self, number: Any) -> tuple[Array, Array]:
+        """The first of the minibatches of a mean, and how many: all of them after those before."""
+        once = at_step(number, self.s)
+        number = once << (0 if self.doublings is None else self.doublings)
+        return number - once, number
 
 
 @config
@@ -95,13 +130,52 @@ class SID:
             s: outer step, for counts that grow.
             v0: start of the linear solver; None: 0.
         """
-        train, val = sources
-        inner = self._solve_inner(problem, w0, lam, train, key=stream(key, "inner"), s=s)
+        return self._from((w0, v0), problem, lam, sources, key=key, s=s)
+
+    def begin(
+        self, problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource], *, key: Array
+    ) -> Run:
+        """A run without a step; its arguments are those of :meth:`estimate`."""
+        return Run(w0, None, Cost())
+
+    def resume(
+        self,
+        problem: Problem,
+        lam: PyTree,
+        sources: tuple[RowSource, RowSource],
+        run: Run,
+        *,
+        key: Array,
+        doublings: Array | int = 0,
+    ) -> tuple[Estimate, Run]:
+        """The estimate after 2^doublings t and k steps, from a run of half of them (of none if 0), and the run so far.
+
+        Both chains go on from where they ended, v for the w that is reached now, with the minibatches and the steps
+        that are next; J and J1 are doubled as well, all of them new. Deterministic solvers are called again from there.
+        """
+        est = self._from((run.w, run.v), problem, lam, sources, key=key, doublings=doublings)
+        est = est._replace(cost=run.cost.plus(est.cost))
+        return est, Run(est.w, est.v, est.cost)
+
+    def _from(
+        self,
+        start: tuple[PyTree, PyTree | None],
+        problem: Problem,
+        lam: PyTree,
+        sources: tuple[RowSource, RowSource],
+        *,
+        key: Array,
+        s: Array | int = 0,
+        doublings: Array | int | None = None,
+    ) -> Estimate:
+        (w0, v0), (train, val) = start, sources
+        leg = Leg(s, doublings)
+        inner = self._solve_inner(problem, w0, lam, train, key=stream(key, "inner"), leg=leg)
         w = inner.value
-        value, g, direct, outer = self._outer(problem, w, lam, val, key=stream(key, "outer"), s=s)
-        linear = self._solve_linear(problem, w, lam, train, g, v0, key=stream(key, "linear"), s=s)
+        value, g, direct, outer = self._outer(problem, w, lam, val, key=stream(key, "outer"), leg=leg)
+        linear = self._solve_linear(problem, w, lam, train, g, v0, key=stream(key, "linear"), leg=leg)
         v = linear.value
-        product, deviation, cross = self._cross(problem, w, lam, train, v, key=stream(key, "cross"), s=s)
+        product, deviation, cross = self._cross(problem, w, lam, train, v, key=stream(key, "cross"), leg=leg)
         hypergradient = add(direct, product)
         cost = Cost(
             gradients=Count(inner.calls, _rows(self.inner, train)),
@@ -129,7 +203,7 @@ class SID:
         return inner and (val.whole or self.outer_batches is None)
 
     def _solve_inner(
-        self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, s: Array | int
+        self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, leg: "Leg"
     ) -> Solved:
         if isinstance(self.inner, Given):
             return Solved(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
@@ -140,7 +214,7 @@ class SID:
             problem, lam = args
             return inner_image(problem, w, lam, batch)
 
-        return self.inner.solve(image, w0, (problem, lam), train, key=key, s=s)
+        return leg.solve(self.inner, image, w0, (problem, lam), train, key=key)
 
     def _solve_linear(
         self,
@@ -152,7 +226,7 @@ class SID:
         v0: PyTree | None,
         *,
         key: Array,
-        s: Array | int,
+        leg: "Leg",
     ) -> Solved:
         if not self.linear.stochastic:
             _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, train.full), w)  # w's part computed once
@@ -164,10 +238,10 @@ class SID:
             return affine_image(problem, w, lam, batch, g, v)
 
         start = zeros_like(w) if v0 is None else v0
-        return self.linear.solve(image, start, (problem, w, lam, g), train, key=key, s=s)
+        return leg.solve(self.linear, image, start, (problem, w, lam, g), train, key=key)
 
     def _outer(
-        self, problem: Problem, w: PyTree, lam: PyTree, val: RowSource, *, key: Array, s: Array | int
+        self, problem: Problem, w: PyTree, lam: PyTree, val: RowSource, *, key: Array, leg: "Leg"
     ) -> tuple[Array, PyTree, PyTree, Count]:
         """E, grad_1 E, grad_2 E, from the same minibatches."""
         if self.outer_batches is None:
@@ -179,8 +253,8 @@ class SID:
             value, g, direct = outer_gradients(problem, w, lam, batch)
             return value, astype_of(g, w), astype_of(direct, lam)
 
-        number = at_step(self.outer_batches, s)
-        value, g, direct = batch_mean(terms, (problem, w, lam), val, key=key, number=number)
+        first, number = leg.batches(self.outer_batches)
+        value, g, direct = batch_mean(terms, (problem, w, lam), val, key=key, number=number, first=first)
         return value, g, direct, Count(number, val.rows_per_batch)
 
     def _cross(
@@ -192,7 +266,7 @@ class SID:
         v: PyTree,
         *,
         key: Array,
-        s: Array | int,
+        leg: "Leg",
     ) -> tuple[PyTree, PyTree, Count]:
         """d2Phi^T v, averaged over the cross batches, and the standard deviation of one of them."""
         if self.cross_batches is None:
@@ -204,9 +278,9 @@ class SID:
             product = cross_product(problem, w, lam, batch, v)
             return product, jax.tree.map(jnp.square, product)
 
-        number = at_step(self.cross_batches, s)
+        first, number = leg.batches(self.cross_batches)
         args = (problem, w, lam, v)
-        mean, squares = batch_mean(product_and_square, args, train, key=key, number=number)
+        mean, squares = batch_mean(product_and_square, args, train, key=key, number=number, first=first)
         deviation = jax.tree.map(lambda m, q: jnp.sqrt(jnp.maximum(q - m**2, 0.0)), mean, squares)
         return mean, deviation, Count(number, train.rows_per_batch)
 
@@ -220,15 +294,15 @@ def _sampling_error(value: PyTree, deviation: PyTree, number: Any) -> Error:
     return Error(value, standard_error, unknown, degrees, unknown, unknown, norm(standard_error), unknown)
 
 
-def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array) -> PyTree:
-    """Mean of fn(args, batch) over the minibatches 0 <= j < number."""
+def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int) -> PyTree:
+    """Mean of fn(args, batch) over so many minibatches, from the first."""
     shape = jax.eval_shape(fn, args, source.full)
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
     def step(total: PyTree, args: PyTree, _: Array, draw: Any) -> PyTree:
         return axpy(draw.weight, fn(args, draw.batch), total)
 
-    total = source.fold(step, start, args, key=key, start=0, stop=number)
+    total = source.fold(step, start, args, key=key, start=first, stop=first + number)
     return scale(1.0 / jnp.asarray(number).astype(jnp.result_type(float)), total)
 
 

@@ -17,7 +17,7 @@ from bilevax.core.keys import as_key
 from bilevax.core.records import Cost, Count, Failure, History, Result
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.data import RowSource
-from bilevax.hypergradients.door import check_functions
+from bilevax.hypergradients.functions import check_functions
 from bilevax.problems.problem import Problem
 from bilevax.solvers.contraction import suspicion_as_proof
 

@@ -68,6 +68,7 @@ class FixedPoint:
         *,
         key: Array,
         s: Array | int = 0,
+        first: Array | int = 0,
     ) -> Solved:
         """Run the iteration.
 
@@ -78,29 +79,31 @@ class FixedPoint:
             source: where the minibatches come from.
             key: of this stream.
             s: outer step, for counts that grow.
+            first: number of the first minibatch and step size, those made before; a chain that is continued is to the
+                bit the one that was not stopped.
         """
         steps = at_step(self.steps, s)
         if source.whole:
-            return self._on_every_row(image, start, args, source.full, steps)
+            return self._on_every_row(image, start, args, source.full, steps, first)
 
         def step(carry: tuple[PyTree, Array, Array], args: PyTree, j: Array, draw: Any) -> tuple[PyTree, Array, Array]:
             x, lost, way = carry
-            way = jax.lax.cond(j == steps // 2, lambda: norm(sub(x, start)), lambda: way)
+            way = jax.lax.cond(j == first + steps // 2, lambda: norm(sub(x, start)), lambda: way)
             eta = self.step_size(j) * draw.weight
             move = sub(image(x, args, draw.batch), x)
             good = (lost < 0) & jnp.isfinite(_sum(move))  # the last finite x is kept
             return where(good, axpy(eta, move, x), x), jnp.where(good | (lost >= 0), lost, j), way
 
         carry = (start, jnp.int32(-1), jnp.full_like(norm(start), jnp.inf))
-        end, lost, way = source.fold(step, carry, args, key=key, start=0, stop=steps)
+        end, lost, way = source.fold(step, carry, args, key=key, start=first, stop=first + steps)
         code, checks = confirmed(
             image, (start, end), args, source,
-            key=key, start=steps, step_size=self.step_size(jnp.maximum(steps - 1, 0)),
+            key=key, start=first + steps, step_size=self.step_size(first + jnp.maximum(steps - 1, 0)),
             suspicious=(lost < 0) & (steps > WINDOW) & (norm(sub(end, start)) > SUSPICIOUS * way),
             grown=has_grown(start, end),
         )  # fmt: skip
         code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
-        return Solved(end, code, steps, jnp.where(lost < 0, steps, lost + 1), checks)
+        return Solved(end, code, steps, jnp.where(lost < 0, first + steps, lost + 1), checks)
 
     def _on_every_row(
         self,
@@ -109,11 +112,12 @@ class FixedPoint:
         args: PyTree,
         batch: PyTree,
         steps: Array,
+        first: Array | int,
     ) -> Solved:
         """The deterministic iteration, its moves watched."""
 
         def push(x: PyTree, j: Array) -> Callable[[PyTree], PyTree]:
-            eta = self.step_size(j)
+            eta = self.step_size(first + j)
 
             def transposed(u: PyTree) -> PyTree:  # of its derivative: the only product that a custom_vjp has
                 product = jax.vjp(lambda x: image(x, args, batch), x)[1](u)[0]
@@ -129,12 +133,12 @@ class FixedPoint:
             x, _, seen, j = state
             move = sub(image(x, args, batch), x)
             seen = watch(seen, j, x, move, push(x, j))
-            return where(seen.code == Code.OK, axpy(self.step_size(j), move, x), x), move, seen, j + 1
+            return where(seen.code == Code.OK, axpy(self.step_size(first + j), move, x), x), move, seen, j + 1
 
         state = (start, zeros_like(start), no_moves(start), jnp.int32(0))
         x, move, seen, j = jax.lax.while_loop(going, step, state)
         code, checks = verdict(seen, j, (start, x), move, push(x, j), self.tol)
-        return Solved(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, j, checks)
+        return Solved(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, first + j, checks)
 
 
 def _sum(tree: PyTree) -> Array:

@@ -12,7 +12,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key, stream
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.data import RowSource
-from bilevax.hypergradients.door import check_functions
+from bilevax.hypergradients.functions import check_functions
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem, adjoint_product, cross_product, inner_image, outer_gradients
 from bilevax.problems.proximal_step import ProximalStep

@@ -13,9 +13,10 @@ from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import PyTree, norm
 from bilevax.data import RowSource
-from bilevax.hypergradients.door import hypergradient, with_step
+from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import BATCHES
 from bilevax.hypergradients.joint_sid import FOLLOWED, PRICED, JointSID, measured_step
+from bilevax.hypergradients.measured import measured_problem
 from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
 from bilevax.problems.problem import Problem
 from bilevax.solvers import Polynomial
@@ -179,5 +180,5 @@ def reported(est: Estimate) -> Error:
 
 @jax.jit
 def _steps(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> tuple[Problem, Array]:
-    ready = with_step(problem, w, lam, train, key)
+    ready = measured_problem(problem, w, lam, train, key)
     return ready, measured_step(ready, w, lam, train, key=stream(key, "measure"), batches=LOOKED_AT)

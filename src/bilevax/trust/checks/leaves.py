@@ -9,7 +9,7 @@ import numpy as np
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, as_parameters, leaf_name
-from bilevax.hypergradients.door import check_functions
+from bilevax.hypergradients.functions import check_functions
 from bilevax.problems.problem import Problem, adjoint_product, cross_product, inner_image, outer_gradients
 from bilevax.trust.findings import Finding
 from bilevax.trust.subject import Subject, normal

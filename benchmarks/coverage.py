@@ -1,0 +1,240 @@
+"""Do error reports cover what they say? 1,000 random problems in 8 strata.
+
+    python benchmarks/coverage.py [--problems 125] [--runs 40] [--only quadratic-10-b2]
+
+Strata: least squares or logistic rows, condition 10 or 1000, minibatches of 2 or 32 of 256 rows; lam is one penalty
+exp(lam_j) per weight (d = 6) and two shifts of the scores (m = 8), so that the hypergradient is curved in w and v, and
+the cross products are noisy. Each problem is run several times by the default estimator, and each run reports its own
+error. E[estimate] is the mean of the other runs; the truth comes from Newton's method and direct solves in float64.
+A stratum is one vmapped program. The entries of one problem are one cluster of the standard errors.
+
+Full batches are apart: what AID estimates of its error after few, some and many steps, on 125 quadratics with exact
+constants. Prints markdown tables and writes benchmarks/results/coverage.json.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import bilevax as bx
+from bilevax.core.config import strong
+from bilevax.core.trees import PyTree
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+N, N_VAL, D, SHIFTS = 256, 128, 6, 2
+STEPS = {(10, 2): 3000, (10, 32): 1000, (1000, 2): 60_000, (1000, 32): 30_000}
+CERTAIN = 0.99
+
+
+class Stratum(NamedTuple):
+    """What 125 problems have in common."""
+
+    kind: str
+    condition: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.condition}-b{self.batch}"
+
+
+STRATA = [Stratum(k, c, b) for k in ("quadratic", "logistic") for c in (10, 1000) for b in (2, 32)]
+
+
+def data_loss(w: Array, lam: PyTree, batch: PyTree, *, logistic: bool) -> Array:
+    score = batch["x"] @ w + batch["c"] @ lam["shift"]
+    return jnp.mean(jax.nn.softplus(-batch["y"] * score) if logistic else 0.5 * (score - batch["y"]) ** 2)
+
+
+def quadratic_outer(w: Array, lam: PyTree, batch: PyTree) -> Array:
+    return data_loss(w, lam, batch, logistic=False)
+
+
+def logistic_outer(w: Array, lam: PyTree, batch: PyTree) -> Array:
+    return data_loss(w, lam, batch, logistic=True)
+
+
+def penalty(w: Array, lam: PyTree) -> Array:
+    return 0.5 * jnp.sum(jnp.exp(lam["penalty"]) * w**2)
+
+
+def quadratic_inner(w: Array, lam: PyTree, batch: PyTree) -> Array:
+    return quadratic_outer(w, lam, batch) + penalty(w, lam)
+
+
+def logistic_inner(w: Array, lam: PyTree, batch: PyTree) -> Array:
+    return logistic_outer(w, lam, batch) + penalty(w, lam)
+
+
+LOSSES = {"quadratic": (quadratic_inner, quadratic_outer), "logistic": (logistic_inner, logistic_outer)}
+
+
+class Drawn(NamedTuple):
+    """A random problem, in numpy and float64."""
+
+    lam: dict[str, np.ndarray]
+    train: dict[str, np.ndarray]
+    val: dict[str, np.ndarray]
+
+    @classmethod
+    def random(cls, stratum: Stratum, seed: int) -> "Drawn":
+        """Features whose variances fall from 1 to half of 1 / condition, penalties near the other half."""
+        rng = np.random.default_rng([STRATA.index(stratum), seed])
+        logistic = stratum.kind == "logistic"
+        scales = np.sqrt(np.geomspace(1.0, 0.5 / stratum.condition, D))
+        coefficients, lam_shift = rng.normal(size=D), rng.normal(size=SHIFTS)
+
+        def rows(n: int) -> dict[str, np.ndarray]:
+            x, c = rng.normal(size=(n, D)) * scales, 0.5 * rng.normal(size=(n, SHIFTS)) + 0.3
+            score = 2.0 * x @ (coefficients / np.sqrt(scales)) + c @ rng.normal(size=SHIFTS)
+            noisy = score + 0.5 * rng.normal(size=n)
+            y = np.where(rng.uniform(size=n) < 1 / (1 + np.exp(-score)), 1.0, -1.0) if logistic else noisy
+            return {"x": x, "c": c, "y": y}
+
+        largest = 0.15 if logistic else 1.0
+        penalties = np.log(0.5 * largest / stratum.condition) + 0.5 * rng.normal(size=D)
+        return cls({"penalty": penalties, "shift": 0.5 * lam_shift}, rows(N), rows(N_VAL))
+
+    def slopes(self, stratum: Stratum, rows: dict[str, np.ndarray], w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and second derivative of each row's loss in its score."""
+        score = rows["x"] @ w + rows["c"] @ self.lam["shift"]
+        if stratum.kind == "quadratic":
+            return score - rows["y"], np.ones_like(score)
+        p = 1 / (1 + np.exp(rows["y"] * score))
+        return -rows["y"] * p, p * (1 - p)
+
+    def truth(self, stratum: Stratum) -> tuple[dict[str, np.ndarray], float]:
+        """The hypergradient, and the condition of the inner Hessian; Newton's method from 0, damped by halving."""
+        x, c, weights = self.train["x"], self.train["c"], np.exp(self.lam["penalty"])
+
+        def system(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            first, second = self.slopes(stratum, self.train, w)
+            return x.T @ first / N + weights * w, x.T @ (second[:, None] * x) / N + np.diag(weights)
+
+        w = np.zeros(D)
+        for _ in range(50):
+            gradient, hessian = system(w)
+            move, size = np.linalg.solve(hessian, gradient), 1.0
+            while np.linalg.norm(system(w - size * move)[0]) > np.linalg.norm(gradient) and size > 1e-6:
+                size /= 2
+            w = w - size * move
+        gradient, hessian = system(w)
+        assert np.linalg.norm(gradient) < 1e-12
+        outer = self.slopes(stratum, self.val, w)[0]
+        u = np.linalg.solve(hessian, self.val["x"].T @ outer / N_VAL)
+        curvature = self.slopes(stratum, self.train, w)[1]
+        shift = self.val["c"].T @ outer / N_VAL - c.T @ (curvature * (x @ u)) / N
+        return {"penalty": -weights * w * u, "shift": shift}, float(np.linalg.cond(hessian))
+
+
+@partial(jax.jit, static_argnames=("kind", "batch", "runs"))
+def reports(estimator: bx.JointSID, drawn: Drawn, key: Array, *, kind: str, batch: int, runs: int) -> Any:
+    """Codes and errors of every run of every problem, [problems, runs, ...]."""
+    inner, outer = LOSSES[kind]
+    problem = bx.Problem(bx.GradientStep(inner), outer)
+
+    def one(drawn: Drawn, key: Array) -> tuple[Array, bx.Error]:
+        train, val = bx.Arrays(drawn.train, batch), bx.Arrays(drawn.val, 16)
+        est = bx.hypergradient(problem, estimator, jnp.zeros(D), drawn.lam, train, val, key=key)
+        return est.code, est.error
+
+    numbers = jnp.arange(jax.tree.leaves(drawn)[0].shape[0])
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), runs))(numbers)
+    return jax.vmap(jax.vmap(one, (None, 0)))(drawn, keys)
+
+
+def flat(tree: dict[str, Any]) -> np.ndarray:
+    """Entries of a tree like lam, along the last axis."""
+    return np.concatenate([np.asarray(tree[name], np.float64) for name in sorted(tree)], axis=-1)
+
+
+class Run(NamedTuple):
+    """What every run of a stratum says, [problems, runs, m] or [problems, runs]."""
+
+    code: np.ndarray
+    value: np.ndarray
+    standard_error: np.ndarray
+    bias: np.ndarray
+    relative: np.ndarray
+    sampling: np.ndarray  # half widths of interval()
+    total: np.ndarray  # half widths of interval(bias=True)
+    confidence: np.ndarray
+
+    @classmethod
+    def of(cls, code: Any, error: bx.Error) -> "Run":
+        code, error = jax.tree.map(np.asarray, (code, error))
+        half, whole, confidence = (np.zeros((*code.shape, D + SHIFTS)) for _ in range(3))
+        for i in np.ndindex(code.shape):
+            one = jax.tree.map(lambda x, i=i: x[i], error)
+            value, confidence[i] = flat(one.value), flat(one.sign_confidence)
+            half[i], whole[i] = flat(one.interval()[1]) - value, flat(one.interval(bias=True)[1]) - value
+        relative = np.asarray(jax.vmap(jax.vmap(lambda e: e.relative))(error))
+        return cls(code, flat(error.value), flat(error.standard_error), error.bias, relative, half, whole, confidence)
+
+
+def share(hits: np.ndarray, among: np.ndarray) -> tuple[float, float]:
+    """How often, among which, and its standard error; the first axis is that of the clusters."""
+    axes = tuple(range(1, hits.ndim))
+    number, total = np.sum(among, axis=axes), np.sum(hits & among, axis=axes)
+    if not number.sum():
+        return float("nan"), float("nan")
+    mean = total.sum() / number.sum()
+    return float(mean), float(np.sqrt(np.sum((total - mean * number) ** 2)) / number.sum())
+
+
+def judged(run: Run, truth: np.ndarray, tol: float = 0.1) -> dict[str, Any]:
+    """The figures of a stratum."""
+    runs = run.code.shape[1]
+    others = (np.sum(run.value, axis=1, keepdims=True) - run.value) / (runs - 1)
+    error = run.value - truth[:, None]
+    rmse = np.sqrt(np.mean(error**2, axis=1))[:, None]
+    distance, size = np.linalg.norm(error, axis=-1), np.linalg.norm(truth, axis=-1)[:, None]
+    trusted = run.code == bx.Code.OK
+    entries = np.broadcast_to(trusted[..., None], error.shape)
+    unbiased = entries & (run.bias <= 0.5 * np.linalg.norm(run.standard_error, axis=-1))[..., None]
+    declared, wrong = run.confidence > CERTAIN, np.sign(run.value) != np.sign(truth[:, None])
+    clear = np.broadcast_to(np.abs(truth[:, None]) > 4 * rmse, error.shape)
+    out = {
+        "sampling": share(np.abs(run.value - others) <= run.sampling, entries),
+        "total": share(np.abs(error) <= run.total, entries),
+        "small bias": share(np.abs(error) <= run.total, unbiased),
+        "without bias": share(np.abs(error) <= run.sampling, entries),
+        "wrong signs": share(declared & wrong, entries),
+        "declared": share(declared, clear & entries),
+        "untrusted": share(~trusted, np.ones_like(trusted)),
+        "right": share(distance <= tol * size, trusted),
+    }
+    figures: dict[str, Any] = {name: {"value": value, "error": spread} for name, (value, spread) in out.items()}
+    figures["width"] = float(np.median((run.total / (1.96 * rmse))[trusted]))
+    figures["biased share"] = 1.0 - float(np.mean(unbiased[entries]))
+    relative = distance / size
+    figures["relative error"] = [float(np.median(relative[w])) if w.any() else None for w in (trusted, ~trusted)]
+    return figures
+
+
+def stratum_of(stratum: Stratum, problems: int, runs: int, keep: Path | None) -> dict[str, Any]:
+    drawn = [Drawn.random(stratum, seed) for seed in range(problems)]
+    solved = [p.truth(stratum) for p in drawn]
+    truth, conditions = flat({k: np.stack([t[k] for t, _ in solved]) for k in solved[0][0]}), [c for _, c in solved]
+    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *drawn)
+    steps = STEPS[stratum.condition, stratum.batch]
+    before = time.perf_counter()
+    key = jax.random.fold_in(jax.random.key(0), STRATA.index(stratum))
+    found = reports(strong(bx.JointSID(steps)), stacked, key, kind=stratum.kind, batch=stratum.batch, runs=runs)
+    run = Run.of(*jax.block_until_ready(found))
+    if keep:
+        np.savez(
+            keep / f"{stratum.name}.npz",
+            truth=truth,
+            contraction=found[1].contraction,
+            degrees=found[1].degrees,
+            **run._asdict(),
+        )
+    figures = {"stratum": stratum.name, "steps": steps, "condition": float(np.median(conditions))}
+    return figures | judged(run, truth) | {"seconds": time.perf_counter() - before}

@@ -1,0 +1,127 @@
+"""A hypergradient to a given relative error: the same run goes on until its report says so."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.codes import Code
+from bilevax.core.config import count
+from bilevax.core.errors import ParameterError
+from bilevax.core.records import Estimate
+from bilevax.core.trees import PyTree, is_concrete
+from bilevax.data import RowSource
+from bilevax.hypergradients.diagnosis import unused_leaves
+from bilevax.hypergradients.functions import check_functions
+from bilevax.hypergradients.measured import counted, judged, measured_problem, with_error
+from bilevax.hypergradients.replicas import pooled
+from bilevax.problems.problem import Problem
+from bilevax.solvers.contraction import suspicion_as_proof
+from bilevax.theory import Constants
+
+DOUBLINGS = 10
+"""The most of them, where no budget is given; in all not more than an int32 of steps allows."""
+
+MORE = 2.2
+"""The most that a doubling may multiply the visits by, a first pass over every row apart: two and the report."""
+
+PROGRESS = 0.9
+"""What a doubling leaves, at most, of the relative error of a deterministic run that is getting somewhere."""
+
+
+def continued_to_target(
+    problem: Problem,
+    estimator: Any,
+    target: Array,
+    constants: Constants | None,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    key: Array,
+    *,
+    replicas: int,
+    budget: int | None,
+) -> Estimate:
+    """The estimate after as many doublings of the estimator's steps as its relative error needs.
+
+    An estimator that can go on has ``begin(problem, w0, lam, sources, key=)`` -> run and
+    ``resume(problem, lam, sources, run, key=, doublings=)`` -> (estimate, run).
+
+    Raises:
+        ParameterError: within a trace, or the estimator cannot go on.
+    """
+    arguments = problem, estimator, target, constants, w0, lam, train, val, key
+    if not all(map(is_concrete, jax.tree.leaves(arguments))):
+        raise ParameterError(
+            "target= decides while it runs how long to go on, which a traced program cannot; call bx.hypergradient"
+            " outside of jit, vmap and scan, or give the estimator more steps instead"
+        )
+    if not hasattr(estimator, "resume"):
+        raise ParameterError(
+            f"{type(estimator).__name__} cannot go on with a run; use bx.JointSID or bx.SID for target="
+        )
+    budget = None if budget is None else count("budget", budget, low=1)
+    still = estimator.deterministic((train, val))
+    run, before = None, jnp.inf
+    for doublings in range(DOUBLINGS + 1 if budget is None else 31):
+        estimate, run = _resumed(arguments, run, doublings, replicas)
+        relative = float(estimate.error.relative)
+        if int(estimate.code) != Code.BUDGET:
+            return estimate
+        if still and not relative <= PROGRESS * before:
+            return estimate._replace(code=jnp.int32(Code.STALLED))
+        if budget is not None and MORE * estimate.cost.visits + replicas * train.rows > budget:
+            return estimate
+        before = relative
+    return estimate
+
+
+def _resumed(arguments: tuple[Any, ...], run: Any, doublings: int, replicas: int) -> tuple[Estimate, Any]:
+    """One more leg of the run; by the thorough program where the quick one suspects a failure."""
+    for thorough in (False, True):
+        estimate, after = _leg(*arguments, run, jnp.int32(doublings), replicas=replicas, thorough=thorough)
+        if int(estimate.code) < Code.NOT_CONTRACTIVE:
+            break
+    return estimate, after
+
+
+@partial(jax.jit, static_argnames=("replicas", "thorough"))
+def _leg(
+    problem: Problem,
+    estimator: Any,
+    target: Array,
+    constants: Constants | None,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    key: Array,
+    run: Any,
+    doublings: Array,
+    *,
+    replicas: int,
+    thorough: bool,
+) -> tuple[Estimate, Any]:
+    check_functions(problem, w0, lam, train, val)
+    sources = train, val
+
+    def one(key: Array, run: Any) -> tuple[Estimate, Any]:
+        if run is None:
+            ready = measured_problem(problem, w0, lam, train, key)
+            run = ready, estimator.begin(ready, w0, lam, sources, key=key)
+        ready, run = run
+        with suspicion_as_proof(not thorough):
+            estimate, run = estimator.resume(ready, lam, sources, run, key=key, doublings=doublings)
+        estimate = with_error(estimate, ready, estimator, lam, sources, constants)
+        return counted(estimate, problem, train), (ready, run)
+
+    if replicas == 1:
+        estimate, run = one(key, run)
+    else:
+        found, run = jax.vmap(one, (0, None if run is None else 0))(jax.random.split(key, replicas), run)
+        estimate = pooled(found)
+    estimate = estimate._replace(unused=unused_leaves(problem, w0, lam, (train.full, val.full)))
+    return judged(estimate, target), run

@@ -1,0 +1,85 @@
+"""What every caller of an estimator shares: the step measured before it, and the report after it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.codes import Code
+from bilevax.core.config import replace
+from bilevax.core.keys import stream
+from bilevax.core.records import Cost, Count, Estimate, Failure, worst_part
+from bilevax.core.trees import PyTree
+from bilevax.data import RowSource
+from bilevax.hypergradients.a_posteriori import a_posteriori
+from bilevax.hypergradients.diagnosis import unused_leaves
+from bilevax.problems.gradient_step import POWER_STEPS, GradientStep, measured_batches
+from bilevax.problems.problem import Problem
+from bilevax.problems.proximal_step import ProximalStep
+from bilevax.theory import Constants
+
+
+def measured_estimate(
+    problem: Problem,
+    estimator: Any,
+    w0: PyTree,
+    lam: PyTree,
+    sources: tuple[RowSource, RowSource],
+    *,
+    key: Array,
+    **start: Any,
+) -> Estimate:
+    """An estimate with the inner step measured first, where it is None, and counted; says which leaves are unused."""
+    train, val = sources
+    ready = measured_problem(problem, w0, lam, train, key)
+    estimate = estimator.estimate(ready, w0, lam, sources, key=key, **start)
+    unused = unused_leaves(problem, w0, lam, (train.full, val.full))
+    return counted(estimate, problem, train)._replace(unused=unused)
+
+
+def measured_problem(problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
+    """The problem with its inner step filled in, where that is None; else the problem itself."""
+    if not _unmeasured(problem):
+        return problem
+    return replace(problem, inner_map=problem.inner_map.measured(w0, lam, train, stream(key, "measure")))
+
+
+def counted(estimate: Estimate, problem: Problem, train: RowSource) -> Estimate:
+    """The estimate with what measuring the step of this problem costs, if that is needed."""
+    if not _unmeasured(problem):
+        return estimate
+    spent = Count(jnp.int32(measured_batches(train) * POWER_STEPS), train.rows_per_batch)
+    return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
+
+
+def _unmeasured(problem: Problem) -> bool:
+    inner_map = problem.inner_map
+    return isinstance(inner_map, GradientStep | ProximalStep) and inner_map.step_size is None
+
+
+def with_error(
+    estimate: Estimate,
+    problem: Problem,
+    estimator: Any,
+    lam: PyTree,
+    sources: tuple[RowSource, RowSource],
+    constants: Constants | None,
+) -> Estimate:
+    """The estimate with what is left of its two equations as its error, where it is deterministic and says none."""
+    sampled = not getattr(estimator, "deterministic", lambda _: False)(sources)
+    if estimate.error is not None or estimate.v is None or sampled:
+        return estimate
+    points = estimate.w, estimate.v, lam
+    return estimate._replace(error=a_posteriori(problem, estimate.value, points, sources, constants))
+
+
+def judged(estimate: Estimate, tol: Array) -> Estimate:
+    """The estimate, with code BUDGET where its estimated relative error is more than ``tol``."""
+    if estimate.error is None:
+        return estimate
+    far = estimate.error.relative > tol.astype(estimate.error.relative.dtype)
+    code, failure = worst_part(
+        (estimate.code, estimate.failure),
+        (jnp.where(far, jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), Failure.of("none")),
+    )
+    return estimate._replace(code=code, failure=failure)
