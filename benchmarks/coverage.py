@@ -1,17 +1,20 @@
 """Do error reports cover what they say? 1,000 random problems in 8 strata.
 
-    python benchmarks/coverage.py [--problems 125] [--runs 40] [--only quadratic-10-b2]
+    python benchmarks/coverage.py [--problems 125] [--only quadratic-10-b4 ...]
 
-Strata: least squares or logistic rows, condition 10 or 1000, minibatches of 2 or 32 of 256 rows; lam is one penalty
+Strata: least squares or logistic rows, condition 10 or 1000, minibatches of 4 or 64 of 256 rows; lam is one penalty
 exp(lam_j) per weight (d = 6) and two shifts of the scores (m = 8), so that the hypergradient is curved in w and v, and
 the cross products are noisy. Each problem is run several times by the default estimator, and each run reports its own
-error. E[estimate] is the mean of the other runs; the truth comes from Newton's method and direct solves in float64.
-A stratum is one vmapped program. The entries of one problem are one cluster of the standard errors.
+error. E[estimate] is the mean of the R - 1 other runs, whose own noise widens the intervals by sqrt(R / (R - 1)); the
+truth comes from Newton's method and direct solves in float64. A stratum is one vmapped program. The entries of one
+problem are one cluster of the standard errors.
 
-Full batches are apart: what AID estimates of its error after few, some and many steps, on 125 quadratics with exact
+Full batches are apart: what AID estimates of its error after few, some and many steps, on quadratics with exact
 constants. Prints markdown tables and writes benchmarks/results/coverage.json.
 """
 
+import argparse
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -19,17 +22,30 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import machine
 import numpy as np
 from jax import Array
 
 import bilevax as bx
 from bilevax.core.config import strong
 from bilevax.core.trees import PyTree
+from bilevax.problems import FiniteQuadratic
+from bilevax.testing.tools import float64
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 N, N_VAL, D, SHIFTS = 256, 128, 6, 2
-STEPS = {(10, 2): 3000, (10, 32): 1000, (1000, 2): 60_000, (1000, 32): 30_000}
+STEPS = {(10, 4): 3000, (10, 64): 1500, (1000, 4): 100_000, (1000, 64): 60_000}
+RUNS = {10: 40, 1000: 10}  # of each problem, by condition
 CERTAIN = 0.99
+TOL = 0.1
+GOALS = {
+    "sampling": (0.92, 0.97),
+    "total": (0.93, 1.0),
+    "small bias": (0.90, 0.98),
+    "wrong signs": (0.0, 0.01),
+    "declared": (0.5, 1.0),
+    "untrusted": (0.0, 0.1),
+}
 
 
 class Stratum(NamedTuple):
@@ -41,10 +57,11 @@ class Stratum(NamedTuple):
 
     @property
     def name(self) -> str:
+        """As in `--only`."""
         return f"{self.kind}-{self.condition}-b{self.batch}"
 
 
-STRATA = [Stratum(k, c, b) for k in ("quadratic", "logistic") for c in (10, 1000) for b in (2, 32)]
+STRATA = [Stratum(k, c, b) for k in ("quadratic", "logistic") for c in (10, 1000) for b in (4, 64)]
 
 
 def data_loss(w: Array, lam: PyTree, batch: PyTree, *, logistic: bool) -> Array:
@@ -168,6 +185,7 @@ class Run(NamedTuple):
 
     @classmethod
     def of(cls, code: Any, error: bx.Error) -> "Run":
+        """From the reports of a stratum."""
         code, error = jax.tree.map(np.asarray, (code, error))
         half, whole, confidence = (np.zeros((*code.shape, D + SHIFTS)) for _ in range(3))
         for i in np.ndindex(code.shape):
@@ -188,7 +206,7 @@ def share(hits: np.ndarray, among: np.ndarray) -> tuple[float, float]:
     return float(mean), float(np.sqrt(np.sum((total - mean * number) ** 2)) / number.sum())
 
 
-def judged(run: Run, truth: np.ndarray, tol: float = 0.1) -> dict[str, Any]:
+def judged(run: Run, truth: np.ndarray) -> dict[str, Any]:
     """The figures of a stratum."""
     runs = run.code.shape[1]
     others = (np.sum(run.value, axis=1, keepdims=True) - run.value) / (runs - 1)
@@ -201,14 +219,14 @@ def judged(run: Run, truth: np.ndarray, tol: float = 0.1) -> dict[str, Any]:
     declared, wrong = run.confidence > CERTAIN, np.sign(run.value) != np.sign(truth[:, None])
     clear = np.broadcast_to(np.abs(truth[:, None]) > 4 * rmse, error.shape)
     out = {
-        "sampling": share(np.abs(run.value - others) <= run.sampling, entries),
+        "sampling": share(np.abs(run.value - others) <= run.sampling * np.sqrt(runs / (runs - 1)), entries),
         "total": share(np.abs(error) <= run.total, entries),
         "small bias": share(np.abs(error) <= run.total, unbiased),
         "without bias": share(np.abs(error) <= run.sampling, entries),
         "wrong signs": share(declared & wrong, entries),
         "declared": share(declared, clear & entries),
         "untrusted": share(~trusted, np.ones_like(trusted)),
-        "right": share(distance <= tol * size, trusted),
+        "right": share(distance <= TOL * size, trusted),
     }
     figures: dict[str, Any] = {name: {"value": value, "error": spread} for name, (value, spread) in out.items()}
     figures["width"] = float(np.median((run.total / (1.96 * rmse))[trusted]))
@@ -218,23 +236,82 @@ def judged(run: Run, truth: np.ndarray, tol: float = 0.1) -> dict[str, Any]:
     return figures
 
 
-def stratum_of(stratum: Stratum, problems: int, runs: int, keep: Path | None) -> dict[str, Any]:
+def measure(stratum: Stratum, problems: int) -> dict[str, Any]:
+    """Draw, solve, run and judge."""
     drawn = [Drawn.random(stratum, seed) for seed in range(problems)]
-    solved = [p.truth(stratum) for p in drawn]
-    truth, conditions = flat({k: np.stack([t[k] for t, _ in solved]) for k in solved[0][0]}), [c for _, c in solved]
+    truths, conditions = zip(*(p.truth(stratum) for p in drawn), strict=True)
+    truth = np.stack([flat(t) for t in truths])
     stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *drawn)
-    steps = STEPS[stratum.condition, stratum.batch]
+    steps, runs = STEPS[stratum.condition, stratum.batch], RUNS[stratum.condition]
     before = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(0), STRATA.index(stratum))
     found = reports(strong(bx.JointSID(steps)), stacked, key, kind=stratum.kind, batch=stratum.batch, runs=runs)
     run = Run.of(*jax.block_until_ready(found))
-    if keep:
-        np.savez(
-            keep / f"{stratum.name}.npz",
-            truth=truth,
-            contraction=found[1].contraction,
-            degrees=found[1].degrees,
-            **run._asdict(),
-        )
-    figures = {"stratum": stratum.name, "steps": steps, "condition": float(np.median(conditions))}
+    figures = {"stratum": stratum.name, "steps": steps, "runs": runs, "condition": float(np.median(conditions))}
     return figures | judged(run, truth) | {"seconds": time.perf_counter() - before}
+
+
+def full_batches(problems: int) -> list[dict[str, Any]]:
+    """What AID estimates and bounds of its error, after so many steps of both solvers."""
+    rows = []
+    with float64():
+        for steps in (5, 20, 80):
+            estimator, found = bx.SID(bx.FixedPoint(steps), bx.FixedPoint(steps)), []
+            for seed in range(problems):
+                p = FiniteQuadratic.random(seed, n=50)
+                est = bx.hypergradient(
+                    p.problem, estimator, jnp.zeros(10), p.lam, bx.Arrays(p.train_data), bx.Arrays(p.val_data),
+                    key=jax.random.key(0), constants=p.constants(p.lam),
+                )  # fmt: skip
+                error = np.linalg.norm(est.value - p.hypergradient(p.lam))
+                found.append((float(est.error.bias) / error, float(est.error.bound) / error))
+            bias, bound = np.array(found).T
+            near = float(np.mean((bias > 0.5) & (bias < 2.0)))
+            quantiles = np.quantile(bias, [0.05, 0.5, 0.95]).tolist()
+            rows.append({"steps": steps, "ratio": quantiles, "near": near, "held": float(np.mean(bound >= 1.0))})
+    return rows
+
+
+def cell(figures: dict[str, Any], name: str) -> str:
+    value, error = figures[name]["value"], figures[name]["error"]
+    low, high = GOALS[name]
+    return f"{100 * value:.1f} ({100 * error:.1f})" + ("" if low <= value <= high else " NO")
+
+
+def row(f: dict[str, Any]) -> str:
+    trusted, untrusted = (f"{x:.2g}" if x is not None else "-" for x in f["relative error"])
+    width = f"{f['width']:.2f}" + ("" if f["width"] <= 2 else " NO")
+    cells = [f["stratum"], f"{f['steps']}", f"{f['condition']:.0f}", *(cell(f, name) for name in GOALS), width]
+    return "| " + " | ".join([*cells, f"{trusted} / {untrusted}", f"{100 * f['right']['value']:.2f}"]) + " |"
+
+
+HEAD = ["stratum", "steps", "condition", *GOALS, "width", "relative error, OK / not", "OK right"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=125, help="of each stratum")
+    parser.add_argument("--only", nargs="+", default=[s.name for s in STRATA], help="strata")
+    options = parser.parse_args()
+    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
+    strata = []
+    for stratum in STRATA:
+        if stratum.name in options.only:
+            strata.append(measure(stratum, options.problems))
+            print(row(strata[-1]), flush=True)
+    right = float(np.mean([f["right"]["value"] for f in strata]))
+    print(
+        f"\nOK was right: {100 * right:.2f} %\n\n| steps of AID | estimate / error: 5, 50, 95 % | within 2 | bound held |"
+    )
+    print("|---|---|---|---|")
+    whole = full_batches(options.problems)
+    for f in whole:
+        ratios = ", ".join(f"{x:.2f}" for x in f["ratio"])
+        print(f"| {f['steps']} | {ratios} | {100 * f['near']:.1f} % | {100 * f['held']:.1f} % |")
+    record = {"setting": machine.setting(), "options": vars(options), "strata": strata, "right": right, "full": whole}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

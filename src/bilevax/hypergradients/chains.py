@@ -16,8 +16,7 @@ from bilevax.problems.problem import Problem, inner_image, outer_gradients
 
 
 class Chains(NamedTuple):
-    """What is carried from step to step: a lane for each chain, the first with whole steps, the second with half steps
-    once they have parted.
+    """What is carried from step to step: a lane for each chain, of whole steps and, once they have parted, of half steps.
 
     Attributes:
         w: [lanes, ...].

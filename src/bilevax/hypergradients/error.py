@@ -204,7 +204,7 @@ def influences(
         problem, lam, w, v = args
         return add(total, jax.vmap(partial(hypergradient, problem=problem, lam=lam, draws=draws))(w, v))
 
-    points = jax.tree.map(lambda *x: jnp.concatenate(x), means.means, halves[1:])
+    points = jax.tree.map(lambda *x: jnp.concatenate(x), means.means, halves)
     start = jax.tree.map(lambda x: jnp.zeros((BATCHES + 2, *x.shape), x.dtype), lam)
     both = join(train=sources[0], val=sources[1])
     total = both.fold(step, start, (problem, lam, *points), key=key, start=0, stop=number)

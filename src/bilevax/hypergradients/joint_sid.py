@@ -76,14 +76,15 @@ class JointSID:
     from one reverse pass; value is the mean of the last three quarters of the x_j, w and v the means of theirs. The
     averaging attains the least variance that N minibatches allow (Polyak and Juditsky 1992). Two chains, which from the
     first step that is kept move by eta and by eta / 2 on the same minibatches, remove the bias of first order in eta:
-    2 x^(eta/2) - x^(eta). With the *last pass*
-    the value is instead grad_2 E + d2Phi^T v at the means of w and v, on every row, free of the cross products' noise.
+    2 x^(eta/2) - x^(eta). With the *last pass* the value is instead grad_2 E + d2Phi^T v at the means of w and v, on
+    every row, free of the noise of the cross products.
 
-    ``error`` comes from 12 batch means, 6 where the run lasted less than 20 relaxation times of its slowest direction,
-    of x^(eta/2) + 1.65 (x^(eta) - x^(eta/2)), which varies as the value does and forgets sooner; after a last pass from what these means
-    of w and v do to the hypergradient on one minibatch in 20. The code is BUDGET unless the run lasted 10 relaxation
-    times. A run whose slowest direction grows is looked into as by :class:`~bilevax.FixedPoint`, and is NOT_CONTRACTIVE
-    or UNSTABLE. Where both sources hand out every row, the average is over the last 12 steps.
+    ``error`` comes from 12 batch means (6 where the run lasted less than 20 relaxation times of its slowest direction)
+    of x^(eta/2) + 1.65 (x^(eta) - x^(eta/2)), whose mean varies as the value does and which forgets sooner; after a
+    last pass from what these means of w and v do to the hypergradient on one minibatch in 20. The code is BUDGET unless
+    the run lasted 10 relaxation times. A run whose slowest direction grows is looked into as
+    :class:`~bilevax.FixedPoint` does, and is NOT_CONTRACTIVE, UNSTABLE or DIVERGED. Where both sources hand out every
+    row, the average is over the last 12 steps.
 
     Assumes what :class:`~bilevax.SID` assumes. Give ``val`` minibatches: one with every row is read at every step.
     Cost: N gradients, Hessian-vector products, cross products and outer gradients a chain (the rows are read once for
@@ -188,67 +189,67 @@ class JointSID:
         where the stretches of the error report end, and steps that decay with N.
         """
         begun, measured, cost, past = before
-        train, val = sources
-        eta, steps = self._steps(measured, at_step(self.steps, s)), at_step(self.steps, s) << doublings
+        planned = at_step(self.steps, s)
+        eta, steps, whole = self._steps(measured, planned), planned << doublings, self.deterministic(sources)
         made = jnp.where(jnp.asarray(doublings) > 0, steps // 2, 0)
-        first = steps - jnp.minimum(steps, BATCHES) if self.deterministic(sources) else steps // DISCARDED
+        first = steps - jnp.minimum(steps, BATCHES) if whole else steps // DISCARDED
         end, series = run(problem, lam, sources, eta, begun, (first, steps), key=stream(key, "inner"), made=made)
-        if past is not None and not self.deterministic(sources):
+        if past is not None and not whole:
             series = series.continued(past)
 
+        train, val = sources
         any_step = jnp.sum(series.settled.counts) > 0
-        last = extrapolated((end.w, end.v))
-        value, w, v = series.settled.mean
-        w, v = where(any_step, (w, v), last)
+        w, v = where(any_step, series.settled.mean[1:], extrapolated((end.w, end.v)))
         outer_value, _, direct = outer_gradients(problem, w, lam, val.full)
         calls = steps * self.chains
         followed, priced = jnp.maximum(calls // FOLLOWED, 2), jnp.maximum(calls // PRICED, 1)
         pair = series.settled.drift[2], end.travel / steps.astype(end.travel.dtype), followed
         rate = contraction_rate(problem, w, lam, train, *pair, key=stream(key, "linear"))
-        lasted = -rate * steps.astype(rate.dtype) / FORGOTTEN
-        means = where(lasted < 2.0, series.lively.paired, series.lively)
-        averaged = _averaged(value, series, means, jnp.exp(rate))
+        relaxations = -rate * steps.astype(rate.dtype)
+        means = where(relaxations < 2.0 * FORGOTTEN, series.lively.paired, series.lively)
+        averaged = _averaged(series, means, jnp.exp(rate))
 
-        def exact() -> Error:
+        def passed() -> Error:
             value = add(astype_of(direct, lam), cross_product(problem, w, lam, train.full, v))
-            around = means.of(means.means[1:]), series.settled.halves
+            around = means.of(means.means[1:]), series.settled.halves[1:]
             noise, drift = influences(problem, lam, sources, around, priced, key=stream(key, "cross"))
-            bias = remaining_bias(value, _hypergradients(series.moved), drift, noise.standard_error)
-            error = averaged._replace(value=value, standard_error=noise.standard_error, bias=bias)
+            error = _passed(value, series, noise, drift, averaged)
             better = 2.0 * norm(error.standard_error) ** 2 < norm(averaged.standard_error) ** 2
-            error = error._replace(sampling=jnp.zeros_like(error.sampling))
             return error if self.last_pass == "always" else where(better, error, averaged)
 
         pays = {"always": True, "never": False}.get(self.last_pass, steps > 3 * train.rows // train.rows_per_batch)
-        error = jax.lax.cond(pays, exact, lambda: averaged)
+        error = jax.lax.cond(pays, passed, lambda: averaged)
 
-        grown = has_grown(begun.w, end.w)
-        suspicious = (end.failure.stage == 0) & ~grown & (0.5 * rate * steps.astype(rate.dtype) > jnp.log(SUSPICIOUS))
-        ends = jax.tree.map(lambda x: x[0], (begun.w, end.w))
-        found, checks = confirmed(
-            _image, ends, (problem, lam), train,
-            key=stream(key, "linear"), start=followed, step_size=jnp.asarray(eta(steps - 1)).astype(rate.dtype),
-            suspicious=suspicious, grown=grown,
-        )  # fmt: skip
+        ends, step_size = (begun, end), jnp.asarray(eta(steps - 1)).astype(rate.dtype)
+        found, checks = _looked_into(
+            problem, lam, train, ends, step_size, -0.5 * relaxations, key=stream(key, "linear"), start=followed
+        )
         code, failure = worst_part(
             (found, Failure.of("inner", steps)),
-            *_judge(begun, end, steps, lasted >= 1.0, outer=(outer_value, direct), value=error.value),
+            *_stages(begun, end, steps),
+            (nonfinite((outer_value, direct)), Failure.of("outer")),
+            (nonfinite(error.value), Failure.of("cross")),
+            (jnp.where(relaxations < FORGOTTEN, jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), Failure.of("none")),
         )
-        failure = diagnosed(code, failure, problem, (w, lam), train.full, sub(ends[1], ends[0]))
-        b, passed = train.rows_per_batch, jnp.asarray(pays, jnp.int32)
-        last_pass, outer, report = passed * _batches(train), _batches(val), passed * (BATCHES + 2) * priced
-        new, read = steps - made, passed * priced
-        cost = cost.plus(
-            Cost(
-                gradients=Count(new * self.chains, b, reads=new),
-                hvps=Count(new * self.chains + followed, b, reads=followed),
-                cross=Count(new * self.chains + last_pass + report, b, reads=last_pass + read),
-                outer_gradients=Count(new * self.chains + outer + report, val.rows_per_batch, reads=new + outer + read),
-                measuring=Count(jnp.asarray(checks, jnp.int32), b),
-            )
-        )
+        failure = diagnosed(code, failure, problem, (w, lam), train.full, sub(*_first_lanes(end.w, begun.w)))
+        once = jnp.asarray(pays, jnp.int32)
+        cost = cost.plus(self._cost(sources, steps - made, (followed, once * priced, once, checks)))
         estimate = Estimate(error.value, outer_value, w, v, code, cost, failure, error)
         return estimate, Run(end, measured, cost, series)
+
+    def _cost(self, sources: tuple[RowSource, RowSource], steps: Array, extra: tuple[Array, ...]) -> Cost:
+        """Of so many steps; of the products followed, minibatches priced, last passes and checks beside them."""
+        (train, val), (followed, priced, passes, checks) = sources, extra
+        calls, report = steps * self.chains, (BATCHES + 2) * priced
+        inner, outer = (-(-source.rows // source.rows_per_batch) for source in sources)  # minibatches in every row
+        b = train.rows_per_batch
+        return Cost(
+            gradients=Count(calls, b, reads=steps),
+            hvps=Count(calls + followed, b, reads=followed),
+            cross=Count(calls + passes * inner + report, b, reads=passes * inner + priced),
+            outer_gradients=Count(calls + outer + report, val.rows_per_batch, reads=steps + outer + priced),
+            measuring=Count(jnp.asarray(checks, jnp.int32), b),
+        )
 
     def _steps(self, measured: Array, steps: Array) -> Callable[[Array], Array]:
         """The eta_j of a run that is planned to have so many steps."""
@@ -259,10 +260,8 @@ class JointSID:
         return lambda j: measured / (1 + 10 * (j / steps).astype(measured.dtype)) ** 0.6
 
 
-def measured_step(
-    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array, batches: int | None = None
-) -> Array:
-    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of ``batches`` minibatches, by power iteration.
+def measured_step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array) -> Array:
+    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of some minibatches, by power iteration.
 
     For a gradient step, E|e - eta H_B e|^2 < |e|^2 as soon as eta E[H_B^2] <= H, for which the largest curvature of any
     minibatch will do (in the metric of the step); such a step is stable in the second moment by a factor of two.
@@ -272,7 +271,6 @@ def measured_step(
     normal = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
     tiny = jnp.finfo(norm(w).dtype).tiny
     minibatches, products = _measured(train)
-    minibatches = minibatches if batches is None or train.whole else batches
 
     def largest(carry: tuple[PyTree, Array], args: Any, j: Array, draw: Any) -> tuple[PyTree, Array]:
         problem, w, lam = args
@@ -295,18 +293,13 @@ def _measured(train: RowSource) -> tuple[int, int]:
     return (1, POWER_STEPS) if train.whole else MEASURED
 
 
-def _image(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
-    problem, lam = args
-    return inner_image(problem, w, lam, batch)
-
-
-def _averaged(value: PyTree, series: Series, means: BatchMeans, contraction: Array) -> Error:
+def _averaged(series: Series, means: BatchMeans, contraction: Array) -> Error:
     """The report on the mean of the hypergradients: one series prices all three stages together."""
     means, settled, moved = map(_hypergradients, (means, series.settled, series.moved))
-    bias = remaining_bias(value, moved, settled.drift, settled.standard_error)
+    bias = remaining_bias(settled.mean, moved, settled.drift, settled.standard_error)
     unknown = jnp.full_like(bias, jnp.nan)
     return Error(
-        value=value,
+        value=settled.mean,
         standard_error=means.standard_error,
         bias=bias,
         degrees=means.degrees,
@@ -317,26 +310,55 @@ def _averaged(value: PyTree, series: Series, means: BatchMeans, contraction: Arr
     )
 
 
+def _passed(value: PyTree, series: Series, noise: BatchMeans, drift: PyTree, averaged: Error) -> Error:
+    """The report after a last pass, which has no noise of cross products."""
+    bias = remaining_bias(value, _hypergradients(series.moved), drift, noise.standard_error)
+    return averaged._replace(
+        value=value, standard_error=noise.standard_error, bias=bias, sampling=jnp.zeros_like(averaged.sampling)
+    )
+
+
 def _hypergradients(series: BatchMeans) -> BatchMeans:
     """Of (x, w, v), x alone."""
     return series.of(series.means[0])
 
 
-def _judge(
-    start: Chains, end: Chains, steps: Array, lasted: Array, *, outer: PyTree, value: PyTree
-) -> tuple[tuple[Array, Failure], ...]:
-    """The code of each stage; that of an overflow is DIVERGED, as it is of what has grown beyond all measure."""
+def _first_lanes(*lanes: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0], lanes)
+
+
+def _looked_into(
+    problem: Problem,
+    lam: PyTree,
+    train: RowSource,
+    ends: tuple[Chains, Chains],
+    step_size: Array,
+    growth: Array,
+    *,
+    key: Array,
+    start: Array,
+) -> tuple[Array, Array]:
+    """The code of a run whose slowest direction grew by exp(growth) in half of its steps, and the products spent."""
+    begun, end = ends
+    grown = has_grown(begun.w, end.w)
+    suspicious = (end.failure.stage == 0) & ~grown & (growth > jnp.log(SUSPICIOUS))
+
+    def image(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
+        problem, lam = args
+        return inner_image(problem, w, lam, batch)
+
+    return confirmed(
+        image, _first_lanes(begun.w, end.w), (problem, lam), train,
+        key=key, start=start, step_size=step_size, suspicious=suspicious, grown=grown,
+    )  # fmt: skip
+
+
+def _stages(begun: Chains, end: Chains, steps: Array) -> tuple[tuple[Array, Failure], ...]:
+    """What the chains say; an overflow is DIVERGED, as is what has grown beyond all measure."""
     ok, diverged, lost = jnp.int32(Code.OK), jnp.int32(Code.DIVERGED), jnp.int32(Code.NONFINITE)
-    grown = has_grown(start.w, end.w) | has_grown(start.v, end.v)
+    v_grown = has_grown(begun.v, end.v)
+    overflow = has_grown(begun.w, end.w) | v_grown
     return (
-        (jnp.where((end.failure.stage == 0) | grown, ok, lost), end.failure),
-        (jnp.where(has_grown(start.v, end.v), diverged, ok), Failure.of("linear", steps)),
-        (nonfinite(outer), Failure.of("outer")),
-        (nonfinite(value), Failure.of("cross")),
-        (jnp.where(lasted, ok, jnp.int32(Code.BUDGET)), Failure.of("none")),
+        (jnp.where((end.failure.stage == 0) | overflow, ok, lost), end.failure),
+        (jnp.where(v_grown, diverged, ok), Failure.of("linear", steps)),
     )
-
-
-def _batches(source: RowSource) -> int:
-    """Minibatches that hold as many rows as the table."""
-    return -(-source.rows // source.rows_per_batch)

@@ -42,7 +42,7 @@ class Leg(NamedTuple):
         if self.doublings is None:
             return solver.solve(image, start, args, source, key=key, s=self.s)
         steps = at_step(solver.steps, self.s)
-        first = ((steps << self.doublings) >> 1) * (jnp.asarray(self.doublings) > 0)
+        first = jnp.where(jnp.asarray(self.doublings) > 0, steps << self.doublings >> 1, 0)
         solver = replace(solver, steps=jnp.maximum(first, steps))
         return solver.solve(image, start, args, source, key=key, first=first)
 
