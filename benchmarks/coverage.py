@@ -300,10 +300,8 @@ def main() -> None:
             strata.append(measure(stratum, options.problems))
             print(row(strata[-1]), flush=True)
     right = float(np.mean([f["right"]["value"] for f in strata]))
-    print(
-        f"\nOK was right: {100 * right:.2f} %\n\n| steps of AID | estimate / error: 5, 50, 95 % | within 2 | bound held |"
-    )
-    print("|---|---|---|---|")
+    print(f"\nOK was right: {100 * right:.2f} %\n")
+    print("| steps of AID | estimate / error: 5, 50, 95 % | within 2 | bound held |\n|---|---|---|---|")
     whole = full_batches(options.problems)
     for f in whole:
         ratios = ", ".join(f"{x:.2f}" for x in f["ratio"])

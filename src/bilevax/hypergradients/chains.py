@@ -16,7 +16,7 @@ from bilevax.problems.problem import Problem, inner_image, outer_gradients
 
 
 class Chains(NamedTuple):
-    """What is carried from step to step: a lane for each chain, of whole steps and, once they have parted, of half steps.
+    """What is carried from step to step: a lane for each chain; the second takes half steps once they have parted.
 
     Attributes:
         w: [lanes, ...].

@@ -43,7 +43,7 @@ FORGOTTEN = 10.0
 FOLLOWED = 10
 """One Hessian-vector product in so many is spent on how the iteration contracts."""
 
-PRICED = 40
+PRICED = 60
 """One minibatch in so many, drawn anew, is spent on what the noise of w and v does to a last pass."""
 
 
@@ -81,7 +81,7 @@ class JointSID:
 
     ``error`` comes from 12 batch means (6 where the run lasted less than 20 relaxation times of its slowest direction)
     of x^(eta/2) + 1.65 (x^(eta) - x^(eta/2)), whose mean varies as the value does and which forgets sooner; after a
-    last pass from what these means of w and v do to the hypergradient on one minibatch in 20. The code is BUDGET unless
+    last pass from what these means of w and v do to the hypergradient on one minibatch in 30. The code is BUDGET unless
     the run lasted 10 relaxation times. A run whose slowest direction grows is looked into as
     :class:`~bilevax.FixedPoint` does, and is NOT_CONTRACTIVE, UNSTABLE or DIVERGED. Where both sources hand out every
     row, the average is over the last 12 steps.
