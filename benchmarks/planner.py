@@ -64,6 +64,7 @@ class Case:
         return np.nan_to_num(np.asarray(out), nan=np.inf), float(visits[0])
 
     def relative(self, value: Any) -> float:
+        """Square error of a value over the square of the truth."""
         return float(norm(sub(value, self.truth)) / norm(self.truth)) ** 2
 
 

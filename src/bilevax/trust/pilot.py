@@ -28,6 +28,9 @@ SPREAD = 10.0
 """R^2 / L, the largest curvature of a row over that of the mean, as it is taken to be: of the problems of
 :mod:`bilevax.testing.problems` with d <= 30 most are between 5 and 20. Minibatches have 1 + SPREAD / b times L."""
 
+TYPICAL = 1.5, 0.05
+"""Noise and forgetting, where the budget allows no pilot."""
+
 INFORMED = 40
 """Steps of the stochastic run that it takes to learn anything."""
 
@@ -84,6 +87,7 @@ class Pilot(NamedTuple):
         start: the best start that is known.
         rates: what was measured.
         spent: sample visits.
+        flown: False where the budget allowed no more than to measure a step.
     """
 
     problem: Problem
@@ -91,6 +95,7 @@ class Pilot(NamedTuple):
     start: Start
     rates: Rates
     spent: int
+    flown: bool = False
 
 
 def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
@@ -153,7 +158,7 @@ def fly(
     problem, eta = _steps(problem, start.w, lam, train, key)
     batches = LOOKED_AT + (0 if given else measured_batches(train))
     b = train.rows_per_batch
-    pilot = Pilot(problem, sources, start, Rates.of(float(eta), math.inf, 1e-3, b), batches * POWER_STEPS * b)
+    pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, b), batches * POWER_STEPS * b)
     run = joint(room - pilot.spent, sources, float(eta))
     if run is None:
         return pilot
@@ -169,7 +174,7 @@ def fly(
     noise *= (1.0 + 2.0 / batch) ** 0.25
     rates = Rates.of(float(eta), noise * steps**0.5, lost, b)
     there = math.hypot(noise, start.error * rates.kept(steps))
-    return pilot._replace(rates=rates, start=Start(est.w, est.v, there) if there < start.error else start)
+    return pilot._replace(flown=True, rates=rates, start=Start(est.w, est.v, there) if there < start.error else start)
 
 
 def reported(est: Estimate) -> Error:

@@ -23,7 +23,7 @@ from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint
 from bilevax.trust.pilot import Pilot, Rates, Start, fly, in_minibatches, joint, pilot_room, reported, whole
 
-LINE_SEARCH = 1.05
+LINE_SEARCH = 1.15
 """Gradients of an L-BFGS step."""
 
 UNSURE = 3.0
@@ -217,7 +217,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
     estimator: Any = best.estimator
     if isinstance(estimator, JointSID):
         estimator = replace(estimator, tol=goal)
-    blind = () if math.isfinite(best.predicted) else ("the budget is too small to predict an error",)
+    blind = () if pilot.flown else ("the budget allowed no pilot: what is predicted is what is typical",)
     return Plan(
         problem=pilot.problem,
         estimator=estimator,
@@ -248,7 +248,7 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
     n, d = train.rows, sum(x.size for x in jax.tree.leaves(pilot.start.w))
     passes = (room - n - val.rows) / n - LINE_SEARCH - 1.0
     linear = min(int(passes / 2), d + 2)
-    inner = round((passes - linear) / LINE_SEARCH)
+    inner = math.ceil((passes - linear) / LINE_SEARCH)
     if min(linear, inner) < 1:
         return
     tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
