@@ -193,8 +193,10 @@ class Estimate(NamedTuple):
         names = [leaf_name("lam", path) for path, unused in leaves if bool(unused)]
         note = f" {', '.join(names)} unused: in neither the inner map nor the outer loss." if names else ""
         code = Code(int(self.code))
-        short = code == Code.BUDGET and self.failure.stage == 0 and self.error is not None
-        return self.failure.told(code) + (f" {self.error.advice}" if short else "") + note
+        advice = ""
+        if self.error is not None and code == Code.BUDGET and self.failure.stage == 0:
+            advice = f" {self.error.advice}"
+        return self.failure.told(code) + advice + note
 
 
 class History(NamedTuple):

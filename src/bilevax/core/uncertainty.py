@@ -66,7 +66,8 @@ class Error(NamedTuple):
             known["noise"] = float(norm(self.standard_error))
         if "inner" not in known and "linear" not in known:
             known["bias"] = float(jnp.nan_to_num(self.bias))
-        return f"Estimated relative error {float(self.relative):.2g}, most of it {_ADVICE[max(known, key=known.get)]}."
+        largest = max(known, key=known.__getitem__)
+        return f"Estimated relative error {float(self.relative):.2g}, most of it {_ADVICE[largest]}."
 
     def interval(self, level: float = 0.95, bias: bool = False) -> tuple[PyTree, PyTree]:
         """Per entry, an interval for E[value], from the t distribution; outside of compiled programs.

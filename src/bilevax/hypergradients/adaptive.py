@@ -1,5 +1,6 @@
 """A hypergradient to a given relative error: the same run goes on until its report says so."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -68,7 +69,7 @@ def continued_to_target(
     run, before = None, jnp.inf
     for doublings in range(DOUBLINGS + 1 if budget is None else 31):
         estimate, run = _resumed(arguments, run, doublings, replicas)
-        relative = float(estimate.error.relative)
+        relative = float(estimate.error.relative) if estimate.error is not None else math.inf
         if int(estimate.code) != Code.BUDGET:
             return estimate
         if still and not relative <= PROGRESS * before:

@@ -83,7 +83,7 @@ def hypergradient(
     if target is not None:
         tol = real("target", target, low=0.0, open_low=True)
     tol, replicas = real("tol", tol, low=0.0, open_low=True), count("replicas", replicas, low=1)
-    arguments = *strong((problem, estimator, tol, constants)), w0, lam, train, val, as_key(key)
+    arguments: tuple[Any, ...] = *strong((problem, estimator, tol, constants)), w0, lam, train, val, as_key(key)
     if target is not None:
         return continued_to_target(*arguments, replicas=replicas, budget=budget)
     if budget is not None:

@@ -260,8 +260,10 @@ class JointSID:
         return lambda j: measured / (1 + 10 * (j / steps).astype(measured.dtype)) ** 0.6
 
 
-def measured_step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array) -> Array:
-    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of some minibatches, by power iteration.
+def measured_step(
+    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array, batches: int | None = None
+) -> Array:
+    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of ``batches`` minibatches, by power iteration.
 
     For a gradient step, E|e - eta H_B e|^2 < |e|^2 as soon as eta E[H_B^2] <= H, for which the largest curvature of any
     minibatch will do (in the metric of the step); such a step is stable in the second moment by a factor of two.
@@ -271,6 +273,7 @@ def measured_step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *,
     normal = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
     tiny = jnp.finfo(norm(w).dtype).tiny
     minibatches, products = _measured(train)
+    minibatches = minibatches if batches is None or train.whole else batches
 
     def largest(carry: tuple[PyTree, Array], args: Any, j: Array, draw: Any) -> tuple[PyTree, Array]:
         problem, w, lam = args

@@ -41,7 +41,8 @@ def measured_problem(problem: Problem, w0: PyTree, lam: PyTree, train: RowSource
     """The problem with its inner step filled in, where that is None; else the problem itself."""
     if not _unmeasured(problem):
         return problem
-    return replace(problem, inner_map=problem.inner_map.measured(w0, lam, train, stream(key, "measure")))
+    inner_map: Any = problem.inner_map
+    return replace(problem, inner_map=inner_map.measured(w0, lam, train, stream(key, "measure")))
 
 
 def counted(estimate: Estimate, problem: Problem, train: RowSource) -> Estimate:

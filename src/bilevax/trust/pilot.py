@@ -106,7 +106,7 @@ def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSour
     """
     b = int(2 ** np.clip(np.floor(np.log2(max(train.rows / 64, 1))), 3, 6))
     b = min(b, train.rows)
-    return _batched(train, b), _batched(val, b if val.rows > b else None)
+    return _batched(train, b), _batched(val, b // 4 if val.rows > b else None)
 
 
 def whole(source: RowSource) -> RowSource:
@@ -141,7 +141,7 @@ def joint(room: float, sources: tuple[RowSource, RowSource], step: float) -> tup
 def pilot_room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
     """Visits of the pilot."""
     b, bv = (s.rows_per_batch for s in sources)
-    informed = INFORMED * (1.2 * b + bv) + sources[1].rows + LOOKED_AT * POWER_STEPS * b
+    informed = INFORMED * (1.2 * b + bv) + 2 * sources[1].rows + LOOKED_AT * POWER_STEPS * b
     return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
 
 

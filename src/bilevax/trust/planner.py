@@ -17,7 +17,6 @@ from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, norm, sub, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
-from bilevax.hypergradients.joint_sid import JointSID
 from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint
@@ -215,8 +214,6 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
         )
     best = min(options, key=lambda option: option.predicted * (UNSURE if option.method == "JointSID" else 1.0))
     estimator: Any = best.estimator
-    if isinstance(estimator, JointSID):
-        estimator = replace(estimator, tol=goal)
     blind = () if pilot.flown else ("the budget allowed no pilot: what is predicted is what is typical",)
     return Plan(
         problem=pilot.problem,
@@ -239,6 +236,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
 
 def _options(pilot: Pilot, room: float) -> Iterator[Option]:
     run = joint(room, pilot.sources, pilot.rates.step)
+    estimator: Any
     if run is not None:
         estimator, steps = run
         noise = pilot.rates.noise / math.sqrt(steps)
