@@ -86,7 +86,7 @@ class LBFGS:
 
         def small(at: _Search) -> Array:
             size, extent = norm(at.gradient), 1.0 + norm(at.w)
-            runs_away = size * extent > at.first  # any gradient is small against a w that goes to infinity
+            runs_away = size * extent > 2.0 * at.first  # any gradient is small against a w that goes to infinity
             return (size <= jnp.asarray(self.tol).astype(size.dtype) * extent) & ~runs_away
 
         def going(at: _Search) -> Array:
