@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,13 +80,14 @@ def check_derivatives(s: Subject) -> Iterator[Finding]:
 @partial(jax.jit, static_argnums=0)
 def _slopes(name: str, problem: Problem, at: Point, along: Point, v: PyTree, full: PyTree) -> Array:
     """Of a function along a direction: its derivative, and central differences over two distances; [3]."""
+    inner: Any = problem.inner_map
 
     def value(t: Array) -> Array:
         w, lam = axpy(t, along, at)
         if name == "outer_loss":
             return problem.outer_loss(w, lam, full)
         if name == "inner loss":
-            return problem.inner_map.loss(w, lam, full)  # type: ignore[attr-defined]
+            return inner.loss(w, lam, full)
         return vdot(v, inner_image(problem, w, lam, full))
 
     kind = jax.eval_shape(value, jnp.zeros(())).dtype

@@ -185,7 +185,7 @@ def reachable(thing: Any) -> Iterator[np.ndarray]:
         elif isinstance(x, tuple | list | set):
             stack.extend(x)
         elif inspect.isfunction(x):
-            if x.__module__.partition(".")[0] in _LIBRARIES:
+            if (x.__module__ or "").partition(".")[0] in _LIBRARIES:
                 continue
             stack.extend(c.cell_contents for c in x.__closure__ or () if _filled(c))
             stack.extend(x.__globals__[n] for n in x.__code__.co_names if n in x.__globals__)
@@ -198,7 +198,7 @@ def reachable(thing: Any) -> Iterator[np.ndarray]:
             stack.append(x.__wrapped__)
         elif hasattr(x, "__dict__") and not inspect.isclass(x):
             stack.extend(vars(x).values())
-            stack.append(getattr(type(x), "__call__", None))  # noqa: B004
+            stack.append(vars(type(x)).get("__call__"))
 
 
 def _filled(cell: Any) -> bool:

@@ -85,10 +85,10 @@ class _Side:
         elif not mean:
             yield self.why(batches)
 
-    def batch(self, i: int, rows: int | None = None) -> PyTree:
+    def batch(self, i: int) -> PyTree:
         """A batch of random rows."""
         key = jax.random.fold_in(self.s.stream(5), i)
-        chosen = jax.random.randint(key, (rows or 2 * self.half,), 0, self.source.rows)
+        chosen = jax.random.randint(key, (2 * self.half,), 0, self.source.rows)
         return jax.tree.map(lambda x: x[chosen], self.source.full)
 
     def look(self, batch: PyTree) -> Parts:
