@@ -14,6 +14,7 @@ import bilevax as bx
 from bilevax.core.config import config, strong
 from bilevax.data.fold import Draw, fold
 from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.problems import problem
 
 KEY = jax.random.key(3)
 RIDGE = 0.05
@@ -261,7 +262,7 @@ def test_a_last_pass_removes_the_noise_of_the_cross_products_where_that_is_most_
     exact = sample(p, bx.JointSID(steps), b)
     assert averaged > 3 * square(exact, truth)
     assert 0.9 < square(exact, truth) / least < 2.2
-    assert 0.9 < np.mean(np.sum(exact.error.standard_error**2, axis=1)) / least < 4.0
+    assert 0.9 < np.mean(np.sum(exact.error.standard_error**2, axis=1)) / square(exact, truth) < 4.0
     assert np.all(exact.error.sampling == 0)
     few = sample(p, bx.JointSID(3 * 400 // b), b, runs=10)
     assert np.all(np.isnan(few.error.sampling))
@@ -396,3 +397,22 @@ def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
 def test_wrong_settings_are_refused(changes, message):
     with pytest.raises(bx.ParameterError, match=message):
         bx.JointSID(**changes)
+
+
+def test_an_anchor_at_the_solution_takes_the_noise_of_val_away():
+    p = problem("logistic-500x20-0.1")
+    truth, val = p.solution(), bx.Arrays(p.val, 4)
+    w, v, lam = (jnp.asarray(x) for x in (truth.w, truth.v, p.lam))
+
+    def run(anchored):
+        joint = bx.JointSID(steps=400, last_pass="never", anchored=anchored)
+        sources = p.sources(None)[0], val
+        est = joint.estimate(p.problem, w, lam, sources, key=KEY, v0=v)
+        return np.linalg.norm(est.value - truth.hypergradient), est.cost.outer_gradients
+
+    (exact, cost), (noisy, plain) = run(True), run(False)
+    assert exact < 1e-8 * np.linalg.norm(truth.hypergradient)
+    assert noisy > 1e-3 * np.linalg.norm(truth.hypergradient)
+    epoch = -(-val.rows // 4)
+    assert cost.visits - plain.visits == 4 * epoch
+    assert int(cost.calls) - int(plain.calls) == 400 + epoch

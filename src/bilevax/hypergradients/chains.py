@@ -62,6 +62,26 @@ class Series(NamedTuple):
         return Series(*(now.joined(past.doubled) for now, past in zip(self, before, strict=True)))
 
 
+class Anchor(NamedTuple):
+    """A point and the outer gradients of every row there, from which those of minibatches are corrected.
+
+    Attributes:
+        w: the point.
+        g: grad_1 E there.
+        direct: grad_2 E there.
+    """
+
+    w: PyTree
+    g: PyTree
+    direct: PyTree
+
+    @classmethod
+    def at(cls, problem: Problem, w: PyTree, lam: PyTree, val: RowSource) -> "Anchor":
+        """Reads every row of val."""
+        _, g, direct = outer_gradients(problem, w, lam, val.full)
+        return cls(w, astype_of(g, w), astype_of(direct, lam))
+
+
 def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
     """Chains that all start at (w0, v0)."""
     w, v = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), (w0, v0))
@@ -78,6 +98,7 @@ def run(
     *,
     key: Array,
     made: Array | int = 0,
+    anchor: Anchor | None = None,
 ) -> tuple[Chains, Series]:
     """Move the chains from step ``made`` to ``kept[0]``, and then to ``kept[1]`` in stretches whose means are kept.
 
@@ -87,7 +108,7 @@ def run(
     cuts = jnp.maximum(jnp.concatenate([jnp.zeros(1, jnp.int32), edges(*kept)]), made)
 
     def stretch(chains: Chains, ends: tuple[Array, Array]) -> tuple[Chains, Any]:
-        chains, sums, number = advance(problem, lam, sources, eta, chains, (*ends, parting), key=key)
+        chains, sums, number = advance(problem, lam, sources, eta, chains, (*ends, parting), key=key, anchor=anchor)
         means = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
         return chains, (number, extrapolated(means), moved_by(means))
 
@@ -105,6 +126,7 @@ def advance(
     steps: tuple[Array, Array, Array],
     *,
     key: Array,
+    anchor: Anchor | None = None,
 ) -> tuple[Chains, tuple[PyTree, PyTree, PyTree], Array]:
     """The chains after the steps start <= j < stop; with sums over them of x_j, w_j, v_j, and their number.
 
@@ -115,11 +137,12 @@ def advance(
     nowhere = Failure.of("none")
     halving = 0.5 ** jnp.arange(lanes, dtype=jnp.result_type(float))
 
-    def step(carry: Any, args: tuple[Problem, PyTree, Array], j: Array, draws: Any) -> Any:
+    def step(carry: Any, args: tuple[Problem, PyTree, Array, Anchor | None], j: Array, draws: Any) -> Any:
         (w, v, failure, travel), sums, number = carry
-        move = jax.vmap(partial(moved, *args[:2], draws))
+        problem, lam, parting, anchor = args
+        move = jax.vmap(partial(moved, problem, lam, anchor, draws))
         size = jnp.asarray(eta(j)).astype(halving.dtype)
-        new_w, new_v, x, stage = move(w, v, size * jnp.where(j < args[2], 1.0, halving))
+        new_w, new_v, x, stage = move(w, v, size * jnp.where(j < parting, 1.0, halving))
         failure = where(failure.stage == 0, nowhere._replace(stage=jnp.max(stage), step=j + 1), failure)
         good = failure.stage == 0
         sums = where(good, add(sums, (x, w, v)), sums)
@@ -128,21 +151,33 @@ def advance(
 
     sums = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), lam), *zeros_like((chains.w, chains.v))
     both = join(train=sources[0], val=sources[1])
-    return both.fold(step, (chains, sums, jnp.int32(0)), (problem, lam, parting), key=key, start=start, stop=stop)
+    args = problem, lam, parting, anchor
+    return both.fold(step, (chains, sums, jnp.int32(0)), args, key=key, start=start, stop=stop)
 
 
 def moved(
-    problem: Problem, lam: PyTree, draws: Any, w: PyTree, v: PyTree, eta: Array
+    problem: Problem, lam: PyTree, anchor: Anchor | None, draws: Any, w: PyTree, v: PyTree, eta: Array
 ) -> tuple[PyTree, PyTree, PyTree, Array]:
     """One step of one chain: the next w and v, the hypergradient x, and the first stage that is not finite."""
     train, val = draws["train"], draws["val"]
     image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, train.batch), w, lam)
     by_w, by_lam = pullback(v)
-    _, g, direct = outer_gradients(problem, w, lam, val.batch)
-    g, direct = astype_of(g, w), astype_of(direct, lam)
+    g, direct = _outer(problem, w, lam, anchor, val.batch)
     x = axpy(val.weight, direct, scale(train.weight, by_lam))
     by_v = axpy(val.weight, g, scale(train.weight, sub(by_w, v)))
     stages = {"inner": image, "outer": (g, direct), "linear": by_w, "cross": by_lam}
     lost = [~all_finite(part) for part in stages.values()]
     stage = jnp.select(lost, [Failure.stage_of(name) for name in stages], Failure.stage_of("none"))
     return axpy(eta * train.weight, sub(image, w), w), axpy(eta, by_v, v), x, stage
+
+
+def _outer(problem: Problem, w: PyTree, lam: PyTree, anchor: Anchor | None, batch: PyTree) -> tuple[PyTree, PyTree]:
+    """grad_1 E and grad_2 E of a minibatch, corrected by the anchor."""
+
+    def at(w: PyTree) -> tuple[PyTree, PyTree]:
+        _, g, direct = outer_gradients(problem, w, lam, batch)
+        return astype_of(g, w), astype_of(direct, lam)
+
+    if anchor is None:
+        return at(w)
+    return add(sub(at(w), at(anchor.w)), (anchor.g, anchor.direct))

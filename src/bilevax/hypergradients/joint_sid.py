@@ -13,7 +13,7 @@ from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, astype_of, norm, scale, sub, where, zeros_like
 from bilevax.data import RowSource
-from bilevax.hypergradients.chains import Chains, Series, begin, run
+from bilevax.hypergradients.chains import Anchor, Chains, Series, begin, run
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.hypergradients.error import (
     BATCHES,
@@ -55,12 +55,14 @@ class Run(NamedTuple):
         eta: the measured step; 1 where the step is given.
         cost: so far.
         series: of the steps that were kept; None before the first.
+        anchor: the outer gradients of every row at w0; None where minibatches are not corrected by them.
     """
 
     chains: Chains
     eta: Array
     cost: Cost
     series: Series | None = None
+    anchor: Anchor | None = None
 
 
 @config
@@ -101,6 +103,10 @@ class JointSID:
             curvature, |I - d1Phi|, of 32 minibatches at w0), at most 1; without ``extrapolate`` it decays as
             (1 + 10 j / N)^-0.6.
         extrapolate: run the second chain. Default True.
+        anchored: correct the outer gradients of every minibatch of val by what they are at w0, of which every row is
+            read once: grad E(w; xi) - grad E(w0; xi) + grad E(w0) (Johnson and Zhang 2013). Where w0 is near w(lam),
+            their noise all but vanishes; it costs an outer gradient of every row, and one of each minibatch more, on
+            rows that are in hand. Default False.
         last_pass: ``"always"``, ``"never"``, or ``"auto"`` (default): where N b > 3 n, if it halves the estimated
             variance (it can raise it, where the noise of the cross products cancels that of v).
     """
@@ -109,6 +115,7 @@ class JointSID:
     step_size: Any = None
     extrapolate: bool = True
     last_pass: str = "auto"
+    anchored: bool = False
 
     def __post_init__(self) -> None:
         set_fields(self, steps=count("steps", self.steps, low=1))
@@ -164,13 +171,16 @@ class JointSID:
         v0: PyTree | None = None,
     ) -> Run:
         """A run without a step; its arguments are those of :meth:`estimate`. Measures the step."""
-        train, chains = sources[0], begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
-        if self.step_size is not None:
-            return Run(chains, jnp.ones((), norm(w0).dtype), Cost())
-        eta = measured_step(problem, w0, lam, train, key=stream(key, "measure"))
-        minibatches, products = _measured(train)
-        spent = Count(jnp.int32(minibatches * products), train.rows_per_batch)
-        return Run(chains, eta, Cost(measuring=spent))
+        (train, val), chains = sources, begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
+        cost, anchor, eta = Cost(), None, jnp.ones((), norm(w0).dtype)
+        if self.anchored:
+            anchor = Anchor.at(problem, w0, lam, val)
+            cost = cost._replace(outer_gradients=Count(_minibatches(val), val.rows_per_batch))
+        if self.step_size is None:
+            eta = measured_step(problem, w0, lam, train, key=stream(key, "measure"))
+            minibatches, products = _measured(train)
+            cost = cost._replace(measuring=Count(jnp.int32(minibatches * products), train.rows_per_batch))
+        return Run(chains, eta, cost, anchor=anchor)
 
     def resume(
         self,
@@ -188,12 +198,13 @@ class JointSID:
         The minibatches go on; so it is the estimate of one run of as many steps, but for what only its length decides:
         where the stretches of the error report end, and steps that decay with N.
         """
-        begun, measured, cost, past = before
+        begun, measured, cost, past, anchor = before
         planned = at_step(self.steps, s)
         eta, steps, whole = self._steps(measured, planned), planned << doublings, self.deterministic(sources)
         made = jnp.where(jnp.asarray(doublings) > 0, steps // 2, 0)
         first = steps - jnp.minimum(steps, BATCHES) if whole else steps // DISCARDED
-        end, series = run(problem, lam, sources, eta, begun, (first, steps), key=stream(key, "inner"), made=made)
+        kept, moves = (first, steps), stream(key, "inner")
+        end, series = run(problem, lam, sources, eta, begun, kept, key=moves, made=made, anchor=anchor)
         if past is not None and not whole:
             series = series.continued(past)
 
@@ -235,19 +246,20 @@ class JointSID:
         once = jnp.asarray(pays, jnp.int32)
         cost = cost.plus(self._cost(sources, steps - made, (followed, once * priced, once, checks)))
         estimate = Estimate(error.value, outer_value, w, v, code, cost, failure, error)
-        return estimate, Run(end, measured, cost, series)
+        return estimate, Run(end, measured, cost, series, anchor)
 
     def _cost(self, sources: tuple[RowSource, RowSource], steps: Array, extra: tuple[Array, ...]) -> Cost:
         """Of so many steps; of the products followed, minibatches priced, last passes and checks beside them."""
         (train, val), (followed, priced, passes, checks) = sources, extra
         calls, report = steps * self.chains, (BATCHES + 2) * priced
-        inner, outer = (-(-source.rows // source.rows_per_batch) for source in sources)  # minibatches in every row
+        inner, outer = _minibatches(train), _minibatches(val)
+        corrected = steps * int(self.anchored)
         b = train.rows_per_batch
         return Cost(
             gradients=Count(calls, b, reads=steps),
             hvps=Count(calls + followed, b, reads=followed),
             cross=Count(calls + passes * inner + report, b, reads=passes * inner + priced),
-            outer_gradients=Count(calls + outer + report, val.rows_per_batch, reads=steps + outer + priced),
+            outer_gradients=Count(calls + corrected + outer + report, val.rows_per_batch, reads=steps + outer + priced),
             measuring=Count(jnp.asarray(checks, jnp.int32), b),
         )
 
@@ -290,6 +302,11 @@ def measured_step(
     one = jnp.ones((), norm(w).dtype)
     start = jax.tree.unflatten(structure, normal), one
     return 1.0 / train.fold(largest, start, (problem, w, lam), key=key, start=0, stop=minibatches)[1]
+
+
+def _minibatches(source: RowSource) -> int:
+    """In all rows."""
+    return -(-source.rows // source.rows_per_batch)
 
 
 def _measured(train: RowSource) -> tuple[int, int]:

@@ -87,7 +87,7 @@ class Pilot(NamedTuple):
         start: the best start that is known.
         rates: what was measured.
         spent: sample visits.
-        flown: False where the budget allowed no more than to measure a step.
+        informed: False where the budget allowed no more than to measure a step.
     """
 
     problem: Problem
@@ -95,7 +95,7 @@ class Pilot(NamedTuple):
     start: Start
     rates: Rates
     spent: int
-    flown: bool = False
+    informed: bool = False
 
 
 def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
@@ -125,16 +125,17 @@ def _batched(source: Any, b: int | None) -> Any:
 def joint(room: float, sources: tuple[RowSource, RowSource], step: float) -> tuple[JointSID, int] | None:
     """JointSID with as many steps as ``room`` visits allow, and their number; None where that is too few."""
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
+    anchored = not val.whole
     for extrapolate, with_pass in ((True, True), (True, False), (False, False)):
         chains = 1 + extrapolate
         each = b * (1 + chains / FOLLOWED) + bv + with_pass * chains * (b + bv) / PRICED
-        fixed = _rounded(val.rows, bv) + with_pass * _rounded(train.rows, b)
+        fixed = _rounded(val.rows, bv) * (1 + anchored) + with_pass * _rounded(train.rows, b)
         steps = int((room - fixed) / each)
         if steps < (3 * train.rows / b if with_pass else 200 if extrapolate else 8):
             continue
         size: Any = step if extrapolate else Polynomial(step, 0.6, steps / 10)
         last = "auto" if with_pass else "never"
-        return JointSID(steps, size, extrapolate=extrapolate, last_pass=last), steps
+        return JointSID(steps, size, extrapolate=extrapolate, last_pass=last, anchored=anchored), steps
     return None
 
 
@@ -149,7 +150,7 @@ def _rounded(rows: int, b: int) -> int:
     return -(-rows // b) * b
 
 
-def fly(
+def run_pilot(
     problem: Problem, start: Start, lam: PyTree, sources: tuple[RowSource, RowSource], room: float, *, key: Array
 ) -> Pilot:
     """A pilot of about ``room`` visits from a start."""
@@ -174,7 +175,9 @@ def fly(
     noise *= (1.0 + 2.0 / batch) ** 0.25
     rates = Rates.of(float(eta), noise * steps**0.5, lost, b)
     there = math.hypot(noise, start.error * rates.kept(steps))
-    return pilot._replace(flown=True, rates=rates, start=Start(est.w, est.v, there) if there < start.error else start)
+    return pilot._replace(
+        informed=True, rates=rates, start=Start(est.w, est.v, there) if there < start.error else start
+    )
 
 
 def reported(est: Estimate) -> Error:

@@ -20,7 +20,7 @@ from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint
-from bilevax.trust.pilot import Pilot, Rates, Start, fly, in_minibatches, joint, pilot_room, reported, whole
+from bilevax.trust.pilot import Pilot, Rates, Start, in_minibatches, joint, pilot_room, reported, run_pilot, whole
 
 LINE_SEARCH = 1.15
 """Gradients of an L-BFGS step."""
@@ -183,7 +183,7 @@ def plan(
     start = Start(w0, zeros_like(w0), 1.0)
     if budget is not None:
         budget = real("budget", budget, low=0.0, open_low=True)
-        pilot = fly(problem, start, lam, sources, pilot_room(budget, sources), key=key)
+        pilot = run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=key)
         return _chosen(pilot, lam, budget, goal=TOLERABLE)
     target = real("target", target, low=0.0, open_low=True)
     return _to_target(problem, start, lam, sources, target, key=key)
@@ -194,7 +194,7 @@ def _to_target(problem: Problem, start: Start, lam: PyTree, sources: Sources, ta
     passes, spent = FIRST, 0
     while True:
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
-        pilot = fly(problem, start, lam, sources, pilot_room(budget, sources), key=here)
+        pilot = run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=here)
         made = _chosen(pilot, lam, budget, goal=target)
         spent += pilot.spent
         if made.predicted <= target / MARGIN:
@@ -214,7 +214,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
         )
     best = min(options, key=lambda option: option.predicted * (UNSURE if option.method == "JointSID" else 1.0))
     estimator: Any = best.estimator
-    blind = () if pilot.flown else ("the budget allowed no pilot: what is predicted is what is typical",)
+    blind = () if pilot.informed else ("the budget allowed no pilot: what is predicted is what is typical",)
     return Plan(
         problem=pilot.problem,
         estimator=estimator,
@@ -238,10 +238,10 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
     run = joint(room, pilot.sources, pilot.rates.step)
     estimator: Any
     if run is not None:
-        estimator, steps = run
+        sampled, steps = run
         noise = pilot.rates.noise / math.sqrt(steps)
         predicted = math.hypot(noise, pilot.start.error * pilot.rates.kept(steps))
-        yield Option("JointSID", estimator, pilot.sources, predicted)
+        yield Option("JointSID", sampled, pilot.sources, predicted)
     train, val = (whole(source) for source in pilot.sources)
     n, d = train.rows, sum(x.size for x in jax.tree.leaves(pilot.start.w))
     passes = (room - n - val.rows) / n - LINE_SEARCH - 1.0
