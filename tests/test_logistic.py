@@ -17,6 +17,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from bilevax import ParameterError
 from bilevax.sklearn import TunedLogisticRegression, single_penalty_grid
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @parametrize_with_checks([TunedLogisticRegression(steps=2, random_state=0)])
 def test_scikit_learn_contract(estimator: Any, check: Any) -> None:
@@ -34,7 +36,7 @@ def reference(model: TunedLogisticRegression, X: np.ndarray, y: np.ndarray) -> L
 
 
 @pytest.mark.parametrize("penalty_per", ["feature", "global"])
-@pytest.mark.parametrize("data", [load_breast_cancer, load_iris])
+@pytest.mark.parametrize("data", [load_breast_cancer, pytest.param(load_iris, marks=pytest.mark.slow)])
 def test_solution_is_that_of_scikit_learn_on_rescaled_features(penalty_per: str, data: Any) -> None:
     X, y = data(return_X_y=True)
     model = small(penalty_per=penalty_per).fit(X, y)
@@ -44,7 +46,8 @@ def test_solution_is_that_of_scikit_learn_on_rescaled_features(penalty_per: str,
 
 
 @pytest.mark.parametrize(
-    ("penalty_per", "shape"), [("class", (3,)), ("weight", (3, 4)), ("global", ()), ("feature", (4,))]
+    ("penalty_per", "shape"),
+    [("class", (3,)), pytest.param("weight", (3, 4), marks=pytest.mark.slow), ("global", ()), ("feature", (4,))],
 )
 def test_shapes_of_penalties(penalty_per: str, shape: tuple[int, ...]) -> None:
     X, y = load_iris(return_X_y=True)
@@ -105,6 +108,7 @@ def test_groups_are_not_split() -> None:
         small().fit(X, y, groups=np.arange(len(y)) // 75)
 
 
+@pytest.mark.slow
 def test_minibatches_reach_what_full_batches_reach() -> None:
     X, y = noisy(6000, 3)
     losses = []
