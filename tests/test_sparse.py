@@ -269,12 +269,12 @@ def tampered_coo():
         ([sp.csr_matrix(table()[0])] * 2, "one scipy sparse matrix, got 2"),
     ],
 )
-def test_wrong_data_are_refused_and_the_place_is_said(data, message):
+def test_b14_wrong_data_are_refused_and_the_place_is_said(data, message):
     with pytest.raises(bx.DataError, match=message):
         bx.SparseRows(data)
 
 
-def test_arrays_refuse_a_sparse_matrix_by_name():
+def test_b14_arrays_refuse_a_sparse_matrix_by_name():
     with pytest.raises(bx.DataError, match=r"data\[0\] is a sparse matrix; use bx.SparseRows"):
         bx.Arrays((sp.csr_matrix(table()[0]), table()[1]))
 
@@ -298,7 +298,7 @@ def test_a_table_of_equal_shape_compiles_nothing():
     assert len(traces) == 1
 
 
-def test_estimators_refuse_a_sparse_table_by_name():
+def test_b14_estimators_refuse_a_sparse_table_by_name():
     X, y = table()
     with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
         TunedLogisticRegression().fit(sp.csr_matrix(X), y)

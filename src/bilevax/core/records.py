@@ -229,6 +229,7 @@ class Result(NamedTuple):
         cost: oracle calls of the whole run.
         config: the problem and the algorithm as plain values, JSON-ready.
         interrupted: True if the user stopped it; everything above is what was reached.
+        at_bound: like lam; True where the set Lambda holds an entry back; None where the projection does not say.
     """
 
     w: PyTree
@@ -239,9 +240,13 @@ class Result(NamedTuple):
     cost: Cost
     config: dict[str, Any]
     interrupted: bool
+    at_bound: PyTree = None
 
     @property
     def message(self) -> str:
         """What happened, in which stage of which outer step, the likely causes, and what to try."""
         codes = np.asarray(self.history.code)
-        return self.failure.told(Code(self.code), f" of outer step {int(np.argmax(codes))}" if len(codes) else "")
+        told = self.failure.told(Code(self.code), f" of outer step {int(np.argmax(codes))}" if len(codes) else "")
+        leaves = jax.tree.leaves(self.at_bound)
+        held, entries = (sum(int(count(x)) for x in leaves) for count in (np.count_nonzero, np.size))
+        return told + (f" The set of lam holds back {held} of its {entries} entries." if held else "")

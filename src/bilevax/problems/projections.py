@@ -1,4 +1,7 @@
-"""Projections onto Lambda; any other callable of lam serves as well."""
+"""Projections onto Lambda; any other callable of lam serves as well.
+
+``at_bound(lam)`` says which entries the set holds back, so that a run can report it; a callable need not have it.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ import optax
 
 from bilevax.core.config import config, is_scalar, real, set_fields
 from bilevax.core.errors import ParameterError
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, norm
 
 
 @config
@@ -37,6 +40,13 @@ class Box:
             lam, _like(self.lower, lam), _like(self.upper, lam),
         )  # fmt: skip
 
+    def at_bound(self, lam: PyTree) -> PyTree:
+        """Where an entry is no further inside than its bounds."""
+        return jax.tree.map(
+            lambda x, low, high: (x <= jnp.asarray(low).astype(x.dtype)) | (x >= jnp.asarray(high).astype(x.dtype)),
+            lam, _like(self.lower, lam), _like(self.upper, lam),
+        )  # fmt: skip
+
 
 @config
 class NonNegative:
@@ -45,6 +55,10 @@ class NonNegative:
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point with no negative entry."""
         return optax.projections.projection_non_negative(lam)
+
+    def at_bound(self, lam: PyTree) -> PyTree:
+        """Where an entry is 0."""
+        return jax.tree.map(lambda x: x <= 0, lam)
 
 
 @config
@@ -60,6 +74,12 @@ class L2Ball:
         """The nearest point of the ball."""
         return optax.projections.projection_l2_ball(lam, self.radius)
 
+    def at_bound(self, lam: PyTree) -> PyTree:
+        """All entries, where lam is on the sphere (to rounding), or none."""
+        length = norm(lam)
+        edge = length >= (1 - 10 * jnp.finfo(length.dtype).eps) * jnp.asarray(self.radius).astype(length.dtype)
+        return jax.tree.map(lambda x: jnp.broadcast_to(edge, x.shape), lam)
+
 
 @config
 class Simplex:
@@ -73,6 +93,10 @@ class Simplex:
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the simplex."""
         return optax.projections.projection_simplex(lam, self.total)
+
+    def at_bound(self, lam: PyTree) -> PyTree:
+        """Where an entry is 0."""
+        return jax.tree.map(lambda x: x <= 0, lam)
 
 
 def _like(bound: Any, lam: PyTree) -> PyTree:

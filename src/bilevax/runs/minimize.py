@@ -112,7 +112,9 @@ def minimize(
     history = _history(rows)
     code = int(history.code.max(initial=0))
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
-    return Result(w, lam, code, _first(rows, code), history, _total(rows), settings, interrupted)
+    held = getattr(problem.project, "at_bound", None)
+    at_bound = None if held is None else held(lam)
+    return Result(w, lam, code, _first(rows, code), history, _total(rows), settings, interrupted, at_bound)
 
 
 @jax.jit
