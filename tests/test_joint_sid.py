@@ -144,12 +144,17 @@ def sequences(n, length):
     return np.array(list(itertools.product(range(n), repeat=length)), np.int32)
 
 
-def chain(p, alpha, w, v, rows, outer_rows, etas):
-    """Lists of x_j, w_j, v_j for one sequence of rows."""
-    out = []
+def chain(p, alpha, w, v, rows, outer_rows, etas, anchored):
+    """Lists of x_j, w_j, v_j for one sequence of rows; the anchor is cast at the first step that is kept."""
+    out, anchor = [], None
     for j, (i, eta) in enumerate(zip(rows, etas, strict=True)):
         g, curvature = p.rows(w)
         gE, direct = p.outer(w) if outer_rows is None else p.outer(w, [outer_rows[j]])
+        if anchored and j == len(rows) // 4:
+            anchor = w
+        if anchor is not None:
+            (here, direct_here), (every, direct_every) = p.outer(anchor, [outer_rows[j]]), p.outer(anchor)
+            gE, direct = gE - here + every, direct - direct_here + direct_every
         xv = p.x[i] @ v
         out.append((direct + alpha * p.B[i] * curvature[i] * xv, w, v))
         move = gE - alpha * (p.x[i] * curvature[i] * xv + p.tau * v)
@@ -163,27 +168,33 @@ def kept_means(series):
 
 
 @pytest.mark.parametrize(
-    ("extrapolate", "last_pass", "outer"),
-    [(True, "never", True), (True, "always", False), (False, "never", False), (False, "always", True)],
-)
-def test_every_sequence_of_minibatches_gives_what_a_loop_by_hand_gives(extrapolate, last_pass, outer):
+    ("extrapolate", "last_pass", "outer", "anchored"),
+    [
+        (True, "never", True, True), (True, "always", False, True), (False, "never", False, False),
+        (False, "always", True, False),
+    ],
+)  # fmt: skip
+def test_every_sequence_of_minibatches_gives_what_a_loop_by_hand_gives(extrapolate, last_pass, outer, anchored):
     """Three steps, of which none is discarded, and five, of which one is; of train, or of train and val."""
     p = LogCosh(11, n=3, n_val=3, d=3, m=2)
     alpha, w0, v0 = 0.7, np.array([0.3, -0.8, 0.6]), np.array([1.0, 0.5, -2.0])
     problem = bx.Problem(bx.GradientStep(inner_loss, alpha), outer_loss)
-    for steps in (3,) if outer else (3, 5):
-        rows = np.resize(sequences(3, 2 * steps if outer else steps), (729, 6 if outer else steps))
+    for steps in (3, 5):
+        every = sequences(3, 2 * steps if outer else steps)
+        rows = every[np.linspace(0, len(every) - 1, 729).astype(int)]  # of five steps of both, some
         scripts = (np.resize(rows[:, :steps].T, (5, 729)).T, rows[:, steps:] if outer else None)
-        estimator = bx.JointSID(steps, bx.Harmonic(2.0, 3.0), extrapolate=extrapolate, last_pass=last_pass)
+        estimator = bx.JointSID(
+            steps, bx.Harmonic(2.0, 3.0), extrapolate=extrapolate, last_pass=last_pass, anchored=anchored
+        )
         start = jnp.asarray(w0), jnp.asarray(v0), jnp.asarray(p.lam)
         found = scripted(strong(problem), strong(estimator), *start, p.train, p.val, scripts)
 
         etas, wanted = 2.0 / (3.0 + np.arange(steps)), []
         for i, row in enumerate(rows[:, :steps]):
             outer_row = scripts[1][i] if outer else None
-            whole = kept_means(chain(p, alpha, w0, v0, row, outer_row, etas))
+            whole = kept_means(chain(p, alpha, w0, v0, row, outer_row, etas, anchored and outer))
             parted = np.where(np.arange(steps) < steps // 4, etas, etas / 2)
-            half = kept_means(chain(p, alpha, w0, v0, row, outer_row, parted))
+            half = kept_means(chain(p, alpha, w0, v0, row, outer_row, parted, anchored and outer))
             x, w, v = [2 * b - a for a, b in zip(whole, half, strict=True)] if extrapolate else whole
             if last_pass == "always":
                 x = p.outer(w)[1] + alpha * p.B.T @ (p.rows(w)[1] * (p.x @ v)) / 3
@@ -382,7 +393,7 @@ def test_a_map_that_expands_is_named():
 def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
     p, arguments = short
     cost = bx.hypergradient(p.problem, bx.JointSID(600, last_pass="always"), *arguments, key=KEY).cost
-    assert [int(part.calls) for part in cost] == [1200, 1200 + 120, 1200 + 80 + 14 * 20, 1200 + 5 + 14 * 20, 96]
+    assert [int(part.calls) for part in cost] == [1200, 1200 + 120, 1200 + 80 + 14 * 20, 1800 + 10 + 14 * 20, 96]
     assert [part.rows for part in cost] == [5, 5, 5, 10, 5]
 
 

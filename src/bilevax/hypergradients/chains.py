@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.records import Failure
-from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, scale, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, norm, scale, sub, where, zeros_like
 from bilevax.data import RowSource, join
 from bilevax.hypergradients.error import BatchMeans, edges, extrapolated, moved_by
 from bilevax.problems.problem import Problem, inner_image, outer_gradients
@@ -63,23 +63,30 @@ class Series(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """A point and the outer gradients of every row there, from which those of minibatches are corrected.
+    """A point and the outer gradients of every row there, by which those of minibatches are corrected.
 
     Attributes:
         w: the point.
         g: grad_1 E there.
         direct: grad_2 E there.
+        weight: of the correction; 0 before the point is known, then 1.
     """
 
     w: PyTree
     g: PyTree
     direct: PyTree
+    weight: Array
+
+    @classmethod
+    def unknown(cls, w: PyTree, lam: PyTree) -> "Anchor":
+        """Without a correction."""
+        return cls(w, zeros_like(w), zeros_like(lam), jnp.zeros((), norm(w).dtype))
 
     @classmethod
     def at(cls, problem: Problem, w: PyTree, lam: PyTree, val: RowSource) -> "Anchor":
         """Reads every row of val."""
         _, g, direct = outer_gradients(problem, w, lam, val.full)
-        return cls(w, astype_of(g, w), astype_of(direct, lam))
+        return cls(w, astype_of(g, w), astype_of(direct, lam), jnp.ones((), norm(w).dtype))
 
 
 def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
@@ -99,22 +106,31 @@ def run(
     key: Array,
     made: Array | int = 0,
     anchor: Anchor | None = None,
-) -> tuple[Chains, Series]:
+) -> tuple[Chains, Series, Anchor | None]:
     """Move the chains from step ``made`` to ``kept[0]``, and then to ``kept[1]`` in stretches whose means are kept.
 
-    Up to ``kept[0]`` all lanes take whole steps, if none is made: the start is forgotten as fast as can be.
+    Up to ``kept[0]`` all lanes take whole steps, if none is made: the start is forgotten as fast as can be. There the
+    anchor is cast, if there is to be one.
     """
     parting = jnp.where(jnp.asarray(made) > 0, 0, kept[0])
     cuts = jnp.maximum(jnp.concatenate([jnp.zeros(1, jnp.int32), edges(*kept)]), made)
 
-    def stretch(chains: Chains, ends: tuple[Array, Array]) -> tuple[Chains, Any]:
-        chains, sums, number = advance(problem, lam, sources, eta, chains, (*ends, parting), key=key, anchor=anchor)
-        means = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
-        return chains, (number, extrapolated(means), moved_by(means))
+    casting = (jnp.arange(len(cuts) - 1) == 1) & (jnp.asarray(made) == 0)
 
-    chains, passed = jax.lax.scan(stretch, chains, (cuts[:-1], cuts[1:]))
+    def stretch(state: tuple[Chains, Anchor | None], here: tuple[Array, Array, Array]) -> tuple[Any, Any]:
+        (chains, anchor), (start, stop, cast) = state, here
+        if anchor is not None:
+            w = jax.tree.map(lambda x: x[0], chains.w)
+            anchor = jax.lax.cond(cast, lambda w: Anchor.at(problem, w, lam, sources[1]), lambda _: anchor, w)
+        chains, sums, number = advance(
+            problem, lam, sources, eta, chains, (start, stop, parting), key=key, anchor=anchor
+        )
+        means = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
+        return (chains, anchor), (number, extrapolated(means), moved_by(means))
+
+    (chains, anchor), passed = jax.lax.scan(stretch, (chains, anchor), (cuts[:-1], cuts[1:], casting))
     counts, *means = jax.tree.map(lambda x: x[1:], passed)  # without the first stretch, which forgets the start
-    return chains, Series(*(BatchMeans.filled(x, counts) for x in means))
+    return chains, Series(*(BatchMeans.filled(x, counts) for x in means)), anchor
 
 
 def advance(
@@ -180,4 +196,4 @@ def _outer(problem: Problem, w: PyTree, lam: PyTree, anchor: Anchor | None, batc
 
     if anchor is None:
         return at(w)
-    return add(sub(at(w), at(anchor.w)), (anchor.g, anchor.direct))
+    return axpy(anchor.weight, sub((anchor.g, anchor.direct), at(anchor.w)), at(w))

@@ -55,7 +55,7 @@ class Run(NamedTuple):
         eta: the measured step; 1 where the step is given.
         cost: so far.
         series: of the steps that were kept; None before the first.
-        anchor: the outer gradients of every row at w0; None where minibatches are not corrected by them.
+        anchor: the outer gradients of every row at a w on the way; None where minibatches are not corrected by them.
     """
 
     chains: Chains
@@ -103,10 +103,10 @@ class JointSID:
             curvature, |I - d1Phi|, of 32 minibatches at w0), at most 1; without ``extrapolate`` it decays as
             (1 + 10 j / N)^-0.6.
         extrapolate: run the second chain. Default True.
-        anchored: correct the outer gradients of every minibatch of val by what they are at w0, of which every row is
-            read once: grad E(w; xi) - grad E(w0; xi) + grad E(w0) (Johnson and Zhang 2013). Where w0 is near w(lam),
-            their noise all but vanishes; it costs an outer gradient of every row, and one of each minibatch more, on
-            rows that are in hand. Default False.
+        anchored: from the first step that is kept, correct the outer gradients of every minibatch of val by what they
+            are at the w of that step, where every row is read: grad E(w; xi) - grad E(w_1; xi) + grad E(w_1)
+            (Johnson, Zhang 2013). As w_1 is near w(lam), their noise all but vanishes. Costs an outer gradient of every
+            row, and one of each minibatch more on rows that are in hand. Default True.
         last_pass: ``"always"``, ``"never"``, or ``"auto"`` (default): where N b > 3 n, if it halves the estimated
             variance (it can raise it, where the noise of the cross products cancels that of v).
     """
@@ -115,7 +115,7 @@ class JointSID:
     step_size: Any = None
     extrapolate: bool = True
     last_pass: str = "auto"
-    anchored: bool = False
+    anchored: bool = True
 
     def __post_init__(self) -> None:
         set_fields(self, steps=count("steps", self.steps, low=1))
@@ -173,8 +173,8 @@ class JointSID:
         """A run without a step; its arguments are those of :meth:`estimate`. Measures the step."""
         (train, val), chains = sources, begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
         cost, anchor, eta = Cost(), None, jnp.ones((), norm(w0).dtype)
-        if self.anchored:
-            anchor = Anchor.at(problem, w0, lam, val)
+        if self.anchored and not val.whole:
+            anchor = Anchor.unknown(w0, lam)
             cost = cost._replace(outer_gradients=Count(_minibatches(val), val.rows_per_batch))
         if self.step_size is None:
             eta = measured_step(problem, w0, lam, train, key=stream(key, "measure"))
@@ -204,7 +204,7 @@ class JointSID:
         made = jnp.where(jnp.asarray(doublings) > 0, steps // 2, 0)
         first = steps - jnp.minimum(steps, BATCHES) if whole else steps // DISCARDED
         kept, moves = (first, steps), stream(key, "inner")
-        end, series = run(problem, lam, sources, eta, begun, kept, key=moves, made=made, anchor=anchor)
+        end, series, anchor = run(problem, lam, sources, eta, begun, kept, key=moves, made=made, anchor=anchor)
         if past is not None and not whole:
             series = series.continued(past)
 
@@ -253,7 +253,7 @@ class JointSID:
         (train, val), (followed, priced, passes, checks) = sources, extra
         calls, report = steps * self.chains, (BATCHES + 2) * priced
         inner, outer = _minibatches(train), _minibatches(val)
-        corrected = steps * int(self.anchored)
+        corrected = steps * int(self.anchored and not val.whole)
         b = train.rows_per_batch
         return Cost(
             gradients=Count(calls, b, reads=steps),
