@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -11,14 +12,14 @@ from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
-from bilevax.core.trees import PyTree, norm
+from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import BATCHES
 from bilevax.hypergradients.joint_sid import FOLLOWED, PRICED, JointSID, measured_step
 from bilevax.hypergradients.measured import measured_problem
 from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
-from bilevax.problems.problem import Problem
+from bilevax.problems.problem import Problem, outer_gradients
 from bilevax.solvers import Polynomial
 
 LOOKED_AT = 2
@@ -28,11 +29,17 @@ SPREAD = 10.0
 """R^2 / L, the largest curvature of a row over that of the mean, as it is taken to be: of the problems of
 :mod:`bilevax.testing.problems` with d <= 30 most are between 5 and 20. Minibatches have 1 + SPREAD / b times L."""
 
-TYPICAL = 1.5, 0.05
+TYPICAL = 1.5, (0.05, 20.0)
 """Noise and forgetting, where the budget allows no pilot."""
+
+COMPARED = 16
+"""Minibatches of val on which corrected outer gradients are compared with plain ones."""
 
 INFORMED = 40
 """Steps of the stochastic run that it takes to learn anything."""
+
+WORTHWHILE = 0.5
+"""Share of the noise of outer gradients that a correction may leave, as far away as the solution is."""
 
 SHARES = 0.08, 0.3
 """Of the budget that a pilot takes, and that it may take where that is what INFORMED steps cost."""
@@ -59,23 +66,28 @@ class Rates(NamedTuple):
         step: eta of the stochastic run.
         noise: relative standard error of the stochastic estimate after one minibatch; after N it is noise / sqrt(N).
         forgetting: share of the error in the slowest direction that one of its steps takes away.
+        horizon: steps over which that was seen.
         kappa: condition number of I - d1Phi on every row that follows.
     """
 
     step: float
     noise: float
     forgetting: float
+    horizon: float
     kappa: float
 
     @classmethod
-    def of(cls, step: float, noise: float, forgetting: float, rows: int) -> "Rates":
-        """With kappa, from the forgetting on minibatches of so many rows."""
-        return cls(step, noise, forgetting, max(1.0 / (forgetting * (1.0 + SPREAD / rows)), 1.0))
+    def of(cls, step: float, noise: float, seen: tuple[float, float], rows: int) -> "Rates":
+        """With kappa, from the forgetting that was seen, over a horizon, on minibatches of so many rows."""
+        return cls(step, noise, *seen, max(1.0 / (seen[0] * (1.0 + SPREAD / rows)), 1.0))
 
     def kept(self, steps: int) -> float:
-        """Share of an error in the slowest direction that the mean of the last three quarters of the steps has."""
-        keeps = 1.0 - self.forgetting
-        return (keeps ** (steps / 4) - keeps**steps) / (0.75 * steps * self.forgetting)
+        """Share of an error that so many steps leave, (1 + steps / horizon)^-(forgetting horizon).
+
+        Whatever is forgotten at the rate seen within the horizon is; of what is slower, the slower the rates the longer
+        the run. An exponential of a long horizon.
+        """
+        return (1.0 + 0.5 * steps / self.horizon) ** -(self.forgetting * self.horizon)
 
 
 class Pilot(NamedTuple):
@@ -88,6 +100,7 @@ class Pilot(NamedTuple):
         rates: what was measured.
         spent: sample visits.
         informed: False where the budget allowed no more than to measure a step.
+        anchored: whether it pays to correct outer gradients by those at the start.
     """
 
     problem: Problem
@@ -96,6 +109,7 @@ class Pilot(NamedTuple):
     rates: Rates
     spent: int
     informed: bool = False
+    anchored: bool = False
 
 
 def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
@@ -122,10 +136,9 @@ def _batched(source: Any, b: int | None) -> Any:
     return replace(source, batch_size=b)
 
 
-def joint(room: float, sources: tuple[RowSource, RowSource], step: float) -> tuple[JointSID, int] | None:
+def joint(room: float, sources: tuple[RowSource, RowSource], step: float, *, anchored: bool) -> tuple[JointSID, int] | None:
     """JointSID with as many steps as ``room`` visits allow, and their number; None where that is too few."""
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
-    anchored = not val.whole
     for extrapolate, with_pass in ((True, True), (True, False), (False, False)):
         chains = 1 + extrapolate
         each = b * (1 + chains / FOLLOWED) + bv + with_pass * chains * (b + bv) / PRICED
@@ -160,7 +173,7 @@ def run_pilot(
     batches = LOOKED_AT + (0 if given else measured_batches(train))
     b = train.rows_per_batch
     pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, b), batches * POWER_STEPS * b)
-    run = joint(room - pilot.spent, sources, float(eta))
+    run = joint(room - pilot.spent, sources, float(eta), anchored=False)
     if run is None:
         return pilot
     estimator, steps = run
@@ -173,11 +186,39 @@ def run_pilot(
     lost = float(np.clip(1.0 - float(error.contraction), 1e-6, 1.0))
     batch = 0.75 * lost * steps / BATCHES  # a stretch in relaxation times: within shorter ones noise looks too small
     noise *= (1.0 + 2.0 / batch) ** 0.25
-    rates = Rates.of(float(eta), noise * steps**0.5, lost, b)
+    horizon = max(steps * estimator.chains // FOLLOWED, 2)
+    rates = Rates.of(float(eta), noise * steps**0.5, (lost, horizon), b)
     there = math.hypot(noise, start.error * rates.kept(steps))
-    return pilot._replace(
-        informed=True, rates=rates, start=Start(est.w, est.v, there) if there < start.error else start
-    )
+    pilot = pilot._replace(informed=True, rates=rates)
+    if there >= start.error:
+        return pilot
+    anchored = False
+    if not val.whole:
+        further = axpy(there, sub(est.w, start.w), est.w)  # about as far as the solution is
+        anchored = bool(_noise_left(problem, est.w, further, lam, val, key) < WORTHWHILE)
+        pilot = pilot._replace(spent=pilot.spent + COMPARED * val.rows_per_batch)
+    return pilot._replace(start=Start(est.w, est.v, there), anchored=anchored)
+
+
+@jax.jit
+def _noise_left(problem: Problem, near: PyTree, w: PyTree, lam: PyTree, val: RowSource, key: Array) -> Array:
+    """Variance of grad_1 E(w; xi) - grad_1 E(near; xi) over that of grad_1 E(w; xi)."""
+
+    def step(total: PyTree, args: Any, _: Array, draw: Any) -> PyTree:
+        problem, near, w, lam = args
+        there, here = (scale(draw.weight, outer_gradients(problem, x, lam, draw.batch)[1]) for x in (near, w))
+        pair = here, sub(here, there)
+        return add(total, (pair, jax.tree.map(jnp.square, pair)))
+
+    start = (zeros_like(w),) * 2
+    args = problem, near, w, lam
+    sums, squares = val.fold(step, (start, start), args, key=stream(key, "outer"), start=0, stop=COMPARED)
+    plain, corrected = (_total(square) - norm(mean) ** 2 / COMPARED for mean, square in zip(sums, squares, strict=True))
+    return corrected / plain
+
+
+def _total(tree: PyTree) -> Array:
+    return sum((jnp.sum(x) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
 def reported(est: Estimate) -> Error:

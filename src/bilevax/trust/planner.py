@@ -235,7 +235,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
 
 
 def _options(pilot: Pilot, room: float) -> Iterator[Option]:
-    run = joint(room, pilot.sources, pilot.rates.step)
+    run = joint(room, pilot.sources, pilot.rates.step, anchored=pilot.anchored)
     estimator: Any
     if run is not None:
         sampled, steps = run
