@@ -16,7 +16,7 @@ from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import BATCHES
-from bilevax.hypergradients.joint_sid import FOLLOWED, PRICED, JointSID, measured_step
+from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, measured_step
 from bilevax.hypergradients.measured import measured_problem
 from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
 from bilevax.problems.problem import Problem, outer_gradients
@@ -41,7 +41,7 @@ INFORMED = 40
 WORTHWHILE = 0.5
 """Share of the noise of outer gradients that a correction may leave, as far away as the solution is."""
 
-SHARES = 0.08, 0.3
+SHARES = 0.02, 0.3
 """Of the budget that a pilot takes, and that it may take where that is what INFORMED steps cost."""
 
 
@@ -50,12 +50,12 @@ class Start(NamedTuple):
 
     Attributes:
         w: like w0.
-        v: like w0.
+        v: like w0; None: 0.
         error: estimated relative error of the hypergradient there; 1 where nothing is known.
     """
 
     w: PyTree
-    v: PyTree
+    v: PyTree | None
     error: float
 
 
@@ -155,7 +155,7 @@ def joint(room: float, sources: tuple[RowSource, RowSource], step: float, *, anc
 def pilot_room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
     """Visits of the pilot."""
     b, bv = (s.rows_per_batch for s in sources)
-    informed = INFORMED * (1.2 * b + bv) + 2 * sources[1].rows + LOOKED_AT * POWER_STEPS * b
+    informed = INFORMED * (1.2 * b + bv) + 2 * sources[1].rows + LOOKED_AT * MEASURED[1] * b
     return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
 
 
@@ -170,9 +170,8 @@ def run_pilot(
     train, val = sources
     given = getattr(problem.inner_map, "step_size", 0) is not None
     problem, eta = _steps(problem, start.w, lam, train, key)
-    batches = LOOKED_AT + (0 if given else measured_batches(train))
-    b = train.rows_per_batch
-    pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, b), batches * POWER_STEPS * b)
+    b, products = train.rows_per_batch, LOOKED_AT * MEASURED[1] + (0 if given else measured_batches(train) * POWER_STEPS)
+    pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, b), products * b)
     run = joint(room - pilot.spent, sources, float(eta), anchored=False)
     if run is None:
         return pilot

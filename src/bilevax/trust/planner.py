@@ -14,7 +14,7 @@ from bilevax.core.config import count, real, replace, strong
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
 from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree, as_parameters, norm, sub, zeros_like
+from bilevax.core.trees import PyTree, as_parameters, norm, sub
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.sid import SID
@@ -22,8 +22,8 @@ from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint
 from bilevax.trust.pilot import Pilot, Rates, Start, in_minibatches, joint, pilot_room, reported, run_pilot, whole
 
-LINE_SEARCH = 1.15
-"""Gradients of an L-BFGS step."""
+LINE_SEARCH = 2.0, 1.05
+"""Gradients before the first step of L-BFGS has its length, and of each step."""
 
 UNSURE = 3.0
 """Factor by which the sampled method must be better than the other, whose error report is certain."""
@@ -75,7 +75,7 @@ class Plan:
         train: in the batch size of the method.
         val: likewise.
         w0: start of w, from the pilot where that came nearer.
-        v0: start of v, likewise.
+        v0: start of v, likewise; None: 0.
         lam: where the hypergradient is wanted.
         method: ``"JointSID"``, ``"AID-FP"`` or ``"AID-CG"``.
         constants: what the pilot measured.
@@ -92,7 +92,7 @@ class Plan:
     train: RowSource
     val: RowSource
     w0: PyTree = field(repr=False)
-    v0: PyTree = field(repr=False)
+    v0: PyTree | None = field(repr=False)
     lam: PyTree = field(repr=False)
     method: str
     constants: Rates
@@ -180,7 +180,7 @@ def plan(
         raise ParameterError("plan takes a budget (sample visits) or a target (relative error), exactly one of them")
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
     problem, sources = strong(problem), in_minibatches(train, val)
-    start = Start(w0, zeros_like(w0), 1.0)
+    start = Start(w0, None, 1.0)
     if budget is not None:
         budget = real("budget", budget, low=0.0, open_low=True)
         pilot = run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=key)
@@ -244,9 +244,10 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
         yield Option("JointSID", sampled, pilot.sources, predicted)
     train, val = (whole(source) for source in pilot.sources)
     n, d = train.rows, sum(x.size for x in jax.tree.leaves(pilot.start.w))
-    passes = (room - n - val.rows) / n - LINE_SEARCH - 1.0
+    first, each = LINE_SEARCH if pilot.problem.has_loss else (0.0, 1.0)
+    passes = (room - n - val.rows) / n - first - (pilot.start.v is not None)
     linear = min(int(passes / 2), d + 2)
-    inner = math.ceil((passes - linear) / LINE_SEARCH)
+    inner = math.ceil((passes - linear) / each)
     if min(linear, inner) < 1:
         return
     tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
