@@ -15,11 +15,11 @@ from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
-from bilevax.hypergradients.error import BATCHES
+from bilevax.hypergradients.error import BATCHES, contraction_rate
 from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, measured_step
 from bilevax.hypergradients.measured import measured_problem
 from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
-from bilevax.problems.problem import Problem, outer_gradients
+from bilevax.problems.problem import Problem, inner_image, outer_gradients
 from bilevax.solvers import Polynomial
 
 LOOKED_AT = 2
@@ -32,6 +32,9 @@ SPREAD = 10.0
 TYPICAL = 1.5, (0.05, 20.0)
 """Noise and forgetting, where the budget allows no pilot."""
 
+STEEPEST = 1.4
+"""Largest curvature of I - d1Phi on every row, at most, as it is taken to be: that of a contraction is below 2."""
+
 COMPARED = 16
 """Minibatches of val on which corrected outer gradients are compared with plain ones."""
 
@@ -40,6 +43,12 @@ INFORMED = 40
 
 WORTHWHILE = 0.5
 """Share of the noise of outer gradients that a correction may leave, as far away as the solution is."""
+
+SLOWEST = 0.15, 0.3
+"""Of a pilot's visits and of the rows of train, what is read at most to see how the iteration contracts."""
+
+MOVED = 3
+"""Steps of the map on every row that show how it contracts."""
 
 SHARES = 0.02, 0.3
 """Of the budget that a pilot takes, and that it may take where that is what INFORMED steps cost."""
@@ -77,9 +86,9 @@ class Rates(NamedTuple):
     kappa: float
 
     @classmethod
-    def of(cls, step: float, noise: float, seen: tuple[float, float], rows: int) -> "Rates":
-        """With kappa, from the forgetting that was seen, over a horizon, on minibatches of so many rows."""
-        return cls(step, noise, *seen, max(1.0 / (seen[0] * (1.0 + SPREAD / rows)), 1.0))
+    def of(cls, step: float, noise: float, seen: tuple[float, float], top: float) -> "Rates":
+        """With kappa, from the forgetting that was seen, over a horizon, and the largest curvature of every row."""
+        return cls(step, noise, *seen, max(top * step / seen[0], 1.0))
 
     def kept(self, steps: int) -> float:
         """Share of an error that so many steps leave, (1 + steps / horizon)^-(forgetting horizon).
@@ -88,6 +97,17 @@ class Rates(NamedTuple):
         the run. An exponential of a long horizon.
         """
         return (1.0 + 0.5 * steps / self.horizon) ** -(self.forgetting * self.horizon)
+
+    def krylov(self, steps: int) -> float:
+        """Share of an error that so many conjugate gradients leave, on every row.
+
+        They notice curvatures down to 1 / steps^2 of the largest. As much as the horizon did not forget, the smallest
+        is between that and what was seen: their geometric mean.
+        """
+        noticed = steps**2 / (self.kappa * self.forgetting * self.horizon)
+        unseen = math.exp(-2.0 * self.forgetting * self.horizon)
+        root = math.sqrt(self.kappa * math.sqrt(1.0 + noticed * unseen))
+        return 2.0 * ((root - 1.0) / (root + 1.0)) ** steps
 
 
 class Pilot(NamedTuple):
@@ -100,6 +120,7 @@ class Pilot(NamedTuple):
         rates: what was measured.
         spent: sample visits.
         informed: False where the budget allowed no more than to measure a step.
+        whole_factor: by which a step of the map on every row shortens the step after it; 1 where it was not tried.
         anchored: whether it pays to correct outer gradients by those at the start.
     """
 
@@ -110,6 +131,15 @@ class Pilot(NamedTuple):
     spent: int
     informed: bool = False
     anchored: bool = False
+    whole_factor: float = 1.0
+
+    def moved(self, lam: PyTree) -> "Pilot":
+        """With the start moved by steps of the map on every row, which show how it contracts."""
+        w, factor = _moved(self.problem, self.start.w, lam, whole(self.sources[0]))
+        start = self.start._replace(w=w)
+        return self._replace(
+            start=start, whole_factor=float(factor), informed=True, spent=self.spent + MOVED * self.sources[0].rows
+        )
 
 
 def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
@@ -136,7 +166,9 @@ def _batched(source: Any, b: int | None) -> Any:
     return replace(source, batch_size=b)
 
 
-def joint(room: float, sources: tuple[RowSource, RowSource], step: float, *, anchored: bool) -> tuple[JointSID, int] | None:
+def joint(
+    room: float, sources: tuple[RowSource, RowSource], step: float, *, anchored: bool
+) -> tuple[JointSID, int] | None:
     """JointSID with as many steps as ``room`` visits allow, and their number; None where that is too few."""
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
     for extrapolate, with_pass in ((True, True), (True, False), (False, False)):
@@ -155,7 +187,7 @@ def joint(room: float, sources: tuple[RowSource, RowSource], step: float, *, anc
 def pilot_room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
     """Visits of the pilot."""
     b, bv = (s.rows_per_batch for s in sources)
-    informed = INFORMED * (1.2 * b + bv) + 2 * sources[1].rows + LOOKED_AT * MEASURED[1] * b
+    informed = INFORMED * (1.2 * b + bv) + 2 * sources[1].rows + LOOKED_AT * MEASURED[1] * b + 0.3 * sources[0].rows
     return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
 
 
@@ -170,9 +202,14 @@ def run_pilot(
     train, val = sources
     given = getattr(problem.inner_map, "step_size", 0) is not None
     problem, eta = _steps(problem, start.w, lam, train, key)
-    b, products = train.rows_per_batch, LOOKED_AT * MEASURED[1] + (0 if given else measured_batches(train) * POWER_STEPS)
-    pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, b), products * b)
-    run = joint(room - pilot.spent, sources, float(eta), anchored=False)
+    b, products = (
+        train.rows_per_batch,
+        LOOKED_AT * MEASURED[1] + (0 if given else measured_batches(train) * POWER_STEPS),
+    )
+    top = min(1.0 / (float(eta) * (1.0 + SPREAD / b)), STEEPEST)
+    pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, top), products * b)
+    horizon = max(int(min(SLOWEST[0] * room, SLOWEST[1] * train.rows) / b), 2)
+    run = joint(room - pilot.spent - horizon * b, sources, float(eta), anchored=False)
     if run is None:
         return pilot
     estimator, steps = run
@@ -182,11 +219,12 @@ def run_pilot(
     noise = float(norm(error.standard_error) / norm(est.value))
     if int(est.code) >= Code.NOT_CONTRACTIVE or not math.isfinite(noise):
         return pilot
-    lost = float(np.clip(1.0 - float(error.contraction), 1e-6, 1.0))
+    rate = _contraction(problem, (est.w, est.v, lam), train, eta, horizon, key)
+    lost = float(np.clip(-np.expm1(float(rate)), 1e-6, 1.0))
+    pilot = pilot._replace(spent=pilot.spent + horizon * b)
     batch = 0.75 * lost * steps / BATCHES  # a stretch in relaxation times: within shorter ones noise looks too small
     noise *= (1.0 + 2.0 / batch) ** 0.25
-    horizon = max(steps * estimator.chains // FOLLOWED, 2)
-    rates = Rates.of(float(eta), noise * steps**0.5, (lost, horizon), b)
+    rates = Rates.of(float(eta), noise * steps**0.5, (lost, horizon), top)
     there = math.hypot(noise, start.error * rates.kept(steps))
     pilot = pilot._replace(informed=True, rates=rates)
     if there >= start.error:
@@ -197,6 +235,25 @@ def run_pilot(
         anchored = bool(_noise_left(problem, est.w, further, lam, val, key) < WORTHWHILE)
         pilot = pilot._replace(spent=pilot.spent + COMPARED * val.rows_per_batch)
     return pilot._replace(start=Start(est.w, est.v, there), anchored=anchored)
+
+
+@jax.jit
+def _contraction(
+    problem: Problem, points: tuple[PyTree, PyTree, PyTree], train: RowSource, eta: Array, number: Any, key: Array
+) -> Array:
+    """Mean logarithm of the growth of v; points are (w, v, lam)."""
+    w, v, lam = points
+    return contraction_rate(problem, w, lam, train, v, eta, jnp.asarray(number), key=stream(key, "linear"))
+
+
+@jax.jit
+def _moved(problem: Problem, w: PyTree, lam: PyTree, train: RowSource) -> tuple[PyTree, Array]:
+    """W after MOVED steps, and the ratio of the lengths of the last two."""
+    lengths = []
+    for _ in range(MOVED):
+        before, w = w, inner_image(problem, w, lam, train.full)
+        lengths.append(norm(sub(w, before)))
+    return w, lengths[-1] / jnp.maximum(lengths[-2], jnp.finfo(lengths[-1].dtype).tiny)
 
 
 @jax.jit

@@ -19,10 +19,21 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
-from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint
-from bilevax.trust.pilot import Pilot, Rates, Start, in_minibatches, joint, pilot_room, reported, run_pilot, whole
+from bilevax.solvers import CG, LBFGS, FixedPoint
+from bilevax.trust.pilot import (
+    MOVED,
+    Pilot,
+    Rates,
+    Start,
+    in_minibatches,
+    joint,
+    pilot_room,
+    reported,
+    run_pilot,
+    whole,
+)
 
-LINE_SEARCH = 2.0, 1.05
+LINE_SEARCH = 1.5, 1.05
 """Gradients before the first step of L-BFGS has its length, and of each step."""
 
 UNSURE = 3.0
@@ -36,6 +47,9 @@ FIRST = 8
 
 MARGIN = 1.5
 """Factor by which the predicted error must be below a target."""
+
+SEEN_WHOLE = 16
+"""Passes from which on a map without a loss is first tried on every row."""
 
 Sources = tuple[RowSource, RowSource]
 
@@ -183,7 +197,7 @@ def plan(
     start = Start(w0, None, 1.0)
     if budget is not None:
         budget = real("budget", budget, low=0.0, open_low=True)
-        pilot = run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=key)
+        pilot = _piloted(problem, start, lam, sources, budget, key=key)
         return _chosen(pilot, lam, budget, goal=TOLERABLE)
     target = real("target", target, low=0.0, open_low=True)
     return _to_target(problem, start, lam, sources, target, key=key)
@@ -194,7 +208,7 @@ def _to_target(problem: Problem, start: Start, lam: PyTree, sources: Sources, ta
     passes, spent = FIRST, 0
     while True:
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
-        pilot = run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=here)
+        pilot = _piloted(problem, start, lam, sources, budget, key=here)
         made = _chosen(pilot, lam, budget, goal=target)
         spent += pilot.spent
         if made.predicted <= target / MARGIN:
@@ -203,6 +217,16 @@ def _to_target(problem: Problem, start: Start, lam: PyTree, sources: Sources, ta
             note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
             return replace(made, spent=spent, budget=budget + spent - pilot.spent, notes=(note,))
         start, passes = pilot.start, 2 * passes
+
+
+def _piloted(problem: Problem, start: Start, lam: PyTree, sources: Sources, budget: float, *, key: Array) -> Pilot:
+    """A map without a loss is tried on every row first; where it contracts soon enough, there is no other pilot."""
+    rows = sources[0].rows
+    if not problem.has_loss and budget >= SEEN_WHOLE * rows:
+        moved = run_pilot(problem, start, lam, sources, 0.0, key=key).moved(lam)
+        if moved.whole_factor ** (0.5 * budget / rows) < TOLERABLE:
+            return moved
+    return run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=key)
 
 
 def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
@@ -244,22 +268,28 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
         yield Option("JointSID", sampled, pilot.sources, predicted)
     train, val = (whole(source) for source in pilot.sources)
     n, d = train.rows, sum(x.size for x in jax.tree.leaves(pilot.start.w))
-    first, each = LINE_SEARCH if pilot.problem.has_loss else (0.0, 1.0)
-    passes = (room - n - val.rows) / n - first - (pilot.start.v is not None)
-    linear = min(int(passes / 2), d + 2)
-    inner = math.ceil((passes - linear) / each)
+    passes = (room - n - val.rows) / n
+    if pilot.problem.has_loss:
+        first, each = LINE_SEARCH
+        passes -= first + (pilot.start.v is not None)
+        linear = min(int(passes / 2), d + 2)
+        inner = round((passes - linear) / each)
+    else:
+        made = MOVED * (pilot.whole_factor < 1.0)
+        linear = int((passes + made) / 2)
+        inner = int(passes) - linear
     if min(linear, inner) < 1:
         return
-    tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
     if pilot.problem.has_loss:
-        root = math.sqrt(pilot.rates.kappa)
-        factor = (root - 1.0) / (root + 1.0)
-        left = 2.0 * factor**inner + 2.0 * factor**linear * (linear < d) + tiny * pilot.rates.kappa
+        tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
+        rates = pilot.rates
+        swept = max(inner / d, 1.0)  # d steps solve what is quadratic, and d more the rest of it
+        left = rates.krylov(inner) ** swept + rates.krylov(linear) * (linear < d) + tiny * rates.kappa
         method, estimator = "AID-CG", SID(LBFGS(tiny, inner), CG(tiny, linear))
     else:
-        factor = 1.0 - pilot.rates.forgetting
-        left = 2.0 * factor**inner + 2.0 * factor**linear
-        method, estimator = "AID-FP", SID(FixedPoint(inner), GMRES(tiny, linear))
+        factor = pilot.whole_factor if pilot.whole_factor < 1.0 else max(1.0 - 1.0 / pilot.rates.kappa, 0.3)
+        left = factor ** (inner + made) + factor**linear
+        method, estimator = "AID-FP", SID(FixedPoint(inner), FixedPoint(linear))
     yield Option(method, estimator, (train, val), pilot.start.error * min(1.0, left))
 
 
