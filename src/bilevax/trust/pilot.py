@@ -12,7 +12,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
-from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, zeros_like
+from bilevax.core.trees import PyTree, add, norm, scale, sub, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import BATCHES, contraction_rate
@@ -42,7 +42,7 @@ INFORMED = 40
 """Steps of the stochastic run that it takes to learn anything."""
 
 WORTHWHILE = 0.5
-"""Share of the noise of outer gradients that a correction may leave, as far away as the solution is."""
+"""Share of the noise of outer gradients that a correction may leave, as far again from the start as the pilot came."""
 
 SLOWEST = 0.15, 0.3
 """Of a pilot's visits and of the rows of train, what is read at most to see how the iteration contracts."""
@@ -202,10 +202,8 @@ def run_pilot(
     train, val = sources
     given = getattr(problem.inner_map, "step_size", 0) is not None
     problem, eta = _steps(problem, start.w, lam, train, key)
-    b, products = (
-        train.rows_per_batch,
-        LOOKED_AT * MEASURED[1] + (0 if given else measured_batches(train) * POWER_STEPS),
-    )
+    b = train.rows_per_batch
+    products = LOOKED_AT * MEASURED[1] + (0 if given else measured_batches(train) * POWER_STEPS)
     top = min(1.0 / (float(eta) * (1.0 + SPREAD / b)), STEEPEST)
     pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, top), products * b)
     horizon = max(int(min(SLOWEST[0] * room, SLOWEST[1] * train.rows) / b), 2)
@@ -231,7 +229,7 @@ def run_pilot(
         return pilot
     anchored = False
     if not val.whole:
-        further = axpy(there, sub(est.w, start.w), est.w)  # about as far as the solution is
+        further = add(est.w, sub(est.w, start.w))  # as far again as the pilot has come
         anchored = bool(_noise_left(problem, est.w, further, lam, val, key) < WORTHWHILE)
         pilot = pilot._replace(spent=pilot.spent + COMPARED * val.rows_per_batch)
     return pilot._replace(start=Start(est.w, est.v, there), anchored=anchored)
