@@ -12,14 +12,14 @@ from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
-from bilevax.core.trees import PyTree, add, norm, scale, sub, zeros_like
+from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import BATCHES, contraction_rate
 from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, measured_step
 from bilevax.hypergradients.measured import measured_problem
 from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
-from bilevax.problems.problem import Problem, inner_image, outer_gradients
+from bilevax.problems.problem import Problem, inner_image
 from bilevax.solvers import Polynomial
 
 LOOKED_AT = 2
@@ -35,14 +35,11 @@ TYPICAL = 1.5, (0.05, 20.0)
 STEEPEST = 1.4
 """Largest curvature of I - d1Phi on every row, at most, as it is taken to be: that of a contraction is below 2."""
 
-COMPARED = 16
-"""Minibatches of val on which corrected outer gradients are compared with plain ones."""
-
 INFORMED = 40
 """Steps of the stochastic run that it takes to learn anything."""
 
-WORTHWHILE = 0.5
-"""Share of the noise of outer gradients that a correction may leave, as far again from the start as the pilot came."""
+ANCHOR = 0.25
+"""Share of a run's visits that reading every row of val once more may take, to correct those of minibatches."""
 
 SLOWEST = 0.15, 0.3
 """Of a pilot's visits and of the rows of train, what is read at most to see how the iteration contracts."""
@@ -121,7 +118,6 @@ class Pilot(NamedTuple):
         spent: sample visits.
         informed: False where the budget allowed no more than to measure a step.
         whole_factor: by which a step of the map on every row shortens the step after it; 1 where it was not tried.
-        anchored: whether it pays to correct outer gradients by those at the start.
     """
 
     problem: Problem
@@ -130,7 +126,6 @@ class Pilot(NamedTuple):
     rates: Rates
     spent: int
     informed: bool = False
-    anchored: bool = False
     whole_factor: float = 1.0
 
     def moved(self, lam: PyTree) -> "Pilot":
@@ -166,11 +161,10 @@ def _batched(source: Any, b: int | None) -> Any:
     return replace(source, batch_size=b)
 
 
-def joint(
-    room: float, sources: tuple[RowSource, RowSource], step: float, *, anchored: bool
-) -> tuple[JointSID, int] | None:
+def joint(room: float, sources: tuple[RowSource, RowSource], step: float) -> tuple[JointSID, int] | None:
     """JointSID with as many steps as ``room`` visits allow, and their number; None where that is too few."""
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
+    anchored = not val.whole and val.rows <= ANCHOR * room
     for extrapolate, with_pass in ((True, True), (True, False), (False, False)):
         chains = 1 + extrapolate
         each = b * (1 + chains / FOLLOWED) + bv + with_pass * chains * (b + bv) / PRICED
@@ -207,7 +201,7 @@ def run_pilot(
     top = min(1.0 / (float(eta) * (1.0 + SPREAD / b)), STEEPEST)
     pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, top), products * b)
     horizon = max(int(min(SLOWEST[0] * room, SLOWEST[1] * train.rows) / b), 2)
-    run = joint(room - pilot.spent - horizon * b, sources, float(eta), anchored=False)
+    run = joint(room - pilot.spent - horizon * b, sources, float(eta))
     if run is None:
         return pilot
     estimator, steps = run
@@ -225,14 +219,7 @@ def run_pilot(
     rates = Rates.of(float(eta), noise * steps**0.5, (lost, horizon), top)
     there = math.hypot(noise, start.error * rates.kept(steps))
     pilot = pilot._replace(informed=True, rates=rates)
-    if there >= start.error:
-        return pilot
-    anchored = False
-    if not val.whole:
-        further = add(est.w, sub(est.w, start.w))  # as far again as the pilot has come
-        anchored = bool(_noise_left(problem, est.w, further, lam, val, key) < WORTHWHILE)
-        pilot = pilot._replace(spent=pilot.spent + COMPARED * val.rows_per_batch)
-    return pilot._replace(start=Start(est.w, est.v, there), anchored=anchored)
+    return pilot._replace(start=Start(est.w, est.v, there)) if there < start.error else pilot
 
 
 @jax.jit
@@ -252,27 +239,6 @@ def _moved(problem: Problem, w: PyTree, lam: PyTree, train: RowSource) -> tuple[
         before, w = w, inner_image(problem, w, lam, train.full)
         lengths.append(norm(sub(w, before)))
     return w, lengths[-1] / jnp.maximum(lengths[-2], jnp.finfo(lengths[-1].dtype).tiny)
-
-
-@jax.jit
-def _noise_left(problem: Problem, near: PyTree, w: PyTree, lam: PyTree, val: RowSource, key: Array) -> Array:
-    """Variance of grad_1 E(w; xi) - grad_1 E(near; xi) over that of grad_1 E(w; xi)."""
-
-    def step(total: PyTree, args: Any, _: Array, draw: Any) -> PyTree:
-        problem, near, w, lam = args
-        there, here = (scale(draw.weight, outer_gradients(problem, x, lam, draw.batch)[1]) for x in (near, w))
-        pair = here, sub(here, there)
-        return add(total, (pair, jax.tree.map(jnp.square, pair)))
-
-    start = (zeros_like(w),) * 2
-    args = problem, near, w, lam
-    sums, squares = val.fold(step, (start, start), args, key=stream(key, "outer"), start=0, stop=COMPARED)
-    plain, corrected = (_total(square) - norm(mean) ** 2 / COMPARED for mean, square in zip(sums, squares, strict=True))
-    return corrected / plain
-
-
-def _total(tree: PyTree) -> Array:
-    return sum((jnp.sum(x) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
 def reported(est: Estimate) -> Error:

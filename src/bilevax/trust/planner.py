@@ -259,7 +259,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
 
 
 def _options(pilot: Pilot, room: float) -> Iterator[Option]:
-    run = joint(room, pilot.sources, pilot.rates.step, anchored=pilot.anchored)
+    run = joint(room, pilot.sources, pilot.rates.step)
     estimator: Any
     if run is not None:
         sampled, steps = run
@@ -267,12 +267,12 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
         predicted = math.hypot(noise, pilot.start.error * pilot.rates.kept(steps))
         yield Option("JointSID", sampled, pilot.sources, predicted)
     train, val = (whole(source) for source in pilot.sources)
-    n, d = train.rows, sum(x.size for x in jax.tree.leaves(pilot.start.w))
+    n = train.rows
     passes = (room - n - val.rows) / n
     if pilot.problem.has_loss:
         first, each = LINE_SEARCH
         passes -= first + (pilot.start.v is not None)
-        linear = min(int(passes / 2), d + 2)
+        linear = int(passes / 2)
         inner = round((passes - linear) / each)
     else:
         made = MOVED * (pilot.whole_factor < 1.0)
@@ -283,8 +283,9 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
     if pilot.problem.has_loss:
         tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
         rates = pilot.rates
-        swept = max(inner / d, 1.0)  # d steps solve what is quadratic, and d more the rest of it
-        left = rates.krylov(inner) ** swept + rates.krylov(linear) * (linear < d) + tiny * rates.kappa
+        d = sum(x.size for x in jax.tree.leaves(pilot.start.w))
+        left = sum(rates.krylov(k) ** max(k / d, 1.0) for k in (inner, linear))  # d steps solve what is quadratic
+        left += tiny * rates.kappa
         method, estimator = "AID-CG", SID(LBFGS(tiny, inner), CG(tiny, linear))
     else:
         factor = pilot.whole_factor if pilot.whole_factor < 1.0 else max(1.0 - 1.0 / pilot.rates.kappa, 0.3)
