@@ -145,6 +145,7 @@ def test_on_every_row_it_goes_on_until_the_target_or_until_nothing_moves():
     assert "equation: try more inner steps" in short.message or "system: try more linear steps" in short.message
 
 
+@pytest.mark.slow
 def test_replicas_price_what_sid_does_not_see_of_itself():
     sid = bx.SID(bx.FixedPoint(20, bx.Harmonic(8.0, 16.0)), bx.FixedPoint(20, bx.Harmonic(8.0, 16.0)), cross_batches=5)
     est = run(sid, target=0.1, replicas=6)

@@ -262,6 +262,7 @@ def test_value_and_hypergradient_of_a_failed_estimate_is_nan() -> None:
     assert np.isnan(gradient).all()
 
 
+@pytest.mark.slow
 def test_truncated_itd_sees_the_last_steps_alone() -> None:
     """With k = t it is ITD; with k = 1 it is the direct part of the last step; its floor falls as q^k."""
     p = FiniteQuadratic.random(1)

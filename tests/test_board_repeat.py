@@ -120,6 +120,7 @@ def numbers_on(threads):
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor")
+@pytest.mark.slow
 def test_e9_one_thread_and_two_agree_to_rounding():
     """Not to the bit: sums are split among threads. On equally many threads, to the bit."""
     one, again, two = numbers_on(1), numbers_on(1), numbers_on(2)

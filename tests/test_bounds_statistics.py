@@ -185,6 +185,7 @@ def test_a7_constant_steps_reach_a_plateau_that_falls_with_the_step(name, batch_
     assert 0.4 < levels[1] / levels[0] < 0.5
 
 
+@pytest.mark.slow
 def test_a7_the_shipped_solver_stays_on_its_plateau():
     p, b = QUADRATICS["small"], 5
     for eta, n in ((0.25, 1), (0.25, 4), (0.125, 1)):

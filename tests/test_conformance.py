@@ -120,6 +120,7 @@ def test_no_public_class_is_unknown():
         assert suites(cls) or plain or name in named, f"bilevax.testing does not know {name}"
 
 
+@pytest.mark.slow
 def test_the_callers_configuration_is_left_as_it_is():
     with jax.enable_x64(False):
         before = dict(jax.config.values)
@@ -185,7 +186,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(f, marks=pytest.mark.slow if f in ("start", "dtype", "cost") else ()) for f in FAULTS]
+    "fault",
+    [pytest.param(f, marks=pytest.mark.slow if f in ("start", "dtype", "cost", "seed") else ()) for f in FAULTS],
 )
 def test_a_wrong_estimator_is_caught(fault):
     with pytest.raises(AssertionError, match=FAULTS[fault]):

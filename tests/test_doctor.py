@@ -305,7 +305,7 @@ def assert_healthy(name, seeds):
         assert findings.codes == (("COMPOSITE",) if name == "elastic-net" else ())
 
 
-@pytest.mark.parametrize("name", ["quadratic-1000-b1", "elastic-net"])
+@pytest.mark.parametrize("name", [pytest.param("quadratic-1000-b1", marks=pytest.mark.slow), "elastic-net"])
 def test_some_of_the_twenty_problems_are_healthy(name):
     assert_healthy(name, seeds=2)
 

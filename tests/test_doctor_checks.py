@@ -359,6 +359,7 @@ def sid(steps, size=0.5):
     return bx.SID(bx.FixedPoint(steps, size), bx.FixedPoint(steps, size))
 
 
+@pytest.mark.slow
 def test_an_estimator_that_is_short_fails_or_is_refused():
     s = subject(bx.GradientStep(inner_loss, 0.5)).located()
     assert found(check_estimator, s, sid(2)) == {("ESTIMATOR_SHORT", "warning")}

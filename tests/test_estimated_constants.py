@@ -58,6 +58,7 @@ def test_more_minibatches_give_smaller_standard_errors():
     assert 0.15 < many / few < 0.4
 
 
+@pytest.mark.slow
 def test_a_penalty_has_no_noise_and_changes_the_cross_derivative():
     p = PenalisedRidge.random(0, n=40, d=6)
     found, exact = measured(p), p.constants(p.lam, batch_size=10, radius=0.0)
@@ -68,6 +69,7 @@ def test_a_penalty_has_no_noise_and_changes_the_cross_derivative():
     assert found.sigma2_prime == 0
 
 
+@pytest.mark.slow
 def test_outer_minibatches_have_their_variance():
     p = PenalisedRidge.random(0, n=40, d=6)
     found = measured(p, None, val=4, batches=400)
@@ -136,6 +138,7 @@ def test_a_diagonal_step_contracts_in_its_own_norm():
     assert (c.L, c.tau, c.alpha) == pytest.approx((p.curvature.L, p.curvature.tau, 1.0))
 
 
+@pytest.mark.slow
 def test_a_direction_that_nothing_holds_is_refused():
     """The mean of the biases of a softmax: no row and no penalty moves it, so q = 1."""
     rng = np.random.default_rng(0)

@@ -264,6 +264,7 @@ def test_the_variance_is_near_the_least_that_so_many_minibatches_allow(coupling)
     assert np.all(est.code == bx.Code.OK)
 
 
+@pytest.mark.slow
 def test_a_last_pass_removes_the_noise_of_the_cross_products_where_that_is_most_of_it():
     p, steps, b = LogCosh(1, coupling=2.0), 600, 5
     truth, cross, moves = p.influence()
@@ -350,6 +351,7 @@ def short():
 
 
 @pytest.mark.usefixtures("quick_to_compile")
+@pytest.mark.slow
 def test_codes_say_what_a_run_did_not_reach(short):
     p, arguments = short
 

@@ -29,8 +29,19 @@ class Case:
 CASES = {name: Case(name) for name in ("quadratic-10-b1", "logistic-500x20-0.1", "ridge")}
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("passes", [5, 80])
+@pytest.mark.parametrize(
+    ("passes", "name"),
+    [
+        (5, "ridge"),
+        (80, "quadratic-10-b1"),
+        *(
+            pytest.param(passes, name, marks=pytest.mark.slow)
+            for passes, name in [
+                (5, "quadratic-10-b1"), (5, "logistic-500x20-0.1"), (80, "logistic-500x20-0.1"), (80, "ridge"),
+            ]
+        ),
+    ],
+)  # fmt: skip
 def test_plan_and_run_stay_within_the_budget_and_the_error_is_as_predicted(name, passes):
     case = CASES[name]
     budget = passes * case.rows
@@ -98,6 +109,7 @@ def test_a_target_that_no_budget_promises_is_flagged():
     assert int(p.run(key=jax.random.key(1)).code) == bx.Code.BUDGET
 
 
+@pytest.mark.slow
 def test_a_map_without_a_loss_is_solved_by_fixed_point_steps():
     case = Case("equilibrium")
     p = case.plan(budget=80 * case.rows)

@@ -75,7 +75,7 @@ def assert_exact(measured, exact):
 
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
 @pytest.mark.parametrize(("inner", "linear"), [("constant", "harmonic"), ("harmonic", "constant"), ("polynomial",) * 2])
-@pytest.mark.parametrize(("t", "k"), [(2, 2), (2, 3), (3, 2), (3, 3)])
+@pytest.mark.parametrize(("t", "k"), [(2, 2), (2, 3), (3, 2), pytest.param(3, 3, marks=pytest.mark.slow)])
 def test_a0_all_sequences_have_the_exact_moments(enumerate_sid, t, k, inner, linear, correlated):
     p = FiniteQuadratic.random(3, correlated=correlated, n=3, d=3, m=2)
     (eta, eta_of), (rho, rho_of) = SCHEDULES[inner], SCHEDULES[linear]
@@ -118,6 +118,7 @@ def test_a0_two_cross_batches_and_a_warm_start(enumerate_sid, correlated):
 
 
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
+@pytest.mark.slow
 def test_a0_minibatches_of_two_rows(enumerate_sid, correlated):
     p = FiniteQuadratic.random(5, correlated=correlated, n=3, d=3, m=2)
     every = np.array(list(itertools.product(range(3), repeat=8)), np.int32)
@@ -188,7 +189,7 @@ def by_hand(train, val, w0, lam, rows, etas, rhos):
 
 @pytest.mark.parametrize(
     ("t", "k", "J", "J1"),
-    [(2, 3, 1, None), (3, 3, 1, None), (2, 2, 2, None), (2, 2, 1, 1), (1, 2, 1, 2)],
+    [pytest.param(2, 3, 1, None, marks=pytest.mark.slow), (3, 3, 1, None), (2, 2, 2, None), (2, 2, 1, 1), (1, 2, 1, 2)],
 )
 def test_a0_all_sequences_of_a_problem_with_changing_jacobians(enumerate_sid, t, k, J, J1):
     train, val = logcosh_rows(11)

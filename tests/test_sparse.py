@@ -136,9 +136,9 @@ def test_a_product_costs_its_own_rows_not_the_longest(slab):
     ("loss", "penalty", "sampling"),
     [
         (bx.Squared, "class", "iid"),
-        (bx.BinaryLogistic, "feature", "shuffled"),
+        pytest.param(bx.BinaryLogistic, "feature", "shuffled", marks=pytest.mark.slow),
         (bx.MultinomialLogistic, "feature", "blocks"),
-        (bx.MultinomialLogistic, "global", "iid"),
+        pytest.param(bx.MultinomialLogistic, "global", "iid", marks=pytest.mark.slow),
     ],
 )
 def test_losses_on_sparse_rows_are_those_on_arrays(loss, penalty, sampling):
@@ -173,6 +173,7 @@ def test_losses_on_sparse_rows_are_those_on_arrays(loss, penalty, sampling):
     assert (int(a.code), a.cost.visits) == (int(b.code), b.cost.visits)
 
 
+@pytest.mark.slow
 def test_the_deterministic_solvers_take_sparse_rows():
     X, y = table()
     problem = bx.Problem(bx.GradientStep(bx.MultinomialLogistic("feature")), bx.MultinomialLogistic())
