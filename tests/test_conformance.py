@@ -61,7 +61,7 @@ NO_SUITE = {
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "L2Ball", "NonNegative", "Simplex"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
-    "records": ["Constants", "Count", "Finding", "Findings"],
+    "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
 }
 
 

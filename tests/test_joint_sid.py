@@ -412,20 +412,20 @@ def test_wrong_settings_are_refused(changes, message):
         bx.JointSID(**changes)
 
 
-def test_an_anchor_at_the_solution_takes_the_noise_of_val_away():
+def test_an_anchor_takes_the_noise_of_val_away():
+    """Begun at the solution and with every row of train, val is all the noise; the first quarter has no anchor yet."""
     p = problem("logistic-500x20-0.1")
     truth, val = p.solution(), bx.Arrays(p.val, 4)
     w, v, lam = (jnp.asarray(x) for x in (truth.w, truth.v, p.lam))
 
     def run(anchored):
-        joint = bx.JointSID(steps=400, last_pass="never", anchored=anchored)
+        joint = bx.JointSID(steps=2000, last_pass="never", anchored=anchored)
         sources = p.sources(None)[0], val
         est = joint.estimate(p.problem, w, lam, sources, key=KEY, v0=v)
         return np.linalg.norm(est.value - truth.hypergradient), est.cost.outer_gradients
 
-    (exact, cost), (noisy, plain) = run(True), run(False)
-    assert exact < 1e-8 * np.linalg.norm(truth.hypergradient)
-    assert noisy > 1e-3 * np.linalg.norm(truth.hypergradient)
+    (corrected, cost), (noisy, plain) = run(True), run(False)
+    assert corrected < 0.2 * noisy  # what remains is v forgetting the noise of the first quarter
     epoch = -(-val.rows // 4)
     assert cost.visits - plain.visits == 4 * epoch
-    assert int(cost.calls) - int(plain.calls) == 400 + epoch
+    assert int(cost.calls) - int(plain.calls) == 2000 + epoch
