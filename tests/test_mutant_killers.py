@@ -19,7 +19,6 @@ def estimate(sid, *, w0=None, batch_size=None, p=P, **options):
     return sid.estimate(p.problem, w0, jnp.asarray(p.lam), sources, key=KEY, **options)
 
 
-@pytest.mark.slow
 def test_every_row_and_a_schedule_by_hand():
     """Three and four steps of decreasing size on full batches, long before anything has converged."""
     est = estimate(bx.SID(bx.FixedPoint(3, bx.Harmonic(2.0, 3.0)), bx.FixedPoint(4, bx.Polynomial(0.5, 0.75, 2.0))))
