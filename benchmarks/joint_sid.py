@@ -53,11 +53,6 @@ class Case(NamedTuple):
     step: Any = None  # of JointSID; None: measured
 
     @property
-    def passes(self) -> int:
-        """Rows of train."""
-        return self.whole[0].rows
-
-    @property
     def whole(self) -> tuple[Any, Any]:
         """(train, val), every row at once."""
         return self.source(self.train), self.source(self.val)
@@ -67,12 +62,12 @@ class Case(NamedTuple):
         found = _errors(self.problem, strong(estimator), self.w0, self.lam, sources, self.truth, runs=runs)
         return np.asarray(found[0], np.float64), int(found[1][0])
 
-    def sid(self, visits: float, share: int) -> tuple[Any, tuple[Any, Any]]:
-        """Equal t and k, and J = t or 1, with the published decreasing steps."""
+    def sid(self, visits: float) -> tuple[Any, tuple[Any, Any]]:
+        """Equal t and k, and J = 1, with the published decreasing steps."""
         train, val = self.source(self.train, self.batch), self.whole[1]
-        t = max(1, int((visits - val.rows) / self.batch / share))
+        t = max(1, int((visits - val.rows) / self.batch / 2))
         solver = published(t, self.q)
-        return bx.SID(solver, solver, cross_batches=t if share == 3 else 1), (train, val)
+        return bx.SID(solver, solver, cross_batches=1), (train, val)
 
     def joint(self, visits: float, **options: Any) -> tuple[Any, tuple[Any, Any]]:
         """As many steps as fit."""
@@ -167,8 +162,8 @@ def lc(runs: int = 200, batch: int = 10) -> list[dict[str, Any]]:
         }
         for name, estimator in ways.items():
             row[name] = float(np.mean(case.errors(estimator, sources, runs)[0]))
-        eta = bx.hypergradient(case.problem, ways["JointSID"], case.w0, case.lam, *sources, key=jax.random.key(0))
-        row["relaxations"] = -float(jnp.log(eta.error.contraction)) * number
+        est = bx.hypergradient(case.problem, ways["JointSID"], case.w0, case.lam, *sources, key=jax.random.key(0))
+        row["relaxations"] = -float(jnp.log(est.error.contraction)) * number
         row["N MSE / V"] = row["JointSID"] / row["V/N"]
         row["gains"] = [row["SID, published steps"] / row[name] for name in list(ways)[1:]]
         rows.append(row)
@@ -200,7 +195,7 @@ def real(name: str, runs: int = 3) -> list[dict[str, Any]]:
         for passes in (2, 10):
             visits, row = passes * len(halves[0]), {"data": name, "strength": strength, "passes": passes}
             ways = {
-                "SID, published steps": case.sid(visits, 2),
+                "SID, published steps": case.sid(visits),
                 "JointSID": case.joint(visits),
                 "JointSID, not anchored": case.joint(visits, anchored=False),
             }
@@ -263,7 +258,7 @@ def which(runs: int = 20) -> list[dict[str, Any]]:
                 visits = passes * n
                 i = max(1, (passes - 2) // 2)
                 ways = {
-                    "SID": case.sid(visits, 2),
+                    "SID": case.sid(visits),
                     "JointSID": case.joint(visits),
                     "AID-FP": (bx.SID(bx.FixedPoint(i), bx.FixedPoint(i)), case.whole),
                     "AID-CG": (bx.SID(bx.LBFGS(1e-15, max_steps=i), bx.CG(1e-15, max_steps=i)), case.whole),

@@ -19,7 +19,7 @@ from bilevax.hypergradients.functions import check_functions
 from bilevax.hypergradients.measured import counted, judged, measured_problem, with_error
 from bilevax.hypergradients.replicas import pooled
 from bilevax.problems.problem import Problem
-from bilevax.solvers.contraction import suspicion_as_proof
+from bilevax.solvers.contraction import quickly_if_sound, suspicion_as_proof
 from bilevax.theory import Constants
 
 DOUBLINGS = 10
@@ -68,7 +68,8 @@ def continued_to_target(
     still = estimator.deterministic((train, val))
     run, before = None, jnp.inf
     for doublings in range(DOUBLINGS + 1 if budget is None else 31):
-        estimate, run = _resumed(arguments, run, doublings, replicas)
+        leg = partial(_leg, *arguments, run, jnp.int32(doublings), replicas=replicas)
+        estimate, run = quickly_if_sound(leg, lambda out: out[0].code)
         relative = float(estimate.error.relative) if estimate.error is not None else math.inf
         if int(estimate.code) != Code.BUDGET:
             return estimate
@@ -78,15 +79,6 @@ def continued_to_target(
             return estimate
         before = relative
     return estimate
-
-
-def _resumed(arguments: tuple[Any, ...], run: Any, doublings: int, replicas: int) -> tuple[Estimate, Any]:
-    """One more leg of the run; by the thorough program where the quick one suspects a failure."""
-    for thorough in (False, True):
-        estimate, after = _leg(*arguments, run, jnp.int32(doublings), replicas=replicas, thorough=thorough)
-        if int(estimate.code) < Code.NOT_CONTRACTIVE:
-            break
-    return estimate, after
 
 
 @partial(jax.jit, static_argnames=("replicas", "thorough"))

@@ -15,11 +15,12 @@ from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, is_concrete
 from bilevax.data import RowSource
 from bilevax.hypergradients.adaptive import continued_to_target
+from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.functions import check_functions
-from bilevax.hypergradients.measured import judged, measured_estimate, measured_problem, with_error
+from bilevax.hypergradients.measured import counted, judged, measured_problem, with_error
 from bilevax.hypergradients.replicas import pooled
 from bilevax.problems.problem import Problem
-from bilevax.solvers.contraction import suspicion_as_proof
+from bilevax.solvers.contraction import quickly_if_sound, suspicion_as_proof
 from bilevax.theory import Constants
 
 
@@ -90,9 +91,8 @@ def hypergradient(
         raise ParameterError("budget= belongs to a run with target=; without one, the estimator's steps are its budget")
     start = {} if v0 is None else {"v0": as_parameters("v0", v0)}
     if all(map(is_concrete, jax.tree.leaves((arguments, start)))):
-        estimate = _estimate(*arguments, start, replicas=replicas, thorough=False)
-        if is_concrete(estimate.code) and int(estimate.code) < Code.NOT_CONTRACTIVE:
-            return estimate
+        run = partial(_estimate, *arguments, start, replicas=replicas)
+        return quickly_if_sound(run, lambda estimate: estimate.code)
     return _estimate(*arguments, start, replicas=replicas, thorough=True)
 
 
@@ -137,10 +137,11 @@ def _estimate(
     sources = (train, val)
 
     def one(key: Array) -> Estimate:
-        with suspicion_as_proof(not thorough):
-            estimate = measured_estimate(problem, estimator, w0, lam, sources, key=key, **start)
         ready = measured_problem(problem, w0, lam, train, key)
-        return with_error(estimate, ready, estimator, lam, sources, constants)
+        with suspicion_as_proof(not thorough):
+            estimate = estimator.estimate(ready, w0, lam, sources, key=key, **start)
+        return counted(with_error(estimate, ready, estimator, lam, sources, constants), problem, train)
 
     estimate = one(key) if replicas == 1 else pooled(jax.vmap(one)(jax.random.split(key, replicas)))
+    estimate = estimate._replace(unused=unused_leaves(problem, w0, lam, (train.full, val.full)))
     return judged(estimate, tol)

@@ -203,7 +203,7 @@ class SID:
         return inner and (val.whole or self.outer_batches is None)
 
     def _solve_inner(
-        self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, leg: "Leg"
+        self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, leg: Leg
     ) -> Solved:
         if isinstance(self.inner, Given):
             return Solved(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
@@ -226,7 +226,7 @@ class SID:
         v0: PyTree | None,
         *,
         key: Array,
-        leg: "Leg",
+        leg: Leg,
     ) -> Solved:
         if not self.linear.stochastic:
             _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, train.full), w)  # w's part computed once
@@ -241,7 +241,7 @@ class SID:
         return leg.solve(self.linear, image, start, (problem, w, lam, g), train, key=key)
 
     def _outer(
-        self, problem: Problem, w: PyTree, lam: PyTree, val: RowSource, *, key: Array, leg: "Leg"
+        self, problem: Problem, w: PyTree, lam: PyTree, val: RowSource, *, key: Array, leg: Leg
     ) -> tuple[Array, PyTree, PyTree, Count]:
         """E, grad_1 E, grad_2 E, from the same minibatches."""
         if self.outer_batches is None:
@@ -266,7 +266,7 @@ class SID:
         v: PyTree,
         *,
         key: Array,
-        leg: "Leg",
+        leg: Leg,
     ) -> tuple[PyTree, PyTree, Count]:
         """d2Phi^T v, averaged over the cross batches, and the standard deviation of one of them."""
         if self.cross_batches is None:

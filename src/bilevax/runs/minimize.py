@@ -19,7 +19,7 @@ from bilevax.core.trees import PyTree, as_parameters
 from bilevax.data import RowSource
 from bilevax.hypergradients.functions import check_functions
 from bilevax.problems.problem import Problem
-from bilevax.solvers.contraction import suspicion_as_proof
+from bilevax.solvers.contraction import quickly_if_sound, suspicion_as_proof
 
 CHUNK_SECONDS = 0.25
 """How long a compiled chunk should take, so that progress is live and Ctrl-C is answered."""
@@ -89,11 +89,9 @@ def minimize(
         began = time.monotonic()
         try:
             bounds = (jnp.int32(done), jnp.int32(min(done + chunk, steps)))
-            arguments = *ready, state, w0, (train, val), key, *bounds
-            after = jax.block_until_ready(_advance(*arguments, thorough=False))
-            if np.any(np.asarray(after[2].code) >= Code.NOT_CONTRACTIVE):
-                after = jax.block_until_ready(_advance(*arguments, thorough=True))
-            state, reached, seen = after
+            advanced = partial(_advance, *ready, state, w0, (train, val), key, *bounds)
+            after = quickly_if_sound(advanced, lambda out: out[2].code)
+            state, reached, seen = jax.block_until_ready(after)
             new = int(reached) - done
             rows.append((jax.tree.map(lambda x, n=new: np.asarray(x)[:n], seen), time.monotonic() - clock))
             done = int(reached)

@@ -3,15 +3,18 @@
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.trees import PyTree, all_finite, axpy, largest, norm, scale, sub, where
+from bilevax.core.trees import PyTree, all_finite, axpy, is_concrete, largest, norm, scale, sub, where
 from bilevax.data.fold import RowSource
+
+T = TypeVar("T")
 
 WINDOW = 10
 """Moves over which growth is looked for."""
@@ -47,6 +50,14 @@ def suspicion_as_proof(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _SUSPICION_IS_PROOF.reset(token)
+
+
+def quickly_if_sound(run: Callable[..., T], code: Callable[[T], Any]) -> T:
+    """run(thorough=False) where no code of that is NOT_CONTRACTIVE or worse, else run(thorough=True)."""
+    out = run(thorough=False)
+    codes = code(out)
+    sound = is_concrete(codes) and bool(np.all(np.asarray(codes) < Code.NOT_CONTRACTIVE))
+    return out if sound else run(thorough=True)
 
 
 def suspicion_is_proof() -> bool:
