@@ -162,22 +162,21 @@ def growth(push: Callable[[PyTree], PyTree], direction: PyTree, products: Array 
     if suspicion_is_proof():
         return Growth(jnp.where(products > 0, jnp.inf, 0.0).astype(real), jnp.ones((), real), jnp.int32(0))
 
+    push, held = jax.closure_convert(push, direction)
+
     def step(i: Array, state: tuple[PyTree, Array, Array, Array]) -> tuple[PyTree, Array, Array, Array]:
         u, height, late, amplification = state
-        u = push(u)
+        # tied to u: what depends on them alone would otherwise be computed before the loop, be it empty or not
+        u, *now = jax.lax.optimization_barrier((u, *held))
+        u = push(u, *now)
         length = jnp.maximum(norm(u), tiny)
         height = height + jnp.log(length)
         late = late + jnp.where(i >= products // 2, jnp.log(length), 0.0)
         return scale(1.0 / length, u), height, late, amplification + jnp.exp(height)
 
-    def follow() -> tuple[Array, Array]:
-        zero = jnp.zeros((), real)
-        unit = scale(1.0 / jnp.maximum(norm(direction), tiny), direction)
-        state = jax.lax.fori_loop(0, products, step, (unit, zero, zero, zero + 1.0))
-        return state[2], state[3]
-
-    # a branch of its own: what does not change in the loop would otherwise be computed before it, wanted or not
-    late, amplification = jax.lax.cond(products > 0, follow, lambda: (jnp.zeros((), real), jnp.ones((), real)))
+    zero = jnp.zeros((), real)
+    unit = scale(1.0 / jnp.maximum(norm(direction), tiny), direction)
+    _, _, late, amplification = jax.lax.fori_loop(0, products, step, (unit, zero, zero, zero + 1.0))
     return Growth(late / jnp.maximum(products - products // 2, 1).astype(real), amplification, products)
 
 
