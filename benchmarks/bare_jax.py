@@ -7,9 +7,10 @@ gradient descent, the gradient of the validation loss, ``k`` steps on the linear
 compiled program, two ``fori_loop``, every array an argument, counts and step sizes constants. Shapes: weights
 [classes, features], rows X [n, d], labels y [n], batch [b, d].
 
-Rows are drawn as :class:`bilevax.Arrays` documents it, from the same keys, so that the two results must agree to
-rounding: ``"iid"`` gathers b rows, ``"blocks"`` slices a contiguous block of rows that were shuffled once. The short
-last block is slid back to b rows, of which those that do not belong to it count zero.
+``"iid"`` gathers b rows, drawn as :class:`bilevax.Arrays` documents it and from the same keys; ``"blocks"`` slices a
+contiguous block of rows that were shuffled once, in a new order each epoch. Given the blocks that bilevax would take,
+or drawing rows, its results must agree with those of bilevax to rounding. The short last block is slid back to b rows,
+of which those that do not belong to it count zero.
 
 Two ways to the derivatives, of which the faster is the opponent: ``"formulas"`` (derived by hand; X is multiplied with
 w and v in one product) and ``"autodiff"``.
@@ -118,14 +119,17 @@ def hessian_product(w: Array, v: Array, strength: Array, batch: Batch, how: str)
 
 @partial(jax.jit, static_argnames="settings")
 def hypergradient(
-    w: Array, lam: Array, step_size: Array, train: Any, val: Any, key: Array, *, settings: Settings
+    w: Array, lam: Array, step_size: Array, train: Any, val: Any, key: Array, chosen: Any = None, *, settings: Settings
 ) -> tuple[Array, Array, Array, Array]:
-    """(hypergradient, validation loss, w, v) from a start w; for ``"blocks"``, train is shuffled already."""
+    """(hypergradient, validation loss, w, v) from a start w; for ``"blocks"``, train is shuffled already.
+
+    ``chosen``, the minibatches of both loops as :func:`choose` makes them, replaces those of the key.
+    """
     X, y = train
     b, sampling, how = settings.batch, settings.sampling, settings.gradients
     strength = jnp.exp(lam)
     draw = partial(choose, n=X.shape[0], b=b, sampling=sampling)
-    first, second = (
+    first, second = chosen or (
         draw(jax.random.fold_in(key, 0), steps=settings.t),
         draw(jax.random.fold_in(key, 1), steps=settings.k),
     )

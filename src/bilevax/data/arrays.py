@@ -129,28 +129,58 @@ class Arrays:
     def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of minibatch j."""
         if self.batch_size is None:
-            return use(Draw(self.data, -1, 1.0))
+            return use(Draw(self.full, -1, 1.0))
         if self.sampling != "blocks":
             chosen = plan[j % CHUNK]
             rows = jax.tree.map(lambda a: a.at[chosen].get(mode="promise_in_bounds"), self.data)
-            return use(Draw(rows, -1, 1.0))
+            return use(Draw(self._seen(rows), -1, 1.0))
         number, is_short = plan[0][j % CHUNK], plan[1][j % CHUNK]
-        n, b, blocks = self.rows, self.rows_per_batch, self._epoch
-
-        def block(size: int) -> Carry:
-            rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, number * b, size), self.data)
-            return use(Draw(rows, number, size * blocks / n))
-
-        short = n % b
+        b, short = self.rows_per_batch, self._short
         if not short:
-            return block(b)
-        return jax.lax.cond(is_short, lambda: block(short), lambda: block(b))
+            return use(self._block(number, b))
+        return jax.lax.cond(is_short, lambda: use(self._block(number, short)), lambda: use(self._block(number, b)))
+
+    @property
+    def _short(self) -> int:
+        """Rows in the short block of ``"blocks"``; 0 where there is none."""
+        return self.rows % self.rows_per_batch if self.sampling == "blocks" else 0
+
+    def _block(self, number: Array, size: int) -> Draw:
+        """The first rows, so many, of a block."""
+        start = number * self.rows_per_batch
+        rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), self.data)
+        return Draw(self._seen(rows), number, size * self._epoch / self.rows)
+
+    def _seen(self, batch: PyTree) -> PyTree:
+        """The batch as the losses see it."""
+        return batch
 
     def fold(
         self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count
     ) -> Carry:
         """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop; see :func:`bilevax.data.fold.fold`."""
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+        sweep = self._sweep if self._short and self._epoch >= FEW else None
+        return fold(self, step, carry, args, key=key, start=start, stop=stop, sweep=sweep)
+
+    def _sweep(
+        self, plan: PyTree, j: Array, end: Array, use: Callable[..., Carry], carry: Carry
+    ) -> tuple[Array, Carry]:
+        """The short block by itself, or all blocks before the next short one: a branch a sweep, not one a step."""
+        numbers, are_short = plan
+        places = jnp.arange(CHUNK, dtype=jnp.int32)
+        next_short = j - j % CHUNK + jnp.min(jnp.where(are_short & (places >= j % CHUNK), places, CHUNK))
+
+        def alone() -> tuple[Array, Carry]:
+            return j + 1, use(carry, j, self._block(numbers[j % CHUNK], self._short))
+
+        def before() -> tuple[Array, Carry]:
+            def one(j: Array, carry: Carry) -> Carry:
+                return use(carry, j, self._block(numbers[j % CHUNK], self.rows_per_batch))
+
+            until = jnp.minimum(end, next_short)
+            return until, jax.lax.fori_loop(j, until, one, carry)
+
+        return jax.lax.cond(are_short[j % CHUNK], alone, before)
 
 
 @config

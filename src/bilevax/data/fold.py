@@ -1,6 +1,7 @@
 """The only loop over minibatches, and what a source of minibatches must offer to it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -77,6 +78,7 @@ def fold(
     key: Array,
     start: Count,
     stop: Count,
+    sweep: Callable[..., tuple[Array, Carry]] | None = None,
 ) -> Carry:
     """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop, as one compiled loop.
 
@@ -91,7 +93,11 @@ def fold(
         key: a JAX random key.
         start: first minibatch.
         stop: one past the last minibatch.
+        sweep: how to run ``carry = use(carry, j, draw)`` from minibatch j on, (plan, j, end, use, carry) -> (where it
+            ended, carry): at least one minibatch, and none from ``end`` on, which is in the same chunk or opens the
+            next. Default: all of them, each by ``source.visit``.
     """
+    sweep = sweep or partial(_visits, source)
     start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     shape = jax.eval_shape(lambda: source.renew(None, key, start, True))
     empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
@@ -100,10 +106,16 @@ def fold(
         j, plan, carry = state
         plan = source.renew(plan, key, j, j == start)
         end = jnp.minimum(stop, source.boundary(j))
-
-        def one(j: Array, carry: Carry) -> Carry:
-            return source.visit(plan, j, lambda draw: step(carry, args, j, draw))
-
-        return end, plan, jax.lax.fori_loop(j, end, one, carry)
+        end, carry = sweep(plan, j, end, lambda carry, j, draw: step(carry, args, j, draw), carry)
+        return end, plan, carry
 
     return jax.lax.while_loop(lambda state: state[0] < stop, segment, (start, empty, carry))[2]
+
+
+def _visits(
+    source: Source, plan: PyTree, j: Array, end: Array, use: Callable[..., Carry], carry: Carry
+) -> tuple[Array, Carry]:
+    def one(j: Array, carry: Carry) -> Carry:
+        return source.visit(plan, j, lambda draw: use(carry, j, draw))
+
+    return end, jax.lax.fori_loop(j, end, one, carry)

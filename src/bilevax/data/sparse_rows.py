@@ -1,7 +1,6 @@
 """Rows of a sparse matrix in memory."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
@@ -15,9 +14,7 @@ from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, map_named
 from bilevax.data.arrays import Arrays, check_finite, narrowed
-from bilevax.data.fold import Draw
 
-Carry = TypeVar("Carry")
 
 LONGEST = 16
 """Entries in a piece at most: a cache line of float32."""
@@ -74,13 +71,9 @@ class SparseRows(Arrays):
     @property
     def full(self) -> PyTree:
         """Every row at once."""
-        return self._with_entries(self.data)
+        return self._seen(self.data)
 
-    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
-        """``use(draw)`` of minibatch j."""
-        return super().visit(plan, j, lambda draw: use(draw._replace(batch=self._with_entries(draw.batch))))
-
-    def _with_entries(self, batch: PyTree) -> PyTree:
+    def _seen(self, batch: PyTree) -> PyTree:
         """The batch with its sparse rows in place of their extents."""
         leaves, structure = jax.tree.flatten(batch)
         leaves[self.place] = SparseBatch(self.columns, self.values, leaves[self.place], cast(int, self.n_features))

@@ -13,7 +13,7 @@ from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, axpy, largest, norm, sub, where, zeros_like
 from bilevax.data.fold import RowSource
-from bilevax.solvers.contraction import DIVERGED, WINDOW, Moves, confirmed, no_moves, verdict, watch
+from bilevax.solvers.contraction import DIVERGED, WINDOW, Moves, confirmed, no_moves, suspicion_is_proof, verdict, watch
 from bilevax.solvers.schedules import Constant, at_step, schedule
 
 SUSPICIOUS = 3.0
@@ -91,11 +91,16 @@ class FixedPoint:
             way = jax.lax.cond(j == first + steps // 2, lambda: norm(sub(x, start)), lambda: way)
             eta = self.step_size(j) * draw.weight
             move = sub(image(x, args, draw.batch), x)
+            new = axpy(eta, move, x)
+            if suspicion_is_proof():
+                return new, lost, way
             good = (lost < 0) & jnp.isfinite(_sum(move))  # the last finite x is kept
-            return where(good, axpy(eta, move, x), x), jnp.where(good | (lost >= 0), lost, j), way
+            return where(good, new, x), jnp.where(good | (lost >= 0), lost, j), way
 
         carry = (start, jnp.int32(-1), jnp.full_like(norm(start), jnp.inf))
         end, lost, way = source.fold(step, carry, args, key=key, start=first, stop=first + steps)
+        if suspicion_is_proof():  # at which step, the thorough program says
+            lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
         code, checks = confirmed(
             image, (start, end), args, source,
             key=key, start=first + steps, step_size=self.step_size(first + jnp.maximum(steps - 1, 0)),
