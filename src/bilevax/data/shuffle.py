@@ -22,8 +22,8 @@ def shuffled(key: Array, i: Array, n: int) -> Array:
         i: int32 of any shape, in [0, n).
         n: number of entries.
     """
-    centres, salts = jax.random.split(key)
-    rounds = jax.random.randint(centres, (ROUNDS,), 0, n, jnp.int32), jax.random.bits(salts, (ROUNDS,), jnp.uint32)
+    centres, salts = jax.random.bits(key, (2, ROUNDS), jnp.uint32)  # one call: each more takes long to compile
+    rounds = (centres % n).astype(jnp.int32), salts
 
     def swap(x: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         centre, salt = pair
