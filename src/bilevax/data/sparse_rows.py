@@ -1,7 +1,7 @@
 """Rows of a sparse matrix in memory."""
 
 import dataclasses
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, map_named
 from bilevax.data.arrays import Arrays, check_finite, narrowed
-
 
 LONGEST = 16
 """Entries in a piece at most: a cache line of float32."""
