@@ -70,12 +70,14 @@ def scripted():
     return Scripted
 
 
-@pytest.fixture(scope="module")
-def quick_to_compile():
-    """For tests of what is traced or drawn, whose programs are run once: the compiler is spared its optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(scope="module", autouse=True)
+def _quick_to_compile(request):
+    """The default suite spares the compiler its optimisations: most programs run once. ``OPTIMISED`` modules do not.
+
+    The slow tests, which are asked for by ``-m``, run optimised programs, as users do.
+    """
+    quick = request.config.option.markexpr == "not slow" and not getattr(request.module, "OPTIMISED", False)
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 class Compilations:

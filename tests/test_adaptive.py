@@ -10,8 +10,6 @@ from bilevax.core.config import strong
 from bilevax.problems import FiniteQuadratic
 from bilevax.solvers.contraction import suspicion_as_proof
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(5)
 P = FiniteQuadratic.random(0, n=60, d=4, m=3)
 START = P.problem, jnp.zeros(4), jnp.asarray(P.lam)

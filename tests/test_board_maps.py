@@ -11,8 +11,6 @@ import pytest
 import bilevax as bx
 from bilevax.core.records import STAGES
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(0)
 D = 30
 GROWTH = (bx.Code.NOT_CONTRACTIVE, bx.Code.DIVERGED)

@@ -12,6 +12,7 @@ import pytest
 
 import bilevax as bx
 
+OPTIMISED = True
 KEY = jax.random.key(0)
 TRACES = 0
 D, N = 4, 24

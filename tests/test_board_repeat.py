@@ -11,8 +11,6 @@ import pytest
 
 import bilevax as bx
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(0)
 D = 3
 ROWS = np.random.default_rng(0).normal(size=40)

@@ -7,8 +7,6 @@ import pytest
 
 import bilevax as bx
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(0)
 
 

@@ -8,8 +8,6 @@ import pytest
 import bilevax as bx
 from bilevax.core.records import STAGES
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(0)
 D = 6
 STEP = 0.1

@@ -11,8 +11,6 @@ from bilevax.problems import FiniteQuadratic
 KEY = jax.random.key(0)
 D, N = 4, 24
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 # C17
 

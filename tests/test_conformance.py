@@ -15,8 +15,6 @@ from bilevax.core.records import Count
 from bilevax.testing import check_algorithm, check_estimator, check_inner_solver, check_linear_solver, check_source
 from bilevax.testing.tools import Counted
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 T = bx.FixedPoint(100)
 SPARSE = scipy.sparse.random_array((50, 9), density=0.2, dtype=np.float32, rng=0), np.arange(50)
 TABLE = np.arange(50, dtype=np.float32), np.arange(100).reshape(50, 2)

@@ -16,8 +16,6 @@ from jax import Array
 import bilevax as bx
 from bilevax.solvers.contraction import BURN_IN, Pair, coupled_pair
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 D, ROWS, SEEDS = 10, 2000, 400
 KEYS = jax.random.split(jax.random.key(1), SEEDS)
 

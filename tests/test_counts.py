@@ -10,8 +10,6 @@ from bilevax.problems import FiniteQuadratic
 from bilevax.solvers.contraction import CONFIRMING
 from bilevax.testing.tools import Counted, Counter
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(0)
 D = 6
 Q = np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0]

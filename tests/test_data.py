@@ -12,8 +12,6 @@ import bilevax as bx
 from bilevax.core.config import config
 from bilevax.data.fold import Draw, fold
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(3)
 SAMPLINGS = ["iid", "shuffled", "blocks"]
 MOST = 1600  # minibatches that one log can hold

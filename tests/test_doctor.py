@@ -17,8 +17,6 @@ from bilevax.problems.problem import cross_product, outer_gradients, residual
 from bilevax.solvers import GMRES
 from bilevax.testing.problems import problem, problems
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 class Case(NamedTuple):
     """What is given to the doctor."""

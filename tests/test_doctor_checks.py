@@ -18,8 +18,6 @@ from bilevax.trust.checks.sources import check_sources
 from bilevax.trust.findings import Finding, Findings
 from bilevax.trust.subject import Subject
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 RNG = np.random.default_rng(0)
 N, D = 40, 3
 X, Y = RNG.normal(size=(2 * N, D)), RNG.normal(size=2 * N)

@@ -12,8 +12,6 @@ from bilevax.core.config import config
 from bilevax.problems import FiniteQuadratic, PenalisedRidge
 from bilevax.trust.spectrum import extreme_eigenvalues, lanczos, spectral_norm, trilinear_norm
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(0)
 EXACT = ("q", "L_Phi", "L_E", "mu1", "mu2", "nu1", "L", "tau", "alpha")
 SAMPLED = ("sigma1", "sigma2", "sigma1_prime", "sigma2_prime")

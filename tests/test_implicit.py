@@ -15,8 +15,6 @@ from bilevax.implicit import custom_fixed_point, custom_root, failure
 from bilevax.implicit.default import DENSE, default_solve
 from bilevax.implicit.linear import solved
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 N, D = 30, 4
 _RNG = np.random.default_rng(0)
 X = jnp.asarray(_RNG.normal(size=(N, D)))

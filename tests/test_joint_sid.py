@@ -350,7 +350,6 @@ def short():
     return p, (jnp.zeros(5), jnp.asarray(p.lam), bx.Arrays(p.train, 5), bx.Arrays(p.val, 10))
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 @pytest.mark.slow
 def test_codes_say_what_a_run_did_not_reach(short):
     p, arguments = short
@@ -376,7 +375,6 @@ def first_weight(w, lam, batch):
     return w[0] + jnp.sum(lam)
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 def test_a_map_that_expands_is_named():
     """Fifty steps by 1.1 are a factor of 117, and no sign of anything to an average; a thousand overflow nothing."""
     rows = bx.Arrays(np.random.default_rng(0).normal(size=(100, 2)), 2)
@@ -391,7 +389,6 @@ def test_a_map_that_expands_is_named():
     assert code(bx.JointSID(1000))[0] == bx.Code.DIVERGED
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
     p, arguments = short
     cost = bx.hypergradient(p.problem, bx.JointSID(600, last_pass="always"), *arguments, key=KEY).cost

@@ -17,8 +17,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from bilevax import ParameterError
 from bilevax.sklearn import TunedLogisticRegression, single_penalty_grid
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @parametrize_with_checks([TunedLogisticRegression(steps=2, random_state=0)])
 def test_scikit_learn_contract(estimator: Any, check: Any) -> None:

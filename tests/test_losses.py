@@ -7,6 +7,7 @@ import pytest
 
 import bilevax as bx
 
+OPTIMISED = True
 SHAPES = {"none": (), "global": (), "class": (3,), "feature": (4,), "weight": (3, 4), "groups": (2,)}
 PENALTIES = {name: name for name in SHAPES} | {"none": None, "groups": bx.Groups([0, 0, 1, 1])}
 

@@ -13,6 +13,7 @@ from bilevax.core.config import config, strong
 from bilevax.problems import FiniteQuadratic
 from bilevax.theory import hypergradient_moments, inner_moments, known, linear_moments, sid_moments
 
+OPTIMISED = True
 KEY = jax.random.key(0)
 MANY = 20_000  # Monte Carlo runs
 

@@ -12,8 +12,6 @@ from bilevax.problems.problem import cross_product
 from bilevax.sklearn import TunedLogisticRegression
 from bilevax.testing.sources import check_source
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 KEY = jax.random.key(5)
 N, D = 60, 37
 FORMATS = ["csr", "csc", "coo", "bsr", "lil", "dok"]

@@ -13,8 +13,6 @@ import bilevax as bx
 from bilevax.algorithms.loop import advance
 from bilevax.core.config import strong
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 TRACES = 0
 COMPILED = 0
 N, D = 30, 4

@@ -259,39 +259,47 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
 
 
 def _options(pilot: Pilot, room: float) -> Iterator[Option]:
-    run = joint(room, pilot.sources, pilot.rates.step)
-    estimator: Any
+    """The ways to spend what the pilot has left."""
+    run = joint(room, pilot.sources, pilot.rates.step, pilot.rates.forgetting if pilot.informed else 0.0)
     if run is not None:
-        sampled, steps = run
+        estimator, steps = run
         noise = pilot.rates.noise / math.sqrt(steps)
         predicted = math.hypot(noise, pilot.start.error * pilot.rates.kept(steps))
-        yield Option("JointSID", sampled, pilot.sources, predicted)
-    train, val = (whole(source) for source in pilot.sources)
-    n = train.rows
-    passes = (room - n - val.rows) / n
-    if pilot.problem.has_loss:
-        first, each = LINE_SEARCH
-        passes -= first + (pilot.start.v is not None)
-        linear = int(passes / 2)
-        inner = round((passes - linear) / each)
-    else:
-        made = MOVED * (pilot.whole_factor < 1.0)
-        linear = int((passes + made) / 2)
-        inner = int(passes) - linear
+        yield Option("JointSID", estimator, pilot.sources, predicted)
+    train, val = map(whole, pilot.sources)
+    option = (_by_loss if pilot.problem.has_loss else _by_map)(pilot, (room - val.rows) / train.rows - 1.0)
+    if option is not None:
+        method, solvers, left = option
+        yield Option(method, solvers, (train, val), pilot.start.error * min(1.0, left))
+
+
+def _by_loss(pilot: Pilot, passes: float) -> tuple[str, SID, float] | None:
+    """L-BFGS and conjugate gradients in so many passes over train, and the share of an error that they leave.
+
+    As many steps for w as for v, but that d conjugate gradients solve any system of d entries.
+    """
+    first, each = LINE_SEARCH
+    passes -= first + (pilot.start.v is not None)
+    d = sum(x.size for x in jax.tree.leaves(pilot.start.w))
+    linear = int(min(passes / 2, d + 2))
+    inner = round((passes - linear) / each)
     if min(linear, inner) < 1:
-        return
-    if pilot.problem.has_loss:
-        tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
-        rates = pilot.rates
-        d = sum(x.size for x in jax.tree.leaves(pilot.start.w))
-        left = sum(rates.krylov(k) ** max(k / d, 1.0) for k in (inner, linear))  # d steps solve what is quadratic
-        left += tiny * rates.kappa
-        method, estimator = "AID-CG", SID(LBFGS(tiny, inner), CG(tiny, linear))
-    else:
-        factor = pilot.whole_factor if pilot.whole_factor < 1.0 else max(1.0 - 1.0 / pilot.rates.kappa, 0.3)
-        left = factor ** (inner + made) + factor**linear
-        method, estimator = "AID-FP", SID(FixedPoint(inner), FixedPoint(linear))
-    yield Option(method, estimator, (train, val), pilot.start.error * min(1.0, left))
+        return None
+    tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
+    rates = pilot.rates
+    left = rates.krylov(inner) ** max(inner / d, 1.0) + rates.krylov(linear) * (linear < d) + tiny * rates.kappa
+    return "AID-CG", SID(LBFGS(tiny, inner), CG(tiny, linear)), left
+
+
+def _by_map(pilot: Pilot, passes: float) -> tuple[str, SID, float] | None:
+    """The iteration itself, for w and for v; steps for w that the pilot made are made."""
+    made = MOVED * (pilot.whole_factor < 1.0)
+    linear = int((passes + made) / 2)
+    inner = int(passes) - linear
+    if min(linear, inner) < 1:
+        return None
+    factor = pilot.whole_factor if pilot.whole_factor < 1.0 else max(1.0 - 1.0 / pilot.rates.kappa, 0.3)
+    return "AID-FP", SID(FixedPoint(inner), FixedPoint(linear)), factor ** (inner + made) + factor**linear
 
 
 def _doubled(estimator: SID) -> SID:
