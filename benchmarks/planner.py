@@ -1,6 +1,6 @@
 """The planner against a hand-tuned SID, AID-FP and AID-CG, at the same number of sample visits, on the twenty problems.
 
-    python benchmarks/planner.py [--only NAME ...] [--quick]
+    python benchmarks/planner.py [--only NAME ...] [--quick] [--plans]
 
 Budgets: 5, 20 and 80 passes over train. SID: 200 settings (5 splits t : k : J, 4 betas and 5 gammas around the
 published 2 / (1 - q^2), steps that decrease and steps that stay), each screened with a few seeds, the best ten again
@@ -8,7 +8,8 @@ with more, and the winner measured with fresh ones. AID-FP and AID-CG (with L-BF
 steps and GMRES): as many iterations of both solvers, equally many, as fit. The planner: its pilot is counted; other
 seeds for every plan. Mean square errors are relative to the squared norm of the exact hypergradient, in float64.
 
-Writes benchmarks/results/planner.json and prints a markdown table. ``--quick``: three problems, few seeds.
+Writes benchmarks/results/planner.json and prints a markdown table. ``--quick``: three
+problems, or those named, with few seeds. ``--plans``: only plans are measured; their rivals are those of the file.
 """
 
 import argparse
@@ -142,13 +143,13 @@ def planned(case: Case, budget: float, plans: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compare(case: Case, passes: int, quick: bool) -> dict[str, Any]:
-    """One problem at one budget."""
+def compare(case: Case, passes: int, quick: bool, found: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One problem at one budget; ``found`` are the rivals, where they are known."""
     budget = float(passes * case.sampled[0].rows)
     work = budget * case.size
     seeds = Seeds(1, 4, 10, 2) if quick else Seeds(1, 4, 30, 5) if work > LARGE else Seeds(4, 16, 100, 30)
     clock = time.perf_counter()
-    found = rivals(case, budget, seeds)
+    found = found or rivals(case, budget, seeds)
     plan = planned(case, budget, seeds.plans)
     best = min(found, key=lambda name: found[name]["mse"])
     measured = plan["mse"] ** 0.5
@@ -181,16 +182,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=problems(), metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="three problems, few seeds")
+    parser.add_argument("--plans", action="store_true", help="the rivals are those of the file")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     file = Path(__file__).parent / "results" / "planner.json"
     heads = "problem", "passes", "SID tuned", "AID-FP", "AID-CG", "plan", "its error", "predicted", "MSE / best"
     print("| " + " | ".join([*heads, "predicted / measured"]) + " |\n" + "|---" * 10 + "|")
+    kept = (
+        {(r["problem"], r["passes"]): r["rivals"] for r in json.loads(file.read_text())["rows"]}
+        if options.plans
+        else {}
+    )
     rows = []
     for name in options.only or (QUICK if options.quick else problems()):
         case = Case(problem(name))
         for passes in PASSES:
-            rows.append(compare(case, passes, options.quick))
+            rows.append(compare(case, passes, options.quick, kept.get((name, passes))))
             print(row(rows[-1]), flush=True)
         file.parent.mkdir(exist_ok=True)
         out = {"versions": {"bilevax": bx.__version__, "jax": jax.__version__}, "verdict": verdict(rows), "rows": rows}

@@ -50,7 +50,7 @@ MOVED = 3
 FORGOTTEN = 4.0
 """Relaxation times after which the steps of JointSID fall."""
 
-SHARES = 0.02, 0.3
+SHARES = 0.02, 0.15
 """Of the budget that a pilot takes, and that it may take where that is what INFORMED steps cost."""
 
 
