@@ -232,6 +232,7 @@ def test_c4_the_message_says_which_step_would_do():
     assert "estimated L = 4." in descent(2.1).message
 
 
+@pytest.mark.slow
 def test_c4_of_a_run_of_itd_and_of_the_linear_solver():
     A, b = padded(np.diag(np.r_[0.1, 4.0, np.ones(D - 2)]))
     problem = bx.Problem(bx.GradientStep(bowl, 2.1 / 4.0), total)

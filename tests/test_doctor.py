@@ -303,7 +303,10 @@ def assert_healthy(name, seeds):
         assert findings.codes == (("COMPOSITE",) if name == "elastic-net" else ())
 
 
-@pytest.mark.parametrize("name", [pytest.param("quadratic-1000-b1", marks=pytest.mark.slow), "elastic-net"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("quadratic-1000-b1", marks=pytest.mark.slow), pytest.param("elastic-net", marks=pytest.mark.slow)],
+)
 def test_some_of_the_twenty_problems_are_healthy(name):
     assert_healthy(name, seeds=2)
 

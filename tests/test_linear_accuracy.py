@@ -12,6 +12,7 @@ import bilevax as bx
 from bilevax.problems import FiniteQuadratic
 from bilevax.problems.quadratic import quadratic_inner_loss, quadratic_outer_loss
 
+OPTIMISED = True  # the last digits are what is compared
 D, KAPPA, L = 20, 50.0, 3.0
 STEP = 0.9 / L
 EVERY = np.arange(1, 61)

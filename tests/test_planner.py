@@ -119,6 +119,7 @@ def test_a_map_without_a_loss_is_solved_by_fixed_point_steps():
     assert case.error(est) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_plan_prints_and_verifies_itself():
     case = CASES["logistic-500x20-0.1"]
     for passes in (5, 20):

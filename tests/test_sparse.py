@@ -135,7 +135,7 @@ def test_a_product_costs_its_own_rows_not_the_longest(slab):
     [
         (bx.Squared, "class", "iid"),
         pytest.param(bx.BinaryLogistic, "feature", "shuffled", marks=pytest.mark.slow),
-        (bx.MultinomialLogistic, "feature", "blocks"),
+        pytest.param(bx.MultinomialLogistic, "feature", "blocks", marks=pytest.mark.slow),
         pytest.param(bx.MultinomialLogistic, "global", "iid", marks=pytest.mark.slow),
     ],
 )
