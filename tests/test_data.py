@@ -361,3 +361,22 @@ def test_float64_without_x64_warns_at_the_callers_line(tmp_path):
     program.write_text(PROGRAM)
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("n", "b"), [(103, 10), (100, 10), (41, 4), (25, 10)])
+@pytest.mark.parametrize(("start", "stop"), [(0, 300), (5, 6), (7, 270), (250, 262), (10, 10)])
+def test_blocks_in_sweeps_are_those_that_are_visited_one_by_one(n, b, start, stop):
+    """A sweep takes the short block by itself: where it begins, ends and restarts must not show."""
+    source = bx.Arrays(np.arange(n, dtype=float), b, sampling="blocks", seed=None)
+
+    def step(carry, args, j, draw):
+        first, total = draw.batch[0], jnp.sum(draw.batch) * draw.weight
+        seen = jnp.stack([j.astype(float), draw.block.astype(float), first, total])
+        return carry.at[j - start].set(seen)
+
+    empty = jnp.full((stop - start + 1, 4), -1.0)
+    swept = source.fold(step, empty, (), key=jax.random.key(3), start=start, stop=stop)
+    visited = fold(source, step, empty, (), key=jax.random.key(3), start=start, stop=stop)
+    np.testing.assert_array_equal(swept, visited)
+    np.testing.assert_array_equal(swept[:-1, 0], np.arange(start, stop))
+    np.testing.assert_array_equal(swept[:-1, 2], b * swept[:-1, 1])
