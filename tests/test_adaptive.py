@@ -68,6 +68,7 @@ def test_steps_on_every_row_go_on_as_well():
     np.testing.assert_array_equal(solve(5, solve(7, jnp.zeros(4)).value, 7).value, solve(12, jnp.zeros(4)).value)
 
 
+@pytest.mark.slow
 def test_a_joint_run_of_three_legs_is_one_run_of_four_times_the_steps():
     """One chain, given steps: to the bit where it ends, and to rounding in its mean and its error."""
     options = {"extrapolate": False, "last_pass": "never"}
@@ -80,6 +81,7 @@ def test_a_joint_run_of_three_legs_is_one_run_of_four_times_the_steps():
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_count_that_does_not_divide_loses_no_step():
     """Of 2 x 37 steps the last three quarters, 56, are in the means, whatever the edges of the stretches."""
     est, state = legs(bx.JointSID(37, 0.3, extrapolate=False, last_pass="never"), 2)
@@ -109,6 +111,7 @@ def met():
     return [run(estimator, key=jax.random.key(seed), target=0.05) for seed in range(20)]
 
 
+@pytest.mark.slow
 def test_a_target_is_met_within_a_factor_of_two_or_flagged(met):
     errors = [true_error(est) for est in met if est.code == bx.Code.OK]
     assert len(errors) >= 15

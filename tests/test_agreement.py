@@ -187,12 +187,11 @@ def test_a3_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing
             w = w + eta(jnp.int32(j)) * (step(w, lam, batch) - w)
         return p.problem.outer_loss(w, lam, val)
 
-    for t in (1, 2, 7, 16, 23):
+    for t, mode in ((1, "reverse"), (7, "reverse"), (16, "reverse"), (7, "forward")):
         truth = jax.grad(value)(jnp.asarray(p.lam), t)
-        for mode in ("reverse", "forward"):
-            itd = bx.ITD(t, eta, mode)
-            est = bx.hypergradient(p.problem, itd, np.zeros((1, 6)), p.lam, bx.Arrays(batch), bx.Arrays(val), key=KEY)
-            np.testing.assert_allclose(est.value, truth, rtol=1e-12)
+        itd = bx.ITD(t, eta, mode)
+        est = bx.hypergradient(p.problem, itd, np.zeros((1, 6)), p.lam, bx.Arrays(batch), bx.Arrays(val), key=KEY)
+        np.testing.assert_allclose(est.value, truth, rtol=1e-12)
 
 
 def soft(w: Any, lam: Any, s: Any) -> Any:

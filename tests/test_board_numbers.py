@@ -257,6 +257,7 @@ def test_a4_the_inner_loss_is_finite_and_its_gradient_is_not():
     assert "(the loss is finite, its gradient is not)" in est.message
 
 
+@pytest.mark.slow
 def test_a4_control_an_inner_loss_that_is_not_finite_is_not_called_finite():
     def loss(w, lam, batch):
         return jnp.sum(jnp.log(w - 1.0)) + jnp.mean(batch)

@@ -53,7 +53,7 @@ def of(est):
 # E8
 
 
-@pytest.mark.parametrize("sampling", ["iid", "shuffled", "blocks"])
+@pytest.mark.parametrize("sampling", ["iid", pytest.param("shuffled", marks=pytest.mark.slow), "blocks"])
 def test_e8_the_same_seed_twice(sampling):
     first = of(estimate(sampling=sampling))
     jax.random.normal(jax.random.key(7), (5,))
@@ -130,6 +130,7 @@ def test_e9_one_thread_and_two_agree_to_rounding():
 # E10
 
 
+@pytest.mark.slow
 def test_e10_another_seed_is_another_result():
     """In every stage: a stream that ignored the key would repeat its own part."""
     one, other = estimate(), estimate(jax.random.key(1))
@@ -206,7 +207,7 @@ def no_reuse():
 
 
 @pytest.mark.usefixtures("no_reuse")
-@pytest.mark.parametrize("sampling", ["iid", "shuffled", "blocks"])
+@pytest.mark.parametrize("sampling", ["iid", pytest.param("shuffled", marks=pytest.mark.slow), "blocks"])
 def test_e11_no_key_is_used_twice_in_an_estimate(sampling):
     """All five streams, the measured step among them; a new function, so that nothing cached is run."""
     key = jax.random.key(11)

@@ -34,6 +34,7 @@ def deviation(found):
     return np.abs(found.mean(0) - truth) / (found.std(0, ddof=1) / np.sqrt(len(found)))
 
 
+@pytest.mark.slow
 def test_c17_the_mean_of_4000_products_is_that_of_the_full_batch():
     assert deviation(products()).max() < 4
 

@@ -210,6 +210,7 @@ def test_a8_at_the_exact_solution_the_error_is_a_floor_over_j(J):
     assert error < 0.05 * mean
 
 
+@pytest.mark.slow
 def test_a8_penalties_have_no_floor():
     """lam enters no row: with J = 1 the error keeps falling as w and v do."""
     p, errors = PenalisedRidge.random(0, n=40, d=4), []
@@ -244,6 +245,7 @@ def relative_bias(value, p):
     return np.linalg.norm(value.mean(0) - p.hypergradient(p.lam)) / np.linalg.norm(p.hypergradient(p.lam))
 
 
+@pytest.mark.slow
 def test_a10_one_frozen_minibatch_is_seen_with_any_steps():
     """With every row in the cross product, so that its noise hides nothing; w is at the solution, v a solver's."""
     p, b = QUADRATICS["P1"], 20

@@ -53,6 +53,7 @@ def stationarity(lam, S, *, learning_rate, counts, seeds=2):
 HORIZONS = (10, 20, 40, 80, 160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["far", "optimum"])
 def test_a13_stationarity_falls_as_one_over_the_horizon(start):
     """From afar the transient decides, from the optimum the noise of the estimates alone."""
@@ -71,6 +72,7 @@ def test_a13_counts_that_grow_with_the_outer_step():
     assert -1.3 < slope < -0.8, levels
 
 
+@pytest.mark.slow
 def test_a13_control_a_single_cross_batch_leaves_a_floor():
     lam = np.linalg.solve(outer_curvature(P1), -P1.hypergradient(np.zeros(5)))
     levels = [stationarity(lam, S, learning_rate=0.5 / SMOOTHNESS, counts=(S, S, 1)) for S in HORIZONS]

@@ -148,6 +148,7 @@ def test_the_page_says_the_worst_first(tmp_path, severities, word):
     assert word in elements(write_findings(tmp_path / "a.html", "name", rows)).text
 
 
+@pytest.mark.slow
 def test_the_example_has_the_three_mistakes_it_says_and_none_when_mended():
     import bilevax as bx
 

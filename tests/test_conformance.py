@@ -185,7 +185,10 @@ FAULTS = {
 
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(f, marks=pytest.mark.slow if f in ("start", "dtype", "cost", "seed") else ()) for f in FAULTS],
+    [
+        pytest.param(f, marks=pytest.mark.slow if f in ("start", "dtype", "cost", "seed", "streams") else ())
+        for f in FAULTS
+    ],
 )
 def test_a_wrong_estimator_is_caught(fault):
     with pytest.raises(AssertionError, match=FAULTS[fault]):

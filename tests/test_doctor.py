@@ -269,10 +269,12 @@ FAULTS = {
 
 
 WARNINGS = {"SLOW", "CLOSED_OVER", "FLOAT64_CONSTANT"}
+LONG = {"an estimator that freezes a batch", "normalisation by batch", "a float64 constant", "q = 1.05", "a sum"}
+LONG |= {"8 MB closed over", "the first half of the batch"}
 
 
 @pytest.mark.parametrize("size", ["small", *(pytest.param(x, marks=pytest.mark.slow) for x in ("middle", "large"))])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow if f in LONG else ()) for f in FAULTS])
 def test_each_fault_has_its_code(fault, size):
     pose, code = FAULTS[fault]
     with jax.enable_x64(code != "FLOAT64_CONSTANT"):

@@ -106,6 +106,7 @@ def logcosh(w, lam, batch):
     return jnp.mean(a + jax.nn.softplus(-2.0 * a)) + 0.5 * jnp.sum(jnp.exp(lam) * w**2)
 
 
+@pytest.mark.slow
 def test_how_fast_jacobians_change_on_a_problem_that_is_not_quadratic():
     """nu1 against the largest of many directions of the hand-derived third derivative."""
     rng = np.random.default_rng(3)
@@ -210,6 +211,7 @@ class Scaling:
         return (self.q + jnp.mean(batch)) * w + lam
 
 
+@pytest.mark.slow
 def test_noise_that_is_the_same_in_all_directions():
     rows = 0.3 * np.random.default_rng(0).normal(size=100)
     problem = bx.Problem(Scaling(0.4), lambda w, lam, batch: jnp.sum(w) * jnp.mean(batch))

@@ -251,6 +251,7 @@ def variance(influence, visits):
     return np.sum(np.var(influence, axis=0)) / visits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coupling", [0.2, 1.0])
 def test_the_variance_is_near_the_least_that_so_many_minibatches_allow(coupling):
     """N MSE / V in [.9, 2.2] (1.33 of it is the discarded quarter), with V from the influence of every row."""
@@ -409,6 +410,7 @@ def test_wrong_settings_are_refused(changes, message):
         bx.JointSID(**changes)
 
 
+@pytest.mark.slow
 def test_an_anchor_takes_the_noise_of_val_away():
     """Begun at the solution and with every row of train, val is all the noise; the first quarter has no anchor yet."""
     p = problem("logistic-500x20-0.1")

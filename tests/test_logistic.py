@@ -33,7 +33,7 @@ def reference(model: TunedLogisticRegression, X: np.ndarray, y: np.ndarray) -> L
     return LogisticRegression(C=1.0, tol=1e-10, max_iter=20_000).fit(Z, y)
 
 
-@pytest.mark.parametrize("penalty_per", ["feature", "global"])
+@pytest.mark.parametrize("penalty_per", ["feature", pytest.param("global", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("data", [load_breast_cancer, pytest.param(load_iris, marks=pytest.mark.slow)])
 def test_solution_is_that_of_scikit_learn_on_rescaled_features(penalty_per: str, data: Any) -> None:
     X, y = data(return_X_y=True)
@@ -45,7 +45,10 @@ def test_solution_is_that_of_scikit_learn_on_rescaled_features(penalty_per: str,
 
 @pytest.mark.parametrize(
     ("penalty_per", "shape"),
-    [("class", (3,)), pytest.param("weight", (3, 4), marks=pytest.mark.slow), ("global", ()), ("feature", (4,))],
+    [
+        ("class", (3,)),
+        *(pytest.param(*of, marks=pytest.mark.slow) for of in [("weight", (3, 4)), ("global", ()), ("feature", (4,))]),
+    ],
 )
 def test_shapes_of_penalties(penalty_per: str, shape: tuple[int, ...]) -> None:
     X, y = load_iris(return_X_y=True)
@@ -72,6 +75,7 @@ def noisy(n: int, seed: int, *, real: int = 10, noise: int = 10) -> tuple[np.nda
     return np.hstack([X, np.random.default_rng(seed).normal(size=(n, noise))]), y
 
 
+@pytest.mark.slow
 def test_noise_columns_are_found_and_the_grid_is_beaten() -> None:
     X, y = noisy(4500, 1, real=6, noise=54)
     train, test = slice(0, 500), slice(500, None)
@@ -83,6 +87,7 @@ def test_noise_columns_are_found_and_the_grid_is_beaten() -> None:
     )
 
 
+@pytest.mark.slow
 def test_permuted_labels_teach_nothing() -> None:
     X, y = noisy(1600, 2)
     y = np.random.default_rng(0).permutation(y)
@@ -90,6 +95,7 @@ def test_permuted_labels_teach_nothing() -> None:
     assert log_loss(y[600:], model.predict_proba(X[600:])) > np.log(2) - 0.005
 
 
+@pytest.mark.slow
 def test_validation_rows_are_the_given_ones_and_unused_for_scaling() -> None:
     X, y = load_iris(return_X_y=True)
     validation = np.arange(len(y)) % 3 == 0
@@ -133,6 +139,7 @@ def test_callback_ends_the_run_and_interrupt_keeps_what_was_reached() -> None:
     assert stopped.score(X, y) > 0.9
 
 
+@pytest.mark.slow
 def test_class_balance() -> None:
     X, y = make_classification(1500, 6, weights=[0.95], class_sep=0.7, random_state=0)
     recall = [np.mean(small(class_weight=weight).fit(X, y).predict(X)[y == 1] == 1) for weight in (None, "balanced")]

@@ -1,4 +1,4 @@
-"""The losses' own Hessian-vector product against the derivative of the derivative."""
+"""The losses' own gradient and Hessian-vector product against autodiff, on few rows and piece by piece."""
 
 import jax
 import jax.numpy as jnp
@@ -6,19 +6,29 @@ import numpy as np
 import pytest
 
 import bilevax as bx
+from bilevax.core import row_sums
 
 OPTIMISED = True
 SHAPES = {"none": (), "global": (), "class": (3,), "feature": (4,), "weight": (3, 4), "groups": (2,)}
 PENALTIES = {name: name for name in SHAPES} | {"none": None, "groups": bx.Groups([0, 0, 1, 1])}
 
 
+@pytest.fixture(params=["few", "many"])
+def rows(request, monkeypatch):
+    """6 rows of 4 features as one piece, or as a piece of 4 and the 2 left over."""
+    if request.param == "many":
+        monkeypatch.setattr(row_sums, "MANY", 1)
+        monkeypatch.setattr(row_sums, "PIECE", 16)
+    return 6
+
+
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("bias", [False, True], ids=["weights", "with-bias"])
 @pytest.mark.parametrize("penalty", SHAPES)
 @pytest.mark.parametrize("loss", [bx.Squared, bx.BinaryLogistic, bx.MultinomialLogistic])
-def test_hessian_product_is_the_second_derivative(loss, penalty, bias, weighted):
+def test_own_derivatives_are_those_of_autodiff(loss, penalty, bias, weighted, rows):
     rng = np.random.default_rng(0)
-    outputs, p, b = 1 if loss is bx.BinaryLogistic else 3, 4, 6
+    outputs, p, b = 1 if loss is bx.BinaryLogistic else 3, 4, rows
     shape = tuple(outputs if size == 3 else size for size in SHAPES[penalty])
 
     def tree():
@@ -30,9 +40,35 @@ def test_hessian_product_is_the_second_derivative(loss, penalty, bias, weighted)
     batch = [jnp.asarray(rng.normal(size=(b, p))), jnp.asarray(y)]
     batch += [jnp.asarray(rng.uniform(size=b))] if weighted else []
     one = loss(PENALTIES[penalty])
-    ours = one.hessian_product(w, lam, batch, v)
-    truth = jax.jvp(lambda x: jax.grad(one)(x, lam, batch), (w,), (v,))[1]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), ours, truth)
+
+    def second(gradient):
+        return jax.jvp(lambda x: gradient(x, lam, batch), (w,), (v,))[1]
+
+    def equal(ours, truth):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), ours, truth)
+
+    own = lambda *args: one.value_and_grad(*args)[1]  # noqa: E731
+    product = second(jax.grad(one))
+    equal(one.value_and_grad(w, lam, batch), jax.value_and_grad(one)(w, lam, batch))
+    equal(one.hessian_product(w, lam, batch, v), product)
+    equal(second(own), product)
+    equal(jax.vjp(lambda x: own(x, lam, batch), w)[1](v)[0], product)
+    if penalty != "none":
+        ours, truth = (jax.vjp(lambda x, g=g: g(w, x, batch), lam)[1](v)[0] for g in (own, jax.grad(one)))
+        equal(ours, truth)
+
+
+def test_many_rows_are_read_in_pieces():
+    """What is kept of a pass over 2^23 entries, or for its derivative in reverse, is no copy of them."""
+    X = jax.ShapeDtypeStruct((1 << 18, 32), jnp.float32)
+    y, w = jax.ShapeDtypeStruct((1 << 18,), jnp.int32), jax.ShapeDtypeStruct((1, 32), jnp.float32)
+    loss = bx.BinaryLogistic()
+
+    def product(w, X, y):
+        return jax.vjp(lambda w: loss.value_and_grad(w, None, (X, y))[1], w)[1](w)[0]
+
+    memory = jax.jit(product).lower(w, X, y).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < X.size  # a quarter of X
 
 
 def test_adjoint_product_of_a_diagonal_step_is_that_of_the_map():

@@ -32,7 +32,9 @@ def test_every_row_and_a_schedule_by_hand():
     np.testing.assert_allclose(est.v, v, rtol=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [None, 5], ids=["every-row", "minibatches"])
+@pytest.mark.parametrize(
+    "batch_size", [None, pytest.param(5, marks=pytest.mark.slow)], ids=["every-row", "minibatches"]
+)
 def test_the_schedule_starts_again_at_every_outer_step(batch_size):
     solver = bx.FixedPoint(4, bx.Harmonic(2.0, 3.0))
     first, later = (estimate(bx.SID(solver, solver), batch_size=batch_size, s=s) for s in (0, 7))

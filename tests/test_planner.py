@@ -71,6 +71,7 @@ def many_rows():
     return *args, bx.Arrays((X[:20_000], y[:20_000]), 100), bx.Arrays((X[20_000:], y[20_000:]))
 
 
+@pytest.mark.slow
 def test_few_passes_over_many_rows_are_sampled_and_the_error_is_as_predicted():
     args = many_rows()
     exact = bx.hypergradient(
@@ -90,7 +91,7 @@ def test_few_passes_over_many_rows_are_sampled_and_the_error_is_as_predicted():
     assert max(errors) < 0.2
 
 
-@pytest.mark.parametrize("target", [0.2, 1e-6])
+@pytest.mark.parametrize("target", [pytest.param(0.2, marks=pytest.mark.slow), 1e-6])
 def test_a_target_is_met(target):
     case = CASES["ridge"]
     p = case.plan(target=target)
@@ -102,6 +103,7 @@ def test_a_target_is_met(target):
     assert (p.method == "AID-CG") or target > 0.01
 
 
+@pytest.mark.slow
 def test_a_target_that_no_budget_promises_is_flagged():
     p = CASES["quadratic-10-b1"].plan(target=1e-18)
     assert len(p.notes) == 1

@@ -87,6 +87,7 @@ def test_c16_control_shipped_steps_are_not(steps):
     bx.FixedPoint(100, steps)
 
 
+@pytest.mark.slow
 def test_c16_the_steps_that_are_refused_do_stop_short():
     """What the warning says: with 0.9^j the error ends where prod(1 - eta_j (1 - q)) leaves it, at any count."""
     p = FiniteQuadratic.random(0, n=20, d=3, m=2)

@@ -72,7 +72,7 @@ def assert_moments(p, *, t, k, J, batch_size, gamma):
     assert_square(value, exact.hypergradient, at_end.mse)
 
 
-@pytest.mark.parametrize("J", [1, 10])
+@pytest.mark.parametrize("J", [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("batch_size", "correlated"), [(1, False), (5, True)], ids=["b1", "b5-correlated"])
 def test_a4_monte_carlo_equals_the_exact_moments(batch_size, correlated, J):
     p = FiniteQuadratic.random(0, correlated=correlated, n=40, d=4, m=3)

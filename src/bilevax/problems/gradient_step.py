@@ -9,6 +9,7 @@ from jax import Array
 
 from bilevax.core.config import config, is_scalar, real, replace, set_fields
 from bilevax.core.errors import ParameterError
+from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, norm, scale, sub, vdot
 
 
@@ -22,7 +23,8 @@ class GradientStep:
         loss: (w, lam, batch) -> scalar, a mean over the rows of the batch. A loss may offer ``curvature(w, batch)`` (a
             bound on the largest curvature of its data part) and ``penalty_curvature(w, lam)`` (the diagonal curvature
             of its penalty, to broadcast against w): then a measured step is diagonal, 1 / (L + penalty curvature),
-            and serves all penalties at once; and ``hessian_product(w, lam, batch, v)``, faster than autodiff's.
+            and serves all penalties at once; and ``value_and_grad(w, lam, batch)``, its gradient in w, and
+            ``hessian_product(w, lam, batch, v)``, faster than autodiff's.
         step_size: s, in units of 1 / curvature: a positive number; a pytree like w; a callable of lam that gives either
             (its derivative in lam is stopped, which is exact at the fixed point); or None: measured on the problem,
             1 / (largest curvature of :data:`MEASURED_BATCHES` minibatches), before every hypergradient.
@@ -39,7 +41,7 @@ class GradientStep:
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """One gradient step on the loss of the batch."""
-        gradient = jax.grad(self.loss)(w, lam, batch)
+        _, gradient = value_and_grad(self.loss, w, lam, batch)
         return jax.tree.map(lambda x, s, g: x - s * g, w, self.metric(w, lam), gradient)
 
     def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:

@@ -16,6 +16,7 @@ from jax import Array
 
 from bilevax.core.config import choice, config, set_fields
 from bilevax.core.errors import ParameterError
+from bilevax.core.row_sums import over_rows
 from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import power_iteration
 
@@ -63,6 +64,11 @@ def scores(w: PyTree, X: Array) -> Array:
     return out + w["bias"][None, :] if isinstance(w, dict) else out
 
 
+def _plus(w: PyTree, weights: Array) -> PyTree:
+    """W with something added to its weights."""
+    return {**w, "weights": w["weights"] + weights} if isinstance(w, dict) else w + weights
+
+
 def _check_vector(y: Array) -> None:
     if y.ndim != 1:
         raise ParameterError(f"y has shape {y.shape}; pass one label a row, shape [n], for example y.ravel()")
@@ -81,10 +87,7 @@ class _LinearModelLoss:
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> Array:
         """Mean loss over the batch, plus 1/2 sum exp(lam) weights^2 if there is a penalty."""
-        X, y, *weight = batch
-        losses = self.per_row(scores(w, X), y)
-        mean = jnp.mean(losses * weight[0]) if weight else jnp.mean(losses)
-        return mean + self.half_penalty(_weights(w), lam)
+        return self._share(w, batch, batch[0].shape[0]) + self.half_penalty(_weights(w), lam)
 
     def half_penalty(self, weights: Array, lam: PyTree) -> Array:
         """1/2 sum exp(lam) weights^2; 0 without a penalty."""
@@ -92,30 +95,51 @@ class _LinearModelLoss:
             return jnp.zeros((), weights.dtype)
         return 0.5 * jnp.sum(strengths(self.penalty, lam) * weights**2)
 
+    def value_and_grad(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
+        """The loss and its gradient in w, like w; of many rows in one pass."""
+        n = batch[0].shape[0]
+        loss, slope = over_rows(lambda w, rows: jax.value_and_grad(self._share)(w, rows, n), w, batch)
+        penalty, pull = jax.value_and_grad(self.half_penalty)(_weights(w), lam)
+        return loss + penalty, _plus(slope, pull)
+
     def hessian_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """grad_w^2 of the loss times v, like w: the scores of w and of v are one product with X."""
-        X, y, *weight = batch
+        n = batch[0].shape[0]
+        product = over_rows(lambda args, rows: self._share_of_product(args, rows, n), (w, v), batch)
+        return product if self.penalty is None else _plus(product, strengths(self.penalty, lam) * _weights(v))
+
+    def _share(self, w: PyTree, rows: PyTree, n: int) -> Array:
+        """What these of n rows have in the mean loss."""
+        X, y, *weight = rows
+        losses = self.per_row(scores(w, X), y)
+        return jnp.sum(losses * weight[0] if weight else losses) / n
+
+    def _share_of_product(self, args: tuple[PyTree, PyTree], rows: PyTree, n: int) -> PyTree:
+        """And in its Hessian product; args are (w, v)."""
+        (w, v), (X, y, *weight) = args, rows
         W, V = _weights(w), _weights(v)
         both = X @ jnp.concatenate([W, V]).T
         S, U = both[:, : W.shape[0]], both[:, W.shape[0] :]
         if isinstance(w, dict):
             S, U = S + w["bias"][None, :], U + v["bias"][None, :]
-        share = (weight[0] if weight else jnp.ones_like(S[:, 0])) / X.shape[0]
+        share = (weight[0] if weight else jnp.ones_like(S[:, 0])) / n
         R = jax.jvp(jax.grad(lambda s: jnp.sum(self.per_row(s, y))), (S,), (U,))[1] * share[:, None]
-        product = R.T @ X
-        if self.penalty is not None:
-            product = product + strengths(self.penalty, lam) * V
-        return {"weights": product, "bias": jnp.sum(R, axis=0)} if isinstance(w, dict) else product
+        return {"weights": R.T @ X, "bias": jnp.sum(R, axis=0)} if isinstance(w, dict) else R.T @ X
 
     def curvature(self, w: PyTree, batch: PyTree) -> Array:
         """A bound on the largest curvature of the mean loss at any w: sup a'' times that of the rows' second moment."""
         X, _, *weight = batch
         one = jnp.ones((), X.dtype) if isinstance(w, dict) else jnp.zeros((), X.dtype)  # the bias sees a constant 1
-        c = weight[0] if weight else jnp.ones(X.shape[0], X.dtype)
+        n = X.shape[0]
+        c = weight[0] if weight else jnp.ones(n, X.dtype)
+
+        def part(u: tuple[Array, Array], rows: tuple[Array, Array]) -> tuple[Array, Array]:
+            X, c = rows
+            r = c * (X @ u[0] + one * u[1]) / n
+            return r @ X, one * jnp.sum(r)
 
         def moment(u: tuple[Array, Array]) -> tuple[Array, Array]:
-            r = c * (X @ u[0] + one * u[1]) / X.shape[0]
-            return r @ X, one * jnp.sum(r)
+            return over_rows(part, u, (X, c))
 
         start = (jnp.ones(X.shape[1], X.dtype) + 0.5 * jnp.cos(jnp.arange(X.shape[1])).astype(X.dtype), one)
         return self.largest_second_derivative * power_iteration(moment, start)

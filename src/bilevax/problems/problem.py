@@ -7,6 +7,7 @@ from jax import Array
 
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
+from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, add, astype_of, axpy, sub, vdot
 
 
@@ -103,8 +104,8 @@ def cross_product(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, v: Py
 
 def outer_gradients(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
     """E(w, lam; xi), grad_1 E and grad_2 E. Cost: one outer gradient a row."""
-    value, (by_w, by_lam) = jax.value_and_grad(problem.outer_loss, (0, 1))(w, lam, batch)
-    return value, by_w, by_lam
+    value, by_w = value_and_grad(problem.outer_loss, w, lam, batch)
+    return value, by_w, jax.grad(problem.outer_loss, 1)(w, lam, batch)
 
 
 def affine_image(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
+from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, all_finite, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.solvers.fixed_point import has_grown
 
@@ -82,7 +83,9 @@ class LBFGS:
 
     def solve(self, loss: Callable[..., Array], w0: PyTree, lam: PyTree, batch: PyTree) -> Solved:
         """Minimise w -> loss(w, lam, batch) from w0."""
-        value_and_grad = jax.value_and_grad(lambda w: loss(w, lam, batch))
+
+        def evaluated(w: PyTree) -> tuple[Array, PyTree]:
+            return value_and_grad(loss, w, lam, batch)
 
         def small(at: _Search) -> Array:
             size, extent = norm(at.gradient), 1.0 + norm(at.w)
@@ -96,7 +99,7 @@ class LBFGS:
         def try_size(at: _Search) -> _Search:
             """One evaluation: the step is taken, or the next step size lies between the too short and the too long."""
             w = axpy(at.size, at.direction, at.w)
-            value, gradient = value_and_grad(w)
+            value, gradient = evaluated(w)
             slope, reached = vdot(at.gradient, at.direction), vdot(gradient, at.direction)
             rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(at.value)
             fell = (value <= at.value + DECREASE * at.size * slope + rounding) & all_finite((w, value, gradient))
@@ -118,7 +121,7 @@ class LBFGS:
             )
             return where((at.steps < 0) | (fell & ~short), new, again)
 
-        end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(value_and_grad, w0)[0]))
+        end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(evaluated, w0)[0]))
         code = jnp.where(small(end), jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
         far = end.low * norm(end.direction) > 1.0 + norm(end.w)  # where the loss falls as steeply as at w
         code = jnp.where((end.trials >= TRIALS) & far, jnp.int32(Code.DIVERGED), code)

@@ -1,0 +1,59 @@
+"""Losses that are sums over rows: what a pass over many rows uses twice, it reads from memory once."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.trees import PyTree, add
+
+Total = TypeVar("Total")
+
+PIECE = 1 << 20
+"""Entries of X in a piece: they stay in a cache from the scores to the gradient."""
+
+MANY = 8
+"""Pieces from which on rows are read so; where they are fewer, all of them nearly fit a cache."""
+
+
+def value_and_grad(loss: Any, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
+    """The loss and its gradient in w: by the loss's own ``value_and_grad(w, lam, batch)``, or by autodiff."""
+    own = getattr(loss, "value_and_grad", None) or jax.value_and_grad(loss)
+    value, gradient = own(w, lam, batch)
+    return value, gradient
+
+
+def many(rows: PyTree) -> bool:
+    """True if it pays to read the rows piece by piece; rows whose features are no array cannot be."""
+    X = rows[0]
+    return isinstance(X, Array) and X.size >= MANY * PIECE
+
+
+def over_rows(fn: Callable[[PyTree, PyTree], Total], args: PyTree, rows: PyTree) -> Total:
+    """``fn(args, rows)``, a tree of sums over the rows, as the sum over pieces of them where they are :func:`many`.
+
+    It can be differentiated any number of times, forward and in reverse, and mapped; of a piece nothing is kept for a
+    derivative in reverse: it is computed again.
+
+    Args:
+        fn: a sum over the rows.
+        args: what else it reads, a pytree of arrays.
+        rows: a tuple of arrays with leading axis n, the features X [n, d] first.
+    """
+    if not many(rows):
+        return fn(args, rows)
+    X = rows[0]
+    n, size = X.shape[0], max(PIECE * X.shape[0] // X.size, 1)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def piece(i: Array, args: PyTree, rows: PyTree) -> Total:
+        return fn(args, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * size, size), rows))
+
+    if n % size:
+        total = fn(args, jax.tree.map(lambda a: a[n - n % size :], rows))
+    else:
+        total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, args, rows))
+    return jax.lax.fori_loop(0, n // size, lambda i, total: add(total, piece(i, args, rows)), total)
