@@ -10,11 +10,11 @@ run: $(STAMP)  ## tune a model on real data and say where the report is
 	$(BIN)/bilevax tune digits --target digit --out runs/digits --seed 0 --force
 
 test: $(STAMP)  ## the documentation's code as a user would run it, then the tests under strict numerics
-	$(BIN)/python -m pytest README.md docs src
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal README.md docs src
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP)  ## the statistical and real-data tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 mutants: $(STAMP)  ## break the package in one place at a time: do the tests see it?
 	$(BIN)/python tests/mutants/run.py
