@@ -210,13 +210,26 @@ def _to_target(problem: Problem, start: Start, lam: PyTree, sources: Sources, ta
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
         pilot = _piloted(problem, start, lam, sources, budget, key=here)
         made = _chosen(pilot, lam, budget, goal=target)
-        spent += pilot.spent
+        spent, before = spent + pilot.spent, spent
         if made.predicted <= target / MARGIN:
-            return replace(made, spent=spent, budget=budget + spent - pilot.spent)
+            made = _cheapest(made, pilot, target)
+            return replace(made, spent=spent, budget=made.budget + before)
         if passes >= LONGEST:
             note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
-            return replace(made, spent=spent, budget=budget + spent - pilot.spent, notes=(note,))
+            return replace(made, spent=spent, budget=budget + before, notes=(note,))
         start, passes = pilot.start, 2 * passes
+
+
+def _cheapest(made: Plan, pilot: Pilot, target: float) -> Plan:
+    """The plan for the least of half its budget, a quarter, ... that still promises the target."""
+    while True:
+        room = (made.budget - pilot.spent) / 2
+        if all(option.predicted > target / MARGIN for option in _options(pilot, room)):
+            return made
+        half = _chosen(pilot, made.lam, pilot.spent + room, goal=target)
+        if half.predicted > target / MARGIN:  # another method promises it, but is not sure enough
+            return made
+        made = half
 
 
 def _piloted(problem: Problem, start: Start, lam: PyTree, sources: Sources, budget: float, *, key: Array) -> Pilot:
