@@ -18,6 +18,9 @@ PIECE = 1 << 20
 MANY = 8
 """Pieces from which on rows are read so; where they are fewer, all of them nearly fit a cache."""
 
+KEPT = "kept"
+"""Name of what is small beside a piece, and long to compute."""
+
 
 def value_and_grad(loss: Any, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
     """The loss and its gradient in w: by the loss's own ``value_and_grad(w, lam, batch)``, or by autodiff."""
@@ -35,8 +38,8 @@ def many(rows: PyTree) -> bool:
 def over_rows(fn: Callable[[PyTree, PyTree], Total], args: PyTree, rows: PyTree) -> Total:
     """``fn(args, rows)``, a tree of sums over the rows, as the sum over pieces of them where they are :func:`many`.
 
-    It can be differentiated any number of times, forward and in reverse, and mapped; of a piece nothing is kept for a
-    derivative in reverse: it is computed again.
+    It can be differentiated any number of times, forward and in reverse, and mapped. For a derivative in reverse, what
+    ``fn`` has named :data:`KEPT` by ``checkpoint_name`` is kept of each piece; the rest is computed again.
 
     Args:
         fn: a sum over the rows.
@@ -48,7 +51,7 @@ def over_rows(fn: Callable[[PyTree, PyTree], Total], args: PyTree, rows: PyTree)
     X = rows[0]
     n, size = X.shape[0], max(PIECE * X.shape[0] // X.size, 1)
 
-    @partial(jax.checkpoint, prevent_cse=False)
+    @partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
     def piece(i: Array, args: PyTree, rows: PyTree) -> Total:
         return fn(args, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * size, size), rows))
 

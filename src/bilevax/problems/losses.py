@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from bilevax.core.config import choice, config, set_fields
 from bilevax.core.errors import ParameterError
-from bilevax.core.row_sums import over_rows
+from bilevax.core.row_sums import KEPT, over_rows
 from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import power_iteration
 
@@ -60,7 +61,7 @@ def _weights(w: PyTree) -> Array:
 
 def scores(w: PyTree, X: Array) -> Array:
     """X weights^T + bias, [b, C]."""
-    out = X @ _weights(w).T
+    out = checkpoint_name(X @ _weights(w).T, KEPT)
     return out + w["bias"][None, :] if isinstance(w, dict) else out
 
 
