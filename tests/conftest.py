@@ -1,5 +1,7 @@
 """Every test runs in float64, with strict dtype promotion, and without silent broadcasting over ranks."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from bilevax.data.fold import Draw, fold
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(50_000, 20, 100)  # to look for cycles among the many small objects of traces took a fifth of the time
 
 
 @config

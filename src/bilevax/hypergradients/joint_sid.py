@@ -160,6 +160,10 @@ class JointSID:
         """True if every stage sees every row."""
         return sources[0].whole and sources[1].whole
 
+    def _anchors(self, val: RowSource) -> bool:
+        """True if there is noise of val to correct."""
+        return self.anchored and not val.whole
+
     def begin(
         self,
         problem: Problem,
@@ -173,9 +177,9 @@ class JointSID:
         """A run without a step; its arguments are those of :meth:`estimate`. Measures the step."""
         (train, val), chains = sources, begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
         cost, anchor, eta = Cost(), None, jnp.ones((), norm(w0).dtype)
-        if self.anchored and not val.whole:
+        if self._anchors(val):
             anchor = Anchor.unknown(w0, lam)
-            cost = cost._replace(outer_gradients=Count(_minibatches(val), val.rows_per_batch))
+            cost = cost._replace(outer_gradients=Count(epoch(val), val.rows_per_batch))
         if self.step_size is None:
             eta = measured_step(problem, w0, lam, train, key=stream(key, "measure"))
             minibatches, products = _measured(train)
@@ -235,13 +239,8 @@ class JointSID:
         found, checks = _looked_into(
             problem, lam, train, ends, step_size, -0.5 * relaxations, key=stream(key, "linear"), start=followed
         )
-        code, failure = worst_part(
-            (found, Failure.of("inner", steps)),
-            *_stages(begun, end, steps),
-            (nonfinite((outer_value, direct)), Failure.of("outer")),
-            (nonfinite(error.value), Failure.of("cross")),
-            (jnp.where(relaxations < FORGOTTEN, jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), Failure.of("none")),
-        )
+        results = (outer_value, direct), error.value
+        code, failure = worst_part((found, Failure.of("inner", steps)), *_parts(ends, steps, results, relaxations))
         failure = diagnosed(code, failure, problem, (w, lam), train.full, sub(*_first_lanes(end.w, begun.w)))
         once = jnp.asarray(pays, jnp.int32)
         cost = cost.plus(self._cost(sources, steps - made, (followed, once * priced, once, checks)))
@@ -252,8 +251,8 @@ class JointSID:
         """Of so many steps; of the products followed, minibatches priced, last passes and checks beside them."""
         (train, val), (followed, priced, passes, checks) = sources, extra
         calls, report = steps * self.chains, (BATCHES + 2) * priced
-        inner, outer = _minibatches(train), _minibatches(val)
-        corrected = steps * int(self.anchored and not val.whole)
+        inner, outer = epoch(train), epoch(val)
+        corrected = steps * int(self._anchors(val))
         b = train.rows_per_batch
         return Cost(
             gradients=Count(calls, b, reads=steps),
@@ -304,8 +303,8 @@ def measured_step(
     return 1.0 / train.fold(largest, start, (problem, w, lam), key=key, start=0, stop=minibatches)[1]
 
 
-def _minibatches(source: RowSource) -> int:
-    """In all rows."""
+def epoch(source: RowSource) -> int:
+    """Minibatches in all rows, the last one perhaps short."""
     return -(-source.rows // source.rows_per_batch)
 
 
@@ -373,12 +372,25 @@ def _looked_into(
     )  # fmt: skip
 
 
-def _stages(begun: Chains, end: Chains, steps: Array) -> tuple[tuple[Array, Failure], ...]:
-    """What the chains say; an overflow is DIVERGED, as is what has grown beyond all measure."""
+def _parts(
+    ends: tuple[Chains, Chains], steps: Array, results: tuple[PyTree, PyTree], relaxations: Array
+) -> tuple[tuple[Array, Failure], ...]:
+    """What each part of a run says, with where it failed; an overflow is DIVERGED, as is what grew beyond all measure.
+
+    Args:
+        ends: the chains at the first and after the last step.
+        steps: their number.
+        results: of the outer loss on every row, and of the last pass.
+        relaxations: times that the slowest direction was forgotten.
+    """
+    begun, end = ends
     ok, diverged, lost = jnp.int32(Code.OK), jnp.int32(Code.DIVERGED), jnp.int32(Code.NONFINITE)
     v_grown = has_grown(begun.v, end.v)
     overflow = has_grown(begun.w, end.w) | v_grown
     return (
         (jnp.where((end.failure.stage == 0) | overflow, ok, lost), end.failure),
         (jnp.where(v_grown, diverged, ok), Failure.of("linear", steps)),
+        (nonfinite(results[0]), Failure.of("outer")),
+        (nonfinite(results[1]), Failure.of("cross")),
+        (jnp.where(relaxations < FORGOTTEN, jnp.int32(Code.BUDGET), ok), Failure.of("none")),
     )

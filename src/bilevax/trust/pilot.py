@@ -16,7 +16,7 @@ from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import BATCHES, contraction_rate
-from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, measured_step
+from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, epoch, measured_step
 from bilevax.hypergradients.measured import measured_problem
 from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
 from bilevax.problems.problem import Problem, inner_image
@@ -176,7 +176,7 @@ def joint(
     anchored = not val.whole and val.rows <= ANCHOR * room
     for with_pass in (True, False):
         each = b * (1 + 1 / FOLLOWED) + bv + with_pass * (b + bv) / PRICED
-        fixed = _rounded(val.rows, bv) * (1 + anchored) + with_pass * _rounded(train.rows, b)
+        fixed = epoch(val) * bv * (1 + anchored) + with_pass * epoch(train) * b
         steps = int((room - fixed) / each)
         if steps < (3 * train.rows / b if with_pass else 8):
             continue
@@ -192,10 +192,6 @@ def pilot_room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
     b, bv = (s.rows_per_batch for s in sources)
     informed = INFORMED * (1.2 * b + bv) + 2 * sources[1].rows + LOOKED_AT * MEASURED[1] * b + 0.3 * sources[0].rows
     return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
-
-
-def _rounded(rows: int, b: int) -> int:
-    return -(-rows // b) * b
 
 
 def run_pilot(
