@@ -90,6 +90,7 @@ def test_a_count_that_does_not_divide_loses_no_step():
     np.testing.assert_allclose(est.value, long.value, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_the_second_leg_of_sid_has_as_many_steps_as_the_first_and_new_cross_batches():
     """By hand: t and k go on from (w, v), v for the new w; cross batches J, ..., 3 J - 1."""
     sid = bx.SID(bx.FixedPoint(20, 0.3), bx.FixedPoint(10, 0.3), cross_batches=3)
@@ -134,6 +135,7 @@ def test_a_budget_is_kept_and_the_code_says_so():
     assert "most of it the noise of the minibatches: try more steps" in est.message
 
 
+@pytest.mark.slow
 def test_on_every_row_it_goes_on_until_the_target_or_until_nothing_moves():
     sid = bx.SID(bx.FixedPoint(4), bx.FixedPoint(4))
     est = run(sid, WHOLE, target=1e-7)

@@ -286,7 +286,7 @@ def test_each_fault_has_its_code(fault, size):
 
 
 @pytest.mark.parametrize("size", ["small", *(pytest.param(x, marks=pytest.mark.slow) for x in ("middle", "large"))])
-@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("wide", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_problem_that_the_faults_are_made_of_has_none(size, wide):
     with jax.enable_x64(wide):
         case = healthy(SIZES[size])

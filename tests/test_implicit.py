@@ -151,7 +151,7 @@ def network_weights(width: int) -> dict[str, Array]:
 layer = custom_fixed_point(network)(network_solver)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(3, 4), (25, 12)])
+@pytest.mark.parametrize(("rows", "width"), [(3, 4), pytest.param(25, 12, marks=pytest.mark.slow)])
 def test_equilibrium_network_against_central_differences(rows: int, width: int) -> None:
     assert (rows * width > DENSE) == (rows == 25)  # the dense default, and the Krylov one
     weights = network_weights(width)
