@@ -43,19 +43,13 @@ class Series(NamedTuple):
     moved: BatchMeans
 
     @property
-    def lively(self) -> BatchMeans:
-        """x^(s/2) + a (x^(s) - x^(s/2)), whose mean over many steps varies as that of ``settled``, and forgets sooner.
+    def whole(self) -> BatchMeans:
+        """x^(s), of the lane with whole steps: in the long run its mean varies as that of ``settled``.
 
-        Along a direction of relaxation time T both lanes are the same noise behind a filter, of memory T and 2 T. The
-        mean of such a combination over B steps has, in units of its variance where B is long, the variance
-
-            1 - (T/B) (7 - (1 + a)^2) / 3 ,
-
-        up to terms of the order exp(-B / 2T): 1 - 7/3 T/B for a = -1, which is ``settled``. No T/B is left at
-        a = sqrt(7) - 1, about 1.65.
+        It forgets sooner. Along a direction of relaxation time T the mean over B steps has 1 - T/B times the variance
+        it has where B is long, that of ``settled`` 1 - 7/3 T/B, up to terms of the order exp(-B / 2T).
         """
-        means = jax.tree.map(lambda x, moved: x + 7.0**0.5 * moved, self.settled.means, self.moved.means)
-        return self.settled.of(means)
+        return self.settled.of(jax.tree.map(lambda x, moved: x + 2 * moved, self.settled.means, self.moved.means))
 
     def continued(self, before: "Series") -> "Series":
         """With what a run of half the steps kept."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.config import replace
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, where
 from bilevax.data import RowSource, join
 from bilevax.problems.problem import Problem, cross_product, outer_gradients, residual
@@ -100,6 +101,14 @@ class BatchMeans(NamedTuple):
 
         return BatchMeans(jax.tree.map(later, self.means), later(self.counts)).paired
 
+    def spread(self, factor: Array) -> "BatchMeans":
+        """The same stretches, ``factor`` times as far from the mean of all."""
+
+        def move(x: Array, mean: Array) -> Array:
+            return mean[None] + factor.astype(x.dtype) * (x - mean[None])
+
+        return self.of(jax.tree.map(move, self.means, self.mean))
+
     def joined(self, other: "BatchMeans") -> "BatchMeans":
         """Stretch by stretch the mean over the steps of both."""
         counts = self.counts + other.counts
@@ -182,7 +191,8 @@ def influences(
     """What the noise of w and v does to a hypergradient on every row, and its drift: hypergradients at means of them.
 
     All are taken on the same ``number`` minibatches, whose own noise drops out of their differences; what it does to
-    the Jacobians makes the spread too large rather than too small.
+    the Jacobians makes the spread too large rather than too small, and goes as the minibatches near a whole epoch:
+    rows that are drawn with replacement elsewhere are shuffled here.
 
     Args:
         problem: with its inner step measured.
@@ -206,13 +216,17 @@ def influences(
 
     points = jax.tree.map(lambda *x: jnp.concatenate(x), means.means, halves)
     start = jax.tree.map(lambda x: jnp.zeros((BATCHES + 2, *x.shape), x.dtype), lam)
-    both = join(train=sources[0], val=sources[1])
-    total = both.fold(step, start, (problem, lam, *points), key=key, start=0, stop=number)
+    train, val = map(_unrepeated, sources)
+    total = join(train=train, val=val).fold(step, start, (problem, lam, *points), key=key, start=0, stop=number)
     found = scale(1.0 / number.astype(jnp.result_type(float)), total)
     spread, pair = (
         jax.tree.map(lambda x, part=part: x[part], found) for part in (slice(BATCHES), slice(BATCHES, None))
     )
     return means.of(spread), half_difference(pair)
+
+
+def _unrepeated(source: Any) -> Any:
+    return replace(source, sampling="shuffled") if getattr(source, "sampling", None) == "iid" else source
 
 
 def contraction_rate(

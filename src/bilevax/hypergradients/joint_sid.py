@@ -40,6 +40,10 @@ products on each, from the direction that the one before ended with."""
 FORGOTTEN = 10.0
 """Relaxation times that a run must last to have forgotten its start."""
 
+MEMORY = 1.5
+"""K stretches of a run of R relaxation times are 4/3 K / R of them short of independence along what minibatches drive
+at once, and 2 K / R along what they drive by way of w: see :class:`Series`. In between."""
+
 FOLLOWED = 10
 """One Hessian-vector product in so many is spent on how the iteration contracts."""
 
@@ -82,9 +86,9 @@ class JointSID:
     every row, free of the noise of the cross products.
 
     ``error`` comes from 12 batch means (6 where the run lasted less than 20 relaxation times of its slowest direction)
-    of x^(eta/2) + 1.65 (x^(eta) - x^(eta/2)), whose mean varies as the value does and which forgets sooner; after a
-    last pass from what these means of w and v do to the hypergradient on one minibatch in 30. The code is BUDGET unless
-    the run lasted 10 relaxation times. A run whose slowest direction grows is looked into as
+    of x^(eta), whose mean varies as the value does and which forgets sooner, widened for what they still remember of
+    each other; after a last pass from what these means of w and v do to the hypergradient on one minibatch in 30. The
+    code is BUDGET unless the run lasted 10 relaxation times. A run whose slowest direction grows is looked into as
     :class:`~bilevax.FixedPoint` does, and is NOT_CONTRACTIVE, UNSTABLE or DIVERGED. Where both sources hand out every
     row, the average is over the last 12 steps.
 
@@ -221,7 +225,7 @@ class JointSID:
         pair = series.settled.drift[2], end.travel / steps.astype(end.travel.dtype), followed
         rate = contraction_rate(problem, w, lam, train, *pair, key=stream(key, "linear"))
         relaxations = -rate * steps.astype(rate.dtype)
-        means = where(relaxations < 2.0 * FORGOTTEN, series.lively.paired, series.lively)
+        means = _independent(series.whole, relaxations)
         averaged = _averaged(series, means, jnp.exp(rate))
 
         def passed() -> Error:
@@ -310,6 +314,14 @@ def epoch(source: RowSource) -> int:
 
 def _measured(train: RowSource) -> tuple[int, int]:
     return (1, POWER_STEPS) if train.whole else MEASURED
+
+
+def _independent(series: BatchMeans, relaxations: Array) -> BatchMeans:
+    """Stretches that are as long, or as far from their mean, as those that forget each other would be."""
+    short = relaxations < 2.0 * FORGOTTEN
+    stretches = jnp.where(short, BATCHES / 2, BATCHES)
+    missing = MEMORY * stretches / jnp.maximum(relaxations, 1.0)
+    return where(short, series.paired, series).spread(jnp.sqrt(1.0 + missing))
 
 
 def _averaged(series: Series, means: BatchMeans, contraction: Array) -> Error:

@@ -15,7 +15,7 @@ from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
-from bilevax.hypergradients.error import BATCHES, contraction_rate
+from bilevax.hypergradients.error import contraction_rate
 from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, epoch, measured_step
 from bilevax.hypergradients.measured import measured_problem
 from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
@@ -219,8 +219,6 @@ def run_pilot(
     rate = _contraction(problem, (est.w, est.v, lam), train, eta, horizon, key)
     lost = float(np.clip(-np.expm1(float(rate)), 1e-6, 1.0))
     pilot = pilot._replace(spent=pilot.spent + horizon * b)
-    batch = 0.75 * lost * steps / BATCHES  # a stretch in relaxation times: within shorter ones noise looks too small
-    noise *= (1.0 + 2.0 / batch) ** 0.25
     rates = Rates.of(float(eta), noise * steps**0.5, (lost, horizon), top)
     there = math.hypot(noise, start.error * rates.kept(steps))
     pilot = pilot._replace(informed=True, rates=rates)
