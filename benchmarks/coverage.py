@@ -34,7 +34,7 @@ from bilevax.testing.tools import float64
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 N, N_VAL, D, SHIFTS = 256, 128, 6, 2
-STEPS = {(10, 4): 3000, (10, 64): 1500, (1000, 4): 100_000, (1000, 64): 60_000}
+STEPS = {(10, 4): 3000, (10, 64): 1500, (1000, 4): 120_000, (1000, 64): 60_000}
 RUNS = {10: 40, 1000: 10}  # of each problem, by condition
 CERTAIN = 0.99
 TOL = 0.1

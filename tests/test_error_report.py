@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 import bilevax as bx
+from bilevax.hypergradients.error import BATCHES, BatchMeans
 
 NAN = jnp.asarray(np.nan)
 
@@ -67,3 +68,40 @@ def test_signs_relative_error_and_what_is_certain_or_unknown():
 def test_a_level_that_is_no_probability_is_refused():
     with pytest.raises(bx.ParameterError, match="level must lie in"):
         report([1.0], [1.0]).interval(95)
+
+
+def filtered(size, parting, driver=None):
+    """x_j <- x_j + s_j (driver_j - x_j) from 0: the response of x to a unit of noise at each step, [steps, noises].
+
+    The driver is the noise itself, or a series that it drives; steps are halved from ``parting`` on.
+    """
+    steps = len(parting)
+    out, x = np.zeros((steps, steps)), np.zeros(steps)
+    for j in range(steps):
+        out[j] = x
+        s = size * (0.5 if parting[j] else 1.0)
+        x = x + s * ((np.eye(steps)[j] if driver is None else driver[j]) - x)
+    return out
+
+
+@pytest.mark.parametrize(("relaxations", "low"), [(15, 0.35), (30, 0.45), (60, 0.68), (120, 0.85), (400, 0.95)])
+def test_stretches_that_remember_each_other_are_widened_to_the_variance_of_the_value(relaxations, low):
+    """Exact: each noise is one entry, and the squares of independent noises add up.
+
+    Along w, which the noise drives at once, nearly; along v, which w drives, in part: other directions make up for it.
+    """
+    steps = 640
+    first, size = steps // 4, relaxations / steps
+    lanes = []
+    for parting in (np.zeros(steps), np.arange(steps) >= first):
+        w = filtered(size, parting)
+        lanes.append((w, filtered(size, parting, driver=w)))
+    ratios = []
+    for whole, half in zip(*lanes, strict=True):
+        value = np.mean((2 * half - whole)[first:], axis=0)
+        stretches = np.mean(whole[first:].reshape(BATCHES, -1, steps), axis=1)
+        counts = jnp.full(BATCHES, (steps - first) // BATCHES, jnp.int32)
+        means = BatchMeans(jnp.asarray(stretches), counts).independent(jnp.asarray(float(relaxations)))
+        ratios.append(float(np.sum(np.square(means.standard_error)) / np.sum(value**2)))
+    assert low < ratios[1] < ratios[0] < 1.05, ratios
+    assert ratios[0] > 0.7, ratios

@@ -15,6 +15,13 @@ from bilevax.problems.problem import Problem, cross_product, outer_gradients, re
 BATCHES = 12
 """Stretches into which the kept steps of a run are cut, K; a third of them is an even number."""
 
+PAIRED = 20.0
+"""Relaxation times of a run below which two stretches make one."""
+
+MEMORY = 1.5
+"""The squared distances of K stretches of a run of R relaxation times are short by about 4/3 K / R of themselves along
+what minibatches drive at once, as w, and by 2 K / R along what they drive by way of w, as v: in between."""
+
 
 class BatchMeans(NamedTuple):
     """Means of a series over K consecutive stretches of it.
@@ -101,13 +108,22 @@ class BatchMeans(NamedTuple):
 
         return BatchMeans(jax.tree.map(later, self.means), later(self.counts)).paired
 
-    def spread(self, factor: Array) -> "BatchMeans":
-        """The same stretches, ``factor`` times as far from the mean of all."""
+    def independent(self, relaxations: Array) -> "BatchMeans":
+        """As long, and as far from the mean of all, as stretches would be that have forgotten each other.
 
-        def move(x: Array, mean: Array) -> Array:
-            return mean[None] + factor.astype(x.dtype) * (x - mean[None])
+        Args:
+            relaxations: relaxation times of the slowest direction in the run whose last three quarters these are.
+        """
+        short = relaxations < PAIRED
+        stretches = jnp.where(short, BATCHES / 2, BATCHES)
+        factor = jnp.sqrt(1.0 + MEMORY * stretches / jnp.maximum(relaxations, 1.0))
 
-        return self.of(jax.tree.map(move, self.means, self.mean))
+        def move(x: Array, pairs: Array, mean: Array) -> Array:
+            return mean[None] + factor.astype(x.dtype) * (jnp.where(short, pairs, x) - mean[None])
+
+        pairs = self.paired
+        means = jax.tree.map(move, self.means, pairs.means, self.mean)
+        return BatchMeans(means, jnp.where(short, pairs.counts, self.counts))
 
     def joined(self, other: "BatchMeans") -> "BatchMeans":
         """Stretch by stretch the mean over the steps of both."""

@@ -40,10 +40,6 @@ products on each, from the direction that the one before ended with."""
 FORGOTTEN = 10.0
 """Relaxation times that a run must last to have forgotten its start."""
 
-MEMORY = 1.5
-"""K stretches of a run of R relaxation times are 4/3 K / R of them short of independence along what minibatches drive
-at once, and 2 K / R along what they drive by way of w: see :class:`Series`. In between."""
-
 FOLLOWED = 10
 """One Hessian-vector product in so many is spent on how the iteration contracts."""
 
@@ -225,7 +221,7 @@ class JointSID:
         pair = series.settled.drift[2], end.travel / steps.astype(end.travel.dtype), followed
         rate = contraction_rate(problem, w, lam, train, *pair, key=stream(key, "linear"))
         relaxations = -rate * steps.astype(rate.dtype)
-        means = _independent(series.whole, relaxations)
+        means = series.whole.independent(relaxations)
         averaged = _averaged(series, means, jnp.exp(rate))
 
         def passed() -> Error:
@@ -314,14 +310,6 @@ def epoch(source: RowSource) -> int:
 
 def _measured(train: RowSource) -> tuple[int, int]:
     return (1, POWER_STEPS) if train.whole else MEASURED
-
-
-def _independent(series: BatchMeans, relaxations: Array) -> BatchMeans:
-    """Stretches that are as long, or as far from their mean, as those that forget each other would be."""
-    short = relaxations < 2.0 * FORGOTTEN
-    stretches = jnp.where(short, BATCHES / 2, BATCHES)
-    missing = MEMORY * stretches / jnp.maximum(relaxations, 1.0)
-    return where(short, series.paired, series).spread(jnp.sqrt(1.0 + missing))
 
 
 def _averaged(series: Series, means: BatchMeans, contraction: Array) -> Error:
