@@ -1,6 +1,7 @@
 """Every test runs in float64, with strict dtype promotion, and without silent broadcasting over ranks."""
 
 import gc
+import os
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,15 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(50_000, 20, 100)  # to look for cycles among the many small objects of traces took a fifth of the time
+
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+"""Halves what XLA takes for a small program. Sums may be rounded otherwise."""
+
+
+def pytest_configure(config):
+    """The default suite compiles thousands of small programs; the slow tests run what users run."""
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), QUICK_TO_COMPILE])
 
 
 @config

@@ -84,7 +84,9 @@ def same_bits(a, b):
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow, id=f"{name}-as-users-compile") for name in NAMES)]
+)
 def test_c20_jit_is_the_plain_call_to_the_bit_and_is_traced_once(name):
     expected = plain(name)
     _, runs, jitted = transformed(name)

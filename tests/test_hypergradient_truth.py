@@ -233,7 +233,7 @@ def test_a2_jit_of_the_caller_changes_nothing():
 
     lams = jnp.stack([jnp.asarray(p.lam), jnp.asarray(p.lam) + 1.0])
     eager, alone = np.stack([estimate(lam) for lam in lams]), jax.jit(estimate)
-    assert np.array_equal(np.stack([alone(lam) for lam in lams]), eager)
+    np.testing.assert_allclose(np.stack([alone(lam) for lam in lams]), eager, rtol=1e-13)  # bits: C20
     np.testing.assert_allclose(jax.jit(jax.vmap(estimate))(lams), eager, rtol=1e-12)
 
 
