@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 from jax import Array
 
-from bilevax import LBFGS, Code
+from bilevax import LBFGS, Code, ParameterError
 from bilevax.core.records import Solved
 
 
@@ -42,6 +42,32 @@ def test_quadratic_of_condition_1e6_in_few_steps() -> None:
     )
     np.testing.assert_allclose(out.value, 1.0 / h, rtol=1e-6)
     assert int(out.code) == Code.OK
+
+
+@pytest.mark.parametrize(("memory", "low", "high"), [(None, 10, 45), (40, 10, 45), (10, 70, 110), (3, 120, 1000)])
+def test_a_long_memory_saves_evaluations(memory: int | None, low: int, high: int) -> None:
+    """Ten unknowns, condition 1000; and what is kept is overwritten in turn."""
+    h = jnp.geomspace(1e-3, 1.0, 10)
+    out = solve(
+        LBFGS(tol=1e-9, max_steps=1000, memory=memory),
+        lambda w, lam, batch: 0.5 * jnp.vdot(h * w, w) - jnp.sum(jnp.sqrt(h) * w), jnp.zeros(10),
+    )  # fmt: skip
+    np.testing.assert_allclose(out.value, h**-0.5, rtol=1e-4)
+    assert int(out.code) == Code.OK
+    assert low < int(out.calls) < high
+
+
+def test_many_unknowns_are_remembered_less_and_no_memory_is_refused() -> None:
+    kept = [
+        jax.make_jaxpr(lambda w0: LBFGS().solve(lambda w, lam, batch: jnp.vdot(w, w), w0, (), ()).value)(
+            jax.ShapeDtypeStruct((d,), float)
+        )
+        for d in (50_000, 50_001)
+    ]
+    assert "f64[40,50000]" in str(kept[0])
+    assert "f64[10,50001]" in str(kept[1])
+    with pytest.raises(ParameterError, match="memory"):
+        LBFGS(memory=0)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

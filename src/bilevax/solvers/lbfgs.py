@@ -8,14 +8,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, real, set_fields
+from bilevax.core.config import config, count, real, set_fields, static
 from bilevax.core.records import Solved
 from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, all_finite, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.solvers.fixed_point import has_grown
 
-MEMORY = 10
-"""Pairs of differences that are kept."""
+MEMORY = 40, 10
+"""Pairs of differences that are kept of few and of many unknowns. Forty save a half of the steps that ten take where
+unknowns are few; of many, going through them costs what a pass over sparse rows does."""
+
+MANY = 50_000
+"""Unknowns from which they are many."""
 
 DECREASE, CURVATURE = 1e-4, 0.9
 """Of the Wolfe conditions: the loss falls by DECREASE of what its slope promises, the slope to CURVATURE of itself."""
@@ -28,7 +32,7 @@ IDLE = 10
 
 
 class _Pairs(NamedTuple):
-    """Differences of points (s) and gradients (y), the newest at slot (number - 1) mod MEMORY; leaves [MEMORY, ...]."""
+    """Differences of points (s) and gradients (y), the newest at slot (number - 1) mod M; leaves [M, ...]."""
 
     s: PyTree
     y: PyTree
@@ -59,7 +63,7 @@ class _Search(NamedTuple):
 class LBFGS:
     """Limited-memory BFGS on the inner loss of every row of train.
 
-    w <- w - a H grad, where H is had from the last ten differences of w and of grad, and the step size a >= 0, found by
+    w <- w - a H grad, where H is had from the last differences of w and of grad, and the step size a >= 0, found by
     bracketing, fulfils the Wolfe conditions; a = 1 is tried first.
 
     Assumes an inner loss (:class:`~bilevax.GradientStep`); stops at ||grad|| <= tol (1 + ||w||), with BUDGET after
@@ -70,16 +74,20 @@ class LBFGS:
     Args:
         tol: gradient norm against 1 + ||w||, positive. Default 1e-6.
         max_steps: a count of at least 1. Default 500.
+        memory: differences that are kept, a count of at least 1; None (default): 40, or 10 of more than 50,000
+            unknowns. Each is two copies of w; another number is another program.
     """
 
     stochastic: ClassVar[bool] = False
 
     tol: float = 1e-6
     max_steps: int = 500
+    memory: int | None = static(None)
 
     def __post_init__(self) -> None:
         tol = real("tol", self.tol, low=0.0, open_low=True)
-        set_fields(self, tol=tol, max_steps=count("max_steps", self.max_steps, low=1))
+        memory = None if self.memory is None else count("memory", self.memory, low=1)
+        set_fields(self, tol=tol, max_steps=count("max_steps", self.max_steps, low=1), memory=memory)
 
     def solve(self, loss: Callable[..., Array], w0: PyTree, lam: PyTree, batch: PyTree) -> Solved:
         """Minimise w -> loss(w, lam, batch) from w0."""
@@ -108,8 +116,9 @@ class LBFGS:
             secant = at.size * slope / (slope - reached)  # where the slope would vanish, were the loss quadratic
             room = jnp.where(jnp.isfinite(high), high - low, 10 * low)
             size = jnp.clip(jnp.nan_to_num(secant), low + 0.1 * room, low + 0.9 * room)
-            again = at._replace(size=size, low=low, high=high, trials=at.trials + 1, calls=at.calls + 1)
-            pairs = _remember(at.pairs, sub(w, at.w), sub(gradient, at.gradient))
+            taken = (at.steps < 0) | (fell & ~short)
+            pairs = _remember(at.pairs, sub(w, at.w), sub(gradient, at.gradient), taken)
+            again = at._replace(pairs=pairs, size=size, low=low, high=high, trials=at.trials + 1, calls=at.calls + 1)
             gradient_norm = norm(gradient)
             progress = (value < at.value - rounding) | (gradient_norm < at.least)
             new = _start(w, value, gradient, pairs)._replace(
@@ -119,9 +128,10 @@ class LBFGS:
                 steps=at.steps + 1,
                 calls=at.calls + 1,
             )
-            return where((at.steps < 0) | (fell & ~short), new, again)
+            return where(taken, new, again)
 
-        end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(evaluated, w0)[0]))
+        memory = self.memory or MEMORY[sum(x.size for x in jax.tree.leaves(w0)) > MANY]
+        end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(evaluated, w0)[0], memory))
         code = jnp.where(small(end), jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
         far = end.low * norm(end.direction) > 1.0 + norm(end.w)  # where the loss falls as steeply as at w
         code = jnp.where((end.trials >= TRIALS) & far, jnp.int32(Code.DIVERGED), code)
@@ -130,10 +140,10 @@ class LBFGS:
         return Solved(end.w, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), end.calls, end.steps)
 
 
-def _before(w0: PyTree, value: Any) -> _Search:
+def _before(w0: PyTree, value: Any, memory: int) -> _Search:
     """Step -1, of size 0 from w0 with an infinite loss: the first evaluation is that of w0."""
-    many = jax.tree.map(lambda x: jnp.zeros((MEMORY, *x.shape), x.dtype), w0)
-    pairs = _Pairs(many, many, jnp.zeros(MEMORY, value.dtype), jnp.int32(0))
+    many = jax.tree.map(lambda x: jnp.zeros((memory, *x.shape), x.dtype), w0)
+    pairs = _Pairs(many, many, jnp.zeros(memory, value.dtype), jnp.int32(0))
     infinity = jnp.full((), jnp.inf, value.dtype)
     start = _search(w0, infinity, zeros_like(w0), pairs, zeros_like(w0), jnp.zeros((), value.dtype))
     return start._replace(steps=jnp.int32(-1))
@@ -154,23 +164,29 @@ def _search(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs, direction:
     return _Search(*at, low=jnp.zeros_like(value), high=infinity, trials=none, **so_far)
 
 
-def _remember(pairs: _Pairs, s: PyTree, y: PyTree) -> _Pairs:
-    """The pair in place of the oldest; one without positive curvature is left out."""
-    slot, curvature = pairs.number % MEMORY, vdot(s, y)
-    new = _Pairs(
-        jax.tree.map(lambda a, x: a.at[slot].set(x), pairs.s, s),
-        jax.tree.map(lambda a, x: a.at[slot].set(x), pairs.y, y),
-        pairs.inverse.at[slot].set(1.0 / curvature),
-        pairs.number + 1,
+def _remember(pairs: _Pairs, s: PyTree, y: PyTree, taken: Array) -> _Pairs:
+    """The pair in place of the oldest, if the step was taken; one without positive curvature is left out."""
+    slot, curvature = pairs.number % len(pairs.inverse), vdot(s, y)
+    kept = taken & (curvature > jnp.finfo(curvature.dtype).eps * vdot(y, y))
+
+    def put(a: Array, x: Array) -> Array:
+        return a.at[slot].set(jnp.where(kept, x, a[slot]))
+
+    return _Pairs(
+        jax.tree.map(put, pairs.s, s),
+        jax.tree.map(put, pairs.y, y),
+        put(pairs.inverse, 1.0 / curvature),
+        pairs.number + kept.astype(jnp.int32),
     )
-    return where(curvature > jnp.finfo(curvature.dtype).eps * vdot(y, y), new, pairs)
 
 
 def _product(pairs: _Pairs, gradient: PyTree) -> PyTree:
     """H gradient, by the two loops over the pairs."""
+    memory = len(pairs.inverse)
+    kept = jnp.minimum(pairs.number, memory)
 
     def pair(i: Array) -> tuple[Array, PyTree, PyTree, Array]:
-        slot = (pairs.number - 1 - i) % MEMORY  # the i-th newest
+        slot = (pairs.number - 1 - i) % memory  # the i-th newest
         s, y = (jax.tree.map(lambda a: a[slot], tree) for tree in (pairs.s, pairs.y))
         return slot, s, y, pairs.inverse[slot]
 
@@ -181,12 +197,12 @@ def _product(pairs: _Pairs, gradient: PyTree) -> PyTree:
         return axpy(-a, y, q), share.at[slot].set(a)
 
     def forth(i: Array, r: PyTree) -> PyTree:
-        slot, s, y, inverse = pair(MEMORY - 1 - i)
+        slot, s, y, inverse = pair(kept - 1 - i)
         return axpy(share[slot] - inverse * vdot(y, r), s, r)
 
-    q, share = jax.lax.fori_loop(0, MEMORY, back, (gradient, jnp.zeros_like(pairs.inverse)))
+    q, share = jax.lax.fori_loop(0, kept, back, (gradient, jnp.zeros_like(pairs.inverse)))
     _, _, y, inverse = pair(jnp.int32(0))
     squared = vdot(y, y)
     seen = inverse > 0
     first = jnp.where(seen, 1.0 / jnp.where(seen, inverse * squared, jnp.ones_like(squared)), jnp.ones_like(squared))
-    return jax.lax.fori_loop(0, MEMORY, forth, scale(first, q))
+    return jax.lax.fori_loop(0, kept, forth, scale(first, q))
