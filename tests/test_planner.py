@@ -48,7 +48,8 @@ def test_plan_and_run_stay_within_the_budget_and_the_error_is_as_predicted(name,
     plans = [case.plan(seed, budget=budget) for seed in range(SEEDS)]
     runs = [p.run(key=jax.random.key(100 + seed)) for seed, p in enumerate(plans)]
     for p, est in zip(plans, runs, strict=True):
-        assert 0.5 * budget < p.spent + est.cost.visits <= 1.05 * budget
+        assert p.spent + est.cost.visits <= 1.05 * budget
+        assert p.spent + est.cost.visits > 0.5 * budget or case.error(est) < 1e-10  # more would gain nothing
         assert 0 < p.spent <= 0.35 * budget
         assert p.predicted == p.alternatives[p.method]
     measured = np.sqrt(np.mean([case.error(est) ** 2 for est in runs]))

@@ -131,14 +131,6 @@ class Pilot(NamedTuple):
     informed: bool = False
     whole_factor: float = 1.0
 
-    def moved(self, lam: PyTree) -> "Pilot":
-        """With the start moved by steps of the map on every row, which show how it contracts."""
-        w, factor = _moved(self.problem, self.start.w, lam, whole(self.sources[0]))
-        start = self.start._replace(w=w)
-        return self._replace(
-            start=start, whole_factor=float(factor), informed=True, spent=self.spent + MOVED * self.sources[0].rows
-        )
-
 
 def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
     """Both sources in minibatches of n / 64 rows, a power of two from 8 to 64; a val of no more rows stays whole.
@@ -199,10 +191,10 @@ def run_pilot(
 ) -> Pilot:
     """A pilot of about ``room`` visits from a start."""
     train, val = sources
-    given = getattr(problem.inner_map, "step_size", 0) is not None
-    problem, eta = _steps(problem, start.w, lam, train, key)
+    products = LOOKED_AT * MEASURED[1] + _measuring(problem, train)
+    problem = _ready(problem, start.w, lam, train, key)
+    eta = _step(problem, start.w, lam, train, key)
     b = train.rows_per_batch
-    products = LOOKED_AT * MEASURED[1] + (0 if given else measured_batches(train) * POWER_STEPS)
     top = min(1.0 / (float(eta) * (1.0 + SPREAD / b)), STEEPEST)
     pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, top), products * b)
     horizon = max(int(min(SLOWEST[0] * room, SLOWEST[1] * train.rows) / b), 2)
@@ -223,6 +215,25 @@ def run_pilot(
     there = math.hypot(noise, start.error * rates.kept(steps))
     pilot = pilot._replace(informed=True, rates=rates)
     return pilot._replace(start=Start(est.w, est.v, there)) if there < start.error else pilot
+
+
+def moved_pilot(
+    problem: Problem, start: Start, lam: PyTree, sources: tuple[RowSource, RowSource], *, key: Array
+) -> Pilot:
+    """Steps of the map on every row, which show how it contracts and move the start; no step of minibatches."""
+    train = sources[0]
+    ready, measuring = _ready(problem, start.w, lam, train, key), _measuring(problem, train)
+    w, factor = _moved(ready, start.w, lam, whole(train))
+    kappa = 1.0 / max(1.0 - float(factor), 1e-9)
+    rates = Rates(math.nan, TYPICAL[0], 1.0 - float(factor), MOVED, kappa)
+    spent = measuring * train.rows_per_batch + MOVED * train.rows
+    return Pilot(ready, sources, start._replace(w=w), rates, spent, informed=True, whole_factor=float(factor))
+
+
+def _measuring(problem: Problem, train: RowSource) -> int:
+    """Products that it takes to measure the step of the map; 0 where it is given."""
+    given = getattr(problem.inner_map, "step_size", 0) is not None
+    return 0 if given else measured_batches(train) * POWER_STEPS
 
 
 @jax.jit
@@ -251,6 +262,10 @@ def reported(est: Estimate) -> Error:
 
 
 @jax.jit
-def _steps(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> tuple[Problem, Array]:
-    ready = measured_problem(problem, w, lam, train, key)
-    return ready, measured_step(ready, w, lam, train, key=stream(key, "measure"), batches=LOOKED_AT)
+def _ready(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
+    return measured_problem(problem, w, lam, train, key)
+
+
+@jax.jit
+def _step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> Array:
+    return measured_step(problem, w, lam, train, key=stream(key, "measure"), batches=LOOKED_AT)

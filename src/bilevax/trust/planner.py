@@ -27,6 +27,7 @@ from bilevax.trust.pilot import (
     Start,
     in_minibatches,
     joint,
+    moved_pilot,
     pilot_room,
     reported,
     run_pilot,
@@ -234,12 +235,14 @@ def _cheapest(made: Plan, pilot: Pilot, target: float) -> Plan:
 
 def _piloted(problem: Problem, start: Start, lam: PyTree, sources: Sources, budget: float, *, key: Array) -> Pilot:
     """A map without a loss is tried on every row first; where it contracts soon enough, there is no other pilot."""
-    rows = sources[0].rows
+    rows, spent = sources[0].rows, 0
     if not problem.has_loss and budget >= SEEN_WHOLE * rows:
-        moved = run_pilot(problem, start, lam, sources, 0.0, key=key).moved(lam)
+        moved = moved_pilot(problem, start, lam, sources, key=key)
         if moved.whole_factor ** (0.5 * budget / rows) < TOLERABLE:
             return moved
-    return run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=key)
+        start, spent = moved.start, moved.spent
+    pilot = run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=key)
+    return pilot._replace(spent=pilot.spent + spent)
 
 
 def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
@@ -272,8 +275,13 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
 
 
 def _options(pilot: Pilot, room: float) -> Iterator[Option]:
-    """The ways to spend what the pilot has left."""
-    run = joint(room, pilot.sources, pilot.rates.step, pilot.rates.forgetting if pilot.informed else 0.0)
+    """The ways to spend what the pilot has left; on every row alone where it is known how the map contracts there."""
+    seen = pilot.whole_factor < 1.0
+    run = (
+        None
+        if seen
+        else joint(room, pilot.sources, pilot.rates.step, pilot.rates.forgetting if pilot.informed else 0.0)
+    )
     if run is not None:
         estimator, steps = run
         noise = pilot.rates.noise / math.sqrt(steps)
@@ -289,18 +297,19 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
 def _by_loss(pilot: Pilot, passes: float) -> tuple[str, SID, float] | None:
     """L-BFGS and conjugate gradients in so many passes over train, and the share of an error that they leave.
 
-    As many steps for w as for v, but that d conjugate gradients solve any system of d entries.
+    As many steps for w as for v, but that 2 d conjugate gradients solve any system of d entries, rounding included. Of
+    few entries L-BFGS remembers all directions, and is soon done.
     """
     first, each = LINE_SEARCH
     passes -= first + (pilot.start.v is not None)
     d = sum(x.size for x in jax.tree.leaves(pilot.start.w))
-    linear = int(min(passes / 2, d + 2))
+    linear = int(min(passes / 2, 2 * d))
     inner = round((passes - linear) / each)
     if min(linear, inner) < 1:
         return None
     tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
     rates = pilot.rates
-    left = rates.krylov(inner) ** max(inner / d, 1.0) + rates.krylov(linear) * (linear < d) + tiny * rates.kappa
+    left = rates.krylov(inner) ** max(inner / d, 1.0) ** 2 + rates.krylov(linear) * (linear < d) + tiny * rates.kappa
     return "AID-CG", SID(LBFGS(tiny, inner), CG(tiny, linear)), left
 
 
