@@ -1,6 +1,6 @@
 """The planner against a hand-tuned SID, AID-FP and AID-CG, at the same number of sample visits, on the twenty problems.
 
-    python benchmarks/planner.py [--only NAME ...] [--quick] [--plans]
+    python benchmarks/planner.py [--only NAME ...] [--passes 5 20 80] [--quick] [--plans]
 
 Budgets: 5, 20 and 80 passes over train. SID: 200 settings (5 splits t : k : J, 4 betas and 5 gammas around the
 published 2 / (1 - q^2), steps that decrease and steps that stay), each screened with a few seeds, the best ten again
@@ -8,8 +8,9 @@ with more, and the winner measured with fresh ones. AID-FP and AID-CG (with L-BF
 steps and GMRES): as many iterations of both solvers, equally many, as fit. The planner: its pilot is counted; other
 seeds for every plan. Mean square errors are relative to the squared norm of the exact hypergradient, in float64.
 
-Writes benchmarks/results/planner.json and prints a markdown table. ``--quick``: three
-problems, or those named, with few seeds. ``--plans``: only plans are measured; their rivals are those of the file.
+Prints a markdown table, and keeps it in benchmarks/results/planner.json, where what is not run again stays as it was.
+``--quick``: three problems, or those named, with few seeds. ``--plans``: only plans are measured; their rivals are
+those of the file.
 """
 
 import argparse
@@ -181,6 +182,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=problems(), metavar="NAME")
+    parser.add_argument("--passes", nargs="+", type=int, choices=PASSES, default=PASSES, help="over train: budgets")
     parser.add_argument("--quick", action="store_true", help="three problems, few seeds")
     parser.add_argument("--plans", action="store_true", help="the rivals are those of the file")
     options = parser.parse_args()
@@ -188,21 +190,18 @@ def main() -> None:
     file = Path(__file__).parent / "results" / "planner.json"
     heads = "problem", "passes", "SID tuned", "AID-FP", "AID-CG", "plan", "its error", "predicted", "MSE / best"
     print("| " + " | ".join([*heads, "predicted / measured"]) + " |\n" + "|---" * 10 + "|")
-    kept = (
-        {(r["problem"], r["passes"]): r["rivals"] for r in json.loads(file.read_text())["rows"]}
-        if options.plans
-        else {}
-    )
-    rows = []
+    rows = {(r["problem"], r["passes"]): r for r in json.loads(file.read_text())["rows"]} if file.exists() else {}
     for name in options.only or (QUICK if options.quick else problems()):
         case = Case(problem(name))
-        for passes in PASSES:
-            rows.append(compare(case, passes, options.quick, kept.get((name, passes))))
-            print(row(rows[-1]), flush=True)
+        for passes in options.passes:
+            known = rows[name, passes]["rivals"] if options.plans else None
+            rows[name, passes] = compare(case, passes, options.quick, known)
+            print(row(rows[name, passes]), flush=True)
+        said, every = verdict(list(rows.values())), list(rows.values())
+        out = {"versions": {"bilevax": bx.__version__, "jax": jax.__version__}, "verdict": said, "rows": every}
         file.parent.mkdir(exist_ok=True)
-        out = {"versions": {"bilevax": bx.__version__, "jax": jax.__version__}, "verdict": verdict(rows), "rows": rows}
         file.write_text(json.dumps(out, indent=1, default=float) + "\n")
-    print("\n" + verdict(rows))
+    print("\n" + said)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ SLOWEST = 0.15, 0.3
 MOVED = 3
 """Steps of the map on every row that show how it contracts."""
 
-FORGOTTEN = 4.0
+FORGOTTEN = 3.0
 """Relaxation times after which the steps of JointSID fall."""
 
 SHARES = 0.02, 0.15
@@ -161,8 +161,8 @@ def joint(
 ) -> tuple[JointSID, int] | None:
     """JointSID with as many steps as ``room`` visits allow, and their number; None where that is too few.
 
-    Its steps fall from ``step`` on, from the first tenth of the run or, where that forgets the start many times, from
-    when it has done so four times. Of the twenty problems all but two prefer that to constant steps, extrapolated.
+    Its steps fall from ``step`` on, from when they have forgotten the start three times, or from the first third of the
+    run. On :mod:`bilevax.testing.problems` that is better than a tenth, and than constant steps, extrapolated.
     """
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
     anchored = not val.whole and val.rows <= ANCHOR * room
@@ -172,7 +172,7 @@ def joint(
         steps = int((room - fixed) / each)
         if steps < (3 * train.rows / b if with_pass else 8):
             continue
-        horizon = min(steps / 10, FORGOTTEN / forgetting if forgetting else math.inf)
+        horizon = min(steps / 3, FORGOTTEN / forgetting if forgetting else math.inf)
         last = "auto" if with_pass else "never"
         size = Polynomial(step, 0.6, horizon)
         return JointSID(steps, size, extrapolate=False, last_pass=last, anchored=anchored), steps
