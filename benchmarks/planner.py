@@ -194,14 +194,15 @@ def main() -> None:
     for name in options.only or (QUICK if options.quick else problems()):
         case = Case(problem(name))
         for passes in options.passes:
-            known = rows[name, passes]["rivals"] if options.plans else None
+            known = rows.get((name, passes), {}).get("rivals") if options.plans else None
             rows[name, passes] = compare(case, passes, options.quick, known)
             print(row(rows[name, passes]), flush=True)
-        said, every = verdict(list(rows.values())), list(rows.values())
-        out = {"versions": {"bilevax": bx.__version__, "jax": jax.__version__}, "verdict": said, "rows": every}
+        every = list(rows.values())
+        versions = {"bilevax": bx.__version__, "jax": jax.__version__}
+        out = {"versions": versions, "verdict": verdict(every), "rows": every}
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(out, indent=1, default=float) + "\n")
-    print("\n" + said)
+    print("\n" + verdict(list(rows.values())))
 
 
 if __name__ == "__main__":

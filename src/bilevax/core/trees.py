@@ -44,6 +44,11 @@ def zeros_like(a: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def entries(a: PyTree) -> int:
+    """Number of entries."""
+    return sum(x.size for x in jax.tree.leaves(a))
+
+
 def vdot(a: PyTree, b: PyTree) -> Array:
     """Inner product over all leaves."""
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))

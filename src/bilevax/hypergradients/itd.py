@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, real, set_fields, static
 from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite, worst_part
-from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.problems.problem import Problem, adjoint_product, inner_image
@@ -181,7 +181,7 @@ def differentiated(
     )
     failure = diagnosed(code, failure, problem, (end.w, lam), train.full, sub(end.w, w0))
     reverse = estimator.mode == "reverse"
-    products = back if reverse else back * sum(x.size for x in jax.tree.leaves(lam))
+    products = back if reverse else back * entries(lam)
     cost = Cost(
         gradients=Count(jnp.int32(steps + (back if reverse else 0)), train.rows),
         hvps=Count(jnp.int32(products), train.rows),

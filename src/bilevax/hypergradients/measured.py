@@ -47,10 +47,16 @@ def measured_problem(problem: Problem, w0: PyTree, lam: PyTree, train: RowSource
 
 def counted(estimate: Estimate, problem: Problem, train: RowSource) -> Estimate:
     """The estimate with what measuring the step of this problem costs, if that is needed."""
-    if not _unmeasured(problem):
+    products = measuring_products(problem, train)
+    if not products:
         return estimate
-    spent = Count(jnp.int32(measured_batches(train) * POWER_STEPS), train.rows_per_batch)
+    spent = Count(jnp.int32(products), train.rows_per_batch)
     return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
+
+
+def measuring_products(problem: Problem, train: RowSource) -> int:
+    """Products, of a minibatch each, that it takes to measure the inner step; 0 where it is given, or there is none."""
+    return measured_batches(train) * POWER_STEPS if _unmeasured(problem) else 0
 
 
 def _unmeasured(problem: Problem) -> bool:

@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields, static
 from bilevax.core.records import Solved
-from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, scale, shrink, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, all_finite, axpy, entries, norm, scale, shrink, sub, where, zeros_like
 from bilevax.solvers.unit import FLAT, unit_system
 
 FALL = 0.999
@@ -85,7 +85,7 @@ class GMRES:
         r = b if start is None else sub(b, operator(v))
         size = norm(r)
         tol = jnp.asarray(self.tol).astype(size.dtype)
-        restart = min(self.restart, sum(x.size for x in jax.tree.leaves(g)))
+        restart = min(self.restart, entries(g))
 
         def going(state: _State) -> Array:
             return (state.size > tol) & (state.steps < self.max_steps) & (state.code == Code.OK)

@@ -11,7 +11,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields, static
 from bilevax.core.records import Solved
 from bilevax.core.row_sums import value_and_grad
-from bilevax.core.trees import PyTree, all_finite, axpy, norm, scale, sub, vdot, where, zeros_like
+from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
 from bilevax.solvers.fixed_point import has_grown
 
 MEMORY = 40, 10
@@ -130,7 +130,7 @@ class LBFGS:
             )
             return where(taken, new, again)
 
-        memory = self.memory or MEMORY[sum(x.size for x in jax.tree.leaves(w0)) > MANY]
+        memory = self.memory or MEMORY[entries(w0) > MANY]
         end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(evaluated, w0)[0], memory))
         code = jnp.where(small(end), jnp.int32(Code.OK), jnp.int32(Code.BUDGET))
         far = end.low * norm(end.direction) > 1.0 + norm(end.w)  # where the loss falls as steeply as at w

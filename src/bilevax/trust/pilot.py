@@ -17,8 +17,7 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import contraction_rate
 from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, epoch, measured_step
-from bilevax.hypergradients.measured import measured_problem
-from bilevax.problems.gradient_step import POWER_STEPS, measured_batches
+from bilevax.hypergradients.measured import measured_problem, measuring_products
 from bilevax.problems.problem import Problem, inner_image
 from bilevax.solvers import Polynomial
 
@@ -69,7 +68,7 @@ class Start(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What the pilot measured; prints as the constants of a plan.
+    """What the pilot measured, the constants of a plan; step and noise are NaN where it took no minibatch.
 
     Attributes:
         step: eta of the stochastic run.
@@ -131,6 +130,11 @@ class Pilot(NamedTuple):
     informed: bool = False
     whole_factor: float = 1.0
 
+    @property
+    def moved(self) -> bool:
+        """True if the start was moved by steps of the map on every row, and these contract."""
+        return self.whole_factor < 1.0
+
 
 def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
     """Both sources in minibatches of n / 64 rows, a power of two from 8 to 64; a val of no more rows stays whole.
@@ -191,7 +195,7 @@ def run_pilot(
 ) -> Pilot:
     """A pilot of about ``room`` visits from a start."""
     train, val = sources
-    products = LOOKED_AT * MEASURED[1] + _measuring(problem, train)
+    products = LOOKED_AT * MEASURED[1] + measuring_products(problem, train)
     problem = _ready(problem, start.w, lam, train, key)
     eta = _step(problem, start.w, lam, train, key)
     b = train.rows_per_batch
@@ -222,18 +226,12 @@ def moved_pilot(
 ) -> Pilot:
     """Steps of the map on every row, which show how it contracts and move the start; no step of minibatches."""
     train = sources[0]
-    ready, measuring = _ready(problem, start.w, lam, train, key), _measuring(problem, train)
-    w, factor = _moved(ready, start.w, lam, whole(train))
-    kappa = 1.0 / max(1.0 - float(factor), 1e-9)
-    rates = Rates(math.nan, TYPICAL[0], 1.0 - float(factor), MOVED, kappa)
-    spent = measuring * train.rows_per_batch + MOVED * train.rows
-    return Pilot(ready, sources, start._replace(w=w), rates, spent, informed=True, whole_factor=float(factor))
-
-
-def _measuring(problem: Problem, train: RowSource) -> int:
-    """Products that it takes to measure the step of the map; 0 where it is given."""
-    given = getattr(problem.inner_map, "step_size", 0) is not None
-    return 0 if given else measured_batches(train) * POWER_STEPS
+    spent = measuring_products(problem, train) * train.rows_per_batch + MOVED * train.rows
+    ready = _ready(problem, start.w, lam, train, key)
+    w, ratio = _moved(ready, start.w, lam, whole(train))
+    factor = float(ratio)
+    rates = Rates(math.nan, math.nan, 1.0 - factor, MOVED, 1.0 / max(1.0 - factor, 1e-9))
+    return Pilot(ready, sources, start._replace(w=w), rates, spent, informed=True, whole_factor=factor)
 
 
 @jax.jit

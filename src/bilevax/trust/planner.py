@@ -14,7 +14,7 @@ from bilevax.core.config import count, real, replace, strong
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
 from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree, as_parameters, norm, sub
+from bilevax.core.trees import PyTree, as_parameters, entries, norm, sub
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.sid import SID
@@ -151,14 +151,15 @@ class Plan:
         return Verified(self.predicted, float(norm(sub(est.value, further.value)) / norm(further.value)))
 
     def __str__(self) -> str:
+        rates = self.constants
+        sampled = "" if math.isnan(rates.step) else f"step {rates.step:.2g}, noise {rates.noise:.2g} / sqrt(N), "
         others = ", ".join(f"{name} {error:.1e}" for name, error in self.alternatives.items())
         lines = [
             f"{self.method}: relative error {self.predicted:.1e} predicted at {self.budget:.3g} sample visits,"
             f" {self.spent} of them spent on the pilot",
             f"  {self.estimator}",
             f"  minibatches of {self.train.rows_per_batch} rows of train, {self.val.rows_per_batch} of val",
-            f"  step {self.constants.step:.2g}, noise {self.constants.noise:.2g} / sqrt(N), condition about"
-            f" {self.constants.kappa:.2g}",
+            f"  {sampled}condition about {rates.kappa:.2g}",
             f"  considered: {others}",
         ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
@@ -276,12 +277,8 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
 
 def _options(pilot: Pilot, room: float) -> Iterator[Option]:
     """The ways to spend what the pilot has left; on every row alone where it is known how the map contracts there."""
-    seen = pilot.whole_factor < 1.0
-    run = (
-        None
-        if seen
-        else joint(room, pilot.sources, pilot.rates.step, pilot.rates.forgetting if pilot.informed else 0.0)
-    )
+    forgetting = pilot.rates.forgetting if pilot.informed else 0.0
+    run = None if pilot.moved else joint(room, pilot.sources, pilot.rates.step, forgetting)
     if run is not None:
         estimator, steps = run
         noise = pilot.rates.noise / math.sqrt(steps)
@@ -302,7 +299,7 @@ def _by_loss(pilot: Pilot, passes: float) -> tuple[str, SID, float] | None:
     """
     first, each = LINE_SEARCH
     passes -= first + (pilot.start.v is not None)
-    d = sum(x.size for x in jax.tree.leaves(pilot.start.w))
+    d = entries(pilot.start.w)
     linear = int(min(passes / 2, 2 * d))
     inner = round((passes - linear) / each)
     if min(linear, inner) < 1:
@@ -315,12 +312,12 @@ def _by_loss(pilot: Pilot, passes: float) -> tuple[str, SID, float] | None:
 
 def _by_map(pilot: Pilot, passes: float) -> tuple[str, SID, float] | None:
     """The iteration itself, for w and for v; steps for w that the pilot made are made."""
-    made = MOVED * (pilot.whole_factor < 1.0)
+    made = MOVED * pilot.moved
     linear = int((passes + made) / 2)
     inner = int(passes) - linear
     if min(linear, inner) < 1:
         return None
-    factor = pilot.whole_factor if pilot.whole_factor < 1.0 else max(1.0 - 1.0 / pilot.rates.kappa, 0.3)
+    factor = pilot.whole_factor if pilot.moved else max(1.0 - 1.0 / pilot.rates.kappa, 0.3)
     return "AID-FP", SID(FixedPoint(inner), FixedPoint(linear)), factor ** (inner + made) + factor**linear
 
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import replace
-from bilevax.core.trees import PyTree, all_finite, axpy, leaf_name, norm, sub
+from bilevax.core.trees import PyTree, all_finite, axpy, entries, leaf_name, norm, sub
 from bilevax.data import Arrays, RowSource
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem, inner_image
@@ -51,7 +51,7 @@ class Subject(NamedTuple):
     @property
     def size(self) -> int:
         """Inner entries, d."""
-        return sum(x.size for x in jax.tree.leaves(self.w0))
+        return entries(self.w0)
 
     @property
     def smooth(self) -> Problem:
