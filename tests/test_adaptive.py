@@ -158,12 +158,9 @@ def test_replicas_price_what_sid_does_not_see_of_itself():
     assert "the noise of the cross products: try more cross batches" in alone.message
 
 
-def test_what_cannot_go_on_is_refused():
-    with pytest.raises(bx.ParameterError, match="ITD cannot go on"):
-        run(bx.ITD(10), WHOLE, target=0.1)
-    with pytest.raises(bx.ParameterError, match="belongs to a run with target="):
-        run(bx.JointSID(10), budget=100)
-    with pytest.raises(bx.ParameterError, match="target must lie in"):
-        run(bx.JointSID(10), target=0.0)
+def test_what_cannot_go_on_is_refused(refused):
+    refused(lambda: run(bx.ITD(10), WHOLE, target=0.1), bx.ParameterError, "ITD cannot go on")
+    refused(lambda: run(bx.JointSID(10), budget=100), bx.ParameterError, "belongs to a run with target=")
+    refused(lambda: run(bx.JointSID(10), target=0.0), bx.ParameterError, "target must lie in")
     with pytest.raises(bx.ParameterError, match="a traced program cannot"):
         jax.jit(lambda key: run(bx.JointSID(10), key=key, target=0.1).value)(KEY)

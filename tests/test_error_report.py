@@ -70,17 +70,15 @@ def test_a_level_that_is_no_probability_is_refused():
         report([1.0], [1.0]).interval(95)
 
 
-def filtered(size, parting, driver=None):
+def filtered(steps, size, parting, driver):
     """x_j <- x_j + s_j (driver_j - x_j) from 0: the response of x to a unit of noise at each step, [steps, noises].
 
-    The driver is the noise itself, or a series that it drives; steps are halved from ``parting`` on.
+    The driver is the noise itself, or a series that it drives; the steps are halved from number ``parting`` on.
     """
-    steps = len(parting)
     out, x = np.zeros((steps, steps)), np.zeros(steps)
     for j in range(steps):
         out[j] = x
-        s = size * (0.5 if parting[j] else 1.0)
-        x = x + s * ((np.eye(steps)[j] if driver is None else driver[j]) - x)
+        x = x + size * (0.5 if j >= parting else 1.0) * (driver[j] - x)
     return out
 
 
@@ -93,9 +91,9 @@ def test_stretches_that_remember_each_other_are_widened_to_the_variance_of_the_v
     steps = 640
     first, size = steps // 4, relaxations / steps
     lanes = []
-    for parting in (np.zeros(steps), np.arange(steps) >= first):
-        w = filtered(size, parting)
-        lanes.append((w, filtered(size, parting, driver=w)))
+    for parting in (steps, first):
+        w = filtered(steps, size, parting, np.eye(steps))
+        lanes.append((w, filtered(steps, size, parting, w)))
     ratios = []
     for whole, half in zip(*lanes, strict=True):
         value = np.mean((2 * half - whole)[first:], axis=0)

@@ -32,6 +32,14 @@ PROGRESS = 0.9
 """What a doubling leaves, at most, of the relative error of a deterministic run that is getting somewhere."""
 
 
+def check_goes_on(estimator: Any) -> None:
+    """Raise ParameterError unless the estimator can go on with a run."""
+    if not hasattr(estimator, "resume"):
+        raise ParameterError(
+            f"{type(estimator).__name__} cannot go on with a run; use bx.JointSID or bx.SID for target="
+        )
+
+
 def continued_to_target(
     problem: Problem,
     estimator: Any,
@@ -52,17 +60,13 @@ def continued_to_target(
     ``resume(problem, lam, sources, run, key=, doublings=)`` -> (estimate, run).
 
     Raises:
-        ParameterError: within a trace, or the estimator cannot go on.
+        ParameterError: within a trace.
     """
     arguments = problem, estimator, target, constants, w0, lam, train, val, key
     if not all(map(is_concrete, jax.tree.leaves(arguments))):
         raise ParameterError(
             "target= decides while it runs how long to go on, which a traced program cannot; call bx.hypergradient"
             " outside of jit, vmap and scan, or give the estimator more steps instead"
-        )
-    if not hasattr(estimator, "resume"):
-        raise ParameterError(
-            f"{type(estimator).__name__} cannot go on with a run; use bx.JointSID or bx.SID for target="
         )
     budget = None if budget is None else count("budget", budget, low=1)
     still = estimator.deterministic((train, val))

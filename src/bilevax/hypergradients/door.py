@@ -14,7 +14,7 @@ from bilevax.core.keys import as_key
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, is_concrete
 from bilevax.data import RowSource
-from bilevax.hypergradients.adaptive import continued_to_target
+from bilevax.hypergradients.adaptive import check_goes_on, continued_to_target
 from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.functions import check_functions
 from bilevax.hypergradients.measured import counted, judged, measured_problem, with_error
@@ -83,12 +83,13 @@ def hypergradient(
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     if target is not None:
         tol = real("target", target, low=0.0, open_low=True)
+        check_goes_on(estimator)
+    elif budget is not None:
+        raise ParameterError("budget= belongs to a run with target=; without one, the estimator's steps are its budget")
     tol, replicas = real("tol", tol, low=0.0, open_low=True), count("replicas", replicas, low=1)
     arguments: tuple[Any, ...] = *strong((problem, estimator, tol, constants)), w0, lam, train, val, as_key(key)
     if target is not None:
         return continued_to_target(*arguments, replicas=replicas, budget=budget)
-    if budget is not None:
-        raise ParameterError("budget= belongs to a run with target=; without one, the estimator's steps are its budget")
     start = {} if v0 is None else {"v0": as_parameters("v0", v0)}
     if all(map(is_concrete, jax.tree.leaves((arguments, start)))):
         run = partial(_estimate, *arguments, start, replicas=replicas)
