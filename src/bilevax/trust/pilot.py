@@ -12,23 +12,26 @@ from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
-from bilevax.core.trees import PyTree, norm, sub
+from bilevax.core.trees import PyTree, axpy, norm, scale, sub, vdot
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import contraction_rate
 from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, epoch, measured_step
 from bilevax.hypergradients.measured import measured_problem, measuring_products
-from bilevax.problems.problem import Problem, inner_image
+from bilevax.hypergradients.sid import batch_mean
+from bilevax.problems.problem import Problem, cross_product, inner_image, residual
 from bilevax.solvers import Polynomial
+from bilevax.trust.rates import Rates
 
 LOOKED_AT = 2
 """Minibatches on which the step of the stochastic run is measured."""
 
 SPREAD = 10.0
-"""R^2 / L, the largest curvature of a row over that of the mean, as it is taken to be: of the problems of
-:mod:`bilevax.testing.problems` with d <= 30 most are between 5 and 20. Minibatches have 1 + SPREAD / b times L."""
+"""R^2 / L, the largest curvature of a row over that of the mean, as it is taken to be where it is too dear to find: of
+the problems of :mod:`bilevax.testing.problems` with d <= 30 most are between 5 and 20. Minibatches have 1 + SPREAD / b
+times L."""
 
-TYPICAL = 1.5, (0.05, 20.0)
+TYPICAL = 1.5, (0.07, 20.0)
 """Noise and forgetting, where the budget allows no pilot."""
 
 STEEPEST = 1.4
@@ -40,8 +43,17 @@ INFORMED = 40
 ANCHOR = 0.25
 """Share of a run's visits that reading every row of val once more may take, to correct those of minibatches."""
 
-SLOWEST = 0.15, 0.3
-"""Of a pilot's visits and of the rows of train, what is read at most to see how the iteration contracts."""
+FOLLOWED_SHARE = 0.02
+"""Of the budget, what is read to see how the iteration contracts; and, at most, to find the largest curvature."""
+
+SHORTEST = 12
+"""Minibatches, at least, on which it is seen how the iteration contracts."""
+
+CLIMBED = 16
+"""Minibatches, a product on each, that find the largest curvature of every row."""
+
+CROSSED = 4
+"""Minibatches that show how cross products differ."""
 
 MOVED = 3
 """Steps of the map on every row that show how it contracts."""
@@ -49,8 +61,8 @@ MOVED = 3
 FORGOTTEN = 3.0
 """Relaxation times after which the steps of JointSID fall."""
 
-SHARES = 0.02, 0.15
-"""Of the budget that a pilot takes, and that it may take where that is what INFORMED steps cost."""
+SHARES = 0.02, 0.13
+"""Of the budget that the pilot's run takes, and that it may take where that is what INFORMED steps cost."""
 
 
 class Start(NamedTuple):
@@ -67,48 +79,6 @@ class Start(NamedTuple):
     error: float
 
 
-class Rates(NamedTuple):
-    """What the pilot measured, the constants of a plan; step and noise are NaN where it took no minibatch.
-
-    Attributes:
-        step: eta of the stochastic run.
-        noise: relative standard error of the stochastic estimate after one minibatch; after N it is noise / sqrt(N).
-        forgetting: share of the error in the slowest direction that one of its steps takes away.
-        horizon: steps over which that was seen.
-        kappa: condition number of I - d1Phi on every row that follows.
-    """
-
-    step: float
-    noise: float
-    forgetting: float
-    horizon: float
-    kappa: float
-
-    @classmethod
-    def of(cls, step: float, noise: float, seen: tuple[float, float], top: float) -> "Rates":
-        """With kappa, from the forgetting that was seen, over a horizon, and the largest curvature of every row."""
-        return cls(step, noise, *seen, max(top * step / seen[0], 1.0))
-
-    def kept(self, steps: int) -> float:
-        """Share of an error that so many steps leave, (1 + steps / horizon)^-(forgetting horizon).
-
-        Whatever is forgotten at the rate seen within the horizon is; of what is slower, the slower the rates the longer
-        the run. An exponential of a long horizon.
-        """
-        return (1.0 + 0.5 * steps / self.horizon) ** -(self.forgetting * self.horizon)
-
-    def krylov(self, steps: int) -> float:
-        """Share of an error that so many conjugate gradients leave, on every row.
-
-        They notice curvatures down to 1 / steps^2 of the largest. As much as the horizon did not forget, the smallest
-        is between that and what was seen: their geometric mean.
-        """
-        noticed = steps**2 / (self.kappa * self.forgetting * self.horizon)
-        unseen = math.exp(-2.0 * self.forgetting * self.horizon)
-        root = math.sqrt(self.kappa * math.sqrt(1.0 + noticed * unseen))
-        return 2.0 * ((root - 1.0) / (root + 1.0)) ** steps
-
-
 class Pilot(NamedTuple):
     """A pilot's outcome.
 
@@ -120,6 +90,7 @@ class Pilot(NamedTuple):
         spent: sample visits.
         informed: False where the budget allowed no more than to measure a step.
         whole_factor: by which a step of the map on every row shortens the step after it; 1 where it was not tried.
+        price: of a row that is read along with every other, in rows of minibatches.
     """
 
     problem: Problem
@@ -129,6 +100,7 @@ class Pilot(NamedTuple):
     spent: int
     informed: bool = False
     whole_factor: float = 1.0
+    price: float = 1.0
 
     @property
     def moved(self) -> bool:
@@ -183,42 +155,44 @@ def joint(
     return None
 
 
-def pilot_room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
-    """Visits of the pilot."""
-    b, bv = (s.rows_per_batch for s in sources)
-    informed = INFORMED * (1.2 * b + bv) + 2 * sources[1].rows + LOOKED_AT * MEASURED[1] * b + 0.3 * sources[0].rows
-    return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
-
-
 def run_pilot(
-    problem: Problem, start: Start, lam: PyTree, sources: tuple[RowSource, RowSource], room: float, *, key: Array
+    problem: Problem, start: Start, lam: PyTree, sources: tuple[RowSource, RowSource], budget: float, *, key: Array
 ) -> Pilot:
-    """A pilot of about ``room`` visits from a start."""
-    train, val = sources
+    """A pilot from a start, of a share of the budget."""
+    train, b = sources[0], sources[0].rows_per_batch
     products = LOOKED_AT * MEASURED[1] + measuring_products(problem, train)
     problem = _ready(problem, start.w, lam, train, key)
     eta = _step(problem, start.w, lam, train, key)
-    b = train.rows_per_batch
     top = min(1.0 / (float(eta) * (1.0 + SPREAD / b)), STEEPEST)
-    pilot = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, top), products * b)
-    horizon = max(int(min(SLOWEST[0] * room, SLOWEST[1] * train.rows) / b), 2)
-    run = joint(room - pilot.spent - horizon * b, sources, float(eta))
+    if CLIMBED * b <= FOLLOWED_SHARE * budget:
+        top, products = float(_steepest(problem, start.w, lam, train, eta, key)), products + CLIMBED
+    run = joint(_room(budget, sources) - products * b, sources, float(eta))
+    blind = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, top, math.nan), products * b)
     if run is None:
-        return pilot
+        return blind
     estimator, steps = run
-    est = hypergradient(problem, estimator, start.w, lam, train, val, key=key, v0=start.v, tol=1e6)
-    pilot = pilot._replace(spent=pilot.spent + est.cost.visits)
+    est = hypergradient(problem, estimator, start.w, lam, train, sources[1], key=key, v0=start.v, tol=1e6)
+    spent = blind.spent + est.cost.visits
     error = reported(est)
     noise = float(norm(error.standard_error) / norm(est.value))
     if int(est.code) >= Code.NOT_CONTRACTIVE or not math.isfinite(noise):
-        return pilot
+        return blind._replace(spent=spent)
+    cross = float(_cross_noise(problem, (est.w, est.v, lam), train, key))
+    horizon = max(int(FOLLOWED_SHARE * budget / b), SHORTEST)
     rate = _contraction(problem, (est.w, est.v, lam), train, eta, horizon, key)
     lost = float(np.clip(-np.expm1(float(rate)), 1e-6, 1.0))
-    pilot = pilot._replace(spent=pilot.spent + horizon * b)
-    rates = Rates.of(float(eta), noise * steps**0.5, (lost, horizon), top)
+    rates = Rates.of(float(eta), noise * steps**0.5, (lost, horizon), top, cross)
     there = math.hypot(noise, start.error * rates.kept(steps))
-    pilot = pilot._replace(informed=True, rates=rates)
-    return pilot._replace(start=Start(est.w, est.v, there)) if there < start.error else pilot
+    reached = Start(est.w, est.v, there) if there < start.error else start
+    return Pilot(problem, sources, reached, rates, spent + (CROSSED + horizon) * b, informed=True)
+
+
+def _room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
+    """Visits of the pilot's run."""
+    (b, bv), val = (s.rows_per_batch for s in sources), sources[1].rows
+    steps = INFORMED * (1.2 * b + bv) + LOOKED_AT * MEASURED[1] * b
+    informed = steps + (2 if val <= ANCHOR * (steps + 2 * val) else 1) * val
+    return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
 
 
 def moved_pilot(
@@ -230,7 +204,7 @@ def moved_pilot(
     ready = _ready(problem, start.w, lam, train, key)
     w, ratio = _moved(ready, start.w, lam, whole(train))
     factor = float(ratio)
-    rates = Rates(math.nan, math.nan, 1.0 - factor, MOVED, 1.0 / max(1.0 - factor, 1e-9))
+    rates = Rates(math.nan, math.nan, 1.0 - factor, MOVED, 1.0 / max(1.0 - factor, 1e-9), math.nan)
     return Pilot(ready, sources, start._replace(w=w), rates, spent, informed=True, whole_factor=factor)
 
 
@@ -241,6 +215,43 @@ def _contraction(
     """Mean logarithm of the growth of v; points are (w, v, lam)."""
     w, v, lam = points
     return contraction_rate(problem, w, lam, train, v, eta, jnp.asarray(number), key=stream(key, "linear"))
+
+
+@jax.jit
+def _steepest(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, eta: Array, key: Array) -> Array:
+    """The largest curvature of every row, or hardly less: of a direction that grows with it (Oja 1982).
+
+    Each minibatch is asked about the direction that those before it made, so that it says what every row would; the
+    mean over the last half.
+    """
+    leaves, structure = jax.tree.flatten(w)
+    keys = jax.random.split(stream(key, "outer"), len(leaves))
+    normal = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+
+    def step(carry: tuple[PyTree, Array], args: Any, j: Array, draw: Any) -> tuple[PyTree, Array]:
+        (u, total), (problem, w, lam, eta) = carry, args
+        u = scale(1.0 / norm(u), u)
+        image = residual(problem, w, lam, draw.batch, u)
+        return axpy(2.0 * eta, image, u), total + jnp.where(j >= CLIMBED // 2, vdot(u, image), 0.0)
+
+    start = jax.tree.unflatten(structure, normal), jnp.zeros_like(eta)
+    total = train.fold(step, start, (problem, w, lam, eta), key=stream(key, "measure"), start=0, stop=CLIMBED)[1]
+    return total / (CLIMBED - CLIMBED // 2)
+
+
+@jax.jit
+def _cross_noise(problem: Problem, points: tuple[PyTree, PyTree, PyTree], train: RowSource, key: Array) -> Array:
+    """Standard deviation of the cross products of minibatches over their mean; points are (w, v, lam)."""
+
+    def moments(args: Any, batch: PyTree) -> tuple[PyTree, Array]:
+        problem, (w, v, lam) = args
+        product = cross_product(problem, w, lam, batch, v)
+        return product, norm(product) ** 2
+
+    args, number = (problem, points), jnp.int32(CROSSED)
+    mean, square = batch_mean(moments, args, train, key=stream(key, "cross"), number=number, first=0)
+    size = norm(mean)
+    return jnp.sqrt(jnp.maximum(square - size**2, 0.0)) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 
 
 @jax.jit

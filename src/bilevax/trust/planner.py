@@ -19,26 +19,35 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
-from bilevax.solvers import CG, LBFGS, FixedPoint
+from bilevax.solvers import CG, LBFGS, FixedPoint, Harmonic
 from bilevax.trust.pilot import (
     MOVED,
     Pilot,
-    Rates,
     Start,
     in_minibatches,
     joint,
     moved_pilot,
-    pilot_room,
     reported,
     run_pilot,
     whole,
 )
+from bilevax.trust.rates import Rates
 
 LINE_SEARCH = 1.5, 1.05
 """Gradients before the first step of L-BFGS has its length, and of each step."""
 
+SAMPLED = "JointSID", "SID"
+"""Methods on minibatches."""
+
 UNSURE = 3.0
-"""Factor by which the sampled method must be better than the other, whose error report is certain."""
+"""Factor by which a sampled method must be better than another, whose error report is certain."""
+
+STEADY = 0.05
+"""Relative standard deviation of the cross products of minibatches below which SID is considered."""
+
+APART = 0.4
+"""Noise of SID with N minibatches for w and N others for v, over that of the pilot's JointSID with N for both, whose
+minibatches of val are noisy."""
 
 TOLERABLE = 0.1
 """Relative error above which the code of a run is BUDGET, where no target is given."""
@@ -72,12 +81,13 @@ class Verified(NamedTuple):
 
 
 class Option(NamedTuple):
-    """A way to spend a budget."""
+    """A way to spend a budget; v0 starts its linear solver."""
 
     method: str
     estimator: Any
     sources: Sources
     predicted: float
+    v0: PyTree | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Plan:
         w0: start of w, from the pilot where that came nearer.
         v0: start of v, likewise; None: 0.
         lam: where the hypergradient is wanted.
-        method: ``"JointSID"``, ``"AID-FP"`` or ``"AID-CG"``.
+        method: ``"SID"``, ``"JointSID"``, ``"AID-FP"`` or ``"AID-CG"``.
         constants: what the pilot measured.
         predicted: relative error, root of the mean square error over the size of the hypergradient.
         alternatives: predicted relative error of each method at this budget.
@@ -119,19 +129,23 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def run(self, *, key: Array) -> Estimate:
-        """The hypergradient as planned; the code is BUDGET where its error report exceeds the goal."""
+        """The hypergradient as planned; the code is BUDGET where its error report exceeds the goal.
+
+        That of SID sees its cross products alone: there what was predicted decides.
+        """
         args = self.problem, self.estimator, self.w0, self.lam, self.train, self.val
         est = hypergradient(*args, key=key, tol=self.goal, v0=self.v0)
         if self.method == "JointSID" or int(est.code) > Code.BUDGET:
             return est
-        far = not float(reported(est).relative) <= self.goal  # that a solver used up its steps is as planned
+        error = self.predicted if self.method == "SID" else float(reported(est).relative)
+        far = not error <= self.goal  # that a solver used up its steps is as planned
         return est._replace(code=jnp.int32(Code.BUDGET if far else Code.OK))
 
     def verify(self, *, key: Array, replicas: int = 4) -> "Verified":
         """The predicted error beside a measured one.
 
-        JointSID is run ``replicas`` times: their spread, and the bias that each reports, but not a bias that they
-        share unseen. A deterministic method is compared with itself at twice as many iterations.
+        A method on minibatches is run ``replicas`` times: their spread, and the bias that each reports (SID none), but
+        not a bias that they share unseen. A deterministic method is compared with itself at twice as many iterations.
 
         Args:
             key: a JAX random key.
@@ -139,11 +153,11 @@ class Plan:
         """
         count("replicas", replicas, low=2)
         args = self.w0, self.lam, self.train, self.val
-        if self.method == "JointSID":
+        if self.method in SAMPLED:
             est = hypergradient(self.problem, self.estimator, *args, key=key, v0=self.v0, replicas=replicas)
             error = reported(est)
             spread = norm(error.standard_error) * replicas**0.5
-            return Verified(self.predicted, float(jnp.hypot(spread, error.bias) / norm(est.value)))
+            return Verified(self.predicted, float(jnp.hypot(spread, jnp.nan_to_num(error.bias)) / norm(est.value)))
         est, further = (
             hypergradient(self.problem, estimator, *args, key=key, v0=self.v0)
             for estimator in (self.estimator, _doubled(self.estimator))
@@ -175,6 +189,7 @@ def plan(
     key: Array,
     budget: float | None = None,
     target: float | None = None,
+    full_batch_price: float = 1.0,
 ) -> Plan:
     """Choose the method, its counts, step sizes, batch size and start, for a budget or for an error.
 
@@ -187,30 +202,35 @@ def plan(
         key: a JAX random key, of the pilot.
         budget: sample visits (rows read), the pilot's included.
         target: a relative error; instead of a budget.
+        full_batch_price: of a row that is read along with every other, in rows read in minibatches, which a budget
+            counts. Default 1; in seconds it is rather a third where rows are many and short.
 
     Raises:
-        ParameterError: not exactly one of ``budget`` and ``target``, one that is not positive, a budget of less than
-            four passes over the rows, a wrong leaf of w0 or lam.
+        ParameterError: not exactly one of ``budget`` and ``target``, one of these or a price that is not positive, a
+            budget of less than four passes over the rows, a wrong leaf of w0 or lam.
     """
     if (budget is None) == (target is None):
         raise ParameterError("plan takes a budget (sample visits) or a target (relative error), exactly one of them")
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
+    price = real("full_batch_price", full_batch_price, low=0.0, open_low=True)
     problem, sources = strong(problem), in_minibatches(train, val)
     start = Start(w0, None, 1.0)
     if budget is not None:
         budget = real("budget", budget, low=0.0, open_low=True)
-        pilot = _piloted(problem, start, lam, sources, budget, key=key)
+        pilot = _piloted(problem, start, lam, sources, budget, key=key)._replace(price=price)
         return _chosen(pilot, lam, budget, goal=TOLERABLE)
     target = real("target", target, low=0.0, open_low=True)
-    return _to_target(problem, start, lam, sources, target, key=key)
+    return _to_target(problem, start, lam, sources, target, price, key=key)
 
 
-def _to_target(problem: Problem, start: Start, lam: PyTree, sources: Sources, target: float, *, key: Array) -> Plan:
+def _to_target(
+    problem: Problem, start: Start, lam: PyTree, sources: Sources, target: float, price: float, *, key: Array
+) -> Plan:
     """Plans for budgets that double, each from where the last one's pilot ended, until one promises the target."""
     passes, spent = FIRST, 0
     while True:
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
-        pilot = _piloted(problem, start, lam, sources, budget, key=here)
+        pilot = _piloted(problem, start, lam, sources, budget, key=here)._replace(price=price)
         made = _chosen(pilot, lam, budget, goal=target)
         spent, before = spent + pilot.spent, spent
         if made.predicted <= target / MARGIN:
@@ -242,7 +262,7 @@ def _piloted(problem: Problem, start: Start, lam: PyTree, sources: Sources, budg
         if moved.whole_factor ** (0.5 * budget / rows) < TOLERABLE:
             return moved
         start, spent = moved.start, moved.spent
-    pilot = run_pilot(problem, start, lam, sources, pilot_room(budget, sources), key=key)
+    pilot = run_pilot(problem, start, lam, sources, budget, key=key)
     return pilot._replace(spent=pilot.spent + spent)
 
 
@@ -253,7 +273,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
         raise ParameterError(
             f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * pilot.sources[0].rows}"
         )
-    best = min(options, key=lambda option: option.predicted * (UNSURE if option.method == "JointSID" else 1.0))
+    best = min(options, key=lambda option: option.predicted * (UNSURE if option.method in SAMPLED else 1.0))
     estimator: Any = best.estimator
     blind = () if pilot.informed else ("the budget allowed no pilot: what is predicted is what is typical",)
     return Plan(
@@ -262,7 +282,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
         train=best.sources[0],
         val=best.sources[1],
         w0=pilot.start.w,
-        v0=pilot.start.v,
+        v0=best.v0,
         lam=lam,
         method=best.method,
         constants=pilot.rates,
@@ -283,42 +303,69 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
         estimator, steps = run
         noise = pilot.rates.noise / math.sqrt(steps)
         predicted = math.hypot(noise, pilot.start.error * pilot.rates.kept(steps))
-        yield Option("JointSID", estimator, pilot.sources, predicted)
-    train, val = map(whole, pilot.sources)
-    option = (_by_loss if pilot.problem.has_loss else _by_map)(pilot, (room - val.rows) / train.rows - 1.0)
-    if option is not None:
-        method, solvers, left = option
-        yield Option(method, solvers, (train, val), pilot.start.error * min(1.0, left))
+        yield Option("JointSID", estimator, pilot.sources, predicted, pilot.start.v)
+        if not pilot.rates.cross >= STEADY:
+            yield from _published(pilot, room)
+    train, val = sources = whole(pilot.sources[0]), whole(pilot.sources[1])
+    by = _by_loss if pilot.problem.has_loss else _by_map
+    yield from by(pilot, sources, (room / pilot.price - val.rows) / train.rows - 1.0)
 
 
-def _by_loss(pilot: Pilot, passes: float) -> tuple[str, SID, float] | None:
-    """L-BFGS and conjugate gradients in so many passes over train, and the share of an error that they leave.
+def _published(pilot: Pilot, room: float) -> Iterator[Option]:
+    """SID with steps that fall as 1 / j, as many for w as for v, and twelve times fewer cross products.
+
+    Where these have next to no noise it may be the better of the two: every row of val is read once, where JointSID
+    has noise of minibatches.
+    """
+    train, val, rates = pilot.sources[0], whole(pilot.sources[1]), pilot.rates
+    steps = int((room - val.rows) / train.rows_per_batch / (2 + 1 / 12))
+    if steps < 12:
+        return
+    falling = Harmonic(rates.step / rates.forgetting, 1.0 / rates.forgetting)
+    left = pilot.start.error * rates.kept_by_falling(steps)
+    noise = rates.noise * (APART if pilot.informed else 1.0) / math.sqrt(steps)
+    sid = SID(FixedPoint(steps, falling), FixedPoint(steps, falling), cross_batches=steps // 12)
+    yield Option("SID", sid, (train, val), math.hypot(noise, left), pilot.start.v)
+
+
+def _by_loss(pilot: Pilot, sources: Sources, passes: float) -> Iterator[Option]:
+    """L-BFGS and conjugate gradients in so many passes over train.
 
     As many steps for w as for v, but that 2 d conjugate gradients solve any system of d entries, rounding included. Of
-    few entries L-BFGS remembers all directions, and is soon done.
+    few entries L-BFGS remembers all directions, and is soon done. Conjugate gradients that come near start at 0: the
+    noise that a start from minibatches has in every direction would take more of them than it saves.
     """
+    (w, v, error), rates = pilot.start, pilot.rates
     first, each = LINE_SEARCH
-    passes -= first + (pilot.start.v is not None)
-    d = entries(pilot.start.w)
-    linear = int(min(passes / 2, 2 * d))
-    inner = round((passes - linear) / each)
-    if min(linear, inner) < 1:
-        return None
-    tiny = 10 * float(jnp.finfo(norm(pilot.start.w).dtype).eps)
-    rates = pilot.rates
-    left = rates.krylov(inner) ** max(inner / d, 1.0) ** 2 + rates.krylov(linear) * (linear < d) + tiny * rates.kappa
-    return "AID-CG", SID(LBFGS(tiny, inner), CG(tiny, linear)), left
+    d, tiny = entries(w), 10 * float(jnp.finfo(norm(w).dtype).eps)
+
+    def split(passes: float) -> tuple[int, int]:
+        linear = int(min(passes / 2, 2 * d))
+        return round((passes - linear) / each), linear
+
+    inner, linear = split(passes - first)
+    if min(inner, linear) < 2:
+        return
+    left = rates.krylov(inner, d) + rates.krylov(linear, d) + tiny * rates.kappa
+    near = left < TOLERABLE
+    inner, linear = (inner, linear) if near or v is None else split(passes - first - 1)  # a product for where v starts
+    solvers = SID(LBFGS(tiny, inner), CG(tiny, linear))
+    yield Option("AID-CG", solvers, sources, error * min(1.0, left), None if near else v)
 
 
-def _by_map(pilot: Pilot, passes: float) -> tuple[str, SID, float] | None:
+def _by_map(pilot: Pilot, sources: Sources, passes: float) -> Iterator[Option]:
     """The iteration itself, for w and for v; steps for w that the pilot made are made."""
     made = MOVED * pilot.moved
     linear = int((passes + made) / 2)
     inner = int(passes) - linear
     if min(linear, inner) < 1:
-        return None
-    factor = pilot.whole_factor if pilot.moved else max(1.0 - 1.0 / pilot.rates.kappa, 0.3)
-    return "AID-FP", SID(FixedPoint(inner), FixedPoint(linear)), factor ** (inner + made) + factor**linear
+        return
+    (w, v, error), factor = pilot.start, pilot.whole_factor
+    if pilot.moved:
+        left = factor ** (inner + made) + factor**linear
+    else:
+        left = sum(pilot.rates.iterated(steps, entries(w)) for steps in (inner, linear))
+    yield Option("AID-FP", SID(FixedPoint(inner), FixedPoint(linear)), sources, error * min(1.0, left), v)
 
 
 def _doubled(estimator: SID) -> SID:
