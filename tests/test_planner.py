@@ -4,10 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
+from bilevax.core.config import replace, strong
 from bilevax.core.trees import norm, sub
+from bilevax.problems.problem import cross_product, residual
 from bilevax.testing.problems import problem
+from bilevax.trust import pilot
+from bilevax.trust.pilot import in_minibatches
+from bilevax.trust.rates import Rates
 
 SEEDS = 8
 
@@ -150,3 +156,86 @@ def test_a_plan_prints_and_verifies_itself():
 def test_wrong_goals_are_refused(goal, message):
     with pytest.raises(bx.ParameterError, match=message):
         CASES["ridge"].plan(**goal)
+
+
+def test_conjugate_gradients_on_the_model_are_the_best_of_their_space():
+    """In the energy norm, of all vectors of the Krylov space; here that space is written down."""
+    rates = Rates(0.1, 1.0, 0.1, 10.0, kappa=50.0, cross=0.0)
+    h = 50.0 ** -((np.arange(12) + 0.5) / 12)
+    for steps in (1, 3, 6):
+        space = np.stack([h**k for k in range(steps)], axis=1)  # A^k b of b = 1
+        best = space @ np.linalg.solve(space.T @ (h[:, None] * space), space.T @ np.ones(12))
+        left = np.linalg.norm(best - 1 / h) / np.linalg.norm(1 / h)
+        assert rates.krylov(steps, 12) == pytest.approx(left, rel=1e-6)
+    assert rates.krylov(12, 12) < 1e-9 < rates.krylov(11, 12)
+    assert rates.krylov(5, 10**6) == rates.krylov(5, 200)
+
+
+def test_plain_steps_on_the_model():
+    rates = Rates(0.1, 1.0, 0.1, 10.0, kappa=16.0, cross=0.0)
+    assert rates.iterated(3, 1) == pytest.approx(0.75**3)
+    assert rates.iterated(7, 30) < rates.iterated(6, 30) < 1
+
+
+def test_falling_steps_forget_as_their_product_says():
+    rates = Rates(0.1, 1.0, 0.01, 1e9, kappa=16.0, cross=0.0)
+    for steps in (10, 100, 1000):
+        product = np.prod(1 - 0.01 / (1 + 0.01 * np.arange(steps)))
+        assert rates.kept_by_falling(steps) == pytest.approx(product, rel=0.02)
+
+
+def test_what_a_horizon_cannot_resolve_makes_the_condition_worse():
+    long, short = (Rates.of(0.1, 1.0, (0.05, horizon), 2.0, 0.0) for horizon in (1e6, 20.0))
+    assert long.kappa == pytest.approx(4.0, rel=1e-3)
+    assert long.slowest == pytest.approx(0.05, rel=1e-3)
+    assert short.kappa > long.kappa
+    assert short.slowest < long.slowest
+
+
+@pytest.mark.parametrize("name", ["quadratic-10-b1", "logistic-500x20-0.1"])
+def test_the_largest_curvature_is_found_on_minibatches(name):
+    p = strong(problem(name).problem)
+    w0, lam = jax.tree.map(jnp.asarray, (problem(name).w0, problem(name).lam))
+    train, _ = in_minibatches(*problem(name).sources())
+    flat, unravel = ravel_pytree(w0)
+    H = jax.vmap(lambda u: ravel_pytree(residual(p, w0, lam, train.full, unravel(u)))[0])(jnp.eye(flat.size))
+    top = np.linalg.eigvals(np.asarray(H)).real.max()
+    found = [float(pilot._steepest(p, w0, lam, train, jnp.asarray(0.2), jax.random.key(s))) for s in range(8)]
+    assert 0.75 * top < np.mean(found) < 1.1 * top
+
+
+def test_cross_products_of_a_penalty_have_no_noise_and_others_have_theirs():
+    noise = {}
+    for name in ("logistic-500x20-0.1", "quadratic-10-b1-correlated"):
+        p = problem(name)
+        args = strong(p.problem), tuple(jnp.asarray(x) for x in (p.w0 + 1.0, p.w0 + 1.0, p.lam))
+        train, _ = in_minibatches(*p.sources())
+        found = [float(pilot._cross_noise(*args, train, jax.random.key(s))) for s in range(200)]
+        each = jax.vmap(lambda row, args=args: cross_product(args[0], args[1][0], args[1][2], row, args[1][1]))(
+            jax.tree.map(lambda x: x[:, None], train.full)
+        )
+        spread = np.sqrt(np.sum(np.var(np.asarray(each), axis=0)) / train.rows_per_batch)
+        noise[name] = np.median(found), spread / np.linalg.norm(np.mean(np.asarray(each), axis=0))
+    assert noise["logistic-500x20-0.1"][0] < 1e-6
+    found, true = noise["quadratic-10-b1-correlated"]
+    assert true / 2 < found < 2 * true
+
+
+def test_full_batches_that_cost_less_are_chosen_sooner():
+    case = CASES["logistic-500x20-0.1"]
+    dear, cheap = (case.plan(budget=5 * case.rows, full_batch_price=price) for price in (1.0, 0.1))
+    assert (dear.method, cheap.method) == ("SID", "AID-CG")
+    assert cheap.spent + 0.1 * cheap.run(key=jax.random.key(1)).cost.visits <= 1.05 * 5 * case.rows
+    with pytest.raises(bx.ParameterError, match="full_batch_price must lie in"):
+        case.plan(budget=1e4, full_batch_price=0.0)
+
+
+def test_a_planned_sid_goes_by_what_was_predicted_and_says_so():
+    case = CASES["logistic-500x20-0.1"]
+    p = case.plan(budget=5 * case.rows)
+    assert p.method == "SID"
+    assert p.val.whole
+    for goal, code in ((2 * p.predicted, bx.Code.OK), (p.predicted / 2, bx.Code.BUDGET)):
+        assert int(replace(p, goal=goal).run(key=jax.random.key(1)).code) == code
+    verified = p.verify(key=jax.random.key(2), replicas=8)
+    assert verified.measured / 4 < p.predicted < 4 * verified.measured
