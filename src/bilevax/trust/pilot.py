@@ -13,7 +13,7 @@ from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import PyTree, axpy, norm, scale, sub, vdot
-from bilevax.data import RowSource
+from bilevax.data import Arrays, RowSource
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import contraction_rate
 from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, epoch, measured_step
@@ -31,7 +31,7 @@ SPREAD = 10.0
 the problems of :mod:`bilevax.testing.problems` with d <= 30 most are between 5 and 20. Minibatches have 1 + SPREAD / b
 times L."""
 
-TYPICAL = 1.5, (0.07, 20.0)
+TYPICAL = 1.5, (0.09, 20.0)
 """Noise and forgetting, where the budget allows no pilot."""
 
 STEEPEST = 1.4
@@ -42,6 +42,9 @@ INFORMED = 40
 
 ANCHOR = 0.25
 """Share of a run's visits that reading every row of val once more may take, to correct those of minibatches."""
+
+ASIDE = 0.12
+"""Share of the pilot's visits that reading its rows of val takes; it reads these once more, for the anchor."""
 
 FOLLOWED_SHARE = 0.02
 """Of the budget, what is read to see how the iteration contracts; and, at most, to find the largest curvature."""
@@ -166,12 +169,14 @@ def run_pilot(
     top = min(1.0 / (float(eta) * (1.0 + SPREAD / b)), STEEPEST)
     if CLIMBED * b <= FOLLOWED_SHARE * budget:
         top, products = float(_steepest(problem, start.w, lam, train, eta, key)), products + CLIMBED
-    run = joint(_room(budget, sources) - products * b, sources, float(eta))
+    room = _room(budget, sources)
+    val = _some(sources[1], int(ASIDE * room), key)
+    run = joint(room - products * b, (train, val), float(eta))
     blind = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, top, math.nan), products * b)
     if run is None:
         return blind
     estimator, steps = run
-    est = hypergradient(problem, estimator, start.w, lam, train, sources[1], key=key, v0=start.v, tol=1e6)
+    est = hypergradient(problem, estimator, start.w, lam, train, val, key=key, v0=start.v, tol=1e6)
     spent = blind.spent + est.cost.visits
     error = reported(est)
     noise = float(norm(error.standard_error) / norm(est.value))
@@ -189,10 +194,18 @@ def run_pilot(
 
 def _room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
     """Visits of the pilot's run."""
-    (b, bv), val = (s.rows_per_batch for s in sources), sources[1].rows
-    steps = INFORMED * (1.2 * b + bv) + LOOKED_AT * MEASURED[1] * b
-    informed = steps + (2 if val <= ANCHOR * (steps + 2 * val) else 1) * val
+    b, bv = (s.rows_per_batch for s in sources)
+    informed = (INFORMED * (1.2 * b + bv) + LOOKED_AT * MEASURED[1] * b) / (1 - 2 * ASIDE)
     return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
+
+
+def _some(source: Any, number: int, key: Array) -> Any:
+    """A source of so many of the rows, or fewer by half, chosen at random; itself where that is all, or no array."""
+    number = max(2 ** int(math.log2(max(number, 1))), source.rows_per_batch)  # few sizes: each is compiled
+    if number >= source.rows or not isinstance(source, Arrays):
+        return source
+    chosen = jax.random.choice(stream(key, "outer"), source.rows, (number,), replace=False)
+    return replace(source, data=jax.tree.map(lambda a: a[chosen], source.data))
 
 
 def moved_pilot(

@@ -33,6 +33,9 @@ from bilevax.trust.pilot import (
 )
 from bilevax.trust.rates import Rates
 
+ROUGHLY = 1.4
+"""Error of L-BFGS and conjugate gradients, over that of as many conjugate gradients on the model system."""
+
 LINE_SEARCH = 1.5, 1.05
 """Gradients before the first step of L-BFGS has its length, and of each step."""
 
@@ -41,6 +44,12 @@ SAMPLED = "JointSID", "SID"
 
 UNSURE = 3.0
 """Factor by which a sampled method must be better than another, whose error report is certain."""
+
+SETTLED = 0.3
+"""Relative error from which on a full-batch method has not converged, and may be anywhere."""
+
+STRAYING = 2.0
+"""Factor by which a sampled method may then be worse, in what is predicted, and is preferred."""
 
 STEADY = 0.05
 """Relative standard deviation of the cross products of minibatches below which SID is considered."""
@@ -273,7 +282,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
         raise ParameterError(
             f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * pilot.sources[0].rows}"
         )
-    best = min(options, key=lambda option: option.predicted * (UNSURE if option.method in SAMPLED else 1.0))
+    best = min(options, key=_risk)
     estimator: Any = best.estimator
     blind = () if pilot.informed else ("the budget allowed no pilot: what is predicted is what is typical",)
     return Plan(
@@ -293,6 +302,13 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
         goal=goal,
         notes=blind,
     )
+
+
+def _risk(option: Option) -> float:
+    """What is predicted, times what the method may be worse by."""
+    if option.method in SAMPLED:
+        return option.predicted
+    return option.predicted * (STRAYING if option.predicted > SETTLED else 1 / UNSURE)
 
 
 def _options(pilot: Pilot, room: float) -> Iterator[Option]:
@@ -346,7 +362,7 @@ def _by_loss(pilot: Pilot, sources: Sources, passes: float) -> Iterator[Option]:
     inner, linear = split(passes - first)
     if min(inner, linear) < 2:
         return
-    left = rates.krylov(inner, d) + rates.krylov(linear, d) + tiny * rates.kappa
+    left = ROUGHLY * (rates.krylov(inner, d) + rates.krylov(linear, d)) + tiny * rates.kappa
     near = left < TOLERABLE
     inner, linear = (inner, linear) if near or v is None else split(passes - first - 1)  # a product for where v starts
     solvers = SID(LBFGS(tiny, inner), CG(tiny, linear))

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-UNRESOLVED = 0.4
-"""What is left after a horizon h is forgotten faster than the slowest direction, by about 0.4 / h."""
+UNRESOLVED = 0.33
+"""What is left after a horizon h is forgotten faster than the slowest direction, by about a third of 1 / h."""
 
 LEAST = 0.07
 """Share, at least, of the forgetting seen that the slowest direction has."""
