@@ -15,7 +15,7 @@ from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax import ParameterError
-from bilevax.sklearn import TunedLogisticRegression, single_penalty_grid
+from bilevax.sklearn import TunedLogisticRegression, single_penalty_grid, tuning
 
 
 @parametrize_with_checks([TunedLogisticRegression(steps=2, random_state=0)])
@@ -152,3 +152,23 @@ def test_class_balance() -> None:
 def test_same_seed_same_model() -> None:
     X, y = load_iris(return_X_y=True)
     np.testing.assert_array_equal(small().fit(X, y).coef_, small().fit(X, y).coef_)
+
+
+@pytest.mark.slow
+def test_where_a_pass_is_long_a_plan_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minibatches where every row costs much, full batches where it costs nothing; never minibatches that mislead."""
+    monkeypatch.setattr(tuning, "FULL_BATCH_LIMIT", 0.0)
+    X, y = noisy(6000, 3)
+    found = {}
+    for price, near in ((1e-3, 0.3), (1e3, np.inf), (1e3, 0.0)):
+        monkeypatch.setattr(tuning, "FULL_BATCH_PRICE", price)
+        monkeypatch.setattr(tuning, "NEAR", near)
+        model = TunedLogisticRegression(steps=5, random_state=0).fit(X[:3000], y[:3000])
+        found[price, near] = model.method_, model.method_reason_
+        assert log_loss(y[3000:], model.predict_proba(X[3000:])) < np.log(2)
+    assert found[1e-3, 0.3][0] == "deterministic"
+    assert "AID-CG is planned" in found[1e-3, 0.3][1]
+    assert found[1e3, np.inf][0] == "stochastic"
+    assert "planned to come within 10%" in found[1e3, np.inf][1]
+    assert found[1e3, 0.0][0] == "deterministic"
+    assert "came no nearer than" in found[1e3, 0.0][1]

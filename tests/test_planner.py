@@ -65,7 +65,8 @@ def test_plan_and_run_stay_within_the_budget_and_the_error_is_as_predicted(name,
         assert measured < 1e-10 > predicted
         assert {int(est.code) for est in runs} == {bx.Code.OK}
     else:
-        assert {p.method for p in plans} == {"JointSID" if name == "quadratic-10-b1" else "SID"}
+        sampled = {"JointSID"} if name == "quadratic-10-b1" else {"SID", "JointSID"}
+        assert {p.method for p in plans} <= sampled
         assert predicted / 4 < measured < 4 * predicted
 
 

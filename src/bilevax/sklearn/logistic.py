@@ -29,9 +29,9 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
     penalty. The validation rows, on which no penalty is tuned, say where to stop; the single penalty is kept unless the
     tuned ones are better there by a standard error. The final model is trained on all rows.
 
-    Method: implicit differentiation by L-BFGS and conjugate gradients where full batches are the better choice,
-    stochastic implicit differentiation (Grazzi, Pontil, Salzo 2021, arXiv:2011.07122) where minibatches are;
-    ``method_reason_`` says why.
+    Method: implicit differentiation by L-BFGS and conjugate gradients where a pass over the rows is short; where it is
+    long, what :func:`bilevax.plan` chooses, which may be stochastic implicit differentiation (Grazzi, Pontil, Salzo
+    2021, arXiv:2011.07122), if that comes near the hypergradient on every row; ``method_reason_`` says why.
 
     Args:
         penalty_per: ``"feature"`` (default), ``"class"``, ``"weight"`` or ``"global"``.
@@ -51,7 +51,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         start_penalty_: the single penalty that tuning began with.
         feature_mean_: of the training rows, [p].
         feature_scale_: their standard deviations, [p]; 1 for a constant feature.
-        method_: ``"deterministic"`` or ``"stochastic"``.
+        method_: ``"deterministic"`` or ``"stochastic"``; ``"planned"`` if the user stopped it before it was.
         method_reason_: one sentence.
         history_: one record an outer step, among them the tuning loss and the validation loss.
         validation_loss_: mean log-loss of the validation rows at the chosen penalties, before the final training.
@@ -145,7 +145,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         method = tuning.choose_method(self.method, len(train), X.shape[1], self._outputs)
         folds = _folds(labels[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         tuned = self._tune(Z, labels, train, validated, folds, method, seed, callback)
-        self._record(tuned, method)
+        self._record(tuned)
         self._train(Z, labels, tuned, len(train), folds.max() + 1)
         return self
 
@@ -183,8 +183,8 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         )
         return tuning.tune(task, method, steps=self.steps, seed=seed, callback=callback)
 
-    def _record(self, tuned: Any, method: Any) -> None:
-        self.method_, self.method_reason_ = method.name, method.reason
+    def _record(self, tuned: Any) -> None:
+        self.method_, self.method_reason_ = tuned.method.name, tuned.method.reason
         self.history_, self.n_iter_ = tuned.history, max(1, len(tuned.history))
         self.visits_ = tuned.history[-1]["visits"] if tuned.history else 0
         self.validation_loss_ = tuned.validation_loss

@@ -11,20 +11,28 @@ from jax import Array
 
 from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
-from bilevax.core.trees import PyTree
-from bilevax.data import Arrays
-from bilevax.hypergradients import SID
+from bilevax.core.config import replace
+from bilevax.core.trees import PyTree, norm, sub
+from bilevax.data import Arrays, RowSource
+from bilevax.hypergradients import SID, hypergradient
 from bilevax.problems import Box, GradientStep, Problem
 from bilevax.runs import Progress, minimize
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
 from bilevax.sklearn.training import Turned, coordinates, solve, times, turned
 from bilevax.solvers import CG, LBFGS, FixedPoint
+from bilevax.trust.planner import SAMPLED, plan
 
 MANY_ROWS = 10_000
 """Training rows up to which five models are cross-fitted; three beyond."""
 
-ROWS_A_WEIGHT = 100
-"""Rows a weight below which minibatches are too noisy to tune on."""
+PLANNED = 0.1
+"""Relative error of a hypergradient that the method is planned for where a pass is long."""
+
+NEAR = 0.3
+"""Relative error up to which the first hypergradient on minibatches is good enough to tune by."""
+
+FULL_BATCH_PRICE = 0.3
+"""Seconds that a row takes which is read along with every other, over those of a row in minibatches."""
 
 BOX = (-25.0, 12.0)
 """Bounds of lam, the logarithm of a penalty against a mean loss: exp(lam) neither overflows nor vanishes."""
@@ -47,49 +55,88 @@ PATH_ROWS = 10_000
 SIGNIFICANT = 1.0
 """Standard errors by which tuned penalties must be better than the single one on the validation rows."""
 
-FULL_BATCH_LIMIT = 1e8
-"""Multiplications in one pass (rows * weights) up to which full batches are the faster choice."""
+FULL_BATCH_LIMIT = 3e8
+"""Multiplications in one pass (rows * weights) up to which full batches are the faster choice: nothing is planned."""
+
+
+DETERMINISTIC = SID(LBFGS(tol=1e-4, max_steps=100), CG(tol=1e-2, max_steps=100))
+"""Full batches."""
+
+STOCHASTIC = SID(
+    inner=FixedPoint(steps=400, step_size=0.5),
+    linear=FixedPoint(steps=200, step_size=0.5),
+    cross_batches=1,  # lam enters the penalty alone: every minibatch gives the product exactly
+    outer_batches=32,
+)
+"""Minibatches of BATCH rows."""
+
+BATCH = 512
+"""Rows of a minibatch, where none is planned."""
 
 
 class Method(NamedTuple):
-    """How the hypergradients are had, and why."""
+    """How the hypergradients are had, and why; without an estimator it is to be planned.
+
+    Attributes:
+        name: ``"deterministic"``, ``"stochastic"``, or ``"planned"``.
+        reason: one sentence.
+        folds: K.
+        estimator: None: to be planned.
+        sources: (train, val) that were planned; None: every row, or minibatches of 512.
+    """
 
     name: str
     reason: str
     folds: int
-    batch_size: int | None
-    estimator: SID
+    estimator: Any = None
+    sources: tuple[RowSource, RowSource] | None = None
 
 
 def choose_method(name: str, n: int, p: int, outputs: int) -> Method:
-    """Full batches or minibatches; ``name`` may ask for either.
-
-    A stochastic solver's excess loss after N visits is of the order of (number of weights) / N: minibatches win where
-    one pass has many rows a weight, and is too long for full batches to be repeated.
-    """
-    weights = p * outputs
+    """Full batches or minibatches; ``name`` may ask for either, and a plan decides where a pass is long."""
+    weights, folds = p * outputs, 5 if n <= MANY_ROWS else 3
     size = f"{n:,} training rows for {weights:,} weights"
-    if name != "auto":
-        reason = f"asked for; {size}"
-    elif n * weights > FULL_BATCH_LIMIT and n > ROWS_A_WEIGHT * weights:
-        name, reason = "stochastic", f"{size}: a pass is long, and a part of it tells nearly as much as the whole"
-    elif n * weights > FULL_BATCH_LIMIT:
-        name, reason = (
-            "deterministic",
-            f"{size}: fewer than {ROWS_A_WEIGHT} rows a weight, so minibatches are too noisy",
-        )
-    else:
-        name, reason = "deterministic", f"{size}: a pass is so short that full batches are faster"
-    folds = 5 if n <= MANY_ROWS else 3
-    if name == "deterministic":
-        return Method(name, reason, folds, None, SID(LBFGS(tol=1e-4, max_steps=100), CG(tol=1e-2, max_steps=100)))
-    solvers = SID(
-        inner=FixedPoint(steps=400, step_size=0.5),
-        linear=FixedPoint(steps=200, step_size=0.5),
-        cross_batches=1,  # lam enters the penalty alone: every minibatch gives the product exactly
-        outer_batches=32,
-    )
-    return Method(name, reason, folds, min(512, n), solvers)
+    if name == "auto" and n * weights > FULL_BATCH_LIMIT:
+        return Method("planned", size, folds)
+    if name == "auto":
+        return Method("deterministic", f"{size}: a pass is so short that full batches are faster", folds, DETERMINISTIC)
+    estimator = DETERMINISTIC if name == "deterministic" else STOCHASTIC
+    return Method(name, f"asked for; {size}", folds, estimator)
+
+
+def plan_method(
+    method: Method, problem: Problem, w: PyTree, lam: Array, sources: tuple[Arrays, Arrays], *, key: Array
+) -> Method:
+    """The method that a plan for the first hypergradient chooses.
+
+    Minibatches are believed if they come near the hypergradient on every row: where the single penalty is next to the
+    best, that is small, and what noise does to the models is not.
+
+    Args:
+        method: what is known of it.
+        problem: whose hypergradients are wanted.
+        w: the models at lam.
+        lam: the single penalty.
+        sources: the training rows in minibatches, and all of them.
+        key: of the pilot.
+    """
+    rows, every = sources
+    plan_key, run_key = jax.random.split(key)
+    made = plan(problem, w, lam, rows, rows, key=plan_key, target=PLANNED, full_batch_price=FULL_BATCH_PRICE)
+    reason = f"{method.reason}: {made.method} is planned to come within {PLANNED:.0%} of a hypergradient soonest"
+    if made.method in SAMPLED:
+        sampled = made.run(key=run_key).value
+        exact = hypergradient(full_batch(problem), DETERMINISTIC, w, lam, every, every, key=run_key).value
+        off = float(norm(sub(sampled, exact)) / jnp.maximum(norm(exact), jnp.finfo(lam.dtype).tiny))
+        if off <= NEAR:
+            return Method("stochastic", reason, method.folds, made.estimator, (made.train, made.val))
+        reason = f"{method.reason}: {made.method} came no nearer than {off:.1g} times its size to a hypergradient"
+    return Method("deterministic", reason, method.folds, DETERMINISTIC)
+
+
+def full_batch(problem: Problem) -> Problem:
+    """The problem with a step of 1: full-batch solvers choose their own."""
+    return replace(problem, inner_map=replace(problem.inner_map, step_size=1.0))
 
 
 class Task(NamedTuple):
@@ -149,6 +196,7 @@ class Tuned(NamedTuple):
         history: one record an outer step.
         code: the worst code of the run.
         interrupted: True if the user stopped it.
+        method: as it was asked for or, where it was to be planned, as it was planned.
     """
 
     chosen: Point
@@ -161,6 +209,7 @@ class Tuned(NamedTuple):
     history: list[dict[str, Any]]
     code: Code
     interrupted: bool
+    method: Method
 
 
 def tune(
@@ -185,19 +234,26 @@ def tune(
     root, turn = coordinates(task.moment, start.lam)
     watch = _Watch(task, start, turn, clock, callback)
     if interrupted:
-        return _decide(task, start, watch, Code.OK, interrupted)
-    step_size = 1.0 if method.name == "deterministic" else None  # full-batch solvers choose their own steps
-    inner_map = GradientStep(CrossFitLoss(Turned(task.penalised, turn)), step_size)
-    problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))
-    in_coordinates = task.rows._replace(X=times(task.rows.X, turn.T))
-    rows = Arrays(in_coordinates, batch_size=method.batch_size, sampling="blocks", seed=seed)
-    algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
+        return _decide(task, start, watch, Code.OK, interrupted, method)
     u, key = turned(start.w, root), jax.random.key(seed)
-    result = minimize(problem, algorithm, u, start.lam, rows, rows, steps=steps, key=key, callback=watch, every=1)
-    return _decide(task, start, watch, Code(result.code), result.interrupted)
+    in_coordinates = task.rows._replace(X=times(task.rows.X, turn.T))
+
+    def rows(batch_size: int | None) -> Arrays:
+        return Arrays(in_coordinates, batch_size=batch_size, sampling="blocks", seed=seed)
+
+    inner_map = GradientStep(CrossFitLoss(Turned(task.penalised, turn)))
+    problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))
+    if method.estimator is None:
+        method = plan_method(method, problem, u, start.lam, (rows(BATCH), rows(None)), key=jax.random.fold_in(key, 1))
+    if method.name == "deterministic":
+        problem = full_batch(problem)
+    train, val = method.sources or 2 * (rows(None if method.name == "deterministic" else BATCH),)
+    algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
+    result = minimize(problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=watch, every=1)
+    return _decide(task, start, watch, Code(result.code), result.interrupted, method)
 
 
-def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: bool) -> Tuned:
+def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: bool, method: Method) -> Tuned:
     """The best step against the start: one model each on all training rows, compared on the validation rows.
 
     Penalties keep their size against the *sum* of the losses, as the precision of a prior does: the one model sees more
@@ -218,7 +274,8 @@ def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: 
     fall = float(_value(held, best.w, best.lam, task.rows)) - float(_value(held, start.w, start.lam, task.rows))
     gap, gap_se = float(np.mean(gain)) - fall, float(np.std(gain) / np.sqrt(len(gain)))
     validation_loss = float(np.mean(losses))
-    return Tuned(chosen, start, model, task.moment, validation_loss, gap, gap_se, watch.history, code, interrupted)
+    ended = watch.history, code, interrupted, method
+    return Tuned(chosen, start, model, task.moment, validation_loss, gap, gap_se, *ended)
 
 
 class _Watch:

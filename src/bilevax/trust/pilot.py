@@ -49,7 +49,7 @@ ASIDE = 0.12
 FOLLOWED_SHARE = 0.02
 """Of the budget, what is read to see how the iteration contracts; and, at most, to find the largest curvature."""
 
-SHORTEST = 12
+SHORTEST = 24
 """Minibatches, at least, on which it is seen how the iteration contracts."""
 
 CLIMBED = 16

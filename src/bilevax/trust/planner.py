@@ -46,15 +46,16 @@ UNSURE = 3.0
 """Factor by which a sampled method must be better than another, whose error report is certain."""
 
 SETTLED = 0.3
-"""Relative error from which on a full-batch method has not converged, and may be anywhere."""
+"""Relative error from which on a deterministic method has not converged, so that its forecast is not certain either."""
 
-STRAYING = 2.0
-"""Factor by which a sampled method may then be worse, in what is predicted, and is preferred."""
+STRAYING = {"AID-CG": 1.4, "AID-FP": 2.0}
+"""Factor by which a sampled method may then be worse, in what is predicted, and is preferred: conjugate gradients stray
+before they converge, and what minibatches forget says little of how a map contracts."""
 
 STEADY = 0.05
 """Relative standard deviation of the cross products of minibatches below which SID is considered."""
 
-APART = 0.4
+APART = 0.55
 """Noise of SID with N minibatches for w and N others for v, over that of the pilot's JointSID with N for both, whose
 minibatches of val are noisy."""
 
@@ -282,7 +283,7 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
         raise ParameterError(
             f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * pilot.sources[0].rows}"
         )
-    best = min(options, key=_risk)
+    best = min(options, key=lambda option: _risk(option, pilot))
     estimator: Any = best.estimator
     blind = () if pilot.informed else ("the budget allowed no pilot: what is predicted is what is typical",)
     return Plan(
@@ -304,11 +305,12 @@ def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
     )
 
 
-def _risk(option: Option) -> float:
+def _risk(option: Option, pilot: Pilot) -> float:
     """What is predicted, times what the method may be worse by."""
     if option.method in SAMPLED:
         return option.predicted
-    return option.predicted * (STRAYING if option.predicted > SETTLED else 1 / UNSURE)
+    certain = option.predicted <= SETTLED or pilot.moved or not pilot.informed
+    return option.predicted * (1 / UNSURE if certain else STRAYING[option.method])
 
 
 def _options(pilot: Pilot, room: float) -> Iterator[Option]:
@@ -320,7 +322,7 @@ def _options(pilot: Pilot, room: float) -> Iterator[Option]:
         noise = pilot.rates.noise / math.sqrt(steps)
         predicted = math.hypot(noise, pilot.start.error * pilot.rates.kept(steps))
         yield Option("JointSID", estimator, pilot.sources, predicted, pilot.start.v)
-        if not pilot.rates.cross >= STEADY:
+        if pilot.rates.cross < STEADY:
             yield from _published(pilot, room)
     train, val = sources = whole(pilot.sources[0]), whole(pilot.sources[1])
     by = _by_loss if pilot.problem.has_loss else _by_map
@@ -339,7 +341,7 @@ def _published(pilot: Pilot, room: float) -> Iterator[Option]:
         return
     falling = Harmonic(rates.step / rates.forgetting, 1.0 / rates.forgetting)
     left = pilot.start.error * rates.kept_by_falling(steps)
-    noise = rates.noise * (APART if pilot.informed else 1.0) / math.sqrt(steps)
+    noise = APART * rates.noise / math.sqrt(steps)
     sid = SID(FixedPoint(steps, falling), FixedPoint(steps, falling), cross_batches=steps // 12)
     yield Option("SID", sid, (train, val), math.hypot(noise, left), pilot.start.v)
 
