@@ -240,3 +240,14 @@ def test_a_planned_sid_goes_by_what_was_predicted_and_says_so():
         assert int(replace(p, goal=goal).run(key=jax.random.key(1)).code) == code
     verified = p.verify(key=jax.random.key(2), replicas=8)
     assert verified.measured / 4 < p.predicted < 4 * verified.measured
+
+
+@pytest.mark.parametrize("passes", [10, 40])
+def test_a_step_that_is_to_be_measured_leaves_room_for_a_pilot(passes):
+    args = problem("logistic-500x20-0.1")
+    measured = replace(args.problem, inner_map=replace(args.problem.inner_map, step_size=None))
+    budget = passes * args.sources()[0].rows
+    p = bx.plan(measured, args.w0, args.lam, *args.sources(), key=jax.random.key(0), budget=budget)
+    assert not p.notes
+    assert p.spent <= 0.3 * budget
+    assert p.problem.inner_map.step_size is not None

@@ -163,13 +163,14 @@ def run_pilot(
 ) -> Pilot:
     """A pilot from a start, of a share of the budget."""
     train, b = sources[0], sources[0].rows_per_batch
-    products = LOOKED_AT * MEASURED[1] + measuring_products(problem, train)
+    measuring = measuring_products(problem, train)
+    room = _room(budget, sources, measuring)
+    products = LOOKED_AT * MEASURED[1] + measuring
     problem = _ready(problem, start.w, lam, train, key)
     eta = _step(problem, start.w, lam, train, key)
     top = min(1.0 / (float(eta) * (1.0 + SPREAD / b)), STEEPEST)
     if CLIMBED * b <= FOLLOWED_SHARE * budget:
         top, products = float(_steepest(problem, start.w, lam, train, eta, key)), products + CLIMBED
-    room = _room(budget, sources)
     val = _some(sources[1], int(ASIDE * room), key)
     run = joint(room - products * b, (train, val), float(eta))
     blind = Pilot(problem, sources, start, Rates.of(float(eta), *TYPICAL, top, math.nan), products * b)
@@ -192,10 +193,10 @@ def run_pilot(
     return Pilot(problem, sources, reached, rates, spent + (CROSSED + horizon) * b, informed=True)
 
 
-def _room(budget: float, sources: tuple[RowSource, RowSource]) -> float:
-    """Visits of the pilot's run."""
+def _room(budget: float, sources: tuple[RowSource, RowSource], measuring: int) -> float:
+    """Visits of the pilot's run, and of the products before it."""
     b, bv = (s.rows_per_batch for s in sources)
-    informed = (INFORMED * (1.2 * b + bv) + LOOKED_AT * MEASURED[1] * b) / (1 - 2 * ASIDE)
+    informed = (INFORMED * (1.2 * b + bv) + LOOKED_AT * MEASURED[1] * b) / (1 - 2 * ASIDE) + measuring * b
     return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
 
 
