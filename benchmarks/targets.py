@@ -1,6 +1,6 @@
 """Is a target met? Root mean square errors of 100 runs that were asked for a relative error, on the twenty problems.
 
-    python benchmarks/targets.py [--only NAME ...] [--seeds 100]
+    python benchmarks/targets.py [--only NAME ...] [--doors plan JointSID] [--seeds 100]
 
 Two doors: ``bx.plan(target=)`` and its run; and ``bx.hypergradient(target=, budget=)`` with JointSID, which goes on
 from 100 steps until its error report is below the target, or 100 passes over train are spent. A run that says BUDGET,
@@ -89,6 +89,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=problems(), metavar="NAME")
+    parser.add_argument("--doors", nargs="+", choices=DOORS, default=DOORS)
     parser.add_argument("--seeds", type=int, default=100)
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -98,7 +99,7 @@ def main() -> None:
     print("| problem | door | target | RMS / target | largest / target | flagged | passes |\n" + "|---" * 7 + "|")
     for name in options.only or problems():
         case = Case(problem(name))
-        for door in DOORS:
+        for door in options.doors:
             for target in TARGETS:
                 rows[name, door, target] = measure(case, door, target, options.seeds)
                 print(row(rows[name, door, target]), flush=True)

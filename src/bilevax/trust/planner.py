@@ -36,6 +36,9 @@ from bilevax.trust.rates import Rates
 ROUGHLY = 1.4
 """Error of L-BFGS and conjugate gradients, over that of as many conjugate gradients on the model system."""
 
+INEXACT = 1.75
+"""Steps of L-BFGS after which it has seen every direction, over their number."""
+
 LINE_SEARCH = 1.5, 1.05
 """Gradients before the first step of L-BFGS has its length, and of each step."""
 
@@ -349,9 +352,10 @@ def _published(pilot: Pilot, room: float) -> Iterator[Option]:
 def _by_loss(pilot: Pilot, sources: Sources, passes: float) -> Iterator[Option]:
     """L-BFGS and conjugate gradients in so many passes over train.
 
-    As many steps for w as for v, but that 2 d conjugate gradients solve any system of d entries, rounding included. Of
-    few entries L-BFGS remembers all directions, and is soon done. Conjugate gradients that come near start at 0: the
-    noise that a start from minibatches has in every direction would take more of them than it saves.
+    As many steps for w as for v, but that 2 d conjugate gradients solve any system of d entries, rounding included.
+    L-BFGS, which takes no exact steps, is not done after d of them: more are as those on a larger system. Conjugate
+    gradients that come near start at 0: the noise that a start from minibatches has in every direction would take more
+    of them than it saves.
     """
     (w, v, error), rates = pilot.start, pilot.rates
     first, each = LINE_SEARCH
@@ -364,7 +368,8 @@ def _by_loss(pilot: Pilot, sources: Sources, passes: float) -> Iterator[Option]:
     inner, linear = split(passes - first)
     if min(inner, linear) < 2:
         return
-    left = ROUGHLY * (rates.krylov(inner, d) + rates.krylov(linear, d)) + tiny * rates.kappa
+    solved = rates.krylov(inner, d if inner < d else int(INEXACT * d)), rates.krylov(linear, d)
+    left = ROUGHLY * sum(solved) + tiny * rates.kappa
     near = left < TOLERABLE
     inner, linear = (inner, linear) if near or v is None else split(passes - first - 1)  # a product for where v starts
     solvers = SID(LBFGS(tiny, inner), CG(tiny, linear))
