@@ -68,7 +68,7 @@ TOLERABLE = 0.1
 FIRST = 8
 """Passes over train with which the search for a target begins."""
 
-MARGIN = 1.5
+MARGIN = 2.0
 """Factor by which the predicted error must be below a target."""
 
 SEEN_WHOLE = 16
