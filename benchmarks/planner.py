@@ -1,6 +1,6 @@
 """The planner against a hand-tuned SID, AID-FP and AID-CG, at the same number of sample visits, on the twenty problems.
 
-    python benchmarks/planner.py [--only NAME ...] [--passes 5 20 80] [--quick] [--plans]
+    python benchmarks/planner.py [--only NAME ...] [--draws 0] [--passes 5 20 80] [--quick] [--plans]
 
 Budgets: 5, 20 and 80 passes over train. SID: 200 settings (5 splits t : k : J, 4 betas and 5 gammas around the
 published 2 / (1 - q^2), steps that decrease and steps that stay), each screened with a few seeds, the best ten again
@@ -9,8 +9,9 @@ steps and GMRES): as many iterations of both solvers, equally many, as fit. The 
 seeds for every plan. Mean square errors are relative to the squared norm of the exact hypergradient, in float64.
 
 Prints a markdown table, and keeps it in benchmarks/results/planner.json, where what is not run again stays as it was.
-``--quick``: three problems, or those named, with few seeds. ``--plans``: only plans are measured; their rivals are
-those of the file.
+``--draws``: 0 are the problems of the list, by which the constants of the forecasts were chosen; the others are further
+problems of the same recipes, which had no part in that. ``--quick``: three problems, or those named, with few seeds.
+``--plans``: only plans are measured; their rivals are those of the file.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SPLITS = ((1, 1, 1), (5, 4, 1), (4, 5, 1), (12, 12, 1), (3, 6, 1))
 BETAS = (0.25, 0.5, 1.0, 2.0)
 GAMMAS = (1.0, 3.0, 10.0, 30.0, 100.0)
 FLOOR = 1e-20  # relative mean square errors below count as equal
-LARGE = 2e8  # visits times inner entries beyond which fewer seeds are drawn
+LARGE = 2e8  # visits times inner entries beyond which settings are screened with fewer seeds
 QUICK = ("quadratic-10-b1", "logistic-500x20-0.1", "ridge")
 
 
@@ -53,8 +54,8 @@ class Seeds(NamedTuple):
 class Case:
     """A problem with its truth and its sources."""
 
-    def __init__(self, p: NamedProblem) -> None:
-        self.name, self.q = p.name, p.curvature.q
+    def __init__(self, p: NamedProblem, draw: int = 0) -> None:
+        self.name, self.draw, self.q = p.name, draw, p.curvature.q
         self.truth, w0, lam = jax.tree.map(jnp.asarray, (p.solution().hypergradient, p.w0, p.lam))
         self.problem, self.points = strong(p.problem), (w0, lam)
         self.sampled, self.whole = p.sources(), p.sources(None)
@@ -148,14 +149,15 @@ def compare(case: Case, passes: int, quick: bool, found: dict[str, Any] | None =
     """One problem at one budget; ``found`` are the rivals, where they are known."""
     budget = float(passes * case.sampled[0].rows)
     work = budget * case.size
-    seeds = Seeds(1, 4, 10, 2) if quick else Seeds(1, 4, 30, 5) if work > LARGE else Seeds(4, 16, 100, 30)
+    seeds = Seeds(1, 4, 10, 2) if quick else Seeds(1, 4, 100, 30) if work > LARGE else Seeds(4, 16, 100, 30)
     clock = time.perf_counter()
     found = found or rivals(case, budget, seeds)
     plan = planned(case, budget, seeds.plans)
     best = min(found, key=lambda name: found[name]["mse"])
     measured = plan["mse"] ** 0.5
     return {
-        "problem": case.name, "passes": passes, "seeds": seeds._asdict(), "rivals": found, "best": best, "plan": plan,
+        "problem": case.name, "draw": case.draw, "passes": passes, "seeds": seeds._asdict(),
+        "rivals": found, "best": best, "plan": plan,
         "factor": max(plan["mse"], FLOOR) / max(found[best]["mse"], FLOOR),
         "forecast": max(plan["predicted"], FLOOR**0.5) / max(measured, FLOOR**0.5),
         "seconds": time.perf_counter() - clock,
@@ -165,7 +167,8 @@ def compare(case: Case, passes: int, quick: bool, found: dict[str, Any] | None =
 def row(r: dict[str, Any]) -> str:
     mse = [f"{x['mse'] ** 0.5:.1e}" for x in r["rivals"].values()]
     plan, methods = r["plan"], " ".join(r["plan"]["methods"])
-    cells = [r["problem"], r["passes"], *mse, methods, f"{plan['mse'] ** 0.5:.1e}", f"{plan['predicted']:.1e}"]
+    errors = f"{plan['mse'] ** 0.5:.1e}", f"{plan['predicted']:.1e}"
+    cells = [r["problem"], r["draw"], r["passes"], *mse, methods, *errors]
     return "| " + " | ".join(map(str, [*cells, f"{r['factor']:.2g}", f"{r['forecast']:.2g}"])) + " |"
 
 
@@ -182,27 +185,32 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=problems(), metavar="NAME")
+    parser.add_argument("--draws", nargs="+", type=int, default=[0], help="of each problem; 0: that of the list")
     parser.add_argument("--passes", nargs="+", type=int, choices=PASSES, default=PASSES, help="over train: budgets")
     parser.add_argument("--quick", action="store_true", help="three problems, few seeds")
     parser.add_argument("--plans", action="store_true", help="the rivals are those of the file")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     file = Path(__file__).parent / "results" / "planner.json"
-    heads = "problem", "passes", "SID tuned", "AID-FP", "AID-CG", "plan", "its error", "predicted", "MSE / best"
-    print("| " + " | ".join([*heads, "predicted / measured"]) + " |\n" + "|---" * 10 + "|")
-    rows = {(r["problem"], r["passes"]): r for r in json.loads(file.read_text())["rows"]} if file.exists() else {}
-    for name in options.only or (QUICK if options.quick else problems()):
-        case = Case(problem(name))
+    heads = "problem", "draw", "passes", "SID tuned", "AID-FP", "AID-CG", "plan", "its error", "predicted", "MSE / best"
+    print("| " + " | ".join([*heads, "predicted / measured"]) + " |\n" + "|---" * 11 + "|")
+    kept = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = {(r["problem"], r["draw"], r["passes"]): r for r in kept}
+    names = options.only or (QUICK if options.quick else problems())
+    for name, draw in itertools.product(names, options.draws):  # draws of one shape share their programs
+        case = Case(problem(name, draw), draw)
         for passes in options.passes:
-            known = rows.get((name, passes), {}).get("rivals") if options.plans else None
-            rows[name, passes] = compare(case, passes, options.quick, known)
-            print(row(rows[name, passes]), flush=True)
-        every = list(rows.values())
+            known = rows.get((name, draw, passes), {}).get("rivals") if options.plans else None
+            rows[name, draw, passes] = compare(case, passes, options.quick, known)
+            print(row(rows[name, draw, passes]), flush=True)
         versions = {"bilevax": bx.__version__, "jax": jax.__version__}
-        out = {"versions": versions, "verdict": verdict(every), "rows": every}
+        every = sorted(rows.values(), key=lambda r: r["draw"])
+        verdicts = {d: verdict(list(of)) for d, of in itertools.groupby(every, key=lambda r: r["draw"])}
+        out = {"versions": versions, "verdicts": verdicts, "rows": every}
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(out, indent=1, default=float) + "\n")
-    print("\n" + verdict(list(rows.values())))
+    for draw, said in verdicts.items():
+        print(f"\ndraw {draw}: {said}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,21 @@ def test_there_are_twenty_and_another_name_is_refused():
     assert len(problems()) == len(set(problems())) == 20
     with pytest.raises(bx.ParameterError, match=r"no problem 'rigde'.*elastic-net"):
         problem("rigde")
+    with pytest.raises(bx.ParameterError, match="draw must be at least 0"):
+        problem("ridge", -1)
+
+
+@pytest.mark.parametrize("name", [name for name in problems() if name not in LARGE])
+def test_draws_are_other_problems_of_the_same_recipe(name):
+    listed, again, other = (problem(name, draw) for draw in (0, 0, 1))
+    numbers = [
+        np.concatenate([x.ravel() for x in jax.tree.leaves((p.train, p.val, p.lam))]) for p in (listed, again, other)
+    ]
+    np.testing.assert_array_equal(*numbers[:2])
+    assert numbers[0].shape == numbers[2].shape
+    assert np.mean(numbers[0] != numbers[2]) > 0.4
+    sizes = [np.linalg.norm(ravel_pytree(p.solution().hypergradient)[0]) for p in (listed, other)]
+    assert 0.05 < sizes[1] / sizes[0] < 20
 
 
 @pytest.mark.parametrize("name", ALL)

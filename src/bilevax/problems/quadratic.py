@@ -5,6 +5,7 @@ and the step they call for; and the :class:`~bilevax.Problem` with the arrays of
 functions are met as a user's would be: module-level losses of a minibatch, the data never closed over.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -248,7 +249,7 @@ class PenalisedRidge:
             set_fields(self, **{name: np.asarray(getattr(self, name), np.float64)})
 
     @classmethod
-    def random(cls, seed: int, *, n: int = 60, d: int = 20, noise: float = 0.5) -> "PenalisedRidge":
+    def random(cls, seed: int | Sequence[int], *, n: int = 60, d: int = 20, noise: float = 0.5) -> "PenalisedRidge":
         """A random problem: features of decreasing scale, a true coefficient vector, noisy targets.
 
         Args:

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from bilevax.core.config import count
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
@@ -120,7 +121,7 @@ def problems() -> tuple[str, ...]:
     return tuple(_RECIPES)
 
 
-def problem(name: str) -> NamedProblem:
+def problem(name: str, draw: int = 0) -> NamedProblem:
     """Draw a problem of the list.
 
     - ``quadratic-KAPPA-bB[-correlated]``: a least-squares problem in quadratic form, n = 512, d = 10, m = 5, condition
@@ -133,8 +134,13 @@ def problem(name: str) -> NamedProblem:
       :class:`~bilevax.ProximalStep` says.
     - ``digits``: logistic regression on scikit-learn's digits, n = 1,000, ten classes, one penalty per feature, m = 64.
 
+    Args:
+        name: of the recipe.
+        draw: a count; 0 (default) is the problem of the list, others are further ones of the same recipe, for whatever
+            was chosen by looking at the list.
+
     Raises:
-        ParameterError: there is none of that name.
+        ParameterError: there is none of that name, or ``draw`` is no count.
 
     Examples:
         >>> p = problem("quadratic-10-b32")
@@ -143,7 +149,7 @@ def problem(name: str) -> NamedProblem:
     """
     if name not in _RECIPES:
         raise ParameterError(f"there is no problem {name!r}; problems() lists them: {', '.join(_RECIPES)}")
-    return _RECIPES[name](name)
+    return _RECIPES[name](name, count("draw", draw))
 
 
 def _of_kind(x: Any, kind: Any) -> np.ndarray:
@@ -202,10 +208,10 @@ def _implicit(problem: Problem, w: PyTree, lam: PyTree, train: PyTree, val: PyTr
 # The problems
 
 
-def _quadratic(name: str, condition: float, batch_size: int, correlated: bool) -> NamedProblem:
+def _quadratic(name: str, draw: int, condition: float, batch_size: int, correlated: bool) -> NamedProblem:
     """Rows 1/2 (x_i'(w - C_i lam) - y_i)^2 with mean x_i x_i' of eigenvalues 1 to 1 / condition."""
     n, d, m = 512, 10, 5
-    rng = np.random.default_rng([int(condition), batch_size, correlated])
+    rng = np.random.default_rng([int(condition), batch_size, correlated, draw])
     eigenvalues = np.geomspace(1.0, 1.0 / condition, d)
     basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
     X = np.sqrt(n) * np.linalg.qr(rng.normal(size=(n, d)))[0] * np.sqrt(eigenvalues) @ basis.T
@@ -219,9 +225,9 @@ def _quadratic(name: str, condition: float, batch_size: int, correlated: bool) -
     return NamedProblem(name, p.problem, p.train_data, p.val_data, np.zeros(d), lam, batch_size, p.curvature)
 
 
-def _logistic(name: str, n: int, d: int, penalty: float) -> NamedProblem:
+def _logistic(name: str, draw: int, n: int, d: int, penalty: float) -> NamedProblem:
     """Features of decreasing scale, labels drawn from a logistic model, penalties around ``penalty``."""
-    rng = np.random.default_rng([n, d, int(1 / penalty)])
+    rng = np.random.default_rng([n, d, int(1 / penalty), draw])
     rows = n + n // 4
     X = rng.normal(size=(rows, d)) * np.linspace(1.0, 0.2, d)
     chance = 1.0 / (1.0 + np.exp(-X @ rng.normal(size=d) * 4.0 / np.sqrt(d)))
@@ -233,8 +239,8 @@ def _logistic(name: str, n: int, d: int, penalty: float) -> NamedProblem:
     return NamedProblem(name, found, *data, np.zeros((1, d)), lam, 32 if n < 1000 else 100, curvature)
 
 
-def _ridge(name: str) -> NamedProblem:
-    p = PenalisedRidge.random(3, n=500, d=20)
+def _ridge(name: str, draw: int) -> NamedProblem:
+    p = PenalisedRidge.random([3, draw], n=500, d=20)
     w0 = np.zeros((1, 20))
     return NamedProblem(name, p.problem, p.train_data, p.val_data, w0, p.lam, 20, p.curvature(p.lam))
 
@@ -264,8 +270,8 @@ def read_out_loss(w: Array, lam: PyTree, batch: PyTree) -> Array:
     return 0.5 * jnp.mean((w[batch["row"]] @ lam["out"] - batch["y"]) ** 2)
 
 
-def _equilibrium(name: str) -> NamedProblem:
-    rng = np.random.default_rng(5)
+def _equilibrium(name: str, draw: int) -> NamedProblem:
+    rng = np.random.default_rng([5, draw])
     n, p, h, q = 64, 5, 8, 0.7
     A = rng.normal(size=(h, h))
     lam = {"A": q * A / np.linalg.norm(A, 2), "B": rng.normal(size=(p, h)) / np.sqrt(p), "c": 0.1 * rng.normal(size=h)}
@@ -283,8 +289,8 @@ def elastic_net_prox(w: Array, lam: PyTree, s: Array) -> Array:
     return soft / (1.0 + s * jnp.exp(lam["l2"]))
 
 
-def _elastic_net(name: str) -> NamedProblem:
-    rng = np.random.default_rng(7)
+def _elastic_net(name: str, draw: int) -> NamedProblem:
+    rng = np.random.default_rng([7, draw])
     n, d = 400, 30
     X = rng.normal(size=(n + 200, d)) * np.linspace(1.0, 0.5, d)
     y = X @ (rng.normal(size=d) * (rng.uniform(size=d) < 0.3)) + 0.5 * rng.normal(size=n + 200)
@@ -295,10 +301,10 @@ def _elastic_net(name: str) -> NamedProblem:
     return NamedProblem(name, found, (X[:n], y[:n]), (X[n:], y[n:]), np.zeros((1, d)), lam, 20, curvature)
 
 
-def _digits(name: str) -> NamedProblem:
+def _digits(name: str, draw: int) -> NamedProblem:
     from sklearn.datasets import load_digits
 
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng([11, draw])
     table = load_digits()
     order, n = rng.permutation(len(table.target)), 1000
     X, y = table.data[order] / 16.0, table.target[order].astype(np.int32)
@@ -308,7 +314,7 @@ def _digits(name: str) -> NamedProblem:
     return NamedProblem(name, found, (X[:n], y[:n]), (X[n:], y[n:]), np.zeros((10, 64)), lam, 50, curvature)
 
 
-_RECIPES: dict[str, Callable[[str], NamedProblem]] = {
+_RECIPES: dict[str, Callable[[str, int], NamedProblem]] = {
     **{
         f"quadratic-{condition}-b{b}{'-correlated' * correlated}": functools.partial(
             _quadratic, condition=condition, batch_size=b, correlated=correlated
