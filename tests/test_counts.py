@@ -74,12 +74,14 @@ P = FiniteQuadratic.random(0, n=20, d=4, m=3)
 
 
 def test_a16_minibatches_are_counted_one_by_one():
-    """Rows of train: t b, k b and J b, and no others are drawn."""
+    """Rows of train: t b, k b and J b, and those of the report, and no others are drawn."""
     t, k, J, J1, b = 7, 5, 3, 2, 4
     seen, drawn = Counter(), bx.SID(bx.FixedPoint(t, 0.5), bx.FixedPoint(k, 0.5), J, J1)
     train, val = Counted(bx.Arrays(P.train_data, b), seen), bx.Arrays(P.val_data)
     est = bx.hypergradient(P.problem, drawn, np.zeros(4), P.lam, train, val, key=KEY)
-    assert seen.after(est) == t + k + J
+    report = 16 + 4 + 4  # minibatches; and 4 of val, each of its one row
+    assert seen.after(est) == t + k + J + report
+    assert est.error.visits == report * b + 4
     assert [int(part.calls) for part in est.cost] == [t, k, J, J1, 0]
     assert [part.samples for part in est.cost] == [t * b, k * b, J * b, J1, 0]
 

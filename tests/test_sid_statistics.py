@@ -204,12 +204,15 @@ def linear_outer_loss(w, lam, batch):
     return jnp.mean(batch["target"] @ w) + 0.0 * jnp.sum(lam)
 
 
+SEEN = []
+"""Keys of folds, in their order."""
+
+
 @config
 class Watching:
     """A source that notes the key of every fold, and exchanges one key for another."""
 
     source: object
-    seen: object
     old: object
     new: object
 
@@ -220,17 +223,16 @@ class Watching:
 
     def fold(self, step, carry, args, *, key, start, stop):
         data = jax.random.key_data(key)
-        self.seen.append(data)
+        jax.debug.callback(lambda key: SEEN.append(tuple(key.tolist())), data, ordered=True)
         data = jnp.where(jnp.all(data == self.old), self.new, data)
         return self.source.fold(step, carry, args, key=jax.random.wrap_key_data(data), start=start, stop=stop)
 
 
 @jax.jit
 def watched_estimate(problem, sid, lam, sources, key, old, new):
-    seen = []
-    sources = tuple(Watching(source, seen, old, new) for source in sources)
+    sources = tuple(Watching(source, old, new) for source in sources)
     est = sid.estimate(problem, jnp.zeros(4), lam, sources, key=key)
-    return {name: getattr(est, name) for name in STAGES}, jnp.stack(seen)
+    return {name: getattr(est, name) for name in STAGES}
 
 
 STAGES = ("w", "outer_value", "v", "value")
@@ -249,9 +251,11 @@ def watched():
     def call(t=20, k=20, J=5, J1=4, *, seed=0, exchange=(nothing, nothing)):
         solvers = (bx.FixedPoint(t, 0.1), bx.FixedPoint(k, 0.1))
         sid = strong(bx.SID(*solvers, cross_batches=J, outer_batches=J1))
+        SEEN.clear()
         out = watched_estimate(problem, sid, jnp.asarray(p.lam), sources, jax.random.key(seed), *exchange)
-        found, keys = jax.tree.map(np.asarray, out)
-        return found, np.array(list(dict.fromkeys(map(tuple, keys))))  # a chain is looked into on its own stream
+        found = jax.tree.map(np.asarray, jax.block_until_ready(out))
+        jax.effects_barrier()
+        return found, np.array(list(dict.fromkeys(SEEN)), np.uint32)  # a chain is cut, and looked into, on its stream
 
     return call
 

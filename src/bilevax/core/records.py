@@ -79,6 +79,24 @@ class Cost(NamedTuple):
         return Cost(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+class Tail(NamedTuple):
+    """Where a chain was on its way: after an eighth, a quarter, half, and all of its steps.
+
+    Attributes:
+        points: [TAIL, ...].
+        travel: sum of the step sizes up to there, [TAIL].
+        sizes: of the step that led there, [TAIL].
+    """
+
+    points: PyTree
+    travel: Array
+    sizes: Array
+
+
+TAIL = 4
+"""Points of a tail."""
+
+
 class Solved(NamedTuple):
     """What a solver returns.
 
@@ -88,6 +106,7 @@ class Solved(NamedTuple):
         calls: oracle calls made.
         step: the step it ended at: of the failure, if there was one.
         checks: products with the linearised map, beside the calls, that asked whether it contracts.
+        tail: where a chain of minibatches was on its way; None of what sees every row.
     """
 
     value: PyTree
@@ -95,6 +114,7 @@ class Solved(NamedTuple):
     calls: Array
     step: Array
     checks: Array | int = 0
+    tail: Tail | None = None
 
 
 STAGES = ("none", "inner", "linear", "cross", "outer")
@@ -174,6 +194,7 @@ class Estimate(NamedTuple):
         failure: where the code comes from.
         error: how wrong the value may be; None where the estimator does not say.
         unused: like lam; True where a leaf enters neither function, so that its hypergradient is zero by right.
+        seen: what an estimator leaves to those who report on its error, who take it away; else None.
     """
 
     value: PyTree
@@ -185,6 +206,7 @@ class Estimate(NamedTuple):
     failure: Failure
     error: Error | None = None
     unused: PyTree = None
+    seen: Any = None
 
     @property
     def message(self) -> str:

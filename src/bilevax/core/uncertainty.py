@@ -30,11 +30,12 @@ class Error(NamedTuple):
         standard_error: of the sampling of minibatches, per entry, like lam.
         bias: estimated norm of E[value] - truth.
         degrees: degrees of freedom of the t distribution that goes with ``standard_error``; 0 where nothing is known.
-        inner: the part of w in the norm of ``standard_error``.
+        inner: the part of w in the root mean square error.
         linear: the part of v.
-        sampling: the part of the cross products.
+        sampling: the part of the cross and outer batches.
         contraction: estimated factor by which one step of the iteration shrinks an error.
         bound: of the norm of the whole error, from constants that were given; None where there are none.
+        visits: rows read for this report beside those that the estimate's ``cost`` counts.
     """
 
     value: PyTree
@@ -46,6 +47,7 @@ class Error(NamedTuple):
     sampling: Array
     contraction: Array
     bound: Array | None = None
+    visits: Array | float = 0.0
 
     @property
     def relative(self) -> Array:

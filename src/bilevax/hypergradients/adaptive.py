@@ -112,7 +112,7 @@ def _leg(
         ready, run = run
         with suspicion_as_proof(not thorough):
             estimate, run = estimator.resume(ready, lam, sources, run, key=key, doublings=doublings)
-        estimate = with_error(estimate, ready, estimator, lam, sources, constants)
+        estimate = with_error(estimate, ready, estimator, lam, sources, constants, key=key)
         return counted(estimate, problem, train), (ready, run)
 
     if replicas == 1:

@@ -141,7 +141,7 @@ def _estimate(
         ready = measured_problem(problem, w0, lam, train, key)
         with suspicion_as_proof(not thorough):
             estimate = estimator.estimate(ready, w0, lam, sources, key=key, **start)
-        return counted(with_error(estimate, ready, estimator, lam, sources, constants), problem, train)
+        return counted(with_error(estimate, ready, estimator, lam, sources, constants, key=key), problem, train)
 
     estimate = one(key) if replicas == 1 else pooled(jax.vmap(one)(jax.random.split(key, replicas)))
     estimate = estimate._replace(unused=unused_leaves(problem, w0, lam, (train.full, val.full)))

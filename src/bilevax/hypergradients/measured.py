@@ -13,6 +13,7 @@ from bilevax.core.trees import PyTree
 from bilevax.data import RowSource
 from bilevax.hypergradients.a_posteriori import a_posteriori
 from bilevax.hypergradients.diagnosis import unused_leaves
+from bilevax.hypergradients.tails import tail_report
 from bilevax.problems.gradient_step import POWER_STEPS, GradientStep, measured_batches
 from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
@@ -71,10 +72,18 @@ def with_error(
     lam: PyTree,
     sources: tuple[RowSource, RowSource],
     constants: Constants | None,
+    *,
+    key: Array,
 ) -> Estimate:
-    """The estimate with what is left of its two equations as its error, where it is deterministic and says none."""
-    sampled = not getattr(estimator, "deterministic", lambda _: False)(sources)
-    if estimate.error is not None or estimate.v is None or sampled:
+    """The estimate with its error report: by the tails of its chains, or what is left of its two equations.
+
+    An estimator that makes its own report keeps that.
+    """
+    if estimate.error is not None or estimate.v is None:
+        return estimate
+    if estimate.seen is not None:
+        return estimate._replace(error=tail_report(problem, estimate, lam, sources, key=key), seen=None)
+    if not getattr(estimator, "deterministic", lambda _: False)(sources):
         return estimate
     points = estimate.w, estimate.v, lam
     return estimate._replace(error=a_posteriori(problem, estimate.value, points, sources, constants))
@@ -84,7 +93,7 @@ def judged(estimate: Estimate, tol: Array) -> Estimate:
     """The estimate, with code BUDGET where its estimated relative error is more than ``tol``."""
     if estimate.error is None:
         return estimate
-    far = estimate.error.relative > tol.astype(estimate.error.relative.dtype)
+    far = ~(estimate.error.relative <= tol.astype(estimate.error.relative.dtype))
     code, failure = worst_part(
         (estimate.code, estimate.failure),
         (jnp.where(far, jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), Failure.of("none")),

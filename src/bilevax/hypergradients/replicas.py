@@ -31,7 +31,9 @@ def _error(one: Error | None, value: PyTree, spread: PyTree, number: int) -> Err
     if one is None:
         return error
     bound = None if one.bound is None else jnp.mean(one.bound)
-    return error._replace(bias=jnp.mean(one.bias), contraction=jnp.mean(one.contraction), bound=bound)
+    return error._replace(
+        bias=jnp.mean(one.bias), contraction=jnp.mean(one.contraction), bound=bound, visits=jnp.sum(one.visits)
+    )
 
 
 def _added(cost: Cost) -> Cost:

@@ -1,5 +1,6 @@
 """Stochastic implicit differentiation, the estimator of the founding paper."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,12 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, replace, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
-from bilevax.core.records import Cost, Count, Error, Estimate, Failure, Solved, nonfinite, worst_part
-from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, where, zeros_like
+from bilevax.core.records import Cost, Count, Estimate, Failure, Solved, nonfinite, worst_part
+from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub, where, zeros_like
 from bilevax.data import RowSource
+from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.diagnosis import diagnosed
+from bilevax.hypergradients.tails import Seen
 from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
 from bilevax.solvers import Given, at_step
 
@@ -172,10 +175,10 @@ class SID:
         leg = Leg(s, doublings)
         inner = self._solve_inner(problem, w0, lam, train, key=stream(key, "inner"), leg=leg)
         w = inner.value
-        value, g, direct, outer = self._outer(problem, w, lam, val, key=stream(key, "outer"), leg=leg)
+        (value, g, direct), halves, outer = self._outer(problem, w, lam, val, key=stream(key, "outer"), leg=leg)
         linear = self._solve_linear(problem, w, lam, train, g, v0, key=stream(key, "linear"), leg=leg)
         v = linear.value
-        product, deviation, cross = self._cross(problem, w, lam, train, v, key=stream(key, "cross"), leg=leg)
+        product, spread, cross = self._cross(problem, w, lam, train, v, key=stream(key, "cross"), leg=leg)
         hypergradient = add(direct, product)
         cost = Cost(
             gradients=Count(inner.calls, _rows(self.inner, train)),
@@ -192,8 +195,8 @@ class SID:
         )
         grown = where(failure.stage == Failure.stage_of("inner"), sub(w, w0), v)
         failure = diagnosed(code, failure, problem, (w, lam), train.full, grown)
-        error = None if self.deterministic(sources) else _sampling_error(hypergradient, deviation, cross.calls)
-        return Estimate(hypergradient, value, w, v, code, cost, failure, error)
+        seen = None if self.deterministic(sources) else Seen(inner.tail, linear.tail, spread, halves)
+        return Estimate(hypergradient, value, w, v, code, cost, failure, seen=seen)
 
     def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
         """True if every stage sees every row."""
@@ -242,11 +245,11 @@ class SID:
 
     def _outer(
         self, problem: Problem, w: PyTree, lam: PyTree, val: RowSource, *, key: Array, leg: Leg
-    ) -> tuple[Array, PyTree, PyTree, Count]:
-        """E, grad_1 E, grad_2 E, from the same minibatches."""
+    ) -> tuple[tuple[Array, PyTree, PyTree], Sampled | None, Count]:
+        """E, grad_1 E, grad_2 E, from the same minibatches, and what these say of the noise of the gradients."""
         if self.outer_batches is None:
             value, g, direct = outer_gradients(problem, w, lam, val.full)
-            return value, astype_of(g, w), astype_of(direct, lam), Count(jnp.int32(1), val.rows)
+            return (value, astype_of(g, w), astype_of(direct, lam)), None, Count(jnp.int32(1), val.rows)
 
         def terms(args: tuple[Problem, PyTree, PyTree], batch: PyTree) -> PyTree:
             problem, w, lam = args
@@ -254,8 +257,12 @@ class SID:
             return value, astype_of(g, w), astype_of(direct, lam)
 
         first, number = leg.batches(self.outer_batches)
-        value, g, direct = batch_mean(terms, (problem, w, lam), val, key=key, number=number, first=first)
-        return value, g, direct, Count(number, val.rows_per_batch)
+        early, late, real = number // 2, number - number // 2, jnp.result_type(float)
+        half = partial(batch_mean, terms, (problem, w, lam), val, key=key)
+        one, other = half(number=early, first=first), half(number=late, first=first + early)
+        mean = axpy(early.astype(real) / number.astype(real), sub(one, other), other)
+        deviation = scale(jnp.sqrt((early * late).astype(real) / number.astype(real)), sub(one[1:], other[1:]))
+        return mean, Sampled(deviation, number), Count(number, val.rows_per_batch)
 
     def _cross(
         self,
@@ -267,43 +274,18 @@ class SID:
         *,
         key: Array,
         leg: Leg,
-    ) -> tuple[PyTree, PyTree, Count]:
-        """d2Phi^T v, averaged over the cross batches, and the standard deviation of one of them."""
+    ) -> tuple[PyTree, Sampled | None, Count]:
+        """d2Phi^T v, averaged over the cross batches, and what these say of its noise."""
         if self.cross_batches is None:
-            product = cross_product(problem, w, lam, train.full, v)
-            return product, zeros_like(product), Count(jnp.int32(1), train.rows)
+            return cross_product(problem, w, lam, train.full, v), None, Count(jnp.int32(1), train.rows)
 
-        def product_and_square(args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
+        def product(args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
             problem, w, lam, v = args
-            product = cross_product(problem, w, lam, batch, v)
-            return product, jax.tree.map(jnp.square, product)
+            return cross_product(problem, w, lam, batch, v)
 
         first, number = leg.batches(self.cross_batches)
-        args = (problem, w, lam, v)
-        mean, squares = batch_mean(product_and_square, args, train, key=key, number=number, first=first)
-        deviation = jax.tree.map(lambda m, q: jnp.sqrt(jnp.maximum(q - m**2, 0.0)), mean, squares)
-        return mean, deviation, Count(number, train.rows_per_batch)
-
-
-def _sampling_error(value: PyTree, deviation: PyTree, number: Any) -> Error:
-    """What one run says: how its cross batches differ. Of the noise of w and v it says nothing."""
-    size = norm(value)
-    degrees = jnp.maximum(number - 1, 0)
-    standard_error = scale(1.0 / jnp.sqrt(jnp.maximum(degrees, 1).astype(size.dtype)), deviation)
-    unknown = jnp.full_like(size, jnp.nan)
-    return Error(value, standard_error, unknown, degrees, unknown, unknown, norm(standard_error), unknown)
-
-
-def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int) -> PyTree:
-    """Mean of fn(args, batch) over so many minibatches, from the first."""
-    shape = jax.eval_shape(fn, args, source.full)
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-
-    def step(total: PyTree, args: PyTree, _: Array, draw: Any) -> PyTree:
-        return axpy(draw.weight, fn(args, draw.batch), total)
-
-    total = source.fold(step, start, args, key=key, start=first, stop=first + number)
-    return scale(1.0 / jnp.asarray(number).astype(jnp.result_type(float)), total)
+        mean, deviation = batch_spread(product, (problem, w, lam, v), train, key=key, number=number, first=first)
+        return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
 
 
 def _checks(solver: Any, solved: Solved, source: RowSource) -> Count:

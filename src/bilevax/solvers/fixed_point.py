@@ -10,7 +10,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
-from bilevax.core.records import Solved
+from bilevax.core.records import TAIL, Solved, Tail
 from bilevax.core.trees import PyTree, axpy, largest, norm, sub, where, zeros_like
 from bilevax.data.fold import RowSource
 from bilevax.solvers.contraction import DIVERGED, WINDOW, Moves, confirmed, no_moves, suspicion_is_proof, verdict, watch
@@ -87,28 +87,36 @@ class FixedPoint:
             return self._on_every_row(image, start, args, source.full, steps, first)
 
         def step(carry: tuple[PyTree, Array, Array], args: PyTree, j: Array, draw: Any) -> tuple[PyTree, Array, Array]:
-            x, lost, way = carry
-            way = jax.lax.cond(j == first + steps // 2, lambda: norm(sub(x, start)), lambda: way)
+            x, lost, travel = carry
             eta = self.step_size(j) * draw.weight
             move = sub(image(x, args, draw.batch), x)
-            new = axpy(eta, move, x)
+            new, travel = axpy(eta, move, x), travel + jnp.asarray(eta).astype(travel.dtype)
             if suspicion_is_proof():
-                return new, lost, way
+                return new, lost, travel
             good = (lost < 0) & jnp.isfinite(_sum(move))  # the last finite x is kept
-            return where(good, new, x), jnp.where(good | (lost >= 0), lost, j), way
+            return where(good, new, x), jnp.where(good | (lost >= 0), lost, j), travel
 
-        carry = (start, jnp.int32(-1), jnp.full_like(norm(start), jnp.inf))
-        end, lost, way = source.fold(step, carry, args, key=key, start=first, stop=first + steps)
+        def stretch(carry: tuple[PyTree, Array, Array], cuts: tuple[Array, Array]) -> tuple[Any, Any]:
+            carry = source.fold(step, carry, args, key=key, start=cuts[0], stop=cuts[1])
+            return carry, (carry[0], carry[2])
+
+        stops = first + _cuts(steps)
+        starts = jnp.concatenate([jnp.asarray(first, jnp.int32)[None], stops[:-1]])
+        carry = (start, jnp.int32(-1), jnp.zeros((), jnp.result_type(float)))
+        (end, lost, _), (points, travel) = jax.lax.scan(stretch, carry, (starts, stops))
+        way = norm(sub(jax.tree.map(lambda x: x[TAIL - 2], points), start))
         if suspicion_is_proof():  # at which step, the thorough program says
             lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
+        sizes = jax.vmap(lambda j: jnp.asarray(self.step_size(j)))(jnp.maximum(stops - 1, first))
         code, checks = confirmed(
             image, (start, end), args, source,
-            key=key, start=first + steps, step_size=self.step_size(first + jnp.maximum(steps - 1, 0)),
+            key=key, start=first + steps, step_size=sizes[-1],
             suspicious=(lost < 0) & (steps > WINDOW) & (norm(sub(end, start)) > SUSPICIOUS * way),
             grown=has_grown(start, end),
         )  # fmt: skip
         code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
-        return Solved(end, code, steps, jnp.where(lost < 0, first + steps, lost + 1), checks)
+        step_number = jnp.where(lost < 0, first + steps, lost + 1)
+        return Solved(end, code, steps, step_number, checks, Tail(points, travel, sizes))
 
     def _on_every_row(
         self,
@@ -144,6 +152,11 @@ class FixedPoint:
         x, move, seen, j = jax.lax.while_loop(going, step, state)
         code, checks = verdict(seen, j, (start, x), move, push(x, j), self.tol)
         return Solved(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, first + j, checks)
+
+
+def _cuts(steps: Array) -> Array:
+    """Where the stretches of a chain of so many steps end, [TAIL]: each after twice as many steps as the one before."""
+    return steps >> jnp.arange(TAIL - 1, -1, -1, dtype=jnp.int32)
 
 
 def _sum(tree: PyTree) -> Array:

@@ -14,11 +14,11 @@ from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import PyTree, axpy, norm, scale, sub, vdot
 from bilevax.data import Arrays, RowSource
+from bilevax.hypergradients.batches import batch_mean
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import contraction_rate
 from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, epoch, measured_step
 from bilevax.hypergradients.measured import measured_problem, measuring_products
-from bilevax.hypergradients.sid import batch_mean
 from bilevax.problems.problem import Problem, cross_product, inner_image, residual
 from bilevax.solvers import Polynomial
 from bilevax.trust.rates import Rates

@@ -1,0 +1,53 @@
+"""Means over minibatches, and their spread."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.trees import PyTree, axpy, scale
+from bilevax.data import RowSource
+
+
+class Sampled(NamedTuple):
+    """What minibatches say of the noise of their mean.
+
+    Attributes:
+        deviation: standard deviation of one of them, like the mean; 0 where there is only one.
+        number: of minibatches.
+    """
+
+    deviation: PyTree
+    number: Array
+
+
+def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int) -> PyTree:
+    """Mean of fn(args, batch) over so many minibatches, from the first."""
+    shape = jax.eval_shape(fn, args, source.full)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+
+    def step(total: PyTree, args: PyTree, _: Array, draw: Any) -> PyTree:
+        return axpy(draw.weight, fn(args, draw.batch), total)
+
+    total = source.fold(step, start, args, key=key, start=first, stop=first + number)
+    return scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), total)
+
+
+def batch_spread(
+    fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int
+) -> tuple[PyTree, PyTree]:
+    """Mean and standard deviation of fn(args, batch) over so many minibatches, from the first."""
+
+    def with_squares(args: PyTree, batch: PyTree) -> PyTree:
+        out = fn(args, batch)
+        return out, jax.tree.map(jnp.square, out)
+
+    mean, squares = batch_mean(with_squares, args, source, key=key, number=number, first=first)
+    count = number.astype(jnp.result_type(float))
+    bessel = count / jnp.maximum(count - 1.0, 1.0)
+
+    def deviation(m: Array, q: Array) -> Array:
+        return jnp.sqrt(bessel.astype(m.dtype) * jnp.maximum(q - m**2, 0.0))
+
+    return mean, jax.tree.map(deviation, mean, squares)

@@ -1,0 +1,357 @@
+"""How wrong one run of SID is: the noise of its two chains, and what they remember of their starts."""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.config import replace
+from bilevax.core.keys import stream
+from bilevax.core.records import TAIL, Error, Estimate, Tail
+from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
+from bilevax.data import Arrays, RowSource, join
+from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
+from bilevax.hypergradients.batches import Sampled, batch_spread
+from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
+
+ANSWERED, READ = 12, 200
+"""One minibatch in so many of a chain is spent on how v answers to what is wrong with w, and how a direction shrinks
+beside it; and on what is wrong with either does to the hypergradient."""
+
+FEWEST = 16, 4
+"""Minibatches, at least, of each of these."""
+
+DOUBT = 0.25
+"""Share, at least, of the square of what noise may have moved that is held to be bias."""
+
+UNRESOLVED = 0.67
+"""A travel s cannot tell the slowest direction from one that is forgotten faster by .67 / s, if there are all rates."""
+
+LEAST = 0.07
+"""Share, at least, of the rate seen that the slowest direction has."""
+
+FRESH = 0.1
+"""Share, at least, of the noise at a point of a tail that is new since the one before."""
+
+Parts = dict[str, PyTree]
+"""Stacks [L, ...], like w or like lam, by what they come from."""
+
+
+class Seen(NamedTuple):
+    """What a run of SID leaves to its report.
+
+    Attributes:
+        inner: tail of the chain of w; None where w comes from every row, or is given.
+        linear: tail of the chain of v; likewise.
+        cross: of the products of cross batches.
+        outer: of (grad_1 E, grad_2 E): half of what the means of the two halves of the outer batches differ by, times
+            the root of their number.
+    """
+
+    inner: Tail | None
+    linear: Tail | None
+    cross: Sampled | None
+    outer: Sampled | None
+
+
+class Rate(NamedTuple):
+    """How the iteration forgets.
+
+    Attributes:
+        seen: curvature of I - d1Phi in a direction that has shrunk for a while.
+        slowest: of the slowest direction, no more than this.
+    """
+
+    seen: Array
+    slowest: Array
+
+
+class Spread(NamedTuple):
+    """What the tail of a chain says of its last point.
+
+    Attributes:
+        squares: of its standard error, entry by entry.
+        degrees: of freedom: relaxation times of the slowest direction on the tail.
+        bias: norm of what is left of the start, at most; infinite where no step was made.
+    """
+
+    squares: PyTree
+    degrees: Array
+    bias: Array
+
+
+def spread(tail: Tail, rate: Rate) -> Spread:
+    """Noise and bias of the last point of a chain, from its points on the way there, or any linear image of them.
+
+    With the travel s, the sum of the eta_j, a direction of rate h forgets as exp(-h s), its start as well as its noise,
+    whose variance goes as eta. So in the slowest direction the points are a constant, a multiple of exp(-h s_i), and
+    noise of covariance sqrt(eta_i eta_j) exp(-h |s_i - s_j|), the scale of which has an unbiased estimate (restricted
+    maximum likelihood; it is too large in directions that forget faster). And what moved D on a stretch of length S has
+    at most D / (exp(h S) - 1) to go, where noise does not explain D: the least over the stretches.
+    """
+    real = tail.travel.dtype
+    h, s, sizes = (x.astype(real) for x in (rate.seen, tail.travel, tail.sizes))
+    roots = jnp.sqrt(sizes / sizes[-1])
+    kept = jnp.exp(-h * (s[1:] - s[:-1]))
+    fresh = jnp.sqrt(jnp.maximum(1.0 - kept**2, FRESH))
+
+    def whitened(y: Array) -> Array:
+        y = y / _along(roots, y)
+        return jnp.concatenate([y[:1], (y[1:] - _along(kept, y) * y[:-1]) / _along(fresh, y)])
+
+    constant, start = whitened(jnp.ones_like(s)), whitened(jnp.exp(-h * (s - s[0])))
+    start = _without(start, constant)
+
+    def square(x: Array) -> Array:
+        left = _without(_without(whitened(x), constant), start)
+        return jnp.sum(left**2, axis=0) / (TAIL - 2)
+
+    squares = jax.tree.map(square, tail.points)
+    moved = jax.vmap(norm)(jax.tree.map(lambda x: x[-1:] - x[:-1], tail.points)).astype(real)
+    root, stretch = roots[:-1], s[-1] - s[:-1]
+    explained = (root**2 + 1.0 - 2.0 * root * jnp.exp(-h * stretch)) * _total(squares).astype(real)
+    way = jnp.sqrt(jnp.maximum(moved**2 - explained, DOUBT * explained))
+    left = jnp.where(stretch > 0, way / jnp.expm1(rate.slowest.astype(real) * stretch), jnp.inf)
+    return Spread(squares, jnp.clip(h * (s[-1] - s[0]), 1.0, TAIL - 2.0), jnp.min(left))
+
+
+def _along(c: Array, y: Array) -> Array:
+    return c.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
+
+
+def _without(y: Array, direction: Array) -> Array:
+    """Y less its part along a direction [TAIL]."""
+    square = jnp.maximum(jnp.vdot(direction, direction), jnp.finfo(direction.dtype).tiny)
+    return y - _along(direction, y) * jnp.tensordot((direction / square).astype(y.dtype), y, axes=1)[None]
+
+
+def tail_report(
+    problem: Problem, estimate: Estimate, lam: PyTree, sources: tuple[RowSource, RowSource], *, key: Array
+) -> Error:
+    """The report on an estimate of :class:`~bilevax.SID` that sampled, to first order.
+
+    Where w was on its way, less where it ended, changes grad_1 E + d1Phi^T v, which v answers as the linear system
+    says, and grad_2 E + d2Phi^T v at a fixed v; where v was changes d2Phi^T v. So both tails are seen in the
+    hypergradient, and :func:`spread` says what noise and bias they show. ``bias`` is the sum of both; ``inner``,
+    ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the root mean square
+    error. Whether a solver that sees every row is done, beside one that does not, its code says.
+
+    Cost: on a twelfth of k minibatches Hessian-vector products of four directions at once; on two times a
+    two-hundredth gradients and cross products at as many points; at least 16 and 4 of them.
+
+    Args:
+        problem: with its inner step measured.
+        estimate: with what was seen.
+        lam: where the hypergradient is wanted.
+        sources: (train, val).
+        key: its stream measure is used.
+    """
+    seen: Seen = estimate.seen
+    w, v, value = estimate.w, estimate.v, estimate.value
+    train, val = sources = _quickly_compiled(*sources)
+    key = stream(key, "measure")
+    answering, reading = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    steps = estimate.cost.gradients.calls if seen.linear is None else estimate.cost.hvps.calls
+    counts = zip((ANSWERED, READ), FEWEST, strict=True)
+    answered, read = (jnp.maximum(steps // share, least) for share, least in counts)
+    last = seen.inner if seen.linear is None else seen.linear
+
+    asked: Parts = {}  # right-hand sides that v answers
+    direct: Parts = {}  # what changes beside the answers
+    if seen.inner is not None:
+        before = jax.tree.map(lambda x: x[:-1], seen.inner.points)
+        asked["inner"], direct["inner"] = _changes(problem, (w, v, lam), sources, before, number=read, key=reading)
+    if seen.outer is not None:
+        asked["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(seen.outer))
+    drift = v if last is None else jax.tree.map(lambda x: x[-1] - x[0], last.points)
+    rate, answers = _answers(problem, (w, lam), train, drift, asked, number=answered, key=answering)
+    if seen.linear is not None:
+        answers["linear"] = jax.tree.map(lambda x, v: x[:-1] - v[None], seen.linear.points, v)
+    answers["cross"] = jax.tree.map(lambda x: x[None], v)
+    products = _together(partial(_products, problem, w, lam, train, number=read, key=reading), answers)
+    images = {name: add(mean, direct[name]) if name in direct else mean for name, (mean, _) in products.items()}
+
+    def chain(name: str, tail: Tail) -> Spread:
+        points = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), images[name])
+        return spread(tail._replace(points=points), rate)
+
+    tails = {"inner": seen.inner, "linear": seen.linear}
+    chains = {name: chain(name, tail) for name, tail in tails.items() if tail is not None}
+    if last is None:
+        rest = a_posteriori(problem, value, (w, v, lam), sources)
+    else:
+        rest = _still(value, {name: chain.bias for name, chain in chains.items()}, 1.0 - rate.seen * last.sizes[-1])
+    noise = {name: (chain.squares, chain.degrees) for name, chain in chains.items()}
+    if seen.outer is not None:
+        one = seen.outer.number < 2  # which says nothing of its noise
+        squares = jax.tree.map(lambda x: jnp.where(one, jnp.inf, x[0] ** 2), images["outer"])
+        noise["outer"] = squares, jnp.ones_like(rate.seen)
+    if seen.cross is not None:
+        deviation = jax.tree.map(lambda x: x[0], products["cross"][1])
+        noise["cross"] = _of_products(seen.cross, Sampled(deviation, read))
+    twice = int(seen.inner is not None)  # once for the changes, once for the products
+    visits = (answered + (1 + twice) * read) * train.rows_per_batch + twice * read * val.rows_per_batch
+    return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(rate.seen.dtype))
+
+
+def _still(value: PyTree, bias: dict[str, Array], contraction: Array) -> Error:
+    """A report of bias alone."""
+    zero = jnp.zeros_like(norm(value))
+    inner, linear = (bias.get(name, zero).astype(zero.dtype) for name in ("inner", "linear"))
+    degrees = jnp.int32(CERTAIN)
+    return Error(value, zeros_like(value), inner + linear, degrees, inner, linear, zero, contraction.astype(zero.dtype))
+
+
+def _with_noise(rest: Error, noise: dict[str, tuple[PyTree, Array]]) -> Error:
+    """The report with the noise of its parts: squares of standard errors, and degrees of freedom (Welch 1947)."""
+    squares = functools.reduce(add, [part for part, _ in noise.values()])
+    zero = jnp.zeros_like(rest.inner)
+    sizes = {name: jnp.sqrt(_total(part)).astype(zero.dtype) for name, (part, _) in noise.items()}
+    inner, linear, cross, outer = (sizes.get(name, zero) for name in ("inner", "linear", "cross", "outer"))
+    total = jnp.sqrt(functools.reduce(jnp.add, [x**2 for x in sizes.values()]))
+    shares = {name: (x / jnp.maximum(total, jnp.finfo(zero.dtype).tiny)) ** 4 for name, x in sizes.items()}
+    spent = functools.reduce(jnp.add, [shares[name] / n.astype(zero.dtype) for name, (_, n) in noise.items()])
+    degrees = jnp.where(jnp.isfinite(total), 1.0 / jnp.maximum(spent, 1e-9), 1.0)
+    return rest._replace(
+        standard_error=jax.tree.map(jnp.sqrt, squares),
+        degrees=jnp.clip(degrees, 1.0, CERTAIN // 2).astype(jnp.int32),
+        inner=jnp.hypot(rest.inner, inner),
+        linear=jnp.hypot(rest.linear, linear),
+        sampling=jnp.hypot(cross, outer),
+    )
+
+
+def _total(squares: PyTree) -> Array:
+    return functools.reduce(jnp.add, map(jnp.sum, jax.tree.leaves(squares)))
+
+
+def _of_mean(sampled: Sampled) -> PyTree:
+    return scale(1.0 / jnp.sqrt(jnp.maximum(sampled.number, 1).astype(jnp.result_type(float))), sampled.deviation)
+
+
+def _of_products(cross: Sampled, more: Sampled) -> tuple[PyTree, Array]:
+    """Squared standard errors of the mean of the cross batches, from these and some more, and degrees of freedom."""
+    first, second = (jnp.maximum(x.number - 1, 0).astype(jnp.result_type(float)) for x in (cross, more))
+    degrees = first + second
+
+    def pooled(a: Array, b: Array) -> Array:
+        share = (first / degrees).astype(a.dtype)
+        return (share * a**2 + (1 - share) * b**2) / jnp.maximum(cross.number, 1).astype(a.dtype)
+
+    return jax.tree.map(pooled, cross.deviation, more.deviation), degrees
+
+
+def _together(fn: Callable[[PyTree], Any], parts: Parts) -> dict[str, Any]:
+    """What fn says of all parts in one stack, part by part."""
+    return _apart(fn(jax.tree.map(lambda *x: jnp.concatenate(x), *parts.values())), parts)
+
+
+def _apart(stack: PyTree, like: Parts) -> dict[str, Any]:
+    """A stack in parts that are as long as those."""
+    first, found = 0, {}
+    for name, part in like.items():
+        last = first + jax.tree.leaves(part)[0].shape[0]
+        found[name] = jax.tree.map(lambda x, a=first, b=last: x[a:b], stack)
+        first = last
+    return found
+
+
+def _changes(
+    problem: Problem,
+    points: tuple[PyTree, PyTree, PyTree],
+    sources: tuple[RowSource, RowSource],
+    before: PyTree,
+    *,
+    number: Array,
+    key: Array,
+) -> tuple[PyTree, PyTree]:
+    """What grad_1 E + d1Phi^T v and grad_2 E + d2Phi^T v were before, [L, ...], less what they are at (w, v, lam)."""
+    both = join(train=sources[0], val=sources[1])
+
+    def at(w: PyTree, args: Any, draws: Any) -> tuple[PyTree, PyTree]:
+        problem, v, lam = args
+        _, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, draws["train"].batch), w, lam)
+        by_w, by_lam = scale(draws["train"].weight, pullback(v))
+        _, g, direct = scale(draws["val"].weight, outer_gradients(problem, w, lam, draws["val"].batch))
+        return add(astype_of(g, w), by_w), add(astype_of(direct, lam), by_lam)
+
+    def step(total: PyTree, args: Any, _: Array, draws: Any) -> PyTree:
+        return add(total, jax.vmap(lambda w: at(w, args[:3], draws))(args[3]))
+
+    w, v, lam = points
+    here = jax.tree.map(lambda x, b: jnp.concatenate([b, x[None]]), w, before)
+    lanes = jax.tree.leaves(here)[0].shape[0]
+    start = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), (w, lam))
+    total = both.fold(step, start, (problem, v, lam, here), key=key, start=0, stop=number)
+    size = number.astype(jnp.result_type(float))
+    return jax.tree.map(lambda x: (x[:-1] - x[-1:]) / size.astype(x.dtype), total)
+
+
+def _answers(
+    problem: Problem,
+    point: tuple[PyTree, PyTree],
+    train: RowSource,
+    direction: PyTree,
+    asked: Parts,
+    *,
+    number: Array,
+    key: Array,
+) -> tuple[Rate, Parts]:
+    """How fast the linear system forgets, and its solutions for what is asked, as far as so many steps take them.
+
+    A direction u <- u - eta (I - d1Phi^T) u shrinks to the slowest; ``seen`` is the mean of <u, (I - d1Phi^T) u> over
+    the last half, each minibatch being asked about the direction that those before it made. The step of all is 1 at
+    first, and halved whenever u grows.
+    """
+    real = norm(direction).dtype
+    tiny = jnp.finfo(real).tiny
+    start = where(norm(direction) > tiny, direction, jax.tree.map(jnp.ones_like, direction))
+    right = jax.tree.map(
+        lambda *x: jnp.concatenate(x), jax.tree.map(lambda x: jnp.zeros_like(x)[None], start), *asked.values()
+    )
+
+    def step(carry: Any, args: Any, j: Array, draw: Any) -> Any:
+        x, eta, travel, total = carry
+        problem, w, lam, right, number = args
+        size = jnp.maximum(norm(jax.tree.map(lambda x: x[0], x)), tiny)
+        x = jax.tree.map(lambda x: x.at[0].divide(size.astype(x.dtype)), x)
+        images = jax.vmap(lambda v: residual(problem, w, lam, draw.batch, v))(x)
+        new = axpy(eta * draw.weight, sub(right, images), x)
+        u, image, moved = (jax.tree.map(lambda x: x[0], tree) for tree in (x, images, new))
+        grown = ~(norm(moved) <= 1.0)
+        total = total + jnp.where(j >= number // 2, vdot(u, image).astype(real), 0.0)
+        return where(grown, x, new), jnp.where(grown, 0.5 * eta, eta), travel + jnp.where(grown, 0.0, eta), total
+
+    zero, one = jnp.zeros((), real), jnp.ones((), real)
+    begun = jax.tree.map(lambda u, r: jnp.zeros_like(r).at[0].set(u), start, right)
+    args = problem, *point, right, number
+    x, _, travel, total = train.fold(step, (begun, one, zero, zero), args, key=key, start=0, stop=number)
+    seen = jnp.maximum(total / (number - number // 2).astype(real), tiny)
+    slowest = jnp.maximum(seen - UNRESOLVED / jnp.maximum(travel, tiny), LEAST * seen)
+    rate = Rate(*(x.astype(jnp.result_type(float)) for x in (seen, slowest)))
+    return rate, _apart(jax.tree.map(lambda x: x[1:], x), asked)
+
+
+def _products(
+    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, v: PyTree, *, number: Array, key: Array
+) -> tuple[PyTree, PyTree]:
+    """Mean and standard deviation over so many minibatches of d2Phi^T v, [L, ...]."""
+
+    def products(args: Any, batch: PyTree) -> PyTree:
+        problem, w, lam, v = args
+        return jax.vmap(lambda v: cross_product(problem, w, lam, batch, v))(v)
+
+    return batch_spread(products, (problem, w, lam, v), train, key=key, number=number, first=0)
+
+
+def _quickly_compiled(train: Any, val: Any) -> tuple[RowSource, RowSource]:
+    """Independent rows in place of blocks, whose short one is a case of its own; minibatches of a val that is whole."""
+    if getattr(train, "sampling", None) == "blocks":
+        train = replace(train, sampling="iid")
+    if isinstance(val, Arrays) and val.rows > train.rows_per_batch:
+        val = replace(val, batch_size=train.rows_per_batch, sampling="iid")
+    return train, val
