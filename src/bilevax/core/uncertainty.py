@@ -14,7 +14,7 @@ from bilevax.core.trees import PyTree, norm
 _ADVICE = {
     "inner": "what is left of the inner equation: try more inner steps",
     "linear": "what is left of the linear system: try more linear steps",
-    "sampling": "the noise of the cross products: try more cross batches",
+    "sampling": "the noise of the cross products and outer batches: try more cross batches, and more outer batches",
     "noise": "the noise of the minibatches: try more steps, or larger batches",
     "bias": "bias, since the start is not forgotten or the steps are too long: try more steps",
 }

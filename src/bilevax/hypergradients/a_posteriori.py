@@ -21,7 +21,7 @@ ROUNDING = 10.0
 
 def a_posteriori(
     problem: Problem,
-    value: PyTree,
+    value: PyTree | None,
     points: tuple[PyTree, PyTree, PyTree],
     sources: tuple[RowSource, RowSource],
     constants: Constants | None = None,
@@ -47,7 +47,7 @@ def a_posteriori(
 
     Args:
         problem: with its inner step measured.
-        value: the hypergradient, like lam: h, or close to it as that of ITD.
+        value: the hypergradient, like lam: h, or close to it as that of ITD; None: h itself.
         points: (w, v, lam).
         sources: (train, val).
         constants: of the problem; None: no bound.
@@ -62,6 +62,7 @@ def a_posteriori(
         return image, add(astype_of(g, w), by_w), add(astype_of(direct, lam), by_lam)
 
     image, fixed, h = at(w)
+    value = h if value is None else value
     r, s = sub(image, w), sub(fixed, v)
     further, moved, h_moved = at(image)
     inner_gap = _gap(r, sub(r, sub(further, image)))

@@ -46,10 +46,12 @@ def hypergradient(
     compile nothing. May be called inside the user's own jit, vmap or scan. Equal arguments and keys give equal bits on
     one machine with one number of threads; with another they may differ in the last places, since sums are split.
 
-    What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means; a deterministic
-    estimate has what is left of its two equations (:func:`~bilevax.hypergradients.a_posteriori.a_posteriori`); SID on
-    minibatches knows the noise of its cross batches alone. Replicas price all noise of any estimator, with few degrees
-    of freedom; they share the start and the curvature of the problem, so the bias that comes of these stays unseen.
+    What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means; so does
+    :class:`~bilevax.SID` on minibatches, and its bias, by where its chains were on their way, with few degrees of
+    freedom (:func:`~bilevax.hypergradients.tails.tail_report`); a deterministic estimate has what is left of its two
+    equations (:func:`~bilevax.hypergradients.a_posteriori.a_posteriori`). Replicas price all noise of any estimator,
+    with few degrees of freedom; they share the start and the curvature of the problem, so of the bias that comes of
+    these they know what each of them says of its own.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
@@ -65,8 +67,7 @@ def hypergradient(
         target: a relative error, in place of ``tol``: the run goes on, and is never begun again, to twice, four times,
             ... the steps of the estimator until its code is OK or twice as many do not fit into the budget (BUDGET;
             ``message`` names the largest part of the error and what helps). Not under jit, vmap or scan. Of
-            :class:`~bilevax.JointSID` and :class:`~bilevax.SID`; what SID on minibatches knows of its error (above) is
-            all that it can meet a target with: give it replicas.
+            :class:`~bilevax.JointSID` and :class:`~bilevax.SID`.
         budget: sample visits of a run with a target; its first steps, the estimator's own, are always made. None:
             10 doublings.
         v0: start of the linear solver, like w0, for estimators that have one; None: 0. Not with a target.

@@ -34,7 +34,7 @@ UNRESOLVED = 0.67
 LEAST = 0.07
 """Share, at least, of the rate seen that the slowest direction has."""
 
-FRESH = 0.1
+FRESH = 0.25
 """Share, at least, of the noise at a point of a tail that is new since the one before."""
 
 Parts = dict[str, PyTree]
@@ -89,15 +89,15 @@ def spread(tail: Tail, rate: Rate) -> Spread:
 
     With the travel s, the sum of the eta_j, a direction of rate h forgets as exp(-h s), its start as well as its noise,
     whose variance goes as eta. So in the slowest direction the points are a constant, a multiple of exp(-h s_i), and
-    noise of covariance sqrt(eta_i eta_j) exp(-h |s_i - s_j|), the scale of which has an unbiased estimate (restricted
-    maximum likelihood; it is too large in directions that forget faster). And what moved D on a stretch of length S has
+    noise of covariance eta_i exp(-h (s_j - s_i)), i <= j, whose scale has an unbiased estimate (restricted maximum
+    likelihood; it is too large in directions that forget faster). And what moved D on a stretch of length S has
     at most D / (exp(h S) - 1) to go, where noise does not explain D: the least over the stretches.
     """
     real = tail.travel.dtype
     h, s, sizes = (x.astype(real) for x in (rate.seen, tail.travel, tail.sizes))
     roots = jnp.sqrt(sizes / sizes[-1])
-    kept = jnp.exp(-h * (s[1:] - s[:-1]))
-    fresh = jnp.sqrt(jnp.maximum(1.0 - kept**2, FRESH))
+    kept = jnp.minimum(jnp.exp(-h * (s[1:] - s[:-1])) * roots[:-1] / roots[1:], (1.0 - FRESH) ** 0.5)
+    fresh = jnp.sqrt(1.0 - kept**2)
 
     def whitened(y: Array) -> Array:
         y = y / _along(roots, y)
@@ -113,7 +113,7 @@ def spread(tail: Tail, rate: Rate) -> Spread:
     squares = jax.tree.map(square, tail.points)
     moved = jax.vmap(norm)(jax.tree.map(lambda x: x[-1:] - x[:-1], tail.points)).astype(real)
     root, stretch = roots[:-1], s[-1] - s[:-1]
-    explained = (root**2 + 1.0 - 2.0 * root * jnp.exp(-h * stretch)) * _total(squares).astype(real)
+    explained = (1.0 + root**2 * (1.0 - 2.0 * jnp.exp(-h * stretch))) * _total(squares).astype(real)
     way = jnp.sqrt(jnp.maximum(moved**2 - explained, DOUBT * explained))
     left = jnp.where(stretch > 0, way / jnp.expm1(rate.slowest.astype(real) * stretch), jnp.inf)
     return Spread(squares, jnp.clip(h * (s[-1] - s[0]), 1.0, TAIL - 2.0), jnp.min(left))
@@ -182,7 +182,7 @@ def tail_report(
     tails = {"inner": seen.inner, "linear": seen.linear}
     chains = {name: chain(name, tail) for name, tail in tails.items() if tail is not None}
     if last is None:
-        rest = a_posteriori(problem, value, (w, v, lam), sources)
+        rest = a_posteriori(problem, None, (w, v, lam), sources)._replace(value=value)
     else:
         rest = _still(value, {name: chain.bias for name, chain in chains.items()}, 1.0 - rate.seen * last.sizes[-1])
     noise = {name: (chain.squares, chain.degrees) for name, chain in chains.items()}

@@ -142,22 +142,18 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def run(self, *, key: Array) -> Estimate:
-        """The hypergradient as planned; the code is BUDGET where its error report exceeds the goal.
-
-        That of SID sees its cross products alone: there what was predicted decides.
-        """
+        """The hypergradient as planned; the code is BUDGET where its error report exceeds the goal."""
         args = self.problem, self.estimator, self.w0, self.lam, self.train, self.val
         est = hypergradient(*args, key=key, tol=self.goal, v0=self.v0)
-        if self.method == "JointSID" or int(est.code) > Code.BUDGET:
+        if self.method in SAMPLED or int(est.code) > Code.BUDGET:
             return est
-        error = self.predicted if self.method == "SID" else float(reported(est).relative)
-        far = not error <= self.goal  # that a solver used up its steps is as planned
+        far = not float(reported(est).relative) <= self.goal  # that a solver used up its steps is as planned
         return est._replace(code=jnp.int32(Code.BUDGET if far else Code.OK))
 
     def verify(self, *, key: Array, replicas: int = 4) -> "Verified":
         """The predicted error beside a measured one.
 
-        A method on minibatches is run ``replicas`` times: their spread, and the bias that each reports (SID none), but
+        A method on minibatches is run ``replicas`` times: their spread, and the bias that each reports, but
         not a bias that they share unseen. A deterministic method is compared with itself at twice as many iterations.
 
         Args:

@@ -1,0 +1,210 @@
+"""What SID on minibatches says of its own error, against exact filters and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevax as bx
+from bilevax.core.config import strong
+from bilevax.core.records import TAIL, Tail
+from bilevax.core.trees import norm, sub
+from bilevax.hypergradients.tails import Rate, spread
+from bilevax.problems import FiniteQuadratic
+from bilevax.solvers.fixed_point import _cuts
+from bilevax.testing.problems import problem
+
+STEPS = 2000
+
+
+def chain(schedule, h, start=0.0):
+    """The tail of x_{j+1} = x_j + eta_j (noise_j - h x_j): the response to a unit of noise at each step, and to x_0."""
+    x = np.zeros(STEPS + 1)
+    x[-1] = 1.0
+    points, travel, sizes, s = [], [], [], 0.0
+    cuts = np.asarray(_cuts(jnp.int32(STEPS)))
+    for j in range(STEPS):
+        eta = float(schedule(jnp.int32(j)))
+        x = (1 - eta * h) * x
+        x[j] += eta
+        s += eta
+        if j + 1 in cuts:
+            points.append(x.copy())
+            travel.append(s)
+            sizes.append(eta)
+    points = np.stack(points)
+    points[:, -1] *= start
+    return Tail(jnp.asarray(points), jnp.asarray(travel), jnp.asarray(sizes))
+
+
+CONSTANT, FALLING = bx.Constant(0.1), bx.Harmonic(20.0, 40.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "h", "low", "high"),
+    [
+        (CONSTANT, 0.1, 0.9, 1.1),  # 20 relaxation times
+        (CONSTANT, 0.03, 0.85, 1.15),
+        (CONSTANT, 0.01, 0.7, 1.2),
+        (FALLING, 0.2, 0.9, 1.3),
+        (FALLING, 0.05, 0.8, 1.3),  # beta h = 1
+    ],
+)
+def test_the_noise_of_the_slowest_direction_has_its_variance(schedule, h, low, high):
+    """Exact: each noise is one entry, and the squares of independent noises add up."""
+    tail = chain(schedule, h)
+    found = spread(tail, Rate(jnp.asarray(h), jnp.asarray(h)))
+    variance = float(jnp.sum(tail.points[-1] ** 2))
+    assert low < float(jnp.sum(found.squares)) / variance < high
+    assert 1.0 <= float(found.degrees) <= TAIL - 2
+
+
+@pytest.mark.parametrize("schedule", [CONSTANT, FALLING])
+@pytest.mark.parametrize("times", [2.0, 5.0, 20.0])
+def test_that_of_faster_directions_is_rather_too_large(schedule, times):
+    h = 0.03
+    tail = chain(schedule, times * h)
+    found = spread(tail, Rate(jnp.asarray(h), jnp.asarray(h)))
+    assert 0.9 < float(jnp.sum(found.squares) / jnp.sum(tail.points[-1] ** 2)) < 10.0
+
+
+@pytest.mark.parametrize("schedule", [CONSTANT, FALLING])
+@pytest.mark.parametrize("h", [0.001, 0.01, 0.05])
+def test_what_is_left_of_a_start_is_seen_without_noise(schedule, h):
+    """In the slowest direction to the last digit, and bounded in all that are faster."""
+    tail = chain(schedule, h, start=1.0)
+    alone = tail._replace(points=tail.points[:, -1:])
+    left = float(tail.points[-1, -1])
+    exact = spread(alone, Rate(jnp.asarray(h), jnp.asarray(h)))
+    assert float(exact.bias) == pytest.approx(left, rel=0.15)
+    assert float(exact.squares[0]) < 1e-4
+    slower = spread(alone, Rate(jnp.asarray(h), jnp.asarray(0.3 * h)))
+    assert float(slower.bias) > left
+
+
+def test_a_chain_without_a_step_knows_nothing():
+    nothing = Tail(jnp.ones((TAIL, 3)), jnp.zeros(TAIL), jnp.ones(TAIL))
+    assert np.isinf(spread(nothing, Rate(jnp.asarray(0.1), jnp.asarray(0.1))).bias)
+
+
+OTHERS = "logistic-500x20-0.001", "quadratic-10-b32"
+
+
+@pytest.fixture(scope="module")
+def estimates():
+    """name, steps -> (code, estimated and true relative error) of some runs."""
+
+    def call(name, steps, sid=None, runs=12):
+        p = problem(name)
+        truth = jax.tree.map(jnp.asarray, p.solution().hypergradient)
+        solver = bx.FixedPoint(steps, bx.Harmonic(20.0, 40.0))
+        sid, sources = strong(sid or bx.SID(solver, solver, cross_batches=20)), p.sources()
+
+        @jax.jit
+        def one(key):
+            est = bx.hypergradient(strong(p.problem), sid, jnp.asarray(p.w0), jnp.asarray(p.lam), *sources, key=key)
+            return est.code, est.error.relative, norm(sub(est.value, truth)) / norm(truth)
+
+        return tuple(map(np.asarray, jax.vmap(one)(jax.random.split(jax.random.key(5), runs))))
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["ridge", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_a_run_that_is_too_short_says_so(estimates, name):
+    """The one thing that must not happen: OK where the error is ten times what was asked for."""
+    for steps in (5, 50):
+        codes, estimated, true = estimates(name, steps)
+        assert np.sqrt(np.mean(true**2)) > 0.15
+        assert np.all(codes == bx.Code.BUDGET)
+        assert np.sqrt(np.mean(estimated**2) / np.mean(true**2)) > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ridge", "logistic-500x20-0.1", "quadratic-10-b32"])
+def test_a_long_run_knows_its_error(estimates, name):
+    codes, estimated, true = estimates(name, 5000)
+    assert np.mean(codes == bx.Code.OK) > 0.7
+    assert 0.8 < np.sqrt(np.mean(estimated**2) / np.mean(true**2)) < 2.5
+
+
+P = FiniteQuadratic.random(0, n=60, d=6, m=4)
+DATA = bx.Arrays(P.train_data, 4), bx.Arrays(P.val_data)
+
+
+def run(sid, start, *, problem=P.problem, sources=DATA, runs=200):
+    """Values and reports of some runs."""
+
+    @jax.jit
+    def one(key):
+        est = bx.hypergradient(strong(problem), strong(sid), jnp.asarray(start), jnp.asarray(P.lam), *sources, key=key)
+        return est.value, est.error
+
+    return jax.tree.map(np.asarray, jax.vmap(one)(jax.random.split(jax.random.key(2), runs)))
+
+
+@pytest.mark.parametrize("batches", [1, 5])
+def test_cross_batches_are_priced_even_a_single_one(batches):
+    sid = bx.SID(bx.Given(), bx.Exact(), cross_batches=batches)
+    value, error = run(sid, P.w(P.lam), runs=400)
+    variance = np.var(value, axis=0, ddof=1)
+    np.testing.assert_allclose(np.mean(error.standard_error**2, axis=0), variance, rtol=0.35)
+    assert np.all(error.bias < 1e-8)
+    assert np.all(error.degrees >= 3 + batches - 1)
+    np.testing.assert_allclose(error.sampling, np.linalg.norm(error.standard_error, axis=1), rtol=1e-6)
+
+
+def noisy_outer_loss(w, lam, batch):
+    """E of rows whose targets differ."""
+    return 0.5 * jnp.mean(jnp.sum((w[None] - batch["target"]) ** 2, axis=1)) + 0.05 * jnp.sum(lam**2)
+
+
+def test_outer_batches_are_priced_and_a_single_one_is_not_trusted():
+    rng = np.random.default_rng(3)
+    val = bx.Arrays({"target": P.target + rng.normal(size=(200, 6))}, 5)
+    noisy = bx.Problem(P.problem.inner_map, noisy_outer_loss)
+    train = bx.Arrays(P.train_data)
+    sid = bx.SID(bx.Given(), bx.Exact(), outer_batches=8)
+    value, error = run(sid, P.w(P.lam), problem=noisy, sources=(train, val), runs=400)
+    variance = np.var(value, axis=0, ddof=1)
+    np.testing.assert_allclose(np.mean(error.standard_error**2, axis=0), variance, rtol=0.35)
+    assert np.all(error.degrees == 1)
+    single = bx.SID(bx.Given(), bx.Exact(), outer_batches=1)
+    est = bx.hypergradient(noisy, single, P.w(P.lam), P.lam, train, val, key=jax.random.key(0))
+    assert est.code == bx.Code.BUDGET
+    assert np.isinf(est.error.relative)
+    assert "more outer batches" in est.message
+
+
+def test_noise_of_w_reaches_the_hypergradient_by_way_of_v():
+    """v of conjugate gradients at every w: all noise is that of w, most of it through the right-hand side."""
+    sid = bx.SID(bx.FixedPoint(800, 0.2), bx.CG(1e-12))
+    value, error = run(sid, np.zeros(6))
+    true = np.sqrt(np.sum(np.var(value, axis=0, ddof=1)))
+    assert 0.75 < np.sqrt(np.mean(error.inner**2)) / true < 1.8
+    assert np.all(error.linear == 0)
+    assert np.all(error.sampling == 0)
+
+
+def test_noise_of_v_alone():
+    sid = bx.SID(bx.Given(), bx.FixedPoint(800, 0.2))
+    value, error = run(sid, P.w(P.lam))
+    true = np.sqrt(np.sum(np.var(value, axis=0, ddof=1)))
+    assert 0.75 < np.sqrt(np.mean(error.linear**2)) / true < 1.8
+    assert np.all(error.inner == 0)
+
+
+def test_the_report_reads_less_than_a_seventh_of_what_the_estimate_did():
+    solver = bx.FixedPoint(1000, 0.2)
+    est = bx.hypergradient(P.problem, bx.SID(solver, solver), np.zeros(6), P.lam, *DATA, key=jax.random.key(0))
+    assert 0 < est.error.visits < 0.15 * est.cost.visits
+
+
+def test_the_estimate_is_that_without_a_report_and_leaves_nothing_behind():
+    solver = bx.FixedPoint(40, 0.2)
+    sid, args = strong(bx.SID(solver, solver, cross_batches=3)), (jnp.zeros(6), jnp.asarray(P.lam))
+    key = jax.random.key(4)
+    est = bx.hypergradient(P.problem, sid, *args, *DATA, key=key)
+    plain = jax.jit(lambda key: sid.estimate(strong(P.problem), *args, DATA, key=key).value)(key)
+    np.testing.assert_allclose(est.value, plain, rtol=1e-12)
+    assert est.seen is None
