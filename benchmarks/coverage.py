@@ -1,6 +1,6 @@
 """Do error reports cover what they say? 1,000 random problems in 8 strata.
 
-    python benchmarks/coverage.py [--problems 125] [--only quadratic-10-b4 ...]
+    python benchmarks/coverage.py [--problems 125] [--only quadratic-10-b4 ...] [--parts JointSID SID full]
 
 Strata: least squares or logistic rows, condition 10 or 1000, minibatches of 4 or 64 of 256 rows; lam is one penalty
 exp(lam_j) per weight (d = 6) and two shifts of the scores (m = 8), so that the hypergradient is curved in w and v, and
@@ -8,6 +8,9 @@ the cross products are noisy. Each problem is run several times by the default e
 error. E[estimate] is the mean of the R - 1 other runs, whose own noise widens the intervals by sqrt(R / (R - 1)); the
 truth comes from Newton's method and direct solves in float64. A stratum is one vmapped program. The entries of one
 problem are one cluster of the standard errors.
+
+SID is apart, with steps that fall as 1 / j and twice as many of them as of JointSID, or a tenth as many, which are too
+few: what it estimates of its error, over the true one (root mean squares over the runs of a problem).
 
 Full batches are apart: what AID estimates of its error after few, some and many steps, on quadratics with exact
 constants. Prints markdown tables and writes benchmarks/results/coverage.json.
@@ -35,6 +38,8 @@ from bilevax.testing.tools import float64
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 N, N_VAL, D, SHIFTS = 256, 128, 6, 2
 STEPS = {(10, 4): 3000, (10, 64): 1500, (1000, 4): 120_000, (1000, 64): 60_000}
+FALLING = {4: (2.0, 16.0), 64: (2.0, 4.0)}  # beta and gamma of SID over the condition, by batch
+SID_STEPS = {(10, 4): 6000, (10, 64): 3000, (1000, 4): 60_000, (1000, 64): 30_000}
 RUNS = {10: 40, 1000: 10}  # of each problem, by condition
 CERTAIN = 0.99
 TOL = 0.1
@@ -150,14 +155,15 @@ class Drawn(NamedTuple):
         return {"penalty": -weights * w * u, "shift": shift}, float(np.linalg.cond(hessian))
 
 
-@partial(jax.jit, static_argnames=("kind", "batch", "runs"))
-def reports(estimator: bx.JointSID, drawn: Drawn, key: Array, *, kind: str, batch: int, runs: int) -> Any:
+@partial(jax.jit, static_argnames=("stratum", "val_batch", "runs"))
+def reports(estimator: Any, drawn: Drawn, key: Array, *, stratum: Stratum, val_batch: int | None, runs: int) -> Any:
     """Codes and errors of every run of every problem, [problems, runs, ...]."""
+    kind, batch = stratum.kind, stratum.batch
     inner, outer = LOSSES[kind]
     problem = bx.Problem(bx.GradientStep(inner), outer)
 
     def one(drawn: Drawn, key: Array) -> tuple[Array, bx.Error]:
-        train, val = bx.Arrays(drawn.train, batch), bx.Arrays(drawn.val, 16)
+        train, val = bx.Arrays(drawn.train, batch), bx.Arrays(drawn.val, val_batch)
         est = bx.hypergradient(problem, estimator, jnp.zeros(D), drawn.lam, train, val, key=key)
         return est.code, est.error
 
@@ -236,19 +242,58 @@ def judged(run: Run, truth: np.ndarray) -> dict[str, Any]:
     return figures
 
 
+class Drawing(NamedTuple):
+    """The problems of a stratum: stacked, with their truths [problems, m] and the median of their conditions."""
+
+    stratum: Stratum
+    problems: Drawn
+    truth: np.ndarray
+    condition: float
+
+    @classmethod
+    def of(cls, stratum: Stratum, number: int) -> "Drawing":
+        """Drawn and solved."""
+        drawn = [Drawn.random(stratum, seed) for seed in range(number)]
+        truths, conditions = zip(*(p.truth(stratum) for p in drawn), strict=True)
+        stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *drawn)
+        return cls(stratum, stacked, np.stack([flat(t) for t in truths]), float(np.median(conditions)))
+
+    def run(self, estimator: Any, val_batch: int | None) -> Run:
+        """So many runs of each problem as its condition allows."""
+        key, runs = jax.random.fold_in(jax.random.key(0), STRATA.index(self.stratum)), RUNS[self.stratum.condition]
+        found = reports(
+            strong(estimator), self.problems, key, stratum=self.stratum, val_batch=val_batch, runs=runs
+        )  # fmt: skip
+        return Run.of(*jax.block_until_ready(found))
+
+
 def measure(stratum: Stratum, problems: int) -> dict[str, Any]:
     """Draw, solve, run and judge."""
-    drawn = [Drawn.random(stratum, seed) for seed in range(problems)]
-    truths, conditions = zip(*(p.truth(stratum) for p in drawn), strict=True)
-    truth = np.stack([flat(t) for t in truths])
-    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *drawn)
-    steps, runs = STEPS[stratum.condition, stratum.batch], RUNS[stratum.condition]
+    drawing, steps = Drawing.of(stratum, problems), STEPS[stratum.condition, stratum.batch]
     before = time.perf_counter()
-    key = jax.random.fold_in(jax.random.key(0), STRATA.index(stratum))
-    found = reports(strong(bx.JointSID(steps)), stacked, key, kind=stratum.kind, batch=stratum.batch, runs=runs)
-    run = Run.of(*jax.block_until_ready(found))
-    figures = {"stratum": stratum.name, "steps": steps, "runs": runs, "condition": float(np.median(conditions))}
-    return figures | judged(run, truth) | {"seconds": time.perf_counter() - before}
+    run = drawing.run(bx.JointSID(steps), 16)
+    figures = {"stratum": stratum.name, "steps": steps, "runs": run.code.shape[1], "condition": drawing.condition}
+    return figures | judged(run, drawing.truth) | {"seconds": time.perf_counter() - before}
+
+
+def of_sid(stratum: Stratum, problems: int) -> list[dict[str, Any]]:
+    """What SID estimates of its error, after too few steps and after enough."""
+    drawing, rows = Drawing.of(stratum, problems), []
+    beta, gamma = (c * stratum.condition for c in FALLING[stratum.batch])
+    size = np.linalg.norm(drawing.truth, axis=-1)[:, None]
+    for share in (10, 1):
+        steps = SID_STEPS[stratum.condition, stratum.batch] // share
+        solver = bx.FixedPoint(steps, bx.Harmonic(beta, gamma))
+        run = drawing.run(bx.SID(solver, solver, cross_batches=steps // 10), None)
+        true = np.linalg.norm(run.value - drawing.truth[:, None], axis=-1) / size
+        ratio = np.sqrt(np.mean(run.relative**2, axis=1) / np.mean(true**2, axis=1))
+        figures = judged(run, drawing.truth)
+        rows.append({
+            "stratum": stratum.name, "steps": steps, "true": float(np.median(true)),
+            "ratio": np.quantile(ratio, [0.05, 0.5, 0.95]).tolist(),
+            **{name: figures[name] for name in ("total", "wrong signs", "untrusted", "right")},
+        })  # fmt: skip
+    return rows
 
 
 def full_batches(problems: int) -> list[dict[str, Any]]:
@@ -286,27 +331,67 @@ def row(f: dict[str, Any]) -> str:
 
 
 HEAD = ["stratum", "steps", "condition", *GOALS, "width", "relative error, OK / not", "OK right"]
+PARTS = "JointSID", "SID", "full"
+
+
+def table(head: list[str]) -> None:
+    print("\n| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
+
+
+def joint(names: list[str], problems: int) -> dict[str, Any]:
+    """The strata of JointSID."""
+    table(HEAD)
+    strata = []
+    for stratum in STRATA:
+        if stratum.name in names:
+            strata.append(measure(stratum, problems))
+            print(row(strata[-1]), flush=True)
+    right = float(np.mean([f["right"]["value"] for f in strata]))
+    print(f"\nOK was right: {100 * right:.2f} %")
+    return {"strata": strata, "right": right}
+
+
+def sid(names: list[str], problems: int) -> list[dict[str, Any]]:
+    """The strata of SID."""
+    table(["stratum", "t = k", "true error", "estimated / true: 5, 50, 95 %", "covered", "not trusted", "OK right"])
+    rows = []
+    for stratum in STRATA:
+        if stratum.name in names:
+            for f in of_sid(stratum, problems):
+                ratios = ", ".join(f"{x:.2g}" for x in f["ratio"])
+                shares = (f"{100 * f[name]['value']:.1f}" for name in ("total", "untrusted", "right"))
+                print(
+                    f"| {f['stratum']} | {f['steps']} | {f['true']:.2g} | {ratios} | " + " | ".join(shares) + " |",
+                    flush=True,
+                )
+                rows.append(f)
+    return rows
+
+
+def full(problems: int) -> list[dict[str, Any]]:
+    """Full batches."""
+    table(["steps of AID", "estimate / error: 5, 50, 95 %", "within 2", "bound held"])
+    rows = full_batches(problems)
+    for f in rows:
+        ratios = ", ".join(f"{x:.2f}" for x in f["ratio"])
+        print(f"| {f['steps']} | {ratios} | {100 * f['near']:.1f} % | {100 * f['held']:.1f} % |")
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=125, help="of each stratum")
     parser.add_argument("--only", nargs="+", default=[s.name for s in STRATA], help="strata")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
-    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
-    strata = []
-    for stratum in STRATA:
-        if stratum.name in options.only:
-            strata.append(measure(stratum, options.problems))
-            print(row(strata[-1]), flush=True)
-    right = float(np.mean([f["right"]["value"] for f in strata]))
-    print(f"\nOK was right: {100 * right:.2f} %\n")
-    print("| steps of AID | estimate / error: 5, 50, 95 % | within 2 | bound held |\n|---|---|---|---|")
-    whole = full_batches(options.problems)
-    for f in whole:
-        ratios = ", ".join(f"{x:.2f}" for x in f["ratio"])
-        print(f"| {f['steps']} | {ratios} | {100 * f['near']:.1f} % | {100 * f['held']:.1f} % |")
-    record = {"setting": machine.setting(), "options": vars(options), "strata": strata, "right": right, "full": whole}
+    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if "JointSID" in options.parts:
+        record |= joint(options.only, options.problems)
+    if "SID" in options.parts:
+        record["SID"] = sid(options.only, options.problems)
+    if "full" in options.parts:
+        record["full"] = full(options.problems)
+    record |= {"setting": machine.setting(), "options": vars(options)}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -151,15 +151,52 @@ def tail_report(
         key: its stream measure is used.
     """
     seen: Seen = estimate.seen
-    w, v, value = estimate.w, estimate.v, estimate.value
-    train, val = sources = _quickly_compiled(*sources)
-    key = stream(key, "measure")
-    answering, reading = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    drawn = tuple(map(_independent, sources, (None, sources[0].rows_per_batch)))
+    last = seen.inner if seen.linear is None else seen.linear
     steps = estimate.cost.gradients.calls if seen.linear is None else estimate.cost.hvps.calls
     counts = zip((ANSWERED, READ), FEWEST, strict=True)
-    answered, read = (jnp.maximum(steps // share, least) for share, least in counts)
-    last = seen.inner if seen.linear is None else seen.linear
+    numbers = tuple(jnp.maximum(steps // share, least) for share, least in counts)
+    rate, images, deviation = _images(problem, estimate, lam, drawn, numbers, key=stream(key, "measure"))
 
+    tails = {"inner": seen.inner, "linear": seen.linear}
+    chains = {
+        name: spread(tail._replace(points=_ended(images[name])), rate)
+        for name, tail in tails.items() if tail is not None
+    }  # fmt: skip
+    noise = {name: (chain.squares, chain.degrees) for name, chain in chains.items()}
+    if seen.outer is not None:
+        one = seen.outer.number < 2  # which says nothing of its noise
+        squares = jax.tree.map(lambda x: jnp.where(one, jnp.inf, x[0] ** 2), images["outer"])
+        noise["outer"] = squares, jnp.ones_like(rate.seen)
+    if seen.cross is not None:
+        noise["cross"] = _of_products(seen.cross, Sampled(deviation, numbers[1]))
+    if last is None:
+        rest = a_posteriori(problem, None, (estimate.w, estimate.v, lam), sources)._replace(value=estimate.value)
+    else:
+        bias = {name: chain.bias for name, chain in chains.items()}
+        rest = _still(estimate.value, bias, 1.0 - rate.seen * last.sizes[-1])
+    twice = int(seen.inner is not None)  # once for the changes, once for the products
+    (b, b_val), (answered, read) = (source.rows_per_batch for source in drawn), numbers
+    visits = (answered + (1 + twice) * read) * b + twice * read * b_val
+    return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(rate.seen.dtype))
+
+
+def _images(
+    problem: Problem,
+    estimate: Estimate,
+    lam: PyTree,
+    sources: tuple[RowSource, ...],
+    numbers: tuple[Array, ...],
+    *,
+    key: Array,
+) -> tuple[Rate, Parts, PyTree]:
+    """What the hypergradient would have been where the chains were on their way, less what it is; [L, ...], like lam.
+
+    Beside how fast the linear system forgets, and the standard deviation of the product of one cross batch. ``numbers``
+    are those of the minibatches for the answers, and for what is read.
+    """
+    seen, (w, v), train = estimate.seen, (estimate.w, estimate.v), sources[0]
+    (answered, read), answering, reading = numbers, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
     asked: Parts = {}  # right-hand sides that v answers
     direct: Parts = {}  # what changes beside the answers
     if seen.inner is not None:
@@ -167,35 +204,20 @@ def tail_report(
         asked["inner"], direct["inner"] = _changes(problem, (w, v, lam), sources, before, number=read, key=reading)
     if seen.outer is not None:
         asked["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(seen.outer))
+    last = seen.inner if seen.linear is None else seen.linear
     drift = v if last is None else jax.tree.map(lambda x: x[-1] - x[0], last.points)
     rate, answers = _answers(problem, (w, lam), train, drift, asked, number=answered, key=answering)
     if seen.linear is not None:
-        answers["linear"] = jax.tree.map(lambda x, v: x[:-1] - v[None], seen.linear.points, v)
+        answers["linear"] = jax.tree.map(lambda x: x[:-1] - x[-1:], seen.linear.points)
     answers["cross"] = jax.tree.map(lambda x: x[None], v)
     products = _together(partial(_products, problem, w, lam, train, number=read, key=reading), answers)
     images = {name: add(mean, direct[name]) if name in direct else mean for name, (mean, _) in products.items()}
+    return rate, images, jax.tree.map(lambda x: x[0], products["cross"][1])
 
-    def chain(name: str, tail: Tail) -> Spread:
-        points = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), images[name])
-        return spread(tail._replace(points=points), rate)
 
-    tails = {"inner": seen.inner, "linear": seen.linear}
-    chains = {name: chain(name, tail) for name, tail in tails.items() if tail is not None}
-    if last is None:
-        rest = a_posteriori(problem, None, (w, v, lam), sources)._replace(value=value)
-    else:
-        rest = _still(value, {name: chain.bias for name, chain in chains.items()}, 1.0 - rate.seen * last.sizes[-1])
-    noise = {name: (chain.squares, chain.degrees) for name, chain in chains.items()}
-    if seen.outer is not None:
-        one = seen.outer.number < 2  # which says nothing of its noise
-        squares = jax.tree.map(lambda x: jnp.where(one, jnp.inf, x[0] ** 2), images["outer"])
-        noise["outer"] = squares, jnp.ones_like(rate.seen)
-    if seen.cross is not None:
-        deviation = jax.tree.map(lambda x: x[0], products["cross"][1])
-        noise["cross"] = _of_products(seen.cross, Sampled(deviation, read))
-    twice = int(seen.inner is not None)  # once for the changes, once for the products
-    visits = (answered + (1 + twice) * read) * train.rows_per_batch + twice * read * val.rows_per_batch
-    return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(rate.seen.dtype))
+def _ended(differences: PyTree) -> PyTree:
+    """The tail whose points differ by these from the last, [TAIL, ...]."""
+    return jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), differences)
 
 
 def _still(value: PyTree, bias: dict[str, Array], contraction: Array) -> Error:
@@ -263,7 +285,7 @@ def _apart(stack: PyTree, like: Parts) -> dict[str, Any]:
 def _changes(
     problem: Problem,
     points: tuple[PyTree, PyTree, PyTree],
-    sources: tuple[RowSource, RowSource],
+    sources: tuple[RowSource, ...],
     before: PyTree,
     *,
     number: Array,
@@ -348,10 +370,8 @@ def _products(
     return batch_spread(products, (problem, w, lam, v), train, key=key, number=number, first=0)
 
 
-def _quickly_compiled(train: Any, val: Any) -> tuple[RowSource, RowSource]:
-    """Independent rows in place of blocks, whose short one is a case of its own; minibatches of a val that is whole."""
-    if getattr(train, "sampling", None) == "blocks":
-        train = replace(train, sampling="iid")
-    if isinstance(val, Arrays) and val.rows > train.rows_per_batch:
-        val = replace(val, batch_size=train.rows_per_batch, sampling="iid")
-    return train, val
+def _independent(source: Any, rows: int | None) -> RowSource:
+    """The source in minibatches of so many rows, if it hands out all; blocks, a case apart of which is short, drawn."""
+    if rows is not None and isinstance(source, Arrays) and source.whole and source.rows > rows:
+        return replace(source, batch_size=rows, sampling="iid")
+    return replace(source, sampling="iid") if getattr(source, "sampling", None) == "blocks" else source
