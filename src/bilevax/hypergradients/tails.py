@@ -13,7 +13,7 @@ from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import TAIL, Error, Estimate, Tail
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
-from bilevax.data import Arrays, RowSource, join
+from bilevax.data import Arrays, RowSource, SparseRows, join
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.batches import Sampled, batch_spread
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
@@ -292,7 +292,7 @@ def _changes(
     key: Array,
 ) -> tuple[PyTree, PyTree]:
     """What grad_1 E + d1Phi^T v and grad_2 E + d2Phi^T v were before, [L, ...], less what they are at (w, v, lam)."""
-    both = join(train=sources[0], val=sources[1])
+    both, each = join(train=sources[0], val=sources[1]), _each(sources[0])
 
     def at(w: PyTree, args: Any, draws: Any) -> tuple[PyTree, PyTree]:
         problem, v, lam = args
@@ -302,7 +302,7 @@ def _changes(
         return add(astype_of(g, w), by_w), add(astype_of(direct, lam), by_lam)
 
     def step(total: PyTree, args: Any, _: Array, draws: Any) -> PyTree:
-        return add(total, jax.vmap(lambda w: at(w, args[:3], draws))(args[3]))
+        return add(total, each(lambda w: at(w, args[:3], draws), args[3]))
 
     w, v, lam = points
     here = jax.tree.map(lambda x, b: jnp.concatenate([b, x[None]]), w, before)
@@ -341,14 +341,14 @@ def _answers(
         problem, w, lam, right, number = args
         size = jnp.maximum(norm(jax.tree.map(lambda x: x[0], x)), tiny)
         x = jax.tree.map(lambda x: x.at[0].divide(size.astype(x.dtype)), x)
-        images = jax.vmap(lambda v: residual(problem, w, lam, draw.batch, v))(x)
+        images = each(lambda v: residual(problem, w, lam, draw.batch, v), x)
         new = axpy(eta * draw.weight, sub(right, images), x)
         u, image, moved = (jax.tree.map(lambda x: x[0], tree) for tree in (x, images, new))
         grown = ~(norm(moved) <= 1.0)
         total = total + jnp.where(j >= number // 2, vdot(u, image).astype(real), 0.0)
         return where(grown, x, new), jnp.where(grown, 0.5 * eta, eta), travel + jnp.where(grown, 0.0, eta), total
 
-    zero, one = jnp.zeros((), real), jnp.ones((), real)
+    zero, one, each = jnp.zeros((), real), jnp.ones((), real), _each(train)
     begun = jax.tree.map(lambda u, r: jnp.zeros_like(r).at[0].set(u), start, right)
     args = problem, *point, right, number
     x, _, travel, total = train.fold(step, (begun, one, zero, zero), args, key=key, start=0, stop=number)
@@ -365,9 +365,14 @@ def _products(
 
     def products(args: Any, batch: PyTree) -> PyTree:
         problem, w, lam, v = args
-        return jax.vmap(lambda v: cross_product(problem, w, lam, batch, v))(v)
+        return _each(train)(lambda v: cross_product(problem, w, lam, batch, v), v)
 
     return batch_spread(products, (problem, w, lam, v), train, key=key, number=number, first=0)
+
+
+def _each(source: RowSource) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
+    """A function over a stack: at once, but one after another on sparse rows, whose batched scatters are slow."""
+    return jax.lax.map if isinstance(source, SparseRows) else lambda fn, stack: jax.vmap(fn)(stack)
 
 
 def _independent(source: Any, rows: int | None) -> RowSource:
