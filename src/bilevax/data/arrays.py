@@ -136,14 +136,16 @@ class Arrays:
         if self.batch_size is None:
             return use(Draw(self.full, -1, 1.0))
         if self.sampling != "blocks":
-            chosen = plan[j % CHUNK]
-            rows = jax.tree.map(lambda a: a.at[chosen].get(mode="promise_in_bounds"), self.data)
-            return use(Draw(self._seen(rows), -1, 1.0))
+            return use(Draw(self.at(plan[j % CHUNK]), -1, 1.0))
         number, is_short = plan[0][j % CHUNK], plan[1][j % CHUNK]
         b, short = self.rows_per_batch, self._short
         if not short:
             return use(self._block(number, b))
         return jax.lax.cond(is_short, lambda: use(self._block(number, short)), lambda: use(self._block(number, b)))
+
+    def at(self, numbers: Array) -> PyTree:
+        """The minibatch of these rows."""
+        return self._seen(jax.tree.map(lambda a: a.at[numbers].get(mode="promise_in_bounds"), self.data))
 
     @property
     def _short(self) -> int:

@@ -13,17 +13,17 @@ from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import TAIL, Error, Estimate, Tail
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
-from bilevax.data import Arrays, RowSource, SparseRows, join
+from bilevax.data import Arrays, RowSource, SparseRows
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.batches import Sampled, batch_spread
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 
-ANSWERED, READ = 12, 200
-"""One minibatch in so many of a chain is spent on how v answers to what is wrong with w, and how a direction shrinks
-beside it; and on what is wrong with either does to the hypergradient."""
+ANSWERED, FEWEST = 12, 16
+"""One minibatch in so many of a chain, and at least so many, are spent on how v answers to what is wrong with w, and
+how a direction shrinks beside it."""
 
-FEWEST = 16, 4
-"""Minibatches, at least, of each of these."""
+READ = 64, 4
+"""Rows of either source, and minibatches, at least, on which it is seen what is wrong with the hypergradient."""
 
 DOUBT = 0.25
 """Share, at least, of the square of what noise may have moved that is held to be bias."""
@@ -140,8 +140,8 @@ def tail_report(
     ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the root mean square
     error. Whether a solver that sees every row is done, beside one that does not, its code says.
 
-    Cost: on a twelfth of k minibatches Hessian-vector products of four directions at once; on two times a
-    two-hundredth gradients and cross products at as many points; at least 16 and 4 of them.
+    Cost: on a twelfth of k minibatches, at least 16, Hessian-vector products of four directions at once; on two times 4
+    minibatches, or 64 rows, gradients and cross products at as many points.
 
     Args:
         problem: with its inner step measured.
@@ -151,12 +151,11 @@ def tail_report(
         key: its stream measure is used.
     """
     seen: Seen = estimate.seen
-    drawn = tuple(map(_independent, sources, (None, sources[0].rows_per_batch)))
+    train, val = drawn = _independent(sources[0], None), _independent(sources[1], sources[0].rows_per_batch)
     last = seen.inner if seen.linear is None else seen.linear
     steps = estimate.cost.gradients.calls if seen.linear is None else estimate.cost.hvps.calls
-    counts = zip((ANSWERED, READ), FEWEST, strict=True)
-    numbers = tuple(jnp.maximum(steps // share, least) for share, least in counts)
-    rate, images, deviation = _images(problem, estimate, lam, drawn, numbers, key=stream(key, "measure"))
+    answered = jnp.maximum(steps // ANSWERED, FEWEST)
+    rate, images, deviation = _images(problem, estimate, lam, drawn, answered, key=stream(key, "measure"))
 
     tails = {"inner": seen.inner, "linear": seen.linear}
     chains = {
@@ -169,15 +168,15 @@ def tail_report(
         squares = jax.tree.map(lambda x: jnp.where(one, jnp.inf, x[0] ** 2), images["outer"])
         noise["outer"] = squares, jnp.ones_like(rate.seen)
     if seen.cross is not None:
-        noise["cross"] = _of_products(seen.cross, Sampled(deviation, numbers[1]))
+        noise["cross"] = _of_products(seen.cross, Sampled(deviation, jnp.int32(_batches(train))))
     if last is None:
         rest = a_posteriori(problem, None, (estimate.w, estimate.v, lam), sources)._replace(value=estimate.value)
     else:
         bias = {name: chain.bias for name, chain in chains.items()}
         rest = _still(estimate.value, bias, 1.0 - rate.seen * last.sizes[-1])
     twice = int(seen.inner is not None)  # once for the changes, once for the products
-    (b, b_val), (answered, read) = (source.rows_per_batch for source in drawn), numbers
-    visits = (answered + (1 + twice) * read) * b + twice * read * b_val
+    read = (1 + twice) * _batches(train) * train.rows_per_batch + twice * _batches(val) * val.rows_per_batch
+    visits = answered * train.rows_per_batch + read
     return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(rate.seen.dtype))
 
 
@@ -185,23 +184,22 @@ def _images(
     problem: Problem,
     estimate: Estimate,
     lam: PyTree,
-    sources: tuple[RowSource, ...],
-    numbers: tuple[Array, ...],
+    sources: tuple[RowSource, RowSource],
+    answered: Array,
     *,
     key: Array,
 ) -> tuple[Rate, Parts, PyTree]:
     """What the hypergradient would have been where the chains were on their way, less what it is; [L, ...], like lam.
 
-    Beside how fast the linear system forgets, and the standard deviation of the product of one cross batch. ``numbers``
-    are those of the minibatches for the answers, and for what is read.
+    Beside how fast the linear system forgets, and the standard deviation of the product of one cross batch.
     """
     seen, (w, v), train = estimate.seen, (estimate.w, estimate.v), sources[0]
-    (answered, read), answering, reading = numbers, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    answering, reading = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
     asked: Parts = {}  # right-hand sides that v answers
     direct: Parts = {}  # what changes beside the answers
     if seen.inner is not None:
         before = jax.tree.map(lambda x: x[:-1], seen.inner.points)
-        asked["inner"], direct["inner"] = _changes(problem, (w, v, lam), sources, before, number=read, key=reading)
+        asked["inner"], direct["inner"] = _changes(problem, (w, v, lam), sources, before, key=reading)
     if seen.outer is not None:
         asked["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(seen.outer))
     last = seen.inner if seen.linear is None else seen.linear
@@ -210,7 +208,7 @@ def _images(
     if seen.linear is not None:
         answers["linear"] = jax.tree.map(lambda x: x[:-1] - x[-1:], seen.linear.points)
     answers["cross"] = jax.tree.map(lambda x: x[None], v)
-    products = _together(partial(_products, problem, w, lam, train, number=read, key=reading), answers)
+    products = _together(partial(_products, problem, w, lam, train, key=reading), answers)
     images = {name: add(mean, direct[name]) if name in direct else mean for name, (mean, _) in products.items()}
     return rate, images, jax.tree.map(lambda x: x[0], products["cross"][1])
 
@@ -261,10 +259,11 @@ def _of_products(cross: Sampled, more: Sampled) -> tuple[PyTree, Array]:
     degrees = first + second
 
     def pooled(a: Array, b: Array) -> Array:
-        share = (first / degrees).astype(a.dtype)
-        return (share * a**2 + (1 - share) * b**2) / jnp.maximum(cross.number, 1).astype(a.dtype)
+        share = (first / jnp.maximum(degrees, 1.0)).astype(a.dtype)
+        square = (share * a**2 + (1 - share) * b**2) / jnp.maximum(cross.number, 1).astype(a.dtype)
+        return jnp.where(degrees > 0, square, jnp.inf)  # a single one says nothing of its noise
 
-    return jax.tree.map(pooled, cross.deviation, more.deviation), degrees
+    return jax.tree.map(pooled, cross.deviation, more.deviation), jnp.maximum(degrees, 1.0)
 
 
 def _together(fn: Callable[[PyTree], Any], parts: Parts) -> dict[str, Any]:
@@ -285,32 +284,57 @@ def _apart(stack: PyTree, like: Parts) -> dict[str, Any]:
 def _changes(
     problem: Problem,
     points: tuple[PyTree, PyTree, PyTree],
-    sources: tuple[RowSource, ...],
+    sources: tuple[RowSource, RowSource],
     before: PyTree,
     *,
-    number: Array,
     key: Array,
 ) -> tuple[PyTree, PyTree]:
     """What grad_1 E + d1Phi^T v and grad_2 E + d2Phi^T v were before, [L, ...], less what they are at (w, v, lam)."""
-    both, each = join(train=sources[0], val=sources[1]), _each(sources[0])
-
-    def at(w: PyTree, args: Any, draws: Any) -> tuple[PyTree, PyTree]:
-        problem, v, lam = args
-        _, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, draws["train"].batch), w, lam)
-        by_w, by_lam = scale(draws["train"].weight, pullback(v))
-        _, g, direct = scale(draws["val"].weight, outer_gradients(problem, w, lam, draws["val"].batch))
-        return add(astype_of(g, w), by_w), add(astype_of(direct, lam), by_lam)
-
-    def step(total: PyTree, args: Any, _: Array, draws: Any) -> PyTree:
-        return add(total, each(lambda w: at(w, args[:3], draws), args[3]))
-
     w, v, lam = points
     here = jax.tree.map(lambda x, b: jnp.concatenate([b, x[None]]), w, before)
-    lanes = jax.tree.leaves(here)[0].shape[0]
-    start = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), (w, lam))
-    total = both.fold(step, start, (problem, v, lam, here), key=key, start=0, stop=number)
-    size = number.astype(jnp.result_type(float))
-    return jax.tree.map(lambda x: (x[:-1] - x[-1:]) / size.astype(x.dtype), total)
+
+    def inner(args: Any, batch: PyTree) -> PyTree:
+        problem, v, lam, here = args
+
+        def at(w: PyTree) -> PyTree:
+            return jax.vjp(lambda w, lam: inner_image(problem, w, lam, batch), w, lam)[1](v)
+
+        return _each(sources[0])(at, here)
+
+    def outer(args: Any, batch: PyTree) -> PyTree:
+        problem, _, lam, here = args
+
+        def at(w: PyTree) -> PyTree:
+            return astype_of(outer_gradients(problem, w, lam, batch)[1:], (w, lam))
+
+        return _each(sources[1])(at, here)
+
+    args = problem, v, lam, here
+    (through, _), (direct, _) = (
+        _read(fn, args, source, key=key) for fn, source in zip((inner, outer), sources, strict=True)
+    )
+    return jax.tree.map(lambda x: x[:-1] - x[-1:], add(through, direct))
+
+
+def _batches(source: RowSource) -> int:
+    """Minibatches of a source that :func:`_read` reads."""
+    b = source.rows_per_batch
+    return max(1, min(max(READ[0] // b, READ[1]), source.rows // b))
+
+
+def _read(fn: Any, args: PyTree, source: RowSource, *, key: Array) -> tuple[PyTree, PyTree]:
+    """Mean and standard deviation of fn(args, batch) over some minibatches, the same for the same key."""
+    number = _batches(source)
+    if source.whole:
+        mean = fn(args, source.full)
+        return mean, zeros_like(mean)
+    if not isinstance(source, Arrays):
+        return batch_spread(fn, args, source, key=key, number=jnp.int32(number), first=0)
+    numbers = jax.random.randint(key, (number, source.rows_per_batch), 0, source.rows)  # compiles sooner than a fold
+    found = jax.lax.map(lambda numbers: fn(args, source.at(numbers)), numbers)
+    return tuple(
+        jax.tree.map(partial(how, axis=0), found) for how in (jnp.mean, partial(jnp.std, ddof=int(number > 1)))
+    )
 
 
 def _answers(
@@ -359,15 +383,15 @@ def _answers(
 
 
 def _products(
-    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, v: PyTree, *, number: Array, key: Array
+    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, v: PyTree, *, key: Array
 ) -> tuple[PyTree, PyTree]:
-    """Mean and standard deviation over so many minibatches of d2Phi^T v, [L, ...]."""
+    """Mean and standard deviation over some minibatches of d2Phi^T v, [L, ...]."""
 
     def products(args: Any, batch: PyTree) -> PyTree:
         problem, w, lam, v = args
         return _each(train)(lambda v: cross_product(problem, w, lam, batch, v), v)
 
-    return batch_spread(products, (problem, w, lam, v), train, key=key, number=number, first=0)
+    return _read(products, (problem, w, lam, v), train, key=key)
 
 
 def _each(source: RowSource) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
