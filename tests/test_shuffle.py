@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevax.data.shuffle import shuffled
+from bilevax.data.shuffle import hashed_rows, shuffled
 
 
 def permutations(number, n):
@@ -53,3 +53,19 @@ def test_an_epoch_says_nothing_of_the_next():
     drawn = permutations(40_001, 6)
     counts = np.bincount(drawn[:-1, 0] * 6 + drawn[1:, 0], minlength=36)
     assert abs(surprise(counts)) < 4
+
+
+def test_hashed_rows_are_as_good_as_drawn():
+    """Uniform, without correlation from place to place or from key to key."""
+    n, keys = 37, jax.random.split(jax.random.key(0), 400)
+    found = np.asarray(jax.vmap(lambda key: hashed_rows(key, (6, 16), n))(keys)).reshape(400, -1)
+    assert found.min() == 0
+    assert found.max() == n - 1
+    counts = np.bincount(found.ravel(), minlength=n)
+    expected = found.size / n
+    assert np.sum((counts - expected) ** 2 / expected) < 80  # chi^2 of 36 degrees: beyond 80 once in 30,000
+    centred = found - (n - 1) / 2
+    scale = np.mean(centred**2)
+    for shift in (1, 16, 17):
+        assert abs(np.mean(centred[:, shift:] * centred[:, :-shift])) < 5 * scale / np.sqrt(found.size)
+    assert abs(np.mean(centred[1:] * centred[:-1])) < 5 * scale / np.sqrt(found.size)

@@ -34,6 +34,16 @@ def shuffled(key: Array, i: Array, n: int) -> Array:
     return jax.lax.scan(swap, i, rounds)[0]
 
 
+def hashed_rows(key: Array, shape: tuple[int, int], n: int) -> Array:
+    """Numbers in [0, n) by a hash of their places and a typed key, int32: as good as drawn, where few are needed.
+
+    ``jax.random.randint`` takes as long to compile as a small estimator.
+    """
+    words = jax.random.key_data(key)
+    places = jnp.arange(shape[0] * shape[1], dtype=jnp.uint32)
+    return (_hash(_hash(places ^ words[0]) ^ words[-1]) % n).astype(jnp.int32).reshape(shape)
+
+
 def _hash(x: Array) -> Array:
     """A bijection of 32-bit words in which every bit of the result depends on every bit of x."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)

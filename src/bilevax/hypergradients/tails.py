@@ -14,6 +14,7 @@ from bilevax.core.keys import stream
 from bilevax.core.records import TAIL, Error, Estimate, Tail
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.data import Arrays, RowSource, SparseRows
+from bilevax.data.shuffle import hashed_rows
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.batches import Sampled, batch_spread
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
@@ -330,7 +331,7 @@ def _read(fn: Any, args: PyTree, source: RowSource, *, key: Array) -> tuple[PyTr
         return mean, zeros_like(mean)
     if not isinstance(source, Arrays):
         return batch_spread(fn, args, source, key=key, number=jnp.int32(number), first=0)
-    numbers = jax.random.randint(key, (number, source.rows_per_batch), 0, source.rows)  # compiles sooner than a fold
+    numbers = hashed_rows(key, (number, source.rows_per_batch), source.rows)
     found = jax.lax.map(lambda numbers: fn(args, source.at(numbers)), numbers)
     return tuple(
         jax.tree.map(partial(how, axis=0), found) for how in (jnp.mean, partial(jnp.std, ddof=int(number > 1)))
