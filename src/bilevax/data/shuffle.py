@@ -35,7 +35,7 @@ def shuffled(key: Array, i: Array, n: int) -> Array:
 
 
 def hashed_rows(key: Array, shape: tuple[int, int], n: int) -> Array:
-    """Numbers in [0, n) by a hash of their places and a typed key, int32: as good as drawn, where few are needed.
+    """Numbers in [0, n) by a hash of their places and a key, int32: as good as drawn, where few are needed.
 
     ``jax.random.randint`` takes as long to compile as a small estimator.
     """
