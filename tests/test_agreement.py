@@ -252,6 +252,18 @@ def test_value_and_hypergradient_in_ones_own_loop() -> None:
     np.testing.assert_allclose(lam, truth, rtol=1e-7)
 
 
+def test_value_and_hypergradient_are_those_of_hypergradient() -> None:
+    """Of minibatches, where another order of the same sums would show."""
+    case = ridge()
+    solver = bx.FixedPoint(40, 0.5)
+    train, val = bx.Arrays(case.train, batch_size=4), bx.Arrays(case.val, batch_size=8)
+    args = case.problem, bx.SID(solver, solver, cross_batches=5), case.w0, case.lam, train, val
+    est = bx.hypergradient(*args, key=KEY)
+    value, gradient = bx.value_and_hypergradient(*args, key=KEY)
+    np.testing.assert_allclose(value, est.outer_value, rtol=1e-12)
+    np.testing.assert_allclose(gradient, est.value, rtol=1e-12)
+
+
 def test_value_and_hypergradient_of_a_failed_estimate_is_nan() -> None:
     problem = bx.Problem(lambda w, lam, batch: jnp.log(w) + lam + 0 * jnp.sum(batch), lambda w, lam, batch: jnp.sum(w))
     rows = bx.Arrays(np.zeros(3))

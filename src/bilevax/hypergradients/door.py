@@ -1,5 +1,6 @@
 """The eager door: checks, one cached compiled program, and what every caller of an estimator shares."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.adaptive import check_goes_on, continued_to_target
 from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.functions import check_functions
-from bilevax.hypergradients.measured import counted, judged, measured_problem, with_error
+from bilevax.hypergradients.measured import counted, judged, measured_estimate, measured_problem, with_error
 from bilevax.hypergradients.replicas import pooled
 from bilevax.problems.problem import Problem
 from bilevax.solvers.contraction import quickly_if_sound, suspicion_as_proof
@@ -92,10 +93,7 @@ def hypergradient(
     if target is not None:
         return continued_to_target(*arguments, replicas=replicas, budget=budget)
     start = {} if v0 is None else {"v0": as_parameters("v0", v0)}
-    if all(map(is_concrete, jax.tree.leaves((arguments, start)))):
-        run = partial(_estimate, *arguments, start, replicas=replicas)
-        return quickly_if_sound(run, lambda estimate: estimate.code)
-    return _estimate(*arguments, start, replicas=replicas, thorough=True)
+    return _run(_estimate, *arguments, start, replicas=replicas)
 
 
 def value_and_hypergradient(
@@ -111,12 +109,39 @@ def value_and_hypergradient(
     """(E(w, lam), hypergradient), for one's own loop; NaN where the estimate failed, so that no failure is silent.
 
     As ``jax.value_and_grad`` of lam -> E(w(lam), lam). The arguments are those of :func:`hypergradient`, which
-    says also what it cost, where w is, and why it failed (a code of DIVERGED or worse).
+    says also how wrong it may be, what it cost, where w is, and why it failed (a code of DIVERGED or worse).
     """
-    est = hypergradient(problem, estimator, w0, lam, train, val, key=key)
+    estimator.check(problem)
+    w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
+    est = _run(_estimate_alone, *strong((problem, estimator)), w0, lam, train, val, as_key(key))
     good = est.code < Code.DIVERGED
     value, gradient = jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), (est.outer_value, est.value))
     return value, gradient
+
+
+def _run(program: Callable[..., Estimate], *arguments: Any, **settings: int) -> Estimate:
+    """The program, which looks for failures quickly first, but within a trace."""
+    if all(map(is_concrete, jax.tree.leaves(arguments))):
+        return quickly_if_sound(partial(program, *arguments, **settings), lambda estimate: estimate.code)
+    return program(*arguments, **settings, thorough=True)
+
+
+@partial(jax.jit, static_argnames="thorough")
+def _estimate_alone(
+    problem: Problem,
+    estimator: Any,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    key: Array,
+    *,
+    thorough: bool,
+) -> Estimate:
+    """Without a report."""
+    check_functions(problem, w0, lam, train, val)
+    with suspicion_as_proof(not thorough):
+        return measured_estimate(problem, estimator, w0, lam, (train, val), key=key)
 
 
 @partial(jax.jit, static_argnames=("replicas", "thorough"))
