@@ -9,8 +9,8 @@ error. E[estimate] is the mean of the R - 1 other runs, whose own noise widens t
 truth comes from Newton's method and direct solves in float64. A stratum is one vmapped program. The entries of one
 problem are one cluster of the standard errors.
 
-SID is apart, with steps that fall as 1 / j and twice as many of them as of JointSID, or a tenth as many, which are too
-few: what it estimates of its error, over the true one (root mean squares over the runs of a problem).
+SID is apart, with steps that fall as 1 / j, enough of them or a tenth as many, which are too few: what it estimates of
+its error, over the true one (root mean squares over the runs of a problem).
 
 Full batches are apart: what AID estimates of its error after few, some and many steps, on quadratics with exact
 constants. Prints markdown tables and writes benchmarks/results/coverage.json.

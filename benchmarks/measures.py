@@ -17,6 +17,7 @@ Row = dict[str, Any]
 
 SAMPLINGS = ("iid", "blocks", "shuffled")
 API_TO_BARE = 1.05
+REPORT = 1.15
 BARE_TO_ROOFLINE = {"iid": 4.0, "blocks": 2.8}
 GROWTH = 1.2
 FOUR_KEYS = 3.7
@@ -50,7 +51,7 @@ def code(case: w.Case) -> str:
 
 
 def w1(quick: bool, rounds: int) -> list[Row]:
-    """W1 by the public door, by hand, and both against the ceilings of the same rounds."""
+    """W1 by the public door, by hand, which makes no report, and both against the ceilings of the same rounds."""
     shape = w.W1_QUICK if quick else w.W1
     api = {sampling: w.logistic(shape, sampling) for sampling in SAMPLINGS}
     bare = {(s, g): by_hand(shape, s, g) for s in BARE_TO_ROOFLINE for g in bare_jax.GRADIENTS}
@@ -61,6 +62,7 @@ def w1(quick: bool, rounds: int) -> list[Row]:
     cases: dict[str, Callable[[int], Any]] = {}
     for sampling in BARE_TO_ROOFLINE:
         cases[f"API {sampling}"] = api[sampling].round
+        cases[f"alone {sampling}"] = api[sampling].alone
         for gradients in bare_jax.GRADIENTS:
             cases[f"bare {sampling} {gradients}"] = bare[sampling, gradients]
     cases |= {"API shuffled": api["shuffled"].round, "API blocks measured": measured.round}
@@ -68,6 +70,7 @@ def w1(quick: bool, rounds: int) -> list[Row]:
 
     out = [milliseconds(f"W1 API, {s}", times[f"API {s}"], code(api[s])) for s in api]
     out.append(milliseconds("W1 API, blocks, step measured", times["API blocks measured"], code(measured)))
+    out += [milliseconds(f"W1 API, {s}, no report", times[f"alone {s}"]) for s in BARE_TO_ROOFLINE]
     out += [milliseconds(f"W1 bare JAX, {s}, {g}", times[f"bare {s} {g}"]) for s, g in bare]
     out += agreement + [milliseconds(f"ceiling: {name}", times[name]) for name in ceilings.cases]
     rates = ceilings.rates(lambda name: median(times[name].cpu))
@@ -77,9 +80,11 @@ def w1(quick: bool, rounds: int) -> list[Row]:
         seconds, note = roofline(shape, rates, sampling)
         out.append({"what": f"W1 roofline, {sampling}", "cpu_ms": 1e3 * seconds, "note": note})
         best = min((times[f"bare {sampling} {g}"] for g in bare_jax.GRADIENTS), key=lambda t: median(t.cpu))
-        out.append(ratio(f"W1 API / bare, {sampling}", times[f"API {sampling}"], best, API_TO_BARE))
+        reported, alone = times[f"API {sampling}"], times[f"alone {sampling}"]
+        out.append(ratio(f"W1 API, no report / bare, {sampling}", alone, best, API_TO_BARE))
+        out.append(ratio(f"W1 API / no report, {sampling}", reported, alone, REPORT))
         out.append(verdict(f"W1 bare / roofline, {sampling}", median(best.cpu) / seconds, goal))
-        out.append(verdict(f"W1 API / roofline, {sampling}", median(times[f"API {sampling}"].cpu) / seconds, None))
+        out.append(verdict(f"W1 API / roofline, {sampling}", median(reported.cpu) / seconds, None))
     return out + full_batch("W1", w.logistic(shape, "iid", estimator=deterministic()), quick)
 
 

@@ -57,6 +57,10 @@ class Case(NamedTuple):
         """The hypergradient of round i."""
         return self(key_of(i))
 
+    def alone(self, i: int) -> tuple[Array, Any]:
+        """The same without a report."""
+        return bx.value_and_hypergradient(*self, key=key_of(i))
+
 
 @cache
 def _keys() -> list[Array]:
