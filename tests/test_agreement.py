@@ -252,16 +252,28 @@ def test_value_and_hypergradient_in_ones_own_loop() -> None:
     np.testing.assert_allclose(lam, truth, rtol=1e-7)
 
 
-def test_value_and_hypergradient_are_those_of_hypergradient() -> None:
-    """Of minibatches, where another order of the same sums would show."""
+@pytest.mark.parametrize("kind", ["SID", "JointSID", "deterministic"])
+def test_without_a_report_the_estimate_is_the_same(kind: str) -> None:
     case = ridge()
-    solver = bx.FixedPoint(40, 0.5)
+    move = bx.FixedPoint(40, 0.5)
     train, val = bx.Arrays(case.train, batch_size=4), bx.Arrays(case.val, batch_size=8)
-    args = case.problem, bx.SID(solver, solver, cross_batches=5), case.w0, case.lam, train, val
-    est = bx.hypergradient(*args, key=KEY)
+    if kind == "deterministic":
+        train, val = bx.Arrays(case.train), bx.Arrays(case.val)
+    estimator = bx.JointSID(800) if kind == "JointSID" else bx.SID(move, move, cross_batches=5)
+    args = case.problem, estimator, case.w0, case.lam, train, val
+    est = bx.hypergradient(*args, key=KEY, tol=1e-6)
+    alone = bx.hypergradient(*args, key=KEY, tol=1e-6, report=False)
+    assert (est.code, alone.code) == (bx.Code.BUDGET, bx.Code.OK)
+    assert alone.error is None
+    for name in ("value", "outer_value", "w", "v"):
+        np.testing.assert_allclose(getattr(alone, name), getattr(est, name), rtol=1e-12, err_msg=name)
+    assert jax.tree.map(int, alone.cost) == jax.tree.map(int, est.cost)
     value, gradient = bx.value_and_hypergradient(*args, key=KEY)
     np.testing.assert_allclose(value, est.outer_value, rtol=1e-12)
     np.testing.assert_allclose(gradient, est.value, rtol=1e-12)
+    for needs in ({"target": 0.1}, {"replicas": 2}):
+        with pytest.raises(bx.ParameterError, match="ask for an error report"):
+            bx.hypergradient(*args, key=KEY, report=False, **needs)
 
 
 def test_value_and_hypergradient_of_a_failed_estimate_is_nan() -> None:

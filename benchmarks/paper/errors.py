@@ -78,7 +78,7 @@ def run(case: Problem, method: str, epochs: int, key: Any) -> tuple[bx.Estimate,
             epochs * max(1, n // train.rows_per_batch), case.steps.decreasing if kind == "dec" else 1.0
         )
     sid = bx.SID(inner, linear, cross_batches=1)  # the penalties are not sampled: one minibatch gives the exact product
-    est = bx.hypergradient(case.problem, sid, case.w0, case.lam, train, case.val, key=key)
+    est = bx.hypergradient(case.problem, sid, case.w0, case.lam, train, case.val, key=key, report=False)
     return est, (est.cost.gradients.samples + est.cost.hvps.samples) / (2 * n)
 
 
