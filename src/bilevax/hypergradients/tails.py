@@ -19,7 +19,7 @@ from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.batches import Sampled, batch_spread
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 
-ANSWERED, FEWEST = 12, 16
+ANSWERED, FEWEST = 16, 16
 """One minibatch in so many of a chain, and at least so many, are spent on how v answers to what is wrong with w, and
 how a direction shrinks beside it."""
 
@@ -141,7 +141,7 @@ def tail_report(
     ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the root mean square
     error. Whether a solver that sees every row is done, beside one that does not, its code says.
 
-    Cost: on a twelfth of k minibatches, at least 16, Hessian-vector products of four directions at once; on two times 4
+    Cost: on a sixteenth of k minibatches, at least 16, Hessian-vector products of four directions at once; on two times 4
     minibatches, or 64 rows, gradients and cross products at as many points.
 
     Args:
