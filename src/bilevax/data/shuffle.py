@@ -34,14 +34,10 @@ def shuffled(key: Array, i: Array, n: int) -> Array:
     return jax.lax.scan(swap, i, rounds)[0]
 
 
-def hashed_rows(key: Array, shape: tuple[int, int], n: int) -> Array:
-    """Numbers in [0, n) by a hash of their places and a key, int32: as good as drawn, where few are needed.
-
-    ``jax.random.randint`` takes as long to compile as a small estimator.
-    """
+def hashed_rows(key: Array, places: Array, n: int) -> Array:
+    """Numbers in [0, n), int32, by a hash of places, uint32, and a key: as good as drawn, where few are needed."""
     words = jax.random.key_data(key)
-    places = jnp.arange(shape[0] * shape[1], dtype=jnp.uint32)
-    return (_hash(_hash(places ^ words[0]) ^ words[-1]) % n).astype(jnp.int32).reshape(shape)
+    return (_hash(_hash(places ^ words[0]) ^ words[-1]) % n).astype(jnp.int32)
 
 
 def _hash(x: Array) -> Array:

@@ -9,22 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import TAIL, Error, Estimate, Tail
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.data import Arrays, RowSource, SparseRows
-from bilevax.data.shuffle import hashed_rows
+from bilevax.data.hashed import Hashed
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.batches import Sampled, batch_spread
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 
-ANSWERED, FEWEST = 16, 16
+ANSWERED, FEWEST = 16, 48
 """One minibatch in so many of a chain, and at least so many, are spent on how v answers to what is wrong with w, and
 how a direction shrinks beside it."""
 
-READ = 64, 4
-"""Rows of either source, and minibatches, at least, on which it is seen what is wrong with the hypergradient."""
+READ, LEAST_READ = 8, (64, 4)
+"""One minibatch in so many of those, and at least so many rows and so many minibatches of either source, are spent on
+what is wrong with the hypergradient."""
 
 DOUBT = 0.25
 """Share, at least, of the square of what noise may have moved that is held to be bias."""
@@ -141,8 +141,8 @@ def tail_report(
     ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the root mean square
     error. Whether a solver that sees every row is done, beside one that does not, its code says.
 
-    Cost: on a sixteenth of k minibatches, at least 16, Hessian-vector products of four directions at once; on two times 4
-    minibatches, or 64 rows, gradients and cross products at as many points.
+    Cost: on a sixteenth of k minibatches, at least 48, Hessian-vector products of four directions at once; on an eighth
+    as many of either source, at least 4 and 64 rows, gradients and cross products at as many points.
 
     Args:
         problem: with its inner step measured.
@@ -156,7 +156,8 @@ def tail_report(
     last = seen.inner if seen.linear is None else seen.linear
     steps = estimate.cost.gradients.calls if seen.linear is None else estimate.cost.hvps.calls
     answered = jnp.maximum(steps // ANSWERED, FEWEST)
-    rate, images, deviation = _images(problem, estimate, lam, drawn, answered, key=stream(key, "measure"))
+    read = _batches(train, answered), _batches(val, answered)
+    rate, images, deviation = _images(problem, estimate, lam, drawn, (answered, read), key=stream(key, "measure"))
 
     tails = {"inner": seen.inner, "linear": seen.linear}
     chains = {
@@ -169,15 +170,15 @@ def tail_report(
         squares = jax.tree.map(lambda x: jnp.where(one, jnp.inf, x[0] ** 2), images["outer"])
         noise["outer"] = squares, jnp.ones_like(rate.seen)
     if seen.cross is not None:
-        noise["cross"] = _of_products(seen.cross, Sampled(deviation, jnp.int32(_batches(train))))
+        noise["cross"] = _of_products(seen.cross, Sampled(deviation, read[0]))
     if last is None:
         rest = a_posteriori(problem, None, (estimate.w, estimate.v, lam), sources)._replace(value=estimate.value)
     else:
         bias = {name: chain.bias for name, chain in chains.items()}
         rest = _still(estimate.value, bias, 1.0 - rate.seen * last.sizes[-1])
     twice = int(seen.inner is not None)  # once for the changes, once for the products
-    read = (1 + twice) * _batches(train) * train.rows_per_batch + twice * _batches(val) * val.rows_per_batch
-    visits = answered * train.rows_per_batch + read
+    minibatches = answered + (1 + twice) * read[0], twice * read[1]
+    visits = minibatches[0] * train.rows_per_batch + minibatches[1] * val.rows_per_batch
     return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(rate.seen.dtype))
 
 
@@ -186,7 +187,7 @@ def _images(
     estimate: Estimate,
     lam: PyTree,
     sources: tuple[RowSource, RowSource],
-    answered: Array,
+    numbers: tuple[Array, tuple[Array, Array]],
     *,
     key: Array,
 ) -> tuple[Rate, Parts, PyTree]:
@@ -194,13 +195,13 @@ def _images(
 
     Beside how fast the linear system forgets, and the standard deviation of the product of one cross batch.
     """
-    seen, (w, v), train = estimate.seen, (estimate.w, estimate.v), sources[0]
+    seen, (w, v), train, (answered, read) = estimate.seen, (estimate.w, estimate.v), sources[0], numbers
     answering, reading = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
     asked: Parts = {}  # right-hand sides that v answers
     direct: Parts = {}  # what changes beside the answers
     if seen.inner is not None:
         before = jax.tree.map(lambda x: x[:-1], seen.inner.points)
-        asked["inner"], direct["inner"] = _changes(problem, (w, v, lam), sources, before, key=reading)
+        asked["inner"], direct["inner"] = _changes(problem, (w, v, lam), sources, before, read, key=reading)
     if seen.outer is not None:
         asked["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(seen.outer))
     last = seen.inner if seen.linear is None else seen.linear
@@ -209,7 +210,7 @@ def _images(
     if seen.linear is not None:
         answers["linear"] = jax.tree.map(lambda x: x[:-1] - x[-1:], seen.linear.points)
     answers["cross"] = jax.tree.map(lambda x: x[None], v)
-    products = _together(partial(_products, problem, w, lam, train, key=reading), answers)
+    products = _together(partial(_products, problem, w, lam, train, number=read[0], key=reading), answers)
     images = {name: add(mean, direct[name]) if name in direct else mean for name, (mean, _) in products.items()}
     return rate, images, jax.tree.map(lambda x: x[0], products["cross"][1])
 
@@ -287,6 +288,7 @@ def _changes(
     points: tuple[PyTree, PyTree, PyTree],
     sources: tuple[RowSource, RowSource],
     before: PyTree,
+    read: tuple[Array, Array],
     *,
     key: Array,
 ) -> tuple[PyTree, PyTree]:
@@ -312,30 +314,24 @@ def _changes(
 
     args = problem, v, lam, here
     (through, _), (direct, _) = (
-        _read(fn, args, source, key=key) for fn, source in zip((inner, outer), sources, strict=True)
+        _read(fn, args, source, number, key=key)
+        for fn, source, number in zip((inner, outer), sources, read, strict=True)
     )
     return jax.tree.map(lambda x: x[:-1] - x[-1:], add(through, direct))
 
 
-def _batches(source: RowSource) -> int:
-    """Minibatches of a source that :func:`_read` reads."""
-    b = source.rows_per_batch
-    return max(1, min(max(READ[0] // b, READ[1]), source.rows // b))
+def _batches(source: RowSource, answered: Array) -> Array:
+    """Minibatches of a source on which it is seen what is wrong."""
+    rows, least = LEAST_READ
+    return jnp.int32(1) if source.whole else jnp.maximum(answered // READ, max(rows // source.rows_per_batch, least))
 
 
-def _read(fn: Any, args: PyTree, source: RowSource, *, key: Array) -> tuple[PyTree, PyTree]:
+def _read(fn: Any, args: PyTree, source: RowSource, number: Array, *, key: Array) -> tuple[PyTree, PyTree]:
     """Mean and standard deviation of fn(args, batch) over some minibatches, the same for the same key."""
-    number = _batches(source)
     if source.whole:
         mean = fn(args, source.full)
         return mean, zeros_like(mean)
-    if not isinstance(source, Arrays):
-        return batch_spread(fn, args, source, key=key, number=jnp.int32(number), first=0)
-    numbers = hashed_rows(key, (number, source.rows_per_batch), source.rows)
-    found = jax.lax.map(lambda numbers: fn(args, source.at(numbers)), numbers)
-    return tuple(
-        jax.tree.map(partial(how, axis=0), found) for how in (jnp.mean, partial(jnp.std, ddof=int(number > 1)))
-    )
+    return batch_spread(fn, args, source, key=key, number=number, first=0)
 
 
 def _answers(
@@ -384,7 +380,7 @@ def _answers(
 
 
 def _products(
-    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, v: PyTree, *, key: Array
+    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, v: PyTree, *, number: Array, key: Array
 ) -> tuple[PyTree, PyTree]:
     """Mean and standard deviation over some minibatches of d2Phi^T v, [L, ...]."""
 
@@ -392,7 +388,7 @@ def _products(
         problem, w, lam, v = args
         return _each(train)(lambda v: cross_product(problem, w, lam, batch, v), v)
 
-    return _read(products, (problem, w, lam, v), train, key=key)
+    return _read(products, (problem, w, lam, v), train, number, key=key)
 
 
 def _each(source: RowSource) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
@@ -400,8 +396,10 @@ def _each(source: RowSource) -> Callable[[Callable[[PyTree], PyTree], PyTree], P
     return jax.lax.map if isinstance(source, SparseRows) else lambda fn, stack: jax.vmap(fn)(stack)
 
 
-def _independent(source: Any, rows: int | None) -> RowSource:
-    """The source in minibatches of so many rows, if it hands out all; blocks, a case apart of which is short, drawn."""
-    if rows is not None and isinstance(source, Arrays) and source.whole and source.rows > rows:
-        return replace(source, batch_size=rows, sampling="iid")
-    return replace(source, sampling="iid") if getattr(source, "sampling", None) == "blocks" else source
+def _independent(source: Any, rows: int | None) -> Any:
+    """The source in independent minibatches, of so many rows if it hands out all."""
+    if not isinstance(source, Arrays):
+        return source
+    if source.whole:
+        return source if rows is None or source.rows <= rows else Hashed(source, rows)
+    return Hashed(source, source.rows_per_batch)

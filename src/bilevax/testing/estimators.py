@@ -203,7 +203,7 @@ def _cost(estimator: Any, reference: Reference, calls: Mapping[str, int] | None)
     train, val = reference.sources(B)
     seen = Counter()
     start = reference.problem, estimator, reference.w0, reference.lam
-    est = hypergradient(*start, Counted(train, seen), val, key=jax.random.key(0))
+    est = hypergradient(*start, Counted(train, seen), val, key=jax.random.key(0), report=False)
     drawn = seen.after(est)
     for part in est.cost:
         whole = np.issubdtype(np.asarray(part.calls).dtype, np.integer)
