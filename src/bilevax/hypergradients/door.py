@@ -45,7 +45,8 @@ def hypergradient(
 
     Runs as one compiled program that is cached across calls: new numbers (steps, step sizes, data of equal shape)
     compile nothing. May be called inside the user's own jit, vmap or scan. Equal arguments and keys give equal bits on
-    one machine with one number of threads; with another they may differ in the last places, since sums are split.
+    one machine with one number of threads; with another they may differ in the last places, since sums are split; so
+    may the report inside a trace.
 
     What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means; so does
     :class:`~bilevax.SID` on minibatches, and its bias, by where its chains were on their way, with few degrees of
