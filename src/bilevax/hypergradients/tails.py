@@ -15,7 +15,7 @@ from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, v
 from bilevax.data import Arrays, RowSource, SparseRows
 from bilevax.data.hashed import Hashed
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
-from bilevax.hypergradients.batches import Sampled, batch_spread
+from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 
 ANSWERED, FEWEST = 16, 48
@@ -313,8 +313,8 @@ def _changes(
         return _each(sources[1])(at, here)
 
     args = problem, v, lam, here
-    (through, _), (direct, _) = (
-        _read(fn, args, source, number, key=key)
+    through, direct = (
+        batch_mean(fn, args, source, key=key, number=number, first=0)
         for fn, source, number in zip((inner, outer), sources, read, strict=True)
     )
     return jax.tree.map(lambda x: x[:-1] - x[-1:], add(through, direct))
@@ -324,14 +324,6 @@ def _batches(source: RowSource, answered: Array) -> Array:
     """Minibatches of a source on which it is seen what is wrong."""
     rows, least = LEAST_READ
     return jnp.int32(1) if source.whole else jnp.maximum(answered // READ, max(rows // source.rows_per_batch, least))
-
-
-def _read(fn: Any, args: PyTree, source: RowSource, number: Array, *, key: Array) -> tuple[PyTree, PyTree]:
-    """Mean and standard deviation of fn(args, batch) over some minibatches, the same for the same key."""
-    if source.whole:
-        mean = fn(args, source.full)
-        return mean, zeros_like(mean)
-    return batch_spread(fn, args, source, key=key, number=number, first=0)
 
 
 def _answers(
@@ -382,13 +374,13 @@ def _answers(
 def _products(
     problem: Problem, w: PyTree, lam: PyTree, train: RowSource, v: PyTree, *, number: Array, key: Array
 ) -> tuple[PyTree, PyTree]:
-    """Mean and standard deviation over some minibatches of d2Phi^T v, [L, ...]."""
+    """Mean and standard deviation over so many minibatches of d2Phi^T v, [L, ...]."""
 
     def products(args: Any, batch: PyTree) -> PyTree:
         problem, w, lam, v = args
         return _each(train)(lambda v: cross_product(problem, w, lam, batch, v), v)
 
-    return _read(products, (problem, w, lam, v), train, number, key=key)
+    return batch_spread(products, (problem, w, lam, v), train, key=key, number=number, first=0)
 
 
 def _each(source: RowSource) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
