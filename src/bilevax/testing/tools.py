@@ -57,6 +57,12 @@ def same_bits(a: PyTree, b: PyTree) -> bool:
     return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=_real(x)) for x, y in pairs)
 
 
+def same_to_rounding(a: PyTree, b: PyTree) -> bool:
+    """True if two trees are equal up to reordered sums, NaN being equal to itself."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.allclose(np.asarray(x), np.asarray(y), rtol=ROUNDING, atol=0, equal_nan=True) for x, y in pairs)
+
+
 def _real(x: Any) -> bool:
     return np.issubdtype(np.asarray(x).dtype, np.floating)
 
