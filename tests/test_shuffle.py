@@ -59,7 +59,7 @@ def test_hashed_rows_are_as_good_as_drawn():
     """Uniform, without correlation from place to place or from key to key."""
     n, keys = 37, jax.random.split(jax.random.key(0), 400)
     places = jnp.arange(96, dtype=jnp.uint32)
-    found = np.asarray(jax.vmap(lambda key: hashed_rows(key, places, n))(keys))
+    found = np.asarray(jax.vmap(lambda words: hashed_rows(words, places, n))(jax.random.key_data(keys)))
     assert found.min() == 0
     assert found.max() == n - 1
     counts = np.bincount(found.ravel(), minlength=n)

@@ -1,6 +1,7 @@
 """Minibatches that are as good as drawn, in a program that compiles sooner."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import Array
 from bilevax.core.config import config
 from bilevax.core.trees import PyTree
 from bilevax.data.arrays import Arrays
-from bilevax.data.fold import Carry, Count, Draw
+from bilevax.data.fold import Carry, Count, Draw, fold
 from bilevax.data.shuffle import hashed_rows
 
 
@@ -23,7 +24,7 @@ class Hashed:
     source: Arrays
     rows_per_batch: int
 
-    whole = False
+    whole: ClassVar[bool] = False
 
     @property
     def rows(self) -> int:
@@ -35,14 +36,21 @@ class Hashed:
         """Every row at once."""
         return self.source.full
 
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> Array:
+        """The words of the key, from which every minibatch follows."""
+        return jax.random.key_data(key)
+
+    def boundary(self, j: Array) -> Array:
+        """None of them opens a chunk."""
+        return jnp.int32(jnp.iinfo(jnp.int32).max)
+
+    def visit(self, plan: Array, j: Array, use: Callable[[Draw], Carry]) -> Carry:
+        """``use(draw)`` of minibatch j."""
+        places = j.astype(jnp.uint32) * self.rows_per_batch + jnp.arange(self.rows_per_batch, dtype=jnp.uint32)
+        return use(Draw(self.source.at(hashed_rows(plan, places, self.rows)), -1, 1.0))
+
     def fold(
         self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count
     ) -> Carry:
         """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
-        places = jnp.arange(self.rows_per_batch, dtype=jnp.uint32)
-
-        def one(j: Array, carry: Carry) -> Carry:
-            numbers = hashed_rows(key, j.astype(jnp.uint32) * self.rows_per_batch + places, self.rows)
-            return step(carry, args, j, Draw(self.source.at(numbers), -1, 1.0))
-
-        return jax.lax.fori_loop(start, stop, one, carry)
+        return fold(self, step, carry, args, key=key, start=start, stop=stop)

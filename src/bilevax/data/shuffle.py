@@ -34,9 +34,8 @@ def shuffled(key: Array, i: Array, n: int) -> Array:
     return jax.lax.scan(swap, i, rounds)[0]
 
 
-def hashed_rows(key: Array, places: Array, n: int) -> Array:
-    """Numbers in [0, n), int32, by a hash of places, uint32, and a key: as good as drawn, where few are needed."""
-    words = jax.random.key_data(key)
+def hashed_rows(words: Array, places: Array, n: int) -> Array:
+    """Numbers in [0, n), int32, by a hash of places, uint32, and the words of a key: as good as drawn, if few."""
     return (_hash(_hash(places ^ words[0]) ^ words[-1]) % n).astype(jnp.int32)
 
 

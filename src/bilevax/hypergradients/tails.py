@@ -388,7 +388,7 @@ def _each(source: RowSource) -> Callable[[Callable[[PyTree], PyTree], PyTree], P
     return jax.lax.map if isinstance(source, SparseRows) else lambda fn, stack: jax.vmap(fn)(stack)
 
 
-def _independent(source: Any, rows: int | None) -> Any:
+def _independent(source: Any, rows: int | None) -> RowSource:
     """The source in independent minibatches, of so many rows if it hands out all."""
     if not isinstance(source, Arrays):
         return source
