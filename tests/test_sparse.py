@@ -57,6 +57,16 @@ def test_products_are_those_of_the_array(rows, slab):
     close(jax.jit(lambda X, M, L: (*products(X, M, L), X.todense()))(S, M, L), (*products(A, M, L), A))
 
 
+def test_what_is_not_finite_stays_where_it_is():
+    X, _ = table()
+    M = np.ones((D, 2))
+    M[5] = np.inf
+    out, pullback = jax.vjp(lambda M: batch_of(X) @ M, M)
+    assert (np.isfinite(out).all(axis=1) == (X[:, 5] == 0)).all()
+    pulled = pullback(jnp.ones((N, 2)).at[7].set(np.inf))[0]
+    assert (np.isfinite(pulled).all(axis=1) == (X[7] == 0))[1:].all()  # padding is in column 0
+
+
 def test_numpy_leaves_the_product_to_the_batch():
     X, _ = table()
     close(np.ones((2, N)) @ batch_of(X), np.ones((2, N)) @ X)

@@ -74,40 +74,44 @@ class SparseBatch:
 
 def _product(X: SparseBatch, W: Array) -> Array:
     """W X^T with W [C, d]."""
-    b, d = X.shape
-    return _solution(X, jnp.concatenate([W, _zeros(W, b)], axis=1))[:, d:]
+    Q, S = _solution(X, (W, _tied(_zeros(W, X.shape[0]), W)))
+    return _tied(S, Q)
 
 
 def _transposed_product(X: SparseBatch, R: Array) -> Array:
     """R X with R [C, b]."""
-    _, d = X.shape
-    right = jnp.concatenate([_zeros(R, d), R], axis=1)
-    return jax.linear_transpose(partial(_solution, X), right)(right)[0][:, :d]
+    right = _tied(_zeros(R, X.shape[1]), R), R
+    Q, S = jax.linear_transpose(partial(_solution, X), right)(right)[0]
+    return _tied(Q, S)
 
 
 def _zeros(like: Array, columns: int) -> Array:
     return jnp.zeros((like.shape[0], columns), like.dtype)
 
 
-def _solution(X: SparseBatch, right: Array) -> Array:
-    """The solution (U, S) = (Q, R + Q X^T) of the linear system U = Q, S - U X^T = R, where right = (Q, R), [C, d + b].
+def _tied(x: Array, y: Array) -> Array:
+    """x, which to JAX depends on y too: it fails to differentiate a system of which a part is constant or unused."""
+    return x + jnp.where(False, jnp.sum(y), 0)
+
+
+def _solution(X: SparseBatch, right: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The solution (U, S) = (Q, R + Q X^T) of the linear system U = Q, S - U X^T = R, where right = (Q, R).
 
     So products are written because the loops of :func:`_gathered` and :func:`_scattered` have a traced length, and such
     loops JAX cannot transpose; but linear systems it differentiates, transposes and maps by rule, from a solver for
     each direction. The system's own product has to be traced for that, not run.
     """
-    d = X.shape[1]
 
-    def matvec(z: Array) -> Array:
-        return z.at[:, d:].add(-_prefix_sums(X, z[:, :d]))
+    def matvec(z: tuple[Array, Array]) -> tuple[Array, Array]:
+        return z[0], z[1] - _prefix_sums(X, z[0])
 
-    def solve(_: Any, r: Array) -> Array:
-        return r.at[:, d:].add(_gathered(X, r[:, :d]))
+    def solve(_: Any, r: tuple[Array, Array]) -> tuple[Array, Array]:
+        return r[0], r[1] + _gathered(X, r[0])
 
-    def transpose_solve(_: Any, r: Array) -> Array:
-        return r.at[:, :d].add(_scattered(X, r[:, d:]))
+    def transpose_solve(_: Any, r: tuple[Array, Array]) -> tuple[Array, Array]:
+        return r[0] + _scattered(X, r[1]), r[1]
 
-    out: Array = jax.lax.custom_linear_solve(matvec, right, solve, transpose_solve)
+    out: tuple[Array, Array] = jax.lax.custom_linear_solve(matvec, right, solve, transpose_solve)
     return out
 
 
