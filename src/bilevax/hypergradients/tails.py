@@ -11,8 +11,9 @@ from jax import Array
 
 from bilevax.core.keys import stream
 from bilevax.core.records import TAIL, Error, Estimate, Tail
+from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
-from bilevax.data import Arrays, RowSource, SparseRows
+from bilevax.data import Arrays, RowSource
 from bilevax.data.hashed import Hashed
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
@@ -302,7 +303,7 @@ def _changes(
         def at(w: PyTree) -> PyTree:
             return jax.vjp(lambda w, lam: inner_image(problem, w, lam, batch), w, lam)[1](v)
 
-        return _each(sources[0])(at, here)
+        return _each(batch)(at, here)
 
     def outer(args: Any, batch: PyTree) -> PyTree:
         problem, _, lam, here = args
@@ -310,7 +311,7 @@ def _changes(
         def at(w: PyTree) -> PyTree:
             return astype_of(outer_gradients(problem, w, lam, batch)[1:], (w, lam))
 
-        return _each(sources[1])(at, here)
+        return _each(batch)(at, here)
 
     args = problem, v, lam, here
     through, direct = (
@@ -354,14 +355,14 @@ def _answers(
         problem, w, lam, right, number = args
         size = jnp.maximum(norm(jax.tree.map(lambda x: x[0], x)), tiny)
         x = jax.tree.map(lambda x: x.at[0].divide(size.astype(x.dtype)), x)
-        images = each(lambda v: residual(problem, w, lam, draw.batch, v), x)
+        images = _each(draw.batch)(lambda v: residual(problem, w, lam, draw.batch, v), x)
         new = axpy(eta * draw.weight, sub(right, images), x)
         u, image, moved = (jax.tree.map(lambda x: x[0], tree) for tree in (x, images, new))
         grown = ~(norm(moved) <= 1.0)
         total = total + jnp.where(j >= number // 2, vdot(u, image).astype(real), 0.0)
         return where(grown, x, new), jnp.where(grown, 0.5 * eta, eta), travel + jnp.where(grown, 0.0, eta), total
 
-    zero, one, each = jnp.zeros((), real), jnp.ones((), real), _each(train)
+    zero, one = jnp.zeros((), real), jnp.ones((), real)
     begun = jax.tree.map(lambda u, r: jnp.zeros_like(r).at[0].set(u), start, right)
     args = problem, *point, right, number
     x, _, travel, total = train.fold(step, (begun, one, zero, zero), args, key=key, start=0, stop=number)
@@ -378,14 +379,16 @@ def _products(
 
     def products(args: Any, batch: PyTree) -> PyTree:
         problem, w, lam, v = args
-        return _each(train)(lambda v: cross_product(problem, w, lam, batch, v), v)
+        return _each(batch)(lambda v: cross_product(problem, w, lam, batch, v), v)
 
     return batch_spread(products, (problem, w, lam, v), train, key=key, number=number, first=0)
 
 
-def _each(source: RowSource) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
+def _each(batch: PyTree) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
     """A function over a stack: at once, but one after another on sparse rows, whose batched scatters are slow."""
-    return jax.lax.map if isinstance(source, SparseRows) else lambda fn, stack: jax.vmap(fn)(stack)
+    leaves = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, SparseBatch))
+    sparse = any(isinstance(x, SparseBatch) for x in leaves)
+    return jax.lax.map if sparse else lambda fn, stack: jax.vmap(fn)(stack)
 
 
 def _independent(source: Any, rows: int | None) -> RowSource:
