@@ -91,8 +91,8 @@ def fashion_folder() -> Path:
     CACHE.mkdir(exist_ok=True)
     try:
         subprocess.run(["apt-get", "download", "--quiet", package], check=True, cwd=CACHE)
-        (file,) = CACHE.glob(f"{package}_*.deb")
-        subprocess.run(["dpkg-deb", "--extract", str(file), str(unpacked)], check=True)
+        newest = max(CACHE.glob(f"{package}_*.deb"), key=lambda file: file.stat().st_mtime)
+        subprocess.run(["dpkg-deb", "--extract", str(newest), str(unpacked)], check=True)
     except (OSError, subprocess.CalledProcessError) as e:
         raise FileNotFoundError(
             f"Fashion-MNIST is missing: install Debian's package {package}, or put its four files"
