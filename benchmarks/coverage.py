@@ -31,7 +31,7 @@ from jax import Array
 
 import bilevax as bx
 from bilevax.core.config import strong
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, norm
 from bilevax.problems import FiniteQuadratic
 from bilevax.testing.tools import float64
 
@@ -197,9 +197,10 @@ class Run(NamedTuple):
         for i in np.ndindex(code.shape):
             one = jax.tree.map(lambda x, i=i: x[i], error)
             value, confidence[i] = flat(one.value), flat(one.sign_confidence)
-            half[i], whole[i] = flat(one.interval()[1]) - value, flat(one.interval(bias=True)[1]) - value
+            half[i], whole[i] = flat(one.interval(bias=False)[1]) - value, flat(one.interval()[1]) - value
         relative = np.asarray(jax.vmap(jax.vmap(lambda e: e.relative))(error))
-        return cls(code, flat(error.value), flat(error.standard_error), error.bias, relative, half, whole, confidence)
+        bias = np.linalg.norm(flat(error.bias), axis=-1)
+        return cls(code, flat(error.value), flat(error.standard_error), bias, relative, half, whole, confidence)
 
 
 def share(hits: np.ndarray, among: np.ndarray) -> tuple[float, float]:
@@ -309,7 +310,7 @@ def full_batches(problems: int) -> list[dict[str, Any]]:
                     key=jax.random.key(0), constants=p.constants(p.lam),
                 )  # fmt: skip
                 error = np.linalg.norm(est.value - p.hypergradient(p.lam))
-                found.append((float(est.error.bias) / error, float(est.error.bound) / error))
+                found.append((float(norm(est.error.bias)) / error, float(est.error.bound) / error))
             bias, bound = np.array(found).T
             near = float(np.mean((bias > 0.5) & (bias < 2.0)))
             quantiles = np.quantile(bias, [0.05, 0.5, 0.95]).tolist()

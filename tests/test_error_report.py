@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 import bilevax as bx
+from bilevax.core.uncertainty import f_quantile
 from bilevax.hypergradients.error import BATCHES, BatchMeans
 
 NAN = jnp.asarray(np.nan)
@@ -13,8 +14,9 @@ NAN = jnp.asarray(np.nan)
 
 def report(value, standard_error, *, bias=0.0, degrees=19):
     unknown = dict.fromkeys(("inner", "linear", "sampling", "contraction"), NAN)
-    arrays = [{"a": jnp.asarray(x), "b": jnp.asarray(x[:1])} for x in (value, standard_error)]
-    return bx.Error(*arrays, bias=jnp.asarray(bias), degrees=jnp.asarray(degrees), **unknown)
+    bias = np.broadcast_to(bias, np.shape(value)).astype(float)
+    arrays = [{"a": jnp.asarray(x), "b": jnp.asarray(x[:1])} for x in (value, standard_error, bias)]
+    return bx.Error(*arrays, degrees=jnp.asarray(degrees), **unknown)
 
 
 def test_an_interval_has_the_quantile_of_t():
@@ -34,11 +36,11 @@ def test_an_interval_has_the_quantile_of_t():
 def test_a_bias_widens_an_interval_to_the_critical_value(ratio, critical):
     """Table of theory: P(|Z + r| <= c) = .95."""
     error = report([0.0], [1.0], bias=ratio, degrees=10**7)
-    low, high = error.interval(bias=True)
+    low, high = error.interval()
     np.testing.assert_allclose(high["a"], critical, atol=0.006)
     np.testing.assert_allclose(-low["a"], high["a"])
-    np.testing.assert_allclose(error.interval()[1]["a"], 1.96, atol=0.001)
-    half = error.interval(0.9, bias=True)[1]["a"][0]
+    np.testing.assert_allclose(error.interval(bias=False)[1]["a"], 1.96, atol=0.001)
+    half = error.interval(0.9)[1]["a"][0]
     assert abs(stats.norm.cdf(half - ratio) - stats.norm.cdf(-half - ratio) - 0.9) < 1e-6
 
 
@@ -46,23 +48,45 @@ def test_a_bias_with_few_degrees_is_scaled_by_t():
     """Never shorter than without, and the interval of t where there is no bias."""
     few = report([0.0], [1.0], bias=1.0, degrees=5)
     sigma = stats.t.ppf(0.975, 5) / stats.norm.ppf(0.975)
-    half = few.interval(bias=True)[1]["a"][0]
+    half = few.interval()[1]["a"][0]
     assert abs(stats.norm.cdf((half - 1) / sigma) - stats.norm.cdf((-half - 1) / sigma) - 0.95) < 1e-9
-    np.testing.assert_allclose(report([0.0], [1.0], degrees=5).interval(bias=True)[1]["a"], stats.t.ppf(0.975, 5))
+    np.testing.assert_allclose(report([0.0], [1.0], degrees=5).interval()[1]["a"], stats.t.ppf(0.975, 5))
 
 
 def test_signs_relative_error_and_what_is_certain_or_unknown():
-    error = report([1.0, -2.0, 0.0, 0.0], [0.5, 0.0, 0.1, 0.0], bias=0.3)
-    wanted = [stats.t.cdf(2.0, 19), 1.0, 0.5, 0.5]
+    error = report([1.0, -2.0, 0.0, 0.0], [0.5, 0.0, 0.1, 0.0], bias=[0.3, 0.2, 0.1, 0.0])
+    wanted = [stats.t.cdf((1.0 - 0.3) / 0.5, 19), 1.0, 0.5, 0.5]
     np.testing.assert_allclose(error.sign_confidence["a"], wanted)
-    squares = [0.5**2 + 0.1**2, 0.5**2]  # of the leaves a and b
-    np.testing.assert_allclose(error.relative, np.sqrt(sum(squares) + 0.3**2) / np.sqrt(1 + 4 + 1))
-    low, high = error.interval(bias=True)
-    np.testing.assert_allclose([low["a"][1], high["a"][1]], [-2.3, -1.7])  # no sampling error: the bias alone
+    squares = [0.5**2 + 0.1**2 + 0.3**2 + 0.2**2 + 0.1**2, 0.5**2 + 0.3**2]  # of the leaves a and b
+    np.testing.assert_allclose(error.relative, np.sqrt(sum(squares)) / np.sqrt(1 + 4 + 1))
+    low, high = error.interval()
+    np.testing.assert_allclose([low["a"][1], high["a"][1]], [-2.2, -1.8])  # no sampling error: the bias alone
+    assert report([1.0, 1.0], [0.1, 0.1], bias=[0.0, 1.5]).sign_confidence["a"][1] == 0.5  # a bias beyond the value
+    np.testing.assert_allclose(report([1.0], [0.1], degrees=3).sign_confidence["a"], 0.5)  # too few to say
     unknown = report([1.0], [np.inf], degrees=0)
     np.testing.assert_allclose(unknown.sign_confidence["a"], 0.5)
     assert np.isinf(unknown.interval()[1]["a"][0])
     assert np.isinf(unknown.relative)
+    assert np.isinf(unknown.upper)
+
+
+@pytest.mark.parametrize("degrees", [4, 5, 11, 10**6])
+@pytest.mark.parametrize("m", [1, 2, 5, 1000])
+def test_the_quantile_of_f_is_that_of_scipy(m, degrees):
+    quantile = float(f_quantile(jnp.asarray(float(m)), jnp.asarray(float(degrees))))
+    assert quantile == pytest.approx(stats.f.ppf(0.95, m, degrees), rel=0.03)
+
+
+def test_the_upper_limit_has_the_quantile_of_f_and_the_bias():
+    error = report([3.0, 4.0, 0.0], [0.1, 0.1, 0.1], bias=[0.3, 0.0, 0.0], degrees=8)  # and again the first of each
+    size, noise, m = np.sqrt(34.0), 0.2, 4.0
+    wanted = (np.sqrt(stats.f.ppf(0.95, m, 8)) * noise + np.sqrt(2) * 0.3) / size
+    assert float(error.upper) == pytest.approx(wanted, rel=0.01)
+    uneven = report([1.0, 1.0], [0.0, 1e-20], degrees=8)  # one entry alone is noisy, and its square is tiny
+    assert float(uneven.upper) == pytest.approx(stats.t.ppf(0.975, 8) * 1e-20 / np.sqrt(3), rel=0.02)
+    assert float(report([2.0], [0.0], bias=0.2, degrees=0).upper) == pytest.approx(0.1)  # nothing was sampled
+    assert np.isinf(report([2.0], [1e-9], degrees=3).upper)  # too few degrees of freedom to say
+    assert float(report([0.0], [0.0]).upper) == 0.0
 
 
 def test_a_level_that_is_no_probability_is_refused():

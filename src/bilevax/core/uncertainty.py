@@ -1,5 +1,6 @@
 """How wrong an estimate may be, as a record."""
 
+import functools
 import importlib
 from typing import NamedTuple
 
@@ -20,6 +21,16 @@ _ADVICE = {
 }
 
 
+LEVEL = 0.95
+"""Probability of an upper limit."""
+
+NORMAL = 1.6448536269514722
+"""The quantile of the standard normal distribution at LEVEL."""
+
+FEWEST = 4
+"""Degrees of freedom below which noise says too little of itself for a verdict."""
+
+
 class Error(NamedTuple):
     """How wrong an estimated hypergradient may be: what one run says of itself.
 
@@ -28,7 +39,7 @@ class Error(NamedTuple):
     Attributes:
         value: the hypergradient, like lam.
         standard_error: of the sampling of minibatches, per entry, like lam.
-        bias: estimated norm of E[value] - truth.
+        bias: estimated |E[value] - truth|, per entry, like lam.
         degrees: degrees of freedom of the t distribution that goes with ``standard_error``; 0 where nothing is known.
         inner: the part of w in the root mean square error.
         linear: the part of v.
@@ -40,7 +51,7 @@ class Error(NamedTuple):
 
     value: PyTree
     standard_error: PyTree
-    bias: Array
+    bias: PyTree
     degrees: Array
     inner: Array
     linear: Array
@@ -51,13 +62,35 @@ class Error(NamedTuple):
 
     @property
     def relative(self) -> Array:
-        """sqrt(estimated mean square error) / |value|, the mean square error being |standard_error|^2 + bias^2.
+        """sqrt(estimated mean square error) / ||value||, the mean square error being ||standard_error||^2 + ||bias||^2.
 
         Of what is known: a bias that is NaN counts as 0. 0 where the value and its error are 0.
         """
-        error = jnp.hypot(norm(self.standard_error), jnp.where(jnp.isnan(self.bias), 0.0, self.bias))
+        return self._relative(jnp.hypot(norm(self.standard_error), self._bias_norm))
+
+    @property
+    def upper(self) -> Array:
+        """The upper limit, at confidence .95, of the relative error ||value - truth|| / ||value||; OK means <= ``tol``.
+
+        (sqrt(F) ||s|| + ||bias||) / ||value||, s the standard error and F the .95 quantile of the F distribution with
+        m_eff = (sum s^2)^2 / sum s^4 and ``degrees`` degrees of freedom. Infinite where there is noise and it has fewer
+        than 4 degrees.
+        """
+        noise = norm(self.standard_error)
+        size = jnp.where((noise > 0) & jnp.isfinite(noise), noise, 1.0)
+        shares = [jnp.sum((x.astype(size.dtype) / size) ** 4) for x in jax.tree.leaves(self.standard_error)]
+        concentration = jnp.where(jnp.isfinite(noise), functools.reduce(jnp.add, shares), 1.0)  # sum s^4 / (sum s^2)^2
+        m_eff = 1.0 / jnp.clip(concentration, jnp.finfo(size.dtype).tiny, 1.0)
+        stretched = jnp.sqrt(f_quantile(m_eff, jnp.asarray(self.degrees).astype(size.dtype))) * noise
+        return self._relative(jnp.where(noise > 0, stretched, 0.0) + self._bias_norm)
+
+    def _relative(self, error: Array) -> Array:
         size = norm(self.value)
-        return jnp.where(error > 0, error / size, jnp.zeros_like(size))
+        return jnp.where(error > 0, error / size, jnp.where(jnp.isnan(error), error, jnp.zeros_like(size)))
+
+    @property
+    def _bias_norm(self) -> Array:
+        return norm(jax.tree.map(lambda b: jnp.where(jnp.isnan(b), jnp.zeros_like(b), b), self.bias))
 
     @property
     def advice(self) -> str:
@@ -67,37 +100,63 @@ class Error(NamedTuple):
         if "sampling" not in known:
             known["noise"] = float(norm(self.standard_error))
         if "inner" not in known and "linear" not in known:
-            known["bias"] = float(jnp.nan_to_num(self.bias))
+            known["bias"] = float(self._bias_norm)
         largest = max(known, key=known.__getitem__)
-        return f"Estimated relative error {float(self.relative):.2g}, most of it {_ADVICE[largest]}."
+        upper = float(self.upper)
+        limit = (
+            f"at most {upper:.2g} with confidence .95" if np.isfinite(upper) else "too few degrees of freedom to say"
+        )
+        return f"Estimated relative error {float(self.relative):.2g}, {limit}, most of it {_ADVICE[largest]}."
 
-    def interval(self, level: float = 0.95, bias: bool = False) -> tuple[PyTree, PyTree]:
-        """Per entry, an interval for E[value], from the t distribution; outside of compiled programs.
+    def interval(self, level: float = 0.95, bias: bool = True) -> tuple[PyTree, PyTree]:
+        """Per entry, an interval for the truth, from the t distribution; outside of compiled programs.
+
+        It is value +- c standard_error, where P(|Z + r| <= c) = level for a standard normal Z, and r is the ratio of
+        ``bias`` to the standard error (Armstrong and Kolesar 2018, arXiv:1606.01200).
 
         Args:
             level: its probability, in ]0, 1[.
-            bias: True for an interval for the truth, value +- c standard_error, where P(|Z + r| <= c) = level for a
-                standard normal Z, and r is the ratio of ``bias`` to the standard error (Armstrong and Kolesar 2018,
-                arXiv:1606.01200).
+            bias: False for an interval for E[value]. Default True.
 
         Returns:
             (low, high), trees of numpy arrays like lam.
         """
         level = real("level", level, low=0.0, high=1.0 - 1e-12, open_low=True)
-        shift = float(self.bias) if bias else 0.0
-        half = jax.tree.map(
-            lambda e: _half_width(np.asarray(e), shift, level, float(self.degrees)), self.standard_error
-        )
+
+        def half_width(spread: Array, shift: Array) -> np.ndarray:
+            known = np.nan_to_num(np.asarray(shift)) * float(bias)
+            return _half_width(np.asarray(spread), known, level, float(self.degrees))
+
+        half = jax.tree.map(half_width, self.standard_error, self.bias)
         low = jax.tree.map(lambda x, h: np.asarray(x) - h, self.value, half)
         return low, jax.tree.map(lambda x, h: np.asarray(x) + h, self.value, half)
 
     @property
     def sign_confidence(self) -> PyTree:
-        """Per entry, the confidence that E[value] has the sign of value, in [1/2, 1]; outside of compiled programs."""
-        return jax.tree.map(lambda x, e: _confidence(x, e, float(self.degrees)), self.value, self.standard_error)
+        """Per entry, the confidence that the truth has the sign of value, in [1/2, 1]; outside of compiled programs.
+
+        P(T <= (|value| - bias) / standard_error) for Student's T; 1/2 with fewer than 4 degrees of freedom.
+        """
+
+        def confidence(x: Array, spread: Array, shift: Array) -> np.ndarray:
+            return _confidence(np.asarray(x), np.asarray(spread), np.asarray(shift), float(self.degrees))
+
+        return jax.tree.map(confidence, self.value, self.standard_error, self.bias)
 
 
-def _half_width(standard_error: np.ndarray, shift: float, level: float, degrees: float) -> np.ndarray:
+def f_quantile(m: Array, degrees: Array) -> Array:
+    """The .95 quantile of the F distribution with m >= 1 and ``degrees`` degrees of freedom, to 3 %; infinite below 4.
+
+    (F^(1/3) (1 - b) - (1 - a)) / sqrt(b F^(2/3) + a) is nearly normal, a = 2 / (9 m) and b = 2 / (9 degrees)
+    (Paulson 1942, from Wilson and Hilferty 1931).
+    """
+    a, b = 2.0 / (9.0 * m), 2.0 / (9.0 * jnp.maximum(degrees, FEWEST))
+    square, cross, rest = (1 - b) ** 2 - NORMAL**2 * b, (1 - a) * (1 - b), (1 - a) ** 2 - NORMAL**2 * a
+    root = (cross + jnp.sqrt(cross**2 - square * rest)) / square
+    return jnp.where(degrees >= FEWEST, root**3, jnp.inf)
+
+
+def _half_width(standard_error: np.ndarray, shift: np.ndarray, level: float, degrees: float) -> np.ndarray:
     """Half the length of the interval, with the bias ``shift`` in units of the value."""
     special = importlib.import_module("scipy.special")
     normal = special.ndtri((1 + level) / 2)
@@ -109,9 +168,11 @@ def _half_width(standard_error: np.ndarray, shift: float, level: float, degrees:
     return np.where(ratio < 6.0, near, far).astype(standard_error.dtype)
 
 
-def _confidence(value: Array, standard_error: Array, degrees: float) -> np.ndarray:
+def _confidence(value: np.ndarray, standard_error: np.ndarray, shift: np.ndarray, degrees: float) -> np.ndarray:
+    if degrees < FEWEST:
+        return np.full_like(value, 0.5)
     special = importlib.import_module("scipy.special")
-    size, spread = np.abs(np.asarray(value)), np.asarray(standard_error)
-    certain = np.where(size > 0, np.inf, 0.0).astype(size.dtype)
-    ratio = np.divide(size, spread, out=certain, where=spread > 0)
-    return special.stdtr(degrees, ratio).astype(size.dtype) if degrees > 0 else np.full_like(size, 0.5)
+    room = np.maximum(np.abs(value) - np.nan_to_num(shift), 0.0)
+    certain = np.where(room > 0, np.inf, 0.0).astype(value.dtype)
+    ratio = np.divide(room, standard_error, out=certain, where=standard_error > 0)
+    return special.stdtr(degrees, ratio).astype(value.dtype)

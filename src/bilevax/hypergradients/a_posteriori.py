@@ -33,8 +33,8 @@ def a_posteriori(
         w(lam) - w = (I - d1Phi)^-1 r ,      v(lam) - v = (I - d1Phi^T)^-1 (s + ds) ,
 
     ds the change of s as w goes to w(lam). The inverses are estimated by 1 / c, c the mean of I - d1Phi in the
-    direction of r, and of I - d1Phi^T in that of s: what iterations leave is in slow directions. ``bias`` is the norm
-    of the change of h, and of ``value`` to h; ``inner`` what r does to it, ``linear`` what s does.
+    direction of r, and of I - d1Phi^T in that of s: what iterations leave is in slow directions. ``bias`` is the
+    change of h, and of ``value`` to h; ``inner`` what r does to it, ``linear`` what s does.
 
     Beside it there is rounding: 10 units in the last place of ``value``, over the smaller c.
 
@@ -73,12 +73,12 @@ def a_posteriori(
     of_s = pull(scale(1.0 / linear_gap, s))[0]
     size = norm(value)
     unit = ROUNDING * float(jnp.finfo(size.dtype).eps)
-    rounding = unit * size / jnp.minimum(inner_gap, linear_gap).astype(size.dtype)
+    rounding = scale(unit / jnp.minimum(inner_gap, linear_gap), value)
     left = norm(v), norm(s) + unit * norm(v), norm(r) + unit * norm(w)
     return Error(
         value=value,
         standard_error=zeros_like(value),
-        bias=jnp.hypot(norm(add(sub(h, value), add(of_r, of_s))), rounding),
+        bias=jax.tree.map(jnp.hypot, add(sub(h, value), add(of_r, of_s)), rounding),
         degrees=jnp.int32(CERTAIN),
         inner=norm(of_r),
         linear=norm(of_s),

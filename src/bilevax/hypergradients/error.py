@@ -156,15 +156,15 @@ def half_difference(pair: PyTree) -> PyTree:
     return jax.tree.map(lambda x: 0.5 * (x[0] - x[1]), pair)
 
 
-def excess(mean: PyTree, standard_error: PyTree, deviations: float) -> Array:
-    """The norm of a mean as far as sampling does not explain it: sqrt(max(0, |mean|^2 - (deviations |s.e.|)^2))."""
+def excess(mean: PyTree, standard_error: PyTree, deviations: float) -> PyTree:
+    """A mean as far as sampling does not explain its norm, which becomes sqrt(|mean|^2 - (deviations |s.e.|)^2)."""
     size = norm(mean)
-    noise = (deviations * norm(standard_error)).astype(size.dtype)
-    return jnp.sqrt(jnp.maximum(size**2 - noise**2, 0.0))
+    ratio = deviations * norm(standard_error).astype(size.dtype) / jnp.where(size > 0, size, 1.0)
+    return jax.tree.map(jnp.abs, scale(jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0)), mean))
 
 
-def remaining_bias(value: PyTree, moved: BatchMeans, drift: PyTree, standard_error: PyTree) -> Array:
-    """Estimated norm of the bias of an extrapolated mean.
+def remaining_bias(value: PyTree, moved: BatchMeans, drift: PyTree, standard_error: PyTree) -> PyTree:
+    """Estimated size of the bias of an extrapolated mean, per entry.
 
     An extrapolation that moved the mean by a share r of its size leaves about 2 r^2 of it (one order more in the step;
     the 2 is measured), and never more than it moved. A drift between the halves of the series beyond two standard
@@ -177,8 +177,8 @@ def remaining_bias(value: PyTree, moved: BatchMeans, drift: PyTree, standard_err
         standard_error: of the series.
     """
     way = excess(moved.mean, moved.standard_error, 1.0)
-    left = jnp.minimum(way, 2.0 * way**2 / jnp.maximum(norm(value), jnp.finfo(way.dtype).tiny))
-    return jnp.hypot(left, excess(drift, standard_error, 2.0))
+    share = jnp.minimum(1.0, 2.0 * norm(way) / jnp.maximum(norm(value), jnp.finfo(norm(way).dtype).tiny))
+    return jax.tree.map(jnp.hypot, scale(share, way), excess(drift, standard_error, 2.0))
 
 
 def extrapolated(lanes: PyTree) -> PyTree:

@@ -316,7 +316,7 @@ def _averaged(series: Series, means: BatchMeans, contraction: Array) -> Error:
     """The report on the mean of the hypergradients: one series prices all three stages together."""
     means, settled, moved = map(_hypergradients, (means, series.settled, series.moved))
     bias = remaining_bias(settled.mean, moved, settled.drift, settled.standard_error)
-    unknown = jnp.full_like(bias, jnp.nan)
+    unknown = jnp.full_like(norm(settled.mean), jnp.nan)
     return Error(
         value=settled.mean,
         standard_error=means.standard_error,

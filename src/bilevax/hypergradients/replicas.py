@@ -27,12 +27,16 @@ def pooled(replicas: Estimate) -> Estimate:
 
 def _error(one: Error | None, value: PyTree, spread: PyTree, number: int) -> Error:
     unknown = jnp.full_like(norm(spread), jnp.nan)
-    error = Error(value, spread, unknown, jnp.int32(number - 1), unknown, unknown, unknown, unknown)
+    nowhere = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), value)
+    error = Error(value, spread, nowhere, jnp.int32(number - 1), unknown, unknown, unknown, unknown)
     if one is None:
         return error
     bound = None if one.bound is None else jnp.mean(one.bound)
     return error._replace(
-        bias=jnp.mean(one.bias), contraction=jnp.mean(one.contraction), bound=bound, visits=jnp.sum(one.visits)
+        bias=jax.tree.map(lambda b: jnp.mean(b, axis=0), one.bias),
+        contraction=jnp.mean(one.contraction),
+        bound=bound,
+        visits=jnp.sum(one.visits),
     )
 
 

@@ -78,12 +78,12 @@ class Spread(NamedTuple):
     Attributes:
         squares: of its standard error, entry by entry.
         degrees: of freedom: relaxation times of the slowest direction on the tail.
-        bias: norm of what is left of the start, at most; infinite where no step was made.
+        bias: size of what is left of the start, at most, entry by entry; infinite where no step was made.
     """
 
     squares: PyTree
     degrees: Array
-    bias: Array
+    bias: PyTree
 
 
 def spread(tail: Tail, rate: Rate) -> Spread:
@@ -118,7 +118,14 @@ def spread(tail: Tail, rate: Rate) -> Spread:
     explained = (1.0 + root**2 * (1.0 - 2.0 * jnp.exp(-h * stretch))) * _total(squares).astype(real)
     way = jnp.sqrt(jnp.maximum(moved**2 - explained, DOUBT * explained))
     left = jnp.where(stretch > 0, way / jnp.expm1(rate.slowest.astype(real) * stretch), jnp.inf)
-    return Spread(squares, jnp.clip(h * (s[-1] - s[0]), 1.0, TAIL - 2.0), jnp.min(left))
+    i = jnp.argmin(left)
+    share = jnp.where(moved[i] > 0, left[i] / moved[i], jnp.where(jnp.isinf(left[i]), jnp.inf, 0.0))
+
+    def way_to_go(x: Array) -> Array:
+        way = jnp.abs(x[-1] - x[i])
+        return jnp.where(jnp.isinf(share), share.astype(x.dtype), share.astype(x.dtype) * way)
+
+    return Spread(squares, jnp.clip(h * (s[-1] - s[0]), 1.0, TAIL - 2.0), jax.tree.map(way_to_go, tail.points))
 
 
 def _along(c: Array, y: Array) -> Array:
@@ -221,12 +228,12 @@ def _ended(differences: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), differences)
 
 
-def _still(value: PyTree, bias: dict[str, Array], contraction: Array) -> Error:
+def _still(value: PyTree, bias: dict[str, PyTree], contraction: Array) -> Error:
     """A report of bias alone."""
-    zero = jnp.zeros_like(norm(value))
-    inner, linear = (bias.get(name, zero).astype(zero.dtype) for name in ("inner", "linear"))
-    degrees = jnp.int32(CERTAIN)
-    return Error(value, zeros_like(value), inner + linear, degrees, inner, linear, zero, contraction.astype(zero.dtype))
+    zero, none = jnp.zeros_like(norm(value)), zeros_like(value)
+    inner, linear = (astype_of(bias.get(name, none), value) for name in ("inner", "linear"))
+    sizes = norm(inner), norm(linear), zero, contraction.astype(zero.dtype)
+    return Error(value, none, add(inner, linear), jnp.int32(CERTAIN), *sizes)
 
 
 def _with_noise(rest: Error, noise: dict[str, tuple[PyTree, Array]]) -> Error:

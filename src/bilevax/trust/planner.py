@@ -166,7 +166,10 @@ class Plan:
             est = hypergradient(self.problem, self.estimator, *args, key=key, v0=self.v0, replicas=replicas)
             error = reported(est)
             spread = norm(error.standard_error) * replicas**0.5
-            return Verified(self.predicted, float(jnp.hypot(spread, jnp.nan_to_num(error.bias)) / norm(est.value)))
+            return Verified(
+                self.predicted,
+                float(jnp.hypot(spread, norm(jax.tree.map(jnp.nan_to_num, error.bias))) / norm(est.value)),
+            )
         est, further = (
             hypergradient(self.problem, estimator, *args, key=key, v0=self.v0)
             for estimator in (self.estimator, _doubled(self.estimator))
