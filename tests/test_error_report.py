@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 import bilevax as bx
-from bilevax.core.uncertainty import f_quantile
+from bilevax.core.uncertainty import f_quantile, priced
 from bilevax.hypergradients.error import BATCHES, BatchMeans
 
 NAN = jnp.asarray(np.nan)
@@ -127,3 +127,21 @@ def test_stretches_that_remember_each_other_are_widened_to_the_variance_of_the_v
         ratios.append(float(np.sum(np.square(means.standard_error)) / np.sum(value**2)))
     assert low < ratios[1] < ratios[0] < 1.05, ratios
     assert ratios[0] > 0.7, ratios
+
+
+def test_the_steps_that_would_do_are_those_at_which_the_limit_is_met():
+    error = report([3.0, 4.0], [0.3, 0.4], degrees=8)
+    needed = error.steps_needed(1000, 0.1)
+    assert float(error.upper) / np.sqrt(needed / 1000) == pytest.approx(0.1, rel=0.05)
+    start = report([3.0, 4.0], [0.0, 0.0], bias=[0.3, 0.4], degrees=8)  # what is left of a start falls as 1 / steps
+    assert float(start.upper) / (start.steps_needed(1000, 0.01) / 1000) == pytest.approx(0.01, rel=0.1)
+    short = report([3.0, 4.0], [1e-9, 1e-9], degrees=1)  # all that is missing are degrees of freedom
+    assert short.steps_needed(1000, 0.1) == pytest.approx(4000, rel=0.1)
+    assert np.isinf(report([1.0], [np.inf]).steps_needed(1000, 0.1))
+
+
+def test_what_no_minibatch_showed_is_as_wrong_as_the_rest():
+    seen = {"rows": jnp.asarray([3.0, 0.0, 4.0, 0.0]), "unused": jnp.zeros(3)}
+    filled = priced(seen)
+    np.testing.assert_allclose(filled["rows"], [3.0, 2.5, 4.0, 2.5])
+    np.testing.assert_allclose(filled["unused"], 0.0)

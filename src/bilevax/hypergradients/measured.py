@@ -90,12 +90,13 @@ def with_error(
 
 
 def judged(estimate: Estimate, tol: Array) -> Estimate:
-    """The estimate, with code BUDGET where its estimated relative error is more than ``tol``."""
+    """The estimate, with code BUDGET where the upper limit of its relative error is more than ``tol``."""
     if estimate.error is None:
         return estimate
-    far = ~(estimate.error.relative <= tol.astype(estimate.error.relative.dtype))
+    upper = estimate.error.upper
+    far = ~(upper <= tol.astype(upper.dtype))
     code, failure = worst_part(
         (estimate.code, estimate.failure),
         (jnp.where(far, jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), Failure.of("none")),
     )
-    return estimate._replace(code=code, failure=failure)
+    return estimate._replace(code=code, failure=failure, tol=tol)

@@ -22,7 +22,9 @@ def pooled(replicas: Estimate) -> Estimate:
     worst = jnp.argmax(replicas.code)
     failure = Failure(*(x[worst] for x in replicas.failure))
     error = _error(replicas.error, value, spread, number)
-    return Estimate(value, outer_value, w, v, replicas.code[worst], _added(replicas.cost), failure, error)
+    steps = None if replicas.steps is None else replicas.steps[0]
+    cost = _added(replicas.cost)
+    return Estimate(value, outer_value, w, v, replicas.code[worst], cost, failure, error, steps=steps)
 
 
 def _error(one: Error | None, value: PyTree, spread: PyTree, number: int) -> Error:

@@ -1,5 +1,6 @@
 """Stochastic implicit differentiation, the estimator of the founding paper."""
 
+import functools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -202,7 +203,9 @@ class SID:
         grown = where(failure.stage == Failure.stage_of("inner"), sub(w, w0), v)
         failure = diagnosed(code, failure, problem, (w, lam), train.full, grown)
         seen = None if self.deterministic(sources) else Seen(inner.tail, linear.tail, spread, halves)
-        return Estimate(hypergradient, value, w, v, code, cost, failure, seen=seen)
+        chains = [solved.calls for solved in (inner, linear) if solved.tail is not None]
+        steps = functools.reduce(jnp.maximum, chains) if chains else None
+        return Estimate(hypergradient, value, w, v, code, cost, failure, seen=seen, steps=steps)
 
     def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
         """True if every stage sees every row."""

@@ -13,6 +13,7 @@ from bilevax.core.keys import stream
 from bilevax.core.records import TAIL, Error, Estimate, Tail
 from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
+from bilevax.core.uncertainty import priced
 from bilevax.data import Arrays, RowSource
 from bilevax.data.hashed import Hashed
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
@@ -77,7 +78,7 @@ class Spread(NamedTuple):
 
     Attributes:
         squares: of its standard error, entry by entry.
-        degrees: of freedom: relaxation times of the slowest direction on the tail.
+        degrees: of freedom: two less than the points, or fewer on a tail shorter than the slowest relaxation time.
         bias: size of what is left of the start, at most, entry by entry; infinite where no step was made.
     """
 
@@ -125,7 +126,8 @@ def spread(tail: Tail, rate: Rate) -> Spread:
         way = jnp.abs(x[-1] - x[i])
         return jnp.where(jnp.isinf(share), share.astype(x.dtype), share.astype(x.dtype) * way)
 
-    return Spread(squares, jnp.clip(h * (s[-1] - s[0]), 1.0, TAIL - 2.0), jax.tree.map(way_to_go, tail.points))
+    degrees = (TAIL - 2.0) * jnp.minimum(h * (s[-1] - s[0]), 1.0)
+    return Spread(squares, jnp.maximum(degrees, 1.0), jax.tree.map(way_to_go, tail.points))
 
 
 def _along(c: Array, y: Array) -> Array:
@@ -247,7 +249,8 @@ def _with_noise(rest: Error, noise: dict[str, tuple[PyTree, Array]]) -> Error:
     spent = functools.reduce(jnp.add, [shares[name] / n.astype(zero.dtype) for name, (_, n) in noise.items()])
     degrees = jnp.where(jnp.isfinite(total), 1.0 / jnp.maximum(spent, 1e-9), 1.0)
     return rest._replace(
-        standard_error=jax.tree.map(jnp.sqrt, squares),
+        standard_error=priced(jax.tree.map(jnp.sqrt, squares)),
+        bias=priced(rest.bias),
         degrees=jnp.clip(degrees, 1.0, CERTAIN // 2).astype(jnp.int32),
         inner=jnp.hypot(rest.inner, inner),
         linear=jnp.hypot(rest.linear, linear),

@@ -104,7 +104,7 @@ class FixedPoint:
         starts = jnp.concatenate([jnp.asarray(first, jnp.int32)[None], stops[:-1]])
         carry = (start, jnp.int32(-1), jnp.zeros((), jnp.result_type(float)))
         (end, lost, _), (points, travel) = jax.lax.scan(stretch, carry, (starts, stops))
-        way = norm(sub(jax.tree.map(lambda x: x[TAIL - 2], points), start))
+        way = norm(sub(jax.tree.map(lambda x: x[TAIL - 3], points), start))  # half-way
         if suspicion_is_proof():  # at which step, the thorough program says
             lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
         sizes = jax.vmap(lambda j: jnp.asarray(self.step_size(j)))(jnp.maximum(stops - 1, first))
@@ -155,8 +155,10 @@ class FixedPoint:
 
 
 def _cuts(steps: Array) -> Array:
-    """Where the stretches of a chain of so many steps end, [TAIL]: each after twice as many steps as the one before."""
-    return steps >> jnp.arange(TAIL - 1, -1, -1, dtype=jnp.int32)
+    """Where the stretches of a chain of so many steps end, [TAIL]: each after sqrt(2) times as many as the last."""
+    root = 181 * (steps >> 8) + (181 * (steps & 255) >> 8)  # steps / sqrt(2)
+    halvings = jnp.arange(TAIL // 2 - 1, -1, -1, dtype=jnp.int32)
+    return jnp.stack([root >> halvings, steps >> halvings], axis=1).reshape(-1)
 
 
 def _sum(tree: PyTree) -> Array:

@@ -17,7 +17,8 @@ from bilevax.data import Arrays, RowSource
 from bilevax.hypergradients.batches import batch_mean
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import contraction_rate
-from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, PRICED, JointSID, epoch, measured_step
+from bilevax.hypergradients.joint_report import PRICED
+from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, JointSID, epoch, measured_step
 from bilevax.hypergradients.measured import measured_problem, measuring_products
 from bilevax.problems.problem import Problem, cross_product, inner_image, residual
 from bilevax.solvers import Polynomial
