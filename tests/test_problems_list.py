@@ -8,13 +8,22 @@ from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
 from bilevax.problems import FiniteQuadratic, PenalisedRidge
-from bilevax.testing.problems import problem, problems
+from bilevax.testing.problems import families, problem, problems
 
 LARGE = {name for name in problems() if "x500" in name or "20000" in name or name == "digits"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in problems()]
 
 
+FAMILIES = [*families("choosing"), *families("judging")]
+
+
 def test_there_are_twenty_and_another_name_is_refused():
+    assert len(set(FAMILIES)) == len(FAMILIES) == 20
+    assert not set(FAMILIES) & set(problems())
+    with pytest.raises(bx.ParameterError, match="kind must be one of 'choosing', 'judging'"):
+        families("judge")
+    with pytest.raises(bx.ParameterError, match="draw must be less than"):
+        problem("huber", 2**63)
     assert len(problems()) == len(set(problems())) == 20
     with pytest.raises(bx.ParameterError, match=r"no problem 'rigde'.*elastic-net"):
         problem("rigde")
@@ -46,6 +55,31 @@ def test_the_hypergradient_is_that_of_central_differences(name):
     for u in (g / np.linalg.norm(g), *others / np.linalg.norm(others, axis=1)[:, None]):
         ahead, behind = (p.solve(tree(lam + h * u)).value for h in (1e-4, -1e-4))
         assert abs((ahead - behind) / 2e-4 - g @ u) <= 1e-6 * np.linalg.norm(g)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_draw_of_a_family_is_solved_and_its_hypergradient_is_that_of_central_differences(name):
+    draws = [problem(name, draw) for draw in (*range(19), 2**63 - 1)]
+    kinds = [jax.tree.map(lambda x: (np.shape(x), x.dtype), (p.train, p.val, p.w0, p.lam)) for p in draws]
+    assert all(kind == kinds[0] for kind in kinds)
+    assert len({jax.tree.structure(p.unmeasured) for p in draws}) == 1  # the functions are the same: one program
+    for p in draws:
+        found, size = p.solution(), np.linalg.norm(ravel_pytree(p.solution().w)[0])
+        system = p.system(found.w)
+        left = jax.tree.map(jnp.subtract, p.problem.inner_map(found.w, p.lam, p.train), found.w)
+        assert np.linalg.norm(ravel_pytree(left)[0]) <= 1e-12 * (1 + size)
+        assert np.linalg.eigvals(system).real.min() > 1e-4  # at a minimum, and the map contracts
+        outer = jax.grad(p.problem.outer_loss)(found.w, p.lam, p.val)
+        np.testing.assert_allclose(system.T @ ravel_pytree(found.v)[0], ravel_pytree(outer)[0], rtol=1e-9, atol=1e-12)
+    conditions = np.array([p.curvature.L / p.curvature.tau for p in draws])
+    assert conditions.min() < 20
+    assert 50 < conditions.max() < 600
+    p, (lam, tree) = draws[0], ravel_pytree(draws[0].lam)
+    g = np.asarray(ravel_pytree(p.solution().hypergradient)[0])
+    units = np.where(lam == 0, 1.0, np.abs(lam))
+    for u in np.random.default_rng(0).normal(size=(3, lam.size)) * units:
+        ahead, behind = (p.solve(tree(lam + h * u)).value for h in (1e-5, -1e-5))
+        assert abs((ahead - behind) / 2e-5 - g @ u) <= 2e-6 * np.linalg.norm(g * units)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,4 +1,4 @@
-"""Twenty problems with exact hypergradients, on which estimators, planners and audits are compared.
+"""Problems with exact hypergradients, on which estimators, planners and audits are compared.
 
     from bilevax.testing.problems import problem, problems
 
@@ -13,19 +13,14 @@ precision JAX is set to.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.flatten_util import ravel_pytree
 
-from bilevax.core.config import count
+from bilevax.core.config import choice, count
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
-from bilevax.data import Arrays
 from bilevax.problems import (
     BinaryLogistic,
     Curvature,
@@ -37,78 +32,12 @@ from bilevax.problems import (
     ProximalStep,
     Squared,
 )
-from bilevax.testing.tools import float64
+from bilevax.testing.choosing import CHOOSING
+from bilevax.testing.families import FAMILIES, drawn_from
+from bilevax.testing.judging import JUDGING
+from bilevax.testing.truth import NamedProblem, Solution
 
-_OWN: Any = object()
-
-
-class Solution(NamedTuple):
-    """The truth at some lam, in float64.
-
-    Attributes:
-        w: the fixed point, like w0.
-        v: solution of (I - d1Phi^T) v = grad_1 E, like w0.
-        value: f(lam) = E(w, lam).
-        hypergradient: grad f(lam), like lam.
-    """
-
-    w: PyTree
-    v: PyTree
-    value: float
-    hypergradient: PyTree
-
-
-@dataclass(frozen=True, eq=False)
-class NamedProblem:
-    """A problem with its data and what is known about it.
-
-    Attributes:
-        name: as in :func:`problems`.
-        problem: with a step in closed form.
-        train: arrays of the inner source, float64.
-        val: arrays of the outer source, float64.
-        w0: where solvers start, d entries.
-        lam: where the hypergradient is wanted, m entries.
-        batch_size: b, rows of a minibatch of train; the outer loss is of every row of val.
-        curvature: L and tau of the inner loss at lam, of its smooth part where there is a prox: bounds on its Hessian
-            that hold at every w. Of a map without a loss: bounds on the singular values of I - d1Phi.
-    """
-
-    name: str
-    problem: Problem
-    train: PyTree
-    val: PyTree
-    w0: PyTree
-    lam: PyTree
-    batch_size: int
-    curvature: Curvature
-
-    def sources(self, batch_size: int | None = _OWN) -> tuple[Arrays, Arrays]:
-        """(train, val) in JAX's default precision.
-
-        Args:
-            batch_size: of train, instead of the problem's own; None: every row.
-        """
-        kind = jnp.result_type(float)
-        train, val = (jax.tree.map(lambda x: _of_kind(x, kind), data) for data in (self.train, self.val))
-        return Arrays(train, self.batch_size if batch_size is _OWN else batch_size), Arrays(val)
-
-    def solution(self) -> Solution:
-        """The truth at ``lam``; computed once."""
-        return self._solution
-
-    def solve(self, lam: PyTree) -> Solution:
-        """The truth at any lam. Cost: O(n d^2 + d^3) a step of Newton's method."""
-        with float64():
-            args = jax.tree.map(jnp.asarray, (self.w0, lam, self.train))
-            w = _fixed_point(self.problem, *args)
-            v, value, hypergradient = _implicit(self.problem, w, *args[1:], jax.tree.map(jnp.asarray, self.val))
-            w, v, hypergradient = jax.tree.map(np.asarray, (w, v, hypergradient))
-            return Solution(w, v, float(value), hypergradient)
-
-    @functools.cached_property
-    def _solution(self) -> Solution:
-        return self.solve(self.lam)
+__all__ = ["NamedProblem", "Solution", "families", "problem", "problems"]
 
 
 def problems() -> tuple[str, ...]:
@@ -121,8 +50,27 @@ def problems() -> tuple[str, ...]:
     return tuple(_RECIPES)
 
 
+def families(kind: str) -> tuple[str, ...]:
+    """The names of ten families of random problems that :func:`problem` draws.
+
+    Whatever is chosen by looking at the one half (a constant of an error report, or of a planner) is judged on the
+    other, on draws that nobody has seen.
+
+    Args:
+        kind: ``"choosing"`` or ``"judging"``.
+
+    Raises:
+        ParameterError: it is neither.
+
+    Examples:
+        >>> len(families("choosing")), set(families("choosing")) & set(families("judging"))
+        (10, set())
+    """
+    return tuple({"choosing": CHOOSING, "judging": JUDGING}[choice("kind", kind, ("choosing", "judging"))])
+
+
 def problem(name: str, draw: int = 0) -> NamedProblem:
-    """Draw a problem of the list.
+    """Draw a problem of the list, or of a family.
 
     - ``quadratic-KAPPA-bB[-correlated]``: a least-squares problem in quadratic form, n = 512, d = 10, m = 5, condition
       KAPPA; correlated: B_i = A_i C.
@@ -134,10 +82,13 @@ def problem(name: str, draw: int = 0) -> NamedProblem:
       :class:`~bilevax.ProximalStep` says.
     - ``digits``: logistic regression on scikit-learn's digits, n = 1,000, ten classes, one penalty per feature, m = 64.
 
+    The draws of a family share shapes, dtypes and functions, so that one compiled program serves them all; the
+    condition of the inner problem lies between 5 and 300, or so. ``unmeasured`` is the problem as it is handed in.
+
     Args:
-        name: of the recipe.
-        draw: a count; 0 (default) is the problem of the list, others are further ones of the same recipe, for whatever
-            was chosen by looking at the list.
+        name: of the recipe, in :func:`problems`, or of the family, in :func:`families`.
+        draw: a count below 2^63; 0 (default) is the problem of the list, others are further ones of the same recipe,
+            for whatever was chosen by looking at the list.
 
     Raises:
         ParameterError: there is none of that name, or ``draw`` is no count.
@@ -147,65 +98,17 @@ def problem(name: str, draw: int = 0) -> NamedProblem:
         >>> bool(abs(p.curvature.L / p.curvature.tau - 10) < 1e-9), p.solution().hypergradient.shape
         (True, (5,))
     """
+    if isinstance(draw, int | np.integer) and draw >= 2**31:  # a count is less
+        if draw >= 2**63:
+            raise ParameterError(f"draw must be less than 2^63, got {draw}")
+    else:
+        draw = count("draw", draw)
+    if name in FAMILIES:
+        return drawn_from(name, int(draw))
     if name not in _RECIPES:
-        raise ParameterError(f"there is no problem {name!r}; problems() lists them: {', '.join(_RECIPES)}")
-    return _RECIPES[name](name, count("draw", draw))
-
-
-def _of_kind(x: Any, kind: Any) -> np.ndarray:
-    x = np.asarray(x)
-    return x.astype(kind) if x.dtype.kind == "f" else x
-
-
-# The truth
-
-
-def _flat(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> tuple[Array, Callable[[Array], Array]]:
-    """W as a vector [d], and x -> Phi(x) - x on vectors."""
-    x, tree = ravel_pytree(w)
-    return x, lambda x: ravel_pytree(problem.inner_map(tree(x), lam, train))[0] - x
-
-
-@jax.jit
-def _newton(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> tuple[PyTree, Array, Array]:
-    """The point of a Newton step, and the norms of the residual before and after it."""
-    x, residual = _flat(problem, w, lam, train)
-    before = residual(x)
-    new = x - jnp.linalg.solve(jax.jacfwd(residual)(x), before)
-    return ravel_pytree(w)[1](new), jnp.linalg.norm(before), jnp.linalg.norm(residual(new))
-
-
-@jax.jit
-def _moved(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> PyTree:
-    """A hundred steps of the map: where Newton's do not help, contraction does."""
-    return jax.lax.fori_loop(0, 100, lambda _, w: problem.inner_map(w, lam, train), w)
-
-
-def _fixed_point(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> PyTree:
-    """W = Phi(w, lam) to rounding."""
-    for _ in range(200):
-        new, before, after = _newton(problem, w, lam, train)
-        if after < 0.5 * before:
-            w = new
-        elif before <= 1e-12 * (1.0 + np.linalg.norm(ravel_pytree(w)[0])):
-            return w
-        else:
-            w = _moved(problem, w, lam, train)
-    raise ParameterError("Newton's method did not find the fixed point; is the inner map a contraction?")
-
-
-@jax.jit
-def _implicit(problem: Problem, w: PyTree, lam: PyTree, train: PyTree, val: PyTree) -> tuple[PyTree, Array, PyTree]:
-    """V by a direct solve, E and the hypergradient."""
-    x, residual = _flat(problem, w, lam, train)
-    tree = ravel_pytree(w)[1]
-    value, (by_w, by_lam) = jax.value_and_grad(problem.outer_loss, (0, 1))(w, lam, val)
-    v = jnp.linalg.solve(-jax.jacfwd(residual)(x).T, ravel_pytree(by_w)[0])
-    through = jax.vjp(lambda lam: problem.inner_map(w, lam, train), lam)[1](tree(v))[0]
-    return tree(v), value, jax.tree.map(jnp.add, by_lam, through)
-
-
-# The problems
+        known = ", ".join([*_RECIPES, *FAMILIES])
+        raise ParameterError(f"there is no problem {name!r}; problems() and families(kind) list them: {known}")
+    return _RECIPES[name](name, int(draw))
 
 
 def _quadratic(name: str, draw: int, condition: float, batch_size: int, correlated: bool) -> NamedProblem:
