@@ -63,7 +63,8 @@ def hypergradient(
         train: source of inner minibatches.
         val: source of outer minibatches.
         key: a JAX random key.
-        tol: the code is BUDGET where ``error.relative`` is more. Default 0.1.
+        tol: the code is OK only if ``error.upper``, the .95 upper limit of the relative error, is at most this; else
+            BUDGET or worse. Default 0.1.
         replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1.
         constants: of the problem; ``error.bound`` of a deterministic estimate follows from them.
         target: a relative error, in place of ``tol``: the run goes on, and is never begun again, to twice, four times,

@@ -71,14 +71,16 @@ class JointSID:
 
     ``error`` comes from 12 batch means (6 where the run lasted less than 20 relaxation times of its slowest direction)
     of x^(eta), whose mean varies as the value does and which forgets sooner, widened for what they still remember of
-    each other; after a last pass from what these means of w and v do to the hypergradient on one minibatch in 30. The
-    code is BUDGET unless the run lasted 10 relaxation times. A run whose slowest direction grows is looked into as
+    each other; after a last pass from what these means of w and v do to the hypergradient on one minibatch in 30. A run
+    of less than 10 relaxation times has too few degrees of freedom for a verdict. Where N b > 3 n, or a bias of more
+    than 2 % is suspected, every row says what is left (:func:`~bilevax.hypergradients.joint_report.on_every_row`); so a
+    bias of kinks, to which the extrapolation is blind, is seen. A run whose slowest direction grows is looked into as
     :class:`~bilevax.FixedPoint` does, and is NOT_CONTRACTIVE, UNSTABLE or DIVERGED. Where both sources hand out every
     row, the average is over the last 12 steps.
 
     Assumes what :class:`~bilevax.SID` assumes. Give ``val`` minibatches: one with every row is read at every step.
     Cost: N gradients, Hessian-vector products, cross products and outer gradients a chain (the rows are read once for
-    both), n rows for the last pass, and less than 15 % of that for the report; 96 Hessian-vector products for a
+    both), n rows for the last pass, and less than 25 % of that for the report; 96 Hessian-vector products for a
     measured step. ``cost`` counts the calls of both chains. Memory: 24 m + 48 d numbers.
 
     Source: theory of averaging by Polyak and Juditsky (1992); the joint recursion with fixed lam is that of SOBA,

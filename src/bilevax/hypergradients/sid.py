@@ -70,13 +70,13 @@ class SID:
     (``batch_size=None``) this is approximate implicit differentiation (AID).
 
     ``error``, made by :func:`~bilevax.hypergradient`, prices the noise of w, of v and of the sampled batches, and what
-    w and v remember of their starts, from where both were after an eighth, a quarter, half and all of their steps
+    w and v remember of their starts, from where both were at eight points of their ways
     (:func:`~bilevax.hypergradients.tails.tail_report`). It errs on the side of caution: chains that have hardly
     forgotten their start may be nearer than it can tell.
 
     Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient; what is
     spent on confirming that an iteration does not contract is ``cost.measuring``, and what the report reads, less than
-    a tenth of k minibatches or 24, ``error.visits``. Memory, with the report: 10 copies of w and v.
+    a tenth of k minibatches or 24, ``error.visits``. Memory, with the report: 18 copies of w and v.
     Source: Grazzi, Pontil, Salzo (2021), arXiv:2011.07122.
 
     Args:
