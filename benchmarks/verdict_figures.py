@@ -1,0 +1,194 @@
+"""The figures of verdicts.py: shares whose clusters are the problems, tables and checks."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from verdict_runs import HIGH, LOW, TOL
+
+ESTIMATORS = "JointSID", "SID"
+WITHHELD = {"JointSID": 0.2, "SID": 0.5}
+ENOUGH = 300
+"""OK runs that a family needs to count."""
+
+BANDS = 8
+"""Of the root mean square error, by fourths of a decade."""
+
+
+class Share(NamedTuple):
+    """How often, among how many, and the standard error where what comes from one problem is a cluster."""
+
+    hits: int
+    number: int
+    error: float
+
+    @classmethod
+    def of(cls, hits: np.ndarray, among: np.ndarray, cluster: np.ndarray) -> "Share":
+        """Of flags, by cluster; flags [runs, m] belong to their run."""
+        among = np.broadcast_to(among[(...,) + (None,) * (hits.ndim - among.ndim)], hits.shape)
+        axes = tuple(range(1, hits.ndim))
+        size = int(cluster.max()) + 1 if len(cluster) else 0
+        total = np.bincount(cluster, np.sum(hits & among, axis=axes), size)
+        number = np.bincount(cluster, np.sum(among, axis=axes), size)
+        mean = total.sum() / max(number.sum(), 1.0)
+        spread = np.sqrt(np.sum((total - mean * number) ** 2)) / max(number.sum(), 1.0)
+        return cls(int(total.sum()), int(number.sum()), float(spread))
+
+    @property
+    def value(self) -> float:
+        """NaN of nothing."""
+        return self.hits / self.number if self.number else float("nan")
+
+    def __str__(self) -> str:
+        """In percent, with its 95 % interval; without a hit, the upper end is 3 over the number."""
+        if not self.number:
+            return "-"
+        high = self.value + 1.96 * self.error if self.hits else 3.0 / self.number
+        return f"{100 * self.value:.2f} [{100 * max(self.value - 1.96 * self.error, 0):.2f}, {100 * high:.2f}]"
+
+
+def root_mean_square(runs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Of the relative error and of the error of each entry, over the runs of the cell that a run belongs to."""
+    _, place, number = np.unique(runs["cell"], return_inverse=True, return_counts=True)
+
+    def rms(x: np.ndarray) -> np.ndarray:
+        sums = np.zeros((len(number), *x.shape[1:]))
+        np.add.at(sums, place, np.nan_to_num(x, nan=1e30, posinf=1e30, neginf=-1e30) ** 2)
+        return np.sqrt((sums.T / number).T)[place]
+
+    return rms(runs["true"]), rms(runs["error"])
+
+
+def figures(runs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What is checked."""
+    ok, far, cluster = runs["code"] == 0, ~(runs["true"] <= TOL), runs["problem"]
+    rms, entries = root_mean_square(runs)
+    ratio = np.divide(runs["half"], 1.96 * entries, out=np.full_like(entries, np.nan), where=entries > 0)
+    both = np.bincount(runs["cell"], ok & far) / np.maximum(np.bincount(runs["cell"]), 1)
+    band = np.clip(np.floor(4 * np.log10(np.clip(rms, LOW, HIGH) / LOW)).astype(int), 0, BANDS - 1)
+    bands = [Share.of(ok & far, band == k, cluster) for k in range(BANDS)]
+    return {
+        "runs": len(ok), "OK": int(ok.sum()),
+        "codes": np.bincount(runs["code"]).tolist(),
+        "wrong": Share.of(far, ok, cluster),
+        "withheld": Share.of(~ok, rms < TOL / 3, cluster),
+        "signs": Share.of(runs["declared"] & runs["wrong"], np.ones_like(ok), cluster),
+        "covered": Share.of(np.abs(runs["error"]) <= runs["half"], ok, cluster),
+        "width": float(np.nanmedian(ratio[ok])) if ok.any() else float("nan"),
+        "worst cell": float(both.max()), "bands": bands,
+        "worst band": max((b.value for b in bands if 20 * b.number >= len(ok)), default=float("nan")),
+        "reached": np.quantile(runs["reached"], [0.0, 0.5, 1.0]).tolist(),
+        "short": int(np.sum(runs["reached"] > LOW)),
+        "rms": np.quantile(rms, [0.1, 0.5, 0.9]).tolist(),
+        "steps": [int(runs["steps"].min()), int(runs["steps"].max())],
+        "run steps a CPU second": float(runs["speed"]), "CPU seconds": float(runs["cpu"]),
+    }  # fmt: skip
+
+
+HEAD = (
+    "family", "estimator", "OK / runs", "OK and wrong", "withheld below tol / 3", "wrong signs", "covered", "width",
+    "P(OK, wrong): worst cell, band", "reached", "rms 10, 50, 90 %", "steps", "codes", "CPU s",
+)  # fmt: skip
+
+
+def head() -> None:
+    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
+
+
+def row(name: str, estimator: str, f: dict[str, Any]) -> str:
+    low, middle, high = f["rms"]
+    cells = [
+        name, estimator, f"{f['OK']} / {f['runs']}", f["wrong"], f["withheld"], f["signs"], f["covered"],
+        f"{f['width']:.2f}", f"{f['worst cell']:.2f}, {f['worst band']:.3f}",
+        f"{f['reached'][0]:.2g} to {f['reached'][2]:.2g}, {f['short']} short", f"{low:.2g}, {middle:.2g}, {high:.2g}",
+        "{} to {}".format(*f["steps"]), " ".join(map(str, f["codes"])), f"{f['CPU seconds']:.0f}",
+    ]  # fmt: skip
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def checks(found: dict[tuple[str, str], dict[str, Any]], enough: int = ENOUGH) -> list[tuple[str, str, str, bool]]:
+    """(What, figure, goal, met)."""
+    rows = []
+    for estimator in ESTIMATORS:
+        of = {name: f for (name, e), f in found.items() if e == estimator}
+        if not of:
+            continue
+
+        def worst(what: str, value: dict[str, float], goal: str, met: Any, estimator: str = estimator) -> None:
+            bad = [name for name, x in value.items() if not met(x)]
+            extreme = max(value.values()) if "at most" in goal else min(value.values())
+            names = f" ({', '.join(bad)})" if bad else ""
+            rows.append((f"{estimator}: {what}", f"{extreme:.4g}{names}", goal, not bad))
+
+        worst("OK runs of a family", {n: f["OK"] for n, f in of.items()}, f"at least {enough}", lambda x: x >= enough)
+        for what, key, most in (
+            ("OK and wrong, %", "wrong", 3.0),
+            ("OK withheld where rms < tol / 3, %", "withheld", 100 * WITHHELD[estimator]),
+            ("declared signs that are wrong, % of all entries", "signs", 1.0),
+        ):
+            shares = {n: 100 * f[key].value for n, f in of.items() if f[key].number}
+            if shares:
+                worst(what, shares, f"at most {most:g}", lambda x, most=most: x <= most)
+        covered = {n: 100 * f["covered"].value for n, f in of.items() if f["covered"].number}
+        widths = {n: f["width"] for n, f in of.items() if np.isfinite(f["width"])}
+        if covered:
+            worst("coverage over OK runs, %", covered, "at least 93", lambda x: x >= 93.0)
+        if widths:
+            worst("median width / ideal", widths, "at most 2.5", lambda x: x <= 2.5)
+    pooled = pool([f["wrong"] for f in found.values()])
+    rows.append(("pooled: OK and wrong, %", str(pooled), "at most 1", not pooled.value > 0.01))
+    return rows
+
+
+def pool(shares: list[Share]) -> Share:
+    """Of separate clusters."""
+    number = sum(s.number for s in shares)
+    error = np.sqrt(sum((s.error * s.number) ** 2 for s in shares)) / max(number, 1)
+    return Share(sum(s.hits for s in shares), number, float(error))
+
+
+def target_figures(runs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Of runs with a target."""
+    ok = runs["code"] == 0
+    return {
+        "runs": len(ok), "OK": int(ok.sum()), "above": Share.of(~(runs["true"] <= TOL), ok, runs["problem"]),
+        "passes": float(np.median(runs["passes"])), "CPU seconds": float(runs["cpu"]),
+    }  # fmt: skip
+
+
+def target_row(name: str, estimator: str, f: dict[str, Any]) -> str:
+    cells = f"{f['OK']} / {f['runs']}", f["above"], f"{f['passes']:.3g}", f"{f['CPU seconds']:.0f}"
+    return "| " + " | ".join(map(str, (name, estimator, *cells))) + " |"
+
+
+def target_checks(found: dict[tuple[str, str], dict[str, Any]]) -> list[tuple[str, str, str, bool]]:
+    """As :func:`checks`."""
+    rows = []
+    for e in ESTIMATORS:
+        above = [f["above"] for (_, estimator), f in found.items() if estimator == e]
+        if above:
+            share = pool(above)
+            met = not share.value > 0.03
+            rows.append((f"{e}, target={TOL:g}: OK runs that are above it, %", str(share), "at most 3", met))
+    return rows
+
+
+def plain(x: Any) -> Any:
+    """For JSON."""
+    if isinstance(x, Share):
+        return {"share": round(x.value, 6) if x.number else None, "error": round(x.error, 6), "of": x.number}
+    if isinstance(x, dict):
+        return {k: plain(v) for k, v in x.items()}
+    return [plain(v) for v in x] if isinstance(x, list) else x
+
+
+def headline(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    """What is said first: of all families and estimators."""
+    every = list(found.values())
+    if not every:
+        return {}
+    wrong = pool([f["wrong"] for f in every])
+    return {
+        "OK": wrong.number, "runs": sum(f["runs"] for f in every), "OK that are wrong": round(wrong.value, 5) if wrong.number else None,
+        "OK and wrong, worst cell": max(f["worst cell"] for f in every),
+        "OK and wrong, worst band": round(max(f["worst band"] for f in every), 5),
+    }  # fmt: skip
