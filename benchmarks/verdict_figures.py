@@ -188,7 +188,9 @@ def headline(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
         return {}
     wrong = pool([f["wrong"] for f in every])
     return {
-        "OK": wrong.number, "runs": sum(f["runs"] for f in every), "OK that are wrong": round(wrong.value, 5) if wrong.number else None,
+        "OK": wrong.number,
+        "runs": sum(f["runs"] for f in every),
+        "OK that are wrong": round(wrong.value, 5) if wrong.number else None,
         "OK and wrong, worst cell": max(f["worst cell"] for f in every),
         "OK and wrong, worst band": round(max(f["worst band"] for f in every), 5),
-    }  # fmt: skip
+    }

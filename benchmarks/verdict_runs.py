@@ -72,10 +72,9 @@ def of_sid(p: NamedProblem, even: bool) -> tuple[float, float]:
     stable, mean = largest_stable(systems, p.batch_size), systems.mean(axis=0)
     if not even:
         return 0.5 * stable, np.inf
-    q = min(np.max(np.abs(np.linalg.eigvals(np.eye(len(mean)) - mean))), 1.0 - 1e-6)
-    beta = 2.0 / (1.0 - q**2)
-    gamma = beta / min(1.0, 0.7 * stable)
-    return beta / gamma, gamma
+    first = min(1.0, 0.7 * stable)
+    q = np.max(np.abs(np.linalg.eigvals(np.eye(len(mean)) - first * mean)))
+    return first, 2.0 / (1.0 - min(q, 1.0 - 1e-6) ** 2)
 
 
 def sid(steps: Any, falling: Any, cross_batches: Any) -> bx.SID:
