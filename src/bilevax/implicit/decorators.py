@@ -33,8 +33,9 @@ def custom_root(
     of which F is not zero the result is the derivative of something else; ``diagnose`` returns ||F||. F and ``solve``
     are traced by JAX; the solver may be any Python as long as it is not called inside jit, vmap or scan.
 
-    Cost: of a call, tracing F once; of each tangent or cotangent, one linear solve, one product with d2F, and one with
-    A as a check. Outside of jit the solve is traced anew, and partly compiled, each time.
+    Cost: of a call, tracing F once, and outside of every transformation of JAX only where shapes are new; of each
+    tangent or cotangent, one linear solve, one product with d2F, and one with A as a check. Outside of jit the solve is
+    traced anew, and partly compiled, each time.
     Source: Blondel et al. (2022), arXiv:2105.15183.
 
     A solve that failed gives NaN, never a number: its result is not finite, or ||A x - b|| > residual_tol ||b||. The
@@ -42,7 +43,8 @@ def custom_root(
 
     Every argument of the solver after the first is passed on to F as it came, and so are keyword arguments. Arrays of
     floats among them have derivatives, and so have those that F reads from its closure. Integers, strings, functions
-    and None are passed on untouched and have none. F with a ``jax.custom_vjp`` in it has reverse mode only.
+    and None are passed on untouched and have none. F with a ``jax.custom_vjp`` in it has reverse mode only, F with a
+    while_loop in it forward mode only.
 
     Args:
         optimality_fun: F as (params, *args, **kwargs) -> a tree like params, zero at the solution.
@@ -50,7 +52,7 @@ def custom_root(
         solve: (matvec, b) -> x with matvec(x) = b, for trees b and x like params; must be traceable. It may be
             stochastic, with a key of its own, and sees a b of largest entry one. Or one of this library's linear
             solvers, such as ``bx.CG()`` (A symmetric) or ``bx.GMRES()``. None (default): the dense matrix up to 200
-            unknowns; beyond, CG, GMRES and LSMR in turn; A need not be symmetric.
+            unknowns; beyond, conjugate residuals, then least squares on what they leave; A need not be symmetric.
         reference_signature: a function, or its signature, by which the solver's arguments are assigned to those of F.
             None (default): F's own.
         residual_tol: positive; for coarser dtypes at least 16 units of rounding. Default 1e-3. A noisy or truncated

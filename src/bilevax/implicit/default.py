@@ -5,61 +5,72 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.promotion import usual_promotion
-from bilevax.core.trees import PyTree, where
-from bilevax.solvers import CG
+from bilevax.core.trees import PyTree
+from bilevax.implicit.vector import as_vector
 
 DENSE = 200
 """Entries of b up to which the matrix is written out."""
 
 STEPS = 1000
-"""Products with the operator, at most, for each of the two methods."""
+"""Products with the operator, at most, of conjugate residuals; and with it and its transpose, of least squares."""
 
-RESTART = 20
-"""Vectors of the basis that GMRES keeps."""
-
-SYMMETRIC = 1e-4
-"""Relative difference of two numbers that are equal for symmetric operators, beyond which CG is not tried."""
+KEPT = 20
+"""Directions of conjugate residuals that a new one is orthogonal to."""
 
 FALL = 0.99
-"""GMRES gives up after a cycle that leaves more than this of the residual."""
+"""Conjugate residuals give up where KEPT steps leave more than this of the residual."""
+
+FLAT = 100.0
+"""Units of rounding, relative to ||A|| ||r||, below which A^T r is zero."""
 
 Operator = Callable[[Array], Array]
 
 
-class _State(NamedTuple):
+class _Residuals(NamedTuple):
     x: Array
     r: Array  # b - A x
     size: Array  # ||r||
+    p: Array  # [KEPT, n], the last directions
+    q: Array  # [KEPT, n], A p, orthonormal
+    mark: Array  # ||r|| some steps ago
     falling: Array
-    cycle: Array
+    step: Array
+
+
+class _Squares(NamedTuple):
+    x: Array
+    r: Array  # b - A x
+    s: Array  # A^T r
+    p: Array
+    top: Array  # largest ||A p|| / ||p|| met, at most the norm of A
+    step: Array
 
 
 def default_solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> tuple[PyTree, Array]:
-    """Solve A x = b: up to 200 unknowns by the dense matrix; beyond, by Krylov methods that take over from one another.
+    """Solve A x = b: up to 200 unknowns by the dense matrix; beyond, by two Krylov methods of which one goes on.
 
-    1. Conjugate gradients, if <b, A^2 b> = ||A b||^2, as for every symmetric A.
-    2. Restarted GMRES on what is left: few products where the spectrum lies on one side of zero, as for contractions.
-    3. LSMR on what is left: on A^T A, so it is slow but does not stagnate, and knows a singular A by A^T r = 0.
+    1. Generalised conjugate residuals, truncated: for a symmetric A as good as conjugate gradients, although nothing is
+       asked; few products where the spectrum lies on one side of zero, as for contractions.
+    2. Conjugate gradients for least squares on what is left: on A^T A, so they are slow but do not stagnate, and know a
+       singular A by A^T r = 0.
 
     Assumes nothing of A but that it is square and regular and, beyond 200 unknowns, that its transpose can be had from
-    ``matvec``. The dense matrix shows every singular system; LSMR, only one that has no solution.
+    ``matvec``. The dense matrix shows every singular system; the Krylov methods, only one that has no solution.
 
-    Cost: one product for each of up to 200 unknowns; else at most 1,000 products for each of the first two methods and
-    2,000 for the last. Source: Hestenes and Stiefel (1952); Saad and Schultz (1986); Fong and Saunders (2011); the
-    implementations of the last two are lineax's.
+    Cost: one product for each of up to 200 unknowns; else at most 1,000 products for the first method and 2,000 for the
+    second. Source: Eisenstat, Elman and Schultz (1983); Hestenes and Stiefel (1952).
 
     Returns:
         x (NaN for a singular dense matrix), and OK, BUDGET or SINGULAR.
     """
-    vector, tree = _as_vector(b)
+    vector, tree = as_vector(b)
 
     def operator(v: Array) -> Array:
-        return _as_vector(matvec(tree(v)))[0]
+        return as_vector(matvec(tree(v)))[0]
 
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(b))
     with usual_promotion():
@@ -88,71 +99,73 @@ def _dense(operator: Operator, b: Array, eps: float) -> Array:
 
 
 def _krylov(operator: Operator, b: Array, eps: float) -> tuple[Array, Array]:
-    """The three methods in turn; one that is not needed has a right-hand side of zero, and ends at once."""
-    tol = max(1e-10, 10.0 * eps)
-    goal = tol * jnp.linalg.norm(b)
-    image = operator(b)
-    square = jnp.vdot(image, image)
-    symmetric = jnp.abs(jnp.vdot(b, operator(image)) - square) <= SYMMETRIC * square
-    near = CG(tol=0.5 * tol, max_steps=STEPS).solve(
-        operator, jnp.where(symmetric, b, jnp.zeros_like(b)), jnp.ones_like(b)
-    )
-    x = jnp.where(jnp.all(jnp.isfinite(near.value)), near.value, jnp.zeros_like(b))
-    r = b - operator(x)
-    better = jnp.linalg.norm(r) <= jnp.linalg.norm(b)
-    x, r = jnp.where(better, x, jnp.zeros_like(b)), jnp.where(better, r, b)
-    x, r = _gmres(operator, x, r, goal)
-    met = jnp.linalg.norm(r) <= goal
-    rest, code = _lsmr(operator, jnp.where(met, jnp.zeros_like(r), r), eps)
-    return x + rest, code
+    """The two methods in turn, for A in units in which ||A b|| = ||b||, so that no square over- or underflows.
+
+    The second has a right-hand side of zero where it is not needed, and ends at once.
+    """
+    goal = max(1e-10, 10.0 * eps) * jnp.linalg.norm(b)
+    size = jnp.linalg.norm(operator(b)) / jnp.linalg.norm(b)
+    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
+
+    def unit(v: Array) -> Array:
+        return operator(v) / size
+
+    x = _conjugate_residuals(unit, b, goal)
+    r = b - unit(x)
+    better = jnp.linalg.norm(r) <= jnp.linalg.norm(b)  # not if it is NaN
+    x, r = jnp.where(better, x, 0.0), jnp.where(better, r, b)
+    rest, code = _least_squares(unit, r, goal, eps)
+    return (x + rest) / size, code
 
 
-def _gmres(operator: Operator, x: Array, r: Array, goal: Array) -> tuple[Array, Array]:
-    """Cycles of GMRES until the residual meets the goal, stops falling, or the steps are used up: the new x and r."""
-    import lineax as lx
+def _conjugate_residuals(operator: Operator, b: Array, goal: Array) -> Array:
+    """X from steps that each lower ||b - A x|| the most along p, where A p is orthogonal to the last A p."""
 
-    system = lx.FunctionLinearOperator(operator, jax.eval_shape(lambda: r))
-    method = lx.GMRES(rtol=0.0, atol=0.0, max_steps=2, restart=RESTART)  # its first step is a dummy: this is one cycle
+    def step(state: _Residuals) -> _Residuals:
+        p, q = state.r, operator(state.r)
+        for _ in range(2):  # twice is enough
+            h = state.q @ q
+            p, q = p - h @ state.p, q - h @ state.q
+        length = jnp.linalg.norm(q)
+        p, q = p / length, q / length
+        along = jnp.vdot(q, state.r)
+        x, r = state.x + along * p, state.r - along * q
+        size, place = jnp.linalg.norm(r), state.step % KEPT
+        last = place == KEPT - 1
+        falling = (size < state.size) & (~last | (size <= FALL * state.mark))  # not if it is NaN
+        kept = state.p.at[place].set(p), state.q.at[place].set(q)
+        return _Residuals(x, r, size, *kept, jnp.where(last, size, state.mark), falling, state.step + 1)
 
-    def step(state: _State) -> _State:
-        x = state.x + state.size * lx.linear_solve(system, state.r / state.size, method, throw=False).value
-        r = state.r - operator(x - state.x)
-        size = jnp.linalg.norm(r)
-        new = _State(x, r, size, size <= FALL * state.size, state.cycle + 1)
-        old = state._replace(falling=jnp.asarray(False), cycle=state.cycle + 1)
-        return where(size < state.size, new, old)  # not if it is NaN
+    def going(state: _Residuals) -> Array:
+        return (state.size > goal) & state.falling & (state.step < STEPS)
 
-    def going(state: _State) -> Array:
-        return (state.size > goal) & state.falling & (state.cycle < STEPS // RESTART)
-
-    start = _State(x, r, jnp.linalg.norm(r), jnp.asarray(True), jnp.int32(0))
-    end = jax.lax.while_loop(going, step, start)
-    return end.x, end.r
-
-
-def _lsmr(operator: Operator, b: Array, eps: float) -> tuple[Array, Array]:
-    """A least squares solution, and whether it is a solution."""
-    import lineax as lx
-
-    system = lx.FunctionLinearOperator(operator, jax.eval_shape(lambda: b))
-    method = lx.LSMR(rtol=10.0 * eps, atol=0.0, max_steps=STEPS, conlim=0.1 / eps)
-    out = lx.linear_solve(system, b, method, throw=False)
-    stop = out.stats["istop"]  # 1: r = 0; 2: A^T r = 0; 3: the condition number of a singular matrix; 4: the steps
-    code = jnp.where(stop == 1, jnp.int32(Code.OK), jnp.where(stop == 4, jnp.int32(Code.BUDGET), int(Code.SINGULAR)))
-    return out.value, code
+    none, size = jnp.zeros((KEPT, b.size), b.dtype), jnp.linalg.norm(b)
+    start = _Residuals(jnp.zeros_like(b), b, size, none, none, size, jnp.asarray(True), jnp.int32(0))
+    return jax.lax.while_loop(going, step, start).x
 
 
-def _as_vector(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-    """All leaves in one vector, of a dtype that linear algebra has, and the way back."""
-    leaves, structure = jax.tree.flatten(tree)
-    with usual_promotion():
-        kind = jnp.result_type(jnp.result_type(float), *(x.dtype for x in leaves))
-    ends = np.cumsum([x.size for x in leaves])[:-1]
+def _least_squares(operator: Operator, b: Array, goal: Array, eps: float) -> tuple[Array, Array]:
+    """X of the least ||b - A x||, and whether it is a solution."""
+    pull = jax.linear_transpose(operator, b)
+    tiny = jnp.finfo(b.dtype).tiny
 
-    def back(vector: Array) -> PyTree:
-        parts = jnp.split(vector, ends)
-        return jax.tree.unflatten(
-            structure, [part.reshape(x.shape).astype(x.dtype) for part, x in zip(parts, leaves, strict=True)]
-        )
+    def step(state: _Squares) -> _Squares:
+        q, square = operator(state.p), jnp.vdot(state.s, state.s)
+        rate = square / jnp.maximum(jnp.vdot(q, q), tiny)
+        x, r = state.x + rate * state.p, state.r - rate * q
+        (s,) = pull(r)
+        p = s + jnp.vdot(s, s) / jnp.maximum(square, tiny) * state.p
+        top = jnp.maximum(state.top, jnp.linalg.norm(q) / jnp.linalg.norm(state.p))
+        return _Squares(x, r, s, p, top, state.step + 1)
 
-    return jnp.concatenate([x.reshape(-1).astype(kind) for x in leaves]), back
+    def flat(state: _Squares) -> Array:
+        return ~(jnp.linalg.norm(state.s) > FLAT * eps * state.top * jnp.linalg.norm(state.r))
+
+    def going(state: _Squares) -> Array:
+        return (jnp.linalg.norm(state.r) > goal) & ~flat(state) & (state.step < STEPS)
+
+    (s,) = pull(b)
+    top = jnp.linalg.norm(s) / jnp.maximum(jnp.linalg.norm(b), tiny)
+    end = jax.lax.while_loop(going, step, _Squares(jnp.zeros_like(b), b, s, s, top, jnp.int32(0)))
+    failed = jnp.where(flat(end), jnp.int32(Code.SINGULAR), jnp.int32(Code.BUDGET))
+    return end.x, jnp.where(jnp.linalg.norm(end.r) <= goal, jnp.int32(Code.OK), failed)

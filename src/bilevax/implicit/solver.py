@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
@@ -12,7 +13,15 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.implicit.conditions import Conditions, System, as_params, check_like, signature_of, stopped
 from bilevax.implicit.failure import reason, reporter
+from bilevax.implicit.forward_only import forward_only
+from bilevax.implicit.level import top_level
 from bilevax.implicit.linear import CodedSolve, length, masked, solved
+from bilevax.implicit.vector import as_vector
+
+_NO_TRANSPOSE = (
+    "{} has forward mode only: take jax.jvp or jax.jacfwd of the solver, or write the function without what has no"
+    " transpose. JAX says: {}"
+)
 
 
 class Settings(NamedTuple):
@@ -61,6 +70,7 @@ class ImplicitSolver:
         self._signature = signature_of(solver)
         self._name = getattr(solver, "__qualname__", type(solver).__name__)
         self._report = reporter(self._name, settings.residual_tol)
+        self._checked: Any = None  # what F was last checked with
 
     def __repr__(self) -> str:
         return f"<implicitly differentiated {self._name}>"
@@ -78,7 +88,12 @@ class ImplicitSolver:
         named = self._settings.conditions.assigned(self._signature, rest, named)
         plain_args, plain_kwargs = stopped((args, kwargs))
         params, assemble = self._without_aux(stopped(self._solver(*plain_args, **plain_kwargs)))
-        return assemble(self._attach(params, self._settings.conditions.at(params, rest, named)))
+        described = _described((params, rest, named))
+        if top_level() and described is not None and described == self._checked:
+            return assemble(params)
+        system = self._settings.conditions.at(params, rest, named)
+        self._checked = described
+        return assemble(self._attach(params, system))
 
     def diagnose(self, params: PyTree, cotangent: PyTree, /, *args: Any, **kwargs: Any) -> Diagnosis:
         """Solve the adjoint system A^T u = g once more and say how it went: why is this gradient NaN?
@@ -126,10 +141,6 @@ class ImplicitSolver:
     def _attach(self, params: PyTree, system: System) -> PyTree:
         """The params, with the derivatives of the solution in the system's inputs."""
 
-        def solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
-            out = solved(self._settings.solve, matvec, b, self._settings.residual_tol)
-            return masked(out.value, self._report(out.code, out.residual) == Code.OK)
-
         @jax.custom_jvp
         def attach(params: PyTree, inputs: PyTree) -> PyTree:
             return params
@@ -140,7 +151,37 @@ class ImplicitSolver:
             params = attach(params, inputs)  # so that what follows can be differentiated again
             _, change = jax.jvp(lambda x: system.residual(params, x), (inputs,), (tangents[1],))
             _, push = jax.linearize(lambda w: system.residual(w, inputs), params)
-            b = jax.tree.map(lambda x: -x, change)
-            return params, jax.lax.custom_linear_solve(push, b, solve, solve)
+            return params, self._solved(push, jax.tree.map(lambda x: -x, change))
 
         return attach(params, system.inputs)
+
+    def _solved(self, push: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
+        """A^{-1} b, linear in b; on one vector, since leaves of b that no input enters are no unknowns to JAX."""
+        vector, tree = as_vector(b)
+
+        def operator(v: Array) -> Array:
+            return as_vector(push(tree(v)))[0]
+
+        def solve(matvec: Callable[[Array], Array], b: Array) -> Array:
+            operator = lambda x: tree(matvec(as_vector(x)[0]))  # noqa: E731
+            out = solved(self._settings.solve, operator, tree(b), self._settings.residual_tol)
+            return as_vector(masked(out.value, self._report(out.code, out.residual) == Code.OK))[0]
+
+        try:
+            return tree(jax.lax.custom_linear_solve(operator, vector, solve, solve))
+        except ParameterError:
+            raise
+        except Exception as e:  # whatever JAX says of an operator that has no transpose, as with a while_loop in it
+            message = _NO_TRANSPOSE.format(self._settings.conditions.name, f"{type(e).__name__}: {e}")
+        return tree(forward_only(jax.lax.custom_linear_solve(operator, vector, solve), message))
+
+
+def _described(tree: PyTree) -> Any:
+    """Shapes and dtypes of arrays, and every other leaf itself; None where one cannot be compared."""
+    leaves, structure = jax.tree.flatten(tree)
+    what = tuple((x.shape, x.dtype) if isinstance(x, jax.Array | np.ndarray) else x for x in leaves)
+    try:
+        hash(what)
+    except TypeError:
+        return None
+    return structure, what
