@@ -16,6 +16,7 @@ from bilevax.core.trees import PyTree, as_parameters, is_concrete
 from bilevax.data import RowSource
 from bilevax.hypergradients.adaptive import check_goes_on, continued_to_target
 from bilevax.hypergradients.diagnosis import unused_leaves
+from bilevax.hypergradients.differentiated import differentiated
 from bilevax.hypergradients.functions import check_functions
 from bilevax.hypergradients.measured import counted, judged, measured_problem, with_error
 from bilevax.hypergradients.replicas import pooled
@@ -47,6 +48,10 @@ def hypergradient(
     compile nothing. May be called inside the user's own jit, vmap or scan. Equal arguments and keys give equal bits on
     one machine with one number of threads; with another they may differ in the last places, since sums are split; so
     may the report inside a trace.
+
+    ``jax.grad`` of ``outer_value`` in lam *is* ``value`` (NaN where the code is DIVERGED or worse), at no further cost,
+    and that in w0 and v0 is zero. All else has the derivatives of the algorithm, in forward mode only; reverse mode is
+    refused.
 
     What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means; so does
     :class:`~bilevax.SID` on minibatches, and its bias, by where its chains were on their way, with few degrees of
@@ -98,11 +103,17 @@ def hypergradient(
     arguments: tuple[Any, ...] = *strong((problem, estimator, tol, constants)), w0, lam, train, val, as_key(key)
     if target is not None:
         return continued_to_target(*arguments, replicas=replicas, budget=budget)
-    start = {} if v0 is None else {"v0": as_parameters("v0", v0)}
-    if all(map(is_concrete, jax.tree.leaves((arguments, start)))):
-        run = partial(_estimate, *arguments, start, replicas=replicas, report=bool(report))
-        return quickly_if_sound(run, lambda estimate: estimate.code)
-    return _estimate(*arguments, start, replicas=replicas, report=bool(report), thorough=True)
+    starts = w0, {} if v0 is None else {"v0": as_parameters("v0", v0)}
+
+    def run(lam: PyTree, starts: PyTree, rest: tuple[Any, ...]) -> Estimate:
+        run = partial(
+            _estimate, *rest[:4], starts[0], lam, *rest[4:], starts[1], replicas=replicas, report=bool(report)
+        )
+        if all(map(is_concrete, jax.tree.leaves((lam, starts, rest)))):
+            return quickly_if_sound(run, lambda estimate: estimate.code)
+        return run(thorough=True)
+
+    return differentiated(run, lam, starts, (*arguments[:4], *arguments[6:]))
 
 
 def value_and_hypergradient(

@@ -10,10 +10,10 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
+from bilevax.core.forward_only import forward_only
 from bilevax.core.trees import PyTree
 from bilevax.implicit.conditions import Conditions, System, as_params, check_like, signature_of, stopped
 from bilevax.implicit.failure import reason, reporter
-from bilevax.implicit.forward_only import forward_only
 from bilevax.implicit.level import top_level
 from bilevax.implicit.linear import CodedSolve, length, masked, solved
 from bilevax.implicit.vector import as_vector
