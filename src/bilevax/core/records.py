@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.core import shown
 from bilevax.core.codes import Code
 from bilevax.core.config import config, static
 from bilevax.core.trees import PyTree, all_finite, leaf_name, where
@@ -225,6 +226,18 @@ class Estimate(NamedTuple):
             if self.steps is not None and self.tol is not None:
                 advice += _in_steps(self.error.steps_needed(int(self.steps), float(self.tol)), int(self.steps))
         return self.failure.told(code) + advice + note
+
+    def __repr__(self) -> str:
+        """In one line: code, sizes and shapes; of several estimates, as from vmap, the range."""
+        if not shown.is_plain(self.code, self.value, self.outer_value, self.w):
+            return shown.shapes("Estimate", value=self.value, outer_value=self.outer_value, w=self.w, code=self.code)
+        axes = np.ndim(self.code)
+        error = "" if self.error is None else f"relative error {self.error.shown_relative(axes)}, "
+        return (
+            f"Estimate({shown.code(self.code)}, {error}|value| {shown.size(self.value, axes)}, "
+            f"outer_value {shown.number(self.outer_value)}, |w| {shown.size(self.w, axes)}; "
+            f"value {shown.shape(self.value)}; w {shown.shape(self.w)})"
+        )
 
 
 def _in_steps(needed: float, made: int) -> str:

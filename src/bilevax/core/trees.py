@@ -93,7 +93,8 @@ def as_parameters(name: str, tree: PyTree) -> PyTree:
     """The tree with array leaves, checked: real, not empty, finite.
 
     Raises:
-        ParameterError: a leaf is an integer, boolean, complex or object array, is empty, or is not finite.
+        ParameterError: a leaf is an integer, boolean, complex or object array, a function or another object, is empty,
+            or is not finite.
     """
     if not jax.tree.leaves(tree):
         raise ParameterError(f"{name} has no leaves; pass at least one float array")
@@ -101,7 +102,7 @@ def as_parameters(name: str, tree: PyTree) -> PyTree:
 
 
 def _parameter(name: str, x: Any) -> Array:
-    kind = getattr(x, "dtype", None)
+    given, kind = x, getattr(x, "dtype", None)
     if kind is None:
         x = np.asarray(x)
         kind = x.dtype
@@ -109,12 +110,28 @@ def _parameter(name: str, x: Any) -> Array:
             x = x.astype(jnp.result_type(float))
             kind = x.dtype
     if not jnp.issubdtype(kind, jnp.floating):
-        raise ParameterError(f"leaf {name} is {kind}; pass a float array")
+        raise ParameterError(_not_float(name, given, kind))
     if np.size(x) == 0:
         raise ParameterError(f"leaf {name} is empty, shape {np.shape(x)}; pass at least one entry")
     if is_concrete(x) and not np.all(np.isfinite(np.asarray(x, dtype=np.float64))):
         raise ParameterError(f"leaf {name} contains NaN or infinity; pass finite numbers")
     return strongly_typed(x)
+
+
+_SPLIT = (
+    "split the {} with eqx.partition({}, eqx.is_inexact_array), pass the float part, and join it again with eqx.combine"
+    " inside the losses (flax: nnx.split, nnx.merge)"
+)
+
+
+def _not_float(name: str, leaf: Any, kind: Any) -> str:
+    """What a leaf is, and what to do with a tree, such as a model, that holds more than parameters."""
+    if not hasattr(leaf, "dtype") and jnp.issubdtype(kind, np.object_):
+        what = "a function" if callable(leaf) else f"an object of type {type(leaf).__name__}"
+        return f"leaf {name} is {what}; {_SPLIT.format('model', 'model')}"
+    sentence = f"leaf {name} is {kind}; pass a float array"
+    alone = name.isidentifier() or jnp.issubdtype(kind, np.object_) or jnp.issubdtype(kind, jnp.complexfloating)
+    return sentence if alone else f"{sentence}, or, where it is no parameter, {_SPLIT.format('tree', 'tree')}"
 
 
 def strongly_typed(x: Any) -> Array:

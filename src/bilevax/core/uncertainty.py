@@ -2,13 +2,14 @@
 
 import functools
 import importlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.core import shown
 from bilevax.core.config import real
 from bilevax.core.trees import PyTree, norm
 
@@ -156,6 +157,24 @@ class Error(NamedTuple):
             return _confidence(np.asarray(x), np.asarray(spread), np.asarray(shift), float(self.degrees))
 
         return jax.tree.map(confidence, self.value, self.standard_error, self.bias)
+
+    def shown_relative(self, axes: int) -> str:
+        """``relative`` as text, of each of so many leading axes."""
+        relative: Any = lambda error: error.relative  # noqa: E731
+        for _ in range(axes):
+            relative = jax.vmap(relative)
+        return shown.number(relative(self))
+
+    def __repr__(self) -> str:
+        """In one line: sizes and shapes; of several reports, as from vmap, the range."""
+        if not shown.is_plain(self.value, self.standard_error, self.bias, self.degrees):
+            return shown.shapes("Error", value=self.value, standard_error=self.standard_error, bias=self.bias)
+        axes = np.ndim(self.degrees)
+        spread, bias = shown.size(self.standard_error, axes), shown.size(self.bias, axes)
+        return (
+            f"Error(relative error {self.shown_relative(axes)}, |standard_error| {spread}, |bias| {bias}, "
+            f"degrees {shown.number(self.degrees)}; value {shown.shape(self.value)})"
+        )
 
 
 def priced(sizes: PyTree) -> PyTree:
