@@ -54,14 +54,16 @@ def test_a_bias_with_few_degrees_is_scaled_by_t():
 
 
 def test_signs_relative_error_and_what_is_certain_or_unknown():
-    error = report([1.0, -2.0, 0.0, 0.0], [0.5, 0.0, 0.1, 0.0], bias=[0.3, 0.2, 0.1, 0.0])
+    error = report([1.0, -20.0, 0.0, 0.0], [0.5, 0.0, 0.1, 0.0], bias=[0.3, 0.2, 0.1, 0.0])
     wanted = [stats.t.cdf((1.0 - 0.3) / 0.5, 19), 1.0, 0.5, 0.5]
     np.testing.assert_allclose(error.sign_confidence["a"], wanted)
     squares = [0.5**2 + 0.1**2 + 0.3**2 + 0.2**2 + 0.1**2, 0.5**2 + 0.3**2]  # of the leaves a and b
-    np.testing.assert_allclose(error.relative, np.sqrt(sum(squares)) / np.sqrt(1 + 4 + 1))
+    np.testing.assert_allclose(error.relative, np.sqrt(sum(squares)) / np.sqrt(1 + 400 + 1))
     low, high = error.interval()
-    np.testing.assert_allclose([low["a"][1], high["a"][1]], [-2.2, -1.8])  # no sampling error: the bias alone
-    assert report([1.0, 1.0], [0.1, 0.1], bias=[0.0, 1.5]).sign_confidence["a"][1] == 0.5  # a bias beyond the value
+    np.testing.assert_allclose([low["a"][1], high["a"][1]], [-20.2, -19.8])  # no sampling error: the bias alone
+    beyond = report([20.0, 1.0], [0.1, 0.1], bias=[0.0, 1.5])
+    assert beyond.sign_confidence["a"][1] == 0.5  # a bias beyond the value
+    assert report([20.0, 1.0], [8.0, 0.01]).sign_confidence["a"][1] == 0.5  # as a whole hardly known
     np.testing.assert_allclose(report([1.0], [0.1], degrees=3).sign_confidence["a"], 0.5)  # too few to say
     unknown = report([1.0], [np.inf], degrees=0)
     np.testing.assert_allclose(unknown.sign_confidence["a"], 0.5)

@@ -28,6 +28,9 @@ LEVEL = 0.95
 NORMAL = 1.6448536269514722
 """The quantile of the standard normal distribution at LEVEL."""
 
+RESOLVED = 0.5
+"""Upper limit of the relative error up to which single signs are spoken of."""
+
 FEWEST = 4
 """Degrees of freedom below which noise says too little of itself for a verdict."""
 
@@ -150,10 +153,14 @@ class Error(NamedTuple):
     def sign_confidence(self) -> PyTree:
         """Per entry, the confidence that the truth has the sign of value, in [1/2, 1]; outside of compiled programs.
 
-        P(T <= (|value| - bias) / standard_error) for Student's T; 1/2 with fewer than 4 degrees of freedom.
+        P(T <= (|value| - bias) / standard_error) for Student's T; 1/2 with fewer than 4 degrees of freedom, or where the
+        upper limit of the relative error is above 1/2: what is hardly known as a whole is not known in its entries.
         """
+        resolved = bool(self.upper <= RESOLVED)
 
         def confidence(x: Array, spread: Array, shift: Array) -> np.ndarray:
+            if not resolved:
+                return np.full_like(np.asarray(x), 0.5)
             return _confidence(np.asarray(x), np.asarray(spread), np.asarray(shift), float(self.degrees))
 
         return jax.tree.map(confidence, self.value, self.standard_error, self.bias)
@@ -215,10 +222,8 @@ def _half_width(standard_error: np.ndarray, shift: np.ndarray, level: float, deg
 
 
 def _confidence(value: np.ndarray, standard_error: np.ndarray, shift: np.ndarray, degrees: float) -> np.ndarray:
-    if degrees < FEWEST:
-        return np.full_like(value, 0.5)
     special = importlib.import_module("scipy.special")
     room = np.maximum(np.abs(value) - np.nan_to_num(shift), 0.0)
     certain = np.where(room > 0, np.inf, 0.0).astype(value.dtype)
     ratio = np.divide(room, standard_error, out=certain, where=standard_error > 0)
-    return special.stdtr(degrees, ratio).astype(value.dtype)
+    return special.stdtr(max(degrees, 1.0), ratio).astype(value.dtype)
