@@ -13,7 +13,7 @@ of the step where less than .7 of it is stable in mean square), and for odd ones
 fourth as many cross batches.
 
 The seed of a judging run is made of the commit; each such run adds a line to benchmarks/results/verdicts-judged.jsonl.
-Prints markdown tables and checks, and writes benchmarks/results/verdicts.json.
+Prints markdown tables and checks, and writes benchmarks/results/verdicts.json, or verdicts-choosing.json.
 """
 
 import argparse
@@ -120,11 +120,21 @@ def finish(options: Any, setting: Setting, found: Any, rows: list[Any], seconds:
         "headline": headline, "checks": [list(map(str, r)) for r in rows],
         **{part: {"/".join(key): figures.plain(f) for key, f in of.items()} for part, of in found.items()},
     }  # fmt: skip
+    judging = options.families == "judging"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "verdicts.json").write_text(json.dumps(record, indent=1) + "\n")
-    if options.families == "judging":
-        line = {"date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "draw": setting.draw, **headline}
-        line |= {"families": options.only, "problems": setting.problems, "counts": setting.counts, "runs": setting.runs}
+    (RESULTS / ("verdicts.json" if judging else "verdicts-choosing.json")).write_text(
+        json.dumps(record, indent=1) + "\n"
+    )
+    if judging:
+        size = {
+            "families": options.only,
+            "problems": setting.problems,
+            "counts": setting.counts,
+            "a cell": setting.runs,
+        }
+        described = record["setting"]["versions"]["commit"]  # says if the tree was not that of the commit
+        line = {"date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "tree": described, "draw": setting.draw}
+        line |= headline | size
         with (RESULTS / "verdicts-judged.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
