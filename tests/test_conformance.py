@@ -52,6 +52,10 @@ MORE = [
     (check_source, bx.Arrays(TABLE, 7, sampling="shuffled"), {}),
     (check_source, bx.Arrays(TABLE, 50), {}),
     (check_source, bx.Arrays(TABLE, 49, sampling="blocks"), {}),
+    (check_source, bx.Arrays(TABLE, 7, sampling="shuffled", keys=True), {}),
+    (check_source, bx.Arrays((*TABLE, jax.random.split(jax.random.key(0), 50)), 4, sampling="blocks", keys=True), {}),
+    (check_source, bx.Arrays(TABLE, keys=True), {}),
+    (check_source, bx.SparseRows(SPARSE, 7, keys=True), {}),
 ]
 
 NO_SUITE = {

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from bilevax.core.errors import ParameterError
+from bilevax.core.keys import is_key
 from bilevax.core.trees import is_concrete, strongly_typed
 
 T = TypeVar("T")
@@ -80,6 +81,8 @@ def static(default: Any = dataclasses.MISSING) -> Any:
 
 
 def _same(x: Any, y: Any) -> bool:
+    if is_key(x) or is_key(y):
+        return is_key(x) and is_key(y) and x.dtype == y.dtype and _same(jax.random.key_data(x), jax.random.key_data(y))
     return x is y or (np.shape(x) == np.shape(y) and bool(np.array_equal(x, y)))
 
 
@@ -88,7 +91,19 @@ def _show(value: Any) -> str:
         return qualname(value)
     if isinstance(value, jax.Array | np.ndarray) and np.ndim(value) > 0:
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, tuple | list | dict):
+        return repr(jax.tree.map(lambda x: _Text(_show(x)), value))
     return repr(value)
+
+
+class _Text:
+    """What is printed as it stands."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def qualname(function: Callable[..., Any]) -> str:
@@ -123,8 +138,7 @@ def _strong(x: Any) -> Any:
     if isinstance(x, numbers.Real):
         return jnp.asarray(np.asarray(x, jnp.result_type(float)))
     if isinstance(x, jax.Array | np.ndarray):
-        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return x if is_key else strongly_typed(x)
+        return x if is_key(x) else strongly_typed(x)
     return x
 
 
@@ -200,6 +214,8 @@ def to_plain(value: Any) -> Any:
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(v) for v in value]
+    if is_key(value):
+        return {"key": to_plain(np.asarray(jax.random.key_data(value))), "impl": str(jax.random.key_impl(value))}
     if isinstance(value, jax.Array | np.ndarray) and np.ndim(value) > 0:
         return {"array": to_plain(np.asarray(value).tolist()), "dtype": str(value.dtype)}
     if isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -224,6 +240,8 @@ def from_plain(value: Any) -> Any:
         return _lookup(value["function"])
     if value.keys() == {"number"}:
         return float(value["number"])
+    if value.keys() == {"key", "impl"}:
+        return jax.random.wrap_key_data(jnp.asarray(from_plain(value["key"])), impl=value["impl"])
     if value.keys() == {"array", "dtype"}:
         return np.asarray(from_plain(value["array"]), value["dtype"])
     fields = {k: from_plain(v) for k, v in value.items() if k != "type"}

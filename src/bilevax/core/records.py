@@ -297,3 +297,9 @@ class Result(NamedTuple):
         leaves = jax.tree.leaves(self.at_bound)
         held, entries = (sum(int(count(x)) for x in leaves) for count in (np.count_nonzero, np.size))
         return told + (f" The set of lam holds back {held} of its {entries} entries." if held else "")
+
+    def __repr__(self) -> str:
+        """In one line: code, what the run did to the outer value, and shapes."""
+        values = np.asarray(self.history.outer_value)
+        told = f"outer_value {values[0]:.3g} to {values[-1]:.3g} in {len(values)} steps" if len(values) else "no steps"
+        return f"Result({Code(self.code).name}, {told}; lam {shown.shape(self.lam)}; w {shown.shape(self.w)})"

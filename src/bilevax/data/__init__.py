@@ -7,7 +7,7 @@ from bilevax.core.lazy import attach
 if TYPE_CHECKING:
     from bilevax.data.arrays import Arrays, Join, join
     from bilevax.data.columns import Column, Table
-    from bilevax.data.fold import Draw, RowSource, Source
+    from bilevax.data.fold import Draw, Keyed, RowSource, Source
     from bilevax.data.sparse_rows import SparseRows
     from bilevax.data.tables import read_table, table_from_frame
 
@@ -16,6 +16,7 @@ __all__ = [
     "Column",
     "Draw",
     "Join",
+    "Keyed",
     "RowSource",
     "Source",
     "SparseRows",

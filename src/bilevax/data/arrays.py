@@ -1,7 +1,9 @@
 """Rows in memory, and several sources drawn together."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -11,8 +13,9 @@ from jax import Array
 
 from bilevax.core.config import choice, config, count, set_fields, static
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.keys import is_key
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
-from bilevax.data.fold import Count, Draw, fold
+from bilevax.data.fold import Count, Draw, Keyed, fold
 from bilevax.data.shuffle import shuffled
 
 Carry = TypeVar("Carry")
@@ -25,6 +28,9 @@ LARGE = 1 << 22
 
 ALIGNMENT = 64
 """Bytes at a multiple of which JAX takes memory as it is."""
+
+KEYS = 0x6B6579
+"""Folded into a stream's key for the keys of its draws."""
 
 FEW = 10
 """Blocks of which the order alone would hardly differ from key to key."""
@@ -42,25 +48,54 @@ class Arrays:
     - ``"blocks"``: contiguous blocks of a copy that is shuffled once (by ``seed``), in a new order each epoch. The
       fastest. A short last block is kept; its draw has a smaller ``weight``, so that every row counts once.
 
+    With ``keys=True`` the losses see a batch ``batch.rows``, ``batch.key``, for dropout and augmentation: draw j brings
+    a key of its own, a function of (key, j) that is the same for every ``sampling`` and batch size. So minibatches of
+    every row differ too, and the source is not ``whole``. What reads every row at once, without a draw (``full``:
+    deterministic solvers, the outer loss on all of val, parts of reports) sees one key, always the same.
+
     Args:
-        data: for example ``(X, y)``; floating leaves must be finite.
+        data: for example ``(X, y)``; floating leaves must be finite. A leaf of typed random keys is a key a row, which
+            the row keeps for ever.
         batch_size: rows in a minibatch, 1 <= b <= n; None for every row at once.
         sampling: see above.
         seed: of the one shuffle of ``"blocks"``; None where the data are shuffled already, as they are in the source.
+        keys: a fresh key in every draw. Default False.
 
     Raises:
         DataError: lengths differ, or a leaf has NaN or infinite entries (which and where is said).
         ParameterError: the batch size does not lie in [1, n].
+
+    Examples:
+        Dropout: each step on w sees another half of the features.
+
+        >>> import bilevax as bx
+        >>> def inner_loss(w, lam, batch):
+        ...     X, y = batch.rows
+        ...     seen = jnp.where(jax.random.bernoulli(batch.key, 0.5, X.shape), 2 * X, 0.0)
+        ...     return jnp.mean((seen @ w - y) ** 2) + jnp.exp(lam) * jnp.sum(w**2)
+        >>> def outer_loss(w, lam, batch):
+        ...     return jnp.mean((batch[0] @ w - batch[1]) ** 2)
+        >>> X, y = np.eye(12, 3, dtype=np.float32), np.ones(12, np.float32)
+        >>> train, val = bx.Arrays((X, y), batch_size=6, keys=True), bx.Arrays((X, y))
+        >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.3), outer_loss)
+        >>> est = bx.hypergradient(problem, bx.JointSID(400), jnp.zeros(3), 0.0, train, val, key=jax.random.key(0))
+        >>> est.value.shape, train.full.key.shape
+        ((), ())
     """
 
     data: PyTree
     batch_size: int | None = static(None)
     sampling: str = "iid"
     seed: int | None = 0
+    keys: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
+        if not isinstance(self.keys, bool):
+            raise ParameterError(f"keys must be True or False, got {self.keys!r}")
         seed = None if self.seed is None else count("seed", self.seed)
+        if isinstance(self.data, Keyed):  # what a source with keys calls full
+            set_fields(self, data=self.data.rows, keys=True)
         data = narrowed(map_named(_check_leaf, "data", self.data))
         n, order = _common_length(data), None
         b = self.batch_size
@@ -86,13 +121,14 @@ class Arrays:
 
     @property
     def whole(self) -> bool:
-        """True if each minibatch is every row."""
-        return self.batch_size is None
+        """True if each minibatch is every row, and nothing else."""
+        return self.batch_size is None and not self.keys
 
     @property
     def full(self) -> PyTree:
-        """Every row at once."""
-        return self.data
+        """Every row at once, with a fixed key if ``keys``."""
+        rows = self._seen(self.data)
+        return Keyed(rows, jax.random.fold_in(jax.random.key(0), KEYS)) if self.keys else rows
 
     @property
     def _epoch(self) -> int:
@@ -102,6 +138,11 @@ class Arrays:
 
     def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The plan of the chunk that minibatch j opens (see :class:`~bilevax.data.fold.Source`)."""
+        if not self.keys:
+            return self._renew_rows(plan, key, j, first)
+        return self._renew_rows(plan and plan[0], key, j, first), self.words(key)
+
+    def _renew_rows(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         if self.batch_size is None:
             return ()
         if plan is None:
@@ -131,10 +172,25 @@ class Arrays:
         """The first minibatch after j that opens a chunk."""
         return (j // CHUNK + 1) * CHUNK
 
+    @staticmethod
+    def words(key: Array) -> Array:
+        """The stream of the draws' keys as numbers, [2] uint32: a loop carries no keys of any kind."""
+        return jax.random.bits(jax.random.fold_in(key, KEYS), (2,), jnp.uint32)
+
+    def with_key(self, words: Array, j: Array, draw: Draw) -> Draw:
+        """Draw j with a key of its own."""
+        stream = jax.random.wrap_key_data(words, impl="threefry2x32")
+        return draw._replace(batch=Keyed(draw.batch, jax.random.fold_in(stream, j)))
+
     def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of minibatch j."""
+        if self.keys:
+            return self._visit_rows(plan[0], j, lambda draw: use(self.with_key(plan[1], j, draw)))
+        return self._visit_rows(plan, j, use)
+
+    def _visit_rows(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         if self.batch_size is None:
-            return use(Draw(self.full, -1, 1.0))
+            return use(Draw(self._seen(self.data), -1, 1.0))
         if self.sampling != "blocks":
             return use(Draw(self.at(plan[j % CHUNK]), -1, 1.0))
         number, is_short = plan[0][j % CHUNK], plan[1][j % CHUNK]
@@ -144,7 +200,7 @@ class Arrays:
         return jax.lax.cond(is_short, lambda: use(self._block(number, short)), lambda: use(self._block(number, b)))
 
     def at(self, numbers: Array) -> PyTree:
-        """The minibatch of these rows."""
+        """These rows, without a key."""
         return self._seen(jax.tree.map(lambda a: a.at[numbers].get(mode="promise_in_bounds"), self.data))
 
     @property
@@ -173,19 +229,20 @@ class Arrays:
         self, plan: PyTree, j: Array, end: Array, use: Callable[..., Carry], carry: Carry
     ) -> tuple[Array, Carry]:
         """The short block by itself, or all blocks before the next short one: a branch a sweep, not one a step."""
-        numbers, are_short = plan
+        numbers, are_short = plan[0] if self.keys else plan
         places = jnp.arange(CHUNK, dtype=jnp.int32)
         next_short = j - j % CHUNK + jnp.min(jnp.where(are_short & (places >= j % CHUNK), places, CHUNK))
 
+        def one(j: Array, carry: Carry, size: int) -> Carry:
+            draw = self._block(numbers[j % CHUNK], size)
+            return use(carry, j, self.with_key(plan[1], j, draw) if self.keys else draw)
+
         def alone() -> tuple[Array, Carry]:
-            return j + 1, use(carry, j, self._block(numbers[j % CHUNK], self._short))
+            return j + 1, one(j, carry, self._short)
 
         def before() -> tuple[Array, Carry]:
-            def one(j: Array, carry: Carry) -> Carry:
-                return use(carry, j, self._block(numbers[j % CHUNK], self.rows_per_batch))
-
             until = jnp.minimum(end, next_short)
-            return until, jax.lax.fori_loop(j, until, one, carry)
+            return until, jax.lax.fori_loop(j, until, partial(one, size=self.rows_per_batch), carry)
 
         return jax.lax.cond(are_short[j % CHUNK], alone, before)
 
@@ -250,7 +307,7 @@ def _check_leaf(name: str, leaf: Any) -> Any:
         raise DataError(f"{name} is a sparse matrix; use bx.SparseRows, or its .toarray() if it may become dense")
     if not isinstance(leaf, jax.Array):
         leaf = np.asarray(leaf)
-    if leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if not is_key(leaf) and leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
         raise DataError(f"{name} has dtype {leaf.dtype}; pass numbers")
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise DataError(f"{name} is complex; pass real numbers")

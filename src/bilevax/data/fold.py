@@ -28,6 +28,18 @@ class Draw(NamedTuple):
     weight: Array | float
 
 
+class Keyed(NamedTuple):
+    """A batch with random numbers of its own, of a source with ``keys=True``.
+
+    Attributes:
+        rows: what the batch would be without, a pytree with leading axis b.
+        key: one JAX random key, another in every draw.
+    """
+
+    rows: PyTree
+    key: Array
+
+
 class Source(Protocol):
     """Where minibatches come from. Minibatch j is a pure function of (key, j).
 

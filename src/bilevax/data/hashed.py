@@ -36,18 +36,19 @@ class Hashed:
         """Every row at once."""
         return self.source.full
 
-    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> Array:
-        """The words of the key, from which every minibatch follows."""
-        return jax.random.key_data(key)
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> tuple[Array, PyTree]:
+        """The words of the key, from which every minibatch follows, and those of the draws' own keys if they have."""
+        return jax.random.key_data(key), self.source.words(key) if self.source.keys else ()
 
     def boundary(self, j: Array) -> Array:
         """None of them opens a chunk."""
         return jnp.int32(jnp.iinfo(jnp.int32).max)
 
-    def visit(self, plan: Array, j: Array, use: Callable[[Draw], Carry]) -> Carry:
+    def visit(self, plan: tuple[Array, PyTree], j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of minibatch j."""
         places = j.astype(jnp.uint32) * self.rows_per_batch + jnp.arange(self.rows_per_batch, dtype=jnp.uint32)
-        return use(Draw(self.source.at(hashed_rows(plan, places, self.rows)), -1, 1.0))
+        draw = Draw(self.source.at(hashed_rows(plan[0], places, self.rows)), -1, 1.0)
+        return use(self.source.with_key(plan[1], j, draw) if self.source.keys else draw)
 
     def fold(
         self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count

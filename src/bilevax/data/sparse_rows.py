@@ -32,6 +32,7 @@ class SparseRows(Arrays):
         batch_size: rows in a minibatch, 1 <= b <= n; None for every row at once.
         sampling: as of :class:`Arrays`; ``"blocks"`` permutes the rows' numbers, not their entries.
         seed: of the one shuffle of ``"blocks"``.
+        keys: as of :class:`Arrays`.
         n_features: number of columns, d, at least the matrix's own, which is the default: a file need not mention the
             last columns.
 
@@ -66,11 +67,6 @@ class SparseRows(Arrays):
         set_fields(self, data=jax.tree.unflatten(structure, leaves), n_features=features, place=place)
         set_fields(self, columns=jnp.asarray(columns), values=jnp.asarray(values))
         super().__post_init__()
-
-    @property
-    def full(self) -> PyTree:
-        """Every row at once."""
-        return self._seen(self.data)
 
     def _seen(self, batch: PyTree) -> PyTree:
         """The batch with its sparse rows in place of their extents."""

@@ -407,4 +407,4 @@ def _independent(source: Any, rows: int | None) -> RowSource:
         return source
     if source.whole:
         return source if rows is None or source.rows <= rows else Hashed(source, rows)
-    return Hashed(source, source.rows_per_batch)
+    return Hashed(source, source.rows_per_batch) if source.batch_size else source  # every row, and a key of its own

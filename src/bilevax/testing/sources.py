@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.core.keys import is_key
 from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree
+from bilevax.data import Keyed
 from bilevax.testing.tools import configuration, methods, require, same_bits, title
 
 DRAWN = 1500
@@ -20,7 +22,8 @@ def check_source(source: Any) -> None:
 
     Minibatch j is a function of (key, j) alone, however the loop is cut; both ends of the loop may be traced; every
     minibatch consists of rows of the table, as many as it says; the mean over minibatches, each by its weight, is that
-    of the table. The table needs floating or integer leaves, and at most some thousand rows.
+    of the table. If batches bring keys, each brings one of its own, of (key, j) alone too. The table needs floating or
+    integer leaves or keys, and at most some thousand rows.
 
     Raises:
         AssertionError: says the first contract that is violated.
@@ -41,6 +44,7 @@ def check_source(source: Any) -> None:
     require(size.max() == most, f"{name} says that a minibatch has {most} rows, and the largest has {size.max()}")
     _cut(source, name, key, seen)
     _keys(source, name, seen)
+    _own_keys(source, name, key, seen)
     _mean(source, name, seen)
 
 
@@ -68,6 +72,7 @@ def _look(source: Any, key: Array, start: Any, stop: Any) -> dict[str, Any]:
         "weight": jnp.zeros(DRAWN),
         "block": jnp.zeros(DRAWN, jnp.int32),
         "member": jnp.ones(DRAWN, bool),
+        "key": jnp.zeros((DRAWN, 2), jnp.uint32),
     }
     out: dict[str, Any] = source.fold(note, seen, full, key=key, start=start, stop=stop)
     return out
@@ -84,14 +89,25 @@ def _described(draw: Any, full: PyTree) -> dict[str, Any]:
         "weight": jnp.asarray(draw.weight),
         "block": jnp.asarray(draw.block),
         "member": jnp.all(jnp.any(same, axis=1)),
+        "key": _key_words(draw.batch),
     }
 
 
-def _dense(tree: PyTree) -> PyTree:
-    """The tree with arrays in place of sparse batches."""
-    return jax.tree.map(
-        lambda x: x.todense() if isinstance(x, SparseBatch) else x, tree, is_leaf=lambda x: isinstance(x, SparseBatch)
-    )
+def _dense(batch: PyTree) -> PyTree:
+    """Its rows, with numbers in place of sparse batches and keys."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, SparseBatch):
+            return x.todense()
+        return jax.random.key_data(x) if is_key(x) else x
+
+    rows = batch.rows if isinstance(batch, Keyed) else batch
+    return jax.tree.map(plain, rows, is_leaf=lambda x: isinstance(x, SparseBatch))
+
+
+def _key_words(batch: PyTree) -> Array:
+    """What is in the batch's own key, [2]; 0 if it has none."""
+    return jax.random.key_data(batch.key) if isinstance(batch, Keyed) else jnp.zeros(2, jnp.uint32)
 
 
 def _kind(x: Array) -> Any:
@@ -112,6 +128,7 @@ def _cut(source: Any, name: str, key: Array, seen: dict[str, Any]) -> None:
     first = jax.tree.map(lambda x: x[0, :20], mapped)
     alone = jax.tree.map(lambda x: x[:20], seen)
     require(same_bits(first["rows"], alone["rows"]), f"{name} under jax.vmap draws other minibatches than in a loop")
+    require(same_bits(first["key"], alone["key"]), f"{name} under jax.vmap brings other keys than in a loop")
     close = all(np.allclose(x, y, rtol=1e-5) for x, y in zip(first["sums"], alone["sums"], strict=True))
     require(close, f"{name} under jax.vmap draws other minibatches than in a loop")
 
@@ -123,6 +140,16 @@ def _keys(source: Any, name: str, seen: dict[str, Any]) -> None:
         require(not same_bits(seen["sums"], other["sums"]), f"{name} draws the same minibatches for every key")
         first, later = (jax.tree.map(lambda x, i=i: x[i : i + 256], seen["sums"]) for i in (0, 512))
         require(not same_bits(first, later), f"{name} repeats its minibatches")
+
+
+def _own_keys(source: Any, name: str, key: Array, seen: dict[str, Any]) -> None:
+    """A key of its own in every draw, that no other key of the loop brings."""
+    if not isinstance(source.full, Keyed):
+        return
+    require(not source.whole, f"{name} brings keys, so that its minibatches differ, and says that it is whole")
+    other = _look(source, jax.random.key(4), 0, DRAWN)
+    words = np.concatenate([seen["key"], other["key"], _key_words(source.full)[None], jax.random.key_data(key)[None]])
+    require(len(np.unique(words, axis=0)) == len(words), f"{name} brings one key in several draws; each needs its own")
 
 
 def _mean(source: Any, name: str, seen: dict[str, Any]) -> None:

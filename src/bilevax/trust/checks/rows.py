@@ -11,7 +11,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevax.core.trees import PyTree, norm, sub
-from bilevax.data import RowSource
+from bilevax.data import Keyed, RowSource
 from bilevax.problems.problem import Problem, inner_image
 from bilevax.trust.checks.program import draws_fixed_numbers
 from bilevax.trust.findings import Finding
@@ -45,7 +45,7 @@ def check_rows(s: Subject) -> Iterator[Finding]:
         )
     v = normal(s.stream(4), s.w0)
     for name, oracle, source in (("inner_map", inner, s.train), ("outer_loss", outer, s.val)):
-        if source.rows > 1:
+        if source.rows > 1 and not isinstance(source.full, Keyed):  # whose noise is the batch's, not the rows'
             side = _Side(name, oracle, source, (s.smooth, s.far, s.lam, v), s)
             yield from side.findings(draws_fixed_numbers(name, s, source.full))
 
@@ -169,7 +169,8 @@ class _Side:
             severity,
             f"{self.name} draws random numbers from a key that is no part of the batch: they are the same in every "
             "minibatch.",
-            "Put keys into the data, one a row, so that each draw of a row brings its own; or leave the noise out.",
+            "Build the source with keys=True and draw from batch.key, another in every draw (the rows are then "
+            "batch.rows); or leave the noise out.",
         )
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.core.keys import is_key
 from bilevax.core.trees import PyTree
-from bilevax.data import RowSource
+from bilevax.data import Keyed, RowSource
 from bilevax.trust.checks.rows import ALARM
 from bilevax.trust.findings import Finding
 from bilevax.trust.subject import TINY, Subject
@@ -30,7 +31,7 @@ def check_sources(s: Subject) -> Iterator[Finding]:
 
 def _findings(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
     kind = jnp.result_type(float)
-    measure = jax.tree.map(lambda x: jax.random.normal(key, x.shape[1:], kind), source.full)
+    measure = jax.tree.map(lambda x: jax.random.normal(key, x.shape[1:], kind), _numbers(source.full))
     a, b, others = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2), jax.random.split(key, SCATTERED)
     keys = jnp.concatenate([jnp.stack([a] * IN_A_ROW + [b] * IN_A_ROW), others])
     first = jnp.arange(IN_A_ROW, dtype=jnp.int32)
@@ -69,10 +70,15 @@ def _findings(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
 def _measured(rows: PyTree, measure: PyTree) -> Array:
     """A random linear function of each row, [b]."""
     parts = [
-        x.reshape(x.shape[0], -1).astype(r.dtype) @ r.reshape(-1)
-        for x, r in zip(jax.tree.leaves(rows), jax.tree.leaves(measure), strict=True)
+        x.reshape(x.shape[0], -1).astype(r.dtype) @ r.reshape(-1) for x, r in zip(_numbers(rows), measure, strict=True)
     ]
     return jnp.sum(jnp.stack(parts), axis=0)
+
+
+def _numbers(batch: PyTree) -> list[Array]:
+    """The leaves of its rows that are no keys."""
+    rows = batch.rows if isinstance(batch, Keyed) else batch
+    return [x for x in jax.tree.leaves(rows) if not is_key(x)]
 
 
 @jax.jit
