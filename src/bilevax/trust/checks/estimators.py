@@ -97,7 +97,7 @@ def _why(s: Subject, estimator: Any, truth: np.ndarray, seen: tuple[int, float, 
 
 def _run(s: Subject, estimator: Any, train: RowSource, val: RowSource, i: int) -> Estimate:
     key = jax.random.fold_in(s.stream(30), i)
-    return hypergradient(s.problem, estimator, s.w0, s.lam, train, val, key=key, report=False)
+    return hypergradient(s.given or s.problem, estimator, s.w0, s.lam, train, val, key=key, report=False)
 
 
 def _reference(s: Subject) -> np.ndarray | None:

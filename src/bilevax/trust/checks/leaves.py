@@ -10,7 +10,7 @@ import numpy as np
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, as_parameters, leaf_name
 from bilevax.hypergradients.functions import check_functions
-from bilevax.problems.problem import Problem, adjoint_product, cross_product, inner_image, outer_gradients
+from bilevax.trust.checks.looks import flat
 from bilevax.trust.findings import Finding
 from bilevax.trust.subject import Subject, normal
 
@@ -48,9 +48,10 @@ def check_structure(s: Subject) -> Iterator[Finding]:
 
 def check_finite(s: Subject) -> Iterator[Finding]:
     """NONFINITE."""
-    v = normal(s.stream(3), s.w0)
+    v = normal(s.draw(3), s.w0)
     for place, w in (("w0", s.w0), ("the inner solution", s.near)):
-        bad = [name for name, x in _values(s, w, v).items() if not np.isfinite(x)]
+        found = zip(_NAMES, (*s.inner(w, s.lam, v), *s.outer(w, s.lam)), strict=True)
+        bad = [name for name, tree in found if not np.all(np.isfinite(flat(tree)))]
         if bad:
             yield Finding(
                 "NONFINITE",
@@ -62,20 +63,11 @@ def check_finite(s: Subject) -> Iterator[Finding]:
             return
 
 
-def _values(s: Subject, w: PyTree, v: PyTree) -> dict[str, float]:
-    """The sum of each thing that the oracles return: finite where all entries are."""
-    found = _looked(s.problem, w, s.lam, v, s.train.full, s.val.full)
-    return {name: sum(float(jnp.sum(x)) for x in jax.tree.leaves(tree)) for name, tree in found.items()}
-
-
-@jax.jit
-def _looked(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, train: PyTree, val: PyTree) -> dict[str, PyTree]:
-    value, by_w, by_lam = outer_gradients(problem, w, lam, val)
-    return {
-        "the inner map": inner_image(problem, w, lam, train),
-        "the inner map's derivative in w": adjoint_product(problem, w, lam, train, v),
-        "the inner map's derivative in lam": cross_product(problem, w, lam, train, v),
-        "the outer loss": value,
-        "the outer loss's gradient in w": by_w,
-        "the outer loss's gradient in lam": by_lam,
-    }
+_NAMES = (
+    "the inner map",
+    "the inner map's derivative in w",
+    "the inner map's derivative in lam",
+    "the outer loss",
+    "the outer loss's gradient in w",
+    "the outer loss's gradient in lam",
+)

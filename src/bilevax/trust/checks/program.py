@@ -42,10 +42,15 @@ def check_program(s: Subject) -> Iterator[Finding]:
 
 def unused(s: Subject) -> list[str]:
     """The leaves of lam that reach neither function."""
-    reached: set[int] = set()
-    for name, batch in (("inner_map", s.train.full), ("outer_loss", s.val.full)):
-        reached |= set().union(*dependencies(trace(name, s, batch).jaxpr, _labels(s, batch, lam=True)))
-    return [name for n, name in enumerate(leaf_names("lam", s.lam)) if n not in reached]
+    found = reached("inner_map", "lam", s) | reached("outer_loss", "lam", s)
+    return [name for n, name in enumerate(leaf_names("lam", s.lam)) if n not in found]
+
+
+def reached(name: str, argument: str, s: Subject) -> set[int]:
+    """The leaves of ``w``, ``lam`` or ``batch``, by number, from which a way leads to what a function returns."""
+    batch = s.train.full if name == "inner_map" else s.val.full
+    labels = _labels(s, batch, argument)
+    return set().union(*dependencies(trace(name, s, batch).jaxpr, labels))
 
 
 def trace(name: str, s: Subject, batch: PyTree) -> ClosedJaxpr:
@@ -60,7 +65,7 @@ def trace(name: str, s: Subject, batch: PyTree) -> ClosedJaxpr:
 def draws_fixed_numbers(name: str, s: Subject, batch: PyTree) -> bool:
     """True where ``inner_map`` or ``outer_loss`` draws random numbers from a key that no batch holds."""
     seen: list[set[Any]] = []
-    dependencies(trace(name, s, batch).jaxpr, _labels(s, batch, lam=False), seen)
+    dependencies(trace(name, s, batch).jaxpr, _labels(s, batch, "batch"), seen)
     return any(not found for found in seen)
 
 
@@ -103,33 +108,32 @@ def _programs(values: Any) -> Iterator[Jaxpr]:
             yield from _programs(value)
 
 
-def _labels(s: Subject, batch: PyTree, *, lam: bool) -> list[set[Any]]:
-    """The inputs of a trace: the leaves of lam labelled by their number, or those of the batch as one."""
+def _labels(s: Subject, batch: PyTree, argument: str) -> list[set[Any]]:
+    """The inputs of a trace: the leaves of an argument labelled by their number, the others by nothing."""
     sizes = [len(jax.tree.leaves(tree)) for tree in (s.problem, s.w0, s.lam, batch)]
-    labels: list[set[Any]] = [set() for _ in range(sum(sizes))]
-    first, number = (sizes[0] + sizes[1], sizes[2]) if lam else (sum(sizes[:3]), sizes[3])
-    for n in range(number):
-        labels[first + n] = {n if lam else "batch"}
-    return labels
+    place = ("problem", "w", "lam", "batch").index(argument)
+    first = sum(sizes[:place])
+    return [{n - first} if first <= n < first + sizes[place] else set() for n in range(sum(sizes))]
 
 
 def _same(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
     """Equal programs on equal constants; addresses of Python objects do not count."""
     first, second = (re.sub(r"0x[0-9a-f]+", "", str(x)) for x in (a, b))
-    x, y = list(_arrays(a)), list(_arrays(b))
+    x, y = list(held_by(a)), list(held_by(b))
     return first == second and len(x) == len(y) and all(map(_equal, x, y))
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return a is b or np.array_equal(_plain(a), _plain(b))
+    return a is b or np.array_equal(plain(a), plain(b))
 
 
-def _plain(x: Any) -> np.ndarray:
+def plain(x: Any) -> np.ndarray:
+    """An array on the host; random keys as their numbers."""
     is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(x) if is_key else x)
 
 
-def _arrays(closed: ClosedJaxpr) -> Iterator[Any]:
+def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
     """Every array that a program holds, in any of its parts."""
     yield from (x for x in closed.consts if hasattr(x, "dtype"))
     stack = [closed.jaxpr]
@@ -144,10 +148,10 @@ def _arrays(closed: ClosedJaxpr) -> Iterator[Any]:
 
 
 def _constants(name: str, closed: ClosedJaxpr, s: Subject) -> Iterator[Finding]:
-    held = list({id(x): x for x in _arrays(closed)}.values())
-    size = sum(_plain(x).nbytes for x in held)
+    held = list({id(x): x for x in held_by(closed)}.values())
+    size = sum(plain(x).nbytes for x in held)
     if size > LARGE:
-        largest = max(held, key=lambda x: _plain(x).nbytes)
+        largest = max(held, key=lambda x: plain(x).nbytes)
         yield Finding(
             "CLOSED_OVER",
             "warning",

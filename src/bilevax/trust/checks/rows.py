@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.flatten_util import ravel_pytree
 
-from bilevax.core.trees import PyTree, norm, sub
+from bilevax.core.trees import PyTree
 from bilevax.data import Keyed, RowSource
-from bilevax.problems.problem import Problem, inner_image
+from bilevax.problems.problem import Problem
+from bilevax.trust.checks.looks import FEW, flat, inner, outer, rows_of
 from bilevax.trust.checks.program import draws_fixed_numbers
 from bilevax.trust.findings import Finding
 from bilevax.trust.subject import TINY, Subject, epsilon, normal
@@ -29,13 +29,13 @@ BATCHES = 4096
 ALARM = 6.0
 """Standard errors at which a mean is said to be wrong: one false alarm in 10^9."""
 
-Parts = tuple[Array, ...]
+Parts = tuple[np.ndarray, ...]
 Point = tuple[Problem, PyTree, PyTree, PyTree]
-Oracle = Callable[..., Parts]
+Oracle = Callable[..., tuple[PyTree, PyTree, PyTree]]
 
 
 def check_rows(s: Subject) -> Iterator[Finding]:
-    """ROWS_UNREAD, ROW_ORDER, FIXED_KEY, SUM, BIASED, NOT_A_MEAN."""
+    """BATCH_SIZE, ROWS_UNREAD, ROW_ORDER, FIXED_KEY, SUM, SIZE_OF_BATCH, BIASED, NOT_A_MEAN, COMPOSITE."""
     if s.problem.composite:
         yield Finding(
             "COMPOSITE",
@@ -43,28 +43,11 @@ def check_rows(s: Subject) -> Iterator[Finding]:
             "The inner map ends with a prox: the map of a minibatch is biased even where its gradient is not.",
             "Use full batches, or expect a floor of the error that more steps do not lower.",
         )
-    v = normal(s.stream(4), s.w0)
+    v = normal(s.draw(4), s.w0)
     for name, oracle, source in (("inner_map", inner, s.train), ("outer_loss", outer, s.val)):
         if source.rows > 1 and not isinstance(source.full, Keyed):  # whose noise is the batch's, not the rows'
             side = _Side(name, oracle, source, (s.smooth, s.far, s.lam, v), s)
             yield from side.findings(draws_fixed_numbers(name, s, source.full))
-
-
-def inner(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) -> Parts:
-    """Phi - w, d1Phi^T v and d2Phi^T v, each a vector."""
-    image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, batch), w, lam)
-    by_w, by_lam = pullback(v)
-    return _flat(sub(image, w)), _flat(by_w), _flat(by_lam)
-
-
-def outer(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) -> Parts:
-    """E, grad_1 E and grad_2 E."""
-    value, (by_w, by_lam) = jax.value_and_grad(problem.outer_loss, (0, 1))(w, lam, batch)
-    return value[None], _flat(by_w), _flat(by_lam)
-
-
-def _flat(tree: PyTree) -> Array:
-    return ravel_pytree(tree)[0]
 
 
 class _Side:
@@ -79,32 +62,34 @@ class _Side:
     def findings(self, fixed_key: bool) -> Iterator[Finding]:
         """What keeps it from being a mean over rows."""
         batches = [self.batch(i) for i in range(PROBES)]
-        mean = not any(self.differ(self.look(b), self.mean_of_halves(b)) for b in batches)
+        try:
+            mean = not any(self.differ(self.look(b), self.mean_of_halves(b)) for b in batches)
+        except (TypeError, ValueError) as e:  # every row went through: the shapes of another number do not fit
+            yield self.of_one_size(e)
+            return
         if fixed_key:
             yield self.fixed_key("error" if not mean and self.order_matters(batches) else "warning")
         elif not mean:
             yield self.why(batches)
 
-    def batch(self, i: int) -> PyTree:
-        """A batch of random rows."""
-        key = jax.random.fold_in(self.s.stream(5), i)
-        chosen = jax.random.randint(key, (2 * self.half,), 0, self.source.rows)
-        return jax.tree.map(lambda x: x[chosen], self.source.full)
+    def batch(self, i: int) -> np.ndarray:
+        """Numbers of random rows."""
+        return self.s.draw(500 + i).integers(self.source.rows, size=2 * self.half)
 
-    def look(self, batch: PyTree) -> Parts:
+    def look(self, rows: np.ndarray) -> Parts:
         """What the function and its derivatives say of a batch."""
-        return _looked(self.oracle, self.at, batch)
+        return tuple(map(flat, FEW[self.oracle](*self.at, rows_of(self.source, rows))))
 
-    def mean_of_halves(self, batch: PyTree) -> Parts:
+    def mean_of_halves(self, rows: np.ndarray) -> Parts:
         """What a mean over rows would be on the whole batch."""
-        halves = [self.look(_rows(batch, part)) for part in (slice(None, self.half), slice(self.half, None))]
+        halves = self.look(rows[: self.half]), self.look(rows[self.half :])
         return tuple((a + b) / 2 for a, b in zip(*halves, strict=True))
 
     def differ(self, a: Parts, b: Parts) -> bool:
         """True where two looks differ by more than rounding."""
         return any(_distance(x, y) > self.tolerance for x, y in zip(a, b, strict=True))
 
-    def why(self, batches: list[PyTree]) -> Finding:
+    def why(self, batches: list[np.ndarray]) -> Finding:
         """The reason, the simplest first."""
         unread = self.unread(batches)
         if unread.any():
@@ -123,9 +108,10 @@ class _Side:
                 "Treat every row alike: no weights, masks or noise by position. Random numbers of a row belong in the "
                 "batch.",
             )
-        once, twice, four = (self.look(_repeated(batches[0], times)) for times in (1, 2, 4))
+        once, twice, four = (self.look(np.tile(batches[0], times)) for times in (1, 2, 4))
+        first, second = _sub(twice, once), _sub(four, twice)
         grows = self.differ(once, twice)
-        if grows and not self.differ(_sub(four, twice), tuple(2 * x for x in _sub(twice, once))):
+        if grows and not self.differ(second, tuple(2 * x for x in first)):
             return Finding(
                 "SUM",
                 self.severity,
@@ -133,32 +119,68 @@ class _Side:
                 "twice. It is a sum.",
                 "Take jnp.mean over the rows; steps and penalties then mean the same for every batch size.",
             )
+        if grows and not self.differ(tuple(2 * x for x in second), first):
+            return self.shrinks(batches[1], first)
         return self.biased()
 
-    def unread(self, batches: list[PyTree]) -> np.ndarray:
-        """Positions whose row can be replaced by that of another batch without a trace, in all batches; [rows]."""
-        pairs = itertools.pairwise(batches)
-        return np.all([_unmoved(self.oracle, self.at, *pair) for pair in pairs], axis=0)
+    def shrinks(self, other: np.ndarray, change: Parts) -> Finding:
+        """A part that is divided by the number of rows: that of a penalty, where it is the same for all rows."""
+        same = not self.differ(_sub(self.look(np.tile(other, 2)), self.look(other)), change)
+        what = "the same part for all rows, such as a penalty," if same else "a part"
+        return Finding(
+            "SIZE_OF_BATCH",
+            self.severity,
+            f"{self.name} has {what} that is divided by the number of rows in the batch: on a batch given twice that "
+            "part is half as large. The inner problem is then another one for every batch size.",
+            "Take the mean over the rows alone and add the penalty outside of it: jnp.mean(losses) + penalty, not "
+            "(jnp.sum(losses) + penalty) / len(y). To divide by the number of all rows, use that fixed number.",
+        )
 
-    def order_matters(self, batches: list[PyTree]) -> bool:
+    def of_one_size(self, e: Exception) -> Finding:
+        """A function that takes no other number of rows than all."""
+        text = str(e).splitlines()[0] if str(e) else type(e).__name__
+        return Finding(
+            "BATCH_SIZE",
+            self.severity,
+            f"{self.name} fails on batches of {2 * self.half} or {self.half} rows: {text}",
+            "Read every row from the batch, and count them with len(y): look for an array of one fixed length, or for "
+            "rows of another table, that the function closes over.",
+        )
+
+    def unread(self, batches: list[np.ndarray]) -> np.ndarray:
+        """Positions whose row can be replaced by that of another batch without a trace, in all batches; [rows]."""
+        return np.all([self.unmoved(*pair) for pair in itertools.pairwise(batches)], axis=0)
+
+    def unmoved(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Which rows of a batch can be replaced by those of another one by one, and nothing changes; [rows]."""
+        before, places = self.look(rows), np.arange(rows.size)
+        after = (self.look(np.where(places == i, others, rows)) for i in places)
+        tiny = 100 * epsilon((self.s.w0, self.s.lam))
+        return np.array([all(_distance(x, y) <= tiny for x, y in zip(before, a, strict=True)) for a in after])
+
+    def order_matters(self, batches: list[np.ndarray]) -> bool:
         """True where the rows of a batch cannot change places."""
-        return any(self.differ(self.look(b), self.look(_rows(b, slice(None, None, -1)))) for b in batches)
+        return any(self.differ(self.look(b), self.look(b[::-1])) for b in batches)
 
     def biased(self) -> Finding:
         """Whether the mean over batches depends on their size, along the direction in which it seems to most."""
-        rows, zero = 2 * self.half, jnp.zeros_like(jnp.concatenate(self.look(self.batch(0))))
-        sampled = partial(_sampled, self.oracle, self.at, self.source.full, rows=rows)
-        first, _ = sampled(zero, self.s.stream(6))
-        length = norm(first)
-        _, along = sampled(first / jnp.where(length > 0, length, jnp.ones_like(length)), self.s.stream(7))
-        bias, error = float(jnp.mean(along)), float(jnp.std(along)) / np.sqrt(BATCHES // 2)
-        share = bias / max(float(norm(jnp.concatenate(self.look(self.source.full)))), TINY)
+        rows, everything = 2 * self.half, np.concatenate(self.look(np.arange(self.source.rows)))
+        sampled = partial(_sampled, self.oracle, self.at, self.source, rows=rows)
+        kind = jnp.result_type(float)
+        first = np.asarray(sampled(jnp.zeros(everything.size, kind), self.s.stream(6))[0], np.float64)
+        way = jnp.asarray(first / max(float(np.linalg.norm(first)), TINY), kind)
+        along = np.asarray(sampled(way, self.s.stream(7))[1], np.float64)
+        bias, error = float(along.mean()), float(along.std()) / np.sqrt(BATCHES // 2)
+        share = bias / max(float(np.linalg.norm(everything)), TINY)
         measured = (
             f"{self.name} is no mean over rows: from {self.half} to {rows} rows its mean over {BATCHES // 2} batches "
             f"changes by {100 * share:.2g} %, {bias / max(error, TINY):.1f} standard errors."
         )
         if bias > ALARM * error:
-            advice = "Let each row's part depend on that row alone: no mean or variance of the batch (batch norm)."
+            advice = (
+                "Let each row's part depend on that row alone: no mean, variance or quantile of the batch (batch "
+                "norm), no ratio of two means over it; such numbers can be had from every row once, before."
+            )
             return Finding("BIASED", self.severity, measured, advice)
         return Finding("NOT_A_MEAN", "note", measured, "No bias was found, so this may be right: sums over pairs are.")
 
@@ -174,54 +196,29 @@ class _Side:
         )
 
 
-@partial(jax.jit, static_argnums=0)
-def _looked(oracle: Oracle, at: Point, batch: PyTree) -> Parts:
-    return oracle(*at, batch)
-
-
-@partial(jax.jit, static_argnums=0)
-def _unmoved(oracle: Oracle, at: Point, batch: PyTree, other: PyTree) -> Array:
-    """Which rows of a batch can be replaced by those of another one by one, and nothing changes; [rows]."""
-    before = oracle(*at, batch)
-
-    def replaced(i: Array) -> Array:
-        after = oracle(*at, jax.tree.map(lambda x, y: x.at[i].set(y[i]), batch, other))
-        pairs = zip(before, after, strict=True)
-        return jnp.all(jnp.stack([norm(x - y) <= 100 * jnp.finfo(x.dtype).eps * norm(x) for x, y in pairs]))
-
-    return jax.lax.map(replaced, jnp.arange(jax.tree.leaves(batch)[0].shape[0]))
-
-
 @partial(jax.jit, static_argnums=0, static_argnames="rows")
 def _sampled(
-    oracle: Oracle, at: Point, full: PyTree, direction: Array, key: Array, *, rows: int
+    oracle: Oracle, at: Point, source: RowSource, direction: Array, key: Array, *, rows: int
 ) -> tuple[Array, Array]:
     """Batches less the mean of their halves: the mean of that, and each along a direction; of BATCHES / 2 batches."""
 
+    def look(numbers: Array) -> Array:
+        batch = source.at(numbers) if hasattr(source, "at") else jax.tree.map(lambda x: x[numbers], source.full)
+        return jnp.concatenate([jnp.ravel(x).astype(direction.dtype) for x in jax.tree.leaves(oracle(*at, batch))])
+
     def one(total: Array, key: Array) -> tuple[Array, Array]:
-        chosen = jax.random.randint(key, (rows,), 0, jax.tree.leaves(full)[0].shape[0])
-        batch = jax.tree.map(lambda x: x[chosen], full)
-        parts = (batch, _rows(batch, slice(None, rows // 2)), _rows(batch, slice(rows // 2, None)))
-        whole, first, second = (jnp.concatenate(oracle(*at, part)) for part in parts)
-        excess = whole - (first + second) / 2
+        chosen = jax.random.randint(key, (rows,), 0, source.rows)
+        excess = look(chosen) - (look(chosen[: rows // 2]) + look(chosen[rows // 2 :])) / 2
         return total + excess / (BATCHES // 2), excess @ direction
 
     return jax.lax.scan(one, jnp.zeros_like(direction), jax.random.split(key, BATCHES // 2))
-
-
-def _rows(batch: PyTree, part: slice) -> PyTree:
-    return jax.tree.map(lambda x: x[part], batch)
-
-
-def _repeated(batch: PyTree, times: int) -> PyTree:
-    return jax.tree.map(lambda x: jnp.concatenate([x] * times), batch)
 
 
 def _sub(a: Parts, b: Parts) -> Parts:
     return tuple(x - y for x, y in zip(a, b, strict=True))
 
 
-def _distance(a: Array, b: Array) -> float:
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
     """||a - b|| against the larger of the two."""
-    size = max(float(norm(a)), float(norm(b)))
-    return float(norm(a - b)) / size if size > 0 else 0.0
+    size = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
+    return float(np.linalg.norm(a - b)) / size if size > 0 else 0.0

@@ -25,11 +25,13 @@ SCATTERED = 256
 def check_sources(s: Subject) -> Iterator[Finding]:
     """REPEATED_BATCH, KEY_IGNORED, SOURCE_BIASED."""
     for number, (name, source) in enumerate((("train", s.train), ("val", s.val))):
-        if not source.whole and source.rows_per_batch < source.rows:
-            yield from _findings(name, source, s.stream(20 + number))
+        ours = type(source).__module__.partition(".")[0] == "bilevax"  # which tests of our own hold to all this
+        if not (ours or source.whole) and source.rows_per_batch < source.rows:
+            yield from audited(name, source, s.stream(20 + number))
 
 
-def _findings(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
+def audited(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
+    """What is wrong with the minibatches of a source."""
     kind = jnp.result_type(float)
     measure = jax.tree.map(lambda x: jax.random.normal(key, x.shape[1:], kind), _numbers(source.full))
     a, b, others = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2), jax.random.split(key, SCATTERED)

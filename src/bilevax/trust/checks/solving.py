@@ -1,0 +1,85 @@
+"""The inner solution on the host, from one compiled program: what is found is looked at, not used for results."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+MEMORY = 10
+"""Pairs that L-BFGS keeps."""
+
+TRIALS = 30
+"""Steps tried along a direction."""
+
+Look = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+def descended(look: Look, w: np.ndarray, steps: int, rounding: float) -> np.ndarray:
+    """Where L-BFGS comes to from w [d] in so many steps, ``look`` giving a value and its gradient; w where it fails.
+
+    A step is taken where the value falls, or where rounding hides that but the slope shrinks: so gradients fall below
+    the root of rounding. Source: Nocedal and Wright (2006), algorithms 7.4 and 7.5; Hager and Zhang (2005), section 4.
+    """
+    value, g = look(w)
+    pairs: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
+    first = np.linalg.norm(g)
+    for _ in range(steps):
+        if not np.linalg.norm(g) > 10 * rounding**0.75 * first:
+            break
+        p = -_times_inverse(pairs, g)
+        slope = g @ p
+        if slope >= 0:
+            pairs.clear()
+            p, slope = -g, -g @ g
+        floor = 10 * rounding * abs(value)
+        t = 1.0 if pairs else min(1.0, 1.0 / float(np.linalg.norm(g)))
+        low, high = 0.0, math.inf
+        for _ in range(TRIALS):
+            at, new = look(w + t * p)
+            falls = at <= value + 1e-4 * t * slope or (at <= value + floor and new @ p <= -0.8 * slope)
+            if not falls:
+                high = t
+            elif new @ p < 0.9 * slope:
+                low = t
+            else:
+                break
+            t = (low + high) / 2 if high < math.inf else 4 * t
+        else:
+            if low == 0.0:
+                break
+            at, new = look(w + low * p)
+            t = low
+        if not (np.isfinite(at) and np.all(np.isfinite(new))):
+            break
+        if (new - g) @ p > 0:
+            pairs.append((t * p, new - g))
+        w, value, g = w + t * p, at, new
+    return w
+
+
+def _times_inverse(pairs: deque[tuple[np.ndarray, np.ndarray]], g: np.ndarray) -> np.ndarray:
+    """The approximate inverse of the Hessian times g."""
+    q, factors = g, []
+    for s, y in reversed(pairs):
+        factors.append(s @ q / (s @ y))
+        q = q - factors[-1] * y
+    if pairs:
+        s, y = pairs[-1]
+        q = q * (s @ y / (y @ y))
+    for (s, y), a in zip(pairs, reversed(factors), strict=True):
+        q = q + (a - y @ q / (s @ y)) * s
+    return q
+
+
+def iterated(move: Callable[[np.ndarray], np.ndarray], w: np.ndarray, steps: int) -> np.ndarray:
+    """Where w <- w + move(w) comes to in so many steps; w where the moves grow or are not finite."""
+    x, first, length = w, math.inf, 0.0
+    for j in range(steps):
+        m = move(x)
+        length = float(np.linalg.norm(m))
+        first = length if j == 0 else first
+        if not np.isfinite(length) or length > 1e3 * (1.0 + first):
+            return w
+        x = x + m
+    return w if length > first > 0 else x
