@@ -153,8 +153,8 @@ class Error(NamedTuple):
     def sign_confidence(self) -> PyTree:
         """Per entry, the confidence that the truth has the sign of value, in [1/2, 1]; outside of compiled programs.
 
-        P(T <= (|value| - bias) / standard_error) for Student's T; 1/2 with fewer than 4 degrees of freedom, or where the
-        upper limit of the relative error is above 1/2: what is hardly known as a whole is not known in its entries.
+        P(T <= (|value| - bias) / standard_error) for Student's T; 1/2 where the upper limit of
+        the relative error is above 1/2: what is hardly known as a whole is not known in its entries.
         """
         resolved = bool(self.upper <= RESOLVED)
 
