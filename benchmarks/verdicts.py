@@ -9,8 +9,8 @@ Each has 40 random problems, each of these 8 step counts, each of these cells 12
 root mean square of the relative error, over the runs of a cell, is spread log-uniformly over .01 to 1, or over what can
 be reached: a pilot with other keys has looked for it. JointSID has its defaults; SID two chains of as many steps, which
 for even problems fall as Grazzi, Pontil and Salzo propose, beta = gamma = 2 / (1 - q^2) (of the map that takes a part
-of the step where less than .7 of it is stable in mean square), and for odd ones are constant, half of what is stable; a
-fourth as many cross batches.
+of the step where less than .7 of it is stable in mean square), for every fourth are constant, half of what is stable,
+and for the others fall more slowly, with the power .75; a fourth as many cross batches.
 
 The seed of a judging run is made of the commit; each such run adds a line to benchmarks/results/verdicts-judged.jsonl.
 Prints markdown tables and checks, and writes benchmarks/results/verdicts.json, or verdicts-choosing.json.
