@@ -124,17 +124,54 @@ def truth() -> np.ndarray:
     return -np.exp(LAM) * w * np.linalg.solve(H, X.T @ (X @ w - Y) / 40)
 
 
+def noisy_outer(w: Array, lam: Array, batch: Keyed) -> Array:
+    """Less the mean over its noise, .5 sum_j mean(x_j^2) w_j^2, it is the outer loss."""
+    return inner(w, jnp.full(D, -jnp.inf), batch) - 0.5 * jnp.sum(jnp.asarray((X**2).mean(axis=0)) * w**2)
+
+
 @pytest.mark.parametrize("b", [None, 5])
 def test_dropout_is_averaged_over(b: int | None) -> None:
-    """The noise of the keys is priced, on every row too, and the mean is that over all masks."""
-    problem = bx.Problem(bx.GradientStep(inner, 0.15), outer)
-    train, val = bx.Arrays((X, Y), b, keys=True), bx.Arrays((X, Y))
+    """The noise of the keys is priced, on every row too, and the mean is that over all masks; in val as well."""
+    problem = bx.Problem(bx.GradientStep(inner, 0.15), noisy_outer if b else outer)
+    train, val = bx.Arrays((X, Y), b, keys=True), bx.Arrays((X, Y), keys=bool(b))
     est = bx.hypergradient(problem, bx.JointSID(20_000), jnp.zeros(D), LAM, train, val, key=jax.random.key(0))
     error = np.linalg.norm(est.value - truth()) / np.linalg.norm(truth())
     assert error < 0.1
     assert 0.2 * error < float(est.error.relative) < 0.2
-    fixed = bx.hypergradient(
-        problem, bx.SID(bx.LBFGS(), bx.CG()), jnp.zeros(D), LAM, train, val, key=jax.random.key(0), report=False
-    )
-    assert int(fixed.code) == bx.Code.OK  # of one mask
-    assert np.linalg.norm(fixed.value - truth()) > 0.1 * np.linalg.norm(truth())
+
+
+CHAIN = bx.FixedPoint(5)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (
+            bx.SID(bx.LBFGS(), CHAIN, cross_batches=2, outer_batches=2),
+            "^LBFGS reads every row of train at once, .*JointSID",
+        ),
+        (bx.SID(CHAIN, bx.CG(), cross_batches=2, outer_batches=2), "^CG reads every row of train at once"),
+        (bx.SID(CHAIN, CHAIN, outer_batches=2), "^cross_batches=None reads every row of train at once"),
+        (bx.SID(CHAIN, CHAIN, cross_batches=2), "^outer_batches=None reads every row of val at once"),
+        (bx.ITD(3), "^ITD reads every row of train at once"),
+        (bx.TruncatedITD(3, 2), "^TruncatedITD reads every row of train at once"),
+    ],
+)
+def test_one_draw_is_not_taken_for_the_mean(estimator: Any, message: str) -> None:
+    problem, source = bx.Problem(bx.GradientStep(inner, 0.15), noisy_outer), bx.Arrays((X, Y), 5, keys=True)
+    with pytest.raises(bx.ParameterError, match=message):
+        bx.hypergradient(problem, estimator, jnp.zeros(D), LAM, source, source, key=jax.random.key(0))
+
+
+def test_no_plan_for_sources_with_keys() -> None:
+    problem, source = bx.Problem(bx.GradientStep(inner, 0.15), outer), bx.Arrays((X, Y), 5, keys=True)
+    with pytest.raises(bx.ParameterError, match="a plan reads every row of train at once"):
+        bx.plan(problem, jnp.zeros(D), LAM, source, bx.Arrays((X, Y)), key=jax.random.key(0), budget=10_000)
+
+
+def test_sid_on_minibatches_with_keys() -> None:
+    problem, source = bx.Problem(bx.GradientStep(inner, 0.15), noisy_outer), bx.Arrays((X, Y), 5, keys=True)
+    chain = bx.FixedPoint(4000, bx.Harmonic(20.0, 20.0))
+    sid = bx.SID(chain, chain, cross_batches=2000, outer_batches=2000)
+    est = bx.hypergradient(problem, sid, jnp.zeros(D), LAM, source, source, key=jax.random.key(0), report=False)
+    assert np.linalg.norm(est.value - truth()) < 0.2 * np.linalg.norm(truth())

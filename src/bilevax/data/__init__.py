@@ -7,7 +7,7 @@ from bilevax.core.lazy import attach
 if TYPE_CHECKING:
     from bilevax.data.arrays import Arrays, Join, join
     from bilevax.data.columns import Column, Table
-    from bilevax.data.fold import Draw, Keyed, RowSource, Source
+    from bilevax.data.fold import Draw, Keyed, RowSource, Source, has_keys, refuse_keys
     from bilevax.data.sparse_rows import SparseRows
     from bilevax.data.tables import read_table, table_from_frame
 
@@ -21,8 +21,10 @@ __all__ = [
     "Source",
     "SparseRows",
     "Table",
+    "has_keys",
     "join",
     "read_table",
+    "refuse_keys",
     "table_from_frame",
 ]
 

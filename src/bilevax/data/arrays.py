@@ -51,7 +51,8 @@ class Arrays:
     With ``keys=True`` the losses see a batch ``batch.rows``, ``batch.key``, for dropout and augmentation: draw j brings
     a key of its own, a function of (key, j) that is the same for every ``sampling`` and batch size. So minibatches of
     every row differ too, and the source is not ``whole``. What reads every row at once, without a draw (``full``:
-    deterministic solvers, the outer loss on all of val, parts of reports) sees one key, always the same.
+    checks, ``outer_value`` of :class:`~bilevax.JointSID`) sees one key, always the same. Estimates that would take this
+    one draw for the mean are refused: deterministic solvers, ITD, ``cross_batches=None``, plans.
 
     Args:
         data: for example ``(X, y)``; floating leaves must be finite. A leaf of typed random keys is a key a row, which

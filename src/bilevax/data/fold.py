@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 
 Carry = TypeVar("Carry")
@@ -79,6 +80,25 @@ class RowSource(Source, Protocol):
     @property
     def full(self) -> PyTree:
         """Every row at once."""
+
+
+def has_keys(source: RowSource) -> bool:
+    """True if its batches bring keys, so that no pass over every row stands for their mean."""
+    return isinstance(source.full, Keyed)
+
+
+def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:
+    """Refuse, for what reads every row at once, sources whose batches bring keys.
+
+    Raises:
+        ParameterError: one of them does.
+    """
+    for name, source in sources.items():
+        if has_keys(source):
+            raise ParameterError(
+                f"{what} reads every row of {name} at once, with one key for ever, and {name} has keys=True: the noise"
+                f" of that one draw would pass for no noise; {instead}"
+            )
 
 
 def fold(

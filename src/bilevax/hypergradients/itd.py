@@ -12,7 +12,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, real, set_fields, static
 from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
-from bilevax.data import RowSource
+from bilevax.data import RowSource, refuse_keys
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.problems.problem import Problem, adjoint_product, inner_image
 from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
@@ -163,6 +163,7 @@ def differentiated(
         back: steps with a derivative.
     """
     (w0, lam), (train, val), steps = points, sources, estimator.steps
+    refuse_keys(type(estimator).__name__, "take bx.JointSID", train=train, val=val)
 
     def objective(lam: PyTree, offset: PyTree) -> tuple[Array, Trajectory]:
         end = trajectory(lam, offset)

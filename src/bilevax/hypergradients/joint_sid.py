@@ -12,7 +12,7 @@ from bilevax.core.config import choice, config, count, set_fields
 from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, nonfinite, worst_part
 from bilevax.core.trees import PyTree, norm, scale, sub, where, zeros_like
-from bilevax.data import RowSource
+from bilevax.data import RowSource, has_keys
 from bilevax.hypergradients.chains import Anchor, Chains, Series, begin, run
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.hypergradients.error import BATCHES, contraction_rate, extrapolated
@@ -152,7 +152,7 @@ class JointSID:
 
     def _anchors(self, val: RowSource) -> bool:
         """True if there is noise of val to correct."""
-        return self.anchored and not val.whole
+        return self.anchored and not val.whole and not has_keys(val)
 
     def begin(
         self,
@@ -224,6 +224,7 @@ class JointSID:
 
         suspected = norm(mean.bias) > SUSPECTED * norm(mean.value)
         pays = suspected | (self.last_pass == "always") | (steps > 3 * train.rows // train.rows_per_batch)
+        pays = pays & (not (has_keys(train) or has_keys(val)))  # every row at one key is not the mean over keys
         error = jax.lax.cond(pays, looked, lambda: mean)
 
         ends, step_size = (begun, end), jnp.asarray(eta(steps - 1)).astype(rate.dtype)

@@ -14,7 +14,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solved, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub, where, zeros_like
-from bilevax.data import RowSource
+from bilevax.data import RowSource, refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.hypergradients.tails import Seen
@@ -179,6 +179,7 @@ class SID:
         doublings: Array | int | None = None,
     ) -> Estimate:
         (w0, v0), (train, val) = start, sources
+        self._check_keys(train, val)
         leg = Leg(s, doublings)
         inner = self._solve_inner(problem, w0, lam, train, key=stream(key, "inner"), leg=leg)
         w = inner.value
@@ -213,6 +214,17 @@ class SID:
         solvers = not (getattr(self.inner, "stochastic", False) or self.linear.stochastic)
         inner = train.whole or (solvers and self.cross_batches is None)
         return inner and (val.whole or self.outer_batches is None)
+
+    def _check_keys(self, train: RowSource, val: RowSource) -> None:
+        """Refuse stages that see every row of a source whose batches bring keys."""
+        if not (isinstance(self.inner, Given) or getattr(self.inner, "stochastic", False)):
+            refuse_keys(type(self.inner).__name__, "solve by bx.FixedPoint, or take bx.JointSID", train=train)
+        if not self.linear.stochastic:
+            refuse_keys(type(self.linear).__name__, "solve by bx.FixedPoint, or take bx.JointSID", train=train)
+        if self.cross_batches is None:
+            refuse_keys("cross_batches=None", "pass a number of cross batches", train=train)
+        if self.outer_batches is None:
+            refuse_keys("outer_batches=None", "pass a number of outer batches", val=val)
 
     def _solve_inner(
         self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, leg: Leg

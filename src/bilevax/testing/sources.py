@@ -10,7 +10,7 @@ from jax import Array
 from bilevax.core.keys import is_key
 from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree
-from bilevax.data import Keyed
+from bilevax.data import Keyed, has_keys
 from bilevax.testing.tools import configuration, methods, require, same_bits, title
 
 DRAWN = 1500
@@ -144,7 +144,7 @@ def _keys(source: Any, name: str, seen: dict[str, Any]) -> None:
 
 def _own_keys(source: Any, name: str, key: Array, seen: dict[str, Any]) -> None:
     """A key of its own in every draw, that no other key of the loop brings."""
-    if not isinstance(source.full, Keyed):
+    if not has_keys(source):
         return
     require(not source.whole, f"{name} brings keys, so that its minibatches differ, and says that it is whole")
     other = _look(source, jax.random.key(4), 0, DRAWN)

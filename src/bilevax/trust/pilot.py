@@ -13,7 +13,7 @@ from bilevax.core.config import replace
 from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import PyTree, axpy, norm, scale, sub, vdot
-from bilevax.data import Arrays, RowSource
+from bilevax.data import Arrays, RowSource, refuse_keys
 from bilevax.hypergradients.batches import batch_mean
 from bilevax.hypergradients.door import hypergradient
 from bilevax.hypergradients.error import contraction_rate
@@ -118,6 +118,7 @@ def in_minibatches(train: RowSource, val: RowSource) -> tuple[RowSource, RowSour
     Where steps are as long as the minibatch allows, its size hardly changes what a visit is worth until it exceeds
     R^2 / L, the ratio of the largest curvature of a row to that of the mean.
     """
+    refuse_keys("a plan", "take bx.JointSID without one", train=train, val=val)
     b = int(2 ** np.clip(np.floor(np.log2(max(train.rows / 64, 1))), 3, 6))
     b = min(b, train.rows)
     return _batched(train, b), _batched(val, b // 4 if val.rows > b else None)

@@ -12,7 +12,7 @@ from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree
-from bilevax.data import Arrays, RowSource
+from bilevax.data import Arrays, RowSource, has_keys
 from bilevax.hypergradients import SID, hypergradient
 from bilevax.solvers import GMRES, LBFGS, FixedPoint
 from bilevax.trust.findings import Figure, Finding
@@ -38,6 +38,10 @@ def check_estimator(s: Subject, estimator: Any) -> Iterator[Finding | Figure]:
         estimator.check(s.problem)
     except ParameterError as e:
         yield Finding("ESTIMATOR_REFUSES", "error", f"{e}.", "Choose an estimator that this problem has what it takes.")
+        return
+    if has_keys(s.train) or has_keys(s.val):
+        measured = "No estimate on every row is a reference where batches bring keys: it would be that of one draw."
+        yield Finding("NO_REFERENCE", "note", measured, "Believe error.relative, and compare with replicas=8.")
         return
     truth = _reference(s)
     if truth is None:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.trees import PyTree
-from bilevax.data import Keyed, RowSource
+from bilevax.data import RowSource, has_keys
 from bilevax.problems.problem import Problem
 from bilevax.trust.checks.looks import FEW, flat, inner, outer, rows_of
 from bilevax.trust.checks.program import draws_fixed_numbers
@@ -45,7 +45,7 @@ def check_rows(s: Subject) -> Iterator[Finding]:
         )
     v = normal(s.draw(4), s.w0)
     for name, oracle, source in (("inner_map", inner, s.train), ("outer_loss", outer, s.val)):
-        if source.rows > 1 and not isinstance(source.full, Keyed):  # whose noise is the batch's, not the rows'
+        if source.rows > 1 and not has_keys(source):  # whose noise is the batch's, not the rows'
             side = _Side(name, oracle, source, (s.smooth, s.far, s.lam, v), s)
             yield from side.findings(draws_fixed_numbers(name, s, source.full))
 
