@@ -258,6 +258,15 @@ class Unweighted(Counted):
         return self.source.visit(plan, j, lambda draw: use(draw._replace(weight=1.0)))
 
 
+@config
+class OneKey(Counted):
+    """Every draw brings the key of the first."""
+
+    def visit(self, plan, j, use):
+        key = jax.random.wrap_key_data(plan[1])
+        return self.source.visit(plan, j, lambda draw: use(draw._replace(batch=draw.batch._replace(key=key))))
+
+
 def nothing():
     """Counts nothing."""
 
@@ -272,8 +281,9 @@ def nothing():
             "left the set Lambda",
         ),
         (check_source, Unweighted(bx.Arrays(TABLE[0], 47, sampling="blocks"), nothing), "is biased"),
+        (check_source, OneKey(bx.Arrays(TABLE[0], 7, keys=True), nothing), "brings one key in several draws"),
     ],
-    ids=["linear-solver", "algorithm", "source"],
+    ids=["linear-solver", "algorithm", "source", "keys"],
 )
 def test_other_wrong_classes_are_caught(suite, thing, message):
     with pytest.raises(AssertionError, match=message):

@@ -16,7 +16,7 @@ from bilevax.data.hashed import Hashed
 N = 23
 ROWS = np.arange(N, dtype=float)
 KEYS = jax.random.split(jax.random.key(5), N)
-WAYS = [("iid", 4), ("shuffled", 4), ("blocks", 4), ("blocks", 1), ("iid", None)]
+WAYS = [("iid", 4), ("shuffled", 4), ("blocks", 4), ("blocks", 2), ("iid", None)]
 
 
 def words(key: Array) -> np.ndarray:
@@ -169,6 +169,7 @@ def test_no_plan_for_sources_with_keys() -> None:
         bx.plan(problem, jnp.zeros(D), LAM, source, bx.Arrays((X, Y)), key=jax.random.key(0), budget=10_000)
 
 
+@pytest.mark.slow
 def test_sid_on_minibatches_with_keys() -> None:
     problem, source = bx.Problem(bx.GradientStep(inner, 0.15), noisy_outer), bx.Arrays((X, Y), 5, keys=True)
     chain = bx.FixedPoint(4000, bx.Harmonic(20.0, 20.0))
