@@ -100,11 +100,14 @@ def test_a_problem_is_a_dictionary_a_record_or_a_function(run, tmp_path):
         ("faulty.py:less", 3, "lam, val is missing"),
         ("faulty.py:fails", 3, "faulty.py:fails raises ZeroDivisionError"),
         ("broken.py:x", 3, "broken.py cannot be imported: SyntaxError"),
+        ("leaving.py:x", 3, "leaving.py ends the program when it is imported: sys.exit(0)"),
+        ("faulty.py:leaves", 3, "faulty.py:leaves ends the program: sys.exit(0)"),
         ("lacking.py:x", 3, "lacking.py cannot be imported: No module named 'not_installed'"),
     ],
 )
 def test_a_wrong_name_is_said_in_one_line(run, tmp_path, name, code, said):
-    more = "less = {'problem': 1, 'w0': 2, 'train': 4}\ndef fails(): return 1 / 0"
+    more = "less = {'problem': 1, 'w0': 2, 'train': 4}\ndef fails(): return 1 / 0\ndef leaves(): raise SystemExit(0)"
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)")
     module(tmp_path / "faulty.py", more=more)
     (tmp_path / "broken.py").write_text("def (")
     (tmp_path / "lacking.py").write_text("import not_installed")

@@ -115,6 +115,12 @@ def poisson(rng):
     return case(loss, (X, y), np.zeros(D), np.full(D, -3.0))
 
 
+def poisson_from_afar(rng):
+    """At w0 there is hardly any curvature: a step measured there would be far too long."""
+    given = poisson(rng)
+    return given._replace(w0=np.full(D, -2.0))
+
+
 def huber(rng):
     X, f = table(rng)
 
@@ -262,7 +268,18 @@ def relu_network(rng):
 
 
 QUICK = (margins, whole_labels, row_weights, outer_norm)
-KINDS = (ridge, one_penalty, cross_entropy, rare_one_hots, one_hots, poisson, huber, tanh_network, equilibrium)
+KINDS = (
+    ridge,
+    one_penalty,
+    cross_entropy,
+    rare_one_hots,
+    one_hots,
+    poisson,
+    poisson_from_afar,
+    huber,
+    tanh_network,
+    equilibrium,
+)
 KINDS += (masked, treated, feature_scales, kernel, categories, repeated_rows, sparse, pairs)
 
 

@@ -67,6 +67,8 @@ def _module(place: str) -> ModuleType:
         return module
     except BilevaxError:
         raise
+    except SystemExit as e:
+        raise ParameterError(f"{place} ends the program when it is imported: sys.exit({e.code!r})") from e
     except ModuleNotFoundError as e:
         if e.name == place or place.startswith(f"{e.name}."):
             raise UsageError(f"there is no module '{e.name}' in this directory or on Python's path") from e
@@ -84,6 +86,8 @@ def parts(thing: Any, name: str) -> dict[str, Any]:
     if callable(thing):
         try:
             thing = thing()
+        except SystemExit as e:
+            raise ParameterError(f"{name} ends the program: sys.exit({e.code!r})") from e
         except Exception as e:
             raise ParameterError(f"{name} raises {type(e).__name__}: {e}") from e
     fields = thing if isinstance(thing, Mapping) else {n: getattr(thing, n) for n in dir(thing) if n[0] != "_"}

@@ -28,6 +28,15 @@ def check_curvature(s: Subject) -> Iterator[Finding]:
     """NO_CURVATURE."""
     if not s.problem.has_loss:
         return
+    if not np.any(flat(s.loss(s.w0, s.lam)[1])) and not np.any(flat(s.loss(normal(s.draw(7), s.w0), s.lam)[1])):
+        yield Finding(
+            "NO_CURVATURE",
+            "error",
+            "The gradient of the inner loss in w is exactly zero wherever it is looked at.",
+            "Let the inner loss use its first argument, w, through functions that have a slope: no stop_gradient, "
+            "argmax, comparison or rounding on the way, and a loss in place of an accuracy.",
+        )
+        return
     u, before = flat(normal(s.draw(7), s.w0)), flat(s.loss(s.w0, s.lam)[1])
     for way in (1.0, 1e3, 1e6):  # features can be small
         w = like(flat(s.w0) + way * (1.0 + np.abs(flat(s.w0))) * u, s.w0)
@@ -56,8 +65,12 @@ def check_contraction(s: Subject) -> Iterator[Finding | Figure]:
     late = list(_of_a_step(s, values, radius) if s.problem.symmetric else _of_a_map(values, radius))
     if not late and SLOW < radius < 1 - 1e-5:
         late = [_slow(s, radius, 1 - float(values.real.min()) if s.problem.symmetric else 1.0)]
-    uneven = _uneven(s) if any(f.code in ("FLAT", "SLOW") for f in late) else None
-    yield from late if uneven is None else (uneven,)
+    codes = {f.code for f in late}
+    uneven = _uneven(s) if codes & {"FLAT", "SLOW", "STEP_TOO_LONG"} else None
+    if uneven is None or "STEP_TOO_LONG" in codes:
+        yield from late
+    if uneven is not None:
+        yield uneven
 
 
 def _of_a_map(values: np.ndarray, radius: float) -> Iterator[Finding]:
@@ -142,8 +155,8 @@ def _uneven(s: Subject) -> Finding | None:
                 f"The columns of {name} are on different scales: the root mean square of column {large} is "
                 f"{size[large]:.3g}, that of column {small} {size[small]:.3g}. The curvature of the inner loss differs "
                 f"by the square of that, {(size[large] / size[small]) ** 2:.2g}, and solvers crawl.",
-                "Scale the features before they go into a source, train and val alike: subtract the mean of each "
-                "column of train and divide by its standard deviation.",
+                "Scale the features before they go into a source, train and val alike: subtract from each column its "
+                "mean in train and divide by its standard deviation there (a constant column stays as it is).",
             )
     return None
 

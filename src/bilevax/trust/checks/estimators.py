@@ -55,7 +55,9 @@ def check_estimator(s: Subject, estimator: Any) -> Iterator[Finding | Figure]:
         if int(worst.code) >= Code.NOT_CONTRACTIVE:
             failed = sum(int(est.code) >= Code.NOT_CONTRACTIVE for est in runs)
             measured = f"{failed} of {number} runs failed, one with {worst.message}"
-            yield Finding("ESTIMATOR_FAILS", "error", measured, "Shorter steps are what most often helps.")
+            steps = any(hasattr(getattr(estimator, name, None), "step_size") for name in ("inner", "linear"))
+            advice = "Shorter steps are what most often helps." if steps else "Mend what else was found first."
+            yield Finding("ESTIMATOR_FAILS", "error", measured, advice)
             return
         found = np.stack([_vector(est.value) for est in runs])
         bias, error = _bias(found - truth)

@@ -7,7 +7,7 @@ import numpy as np
 
 from bilevax.core.trees import PyTree
 from bilevax.data import RowSource
-from bilevax.trust.checks.looks import FEW, Parts, flat, like, loss, outer, rows_of
+from bilevax.trust.checks.looks import FEW, Parts, flat, loss, outer, rows_of
 from bilevax.trust.checks.program import plain
 from bilevax.trust.findings import Finding
 from bilevax.trust.subject import TINY, Subject, epsilon, leaf_names
@@ -43,7 +43,7 @@ def _columns(rows: PyTree) -> list[tuple[str, np.ndarray | None]]:
     """Every leaf, with its numbers where it holds one a row, else None."""
     found = zip(leaf_names("batch", rows), map(plain, jax.tree.leaves(rows)), strict=True)
     return [
-        (name, x.ravel() if x.ndim > 0 and x.size == x.shape[0] and x.dtype.kind in "fiu" else None)
+        (name, x.ravel() if x.ndim > 0 and x.size == x.shape[0] and x.dtype.kind in "fiub" else None)
         for name, x in found
     ]
 
@@ -52,9 +52,9 @@ def _kind(y: np.ndarray | None) -> str:
     """``0/1``, ``-1/+1``, ``whole`` or ``other``."""
     if y is None:
         return "other"
-    values = np.unique(y)
+    values = np.unique(y).astype(np.float64)
     known = {(0.0, 1.0): "0/1", (-1.0, 1.0): "-1/+1"}.get(tuple(values.tolist()))
-    whole = values[0] == 0 and values.size > 1 and np.array_equal(values, np.arange(values.size))
+    whole = values[0] in (0, 1) and values.size > 1 and np.array_equal(values - values[0], np.arange(values.size))
     return known or ("whole" if whole else "other")
 
 
@@ -123,20 +123,24 @@ def _shares(name: str, leaf: str) -> Finding:
 def _classes(s: Subject) -> Iterator[Finding]:
     """Whole numbers that multiply the scores of all classes alike: then all classes get the same weights."""
     size = float(np.sqrt(np.mean(flat(s.far) ** 2)))
-    start = float(np.ptp(flat(s.w0)))
     for leaf, y in _columns(s.train.full):
-        if y is None or _kind(y) not in ("whole", "0/1") or start > 0:
+        if y is None or _kind(y) not in ("whole", "0/1") or not s.solved:
             continue
-        classes = int(np.max(y)) + 1
-        for w in jax.tree.leaves(like(flat(s.near), s.w0)):
-            axes = [i for i, n in enumerate(w.shape) if n == classes]
-            if w.ndim > 1 and any(np.max(np.ptp(w, axis=i)) <= ALIKE * size for i in axes):
-                yield Finding(
-                    "LABELS",
-                    "error",
-                    f"The labels {leaf} are whole numbers, 0 to {classes - 1}, and the inner solution has the same "
-                    f"weights for all of {classes} classes: the loss takes the number of a class for its size.",
-                    f"Pass jax.nn.one_hot(y, {classes}) in train and val, or pick the entry of the label: "
-                    "optax.softmax_cross_entropy_with_integer_labels(scores, y).",
-                )
-                return
+        values = np.unique(y).astype(int)
+        classes = values.size
+        owners = [w for w in jax.tree.leaves(s.near) if classes in w.shape]
+        if any(w.ndim > 1 for w in owners) and all(_alike(w, classes, ALIKE * size) for w in owners):
+            yield Finding(
+                "LABELS",
+                "error",
+                f"The labels {leaf} are whole numbers, {values[0]} to {values[-1]}, and the inner solution has "
+                f"the same weights for all of {classes} classes: the loss takes the number of a class for its size.",
+                f"Pass jax.nn.one_hot(y, {classes}) in train and val (of numbers from 0), or pick the entry of the "
+                "label: optax.softmax_cross_entropy_with_integer_labels(scores, y).",
+            )
+            return
+
+
+def _alike(w: np.ndarray, classes: int, tolerance: float) -> bool:
+    axes = [i for i, n in enumerate(w.shape) if n == classes]
+    return any(np.max(np.ptp(np.asarray(w, np.float64), axis=i)) <= tolerance for i in axes)

@@ -57,8 +57,9 @@ def check_finite(s: Subject) -> Iterator[Finding]:
                 "NONFINITE",
                 "error",
                 f"At {place} these are NaN or infinite on every row: {', '.join(bad)}.",
-                "Look for a root or logarithm at zero, a division by zero, an overflow of exp(lam); where the value is "
-                "finite and its derivative is not, both branches of jnp.where must be safe.",
+                "Look for a root or logarithm at zero, a division by zero, an overflow of exp (of lam, or of scores "
+                "where features are far from the size of 1); where the value is finite and its derivative is not, both "
+                "branches of jnp.where must be safe.",
             )
             return
 
