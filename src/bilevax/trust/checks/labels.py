@@ -41,11 +41,9 @@ def check_labels(s: Subject) -> Iterator[Finding]:
 
 def _columns(rows: PyTree) -> list[tuple[str, np.ndarray | None]]:
     """Every leaf, with its numbers where it holds one a row, else None."""
-    found = zip(leaf_names("batch", rows), map(plain, jax.tree.leaves(rows)), strict=True)
-    return [
-        (name, x.ravel() if x.ndim > 0 and x.size == x.shape[0] and x.dtype.kind in "fiub" else None)
-        for name, x in found
-    ]
+    found = zip(leaf_names("batch", rows), jax.tree.leaves(rows), strict=True)
+    numbers = [(name, plain(x)) if x.ndim else (name, np.zeros((1, 2))) for name, x in found]
+    return [(name, x.ravel() if x.size == x.shape[0] and x.dtype.kind in "fiub" else None) for name, x in numbers]
 
 
 def _kind(y: np.ndarray | None) -> str:

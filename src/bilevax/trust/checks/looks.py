@@ -58,10 +58,10 @@ def like(vector: np.ndarray, tree: PyTree) -> PyTree:
 
 
 def rows_of(source: RowSource, numbers: np.ndarray) -> PyTree:
-    """The batch of these rows."""
+    """The batch of these rows; a leaf without an axis of rows, such as the key of a draw, stays."""
     if hasattr(source, "at") and type(source) is not Arrays:
         return source.at(numbers)
-    return jax.tree.map(lambda x: _on_host(x)[numbers], source.full)
+    return jax.tree.map(lambda x: _on_host(x)[numbers] if x.ndim else x, source.full)
 
 
 def _on_host(x: Any) -> Any:

@@ -130,7 +130,8 @@ def _at_least(k: int, n: int, p: float) -> float:
 
 def _table(tree: PyTree) -> dict[str, np.ndarray]:
     """The leaves with a row each, by name and kind, but for whole numbers that number the rows."""
-    leaves = dict(zip(leaf_names("", tree), map(plain, jax.tree.leaves(tree)), strict=True))
+    given = zip(leaf_names("", tree), jax.tree.leaves(tree), strict=True)
+    leaves = {name.removeprefix(".rows"): plain(x) for name, x in given if x.ndim}  # without the key of a draw
     rows = min(x.shape[0] for x in leaves.values())
     named = {f"{name} {x.dtype}{x.shape[1:]}": x for name, x in leaves.items() if x.shape[0] == rows}
     whole = {n for n, x in named.items() if x.dtype.kind in "iu" and np.unique(_hashed([x])).size == rows}
