@@ -9,7 +9,7 @@
 Twenty of them are a list; twenty more names, those of :func:`families`, are recipes for as many draws as are wanted.
 
 A problem is drawn when it is asked for, from a seed of its own, and solved when its solution is: in float64, by
-a damped Newton method on the fixed-point equation of every row of train and a direct solve of the linear system,
+Newton's method, damped, on the fixed-point equation of every row of train and a direct solve of the linear system,
 whatever precision JAX is set to.
 """
 
