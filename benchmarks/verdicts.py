@@ -26,6 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import jax
 import machine
 import numpy as np
 import verdict_figures as figures
@@ -42,6 +43,7 @@ Key = tuple[str, str]
 
 def work(part: str, name: str, estimator: str, setting: Setting) -> dict[str, Any]:
     """In a process of its own."""
+    jax.clear_caches()  # of the job before
     return {"verdicts": measure, "target": with_target}[part](name, estimator, setting)
 
 
