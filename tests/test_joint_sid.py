@@ -397,7 +397,7 @@ def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
     assert 2 <= moves <= 2 * 600 // 10
     wanted = [1200, 1200 + 120, 1200 + 12 * 20]
     assert [int(part.calls) - 80 - moves for part in cost[:3]] == wanted
-    assert [int(part.calls) for part in cost[3:]] == [1800 + 15 + moves + 12 * 20, 96]
+    assert [int(part.calls) for part in cost[3:]] == [1800 + 15 + moves + 12 * 20, 160]
     assert [part.rows for part in cost] == [5, 5, 5, 10, 5]
 
 

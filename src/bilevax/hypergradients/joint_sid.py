@@ -11,13 +11,14 @@ from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, set_fields
 from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, nonfinite, worst_part
-from bilevax.core.trees import PyTree, norm, scale, sub, where, zeros_like
+from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
 from bilevax.data import RowSource, has_keys
 from bilevax.hypergradients.chains import Anchor, Chains, Series, begin, run
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.hypergradients.error import BATCHES, contraction_rate, extrapolated
 from bilevax.hypergradients.joint_report import PRICED, SUSPECTED, Length, averaged, on_every_row, polishing
-from bilevax.problems.gradient_step import MARGIN, POWER_STEPS
+from bilevax.problems.curvature import met_on_a_walk
+from bilevax.problems.gradient_step import MEASURED_WHOLE
 from bilevax.problems.problem import Problem, inner_image, outer_gradients, residual
 from bilevax.solvers import at_step
 from bilevax.solvers.contraction import confirmed
@@ -80,8 +81,8 @@ class JointSID:
 
     Assumes what :class:`~bilevax.SID` assumes. Give ``val`` minibatches: one with every row is read at every step.
     Cost: N gradients, Hessian-vector products, cross products and outer gradients a chain (the rows are read once for
-    both), n rows for the last pass, and less than 25 % of that for the report; 96 Hessian-vector products for a
-    measured step. ``cost`` counts the calls of both chains. Memory: 24 m + 48 d numbers.
+    both), n rows for the last pass, and less than 25 % of that for the report; 96 Hessian-vector products and 64
+    gradients for a measured step. ``cost`` counts the calls of both chains. Memory: 24 m + 48 d numbers.
 
     Source: theory of averaging by Polyak and Juditsky (1992); the joint recursion with fixed lam is that of SOBA,
     Dagreou, Ablin, Vaiter, Moreau (2022), arXiv:2201.13409; extrapolation as in Dieuleveut, Durmus, Bach (2017),
@@ -90,8 +91,8 @@ class JointSID:
     Args:
         steps: N, a count of at least 1, or :class:`~bilevax.Growing` with the outer step; at least 40 for an error.
         step_size: eta_j, a number in (0, inf) or a schedule; None (default): eta = 1 / (the largest
-            curvature, |I - d1Phi|, of 32 minibatches at w0), at most 1; without ``extrapolate`` it decays as
-            (1 + 10 j / N)^-0.6.
+            curvature, |I - d1Phi|, that a walk over 32 minibatches meets), at most 1; without ``extrapolate`` it
+            decays as (1 + 10 j / N)^-0.6.
         extrapolate: run the second chain. Default True.
         anchored: from the first step that is kept, correct the outer gradients of every minibatch of val by what they
             are at the w of that step, where every row is read: grad E(w; xi) - grad E(w_1; xi) + grad E(w_1)
@@ -172,8 +173,7 @@ class JointSID:
             cost = cost._replace(outer_gradients=Count(epoch(val), val.rows_per_batch))
         if self.step_size is None:
             eta = measured_step(problem, w0, lam, train, key=stream(key, "measure"))
-            minibatches, products = _measured(train)
-            cost = cost._replace(measuring=Count(jnp.int32(minibatches * products), train.rows_per_batch))
+            cost = cost._replace(measuring=Count(jnp.int32(measuring_calls(train)), train.rows_per_batch))
         return Run(chains, eta, cost, anchor=anchor)
 
     def resume(
@@ -268,33 +268,24 @@ class JointSID:
 def measured_step(
     problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array, batches: int | None = None
 ) -> Array:
-    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of ``batches`` minibatches, by power iteration.
+    """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of ``batches`` minibatches, as a walk from w meets them.
 
     For a gradient step, E|e - eta H_B e|^2 < |e|^2 as soon as eta E[H_B^2] <= H, for which the largest curvature of any
     minibatch will do (in the metric of the step); such a step is stable in the second moment by a factor of two.
     """
-    leaves, structure = jax.tree.flatten(w)
-    keys = jax.random.split(key, len(leaves))
-    normal = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    tiny = jnp.finfo(norm(w).dtype).tiny
     minibatches, products = _measured(train)
     minibatches = minibatches if batches is None or train.whole else batches
 
-    def largest(carry: tuple[PyTree, Array], args: Any, j: Array, draw: Any) -> tuple[PyTree, Array]:
-        problem, w, lam = args
-        u, seen = carry
+    def gradient(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
+        problem, lam = args
+        return sub(w, inner_image(problem, w, lam, batch))
 
-        def product(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-            u, length = state
-            u = residual(problem, w, lam, draw.batch, scale(1.0 / jnp.maximum(length, tiny), u))
-            return u, norm(u)
+    def product(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree, u: PyTree) -> PyTree:
+        problem, lam = args
+        return residual(problem, w, lam, batch, u)
 
-        u, length = jax.lax.fori_loop(0, products, product, (u, norm(u)))
-        return u, jnp.maximum(seen, MARGIN * length)
-
-    one = jnp.ones((), norm(w).dtype)
-    start = jax.tree.unflatten(structure, normal), one
-    return 1.0 / train.fold(largest, start, (problem, w, lam), key=key, start=0, stop=minibatches)[1]
+    start, looks = (w, jnp.ones((), norm(w).dtype)), (minibatches, products)
+    return 1.0 / met_on_a_walk(gradient, product, start, (problem, lam), train, key=key, looks=looks)
 
 
 def epoch(source: RowSource) -> int:
@@ -302,8 +293,14 @@ def epoch(source: RowSource) -> int:
     return -(-source.rows // source.rows_per_batch)
 
 
+def measuring_calls(train: RowSource) -> int:
+    """Products that :func:`measured_step` takes, the two gradients on each minibatch counted as such."""
+    minibatches, products = _measured(train)
+    return minibatches * (products + 2)
+
+
 def _measured(train: RowSource) -> tuple[int, int]:
-    return (1, POWER_STEPS) if train.whole else MEASURED
+    return MEASURED_WHOLE if train.whole else MEASURED
 
 
 def _first_lanes(*lanes: PyTree) -> PyTree:
@@ -330,10 +327,13 @@ def _looked_into(
         problem, lam = args
         return inner_image(problem, w, lam, batch)
 
-    return confirmed(
+    code, checks = confirmed(
         image, _first_lanes(begun.w, end.w), (problem, lam), train,
         key=key, start=start, step_size=step_size, suspicious=suspicious, grown=grown,
     )  # fmt: skip
+    if problem.damping is not None:  # which lets v contract, not w
+        code = jnp.where(grown, jnp.int32(Code.DIVERGED), code)
+    return code, checks
 
 
 def _parts(

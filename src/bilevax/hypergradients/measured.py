@@ -14,7 +14,8 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.a_posteriori import a_posteriori
 from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.tails import tail_report
-from bilevax.problems.gradient_step import POWER_STEPS, GradientStep, measured_batches
+from bilevax.problems import gradient_step
+from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
 from bilevax.theory import Constants
@@ -57,7 +58,7 @@ def counted(estimate: Estimate, problem: Problem, train: RowSource) -> Estimate:
 
 def measuring_products(problem: Problem, train: RowSource) -> int:
     """Products, of a minibatch each, that it takes to measure the inner step; 0 where it is given, or there is none."""
-    return measured_batches(train) * POWER_STEPS if _unmeasured(problem) else 0
+    return gradient_step.measuring_products(train) if _unmeasured(problem) else 0
 
 
 def _unmeasured(problem: Problem) -> bool:

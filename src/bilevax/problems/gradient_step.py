@@ -10,7 +10,8 @@ from jax import Array
 from bilevax.core.config import config, is_scalar, real, replace, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.row_sums import value_and_grad
-from bilevax.core.trees import PyTree, norm, scale, sub, vdot
+from bilevax.core.trees import PyTree, sub
+from bilevax.problems.curvature import met_on_a_walk
 
 
 @config
@@ -27,7 +28,7 @@ class GradientStep:
             ``hessian_product(w, lam, batch, v)``, faster than autodiff's.
         step_size: s, in units of 1 / curvature: a positive number; a pytree like w; a callable of lam that gives either
             (its derivative in lam is stopped, which is exact at the fixed point); or None: measured on the problem,
-            1 / (largest curvature of :data:`MEASURED_BATCHES` minibatches), before every hypergradient.
+            1 / (largest curvature that a short walk from w0 meets), before every hypergradient.
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], Array]
@@ -66,40 +67,45 @@ class GradientStep:
         return jax.tree.map(lambda x, s: jnp.broadcast_to(jnp.asarray(s).astype(x.dtype), x.shape), w, step)
 
     def measured(self, w: PyTree, lam: PyTree, source: Any, key: Array) -> "GradientStep":
-        """This map with its step filled in: 1 / (L + penalty curvature), L the largest curvature seen.
+        """This map with its step filled in: 1 / (L + penalty curvature).
 
-        Cost: ``measured_batches(source)`` * :data:`POWER_STEPS` Hessian-vector products on minibatches.
+        L is the largest curvature that a walk from w meets (:func:`~bilevax.problems.curvature.met_on_a_walk`), or the
+        largest bound of as many minibatches, where the loss offers one. Cost: ``measuring_products(source)``.
         """
         if self.step_size is not None:
             return self
-        curvature = getattr(self.loss, "curvature", None)
+        bound_at: Any = getattr(self.loss, "curvature", None)
         penalty = getattr(self.loss, "penalty_curvature", None)
-
-        def largest(seen: Array, args: PyTree, j: Array, draw: Any) -> Array:
-            w, lam = args
-            if curvature is not None:
-                return jnp.maximum(seen, curvature(w, draw.batch))
-            return jnp.maximum(seen, _largest_eigenvalue(self.loss, w, lam, draw.batch, jax.random.fold_in(key, j)))
-
+        looks = MEASURED_WHOLE if source.whole else MEASURED
         zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(w)))
-        bound = source.fold(largest, zero, (w, lam), key=key, start=0, stop=measured_batches(source))
+
+        def largest(seen: Array, w: PyTree, _: Array, draw: Any) -> Array:
+            return jnp.maximum(seen, bound_at(w, draw.batch))
+
+        def gradient(w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+            return value_and_grad(self.loss, w, lam, batch)[1]
+
+        def product(w: PyTree, lam: PyTree, batch: PyTree, u: PyTree) -> PyTree:
+            return jax.jvp(lambda x: jax.grad(self.loss)(x, lam, batch), (w,), (u,))[1]
+
+        if bound_at is not None:
+            bound = source.fold(largest, zero, w, key=key, start=0, stop=1 if source.whole else looks[0])
+        else:
+            bound = met_on_a_walk(gradient, product, (w, zero), lam, source, key=key, looks=looks)
         return replace(self, step_size=InverseCurvature(bound, penalty))
 
 
-MEASURED_BATCHES = 4
-"""Minibatches on which a curvature is measured."""
+MEASURED = 16, 3
+"""Minibatches on which a curvature is measured, and Hessian-vector products on each."""
 
-POWER_STEPS = 12
-"""Power iterations on each."""
-
-
-def measured_batches(source: Any) -> int:
-    """Minibatches a curvature is measured on: one where each holds every row."""
-    return 1 if source.whole else MEASURED_BATCHES
+MEASURED_WHOLE = 8, 2
+"""The same where each holds every row."""
 
 
-MARGIN = 1.1
-"""Factor for what the power iteration has not seen yet."""
+def measuring_products(source: Any) -> int:
+    """Products that measuring a step takes, the two gradients on each minibatch counted as such."""
+    minibatches, products = MEASURED_WHOLE if source.whole else MEASURED
+    return minibatches * (products + 2)
 
 
 @config
@@ -111,31 +117,6 @@ class InverseCurvature:
 
     def __call__(self, w: PyTree, lam: PyTree) -> PyTree:
         """The step, a scalar or a tree to broadcast against w."""
-        if self.penalty is None:
-            return 1.0 / self.bound
+        if self.penalty is None:  # without any curvature every step will do
+            return jnp.where(self.bound > 0, 1.0 / self.bound, 1.0)
         return jax.tree.map(lambda p: 1.0 / (self.bound.astype(p.dtype) + p), self.penalty(w, lam))
-
-
-def _largest_eigenvalue(loss: Any, w: PyTree, lam: PyTree, batch: PyTree, key: Array) -> Array:
-    """Largest curvature of the loss of one minibatch, by power iteration on Hessian-vector products."""
-    leaves, structure = jax.tree.flatten(w)
-    keys = jax.random.split(key, len(leaves))
-    start = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return power_iteration(
-        lambda u: jax.jvp(lambda x: jax.grad(loss)(x, lam, batch), (w,), (u,))[1],
-        jax.tree.unflatten(structure, start),
-    )
-
-
-def power_iteration(matvec: Callable[[PyTree], PyTree], start: PyTree) -> Array:
-    """|largest eigenvalue| of a symmetric linear map, with a margin of 10 %."""
-    tiny = jnp.finfo(jnp.result_type(*jax.tree.leaves(start))).tiny
-
-    def step(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-        u, _ = state
-        u = scale(1.0 / jnp.maximum(norm(u), tiny), u)
-        image = matvec(u)
-        return image, jnp.sqrt(vdot(image, image))
-
-    _, value = jax.lax.fori_loop(0, POWER_STEPS, step, (start, jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))))
-    return MARGIN * value

@@ -19,7 +19,7 @@ from bilevax.core.config import choice, config, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.row_sums import KEPT, over_rows
 from bilevax.core.trees import PyTree
-from bilevax.problems.gradient_step import power_iteration
+from bilevax.problems.curvature import power_iteration
 
 PENALTIES = ("global", "class", "feature", "weight")
 

@@ -1,11 +1,12 @@
 """The bilevel problem, and its oracle of three directions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import Array
 
-from bilevax.core.config import config
+from bilevax.core.config import config, real, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, add, astype_of, axpy, sub, vdot
@@ -22,11 +23,16 @@ class Problem:
             any function.
         outer_loss: (w, lam, batch) -> scalar.
         project: projection of lam onto the closed convex set Lambda, such as :class:`~bilevax.Box`; None: everything.
+        damping: delta >= 0, a number: every estimator solves (I - d1Phi^T + delta I) v = g in place of
+            (I - d1Phi^T) v = g (Levenberg), in units in which a gradient step of 1 / L has curvatures of at most 1.
+            For an inner loss that is not convex. None (default): 0, and :func:`~bilevax.minimize` raises it where an
+            inner loss turns out to be indefinite.
     """
 
     inner_map: Callable[[PyTree, PyTree, PyTree], PyTree]
     outer_loss: Callable[[PyTree, PyTree, PyTree], Array]
     project: Callable[[PyTree], PyTree] | None = None
+    damping: Any = None
 
     def __post_init__(self) -> None:
         for name in ("inner_map", "outer_loss"):
@@ -34,6 +40,8 @@ class Problem:
                 raise ParameterError(f"{name} must be a function of (w, lam, batch), got {getattr(self, name)!r}")
         if self.project is not None and not callable(self.project):
             raise ParameterError(f"project must be a function of lam or None, got {self.project!r}")
+        if self.damping is not None:
+            set_fields(self, damping=real("damping", self.damping, low=0.0))
 
     @property
     def has_loss(self) -> bool:
@@ -84,14 +92,22 @@ def directions(
 
 
 def inner_image(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
-    """Phi(w, lam; zeta), in the dtypes of w. Cost: one inner gradient a row."""
-    return astype_of(problem.inner_map(w, lam, batch), w)
+    """Phi(w, lam; zeta), in the dtypes of w. Cost: one inner gradient a row.
+
+    With damping delta it is Phi(w) - delta (w - w'), w' a constant that equals w: Phi in value, and d1Phi - delta I is
+    its derivative.
+    """
+    image = astype_of(problem.inner_map(w, lam, batch), w)
+    if problem.damping is None:
+        return image
+    return axpy(-problem.damping, sub(w, jax.lax.stop_gradient(w)), image)
 
 
 def adjoint_product(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
-    """d1Phi(w, lam; zeta)^T v. Cost: one Hessian-vector product a row."""
+    """d1Phi(w, lam; zeta)^T v, less delta v. Cost: one Hessian-vector product a row."""
     if hasattr(problem.inner_map, "adjoint_product"):
-        return astype_of(problem.inner_map.adjoint_product(w, lam, batch, v), w)
+        product = astype_of(problem.inner_map.adjoint_product(w, lam, batch, v), w)
+        return product if problem.damping is None else axpy(-problem.damping, v, product)
     _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, batch), w)
     return pullback(v)[0]
 

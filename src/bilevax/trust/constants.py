@@ -68,7 +68,7 @@ def estimate_constants(
     if values["q"] >= 1.0:
         raise ParameterError(
             f"the inner map does not contract at w: the norm of its Jacobian is {values['q']:.4g} +- {errors['q']:.1g};"
-            " try a smaller step, a measured step (step_size=None), or a larger penalty"
+            " try a smaller step or a larger penalty"
         )
     values["sigma2"] = 2.0 * values["sigma1_prime"] / (1.0 - values["q"]) ** 2
     errors["sigma2"] = 2.0 * errors["sigma1_prime"] / (1.0 - values["q"]) ** 2
