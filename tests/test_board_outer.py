@@ -43,13 +43,16 @@ def test_c13_a_warm_start_stays_in_its_well_and_a_cold_one_does_not():
     """Pushed from .1 to below 0, lam makes the left well the deeper one; only a warm start remains in the right one."""
     sid = bx.SID(bx.FixedPoint(200), bx.FixedPoint(200))
 
-    def last(warm, w0):
-        algorithm = bx.BSGM(sid, bx.optim("sgd", learning_rate=0.05), warm_start=warm)
+    def last(warm, w0, rate=0.05):
+        algorithm = bx.BSGM(sid, bx.optim("sgd", learning_rate=rate), warm_start=warm)
         return bx.minimize(WELLS, algorithm, np.array([w0]), np.array([0.1]), ROWS, ROWS, steps=5, key=KEY)
 
     assert last(True, 1.5).w[0] > 0.5
     assert last(True, -1.5).w[0] < -0.5
-    assert last(False, 0.0).w[0] < -0.5  # from the hill, each lam < 0 rolls to the left
+    hill = last(False, 0.0, 0.3)  # where the curvature is -1: damped, the hypergradient is half as long
+    assert hill.code < bx.Code.NOT_CONTRACTIVE
+    assert "damped by" in hill.message
+    assert hill.w[0] < -0.5  # from there, each lam < 0 rolls to the left
 
 
 # C14: the lasso of one weight, w(lam) = soft(c, exp(lam))

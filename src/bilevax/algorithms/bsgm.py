@@ -70,7 +70,7 @@ class BSGM:
         key: Array,
         s: Array,
     ) -> tuple[BSGMState, Estimate]:
-        """One outer step; a hypergradient that is not finite, or whose solver failed, leaves the state as it was."""
+        """One outer step; a hypergradient not finite, or NOT_CONTRACTIVE or worse, leaves the state as it was."""
         start = state.w if self.warm_start else w0
         v0 = state.v if self.warm_start else None
         est = measured_estimate(problem, self.estimator, start, state.lam, sources, key=key, s=s, v0=v0)
@@ -79,7 +79,7 @@ class BSGM:
             lam = optax.apply_updates(state.lam, updates)
         lam = lam if problem.project is None else problem.project(lam)
         new = BSGMState(lam, optimiser, est.w, state.v if est.v is None else est.v)
-        usable = all_finite((est.value, lam)) & (est.code < Code.DIVERGED)
+        usable = all_finite((est.value, lam)) & (est.code < Code.NOT_CONTRACTIVE)
         return where(usable, new, state), est
 
     def solution(self, state: BSGMState) -> tuple[PyTree, PyTree]:

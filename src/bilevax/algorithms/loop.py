@@ -37,7 +37,7 @@ def advance(
     start: Array,
     stop: Array,
 ) -> tuple[PyTree, Array, Watched]:
-    """Outer steps start <= s < stop, at most RECORDED; ends early at a code that cannot be recovered from.
+    """Outer steps start <= s < stop, at most RECORDED; ends early at a code of NOT_CONTRACTIVE or worse.
 
     Step s draws from ``fold_in(key, s)``: how a run is cut into calls changes nothing.
 
@@ -54,7 +54,7 @@ def advance(
 
     def going(carry: tuple[PyTree, Array, Array, Watched]) -> Array:
         _, s, code, _ = carry
-        return (s < jnp.minimum(stop, start + RECORDED)) & (code < Code.DIVERGED)
+        return (s < jnp.minimum(stop, start + RECORDED)) & (code < Code.NOT_CONTRACTIVE)
 
     def step(carry: tuple[PyTree, Array, Array, Watched]) -> tuple[PyTree, Array, Array, Watched]:
         state, s, code, record = carry

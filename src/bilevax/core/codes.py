@@ -34,7 +34,7 @@ _MESSAGES = {
     Code.OK: "No failure was seen.",
     Code.BUDGET: (
         "The steps were used up before the tolerance was met. Likely causes: too few steps, a step size that is "
-        "too small, an ill-conditioned problem. Try more steps, a measured step (`step_size=None`), or a looser "
+        "too small, an ill-conditioned problem. Try more steps, longer ones where they were given, or a looser "
         "tolerance."
     ),
     Code.STALLED: (
@@ -44,8 +44,8 @@ _MESSAGES = {
     ),
     Code.NOT_CONTRACTIVE: (
         "The inner map does not contract. Likely causes: a step size above 2 / (largest curvature), an inner loss "
-        "that is not convex, a map whose Jacobian has norm one or more. Try a smaller step, a measured step "
-        "(`step_size=None`), or a larger penalty."
+        "that is not convex, a map whose Jacobian has norm one or more. Try a smaller step, a larger penalty, or more "
+        "`damping` of the problem."
     ),
     Code.UNSTABLE: (
         "The mean map contracts, but the second moment of the iterates grows: the step is too large for this batch "
@@ -59,12 +59,12 @@ _MESSAGES = {
     ),
     Code.SINGULAR: (
         "The linear system has no unique solution. Likely causes: an unpenalised direction that the data do not "
-        "see, duplicated features, a penalty that underflowed to zero. Try a penalty on every weight or `damping`."
+        "see, duplicated features, a penalty that underflowed to zero. Try a penalty on every weight or more `damping`."
     ),
     Code.INDEFINITE: (
         "The linear system has a direction of negative curvature, or is not symmetric. Likely causes: an inner point "
         "that is not a minimum, an inner loss that is not convex, a wrong sign in the loss, a derivative of your own "
-        "that is that of no loss. Try more inner steps or `damping`; `GMRES` where the system is not symmetric."
+        "that is that of no loss. Try more inner steps or more `damping`; `GMRES` where the system is not symmetric."
     ),
     Code.NONFINITE_DATA: (
         "The data contain NaN or infinity. Likely causes: missing cells, a division by zero upstream, an overflow "

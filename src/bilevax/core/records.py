@@ -294,6 +294,10 @@ class Result(NamedTuple):
         """What happened, in which stage of which outer step, the likely causes, and what to try."""
         codes = np.asarray(self.history.code)
         told = self.failure.told(Code(self.code), f" of outer step {int(np.argmax(codes))}" if len(codes) else "")
+        if self.code >= Code.NOT_CONTRACTIVE:
+            told += " The run stopped there, with the w and lam before it."
+        for step, damping in self.config.get("damping", [])[-1:]:
+            told += f" The linear systems are damped by {damping:g} from outer step {step} on (`damping`)."
         leaves = jax.tree.leaves(self.at_bound)
         held, entries = (sum(int(count(x)) for x in leaves) for count in (np.count_nonzero, np.size))
         return told + (f" The set of lam holds back {held} of its {entries} entries." if held else "")

@@ -15,6 +15,7 @@ from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, is_concrete
 from bilevax.data import RowSource
 from bilevax.hypergradients.adaptive import check_goes_on, continued_to_target
+from bilevax.hypergradients.damping import damping_priced
 from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.differentiated import differentiated
 from bilevax.hypergradients.functions import check_functions
@@ -163,6 +164,7 @@ def _estimate(
             estimate = estimator.estimate(ready, w0, lam, sources, key=key, **start)
         if report:
             estimate = with_error(estimate, ready, estimator, lam, sources, constants, key=key)
+            estimate = damping_priced(estimate, ready, lam, train, key=key)
         else:
             estimate = estimate._replace(error=None, seen=None)
         return counted(estimate, problem, train)

@@ -20,6 +20,7 @@ from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.hypergradients.tails import Seen
 from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
 from bilevax.solvers import Given, at_step
+from bilevax.solvers.fixed_point import has_grown
 
 
 class Run(NamedTuple):
@@ -238,7 +239,11 @@ class SID:
             problem, lam = args
             return inner_image(problem, w, lam, batch)
 
-        return leg.solve(self.inner, image, w0, (problem, lam), train, key=key)
+        solved: Solved = leg.solve(self.inner, image, w0, (problem, lam), train, key=key)
+        if problem.damping is None:
+            return solved
+        lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)  # damping lets v contract, not w
+        return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
     def _solve_linear(
         self,

@@ -19,6 +19,7 @@ from bilevax.core.trees import PyTree, as_parameters
 from bilevax.data import RowSource
 from bilevax.hypergradients.functions import check_functions
 from bilevax.problems.problem import Problem
+from bilevax.runs.back_off import damped, dampings
 from bilevax.solvers.contraction import quickly_if_sound, suspicion_as_proof
 
 CHUNK_SECONDS = 0.25
@@ -59,7 +60,10 @@ def minimize(
     """Minimise E(w(lam), lam) over Lambda.
 
     The run is cut into compiled chunks; how it is cut changes no bit of the result. Ctrl-C ends it after the chunk that
-    is under way, with what was reached.
+    is under way, with what was reached. A hypergradient that failed (NOT_CONTRACTIVE or worse) moves nothing and ends
+    the run with the w and lam before it; ``message`` says at which outer step. But first, where an inner loss is not
+    convex and the problem's ``damping`` is None, the step is made again with each damping of
+    :data:`~bilevax.runs.back_off.DAMPINGS`, and the run goes on with the first that will do.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
@@ -80,10 +84,13 @@ def minimize(
     every = None if every is None else min(count("every", every, low=1), RECORDED)
     algorithm.check(problem)
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
+    settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
     ready = (strong(problem), strong(algorithm))
     clock = time.monotonic()
     state = _init(*ready, w0, lam, train, val)
     rows: list[tuple[Watched, float]] = []
+    failed: list[tuple[Watched, float]] = []  # steps that were made again
+    left, damping = dampings(problem), []
     done, chunk, interrupted = 0, every or 1, False
     while done < steps:
         began = time.monotonic()
@@ -93,15 +100,23 @@ def minimize(
             after = quickly_if_sound(advanced, lambda out: out[2].code)
             state, reached, seen = jax.block_until_ready(after)
             new = int(reached) - done
-            rows.append((jax.tree.map(lambda x, n=new: np.asarray(x)[:n], seen), time.monotonic() - clock))
-            done = int(reached)
+            seen, seconds = jax.tree.map(lambda x, n=new: np.asarray(x)[:n], seen), time.monotonic() - clock
+            done, again = int(reached), damped(problem, seen, left)
+            if again is not None:
+                problem, ready = again, (strong(again), ready[1])
+                failed.append((jax.tree.map(lambda x: x[-1:], seen), seconds))
+                seen, new, done = jax.tree.map(lambda x: x[:-1], seen), new - 1, done - 1
+                damping.append([done, problem.damping])
+            rows.append((seen, seconds))
+            if done == 0:
+                continue
             history = _history(rows)
             w, lam = algorithm.solution(state)
             stop = bool(callback(Progress(done, steps, w, lam, history))) if callback else False
         except KeyboardInterrupt:
             interrupted = True
             break
-        if stop or history.code[-1] >= Code.DIVERGED:
+        if stop or history.code[-1] >= Code.NOT_CONTRACTIVE:
             break
         if every is None and len(rows) > 1:  # the first call compiles: its time says nothing
             per_step = (time.monotonic() - began) / max(new, 1)
@@ -109,10 +124,10 @@ def minimize(
     w, lam = algorithm.solution(state)
     history = _history(rows)
     code = int(history.code.max(initial=0))
-    settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
+    settings |= {"damping": damping} if damping else {}
     held = getattr(problem.project, "at_bound", None)
     at_bound = None if held is None else held(lam)
-    return Result(w, lam, code, _first(rows, code), history, _total(rows), settings, interrupted, at_bound)
+    return Result(w, lam, code, _first(rows, code), history, _total(rows + failed), settings, interrupted, at_bound)
 
 
 @jax.jit
