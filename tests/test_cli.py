@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 
 from bilevax.cli import main
+from bilevax.cli.cache import SMALL_PROGRAMS_TOO, keep_programs
 from bilevax.cli.display import sparkline
 from bilevax.cli.predict import safe_cell
 from bilevax.core.codes import Code
@@ -88,6 +89,15 @@ def write_table(path, n=200, seed=0, labels=("stays", "=leaves()")):
             plan_i, age = plan[i] if i % 9 else "", rng.integers(18, 90) if i % 7 else "NA"
             writer.writerow([1000 + i, plan_i, f"{x[i]:.3f}", rng.poisson(3), age, labels[codes[i]]])
     return path
+
+
+@pytest.fixture(autouse=True)
+def cache_home(monkeypatch, tmp_path):
+    """What a command keeps is kept here; and nothing of the user's settings of JAX's cache counts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("JAX_COMPILATION_CACHE_DIR", *SMALL_PROGRAMS_TOO):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
 
 
 @pytest.fixture(name="run")
@@ -346,3 +356,90 @@ def test_a_sparkline_has_its_ends():
     assert sparkline([1.0, 1.0], 10) == "▁▁"
     long = sparkline(np.linspace(1, 0, 1000).tolist(), 30)
     assert (len(long), long[0], long[-1]) == (30, "█", "▁")
+
+
+@pytest.fixture(name="kept")
+def without_jax(monkeypatch, capfd):
+    """Where programs would be kept were JAX not imported yet, or None; and what is said."""
+
+    def kept(wanted=True):
+        with monkeypatch.context() as patched:
+            patched.delitem(sys.modules, "jax")
+            keep_programs(wanted)
+        where = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        for name in ("JAX_COMPILATION_CACHE_DIR", *SMALL_PROGRAMS_TOO):
+            monkeypatch.delenv(name, raising=False)
+        return where, capfd.readouterr().err
+
+    return kept
+
+
+def test_programs_are_kept_where_the_user_alone_may_write(kept, cache_home, monkeypatch, tmp_path):
+    old = os.umask(0)
+    try:
+        assert kept() == (str(cache_home / "bilevax" / "jax"), "")
+    finally:
+        os.umask(old)
+    for made in (cache_home / "bilevax", cache_home / "bilevax" / "jax"):
+        assert made.stat().st_mode & 0o777 == 0o700
+    assert kept() == (str(cache_home / "bilevax" / "jax"), "")  # what is there is used
+    assert kept(wanted=False) == (None, "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the standard says to ignore
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert kept() == (str(tmp_path / ".cache" / "bilevax" / "jax"), "")
+
+
+@pytest.mark.parametrize("level", ["", "bilevax", "bilevax/jax"])
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_programs_are_not_kept_where_others_may_write(kept, cache_home, level, mode):
+    kept()
+    (cache_home / level).chmod(mode)
+    where, said = kept()
+    assert where is None
+    assert said.startswith("bilevax: compiled programs are not kept: ")
+    assert said.count("\n") == 1
+
+
+def test_programs_are_not_kept_behind_a_link_a_file_or_another_owner(kept, cache_home, tmp_path, monkeypatch):
+    (cache_home / "bilevax").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (cache_home / "bilevax" / "jax").symlink_to(tmp_path / "elsewhere")
+    assert kept()[0] is None
+    (cache_home / "bilevax" / "jax").unlink()
+    (cache_home / "bilevax" / "jax").write_text("")
+    assert kept()[0] is None
+    (cache_home / "bilevax" / "jax").unlink()
+    assert kept()[0] is not None
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(cache_home).st_uid + 1)
+    assert kept()[0] is None
+
+
+def test_a_cache_of_the_users_own_stays(kept, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    assert kept()[0] == str(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # off
+    assert kept()[0] == ""
+
+
+AUDITED = """
+import jax.numpy as jnp, numpy as np, bilevax as bx
+rows = bx.Arrays((np.eye(4, dtype="f"), np.ones(4, "f")))
+given = {"problem": bx.Problem(bx.GradientStep(bx.Squared("feature")), bx.Squared()), "w0": np.zeros((1, 4), "f"),
+         "lam": np.array([1, 2]), "train": rows, "val": rows}
+jnp.linspace(0.0, 1.0, 7)
+"""
+
+
+def test_the_command_keeps_what_it_compiles_unless_told_not_to(cache_home, tmp_path):
+    (tmp_path / "audited.py").write_text(AUDITED)
+
+    def check(*more):
+        command = [*BILEVAX, "check", "audited.py:given", *more]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stderr) == (1, "")  # INTEGER_LEAF
+        return {path: path.stat().st_mtime_ns for path in cache_home.rglob("*-cache")}
+
+    assert not check("--no-cache")
+    kept = check()
+    assert kept
+    assert check() == kept

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from bilevax.cli.cache import keep_programs
+
 app = typer.Typer(
     name="bilevax",
     help="Tune thousands of penalties by stochastic hypergradients, apply the model, read the report; audit a problem.",
@@ -16,6 +18,9 @@ app = typer.Typer(
 
 _TABLE = typer.Argument(
     metavar="TABLE", help="CSV or Parquet file, or a bundled data set: breast_cancer, digits, iris, wine."
+)
+_NO_CACHE = typer.Option(
+    "--no-cache", help="Compile anew: do not keep compiled programs in ~/.cache/bilevax, nor use those kept."
 )
 _DEBUG = typer.Option("--debug", help="Show where an error came from.")
 
@@ -75,9 +80,11 @@ def tune(
     ] = "auto",
     steps: Annotated[int, typer.Option(metavar="N", help="Outer steps at most.")] = 100,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
+    no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
     """Tune penalties on a table and write model, metrics and report to a directory."""
+    keep_programs(not no_cache)
     from bilevax.cli.tune import run
 
     values: dict[str, object] = {
@@ -138,9 +145,11 @@ def check(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that the audit draws.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
     """Audit a bilevel problem of your own: biased losses, steps that are too long, lam that does nothing, and more."""
+    keep_programs(not no_cache)
     from bilevax.cli.check import run
 
     raise typer.Exit(run(problem, html, seed=seed, force=force))
