@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 import bilevax as bx
-from bilevax.core.uncertainty import f_quantile, priced
+from bilevax.core.uncertainty import as_others, f_quantile
 from bilevax.hypergradients.error import BATCHES, BatchMeans
 
 NAN = jnp.asarray(np.nan)
@@ -144,6 +144,6 @@ def test_the_steps_that_would_do_are_those_at_which_the_limit_is_met():
 
 def test_what_no_minibatch_showed_is_as_wrong_as_the_rest():
     seen = {"rows": jnp.asarray([3.0, 0.0, 4.0, 0.0]), "unused": jnp.zeros(3)}
-    filled = priced(seen)
+    filled = as_others(seen)
     np.testing.assert_allclose(filled["rows"], [3.0, 2.5, 4.0, 2.5])
     np.testing.assert_allclose(filled["unused"], 0.0)

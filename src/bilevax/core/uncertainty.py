@@ -184,7 +184,7 @@ class Error(NamedTuple):
         )
 
 
-def priced(sizes: PyTree) -> PyTree:
+def as_others(sizes: PyTree) -> PyTree:
     """Sizes of errors, like lam, where exact zeros are those of entries that no minibatch showed: as the others' are.
 
     The root mean square of its leaf stands for each, so that nothing is taken to be certain that was not seen; a leaf

@@ -1,7 +1,6 @@
 """A hypergradient to a given relative error: the same run goes on until its report says so."""
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,12 +13,11 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, is_concrete
 from bilevax.data import RowSource
-from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.functions import check_functions
-from bilevax.hypergradients.measured import counted, judged, measured_problem, with_error
-from bilevax.hypergradients.replicas import pooled
+from bilevax.hypergradients.measured import counted, measured_problem, report_is_due
+from bilevax.hypergradients.programs import estimating, finished, reported, with_report
 from bilevax.problems.problem import Problem
-from bilevax.solvers.contraction import quickly_if_sound, suspicion_as_proof
+from bilevax.solvers.contraction import suspicion_as_proof
 from bilevax.theory import Constants
 
 DOUBLINGS = 10
@@ -72,8 +70,12 @@ def continued_to_target(
     still = estimator.deterministic((train, val))
     run, before = None, jnp.inf
     for doublings in range(DOUBLINGS + 1 if budget is None else 31):
-        leg = partial(_leg, *arguments, run, jnp.int32(doublings), replicas=replicas)
-        estimate, run = quickly_if_sound(leg, lambda out: out[0].code)
+        estimate, run = _run_leg(*arguments, run, jnp.int32(doublings), replicas=replicas)
+        if estimate.unused is None:
+            problems, sources = (problem, run[0]), (train, val)
+            estimate = reported(
+                estimate, problems, estimator, (w0, lam), sources, constants, target, key, replicas=replicas
+            )
         relative = float(estimate.error.relative) if estimate.error is not None else math.inf
         if int(estimate.code) != Code.BUDGET:
             return estimate
@@ -85,7 +87,6 @@ def continued_to_target(
     return estimate
 
 
-@partial(jax.jit, static_argnames=("replicas", "thorough"))
 def _leg(
     problem: Problem,
     estimator: Any,
@@ -112,13 +113,16 @@ def _leg(
         ready, run = run
         with suspicion_as_proof(not thorough):
             estimate, run = estimator.resume(ready, lam, sources, run, key=key, doublings=doublings)
-        estimate = with_error(estimate, ready, estimator, lam, sources, constants, key=key)
-        return counted(estimate, problem, train), (ready, run)
+        estimate, how = counted(estimate, problem, train), {"apart": True, "thorough": thorough}
+        return with_report(estimate, ready, estimator, lam, sources, constants, key=key, **how), (ready, run)
 
     if replicas == 1:
         estimate, run = one(key, run)
     else:
-        found, run = jax.vmap(one, (0, None if run is None else 0))(jax.random.split(key, replicas), run)
-        estimate = pooled(found)
-    estimate = estimate._replace(unused=unused_leaves(problem, w0, lam, (train.full, val.full)))
-    return judged(estimate, target), run
+        estimate, run = jax.vmap(one, (0, None if run is None else 0))(jax.random.split(key, replicas), run)
+    if report_is_due(estimate, estimator, sources):
+        return estimate, run
+    return finished(estimate, problem, (w0, lam), sources, target, replicas=replicas), run
+
+
+_run_leg = estimating(_leg, lambda out: out[0], "replicas")

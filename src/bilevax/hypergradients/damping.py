@@ -59,7 +59,8 @@ def damping_priced(estimate: Estimate, problem: Problem, lam: PyTree, train: Row
     if problem.damping is None or estimate.error is None or estimate.v is None:
         return estimate
     bias, number = damping_bias(problem, (estimate.w, estimate.v, lam), train, key=key)
-    error = estimate.error._replace(bias=jnp.nan_to_num(estimate.error.bias) + norm(bias))
+    both = jax.tree.map(lambda known, more: jnp.nan_to_num(known) + more, estimate.error.bias, bias)
+    error = estimate.error._replace(bias=both)
     b = train.rows_per_batch
     spent = Cost(
         hvps=Count(number, b),

@@ -1,6 +1,5 @@
 """The eager door: checks, one cached compiled program, and what every caller of an estimator shares."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,14 +14,12 @@ from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, is_concrete
 from bilevax.data import RowSource
 from bilevax.hypergradients.adaptive import check_goes_on, continued_to_target
-from bilevax.hypergradients.damping import damping_priced
-from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.differentiated import differentiated
 from bilevax.hypergradients.functions import check_functions
-from bilevax.hypergradients.measured import counted, judged, measured_problem, with_error
-from bilevax.hypergradients.replicas import pooled
+from bilevax.hypergradients.measured import counted, measured_problem, report_is_due
+from bilevax.hypergradients.programs import estimating, finished, reported, with_report
 from bilevax.problems.problem import Problem
-from bilevax.solvers.contraction import quickly_if_sound, suspicion_as_proof
+from bilevax.solvers.contraction import suspicion_as_proof
 from bilevax.theory import Constants
 
 
@@ -105,14 +102,18 @@ def hypergradient(
     if target is not None:
         return continued_to_target(*arguments, replicas=replicas, budget=budget)
     starts = w0, {} if v0 is None else {"v0": as_parameters("v0", v0)}
+    options: dict[str, bool | int] = {"replicas": replicas, "report": bool(report)}
 
     def run(lam: PyTree, starts: PyTree, rest: tuple[Any, ...]) -> Estimate:
-        run = partial(
-            _estimate, *rest[:4], starts[0], lam, *rest[4:], starts[1], replicas=replicas, report=bool(report)
-        )
-        if all(map(is_concrete, jax.tree.leaves((lam, starts, rest)))):
-            return quickly_if_sound(run, lambda estimate: estimate.code)
-        return run(thorough=True)
+        (w0, start), (problem, estimator, tol, constants, train, val, key) = starts, rest
+        given = problem, estimator, tol, constants, w0, lam, train, val, key
+        if not all(map(is_concrete, jax.tree.leaves((lam, starts, rest)))):
+            return _traced(*given, start, **options, apart=False, thorough=True)[0]
+        estimate, ready = _estimated(*given, start, **options, apart=True)
+        if estimate.unused is not None:
+            return estimate
+        points, sources, problems = (w0, lam), (train, val), (problem, ready)
+        return reported(estimate, problems, estimator, points, sources, constants, tol, key, replicas=replicas)
 
     return differentiated(run, lam, starts, (*arguments[:4], *arguments[6:]))
 
@@ -138,7 +139,6 @@ def value_and_hypergradient(
     return value, gradient
 
 
-@partial(jax.jit, static_argnames=("replicas", "report", "thorough"))
 def _estimate(
     problem: Problem,
     estimator: Any,
@@ -153,22 +153,29 @@ def _estimate(
     *,
     replicas: int,
     report: bool,
+    apart: bool,
     thorough: bool,
-) -> Estimate:
+) -> tuple[Estimate, Problem]:
+    """The estimate, and the problem with its step measured; still without ``unused`` where its report is to come."""
     check_functions(problem, w0, lam, train, val)
     sources = (train, val)
 
-    def one(key: Array) -> Estimate:
+    def one(key: Array) -> tuple[Estimate, Problem]:
         ready = measured_problem(problem, w0, lam, train, key)
         with suspicion_as_proof(not thorough):
             estimate = estimator.estimate(ready, w0, lam, sources, key=key, **start)
-        if report:
-            estimate = with_error(estimate, ready, estimator, lam, sources, constants, key=key)
-            estimate = damping_priced(estimate, ready, lam, train, key=key)
-        else:
-            estimate = estimate._replace(error=None, seen=None)
-        return counted(estimate, problem, train)
+        estimate = counted(estimate, problem, train)
+        if not report:
+            return estimate._replace(error=None, seen=None), ready
+        how = {"apart": apart, "thorough": thorough}
+        return with_report(estimate, ready, estimator, lam, sources, constants, key=key, **how), ready
 
-    estimate = one(key) if replicas == 1 else pooled(jax.vmap(one)(jax.random.split(key, replicas)))
-    estimate = estimate._replace(unused=unused_leaves(problem, w0, lam, (train.full, val.full)))
-    return judged(estimate, tol)
+    estimate, ready = one(key) if replicas == 1 else jax.vmap(one)(jax.random.split(key, replicas))
+    if report and report_is_due(estimate, estimator, sources):
+        return estimate, ready
+    return finished(estimate, problem, (w0, lam), sources, tol, replicas=replicas), ready
+
+
+_STATIC = "replicas", "report", "apart"
+_estimated = estimating(_estimate, lambda out: out[0], *_STATIC)
+_traced = jax.jit(_estimate, static_argnames=(*_STATIC, "thorough"))

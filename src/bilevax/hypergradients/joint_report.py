@@ -9,7 +9,7 @@ from jax import Array
 from bilevax.core.keys import stream
 from bilevax.core.records import Error
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, zeros_like
-from bilevax.core.uncertainty import FEWEST, priced
+from bilevax.core.uncertainty import FEWEST, as_others
 from bilevax.data import RowSource, join
 from bilevax.hypergradients.chains import Series, moved
 from bilevax.hypergradients.error import BatchMeans, excess, influences, remaining_bias
@@ -55,8 +55,8 @@ def averaged(series: Series, length: Length) -> Error:
     enough = jnp.floor(length.relaxations * (FEWEST / FORGOTTEN)).astype(jnp.int32)
     return Error(
         value=settled.mean,
-        standard_error=priced(means.standard_error),
-        bias=priced(remaining_bias(settled.mean, moved, settled.drift, settled.standard_error)),
+        standard_error=as_others(means.standard_error),
+        bias=as_others(remaining_bias(settled.mean, moved, settled.drift, settled.standard_error)),
         degrees=jnp.clip(enough, 0, means.degrees),
         inner=unknown,
         linear=unknown,
@@ -117,7 +117,7 @@ def on_every_row(
         bias = excess(sub(report.value, truth), report.standard_error, 1.0)
         return report._replace(bias=bias)
 
-    spread = priced(noise.standard_error)
+    spread = as_others(noise.standard_error)
     passed = mean._replace(value=value, standard_error=spread, sampling=jnp.zeros_like(mean.sampling))
     return biased(mean), biased(passed)
 

@@ -2,16 +2,18 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.keys import stream
-from bilevax.core.records import Cost, Count, Estimate, Failure, worst_part
-from bilevax.core.trees import PyTree
+from bilevax.core.records import Cost, Count, Error, Estimate, Failure, worst_part
+from bilevax.core.trees import PyTree, norm, where
 from bilevax.data import RowSource
 from bilevax.hypergradients.a_posteriori import a_posteriori
+from bilevax.hypergradients.damping import damping_priced
 from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.tails import tail_report
 from bilevax.problems import gradient_step
@@ -80,14 +82,33 @@ def with_error(
 
     An estimator that makes its own report keeps that.
     """
+    if report_is_due(estimate, estimator, sources):
+        if estimate.seen is not None:
+            error = tail_report(problem, estimate, lam, sources, key=key)
+        else:
+            error = a_posteriori(problem, estimate.value, (estimate.w, estimate.v, lam), sources, constants)
+        estimate = estimate._replace(error=error, seen=None)
+    return damping_priced(estimate, problem, lam, sources[0], key=key)
+
+
+def report_is_due(estimate: Estimate, estimator: Any, sources: tuple[RowSource, RowSource]) -> bool:
+    """Whether :func:`with_error` has anything to say that the estimator does not say itself."""
     if estimate.error is not None or estimate.v is None:
-        return estimate
-    if estimate.seen is not None:
-        return estimate._replace(error=tail_report(problem, estimate, lam, sources, key=key), seen=None)
-    if not getattr(estimator, "deterministic", lambda _: False)(sources):
-        return estimate
-    points = estimate.w, estimate.v, lam
-    return estimate._replace(error=a_posteriori(problem, estimate.value, points, sources, constants))
+        return False
+    return estimate.seen is not None or getattr(estimator, "deterministic", lambda _: False)(sources)
+
+
+def unknown_if_failed(estimate: Estimate, constants: Constants | None) -> Estimate:
+    """The estimate, of whose error nothing is known if it failed (NOT_CONTRACTIVE or worse)."""
+    size = norm(estimate.value)
+    nowhere = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), estimate.value)
+    part, bound = jnp.full_like(size, jnp.nan), None if constants is None else jnp.full_like(size, jnp.inf)
+    none = jnp.int32(0), jnp.zeros_like(size)  # degrees of freedom, and rows read
+    unknown = Error(estimate.value, nowhere, nowhere, none[0], part, part, part, part, bound, none[1])
+    if estimate.error is not None:
+        known = estimate.error._replace(visits=jnp.asarray(estimate.error.visits, size.dtype))
+        unknown = where(estimate.code < Code.NOT_CONTRACTIVE, known, unknown)
+    return estimate._replace(error=unknown, seen=None)
 
 
 def judged(estimate: Estimate, tol: Array) -> Estimate:

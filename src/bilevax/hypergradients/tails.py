@@ -13,7 +13,7 @@ from bilevax.core.keys import stream
 from bilevax.core.records import TAIL, Error, Estimate, Tail
 from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
-from bilevax.core.uncertainty import priced
+from bilevax.core.uncertainty import as_others
 from bilevax.data import Arrays, RowSource
 from bilevax.data.hashed import Hashed
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
@@ -249,8 +249,8 @@ def _with_noise(rest: Error, noise: dict[str, tuple[PyTree, Array]]) -> Error:
     spent = functools.reduce(jnp.add, [shares[name] / n.astype(zero.dtype) for name, (_, n) in noise.items()])
     degrees = jnp.where(jnp.isfinite(total), 1.0 / jnp.maximum(spent, 1e-9), 1.0)
     return rest._replace(
-        standard_error=priced(jax.tree.map(jnp.sqrt, squares)),
-        bias=priced(rest.bias),
+        standard_error=as_others(jax.tree.map(jnp.sqrt, squares)),
+        bias=as_others(rest.bias),
         degrees=jnp.clip(degrees, 1.0, CERTAIN // 2).astype(jnp.int32),
         inner=jnp.hypot(rest.inner, inner),
         linear=jnp.hypot(rest.linear, linear),
