@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -54,6 +55,7 @@ def vdot(a: PyTree, b: PyTree) -> Array:
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
 
 
+@partial(jax.jit, inline=True)  # called eagerly it is one program, not nine
 def norm(a: PyTree) -> Array:
     """Euclidean norm over all leaves, by way of the largest entry: squares neither overflow nor vanish."""
     top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(a)])

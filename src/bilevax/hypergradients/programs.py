@@ -32,7 +32,7 @@ LONG = 3e9
 """Sample visits times unknowns of a run that is long."""
 
 
-def compiled(fn: Callable[..., T], options: dict[str, Any], *static: str) -> Callable[..., T]:
+def compiled(fn: Callable[..., T], options: dict[str, Any], static: tuple[str, ...] = ()) -> Callable[..., T]:
     """Fn as a program of its own, with such options where it is for a CPU; not for use inside of another."""
 
     @functools.cache
@@ -52,7 +52,7 @@ def estimating(fn: Callable[..., T], estimate: Callable[[T], Estimate], *static:
         static: names of arguments that are not traced.
     """
     names = (*static, "thorough")
-    program, briefly = jax.jit(fn, static_argnames=names), compiled(fn, BRIEFLY, *names)
+    program, briefly = jax.jit(fn, static_argnames=names), compiled(fn, BRIEFLY, names)
 
     def run(*args: Any, **named: Any) -> T:
         out = program(*args, **named, thorough=False)
@@ -136,4 +136,4 @@ def _reported(
     return finished(estimate, problem, points, sources, tol, replicas=replicas)
 
 
-reported = compiled(_reported, PLAINLY, "replicas")
+reported = compiled(_reported, PLAINLY, ("replicas",))

@@ -1,6 +1,7 @@
 """A short stochastic run before the long one: minibatches, a step, a start, and what it says of errors to come."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from bilevax.hypergradients.error import contraction_rate
 from bilevax.hypergradients.joint_report import PRICED
 from bilevax.hypergradients.joint_sid import FOLLOWED, MEASURED, JointSID, epoch, measured_step
 from bilevax.hypergradients.measured import measured_problem, measuring_products
+from bilevax.hypergradients.programs import BRIEFLY, compiled
 from bilevax.problems.problem import Problem, cross_product, inner_image, residual
 from bilevax.solvers import Polynomial
 from bilevax.trust.rates import Rates
@@ -67,6 +69,10 @@ FORGOTTEN = 3.0
 
 SHARES = 0.02, 0.13
 """Of the budget that the pilot's run takes, and that it may take where that is what INFORMED steps cost."""
+
+
+_once = partial(compiled, options=BRIEFLY)
+"""What a pilot looks at beside its run, once, on a few minibatches."""
 
 
 class Start(NamedTuple):
@@ -207,8 +213,14 @@ def _some(source: Any, number: int, key: Array) -> Any:
     number = max(2 ** int(math.log2(max(number, 1))), source.rows_per_batch)  # few sizes: each is compiled
     if number >= source.rows or not isinstance(source, Arrays):
         return source
-    chosen = jax.random.choice(stream(key, "outer"), source.rows, (number,), replace=False)
-    return replace(source, data=jax.tree.map(lambda a: a[chosen], source.data))
+    return replace(source, data=_chosen(source.data, stream(key, "outer"), source.rows, number))
+
+
+@partial(_once, static=("rows", "number"))
+def _chosen(data: PyTree, key: Array, rows: int, number: int) -> PyTree:
+    """So many of the rows, at random."""
+    chosen = jax.random.choice(key, rows, (number,), replace=False)
+    return jax.tree.map(lambda a: a[chosen], data)
 
 
 def moved_pilot(
@@ -224,7 +236,7 @@ def moved_pilot(
     return Pilot(ready, sources, start._replace(w=w), rates, spent, informed=True, whole_factor=factor)
 
 
-@jax.jit
+@_once
 def _contraction(
     problem: Problem, points: tuple[PyTree, PyTree, PyTree], train: RowSource, eta: Array, number: Any, key: Array
 ) -> Array:
@@ -233,7 +245,7 @@ def _contraction(
     return contraction_rate(problem, w, lam, train, v, eta, jnp.asarray(number), key=stream(key, "linear"))
 
 
-@jax.jit
+@_once
 def _steepest(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, eta: Array, key: Array) -> Array:
     """The largest curvature of every row, or hardly less: of a direction that grows with it (Oja 1982).
 
@@ -255,7 +267,7 @@ def _steepest(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, eta: A
     return total / (CLIMBED - CLIMBED // 2)
 
 
-@jax.jit
+@_once
 def _cross_noise(problem: Problem, points: tuple[PyTree, PyTree, PyTree], train: RowSource, key: Array) -> Array:
     """Standard deviation of the cross products of minibatches over their mean; points are (w, v, lam)."""
 
@@ -286,11 +298,11 @@ def reported(est: Estimate) -> Error:
     return est.error
 
 
-@jax.jit
+@_once
 def _ready(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
     return measured_problem(problem, w, lam, train, key)
 
 
-@jax.jit
+@_once
 def _step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> Array:
     return measured_step(problem, w, lam, train, key=stream(key, "measure"), batches=LOOKED_AT)
