@@ -163,8 +163,8 @@ def equilibrium(rng):
     """z = tanh(A z + B x + lam), x the mean of the rows; no loss."""
     X, _ = table(rng)
     A = jnp.asarray(0.3 * np.linalg.qr(rng.normal(size=(D, D)))[0], jnp.result_type(float))
-    given = case(lambda w, b: jnp.mean((b[0] - w) ** 2), (X,), np.zeros(D), np.zeros(D))
-    image = lambda w, lam, batch: jnp.mean(jnp.tanh((A @ w)[None, :] + batch[0] + lam), axis=0)  # noqa: E731
+    given = case(lambda w, b: jnp.mean((b[0] - w[None]) ** 2), (X,), np.zeros(D), np.zeros(D))
+    image = lambda w, lam, batch: jnp.mean(jnp.tanh((A @ w + lam)[None] + batch[0]), axis=0)  # noqa: E731
     return given._replace(problem=bx.Problem(image, given.problem.outer_loss))
 
 
@@ -253,7 +253,7 @@ def pairs(rng):
 
     def loss(w, batch):
         X, Z, y = batch
-        apart = jnp.sum(jnp.exp(w) * (X - Z) ** 2, axis=1) / (2 * D)
+        apart = jnp.sum(jnp.exp(w)[None] * (X - Z) ** 2, axis=1) / (2 * D)
         return jnp.mean(y * apart**2 + (1.0 - y) * jnp.maximum(2.0 - apart, 0.0) ** 2)
 
     return case(loss, (X, Z, y), np.zeros(D), np.full(D, -1.0))
