@@ -254,6 +254,7 @@ def test_a_system_that_is_not_positive_definite_is_damped_and_the_run_goes_on():
 # ---- a network with every default
 
 
+@pytest.mark.slow
 def test_a_network_is_reweighted_with_every_default():
     """Rows with flipped labels lose weight against clean ones."""
     rng = np.random.default_rng(0)
