@@ -98,6 +98,21 @@ TAIL = 8
 """Points of a tail, an even number."""
 
 
+class Left(NamedTuple):
+    """What a solver that sees every row says of what is left to do.
+
+    Attributes:
+        move: estimated solution less value, like value: how far, as extrapolated from the run, along where it moved.
+            None: the residual over ``least``.
+        least: smallest curvature of I - d1Phi met; infinite where none was.
+        most: the largest; 0 likewise.
+    """
+
+    move: PyTree | None
+    least: Array
+    most: Array
+
+
 class Solved(NamedTuple):
     """What a solver returns.
 
@@ -108,6 +123,7 @@ class Solved(NamedTuple):
         step: the step it ended at: of the failure, if there was one.
         checks: products with the linearised map, beside the calls, that asked whether it contracts.
         tail: where a chain of minibatches was on its way; None of what sees every row.
+        left: what is left of the error, where every row is seen and the solver can say; else None.
     """
 
     value: PyTree
@@ -116,6 +132,7 @@ class Solved(NamedTuple):
     step: Array
     checks: Array | int = 0
     tail: Tail | None = None
+    left: Left | None = None
 
 
 STAGES = ("none", "inner", "linear", "cross", "outer")

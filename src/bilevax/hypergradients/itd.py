@@ -13,9 +13,11 @@ from bilevax.core.config import choice, config, count, real, set_fields, static
 from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
 from bilevax.data import RowSource, refuse_keys
+from bilevax.hypergradients.a_posteriori import Lefts
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.problems.problem import Problem, adjoint_product, inner_image
 from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
+from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, schedule
 
 
@@ -190,4 +192,6 @@ def differentiated(
         outer_gradients=Count(jnp.int32(1), val.rows),
         measuring=Count(checks, train.rows),
     )
-    return Estimate(astype_of(gradient, lam), value, end.w, v, code, cost, failure)
+    left = moves_left(end.moves.lengths, jnp.int32(steps), end.w, None, estimator.step_size(jnp.int32(steps - 1)))
+    seen = Lefts(left, left._replace(least=jnp.full_like(left.least, jnp.inf))) if reverse else None
+    return Estimate(astype_of(gradient, lam), value, end.w, v, code, cost, failure, seen=seen)

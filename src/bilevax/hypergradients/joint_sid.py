@@ -10,9 +10,10 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, set_fields
 from bilevax.core.keys import stream
-from bilevax.core.records import Cost, Count, Error, Estimate, Failure, nonfinite, worst_part
+from bilevax.core.records import Cost, Count, Error, Estimate, Failure, Left, nonfinite, worst_part
 from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
 from bilevax.data import RowSource, has_keys
+from bilevax.hypergradients.a_posteriori import Lefts
 from bilevax.hypergradients.chains import Anchor, Chains, Series, begin, run
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.hypergradients.error import BATCHES, contraction_rate, extrapolated
@@ -23,6 +24,7 @@ from bilevax.problems.problem import Problem, inner_image, outer_gradients, resi
 from bilevax.solvers import at_step
 from bilevax.solvers.contraction import confirmed
 from bilevax.solvers.fixed_point import SUSPICIOUS, has_grown
+from bilevax.solvers.left import UNRESOLVED
 from bilevax.solvers.schedules import schedule
 
 DISCARDED = 4
@@ -224,7 +226,7 @@ class JointSID:
 
         suspected = norm(mean.bias) > SUSPECTED * norm(mean.value)
         pays = suspected | (self.last_pass == "always") | (steps > 3 * train.rows // train.rows_per_batch)
-        pays = pays & (not (has_keys(train) or has_keys(val)))  # every row at one key is not the mean over keys
+        pays = pays & (not (whole or has_keys(train) or has_keys(val)))  # every row at one key is not their mean
         error = jax.lax.cond(pays, looked, lambda: mean)
 
         ends, step_size = (begun, end), jnp.asarray(eta(steps - 1)).astype(rate.dtype)
@@ -238,6 +240,8 @@ class JointSID:
         extra = followed, once * priced, once * polishing(length), once, checks
         cost = cost.plus(self._cost(sources, steps - made, extra))
         estimate = Estimate(error.value, outer_value, w, v, code, cost, failure, error, steps=steps)
+        if whole:  # nothing was sampled: the last steps differ by what is left to do
+            estimate = estimate._replace(error=None, seen=_left(rate, step_size, steps))
         return estimate, Run(end, measured, cost, series, anchor)
 
     def _cost(self, sources: tuple[RowSource, RowSource], steps: Array, extra: tuple[Array, ...]) -> Cost:
@@ -286,6 +290,17 @@ def measured_step(
 
     start, looks = (w, jnp.ones((), norm(w).dtype)), (minibatches, products)
     return 1.0 / met_on_a_walk(gradient, product, start, (problem, lam), train, key=key, looks=looks)
+
+
+def _left(rate: Array, eta: Array, steps: Array) -> Lefts:
+    """Of an iteration on every row whose slowest direction shrank by exp(rate) a step."""
+    shown = 1.0 - jnp.exp(rate)
+    slow = jnp.maximum(
+        jnp.maximum(shown - UNRESOLVED / jnp.asarray(steps).astype(shown.dtype), 0.5 * shown),
+        jnp.finfo(shown.dtype).eps,
+    )
+    left = Left(None, slow / eta, jnp.ones_like(slow))
+    return Lefts(left, left)
 
 
 def epoch(source: RowSource) -> int:

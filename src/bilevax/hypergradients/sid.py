@@ -15,6 +15,7 @@ from bilevax.core.keys import stream
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solved, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub, where, zeros_like
 from bilevax.data import RowSource, refuse_keys
+from bilevax.hypergradients.a_posteriori import Lefts
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.diagnosis import diagnosed
 from bilevax.hypergradients.tails import Seen
@@ -204,9 +205,12 @@ class SID:
         )
         grown = where(failure.stage == Failure.stage_of("inner"), sub(w, w0), v)
         failure = diagnosed(code, failure, problem, (w, lam), train.full, grown)
-        seen = None if self.deterministic(sources) else Seen(inner.tail, linear.tail, spread, halves)
         chains = [solved.calls for solved in (inner, linear) if solved.tail is not None]
         steps = functools.reduce(jnp.maximum, chains) if chains else None
+        if self.deterministic(sources):
+            seen: Seen | Lefts = Lefts(inner.left, linear.left, inner.calls + linear.calls)
+        else:
+            seen = Seen(inner.tail, linear.tail, spread, halves)
         return Estimate(hypergradient, value, w, v, code, cost, failure, seen=seen, steps=steps)
 
     def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:

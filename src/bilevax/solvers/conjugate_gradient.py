@@ -9,8 +9,9 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
-from bilevax.core.records import Solved
+from bilevax.core.records import Left, Solved
 from bilevax.core.trees import PyTree, all_finite, axpy, scale, sub, vdot, where, zeros_like
+from bilevax.solvers.left import KEPT, Ritz, energy_left
 from bilevax.solvers.unit import FLAT, unit_system
 
 
@@ -23,6 +24,12 @@ class _State(NamedTuple):
     top: Array  # largest ||A p||_s / ||p||_s met: at most the norm of A
     j: Array
     code: Array
+    ritz: Ritz
+    energy: Array  # [KEPT], of the last steps, a <r, r>_s
+
+
+FEW = 8.0
+"""Steps after which what they say of the next is only half as safe."""
 
 
 @config
@@ -89,21 +96,35 @@ class CG:
             r = axpy(-a, image, state.r)
             rho = inner(r, r)
             p = axpy(rho / state.rho, state.p, r)
-            new = _State(v, r, p, (state.p, image), rho, top, state.j + 1, code)
+            ritz, energy = state.ritz.extended(a, rho / state.rho), state.energy.at[state.j % KEPT].set(a * state.rho)
+            new = _State(v, r, p, (state.p, image), rho, top, state.j + 1, code, ritz, energy)
             return where(code == Code.OK, new, state._replace(j=state.j + 1, code=code))
 
         def going(state: _State) -> Array:
             return (state.rho > goal) & (state.j < self.max_steps) & (state.code == Code.OK)
 
         ok, none = jnp.int32(Code.OK), zeros_like(b)
-        begin = _State(v, r, r, (none, none), rho, jnp.zeros_like(rho), jnp.int32(0), ok)
+        unknown = Ritz.of(rho), jnp.zeros(KEPT, rho.dtype)
+        begin = _State(v, r, r, (none, none), rho, jnp.zeros_like(rho), jnp.int32(0), ok, *unknown)
         end = jax.lax.while_loop(going, step, begin)
         code = jnp.where((end.code == ok) & (end.rho > goal), jnp.int32(Code.BUDGET), end.code)
         rounding = jnp.finfo(rho.dtype).eps * end.top * jnp.sqrt(inner(end.v, end.v))
         lost = rounding > jnp.sqrt(inner(b, b))  # a first direction that is null is known by the products after it
         code = jnp.where(lost, jnp.int32(Code.SINGULAR), code)
         code = jnp.where(all_finite((end.v, rho)), code, jnp.int32(Code.NONFINITE))
-        return Solved(scale(size, where(lost, v, end.v)), code, end.j + jnp.int32(start is not None), end.j)
+        calls = end.j + jnp.int32(start is not None)
+        left = _left(end, size, inner)
+        return Solved(scale(size, where(lost, v, end.v)), code, calls, end.j, left=left)
+
+
+def _left(end: _State, size: Array, inner: Callable[[PyTree, PyTree], Array]) -> Left:
+    """The last step, as long as the energy is still to fall by its past."""
+    p, image = end.last
+    more = jnp.minimum(energy_left(end.energy, end.j), end.rho * end.ritz.square)
+    energy = inner(p, image)
+    more = (1.0 + FEW / jnp.maximum(end.j, 1).astype(more.dtype)) ** 2 * more
+    move = scale(size * jnp.sqrt(more / jnp.where(energy > 0, energy, 1.0)), p)
+    return Left(move, 1.0 / end.ritz.square, end.top)
 
 
 def _objection(state: _State, image: PyTree, top: Array, inner: Callable[[PyTree, PyTree], Array]) -> Array:

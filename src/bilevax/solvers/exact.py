@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
-from bilevax.core.records import Solved
+from bilevax.core.records import Left, Solved
 from bilevax.core.trees import PyTree, all_finite
 
 LARGEST = 5000
@@ -48,4 +48,5 @@ class Exact:
         code = jnp.where(regular, jnp.int32(Code.OK), jnp.int32(Code.SINGULAR))
         finite = all_finite(v) & jnp.all(jnp.isfinite(columns))
         v = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), v)
-        return Solved(v, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), jnp.int32(d), jnp.int32(d))
+        left = Left(jax.tree.map(jnp.zeros_like, v), singular[-1], singular[0])
+        return Solved(v, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), jnp.int32(d), jnp.int32(d), left=left)

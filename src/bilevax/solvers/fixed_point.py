@@ -14,6 +14,7 @@ from bilevax.core.records import TAIL, Solved, Tail
 from bilevax.core.trees import PyTree, axpy, largest, norm, sub, where, zeros_like
 from bilevax.data.fold import RowSource
 from bilevax.solvers.contraction import DIVERGED, WINDOW, Moves, confirmed, no_moves, suspicion_is_proof, verdict, watch
+from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, at_step, schedule
 
 SUSPICIOUS = 3.0
@@ -151,7 +152,9 @@ class FixedPoint:
         state = (start, zeros_like(start), no_moves(start), jnp.int32(0))
         x, move, seen, j = jax.lax.while_loop(going, step, state)
         code, checks = verdict(seen, j, (start, x), move, push(x, j), self.tol)
-        return Solved(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, first + j, checks)
+        eta = jnp.asarray(self.step_size(first + jnp.maximum(j - 1, 0))).astype(seen.lengths.dtype)
+        left = moves_left(seen.lengths, j, x, move, eta)
+        return Solved(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, first + j, checks, left=left)
 
 
 def _cuts(steps: Array) -> Array:

@@ -10,7 +10,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields, static
-from bilevax.core.records import Solved
+from bilevax.core.records import Left, Solved
 from bilevax.core.trees import PyTree, add, all_finite, axpy, entries, norm, scale, shrink, sub, where, zeros_like
 from bilevax.solvers.unit import FLAT, unit_system
 
@@ -37,6 +37,7 @@ class _State(NamedTuple):
     steps: Array
     calls: Array
     code: Array
+    least: Array  # smallest singular value of A on a space
 
 
 @config
@@ -93,7 +94,7 @@ class GMRES:
         def cycle(state: _State) -> _State:
             room = jnp.minimum(self.max_steps - state.steps, restart)
             basis = _krylov(operator, state.r, restart, (tol / state.size, room, state.top))
-            move, deficient = _least_squares(basis, state.size)
+            move, deficient, least = _least_squares(basis, state.size)
             v = add(state.v, move)
             r = sub(b, operator(v))
             size = norm(r)
@@ -102,16 +103,18 @@ class GMRES:
             code = jnp.where(stuck, code, jnp.int32(Code.OK))
             code = jnp.where(jnp.isfinite(size), code, jnp.int32(Code.NONFINITE))
             v, r, size = where(size < state.size, (v, r, size), (state.v, state.r, state.size))
-            return _State(v, r, size, basis.top, state.steps + basis.j, state.calls + basis.j + 1, code)
+            least = jnp.minimum(state.least, least)
+            return _State(v, r, size, basis.top, state.steps + basis.j, state.calls + basis.j + 1, code, least)
 
         zero, calls = jnp.int32(0), jnp.int32(start is not None)
-        begin = _State(v, r, size, jnp.zeros_like(size), zero, calls, jnp.int32(Code.OK))
+        begin = _State(v, r, size, jnp.zeros_like(size), zero, calls, jnp.int32(Code.OK), jnp.full_like(size, jnp.inf))
         end = jax.lax.while_loop(going, cycle, begin)
         code = jnp.where((end.code == Code.OK) & (end.size > tol), jnp.int32(Code.BUDGET), end.code)
         value = scale(scaled, end.v)
         finite = all_finite((value, end.size))
         code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))
-        return Solved(where(all_finite(value), value, zeros_like(g)), code, end.calls, end.steps)
+        left = Left(None, end.least, end.top)
+        return Solved(where(all_finite(value), value, zeros_like(g)), code, end.calls, end.steps, left=left)
 
 
 def _krylov(
@@ -152,10 +155,10 @@ def _project(q: PyTree, x: PyTree) -> tuple[Array, PyTree]:
     return h, jax.tree.map(lambda q, x: x - jnp.tensordot(h.astype(x.dtype), q, axes=1), q, x)
 
 
-def _least_squares(basis: _Basis, size: Array) -> tuple[PyTree, Array]:
+def _least_squares(basis: _Basis, size: Array) -> tuple[PyTree, Array, Array]:
     """The point of the space with the least residual, and whether A leaves only rounding of a direction of it."""
     left, sigma, right = jnp.linalg.svd(basis.H, full_matrices=False)
     kept = sigma > FLAT * jnp.finfo(sigma.dtype).eps * basis.top
     y = right.T @ (jnp.where(kept, 1.0 / jnp.where(kept, sigma, 1.0), 0.0) * (size * left[0]))
     point = jax.tree.map(lambda q: jnp.tensordot(y.astype(q.dtype), q[:-1], axes=1), basis.q)
-    return point, jnp.sum(kept, dtype=jnp.int32) < basis.j
+    return point, jnp.sum(kept, dtype=jnp.int32) < basis.j, jnp.min(jnp.where(kept, sigma, jnp.inf))

@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields, static
-from bilevax.core.records import Solved
+from bilevax.core.records import Left, Solved
 from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
 from bilevax.solvers.fixed_point import has_grown
@@ -137,7 +137,9 @@ class LBFGS:
         code = jnp.where((end.trials >= TRIALS) & far, jnp.int32(Code.DIVERGED), code)
         code = jnp.where(has_grown(w0, end.w), jnp.int32(Code.DIVERGED), code)
         finite = all_finite((end.w, end.value, end.gradient))
-        return Solved(end.w, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), end.calls, end.steps)
+        code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))
+        unseen = jnp.full_like(end.value, jnp.inf), jnp.zeros_like(end.value)
+        return Solved(end.w, code, end.calls, end.steps, left=Left(end.direction, *unseen))
 
 
 def _before(w0: PyTree, value: Any, memory: int) -> _Search:

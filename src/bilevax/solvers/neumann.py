@@ -12,6 +12,7 @@ from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, add, norm, scale, sub, where
 from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
+from bilevax.solvers.left import moves_left
 from bilevax.solvers.unit import unit_system
 
 
@@ -64,4 +65,6 @@ class Neumann:
         met = (norm(term) <= goal) & (seen.code == Code.OK)
         code, checks = verdict(seen, j, (v, v), term, push, jnp.inf)
         code = jnp.where(met, jnp.int32(Code.OK), jnp.maximum(code, jnp.int32(Code.BUDGET)))
-        return Solved(scale(size, v), code, j + jnp.int32(start is not None), j, checks)
+        left = moves_left(seen.lengths, j, v, term, jnp.ones_like(length))
+        left = left._replace(move=scale(size, left.move))
+        return Solved(scale(size, v), code, j + jnp.int32(start is not None), j, checks, left=left)

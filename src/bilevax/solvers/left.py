@@ -1,0 +1,93 @@
+"""What a run on every row leaves undone, from how it went."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.records import Left
+from bilevax.core.trees import PyTree, norm, scale
+from bilevax.solvers.contraction import FLOOR
+
+KEPT = 64
+"""Steps whose share of the energy is kept."""
+
+
+class Ritz(NamedTuple):
+    """The smallest Ritz value of conjugate gradients, step by step.
+
+    T = L L^T is the Lanczos matrix, L lower bidiagonal of diagonal 1 / sqrt(a_j) and below it sqrt(b_j / a_j), a_j and
+    b_j the step sizes. A unit vector c is kept with a large x = L^-1 c, and extended with the best share of the next
+    unit vector: 1 / ||x||^2 is not below the smallest Ritz value (Meurant, Tichy 2019, section 4).
+
+    Attributes:
+        square: ||x||^2.
+        last: the last entry of x.
+        below: of L, left of the next diagonal entry.
+    """
+
+    square: Array
+    last: Array
+    below: Array
+
+    def extended(self, a: Array, b: Array) -> "Ritz":
+        """After a step of size a, and b = ||r_new||^2 / ||r||^2."""
+        diagonal = 1.0 / jnp.sqrt(a)
+        slope, one = self.below * self.last / diagonal, 1.0 / diagonal
+        # ||L^-1 (s c, t)||^2 = s^2 square + (t one - s slope)^2, largest for an eigenvector of a matrix of 2 x 2
+        p, q, m = self.square + slope**2, one**2, -slope * one
+        top = 0.5 * (p + q + jnp.hypot(p - q, 2 * m))
+        s, t = jnp.where(p > q, top - q, m), jnp.where(p > q, m, top - p)
+        length = jnp.maximum(jnp.hypot(s, t), jnp.finfo(a.dtype).tiny)
+        s, t = s / length, t / length
+        return Ritz(top, t * one - s * slope, jnp.sqrt(b / a))
+
+    @staticmethod
+    def of(a: Array) -> "Ritz":
+        """Before the first step."""
+        zero = jnp.zeros_like(a)
+        return Ritz(zero, zero, zero)
+
+
+def energy_left(terms: Array, number: Array) -> Array:
+    """What is still to come of a sum of positive terms, the last of which are kept at j mod KEPT.
+
+    The last d terms have the sum E, those before F: what is left is E q + E q^2 + ... with q = E / F; the least over
+    some d.
+    """
+    back = number - 1 - jnp.arange(KEPT, dtype=jnp.int32)
+    sums = jnp.cumsum(jnp.where(back >= 0, terms[back % KEPT], 0.0))
+    d = jnp.int32(1) << jnp.arange(KEPT.bit_length() - 1, dtype=jnp.int32)
+    late, both = sums[d - 1], sums[2 * d - 1]
+    early = both - late
+    q = jnp.where(early > 0, late / jnp.where(early > 0, early, 1.0), 1.0)
+    q = jnp.clip(q, 0.0, 0.95)
+    usable = (2 * d <= number) & (d >= jnp.minimum(4, number // 4 + 1))
+    return jnp.min(jnp.where(usable, late * q / (1.0 - q), jnp.inf), initial=20.0 * sums[-1])
+
+
+UNRESOLVED = 1.0
+"""Whatever is slower, an iteration of j steps shows a curvature of some 1 / j: so much of it is not counted on."""
+
+
+def moves_left(lengths: Array, j: Array, x: PyTree, move: PyTree | None, eta: Array) -> Left:
+    """What an iteration of step eta leaves after its move j - 1, the last of whose lengths are kept at j mod WINDOW.
+
+    Moves that shrink by q go move (q + q^2 + ...) further. Of a sum of exponentials q only grows: 1 - q is taken to be
+    less by UNRESOLVED / j, but to half of itself at least. Moves that are rounding of x show nothing.
+    """
+    window = len(lengths)
+    number = jnp.minimum(j, window) - 1
+    last, before = lengths[(j - 1) % window], jnp.where(j > window, lengths[j % window], lengths[0])
+    power = 1.0 / jnp.maximum(number, 1).astype(last.dtype)
+    usable = (number > 0) & (before > 0)
+    q = jnp.where(usable, last / jnp.where(usable, before, 1.0), 0.0) ** power
+    shown = jnp.maximum(1.0 - q, 0.0)
+    slow = jnp.maximum(
+        jnp.maximum(shown - UNRESOLVED / jnp.maximum(j, 1).astype(q.dtype), 0.5 * shown), jnp.finfo(q.dtype).eps
+    )
+    rounding = last <= FLOOR * jnp.finfo(last.dtype).eps * norm(x)
+    least = jnp.where(rounding, jnp.inf, slow / eta)
+    if move is not None:
+        move = scale(eta * jnp.where(rounding, 1.0, (1.0 - slow) / slow), move)
+    return Left(move, least, jnp.ones_like(slow))
