@@ -227,7 +227,7 @@ class _Space(NamedTuple):
         """The coordinates of the point nearest to A^-1 right in the norm of A, [K] (Galerkin)."""
         M = jax.vmap(lambda a: jax.vmap(lambda b: self.inner(a, b))(self.images))(self.vectors)
         c = jax.vmap(lambda a: self.inner(a, right))(self.vectors)
-        kind = jnp.promote_types(M.dtype, jnp.float32)  # LAPACK has no shorter type
+        kind = M.dtype if jnp.finfo(M.dtype).bits >= 32 else jnp.float32  # LAPACK has no shorter type
         M, c = M.astype(kind), c.astype(kind)
         scales = jnp.sqrt(jnp.maximum(jnp.diag(M), 0.0))
         inverse = jnp.where(scales > 0, 1.0 / jnp.where(scales > 0, scales, 1.0), 0.0)

@@ -40,6 +40,9 @@ LEAST = 0.07
 FRESH = 0.25
 """Share, at least, of the noise at a point of a tail that is new since the one before."""
 
+FASTER, PRIOR = 4.0, 0.25
+"""Noise may forget so many times as fast as the slowest direction; how likely that is, against that it does not."""
+
 Parts = dict[str, PyTree]
 """Stacks [L, ...], like w or like lam, by what they come from."""
 
@@ -93,27 +96,35 @@ def spread(tail: Tail, rate: Rate) -> Spread:
     With the travel s, the sum of the eta_j, a direction of rate h forgets as exp(-h s), its start as well as its noise,
     whose variance goes as eta. So in the slowest direction the points are a constant, a multiple of exp(-h s_i), and
     noise of covariance eta_i exp(-h (s_j - s_i)), i <= j, whose scale has an unbiased estimate (restricted maximum
-    likelihood; it is too large in directions that forget faster). And what moved D on a stretch of length S has
+    likelihood). It is too large in directions that forget faster: so it is a mean with that of noise which forgets
+    FASTER times as fast, weighted by how likely either makes the points. And what moved D on a stretch of length S has
     at most D / (exp(h S) - 1) to go, where noise does not explain D: the least over the stretches.
     """
     real = tail.travel.dtype
     h, s, sizes = (x.astype(real) for x in (rate.seen, tail.travel, tail.sizes))
     roots = jnp.sqrt(sizes / sizes[-1])
-    kept = jnp.minimum(jnp.exp(-h * (s[1:] - s[:-1])) * roots[:-1] / roots[1:], (1.0 - FRESH) ** 0.5)
-    fresh = jnp.sqrt(1.0 - kept**2)
+    decay = jnp.exp(-h * (s - s[0]))
 
-    def whitened(y: Array) -> Array:
-        y = y / _along(roots, y)
-        return jnp.concatenate([y[:1], (y[1:] - _along(kept, y) * y[:-1]) / _along(fresh, y)])
+    def fitted(h: Array) -> tuple[PyTree, Array]:
+        """Squares of the noise if it forgets at the rate h, and -log |V| - log |X'V^-1 X|, X the constant and decay."""
+        kept = jnp.minimum(jnp.exp(-h * (s[1:] - s[:-1])) * roots[:-1] / roots[1:], (1.0 - FRESH) ** 0.5)
+        fresh = jnp.sqrt(1.0 - kept**2)
 
-    constant, start = whitened(jnp.ones_like(s)), whitened(jnp.exp(-h * (s - s[0])))
-    start = _without(start, constant)
+        def whitened(y: Array) -> Array:
+            y = y / _along(roots, y)
+            return jnp.concatenate([y[:1], (y[1:] - _along(kept, y) * y[:-1]) / _along(fresh, y)])
 
-    def square(x: Array) -> Array:
-        left = _without(_without(whitened(x), constant), start)
-        return jnp.sum(left**2, axis=0) / (TAIL - 2)
+        constant = whitened(jnp.ones_like(s))
+        start = _without(whitened(decay), constant)
 
-    squares = jax.tree.map(square, tail.points)
+        def square(x: Array) -> Array:
+            left = _without(_without(whitened(x), constant), start)
+            return jnp.sum(left**2, axis=0) / (TAIL - 2)
+
+        volume = 2.0 * jnp.sum(jnp.log(fresh)) + jnp.log(constant @ constant) + jnp.log(start @ start)
+        return jax.tree.map(square, tail.points), -volume
+
+    squares = _mean(*jax.vmap(fitted)(h * jnp.asarray([1.0, FASTER], real)))
     moved = jax.vmap(norm)(jax.tree.map(lambda x: x[-1:] - x[:-1], tail.points)).astype(real)
     root, stretch = roots[:-1], s[-1] - s[:-1]
     explained = (1.0 + root**2 * (1.0 - 2.0 * jnp.exp(-h * stretch))) * _total(squares).astype(real)
@@ -128,6 +139,23 @@ def spread(tail: Tail, rate: Rate) -> Spread:
 
     degrees = (TAIL - 2.0) * jnp.minimum(h * (s[-1] - s[0]), 1.0)
     return Spread(squares, jnp.maximum(degrees, 1.0), jax.tree.map(way_to_go, tail.points))
+
+
+def _mean(squares: PyTree, volumes: Array) -> PyTree:
+    """Of two fits, [2, ...], weighted by prior times likelihood, in the mean over the entries by the noise they have.
+
+    log likelihood = -((TAIL - 2) log square + log |V| + log |X'V^-1 X|) / 2.
+    """
+    tiny = jnp.finfo(volumes.dtype).tiny
+    total = jnp.maximum(_total(jax.tree.map(lambda x: x[0], squares)), tiny)
+
+    def weighted(x: Array) -> Array:
+        logs = jnp.log(jnp.maximum(x, tiny)).reshape(2, -1)
+        return jnp.sum(logs * (x[0].reshape(1, -1) / total), axis=1)
+
+    logs = functools.reduce(jnp.add, map(weighted, jax.tree.leaves(squares))).astype(volumes.dtype)
+    shares = jax.nn.softmax(0.5 * (volumes - (TAIL - 2) * logs) + jnp.log(jnp.asarray([1.0, PRIOR], volumes.dtype)))
+    return jax.tree.map(lambda x: jnp.tensordot(shares.astype(x.dtype), x, axes=1), squares)
 
 
 def _along(c: Array, y: Array) -> Array:
