@@ -24,8 +24,9 @@ SUSPECTED = 0.02
 PRICED = 30
 """One minibatch in so many, drawn anew, is spent on what the noise of w and v does to a last pass."""
 
-POLISHED, LONGEST = 1.5, 10
-"""Relaxation times of the iteration from the means of a run to what every row wants; at most one step in so many."""
+POLISHED, SHORTEST, LONGEST = 4.0, 40, 10
+"""Relaxation times of the iteration from the means of a run to what every row wants; one step in so many at least, and
+at most."""
 
 
 class Length(NamedTuple):
@@ -125,7 +126,8 @@ def on_every_row(
 def polishing(length: Length) -> Array:
     """How many minibatches move (w, v) on from the means."""
     wanted = POLISHED * length.steps.astype(length.relaxations.dtype) / jnp.maximum(length.relaxations, 1.0)
-    return jnp.clip(wanted.astype(jnp.int32), 1, jnp.maximum(length.steps // LONGEST, 1))
+    low, high = (jnp.maximum(length.steps // share, 1) for share in (SHORTEST, LONGEST))
+    return jnp.clip(wanted.astype(jnp.int32), low, high)
 
 
 def _left(
