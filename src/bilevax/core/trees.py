@@ -136,6 +136,11 @@ def _not_float(name: str, leaf: Any, kind: Any) -> str:
     return sentence if alone else f"{sentence}, or, where it is no parameter, {_SPLIT.format('tree', 'tree')}"
 
 
+def at_least_single(x: Array) -> Array:
+    """An array in float32 where its type is shorter, for what LAPACK does, and for numbers beyond that type's range."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
 def strongly_typed(x: Any) -> Array:
     """An array of the dtype it has, which no other operand can change."""
     if getattr(x, "weak_type", False) and is_concrete(x):

@@ -11,7 +11,7 @@ from jax import Array
 
 from bilevax.core import shown
 from bilevax.core.config import real
-from bilevax.core.trees import PyTree, norm
+from bilevax.core.trees import PyTree, at_least_single, norm
 
 _ADVICE = {
     "inner": "what is left of the inner equation: try more inner steps",
@@ -70,7 +70,7 @@ class Error(NamedTuple):
 
         Of what is known: a bias that is NaN counts as 0. 0 where the value and its error are 0.
         """
-        return self._relative(jnp.hypot(norm(self.standard_error), self._bias_norm))
+        return self._relative(jnp.hypot(_size(self.standard_error), self._bias_norm))
 
     @property
     def upper(self) -> Array:
@@ -80,7 +80,7 @@ class Error(NamedTuple):
         m_eff = (sum s^2)^2 / sum s^4 and ``degrees`` degrees of freedom. Infinite where there is noise and it has fewer
         than 4 degrees.
         """
-        noise = norm(self.standard_error)
+        noise = _size(self.standard_error)
         size = jnp.where((noise > 0) & jnp.isfinite(noise), noise, 1.0)
         shares = [jnp.sum((x.astype(size.dtype) / size) ** 4) for x in jax.tree.leaves(self.standard_error)]
         concentration = jnp.where(jnp.isfinite(noise), functools.reduce(jnp.add, shares), 1.0)  # sum s^4 / (sum s^2)^2
@@ -89,12 +89,12 @@ class Error(NamedTuple):
         return self._relative(jnp.where(noise > 0, stretched, 0.0) + self._bias_norm)
 
     def _relative(self, error: Array) -> Array:
-        size = norm(self.value)
+        size = _size(self.value)
         return jnp.where(error > 0, error / size, jnp.where(jnp.isnan(error), error, jnp.zeros_like(size)))
 
     @property
     def _bias_norm(self) -> Array:
-        return norm(jax.tree.map(lambda b: jnp.where(jnp.isnan(b), jnp.zeros_like(b), b), self.bias))
+        return _size(jax.tree.map(lambda b: jnp.where(jnp.isnan(b), jnp.zeros_like(b), b), self.bias))
 
     @property
     def advice(self) -> str:
@@ -182,6 +182,11 @@ class Error(NamedTuple):
             f"Error(relative error {self.shown_relative(axes)}, |standard_error| {spread}, |bias| {bias}, "
             f"degrees {shown.number(self.degrees)}; value {shown.shape(self.value)})"
         )
+
+
+def _size(tree: PyTree) -> Array:
+    """The norm, in single precision at least: degrees of freedom are beyond the range of shorter types."""
+    return at_least_single(norm(tree))
 
 
 def as_others(sizes: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.records import Error, Left
-from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
+from bilevax.core.trees import PyTree, add, astype_of, at_least_single, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.data import RowSource
 from bilevax.problems.problem import Problem, inner_image, outer_gradients
 from bilevax.theory import Constants, a_posteriori_bound
@@ -227,8 +227,7 @@ class _Space(NamedTuple):
         """The coordinates of the point nearest to A^-1 right in the norm of A, [K] (Galerkin)."""
         M = jax.vmap(lambda a: jax.vmap(lambda b: self.inner(a, b))(self.images))(self.vectors)
         c = jax.vmap(lambda a: self.inner(a, right))(self.vectors)
-        kind = M.dtype if jnp.finfo(M.dtype).bits >= 32 else jnp.float32  # LAPACK has no shorter type
-        M, c = M.astype(kind), c.astype(kind)
+        M, c = at_least_single(M), at_least_single(c)
         scales = jnp.sqrt(jnp.maximum(jnp.diag(M), 0.0))
         inverse = jnp.where(scales > 0, 1.0 / jnp.where(scales > 0, scales, 1.0), 0.0)
         values, axes = jnp.linalg.eigh(0.5 * jnp.outer(inverse, inverse) * (M + M.T))

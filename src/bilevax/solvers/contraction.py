@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.trees import PyTree, all_finite, axpy, is_concrete, largest, norm, scale, sub, where
+from bilevax.core.trees import PyTree, all_finite, at_least_single, axpy, is_concrete, largest, norm, scale, sub, where
 from bilevax.data.fold import RowSource
 
 T = TypeVar("T")
@@ -111,7 +111,8 @@ def watch(seen: Moves, j: Array, x: PyTree, move: PyTree, push: Callable[[PyTree
     rising = (j >= seen.look) & (length > seen.lengths[j % WINDOW]) & ~_rounding(length, x)
     found = growth(push, move, jnp.where(rising, CONFIRMING, 0))
     code = jnp.where(rising & (found.rate > 1e-4), jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.OK))
-    overflow = seen.lengths[(j - 1) % WINDOW] > DIVERGED * jnp.min(seen.lengths)
+    lengths = at_least_single(seen.lengths)
+    overflow = lengths[(j - 1) % WINDOW] > DIVERGED * jnp.min(lengths)
     lost = jnp.where(overflow, jnp.int32(Code.DIVERGED), jnp.int32(Code.NONFINITE))
     code = jnp.where(jnp.isfinite(length), code, lost)
     look, checks = jnp.where(rising, 2 * j, seen.look), seen.checks + found.products

@@ -11,7 +11,8 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import Left, Solved
-from bilevax.core.trees import PyTree, all_finite
+from bilevax.core.trees import PyTree, all_finite, at_least_single, norm
+from bilevax.solvers.unit import FLAT
 
 LARGEST = 5000
 """Entries of w up to which the dense matrix is built."""
@@ -21,7 +22,9 @@ LARGEST = 5000
 class Exact:
     """v = (I - d1Phi^T)^{-1} g by the dense matrix [d, d], on every row of train.
 
-    Assumes d <= 5,000; SINGULAR where the smallest singular value is rounding against the largest. Cost: d full
+    Assumes d <= 5,000. Singular values that are rounding against the largest, d eps, count as 0: then v is the shortest
+    solution, as the Krylov solvers have it, and the code is SINGULAR where there is none, g having a share that no
+    A v has. Cost: d full
     Hessian-vector products, d^2 memory, d^3 time. The truth that other solvers are measured against.
     """
 
@@ -41,12 +44,13 @@ class Exact:
         if d > LARGEST:
             raise ParameterError(f"Exact builds a dense matrix [d, d] and w has d={d:,} entries; use bx.CG or bx.GMRES")
         columns = jax.lax.map(lambda e: ravel_pytree(matvec(unravel(e)))[0], jnp.eye(d, dtype=b.dtype))
-        left, singular, right = jnp.linalg.svd(columns.T)
-        regular = singular[-1] > d * jnp.finfo(b.dtype).eps * singular[0]
-        inverse = jnp.where(regular, 1.0 / jnp.where(regular, singular, 1.0), 0.0)
-        v = unravel(right.T @ (inverse * (left.T @ b)))
-        code = jnp.where(regular, jnp.int32(Code.OK), jnp.int32(Code.SINGULAR))
+        left, singular, right = (x.astype(b.dtype) for x in jnp.linalg.svd(at_least_single(columns.T)))
+        eps, shares = jnp.finfo(b.dtype).eps, left.T @ b
+        kept = singular > d * eps * singular[0]
+        v = unravel(right.T @ jnp.where(kept, shares / jnp.where(kept, singular, 1.0), 0.0))
+        solvable = norm(jnp.where(kept, 0.0, shares)) <= FLAT * d * eps * norm(b)
+        code = jnp.where(solvable, jnp.int32(Code.OK), jnp.int32(Code.SINGULAR))
         finite = all_finite(v) & jnp.all(jnp.isfinite(columns))
         v = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), v)
-        left = Left(jax.tree.map(jnp.zeros_like, v), singular[-1], singular[0])
+        left = Left(jax.tree.map(jnp.zeros_like, v), jnp.min(jnp.where(kept, singular, jnp.inf)), singular[0])
         return Solved(v, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), jnp.int32(d), jnp.int32(d), left=left)

@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import TAIL, Solved, Tail
-from bilevax.core.trees import PyTree, axpy, largest, norm, sub, where, zeros_like
+from bilevax.core.trees import PyTree, at_least_single, axpy, largest, norm, sub, where, zeros_like
 from bilevax.data.fold import RowSource
 from bilevax.solvers.contraction import DIVERGED, WINDOW, Moves, confirmed, no_moves, suspicion_is_proof, verdict, watch
 from bilevax.solvers.left import moves_left
@@ -171,7 +171,7 @@ def _sum(tree: PyTree) -> Array:
 
 def has_grown(start: PyTree, end: PyTree) -> Array:
     """True where an iteration ended at more than DIVERGED times where it began."""
-    return largest(end) > DIVERGED * (1.0 + largest(start))
+    return at_least_single(largest(end)) > DIVERGED * (1.0 + at_least_single(largest(start)))
 
 
 @config

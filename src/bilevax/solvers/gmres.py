@@ -11,7 +11,20 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields, static
 from bilevax.core.records import Left, Solved
-from bilevax.core.trees import PyTree, add, all_finite, axpy, entries, norm, scale, shrink, sub, where, zeros_like
+from bilevax.core.trees import (
+    PyTree,
+    add,
+    all_finite,
+    at_least_single,
+    axpy,
+    entries,
+    norm,
+    scale,
+    shrink,
+    sub,
+    where,
+    zeros_like,
+)
 from bilevax.solvers.unit import FLAT, unit_system
 
 FALL = 0.999
@@ -157,7 +170,7 @@ def _project(q: PyTree, x: PyTree) -> tuple[Array, PyTree]:
 
 def _least_squares(basis: _Basis, size: Array) -> tuple[PyTree, Array, Array]:
     """The point of the space with the least residual, and whether A leaves only rounding of a direction of it."""
-    left, sigma, right = jnp.linalg.svd(basis.H, full_matrices=False)
+    left, sigma, right = (x.astype(size.dtype) for x in jnp.linalg.svd(at_least_single(basis.H), full_matrices=False))
     kept = sigma > FLAT * jnp.finfo(sigma.dtype).eps * basis.top
     y = right.T @ (jnp.where(kept, 1.0 / jnp.where(kept, sigma, 1.0), 0.0) * (size * left[0]))
     point = jax.tree.map(lambda q: jnp.tensordot(y.astype(q.dtype), q[:-1], axes=1), basis.q)
