@@ -100,8 +100,9 @@ class JointSID:
             are at the w of that step, where every row is read: grad E(w; xi) - grad E(w_1; xi) + grad E(w_1)
             (Johnson, Zhang 2013). As w_1 is near w(lam), their noise all but vanishes. Costs an outer gradient of every
             row, and one of each minibatch more on rows that are in hand. Default True.
-        last_pass: ``"always"``, ``"never"``, or ``"auto"`` (default): where N b > 3 n, if it halves the estimated
-            variance (it can raise it, where the noise of the cross products cancels that of v).
+        last_pass: ``"always"``, ``"never"`` (nor is every row of train read for the report), or ``"auto"`` (default):
+            where N b > 3 n or a bias is suspected, if it halves the estimated variance (it can raise it, where the
+            noise of the cross products cancels that of v).
     """
 
     steps: Any
@@ -220,13 +221,13 @@ class JointSID:
         def looked() -> Error:
             of_mean, of_pass = on_every_row(problem, lam, sources, series, mean, length, key=key)
             better = 2.0 * norm(of_pass.standard_error) ** 2 < norm(of_mean.standard_error) ** 2
-            forced = {"always": True, "never": False}.get(self.last_pass)
-            chosen: Error = where(better if forced is None else jnp.asarray(forced), of_pass, of_mean)
+            chosen: Error = where(better | (self.last_pass == "always"), of_pass, of_mean)
             return chosen
 
         suspected = norm(mean.bias) > SUSPECTED * norm(mean.value)
+        may = self.last_pass != "never" and not (whole or has_keys(train) or has_keys(val))  # one key is not their mean
         pays = suspected | (self.last_pass == "always") | (steps > 3 * train.rows // train.rows_per_batch)
-        pays = pays & (not (whole or has_keys(train) or has_keys(val)))  # every row at one key is not their mean
+        pays = pays & may
         error = jax.lax.cond(pays, looked, lambda: mean)
 
         ends, step_size = (begun, end), jnp.asarray(eta(steps - 1)).astype(rate.dtype)

@@ -66,7 +66,10 @@ def counted(estimate: Estimate, problem: Problem, train: RowSource) -> Estimate:
 
 def measuring_products(problem: Problem, train: RowSource) -> int:
     """Products, of a minibatch each, that it takes to measure the inner step; 0 where it is given, or there is none."""
-    return gradient_step.measuring_products(train) if _unmeasured(problem) else 0
+    if not _unmeasured(problem):
+        return 0
+    inner_map: Any = problem.inner_map
+    return gradient_step.measuring_products(train, known=hasattr(inner_map.loss, "curvature"))
 
 
 def _unmeasured(problem: Problem) -> bool:
@@ -132,7 +135,7 @@ def judged(estimate: Estimate, tol: Array) -> Estimate:
         estimate.failure.stage == Failure.stage_of("linear")
     )
     mild = of_solver & ((estimate.code == Code.BUDGET) | (estimate.code == Code.STALLED))
-    mild = mild & (estimate.failure.step >= FEWEST_STEPS)
+    mild = mild & (estimate.failure.step >= FEWEST_STEPS) & jnp.isfinite(tol)  # who asks for nothing forgives nothing
     forgiven = mild & (estimate.error.degrees == CERTAIN) & (upper <= FORGIVEN * tol)
     code, failure = worst_part(
         where(forgiven, (jnp.int32(Code.OK), Failure.of("none")), (estimate.code, estimate.failure)),

@@ -173,7 +173,7 @@ def run_pilot(
     train, b = sources[0], sources[0].rows_per_batch
     measuring = measuring_products(problem, train)
     room = _room(budget, sources, measuring)
-    products = LOOKED_AT * MEASURED[1] + measuring
+    products = LOOKED_AT * (MEASURED[1] + 2) + measuring
     problem = _ready(problem, start.w, lam, train, key)
     eta = _step(problem, start.w, lam, train, key)
     top = min(1.0 / (float(eta) * (1.0 + SPREAD / b)), STEEPEST)
@@ -204,8 +204,8 @@ def run_pilot(
 def _room(budget: float, sources: tuple[RowSource, RowSource], measuring: int) -> float:
     """Visits of the pilot's run, and of the products before it."""
     b, bv = (s.rows_per_batch for s in sources)
-    informed = (INFORMED * (1.2 * b + bv) + LOOKED_AT * MEASURED[1] * b) / (1 - 2 * ASIDE) + measuring * b
-    return float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
+    informed = (INFORMED * (1.2 * b + bv) + LOOKED_AT * (MEASURED[1] + 2) * b) / (1 - 2 * ASIDE)
+    return measuring * b + float(np.clip(informed, SHARES[0] * budget, SHARES[1] * budget))
 
 
 def _some(source: Any, number: int, key: Array) -> Any:
