@@ -68,6 +68,25 @@ def squared(w, lam, batch):
 penalised_squared = penalised(squared)
 
 
+def test_the_upper_limit_decides_and_the_point_estimate_does_not():
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(300, 3))
+    y = X @ np.array([1.0, -1.0, 0.5]) + rng.normal(size=300)
+    problem = bx.Problem(bx.GradientStep(penalised_squared), squared)
+    sources = bx.Arrays((X[:200], y[:200]), 8), bx.Arrays((X[200:], y[200:]), 8)
+
+    def run(tol):
+        args = jnp.zeros(3), jnp.zeros(3), *sources
+        return bx.hypergradient(problem, bx.JointSID(800), *args, key=jax.random.key(3), tol=tol)
+
+    error = run(1.0).error
+    assert 0 < float(error.relative) < 0.9 * float(error.upper) < 1.0
+    assert int(run(1.01 * float(error.upper)).code) == bx.Code.OK
+    between = run(0.95 * float(error.upper))
+    assert int(between.code) == bx.Code.BUDGET
+    assert "steps would do, instead of 800" in between.message
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("passes", [20, 30, 40, 60])
 def test_a_plan_that_ends_too_soon_is_not_ok(passes):

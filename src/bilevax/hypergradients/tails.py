@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.keys import stream
-from bilevax.core.records import TAIL, Error, Estimate, Tail
+from bilevax.core.records import Error, Estimate, Tail
 from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.core.uncertainty import as_others
@@ -18,6 +18,7 @@ from bilevax.data import Arrays, RowSource
 from bilevax.data.hashed import Hashed
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
+from bilevax.hypergradients.spread import Rate, spread, total_square
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 
 ANSWERED, FEWEST = 16, 48
@@ -28,20 +29,11 @@ READ, LEAST_READ = 8, (64, 4)
 """One minibatch in so many of those, and at least so many rows and so many minibatches of either source, are spent on
 what is wrong with the hypergradient."""
 
-DOUBT = 0.25
-"""Share, at least, of the square of what noise may have moved that is held to be bias."""
-
 UNRESOLVED = 0.67
 """A travel s cannot tell the slowest direction from one that is forgotten faster by .67 / s, if there are all rates."""
 
 LEAST = 0.07
 """Share, at least, of the rate seen that the slowest direction has."""
-
-FRESH = 0.25
-"""Share, at least, of the noise at a point of a tail that is new since the one before."""
-
-FASTER, PRIOR = 4.0, 0.25
-"""Noise may forget so many times as fast as the slowest direction; how likely that is, against that it does not."""
 
 Parts = dict[str, PyTree]
 """Stacks [L, ...], like w or like lam, by what they come from."""
@@ -62,110 +54,6 @@ class Seen(NamedTuple):
     linear: Tail | None
     cross: Sampled | None
     outer: Sampled | None
-
-
-class Rate(NamedTuple):
-    """How the iteration forgets.
-
-    Attributes:
-        seen: curvature of I - d1Phi in a direction that has shrunk for a while.
-        slowest: of the slowest direction, no more than this.
-    """
-
-    seen: Array
-    slowest: Array
-
-
-class Spread(NamedTuple):
-    """What the tail of a chain says of its last point.
-
-    Attributes:
-        squares: of its standard error, entry by entry.
-        degrees: of freedom: two less than the points, or fewer on a tail shorter than the slowest relaxation time.
-        bias: size of what is left of the start, at most, entry by entry; infinite where no step was made.
-    """
-
-    squares: PyTree
-    degrees: Array
-    bias: PyTree
-
-
-def spread(tail: Tail, rate: Rate) -> Spread:
-    """Noise and bias of the last point of a chain, from its points on the way there, or any linear image of them.
-
-    With the travel s, the sum of the eta_j, a direction of rate h forgets as exp(-h s), its start as well as its noise,
-    whose variance goes as eta. So in the slowest direction the points are a constant, a multiple of exp(-h s_i), and
-    noise of covariance eta_i exp(-h (s_j - s_i)), i <= j, whose scale has an unbiased estimate (restricted maximum
-    likelihood). It is too large in directions that forget faster: so it is a mean with that of noise which forgets
-    FASTER times as fast, weighted by how likely either makes the points. And what moved D on a stretch of length S has
-    at most D / (exp(h S) - 1) to go, where noise does not explain D: the least over the stretches.
-    """
-    real = tail.travel.dtype
-    h, s, sizes = (x.astype(real) for x in (rate.seen, tail.travel, tail.sizes))
-    roots = jnp.sqrt(sizes / sizes[-1])
-    decay = jnp.exp(-h * (s - s[0]))
-
-    def fitted(h: Array) -> tuple[PyTree, Array]:
-        """Squares of the noise if it forgets at the rate h, and -log |V| - log |X'V^-1 X|, X the constant and decay."""
-        kept = jnp.minimum(jnp.exp(-h * (s[1:] - s[:-1])) * roots[:-1] / roots[1:], (1.0 - FRESH) ** 0.5)
-        fresh = jnp.sqrt(1.0 - kept**2)
-
-        def whitened(y: Array) -> Array:
-            y = y / _along(roots, y)
-            return jnp.concatenate([y[:1], (y[1:] - _along(kept, y) * y[:-1]) / _along(fresh, y)])
-
-        constant = whitened(jnp.ones_like(s))
-        start = _without(whitened(decay), constant)
-
-        def square(x: Array) -> Array:
-            left = _without(_without(whitened(x), constant), start)
-            return jnp.sum(left**2, axis=0) / (TAIL - 2)
-
-        volume = 2.0 * jnp.sum(jnp.log(fresh)) + jnp.log(constant @ constant) + jnp.log(start @ start)
-        return jax.tree.map(square, tail.points), -volume
-
-    squares = _mean(*jax.vmap(fitted)(h * jnp.asarray([1.0, FASTER], real)))
-    moved = jax.vmap(norm)(jax.tree.map(lambda x: x[-1:] - x[:-1], tail.points)).astype(real)
-    root, stretch = roots[:-1], s[-1] - s[:-1]
-    explained = (1.0 + root**2 * (1.0 - 2.0 * jnp.exp(-h * stretch))) * _total(squares).astype(real)
-    way = jnp.sqrt(jnp.maximum(moved**2 - explained, DOUBT * explained))
-    left = jnp.where(stretch > 0, way / jnp.expm1(rate.slowest.astype(real) * stretch), jnp.inf)
-    i = jnp.argmin(left)
-    share = jnp.where(moved[i] > 0, left[i] / moved[i], jnp.where(jnp.isinf(left[i]), jnp.inf, 0.0))
-
-    def way_to_go(x: Array) -> Array:
-        way = jnp.abs(x[-1] - x[i])
-        return jnp.where(jnp.isinf(share), share.astype(x.dtype), share.astype(x.dtype) * way)
-
-    degrees = (TAIL - 2.0) * jnp.minimum(h * (s[-1] - s[0]), 1.0)
-    return Spread(squares, jnp.maximum(degrees, 1.0), jax.tree.map(way_to_go, tail.points))
-
-
-def _mean(squares: PyTree, volumes: Array) -> PyTree:
-    """Of two fits, [2, ...], weighted by prior times likelihood, in the mean over the entries by the noise they have.
-
-    log likelihood = -((TAIL - 2) log square + log |V| + log |X'V^-1 X|) / 2.
-    """
-    tiny = jnp.finfo(volumes.dtype).tiny
-    total = jnp.maximum(_total(jax.tree.map(lambda x: x[0], squares)), tiny)
-
-    def weighted(x: Array) -> Array:
-        logs = jnp.log(jnp.maximum(x, tiny)).reshape(2, -1)
-        return jnp.sum(logs * (x[0].reshape(1, -1) / total), axis=1)
-
-    logs = functools.reduce(jnp.add, map(weighted, jax.tree.leaves(squares))).astype(volumes.dtype)
-    shares = jax.nn.softmax(0.5 * (volumes - (TAIL - 2) * logs) + jnp.log(jnp.asarray([1.0, PRIOR], volumes.dtype)))
-    return jax.tree.map(lambda x: jnp.tensordot(shares.astype(x.dtype), x, axes=1), squares)
-
-
-def _along(c: Array, y: Array) -> Array:
-    return c.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
-
-
-def _without(y: Array, direction: Array) -> Array:
-    """Y less its part along a direction [TAIL]."""
-    square = jnp.maximum(jnp.vdot(direction, direction), jnp.finfo(direction.dtype).tiny)
-    return y - _along(direction, y) * jnp.tensordot((direction / square).astype(y.dtype), y, axes=1)[None]
 
 
 def tail_report(
@@ -270,7 +158,7 @@ def _with_noise(rest: Error, noise: dict[str, tuple[PyTree, Array]]) -> Error:
     """The report with the noise of its parts: squares of standard errors, and degrees of freedom (Welch 1947)."""
     squares = functools.reduce(add, [part for part, _ in noise.values()])
     zero = jnp.zeros_like(rest.inner)
-    sizes = {name: jnp.sqrt(_total(part)).astype(zero.dtype) for name, (part, _) in noise.items()}
+    sizes = {name: jnp.sqrt(total_square(part)).astype(zero.dtype) for name, (part, _) in noise.items()}
     inner, linear, cross, outer = (sizes.get(name, zero) for name in ("inner", "linear", "cross", "outer"))
     total = jnp.sqrt(functools.reduce(jnp.add, [x**2 for x in sizes.values()]))
     shares = {name: (x / jnp.maximum(total, jnp.finfo(zero.dtype).tiny)) ** 4 for name, x in sizes.items()}
@@ -284,10 +172,6 @@ def _with_noise(rest: Error, noise: dict[str, tuple[PyTree, Array]]) -> Error:
         linear=jnp.hypot(rest.linear, linear),
         sampling=jnp.hypot(cross, outer),
     )
-
-
-def _total(squares: PyTree) -> Array:
-    return functools.reduce(jnp.add, map(jnp.sum, jax.tree.leaves(squares)))
 
 
 def _of_mean(sampled: Sampled) -> PyTree:
