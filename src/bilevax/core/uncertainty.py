@@ -146,8 +146,9 @@ class Error(NamedTuple):
             return _half_width(np.asarray(spread), known, level, float(self.degrees))
 
         half = jax.tree.map(half_width, self.standard_error, self.bias)
-        low = jax.tree.map(lambda x, h: np.asarray(x) - h, self.value, half)
-        return low, jax.tree.map(lambda x, h: np.asarray(x) + h, self.value, half)
+        with np.errstate(invalid="ignore"):  # of what is infinite itself
+            low = jax.tree.map(lambda x, h: np.asarray(x) - h, self.value, half)
+            return low, jax.tree.map(lambda x, h: np.asarray(x) + h, self.value, half)
 
     @property
     def sign_confidence(self) -> PyTree:
