@@ -83,7 +83,7 @@ class BatchMeans(NamedTuple):
     @property
     def drift(self) -> PyTree:
         """Half of the difference between the two halves of the series."""
-        return half_difference(self.halves)
+        return jax.tree.map(lambda x: 0.5 * (x[0] - x[1]), self.halves)
 
     @property
     def paired(self) -> "BatchMeans":
@@ -149,11 +149,6 @@ def edges(first: Array, stop: Array) -> Array:
     """Where the BATCHES stretches of the steps first <= j < stop begin and end, int32 [K + 1]."""
     i, steps = jnp.arange(BATCHES + 1, dtype=jnp.int32), stop - first
     return first + i * (steps // BATCHES) + i * (steps % BATCHES) // BATCHES
-
-
-def half_difference(pair: PyTree) -> PyTree:
-    """(x_0 - x_1) / 2 of a tree of arrays [2, ...]."""
-    return jax.tree.map(lambda x: 0.5 * (x[0] - x[1]), pair)
 
 
 def excess(mean: PyTree, standard_error: PyTree, deviations: float) -> PyTree:
