@@ -1,216 +1,196 @@
-"""The planner against a hand-tuned SID, AID-FP and AID-CG, at the same number of sample visits, on the twenty problems.
+"""Are plans as good as tuning by hand, and do they know how good they are? Plans on ten families of problems.
 
-    python benchmarks/planner.py [--only NAME ...] [--draws 0] [--passes 5 20 80] [--quick] [--plans]
+    python benchmarks/planner.py [--families judging] [--only huber ...] [--problems 3] [--passes 5 20 80] [--plans 20]
+        [--draw SEED] [--workers 2] [--rivals FILE.json]
 
-Budgets: 5, 20 and 80 passes over train. SID: 200 settings (5 splits t : k : J, 4 betas and 5 gammas around the
-published 2 / (1 - q^2), steps that decrease and steps that stay), each screened with a few seeds, the best ten again
-with more, and the winner measured with fresh ones. AID-FP and AID-CG (with L-BFGS; where there is no loss, fixed-point
-steps and GMRES): as many iterations of both solvers, equally many, as fit. The planner: its pilot is counted; other
-seeds for every plan. Mean square errors are relative to the squared norm of the exact hypergradient, in float64.
+Families are those of ``bilevax.testing.problems``: constants are chosen on ten of them and judged on the ten others,
+with a seed that is made of the commit. A cell is a problem and a budget of so many passes over train; it has so many
+plans, each from keys of its own, made of the problem as users hand it in: steps are measured, and pilots are counted.
 
-Prints a markdown table, and keeps it in benchmarks/results/planner.json, where what is not run again stays as it was.
-``--draws``: 0 are the problems of the list, by which the constants of the forecasts were chosen; the others are further
-problems of the same recipes, which had no part in that. ``--quick``: three problems, or those named, with few seeds.
-``--plans``: only plans are measured; their rivals are those of the file.
+Tuning by hand knows the steps that are stable, and the truth: the best of 36 settings of SID (3 splits t : k : J, 3
+steps, 4 ways to fall) and JointSID with minibatches of val of 2 and of 8 rows, chosen on one set of seeds and measured
+on another; and AID-FP and AID-CG (L-BFGS and conjugate gradients; for a map without a loss fixed-point steps and
+GMRES), as many iterations for w as for v. Errors are relative to the exact hypergradient, runs are in float32.
+
+Prints markdown tables and checks, and writes benchmarks/results/planner.json, or planner-choosing.json; a judging run
+also adds a line to benchmarks/results/planner-judged.jsonl. ``--rivals``: they are kept there, or taken from there.
 """
 
 import argparse
-import itertools
 import json
+import os
 import time
-from collections.abc import Iterator
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import machine
 import numpy as np
+from planner_rivals import Case, Seeds, case, rivals
+from scipy.stats import beta
+from verdicts import RESULTS, commit
 
 import bilevax as bx
-from bilevax.core.config import strong
-from bilevax.core.trees import norm, sub
-from bilevax.testing.problems import NamedProblem, problem, problems
-from bilevax.theory import published_steps
+from bilevax.testing.problems import families
 
-PASSES = (5, 20, 80)
-SPLITS = ((1, 1, 1), (5, 4, 1), (4, 5, 1), (12, 12, 1), (3, 6, 1))
-BETAS = (0.25, 0.5, 1.0, 2.0)
-GAMMAS = (1.0, 3.0, 10.0, 30.0, 100.0)
-FLOOR = 1e-20  # relative mean square errors below count as equal
-LARGE = 2e8  # visits times inner entries beyond which settings are screened with fewer seeds
-QUICK = ("quadratic-10-b1", "logistic-500x20-0.1", "ridge")
-
-
-class Seeds(NamedTuple):
-    """Runs for each of the 200 settings, for the best ten, for the winner, and plans."""
-
-    screened: int
-    again: int
-    fresh: int
-    plans: int
-
-
-class Case:
-    """A problem with its truth and its sources."""
-
-    def __init__(self, p: NamedProblem, draw: int = 0) -> None:
-        self.name, self.draw, self.q = p.name, draw, p.curvature.q
-        self.truth, w0, lam = jax.tree.map(jnp.asarray, (p.solution().hypergradient, p.w0, p.lam))
-        self.problem, self.points = strong(p.problem), (w0, lam)
-        self.sampled, self.whole = p.sources(), p.sources(None)
-        self.size = sum(x.size for x in jax.tree.leaves(w0))
-
-    def errors(self, estimator: Any, sources: Any, seed: int, runs: int) -> tuple[np.ndarray, float]:
-        """Relative square errors, [runs], and sample visits."""
-        out, visits = _errors(self.problem, strong(estimator), *self.points, sources, self.truth, seed, runs=runs)
-        return np.nan_to_num(np.asarray(out), nan=np.inf), float(visits[0])
-
-    def relative(self, value: Any) -> float:
-        """Square error of a value over the square of the truth."""
-        return float(norm(sub(value, self.truth)) / norm(self.truth)) ** 2
-
-
-@partial(jax.jit, static_argnames="runs")
-def _errors(problem: Any, estimator: Any, w0: Any, lam: Any, sources: Any, truth: Any, seed: Any, *, runs: int) -> Any:
-    def one(key: Any) -> Any:
-        est = estimator.estimate(problem, w0, lam, sources, key=key)
-        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.visits, float)
-
-    return jax.vmap(one)(jax.random.split(jax.random.key(seed), runs))
-
-
-def settings(case: Case, budget: float) -> Iterator[tuple[str, bx.SID]]:
-    """The 200 settings; constant steps are decreasing ones of a gamma without end, so that one program serves all."""
-    train, val = case.sampled
-    batches = (budget - val.rows) / train.rows_per_batch
-    best = published_steps(case.q)
-    for split, beta, gamma, constant in itertools.product(SPLITS, BETAS, GAMMAS, (False, True)):
-        t, k, J = (max(1, int(batches * share / sum(split))) for share in split)
-        beta_, gamma_ = best.beta * beta, best.gamma * gamma
-        steps = bx.Harmonic(beta_ / gamma_ * 1e9, 1e9) if constant else bx.Harmonic(beta_, gamma_)
-        name = f"{split} beta x {beta:g} gamma x {gamma:g}{' constant' * constant}"
-        yield name, bx.SID(bx.FixedPoint(t, steps), bx.FixedPoint(k, steps), cross_batches=J)
-
-
-def tuned(case: Case, budget: float, seeds: Seeds) -> dict[str, Any]:
-    """The best setting, measured with fresh seeds."""
-    every = list(settings(case, budget))
-    for stage, runs, kept in ((1, seeds.screened, 10), (2, seeds.again, 1)):
-        scores = [case.errors(sid, case.sampled, stage, runs)[0].mean() for _, sid in every]
-        every = [every[i] for i in np.argsort(scores)[:kept]]
-    name, sid = every[0]
-    errors, visits = case.errors(sid, case.sampled, 3, seeds.fresh)
-    return {"mse": errors.mean(), "visits": visits, "setting": name}
-
-
-def deterministic(case: Case, budget: float, inner: Any, linear: Any) -> dict[str, Any]:
-    """As many iterations as fit."""
-    train, val = case.whole
-    most = max(1, int((budget - train.rows - val.rows) / (2 * train.rows)))
-    for i in range(most, 0, -1):
-        errors, visits = case.errors(bx.SID(inner(i), linear(i)), case.whole, 0, 1)
-        if visits <= budget or i == 1:
-            break
-    return {"mse": errors[0], "visits": visits, "iterations": i}
-
-
-def rivals(case: Case, budget: float, seeds: Seeds) -> dict[str, dict[str, Any]]:
-    """The hand-tuned SID and the two deterministic methods."""
-    found = {"SID": tuned(case, budget, seeds)}
-    found["AID-FP"] = deterministic(case, budget, bx.FixedPoint, bx.FixedPoint)
-    tiny = 1e-15
-    if case.problem.has_loss:
-        solvers = (lambda i: bx.LBFGS(tiny, i)), (lambda i: bx.CG(tiny, i))
-    else:
-        solvers = bx.FixedPoint, (lambda i: bx.GMRES(tiny, i))
-    found["AID-CG"] = deterministic(case, budget, *solvers)
-    return found
+PASSES = 5, 20, 80
+TOL = 0.1
+COUNTS = 1e-3  # least error of the best rival with which a cell counts
+Cell = dict[str, Any]
 
 
 def planned(case: Case, budget: float, plans: int) -> dict[str, Any]:
-    """Plans and their runs, each from keys of its own."""
-    errors, visits, predicted, methods = [], [], [], []
+    """What plans predict, say and are, lists with an entry a plan."""
+    found: dict[str, list[Any]] = {name: [] for name in ("error", "visits", "predicted", "method", "code", "upper")}
     for seed in range(plans):
         plan_key, run_key = jax.random.split(jax.random.key(1000 + seed))
-        plan = bx.plan(case.problem, *case.points, *case.sampled, key=plan_key, budget=budget)
+        plan = bx.plan(case.unmeasured, *case.points, *case.sampled, key=plan_key, budget=budget)
         est = plan.run(key=run_key)
-        errors.append(case.relative(est.value))
-        visits.append((plan.spent + est.cost.visits) / budget)
-        predicted.append(plan.predicted)
-        methods.append(plan.method)
-    return {
-        "mse": np.mean(errors), "visits": max(visits) * budget, "predicted": float(np.median(predicted)),
-        "methods": {m: methods.count(m) for m in sorted(set(methods))},
+        assert est.error is not None
+        one = (
+            case.relative(est.value) ** 0.5, (plan.spent + est.cost.visits) / budget, plan.predicted, plan.method,
+            int(est.code), float(est.error.upper),
+        )  # fmt: skip
+        for of, x in zip(found.values(), one, strict=True):
+            of.append(x)
+    return found
+
+
+def work(name: str, draws: list[int], passes: list[int], plans: int, known: dict[str, Any]) -> list[Cell]:
+    """A family, in a process of its own."""
+    jax.clear_caches()  # of the family before
+    cells = []
+    for number, draw in enumerate(draws):
+        of = case(name, draw)
+        for times in passes:
+            budget = float(times * of.sampled[0].rows)
+            clock = time.perf_counter()
+            of_hand = known.get(f"{name}/{draw}/{times}") or rivals(of, budget, Seeds())
+            tuned = time.perf_counter()
+            made = planned(of, budget, plans)
+            seconds = tuned - clock, time.perf_counter() - tuned
+            cells.append({"family": name, "number": number, "draw": draw, "passes": times, "rivals": of_hand,
+                          "plans": made, "seconds": seconds})  # fmt: skip
+    return cells
+
+
+def figures(cell: Cell) -> Cell:
+    """With what is shown of it."""
+    errors = np.array([x if np.isfinite(x) else 1e9 for x in cell["plans"]["error"]])
+    best = min(cell["rivals"], key=lambda name: cell["rivals"][name]["mse"])
+    rms, least = float(np.mean(errors**2) ** 0.5), float(cell["rivals"][best]["mse"] ** 0.5)
+    ok = np.array(cell["plans"]["code"]) == bx.Code.OK
+    wrong = ok & (errors > TOL)
+    deterministic = np.array([m.startswith("AID") for m in cell["plans"]["method"]]) & (errors < TOL / 3)
+    return cell | {
+        "best": best, "least": least, "rms": rms, "factor": (rms / least) ** 2, "counts": least > COUNTS,
+        "forecast": float(np.median(cell["plans"]["predicted"])) / rms, "ok": int(ok.sum()), "wrong": int(wrong.sum()),
+        "visits": max(cell["plans"]["visits"]), "certain": int(deterministic.sum()),
+        "certain and ok": int((deterministic & ok).sum()),
     }  # fmt: skip
 
 
-def compare(case: Case, passes: int, quick: bool, found: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One problem at one budget; ``found`` are the rivals, where they are known."""
-    budget = float(passes * case.sampled[0].rows)
-    work = budget * case.size
-    seeds = Seeds(1, 4, 10, 2) if quick else Seeds(1, 4, 100, 30) if work > LARGE else Seeds(4, 16, 100, 30)
-    clock = time.perf_counter()
-    found = found or rivals(case, budget, seeds)
-    plan = planned(case, budget, seeds.plans)
-    best = min(found, key=lambda name: found[name]["mse"])
-    measured = plan["mse"] ** 0.5
-    return {
-        "problem": case.name, "draw": case.draw, "passes": passes, "seeds": seeds._asdict(),
-        "rivals": found, "best": best, "plan": plan,
-        "factor": max(plan["mse"], FLOOR) / max(found[best]["mse"], FLOOR),
-        "forecast": max(plan["predicted"], FLOOR**0.5) / max(measured, FLOOR**0.5),
-        "seconds": time.perf_counter() - clock,
-    }  # fmt: skip
+HEAD = ("family", "draw", "passes", "SID", "JointSID", "AID-FP", "AID-CG", "plans", "their error", "predicted",
+        "MSE / best", "predicted / error", "OK", "of these wrong", "visits / budget", "s")  # fmt: skip
 
 
-def row(r: dict[str, Any]) -> str:
-    mse = [f"{x['mse'] ** 0.5:.1e}" for x in r["rivals"].values()]
-    plan, methods = r["plan"], " ".join(r["plan"]["methods"])
-    errors = f"{plan['mse'] ** 0.5:.1e}", f"{plan['predicted']:.1e}"
-    cells = [r["problem"], r["draw"], r["passes"], *mse, methods, *errors]
-    return "| " + " | ".join(map(str, [*cells, f"{r['factor']:.2g}", f"{r['forecast']:.2g}"])) + " |"
+def row(c: Cell) -> str:
+    methods = c["plans"]["method"]
+    said = " ".join(f"{m} {methods.count(m)}" for m in sorted(set(methods)))
+    hand = [f"{x['mse'] ** 0.5:.1e}" for x in c["rivals"].values()]
+    predicted = f"{np.median(c['plans']['predicted']):.1e}"
+    figures = f"{c['factor']:.2g}" if c["counts"] else f"({c['factor']:.2g})", f"{c['forecast']:.2g}"
+    seconds = "+".join(f"{s:.0f}" for s in c["seconds"])
+    shown = (c["family"], c["number"], c["passes"], *hand, said, f"{c['rms']:.1e}", predicted, *figures, c["ok"],
+             c["wrong"], f"{c['visits']:.2f}", seconds)  # fmt: skip
+    return "| " + " | ".join(map(str, shown)) + " |"
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
-    factors = np.array([r["factor"] for r in rows])
-    forecasts = np.array([r["forecast"] for r in rows])
-    within = int(np.sum((forecasts <= 3) & (forecasts >= 1 / 3)))
-    return (
-        f"{int(np.sum(factors <= 2))} of {len(rows)} within a factor of 2 of the best, worst {factors.max():.3g};"
-        f" {within} of {len(rows)} predicted within a factor of 3"
-    )
+def checks(cells: list[Cell]) -> list[tuple[str, str, str, bool]]:
+    """(what, figure, goal, met)."""
+    counted = [c for c in cells if c["counts"]]
+    factors, forecasts = (np.array([c[name] for c in counted]) for name in ("factor", "forecast"))
+    within, close = np.mean(factors <= 2), np.mean((forecasts <= 3) & (forecasts >= 1 / 3))
+    ok, wrong = (np.array([c[name] for c in cells]) for name in ("ok", "wrong"))
+    low = max(lower(c["wrong"], c["ok"]) for c in cells)
+    certain, known = (sum(c[name] for c in cells) for name in ("certain", "certain and ok"))
+    return [
+        ("cells that count", str(len(counted)), "", True),
+        ("MSE within 2 of the best by hand", f"{within:.0%}", "85 %", bool(within >= 0.85)),
+        ("MSE over the best, worst", f"{factors.max():.2g}", "5", bool(factors.max() <= 5)),
+        ("forecasts within 3", f"{close:.0%}", "80 %", bool(close >= 0.8)),
+        ("OK and wrong, pooled", f"{wrong.sum()} of {ok.sum()}", "3 %", bool(wrong.sum() <= 0.03 * ok.sum())),
+        ("OK and wrong, worst cell, lower limit", f"{low:.1%}", "5 %", bool(low <= 0.05)),
+        ("AID OK where below tol / 3", f"{known} of {certain}", "half", 2 * known >= certain),
+        ("visits over the budget, most", f"{max(c['visits'] for c in cells):.3f}", "1.05",
+         max(c["visits"] for c in cells) <= 1.05),
+    ]  # fmt: skip
+
+
+def lower(wrong: int, ok: int) -> float:
+    """The .95 lower limit of Clopper and Pearson of a share."""
+    return float(beta.ppf(0.05, wrong, ok - wrong + 1)) if wrong else 0.0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", choices=("choosing", "judging"), default="judging")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of these families")
+    parser.add_argument("--problems", type=int, default=3, help="of each family")
+    parser.add_argument("--passes", nargs="+", type=int, choices=PASSES, default=PASSES, help="over train: budgets")
+    parser.add_argument("--plans", type=int, default=20, help="of a cell")
+    parser.add_argument("--draw", type=int, help="seed; if it is left out 0 for choosing, of the commit for judging")
+    parser.add_argument("--rivals", type=Path, metavar="FILE.json", help="kept there, and taken from there")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    options.only = [name for name in families(options.families) if name in (options.only or [name])]
+    if options.draw is None:
+        options.draw = int(commit()[:12], 16) if options.families == "judging" else 0
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=problems(), metavar="NAME")
-    parser.add_argument("--draws", nargs="+", type=int, default=[0], help="of each problem; 0: that of the list")
-    parser.add_argument("--passes", nargs="+", type=int, choices=PASSES, default=PASSES, help="over train: budgets")
-    parser.add_argument("--quick", action="store_true", help="three problems, few seeds")
-    parser.add_argument("--plans", action="store_true", help="the rivals are those of the file")
-    options = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    file = Path(__file__).parent / "results" / "planner.json"
-    heads = "problem", "draw", "passes", "SID tuned", "AID-FP", "AID-CG", "plan", "its error", "predicted", "MSE / best"
-    print("| " + " | ".join([*heads, "predicted / measured"]) + " |\n" + "|---" * 11 + "|")
-    kept = json.loads(file.read_text())["rows"] if file.exists() else []
-    rows = {(r["problem"], r["draw"], r["passes"]): r for r in kept}
-    names = options.only or (QUICK if options.quick else problems())
-    for name, draw in itertools.product(names, options.draws):  # draws of one shape share their programs
-        case = Case(problem(name, draw), draw)
-        for passes in options.passes:
-            known = rows.get((name, draw, passes), {}).get("rivals") if options.plans else None
-            rows[name, draw, passes] = compare(case, passes, options.quick, known)
-            print(row(rows[name, draw, passes]), flush=True)
-        versions = {"bilevax": bx.__version__, "jax": jax.__version__}
-        every = sorted(rows.values(), key=lambda r: r["draw"])
-        verdicts = {d: verdict(list(of)) for d, of in itertools.groupby(every, key=lambda r: r["draw"])}
-        out = {"versions": versions, "verdicts": verdicts, "rows": every}
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(out, indent=1, default=float) + "\n")
-    for draw, said in verdicts.items():
-        print(f"\ndraw {draw}: {said}")
+    options, clock = arguments(), time.perf_counter()
+    os.environ.update(machine.ONE_THREAD)
+    file = options.rivals
+    known = json.loads(file.read_text()) if file and file.exists() else {}
+    draws = [(options.draw + i) % 2**63 for i in range(options.problems)]
+    cells: list[Cell] = []
+    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        tasks = [pool.submit(work, name, draws, options.passes, options.plans, known) for name in options.only]
+        for done in as_completed(tasks):
+            found = [figures(cell) for cell in done.result()]
+            cells += found
+            print("\n".join(map(row, found)), flush=True)
+            known |= {f"{c['family']}/{c['draw']}/{c['passes']}": c["rivals"] for c in found}
+            if file:
+                file.write_text(json.dumps(known, default=float))
+    finish(options, cells, time.perf_counter() - clock)
+
+
+def finish(options: Any, cells: list[Cell], seconds: float) -> None:
+    """Checks and files."""
+    rows = checks(cells)
+    print("\n| check | figure | goal | met |\n|---|---|---|---|")
+    for what, figure, goal, met in rows:
+        print(f"| {what} | {figure} | {goal} | {'yes' if met else 'NO'} |")
+    judging = options.families == "judging"
+    record = {
+        "setting": machine.setting(), "options": {k: str(v) for k, v in vars(options).items()},
+        "checks": [list(map(str, r)) for r in rows], "seconds": round(seconds), "cells": cells,
+    }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    name = "planner.json" if judging else "planner-choosing.json"
+    (RESULTS / name).write_text(json.dumps(record, indent=1, default=float) + "\n")
+    if judging:
+        line = {"date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "draw": options.draw,
+                "tree": record["setting"]["versions"]["commit"], "families": options.only,
+                "checks": {what: figure for what, figure, _, _ in rows}, "seconds": round(seconds)}  # fmt: skip
+        with (RESULTS / "planner-judged.jsonl").open("a") as out:
+            out.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from planner import Case
+from planner_rivals import Case
 
 import bilevax as bx
 from bilevax.core.records import Estimate
@@ -68,7 +68,7 @@ def measure(case: Case, door: str, target: float, seeds: int) -> dict[str, Any]:
         visits.append(spent / case.sampled[0].rows)
     trusted = np.array(errors)[~np.array(flagged)]
     return {
-        "problem": case.name, "door": door, "target": target, "seeds": seeds, "flagged": float(np.mean(flagged)),
+        "problem": case.drawn.name, "door": door, "target": target, "seeds": seeds, "flagged": float(np.mean(flagged)),
         "rms": float(np.sqrt(np.mean(trusted**2))) if len(trusted) else None, "passes": float(np.median(visits)),
         "largest": float(trusted.max()) if len(trusted) else None, "seconds": time.perf_counter() - clock,
     }  # fmt: skip

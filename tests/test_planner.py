@@ -4,16 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
 from bilevax.core.config import replace, strong
 from bilevax.core.trees import norm, sub
-from bilevax.problems.problem import cross_product, residual
 from bilevax.testing.problems import problem
 from bilevax.trust import pilot
-from bilevax.trust.pilot import in_minibatches
-from bilevax.trust.rates import Rates
 
 SEEDS = 8
 
@@ -48,26 +44,24 @@ CASES = {name: Case(name) for name in ("quadratic-10-b1", "logistic-500x20-0.1",
         ),
     ],
 )  # fmt: skip
-def test_plan_and_run_stay_within_the_budget_and_the_error_is_as_predicted(name, passes):
+def test_few_rows_are_not_tried_and_the_typical_error_is_no_promise_that_is_broken(name, passes):
     case = CASES[name]
     budget = passes * case.rows
     plans = [case.plan(seed, budget=budget) for seed in range(SEEDS)]
     runs = [p.run(key=jax.random.key(100 + seed)) for seed, p in enumerate(plans)]
     for p, est in zip(plans, runs, strict=True):
         assert p.spent + est.cost.visits <= 1.05 * budget
-        assert p.spent + est.cost.visits > 0.5 * budget or case.error(est) < 1e-10  # more would gain nothing
-        assert 0 < p.spent <= 0.35 * budget
+        assert p.spent + est.cost.visits > 0.9 * budget or case.error(est) < 1e-10  # more would gain nothing
+        assert p.spent <= 0.35 * budget
         assert p.predicted == p.alternatives[p.method]
+        assert "no trial" in p.notes[0]
     measured = np.sqrt(np.mean([case.error(est) ** 2 for est in runs]))
     predicted = np.median([p.predicted for p in plans])
+    assert {p.method for p in plans} == {"AID-CG" if passes == 80 else "SID"}
+    assert measured < 2 * predicted
     if passes == 80:
-        assert {p.method for p in plans} == {"AID-CG"}
-        assert measured < 1e-10 > predicted
+        assert measured < 1e-10
         assert {int(est.code) for est in runs} == {bx.Code.OK}
-    else:
-        sampled = {"JointSID"} if name == "quadratic-10-b1" else {"SID", "JointSID"}
-        assert {p.method for p in plans} <= sampled
-        assert predicted / 4 < measured < 4 * predicted
 
 
 def many_rows():
@@ -88,11 +82,11 @@ def test_few_passes_over_many_rows_are_sampled_and_the_error_is_as_predicted():
     ).value  # fmt: skip
     errors, predicted = [], []
     for seed in range(4):
-        p = bx.plan(*args, key=jax.random.key(seed), budget=60_000)
+        p = bx.plan(*args, key=jax.random.key(seed), budget=100_000)
         est = p.run(key=jax.random.key(10 + seed))
         assert p.method == "JointSID"
         assert p.train.rows_per_batch < 100
-        assert p.spent + est.cost.visits <= 1.05 * 60_000
+        assert p.spent + est.cost.visits <= 1.05 * 100_000
         errors.append(float(norm(sub(est.value, exact)) / norm(exact)))
         predicted.append(p.predicted)
     assert 1 / 3 < np.median(predicted) / np.sqrt(np.mean(np.square(errors))) < 3
@@ -108,7 +102,7 @@ def test_a_target_is_met(target):
     assert p.predicted <= target
     assert case.error(est) <= 2 * target
     assert int(est.code) == bx.Code.OK
-    assert not p.notes
+    assert not any("was not promised" in note for note in p.notes)
     assert (p.method == "AID-CG") or target > 0.01
 
 
@@ -159,67 +153,62 @@ def test_wrong_goals_are_refused(goal, message):
         CASES["ridge"].plan(**goal)
 
 
-def test_conjugate_gradients_on_the_model_are_the_best_of_their_space():
-    """In the energy norm, of all vectors of the Krylov space; here that space is written down."""
-    rates = Rates(0.1, 1.0, 0.1, 10.0, kappa=50.0, cross=0.0)
-    h = 50.0 ** -((np.arange(12) + 0.5) / 12)
-    for steps in (1, 3, 6):
-        space = np.stack([h**k for k in range(steps)], axis=1)  # A^k b of b = 1
-        best = space @ np.linalg.solve(space.T @ (h[:, None] * space), space.T @ np.ones(12))
-        left = np.linalg.norm(best - 1 / h) / np.linalg.norm(1 / h)
-        assert rates.krylov(steps, 12) == pytest.approx(left, rel=1e-6)
-    assert rates.krylov(12, 12) < 1e-9 < rates.krylov(11, 12)
-    assert rates.krylov(5, 10**6) == rates.krylov(5, 200)
+@pytest.mark.parametrize(("entries", "passes", "counts"), [(4, 18.3, (11, 4)), (50, 18.3, (7, 8)), (4, 80, (66, 8))])
+def test_conjugate_gradients_have_as_many_iterations_as_there_are_entries_and_lbfgs_the_rest(entries, passes, counts):
+    train, val = (bx.Arrays({"x": np.ones((n, entries)), "y": np.ones(n)}, 8) for n in (256, 128))
+
+    def loss(w, lam, batch):
+        return jnp.mean((batch["x"] @ w - batch["y"]) ** 2) + lam * jnp.sum(w**2)
+
+    found = pilot.deterministic(
+        bx.Problem(bx.GradientStep(loss), loss), jnp.zeros(entries), passes * 256.0, (train, val)
+    ).estimator
+    assert (found.inner.max_steps, found.linear.max_steps) == counts
 
 
-def test_plain_steps_on_the_model():
-    rates = Rates(0.1, 1.0, 0.1, 10.0, kappa=16.0, cross=0.0)
-    assert rates.iterated(3, 1) == pytest.approx(0.75**3)
-    assert rates.iterated(7, 30) < rates.iterated(6, 30) < 1
+def test_a_trial_says_what_a_method_leaves_on_the_rows_it_was_tried_on():
+    """Against the hypergradient of these rows from the normal equations."""
+    rng = np.random.default_rng(0)
+    d, rows = 6, [rng.normal(size=(n, 6)) * np.geomspace(1.0, 0.2, 6) for n in (64, 32)]
+    targets = [x @ np.ones(d) + rng.normal(size=len(x)) for x in rows]
+
+    def outer(w, lam, batch):
+        return 0.5 * jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
+
+    def inner(w, lam, batch):
+        return outer(w, lam, batch) + 0.5 * jnp.exp(lam) * jnp.sum(w**2)
+
+    (X, Z), (y, z) = rows, targets
+    H = X.T @ X / 64 + 0.1 * np.eye(d)
+    w = np.linalg.solve(H, X.T @ y / 64)
+    exact = -0.1 * w @ np.linalg.solve(H, Z.T @ (Z @ w - z) / 32)
+    sources = tuple(bx.Arrays({"x": x, "y": t}, 8) for x, t in zip(rows, targets, strict=True))
+    problem = strong(bx.Problem(bx.GradientStep(inner, 1.0), outer))
+    start, lam, key = pilot.Start(jnp.zeros(d), None), jnp.log(jnp.asarray(0.1)), jax.random.key(0)
+
+    def option(steps):
+        return pilot.Option("AID-CG", problem, bx.SID(bx.LBFGS(1e-12, steps), bx.CG(1e-12, steps)), sources)
+
+    for steps in (2, 4):
+        solvers = strong(option(steps).estimator)
+        whole = [bx.Arrays(s.data) for s in sources]
+        after = bx.hypergradient(problem, solvers, start.w, lam, *whole, key=key, report=False).value
+        trial = pilot.tried(option(steps), option(40), start, lam, sources, key=key)
+        assert trial.left == pytest.approx(abs(float(after) - exact) / abs(exact), rel=1e-3)
+        assert float(trial.value) == pytest.approx(exact, rel=1e-6)
 
 
-def test_falling_steps_forget_as_their_product_says():
-    rates = Rates(0.1, 1.0, 0.01, 1e9, kappa=16.0, cross=0.0)
-    for steps in (10, 100, 1000):
-        product = np.prod(1 - 0.01 / (1 + 0.01 * np.arange(steps)))
-        assert rates.kept_by_falling(steps) == pytest.approx(product, rel=0.02)
-
-
-def test_what_a_horizon_cannot_resolve_makes_the_condition_worse():
-    long, short = (Rates.of(0.1, 1.0, (0.05, horizon), 2.0, 0.0) for horizon in (1e6, 20.0))
-    assert long.kappa == pytest.approx(4.0, rel=1e-3)
-    assert long.slowest == pytest.approx(0.05, rel=1e-3)
-    assert short.kappa > long.kappa
-    assert short.slowest < long.slowest
-
-
-@pytest.mark.parametrize("name", ["quadratic-10-b1", "logistic-500x20-0.1"])
-def test_the_largest_curvature_is_found_on_minibatches(name):
-    p = strong(problem(name).problem)
-    w0, lam = jax.tree.map(jnp.asarray, (problem(name).w0, problem(name).lam))
-    train, _ = in_minibatches(*problem(name).sources())
-    flat, unravel = ravel_pytree(w0)
-    H = jax.vmap(lambda u: ravel_pytree(residual(p, w0, lam, train.full, unravel(u)))[0])(jnp.eye(flat.size))
-    top = np.linalg.eigvals(np.asarray(H)).real.max()
-    found = [float(pilot._steepest(p, w0, lam, train, jnp.asarray(0.2), jax.random.key(s))) for s in range(8)]
-    assert 0.75 * top < np.mean(found) < 1.1 * top
-
-
-def test_cross_products_of_a_penalty_have_no_noise_and_others_have_theirs():
-    noise = {}
-    for name in ("logistic-500x20-0.1", "quadratic-10-b1-correlated"):
-        p = problem(name)
-        args = strong(p.problem), tuple(jnp.asarray(x) for x in (p.w0 + 1.0, p.w0 + 1.0, p.lam))
-        train, _ = in_minibatches(*p.sources())
-        found = [float(pilot._cross_noise(*args, train, jax.random.key(s))) for s in range(200)]
-        each = jax.vmap(lambda row, args=args: cross_product(args[0], args[1][0], args[1][2], row, args[1][1]))(
-            jax.tree.map(lambda x: x[:, None], train.full)
-        )
-        spread = np.sqrt(np.sum(np.var(np.asarray(each), axis=0)) / train.rows_per_batch)
-        noise[name] = np.median(found), spread / np.linalg.norm(np.mean(np.asarray(each), axis=0))
-    assert noise["logistic-500x20-0.1"][0] < 1e-6
-    found, true = noise["quadratic-10-b1-correlated"]
-    assert true / 2 < found < 2 * true
+def test_a_trial_is_on_rows_drawn_without_replacement_and_on_none_where_it_is_too_dear():
+    data = {"x": np.arange(3200.0)}
+    sources = bx.Arrays(data, 16), bx.Arrays(data, 4)
+    some = pilot.few(sources, jax.random.key(0))
+    assert [(s.rows, s.batch_size) for s in some] == [(100, 16), (100, 4)]
+    rows = np.asarray(some[0].data["x"])
+    assert len(set(rows)) == 100
+    assert set(rows) <= set(data["x"])
+    assert set(rows) != set(np.asarray(pilot.few(sources, jax.random.key(1))[0].data["x"]))
+    assert pilot.trial_visits(3200, 10.0) == 100 * 34
+    assert pilot.trial_visits(1e6, 100.0) == 256 * 150
 
 
 def test_full_batches_that_cost_less_are_chosen_sooner():
@@ -236,18 +225,17 @@ def test_a_planned_sid_goes_by_its_error_report_and_says_so():
     p = case.plan(budget=5 * case.rows)
     assert p.method == "SID"
     assert p.val.whole
-    for goal, code in ((10 * p.predicted, bx.Code.OK), (p.predicted / 2, bx.Code.BUDGET)):
+    for goal, code in ((10 * p.predicted, bx.Code.OK), (p.predicted / 20, bx.Code.BUDGET)):
         assert int(replace(p, goal=goal).run(key=jax.random.key(1)).code) == code
     verified = p.verify(key=jax.random.key(2), replicas=8)
-    assert verified.measured / 4 < p.predicted < 4 * verified.measured
+    assert case.error(p.run(key=jax.random.key(3))) / 4 < verified.measured < p.predicted
 
 
 @pytest.mark.parametrize("passes", [10, 40])
-def test_a_step_that_is_to_be_measured_leaves_room_for_a_pilot(passes):
+def test_a_step_that_is_to_be_measured_leaves_room_for_a_run(passes):
     args = problem("logistic-500x20-0.1")
     measured = replace(args.problem, inner_map=replace(args.problem.inner_map, step_size=None))
     budget = passes * args.sources()[0].rows
     p = bx.plan(measured, args.w0, args.lam, *args.sources(), key=jax.random.key(0), budget=budget)
-    assert not p.notes
     assert p.spent <= 0.3 * budget
     assert p.problem.inner_map.step_size is not None

@@ -278,8 +278,7 @@ def measured_step(
     For a gradient step, E|e - eta H_B e|^2 < |e|^2 as soon as eta E[H_B^2] <= H, for which the largest curvature of any
     minibatch will do (in the metric of the step); such a step is stable in the second moment by a factor of two.
     """
-    minibatches, products = _measured(train)
-    minibatches = minibatches if batches is None or train.whole else batches
+    minibatches, products = _looks(train, batches)
 
     def gradient(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
         problem, lam = args
@@ -309,14 +308,15 @@ def epoch(source: RowSource) -> int:
     return -(-source.rows // source.rows_per_batch)
 
 
-def measuring_calls(train: RowSource) -> int:
+def measuring_calls(train: RowSource, batches: int | None = None) -> int:
     """Products that :func:`measured_step` takes, the two gradients on each minibatch counted as such."""
-    minibatches, products = _measured(train)
+    minibatches, products = _looks(train, batches)
     return minibatches * (products + 2)
 
 
-def _measured(train: RowSource) -> tuple[int, int]:
-    return MEASURED_WHOLE if train.whole else MEASURED
+def _looks(train: RowSource, batches: int | None) -> tuple[int, int]:
+    minibatches, products = MEASURED_WHOLE if train.whole else MEASURED
+    return minibatches if batches is None or train.whole else batches, products
 
 
 def _first_lanes(*lanes: PyTree) -> PyTree:

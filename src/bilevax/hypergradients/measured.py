@@ -47,12 +47,14 @@ def measured_estimate(
     return counted(estimate, problem, train)._replace(unused=unused)
 
 
-def measured_problem(problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
+def measured_problem(
+    problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, key: Array, minibatches: int | None = None
+) -> Problem:
     """The problem with its inner step filled in, where that is None; else the problem itself."""
     if not _unmeasured(problem):
         return problem
     inner_map: Any = problem.inner_map
-    return replace(problem, inner_map=inner_map.measured(w0, lam, train, stream(key, "measure")))
+    return replace(problem, inner_map=inner_map.measured(w0, lam, train, stream(key, "measure"), minibatches))
 
 
 def counted(estimate: Estimate, problem: Problem, train: RowSource) -> Estimate:
@@ -64,12 +66,12 @@ def counted(estimate: Estimate, problem: Problem, train: RowSource) -> Estimate:
     return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
 
 
-def measuring_products(problem: Problem, train: RowSource) -> int:
+def measuring_products(problem: Problem, train: RowSource, minibatches: int | None = None) -> int:
     """Products, of a minibatch each, that it takes to measure the inner step; 0 where it is given, or there is none."""
     if not _unmeasured(problem):
         return 0
     inner_map: Any = problem.inner_map
-    return gradient_step.measuring_products(train, known=hasattr(inner_map.loss, "curvature"))
+    return gradient_step.measuring_products(train, minibatches, known=hasattr(inner_map.loss, "curvature"))
 
 
 def _unmeasured(problem: Problem) -> bool:

@@ -66,17 +66,20 @@ class GradientStep:
             step = jax.tree.map(lambda _: step, w)
         return jax.tree.map(lambda x, s: jnp.broadcast_to(jnp.asarray(s).astype(x.dtype), x.shape), w, step)
 
-    def measured(self, w: PyTree, lam: PyTree, source: Any, key: Array) -> "GradientStep":
+    def measured(
+        self, w: PyTree, lam: PyTree, source: Any, key: Array, minibatches: int | None = None
+    ) -> "GradientStep":
         """This map with its step filled in: 1 / (L + penalty curvature).
 
         L is the largest curvature that a walk from w meets (:func:`~bilevax.problems.curvature.met_on_a_walk`), or the
-        largest bound of as many minibatches, where the loss offers one. Cost: ``measuring_products(source)``.
+        largest bound of as many minibatches, where the loss offers one; on ``minibatches`` of them, if that is given.
+        Cost: ``measuring_products(source)``.
         """
         if self.step_size is not None:
             return self
         bound_at: Any = getattr(self.loss, "curvature", None)
         penalty = getattr(self.loss, "penalty_curvature", None)
-        looks = MEASURED_WHOLE if source.whole else MEASURED
+        looks = _looks(source, minibatches)
         zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(w)))
 
         def largest(seen: Array, w: PyTree, _: Array, draw: Any) -> Array:
@@ -102,15 +105,20 @@ MEASURED_WHOLE = 8, 2
 """The same where each holds every row."""
 
 
-def measuring_products(source: Any, *, known: bool = False) -> int:
+def measuring_products(source: Any, minibatches: int | None = None, *, known: bool = False) -> int:
     """Products that measuring a step takes, the two gradients on each minibatch counted as such.
 
     Of a loss that says its curvature, ``known``, one on each, and one where each holds every row.
     """
-    minibatches, products = MEASURED_WHOLE if source.whole else MEASURED
+    minibatches, products = _looks(source, minibatches)
     if known:
         return 1 if source.whole else minibatches
     return minibatches * (products + 2)
+
+
+def _looks(source: Any, minibatches: int | None) -> tuple[int, int]:
+    usual, products = MEASURED_WHOLE if source.whole else MEASURED
+    return usual if minibatches is None else minibatches, products
 
 
 @config

@@ -58,6 +58,8 @@ class ProximalStep:
         s = jax.lax.stop_gradient(smooth.metric(w, lam))
         return self.prox(smooth(w, lam, batch), lam, s)
 
-    def measured(self, w: PyTree, lam: PyTree, source: Any, key: Array) -> "ProximalStep":
+    def measured(
+        self, w: PyTree, lam: PyTree, source: Any, key: Array, minibatches: int | None = None
+    ) -> "ProximalStep":
         """This map with its step filled in; see :meth:`GradientStep.measured`."""
-        return replace(self, step_size=self.smooth.measured(w, lam, source, key).step_size)
+        return replace(self, step_size=self.smooth.measured(w, lam, source, key, minibatches).step_size)

@@ -1,7 +1,6 @@
 """The planner: a budget of sample visits, or a relative error, in; method, counts, steps, batch size and start out."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,67 +15,57 @@ from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, entries, norm, sub
 from bilevax.data import RowSource
 from bilevax.hypergradients.door import hypergradient
-from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
-from bilevax.solvers import CG, LBFGS, FixedPoint, Harmonic
 from bilevax.trust.pilot import (
-    MOVED,
-    Pilot,
+    DEAREST,
+    FURTHER,
+    NEAR,
+    SHORTER,
+    SOLVED,
+    Option,
+    Sources,
     Start,
+    deterministic,
+    few,
+    followed,
     in_minibatches,
+    inner_steps,
     joint,
-    moved_pilot,
-    reported,
-    run_pilot,
-    whole,
+    measured,
+    published,
+    rounding,
+    times,
+    trial_visits,
+    tried,
+    tried_shortly,
 )
-from bilevax.trust.rates import Rates
-
-ROUGHLY = 1.4
-"""Error of L-BFGS and conjugate gradients, over that of as many conjugate gradients on the model system."""
-
-INEXACT = 1.75
-"""Steps of L-BFGS after which it has seen every direction, over their number."""
-
-LINE_SEARCH = 1.5, 1.05
-"""Gradients before the first step of L-BFGS has its length, and of each step."""
 
 SAMPLED = "JointSID", "SID"
 """Methods on minibatches."""
 
-UNSURE = 3.0
-"""Factor by which a sampled method must be better than another, whose error report is certain."""
+PASSES = 10
+"""Passes over train, where there is no trial, from which on every row is read at once."""
 
-SETTLED = 0.3
-"""Relative error from which on a deterministic method has not converged, so that its forecast is not certain either."""
+TYPICAL = 0.7
+"""Relative error of SID, and ..."""
 
-STRAYING = {"AID-CG": 1.4, "AID-FP": 2.0}
-"""Factor by which a sampled method may then be worse, in what is predicted, and is preferred: conjugate gradients stray
-before they converge, and what minibatches forget says little of how a map contracts."""
+CONDITION = 30.0
+"""... condition number for Krylov methods, that are typical of budgets without a trial."""
 
-STEADY = 0.05
-"""Relative standard deviation of the cross products of minibatches below which SID is considered."""
+NOISE = 1.5
+"""Relative error of a method on minibatches after N steps, times sqrt(N), that is hardly ever undercut."""
 
-APART = 0.55
-"""Noise of SID with N minibatches for w and N others for v, over that of the pilot's JointSID with N for both, whose
-minibatches of val are noisy."""
+BEGUN = 0.5
+"""Relative error in a trial above which a method has not begun to converge: a longer run is promised no less."""
 
 TOLERABLE = 0.1
 """Relative error above which the code of a run is BUDGET, where no target is given."""
 
-FIRST = 8
-"""Passes over train with which the search for a target begins."""
+FIRST, LONGEST = 8, 4096
+"""Passes over train with which the search for a target begins, and after which it ends."""
 
 MARGIN = 2.0
 """Factor by which the predicted error must be below a target."""
-
-SEEN_WHOLE = 16
-"""Passes from which on a map without a loss is first tried on every row."""
-
-Sources = tuple[RowSource, RowSource]
-
-LONGEST = 4096
-"""Passes over train after which the search for a target ends."""
 
 
 class Verified(NamedTuple):
@@ -92,16 +81,6 @@ class Verified(NamedTuple):
     measured: float
 
 
-class Option(NamedTuple):
-    """A way to spend a budget; v0 starts its linear solver."""
-
-    method: str
-    estimator: Any
-    sources: Sources
-    predicted: float
-    v0: PyTree | None
-
-
 @dataclass(frozen=True)
 class Plan:
     """How to compute one hypergradient, what it will cost, and how wrong it should be; made by :func:`plan`.
@@ -114,8 +93,7 @@ class Plan:
         w0: start of w, from the pilot where that came nearer.
         v0: start of v, likewise; None: 0.
         lam: where the hypergradient is wanted.
-        method: ``"SID"``, ``"JointSID"``, ``"AID-FP"`` or ``"AID-CG"``.
-        constants: what the pilot measured.
+        method: ``"SID"``, ``"JointSID"``, ``"AID-CG"`` or, of a map without a loss, ``"AID-FP"``.
         predicted: relative error, root of the mean square error over the size of the hypergradient.
         alternatives: predicted relative error of each method at this budget.
         budget: sample visits, the pilot's included.
@@ -132,7 +110,6 @@ class Plan:
     v0: PyTree | None = field(repr=False)
     lam: PyTree = field(repr=False)
     method: str
-    constants: Rates
     predicted: float
     alternatives: dict[str, float]
     budget: float
@@ -159,7 +136,8 @@ class Plan:
         args = self.w0, self.lam, self.train, self.val
         if self.method in SAMPLED:
             est = hypergradient(self.problem, self.estimator, *args, key=key, v0=self.v0, replicas=replicas)
-            error = reported(est)
+            assert est.error is not None
+            error = est.error
             spread = norm(error.standard_error) * replicas**0.5
             return Verified(
                 self.predicted,
@@ -167,20 +145,17 @@ class Plan:
             )
         est, further = (
             hypergradient(self.problem, estimator, *args, key=key, v0=self.v0)
-            for estimator in (self.estimator, _doubled(self.estimator))
+            for estimator in (self.estimator, times(2, self.estimator))
         )
         return Verified(self.predicted, float(norm(sub(est.value, further.value)) / norm(further.value)))
 
     def __str__(self) -> str:
-        rates = self.constants
-        sampled = "" if math.isnan(rates.step) else f"step {rates.step:.2g}, noise {rates.noise:.2g} / sqrt(N), "
         others = ", ".join(f"{name} {error:.1e}" for name, error in self.alternatives.items())
         lines = [
             f"{self.method}: relative error {self.predicted:.1e} predicted at {self.budget:.3g} sample visits,"
             f" {self.spent} of them spent on the pilot",
             f"  {self.estimator}",
             f"  minibatches of {self.train.rows_per_batch} rows of train, {self.val.rows_per_batch} of val",
-            f"  {sampled}condition about {rates.kappa:.2g}",
             f"  considered: {others}",
         ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
@@ -221,11 +196,10 @@ def plan(
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
     price = real("full_batch_price", full_batch_price, low=0.0, open_low=True)
     problem, sources = strong(problem), in_minibatches(train, val)
-    start = Start(w0, None, 1.0)
+    start = Start(w0, None)
     if budget is not None:
         budget = real("budget", budget, low=0.0, open_low=True)
-        pilot = _piloted(problem, start, lam, sources, budget, key=key)._replace(price=price)
-        return _chosen(pilot, lam, budget, goal=TOLERABLE)
+        return _for_budget(problem, start, lam, sources, (budget, price), TOLERABLE, key=key)
     target = real("target", target, low=0.0, open_low=True)
     return _to_target(problem, start, lam, sources, target, price, key=key)
 
@@ -233,163 +207,161 @@ def plan(
 def _to_target(
     problem: Problem, start: Start, lam: PyTree, sources: Sources, target: float, price: float, *, key: Array
 ) -> Plan:
-    """Plans for budgets that double, each from where the last one's pilot ended, until one promises the target."""
+    """Plans for budgets that double, each from the start that the last one found, until one promises the target."""
     passes, spent = FIRST, 0
     while True:
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
-        pilot = _piloted(problem, start, lam, sources, budget, key=here)._replace(price=price)
-        made = _chosen(pilot, lam, budget, goal=target)
-        spent, before = spent + pilot.spent, spent
+        made = _for_budget(problem, start, lam, sources, (budget, price), target, key=here)
+        before, spent = spent, spent + made.spent
+        made = replace(made, spent=spent, budget=budget + before)
         if made.predicted <= target / MARGIN:
-            made = _cheapest(made, pilot, target)
-            return replace(made, spent=spent, budget=made.budget + before)
+            return made
         if passes >= LONGEST:
             note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
-            return replace(made, spent=spent, budget=budget + before, notes=(note,))
-        start, passes = pilot.start, 2 * passes
+            return replace(made, notes=(note,))
+        start, passes = Start(made.w0, made.v0), 2 * passes
 
 
-def _cheapest(made: Plan, pilot: Pilot, target: float) -> Plan:
-    """The plan for the least of half its budget, a quarter, ... that still promises the target."""
-    while True:
-        room = (made.budget - pilot.spent) / 2
-        if all(option.predicted > target / MARGIN for option in _options(pilot, room)):
-            return made
-        half = _chosen(pilot, made.lam, pilot.spent + room, goal=target)
-        if half.predicted > target / MARGIN:  # another method promises it, but is not sure enough
-            return made
-        made = half
+def _for_budget(
+    problem: Problem,
+    start: Start,
+    lam: PyTree,
+    sources: Sources,
+    given: tuple[float, float],
+    goal: float,
+    *,
+    key: Array,
+) -> Plan:
+    """The method that leaves the least of the error where it is tried on a few of the rows.
 
-
-def _piloted(problem: Problem, start: Start, lam: PyTree, sources: Sources, budget: float, *, key: Array) -> Pilot:
-    """A map without a loss is tried on every row first; where it contracts soon enough, there is no other pilot."""
-    rows, spent = sources[0].rows, 0
-    if not problem.has_loss and budget >= SEEN_WHOLE * rows:
-        moved = moved_pilot(problem, start, lam, sources, key=key)
-        if moved.whole_factor ** (0.5 * budget / rows) < TOLERABLE:
-            return moved
-        start, spent = moved.start, moved.spent
-    pilot = run_pilot(problem, start, lam, sources, budget, key=key)
-    return pilot._replace(spent=pilot.spent + spent)
-
-
-def _chosen(pilot: Pilot, lam: PyTree, budget: float, *, goal: float) -> Plan:
-    """The method with the least predicted error for what the pilot has left."""
-    options = list(_options(pilot, budget - pilot.spent))
-    if not options:
+    Args:
+        problem: the inner map, the outer loss.
+        start: of w and v.
+        lam: where the hypergradient is wanted.
+        sources: in minibatches.
+        given: the budget in visits, and the price of one of a row that is read along with every other.
+        goal: relative error.
+        key: a JAX random key.
+    """
+    budget, price = given
+    pilot = Pilot(problem, start, lam, sources, budget, price)
+    passes, keys = budget / price / sources[0].rows, jax.random.split(key)
+    first, second = (few(sources, k) for k in keys)
+    if first and second and price * trial_visits(sources[0].rows, passes) <= DEAREST * budget:
+        pilot = pilot.tried(first, key).tried_on_minibatches(second, key)
+    else:
+        pilot = pilot.typical(key, whole=passes >= PASSES)
+    if not pilot.found:
         raise ParameterError(
-            f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * pilot.sources[0].rows}"
+            f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * sources[0].rows}"
         )
-    best = min(options, key=lambda option: _risk(option, pilot))
+    predicted, best = min(pilot.found, key=lambda of: of[0])
     estimator: Any = best.estimator
-    blind = () if pilot.informed else ("the budget allowed no pilot: what is predicted is what is typical",)
     return Plan(
-        problem=pilot.problem,
+        problem=best.problem,
         estimator=estimator,
         train=best.sources[0],
         val=best.sources[1],
         w0=pilot.start.w,
-        v0=best.v0,
+        v0=pilot.start.v if best.sampled else None,
         lam=lam,
         method=best.method,
-        constants=pilot.rates,
-        predicted=best.predicted,
-        alternatives={option.method: option.predicted for option in options},
+        predicted=predicted,
+        alternatives={option.method: predicted for predicted, option in pilot.found},
         budget=budget,
         spent=pilot.spent,
         goal=goal,
-        notes=blind,
+        notes=pilot.notes,
     )
 
 
-def _risk(option: Option, pilot: Pilot) -> float:
-    """What is predicted, times what the method may be worse by."""
-    if option.method in SAMPLED:
-        return option.predicted
-    certain = option.predicted <= SETTLED or pilot.moved or not pilot.informed
-    return option.predicted * (1 / UNSURE if certain else STRAYING[option.method])
+class Pilot(NamedTuple):
+    """What is known before a method is chosen.
 
-
-def _options(pilot: Pilot, room: float) -> Iterator[Option]:
-    """The ways to spend what the pilot has left; on every row alone where it is known how the map contracts there."""
-    forgetting = pilot.rates.forgetting if pilot.informed else 0.0
-    run = None if pilot.moved else joint(room, pilot.sources, pilot.rates.step, forgetting)
-    if run is not None:
-        estimator, steps = run
-        noise = pilot.rates.noise / math.sqrt(steps)
-        predicted = math.hypot(noise, pilot.start.error * pilot.rates.kept(steps))
-        yield Option("JointSID", estimator, pilot.sources, predicted, pilot.start.v)
-        if pilot.rates.cross < STEADY:
-            yield from _published(pilot, room)
-    train, val = sources = whole(pilot.sources[0]), whole(pilot.sources[1])
-    by = _by_loss if pilot.problem.has_loss else _by_map
-    yield from by(pilot, sources, (room / pilot.price - val.rows) / train.rows - 1.0)
-
-
-def _published(pilot: Pilot, room: float) -> Iterator[Option]:
-    """SID with steps that fall as 1 / j, as many for w as for v, and twelve times fewer cross products.
-
-    Where these have next to no noise it may be the better of the two: every row of val is read once, where JointSID
-    has noise of minibatches.
+    Attributes:
+        problem: as it was handed in.
+        start: the best that is known.
+        lam: where the hypergradient is wanted.
+        sources: in minibatches.
+        budget: sample visits.
+        price: of a row that is read along with every other.
+        spent: sample visits of the pilot.
+        found: predicted relative errors, and the methods.
+        notes: what the user should know.
     """
-    train, val, rates = pilot.sources[0], whole(pilot.sources[1]), pilot.rates
-    steps = int((room - val.rows) / train.rows_per_batch / (2 + 1 / 12))
-    if steps < 12:
-        return
-    falling = Harmonic(rates.step / rates.forgetting, 1.0 / rates.forgetting)
-    left = pilot.start.error * rates.kept_by_falling(steps)
-    noise = APART * rates.noise / math.sqrt(steps)
-    sid = SID(FixedPoint(steps, falling), FixedPoint(steps, falling), cross_batches=steps // 12)
-    yield Option("SID", sid, (train, val), math.hypot(noise, left), pilot.start.v)
 
+    problem: Problem
+    start: Start
+    lam: PyTree
+    sources: Sources
+    budget: float
+    price: float
+    spent: int = 0
+    found: tuple[tuple[float, Option], ...] = ()
+    notes: tuple[str, ...] = ()
 
-def _by_loss(pilot: Pilot, sources: Sources, passes: float) -> Iterator[Option]:
-    """L-BFGS and conjugate gradients in so many passes over train.
+    def typical(self, key: Array, *, whole: bool) -> "Pilot":
+        """Without a trial: SID with steps that fall soon or, ``whole``, a deterministic method.
 
-    As many steps for w as for v, but that 2 d conjugate gradients solve any system of d entries, rounding included.
-    L-BFGS, which takes no exact steps, is not done after d of them: more are as those on a larger system. Conjugate
-    gradients that come near start at 0: the noise that a start from minibatches has in every direction would take more
-    of them than it saves.
-    """
-    (w, v, error), rates = pilot.start, pilot.rates
-    first, each = LINE_SEARCH
-    d, tiny = entries(w), 10 * float(jnp.finfo(norm(w).dtype).eps)
+        With errors that are typical, of the latter q^i for i steps, q = (sqrt(kappa) - 1) / (sqrt(kappa) + 1).
+        """
+        if whole:
+            problem, visits = followed(*self._at(key))
+            option = self._deterministic(problem, self.budget - visits)
+            q = (math.sqrt(CONDITION) - 1.0) / (math.sqrt(CONDITION) + 1.0)
+            predicted = q ** inner_steps(option) + CONDITION * rounding(self.start.w) if option else math.inf
+        else:
+            problem, step, visits = measured(*self._at(key))
+            option, predicted = published(problem, step, self.budget - visits, self.sources), TYPICAL
+        note = "there was no trial on some of the rows: what is predicted is what is typical"
+        return self._replace(spent=visits, found=((predicted, option),) if option else (), notes=(note,))
 
-    def split(passes: float) -> tuple[int, int]:
-        linear = int(min(passes / 2, 2 * d))
-        return round((passes - linear) / each), linear
+    def tried(self, sample: Sources, key: Array) -> "Pilot":
+        """With a deterministic method tried on a few rows: it has there the iterations that it would have."""
+        rows = self.sources[0].rows
+        problem, visits = followed(*self._at(key))
+        dear = self.price * trial_visits(rows, self.budget / self.price / rows)
+        option = self._deterministic(problem, self.budget - visits - dear)
+        trial = tried(option, self._solver(problem), self.start, self.lam, sample, key=key)
+        near = sample[0].rows >= NEAR * entries(self.start.w) and math.isfinite(trial.left)
+        return self._replace(
+            start=Start(trial.w, trial.v) if near else self.start,
+            spent=visits + int(self.price * trial.spent),
+            found=((trial.left, option),) if option else (),
+        )
 
-    inner, linear = split(passes - first)
-    if min(inner, linear) < 2:
-        return
-    solved = rates.krylov(inner, d if inner < d else int(INEXACT * d)), rates.krylov(linear, d)
-    left = ROUGHLY * sum(solved) + tiny * rates.kappa
-    near = left < TOLERABLE
-    inner, linear = (inner, linear) if near or v is None else split(passes - first - 1)  # a product for where v starts
-    solvers = SID(LBFGS(tiny, inner), CG(tiny, linear))
-    yield Option("AID-CG", solvers, sources, error * min(1.0, left), None if near else v)
+    def tried_on_minibatches(self, sample: Sources, key: Array) -> "Pilot":
+        """With JointSID tried on a few rows, other ones: an eighth of its steps, from where it would start.
 
+        The error falls with the square root of the steps, if it is below :data:`BEGUN`. Where the deterministic method
+        is sure to be better, this is left out.
+        """
+        problem, step, visits = measured(*self._at(key))
+        room = self.budget - self.spent - visits
+        shorter, longer = joint(problem, step, room / SHORTER, sample), joint(problem, step, room, self.sources)
+        least = min((left for left, _ in self.found), default=math.inf)
+        if not (shorter and longer) or least < NOISE / longer.estimator.steps**0.5:
+            return self
+        exact = followed(*self._at(key))[0]
+        truth = tried(None, self._solver(exact), self.start, self.lam, sample, key=key)
+        left, used = tried_shortly(shorter, self.start, self.lam, truth.value, key=key)
+        spent = self.spent + visits + int(self.price * truth.spent) + used
+        longer = joint(problem, step, self.budget - spent, self.sources)
+        if longer and left < BEGUN:
+            left *= (shorter.estimator.steps / longer.estimator.steps) ** 0.5
+        found = (left, longer), (least, self._deterministic(exact, self.budget - spent) if self.found else None)
+        return self._replace(spent=spent, found=tuple((left, option) for left, option in found if option))
 
-def _by_map(pilot: Pilot, sources: Sources, passes: float) -> Iterator[Option]:
-    """The iteration itself, for w and for v; steps for w that the pilot made are made."""
-    made = MOVED * pilot.moved
-    linear = int((passes + made) / 2)
-    inner = int(passes) - linear
-    if min(linear, inner) < 1:
-        return
-    (w, v, error), factor = pilot.start, pilot.whole_factor
-    if pilot.moved:
-        left = factor ** (inner + made) + factor**linear
-    else:
-        left = sum(pilot.rates.iterated(steps, entries(w)) for steps in (inner, linear))
-    yield Option("AID-FP", SID(FixedPoint(inner), FixedPoint(linear)), sources, error * min(1.0, left), v)
+    def _at(self, key: Array) -> tuple[Problem, PyTree, PyTree, RowSource, Array]:
+        return self.problem, self.start.w, self.lam, self.sources[0], key
 
+    def _deterministic(self, problem: Problem, room: float) -> Option | None:
+        return deterministic(problem, self.start.w, room / self.price, self.sources)
 
-def _doubled(estimator: SID) -> SID:
-    """With twice as many iterations of both solvers."""
-
-    def twice(solver: Any) -> Any:
-        name = "steps" if isinstance(solver, FixedPoint) else "max_steps"
-        return replace(solver, **{name: 2 * getattr(solver, name)})
-
-    return replace(estimator, inner=twice(estimator.inner), linear=twice(estimator.linear))
+    def _solver(self, problem: Problem) -> Option:
+        """Of the few rows."""
+        rows = self.sources[0].rows
+        passes = max(FURTHER * self.budget / self.price / rows, SOLVED)
+        option = deterministic(problem, self.start.w, passes * rows + self.sources[1].rows, self.sources)
+        assert option is not None
+        return option
