@@ -167,8 +167,11 @@ def _estimate(
         estimate = counted(estimate, problem, train)
         if not report:
             return estimate._replace(error=None, seen=None), ready
-        how = {"apart": apart, "thorough": thorough}
-        return with_report(estimate, ready, estimator, lam, sources, constants, key=key, **how), ready
+        led = None if replicas == 1 else False
+        estimate = with_report(
+            estimate, ready, estimator, lam, sources, constants, key=key, apart=apart, thorough=thorough, led=led
+        )
+        return estimate, ready
 
     estimate, ready = one(key) if replicas == 1 else jax.vmap(one)(jax.random.split(key, replicas))
     if report and report_is_due(estimate, estimator, sources):
