@@ -16,6 +16,7 @@ from bilevax.core.trees import PyTree, at_least_single, norm
 _ADVICE = {
     "inner": "what is left of the inner equation: try more inner steps",
     "linear": "what is left of the linear system: try more linear steps",
+    "both": "what is left of the two equations: try more steps of both solvers",
     "sampling": "the noise of the cross products and outer batches: try more cross batches, and more outer batches",
     "noise": "the noise of the minibatches: try more steps, or larger batches",
     "bias": "bias, since the start is not forgotten or the steps are too long: try more steps",
@@ -106,7 +107,8 @@ class Error(NamedTuple):
         if "sampling" not in known:
             known["noise"] = float(norm(self.standard_error))
         if "inner" not in known and "linear" not in known:
-            known["bias"] = float(self._bias_norm)
+            rest = max(float(self._bias_norm) ** 2 - known.get("sampling", 0.0) ** 2, 0.0) ** 0.5
+            known["both" if "sampling" in known else "bias"] = rest
         largest = max(known, key=known.__getitem__)
         upper = float(self.upper)
         limit = (
