@@ -181,7 +181,7 @@ def test_outer_batches_are_priced_and_a_single_one_is_not_trusted():
 
 def test_noise_of_w_reaches_the_hypergradient_by_way_of_v():
     """v of conjugate gradients at every w: all noise is that of w, most of it through the right-hand side."""
-    sid = bx.SID(bx.FixedPoint(800, 0.2), bx.CG(1e-12))
+    sid = bx.SID(bx.FixedPoint(600, 0.2), bx.CG(1e-12))
     value, error = run(sid, np.zeros(6))
     true = np.sqrt(np.sum(np.var(value, axis=0, ddof=1)))
     assert 0.75 < np.sqrt(np.mean(error.inner**2)) / true < 1.8
@@ -190,7 +190,7 @@ def test_noise_of_w_reaches_the_hypergradient_by_way_of_v():
 
 
 def test_noise_of_v_alone():
-    sid = bx.SID(bx.Given(), bx.FixedPoint(800, 0.2))
+    sid = bx.SID(bx.Given(), bx.FixedPoint(600, 0.2))
     value, error = run(sid, P.w(P.lam))
     true = np.sqrt(np.sum(np.var(value, axis=0, ddof=1)))
     assert 0.75 < np.sqrt(np.mean(error.linear**2)) / true < 1.8

@@ -60,6 +60,24 @@ def test_a_bias_of_kinks_that_no_extrapolation_sees_is_seen_on_every_row(steps):
     assert 1 / 3 < np.median(reported) / np.median(wrong) < 3.0
 
 
+def test_a_bias_of_kinks_that_the_tails_of_a_chain_do_not_show_is_seen_on_every_row():
+    problem, lam, train, val, truth = kinked()
+    chain = bx.FixedPoint(4000, 0.5)
+
+    @jax.jit
+    @jax.vmap
+    def run(key):
+        args = jnp.zeros(3), jnp.asarray(lam), bx.Arrays(train, 8), bx.Arrays(val)
+        est = bx.hypergradient(problem, bx.SID(chain, chain), *args, key=key)
+        return est.code, est.value, est.error.relative
+
+    code, value, reported = run(jax.random.split(jax.random.key(1), 10))
+    wrong = np.linalg.norm(np.asarray(value) - truth, axis=1) / np.linalg.norm(np.asarray(value), axis=1)
+    assert np.median(wrong) > 0.2
+    assert not np.any((code == bx.Code.OK) & (wrong > 0.1))
+    assert 1 / 2 < np.median(reported / wrong) < 2.0
+
+
 def squared(w, lam, batch):
     X, y = batch
     return 0.5 * jnp.mean((X @ w - y) ** 2)

@@ -16,6 +16,7 @@ from bilevax.core.trees import PyTree, at_least_single, norm
 _ADVICE = {
     "inner": "what is left of the inner equation: try more inner steps",
     "linear": "what is left of the linear system: try more linear steps",
+    "both": "what is left of the two equations: try more steps of both solvers",
     "sampling": "the noise of the cross products and outer batches: try more cross batches, and more outer batches",
     "noise": "the noise of the minibatches: try more steps, or larger batches",
     "bias": "bias, since the start is not forgotten or the steps are too long: try more steps",
@@ -43,7 +44,7 @@ class Error(NamedTuple):
     Attributes:
         value: the hypergradient, like lam.
         standard_error: of the sampling of minibatches, per entry, like lam.
-        bias: estimated |E[value] - truth|, per entry, like lam.
+        bias: estimated |E[value] - truth|, per entry, like lam; |value - truth| where every row told that.
         degrees: degrees of freedom of the t distribution that goes with ``standard_error``; 0 where nothing is known.
         inner: the part of w in the root mean square error.
         linear: the part of v.
@@ -51,6 +52,7 @@ class Error(NamedTuple):
         contraction: estimated factor by which one step of the iteration shrinks an error.
         bound: of the norm of the whole error, from constants that were given; None where there are none.
         visits: rows read for this report beside those that the estimate's ``cost`` counts.
+        order: power of the number of steps with which ``bias`` falls at least: 1 if it is of a start, 1/2 of noise.
     """
 
     value: PyTree
@@ -63,6 +65,7 @@ class Error(NamedTuple):
     contraction: Array
     bound: Array | None = None
     visits: Array | float = 0.0
+    order: Array | float = 1.0
 
     @property
     def relative(self) -> Array:
@@ -104,7 +107,8 @@ class Error(NamedTuple):
         if "sampling" not in known:
             known["noise"] = float(norm(self.standard_error))
         if "inner" not in known and "linear" not in known:
-            known["bias"] = float(self._bias_norm)
+            rest = max(float(self._bias_norm) ** 2 - known.get("sampling", 0.0) ** 2, 0.0) ** 0.5
+            known["both" if "sampling" in known else "bias"] = rest
         largest = max(known, key=known.__getitem__)
         upper = float(self.upper)
         limit = (
@@ -115,13 +119,14 @@ class Error(NamedTuple):
     def steps_needed(self, steps: int, tol: float) -> float:
         """How many steps, in place of these, would bring the upper limit down to tol; outside of compiled programs.
 
-        With f times as many the noise falls as 1 / sqrt(f), what is left of the start at least as 1 / f, and degrees of
-        freedom that were too few grow as f. Infinite where 2^20 times as many would not do.
+        With f times as many the noise falls as 1 / sqrt(f), bias as f^-``order``, and degrees of freedom that were too
+        few grow as f. Infinite where 2^20 times as many would not do.
         """
         factor = 2.0 ** np.arange(0.0, 20.0, 0.1)
         degrees = jnp.maximum(jnp.asarray(self.degrees), FEWEST)
         noise = self._replace(bias=jax.tree.map(jnp.zeros_like, self.bias), degrees=degrees)
-        upper = float(noise.upper) / np.sqrt(factor) + float(self._relative(self._bias_norm)) / factor
+        bias = float(self._relative(self._bias_norm)) / factor ** float(self.order)
+        upper = float(noise.upper) / np.sqrt(factor) + bias
         seen = float(norm(self.standard_error)) == 0 or np.maximum(float(self.degrees), 1.0) * factor >= FEWEST
         enough = factor[(upper <= tol) & seen]
         return float(steps * enough[0]) if len(enough) else np.inf

@@ -113,8 +113,11 @@ def _leg(
         ready, run = run
         with suspicion_as_proof(not thorough):
             estimate, run = estimator.resume(ready, lam, sources, run, key=key, doublings=doublings)
-        estimate, how = counted(estimate, problem, train), {"apart": True, "thorough": thorough}
-        return with_report(estimate, ready, estimator, lam, sources, constants, key=key, **how), (ready, run)
+        estimate, led = counted(estimate, problem, train), None if replicas == 1 else False
+        estimate = with_report(
+            estimate, ready, estimator, lam, sources, constants, key=key, apart=True, thorough=thorough, led=led
+        )
+        return estimate, (ready, run)
 
     if replicas == 1:
         estimate, run = one(key, run)

@@ -1,11 +1,13 @@
 """Means over minibatches, and their spread."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, axpy, scale
 from bilevax.data import RowSource
 
@@ -51,3 +53,10 @@ def batch_spread(
         return jnp.sqrt(bessel.astype(m.dtype) * jnp.maximum(q - m**2, 0.0))
 
     return mean, jax.tree.map(deviation, mean, squares)
+
+
+def each(batch: PyTree) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
+    """A function over a stack: at once, but one after another on sparse rows, whose batched scatters are slow."""
+    leaves = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, SparseBatch))
+    sparse = any(isinstance(x, SparseBatch) for x in leaves)
+    return jax.lax.map if sparse else lambda fn, stack: jax.vmap(fn)(stack)

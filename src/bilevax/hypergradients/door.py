@@ -51,12 +51,13 @@ def hypergradient(
     and that in w0 and v0 is zero. All else has the derivatives of the algorithm, in forward mode only; reverse mode is
     refused.
 
-    What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means; so does
-    :class:`~bilevax.SID` on minibatches, and its bias, by where its chains were on their way, with few degrees of
-    freedom (:func:`~bilevax.hypergradients.tails.tail_report`); a deterministic estimate has what is left of its two
-    equations (:func:`~bilevax.hypergradients.a_posteriori.a_posteriori`). Replicas price all noise of any estimator,
-    with few degrees of freedom; they share the start and the curvature of the problem, so of the bias that comes of
-    these they know what each of them says of its own.
+    What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means. After long chains
+    of minibatches every row says how far off the value of :class:`~bilevax.SID` is; of shorter ones where they were on
+    their way tells it, with few degrees of freedom (:func:`~bilevax.hypergradients.sid_report.sid_report`). A
+    deterministic estimate has what is left of its two equations
+    (:func:`~bilevax.hypergradients.a_posteriori.a_posteriori`). Replicas price all noise of any estimator, with few
+    degrees of freedom; they share the start and the curvature of the problem, so of the bias that comes of these they
+    know what each of them says of its own.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
@@ -167,8 +168,11 @@ def _estimate(
         estimate = counted(estimate, problem, train)
         if not report:
             return estimate._replace(error=None, seen=None), ready
-        how = {"apart": apart, "thorough": thorough}
-        return with_report(estimate, ready, estimator, lam, sources, constants, key=key, **how), ready
+        led = None if replicas == 1 else False
+        estimate = with_report(
+            estimate, ready, estimator, lam, sources, constants, key=key, apart=apart, thorough=thorough, led=led
+        )
+        return estimate, ready
 
     estimate, ready = one(key) if replicas == 1 else jax.vmap(one)(jax.random.split(key, replicas))
     if report and report_is_due(estimate, estimator, sources):

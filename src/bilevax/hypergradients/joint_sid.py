@@ -278,7 +278,6 @@ def measured_step(
     For a gradient step, E|e - eta H_B e|^2 < |e|^2 as soon as eta E[H_B^2] <= H, for which the largest curvature of any
     minibatch will do (in the metric of the step); such a step is stable in the second moment by a factor of two.
     """
-    minibatches, products = _looks(train, batches)
 
     def gradient(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
         problem, lam = args
@@ -288,7 +287,7 @@ def measured_step(
         problem, lam = args
         return residual(problem, w, lam, batch, u)
 
-    start, looks = (w, jnp.ones((), norm(w).dtype)), (minibatches, products)
+    start, looks = (w, jnp.ones((), norm(w).dtype)), _measured(train, batches)
     return 1.0 / met_on_a_walk(gradient, product, start, (problem, lam), train, key=key, looks=looks)
 
 
@@ -310,13 +309,15 @@ def epoch(source: RowSource) -> int:
 
 def measuring_calls(train: RowSource, batches: int | None = None) -> int:
     """Products that :func:`measured_step` takes, the two gradients on each minibatch counted as such."""
-    minibatches, products = _looks(train, batches)
+    minibatches, products = _measured(train, batches)
     return minibatches * (products + 2)
 
 
-def _looks(train: RowSource, batches: int | None) -> tuple[int, int]:
-    minibatches, products = MEASURED_WHOLE if train.whole else MEASURED
-    return minibatches if batches is None or train.whole else batches, products
+def _measured(train: RowSource, batches: int | None) -> tuple[int, int]:
+    """On how many minibatches a step is measured, and the products on each."""
+    if train.whole:
+        return MEASURED_WHOLE
+    return MEASURED[0] if batches is None else batches, MEASURED[1]
 
 
 def _first_lanes(*lanes: PyTree) -> PyTree:

@@ -15,7 +15,8 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.damping import damping_priced
 from bilevax.hypergradients.diagnosis import unused_leaves
-from bilevax.hypergradients.tails import Seen, tail_report
+from bilevax.hypergradients.sid_report import sid_report
+from bilevax.hypergradients.tails import Seen
 from bilevax.problems import gradient_step
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem
@@ -88,14 +89,16 @@ def with_error(
     constants: Constants | None,
     *,
     key: Array,
+    led: bool | None = None,
 ) -> Estimate:
-    """The estimate with its error report: by the tails of its chains, or what is left of its two equations.
+    """The estimate with its error report: of sampled chains, or of what is left of its two equations.
 
-    An estimator that makes its own report keeps that.
+    An estimator that makes its own report keeps that. ``led``: whether every row is asked after a sampled chain, which
+    says how far off this one value is, and not what replicas have in common; None: where that costs little.
     """
     if report_is_due(estimate, estimator, sources):
         if isinstance(estimate.seen, Seen):
-            error = tail_report(problem, estimate, lam, sources, key=key)
+            error = sid_report(problem, estimate, lam, sources, led, key=key)
         else:
             points = estimate.w, estimate.v, lam
             error = a_posteriori(problem, estimate.value, points, sources, estimate.seen, constants=constants)
@@ -115,10 +118,11 @@ def unknown_if_failed(estimate: Estimate, constants: Constants | None) -> Estima
     size = norm(estimate.value)
     nowhere = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), estimate.value)
     part, bound = jnp.full_like(size, jnp.nan), None if constants is None else jnp.full_like(size, jnp.inf)
-    none = jnp.int32(0), jnp.zeros_like(size)  # degrees of freedom, and rows read
-    unknown = Error(estimate.value, nowhere, nowhere, none[0], part, part, part, part, bound, none[1])
+    rest = bound, jnp.zeros_like(size), jnp.ones_like(size)
+    unknown = Error(estimate.value, nowhere, nowhere, jnp.int32(0), part, part, part, part, *rest)
     if estimate.error is not None:
-        known = estimate.error._replace(visits=jnp.asarray(estimate.error.visits, size.dtype))
+        numbers = {name: jnp.asarray(getattr(estimate.error, name), size.dtype) for name in ("visits", "order")}
+        known = estimate.error._replace(**numbers)
         unknown = where(estimate.code < Code.NOT_CONTRACTIVE, known, unknown)
     return estimate._replace(error=unknown, seen=None)
 

@@ -15,6 +15,7 @@ from bilevax.data import RowSource
 from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.measured import judged, report_is_due, unknown_if_failed, with_error
 from bilevax.hypergradients.replicas import pooled
+from bilevax.hypergradients.sid_report import leads_on
 from bilevax.problems.problem import Problem
 from bilevax.theory import Constants
 
@@ -77,6 +78,7 @@ def with_report(
     key: Array,
     apart: bool,
     thorough: bool,
+    led: bool | None,
 ) -> Estimate:
     """The estimate with its error report.
 
@@ -90,12 +92,13 @@ def with_report(
         key: of the estimate.
         apart: the report is a program of its own, :func:`reported`, but where the estimate failed.
         thorough: this program looks into failures.
+        led: for :func:`~bilevax.hypergradients.measured.with_error`.
     """
     due = report_is_due(estimate, estimator, sources)
     if apart and due and not thorough:
         return estimate
     if not (apart and due):
-        estimate = with_error(estimate, problem, estimator, lam, sources, constants, key=key)
+        estimate = with_error(estimate, problem, estimator, lam, sources, constants, key=key, led=led)
     return unknown_if_failed(estimate, constants) if due else estimate
 
 
@@ -119,6 +122,7 @@ def _reported(
     key: Array,
     *,
     replicas: int,
+    led: bool,
 ) -> Estimate:
     """The report on estimates that are sound, of one key or of replicas, and what they come to.
 
@@ -127,7 +131,7 @@ def _reported(
     (problem, ready), (_, lam) = problems, points
 
     def one(estimate: Estimate, ready: Problem, key: Array) -> Estimate:
-        return with_error(estimate, ready, estimator, lam, sources, constants, key=key)
+        return with_error(estimate, ready, estimator, lam, sources, constants, key=key, led=led)
 
     if replicas == 1:
         estimate = one(estimate, ready, key)
@@ -136,4 +140,18 @@ def _reported(
     return finished(estimate, problem, points, sources, tol, replicas=replicas)
 
 
-reported = compiled(_reported, PLAINLY, ("replicas",))
+_program = compiled(_reported, PLAINLY, ("replicas", "led"))
+
+
+def reported(
+    estimate: Estimate,
+    problems: tuple[Problem, Problem],
+    estimator: Any,
+    points: Any,
+    sources: Sources,
+    *rest: Any,
+    replicas: int,
+) -> Estimate:
+    """:func:`_reported`, compiled for the one of SID's two reports that is due."""
+    led = replicas == 1 and bool(leads_on(estimate, sources))
+    return _program(estimate, problems, estimator, points, sources, *rest, replicas=replicas, led=led)

@@ -102,16 +102,19 @@ def _mean(squares: PyTree, volumes: Array) -> PyTree:
 
     log likelihood = -((TAIL - 2) log square + log |V| + log |X'V^-1 X|) / 2.
     """
-    tiny = jnp.finfo(volumes.dtype).tiny
-    total = jnp.maximum(total_square(jax.tree.map(lambda x: x[0], squares)), tiny)
+    total = _positive(total_square(jax.tree.map(lambda x: x[0], squares)))
 
     def weighted(x: Array) -> Array:
-        logs = jnp.log(jnp.maximum(x, tiny)).reshape(2, -1)
-        return jnp.sum(logs * (x[0].reshape(1, -1) / total), axis=1)
+        logs = jnp.log(_positive(x)).reshape(2, -1)
+        return jnp.sum(logs * (x[0] / total.astype(x.dtype)).reshape(1, -1), axis=1).astype(volumes.dtype)
 
-    logs = functools.reduce(jnp.add, map(weighted, jax.tree.leaves(squares))).astype(volumes.dtype)
+    logs = functools.reduce(jnp.add, map(weighted, jax.tree.leaves(squares)))
     shares = jax.nn.softmax(0.5 * (volumes - (TAIL - 2) * logs) + jnp.log(jnp.asarray([1.0, PRIOR], volumes.dtype)))
     return jax.tree.map(lambda x: jnp.tensordot(shares.astype(x.dtype), x, axes=1), squares)
+
+
+def _positive(x: Array) -> Array:
+    return jnp.maximum(x, jnp.finfo(x.dtype).tiny)
 
 
 def _along(c: Array, y: Array) -> Array:

@@ -11,17 +11,16 @@ from jax import Array
 
 from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate, Tail
-from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.core.uncertainty import as_others
 from bilevax.data import Arrays, RowSource
 from bilevax.data.hashed import Hashed
 from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
-from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
+from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread, each
 from bilevax.hypergradients.spread import Rate, spread, total_square
 from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 
-ANSWERED, FEWEST = 16, 48
+ANSWERED, FEWEST = 40, 24
 """One minibatch in so many of a chain, and at least so many, are spent on how v answers to what is wrong with w, and
 how a direction shrinks beside it."""
 
@@ -55,6 +54,11 @@ class Seen(NamedTuple):
     cross: Sampled | None
     outer: Sampled | None
 
+    @property
+    def last(self) -> Tail | None:
+        """The tail of the chain that was run last."""
+        return self.inner if self.linear is None else self.linear
+
 
 def tail_report(
     problem: Problem, estimate: Estimate, lam: PyTree, sources: tuple[RowSource, RowSource], *, key: Array
@@ -67,7 +71,7 @@ def tail_report(
     ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the root mean square
     error. Whether a solver that sees every row is done, beside one that does not, its code says.
 
-    Cost: on a sixteenth of k minibatches, at least 48, Hessian-vector products of four directions at once; on an eighth
+    Cost: on a fortieth of k minibatches, at least 24, Hessian-vector products of eight directions at once; on an eighth
     as many of either source, at least 4 and 64 rows, gradients and cross products at as many points.
 
     Args:
@@ -78,8 +82,8 @@ def tail_report(
         key: its stream measure is used.
     """
     seen: Seen = estimate.seen
-    train, val = drawn = _independent(sources[0], None), _independent(sources[1], sources[0].rows_per_batch)
-    last = seen.inner if seen.linear is None else seen.linear
+    train, val = drawn = independent(*sources)
+    last = seen.last
     steps = estimate.cost.gradients.calls if seen.linear is None else estimate.cost.hvps.calls
     answered = jnp.maximum(steps // ANSWERED, FEWEST)
     read = _batches(train, answered), _batches(val, answered)
@@ -105,7 +109,8 @@ def tail_report(
     twice = int(seen.inner is not None)  # once for the changes, once for the products
     minibatches = answered + (1 + twice) * read[0], twice * read[1]
     visits = minibatches[0] * train.rows_per_batch + minibatches[1] * val.rows_per_batch
-    return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(rate.seen.dtype))
+    dtype = rate.seen.dtype
+    return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(dtype), order=jnp.ones((), dtype))
 
 
 def _images(
@@ -130,7 +135,7 @@ def _images(
         asked["inner"], direct["inner"] = _changes(problem, (w, v, lam), sources, before, read, key=reading)
     if seen.outer is not None:
         asked["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(seen.outer))
-    last = seen.inner if seen.linear is None else seen.linear
+    last = seen.last
     drift = v if last is None else jax.tree.map(lambda x: x[-1] - x[0], last.points)
     rate, answers = _answers(problem, (w, lam), train, drift, asked, number=answered, key=answering)
     if seen.linear is not None:
@@ -225,7 +230,7 @@ def _changes(
         def at(w: PyTree) -> PyTree:
             return jax.vjp(lambda w, lam: inner_image(problem, w, lam, batch), w, lam)[1](v)
 
-        return _each(batch)(at, here)
+        return each(batch)(at, here)
 
     def outer(args: Any, batch: PyTree) -> PyTree:
         problem, _, lam, here = args
@@ -233,7 +238,7 @@ def _changes(
         def at(w: PyTree) -> PyTree:
             return astype_of(outer_gradients(problem, w, lam, batch)[1:], (w, lam))
 
-        return _each(batch)(at, here)
+        return each(batch)(at, here)
 
     args = problem, v, lam, here
     through, direct = (
@@ -277,7 +282,7 @@ def _answers(
         problem, w, lam, right, number = args
         size = jnp.maximum(norm(jax.tree.map(lambda x: x[0], x)), tiny)
         x = jax.tree.map(lambda x: x.at[0].divide(size.astype(x.dtype)), x)
-        images = _each(draw.batch)(lambda v: residual(problem, w, lam, draw.batch, v), x)
+        images = each(draw.batch)(lambda v: residual(problem, w, lam, draw.batch, v), x)
         new = axpy(eta * draw.weight, sub(right, images), x)
         u, image, moved = (jax.tree.map(lambda x: x[0], tree) for tree in (x, images, new))
         grown = ~(norm(moved) <= 1.0)
@@ -301,16 +306,14 @@ def _products(
 
     def products(args: Any, batch: PyTree) -> PyTree:
         problem, w, lam, v = args
-        return _each(batch)(lambda v: cross_product(problem, w, lam, batch, v), v)
+        return each(batch)(lambda v: cross_product(problem, w, lam, batch, v), v)
 
     return batch_spread(products, (problem, w, lam, v), train, key=key, number=number, first=0)
 
 
-def _each(batch: PyTree) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
-    """A function over a stack: at once, but one after another on sparse rows, whose batched scatters are slow."""
-    leaves = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, SparseBatch))
-    sparse = any(isinstance(x, SparseBatch) for x in leaves)
-    return jax.lax.map if sparse else lambda fn, stack: jax.vmap(fn)(stack)
+def independent(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
+    """Both sources in independent minibatches, val of no more rows than train where it hands out all."""
+    return _independent(train, None), _independent(val, train.rows_per_batch)
 
 
 def _independent(source: Any, rows: int | None) -> RowSource:
