@@ -50,7 +50,7 @@ TYPICAL = 0.7
 """Relative error of SID, and ..."""
 
 CONDITION = 30.0
-"""... condition number for Krylov methods, that are typical of budgets without a trial."""
+"""... condition number for methods on every row, that are typical of budgets without a trial."""
 
 NOISE = 1.5
 """Relative error of a method on minibatches after N steps, times sqrt(N), that is hardly ever undercut."""
@@ -303,12 +303,14 @@ class Pilot(NamedTuple):
     def typical(self, key: Array, *, whole: bool) -> "Pilot":
         """Without a trial: SID with steps that fall soon or, ``whole``, a deterministic method.
 
-        With errors that are typical, of the latter q^i for i steps, q = (sqrt(kappa) - 1) / (sqrt(kappa) + 1).
+        With errors that are typical, of the latter q^i after i steps, q = (r - 1) / (r + 1): r = sqrt(kappa) of L-BFGS,
+        kappa of the map itself.
         """
         if whole:
             problem, visits = followed(*self._at(key))
             option = self._deterministic(problem, self.budget - visits)
-            q = (math.sqrt(CONDITION) - 1.0) / (math.sqrt(CONDITION) + 1.0)
+            r = math.sqrt(CONDITION) if problem.has_loss else CONDITION
+            q = (r - 1.0) / (r + 1.0)
             predicted = q ** inner_steps(option) + CONDITION * rounding(self.start.w) if option else math.inf
         else:
             problem, step, visits = measured(*self._at(key))
