@@ -22,7 +22,7 @@ from bilevax.hypergradients.programs import BRIEFLY, compiled
 from bilevax.hypergradients.sid import SID
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem
-from bilevax.solvers import CG, LBFGS, FixedPoint, Harmonic, Polynomial
+from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint, Harmonic, Polynomial
 
 Sources = tuple[RowSource, RowSource]
 
@@ -68,7 +68,7 @@ class Option(NamedTuple):
     """A way to spend a budget.
 
     Attributes:
-        method: ``"SID"``, ``"JointSID"``, ``"AID-CG"`` or ``"AID-FP"``.
+        method: ``"SID"``, ``"JointSID"``, ``"AID-CG"``, ``"AID-GMRES"`` or ``"AID-FP"``.
         problem: with the step of its map.
         estimator: with its counts and steps.
         sources: (train, val) in the batch sizes of the method.
@@ -167,22 +167,21 @@ def deterministic(problem: Problem, w: PyTree, room: float, sources: Sources) ->
 
     L-BFGS, then conjugate gradients. Half of the passes, but at most d, are for v: these solve a system of d entries in
     d iterations; up to 2 d, rounding included, where that is less than a fourth. The others are for w. Where there is
-    no loss, the map itself for both.
+    no loss, the map itself for w, and for v GMRES, or again the map where d iterations are too many.
     """
     train, val = whole = _whole(sources)
     passes = (room - val.rows) / train.rows - 1.0
-    if not problem.has_loss:
-        inner, linear = round(passes / 2), int(passes / 2)
-        if linear < 1:
-            return None
-        return Option("AID-FP", problem, SID(FixedPoint(inner), FixedPoint(linear)), whole)
-    first, each = LINE_SEARCH
+    first, each = LINE_SEARCH if problem.has_loss else (0.0, 1.0)
     passes, d, tiny = passes - first, entries(w), rounding(w)
     linear = round(max(min(passes / 2, d), min(passes / 4, 2 * d)))
     inner = round((passes - linear) / each)
     if min(inner, linear) < 1:
         return None
-    return Option("AID-CG", problem, SID(LBFGS(tiny, inner), CG(tiny, linear)), whole)
+    if problem.has_loss:
+        return Option("AID-CG", problem, SID(LBFGS(tiny, inner), CG(tiny, linear)), whole)
+    if linear >= d:
+        return Option("AID-GMRES", problem, SID(FixedPoint(inner), GMRES(tiny, linear)), whole)
+    return Option("AID-FP", problem, SID(FixedPoint(inner), FixedPoint(linear)), whole)
 
 
 def inner_steps(option: Option) -> int:

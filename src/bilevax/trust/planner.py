@@ -93,7 +93,7 @@ class Plan:
         w0: start of w, from the pilot where that came nearer.
         v0: start of v, likewise; None: 0.
         lam: where the hypergradient is wanted.
-        method: ``"SID"``, ``"JointSID"``, ``"AID-CG"`` or, of a map without a loss, ``"AID-FP"``.
+        method: ``"SID"``, ``"JointSID"``, ``"AID-CG"`` or, of a map without a loss, ``"AID-GMRES"`` or ``"AID-FP"``.
         predicted: relative error, root of the mean square error over the size of the hypergradient.
         alternatives: predicted relative error of each method at this budget.
         budget: sample visits, the pilot's included.
