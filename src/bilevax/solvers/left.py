@@ -87,7 +87,7 @@ def moves_left(lengths: Array, j: Array, x: PyTree, move: PyTree | None, eta: Ar
         jnp.maximum(shown - UNRESOLVED / jnp.maximum(j, 1).astype(q.dtype), 0.5 * shown), jnp.finfo(q.dtype).eps
     )
     rounding = last <= FLOOR * jnp.finfo(last.dtype).eps * norm(x)
-    least = jnp.where(rounding, jnp.inf, slow / eta)
+    least = jnp.where(rounding, jnp.inf, slow / eta.astype(slow.dtype))
     if move is not None:
         move = scale(eta * jnp.where(rounding, 1.0, (1.0 - slow) / slow), move)
     return Left(move, least, jnp.ones_like(slow))
