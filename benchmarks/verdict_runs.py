@@ -23,6 +23,9 @@ TOL, CERTAIN, VAL_BATCH = 0.1, 0.99, 16
 SID_LONGER = 3
 """Times as many steps, at most, as JointSID: last points average nothing."""
 
+ONE_ROW_LONGER = 3
+"""Times as many steps, at most, where a minibatch is one row: they read less, and so come less far."""
+
 
 class Setting(NamedTuple):
     """How much is run."""
@@ -237,9 +240,10 @@ def planned(counts: np.ndarray, rms: np.ndarray, setting: Setting) -> np.ndarray
 def measure(name: str, estimator: str, setting: Setting) -> dict[str, np.ndarray]:
     """Every run of one estimator on one family: arrays [runs] or [runs, m]."""
     clock = time.process_time()
-    if estimator == "SID":
-        setting = setting._replace(cap=SID_LONGER * setting.cap)
-    runs = Runs(Group.of(name, setting), estimator, setting.lanes)
+    group = Group.of(name, setting)
+    longer = (SID_LONGER if estimator == "SID" else 1) * (ONE_ROW_LONGER if group.batch == 1 else 1)
+    setting = setting._replace(cap=longer * setting.cap)
+    runs = Runs(group, estimator, setting.lanes)
     counts, rms = piloted(runs, setting)
     wanted = planned(counts, rms, setting)
     cells, found = np.argsort(wanted, axis=None), []
