@@ -50,6 +50,9 @@ ANCHOR = 0.25
 LINE_SEARCH = 1.5, 1.05
 """Gradients before the first step of L-BFGS has its length, and of each step."""
 
+FOR_V = 0.4
+"""Share of the passes of a deterministic method that v takes, where d iterations are too many."""
+
 CROSS = 5
 """One step in so many of the two chains of SID together is one for the cross products."""
 
@@ -165,15 +168,15 @@ def published(problem: Problem, step: float, room: float, sources: Sources) -> O
 def deterministic(problem: Problem, w: PyTree, room: float, sources: Sources) -> Option | None:
     """Every row at once, in so many visits; None where that is not one iteration for w and one for v.
 
-    L-BFGS, then conjugate gradients. Half of the passes, but at most d, are for v: these solve a system of d entries in
-    d iterations; up to 2 d, rounding included, where that is less than a fourth. The others are for w. Where there is
-    no loss, the map itself for w, and for v GMRES, or again the map where d iterations are too many.
+    L-BFGS, then conjugate gradients. A share of the passes, but at most d, is for v: these solve a system of d entries
+    in d iterations; up to 2 d, rounding included, where that is less than a fourth. The others are for w. Where there
+    is no loss, the map itself for w, and for v GMRES, or as often the map where d iterations are too many.
     """
     train, val = whole = _whole(sources)
     passes = (room - val.rows) / train.rows - 1.0
     first, each = LINE_SEARCH if problem.has_loss else (0.0, 1.0)
     passes, d, tiny = passes - first, entries(w), rounding(w)
-    linear = round(max(min(passes / 2, d), min(passes / 4, 2 * d)))
+    linear = round(max(min(FOR_V * passes, d), min(passes / 4, 2 * d)))
     inner = round((passes - linear) / each)
     if min(inner, linear) < 1:
         return None
@@ -181,7 +184,8 @@ def deterministic(problem: Problem, w: PyTree, room: float, sources: Sources) ->
         return Option("AID-CG", problem, SID(LBFGS(tiny, inner), CG(tiny, linear)), whole)
     if linear >= d:
         return Option("AID-GMRES", problem, SID(FixedPoint(inner), GMRES(tiny, linear)), whole)
-    return Option("AID-FP", problem, SID(FixedPoint(inner), FixedPoint(linear)), whole)
+    half = int(passes / 2)
+    return Option("AID-FP", problem, SID(FixedPoint(round(passes - half)), FixedPoint(half)), whole)
 
 
 def inner_steps(option: Option) -> int:

@@ -49,7 +49,7 @@ PASSES = 10
 TYPICAL = 0.7
 """Relative error of SID, and ..."""
 
-CONDITION = 30.0
+CONDITION = 75.0
 """... condition number for methods on every row, that are typical of budgets without a trial."""
 
 NOISE = 1.5
