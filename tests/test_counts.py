@@ -79,7 +79,7 @@ def test_a16_minibatches_are_counted_one_by_one():
     seen, drawn = Counter(), bx.SID(bx.FixedPoint(t, 0.5), bx.FixedPoint(k, 0.5), J, J1)
     train, val = Counted(bx.Arrays(P.train_data, b), seen), bx.Arrays(P.val_data)
     est = bx.hypergradient(P.problem, drawn, np.zeros(4), P.lam, train, val, key=KEY)
-    report = 48 + 16 + 16  # minibatches: 16 have 64 rows
+    report = 24 + 16 + 16  # minibatches: 16 have 64 rows
     assert seen.after(est) == t + k + J + report
     assert est.error.visits == report * b + 1
     assert [int(part.calls) for part in est.cost] == [t, k, J, J1, 0]

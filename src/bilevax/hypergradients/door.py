@@ -42,10 +42,10 @@ def hypergradient(
 ) -> Estimate:
     """Approximate the gradient of lam -> E(w(lam), lam), and say how wrong it may be.
 
-    Runs as one compiled program that is cached across calls: new numbers (steps, step sizes, data of equal shape)
-    compile nothing. May be called inside the user's own jit, vmap or scan. Equal arguments and keys give equal bits on
-    one machine with one number of threads; with another they may differ in the last places, since sums are split; so
-    may the report inside a trace.
+    Runs as one compiled program, and its report as another, that are cached across calls: new numbers (steps, step
+    sizes, data of equal shape) compile nothing, but for the first report on long chains of minibatches. May be called
+    inside the user's own jit, vmap or scan. Equal arguments and keys give equal bits on one machine with one number of
+    threads; with another they may differ in the last places, since sums are split; so may the report inside a trace.
 
     ``jax.grad`` of ``outer_value`` in lam *is* ``value`` (NaN where the code is DIVERGED or worse), at no further cost,
     and that in w0 and v0 is zero. All else has the derivatives of the algorithm, in forward mode only; reverse mode is
