@@ -209,7 +209,7 @@ def test_a_raw_optax_object_that_is_kept():
     "value", [9, 700, np.int64(9), jnp.int32(9), 9.0], ids=["int", "large", "numpy", "jnp", "float"]
 )
 def test_a_changed_count(count, value):
-    if (count, value) == ("t", 700):  # the report on long chains is a program of its own, compiled for the first of them
+    if (count, value) == ("t", 700):  # the report on long chains is a program of its own
         both_doors(make(t=650))
     assert traced(lambda: both_doors(make(**{count: value}))) == 0
 
