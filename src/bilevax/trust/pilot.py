@@ -233,12 +233,12 @@ def _chosen(data: PyTree, key: Array, rows: int, number: int) -> PyTree:
     return jax.tree.map(lambda a: a[chosen], data)
 
 
-def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, few: Sources, *, key: Array) -> Tried:
+def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, sample: Sources, *, key: Array) -> Tried:
     """A deterministic method on a few rows: what it leaves of the error there, by what a solver makes of it.
 
     The iterations are those that every row would have.
     """
-    sources, spent, ends = _whole(few), 0, []
+    sources, spent, ends = _whole(sample), 0, []
     w, v = start.w, zeros_like(start.w)
     for estimator in ((option.estimator,) if option else ()) + (solver.estimator,):
         est = hypergradient(solver.problem, estimator, w, lam, *sources, key=key, v0=v, report=False)
