@@ -82,7 +82,7 @@ def logistics(seed: int, draws: int, dtype: Any) -> tuple[dict[str, Any], dict[s
         H = np.einsum("nij,ni,nik->njk", X, p * (1 - p), X) / n
         return -np.einsum("nij,ni->nj", X, y * p) / n, H
 
-    for _ in range(60):
+    for _ in range(600):
         gradient, H = derivatives(w, X[:, :n], y[:, :n])
         H = H + penalty[:, :, None] * np.eye(d)
         step = np.linalg.solve(H, (gradient + penalty * w)[..., None])[..., 0]
