@@ -20,7 +20,8 @@ from bilevax.runs import Progress, minimize
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
 from bilevax.sklearn.training import Turned, coordinates, solve, times, turned
 from bilevax.solvers import CG, LBFGS, FixedPoint
-from bilevax.trust.planner import SAMPLED, plan
+from bilevax.trust.pilot import SAMPLED
+from bilevax.trust.planner import plan
 
 MANY_ROWS = 10_000
 """Training rows up to which five models are cross-fitted; three beyond."""

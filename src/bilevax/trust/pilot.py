@@ -26,6 +26,9 @@ from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint, Harmonic, Polynomial
 
 Sources = tuple[RowSource, RowSource]
 
+SAMPLED = "JointSID", "SID"
+"""Methods on minibatches."""
+
 LOOKED_AT = 4
 """Minibatches on which the step of the map is measured."""
 
@@ -85,7 +88,7 @@ class Option(NamedTuple):
     @property
     def sampled(self) -> bool:
         """True of methods on minibatches."""
-        return not self.method.startswith("AID")
+        return self.method in SAMPLED
 
 
 class Tried(NamedTuple):

@@ -20,6 +20,7 @@ from bilevax.trust.pilot import (
     DEAREST,
     FURTHER,
     NEAR,
+    SAMPLED,
     SHORTER,
     SOLVED,
     Option,
@@ -39,9 +40,6 @@ from bilevax.trust.pilot import (
     tried,
     tried_shortly,
 )
-
-SAMPLED = "JointSID", "SID"
-"""Methods on minibatches."""
 
 PASSES = 10
 """Passes over train, where there is no trial, from which on every row is read at once."""
@@ -245,12 +243,11 @@ def _for_budget(
     """
     budget, price = given
     pilot = Pilot(problem, start, lam, sources, budget, price)
-    passes, keys = budget / price / sources[0].rows, jax.random.split(key)
-    first, second = (few(sources, k) for k in keys)
-    if first and second and price * trial_visits(sources[0].rows, passes) <= DEAREST * budget:
+    first, second = (few(sources, k) if pilot.trial <= DEAREST * budget else None for k in jax.random.split(key))
+    if first and second:
         pilot = pilot.tried(first, key).tried_on_minibatches(second, key)
     else:
-        pilot = pilot.typical(key, whole=passes >= PASSES)
+        pilot = pilot.typical(key, whole=pilot.passes >= PASSES)
     if not pilot.found:
         raise ParameterError(
             f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * sources[0].rows}"
@@ -300,6 +297,16 @@ class Pilot(NamedTuple):
     found: tuple[tuple[float, Option], ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def passes(self) -> float:
+        """Over train, that the budget allows."""
+        return self.budget / self.price / self.sources[0].rows
+
+    @property
+    def trial(self) -> float:
+        """What a trial of a deterministic method takes of the budget."""
+        return self.price * trial_visits(self.sources[0].rows, self.passes)
+
     def typical(self, key: Array, *, whole: bool) -> "Pilot":
         """Without a trial: SID with steps that fall soon or, ``whole``, a deterministic method.
 
@@ -320,10 +327,8 @@ class Pilot(NamedTuple):
 
     def tried(self, sample: Sources, key: Array) -> "Pilot":
         """With a deterministic method tried on a few rows: it has there the iterations that it would have."""
-        rows = self.sources[0].rows
         problem, visits = followed(*self._at(key))
-        dear = self.price * trial_visits(rows, self.budget / self.price / rows)
-        option = self._deterministic(problem, self.budget - visits - dear)
+        option = self._deterministic(problem, self.budget - visits - self.trial)
         trial = tried(option, self._solver(problem), self.start, self.lam, sample, key=key)
         near = sample[0].rows >= NEAR * entries(self.start.w) and math.isfinite(trial.left)
         return self._replace(
@@ -338,12 +343,14 @@ class Pilot(NamedTuple):
         The error falls with the square root of the steps, if it is below :data:`BEGUN`. Where the deterministic method
         is sure to be better, this is left out.
         """
-        problem, step, visits = measured(*self._at(key))
-        room = self.budget - self.spent - visits
-        shorter, longer = joint(problem, step, room / SHORTER, sample), joint(problem, step, room, self.sources)
         least = min((left for left, _ in self.found), default=math.inf)
-        if not (shorter and longer) or least < NOISE / longer.estimator.steps**0.5:
+        longest = joint(self.problem, 1.0, self.budget - self.spent, self.sources)
+        if not longest or least < NOISE / longest.estimator.steps**0.5:
             return self
+        problem, step, visits = measured(*self._at(key))
+        shorter = joint(problem, step, (self.budget - self.spent - visits) / SHORTER, sample)
+        if not shorter:
+            return self._replace(spent=self.spent + visits)
         exact = followed(*self._at(key))[0]
         truth = tried(None, self._solver(exact), self.start, self.lam, sample, key=key)
         left, used = tried_shortly(shorter, self.start, self.lam, truth.value, key=key)
@@ -362,8 +369,8 @@ class Pilot(NamedTuple):
 
     def _solver(self, problem: Problem) -> Option:
         """Of the few rows."""
-        rows = self.sources[0].rows
-        passes = max(FURTHER * self.budget / self.price / rows, SOLVED)
-        option = deterministic(problem, self.start.w, passes * rows + self.sources[1].rows, self.sources)
+        train, val = self.sources
+        room = max(FURTHER * self.passes, SOLVED) * train.rows + val.rows
+        option = deterministic(problem, self.start.w, room, self.sources)
         assert option is not None
         return option
