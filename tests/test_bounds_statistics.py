@@ -121,7 +121,7 @@ def estimates(problem, sid, w0, lam, sources, runs, key=KEY):
     """(value, w, v, code) of independent runs of SID, [runs, ...] each."""
 
     def one(key):
-        est = sid.estimate(problem, w0, lam, sources, key=key)
+        est = sid.estimate(bx.Instance(problem, lam, *sources), w0, key=key)
         return est.value, est.w, est.v, est.code
 
     return jax.lax.map(one, jax.random.split(key, runs), batch_size=500)
@@ -280,7 +280,7 @@ def scripted_estimates(problem, w, v, lam, source, val, scripts):
 
     def one(script):
         sid = strong(bx.SID(bx.Given(), bx.FixedPoint(1), cross_batches=1))
-        return sid.estimate(problem, w, lam, (replace(source, scripts=script), val), key=KEY, v0=v).value
+        return sid.estimate(bx.Instance(problem, lam, replace(source, scripts=script), val), w, key=KEY, v0=v).value
 
     return jax.vmap(one)(scripts)
 
@@ -333,7 +333,7 @@ class Noting:
 @jax.jit
 def noted_estimate(problem, sid, lam, sources):
     noting = tuple(map(Noting, sources))
-    est = sid.estimate(problem, jnp.zeros(4), lam, noting, key=KEY)
+    est = sid.estimate(bx.Instance(problem, lam, *noting), jnp.zeros(4), key=KEY)
     return est.cost, est.value
 
 

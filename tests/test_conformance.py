@@ -25,7 +25,6 @@ INSTANCES = {
     "SID": [(bx.SID(T, T, cross_batches=3), {"calls": {"gradients": 100, "hvps": 100, "cross": 3}})],
     "JointSID": [(bx.JointSID(600, last_pass="never"), {"calls": {"gradients": 1200, "hvps": 1320, "cross": 1200}})],
     "ITD": [(bx.ITD(100), {"stochastic": False})],
-    "TruncatedITD": [(bx.TruncatedITD(150, 100), {"stochastic": False})],
     "FixedPoint": [(T, {})],
     "CG": [(bx.CG(tol=1e-9), {})],
     "GMRES": [(bx.GMRES(tol=1e-9), {})],
@@ -157,14 +156,14 @@ class Broken:
     def check(self, problem):
         self.base.check(problem)
 
-    def estimate(self, problem, w0, lam, sources, *, key, s=0, v0=None):
+    def estimate(self, instance, w0, *, key, outer_step=0, v0=None):
         if self.fault == "streams":
-            sources = OneStream(sources[0], key), sources[1]
+            instance = instance._replace(train=OneStream(instance.train, key))
         if self.fault == "seed":
             key = jax.random.key(0)
         if self.fault == "start" and v0 is not None:
-            lam = jax.tree.map(lambda x: x + 0.1, lam)
-        est = self.base.estimate(problem, w0, lam, sources, key=key, s=s, v0=v0)
+            instance = instance._replace(lam=jax.tree.map(lambda x: x + 0.1, instance.lam))
+        est = self.base.estimate(instance, w0, key=key, outer_step=outer_step, v0=v0)
         if self.fault == "value":
             est = est._replace(value=jax.tree.map(lambda x: 1.001 * x, est.value))
         if self.fault == "dtype":

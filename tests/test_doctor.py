@@ -14,7 +14,6 @@ from bilevax.core.config import config
 from bilevax.core.protocols import Draw
 from bilevax.core.records import Cost, Estimate, Failure
 from bilevax.data.fold import fold
-from bilevax.problems.problem import cross_product, outer_gradients, residual
 from bilevax.solvers import GMRES
 from bilevax.testing.problems import problem, problems
 
@@ -228,17 +227,17 @@ class Frozen:
     def check(self, problem):
         self.sid.check(problem)
 
-    def estimate(self, problem, w0, lam, sources, *, key, s=0, v0=None):
-        train, val = sources
-        found = self.sid.estimate(problem, w0, lam, sources, key=key, s=s)
-        value, g, direct = outer_gradients(problem, found.w, lam, val.full)
+    def estimate(self, instance, w0, *, key, outer_step=0, v0=None):
+        problem, lam, train, val = instance
+        found = self.sid.estimate(instance, w0, key=key, outer_step=outer_step)
+        value, g, direct = problem.outer_gradients(found.w, lam, val.full)
         plan = train.renew(None, key, jnp.int32(0), True)
 
         def hold(draw):
-            return GMRES(tol=1e-8).solve(partial(residual, problem, found.w, lam, draw.batch), g, None).value
+            return GMRES(tol=1e-8).solve(partial(problem.system_product, found.w, lam, draw.batch), g, None).value
 
         v = train.visit(plan, jnp.int32(0), hold)
-        through = cross_product(problem, found.w, lam, train.full, v)
+        through = problem.cross_product(found.w, lam, train.full, v)
         code = jnp.int32(Code.OK)
         total = jax.tree.map(jnp.add, direct, through)
         return Estimate(total, value, found.w, v, code, Cost(), Failure.of("none"))

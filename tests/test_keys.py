@@ -154,7 +154,7 @@ CHAIN = bx.FixedPoint(5)
         (bx.SID(CHAIN, CHAIN, outer_batches=2), "^cross_batches=None reads every row of train at once"),
         (bx.SID(CHAIN, CHAIN, cross_batches=2), "^outer_batches=None reads every row of val at once"),
         (bx.ITD(3), "^ITD reads every row of train at once"),
-        (bx.TruncatedITD(3, 2), "^TruncatedITD reads every row of train at once"),
+        (bx.ITD(3, last=2), "^ITD reads every row of train at once"),
     ],
 )
 def test_one_draw_is_not_taken_for_the_mean(estimator: Any, message: str) -> None:

@@ -23,7 +23,7 @@ def monte_carlo(problem, sid, w0, lam, train, val, key, runs):
     """(value, w, v) of independent runs of the estimator, [runs, ...] each."""
 
     def one(key):
-        est = sid.estimate(problem, w0, lam, (train, val), key=key)
+        est = sid.estimate(bx.Instance(problem, lam, train, val), w0, key=key)
         return est.value, est.w, est.v
 
     return jax.lax.map(one, jax.random.split(key, runs), batch_size=500)
@@ -231,7 +231,7 @@ class Watching:
 @jax.jit
 def watched_estimate(problem, sid, lam, sources, key, old, new):
     sources = tuple(Watching(source, old, new) for source in sources)
-    est = sid.estimate(problem, jnp.zeros(4), lam, sources, key=key)
+    est = sid.estimate(bx.Instance(problem, lam, *sources), jnp.zeros(4), key=key)
     return {name: getattr(est, name) for name in STAGES}
 
 

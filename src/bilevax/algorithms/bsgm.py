@@ -8,11 +8,12 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
+from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, all_finite, where, zeros_like
-from bilevax.hypergradients.measured import measured_estimate
+from bilevax.hypergradients.estimate import measured_estimate
 from bilevax.problems.problem import Problem
 
 
@@ -73,7 +74,8 @@ class BSGM:
         """One outer step; a hypergradient not finite, or NOT_CONTRACTIVE or worse, leaves the state as it was."""
         start = state.w if self.warm_start else w0
         v0 = state.v if self.warm_start else None
-        est = measured_estimate(problem, self.estimator, start, state.lam, sources, key=key, s=s, v0=v0)
+        instance = Instance(problem, state.lam, *sources)
+        est = measured_estimate(instance, self.estimator, start, key=key, outer_step=s, v0=v0)
         with usual_promotion():
             updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
             lam = optax.apply_updates(state.lam, updates)

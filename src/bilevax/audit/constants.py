@@ -14,7 +14,7 @@ from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.linalg.spectrum import Measured, extreme_eigenvalues, lanczos, spectral_norm, trilinear_norm
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.problems.problem import Problem, adjoint_product, cross_product, inner_image, outer_gradients
+from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
 from bilevax.problems.validate import check_functions
 from bilevax.theory import Constants
@@ -92,15 +92,15 @@ class Point(NamedTuple):
 
     def image(self, w: Array, lam: Array, batch: PyTree) -> Array:
         """Phi(w, lam; zeta), [d]."""
-        return ravel_pytree(inner_image(self.problem, *self._tree(w, lam), batch))[0]
+        return ravel_pytree(self.problem.inner_image(*self._tree(w, lam), batch))[0]
 
     def adjoint(self, x: Array, batch: PyTree) -> Array:
         """d1Phi^T x, [d]."""
-        return ravel_pytree(adjoint_product(self.problem, *self.trees, batch, self._tree(x, self.lam)[0]))[0]
+        return ravel_pytree(self.problem.adjoint_product(*self.trees, batch, self._tree(x, self.lam)[0]))[0]
 
     def cross(self, x: Array, batch: PyTree) -> Array:
         """d2Phi^T x, [m]."""
-        return ravel_pytree(cross_product(self.problem, *self.trees, batch, self._tree(x, self.lam)[0]))[0]
+        return ravel_pytree(self.problem.cross_product(*self.trees, batch, self._tree(x, self.lam)[0]))[0]
 
     def along_w(self, y: Array, batch: PyTree) -> Array:
         """d1Phi y, [d]."""
@@ -112,7 +112,7 @@ class Point(NamedTuple):
 
     def outer(self, w: Array, batch: PyTree) -> tuple[Array, Array]:
         """(grad_1 E, grad_2 E), [d] and [m]."""
-        _, by_w, by_lam = outer_gradients(self.problem, *self._tree(w, self.lam), batch)
+        _, by_w, by_lam = self.problem.outer_gradients(*self._tree(w, self.lam), batch)
         return ravel_pytree(by_w)[0], ravel_pytree(by_lam)[0]
 
     def _tree(self, w: Array, lam: Array) -> tuple[PyTree, PyTree]:

@@ -82,3 +82,84 @@ class RowSource(Source, Protocol):
     @property
     def full(self) -> PyTree:
         """Every row at once."""
+
+
+class Loss(Protocol):
+    """The mean of a loss over the rows of a batch.
+
+    It may offer, by methods of these names, what is faster or better than autodiff's: ``value_and_grad(w, lam, batch)``
+    and ``hessian_product(w, lam, batch, v)``; and, for a measured step, ``curvature(w, batch)`` and
+    ``penalty_curvature(w, lam)`` (:class:`~bilevax.GradientStep`).
+    """
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree, /) -> Array:
+        """A scalar, []."""
+
+
+class InnerMap(Protocol):
+    """Phi, unbiased for a contraction in w."""
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree, /) -> PyTree:
+        """Phi(w, lam; zeta), like w."""
+
+
+class BilevelProblem(Protocol):
+    """The two oracles of a bilevel problem; w has d entries, lam has m; zeta and xi are minibatches."""
+
+    @property
+    def inner_map(self) -> InnerMap:
+        """Phi."""
+
+    @property
+    def project(self) -> Callable[[PyTree], PyTree] | None:
+        """Projection of lam onto the set Lambda; None: everything."""
+
+    @property
+    def has_loss(self) -> bool:
+        """True if the inner map is a gradient step of a smooth loss."""
+
+    @property
+    def symmetric(self) -> bool:
+        """True if I - d1Phi is self-adjoint in the metric."""
+
+    @property
+    def damping(self) -> Any:
+        """Delta >= 0, a number; None: 0."""
+
+    def with_unit_step(self) -> "BilevelProblem":
+        """Itself with 1 for the inner step, where there is one."""
+
+    @property
+    def outer_loss(self) -> Loss:
+        """E, []."""
+
+    def metric(self, w: PyTree, lam: PyTree) -> PyTree:
+        """Positive weights s, like w: I - d1Phi^T is self-adjoint for <a, b> = sum_i a_i s_i b_i."""
+
+    @property
+    def inner_loss(self) -> Loss:
+        """The loss of which the inner map is a gradient step."""
+
+    def with_measured_step(self, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> "BilevelProblem":
+        """Itself with the inner step filled in, where there is one that is not given."""
+
+    def measuring_products(self, train: RowSource) -> int:
+        """Products on a minibatch that this takes; 0 where nothing is measured."""
+
+    def inner_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """Phi(w, lam; zeta), like w."""
+
+    def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """d1Phi(w, lam; zeta)^T v, like w."""
+
+    def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """(I - d1Phi(w, lam; zeta)^T) v, like w."""
+
+    def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
+        """d1Phi(w, lam; zeta)^T v + g, like w."""
+
+    def cross_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """d2Phi(w, lam; zeta)^T v, like lam."""
+
+    def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
+        """E(w, lam; xi) [], grad_1 E like w, grad_2 E like lam."""

@@ -20,7 +20,6 @@ from bilevax.core.trees import PyTree, as_parameters
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
 from bilevax.runs.back_off import damped, dampings
-from bilevax.solvers.stability import quickly_if_sound, suspicion_as_proof
 
 CHUNK_SECONDS = 0.25
 """How long a compiled chunk should take, so that progress is live and Ctrl-C is answered."""
@@ -97,8 +96,7 @@ def minimize(
         try:
             bounds = (jnp.int32(done), jnp.int32(min(done + chunk, steps)))
             advanced = partial(_advance, *ready, state, w0, (train, val), key, *bounds)
-            after = quickly_if_sound(advanced, lambda out: out[2].code)
-            state, reached, seen = jax.block_until_ready(after)
+            state, reached, seen = jax.block_until_ready(advanced())
             new = int(reached) - done
             seen, seconds = jax.tree.map(lambda x, n=new: np.asarray(x)[:n], seen), time.monotonic() - clock
             done, again = int(reached), damped(problem, seen, left)
@@ -136,7 +134,7 @@ def _init(problem: Problem, algorithm: Any, w0: PyTree, lam: PyTree, train: RowS
     return algorithm.init(problem, w0, lam)
 
 
-@partial(jax.jit, static_argnames="thorough")
+@jax.jit
 def _advance(
     problem: Problem,
     algorithm: Any,
@@ -146,11 +144,8 @@ def _advance(
     key: Array,
     start: Array,
     stop: Array,
-    *,
-    thorough: bool,
 ) -> tuple[PyTree, Array, Watched]:
-    with suspicion_as_proof(not thorough):
-        return advance(problem, algorithm, state, w0, sources, key=key, start=start, stop=stop)
+    return advance(problem, algorithm, state, w0, sources, key=key, start=start, stop=stop)
 
 
 def _samples(cost: Cost) -> np.ndarray:

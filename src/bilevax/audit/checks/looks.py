@@ -9,7 +9,7 @@ import numpy as np
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, sub
 from bilevax.data import Arrays
-from bilevax.problems.problem import Problem, inner_image
+from bilevax.problems.problem import Problem
 
 QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 """Compiler options of programs that run a few times on a few rows: half the time to compile."""
@@ -20,7 +20,7 @@ Parts = tuple[PyTree, PyTree, PyTree]
 
 def inner(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) -> Parts:
     """Phi - w, d1Phi^T v and d2Phi^T v."""
-    image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, batch), w, lam)
+    image, pullback = jax.vjp(lambda w, lam: problem.inner_image(w, lam, batch), w, lam)
     return sub(image, w), *pullback(v)
 
 
