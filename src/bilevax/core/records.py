@@ -186,7 +186,7 @@ class Failure(NamedTuple):
 
 
 def worst_part(*parts: tuple[Array, Failure]) -> tuple[Array, Failure]:
-    """The first code of NOT_CONTRACTIVE or worse, of which those after it are consequences; else the worst; and where."""
+    """The first code of NOT_CONTRACTIVE or worse, as those after it are consequences; else the worst; and where."""
     code, failure = jnp.int32(Code.OK), Failure.of("none")
     for found, at in parts:
         code, failure = where((found > code) & (code < Code.NOT_CONTRACTIVE), (found, at), (code, failure))
