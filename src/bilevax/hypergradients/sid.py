@@ -240,7 +240,7 @@ class SID:
         if isinstance(self.inner, Given):
             return Solved(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
         if not self.inner.stochastic:
-            return self.inner.solve(problem.inner_map.loss, w0, lam, train.full)  # type: ignore[attr-defined]
+            return self.inner.solve(problem.inner_map.loss, w0, lam, train)  # type: ignore[attr-defined]
 
         def image(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
             problem, lam = args
