@@ -73,6 +73,11 @@ class Subject(NamedTuple):
         """True where ``near`` is the inner solution, as far as rounding lets one see."""
         return self.gap <= 10 * np.sqrt(epsilon(self.w0))
 
+    @property
+    def tables(self) -> dict[str, PyTree]:
+        """Every row of train and of val, for what looks at them one by one."""
+        return {"train": self.train.all_rows, "val": self.val.all_rows}
+
     def stream(self, number: int) -> Array:
         """A key of its own for every use."""
         return jax.random.fold_in(self.key, number)

@@ -87,7 +87,7 @@ class RowSource(Source, Protocol):
     def keys(self) -> bool:
         """True if a batch is :class:`Keyed`, so that no pass over every row stands for the mean over draws."""
 
-    def total(self, fn: Callable[[Any, PyTree], Total], args: PyTree) -> Total:
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The mean of ``fn(args, batch)`` over every row: sum_p n_p / n fn(args, piece p), n_p the rows of a piece.
 
         A table in memory is one piece, ``fn(args, every row)``; what is larger, or in several places, comes in the

@@ -134,7 +134,7 @@ class Arrays:
 
     full = all_rows
 
-    def total(self, fn: Callable[[Any, PyTree], Total], args: PyTree) -> Total:
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The mean over every row of ``fn(args, batch)``: one call, on all of them."""
         return fn(args, self.all_rows)
 

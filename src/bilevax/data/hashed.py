@@ -1,7 +1,7 @@
 """Minibatches that are as good as drawn, in a program that compiles sooner."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Hashed:
 
     full = all_rows
 
-    def total(self, fn: Callable[[Any, PyTree], Total], args: PyTree) -> Total:
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The mean over every row of ``fn(args, batch)``."""
         return self.source.total(fn, args)
 

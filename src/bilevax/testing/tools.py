@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevax.core.config import config, strong
-from bilevax.core.protocols import Draw
+from bilevax.core.protocols import Carry, Draw, RowSource, Total
 from bilevax.core.trees import PyTree
 from bilevax.data.fold import fold
 
@@ -120,7 +121,7 @@ def configuration(thing: Any) -> None:
 class Wrapped:
     """A source that is another one; a subclass changes what it wants."""
 
-    source: Any
+    source: RowSource
 
     rows = property(lambda self: self.source.rows)
     rows_per_batch = property(lambda self: self.source.rows_per_batch)
@@ -128,7 +129,7 @@ class Wrapped:
     keys = property(lambda self: self.source.keys)
     all_rows = full = property(lambda self: self.source.all_rows)
 
-    def total(self, fn: Callable[..., Any], args: PyTree) -> Any:
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The source's mean over every row."""
         return self.source.total(fn, args)
 
@@ -136,19 +137,28 @@ class Wrapped:
         """The source's shapes."""
         return self.source.example()
 
-    def renew(self, plan: PyTree, key: Any, j: Any, first: Any) -> PyTree:
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The source's plan."""
         return self.source.renew(plan, key, j, first)
 
-    def boundary(self, j: Any) -> Any:
+    def boundary(self, j: Array) -> Array:
         """The source's boundary."""
         return self.source.boundary(j)
 
-    def visit(self, plan: PyTree, j: Any, use: Callable[[Draw], Any]) -> Any:
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of the source's minibatch j."""
         return self.source.visit(plan, j, use)
 
-    def fold(self, step: Callable[..., Any], carry: Any, args: PyTree, *, key: Any, start: Any, stop: Any) -> Any:
+    def fold(
+        self,
+        step: Callable[..., Carry],
+        carry: Carry,
+        args: PyTree,
+        *,
+        key: Array,
+        start: Array | int,
+        stop: Array | int,
+    ) -> Carry:
         """Run the loop over this source."""
         return fold(self, step, carry, args, key=key, start=start, stop=stop)
 
@@ -159,7 +169,7 @@ class Counted(Wrapped):
 
     note: Callable[[], None]
 
-    def visit(self, plan: PyTree, j: Any, use: Callable[[Draw], Any]) -> Any:
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of minibatch j, counted."""
         jax.debug.callback(self.note)
         return self.source.visit(plan, j, use)
@@ -169,13 +179,13 @@ class Counted(Wrapped):
 class Table:
     """Rows in memory, a pytree of arrays; how they are drawn (``rows_per_batch``, ``visit``), a subclass says."""
 
-    data: Any
+    data: PyTree
 
     rows = property(lambda self: int(jax.tree.leaves(self.data)[0].shape[0]))
     all_rows = full = property(lambda self: self.data)
     whole = keys = False
 
-    def total(self, fn: Callable[..., Any], args: PyTree) -> Any:
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The mean over every row."""
         return fn(args, self.data)
 
@@ -183,19 +193,28 @@ class Table:
         """Every row."""
         return self.data
 
-    def renew(self, plan: PyTree, key: Any, j: Any, first: Any) -> PyTree:
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """No plan."""
         return ()
 
-    def boundary(self, j: Any) -> Any:
+    def boundary(self, j: Array) -> Array:
         """None of them opens a chunk."""
         return jnp.full_like(j, np.iinfo(np.int32).max)
 
-    def visit(self, plan: PyTree, j: Any, use: Callable[[Draw], Any]) -> Any:
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of minibatch j."""
         raise NotImplementedError
 
-    def fold(self, step: Callable[..., Any], carry: Any, args: PyTree, *, key: Any, start: Any, stop: Any) -> Any:
+    def fold(
+        self,
+        step: Callable[..., Carry],
+        carry: Carry,
+        args: PyTree,
+        *,
+        key: Array,
+        start: Array | int,
+        stop: Array | int,
+    ) -> Carry:
         """Run the loop over this source."""
         return fold(self, step, carry, args, key=key, start=start, stop=stop)
 

@@ -121,7 +121,7 @@ def _shares(name: str, leaf: str) -> Finding:
 def _classes(s: Subject) -> Iterator[Finding]:
     """Whole numbers that multiply the scores of all classes alike: then all classes get the same weights."""
     size = float(np.sqrt(np.mean(flat(s.far) ** 2)))
-    for leaf, y in _columns(s.train.all_rows):
+    for leaf, y in _columns(s.tables["train"]):
         if y is None or _kind(y) not in ("whole", "0/1") or not s.solved:
             continue
         values = np.unique(y).astype(int)

@@ -46,7 +46,7 @@ class Rows:
 
     batch: PyTree
 
-    def total(self, fn: Callable[[Any, PyTree], Total], args: PyTree) -> Total:
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """``fn(args, batch)``."""
         return fn(args, self.batch)
 

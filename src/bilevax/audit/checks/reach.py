@@ -10,7 +10,6 @@ from bilevax.audit.checks.looks import flat
 from bilevax.audit.checks.program import held_by, plain, reached, trace
 from bilevax.audit.findings import Finding
 from bilevax.audit.subject import Subject, leaf_names, other_rows
-from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree
 
 BY_CHANCE = 1e-4
@@ -28,7 +27,7 @@ def check_reach(s: Subject) -> Iterator[Finding]:
             read = False
             yield _unread(name, s)
     if read:
-        yield from _shared(*(source.all_rows for source in (s.train, s.val)))
+        yield from _shared(**s.tables)
 
 
 def check_outer(s: Subject) -> Iterator[Finding]:
@@ -36,7 +35,7 @@ def check_outer(s: Subject) -> Iterator[Finding]:
     points = s.w0, s.near, s.far
     if any(_slopes(s, w) for w in points):
         return
-    others = other_rows(s.val.all_rows, s.draw(16))
+    others = other_rows(s.tables["val"], s.draw(16))
     if any(_slopes(s, w, others) for w in points):
         return
     if reached("outer_loss", "w", s):
@@ -79,9 +78,8 @@ def _rows_held(name: str, s: Subject) -> str | None:
     """The source whose rows a function holds as constants or fields: ``train``, ``val`` or None."""
     held = [plain(x) for x in (*held_by(trace(name, s)), *jax.tree.leaves(getattr(s.problem, name)))]
     tables = [set(_hashed([x])) for x in held if x.ndim > 0 and x.dtype != object]
-    for source in ("train", "val"):
-        rows: RowSource = getattr(s, source)
-        leaves = [set(_hashed([plain(x)])) for x in jax.tree.leaves(rows.all_rows)]
+    for source, rows in s.tables.items():
+        leaves = [set(_hashed([plain(x)])) for x in jax.tree.leaves(rows)]
         if any(len(t) >= SOME and len(t & leaf) >= len(t) / 2 for t in tables for leaf in leaves):
             return source
     return None
