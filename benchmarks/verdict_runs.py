@@ -105,7 +105,7 @@ def _systems(problem: Any, points: tuple[Any, Any, Any], train: Any, key: Any) -
         row = jax.tree.map(lambda a: a[None], row)
         return jnp.eye(len(x)) - jax.jacfwd(lambda x: ravel_pytree(ready.inner_map(tree(x), lam, row))[0])(x)
 
-    return jax.vmap(system)(train.full)
+    return jax.vmap(system)(train.all_rows)
 
 
 def largest_stable(systems: np.ndarray, b: int) -> float:

@@ -10,6 +10,7 @@ import pytest
 import bilevax as bx
 from bilevax.core.config import config, replace, strong
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.tools import Wrapped
 from bilevax.theory import (
     bias_bound,
     hypergradient_moments,
@@ -226,14 +227,9 @@ def test_a8_penalties_have_no_floor():
 
 
 @config
-class Frozen:
+class Frozen(Wrapped):
     """A source that hands out the first of its minibatches again and again."""
 
-    source: object
-
-    rows = property(lambda self: self.source.rows)
-    rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    full = property(lambda self: self.source.full)
     whole = False
 
     def fold(self, step, carry, args, *, key, start, stop):
@@ -315,14 +311,9 @@ def note(key, number):
 
 
 @config
-class Noting:
+class Noting(Wrapped):
     """A source that notes how many minibatches are read with which key."""
 
-    source: object
-
-    rows = property(lambda self: self.source.rows)
-    rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    full = property(lambda self: self.source.full)
     whole = False
 
     def fold(self, step, carry, args, *, key, start, stop):

@@ -13,7 +13,7 @@ import bilevax as bx
 from bilevax.core.config import config
 from bilevax.core.records import Count
 from bilevax.testing import check_algorithm, check_estimator, check_inner_solver, check_linear_solver, check_source
-from bilevax.testing.tools import Counted
+from bilevax.testing.tools import Counted, Wrapped
 
 T = bx.FixedPoint(100)
 SPARSE = scipy.sparse.random_array((50, 9), density=0.2, dtype=np.float32, rng=0), np.arange(50)
@@ -131,16 +131,10 @@ def test_the_callers_configuration_is_left_as_it_is():
 
 
 @config
-class OneStream:
+class OneStream(Wrapped):
     """A source that hands every stage the same minibatches."""
 
-    source: object
     key: object
-
-    rows = property(lambda self: self.source.rows)
-    rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    whole = property(lambda self: self.source.whole)
-    full = property(lambda self: self.source.full)
 
     def fold(self, step, carry, args, *, key, start, stop):
         return self.source.fold(step, carry, args, key=self.key, start=start, stop=stop)

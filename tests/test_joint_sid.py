@@ -13,9 +13,9 @@ from scipy import stats
 import bilevax as bx
 from bilevax.core.config import config, strong
 from bilevax.core.protocols import Draw
-from bilevax.data.fold import fold
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.testing.problems import problem
+from bilevax.testing.tools import Table
 
 KEY = jax.random.key(3)
 RIDGE = 0.05
@@ -103,32 +103,16 @@ class LogCosh:
 
 
 @config
-class Scripted:
+class Scripted(Table):
     """Rows whose minibatch j is written down, whatever the key; beyond the end it begins again."""
 
-    data: object
     script: object
 
-    @property
-    def rows(self):
-        return jax.tree.leaves(self.data)[0].shape[0]
-
     rows_per_batch = 1
-    whole = False
-    full = property(lambda self: self.data)
-
-    def renew(self, plan, key, j, first):
-        return ()
-
-    def boundary(self, j):
-        return jnp.full_like(j, np.iinfo(np.int32).max)
 
     def visit(self, plan, j, use):
         row = self.script[j % self.script.shape[0]][None]
         return use(Draw(jax.tree.map(lambda a: jnp.take(a, row, axis=0), self.data), -1, 1.0))
-
-    def fold(self, step, carry, args, *, key, start, stop):
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
 
 
 @jax.jit

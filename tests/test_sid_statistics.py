@@ -11,6 +11,7 @@ from scipy.stats import chi2
 import bilevax as bx
 from bilevax.core.config import config, strong
 from bilevax.testing.closed_forms import FiniteQuadratic
+from bilevax.testing.tools import Wrapped
 from bilevax.theory import hypergradient_moments, inner_moments, known, linear_moments, sid_moments
 
 OPTIMISED = True
@@ -209,17 +210,11 @@ SEEN = []
 
 
 @config
-class Watching:
+class Watching(Wrapped):
     """A source that notes the key of every fold, and exchanges one key for another."""
 
-    source: object
     old: object
     new: object
-
-    rows = property(lambda self: self.source.rows)
-    rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    whole = property(lambda self: self.source.whole)
-    full = property(lambda self: self.source.full)
 
     def fold(self, step, carry, args, *, key, start, stop):
         data = jax.random.key_data(key)

@@ -84,4 +84,4 @@ class Instance(NamedTuple):
 
     def _mean(self, source: RowSource, oracle: Callable[..., T], *args: PyTree) -> T:
         """oracle(problem, batch, *args), averaged over every row of a source."""
-        return oracle(self.problem, source.full, *args)
+        return source.total(lambda at, batch: oracle(at[0], batch, *at[1:]), (self.problem, *args))

@@ -8,6 +8,7 @@ from jax import Array
 from bilevax.core.trees import PyTree
 
 Carry = TypeVar("Carry")
+Total = TypeVar("Total")
 
 
 class Draw(NamedTuple):
@@ -65,7 +66,10 @@ class Source(Protocol):
 
 
 class RowSource(Source, Protocol):
-    """A source over one table of n rows."""
+    """A source over one table of n rows, which need not be in memory.
+
+    Every row is read through :meth:`total`, shapes through :meth:`example`.
+    """
 
     @property
     def rows(self) -> int:
@@ -80,8 +84,28 @@ class RowSource(Source, Protocol):
         """True if each minibatch is every row."""
 
     @property
-    def full(self) -> PyTree:
-        """Every row at once."""
+    def keys(self) -> bool:
+        """True if a batch is :class:`Keyed`, so that no pass over every row stands for the mean over draws."""
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean of ``fn(args, batch)`` over every row: sum_p n_p / n fn(args, piece p), n_p the rows of a piece.
+
+        A table in memory is one piece, ``fn(args, every row)``; what is larger, or in several places, comes in the
+        pieces in which it is there. The pieces do not matter where ``fn`` is a mean over the rows of its batch, as a
+        loss with its penalty, its derivatives and a gradient step are; the prox of a mean is none. In ``args`` it can
+        be differentiated and mapped like ``fn``. Of a source with ``keys`` every call sees the same ones.
+
+        Args:
+            fn: (args, batch) -> a tree of floats.
+            args: what ``fn`` reads beside the batch, a pytree of arrays.
+        """
+
+    def example(self) -> PyTree:
+        """A batch as ``jax.eval_shape`` takes it: structure, shapes and dtypes, its number of rows any possible one."""
+
+    @property
+    def all_rows(self) -> PyTree:
+        """Every row as one batch, for what looks at rows one by one; None of a table that is not in memory as one."""
 
 
 class Loss(Protocol):

@@ -234,7 +234,7 @@ class SID:
             return Solved(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
         problem, lam, train, _ = instance
         if not self.inner.stochastic:
-            return self.inner.solve(problem.inner_loss, w0, lam, train.full)
+            return self.inner.solve(problem.inner_loss, w0, lam, train)
 
         def image(w: PyTree, args: tuple[BilevelProblem, PyTree], batch: PyTree) -> PyTree:
             problem, lam = args

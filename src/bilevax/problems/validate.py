@@ -21,11 +21,11 @@ def check_functions(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowS
     """
     inner_map: Any = problem.inner_map
     if isinstance(inner_map, GradientStep | ProximalStep):
-        _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.full))
+        _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.example()))
     else:
-        image = jax.eval_shape(partial(inner_map), w, lam, train.full)
+        image = jax.eval_shape(partial(inner_map), w, lam, train.example())
         _check_like("inner_map", image, w)
-    _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.full))
+    _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.example()))
     if problem.project is not None:
         _check_like("project", jax.eval_shape(partial(problem.project), lam), lam, argument="lam")
 

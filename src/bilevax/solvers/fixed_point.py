@@ -97,7 +97,7 @@ class FixedPoint:
         """
         steps = at_step(self.steps, s)
         if source.whole:
-            return self._on_every_row(image, start, args, source.full, steps, first)
+            return self._on_every_row(image, start, args, source, steps, first)
 
         def step(carry: tuple[PyTree, Array, Array], args: PyTree, j: Array, draw: Any) -> tuple[PyTree, Array, Array]:
             x, lost, travel = carry
@@ -136,17 +136,20 @@ class FixedPoint:
         image: Callable[[PyTree, PyTree, PyTree], PyTree],
         start: PyTree,
         args: PyTree,
-        batch: PyTree,
+        source: RowSource,
         steps: Array,
         first: Array | int,
     ) -> Solved:
         """The deterministic iteration, its moves watched."""
 
+        def mean_image(x: PyTree) -> PyTree:
+            return source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
+
         def vjp(x: PyTree, j: Array) -> Callable[[PyTree], PyTree]:
             eta = self.step_size(first + j)
 
             def transposed(u: PyTree) -> PyTree:  # of its derivative: the only product that a custom_vjp has
-                product = jax.vjp(lambda x: image(x, args, batch), x)[1](u)[0]
+                product = jax.vjp(mean_image, x)[1](u)[0]
                 return axpy(eta, sub(product, u), u)
 
             return transposed
@@ -157,7 +160,7 @@ class FixedPoint:
 
         def step(state: tuple[PyTree, PyTree, MoveHistory, Array]) -> tuple[PyTree, PyTree, MoveHistory, Array]:
             x, _, seen, j = state
-            move = sub(image(x, args, batch), x)
+            move = sub(mean_image(x), x)
             seen = monitor(seen, j, x, move, vjp(x, j), confirm=self.confirm)
             return where(seen.code == Code.OK, axpy(self.step_size(first + j), move, x), x), move, seen, j + 1
 

@@ -303,8 +303,11 @@ def confirm_divergence(
     )  # fmt: skip
     guilty = suspicious & ~grown & (pair.expands | pair.spreads)
 
+    def mean_image(x: PyTree) -> PyTree:
+        return source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
+
     def vjp(u: PyTree) -> PyTree:
-        return axpy(step_size, sub(jax.vjp(lambda x: image(x, args, source.full), end)[1](u)[0], u), u)
+        return axpy(step_size, sub(jax.vjp(mean_image, end)[1](u)[0], u), u)
 
     products = jnp.where(guilty, MEAN_PRODUCTS, 0)
     mean_grows = growth(vjp, pair.direction, products).rate > 1e-4

@@ -185,7 +185,7 @@ def _inner(
 @jax.jit
 def _inner_jit(solver: Any, problem: Any, lam: PyTree, start: PyTree, train: Arrays, key: Any) -> Solved:
     if not solver.stochastic:
-        return solver.solve(problem.inner_map.loss, start, lam, train.full)
+        return solver.solve(problem.inner_map.loss, start, lam, train)
 
     def image(w: PyTree, args: Any, batch: PyTree) -> PyTree:
         problem, lam = args
