@@ -62,6 +62,7 @@ NO_SUITE = {
     "inner maps and problems": ["GradientStep", "ProximalStep", "Problem"],
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "L2Ball", "NonNegative", "Simplex"],
+    "streams": ["Several"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
     "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
 }

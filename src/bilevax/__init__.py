@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bilevax.core.codes import Code
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
     from bilevax.core.records import Cost, Count, Error, Estimate, History, Result
-    from bilevax.data import Arrays, SparseRows, join
+    from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
     from bilevax.hypergradients import *
     from bilevax.planning import *
     from bilevax.problems import (
@@ -85,6 +85,7 @@ __all__ = [
     "Progress",
     "ProximalStep",
     "Result",
+    "Several",
     "Simplex",
     "SolveError",
     "SparseRows",
@@ -92,6 +93,7 @@ __all__ = [
     "StorageError",
     "UsageError",
     "directions",
+    "fold_looks",
     "implicit",
     "join",
     "lagrangian",

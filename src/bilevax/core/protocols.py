@@ -1,7 +1,7 @@
 """What the rooms ask of one another, and of a user's own classes: structural types, with shapes."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax import Array
 
@@ -62,6 +62,21 @@ class Source(Protocol):
         stop: Array | int,
     ) -> Carry:
         """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
+
+
+@runtime_checkable
+class UnevenSource(Source, Protocol):
+    """A source with a smaller minibatch now and then, which it can foresee: a loop need not branch at each of them."""
+
+    @property
+    def uneven(self) -> bool:
+        """True if it has such minibatches, at places that no key changes."""
+
+    def next_short(self, plan: PyTree, j: Array) -> Array:
+        """The first short minibatch from j on in the chunk of the plan; where there is none, the next chunk."""
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Any], Carry], short: bool | None = None) -> Carry:
+        """``use(draw)`` of minibatch j; ``short``: whether that is a short one, None where it must be looked up."""
 
 
 class RowSource(Source, Protocol):
