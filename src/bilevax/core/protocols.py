@@ -1,10 +1,11 @@
 """What the rooms ask of one another, and of a user's own classes: structural types, with shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax import Array
 
+from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree
 
 Carry = TypeVar("Carry")
@@ -97,3 +98,33 @@ class RowSource(Source, Protocol):
     @property
     def full(self) -> PyTree:
         """Every row at once."""
+
+
+class Algorithm(Protocol):
+    """A bilevel method: what it carries, and one outer step.
+
+    The loop (:func:`bilevax.minimize`, or a user's own by :func:`bilevax.fold_looks`) draws the minibatches of its
+    streams, watches what ``info`` says, and takes back a stretch in which a value became NaN.
+    """
+
+    @property
+    def steps_per_record(self) -> int:
+        """Outer steps to an entry of the history, at most: 1 where a step is long, 256 where it is not."""
+
+    def check(self, problem: Any) -> None:
+        """Refuse in a sentence a problem that lacks what the algorithm needs."""
+
+    def streams(self, sources: tuple["RowSource", "RowSource"]) -> Mapping[str, Any]:
+        """What each step draws, by name: for each name a source, or several minibatches of one."""
+
+    def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple["RowSource", "RowSource"]) -> PyTree:
+        """The state before the first step, lam projected."""
+
+    def step(self, problem: Any, state: PyTree, looks: Any, k: Array) -> tuple[PyTree, Info]:
+        """Outer step k: the new state, and what may be watched of it. ``looks[name]`` is a look at a stream."""
+
+    def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
+        """The w and the lam of a state."""
+
+    def step_cost(self, problem: Any, sources: tuple["RowSource", "RowSource"]) -> Cost | None:
+        """Oracle calls of one step; None where each step says its own in ``info.cost``."""
