@@ -1,5 +1,6 @@
 """The outer loop of every algorithm: the fold over its streams, pure and traceable, with a record for each stretch."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ class Record(NamedTuple):
     """What is kept of a stretch of outer steps; see :class:`~bilevax.History`.
 
     Attributes:
-        outer_value: mean over its steps.
+        outer_value: mean over its steps, or at its end on the last minibatch of val.
         gradient_norm: mean over its steps, or norm of the mean direction: the change of lam over the sum of the steps.
         code: the worst.
         failure: of the first step with that code.
@@ -90,24 +91,37 @@ def advance(
         state, info = algorithm.step(problem, state, looks, k)
         return state, _plus(total, info)
 
+    def record(at: Underway, before: PyTree, first: Array) -> Record:
+        after, total = at.carry
+        points, end = (algorithm.solution(before), algorithm.solution(after)), at.j
+        value = total.outer_value
+        if value is None:
+            value = streams.visit(at.plan, end - 1, partial(_outer_value, problem, points[1]))
+        else:
+            value = _mean(value, end - first)
+        lost = jnp.where(stays_finite(before, after), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
+        seen = () if total.outcome is None else (total.outcome,)
+        code, failure = worst_part(*seen, (lost, Failure.of("none")))
+        moved = sub(points[1][1], points[0][1])
+        return Record(value, _gradient_norm(total, end - first, moved), code, failure, total.cost, end)
+
     def stretch(run: _Run) -> _Run:
         before, first = run.at.carry[0], run.at.j
         end = jnp.minimum(stop, (first // length + 1) * length)
         at = run.at._replace(carry=(before, nothing))
         at = continued(streams, step, at, (), key=key, start=start, stop=end)
-        after, total = at.carry
-        record = _recorded(total, (before, after), first, end, algorithm)
-        state = where(record.code < Code.NOT_CONTRACTIVE, after, before)
-        records = jax.tree.map(lambda a, x: a.at[run.number].set(x), run.records, record)
-        return _Run(at._replace(carry=(state, nothing)), record.code, records, run.number + 1)
+        new = record(at, before, first)
+        state = where(new.code < Code.NOT_CONTRACTIVE, at.carry[0], before)
+        records = jax.tree.map(lambda a, x: a.at[run.number].set(x), run.records, new)
+        return _Run(at._replace(carry=(state, nothing)), new.code, records, run.number + 1)
 
     def going(run: _Run) -> Array:
         return (run.at.j < stop) & (run.number < RECORDED) & (run.code < Code.NOT_CONTRACTIVE)
 
     nothing = _nothing(problem, algorithm, state, streams, key)
-    shape = jax.eval_shape(lambda: _recorded(nothing, (state, state), start, stop, algorithm))
-    empty = jax.tree.map(lambda x: jnp.zeros((RECORDED, *x.shape), x.dtype), shape)
     at = Underway(start, no_plan(streams, key), (state, nothing))
+    shape = jax.eval_shape(record, at, state, start)
+    empty = jax.tree.map(lambda x: jnp.zeros((RECORDED, *x.shape), x.dtype), shape)
     run = jax.lax.while_loop(going, stretch, _Run(at, jnp.int32(Code.OK), empty, jnp.int32(0)))
     return Advanced(run.at.carry[0], run.at.j, run.records, run.number)
 
@@ -131,21 +145,23 @@ def _plus(total: Info, info: Info) -> Info:
     return summed._replace(outcome=worst_part(total.outcome, info.outcome))
 
 
-def _recorded(total: Info, states: tuple[PyTree, PyTree], first: Array, end: Array, algorithm: Algorithm) -> Record:
-    """The record of the steps first <= k < end, between two states."""
-    steps = (end - first).astype(total.outer_value.dtype)
-    fine = jnp.int32(Code.OK), Failure.of("none")
-    lost = jnp.where(stays_finite(*states), fine[0], jnp.int32(Code.NONFINITE)), fine[1]
-    code, failure = worst_part(total.outcome or fine, lost)
-    lams = algorithm.solution(states[0])[1], algorithm.solution(states[1])[1]
-    return Record(total.outer_value / steps, _gradient_norm(total, steps, lams), code, failure, total.cost, end)
+def _outer_value(problem: Problem, point: tuple[PyTree, PyTree], looks: Looks) -> Array:
+    """E at a point on the minibatch of val."""
+    if "val" not in looks:
+        raise ParameterError("a step must let its outer_value be watched, or one of the streams be called 'val'")
+    value: Array = looks["val"](lambda draw: problem.outer_loss(*point, draw.batch))
+    return value
 
 
-def _gradient_norm(total: Info, steps: Array, lams: tuple[PyTree, PyTree]) -> Array:
-    """Of a stretch between two lams."""
+def _gradient_norm(total: Info, steps: Array, moved: PyTree) -> Array:
+    """Of so many steps, in which lam moved so far."""
     if total.gradient_norm is not None:
-        return total.gradient_norm / steps.astype(total.gradient_norm.dtype)
+        return _mean(total.gradient_norm, steps)
     if total.outer_step is None:
-        raise ParameterError("what a step lets be watched must have a gradient_norm or an outer_step")
-    moved = norm(sub(*lams))
-    return moved / total.outer_step.astype(moved.dtype)  # |P-step| / sum of gamma_k
+        raise ParameterError("a step must let its gradient_norm or its outer_step be watched")
+    way = norm(moved)
+    return way / total.outer_step.astype(way.dtype)  # |P-step| / sum of gamma_k
+
+
+def _mean(total: Array, steps: Array) -> Array:
+    return total / steps.astype(total.dtype)

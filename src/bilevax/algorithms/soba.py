@@ -62,10 +62,10 @@ class SOBA:
 
     def step(self, problem: Problem, p: Point, looks: Looks, k: Array) -> tuple[Point, Info]:
         """One step of all three."""
-        value, d = directions(problem, p, looks["train"], looks["val"])
+        d = directions(problem, p, looks["train"], looks["val"])
         rho = self.step_size(k)
         gamma = self.ratio * rho
-        return moved(problem, p, d, rho, gamma), Info(value, outer_step=gamma)
+        return moved(problem, p, d, rho, gamma), Info(outer_step=gamma)
 
     def solution(self, p: Point) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

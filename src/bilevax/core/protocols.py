@@ -115,7 +115,10 @@ class Algorithm(Protocol):
         """Refuse in a sentence a problem that lacks what the algorithm needs."""
 
     def streams(self, sources: tuple["RowSource", "RowSource"]) -> Mapping[str, Any]:
-        """What each step draws, by name: for each name a source, or several minibatches of one."""
+        """What each step draws, by name: for each name a source, or several minibatches of one.
+
+        Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
+        """
 
     def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple["RowSource", "RowSource"]) -> PyTree:
         """The state before the first step, lam projected."""

@@ -269,7 +269,8 @@ class Info(NamedTuple):
     """What an outer step of an algorithm lets be watched; None: not said.
 
     Attributes:
-        outer_value: E(w, lam) before the step, on what it saw of val.
+        outer_value: E(w, lam) before the step, on what it saw of val; None where that would cost something: the loop
+            then looks at the end of a stretch.
         gradient_norm: norm of its hypergradient; None where lam moves by ``outer_step`` times a direction, of which a
             run then knows the mean.
         outer_step: gamma, by which lam moved.
@@ -278,7 +279,7 @@ class Info(NamedTuple):
         cost: oracle calls of the step, where nothing else knows them.
     """
 
-    outer_value: Array
+    outer_value: Array | None = None
     gradient_norm: Array | None = None
     outer_step: Array | None = None
     outcome: tuple[Array, Failure] | None = None
@@ -289,7 +290,8 @@ class History(NamedTuple):
     """One entry a stretch of outer steps, a single one or up to 256, as the algorithm says; arrays [entries].
 
     Attributes:
-        outer_value: E(w, lam) before each step, on what it saw of val; the mean over the stretch.
+        outer_value: E(w, lam) before the step, on what it saw of val; where an algorithm does not know it anyway, after
+            the stretch, on the last minibatch of val.
         gradient_norm: norm of the estimated hypergradient; over a stretch of several steps, that of the mean direction
             (the change of lam over the sum of the outer steps).
         code: the worst :class:`~bilevax.Code` of its steps.

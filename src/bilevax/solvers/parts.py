@@ -69,19 +69,16 @@ def outer_directions(problem: Problem, p: Point, look: Look) -> tuple[Array, PyT
     return out
 
 
-def directions(problem: Problem, p: Point, train: Look, val: Look) -> tuple[Array, Point]:
-    """E, and the three directions on one inner and one outer minibatch: unbiased, and zero at the solution.
+def directions(problem: Problem, p: Point, train: Look, val: Look) -> Point:
+    """The three directions on one inner and one outer minibatch: unbiased, and zero at the solution.
 
     Returns:
-        The value of E, and
-
-            d_w   = -grad_1 G                               w moves along it
-            d_u   = grad_1 E - H u                          u moves along it
-            d_lam = grad_2 E - d2(grad_1 G)^T u             lam moves against it
+        d_w = -grad_1 G, along which w moves; d_u = grad_1 E - H u, along which u moves; and
+        d_lam = grad_2 E - d2(grad_1 G)^T u, against which lam moves.
     """
     inner = inner_directions(problem, p, train)
-    value, g, direct = outer_directions(problem, p, val)
-    return value, Point(inner.w, add(inner.u, g), add(inner.lam, direct))
+    _, g, direct = outer_directions(problem, p, val)
+    return Point(inner.w, add(inner.u, g), add(inner.lam, direct))
 
 
 def moved(problem: Problem, p: Point, d: Point, rho: Array, gamma: Array) -> Point:
