@@ -33,6 +33,7 @@ INSTANCES = {
     "LBFGS": [(bx.LBFGS(tol=1e-9), {})],
     "Given": [(bx.Given(), {})],
     "BSGM": [(bx.BSGM(bx.SID(bx.FixedPoint(40), bx.FixedPoint(40), cross_batches=2), bx.optim("sgd", 0.5)), {})],
+    "SOBA": [(bx.SOBA(0.5, 0.5), {"steps": 400})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],
 }
@@ -48,6 +49,7 @@ MORE = [
         bx.BSGM(bx.SID(bx.FixedPoint(1), bx.FixedPoint(1), cross_batches=1), bx.optim("adam", 0.05), warm_start=True),
         {},
     ),
+    (check_algorithm, bx.SOBA(bx.Polynomial(0.5, 0.1, 100.0), 0.5), {"steps": 400}),
     (check_source, bx.Arrays(TABLE, 7, sampling="shuffled"), {}),
     (check_source, bx.Arrays(TABLE, 50), {}),
     (check_source, bx.Arrays(TABLE, 49, sampling="blocks"), {}),
@@ -61,6 +63,7 @@ NO_SUITE = {
     "inner maps and problems": ["GradientStep", "ProximalStep", "Problem"],
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "L2Ball", "NonNegative", "Simplex"],
+    "streams": ["Several"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
     "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
 }
@@ -239,8 +242,8 @@ class Plain(bx.CG):
 class Outside(bx.BSGM):
     """BSGM that does not project."""
 
-    def step(self, problem, state, w0, sources, *, key, s):
-        return super().step(bx.Problem(problem.inner_map, problem.outer_loss), state, w0, sources, key=key, s=s)
+    def step(self, problem, state, looks, k):
+        return super().step(bx.Problem(problem.inner_map, problem.outer_loss), state, looks, k)
 
 
 @config

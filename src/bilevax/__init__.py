@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
     from bilevax.core.instance import Instance
     from bilevax.core.records import Cost, Count, Error, Estimate, History, Result
-    from bilevax.data import Arrays, SparseRows, join
+    from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
     from bilevax.hypergradients import *
     from bilevax.planning import *
     from bilevax.problems import (
@@ -87,6 +87,7 @@ __all__ = [
     "Progress",
     "ProximalStep",
     "Result",
+    "Several",
     "Simplex",
     "SolveError",
     "SparseRows",
@@ -94,6 +95,7 @@ __all__ = [
     "StorageError",
     "UsageError",
     "directions",
+    "fold_looks",
     "implicit",
     "join",
     "lagrangian",

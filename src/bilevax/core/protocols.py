@@ -1,10 +1,11 @@
 """What the rooms ask of one another, and of a user's own classes: structural types, with shapes."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax import Array
 
+from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree
 
 Carry = TypeVar("Carry")
@@ -63,6 +64,21 @@ class Source(Protocol):
         stop: Array | int,
     ) -> Carry:
         """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
+
+
+@runtime_checkable
+class UnevenSource(Source, Protocol):
+    """A source with a smaller minibatch now and then, which it can foresee: a loop need not branch at each of them."""
+
+    @property
+    def uneven(self) -> bool:
+        """True if it has such minibatches, at places that no key changes."""
+
+    def next_short(self, plan: PyTree, j: Array) -> Array:
+        """The first short minibatch from j on in the chunk of the plan; where there is none, the next chunk."""
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Any], Carry], short: bool | None = None) -> Carry:
+        """``use(draw)`` of minibatch j; ``short``: whether that is a short one, None where it must be looked up."""
 
 
 class RowSource(Source, Protocol):
@@ -187,3 +203,36 @@ class BilevelProblem(Protocol):
 
     def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
         """E(w, lam; xi) [], grad_1 E like w, grad_2 E like lam."""
+
+
+class Algorithm(Protocol):
+    """A bilevel method: what it carries, and one outer step.
+
+    The loop (:func:`bilevax.minimize`, or a user's own by :func:`bilevax.fold_looks`) draws the minibatches of its
+    streams, watches what ``info`` says, and takes back a stretch in which a value became NaN.
+    """
+
+    @property
+    def steps_per_record(self) -> int:
+        """Outer steps to an entry of the history, at most: 1 where a step is long, 256 where it is not."""
+
+    def check(self, problem: Any) -> None:
+        """Refuse in a sentence a problem that lacks what the algorithm needs."""
+
+    def streams(self, sources: tuple["RowSource", "RowSource"]) -> Mapping[str, Any]:
+        """What each step draws, by name: for each name a source, or several minibatches of one.
+
+        Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
+        """
+
+    def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple["RowSource", "RowSource"]) -> PyTree:
+        """The state before the first step, lam projected."""
+
+    def step(self, problem: Any, state: PyTree, looks: Any, k: Array) -> tuple[PyTree, Info]:
+        """Outer step k: the new state, and what may be watched of it. ``looks[name]`` is a look at a stream."""
+
+    def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
+        """The w and the lam of a state."""
+
+    def step_cost(self, problem: Any, sources: tuple["RowSource", "RowSource"]) -> Cost | None:
+        """Oracle calls of one step; None where each step says its own in ``info.cost``."""
