@@ -8,7 +8,6 @@ import scipy.sparse as sp
 
 import bilevax as bx
 from bilevax.linalg import sparse
-from bilevax.problems.problem import cross_product
 from bilevax.sklearn import TunedLogisticRegression
 from bilevax.testing.sources import check_source
 
@@ -169,7 +168,7 @@ def test_losses_on_sparse_rows_are_those_on_arrays(loss, penalty, sampling):
             "value": one(w, lam, batch),
             "gradient": jax.grad(one)(w, lam, batch),
             "hessian": one.hessian_product(w, lam, batch, v),
-            "cross": cross_product(step, w, lam, batch, v),
+            "cross": step.cross_product(w, lam, batch, v),
             "curvature": one.curvature(w, batch),
         }
 
