@@ -142,7 +142,7 @@ def test_two_looks_at_one_stream_see_the_same_rows(sampling):
     apart, sums = run(source)
     assert apart == 0.0
     if sampling == "blocks":
-        rows = np.asarray(source.full)
+        rows = np.asarray(source.all_rows)
         np.testing.assert_allclose(sums[:11], [rows[i : i + 7].sum() for i in range(0, 75, 7)])
     else:
         assert np.count_nonzero(sums) == 1  # -1, the last

@@ -43,7 +43,7 @@ def drawn(source, name, steps):
 
 def by_hand(steps, data, lam, rho, project):
     """(w, u, lam) after each step of the recursion, on the rows of the streams."""
-    train, val = (jax.tree.map(np.asarray, source.full) for source in data)
+    train, val = (jax.tree.map(np.asarray, source.all_rows) for source in data)
     inner, outer = (drawn(source, name, steps) for source, name in zip(data, ("train", "val"), strict=True))
     w, u, path = W0, np.zeros(D), []
     for k, ((i, weight), (j, val_weight)) in enumerate(zip(inner, outer, strict=True)):
@@ -171,7 +171,7 @@ def test_the_history_of_a_stretch():
     ends = [0, *result.history.step]
     assert ends == [0, 100, 200, 256, 300]
     at = dict(zip((0, 100, 200, 300), points, strict=True))
-    val, minibatches = jax.tree.map(np.asarray, data[1].full), drawn(data[1], "val", 300)
+    val, minibatches = jax.tree.map(np.asarray, data[1].all_rows), drawn(data[1], "val", 300)
     for first, end in ((0, 100), (100, 200)):
         i = ends.index(end) - 1
         way = np.linalg.norm(np.asarray(at[end][1]) - np.asarray(at[first][1]))

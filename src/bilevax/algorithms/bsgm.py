@@ -7,12 +7,13 @@ from jax import Array
 
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
+from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
 from bilevax.data import Looks, Undrawn
-from bilevax.hypergradients.measured import measured_estimate
+from bilevax.hypergradients.estimate import measured_estimate
 from bilevax.problems.problem import Problem
 from bilevax.solvers.parts import projected
 
@@ -80,10 +81,10 @@ class BSGM:
         return new, Info(est.outer_value, norm(est.value), outcome=(est.code, est.failure), cost=est.cost)
 
     def _estimate(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> Estimate:
-        sources = looks["train"].source, looks["val"].source
+        instance = Instance(problem, state.lam, looks["train"].source, looks["val"].source)
         start = state.w if self.warm_start else state.w0
         v0 = state.v if self.warm_start else None
-        return measured_estimate(problem, self.estimator, start, state.lam, sources, key=looks.key, s=k, v0=v0)
+        return measured_estimate(instance, self.estimator, start, key=looks.key, outer_step=k, v0=v0)
 
     def solution(self, state: BSGMState) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -9,6 +9,7 @@ from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree
 
 Carry = TypeVar("Carry")
+Total = TypeVar("Total")
 
 
 class Draw(NamedTuple):
@@ -81,7 +82,10 @@ class UnevenSource(Source, Protocol):
 
 
 class RowSource(Source, Protocol):
-    """A source over one table of n rows."""
+    """A source over one table of n rows, which need not be in memory.
+
+    Every row is read through :meth:`total`, shapes through :meth:`example`.
+    """
 
     @property
     def rows(self) -> int:
@@ -96,8 +100,109 @@ class RowSource(Source, Protocol):
         """True if each minibatch is every row."""
 
     @property
-    def full(self) -> PyTree:
-        """Every row at once."""
+    def keys(self) -> bool:
+        """True if a batch is :class:`Keyed`, so that no pass over every row stands for the mean over draws."""
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean of ``fn(args, batch)`` over every row: sum_p n_p / n fn(args, piece p), n_p the rows of a piece.
+
+        A table in memory is one piece, ``fn(args, every row)``; what is larger, or in several places, comes in the
+        pieces in which it is there. The pieces do not matter where ``fn`` is a mean over the rows of its batch, as a
+        loss with its penalty, its derivatives and a gradient step are; the prox of a mean is none. In ``args`` it can
+        be differentiated and mapped like ``fn``. Of a source with ``keys`` every call sees the same ones.
+
+        Args:
+            fn: (args, batch) -> a tree of floats.
+            args: what ``fn`` reads beside the batch, a pytree of arrays.
+        """
+
+    def example(self) -> PyTree:
+        """A batch as ``jax.eval_shape`` takes it: structure, shapes and dtypes, its number of rows any possible one."""
+
+    @property
+    def all_rows(self) -> PyTree:
+        """Every row as one batch, for what looks at rows one by one; None of a table that is not in memory as one."""
+
+
+class Loss(Protocol):
+    """The mean of a loss over the rows of a batch.
+
+    It may offer, by methods of these names, what is faster or better than autodiff's: ``value_and_grad(w, lam, batch)``
+    and ``hessian_product(w, lam, batch, v)``; and, for a measured step, ``curvature(w, batch)`` and
+    ``penalty_curvature(w, lam)`` (:class:`~bilevax.GradientStep`).
+    """
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree, /) -> Array:
+        """A scalar, []."""
+
+
+class InnerMap(Protocol):
+    """Phi, unbiased for a contraction in w."""
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree, /) -> PyTree:
+        """Phi(w, lam; zeta), like w."""
+
+
+class BilevelProblem(Protocol):
+    """The two oracles of a bilevel problem; w has d entries, lam has m; zeta and xi are minibatches."""
+
+    @property
+    def inner_map(self) -> InnerMap:
+        """Phi."""
+
+    @property
+    def project(self) -> Callable[[PyTree], PyTree] | None:
+        """Projection of lam onto the set Lambda; None: everything."""
+
+    @property
+    def has_loss(self) -> bool:
+        """True if the inner map is a gradient step of a smooth loss."""
+
+    @property
+    def symmetric(self) -> bool:
+        """True if I - d1Phi is self-adjoint in the metric."""
+
+    @property
+    def damping(self) -> Any:
+        """Delta >= 0, a number; None: 0."""
+
+    def with_unit_step(self) -> "BilevelProblem":
+        """Itself with 1 for the inner step, where there is one."""
+
+    @property
+    def outer_loss(self) -> Loss:
+        """E, []."""
+
+    def metric(self, w: PyTree, lam: PyTree) -> PyTree:
+        """Positive weights s, like w: I - d1Phi^T is self-adjoint for <a, b> = sum_i a_i s_i b_i."""
+
+    @property
+    def inner_loss(self) -> Loss:
+        """The loss of which the inner map is a gradient step."""
+
+    def with_measured_step(self, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> "BilevelProblem":
+        """Itself with the inner step filled in, where there is one that is not given."""
+
+    def measuring_products(self, train: RowSource) -> int:
+        """Products on a minibatch that this takes; 0 where nothing is measured."""
+
+    def inner_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """Phi(w, lam; zeta), like w."""
+
+    def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """d1Phi(w, lam; zeta)^T v, like w."""
+
+    def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """(I - d1Phi(w, lam; zeta)^T) v, like w."""
+
+    def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
+        """d1Phi(w, lam; zeta)^T v + g, like w."""
+
+    def cross_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """d2Phi(w, lam; zeta)^T v, like lam."""
+
+    def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
+        """E(w, lam; xi) [], grad_1 E like w, grad_2 E like lam."""
 
 
 class Algorithm(Protocol):
@@ -114,13 +219,13 @@ class Algorithm(Protocol):
     def check(self, problem: Any) -> None:
         """Refuse in a sentence a problem that lacks what the algorithm needs."""
 
-    def streams(self, sources: tuple["RowSource", "RowSource"]) -> Mapping[str, Any]:
+    def streams(self, sources: tuple[RowSource, RowSource]) -> Mapping[str, Any]:
         """What each step draws, by name: for each name a source, or several minibatches of one.
 
         Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
         """
 
-    def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple["RowSource", "RowSource"]) -> PyTree:
+    def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
         """The state before the first step, lam projected."""
 
     def step(self, problem: Any, state: PyTree, looks: Any, k: Array) -> tuple[PyTree, Info]:
@@ -129,5 +234,5 @@ class Algorithm(Protocol):
     def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
         """The w and the lam of a state."""
 
-    def step_cost(self, problem: Any, sources: tuple["RowSource", "RowSource"]) -> Cost | None:
+    def step_cost(self, problem: Any, sources: tuple[RowSource, RowSource]) -> Cost | None:
         """Oracle calls of one step; None where each step says its own in ``info.cost``."""

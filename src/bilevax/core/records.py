@@ -188,11 +188,10 @@ class Failure(NamedTuple):
 
 
 def worst_part(*parts: tuple[Array, Failure]) -> tuple[Array, Failure]:
-    """The worst code, and the first failure that has it."""
+    """The first code of NOT_CONTRACTIVE or worse, as those after it are consequences; else the worst; and where."""
     code, failure = jnp.int32(Code.OK), Failure.of("none")
     for found, at in parts:
-        failure = where(found > code, at, failure)
-        code = jnp.maximum(code, found)
+        code, failure = where((found > code) & (code < Code.NOT_CONTRACTIVE), (found, at), (code, failure))
     return code, failure
 
 

@@ -13,7 +13,7 @@ from jax import Array
 from bilevax.core.config import choice, config, count, set_fields, static
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.keys import is_key
-from bilevax.core.protocols import Draw, Keyed
+from bilevax.core.protocols import Draw, Keyed, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
 from bilevax.data.permutation import cipher_words, permuted
@@ -50,7 +50,7 @@ class Arrays:
 
     With ``keys=True`` the losses see a batch ``batch.rows``, ``batch.key``, for dropout and augmentation: draw j brings
     a key of its own, a function of (key, j) that is the same for every ``sampling`` and batch size. So minibatches of
-    every row differ too, and the source is not ``whole``. What reads every row at once, without a draw (``full``:
+    every row differ too, and the source is not ``whole``. What reads every row at once, without a draw (``total``:
     checks, ``outer_value`` of :class:`~bilevax.JointSID`) sees one key, always the same. Estimates that would take this
     one draw for the mean are refused: deterministic solvers, ITD, ``cross_batches=None``, plans.
 
@@ -80,7 +80,7 @@ class Arrays:
         >>> train, val = bx.Arrays((X, y), batch_size=6, keys=True), bx.Arrays((X, y))
         >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.3), outer_loss)
         >>> est = bx.hypergradient(problem, bx.JointSID(400), jnp.zeros(3), 0.0, train, val, key=jax.random.key(0))
-        >>> est.value.shape, train.full.key.shape
+        >>> est.value.shape, train.example().key.shape
         ((), ())
     """
 
@@ -95,7 +95,7 @@ class Arrays:
         if not isinstance(self.keys, bool):
             raise ParameterError(f"keys must be True or False, got {self.keys!r}")
         seed = None if self.seed is None else count("seed", self.seed)
-        if isinstance(self.data, Keyed):  # what a source with keys calls full
+        if isinstance(self.data, Keyed):  # every row of a source with keys
             set_fields(self, data=self.data.rows, keys=True)
         data = narrowed(map_named(_check_leaf, "data", self.data))
         n, order = _common_length(data), None
@@ -126,10 +126,18 @@ class Arrays:
         return self.batch_size is None and not self.keys
 
     @property
-    def full(self) -> PyTree:
+    def all_rows(self) -> PyTree:
         """Every row at once, with a fixed key if ``keys``."""
         rows = self._seen(self.data)
         return Keyed(rows, jax.random.fold_in(jax.random.key(0), KEYS)) if self.keys else rows
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean over every row of ``fn(args, batch)``: one call, on all of them."""
+        return fn(args, self.all_rows)
+
+    def example(self) -> PyTree:
+        """The shapes and dtypes of a batch of every row."""
+        return jax.eval_shape(lambda: self.all_rows)
 
     @property
     def _epoch(self) -> int:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import Carry, Keyed, RowSource, Source, UnevenSource
+from bilevax.core.protocols import Carry, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree
 
 
 def has_keys(source: RowSource) -> bool:
     """True if its batches bring keys, so that no pass over every row stands for their mean."""
-    return isinstance(source.full, Keyed)
+    return source.keys
 
 
 def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +20,6 @@ from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
 from bilevax.runs.back_off import damped, dampings
 from bilevax.runs.history import Log, at
-from bilevax.solvers.stability import quickly_if_sound, suspicion_as_proof
 
 CALL_SECONDS = 0.25
 """How long a compiled call should take, so that progress is live and Ctrl-C is answered."""
@@ -98,7 +96,7 @@ def minimize(
         try:
             began = time.monotonic()
             ends = jnp.int32(done), jnp.int32(min(pace.end(done), target))
-            out = jax.block_until_ready(_call(partial(_advance, *ready, state, sources, key, *ends)))
+            out = jax.block_until_ready(_advance(*ready, state, sources, key, *ends))
             number, first, calls, state = int(out.number), done, calls + 1, out.state
             records = at(jax.tree.map(np.asarray, out.records), slice(number))
             done, last = int(out.step), at(records, -1)
@@ -151,16 +149,7 @@ def _init(
     return algorithm.init(problem, w0, lam, sources)
 
 
-def _call(advanced: Callable[..., Advanced]) -> Advanced:
-    """Without looking into failures, and again with a look into that of a solver."""
-
-    def code(out: Advanced) -> np.ndarray:
-        return np.where(np.asarray(out.records.failure.stage) > 0, np.asarray(out.records.code), Code.OK)
-
-    return quickly_if_sound(advanced, code)
-
-
-@partial(jax.jit, static_argnames="thorough")
+@jax.jit
 def _advance(
     problem: Problem,
     algorithm: Algorithm,
@@ -169,8 +158,5 @@ def _advance(
     key: Array,
     start: Array,
     stop: Array,
-    *,
-    thorough: bool,
 ) -> Advanced:
-    with suspicion_as_proof(not thorough):
-        return advance(problem, algorithm, state, sources, key=key, start=start, stop=stop)
+    return advance(problem, algorithm, state, sources, key=key, start=start, stop=stop)

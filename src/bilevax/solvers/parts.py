@@ -14,7 +14,7 @@ from jax import Array
 from bilevax.core.protocols import Draw
 from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub
 from bilevax.linalg.row_chunks import value_and_grad
-from bilevax.problems.problem import Problem, inner_image, outer_gradients
+from bilevax.problems.problem import Problem
 
 Look = Callable[[Callable[[Draw], Any]], Any]
 """``look(use)`` is ``use(draw)`` of one minibatch, the same at every call."""
@@ -34,9 +34,8 @@ def descent(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
     With damping delta its derivative in w is less by delta / s.
     """
     if not problem.has_loss:
-        return sub(inner_image(problem, w, lam, batch), w)
-    inner_map: Any = problem.inner_map
-    out = scale(-1.0, astype_of(value_and_grad(inner_map.loss, w, lam, batch)[1], w))
+        return sub(problem.inner_image(w, lam, batch), w)
+    out = scale(-1.0, astype_of(value_and_grad(problem.inner_loss, w, lam, batch)[1], w))
     if problem.damping is None:
         return out
     shift = jax.tree.map(lambda x, s: (x - jax.lax.stop_gradient(x)) / s, w, problem.metric(w, lam))
@@ -62,7 +61,7 @@ def outer_directions(problem: Problem, p: Point, look: Look) -> tuple[Array, PyT
     """E, grad_1 E and grad_2 E at (w, lam) on an outer minibatch."""
 
     def use(draw: Draw) -> tuple[Array, PyTree, PyTree]:
-        value, g, direct = outer_gradients(problem, p.w, p.lam, draw.batch)
+        value, g, direct = problem.outer_gradients(p.w, p.lam, draw.batch)
         return scale(draw.weight, (value, astype_of(g, p.w), astype_of(direct, p.lam)))
 
     out: tuple[Array, PyTree, PyTree] = look(use)
