@@ -166,6 +166,35 @@ def test_lbfgs_on_a_table_in_two_halves():
         assert int(out.code) == Code.OK
 
 
+def outer(w, lam, batch):
+    X, y = batch
+    return 0.5 * jnp.mean((X @ w - y) ** 2)
+
+
+LAM = -0.7
+STEPS = bx.Harmonic(60.0, 120.0)
+METHODS = {
+    "LBFGS, CG": (bx.SID(bx.LBFGS(tol=1e-12), bx.CG(tol=1e-12)), 1e-8),
+    "ITD": (bx.ITD(400), 1e-8),
+    "SID": (bx.SID(*[bx.FixedPoint(3000, STEPS)] * 2, cross_batches=300, outer_batches=300), None),
+    "JointSID": (bx.JointSID(4000), None),
+}
+
+
+@pytest.mark.parametrize(("estimator", "tolerance"), METHODS.values(), ids=METHODS)
+def test_hypergradients_of_a_table_in_two_halves(estimator, tolerance):
+    """Against the solution of the ridge; where minibatches are read, within what the error report says of itself."""
+    V, z = X[::-1][:40] + 0.5, Y[:40] + 1.0
+    H = X.T @ X / N + np.exp(LAM) * np.eye(D)
+    w = np.linalg.solve(H, X.T @ Y / N)
+    truth = -np.exp(LAM) * w @ np.linalg.solve(H, V.T @ (V @ w - z) / 40)
+    problem = bx.Problem(bx.GradientStep(ridge, 0.1), outer)
+    est = bx.hypergradient(problem, estimator, np.zeros(D), LAM, halves(X, Y), halves(V, z), key=KEY)
+    assert est.code == Code.OK
+    error = abs(float(est.value) / truth - 1)
+    assert error < (tolerance or min(0.1, 3 * float(est.error.relative)))
+
+
 def test_functions_are_checked_on_shapes():
     train, val = halves(X, Y), halves(X, Y)
     lam = jnp.zeros(())
@@ -199,6 +228,12 @@ def test_an_audit_of_rows_that_are_not_in_memory_is_refused(refused):
     for train, val, name in ((rows, bx.Arrays((X, Y)), "train"), (bx.Arrays((X, Y)), rows, "val")):
         call = lambda: bx.check(problem, np.zeros(D), 0.0, train, val, key=KEY)  # noqa: B023, E731
         refused(call, bx.ParameterError, f"{name} is not in memory")
+
+
+def test_a_plan_for_rows_in_pieces_is_refused(refused):
+    problem, rows = bx.Problem(bx.GradientStep(ridge), outer), halves(X, Y)
+    call = lambda: bx.plan(problem, np.zeros(D), LAM, bx.Arrays((X, Y)), rows, key=KEY, budget=1e6)  # noqa: E731
+    refused(call, bx.ParameterError, "a plan chooses the rows in a minibatch, which Halves, the source val,")
 
 
 @pytest.mark.slow

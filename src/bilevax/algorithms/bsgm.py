@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import optax
 from jax import Array
 
-from bilevax.core.config import config
+from bilevax.core.config import config, replace
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
@@ -13,7 +13,7 @@ from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
 from bilevax.data import Looks, Undrawn
-from bilevax.hypergradients.estimate import measured_estimate
+from bilevax.hypergradients.estimate import measured_estimate, suspecting
 from bilevax.problems.problem import Problem
 from bilevax.solvers.parts import projected
 
@@ -40,6 +40,7 @@ class BSGM:
         estimator: of the hypergradient, such as :class:`~bilevax.SID`.
         outer: :func:`~bilevax.optim` (a changed number compiles nothing) or any optax transformation.
         warm_start: start both solvers from where they ended at the last step; default False: from w0 and from 0.
+        confirm: whether a failure is looked into; as in :class:`~bilevax.FixedPoint`.
     """
 
     steps_per_record: ClassVar[int] = 1
@@ -47,6 +48,7 @@ class BSGM:
     estimator: Any
     outer: Any
     warm_start: bool = False
+    confirm: bool = True
 
     def __post_init__(self) -> None:
         if not hasattr(self.estimator, "estimate"):
@@ -59,6 +61,10 @@ class BSGM:
     def check(self, problem: Problem) -> None:
         """Refuse a problem that lacks what the estimator needs."""
         self.estimator.check(problem)
+
+    def suspecting(self) -> "BSGM":
+        """The same, but a suspicion of the estimator's is not looked into."""
+        return replace(self, estimator=suspecting(self.estimator), confirm=False)
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, Undrawn]:
         """The sources themselves: an estimator draws from them, with streams of its own for each stage."""
@@ -82,9 +88,10 @@ class BSGM:
 
     def _estimate(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> Estimate:
         instance = Instance(problem, state.lam, looks["train"].source, looks["val"].source)
-        start = state.w if self.warm_start else state.w0
-        v0 = state.v if self.warm_start else None
-        return measured_estimate(instance, self.estimator, start, key=looks.key, outer_step=k, v0=v0)
+        start, v0 = (state.w, state.v) if self.warm_start else (state.w0, None)
+        return measured_estimate(
+            instance, self.estimator, start, key=looks.key, outer_step=k, v0=v0, explain=self.confirm
+        )
 
     def solution(self, state: BSGMState) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -347,7 +347,7 @@ def _eager(
     the suspicion the whole is made again, by a program that looks into each.
     """
     options: dict[str, Any] = {"replicas": replicas, "report": report}
-    quick = call._replace(estimator=_suspecting(call.estimator))
+    quick = call._replace(estimator=suspecting(call.estimator))
     outcome = _traced(quick, held, doublings, **options, apart=True)
     if _failed(outcome.estimate).any():
         long = sum(float(np.sum(part.calls)) * part.rows for part in outcome.estimate.cost) * entries(call.w0) > LONG
@@ -371,7 +371,7 @@ def _failed(estimate: Estimate) -> np.ndarray:
     return np.asarray(estimate.code) >= Code.NOT_CONTRACTIVE
 
 
-def _suspecting(estimator: Any) -> Any:
+def suspecting(estimator: Any) -> Any:
     """The estimator that takes a suspicion for proof, of one that has any."""
     return estimator.suspecting() if hasattr(estimator, "suspecting") else estimator
 

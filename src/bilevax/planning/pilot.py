@@ -11,6 +11,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import replace
+from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.programs import BRIEFLY, compiled
@@ -115,6 +116,12 @@ def in_minibatches(train: RowSource, val: RowSource) -> Sources:
     Where steps are as long as the minibatch allows, its size hardly changes what a visit is worth until it exceeds
     R^2 / L, the ratio of the largest curvature of a row to that of the mean.
     """
+    for name, source in (("train", train), ("val", val)):
+        if not isinstance(source, Arrays):
+            raise ParameterError(
+                f"a plan chooses the rows in a minibatch, which {type(source).__name__}, the source {name}, has of its"
+                " own; pass bx.Arrays or bx.SparseRows, or an estimator without a plan"
+            )
     refuse_keys("a plan", "take bx.JointSID without one", train=train, val=val)
     b = int(2 ** np.clip(np.floor(np.log2(max(train.rows / 64, 1))), 3, 6))
     b = min(b, train.rows)
@@ -205,11 +212,9 @@ def rounding(w: PyTree) -> float:
 # Trials
 
 
-def few(sources: Sources, key: Array) -> Sources | None:
-    """Some rows of both sources, without replacement; None if they are no arrays."""
+def few(sources: Sources, key: Array) -> Sources:
+    """Some rows of both sources, without replacement."""
     train, val = sources
-    if not (isinstance(train, Arrays) and isinstance(val, Arrays)):
-        return None
     return _some(train, stream(key, "inner")), _some(val, stream(key, "outer"))
 
 

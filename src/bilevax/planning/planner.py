@@ -187,7 +187,8 @@ def plan(
 
     Raises:
         ParameterError: not exactly one of ``budget`` and ``target``, one of these or a price that is not positive, a
-            budget of less than four passes over the rows, a wrong leaf of w0 or lam.
+            budget of less than four passes over the rows, a wrong leaf of w0 or lam, a source that is neither
+            :class:`~bilevax.Arrays` nor :class:`~bilevax.SparseRows`.
     """
     if (budget is None) == (target is None):
         raise ParameterError("plan takes a budget (sample visits) or a target (relative error), exactly one of them")

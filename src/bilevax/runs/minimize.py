@@ -16,6 +16,7 @@ from bilevax.core.keys import as_key
 from bilevax.core.protocols import Algorithm, RowSource
 from bilevax.core.records import History, Result
 from bilevax.core.trees import PyTree, as_parameters
+from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
 from bilevax.runs.back_off import damped, dampings
@@ -96,7 +97,7 @@ def minimize(
         try:
             began = time.monotonic()
             ends = jnp.int32(done), jnp.int32(min(pace.end(done), target))
-            out = jax.block_until_ready(_advance(*ready, state, sources, key, *ends))
+            out = jax.block_until_ready(_call(*ready, state, sources, key, *ends))
             number, first, calls, state = int(out.number), done, calls + 1, out.state
             records = at(jax.tree.map(np.asarray, out.records), slice(number))
             done, last = int(out.step), at(records, -1)
@@ -147,6 +148,15 @@ def _init(
 ) -> PyTree:
     check_functions(problem, w0, lam, *sources)
     return algorithm.init(problem, w0, lam, sources)
+
+
+def _call(problem: Problem, algorithm: Algorithm, *rest: PyTree) -> Advanced:
+    """Where a suspicion is taken for proof; and again where it is looked into, if a solver failed."""
+    quick = suspecting(algorithm)
+    out = _advance(problem, quick, *rest)
+    codes = np.where(np.asarray(out.records.failure.stage) > 0, np.asarray(out.records.code), Code.OK)
+    sound = quick is algorithm or bool(np.all(codes < Code.NOT_CONTRACTIVE))
+    return out if sound else _advance(problem, algorithm, *rest)
 
 
 @jax.jit

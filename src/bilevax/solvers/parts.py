@@ -62,7 +62,7 @@ def outer_directions(problem: Problem, p: Point, look: Look) -> tuple[Array, PyT
 
     def use(draw: Draw) -> tuple[Array, PyTree, PyTree]:
         value, g, direct = problem.outer_gradients(p.w, p.lam, draw.batch)
-        return scale(draw.weight, (value, astype_of(g, p.w), astype_of(direct, p.lam)))
+        return scale(draw.weight, (value, g, direct))
 
     out: tuple[Array, PyTree, PyTree] = look(use)
     return out
