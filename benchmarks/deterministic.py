@@ -206,8 +206,8 @@ def _given(family: str, data: dict[str, Any], dtype: Any) -> np.ndarray:
 
 
 def scores(x: dict[str, np.ndarray], eps: float) -> dict[str, int]:
-    """Numbers of runs that ended with code OK, BUDGET or STALLED, and of what they said."""
-    x = {name: value[x["code"] <= 2] for name, value in x.items()}
+    """Numbers of runs that ended with code OK, TOLERANCE_NOT_MET or STALLED, and of what they said."""
+    x = {name: value[x["code"] <= 3] for name, value in x.items()}
     small, ok, wrong = x["said"] < 0.1, x["code"] == 0, ~(x["true"] <= 0.1)
     good = (x["true"] < 0.01) & (x["condition"] * eps < 0.01)
     ratio = x["said"] / np.maximum(x["true"], 1e-300)

@@ -3,8 +3,9 @@
     python benchmarks/targets.py [--only NAME ...] [--doors plan JointSID] [--seeds 100]
 
 Two doors: ``bx.plan(target=)`` and its run; and ``bx.hypergradient(target=, budget=)`` with JointSID, which goes on
-from 100 steps until its error report is below the target, or 100 passes over train are spent. A run that says BUDGET,
-or worse, is flagged, and apart. Targets are relative to the norm of the exact hypergradient, in float64.
+from 100 steps until its error report is below the target, or 100 passes over train are spent. A run that says
+TOLERANCE_NOT_MET, or worse, is flagged, and apart. Targets are relative to the norm of the exact hypergradient, in
+float64.
 
 Prints a markdown table, and keeps it in benchmarks/results/targets.json, where what is not run again stays as it was.
 """

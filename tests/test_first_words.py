@@ -26,8 +26,11 @@ def record(scale: float = 1.0, *, error: bool = True) -> Estimate:
 
 def test_an_estimate_in_one_line() -> None:
     shapes = r"value ['a'] float64[2], ['b'] float64[]; w float64[2]"
-    assert str(record()) == f"Estimate(BUDGET, relative error 0.1, |value| 5, outer_value 0.25, |w| 13; {shapes})"
-    assert repr(record(error=False)) == f"Estimate(BUDGET, |value| 5, outer_value 0.25, |w| 13; {shapes})"
+    assert (
+        str(record())
+        == f"Estimate(TOLERANCE_NOT_MET, relative error 0.1, |value| 5, outer_value 0.25, |w| 13; {shapes})"
+    )
+    assert repr(record(error=False)) == f"Estimate(TOLERANCE_NOT_MET, |value| 5, outer_value 0.25, |w| 13; {shapes})"
     line = (
         "Error(relative error 0.1, |standard_error| 0.5, |bias| 0, degrees 11; value ['a'] float64[2], ['b'] float64[])"
     )
@@ -41,7 +44,7 @@ def test_several_estimates_in_one_line() -> None:
     several = jax.vmap(record)(jnp.asarray([1.0, 10.0]))._replace(code=jnp.asarray([0, 1]))
     line = str(several)
     assert line.startswith(
-        "Estimate(1 OK, 1 BUDGET, relative error 0.1, |value| 5 to 50, outer_value 0.25, |w| 13 to 130;"
+        "Estimate(1 OK, 1 TOLERANCE_NOT_MET, relative error 0.1, |value| 5 to 50, outer_value 0.25, |w| 13 to 130;"
     )
     assert str(several.error).startswith("Error(relative error 0.1, |standard_error| 0.5 to 5, |bias| 0, degrees 11;")
 

@@ -345,9 +345,9 @@ def test_codes_say_what_a_run_did_not_reach(short):
         return bx.Code(int(est.code)), est
 
     assert code(bx.JointSID(600))[0] == bx.Code.OK
-    assert code(bx.JointSID(600), 1e-6)[0] == bx.Code.BUDGET
+    assert code(bx.JointSID(600), 1e-6)[0] == bx.Code.TOLERANCE_NOT_MET
     shortest, est = code(bx.JointSID(20), 1e9)
-    assert shortest == bx.Code.BUDGET
+    assert shortest == bx.Code.TOLERANCE_NOT_MET
     assert est.error.contraction**20 > np.exp(-10)
     assert np.all(np.isinf(code(bx.JointSID(1))[1].error.standard_error))
     assert code(bx.JointSID(600, 8.0))[0] == bx.Code.DIVERGED

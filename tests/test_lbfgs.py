@@ -89,7 +89,7 @@ def test_a_loss_that_is_infinite_beyond_a_wall_is_minimised_before_it() -> None:
 
 def test_codes() -> None:
     few = solve(LBFGS(tol=1e-12, max_steps=2), rosenbrock, jnp.full(4, -1.2))
-    assert int(few.code) == Code.BUDGET
+    assert int(few.code) == Code.MAX_STEPS
     nan = solve(LBFGS(), lambda w, lam, batch: jnp.sum(jnp.sqrt(w)), jnp.full(2, -1.0))
     assert int(nan.code) == Code.NONFINITE
 

@@ -37,7 +37,7 @@ def test_every_row_and_a_schedule_by_hand():
 )
 def test_the_schedule_starts_again_at_every_outer_step(batch_size):
     solver = bx.FixedPoint(4, bx.Harmonic(2.0, 3.0))
-    first, later = (estimate(bx.SID(solver, solver), batch_size=batch_size, s=s) for s in (0, 7))
+    first, later = (estimate(bx.SID(solver, solver), batch_size=batch_size, outer_step=s) for s in (0, 7))
     assert np.array_equal(first.w, later.w)
     assert np.array_equal(first.v, later.v)
 
@@ -96,7 +96,7 @@ def test_a_start_that_is_the_solution_costs_gmres_nothing():
 
 def test_a_failure_of_the_inner_solver_alone_is_said():
     est = estimate(bx.SID(bx.FixedPoint(1, 0.1), bx.CG(tol=1e-12)))
-    assert est.code == bx.Code.BUDGET
+    assert est.code == bx.Code.TOLERANCE_NOT_MET
     assert "inner solver" in est.message
 
 

@@ -111,7 +111,7 @@ def test_a_target_that_no_budget_promises_is_flagged():
     p = CASES["quadratic-10-b1"].plan(target=1e-18)
     assert len(p.notes) == 1
     assert "1e-18" in str(p)
-    assert int(p.run(key=jax.random.key(1)).code) == bx.Code.BUDGET
+    assert int(p.run(key=jax.random.key(1)).code) == bx.Code.TOLERANCE_NOT_MET
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ def test_a_planned_sid_goes_by_its_error_report_and_says_so():
     p = case.plan(budget=5 * case.rows)
     assert p.method == "SID"
     assert p.val.whole
-    for goal, code in ((10 * p.predicted, bx.Code.OK), (p.predicted / 20, bx.Code.BUDGET)):
+    for goal, code in ((10 * p.predicted, bx.Code.OK), (p.predicted / 20, bx.Code.TOLERANCE_NOT_MET)):
         assert int(replace(p, goal=goal).run(key=jax.random.key(1)).code) == code
     verified = p.verify(key=jax.random.key(2), replicas=8)
     assert case.error(p.run(key=jax.random.key(3))) / 4 < verified.measured < p.predicted

@@ -102,7 +102,7 @@ def test_a_start_that_is_far_is_seen():
     code, value, error, upper = run(bx.SID(chain, chain), start=300.0, runs=20)
     true, said = np.linalg.norm(value - TRUTH, axis=1), np.linalg.norm(error.bias, axis=1)
     assert np.all(true > 0.5 * np.linalg.norm(TRUTH))
-    assert np.all(code == bx.Code.BUDGET)
+    assert np.all(code == bx.Code.TOLERANCE_NOT_MET)
     assert np.median(said / true) > 0.5
     assert np.mean(upper * np.linalg.norm(value, axis=1) > true) > 0.95
 
@@ -139,7 +139,7 @@ def test_the_steps_that_would_do_go_by_noise():
     tol = float(error.upper) / 4
     factor = float(error.steps_needed(LONG, tol)) / LONG
     assert factor == pytest.approx(16.0, rel=0.1)
-    assert "steps would do" in of(LONG)._replace(tol=tol, code=jnp.int32(bx.Code.BUDGET)).message
+    assert "steps would do" in of(LONG)._replace(tol=tol, code=jnp.int32(bx.Code.TOLERANCE_NOT_MET)).message
 
 
 def test_where_every_row_is_not_their_mean_or_dear_the_tails_are_asked():

@@ -101,7 +101,7 @@ def test_the_upper_limit_decides_and_the_point_estimate_does_not():
     assert 0 < float(error.relative) < 0.9 * float(error.upper) < 1.0
     assert int(run(1.01 * float(error.upper)).code) == bx.Code.OK
     between = run(0.95 * float(error.upper))
-    assert int(between.code) == bx.Code.BUDGET
+    assert int(between.code) == bx.Code.TOLERANCE_NOT_MET
     assert "steps would do, instead of 800" in between.message
 
 

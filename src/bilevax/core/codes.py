@@ -14,15 +14,16 @@ class Code(enum.IntEnum):
     """
 
     OK = 0
-    BUDGET = 1
-    STALLED = 2
-    NOT_CONTRACTIVE = 3
-    UNSTABLE = 4
-    DIVERGED = 5
-    SINGULAR = 6
-    INDEFINITE = 7
-    NONFINITE_DATA = 8
-    NONFINITE = 9
+    TOLERANCE_NOT_MET = 1
+    MAX_STEPS = 2
+    STALLED = 3
+    NOT_CONTRACTIVE = 4
+    UNSTABLE = 5
+    DIVERGED = 6
+    SINGULAR = 7
+    INDEFINITE = 8
+    NONFINITE_DATA = 9
+    NONFINITE = 10
 
     @property
     def message(self) -> str:
@@ -32,10 +33,14 @@ class Code(enum.IntEnum):
 
 _MESSAGES = {
     Code.OK: "No failure was seen.",
-    Code.BUDGET: (
-        "The steps were used up before the tolerance was met. Likely causes: too few steps, a step size that is "
-        "too small, an ill-conditioned problem. Try more steps, longer ones where they were given, or a looser "
+    Code.TOLERANCE_NOT_MET: (
+        "The estimated error is larger than the tolerance. Likely causes: too few steps, a step size that is too "
+        "small, an ill-conditioned problem, noise. Try more steps, longer ones where they were given, or a looser "
         "tolerance."
+    ),
+    Code.MAX_STEPS: (
+        "The solver used up its steps before its tolerance was met. Likely causes: too few steps, an "
+        "ill-conditioned problem. Try more steps, a looser tolerance of the solver, or a larger penalty."
     ),
     Code.STALLED: (
         "The iterates stopped moving before the tolerance was met. Likely causes: the floor of the floating point "

@@ -239,7 +239,7 @@ class Estimate(NamedTuple):
         note = f" {', '.join(names)} unused: in neither the inner map nor the outer loss." if names else ""
         code = Code(int(self.code))
         advice = ""
-        if self.error is not None and code == Code.BUDGET and self.failure.stage == 0:
+        if self.error is not None and code == Code.TOLERANCE_NOT_MET and self.failure.stage == 0:
             advice = f" {self.error.advice}"
             if self.steps is not None and self.tol is not None:
                 advice += _in_steps(self.error.steps_needed(int(self.steps), float(self.tol)), int(self.steps))

@@ -89,13 +89,13 @@ def hypergradient(
         val: source of outer minibatches.
         key: a JAX random key.
         tol: the code is OK only if ``error.upper``, the .95 upper limit of the relative error, is at most this; else
-            BUDGET or worse. Default 0.1.
+            TOLERANCE_NOT_MET or worse. Default 0.1.
         replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1.
         constants: of the problem; ``error.bound`` of a deterministic estimate follows from them.
         target: a relative error, in place of ``tol``: the run goes on, and is never begun again, to twice, four times,
-            ... the steps of the estimator until its code is OK or twice as many do not fit into the budget (BUDGET;
-            ``message`` names the largest part of the error and what helps). Not under jit, vmap or scan. Of
-            :class:`~bilevax.JointSID` and :class:`~bilevax.SID`.
+            ... the steps of the estimator until its code is OK or twice as many do not fit into the budget (then it is
+            TOLERANCE_NOT_MET, and ``message`` names the largest part of the error and what helps). Not under jit, vmap
+            or scan. Of :class:`~bilevax.JointSID` and :class:`~bilevax.SID`.
         budget: sample visits of a run with a target; its first steps, the estimator's own, are always made. None:
             10 doublings.
         v0: start of the linear solver, like w0, for estimators that have one; None: 0. Not with a target.
@@ -405,7 +405,7 @@ def _continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Es
     for doublings in range(DOUBLINGS + 1 if budget is None else 31):
         estimate, held = _eager(call, held, jnp.int32(doublings), replicas=replicas, report=True)
         relative = float(estimate.error.relative) if estimate.error is not None else math.inf
-        if int(estimate.code) != Code.BUDGET:
+        if int(estimate.code) not in (Code.TOLERANCE_NOT_MET, Code.MAX_STEPS):
             return estimate
         if still and not relative <= PROGRESS * before:
             return estimate._replace(code=jnp.int32(Code.STALLED))

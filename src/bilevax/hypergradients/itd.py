@@ -41,7 +41,8 @@ class ITD:
         steps: t, a count of at least 1; a changed one compiles anew.
         step_size: eta_j, a number or a schedule. Default 1: the map itself.
         mode: ``"reverse"`` (default) or ``"forward"``.
-        tol: relative error of w above which the code is BUDGET, as in :class:`~bilevax.FixedPoint`. Default 0.1.
+        tol: relative error of w above which the code is TOLERANCE_NOT_MET; see :class:`~bilevax.FixedPoint`. Default
+            0.1.
         last: k, a count from 1 to t; a changed one compiles anew. None (default): t.
         confirm: as in :class:`~bilevax.FixedPoint`.
     """

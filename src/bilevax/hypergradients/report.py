@@ -76,7 +76,7 @@ def unknown_if_failed(estimate: Estimate, constants: Constants | None) -> Estima
 
 
 def apply_tolerance(estimate: Estimate, tol: Array | float) -> Estimate:
-    """The estimate, with code BUDGET where the upper limit of its relative error is more than ``tol``.
+    """The estimate, with code TOLERANCE_NOT_MET where the upper limit of its relative error is more than ``tol``.
 
     A solver that sees every row and used up its steps, at least 8, or stalled, is forgiven where that limit is a tenth
     of ``tol``: what such a run leaves is known less well than what one leaves that met its tolerance.
@@ -88,12 +88,12 @@ def apply_tolerance(estimate: Estimate, tol: Array | float) -> Estimate:
     of_solver = (estimate.failure.stage == Failure.stage_of("inner")) | (
         estimate.failure.stage == Failure.stage_of("linear")
     )
-    mild = of_solver & ((estimate.code == Code.BUDGET) | (estimate.code == Code.STALLED))
+    mild = of_solver & (estimate.code > Code.OK) & (estimate.code <= Code.STALLED)
     mild = mild & (estimate.failure.step >= FEWEST_STEPS) & jnp.isfinite(tol)  # who asks for nothing forgives nothing
     forgiven = mild & (estimate.error.degrees == CERTAIN) & (upper <= FORGIVEN * tol)
     code, failure = worst_part(
         where(forgiven, (jnp.int32(Code.OK), Failure.of("none")), (estimate.code, estimate.failure)),
-        (jnp.where(~(upper <= tol), jnp.int32(Code.BUDGET), jnp.int32(Code.OK)), Failure.of("none")),
+        (jnp.where(~(upper <= tol), jnp.int32(Code.TOLERANCE_NOT_MET), jnp.int32(Code.OK)), Failure.of("none")),
     )
     return estimate._replace(code=code, failure=failure, tol=tol)
 

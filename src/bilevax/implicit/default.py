@@ -65,7 +65,7 @@ def default_solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> tuple[PyTree
     second. Source: Eisenstat, Elman and Schultz (1983); Hestenes and Stiefel (1952).
 
     Returns:
-        x (NaN for a singular dense matrix), and OK, BUDGET or SINGULAR.
+        x (NaN for a singular dense matrix), and OK, MAX_STEPS or SINGULAR.
     """
     vector, tree = as_vector(b)
 
@@ -167,5 +167,5 @@ def _least_squares(operator: Operator, b: Array, goal: Array, eps: float) -> tup
     (s,) = pull(b)
     top = jnp.linalg.norm(s) / jnp.maximum(jnp.linalg.norm(b), tiny)
     end = jax.lax.while_loop(going, step, _Squares(jnp.zeros_like(b), b, s, s, top, jnp.int32(0)))
-    failed = jnp.where(flat(end), jnp.int32(Code.SINGULAR), jnp.int32(Code.BUDGET))
+    failed = jnp.where(flat(end), jnp.int32(Code.SINGULAR), jnp.int32(Code.MAX_STEPS))
     return end.x, jnp.where(jnp.linalg.norm(end.r) <= goal, jnp.int32(Code.OK), failed)

@@ -16,7 +16,7 @@ _LOG = logging.getLogger("bilevax")
 _said: set[str] = set()
 
 _REASONS = {
-    Code.BUDGET: (
+    Code.MAX_STEPS: (
         "The linear system was not solved to the tolerance. Likely causes: an ill-conditioned system, a `solve` with"
         " too few steps or too much noise. Try a stronger `solve`, or a larger `residual_tol` if that is all you want."
     ),

@@ -92,7 +92,7 @@ def _verdict(finite: Array, code: Array, residual: Array, broken: Array, tol: fl
     only with a residual that shows that it is none the worse.
     """
     ok = finite & (code <= Code.STALLED) if np.isinf(tol) else residual <= tol
-    failed = jnp.maximum(code, jnp.where(finite, jnp.int32(Code.BUDGET), jnp.int32(Code.SINGULAR)))
+    failed = jnp.maximum(code, jnp.where(finite, jnp.int32(Code.MAX_STEPS), jnp.int32(Code.SINGULAR)))
     return jnp.where(ok, jnp.int32(Code.OK), jnp.where(broken, jnp.int32(Code.NONFINITE), failed))
 
 

@@ -57,7 +57,7 @@ BEGUN = 0.5
 """Relative error in a trial above which a method has not begun to converge: a longer run is promised no less."""
 
 TOLERABLE = 0.1
-"""Relative error above which the code of a run is BUDGET, where no target is given."""
+"""Relative error above which the code of a run is TOLERANCE_NOT_MET, where no target is given."""
 
 FIRST, LONGEST = 8, 4096
 """Passes over train with which the search for a target begins, and after which it ends."""
@@ -96,7 +96,7 @@ class Plan:
         alternatives: predicted relative error of each method at this budget.
         budget: sample visits, the pilot's included.
         spent: of these, the pilot's.
-        goal: relative error above which the code of a run is BUDGET.
+        goal: relative error above which the code of a run is TOLERANCE_NOT_MET.
         notes: what the user should know, in sentences.
     """
 
@@ -116,7 +116,7 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def run(self, *, key: Array) -> Estimate:
-        """The hypergradient as planned; the code is BUDGET where its error report exceeds the goal."""
+        """The hypergradient as planned; the code is TOLERANCE_NOT_MET where its error report exceeds the goal."""
         args = self.problem, self.estimator, self.w0, self.lam, self.train, self.val
         return hypergradient(*args, key=key, tol=self.goal, v0=self.v0)
 

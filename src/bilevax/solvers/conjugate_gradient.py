@@ -39,11 +39,11 @@ class CG:
     The operator is A = H s for a gradient step of diagonal size s: not symmetric, but self-adjoint for the inner
     product <a, b>_s = sum_i a_i s_i b_i, in which the iteration is run; so a diagonal step is a preconditioner.
 
-    Assumes a symmetric problem (the map of a loss); stops at ||r||_s <= tol ||g||_s, with BUDGET after ``max_steps``,
-    SINGULAR at a direction p with A p = 0, and INDEFINITE at one of no positive curvature otherwise, or where two
-    directions p, q in turn show that A is not self-adjoint, <p, A q>_s != <A p, q>_s. Cost: one full Hessian-vector
-    product a step, and one for a given start. Source: Hestenes and Stiefel (1952); as a hypergradient, Pedregosa
-    (2016), arXiv:1602.02355.
+    Assumes a symmetric problem (the map of a loss); stops at ||r||_s <= tol ||g||_s, with MAX_STEPS after
+    ``max_steps``, SINGULAR at a direction p with A p = 0, and INDEFINITE at one of no positive curvature otherwise, or
+    where two directions p, q in turn show that A is not self-adjoint, <p, A q>_s != <A p, q>_s. Cost: one full
+    Hessian-vector product a step, and one for a given start. Source: Hestenes and Stiefel (1952); as a hypergradient,
+    Pedregosa (2016), arXiv:1602.02355.
 
     Args:
         tol: relative residual, positive. Default 1e-6.
@@ -107,7 +107,7 @@ class CG:
         unknown = Ritz.of(rho), jnp.zeros(KEPT, rho.dtype)
         begin = _State(v, r, r, (none, none), rho, jnp.zeros_like(rho), jnp.int32(0), ok, *unknown)
         end = jax.lax.while_loop(going, step, begin)
-        code = jnp.where((end.code == ok) & (end.rho > goal), jnp.int32(Code.BUDGET), end.code)
+        code = jnp.where((end.code == ok) & (end.rho > goal), jnp.int32(Code.MAX_STEPS), end.code)
         rounding = jnp.finfo(rho.dtype).eps * end.top * jnp.sqrt(inner(end.v, end.v))
         lost = rounding > jnp.sqrt(inner(b, b))  # a first direction that is null is known by the products after it
         code = jnp.where(lost, jnp.int32(Code.SINGULAR), code)

@@ -40,7 +40,7 @@ class FixedPoint:
     gradient descent; for T(v) = d1Phi^T v + g it is the linear solver of SID.
 
     Where every row is seen at each step the moves are watched: it ends early with NOT_CONTRACTIVE where they grow, and
-    says BUDGET where the estimated error is more than ``tol``.
+    says TOLERANCE_NOT_MET where the estimated error is more than ``tol``.
 
     On minibatches a chain of more than ten steps is looked into where it ends three times as far from its start as it
     was half-way, or has grown by 1e12: 400 steps of a coupled pair say whether it is NOT_CONTRACTIVE, UNSTABLE (the
@@ -55,7 +55,8 @@ class FixedPoint:
         steps: t (or k), a count of at least 0, or :class:`~bilevax.Growing` with the outer step.
         step_size: eta_j: a number in (0, inf), or :class:`Constant`, :class:`Harmonic`, :class:`Polynomial`, or any
             function of j. Restarts at j = 0 for every hypergradient. Default 1: the map itself.
-        tol: relative error of x above which the code is BUDGET, estimated where every row is seen. Default 0.1.
+        tol: relative error of x above which the code is TOLERANCE_NOT_MET, estimated where every row is seen. Default
+            0.1.
         confirm: look into a suspicion that the iteration does not contract (default). False: take it for proof, and do
             not look for the step at which x was lost: it compiles in half of the time, and is right where the code is
             less than NOT_CONTRACTIVE.

@@ -60,7 +60,7 @@ class GMRES:
     v minimises ||g - A v|| over v_0 plus the space of r, A r, A^2 r, ..., which is built anew from the residual r left
     once it has ``restart`` dimensions.
 
-    Assumes nothing of the operator but that it is regular; stops at ||r|| <= tol ||g||, with BUDGET after
+    Assumes nothing of the operator but that it is regular; stops at ||r|| <= tol ||g||, with MAX_STEPS after
     ``max_steps``. Where a cycle lowers the residual no more it is SINGULAR if A leaves only rounding of a direction of
     the space (v has no share of it), else STALLED, as restarts can be. Cost: one full Hessian-vector product a step,
     one a cycle, and one for a given start; memory of ``restart`` + 1 vectors. Source: Saad and Schultz (1986); the
@@ -122,7 +122,7 @@ class GMRES:
         zero, calls = jnp.int32(0), jnp.int32(start is not None)
         begin = _State(v, r, size, jnp.zeros_like(size), zero, calls, jnp.int32(Code.OK), jnp.full_like(size, jnp.inf))
         end = jax.lax.while_loop(going, cycle, begin)
-        code = jnp.where((end.code == Code.OK) & (end.size > tol), jnp.int32(Code.BUDGET), end.code)
+        code = jnp.where((end.code == Code.OK) & (end.size > tol), jnp.int32(Code.MAX_STEPS), end.code)
         value = scale(scaled, end.v)
         finite = all_finite((value, end.size))
         code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))

@@ -67,7 +67,7 @@ class LBFGS:
     w <- w - a H grad, where H is had from the last differences of w and of grad, and the step size a >= 0, found by
     bracketing, fulfils the Wolfe conditions; a = 1 is tried first.
 
-    Assumes an inner loss (:class:`~bilevax.GradientStep`); stops at ||grad|| <= tol (1 + ||w||), with BUDGET after
+    Assumes an inner loss (:class:`~bilevax.GradientStep`); stops at ||grad|| <= tol (1 + ||w||), with MAX_STEPS after
     ``max_steps``, STALLED where rounding hides any progress, and DIVERGED where the loss falls along a direction
     however far, or w has grown by 1e12: it is unbounded below. Cost: one full gradient for each step size tried, about
     one a step. Source: Liu and Nocedal (1989); Nocedal and Wright (2006), algorithms 3.5 and 7.5.
@@ -133,7 +133,7 @@ class LBFGS:
 
         memory = self.memory or MEMORY[entries(w0) > MANY]
         end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(evaluated, w0)[0], memory))
-        short = jnp.where(end.idle < IDLE, jnp.int32(Code.BUDGET), jnp.int32(Code.STALLED))
+        short = jnp.where(end.idle < IDLE, jnp.int32(Code.MAX_STEPS), jnp.int32(Code.STALLED))
         code = jnp.where(small(end), jnp.int32(Code.OK), short)
         far = end.low * norm(end.direction) > 1.0 + norm(end.w)  # where the loss falls as steeply as at w
         code = jnp.where((end.trials >= TRIALS) & far, jnp.int32(Code.DIVERGED), code)

@@ -20,8 +20,8 @@ from bilevax.solvers.stability import MoveHistory, empty_history, final_code, mo
 class Neumann:
     """v_k = sum_{j < k} (d1Phi^T)^j g, on every row of train.
 
-    Assumes a spectral radius of d1Phi below one; stops at ||term|| <= tol ||g||, with BUDGET after ``max_steps``, and
-    NOT_CONTRACTIVE where the terms grow. Cost: one full Hessian-vector product a term, and one for a given start;
+    Assumes a spectral radius of d1Phi below one; stops at ||term|| <= tol ||g||, with MAX_STEPS after ``max_steps``,
+    and NOT_CONTRACTIVE where the terms grow. Cost: one full Hessian-vector product a term, and one for a given start;
     ``checks`` are those that confirm growth. Source: Lorraine, Vicol, Duvenaud (2020), arXiv:1911.02590.
 
     Args:
@@ -66,7 +66,7 @@ class Neumann:
         v, term, seen, j = jax.lax.while_loop(going, step, (v, term, empty_history(v), jnp.int32(0)))
         met = (norm(term) <= goal) & (seen.code == Code.OK)
         code, checks = final_code(seen, j, (v, v), term, vjp, jnp.inf, confirm=self.confirm)
-        code = jnp.where(met, jnp.int32(Code.OK), jnp.maximum(code, jnp.int32(Code.BUDGET)))
+        code = jnp.where(met, jnp.int32(Code.OK), jnp.maximum(code, jnp.int32(Code.MAX_STEPS)))
         left = moves_left(seen.lengths, j, v, term, jnp.ones_like(length))
         left = left._replace(move=scale(size, left.move))
         return Solved(scale(size, v), code, j + jnp.int32(start is not None), j, checks, left=left)

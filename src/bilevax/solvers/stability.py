@@ -99,10 +99,10 @@ def final_code(
 ) -> tuple[Array, Array]:
     """The code of an iteration from start to x, the ``points``, that was ended after move j - 1; and all its checks.
 
-    NOT_CONTRACTIVE where the moves do not fall; BUDGET where the estimated error is more than ``tol`` of the larger of
-    ||x|| and the way from the start to x. The error is length q / (1 - q), q the mean contraction of the last moves.
-    Where they do not fall although the linearised map contracts, and are no longer than rounding as the map amplifies
-    it, it is that.
+    NOT_CONTRACTIVE where the moves do not fall; TOLERANCE_NOT_MET where the estimated error is more than ``tol`` of the
+    larger of ||x|| and the way from the start to x. The error is length q / (1 - q), q the mean contraction of the last
+    moves. Where they do not fall although the linearised map contracts, and are no longer than rounding as the map
+    amplifies it, it is that.
     """
     start, x = points
     size = norm(x)
@@ -120,7 +120,7 @@ def final_code(
     error = jnp.where(number < 1, last, error)
     error = jnp.where(still & (last <= floor), floor, error)
     far = (error > jnp.asarray(tol).astype(error.dtype) * way) & ~_rounding(last, x)
-    code = jnp.where(far, jnp.int32(Code.BUDGET), jnp.int32(Code.OK))
+    code = jnp.where(far, jnp.int32(Code.TOLERANCE_NOT_MET), jnp.int32(Code.OK))
     code = jnp.where(circles, jnp.int32(Code.NOT_CONTRACTIVE), code)
     return jnp.where(seen.code == Code.OK, code, seen.code), seen.checks + found.products
 
