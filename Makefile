@@ -10,7 +10,7 @@ run: $(STAMP)  ## tune a model on real data and say where the report is
 	$(BIN)/bilevax tune digits --target digit --out runs/digits --seed 0 --force
 
 test: $(STAMP)  ## the documentation's code as a user would run it, then the tests under strict numerics
-	$(BIN)/python -m pytest -n 2 --dist worksteal README.md docs src
+	$(BIN)/python -m pytest -n 2 --dist worksteal README.md CONTRIBUTING.md docs src
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP)  ## the statistical and real-data tests

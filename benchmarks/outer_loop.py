@@ -66,7 +66,7 @@ def bare(problem: Any, blocks: bool) -> Callable[..., Any]:
     """SOBA by hand."""
     import jax
 
-    loss, outer = problem.inner_map.loss, problem.outer_loss
+    loss, outer = problem.inner_loss, problem.outer_loss
 
     def batch(data: Any, at: Any) -> Any:
         if blocks:
@@ -160,15 +160,13 @@ def bsgm(sampling: str, quick: bool, rounds: int) -> list[dict[str, Any]]:
     import bilevax as bx
     from bilevax.algorithms.outer_loop import advance
     from bilevax.core.config import strong
-    from bilevax.solvers.stability import suspicion_as_proof
 
     c, steps = case(sampling, quick), 16 if quick else 64
     sources, key, cases = (c.train, c.val), jax.random.key(0), {}
 
     @jax.jit
     def loop(problem: Any, algorithm: Any, state: Any, sources: Any, key: Any) -> Any:
-        with suspicion_as_proof(True):  # the program that minimize runs first
-            return advance(problem, algorithm, state, sources, key=key, start=jnp.int32(0), stop=jnp.int32(steps))
+        return advance(problem, algorithm, state, sources, key=key, start=jnp.int32(0), stop=jnp.int32(steps))
 
     for counts in ((1, 1, 1, 1), (10, 10, 1, 1)):
         sid = bx.SID(bx.FixedPoint(counts[0]), bx.FixedPoint(counts[1]), *counts[2:])

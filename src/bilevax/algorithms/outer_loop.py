@@ -11,10 +11,11 @@ from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Algorithm, RowSource
 from bilevax.core.records import Cost, Failure, Info, worst_part
-from bilevax.core.trees import PyTree, add, norm, stays_finite, sub, where
+from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub, where
 from bilevax.data.fold import Underway, continued, no_plan
 from bilevax.data.looks import Looks, Streams
 from bilevax.problems.problem import Problem
+from bilevax.solvers.stability import DIVERGED
 
 RECORDED = 64
 """Most stretches in one call of :func:`advance`."""
@@ -70,9 +71,9 @@ def advance(
 ) -> Advanced:
     """Outer steps start <= k < stop, in stretches that end at multiples of ``algorithm.steps_per_record``.
 
-    At most RECORDED stretches. Ends early with a stretch whose code is NOT_CONTRACTIVE or worse, or in which an entry
-    of the state became infinite or NaN (NONFINITE); the state is then the one before that stretch. How a run is cut
-    into calls changes no iterate.
+    At most RECORDED stretches. Ends early with a stretch whose code is NOT_CONTRACTIVE or worse, in which an entry of
+    the state became infinite or NaN (NONFINITE), or one of w or lam passed 1e12 (DIVERGED); the state is then the one
+    before that stretch. How a run is cut into calls changes no iterate.
 
     Args:
         problem: the maps.
@@ -99,7 +100,9 @@ def advance(
             value = streams.visit(at.plan, end - 1, partial(_outer_value, problem, points[1]))
         else:
             value = _mean(value, end - first)
-        lost = jnp.where(stays_finite(before, after), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
+        far = [at_least_single(largest(point)) > DIVERGED for point in points]
+        grown = jnp.where(far[1] & ~far[0], jnp.int32(Code.DIVERGED), jnp.int32(Code.OK))
+        lost = jnp.where(stays_finite(before, after), grown, jnp.int32(Code.NONFINITE))
         seen = () if total.outcome is None else (total.outcome,)
         code, failure = worst_part(*seen, (lost, Failure.of("none")))
         moved = sub(points[1][1], points[0][1])

@@ -48,7 +48,7 @@ class SOBA:
 
     def check(self, problem: Problem) -> None:
         """Refuse damping without a given inner step, in whose units it is."""
-        if problem.damping is not None and problem.has_loss and getattr(problem.inner_map, "step_size", 1) is None:
+        if problem.damping is not None and problem.has_loss and problem.inner_map.step_size is None:
             raise ParameterError("damping is in units of the inner step, and SOBA measures none: give GradientStep one")
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, RowSource]:

@@ -219,13 +219,13 @@ class Algorithm(Protocol):
     def check(self, problem: Any) -> None:
         """Refuse in a sentence a problem that lacks what the algorithm needs."""
 
-    def streams(self, sources: tuple["RowSource", "RowSource"]) -> Mapping[str, Any]:
+    def streams(self, sources: tuple[RowSource, RowSource]) -> Mapping[str, Any]:
         """What each step draws, by name: for each name a source, or several minibatches of one.
 
         Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
         """
 
-    def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple["RowSource", "RowSource"]) -> PyTree:
+    def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
         """The state before the first step, lam projected."""
 
     def step(self, problem: Any, state: PyTree, looks: Any, k: Array) -> tuple[PyTree, Info]:
@@ -234,5 +234,5 @@ class Algorithm(Protocol):
     def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
         """The w and the lam of a state."""
 
-    def step_cost(self, problem: Any, sources: tuple["RowSource", "RowSource"]) -> Cost | None:
+    def step_cost(self, problem: Any, sources: tuple[RowSource, RowSource]) -> Cost | None:
         """Oracle calls of one step; None where each step says its own in ``info.cost``."""

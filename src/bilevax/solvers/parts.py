@@ -35,8 +35,7 @@ def descent(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
     """
     if not problem.has_loss:
         return sub(problem.inner_image(w, lam, batch), w)
-    inner_map: Any = problem.inner_map
-    out = scale(-1.0, astype_of(value_and_grad(inner_map.loss, w, lam, batch)[1], w))
+    out = scale(-1.0, astype_of(value_and_grad(problem.inner_loss, w, lam, batch)[1], w))
     if problem.damping is None:
         return out
     shift = jax.tree.map(lambda x, s: (x - jax.lax.stop_gradient(x)) / s, w, problem.metric(w, lam))
