@@ -15,6 +15,7 @@ from bilevax.data.fold import Draw, fold
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # where a primitive was written, nobody reads: a twelfth
 gc.set_threshold(50_000, 20, 100)  # to look for cycles among the many small objects of traces took a fifth of the time
 
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
