@@ -24,8 +24,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 import bilevax
-from bilevax.sklearn import TunedLogisticRegression, single_penalty_grid
-from bilevax.sklearn.baselines import row_losses
+from bilevax.sklearn import TunedLogisticRegression
+from bilevax.study import single_penalty_grid
+from bilevax.study.baselines import row_losses
 
 GRID_ITERATIONS = 100  # scikit-learn's default; each fit begins where the last ended
 

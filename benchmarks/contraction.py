@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 import bilevax as bx
-from bilevax.solvers.contraction import coupled_pair
+from bilevax.solvers.stability import coupled_pair
 
 D, ROWS, KEYS = 10, 2000, 400
 FACTORS = (0.9, 0.95, 0.99, 1.0, 1.01, 1.05, 1.1, 1.3, 2.0)

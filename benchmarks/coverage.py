@@ -32,7 +32,7 @@ from jax import Array
 import bilevax as bx
 from bilevax.core.config import strong
 from bilevax.core.trees import PyTree, norm
-from bilevax.problems import FiniteQuadratic
+from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.testing.tools import float64
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"

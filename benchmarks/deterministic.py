@@ -151,7 +151,7 @@ def measured(family: str, pair: str, seed: int, draws: int, dtype: Any) -> dict[
     import jax.numpy as jnp
 
     from bilevax.hypergradients.measured import judged, with_error
-    from bilevax.solvers.contraction import suspicion_as_proof
+    from bilevax.solvers.stability import suspicion_as_proof
 
     data, labels, truth = (quadratics if family == "quadratic" else logistics)(seed, draws, dtype)
     make, stops = estimators(pair)

@@ -22,8 +22,8 @@ from planner_rivals import Case
 
 import bilevax as bx
 from bilevax.core.records import Estimate
+from bilevax.planning.pilot import in_minibatches
 from bilevax.testing.problems import problem, problems
-from bilevax.trust.pilot import in_minibatches
 
 TARGETS = 0.1, 0.01
 PASSES = 100

@@ -10,7 +10,8 @@ import pytest
 
 from bilevax.core.config import config
 from bilevax.core.keys import stream
-from bilevax.data.fold import Draw, fold
+from bilevax.core.protocols import Draw
+from bilevax.data.fold import fold
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

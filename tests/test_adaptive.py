@@ -7,8 +7,8 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import strong
-from bilevax.problems import FiniteQuadratic
-from bilevax.solvers.contraction import suspicion_as_proof
+from bilevax.solvers.stability import suspicion_as_proof
+from bilevax.testing.closed_forms import FiniteQuadratic
 
 KEY = jax.random.key(5)
 P = FiniteQuadratic.random(0, n=60, d=4, m=3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.problems import FiniteAffine, FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import FiniteAffine, FiniteQuadratic, PenalisedRidge
 
 KEY = jax.random.key(0)
 

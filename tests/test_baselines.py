@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from bilevax.sklearn.baselines import single_penalty_grid, untuned
-from bilevax.sklearn.evaluation import paired_interval
+from bilevax.study.baselines import single_penalty_grid, untuned
+from bilevax.study.evaluation import paired_interval
 
 
 def test_a_paired_interval_is_students():

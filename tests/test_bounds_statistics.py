@@ -9,7 +9,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import config, replace, strong
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.theory import (
     bias_bound,
     hypergradient_moments,

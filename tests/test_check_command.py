@@ -16,15 +16,15 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "check_me.py"
 
 STAND_IN = """
-import bilevax.trust
+import bilevax.audit
 from bilevax import Finding, Findings
-from bilevax.trust.findings import Figure
+from bilevax.audit.findings import Figure
 
 def check(problem, w0, lam, train, val, *, key, estimator="none"):
     print(problem, w0, lam, train, val, estimator)
     return Findings(FOUND, (Figure("spectral radius", 0.5),))
 
-bilevax.trust.check = check
+bilevax.audit.check = check
 given = {"problem": 1, "w0": 2, "lam": 3, "train": 4, "val": 5}
 """
 
@@ -51,7 +51,7 @@ def elements(path):
 def runner(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["", *sys.path])
-    monkeypatch.setattr("bilevax.trust.check", None)
+    monkeypatch.setattr("bilevax.audit.check", None)
 
     def run(*words):
         with pytest.raises(SystemExit) as ended:
@@ -167,7 +167,7 @@ def test_the_example_has_the_three_mistakes_it_says_and_none_when_mended():
 
 
 def test_the_documentation_lists_every_code():
-    source = "\n".join(path.read_text() for path in (ROOT / "src" / "bilevax" / "trust").rglob("*.py"))
+    source = "\n".join(path.read_text() for path in (ROOT / "src" / "bilevax" / "audit").rglob("*.py"))
     codes = set(re.findall(r'Finding\(\s*"([A-Z_0-9]+)"', source))
     listed = set(re.findall(r"^\| `([A-Z_0-9]+)` \|", (ROOT / "docs" / "check.md").read_text(), re.MULTILINE))
     assert codes == listed

@@ -18,13 +18,13 @@ from bilevax.cli.cache import SMALL_PROGRAMS_TOO, keep_programs
 from bilevax.cli.display import sparkline
 from bilevax.cli.predict import safe_cell
 from bilevax.core.codes import Code
-from bilevax.data.tables import read_table
-from bilevax.sklearn import read_model, study
+from bilevax.study import read_model, study
+from bilevax.tables.read import read_table
 
 BILEVAX = [sys.executable, "-c", "from bilevax.cli import main; main()"]
 
 KEEPING = """
-import numpy, bilevax.cli, bilevax.sklearn.study as study
+import numpy, bilevax.cli, bilevax.study.study as study
 tune_table = study.tune_table
 def keep(*args, **options):
     out = tune_table(*args, **options)

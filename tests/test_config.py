@@ -10,7 +10,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import config, from_plain, qualname, replace, static, strong, to_plain
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 
 
 def a_loss(w, lam, batch):

@@ -14,7 +14,7 @@ import pytest
 from jax import Array
 
 import bilevax as bx
-from bilevax.solvers.contraction import BURN_IN, Pair, coupled_pair
+from bilevax.solvers.stability import BURN_IN, Pair, coupled_pair
 
 D, ROWS, SEEDS = 10, 2000, 400
 KEYS = jax.random.split(jax.random.key(1), SEEDS)

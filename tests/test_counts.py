@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.problems import FiniteQuadratic
-from bilevax.solvers.contraction import CONFIRMING
+from bilevax.solvers.stability import CONFIRMING
+from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.testing.tools import Counted, Counter
 
 KEY = jax.random.key(0)

@@ -10,7 +10,8 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import config
-from bilevax.data.fold import Draw, fold
+from bilevax.core.protocols import Draw
+from bilevax.data.fold import fold
 
 KEY = jax.random.key(3)
 SAMPLINGS = ["iid", "shuffled", "blocks"]

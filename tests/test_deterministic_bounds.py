@@ -7,7 +7,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import strong
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.theory import aid_bound, aid_fixed_point_bound, conjugate_gradient_factor, itd_bound
 
 KEY = jax.random.key(0)

@@ -11,8 +11,9 @@ import pytest
 import bilevax as bx
 from bilevax.core.codes import Code
 from bilevax.core.config import config
+from bilevax.core.protocols import Draw
 from bilevax.core.records import Cost, Estimate, Failure
-from bilevax.data.fold import Draw, fold
+from bilevax.data.fold import fold
 from bilevax.problems.problem import cross_product, outer_gradients, residual
 from bilevax.solvers import GMRES
 from bilevax.testing.problems import problem, problems

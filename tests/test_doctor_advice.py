@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import bilevax as bx
+from bilevax.audit.checks.contraction import check_contraction, check_curvature
+from bilevax.audit.checks.looks import flat
+from bilevax.audit.checks.reach import check_reach
+from bilevax.audit.checks.solving import descended, iterated
+from bilevax.audit.subject import Subject
 from bilevax.core.config import config
-from bilevax.trust.checks.contraction import check_contraction, check_curvature
-from bilevax.trust.checks.looks import flat
-from bilevax.trust.checks.reach import check_reach
-from bilevax.trust.checks.solving import descended, iterated
-from bilevax.trust.subject import Subject
 
 RNG = np.random.default_rng(0)
 N, D = 60, 4

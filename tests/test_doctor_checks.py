@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 import bilevax as bx
+from bilevax.audit.checks.contraction import check_contraction, krylov
+from bilevax.audit.checks.effect import check_derivatives, check_effect
+from bilevax.audit.checks.estimators import check_estimator
+from bilevax.audit.checks.leaves import check_finite, check_leaves, check_structure
+from bilevax.audit.checks.program import check_program
+from bilevax.audit.checks.rows import check_rows
+from bilevax.audit.checks.sources import audited, check_sources
+from bilevax.audit.findings import Finding, Findings
+from bilevax.audit.subject import Subject
 from bilevax.core.config import config
-from bilevax.data.fold import Draw, fold
-from bilevax.trust.checks.contraction import check_contraction, krylov
-from bilevax.trust.checks.effect import check_derivatives, check_effect
-from bilevax.trust.checks.estimators import check_estimator
-from bilevax.trust.checks.leaves import check_finite, check_leaves, check_structure
-from bilevax.trust.checks.program import check_program
-from bilevax.trust.checks.rows import check_rows
-from bilevax.trust.checks.sources import audited, check_sources
-from bilevax.trust.findings import Finding, Findings
-from bilevax.trust.subject import Subject
+from bilevax.core.protocols import Draw
+from bilevax.data.fold import fold
 
 RNG = np.random.default_rng(0)
 N, D = 40, 3
@@ -267,7 +268,7 @@ def spectrum(M):
 
 
 def test_a_map_that_grows_first_and_contracts_later_is_let_pass(monkeypatch):
-    monkeypatch.setattr("bilevax.trust.checks.contraction.KRYLOV", 5)  # too few for its eigenvalues
+    monkeypatch.setattr("bilevax.audit.checks.contraction.KRYLOV", 5)  # too few for its eigenvalues
     blocks = np.kron(np.eye(20), np.eye(15, k=1))
     M = np.diag(np.linspace(-0.5, 0.5, 300)) + 1.5 * blocks
     assert np.abs(krylov(lambda u: M @ u, np.ones(300), 5)[0]).max() > 1

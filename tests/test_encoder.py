@@ -9,10 +9,10 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.data.columns import Column, Table, object_array
-from bilevax.sklearn.bundled import NAMES, bundled_target, load_bundled
 from bilevax.sklearn.encoder import TableEncoder
-from bilevax.sklearn.terms import OTHER, design_from_terms, terms_from_plain, text_columns
+from bilevax.study.bundled import NAMES, bundled_target, load_bundled
+from bilevax.tables.table import Column, Table, object_array
+from bilevax.tables.terms import OTHER, design_from_terms, terms_from_plain, text_columns
 
 
 def column(name, values, kind="number"):

@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 import bilevax as bx
-from bilevax.core.uncertainty import as_others, f_quantile
-from bilevax.hypergradients.error import BATCHES, BatchMeans
+from bilevax.core.error_report import as_others, f_quantile
+from bilevax.hypergradients.batch_means import BATCHES, BatchMeans
 
 NAN = jnp.asarray(np.nan)
 

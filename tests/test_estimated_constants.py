@@ -9,8 +9,8 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import config
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
-from bilevax.trust.spectrum import extreme_eigenvalues, lanczos, spectral_norm, trilinear_norm
+from bilevax.linalg.spectrum import extreme_eigenvalues, lanczos, spectral_norm, trilinear_norm
+from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 
 KEY = jax.random.key(0)
 EXACT = ("q", "L_Phi", "L_E", "mu1", "mu2", "nu1", "L", "tau", "alpha")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 
 KEY = jax.random.key(0)
 

@@ -12,8 +12,9 @@ from scipy import stats
 
 import bilevax as bx
 from bilevax.core.config import config, strong
-from bilevax.data.fold import Draw, fold
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.core.protocols import Draw
+from bilevax.data.fold import fold
+from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.testing.problems import problem
 
 KEY = jax.random.key(3)

@@ -10,7 +10,7 @@ from jax import Array
 
 import bilevax as bx
 from bilevax.core.config import from_plain, strong, to_plain
-from bilevax.data import Keyed
+from bilevax.core.protocols import Keyed
 from bilevax.data.hashed import Hashed
 
 N = 23

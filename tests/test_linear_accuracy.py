@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.problems import FiniteQuadratic
-from bilevax.problems.quadratic import quadratic_inner_loss, quadratic_outer_loss
+from bilevax.testing.closed_forms import FiniteQuadratic
+from bilevax.testing.closed_forms.quadratic import quadratic_inner_loss, quadratic_outer_loss
 
 OPTIMISED = True  # the last digits are what is compared
 D, KAPPA, L = 20, 50.0, 3.0

@@ -15,7 +15,8 @@ from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax import ParameterError
-from bilevax.sklearn import TunedLogisticRegression, single_penalty_grid, tuning
+from bilevax.sklearn import TunedLogisticRegression, tuning
+from bilevax.study import single_penalty_grid
 
 
 @parametrize_with_checks([TunedLogisticRegression(steps=2, random_state=0)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core import row_sums
+from bilevax.linalg import row_chunks
 
 OPTIMISED = True
 SHAPES = {"none": (), "global": (), "class": (3,), "feature": (4,), "weight": (3, 4), "groups": (2,)}
@@ -17,8 +17,8 @@ PENALTIES = {name: name for name in SHAPES} | {"none": None, "groups": bx.Groups
 def rows(request, monkeypatch):
     """6 rows of 4 features as one piece, or as a piece of 4 and the 2 left over."""
     if request.param == "many":
-        monkeypatch.setattr(row_sums, "MANY", 1)
-        monkeypatch.setattr(row_sums, "PIECE", 16)
+        monkeypatch.setattr(row_chunks, "MANY", 1)
+        monkeypatch.setattr(row_chunks, "PIECE", 16)
     return 6
 
 

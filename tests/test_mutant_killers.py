@@ -7,7 +7,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.keys import stream
-from bilevax.problems import FiniteQuadratic
+from bilevax.testing.closed_forms import FiniteQuadratic
 
 KEY = jax.random.key(0)
 P = FiniteQuadratic.random(0, n=40, d=4, m=3)

@@ -8,8 +8,8 @@ import pytest
 import bilevax as bx
 from bilevax.core.config import replace, strong
 from bilevax.core.trees import norm, sub
+from bilevax.planning import pilot
 from bilevax.testing.problems import problem
-from bilevax.trust import pilot
 
 SEEDS = 8
 

@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.testing.problems import families, problem, problems
 
 LARGE = {name for name in problems() if "x500" in name or "20000" in name or name == "digits"}

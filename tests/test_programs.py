@@ -8,7 +8,7 @@ import pytest
 import bilevax as bx
 from bilevax.core.config import strong
 from bilevax.hypergradients import programs
-from bilevax.problems import FiniteQuadratic
+from bilevax.testing.closed_forms import FiniteQuadratic
 
 P = FiniteQuadratic.random(0, n=60, d=4, m=3)
 NOISY = bx.Arrays(P.train_data, 4), bx.Arrays(P.val_data)

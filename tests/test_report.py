@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from bilevax.core.errors import DataError
+from bilevax.core.text import clean, shorten, significant
 from bilevax.report import write_report
 from bilevax.report.penalties import pixels
 from bilevax.report.standalone import probabilities
-from bilevax.report.text import clean, shorten, significant
 
 HOSTILE = [
     "<script>alert(1)</script>",

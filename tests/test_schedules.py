@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax.problems import FiniteQuadratic
+from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.theory import published_steps
 
 P = FiniteQuadratic.random(0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevax.data.shuffle import hashed_rows, shuffled
+from bilevax.data.permutation import hashed_rows, shuffled
 
 
 def permutations(number, n):

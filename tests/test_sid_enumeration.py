@@ -9,7 +9,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import strong
-from bilevax.problems import FiniteQuadratic
+from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.theory import hypergradient_moments, inner_moments, known, linear_moments
 
 KEY = jax.random.key(7)

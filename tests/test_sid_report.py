@@ -11,9 +11,9 @@ import scipy.sparse
 import bilevax as bx
 from bilevax.core.config import strong
 from bilevax.hypergradients.every_row import way_on_every_row
+from bilevax.hypergradients.sid_error import Seen
 from bilevax.hypergradients.sid_report import LEAST_LED, LED, leads_on
-from bilevax.hypergradients.tails import Seen
-from bilevax.problems import FiniteQuadratic
+from bilevax.testing.closed_forms import FiniteQuadratic
 
 P = FiniteQuadratic.random(0, n=60, d=6, m=4, correlated=True)
 TRUTH = P.hypergradient(P.lam)

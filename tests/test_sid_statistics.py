@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 import bilevax as bx
 from bilevax.core.config import config, strong
-from bilevax.problems import FiniteQuadratic
+from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.theory import hypergradient_moments, inner_moments, known, linear_moments, sid_moments
 
 OPTIMISED = True

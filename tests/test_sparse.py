@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 import bilevax as bx
-from bilevax.core import sparse
+from bilevax.linalg import sparse
 from bilevax.problems.problem import cross_product
 from bilevax.sklearn import TunedLogisticRegression
 from bilevax.testing.sources import check_source

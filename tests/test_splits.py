@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from bilevax.core.errors import DataError
-from bilevax.data.columns import Column, Table, object_array
-from bilevax.sklearn.labels import encode_labels
-from bilevax.sklearn.splits import Sizes, Split, rows_seen_before, split_by_group, split_by_time, split_stratified
+from bilevax.study.splits import Sizes, Split, rows_seen_before, split_by_group, split_by_time, split_stratified
+from bilevax.tables.labels import encode_labels
+from bilevax.tables.table import Column, Table, object_array
 
 
 def text(name, cells):

@@ -9,7 +9,7 @@ import pytest
 import bilevax as bx
 from bilevax.core.config import strong
 from bilevax.hypergradients.damping import damping_bias
-from bilevax.problems.curvature import met_on_a_walk
+from bilevax.linalg.power import met_on_a_walk
 
 KEY = jax.random.key(7)
 ONE_ROW = bx.Arrays(np.ones((1, 1)))

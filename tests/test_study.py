@@ -13,11 +13,11 @@ from sklearn.preprocessing import StandardScaler
 
 from bilevax.core.codes import Code
 from bilevax.core.errors import DataError, ParameterError, UsageError
-from bilevax.data.columns import Column, Table, object_array
-from bilevax.sklearn import read_model, study, tune_table, write_run
-from bilevax.sklearn.baselines import row_losses
-from bilevax.sklearn.run_files import FILES, RunDirectory
-from bilevax.sklearn.settings import TuneSettings, settings_from
+from bilevax.study import read_model, study, tune_table, write_run
+from bilevax.study.baselines import row_losses
+from bilevax.study.run_directory import FILES, RunDirectory
+from bilevax.study.settings import TuneSettings, settings_from
+from bilevax.tables.table import Column, Table, object_array
 
 
 class QuickEstimator(ClassifierMixin, BaseEstimator):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from bilevax.core.errors import BilevaxError, DataError, ParameterError, StorageError
-from bilevax.data.tables import read_table, table_from_frame
+from bilevax.tables.read import read_table, table_from_frame
 
 
 @pytest.fixture(name="read")

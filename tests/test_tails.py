@@ -12,9 +12,9 @@ import bilevax as bx
 from bilevax.core.config import strong
 from bilevax.core.records import TAIL, Tail
 from bilevax.core.trees import norm, sub
-from bilevax.hypergradients.tails import Rate, spread
-from bilevax.problems import FiniteQuadratic
+from bilevax.hypergradients.sid_error import Rate, spread
 from bilevax.solvers.fixed_point import _cuts
+from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.testing.problems import problem
 
 STEPS = 2000

@@ -8,7 +8,7 @@ import pytest
 
 from bilevax.core.config import replace
 from bilevax.core.errors import ParameterError
-from bilevax.problems import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.theory import (
     Constants,
     Counts,

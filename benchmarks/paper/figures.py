@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from bilevax.core.text import power
 from bilevax.report import svg
-from bilevax.report.text import power
 
 LOOKS: dict[str, dict[str, Any]] = {
     "batch": {"color": svg.MUTED, "marker": "s"},

@@ -11,11 +11,13 @@ from bilevax.core.lazy import attach
 if TYPE_CHECKING:
     from bilevax import implicit
     from bilevax.algorithms import *
+    from bilevax.audit import *
     from bilevax.core.codes import Code
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
     from bilevax.core.records import Cost, Count, Error, Estimate, History, Result
     from bilevax.data import Arrays, SparseRows, join
     from bilevax.hypergradients import *
+    from bilevax.planning import *
     from bilevax.problems import (
         BinaryLogistic,
         Box,
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
         Polynomial,
     )
     from bilevax.theory import Constants
-    from bilevax.trust import *
 
 __version__ = "0.1.0.dev0"
 
@@ -101,7 +102,7 @@ __getattr__, __dir__ = attach(
     __name__,
     ["core.codes", "core.errors", "core.records", "theory", "data", "problems", "solvers", "runs", "implicit"],
     __all__,
-    whole=["hypergradients", "algorithms", "trust"],
+    whole=["hypergradients", "algorithms", "planning", "audit"],
 )
 
 if not TYPE_CHECKING:

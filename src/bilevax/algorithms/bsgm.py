@@ -9,9 +9,9 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
 from bilevax.core.promotion import usual_promotion
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, all_finite, where, zeros_like
-from bilevax.data import RowSource
 from bilevax.hypergradients.measured import measured_estimate
 from bilevax.problems.problem import Problem
 

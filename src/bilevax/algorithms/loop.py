@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Failure
 from bilevax.core.trees import PyTree, norm
-from bilevax.data import RowSource
 from bilevax.problems.problem import Problem
 
 RECORDED = 64

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from bilevax.core.errors import BilevaxError, ParameterError, UsageError
-from bilevax.report.text import clean
+from bilevax.core.text import clean
 
 REQUIRED = ("problem", "w0", "lam", "train", "val")
 _FOUND_ERRORS = 1
@@ -22,7 +22,7 @@ def run(name: str, html: Path | None, *, seed: int, force: bool) -> int:
     given = parts(load(name), name)
     import jax
 
-    from bilevax.trust import check
+    from bilevax.audit import check
 
     findings = check(**given, key=jax.random.key(seed))
     figures = {figure.name: figure.value for figure in findings.figures}

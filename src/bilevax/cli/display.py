@@ -13,13 +13,13 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from bilevax.core.text import clean, counted, duration, short_count
 from bilevax.report.comparison import SHOWN_ANYHOW
 from bilevax.report.records import read_run
 from bilevax.report.summary import NORMAL, ending, verdict
-from bilevax.report.text import clean, counted, duration, short_count
 
 if TYPE_CHECKING:
-    from bilevax.sklearn.study import Study
+    from bilevax.study.study import Study
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SECONDS_BETWEEN_LINES = 5.0

@@ -96,7 +96,7 @@ def _say(message: str, code: int, debug: bool) -> int:
 
 
 def _clean(text: str) -> str:
-    from bilevax.report.text import clean
+    from bilevax.core.text import clean
 
     return clean(text)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from bilevax.cli.source import open_table
 from bilevax.core import files
 from bilevax.core.errors import UsageError
-from bilevax.report.text import clean
+from bilevax.core.text import clean
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def run(directory: Path, source: str, out: Path | None, *, force: bool) -> None:
     """Write predictions as CSV: ``prediction``, and ``probability_LABEL`` for every class."""
-    from bilevax.sklearn.labels import label_text
-    from bilevax.sklearn.run_files import read_model
+    from bilevax.study.run_directory import read_model
+    from bilevax.tables.labels import label_text
 
     if out is not None and out.exists() and not force:
         raise UsageError(f"{out} exists; choose another file, or give --force to replace it")

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from bilevax.core.errors import UsageError
-from bilevax.data.columns import Table, suggestion
+from bilevax.tables.table import Table, suggestion
 
 
 def open_table(name: str, *, text: Collection[str] = ()) -> tuple[Table, str | None]:
@@ -13,12 +13,12 @@ def open_table(name: str, *, text: Collection[str] = ()) -> tuple[Table, str | N
     Raises:
         UsageError: there is neither a file nor a data set of that name.
     """
-    from bilevax.data.tables import read_table
+    from bilevax.tables.read import read_table
 
     path = Path(name)
     if path.exists():
         return read_table(path, text=text), None
-    from bilevax.sklearn.bundled import NAMES, bundled_target, load_bundled
+    from bilevax.study.bundled import NAMES, bundled_target, load_bundled
 
     if name in NAMES:
         return load_bundled(name), bundled_target(name)

@@ -6,15 +6,15 @@ from typing import Any
 from bilevax.cli.display import Display, print_outcome
 from bilevax.cli.source import open_table
 from bilevax.core.errors import UsageError
-from bilevax.data.columns import Table
+from bilevax.tables.table import Table
 
 _INTERRUPTED = 130
 
 
 def run(source: str, target: str | None, out: Path, values: dict[str, object], *, force: bool) -> int:
     """Tune a table and write the run; the exit code is returned."""
-    from bilevax.sklearn.run_files import RunDirectory
-    from bilevax.sklearn.settings import settings_from
+    from bilevax.study.run_directory import RunDirectory
+    from bilevax.study.settings import settings_from
 
     settings = settings_from(values)
     directory = RunDirectory(out, force=force)
@@ -22,7 +22,7 @@ def run(source: str, target: str | None, out: Path, values: dict[str, object], *
         display({"kind": "stage", "name": "reading the table"})
         table, target = _table(source, target, settings.text)
         display({"kind": "stage", "name": "starting JAX"})
-        from bilevax.sklearn.study import tune_table
+        from bilevax.study.study import tune_table
 
         def record(event: dict[str, Any]) -> None:
             if event["kind"] != "stage":

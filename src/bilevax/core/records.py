@@ -10,8 +10,8 @@ from jax import Array
 from bilevax.core import shown
 from bilevax.core.codes import Code
 from bilevax.core.config import config, static
+from bilevax.core.error_report import Error as Error
 from bilevax.core.trees import PyTree, all_finite, leaf_name, where
-from bilevax.core.uncertainty import Error as Error
 
 
 @config

@@ -14,9 +14,10 @@ from jax import Array
 from bilevax.core.config import choice, config, count, set_fields, static
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.keys import is_key
+from bilevax.core.protocols import Draw, Keyed
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
-from bilevax.data.fold import Count, Draw, Keyed, fold
-from bilevax.data.shuffle import shuffled
+from bilevax.data.fold import fold
+from bilevax.data.permutation import shuffled
 
 Carry = TypeVar("Carry")
 
@@ -220,7 +221,14 @@ class Arrays:
         return batch
 
     def fold(
-        self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count
+        self,
+        step: Callable[..., Carry],
+        carry: Carry,
+        args: PyTree,
+        *,
+        key: Array,
+        start: Array | int,
+        stop: Array | int,
     ) -> Carry:
         """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop; see :func:`bilevax.data.fold.fold`."""
         sweep = self._sweep if self._short and self._epoch >= FEW else None
@@ -278,7 +286,14 @@ class Join:
         return nest({})
 
     def fold(
-        self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count
+        self,
+        step: Callable[..., Carry],
+        carry: Carry,
+        args: PyTree,
+        *,
+        key: Array,
+        start: Array | int,
+        stop: Array | int,
     ) -> Carry:
         """Run ``carry = step(carry, args, j, {name: draw})`` for start <= j < stop."""
         return fold(self, step, carry, args, key=key, start=start, stop=stop)

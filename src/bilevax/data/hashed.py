@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.config import config
+from bilevax.core.protocols import Carry, Draw
 from bilevax.core.trees import PyTree
 from bilevax.data.arrays import Arrays
-from bilevax.data.fold import Carry, Count, Draw, fold
-from bilevax.data.shuffle import hashed_rows
+from bilevax.data.fold import fold
+from bilevax.data.permutation import hashed_rows
 
 
 @config
@@ -51,7 +52,14 @@ class Hashed:
         return use(self.source.with_key(plan[1], j, draw) if self.source.keys else draw)
 
     def fold(
-        self, step: Callable[..., Carry], carry: Carry, args: PyTree, *, key: Array, start: Count, stop: Count
+        self,
+        step: Callable[..., Carry],
+        carry: Carry,
+        args: PyTree,
+        *,
+        key: Array,
+        start: Array | int,
+        stop: Array | int,
     ) -> Carry:
         """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
         return fold(self, step, carry, args, key=key, start=start, stop=stop)

@@ -11,9 +11,9 @@ from jax import Array
 
 from bilevax.core.config import config, count, set_fields, static
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.core.sparse import SparseBatch
 from bilevax.core.trees import PyTree, map_named
 from bilevax.data.arrays import Arrays, check_finite, narrowed
+from bilevax.linalg.sparse import SparseBatch
 
 LONGEST = 16
 """Entries in a piece at most: a cache line of float32."""
@@ -23,7 +23,7 @@ LONGEST = 16
 class SparseRows(Arrays):
     """Rows held in memory, of which a part is a sparse matrix: like :class:`Arrays`, at the cost of the non-zeros.
 
-    A loss sees ``X`` as a :class:`~bilevax.core.sparse.SparseBatch`, [b, d], which has the products ``X @ M`` and
+    A loss sees ``X`` as a :class:`~bilevax.linalg.sparse.SparseBatch`, [b, d], which has the products ``X @ M`` and
     ``M @ X`` and is never made dense. The rows of minibatch j are those that ``Arrays`` draws from the same key.
 
     Args:

@@ -10,14 +10,14 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import count
 from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, is_concrete
-from bilevax.data import RowSource
-from bilevax.hypergradients.functions import check_functions
 from bilevax.hypergradients.measured import counted, measured_problem, report_is_due
 from bilevax.hypergradients.programs import estimating, finished, reported, with_report
 from bilevax.problems.problem import Problem
-from bilevax.solvers.contraction import suspicion_as_proof
+from bilevax.problems.validate import check_functions
+from bilevax.solvers.stability import suspicion_as_proof
 from bilevax.theory import Constants
 
 DOUBLINGS = 10

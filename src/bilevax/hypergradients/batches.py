@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.sparse import SparseBatch
+from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, axpy, scale
-from bilevax.data import RowSource
+from bilevax.linalg.sparse import SparseBatch
 
 
 class Sampled(NamedTuple):

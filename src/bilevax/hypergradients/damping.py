@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.keys import stream
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Count, Estimate
 from bilevax.core.trees import PyTree, axpy, norm, scale, sub, zeros_like
-from bilevax.data import RowSource
 from bilevax.hypergradients.joint_sid import measured_step, measuring_calls
 from bilevax.problems.problem import Problem, cross_product, residual
 

@@ -15,7 +15,7 @@ from bilevax.core.trees import PyTree, all_finite, largest, sub, where
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem, adjoint_product, inner_image
 from bilevax.problems.proximal_step import ProximalStep
-from bilevax.solvers.contraction import growth, suspicion_is_proof
+from bilevax.solvers.stability import growth, suspicion_is_proof
 
 PRODUCTS = 50
 """Products with the Hessian from which its largest eigenvalue is estimated."""

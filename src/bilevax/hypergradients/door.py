@@ -10,16 +10,16 @@ from bilevax.core.codes import Code
 from bilevax.core.config import count, real, strong
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, is_concrete
-from bilevax.data import RowSource
 from bilevax.hypergradients.adaptive import check_goes_on, continued_to_target
 from bilevax.hypergradients.differentiated import differentiated
-from bilevax.hypergradients.functions import check_functions
 from bilevax.hypergradients.measured import counted, measured_problem, report_is_due
 from bilevax.hypergradients.programs import estimating, finished, reported, with_report
 from bilevax.problems.problem import Problem
-from bilevax.solvers.contraction import suspicion_as_proof
+from bilevax.problems.validate import check_functions
+from bilevax.solvers.stability import suspicion_as_proof
 from bilevax.theory import Constants
 
 
@@ -55,7 +55,7 @@ def hypergradient(
     of minibatches every row says how far off the value of :class:`~bilevax.SID` is; of shorter ones where they were on
     their way tells it, with few degrees of freedom (:func:`~bilevax.hypergradients.sid_report.sid_report`). A
     deterministic estimate has what is left of its two equations
-    (:func:`~bilevax.hypergradients.a_posteriori.a_posteriori`). Replicas price all noise of any estimator, with few
+    (:func:`~bilevax.hypergradients.residual_error.a_posteriori`). Replicas price all noise of any estimator, with few
     degrees of freedom; they share the start and the curvature of the problem, so of the bias that comes of these they
     know what each of them says of its own.
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub
-from bilevax.data import RowSource, join
+from bilevax.data import join
+from bilevax.hypergradients.batch_means import BatchMeans
 from bilevax.hypergradients.batches import each
-from bilevax.hypergradients.chains import moved
-from bilevax.hypergradients.error import BatchMeans
+from bilevax.hypergradients.joint_chains import moved
 from bilevax.problems.problem import Problem, inner_image, outer_gradients
 
 STRETCHES = 16

@@ -10,15 +10,16 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, real, set_fields, static
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
-from bilevax.data import RowSource, refuse_keys
-from bilevax.hypergradients.a_posteriori import Lefts
+from bilevax.data import refuse_keys
 from bilevax.hypergradients.diagnosis import diagnosed
+from bilevax.hypergradients.residual_error import Lefts
 from bilevax.problems.problem import Problem, adjoint_product, inner_image
-from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, schedule
+from bilevax.solvers.stability import Moves, no_moves, verdict, watch
 
 
 @config
@@ -82,7 +83,7 @@ class Trajectory(NamedTuple):
 
     Attributes:
         w: the last finite point.
-        moves: as :func:`~bilevax.solvers.contraction.watch` keeps them, up to the first failure.
+        moves: as :func:`~bilevax.solvers.stability.watch` keeps them, up to the first failure.
         step: of that failure.
     """
 

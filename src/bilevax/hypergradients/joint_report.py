@@ -5,14 +5,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.error_report import FEWEST, as_others
 from bilevax.core.keys import stream
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Error
 from bilevax.core.trees import PyTree, norm, sub
-from bilevax.core.uncertainty import FEWEST, as_others
-from bilevax.data import RowSource
-from bilevax.hypergradients.chains import Series
-from bilevax.hypergradients.error import BatchMeans, excess, influences, remaining_bias
+from bilevax.hypergradients.batch_means import BatchMeans, excess, influences, remaining_bias
 from bilevax.hypergradients.every_row import way_on_every_row
+from bilevax.hypergradients.joint_chains import Series
 from bilevax.problems.problem import Problem
 
 FORGOTTEN = 10.0

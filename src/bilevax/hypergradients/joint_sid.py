@@ -10,22 +10,23 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import choice, config, count, set_fields
 from bilevax.core.keys import stream
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, Left, nonfinite, worst_part
 from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
-from bilevax.data import RowSource, has_keys
-from bilevax.hypergradients.a_posteriori import Lefts
-from bilevax.hypergradients.chains import Anchor, Chains, Series, begin, run
+from bilevax.data import has_keys
+from bilevax.hypergradients.batch_means import BATCHES, contraction_rate, extrapolated
 from bilevax.hypergradients.diagnosis import diagnosed
-from bilevax.hypergradients.error import BATCHES, contraction_rate, extrapolated
+from bilevax.hypergradients.joint_chains import Anchor, Chains, Series, begin, run
 from bilevax.hypergradients.joint_report import PRICED, SUSPECTED, Length, averaged, on_every_row, polishing
-from bilevax.problems.curvature import met_on_a_walk
+from bilevax.hypergradients.residual_error import Lefts
+from bilevax.linalg.power import met_on_a_walk
 from bilevax.problems.gradient_step import MEASURED_WHOLE
 from bilevax.problems.problem import Problem, inner_image, outer_gradients, residual
 from bilevax.solvers import at_step
-from bilevax.solvers.contraction import confirmed
 from bilevax.solvers.fixed_point import SUSPICIOUS, has_grown
 from bilevax.solvers.left import UNRESOLVED
 from bilevax.solvers.schedules import schedule
+from bilevax.solvers.stability import confirmed
 
 DISCARDED = 4
 """One in so many of the steps, the first ones, stays out of the averages."""

@@ -9,14 +9,14 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.keys import stream
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, worst_part
 from bilevax.core.trees import PyTree, norm, where
-from bilevax.data import RowSource
-from bilevax.hypergradients.a_posteriori import CERTAIN, a_posteriori
 from bilevax.hypergradients.damping import damping_priced
 from bilevax.hypergradients.diagnosis import unused_leaves
+from bilevax.hypergradients.residual_error import CERTAIN, a_posteriori
+from bilevax.hypergradients.sid_error import Seen
 from bilevax.hypergradients.sid_report import sid_report
-from bilevax.hypergradients.tails import Seen
 from bilevax.problems import gradient_step
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem

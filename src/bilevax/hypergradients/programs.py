@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, entries
-from bilevax.data import RowSource
 from bilevax.hypergradients.diagnosis import unused_leaves
 from bilevax.hypergradients.measured import judged, report_is_due, unknown_if_failed, with_error
 from bilevax.hypergradients.replicas import pooled

@@ -12,13 +12,14 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, replace, set_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solved, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub, where, zeros_like
-from bilevax.data import RowSource, refuse_keys
-from bilevax.hypergradients.a_posteriori import Lefts
+from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.diagnosis import diagnosed
-from bilevax.hypergradients.tails import Seen
+from bilevax.hypergradients.residual_error import Lefts
+from bilevax.hypergradients.sid_error import Seen
 from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
 from bilevax.solvers import Given, at_step
 from bilevax.solvers.fixed_point import has_grown

@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.error_report import FEWEST, as_others
 from bilevax.core.keys import stream
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import PyTree, norm, sub
-from bilevax.core.uncertainty import FEWEST, as_others
-from bilevax.data import RowSource, has_keys
-from bilevax.hypergradients.error import contraction_rate
+from bilevax.data import has_keys
+from bilevax.hypergradients.batch_means import contraction_rate
 from bilevax.hypergradients.every_row import way_on_every_row
 from bilevax.hypergradients.joint_sid import epoch, measured_step, measuring_calls
-from bilevax.hypergradients.tails import Seen, independent, tail_report
+from bilevax.hypergradients.sid_error import Seen, independent, tail_report
 from bilevax.problems.problem import Problem
 
 LED, LEAST_LED = 20, 32
@@ -50,7 +51,7 @@ def sid_report(
     every row hold (:func:`~bilevax.hypergradients.every_row.way_on_every_row`): ``bias`` is the distance of the value
     from the hypergradient there, of whatever it comes, ``standard_error`` the doubt about that, and ``sampling`` the
     distance from the hypergradient of every row at (w, v); what w and v each have of the rest is not known. Elsewhere
-    the tails of the chains are asked (:func:`~bilevax.hypergradients.tails.tail_report`).
+    the tails of the chains are asked (:func:`~bilevax.hypergradients.sid_error.tail_report`).
 
     Cost: on a twentieth of k minibatches a Hessian-vector product, two gradients of either loss and two products of
     either kind; and one of each on every row.

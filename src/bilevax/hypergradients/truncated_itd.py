@@ -7,9 +7,9 @@ from jax import Array
 
 from bilevax.core.config import config, count, real, set_fields, static
 from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, zeros_like
-from bilevax.data import RowSource
 from bilevax.hypergradients.itd import Trajectory, differentiated, unrolled
 from bilevax.problems.problem import Problem
 from bilevax.solvers.schedules import Constant, schedule

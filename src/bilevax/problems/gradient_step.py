@@ -9,9 +9,9 @@ from jax import Array
 
 from bilevax.core.config import config, is_scalar, real, replace, set_fields
 from bilevax.core.errors import ParameterError
-from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, sub
-from bilevax.problems.curvature import met_on_a_walk
+from bilevax.linalg.power import met_on_a_walk
+from bilevax.linalg.row_chunks import value_and_grad
 
 
 @config
@@ -71,7 +71,7 @@ class GradientStep:
     ) -> "GradientStep":
         """This map with its step filled in: 1 / (L + penalty curvature).
 
-        L is the largest curvature that a walk from w meets (:func:`~bilevax.problems.curvature.met_on_a_walk`), or the
+        L is the largest curvature that a walk from w meets (:func:`~bilevax.linalg.power.met_on_a_walk`), or the
         largest bound of as many minibatches, where the loss offers one; on ``minibatches`` of them, if that is given.
         Cost: ``measuring_products(source)``.
         """

@@ -17,9 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bilevax.core.config import choice, config, set_fields
 from bilevax.core.errors import ParameterError
-from bilevax.core.row_sums import KEPT, over_rows
 from bilevax.core.trees import PyTree
-from bilevax.problems.curvature import power_iteration
+from bilevax.linalg.power import power_iteration
+from bilevax.linalg.row_chunks import KEPT, over_rows
 
 PENALTIES = ("global", "class", "feature", "weight")
 

@@ -8,8 +8,8 @@ from jax import Array
 
 from bilevax.core.config import config, real, set_fields
 from bilevax.core.errors import ParameterError
-from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, add, astype_of, axpy, sub, vdot
+from bilevax.linalg.row_chunks import value_and_grad
 
 
 @config

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from bilevax.core.text import clean, count, counted, decimal, percent
 from bilevax.report.records import Data, Run
-from bilevax.report.text import clean, count, counted, decimal, percent
 
 _MOST_CLASSES = 30
 _MOST_ITEMS = 24

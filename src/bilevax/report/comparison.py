@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from bilevax.core.text import decimal, duration, percent, places_for
 from bilevax.report.pictures import Interval, intervals
 from bilevax.report.records import Model, Run
 from bilevax.report.summary import NORMAL, main_rival, tuned_model
-from bilevax.report.text import decimal, duration, percent, places_for
 
 SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
 """Scores that have a column of their own in every table of models."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bilevax.core.files import write
+from bilevax.core.text import clean, counted, listed, significant
 from bilevax.report.page import render
 from bilevax.report.summary import Tile, Verdict
-from bilevax.report.text import clean, counted, listed, significant
 
 SEVERITIES = ("error", "warning", "note")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from bilevax.core.files import write
+from bilevax.core.text import shorten
 from bilevax.report.about import DataSection, Method, Use, data_section, method_section, settings, use_section
 from bilevax.report.comparison import Comparison, comparison
 from bilevax.report.penalties import LISTED, Penalties, penalties_section
 from bilevax.report.progress import Course, GapSection, course_section, gap_section
 from bilevax.report.records import Run, read_run
 from bilevax.report.summary import Tile, Verdict, notices, tiles, verdict
-from bilevax.report.text import shorten
 
 
 @dataclass(frozen=True)

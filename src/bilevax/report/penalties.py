@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bilevax.core.text import count, counted, listed, percent, significant
 from bilevax.report import penalty_pictures
 from bilevax.report.records import Run, Term
-from bilevax.report.text import count, counted, listed, percent, significant
 
 SHOWN = 30
 LISTED = 2000

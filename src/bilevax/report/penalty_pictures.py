@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bilevax.core.text import shorten
 from bilevax.report import svg
 from bilevax.report.pictures import log_ticks
 from bilevax.report.records import Term
-from bilevax.report.text import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bilevax.core.text import power, shorten
 from bilevax.report import svg
-from bilevax.report.text import power, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

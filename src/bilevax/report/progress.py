@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from bilevax.core.text import count, counted, decimal, duration, places_for, short_count, significant
 from bilevax.report.pictures import Line, course
 from bilevax.report.records import Gap, Run, Step
 from bilevax.report.summary import NORMAL
-from bilevax.report.text import count, counted, decimal, duration, places_for, short_count, significant
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bilevax.core.errors import DataError, StorageError
-from bilevax.report.text import clean
+from bilevax.core.text import clean
 
 _LARGEST = 1e300
 

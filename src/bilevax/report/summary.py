@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from bilevax.core.text import count, counted, decimal, duration, percent, places_for, short_count, shorten
 from bilevax.report.records import Model, Paired, Run
-from bilevax.report.text import count, counted, decimal, duration, percent, places_for, short_count, shorten
 
 NORMAL = 1.96  # half-width of a 95 % interval in standard errors
 _PER = {

@@ -14,13 +14,13 @@ from bilevax.algorithms.loop import RECORDED, Watched, advance
 from bilevax.core.codes import Code
 from bilevax.core.config import count, strong, to_plain
 from bilevax.core.keys import as_key
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Count, Failure, History, Result
 from bilevax.core.trees import PyTree, as_parameters
-from bilevax.data import RowSource
-from bilevax.hypergradients.functions import check_functions
 from bilevax.problems.problem import Problem
+from bilevax.problems.validate import check_functions
 from bilevax.runs.back_off import damped, dampings
-from bilevax.solvers.contraction import quickly_if_sound, suspicion_as_proof
+from bilevax.solvers.stability import quickly_if_sound, suspicion_as_proof
 
 CHUNK_SECONDS = 0.25
 """How long a compiled chunk should take, so that progress is live and Ctrl-C is answered."""

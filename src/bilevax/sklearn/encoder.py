@@ -9,8 +9,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from bilevax.core.errors import DataError
-from bilevax.data.columns import Column, Table
-from bilevax.sklearn.terms import OTHER, NumberType, Term, design_from_terms
+from bilevax.tables.table import Column, Table
+from bilevax.tables.terms import OTHER, NumberType, Term, design_from_terms
 
 __all__ = ["TableEncoder", "Term", "design_from_terms"]
 
@@ -30,7 +30,7 @@ class TableEncoder:
         max_categories: the most terms that a text column may have.
 
     Attributes:
-        terms: one :class:`~bilevax.sklearn.terms.Term` for each column of the matrix.
+        terms: one :class:`~bilevax.tables.terms.Term` for each column of the matrix.
         columns: the columns of the table that are used.
         notes: what was left out and why, one sentence each.
     """

@@ -164,7 +164,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
 
         from bilevax.sklearn import tuning
         from bilevax.sklearn.crossfit import Rows, fill
-        from bilevax.sklearn.training import second_moment
+        from bilevax.sklearn.final_fit import second_moment
 
         weight, held = self._weights(labels)
         loss, outputs, p = self._loss(), self._outputs, Z.shape[1]
@@ -197,7 +197,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         import jax.numpy as jnp
 
         from bilevax.sklearn.crossfit import fill
-        from bilevax.sklearn.training import solve
+        from bilevax.sklearn.final_fit import solve
 
         n, p = len(labels), self.n_features_in_
         weight, _ = self._weights(labels)

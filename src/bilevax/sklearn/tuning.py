@@ -12,16 +12,17 @@ from jax import Array
 from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
 from bilevax.core.config import replace
+from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, norm, sub
-from bilevax.data import Arrays, RowSource
+from bilevax.data import Arrays
 from bilevax.hypergradients import SID, hypergradient
+from bilevax.planning.pilot import SAMPLED
+from bilevax.planning.planner import plan
 from bilevax.problems import Box, GradientStep, Problem
 from bilevax.runs import Progress, minimize
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
-from bilevax.sklearn.training import Turned, coordinates, solve, times, turned
+from bilevax.sklearn.final_fit import Turned, coordinates, solve, times, turned
 from bilevax.solvers import CG, LBFGS, FixedPoint
-from bilevax.trust.pilot import SAMPLED
-from bilevax.trust.planner import plan
 
 MANY_ROWS = 10_000
 """Training rows up to which five models are cross-fitted; three beyond."""
@@ -151,7 +152,7 @@ class Task(NamedTuple):
         validation: X, y, and weight of mean 1, of rows that no penalty is tuned on.
         lam_shape: of the log-penalties.
         outputs: C, the number of scores.
-        moment: of the training rows; see :func:`bilevax.sklearn.training.second_moment`.
+        moment: of the training rows; see :func:`bilevax.sklearn.final_fit.second_moment`.
     """
 
     penalised: Any

@@ -12,7 +12,7 @@ from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Left, Solved
 from bilevax.core.trees import PyTree, all_finite, axpy, scale, sub, vdot, where, zeros_like
 from bilevax.solvers.left import KEPT, Ritz, energy_left
-from bilevax.solvers.unit import FLAT, unit_system
+from bilevax.solvers.scaling import FLAT, unit_system
 
 
 class _State(NamedTuple):

@@ -12,7 +12,7 @@ from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import Left, Solved
 from bilevax.core.trees import PyTree, all_finite, at_least_single, norm
-from bilevax.solvers.unit import FLAT
+from bilevax.solvers.scaling import FLAT
 
 LARGEST = 5000
 """Entries of w up to which the dense matrix is built."""

@@ -10,12 +10,12 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import TAIL, Solved, Tail
 from bilevax.core.trees import PyTree, at_least_single, axpy, largest, norm, sub, where, zeros_like
-from bilevax.data.fold import RowSource
-from bilevax.solvers.contraction import DIVERGED, WINDOW, Moves, confirmed, no_moves, suspicion_is_proof, verdict, watch
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, at_step, schedule
+from bilevax.solvers.stability import DIVERGED, WINDOW, Moves, confirmed, no_moves, suspicion_is_proof, verdict, watch
 
 SUSPICIOUS = 3.0
 """||x_t - x_0|| / ||x_{t/2} - x_0|| beyond which a stochastic iteration is looked into.

@@ -25,7 +25,7 @@ from bilevax.core.trees import (
     where,
     zeros_like,
 )
-from bilevax.solvers.unit import FLAT, unit_system
+from bilevax.solvers.scaling import FLAT, unit_system
 
 FALL = 0.999
 """A cycle that leaves more than this of the residual is the last."""

@@ -10,8 +10,8 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields, static
 from bilevax.core.records import Left, Solved
-from bilevax.core.row_sums import value_and_grad
 from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
+from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.solvers.fixed_point import has_grown
 
 MEMORY = 40, 10

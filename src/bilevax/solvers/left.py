@@ -7,7 +7,7 @@ from jax import Array
 
 from bilevax.core.records import Left
 from bilevax.core.trees import PyTree, norm, scale
-from bilevax.solvers.contraction import FLOOR
+from bilevax.solvers.stability import FLOOR
 
 KEPT = 64
 """Steps whose share of the energy is kept."""

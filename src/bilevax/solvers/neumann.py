@@ -11,9 +11,9 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields
 from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, add, norm, scale, sub, where
-from bilevax.solvers.contraction import Moves, no_moves, verdict, watch
 from bilevax.solvers.left import moves_left
-from bilevax.solvers.unit import unit_system
+from bilevax.solvers.scaling import unit_system
+from bilevax.solvers.stability import Moves, no_moves, verdict, watch
 
 
 @config

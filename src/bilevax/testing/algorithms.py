@@ -15,7 +15,7 @@ from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
 from bilevax.problems import Box
 from bilevax.runs import minimize
-from bilevax.testing.references import (
+from bilevax.testing.closed_forms.small import (
     B,
     Reference,
     Watched,

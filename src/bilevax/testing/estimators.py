@@ -16,7 +16,7 @@ from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Arrays
 from bilevax.hypergradients import hypergradient
 from bilevax.problems import Problem
-from bilevax.testing.references import B, Reference, Watched, affine, nest, nested, quadratic, ridge, watched
+from bilevax.testing.closed_forms.small import B, Reference, Watched, affine, nest, nested, quadratic, ridge, watched
 from bilevax.testing.tools import (
     ROUNDING,
     Counted,

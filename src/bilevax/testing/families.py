@@ -8,8 +8,9 @@ import zlib
 
 import numpy as np
 
-from bilevax.problems import Curvature, GradientStep, Problem
+from bilevax.problems import GradientStep, Problem
 from bilevax.testing.choosing import CHOOSING
+from bilevax.testing.closed_forms import Curvature
 from bilevax.testing.judging import JUDGING
 from bilevax.testing.truth import Drawn, Family, NamedProblem
 

@@ -23,18 +23,9 @@ from jax import Array
 from bilevax.core.config import choice, count
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
-from bilevax.problems import (
-    BinaryLogistic,
-    Curvature,
-    FiniteQuadratic,
-    GradientStep,
-    MultinomialLogistic,
-    PenalisedRidge,
-    Problem,
-    ProximalStep,
-    Squared,
-)
+from bilevax.problems import BinaryLogistic, GradientStep, MultinomialLogistic, Problem, ProximalStep, Squared
 from bilevax.testing.choosing import CHOOSING
+from bilevax.testing.closed_forms import Curvature, FiniteQuadratic, PenalisedRidge
 from bilevax.testing.families import FAMILIES, drawn_from
 from bilevax.testing.judging import JUDGING
 from bilevax.testing.truth import NamedProblem, Solution

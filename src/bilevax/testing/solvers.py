@@ -16,7 +16,7 @@ from bilevax.data import Arrays
 from bilevax.hypergradients import hypergradient
 from bilevax.problems.problem import inner_image
 from bilevax.solvers import Exact, Given
-from bilevax.testing.references import B, D, N, Tally, Watched, flat, nest, nested, quadratic, ridge, watched
+from bilevax.testing.closed_forms.small import B, D, N, Tally, Watched, flat, nest, nested, quadratic, ridge, watched
 from bilevax.testing.tools import (
     ROUNDING,
     Counter,

@@ -8,9 +8,10 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.keys import is_key
-from bilevax.core.sparse import SparseBatch
+from bilevax.core.protocols import Keyed
 from bilevax.core.trees import PyTree
-from bilevax.data import Keyed, has_keys
+from bilevax.data import has_keys
+from bilevax.linalg.sparse import SparseBatch
 from bilevax.testing.tools import configuration, methods, require, same_bits, title
 
 DRAWN = 1500

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from bilevax.core.config import config, strong
+from bilevax.core.protocols import Draw
 from bilevax.core.trees import PyTree
-from bilevax.data.fold import Draw, fold
+from bilevax.data.fold import fold
 
 ROUNDING = 1e-8
 """Relative difference that reordered sums may make."""

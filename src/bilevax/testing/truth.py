@@ -15,7 +15,8 @@ from bilevax.core.config import replace
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
-from bilevax.problems import Curvature, GradientStep, Problem
+from bilevax.problems import GradientStep, Problem
+from bilevax.testing.closed_forms import Curvature
 from bilevax.testing.tools import float64
 
 _OWN: Any = object()

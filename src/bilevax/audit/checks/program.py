@@ -1,0 +1,212 @@
+"""What JAX sees when it traces the inner map and the outer loss: constants, random numbers, what reaches what."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from bilevax.audit.findings import Finding
+from bilevax.audit.subject import Subject, leaf_names
+from bilevax.core.trees import PyTree
+from bilevax.problems.problem import Problem
+
+LARGE = 1_000_000
+"""Bytes of a constant above which it is reported."""
+
+_RANDOM = {"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"}
+_CALLS = {"jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call", "cond"}
+_LIBRARIES = {"jax", "jaxlib", "numpy", "optax", "lineax", "bilevax"}
+
+
+def check_program(s: Subject) -> Iterator[Finding]:
+    """IMPURE, CLOSED_OVER, FLOAT64_CONSTANT."""
+    for name, batch in (("inner_map", s.train.full), ("outer_loss", s.val.full)):
+        closed = trace(name, s, batch)
+        if not _same(closed, trace(name, s, batch)):
+            yield Finding(
+                "IMPURE",
+                "error",
+                f"{name} is another function when it is traced a second time.",
+                "A map must depend on its arguments alone: carry no counter, no state and no NumPy random numbers in "
+                "Python; what changes from step to step belongs in the batch.",
+            )
+            return
+        yield from _constants(name, closed, s)
+
+
+def unused(s: Subject) -> list[str]:
+    """The leaves of lam that reach neither function."""
+    found = reached("inner_map", "lam", s) | reached("outer_loss", "lam", s)
+    return [name for n, name in enumerate(leaf_names("lam", s.lam)) if n not in found]
+
+
+def reached(name: str, argument: str, s: Subject) -> set[int]:
+    """The leaves of ``w``, ``lam`` or ``batch``, by number, from which a way leads to what a function returns."""
+    batch = s.train.full if name == "inner_map" else s.val.full
+    labels = _labels(s, batch, argument)
+    return set().union(*dependencies(trace(name, s, batch).jaxpr, labels))
+
+
+def trace(name: str, s: Subject, batch: PyTree) -> ClosedJaxpr:
+    """The program of ``inner_map`` or ``outer_loss``, of a trace of its own; the problem's arrays are its inputs."""
+
+    def call(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        return getattr(problem, name)(w, lam, batch)
+
+    return jax.make_jaxpr(call)(s.problem, s.w0, s.lam, batch)
+
+
+def draws_fixed_numbers(name: str, s: Subject, batch: PyTree) -> bool:
+    """True where ``inner_map`` or ``outer_loss`` draws random numbers from a key that no batch holds."""
+    seen: list[set[Any]] = []
+    dependencies(trace(name, s, batch).jaxpr, _labels(s, batch, "batch"), seen)
+    return any(not found for found in seen)
+
+
+def dependencies(jaxpr: Jaxpr, labels: list[set[Any]], random: list[set[Any]] | None = None) -> list[set[Any]]:
+    """Which labels of the inputs reach each output; exact through calls and branches, coarse through loops.
+
+    Args:
+        jaxpr: a program.
+        labels: of its inputs.
+        random: gets the labels that reach each draw of random numbers.
+    """
+    of: dict[Any, set[Any]] = dict(zip(jaxpr.invars, labels, strict=True))
+    for equation in jaxpr.eqns:
+        inputs = [set() if isinstance(x, Literal) else of.get(x, set()) for x in equation.invars]
+        everything: set[Any] = set().union(*inputs)
+        if random is not None and equation.primitive.name in _RANDOM:
+            random.append(everything)
+        outputs = [everything for _ in equation.outvars]
+        inner = list(_programs(equation.params.values()))
+        parts = [dependencies(p, _aligned(inputs, len(p.invars), everything), random) for p in inner]
+        if parts and equation.primitive.name in _CALLS:
+            choice = inputs[0] if equation.primitive.name == "cond" else set()
+            outputs = [choice.union(*several) for several in zip(*parts, strict=True)]
+        of.update(zip(equation.outvars, outputs, strict=True))
+    return [set() if isinstance(x, Literal) else of.get(x, set()) for x in jaxpr.outvars]
+
+
+def _aligned(inputs: list[set[Any]], number: int, everything: set[Any]) -> list[set[Any]]:
+    """The labels of a program inside an equation: its inputs are the last of the equation's."""
+    return inputs[-number:] if 0 < number <= len(inputs) else [everything] * number
+
+
+def _programs(values: Any) -> Iterator[Jaxpr]:
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _programs(value)
+
+
+def _labels(s: Subject, batch: PyTree, argument: str) -> list[set[Any]]:
+    """The inputs of a trace: the leaves of an argument labelled by their number, the others by nothing."""
+    sizes = [len(jax.tree.leaves(tree)) for tree in (s.problem, s.w0, s.lam, batch)]
+    place = ("problem", "w", "lam", "batch").index(argument)
+    first = sum(sizes[:place])
+    return [{n - first} if first <= n < first + sizes[place] else set() for n in range(sum(sizes))]
+
+
+def _same(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
+    """Equal programs on equal constants; addresses of Python objects do not count."""
+    first, second = (re.sub(r"0x[0-9a-f]+", "", str(x)) for x in (a, b))
+    x, y = list(held_by(a)), list(held_by(b))
+    return first == second and len(x) == len(y) and all(map(_equal, x, y))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a is b or np.array_equal(plain(a), plain(b))
+
+
+def plain(x: Any) -> np.ndarray:
+    """An array on the host; random keys as their numbers."""
+    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x)
+
+
+def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
+    """Every array that a program holds, in any of its parts."""
+    yield from (x for x in closed.consts if hasattr(x, "dtype"))
+    stack = [closed.jaxpr]
+    while stack:
+        for equation in stack.pop().eqns:
+            yield from (x.val for x in equation.invars if isinstance(x, Literal) and np.ndim(x.val) > 0)
+            for value in equation.params.values():
+                for part in value if isinstance(value, tuple | list) else (value,):
+                    if isinstance(part, ClosedJaxpr):
+                        yield from (x for x in part.consts if hasattr(x, "dtype"))
+            stack.extend(_programs(equation.params.values()))
+
+
+def _constants(name: str, closed: ClosedJaxpr, s: Subject) -> Iterator[Finding]:
+    held = list({id(x): x for x in held_by(closed)}.values())
+    size = sum(plain(x).nbytes for x in held)
+    if size > LARGE:
+        largest = max(held, key=lambda x: plain(x).nbytes)
+        yield Finding(
+            "CLOSED_OVER",
+            "warning",
+            f"{name} holds {size / 1e6:.1f} MB of constants, the largest {largest.dtype}{list(largest.shape)}.",
+            "Pass arrays as data of a source, in lam, or as a field of a loss that is a dataclass: a constant is "
+            "copied into every compiled program, and other data compile it anew.",
+        )
+    if jnp.result_type(float) == np.float64:
+        return
+    wide = [x for x in reachable(getattr(s.problem, name)) if x.dtype == np.float64 and x.ndim > 0]
+    narrowed = [x for x in wide if any(_equal(x.astype(np.float32), y) for y in held)]
+    if narrowed:
+        shapes = ", ".join(f"float64{list(x.shape)}" for x in narrowed)
+        yield Finding(
+            "FLOAT64_CONSTANT",
+            "warning",
+            f"{name} uses {shapes}, which JAX narrows to float32 without a word.",
+            "Call jax.config.update('jax_enable_x64', True) first to compute in float64, or make it float32 yourself.",
+        )
+
+
+def reachable(thing: Any) -> Iterator[np.ndarray]:
+    """The NumPy arrays that a function can read: its closure, the globals it names, its object's fields."""
+    seen: set[int] = set()
+    stack = [thing]
+    while stack:
+        x = stack.pop()
+        if id(x) in seen or inspect.ismodule(x) or isinstance(x, jax.Array):
+            continue
+        seen.add(id(x))
+        if isinstance(x, np.ndarray):
+            yield x
+        elif isinstance(x, dict):
+            stack.extend(x.values())
+        elif isinstance(x, tuple | list | set):
+            stack.extend(x)
+        elif inspect.isfunction(x):
+            if (x.__module__ or "").partition(".")[0] in _LIBRARIES:
+                continue
+            stack.extend(c.cell_contents for c in x.__closure__ or () if _filled(c))
+            stack.extend(x.__globals__[n] for n in x.__code__.co_names if n in x.__globals__)
+            stack.extend(x.__defaults__ or ())
+        elif isinstance(x, partial):
+            stack.extend((x.func, *x.args, *x.keywords.values()))
+        elif inspect.ismethod(x):
+            stack.extend((x.__func__, x.__self__))
+        elif hasattr(x, "__wrapped__"):
+            stack.append(x.__wrapped__)
+        elif hasattr(x, "__dict__") and not inspect.isclass(x):
+            stack.extend(vars(x).values())
+            stack.append(vars(type(x)).get("__call__"))
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False

@@ -1,0 +1,249 @@
+"""The constants of a problem, measured at a point."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from bilevax.core.config import count, replace, strong
+from bilevax.core.errors import ParameterError
+from bilevax.core.keys import as_key, stream
+from bilevax.core.protocols import RowSource
+from bilevax.core.trees import PyTree, as_parameters
+from bilevax.linalg.spectrum import Measured, extreme_eigenvalues, lanczos, spectral_norm, trilinear_norm
+from bilevax.problems.gradient_step import GradientStep
+from bilevax.problems.problem import Problem, adjoint_product, cross_product, inner_image, outer_gradients
+from bilevax.problems.proximal_step import ProximalStep
+from bilevax.problems.validate import check_functions
+from bilevax.theory import Constants
+
+DIRECTION_STEPS = 8
+"""Lanczos steps towards the direction of the largest variance."""
+
+
+def estimate_constants(
+    problem: Problem,
+    w: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    key: Array,
+    batches: int = 100,
+) -> Constants:
+    """The constants of a problem at (w, lam), each with its standard error: local estimates, not certified constants.
+
+    A bound made of them is an estimate too: nothing is known of them elsewhere. Take w near w(lam).
+
+    - L, tau, q, L_Phi, mu1, mu2: Lanczos on every row; the error is the residual of the Ritz value. L, tau and alpha
+      only where the inner map is a gradient step. If that step is diagonal, alpha is its largest entry, and q is
+      |d1Phi| in the norm in which that is self-adjoint.
+    - L_E: the norm of grad_1 E(w).
+    - nu1, nu2: norm of the derivative of d1Phi and d2Phi in w, by an alternating power method.
+    - sigma1: 2 V[hatPhi(w)]. sigma1_prime, sigma2_prime: variance along the direction in which it is largest. sigma2:
+      2 sigma1_prime / (1 - q)^2. sigma1_E, sigma2_E: V[grad_1 E], V[grad_2 E]. All for one minibatch of the source, and
+      0 where each minibatch is every row.
+
+    Cost: about 150 Hessian-vector and cross products, 90 products with second derivatives of E and 360 with third
+    derivatives of the inner loss on every row; and about 40 ``batches`` gradients and products on minibatches.
+
+    Args:
+        problem: its map is to be differentiable three times in w (forward and reverse).
+        w: where to measure, d entries.
+        lam: likewise, m entries.
+        train: source of inner minibatches.
+        val: source of outer minibatches.
+        key: a JAX random key.
+        batches: minibatches from which the variances are estimated; their relative error falls as its square root.
+
+    Raises:
+        ParameterError: a wrong leaf or function, fewer than two batches, or a map that does not contract at w.
+    """
+    w, lam = as_parameters("w", w), as_parameters("lam", lam)
+    found = _measure(strong(problem), w, lam, train, val, as_key(key), jnp.int32(count("batches", batches, low=2)))
+    values: dict[str, Any] = {name: float(m.value) for name, m in found.items()}
+    errors = {name: float(m.error) for name, m in found.items()}
+    if values["q"] >= 1.0:
+        raise ParameterError(
+            f"the inner map does not contract at w: the norm of its Jacobian is {values['q']:.4g} +- {errors['q']:.1g};"
+            " try a smaller step or a larger penalty"
+        )
+    values["sigma2"] = 2.0 * values["sigma1_prime"] / (1.0 - values["q"]) ** 2
+    errors["sigma2"] = 2.0 * errors["sigma1_prime"] / (1.0 - values["q"]) ** 2
+    return Constants(**values, standard_errors=errors)
+
+
+class Point(NamedTuple):
+    """A problem at (w, lam), on flat vectors.
+
+    Attributes:
+        problem: with its inner step measured.
+        w: [d].
+        lam: [m].
+        trees: (w, lam) as the user gave them.
+    """
+
+    problem: Problem
+    w: Array
+    lam: Array
+    trees: tuple[PyTree, PyTree]
+
+    def image(self, w: Array, lam: Array, batch: PyTree) -> Array:
+        """Phi(w, lam; zeta), [d]."""
+        return ravel_pytree(inner_image(self.problem, *self._tree(w, lam), batch))[0]
+
+    def adjoint(self, x: Array, batch: PyTree) -> Array:
+        """d1Phi^T x, [d]."""
+        return ravel_pytree(adjoint_product(self.problem, *self.trees, batch, self._tree(x, self.lam)[0]))[0]
+
+    def cross(self, x: Array, batch: PyTree) -> Array:
+        """d2Phi^T x, [m]."""
+        return ravel_pytree(cross_product(self.problem, *self.trees, batch, self._tree(x, self.lam)[0]))[0]
+
+    def along_w(self, y: Array, batch: PyTree) -> Array:
+        """d1Phi y, [d]."""
+        return jax.jvp(lambda w: self.image(w, self.lam, batch), (self.w,), (y,))[1]
+
+    def along_lam(self, y: Array, batch: PyTree) -> Array:
+        """d2Phi y, [d]."""
+        return jax.jvp(lambda lam: self.image(self.w, lam, batch), (self.lam,), (y,))[1]
+
+    def outer(self, w: Array, batch: PyTree) -> tuple[Array, Array]:
+        """(grad_1 E, grad_2 E), [d] and [m]."""
+        _, by_w, by_lam = outer_gradients(self.problem, *self._tree(w, self.lam), batch)
+        return ravel_pytree(by_w)[0], ravel_pytree(by_lam)[0]
+
+    def _tree(self, w: Array, lam: Array) -> tuple[PyTree, PyTree]:
+        return ravel_pytree(self.trees[0])[1](w), ravel_pytree(self.trees[1])[1](lam)
+
+
+@jax.jit
+def _measure(
+    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, val: RowSource, key: Array, batches: Array
+) -> dict[str, Measured]:
+    check_functions(problem, w, lam, train, val)
+    keys = iter(jax.random.split(stream(key, "measure"), 12))
+    inner_map = problem.inner_map
+    if isinstance(inner_map, GradientStep | ProximalStep):
+        problem = replace(problem, inner_map=inner_map.measured(w, lam, train, next(keys)))
+    at = Point(problem, ravel_pytree(w)[0], ravel_pytree(lam)[0], (w, lam))
+    start = jax.random.normal(next(keys), at.w.shape, at.w.dtype)
+    found = {**_contraction(at, train.full, start), **_outer(at, val.full, start)}
+    found["L_Phi"] = spectral_norm(lambda x: at.cross(x, train.full), lambda y: at.along_lam(y, train.full), start)
+    found |= _curvature_of_the_map(at, train.full, next(keys))
+    if not train.whole:
+        full = at.image(at.w, at.lam, train.full)
+        found["sigma1"] = _doubled(
+            _variance(lambda at, b: at.image(at.w, at.lam, b), full, at, train, next(keys), batches)
+        )
+        for name, adjoint, forward in (
+            ("sigma1_prime", Point.adjoint, Point.along_w),
+            ("sigma2_prime", Point.cross, Point.along_lam),
+        ):
+            found[name] = _worst_variance(adjoint, forward, at, train, start, (next(keys), next(keys)), batches)
+    else:
+        found |= dict.fromkeys(("sigma1", "sigma1_prime", "sigma2_prime"), _exactly(0.0))
+    if not val.whole:
+        k = next(keys)
+        for i, name in enumerate(("sigma1_E", "sigma2_E")):
+            full = at.outer(at.w, val.full)[i]
+            found[name] = _variance(lambda at, b, i=i: at.outer(at.w, b)[i], full, at, val, k, batches)
+    return found
+
+
+def _contraction(at: Point, rows: PyTree, start: Array) -> dict[str, Measured]:
+    """q; and L and tau, where there is an inner loss."""
+    if not at.problem.symmetric:
+        return {"q": spectral_norm(lambda x: at.adjoint(x, rows), lambda y: at.along_w(y, rows), start)}
+    root = jnp.sqrt(ravel_pytree(at.problem.metric(*at.trees))[0])
+    low, high = extreme_eigenvalues(lambda x: root * at.adjoint(x / root, rows), start)
+    q = {"q": Measured(jnp.maximum(-low.value, high.value), jnp.maximum(low.error, high.error))}
+    if not at.problem.has_loss:
+        return q
+    step = root**2
+    low, high = extreme_eigenvalues(lambda x: x / step - at.adjoint(x / step, rows), start)
+    return {**q, "tau": low, "L": high, "alpha": _exactly(jnp.max(step))}
+
+
+def _outer(at: Point, rows: PyTree, start: Array) -> dict[str, Measured]:
+    """L_E, mu1 and mu2."""
+
+    def by_w(x: Array) -> tuple[Array, Array]:
+        return jax.jvp(lambda w: at.outer(w, rows), (at.w,), (x,))[1]
+
+    def transposed(y: Array) -> Array:
+        return jax.vjp(lambda w: at.outer(w, rows)[1], at.w)[1](y)[0]
+
+    low, high = extreme_eigenvalues(lambda x: by_w(x)[0], start)
+    mu1 = Measured(jnp.maximum(-low.value, high.value), jnp.maximum(low.error, high.error))
+    mu2 = spectral_norm(lambda x: by_w(x)[1], transposed, start)
+    return {"L_E": _exactly(jnp.linalg.norm(at.outer(at.w, rows)[0])), "mu1": mu1, "mu2": mu2}
+
+
+def _curvature_of_the_map(at: Point, rows: PyTree, key: Array) -> dict[str, Measured]:
+    """nu1 and nu2: norms of (u, x, y) -> <x, d/dw (d_iPhi y) u>."""
+
+    def by_w(u: Array, x: Array, y: Array) -> Array:
+        return jax.jvp(lambda w: jnp.vdot(x, at._replace(w=w).along_w(y, rows)), (at.w,), (u,))[1]
+
+    def by_lam(u: Array, x: Array, y: Array) -> Array:
+        return jax.jvp(lambda w: jnp.vdot(x, at._replace(w=w).along_lam(y, rows)), (at.w,), (u,))[1]
+
+    d, m = at.w.size, at.lam.size
+    first, second = jax.random.split(key)
+    return {"nu1": trilinear_norm(by_w, (d, d, d), first), "nu2": trilinear_norm(by_lam, (d, d, m), second)}
+
+
+def _variance(sampled: Any, mean: Array, args: Any, source: RowSource, key: Array, batches: Array) -> Measured:
+    """Mean of |sampled(args, batch) - mean|^2 over minibatches."""
+
+    def step(sums: Array, given: Any, _: Array, draw: Any) -> Array:
+        args, mean = given
+        square = jnp.sum((sampled(args, draw.batch) - mean) ** 2)
+        return sums + jnp.stack([square, square**2])
+
+    sums = source.fold(step, jnp.zeros(2, mean.dtype), (args, mean), key=key, start=0, stop=batches)
+    first, second = sums / batches.astype(mean.dtype)
+    return Measured(first, jnp.sqrt(jnp.maximum(second - first**2, 0.0) / (batches - 1).astype(mean.dtype)))
+
+
+def _worst_variance(
+    adjoint: Any, forward: Any, at: Point, train: RowSource, start: Array, keys: tuple[Array, Array], batches: Array
+) -> Measured:
+    """Largest E|(hat A - A)^T x|^2 over unit vectors x, A one of the two Jacobians.
+
+    x by Lanczos on E[(hat A - A)(hat A - A)^T] over a fixed set of minibatches. The variance along it is too
+    large in these, to which x was fitted, and too small in others, for which it is not the best: their mean is right
+    to first order.
+    """
+
+    def step(sums: tuple[Array, Array], given: Any, _: Array, draw: Any) -> tuple[Array, Array]:
+        at, x, mean = given
+        off = adjoint(at, x, draw.batch) - mean
+        return sums[0] + forward(at, off, draw.batch), sums[1] + off
+
+    def covariance(x: Array) -> Array:
+        mean = adjoint(at, x, train.full)
+        zero = jnp.zeros_like(x), jnp.zeros_like(mean)
+        pushed, off = train.fold(step, zero, (at, x, mean), key=keys[0], start=0, stop=batches)
+        return (pushed - forward(at, off, train.full)) / batches.astype(x.dtype)
+
+    def sampled(args: tuple[Point, Array], batch: PyTree) -> Array:
+        at, x = args
+        return adjoint(at, x, batch)
+
+    x = lanczos(covariance, start, DIRECTION_STEPS).vectors[:, -1]
+    mean = adjoint(at, x, train.full)
+    fitted, other = (_variance(sampled, mean, (at, x), train, key, batches) for key in keys)
+    gap = jnp.abs(fitted.value - other.value)
+    return Measured(0.5 * (fitted.value + other.value), 0.5 * jnp.maximum(jnp.hypot(fitted.error, other.error), gap))
+
+
+def _exactly(value: Any) -> Measured:
+    return Measured(jnp.asarray(value), jnp.zeros(()))
+
+
+def _doubled(measured: Measured) -> Measured:
+    return Measured(2 * measured.value, 2 * measured.error)

@@ -1,0 +1,1 @@
+"""Numerics on operators: sparse rows, sums over many rows, largest curvatures, spectra. Nothing here is bilevel."""

@@ -1,0 +1,312 @@
+"""Ways to spend sample visits on one hypergradient, and what comes of them on a few of the rows."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.core.codes import Code
+from bilevax.core.config import replace
+from bilevax.core.keys import stream
+from bilevax.core.protocols import RowSource
+from bilevax.core.trees import PyTree, entries, norm, sub, zeros_like
+from bilevax.data import Arrays, refuse_keys
+from bilevax.hypergradients.door import hypergradient
+from bilevax.hypergradients.joint_report import PRICED
+from bilevax.hypergradients.joint_sid import FOLLOWED, JointSID, epoch, measured_step, measuring_calls
+from bilevax.hypergradients.measured import measured_problem, measuring_products
+from bilevax.hypergradients.programs import BRIEFLY, compiled
+from bilevax.hypergradients.sid import SID
+from bilevax.problems.gradient_step import GradientStep
+from bilevax.problems.problem import Problem
+from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint, Harmonic, Polynomial
+
+Sources = tuple[RowSource, RowSource]
+
+SAMPLED = "JointSID", "SID"
+"""Methods on minibatches."""
+
+LOOKED_AT = 4
+"""Minibatches on which the step of the map is measured."""
+
+FEW, FEWEST, MOST = 32, 64, 256
+"""One row in so many is one of the few on which a method is tried; at least and at most so many are."""
+
+FURTHER, SOLVED = 0.5, 24.0
+"""Passes over the few rows that solve them, after those of a method: a part of these, but at least so many."""
+
+DEAREST = 0.1
+"""Share of a budget, at most, that a trial on every one of the few rows takes."""
+
+SHORTER = 8
+"""Times as few steps as there would be with which a method on minibatches is tried."""
+
+NEAR = 10
+"""Rows among the few for each entry of w, from which on their solution is taken for a better start than w0."""
+
+ANCHOR = 0.25
+"""Share of a run's visits that reading every row of val once more may take, to correct those of minibatches."""
+
+LINE_SEARCH = 1.5, 1.05
+"""Gradients before the first step of L-BFGS has its length, and of each step."""
+
+FOR_V = 0.4
+"""Share of the passes of a deterministic method that v takes, where d iterations are too many."""
+
+CROSS = 5
+"""One step in so many of the two chains of SID together is one for the cross products."""
+
+SHORT_TERM = 0.2
+"""Share of the steps of SID after which its step sizes fall."""
+
+
+class Start(NamedTuple):
+    """Where a run begins: w, and v, both like w0; v None: 0."""
+
+    w: PyTree
+    v: PyTree | None
+
+
+class Option(NamedTuple):
+    """A way to spend a budget.
+
+    Attributes:
+        method: ``"SID"``, ``"JointSID"``, ``"AID-CG"``, ``"AID-GMRES"`` or ``"AID-FP"``.
+        problem: with the step of its map.
+        estimator: with its counts and steps.
+        sources: (train, val) in the batch sizes of the method.
+    """
+
+    method: str
+    problem: Problem
+    estimator: Any
+    sources: Sources
+
+    @property
+    def sampled(self) -> bool:
+        """True of methods on minibatches."""
+        return self.method in SAMPLED
+
+
+class Tried(NamedTuple):
+    """What came of a trial on a few of the rows.
+
+    Attributes:
+        left: relative error, of these rows' hypergradient; 0 where there was no method but the solver.
+        w: where the method ended, like w0.
+        v: likewise.
+        value: the hypergradient, like lam.
+        spent: sample visits.
+    """
+
+    left: float
+    w: PyTree
+    v: PyTree
+    value: PyTree
+    spent: int
+
+
+def in_minibatches(train: RowSource, val: RowSource) -> Sources:
+    """Both sources in minibatches of n / 64 rows, a power of two from 8 to 64; a val of no more rows stays whole.
+
+    Where steps are as long as the minibatch allows, its size hardly changes what a visit is worth until it exceeds
+    R^2 / L, the ratio of the largest curvature of a row to that of the mean.
+    """
+    refuse_keys("a plan", "take bx.JointSID without one", train=train, val=val)
+    b = int(2 ** np.clip(np.floor(np.log2(max(train.rows / 64, 1))), 3, 6))
+    b = min(b, train.rows)
+    return _batched(train, b), _batched(val, b // 4 if val.rows > b else None)
+
+
+def _batched(source: Any, b: int | None) -> Any:
+    if source.batch_size == b:
+        return source
+    if source.sampling == "blocks" and source.seed is not None:  # a shuffle that whole batches have not needed
+        source = replace(source, sampling="shuffled")
+    return replace(source, batch_size=b)
+
+
+def _whole(sources: Sources) -> Sources:
+    return _batched(sources[0], None), _batched(sources[1], None)
+
+
+# Ways to spend a budget
+
+
+def joint(problem: Problem, step: float, room: float, sources: Sources) -> Option | None:
+    """JointSID with as many steps as ``room`` visits allow; None where that is too few.
+
+    Its steps fall from ``step`` on after the first third of the run.
+    """
+    (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
+    anchored = not val.whole and val.rows <= ANCHOR * room
+    for with_pass in (True, False):
+        each = b * (1 + 1 / FOLLOWED) + bv + with_pass * (b + bv) / PRICED
+        fixed = epoch(val) * bv * (1 + anchored) + with_pass * epoch(train) * b
+        steps = int((room - fixed) / each)
+        if steps < (3 * train.rows / b if with_pass else 8):
+            continue
+        size, last = Polynomial(step, 0.6, steps / 3), "auto" if with_pass else "never"
+        joint_sid = JointSID(steps, size, extrapolate=False, last_pass=last, anchored=anchored)
+        return Option("JointSID", problem, joint_sid, sources)
+    return None
+
+
+def published(problem: Problem, step: float, room: float, sources: Sources) -> Option | None:
+    """SID with steps that fall as 1 / j from ``step`` on, as many for w as for v, and every row of val; or None."""
+    train, val = sources[0], _batched(sources[1], None)
+    both = (room - val.rows) / train.rows_per_batch
+    J = int(both / CROSS)
+    steps = int(both - J) // 2
+    if steps < 1:
+        return None
+    falling = Harmonic(step * SHORT_TERM * steps, SHORT_TERM * steps)
+    sid = SID(FixedPoint(steps, falling), FixedPoint(steps, falling), cross_batches=max(J, 1))
+    return Option("SID", problem, sid, (train, val))
+
+
+def deterministic(problem: Problem, w: PyTree, room: float, sources: Sources) -> Option | None:
+    """Every row at once, in so many visits; None where that is not one iteration for w and one for v.
+
+    L-BFGS, then conjugate gradients. A share of the passes, but at most d, is for v: these solve a system of d entries
+    in d iterations; up to 2 d, rounding included, where that is less than a fourth. The others are for w. Where there
+    is no loss, the map itself for w, and for v GMRES, or as often the map where d iterations are too many.
+    """
+    train, val = whole = _whole(sources)
+    passes = (room - val.rows) / train.rows - 1.0
+    first, each = LINE_SEARCH if problem.has_loss else (0.0, 1.0)
+    passes, d, tiny = passes - first, entries(w), rounding(w)
+    linear = round(max(min(FOR_V * passes, d), min(passes / 4, 2 * d)))
+    inner = round((passes - linear) / each)
+    if min(inner, linear) < 1:
+        return None
+    if problem.has_loss:
+        return Option("AID-CG", problem, SID(LBFGS(tiny, inner), CG(tiny, linear)), whole)
+    if linear >= d:
+        return Option("AID-GMRES", problem, SID(FixedPoint(inner), GMRES(tiny, linear)), whole)
+    half = int(passes / 2)
+    return Option("AID-FP", problem, SID(FixedPoint(round(passes - half)), FixedPoint(half)), whole)
+
+
+def inner_steps(option: Option) -> int:
+    """Iterations for w of a deterministic method."""
+    inner = option.estimator.inner
+    return inner.steps if isinstance(inner, FixedPoint) else inner.max_steps
+
+
+def rounding(w: PyTree) -> float:
+    """Relative residual that the type of w allows to reach, with some room."""
+    return 10.0 * float(jnp.finfo(norm(w).dtype).eps)
+
+
+# Trials
+
+
+def few(sources: Sources, key: Array) -> Sources | None:
+    """Some rows of both sources, without replacement; None if they are no arrays."""
+    train, val = sources
+    if not (isinstance(train, Arrays) and isinstance(val, Arrays)):
+        return None
+    return _some(train, stream(key, "inner")), _some(val, stream(key, "outer"))
+
+
+def trial_visits(rows: int, passes: float) -> float:
+    """What a trial of a method of so many passes over train takes."""
+    return _number(rows) * (passes + max(FURTHER * passes, SOLVED))
+
+
+def _number(rows: int) -> int:
+    return min(max(-(-rows // FEW), FEWEST), MOST, rows)
+
+
+def _some(source: Any, key: Array) -> Any:
+    number = _number(source.rows)
+    b = None if source.batch_size is None else min(source.batch_size, number)
+    chosen = _chosen(source.data, key, source.rows, number)
+    return replace(source, data=chosen, batch_size=b, sampling="iid" if b else source.sampling)
+
+
+@partial(compiled, options=BRIEFLY, static=("rows", "number"))
+def _chosen(data: PyTree, key: Array, rows: int, number: int) -> PyTree:
+    """So many of the rows, at random."""
+    chosen = jax.random.choice(key, rows, (number,), replace=False)
+    return jax.tree.map(lambda a: a[chosen], data)
+
+
+def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, sample: Sources, *, key: Array) -> Tried:
+    """A deterministic method on a few rows: what it leaves of the error there, by what a solver makes of it.
+
+    The iterations are those that every row would have.
+    """
+    sources, spent, ends = _whole(sample), 0, []
+    w, v = start.w, zeros_like(start.w)
+    for estimator in ((option.estimator,) if option else ()) + (solver.estimator,):
+        est = hypergradient(solver.problem, estimator, w, lam, *sources, key=key, v0=v, report=False)
+        w, v, spent = est.w, est.v, spent + est.cost.visits
+        ends.append(est)
+    failed = any(int(est.code) >= Code.NOT_CONTRACTIVE for est in ends)
+    left = math.inf if failed else _relative(ends[0].value, ends[-1].value)
+    return Tried(left, w, v, ends[-1].value, spent)
+
+
+def times(factor: float, estimator: SID) -> SID:
+    """With so many times the iterations of both solvers."""
+
+    def longer(solver: Any) -> Any:
+        name = "steps" if isinstance(solver, FixedPoint) else "max_steps"
+        return replace(solver, **{name: max(1, round(factor * getattr(solver, name)))})
+
+    return replace(estimator, inner=longer(estimator.inner), linear=longer(estimator.linear))
+
+
+def tried_shortly(option: Option, start: Start, lam: PyTree, truth: PyTree, *, key: Array) -> tuple[float, int]:
+    """A method on minibatches of a few rows whose hypergradient is known: its relative error, and the visits."""
+    problem, estimator = option.problem, option.estimator
+    est = hypergradient(problem, estimator, start.w, lam, *option.sources, key=key, v0=start.v, report=False)
+    failed = int(est.code) >= Code.NOT_CONTRACTIVE
+    return math.inf if failed else _relative(est.value, truth), est.cost.visits
+
+
+def _relative(value: PyTree, truth: PyTree) -> float:
+    ratio = float(norm(sub(value, truth)) / norm(truth))
+    return ratio if math.isfinite(ratio) else math.inf
+
+
+# Steps
+
+
+def measured(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> tuple[Problem, float, int]:
+    """The problem with the step of its map, the largest relative step of one minibatch, and the visits they cost.
+
+    A step that was measured on minibatches is one for minibatches.
+    """
+    products = measuring_products(problem, train, LOOKED_AT)
+    if products:
+        return _measured(problem, w, lam, train, key), 1.0, products * train.rows_per_batch
+    return problem, float(_step(problem, w, lam, train, key)), measuring_calls(train, LOOKED_AT) * train.rows_per_batch
+
+
+def followed(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> tuple[Problem, int]:
+    """The problem as a deterministic method needs it, and the visits: L-BFGS and CG choose steps of their own."""
+    inner_map = problem.inner_map
+    if isinstance(inner_map, GradientStep) and inner_map.step_size is None:
+        return replace(problem, inner_map=replace(inner_map, step_size=1.0)), 0
+    products = measuring_products(problem, train, LOOKED_AT)
+    return _measured(problem, w, lam, train, key) if products else problem, products * train.rows_per_batch
+
+
+_once = partial(compiled, options=BRIEFLY)
+
+
+@_once
+def _measured(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
+    return measured_problem(problem, w, lam, train, key, LOOKED_AT)
+
+
+@_once
+def _step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> Array:
+    return measured_step(problem, w, lam, train, key=stream(key, "measure"), batches=LOOKED_AT)

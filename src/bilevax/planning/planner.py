@@ -1,0 +1,376 @@
+"""The planner: a budget of sample visits, or a relative error, in; method, counts, steps, batch size and start out."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.config import count, real, replace, strong
+from bilevax.core.errors import ParameterError
+from bilevax.core.keys import as_key
+from bilevax.core.protocols import RowSource
+from bilevax.core.records import Estimate
+from bilevax.core.trees import PyTree, as_parameters, entries, norm, sub
+from bilevax.hypergradients.door import hypergradient
+from bilevax.planning.pilot import (
+    DEAREST,
+    FURTHER,
+    NEAR,
+    SAMPLED,
+    SHORTER,
+    SOLVED,
+    Option,
+    Sources,
+    Start,
+    deterministic,
+    few,
+    followed,
+    in_minibatches,
+    inner_steps,
+    joint,
+    measured,
+    published,
+    rounding,
+    times,
+    trial_visits,
+    tried,
+    tried_shortly,
+)
+from bilevax.problems.problem import Problem
+
+PASSES = 10
+"""Passes over train, where there is no trial, from which on every row is read at once."""
+
+TYPICAL = 0.7
+"""Relative error of SID, and ..."""
+
+CONDITION = 75.0
+"""... condition number for methods on every row, that are typical of budgets without a trial."""
+
+NOISE = 1.5
+"""Relative error of a method on minibatches after N steps, times sqrt(N), that is hardly ever undercut."""
+
+BEGUN = 0.5
+"""Relative error in a trial above which a method has not begun to converge: a longer run is promised no less."""
+
+TOLERABLE = 0.1
+"""Relative error above which the code of a run is BUDGET, where no target is given."""
+
+FIRST, LONGEST = 8, 4096
+"""Passes over train with which the search for a target begins, and after which it ends."""
+
+MARGIN = 2.0
+"""Factor by which the predicted error must be below a target."""
+
+
+class Verified(NamedTuple):
+    """What a plan said, and what came of it.
+
+    Attributes:
+        predicted: relative error.
+        measured: root of the mean square distance of the replicas from their mean or, of deterministic methods, from
+            twice as many iterations, relative to it.
+    """
+
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to compute one hypergradient, what it will cost, and how wrong it should be; made by :func:`plan`.
+
+    Attributes:
+        problem: with its inner step measured.
+        estimator: with its counts and steps.
+        train: in the batch size of the method.
+        val: likewise.
+        w0: start of w, from the pilot where that came nearer.
+        v0: start of v, likewise; None: 0.
+        lam: where the hypergradient is wanted.
+        method: ``"SID"``, ``"JointSID"``, ``"AID-CG"`` or, of a map without a loss, ``"AID-GMRES"`` or ``"AID-FP"``.
+        predicted: relative error, root of the mean square error over the size of the hypergradient.
+        alternatives: predicted relative error of each method at this budget.
+        budget: sample visits, the pilot's included.
+        spent: of these, the pilot's.
+        goal: relative error above which the code of a run is BUDGET.
+        notes: what the user should know, in sentences.
+    """
+
+    problem: Problem
+    estimator: Any
+    train: RowSource
+    val: RowSource
+    w0: PyTree = field(repr=False)
+    v0: PyTree | None = field(repr=False)
+    lam: PyTree = field(repr=False)
+    method: str
+    predicted: float
+    alternatives: dict[str, float]
+    budget: float
+    spent: int
+    goal: float
+    notes: tuple[str, ...] = ()
+
+    def run(self, *, key: Array) -> Estimate:
+        """The hypergradient as planned; the code is BUDGET where its error report exceeds the goal."""
+        args = self.problem, self.estimator, self.w0, self.lam, self.train, self.val
+        return hypergradient(*args, key=key, tol=self.goal, v0=self.v0)
+
+    def verify(self, *, key: Array, replicas: int = 4) -> "Verified":
+        """The predicted error beside a measured one.
+
+        A method on minibatches is run ``replicas`` times: their spread, and the bias that each reports, but
+        not a bias that they share unseen. A deterministic method is compared with itself at twice as many iterations.
+
+        Args:
+            key: a JAX random key.
+            replicas: a count of at least 2. Cost: so many runs, or three.
+        """
+        count("replicas", replicas, low=2)
+        args = self.w0, self.lam, self.train, self.val
+        if self.method in SAMPLED:
+            est = hypergradient(self.problem, self.estimator, *args, key=key, v0=self.v0, replicas=replicas)
+            assert est.error is not None
+            error = est.error
+            spread = norm(error.standard_error) * replicas**0.5
+            return Verified(
+                self.predicted,
+                float(jnp.hypot(spread, norm(jax.tree.map(jnp.nan_to_num, error.bias))) / norm(est.value)),
+            )
+        est, further = (
+            hypergradient(self.problem, estimator, *args, key=key, v0=self.v0)
+            for estimator in (self.estimator, times(2, self.estimator))
+        )
+        return Verified(self.predicted, float(norm(sub(est.value, further.value)) / norm(further.value)))
+
+    def __str__(self) -> str:
+        others = ", ".join(f"{name} {error:.1e}" for name, error in self.alternatives.items())
+        lines = [
+            f"{self.method}: relative error {self.predicted:.1e} predicted at {self.budget:.3g} sample visits,"
+            f" {self.spent} of them spent on the pilot",
+            f"  {self.estimator}",
+            f"  minibatches of {self.train.rows_per_batch} rows of train, {self.val.rows_per_batch} of val",
+            f"  considered: {others}",
+        ]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def plan(
+    problem: Problem,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    key: Array,
+    budget: float | None = None,
+    target: float | None = None,
+    full_batch_price: float = 1.0,
+) -> Plan:
+    """Choose the method, its counts, step sizes, batch size and start, for a budget or for an error.
+
+    Args:
+        problem: the inner map, the outer loss, the set Lambda.
+        w0: start of the inner solver, d entries.
+        lam: where the hypergradient is wanted, m entries.
+        train: source of inner minibatches; its batch size is replaced.
+        val: source of outer minibatches; likewise.
+        key: a JAX random key, of the pilot.
+        budget: sample visits (rows read), the pilot's included.
+        target: a relative error; instead of a budget.
+        full_batch_price: of a row that is read along with every other, in rows read in minibatches, which a budget
+            counts. Default 1; in seconds it is rather a third where rows are many and short.
+
+    Raises:
+        ParameterError: not exactly one of ``budget`` and ``target``, one of these or a price that is not positive, a
+            budget of less than four passes over the rows, a wrong leaf of w0 or lam.
+    """
+    if (budget is None) == (target is None):
+        raise ParameterError("plan takes a budget (sample visits) or a target (relative error), exactly one of them")
+    w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
+    price = real("full_batch_price", full_batch_price, low=0.0, open_low=True)
+    problem, sources = strong(problem), in_minibatches(train, val)
+    start = Start(w0, None)
+    if budget is not None:
+        budget = real("budget", budget, low=0.0, open_low=True)
+        return _for_budget(problem, start, lam, sources, (budget, price), TOLERABLE, key=key)
+    target = real("target", target, low=0.0, open_low=True)
+    return _to_target(problem, start, lam, sources, target, price, key=key)
+
+
+def _to_target(
+    problem: Problem, start: Start, lam: PyTree, sources: Sources, target: float, price: float, *, key: Array
+) -> Plan:
+    """Plans for budgets that double, each from the start that the last one found, until one promises the target."""
+    passes, spent = FIRST, 0
+    while True:
+        budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
+        made = _for_budget(problem, start, lam, sources, (budget, price), target, key=here)
+        before, spent = spent, spent + made.spent
+        made = replace(made, spent=spent, budget=budget + before)
+        if made.predicted <= target / MARGIN:
+            return made
+        if passes >= LONGEST:
+            note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
+            return replace(made, notes=(note,))
+        start, passes = Start(made.w0, made.v0), 2 * passes
+
+
+def _for_budget(
+    problem: Problem,
+    start: Start,
+    lam: PyTree,
+    sources: Sources,
+    given: tuple[float, float],
+    goal: float,
+    *,
+    key: Array,
+) -> Plan:
+    """The method that leaves the least of the error where it is tried on a few of the rows.
+
+    Args:
+        problem: the inner map, the outer loss.
+        start: of w and v.
+        lam: where the hypergradient is wanted.
+        sources: in minibatches.
+        given: the budget in visits, and the price of one of a row that is read along with every other.
+        goal: relative error.
+        key: a JAX random key.
+    """
+    budget, price = given
+    pilot = Pilot(problem, start, lam, sources, budget, price)
+    first, second = (few(sources, k) if pilot.trial <= DEAREST * budget else None for k in jax.random.split(key))
+    if first and second:
+        pilot = pilot.tried(first, key).tried_on_minibatches(second, key)
+    else:
+        pilot = pilot.typical(key, whole=pilot.passes >= PASSES)
+    if not pilot.found:
+        raise ParameterError(
+            f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * sources[0].rows}"
+        )
+    predicted, best = min(pilot.found, key=lambda of: of[0])
+    estimator: Any = best.estimator
+    return Plan(
+        problem=best.problem,
+        estimator=estimator,
+        train=best.sources[0],
+        val=best.sources[1],
+        w0=pilot.start.w,
+        v0=pilot.start.v if best.sampled else None,
+        lam=lam,
+        method=best.method,
+        predicted=predicted,
+        alternatives={option.method: predicted for predicted, option in pilot.found},
+        budget=budget,
+        spent=pilot.spent,
+        goal=goal,
+        notes=pilot.notes,
+    )
+
+
+class Pilot(NamedTuple):
+    """What is known before a method is chosen.
+
+    Attributes:
+        problem: as it was handed in.
+        start: the best that is known.
+        lam: where the hypergradient is wanted.
+        sources: in minibatches.
+        budget: sample visits.
+        price: of a row that is read along with every other.
+        spent: sample visits of the pilot.
+        found: predicted relative errors, and the methods.
+        notes: what the user should know.
+    """
+
+    problem: Problem
+    start: Start
+    lam: PyTree
+    sources: Sources
+    budget: float
+    price: float
+    spent: int = 0
+    found: tuple[tuple[float, Option], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> float:
+        """Over train, that the budget allows."""
+        return self.budget / self.price / self.sources[0].rows
+
+    @property
+    def trial(self) -> float:
+        """What a trial of a deterministic method takes of the budget."""
+        return self.price * trial_visits(self.sources[0].rows, self.passes)
+
+    def typical(self, key: Array, *, whole: bool) -> "Pilot":
+        """Without a trial: SID with steps that fall soon or, ``whole``, a deterministic method.
+
+        With errors that are typical, of the latter q^i after i steps, q = (r - 1) / (r + 1): r = sqrt(kappa) of L-BFGS,
+        kappa of the map itself.
+        """
+        if whole:
+            problem, visits = followed(*self._at(key))
+            option = self._deterministic(problem, self.budget - visits)
+            r = math.sqrt(CONDITION) if problem.has_loss else CONDITION
+            q = (r - 1.0) / (r + 1.0)
+            predicted = q ** inner_steps(option) + CONDITION * rounding(self.start.w) if option else math.inf
+        else:
+            problem, step, visits = measured(*self._at(key))
+            option, predicted = published(problem, step, self.budget - visits, self.sources), TYPICAL
+        note = "there was no trial on some of the rows: what is predicted is what is typical"
+        return self._replace(spent=visits, found=((predicted, option),) if option else (), notes=(note,))
+
+    def tried(self, sample: Sources, key: Array) -> "Pilot":
+        """With a deterministic method tried on a few rows: it has there the iterations that it would have."""
+        problem, visits = followed(*self._at(key))
+        option = self._deterministic(problem, self.budget - visits - self.trial)
+        trial = tried(option, self._solver(problem), self.start, self.lam, sample, key=key)
+        near = sample[0].rows >= NEAR * entries(self.start.w) and math.isfinite(trial.left)
+        return self._replace(
+            start=Start(trial.w, trial.v) if near else self.start,
+            spent=visits + int(self.price * trial.spent),
+            found=((trial.left, option),) if option else (),
+        )
+
+    def tried_on_minibatches(self, sample: Sources, key: Array) -> "Pilot":
+        """With JointSID tried on a few rows, other ones: an eighth of its steps, from where it would start.
+
+        The error falls with the square root of the steps, if it is below :data:`BEGUN`. Where the deterministic method
+        is sure to be better, this is left out.
+        """
+        least = min((left for left, _ in self.found), default=math.inf)
+        longest = joint(self.problem, 1.0, self.budget - self.spent, self.sources)
+        if not longest or least < NOISE / longest.estimator.steps**0.5:
+            return self
+        problem, step, visits = measured(*self._at(key))
+        shorter = joint(problem, step, (self.budget - self.spent - visits) / SHORTER, sample)
+        if not shorter:
+            return self._replace(spent=self.spent + visits)
+        exact = followed(*self._at(key))[0]
+        truth = tried(None, self._solver(exact), self.start, self.lam, sample, key=key)
+        left, used = tried_shortly(shorter, self.start, self.lam, truth.value, key=key)
+        spent = self.spent + visits + int(self.price * truth.spent) + used
+        longer = joint(problem, step, self.budget - spent, self.sources)
+        if longer and left < BEGUN:
+            left *= (shorter.estimator.steps / longer.estimator.steps) ** 0.5
+        found = (left, longer), (least, self._deterministic(exact, self.budget - spent) if self.found else None)
+        return self._replace(spent=spent, found=tuple((left, option) for left, option in found if option))
+
+    def _at(self, key: Array) -> tuple[Problem, PyTree, PyTree, RowSource, Array]:
+        return self.problem, self.start.w, self.lam, self.sources[0], key
+
+    def _deterministic(self, problem: Problem, room: float) -> Option | None:
+        return deterministic(problem, self.start.w, room / self.price, self.sources)
+
+    def _solver(self, problem: Problem) -> Option:
+        """Of the few rows."""
+        train, val = self.sources
+        room = max(FURTHER * self.passes, SOLVED) * train.rows + val.rows
+        option = deterministic(problem, self.start.w, room, self.sources)
+        assert option is not None
+        return option

@@ -1,0 +1,52 @@
+"""What the user's functions return, looked at while a program is traced."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import RowSource
+from bilevax.core.trees import PyTree, leaf_name
+from bilevax.problems.gradient_step import GradientStep
+from bilevax.problems.problem import Problem
+from bilevax.problems.proximal_step import ProximalStep
+
+
+def check_functions(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, val: RowSource) -> None:
+    """Refuse, while tracing, a map or loss whose result has a wrong structure, shape or dtype.
+
+    Raises:
+        ParameterError: says which function, which leaf, and what would be right.
+    """
+    inner_map = problem.inner_map
+    if isinstance(inner_map, GradientStep | ProximalStep):
+        _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.full))
+    else:
+        image = jax.eval_shape(partial(inner_map), w, lam, train.full)
+        _check_like("inner_map", image, w)
+    _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.full))
+    if problem.project is not None:
+        _check_like("project", jax.eval_shape(partial(problem.project), lam), lam, argument="lam")
+
+
+def _check_scalar(name: str, out: Any) -> None:
+    if not hasattr(out, "shape") or out.shape != ():
+        got = getattr(out, "shape", jax.tree.structure(out))
+        raise ParameterError(f"{name} must return a scalar, got {got}; take the mean over the rows of the batch")
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ParameterError(f"{name} must return a float, got {out.dtype}")
+
+
+def _check_like(name: str, out: PyTree, like: PyTree, argument: str = "w") -> None:
+    structure: Any = jax.tree.structure(out)
+    wanted = jax.tree.structure(like)
+    if structure != wanted:
+        raise ParameterError(f"{name} must return a tree like {argument}, {wanted}; got {structure}")
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(like), strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            leaf = leaf_name(argument, path)
+            raise ParameterError(
+                f"{name} returns {a.dtype}{list(a.shape)} for leaf {leaf}, which is {b.dtype}{list(b.shape)}"
+            )

@@ -1,0 +1,150 @@
+"""Which rows train, which validate, and which are kept for the test that no tuning sees."""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from bilevax.core.errors import DataError
+from bilevax.tables.table import Column, Table
+
+_DRAWS = 100  # assignments of whole groups that are tried
+
+
+class Split(NamedTuple):
+    """Row numbers of the three parts, each sorted."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+class Sizes(NamedTuple):
+    """Shares of the rows; what is left trains."""
+
+    validation: float
+    test: float
+
+
+def split_stratified(codes: np.ndarray, sizes: Sizes, seed: int) -> Split:
+    """A random split with each class in the same proportions in every part.
+
+    Raises:
+        DataError: there are too few rows.
+    """
+    rows = np.arange(len(codes))
+    classes = int(codes.max()) + 1
+    for part, size in sizes._asdict().items():
+        if round(len(codes) * size) < classes:
+            raise DataError(f"the {part} part has {round(len(codes) * size)} rows, too few for {classes} classes")
+    rest, test = train_test_split(rows, test_size=sizes.test, stratify=codes, random_state=seed)
+    share = sizes.validation / (1 - sizes.test)
+    train, validation = train_test_split(rest, test_size=share, stratify=codes[rest], random_state=seed)
+    return Split(np.sort(train), np.sort(validation), np.sort(test))
+
+
+def split_by_group(groups: Column, codes: np.ndarray, sizes: Sizes, seed: int) -> Split:
+    """A split with every group whole in one part: of many random ones that with the most even sizes and classes.
+
+    Raises:
+        DataError: a cell of the column is missing, or there are fewer than four groups.
+    """
+    _refuse_missing(groups, "group")
+    _, group = np.unique(groups.values, return_inverse=True)
+    count = int(group.max()) + 1
+    if count < 4:
+        raise DataError(f"group column '{groups.name}' has {count} groups; four are the least that can be split")
+    table = np.zeros((count, int(codes.max()) + 1))  # rows of each class in each group
+    np.add.at(table, (group, codes), 1.0)
+    wanted = np.array([1 - sizes.validation - sizes.test, sizes.validation, sizes.test])[:, None] * table.sum(axis=0)
+    rng = np.random.default_rng(seed)
+    best, least = np.zeros(count, np.int64), np.inf
+    for _ in range(_DRAWS):
+        part = _assign(rng.permutation(count), table.sum(axis=1), sizes)
+        found = np.stack([table[part == k].sum(axis=0) for k in range(3)])
+        distance = float(np.sum(np.abs(found - wanted) / (1 + wanted)) + 10 * np.sum(found[0] == 0))
+        if distance < least:
+            best, least = part, distance
+    return Split(*(np.flatnonzero(best[group] == k) for k in range(3)))
+
+
+def _assign(order: np.ndarray, weights: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """Groups in the order given fill the test part, then the validation part; at least one each, two train."""
+    part = np.zeros(len(order), np.int64)
+    reached = np.cumsum(weights[order]) - weights[order] / 2
+    total = weights.sum()
+    last = max(1, min(int(np.searchsorted(reached, sizes.test * total)), len(order) - 3))
+    end = max(last + 1, min(int(np.searchsorted(reached, (sizes.test + sizes.validation) * total)), len(order) - 2))
+    part[order[:last]], part[order[last:end]] = 2, 1
+    return part
+
+
+def split_by_time(times: Column, sizes: Sizes) -> Split:
+    """The oldest rows train, the newest test; rows of one moment stay together.
+
+    Raises:
+        DataError: the column holds text, a cell is missing, or there are too few moments.
+    """
+    if times.kind == "text":
+        raise DataError(f"time column '{times.name}' holds text; write dates as 2024-12-31, or times as numbers")
+    _refuse_missing(times, "time")
+    moments, first = np.unique(np.sort(times.values), return_index=True)
+    n = len(times.values)
+    begin = _nearest(first, (1 - sizes.test) * n)
+    middle = _nearest(first[:begin], (1 - sizes.test - sizes.validation) * n)
+    if not 0 < middle < begin:
+        raise DataError(f"time column '{times.name}' has {len(moments)} moments, too few to split the rows by them")
+    validates, tests = times.values >= moments[middle], times.values >= moments[begin]
+    return Split(np.flatnonzero(~validates), np.flatnonzero(validates & ~tests), np.flatnonzero(tests))
+
+
+def _nearest(first: np.ndarray, target: float) -> int:
+    """The moment whose first row is nearest to the target."""
+    return int(np.argmin(np.abs(first - target))) if len(first) else 0
+
+
+def _refuse_missing(column: Column, role: str) -> None:
+    missing = int(column.missing.sum())
+    if missing:
+        raise DataError(f"{role} column '{column.name}' is empty in {missing:,} rows; fill or leave out these rows")
+
+
+def check_classes(split: Split, codes: np.ndarray, labels: list[str]) -> None:
+    """Check that every class is trained, and that each part has rows of at least two classes.
+
+    Raises:
+        DataError: a class is absent from the training rows, or a part has one class only.
+    """
+    everywhere = set(codes.tolist())
+    absent = sorted(everywhere - set(codes[split.train].tolist()))
+    if absent:
+        listed = ", ".join(f"'{labels[code]}'" for code in absent)
+        raise DataError(f"no training row is of class {listed}; split the rows otherwise, or leave the class out")
+    for name, rows in split._asdict().items():
+        found = np.unique(codes[rows])
+        if len(found) < 2:
+            only = f"class '{labels[found[0]]}' only" if len(found) else "no row"
+            raise DataError(f"the {name} part has {only}; split the rows otherwise")
+
+
+def rows_seen_before(table: Table, columns: tuple[str, ...], split: Split) -> int:
+    """The number of test rows that agree with a training or validation row in all the columns."""
+    hashed = np.zeros(table.rows, np.uint64)
+    for name in columns:
+        column = table.column(name)
+        if column.kind == "text":
+            _, cells = np.unique(column.as_text().values.astype(str), return_inverse=True)
+            bits = cells.astype(np.uint64)
+        else:
+            bits = np.where(column.missing, np.nan, column.values + 0.0).view(np.uint64)
+        hashed = _mixed(hashed ^ bits)
+    seen = np.concatenate([hashed[split.train], hashed[split.validation]])
+    return int(np.isin(hashed[split.test], seen).sum())
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """A bijection of 64-bit integers in which every bit depends on every other (SplitMix64's, by Steele and others)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,266 @@
+"""The whole workflow on a table: tune on training and validation rows, then compare on rows that no tuning saw."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bilevax.core.codes import Code
+from bilevax.sklearn.logistic import TunedLogisticRegression
+from bilevax.study.baselines import Baseline, row_losses, single_penalty_grid, untuned
+from bilevax.study.evaluation import mean_and_error, paired_interval, score
+from bilevax.study.preparation import Prepared, prepare
+from bilevax.study.settings import TuneSettings
+from bilevax.tables.labels import label_text
+from bilevax.tables.linear import LinearModel, penalties_by_term
+from bilevax.tables.table import Table
+
+__all__ = ["GRID", "TUNED", "UNTUNED", "Study", "TuneSettings", "tune_table"]
+
+Event: TypeAlias = dict[str, Any]
+
+TUNED = {
+    "feature": "one penalty per feature (bilevax)",
+    "class": "one penalty per class (bilevax)",
+    "weight": "one penalty per weight (bilevax)",
+    "global": "one penalty (bilevax)",
+}
+GRID = "single penalty, grid of 20"
+UNTUNED = "no tuning (C = 1)"
+
+_CHEAP = 20_000_000
+"""Cells times classes up to which the rivals are still fitted after an interruption: some seconds."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+    """What came out.
+
+    Attributes:
+        table: name of the table.
+        target: the column that is predicted.
+        settings: as given.
+        prepared: labels, split, encoder and matrix.
+        model: the tuned model as plain numbers.
+        estimator: the fitted estimator.
+        events: the records of ``metrics.jsonl``, in their order.
+        interrupted: True if the user stopped it; everything else is what was reached.
+    """
+
+    table: str
+    target: str
+    settings: TuneSettings
+    prepared: Prepared
+    model: LinearModel
+    estimator: TunedLogisticRegression
+    events: tuple[Event, ...]
+    interrupted: bool
+
+    def of_kind(self, kind: str) -> list[Event]:
+        """The records of one kind."""
+        return [event for event in self.events if event["kind"] == kind]
+
+    def config(self) -> dict[str, dict[str, Any]]:
+        """The tables of ``config.toml``."""
+        table = self.prepared.table
+        return {
+            "data": {
+                "table": self.table,
+                "target": self.target,
+                "rows": table.rows,
+                "columns": len(table.columns),
+                "classes": [label_text(label) for label in self.model.classes],
+                "group": self.settings.group,
+                "time": self.settings.time,
+                "sha256": table.sha256 or None,
+            },
+            "tune": self.settings.model_dump(mode="json", exclude={"group", "time"}),
+            "method": {"name": str(self.estimator.method_), "reason": str(self.estimator.method_reason_)},
+            "versions": _versions(),
+        }
+
+
+def tune_table(
+    table: Table,
+    target: str,
+    *,
+    settings: TuneSettings | None = None,
+    on_event: Callable[[Event], object] | None = None,
+) -> Study:
+    """Tune penalties on a table and compare with what the user would have otherwise.
+
+    Rows without a label are left out. The rest are split; the encoder learns from the training rows, penalties are
+    tuned on the validation rows, and every model is scored on the test rows.
+
+    Args:
+        table: features and target.
+        target: name of the column to be predicted.
+        settings: see :class:`TuneSettings`.
+        on_event: called with every record as it happens: ``stage`` (what begins now), ``note``, ``data``, ``step``,
+            ``gap``, ``comparison``, ``paired``, ``end``; what it returns for a ``step`` stops the tuning if true.
+
+    Raises:
+        DataError: a fault of the table.
+        ParameterError: a setting does not suit the table.
+    """
+    start = time.perf_counter()
+    settings = settings or TuneSettings()
+    events: list[Event] = []
+
+    def emit(kind: str, **record: Any) -> object:
+        event = {"kind": kind, **record}
+        if kind != "stage":
+            events.append(event)
+        return on_event(event) if on_event is not None else None
+
+    emit("stage", name="splitting and encoding the table")
+    prepared = prepare(table, target, settings)
+    for note in prepared.notes:
+        emit("note", text=note)
+    emit("data", **_data(prepared))
+    emit("stage", name="compiling, then tuning", long=True)
+    estimator, seconds = _fit(prepared, settings, emit)
+    model = _plain_model(estimator, prepared, target, settings)
+    gap, error = estimator.validation_gap_, estimator.validation_gap_se_
+    emit("gap", validation_gap=_real(gap), standard_error=_real(error))
+    interrupted = bool(estimator.interrupted_)
+    try:
+        _compare(model, estimator, seconds, prepared, settings, emit)
+    except KeyboardInterrupt:
+        interrupted = True
+        emit("note", text="the comparison was interrupted; the tuned model is complete")
+    code = Code(int(estimator.code_))
+    emit(
+        "end",
+        code=code.name,
+        message=code.message,
+        interrupted=interrupted,
+        seconds=time.perf_counter() - start,
+        visits=int(estimator.visits_),
+        steps=int(estimator.n_iter_),
+    )
+    return Study(table.name, target, settings, prepared, model, estimator, tuple(events), interrupted)
+
+
+def _data(prepared: Prepared) -> Event:
+    table = prepared.table
+    return {
+        "rows": {part: len(rows) for part, rows in prepared.split._asdict().items()},
+        "features": len(prepared.encoder.columns),
+        "design_columns": prepared.X.shape[1],
+        "classes": prepared.labels.counts(),
+        "missing_cells": int(sum(table.column(name).missing.sum() for name in prepared.encoder.columns)),
+    }
+
+
+def _tuning_rows(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation rows, and which of them validate."""
+    train, validation, _ = prepared.split
+    rows = np.concatenate([train, validation])
+    return rows, np.arange(len(rows)) >= len(train)
+
+
+def _fit(
+    prepared: Prepared, settings: TuneSettings, emit: Callable[..., object]
+) -> tuple[TunedLogisticRegression, float]:
+    rows, validation = _tuning_rows(prepared)
+    estimator = TunedLogisticRegression(
+        settings.penalty_per,
+        class_weight=settings.class_weight,
+        scoring=settings.scoring,
+        method=settings.method,
+        steps=settings.steps,
+        random_state=settings.seed,
+    )
+    start = time.perf_counter()
+    estimator.fit(
+        prepared.X[rows],
+        prepared.labels.codes[rows],
+        groups=None if settings.group is None else prepared.table.column(settings.group).values[rows],
+        validation=validation,
+        callback=lambda record: bool(emit("step", **_plain(record))),
+    )
+    return estimator, time.perf_counter() - start
+
+
+def _plain(record: Event) -> Event:
+    """A step's record as JSON values: NaN is null, the code is a name."""
+    out: Event = {}
+    for name, value in record.items():
+        if name == "code":
+            out[name] = Code(int(value)).name if not isinstance(value, str) else value
+        else:
+            out[name] = int(value) if name in ("step", "visits") else _real(value)
+    return out
+
+
+def _real(value: Any) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _plain_model(
+    estimator: TunedLogisticRegression, prepared: Prepared, target: str, settings: TuneSettings
+) -> LinearModel:
+    terms = prepared.encoder.terms
+    return LinearModel(
+        target=target,
+        classes=prepared.labels.classes,
+        intercept=np.asarray(estimator.intercept_, np.float64).reshape(-1),
+        coef=np.asarray(estimator.coef_, np.float64),
+        terms=terms,
+        penalties=penalties_by_term(estimator.penalties_, settings.penalty_per, len(terms)),
+    )
+
+
+def _compare(
+    model: LinearModel,
+    estimator: TunedLogisticRegression,
+    seconds: float,
+    prepared: Prepared,
+    settings: TuneSettings,
+    emit: Callable[..., object],
+) -> None:
+    """Score the models on the test rows."""
+    rows, validation = _tuning_rows(prepared)
+    test, codes = prepared.split.test, prepared.labels.codes
+    X, y = prepared.X[rows], codes[rows]
+
+    def report(name: str, fitted: Any, losses: np.ndarray, validation_loss: float | None, seconds: float) -> np.ndarray:
+        mean, error = mean_and_error(losses)
+        accuracy = float(np.mean(fitted.predict(prepared.X[test]) == codes[test]))
+        emit(
+            "comparison",
+            name=name,
+            test_log_loss=mean,
+            test_log_loss_se=error,
+            test_accuracy=accuracy,
+            validation_log_loss=validation_loss,
+            seconds=seconds,
+            score=score(prepared.scorer, fitted, prepared.X[test], codes[test]),
+            score_name=settings.scoring,
+        )
+        return losses
+
+    tuned_losses = row_losses(model.predict_proba(prepared.table.take(test)), codes[test])
+    tuned = report(TUNED[settings.penalty_per], estimator, tuned_losses, _real(estimator.validation_loss_), seconds)
+    if estimator.interrupted_ and X.size * len(model.classes) > _CHEAP:
+        emit("note", text="interrupted: the comparison with other models is left out, it would take long")
+        return
+    for name, search in ((GRID, single_penalty_grid), (UNTUNED, untuned)):
+        emit("stage", name=f"fitting: {name}")
+        baseline: Baseline = search(X, y, validation, class_weight=settings.class_weight)
+        if not baseline.converged:
+            emit("note", text=f"{name}: scikit-learn's solver did not converge within its iterations in every fit")
+        losses = row_losses(baseline.model.predict_proba(prepared.X[test]), codes[test])
+        report(name, baseline.model, losses, baseline.validation_loss, baseline.seconds)
+        difference, low, high = paired_interval(tuned, losses)
+        emit("paired", name=name, difference=difference, low=low, high=high)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("bilevax", "jax", "numpy", "scikit-learn")
+    return {**{name: importlib.metadata.version(name) for name in packages}, "python": platform.python_version()}

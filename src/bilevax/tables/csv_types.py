@@ -1,0 +1,204 @@
+"""What a column of text cells is: numbers, truth values, dates, or text after all.
+
+One rule for a whole column, never one for a cell: a column is numbers when every cell that is not missing is a number.
+A column that is nearly so is refused by line, for a model that took it for names would be a bad one in silence.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bilevax.core.errors import DataError
+from bilevax.tables.csv_file import Lines
+from bilevax.tables.table import Column, object_array
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "-nan", "null", "NULL", "NaT")
+"""The cells of a delimited file that say that nothing is known, blanks around them apart."""
+
+NEARLY_ALL = 0.9
+"""A column with at least this share of numbers is refused for its other cells."""
+
+_EXACT = 2.0**53  # above it, float64 does not hold every integer
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
+_ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
+_OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
+_COMMA = r"^[+-]?\d*,\d+([eE][+-]?\d+)?$"
+_THOUSANDS = r"^[+-]?\d{1,3}([,.' \x{a0}\x{202f}]\d{3})+([.,]\d*)?$"
+_COMMA_THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
+_DECORATED = r"^[$€£¥]?\s?[+-]?[\d.,]*\d\s?[%$€£¥]?$"
+
+
+def column_of_cells(name: str, cells: "pa.ChunkedArray", lines: Lines, *, text: bool) -> tuple[Column, str]:
+    """A column of a delimited file, and a note on it (empty when there is nothing to say).
+
+    Raises:
+        DataError: the cells are nearly a column of numbers, or of numbers written in a way that is not read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    trimmed = pc.utf8_trim_whitespace(cells)
+    missing = pc.is_in(trimmed, value_set=pa.array(MISSING))
+    values = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
+    if text:
+        return _text(name, values), ""
+    if values.null_count == len(values):
+        return Column(name, "number", np.full(len(values), np.nan)), f"column '{name}' has no value in any row"
+    numbers = _as_numbers(name, values, lines)
+    if numbers is not None:
+        return numbers
+    other = _as_boolean(name, values) or _as_date(name, values, lines) or _as_comma_numbers(name, values, lines)
+    if other is not None:
+        return other, ""
+    _refuse_nearly_numbers(name, values, lines)
+    note = ""
+    if _matches(values, _OTHER_DATE):
+        note = f"column '{name}' is read as text; dates are read when written as 2024-12-31"
+    return _text(name, values), note
+
+
+def _text(name: str, values: "pa.ChunkedArray") -> Column:
+    coded = values.combine_chunks().dictionary_encode()
+    words = object_array([*coded.dictionary.to_pylist(), None])  # index -1 is a missing cell
+    return Column(name, "text", words[coded.indices.fill_null(-1).to_numpy()])
+
+
+def _matches(values: "pa.ChunkedArray", pattern: str) -> bool:
+    """True if every cell that is not missing matches."""
+    import pyarrow.compute as pc
+
+    return bool(pc.all(pc.match_substring_regex(values, pattern)).as_py())
+
+
+def _any(values: "pa.ChunkedArray", pattern: str) -> bool:
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
+
+
+def _first(values: "pa.ChunkedArray", pattern: str, *, matching: bool) -> tuple[int, str]:
+    """The first row whose cell matches (or does not), and the cell."""
+    import pyarrow.compute as pc
+
+    found = pc.match_substring_regex(values, pattern)
+    row = pc.index(found, matching).as_py()
+    return row, _shown(values[row].as_py())
+
+
+def _shown(cell: str) -> str:
+    return repr(cell if len(cell) <= 40 else cell[:39] + "…")
+
+
+def _as_numbers(name: str, values: "pa.ChunkedArray", lines: Lines) -> tuple[Column, str] | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        numbers = pc.cast(values, pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        return None
+    infinite = np.flatnonzero(np.isinf(numbers))
+    if infinite.size:
+        row = int(infinite[0])
+        cell = values[row].as_py()
+        fault = "is not finite" if "inf" in cell.lower() else "overflows: no number above 1.8e308 is held"
+        raise DataError(f"{lines.of(row)}: {_shown(cell)} in column '{name}' {fault}")
+    finite = numbers[~np.isnan(numbers)]
+    whole = bool(np.all(finite == np.rint(finite))) and not _any(values, "[.eE]")
+    if _any(values, r"^[+-]?0\d"):
+        _, cell = _first(values, r"^[+-]?0\d", matching=True)
+        return _text(name, values), f"column '{name}' is read as text: {cell} begins with a zero, as codes do"
+    if whole and np.max(np.abs(finite)) > _EXACT:
+        return _text(name, values), f"column '{name}' is read as text: its integers are too long for a number"
+    return Column(name, "integer" if whole else "number", numbers), ""
+
+
+def _as_boolean(name: str, values: "pa.ChunkedArray") -> Column | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not _matches(values, "^(?i:true|false)$"):
+        return None
+    truth = pc.equal(pc.utf8_lower(values), "true")
+    return Column(name, "boolean", pc.cast(truth, pa.float64()).to_numpy())
+
+
+def _as_date(name: str, values: "pa.ChunkedArray", lines: Lines) -> Column | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not _matches(values, _DATE):
+        return None
+    zoned = _any(values, _ZONE)
+    kind = pa.timestamp("us", tz="UTC" if zoned else None)
+    try:
+        stamps = pc.cast(values, kind)
+    except pa.ArrowInvalid:
+        row, cell = _first_not(values, kind)
+        fault = "has no time zone, other cells have one" if zoned else "is no date of the calendar"
+        raise DataError(f"{lines.of(row)}: {cell} in column '{name}' {fault}") from None
+    return Column(name, "date", days(stamps))
+
+
+def _first_not(values: "pa.ChunkedArray", kind: "pa.DataType") -> tuple[int, str]:
+    """The first row whose cell cannot be read as the type, by halving."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    low, high = 0, len(values)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            pc.cast(values[low:middle], kind)
+            low = middle
+        except pa.ArrowInvalid:
+            high = middle
+    return low, _shown(values[low].as_py())
+
+
+def days(stamps: "pa.ChunkedArray") -> np.ndarray:
+    """Days since 1970-01-01, with fractions, of microsecond timestamps; NaN where missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.cast(pc.cast(stamps, pa.int64()), pa.float64(), safe=False).to_numpy() / 86_400e6
+
+
+def _as_comma_numbers(name: str, values: "pa.ChunkedArray", lines: Lines) -> Column | None:
+    """Numbers with a decimal comma; the comma must be seen to be no thousands separator."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    plain = rf"(?:{_COMMA})|(?:^[+-]?\d+$)"
+    if _matches(values, plain) and not _matches(values, rf"(?:{_COMMA_THOUSANDS})|(?:^[+-]?\d+$)"):
+        numbers = pc.cast(pc.replace_substring(values, ",", "."), pa.float64()).to_numpy()
+        if not np.isinf(numbers).any():
+            return Column(name, "number", numbers)
+    if _matches(values, rf"(?:{_THOUSANDS})|(?:{_COMMA})|(?:^{_NUMBER}$)"):
+        row, cell = _first(values, f"^{_NUMBER}$", matching=False)
+        raise DataError(
+            f"{lines.of(row)}: {cell} in column '{name}' is a number with separators, which can be read in two ways; "
+            "write it with a decimal point and without separators"
+        )
+    if _any(values, "[$€£¥%]") and _matches(values, _DECORATED):
+        row, cell = _first(values, "[$€£¥%]", matching=True)
+        raise DataError(f"{lines.of(row)}: {cell} in column '{name}' is a number with a sign; write the number alone")
+    return None
+
+
+def _refuse_nearly_numbers(name: str, values: "pa.ChunkedArray", lines: Lines) -> None:
+    import pyarrow.compute as pc
+
+    pattern = f"^{_NUMBER}$"
+    known = len(values) - values.null_count
+    numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()
+    if numbers >= NEARLY_ALL * known and not _any(values, r"^[+-]?0\d"):
+        row, cell = _first(values, pattern, matching=False)
+        raise DataError(
+            f"{lines.of(row)}: {cell} in column '{name}', which holds numbers in {numbers:,} of {known:,} cells; "
+            f"correct it, leave it empty if it is not known, or have the column read as text (--text '{name}')"
+        )

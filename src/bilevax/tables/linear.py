@@ -1,0 +1,133 @@
+"""A tuned model as plain numbers: it predicts from a table with numpy alone."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from bilevax.core.errors import DataError
+from bilevax.tables.labels import Label
+from bilevax.tables.table import Table
+from bilevax.tables.terms import FORMULA, Term, design_from_terms, terms_from_plain, text_columns
+
+FORMAT = "bilevax-linear-1"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearModel:
+    """A logistic regression on the terms of a table.
+
+    Attributes:
+        target: the column that it predicts.
+        classes: the labels.
+        intercept: [C], where C is 1 for two classes, else their number.
+        coef: weights of the terms, [C, p].
+        terms: the p terms.
+        penalties: for each term its penalty, a list of one for each score, or None where there is none.
+    """
+
+    target: str
+    classes: tuple[Label, ...]
+    intercept: np.ndarray
+    coef: np.ndarray
+    terms: tuple[Term, ...]
+    penalties: tuple[float | list[float] | None, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a table must have."""
+        return tuple(dict.fromkeys(term.column for term in self.terms))
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Those of them that are to be read as text."""
+        return text_columns(self.terms)
+
+    def predict_proba(self, table: Table) -> np.ndarray:
+        """Probabilities [rows, classes]; columns are found by name.
+
+        Raises:
+            DataError: the table lacks a column, or holds text where the model knows numbers.
+        """
+        scores = design_from_terms(self.terms, table) @ self.coef.T + self.intercept
+        if scores.shape[1] == 1:
+            scores = np.hstack([np.zeros_like(scores), scores])
+        scores -= scores.max(axis=1, keepdims=True)
+        odds = np.exp(scores)
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    def predict(self, table: Table) -> list[Label]:
+        """The most probable label of each row."""
+        return [self.classes[code] for code in self.predict_proba(table).argmax(axis=1).tolist()]
+
+    def to_plain(self) -> dict[str, Any]:
+        """The model as JSON values, with the formula that turns them into probabilities."""
+        terms = [
+            {**term.to_plain(), "weight": weight, "penalty": penalty}
+            for term, weight, penalty in zip(self.terms, self.coef.T.tolist(), self.penalties, strict=True)
+        ]
+        return {
+            "format": FORMAT,
+            "target": self.target,
+            "classes": list(self.classes),
+            "formula": list(FORMULA),
+            "intercept": self.intercept.tolist(),
+            "terms": terms,
+        }
+
+
+def linear_from_plain(plain: Any) -> LinearModel:
+    """The inverse of :meth:`LinearModel.to_plain`, checked.
+
+    Raises:
+        DataError: it is no such model.
+    """
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        raise DataError(f"not a model of the format {FORMAT}")
+    try:
+        entries = list(plain["terms"])
+        model = LinearModel(
+            target=str(plain["target"]),
+            classes=tuple(plain["classes"]),
+            intercept=np.asarray(plain["intercept"], np.float64),
+            coef=np.asarray([entry["weight"] for entry in entries], np.float64).T,
+            terms=terms_from_plain(entries),
+            penalties=tuple(entry.get("penalty") for entry in entries),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise DataError(f"the model lacks a part or has a wrong one: {e}") from None
+    check_model(model)
+    return model
+
+
+def check_model(model: LinearModel) -> None:
+    """Check that the parts fit together.
+
+    Raises:
+        DataError: they do not.
+    """
+    scores = 1 if len(model.classes) == 2 else len(model.classes)
+    sound = (
+        len(model.classes) >= 2
+        and model.intercept.shape == (scores,)
+        and model.coef.shape == (scores, len(model.terms))
+        and bool(np.all(np.isfinite(model.intercept)) and np.all(np.isfinite(model.coef)))
+    )
+    if not sound:
+        raise DataError("the model's classes, intercepts, weights and terms do not fit together")
+
+
+def penalties_by_term(penalties: Any, penalty_per: str, count: int) -> tuple[float | list[float] | None, ...]:
+    """For each of the terms its penalty, from the estimator's: a scalar, one a class, one a feature, or both."""
+    values = np.asarray(penalties, np.float64)
+    if penalty_per == "weight" and values.ndim == 2:
+        return tuple(values.T.tolist())
+    if penalty_per == "feature" and values.ndim == 1:
+        return tuple(values.tolist())
+    return (values.tolist(),) * count  # one for all: a scalar, or one for each class
+
+
+def canonical(plain: dict[str, Any]) -> bytes:
+    """One spelling of plain values, for checksums."""
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,137 @@
+"""The terms of a linear model on a table, as plain values, and the matrix they make: numpy is all that it takes."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from bilevax.core.errors import DataError
+from bilevax.tables.table import Column, Table
+
+NumberType = Literal["number", "boolean", "date"]
+"""What the cells of a column of numbers are."""
+
+OTHER = "(other values)"
+"""The value of the term that stands for all values without a term of their own."""
+
+FORMULA = (
+    "score[c] = intercept[c] + sum over the terms of weight[c] * (x - mean) / scale",
+    "number: x is the cell, or fill where the cell is missing; true counts 1, false 0; a date counts its days since "
+    "1970-01-01 (UTC), with fractions",
+    "category: x is 1 where the cell, without blanks around it, is the value, else 0",
+    "category with other = true: x is 1 where no other term of the same column is 1, else 0",
+    "missing: x is 1 where the cell is missing, else 0",
+    "one score: probability of classes[1] = 1 / (1 + exp(-score)), of classes[0] the rest; "
+    "several: probability of classes[c] = exp(score[c]) / sum of exp(score)",
+)
+"""How probabilities come from terms, in words; it stands in every exported model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One column of the design matrix: (x - mean) / scale, with x a function of one cell.
+
+    Attributes:
+        column: the table's column.
+        kind: ``number`` (x is the cell), ``category`` (x is 1 where the cell is ``value``) or ``missing`` (x is 1 where
+            the cell is missing).
+        type: for numbers, what the cells are: ``number``, ``boolean`` or ``date``.
+        value: the category.
+        other: True for the category that stands for all values, missing ones included, that have no term of their own.
+        mean: subtracted from x.
+        scale: divides x - mean.
+        fill: for numbers, x where the cell is missing.
+    """
+
+    column: str
+    kind: Literal["number", "category", "missing"]
+    type: NumberType | None = None
+    value: str | None = None
+    other: bool = False
+    mean: float = 0.0
+    scale: float = 1.0
+    fill: float | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """The term as JSON values; what is None or false is left out."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if value is not None and value is not False}
+
+
+def terms_from_plain(plain: Iterable[dict[str, Any]]) -> tuple[Term, ...]:
+    """The inverse of :meth:`Term.to_plain`; entries that are no fields of a term are left alone.
+
+    Raises:
+        DataError: an entry is no term.
+    """
+    fields = {field.name for field in dataclasses.fields(Term)}
+    try:
+        terms = tuple(Term(**{name: value for name, value in entry.items() if name in fields}) for entry in plain)
+        for term in terms:
+            _ = float(term.mean), float(term.scale), float(term.fill or 0.0), term.column + (term.value or "")
+            if term.kind not in ("number", "category", "missing"):
+                raise ValueError(term.kind)
+    except (TypeError, AttributeError, ValueError) as e:
+        raise DataError(f"not the terms of a model: {e}") from None
+    return terms
+
+
+def text_columns(terms: Iterable[Term]) -> tuple[str, ...]:
+    """The columns that have to be read as text, for their terms are categories."""
+    return tuple(dict.fromkeys(term.column for term in terms if term.kind == "category"))
+
+
+def design_from_terms(terms: Sequence[Term], table: Table) -> np.ndarray:
+    """The design matrix [rows, terms] of a table; its columns are found by name, in any order, others are ignored.
+
+    Raises:
+        DataError: a column is absent, or holds text where the model knows numbers.
+    """
+    by_column: dict[str, list[int]] = {}
+    for j, term in enumerate(terms):
+        by_column.setdefault(term.column, []).append(j)
+    table.require(by_column)
+    design = np.empty((table.rows, len(terms)), order="F")
+    for name, positions in by_column.items():
+        column = table.column(name)
+        missing = column.missing
+        own = [terms[j] for j in positions]
+        if any(term.kind == "category" for term in own):
+            raw = _categories(column.as_text().values, missing, own)
+        else:
+            raw = _numbers(table.name, column, missing, own)
+        for j, x in zip(positions, raw, strict=True):
+            design[:, j] = (x - terms[j].mean) / terms[j].scale
+    return np.ascontiguousarray(design)
+
+
+def _categories(cells: np.ndarray, missing: np.ndarray, terms: Sequence[Term]) -> list[np.ndarray]:
+    known = {term.value: k for k, term in enumerate(terms) if term.kind == "category" and not term.other}
+    codes = np.fromiter((known.get(cell, -1) for cell in cells), np.intp, len(cells))
+    codes[missing] = next((k for k, term in enumerate(terms) if term.kind == "missing"), -1)
+    rest = next((k for k, term in enumerate(terms) if term.other), -1)
+    codes[codes < 0] = rest
+    return [(codes == k).astype(float) for k in range(len(terms))]
+
+
+def _numbers(source: str, column: Column, missing: np.ndarray, terms: Sequence[Term]) -> list[np.ndarray]:
+    out = []
+    for term in terms:
+        if term.kind == "missing":
+            out.append(missing.astype(float))
+            continue
+        if not missing.all():
+            _check_type(source, column, missing, term)
+        cells = np.full(len(missing), np.nan) if column.kind == "text" else column.values
+        out.append(np.where(missing, np.nan if term.fill is None else term.fill, cells))
+    return out
+
+
+def _check_type(source: str, column: Column, missing: np.ndarray, term: Term) -> None:
+    known = "date" if term.type == "date" else "number"
+    found = column.kind if column.kind in ("date", "text") else "number"
+    if known != found:
+        row = int(np.flatnonzero(~missing)[0])
+        cell = f" such as {column.values[row]!r} in row {row + 1}" if found == "text" else ""
+        raise DataError(f"{source}: column '{column.name}' holds {found}s{cell}; the model knows it as {known}s")
