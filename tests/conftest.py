@@ -3,11 +3,12 @@
 import gc
 import os
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads that wait for each other do so at full speed
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import threadpoolctl
 
 from bilevax.core.config import config
 from bilevax.core.keys import stream
@@ -28,7 +29,6 @@ def pytest_configure(config):
     """The default suite compiles thousands of small programs; the slow tests run what users run."""
     if config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), QUICK_TO_COMPILE])
-        threadpoolctl.threadpool_limits(1)  # the threads of small products wait for each other, at full speed
 
 
 @config
