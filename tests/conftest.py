@@ -97,6 +97,15 @@ def _quick_to_compile(request):
     jax.config.update("jax_disable_most_optimizations", quick)
 
 
+@pytest.fixture
+def hasty():
+    """For what runs once in an ``OPTIMISED`` module, and is compared to rounding only: its programs are not."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 class Compilations:
     """Counts what JAX compiles from now on."""
 

@@ -101,14 +101,6 @@ def test_c20_jit_is_the_plain_call_to_the_bit_and_is_traced_once(name):
     assert not same_bits(expected[0].value, expected[1].value)
 
 
-@pytest.fixture
-def hasty():
-    """For what is compared to rounding only: the compiler is spared its optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("name", NAMES)
 def test_c20_a_batch_and_a_scan_are_the_plain_calls_to_rounding(name):

@@ -67,8 +67,9 @@ def test_a13_stationarity_falls_as_one_over_the_horizon(start):
 def test_a13_counts_that_grow_with_the_outer_step():
     grow = bx.Growing(1.0)
     counts = (grow, grow, grow)
-    levels = [stationarity(P1.lam, S, learning_rate=0.5 / SMOOTHNESS, counts=counts) for S in HORIZONS]
-    slope = np.polyfit(np.log(HORIZONS), np.log(levels), 1)[0]
+    horizons = HORIZONS[1:-1]
+    levels = [stationarity(P1.lam, S, learning_rate=0.5 / SMOOTHNESS, counts=counts) for S in horizons]
+    slope = np.polyfit(np.log(horizons), np.log(levels), 1)[0]
     assert -1.3 < slope < -0.8, levels
 
 
