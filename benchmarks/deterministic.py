@@ -150,8 +150,8 @@ def measured(family: str, pair: str, seed: int, draws: int, dtype: Any) -> dict[
     import jax
     import jax.numpy as jnp
 
-    from bilevax.hypergradients.measured import judged, with_error
-    from bilevax.solvers.stability import suspicion_as_proof
+    import bilevax as bx
+    from bilevax.hypergradients.report import apply_tolerance, attach_report
 
     data, labels, truth = (quadratics if family == "quadratic" else logistics)(seed, draws, dtype)
     make, stops = estimators(pair)
@@ -160,10 +160,12 @@ def measured(family: str, pair: str, seed: int, draws: int, dtype: Any) -> dict[
     def one(data: dict[str, Any], truth: Any, i: Any, j: Any, off: Any) -> tuple[Any, ...]:
         problem, w0, lam, sources = problem_of(family, data)
         estimator, key = make(1, 1), jax.random.key(0)
-        with suspicion_as_proof(True):
-            estimate = with_counts(estimator, i, j).estimate(problem, w0 + off if given else w0, lam, sources, key=key)
-        estimate = with_error(estimate, problem, estimator, lam, sources, None, key=key)
-        estimate = judged(estimate, jnp.asarray(0.1))
+        instance = bx.Instance(problem, lam, *sources)
+        quick = with_counts(estimator, i, j)
+        quick = quick.suspecting() if hasattr(quick, "suspecting") else quick
+        estimate = quick.estimate(instance, w0 + off if given else w0, key=key)
+        estimate = attach_report(estimate, instance, estimator, None, key=key)
+        estimate = apply_tolerance(estimate, 0.1)
         wrong = jnp.linalg.norm(estimate.value - truth) / jnp.linalg.norm(truth)
         return wrong, estimate.error.upper, estimate.code
 

@@ -84,7 +84,7 @@ class Case(NamedTuple):
 @partial(jax.jit, static_argnames="runs")
 def _errors(problem: Any, estimator: Any, w0: Any, lam: Any, sources: Any, truth: Any, key: Any, *, runs: int) -> Any:
     def one(key: Array) -> tuple[Array, Array]:
-        est = estimator.estimate(problem, w0, lam, sources, key=key)
+        est = estimator.estimate(bx.Instance(problem, lam, *sources), w0, key=key)
         return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.visits, float)
 
     return jax.vmap(one)(jax.random.split(key, runs))
@@ -209,7 +209,7 @@ def lc(runs: int = 200, batch: int = 10) -> list[dict[str, Any]]:
 
 
 def real(name: str, runs: int = 3) -> list[dict[str, Any]]:
-    """SID, with t = k and J = 1 (the penalties are not sampled), and JointSID, with and without an anchor."""
+    """SID, with t = k and J = 1 (the penalties are not sampled), and JointSID, with and without a snapshot."""
     from benchmarks.paper import problems
     from benchmarks.paper.errors import truth as solved
 
@@ -231,7 +231,7 @@ def real(name: str, runs: int = 3) -> list[dict[str, Any]]:
             ways = {
                 "SID, published steps": case.sid(visits),
                 "JointSID": case.joint(visits),
-                "JointSID, not anchored": case.joint(visits, anchored=False),
+                "JointSID, no snapshot": case.joint(visits, snapshot=False),
             }
             for way, (estimator, sources) in ways.items():
                 call = partial(one_after_another, case, estimator, sources)

@@ -10,7 +10,6 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
-from bilevax.hypergradients.measured import measured_problem
 from bilevax.testing.problems import NamedProblem, problem
 
 FIRST, GROWTH, PILOT_RUNS = 50, 4, 3
@@ -99,14 +98,14 @@ def rows_of_system(p: NamedProblem) -> np.ndarray:
 @jax.jit
 def _systems(problem: Any, points: tuple[Any, Any, Any], train: Any, key: Any) -> Any:
     w0, w, lam = points
-    ready = measured_problem(problem, w0, lam, train, key)
+    ready = problem.with_measured_step(w0, lam, train, key)
     x, tree = ravel_pytree(w)
 
     def system(row: Any) -> Any:
         row = jax.tree.map(lambda a: a[None], row)
         return jnp.eye(len(x)) - jax.jacfwd(lambda x: ravel_pytree(ready.inner_map(tree(x), lam, row))[0])(x)
 
-    return jax.vmap(system)(train.full)
+    return jax.vmap(system)(train.all_rows)
 
 
 def largest_stable(systems: np.ndarray, b: int) -> float:

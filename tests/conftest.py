@@ -7,13 +7,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads that
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from bilevax.core.config import config
 from bilevax.core.keys import stream
 from bilevax.core.protocols import Draw
-from bilevax.data.fold import fold
+from bilevax.testing.tools import Table
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -32,7 +31,7 @@ def pytest_configure(config):
 
 
 @config
-class Scripted:
+class Scripted(Table):
     """Rows whose minibatches are written down beforehand, one script a stream.
 
     A stream is recognised by its key. One without a script, and a minibatch beyond the end of its script, read NaN.
@@ -43,23 +42,12 @@ class Scripted:
         scripts: {name of a stream: row numbers, integers [steps, b]}; all of one shape.
     """
 
-    data: object
     base: object
     scripts: dict
 
     @property
-    def rows(self):
-        return jax.tree.leaves(self.data)[0].shape[0]
-
-    @property
     def rows_per_batch(self):
         return next(iter(self.scripts.values())).shape[1]
-
-    whole = False
-
-    @property
-    def full(self):
-        return self.data
 
     def renew(self, plan, key, j, first):
         if plan is None:
@@ -69,16 +57,10 @@ class Scripted:
             plan = jnp.where(same, script, plan)
         return plan
 
-    def boundary(self, j):
-        return jnp.full_like(j, np.iinfo(np.int32).max)
-
     def visit(self, plan, j, use):
         rows = jnp.take(plan, j, axis=0, mode="fill", fill_value=self.rows)
         batch = jax.tree.map(lambda a: jnp.take(a, rows, axis=0, mode="fill", fill_value=jnp.nan), self.data)
         return use(Draw(batch, -1, 1.0))
-
-    def fold(self, step, carry, args, *, key, start, stop):
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
 
 
 @pytest.fixture(name="Scripted", scope="session")

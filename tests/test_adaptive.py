@@ -7,7 +7,6 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import strong
-from bilevax.solvers.stability import suspicion_as_proof
 from bilevax.testing.closed_forms import FiniteQuadratic
 
 KEY = jax.random.key(5)
@@ -30,13 +29,13 @@ def true_error(est):
 def legs(estimator, number, sources=NOISY):
     """The last of so many legs, each a compiled program of its own."""
     problem, w0, lam = strong(START[0]), *START[1:]
+    instance = bx.Instance(problem, lam, *sources)
 
     @jax.jit
     def leg(estimator, state, doublings):
-        with suspicion_as_proof(True):
-            return estimator.resume(problem, lam, sources, state, key=KEY, doublings=doublings)
+        return estimator.suspecting().extend(instance, state, key=KEY, doublings=doublings)
 
-    state = estimator.begin(problem, w0, lam, sources, key=KEY)
+    state = estimator.init(instance, w0, key=KEY)
     for doublings in range(number):
         est, state = leg(strong(estimator), state, doublings)
     return est, state
@@ -99,8 +98,8 @@ def test_the_second_leg_of_sid_has_as_many_steps_as_the_first_and_new_cross_batc
     half = legs(sid, 1)[1]
     w = legs(bx.SID(inner, sid.linear, cross_batches=3), 1)[1].w
     np.testing.assert_array_equal(state.w, w)
-    again = bx.SID(bx.Given(), bx.FixedPoint(10, 0.3), cross_batches=6).resume(
-        strong(START[0]), START[2], NOISY, half._replace(w=w), key=KEY, doublings=1
+    again = bx.SID(bx.Given(), bx.FixedPoint(10, 0.3), cross_batches=6).extend(
+        bx.Instance(strong(START[0]), START[2], *NOISY), half._replace(w=w), key=KEY, doublings=1
     )[0]
     np.testing.assert_allclose(est.v, again.v, rtol=1e-12)
     assert [int(part.calls) for part in est.cost][:3] == [40, 20, 9]

@@ -295,11 +295,11 @@ def test_truncated_itd_sees_the_last_steps_alone() -> None:
     def value(way: Any, w0: Any) -> np.ndarray:
         return np.asarray(bx.hypergradient(p.problem, way, w0, p.lam, *sources, key=KEY).value)
 
-    np.testing.assert_allclose(value(bx.TruncatedITD(9, 9), np.ones(10)), value(bx.ITD(9), np.ones(10)), rtol=1e-12)
+    np.testing.assert_allclose(value(bx.ITD(9, last=9), np.ones(10)), value(bx.ITD(9), np.ones(10)), rtol=1e-12)
     w, alpha = p.w(p.lam), p.curvature.alpha
     one = p.r * p.lam + alpha * p.B.mean(0).T @ (w - p.target)
-    np.testing.assert_allclose(value(bx.TruncatedITD(50, 1), w), one, rtol=1e-10)
-    errors = [np.linalg.norm(value(bx.TruncatedITD(200, k), w) - p.hypergradient(p.lam)) for k in (20, 40)]
+    np.testing.assert_allclose(value(bx.ITD(50, last=1), w), one, rtol=1e-10)
+    errors = [np.linalg.norm(value(bx.ITD(200, last=k), w) - p.hypergradient(p.lam)) for k in (20, 40)]
     np.testing.assert_allclose((errors[1] / errors[0]) ** (1 / 20), p.curvature.q, rtol=0.05)
     with pytest.raises(bx.ParameterError, match=r"last must lie in \[1, steps=5\], got 6"):
-        bx.TruncatedITD(5, 6)
+        bx.ITD(5, last=6)

@@ -236,7 +236,7 @@ def test_c4_the_message_says_which_step_would_do():
 def test_c4_of_a_run_of_itd_and_of_the_linear_solver():
     A, b = padded(np.diag(np.r_[0.1, 4.0, np.ones(D - 2)]))
     problem = bx.Problem(bx.GradientStep(bowl, 2.1 / 4.0), total)
-    for estimator in (bx.ITD(100), bx.TruncatedITD(100, 5), bx.SID(bx.Given(), bx.FixedPoint(400))):
+    for estimator in (bx.ITD(100), bx.ITD(100, last=5), bx.SID(bx.Given(), bx.FixedPoint(400))):
         message = estimate(A, b, estimator, problem=problem).message
         assert "step 2.1/L; try at most 2/L; estimated L = 4." in message
     rows, val = bx.Arrays((np.stack([A, A]), np.stack([b, b])), 1), bx.Arrays(np.zeros(2))

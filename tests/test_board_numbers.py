@@ -67,8 +67,8 @@ def counted(estimator, batch_size):
         (bx.SID(bx.FixedPoint(100), bx.FixedPoint(5)), 1),
         (bx.ITD(100), None),
         (bx.ITD(100, mode="forward"), None),
-        (bx.TruncatedITD(100, 20), None),
-        (bx.TruncatedITD(100, 90), None),
+        (bx.ITD(100, last=20), None),
+        (bx.ITD(100, last=90), None),
     ],
     ids=["every-row", "minibatches", "ITD", "forward", "truncated-before", "truncated-after"],
 )

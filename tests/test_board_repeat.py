@@ -169,7 +169,7 @@ def rows_met(key):
 
     def run(t, k, J):
         sid = bx.SID(bx.FixedPoint(t), bx.FixedPoint(k), cross_batches=J, outer_batches=J)
-        return sid.estimate(PROBLEM, jnp.zeros(1), ones, (source, source), key=key)
+        return sid.estimate(bx.Instance(PROBLEM, ones, source, source), jnp.zeros(1), key=key)
 
     one, two = parts(run(1, 2, 1)), parts(run(2, 2, 2))
     inner = (two["w"] - 0.5 * one["w"]) / (0.05 * one["w"] + 1.0)

@@ -303,7 +303,7 @@ def test_c12_each_leaf_that_enters_nothing_is_named():
 
     rows = bx.Arrays(np.ones(4), 2)
     lam = {name: np.ones(2) for name in ("used", "times zero", "dropped", "ignored")}
-    for estimator in (bx.SID(bx.FixedPoint(20), bx.FixedPoint(20)), bx.ITD(20), bx.TruncatedITD(20, 10)):
+    for estimator in (bx.SID(bx.FixedPoint(20), bx.FixedPoint(20)), bx.ITD(20), bx.ITD(20, last=10)):
         est = bx.hypergradient(bx.Problem(inner_map, outer_loss), estimator, np.zeros(2), lam, rows, rows, key=KEY)
         assert {name for name, unused in est.unused.items() if unused} == {"dropped", "ignored"}
         assert "lam['dropped'], lam['ignored'] unused" in est.message

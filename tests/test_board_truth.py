@@ -24,7 +24,8 @@ def products():
     sources = bx.Arrays(P.train_data, 4), bx.Arrays(P.val_data)
     lam, w0 = jnp.asarray(P.lam), jnp.zeros(4)
     keys = jax.random.split(KEY, 4000)
-    return np.asarray(jax.jit(jax.vmap(lambda key: FEW.estimate(P.problem, w0, lam, sources, key=key).value))(keys))
+    instance = bx.Instance(P.problem, lam, *sources)
+    return np.asarray(jax.jit(jax.vmap(lambda key: FEW.estimate(instance, w0, key=key).value))(keys))
 
 
 def deviation(found):

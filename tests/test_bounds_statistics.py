@@ -10,6 +10,7 @@ import pytest
 import bilevax as bx
 from bilevax.core.config import config, replace, strong
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
+from bilevax.testing.tools import Wrapped
 from bilevax.theory import (
     bias_bound,
     hypergradient_moments,
@@ -121,7 +122,7 @@ def estimates(problem, sid, w0, lam, sources, runs, key=KEY):
     """(value, w, v, code) of independent runs of SID, [runs, ...] each."""
 
     def one(key):
-        est = sid.estimate(problem, w0, lam, sources, key=key)
+        est = sid.estimate(bx.Instance(problem, lam, *sources), w0, key=key)
         return est.value, est.w, est.v, est.code
 
     return jax.lax.map(one, jax.random.split(key, runs), batch_size=500)
@@ -226,14 +227,9 @@ def test_a8_penalties_have_no_floor():
 
 
 @config
-class Frozen:
+class Frozen(Wrapped):
     """A source that hands out the first of its minibatches again and again."""
 
-    source: object
-
-    rows = property(lambda self: self.source.rows)
-    rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    full = property(lambda self: self.source.full)
     whole = False
 
     def fold(self, step, carry, args, *, key, start, stop):
@@ -280,7 +276,7 @@ def scripted_estimates(problem, w, v, lam, source, val, scripts):
 
     def one(script):
         sid = strong(bx.SID(bx.Given(), bx.FixedPoint(1), cross_batches=1))
-        return sid.estimate(problem, w, lam, (replace(source, scripts=script), val), key=KEY, v0=v).value
+        return sid.estimate(bx.Instance(problem, lam, replace(source, scripts=script), val), w, key=KEY, v0=v).value
 
     return jax.vmap(one)(scripts)
 
@@ -315,14 +311,9 @@ def note(key, number):
 
 
 @config
-class Noting:
+class Noting(Wrapped):
     """A source that notes how many minibatches are read with which key."""
 
-    source: object
-
-    rows = property(lambda self: self.source.rows)
-    rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    full = property(lambda self: self.source.full)
     whole = False
 
     def fold(self, step, carry, args, *, key, start, stop):
@@ -333,7 +324,7 @@ class Noting:
 @jax.jit
 def noted_estimate(problem, sid, lam, sources):
     noting = tuple(map(Noting, sources))
-    est = sid.estimate(problem, jnp.zeros(4), lam, noting, key=KEY)
+    est = sid.estimate(bx.Instance(problem, lam, *noting), jnp.zeros(4), key=KEY)
     return est.cost, est.value
 
 

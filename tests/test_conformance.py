@@ -13,7 +13,7 @@ import bilevax as bx
 from bilevax.core.config import config
 from bilevax.core.records import Count
 from bilevax.testing import check_algorithm, check_estimator, check_inner_solver, check_linear_solver, check_source
-from bilevax.testing.tools import Counted
+from bilevax.testing.tools import Counted, Wrapped
 
 T = bx.FixedPoint(100)
 SPARSE = scipy.sparse.random_array((50, 9), density=0.2, dtype=np.float32, rng=0), np.arange(50)
@@ -25,7 +25,6 @@ INSTANCES = {
     "SID": [(bx.SID(T, T, cross_batches=3), {"calls": {"gradients": 100, "hvps": 100, "cross": 3}})],
     "JointSID": [(bx.JointSID(600, last_pass="never"), {"calls": {"gradients": 1200, "hvps": 1320, "cross": 1200}})],
     "ITD": [(bx.ITD(100), {"stochastic": False})],
-    "TruncatedITD": [(bx.TruncatedITD(150, 100), {"stochastic": False})],
     "FixedPoint": [(T, {})],
     "CG": [(bx.CG(tol=1e-9), {})],
     "GMRES": [(bx.GMRES(tol=1e-9), {})],
@@ -34,6 +33,7 @@ INSTANCES = {
     "LBFGS": [(bx.LBFGS(tol=1e-9), {})],
     "Given": [(bx.Given(), {})],
     "BSGM": [(bx.BSGM(bx.SID(bx.FixedPoint(40), bx.FixedPoint(40), cross_batches=2), bx.optim("sgd", 0.5)), {})],
+    "SOBA": [(bx.SOBA(0.5, 0.5), {"steps": 400})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],
 }
@@ -49,6 +49,7 @@ MORE = [
         bx.BSGM(bx.SID(bx.FixedPoint(1), bx.FixedPoint(1), cross_batches=1), bx.optim("adam", 0.05), warm_start=True),
         {},
     ),
+    (check_algorithm, bx.SOBA(bx.Polynomial(0.5, 0.1, 100.0), 0.5), {"steps": 400}),
     (check_source, bx.Arrays(TABLE, 7, sampling="shuffled"), {}),
     (check_source, bx.Arrays(TABLE, 50), {}),
     (check_source, bx.Arrays(TABLE, 49, sampling="blocks"), {}),
@@ -62,6 +63,7 @@ NO_SUITE = {
     "inner maps and problems": ["GradientStep", "ProximalStep", "Problem"],
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "L2Ball", "NonNegative", "Simplex"],
+    "streams": ["Several"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
     "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
 }
@@ -132,16 +134,10 @@ def test_the_callers_configuration_is_left_as_it_is():
 
 
 @config
-class OneStream:
+class OneStream(Wrapped):
     """A source that hands every stage the same minibatches."""
 
-    source: object
     key: object
-
-    rows = property(lambda self: self.source.rows)
-    rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    whole = property(lambda self: self.source.whole)
-    full = property(lambda self: self.source.full)
 
     def fold(self, step, carry, args, *, key, start, stop):
         return self.source.fold(step, carry, args, key=self.key, start=start, stop=stop)
@@ -157,14 +153,14 @@ class Broken:
     def check(self, problem):
         self.base.check(problem)
 
-    def estimate(self, problem, w0, lam, sources, *, key, s=0, v0=None):
+    def estimate(self, instance, w0, *, key, outer_step=0, v0=None):
         if self.fault == "streams":
-            sources = OneStream(sources[0], key), sources[1]
+            instance = instance._replace(train=OneStream(instance.train, key))
         if self.fault == "seed":
             key = jax.random.key(0)
         if self.fault == "start" and v0 is not None:
-            lam = jax.tree.map(lambda x: x + 0.1, lam)
-        est = self.base.estimate(problem, w0, lam, sources, key=key, s=s, v0=v0)
+            instance = instance._replace(lam=jax.tree.map(lambda x: x + 0.1, instance.lam))
+        est = self.base.estimate(instance, w0, key=key, outer_step=outer_step, v0=v0)
         if self.fault == "value":
             est = est._replace(value=jax.tree.map(lambda x: 1.001 * x, est.value))
         if self.fault == "dtype":
@@ -246,8 +242,8 @@ class Plain(bx.CG):
 class Outside(bx.BSGM):
     """BSGM that does not project."""
 
-    def step(self, problem, state, w0, sources, *, key, s):
-        return super().step(bx.Problem(problem.inner_map, problem.outer_loss), state, w0, sources, key=key, s=s)
+    def step(self, problem, state, looks, k):
+        return super().step(bx.Problem(problem.inner_map, problem.outer_loss), state, looks, k)
 
 
 @config

@@ -151,7 +151,7 @@ def test_blocks_a_source_built_again_from_its_fields_is_the_same():
 
 
 def test_blocks_the_shuffle_is_decided_by_the_seed():
-    full = [np.asarray(numbered(50, 7, "blocks", seed=seed).full) for seed in (0, 0, 1)]
+    full = [np.asarray(numbered(50, 7, "blocks", seed=seed).all_rows) for seed in (0, 0, 1)]
     assert np.array_equal(full[0], full[1])
     assert not np.array_equal(full[0], full[2])
     assert not np.array_equal(full[0], np.arange(50))
@@ -161,7 +161,7 @@ def test_blocks_the_shuffle_is_decided_by_the_seed():
 def test_blocks_rows_of_all_leaves_stay_together():
     X = np.arange(40.0).reshape(20, 2)
     source = bx.Arrays({"X": X, "y": np.arange(20)}, 6, sampling="blocks")
-    assert np.array_equal(source.full["X"][:, 0], 2 * source.full["y"])
+    assert np.array_equal(source.all_rows["X"][:, 0], 2 * source.all_rows["y"])
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -336,13 +336,13 @@ def test_an_unknown_sampling_is_refused():
 
 def test_integers_and_booleans_keep_their_kind():
     source = bx.Arrays((np.arange(3, dtype=np.int32), np.array([True, False, True])), 2)
-    assert source.full[0].dtype == jnp.int32
-    assert source.full[1].dtype == jnp.bool_
+    assert source.all_rows[0].dtype == jnp.int32
+    assert source.all_rows[1].dtype == jnp.bool_
 
 
 def test_float64_stays_where_jax_has_it():
-    assert bx.Arrays(X34).full.dtype == jnp.float64
-    assert bx.Arrays(X34.astype(np.float32)).full.dtype == jnp.float32
+    assert bx.Arrays(X34).all_rows.dtype == jnp.float64
+    assert bx.Arrays(X34.astype(np.float32)).all_rows.dtype == jnp.float32
 
 
 PROGRAM = """
@@ -353,7 +353,7 @@ with warnings.catch_warnings(record=True) as caught:
 (first,) = caught
 assert "data[0] is float64 and becomes float32" in str(first.message), first
 assert first.filename == __file__, first.filename
-assert source.full[0].dtype == np.float32
+assert source.all_rows[0].dtype == np.float32
 """
 
 

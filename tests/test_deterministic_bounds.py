@@ -35,7 +35,7 @@ def aid_fp(p, t, k):
 
 @jax.jit
 def estimate(problem, estimator, w0, lam, sources):
-    est = estimator.estimate(problem, w0, lam, sources, key=KEY)
+    est = estimator.estimate(bx.Instance(problem, lam, *sources), w0, key=KEY)
     return est.value, est.w, est.v
 
 

@@ -13,10 +13,9 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.protocols import Draw
 from bilevax.core.records import Cost, Estimate, Failure
-from bilevax.data.fold import fold
-from bilevax.problems.problem import cross_product, outer_gradients, residual
 from bilevax.solvers import GMRES
 from bilevax.testing.problems import problem, problems
+from bilevax.testing.tools import Table
 
 
 class Case(NamedTuple):
@@ -185,32 +184,13 @@ def narrowed(size):
 
 
 @config
-class Repeating:
+class Repeating(Table):
     """A source whose minibatches are all its first rows."""
 
-    data: object
     rows_per_batch: int = 8
-    whole = False
-
-    @property
-    def rows(self):
-        return jax.tree.leaves(self.data)[0].shape[0]
-
-    @property
-    def full(self):
-        return self.data
-
-    def renew(self, plan, key, j, first):
-        return ()
-
-    def boundary(self, j):
-        return j + 256
 
     def visit(self, plan, j, use):
         return use(Draw(jax.tree.map(lambda x: x[:8], self.data), -1, 1.0))
-
-    def fold(self, step, carry, args, *, key, start, stop):
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
 
 
 def repeating(size):
@@ -228,17 +208,17 @@ class Frozen:
     def check(self, problem):
         self.sid.check(problem)
 
-    def estimate(self, problem, w0, lam, sources, *, key, s=0, v0=None):
-        train, val = sources
-        found = self.sid.estimate(problem, w0, lam, sources, key=key, s=s)
-        value, g, direct = outer_gradients(problem, found.w, lam, val.full)
+    def estimate(self, instance, w0, *, key, outer_step=0, v0=None):
+        problem, lam, train, val = instance
+        found = self.sid.estimate(instance, w0, key=key, outer_step=outer_step)
+        value, g, direct = problem.outer_gradients(found.w, lam, val.all_rows)
         plan = train.renew(None, key, jnp.int32(0), True)
 
         def hold(draw):
-            return GMRES(tol=1e-8).solve(partial(residual, problem, found.w, lam, draw.batch), g, None).value
+            return GMRES(tol=1e-8).solve(partial(problem.system_product, found.w, lam, draw.batch), g, None).value
 
         v = train.visit(plan, jnp.int32(0), hold)
-        through = cross_product(problem, found.w, lam, train.full, v)
+        through = problem.cross_product(found.w, lam, train.all_rows, v)
         code = jnp.int32(Code.OK)
         total = jax.tree.map(jnp.add, direct, through)
         return Estimate(total, value, found.w, v, code, Cost(), Failure.of("none"))

@@ -17,7 +17,7 @@ from bilevax.audit.findings import Finding, Findings
 from bilevax.audit.subject import Subject
 from bilevax.core.config import config
 from bilevax.core.protocols import Draw
-from bilevax.data.fold import fold
+from bilevax.testing.tools import Table
 
 RNG = np.random.default_rng(0)
 N, D = 40, 3
@@ -192,34 +192,19 @@ def test_a_map_that_reads_no_row_is_a_mean():
 
 
 @config
-class Fixed:
+class Fixed(Table):
     """Minibatch j, whatever the key: ``rule(j, n)`` says its rows."""
 
-    data: object
     rule: object
 
-    whole, rows_per_batch = False, 4
-
-    @property
-    def rows(self):
-        return jax.tree.leaves(self.data)[0].shape[0]
-
-    @property
-    def full(self):
-        return self.data
+    rows_per_batch = 4
 
     def renew(self, plan, key, j, first):
         return key
 
-    def boundary(self, j):
-        return j + 256
-
     def visit(self, plan, j, use):
         rows = self.rule(plan, j, self.rows)
         return use(Draw(jax.tree.map(lambda x: x[rows], self.data), -1, 1.0))
-
-    def fold(self, step, carry, args, *, key, start, stop):
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
 
 
 def in_turn(key, j, n):

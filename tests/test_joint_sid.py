@@ -13,9 +13,9 @@ from scipy import stats
 import bilevax as bx
 from bilevax.core.config import config, strong
 from bilevax.core.protocols import Draw
-from bilevax.data.fold import fold
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.testing.problems import problem
+from bilevax.testing.tools import Table
 
 KEY = jax.random.key(3)
 RIDGE = 0.05
@@ -103,39 +103,23 @@ class LogCosh:
 
 
 @config
-class Scripted:
+class Scripted(Table):
     """Rows whose minibatch j is written down, whatever the key; beyond the end it begins again."""
 
-    data: object
     script: object
 
-    @property
-    def rows(self):
-        return jax.tree.leaves(self.data)[0].shape[0]
-
     rows_per_batch = 1
-    whole = False
-    full = property(lambda self: self.data)
-
-    def renew(self, plan, key, j, first):
-        return ()
-
-    def boundary(self, j):
-        return jnp.full_like(j, np.iinfo(np.int32).max)
 
     def visit(self, plan, j, use):
         row = self.script[j % self.script.shape[0]][None]
         return use(Draw(jax.tree.map(lambda a: jnp.take(a, row, axis=0), self.data), -1, 1.0))
-
-    def fold(self, step, carry, args, *, key, start, stop):
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
 
 
 @jax.jit
 def scripted(problem, estimator, w0, v0, lam, train, val, scripts):
     def one(scripts):
         sources = Scripted(train, scripts[0]), bx.Arrays(val) if scripts[1] is None else Scripted(val, scripts[1])
-        est = estimator.estimate(problem, w0, lam, sources, key=KEY, v0=v0)
+        est = estimator.estimate(bx.Instance(problem, lam, *sources), w0, key=KEY, v0=v0)
         return est.value, est.w, est.v
 
     return jax.vmap(one)(scripts)
@@ -145,16 +129,16 @@ def sequences(n, length):
     return np.array(list(itertools.product(range(n), repeat=length)), np.int32)
 
 
-def chain(p, alpha, w, v, rows, outer_rows, etas, anchored):
-    """Lists of x_j, w_j, v_j for one sequence of rows; the anchor is cast at the first step that is kept."""
-    out, anchor = [], None
+def chain(p, alpha, w, v, rows, outer_rows, etas, snapshot):
+    """Lists of x_j, w_j, v_j for one sequence of rows; the snapshot is taken at the first step that is kept."""
+    out, at = [], None
     for j, (i, eta) in enumerate(zip(rows, etas, strict=True)):
         g, curvature = p.rows(w)
         gE, direct = p.outer(w) if outer_rows is None else p.outer(w, [outer_rows[j]])
-        if anchored and j == len(rows) // 4:
-            anchor = w
-        if anchor is not None:
-            (here, direct_here), (every, direct_every) = p.outer(anchor, [outer_rows[j]]), p.outer(anchor)
+        if snapshot and j == len(rows) // 4:
+            at = w
+        if at is not None:
+            (here, direct_here), (every, direct_every) = p.outer(at, [outer_rows[j]]), p.outer(at)
             gE, direct = gE - here + every, direct - direct_here + direct_every
         xv = p.x[i] @ v
         out.append((direct + alpha * p.B[i] * curvature[i] * xv, w, v))
@@ -169,13 +153,13 @@ def kept_means(series):
 
 
 @pytest.mark.parametrize(
-    ("extrapolate", "last_pass", "outer", "anchored"),
+    ("extrapolate", "last_pass", "outer", "snapshot"),
     [
         (True, "never", True, True), (True, "always", False, True), (False, "never", False, False),
         (False, "always", True, False),
     ],
 )  # fmt: skip
-def test_every_sequence_of_minibatches_gives_what_a_loop_by_hand_gives(extrapolate, last_pass, outer, anchored):
+def test_every_sequence_of_minibatches_gives_what_a_loop_by_hand_gives(extrapolate, last_pass, outer, snapshot):
     """Three steps, of which none is discarded, and five, of which one is; of train, or of train and val."""
     p = LogCosh(11, n=3, n_val=3, d=3, m=2)
     alpha, w0, v0 = 0.7, np.array([0.3, -0.8, 0.6]), np.array([1.0, 0.5, -2.0])
@@ -185,7 +169,7 @@ def test_every_sequence_of_minibatches_gives_what_a_loop_by_hand_gives(extrapola
         rows = every[np.linspace(0, len(every) - 1, 729).astype(int)]  # of five steps of both, some
         scripts = (np.resize(rows[:, :steps].T, (5, 729)).T, rows[:, steps:] if outer else None)
         estimator = bx.JointSID(
-            steps, bx.Harmonic(2.0, 3.0), extrapolate=extrapolate, last_pass=last_pass, anchored=anchored
+            steps, bx.Harmonic(2.0, 3.0), extrapolate=extrapolate, last_pass=last_pass, snapshot=snapshot
         )
         start = jnp.asarray(w0), jnp.asarray(v0), jnp.asarray(p.lam)
         found = scripted(strong(problem), strong(estimator), *start, p.train, p.val, scripts)
@@ -193,9 +177,9 @@ def test_every_sequence_of_minibatches_gives_what_a_loop_by_hand_gives(extrapola
         etas, wanted = 2.0 / (3.0 + np.arange(steps)), []
         for i, row in enumerate(rows[:, :steps]):
             outer_row = scripts[1][i] if outer else None
-            whole = kept_means(chain(p, alpha, w0, v0, row, outer_row, etas, anchored and outer))
+            whole = kept_means(chain(p, alpha, w0, v0, row, outer_row, etas, snapshot and outer))
             parted = np.where(np.arange(steps) < steps // 4, etas, etas / 2)
-            half = kept_means(chain(p, alpha, w0, v0, row, outer_row, parted, anchored and outer))
+            half = kept_means(chain(p, alpha, w0, v0, row, outer_row, parted, snapshot and outer))
             x, w, v = [2 * b - a for a, b in zip(whole, half, strict=True)] if extrapolate else whole
             if last_pass == "always":
                 x = p.outer(w)[1] + alpha * p.B.T @ (p.rows(w)[1] * (p.x @ v)) / 3
@@ -232,7 +216,7 @@ def test_on_a_quadratic_the_mean_over_all_sequences_has_no_bias_of_the_order_of_
 @partial(jax.jit, static_argnames="runs")
 def many(problem, estimator, w0, lam, train, val, runs):
     def one(key):
-        est = estimator.estimate(problem, w0, lam, (train, val), key=key)
+        est = estimator.estimate(bx.Instance(problem, lam, train, val), w0, key=key)
         return est._replace(w=None, v=None)
 
     return jax.vmap(one)(jax.random.split(KEY, runs))
@@ -416,16 +400,16 @@ def test_wrong_settings_are_refused(changes, message):
 
 
 @pytest.mark.slow
-def test_an_anchor_takes_the_noise_of_val_away():
-    """Begun at the solution and with every row of train, val is all the noise; the first quarter has no anchor yet."""
+def test_a_snapshot_takes_the_noise_of_val_away():
+    """Begun at the solution and with every row of train, val is all the noise; the first quarter has no snapshot."""
     p = problem("logistic-500x20-0.1")
     truth, val = p.solution(), bx.Arrays(p.val, 4)
     w, v, lam = (jnp.asarray(x) for x in (truth.w, truth.v, p.lam))
 
-    def run(anchored):
-        joint = bx.JointSID(steps=2000, last_pass="never", anchored=anchored)
+    def run(snapshot):
+        joint = bx.JointSID(steps=2000, last_pass="never", snapshot=snapshot)
         sources = p.sources(None)[0], val
-        est = joint.estimate(p.problem, w, lam, sources, key=KEY, v0=v)
+        est = joint.estimate(bx.Instance(p.problem, lam, *sources), w, key=KEY, v0=v)
         return np.linalg.norm(est.value - truth.hypergradient), est.cost.outer_gradients
 
     (corrected, cost), (noisy, plain) = run(True), run(False)

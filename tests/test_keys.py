@@ -36,7 +36,7 @@ def drawn(source: Any, number: int, key: Array, start: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("sampling", "b"), WAYS)
 def test_a_row_that_holds_a_key_keeps_it(sampling: str, b: int | None) -> None:
     source = bx.Arrays({"row": ROWS, "key": KEYS}, b, sampling=sampling)
-    np.testing.assert_array_equal(words(source.full["key"]), words(KEYS)[np.asarray(source.full["row"], int)])
+    np.testing.assert_array_equal(words(source.all_rows["key"]), words(KEYS)[np.asarray(source.all_rows["row"], int)])
 
     def note(wrong: Array, keys: Array, j: Array, draw: Any) -> Array:
         own = jax.random.key_data(keys[draw.batch["row"].astype(int)])
@@ -76,9 +76,9 @@ def test_the_rows_are_those_of_the_source_without_keys() -> None:
 def test_every_row_at_once_has_one_key() -> None:
     source = bx.Arrays(ROWS, keys=True)
     again = bx.Arrays(ROWS, 4, keys=True)
-    np.testing.assert_array_equal(words(source.full.key), words(again.full.key))
+    np.testing.assert_array_equal(words(source.all_rows.key), words(again.all_rows.key))
     assert (source.whole, bx.Arrays(ROWS).whole, source.rows_per_batch) == (False, True, N)
-    whole = bx.Arrays(again.full)  # of what another source calls full, as reports do
+    whole = bx.Arrays(again.all_rows)  # of every row of another source, as audits do
     assert whole.keys
     np.testing.assert_array_equal(whole.data, ROWS)
     with pytest.raises(bx.ParameterError, match="keys must be True or False, got 1"):
@@ -154,7 +154,7 @@ CHAIN = bx.FixedPoint(5)
         (bx.SID(CHAIN, CHAIN, outer_batches=2), "^cross_batches=None reads every row of train at once"),
         (bx.SID(CHAIN, CHAIN, cross_batches=2), "^outer_batches=None reads every row of val at once"),
         (bx.ITD(3), "^ITD reads every row of train at once"),
-        (bx.TruncatedITD(3, 2), "^TruncatedITD reads every row of train at once"),
+        (bx.ITD(3, last=2), "^ITD reads every row of train at once"),
     ],
 )
 def test_one_draw_is_not_taken_for_the_mean(estimator: Any, message: str) -> None:

@@ -7,8 +7,11 @@ import pytest
 import scipy.optimize
 from jax import Array
 
-from bilevax import LBFGS, Code, ParameterError
+from bilevax import LBFGS, Arrays, Code, ParameterError
 from bilevax.core.records import Solved
+
+NO_ROWS = Arrays(np.zeros(1))
+"""Which the losses do not read."""
 
 
 def rosenbrock(w: Array, lam: Array, batch: Array) -> Array:
@@ -17,7 +20,7 @@ def rosenbrock(w: Array, lam: Array, batch: Array) -> Array:
 
 
 def solve(solver: LBFGS, loss: object, w0: Array, lam: float = 100.0) -> Solved:
-    run = jax.jit(lambda w0, lam: solver.solve(loss, w0, lam, ()))  # type: ignore[arg-type]
+    run = jax.jit(lambda w0, lam: solver.solve(loss, w0, lam, NO_ROWS))  # type: ignore[arg-type]
     return run(w0, jnp.asarray(lam, w0.dtype))
 
 
@@ -59,7 +62,7 @@ def test_a_long_memory_saves_evaluations(memory: int | None, low: int, high: int
 
 def test_many_unknowns_are_remembered_less_and_no_memory_is_refused() -> None:
     kept = [
-        jax.make_jaxpr(lambda w0: LBFGS().solve(lambda w, lam, batch: jnp.vdot(w, w), w0, (), ()).value)(
+        jax.make_jaxpr(lambda w0: LBFGS().solve(lambda w, lam, batch: jnp.vdot(w, w), w0, (), NO_ROWS).value)(
             jax.ShapeDtypeStruct((d,), float)
         )
         for d in (50_000, 50_001)

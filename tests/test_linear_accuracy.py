@@ -48,7 +48,7 @@ def estimates(name):
 
     def after(k):
         sid = bx.SID(bx.Given(), SOLVERS[name](k))
-        est = sid.estimate(problem, w, jnp.asarray(P.lam), sources, key=jax.random.key(0))
+        est = sid.estimate(bx.Instance(problem, jnp.asarray(P.lam), *sources), w, key=jax.random.key(0))
         return est.value, est.v
 
     return tuple(map(np.asarray, jax.jit(jax.vmap(after))(jnp.asarray(EVERY, jnp.int32))))

@@ -16,7 +16,7 @@ P = FiniteQuadratic.random(0, n=40, d=4, m=3)
 def estimate(sid, *, w0=None, batch_size=None, p=P, **options):
     sources = bx.Arrays(p.train_data, batch_size), bx.Arrays(p.val_data)
     w0 = jnp.zeros(4) if w0 is None else jnp.asarray(w0)
-    return sid.estimate(p.problem, w0, jnp.asarray(p.lam), sources, key=KEY, **options)
+    return sid.estimate(bx.Instance(p.problem, jnp.asarray(p.lam), *sources), w0, key=KEY, **options)
 
 
 def test_every_row_and_a_schedule_by_hand():

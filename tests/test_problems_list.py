@@ -98,7 +98,7 @@ def test_the_point_is_the_fixed_point_of_every_row_and_the_multiplier_solves_its
     truth = p.solution()
     train, val = p.sources(None)
     w, v = jax.tree.map(jnp.asarray, (truth.w, truth.v))
-    by_v, by_w, by_lam = jax.jit(bx.directions)(p.problem, w, v, p.lam, (train.full, val.full))
+    by_v, by_w, by_lam = jax.jit(bx.directions)(p.problem, w, v, p.lam, (train.all_rows, val.all_rows))
     size = [float(jnp.linalg.norm(ravel_pytree(x)[0])) for x in (w, v, truth.hypergradient)]
     assert np.linalg.norm(ravel_pytree(by_v)[0]) <= 1e-11 * (1 + size[0])
     assert np.linalg.norm(ravel_pytree(by_w)[0]) <= 1e-9 * (1 + size[1])
@@ -135,7 +135,7 @@ def test_the_curvature_bounds_hold_and_the_map_contracts(name):
     w, lam = (jax.tree.map(jnp.asarray, x) for x in (p.solution().w, p.lam))
     if name == "equilibrium":
         q = 1 - p.curvature.tau
-    push = jax.jit(lambda u: jax.jvp(lambda w: p.problem.inner_map(w, lam, train.full), (w,), (u,))[1])
+    push = jax.jit(lambda u: jax.jvp(lambda w: p.problem.inner_map(w, lam, train.all_rows), (w,), (u,))[1])
     for seed in range(3):
         u = jnp.asarray(np.random.default_rng(seed).normal(size=w.shape))
         for _ in range(20):
@@ -149,8 +149,8 @@ def test_the_minibatches_of_the_layer_are_unbiased():
     p = listed("equilibrium")
     train, _ = p.sources()
     w, lam = jnp.asarray(np.random.default_rng(0).normal(size=p.w0.shape)), jax.tree.map(jnp.asarray, p.lam)
-    whole = p.problem.inner_map(w, lam, train.full)
-    blocks = [jax.tree.map(lambda x, i=i: x[i : i + 16], train.full) for i in range(0, 64, 16)]
+    whole = p.problem.inner_map(w, lam, train.all_rows)
+    blocks = [jax.tree.map(lambda x, i=i: x[i : i + 16], train.all_rows) for i in range(0, 64, 16)]
     np.testing.assert_allclose(np.mean([p.problem.inner_map(w, lam, b) for b in blocks], axis=0), whole, rtol=1e-12)
     np.testing.assert_allclose(whole, jnp.tanh(p.train["x"] @ lam["B"] + w @ lam["A"] + lam["c"][None]), rtol=1e-12)
 
@@ -159,7 +159,7 @@ def test_the_solution_is_the_same_whatever_precision_jax_is_set_to():
     p, q = problem("elastic-net"), problem("elastic-net")
     with jax.enable_x64(False):
         narrow = p.solution()
-        assert p.sources()[0].full[0].dtype == np.float32
+        assert p.sources()[0].all_rows[0].dtype == np.float32
     np.testing.assert_array_equal(narrow.w, q.solution().w)
     assert 0 < np.count_nonzero(narrow.w) < narrow.w.size
     assert narrow.w.dtype == np.float64

@@ -7,7 +7,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import strong
-from bilevax.hypergradients import programs
+from bilevax.hypergradients import estimate as driver
 from bilevax.testing.closed_forms import FiniteQuadratic
 
 P = FiniteQuadratic.random(0, n=60, d=4, m=3)
@@ -19,7 +19,7 @@ FAILING = {
     "a chain that overflows": (
         bx.SID(bx.FixedPoint(900, 60.0), bx.FixedPoint(50)),
         NOISY,
-        "outer stage",
+        "inner solver",
     ),
     "a linear chain that grows": (bx.SID(bx.FixedPoint(50), bx.FixedPoint(60, 9.0)), NOISY, "linear solver"),
     "steps on every row that grow": (bx.SID(bx.FixedPoint(80, 60.0), bx.FixedPoint(50)), WHOLE, "inner solver"),
@@ -50,7 +50,7 @@ def said(est):
 @pytest.mark.parametrize("long", [False, True])
 def test_what_failed_is_said_as_in_one_program(name, long, monkeypatch):
     estimator, sources, stage = FAILING[name]
-    monkeypatch.setattr(programs, "LONG", 0.0 if long else 3e9)  # of a long run, the program is not compiled briefly
+    monkeypatch.setattr(driver, "LONG", 0.0 if long else 3e9)  # of a long run, the program is not compiled briefly
     eager, traced = estimate(estimator, sources), in_one(estimator, sources)
     assert eager.code >= bx.Code.NOT_CONTRACTIVE
     assert f"in the {stage}" in eager.message

@@ -46,7 +46,7 @@ def enumerate_sid(Scripted):
             sources = [Scripted(train, KEY, inner), bx.Arrays(val)]
             if "outer" in scripts:
                 sources[1] = Scripted(val, KEY, {"outer": scripts["outer"]})
-            est = sid.estimate(problem, w0, lam, tuple(sources), key=KEY, v0=v0)
+            est = sid.estimate(bx.Instance(problem, lam, *sources), w0, key=KEY, v0=v0)
             return est.value, est.w, est.v, est.code
 
         return jax.vmap(one)(scripts)

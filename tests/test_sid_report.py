@@ -34,7 +34,11 @@ def test_the_way_ends_where_both_equations_of_every_row_hold(batch):
     slowest = np.log(1.0 - 0.5 * P.curvature.alpha * P.curvature.tau)
     way = jax.jit(
         lambda key: way_on_every_row(
-            P.problem, jnp.asarray(P.lam), sources, tuple(map(jnp.asarray, START)), steps, jnp.asarray(slowest), key=key
+            bx.Instance(P.problem, jnp.asarray(P.lam), *sources),
+            tuple(map(jnp.asarray, START)),
+            steps,
+            jnp.asarray(slowest),
+            key=key,
         )
     )(jax.random.key(0))
     np.testing.assert_allclose(way.value, h(*START), rtol=1e-10)
@@ -54,8 +58,8 @@ def test_what_the_way_has_not_made_is_made_up_for():
     number, rate = 20, np.log(1.0 - 0.1 * alpha * tau)
     point, args = (jnp.asarray(w), jnp.asarray(v)), (bx.Arrays(P.train_data), DATA[1])
     way = way_on_every_row(
-        P.problem, jnp.asarray(P.lam), args, point, (jnp.asarray(0.1), jnp.int32(number)), jnp.asarray(rate),
-        key=jax.random.key(0),
+        bx.Instance(P.problem, jnp.asarray(P.lam), *args), point,
+        (jnp.asarray(0.1), jnp.int32(number)), jnp.asarray(rate), key=jax.random.key(0),
     )  # fmt: skip
     assert float(way.resolved) == pytest.approx(1.0 - np.exp(rate * number))
     made = 1.0 - np.mean(np.exp(rate * np.arange(number // 2, number)))
@@ -142,13 +146,16 @@ def test_where_every_row_is_not_their_mean_or_dear_the_tails_are_asked():
     est = of(40)
     est = est._replace(steps=jnp.int32(10**6), seen=Seen(None, None, None, None))
     rows = {"x": np.zeros((60, 2))}
-    assert leads_on(est, (bx.Arrays(rows, 4), bx.Arrays(rows)))
-    assert leads_on(est, (bx.Arrays(rows, 4), bx.Arrays(rows, 4)))
-    assert not leads_on(est, (bx.Arrays(rows, 4, keys=True), bx.Arrays(rows)))
-    assert not leads_on(est, (bx.Arrays(rows, 4), bx.Arrays(rows, 4, keys=True)))
-    assert not leads_on(est._replace(seen=None), (bx.Arrays(rows, 4), bx.Arrays(rows)))
-    assert not leads_on(est._replace(steps=None), (bx.Arrays(rows, 4), bx.Arrays(rows)))
-    assert not leads_on(est._replace(steps=jnp.int32(LED * 70)), (bx.Arrays({"x": np.zeros(280)}, 1), bx.Arrays(rows)))
+    assert leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
+    assert leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows, 4)))
+    assert not leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4, keys=True), bx.Arrays(rows)))
+    assert not leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows, 4, keys=True)))
+    assert not leads_on(est._replace(seen=None), bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
+    assert not leads_on(est._replace(steps=None), bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
+    assert not leads_on(
+        est._replace(steps=jnp.int32(LED * 70)),
+        bx.Instance(None, None, bx.Arrays({"x": np.zeros(280)}, 1), bx.Arrays(rows)),
+    )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from scipy.stats import chi2
 import bilevax as bx
 from bilevax.core.config import config, strong
 from bilevax.testing.closed_forms import FiniteQuadratic
+from bilevax.testing.tools import Wrapped
 from bilevax.theory import hypergradient_moments, inner_moments, known, linear_moments, sid_moments
 
 OPTIMISED = True
@@ -23,7 +24,7 @@ def monte_carlo(problem, sid, w0, lam, train, val, key, runs):
     """(value, w, v) of independent runs of the estimator, [runs, ...] each."""
 
     def one(key):
-        est = sid.estimate(problem, w0, lam, (train, val), key=key)
+        est = sid.estimate(bx.Instance(problem, lam, train, val), w0, key=key)
         return est.value, est.w, est.v
 
     return jax.lax.map(one, jax.random.split(key, runs), batch_size=500)
@@ -209,17 +210,11 @@ SEEN = []
 
 
 @config
-class Watching:
+class Watching(Wrapped):
     """A source that notes the key of every fold, and exchanges one key for another."""
 
-    source: object
     old: object
     new: object
-
-    rows = property(lambda self: self.source.rows)
-    rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    whole = property(lambda self: self.source.whole)
-    full = property(lambda self: self.source.full)
 
     def fold(self, step, carry, args, *, key, start, stop):
         data = jax.random.key_data(key)
@@ -231,7 +226,7 @@ class Watching:
 @jax.jit
 def watched_estimate(problem, sid, lam, sources, key, old, new):
     sources = tuple(Watching(source, old, new) for source in sources)
-    est = sid.estimate(problem, jnp.zeros(4), lam, sources, key=key)
+    est = sid.estimate(bx.Instance(problem, lam, *sources), jnp.zeros(4), key=key)
     return {name: getattr(est, name) for name in STAGES}
 
 

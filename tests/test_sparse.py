@@ -8,7 +8,6 @@ import scipy.sparse as sp
 
 import bilevax as bx
 from bilevax.linalg import sparse
-from bilevax.problems.problem import cross_product
 from bilevax.sklearn import TunedLogisticRegression
 from bilevax.testing.sources import check_source
 
@@ -28,7 +27,7 @@ def table(n=N, d=D, seed=0):
 def batch_of(X, rows=None):
     """The rows of a sparse batch that a source hands out."""
     source = bx.SparseRows(sp.csr_array(X))
-    full = source.full
+    full = source.all_rows
     return full if rows is None else sparse.SparseBatch(full.columns, full.values, full.extents[rows], full.features)
 
 
@@ -169,13 +168,13 @@ def test_losses_on_sparse_rows_are_those_on_arrays(loss, penalty, sampling):
             "value": one(w, lam, batch),
             "gradient": jax.grad(one)(w, lam, batch),
             "hessian": one.hessian_product(w, lam, batch, v),
-            "cross": cross_product(step, w, lam, batch, v),
+            "cross": step.cross_product(w, lam, batch, v),
             "curvature": one.curvature(w, batch),
         }
 
     sparse_rows = bx.SparseRows((sp.csr_array(X), y, weight), 7, sampling=sampling)
     arrays = bx.Arrays((X, y, weight), 7, sampling=sampling)
-    close(everything(sparse_rows.full, w, lam, v), everything(arrays.full, w, lam, v))
+    close(everything(sparse_rows.all_rows, w, lam, v), everything(arrays.all_rows, w, lam, v))
     a, b = (bx.hypergradient(problem, sid, w, lam, s, s, key=KEY) for s in (sparse_rows, arrays))
     close((a.value, a.outer_value, a.w, a.v), (b.value, b.outer_value, b.w, b.v), rtol=1e-10)
     assert (int(a.code), a.cost.visits) == (int(b.code), b.cost.visits)
@@ -197,16 +196,16 @@ def test_the_deterministic_solvers_take_sparse_rows():
 def test_every_format_is_read(form):
     X, y = table()
     source = bx.SparseRows((sp.csr_matrix(X).asformat(form), y))
-    assert np.array_equal(source.full[0].todense(), X)
-    assert np.array_equal(source.full[1], y)
+    assert np.array_equal(source.all_rows[0].todense(), X)
+    assert np.array_equal(source.all_rows[1], y)
 
 
 def test_entries_of_one_place_are_added_and_the_callers_matrix_is_left_alone():
     X = sp.csr_matrix((np.array([1.0, 2.0, 4.0, 0.0, 3.0, -3.0]), [1, 1, 0, 2, 0, 0], [0, 2, 4, 6]), (3, 4))
     source = bx.SparseRows(X)
     assert X.nnz == 6
-    assert np.array_equal(source.full.todense(), [[0, 3, 0, 0], [4, 0, 0, 0], [0, 0, 0, 0]])
-    assert np.array_equal(source.full.extents[:, 1], [1, 1, 0])
+    assert np.array_equal(source.all_rows.todense(), [[0, 3, 0, 0], [4, 0, 0, 0], [0, 0, 0, 0]])
+    assert np.array_equal(source.all_rows.extents[:, 1], [1, 1, 0])
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, np.float32, np.float64])
@@ -214,15 +213,15 @@ def test_integers_become_floats_and_floats_stay(dtype):
     X = (table()[0] > 0).astype(dtype)
     wanted = jnp.float32 if dtype == np.float32 else jnp.float64
     source = bx.SparseRows(sp.csr_array(X))
-    assert source.full.dtype == wanted
-    assert np.array_equal(source.full.todense(), X)
+    assert source.all_rows.dtype == wanted
+    assert np.array_equal(source.all_rows.todense(), X)
 
 
 def test_columns_beyond_the_last_that_is_mentioned():
     X, _ = table()
     source = bx.SparseRows(sp.csr_array(X), n_features=D + 3)
-    assert source.full.shape == (N, D + 3)
-    assert np.array_equal(source.full.todense(), np.pad(X, ((0, 0), (0, 3))))
+    assert source.all_rows.shape == (N, D + 3)
+    assert np.array_equal(source.all_rows.todense(), np.pad(X, ((0, 0), (0, 3))))
     with pytest.raises(bx.ParameterError, match=rf"n_features must be at least {D}, the columns of data; got 5"):
         bx.SparseRows(sp.csr_array(X), n_features=5)
 
@@ -231,14 +230,14 @@ def test_columns_beyond_the_last_that_is_mentioned():
 @pytest.mark.parametrize("d", [1, 40])
 def test_tables_without_entries_and_without_zeros(fill, d):
     X = np.full((5, d), fill)
-    full = bx.SparseRows(sp.csr_array(X)).full
+    full = bx.SparseRows(sp.csr_array(X)).all_rows
     close(jax.jit(lambda X: X.todense())(full), X)
 
 
 def test_at_most_half_of_the_entries_is_padding():
     for density in (0.02, 0.2, 0.9):
         X = sp.random(500, 100, density, format="csr", random_state=0)
-        assert bx.SparseRows(X).full.values.size <= 2 * X.nnz + 500
+        assert bx.SparseRows(X).all_rows.values.size <= 2 * X.nnz + 500
 
 
 def spoilt(value, place):
@@ -299,7 +298,7 @@ def test_a_table_of_equal_shape_compiles_nothing():
     @jax.jit
     def total(source):
         traces.append(1)
-        return jnp.sum(source.full @ jnp.ones(D))
+        return jnp.sum(source.all_rows @ jnp.ones(D))
 
     X, _ = table()
     for factor in (1.0, 2.0):

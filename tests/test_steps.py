@@ -180,8 +180,9 @@ def test_the_price_of_damping_is_the_first_order_of_what_it_changes():
     problem = bx.Problem(bx.GradientStep(definite, STEP), ahead, damping=delta)
     damped = STEP * C + delta * np.eye(3)
     v = np.linalg.solve(damped, np.arange(1.0, 4.0))
-    arguments = strong(problem), (jnp.asarray(w), jnp.asarray(v), jnp.asarray(w))
-    bias, number = jax.jit(lambda p, at: damping_bias(p, at, bx.Arrays(np.ones((1, 1))), key=KEY))(*arguments)
+    rows, w = bx.Arrays(np.ones((1, 1))), jnp.asarray(w)
+    instance = bx.Instance(strong(problem), w, rows, rows)
+    bias, number = jax.jit(lambda instance, at: damping_bias(instance, at, key=KEY))(instance, (w, jnp.asarray(v)))
     np.testing.assert_allclose(bias, np.abs(delta * STEP * C @ np.linalg.solve(damped, v)), rtol=0.06)
     assert number > 50
 

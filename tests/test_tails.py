@@ -205,10 +205,11 @@ def test_the_report_reads_less_than_a_seventh_of_what_the_estimate_did():
 
 def test_the_estimate_is_that_without_a_report_and_leaves_nothing_behind():
     solver = bx.FixedPoint(40, 0.2)
-    sid, args = strong(bx.SID(solver, solver, cross_batches=3)), (jnp.zeros(6), jnp.asarray(P.lam))
+    sid, w0, lam = strong(bx.SID(solver, solver, cross_batches=3)), jnp.zeros(6), jnp.asarray(P.lam)
     key = jax.random.key(4)
-    est = bx.hypergradient(P.problem, sid, *args, *DATA, key=key)
-    plain = jax.jit(lambda key: sid.estimate(strong(P.problem), *args, DATA, key=key).value)(key)
+    est = bx.hypergradient(P.problem, sid, w0, lam, *DATA, key=key)
+    instance = bx.Instance(strong(P.problem), lam, *DATA)
+    plain = jax.jit(lambda key: sid.estimate(instance, w0, key=key).value)(key)
     np.testing.assert_allclose(est.value, plain, rtol=1e-12)
     assert est.seen is None
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax.algorithms.loop import advance
+from bilevax.algorithms.outer_loop import advance
 from bilevax.core.config import strong
 
 TRACES = 0
@@ -276,10 +276,10 @@ def programs(arguments):
     key = jax.random.key(0)
     estimate = jax.make_jaxpr(lambda problem, sid, w0, lam, train, val, key: bx.hypergradient(
         problem, sid, w0, lam, train, val, key=key))(problem, sid, w0, lam, train, val, key)  # fmt: skip
-    state = algorithm.init(problem, w0, lam)
-    chunk = jax.make_jaxpr(lambda problem, algorithm, state, w0, sources, key, start, stop: advance(
-        problem, algorithm, state, w0, sources, key=key, start=start, stop=stop))(
-        problem, algorithm, state, w0, (train, val), key, jnp.int32(0), jnp.int32(5))  # fmt: skip
+    state = algorithm.init(problem, w0, lam, (train, val))
+    chunk = jax.make_jaxpr(lambda problem, algorithm, state, sources, key, start, stop: advance(
+        problem, algorithm, state, sources, key=key, start=start, stop=stop))(
+        problem, algorithm, state, (train, val), key, jnp.int32(0), jnp.int32(5))  # fmt: skip
     return estimate, chunk
 
 

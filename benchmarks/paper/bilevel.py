@@ -68,7 +68,7 @@ class Judge(NamedTuple):
         """Train with these penalties, and look."""
         exact = bx.SID(bx.LBFGS(1e-5, max_steps=300), bx.CG(max_steps=1))
         est = bx.hypergradient(self.problem, exact, self.start(lam), lam, self.train, self.val, key=jax.random.key(0))
-        X, y = self.test.full
+        X, y = self.test.all_rows
         scores = np.asarray(X @ est.w.T)
         labels = scores[:, 0] > 0 if self.data.outputs == 1 else scores.argmax(axis=1)
         return {"validation_loss": float(est.outer_value), "accuracy": float(np.mean(labels == np.asarray(y)))}

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from bilevax.audit import *
     from bilevax.core.codes import Code
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
+    from bilevax.core.instance import Instance
     from bilevax.core.records import Cost, Count, Error, Estimate, History, Result
-    from bilevax.data import Arrays, SparseRows, join
+    from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
     from bilevax.hypergradients import *
     from bilevax.planning import *
     from bilevax.problems import (
@@ -75,6 +76,7 @@ __all__ = [
     "Growing",
     "Harmonic",
     "History",
+    "Instance",
     "L2Ball",
     "MultinomialLogistic",
     "Neumann",
@@ -85,6 +87,7 @@ __all__ = [
     "Progress",
     "ProximalStep",
     "Result",
+    "Several",
     "Simplex",
     "SolveError",
     "SparseRows",
@@ -92,6 +95,7 @@ __all__ = [
     "StorageError",
     "UsageError",
     "directions",
+    "fold_looks",
     "implicit",
     "join",
     "lagrangian",
@@ -100,7 +104,18 @@ __all__ = [
 
 __getattr__, __dir__ = attach(
     __name__,
-    ["core.codes", "core.errors", "core.records", "theory", "data", "problems", "solvers", "runs", "implicit"],
+    [
+        "core.codes",
+        "core.errors",
+        "core.records",
+        "core.instance",
+        "theory",
+        "data",
+        "problems",
+        "solvers",
+        "runs",
+        "implicit",
+    ],
     __all__,
     whole=["hypergradients", "algorithms", "planning", "audit"],
 )

@@ -1,28 +1,31 @@
 """The bilevel stochastic gradient method: a projected step along an inexact hypergradient."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import optax
 from jax import Array
 
-from bilevax.core.codes import Code
-from bilevax.core.config import config
+from bilevax.core.config import config, replace
 from bilevax.core.errors import ParameterError
+from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
 from bilevax.core.protocols import RowSource
-from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree, all_finite, where, zeros_like
-from bilevax.hypergradients.measured import measured_estimate
+from bilevax.core.records import Estimate, Info
+from bilevax.core.trees import PyTree, norm, zeros_like
+from bilevax.data import Looks, Undrawn
+from bilevax.hypergradients.estimate import measured_estimate, suspecting
 from bilevax.problems.problem import Problem
+from bilevax.solvers.parts import projected
 
 
 class BSGMState(NamedTuple):
-    """What is carried from one outer step to the next."""
+    """What is carried from one outer step to the next; ``w0`` is where a cold start begins, None of a warm one."""
 
     lam: PyTree
     optimiser: Any
     w: PyTree
     v: PyTree
+    w0: PyTree
 
 
 @config
@@ -37,11 +40,15 @@ class BSGM:
         estimator: of the hypergradient, such as :class:`~bilevax.SID`.
         outer: :func:`~bilevax.optim` (a changed number compiles nothing) or any optax transformation.
         warm_start: start both solvers from where they ended at the last step; default False: from w0 and from 0.
+        confirm: whether a failure is looked into; as in :class:`~bilevax.FixedPoint`.
     """
+
+    steps_per_record: ClassVar[int] = 1
 
     estimator: Any
     outer: Any
     warm_start: bool = False
+    confirm: bool = True
 
     def __post_init__(self) -> None:
         if not hasattr(self.estimator, "estimate"):
@@ -55,33 +62,40 @@ class BSGM:
         """Refuse a problem that lacks what the estimator needs."""
         self.estimator.check(problem)
 
-    def init(self, problem: Problem, w0: PyTree, lam: PyTree) -> BSGMState:
-        """The state before the first step; lam is projected."""
-        lam = lam if problem.project is None else problem.project(lam)
-        return BSGMState(lam, self.outer.init(lam), w0, zeros_like(w0))
+    def suspecting(self) -> "BSGM":
+        """The same, but a suspicion of the estimator's is not looked into."""
+        return replace(self, estimator=suspecting(self.estimator), confirm=False)
 
-    def step(
-        self,
-        problem: Problem,
-        state: BSGMState,
-        w0: PyTree,
-        sources: tuple[RowSource, RowSource],
-        *,
-        key: Array,
-        s: Array,
-    ) -> tuple[BSGMState, Estimate]:
-        """One outer step; a hypergradient not finite, or NOT_CONTRACTIVE or worse, leaves the state as it was."""
-        start = state.w if self.warm_start else w0
-        v0 = state.v if self.warm_start else None
-        est = measured_estimate(problem, self.estimator, start, state.lam, sources, key=key, s=s, v0=v0)
+    def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, Undrawn]:
+        """The sources themselves: an estimator draws from them, with streams of its own for each stage."""
+        train, val = sources
+        return {"train": Undrawn(train), "val": Undrawn(val)}
+
+    def init(self, problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> BSGMState:
+        """The state before the first step; lam is projected."""
+        lam = projected(problem, lam)
+        return BSGMState(lam, self.outer.init(lam), w0, zeros_like(w0), None if self.warm_start else w0)
+
+    def step(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> tuple[BSGMState, Info]:
+        """One outer step, with the key of the step."""
+        est = self._estimate(problem, state, looks, k)
         with usual_promotion():
             updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
             lam = optax.apply_updates(state.lam, updates)
-        lam = lam if problem.project is None else problem.project(lam)
-        new = BSGMState(lam, optimiser, est.w, state.v if est.v is None else est.v)
-        usable = all_finite((est.value, lam)) & (est.code < Code.NOT_CONTRACTIVE)
-        return where(usable, new, state), est
+        v = state.v if est.v is None else est.v
+        new = BSGMState(projected(problem, lam), optimiser, est.w, v, state.w0)
+        return new, Info(est.outer_value, norm(est.value), outcome=(est.code, est.failure), cost=est.cost)
+
+    def _estimate(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> Estimate:
+        instance = Instance(problem, state.lam, looks["train"].source, looks["val"].source)
+        start, v0 = (state.w, state.v) if self.warm_start else (state.w0, None)
+        return measured_estimate(
+            instance, self.estimator, start, key=looks.key, outer_step=k, v0=v0, explain=self.confirm
+        )
 
     def solution(self, state: BSGMState) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""
         return state.w, state.lam
+
+    def step_cost(self, problem: Problem, sources: tuple[RowSource, RowSource]) -> None:
+        """Every step says its own."""

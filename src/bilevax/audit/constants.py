@@ -1,5 +1,6 @@
 """The constants of a problem, measured at a point."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.linalg.spectrum import Measured, extreme_eigenvalues, lanczos, spectral_norm, trilinear_norm
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.problems.problem import Problem, adjoint_product, cross_product, inner_image, outer_gradients
+from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
 from bilevax.problems.validate import check_functions
 from bilevax.theory import Constants
@@ -92,15 +93,15 @@ class Point(NamedTuple):
 
     def image(self, w: Array, lam: Array, batch: PyTree) -> Array:
         """Phi(w, lam; zeta), [d]."""
-        return ravel_pytree(inner_image(self.problem, *self._tree(w, lam), batch))[0]
+        return ravel_pytree(self.problem.inner_image(*self._tree(w, lam), batch))[0]
 
     def adjoint(self, x: Array, batch: PyTree) -> Array:
         """d1Phi^T x, [d]."""
-        return ravel_pytree(adjoint_product(self.problem, *self.trees, batch, self._tree(x, self.lam)[0]))[0]
+        return ravel_pytree(self.problem.adjoint_product(*self.trees, batch, self._tree(x, self.lam)[0]))[0]
 
     def cross(self, x: Array, batch: PyTree) -> Array:
         """d2Phi^T x, [m]."""
-        return ravel_pytree(cross_product(self.problem, *self.trees, batch, self._tree(x, self.lam)[0]))[0]
+        return ravel_pytree(self.problem.cross_product(*self.trees, batch, self._tree(x, self.lam)[0]))[0]
 
     def along_w(self, y: Array, batch: PyTree) -> Array:
         """d1Phi y, [d]."""
@@ -112,8 +113,12 @@ class Point(NamedTuple):
 
     def outer(self, w: Array, batch: PyTree) -> tuple[Array, Array]:
         """(grad_1 E, grad_2 E), [d] and [m]."""
-        _, by_w, by_lam = outer_gradients(self.problem, *self._tree(w, self.lam), batch)
+        _, by_w, by_lam = self.problem.outer_gradients(*self._tree(w, self.lam), batch)
         return ravel_pytree(by_w)[0], ravel_pytree(by_lam)[0]
+
+    def mean(self, product: Callable[..., Any], source: RowSource) -> Callable[..., Any]:
+        """One of the products above, of every row of a source."""
+        return lambda *x: source.total(lambda args, batch: product(*args, batch), (self, *x))
 
     def _tree(self, w: Array, lam: Array) -> tuple[PyTree, PyTree]:
         return ravel_pytree(self.trees[0])[1](w), ravel_pytree(self.trees[1])[1](lam)
@@ -130,11 +135,11 @@ def _measure(
         problem = replace(problem, inner_map=inner_map.measured(w, lam, train, next(keys)))
     at = Point(problem, ravel_pytree(w)[0], ravel_pytree(lam)[0], (w, lam))
     start = jax.random.normal(next(keys), at.w.shape, at.w.dtype)
-    found = {**_contraction(at, train.full, start), **_outer(at, val.full, start)}
-    found["L_Phi"] = spectral_norm(lambda x: at.cross(x, train.full), lambda y: at.along_lam(y, train.full), start)
-    found |= _curvature_of_the_map(at, train.full, next(keys))
+    found = {**_contraction(at, train, start), **_outer(at, val, start)}
+    found["L_Phi"] = spectral_norm(at.mean(Point.cross, train), at.mean(Point.along_lam, train), start)
+    found |= _curvature_of_the_map(at, train, next(keys))
     if not train.whole:
-        full = at.image(at.w, at.lam, train.full)
+        full = at.mean(Point.image, train)(at.w, at.lam)
         found["sigma1"] = _doubled(
             _variance(lambda at, b: at.image(at.w, at.lam, b), full, at, train, next(keys), batches)
         )
@@ -148,48 +153,50 @@ def _measure(
     if not val.whole:
         k = next(keys)
         for i, name in enumerate(("sigma1_E", "sigma2_E")):
-            full = at.outer(at.w, val.full)[i]
+            full = at.mean(Point.outer, val)(at.w)[i]
             found[name] = _variance(lambda at, b, i=i: at.outer(at.w, b)[i], full, at, val, k, batches)
     return found
 
 
-def _contraction(at: Point, rows: PyTree, start: Array) -> dict[str, Measured]:
+def _contraction(at: Point, train: RowSource, start: Array) -> dict[str, Measured]:
     """q; and L and tau, where there is an inner loss."""
+    adjoint = at.mean(Point.adjoint, train)
     if not at.problem.symmetric:
-        return {"q": spectral_norm(lambda x: at.adjoint(x, rows), lambda y: at.along_w(y, rows), start)}
+        return {"q": spectral_norm(adjoint, at.mean(Point.along_w, train), start)}
     root = jnp.sqrt(ravel_pytree(at.problem.metric(*at.trees))[0])
-    low, high = extreme_eigenvalues(lambda x: root * at.adjoint(x / root, rows), start)
+    low, high = extreme_eigenvalues(lambda x: root * adjoint(x / root), start)
     q = {"q": Measured(jnp.maximum(-low.value, high.value), jnp.maximum(low.error, high.error))}
     if not at.problem.has_loss:
         return q
     step = root**2
-    low, high = extreme_eigenvalues(lambda x: x / step - at.adjoint(x / step, rows), start)
+    low, high = extreme_eigenvalues(lambda x: x / step - adjoint(x / step), start)
     return {**q, "tau": low, "L": high, "alpha": _exactly(jnp.max(step))}
 
 
-def _outer(at: Point, rows: PyTree, start: Array) -> dict[str, Measured]:
+def _outer(at: Point, val: RowSource, start: Array) -> dict[str, Measured]:
     """L_E, mu1 and mu2."""
+    outer = at.mean(Point.outer, val)
 
     def by_w(x: Array) -> tuple[Array, Array]:
-        return jax.jvp(lambda w: at.outer(w, rows), (at.w,), (x,))[1]
+        return jax.jvp(outer, (at.w,), (x,))[1]
 
     def transposed(y: Array) -> Array:
-        return jax.vjp(lambda w: at.outer(w, rows)[1], at.w)[1](y)[0]
+        return jax.vjp(lambda w: outer(w)[1], at.w)[1](y)[0]
 
     low, high = extreme_eigenvalues(lambda x: by_w(x)[0], start)
     mu1 = Measured(jnp.maximum(-low.value, high.value), jnp.maximum(low.error, high.error))
     mu2 = spectral_norm(lambda x: by_w(x)[1], transposed, start)
-    return {"L_E": _exactly(jnp.linalg.norm(at.outer(at.w, rows)[0])), "mu1": mu1, "mu2": mu2}
+    return {"L_E": _exactly(jnp.linalg.norm(outer(at.w)[0])), "mu1": mu1, "mu2": mu2}
 
 
-def _curvature_of_the_map(at: Point, rows: PyTree, key: Array) -> dict[str, Measured]:
+def _curvature_of_the_map(at: Point, train: RowSource, key: Array) -> dict[str, Measured]:
     """nu1 and nu2: norms of (u, x, y) -> <x, d/dw (d_iPhi y) u>."""
 
     def by_w(u: Array, x: Array, y: Array) -> Array:
-        return jax.jvp(lambda w: jnp.vdot(x, at._replace(w=w).along_w(y, rows)), (at.w,), (u,))[1]
+        return jax.jvp(lambda w: jnp.vdot(x, at._replace(w=w).mean(Point.along_w, train)(y)), (at.w,), (u,))[1]
 
     def by_lam(u: Array, x: Array, y: Array) -> Array:
-        return jax.jvp(lambda w: jnp.vdot(x, at._replace(w=w).along_lam(y, rows)), (at.w,), (u,))[1]
+        return jax.jvp(lambda w: jnp.vdot(x, at._replace(w=w).mean(Point.along_lam, train)(y)), (at.w,), (u,))[1]
 
     d, m = at.w.size, at.lam.size
     first, second = jax.random.split(key)
@@ -225,17 +232,17 @@ def _worst_variance(
         return sums[0] + forward(at, off, draw.batch), sums[1] + off
 
     def covariance(x: Array) -> Array:
-        mean = adjoint(at, x, train.full)
+        mean = at.mean(adjoint, train)(x)
         zero = jnp.zeros_like(x), jnp.zeros_like(mean)
         pushed, off = train.fold(step, zero, (at, x, mean), key=keys[0], start=0, stop=batches)
-        return (pushed - forward(at, off, train.full)) / batches.astype(x.dtype)
+        return (pushed - at.mean(forward, train)(off)) / batches.astype(x.dtype)
 
     def sampled(args: tuple[Point, Array], batch: PyTree) -> Array:
         at, x = args
         return adjoint(at, x, batch)
 
     x = lanczos(covariance, start, DIRECTION_STEPS).vectors[:, -1]
-    mean = adjoint(at, x, train.full)
+    mean = at.mean(adjoint, train)(x)
     fitted, other = (_variance(sampled, mean, (at, x), train, key, batches) for key in keys)
     gap = jnp.abs(fitted.value - other.value)
     return Measured(0.5 * (fitted.value + other.value), 0.5 * jnp.maximum(jnp.hypot(fitted.error, other.error), gap))

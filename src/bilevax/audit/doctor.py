@@ -21,6 +21,7 @@ from bilevax.audit.checks.sources import check_sources
 from bilevax.audit.findings import SEVERITIES, Figure, Finding, Findings
 from bilevax.audit.subject import Subject
 from bilevax.core.config import strong
+from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, as_parameters
@@ -76,7 +77,7 @@ def check(
         The findings, the worst first, which print as a table; none where nothing is wrong.
 
     Raises:
-        ParameterError: the key is no JAX random key.
+        ParameterError: the key is no JAX random key; a source is not in memory, so that its rows cannot be looked at.
 
     Examples:
         >>> import bilevax as bx, jax, numpy as np
@@ -87,6 +88,9 @@ def check(
         ('error', ('INTEGER_LEAF',))
     """
     key = as_key(key)
+    for name, source in (("train", train), ("val", val)):
+        if source.all_rows is None:
+            raise ParameterError(f"check looks at rows one by one, and {name} is not in memory; pass some as bx.Arrays")
     seen: list[Finding | Figure] = []
     try:
         for found in _audit(problem, w0, lam, (train, val), key, estimator):
@@ -143,7 +147,7 @@ def _raised(e: Exception, sources: tuple[RowSource, RowSource]) -> Finding:
 
 
 def _kinds(source: RowSource) -> list[str]:
-    return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(source.full)]
+    return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(source.example())]
 
 
 def _place(e: Exception) -> str:

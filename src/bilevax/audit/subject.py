@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.audit.checks.looks import FULL, Parts, flat, inner, like, loss, outer
+from bilevax.audit.checks.looks import Parts, Rows, flat, inner, like, loss, on_every_row, outer
 from bilevax.audit.checks.solving import descended, iterated
 from bilevax.core.config import replace, strong
 from bilevax.core.protocols import RowSource
@@ -73,6 +73,11 @@ class Subject(NamedTuple):
         """True where ``near`` is the inner solution, as far as rounding lets one see."""
         return self.gap <= 10 * np.sqrt(epsilon(self.w0))
 
+    @property
+    def tables(self) -> dict[str, PyTree]:
+        """Every row of train and of val, for what looks at them one by one."""
+        return {"train": self.train.all_rows, "val": self.val.all_rows}
+
     def stream(self, number: int) -> Array:
         """A key of its own for every use."""
         return jax.random.fold_in(self.key, number)
@@ -83,15 +88,15 @@ class Subject(NamedTuple):
 
     def inner(self, w: PyTree, lam: PyTree, v: PyTree, rows: PyTree = None) -> Parts:
         """Phi - w, d1Phi^T v and d2Phi^T v, on every row of train or on ``rows`` in their place."""
-        return FULL[inner](self.problem, w, lam, v, self.train.full if rows is None else rows)
+        return on_every_row(inner, self.problem, w, lam, v, self.train if rows is None else Rows(rows))
 
     def outer(self, w: PyTree, lam: PyTree, rows: PyTree = None) -> Parts:
         """E, grad_1 E and grad_2 E, on every row of val or on ``rows`` in their place."""
-        return FULL[outer](self.problem, w, lam, None, self.val.full if rows is None else rows)
+        return on_every_row(outer, self.problem, w, lam, None, self.val if rows is None else Rows(rows))
 
     def loss(self, w: PyTree, lam: PyTree) -> Parts:
         """The inner loss and its gradients in w and lam, on every row of train."""
-        return FULL[loss](self.problem, w, lam, None, self.train.full)
+        return on_every_row(loss, self.problem, w, lam, None, self.train)
 
     def push(self, u: np.ndarray) -> np.ndarray:
         """d1Phi^T u at the inner solution, as vectors [d]."""

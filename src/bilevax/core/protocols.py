@@ -1,13 +1,15 @@
 """What the rooms ask of one another, and of a user's own classes: structural types, with shapes."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax import Array
 
+from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree
 
 Carry = TypeVar("Carry")
+Total = TypeVar("Total")
 
 
 class Draw(NamedTuple):
@@ -64,8 +66,26 @@ class Source(Protocol):
         """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
 
 
+@runtime_checkable
+class UnevenSource(Source, Protocol):
+    """A source with a smaller minibatch now and then, which it can foresee: a loop need not branch at each of them."""
+
+    @property
+    def uneven(self) -> bool:
+        """True if it has such minibatches, at places that no key changes."""
+
+    def next_short(self, plan: PyTree, j: Array) -> Array:
+        """The first short minibatch from j on in the chunk of the plan; where there is none, the next chunk."""
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Any], Carry], short: bool | None = None) -> Carry:
+        """``use(draw)`` of minibatch j; ``short``: whether that is a short one, None where it must be looked up."""
+
+
 class RowSource(Source, Protocol):
-    """A source over one table of n rows."""
+    """A source over one table of n rows, which need not be in memory.
+
+    Every row is read through :meth:`total`, shapes through :meth:`example`.
+    """
 
     @property
     def rows(self) -> int:
@@ -80,5 +100,139 @@ class RowSource(Source, Protocol):
         """True if each minibatch is every row."""
 
     @property
-    def full(self) -> PyTree:
-        """Every row at once."""
+    def keys(self) -> bool:
+        """True if a batch is :class:`Keyed`, so that no pass over every row stands for the mean over draws."""
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean of ``fn(args, batch)`` over every row: sum_p n_p / n fn(args, piece p), n_p the rows of a piece.
+
+        A table in memory is one piece, ``fn(args, every row)``; what is larger, or in several places, comes in the
+        pieces in which it is there. The pieces do not matter where ``fn`` is a mean over the rows of its batch, as a
+        loss with its penalty, its derivatives and a gradient step are; the prox of a mean is none. In ``args`` it can
+        be differentiated and mapped like ``fn``. Of a source with ``keys`` every call sees the same ones.
+
+        Args:
+            fn: (args, batch) -> a tree of floats.
+            args: what ``fn`` reads beside the batch, a pytree of arrays.
+        """
+
+    def example(self) -> PyTree:
+        """A batch as ``jax.eval_shape`` takes it: structure, shapes and dtypes, its number of rows any possible one."""
+
+    @property
+    def all_rows(self) -> PyTree:
+        """Every row as one batch, for what looks at rows one by one; None of a table that is not in memory as one."""
+
+
+class Loss(Protocol):
+    """The mean of a loss over the rows of a batch.
+
+    It may offer, by methods of these names, what is faster or better than autodiff's: ``value_and_grad(w, lam, batch)``
+    and ``hessian_product(w, lam, batch, v)``; and, for a measured step, ``curvature(w, batch)`` and
+    ``penalty_curvature(w, lam)`` (:class:`~bilevax.GradientStep`).
+    """
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree, /) -> Array:
+        """A scalar, []."""
+
+
+class InnerMap(Protocol):
+    """Phi, unbiased for a contraction in w."""
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree, /) -> PyTree:
+        """Phi(w, lam; zeta), like w."""
+
+
+class BilevelProblem(Protocol):
+    """The two oracles of a bilevel problem; w has d entries, lam has m; zeta and xi are minibatches."""
+
+    @property
+    def inner_map(self) -> InnerMap:
+        """Phi."""
+
+    @property
+    def project(self) -> Callable[[PyTree], PyTree] | None:
+        """Projection of lam onto the set Lambda; None: everything."""
+
+    @property
+    def has_loss(self) -> bool:
+        """True if the inner map is a gradient step of a smooth loss."""
+
+    @property
+    def symmetric(self) -> bool:
+        """True if I - d1Phi is self-adjoint in the metric."""
+
+    @property
+    def damping(self) -> Any:
+        """Delta >= 0, a number; None: 0."""
+
+    def with_unit_step(self) -> "BilevelProblem":
+        """Itself with 1 for the inner step, where there is one."""
+
+    @property
+    def outer_loss(self) -> Loss:
+        """E, []."""
+
+    def metric(self, w: PyTree, lam: PyTree) -> PyTree:
+        """Positive weights s, like w: I - d1Phi^T is self-adjoint for <a, b> = sum_i a_i s_i b_i."""
+
+    @property
+    def inner_loss(self) -> Loss:
+        """The loss of which the inner map is a gradient step."""
+
+    def with_measured_step(self, w0: PyTree, lam: PyTree, train: RowSource, key: Array) -> "BilevelProblem":
+        """Itself with the inner step filled in, where there is one that is not given."""
+
+    def measuring_products(self, train: RowSource) -> int:
+        """Products on a minibatch that this takes; 0 where nothing is measured."""
+
+    def inner_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """Phi(w, lam; zeta), like w."""
+
+    def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """d1Phi(w, lam; zeta)^T v, like w."""
+
+    def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """(I - d1Phi(w, lam; zeta)^T) v, like w."""
+
+    def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
+        """d1Phi(w, lam; zeta)^T v + g, like w."""
+
+    def cross_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """d2Phi(w, lam; zeta)^T v, like lam."""
+
+    def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
+        """E(w, lam; xi) [], grad_1 E like w, grad_2 E like lam."""
+
+
+class Algorithm(Protocol):
+    """A bilevel method: what it carries, and one outer step.
+
+    The loop (:func:`bilevax.minimize`, or a user's own by :func:`bilevax.fold_looks`) draws the minibatches of its
+    streams, watches what ``info`` says, and takes back a stretch in which a value became NaN.
+    """
+
+    @property
+    def steps_per_record(self) -> int:
+        """Outer steps to an entry of the history, at most: 1 where a step is long, 256 where it is not."""
+
+    def check(self, problem: Any) -> None:
+        """Refuse in a sentence a problem that lacks what the algorithm needs."""
+
+    def streams(self, sources: tuple["RowSource", "RowSource"]) -> Mapping[str, Any]:
+        """What each step draws, by name: for each name a source, or several minibatches of one.
+
+        Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
+        """
+
+    def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple["RowSource", "RowSource"]) -> PyTree:
+        """The state before the first step, lam projected."""
+
+    def step(self, problem: Any, state: PyTree, looks: Any, k: Array) -> tuple[PyTree, Info]:
+        """Outer step k: the new state, and what may be watched of it. ``looks[name]`` is a look at a stream."""
+
+    def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
+        """The w and the lam of a state."""
+
+    def step_cost(self, problem: Any, sources: tuple["RowSource", "RowSource"]) -> Cost | None:
+        """Oracle calls of one step; None where each step says its own in ``info.cost``."""

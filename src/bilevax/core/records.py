@@ -170,8 +170,10 @@ class Failure(NamedTuple):
     def told(self, code: Code, where: str = "") -> str:
         """What happened, where, the likely causes, and what to try; outside of compiled programs."""
         stage = STAGES[int(self.stage)]
-        if code == Code.OK or stage == "none":
+        if code == Code.OK or (stage == "none" and not where):
             return code.message
+        if stage == "none":
+            return f"{code.name}{where}. {code.message}"
         place = f"{stage} solver, step {int(self.step)}" if stage in ("inner", "linear") else f"{stage} stage"
         if code == Code.NONFINITE and bool(self.finite):
             loss = stage in ("inner", "outer")
@@ -186,11 +188,10 @@ class Failure(NamedTuple):
 
 
 def worst_part(*parts: tuple[Array, Failure]) -> tuple[Array, Failure]:
-    """The worst code, and the first failure that has it."""
+    """The first code of NOT_CONTRACTIVE or worse, as those after it are consequences; else the worst; and where."""
     code, failure = jnp.int32(Code.OK), Failure.of("none")
     for found, at in parts:
-        failure = where(found > code, at, failure)
-        code = jnp.maximum(code, found)
+        code, failure = where((found > code) & (code < Code.NOT_CONTRACTIVE), (found, at), (code, failure))
     return code, failure
 
 
@@ -263,15 +264,39 @@ def _in_steps(needed: float, made: int) -> str:
     return f" About {float(f'{needed:.2g}'):,.0f} steps would do, instead of {made:,}."
 
 
-class History(NamedTuple):
-    """One entry an outer step; arrays of shape [steps].
+class Info(NamedTuple):
+    """What an outer step of an algorithm lets be watched; None: not said.
 
     Attributes:
-        outer_value: E(w, lam) before the step, on what the estimator saw of val.
-        gradient_norm: norm of the estimated hypergradient.
-        code: the estimate's :class:`~bilevax.Code`.
-        visits: sample visits up to and including the step.
-        seconds: time since the start when the step's chunk was done, compilation included.
+        outer_value: E(w, lam) before the step, on what it saw of val; None where that would cost something: the loop
+            then looks at the end of a stretch.
+        gradient_norm: norm of its hypergradient; None where lam moves by ``outer_step`` times a direction, of which a
+            run then knows the mean.
+        outer_step: gamma, by which lam moved.
+        outcome: a :class:`~bilevax.Code`, and where it comes from; None where a step fails by NaN alone, which the loop
+            sees.
+        cost: oracle calls of the step, where nothing else knows them.
+    """
+
+    outer_value: Array | None = None
+    gradient_norm: Array | None = None
+    outer_step: Array | None = None
+    outcome: tuple[Array, Failure] | None = None
+    cost: Cost | None = None
+
+
+class History(NamedTuple):
+    """One entry a stretch of outer steps, a single one or up to 256, as the algorithm says; arrays [entries].
+
+    Attributes:
+        outer_value: E(w, lam) before the step, on what it saw of val; where an algorithm does not know it anyway, after
+            the stretch, on the last minibatch of val.
+        gradient_norm: norm of the estimated hypergradient; over a stretch of several steps, that of the mean direction
+            (the change of lam over the sum of the outer steps).
+        code: the worst :class:`~bilevax.Code` of its steps.
+        visits: sample visits up to and including the stretch.
+        seconds: time since the start when the compiled call that made it was done, compilation included.
+        step: outer steps done at its end.
     """
 
     outer_value: np.ndarray
@@ -279,6 +304,7 @@ class History(NamedTuple):
     code: np.ndarray
     visits: np.ndarray
     seconds: np.ndarray
+    step: np.ndarray
 
 
 class Result(NamedTuple):
@@ -289,7 +315,7 @@ class Result(NamedTuple):
         lam: the last outer variable; the last finite one if the run became non-finite.
         code: the worst :class:`~bilevax.Code` of its steps.
         failure: of the first step with that code.
-        history: one entry an outer step.
+        history: one entry a stretch of outer steps.
         cost: oracle calls of the whole run.
         config: the problem and the algorithm as plain values, JSON-ready.
         interrupted: True if the user stopped it; everything above is what was reached.
@@ -309,8 +335,7 @@ class Result(NamedTuple):
     @property
     def message(self) -> str:
         """What happened, in which stage of which outer step, the likely causes, and what to try."""
-        codes = np.asarray(self.history.code)
-        told = self.failure.told(Code(self.code), f" of outer step {int(np.argmax(codes))}" if len(codes) else "")
+        told = self.failure.told(Code(self.code), self._place)
         if self.code >= Code.NOT_CONTRACTIVE:
             told += " The run stopped there, with the w and lam before it."
         for step, damping in self.config.get("damping", [])[-1:]:
@@ -319,8 +344,18 @@ class Result(NamedTuple):
         held, entries = (sum(int(count(x)) for x in leaves) for count in (np.count_nonzero, np.size))
         return told + (f" The set of lam holds back {held} of its {entries} entries." if held else "")
 
+    @property
+    def _place(self) -> str:
+        """Which outer steps have the worst code first."""
+        if not len(self.history.code):
+            return ""
+        at = int(np.argmax(self.history.code))
+        first, last = int(self.history.step[at - 1]) if at else 0, int(self.history.step[at]) - 1
+        return f" of outer step {last}" if first == last else f" of outer steps {first} to {last}"
+
     def __repr__(self) -> str:
         """In one line: code, what the run did to the outer value, and shapes."""
         values = np.asarray(self.history.outer_value)
-        told = f"outer_value {values[0]:.3g} to {values[-1]:.3g} in {len(values)} steps" if len(values) else "no steps"
+        steps = int(self.history.step[-1]) if len(values) else 0
+        told = f"outer_value {values[0]:.3g} to {values[-1]:.3g} in {steps} steps" if steps else "no steps"
         return f"Result({Code(self.code).name}, {told}; lam {shown.shape(self.lam)}; w {shown.shape(self.w)})"

@@ -76,6 +76,16 @@ def all_finite(a: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(a)]))
 
 
+def stays_finite(before: PyTree, after: PyTree) -> Array:
+    """False where an entry became NaN or infinite that was not."""
+
+    def kept(x: Array, y: Array) -> Array:
+        return jnp.all(jnp.isfinite(y) | ~jnp.isfinite(x))
+
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return jnp.all(jnp.stack([kept(x, y) for x, y in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]))
+
+
 def where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
     """The tree a where the scalar condition holds, else b."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

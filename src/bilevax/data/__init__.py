@@ -7,15 +7,20 @@ from bilevax.core.lazy import attach
 if TYPE_CHECKING:
     from bilevax.data.arrays import Arrays, Join, join
     from bilevax.data.fold import has_keys, refuse_keys
+    from bilevax.data.looks import Looks, Several, Undrawn, fold_looks
     from bilevax.data.sparse_rows import SparseRows
 
 __all__ = [
     "Arrays",
     "Join",
+    "Looks",
+    "Several",
     "SparseRows",
+    "Undrawn",
+    "fold_looks",
     "has_keys",
     "join",
     "refuse_keys",
 ]
 
-__getattr__, __dir__ = attach(__name__, ["fold", "arrays", "sparse_rows"], __all__)
+__getattr__, __dir__ = attach(__name__, ["fold", "arrays", "sparse_rows", "looks"], __all__)

@@ -3,7 +3,6 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -14,10 +13,10 @@ from jax import Array
 from bilevax.core.config import choice, config, count, set_fields, static
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.keys import is_key
-from bilevax.core.protocols import Draw, Keyed
+from bilevax.core.protocols import Draw, Keyed, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
-from bilevax.data.permutation import shuffled
+from bilevax.data.permutation import cipher_words, permuted
 
 Carry = TypeVar("Carry")
 
@@ -51,7 +50,7 @@ class Arrays:
 
     With ``keys=True`` the losses see a batch ``batch.rows``, ``batch.key``, for dropout and augmentation: draw j brings
     a key of its own, a function of (key, j) that is the same for every ``sampling`` and batch size. So minibatches of
-    every row differ too, and the source is not ``whole``. What reads every row at once, without a draw (``full``:
+    every row differ too, and the source is not ``whole``. What reads every row at once, without a draw (``total``:
     checks, ``outer_value`` of :class:`~bilevax.JointSID`) sees one key, always the same. Estimates that would take this
     one draw for the mean are refused: deterministic solvers, ITD, ``cross_batches=None``, plans.
 
@@ -81,7 +80,7 @@ class Arrays:
         >>> train, val = bx.Arrays((X, y), batch_size=6, keys=True), bx.Arrays((X, y))
         >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.3), outer_loss)
         >>> est = bx.hypergradient(problem, bx.JointSID(400), jnp.zeros(3), 0.0, train, val, key=jax.random.key(0))
-        >>> est.value.shape, train.full.key.shape
+        >>> est.value.shape, train.example().key.shape
         ((), ())
     """
 
@@ -96,7 +95,7 @@ class Arrays:
         if not isinstance(self.keys, bool):
             raise ParameterError(f"keys must be True or False, got {self.keys!r}")
         seed = None if self.seed is None else count("seed", self.seed)
-        if isinstance(self.data, Keyed):  # what a source with keys calls full
+        if isinstance(self.data, Keyed):  # every row of a source with keys
             set_fields(self, data=self.data.rows, keys=True)
         data = narrowed(map_named(_check_leaf, "data", self.data))
         n, order = _common_length(data), None
@@ -127,10 +126,18 @@ class Arrays:
         return self.batch_size is None and not self.keys
 
     @property
-    def full(self) -> PyTree:
+    def all_rows(self) -> PyTree:
         """Every row at once, with a fixed key if ``keys``."""
         rows = self._seen(self.data)
         return Keyed(rows, jax.random.fold_in(jax.random.key(0), KEYS)) if self.keys else rows
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean over every row of ``fn(args, batch)``: one call, on all of them."""
+        return fn(args, self.all_rows)
+
+    def example(self) -> PyTree:
+        """The shapes and dtypes of a batch of every row."""
+        return jax.eval_shape(lambda: self.all_rows)
 
     @property
     def _epoch(self) -> int:
@@ -157,18 +164,21 @@ class Arrays:
         if self.sampling == "iid":
             return jax.random.randint(jax.random.fold_in(key, j // CHUNK), (CHUNK, b), 0, n)
         numbers = j // CHUNK * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers // epoch)
-        places = numbers % epoch
+        places, first = numbers % epoch, numbers[0] // epoch
+        nth = numbers // epoch - first
+        met = first + jnp.arange(min(CHUNK, (CHUNK - 1) // epoch + 2), dtype=jnp.int32)  # epochs, a few for a chunk
+        words = _words(key, met)
         if self.sampling == "shuffled":
-            return jax.vmap(lambda k, i: shuffled(k, i * b + jnp.arange(b, dtype=jnp.int32), n))(keys, places)
+            return jax.vmap(lambda w, i: permuted(w, i * b + jnp.arange(b, dtype=jnp.int32), n))(words[nth], places)
         if n % b == 0:
-            return jax.vmap(lambda k, i: shuffled(k, i, epoch))(keys, places), jnp.zeros(CHUNK, bool)
+            return jax.vmap(lambda w, i: permuted(w, i, epoch))(words[nth], places), jnp.zeros(CHUNK, bool)
         # Where the short block comes is the same for every key, unless blocks are few: so under vmap over keys a
         # program still branches and need not compute both sizes. Which rows are in it is the shuffle's choice.
-        common = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), numbers // epoch)
-        last = jax.vmap(lambda k: shuffled(k, jnp.int32(0), epoch))(keys if epoch < FEW else common)
-        whole = jax.vmap(lambda k, i: shuffled(k, i, epoch - 1))(keys, jnp.where(places > last, places - 1, places))
-        return jnp.where(places == last, epoch - 1, whole), places == last
+        common = words if epoch < FEW else _words(jax.random.key(0), met)
+        last = jax.vmap(lambda w: permuted(w, jnp.int32(0), epoch))(common)[nth]
+        even = jnp.where(places > last, places - 1, places)
+        even = jax.vmap(lambda w, i: permuted(w, i, epoch - 1))(words[nth], even)
+        return jnp.where(places == last, epoch - 1, even), places == last
 
     def boundary(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
@@ -184,22 +194,32 @@ class Arrays:
         stream = jax.random.wrap_key_data(words, impl="threefry2x32")
         return draw._replace(batch=Keyed(draw.batch, jax.random.fold_in(stream, j)))
 
-    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
-        """``use(draw)`` of minibatch j."""
-        if self.keys:
-            return self._visit_rows(plan[0], j, lambda draw: use(self.with_key(plan[1], j, draw)))
-        return self._visit_rows(plan, j, use)
+    @property
+    def uneven(self) -> bool:
+        """True if there is a short block, and so many blocks that its place is the same for every key."""
+        return bool(self._short) and self._epoch >= FEW
 
-    def _visit_rows(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
+    def next_short(self, plan: PyTree, j: Array) -> Array:
+        """The first minibatch from j on that is the short block; where there is none in the chunk, the next chunk."""
+        are_short, places = (plan[0] if self.keys else plan)[1], jnp.arange(CHUNK, dtype=jnp.int32)
+        return j - j % CHUNK + jnp.min(jnp.where(are_short & (places >= j % CHUNK), places, CHUNK))
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry], short: bool | None = None) -> Carry:
+        """``use(draw)`` of minibatch j (see :class:`~bilevax.core.protocols.UnevenSource`)."""
+        if self.keys:
+            return self._visit_rows(plan[0], j, lambda draw: use(self.with_key(plan[1], j, draw)), short)
+        return self._visit_rows(plan, j, use, short)
+
+    def _visit_rows(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry], short: bool | None) -> Carry:
         if self.batch_size is None:
             return use(Draw(self._seen(self.data), -1, 1.0))
         if self.sampling != "blocks":
             return use(Draw(self.at(plan[j % CHUNK]), -1, 1.0))
-        number, is_short = plan[0][j % CHUNK], plan[1][j % CHUNK]
-        b, short = self.rows_per_batch, self._short
-        if not short:
-            return use(self._block(number, b))
-        return jax.lax.cond(is_short, lambda: use(self._block(number, short)), lambda: use(self._block(number, b)))
+        number, b = plan[0][j % CHUNK], self.rows_per_batch
+        if not self._short or short is not None:
+            return use(self._block(number, self._short if short else b))
+        of_size = [lambda size=size: use(self._block(number, size)) for size in (self._short, b)]
+        return jax.lax.cond(plan[1][j % CHUNK], *of_size)
 
     def at(self, numbers: Array) -> PyTree:
         """These rows, without a key."""
@@ -231,29 +251,7 @@ class Arrays:
         stop: Array | int,
     ) -> Carry:
         """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop; see :func:`bilevax.data.fold.fold`."""
-        sweep = self._sweep if self._short and self._epoch >= FEW else None
-        return fold(self, step, carry, args, key=key, start=start, stop=stop, sweep=sweep)
-
-    def _sweep(
-        self, plan: PyTree, j: Array, end: Array, use: Callable[..., Carry], carry: Carry
-    ) -> tuple[Array, Carry]:
-        """The short block by itself, or all blocks before the next short one: a branch a sweep, not one a step."""
-        numbers, are_short = plan[0] if self.keys else plan
-        places = jnp.arange(CHUNK, dtype=jnp.int32)
-        next_short = j - j % CHUNK + jnp.min(jnp.where(are_short & (places >= j % CHUNK), places, CHUNK))
-
-        def one(j: Array, carry: Carry, size: int) -> Carry:
-            draw = self._block(numbers[j % CHUNK], size)
-            return use(carry, j, self.with_key(plan[1], j, draw) if self.keys else draw)
-
-        def alone() -> tuple[Array, Carry]:
-            return j + 1, one(j, carry, self._short)
-
-        def before() -> tuple[Array, Carry]:
-            until = jnp.minimum(end, next_short)
-            return until, jax.lax.fori_loop(j, until, partial(one, size=self.rows_per_batch), carry)
-
-        return jax.lax.cond(are_short[j % CHUNK], alone, before)
+        return fold(self, step, carry, args, key=key, start=start, stop=stop)
 
 
 @config
@@ -304,6 +302,11 @@ def join(**sources: Any) -> Join:
     if not sources:
         raise ParameterError("join needs at least one source, as in join(train=..., val=...)")
     return Join(dict(sources))
+
+
+def _words(key: Array, epochs: Array) -> Array:
+    """The words of the permutation of each of these epochs, once an epoch."""
+    return jax.vmap(lambda epoch: cipher_words(jax.random.fold_in(key, epoch)))(epochs)
 
 
 def _common_length(data: PyTree) -> int:

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import Carry, Keyed, RowSource, Source
+from bilevax.core.protocols import Carry, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree
 
 
 def has_keys(source: RowSource) -> bool:
     """True if its batches bring keys, so that no pass over every row stands for their mean."""
-    return isinstance(source.full, Keyed)
+    return source.keys
 
 
 def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:
@@ -32,6 +32,14 @@ def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:
             )
 
 
+class Underway(NamedTuple):
+    """A loop that has come to minibatch j, with the plan of the chunk before it or around it."""
+
+    j: Array
+    plan: PyTree
+    carry: Any
+
+
 def fold(
     source: Source,
     step: Callable[[Carry, PyTree, Array, Any], Carry],
@@ -41,7 +49,6 @@ def fold(
     key: Array,
     start: Array | int,
     stop: Array | int,
-    sweep: Callable[..., tuple[Array, Carry]] | None = None,
 ) -> Carry:
     """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop, as one compiled loop.
 
@@ -56,29 +63,45 @@ def fold(
         key: a JAX random key.
         start: first minibatch.
         stop: one past the last minibatch.
-        sweep: how to run ``carry = use(carry, j, draw)`` from minibatch j on, (plan, j, end, use, carry) -> (where it
-            ended, carry): at least one minibatch, and none from ``end`` on, which is in the same chunk or opens the
-            next. Default: all of them, each by ``source.visit``.
     """
-    sweep = sweep or partial(_visits, source)
-    start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
-    shape = jax.eval_shape(lambda: source.renew(None, key, start, True))
-    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
-
-    def segment(state: tuple[Array, PyTree, Carry]) -> tuple[Array, PyTree, Carry]:
-        j, plan, carry = state
-        plan = source.renew(plan, key, j, j == start)
-        end = jnp.minimum(stop, source.boundary(j))
-        end, carry = sweep(plan, j, end, lambda carry, j, draw: step(carry, args, j, draw), carry)
-        return end, plan, carry
-
-    return jax.lax.while_loop(lambda state: state[0] < stop, segment, (start, empty, carry))[2]
+    start = jnp.asarray(start, jnp.int32)
+    at = Underway(start, no_plan(source, key), carry)
+    out: Carry = continued(source, step, at, args, key=key, start=start, stop=jnp.asarray(stop, jnp.int32)).carry
+    return out
 
 
-def _visits(
-    source: Source, plan: PyTree, j: Array, end: Array, use: Callable[..., Carry], carry: Carry
-) -> tuple[Array, Carry]:
-    def one(j: Array, carry: Carry) -> Carry:
-        return source.visit(plan, j, lambda draw: use(carry, j, draw))
+def no_plan(source: Source, key: Array) -> PyTree:
+    """What stands for the plan before the first chunk."""
+    shape = jax.eval_shape(lambda: source.renew(None, key, jnp.int32(0), True))
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
 
-    return end, jax.lax.fori_loop(j, end, one, carry)
+
+def continued(
+    source: Source,
+    step: Callable[..., Carry],
+    at: Underway,
+    args: PyTree,
+    *,
+    key: Array,
+    start: Array,
+    stop: Array,
+) -> Underway:
+    """A loop that began at ``start``, led on to ``stop``; chunks that were planned are not planned again."""
+    uneven = isinstance(source, UnevenSource) and source.uneven
+
+    def segment(at: Underway) -> Underway:
+        plan = source.renew(at.plan, key, at.j, at.j == start)
+        end = jnp.minimum(stop, source.boundary(at.j))
+
+        def one(j: Array, carry: Carry, **known: bool) -> Carry:
+            return source.visit(plan, j, lambda draw: step(carry, args, j, draw), **known)
+
+        if not uneven:
+            return Underway(end, plan, jax.lax.fori_loop(at.j, end, one, at.carry))
+        # Minibatches of the usual size one after another, then the short one: a branch a sweep, not one a step.
+        until = jnp.minimum(end, cast(UnevenSource, source).next_short(plan, at.j))
+        carry = jax.lax.fori_loop(at.j, until, partial(one, short=False), at.carry)
+        carry = jax.lax.cond(until < end, partial(one, until, short=True), lambda carry: carry, carry)
+        return Underway(jnp.minimum(until + 1, end), plan, carry)
+
+    return jax.lax.while_loop(lambda at: at.j < stop, segment, at)

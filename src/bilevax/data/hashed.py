@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.config import config
-from bilevax.core.protocols import Carry, Draw
+from bilevax.core.protocols import Carry, Draw, Total
 from bilevax.core.trees import PyTree
 from bilevax.data.arrays import Arrays
 from bilevax.data.fold import fold
@@ -33,9 +33,22 @@ class Hashed:
         return self.source.rows
 
     @property
-    def full(self) -> PyTree:
+    def keys(self) -> bool:
+        """True if each draw brings a key of its own."""
+        return self.source.keys
+
+    @property
+    def all_rows(self) -> PyTree:
         """Every row at once."""
-        return self.source.full
+        return self.source.all_rows
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean over every row of ``fn(args, batch)``."""
+        return self.source.total(fn, args)
+
+    def example(self) -> PyTree:
+        """The shapes and dtypes of a batch."""
+        return self.source.example()
 
     def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> tuple[Array, PyTree]:
         """The words of the key, from which every minibatch follows, and those of the draws' own keys if they have."""

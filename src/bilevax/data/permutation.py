@@ -22,7 +22,17 @@ def shuffled(key: Array, i: Array, n: int) -> Array:
         i: int32 of any shape, in [0, n).
         n: number of entries.
     """
-    centres, salts = jax.random.bits(key, (2, ROUNDS), jnp.uint32)  # one call: each more takes long to compile
+    return permuted(cipher_words(key), i, n)
+
+
+def cipher_words(key: Array) -> Array:
+    """The words of the permutation that ``key`` stands for, [2, ROUNDS] uint32."""
+    return jax.random.bits(key, (2, ROUNDS), jnp.uint32)  # one call: each more takes long to compile
+
+
+def permuted(words: Array, i: Array, n: int) -> Array:
+    """Entries i of the permutation of 0, ..., n - 1 with these words; see :func:`shuffled`."""
+    centres, salts = words
     rounds = (centres % n).astype(jnp.int32), salts
 
     def swap(x: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:

@@ -43,7 +43,7 @@ class SparseRows(Arrays):
     Examples:
         >>> X = scipy.sparse.eye_array(50, 8, dtype=np.float32, format="csr")
         >>> source = SparseRows((X, np.arange(50) % 2), batch_size=7)
-        >>> source.full[0].shape, source.rows_per_batch
+        >>> source.example()[0].shape, source.rows_per_batch
         ((50, 8), 7)
     """
 

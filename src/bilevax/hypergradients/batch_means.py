@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.config import replace
-from bilevax.core.protocols import RowSource
-from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, where
+from bilevax.core.instance import Instance
+from bilevax.core.protocols import BilevelProblem
+from bilevax.core.trees import PyTree, add, axpy, norm, scale, where
 from bilevax.data import join
-from bilevax.problems.problem import Problem, cross_product, outer_gradients, residual
 
 BATCHES = 12
 """Stretches into which the kept steps of a run are cut, K; a third of them is an even number."""
@@ -192,9 +192,7 @@ def moved_by(lanes: PyTree) -> PyTree:
 
 
 def influences(
-    problem: Problem,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
+    instance: Instance,
     means: BatchMeans,
     number: Array,
     *,
@@ -207,27 +205,26 @@ def influences(
     rows that are drawn with replacement elsewhere are shuffled here.
 
     Args:
-        problem: with its inner step measured.
-        lam: where the hypergradient is wanted.
-        sources: (train, val).
+        instance: with its inner step measured.
         means: batch means of (w, v).
         number: of the minibatches.
         key: of their stream.
     """
 
-    def hypergradient(w: PyTree, v: PyTree, problem: Problem, lam: PyTree, draws: Any) -> PyTree:
+    def hypergradient(w: PyTree, v: PyTree, problem: BilevelProblem, lam: PyTree, draws: Any) -> PyTree:
         train, val = draws["train"], draws["val"]
-        direct = astype_of(outer_gradients(problem, w, lam, val.batch)[2], lam)
-        product = cross_product(problem, w, lam, train.batch, v)
+        direct = problem.outer_gradients(w, lam, val.batch)[2]
+        product = problem.cross_product(w, lam, train.batch, v)
         return axpy(val.weight, direct, scale(train.weight, product))
 
     def step(total: PyTree, args: Any, _: Array, draws: Any) -> PyTree:
         problem, lam, w, v = args
         return add(total, jax.vmap(partial(hypergradient, problem=problem, lam=lam, draws=draws))(w, v))
 
-    start = jax.tree.map(lambda x: jnp.zeros((BATCHES, *x.shape), x.dtype), lam)
-    train, val = map(_unrepeated, sources)
-    total = join(train=train, val=val).fold(step, start, (problem, lam, *means.means), key=key, start=0, stop=number)
+    start = jax.tree.map(lambda x: jnp.zeros((BATCHES, *x.shape), x.dtype), instance.lam)
+    both = join(train=_unrepeated(instance.train), val=_unrepeated(instance.val))
+    args = instance.problem, instance.lam, *means.means
+    total = both.fold(step, start, args, key=key, start=0, stop=number)
     return means.of(scale(1.0 / number.astype(jnp.result_type(float)), total))
 
 
@@ -236,15 +233,7 @@ def _unrepeated(source: Any) -> Any:
 
 
 def contraction_rate(
-    problem: Problem,
-    w: PyTree,
-    lam: PyTree,
-    train: RowSource,
-    direction: PyTree,
-    eta: Array,
-    number: Array,
-    *,
-    key: Array,
+    instance: Instance, w: PyTree, direction: PyTree, eta: Array, number: Array, *, key: Array
 ) -> Array:
     """Mean logarithm of the growth of a direction u <- u - eta (I - d1Phi^T) u, over the last half of the minibatches.
 
@@ -258,9 +247,9 @@ def contraction_rate(
         u, total = carry
         problem, w, lam, eta = args
         u = scale(1.0 / jnp.maximum(norm(u), tiny), u)
-        u = axpy(-eta * draw.weight, residual(problem, w, lam, draw.batch, u), u)
+        u = axpy(-eta * draw.weight, problem.system_product(w, lam, draw.batch, u), u)
         return u, total + jnp.where(j >= number // 2, jnp.log(jnp.maximum(norm(u), tiny)), 0.0)
 
-    carry = start, jnp.zeros((), real)
-    total = train.fold(step, carry, (problem, w, lam, eta), key=key, start=0, stop=number)[1]
+    carry, args = (start, jnp.zeros((), real)), (instance.problem, w, instance.lam, eta)
+    total = instance.train.fold(step, carry, args, key=key, start=0, stop=number)[1]
     return total / (number - number // 2).astype(real)

@@ -26,7 +26,7 @@ class Sampled(NamedTuple):
 
 def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int) -> PyTree:
     """Mean of fn(args, batch) over so many minibatches, from the first."""
-    shape = jax.eval_shape(fn, args, source.full)
+    shape = jax.eval_shape(fn, args, source.example())
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
     def step(total: PyTree, args: PyTree, _: Array, draw: Any) -> PyTree:

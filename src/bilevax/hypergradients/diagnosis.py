@@ -1,7 +1,7 @@
 """What can be known of a failure beside its code; computed only where there was one."""
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend
@@ -9,71 +9,96 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import replace
-from bilevax.core.records import Failure
+from bilevax.core.instance import Instance
+from bilevax.core.records import Count, Estimate, Failure
 from bilevax.core.trees import PyTree, all_finite, largest, sub, where
-from bilevax.problems.gradient_step import GradientStep
-from bilevax.problems.problem import Problem, adjoint_product, inner_image
-from bilevax.problems.proximal_step import ProximalStep
-from bilevax.solvers.stability import growth, suspicion_is_proof
+from bilevax.solvers.stability import growth
 
 PRODUCTS = 50
 """Products with the Hessian from which its largest eigenvalue is estimated."""
 
 
-def diagnosed(
-    code: Array, failure: Failure, problem: Problem, points: tuple[PyTree, PyTree], batch: PyTree, grown: PyTree
-) -> Failure:
-    """The failure, with its ``finite``, ``relative_step`` and ``curvature`` filled in.
+class Run(NamedTuple):
+    """From where an estimate was made: what a diagnosis makes the failed part of it again from.
 
-    Cost: none without a failure; else the value of the inner map, or PRODUCTS Hessian-vector products, on the batch.
+    Attributes:
+        before: the estimator's state before; w0 of one that cannot be continued.
+        after: its state after; None likewise.
+        doublings: of the run that was continued; 0 of a run that was not.
+    """
+
+    before: Any
+    after: Any
+    doublings: Array | int
+
+
+class Diagnosis(NamedTuple):
+    """What was found when the failed part of an estimate was made again, alone.
+
+    Attributes:
+        code: OK where a suspicion was refuted.
+        failure: where.
+        w: the last finite one.
+        v: likewise.
+        checks: products spent on looking into it.
+    """
+
+    code: Array
+    failure: Failure
+    w: PyTree
+    v: PyTree | None
+    checks: Count
+
+
+def explained(estimate: Estimate, instance: Instance, w0: PyTree) -> Estimate:
+    """The estimate with the ``finite``, ``relative_step`` and ``curvature`` of its failure filled in.
+
+    Cost: none without a failure; else the value of the inner map, or PRODUCTS Hessian-vector products, on every row.
 
     Args:
-        code: of the estimate.
-        failure: its stage and step.
-        problem: with its inner step measured.
-        points: (w, lam), the last finite ones.
-        batch: every row of train.
-        grown: a direction that grew, like w.
+        estimate: its w and v the last finite ones.
+        instance: with its inner step measured.
+        w0: where w started.
     """
-    if suspicion_is_proof():
-        return failure
-    w, lam = points
+    problem, (w, code, failure) = instance.problem, (estimate.w, estimate.code, estimate.failure)
     inner = failure.stage == Failure.stage_of("inner")
+    grown = sub(w, w0)  # a direction that grew
+    if estimate.v is not None:
+        grown = where(inner, grown, estimate.v)
 
     def look(i: Array, _: Array) -> Array:
         x = where(i == 0, w, grown)  # always w; what does not depend on i would be computed even if the loop is empty
-        image = all_finite(inner_image(problem, x, lam, batch))
-        loss = getattr(problem.inner_map, "loss", None)
-        return jnp.where(inner, False if loss is None else jnp.isfinite(loss(x, lam, batch)), image)
+        image = all_finite(instance.mean_image(x, instance.lam))
+        loss = jnp.isfinite(instance.mean_inner_loss(x)) if problem.has_loss else jnp.asarray(False)
+        return jnp.where(inner, loss, image)
 
     in_map = (code == Code.NONFINITE) & (failure.stage != Failure.stage_of("outer"))
     finite = jax.lax.fori_loop(0, jnp.where(in_map, 1, 0), look, failure.finite)
+    failure = failure._replace(finite=finite)
     if not problem.has_loss:
-        return failure._replace(finite=finite)
+        return estimate._replace(failure=failure)
 
     def hessian(u: PyTree) -> PyTree:
         """H s u, where s is the step."""
-        return sub(u, adjoint_product(problem, w, lam, batch, u))
+        return sub(u, instance.mean_adjoint_product(w, u))
 
     grew = (code == Code.NOT_CONTRACTIVE) | (code == Code.DIVERGED)
     relative = jnp.exp(growth(hessian, grown, jnp.where(grew, PRODUCTS, 0)).rate)
     relative = jnp.where(grew, relative, 0.0).astype(failure.relative_step.dtype)
-    step = largest(problem.metric(w, lam)).astype(relative.dtype)
-    return failure._replace(finite=finite, relative_step=relative, curvature=relative / step)
+    step = largest(problem.metric(w, instance.lam)).astype(relative.dtype)
+    return estimate._replace(failure=failure._replace(relative_step=relative, curvature=relative / step))
 
 
-def unused_leaves(problem: Problem, w: PyTree, lam: PyTree, batches: tuple[PyTree, PyTree]) -> PyTree:
+def unused_leaves(instance: Instance, w: PyTree) -> PyTree:
     """A tree like lam: True where a leaf enters neither function, as their jaxprs have it. Costs a trace of each."""
-    inner_map, (train, val) = problem.inner_map, batches
-    if isinstance(inner_map, GradientStep | ProximalStep):
-        inner_map = replace(inner_map, step_size=1.0)  # the fixed point does not depend on it, though it may on lam
+    problem = instance.problem.with_unit_step()  # the fixed point does not depend on the step, though that may on lam
 
     def functions(lam: PyTree) -> tuple[PyTree, Array]:
-        return inner_map(w, lam, train), partial(problem.outer_loss)(w, lam, val)
+        at = instance._replace(problem=problem, lam=lam)
+        return at.mean_image(w, lam), at.mean_outer_loss(w)
 
-    structure = jax.tree.structure(lam)
-    return jax.tree.unflatten(structure, [jnp.asarray(not used) for used in _inputs_used(functions, lam)])
+    structure = jax.tree.structure(instance.lam)
+    return jax.tree.unflatten(structure, [jnp.asarray(not used) for used in _inputs_used(functions, instance.lam)])
 
 
 def _inputs_used(fn: Callable[[PyTree], PyTree], x: PyTree) -> list[bool]:

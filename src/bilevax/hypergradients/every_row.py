@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import RowSource
-from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub
+from bilevax.core.instance import Instance
+from bilevax.core.trees import PyTree, add, axpy, scale, sub
 from bilevax.data import join
 from bilevax.hypergradients.batch_means import BatchMeans
 from bilevax.hypergradients.batches import each
 from bilevax.hypergradients.joint_chains import moved
-from bilevax.problems.problem import Problem, inner_image, outer_gradients
 
 STRETCHES = 16
 """Of the way to where both equations hold, in whose last half it is held to be."""
@@ -56,9 +55,7 @@ class Way(NamedTuple):
 
 
 def way_on_every_row(
-    problem: Problem,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
+    instance: Instance,
     points: tuple[PyTree, PyTree],
     steps: tuple[Array, Array],
     rate: Array,
@@ -76,19 +73,17 @@ def way_on_every_row(
     of val; two of each on every minibatch.
 
     Args:
-        problem: with its inner step measured.
-        lam: where the hypergradient is wanted.
-        sources: (train, val), of independent minibatches.
+        instance: with its inner step measured, its minibatches independent.
         points: (w, v).
         steps: (eta, number of minibatches).
         rate: mean logarithm of what a step leaves of the slowest direction.
         key: of their stream.
     """
-    (train, val), (w, v), (eta, number) = sources, points, steps
-    image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, train.full), w, lam)
+    (problem, lam, train, val), (w, v), (eta, number) = instance, points, steps
+    image, pullback = instance.mean_adjoint(w)
     by_w, by_lam = pullback(v)
-    _, g, direct = outer_gradients(problem, w, lam, val.full)
-    residuals = sub(image, w), sub(add(astype_of(g, w), by_w), v)
+    _, g, direct = instance.mean_outer_gradients(w)
+    residuals = sub(image, w), sub(add(g, by_w), v)
 
     def step(carry: Any, args: Any, j: Array, draws: Any) -> Any:
         (w, v), totals, counts = carry
@@ -112,5 +107,5 @@ def way_on_every_row(
         return x / jnp.maximum(counts, 1).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
     resolved = jnp.maximum(1.0 - jnp.exp(rate * number.astype(rate.dtype)), LEAST_RESOLVED)
-    value = add(astype_of(direct, lam), by_lam)
+    value = add(direct, by_lam)
     return Way(value, BatchMeans(jax.tree.map(mean, totals), counts), resolved)

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import choice, config, count, real, set_fields, static
-from bilevax.core.protocols import RowSource
+from bilevax.core.config import choice, config, count, real, replace, set_fields, static
+from bilevax.core.errors import ParameterError
+from bilevax.core.instance import Instance
+from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite, worst_part
 from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
 from bilevax.data import refuse_keys
-from bilevax.hypergradients.diagnosis import diagnosed
+from bilevax.hypergradients.diagnosis import Diagnosis, Run
 from bilevax.hypergradients.residual_error import Lefts
-from bilevax.problems.problem import Problem, adjoint_product, inner_image
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, schedule
-from bilevax.solvers.stability import Moves, no_moves, verdict, watch
+from bilevax.solvers.stability import MoveHistory, empty_history, final_code, monitor
 
 
 @config
@@ -27,55 +28,118 @@ class ITD:
     """The gradient of lam -> E(w_t(lam), lam), with w_t from t steps of the inner map on every row of train.
 
     By the chain rule through all steps, in reverse (memory of order sqrt(t) points, by checkpointing; each step is
-    computed twice) or forward (memory of m points, m times the cost). Its error falls as t q^(t-1).
+    computed twice) or forward (memory of m points, m times the cost). Its error falls as t q^(t-1). With ``last=k`` the
+    chain rule goes through the last k steps only, w_{t-k} counting as a constant: the error has a floor that falls as
+    q^k.
 
-    Assumes nothing of the map; the hypergradient is right as t grows if it contracts. Cost: t gradients, and in reverse
-    t Hessian-vector and t cross products. Source: Franceschi, Donini, Frasconi, Pontil (2017), arXiv:1703.01785;
-    Grazzi, Franceschi, Pontil, Salzo (2020), arXiv:2006.16218.
+    Assumes nothing of the map; the hypergradient is right as t grows if it contracts. Cost: t + k gradients, and in
+    reverse k Hessian-vector and k cross products; memory of order sqrt(k). Source: Franceschi, Donini, Frasconi, Pontil
+    (2017), arXiv:1703.01785; Grazzi, Franceschi, Pontil, Salzo (2020), arXiv:2006.16218; truncated: Shaban, Cheng,
+    Hatch, Boots (2019), arXiv:1810.10667.
 
     Args:
         steps: t, a count of at least 1; a changed one compiles anew.
         step_size: eta_j, a number or a schedule. Default 1: the map itself.
         mode: ``"reverse"`` (default) or ``"forward"``.
         tol: relative error of w above which the code is BUDGET, as in :class:`~bilevax.FixedPoint`. Default 0.1.
+        last: k, a count from 1 to t; a changed one compiles anew. None (default): t.
+        confirm: as in :class:`~bilevax.FixedPoint`.
     """
 
     steps: int = static()
     step_size: Any = Constant(1.0)
     mode: str = "reverse"
     tol: float = 0.1
+    last: int | None = static(None)
+    confirm: bool = True
 
     def __post_init__(self) -> None:
         mode = choice("mode", self.mode, ("reverse", "forward"))
         tol = real("tol", self.tol, low=0.0, open_low=True)
         steps = count("steps", self.steps, low=1)
-        set_fields(self, steps=steps, step_size=schedule(self.step_size), mode=mode, tol=tol)
+        last = None if self.last is None else count("last", self.last, low=1)
+        if last is not None and last > steps:
+            raise ParameterError(f"last must lie in [1, steps={steps}], got {last}")
+        set_fields(self, steps=steps, last=last, step_size=schedule(self.step_size), mode=mode, tol=tol)
 
-    def check(self, problem: Problem) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Every problem will do."""
 
-    def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
+    def deterministic(self, instance: Instance) -> bool:
         """True: every step sees every row."""
         return True
 
+    def suspecting(self) -> "ITD":
+        """The same, but a suspicion that the map does not contract is not looked into."""
+        return replace(self, confirm=False)
+
     def estimate(
-        self,
-        problem: Problem,
-        w0: PyTree,
-        lam: PyTree,
-        sources: tuple[RowSource, RowSource],
-        *,
-        key: Array,
-        s: Array | int = 0,
-        v0: PyTree | None = None,
+        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
     ) -> Estimate:
-        """One hypergradient; pure and traceable. Draws nothing, solves no linear system: key, s and v0 play no part."""
-        batch = sources[0].full
+        """One hypergradient; pure and traceable. Draws nothing, solves no linear system: the options play no part."""
+        train, val = instance.train, instance.val
+        refuse_keys("ITD", "take bx.JointSID", train=train, val=val)
+        end, value, gradient, v = self._differentiated(instance, w0)
+        inner, checks = self._final_code(instance, w0, end)
+        code, failure = worst_part(
+            (inner, Failure.of("inner", jnp.where(end.moves.code == Code.OK, self.steps, end.step))),
+            (nonfinite((gradient, value)), Failure.of("outer", finite=jnp.isfinite(value))),
+        )
+        reverse, back = self.mode == "reverse", self._back
+        products = back if reverse else back * entries(instance.lam)
+        cost = Cost(
+            gradients=Count(jnp.int32(self.steps + (back if reverse else 0)), train.rows),
+            hvps=Count(jnp.int32(products), train.rows),
+            cross=Count(jnp.int32(products), train.rows),
+            outer_gradients=Count(jnp.int32(1), val.rows),
+            measuring=Count(checks, train.rows),
+        )
+        seen = None
+        if reverse:
+            left = moves_left(end.moves.lengths, jnp.int32(self.steps), end.w, None, self._last_step)
+            seen = Lefts(left, left._replace(least=jnp.full_like(left.least, jnp.inf)))
+        return Estimate(astype_of(gradient, instance.lam), value, end.w, v, code, cost, failure, seen=seen)
 
-        def trajectory(lam: PyTree, offset: PyTree) -> Trajectory:
-            return unrolled(problem, Trajectory.of(w0), (lam, offset), batch, self.step_size, 0, self.steps)
+    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
+        """The trajectory alone, with what is suspected of the map looked into."""
+        if stage != "inner":
+            return None
+        w0 = run.before
+        end = unrolled(self, instance, Trajectory.of(w0), (instance.lam, zeros_like(w0)), 0, self.steps)
+        code, checks = self._final_code(instance, w0, end)
+        failure = Failure.of("inner", jnp.where(end.moves.code == Code.OK, self.steps, end.step))
+        return Diagnosis(code, failure, end.w, estimate.v, Count(checks, instance.train.rows))
 
-        return differentiated(self, problem, trajectory, (w0, lam), sources, self.steps)
+    @property
+    def _back(self) -> int:
+        """Steps that are differentiated."""
+        return self.steps if self.last is None else self.last
+
+    @property
+    def _last_step(self) -> Array:
+        return self.step_size(jnp.int32(self.steps - 1))
+
+    def _differentiated(self, instance: Instance, w0: PyTree) -> tuple["Trajectory", Array, PyTree, PyTree | None]:
+        """The trajectory, E at its end, the gradient of that in lam, and the sum of the multipliers."""
+        lam, none, first = instance.lam, zeros_like(w0), self.steps - self._back
+        begun = Trajectory.of(w0)
+        if first:
+            begun = jax.lax.stop_gradient(unrolled(self, instance, begun, (lam, none), 0, first))
+
+        def objective(lam: PyTree, offset: PyTree) -> tuple[Array, Trajectory]:
+            end = unrolled(self, instance, begun, (lam, offset), first, self._back)
+            return instance._replace(lam=lam).mean_outer_loss(end.w), end
+
+        if self.mode == "reverse":
+            (value, end), (gradient, v) = jax.value_and_grad(objective, (0, 1), has_aux=True)(lam, none)
+            return end, value, gradient, v
+        gradient, end = jax.jacfwd(objective, has_aux=True)(lam, none)
+        return end, instance.mean_outer_loss(end.w), gradient, None
+
+    def _final_code(self, instance: Instance, w0: PyTree, end: "Trajectory") -> tuple[Array, Array]:
+        """The code of the trajectory, and the products spent on it."""
+        way, vjp = sub(end.w, w0), vjp_of_step(instance, end.w, instance.lam, self._last_step)
+        return final_code(end.moves, jnp.int32(self.steps), (w0, end.w), way, vjp, self.tol, confirm=self.confirm)
 
 
 class Trajectory(NamedTuple):
@@ -83,28 +147,22 @@ class Trajectory(NamedTuple):
 
     Attributes:
         w: the last finite point.
-        moves: as :func:`~bilevax.solvers.stability.watch` keeps them, up to the first failure.
+        moves: as :func:`~bilevax.solvers.stability.monitor` keeps them, up to the first failure.
         step: of that failure.
     """
 
     w: PyTree
-    moves: Moves
+    moves: MoveHistory
     step: Array
 
     @staticmethod
     def of(w: PyTree) -> "Trajectory":
         """Before the first step."""
-        return Trajectory(w, no_moves(w), jnp.int32(0))
+        return Trajectory(w, empty_history(w), jnp.int32(0))
 
 
 def unrolled(
-    problem: Problem,
-    before: Trajectory,
-    point: tuple[PyTree, PyTree],
-    batch: PyTree,
-    step_size: Callable[[Array], Array],
-    start: int,
-    steps: int,
+    method: ITD, instance: Instance, before: Trajectory, point: tuple[PyTree, PyTree], start: int, steps: int
 ) -> Trajectory:
     """So many steps from number ``start`` on, differentiable: sqrt(steps) checkpoints. The moves are watched.
 
@@ -114,16 +172,16 @@ def unrolled(
     lam, offset = point
 
     def step(at: Trajectory, j: Array) -> tuple[Trajectory, None]:
-        move = sub(add(inner_image(problem, at.w, lam, batch), offset), at.w)
+        move = sub(add(instance.mean_image(at.w, lam), offset), at.w)
         finite = all_finite(move)  # not by way of what is watched: the backward pass computes this anew, and only this
         seen = jax.lax.stop_gradient(at._replace(w=()))
-        push = pushing(problem, at.w, lam, batch, step_size(j))
-        new = watch(seen.moves, j, *jax.lax.stop_gradient((at.w, move)), push)
+        vjp = vjp_of_step(instance, at.w, lam, method.step_size(j))
+        new = monitor(seen.moves, j, *jax.lax.stop_gradient((at.w, move)), vjp, confirm=method.confirm)
         failed = new.code != Code.OK
         new = new._replace(look=jnp.where(failed, NEVER, new.look))
         over = seen.moves.code != Code.OK
         moves, number = where(over, (seen.moves, seen.step), (new, jnp.where(failed, j + 1, 0)))
-        return Trajectory(where(finite, axpy(step_size(j), move, at.w), at.w), moves, number), None
+        return Trajectory(where(finite, axpy(method.step_size(j), move, at.w), at.w), moves, number), None
 
     length = max(1, math.isqrt(steps))
     whole = steps - steps % length
@@ -137,62 +195,7 @@ NEVER = jnp.iinfo(jnp.int32).max
 """A step that does not come."""
 
 
-def pushing(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, eta: Array) -> Callable[[PyTree], PyTree]:
-    """Products with the transposed Jacobian of a step, which grow as those with the Jacobian do; not differentiated."""
-    w, lam = jax.lax.stop_gradient((w, lam))
-
-    def push(u: PyTree) -> PyTree:
-        return axpy(eta, sub(adjoint_product(problem, w, lam, batch, u), u), u)
-
-    return push
-
-
-def differentiated(
-    estimator: Any,
-    problem: Problem,
-    trajectory: Callable[[PyTree, PyTree], Trajectory],
-    points: tuple[PyTree, PyTree],
-    sources: tuple[RowSource, RowSource],
-    back: int,
-) -> Estimate:
-    """The estimate from lam -> w, of ``estimator.steps`` steps of which the derivative sees the last ``back``.
-
-    Args:
-        estimator: its ``steps``, ``step_size``, ``tol`` and ``mode``.
-        problem: the maps.
-        trajectory: of lam and the offset.
-        points: (w0, lam).
-        sources: (train, val).
-        back: steps with a derivative.
-    """
-    (w0, lam), (train, val), steps = points, sources, estimator.steps
-    refuse_keys(type(estimator).__name__, "take bx.JointSID", train=train, val=val)
-
-    def objective(lam: PyTree, offset: PyTree) -> tuple[Array, Trajectory]:
-        end = trajectory(lam, offset)
-        return problem.outer_loss(end.w, lam, val.full), end
-
-    if estimator.mode == "reverse":
-        (value, end), (gradient, v) = jax.value_and_grad(objective, (0, 1), has_aux=True)(lam, zeros_like(w0))
-    else:
-        (gradient, end), v = jax.jacfwd(objective, has_aux=True)(lam, zeros_like(w0)), None
-        value = problem.outer_loss(end.w, lam, val.full)
-    push = pushing(problem, end.w, lam, train.full, estimator.step_size(jnp.int32(steps - 1)))
-    inner, checks = verdict(end.moves, jnp.int32(steps), (w0, end.w), sub(end.w, w0), push, estimator.tol)
-    code, failure = worst_part(
-        (inner, Failure.of("inner", jnp.where(end.moves.code == Code.OK, steps, end.step))),
-        (nonfinite((gradient, value)), Failure.of("outer", finite=jnp.isfinite(value))),
-    )
-    failure = diagnosed(code, failure, problem, (end.w, lam), train.full, sub(end.w, w0))
-    reverse = estimator.mode == "reverse"
-    products = back if reverse else back * entries(lam)
-    cost = Cost(
-        gradients=Count(jnp.int32(steps + (back if reverse else 0)), train.rows),
-        hvps=Count(jnp.int32(products), train.rows),
-        cross=Count(jnp.int32(products), train.rows),
-        outer_gradients=Count(jnp.int32(1), val.rows),
-        measuring=Count(checks, train.rows),
-    )
-    left = moves_left(end.moves.lengths, jnp.int32(steps), end.w, None, estimator.step_size(jnp.int32(steps - 1)))
-    seen = Lefts(left, left._replace(least=jnp.full_like(left.least, jnp.inf))) if reverse else None
-    return Estimate(astype_of(gradient, lam), value, end.w, v, code, cost, failure, seen=seen)
+def vjp_of_step(instance: Instance, w: PyTree, lam: PyTree, eta: Array) -> Callable[[PyTree], PyTree]:
+    """U -> u + eta (d1Phi^T u - u), which grows as products with the Jacobian of a step do; not differentiated."""
+    w, instance = jax.lax.stop_gradient(w), instance._replace(lam=jax.lax.stop_gradient(lam))
+    return lambda u: axpy(eta, sub(instance.mean_adjoint_product(w, u), u), u)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import RowSource
+from bilevax.core.instance import Instance
+from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import Failure
-from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, norm, scale, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, scale, sub, where, zeros_like
 from bilevax.data import join
 from bilevax.hypergradients.batch_means import BatchMeans, edges, extrapolated, moved_by
-from bilevax.problems.problem import Problem, inner_image, outer_gradients
 
 
 class Chains(NamedTuple):
@@ -57,7 +57,7 @@ class Series(NamedTuple):
         return Series(*(now.joined(past.doubled) for now, past in zip(self, before, strict=True)))
 
 
-class Anchor(NamedTuple):
+class SVRGSnapshot(NamedTuple):
     """A point and the outer gradients of every row there, by which those of minibatches are corrected.
 
     Attributes:
@@ -73,15 +73,15 @@ class Anchor(NamedTuple):
     weight: Array
 
     @classmethod
-    def unknown(cls, w: PyTree, lam: PyTree) -> "Anchor":
+    def unknown(cls, w: PyTree, lam: PyTree) -> "SVRGSnapshot":
         """Without a correction."""
         return cls(w, zeros_like(w), zeros_like(lam), jnp.zeros((), norm(w).dtype))
 
     @classmethod
-    def at(cls, problem: Problem, w: PyTree, lam: PyTree, val: RowSource) -> "Anchor":
+    def at(cls, instance: Instance, w: PyTree) -> "SVRGSnapshot":
         """Reads every row of val."""
-        _, g, direct = outer_gradients(problem, w, lam, val.full)
-        return cls(w, astype_of(g, w), astype_of(direct, lam), jnp.ones((), norm(w).dtype))
+        _, g, direct = instance.mean_outer_gradients(w)
+        return cls(w, g, direct, jnp.ones((), norm(w).dtype))
 
 
 def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
@@ -91,53 +91,47 @@ def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
 
 
 def run(
-    problem: Problem,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
+    instance: Instance,
     eta: Callable[[Array], Array],
     chains: Chains,
     kept: tuple[Array, Array],
     *,
     key: Array,
     made: Array | int = 0,
-    anchor: Anchor | None = None,
-) -> tuple[Chains, Series, Anchor | None]:
+    snapshot: SVRGSnapshot | None = None,
+) -> tuple[Chains, Series, SVRGSnapshot | None]:
     """Move the chains from step ``made`` to ``kept[0]``, and then to ``kept[1]`` in stretches whose means are kept.
 
     Up to ``kept[0]`` all lanes take whole steps, if none is made: the start is forgotten as fast as can be. There the
-    anchor is cast, if there is to be one.
+    snapshot is cast, if there is to be one.
     """
     parting = jnp.where(jnp.asarray(made) > 0, 0, kept[0])
     cuts = jnp.maximum(jnp.concatenate([jnp.zeros(1, jnp.int32), edges(*kept)]), made)
 
     casting = (jnp.arange(len(cuts) - 1) == 1) & (jnp.asarray(made) == 0)
 
-    def stretch(state: tuple[Chains, Anchor | None], here: tuple[Array, Array, Array]) -> tuple[Any, Any]:
-        (chains, anchor), (start, stop, cast) = state, here
-        if anchor is not None:
+    def stretch(state: tuple[Chains, SVRGSnapshot | None], here: tuple[Array, Array, Array]) -> tuple[Any, Any]:
+        (chains, snapshot), (start, stop, cast) = state, here
+        if snapshot is not None:
             w = jax.tree.map(lambda x: x[0], chains.w)
-            anchor = jax.lax.cond(cast, lambda w: Anchor.at(problem, w, lam, sources[1]), lambda _: anchor, w)
-        chains, sums, number = advance(
-            problem, lam, sources, eta, chains, (start, stop, parting), key=key, anchor=anchor
-        )
+            snapshot = jax.lax.cond(cast, lambda w: SVRGSnapshot.at(instance, w), lambda _: snapshot, w)
+        chains, sums, number = advance(instance, eta, chains, (start, stop, parting), key=key, snapshot=snapshot)
         means = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
-        return (chains, anchor), (number, extrapolated(means), moved_by(means))
+        return (chains, snapshot), (number, extrapolated(means), moved_by(means))
 
-    (chains, anchor), passed = jax.lax.scan(stretch, (chains, anchor), (cuts[:-1], cuts[1:], casting))
+    (chains, snapshot), passed = jax.lax.scan(stretch, (chains, snapshot), (cuts[:-1], cuts[1:], casting))
     counts, *means = jax.tree.map(lambda x: x[1:], passed)  # without the first stretch, which forgets the start
-    return chains, Series(*(BatchMeans.filled(x, counts) for x in means)), anchor
+    return chains, Series(*(BatchMeans.filled(x, counts) for x in means)), snapshot
 
 
 def advance(
-    problem: Problem,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
+    instance: Instance,
     eta: Callable[[Array], Array],
     chains: Chains,
     steps: tuple[Array, Array, Array],
     *,
     key: Array,
-    anchor: Anchor | None = None,
+    snapshot: SVRGSnapshot | None = None,
 ) -> tuple[Chains, tuple[PyTree, PyTree, PyTree], Array]:
     """The chains after the steps start <= j < stop; with sums over them of x_j, w_j, v_j, and their number.
 
@@ -148,10 +142,10 @@ def advance(
     nowhere = Failure.of("none")
     halving = 0.5 ** jnp.arange(lanes, dtype=jnp.result_type(float))
 
-    def step(carry: Any, args: tuple[Problem, PyTree, Array, Anchor | None], j: Array, draws: Any) -> Any:
+    def step(carry: Any, args: tuple[BilevelProblem, PyTree, Array, SVRGSnapshot | None], j: Array, draws: Any) -> Any:
         (w, v, failure, travel), sums, number = carry
-        problem, lam, parting, anchor = args
-        move = jax.vmap(partial(moved, problem, lam, anchor, draws))
+        problem, lam, parting, snapshot = args
+        move = jax.vmap(partial(moved, problem, lam, snapshot, draws))
         size = jnp.asarray(eta(j)).astype(halving.dtype)
         new_w, new_v, x, stage = move(w, v, size * jnp.where(j < parting, 1.0, halving))
         failure = where(failure.stage == 0, nowhere._replace(stage=jnp.max(stage), step=j + 1), failure)
@@ -160,20 +154,23 @@ def advance(
         w, v = where(good, (new_w, new_v), (w, v))
         return Chains(w, v, failure, travel + size), sums, number + good.astype(jnp.int32)
 
-    sums = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), lam), *zeros_like((chains.w, chains.v))
-    both = join(train=sources[0], val=sources[1])
-    args = problem, lam, parting, anchor
+    sums = (
+        jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), instance.lam),
+        *zeros_like((chains.w, chains.v)),
+    )
+    both = join(train=instance.train, val=instance.val)
+    args = instance.problem, instance.lam, parting, snapshot
     return both.fold(step, (chains, sums, jnp.int32(0)), args, key=key, start=start, stop=stop)
 
 
 def moved(
-    problem: Problem, lam: PyTree, anchor: Anchor | None, draws: Any, w: PyTree, v: PyTree, eta: Array
+    problem: BilevelProblem, lam: PyTree, snapshot: SVRGSnapshot | None, draws: Any, w: PyTree, v: PyTree, eta: Array
 ) -> tuple[PyTree, PyTree, PyTree, Array]:
     """One step of one chain: the next w and v, the hypergradient x, and the first stage that is not finite."""
     train, val = draws["train"], draws["val"]
-    image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, train.batch), w, lam)
+    image, pullback = jax.vjp(lambda w, lam: problem.inner_image(w, lam, train.batch), w, lam)
     by_w, by_lam = pullback(v)
-    g, direct = _outer(problem, w, lam, anchor, val.batch)
+    g, direct = _outer(problem, w, lam, snapshot, val.batch)
     x = axpy(val.weight, direct, scale(train.weight, by_lam))
     by_v = axpy(val.weight, g, scale(train.weight, sub(by_w, v)))
     stages = {"inner": image, "outer": (g, direct), "linear": by_w, "cross": by_lam}
@@ -182,13 +179,14 @@ def moved(
     return axpy(eta * train.weight, sub(image, w), w), axpy(eta, by_v, v), x, stage
 
 
-def _outer(problem: Problem, w: PyTree, lam: PyTree, anchor: Anchor | None, batch: PyTree) -> tuple[PyTree, PyTree]:
-    """grad_1 E and grad_2 E of a minibatch, corrected by the anchor."""
+def _outer(
+    problem: BilevelProblem, w: PyTree, lam: PyTree, snapshot: SVRGSnapshot | None, batch: PyTree
+) -> tuple[PyTree, PyTree]:
+    """grad_1 E and grad_2 E of a minibatch, corrected by the snapshot."""
 
     def at(w: PyTree) -> tuple[PyTree, PyTree]:
-        _, g, direct = outer_gradients(problem, w, lam, batch)
-        return astype_of(g, w), astype_of(direct, lam)
+        return problem.outer_gradients(w, lam, batch)[1:]
 
-    if anchor is None:
+    if snapshot is None:
         return at(w)
-    return axpy(anchor.weight, sub((anchor.g, anchor.direct), at(anchor.w)), at(w))
+    return axpy(snapshot.weight, sub((snapshot.g, snapshot.direct), at(snapshot.w)), at(w))

@@ -6,14 +6,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.error_report import FEWEST, as_others
+from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
-from bilevax.core.protocols import RowSource
 from bilevax.core.records import Error
-from bilevax.core.trees import PyTree, norm, sub
+from bilevax.core.trees import norm, sub
 from bilevax.hypergradients.batch_means import BatchMeans, excess, influences, remaining_bias
 from bilevax.hypergradients.every_row import way_on_every_row
 from bilevax.hypergradients.joint_chains import Series
-from bilevax.problems.problem import Problem
 
 FORGOTTEN = 10.0
 """Relaxation times that a run must last for its batch means to have enough degrees of freedom for a verdict."""
@@ -67,9 +66,7 @@ def averaged(series: Series, length: Length) -> Error:
 
 
 def on_every_row(
-    problem: Problem,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
+    instance: Instance,
     series: Series,
     mean: Error,
     length: Length,
@@ -86,9 +83,7 @@ def on_every_row(
     of val; two of each on every minibatch of at most a tenth of the steps.
 
     Args:
-        problem: with its inner step measured.
-        lam: where the hypergradient is wanted.
-        sources: (train, val).
+        instance: with its inner step measured.
         series: of the run.
         mean: the report on the mean.
         length: of the run.
@@ -96,10 +91,10 @@ def on_every_row(
     """
     _, w, v = series.settled.mean
     number, rate = polishing(length), -length.relaxations / length.steps.astype(length.relaxations.dtype)
-    way = way_on_every_row(problem, lam, sources, (w, v), (length.eta, number), rate, key=stream(key, "linear"))
+    way = way_on_every_row(instance, (w, v), (length.eta, number), rate, key=stream(key, "linear"))
     means = series.whole.independent(length.relaxations)
     asked = jnp.maximum(length.steps // PRICED, 1)
-    noise = influences(problem, lam, sources, means.of(means.means[1:]), asked, key=stream(key, "cross"))
+    noise = influences(instance, means.of(means.means[1:]), asked, key=stream(key, "cross"))
 
     def biased(report: Error) -> Error:
         bias = excess(sub(report.value, way.truth), report.standard_error, 1.0)

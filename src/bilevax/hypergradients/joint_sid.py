@@ -8,25 +8,26 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import choice, config, count, set_fields
+from bilevax.core.config import choice, config, count, replace, set_fields
+from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, Left, nonfinite, worst_part
 from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
 from bilevax.data import has_keys
 from bilevax.hypergradients.batch_means import BATCHES, contraction_rate, extrapolated
-from bilevax.hypergradients.diagnosis import diagnosed
-from bilevax.hypergradients.joint_chains import Anchor, Chains, Series, begin, run
+from bilevax.hypergradients.diagnosis import Diagnosis, Run
+from bilevax.hypergradients.joint_chains import Chains, Series, SVRGSnapshot, begin
+from bilevax.hypergradients.joint_chains import run as run_chains
 from bilevax.hypergradients.joint_report import PRICED, SUSPECTED, Length, averaged, on_every_row, polishing
 from bilevax.hypergradients.residual_error import Lefts
 from bilevax.linalg.power import met_on_a_walk
 from bilevax.problems.gradient_step import MEASURED_WHOLE
-from bilevax.problems.problem import Problem, inner_image, outer_gradients, residual
 from bilevax.solvers import at_step
 from bilevax.solvers.fixed_point import SUSPICIOUS, has_grown
 from bilevax.solvers.left import UNRESOLVED
 from bilevax.solvers.schedules import schedule
-from bilevax.solvers.stability import confirmed
+from bilevax.solvers.stability import confirm_divergence
 
 DISCARDED = 4
 """One in so many of the steps, the first ones, stays out of the averages."""
@@ -39,7 +40,21 @@ FOLLOWED = 10
 """One Hessian-vector product in so many is spent on how the iteration contracts."""
 
 
-class Run(NamedTuple):
+class Suspicion(NamedTuple):
+    """What the divergence of a run is judged by.
+
+    Attributes:
+        step_size: the last eta_j.
+        growth: logarithm of what its slowest direction grew by in half of its steps.
+        start: number of the minibatch from which on a coupled pair may go on.
+    """
+
+    step_size: Array
+    growth: Array
+    start: Array
+
+
+class JointSIDState(NamedTuple):
     """What a run is continued from.
 
     Attributes:
@@ -47,14 +62,16 @@ class Run(NamedTuple):
         eta: the measured step; 1 where the step is given.
         cost: so far.
         series: of the steps that were kept; None before the first.
-        anchor: the outer gradients of every row at a w on the way; None where minibatches are not corrected by them.
+        snapshot: the outer gradients of every row at a w on the way; None where minibatches are not corrected by them.
+        suspicion: what its divergence is judged by; None before the first step.
     """
 
     chains: Chains
     eta: Array
     cost: Cost
     series: Series | None = None
-    anchor: Anchor | None = None
+    snapshot: SVRGSnapshot | None = None
+    suspicion: Suspicion | None = None
 
 
 @config
@@ -97,20 +114,22 @@ class JointSID:
             curvature, |I - d1Phi|, that a walk over 32 minibatches meets), at most 1; without ``extrapolate`` it
             decays as (1 + 10 j / N)^-0.6.
         extrapolate: run the second chain. Default True.
-        anchored: from the first step that is kept, correct the outer gradients of every minibatch of val by what they
+        snapshot: from the first step that is kept, correct the outer gradients of every minibatch of val by what they
             are at the w of that step, where every row is read: grad E(w; xi) - grad E(w_1; xi) + grad E(w_1)
             (Johnson, Zhang 2013). As w_1 is near w(lam), their noise all but vanishes. Costs an outer gradient of every
             row, and one of each minibatch more on rows that are in hand. Default True.
         last_pass: ``"always"``, ``"never"`` (nor is every row of train read for the report), or ``"auto"`` (default):
             where N b > 3 n or a bias is suspected, if it halves the estimated variance (it can raise it, where the
             noise of the cross products cancels that of v).
+        confirm: as in :class:`~bilevax.FixedPoint`.
     """
 
     steps: Any
     step_size: Any = None
     extrapolate: bool = True
     last_pass: str = "auto"
-    anchored: bool = True
+    snapshot: bool = True
+    confirm: bool = True
 
     def __post_init__(self) -> None:
         set_fields(self, steps=count("steps", self.steps, low=1))
@@ -123,104 +142,84 @@ class JointSID:
         """Two, with whole and half steps, or one."""
         return 2 if self.extrapolate else 1
 
-    def check(self, problem: Problem) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Every problem will do."""
 
     def estimate(
-        self,
-        problem: Problem,
-        w0: PyTree,
-        lam: PyTree,
-        sources: tuple[RowSource, RowSource],
-        *,
-        key: Array,
-        s: Array | int = 0,
-        v0: PyTree | None = None,
+        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
     ) -> Estimate:
         """One hypergradient; pure and traceable.
 
         Args:
-            problem: with its inner step measured.
+            instance: with its inner step measured.
             w0: start of w.
-            lam: where the hypergradient is wanted.
-            sources: (train, val).
             key: its streams inner (all minibatches of the run), linear, cross and measure are used.
-            s: outer step, for counts that grow.
+            outer_step: for counts that grow.
             v0: start of v; None: 0.
         """
-        begun = self.begin(problem, w0, lam, sources, key=key, v0=v0)
-        return self.resume(problem, lam, sources, begun, key=key, s=s)[0]
+        state = self.init(instance, w0, key=key, v0=v0)
+        return self.extend(instance, state, key=key, outer_step=outer_step)[0]
 
-    def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
+    def deterministic(self, instance: Instance) -> bool:
         """True if every stage sees every row."""
-        return sources[0].whole and sources[1].whole
+        return instance.train.whole and instance.val.whole
 
-    def _anchors(self, val: RowSource) -> bool:
+    def _takes_snapshot(self, val: RowSource) -> bool:
         """True if there is noise of val to correct."""
-        return self.anchored and not val.whole and not has_keys(val)
+        return self.snapshot and not val.whole and not has_keys(val)
 
-    def begin(
-        self,
-        problem: Problem,
-        w0: PyTree,
-        lam: PyTree,
-        sources: tuple[RowSource, RowSource],
-        *,
-        key: Array,
-        v0: PyTree | None = None,
-    ) -> Run:
+    def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> JointSIDState:
         """A run without a step; its arguments are those of :meth:`estimate`. Measures the step."""
-        (train, val), chains = sources, begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
-        cost, anchor, eta = Cost(), None, jnp.ones((), norm(w0).dtype)
-        if self._anchors(val):
-            anchor = Anchor.unknown(w0, lam)
+        _, lam, train, val = instance
+        chains = begin(w0, zeros_like(w0) if v0 is None else v0, lanes=self.chains)
+        cost, snapshot, eta = Cost(), None, jnp.ones((), norm(w0).dtype)
+        if self._takes_snapshot(val):
+            snapshot = SVRGSnapshot.unknown(w0, lam)
             cost = cost._replace(outer_gradients=Count(epoch(val), val.rows_per_batch))
         if self.step_size is None:
-            eta = measured_step(problem, w0, lam, train, key=stream(key, "measure"))
+            eta = measured_step(instance, w0, key=stream(key, "measure"))
             cost = cost._replace(measuring=Count(jnp.int32(measuring_calls(train)), train.rows_per_batch))
-        return Run(chains, eta, cost, anchor=anchor)
+        return JointSIDState(chains, eta, cost, snapshot=snapshot)
 
-    def resume(
+    def extend(
         self,
-        problem: Problem,
-        lam: PyTree,
-        sources: tuple[RowSource, RowSource],
-        before: Run,
+        instance: Instance,
+        state: JointSIDState,
         *,
         key: Array,
-        s: Array | int = 0,
+        outer_step: Array | int = 0,
         doublings: Array | int = 0,
-    ) -> tuple[Estimate, Run]:
+    ) -> tuple[Estimate, JointSIDState]:
         """The estimate after 2^doublings N steps, from a run of half of them (of none if 0), and the run so far.
 
         The minibatches go on; so it is the estimate of one run of as many steps, but for what only its length decides:
         where the stretches of the error report end, and steps that decay with N.
         """
-        begun, measured, cost, past, anchor = before
-        planned = at_step(self.steps, s)
-        eta, steps, whole = self._steps(measured, planned), planned << doublings, self.deterministic(sources)
+        begun, measured, cost, past, snapshot, _ = state
+        planned = at_step(self.steps, outer_step)
+        eta, steps, whole = self._steps(measured, planned), planned << doublings, self.deterministic(instance)
         made = jnp.where(jnp.asarray(doublings) > 0, steps // 2, 0)
         first = steps - jnp.minimum(steps, BATCHES) if whole else steps // DISCARDED
         kept, moves = (first, steps), stream(key, "inner")
-        end, series, anchor = run(problem, lam, sources, eta, begun, kept, key=moves, made=made, anchor=anchor)
+        end, series, snapshot = run_chains(instance, eta, begun, kept, key=moves, made=made, snapshot=snapshot)
         if past is not None and not whole:
             series = series.continued(past)
 
-        train, val = sources
+        train, val = instance.train, instance.val
         any_step = jnp.sum(series.settled.counts) > 0
         w, v = where(any_step, series.settled.mean[1:], extrapolated((end.w, end.v)))
-        outer_value, _, direct = outer_gradients(problem, w, lam, val.full)
+        outer_value, _, direct = instance.mean_outer_gradients(w)
         calls = steps * self.chains
         followed, priced = jnp.maximum(calls // FOLLOWED, 2), jnp.maximum(steps // PRICED, 1)
         mean_step = end.travel / steps.astype(end.travel.dtype)
         pair = series.settled.drift[2], mean_step, followed
-        rate = contraction_rate(problem, w, lam, train, *pair, key=stream(key, "linear"))
+        rate = contraction_rate(instance, w, *pair, key=stream(key, "linear"))
         relaxations = -rate * steps.astype(rate.dtype)
         length = Length(steps, relaxations, mean_step)
         mean = averaged(series, length)
 
         def looked() -> Error:
-            of_mean, of_pass = on_every_row(problem, lam, sources, series, mean, length, key=key)
+            of_mean, of_pass = on_every_row(instance, series, mean, length, key=key)
             better = 2.0 * norm(of_pass.standard_error) ** 2 < norm(of_mean.standard_error) ** 2
             chosen: Error = where(better | (self.last_pass == "always"), of_pass, of_mean)
             return chosen
@@ -231,27 +230,60 @@ class JointSID:
         pays = pays & may
         error = jax.lax.cond(pays, looked, lambda: mean)
 
-        ends, step_size = (begun, end), jnp.asarray(eta(steps - 1)).astype(rate.dtype)
-        found, checks = _looked_into(
-            problem, lam, train, ends, step_size, -0.5 * relaxations, key=stream(key, "linear"), start=followed
-        )
+        step_size = jnp.asarray(eta(steps - 1)).astype(rate.dtype)
+        suspicion = Suspicion(step_size, -0.5 * relaxations, followed)
+        found, checks = self._looked_into(instance, (begun, end), suspicion, key=key)
         results = (outer_value, direct), error.value
-        code, failure = worst_part((found, Failure.of("inner", steps)), *_parts(ends, steps, results))
-        failure = diagnosed(code, failure, problem, (w, lam), train.full, sub(*_first_lanes(end.w, begun.w)))
+        code, failure = worst_part((found, Failure.of("inner", steps)), *_parts((begun, end), steps, results))
         once = pays.astype(jnp.int32)
         extra = followed, once * priced, once * polishing(length), once, checks
-        cost = cost.plus(self._cost(sources, steps - made, extra))
+        cost = cost.plus(self._cost(instance, steps - made, extra))
         estimate = Estimate(error.value, outer_value, w, v, code, cost, failure, error, steps=steps)
         if whole:  # nothing was sampled: the last steps differ by what is left to do
             estimate = estimate._replace(error=None, seen=_left(rate, step_size, steps))
-        return estimate, Run(end, measured, cost, series, anchor)
+        return estimate, JointSIDState(end, measured, cost, series, snapshot, suspicion)
 
-    def _cost(self, sources: tuple[RowSource, RowSource], steps: Array, extra: tuple[Array, ...]) -> Cost:
+    def suspecting(self) -> "JointSID":
+        """The same, but a suspicion that the map does not contract is not looked into."""
+        return replace(self, confirm=False)
+
+    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
+        """What was suspected of a run, looked into."""
+        if stage != "inner":
+            return None
+        ends, suspicion = (run.before.chains, run.after.chains), run.after.suspicion
+        suspected, _ = self.suspecting()._looked_into(instance, ends, suspicion, key=key)
+        found, checks = self._looked_into(instance, ends, suspicion, key=key)
+        code = jnp.where(estimate.code == suspected, found, estimate.code)
+        return Diagnosis(code, estimate.failure, estimate.w, estimate.v, Count(checks, instance.train.rows_per_batch))
+
+    def _looked_into(
+        self, instance: Instance, ends: tuple[Chains, Chains], suspicion: Suspicion, *, key: Array
+    ) -> tuple[Array, Array]:
+        """The code of a run from and to those chains, and the products spent on it."""
+        (problem, lam, train, _), (begun, end) = instance, ends
+        grown = has_grown(begun.w, end.w)
+        suspicious = (end.failure.stage == 0) & ~grown & (suspicion.growth > jnp.log(SUSPICIOUS))
+
+        def image(w: PyTree, args: tuple[BilevelProblem, PyTree], batch: PyTree) -> PyTree:
+            problem, lam = args
+            return problem.inner_image(w, lam, batch)
+
+        code, checks = confirm_divergence(
+            image, _first_lanes(begun.w, end.w), (problem, lam), train,
+            key=stream(key, "linear"), start=suspicion.start, step_size=suspicion.step_size,
+            suspicious=suspicious, grown=grown, confirm=self.confirm,
+        )  # fmt: skip
+        if problem.damping is not None:  # which lets v contract, not w
+            code = jnp.where(grown, jnp.int32(Code.DIVERGED), code)
+        return code, checks
+
+    def _cost(self, instance: Instance, steps: Array, extra: tuple[Array, ...]) -> Cost:
         """Of so many steps; of the products followed, minibatches priced and polished on, passes and checks beside."""
-        (train, val), (followed, priced, polished, passes, checks) = sources, extra
+        train, val, (followed, priced, polished, passes, checks) = instance.train, instance.val, extra
         calls, report, moves = steps * self.chains, BATCHES * priced, 2 * polished
         inner, outer = epoch(train), epoch(val)
-        corrected = steps * int(self._anchors(val))
+        corrected = steps * int(self._takes_snapshot(val))
         b, again = train.rows_per_batch, passes * inner
         outer_calls, outer_reads = (1 + passes) * outer + moves + report, (1 + passes) * outer + polished + priced
         return Cost(
@@ -271,25 +303,24 @@ class JointSID:
         return lambda j: measured / (1 + 10 * (j / steps).astype(measured.dtype)) ** 0.6
 
 
-def measured_step(
-    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, *, key: Array, batches: int | None = None
-) -> Array:
+def measured_step(instance: Instance, w: PyTree, *, key: Array, batches: int | None = None) -> Array:
     """The largest eta <= 1 with eta |I - d1Phi| <= 1 on each of ``batches`` minibatches, as a walk from w meets them.
 
     For a gradient step, E|e - eta H_B e|^2 < |e|^2 as soon as eta E[H_B^2] <= H, for which the largest curvature of any
     minibatch will do (in the metric of the step); such a step is stable in the second moment by a factor of two.
     """
 
-    def gradient(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
+    def gradient(w: PyTree, args: tuple[BilevelProblem, PyTree], batch: PyTree) -> PyTree:
         problem, lam = args
-        return sub(w, inner_image(problem, w, lam, batch))
+        return sub(w, problem.inner_image(w, lam, batch))
 
-    def product(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree, u: PyTree) -> PyTree:
+    def product(w: PyTree, args: tuple[BilevelProblem, PyTree], batch: PyTree, u: PyTree) -> PyTree:
         problem, lam = args
-        return residual(problem, w, lam, batch, u)
+        return problem.system_product(w, lam, batch, u)
 
-    start, looks = (w, jnp.ones((), norm(w).dtype)), _measured(train, batches)
-    return 1.0 / met_on_a_walk(gradient, product, start, (problem, lam), train, key=key, looks=looks)
+    start, looks = (w, jnp.ones((), norm(w).dtype)), _measured(instance.train, batches)
+    args = instance.problem, instance.lam
+    return 1.0 / met_on_a_walk(gradient, product, start, args, instance.train, key=key, looks=looks)
 
 
 def _left(rate: Array, eta: Array, steps: Array) -> Lefts:
@@ -323,35 +354,6 @@ def _measured(train: RowSource, batches: int | None) -> tuple[int, int]:
 
 def _first_lanes(*lanes: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], lanes)
-
-
-def _looked_into(
-    problem: Problem,
-    lam: PyTree,
-    train: RowSource,
-    ends: tuple[Chains, Chains],
-    step_size: Array,
-    growth: Array,
-    *,
-    key: Array,
-    start: Array,
-) -> tuple[Array, Array]:
-    """The code of a run whose slowest direction grew by exp(growth) in half of its steps, and the products spent."""
-    begun, end = ends
-    grown = has_grown(begun.w, end.w)
-    suspicious = (end.failure.stage == 0) & ~grown & (growth > jnp.log(SUSPICIOUS))
-
-    def image(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
-        problem, lam = args
-        return inner_image(problem, w, lam, batch)
-
-    code, checks = confirmed(
-        image, _first_lanes(begun.w, end.w), (problem, lam), train,
-        key=key, start=start, step_size=step_size, suspicious=suspicious, grown=grown,
-    )  # fmt: skip
-    if problem.damping is not None:  # which lets v contract, not w
-        code = jnp.where(grown, jnp.int32(Code.DIVERGED), code)
-    return code, checks
 
 
 def _parts(

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import RowSource
+from bilevax.core.instance import Instance
 from bilevax.core.records import Error, Left
-from bilevax.core.trees import PyTree, add, astype_of, at_least_single, axpy, norm, scale, sub, vdot, where, zeros_like
-from bilevax.problems.problem import Problem, inner_image, outer_gradients
+from bilevax.core.trees import PyTree, add, at_least_single, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.theory import Constants, a_posteriori_bound
 
 CERTAIN = jnp.iinfo(jnp.int32).max
@@ -45,10 +44,9 @@ class Lefts(NamedTuple):
 
 
 def a_posteriori(
-    problem: Problem,
+    instance: Instance,
     value: PyTree | None,
-    points: tuple[PyTree, PyTree, PyTree],
-    sources: tuple[RowSource, RowSource],
+    points: tuple[PyTree, PyTree],
     lefts: Lefts | None = None,
     *,
     constants: Constants | None = None,
@@ -81,20 +79,19 @@ def a_posteriori(
     Source: the bound is that of Ehrhardt, Roberts (2023), arXiv:2301.04764.
 
     Args:
-        problem: with its inner step measured.
+        instance: with its inner step measured.
         value: the hypergradient, like lam: h, or close to it as that of ITD; None: h itself.
-        points: (w, v, lam).
-        sources: (train, val).
+        points: (w, v).
         lefts: what the solvers say; None: nothing.
         constants: of the problem; None: no bound.
     """
-    (w, v, lam), (train, val), lefts = points, sources, lefts or Lefts()
+    (problem, lam, train, val), (w, v), lefts = instance, points, lefts or Lefts()
 
     def at(w: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, PyTree]], PyTree, PyTree]:
         """Phi(w), v -> (d1Phi^T v, d2Phi^T v), grad_1 E and grad_2 E."""
-        image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, train.full), w, lam)
-        _, g, direct = outer_gradients(problem, w, lam, val.full)
-        return image, pullback, astype_of(g, w), astype_of(direct, lam)
+        image, pullback = instance.mean_adjoint(w)
+        _, g, direct = instance.mean_outer_gradients(w)
+        return image, pullback, g, direct
 
     image, pullback, g, direct = at(w)
     r, v_size = sub(image, w), norm(v)

@@ -11,52 +11,56 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, replace, set_fields
 from bilevax.core.errors import ParameterError
+from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solved, nonfinite, worst_part
-from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
-from bilevax.hypergradients.diagnosis import diagnosed
+from bilevax.hypergradients.diagnosis import Diagnosis, Run
 from bilevax.hypergradients.residual_error import Lefts
 from bilevax.hypergradients.sid_error import Seen
-from bilevax.problems.problem import Problem, affine_image, cross_product, inner_image, outer_gradients
-from bilevax.solvers import Given, at_step
+from bilevax.solvers import FixedPoint, Given, Neumann, at_step
 from bilevax.solvers.fixed_point import has_grown
 
 
-class Run(NamedTuple):
-    """What a run is continued from: its w and v (None: not begun), and its cost so far."""
+class SIDState(NamedTuple):
+    """What a run is continued from: its w and v (None: start from 0), and its cost so far."""
 
     w: PyTree
     v: PyTree | None
     cost: Cost
 
 
-class Leg(NamedTuple):
+class Segment(NamedTuple):
     """A part of a run.
 
     Attributes:
-        s: outer step, for counts that grow.
-        doublings: how often the run has been doubled with this leg; None: it is not one to be continued.
+        outer_step: for counts that grow.
+        doublings: how often the run has been doubled with this segment; the Python integer 0: it is all of the run.
     """
 
-    s: Array | int
-    doublings: Array | int | None
+    outer_step: Array | int = 0
+    doublings: Array | int = 0
+
+    @property
+    def _only(self) -> bool:
+        return isinstance(self.doublings, int) and self.doublings == 0
 
     def solve(self, solver: Any, image: Any, start: PyTree, args: PyTree, source: RowSource, *, key: Array) -> Solved:
         """A chain of minibatches: its first steps, or as many more as there were before."""
-        if self.doublings is None:
-            return solver.solve(image, start, args, source, key=key, s=self.s)
-        steps = at_step(solver.steps, self.s)
+        if self._only:
+            return solver.solve(image, start, args, source, key=key, s=self.outer_step)
+        steps = at_step(solver.steps, self.outer_step)
         first = jnp.where(jnp.asarray(self.doublings) > 0, steps << self.doublings >> 1, 0)
         solver = replace(solver, steps=jnp.maximum(first, steps))
         return solver.solve(image, start, args, source, key=key, first=first)
 
     def batches(self, number: Any) -> tuple[Array, Array]:
         """The first of the minibatches of a mean, and how many: all of them after those before."""
-        once = at_step(number, self.s)
-        number = once << (0 if self.doublings is None else self.doublings)
+        once = at_step(number, self.outer_step)
+        number = once if self._only else once << self.doublings
         return number - once, number
 
 
@@ -106,7 +110,7 @@ class SID:
             if getattr(self, name) is not None:
                 set_fields(self, **{name: count(name, getattr(self, name), low=1)})
 
-    def check(self, problem: Problem) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem that lacks what the solvers need.
 
         Raises:
@@ -124,74 +128,73 @@ class SID:
             )
 
     def estimate(
-        self,
-        problem: Problem,
-        w0: PyTree,
-        lam: PyTree,
-        sources: tuple[RowSource, RowSource],
-        *,
-        key: Array,
-        s: Array | int = 0,
-        v0: PyTree | None = None,
+        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
     ) -> Estimate:
         """One hypergradient; pure and traceable.
 
         Args:
-            problem: with its inner step measured.
+            instance: with its inner step measured.
             w0: start of the inner solver.
-            lam: where the hypergradient is wanted.
-            sources: (train, val).
             key: its streams inner, linear, cross and outer are used.
-            s: outer step, for counts that grow.
+            outer_step: for counts that grow.
             v0: start of the linear solver; None: 0.
         """
-        return self._from((w0, v0), problem, lam, sources, key=key, s=s)
+        return self._from(instance, w0, v0, key=key, segment=Segment(outer_step))
 
-    def begin(
-        self, problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource], *, key: Array
-    ) -> Run:
+    def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> SIDState:
         """A run without a step; its arguments are those of :meth:`estimate`."""
-        return Run(w0, None, Cost())
+        return SIDState(w0, v0, Cost())
 
-    def resume(
-        self,
-        problem: Problem,
-        lam: PyTree,
-        sources: tuple[RowSource, RowSource],
-        run: Run,
-        *,
-        key: Array,
-        doublings: Array | int = 0,
-    ) -> tuple[Estimate, Run]:
+    def extend(
+        self, instance: Instance, state: SIDState, *, key: Array, doublings: Array | int = 0
+    ) -> tuple[Estimate, SIDState]:
         """The estimate after 2^doublings t and k steps, from a run of half of them (of none if 0), and the run so far.
 
         Both chains go on from where they ended, v for the w that is reached now, with the minibatches and the steps
         that are next; J and J1 are doubled as well, all of them new. Deterministic solvers are called again from there.
         """
-        est = self._from((run.w, run.v), problem, lam, sources, key=key, doublings=doublings)
-        est = est._replace(cost=run.cost.plus(est.cost))
-        return est, Run(est.w, est.v, est.cost)
+        est = self._from(instance, state.w, state.v, key=key, segment=Segment(0, doublings))
+        est = est._replace(cost=state.cost.plus(est.cost))
+        return est, SIDState(est.w, est.v, est.cost)
 
-    def _from(
-        self,
-        start: tuple[PyTree, PyTree | None],
-        problem: Problem,
-        lam: PyTree,
-        sources: tuple[RowSource, RowSource],
-        *,
-        key: Array,
-        s: Array | int = 0,
-        doublings: Array | int | None = None,
-    ) -> Estimate:
-        (w0, v0), (train, val) = start, sources
+    def suspecting(self) -> "SID":
+        """The same, but a suspicion that an iteration does not contract is not looked into."""
+        return replace(self, inner=_suspecting(self.inner), linear=_suspecting(self.linear))
+
+    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
+        """The stage that failed, made again alone, with what was suspected looked into."""
+        segment, w, v = Segment(0, run.doublings), estimate.w, estimate.v
+        if stage == "inner" and _suspects(self.inner):
+            solver, start = self.inner, run.before.w
+            solved = self._solve_inner(instance, start, key=stream(key, "inner"), segment=segment)
+            w = solved.value
+        elif stage == "linear" and _suspects(self.linear):
+            solver, (_, g, _) = self.linear, self._outer(instance, w, key=stream(key, "outer"), segment=segment)[0]
+            solved = self._solve_linear(instance, w, g, run.before.v, key=stream(key, "linear"), segment=segment)
+            v = solved.value
+        else:
+            return None
+        checks = _checks(solver, solved, instance.train)
+        return Diagnosis(solved.code, Failure.of(stage, solved.step), w, v, checks)
+
+    def deterministic(self, instance: Instance) -> bool:
+        """True if every stage sees every row."""
+        solvers = not (getattr(self.inner, "stochastic", False) or self.linear.stochastic)
+        inner = instance.train.whole or (solvers and self.cross_batches is None)
+        return inner and (instance.val.whole or self.outer_batches is None)
+
+    def _from(self, instance: Instance, w0: PyTree, v0: PyTree | None, *, key: Array, segment: Segment) -> Estimate:
+        train, val = instance.train, instance.val
         self._check_keys(train, val)
-        leg = Leg(s, doublings)
-        inner = self._solve_inner(problem, w0, lam, train, key=stream(key, "inner"), leg=leg)
+        # w ~ w(lam)
+        inner = self._solve_inner(instance, w0, key=stream(key, "inner"), segment=segment)
         w = inner.value
-        (value, g, direct), halves, outer = self._outer(problem, w, lam, val, key=stream(key, "outer"), leg=leg)
-        linear = self._solve_linear(problem, w, lam, train, g, v0, key=stream(key, "linear"), leg=leg)
+        (value, g, direct), halves, outer = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
+        # v ~ (I - d1Phi^T)^-1 grad_1 E
+        linear = self._solve_linear(instance, w, g, v0, key=stream(key, "linear"), segment=segment)
         v = linear.value
-        product, spread, cross = self._cross(problem, w, lam, train, v, key=stream(key, "cross"), leg=leg)
+        product, spread, cross = self._cross(instance, w, v, key=stream(key, "cross"), segment=segment)
+        # grad_2 E + d2Phi^T v
         hypergradient = add(direct, product)
         cost = Cost(
             gradients=Count(inner.calls, _rows(self.inner, train)),
@@ -206,22 +209,13 @@ class SID:
             (linear.code, Failure.of("linear", linear.step)),
             (nonfinite(product), Failure.of("cross")),
         )
-        grown = where(failure.stage == Failure.stage_of("inner"), sub(w, w0), v)
-        failure = diagnosed(code, failure, problem, (w, lam), train.full, grown)
         chains = [solved.calls for solved in (inner, linear) if solved.tail is not None]
         steps = functools.reduce(jnp.maximum, chains) if chains else None
-        if self.deterministic(sources):
+        if self.deterministic(instance):
             seen: Seen | Lefts = Lefts(inner.left, linear.left, inner.calls + linear.calls)
         else:
             seen = Seen(inner.tail, linear.tail, spread, halves)
         return Estimate(hypergradient, value, w, v, code, cost, failure, seen=seen, steps=steps)
-
-    def deterministic(self, sources: tuple[RowSource, RowSource]) -> bool:
-        """True if every stage sees every row."""
-        train, val = sources
-        solvers = not (getattr(self.inner, "stochastic", False) or self.linear.stochastic)
-        inner = train.whole or (solvers and self.cross_batches is None)
-        return inner and (val.whole or self.outer_batches is None)
 
     def _check_keys(self, train: RowSource, val: RowSource) -> None:
         """Refuse stages that see every row of a source whose batches bring keys."""
@@ -234,62 +228,55 @@ class SID:
         if self.outer_batches is None:
             refuse_keys("outer_batches=None", "pass a number of outer batches", val=val)
 
-    def _solve_inner(
-        self, problem: Problem, w0: PyTree, lam: PyTree, train: RowSource, *, key: Array, leg: Leg
-    ) -> Solved:
+    def _solve_inner(self, instance: Instance, w0: PyTree, *, key: Array, segment: Segment) -> Solved:
+        """The fixed point of Phi(., lam)."""
         if isinstance(self.inner, Given):
             return Solved(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
+        problem, lam, train, _ = instance
         if not self.inner.stochastic:
-            return self.inner.solve(problem.inner_map.loss, w0, lam, train.full)  # type: ignore[attr-defined]
+            return self.inner.solve(problem.inner_loss, w0, lam, train)
 
-        def image(w: PyTree, args: tuple[Problem, PyTree], batch: PyTree) -> PyTree:
+        def image(w: PyTree, args: tuple[BilevelProblem, PyTree], batch: PyTree) -> PyTree:
             problem, lam = args
-            return inner_image(problem, w, lam, batch)
+            return problem.inner_image(w, lam, batch)
 
-        solved: Solved = leg.solve(self.inner, image, w0, (problem, lam), train, key=key)
+        solved = segment.solve(self.inner, image, w0, (problem, lam), train, key=key)
         if problem.damping is None:
             return solved
         lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)  # damping lets v contract, not w
         return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
     def _solve_linear(
-        self,
-        problem: Problem,
-        w: PyTree,
-        lam: PyTree,
-        train: RowSource,
-        g: PyTree,
-        v0: PyTree | None,
-        *,
-        key: Array,
-        leg: Leg,
+        self, instance: Instance, w: PyTree, g: PyTree, v0: PyTree | None, *, key: Array, segment: Segment
     ) -> Solved:
+        """The solution of (I - d1Phi(w, lam)^T) v = g."""
+        problem, lam, train, _ = instance
         if not self.linear.stochastic:
-            _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, train.full), w)  # w's part computed once
+            # w's part is computed once
+            _, pullback = jax.vjp(lambda x: instance.mean_image(x, lam), w)
             metric = problem.metric(w, lam) if problem.symmetric else None
             return self.linear.solve(lambda v: sub(v, pullback(v)[0]), g, metric, v0)
 
-        def image(v: PyTree, args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
+        def image(v: PyTree, args: tuple[BilevelProblem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
             problem, w, lam, g = args
-            return affine_image(problem, w, lam, batch, g, v)
+            return problem.affine_image(w, lam, batch, g, v)
 
         start = zeros_like(w) if v0 is None else v0
-        return leg.solve(self.linear, image, start, (problem, w, lam, g), train, key=key)
+        return segment.solve(self.linear, image, start, (problem, w, lam, g), train, key=key)
 
     def _outer(
-        self, problem: Problem, w: PyTree, lam: PyTree, val: RowSource, *, key: Array, leg: Leg
+        self, instance: Instance, w: PyTree, *, key: Array, segment: Segment
     ) -> tuple[tuple[Array, PyTree, PyTree], Sampled | None, Count]:
         """E, grad_1 E, grad_2 E, from the same minibatches, and what these say of the noise of the gradients."""
+        problem, lam, _, val = instance
         if self.outer_batches is None:
-            value, g, direct = outer_gradients(problem, w, lam, val.full)
-            return (value, astype_of(g, w), astype_of(direct, lam)), None, Count(jnp.int32(1), val.rows)
+            return instance.mean_outer_gradients(w), None, Count(jnp.int32(1), val.rows)
 
-        def terms(args: tuple[Problem, PyTree, PyTree], batch: PyTree) -> PyTree:
+        def terms(args: tuple[BilevelProblem, PyTree, PyTree], batch: PyTree) -> PyTree:
             problem, w, lam = args
-            value, g, direct = outer_gradients(problem, w, lam, batch)
-            return value, astype_of(g, w), astype_of(direct, lam)
+            return problem.outer_gradients(w, lam, batch)
 
-        first, number = leg.batches(self.outer_batches)
+        first, number = segment.batches(self.outer_batches)
         early, late, real = number // 2, number - number // 2, jnp.result_type(float)
         half = partial(batch_mean, terms, (problem, w, lam), val, key=key)
         one, other = half(number=early, first=first), half(number=late, first=first + early)
@@ -298,27 +285,29 @@ class SID:
         return mean, Sampled(deviation, number), Count(number, val.rows_per_batch)
 
     def _cross(
-        self,
-        problem: Problem,
-        w: PyTree,
-        lam: PyTree,
-        train: RowSource,
-        v: PyTree,
-        *,
-        key: Array,
-        leg: Leg,
+        self, instance: Instance, w: PyTree, v: PyTree, *, key: Array, segment: Segment
     ) -> tuple[PyTree, Sampled | None, Count]:
         """d2Phi^T v, averaged over the cross batches, and what these say of its noise."""
+        problem, lam, train, _ = instance
         if self.cross_batches is None:
-            return cross_product(problem, w, lam, train.full, v), None, Count(jnp.int32(1), train.rows)
+            return instance.mean_cross_product(w, v), None, Count(jnp.int32(1), train.rows)
 
-        def product(args: tuple[Problem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
+        def product(args: tuple[BilevelProblem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
             problem, w, lam, v = args
-            return cross_product(problem, w, lam, batch, v)
+            return problem.cross_product(w, lam, batch, v)
 
-        first, number = leg.batches(self.cross_batches)
+        first, number = segment.batches(self.cross_batches)
         mean, deviation = batch_spread(product, (problem, w, lam, v), train, key=key, number=number, first=first)
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
+
+
+def _suspects(solver: Any) -> bool:
+    """True if a solver may suspect its iteration of not contracting."""
+    return isinstance(solver, FixedPoint | Neumann)
+
+
+def _suspecting(solver: Any) -> Any:
+    return replace(solver, confirm=False) if _suspects(solver) else solver
 
 
 def _checks(solver: Any, solved: Solved, source: RowSource) -> Count:

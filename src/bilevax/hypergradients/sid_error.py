@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.error_report import as_others
+from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Error, Estimate, Tail
@@ -19,7 +20,6 @@ from bilevax.data.hashed import Hashed
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread, each
 from bilevax.hypergradients.residual_error import CERTAIN, a_posteriori
 from bilevax.hypergradients.spread import Rate, spread, total_square
-from bilevax.problems.problem import Problem, cross_product, inner_image, outer_gradients, residual
 
 ANSWERED, FEWEST = 40, 24
 """One minibatch in so many of a chain, and at least so many, are spent on how v answers to what is wrong with w, and
@@ -61,9 +61,7 @@ class Seen(NamedTuple):
         return self.inner if self.linear is None else self.linear
 
 
-def tail_report(
-    problem: Problem, estimate: Estimate, lam: PyTree, sources: tuple[RowSource, RowSource], *, key: Array
-) -> Error:
+def tail_report(instance: Instance, estimate: Estimate, *, key: Array) -> Error:
     """The report on an estimate of :class:`~bilevax.SID` that sampled, to first order.
 
     Where w was on its way, less where it ended, changes grad_1 E + d1Phi^T v, which v answers as the linear system
@@ -76,19 +74,18 @@ def tail_report(
     as many of either source, at least 4 and 64 rows, gradients and cross products at as many points.
 
     Args:
-        problem: with its inner step measured.
+        instance: with its inner step measured.
         estimate: with what was seen.
-        lam: where the hypergradient is wanted.
-        sources: (train, val).
         key: its stream measure is used.
     """
     seen: Seen = estimate.seen
-    train, val = drawn = independent(*sources)
+    drawn = with_independent(instance)
+    train, val = drawn.train, drawn.val
     last = seen.last
     steps = estimate.cost.gradients.calls if seen.linear is None else estimate.cost.hvps.calls
     answered = jnp.maximum(steps // ANSWERED, FEWEST)
     read = _batches(train, answered), _batches(val, answered)
-    rate, images, deviation = _images(problem, estimate, lam, drawn, (answered, read), key=stream(key, "measure"))
+    rate, images, deviation = _images(drawn, estimate, (answered, read), key=stream(key, "measure"))
 
     tails = {"inner": seen.inner, "linear": seen.linear}
     chains = {
@@ -103,7 +100,7 @@ def tail_report(
     if seen.cross is not None:
         noise["cross"] = _of_products(seen.cross, Sampled(deviation, read[0]))
     if last is None:
-        rest = a_posteriori(problem, None, (estimate.w, estimate.v, lam), sources)._replace(value=estimate.value)
+        rest = a_posteriori(instance, None, (estimate.w, estimate.v))._replace(value=estimate.value)
     else:
         bias = {name: chain.bias for name, chain in chains.items()}
         rest = _still(estimate.value, bias, 1.0 - rate.seen * last.sizes[-1])
@@ -115,34 +112,28 @@ def tail_report(
 
 
 def _images(
-    problem: Problem,
-    estimate: Estimate,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
-    numbers: tuple[Array, tuple[Array, Array]],
-    *,
-    key: Array,
+    instance: Instance, estimate: Estimate, numbers: tuple[Array, tuple[Array, Array]], *, key: Array
 ) -> tuple[Rate, Parts, PyTree]:
     """What the hypergradient would have been where the chains were on their way, less what it is; [L, ...], like lam.
 
     Beside how fast the linear system forgets, and the standard deviation of the product of one cross batch.
     """
-    seen, (w, v), train, (answered, read) = estimate.seen, (estimate.w, estimate.v), sources[0], numbers
+    seen, (w, v), (answered, read) = estimate.seen, (estimate.w, estimate.v), numbers
     answering, reading = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
     asked: Parts = {}  # right-hand sides that v answers
     direct: Parts = {}  # what changes beside the answers
     if seen.inner is not None:
         before = jax.tree.map(lambda x: x[:-1], seen.inner.points)
-        asked["inner"], direct["inner"] = _changes(problem, (w, v, lam), sources, before, read, key=reading)
+        asked["inner"], direct["inner"] = _changes(instance, (w, v), before, read, key=reading)
     if seen.outer is not None:
         asked["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(seen.outer))
     last = seen.last
     drift = v if last is None else jax.tree.map(lambda x: x[-1] - x[0], last.points)
-    rate, answers = _answers(problem, (w, lam), train, drift, asked, number=answered, key=answering)
+    rate, answers = _answers(instance, w, drift, asked, number=answered, key=answering)
     if seen.linear is not None:
         answers["linear"] = jax.tree.map(lambda x: x[:-1] - x[-1:], seen.linear.points)
     answers["cross"] = jax.tree.map(lambda x: x[None], v)
-    products = _together(partial(_products, problem, w, lam, train, number=read[0], key=reading), answers)
+    products = _together(partial(_products, instance, w, number=read[0], key=reading), answers)
     images = {name: add(mean, direct[name]) if name in direct else mean for name, (mean, _) in products.items()}
     return rate, images, jax.tree.map(lambda x: x[0], products["cross"][1])
 
@@ -213,23 +204,17 @@ def _apart(stack: PyTree, like: Parts) -> dict[str, Any]:
 
 
 def _changes(
-    problem: Problem,
-    points: tuple[PyTree, PyTree, PyTree],
-    sources: tuple[RowSource, RowSource],
-    before: PyTree,
-    read: tuple[Array, Array],
-    *,
-    key: Array,
+    instance: Instance, points: tuple[PyTree, PyTree], before: PyTree, read: tuple[Array, Array], *, key: Array
 ) -> tuple[PyTree, PyTree]:
-    """What grad_1 E + d1Phi^T v and grad_2 E + d2Phi^T v were before, [L, ...], less what they are at (w, v, lam)."""
-    w, v, lam = points
+    """What grad_1 E + d1Phi^T v and grad_2 E + d2Phi^T v were before, [L, ...], less what they are at (w, v)."""
+    (w, v), (problem, lam, train, val) = points, instance
     here = jax.tree.map(lambda x, b: jnp.concatenate([b, x[None]]), w, before)
 
     def inner(args: Any, batch: PyTree) -> PyTree:
         problem, v, lam, here = args
 
         def at(w: PyTree) -> PyTree:
-            return jax.vjp(lambda w, lam: inner_image(problem, w, lam, batch), w, lam)[1](v)
+            return jax.vjp(lambda w, lam: problem.inner_image(w, lam, batch), w, lam)[1](v)
 
         return each(batch)(at, here)
 
@@ -237,14 +222,14 @@ def _changes(
         problem, _, lam, here = args
 
         def at(w: PyTree) -> PyTree:
-            return astype_of(outer_gradients(problem, w, lam, batch)[1:], (w, lam))
+            return problem.outer_gradients(w, lam, batch)[1:]
 
         return each(batch)(at, here)
 
     args = problem, v, lam, here
     through, direct = (
         batch_mean(fn, args, source, key=key, number=number, first=0)
-        for fn, source, number in zip((inner, outer), sources, read, strict=True)
+        for fn, source, number in zip((inner, outer), (train, val), read, strict=True)
     )
     return jax.tree.map(lambda x: x[:-1] - x[-1:], add(through, direct))
 
@@ -256,14 +241,7 @@ def _batches(source: RowSource, answered: Array) -> Array:
 
 
 def _answers(
-    problem: Problem,
-    point: tuple[PyTree, PyTree],
-    train: RowSource,
-    direction: PyTree,
-    asked: Parts,
-    *,
-    number: Array,
-    key: Array,
+    instance: Instance, w: PyTree, direction: PyTree, asked: Parts, *, number: Array, key: Array
 ) -> tuple[Rate, Parts]:
     """How fast the linear system forgets, and its solutions for what is asked, as far as so many steps take them.
 
@@ -283,7 +261,7 @@ def _answers(
         problem, w, lam, right, number = args
         size = jnp.maximum(norm(jax.tree.map(lambda x: x[0], x)), tiny)
         x = jax.tree.map(lambda x: x.at[0].divide(size.astype(x.dtype)), x)
-        images = each(draw.batch)(lambda v: residual(problem, w, lam, draw.batch, v), x)
+        images = each(draw.batch)(lambda v: problem.system_product(w, lam, draw.batch, v), x)
         new = axpy(eta * draw.weight, sub(right, images), x)
         u, image, moved = (jax.tree.map(lambda x: x[0], tree) for tree in (x, images, new))
         grown = ~(norm(moved) <= 1.0)
@@ -292,24 +270,29 @@ def _answers(
 
     zero, one = jnp.zeros((), real), jnp.ones((), real)
     begun = jax.tree.map(lambda u, r: jnp.zeros_like(r).at[0].set(u), start, right)
-    args = problem, *point, right, number
-    x, _, travel, total = train.fold(step, (begun, one, zero, zero), args, key=key, start=0, stop=number)
+    args = instance.problem, w, instance.lam, right, number
+    x, _, travel, total = instance.train.fold(step, (begun, one, zero, zero), args, key=key, start=0, stop=number)
     seen = jnp.maximum(total / (number - number // 2).astype(real), tiny)
     slowest = jnp.maximum(seen - UNRESOLVED / jnp.maximum(travel, tiny), LEAST * seen)
     rate = Rate(*(x.astype(jnp.result_type(float)) for x in (seen, slowest)))
     return rate, _apart(jax.tree.map(lambda x: x[1:], x), asked)
 
 
-def _products(
-    problem: Problem, w: PyTree, lam: PyTree, train: RowSource, v: PyTree, *, number: Array, key: Array
-) -> tuple[PyTree, PyTree]:
+def _products(instance: Instance, w: PyTree, v: PyTree, *, number: Array, key: Array) -> tuple[PyTree, PyTree]:
     """Mean and standard deviation over so many minibatches of d2Phi^T v, [L, ...]."""
 
     def products(args: Any, batch: PyTree) -> PyTree:
         problem, w, lam, v = args
-        return each(batch)(lambda v: cross_product(problem, w, lam, batch, v), v)
+        return each(batch)(lambda v: problem.cross_product(w, lam, batch, v), v)
 
-    return batch_spread(products, (problem, w, lam, v), train, key=key, number=number, first=0)
+    args = instance.problem, w, instance.lam, v
+    return batch_spread(products, args, instance.train, key=key, number=number, first=0)
+
+
+def with_independent(instance: Instance) -> Instance:
+    """The instance with both sources in independent minibatches (:func:`independent`)."""
+    train, val = independent(instance.train, instance.val)
+    return instance._replace(train=train, val=val)
 
 
 def independent(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:

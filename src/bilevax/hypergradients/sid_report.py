@@ -5,16 +5,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.error_report import FEWEST, as_others
+from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
-from bilevax.core.protocols import RowSource
 from bilevax.core.records import Error, Estimate
-from bilevax.core.trees import PyTree, norm, sub
+from bilevax.core.trees import norm, sub
 from bilevax.data import has_keys
 from bilevax.hypergradients.batch_means import contraction_rate
 from bilevax.hypergradients.every_row import way_on_every_row
 from bilevax.hypergradients.joint_sid import epoch, measured_step, measuring_calls
-from bilevax.hypergradients.sid_error import Seen, independent, tail_report
-from bilevax.problems.problem import Problem
+from bilevax.hypergradients.sid_error import Seen, independent, tail_report, with_independent
 
 LED, LEAST_LED = 20, 32
 """One minibatch in so many of a chain leads on from where it ended, if these are at least so many and an epoch."""
@@ -26,9 +25,9 @@ WALK = 8
 """Minibatches on which the step of that is measured."""
 
 
-def leads_on(estimate: Estimate, sources: tuple[RowSource, RowSource]) -> Array | bool:
+def leads_on(estimate: Estimate, instance: Instance) -> Array | bool:
     """Whether its chains are so long that every row, and minibatches that lead on, cost little beside them."""
-    (train, val), steps = sources, estimate.steps
+    train, val, steps = instance.train, instance.val, estimate.steps
     if steps is None or not isinstance(estimate.seen, Seen) or has_keys(train) or has_keys(val):
         return False  # one key is not the mean of all
     if independent(train, val)[1].whole and val.rows > train.rows_per_batch:
@@ -36,15 +35,7 @@ def leads_on(estimate: Estimate, sources: tuple[RowSource, RowSource]) -> Array 
     return steps // LED >= max(LEAST_LED, epoch(train))
 
 
-def sid_report(
-    problem: Problem,
-    estimate: Estimate,
-    lam: PyTree,
-    sources: tuple[RowSource, RowSource],
-    led: bool | None = None,
-    *,
-    key: Array,
-) -> Error:
+def sid_report(instance: Instance, estimate: Estimate, led: bool | None = None, *, key: Array) -> Error:
     """The report on an estimate of :class:`~bilevax.SID` that sampled.
 
     Where its chains are so long that every row costs little beside them, (w, v) are led on to where both equations of
@@ -57,36 +48,32 @@ def sid_report(
     either kind; and one of each on every row.
 
     Args:
-        problem: with its inner step measured.
+        instance: with its inner step measured.
         estimate: with what was seen.
-        lam: where the hypergradient is wanted.
-        sources: (train, val).
         led: what :func:`leads_on` says, where that is known before it is compiled, or False: the tails.
         key: its stream measure is used.
     """
-    choice = leads_on(estimate, sources) if led is None else led
+    choice = leads_on(estimate, instance) if led is None else led
 
     def every_row() -> Error:
-        return _led_on(problem, estimate, lam, independent(*sources), key=key)
+        return _led_on(with_independent(instance), estimate, key=key)
 
     def tails() -> Error:
-        return tail_report(problem, estimate, lam, sources, key=key)
+        return tail_report(instance, estimate, key=key)
 
     if isinstance(choice, bool):
         return every_row() if choice else tails()
     return jax.lax.cond(choice, every_row, tails)
 
 
-def _led_on(
-    problem: Problem, estimate: Estimate, lam: PyTree, sources: tuple[RowSource, RowSource], *, key: Array
-) -> Error:
+def _led_on(instance: Instance, estimate: Estimate, *, key: Array) -> Error:
     """The report from every row, and the minibatches that lead on from (w, v)."""
-    (train, val), (w, v), last = sources, (estimate.w, estimate.v), estimate.seen.last
+    train, val, w, v, last = instance.train, instance.val, estimate.w, estimate.v, estimate.seen.last
     number = jnp.asarray(estimate.steps) // LED
     drift, streams = jax.tree.map(lambda x: x[-1] - x[0], last.points), jax.random.split(stream(key, "measure"), 3)
-    eta = measured_step(problem, w, lam, train, key=streams[0], batches=WALK)
-    rate = contraction_rate(problem, w, lam, train, drift, eta, number, key=streams[1])
-    way = way_on_every_row(problem, lam, sources, (w, v), (eta, number), rate, key=streams[2])
+    eta = measured_step(instance, w, key=streams[0], batches=WALK)
+    rate = contraction_rate(instance, w, drift, eta, number, key=streams[1])
+    way = way_on_every_row(instance, (w, v), (eta, number), rate, key=streams[2])
 
     distance, left = sub(estimate.value, way.truth), norm(sub(way.truth, way.value))
     chains = (estimate.seen.inner, estimate.seen.linear)

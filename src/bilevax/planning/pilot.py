@@ -11,17 +11,16 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import replace
+from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
+from bilevax.core.programs import BRIEFLY, compiled
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, entries, norm, sub, zeros_like
 from bilevax.data import Arrays, refuse_keys
-from bilevax.hypergradients.door import hypergradient
+from bilevax.hypergradients.estimate import hypergradient
 from bilevax.hypergradients.joint_report import PRICED
 from bilevax.hypergradients.joint_sid import FOLLOWED, JointSID, epoch, measured_step, measuring_calls
-from bilevax.hypergradients.measured import measured_problem, measuring_products
-from bilevax.hypergradients.programs import BRIEFLY, compiled
 from bilevax.hypergradients.sid import SID
-from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint, Harmonic, Polynomial
 
@@ -143,15 +142,15 @@ def joint(problem: Problem, step: float, room: float, sources: Sources) -> Optio
     Its steps fall from ``step`` on after the first third of the run.
     """
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
-    anchored = not val.whole and val.rows <= ANCHOR * room
+    snapshot = not val.whole and val.rows <= ANCHOR * room
     for with_pass in (True, False):
         each = b * (1 + 1 / FOLLOWED) + bv + with_pass * (b + bv) / PRICED
-        fixed = epoch(val) * bv * (1 + anchored) + with_pass * epoch(train) * b
+        fixed = epoch(val) * bv * (1 + snapshot) + with_pass * epoch(train) * b
         steps = int((room - fixed) / each)
         if steps < (3 * train.rows / b if with_pass else 8):
             continue
         size, last = Polynomial(step, 0.6, steps / 3), "auto" if with_pass else "never"
-        joint_sid = JointSID(steps, size, extrapolate=False, last_pass=last, anchored=anchored)
+        joint_sid = JointSID(steps, size, extrapolate=False, last_pass=last, snapshot=snapshot)
         return Option("JointSID", problem, joint_sid, sources)
     return None
 
@@ -284,7 +283,7 @@ def measured(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Ar
 
     A step that was measured on minibatches is one for minibatches.
     """
-    products = measuring_products(problem, train, LOOKED_AT)
+    products = problem.measuring_products(train, LOOKED_AT)
     if products:
         return _measured(problem, w, lam, train, key), 1.0, products * train.rows_per_batch
     return problem, float(_step(problem, w, lam, train, key)), measuring_calls(train, LOOKED_AT) * train.rows_per_batch
@@ -292,10 +291,9 @@ def measured(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Ar
 
 def followed(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> tuple[Problem, int]:
     """The problem as a deterministic method needs it, and the visits: L-BFGS and CG choose steps of their own."""
-    inner_map = problem.inner_map
-    if isinstance(inner_map, GradientStep) and inner_map.step_size is None:
-        return replace(problem, inner_map=replace(inner_map, step_size=1.0)), 0
-    products = measuring_products(problem, train, LOOKED_AT)
+    products = problem.measuring_products(train, LOOKED_AT)
+    if products and problem.has_loss:
+        return problem.with_unit_step(), 0
     return _measured(problem, w, lam, train, key) if products else problem, products * train.rows_per_batch
 
 
@@ -304,9 +302,9 @@ _once = partial(compiled, options=BRIEFLY)
 
 @_once
 def _measured(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> Problem:
-    return measured_problem(problem, w, lam, train, key, LOOKED_AT)
+    return problem.with_measured_step(w, lam, train, key, LOOKED_AT)
 
 
 @_once
 def _step(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> Array:
-    return measured_step(problem, w, lam, train, key=stream(key, "measure"), batches=LOOKED_AT)
+    return measured_step(Instance(problem, lam, train, train), w, key=stream(key, "measure"), batches=LOOKED_AT)

@@ -14,7 +14,7 @@ from bilevax.core.keys import as_key
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, entries, norm, sub
-from bilevax.hypergradients.door import hypergradient
+from bilevax.hypergradients.estimate import hypergradient
 from bilevax.planning.pilot import (
     DEAREST,
     FURTHER,

@@ -6,10 +6,14 @@ from typing import Any
 import jax
 from jax import Array
 
-from bilevax.core.config import config, real, set_fields
+from bilevax.core.config import config, real, replace, set_fields
 from bilevax.core.errors import ParameterError
+from bilevax.core.keys import stream
+from bilevax.core.protocols import Loss, RowSource
 from bilevax.core.trees import PyTree, add, astype_of, axpy, sub, vdot
 from bilevax.linalg.row_chunks import value_and_grad
+from bilevax.problems.gradient_step import GradientStep, measuring_products
+from bilevax.problems.proximal_step import ProximalStep
 
 
 @config
@@ -29,8 +33,8 @@ class Problem:
             inner loss turns out to be indefinite.
     """
 
-    inner_map: Callable[[PyTree, PyTree, PyTree], PyTree]
-    outer_loss: Callable[[PyTree, PyTree, PyTree], Array]
+    inner_map: Any
+    outer_loss: Loss
     project: Callable[[PyTree], PyTree] | None = None
     damping: Any = None
 
@@ -46,21 +50,103 @@ class Problem:
     @property
     def has_loss(self) -> bool:
         """True if the inner map says which smooth loss it descends."""
-        return hasattr(self.inner_map, "loss") and not self.composite
+        return isinstance(self.inner_map, GradientStep)
 
     @property
     def composite(self) -> bool:
         """True if the inner map ends with a proximal step."""
-        return hasattr(self.inner_map, "prox")
+        return isinstance(self.inner_map, ProximalStep)
 
     @property
     def symmetric(self) -> bool:
         """True if I - d1Phi is known to be self-adjoint in the metric of :meth:`metric`."""
-        return hasattr(self.inner_map, "metric")
+        return isinstance(self.inner_map, GradientStep)
+
+    @property
+    def inner_loss(self) -> Loss:
+        """The loss of which the inner map is a gradient step.
+
+        Raises:
+            ParameterError: it is none.
+        """
+        return self._gradient_step.loss
 
     def metric(self, w: PyTree, lam: PyTree) -> PyTree:
-        """Positive weights s, like w: I - d1Phi^T is self-adjoint for <a, b> = sum_i a_i s_i b_i."""
-        return self.inner_map.metric(w, lam)  # type: ignore[attr-defined]
+        """The step s, like w: I - d1Phi^T is self-adjoint for <a, b> = sum_i a_i s_i b_i.
+
+        Raises:
+            ParameterError: the inner map is no gradient step.
+        """
+        return self._gradient_step.metric(w, lam)
+
+    @property
+    def _gradient_step(self) -> GradientStep:
+        if not isinstance(self.inner_map, GradientStep):
+            raise ParameterError(f"bx.GradientStep(loss) is needed as the inner map, got {self.inner_map!r}")
+        return self.inner_map
+
+    def with_measured_step(
+        self, w0: PyTree, lam: PyTree, train: RowSource, key: Array, minibatches: int | None = None
+    ) -> "Problem":
+        """The problem with its inner step filled in, where that is None; else the problem itself."""
+        if not self._needs_step:
+            return self
+        return replace(self, inner_map=self.inner_map.measured(w0, lam, train, stream(key, "measure"), minibatches))
+
+    def measuring_products(self, train: RowSource, minibatches: int | None = None) -> int:
+        """Products, of a minibatch each, that measuring the inner step takes; 0 where it is given, or there is none."""
+        if not self._needs_step:
+            return 0
+        known = hasattr(self.inner_map.loss, "curvature")
+        return measuring_products(train, minibatches, known=known)
+
+    def with_unit_step(self) -> "Problem":
+        """The problem with 1 for the inner step, whatever that is; other maps have none."""
+        if not isinstance(self.inner_map, GradientStep | ProximalStep):
+            return self
+        return replace(self, inner_map=replace(self.inner_map, step_size=1.0))
+
+    @property
+    def _needs_step(self) -> bool:
+        return isinstance(self.inner_map, GradientStep | ProximalStep) and self.inner_map.step_size is None
+
+    def inner_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """Phi(w, lam; zeta), in the dtypes of w. Cost: one inner gradient a row.
+
+        With damping delta it is Phi(w) - delta (w - w'), w' a constant that equals w: Phi in value, and
+        d1Phi - delta I is its derivative.
+        """
+        image = astype_of(self.inner_map(w, lam, batch), w)
+        if self.damping is None:
+            return image
+        return axpy(-self.damping, sub(w, jax.lax.stop_gradient(w)), image)
+
+    def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """d1Phi(w, lam; zeta)^T v, less delta v. Cost: one Hessian-vector product a row."""
+        if isinstance(self.inner_map, GradientStep):  # whose loss may know faster products
+            product = astype_of(self.inner_map.adjoint_product(w, lam, batch, v), w)
+            return product if self.damping is None else axpy(-self.damping, v, product)
+        _, pullback = jax.vjp(lambda x: self.inner_image(x, lam, batch), w)
+        return pullback(v)[0]
+
+    def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """(I - d1Phi(w, lam; zeta)^T + delta I) v, the left-hand side of the linear system."""
+        return axpy(-1.0, self.adjoint_product(w, lam, batch, v), v)
+
+    def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
+        """Psi(v) = d1Phi(w, lam; zeta)^T v + g, whose fixed point solves (I - d1Phi^T) v = g."""
+        return add(self.adjoint_product(w, lam, batch, v), g)
+
+    def cross_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        """d2Phi(w, lam; zeta)^T v, like lam. Cost: one cross product a row."""
+        _, pullback = jax.vjp(lambda x: self.inner_image(w, x, batch), lam)
+        return pullback(v)[0]
+
+    def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
+        """E(w, lam; xi), grad_1 E and grad_2 E, like w and lam. Cost: one outer gradient a row."""
+        value, by_w = value_and_grad(self.outer_loss, w, lam, batch)
+        by_lam = jax.grad(self.outer_loss, 1)(w, lam, batch)
+        return value, astype_of(by_w, w), astype_of(by_lam, lam)
 
 
 def lagrangian(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batches: tuple[PyTree, PyTree]) -> Array:
@@ -89,46 +175,3 @@ def directions(
     """
     by_w, by_v, by_lam = jax.grad(lagrangian, (1, 2, 3))(problem, w, v, lam, batches)
     return by_v, by_w, by_lam
-
-
-def inner_image(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
-    """Phi(w, lam; zeta), in the dtypes of w. Cost: one inner gradient a row.
-
-    With damping delta it is Phi(w) - delta (w - w'), w' a constant that equals w: Phi in value, and d1Phi - delta I is
-    its derivative.
-    """
-    image = astype_of(problem.inner_map(w, lam, batch), w)
-    if problem.damping is None:
-        return image
-    return axpy(-problem.damping, sub(w, jax.lax.stop_gradient(w)), image)
-
-
-def adjoint_product(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
-    """d1Phi(w, lam; zeta)^T v, less delta v. Cost: one Hessian-vector product a row."""
-    if hasattr(problem.inner_map, "adjoint_product"):
-        product = astype_of(problem.inner_map.adjoint_product(w, lam, batch, v), w)
-        return product if problem.damping is None else axpy(-problem.damping, v, product)
-    _, pullback = jax.vjp(lambda x: inner_image(problem, x, lam, batch), w)
-    return pullback(v)[0]
-
-
-def cross_product(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
-    """d2Phi(w, lam; zeta)^T v, like lam. Cost: one cross product a row."""
-    _, pullback = jax.vjp(lambda x: inner_image(problem, w, x, batch), lam)
-    return pullback(v)[0]
-
-
-def outer_gradients(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
-    """E(w, lam; xi), grad_1 E and grad_2 E. Cost: one outer gradient a row."""
-    value, by_w = value_and_grad(problem.outer_loss, w, lam, batch)
-    return value, by_w, jax.grad(problem.outer_loss, 1)(w, lam, batch)
-
-
-def affine_image(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
-    """Psi(v) = d1Phi(w, lam; zeta)^T v + g, whose fixed point solves (I - d1Phi^T) v = g."""
-    return add(adjoint_product(problem, w, lam, batch, v), g)
-
-
-def residual(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
-    """(I - d1Phi(w, lam; zeta)^T) v."""
-    return axpy(-1.0, adjoint_product(problem, w, lam, batch, v), v)

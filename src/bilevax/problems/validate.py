@@ -7,26 +7,25 @@ import jax
 import jax.numpy as jnp
 
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.trees import PyTree, leaf_name
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
 
 
-def check_functions(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, val: RowSource) -> None:
+def check_functions(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowSource, val: RowSource) -> None:
     """Refuse, while tracing, a map or loss whose result has a wrong structure, shape or dtype.
 
     Raises:
         ParameterError: says which function, which leaf, and what would be right.
     """
-    inner_map = problem.inner_map
+    inner_map: Any = problem.inner_map
     if isinstance(inner_map, GradientStep | ProximalStep):
-        _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.full))
+        _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.example()))
     else:
-        image = jax.eval_shape(partial(inner_map), w, lam, train.full)
+        image = jax.eval_shape(partial(inner_map), w, lam, train.example())
         _check_like("inner_map", image, w)
-    _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.full))
+    _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.example()))
     if problem.project is not None:
         _check_like("project", jax.eval_shape(partial(problem.project), lam), lam, argument="lam")
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-import jax
-
-from bilevax.algorithms.loop import Watched
+from bilevax.algorithms.outer_loop import Record
 from bilevax.core.codes import Code
 from bilevax.core.config import replace
 from bilevax.core.records import STAGES
@@ -19,13 +17,13 @@ def dampings(problem: Problem) -> Iterator[float]:
     return iter(DAMPINGS if problem.has_loss and problem.damping is None else ())
 
 
-def damped(problem: Problem, seen: Watched, left: Iterator[float]) -> Problem | None:
-    """The problem with the next damping; None if the last step seen did not fail, or none is left or would help.
+def damped(problem: Problem, last: Record, left: Iterator[float]) -> Problem | None:
+    """The problem with the next damping; None if the last step did not fail, or none is left or would help.
 
     It may help against a linear system that is not positive definite, or whose solution overflowed, not against
     a step above 2 / L, nor where w diverges.
     """
-    code, failure = Code(int(seen.code[-1])), jax.tree.map(lambda x: x[-1], seen.failure)
+    code, failure = Code(int(last.code)), last.failure
     linear = code in (Code.DIVERGED, Code.NONFINITE) and STAGES[int(failure.stage)] in ("linear", "cross")
     indefinite = code in (Code.NOT_CONTRACTIVE, Code.UNSTABLE, Code.SINGULAR, Code.INDEFINITE)
     if not (linear or indefinite) or failure.relative_step > 2.0:

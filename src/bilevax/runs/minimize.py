@@ -1,40 +1,40 @@
-"""The one driver: runs an algorithm in compiled chunks, records, reports progress, and ends cleanly when stopped."""
+"""The one driver: runs an algorithm in compiled calls, records, reports progress, and ends cleanly when stopped."""
 
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.loop import RECORDED, Watched, advance
+from bilevax.algorithms.outer_loop import RECORDED, Advanced, advance
 from bilevax.core.codes import Code
 from bilevax.core.config import count, strong, to_plain
 from bilevax.core.keys import as_key
-from bilevax.core.protocols import RowSource
-from bilevax.core.records import Cost, Count, Failure, History, Result
+from bilevax.core.protocols import Algorithm, RowSource
+from bilevax.core.records import History, Result
 from bilevax.core.trees import PyTree, as_parameters
+from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
 from bilevax.runs.back_off import damped, dampings
-from bilevax.solvers.stability import quickly_if_sound, suspicion_as_proof
+from bilevax.runs.history import Log, at
 
-CHUNK_SECONDS = 0.25
-"""How long a compiled chunk should take, so that progress is live and Ctrl-C is answered."""
+CALL_SECONDS = 0.25
+"""How long a compiled call should take, so that progress is live and Ctrl-C is answered."""
 
 
 class Progress(NamedTuple):
-    """What a callback sees after each chunk of outer steps.
+    """What a callback sees.
 
     Attributes:
         step: outer steps done.
         steps: outer steps asked for.
         w: the inner variable.
         lam: the outer variable.
-        history: all steps so far.
+        history: all steps so far; its arrays do not change any more.
     """
 
     step: int
@@ -46,7 +46,7 @@ class Progress(NamedTuple):
 
 def minimize(
     problem: Problem,
-    algorithm: Any,
+    algorithm: Algorithm,
     w0: PyTree,
     lam: PyTree,
     train: RowSource,
@@ -59,134 +59,114 @@ def minimize(
 ) -> Result:
     """Minimise E(w(lam), lam) over Lambda.
 
-    The run is cut into compiled chunks; how it is cut changes no bit of the result. Ctrl-C ends it after the chunk that
-    is under way, with what was reached. A hypergradient that failed (NOT_CONTRACTIVE or worse) moves nothing and ends
-    the run with the w and lam before it; ``message`` says at which outer step. But first, where an inner loss is not
-    convex and the problem's ``damping`` is None, the step is made again with each damping of
-    :data:`~bilevax.runs.back_off.DAMPINGS`, and the run goes on with the first that will do.
+    The run is cut into compiled calls of whole stretches (``algorithm.steps_per_record`` outer steps); how it is cut
+    changes no bit of the result. Ctrl-C ends it after the call that is under way, with what was reached. A stretch that
+    failed (NOT_CONTRACTIVE or worse) moves nothing and ends the run with the w and lam before it; ``message`` says at
+    which outer steps. But first, where an inner loss is not convex and the problem's ``damping`` is None, it is made
+    again with each damping of :data:`~bilevax.runs.back_off.DAMPINGS`, and the run goes on with the first that will do.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
-        algorithm: such as :class:`~bilevax.BSGM`.
+        algorithm: such as :class:`~bilevax.BSGM` or :class:`~bilevax.SOBA`.
         w0: start of the inner variable, d entries.
         lam: start of the outer variable, m entries; projected first.
         train: source of inner minibatches.
         val: source of outer minibatches.
         steps: number of outer steps, at least 1.
         key: a JAX random key.
-        callback: called with a :class:`Progress` after each chunk; returning True ends the run.
-        every: outer steps in a chunk, at most 64; None: as many as take about a quarter of a second.
+        callback: called with a :class:`Progress` between calls; returning True ends the run.
+        every: outer steps from one callback to the next, which also end a stretch; None: as many as take about a
+            quarter of a second.
 
     Raises:
         ParameterError: a wrong argument; see :func:`bilevax.hypergradient`.
     """
     steps = count("steps", steps, low=1)
-    every = None if every is None else min(count("every", every, low=1), RECORDED)
+    every = None if every is None else count("every", every, low=1)
     algorithm.check(problem)
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
-    ready = (strong(problem), strong(algorithm))
+    ready, sources = (strong(problem), strong(algorithm)), (train, val)
     clock = time.monotonic()
-    state = _init(*ready, w0, lam, train, val)
-    rows: list[tuple[Watched, float]] = []
-    failed: list[tuple[Watched, float]] = []  # steps that were made again
+    state = _init(*ready, w0, lam, sources)
+    log = Log(algorithm.step_cost(problem, sources))
     left, damping = dampings(problem), []
-    done, chunk, interrupted = 0, every or 1, False
-    while done < steps:
-        began = time.monotonic()
+    pace, done, calls, stop, interrupted = _Pace(algorithm.steps_per_record), 0, 0, False, False
+    while done < steps and not stop:
+        target = steps if every is None else min(steps, (done // every + 1) * every)
         try:
-            bounds = (jnp.int32(done), jnp.int32(min(done + chunk, steps)))
-            advanced = partial(_advance, *ready, state, w0, (train, val), key, *bounds)
-            after = quickly_if_sound(advanced, lambda out: out[2].code)
-            state, reached, seen = jax.block_until_ready(after)
-            new = int(reached) - done
-            seen, seconds = jax.tree.map(lambda x, n=new: np.asarray(x)[:n], seen), time.monotonic() - clock
-            done, again = int(reached), damped(problem, seen, left)
-            if again is not None:
+            began = time.monotonic()
+            ends = jnp.int32(done), jnp.int32(min(pace.end(done), target))
+            out = jax.block_until_ready(_call(*ready, state, sources, key, *ends))
+            number, first, calls, state = int(out.number), done, calls + 1, out.state
+            records = at(jax.tree.map(np.asarray, out.records), slice(number))
+            done, last = int(out.step), at(records, -1)
+            again = damped(problem, last, left)
+            if again is not None:  # the last stretch has moved nothing: it is made again
                 problem, ready = again, (strong(again), ready[1])
-                failed.append((jax.tree.map(lambda x: x[-1:], seen), seconds))
-                seen, new, done = jax.tree.map(lambda x: x[:-1], seen), new - 1, done - 1
+                done = int(records.step[-2]) if number > 1 else first
+                log.spend(at(records, slice(-1, None)), done)
+                records = at(records, slice(-1))
                 damping.append([done, problem.damping])
-            rows.append((seen, seconds))
-            if done == 0:
-                continue
-            history = _history(rows)
-            w, lam = algorithm.solution(state)
-            stop = bool(callback(Progress(done, steps, w, lam, history))) if callback else False
+            log.append(records, first, time.monotonic() - clock)
+            failed = again is None and int(last.code) >= Code.NOT_CONTRACTIVE
+            if callback and done and (every is None or done == target or failed):
+                w, lam = algorithm.solution(state)
+                stop = bool(callback(Progress(done, steps, w, lam, log.history)))
+            stop = stop or failed
         except KeyboardInterrupt:
             interrupted = True
             break
-        if stop or history.code[-1] >= Code.NOT_CONTRACTIVE:
-            break
-        if every is None and len(rows) > 1:  # the first call compiles: its time says nothing
-            per_step = (time.monotonic() - began) / max(new, 1)
-            chunk = int(np.clip(CHUNK_SECONDS / max(per_step, 1e-9), 1, min(2 * chunk, RECORDED)))
+        if calls > 1:  # the first compiles: its time says nothing
+            pace.learn(number, time.monotonic() - began)
     w, lam = algorithm.solution(state)
-    history = _history(rows)
-    code = int(history.code.max(initial=0))
     settings |= {"damping": damping} if damping else {}
     held = getattr(problem.project, "at_bound", None)
     at_bound = None if held is None else held(lam)
-    return Result(w, lam, code, _first(rows, code), history, _total(rows + failed), settings, interrupted, at_bound)
+    return Result(w, lam, log.code, log.failure, log.history, log.cost, settings, interrupted, at_bound)
+
+
+class _Pace:
+    """How many stretches a call has: one at first, then up to twice as many as before, for CALL_SECONDS."""
+
+    def __init__(self, length: int) -> None:
+        self._length, self._stretches = length, 1
+
+    def end(self, done: int) -> int:
+        """The outer step after a call from this one on."""
+        return (done // self._length + self._stretches) * self._length
+
+    def learn(self, stretches: int, seconds: float) -> None:
+        """From a call that had so many."""
+        wanted = CALL_SECONDS * stretches / max(seconds, 1e-9)
+        self._stretches = int(np.clip(wanted, 1, min(2 * self._stretches, RECORDED)))
 
 
 @jax.jit
-def _init(problem: Problem, algorithm: Any, w0: PyTree, lam: PyTree, train: RowSource, val: RowSource) -> PyTree:
-    check_functions(problem, w0, lam, train, val)
-    return algorithm.init(problem, w0, lam)
+def _init(
+    problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]
+) -> PyTree:
+    check_functions(problem, w0, lam, *sources)
+    return algorithm.init(problem, w0, lam, sources)
 
 
-@partial(jax.jit, static_argnames="thorough")
+def _call(problem: Problem, algorithm: Algorithm, *rest: PyTree) -> Advanced:
+    """Where a suspicion is taken for proof; and again where it is looked into, if a solver failed."""
+    quick = suspecting(algorithm)
+    out = _advance(problem, quick, *rest)
+    codes = np.where(np.asarray(out.records.failure.stage) > 0, np.asarray(out.records.code), Code.OK)
+    sound = quick is algorithm or bool(np.all(codes < Code.NOT_CONTRACTIVE))
+    return out if sound else _advance(problem, algorithm, *rest)
+
+
+@jax.jit
 def _advance(
     problem: Problem,
-    algorithm: Any,
+    algorithm: Algorithm,
     state: PyTree,
-    w0: PyTree,
     sources: tuple[RowSource, RowSource],
     key: Array,
     start: Array,
     stop: Array,
-    *,
-    thorough: bool,
-) -> tuple[PyTree, Array, Watched]:
-    with suspicion_as_proof(not thorough):
-        return advance(problem, algorithm, state, w0, sources, key=key, start=start, stop=stop)
-
-
-def _samples(cost: Cost) -> np.ndarray:
-    """Sample visits of each recorded step, int64."""
-    return np.sum([np.asarray(_reads(part), np.int64) * part.rows for part in cost], axis=0)
-
-
-def _reads(part: Count) -> Any:
-    return part.calls if part.reads is None else part.reads
-
-
-def _history(rows: list[tuple[Watched, float]]) -> History:
-    if not rows:
-        empty = np.zeros(0)
-        return History(empty, empty, np.zeros(0, np.int32), np.zeros(0, np.int64), empty)
-    return History(
-        outer_value=np.concatenate([r.outer_value for r, _ in rows]),
-        gradient_norm=np.concatenate([r.gradient_norm for r, _ in rows]),
-        code=np.concatenate([r.code for r, _ in rows]),
-        visits=np.cumsum(np.concatenate([np.broadcast_to(_samples(r.cost), r.code.shape) for r, _ in rows])),
-        seconds=np.concatenate([np.full(r.code.shape, seconds) for r, seconds in rows]),
-    )
-
-
-def _first(rows: list[tuple[Watched, float]], code: int) -> Failure:
-    """The failure of the first step with the code."""
-    for seen, _ in rows:
-        for i in np.flatnonzero(seen.code == code):
-            return jax.tree.map(lambda x, i=i: x[i], seen.failure)
-    return Failure.of("none")
-
-
-def _total(rows: list[tuple[Watched, float]]) -> Cost:
-    parts = []
-    for i in range(len(Cost._fields)):
-        counts = [r.cost[i] for r, _ in rows]
-        calls, reads = (sum(int(np.sum(x)) for x in each) for each in ([c.calls for c in counts], map(_reads, counts)))
-        parts.append(Count(calls, max((c.rows for c in counts), default=0), reads))
-    return Cost(*parts)
+) -> Advanced:
+    return advance(problem, algorithm, state, sources, key=key, start=start, stop=stop)

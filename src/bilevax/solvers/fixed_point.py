@@ -15,7 +15,15 @@ from bilevax.core.records import TAIL, Solved, Tail
 from bilevax.core.trees import PyTree, at_least_single, axpy, largest, norm, sub, where, zeros_like
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, at_step, schedule
-from bilevax.solvers.stability import DIVERGED, WINDOW, Moves, confirmed, no_moves, suspicion_is_proof, verdict, watch
+from bilevax.solvers.stability import (
+    DIVERGED,
+    WINDOW,
+    MoveHistory,
+    confirm_divergence,
+    empty_history,
+    final_code,
+    monitor,
+)
 
 SUSPICIOUS = 3.0
 """||x_t - x_0|| / ||x_{t/2} - x_0|| beyond which a stochastic iteration is looked into.
@@ -48,6 +56,9 @@ class FixedPoint:
         step_size: eta_j: a number in (0, inf), or :class:`Constant`, :class:`Harmonic`, :class:`Polynomial`, or any
             function of j. Restarts at j = 0 for every hypergradient. Default 1: the map itself.
         tol: relative error of x above which the code is BUDGET, estimated where every row is seen. Default 0.1.
+        confirm: look into a suspicion that the iteration does not contract (default). False: take it for proof, and do
+            not look for the step at which x was lost: it compiles in half of the time, and is right where the code is
+            less than NOT_CONTRACTIVE.
     """
 
     stochastic: ClassVar[bool] = True
@@ -55,6 +66,7 @@ class FixedPoint:
     steps: Any
     step_size: Any = Constant(1.0)
     tol: float = 0.1
+    confirm: bool = True
 
     def __post_init__(self) -> None:
         tol = real("tol", self.tol, low=0.0, open_low=True)
@@ -85,14 +97,14 @@ class FixedPoint:
         """
         steps = at_step(self.steps, s)
         if source.whole:
-            return self._on_every_row(image, start, args, source.full, steps, first)
+            return self._on_every_row(image, start, args, source, steps, first)
 
         def step(carry: tuple[PyTree, Array, Array], args: PyTree, j: Array, draw: Any) -> tuple[PyTree, Array, Array]:
             x, lost, travel = carry
             eta = self.step_size(j) * draw.weight
             move = sub(image(x, args, draw.batch), x)
             new, travel = axpy(eta, move, x), travel + jnp.asarray(eta).astype(travel.dtype)
-            if suspicion_is_proof():
+            if not self.confirm:
                 return new, lost, travel
             good = (lost < 0) & jnp.isfinite(_sum(move))  # the last finite x is kept
             return where(good, new, x), jnp.where(good | (lost >= 0), lost, j), travel
@@ -106,14 +118,14 @@ class FixedPoint:
         carry = (start, jnp.int32(-1), jnp.zeros((), jnp.result_type(float)))
         (end, lost, _), (points, travel) = jax.lax.scan(stretch, carry, (starts, stops))
         way = norm(sub(jax.tree.map(lambda x: x[TAIL - 3], points), start))  # half-way
-        if suspicion_is_proof():  # at which step, the thorough program says
+        if not self.confirm:
             lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
         sizes = jax.vmap(lambda j: jnp.asarray(self.step_size(j)))(jnp.maximum(stops - 1, first))
-        code, checks = confirmed(
+        code, checks = confirm_divergence(
             image, (start, end), args, source,
             key=key, start=first + steps, step_size=sizes[-1],
             suspicious=(lost < 0) & (steps > WINDOW) & (norm(sub(end, start)) > SUSPICIOUS * way),
-            grown=has_grown(start, end),
+            grown=has_grown(start, end), confirm=self.confirm,
         )  # fmt: skip
         code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
         step_number = jnp.where(lost < 0, first + steps, lost + 1)
@@ -124,34 +136,37 @@ class FixedPoint:
         image: Callable[[PyTree, PyTree, PyTree], PyTree],
         start: PyTree,
         args: PyTree,
-        batch: PyTree,
+        source: RowSource,
         steps: Array,
         first: Array | int,
     ) -> Solved:
         """The deterministic iteration, its moves watched."""
 
-        def push(x: PyTree, j: Array) -> Callable[[PyTree], PyTree]:
+        def mean_image(x: PyTree) -> PyTree:
+            return source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
+
+        def vjp(x: PyTree, j: Array) -> Callable[[PyTree], PyTree]:
             eta = self.step_size(first + j)
 
             def transposed(u: PyTree) -> PyTree:  # of its derivative: the only product that a custom_vjp has
-                product = jax.vjp(lambda x: image(x, args, batch), x)[1](u)[0]
+                product = jax.vjp(mean_image, x)[1](u)[0]
                 return axpy(eta, sub(product, u), u)
 
             return transposed
 
-        def going(state: tuple[PyTree, PyTree, Moves, Array]) -> Array:
+        def going(state: tuple[PyTree, PyTree, MoveHistory, Array]) -> Array:
             _, _, seen, j = state
             return (j < steps) & (seen.code == Code.OK)
 
-        def step(state: tuple[PyTree, PyTree, Moves, Array]) -> tuple[PyTree, PyTree, Moves, Array]:
+        def step(state: tuple[PyTree, PyTree, MoveHistory, Array]) -> tuple[PyTree, PyTree, MoveHistory, Array]:
             x, _, seen, j = state
-            move = sub(image(x, args, batch), x)
-            seen = watch(seen, j, x, move, push(x, j))
+            move = sub(mean_image(x), x)
+            seen = monitor(seen, j, x, move, vjp(x, j), confirm=self.confirm)
             return where(seen.code == Code.OK, axpy(self.step_size(first + j), move, x), x), move, seen, j + 1
 
-        state = (start, zeros_like(start), no_moves(start), jnp.int32(0))
+        state = (start, zeros_like(start), empty_history(start), jnp.int32(0))
         x, move, seen, j = jax.lax.while_loop(going, step, state)
-        code, checks = verdict(seen, j, (start, x), move, push(x, j), self.tol)
+        code, checks = final_code(seen, j, (start, x), move, vjp(x, j), self.tol, confirm=self.confirm)
         eta = jnp.asarray(self.step_size(first + jnp.maximum(j - 1, 0))).astype(seen.lengths.dtype)
         left = moves_left(seen.lengths, j, x, move, eta)
         return Solved(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, first + j, checks, left=left)

@@ -9,6 +9,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import config, count, real, set_fields, static
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Left, Solved
 from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
@@ -89,11 +90,11 @@ class LBFGS:
         memory = None if self.memory is None else count("memory", self.memory, low=1)
         set_fields(self, tol=tol, max_steps=count("max_steps", self.max_steps, low=1), memory=memory)
 
-    def solve(self, loss: Callable[..., Array], w0: PyTree, lam: PyTree, batch: PyTree) -> Solved:
-        """Minimise w -> loss(w, lam, batch) from w0."""
+    def solve(self, loss: Callable[..., Array], w0: PyTree, lam: PyTree, source: RowSource) -> Solved:
+        """Minimise w -> loss(w, lam, every row of the source) from w0."""
 
         def evaluated(w: PyTree) -> tuple[Array, PyTree]:
-            return value_and_grad(loss, w, lam, batch)
+            return source.total(lambda at, batch: value_and_grad(loss, at[0], at[1], batch), (w, lam))
 
         def small(at: _Search) -> Array:
             size, extent = norm(at.gradient), 1.0 + norm(at.w)

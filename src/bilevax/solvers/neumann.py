@@ -13,7 +13,7 @@ from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, add, norm, scale, sub, where
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.scaling import unit_system
-from bilevax.solvers.stability import Moves, no_moves, verdict, watch
+from bilevax.solvers.stability import MoveHistory, empty_history, final_code, monitor
 
 
 @config
@@ -27,6 +27,7 @@ class Neumann:
     Args:
         tol: length of the last term against g, positive. Default 1e-6.
         max_steps: k, a count of at least 1. Default 1000.
+        confirm: as in :class:`~bilevax.FixedPoint`.
     """
 
     stochastic: ClassVar[bool] = False
@@ -34,6 +35,7 @@ class Neumann:
 
     tol: float = 1e-6
     max_steps: int = 1000
+    confirm: bool = True
 
     def __post_init__(self) -> None:
         tol = real("tol", self.tol, low=0.0, open_low=True)
@@ -48,22 +50,22 @@ class Neumann:
         length = norm(term)
         goal = jnp.asarray(self.tol).astype(length.dtype) * norm(b)
 
-        def push(u: PyTree) -> PyTree:
+        def vjp(u: PyTree) -> PyTree:
             return sub(u, matvec(u))  # d1Phi^T u
 
-        def going(state: tuple[PyTree, PyTree, Moves, Array]) -> Array:
+        def going(state: tuple[PyTree, PyTree, MoveHistory, Array]) -> Array:
             _, term, seen, j = state
             return ~(norm(term) <= goal) & (j < self.max_steps) & (seen.code == Code.OK)
 
-        def step(state: tuple[PyTree, PyTree, Moves, Array]) -> tuple[PyTree, PyTree, Moves, Array]:
+        def step(state: tuple[PyTree, PyTree, MoveHistory, Array]) -> tuple[PyTree, PyTree, MoveHistory, Array]:
             v, term, seen, j = state
-            seen = watch(seen, j, v, term, push)
+            seen = monitor(seen, j, v, term, vjp, confirm=self.confirm)
             good = seen.code == Code.OK
-            return where(good, add(v, term), v), where(good, push(term), term), seen, j + 1
+            return where(good, add(v, term), v), where(good, vjp(term), term), seen, j + 1
 
-        v, term, seen, j = jax.lax.while_loop(going, step, (v, term, no_moves(v), jnp.int32(0)))
+        v, term, seen, j = jax.lax.while_loop(going, step, (v, term, empty_history(v), jnp.int32(0)))
         met = (norm(term) <= goal) & (seen.code == Code.OK)
-        code, checks = verdict(seen, j, (v, v), term, push, jnp.inf)
+        code, checks = final_code(seen, j, (v, v), term, vjp, jnp.inf, confirm=self.confirm)
         code = jnp.where(met, jnp.int32(Code.OK), jnp.maximum(code, jnp.int32(Code.BUDGET)))
         left = moves_left(seen.lengths, j, v, term, jnp.ones_like(length))
         left = left._replace(move=scale(size, left.move))

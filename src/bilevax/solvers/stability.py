@@ -1,20 +1,15 @@
 """Does an iteration contract? What its moves say, and what a pair of coupled points says under noise."""
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.protocols import RowSource
-from bilevax.core.trees import PyTree, all_finite, at_least_single, axpy, is_concrete, largest, norm, scale, sub, where
-
-T = TypeVar("T")
+from bilevax.core.trees import PyTree, all_finite, at_least_single, axpy, largest, norm, scale, sub, where
 
 WINDOW = 10
 """Moves over which growth is looked for."""
@@ -35,37 +30,7 @@ BURN_IN = 10
 """Steps of a coupled pair before its direction has settled."""
 
 
-_SUSPICION_IS_PROOF = contextvars.ContextVar("suspicion is proof", default=False)
-
-
-@contextlib.contextmanager
-def suspicion_as_proof(wanted: bool) -> Iterator[None]:
-    """Programs traced within hold each suspicion to be true instead of looking into it.
-
-    They compile in half of the time, and are right where no code is NOT_CONTRACTIVE or worse; where one is, a caller
-    runs the thorough program.
-    """
-    token = _SUSPICION_IS_PROOF.set(wanted)
-    try:
-        yield
-    finally:
-        _SUSPICION_IS_PROOF.reset(token)
-
-
-def quickly_if_sound(run: Callable[..., T], code: Callable[[T], Any]) -> T:
-    """run(thorough=False) where no code of that is NOT_CONTRACTIVE or worse, else run(thorough=True)."""
-    out = run(thorough=False)
-    codes = code(out)
-    sound = is_concrete(codes) and bool(np.all(np.asarray(codes) < Code.NOT_CONTRACTIVE))
-    return out if sound else run(thorough=True)
-
-
-def suspicion_is_proof() -> bool:
-    """Whether the program under way is traced within :func:`suspicion_as_proof`."""
-    return _SUSPICION_IS_PROOF.get()
-
-
-class Moves(NamedTuple):
+class MoveHistory(NamedTuple):
     """What is kept of the moves T(x_j) - x_j of a deterministic iteration."""
 
     lengths: Array  # [WINDOW], of the last moves; move j is at j mod WINDOW
@@ -89,12 +54,14 @@ class Growth(NamedTuple):
     products: Array
 
 
-def no_moves(x: PyTree) -> Moves:
+def empty_history(x: PyTree) -> MoveHistory:
     """Before the first move."""
-    return Moves(jnp.full(WINDOW, jnp.inf, norm(x).dtype), jnp.int32(WINDOW), jnp.int32(Code.OK), jnp.int32(0))
+    return MoveHistory(jnp.full(WINDOW, jnp.inf, norm(x).dtype), jnp.int32(WINDOW), jnp.int32(Code.OK), jnp.int32(0))
 
 
-def watch(seen: Moves, j: Array, x: PyTree, move: PyTree, push: Callable[[PyTree], PyTree]) -> Moves:
+def monitor(
+    seen: MoveHistory, j: Array, x: PyTree, move: PyTree, vjp: Callable[[PyTree], PyTree], *, confirm: bool = True
+) -> MoveHistory:
     """Move j from x: NOT_CONTRACTIVE where moves have grown for WINDOW steps and the linearised map goes on growing.
 
     A move that is not finite is NONFINITE, and DIVERGED where those before had grown so far that it is an overflow.
@@ -104,28 +71,31 @@ def watch(seen: Moves, j: Array, x: PyTree, move: PyTree, push: Callable[[PyTree
         j: number of the move.
         x: where it began.
         move: T(x) - x.
-        push: product with the derivative of the iteration at x or with its transpose, which has the same spectrum;
-            called only on suspicion.
+        vjp: product with the transposed Jacobian of the iteration at x, or with the Jacobian, which has the same
+            spectrum; called only on suspicion.
+        confirm: look into a suspicion; False: take it for proof.
     """
     length = norm(move)
     rising = (j >= seen.look) & (length > seen.lengths[j % WINDOW]) & ~_rounding(length, x)
-    found = growth(push, move, jnp.where(rising, CONFIRMING, 0))
+    found = _suspected_growth(vjp, move, rising, confirm)
     code = jnp.where(rising & (found.rate > 1e-4), jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.OK))
     lengths = at_least_single(seen.lengths)
     overflow = lengths[(j - 1) % WINDOW] > DIVERGED * jnp.min(lengths)
     lost = jnp.where(overflow, jnp.int32(Code.DIVERGED), jnp.int32(Code.NONFINITE))
     code = jnp.where(jnp.isfinite(length), code, lost)
     look, checks = jnp.where(rising, 2 * j, seen.look), seen.checks + found.products
-    return Moves(seen.lengths.at[j % WINDOW].set(length), look, code, checks)
+    return MoveHistory(seen.lengths.at[j % WINDOW].set(length), look, code, checks)
 
 
-def verdict(
-    seen: Moves,
+def final_code(
+    seen: MoveHistory,
     j: Array,
     points: tuple[PyTree, PyTree],
     move: PyTree,
-    push: Callable[[PyTree], PyTree],
+    vjp: Callable[[PyTree], PyTree],
     tol: Array | float,
+    *,
+    confirm: bool = True,
 ) -> tuple[Array, Array]:
     """The code of an iteration from start to x, the ``points``, that was ended after move j - 1; and all its checks.
 
@@ -143,7 +113,7 @@ def verdict(
     power = 1.0 / jnp.maximum(number, 1).astype(last.dtype)
     q = jnp.where(before > 0, (last / jnp.where(before > 0, before, 1.0)) ** power, 0.0)
     still = (seen.code == Code.OK) & (j > WINDOW) & (q >= 1 - 1e-5) & ~_rounding(last, x)
-    found = growth(push, move, jnp.where(still, CONFIRMING, 0))
+    found = _suspected_growth(vjp, move, still, confirm)
     circles = still & (found.rate > -1e-5)
     floor = FLOOR * jnp.finfo(size.dtype).eps * size * found.amplification
     error = jnp.where(q < 1, last * q / jnp.where(q < 1, 1 - q, 1.0), jnp.inf)
@@ -155,21 +125,26 @@ def verdict(
     return jnp.where(seen.code == Code.OK, code, seen.code), seen.checks + found.products
 
 
-def growth(push: Callable[[PyTree], PyTree], direction: PyTree, products: Array | int) -> Growth:
+def _suspected_growth(vjp: Callable[[PyTree], PyTree], direction: PyTree, suspicious: Array, confirm: bool) -> Growth:
+    """The growth of a direction along which an iteration is under suspicion; infinite where that is not looked into."""
+    if confirm:
+        return growth(vjp, direction, jnp.where(suspicious, CONFIRMING, 0))
+    real = norm(direction).dtype
+    return Growth(jnp.where(suspicious, jnp.inf, 0.0).astype(real), jnp.ones((), real), jnp.int32(0))
+
+
+def growth(vjp: Callable[[PyTree], PyTree], direction: PyTree, products: Array | int) -> Growth:
     """What so many products with a linear map do to a direction; 0 cost nothing."""
     real = norm(direction).dtype
     tiny = jnp.finfo(real).tiny
     products = jnp.asarray(products, jnp.int32)
-    if suspicion_is_proof():
-        return Growth(jnp.where(products > 0, jnp.inf, 0.0).astype(real), jnp.ones((), real), jnp.int32(0))
-
-    push, held = jax.closure_convert(push, direction)
+    vjp, held = jax.closure_convert(vjp, direction)
 
     def step(i: Array, state: tuple[PyTree, Array, Array, Array]) -> tuple[PyTree, Array, Array, Array]:
         u, height, late, amplification = state
         # tied to u: what depends on them alone would otherwise be computed before the loop, be it empty or not
         u, *now = jax.lax.optimization_barrier((u, *held))
-        u = push(u, *now)
+        u = vjp(u, *now)
         length = jnp.maximum(norm(u), tiny)
         height = height + jnp.log(length)
         late = late + jnp.where(i >= products // 2, jnp.log(length), 0.0)
@@ -284,7 +259,7 @@ def coupled_pair(
     return Pair(mean[0], error[0], mean[1], error[1], u)
 
 
-def confirmed(
+def confirm_divergence(
     image: Callable[[PyTree, PyTree, PyTree], PyTree],
     points: tuple[PyTree, PyTree],
     args: PyTree,
@@ -295,6 +270,7 @@ def confirmed(
     step_size: Array,
     suspicious: Array,
     grown: Array,
+    confirm: bool = True,
 ) -> tuple[Array, Array]:
     """The code of a stochastic iteration that is under suspicion, and the products with its Jacobian spent.
 
@@ -314,9 +290,10 @@ def confirmed(
         suspicious: it may be growing.
         grown: it has grown beyond all measure. Where neither holds all loops are empty, the code is OK and nothing is
             spent.
+        confirm: look into a suspicion; False: take it for proof.
     """
     begin, end = points
-    if suspicion_is_proof():
+    if not confirm:
         code = jnp.where(suspicious, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.OK))
         return jnp.where(grown, jnp.int32(Code.DIVERGED), code), jnp.int32(0)
     steps = jnp.where(suspicious | grown, CONFIRMING, 0)
@@ -326,11 +303,14 @@ def confirmed(
     )  # fmt: skip
     guilty = suspicious & ~grown & (pair.expands | pair.spreads)
 
-    def push(u: PyTree) -> PyTree:
-        return axpy(step_size, sub(jax.vjp(lambda x: image(x, args, source.full), end)[1](u)[0], u), u)
+    def mean_image(x: PyTree) -> PyTree:
+        return source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
+
+    def vjp(u: PyTree) -> PyTree:
+        return axpy(step_size, sub(jax.vjp(mean_image, end)[1](u)[0], u), u)
 
     products = jnp.where(guilty, MEAN_PRODUCTS, 0)
-    mean_grows = growth(push, pair.direction, products).rate > 1e-4
+    mean_grows = growth(vjp, pair.direction, products).rate > 1e-4
     code = jnp.where(mean_grows, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.UNSTABLE))
     code = jnp.where(guilty, code, jnp.int32(Code.OK))
     code = jnp.where(grown & ~pair.contracts, jnp.int32(Code.DIVERGED), code)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax.algorithms.loop import advance
+from bilevax.algorithms.outer_loop import advance
 from bilevax.core.codes import Code
 from bilevax.core.config import strong
 from bilevax.core.records import Result
 from bilevax.core.trees import PyTree
-from bilevax.data import Arrays
+from bilevax.data import Arrays, fold_looks
 from bilevax.problems import Box
 from bilevax.runs import minimize
 from bilevax.testing.closed_forms.small import (
@@ -70,7 +70,7 @@ def check_algorithm(algorithm: Any, *, steps: int = 100, decrease: float = 0.1, 
         >>> check_algorithm(bx.BSGM(sid, bx.optim("sgd", 0.5)), stochastic=False)  # doctest: +SKIP
     """
     with float64():
-        methods(algorithm, "check", "init", "step", "solution")
+        methods(algorithm, "check", "streams", "init", "step", "solution", "step_cost")
         configuration(algorithm)
         watch = watched(BOX)
         _decrease(algorithm, steps, decrease)
@@ -82,6 +82,7 @@ def check_algorithm(algorithm: Any, *, steps: int = 100, decrease: float = 0.1, 
         _trees(algorithm, watch.reference, base)
         _precision(algorithm, watch.reference)
         _mapped(algorithm, watch.reference, base)
+        _own_loop(algorithm, watch.reference, base)
         _cost(algorithm, watch.reference)
         _randomness(algorithm, watch.reference, base, stochastic)
 
@@ -111,7 +112,9 @@ def _decrease(algorithm: Any, steps: int, decrease: float) -> None:
 
 def _record(algorithm: Any, result: Result) -> None:
     name = title(algorithm)
-    require(len(result.history.code) == FEW, f"{name} records {len(result.history.code)} of {FEW} outer steps")
+    ends = np.asarray(result.history.step)
+    right = ends[-1] == FEW and np.all(np.diff(ends, prepend=0) <= algorithm.steps_per_record)
+    require(right, f"{name} records {FEW} outer steps in stretches that end after {ends.tolist()}")
     finite = np.all(np.isfinite(result.history.outer_value)) and np.all(np.isfinite(result.history.gradient_norm))
     require(finite, f"{name} records a value or a gradient norm that is not finite, in a run without failure")
     json.dumps(result.config, allow_nan=False)
@@ -129,7 +132,7 @@ def _cut(algorithm: Any, reference: Reference, base: Result) -> None:
     require(inside, f"an iterate of {name} left the set Lambda")
     far = reference._replace(lam=np.array([5.0, -5.0, 0.0]))
     start = jnp.asarray(far.w0), jnp.asarray(far.lam)
-    state = strong(algorithm).init(strong(far.problem), *start)
+    state = strong(algorithm).init(strong(far.problem), *start, far.sources(B))
     _, lam = algorithm.solution(state)
     require(same_bits(lam, BOX(start[1])), f"{name}.init must project lam onto Lambda")
 
@@ -155,7 +158,7 @@ def _faults(algorithm: Any, watch: Watched) -> None:
     name = title(algorithm)
     for where in ("inner", "outer", "cross"):
         place = "cross derivative" if where == "cross" else f"{where} loss"
-        result = _run(algorithm, watch.flawed(where))
+        result = _run(algorithm, watch.flawed(where), every=1)
         code = Code(result.code)
         require(code == Code.NONFINITE, f"{name} ends with {code.name}, not NONFINITE, where the {place} is NaN")
         finite = np.all(np.isfinite(result.lam)) and np.all(np.isfinite(result.w))
@@ -188,13 +191,31 @@ def _mapped(algorithm: Any, reference: Reference, base: Result) -> None:
     ends = {"start": jnp.int32(0), "stop": jnp.int32(FEW)}
 
     def run(key: Any, sources: tuple[Arrays, Arrays]) -> PyTree:
-        state = algorithm.init(ready[0], w0, lam)
-        return algorithm.solution(advance(*ready, state, w0, sources, key=key, **ends)[0])
+        state = algorithm.init(ready[0], w0, lam, sources)
+        return algorithm.solution(advance(*ready, state, sources, key=key, **ends).state)
 
     keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
     lanes = jax.jit(jax.vmap(run, (0, None)))(keys, reference.sources(B))
     error = relative(jax.tree.map(lambda x: x[0], lanes), (base.w, base.lam))
     require(error <= ROUNDING, f"{title(algorithm)} under jax.vmap differs from a run by {error:.1e}")
+
+
+def _own_loop(algorithm: Any, reference: Reference, base: Result) -> None:
+    """A user's own loop over the steps, cut in two."""
+    problem, algorithm, sources = strong(reference.problem), strong(algorithm), reference.sources(B)
+
+    def step(state: PyTree, _: PyTree, k: Any, looks: Any) -> PyTree:
+        return algorithm.step(problem, state, looks, k)[0]
+
+    def run(state: PyTree, start: Any, stop: Any) -> PyTree:
+        return fold_looks(
+            algorithm.streams(sources), step, state, (), key=jax.random.key(0), start=start, stop=stop
+        )  # fmt: skip
+
+    ready, compiled = (jnp.asarray(reference.w0), jnp.asarray(reference.lam), sources), jax.jit(run)
+    found = algorithm.solution(compiled(compiled(algorithm.init(problem, *ready), 0, 3), 3, FEW))
+    error = relative(found, (base.w, base.lam))
+    require(error <= ROUNDING, f"{title(algorithm)} in a loop over its steps differs from a run by {error:.1e}")
 
 
 def _cost(algorithm: Any, reference: Reference) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from bilevax.core.codes import Code
 from bilevax.core.config import strong
 from bilevax.core.errors import ParameterError
+from bilevax.core.instance import Instance
 from bilevax.core.records import Cost, Estimate
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Arrays
@@ -128,8 +129,8 @@ def _continued(estimator: Any, rtol: float) -> None:
     reference = quadratic()
 
     def value(w0: Any, lam: Any, sources: Any, key: Any) -> Any:
-        start = {"s": jnp.int32(3), "v0": 1.0 + zeros_like(w0)}
-        return estimator.estimate(reference.problem, w0, lam, sources, key=key, **start).value
+        instance = Instance(reference.problem, lam, *sources)
+        return estimator.estimate(instance, w0, key=key, outer_step=jnp.int32(3), v0=1.0 + zeros_like(w0)).value
 
     start = jnp.asarray(reference.w0), jnp.asarray(reference.lam), reference.sources()
     error = relative(jax.jit(value)(*start, jax.random.key(0)), reference.hypergradient)
@@ -228,7 +229,7 @@ def _parts(cost: Cost) -> list[Any]:
 @partial(jax.jit, static_argnames="number")
 def _many(problem: Problem, estimator: Any, w0: Any, lam: Any, sources: tuple[Arrays, Arrays], number: int) -> Any:
     def value(key: Any) -> Any:
-        return estimator.estimate(problem, w0, lam, sources, key=key).value
+        return estimator.estimate(Instance(problem, lam, *sources), w0, key=key).value
 
     return jax.vmap(value)(jax.random.split(jax.random.key(7), number))
 

@@ -14,7 +14,6 @@ from bilevax.core.records import Solved
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Arrays
 from bilevax.hypergradients import hypergradient
-from bilevax.problems.problem import inner_image
 from bilevax.solvers import Exact, Given
 from bilevax.testing.closed_forms.small import B, D, N, Tally, Watched, flat, nest, nested, quadratic, ridge, watched
 from bilevax.testing.tools import (
@@ -186,11 +185,11 @@ def _inner(
 @jax.jit
 def _inner_jit(solver: Any, problem: Any, lam: PyTree, start: PyTree, train: Arrays, key: Any) -> Solved:
     if not solver.stochastic:
-        return solver.solve(problem.inner_map.loss, start, lam, train.full)
+        return solver.solve(problem.inner_map.loss, start, lam, train)
 
     def image(w: PyTree, args: Any, batch: PyTree) -> PyTree:
         problem, lam = args
-        return inner_image(problem, w, lam, batch)
+        return problem.inner_image(w, lam, batch)
 
     return solver.solve(image, start, (problem, lam), train, key=key)
 

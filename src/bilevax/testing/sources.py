@@ -10,7 +10,6 @@ from jax import Array
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Keyed
 from bilevax.core.trees import PyTree
-from bilevax.data import has_keys
 from bilevax.linalg.sparse import SparseBatch
 from bilevax.testing.tools import configuration, methods, require, same_bits, title
 
@@ -18,13 +17,18 @@ DRAWN = 1500
 """Minibatches looked at: several chunks of 256."""
 
 
-def check_source(source: Any) -> None:
+def check_source(source: Any, table: PyTree = None) -> None:
     """Check a source over one table of rows, such as ``bilevax.Arrays(...)``, against all contracts.
 
     Minibatch j is a function of (key, j) alone, however the loop is cut; both ends of the loop may be traced; every
     minibatch consists of rows of the table, as many as it says; the mean over minibatches, each by its weight, is that
-    of the table. If batches bring keys, each brings one of its own, of (key, j) alone too. The table needs floating or
-    integer leaves or keys, and at most some thousand rows.
+    of the table. ``total`` is the mean over every row, and so are its derivatives; ``example`` looks like a draw. If
+    batches bring keys, each brings one of its own, of (key, j) alone too. The table needs floating or integer leaves or
+    keys, and at most some thousand rows.
+
+    Args:
+        source: what is checked.
+        table: every row, for a source that does not have them as one batch. Default: ``source.all_rows``.
 
     Raises:
         AssertionError: says the first contract that is violated.
@@ -33,34 +37,85 @@ def check_source(source: Any) -> None:
         >>> import bilevax as bx, numpy as np
         >>> check_source(bx.Arrays(np.arange(50, dtype=np.float32), batch_size=7, sampling="blocks"))
     """
-    methods(source, "fold", "renew", "boundary", "visit")
+    methods(source, "fold", "renew", "boundary", "visit", "total", "example")
     configuration(source)
     name = title(source)
-    _table(source, name)
-    key = jax.random.key(3)
-    seen = _look(source, key, 0, DRAWN)
+    table = source.all_rows if table is None else table
+    rows, key = _dense(table), jax.random.key(3)
+    _table(source, name, rows)
+    _example(source, name, key)
+    _total(source, name, rows)
+    seen = _look(source, rows, key, 0, DRAWN)
     require(bool(jnp.all(seen["member"])), f"{name} draws rows that are not in the table it says it has")
     size = np.asarray(seen["rows"])
     most = source.rows_per_batch
     require(size.max() == most, f"{name} says that a minibatch has {most} rows, and the largest has {size.max()}")
-    _cut(source, name, key, seen)
-    _keys(source, name, seen)
-    _own_keys(source, name, key, seen)
-    _mean(source, name, seen)
+    _cut(source, name, rows, key, seen)
+    _keys(source, name, rows, seen)
+    _own_keys(source, name, (table, key), seen)
+    _mean(source, name, rows, seen)
 
 
-def _table(source: Any, name: str) -> None:
-    lengths = {x.shape[0] for x in jax.tree.leaves(_dense(source.full))}
+def _table(source: Any, name: str, rows: PyTree) -> None:
+    lengths = {x.shape[0] for x in jax.tree.leaves(rows)}
     require(lengths == {source.rows}, f"{name} has {source.rows} rows and its leaves have {sorted(lengths)}")
     require(isinstance(source.whole, bool), f"{name}.whole must be True or False, got {source.whole!r}")
     if source.whole:
         require(source.rows_per_batch == source.rows, f"{name} is whole, and its minibatches are not every row")
 
 
+def _example(source: Any, name: str, key: Array) -> None:
+    """The example is like a draw, but for the number of rows."""
+    drawn: list[PyTree] = []
+
+    def draw() -> None:
+        first = jnp.int32(0)
+        source.visit(source.renew(None, key, first, True), first, lambda draw: drawn.append(_kinds(draw.batch)))
+
+    jax.eval_shape(draw)
+    example = _kinds(jax.eval_shape(lambda batch: batch, source.example()))
+    require(example in drawn, f"{name} gives {example} for an example of its batches, which are {drawn[0]}")
+    keyed = isinstance(source.example(), Keyed)
+    require(source.keys is keyed, f"{name}.keys is {source.keys!r}; it must be True if batches bring keys, else False")
+
+
+def _kinds(batch: PyTree) -> tuple[Any, ...]:
+    """Structure, dtypes and shapes of a batch, without its number of rows."""
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, [f"{x.dtype}{['b', *x.shape[1:]] if x.ndim else []}" for x in leaves]
+
+
+def _total(source: Any, name: str, rows: PyTree) -> None:
+    """The mean over every row of cos(a x) + a x, with a penalty a^2 that counts once, and its derivative in a."""
+    table = [np.asarray(x, np.float64) for x in jax.tree.leaves(rows)]
+    scales = [np.abs(x).max() or 1.0 for x in table]
+
+    def mean(a: Array, batch: PyTree) -> list[Array]:
+        each = zip(jax.tree.leaves(_dense(batch)), scales, strict=True)
+        scaled = [a * (x.astype(a.dtype) / scale) for x, scale in each]
+        return [jnp.mean(jnp.cos(x) + x, axis=0) + a**2 for x in scaled]
+
+    def forward(source: Any, a: Array) -> tuple[list[Array], list[Array]]:
+        return jax.jvp(lambda a: source.total(mean, a), (a,), (jnp.ones_like(a),))
+
+    def reverse(source: Any, a: Array) -> Array:
+        return jax.grad(lambda a: sum(jnp.sum(x) for x in source.total(mean, a)))(a)
+
+    a = 1.3
+    xs = [x / scale for x, scale in zip(table, scales, strict=True)]
+    value = [np.mean(np.cos(a * x) + a * x, axis=0) + a**2 for x in xs]
+    slope = [np.mean(x - x * np.sin(a * x), axis=0) + 2 * a for x in xs]
+    pulled = np.sum([x.sum() for x in slope])
+    for how, run in (("", lambda fn: fn), (" under jax.jit", jax.jit)):
+        found = *run(forward)(source, jnp.asarray(a)), run(reverse)(source, jnp.asarray(a))
+        same = jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-4, atol=1e-6), found, (value, slope, pulled))
+        for what, good in zip(("value", "derivative (jvp)", "derivative (grad)"), same, strict=True):
+            require(bool(np.all(good)), f"{name}.total{how} is not the mean over every row: its {what} differs")
+
+
 @jax.jit
-def _look(source: Any, key: Array, start: Any, stop: Any) -> dict[str, Any]:
+def _look(source: Any, full: PyTree, key: Array, start: Any, stop: Any) -> dict[str, Any]:
     """What the minibatches start <= j < stop are: [DRAWN] entries."""
-    full = _dense(source.full)
 
     def note(seen: dict[str, Any], full: PyTree, j: Array, draw: Any) -> dict[str, Any]:
         found = _described(draw, full)
@@ -115,17 +170,17 @@ def _kind(x: Array) -> Any:
     return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
 
 
-def _cut(source: Any, name: str, key: Array, seen: dict[str, Any]) -> None:
+def _cut(source: Any, name: str, rows: PyTree, key: Array, seen: dict[str, Any]) -> None:
     for start, stop in ((0, 1), (7, 300), (255, 257), (DRAWN - 3, DRAWN)):
-        part = _look(source, key, start, stop)
+        part = _look(source, rows, key, start, stop)
         a, b = (jax.tree.map(lambda x, i=start, j=stop: x[i:j], tree) for tree in (part, seen))
         sentence = (
             f"minibatches {start} to {stop} of {name} depend on where the loop starts; they must on (key, j) alone"
         )
         require(same_bits(a, b), sentence)
-    nothing = _look(source, key, 5, 5)
+    nothing = _look(source, rows, key, 5, 5)
     require(not np.any(nothing["rows"]), f"{name} draws a minibatch where start = stop")
-    mapped = jax.vmap(lambda key: _look(source, key, 0, 20))(jnp.stack([key, jax.random.key(4)]))
+    mapped = jax.vmap(lambda key: _look(source, rows, key, 0, 20))(jnp.stack([key, jax.random.key(4)]))
     first = jax.tree.map(lambda x: x[0, :20], mapped)
     alone = jax.tree.map(lambda x: x[:20], seen)
     require(same_bits(first["rows"], alone["rows"]), f"{name} under jax.vmap draws other minibatches than in a loop")
@@ -134,8 +189,8 @@ def _cut(source: Any, name: str, key: Array, seen: dict[str, Any]) -> None:
     require(close, f"{name} under jax.vmap draws other minibatches than in a loop")
 
 
-def _keys(source: Any, name: str, seen: dict[str, Any]) -> None:
-    again, other = (_look(source, jax.random.key(seed), 0, DRAWN) for seed in (3, 4))
+def _keys(source: Any, name: str, rows: PyTree, seen: dict[str, Any]) -> None:
+    again, other = (_look(source, rows, jax.random.key(seed), 0, DRAWN) for seed in (3, 4))
     require(same_bits(seen, again), f"{name} draws other minibatches for the same key")
     if not source.whole and source.rows_per_batch < source.rows:
         require(not same_bits(seen["sums"], other["sums"]), f"{name} draws the same minibatches for every key")
@@ -143,22 +198,23 @@ def _keys(source: Any, name: str, seen: dict[str, Any]) -> None:
         require(not same_bits(first, later), f"{name} repeats its minibatches")
 
 
-def _own_keys(source: Any, name: str, key: Array, seen: dict[str, Any]) -> None:
+def _own_keys(source: Any, name: str, given: tuple[PyTree, Array], seen: dict[str, Any]) -> None:
     """A key of its own in every draw, that no other key of the loop brings."""
-    if not has_keys(source):
+    if not source.keys:
         return
+    table, key = given
     require(not source.whole, f"{name} brings keys, so that its minibatches differ, and says that it is whole")
-    other = _look(source, jax.random.key(4), 0, DRAWN)
-    words = np.concatenate([seen["key"], other["key"], _key_words(source.full)[None], jax.random.key_data(key)[None]])
+    other = _look(source, _dense(table), jax.random.key(4), 0, DRAWN)
+    words = np.concatenate([seen["key"], other["key"], _key_words(table)[None], jax.random.key_data(key)[None]])
     require(len(np.unique(words, axis=0)) == len(words), f"{name} brings one key in several draws; each needs its own")
 
 
-def _mean(source: Any, name: str, seen: dict[str, Any]) -> None:
+def _mean(source: Any, name: str, rows: PyTree, seen: dict[str, Any]) -> None:
     """The mean over minibatches, each by its weight: within five standard errors, which epochs make smaller."""
-    weight, rows = (np.asarray(seen[field], np.float64) for field in ("weight", "rows"))
-    for total, x in zip(seen["sums"], jax.tree.leaves(_dense(source.full)), strict=True):
+    weight, size = (np.asarray(seen[field], np.float64) for field in ("weight", "rows"))
+    for total, x in zip(seen["sums"], jax.tree.leaves(rows), strict=True):
         table = np.asarray(x, np.float64).reshape(source.rows, -1)
-        means = np.asarray(total, np.float64).reshape(DRAWN, -1) * (weight / rows)[:, None]
+        means = np.asarray(total, np.float64).reshape(DRAWN, -1) * (weight / size)[:, None]
         error = np.abs(means.mean(axis=0) - table.mean(axis=0))
         noise = means.std(axis=0, ddof=1) / np.sqrt(DRAWN) + 1e-5 * np.abs(table).max(axis=0)
         worst = float(np.max(error / np.maximum(noise, 1e-30)))

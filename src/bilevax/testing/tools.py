@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevax.core.config import config, strong
-from bilevax.core.protocols import Draw
+from bilevax.core.protocols import Carry, Draw, RowSource, Total
 from bilevax.core.trees import PyTree
 from bilevax.data.fold import fold
 
@@ -116,46 +118,103 @@ def configuration(thing: Any) -> None:
 
 
 @config
-class Counted:
-    """A source that notes each minibatch it hands out, in the running program."""
+class Wrapped:
+    """A source that is another one; a subclass changes what it wants."""
 
-    source: Any
-    note: Callable[[], None]
+    source: RowSource
 
-    @property
-    def rows(self) -> int:
-        """Number of rows, n."""
-        return int(self.source.rows)
+    rows = property(lambda self: self.source.rows)
+    rows_per_batch = property(lambda self: self.source.rows_per_batch)
+    whole = property(lambda self: self.source.whole)
+    keys = property(lambda self: self.source.keys)
+    all_rows = property(lambda self: self.source.all_rows)
 
-    @property
-    def rows_per_batch(self) -> int:
-        """Number of rows in a minibatch, b."""
-        return int(self.source.rows_per_batch)
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The source's mean over every row."""
+        return self.source.total(fn, args)
 
-    @property
-    def whole(self) -> bool:
-        """True if each minibatch is every row."""
-        return bool(self.source.whole)
+    def example(self) -> PyTree:
+        """The source's shapes."""
+        return self.source.example()
 
-    @property
-    def full(self) -> PyTree:
-        """Every row at once."""
-        return self.source.full
-
-    def renew(self, plan: PyTree, key: Any, j: Any, first: Any) -> PyTree:
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The source's plan."""
         return self.source.renew(plan, key, j, first)
 
-    def boundary(self, j: Any) -> Any:
+    def boundary(self, j: Array) -> Array:
         """The source's boundary."""
         return self.source.boundary(j)
 
-    def visit(self, plan: PyTree, j: Any, use: Callable[[Draw], Any]) -> Any:
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
+        """``use(draw)`` of the source's minibatch j."""
+        return self.source.visit(plan, j, use)
+
+    def fold(
+        self,
+        step: Callable[..., Carry],
+        carry: Carry,
+        args: PyTree,
+        *,
+        key: Array,
+        start: Array | int,
+        stop: Array | int,
+    ) -> Carry:
+        """Run the loop over this source."""
+        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+
+
+@config
+class Counted(Wrapped):
+    """A source that notes each minibatch it hands out, in the running program."""
+
+    note: Callable[[], None]
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of minibatch j, counted."""
         jax.debug.callback(self.note)
         return self.source.visit(plan, j, use)
 
-    def fold(self, step: Callable[..., Any], carry: Any, args: PyTree, *, key: Any, start: Any, stop: Any) -> Any:
+
+@config
+class Table:
+    """Rows in memory, a pytree of arrays; how they are drawn (``rows_per_batch``, ``visit``), a subclass says."""
+
+    data: PyTree
+
+    rows = property(lambda self: int(jax.tree.leaves(self.data)[0].shape[0]))
+    all_rows = property(lambda self: self.data)
+    whole = keys = False
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean over every row."""
+        return fn(args, self.data)
+
+    def example(self) -> PyTree:
+        """Every row."""
+        return self.data
+
+    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+        """No plan."""
+        return ()
+
+    def boundary(self, j: Array) -> Array:
+        """None of them opens a chunk."""
+        return jnp.full_like(j, np.iinfo(np.int32).max)
+
+    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
+        """``use(draw)`` of minibatch j."""
+        raise NotImplementedError
+
+    def fold(
+        self,
+        step: Callable[..., Carry],
+        carry: Carry,
+        args: PyTree,
+        *,
+        key: Array,
+        start: Array | int,
+        stop: Array | int,
+    ) -> Carry:
         """Run the loop over this source."""
         return fold(self, step, carry, args, key=key, start=start, stop=stop)
 

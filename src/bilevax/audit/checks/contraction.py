@@ -142,8 +142,8 @@ def _slow(s: Subject, radius: float, step: float) -> Finding:
 
 def _uneven(s: Subject) -> Finding | None:
     """Columns of one table whose sizes differ by orders, which make a loss slow or flat in float32; None: no such."""
-    leaves = jax.tree.leaves(s.train.full)
-    for name, x in zip(leaf_names("batch", s.train.full), leaves, strict=True):
+    rows = s.tables["train"]
+    for name, x in zip(leaf_names("batch", rows), jax.tree.leaves(rows), strict=True):
         if x.ndim != 2 or x.shape[1] < 2 or not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
             continue
         size = np.sqrt(np.mean(np.square(np.asarray(x, np.float64)), axis=0))

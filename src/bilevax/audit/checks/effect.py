@@ -99,7 +99,7 @@ def _entries(s: Subject, zero: np.ndarray) -> Iterator[Finding]:
     for scale in (0.3, 1.0, 3.0) * TRIES:
         if not zero.any():
             return
-        rows, others = other_rows(s.train.full, rng), other_rows(s.val.full, rng)
+        rows, others = (other_rows(table, rng) for table in s.tables.values())
         w, lam = (like(flat(x) + scale * rng.normal(size=flat(x).size), x) for x in (s.near, s.lam))
         for by_lam in (flat(s.inner(w, lam, v, rows)[2]), flat(s.outer(w, lam, others)[2])):
             zero = zero & ~(np.isfinite(by_lam) & (by_lam != 0))

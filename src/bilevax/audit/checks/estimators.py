@@ -11,11 +11,12 @@ from jax.flatten_util import ravel_pytree
 from bilevax.audit.findings import Figure, Finding
 from bilevax.audit.subject import TINY, Subject, epsilon
 from bilevax.core.codes import Code
+from bilevax.core.config import replace
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree
-from bilevax.data import Arrays, has_keys
+from bilevax.data import Arrays
 from bilevax.hypergradients import SID, hypergradient
 from bilevax.solvers import GMRES, LBFGS, FixedPoint
 
@@ -40,7 +41,7 @@ def check_estimator(s: Subject, estimator: Any) -> Iterator[Finding | Figure]:
     except ParameterError as e:
         yield Finding("ESTIMATOR_REFUSES", "error", f"{e}.", "Choose an estimator that this problem has what it takes.")
         return
-    if has_keys(s.train) or has_keys(s.val):
+    if s.train.keys or s.val.keys:
         measured = "No estimate on every row is a reference where batches bring keys: it would be that of one draw."
         yield Finding("NO_REFERENCE", "note", measured, "Believe error.relative, and compare with replicas=8.")
         return
@@ -84,7 +85,7 @@ def _bias(errors: np.ndarray) -> tuple[float, float]:
 def _why(s: Subject, estimator: Any, truth: np.ndarray, seen: tuple[int, float, float]) -> Finding:
     """Whether a bias is there on every row too: then the estimator stops short."""
     number, bias, error = seen
-    whole = _run(s, estimator, Arrays(s.train.full), Arrays(s.val.full), 0)
+    whole = _run(s, estimator, _whole(s.train), _whole(s.val), 0)
     size = max(float(np.linalg.norm(truth)), TINY)
     short = float(np.linalg.norm(_vector(whole.value) - truth))
     measured = (
@@ -107,6 +108,11 @@ def _run(s: Subject, estimator: Any, train: RowSource, val: RowSource, i: int) -
     return hypergradient(s.given or s.problem, estimator, s.w0, s.lam, train, val, key=key, report=False)
 
 
+def _whole(source: RowSource) -> RowSource:
+    """The source with every row in each minibatch."""
+    return replace(source, batch_size=None) if isinstance(source, Arrays) else Arrays(source.all_rows)
+
+
 def _reference(s: Subject) -> np.ndarray | None:
     """The hypergradient on every row, or None where it was not found."""
     tol = 10 * epsilon(s.w0) ** 0.75
@@ -116,8 +122,8 @@ def _reference(s: Subject) -> np.ndarray | None:
         SID(inner, GMRES(tol=1e-5, max_steps=1000, restart=min(s.size, 100))),
         s.near,
         s.lam,
-        Arrays(s.train.full),
-        Arrays(s.val.full),
+        _whole(s.train),
+        _whole(s.val),
         key=s.key,
     )
     return _vector(est.value) if int(est.code) == Code.OK else None

@@ -30,7 +30,7 @@ def check_labels(s: Subject) -> Iterator[Finding]:
             value, by_w, _ = FEW[oracle](s.problem, w, s.lam, None, batch)
             return float(value), flat(by_w)
 
-        for place, (leaf, y) in enumerate(_columns(source.full)):
+        for place, (leaf, y) in enumerate(_columns(source.all_rows)):
             kind = _kind(y)
             if y is not None and kind == "0/1" and _needs_signs(s, look, source, y):
                 yield _signs(name, leaf)
@@ -121,7 +121,7 @@ def _shares(name: str, leaf: str) -> Finding:
 def _classes(s: Subject) -> Iterator[Finding]:
     """Whole numbers that multiply the scores of all classes alike: then all classes get the same weights."""
     size = float(np.sqrt(np.mean(flat(s.far) ** 2)))
-    for leaf, y in _columns(s.train.full):
+    for leaf, y in _columns(s.tables["train"]):
         if y is None or _kind(y) not in ("whole", "0/1") or not s.solved:
             continue
         values = np.unique(y).astype(int)

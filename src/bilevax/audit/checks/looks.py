@@ -1,15 +1,18 @@
 """What every check looks through: three compiled programs of the oracles, and rows of a source by their numbers."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax.core.protocols import RowSource
+from bilevax.core.config import config
+from bilevax.core.protocols import RowSource, Total
 from bilevax.core.trees import PyTree, sub
 from bilevax.data import Arrays
-from bilevax.problems.problem import Problem, inner_image
+from bilevax.problems.problem import Problem
 
 QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 """Compiler options of programs that run a few times on a few rows: half the time to compile."""
@@ -20,7 +23,7 @@ Parts = tuple[PyTree, PyTree, PyTree]
 
 def inner(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) -> Parts:
     """Phi - w, d1Phi^T v and d2Phi^T v."""
-    image, pullback = jax.vjp(lambda w, lam: inner_image(problem, w, lam, batch), w, lam)
+    image, pullback = jax.vjp(lambda w, lam: problem.inner_image(w, lam, batch), w, lam)
     return sub(image, w), *pullback(v)
 
 
@@ -37,8 +40,24 @@ def loss(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) -> 
     return value, by_w, by_lam
 
 
-FULL = {oracle: jax.jit(oracle) for oracle in (inner, outer, loss)}
-"""On every row: compiled once a problem, whatever the point, the step and the direction."""
+@config
+class Rows:
+    """Some rows, read like those of a source."""
+
+    batch: PyTree
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """``fn(args, batch)``."""
+        return fn(args, self.batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def on_every_row(
+    oracle: Callable[..., Parts], problem: Problem, w: PyTree, lam: PyTree, v: PyTree, source: RowSource | Rows
+) -> Parts:
+    """An oracle on every row of a source: compiled once a problem, whatever the point, the step and the direction."""
+    return source.total(lambda at, batch: oracle(*at, batch), (problem, w, lam, v))
+
 
 FEW = {oracle: jax.jit(oracle, compiler_options=QUICK) for oracle in (inner, outer, loss)}
 """On the rows of a small batch."""
@@ -62,7 +81,7 @@ def rows_of(source: RowSource, numbers: np.ndarray) -> PyTree:
     """The batch of these rows; a leaf without an axis of rows, such as the key of a draw, stays."""
     if hasattr(source, "at") and type(source) is not Arrays:
         return source.at(numbers)
-    return jax.tree.map(lambda x: _on_host(x)[numbers] if x.ndim else x, source.full)
+    return jax.tree.map(lambda x: _on_host(x)[numbers] if x.ndim else x, source.all_rows)
 
 
 def _on_host(x: Any) -> Any:

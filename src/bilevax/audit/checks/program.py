@@ -26,9 +26,9 @@ _LIBRARIES = {"jax", "jaxlib", "numpy", "optax", "lineax", "bilevax"}
 
 def check_program(s: Subject) -> Iterator[Finding]:
     """IMPURE, CLOSED_OVER, FLOAT64_CONSTANT."""
-    for name, batch in (("inner_map", s.train.full), ("outer_loss", s.val.full)):
-        closed = trace(name, s, batch)
-        if not _same(closed, trace(name, s, batch)):
+    for name in ("inner_map", "outer_loss"):
+        closed = trace(name, s)
+        if not _same(closed, trace(name, s)):
             yield Finding(
                 "IMPURE",
                 "error",
@@ -48,24 +48,27 @@ def unused(s: Subject) -> list[str]:
 
 def reached(name: str, argument: str, s: Subject) -> set[int]:
     """The leaves of ``w``, ``lam`` or ``batch``, by number, from which a way leads to what a function returns."""
-    batch = s.train.full if name == "inner_map" else s.val.full
-    labels = _labels(s, batch, argument)
-    return set().union(*dependencies(trace(name, s, batch).jaxpr, labels))
+    return set().union(*dependencies(trace(name, s).jaxpr, _labels(name, s, argument)))
 
 
-def trace(name: str, s: Subject, batch: PyTree) -> ClosedJaxpr:
+def trace(name: str, s: Subject) -> ClosedJaxpr:
     """The program of ``inner_map`` or ``outer_loss``, of a trace of its own; the problem's arrays are its inputs."""
 
     def call(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         return getattr(problem, name)(w, lam, batch)
 
-    return jax.make_jaxpr(call)(s.problem, s.w0, s.lam, batch)
+    return jax.make_jaxpr(call)(s.problem, s.w0, s.lam, _example(name, s))
 
 
-def draws_fixed_numbers(name: str, s: Subject, batch: PyTree) -> bool:
+def _example(name: str, s: Subject) -> PyTree:
+    """The shapes of a batch of the source that a function reads."""
+    return (s.train if name == "inner_map" else s.val).example()
+
+
+def draws_fixed_numbers(name: str, s: Subject) -> bool:
     """True where ``inner_map`` or ``outer_loss`` draws random numbers from a key that no batch holds."""
     seen: list[set[Any]] = []
-    dependencies(trace(name, s, batch).jaxpr, _labels(s, batch, "batch"), seen)
+    dependencies(trace(name, s).jaxpr, _labels(name, s, "batch"), seen)
     return any(not found for found in seen)
 
 
@@ -108,9 +111,9 @@ def _programs(values: Any) -> Iterator[Jaxpr]:
             yield from _programs(value)
 
 
-def _labels(s: Subject, batch: PyTree, argument: str) -> list[set[Any]]:
+def _labels(name: str, s: Subject, argument: str) -> list[set[Any]]:
     """The inputs of a trace: the leaves of an argument labelled by their number, the others by nothing."""
-    sizes = [len(jax.tree.leaves(tree)) for tree in (s.problem, s.w0, s.lam, batch)]
+    sizes = [len(jax.tree.leaves(tree)) for tree in (s.problem, s.w0, s.lam, _example(name, s))]
     place = ("problem", "w", "lam", "batch").index(argument)
     first = sum(sizes[:place])
     return [{n - first} if first <= n < first + sizes[place] else set() for n in range(sum(sizes))]

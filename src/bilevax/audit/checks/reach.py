@@ -27,15 +27,15 @@ def check_reach(s: Subject) -> Iterator[Finding]:
             read = False
             yield _unread(name, s)
     if read:
-        yield from _shared(s.train.full, s.val.full)
+        yield from _shared(**s.tables)
 
 
 def check_outer(s: Subject) -> Iterator[Finding]:
     """W_WITHOUT_EFFECT: grad_1 E is exactly zero at three points, on the rows of val and on others."""
     points = s.w0, s.near, s.far
-    if any(_slopes(s, w, s.val.full) for w in points):
+    if any(_slopes(s, w) for w in points):
         return
-    others = other_rows(s.val.full, s.draw(16))
+    others = other_rows(s.tables["val"], s.draw(16))
     if any(_slopes(s, w, others) for w in points):
         return
     if reached("outer_loss", "w", s):
@@ -52,7 +52,7 @@ def check_outer(s: Subject) -> Iterator[Finding]:
     )
 
 
-def _slopes(s: Subject, w: PyTree, rows: PyTree) -> bool:
+def _slopes(s: Subject, w: PyTree, rows: PyTree = None) -> bool:
     return bool(np.any(flat(s.outer(w, s.lam, rows)[1]) != 0))
 
 
@@ -76,11 +76,9 @@ def _unread(name: str, s: Subject) -> Finding:
 
 def _rows_held(name: str, s: Subject) -> str | None:
     """The source whose rows a function holds as constants or fields: ``train``, ``val`` or None."""
-    batch = s.train.full if name == "inner_map" else s.val.full
-    held = [plain(x) for x in (*held_by(trace(name, s, batch)), *jax.tree.leaves(getattr(s.problem, name)))]
+    held = [plain(x) for x in (*held_by(trace(name, s)), *jax.tree.leaves(getattr(s.problem, name)))]
     tables = [set(_hashed([x])) for x in held if x.ndim > 0 and x.dtype != object]
-    for source in ("train", "val"):
-        rows = getattr(s, source).full
+    for source, rows in s.tables.items():
         leaves = [set(_hashed([plain(x)])) for x in jax.tree.leaves(rows)]
         if any(len(t) >= SOME and len(t & leaf) >= len(t) / 2 for t in tables for leaf in leaves):
             return source

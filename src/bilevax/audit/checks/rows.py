@@ -15,7 +15,6 @@ from bilevax.audit.findings import Finding
 from bilevax.audit.subject import TINY, Subject, epsilon, normal
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree
-from bilevax.data import has_keys
 from bilevax.problems.problem import Problem
 
 PROBES = 8
@@ -46,9 +45,9 @@ def check_rows(s: Subject) -> Iterator[Finding]:
         )
     v = normal(s.draw(4), s.w0)
     for name, oracle, source in (("inner_map", inner, s.train), ("outer_loss", outer, s.val)):
-        if source.rows > 1 and not has_keys(source):  # whose noise is the batch's, not the rows'
+        if source.rows > 1 and not source.keys:  # whose noise is the batch's, not the rows'
             side = _Side(name, oracle, source, (s.smooth, s.far, s.lam, v), s)
-            yield from side.findings(draws_fixed_numbers(name, s, source.full))
+            yield from side.findings(draws_fixed_numbers(name, s))
 
 
 class _Side:
@@ -204,7 +203,7 @@ def _sampled(
     """Batches less the mean of their halves: the mean of that, and each along a direction; of BATCHES / 2 batches."""
 
     def look(numbers: Array) -> Array:
-        batch = source.at(numbers) if hasattr(source, "at") else jax.tree.map(lambda x: x[numbers], source.full)
+        batch = source.at(numbers) if hasattr(source, "at") else jax.tree.map(lambda x: x[numbers], source.all_rows)
         return jnp.concatenate([jnp.ravel(x).astype(direction.dtype) for x in jax.tree.leaves(oracle(*at, batch))])
 
     def one(total: Array, key: Array) -> tuple[Array, Array]:

@@ -33,7 +33,7 @@ def check_sources(s: Subject) -> Iterator[Finding]:
 def audited(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
     """What is wrong with the minibatches of a source."""
     kind = jnp.result_type(float)
-    measure = jax.tree.map(lambda x: jax.random.normal(key, x.shape[1:], kind), _numbers(source.full))
+    measure = [jax.random.normal(key, x.shape[1:], kind) for x in jax.eval_shape(_numbers, source.example())]
     a, b, others = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2), jax.random.split(key, SCATTERED)
     keys = jnp.concatenate([jnp.stack([a] * IN_A_ROW + [b] * IN_A_ROW), others])
     first = jnp.arange(IN_A_ROW, dtype=jnp.int32)
@@ -56,7 +56,7 @@ def audited(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
             f"{name} draws the same minibatches for two keys.",
             "Draw from the key that renew is given: the stages of a hypergradient need independent minibatches.",
         )
-    truth = float(jnp.mean(_measured(source.full, measure)))
+    truth = float(source.total(lambda measure, rows: jnp.mean(_measured(rows, measure)), measure))
     apart = (weights * means)[-SCATTERED:] - truth
     wrong, noise = np.mean(apart), np.std(apart) / np.sqrt(SCATTERED)
     if abs(wrong) > ALARM * noise + 1e-5 * abs(truth):

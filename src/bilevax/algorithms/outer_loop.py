@@ -1,0 +1,167 @@
+"""The outer loop of every algorithm: the fold over its streams, pure and traceable, with a record for each stretch."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.core.codes import Code
+from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import Algorithm, RowSource
+from bilevax.core.records import Cost, Failure, Info, worst_part
+from bilevax.core.trees import PyTree, add, norm, stays_finite, sub, where
+from bilevax.data.fold import Underway, continued, no_plan
+from bilevax.data.looks import Looks, Streams
+from bilevax.problems.problem import Problem
+
+RECORDED = 64
+"""Most stretches in one call of :func:`advance`."""
+
+
+class Record(NamedTuple):
+    """What is kept of a stretch of outer steps; see :class:`~bilevax.History`.
+
+    Attributes:
+        outer_value: mean over its steps, or at its end on the last minibatch of val.
+        gradient_norm: mean over its steps, or norm of the mean direction: the change of lam over the sum of the steps.
+        code: the worst.
+        failure: of the first step with that code.
+        cost: of the stretch; None where the algorithm's ``step_cost`` says it.
+        step: the outer step after it.
+    """
+
+    outer_value: Array
+    gradient_norm: Array
+    code: Array
+    failure: Failure
+    cost: Cost | None
+    step: Array
+
+
+class Advanced(NamedTuple):
+    """Where a run has come to, and its records, [RECORDED], of which the first ``number`` are filled."""
+
+    state: PyTree
+    step: Array
+    records: Record
+    number: Array
+
+
+class _Run(NamedTuple):
+    """The loop of :func:`advance`: the fold under way, the worst code, and the records."""
+
+    at: Underway
+    code: Array
+    records: Record
+    number: Array
+
+
+def advance(
+    problem: Problem,
+    algorithm: Algorithm,
+    state: PyTree,
+    sources: tuple[RowSource, RowSource],
+    *,
+    key: Array,
+    start: Array,
+    stop: Array,
+) -> Advanced:
+    """Outer steps start <= k < stop, in stretches that end at multiples of ``algorithm.steps_per_record``.
+
+    At most RECORDED stretches. Ends early with a stretch whose code is NOT_CONTRACTIVE or worse, or in which an entry
+    of the state became infinite or NaN (NONFINITE); the state is then the one before that stretch. How a run is cut
+    into calls changes no iterate.
+
+    Args:
+        problem: the maps.
+        algorithm: whose steps are made.
+        state: from its ``init``, or from a call before.
+        sources: (train, val).
+        key: a JAX random key, the same in every call of a run.
+        start: first outer step.
+        stop: one past the last.
+    """
+    streams = Streams(algorithm.streams(sources), key)
+    length = algorithm.steps_per_record
+
+    def step(carry: tuple[PyTree, Info], _: PyTree, k: Array, looks: Looks) -> tuple[PyTree, Info]:
+        state, total = carry
+        state, info = algorithm.step(problem, state, looks, k)
+        return state, _plus(total, info)
+
+    def record(at: Underway, before: PyTree, first: Array) -> Record:
+        after, total = at.carry
+        points, end = (algorithm.solution(before), algorithm.solution(after)), at.j
+        value = total.outer_value
+        if value is None:
+            value = streams.visit(at.plan, end - 1, partial(_outer_value, problem, points[1]))
+        else:
+            value = _mean(value, end - first)
+        lost = jnp.where(stays_finite(before, after), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
+        seen = () if total.outcome is None else (total.outcome,)
+        code, failure = worst_part(*seen, (lost, Failure.of("none")))
+        moved = sub(points[1][1], points[0][1])
+        return Record(value, _gradient_norm(total, end - first, moved), code, failure, total.cost, end)
+
+    def stretch(run: _Run) -> _Run:
+        before, first = run.at.carry[0], run.at.j
+        end = jnp.minimum(stop, (first // length + 1) * length)
+        at = run.at._replace(carry=(before, nothing))
+        at = continued(streams, step, at, (), key=key, start=start, stop=end)
+        new = record(at, before, first)
+        state = where(new.code < Code.NOT_CONTRACTIVE, at.carry[0], before)
+        records = jax.tree.map(lambda a, x: a.at[run.number].set(x), run.records, new)
+        return _Run(at._replace(carry=(state, nothing)), new.code, records, run.number + 1)
+
+    def going(run: _Run) -> Array:
+        return (run.at.j < stop) & (run.number < RECORDED) & (run.code < Code.NOT_CONTRACTIVE)
+
+    nothing = _nothing(problem, algorithm, state, streams, key)
+    at = Underway(start, no_plan(streams, key), (state, nothing))
+    shape = jax.eval_shape(record, at, state, start)
+    empty = jax.tree.map(lambda x: jnp.zeros((RECORDED, *x.shape), x.dtype), shape)
+    run = jax.lax.while_loop(going, stretch, _Run(at, jnp.int32(Code.OK), empty, jnp.int32(0)))
+    return Advanced(run.at.carry[0], run.at.j, run.records, run.number)
+
+
+def _nothing(problem: Problem, algorithm: Algorithm, state: PyTree, streams: Streams, key: Array) -> Info:
+    """What a stretch without a step would have seen: zeros in the shape of what a step lets be watched."""
+
+    def first() -> Info:
+        k = jnp.int32(0)
+        plan = streams.renew(None, key, k, True)
+        return streams.visit(plan, k, lambda looks: algorithm.step(problem, state, looks, k)[1])
+
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
+
+
+def _plus(total: Info, info: Info) -> Info:
+    """Sums, the worst code and its first failure."""
+    summed = add(total._replace(outcome=None), info._replace(outcome=None))
+    if total.outcome is None or info.outcome is None:
+        return summed
+    return summed._replace(outcome=worst_part(total.outcome, info.outcome))
+
+
+def _outer_value(problem: Problem, point: tuple[PyTree, PyTree], looks: Looks) -> Array:
+    """E at a point on the minibatch of val."""
+    if "val" not in looks:
+        raise ParameterError("a step must let its outer_value be watched, or one of the streams be called 'val'")
+    value: Array = looks["val"](lambda draw: problem.outer_loss(*point, draw.batch))
+    return value
+
+
+def _gradient_norm(total: Info, steps: Array, moved: PyTree) -> Array:
+    """Of so many steps, in which lam moved so far."""
+    if total.gradient_norm is not None:
+        return _mean(total.gradient_norm, steps)
+    if total.outer_step is None:
+        raise ParameterError("a step must let its gradient_norm or its outer_step be watched")
+    way = norm(moved)
+    return way / total.outer_step.astype(way.dtype)  # |P-step| / sum of gamma_k
+
+
+def _mean(total: Array, steps: Array) -> Array:
+    return total / steps.astype(total.dtype)

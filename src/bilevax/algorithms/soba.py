@@ -1,0 +1,78 @@
+"""SOBA: w, the multiplier and lam move together, each along one stochastic direction."""
+
+from typing import Any, ClassVar
+
+from jax import Array
+
+from bilevax.core.config import config, real, set_fields
+from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import RowSource
+from bilevax.core.records import Cost, Count, Info
+from bilevax.core.trees import PyTree, zeros_like
+from bilevax.data import Looks
+from bilevax.problems.problem import Problem
+from bilevax.solvers.parts import Point, directions, moved, projected
+from bilevax.solvers.schedules import schedule
+
+
+@config
+class SOBA:
+    """Three moves a step, along directions of one inner and one outer minibatch at (w, u, lam) before it.
+
+        w   <- w + rho_k (-grad_1 G)
+        u   <- u + rho_k (grad_1 E - H u)                                H the Hessian of the inner loss G
+        lam <- P(lam - ratio rho_k (grad_2 E - d2(grad_1 G)^T u))
+
+    Steps are in loss form, as published: the step of :class:`~bilevax.GradientStep` plays no part, and none is
+    measured. Where the inner map is no gradient step they are in map form: w moves along Phi - w.
+
+    Assumes G strongly convex (or Phi a contraction) and smooth losses. With steps of order (k + 1)^(-1/2) the squared
+    hypergradient falls as log(K) K^(-1/2) in the mean; constant steps lead to a floor. Cost: one gradient, one
+    Hessian-vector product and one cross product, on the same rows of train, and one outer gradient.
+    Source: Dagreou, Ablin, Vaiter, Moreau (2022), arXiv:2201.13409.
+
+    Args:
+        step_size: rho_k, a number or a schedule such as ``bx.Polynomial(0.1, 0.5)``; at most 1 / (largest curvature of
+            a minibatch of G), or 1 in map form.
+        ratio: of the outer step to rho_k, positive; .1 of that of the other methods is a usual start. Default .1.
+    """
+
+    steps_per_record: ClassVar[int] = 256
+
+    step_size: Any
+    ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        ratio = real("ratio", self.ratio, low=0.0, open_low=True)
+        set_fields(self, step_size=schedule(self.step_size), ratio=ratio)
+
+    def check(self, problem: Problem) -> None:
+        """Refuse damping without a given inner step, in whose units it is."""
+        if problem.damping is not None and problem.has_loss and getattr(problem.inner_map, "step_size", 1) is None:
+            raise ParameterError("damping is in units of the inner step, and SOBA measures none: give GradientStep one")
+
+    def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, RowSource]:
+        """One minibatch of train and one of val a step."""
+        train, val = sources
+        return {"train": train, "val": val}
+
+    def init(self, problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> Point:
+        """The state before the first step: u is 0, lam projected."""
+        return Point(w0, zeros_like(w0), projected(problem, lam))
+
+    def step(self, problem: Problem, p: Point, looks: Looks, k: Array) -> tuple[Point, Info]:
+        """One step of all three."""
+        d = directions(problem, p, looks["train"], looks["val"])
+        rho = self.step_size(k)
+        gamma = self.ratio * rho
+        return moved(problem, p, d, rho, gamma), Info(outer_step=gamma)
+
+    def solution(self, p: Point) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return p.w, p.lam
+
+    def step_cost(self, problem: Problem, sources: tuple[RowSource, RowSource]) -> Cost:
+        """Three calls on one minibatch of train, which is read once, and one on one of val."""
+        train, val = (source.rows_per_batch for source in sources)
+        again = Count(1, train, reads=0)
+        return Cost(Count(1, train), again, again, Count(1, val))

@@ -1,0 +1,273 @@
+"""A loop over named streams of minibatches, whose step looks at each as often as it likes."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.core.config import config, count
+from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import Carry, Source, UnevenSource
+from bilevax.core.trees import PyTree, is_concrete
+from bilevax.data.arrays import CHUNK
+from bilevax.data.fold import fold
+
+NAMED = 0x80000000
+"""Set in the number of a name, so that no stream has the key of a step."""
+
+
+@config
+class Several:
+    """A stream that gives each step so many minibatches of a source, all from one chunk of 256.
+
+    A look at it folds over them: ``look.fold(move, carry)``. Where ``number`` does not divide 256, the rest of each
+    chunk is skipped. It may be traced.
+
+    Args:
+        source: where the minibatches come from; its chunks have 256, or it has none.
+        number: T, from 1 to 256.
+    """
+
+    source: Any
+    number: Any
+
+    def __post_init__(self) -> None:
+        number = count("number", self.number, low=1)
+        if is_concrete(number) and number > CHUNK:
+            raise ParameterError(f"number must be at most {CHUNK}, a chunk, got {number}; use source.fold for more")
+
+    @property
+    def _steps(self) -> Array:
+        """Steps to a chunk."""
+        return CHUNK // jnp.asarray(self.number, jnp.int32)
+
+    def _first(self, k: Array) -> Array:
+        """The first minibatch of step k."""
+        return k // self._steps * CHUNK + k % self._steps * self.number
+
+    def renew(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
+        """The plan of the chunk that step k opens (see :class:`~bilevax.core.protocols.Source`)."""
+        return self.source.renew(plan, key, self._first(k), first)
+
+    def boundary(self, k: Array) -> Array:
+        """The first step after k that opens a chunk."""
+        return (k // self._steps + 1) * self._steps
+
+    @property
+    def uneven(self) -> bool:
+        """True if the source has a smaller minibatch now and then."""
+        return _is_uneven(self.source)
+
+    def next_short(self, plan: PyTree, k: Array) -> Array:
+        """The first step from k on with a short minibatch; where there is none in the chunk, one beyond."""
+        at = self._first(k)
+        return k + (self.source.next_short(plan, at) - at) // self.number
+
+    def look(self, plan: PyTree, k: Array, short: bool | None) -> "LookAtSeveral":
+        """The look of step k."""
+        return LookAtSeveral(self, plan, self._first(k), {"short": False} if short is False else {})
+
+
+class LookAtSeveral:
+    """What a step sees of :class:`Several`."""
+
+    def __init__(self, several: Several, plan: PyTree, first: Array, known: dict[str, bool]) -> None:
+        self._several, self._plan, self._first, self._known = several, plan, first, known
+
+    def fold(self, move: Callable[[Carry, Array, Any], Carry], carry: Carry) -> Carry:
+        """``carry = move(carry, i, draw)`` over the step's minibatches i = 0, ..., T - 1, the same in every fold."""
+
+        def one(i: Array, carry: Carry) -> Carry:
+            place, use = self._first + i, lambda draw: move(carry, i, draw)
+            out: Carry = self._several.source.visit(self._plan, place, use, **self._known)
+            return out
+
+        return jax.lax.fori_loop(0, jnp.asarray(self._several.number, jnp.int32), one, carry)
+
+
+@config
+class Undrawn:
+    """A stream that draws nothing: the step has ``look.source``, to be read with a key from ``looks.key``."""
+
+    source: Any
+
+    def renew(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
+        """No plan."""
+        return ()
+
+    def boundary(self, k: Array) -> Array:
+        """No step opens a chunk."""
+        return jnp.int32(jnp.iinfo(jnp.int32).max)
+
+    def look(self, plan: PyTree, k: Array, short: bool | None) -> "Undrawn":
+        """Itself."""
+        return self
+
+
+@config
+class Single:
+    """A stream that gives each step one minibatch."""
+
+    source: Any
+
+    def renew(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
+        """The source's plan."""
+        return self.source.renew(plan, key, k, first)
+
+    def boundary(self, k: Array) -> Array:
+        """The source's boundary."""
+        return self.source.boundary(k)
+
+    @property
+    def uneven(self) -> bool:
+        """True if the source has a smaller minibatch now and then."""
+        return _is_uneven(self.source)
+
+    def next_short(self, plan: PyTree, k: Array) -> Array:
+        """The source's next short minibatch."""
+        return self.source.next_short(plan, k)
+
+    def look(self, plan: PyTree, k: Array, short: bool | None) -> "Look":
+        """The look of step k."""
+        known = {"short": short} if self.uneven else {}
+        return Look(lambda use: self.source.visit(plan, k, use, **known))
+
+
+class Look:
+    """What a step sees of a source: ``look(use)`` is ``use(draw)`` of the step's minibatch, the same at every call.
+
+    So a step evaluates the same rows at several points. Where blocks are of two sizes, the program branches around
+    ``use`` alone.
+    """
+
+    def __init__(self, visit: Callable[[Callable[[Any], Any]], Any]) -> None:
+        self._visit = visit
+
+    def __call__(self, use: Callable[[Any], Carry]) -> Carry:
+        """``use(draw)``."""
+        out: Carry = self._visit(use)
+        return out
+
+    @property
+    def block(self) -> Array:
+        """Number of the block in ``sampling="blocks"``, else -1, int32."""
+        return self(lambda draw: jnp.asarray(draw.block, jnp.int32))
+
+
+class Looks(dict[str, Any]):
+    """A step's look at each stream, by name."""
+
+    def __init__(self, looks: Mapping[str, Any], key: Array, k: Array) -> None:
+        super().__init__(looks)
+        self._key, self._k = key, k
+
+    @property
+    def key(self) -> Array:
+        """A key of the step's own, ``fold_in(key, k)`` of the loop's."""
+        return jax.random.fold_in(self._key, self._k)
+
+
+def stream_key(key: Array, name: str) -> Array:
+    """The key of a stream, by its name: what other streams there are changes no minibatch of it."""
+    return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode()) | NAMED))
+
+
+class Streams:
+    """Several streams as one source, whose minibatch is the :class:`Looks` of a step."""
+
+    def __init__(self, streams: Mapping[str, Any], key: Array) -> None:
+        self.streams = {name: x if isinstance(x, Several | Undrawn) else Single(x) for name, x in streams.items()}
+        self.key = key
+
+    def renew(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
+        """The plans of all streams, each from the key of its name."""
+        return {
+            name: stream.renew(plan and plan[name], stream_key(key, name), k, first)
+            for name, stream in self.streams.items()
+        }
+
+    def boundary(self, k: Array) -> Array:
+        """The first step after k that opens a chunk of any stream."""
+        return jnp.min(jnp.stack([stream.boundary(k) for stream in self.streams.values()]))
+
+    @property
+    def _uneven(self) -> dict[str, Any]:
+        return {name: stream for name, stream in self.streams.items() if getattr(stream, "uneven", False)}
+
+    @property
+    def uneven(self) -> bool:
+        """True if any of them has a smaller minibatch now and then."""
+        return bool(self._uneven)
+
+    def next_short(self, plan: PyTree, k: Array) -> Array:
+        """The first step from k on with a short minibatch of any stream, or beyond the chunk."""
+        return jnp.min(jnp.stack([stream.next_short(plan[name], k) for name, stream in self._uneven.items()]))
+
+    def visit(self, plan: PyTree, k: Array, use: Callable[[Looks], Carry], short: bool | None = None) -> Carry:
+        """``use(looks)`` of step k; ``short``: whether a minibatch of it is a short one."""
+        if short and len(self._uneven) > 1:
+            short = None  # of which stream, the program must look up
+        looks = {name: stream.look(plan[name], k, short) for name, stream in self.streams.items()}
+        return use(Looks(looks, self.key, k))
+
+    def fold(
+        self,
+        step: Callable[..., Carry],
+        carry: Carry,
+        args: PyTree,
+        *,
+        key: Array,
+        start: Array | int,
+        stop: Array | int,
+    ) -> Carry:
+        """Run ``carry = step(carry, args, k, looks)`` for start <= k < stop."""
+        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+
+
+def fold_looks(
+    streams: Mapping[str, Any],
+    step: Callable[[Carry, PyTree, Array, Looks], Carry],
+    carry: Carry,
+    args: PyTree,
+    *,
+    key: Array,
+    start: Array | int,
+    stop: Array | int,
+) -> Carry:
+    """Run ``carry = step(carry, args, k, looks)`` for start <= k < stop, as one compiled loop.
+
+    ``looks[name](use)`` is ``use(draw)`` of the step's minibatch of that stream. Each name has a key of its own
+    (:func:`stream_key`), so the same source under two names gives independent minibatches; minibatch k of a stream is
+    the k-th of ``source.fold`` with that key. How the loop is cut changes no bit.
+
+    Args:
+        streams: for each name a source, :class:`Several` of its minibatches a step, or :class:`Undrawn`.
+        step: the body; draws nothing itself.
+        carry: the start value, any pytree of arrays.
+        args: everything large or changing that the body reads; never a closure.
+        key: a JAX random key.
+        start: first step.
+        stop: one past the last step.
+
+    Examples:
+        Two directions on the same rows, of which the mean is taken:
+
+        >>> import bilevax as bx, jax, jax.numpy as jnp
+        >>> train = bx.Arrays(jnp.arange(40.0), batch_size=4, sampling="blocks")
+        >>> def step(total, args, k, looks):
+        ...     once, twice = (looks["train"](lambda draw: factor * jnp.mean(draw.batch)) for factor in (1.0, 2.0))
+        ...     return total + (twice - once) / 10
+        >>> float(bx.fold_looks({"train": train}, step, jnp.zeros(()), (), key=jax.random.key(0), start=0, stop=10))
+        19.5
+    """
+    if not streams:
+        raise ParameterError("fold_looks needs at least one stream, as in {'train': train, 'val': val}")
+    return Streams(streams, key).fold(step, carry, args, key=key, start=start, stop=stop)
+
+
+def _is_uneven(source: Source) -> bool:
+    return isinstance(source, UnevenSource) and source.uneven

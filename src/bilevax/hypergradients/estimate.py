@@ -1,0 +1,415 @@
+"""One driver for every estimate: checks, compiled programs, the report, a target, and what is done about a failure."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bilevax.core.codes import Code
+from bilevax.core.config import count, real, strong
+from bilevax.core.errors import ParameterError
+from bilevax.core.instance import Instance
+from bilevax.core.keys import as_key
+from bilevax.core.programs import BRIEFLY, PLAINLY, compiled
+from bilevax.core.protocols import RowSource
+from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
+from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, where
+from bilevax.hypergradients.diagnosis import Run, explained, unused_leaves
+from bilevax.hypergradients.differentiated import differentiated
+from bilevax.hypergradients.report import (
+    apply_tolerance,
+    attach_report,
+    average_replicas,
+    report_is_due,
+    unknown_if_failed,
+)
+from bilevax.hypergradients.sid_report import leads_on
+from bilevax.problems.problem import Problem
+from bilevax.problems.validate import check_functions
+from bilevax.theory import Constants
+
+DOUBLINGS = 10
+"""The most of them to a target, where no budget is given; in all not more than an int32 of steps allows."""
+
+MORE = 2.2
+"""The most that a doubling may multiply the visits by, a first pass over every row apart: two and the report."""
+
+PROGRESS = 0.9
+"""What a doubling leaves, at most, of the relative error of a deterministic run that is getting somewhere."""
+
+LONG = 3e9
+"""Sample visits times unknowns of a run that is long."""
+
+
+def hypergradient(
+    problem: Problem,
+    estimator: Any,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    key: Array,
+    tol: float = 0.1,
+    replicas: int = 1,
+    constants: Constants | None = None,
+    target: float | None = None,
+    budget: int | None = None,
+    v0: PyTree | None = None,
+    report: bool = True,
+) -> Estimate:
+    """Approximate the gradient of lam -> E(w(lam), lam), and say how wrong it may be.
+
+    Runs as one compiled program, and its report as another, that are cached across calls: new numbers (steps, step
+    sizes, data of equal shape) compile nothing, but for the first report on long chains of minibatches. May be called
+    inside the user's own jit, vmap or scan. Equal arguments and keys give equal bits on one machine with one number of
+    threads; with another they may differ in the last places, since sums are split; so may the report inside a trace.
+
+    ``jax.grad`` of ``outer_value`` in lam *is* ``value`` (NaN where the code is DIVERGED or worse), at no further cost,
+    and that in w0 and v0 is zero. All else has the derivatives of the algorithm, in forward mode only; reverse mode is
+    refused.
+
+    What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means. After long chains
+    of minibatches every row says how far off the value of :class:`~bilevax.SID` is; of shorter ones where they were on
+    their way tells it, with few degrees of freedom (:func:`~bilevax.hypergradients.sid_report.sid_report`). A
+    deterministic estimate has what is left of its two equations
+    (:func:`~bilevax.hypergradients.residual_error.a_posteriori`). Replicas price all noise of any estimator, with few
+    degrees of freedom; they share the start and the curvature of the problem, so of the bias that comes of these they
+    know what each of them says of its own.
+
+    Args:
+        problem: the inner map, the outer loss, the set Lambda.
+        estimator: such as :class:`~bilevax.SID`.
+        w0: start of the inner solver, any pytree of floating arrays, d entries.
+        lam: where the hypergradient is wanted, any pytree of floating arrays, m entries.
+        train: source of inner minibatches.
+        val: source of outer minibatches.
+        key: a JAX random key.
+        tol: the code is OK only if ``error.upper``, the .95 upper limit of the relative error, is at most this; else
+            BUDGET or worse. Default 0.1.
+        replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1.
+        constants: of the problem; ``error.bound`` of a deterministic estimate follows from them.
+        target: a relative error, in place of ``tol``: the run goes on, and is never begun again, to twice, four times,
+            ... the steps of the estimator until its code is OK or twice as many do not fit into the budget (BUDGET;
+            ``message`` names the largest part of the error and what helps). Not under jit, vmap or scan. Of
+            :class:`~bilevax.JointSID` and :class:`~bilevax.SID`.
+        budget: sample visits of a run with a target; its first steps, the estimator's own, are always made. None:
+            10 doublings.
+        v0: start of the linear solver, like w0, for estimators that have one; None: 0. Not with a target.
+        report: False: ``error`` is None and the code is the estimator's own, which knows no ``tol``; in up to a sixth
+            less time and half the compilation. Not with what needs a report: a target, constants, replicas.
+
+    Returns:
+        The estimate: ``value`` like lam, ``outer_value``, ``w``, ``v``, ``code``, ``cost``, ``error``.
+
+    Raises:
+        ParameterError: a wrong leaf of w0 or lam, a function that returns a wrong structure, shape or dtype, an
+            estimator that needs what the problem lacks, a wrong ``tol`` or number of replicas; a budget without a
+            target, or a target within a trace or of an estimator that cannot go on; no report where one is needed.
+    """
+    estimator.check(problem)
+    w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
+    if target is not None:
+        tol = real("target", target, low=0.0, open_low=True)
+        _check_can_be_extended(estimator)
+    elif budget is not None:
+        raise ParameterError("budget= belongs to a run with target=; without one, the estimator's steps are its budget")
+    tol, replicas = real("tol", tol, low=0.0, open_low=True), count("replicas", replicas, low=1)
+    if not report and (target is not None or constants is not None or replicas > 1):
+        raise ParameterError("target=, constants= and replicas= ask for an error report; leave out report=False")
+    problem, estimator, tol, constants = strong((problem, estimator, tol, constants))
+    if target is not None:
+        call = Call(Instance(problem, lam, train, val), estimator, w0, None, as_key(key), tol, constants)
+        return _continued_to_target(call, replicas=replicas, budget=budget)
+    starts = w0, None if v0 is None else as_parameters("v0", v0)
+    options: dict[str, Any] = {"replicas": replicas, "report": bool(report)}
+
+    def run(lam: PyTree, starts: PyTree, rest: tuple[Any, ...]) -> Estimate:
+        (w0, v0), (problem, estimator, tol, constants, train, val, key) = starts, rest
+        call = Call(Instance(problem, lam, train, val), estimator, w0, v0, key, tol, constants)
+        if all(map(is_concrete, jax.tree.leaves(call))):
+            return _eager(call, None, **options)[0]
+        finished = _traced(call, None, 0, **options, apart=False).finished
+        assert finished is not None
+        return finished
+
+    return differentiated(run, lam, starts, (problem, estimator, tol, constants, train, val, as_key(key)))
+
+
+def value_and_hypergradient(
+    problem: Problem,
+    estimator: Any,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    key: Array,
+) -> tuple[Array, PyTree]:
+    """(E(w, lam), hypergradient), for one's own loop; NaN where the estimate failed, so that no failure is silent.
+
+    As ``jax.value_and_grad`` of lam -> E(w(lam), lam). The arguments are those of :func:`hypergradient`, which
+    says also how wrong it may be, what it cost, where w is, and why it failed (a code of DIVERGED or worse).
+    """
+    est = hypergradient(problem, estimator, w0, lam, train, val, key=key, report=False)
+    good = est.code < Code.DIVERGED
+    value, gradient = jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), (est.outer_value, est.value))
+    return value, gradient
+
+
+def measured_estimate(
+    instance: Instance,
+    estimator: Any,
+    w0: PyTree,
+    *,
+    key: Array,
+    outer_step: Array | int = 0,
+    v0: PyTree | None = None,
+    explain: bool = True,
+) -> Estimate:
+    """An estimate for an outer step: the inner step is measured first, where it is None, and counted.
+
+    ``explain`` is whether a failure is looked into.
+    """
+    ready = with_measured_step(instance, w0, key)
+    estimate = estimator.estimate(ready, w0, key=key, outer_step=outer_step, v0=v0)
+    estimate = explained(estimate, ready, w0) if explain else estimate
+    return with_measuring_cost(estimate, instance)
+
+
+def with_measured_step(instance: Instance, w0: PyTree, key: Array) -> Instance:
+    """The instance with the inner step of its problem measured at (w0, lam), where that is None."""
+    problem, lam, train, _ = instance
+    return instance._replace(problem=problem.with_measured_step(w0, lam, train, key))
+
+
+def with_measuring_cost(estimate: Estimate, instance: Instance) -> Estimate:
+    """The estimate with what measuring the step of this instance costs, if that is needed."""
+    products = instance.problem.measuring_products(instance.train)
+    if not products:
+        return estimate
+    spent = Count(jnp.int32(products), instance.train.rows_per_batch)
+    return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
+
+
+class Call(NamedTuple):
+    """What a hypergradient is asked for.
+
+    Attributes:
+        instance: the problem as given, lam and the rows.
+        estimator: of the hypergradient.
+        w0: start of the inner solver.
+        v0: start of the linear solver; None: 0.
+        key: a JAX random key.
+        tol: relative error of an OK.
+        constants: of the problem; None: no bound.
+    """
+
+    instance: Instance
+    estimator: Any
+    w0: PyTree
+    v0: PyTree | None
+    key: Array
+    tol: Array | float
+    constants: Constants | None
+
+    def keys(self, replicas: int) -> Array:
+        """The key of each replica; of one, the key itself."""
+        return self.key if replicas == 1 else jax.random.split(self.key, replicas)
+
+
+class Outcome(NamedTuple):
+    """What a program returns.
+
+    Attributes:
+        estimate: of each replica, [replicas, ...] if there are several.
+        problem: of each, with its inner step measured.
+        run: of each, from where it was made.
+        finished: the one estimate of all, judged; None where the report is a program of its own.
+    """
+
+    estimate: Estimate
+    problem: Any
+    run: Run
+    finished: Estimate | None
+
+
+def _estimate(
+    call: Call, held: tuple[Any, Any] | None, doublings: Array | int, *, replicas: int, report: bool, apart: bool
+) -> Outcome:
+    """An estimate from its start, or, with what is ``held`` (the measured problem and the state), from where it was.
+
+    Args:
+        call: what is asked for.
+        held: of each replica; None at first.
+        doublings: of a run that may be continued; the Python integer 0: of one that will not be.
+        replicas: how many.
+        report: whether there is to be one.
+        apart: whether the report, and the diagnosis of a failure, are programs of their own.
+    """
+    instance, estimator, constants = call.instance, call.estimator, call.constants
+    check_functions(instance.problem, call.w0, *instance[1:])
+
+    def one(key: Array, held: tuple[Any, Any] | None) -> tuple[Estimate, Any, Run]:
+        if held is None:
+            ready = with_measured_step(instance, call.w0, key)
+            before = call.w0
+            if _can_be_extended(estimator):
+                before = estimator.init(ready, call.w0, key=key, v0=call.v0)
+        else:
+            ready, before = instance._replace(problem=held[0]), held[1]
+        if _can_be_extended(estimator):
+            estimate, after = estimator.extend(ready, before, key=key, doublings=doublings)
+        else:
+            estimate, after = estimator.estimate(ready, before, key=key, v0=call.v0), None
+        estimate = with_measuring_cost(estimate, instance)
+        estimate = estimate if apart else explained(estimate, ready, call.w0)
+        due = report_is_due(estimate, estimator, ready)
+        if not report:
+            estimate = estimate._replace(error=None, seen=None)
+        elif not (apart and due):
+            led = None if replicas == 1 else False
+            estimate = attach_report(estimate, ready, estimator, constants, key=key, led=led)
+            estimate = unknown_if_failed(estimate, constants) if due else estimate
+        return estimate, ready.problem, Run(before, after, doublings)
+
+    if replicas == 1:
+        estimate, problem, run = one(call.key, held)
+    else:
+        axes = 0, None if held is None else 0
+        estimate, problem, run = jax.vmap(one, axes)(call.keys(replicas), held)
+    to_come = report and apart and report_is_due(estimate, estimator, instance)
+    return Outcome(estimate, problem, run, None if to_come else _finished(call, estimate, replicas))
+
+
+def _finished(call: Call, estimate: Estimate, replicas: int) -> Estimate:
+    """One estimate of the replicas, judged."""
+    estimate = average_replicas(estimate) if replicas > 1 else estimate
+    return apply_tolerance(estimate._replace(unused=unused_leaves(call.instance, call.w0), seen=None), call.tol)
+
+
+def _report(call: Call, estimate: Estimate, problem: Any, *, replicas: int, led: bool) -> Estimate:
+    """The report on estimates that are sound, and what they come to."""
+
+    def one(estimate: Estimate, problem: Any, key: Array) -> Estimate:
+        ready = call.instance._replace(problem=problem)
+        return attach_report(estimate, ready, call.estimator, call.constants, key=key, led=led)
+
+    each = one if replicas == 1 else jax.vmap(one)
+    return _finished(call, each(estimate, problem, call.keys(replicas)), replicas)
+
+
+def _diagnosis(
+    call: Call, outcome: Outcome, *, replicas: int, report: bool, stages: tuple[str, ...]
+) -> tuple[Estimate, Estimate]:
+    """Estimates that failed in these stages, each of which is made again alone and looked into; and the one of all."""
+    due = report and outcome.finished is None
+
+    def one(estimate: Estimate, problem: Any, run: Run, key: Array) -> Estimate:
+        ready = call.instance._replace(problem=problem)
+        for stage in stages:
+            found = call.estimator.diagnose(ready, run, estimate, key=key, stage=stage)
+            if found is None:
+                continue
+            hit = (estimate.code >= Code.NOT_CONTRACTIVE) & (estimate.failure.stage == Failure.stage_of(stage))
+            before = estimate.code, estimate.failure, estimate.w, estimate.v
+            code, failure, w, v = where(hit, (found.code, found.failure, found.w, found.v), before)
+            checks = Count(jnp.where(hit, found.checks.calls, 0), found.checks.rows)
+            cost = estimate.cost.plus(Cost(measuring=checks))
+            estimate = estimate._replace(code=code, failure=failure, w=w, v=v, cost=cost)
+        estimate = explained(estimate, ready, call.w0)
+        return unknown_if_failed(estimate, call.constants) if due else estimate
+
+    each = one if replicas == 1 else jax.vmap(one)
+    estimate = each(outcome.estimate, outcome.problem, outcome.run, call.keys(replicas))
+    return estimate, _finished(call, estimate, replicas)
+
+
+_STATIC = "replicas", "report", "apart"
+_traced = jax.jit(_estimate, static_argnames=_STATIC)
+_briefly = compiled(_estimate, BRIEFLY, _STATIC)
+_reported = compiled(_report, PLAINLY, ("replicas", "led"))
+_diagnosed = {
+    long: compiled(_diagnosis, PLAINLY if long else BRIEFLY, ("replicas", "report", "stages")) for long in (False, True)
+}
+
+
+def _eager(
+    call: Call, held: tuple[Any, Any] | None, doublings: Array | int = 0, *, replicas: int, report: bool
+) -> tuple[Estimate, tuple[Any, Any]]:
+    """An estimate outside of any trace, and what a longer one is continued from.
+
+    The first program takes a suspicion of divergence for proof, as looking into one takes as long to compile as all the
+    rest. What failed in it is then looked into by a program of its own, the failed stage alone; only where that refutes
+    the suspicion the whole is made again, by a program that looks into each.
+    """
+    options: dict[str, Any] = {"replicas": replicas, "report": report}
+    quick = call._replace(estimator=suspecting(call.estimator))
+    outcome = _traced(quick, held, doublings, **options, apart=True)
+    if _failed(outcome.estimate).any():
+        long = sum(float(np.sum(part.calls)) * part.rows for part in outcome.estimate.cost) * entries(call.w0) > LONG
+        hit = _failed(outcome.estimate)
+        stages = {STAGES[i] for i in np.asarray(outcome.estimate.failure.stage)[hit]} if quick != call else {}
+        estimate, finished = _diagnosed[long](call, outcome, **options, stages=tuple(sorted(stages)))
+        if (_failed(estimate) == hit).all():
+            return finished, (outcome.problem, outcome.run.after)
+        outcome = (_traced if long else _briefly)(call, held, doublings, **options, apart=True)
+        if _failed(outcome.estimate).any():
+            finished = _diagnosed[long](call, outcome, **options, stages=())[1]
+            return finished, (outcome.problem, outcome.run.after)
+    finished = outcome.finished
+    if finished is None:
+        led = replicas == 1 and bool(leads_on(outcome.estimate, call.instance))
+        finished = _reported(call, outcome.estimate, outcome.problem, replicas=replicas, led=led)
+    return finished, (outcome.problem, outcome.run.after)
+
+
+def _failed(estimate: Estimate) -> np.ndarray:
+    return np.asarray(estimate.code) >= Code.NOT_CONTRACTIVE
+
+
+def suspecting(estimator: Any) -> Any:
+    """The estimator that takes a suspicion for proof, of one that has any."""
+    return estimator.suspecting() if hasattr(estimator, "suspecting") else estimator
+
+
+def _can_be_extended(estimator: Any) -> bool:
+    return hasattr(estimator, "extend")
+
+
+def _check_can_be_extended(estimator: Any) -> None:
+    """Raise ParameterError unless the estimator can go on with a run."""
+    if not _can_be_extended(estimator):
+        raise ParameterError(
+            f"{type(estimator).__name__} cannot go on with a run; use bx.JointSID or bx.SID for target="
+        )
+
+
+def _continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Estimate:
+    """The estimate after as many doublings of the estimator's steps as its relative error needs.
+
+    Raises:
+        ParameterError: within a trace.
+    """
+    if not all(map(is_concrete, jax.tree.leaves(call))):
+        raise ParameterError(
+            "target= decides while it runs how long to go on, which a traced program cannot; call bx.hypergradient"
+            " outside of jit, vmap and scan, or give the estimator more steps instead"
+        )
+    budget = None if budget is None else count("budget", budget, low=1)
+    still = call.estimator.deterministic(call.instance)
+    held, before = None, jnp.inf
+    for doublings in range(DOUBLINGS + 1 if budget is None else 31):
+        estimate, held = _eager(call, held, jnp.int32(doublings), replicas=replicas, report=True)
+        relative = float(estimate.error.relative) if estimate.error is not None else math.inf
+        if int(estimate.code) != Code.BUDGET:
+            return estimate
+        if still and not relative <= PROGRESS * before:
+            return estimate._replace(code=jnp.int32(Code.STALLED))
+        if budget is not None and MORE * estimate.cost.visits + replicas * call.instance.train.rows > budget:
+            return estimate
+        before = relative
+    return estimate

@@ -1,0 +1,72 @@
+"""What a run has seen and spent so far: appended to, never rebuilt."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from bilevax.algorithms.outer_loop import Record
+from bilevax.core.records import Cost, Count, Failure, History
+
+FIRST_ROOM = 64
+"""Entries for which there is room before the columns are first enlarged."""
+
+
+class Log:
+    """The columns of a :class:`~bilevax.History`, the worst code, and the cost.
+
+    Args:
+        step_cost: of one outer step; None where the records say what each stretch cost.
+    """
+
+    def __init__(self, step_cost: Cost | None) -> None:
+        self._step_cost = step_cost
+        kinds = float, float, np.int32, np.int64, float, np.int64
+        self._columns = History(*(np.empty(FIRST_ROOM, kind) for kind in kinds))
+        self._entries = 0
+        self._totals = [(0, 0, 0)] * len(Cost._fields)  # calls, rows of one, reads
+        self.code, self.failure = 0, Failure.of("none")
+
+    def append(self, records: Record, first: int, seconds: float) -> None:
+        """Records of stretches one after another from outer step ``first``, each an array; room doubles."""
+        visits = self.spend(records, first)
+        n = self._entries + len(records.step)
+        if n > len(self._columns.step):
+            self._columns = History(*(np.resize(column, 2 * n) for column in self._columns))
+        before = self._columns.visits[self._entries - 1] if self._entries else 0
+        new = (records.outer_value, records.gradient_norm, records.code, before + np.cumsum(visits), seconds)
+        for column, values in zip(self._columns, (*new, records.step), strict=True):
+            column[self._entries : n] = values
+        self._entries = n
+        if np.max(records.code, initial=0) > self.code:
+            worst = int(np.argmax(records.code))
+            self.code, self.failure = int(records.code[worst]), at(records, worst).failure
+
+    def spend(self, records: Record, first: int) -> np.ndarray:
+        """Count the cost of these stretches, without an entry; the rows that each read, int64."""
+        steps = np.diff(records.step, prepend=first)
+        visits = np.zeros(len(steps), np.int64)
+        for i, part in enumerate(self._step_cost or records.cost or ()):
+            of_step = steps if self._step_cost is not None else np.ones(len(steps), np.int64)
+            calls = np.asarray(part.calls, np.int64) * of_step
+            reads = calls if part.reads is None else np.asarray(part.reads, np.int64) * of_step
+            visits += reads * part.rows
+            totals = self._totals[i]
+            self._totals[i] = totals[0] + int(calls.sum()), max(totals[1], part.rows), totals[2] + int(reads.sum())
+        return visits
+
+    @property
+    def cost(self) -> Cost:
+        """Oracle calls so far."""
+        return Cost(*(Count(*total) for total in self._totals))
+
+    @property
+    def history(self) -> History:
+        """The entries so far, not copied: they do not change."""
+        return History(*(column[: self._entries] for column in self._columns))
+
+
+def at(records: Record, i: Any) -> Record:
+    """One record, or some, of many."""
+    out: Record = jax.tree.map(lambda x: x[i], records)
+    return out
