@@ -144,10 +144,10 @@ def mean_square(samples, truth):
 def test_a5_the_shipped_estimator_is_within_the_bounds():
     p, t = QUADRATICS["small-correlated"], 100
     start = float(np.sum(p.w(p.lam) ** 2))
-    radius = np.sqrt(p.constants(p.lam, batch_size=5).inner.highest(start))
-    c = p.constants(p.lam, batch_size=5, radius=radius)
+    radius = np.sqrt(p.constants(p.lam, batch_size=2).inner.highest(start))
+    c = p.constants(p.lam, batch_size=2, radius=radius)
     inner, linear = (bx.FixedPoint(t, bx.Harmonic(*r.harmonic)) for r in (c.inner, c.linear()))
-    value, w, _, _ = sample(p, bx.SID(inner, linear, cross_batches=10), batch_size=5, runs=2000)
+    value, w, _, _ = sample(p, bx.SID(inner, linear, cross_batches=10), batch_size=2, runs=2000)
     rho = c.inner.decreasing(*c.inner.harmonic, t, start)
     sigma = c.linear().decreasing(*c.linear().harmonic, t, c.linear_start())
     for samples, truth, bound in ((w, p.w(p.lam), rho), (value, p.hypergradient(p.lam), mse_bound(c, rho, sigma, 10))):
