@@ -13,11 +13,6 @@ from bilevax.core.protocols import Carry, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree
 
 
-def has_keys(source: RowSource) -> bool:
-    """True if its batches bring keys, so that no pass over every row stands for their mean."""
-    return source.keys
-
-
 def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:
     """Refuse, for what reads every row at once, sources whose batches bring keys.
 
@@ -25,7 +20,7 @@ def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:
         ParameterError: one of them does.
     """
     for name, source in sources.items():
-        if has_keys(source):
+        if source.keys:
             raise ParameterError(
                 f"{what} reads every row of {name} at once, with one key for ever, and {name} has keys=True: the noise"
                 f" of that one draw would pass for no noise; {instead}"

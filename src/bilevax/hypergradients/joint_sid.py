@@ -14,7 +14,6 @@ from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.records import Cost, Count, Error, Estimate, Failure, Left, nonfinite, worst_part
 from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
-from bilevax.data import has_keys
 from bilevax.hypergradients.batch_means import BATCHES, contraction_rate, extrapolated
 from bilevax.hypergradients.diagnosis import Diagnosis, Run
 from bilevax.hypergradients.joint_chains import Chains, Series, SVRGSnapshot, begin
@@ -166,7 +165,7 @@ class JointSID:
 
     def _takes_snapshot(self, val: RowSource) -> bool:
         """True if there is noise of val to correct."""
-        return self.snapshot and not val.whole and not has_keys(val)
+        return self.snapshot and not val.whole and not val.keys
 
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> JointSIDState:
         """A run without a step; its arguments are those of :meth:`estimate`. Measures the step."""
@@ -225,7 +224,7 @@ class JointSID:
             return chosen
 
         suspected = norm(mean.bias) > SUSPECTED * norm(mean.value)
-        may = self.last_pass != "never" and not (whole or has_keys(train) or has_keys(val))  # one key is not their mean
+        may = self.last_pass != "never" and not (whole or train.keys or val.keys)  # one key is not their mean
         pays = suspected | (self.last_pass == "always") | (steps > 3 * train.rows // train.rows_per_batch)
         pays = pays & may
         error = jax.lax.cond(pays, looked, lambda: mean)

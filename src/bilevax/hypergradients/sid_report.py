@@ -9,7 +9,6 @@ from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.records import Error, Estimate
 from bilevax.core.trees import norm, sub
-from bilevax.data import has_keys
 from bilevax.hypergradients.batch_means import contraction_rate
 from bilevax.hypergradients.every_row import way_on_every_row
 from bilevax.hypergradients.joint_sid import epoch, measured_step, measuring_calls
@@ -28,7 +27,7 @@ WALK = 8
 def leads_on(estimate: Estimate, instance: Instance) -> Array | bool:
     """Whether its chains are so long that every row, and minibatches that lead on, cost little beside them."""
     train, val, steps = instance.train, instance.val, estimate.steps
-    if steps is None or not isinstance(estimate.seen, Seen) or has_keys(train) or has_keys(val):
+    if steps is None or not isinstance(estimate.seen, Seen) or train.keys or val.keys:
         return False  # one key is not the mean of all
     if independent(train, val)[1].whole and val.rows > train.rows_per_batch:
         return False  # every minibatch of val would be dear
