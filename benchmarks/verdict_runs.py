@@ -153,7 +153,7 @@ class Said(NamedTuple):
     confidence: np.ndarray  # of the sign
     relative: np.ndarray
     upper: np.ndarray
-    degrees: np.ndarray
+    degrees_of_freedom: np.ndarray
 
 
 def said(code: Any, error: Any) -> Said:
@@ -167,7 +167,7 @@ def said(code: Any, error: Any) -> Said:
         low, high = one.interval(bias=True)
         half.append(0.5 * (flat(high) - flat(low)))
         confidence.append(flat(one.sign_confidence))
-    numbers = (np.asarray(x, np.float64) for x in (relative, upper, error.degrees))
+    numbers = (np.asarray(x, np.float64) for x in (relative, upper, error.degrees_of_freedom))
     return Said(code, value, np.stack(half), np.stack(confidence), *numbers)
 
 
@@ -255,7 +255,7 @@ def measure(name: str, estimator: str, setting: Setting) -> dict[str, np.ndarray
         found.append({
             "cell": cell, "problem": problem, "steps": np.full(len(cell), steps), "true": true,
             "error": say.value - truth, "code": say.code, "half": say.half, "relative": say.relative,
-            "upper": say.upper, "degrees": say.degrees, "declared": say.confidence > CERTAIN,
+            "upper": say.upper, "degrees": say.degrees_of_freedom, "declared": say.confidence > CERTAIN,
             "wrong": np.sign(say.value) != np.sign(truth),
         })  # fmt: skip
     out = {key: np.concatenate([f[key] for f in found]) for key in found[0]}

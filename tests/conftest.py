@@ -49,7 +49,7 @@ class Scripted(Table):
     def rows_per_batch(self):
         return next(iter(self.scripts.values())).shape[1]
 
-    def renew(self, plan, key, j, first):
+    def plan_chunk(self, plan, key, j, first):
         if plan is None:
             plan = jnp.full_like(next(iter(self.scripts.values())), self.rows)
         for name, script in self.scripts.items():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import config, replace, strong
+from bilevax.core.config import canonicalize, config, replace_unchecked
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.testing.tools import Wrapped
 from bilevax.theory import (
@@ -109,7 +109,7 @@ def test_a5_no_bound_is_exceeded(name, rule, batch_size):
 def test_a5_control_constants_that_are_too_small_make_bounds_that_are_exceeded(changes, bounds):
     p = QUADRATICS["P1"]
     right = p.constants(p.lam, batch_size=20)
-    wrong = replace(right, **{name: factor * getattr(right, name) for name, factor in changes.items()})
+    wrong = replace_unchecked(right, **{name: factor * getattr(right, name) for name, factor in changes.items()})
     exceeded = {name for name, values in ratios(p, "constant", 20, wrong).items() if np.any(values > 1.0)}
     assert exceeded >= bounds
 
@@ -132,7 +132,9 @@ def sample(p, sid, *, batch_size, runs, w0=None, train=None):
     train = bx.Arrays(p.train_data, batch_size) if train is None else train
     w0 = jnp.zeros_like(jnp.asarray(p.w(p.lam))) if w0 is None else jnp.asarray(w0)
     sources = train, bx.Arrays(p.val_data)
-    return jax.tree.map(np.asarray, estimates(strong(p.problem), strong(sid), w0, jnp.asarray(p.lam), sources, runs))
+    return jax.tree.map(
+        np.asarray, estimates(canonicalize(p.problem), canonicalize(sid), w0, jnp.asarray(p.lam), sources, runs)
+    )
 
 
 def mean_square(samples, truth):
@@ -230,10 +232,12 @@ def test_a8_penalties_have_no_floor():
 class Frozen(Wrapped):
     """A source that hands out the first of its minibatches again and again."""
 
-    whole = False
+    is_full_batch = False
 
     def fold(self, step, carry, args, *, key, start, stop):
-        first = self.source.visit(self.source.renew(None, key, jnp.int32(0), True), jnp.int32(0), lambda draw: draw)
+        first = self.source.visit(
+            self.source.plan_chunk(None, key, jnp.int32(0), True), jnp.int32(0), lambda draw: draw
+        )
         return jax.lax.fori_loop(start, stop, lambda j, carry: step(carry, args, j, first), carry)
 
 
@@ -275,8 +279,10 @@ def scripted_estimates(problem, w, v, lam, source, val, scripts):
     """One step of the linear solver from v, and one cross product, on the rows of each script."""
 
     def one(script):
-        sid = strong(bx.SID(bx.Given(), bx.FixedPoint(1), cross_batches=1))
-        return sid.estimate(bx.Instance(problem, lam, replace(source, scripts=script), val), w, key=KEY, v0=v).value
+        sid = canonicalize(bx.SID(bx.Given(), bx.FixedPoint(1), cross_batches=1))
+        return sid.estimate(
+            bx.Instance(problem, lam, replace_unchecked(source, scripts=script), val), w, key=KEY, v0=v
+        ).value
 
     return jax.vmap(one)(scripts)
 
@@ -290,7 +296,7 @@ def test_a10_the_last_draw_reused_is_seen_where_jacobians_go_together(Scripted):
     bias = {}
     for name, scripts in (("fresh", pairs), ("reused", {"linear": each, "cross": each})):
         source = Scripted(train, KEY, scripts)
-        value = scripted_estimates(strong(p.problem), w, v, lam, source, bx.Arrays(p.val_data), scripts)
+        value = scripted_estimates(canonicalize(p.problem), w, v, lam, source, bx.Arrays(p.val_data), scripts)
         bias[name] = relative_bias(np.asarray(value), p) / b  # the covariance of two means over the same b rows
     assert bias["fresh"] < 1e-12
     assert bias["reused"] > 0.02
@@ -314,7 +320,7 @@ def note(key, number):
 class Noting(Wrapped):
     """A source that notes how many minibatches are read with which key."""
 
-    whole = False
+    is_full_batch = False
 
     def fold(self, step, carry, args, *, key, start, stop):
         jax.debug.callback(note, jax.random.key_data(key), jnp.asarray(stop - start))
@@ -336,7 +342,7 @@ def test_a16_what_is_read_is_what_is_counted(J1):
         sid = bx.SID(bx.FixedPoint(t, 0.1), bx.FixedPoint(k, 0.1), cross_batches=J, outer_batches=J1)
         sources = bx.Arrays(p.train_data, b), bx.Arrays(val, 2)
         READ.clear()
-        cost, value = noted_estimate(strong(p.problem), strong(sid), jnp.asarray(p.lam), sources)
+        cost, value = noted_estimate(canonicalize(p.problem), canonicalize(sid), jnp.asarray(p.lam), sources)
         jax.block_until_ready(value)
         jax.effects_barrier()
         assert (cost.gradients.samples, cost.hvps.samples, cost.cross.samples) == (t * b, k * b, J * b)

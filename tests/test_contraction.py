@@ -13,8 +13,8 @@ import pytest
 from jax import Array
 
 import bilevax as bx
-from bilevax.core.config import strong
-from bilevax.solvers.stability import BURN_IN, Pair, coupled_pair
+from bilevax.core.config import canonicalize
+from bilevax.solvers.stability import BURN_IN, Pair, coupling
 
 OPTIMISED = True
 D, ROWS, SEEDS = 10, 2000, 400
@@ -41,7 +41,7 @@ def pairs(source: bx.Arrays, q: Array, eta: Array, start: Array, steps: Array) -
     def one(key: Array) -> Pair:
         options = {"key": key, "start": start, "steps": steps, "step_size": lambda j: eta}
         points = jnp.zeros(D), jax.random.normal(jax.random.fold_in(key, np.uint32(2**32 - 1)), (D,))
-        return coupled_pair(affine, points, q, source, **options)
+        return coupling(affine, points, q, source, **options)
 
     return jax.vmap(one)(KEYS)
 
@@ -166,7 +166,7 @@ def chains(source: bx.Arrays, q: Array, solver: bx.FixedPoint, x0: Array) -> Any
 
 
 def solved(s: float, q: float, steps: int, x0: float = 0.0, eta: float = 1.0) -> Any:
-    return chains(rows(s), jnp.float64(q), strong(bx.FixedPoint(steps, eta)), jnp.full(D, x0))
+    return chains(rows(s), jnp.float64(q), canonicalize(bx.FixedPoint(steps, eta)), jnp.full(D, x0))
 
 
 @pytest.mark.parametrize(

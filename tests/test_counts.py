@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.solvers.stability import CONFIRMING
 from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.testing.tools import Counted, Counter
@@ -79,7 +79,7 @@ def moved(factor, solver):
 @pytest.mark.parametrize("steps", [0, 30])
 def test_a16_a_fixed_point_counts_its_steps_and_what_confirms_that_they_grow(factor, checks, steps):
     before = SEEN.number
-    out = moved(factor, strong(bx.FixedPoint(steps)))
+    out = moved(factor, canonicalize(bx.FixedPoint(steps)))
     assert SEEN.after(out) - before == out.calls + out.checks
     assert out.calls == (10 + 1 if factor == 1.2 and steps else steps)
     assert out.checks == (checks if steps else 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import replace, strong
+from bilevax.core.config import canonicalize, replace_unchecked
 from bilevax.core.trees import norm, sub
 from bilevax.planning import pilot
 from bilevax.testing.problems import problem
@@ -183,14 +183,14 @@ def test_a_trial_says_what_a_method_leaves_on_the_rows_it_was_tried_on():
     w = np.linalg.solve(H, X.T @ y / 64)
     exact = -0.1 * w @ np.linalg.solve(H, Z.T @ (Z @ w - z) / 32)
     sources = tuple(bx.Arrays({"x": x, "y": t}, 8) for x, t in zip(rows, targets, strict=True))
-    problem = strong(bx.Problem(bx.GradientStep(inner, 1.0), outer))
+    problem = canonicalize(bx.Problem(bx.GradientStep(inner, 1.0), outer))
     start, lam, key = pilot.Start(jnp.zeros(d), None), jnp.log(jnp.asarray(0.1)), jax.random.key(0)
 
     def option(steps):
         return pilot.Option("AID-CG", problem, bx.SID(bx.LBFGS(1e-12, steps), bx.CG(1e-12, steps)), sources)
 
     for steps in (2, 4):
-        solvers = strong(option(steps).estimator)
+        solvers = canonicalize(option(steps).estimator)
         whole = [bx.Arrays(s.data) for s in sources]
         after = bx.hypergradient(problem, solvers, start.w, lam, *whole, key=key, report=False).value
         trial = pilot.tried(option(steps), option(40), start, lam, sources, key=key)
@@ -224,9 +224,9 @@ def test_a_planned_sid_goes_by_its_error_report_and_says_so():
     case = CASES["logistic-500x20-0.1"]
     p = case.plan(budget=5 * case.rows)
     assert p.method == "SID"
-    assert p.val.whole
+    assert p.val.is_full_batch
     for goal, code in ((10 * p.predicted, bx.Code.OK), (p.predicted / 20, bx.Code.TOLERANCE_NOT_MET)):
-        assert int(replace(p, goal=goal).run(key=jax.random.key(1)).code) == code
+        assert int(replace_unchecked(p, goal=goal).run(key=jax.random.key(1)).code) == code
     verified = p.verify(key=jax.random.key(2), replicas=8)
     assert case.error(p.run(key=jax.random.key(3))) / 4 < verified.measured < p.predicted
 
@@ -234,7 +234,7 @@ def test_a_planned_sid_goes_by_its_error_report_and_says_so():
 @pytest.mark.parametrize("passes", [10, 40])
 def test_a_step_that_is_to_be_measured_leaves_room_for_a_run(passes):
     args = problem("logistic-500x20-0.1")
-    measured = replace(args.problem, inner_map=replace(args.problem.inner_map, step_size=None))
+    measured = replace_unchecked(args.problem, inner_map=replace_unchecked(args.problem.inner_map, step_size=None))
     budget = passes * args.sources()[0].rows
     p = bx.plan(measured, args.w0, args.lam, *args.sources(), key=jax.random.key(0), budget=budget)
     assert p.spent <= 0.3 * budget

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2
 
 import bilevax as bx
-from bilevax.core.config import config, strong
+from bilevax.core.config import canonicalize, config
 from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.testing.tools import Wrapped
 from bilevax.theory import hypergradient_moments, inner_moments, known, linear_moments, sid_moments
@@ -33,7 +33,7 @@ def monte_carlo(problem, sid, w0, lam, train, val, key, runs):
 def sample(p, sid, *, batch_size, w0=None, key=KEY, runs=MANY, sampling="iid"):
     train, val = bx.Arrays(p.train_data, batch_size, sampling=sampling), bx.Arrays(p.val_data)
     w0 = jnp.zeros(len(p.target)) if w0 is None else jnp.asarray(w0)
-    out = monte_carlo(strong(p.problem), strong(sid), w0, jnp.asarray(p.lam), train, val, key, runs)
+    out = monte_carlo(canonicalize(p.problem), canonicalize(sid), w0, jnp.asarray(p.lam), train, val, key, runs)
     return jax.tree.map(np.asarray, out)
 
 
@@ -238,14 +238,14 @@ STAGES = ("w", "outer_value", "v", "value")
 def watched():
     """counts, key, exchanged key -> (what the stages gave, the keys of their folds)."""
     p = FiniteQuadratic.random(0, n=40, d=4, m=3)
-    problem = strong(bx.Problem(p.problem.inner_map, linear_outer_loss))
+    problem = canonicalize(bx.Problem(p.problem.inner_map, linear_outer_loss))
     val = {"target": np.random.default_rng(0).normal(size=(30, 4)), "r": np.zeros(30)}
     sources = bx.Arrays(p.train_data, 5), bx.Arrays(val, 5)
     nothing = np.zeros_like(jax.random.key_data(KEY))
 
     def call(t=20, k=20, J=5, J1=4, *, seed=0, exchange=(nothing, nothing)):
         solvers = (bx.FixedPoint(t, 0.1), bx.FixedPoint(k, 0.1))
-        sid = strong(bx.SID(*solvers, cross_batches=J, outer_batches=J1))
+        sid = canonicalize(bx.SID(*solvers, cross_batches=J, outer_batches=J1))
         SEEN.clear()
         out = watched_estimate(problem, sid, jnp.asarray(p.lam), sources, jax.random.key(seed), *exchange)
         found = jax.tree.map(np.asarray, jax.block_until_ready(out))
@@ -326,7 +326,7 @@ def test_a12_the_errors_of_the_stages_are_uncorrelated():
     problem = bx.Problem(p.problem.inner_map, linear_outer_loss)
     sid = bx.SID(bx.FixedPoint(20, 0.1), bx.FixedPoint(20, 0.1), cross_batches=1)
     sources = bx.Arrays(p.train_data, 1), bx.Arrays(p.val_data)
-    out = monte_carlo(strong(problem), strong(sid), jnp.zeros(4), jnp.asarray(p.lam), *sources, KEY, MANY)
+    out = monte_carlo(canonicalize(problem), canonicalize(sid), jnp.zeros(4), jnp.asarray(p.lam), *sources, KEY, MANY)
     _, w, v = jax.tree.map(np.asarray, out)
     correlation = np.corrcoef(w.T, v.T)[:4, 4:]
     assert np.max(np.abs(correlation)) < 4.5 / np.sqrt(MANY)

@@ -67,7 +67,7 @@ def fold(
 
 def no_plan(source: Source, key: Array) -> PyTree:
     """What stands for the plan before the first chunk."""
-    shape = jax.eval_shape(lambda: source.renew(None, key, jnp.int32(0), True))
+    shape = jax.eval_shape(lambda: source.plan_chunk(None, key, jnp.int32(0), True))
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
 
 
@@ -85,8 +85,8 @@ def continued(
     uneven = isinstance(source, UnevenSource) and source.uneven
 
     def segment(at: Underway) -> Underway:
-        plan = source.renew(at.plan, key, at.j, at.j == start)
-        end = jnp.minimum(stop, source.boundary(at.j))
+        plan = source.plan_chunk(at.plan, key, at.j, at.j == start)
+        end = jnp.minimum(stop, source.chunk_end(at.j))
 
         def one(j: Array, carry: Carry, **known: bool) -> Carry:
             return source.visit(plan, j, lambda draw: step(carry, args, j, draw), **known)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
@@ -132,8 +132,8 @@ def _batched(source: Any, b: int | None) -> Any:
     if source.batch_size == b:
         return source
     if source.sampling == "blocks" and source.seed is not None:  # a shuffle that whole batches have not needed
-        source = replace(source, sampling="shuffled")
-    return replace(source, batch_size=b)
+        source = replace_unchecked(source, sampling="shuffled")
+    return replace_unchecked(source, batch_size=b)
 
 
 def _whole(sources: Sources) -> Sources:
@@ -149,7 +149,7 @@ def joint(problem: Problem, step: float, room: float, sources: Sources) -> Optio
     Its steps fall from ``step`` on after the first third of the run.
     """
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
-    snapshot = not val.whole and val.rows <= ANCHOR * room
+    snapshot = not val.is_full_batch and val.rows <= ANCHOR * room
     for with_pass in (True, False):
         each = b * (1 + 1 / FOLLOWED) + bv + with_pass * (b + bv) / PRICED
         fixed = epoch(val) * bv * (1 + snapshot) + with_pass * epoch(train) * b
@@ -231,7 +231,7 @@ def _some(source: Any, key: Array) -> Any:
     number = _number(source.rows)
     b = None if source.batch_size is None else min(source.batch_size, number)
     chosen = _chosen(source.data, key, source.rows, number)
-    return replace(source, data=chosen, batch_size=b, sampling="iid" if b else source.sampling)
+    return replace_unchecked(source, data=chosen, batch_size=b, sampling="iid" if b else source.sampling)
 
 
 @partial(compiled, options=BRIEFLY, static=("rows", "number"))
@@ -262,9 +262,9 @@ def times(factor: float, estimator: SID) -> SID:
 
     def longer(solver: Any) -> Any:
         name = "steps" if isinstance(solver, FixedPoint) else "max_steps"
-        return replace(solver, **{name: max(1, round(factor * getattr(solver, name)))})
+        return replace_unchecked(solver, **{name: max(1, round(factor * getattr(solver, name)))})
 
-    return replace(estimator, inner=longer(estimator.inner), linear=longer(estimator.linear))
+    return replace_unchecked(estimator, inner=longer(estimator.inner), linear=longer(estimator.linear))
 
 
 def tried_shortly(option: Option, start: Start, lam: PyTree, truth: PyTree, *, key: Array) -> tuple[float, int]:

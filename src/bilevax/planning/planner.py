@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import count, real, replace, strong
+from bilevax.core.config import canonicalize, check_count, check_real, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
 from bilevax.core.protocols import RowSource
@@ -130,7 +130,7 @@ class Plan:
             key: a JAX random key.
             replicas: a count of at least 2. Cost: so many runs, or three.
         """
-        count("replicas", replicas, low=2)
+        check_count("replicas", replicas, low=2)
         args = self.w0, self.lam, self.train, self.val
         if self.method in SAMPLED:
             est = hypergradient(self.problem, self.estimator, *args, key=key, v0=self.v0, replicas=replicas)
@@ -193,13 +193,13 @@ def plan(
     if (budget is None) == (target is None):
         raise ParameterError("plan takes a budget (sample visits) or a target (relative error), exactly one of them")
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
-    price = real("full_batch_price", full_batch_price, low=0.0, open_low=True)
-    problem, sources = strong(problem), in_minibatches(train, val)
+    price = check_real("full_batch_price", full_batch_price, low=0.0, open_low=True)
+    problem, sources = canonicalize(problem), in_minibatches(train, val)
     start = Start(w0, None)
     if budget is not None:
-        budget = real("budget", budget, low=0.0, open_low=True)
+        budget = check_real("budget", budget, low=0.0, open_low=True)
         return _for_budget(problem, start, lam, sources, (budget, price), TOLERABLE, key=key)
-    target = real("target", target, low=0.0, open_low=True)
+    target = check_real("target", target, low=0.0, open_low=True)
     return _to_target(problem, start, lam, sources, target, price, key=key)
 
 
@@ -212,12 +212,12 @@ def _to_target(
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
         made = _for_budget(problem, start, lam, sources, (budget, price), target, key=here)
         before, spent = spent, spent + made.spent
-        made = replace(made, spent=spent, budget=budget + before)
+        made = replace_unchecked(made, spent=spent, budget=budget + before)
         if made.predicted <= target / MARGIN:
             return made
         if passes >= LONGEST:
             note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
-            return replace(made, notes=(note,))
+            return replace_unchecked(made, notes=(note,))
         start, passes = Start(made.w0, made.v0), 2 * passes
 
 
