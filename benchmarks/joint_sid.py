@@ -85,7 +85,7 @@ class Case(NamedTuple):
 def _errors(problem: Any, estimator: Any, w0: Any, lam: Any, sources: Any, truth: Any, key: Any, *, runs: int) -> Any:
     def one(key: Array) -> tuple[Array, Array]:
         est = estimator.estimate(bx.Instance(problem, lam, *sources), w0, key=key)
-        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.visits, float)
+        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.samples, float)
 
     return jax.vmap(one)(jax.random.split(key, runs))
 
@@ -255,7 +255,7 @@ def one_after_another(case: Case, estimator: Any, sources: Any, runs: int) -> tu
         args = case.w0, case.lam, *sources
         est = bx.hypergradient(case.problem, estimator, *args, key=jax.random.key(seed), tol=np.inf)
         errors.append(float(norm(sub(est.value, case.truth)) / norm(case.truth)) ** 2)
-    return errors, est.cost.visits
+    return errors, est.cost.samples
 
 
 # Which method wins

@@ -64,7 +64,7 @@ def case(name: str, draw: int) -> Case:
 def _errors(problem: Any, estimator: Any, w0: Any, lam: Any, sources: Any, truth: Any, key: Any) -> Any:
     def one(key: Any) -> Any:
         est = estimator.estimate(bx.Instance(problem, lam, *sources), w0, key=key)
-        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.visits, float)
+        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.samples, float)
 
     return jax.vmap(one)(jax.random.split(key, LANES))
 

@@ -283,7 +283,7 @@ def with_target(name: str, estimator: str, setting: Setting) -> dict[str, np.nda
             key = jax.random.key(2 * 10**8 + 4 * i + run)
             est = bx.hypergradient(p.unmeasured, method, w0, lam, train, val, key=key, target=TOL)
             error = np.linalg.norm(flat(est.value) - truth) / np.linalg.norm(truth)
-            found.append((i, int(est.code), error, est.cost.visits / train.rows))
+            found.append((i, int(est.code), error, est.cost.samples / train.rows))
     numbers, codes, errors, passes = map(np.array, zip(*found, strict=True))
     cpu = np.array(time.process_time() - clock)
     return {"problem": numbers, "code": codes, "true": errors, "passes": passes, "cpu": cpu}

@@ -129,7 +129,7 @@ def test_numbers_compile_nothing(met, compilations):
 def test_a_budget_is_kept_and_the_code_says_so():
     for budget in (2000, 5000, 12_000, 40_000):
         est = run(bx.JointSID(100, last_pass="never"), target=1e-5, budget=budget)
-        assert budget / 5 < est.cost.visits <= budget
+        assert budget / 5 < est.cost.samples <= budget
         assert est.code == bx.Code.TOLERANCE_NOT_MET
     assert "most of it the noise of the minibatches: try more steps" in est.message
 
@@ -143,7 +143,7 @@ def test_on_every_row_it_goes_on_until_the_target_or_until_nothing_moves():
     assert int(est.cost.gradients.calls) in (32, 64, 128)
     assert run(bx.SID(bx.LBFGS(1e-3), bx.CG(1e-3)), WHOLE, target=1e-17).code == bx.Code.STALLED
     short = run(sid, WHOLE, target=1e-7, budget=2000)
-    assert short.cost.visits <= 2000
+    assert short.cost.samples <= 2000
     assert "equation: try more inner steps" in short.message or "system: try more linear steps" in short.message
 
 

@@ -345,8 +345,8 @@ def test_a16_what_is_read_is_what_is_counted(J1):
         cost, value = noted_estimate(canonicalize(p.problem), canonicalize(sid), jnp.asarray(p.lam), sources)
         jax.block_until_ready(value)
         jax.effects_barrier()
-        assert (cost.gradients.samples, cost.hvps.samples, cost.cross.samples) == (t * b, k * b, J * b)
-        assert cost.outer_gradients.samples == (6 if J1 is None else J1 * 2)
+        assert (cost.gradients.evaluations, cost.hvps.evaluations, cost.cross.evaluations) == (t * b, k * b, J * b)
+        assert cost.outer_gradients.evaluations == (6 if J1 is None else J1 * 2)
         expected = [t, k, J] + ([] if J1 is None else [J1])
         assert sorted(x for x in READ.values() if x) == sorted(x for x in expected if x)
-        assert cost.visits == (t + k + J) * b + cost.outer_gradients.samples
+        assert cost.samples == (t + k + J) * b + cost.outer_gradients.evaluations

@@ -171,7 +171,7 @@ def test_a13_how_a_run_is_cut_changes_no_bit(warm):
     for other in runs[1:]:
         assert np.array_equal(runs[0].lam, other.lam)
         assert np.array_equal(runs[0].w, other.w)
-        for name in ("outer_value", "gradient_norm", "code", "visits"):
+        for name in ("outer_value", "gradient_norm", "code", "samples"):
             assert np.array_equal(getattr(runs[0].history, name), getattr(other.history, name)), name
         assert runs[0].cost == other.cost
     assert len(runs[0].history.code) == 20
@@ -205,10 +205,10 @@ def test_a13_visits_count_every_row_that_is_read():
     """t = s + 1 gradients, 9 products and 2 cross products on 20 rows each, and one outer gradient on one row."""
     result, _ = run(bx.BSGM(sid(bx.Growing(1.0), 9, 2), bx.optim("sgd", 0.005)), steps=10)
     each = 20 * (np.arange(1, 11) + 9 + 2) + 1
-    assert result.history.visits.tolist() == np.cumsum(each).tolist()
-    assert result.cost.visits == each.sum()
+    assert result.history.samples.tolist() == np.cumsum(each).tolist()
+    assert result.cost.samples == each.sum()
     parts = result.cost
-    assert [part.samples for part in parts] == [20 * 55, 20 * 90, 20 * 20, 10, 0]
+    assert [part.evaluations for part in parts] == [20 * 55, 20 * 90, 20 * 20, 10, 0]
 
 
 def test_a13_the_optimisers_state_is_carried():

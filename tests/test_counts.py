@@ -96,9 +96,9 @@ def test_a16_minibatches_are_counted_one_by_one():
     est = bx.hypergradient(P.problem, drawn, np.zeros(4), P.lam, train, val, key=KEY)
     report = 24 + 16 + 16  # minibatches: 16 have 64 rows
     assert seen.after(est) == t + k + J + report
-    assert est.error.visits == report * b + 1
+    assert est.error.samples == report * b + 1
     assert [int(part.calls) for part in est.cost] == [t, k, J, J1, 0]
-    assert [part.samples for part in est.cost] == [t * b, k * b, J * b, J1, 0]
+    assert [part.evaluations for part in est.cost] == [t * b, k * b, J * b, J1, 0]
 
 
 def scaled(w, lam, batch):
@@ -116,9 +116,9 @@ def test_a16_products_that_confirm_are_measuring(linear):
     sid = bx.SID(bx.FixedPoint(30), linear)
     est = bx.hypergradient(bx.Problem(scaled, total), sid, np.zeros(D), np.ones(D), rows, rows, key=KEY)
     assert est.code == bx.Code.NOT_CONTRACTIVE
-    assert est.cost.measuring.samples == CONFIRMING * 20
+    assert est.cost.measuring.evaluations == CONFIRMING * 20
     assert est.cost.gradients.calls == est.cost.hvps.calls == 11
-    assert est.cost.visits == (11 + 11 + 1 + CONFIRMING) * 20 + 20
+    assert est.cost.samples == (11 + 11 + 1 + CONFIRMING) * 20 + 20
 
 
 def test_a16_a_warm_start_costs_one_product():

@@ -232,8 +232,8 @@ def square(est, truth):
     return np.mean(np.sum((est.value - truth) ** 2, axis=1))
 
 
-def variance(influence, visits):
-    return np.sum(np.var(influence, axis=0)) / visits
+def variance(influence, samples):
+    return np.sum(np.var(influence, axis=0)) / samples
 
 
 @pytest.mark.slow
@@ -415,5 +415,5 @@ def test_a_snapshot_takes_the_noise_of_val_away():
     (corrected, cost), (noisy, plain) = run(True), run(False)
     assert corrected < 0.2 * noisy  # what remains is v forgetting the noise of the first quarter
     epoch = -(-val.rows // 4)
-    assert cost.visits - plain.visits == 4 * epoch
+    assert cost.samples - plain.samples == 4 * epoch
     assert int(cost.calls) - int(plain.calls) == 2000 + epoch

@@ -50,8 +50,8 @@ def test_few_rows_are_not_tried_and_the_typical_error_is_no_promise_that_is_brok
     plans = [case.plan(seed, budget=budget) for seed in range(SEEDS)]
     runs = [p.run(key=jax.random.key(100 + seed)) for seed, p in enumerate(plans)]
     for p, est in zip(plans, runs, strict=True):
-        assert p.spent + est.cost.visits <= 1.05 * budget
-        assert p.spent + est.cost.visits > 0.9 * budget or case.error(est) < 1e-10  # more would gain nothing
+        assert p.spent + est.cost.samples <= 1.05 * budget
+        assert p.spent + est.cost.samples > 0.9 * budget or case.error(est) < 1e-10  # more would gain nothing
         assert p.spent <= 0.35 * budget
         assert p.predicted == p.alternatives[p.method]
         assert "no trial" in p.notes[0]
@@ -86,7 +86,7 @@ def test_few_passes_over_many_rows_are_sampled_and_the_error_is_as_predicted():
         est = p.run(key=jax.random.key(10 + seed))
         assert p.method == "JointSID"
         assert p.train.rows_per_batch < 100
-        assert p.spent + est.cost.visits <= 1.05 * 100_000
+        assert p.spent + est.cost.samples <= 1.05 * 100_000
         errors.append(float(norm(sub(est.value, exact)) / norm(exact)))
         predicted.append(p.predicted)
     assert 1 / 3 < np.median(predicted) / np.sqrt(np.mean(np.square(errors))) < 3
@@ -120,7 +120,7 @@ def test_a_map_without_a_loss_is_solved_by_fixed_point_steps():
     p = case.plan(budget=80 * case.rows)
     est = p.run(key=jax.random.key(1))
     assert p.method == "AID-FP"
-    assert p.spent + est.cost.visits <= 1.05 * 80 * case.rows
+    assert p.spent + est.cost.samples <= 1.05 * 80 * case.rows
     assert case.error(est) < 1e-3
 
 
@@ -207,15 +207,15 @@ def test_a_trial_is_on_rows_drawn_without_replacement_and_on_none_where_it_is_to
     assert len(set(rows)) == 100
     assert set(rows) <= set(data["x"])
     assert set(rows) != set(np.asarray(pilot.few(sources, jax.random.key(1))[0].data["x"]))
-    assert pilot.trial_visits(3200, 10.0) == 100 * 34
-    assert pilot.trial_visits(1e6, 100.0) == 256 * 150
+    assert pilot.trial_samples(3200, 10.0) == 100 * 34
+    assert pilot.trial_samples(1e6, 100.0) == 256 * 150
 
 
 def test_full_batches_that_cost_less_are_chosen_sooner():
     case = CASES["logistic-500x20-0.1"]
     dear, cheap = (case.plan(budget=5 * case.rows, full_batch_price=price) for price in (1.0, 0.1))
     assert (dear.method, cheap.method) == ("SID", "AID-CG")
-    assert cheap.spent + 0.1 * cheap.run(key=jax.random.key(1)).cost.visits <= 1.05 * 5 * case.rows
+    assert cheap.spent + 0.1 * cheap.run(key=jax.random.key(1)).cost.samples <= 1.05 * 5 * case.rows
     with pytest.raises(bx.ParameterError, match="full_batch_price must lie in"):
         case.plan(budget=1e4, full_batch_price=0.0)
 

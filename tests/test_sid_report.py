@@ -117,7 +117,7 @@ def of(steps, **options):
 def test_every_row_is_asked_where_it_costs_little():
     assert float(of(LONG).error.order) == 0.5
     assert float(of(LONG - 1).error.order) == 1.0  # the tails
-    assert 0 < of(LONG).error.visits < 0.15 * of(LONG).cost.visits
+    assert 0 < of(LONG).error.samples < 0.15 * of(LONG).cost.samples
 
 
 @pytest.mark.slow

@@ -204,7 +204,7 @@ def test_noise_of_v_alone():
 def test_the_report_reads_less_than_a_seventh_of_what_the_estimate_did():
     solver = bx.FixedPoint(1000, 0.2)
     est = bx.hypergradient(P.problem, bx.SID(solver, solver), np.zeros(6), P.lam, *DATA, key=jax.random.key(0))
-    assert 0 < est.error.visits < 0.15 * est.cost.visits
+    assert 0 < est.error.samples < 0.15 * est.cost.samples
 
 
 def test_the_estimate_is_that_without_a_report_and_leaves_nothing_behind():

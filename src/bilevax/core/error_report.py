@@ -51,7 +51,7 @@ class ErrorReport(NamedTuple):
         sampling: the part of the cross and outer batches.
         contraction: estimated factor by which one step of the iteration shrinks an error.
         bound: of the norm of the whole error, from constants that were given; None where there are none.
-        visits: rows read for this report beside those that the estimate's ``cost`` counts.
+        samples: rows read for this report beside those that the estimate's ``cost`` counts.
         order: power of the number of steps with which ``bias`` falls at least: 1 if it is of a start, 1/2 of noise.
     """
 
@@ -64,7 +64,7 @@ class ErrorReport(NamedTuple):
     sampling: Array
     contraction: Array
     bound: Array | None = None
-    visits: Array | float = 0.0
+    samples: Array | float = 0.0
     order: Array | float = 1.0
 
     @property

@@ -32,12 +32,12 @@ class Count:
     reads: Array | int | None = None
 
     @property
-    def samples(self) -> Any:
+    def evaluations(self) -> Any:
         """Rows the calls are on: calls * rows."""
         return self._times_rows(self.calls)
 
     @property
-    def visits(self) -> Any:
+    def samples(self) -> Any:
         """Rows read: reads * rows."""
         return self._times_rows(self._known_reads)
 
@@ -54,7 +54,7 @@ class Count:
 
 
 class Cost(NamedTuple):
-    """What a computation cost, by kind of oracle call; ``visits`` is the number of rows read.
+    """What a computation cost, by kind of oracle call; ``samples`` is the number of rows read.
 
     Attributes:
         gradients: evaluations of the inner map (inner gradients).
@@ -71,9 +71,9 @@ class Cost(NamedTuple):
     measuring: Count = Count()
 
     @property
-    def visits(self) -> Any:
-        """Sample visits: rows read, over all kinds; a row in hand that serves several calls is read once."""
-        return sum(part.visits for part in self)
+    def samples(self) -> Any:
+        """Samples: rows read, over all kinds; a row in hand that serves several calls is read once."""
+        return sum(part.samples for part in self)
 
     def plus(self, other: "Cost") -> "Cost":
         """The cost of both, kind by kind."""
@@ -294,7 +294,7 @@ class History(NamedTuple):
         gradient_norm: norm of the estimated hypergradient; over a stretch of several steps, that of the mean direction
             (the change of lam over the sum of the outer steps).
         code: the worst :class:`~bilevax.Code` of its steps.
-        visits: sample visits up to and including the stretch.
+        samples: samples up to and including the stretch.
         seconds: time since the start when the compiled call that made it was done, compilation included.
         step: outer steps done at its end.
     """
@@ -302,7 +302,7 @@ class History(NamedTuple):
     outer_value: np.ndarray
     gradient_norm: np.ndarray
     code: np.ndarray
-    visits: np.ndarray
+    samples: np.ndarray
     seconds: np.ndarray
     step: np.ndarray
 

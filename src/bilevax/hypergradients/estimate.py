@@ -35,13 +35,13 @@ DOUBLINGS = 10
 """The most of them to a target, where no budget is given; in all not more than an int32 of steps allows."""
 
 MORE = 2.2
-"""The most that a doubling may multiply the visits by, a first pass over every row apart: two and the report."""
+"""The most that a doubling may multiply the samples by, a first pass over every row apart: two and the report."""
 
 PROGRESS = 0.9
 """What a doubling leaves, at most, of the relative error of a deterministic run that is getting somewhere."""
 
 LONG = 3e9
-"""Sample visits times unknowns of a run that is long."""
+"""Samples times unknowns of a run that is long."""
 
 
 def hypergradient(
@@ -96,7 +96,7 @@ def hypergradient(
             ... the steps of the estimator until its code is OK or twice as many do not fit into the budget (then it is
             TOLERANCE_NOT_MET, and ``message`` names the largest part of the error and what helps). Not under jit, vmap
             or scan. Of :class:`~bilevax.JointSID` and :class:`~bilevax.SID`.
-        budget: sample visits of a run with a target; its first steps, the estimator's own, are always made. None:
+        budget: samples of a run with a target; its first steps, the estimator's own, are always made. None:
             10 doublings.
         v0: start of the linear solver, like w0, for estimators that have one; None: 0. Not with a target.
         report: False: ``error`` is None and the code is the estimator's own, which knows no ``tol``; in up to a sixth
@@ -409,7 +409,7 @@ def _continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Es
             return estimate
         if still and not relative <= PROGRESS * before:
             return estimate._replace(code=jnp.int32(Code.STALLED))
-        if budget is not None and MORE * estimate.cost.visits + replicas * call.instance.train.rows > budget:
+        if budget is not None and MORE * estimate.cost.samples + replicas * call.instance.train.rows > budget:
             return estimate
         before = relative
     return estimate

@@ -71,7 +71,7 @@ def unknown_if_failed(estimate: Estimate, constants: Constants | None) -> Estima
     rest = bound, jnp.zeros_like(size), jnp.ones_like(size)
     unknown = ErrorReport(estimate.value, nowhere, nowhere, jnp.int32(0), part, part, part, part, *rest)
     if estimate.error is not None:
-        numbers = {name: jnp.asarray(getattr(estimate.error, name), size.dtype) for name in ("visits", "order")}
+        numbers = {name: jnp.asarray(getattr(estimate.error, name), size.dtype) for name in ("samples", "order")}
         known = estimate.error._replace(**numbers)
         unknown = where(estimate.code < Code.NOT_CONTRACTIVE, known, unknown)
     return estimate._replace(error=unknown, seen=None)
@@ -129,7 +129,7 @@ def _averaged(one: ErrorReport | None, value: PyTree, spread: PyTree, number: in
         bias=jax.tree.map(lambda b: jnp.mean(b, axis=0), one.bias),
         contraction=jnp.mean(one.contraction),
         bound=None if one.bound is None else jnp.mean(one.bound),
-        visits=jnp.sum(one.visits),
+        samples=jnp.sum(one.samples),
     )
 
 

@@ -141,7 +141,7 @@ def residual_error(
         sampling=jnp.zeros_like(size),
         contraction=(1.0 - jnp.minimum(least, 1.0)).astype(size.dtype),
         bound=None if constants is None else _bound(constants, *left).astype(size.dtype) + ROUNDING * eps * size,
-        visits=(5.0 + jnp.maximum(lefts.calls // 10 - 4, 0).astype(size.dtype)) * train.rows + 2.0 * val.rows,
+        samples=(5.0 + jnp.maximum(lefts.calls // 10 - 4, 0).astype(size.dtype)) * train.rows + 2.0 * val.rows,
     )
 
 

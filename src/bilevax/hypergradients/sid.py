@@ -84,7 +84,7 @@ class SID:
 
     Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient; what is
     spent on confirming that an iteration does not contract is ``cost.measuring``, and what the report reads
-    ``error.visits``: every row and a tenth of k minibatches, or a fortieth of them, at least 24. Memory, with the
+    ``error.samples``: every row and a tenth of k minibatches, or a fortieth of them, at least 24. Memory, with the
     report: 18 copies of w and v, and 16 of lam.
     Source: Grazzi, Pontil, Salzo (2021), arXiv:2011.07122.
 

@@ -106,9 +106,9 @@ def tail_report(instance: Instance, estimate: Estimate, *, key: Array) -> ErrorR
         rest = _bias_only(estimate.value, bias, 1.0 - rate.seen * last.sizes[-1])
     twice = int(seen.inner is not None)  # once for the changes, once for the products
     minibatches = answered + (1 + twice) * read[0], twice * read[1]
-    visits = minibatches[0] * train.rows_per_batch + minibatches[1] * val.rows_per_batch
+    samples = minibatches[0] * train.rows_per_batch + minibatches[1] * val.rows_per_batch
     dtype = rate.seen.dtype
-    return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(dtype), order=jnp.ones((), dtype))
+    return _with_noise(rest, noise)._replace(samples=rest.samples + samples.astype(dtype), order=jnp.ones((), dtype))
 
 
 def _images(

@@ -80,7 +80,7 @@ def _led_on(instance: Instance, estimate: Estimate, *, key: Array) -> ErrorRepor
     of_w, of_v = (jnp.zeros_like(left) if tail is None else part for tail in chains)
     enough = jnp.floor(FEWEST / ENOUGH * -rate * number.astype(rate.dtype)).astype(jnp.int32)
     calls = measuring_calls(train, WALK) + epoch(train) + 2 * number, epoch(val) + number
-    visits = calls[0] * train.rows_per_batch + calls[1] * val.rows_per_batch
+    samples = calls[0] * train.rows_per_batch + calls[1] * val.rows_per_batch
     return ErrorReport(
         value=estimate.value,
         standard_error=as_others(way.doubt),
@@ -90,6 +90,6 @@ def _led_on(instance: Instance, estimate: Estimate, *, key: Array) -> ErrorRepor
         linear=of_v,
         sampling=norm(sub(estimate.value, way.value)),
         contraction=jnp.exp(rate * last.sizes[-1].astype(rate.dtype) / eta).astype(left.dtype),
-        visits=visits.astype(jnp.result_type(float)),
+        samples=samples.astype(jnp.result_type(float)),
         order=jnp.full((), 0.5, jnp.result_type(float)),
     )

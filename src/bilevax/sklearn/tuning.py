@@ -307,7 +307,7 @@ class _EarlyStopping:
         record = {
             "step": step,
             "seconds": time.monotonic() - self.clock,
-            "visits": int(seen.visits[-1]),
+            "visits": int(seen.samples[-1]),
             "tuning_loss": point.tuning_loss,
             "validation_loss": point.validation_loss,
             "gradient_norm": float(seen.gradient_norm[-1]),

@@ -227,8 +227,8 @@ def _cost(algorithm: Any, reference: Reference) -> None:
     parts = [result.cost.gradients, result.cost.hvps, result.cost.cross, result.cost.measuring]
     declared = sum(int(part.calls) for part in parts if part.rows == train.rows_per_batch)
     require(declared >= drawn, f"{name} reads {drawn} minibatches of train and counts {declared} in its cost")
-    rising = np.all(np.diff(result.history.visits) > 0) and result.history.visits[-1] == result.cost.visits
-    require(rising, f"the visits that {name} records must rise at every step, to those of the whole run")
+    rising = np.all(np.diff(result.history.samples) > 0) and result.history.samples[-1] == result.cost.samples
+    require(rising, f"the samples that {name} records must rise at every step, to those of the whole run")
 
 
 def _randomness(algorithm: Any, reference: Reference, base: Result, stochastic: bool) -> None:
