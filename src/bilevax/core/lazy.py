@@ -4,12 +4,11 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 
 def attach(
     package: str, modules: Sequence[str], names: Sequence[str], whole: Sequence[str] = ()
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package.
 
     Args:
@@ -19,7 +18,8 @@ def attach(
         whole: modules all of whose public names are the package's, without being listed.
     """
 
-    def get(name: str) -> Any:
+    def get(name: str) -> object:
+        # The names of whole modules are not known before these are imported, so that __all__ is made when asked for.
         if name == "__all__" and whole:
             return every_name()
         if name in names and name in modules:
@@ -27,6 +27,7 @@ def attach(
         for module in modules if name in names else () if name.startswith("_") else whole:
             home = importlib.import_module(f"{package}.{module}")
             if hasattr(home, name):
+                # From now on an attribute of the package, found without a call of this.
                 setattr(sys.modules[package], name, getattr(home, name))
                 return getattr(home, name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
