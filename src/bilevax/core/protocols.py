@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, Type
 from jax import Array
 
 from bilevax.core.config import Steps
-from bilevax.core.records import Cost, Diagnosis, Estimate, Info, Run, Solution
-from bilevax.core.trees import PyTree
+from bilevax.core.records import Cost, Count, Estimate, Failure, Info, Solution
+from bilevax.core.trees import Operator, PyTree
 
 if TYPE_CHECKING:
     from bilevax.core.instance import Instance
@@ -265,9 +265,7 @@ class SystemSolver(Protocol):
     def needs_symmetry(self) -> bool:
         """True if A must be self-adjoint in a metric."""
 
-    def solve(
-        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solution:
+    def solve(self, matvec: Operator, g: PyTree, metric: PyTree | None, start: PyTree | None = None) -> Solution:
         """A v = g, with A = I - d1Phi^T as v -> A v, all trees like w; ``metric`` as :meth:`BilevelProblem.metric`."""
 
 
@@ -304,6 +302,38 @@ class Suspecting(Protocol):
 
     def suspecting(self: Method) -> Method:
         """The same, but it takes a suspicion for proof."""
+
+
+class Run(NamedTuple):
+    """States of an estimator before and after it: a diagnosis repeats the failed stage from them.
+
+    Attributes:
+        before: the state before; w0 of an estimator without states.
+        after: the state after, with its ``trace``; None likewise.
+        doublings: of the run that was continued; 0 of a run that was not.
+    """
+
+    before: PyTree
+    after: PyTree
+    doublings: Array | int
+
+
+class Diagnosis(NamedTuple):
+    """What was found when the failed stage of an estimate was repeated, alone.
+
+    Attributes:
+        code: OK where a suspicion was refuted.
+        failure: where.
+        w: the last finite one.
+        v: likewise.
+        checks: diagnostic products.
+    """
+
+    code: Array
+    failure: Failure
+    w: PyTree
+    v: PyTree | None
+    checks: Count
 
 
 @runtime_checkable

@@ -201,38 +201,6 @@ def nonfinite_code(tree: PyTree) -> Array:
     return jnp.where(all_finite(tree), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
 
 
-class Run(NamedTuple):
-    """States of an estimator before and after it: a diagnosis repeats the failed stage from them.
-
-    Attributes:
-        before: the state before; w0 of an estimator without states.
-        after: the state after, with its ``trace``; None likewise.
-        doublings: of the run that was continued; 0 of a run that was not.
-    """
-
-    before: PyTree
-    after: PyTree
-    doublings: Array | int
-
-
-class Diagnosis(NamedTuple):
-    """What was found when the failed stage of an estimate was repeated, alone.
-
-    Attributes:
-        code: OK where a suspicion was refuted.
-        failure: where.
-        w: the last finite one.
-        v: likewise.
-        checks: diagnostic products.
-    """
-
-    code: Array
-    failure: Failure
-    w: PyTree
-    v: PyTree | None
-    checks: Count
-
-
 class Estimate(NamedTuple):
     """A hypergradient and what it came from.
 

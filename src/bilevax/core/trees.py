@@ -13,6 +13,9 @@ from bilevax.core.errors import ParameterError
 
 PyTree: TypeAlias = Any
 
+Operator: TypeAlias = Callable[[PyTree], PyTree]
+"""A linear map of trees, by its products."""
+
 T = TypeVar("T")
 
 

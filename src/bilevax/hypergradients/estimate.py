@@ -14,8 +14,8 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
 from bilevax.core.programs import BRIEFLY, PLAINLY, compiled
-from bilevax.core.protocols import BilevelProblem, Estimator, ExtensibleEstimator, RowSource, Suspecting
-from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure, Run
+from bilevax.core.protocols import BilevelProblem, Estimator, ExtensibleEstimator, RowSource, Run, Suspecting
+from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
 from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, where
 from bilevax.hypergradients.diagnosis import explain_failure, unused_leaves
 from bilevax.hypergradients.differentiated import differentiated
@@ -24,9 +24,8 @@ from bilevax.hypergradients.report import (
     attach_report,
     average_replicas,
     report_is_due,
-    trace_of,
     unknown_if_failed,
-)  # fmt: skip
+)
 from bilevax.hypergradients.sid_report import leads_on
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
@@ -153,14 +152,7 @@ def hypergradient(
 
 
 def value_and_hypergradient(
-    problem: Problem,
-    estimator: Estimator,
-    w0: PyTree,
-    lam: PyTree,
-    train: RowSource,
-    val: RowSource,
-    *,
-    key: Array,
+    problem: Problem, estimator: Estimator, w0: PyTree, lam: PyTree, train: RowSource, val: RowSource, *, key: Array
 ) -> tuple[Array, PyTree]:
     """(E(w, lam), hypergradient), for one's own loop; NaN where the estimate failed, so that no failure is silent.
 
@@ -234,6 +226,12 @@ class Call(NamedTuple):
         return self.key if replicas == 1 else jax.random.split(self.key, replicas)
 
 
+class Stateless(NamedTuple):
+    """The state of an estimator without one: it leaves no evidence for a report."""
+
+    trace: None = None
+
+
 class Outcome(NamedTuple):
     """The result of a program.
 
@@ -277,16 +275,16 @@ def _estimate(
             before = estimator.init(ready, call.w0, key=key, v0=call.v0) if held is None else held[1]
             estimate, after = estimator.extend(ready, before, key=key, doublings=doublings)
         else:
-            before, after = call.w0, None
+            before, after = call.w0, Stateless()
             estimate = estimator.estimate(ready, call.w0, key=key, v0=call.v0)
         estimate = with_measuring_cost(estimate, instance)
         estimate = estimate if apart else explain_failure(estimate, ready, call.w0)
-        due = report_is_due(estimate, trace_of(after), estimator, ready)
+        due = report_is_due(estimate, after.trace, estimator, ready)
         if not report:
             estimate = estimate._replace(error=None)
         elif not (apart and due):
             led = None if replicas == 1 else False
-            estimate = attach_report(estimate, trace_of(after), ready, estimator, constants, key=key, led=led)
+            estimate = attach_report(estimate, after.trace, ready, estimator, constants, key=key, led=led)
             estimate = unknown_if_failed(estimate, constants) if due else estimate
         return estimate, ready.problem, Run(before, after, doublings)
 
@@ -295,7 +293,7 @@ def _estimate(
     else:
         axes = 0, None if held is None else 0
         estimate, problem, run = jax.vmap(one, axes)(call.keys(replicas), held)
-    to_come = report and apart and report_is_due(estimate, trace_of(run.after), estimator, instance)
+    to_come = report and apart and report_is_due(estimate, run.after.trace, estimator, instance)
     return Outcome(estimate, problem, run, None if to_come else _finished(call, estimate, replicas))
 
 
@@ -380,7 +378,7 @@ def _eager(
     if outcome.finished is not None:
         return outcome.finished, outcome.held
     # Known before it is compiled, the choice of the report spares the program of the other one.
-    led = replicas == 1 and bool(leads_on(outcome.estimate, trace_of(outcome.run.after), call.instance))
+    led = replicas == 1 and bool(leads_on(outcome.estimate, outcome.run.after.trace, call.instance))
     return _reported(call, outcome.estimate, outcome.held, replicas=replicas, led=led), outcome.held
 
 

@@ -1,7 +1,6 @@
 """Iterative differentiation: the derivative of the trajectory itself."""
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -18,12 +17,12 @@ from bilevax.core.config import (
     replace_unchecked,
     set_frozen,
     static,
-)  # fmt: skip
+)
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
-from bilevax.core.protocols import BilevelProblem
-from bilevax.core.records import Cost, Count, Diagnosis, Estimate, Failure, Run, nonfinite_code, worst_part
-from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
+from bilevax.core.protocols import BilevelProblem, Diagnosis, Run
+from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite_code, worst_part
+from bilevax.core.trees import Operator, PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.solvers.left import moves_left
@@ -236,7 +235,7 @@ NEVER = jnp.iinfo(jnp.int32).max
 """A step that does not come."""
 
 
-def vjp_of_step(instance: Instance, w: PyTree, lam: PyTree, eta: Array) -> Callable[[PyTree], PyTree]:
+def vjp_of_step(instance: Instance, w: PyTree, lam: PyTree, eta: Array) -> Operator:
     """The product u -> u + eta (d1Phi^T u - u) with the transposed Jacobian of a step; not differentiated."""
     w, instance = jax.lax.stop_gradient(w), instance._replace(lam=jax.lax.stop_gradient(lam))
     return lambda u: axpy(eta, sub(instance.mean_adjoint_product(w, u), u), u)

@@ -10,19 +10,8 @@ from bilevax.core.codes import Code
 from bilevax.core.config import Steps, at_least_one, check_choice, check_fields, config, replace_unchecked, set_frozen
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, RowSource
-from bilevax.core.records import (
-    Cost,
-    Count,
-    Diagnosis,
-    ErrorReport,
-    Estimate,
-    Failure,
-    Run,
-    SolverError,
-    nonfinite_code,
-    worst_part,
-)  # fmt: skip
+from bilevax.core.protocols import BilevelProblem, Diagnosis, RowSource, Run
+from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, SolverError, nonfinite_code, worst_part
 from bilevax.core.trees import PyTree, norm, row, sub, where, zeros_like
 from bilevax.hypergradients.batch_means import BATCHES, extrapolated
 from bilevax.hypergradients.joint_chains import Chains, Series, SVRGSnapshot, begin

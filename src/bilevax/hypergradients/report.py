@@ -7,8 +7,8 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import Estimator, ExtensibleEstimator
-from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, worst_part
-from bilevax.core.trees import PyTree, norm, where
+from bilevax.core.records import ErrorReport, Estimate, Failure, worst_part
+from bilevax.core.trees import PyTree, norm, row, where
 from bilevax.hypergradients.damping import add_damping_bias
 from bilevax.hypergradients.residual_error import CERTAIN, residual_error
 from bilevax.hypergradients.sid_error import ChainTrace
@@ -20,11 +20,6 @@ FORGIVEN = 0.1
 
 FEWEST_STEPS = 8
 """Steps of a solver below which too little of the curvature is known to forgive it."""
-
-
-def trace_of(state: PyTree) -> PyTree:
-    """The evidence for a report in an estimator's state; None of an estimator without one."""
-    return None if state is None else state.trace
 
 
 def report_is_due(estimate: Estimate, trace: PyTree, estimator: Estimator, instance: Instance) -> bool:
@@ -117,10 +112,10 @@ def average_replicas(replicas: Estimate) -> Estimate:
     number = replicas.code.shape[0]
     spread = jax.tree.map(lambda x: jnp.std(x, axis=0, ddof=1) / number**0.5, replicas.value)
     worst = jnp.argmax(replicas.code)
-    failure = Failure(*(x[worst] for x in replicas.failure))
+    failure = row(replicas.failure, worst)
     error = _averaged(replicas.error, value, spread, number)
     steps = None if replicas.steps is None else replicas.steps[0]
-    cost = _total(replicas.cost)
+    cost = jax.tree.map(lambda calls: jnp.sum(jnp.asarray(calls), dtype=jnp.int32), replicas.cost)
     return Estimate(value, outer_value, w, v, replicas.code[worst], cost, failure, error, steps=steps)
 
 
@@ -136,10 +131,3 @@ def _averaged(one: ErrorReport | None, value: PyTree, spread: PyTree, number: in
         bound=None if one.bound is None else jnp.mean(one.bound),
         samples=jnp.sum(one.samples),
     )
-
-
-def _total(cost: Cost) -> Cost:
-    def total(calls: Array | int) -> Array:
-        return jnp.sum(jnp.asarray(calls), dtype=jnp.int32)
-
-    return Cost(*(Count(total(c.calls), c.rows, None if c.reads is None else total(c.reads)) for c in cost))

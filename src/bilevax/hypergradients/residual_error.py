@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,20 @@ from jax import Array
 
 from bilevax.core.instance import Instance
 from bilevax.core.records import ErrorReport, SolverError
-from bilevax.core.trees import PyTree, add, at_least_single, axpy, norm, row, scale, sub, vdot, where, zeros_like
+from bilevax.core.trees import (
+    Operator,
+    PyTree,
+    add,
+    at_least_single,
+    axpy,
+    norm,
+    row,
+    scale,
+    sub,
+    vdot,
+    where,
+    zeros_like,
+)
 from bilevax.theory import Constants, a_posteriori_bound
 
 CERTAIN: int = jnp.iinfo(jnp.int32).max
@@ -25,8 +38,6 @@ SAFETY = 3.0
 
 NEARLY_PARALLEL = 1e-3
 """Of vectors of length one in the norm of A, the eigenvalue of their products below which one is left out."""
-
-Operator: TypeAlias = Callable[[PyTree], PyTree]
 
 
 class SolverErrors(NamedTuple):

@@ -13,18 +13,16 @@ from bilevax.core.config import Steps, at_least_one, check_fields, config, repla
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, InnerSolver, LinearSolver, RowSource, StochasticSolver
-from bilevax.core.records import (
-    Cost,
-    Count,
+from bilevax.core.protocols import (
+    BilevelProblem,
     Diagnosis,
-    Estimate,
-    Failure,
+    InnerSolver,
+    LinearSolver,
+    RowSource,
     Run,
-    Solution,
-    nonfinite_code,
-    worst_part,
-)  # fmt: skip
+    StochasticSolver,
+)
+from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, nonfinite_code, worst_part
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread

@@ -14,19 +14,7 @@ from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import ErrorReport, Estimate, Snapshots
-from bilevax.core.trees import (
-    PyTree,
-    add,
-    astype_of,
-    axpy,
-    norm,
-    row,
-    scale,
-    sub,
-    vdot,
-    where,
-    zeros_like,
-)  # fmt: skip
+from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, row, scale, sub, vdot, where, zeros_like
 from bilevax.data import Arrays
 from bilevax.data.hashed import HashedBatches
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread, each

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.protocols import Draw, RowSource
-from bilevax.core.trees import PyTree, axpy, norm, scale, sub, vdot, where
+from bilevax.core.trees import Operator, PyTree, axpy, norm, scale, sub, vdot, where
 
 POWER_STEPS = 12
 """Power iterations on one matrix."""
@@ -32,7 +32,7 @@ def nonzero(direction: PyTree) -> PyTree:
     return where(size > jnp.finfo(size.dtype).tiny, direction, jax.tree.map(jnp.ones_like, direction))
 
 
-def power_iteration(matvec: Callable[[PyTree], PyTree], start: PyTree) -> Array:
+def power_iteration(matvec: Operator, start: PyTree) -> Array:
     """|largest eigenvalue| of a symmetric linear map, with a margin of 10 %."""
     zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))
 
@@ -122,7 +122,7 @@ class Growth(NamedTuple):
     products: Array
 
 
-def growth_rate(matvec: Callable[[PyTree], PyTree], direction: PyTree, products: Array | int) -> Growth:
+def growth_rate(matvec: Operator, direction: PyTree, products: Array | int) -> Growth:
     """Growth of a direction under so many products with a linear map; 0 cost nothing."""
     real = norm(direction).dtype
     tiny = jnp.finfo(real).tiny

@@ -10,7 +10,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import at_least_one, check_fields, config, nonnegative, positive
 from bilevax.core.records import Solution, SolverError
-from bilevax.core.trees import PyTree, all_finite, axpy, scale, sub, vdot, where, zeros_like
+from bilevax.core.trees import Operator, PyTree, all_finite, axpy, scale, sub, vdot, where, zeros_like
 from bilevax.solvers.left import KEPT, Ritz, energy_left
 from bilevax.solvers.scaling import FLAT, unit_system
 
@@ -61,9 +61,7 @@ class CG:
     def __post_init__(self) -> None:
         check_fields(self, tol=positive, max_steps=at_least_one, damping=nonnegative)
 
-    def solve(
-        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solution:
+    def solve(self, matvec: Operator, g: PyTree, metric: PyTree | None, start: PyTree | None = None) -> Solution:
         """Solve A v = g.
 
         Args:

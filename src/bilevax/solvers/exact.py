@@ -1,6 +1,5 @@
 """The linear system by its dense matrix."""
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import jax
@@ -11,7 +10,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import Solution, SolverError
-from bilevax.core.trees import PyTree, all_finite, at_least_single, norm, where, zeros_like
+from bilevax.core.trees import Operator, PyTree, all_finite, at_least_single, norm, where, zeros_like
 from bilevax.solvers.scaling import FLAT
 
 LARGEST = 5000
@@ -31,9 +30,7 @@ class Exact:
     stochastic: ClassVar[Literal[False]] = False
     needs_symmetry: ClassVar[bool] = False
 
-    def solve(
-        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solution:
+    def solve(self, matvec: Operator, g: PyTree, metric: PyTree | None, start: PyTree | None = None) -> Solution:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; the start does not matter.
 
         Raises:

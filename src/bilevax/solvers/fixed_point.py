@@ -11,7 +11,19 @@ from bilevax.core.codes import Code
 from bilevax.core.config import check_count, check_fields, config, positive, set_frozen
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import SNAPSHOTS, Snapshots, Solution
-from bilevax.core.trees import PyTree, at_least_single, axpy, largest, leaf_sum, norm, row, sub, where, zeros_like
+from bilevax.core.trees import (
+    Operator,
+    PyTree,
+    at_least_single,
+    axpy,
+    largest,
+    leaf_sum,
+    norm,
+    row,
+    sub,
+    where,
+    zeros_like,
+)
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, at_step, schedule
 from bilevax.solvers.stability import (
@@ -147,7 +159,7 @@ class FixedPoint:
         def mean_image(x: PyTree) -> PyTree:
             return source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
 
-        def vjp(x: PyTree, j: Array) -> Callable[[PyTree], PyTree]:
+        def vjp(x: PyTree, j: Array) -> Operator:
             eta = self.step_size(first + j)
 
             # u + eta (d1T^T u - u): of the derivative's transpose, the only product that a custom_vjp has

@@ -1,6 +1,5 @@
 """GMRES on the full batch, for systems that are not symmetric."""
 
-from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import at_least_one, check_fields, config, nonnegative, positive, static
 from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import (
+    Operator,
     PyTree,
     add,
     all_finite,
@@ -84,9 +84,7 @@ class GMRES:
     def __post_init__(self) -> None:
         check_fields(self, tol=positive, max_steps=at_least_one, restart=at_least_one, damping=nonnegative)
 
-    def solve(
-        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solution:
+    def solve(self, matvec: Operator, g: PyTree, metric: PyTree | None, start: PyTree | None = None) -> Solution:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""
 
         def operator(v: PyTree) -> PyTree:
@@ -128,9 +126,7 @@ class GMRES:
         return Solution(where(all_finite(value), value, zeros_like(g)), code, end.calls, end.steps, error=error)
 
 
-def _krylov(
-    operator: Callable[[PyTree], PyTree], r: PyTree, restart: int, limits: tuple[Array, Array, Array]
-) -> _Basis:
+def _krylov(operator: Operator, r: PyTree, restart: int, limits: tuple[Array, Array, Array]) -> _Basis:
     """The space of r (Arnoldi): to a residual of ``goal`` ||r||, ``room`` dimensions, or until A leads no further."""
     goal, room, top = limits
     kind = top.dtype

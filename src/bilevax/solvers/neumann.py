@@ -1,6 +1,5 @@
 """The truncated Neumann series on the full batch."""
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import jax
@@ -10,7 +9,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import at_least_one, check_fields, config, positive
 from bilevax.core.records import Solution
-from bilevax.core.trees import PyTree, add, norm, scale, sub, where
+from bilevax.core.trees import Operator, PyTree, add, norm, scale, sub, where
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.scaling import unit_system
 from bilevax.solvers.stability import MoveHistory, empty_history, final_code, monitor
@@ -40,9 +39,7 @@ class Neumann:
     def __post_init__(self) -> None:
         check_fields(self, tol=positive, max_steps=at_least_one)
 
-    def solve(
-        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solution:
+    def solve(self, matvec: Operator, g: PyTree, metric: PyTree | None, start: PyTree | None = None) -> Solution:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""
         size, b, v = unit_system(g, start)
         # from v_0 the series is that of the residual: v* = v_0 + sum_j (d1Phi^T)^j (g - A v_0)

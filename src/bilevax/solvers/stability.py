@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.protocols import Draw, RowSource
-from bilevax.core.trees import PyTree, all_finite, at_least_single, axpy, largest, norm, scale, sub, where
+from bilevax.core.trees import Operator, PyTree, all_finite, at_least_single, axpy, largest, norm, scale, sub, where
 from bilevax.linalg.power import Growth, growth_rate
 
 WINDOW = 10
@@ -46,7 +46,7 @@ def empty_history(x: PyTree) -> MoveHistory:
 
 
 def monitor(
-    moves: MoveHistory, j: Array, x: PyTree, move: PyTree, vjp: Callable[[PyTree], PyTree], *, confirm: bool = True
+    moves: MoveHistory, j: Array, x: PyTree, move: PyTree, vjp: Operator, *, confirm: bool = True
 ) -> MoveHistory:
     """Move j from x: NOT_CONTRACTIVE where moves have grown for WINDOW steps and the linearised map goes on growing.
 
@@ -92,7 +92,7 @@ def final_code(
     j: Array,
     points: tuple[PyTree, PyTree],
     move: PyTree,
-    vjp: Callable[[PyTree], PyTree],
+    vjp: Operator,
     tol: Array | float,
     *,
     confirm: bool = True,
@@ -124,7 +124,7 @@ def final_code(
     return jnp.where(moves.code == Code.OK, code, moves.code), moves.checks + growth.products
 
 
-def _suspected_growth(vjp: Callable[[PyTree], PyTree], direction: PyTree, suspicious: Array, confirm: bool) -> Growth:
+def _suspected_growth(vjp: Operator, direction: PyTree, suspicious: Array, confirm: bool) -> Growth:
     """The growth of a direction along which an iteration is under suspicion; infinite where that is not tested."""
     if confirm:
         return growth_rate(vjp, direction, jnp.where(suspicious, CONFIRMING, 0))

@@ -262,10 +262,7 @@ def second_moment_rate(problem: QuadraticMoments, eta: float, batch_size: int | 
 
 
 def hypergradient_moments(
-    problem: QuadraticMoments,
-    linear: Moments | LinearMoments,
-    batch_size: int | None,
-    cross_batches: int | None,
+    problem: QuadraticMoments, linear: Moments | LinearMoments, batch_size: int | None, cross_batches: int | None
 ) -> HypergradientMoments:
     """Bias and second moment of r lam + (mean of d2Phi_B' over J fresh minibatches) v_k against the gradient.
 
