@@ -129,6 +129,8 @@ class FixedPoint:
             grown=has_grown(start, end), confirm=self.confirm,
         )  # fmt: skip
         code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
+        if not self.confirm:
+            end = where(lost < 0, end, start)  # the last finite x was not looked for
         step_number = jnp.where(lost < 0, first + steps, lost + 1)
         return Solution(end, code, steps, step_number, checks, Snapshots(points, travel, sizes))
 
