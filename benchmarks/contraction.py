@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 import bilevax as bx
-from bilevax.solvers.stability import coupled_pair
+from bilevax.solvers.stability import coupling
 
 D, ROWS, KEYS = 10, 2000, 400
 FACTORS = (0.9, 0.95, 0.99, 1.0, 1.01, 1.05, 1.1, 1.3, 2.0)
@@ -40,7 +40,7 @@ def named(source: bx.Arrays, a: Array, steps: Array, keys: Array) -> Array:
     def one(a: Array, steps: Array, key: Array) -> Array:
         points = jnp.zeros(D), jax.random.normal(jax.random.fold_in(key, np.uint32(2**32 - 1)), (D,))
         options = {"key": key, "start": 0, "steps": steps, "step_size": lambda j: jnp.ones(())}
-        return coupled_pair(affine, points, a, source, **options).expands
+        return coupling(affine, points, a, source, **options).expands
 
     over_keys = jax.vmap(one, (None, None, 0))
     return jax.vmap(jax.vmap(over_keys, (None, 0, None)), (0, None, None))(a, steps, keys)

@@ -30,7 +30,7 @@ import numpy as np
 from jax import Array
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.core.trees import PyTree, norm
 from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.testing.tools import float64
@@ -162,7 +162,7 @@ def reports(estimator: Any, drawn: Drawn, key: Array, *, stratum: Stratum, val_b
     inner, outer = LOSSES[kind]
     problem = bx.Problem(bx.GradientStep(inner), outer)
 
-    def one(drawn: Drawn, key: Array) -> tuple[Array, bx.Error]:
+    def one(drawn: Drawn, key: Array) -> tuple[Array, bx.ErrorReport]:
         train, val = bx.Arrays(drawn.train, batch), bx.Arrays(drawn.val, val_batch)
         est = bx.hypergradient(problem, estimator, jnp.zeros(D), drawn.lam, train, val, key=key)
         return est.code, est.error
@@ -190,7 +190,7 @@ class Run(NamedTuple):
     confidence: np.ndarray
 
     @classmethod
-    def of(cls, code: Any, error: bx.Error) -> "Run":
+    def of(cls, code: Any, error: bx.ErrorReport) -> "Run":
         """From the reports of a stratum."""
         code, error = jax.tree.map(np.asarray, (code, error))
         half, whole, confidence = (np.zeros((*code.shape, D + SHIFTS)) for _ in range(3))
@@ -263,7 +263,7 @@ class Drawing(NamedTuple):
         """So many runs of each problem as its condition allows."""
         key, runs = jax.random.fold_in(jax.random.key(0), STRATA.index(self.stratum)), RUNS[self.stratum.condition]
         found = reports(
-            strong(estimator), self.problems, key, stratum=self.stratum, val_batch=val_batch, runs=runs
+            canonicalize(estimator), self.problems, key, stratum=self.stratum, val_batch=val_batch, runs=runs
         )  # fmt: skip
         return Run.of(*jax.block_until_ready(found))
 

@@ -170,16 +170,16 @@ def measured(family: str, pair: str, seed: int, draws: int, dtype: Any) -> dict[
         return wrong, estimate.error.upper, estimate.code
 
     def with_counts(estimator: Any, i: Any, j: Any) -> Any:
-        from bilevax.core.config import replace
+        from bilevax.core.config import replace_unchecked
 
         if pair == "JointSID":
-            return replace(estimator, steps=i)
+            return replace_unchecked(estimator, steps=i)
         changed = {}
         for name, number in (("inner", i), ("linear", j)):
             solver = getattr(estimator, name)
             field = next((f for f in ("steps", "max_steps") if hasattr(solver, f)), None)
-            changed[name] = replace(solver, **{field: number}) if field else solver
-        return replace(estimator, **changed)
+            changed[name] = replace_unchecked(solver, **{field: number}) if field else solver
+        return replace_unchecked(estimator, **changed)
 
     run = jax.jit(jax.vmap(one, in_axes=(0, 0, None, None, 0)))
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("i", "j", "true", "said", "code", *labels)}

@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.core.trees import norm, sub
 from bilevax.theory import influence, published_steps
 
@@ -56,19 +56,19 @@ class Case(NamedTuple):
     step: Any = None  # of JointSID; None: measured
 
     @property
-    def whole(self) -> tuple[Any, Any]:
+    def is_full_batch(self) -> tuple[Any, Any]:
         """(train, val), every row at once."""
         return self.source(self.train), self.source(self.val)
 
     def errors(self, estimator: Any, sources: tuple[Any, Any], runs: int, seed: int = 0) -> tuple[np.ndarray, int]:
         """Square errors over the squared truth, [runs], and sample visits."""
-        args = self.problem, strong(estimator), self.w0, self.lam, sources, self.truth, jax.random.key(seed)
+        args = self.problem, canonicalize(estimator), self.w0, self.lam, sources, self.truth, jax.random.key(seed)
         found = _errors(*args, runs=runs)
         return np.asarray(found[0], np.float64), int(found[1][0])
 
     def sid(self, visits: float) -> tuple[Any, tuple[Any, Any]]:
         """Equal t and k, and J = 1, with the published decreasing steps."""
-        train, val = self.source(self.train, self.batch), self.whole[1]
+        train, val = self.source(self.train, self.batch), self.is_full_batch[1]
         t = max(1, int((visits - val.rows) / self.batch / 2))
         solver = published(t, self.q)
         return bx.SID(solver, solver, cross_batches=1), (train, val)
@@ -85,7 +85,7 @@ class Case(NamedTuple):
 def _errors(problem: Any, estimator: Any, w0: Any, lam: Any, sources: Any, truth: Any, key: Any, *, runs: int) -> Any:
     def one(key: Array) -> tuple[Array, Array]:
         est = estimator.estimate(bx.Instance(problem, lam, *sources), w0, key=key)
-        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.visits, float)
+        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.samples, float)
 
     return jax.vmap(one)(jax.random.split(key, runs))
 
@@ -152,7 +152,7 @@ class LogCosh:
 
     def case(self, batch: int) -> Case:
         """With its truth."""
-        problem = strong(bx.Problem(bx.GradientStep(lc_inner, float(self.step)), lc_outer))
+        problem = canonicalize(bx.Problem(bx.GradientStep(lc_inner, float(self.step)), lc_outer))
         truth, w0 = self.at(self.w), jnp.zeros_like(self.w)
         return Case(problem, w0, self.lam, self.train, self.val, truth, batch, None, self.q)
 
@@ -221,7 +221,7 @@ def real(name: str, runs: int = 3) -> list[dict[str, Any]]:
     exact = tuple(kind((part[0].astype(np.float64), part[1])) for part in (train, val))
     for strength in (1e-2, 1e-3, 1e-4):
         steps = problems.Steps.of(L, strength)
-        problem = strong(bx.Problem(bx.GradientStep(data.loss("feature"), steps.alpha), data.loss()))
+        problem = canonicalize(bx.Problem(bx.GradientStep(data.loss("feature"), steps.alpha), data.loss()))
         truth = jnp.asarray(solved(data, exact, strength)[0], jnp.float32)
         w0 = jnp.zeros((data.outputs, X.shape[1]), jnp.float32)
         lam = jnp.full(X.shape[1], np.log(strength), jnp.float32)
@@ -255,7 +255,7 @@ def one_after_another(case: Case, estimator: Any, sources: Any, runs: int) -> tu
         args = case.w0, case.lam, *sources
         est = bx.hypergradient(case.problem, estimator, *args, key=jax.random.key(seed), tol=np.inf)
         errors.append(float(norm(sub(est.value, case.truth)) / norm(case.truth)) ** 2)
-    return errors, est.cost.visits
+    return errors, est.cost.samples
 
 
 # Which method wins
@@ -269,7 +269,7 @@ def logistic(n: int, condition: float, d: int = 20) -> Case:
     L = float(np.linalg.eigvalsh(X[:n].T @ X[:n] / n)[-1]) / 4
     strength = L / condition
     loss = bx.BinaryLogistic("feature")
-    problem = strong(bx.Problem(bx.GradientStep(loss, 2 / (L + 2 * strength)), bx.BinaryLogistic()))
+    problem = canonicalize(bx.Problem(bx.GradientStep(loss, 2 / (L + 2 * strength)), bx.BinaryLogistic()))
     w0, lam = jnp.zeros((1, d)), jnp.full(d, np.log(strength))
     train, val = (X[:n], y[:n]), (X[n:], y[n:])
     exact = bx.SID(bx.LBFGS(1e-13, max_steps=1000), bx.CG(1e-13))
@@ -294,8 +294,8 @@ def which(runs: int = 20) -> list[dict[str, Any]]:
                 ways = {
                     "SID": case.sid(visits),
                     "JointSID": case.joint(visits),
-                    "AID-FP": (bx.SID(bx.FixedPoint(i), bx.FixedPoint(i)), case.whole),
-                    "AID-CG": (bx.SID(bx.LBFGS(1e-15, max_steps=i), bx.CG(1e-15, max_steps=i)), case.whole),
+                    "AID-FP": (bx.SID(bx.FixedPoint(i), bx.FixedPoint(i)), case.is_full_batch),
+                    "AID-CG": (bx.SID(bx.LBFGS(1e-15, max_steps=i), bx.CG(1e-15, max_steps=i)), case.is_full_batch),
                 }
                 row: dict[str, Any] = {"n": n, "condition": condition, "passes": passes}
                 for name, (estimator, sources) in ways.items():

@@ -122,7 +122,7 @@ def blocks(case: w.Case, key: jax.Array) -> tuple[jax.Array, ...] | None:
     counts = case.estimator.inner.steps, case.estimator.linear.steps
 
     def taken(key: jax.Array, steps: int) -> jax.Array:
-        chunks = [case.train.renew(None, key, j, True)[0] for j in range(0, steps, bare_jax.CHUNK)]
+        chunks = [case.train.plan_chunk(None, key, j, True)[0] for j in range(0, steps, bare_jax.CHUNK)]
         return jnp.concatenate(chunks)[:steps]
 
     return tuple(taken(jax.random.fold_in(key, i), steps) for i, steps in enumerate(counts))

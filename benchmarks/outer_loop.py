@@ -98,12 +98,12 @@ def soba(sampling: str, quick: bool, rounds: int) -> list[dict[str, Any]]:
 
     import bilevax as bx
     from bilevax.algorithms.outer_loop import advance
-    from bilevax.core.config import strong
+    from bilevax.core.config import canonicalize
     from bilevax.data.looks import stream_key
 
     c, steps = case(sampling, quick), 256 if quick else 16_384
     sources, key = (c.train, c.val), jax.random.key(0)
-    ready = strong(c.problem), strong(bx.SOBA(RHO, RATIO))
+    ready = canonicalize(c.problem), canonicalize(bx.SOBA(RHO, RATIO))
     problem, algorithm = ready
     state = algorithm.init(problem, c.w0, c.lam, sources)
     places = tuple(chosen(s, stream_key(key, name), steps) for s, name in zip(sources, ("train", "val"), strict=True))
@@ -159,7 +159,7 @@ def bsgm(sampling: str, quick: bool, rounds: int) -> list[dict[str, Any]]:
 
     import bilevax as bx
     from bilevax.algorithms.outer_loop import advance
-    from bilevax.core.config import strong
+    from bilevax.core.config import canonicalize
 
     c, steps = case(sampling, quick), 16 if quick else 64
     sources, key, cases = (c.train, c.val), jax.random.key(0), {}
@@ -170,7 +170,7 @@ def bsgm(sampling: str, quick: bool, rounds: int) -> list[dict[str, Any]]:
 
     for counts in ((1, 1, 1, 1), (10, 10, 1, 1)):
         sid = bx.SID(bx.FixedPoint(counts[0]), bx.FixedPoint(counts[1]), *counts[2:])
-        ready = strong(c.problem), strong(bx.BSGM(sid, bx.optim("sgd", RHO * RATIO), warm_start=True))
+        ready = canonicalize(c.problem), canonicalize(bx.BSGM(sid, bx.optim("sgd", RHO * RATIO), warm_start=True))
         state = ready[1].init(ready[0], c.w0, c.lam, sources)
         cases[str(counts)] = partial(lambda ready, state, _: loop(*ready, state, sources, key), ready, state)
     times = machine.alternate(cases, rounds)

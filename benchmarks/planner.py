@@ -50,7 +50,7 @@ def planned(case: Case, budget: float, plans: int) -> dict[str, Any]:
         est = plan.run(key=run_key)
         assert est.error is not None
         one = (
-            case.relative(est.value) ** 0.5, (plan.spent + est.cost.visits) / budget, plan.predicted, plan.method,
+            case.relative(est.value) ** 0.5, (plan.spent + est.cost.samples) / budget, plan.predicted, plan.method,
             int(est.code), float(est.error.upper),
         )  # fmt: skip
         for of, x in zip(found.values(), one, strict=True):

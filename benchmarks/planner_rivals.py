@@ -10,7 +10,7 @@ import numpy as np
 from verdict_runs import largest_stable, rows_of_system
 
 import bilevax as bx
-from bilevax.core.config import replace, strong
+from bilevax.core.config import canonicalize, replace_unchecked
 from bilevax.core.trees import norm, sub
 from bilevax.testing.problems import NamedProblem, problem
 
@@ -38,16 +38,16 @@ class Case:
     """A problem with its truth and its sources; users hand in ``unmeasured``, rivals know the step of the map."""
 
     def __init__(self, p: NamedProblem) -> None:
-        self.drawn, self.problem, self.unmeasured = p, strong(p.problem), p.unmeasured
+        self.drawn, self.problem, self.unmeasured = p, canonicalize(p.problem), p.unmeasured
         self.truth, w0, lam = jax.tree.map(jnp.asarray, (p.solution().hypergradient, p.w0, p.lam))
-        self.points, self.sampled, self.whole = (w0, lam), p.sources(), p.sources(None)
+        self.points, self.sampled, self.is_full_batch = (w0, lam), p.sources(), p.sources(None)
 
     def errors(self, estimator: Any, sources: Any, seed: int, runs: int) -> tuple[np.ndarray, float]:
         """Relative square errors, [runs], and sample visits of one."""
         out = []
         for part in range(-(-runs // LANES)):
             key = jax.random.fold_in(jax.random.key(seed), part)
-            errors, visits = _errors(self.problem, strong(estimator), *self.points, sources, self.truth, key)
+            errors, visits = _errors(self.problem, canonicalize(estimator), *self.points, sources, self.truth, key)
             out.append(np.asarray(errors, np.float64))
         return np.nan_to_num(np.concatenate(out)[:runs], nan=np.inf), float(np.max(visits))
 
@@ -64,7 +64,7 @@ def case(name: str, draw: int) -> Case:
 def _errors(problem: Any, estimator: Any, w0: Any, lam: Any, sources: Any, truth: Any, key: Any) -> Any:
     def one(key: Any) -> Any:
         est = estimator.estimate(bx.Instance(problem, lam, *sources), w0, key=key)
-        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.visits, float)
+        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.samples, float)
 
     return jax.vmap(one)(jax.random.split(key, LANES))
 
@@ -83,7 +83,7 @@ def settings(case: Case, budget: float) -> list[tuple[str, Any, Any]]:
         sid = bx.SID(bx.FixedPoint(t, steps), bx.FixedPoint(k, steps), cross_batches=J)
         found.append((f"SID {split}, step x {size:g}, gamma x {longer:g}", sid, case.sampled))
     for rows in VAL_ROWS:
-        sources = train, replace(val, batch_size=rows)
+        sources = train, replace_unchecked(val, batch_size=rows)
         joint = _filling(lambda i: bx.JointSID(i), case, sources, budget)
         found.append((f"JointSID, {rows} rows of val", joint, sources))
     return found
@@ -122,10 +122,10 @@ def rivals(case: Case, budget: float, seeds: Seeds) -> Scores:
 
 def _deterministic(case: Case, budget: float, make: Callable[[int], Any]) -> dict[str, Any]:
     """As many iterations for w as for v, and as many as fit."""
-    train, val = case.whole
+    train, val = case.is_full_batch
     most = max(1, int((budget - train.rows - val.rows) / (2 * train.rows)))
     for i in range(most, 0, -1):
-        errors, visits = case.errors(make(i), case.whole, 0, 1)
+        errors, visits = case.errors(make(i), case.is_full_batch, 0, 1)
         if visits <= budget or i == 1:
             return {"mse": errors[0], "visits": visits, "setting": f"{i} iterations of each"}
     raise AssertionError

@@ -37,7 +37,7 @@ def planned(case: Case, target: float) -> Callable[[int], tuple[Estimate, float]
         plan_key, run_key = jax.random.split(jax.random.key(seed))
         plan = bx.plan(case.problem, *case.points, *case.sampled, key=plan_key, target=target)
         est = plan.run(key=run_key)
-        return est, plan.spent + est.cost.visits
+        return est, plan.spent + est.cost.samples
 
     return run
 
@@ -50,7 +50,7 @@ def continued(case: Case, target: float) -> Callable[[int], tuple[Estimate, floa
     def run(seed: int) -> tuple[Estimate, float]:
         key = jax.random.key(seed)
         est = bx.hypergradient(case.problem, bx.JointSID(100), *case.points, *sources, key=key, **goal)
-        return est, est.cost.visits
+        return est, est.cost.samples
 
     return run
 

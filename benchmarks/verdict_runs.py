@@ -153,7 +153,7 @@ class Said(NamedTuple):
     confidence: np.ndarray  # of the sign
     relative: np.ndarray
     upper: np.ndarray
-    degrees: np.ndarray
+    degrees_of_freedom: np.ndarray
 
 
 def said(code: Any, error: Any) -> Said:
@@ -167,7 +167,7 @@ def said(code: Any, error: Any) -> Said:
         low, high = one.interval(bias=True)
         half.append(0.5 * (flat(high) - flat(low)))
         confidence.append(flat(one.sign_confidence))
-    numbers = (np.asarray(x, np.float64) for x in (relative, upper, error.degrees))
+    numbers = (np.asarray(x, np.float64) for x in (relative, upper, error.degrees_of_freedom))
     return Said(code, value, np.stack(half), np.stack(confidence), *numbers)
 
 
@@ -255,7 +255,7 @@ def measure(name: str, estimator: str, setting: Setting) -> dict[str, np.ndarray
         found.append({
             "cell": cell, "problem": problem, "steps": np.full(len(cell), steps), "true": true,
             "error": say.value - truth, "code": say.code, "half": say.half, "relative": say.relative,
-            "upper": say.upper, "degrees": say.degrees, "declared": say.confidence > CERTAIN,
+            "upper": say.upper, "degrees": say.degrees_of_freedom, "declared": say.confidence > CERTAIN,
             "wrong": np.sign(say.value) != np.sign(truth),
         })  # fmt: skip
     out = {key: np.concatenate([f[key] for f in found]) for key in found[0]}
@@ -283,7 +283,7 @@ def with_target(name: str, estimator: str, setting: Setting) -> dict[str, np.nda
             key = jax.random.key(2 * 10**8 + 4 * i + run)
             est = bx.hypergradient(p.unmeasured, method, w0, lam, train, val, key=key, target=TOL)
             error = np.linalg.norm(flat(est.value) - truth) / np.linalg.norm(truth)
-            found.append((i, int(est.code), error, est.cost.visits / train.rows))
+            found.append((i, int(est.code), error, est.cost.samples / train.rows))
     numbers, codes, errors, passes = map(np.array, zip(*found, strict=True))
     cpu = np.array(time.process_time() - clock)
     return {"problem": numbers, "code": codes, "true": errors, "passes": passes, "cpu": cpu}

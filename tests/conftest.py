@@ -3,6 +3,8 @@
 import gc
 import os
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads that wait for each other do so at full speed
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -15,6 +17,7 @@ from bilevax.testing.tools import Table
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # where a primitive was written, nobody reads: a twelfth
 gc.set_threshold(50_000, 20, 100)  # to look for cycles among the many small objects of traces took a fifth of the time
 
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -46,7 +49,7 @@ class Scripted(Table):
     def rows_per_batch(self):
         return next(iter(self.scripts.values())).shape[1]
 
-    def renew(self, plan, key, j, first):
+    def plan_chunk(self, plan, key, j, first):
         if plan is None:
             plan = jnp.full_like(next(iter(self.scripts.values())), self.rows)
         for name, script in self.scripts.items():
@@ -74,6 +77,15 @@ def _quick_to_compile(request):
     """
     quick = request.config.option.markexpr == "not slow" and not getattr(request.module, "OPTIMISED", False)
     jax.config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.fixture
+def hasty():
+    """For what runs once in an ``OPTIMISED`` module, and is compared to rounding only: its programs are not."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Compilations:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.testing.closed_forms import FiniteQuadratic
 
 KEY = jax.random.key(5)
@@ -28,7 +28,7 @@ def true_error(est):
 
 def legs(estimator, number, sources=NOISY):
     """The last of so many legs, each a compiled program of its own."""
-    problem, w0, lam = strong(START[0]), *START[1:]
+    problem, w0, lam = canonicalize(START[0]), *START[1:]
     instance = bx.Instance(problem, lam, *sources)
 
     @jax.jit
@@ -37,7 +37,7 @@ def legs(estimator, number, sources=NOISY):
 
     state = estimator.init(instance, w0, key=KEY)
     for doublings in range(number):
-        est, state = leg(strong(estimator), state, doublings)
+        est, state = leg(canonicalize(estimator), state, doublings)
     return est, state
 
 
@@ -75,7 +75,7 @@ def test_a_joint_run_of_three_legs_is_one_run_of_four_times_the_steps():
     long, whole = legs(bx.JointSID(256, 0.3, **options), 1)
     np.testing.assert_array_equal(state.chains.w, whole.chains.w)
     np.testing.assert_array_equal(state.chains.v, whole.chains.v)
-    np.testing.assert_array_equal(state.series.settled.counts, np.full(12, 16))
+    np.testing.assert_array_equal(state.series.extrapolated.counts, np.full(12, 16))
     for a, b in ((est.value, long.value), (est.w, long.w), (est.error.standard_error, long.error.standard_error)):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
@@ -85,7 +85,7 @@ def test_a_count_that_does_not_divide_loses_no_step():
     """Of 2 x 37 steps the last three quarters, 56, are in the means, whatever the edges of the stretches."""
     est, state = legs(bx.JointSID(37, 0.3, extrapolate=False, last_pass="never"), 2)
     long, _ = legs(bx.JointSID(74, 0.3, extrapolate=False, last_pass="never"), 1)
-    assert abs(int(np.sum(state.series.settled.counts)) - 56) <= 3
+    assert abs(int(np.sum(state.series.extrapolated.counts)) - 56) <= 3
     np.testing.assert_allclose(est.value, long.value, rtol=0.05)
 
 
@@ -99,7 +99,7 @@ def test_the_second_leg_of_sid_has_as_many_steps_as_the_first_and_new_cross_batc
     w = legs(bx.SID(inner, sid.linear, cross_batches=3), 1)[1].w
     np.testing.assert_array_equal(state.w, w)
     again = bx.SID(bx.Given(), bx.FixedPoint(10, 0.3), cross_batches=6).extend(
-        bx.Instance(strong(START[0]), START[2], *NOISY), half._replace(w=w), key=KEY, doublings=1
+        bx.Instance(canonicalize(START[0]), START[2], *NOISY), half._replace(w=w), key=KEY, doublings=1
     )[0]
     np.testing.assert_allclose(est.v, again.v, rtol=1e-12)
     assert [int(part.calls) for part in est.cost][:3] == [40, 20, 9]
@@ -129,7 +129,7 @@ def test_numbers_compile_nothing(met, compilations):
 def test_a_budget_is_kept_and_the_code_says_so():
     for budget in (2000, 5000, 12_000, 40_000):
         est = run(bx.JointSID(100, last_pass="never"), target=1e-5, budget=budget)
-        assert budget / 5 < est.cost.visits <= budget
+        assert budget / 5 < est.cost.samples <= budget
         assert est.code == bx.Code.TOLERANCE_NOT_MET
     assert "most of it the noise of the minibatches: try more steps" in est.message
 
@@ -143,7 +143,7 @@ def test_on_every_row_it_goes_on_until_the_target_or_until_nothing_moves():
     assert int(est.cost.gradients.calls) in (32, 64, 128)
     assert run(bx.SID(bx.LBFGS(1e-3), bx.CG(1e-3)), WHOLE, target=1e-17).code == bx.Code.STALLED
     short = run(sid, WHOLE, target=1e-7, budget=2000)
-    assert short.cost.visits <= 2000
+    assert short.cost.samples <= 2000
     assert "equation: try more inner steps" in short.message or "system: try more linear steps" in short.message
 
 

@@ -250,7 +250,7 @@ def test_c11_a_solved_start_is_ok_after_two_steps():
 @pytest.mark.parametrize("inner", [bx.FixedPoint(1), bx.FixedPoint(2), bx.LBFGS(max_steps=1)], ids=repr)
 def test_c11_control_a_start_far_away_is_not_ok(inner):
     est = estimate(REGULAR, bx.FixedPoint(0), inner=inner, w0=np.arange(D) + 50.0)
-    assert est.code == bx.Code.MAX_STEPS
+    assert est.code in (bx.Code.MAX_STEPS, bx.Code.TOLERANCE_NOT_MET)
 
 
 @pytest.mark.parametrize("name", ["CG", "Neumann", "GMRES"])

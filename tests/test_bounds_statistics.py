@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import config, replace, strong
+from bilevax.core.config import canonicalize, config, replace_unchecked
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.testing.tools import Wrapped
 from bilevax.theory import (
@@ -109,7 +109,7 @@ def test_a5_no_bound_is_exceeded(name, rule, batch_size):
 def test_a5_control_constants_that_are_too_small_make_bounds_that_are_exceeded(changes, bounds):
     p = QUADRATICS["P1"]
     right = p.constants(p.lam, batch_size=20)
-    wrong = replace(right, **{name: factor * getattr(right, name) for name, factor in changes.items()})
+    wrong = replace_unchecked(right, **{name: factor * getattr(right, name) for name, factor in changes.items()})
     exceeded = {name for name, values in ratios(p, "constant", 20, wrong).items() if np.any(values > 1.0)}
     assert exceeded >= bounds
 
@@ -132,7 +132,9 @@ def sample(p, sid, *, batch_size, runs, w0=None, train=None):
     train = bx.Arrays(p.train_data, batch_size) if train is None else train
     w0 = jnp.zeros_like(jnp.asarray(p.w(p.lam))) if w0 is None else jnp.asarray(w0)
     sources = train, bx.Arrays(p.val_data)
-    return jax.tree.map(np.asarray, estimates(strong(p.problem), strong(sid), w0, jnp.asarray(p.lam), sources, runs))
+    return jax.tree.map(
+        np.asarray, estimates(canonicalize(p.problem), canonicalize(sid), w0, jnp.asarray(p.lam), sources, runs)
+    )
 
 
 def mean_square(samples, truth):
@@ -144,10 +146,10 @@ def mean_square(samples, truth):
 def test_a5_the_shipped_estimator_is_within_the_bounds():
     p, t = QUADRATICS["small-correlated"], 100
     start = float(np.sum(p.w(p.lam) ** 2))
-    radius = np.sqrt(p.constants(p.lam, batch_size=5).inner.highest(start))
-    c = p.constants(p.lam, batch_size=5, radius=radius)
+    radius = np.sqrt(p.constants(p.lam, batch_size=2).inner.highest(start))
+    c = p.constants(p.lam, batch_size=2, radius=radius)
     inner, linear = (bx.FixedPoint(t, bx.Harmonic(*r.harmonic)) for r in (c.inner, c.linear()))
-    value, w, _, _ = sample(p, bx.SID(inner, linear, cross_batches=10), batch_size=5, runs=2000)
+    value, w, _, _ = sample(p, bx.SID(inner, linear, cross_batches=10), batch_size=2, runs=2000)
     rho = c.inner.decreasing(*c.inner.harmonic, t, start)
     sigma = c.linear().decreasing(*c.linear().harmonic, t, c.linear_start())
     for samples, truth, bound in ((w, p.w(p.lam), rho), (value, p.hypergradient(p.lam), mse_bound(c, rho, sigma, 10))):
@@ -230,10 +232,10 @@ def test_a8_penalties_have_no_floor():
 class Frozen(Wrapped):
     """A source that hands out the first of its minibatches again and again."""
 
-    whole = False
+    is_full_batch = False
 
-    def renew(self, plan, key, j, first):
-        return self.source.renew(plan, key, jnp.int32(0), first)
+    def plan_chunk(self, plan, key, j, first):
+        return self.source.plan_chunk(plan, key, jnp.int32(0), first)
 
     def visit(self, plan, j, use):
         return self.source.visit(plan, jnp.int32(0), use)
@@ -277,8 +279,10 @@ def scripted_estimates(problem, w, v, lam, source, val, scripts):
     """One step of the linear solver from v, and one cross product, on the rows of each script."""
 
     def one(script):
-        sid = strong(bx.SID(bx.Given(), bx.FixedPoint(1), cross_batches=1))
-        return sid.estimate(bx.Instance(problem, lam, replace(source, scripts=script), val), w, key=KEY, v0=v).value
+        sid = canonicalize(bx.SID(bx.Given(), bx.FixedPoint(1), cross_batches=1))
+        return sid.estimate(
+            bx.Instance(problem, lam, replace_unchecked(source, scripts=script), val), w, key=KEY, v0=v
+        ).value
 
     return jax.vmap(one)(scripts)
 
@@ -292,7 +296,7 @@ def test_a10_the_last_draw_reused_is_seen_where_jacobians_go_together(Scripted):
     bias = {}
     for name, scripts in (("fresh", pairs), ("reused", {"linear": each, "cross": each})):
         source = Scripted(train, KEY, scripts)
-        value = scripted_estimates(strong(p.problem), w, v, lam, source, bx.Arrays(p.val_data), scripts)
+        value = scripted_estimates(canonicalize(p.problem), w, v, lam, source, bx.Arrays(p.val_data), scripts)
         bias[name] = relative_bias(np.asarray(value), p) / b  # the covariance of two means over the same b rows
     assert bias["fresh"] < 1e-12
     assert bias["reused"] > 0.02
@@ -316,7 +320,7 @@ def note(key, number):
 class Noting(Wrapped):
     """A source that notes how many minibatches are read with which key."""
 
-    whole = False
+    is_full_batch = False
 
     def fold(self, step, carry, args, *, key, start, stop):
         jax.debug.callback(note, jax.random.key_data(key), jnp.max(jnp.asarray(stop)) - start)
@@ -338,11 +342,11 @@ def test_a16_what_is_read_is_what_is_counted(J1):
         sid = bx.SID(bx.FixedPoint(t, 0.1), bx.FixedPoint(k, 0.1), cross_batches=J, outer_batches=J1)
         sources = bx.Arrays(p.train_data, b), bx.Arrays(val, 2)
         READ.clear()
-        cost, value = noted_estimate(strong(p.problem), strong(sid), jnp.asarray(p.lam), sources)
+        cost, value = noted_estimate(canonicalize(p.problem), canonicalize(sid), jnp.asarray(p.lam), sources)
         jax.block_until_ready(value)
         jax.effects_barrier()
-        assert (cost.gradients.samples, cost.hvps.samples, cost.cross.samples) == (t * b, k * b, J * b)
-        assert cost.outer_gradients.samples == (6 if J1 is None else J1 * 2)
+        assert (cost.gradients.evaluations, cost.hvps.evaluations, cost.cross.evaluations) == (t * b, k * b, J * b)
+        assert cost.outer_gradients.evaluations == (6 if J1 is None else J1 * 2)
         expected = [t, k, J] + ([] if J1 is None else [J1])
         assert sorted(x for x in READ.values() if x) == sorted(x for x in expected if x)
-        assert cost.visits == (t + k + J) * b + cost.outer_gradients.samples
+        assert cost.samples == (t + k + J) * b + cost.outer_gradients.evaluations

@@ -67,8 +67,9 @@ def test_a13_stationarity_falls_as_one_over_the_horizon(start):
 def test_a13_counts_that_grow_with_the_outer_step():
     grow = bx.Growing(1.0)
     counts = (grow, grow, grow)
-    levels = [stationarity(P1.lam, S, learning_rate=0.5 / SMOOTHNESS, counts=counts) for S in HORIZONS]
-    slope = np.polyfit(np.log(HORIZONS), np.log(levels), 1)[0]
+    horizons = HORIZONS[1:-1]
+    levels = [stationarity(P1.lam, S, learning_rate=0.5 / SMOOTHNESS, counts=counts) for S in horizons]
+    slope = np.polyfit(np.log(horizons), np.log(levels), 1)[0]
     assert -1.3 < slope < -0.8, levels
 
 
@@ -79,6 +80,12 @@ def test_a13_control_a_single_cross_batch_leaves_a_floor():
     assert np.polyfit(np.log(HORIZONS), np.log(levels), 1)[0] > -0.75, levels
 
 
+def alone(estimator, w0, lam, s):
+    """The estimate of step s, from the outside."""
+    sources = bx.Arrays(P1.train_data, 20), bx.Arrays(P1.val_data)
+    return bx.hypergradient(P1.problem, estimator, w0, lam, *sources, key=jax.random.fold_in(KEY, s), report=False)
+
+
 BOX = bx.Box(lower=-0.3, upper=np.array([0.1, 0.2, 0.3, 0.4, 0.5]))
 
 
@@ -87,10 +94,9 @@ def test_a13_every_step_is_the_projected_step_along_the_estimate_from_a_cold_sta
     rate, w0 = 0.5 / SMOOTHNESS, np.linspace(-1.0, 1.0, 10)
     problem = bx.Problem(P1.problem.inner_map, P1.problem.outer_loss, BOX)
     result, seen = run(bx.BSGM(sid(7, 9, 2), bx.optim("sgd", rate)), 5.0 * P1.lam, problem=problem, w0=w0)
-    sources = bx.Arrays(P1.train_data, 20), bx.Arrays(P1.val_data)
     lam, active = np.clip(5.0 * P1.lam, -0.3, BOX.upper), 0
     for s, (w_next, lam_next) in enumerate(seen[1:]):
-        est = bx.hypergradient(P1.problem, sid(7, 9, 2), w0, lam, *sources, key=jax.random.fold_in(KEY, s))
+        est = alone(sid(7, 9, 2), w0, lam, s)
         moved = lam - rate * np.asarray(est.value)
         lam = np.clip(moved, -0.3, BOX.upper)
         active += np.any(moved != lam)
@@ -165,7 +171,7 @@ def test_a13_how_a_run_is_cut_changes_no_bit(warm):
     for other in runs[1:]:
         assert np.array_equal(runs[0].lam, other.lam)
         assert np.array_equal(runs[0].w, other.w)
-        for name in ("outer_value", "gradient_norm", "code", "visits"):
+        for name in ("outer_value", "gradient_norm", "code", "samples"):
             assert np.array_equal(getattr(runs[0].history, name), getattr(other.history, name)), name
         assert runs[0].cost == other.cost
     assert len(runs[0].history.code) == 20
@@ -199,20 +205,19 @@ def test_a13_visits_count_every_row_that_is_read():
     """t = s + 1 gradients, 9 products and 2 cross products on 20 rows each, and one outer gradient on one row."""
     result, _ = run(bx.BSGM(sid(bx.Growing(1.0), 9, 2), bx.optim("sgd", 0.005)), steps=10)
     each = 20 * (np.arange(1, 11) + 9 + 2) + 1
-    assert result.history.visits.tolist() == np.cumsum(each).tolist()
-    assert result.cost.visits == each.sum()
+    assert result.history.samples.tolist() == np.cumsum(each).tolist()
+    assert result.cost.samples == each.sum()
     parts = result.cost
-    assert [part.samples for part in parts] == [20 * 55, 20 * 90, 20 * 20, 10, 0]
+    assert [part.evaluations for part in parts] == [20 * 55, 20 * 90, 20 * 20, 10, 0]
 
 
 def test_a13_the_optimisers_state_is_carried():
     """Momentum, against the recursion written out."""
     rate, momentum = 0.002, 0.8
     _, seen = run(bx.BSGM(sid(4, 4, 1), bx.optim("sgd", rate, momentum=momentum)), steps=6)
-    sources = bx.Arrays(P1.train_data, 20), bx.Arrays(P1.val_data)
     lam, trace = P1.lam, np.zeros(5)
     for s in range(6):
-        est = bx.hypergradient(P1.problem, sid(4, 4, 1), np.zeros(10), lam, *sources, key=jax.random.fold_in(KEY, s))
+        est = alone(sid(4, 4, 1), np.zeros(10), lam, s)
         trace = momentum * trace + np.asarray(est.value)
         lam = lam - rate * trace
         np.testing.assert_allclose(seen[s + 1][1], lam, rtol=1e-12)

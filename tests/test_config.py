@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import config, from_plain, qualname, replace, static, strong, to_plain
+from bilevax.core.config import canonicalize, config, from_plain, qualname, replace_unchecked, static, to_plain
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 
 
@@ -116,7 +116,7 @@ def test_fields_cannot_be_assigned():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_strong_casts_every_number_to_one_dtype(name):
-    leaves = jax.tree.leaves(strong(build()[name]))
+    leaves = jax.tree.leaves(canonicalize(build()[name]))
     for leaf in leaves:
         assert isinstance(leaf, jax.Array)
         assert not leaf.weak_type
@@ -125,7 +125,7 @@ def test_strong_casts_every_number_to_one_dtype(name):
 
 @pytest.mark.parametrize("number", [1, 1.0, True, np.int64(1), np.float32(1), np.float64(1), jnp.float64(1)])
 def test_strong_on_bare_numbers(number):
-    out = strong({"a": number})["a"]
+    out = canonicalize({"a": number})["a"]
     wanted = {int: jnp.int32, np.int64: jnp.int32, bool: jnp.bool_}.get(type(number), jnp.float64)
     assert out.dtype == wanted
     assert not out.weak_type
@@ -134,12 +134,12 @@ def test_strong_on_bare_numbers(number):
 def test_strong_on_weakly_typed_arrays():
     for x in (jnp.asarray(0.4), jnp.full(3, 0.4)):
         assert x.weak_type
-        assert not strong(x).weak_type
+        assert not canonicalize(x).weak_type
 
 
 def test_strong_leaves_keys_and_arrays_as_they_are():
     key, x = jax.random.key(0), np.arange(3, dtype=np.float32)
-    out = strong((key, x))
+    out = canonicalize((key, x))
     assert out[0].dtype == key.dtype
     assert out[1].dtype == jnp.float32
 
@@ -152,7 +152,7 @@ def test_a_configuration_survives_transformations():
     doubled = jax.jit(lambda p: jax.tree.map(lambda x: 2 * x, p))(problem)
     assert doubled == bx.Problem(bx.GradientStep(a_loss, 0.2), another_loss, bx.Box(-2.0, 2.0))
     assert jax.grad(lambda c: c.value**2)(bx.Constant(3.0)) == bx.Constant(6.0)
-    assert replace(bx.Constant(3.0), value="unchecked").value == "unchecked"
+    assert replace_unchecked(bx.Constant(3.0), value="unchecked").value == "unchecked"
 
 
 def test_names_of_leaves_are_those_of_the_fields():

@@ -266,10 +266,10 @@ class EveryThird:
 
     data: object
 
-    def renew(self, plan, key, j, first):
+    def plan_chunk(self, plan, key, j, first):
         return ()
 
-    def boundary(self, j):
+    def chunk_end(self, j):
         return j + 2
 
     def visit(self, plan, j, use):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.theory import aid_bound, aid_fixed_point_bound, conjugate_gradient_factor, itd_bound
 
@@ -42,7 +42,7 @@ def estimate(problem, estimator, w0, lam, sources):
 def run(p, estimator, w0=None):
     w0 = np.zeros_like(p.w(p.lam)) if w0 is None else w0
     sources = bx.Arrays(p.train_data), bx.Arrays(p.val_data)
-    return estimate(strong(p.problem), strong(estimator), jnp.asarray(w0), jnp.asarray(p.lam), sources)
+    return estimate(canonicalize(p.problem), canonicalize(estimator), jnp.asarray(w0), jnp.asarray(p.lam), sources)
 
 
 def error(value, p):

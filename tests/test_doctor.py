@@ -212,7 +212,7 @@ class Frozen:
         problem, lam, train, val = instance
         found = self.sid.estimate(instance, w0, key=key, outer_step=outer_step)
         value, g, direct = problem.outer_gradients(found.w, lam, val.all_rows)
-        plan = train.renew(None, key, jnp.int32(0), True)
+        plan = train.plan_chunk(None, key, jnp.int32(0), True)
 
         def hold(draw):
             return GMRES(tol=1e-8).solve(partial(problem.system_product, found.w, lam, draw.batch), g, None).value

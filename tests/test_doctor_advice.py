@@ -10,7 +10,7 @@ from bilevax.audit.checks.contraction import check_contraction, check_curvature
 from bilevax.audit.checks.looks import flat
 from bilevax.audit.checks.reach import check_reach
 from bilevax.audit.checks.solving import descended, iterated
-from bilevax.audit.subject import Subject
+from bilevax.audit.subject import AuditedProblem
 from bilevax.core.config import config
 
 RNG = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def subject(inner_map, *, table=(X, Y), val=None, estimator=None, w0=None):
     sources = bx.Arrays(tuple(first), 8), bx.Arrays(tuple(second) if val is None else val)
     w0 = np.zeros(D, kind) if w0 is None else w0
     problem = bx.Problem(inner_map, lambda w, lam, batch: jnp.mean((batch[0] @ w - batch[1]) ** 2))
-    return Subject(problem, w0, np.full(D, -2.0, kind), *sources, jax.random.key(0), estimator=estimator)
+    return AuditedProblem(problem, w0, np.full(D, -2.0, kind), *sources, jax.random.key(0), estimator=estimator)
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])

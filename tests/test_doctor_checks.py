@@ -14,7 +14,7 @@ from bilevax.audit.checks.program import check_program
 from bilevax.audit.checks.rows import check_rows
 from bilevax.audit.checks.sources import audited, check_sources
 from bilevax.audit.findings import Finding, Findings
-from bilevax.audit.subject import Subject
+from bilevax.audit.subject import AuditedProblem
 from bilevax.core.config import config
 from bilevax.core.protocols import Draw
 from bilevax.testing.tools import Table
@@ -42,7 +42,7 @@ def subject(inner_map, *, outer=outer_loss, lam=LAM, train=None, w0=None):
     train = bx.Arrays(first, 8) if train is None else train
     w0 = jnp.zeros(D) if w0 is None else w0
     lam = jax.tree.map(jnp.asarray, lam)
-    s = Subject(bx.Problem(inner_map, outer), w0, lam, train, bx.Arrays(second), jax.random.key(0))
+    s = AuditedProblem(bx.Problem(inner_map, outer), w0, lam, train, bx.Arrays(second), jax.random.key(0))
     return s._replace(near=w0, far=jax.tree.map(lambda x: x + 0.5, w0))
 
 
@@ -199,7 +199,7 @@ class Fixed(Table):
 
     rows_per_batch = 4
 
-    def renew(self, plan, key, j, first):
+    def plan_chunk(self, plan, key, j, first):
         return key
 
     def visit(self, plan, j, use):

@@ -16,7 +16,7 @@ def report(value, standard_error, *, bias=0.0, degrees=19):
     unknown = dict.fromkeys(("inner", "linear", "sampling", "contraction"), NAN)
     bias = np.broadcast_to(bias, np.shape(value)).astype(float)
     arrays = [{"a": jnp.asarray(x), "b": jnp.asarray(x[:1])} for x in (value, standard_error, bias)]
-    return bx.Error(*arrays, degrees=jnp.asarray(degrees), **unknown)
+    return bx.ErrorReport(*arrays, degrees_of_freedom=jnp.asarray(degrees), **unknown)
 
 
 def test_an_interval_has_the_quantile_of_t():
@@ -25,7 +25,7 @@ def test_an_interval_has_the_quantile_of_t():
     t = stats.t.ppf(0.975, 19)
     np.testing.assert_allclose(low["a"], [1 - 0.5 * t, -2 - 0.1 * t])
     np.testing.assert_allclose(high["b"], [1 + 0.5 * t])
-    low, high = report([0.0], [1.0], degrees=3).interval(0.8)
+    low, high = report([0.0], [1.0], degrees_of_freedom=3).interval(0.8)
     np.testing.assert_allclose(high["a"] - low["a"], 2 * stats.t.ppf(0.9, 3))
 
 
@@ -35,7 +35,7 @@ def test_an_interval_has_the_quantile_of_t():
 )
 def test_a_bias_widens_an_interval_to_the_critical_value(ratio, critical):
     """Table of theory: P(|Z + r| <= c) = .95."""
-    error = report([0.0], [1.0], bias=ratio, degrees=10**7)
+    error = report([0.0], [1.0], bias=ratio, degrees_of_freedom=10**7)
     low, high = error.interval()
     np.testing.assert_allclose(high["a"], critical, atol=0.006)
     np.testing.assert_allclose(-low["a"], high["a"])
@@ -46,11 +46,11 @@ def test_a_bias_widens_an_interval_to_the_critical_value(ratio, critical):
 
 def test_a_bias_with_few_degrees_is_scaled_by_t():
     """Never shorter than without, and the interval of t where there is no bias."""
-    few = report([0.0], [1.0], bias=1.0, degrees=5)
+    few = report([0.0], [1.0], bias=1.0, degrees_of_freedom=5)
     sigma = stats.t.ppf(0.975, 5) / stats.norm.ppf(0.975)
     half = few.interval()[1]["a"][0]
     assert abs(stats.norm.cdf((half - 1) / sigma) - stats.norm.cdf((-half - 1) / sigma) - 0.95) < 1e-9
-    np.testing.assert_allclose(report([0.0], [1.0], degrees=5).interval()[1]["a"], stats.t.ppf(0.975, 5))
+    np.testing.assert_allclose(report([0.0], [1.0], degrees_of_freedom=5).interval()[1]["a"], stats.t.ppf(0.975, 5))
 
 
 def test_signs_relative_error_and_what_is_certain_or_unknown():
@@ -64,8 +64,8 @@ def test_signs_relative_error_and_what_is_certain_or_unknown():
     beyond = report([20.0, 1.0], [0.1, 0.1], bias=[0.0, 1.5])
     assert beyond.sign_confidence["a"][1] == 0.5  # a bias beyond the value
     assert report([20.0, 1.0], [8.0, 0.01]).sign_confidence["a"][1] == 0.5  # as a whole hardly known
-    np.testing.assert_allclose(report([1.0], [0.1], degrees=3).sign_confidence["a"], 0.5)  # too few to say
-    unknown = report([1.0], [np.inf], degrees=0)
+    np.testing.assert_allclose(report([1.0], [0.1], degrees_of_freedom=3).sign_confidence["a"], 0.5)  # too few to say
+    unknown = report([1.0], [np.inf], degrees_of_freedom=0)
     np.testing.assert_allclose(unknown.sign_confidence["a"], 0.5)
     assert np.isinf(unknown.interval()[1]["a"][0])
     assert np.isinf(unknown.relative)
@@ -80,14 +80,18 @@ def test_the_quantile_of_f_is_that_of_scipy(m, degrees):
 
 
 def test_the_upper_limit_has_the_quantile_of_f_and_the_bias():
-    error = report([3.0, 4.0, 0.0], [0.1, 0.1, 0.1], bias=[0.3, 0.0, 0.0], degrees=8)  # and again the first of each
+    error = report(
+        [3.0, 4.0, 0.0], [0.1, 0.1, 0.1], bias=[0.3, 0.0, 0.0], degrees_of_freedom=8
+    )  # and again the first of each
     size, noise, m = np.sqrt(34.0), 0.2, 4.0
     wanted = (np.sqrt(stats.f.ppf(0.95, m, 8)) * noise + np.sqrt(2) * 0.3) / size
     assert float(error.upper) == pytest.approx(wanted, rel=0.01)
-    uneven = report([1.0, 1.0], [0.0, 1e-20], degrees=8)  # one entry alone is noisy, and its square is tiny
+    uneven = report([1.0, 1.0], [0.0, 1e-20], degrees_of_freedom=8)  # one entry alone is noisy, and its square is tiny
     assert float(uneven.upper) == pytest.approx(stats.t.ppf(0.975, 8) * 1e-20 / np.sqrt(3), rel=0.02)
-    assert float(report([2.0], [0.0], bias=0.2, degrees=0).upper) == pytest.approx(0.1)  # nothing was sampled
-    assert np.isinf(report([2.0], [1e-9], degrees=3).upper)  # too few degrees of freedom to say
+    assert float(report([2.0], [0.0], bias=0.2, degrees_of_freedom=0).upper) == pytest.approx(
+        0.1
+    )  # nothing was sampled
+    assert np.isinf(report([2.0], [1e-9], degrees_of_freedom=3).upper)  # too few degrees of freedom to say
     assert float(report([0.0], [0.0]).upper) == 0.0
 
 
@@ -125,19 +129,21 @@ def test_stretches_that_remember_each_other_are_widened_to_the_variance_of_the_v
         value = np.mean((2 * half - whole)[first:], axis=0)
         stretches = np.mean(whole[first:].reshape(BATCHES, -1, steps), axis=1)
         counts = jnp.full(BATCHES, (steps - first) // BATCHES, jnp.int32)
-        means = BatchMeans(jnp.asarray(stretches), counts).independent(jnp.asarray(float(relaxations)))
+        means = BatchMeans(jnp.asarray(stretches), counts).decorrelated(jnp.asarray(float(relaxations)))
         ratios.append(float(np.sum(np.square(means.standard_error)) / np.sum(value**2)))
     assert low < ratios[1] < ratios[0] < 1.05, ratios
     assert ratios[0] > 0.7, ratios
 
 
 def test_the_steps_that_would_do_are_those_at_which_the_limit_is_met():
-    error = report([3.0, 4.0], [0.3, 0.4], degrees=8)
+    error = report([3.0, 4.0], [0.3, 0.4], degrees_of_freedom=8)
     needed = error.steps_needed(1000, 0.1)
     assert float(error.upper) / np.sqrt(needed / 1000) == pytest.approx(0.1, rel=0.05)
-    start = report([3.0, 4.0], [0.0, 0.0], bias=[0.3, 0.4], degrees=8)  # what is left of a start falls as 1 / steps
+    start = report(
+        [3.0, 4.0], [0.0, 0.0], bias=[0.3, 0.4], degrees_of_freedom=8
+    )  # what is left of a start falls as 1 / steps
     assert float(start.upper) / (start.steps_needed(1000, 0.01) / 1000) == pytest.approx(0.01, rel=0.1)
-    short = report([3.0, 4.0], [1e-9, 1e-9], degrees=1)  # all that is missing are degrees of freedom
+    short = report([3.0, 4.0], [1e-9, 1e-9], degrees_of_freedom=1)  # all that is missing are degrees of freedom
     assert short.steps_needed(1000, 0.1) == pytest.approx(4000, rel=0.1)
     assert np.isinf(report([1.0], [np.inf]).steps_needed(1000, 0.1))
 

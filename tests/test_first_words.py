@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import bilevax as bx
-from bilevax.core.records import Cost, Error, Estimate, Failure
+from bilevax.core.records import Cost, ErrorReport, Estimate, Failure
 from bilevax.core.trees import as_parameters
 
 
@@ -17,7 +17,7 @@ def record(scale: float = 1.0, *, error: bool = True) -> Estimate:
     value = {"a": scale * jnp.asarray([3.0, 0.0]), "b": scale * jnp.asarray(4.0)}
     spread = {"a": scale * jnp.asarray([0.3, 0.0]), "b": scale * jnp.asarray(0.4)}
     none = jnp.full((), jnp.nan)
-    report = Error(value, spread, jnp.zeros(()), jnp.int32(11), none, none, none, none)
+    report = ErrorReport(value, spread, jnp.zeros(()), jnp.int32(11), none, none, none, none)
     w = scale * jnp.asarray([5.0, 12.0])
     return Estimate(
         value, jnp.asarray(0.25), w, None, jnp.int32(1), Cost(), Failure.of("none"), report if error else None

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 import bilevax as bx
-from bilevax.core.config import config, strong
+from bilevax.core.config import canonicalize, config
 from bilevax.core.protocols import Draw
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.testing.problems import problem
@@ -172,7 +172,7 @@ def test_every_sequence_of_minibatches_gives_what_a_loop_by_hand_gives(extrapola
             steps, bx.Harmonic(2.0, 3.0), extrapolate=extrapolate, last_pass=last_pass, snapshot=snapshot
         )
         start = jnp.asarray(w0), jnp.asarray(v0), jnp.asarray(p.lam)
-        found = scripted(strong(problem), strong(estimator), *start, p.train, p.val, scripts)
+        found = scripted(canonicalize(problem), canonicalize(estimator), *start, p.train, p.val, scripts)
 
         etas, wanted = 2.0 / (3.0 + np.arange(steps)), []
         for i, row in enumerate(rows[:, :steps]):
@@ -206,7 +206,7 @@ def test_on_a_quadratic_the_mean_over_all_sequences_has_no_bias_of_the_order_of_
     start = jnp.zeros(3), jnp.zeros(3), jnp.asarray(p.lam), p.train_data, p.val_data
     for eta in (0.2, 0.8):
         estimator = bx.JointSID(6, eta, extrapolate=False, last_pass="never")
-        out = scripted(strong(p.problem), strong(estimator), *start, (sequences(3, 6), None))
+        out = scripted(canonicalize(p.problem), canonicalize(estimator), *start, (sequences(3, 6), None))
         value, wanted = np.asarray(out[0]), mean_recursion(p, eta, 6)
         np.testing.assert_allclose(value.mean(0), wanted, rtol=0, atol=1e-12 * np.max(np.abs(value)))
         settled = 2 * mean_recursion(p, eta, 2000) - mean_recursion(p, eta, 1000)
@@ -225,15 +225,15 @@ def many(problem, estimator, w0, lam, train, val, runs):
 def sample(p, estimator, batch_size, runs=100):
     sources = bx.Arrays(p.train, batch_size), bx.Arrays(p.val)
     start = jnp.zeros(p.x.shape[1]), jnp.asarray(p.lam)
-    return jax.tree.map(np.asarray, many(strong(p.problem), strong(estimator), *start, *sources, runs))
+    return jax.tree.map(np.asarray, many(canonicalize(p.problem), canonicalize(estimator), *start, *sources, runs))
 
 
 def square(est, truth):
     return np.mean(np.sum((est.value - truth) ** 2, axis=1))
 
 
-def variance(influence, visits):
-    return np.sum(np.var(influence, axis=0)) / visits
+def variance(influence, samples):
+    return np.sum(np.var(influence, axis=0)) / samples
 
 
 @pytest.mark.slow
@@ -286,7 +286,7 @@ def test_where_lam_enters_only_the_penalty_the_cross_products_have_no_noise():
 
     def error(last_pass):
         estimator = bx.JointSID(600, last_pass=last_pass)
-        value = many(strong(p.problem), strong(estimator), *start, 60).value
+        value = many(canonicalize(p.problem), canonicalize(estimator), *start, 60).value
         return np.mean(np.sum((np.asarray(value) - p.hypergradient(p.lam)) ** 2, axis=1))
 
     assert 0.8 < error("never") / error("always") < 1.25
@@ -297,8 +297,8 @@ def coverage(seeds, batch_size, steps, runs=60):
     shapes = np.random.default_rng(batch_size).uniform([0.1, np.log(0.02)], [0.9, np.log(0.3)], (len(seeds), 2))
     ps = [LogCosh(seed, low=low, tau=np.exp(tau)) for seed, (low, tau) in zip(seeds, shapes, strict=True)]
     truth = np.stack([p.at(p.solution) for p in ps])
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[(strong(p.problem), p.lam, p.train, p.val) for p in ps])
-    estimator = strong(bx.JointSID(steps))
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[(canonicalize(p.problem), p.lam, p.train, p.val) for p in ps])
+    estimator = canonicalize(bx.JointSID(steps))
 
     @jax.jit
     def all_of(stacked):
@@ -309,7 +309,7 @@ def coverage(seeds, batch_size, steps, runs=60):
         return jax.vmap(one)(stacked)
 
     est = jax.tree.map(np.asarray, all_of(stacked))
-    t = stats.t.ppf(0.975, est.error.degrees)[..., None]
+    t = stats.t.ppf(0.975, est.error.degrees_of_freedom)[..., None]
     covered = np.abs(est.value - truth[:, None]) <= t * est.error.standard_error
     trusted = est.code == bx.Code.OK
     usual = np.mean(trusted, axis=1) > 0.5
@@ -415,5 +415,5 @@ def test_a_snapshot_takes_the_noise_of_val_away():
     (corrected, cost), (noisy, plain) = run(True), run(False)
     assert corrected < 0.2 * noisy  # what remains is v forgetting the noise of the first quarter
     epoch = -(-val.rows // 4)
-    assert cost.visits - plain.visits == 4 * epoch
+    assert cost.samples - plain.samples == 4 * epoch
     assert int(cost.calls) - int(plain.calls) == 2000 + epoch

@@ -9,9 +9,9 @@ import pytest
 from jax import Array
 
 import bilevax as bx
-from bilevax.core.config import from_plain, strong, to_plain
+from bilevax.core.config import canonicalize, from_plain, to_plain
 from bilevax.core.protocols import Keyed
-from bilevax.data.hashed import Hashed
+from bilevax.data.hashed import HashedBatches
 
 N = 23
 ROWS = np.arange(N, dtype=float)
@@ -48,7 +48,7 @@ def test_a_row_that_holds_a_key_keeps_it(sampling: str, b: int | None) -> None:
 def test_the_key_of_a_draw_is_a_function_of_the_stream_and_the_number_alone() -> None:
     key = jax.random.key(2)
     found = [drawn(bx.Arrays(ROWS, b, sampling=how, keys=True), 600, key) for how, b in WAYS]
-    found.append(drawn(Hashed(bx.Arrays(ROWS, 4, keys=True), 9), 600, key))
+    found.append(drawn(HashedBatches(bx.Arrays(ROWS, 4, keys=True), 9), 600, key))
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
     part = drawn(bx.Arrays(ROWS, 4, keys=True), 600, key, start=300)
@@ -77,7 +77,7 @@ def test_every_row_at_once_has_one_key() -> None:
     source = bx.Arrays(ROWS, keys=True)
     again = bx.Arrays(ROWS, 4, keys=True)
     np.testing.assert_array_equal(words(source.all_rows.key), words(again.all_rows.key))
-    assert (source.whole, bx.Arrays(ROWS).whole, source.rows_per_batch) == (False, True, N)
+    assert (source.is_full_batch, bx.Arrays(ROWS).is_full_batch, source.rows_per_batch) == (False, True, N)
     whole = bx.Arrays(again.all_rows)  # of every row of another source, as audits do
     assert whole.keys
     np.testing.assert_array_equal(whole.data, ROWS)
@@ -91,7 +91,7 @@ def test_configurations_that_hold_keys() -> None:
     assert source != bx.Arrays((ROWS, jax.random.split(jax.random.key(6), N)), 4)
     assert source != bx.Arrays((ROWS, ROWS), 4)
     assert repr(source).startswith(f"Arrays(data=(float64[{N}], key<fry>[{N}]), batch_size=4")
-    np.testing.assert_array_equal(words(strong(KEYS)), words(KEYS))
+    np.testing.assert_array_equal(words(canonicalize(KEYS)), words(KEYS))
     for keys in (KEYS, jax.random.key(3, impl="rbg")):
         back = from_plain(to_plain({"a": keys}))["a"]
         assert back.dtype == keys.dtype

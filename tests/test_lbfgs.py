@@ -8,7 +8,7 @@ import scipy.optimize
 from jax import Array
 
 from bilevax import LBFGS, Arrays, Code, ParameterError
-from bilevax.core.records import Solved
+from bilevax.core.records import Solution
 
 NO_ROWS = Arrays(np.zeros(1))
 """Which the losses do not read."""
@@ -19,7 +19,7 @@ def rosenbrock(w: Array, lam: Array, batch: Array) -> Array:
     return jnp.sum(lam * (w[1:] - w[:-1] ** 2) ** 2 + (1.0 - w[:-1]) ** 2)
 
 
-def solve(solver: LBFGS, loss: object, w0: Array, lam: float = 100.0) -> Solved:
+def solve(solver: LBFGS, loss: object, w0: Array, lam: float = 100.0) -> Solution:
     run = jax.jit(lambda w0, lam: solver.solve(loss, w0, lam, NO_ROWS))  # type: ignore[arg-type]
     return run(w0, jnp.asarray(lam, w0.dtype))
 

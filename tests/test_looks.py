@@ -8,7 +8,7 @@ import scipy.sparse
 
 import bilevax as bx
 from bilevax.data import Undrawn
-from bilevax.data.hashed import Hashed
+from bilevax.data.hashed import HashedBatches
 from bilevax.data.looks import stream_key
 from bilevax.data.permutation import shuffled
 
@@ -89,7 +89,7 @@ def test_a_step_sees_the_minibatches_of_the_sources_own_fold(which):
 
 def test_hashed_minibatches():
     """A source without chunks."""
-    hashed, key = Hashed(numbered(40, 4), 3), stream_key(KEY, "train")
+    hashed, key = HashedBatches(numbered(40, 4), 3), stream_key(KEY, "train")
 
     def add(total, args, j, draw):
         return 0.5 * total + draw.batch

@@ -1,5 +1,7 @@
 """The losses' own gradient and Hessian-vector product against autodiff, on few rows and piece by piece."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,54 +10,51 @@ import pytest
 import bilevax as bx
 from bilevax.linalg import row_chunks
 
-OPTIMISED = True
 SHAPES = {"none": (), "global": (), "class": (3,), "feature": (4,), "weight": (3, 4), "groups": (2,)}
 PENALTIES = {name: name for name in SHAPES} | {"none": None, "groups": bx.Groups([0, 0, 1, 1])}
+LOSSES = {loss.__name__: loss for loss in (bx.Squared, bx.BinaryLogistic, bx.MultinomialLogistic)}
+EVERY = product(("few", "many"), LOSSES, SHAPES, ("weights", "with-bias"), ("plain", "weighted"))
+CASES = [case for case in EVERY if case[2] == "feature" or (case[0], case[4]) == ("few", "plain")]
+"""Every way to read rows under one penalty, and every penalty, which reads none, beside one way to read rows."""
 
 
-@pytest.fixture(params=["few", "many"])
-def rows(request, monkeypatch):
-    """6 rows of 4 features as one piece, or as a piece of 4 and the 2 left over."""
-    if request.param == "many":
-        monkeypatch.setattr(row_chunks, "MANY", 1)
-        monkeypatch.setattr(row_chunks, "PIECE", 16)
-    return 6
-
-
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("bias", [False, True], ids=["weights", "with-bias"])
-@pytest.mark.parametrize("penalty", SHAPES)
-@pytest.mark.parametrize("loss", [bx.Squared, bx.BinaryLogistic, bx.MultinomialLogistic])
-def test_own_derivatives_are_those_of_autodiff(loss, penalty, bias, weighted, rows):
-    rng = np.random.default_rng(0)
-    outputs, p, b = 1 if loss is bx.BinaryLogistic else 3, 4, rows
-    shape = tuple(outputs if size == 3 else size for size in SHAPES[penalty])
-
-    def tree():
-        weights = jnp.asarray(rng.normal(size=(outputs, p)))
-        return {"weights": weights, "bias": jnp.asarray(rng.normal(size=outputs))} if bias else weights
-
-    w, v, lam = tree(), tree(), jnp.asarray(rng.normal(size=shape))
-    y = rng.normal(size=(b, outputs)) if loss is bx.Squared else rng.integers(0, max(outputs, 2), b)
-    batch = [jnp.asarray(rng.normal(size=(b, p))), jnp.asarray(y)]
-    batch += [jnp.asarray(rng.uniform(size=b))] if weighted else []
-    one = loss(PENALTIES[penalty])
+@jax.jit
+def derivatives(loss, w, v, lam, batch):
+    """The loss's own, and those of autodiff: value, gradient, and Hessian products in w and in lam."""
 
     def second(gradient):
         return jax.jvp(lambda x: gradient(x, lam, batch), (w,), (v,))[1]
 
-    def equal(ours, truth):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), ours, truth)
+    def back(gradient):
+        return jax.vjp(lambda w, lam: gradient(w, lam, batch), w, lam)[1](v)
 
-    own = lambda *args: one.value_and_grad(*args)[1]  # noqa: E731
-    product = second(jax.grad(one))
-    equal(one.value_and_grad(w, lam, batch), jax.value_and_grad(one)(w, lam, batch))
-    equal(one.hessian_product(w, lam, batch, v), product)
-    equal(second(own), product)
-    equal(jax.vjp(lambda x: own(x, lam, batch), w)[1](v)[0], product)
-    if penalty != "none":
-        ours, truth = (jax.vjp(lambda x, g=g: g(w, x, batch), lam)[1](v)[0] for g in (own, jax.grad(one)))
-        equal(ours, truth)
+    own = lambda *args: loss.value_and_grad(*args)[1]  # noqa: E731
+    product, (_, across) = second(jax.grad(loss)), back(jax.grad(loss))
+    ours = loss.value_and_grad(w, lam, batch), loss.hessian_product(w, lam, batch, v), second(own), back(own)
+    return ours, (jax.value_and_grad(loss)(w, lam, batch), product, product, (product, across))
+
+
+@pytest.mark.parametrize(("rows", "loss", "penalty", "bias", "weighted"), CASES, ids=map("-".join, CASES))
+def test_own_derivatives_are_those_of_autodiff(rows, loss, penalty, bias, weighted, monkeypatch):
+    """6 rows of 4 features as one piece, or as a piece of 4 and the 2 left over."""
+    if rows == "many":
+        monkeypatch.setattr(row_chunks, "MANY", 1)
+        monkeypatch.setattr(row_chunks, "PIECE", 16)
+    rng = np.random.default_rng(0)
+    outputs, p, b = 1 if loss == "BinaryLogistic" else 3, 4, 6
+    shape = tuple(outputs if size == 3 else size for size in SHAPES[penalty])
+
+    def tree():
+        weights = rng.normal(size=(outputs, p))
+        return {"weights": weights, "bias": rng.normal(size=outputs)} if bias == "with-bias" else weights
+
+    w, v, lam = tree(), tree(), rng.normal(size=shape)
+    y = rng.normal(size=(b, outputs)) if loss == "Squared" else rng.integers(0, max(outputs, 2), b)
+    batch = [rng.normal(size=(b, p)), y]
+    batch += [rng.uniform(size=b)] if weighted == "weighted" else []
+    derivatives.clear_cache()  # it does not know into how many pieces rows are cut
+    ours, truth = derivatives(LOSSES[loss](PENALTIES[penalty]), w, v, lam, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), ours, truth)
 
 
 def test_many_rows_are_read_in_pieces():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import replace, strong
+from bilevax.core.config import canonicalize, replace_unchecked
 from bilevax.core.trees import norm, sub
 from bilevax.planning import pilot
 from bilevax.testing.problems import problem
@@ -50,8 +50,8 @@ def test_few_rows_are_not_tried_and_the_typical_error_is_no_promise_that_is_brok
     plans = [case.plan(seed, budget=budget) for seed in range(SEEDS)]
     runs = [p.run(key=jax.random.key(100 + seed)) for seed, p in enumerate(plans)]
     for p, est in zip(plans, runs, strict=True):
-        assert p.spent + est.cost.visits <= 1.05 * budget
-        assert p.spent + est.cost.visits > 0.9 * budget or case.error(est) < 1e-10  # more would gain nothing
+        assert p.spent + est.cost.samples <= 1.05 * budget
+        assert p.spent + est.cost.samples > 0.9 * budget or case.error(est) < 1e-10  # more would gain nothing
         assert p.spent <= 0.35 * budget
         assert p.predicted == p.alternatives[p.method]
         assert "no trial" in p.notes[0]
@@ -86,7 +86,7 @@ def test_few_passes_over_many_rows_are_sampled_and_the_error_is_as_predicted():
         est = p.run(key=jax.random.key(10 + seed))
         assert p.method == "JointSID"
         assert p.train.rows_per_batch < 100
-        assert p.spent + est.cost.visits <= 1.05 * 100_000
+        assert p.spent + est.cost.samples <= 1.05 * 100_000
         errors.append(float(norm(sub(est.value, exact)) / norm(exact)))
         predicted.append(p.predicted)
     assert 1 / 3 < np.median(predicted) / np.sqrt(np.mean(np.square(errors))) < 3
@@ -120,7 +120,7 @@ def test_a_map_without_a_loss_is_solved_by_fixed_point_steps():
     p = case.plan(budget=80 * case.rows)
     est = p.run(key=jax.random.key(1))
     assert p.method == "AID-FP"
-    assert p.spent + est.cost.visits <= 1.05 * 80 * case.rows
+    assert p.spent + est.cost.samples <= 1.05 * 80 * case.rows
     assert case.error(est) < 1e-3
 
 
@@ -183,14 +183,14 @@ def test_a_trial_says_what_a_method_leaves_on_the_rows_it_was_tried_on():
     w = np.linalg.solve(H, X.T @ y / 64)
     exact = -0.1 * w @ np.linalg.solve(H, Z.T @ (Z @ w - z) / 32)
     sources = tuple(bx.Arrays({"x": x, "y": t}, 8) for x, t in zip(rows, targets, strict=True))
-    problem = strong(bx.Problem(bx.GradientStep(inner, 1.0), outer))
+    problem = canonicalize(bx.Problem(bx.GradientStep(inner, 1.0), outer))
     start, lam, key = pilot.Start(jnp.zeros(d), None), jnp.log(jnp.asarray(0.1)), jax.random.key(0)
 
     def option(steps):
         return pilot.Option("AID-CG", problem, bx.SID(bx.LBFGS(1e-12, steps), bx.CG(1e-12, steps)), sources)
 
     for steps in (2, 4):
-        solvers = strong(option(steps).estimator)
+        solvers = canonicalize(option(steps).estimator)
         whole = [bx.Arrays(s.data) for s in sources]
         after = bx.hypergradient(problem, solvers, start.w, lam, *whole, key=key, report=False).value
         trial = pilot.tried(option(steps), option(40), start, lam, sources, key=key)
@@ -207,15 +207,15 @@ def test_a_trial_is_on_rows_drawn_without_replacement_and_on_none_where_it_is_to
     assert len(set(rows)) == 100
     assert set(rows) <= set(data["x"])
     assert set(rows) != set(np.asarray(pilot.few(sources, jax.random.key(1))[0].data["x"]))
-    assert pilot.trial_visits(3200, 10.0) == 100 * 34
-    assert pilot.trial_visits(1e6, 100.0) == 256 * 150
+    assert pilot.trial_samples(3200, 10.0) == 100 * 34
+    assert pilot.trial_samples(1e6, 100.0) == 256 * 150
 
 
 def test_full_batches_that_cost_less_are_chosen_sooner():
     case = CASES["logistic-500x20-0.1"]
     dear, cheap = (case.plan(budget=5 * case.rows, full_batch_price=price) for price in (1.0, 0.1))
     assert (dear.method, cheap.method) == ("SID", "AID-CG")
-    assert cheap.spent + 0.1 * cheap.run(key=jax.random.key(1)).cost.visits <= 1.05 * 5 * case.rows
+    assert cheap.spent + 0.1 * cheap.run(key=jax.random.key(1)).cost.samples <= 1.05 * 5 * case.rows
     with pytest.raises(bx.ParameterError, match="full_batch_price must lie in"):
         case.plan(budget=1e4, full_batch_price=0.0)
 
@@ -224,9 +224,9 @@ def test_a_planned_sid_goes_by_its_error_report_and_says_so():
     case = CASES["logistic-500x20-0.1"]
     p = case.plan(budget=5 * case.rows)
     assert p.method == "SID"
-    assert p.val.whole
+    assert p.val.is_full_batch
     for goal, code in ((10 * p.predicted, bx.Code.OK), (p.predicted / 20, bx.Code.TOLERANCE_NOT_MET)):
-        assert int(replace(p, goal=goal).run(key=jax.random.key(1)).code) == code
+        assert int(replace_unchecked(p, goal=goal).run(key=jax.random.key(1)).code) == code
     verified = p.verify(key=jax.random.key(2), replicas=8)
     assert case.error(p.run(key=jax.random.key(3))) / 4 < verified.measured < p.predicted
 
@@ -234,7 +234,7 @@ def test_a_planned_sid_goes_by_its_error_report_and_says_so():
 @pytest.mark.parametrize("passes", [10, 40])
 def test_a_step_that_is_to_be_measured_leaves_room_for_a_run(passes):
     args = problem("logistic-500x20-0.1")
-    measured = replace(args.problem, inner_map=replace(args.problem.inner_map, step_size=None))
+    measured = replace_unchecked(args.problem, inner_map=replace_unchecked(args.problem.inner_map, step_size=None))
     budget = passes * args.sources()[0].rows
     p = bx.plan(measured, args.w0, args.lam, *args.sources(), key=jax.random.key(0), budget=budget)
     assert p.spent <= 0.3 * budget

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.hypergradients import estimate as driver
 from bilevax.testing.closed_forms import FiniteQuadratic
 
@@ -37,7 +37,7 @@ def in_a_trace(problem, estimator, w0, lam, sources, key):
 
 def in_one(estimator, sources):
     """The same, all that it depends on being arguments of the user's program."""
-    return in_a_trace(*strong((P.problem, estimator)), jnp.zeros(4), jnp.asarray(P.lam), sources, KEY)
+    return in_a_trace(*canonicalize((P.problem, estimator)), jnp.zeros(4), jnp.asarray(P.lam), sources, KEY)
 
 
 def said(est):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.theory import hypergradient_moments, inner_moments, known, linear_moments
 
@@ -55,7 +55,7 @@ def enumerate_sid(Scripted):
         train, val = jax.tree.map(jnp.asarray, data)
         number = len(scripts["inner"])
         repeated = {name: np.resize(script, (MOST, *script.shape[1:])) for name, script in scripts.items()}
-        out = run(strong(problem), strong(sid), w0, v0, jnp.asarray(lam), train, val, repeated)
+        out = run(canonicalize(problem), canonicalize(sid), w0, v0, jnp.asarray(lam), train, val, repeated)
         value, w, v, code = jax.tree.map(lambda x: np.asarray(x)[:number], out)
         assert np.all(code == bx.Code.OK)
         return value, w, v

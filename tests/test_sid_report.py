@@ -9,9 +9,9 @@ import pytest
 import scipy.sparse
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.hypergradients.every_row import way_on_every_row
-from bilevax.hypergradients.sid_error import Seen
+from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.hypergradients.sid_report import LEAST_LED, LED, leads_on
 from bilevax.testing.closed_forms import FiniteQuadratic
 
@@ -43,7 +43,7 @@ def test_the_way_ends_where_both_equations_of_every_row_hold(batch):
     )(jax.random.key(0))
     np.testing.assert_allclose(way.value, h(*START), rtol=1e-10)
     left, wrong = np.linalg.norm(TRUTH - h(*START)), np.linalg.norm(way.truth - TRUTH)
-    assert way.degrees == 7
+    assert way.degrees_of_freedom == 7
     if batch is None:
         assert wrong < 1e-8 * left
     else:
@@ -73,7 +73,7 @@ def run(sid, sources=DATA, runs=100, start=0.0):
     @jax.jit
     def one(key):
         est = bx.hypergradient(
-            strong(P.problem), strong(sid), jnp.full(6, start), jnp.asarray(P.lam), *sources, key=key
+            canonicalize(P.problem), canonicalize(sid), jnp.full(6, start), jnp.asarray(P.lam), *sources, key=key
         )
         return est.code, est.value, est.error, est.error.upper
 
@@ -117,7 +117,7 @@ def of(steps, **options):
 def test_every_row_is_asked_where_it_costs_little():
     assert float(of(LONG).error.order) == 0.5
     assert float(of(LONG - 1).error.order) == 1.0  # the tails
-    assert 0 < of(LONG).error.visits < 0.15 * of(LONG).cost.visits
+    assert 0 < of(LONG).error.samples < 0.15 * of(LONG).cost.samples
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_one_program_says_the_same_and_replicas_ask_the_tails():
         args = jnp.zeros(6), jnp.asarray(P.lam), *DATA
         return bx.hypergradient(P.problem, sid, *args, key=jax.random.key(0)).error
 
-    for a, b in zip(*map(jax.tree.leaves, (traced(strong(bx.SID(chain, chain))), of(LONG).error)), strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (traced(canonicalize(bx.SID(chain, chain))), of(LONG).error)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_the_steps_that_would_do_go_by_noise():
 
 def test_where_every_row_is_not_their_mean_or_dear_the_tails_are_asked():
     est = of(40)
-    est = est._replace(steps=jnp.int32(10**6), seen=Seen(None, None, None, None))
+    est = est._replace(steps=jnp.int32(10**6), seen=ChainTrace(None, None, None, None))
     rows = {"x": np.zeros((60, 2))}
     assert leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
     assert leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows, 4)))

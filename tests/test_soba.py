@@ -179,9 +179,9 @@ def test_the_history_of_a_stretch():
         rows, (w, lam) = minibatches[end - 1][0], map(np.asarray, at[end])
         value = np.mean(0.5 * np.sum((w - val["target"][rows]) ** 2, 1) + 0.5 * val["r"][rows] * np.sum(lam**2))
         np.testing.assert_allclose(result.history.outer_value[i], value, rtol=1e-12)
-    assert result.history.visits.tolist() == [13 * end for end in ends[1:]]  # 7 rows of train, 6 of val a step
+    assert result.history.samples.tolist() == [13 * end for end in ends[1:]]  # 7 rows of train, 6 of val a step
     assert [part.calls for part in result.cost] == [300, 300, 300, 300, 0]
-    assert result.cost.visits == 13 * 300
+    assert result.cost.samples == 13 * 300
 
 
 def test_a_users_own_loop_is_that_of_minimize():
@@ -256,4 +256,4 @@ def test_an_interrupted_run_returns_what_was_reached():
 def test_a_long_history_has_every_entry_where_it_belongs():
     result = run(steps=300, every=1)
     assert result.history.step.tolist() == list(range(1, 301))
-    assert result.history.visits.tolist() == list(range(13, 13 * 301, 13))
+    assert result.history.samples.tolist() == list(range(13, 13 * 301, 13))

@@ -177,7 +177,7 @@ def test_losses_on_sparse_rows_are_those_on_arrays(loss, penalty, sampling):
     close(everything(sparse_rows.all_rows, w, lam, v), everything(arrays.all_rows, w, lam, v))
     a, b = (bx.hypergradient(problem, sid, w, lam, s, s, key=KEY) for s in (sparse_rows, arrays))
     close((a.value, a.outer_value, a.w, a.v), (b.value, b.outer_value, b.w, b.v), rtol=1e-10)
-    assert (int(a.code), a.cost.visits) == (int(b.code), b.cost.visits)
+    assert (int(a.code), a.cost.samples) == (int(b.code), b.cost.samples)
 
 
 @pytest.mark.slow

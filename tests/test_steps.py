@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.hypergradients.damping import damping_bias
 from bilevax.linalg.power import met_on_a_walk
 
@@ -181,7 +181,7 @@ def test_the_price_of_damping_is_the_first_order_of_what_it_changes():
     damped = STEP * C + delta * np.eye(3)
     v = np.linalg.solve(damped, np.arange(1.0, 4.0))
     rows, w = bx.Arrays(np.ones((1, 1))), jnp.asarray(w)
-    instance = bx.Instance(strong(problem), w, rows, rows)
+    instance = bx.Instance(canonicalize(problem), w, rows, rows)
     bias, number = jax.jit(lambda instance, at: damping_bias(instance, at, key=KEY))(instance, (w, jnp.asarray(v)))
     np.testing.assert_allclose(bias, np.abs(delta * STEP * C @ np.linalg.solve(damped, v)), rtol=0.06)
     assert number > 50
@@ -248,7 +248,7 @@ def test_a_system_that_is_not_positive_definite_is_damped_and_the_run_goes_on():
     assert result.code < bx.Code.NOT_CONTRACTIVE
     assert result.config["damping"] == [[0, 0.01], [0, 0.04], [0, 0.16], [0, 0.64]]
     assert len(result.history.code) == 3
-    assert result.cost.visits > result.history.visits[-1]  # what was tried in vain is counted
+    assert result.cost.samples > result.history.samples[-1]  # what was tried in vain is counted
     assert "damped by 0.64 from outer step 0 on" in result.message
 
 

@@ -9,10 +9,10 @@ import pytest
 import scipy.sparse
 
 import bilevax as bx
-from bilevax.core.config import strong
-from bilevax.core.records import TAIL, Tail
+from bilevax.core.config import canonicalize
+from bilevax.core.records import SNAPSHOTS, Snapshots
 from bilevax.core.trees import norm, sub
-from bilevax.hypergradients.sid_error import Rate, spread
+from bilevax.hypergradients.sid_error import ForgettingRate, last_point_error
 from bilevax.solvers.fixed_point import _cuts
 from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.testing.problems import problem
@@ -37,7 +37,7 @@ def chain(schedule, h, start=0.0):
             sizes.append(eta)
     points = np.stack(points)
     points[:, -1] *= start
-    return Tail(jnp.asarray(points), jnp.asarray(travel), jnp.asarray(sizes))
+    return Snapshots(jnp.asarray(points), jnp.asarray(travel), jnp.asarray(sizes))
 
 
 CONSTANT, FALLING = bx.Constant(0.1), bx.Harmonic(20.0, 40.0)
@@ -56,10 +56,10 @@ CONSTANT, FALLING = bx.Constant(0.1), bx.Harmonic(20.0, 40.0)
 def test_the_noise_of_the_slowest_direction_has_its_variance(schedule, h, low, high):
     """Exact: each noise is one entry, and the squares of independent noises add up."""
     tail = chain(schedule, h)
-    found = spread(tail, Rate(jnp.asarray(h), jnp.asarray(h)))
+    found = last_point_error(tail, ForgettingRate(jnp.asarray(h), jnp.asarray(h)))
     variance = float(jnp.sum(tail.points[-1] ** 2))
     assert low < float(jnp.sum(found.squares)) / variance < high
-    assert 1.0 <= float(found.degrees) <= TAIL - 2
+    assert 1.0 <= float(found.degrees_of_freedom) <= SNAPSHOTS - 2
 
 
 @pytest.mark.parametrize("schedule", [CONSTANT, FALLING])
@@ -67,7 +67,7 @@ def test_the_noise_of_the_slowest_direction_has_its_variance(schedule, h, low, h
 def test_that_of_faster_directions_is_rather_too_large(schedule, times):
     h = 0.03
     tail = chain(schedule, times * h)
-    found = spread(tail, Rate(jnp.asarray(h), jnp.asarray(h)))
+    found = last_point_error(tail, ForgettingRate(jnp.asarray(h), jnp.asarray(h)))
     assert 0.9 < float(jnp.sum(found.squares) / jnp.sum(tail.points[-1] ** 2)) < 10.0
 
 
@@ -78,16 +78,16 @@ def test_what_is_left_of_a_start_is_seen_without_noise(schedule, h):
     tail = chain(schedule, h, start=1.0)
     alone = tail._replace(points=tail.points[:, -1:])
     left = float(tail.points[-1, -1])
-    exact = spread(alone, Rate(jnp.asarray(h), jnp.asarray(h)))
+    exact = last_point_error(alone, ForgettingRate(jnp.asarray(h), jnp.asarray(h)))
     assert float(exact.bias[0]) == pytest.approx(left, rel=0.15)
     assert float(exact.squares[0]) < 1e-4
-    slower = spread(alone, Rate(jnp.asarray(h), jnp.asarray(0.3 * h)))
+    slower = last_point_error(alone, ForgettingRate(jnp.asarray(h), jnp.asarray(0.3 * h)))
     assert float(slower.bias[0]) > left
 
 
 def test_a_chain_without_a_step_knows_nothing():
-    nothing = Tail(jnp.ones((TAIL, 3)), jnp.zeros(TAIL), jnp.ones(TAIL))
-    assert np.all(np.isinf(spread(nothing, Rate(jnp.asarray(0.1), jnp.asarray(0.1))).bias))
+    nothing = Snapshots(jnp.ones((SNAPSHOTS, 3)), jnp.zeros(SNAPSHOTS), jnp.ones(SNAPSHOTS))
+    assert np.all(np.isinf(last_point_error(nothing, ForgettingRate(jnp.asarray(0.1), jnp.asarray(0.1))).bias))
 
 
 OTHERS = "logistic-500x20-0.001", "quadratic-10-b32"
@@ -101,11 +101,13 @@ def estimates():
         p = problem(name)
         truth = jax.tree.map(jnp.asarray, p.solution().hypergradient)
         solver = bx.FixedPoint(steps, bx.Harmonic(20.0, 40.0))
-        sid, sources = strong(sid or bx.SID(solver, solver, cross_batches=20)), p.sources()
+        sid, sources = canonicalize(sid or bx.SID(solver, solver, cross_batches=20)), p.sources()
 
         @jax.jit
         def one(key):
-            est = bx.hypergradient(strong(p.problem), sid, jnp.asarray(p.w0), jnp.asarray(p.lam), *sources, key=key)
+            est = bx.hypergradient(
+                canonicalize(p.problem), sid, jnp.asarray(p.w0), jnp.asarray(p.lam), *sources, key=key
+            )
             return est.code, est.error.relative, norm(sub(est.value, truth)) / norm(truth)
 
         return tuple(map(np.asarray, jax.vmap(one)(jax.random.split(jax.random.key(5), runs))))
@@ -140,7 +142,9 @@ def run(sid, start, *, problem=P.problem, sources=DATA, runs=200):
 
     @jax.jit
     def one(key):
-        est = bx.hypergradient(strong(problem), strong(sid), jnp.asarray(start), jnp.asarray(P.lam), *sources, key=key)
+        est = bx.hypergradient(
+            canonicalize(problem), canonicalize(sid), jnp.asarray(start), jnp.asarray(P.lam), *sources, key=key
+        )
         return est.value, est.error
 
     return jax.tree.map(np.asarray, jax.vmap(one)(jax.random.split(jax.random.key(2), runs)))
@@ -153,7 +157,7 @@ def test_cross_batches_are_priced_even_a_single_one(batches):
     variance = np.var(value, axis=0, ddof=1)
     np.testing.assert_allclose(np.mean(error.standard_error**2, axis=0), variance, rtol=0.35)
     assert np.all(error.bias < 1e-8)
-    assert np.all(error.degrees >= 3 + batches - 1)
+    assert np.all(error.degrees_of_freedom >= 3 + batches - 1)
     np.testing.assert_allclose(error.sampling, np.linalg.norm(error.standard_error, axis=1), rtol=1e-6)
 
 
@@ -171,7 +175,7 @@ def test_outer_batches_are_priced_and_a_single_one_is_not_trusted():
     value, error = run(sid, P.w(P.lam), problem=noisy, sources=(train, val), runs=400)
     variance = np.var(value, axis=0, ddof=1)
     np.testing.assert_allclose(np.mean(error.standard_error**2, axis=0), variance, rtol=0.35)
-    assert np.all(error.degrees == 1)
+    assert np.all(error.degrees_of_freedom == 1)
     single = bx.SID(bx.Given(), bx.Exact(), outer_batches=1)
     est = bx.hypergradient(noisy, single, P.w(P.lam), P.lam, train, val, key=jax.random.key(0))
     assert est.code == bx.Code.TOLERANCE_NOT_MET
@@ -200,15 +204,15 @@ def test_noise_of_v_alone():
 def test_the_report_reads_less_than_a_seventh_of_what_the_estimate_did():
     solver = bx.FixedPoint(1000, 0.2)
     est = bx.hypergradient(P.problem, bx.SID(solver, solver), np.zeros(6), P.lam, *DATA, key=jax.random.key(0))
-    assert 0 < est.error.visits < 0.15 * est.cost.visits
+    assert 0 < est.error.samples < 0.15 * est.cost.samples
 
 
 def test_the_estimate_is_that_without_a_report_and_leaves_nothing_behind():
     solver = bx.FixedPoint(40, 0.2)
-    sid, w0, lam = strong(bx.SID(solver, solver, cross_batches=3)), jnp.zeros(6), jnp.asarray(P.lam)
+    sid, w0, lam = canonicalize(bx.SID(solver, solver, cross_batches=3)), jnp.zeros(6), jnp.asarray(P.lam)
     key = jax.random.key(4)
     est = bx.hypergradient(P.problem, sid, w0, lam, *DATA, key=key)
-    instance = bx.Instance(strong(P.problem), lam, *DATA)
+    instance = bx.Instance(canonicalize(P.problem), lam, *DATA)
     plain = jax.jit(lambda key: sid.estimate(instance, w0, key=key).value)(key)
     np.testing.assert_allclose(est.value, plain, rtol=1e-12)
     assert est.seen is None

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.testing.closed_forms import FiniteQuadratic, PenalisedRidge
 from bilevax.theory import (
@@ -224,7 +224,7 @@ def squares_and_levels(p, bound_of, *, batch_size, steps):
 def test_self_bounded_noise_bounds_both_iterations_with_much_longer_steps(seed, batch_size):
     p = FiniteQuadratic.random(seed, n=60, d=6, m=3)
     data = p.A - 0.3 * np.eye(6)
-    p = replace(p, A=data + 0.01 * np.eye(6))  # the worse the condition, the more there is to gain
+    p = replace_unchecked(p, A=data + 0.01 * np.eye(6))  # the worse the condition, the more there is to gain
     c, exact = p.constants(p.lam, batch_size=batch_size), p.moments(p.lam)
     shared = {
         "L": c.L, "tau": c.tau, "row_smoothness": max(np.linalg.norm(a, 2) for a in data),
@@ -341,7 +341,7 @@ def test_t4_with_outer_minibatches_covers_their_variance():
     assert mse <= bound <= 4 * mse
     square = np.mean([g[i].mean() ** 2 for i in draws])
     assert c.outer_square(J1) == pytest.approx(square)
-    noisy = replace(c, sigma1_prime=0.1)
+    noisy = replace_unchecked(c, sigma1_prime=0.1)
     assert noisy.linear(J1).noise == pytest.approx(2 * 0.1 * square / (1 - q) ** 2)
     assert noisy.linear_start(J1) == pytest.approx(square / (1 - q) ** 2)
 
@@ -356,7 +356,7 @@ def test_the_sample_complexity_keeps_its_promise_and_is_of_order_one_over_the_ta
         sigma = c.linear().decreasing(*c.linear().harmonic, k, c.linear_start())
         assert 0.5 * target < mse_bound(c, rho, sigma, J) <= target * (1 + 1e-9)
     np.testing.assert_allclose(np.array(counts[1]) / np.array(counts[0]), 100, rtol=0.05)
-    c = replace(c, sigma2_prime=50 * c.L_Phi**2)
+    c = replace_unchecked(c, sigma2_prime=50 * c.L_Phi**2)
     target = 6.001 * c.L_Phi**2 * c.linear_start()  # v_0 = 0 is good enough, and just so
     t, k, J = sample_complexity(c, target, 1e6)
     assert k == 0

@@ -30,7 +30,7 @@ class Halves:
     rows = property(lambda self: self.first.rows + self.second.rows)
     rows_per_batch = property(lambda self: self.first.rows_per_batch)
     keys = property(lambda self: self.first.keys)
-    whole, all_rows = False, None
+    is_full_batch, all_rows = False, None
 
     def total(self, fn, args):
         parts = [(half.rows / self.rows, half.total(fn, args)) for half in (self.first, self.second)]
@@ -39,12 +39,14 @@ class Halves:
     def example(self):
         return self.second.example()
 
-    def renew(self, plan, key, j, first):
+    def plan_chunk(self, plan, key, j, first):
         a, b = (jax.random.fold_in(key, i) for i in range(2))
-        return self.first.renew(plan and plan[0], a, j, first), self.second.renew(plan and plan[1], b, j, first)
+        return self.first.plan_chunk(plan and plan[0], a, j, first), self.second.plan_chunk(
+            plan and plan[1], b, j, first
+        )
 
-    def boundary(self, j):
-        return self.first.boundary(j)
+    def chunk_end(self, j):
+        return self.first.chunk_end(j)
 
     def visit(self, plan, j, use):
         def of(half, plan):

@@ -11,7 +11,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.algorithms.outer_loop import advance
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 
 TRACES = 0
 COMPILED = 0
@@ -141,7 +141,7 @@ def test_new_numbers_in_a_schedule_of_the_users_own():
     """Numbers that no field of bilevax's has cast: a Python float is weakly typed, a numpy scalar is not."""
     first_door(make(eta=jax.tree_util.Partial(falling, 0.5)))
     values = (0.25, np.float64(0.3), np.float32(0.3), np.array(0.4), jnp.float64(0.4))
-    strong(values)  # the cast of one number is a program too
+    canonicalize(values)  # the cast of one number is a program too
     for value in values:
         assert traced(lambda value=value: first_door(make(eta=jax.tree_util.Partial(falling, value)))) == 0
 
@@ -272,7 +272,7 @@ def is_key(x):
 
 def programs(arguments):
     """The jaxprs of an estimate and of a chunk of outer steps, with everything that may change as an argument."""
-    problem, sid, algorithm, w0, lam, train, val = strong(arguments)
+    problem, sid, algorithm, w0, lam, train, val = canonicalize(arguments)
     key = jax.random.key(0)
     estimate = jax.make_jaxpr(lambda problem, sid, w0, lam, train, val, key: bx.hypergradient(
         problem, sid, w0, lam, train, val, key=key))(problem, sid, w0, lam, train, val, key)  # fmt: skip

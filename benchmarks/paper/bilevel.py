@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.paper.problems import Data, halves, part, source
 
 import bilevax as bx
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 
 METHODS = {
     "batch": "AID-FP, every row",
@@ -88,7 +88,7 @@ def experiment(data: Data, plan: Plan, say: Callable[[str], None]) -> dict[str, 
             kept["start"].append(judge(lam))
             for method in METHODS:
                 chosen = algorithm(method, plan.epochs, per_epoch, plan.learning_rate)
-                rows = replace(train, batch_size=data.batch) if method == "stochastic" else train
+                rows = replace_unchecked(train, batch_size=data.batch) if method == "stochastic" else train
                 clock = time.perf_counter()
                 result = bx.minimize(
                     problem, chosen, judge.start(lam), lam, rows, val, steps=plan.steps, key=jax.random.key(number)

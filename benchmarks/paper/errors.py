@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.paper.problems import Data, Steps, curvature, halves, part, source
 
 import bilevax as bx
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 
 METHODS = {
     "batch": "AID-FP, every row",
@@ -70,7 +70,9 @@ def run(case: Problem, method: str, epochs: int, key: Any) -> tuple[bx.Estimate,
     """An estimate, and what it cost in epochs."""
     n = case.train.rows
     kind, _, order = method.partition(" ")
-    train = replace(case.train, sampling=order or "iid", batch_size=case.batch if kind in ("const", "dec") else None)
+    train = replace_unchecked(
+        case.train, sampling=order or "iid", batch_size=case.batch if kind in ("const", "dec") else None
+    )
     if kind == "cg":
         inner, linear = bx.LBFGS(1e-12, max_steps=epochs), bx.CG(1e-12, max_steps=epochs)
     else:

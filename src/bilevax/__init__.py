@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bilevax.core.codes import Code
     from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
     from bilevax.core.instance import Instance
-    from bilevax.core.records import Cost, Count, Error, Estimate, History, Result
+    from bilevax.core.records import Cost, Count, ErrorReport, Estimate, History, Result
     from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
     from bilevax.hypergradients import *
     from bilevax.planning import *
@@ -66,7 +66,7 @@ __all__ = [
     "Cost",
     "Count",
     "DataError",
-    "Error",
+    "ErrorReport",
     "Estimate",
     "Exact",
     "FixedPoint",

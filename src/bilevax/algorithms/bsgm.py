@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import optax
 from jax import Array
 
-from bilevax.core.config import config, replace
+from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
@@ -64,7 +64,7 @@ class BSGM:
 
     def suspecting(self) -> "BSGM":
         """The same, but a suspicion of the estimator's is not looked into."""
-        return replace(self, estimator=suspecting(self.estimator), confirm=False)
+        return replace_unchecked(self, estimator=suspecting(self.estimator), confirm=False)
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, Undrawn]:
         """The sources themselves: an estimator draws from them, with streams of its own for each stage."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from bilevax.core.config import config, real
+from bilevax.core.config import check_real, config
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 
@@ -61,9 +61,9 @@ def optim(
     """
     if not callable(getattr(optax, name, None)):
         raise ParameterError(f"optax has no optimiser {name!r}; for example 'sgd', 'adam', 'rmsprop'")
-    numbers = {"learning_rate": real("learning_rate", learning_rate, low=0.0, open_low=True)}
+    numbers = {"learning_rate": check_real("learning_rate", learning_rate, low=0.0, open_low=True)}
     options = {"momentum": momentum, "b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
-    numbers |= {k: real(k, v) for k, v in options.items() if v is not None}
+    numbers |= {k: check_real(k, v) for k, v in options.items() if v is not None}
     made = Optim(name, numbers)
     try:
         built = made.transformation()

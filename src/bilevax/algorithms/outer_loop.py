@@ -134,7 +134,7 @@ def _nothing(problem: Problem, algorithm: Algorithm, state: PyTree, streams: Str
 
     def first() -> Info:
         k = jnp.int32(0)
-        plan = streams.renew(None, key, k, True)
+        plan = streams.plan_chunk(None, key, k, True)
         return streams.visit(plan, k, lambda looks: algorithm.step(problem, state, looks, k)[1])
 
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from jax import Array
 
-from bilevax.core.config import config, real, set_fields
+from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Count, Info
@@ -43,8 +43,8 @@ class SOBA:
     ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        ratio = real("ratio", self.ratio, low=0.0, open_low=True)
-        set_fields(self, step_size=schedule(self.step_size), ratio=ratio)
+        ratio = check_real("ratio", self.ratio, low=0.0, open_low=True)
+        set_frozen(self, step_size=schedule(self.step_size), ratio=ratio)
 
     def check(self, problem: Problem) -> None:
         """Refuse damping without a given inner step, in whose units it is."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevax.core.config import count, replace, strong
+from bilevax.core.config import canonicalize, check_count, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key, stream
 from bilevax.core.protocols import RowSource
@@ -63,7 +63,9 @@ def estimate_constants(
         ParameterError: a wrong leaf or function, fewer than two batches, or a map that does not contract at w.
     """
     w, lam = as_parameters("w", w), as_parameters("lam", lam)
-    found = _measure(strong(problem), w, lam, train, val, as_key(key), jnp.int32(count("batches", batches, low=2)))
+    found = _measure(
+        canonicalize(problem), w, lam, train, val, as_key(key), jnp.int32(check_count("batches", batches, low=2))
+    )
     values: dict[str, Any] = {name: float(m.value) for name, m in found.items()}
     errors = {name: float(m.error) for name, m in found.items()}
     if values["q"] >= 1.0:
@@ -132,13 +134,13 @@ def _measure(
     keys = iter(jax.random.split(stream(key, "measure"), 12))
     inner_map = problem.inner_map
     if isinstance(inner_map, GradientStep | ProximalStep):
-        problem = replace(problem, inner_map=inner_map.measured(w, lam, train, next(keys)))
+        problem = replace_unchecked(problem, inner_map=inner_map.measured(w, lam, train, next(keys)))
     at = Point(problem, ravel_pytree(w)[0], ravel_pytree(lam)[0], (w, lam))
     start = jax.random.normal(next(keys), at.w.shape, at.w.dtype)
     found = {**_contraction(at, train, start), **_outer(at, val, start)}
     found["L_Phi"] = spectral_norm(at.mean(Point.cross, train), at.mean(Point.along_lam, train), start)
     found |= _curvature_of_the_map(at, train, next(keys))
-    if not train.whole:
+    if not train.is_full_batch:
         full = at.mean(Point.image, train)(at.w, at.lam)
         found["sigma1"] = _doubled(
             _variance(lambda at, b: at.image(at.w, at.lam, b), full, at, train, next(keys), batches)
@@ -150,7 +152,7 @@ def _measure(
             found[name] = _worst_variance(adjoint, forward, at, train, start, (next(keys), next(keys)), batches)
     else:
         found |= dict.fromkeys(("sigma1", "sigma1_prime", "sigma2_prime"), _exactly(0.0))
-    if not val.whole:
+    if not val.is_full_batch:
         k = next(keys)
         for i, name in enumerate(("sigma1_E", "sigma2_E")):
             full = at.mean(Point.outer, val)(at.w)[i]

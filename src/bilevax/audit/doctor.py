@@ -19,8 +19,8 @@ from bilevax.audit.checks.reach import check_outer, check_reach
 from bilevax.audit.checks.rows import check_rows
 from bilevax.audit.checks.sources import check_sources
 from bilevax.audit.findings import SEVERITIES, Figure, Finding, Findings
-from bilevax.audit.subject import Subject
-from bilevax.core.config import strong
+from bilevax.audit.subject import AuditedProblem
+from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
 from bilevax.core.protocols import RowSource
@@ -108,7 +108,9 @@ def _audit(
 ) -> Iterator[Finding | Figure]:
     """The groups of checks, each of which may count on what came before it."""
     yield from check_leaves(w0, lam)
-    s = Subject(strong(problem), _host(as_parameters("w0", w0)), _host(as_parameters("lam", lam)), *sources, key)
+    s = AuditedProblem(
+        canonicalize(problem), _host(as_parameters("w0", w0)), _host(as_parameters("lam", lam)), *sources, key
+    )
     yield from check_structure(s)
     s = s._replace(estimator=estimator).measured()
     yield from check_program(s)

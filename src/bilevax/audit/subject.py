@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevax.audit.checks.looks import Parts, Rows, flat, inner, like, loss, on_every_row, outer
 from bilevax.audit.checks.solving import descended, iterated
-from bilevax.core.config import replace, strong
+from bilevax.core.config import canonicalize, replace_unchecked
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, entries, leaf_name
 from bilevax.problems.gradient_step import GradientStep
@@ -26,7 +26,7 @@ TINY = 1e-300
 """Divides what may be zero."""
 
 
-class Subject(NamedTuple):
+class AuditedProblem(NamedTuple):
     """A problem under audit.
 
     Attributes:
@@ -65,7 +65,9 @@ class Subject(NamedTuple):
         """The problem without its prox: the part that must be a mean over rows."""
         inner_map = self.problem.inner_map
         return (
-            replace(self.problem, inner_map=inner_map.smooth) if isinstance(inner_map, ProximalStep) else self.problem
+            replace_unchecked(self.problem, inner_map=inner_map.smooth)
+            if isinstance(inner_map, ProximalStep)
+            else self.problem
         )
 
     @property
@@ -110,7 +112,7 @@ class Subject(NamedTuple):
             return False
         return not any(hasattr(inner_map.loss, name) for name in ("curvature", "penalty_curvature"))
 
-    def measured(self) -> "Subject":
+    def measured(self) -> "AuditedProblem":
         """With an inner step, where none is given: for the moment 1, if it can be measured at the inner solution."""
         inner_map = self.problem.inner_map
         s = self._replace(given=self.problem)
@@ -119,9 +121,9 @@ class Subject(NamedTuple):
         if not (isinstance(inner_map, GradientStep | ProximalStep) and inner_map.step_size is None):
             return s
         ready = _measured(inner_map, self.w0, self.lam, self.train, self.stream(0))
-        return s._replace(problem=replace(self.problem, inner_map=ready))
+        return s._replace(problem=replace_unchecked(self.problem, inner_map=ready))
 
-    def located(self) -> "Subject":
+    def located(self) -> "AuditedProblem":
         """With the points ``near`` and ``far``, and a step measured there."""
         start = flat(self.w0)
         near, settled = self._solved(start)
@@ -149,9 +151,9 @@ class Subject(NamedTuple):
         before, after = look(start)[0], look(near)[0]
         return near, bool(abs(before - after) > 100 * rounding * abs(before)) or bool(np.any(start))
 
-    def _stepping(self, step: float) -> "Subject":
-        ready = replace(self.problem.inner_map, step_size=step)
-        return self._replace(problem=strong(replace(self.problem, inner_map=ready)))
+    def _stepping(self, step: float) -> "AuditedProblem":
+        ready = replace_unchecked(self.problem.inner_map, step_size=step)
+        return self._replace(problem=canonicalize(replace_unchecked(self.problem, inner_map=ready)))
 
     def _longest(self) -> float:
         """1 / (1.1 L), L the largest curvature at ``near``, by power iteration: step H u = u - d1Phi^T u."""

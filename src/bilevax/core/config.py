@@ -114,7 +114,7 @@ def qualname(function: Callable[..., Any]) -> str:
     return f"{function.__module__}:{name}"
 
 
-def replace(obj: T, **changes: Any) -> T:
+def replace_unchecked(obj: T, **changes: Any) -> T:
     """A copy of a configuration with some fields changed, without validation: safe on tracers."""
     new: T = object.__new__(type(obj))
     for field in dataclasses.fields(obj):  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def replace(obj: T, **changes: Any) -> T:
     return new
 
 
-def strong(tree: T) -> T:
+def canonicalize(tree: T) -> T:
     """The same tree with every number an array of one strong dtype (int32, or JAX's default float).
 
     A Python float is weakly typed and a numpy scalar is not: without this cast each would be traced on its own.
@@ -142,7 +142,7 @@ def _strong(x: Any) -> Any:
     return x
 
 
-def real(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, open_low: bool = False) -> Any:
+def check_real(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, open_low: bool = False) -> Any:
     """A number field as a Python float, range-checked; a tracer passes unchecked.
 
     Raises:
@@ -167,7 +167,7 @@ def is_scalar(value: Any) -> bool:
     return value is not None and not callable(value) and jax.tree_util.all_leaves([value]) and np.ndim(value) == 0
 
 
-def count(name: str, value: Any, *, low: int = 0) -> Any:
+def check_count(name: str, value: Any, *, low: int = 0) -> Any:
     """A count field as a Python int, range-checked; a tracer or a rule of growth passes unchecked.
 
     Raises:
@@ -184,7 +184,7 @@ def count(name: str, value: Any, *, low: int = 0) -> Any:
     return int(value)
 
 
-def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """A name field, checked against what is allowed.
 
     Raises:
@@ -195,7 +195,7 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def set_fields(obj: Any, **values: Any) -> None:
+def set_frozen(obj: Any, **values: Any) -> None:
     """Store validated values from a frozen dataclass's ``__post_init__``."""
     for name, value in values.items():
         object.__setattr__(obj, name, value)

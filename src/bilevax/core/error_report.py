@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core import shown
-from bilevax.core.config import real
+from bilevax.core.config import check_real
 from bilevax.core.trees import PyTree, at_least_single, norm
 
 _ADVICE = {
@@ -36,7 +36,7 @@ FEWEST = 4
 """Degrees of freedom below which noise says too little of itself for a verdict."""
 
 
-class Error(NamedTuple):
+class ErrorReport(NamedTuple):
     """How wrong an estimated hypergradient may be: what one run says of itself.
 
     Norms are Euclidean, over all m entries; a part that is not known is NaN.
@@ -51,20 +51,20 @@ class Error(NamedTuple):
         sampling: the part of the cross and outer batches.
         contraction: estimated factor by which one step of the iteration shrinks an error.
         bound: of the norm of the whole error, from constants that were given; None where there are none.
-        visits: rows read for this report beside those that the estimate's ``cost`` counts.
+        samples: rows read for this report beside those that the estimate's ``cost`` counts.
         order: power of the number of steps with which ``bias`` falls at least: 1 if it is of a start, 1/2 of noise.
     """
 
     value: PyTree
     standard_error: PyTree
     bias: PyTree
-    degrees: Array
+    degrees_of_freedom: Array
     inner: Array
     linear: Array
     sampling: Array
     contraction: Array
     bound: Array | None = None
-    visits: Array | float = 0.0
+    samples: Array | float = 0.0
     order: Array | float = 1.0
 
     @property
@@ -88,7 +88,7 @@ class Error(NamedTuple):
         shares = [jnp.sum((x.astype(size.dtype) / size) ** 4) for x in jax.tree.leaves(self.standard_error)]
         concentration = jnp.where(jnp.isfinite(noise), functools.reduce(jnp.add, shares), 1.0)  # sum s^4 / (sum s^2)^2
         m_eff = 1.0 / jnp.clip(concentration, jnp.finfo(size.dtype).tiny, 1.0)
-        stretched = jnp.sqrt(f_quantile(m_eff, jnp.asarray(self.degrees).astype(size.dtype))) * noise
+        stretched = jnp.sqrt(f_quantile(m_eff, jnp.asarray(self.degrees_of_freedom).astype(size.dtype))) * noise
         return self._relative(jnp.where(noise > 0, stretched, 0.0) + self._bias_norm)
 
     def _relative(self, error: Array) -> Array:
@@ -123,11 +123,13 @@ class Error(NamedTuple):
         few grow as f. Infinite where 2^20 times as many would not do.
         """
         factor = 2.0 ** np.arange(0.0, 20.0, 0.1)
-        degrees = jnp.maximum(jnp.asarray(self.degrees), FEWEST)
-        noise = self._replace(bias=jax.tree.map(jnp.zeros_like, self.bias), degrees=degrees)
+        degrees = jnp.maximum(jnp.asarray(self.degrees_of_freedom), FEWEST)
+        noise = self._replace(bias=jax.tree.map(jnp.zeros_like, self.bias), degrees_of_freedom=degrees)
         bias = float(self._relative(self._bias_norm)) / factor ** float(self.order)
         upper = float(noise.upper) / np.sqrt(factor) + bias
-        seen = float(norm(self.standard_error)) == 0 or np.maximum(float(self.degrees), 1.0) * factor >= FEWEST
+        seen = (
+            float(norm(self.standard_error)) == 0 or np.maximum(float(self.degrees_of_freedom), 1.0) * factor >= FEWEST
+        )
         enough = factor[(upper <= tol) & seen]
         return float(steps * enough[0]) if len(enough) else np.inf
 
@@ -144,11 +146,11 @@ class Error(NamedTuple):
         Returns:
             (low, high), trees of numpy arrays like lam.
         """
-        level = real("level", level, low=0.0, high=1.0 - 1e-12, open_low=True)
+        level = check_real("level", level, low=0.0, high=1.0 - 1e-12, open_low=True)
 
         def half_width(spread: Array, shift: Array) -> np.ndarray:
             known = np.nan_to_num(np.asarray(shift)) * float(bias)
-            return _half_width(np.asarray(spread), known, level, float(self.degrees))
+            return _half_width(np.asarray(spread), known, level, float(self.degrees_of_freedom))
 
         half = jax.tree.map(half_width, self.standard_error, self.bias)
         with np.errstate(invalid="ignore"):  # of what is infinite itself
@@ -167,7 +169,7 @@ class Error(NamedTuple):
         def confidence(x: Array, spread: Array, shift: Array) -> np.ndarray:
             if not resolved:
                 return np.full_like(np.asarray(x), 0.5)
-            return _confidence(np.asarray(x), np.asarray(spread), np.asarray(shift), float(self.degrees))
+            return _confidence(np.asarray(x), np.asarray(spread), np.asarray(shift), float(self.degrees_of_freedom))
 
         return jax.tree.map(confidence, self.value, self.standard_error, self.bias)
 
@@ -180,13 +182,13 @@ class Error(NamedTuple):
 
     def __repr__(self) -> str:
         """In one line: sizes and shapes; of several reports, as from vmap, the range."""
-        if not shown.is_plain(self.value, self.standard_error, self.bias, self.degrees):
+        if not shown.is_plain(self.value, self.standard_error, self.bias, self.degrees_of_freedom):
             return shown.shapes("Error", value=self.value, standard_error=self.standard_error, bias=self.bias)
-        axes = np.ndim(self.degrees)
+        axes = np.ndim(self.degrees_of_freedom)
         spread, bias = shown.size(self.standard_error, axes), shown.size(self.bias, axes)
         return (
             f"Error(relative error {self.shown_relative(axes)}, |standard_error| {spread}, |bias| {bias}, "
-            f"degrees {shown.number(self.degrees)}; value {shown.shape(self.value)})"
+            f"degrees {shown.number(self.degrees_of_freedom)}; value {shown.shape(self.value)})"
         )
 
 

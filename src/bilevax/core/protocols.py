@@ -44,10 +44,10 @@ class Source(Protocol):
     The rows of many consecutive minibatches, a chunk, are chosen at once: a *plan*.
     """
 
-    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The plan of the chunk that minibatch j opens; ``plan`` itself where j opens none and is not the first."""
 
-    def boundary(self, j: Array) -> Array:
+    def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
 
     def visit(self, plan: PyTree, j: Array, use: Callable[[Any], Carry]) -> Carry:
@@ -99,7 +99,7 @@ class RowSource(Source, Protocol):
         """Number of rows in a minibatch, b."""
 
     @property
-    def whole(self) -> bool:
+    def is_full_batch(self) -> bool:
         """True if each minibatch is every row."""
 
     @property

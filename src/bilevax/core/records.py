@@ -10,7 +10,7 @@ from jax import Array
 from bilevax.core import shown
 from bilevax.core.codes import Code
 from bilevax.core.config import config, static
-from bilevax.core.error_report import Error as Error
+from bilevax.core.error_report import ErrorReport as ErrorReport
 from bilevax.core.trees import PyTree, all_finite, leaf_name, where
 
 
@@ -32,12 +32,12 @@ class Count:
     reads: Array | int | None = None
 
     @property
-    def samples(self) -> Any:
+    def evaluations(self) -> Any:
         """Rows the calls are on: calls * rows."""
         return self._times_rows(self.calls)
 
     @property
-    def visits(self) -> Any:
+    def samples(self) -> Any:
         """Rows read: reads * rows."""
         return self._times_rows(self._known_reads)
 
@@ -54,7 +54,7 @@ class Count:
 
 
 class Cost(NamedTuple):
-    """What a computation cost, by kind of oracle call; ``visits`` is the number of rows read.
+    """What a computation cost, by kind of oracle call; ``samples`` is the number of rows read.
 
     Attributes:
         gradients: evaluations of the inner map (inner gradients).
@@ -71,16 +71,16 @@ class Cost(NamedTuple):
     measuring: Count = Count()
 
     @property
-    def visits(self) -> Any:
-        """Sample visits: rows read, over all kinds; a row in hand that serves several calls is read once."""
-        return sum(part.visits for part in self)
+    def samples(self) -> Any:
+        """Samples: rows read, over all kinds; a row in hand that serves several calls is read once."""
+        return sum(part.samples for part in self)
 
     def plus(self, other: "Cost") -> "Cost":
         """The cost of both, kind by kind."""
         return Cost(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-class Tail(NamedTuple):
+class Snapshots(NamedTuple):
     """Where a chain was on its way: after 2^(-i/2) of its steps, i = TAIL - 1, ..., 0.
 
     Attributes:
@@ -90,15 +90,15 @@ class Tail(NamedTuple):
     """
 
     points: PyTree
-    travel: Array
+    cumulative_step: Array
     sizes: Array
 
 
-TAIL = 8
+SNAPSHOTS = 8
 """Points of a tail, an even number."""
 
 
-class Left(NamedTuple):
+class SolverError(NamedTuple):
     """What a solver that sees every row says of what is left to do.
 
     Attributes:
@@ -113,7 +113,7 @@ class Left(NamedTuple):
     most: Array
 
 
-class Solved(NamedTuple):
+class Solution(NamedTuple):
     """What a solver returns.
 
     Attributes:
@@ -131,8 +131,8 @@ class Solved(NamedTuple):
     calls: Array
     step: Array
     checks: Array | int = 0
-    tail: Tail | None = None
-    left: Left | None = None
+    tail: Snapshots | None = None
+    left: SolverError | None = None
 
 
 STAGES = ("none", "inner", "linear", "cross", "outer")
@@ -167,7 +167,7 @@ class Failure(NamedTuple):
         """The number of a stage."""
         return jnp.int32(STAGES.index(name))
 
-    def told(self, code: Code, where: str = "") -> str:
+    def describe(self, code: Code, where: str = "") -> str:
         """What happened, where, the likely causes, and what to try; outside of compiled programs."""
         stage = STAGES[int(self.stage)]
         if code == Code.OK or (stage == "none" and not where):
@@ -195,7 +195,7 @@ def worst_part(*parts: tuple[Array, Failure]) -> tuple[Array, Failure]:
     return code, failure
 
 
-def nonfinite(tree: PyTree) -> Array:
+def nonfinite_code(tree: PyTree) -> Array:
     """NONFINITE if an entry is, else OK."""
     return jnp.where(all_finite(tree), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
 
@@ -225,7 +225,7 @@ class Estimate(NamedTuple):
     code: Array
     cost: Cost
     failure: Failure
-    error: Error | None = None
+    error: ErrorReport | None = None
     unused: PyTree = None
     seen: Any = None
     steps: Array | None = None
@@ -243,7 +243,7 @@ class Estimate(NamedTuple):
             advice = f" {self.error.advice}"
             if self.steps is not None and self.tol is not None:
                 advice += _in_steps(self.error.steps_needed(int(self.steps), float(self.tol)), int(self.steps))
-        return self.failure.told(code) + advice + note
+        return self.failure.describe(code) + advice + note
 
     def __repr__(self) -> str:
         """In one line: code, sizes and shapes; of several estimates, as from vmap, the range."""
@@ -294,7 +294,7 @@ class History(NamedTuple):
         gradient_norm: norm of the estimated hypergradient; over a stretch of several steps, that of the mean direction
             (the change of lam over the sum of the outer steps).
         code: the worst :class:`~bilevax.Code` of its steps.
-        visits: sample visits up to and including the stretch.
+        samples: samples up to and including the stretch.
         seconds: time since the start when the compiled call that made it was done, compilation included.
         step: outer steps done at its end.
     """
@@ -302,7 +302,7 @@ class History(NamedTuple):
     outer_value: np.ndarray
     gradient_norm: np.ndarray
     code: np.ndarray
-    visits: np.ndarray
+    samples: np.ndarray
     seconds: np.ndarray
     step: np.ndarray
 
@@ -335,7 +335,7 @@ class Result(NamedTuple):
     @property
     def message(self) -> str:
         """What happened, in which stage of which outer step, the likely causes, and what to try."""
-        told = self.failure.told(Code(self.code), self._place)
+        told = self.failure.describe(Code(self.code), self._place)
         if self.code >= Code.NOT_CONTRACTIVE:
             told += " The run stopped there, with the w and lam before it."
         for step, damping in self.config.get("damping", [])[-1:]:

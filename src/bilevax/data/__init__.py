@@ -6,7 +6,7 @@ from bilevax.core.lazy import attach
 
 if TYPE_CHECKING:
     from bilevax.data.arrays import Arrays, Join, join
-    from bilevax.data.fold import has_keys, refuse_keys
+    from bilevax.data.fold import refuse_keys
     from bilevax.data.looks import Looks, Several, Undrawn, fold_looks
     from bilevax.data.sparse_rows import SparseRows
 
@@ -18,7 +18,6 @@ __all__ = [
     "SparseRows",
     "Undrawn",
     "fold_looks",
-    "has_keys",
     "join",
     "refuse_keys",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import choice, config, count, set_fields, static
+from bilevax.core.config import check_choice, check_count, config, set_frozen, static
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Total
@@ -91,13 +91,13 @@ class Arrays:
     keys: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
+        check_choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
         if not isinstance(self.keys, bool):
             raise ParameterError(f"keys must be True or False, got {self.keys!r}")
-        seed = None if self.seed is None else count("seed", self.seed)
+        seed = None if self.seed is None else check_count("seed", self.seed)
         if isinstance(self.data, Keyed):  # every row of a source with keys
-            set_fields(self, data=self.data.rows, keys=True)
-        data = narrowed(map_named(_check_leaf, "data", self.data))
+            set_frozen(self, data=self.data.rows, keys=True)
+        data = to_default_precision(map_named(_check_leaf, "data", self.data))
         n, order = _common_length(data), None
         b = self.batch_size
         if b is not None:
@@ -108,7 +108,7 @@ class Arrays:
             b = int(b)
             if self.sampling == "blocks" and seed is not None:
                 seed, order = None, np.random.default_rng(seed).permutation(n)
-        set_fields(self, data=jax.tree.map(lambda a: _placed(a, order), data), batch_size=b, seed=seed)
+        set_frozen(self, data=jax.tree.map(lambda a: _copy_to_device(a, order), data), batch_size=b, seed=seed)
 
     @property
     def rows(self) -> int:
@@ -121,7 +121,7 @@ class Arrays:
         return self.batch_size or self.rows
 
     @property
-    def whole(self) -> bool:
+    def is_full_batch(self) -> bool:
         """True if each minibatch is every row, and nothing else."""
         return self.batch_size is None and not self.keys
 
@@ -145,7 +145,7 @@ class Arrays:
         n, b = self.rows, self.rows_per_batch
         return -(-n // b) if self.sampling == "blocks" else n // b
 
-    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The plan of the chunk that minibatch j opens (see :class:`~bilevax.data.fold.Source`)."""
         if not self.keys:
             return self._renew_rows(plan, key, j, first)
@@ -180,7 +180,7 @@ class Arrays:
         even = jax.vmap(lambda w, i: permuted(w, i, epoch - 1))(words[nth], even)
         return jnp.where(places == last, epoch - 1, even), places == last
 
-    def boundary(self, j: Array) -> Array:
+    def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
         return (j // CHUNK + 1) * CHUNK
 
@@ -260,16 +260,16 @@ class Join:
 
     sources: dict[str, Any]
 
-    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The plans of all sources, each from a key of its own."""
         return {
-            name: source.renew(plan and plan[name], jax.random.fold_in(key, i), j, first)
+            name: source.plan_chunk(plan and plan[name], jax.random.fold_in(key, i), j, first)
             for i, (name, source) in enumerate(sorted(self.sources.items()))
         }
 
-    def boundary(self, j: Array) -> Array:
+    def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk of any source."""
-        return jnp.min(jnp.stack([source.boundary(j) for source in self.sources.values()]))
+        return jnp.min(jnp.stack([source.chunk_end(j) for source in self.sources.values()]))
 
     def visit(self, plan: PyTree, j: Array, use: Callable[[dict[str, Draw]], Carry]) -> Carry:
         """``use({name: draw})`` of minibatch j of every source."""
@@ -337,7 +337,7 @@ def _check_leaf(name: str, leaf: Any) -> Any:
     return leaf
 
 
-def _placed(rows: Any, order: np.ndarray | None) -> Array:
+def _copy_to_device(rows: Any, order: np.ndarray | None) -> Array:
     """The rows, in an order, where JAX reads them.
 
     A large table is laid where numpy asks for it, on huge pages, in which random rows are found sooner than in JAX's
@@ -352,7 +352,7 @@ def _placed(rows: Any, order: np.ndarray | None) -> Array:
     return jax.device_put(own, may_alias=True)
 
 
-def narrowed(data: PyTree) -> PyTree:
+def to_default_precision(data: PyTree) -> PyTree:
     """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
     if jnp.result_type(float) == np.float64:
         return data

@@ -13,11 +13,6 @@ from bilevax.core.protocols import Carry, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree
 
 
-def has_keys(source: RowSource) -> bool:
-    """True if its batches bring keys, so that no pass over every row stands for their mean."""
-    return source.keys
-
-
 def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:
     """Refuse, for what reads every row at once, sources whose batches bring keys.
 
@@ -25,7 +20,7 @@ def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:
         ParameterError: one of them does.
     """
     for name, source in sources.items():
-        if has_keys(source):
+        if source.keys:
             raise ParameterError(
                 f"{what} reads every row of {name} at once, with one key for ever, and {name} has keys=True: the noise"
                 f" of that one draw would pass for no noise; {instead}"
@@ -77,7 +72,7 @@ def fold(
 
 def no_plan(source: Source, key: Array) -> PyTree:
     """What stands for the plan before the first chunk."""
-    shape = jax.eval_shape(lambda: source.renew(None, key, jnp.int32(0), True))
+    shape = jax.eval_shape(lambda: source.plan_chunk(None, key, jnp.int32(0), True))
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
 
 
@@ -95,8 +90,8 @@ def continued(
     uneven = isinstance(source, UnevenSource) and source.uneven
 
     def segment(at: Underway) -> Underway:
-        plan = source.renew(at.plan, key, at.j, at.j == start)
-        end = jnp.minimum(stop, source.boundary(at.j))
+        plan = source.plan_chunk(at.plan, key, at.j, at.j == start)
+        end = jnp.minimum(stop, source.chunk_end(at.j))
 
         def one(j: Array, carry: Carry, **known: bool) -> Carry:
             return source.visit(plan, j, lambda draw: step(carry, args, j, draw), **known)

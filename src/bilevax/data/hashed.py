@@ -16,7 +16,7 @@ from bilevax.data.permutation import hashed_rows
 
 
 @config
-class Hashed:
+class HashedBatches:
     """Rows of a table by a hash of the key and the place, for reports; estimates draw theirs.
 
     Drawing random rows takes as long to compile as a small estimator.
@@ -25,7 +25,7 @@ class Hashed:
     source: Arrays
     rows_per_batch: int
 
-    whole: ClassVar[bool] = False
+    is_full_batch: ClassVar[bool] = False
 
     @property
     def rows(self) -> int:
@@ -50,11 +50,11 @@ class Hashed:
         """The shapes and dtypes of a batch."""
         return self.source.example()
 
-    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> tuple[Array, PyTree]:
+    def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> tuple[Array, PyTree]:
         """The words of the key, from which every minibatch follows, and those of the draws' own keys if they have."""
         return jax.random.key_data(key), self.source.words(key) if self.source.keys else ()
 
-    def boundary(self, j: Array) -> Array:
+    def chunk_end(self, j: Array) -> Array:
         """None of them opens a chunk."""
         return jnp.int32(jnp.iinfo(jnp.int32).max)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import config, count
+from bilevax.core.config import check_count, config
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Carry, Source, UnevenSource
 from bilevax.core.trees import PyTree, is_concrete
@@ -36,7 +36,7 @@ class Several:
     number: Any
 
     def __post_init__(self) -> None:
-        number = count("number", self.number, low=1)
+        number = check_count("number", self.number, low=1)
         if is_concrete(number) and number > CHUNK:
             raise ParameterError(f"number must be at most {CHUNK}, a chunk, got {number}; use source.fold for more")
 
@@ -49,11 +49,11 @@ class Several:
         """The first minibatch of step k."""
         return k // self._steps * CHUNK + k % self._steps * self.number
 
-    def renew(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
         """The plan of the chunk that step k opens (see :class:`~bilevax.core.protocols.Source`)."""
-        return self.source.renew(plan, key, self._first(k), first)
+        return self.source.plan_chunk(plan, key, self._first(k), first)
 
-    def boundary(self, k: Array) -> Array:
+    def chunk_end(self, k: Array) -> Array:
         """The first step after k that opens a chunk."""
         return (k // self._steps + 1) * self._steps
 
@@ -95,11 +95,11 @@ class Undrawn:
 
     source: Any
 
-    def renew(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
         """No plan."""
         return ()
 
-    def boundary(self, k: Array) -> Array:
+    def chunk_end(self, k: Array) -> Array:
         """No step opens a chunk."""
         return jnp.int32(jnp.iinfo(jnp.int32).max)
 
@@ -114,13 +114,13 @@ class Single:
 
     source: Any
 
-    def renew(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
         """The source's plan."""
-        return self.source.renew(plan, key, k, first)
+        return self.source.plan_chunk(plan, key, k, first)
 
-    def boundary(self, k: Array) -> Array:
+    def chunk_end(self, k: Array) -> Array:
         """The source's boundary."""
-        return self.source.boundary(k)
+        return self.source.chunk_end(k)
 
     @property
     def uneven(self) -> bool:
@@ -183,16 +183,16 @@ class Streams:
         self.streams = {name: x if isinstance(x, Several | Undrawn) else Single(x) for name, x in streams.items()}
         self.key = key
 
-    def renew(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
         """The plans of all streams, each from the key of its name."""
         return {
-            name: stream.renew(plan and plan[name], stream_key(key, name), k, first)
+            name: stream.plan_chunk(plan and plan[name], stream_key(key, name), k, first)
             for name, stream in self.streams.items()
         }
 
-    def boundary(self, k: Array) -> Array:
+    def chunk_end(self, k: Array) -> Array:
         """The first step after k that opens a chunk of any stream."""
-        return jnp.min(jnp.stack([stream.boundary(k) for stream in self.streams.values()]))
+        return jnp.min(jnp.stack([stream.chunk_end(k) for stream in self.streams.values()]))
 
     @property
     def _uneven(self) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import numpy as np
 import scipy.sparse
 from jax import Array
 
-from bilevax.core.config import config, count, set_fields, static
+from bilevax.core.config import check_count, config, set_frozen, static
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.trees import PyTree, map_named
-from bilevax.data.arrays import Arrays, check_finite, narrowed
+from bilevax.data.arrays import Arrays, check_finite, to_default_precision
 from bilevax.linalg.sparse import SparseBatch
 
 LONGEST = 16
@@ -62,10 +62,10 @@ class SparseRows(Arrays):
         matrix = _checked(name, leaves[place])
         features = _features(self.n_features, name, matrix.shape[1])
         leaves[place] = matrix.data
-        leaves = jax.tree.leaves(narrowed(jax.tree.unflatten(structure, leaves)))
+        leaves = jax.tree.leaves(to_default_precision(jax.tree.unflatten(structure, leaves)))
         columns, values, leaves[place] = pieces(matrix, leaves[place])
-        set_fields(self, data=jax.tree.unflatten(structure, leaves), n_features=features, place=place)
-        set_fields(self, columns=jnp.asarray(columns), values=jnp.asarray(values))
+        set_frozen(self, data=jax.tree.unflatten(structure, leaves), n_features=features, place=place)
+        set_frozen(self, columns=jnp.asarray(columns), values=jnp.asarray(values))
         super().__post_init__()
 
     def _seen(self, batch: PyTree) -> PyTree:
@@ -122,6 +122,6 @@ def _checked(name: str, matrix: Any) -> Any:
 def _features(wanted: Any, name: str, columns: int) -> int:
     if wanted is None:
         return columns
-    if count("n_features", wanted) < columns:
+    if check_count("n_features", wanted) < columns:
         raise ParameterError(f"n_features must be at least {columns}, the columns of {name}; got {wanted}")
     return int(wanted)

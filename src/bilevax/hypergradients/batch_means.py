@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import BilevelProblem
 from bilevax.core.trees import PyTree, add, axpy, norm, scale, where
@@ -52,7 +52,7 @@ class BatchMeans(NamedTuple):
         return counts / jnp.maximum(jnp.sum(counts), 1.0)
 
     @property
-    def degrees(self) -> Array:
+    def degrees_of_freedom(self) -> Array:
         """Degrees of freedom: one less than the stretches that have a step."""
         return jnp.maximum(jnp.sum(self.counts > 0, dtype=jnp.int32) - 1, 0)
 
@@ -64,7 +64,7 @@ class BatchMeans(NamedTuple):
     @property
     def standard_error(self) -> PyTree:
         """Of the mean, per entry: infinite where there are fewer than two stretches."""
-        degrees = self.degrees.astype(jnp.result_type(float))
+        degrees = self.degrees_of_freedom.astype(jnp.result_type(float))
         factor = jnp.where(degrees > 0, (degrees + 1) / jnp.maximum(degrees, 1.0), jnp.inf)
 
         def spread(x: Array, mean: Array) -> Array:
@@ -87,7 +87,7 @@ class BatchMeans(NamedTuple):
         return jax.tree.map(lambda x: 0.5 * (x[0] - x[1]), self.halves)
 
     @property
-    def paired(self) -> "BatchMeans":
+    def merged_pairs(self) -> "BatchMeans":
         """Of two neighbouring stretches each, nearer to independence; followed by as many without a step, [K]."""
         counts = self.counts.reshape(-1, 2)
         total = jnp.sum(counts, axis=1, dtype=counts.dtype)
@@ -107,9 +107,9 @@ class BatchMeans(NamedTuple):
         def later(x: Array) -> Array:
             return jnp.concatenate([x[third:], jnp.zeros_like(x[:third])])
 
-        return BatchMeans(jax.tree.map(later, self.means), later(self.counts)).paired
+        return BatchMeans(jax.tree.map(later, self.means), later(self.counts)).merged_pairs
 
-    def independent(self, relaxations: Array) -> "BatchMeans":
+    def decorrelated(self, relaxations: Array) -> "BatchMeans":
         """As long, and as far from the mean of all, as stretches would be that have forgotten each other.
 
         Args:
@@ -122,7 +122,7 @@ class BatchMeans(NamedTuple):
         def move(x: Array, pairs: Array, mean: Array) -> Array:
             return mean[None] + factor.astype(x.dtype) * (jnp.where(short, pairs, x) - mean[None])
 
-        pairs = self.paired
+        pairs = self.merged_pairs
         means = jax.tree.map(move, self.means, pairs.means, self.mean)
         return BatchMeans(means, jnp.where(short, pairs.counts, self.counts))
 
@@ -146,7 +146,7 @@ class BatchMeans(NamedTuple):
         return BatchMeans(means, self.counts)
 
 
-def edges(first: Array, stop: Array) -> Array:
+def batch_edges(first: Array, stop: Array) -> Array:
     """Where the BATCHES stretches of the steps first <= j < stop begin and end, int32 [K + 1]."""
     i, steps = jnp.arange(BATCHES + 1, dtype=jnp.int32), stop - first
     return first + i * (steps // BATCHES) + i * (steps % BATCHES) // BATCHES
@@ -229,7 +229,7 @@ def influences(
 
 
 def _unrepeated(source: Any) -> Any:
-    return replace(source, sampling="shuffled") if getattr(source, "sampling", None) == "iid" else source
+    return replace_unchecked(source, sampling="shuffled") if getattr(source, "sampling", None) == "iid" else source
 
 
 def contraction_rate(

@@ -49,7 +49,7 @@ def damping_bias(instance: Instance, points: tuple[PyTree, PyTree], *, key: Arra
     return jax.tree.map(jnp.abs, instance.mean_cross_product(w, mean)), number
 
 
-def damping_priced(estimate: Estimate, instance: Instance, *, key: Array) -> Estimate:
+def add_damping_bias(estimate: Estimate, instance: Instance, *, key: Array) -> Estimate:
     """The estimate with what the problem's damping does in the bias of its report, and counted."""
     if instance.problem.damping is None or estimate.error is None or estimate.v is None:
         return estimate

@@ -12,7 +12,7 @@ from bilevax.core.codes import Code
 from bilevax.core.instance import Instance
 from bilevax.core.records import Count, Estimate, Failure
 from bilevax.core.trees import PyTree, all_finite, largest, sub, where
-from bilevax.solvers.stability import growth
+from bilevax.solvers.stability import growth_rate
 
 PRODUCTS = 50
 """Products with the Hessian from which its largest eigenvalue is estimated."""
@@ -50,7 +50,7 @@ class Diagnosis(NamedTuple):
     checks: Count
 
 
-def explained(estimate: Estimate, instance: Instance, w0: PyTree) -> Estimate:
+def explain_failure(estimate: Estimate, instance: Instance, w0: PyTree) -> Estimate:
     """The estimate with the ``finite``, ``relative_step`` and ``curvature`` of its failure filled in.
 
     Cost: none without a failure; else the value of the inner map, or PRODUCTS Hessian-vector products, on every row.
@@ -83,7 +83,7 @@ def explained(estimate: Estimate, instance: Instance, w0: PyTree) -> Estimate:
         return sub(u, instance.mean_adjoint_product(w, u))
 
     grew = (code == Code.NOT_CONTRACTIVE) | (code == Code.DIVERGED)
-    relative = jnp.exp(growth(hessian, grown, jnp.where(grew, PRODUCTS, 0)).rate)
+    relative = jnp.exp(growth_rate(hessian, grown, jnp.where(grew, PRODUCTS, 0)).rate)
     relative = jnp.where(grew, relative, 0.0).astype(failure.relative_step.dtype)
     step = largest(problem.metric(w, instance.lam)).astype(relative.dtype)
     return estimate._replace(failure=failure._replace(relative_step=relative, curvature=relative / step))

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import count, real, strong
+from bilevax.core.config import canonicalize, check_count, check_real
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
@@ -17,7 +17,7 @@ from bilevax.core.programs import BRIEFLY, PLAINLY, compiled
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
 from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, where
-from bilevax.hypergradients.diagnosis import Run, explained, unused_leaves
+from bilevax.hypergradients.diagnosis import Run, explain_failure, unused_leaves
 from bilevax.hypergradients.differentiated import differentiated
 from bilevax.hypergradients.report import (
     apply_tolerance,
@@ -35,13 +35,13 @@ DOUBLINGS = 10
 """The most of them to a target, where no budget is given; in all not more than an int32 of steps allows."""
 
 MORE = 2.2
-"""The most that a doubling may multiply the visits by, a first pass over every row apart: two and the report."""
+"""The most that a doubling may multiply the samples by, a first pass over every row apart: two and the report."""
 
 PROGRESS = 0.9
 """What a doubling leaves, at most, of the relative error of a deterministic run that is getting somewhere."""
 
 LONG = 3e9
-"""Sample visits times unknowns of a run that is long."""
+"""Samples times unknowns of a run that is long."""
 
 
 def hypergradient(
@@ -76,7 +76,7 @@ def hypergradient(
     of minibatches every row says how far off the value of :class:`~bilevax.SID` is; of shorter ones where they were on
     their way tells it, with few degrees of freedom (:func:`~bilevax.hypergradients.sid_report.sid_report`). A
     deterministic estimate has what is left of its two equations
-    (:func:`~bilevax.hypergradients.residual_error.a_posteriori`). Replicas price all noise of any estimator, with few
+    (:func:`~bilevax.hypergradients.residual_error.residual_error`). Replicas price all noise of any estimator, with few
     degrees of freedom; they share the start and the curvature of the problem, so of the bias that comes of these they
     know what each of them says of its own.
 
@@ -96,7 +96,7 @@ def hypergradient(
             ... the steps of the estimator until its code is OK or twice as many do not fit into the budget (then it is
             TOLERANCE_NOT_MET, and ``message`` names the largest part of the error and what helps). Not under jit, vmap
             or scan. Of :class:`~bilevax.JointSID` and :class:`~bilevax.SID`.
-        budget: sample visits of a run with a target; its first steps, the estimator's own, are always made. None:
+        budget: samples of a run with a target; its first steps, the estimator's own, are always made. None:
             10 doublings.
         v0: start of the linear solver, like w0, for estimators that have one; None: 0. Not with a target.
         report: False: ``error`` is None and the code is the estimator's own, which knows no ``tol``; in up to a sixth
@@ -113,14 +113,14 @@ def hypergradient(
     estimator.check(problem)
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     if target is not None:
-        tol = real("target", target, low=0.0, open_low=True)
+        tol = check_real("target", target, low=0.0, open_low=True)
         _check_can_be_extended(estimator)
     elif budget is not None:
         raise ParameterError("budget= belongs to a run with target=; without one, the estimator's steps are its budget")
-    tol, replicas = real("tol", tol, low=0.0, open_low=True), count("replicas", replicas, low=1)
+    tol, replicas = check_real("tol", tol, low=0.0, open_low=True), check_count("replicas", replicas, low=1)
     if not report and (target is not None or constants is not None or replicas > 1):
         raise ParameterError("target=, constants= and replicas= ask for an error report; leave out report=False")
-    problem, estimator, tol, constants = strong((problem, estimator, tol, constants))
+    problem, estimator, tol, constants = canonicalize((problem, estimator, tol, constants))
     if target is not None:
         call = Call(Instance(problem, lam, train, val), estimator, w0, None, as_key(key), tol, constants)
         return _continued_to_target(call, replicas=replicas, budget=budget)
@@ -176,7 +176,7 @@ def measured_estimate(
     """
     ready = with_measured_step(instance, w0, key)
     estimate = estimator.estimate(ready, w0, key=key, outer_step=outer_step, v0=v0)
-    estimate = explained(estimate, ready, w0) if explain else estimate
+    estimate = explain_failure(estimate, ready, w0) if explain else estimate
     return with_measuring_cost(estimate, instance)
 
 
@@ -266,7 +266,7 @@ def _estimate(
         else:
             estimate, after = estimator.estimate(ready, before, key=key, v0=call.v0), None
         estimate = with_measuring_cost(estimate, instance)
-        estimate = estimate if apart else explained(estimate, ready, call.w0)
+        estimate = estimate if apart else explain_failure(estimate, ready, call.w0)
         due = report_is_due(estimate, estimator, ready)
         if not report:
             estimate = estimate._replace(error=None, seen=None)
@@ -320,7 +320,7 @@ def _diagnosis(
             checks = Count(jnp.where(hit, found.checks.calls, 0), found.checks.rows)
             cost = estimate.cost.plus(Cost(measuring=checks))
             estimate = estimate._replace(code=code, failure=failure, w=w, v=v, cost=cost)
-        estimate = explained(estimate, ready, call.w0)
+        estimate = explain_failure(estimate, ready, call.w0)
         return unknown_if_failed(estimate, call.constants) if due else estimate
 
     each = one if replicas == 1 else jax.vmap(one)
@@ -399,7 +399,7 @@ def _continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Es
             "target= decides while it runs how long to go on, which a traced program cannot; call bx.hypergradient"
             " outside of jit, vmap and scan, or give the estimator more steps instead"
         )
-    budget = None if budget is None else count("budget", budget, low=1)
+    budget = None if budget is None else check_count("budget", budget, low=1)
     still = call.estimator.deterministic(call.instance)
     held, before = None, jnp.inf
     for doublings in range(DOUBLINGS + 1 if budget is None else 31):
@@ -409,7 +409,7 @@ def _continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Es
             return estimate
         if still and not relative <= PROGRESS * before:
             return estimate._replace(code=jnp.int32(Code.STALLED))
-        if budget is not None and MORE * estimate.cost.visits + replicas * call.instance.train.rows > budget:
+        if budget is not None and MORE * estimate.cost.samples + replicas * call.instance.train.rows > budget:
             return estimate
         before = relative
     return estimate

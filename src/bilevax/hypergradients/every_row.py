@@ -46,9 +46,9 @@ class Way(NamedTuple):
         return scale(1.0 / self.resolved, spread)
 
     @property
-    def degrees(self) -> Array:
+    def degrees_of_freedom(self) -> Array:
         """Of freedom of ``doubt``."""
-        return self._part(STRETCHES // 2, STRETCHES).degrees
+        return self._part(STRETCHES // 2, STRETCHES).degrees_of_freedom
 
     def _part(self, first: int, stop: int) -> BatchMeans:
         return BatchMeans(*jax.tree.map(lambda x: x[first:stop], self.means))

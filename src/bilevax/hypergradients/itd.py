@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import choice, config, count, real, replace, set_fields, static
+from bilevax.core.config import check_choice, check_count, check_real, config, replace_unchecked, set_frozen, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import BilevelProblem
-from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite, worst_part
+from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite_code, worst_part
 from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.diagnosis import Diagnosis, Run
-from bilevax.hypergradients.residual_error import Lefts
+from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, schedule
 from bilevax.solvers.stability import MoveHistory, empty_history, final_code, monitor
@@ -55,13 +55,13 @@ class ITD:
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        mode = choice("mode", self.mode, ("reverse", "forward"))
-        tol = real("tol", self.tol, low=0.0, open_low=True)
-        steps = count("steps", self.steps, low=1)
-        last = None if self.last is None else count("last", self.last, low=1)
+        mode = check_choice("mode", self.mode, ("reverse", "forward"))
+        tol = check_real("tol", self.tol, low=0.0, open_low=True)
+        steps = check_count("steps", self.steps, low=1)
+        last = None if self.last is None else check_count("last", self.last, low=1)
         if last is not None and last > steps:
             raise ParameterError(f"last must lie in [1, steps={steps}], got {last}")
-        set_fields(self, steps=steps, last=last, step_size=schedule(self.step_size), mode=mode, tol=tol)
+        set_frozen(self, steps=steps, last=last, step_size=schedule(self.step_size), mode=mode, tol=tol)
 
     def check(self, problem: BilevelProblem) -> None:
         """Every problem will do."""
@@ -72,7 +72,7 @@ class ITD:
 
     def suspecting(self) -> "ITD":
         """The same, but a suspicion that the map does not contract is not looked into."""
-        return replace(self, confirm=False)
+        return replace_unchecked(self, confirm=False)
 
     def estimate(
         self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
@@ -84,7 +84,7 @@ class ITD:
         inner, checks = self._final_code(instance, w0, end)
         code, failure = worst_part(
             (inner, Failure.of("inner", jnp.where(end.moves.code == Code.OK, self.steps, end.step))),
-            (nonfinite((gradient, value)), Failure.of("outer", finite=jnp.isfinite(value))),
+            (nonfinite_code((gradient, value)), Failure.of("outer", finite=jnp.isfinite(value))),
         )
         reverse, back = self.mode == "reverse", self._back
         products = back if reverse else back * entries(instance.lam)
@@ -98,7 +98,7 @@ class ITD:
         seen = None
         if reverse:
             left = moves_left(end.moves.lengths, jnp.int32(self.steps), end.w, None, self._last_step)
-            seen = Lefts(left, left._replace(least=jnp.full_like(left.least, jnp.inf)))
+            seen = SolverErrors(left, left._replace(least=jnp.full_like(left.least, jnp.inf)))
         return Estimate(astype_of(gradient, instance.lam), value, end.w, v, code, cost, failure, seen=seen)
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:

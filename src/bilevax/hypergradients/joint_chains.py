@@ -13,7 +13,7 @@ from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import Failure
 from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, scale, sub, where, zeros_like
 from bilevax.data import join
-from bilevax.hypergradients.batch_means import BatchMeans, edges, extrapolated, moved_by
+from bilevax.hypergradients.batch_means import BatchMeans, batch_edges, extrapolated, moved_by
 
 
 class Chains(NamedTuple):
@@ -29,28 +29,30 @@ class Chains(NamedTuple):
     w: PyTree
     v: PyTree
     failure: Failure
-    travel: Array
+    cumulative_step: Array
 
 
 class Series(NamedTuple):
     """Batch means of (x_j, w_j, v_j) over the kept steps of a run.
 
     Attributes:
-        settled: 2 x^(s/2) - x^(s), extrapolated.
-        moved: x^(s) - x^(s/2), 0 of one lane.
+        extrapolated: 2 x^(s/2) - x^(s), extrapolated.
+        difference: x^(s) - x^(s/2), 0 of one lane.
     """
 
-    settled: BatchMeans
-    moved: BatchMeans
+    extrapolated: BatchMeans
+    difference: BatchMeans
 
     @property
-    def whole(self) -> BatchMeans:
-        """x^(s), of the lane with whole steps: in the long run its mean varies as that of ``settled``.
+    def full_step(self) -> BatchMeans:
+        """x^(s), of the lane with whole steps: in the long run its mean varies as that of ``extrapolated``.
 
         It forgets sooner. Along a direction of relaxation time T the mean over B steps has 1 - T/B times the variance
-        it has where B is long, that of ``settled`` 1 - 7/3 T/B, up to terms of the order exp(-B / 2T).
+        it has where B is long, that of ``extrapolated`` 1 - 7/3 T/B, up to terms of the order exp(-B / 2T).
         """
-        return self.settled.of(jax.tree.map(lambda x, moved: x + 2 * moved, self.settled.means, self.moved.means))
+        return self.extrapolated.of(
+            jax.tree.map(lambda x, moved: x + 2 * moved, self.extrapolated.means, self.difference.means)
+        )
 
     def continued(self, before: "Series") -> "Series":
         """With what a run of half the steps kept."""
@@ -106,7 +108,7 @@ def run(
     snapshot is cast, if there is to be one.
     """
     parting = jnp.where(jnp.asarray(made) > 0, 0, kept[0])
-    cuts = jnp.maximum(jnp.concatenate([jnp.zeros(1, jnp.int32), edges(*kept)]), made)
+    cuts = jnp.maximum(jnp.concatenate([jnp.zeros(1, jnp.int32), batch_edges(*kept)]), made)
 
     casting = (jnp.arange(len(cuts) - 1) == 1) & (jnp.asarray(made) == 0)
 

@@ -8,7 +8,7 @@ from jax import Array
 from bilevax.core.error_report import FEWEST, as_others
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
-from bilevax.core.records import Error
+from bilevax.core.records import ErrorReport
 from bilevax.core.trees import norm, sub
 from bilevax.hypergradients.batch_means import BatchMeans, excess, influences, remaining_bias
 from bilevax.hypergradients.every_row import way_on_every_row
@@ -47,17 +47,17 @@ class Length(NamedTuple):
         return jnp.exp(-self.relaxations / self.steps.astype(self.relaxations.dtype))
 
 
-def averaged(series: Series, length: Length) -> Error:
+def averaged(series: Series, length: Length) -> ErrorReport:
     """The report on the mean of the hypergradients: one series prices all three stages together."""
-    means = _hypergradients(series.whole.independent(length.relaxations))
-    settled, moved = map(_hypergradients, (series.settled, series.moved))
+    means = _hypergradients(series.full_step.decorrelated(length.relaxations))
+    settled, moved = map(_hypergradients, (series.extrapolated, series.difference))
     unknown = jnp.full_like(norm(settled.mean), jnp.nan)
     enough = jnp.floor(length.relaxations * (FEWEST / FORGOTTEN)).astype(jnp.int32)
-    return Error(
+    return ErrorReport(
         value=settled.mean,
         standard_error=as_others(means.standard_error),
         bias=as_others(remaining_bias(settled.mean, moved, settled.drift, settled.standard_error)),
-        degrees=jnp.clip(enough, 0, means.degrees),
+        degrees_of_freedom=jnp.clip(enough, 0, means.degrees_of_freedom),
         inner=unknown,
         linear=unknown,
         sampling=unknown,
@@ -68,11 +68,11 @@ def averaged(series: Series, length: Length) -> Error:
 def on_every_row(
     instance: Instance,
     series: Series,
-    mean: Error,
+    mean: ErrorReport,
     length: Length,
     *,
     key: Array,
-) -> tuple[Error, Error]:
+) -> tuple[ErrorReport, ErrorReport]:
     """The reports on the mean of the hypergradients, and on the hypergradient at the means of w and v on every row.
 
     From the means, (w, v) are led on to where both equations of every row hold
@@ -89,14 +89,14 @@ def on_every_row(
         length: of the run.
         key: its streams cross and linear are used.
     """
-    _, w, v = series.settled.mean
+    _, w, v = series.extrapolated.mean
     number, rate = polishing(length), -length.relaxations / length.steps.astype(length.relaxations.dtype)
     way = way_on_every_row(instance, (w, v), (length.eta, number), rate, key=stream(key, "linear"))
-    means = series.whole.independent(length.relaxations)
+    means = series.full_step.decorrelated(length.relaxations)
     asked = jnp.maximum(length.steps // PRICED, 1)
     noise = influences(instance, means.of(means.means[1:]), asked, key=stream(key, "cross"))
 
-    def biased(report: Error) -> Error:
+    def biased(report: ErrorReport) -> ErrorReport:
         bias = excess(sub(report.value, way.truth), report.standard_error, 1.0)
         return report._replace(bias=bias)
 

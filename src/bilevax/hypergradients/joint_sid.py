@@ -8,19 +8,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import choice, config, count, replace, set_fields
+from bilevax.core.config import check_choice, check_count, config, replace_unchecked, set_frozen
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, RowSource
-from bilevax.core.records import Cost, Count, Error, Estimate, Failure, Left, nonfinite, worst_part
+from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, SolverError, nonfinite_code, worst_part
 from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
-from bilevax.data import has_keys
 from bilevax.hypergradients.batch_means import BATCHES, contraction_rate, extrapolated
 from bilevax.hypergradients.diagnosis import Diagnosis, Run
 from bilevax.hypergradients.joint_chains import Chains, Series, SVRGSnapshot, begin
 from bilevax.hypergradients.joint_chains import run as run_chains
 from bilevax.hypergradients.joint_report import PRICED, SUSPECTED, Length, averaged, on_every_row, polishing
-from bilevax.hypergradients.residual_error import Lefts
+from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.linalg.power import met_on_a_walk
 from bilevax.problems.gradient_step import MEASURED_WHOLE
 from bilevax.solvers import at_step
@@ -132,10 +131,10 @@ class JointSID:
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        set_fields(self, steps=count("steps", self.steps, low=1))
-        choice("last_pass", self.last_pass, ("auto", "always", "never"))
+        set_frozen(self, steps=check_count("steps", self.steps, low=1))
+        check_choice("last_pass", self.last_pass, ("auto", "always", "never"))
         if self.step_size is not None:
-            set_fields(self, step_size=schedule(self.step_size))
+            set_frozen(self, step_size=schedule(self.step_size))
 
     @property
     def chains(self) -> int:
@@ -162,11 +161,11 @@ class JointSID:
 
     def deterministic(self, instance: Instance) -> bool:
         """True if every stage sees every row."""
-        return instance.train.whole and instance.val.whole
+        return instance.train.is_full_batch and instance.val.is_full_batch
 
     def _takes_snapshot(self, val: RowSource) -> bool:
         """True if there is noise of val to correct."""
-        return self.snapshot and not val.whole and not has_keys(val)
+        return self.snapshot and not val.is_full_batch and not val.keys
 
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> JointSIDState:
         """A run without a step; its arguments are those of :meth:`estimate`. Measures the step."""
@@ -206,26 +205,26 @@ class JointSID:
             series = series.continued(past)
 
         train, val = instance.train, instance.val
-        any_step = jnp.sum(series.settled.counts) > 0
-        w, v = where(any_step, series.settled.mean[1:], extrapolated((end.w, end.v)))
+        any_step = jnp.sum(series.extrapolated.counts) > 0
+        w, v = where(any_step, series.extrapolated.mean[1:], extrapolated((end.w, end.v)))
         outer_value, _, direct = instance.mean_outer_gradients(w)
         calls = steps * self.chains
         followed, priced = jnp.maximum(calls // FOLLOWED, 2), jnp.maximum(steps // PRICED, 1)
-        mean_step = end.travel / steps.astype(end.travel.dtype)
-        pair = series.settled.drift[2], mean_step, followed
+        mean_step = end.cumulative_step / steps.astype(end.cumulative_step.dtype)
+        pair = series.extrapolated.drift[2], mean_step, followed
         rate = contraction_rate(instance, w, *pair, key=stream(key, "linear"))
         relaxations = -rate * steps.astype(rate.dtype)
         length = Length(steps, relaxations, mean_step)
         mean = averaged(series, length)
 
-        def looked() -> Error:
+        def looked() -> ErrorReport:
             of_mean, of_pass = on_every_row(instance, series, mean, length, key=key)
             better = 2.0 * norm(of_pass.standard_error) ** 2 < norm(of_mean.standard_error) ** 2
-            chosen: Error = where(better | (self.last_pass == "always"), of_pass, of_mean)
+            chosen: ErrorReport = where(better | (self.last_pass == "always"), of_pass, of_mean)
             return chosen
 
         suspected = norm(mean.bias) > SUSPECTED * norm(mean.value)
-        may = self.last_pass != "never" and not (whole or has_keys(train) or has_keys(val))  # one key is not their mean
+        may = self.last_pass != "never" and not (whole or train.keys or val.keys)  # one key is not their mean
         pays = suspected | (self.last_pass == "always") | (steps > 3 * train.rows // train.rows_per_batch)
         pays = pays & may
         error = jax.lax.cond(pays, looked, lambda: mean)
@@ -245,7 +244,7 @@ class JointSID:
 
     def suspecting(self) -> "JointSID":
         """The same, but a suspicion that the map does not contract is not looked into."""
-        return replace(self, confirm=False)
+        return replace_unchecked(self, confirm=False)
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """What was suspected of a run, looked into."""
@@ -323,15 +322,15 @@ def measured_step(instance: Instance, w: PyTree, *, key: Array, batches: int | N
     return 1.0 / met_on_a_walk(gradient, product, start, args, instance.train, key=key, looks=looks)
 
 
-def _left(rate: Array, eta: Array, steps: Array) -> Lefts:
+def _left(rate: Array, eta: Array, steps: Array) -> SolverErrors:
     """Of an iteration on every row whose slowest direction shrank by exp(rate) a step."""
     shown = 1.0 - jnp.exp(rate)
     slow = jnp.maximum(
         jnp.maximum(shown - UNRESOLVED / jnp.asarray(steps).astype(shown.dtype), 0.5 * shown),
         jnp.finfo(shown.dtype).eps,
     )
-    left = Left(None, slow / eta, jnp.ones_like(slow))
-    return Lefts(left, left)
+    left = SolverError(None, slow / eta, jnp.ones_like(slow))
+    return SolverErrors(left, left)
 
 
 def epoch(source: RowSource) -> int:
@@ -347,7 +346,7 @@ def measuring_calls(train: RowSource, batches: int | None = None) -> int:
 
 def _measured(train: RowSource, batches: int | None) -> tuple[int, int]:
     """On how many minibatches a step is measured, and the products on each."""
-    if train.whole:
+    if train.is_full_batch:
         return MEASURED_WHOLE
     return MEASURED[0] if batches is None else batches, MEASURED[1]
 
@@ -373,6 +372,6 @@ def _parts(
     return (
         (jnp.where((end.failure.stage == 0) | overflow, ok, lost), end.failure),
         (jnp.where(v_grown, diverged, ok), Failure.of("linear", steps)),
-        (nonfinite(results[0]), Failure.of("outer")),
-        (nonfinite(results[1]), Failure.of("cross")),
+        (nonfinite_code(results[0]), Failure.of("outer")),
+        (nonfinite_code(results[1]), Failure.of("cross")),
     )

@@ -8,11 +8,11 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.instance import Instance
-from bilevax.core.records import Cost, Count, Error, Estimate, Failure, worst_part
+from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, worst_part
 from bilevax.core.trees import PyTree, norm, where
-from bilevax.hypergradients.damping import damping_priced
-from bilevax.hypergradients.residual_error import CERTAIN, a_posteriori
-from bilevax.hypergradients.sid_error import Seen
+from bilevax.hypergradients.damping import add_damping_bias
+from bilevax.hypergradients.residual_error import CERTAIN, residual_error
+from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.hypergradients.sid_report import sid_report
 from bilevax.theory import Constants
 
@@ -53,12 +53,14 @@ def attach_report(
             replicas have in common; None: where that costs little.
     """
     if report_is_due(estimate, estimator, instance):
-        if isinstance(estimate.seen, Seen):
+        if isinstance(estimate.seen, ChainTrace):
             error = sid_report(instance, estimate, led, key=key)
         else:
-            error = a_posteriori(instance, estimate.value, (estimate.w, estimate.v), estimate.seen, constants=constants)
+            error = residual_error(
+                instance, estimate.value, (estimate.w, estimate.v), estimate.seen, constants=constants
+            )
         estimate = estimate._replace(error=error, seen=None)
-    return damping_priced(estimate, instance, key=key)
+    return add_damping_bias(estimate, instance, key=key)
 
 
 def unknown_if_failed(estimate: Estimate, constants: Constants | None) -> Estimate:
@@ -67,9 +69,9 @@ def unknown_if_failed(estimate: Estimate, constants: Constants | None) -> Estima
     nowhere = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), estimate.value)
     part, bound = jnp.full_like(size, jnp.nan), None if constants is None else jnp.full_like(size, jnp.inf)
     rest = bound, jnp.zeros_like(size), jnp.ones_like(size)
-    unknown = Error(estimate.value, nowhere, nowhere, jnp.int32(0), part, part, part, part, *rest)
+    unknown = ErrorReport(estimate.value, nowhere, nowhere, jnp.int32(0), part, part, part, part, *rest)
     if estimate.error is not None:
-        numbers = {name: jnp.asarray(getattr(estimate.error, name), size.dtype) for name in ("visits", "order")}
+        numbers = {name: jnp.asarray(getattr(estimate.error, name), size.dtype) for name in ("samples", "order")}
         known = estimate.error._replace(**numbers)
         unknown = where(estimate.code < Code.NOT_CONTRACTIVE, known, unknown)
     return estimate._replace(error=unknown, seen=None)
@@ -90,7 +92,7 @@ def apply_tolerance(estimate: Estimate, tol: Array | float) -> Estimate:
     )
     mild = of_solver & (estimate.code > Code.OK) & (estimate.code <= Code.STALLED)
     mild = mild & (estimate.failure.step >= FEWEST_STEPS) & jnp.isfinite(tol)  # who asks for nothing forgives nothing
-    forgiven = mild & (estimate.error.degrees == CERTAIN) & (upper <= FORGIVEN * tol)
+    forgiven = mild & (estimate.error.degrees_of_freedom == CERTAIN) & (upper <= FORGIVEN * tol)
     code, failure = worst_part(
         where(forgiven, (jnp.int32(Code.OK), Failure.of("none")), (estimate.code, estimate.failure)),
         (jnp.where(~(upper <= tol), jnp.int32(Code.TOLERANCE_NOT_MET), jnp.int32(Code.OK)), Failure.of("none")),
@@ -117,17 +119,17 @@ def average_replicas(replicas: Estimate) -> Estimate:
     return Estimate(value, outer_value, w, v, replicas.code[worst], cost, failure, error, steps=steps)
 
 
-def _averaged(one: Error | None, value: PyTree, spread: PyTree, number: int) -> Error:
+def _averaged(one: ErrorReport | None, value: PyTree, spread: PyTree, number: int) -> ErrorReport:
     unknown = jnp.full_like(norm(spread), jnp.nan)
     nowhere = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), value)
-    error = Error(value, spread, nowhere, jnp.int32(number - 1), unknown, unknown, unknown, unknown)
+    error = ErrorReport(value, spread, nowhere, jnp.int32(number - 1), unknown, unknown, unknown, unknown)
     if one is None:
         return error
     return error._replace(
         bias=jax.tree.map(lambda b: jnp.mean(b, axis=0), one.bias),
         contraction=jnp.mean(one.contraction),
         bound=None if one.bound is None else jnp.mean(one.bound),
-        visits=jnp.sum(one.visits),
+        samples=jnp.sum(one.samples),
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.instance import Instance
-from bilevax.core.records import Error, Left
+from bilevax.core.records import ErrorReport, SolverError
 from bilevax.core.trees import PyTree, add, at_least_single, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.theory import Constants, a_posteriori_bound
 
@@ -28,11 +28,11 @@ NEARLY_PARALLEL = 1e-3
 """Of vectors of length one in the norm of A, the eigenvalue of their products below which one is left out."""
 
 
-class Lefts(NamedTuple):
+class SolverErrors(NamedTuple):
     """What the two solvers say of what they leave undone, None where one does not; and the products they made."""
 
-    inner: Left | None = None
-    linear: Left | None = None
+    inner: SolverError | None = None
+    linear: SolverError | None = None
     calls: Array | int = 0
 
     def curvatures(self, like: Array) -> tuple[Array, Array]:
@@ -43,14 +43,14 @@ class Lefts(NamedTuple):
         return jnp.where(jnp.isfinite(least), least, like), jnp.where(most > 0, most, 1.0)
 
 
-def a_posteriori(
+def residual_error(
     instance: Instance,
     value: PyTree | None,
     points: tuple[PyTree, PyTree],
-    lefts: Lefts | None = None,
+    lefts: SolverErrors | None = None,
     *,
     constants: Constants | None = None,
-) -> Error:
+) -> ErrorReport:
     """The report on a hypergradient from every row, in place of h(w, v) = grad_2 E + d2Phi^T v; nothing is sampled.
 
     With A = I - d1Phi^T, the residuals r = Phi(w) - w and s = grad_1 E - A v, and to first order,
@@ -60,7 +60,8 @@ def a_posteriori(
     ds the change of s as w goes to w + dw. What Krylov methods leave is not in slow directions, so that no quotient of
     residuals tells A^-1 s. It is taken to be the larger of two estimates:
 
-    * what the solver says of itself (:class:`~bilevax.core.records.Left`): of conjugate gradients the energy that is
+    * what the solver says of itself (:class:`~bilevax.core.records.SolverError`): of conjugate gradients the energy
+    that is
       still to fall by its past, of L-BFGS its next direction, of fixed-point iterations the moves to come;
     * for a loss, where A is self-adjoint, the Galerkin solution in the space of v, whose image is known and in which
       slow directions are large, of the solver's own move of w, and of a few conjugate gradients on the equation of dw.
@@ -85,7 +86,7 @@ def a_posteriori(
         lefts: what the solvers say; None: nothing.
         constants: of the problem; None: no bound.
     """
-    (problem, lam, train, val), (w, v), lefts = instance, points, lefts or Lefts()
+    (problem, lam, train, val), (w, v), lefts = instance, points, lefts or SolverErrors()
 
     def at(w: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, PyTree]], PyTree, PyTree]:
         """Phi(w), v -> (d1Phi^T v, d2Phi^T v), grad_1 E and grad_2 E."""
@@ -130,21 +131,21 @@ def a_posteriori(
     eps = float(jnp.finfo(size.dtype).eps)
     left = norm(v), norm(s) + ROUNDING * eps * norm(v), norm(r) + ROUNDING * eps * norm(w)
     parts = sub(h, value), of_r, of_s, scale(2.0 * eps * jnp.maximum(condition, 1.0), value)
-    return Error(
+    return ErrorReport(
         value=value,
         standard_error=zeros_like(value),
         bias=functools.reduce(partial(jax.tree.map, jnp.hypot), parts),
-        degrees=jnp.int32(CERTAIN),
+        degrees_of_freedom=jnp.int32(CERTAIN),
         inner=norm(of_r),
         linear=norm(of_s),
         sampling=jnp.zeros_like(size),
         contraction=(1.0 - jnp.minimum(least, 1.0)).astype(size.dtype),
         bound=None if constants is None else _bound(constants, *left).astype(size.dtype) + ROUNDING * eps * size,
-        visits=(5.0 + jnp.maximum(lefts.calls // 10 - 4, 0).astype(size.dtype)) * train.rows + 2.0 * val.rows,
+        samples=(5.0 + jnp.maximum(lefts.calls // 10 - 4, 0).astype(size.dtype)) * train.rows + 2.0 * val.rows,
     )
 
 
-def _move(left: Left | None, residual: PyTree, least: Array) -> PyTree:
+def _move(left: SolverError | None, residual: PyTree, least: Array) -> PyTree:
     """How far it is to a solution, as its solver says; else the residual over the least curvature."""
     if left is None or left.move is None:
         return scale(1.0 / least, residual)
@@ -152,7 +153,11 @@ def _move(left: Left | None, residual: PyTree, least: Array) -> PyTree:
 
 
 def _inner_change(
-    known: "_Space", r: PyTree, operator: Callable[[PyTree], PyTree], steps: Array, said: tuple[Left | None, Array]
+    known: "_Space",
+    r: PyTree,
+    operator: Callable[[PyTree], PyTree],
+    steps: Array,
+    said: tuple[SolverError | None, Array],
 ) -> tuple["_Space", PyTree, PyTree]:
     """The space of v, u and a solution x of A x = r / metric after so many conjugate gradients; dw, and what x leaves.
 

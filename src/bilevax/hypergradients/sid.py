@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, replace, set_fields
+from bilevax.core.config import check_count, config, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, RowSource
-from bilevax.core.records import Cost, Count, Estimate, Failure, Solved, nonfinite, worst_part
+from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, nonfinite_code, worst_part
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.diagnosis import Diagnosis, Run
-from bilevax.hypergradients.residual_error import Lefts
-from bilevax.hypergradients.sid_error import Seen
+from bilevax.hypergradients.residual_error import SolverErrors
+from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.solvers import FixedPoint, Given, Neumann, at_step
 from bilevax.solvers.fixed_point import has_grown
 
@@ -48,13 +48,13 @@ class Segment(NamedTuple):
     def _only(self) -> bool:
         return isinstance(self.doublings, int) and self.doublings == 0
 
-    def solve(self, solver: Any, image: Any, start: PyTree, args: PyTree, source: RowSource, *, key: Array) -> Solved:
+    def solve(self, solver: Any, image: Any, start: PyTree, args: PyTree, source: RowSource, *, key: Array) -> Solution:
         """A chain of minibatches: its first steps, or as many more as there were before."""
         if self._only:
             return solver.solve(image, start, args, source, key=key, s=self.outer_step)
         steps = at_step(solver.steps, self.outer_step)
         first = jnp.where(jnp.asarray(self.doublings) > 0, steps << self.doublings >> 1, 0)
-        solver = replace(solver, steps=jnp.maximum(first, steps))
+        solver = replace_unchecked(solver, steps=jnp.maximum(first, steps))
         return solver.solve(image, start, args, source, key=key, first=first)
 
     def batches(self, number: Any) -> tuple[Array, Array]:
@@ -84,7 +84,7 @@ class SID:
 
     Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient; what is
     spent on confirming that an iteration does not contract is ``cost.measuring``, and what the report reads
-    ``error.visits``: every row and a tenth of k minibatches, or a fortieth of them, at least 24. Memory, with the
+    ``error.samples``: every row and a tenth of k minibatches, or a fortieth of them, at least 24. Memory, with the
     report: 18 copies of w and v, and 16 of lam.
     Source: Grazzi, Pontil, Salzo (2021), arXiv:2011.07122.
 
@@ -108,7 +108,7 @@ class SID:
                 )
         for name in ("cross_batches", "outer_batches"):
             if getattr(self, name) is not None:
-                set_fields(self, **{name: count(name, getattr(self, name), low=1)})
+                set_frozen(self, **{name: check_count(name, getattr(self, name), low=1)})
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem that lacks what the solvers need.
@@ -159,7 +159,7 @@ class SID:
 
     def suspecting(self) -> "SID":
         """The same, but a suspicion that an iteration does not contract is not looked into."""
-        return replace(self, inner=_suspecting(self.inner), linear=_suspecting(self.linear))
+        return replace_unchecked(self, inner=_suspecting(self.inner), linear=_suspecting(self.linear))
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The stage that failed, made again alone, with what was suspected looked into."""
@@ -180,8 +180,8 @@ class SID:
     def deterministic(self, instance: Instance) -> bool:
         """True if every stage sees every row."""
         solvers = not (getattr(self.inner, "stochastic", False) or self.linear.stochastic)
-        inner = instance.train.whole or (solvers and self.cross_batches is None)
-        return inner and (instance.val.whole or self.outer_batches is None)
+        inner = instance.train.is_full_batch or (solvers and self.cross_batches is None)
+        return inner and (instance.val.is_full_batch or self.outer_batches is None)
 
     def _from(self, instance: Instance, w0: PyTree, v0: PyTree | None, *, key: Array, segment: Segment) -> Estimate:
         train, val = instance.train, instance.val
@@ -205,16 +205,16 @@ class SID:
         )
         code, failure = worst_part(
             (inner.code, Failure.of("inner", inner.step)),
-            (nonfinite((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
+            (nonfinite_code((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
             (linear.code, Failure.of("linear", linear.step)),
-            (nonfinite(product), Failure.of("cross")),
+            (nonfinite_code(product), Failure.of("cross")),
         )
         chains = [solved.calls for solved in (inner, linear) if solved.tail is not None]
         steps = functools.reduce(jnp.maximum, chains) if chains else None
         if self.deterministic(instance):
-            seen: Seen | Lefts = Lefts(inner.left, linear.left, inner.calls + linear.calls)
+            seen: ChainTrace | SolverErrors = SolverErrors(inner.left, linear.left, inner.calls + linear.calls)
         else:
-            seen = Seen(inner.tail, linear.tail, spread, halves)
+            seen = ChainTrace(inner.tail, linear.tail, spread, halves)
         return Estimate(hypergradient, value, w, v, code, cost, failure, seen=seen, steps=steps)
 
     def _check_keys(self, train: RowSource, val: RowSource) -> None:
@@ -228,10 +228,10 @@ class SID:
         if self.outer_batches is None:
             refuse_keys("outer_batches=None", "pass a number of outer batches", val=val)
 
-    def _solve_inner(self, instance: Instance, w0: PyTree, *, key: Array, segment: Segment) -> Solved:
+    def _solve_inner(self, instance: Instance, w0: PyTree, *, key: Array, segment: Segment) -> Solution:
         """The fixed point of Phi(., lam)."""
         if isinstance(self.inner, Given):
-            return Solved(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
+            return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
         problem, lam, train, _ = instance
         if not self.inner.stochastic:
             return self.inner.solve(problem.inner_loss, w0, lam, train)
@@ -248,7 +248,7 @@ class SID:
 
     def _solve_linear(
         self, instance: Instance, w: PyTree, g: PyTree, v0: PyTree | None, *, key: Array, segment: Segment
-    ) -> Solved:
+    ) -> Solution:
         """The solution of (I - d1Phi(w, lam)^T) v = g."""
         problem, lam, train, _ = instance
         if not self.linear.stochastic:
@@ -307,10 +307,10 @@ def _suspects(solver: Any) -> bool:
 
 
 def _suspecting(solver: Any) -> Any:
-    return replace(solver, confirm=False) if _suspects(solver) else solver
+    return replace_unchecked(solver, confirm=False) if _suspects(solver) else solver
 
 
-def _checks(solver: Any, solved: Solved, source: RowSource) -> Count:
+def _checks(solver: Any, solved: Solution, source: RowSource) -> Count:
     return Count(jnp.asarray(solved.checks, jnp.int32), _rows(solver, source))
 
 

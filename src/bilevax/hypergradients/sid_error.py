@@ -13,13 +13,13 @@ from bilevax.core.error_report import as_others
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.protocols import RowSource
-from bilevax.core.records import Error, Estimate, Tail
+from bilevax.core.records import ErrorReport, Estimate, Snapshots
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.data import Arrays
-from bilevax.data.hashed import Hashed
+from bilevax.data.hashed import HashedBatches
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread, each
-from bilevax.hypergradients.residual_error import CERTAIN, a_posteriori
-from bilevax.hypergradients.spread import Rate, spread, total_square
+from bilevax.hypergradients.residual_error import CERTAIN, residual_error
+from bilevax.hypergradients.spread import ForgettingRate, last_point_error, total_square
 
 ANSWERED, FEWEST = 40, 24
 """One minibatch in so many of a chain, and at least so many, are spent on how v answers to what is wrong with w, and
@@ -39,7 +39,7 @@ Parts = dict[str, PyTree]
 """Stacks [L, ...], like w or like lam, by what they come from."""
 
 
-class Seen(NamedTuple):
+class ChainTrace(NamedTuple):
     """What a run of SID leaves to its report.
 
     Attributes:
@@ -50,25 +50,25 @@ class Seen(NamedTuple):
             the root of their number.
     """
 
-    inner: Tail | None
-    linear: Tail | None
+    inner: Snapshots | None
+    linear: Snapshots | None
     cross: Sampled | None
     outer: Sampled | None
 
     @property
-    def last(self) -> Tail | None:
+    def last(self) -> Snapshots | None:
         """The tail of the chain that was run last."""
         return self.inner if self.linear is None else self.linear
 
 
-def tail_report(instance: Instance, estimate: Estimate, *, key: Array) -> Error:
+def tail_report(instance: Instance, estimate: Estimate, *, key: Array) -> ErrorReport:
     """The report on an estimate of :class:`~bilevax.SID` that sampled, to first order.
 
     Where w was on its way, less where it ended, changes grad_1 E + d1Phi^T v, which v answers as the linear system
     says, and grad_2 E + d2Phi^T v at a fixed v; where v was changes d2Phi^T v. So both tails are seen in the
-    hypergradient, and :func:`spread` says what noise and bias they show. ``bias`` is the sum of both; ``inner``,
-    ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the root mean square
-    error. Whether a solver that sees every row is done, beside one that does not, its code says.
+    hypergradient, and :func:`last_point_error` says what noise and bias they show. ``bias`` is the sum of both;
+    ``inner``, ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the root mean
+    square error. Whether a solver that sees every row is done, beside one that does not, its code says.
 
     Cost: on a fortieth of k minibatches, at least 24, Hessian-vector products of eight directions at once; on an eighth
     as many of either source, at least 4 and 64 rows, gradients and cross products at as many points.
@@ -78,7 +78,7 @@ def tail_report(instance: Instance, estimate: Estimate, *, key: Array) -> Error:
         estimate: with what was seen.
         key: its stream measure is used.
     """
-    seen: Seen = estimate.seen
+    seen: ChainTrace = estimate.seen
     drawn = with_independent(instance)
     train, val = drawn.train, drawn.val
     last = seen.last
@@ -89,10 +89,10 @@ def tail_report(instance: Instance, estimate: Estimate, *, key: Array) -> Error:
 
     tails = {"inner": seen.inner, "linear": seen.linear}
     chains = {
-        name: spread(tail._replace(points=_ended(images[name])), rate)
+        name: last_point_error(tail._replace(points=_ended(images[name])), rate)
         for name, tail in tails.items() if tail is not None
     }  # fmt: skip
-    noise = {name: (chain.squares, chain.degrees) for name, chain in chains.items()}
+    noise = {name: (chain.squares, chain.degrees_of_freedom) for name, chain in chains.items()}
     if seen.outer is not None:
         one = seen.outer.number < 2  # which says nothing of its noise
         squares = jax.tree.map(lambda x: jnp.where(one, jnp.inf, x[0] ** 2), images["outer"])
@@ -100,20 +100,20 @@ def tail_report(instance: Instance, estimate: Estimate, *, key: Array) -> Error:
     if seen.cross is not None:
         noise["cross"] = _of_products(seen.cross, Sampled(deviation, read[0]))
     if last is None:
-        rest = a_posteriori(instance, None, (estimate.w, estimate.v))._replace(value=estimate.value)
+        rest = residual_error(instance, None, (estimate.w, estimate.v))._replace(value=estimate.value)
     else:
         bias = {name: chain.bias for name, chain in chains.items()}
-        rest = _still(estimate.value, bias, 1.0 - rate.seen * last.sizes[-1])
+        rest = _bias_only(estimate.value, bias, 1.0 - rate.seen * last.sizes[-1])
     twice = int(seen.inner is not None)  # once for the changes, once for the products
     minibatches = answered + (1 + twice) * read[0], twice * read[1]
-    visits = minibatches[0] * train.rows_per_batch + minibatches[1] * val.rows_per_batch
+    samples = minibatches[0] * train.rows_per_batch + minibatches[1] * val.rows_per_batch
     dtype = rate.seen.dtype
-    return _with_noise(rest, noise)._replace(visits=rest.visits + visits.astype(dtype), order=jnp.ones((), dtype))
+    return _with_noise(rest, noise)._replace(samples=rest.samples + samples.astype(dtype), order=jnp.ones((), dtype))
 
 
 def _images(
     instance: Instance, estimate: Estimate, numbers: tuple[Array, tuple[Array, Array]], *, key: Array
-) -> tuple[Rate, Parts, PyTree]:
+) -> tuple[ForgettingRate, Parts, PyTree]:
     """What the hypergradient would have been where the chains were on their way, less what it is; [L, ...], like lam.
 
     Beside how fast the linear system forgets, and the standard deviation of the product of one cross batch.
@@ -129,11 +129,11 @@ def _images(
         asked["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(seen.outer))
     last = seen.last
     drift = v if last is None else jax.tree.map(lambda x: x[-1] - x[0], last.points)
-    rate, answers = _answers(instance, w, drift, asked, number=answered, key=answering)
+    rate, answers = _solve_many(instance, w, drift, asked, number=answered, key=answering)
     if seen.linear is not None:
         answers["linear"] = jax.tree.map(lambda x: x[:-1] - x[-1:], seen.linear.points)
     answers["cross"] = jax.tree.map(lambda x: x[None], v)
-    products = _together(partial(_products, instance, w, number=read[0], key=reading), answers)
+    products = _in_one_stack(partial(_products, instance, w, number=read[0], key=reading), answers)
     images = {name: add(mean, direct[name]) if name in direct else mean for name, (mean, _) in products.items()}
     return rate, images, jax.tree.map(lambda x: x[0], products["cross"][1])
 
@@ -143,15 +143,15 @@ def _ended(differences: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), differences)
 
 
-def _still(value: PyTree, bias: dict[str, PyTree], contraction: Array) -> Error:
+def _bias_only(value: PyTree, bias: dict[str, PyTree], contraction: Array) -> ErrorReport:
     """A report of bias alone."""
     zero, none = jnp.zeros_like(norm(value)), zeros_like(value)
     inner, linear = (astype_of(bias.get(name, none), value) for name in ("inner", "linear"))
     sizes = norm(inner), norm(linear), zero, contraction.astype(zero.dtype)
-    return Error(value, none, add(inner, linear), jnp.int32(CERTAIN), *sizes)
+    return ErrorReport(value, none, add(inner, linear), jnp.int32(CERTAIN), *sizes)
 
 
-def _with_noise(rest: Error, noise: dict[str, tuple[PyTree, Array]]) -> Error:
+def _with_noise(rest: ErrorReport, noise: dict[str, tuple[PyTree, Array]]) -> ErrorReport:
     """The report with the noise of its parts: squares of standard errors, and degrees of freedom (Welch 1947)."""
     squares = functools.reduce(add, [part for part, _ in noise.values()])
     zero = jnp.zeros_like(rest.inner)
@@ -164,7 +164,7 @@ def _with_noise(rest: Error, noise: dict[str, tuple[PyTree, Array]]) -> Error:
     return rest._replace(
         standard_error=as_others(jax.tree.map(jnp.sqrt, squares)),
         bias=as_others(rest.bias),
-        degrees=jnp.clip(degrees, 1.0, CERTAIN // 2).astype(jnp.int32),
+        degrees_of_freedom=jnp.clip(degrees, 1.0, CERTAIN // 2).astype(jnp.int32),
         inner=jnp.hypot(rest.inner, inner),
         linear=jnp.hypot(rest.linear, linear),
         sampling=jnp.hypot(cross, outer),
@@ -188,12 +188,12 @@ def _of_products(cross: Sampled, more: Sampled) -> tuple[PyTree, Array]:
     return jax.tree.map(pooled, cross.deviation, more.deviation), jnp.maximum(degrees, 1.0)
 
 
-def _together(fn: Callable[[PyTree], Any], parts: Parts) -> dict[str, Any]:
+def _in_one_stack(fn: Callable[[PyTree], Any], parts: Parts) -> dict[str, Any]:
     """What fn says of all parts in one stack, part by part."""
-    return _apart(fn(jax.tree.map(lambda *x: jnp.concatenate(x), *parts.values())), parts)
+    return _split_like(fn(jax.tree.map(lambda *x: jnp.concatenate(x), *parts.values())), parts)
 
 
-def _apart(stack: PyTree, like: Parts) -> dict[str, Any]:
+def _split_like(stack: PyTree, like: Parts) -> dict[str, Any]:
     """A stack in parts that are as long as those."""
     first, found = 0, {}
     for name, part in like.items():
@@ -237,12 +237,16 @@ def _changes(
 def _batches(source: RowSource, answered: Array) -> Array:
     """Minibatches of a source on which it is seen what is wrong."""
     rows, least = LEAST_READ
-    return jnp.int32(1) if source.whole else jnp.maximum(answered // READ, max(rows // source.rows_per_batch, least))
+    return (
+        jnp.int32(1)
+        if source.is_full_batch
+        else jnp.maximum(answered // READ, max(rows // source.rows_per_batch, least))
+    )
 
 
-def _answers(
+def _solve_many(
     instance: Instance, w: PyTree, direction: PyTree, asked: Parts, *, number: Array, key: Array
-) -> tuple[Rate, Parts]:
+) -> tuple[ForgettingRate, Parts]:
     """How fast the linear system forgets, and its solutions for what is asked, as far as so many steps take them.
 
     A direction u <- u - eta (I - d1Phi^T) u shrinks to the slowest; ``seen`` is the mean of <u, (I - d1Phi^T) u> over
@@ -274,8 +278,8 @@ def _answers(
     x, _, travel, total = instance.train.fold(step, (begun, one, zero, zero), args, key=key, start=0, stop=number)
     seen = jnp.maximum(total / (number - number // 2).astype(real), tiny)
     slowest = jnp.maximum(seen - UNRESOLVED / jnp.maximum(travel, tiny), LEAST * seen)
-    rate = Rate(*(x.astype(jnp.result_type(float)) for x in (seen, slowest)))
-    return rate, _apart(jax.tree.map(lambda x: x[1:], x), asked)
+    rate = ForgettingRate(*(x.astype(jnp.result_type(float)) for x in (seen, slowest)))
+    return rate, _split_like(jax.tree.map(lambda x: x[1:], x), asked)
 
 
 def _products(instance: Instance, w: PyTree, v: PyTree, *, number: Array, key: Array) -> tuple[PyTree, PyTree]:
@@ -304,6 +308,8 @@ def _independent(source: Any, rows: int | None) -> RowSource:
     """The source in independent minibatches, of so many rows if it hands out all."""
     if not isinstance(source, Arrays):
         return source
-    if source.whole:
-        return source if rows is None or source.rows <= rows else Hashed(source, rows)
-    return Hashed(source, source.rows_per_batch) if source.batch_size else source  # every row, and a key of its own
+    if source.is_full_batch:
+        return source if rows is None or source.rows <= rows else HashedBatches(source, rows)
+    return (
+        HashedBatches(source, source.rows_per_batch) if source.batch_size else source
+    )  # every row, and a key of its own

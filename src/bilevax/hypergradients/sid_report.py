@@ -7,13 +7,12 @@ from jax import Array
 from bilevax.core.error_report import FEWEST, as_others
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
-from bilevax.core.records import Error, Estimate
+from bilevax.core.records import ErrorReport, Estimate
 from bilevax.core.trees import norm, sub
-from bilevax.data import has_keys
 from bilevax.hypergradients.batch_means import contraction_rate
 from bilevax.hypergradients.every_row import way_on_every_row
 from bilevax.hypergradients.joint_sid import epoch, measured_step, measuring_calls
-from bilevax.hypergradients.sid_error import Seen, independent, tail_report, with_independent
+from bilevax.hypergradients.sid_error import ChainTrace, independent, tail_report, with_independent
 
 LED, LEAST_LED = 20, 32
 """One minibatch in so many of a chain leads on from where it ended, if these are at least so many and an epoch."""
@@ -28,14 +27,14 @@ WALK = 8
 def leads_on(estimate: Estimate, instance: Instance) -> Array | bool:
     """Whether its chains are so long that every row, and minibatches that lead on, cost little beside them."""
     train, val, steps = instance.train, instance.val, estimate.steps
-    if steps is None or not isinstance(estimate.seen, Seen) or has_keys(train) or has_keys(val):
+    if steps is None or not isinstance(estimate.seen, ChainTrace) or train.keys or val.keys:
         return False  # one key is not the mean of all
-    if independent(train, val)[1].whole and val.rows > train.rows_per_batch:
+    if independent(train, val)[1].is_full_batch and val.rows > train.rows_per_batch:
         return False  # every minibatch of val would be dear
     return steps // LED >= max(LEAST_LED, epoch(train))
 
 
-def sid_report(instance: Instance, estimate: Estimate, led: bool | None = None, *, key: Array) -> Error:
+def sid_report(instance: Instance, estimate: Estimate, led: bool | None = None, *, key: Array) -> ErrorReport:
     """The report on an estimate of :class:`~bilevax.SID` that sampled.
 
     Where its chains are so long that every row costs little beside them, (w, v) are led on to where both equations of
@@ -55,10 +54,10 @@ def sid_report(instance: Instance, estimate: Estimate, led: bool | None = None, 
     """
     choice = leads_on(estimate, instance) if led is None else led
 
-    def every_row() -> Error:
+    def every_row() -> ErrorReport:
         return _led_on(with_independent(instance), estimate, key=key)
 
-    def tails() -> Error:
+    def tails() -> ErrorReport:
         return tail_report(instance, estimate, key=key)
 
     if isinstance(choice, bool):
@@ -66,7 +65,7 @@ def sid_report(instance: Instance, estimate: Estimate, led: bool | None = None, 
     return jax.lax.cond(choice, every_row, tails)
 
 
-def _led_on(instance: Instance, estimate: Estimate, *, key: Array) -> Error:
+def _led_on(instance: Instance, estimate: Estimate, *, key: Array) -> ErrorReport:
     """The report from every row, and the minibatches that lead on from (w, v)."""
     train, val, w, v, last = instance.train, instance.val, estimate.w, estimate.v, estimate.seen.last
     number = jnp.asarray(estimate.steps) // LED
@@ -81,16 +80,16 @@ def _led_on(instance: Instance, estimate: Estimate, *, key: Array) -> Error:
     of_w, of_v = (jnp.zeros_like(left) if tail is None else part for tail in chains)
     enough = jnp.floor(FEWEST / ENOUGH * -rate * number.astype(rate.dtype)).astype(jnp.int32)
     calls = measuring_calls(train, WALK) + epoch(train) + 2 * number, epoch(val) + number
-    visits = calls[0] * train.rows_per_batch + calls[1] * val.rows_per_batch
-    return Error(
+    samples = calls[0] * train.rows_per_batch + calls[1] * val.rows_per_batch
+    return ErrorReport(
         value=estimate.value,
         standard_error=as_others(way.doubt),
         bias=as_others(jax.tree.map(jnp.abs, distance)),
-        degrees=jnp.clip(enough, 0, way.degrees),
+        degrees_of_freedom=jnp.clip(enough, 0, way.degrees_of_freedom),
         inner=of_w,
         linear=of_v,
         sampling=norm(sub(estimate.value, way.value)),
         contraction=jnp.exp(rate * last.sizes[-1].astype(rate.dtype) / eta).astype(left.dtype),
-        visits=visits.astype(jnp.result_type(float)),
+        samples=samples.astype(jnp.result_type(float)),
         order=jnp.full((), 0.5, jnp.result_type(float)),
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.records import TAIL, Tail
+from bilevax.core.records import SNAPSHOTS, Snapshots
 from bilevax.core.trees import PyTree, norm
 
 DOUBT = 0.25
@@ -20,7 +20,7 @@ FASTER, PRIOR = 4.0, 0.25
 """Noise may forget so many times as fast as the slowest direction; how likely that is, against that it does not."""
 
 
-class Rate(NamedTuple):
+class ForgettingRate(NamedTuple):
     """How the iteration forgets.
 
     Attributes:
@@ -32,7 +32,7 @@ class Rate(NamedTuple):
     slowest: Array
 
 
-class Spread(NamedTuple):
+class PointError(NamedTuple):
     """What the tail of a chain says of its last point.
 
     Attributes:
@@ -42,11 +42,11 @@ class Spread(NamedTuple):
     """
 
     squares: PyTree
-    degrees: Array
+    degrees_of_freedom: Array
     bias: PyTree
 
 
-def spread(tail: Tail, rate: Rate) -> Spread:
+def last_point_error(tail: Snapshots, rate: ForgettingRate) -> PointError:
     """Noise and bias of the last point of a chain, from its points on the way there, or any linear image of them.
 
     With the travel s, the sum of the eta_j, a direction of rate h forgets as exp(-h s), its start as well as its noise,
@@ -56,8 +56,8 @@ def spread(tail: Tail, rate: Rate) -> Spread:
     FASTER times as fast, weighted by how likely either makes the points. And what moved D on a stretch of length S has
     at most D / (exp(h S) - 1) to go, where noise does not explain D: the least over the stretches.
     """
-    real = tail.travel.dtype
-    h, s, sizes = (x.astype(real) for x in (rate.seen, tail.travel, tail.sizes))
+    real = tail.cumulative_step.dtype
+    h, s, sizes = (x.astype(real) for x in (rate.seen, tail.cumulative_step, tail.sizes))
     roots = jnp.sqrt(sizes / sizes[-1])
     decay = jnp.exp(-h * (s - s[0]))
 
@@ -67,15 +67,15 @@ def spread(tail: Tail, rate: Rate) -> Spread:
         fresh = jnp.sqrt(1.0 - kept**2)
 
         def whitened(y: Array) -> Array:
-            y = y / _along(roots, y)
-            return jnp.concatenate([y[:1], (y[1:] - _along(kept, y) * y[:-1]) / _along(fresh, y)])
+            y = y / _broadcast_rows(roots, y)
+            return jnp.concatenate([y[:1], (y[1:] - _broadcast_rows(kept, y) * y[:-1]) / _broadcast_rows(fresh, y)])
 
         constant = whitened(jnp.ones_like(s))
-        start = _without(whitened(decay), constant)
+        start = _project_out(whitened(decay), constant)
 
         def square(x: Array) -> Array:
-            left = _without(_without(whitened(x), constant), start)
-            return jnp.sum(left**2, axis=0) / (TAIL - 2)
+            left = _project_out(_project_out(whitened(x), constant), start)
+            return jnp.sum(left**2, axis=0) / (SNAPSHOTS - 2)
 
         volume = 2.0 * jnp.sum(jnp.log(fresh)) + jnp.log(constant @ constant) + jnp.log(start @ start)
         return jax.tree.map(square, tail.points), -volume
@@ -93,8 +93,8 @@ def spread(tail: Tail, rate: Rate) -> Spread:
         way = jnp.abs(x[-1] - x[i])
         return jnp.where(jnp.isinf(share), share.astype(x.dtype), share.astype(x.dtype) * way)
 
-    degrees = (TAIL - 2.0) * jnp.minimum(h * (s[-1] - s[0]), 1.0)
-    return Spread(squares, jnp.maximum(degrees, 1.0), jax.tree.map(way_to_go, tail.points))
+    degrees = (SNAPSHOTS - 2.0) * jnp.minimum(h * (s[-1] - s[0]), 1.0)
+    return PointError(squares, jnp.maximum(degrees, 1.0), jax.tree.map(way_to_go, tail.points))
 
 
 def _mean(squares: PyTree, volumes: Array) -> PyTree:
@@ -109,7 +109,9 @@ def _mean(squares: PyTree, volumes: Array) -> PyTree:
         return jnp.sum(logs * (x[0] / total.astype(x.dtype)).reshape(1, -1), axis=1).astype(volumes.dtype)
 
     logs = functools.reduce(jnp.add, map(weighted, jax.tree.leaves(squares)))
-    shares = jax.nn.softmax(0.5 * (volumes - (TAIL - 2) * logs) + jnp.log(jnp.asarray([1.0, PRIOR], volumes.dtype)))
+    shares = jax.nn.softmax(
+        0.5 * (volumes - (SNAPSHOTS - 2) * logs) + jnp.log(jnp.asarray([1.0, PRIOR], volumes.dtype))
+    )
     return jax.tree.map(lambda x: jnp.tensordot(shares.astype(x.dtype), x, axes=1), squares)
 
 
@@ -117,14 +119,14 @@ def _positive(x: Array) -> Array:
     return jnp.maximum(x, jnp.finfo(x.dtype).tiny)
 
 
-def _along(c: Array, y: Array) -> Array:
+def _broadcast_rows(c: Array, y: Array) -> Array:
     return c.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
 
 
-def _without(y: Array, direction: Array) -> Array:
+def _project_out(y: Array, direction: Array) -> Array:
     """Y less its part along a direction [TAIL]."""
     square = jnp.maximum(jnp.vdot(direction, direction), jnp.finfo(direction.dtype).tiny)
-    return y - _along(direction, y) * jnp.tensordot((direction / square).astype(y.dtype), y, axes=1)[None]
+    return y - _broadcast_rows(direction, y) * jnp.tensordot((direction / square).astype(y.dtype), y, axes=1)[None]
 
 
 def total_square(squares: PyTree) -> Array:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from bilevax.core.config import real
+from bilevax.core.config import check_real
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.implicit.conditions import Conditions, signature_of
@@ -132,7 +132,7 @@ def _decorator(
         Conditions(fun, name, is_map, signature_of(fun if reference is None else reference)),
         has_aux,
         as_solve(solve),
-        real("residual_tol", residual_tol, low=0.0, open_low=True),
+        check_real("residual_tol", residual_tol, low=0.0, open_low=True),
     )
 
     def decorate(solver: Callable[..., Any]) -> ImplicitSolver:

@@ -1,4 +1,4 @@
-"""Ways to spend sample visits on one hypergradient, and what comes of them on a few of the rows."""
+"""Ways to spend samples on one hypergradient, and what comes of them on a few of the rows."""
 
 import math
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
@@ -49,7 +49,7 @@ NEAR = 10
 """Rows among the few for each entry of w, from which on their solution is taken for a better start than w0."""
 
 ANCHOR = 0.25
-"""Share of a run's visits that reading every row of val once more may take, to correct those of minibatches."""
+"""Share of a run's samples that reading every row of val once more may take, to correct those of minibatches."""
 
 LINE_SEARCH = 1.5, 1.05
 """Gradients before the first step of L-BFGS has its length, and of each step."""
@@ -100,7 +100,7 @@ class Tried(NamedTuple):
         w: where the method ended, like w0.
         v: likewise.
         value: the hypergradient, like lam.
-        spent: sample visits.
+        spent: samples.
     """
 
     left: float
@@ -132,8 +132,8 @@ def _batched(source: Any, b: int | None) -> Any:
     if source.batch_size == b:
         return source
     if source.sampling == "blocks" and source.seed is not None:  # a shuffle that whole batches have not needed
-        source = replace(source, sampling="shuffled")
-    return replace(source, batch_size=b)
+        source = replace_unchecked(source, sampling="shuffled")
+    return replace_unchecked(source, batch_size=b)
 
 
 def _whole(sources: Sources) -> Sources:
@@ -144,12 +144,12 @@ def _whole(sources: Sources) -> Sources:
 
 
 def joint(problem: Problem, step: float, room: float, sources: Sources) -> Option | None:
-    """JointSID with as many steps as ``room`` visits allow; None where that is too few.
+    """JointSID with as many steps as ``room`` samples allow; None where that is too few.
 
     Its steps fall from ``step`` on after the first third of the run.
     """
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
-    snapshot = not val.whole and val.rows <= ANCHOR * room
+    snapshot = not val.is_full_batch and val.rows <= ANCHOR * room
     for with_pass in (True, False):
         each = b * (1 + 1 / FOLLOWED) + bv + with_pass * (b + bv) / PRICED
         fixed = epoch(val) * bv * (1 + snapshot) + with_pass * epoch(train) * b
@@ -176,7 +176,7 @@ def published(problem: Problem, step: float, room: float, sources: Sources) -> O
 
 
 def deterministic(problem: Problem, w: PyTree, room: float, sources: Sources) -> Option | None:
-    """Every row at once, in so many visits; None where that is not one iteration for w and one for v.
+    """Every row at once, in so many samples; None where that is not one iteration for w and one for v.
 
     L-BFGS, then conjugate gradients. A share of the passes, but at most d, is for v: these solve a system of d entries
     in d iterations; up to 2 d, rounding included, where that is less than a fourth. The others are for w. Where there
@@ -218,7 +218,7 @@ def few(sources: Sources, key: Array) -> Sources:
     return _some(train, stream(key, "inner")), _some(val, stream(key, "outer"))
 
 
-def trial_visits(rows: int, passes: float) -> float:
+def trial_samples(rows: int, passes: float) -> float:
     """What a trial of a method of so many passes over train takes."""
     return _number(rows) * (passes + max(FURTHER * passes, SOLVED))
 
@@ -231,7 +231,7 @@ def _some(source: Any, key: Array) -> Any:
     number = _number(source.rows)
     b = None if source.batch_size is None else min(source.batch_size, number)
     chosen = _chosen(source.data, key, source.rows, number)
-    return replace(source, data=chosen, batch_size=b, sampling="iid" if b else source.sampling)
+    return replace_unchecked(source, data=chosen, batch_size=b, sampling="iid" if b else source.sampling)
 
 
 @partial(compiled, options=BRIEFLY, static=("rows", "number"))
@@ -250,7 +250,7 @@ def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, samp
     w, v = start.w, zeros_like(start.w)
     for estimator in ((option.estimator,) if option else ()) + (solver.estimator,):
         est = hypergradient(solver.problem, estimator, w, lam, *sources, key=key, v0=v, report=False)
-        w, v, spent = est.w, est.v, spent + est.cost.visits
+        w, v, spent = est.w, est.v, spent + est.cost.samples
         ends.append(est)
     failed = any(int(est.code) >= Code.NOT_CONTRACTIVE for est in ends)
     left = math.inf if failed else _relative(ends[0].value, ends[-1].value)
@@ -262,17 +262,17 @@ def times(factor: float, estimator: SID) -> SID:
 
     def longer(solver: Any) -> Any:
         name = "steps" if isinstance(solver, FixedPoint) else "max_steps"
-        return replace(solver, **{name: max(1, round(factor * getattr(solver, name)))})
+        return replace_unchecked(solver, **{name: max(1, round(factor * getattr(solver, name)))})
 
-    return replace(estimator, inner=longer(estimator.inner), linear=longer(estimator.linear))
+    return replace_unchecked(estimator, inner=longer(estimator.inner), linear=longer(estimator.linear))
 
 
 def tried_shortly(option: Option, start: Start, lam: PyTree, truth: PyTree, *, key: Array) -> tuple[float, int]:
-    """A method on minibatches of a few rows whose hypergradient is known: its relative error, and the visits."""
+    """A method on minibatches of a few rows whose hypergradient is known: its relative error, and the samples."""
     problem, estimator = option.problem, option.estimator
     est = hypergradient(problem, estimator, start.w, lam, *option.sources, key=key, v0=start.v, report=False)
     failed = int(est.code) >= Code.NOT_CONTRACTIVE
-    return math.inf if failed else _relative(est.value, truth), est.cost.visits
+    return math.inf if failed else _relative(est.value, truth), est.cost.samples
 
 
 def _relative(value: PyTree, truth: PyTree) -> float:
@@ -284,7 +284,7 @@ def _relative(value: PyTree, truth: PyTree) -> float:
 
 
 def measured(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> tuple[Problem, float, int]:
-    """The problem with the step of its map, the largest relative step of one minibatch, and the visits they cost.
+    """The problem with the step of its map, the largest relative step of one minibatch, and the samples they cost.
 
     A step that was measured on minibatches is one for minibatches.
     """
@@ -295,7 +295,7 @@ def measured(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Ar
 
 
 def followed(problem: Problem, w: PyTree, lam: PyTree, train: RowSource, key: Array) -> tuple[Problem, int]:
-    """The problem as a deterministic method needs it, and the visits: L-BFGS and CG choose steps of their own."""
+    """The problem as a deterministic method needs it, and the samples: L-BFGS and CG choose steps of their own."""
     products = problem.measuring_products(train, LOOKED_AT)
     if products and problem.has_loss:
         return problem.with_unit_step(), 0

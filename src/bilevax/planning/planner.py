@@ -1,4 +1,4 @@
-"""The planner: a budget of sample visits, or a relative error, in; method, counts, steps, batch size and start out."""
+"""The planner: a budget of samples, or a relative error, in; method, counts, steps, batch size and start out."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import count, real, replace, strong
+from bilevax.core.config import canonicalize, check_count, check_real, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
 from bilevax.core.protocols import RowSource
@@ -35,7 +35,7 @@ from bilevax.planning.pilot import (
     published,
     rounding,
     times,
-    trial_visits,
+    trial_samples,
     tried,
     tried_shortly,
 )
@@ -94,7 +94,7 @@ class Plan:
         method: ``"SID"``, ``"JointSID"``, ``"AID-CG"`` or, of a map without a loss, ``"AID-GMRES"`` or ``"AID-FP"``.
         predicted: relative error, root of the mean square error over the size of the hypergradient.
         alternatives: predicted relative error of each method at this budget.
-        budget: sample visits, the pilot's included.
+        budget: samples, the pilot's included.
         spent: of these, the pilot's.
         goal: relative error above which the code of a run is TOLERANCE_NOT_MET.
         notes: what the user should know, in sentences.
@@ -130,7 +130,7 @@ class Plan:
             key: a JAX random key.
             replicas: a count of at least 2. Cost: so many runs, or three.
         """
-        count("replicas", replicas, low=2)
+        check_count("replicas", replicas, low=2)
         args = self.w0, self.lam, self.train, self.val
         if self.method in SAMPLED:
             est = hypergradient(self.problem, self.estimator, *args, key=key, v0=self.v0, replicas=replicas)
@@ -150,7 +150,7 @@ class Plan:
     def __str__(self) -> str:
         others = ", ".join(f"{name} {error:.1e}" for name, error in self.alternatives.items())
         lines = [
-            f"{self.method}: relative error {self.predicted:.1e} predicted at {self.budget:.3g} sample visits,"
+            f"{self.method}: relative error {self.predicted:.1e} predicted at {self.budget:.3g} samples,"
             f" {self.spent} of them spent on the pilot",
             f"  {self.estimator}",
             f"  minibatches of {self.train.rows_per_batch} rows of train, {self.val.rows_per_batch} of val",
@@ -180,7 +180,7 @@ def plan(
         train: source of inner minibatches; its batch size is replaced.
         val: source of outer minibatches; likewise.
         key: a JAX random key, of the pilot.
-        budget: sample visits (rows read), the pilot's included.
+        budget: samples (rows read), the pilot's included.
         target: a relative error; instead of a budget.
         full_batch_price: of a row that is read along with every other, in rows read in minibatches, which a budget
             counts. Default 1; in seconds it is rather a third where rows are many and short.
@@ -191,15 +191,15 @@ def plan(
             :class:`~bilevax.Arrays` nor :class:`~bilevax.SparseRows`.
     """
     if (budget is None) == (target is None):
-        raise ParameterError("plan takes a budget (sample visits) or a target (relative error), exactly one of them")
+        raise ParameterError("plan takes a budget (samples) or a target (relative error), exactly one of them")
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
-    price = real("full_batch_price", full_batch_price, low=0.0, open_low=True)
-    problem, sources = strong(problem), in_minibatches(train, val)
+    price = check_real("full_batch_price", full_batch_price, low=0.0, open_low=True)
+    problem, sources = canonicalize(problem), in_minibatches(train, val)
     start = Start(w0, None)
     if budget is not None:
-        budget = real("budget", budget, low=0.0, open_low=True)
+        budget = check_real("budget", budget, low=0.0, open_low=True)
         return _for_budget(problem, start, lam, sources, (budget, price), TOLERABLE, key=key)
-    target = real("target", target, low=0.0, open_low=True)
+    target = check_real("target", target, low=0.0, open_low=True)
     return _to_target(problem, start, lam, sources, target, price, key=key)
 
 
@@ -212,12 +212,12 @@ def _to_target(
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
         made = _for_budget(problem, start, lam, sources, (budget, price), target, key=here)
         before, spent = spent, spent + made.spent
-        made = replace(made, spent=spent, budget=budget + before)
+        made = replace_unchecked(made, spent=spent, budget=budget + before)
         if made.predicted <= target / MARGIN:
             return made
         if passes >= LONGEST:
             note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
-            return replace(made, notes=(note,))
+            return replace_unchecked(made, notes=(note,))
         start, passes = Start(made.w0, made.v0), 2 * passes
 
 
@@ -238,7 +238,7 @@ def _for_budget(
         start: of w and v.
         lam: where the hypergradient is wanted.
         sources: in minibatches.
-        given: the budget in visits, and the price of one of a row that is read along with every other.
+        given: the budget in samples, and the price of one of a row that is read along with every other.
         goal: relative error.
         key: a JAX random key.
     """
@@ -251,7 +251,7 @@ def _for_budget(
         pilot = pilot.typical(key, whole=pilot.passes >= PASSES)
     if not pilot.found:
         raise ParameterError(
-            f"a budget of {budget:g} sample visits leaves no run beside the pilot; try {FIRST * sources[0].rows}"
+            f"a budget of {budget:g} samples leaves no run beside the pilot; try {FIRST * sources[0].rows}"
         )
     predicted, best = min(pilot.found, key=lambda of: of[0])
     estimator: Any = best.estimator
@@ -281,9 +281,9 @@ class Pilot(NamedTuple):
         start: the best that is known.
         lam: where the hypergradient is wanted.
         sources: in minibatches.
-        budget: sample visits.
+        budget: samples.
         price: of a row that is read along with every other.
-        spent: sample visits of the pilot.
+        spent: samples of the pilot.
         found: predicted relative errors, and the methods.
         notes: what the user should know.
     """
@@ -306,7 +306,7 @@ class Pilot(NamedTuple):
     @property
     def trial(self) -> float:
         """What a trial of a deterministic method takes of the budget."""
-        return self.price * trial_visits(self.sources[0].rows, self.passes)
+        return self.price * trial_samples(self.sources[0].rows, self.passes)
 
     def typical(self, key: Array, *, whole: bool) -> "Pilot":
         """Without a trial: SID with steps that fall soon or, ``whole``, a deterministic method.
@@ -315,26 +315,26 @@ class Pilot(NamedTuple):
         kappa of the map itself.
         """
         if whole:
-            problem, visits = followed(*self._at(key))
-            option = self._deterministic(problem, self.budget - visits)
+            problem, samples = followed(*self._at(key))
+            option = self._deterministic(problem, self.budget - samples)
             r = math.sqrt(CONDITION) if problem.has_loss else CONDITION
             q = (r - 1.0) / (r + 1.0)
             predicted = q ** inner_steps(option) + CONDITION * rounding(self.start.w) if option else math.inf
         else:
-            problem, step, visits = measured(*self._at(key))
-            option, predicted = published(problem, step, self.budget - visits, self.sources), TYPICAL
+            problem, step, samples = measured(*self._at(key))
+            option, predicted = published(problem, step, self.budget - samples, self.sources), TYPICAL
         note = "there was no trial on some of the rows: what is predicted is what is typical"
-        return self._replace(spent=visits, found=((predicted, option),) if option else (), notes=(note,))
+        return self._replace(spent=samples, found=((predicted, option),) if option else (), notes=(note,))
 
     def tried(self, sample: Sources, key: Array) -> "Pilot":
         """With a deterministic method tried on a few rows: it has there the iterations that it would have."""
-        problem, visits = followed(*self._at(key))
-        option = self._deterministic(problem, self.budget - visits - self.trial)
+        problem, samples = followed(*self._at(key))
+        option = self._deterministic(problem, self.budget - samples - self.trial)
         trial = tried(option, self._solver(problem), self.start, self.lam, sample, key=key)
         near = sample[0].rows >= NEAR * entries(self.start.w) and math.isfinite(trial.left)
         return self._replace(
             start=Start(trial.w, trial.v) if near else self.start,
-            spent=visits + int(self.price * trial.spent),
+            spent=samples + int(self.price * trial.spent),
             found=((trial.left, option),) if option else (),
         )
 
@@ -348,14 +348,14 @@ class Pilot(NamedTuple):
         longest = joint(self.problem, 1.0, self.budget - self.spent, self.sources)
         if not longest or least < NOISE / longest.estimator.steps**0.5:
             return self
-        problem, step, visits = measured(*self._at(key))
-        shorter = joint(problem, step, (self.budget - self.spent - visits) / SHORTER, sample)
+        problem, step, samples = measured(*self._at(key))
+        shorter = joint(problem, step, (self.budget - self.spent - samples) / SHORTER, sample)
         if not shorter:
-            return self._replace(spent=self.spent + visits)
+            return self._replace(spent=self.spent + samples)
         exact = followed(*self._at(key))[0]
         truth = tried(None, self._solver(exact), self.start, self.lam, sample, key=key)
         left, used = tried_shortly(shorter, self.start, self.lam, truth.value, key=key)
-        spent = self.spent + visits + int(self.price * truth.spent) + used
+        spent = self.spent + samples + int(self.price * truth.spent) + used
         longer = joint(problem, step, self.budget - spent, self.sources)
         if longer and left < BEGUN:
             left *= (shorter.estimator.steps / longer.estimator.steps) ** 0.5

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import config, is_scalar, real, replace, set_fields
+from bilevax.core.config import check_real, config, is_scalar, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, sub
 from bilevax.linalg.power import met_on_a_walk
@@ -38,7 +38,7 @@ class GradientStep:
         if not callable(self.loss):
             raise ParameterError(f"loss must be a function of (w, lam, batch), got {self.loss!r}")
         if is_scalar(self.step_size):
-            set_fields(self, step_size=real("step_size", self.step_size, low=0.0, open_low=True))
+            set_frozen(self, step_size=check_real("step_size", self.step_size, low=0.0, open_low=True))
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """One gradient step on the loss of the batch."""
@@ -92,10 +92,10 @@ class GradientStep:
             return jax.jvp(lambda x: jax.grad(self.loss)(x, lam, batch), (w,), (u,))[1]
 
         if bound_at is not None:
-            bound = source.fold(largest, zero, w, key=key, start=0, stop=1 if source.whole else looks[0])
+            bound = source.fold(largest, zero, w, key=key, start=0, stop=1 if source.is_full_batch else looks[0])
         else:
             bound = met_on_a_walk(gradient, product, (w, zero), lam, source, key=key, looks=looks)
-        return replace(self, step_size=InverseCurvature(bound, penalty))
+        return replace_unchecked(self, step_size=InverseCurvature(bound, penalty))
 
 
 MEASURED = 16, 3
@@ -112,12 +112,12 @@ def measuring_products(source: Any, minibatches: int | None = None, *, known: bo
     """
     minibatches, products = _looks(source, minibatches)
     if known:
-        return 1 if source.whole else minibatches
+        return 1 if source.is_full_batch else minibatches
     return minibatches * (products + 2)
 
 
 def _looks(source: Any, minibatches: int | None) -> tuple[int, int]:
-    usual, products = MEASURED_WHOLE if source.whole else MEASURED
+    usual, products = MEASURED_WHOLE if source.is_full_batch else MEASURED
     return usual if minibatches is None else minibatches, products
 
 

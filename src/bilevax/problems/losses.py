@@ -15,7 +15,7 @@ import optax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from bilevax.core.config import choice, config, set_fields
+from bilevax.core.config import check_choice, config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.linalg.power import power_iteration
@@ -38,7 +38,7 @@ class Groups:
         index = np.asarray(self.index)
         if index.ndim != 1 or index.dtype.kind not in "iu" or index.size == 0 or index.min() < 0:
             raise ParameterError("index must be a vector of group numbers 0, 1, ..., one per feature")
-        set_fields(self, index=jnp.asarray(index, jnp.int32))
+        set_frozen(self, index=jnp.asarray(index, jnp.int32))
 
 
 def strengths(per: str | Groups, lam: Array) -> Array:
@@ -84,7 +84,7 @@ class _LinearModelLoss:
 
     def __post_init__(self) -> None:
         if not isinstance(self.penalty, Groups | None):
-            choice("penalty", self.penalty, PENALTIES)
+            check_choice("penalty", self.penalty, PENALTIES)
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> Array:
         """Mean loss over the batch, plus 1/2 sum exp(lam) weights^2 if there is a penalty."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from bilevax.core.config import config, real, replace, set_fields
+from bilevax.core.config import check_real, config, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
 from bilevax.core.protocols import Loss, RowSource
@@ -45,7 +45,7 @@ class Problem:
         if self.project is not None and not callable(self.project):
             raise ParameterError(f"project must be a function of lam or None, got {self.project!r}")
         if self.damping is not None:
-            set_fields(self, damping=real("damping", self.damping, low=0.0))
+            set_frozen(self, damping=check_real("damping", self.damping, low=0.0))
 
     @property
     def has_loss(self) -> bool:
@@ -91,7 +91,9 @@ class Problem:
         """The problem with its inner step filled in, where that is None; else the problem itself."""
         if not self._needs_step:
             return self
-        return replace(self, inner_map=self.inner_map.measured(w0, lam, train, stream(key, "measure"), minibatches))
+        return replace_unchecked(
+            self, inner_map=self.inner_map.measured(w0, lam, train, stream(key, "measure"), minibatches)
+        )
 
     def measuring_products(self, train: RowSource, minibatches: int | None = None) -> int:
         """Products, of a minibatch each, that measuring the inner step takes; 0 where it is given, or there is none."""
@@ -104,7 +106,7 @@ class Problem:
         """The problem with 1 for the inner step, whatever that is; other maps have none."""
         if not isinstance(self.inner_map, GradientStep | ProximalStep):
             return self
-        return replace(self, inner_map=replace(self.inner_map, step_size=1.0))
+        return replace_unchecked(self, inner_map=replace_unchecked(self.inner_map, step_size=1.0))
 
     @property
     def _needs_step(self) -> bool:

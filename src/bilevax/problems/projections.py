@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevax.core.config import config, is_scalar, real, set_fields
+from bilevax.core.config import check_real, config, is_scalar, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, norm
 
@@ -29,7 +29,7 @@ class Box:
     def __post_init__(self) -> None:
         for name in ("lower", "upper"):
             if is_scalar(getattr(self, name)):
-                set_fields(self, **{name: real(name, getattr(self, name))})
+                set_frozen(self, **{name: check_real(name, getattr(self, name))})
         if isinstance(self.lower, float) and isinstance(self.upper, float) and self.lower > self.upper:
             raise ParameterError(f"lower must not exceed upper, got {self.lower:g} > {self.upper:g}")
 
@@ -68,7 +68,7 @@ class L2Ball:
     radius: float = 1.0
 
     def __post_init__(self) -> None:
-        set_fields(self, radius=real("radius", self.radius, low=0.0, open_low=True))
+        set_frozen(self, radius=check_real("radius", self.radius, low=0.0, open_low=True))
 
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the ball."""
@@ -88,7 +88,7 @@ class Simplex:
     total: float = 1.0
 
     def __post_init__(self) -> None:
-        set_fields(self, total=real("total", self.total, low=0.0, open_low=True))
+        set_frozen(self, total=check_real("total", self.total, low=0.0, open_low=True))
 
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the simplex."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from bilevax.core.config import config, replace
+from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import GradientStep
@@ -62,4 +62,4 @@ class ProximalStep:
         self, w: PyTree, lam: PyTree, source: Any, key: Array, minibatches: int | None = None
     ) -> "ProximalStep":
         """This map with its step filled in; see :meth:`GradientStep.measured`."""
-        return replace(self, step_size=self.smooth.measured(w, lam, source, key, minibatches).step_size)
+        return replace_unchecked(self, step_size=self.smooth.measured(w, lam, source, key, minibatches).step_size)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bilevax.algorithms.outer_loop import Record
 from bilevax.core.codes import Code
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 from bilevax.core.records import STAGES
 from bilevax.problems.problem import Problem
 
@@ -29,4 +29,4 @@ def damped(problem: Problem, last: Record, left: Iterator[float]) -> Problem | N
     if not (linear or indefinite) or failure.relative_step > 2.0:
         return None
     damping = next(left, None)
-    return None if damping is None else replace(problem, damping=damping)
+    return None if damping is None else replace_unchecked(problem, damping=damping)

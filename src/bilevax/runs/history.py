@@ -29,12 +29,12 @@ class Log:
 
     def append(self, records: Record, first: int, seconds: float) -> None:
         """Records of stretches one after another from outer step ``first``, each an array; room doubles."""
-        visits = self.spend(records, first)
+        samples = self.spend(records, first)
         n = self._entries + len(records.step)
         if n > len(self._columns.step):
             self._columns = History(*(np.resize(column, 2 * n) for column in self._columns))
-        before = self._columns.visits[self._entries - 1] if self._entries else 0
-        new = (records.outer_value, records.gradient_norm, records.code, before + np.cumsum(visits), seconds)
+        before = self._columns.samples[self._entries - 1] if self._entries else 0
+        new = (records.outer_value, records.gradient_norm, records.code, before + np.cumsum(samples), seconds)
         for column, values in zip(self._columns, (*new, records.step), strict=True):
             column[self._entries : n] = values
         self._entries = n
@@ -45,15 +45,15 @@ class Log:
     def spend(self, records: Record, first: int) -> np.ndarray:
         """Count the cost of these stretches, without an entry; the rows that each read, int64."""
         steps = np.diff(records.step, prepend=first)
-        visits = np.zeros(len(steps), np.int64)
+        samples = np.zeros(len(steps), np.int64)
         for i, part in enumerate(self._step_cost or records.cost or ()):
             of_step = steps if self._step_cost is not None else np.ones(len(steps), np.int64)
             calls = np.asarray(part.calls, np.int64) * of_step
             reads = calls if part.reads is None else np.asarray(part.reads, np.int64) * of_step
-            visits += reads * part.rows
+            samples += reads * part.rows
             totals = self._totals[i]
             self._totals[i] = totals[0] + int(calls.sum()), max(totals[1], part.rows), totals[2] + int(reads.sum())
-        return visits
+        return samples
 
     @property
     def cost(self) -> Cost:

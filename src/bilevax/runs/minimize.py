@@ -11,7 +11,7 @@ from jax import Array
 
 from bilevax.algorithms.outer_loop import RECORDED, Advanced, advance
 from bilevax.core.codes import Code
-from bilevax.core.config import count, strong, to_plain
+from bilevax.core.config import canonicalize, check_count, to_plain
 from bilevax.core.keys import as_key
 from bilevax.core.protocols import Algorithm, RowSource
 from bilevax.core.records import History, Result
@@ -81,12 +81,12 @@ def minimize(
     Raises:
         ParameterError: a wrong argument; see :func:`bilevax.hypergradient`.
     """
-    steps = count("steps", steps, low=1)
-    every = None if every is None else count("every", every, low=1)
+    steps = check_count("steps", steps, low=1)
+    every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
-    ready, sources = (strong(problem), strong(algorithm)), (train, val)
+    ready, sources = (canonicalize(problem), canonicalize(algorithm)), (train, val)
     clock = time.monotonic()
     state = _init(*ready, w0, lam, sources)
     log = Log(algorithm.step_cost(problem, sources))
@@ -103,7 +103,7 @@ def minimize(
             done, last = int(out.step), at(records, -1)
             again = damped(problem, last, left)
             if again is not None:  # the last stretch has moved nothing: it is made again
-                problem, ready = again, (strong(again), ready[1])
+                problem, ready = again, (canonicalize(again), ready[1])
                 done = int(records.step[-2]) if number > 1 else first
                 log.spend(at(records, slice(-1, None)), done)
                 records = at(records, slice(-1))

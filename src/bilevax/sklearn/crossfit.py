@@ -83,7 +83,7 @@ def _own_fold(batch: Rows, folds: int) -> Array:
     return batch.fold[:, None] == jnp.arange(folds, dtype=batch.fold.dtype)[None, :]
 
 
-def fill(weight: np.ndarray, *rows: np.ndarray) -> tuple[np.ndarray, ...]:
+def pad_rows(weight: np.ndarray, *rows: np.ndarray) -> tuple[np.ndarray, ...]:
     """Rows filled up to a padded length with rows of weight zero, and the weights, of mean 1.
 
     Data sets of nearly the same size so share one compiled program.
@@ -104,7 +104,7 @@ def padded(n: int) -> int:
     return max(64, -(-n // unit) * unit)
 
 
-def widened(X: np.ndarray) -> np.ndarray:
+def pad_columns(X: np.ndarray) -> np.ndarray:
     """Few columns filled up with columns of zeros to a multiple of eight, which no loss and no penalty sees."""
     p = X.shape[1]
     return X if p >= 64 else np.pad(X, ((0, 0), (0, -p % 8)))

@@ -21,7 +21,7 @@ CURVATURE = 0.1
 
 
 @config
-class Turned:
+class Whitened:
     """A loss of one model in the coordinates u of its weights u turn.
 
     Args:
@@ -38,7 +38,7 @@ class Turned:
 
     def half_penalty(self, u: Array, lam: PyTree) -> Array:
         """Of the weights u turn."""
-        return self.loss.half_penalty(times(u, self.turn), lam)
+        return self.loss.half_penalty(apply_basis(u, self.turn), lam)
 
 
 def second_moment(X: Array, weight: Array) -> np.ndarray:
@@ -64,12 +64,12 @@ def coordinates(moment: np.ndarray, lam: Array) -> tuple[Array, Array]:
     return jnp.asarray(root, real), jnp.asarray(turn, real)
 
 
-def turned(w: PyTree, turn: Array) -> PyTree:
+def change_basis(w: PyTree, turn: Array) -> PyTree:
     """The same model with weights times a turn, or a root, of the coordinates."""
-    return {**w, "weights": times(w["weights"], turn)}
+    return {**w, "weights": apply_basis(w["weights"], turn)}
 
 
-def times(weights: Array, turn: Array) -> Array:
+def apply_basis(weights: Array, turn: Array) -> Array:
     """[..., p] times a turn or a root, full or diagonal."""
     return weights @ turn if turn.ndim == 2 else weights * turn[(None,) * (weights.ndim - 1)]
 
@@ -77,7 +77,7 @@ def times(weights: Array, turn: Array) -> Array:
 @jax.jit
 def _value_and_grad(loss: Any, u: PyTree, turn: Array, lam: Array, batch: PyTree) -> tuple[Array, PyTree]:
     """Loss and gradient in the coordinates u."""
-    return jax.value_and_grad(lambda u: loss(turned(u, turn), lam, batch))(u)
+    return jax.value_and_grad(lambda u: loss(change_basis(u, turn), lam, batch))(u)
 
 
 def solve(
@@ -106,7 +106,7 @@ def solve(
     """
     real = w0["weights"].dtype
     root, turn = coordinates(moment, lam)
-    flat, unravel = ravel_pytree(turned(w0, root))
+    flat, unravel = ravel_pytree(change_basis(w0, root))
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = _value_and_grad(loss, unravel(jnp.asarray(x, real)), turn, lam, batch)
@@ -114,7 +114,7 @@ def solve(
 
     options = {"maxiter": max_steps, "gtol": 1e-7, "ftol": fall}
     out = scipy.optimize.minimize(objective, np.asarray(flat, np.float64), jac=True, method="L-BFGS-B", options=options)
-    return turned(unravel(jnp.asarray(out.x, real)), turn)
+    return change_basis(unravel(jnp.asarray(out.x, real)), turn)
 
 
 def _penalties(lam: Array, p: int) -> np.ndarray:

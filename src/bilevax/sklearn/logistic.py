@@ -126,7 +126,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
             ValueError: scikit-learn's, on bad X and y.
         """
         from bilevax.sklearn import tuning
-        from bilevax.sklearn.crossfit import widened
+        from bilevax.sklearn.crossfit import pad_columns
 
         self._validate_params()
         if self.scoring not in get_scorer_names():
@@ -141,7 +141,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         validated = _validation_rows(labels, groups, validation, self.validation_fraction, seed)
         train = np.flatnonzero(~validated)
         self.feature_mean_, self.feature_scale_ = _moments(X[train])
-        Z = widened(((X - self.feature_mean_) / self.feature_scale_).astype(_real()))
+        Z = pad_columns(((X - self.feature_mean_) / self.feature_scale_).astype(_real()))
         method = tuning.choose_method(self.method, len(train), X.shape[1], self._outputs)
         folds = _folds(labels[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         tuned = self._tune(Z, labels, train, validated, folds, method, seed, callback)
@@ -163,20 +163,20 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         import jax
 
         from bilevax.sklearn import tuning
-        from bilevax.sklearn.crossfit import Rows, fill
+        from bilevax.sklearn.crossfit import Rows, pad_rows
         from bilevax.sklearn.final_fit import second_moment
 
         weight, held = self._weights(labels)
         loss, outputs, p = self._loss(), self._outputs, Z.shape[1]
-        *_, inner = fill(weight[train])
-        X, y, fold, outer = fill(held[train], Z[train], labels[train], folds)
+        *_, inner = pad_rows(weight[train])
+        X, y, fold, outer = pad_rows(held[train], Z[train], labels[train], folds)
         rows = jax.device_put(Rows(X, y, fold, inner, outer))
-        task = tuning.Task(
+        task = tuning.TuningTask(
             penalised=loss(self.penalty_per),
             plain=loss(None),
             rows=rows,
             folds=folds.max() + 1,
-            validation=jax.device_put(fill(held[validated], Z[validated], labels[validated])),
+            validation=jax.device_put(pad_rows(held[validated], Z[validated], labels[validated])),
             lam_shape={"feature": (p,), "class": (outputs,), "weight": (outputs, p), "global": ()}[self.penalty_per],
             outputs=outputs,
             moment=second_moment(rows.X, rows.train),
@@ -196,7 +196,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         import jax
         import jax.numpy as jnp
 
-        from bilevax.sklearn.crossfit import fill
+        from bilevax.sklearn.crossfit import pad_rows
         from bilevax.sklearn.final_fit import solve
 
         n, p = len(labels), self.n_features_in_
@@ -204,7 +204,7 @@ class TunedLogisticRegression(ClassifierMixin, BaseEstimator):
         lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_tuned / n)
         self.penalties_ = n * np.exp(lam[..., :p] if self.penalty_per in {"feature", "weight"} else lam)
         loss = self._loss()(self.penalty_per)
-        rows = jax.device_put(fill(weight, Z, labels))
+        rows = jax.device_put(pad_rows(weight, Z, labels))
         lam = jnp.asarray(lam, Z.dtype)
         w = solve(loss, tuned.model, lam, rows, moment=tuned.moment, fall=1e-9, max_steps=500)
         self.start_penalty_ = float(rows_tuned * (folds - 1) / folds * np.exp(np.ravel(tuned.start.lam)[0]))

@@ -11,7 +11,7 @@ from jax import Array
 
 from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import Arrays
@@ -21,7 +21,7 @@ from bilevax.planning.planner import plan
 from bilevax.problems import Box, GradientStep, Problem
 from bilevax.runs import Progress, minimize
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
-from bilevax.sklearn.final_fit import Turned, coordinates, solve, times, turned
+from bilevax.sklearn.final_fit import Whitened, apply_basis, change_basis, coordinates, solve
 from bilevax.solvers import CG, LBFGS, FixedPoint
 
 MANY_ROWS = 10_000
@@ -138,10 +138,10 @@ def plan_method(
 
 def full_batch(problem: Problem) -> Problem:
     """The problem with a step of 1: full-batch solvers choose their own."""
-    return replace(problem, inner_map=replace(problem.inner_map, step_size=1.0))
+    return replace_unchecked(problem, inner_map=replace_unchecked(problem.inner_map, step_size=1.0))
 
 
-class Task(NamedTuple):
+class TuningTask(NamedTuple):
     """What is to be tuned.
 
     Attributes:
@@ -165,7 +165,7 @@ class Task(NamedTuple):
     moment: np.ndarray
 
 
-class Point(NamedTuple):
+class Candidate(NamedTuple):
     """One choice of penalties with its K models.
 
     Attributes:
@@ -183,7 +183,7 @@ class Point(NamedTuple):
     validation_loss: float
 
 
-class Tuned(NamedTuple):
+class TuningResult(NamedTuple):
     """Where tuning ended.
 
     Attributes:
@@ -201,8 +201,8 @@ class Tuned(NamedTuple):
         method: as it was asked for or, where it was to be planned, as it was planned.
     """
 
-    chosen: Point
-    start: Point
+    chosen: Candidate
+    start: Candidate
     model: PyTree
     moment: np.ndarray
     validation_loss: float
@@ -215,13 +215,13 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    task: Task,
+    task: TuningTask,
     method: Method,
     *,
     steps: int,
     seed: int,
     callback: Callable[[dict[str, Any]], bool | None] | None = None,
-) -> Tuned:
+) -> TuningResult:
     """Tune log-penalties on the training rows, and let the validation rows say where to stop.
 
     Args:
@@ -234,16 +234,16 @@ def tune(
     clock = time.monotonic()
     start, interrupted = _single_penalty(task)
     root, turn = coordinates(task.moment, start.lam)
-    watch = _Watch(task, start, turn, clock, callback)
+    watch = _EarlyStopping(task, start, turn, clock, callback)
     if interrupted:
         return _decide(task, start, watch, Code.OK, interrupted, method)
-    u, key = turned(start.w, root), jax.random.key(seed)
-    in_coordinates = task.rows._replace(X=times(task.rows.X, turn.T))
+    u, key = change_basis(start.w, root), jax.random.key(seed)
+    in_coordinates = task.rows._replace(X=apply_basis(task.rows.X, turn.T))
 
     def rows(batch_size: int | None) -> Arrays:
         return Arrays(in_coordinates, batch_size=batch_size, sampling="blocks", seed=seed)
 
-    inner_map = GradientStep(CrossFitLoss(Turned(task.penalised, turn)))
+    inner_map = GradientStep(CrossFitLoss(Whitened(task.penalised, turn)))
     problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))
     if method.estimator is None:
         method = plan_method(method, problem, u, start.lam, (rows(BATCH), rows(None)), key=jax.random.fold_in(key, 1))
@@ -255,7 +255,9 @@ def tune(
     return _decide(task, start, watch, Code(result.code), result.interrupted, method)
 
 
-def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: bool, method: Method) -> Tuned:
+def _decide(
+    task: TuningTask, start: Candidate, watch: "_EarlyStopping", code: Code, interrupted: bool, method: Method
+) -> TuningResult:
     """The best step against the start: one model each on all training rows, compared on the validation rows.
 
     Penalties keep their size against the *sum* of the losses, as the precision of a prior does: the one model sees more
@@ -277,16 +279,16 @@ def _decide(task: Task, start: Point, watch: "_Watch", code: Code, interrupted: 
     gap, gap_se = float(np.mean(gain)) - fall, float(np.std(gain) / np.sqrt(len(gain)))
     validation_loss = float(np.mean(losses))
     ended = watch.history, code, interrupted, method
-    return Tuned(chosen, start, model, task.moment, validation_loss, gap, gap_se, *ended)
+    return TuningResult(chosen, start, model, task.moment, validation_loss, gap, gap_se, *ended)
 
 
-class _Watch:
+class _EarlyStopping:
     """Follows a run: keeps the record and the best step on the validation rows, and says when to stop."""
 
     def __init__(
         self,
-        task: Task,
-        start: Point,
+        task: TuningTask,
+        start: Candidate,
         turn: Array,
         clock: float,
         callback: Callable[[dict[str, Any]], bool | None] | None,
@@ -297,7 +299,7 @@ class _Watch:
 
     def __call__(self, progress: Progress) -> bool:
         seen, step = progress.history, progress.step - 1  # w belongs to the lam before the step
-        w = turned(progress.w, self.turn)
+        w = change_basis(progress.w, self.turn)
         point = _point(self.task, step, self.lam, w, float(seen.outer_value[-1]))
         if point.validation_loss < self.best.validation_loss:
             self.best = point
@@ -305,7 +307,7 @@ class _Watch:
         record = {
             "step": step,
             "seconds": time.monotonic() - self.clock,
-            "visits": int(seen.visits[-1]),
+            "visits": int(seen.samples[-1]),
             "tuning_loss": point.tuning_loss,
             "validation_loss": point.validation_loss,
             "gradient_norm": float(seen.gradient_norm[-1]),
@@ -316,7 +318,7 @@ class _Watch:
         return told or step - self.best.step >= PATIENCE
 
 
-def _single_penalty(task: Task) -> tuple[Point, bool]:
+def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
     """The best single penalty by the tuning and validation losses together, on a warm-started path from strong to weak.
 
     The path sees at most PATH_ROWS training rows. What is kept is the penalty on the *sum* of the losses, which depends
@@ -354,11 +356,11 @@ def _single_penalty(task: Task) -> tuple[Point, bool]:
     return _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, task.rows))), interrupted
 
 
-def _point(task: Task, step: int, lam: Array, w: PyTree, tuning_loss: float) -> Point:
-    return Point(step, lam, w, tuning_loss, float(np.mean(_row_losses(task.plain, w, task.validation))))
+def _point(task: TuningTask, step: int, lam: Array, w: PyTree, tuning_loss: float) -> Candidate:
+    return Candidate(step, lam, w, tuning_loss, float(np.mean(_row_losses(task.plain, w, task.validation))))
 
 
-def _one_model(task: Task, lam: Array, w: PyTree) -> tuple[PyTree, np.ndarray]:
+def _one_model(task: TuningTask, lam: Array, w: PyTree) -> tuple[PyTree, np.ndarray]:
     """One model trained on all training rows, and its losses of the validation rows."""
     start = jax.tree.map(lambda x: jnp.mean(x, axis=0), w)
     rows = task.rows
@@ -367,7 +369,7 @@ def _one_model(task: Task, lam: Array, w: PyTree) -> tuple[PyTree, np.ndarray]:
     return model, np.asarray(_row_losses(task.plain, stack, task.validation))
 
 
-def _zeros(task: Task, models: int) -> PyTree:
+def _zeros(task: TuningTask, models: int) -> PyTree:
     p, real = task.rows.X.shape[1], jnp.result_type(float)
     return {"weights": jnp.zeros((models, task.outputs, p), real), "bias": jnp.zeros((models, task.outputs), real)}
 

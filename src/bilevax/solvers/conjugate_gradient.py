@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, real, set_fields
-from bilevax.core.records import Left, Solved
+from bilevax.core.config import check_count, check_real, config, set_frozen
+from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import PyTree, all_finite, axpy, scale, sub, vdot, where, zeros_like
 from bilevax.solvers.left import KEPT, Ritz, energy_left
 from bilevax.solvers.scaling import FLAT, unit_system
@@ -59,13 +59,13 @@ class CG:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        tol = real("tol", self.tol, low=0.0, open_low=True)
-        damping = real("damping", self.damping, low=0.0)
-        set_fields(self, tol=tol, max_steps=count("max_steps", self.max_steps, low=1), damping=damping)
+        tol = check_real("tol", self.tol, low=0.0, open_low=True)
+        damping = check_real("damping", self.damping, low=0.0)
+        set_frozen(self, tol=tol, max_steps=check_count("max_steps", self.max_steps, low=1), damping=damping)
 
     def solve(
         self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree, start: PyTree | None = None
-    ) -> Solved:
+    ) -> Solution:
         """Solve A v = g.
 
         Args:
@@ -114,17 +114,17 @@ class CG:
         code = jnp.where(all_finite((end.v, rho)), code, jnp.int32(Code.NONFINITE))
         calls = end.j + jnp.int32(start is not None)
         left = _left(end, size, inner)
-        return Solved(scale(size, where(lost, v, end.v)), code, calls, end.j, left=left)
+        return Solution(scale(size, where(lost, v, end.v)), code, calls, end.j, left=left)
 
 
-def _left(end: _State, size: Array, inner: Callable[[PyTree, PyTree], Array]) -> Left:
+def _left(end: _State, size: Array, inner: Callable[[PyTree, PyTree], Array]) -> SolverError:
     """The last step, as long as the energy is still to fall by its past."""
     p, image = end.last
     more = jnp.minimum(energy_left(end.energy, end.j), end.rho * end.ritz.square)
     energy = inner(p, image)
     more = (1.0 + FEW / jnp.maximum(end.j, 1).astype(more.dtype)) ** 2 * more
     move = scale(size * jnp.sqrt(more / jnp.where(energy > 0, energy, 1.0)), p)
-    return Left(move, 1.0 / end.ritz.square, end.top)
+    return SolverError(move, 1.0 / end.ritz.square, end.top)
 
 
 def _objection(state: _State, image: PyTree, top: Array, inner: Callable[[PyTree, PyTree], Array]) -> Array:

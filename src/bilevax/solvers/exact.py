@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from bilevax.core.codes import Code
 from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
-from bilevax.core.records import Left, Solved
+from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import PyTree, all_finite, at_least_single, norm
 from bilevax.solvers.scaling import FLAT
 
@@ -33,7 +33,7 @@ class Exact:
 
     def solve(
         self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solved:
+    ) -> Solution:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; the start does not matter.
 
         Raises:
@@ -52,5 +52,5 @@ class Exact:
         code = jnp.where(solvable, jnp.int32(Code.OK), jnp.int32(Code.SINGULAR))
         finite = all_finite(v) & jnp.all(jnp.isfinite(columns))
         v = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), v)
-        left = Left(jax.tree.map(jnp.zeros_like, v), jnp.min(jnp.where(kept, singular, jnp.inf)), singular[0])
-        return Solved(v, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), jnp.int32(d), jnp.int32(d), left=left)
+        left = SolverError(jax.tree.map(jnp.zeros_like, v), jnp.min(jnp.where(kept, singular, jnp.inf)), singular[0])
+        return Solution(v, jnp.where(finite, code, jnp.int32(Code.NONFINITE)), jnp.int32(d), jnp.int32(d), left=left)

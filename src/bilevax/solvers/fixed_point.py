@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, real, set_fields
+from bilevax.core.config import check_count, check_real, config, set_frozen
 from bilevax.core.protocols import RowSource
-from bilevax.core.records import TAIL, Solved, Tail
+from bilevax.core.records import SNAPSHOTS, Snapshots, Solution
 from bilevax.core.trees import PyTree, at_least_single, axpy, largest, norm, sub, where, zeros_like
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, at_step, schedule
@@ -70,8 +70,8 @@ class FixedPoint:
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        tol = real("tol", self.tol, low=0.0, open_low=True)
-        set_fields(self, steps=count("steps", self.steps), step_size=schedule(self.step_size), tol=tol)
+        tol = check_real("tol", self.tol, low=0.0, open_low=True)
+        set_frozen(self, steps=check_count("steps", self.steps), step_size=schedule(self.step_size), tol=tol)
 
     def solve(
         self,
@@ -83,7 +83,7 @@ class FixedPoint:
         key: Array,
         s: Array | int = 0,
         first: Array | int = 0,
-    ) -> Solved:
+    ) -> Solution:
         """Run the iteration.
 
         Args:
@@ -97,7 +97,7 @@ class FixedPoint:
                 bit the one that was not stopped.
         """
         steps = at_step(self.steps, s)
-        if source.whole:
+        if source.is_full_batch:
             return self._on_every_row(image, start, args, source, steps, first)
 
         def step(carry: tuple[PyTree, Array, Array], args: PyTree, j: Array, draw: Any) -> tuple[PyTree, Array, Array]:
@@ -114,7 +114,7 @@ class FixedPoint:
         carry = (start, jnp.int32(-1), jnp.zeros((), jnp.result_type(float)))
         points, lost, travel = source.fold(step, carry, args, key=key, start=first, stop=stops)
         end, lost = jax.tree.map(lambda x: x[-1], points), lost[-1]
-        way = norm(sub(jax.tree.map(lambda x: x[TAIL - 3], points), start))  # half-way
+        way = norm(sub(jax.tree.map(lambda x: x[SNAPSHOTS - 3], points), start))  # half-way
         if not self.confirm:
             lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
         sizes = jax.vmap(lambda j: jnp.asarray(self.step_size(j)))(jnp.maximum(stops - 1, first))
@@ -126,7 +126,7 @@ class FixedPoint:
         )  # fmt: skip
         code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
         step_number = jnp.where(lost < 0, first + steps, lost + 1)
-        return Solved(end, code, steps, step_number, checks, Tail(points, travel, sizes))
+        return Solution(end, code, steps, step_number, checks, Snapshots(points, travel, sizes))
 
     def _on_every_row(
         self,
@@ -136,7 +136,7 @@ class FixedPoint:
         source: RowSource,
         steps: Array,
         first: Array | int,
-    ) -> Solved:
+    ) -> Solution:
         """The deterministic iteration, its moves watched."""
 
         def mean_image(x: PyTree) -> PyTree:
@@ -166,13 +166,13 @@ class FixedPoint:
         code, checks = final_code(seen, j, (start, x), move, vjp(x, j), self.tol, confirm=self.confirm)
         eta = jnp.asarray(self.step_size(first + jnp.maximum(j - 1, 0))).astype(seen.lengths.dtype)
         left = moves_left(seen.lengths, j, x, move, eta)
-        return Solved(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, first + j, checks, left=left)
+        return Solution(x, jnp.where(steps > 0, code, jnp.int32(Code.OK)), j, first + j, checks, left=left)
 
 
 def _cuts(steps: Array) -> Array:
     """Where the stretches of a chain of so many steps end, [TAIL]: each after sqrt(2) times as many as the last."""
     root = 181 * (steps >> 8) + (181 * (steps & 255) >> 8)  # steps / sqrt(2)
-    halvings = jnp.arange(TAIL // 2 - 1, -1, -1, dtype=jnp.int32)
+    halvings = jnp.arange(SNAPSHOTS // 2 - 1, -1, -1, dtype=jnp.int32)
     return jnp.stack([root >> halvings, steps >> halvings], axis=1).reshape(-1)
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, real, set_fields, static
-from bilevax.core.records import Left, Solved
+from bilevax.core.config import check_count, check_real, config, set_frozen, static
+from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import (
     PyTree,
     add,
@@ -82,14 +82,14 @@ class GMRES:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        tol = real("tol", self.tol, low=0.0, open_low=True)
-        damping = real("damping", self.damping, low=0.0)
-        steps, restart = count("max_steps", self.max_steps, low=1), count("restart", self.restart, low=1)
-        set_fields(self, tol=tol, max_steps=steps, restart=restart, damping=damping)
+        tol = check_real("tol", self.tol, low=0.0, open_low=True)
+        damping = check_real("damping", self.damping, low=0.0)
+        steps, restart = check_count("max_steps", self.max_steps, low=1), check_count("restart", self.restart, low=1)
+        set_frozen(self, tol=tol, max_steps=steps, restart=restart, damping=damping)
 
     def solve(
         self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solved:
+    ) -> Solution:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""
 
         def operator(v: PyTree) -> PyTree:
@@ -126,8 +126,8 @@ class GMRES:
         value = scale(scaled, end.v)
         finite = all_finite((value, end.size))
         code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))
-        left = Left(None, end.least, end.top)
-        return Solved(where(all_finite(value), value, zeros_like(g)), code, end.calls, end.steps, left=left)
+        left = SolverError(None, end.least, end.top)
+        return Solution(where(all_finite(value), value, zeros_like(g)), code, end.calls, end.steps, left=left)
 
 
 def _krylov(

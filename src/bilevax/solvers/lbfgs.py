@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, real, set_fields, static
+from bilevax.core.config import check_count, check_real, config, set_frozen, static
 from bilevax.core.protocols import RowSource
-from bilevax.core.records import Left, Solved
+from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.solvers.fixed_point import has_grown
@@ -86,11 +86,11 @@ class LBFGS:
     memory: int | None = static(None)
 
     def __post_init__(self) -> None:
-        tol = real("tol", self.tol, low=0.0, open_low=True)
-        memory = None if self.memory is None else count("memory", self.memory, low=1)
-        set_fields(self, tol=tol, max_steps=count("max_steps", self.max_steps, low=1), memory=memory)
+        tol = check_real("tol", self.tol, low=0.0, open_low=True)
+        memory = None if self.memory is None else check_count("memory", self.memory, low=1)
+        set_frozen(self, tol=tol, max_steps=check_count("max_steps", self.max_steps, low=1), memory=memory)
 
-    def solve(self, loss: Callable[..., Array], w0: PyTree, lam: PyTree, source: RowSource) -> Solved:
+    def solve(self, loss: Callable[..., Array], w0: PyTree, lam: PyTree, source: RowSource) -> Solution:
         """Minimise w -> loss(w, lam, every row of the source) from w0."""
 
         def evaluated(w: PyTree) -> tuple[Array, PyTree]:
@@ -141,7 +141,7 @@ class LBFGS:
         finite = all_finite((end.w, end.value, end.gradient))
         code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))
         unseen = jnp.full_like(end.value, jnp.inf), jnp.zeros_like(end.value)
-        return Solved(end.w, code, end.calls, end.steps, left=Left(end.direction, *unseen))
+        return Solution(end.w, code, end.calls, end.steps, left=SolverError(end.direction, *unseen))
 
 
 def _before(w0: PyTree, value: Any, memory: int) -> _Search:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.records import Left
+from bilevax.core.records import SolverError
 from bilevax.core.trees import PyTree, norm, scale
 from bilevax.solvers.stability import FLOOR
 
@@ -70,7 +70,7 @@ UNRESOLVED = 1.0
 """Whatever is slower, an iteration of j steps shows a curvature of some 1 / j: so much of it is not counted on."""
 
 
-def moves_left(lengths: Array, j: Array, x: PyTree, move: PyTree | None, eta: Array) -> Left:
+def moves_left(lengths: Array, j: Array, x: PyTree, move: PyTree | None, eta: Array) -> SolverError:
     """What an iteration of step eta leaves after its move j - 1, the last of whose lengths are kept at j mod WINDOW.
 
     Moves that shrink by q go move (q + q^2 + ...) further. Of a sum of exponentials q only grows: 1 - q is taken to be
@@ -90,4 +90,4 @@ def moves_left(lengths: Array, j: Array, x: PyTree, move: PyTree | None, eta: Ar
     least = jnp.where(rounding, jnp.inf, slow / eta.astype(slow.dtype))
     if move is not None:
         move = scale(eta * jnp.where(rounding, 1.0, (1.0 - slow) / slow), move)
-    return Left(move, least, jnp.ones_like(slow))
+    return SolverError(move, least, jnp.ones_like(slow))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import config, count, real, set_fields
-from bilevax.core.records import Solved
+from bilevax.core.config import check_count, check_real, config, set_frozen
+from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, norm, scale, sub, where
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.scaling import unit_system
@@ -38,12 +38,12 @@ class Neumann:
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        tol = real("tol", self.tol, low=0.0, open_low=True)
-        set_fields(self, tol=tol, max_steps=count("max_steps", self.max_steps, low=1))
+        tol = check_real("tol", self.tol, low=0.0, open_low=True)
+        set_frozen(self, tol=tol, max_steps=check_count("max_steps", self.max_steps, low=1))
 
     def solve(
         self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solved:
+    ) -> Solution:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""
         size, b, v = unit_system(g, start)
         term = b if start is None else sub(b, matvec(v))
@@ -69,4 +69,4 @@ class Neumann:
         code = jnp.where(met, jnp.int32(Code.OK), jnp.maximum(code, jnp.int32(Code.MAX_STEPS)))
         left = moves_left(seen.lengths, j, v, term, jnp.ones_like(length))
         left = left._replace(move=scale(size, left.move))
-        return Solved(scale(size, v), code, j + jnp.int32(start is not None), j, checks, left=left)
+        return Solution(scale(size, v), code, j + jnp.int32(start is not None), j, checks, left=left)

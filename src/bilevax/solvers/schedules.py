@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import choice, config, real, set_fields
+from bilevax.core.config import check_choice, check_real, config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import is_concrete
 from bilevax.theory import Constants, MeanSquare
@@ -26,7 +26,7 @@ class Constant:
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        set_fields(self, value=real("value", self.value, low=0.0, open_low=True))
+        set_frozen(self, value=check_real("value", self.value, low=0.0, open_low=True))
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
@@ -55,8 +55,8 @@ class Harmonic:
     gamma: float
 
     def __post_init__(self) -> None:
-        beta = real("beta", self.beta, low=0.0, open_low=True)
-        set_fields(self, beta=beta, gamma=real("gamma", self.gamma, low=0.0, open_low=True))
+        beta = check_real("beta", self.beta, low=0.0, open_low=True)
+        set_frozen(self, beta=beta, gamma=check_real("gamma", self.gamma, low=0.0, open_low=True))
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
@@ -88,7 +88,7 @@ class Harmonic:
 
 
 def _recursion(constants: Constants, stage: str) -> MeanSquare:
-    return constants.inner if choice("stage", stage, ("inner", "linear")) == "inner" else constants.linear()
+    return constants.inner if check_choice("stage", stage, ("inner", "linear")) == "inner" else constants.linear()
 
 
 @config
@@ -106,14 +106,14 @@ class Polynomial:
     horizon: float = 1.0
 
     def __post_init__(self) -> None:
-        value = real("value", self.value, low=0.0, open_low=True)
-        power = real("power", self.power, low=0.0)
+        value = check_real("value", self.value, low=0.0, open_low=True)
+        power = check_real("power", self.power, low=0.0)
         if is_concrete(power) and power > 1.0:
             raise ParameterError(
                 f"power must be at most 1, got {power:g}: the steps would sum to a finite number, and the iteration"
                 " would stop short of the solution however long it runs"
             )
-        set_fields(self, value=value, power=power, horizon=real("horizon", self.horizon, low=0.0, open_low=True))
+        set_frozen(self, value=value, power=power, horizon=check_real("horizon", self.horizon, low=0.0, open_low=True))
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
@@ -154,8 +154,8 @@ class Growing:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        rate = real("rate", self.rate, low=0.0, open_low=True)
-        set_fields(self, rate=rate, power=real("power", self.power, low=0.0))
+        rate = check_real("rate", self.rate, low=0.0, open_low=True)
+        set_frozen(self, rate=rate, power=check_real("power", self.power, low=0.0))
 
     def __call__(self, s: Array | int) -> Array:
         """The count at outer step s, an int32."""

@@ -128,12 +128,12 @@ def final_code(
 def _suspected_growth(vjp: Callable[[PyTree], PyTree], direction: PyTree, suspicious: Array, confirm: bool) -> Growth:
     """The growth of a direction along which an iteration is under suspicion; infinite where that is not looked into."""
     if confirm:
-        return growth(vjp, direction, jnp.where(suspicious, CONFIRMING, 0))
+        return growth_rate(vjp, direction, jnp.where(suspicious, CONFIRMING, 0))
     real = norm(direction).dtype
     return Growth(jnp.where(suspicious, jnp.inf, 0.0).astype(real), jnp.ones((), real), jnp.int32(0))
 
 
-def growth(vjp: Callable[[PyTree], PyTree], direction: PyTree, products: Array | int) -> Growth:
+def growth_rate(vjp: Callable[[PyTree], PyTree], direction: PyTree, products: Array | int) -> Growth:
     """What so many products with a linear map do to a direction; 0 cost nothing."""
     real = norm(direction).dtype
     tiny = jnp.finfo(real).tiny
@@ -196,7 +196,7 @@ class Pair(NamedTuple):
         return (self.rate < -3.0 * self.standard_error) & (self.second_moment < -3.0 * self.second_error)
 
 
-def coupled_pair(
+def coupling(
     image: Callable[[PyTree, PyTree, PyTree], PyTree],
     points: tuple[PyTree, PyTree],
     args: PyTree,
@@ -297,7 +297,7 @@ def confirm_divergence(
         code = jnp.where(suspicious, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.OK))
         return jnp.where(grown, jnp.int32(Code.DIVERGED), code), jnp.int32(0)
     steps = jnp.where(suspicious | grown, CONFIRMING, 0)
-    pair = coupled_pair(
+    pair = coupling(
         image, (end, begin), args, source,
         key=key, start=start, steps=steps, step_size=lambda _: step_size, burn_in=steps // 2,
     )  # fmt: skip
@@ -310,7 +310,7 @@ def confirm_divergence(
         return axpy(step_size, sub(jax.vjp(mean_image, end)[1](u)[0], u), u)
 
     products = jnp.where(guilty, MEAN_PRODUCTS, 0)
-    mean_grows = growth(vjp, pair.direction, products).rate > 1e-4
+    mean_grows = growth_rate(vjp, pair.direction, products).rate > 1e-4
     code = jnp.where(mean_grows, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.UNSTABLE))
     code = jnp.where(guilty, code, jnp.int32(Code.OK))
     code = jnp.where(grown & ~pair.contracts, jnp.int32(Code.DIVERGED), code)

@@ -9,7 +9,7 @@ import numpy as np
 
 from bilevax.algorithms.outer_loop import advance
 from bilevax.core.codes import Code
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.core.records import Result
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays, fold_looks
@@ -132,7 +132,7 @@ def _cut(algorithm: Any, reference: Reference, base: Result) -> None:
     require(inside, f"an iterate of {name} left the set Lambda")
     far = reference._replace(lam=np.array([5.0, -5.0, 0.0]))
     start = jnp.asarray(far.w0), jnp.asarray(far.lam)
-    state = strong(algorithm).init(strong(far.problem), *start, far.sources(B))
+    state = canonicalize(algorithm).init(canonicalize(far.problem), *start, far.sources(B))
     _, lam = algorithm.solution(state)
     require(same_bits(lam, BOX(start[1])), f"{name}.init must project lam onto Lambda")
 
@@ -186,7 +186,7 @@ def _precision(algorithm: Any, reference: Reference) -> None:
 
 def _mapped(algorithm: Any, reference: Reference, base: Result) -> None:
     """The traceable loop, two keys at once: the first is that of the base run."""
-    ready = strong(reference.problem), strong(algorithm)
+    ready = canonicalize(reference.problem), canonicalize(algorithm)
     w0, lam = jnp.asarray(reference.w0), jnp.asarray(reference.lam)
     ends = {"start": jnp.int32(0), "stop": jnp.int32(FEW)}
 
@@ -202,7 +202,7 @@ def _mapped(algorithm: Any, reference: Reference, base: Result) -> None:
 
 def _own_loop(algorithm: Any, reference: Reference, base: Result) -> None:
     """A user's own loop over the steps, cut in two."""
-    problem, algorithm, sources = strong(reference.problem), strong(algorithm), reference.sources(B)
+    problem, algorithm, sources = canonicalize(reference.problem), canonicalize(algorithm), reference.sources(B)
 
     def step(state: PyTree, _: PyTree, k: Any, looks: Any) -> PyTree:
         return algorithm.step(problem, state, looks, k)[0]
@@ -227,8 +227,8 @@ def _cost(algorithm: Any, reference: Reference) -> None:
     parts = [result.cost.gradients, result.cost.hvps, result.cost.cross, result.cost.measuring]
     declared = sum(int(part.calls) for part in parts if part.rows == train.rows_per_batch)
     require(declared >= drawn, f"{name} reads {drawn} minibatches of train and counts {declared} in its cost")
-    rising = np.all(np.diff(result.history.visits) > 0) and result.history.visits[-1] == result.cost.visits
-    require(rising, f"the visits that {name} records must rise at every step, to those of the whole run")
+    rising = np.all(np.diff(result.history.samples) > 0) and result.history.samples[-1] == result.cost.samples
+    require(rising, f"the samples that {name} records must rise at every step, to those of the whole run")
 
 
 def _randomness(algorithm: Any, reference: Reference, base: Result, stochastic: bool) -> None:

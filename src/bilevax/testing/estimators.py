@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevax.core.codes import Code
-from bilevax.core.config import strong
+from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.records import Cost, Estimate
@@ -160,7 +160,7 @@ def _transformations(estimator: Any, reference: Reference) -> None:
         estimator, train, val = given  # arguments: XLA folds constants with a rounding of their own
         return hypergradient(reference.problem, estimator, reference.w0, lam, train, val, key=key)
 
-    given = strong(estimator), *reference.sources(B)
+    given = canonicalize(estimator), *reference.sources(B)
     lams = jnp.stack([jnp.asarray(reference.lam) + x for x in (0.0, 0.5)])
     keys = jax.random.split(jax.random.key(1), 2)
     alone = [estimate(lam, key, *given) for lam, key in zip(lams, keys, strict=True)]
@@ -246,5 +246,5 @@ def _key(estimator: Any, reference: Reference, stochastic: bool) -> None:
 
 def _bias(estimator: Any, reference: Reference) -> None:
     w0, lam = jnp.asarray(reference.w0), jnp.asarray(reference.lam)
-    start = strong(reference.problem), strong(estimator), w0, lam, reference.sources(B)
+    start = canonicalize(reference.problem), canonicalize(estimator), w0, lam, reference.sources(B)
     unbiased(f"{title(estimator)} on minibatches", _many(*start, KEYS), reference.hypergradient)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import choice, count
+from bilevax.core.config import check_choice, check_count
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.problems import BinaryLogistic, GradientStep, MultinomialLogistic, Problem, ProximalStep, Squared
@@ -59,7 +59,7 @@ def families(kind: str) -> tuple[str, ...]:
         >>> len(families("choosing")), set(families("choosing")) & set(families("judging"))
         (10, set())
     """
-    return tuple({"choosing": CHOOSING, "judging": JUDGING}[choice("kind", kind, ("choosing", "judging"))])
+    return tuple({"choosing": CHOOSING, "judging": JUDGING}[check_choice("kind", kind, ("choosing", "judging"))])
 
 
 def problem(name: str, draw: int = 0) -> NamedProblem:
@@ -95,7 +95,7 @@ def problem(name: str, draw: int = 0) -> NamedProblem:
         if draw >= 2**63:
             raise ParameterError(f"draw must be less than 2^63, got {draw}")
     else:
-        draw = count("draw", draw)
+        draw = check_count("draw", draw)
     if name in FAMILIES:
         return drawn_from(name, int(draw))
     if name not in _RECIPES:

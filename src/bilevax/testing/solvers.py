@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import strong
-from bilevax.core.records import Solved
+from bilevax.core.config import canonicalize
+from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Arrays
 from bilevax.hypergradients import hypergradient
@@ -34,7 +35,7 @@ from bilevax.testing.tools import (
 KEYS = 1000
 """Independent runs from which a bias is judged."""
 
-Run = Callable[..., Solved]
+Run = Callable[..., Solution]
 """(solver, tree, start, number) -> Solved: a right-hand side or lam, a start, and a number that may be NaN."""
 
 
@@ -70,7 +71,7 @@ def _system(*, symmetric: bool) -> System:
 def _solve(
     solver: Any, rows: Any, g: PyTree, start: PyTree | None, number: Any = 0.0, *,
     key: Any = None, batch_size: int | None = None, metric: Any = None, note: Callable[[], None] | None = None,
-) -> Solved:  # fmt: skip
+) -> Solution:  # fmt: skip
     """The linear solver on (mean of rows) v = g; trees of :func:`nest` are solved as such."""
     tree = not isinstance(g, jax.Array)
     into, out = (nest, flat) if tree else (lambda x: x, lambda x: x)
@@ -120,21 +121,24 @@ def check_linear_solver(solver: Any, *, rtol: float = 1e-6, is_unbiased: bool = 
         for s in (system,) if getattr(solver, "needs_symmetry", False) else (system, _system(symmetric=False)):
             kind = "a symmetric system" if s.symmetric else "a system that is not symmetric"
             for start in (None, far, jnp.asarray(s.v)):
-                out = run(strong(solver), jnp.asarray(s.rows), jnp.asarray(s.g), start)
+                out = run(canonicalize(solver), jnp.asarray(s.rows), jnp.asarray(s.g), start)
                 _solution(name, out, jnp.asarray(s.v), kind, rtol)
-        out = run(strong(solver), rows, zeros_like(g), None)
+        out = run(canonicalize(solver), rows, zeros_like(g), None)
         require(not np.any(out.value) and out.code == Code.OK, f"{name} must solve A v = 0 by v = 0, with the code OK")
         _invariance(solver, lambda solver, g, start, number: _solve(solver, rows, g, start, number, metric=metric), g)
         seen = Counter()
-        out = run(strong(solver), rows, g, None, note=seen)
+        out = run(canonicalize(solver), rows, g, None, note=seen)
         _calls(name, int(out.calls), seen.after(out))
-        _nan(name, run(strong(solver), rows, g, None, jnp.nan))
+        _nan(name, run(canonicalize(solver), rows, g, None, jnp.nan))
         flat_system = jnp.asarray(system.rows.mean(0) * np.array([1.0, 1.0, 1.0, 0.0]))[None]
-        singular = run(strong(solver), jnp.swapaxes(flat_system, 1, 2) @ flat_system, jnp.ones(D), None)
+        singular = run(canonicalize(solver), jnp.swapaxes(flat_system, 1, 2) @ flat_system, jnp.ones(D), None)
         require(singular.code != Code.OK, f"{name} says OK of a singular system without a solution")
         if solver.stochastic:
-            _randomness(name, lambda key: run(strong(solver), rows, g, None, key=key, batch_size=B).value, system.v,
-                        is_unbiased)  # fmt: skip
+
+            def value(key: Array) -> PyTree:
+                return run(canonicalize(solver), rows, g, None, key=key, batch_size=B).value
+
+            _randomness(name, value, system.v, is_unbiased)
 
 
 def check_inner_solver(solver: Any, *, rtol: float = 1e-6, is_unbiased: bool = True) -> None:
@@ -163,27 +167,32 @@ def check_inner_solver(solver: Any, *, rtol: float = 1e-6, is_unbiased: bool = T
         name, watch = _plain(solver), watched()
         for reference in (watch.reference, ridge()):
             for start in (reference.w0, reference.w0 + 2.0, reference.w):
-                out = _inner(strong(solver), reference, jnp.asarray(reference.lam), jnp.asarray(start))
+                out = _inner(canonicalize(solver), reference, jnp.asarray(reference.lam), jnp.asarray(start))
                 _solution(name, out, jnp.asarray(reference.w), reference.name, rtol)
         _invariance(solver, _of_trees, jnp.asarray(quadratic().lam))
         _counted(name, solver)
-        _nan(name, _inner(strong(solver), watch.flawed("inner"), jnp.asarray(watch.reference.lam), jnp.zeros(D)))
+        _nan(name, _inner(canonicalize(solver), watch.flawed("inner"), jnp.asarray(watch.reference.lam), jnp.zeros(D)))
         if solver.stochastic:
             lam, w0 = jnp.asarray(watch.reference.lam), jnp.zeros(D)
-            _randomness(name, lambda key: _inner(strong(solver), watch.reference, lam, w0, key=key, batch_size=B).value,
-                        watch.reference.w, is_unbiased)  # fmt: skip
+
+            def value(key: Array) -> PyTree:
+                return _inner(canonicalize(solver), watch.reference, lam, w0, key=key, batch_size=B).value
+
+            _randomness(name, value, watch.reference.w, is_unbiased)
 
 
 def _inner(
     solver: Any, reference: Any, lam: PyTree, start: PyTree, *, key: Any = None, batch_size: int | None = None
-) -> Solved:
+) -> Solution:
     """The inner solver on a reference."""
     train, _ = reference.sources(batch_size)
-    return _inner_jit(solver, strong(reference.problem), lam, start, train, jax.random.key(0) if key is None else key)
+    return _inner_jit(
+        solver, canonicalize(reference.problem), lam, start, train, jax.random.key(0) if key is None else key
+    )
 
 
 @jax.jit
-def _inner_jit(solver: Any, problem: Any, lam: PyTree, start: PyTree, train: Arrays, key: Any) -> Solved:
+def _inner_jit(solver: Any, problem: Any, lam: PyTree, start: PyTree, train: Arrays, key: Any) -> Solution:
     if not solver.stochastic:
         return solver.solve(problem.inner_map.loss, start, lam, train)
 
@@ -194,14 +203,14 @@ def _inner_jit(solver: Any, problem: Any, lam: PyTree, start: PyTree, train: Arr
     return solver.solve(image, start, (problem, lam), train, key=key)
 
 
-def _of_trees(solver: Any, lam: PyTree, start: PyTree | None, number: Any) -> Solved:
+def _of_trees(solver: Any, lam: PyTree, start: PyTree | None, number: Any) -> Solution:
     """The inner solver on the quadratic, vectors or nested."""
     vectors = isinstance(lam, jax.Array)
     reference = quadratic() if vectors else nested(quadratic())
     if jax.tree.leaves(lam)[0].dtype == jnp.float32:
         reference = reference.single()
     begin = jax.tree.map(jnp.asarray, reference.w0) if start is None else start
-    return _inner_jit(solver, strong(reference.problem), lam, begin, reference.sources()[0], jax.random.key(0))
+    return _inner_jit(solver, canonicalize(reference.problem), lam, begin, reference.sources()[0], jax.random.key(0))
 
 
 def _given(solver: Any) -> None:
@@ -223,7 +232,7 @@ def _plain(solver: Any) -> str:
 
 
 def _solution(name: str, out: Any, truth: Any, where: str, rtol: float) -> None:
-    require(isinstance(out, Solved), f"{name}.solve must return bilevax.core.records.Solved, got {title(out)}")
+    require(isinstance(out, Solution), f"{name}.solve must return bilevax.core.records.Solved, got {title(out)}")
     like(f"the value of {name}", out.value, truth)
     require(out.code == Code.OK, f"{name} ends with {Code(int(out.code)).name} on {where}")
     error = relative(out.value, truth)
@@ -235,26 +244,26 @@ def _invariance(solver: Any, run: Run, x: Any) -> None:
     name = title(solver)
     tally = Tally(run)
     jitted = jax.jit(tally)
-    alone = jitted(strong(solver), x, None, 0.0)
+    alone = jitted(canonicalize(solver), x, None, 0.0)
     error = relative(run(solver, x, None, 0.0).value, alone.value)
     require(error <= ROUNDING, f"{name} under jax.jit differs by {error:.1e} from itself called eagerly")
     for what, new in (("an equal object", rebuilt(solver)), ("changed numbers", rebuilt(solver, changed=True))):
         before = tally.calls
-        jitted(strong(new), x + 1.0, None, 0.0)
+        jitted(canonicalize(new), x + 1.0, None, 0.0)
         require(tally.calls == before, f"{name} is traced anew for {what}; numbers must be leaves, not structure")
-    tree = jitted(strong(solver), nest(x), None, 0.0).value
+    tree = jitted(canonicalize(solver), nest(x), None, 0.0).value
     error = relative(tree, nest(alone.value))
     require(error <= ROUNDING, f"{name} gives other numbers where its argument is a nested dictionary")
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(_single(run, solver, x).value)}
     require(kinds == {"float32"}, f"the value of {name} is {kinds} where all arguments are float32")
     both = jnp.stack([x, x - 1.0])
     lanes = jax.jit(jax.vmap(lambda x: run(solver, x, None, 0.0)))(both)
-    second = jitted(strong(solver), x - 1.0, None, 0.0)
+    second = jitted(canonicalize(solver), x - 1.0, None, 0.0)
     error = max(relative(lanes.value[i], one.value) for i, one in enumerate((alone, second)))
     require(error <= ROUNDING, f"{name} under jax.vmap differs from a loop by {error:.1e}")
 
 
-def _single(run: Run, solver: Any, x: Any) -> Solved:
+def _single(run: Run, solver: Any, x: Any) -> Solution:
     narrow: Any = x.astype(jnp.float32)
     if run is _of_trees:
         return run(solver, narrow, None, 0.0)
@@ -272,7 +281,7 @@ def _counted(name: str, solver: Any) -> None:
         return watch.tally.function(*args)
 
     counting = Watched(watch.reference, Tally(noted)).flawed("nowhere")
-    out = _inner(strong(solver), counting, jnp.asarray(watch.reference.lam), jnp.zeros(D))
+    out = _inner(canonicalize(solver), counting, jnp.asarray(watch.reference.lam), jnp.zeros(D))
     _calls(name, int(out.calls), seen.after(out))
 
 
@@ -280,7 +289,7 @@ def _calls(name: str, said: int, made: int) -> None:
     require(said >= made, f"{name} makes {made} oracle calls and says {said}")
 
 
-def _nan(name: str, out: Solved) -> None:
+def _nan(name: str, out: Solution) -> None:
     code = Code(int(out.code))
     require(code == Code.NONFINITE, f"{name} ends with {code.name}, not NONFINITE, where its oracle gives NaN")
     require(np.all(np.isfinite(out.value)), f"{name} must keep its last finite value where its oracle gives NaN")

@@ -59,8 +59,11 @@ def check_source(source: Any, table: PyTree = None) -> None:
 def _table(source: Any, name: str, rows: PyTree) -> None:
     lengths = {x.shape[0] for x in jax.tree.leaves(rows)}
     require(lengths == {source.rows}, f"{name} has {source.rows} rows and its leaves have {sorted(lengths)}")
-    require(isinstance(source.whole, bool), f"{name}.whole must be True or False, got {source.whole!r}")
-    if source.whole:
+    require(
+        isinstance(source.is_full_batch, bool),
+        f"{name}.is_full_batch must be True or False, got {source.is_full_batch!r}",
+    )
+    if source.is_full_batch:
         require(source.rows_per_batch == source.rows, f"{name} is whole, and its minibatches are not every row")
 
 
@@ -70,7 +73,7 @@ def _example(source: Any, name: str, key: Array) -> None:
 
     def draw() -> None:
         first = jnp.int32(0)
-        source.visit(source.renew(None, key, first, True), first, lambda draw: drawn.append(_kinds(draw.batch)))
+        source.visit(source.plan_chunk(None, key, first, True), first, lambda draw: drawn.append(_kinds(draw.batch)))
 
     jax.eval_shape(draw)
     example = _kinds(jax.eval_shape(lambda batch: batch, source.example()))
@@ -192,7 +195,7 @@ def _cut(source: Any, name: str, rows: PyTree, key: Array, seen: dict[str, Any])
 def _keys(source: Any, name: str, rows: PyTree, seen: dict[str, Any]) -> None:
     again, other = (_look(source, rows, jax.random.key(seed), 0, DRAWN) for seed in (3, 4))
     require(same_bits(seen, again), f"{name} draws other minibatches for the same key")
-    if not source.whole and source.rows_per_batch < source.rows:
+    if not source.is_full_batch and source.rows_per_batch < source.rows:
         require(not same_bits(seen["sums"], other["sums"]), f"{name} draws the same minibatches for every key")
         first, later = (jax.tree.map(lambda x, i=i: x[i : i + 256], seen["sums"]) for i in (0, 512))
         require(not same_bits(first, later), f"{name} repeats its minibatches")
@@ -203,7 +206,7 @@ def _own_keys(source: Any, name: str, given: tuple[PyTree, Array], seen: dict[st
     if not source.keys:
         return
     table, key = given
-    require(not source.whole, f"{name} brings keys, so that its minibatches differ, and says that it is whole")
+    require(not source.is_full_batch, f"{name} brings keys, so that its minibatches differ, and says that it is whole")
     other = _look(source, _dense(table), jax.random.key(4), 0, DRAWN)
     words = np.concatenate([seen["key"], other["key"], _key_words(table)[None], jax.random.key_data(key)[None]])
     require(len(np.unique(words, axis=0)) == len(words), f"{name} brings one key in several draws; each needs its own")

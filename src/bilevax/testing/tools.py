@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import config, strong
+from bilevax.core.config import canonicalize, config
 from bilevax.core.protocols import Carry, Draw, RowSource, Total
 from bilevax.core.trees import PyTree
 from bilevax.data.fold import fold
@@ -114,7 +114,7 @@ def configuration(thing: Any) -> None:
     derived = [field for field in dataclasses.fields(thing) if not field.init]  # a table that is kept in another form
     again = jax.tree.map(lambda x: x, thing) if derived else rebuilt(thing)
     require(again == thing and hash(again) == hash(thing), f"{name} must compare equal to the same built again")
-    jax.tree.map(lambda x: x, strong(thing))
+    jax.tree.map(lambda x: x, canonicalize(thing))
 
 
 @config
@@ -125,7 +125,7 @@ class Wrapped:
 
     rows = property(lambda self: self.source.rows)
     rows_per_batch = property(lambda self: self.source.rows_per_batch)
-    whole = property(lambda self: self.source.whole)
+    is_full_batch = property(lambda self: self.source.is_full_batch)
     keys = property(lambda self: self.source.keys)
     all_rows = property(lambda self: self.source.all_rows)
 
@@ -137,13 +137,13 @@ class Wrapped:
         """The source's shapes."""
         return self.source.example()
 
-    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The source's plan."""
-        return self.source.renew(plan, key, j, first)
+        return self.source.plan_chunk(plan, key, j, first)
 
-    def boundary(self, j: Array) -> Array:
+    def chunk_end(self, j: Array) -> Array:
         """The source's boundary."""
-        return self.source.boundary(j)
+        return self.source.chunk_end(j)
 
     def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of the source's minibatch j."""
@@ -183,7 +183,7 @@ class Table:
 
     rows = property(lambda self: int(jax.tree.leaves(self.data)[0].shape[0]))
     all_rows = property(lambda self: self.data)
-    whole = keys = False
+    is_full_batch = keys = False
 
     def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The mean over every row."""
@@ -193,11 +193,11 @@ class Table:
         """Every row."""
         return self.data
 
-    def renew(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
+    def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """No plan."""
         return ()
 
-    def boundary(self, j: Array) -> Array:
+    def chunk_end(self, j: Array) -> Array:
         """None of them opens a chunk."""
         return jnp.full_like(j, np.iinfo(np.int32).max)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
@@ -104,7 +104,7 @@ class NamedProblem:
         inner_map = self.problem.inner_map
         if not isinstance(inner_map, GradientStep):
             return self.problem
-        return replace(self.problem, inner_map=GradientStep(inner_map.loss))
+        return replace_unchecked(self.problem, inner_map=GradientStep(inner_map.loss))
 
     def sources(self, batch_size: int | None = _OWN) -> tuple[Arrays, Arrays]:
         """(train, val) in JAX's default precision.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bilevax.core.config import config, real, set_fields
+from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import is_concrete
 from bilevax.theory.mean_square import MeanSquare
@@ -73,7 +73,7 @@ class Constants:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name != "standard_errors" and value is not None:
-                set_fields(self, **{name: real(name, value, low=0.0, open_low=name in POSITIVE)})
+                set_frozen(self, **{name: check_real(name, value, low=0.0, open_low=name in POSITIVE)})
         if is_concrete(self.q) and self.q >= 1.0:
             raise ParameterError(
                 f"q must lie in [0, 1[, got {self.q:g}: the map does not contract and no bound holds; try a smaller"

@@ -7,7 +7,7 @@ import numpy as np
 
 from bilevax.audit.checks.looks import flat, like
 from bilevax.audit.findings import Figure, Finding
-from bilevax.audit.subject import SOLVE_STEPS, TINY, Subject, epsilon, leaf_names, normal
+from bilevax.audit.subject import SOLVE_STEPS, TINY, AuditedProblem, epsilon, leaf_names, normal
 from bilevax.solvers import CG, GMRES, LBFGS
 from bilevax.solvers.stability import CONFIRMING
 
@@ -24,7 +24,7 @@ UNEVEN = 30.0
 """Ratio of the sizes of two columns from which features are said to be on different scales."""
 
 
-def check_curvature(s: Subject) -> Iterator[Finding]:
+def check_curvature(s: AuditedProblem) -> Iterator[Finding]:
     """NO_CURVATURE."""
     if not s.problem.has_loss:
         return
@@ -53,7 +53,7 @@ def check_curvature(s: Subject) -> Iterator[Finding]:
     )
 
 
-def check_contraction(s: Subject) -> Iterator[Finding | Figure]:
+def check_contraction(s: AuditedProblem) -> Iterator[Finding | Figure]:
     """NOT_CONTRACTIVE, STEP_TOO_LONG, NOT_CONVEX, FLAT, UNSCALED, SLOW."""
     values, dominant = krylov(s.push, flat(normal(s.draw(8), s.near)), min(s.size, KRYLOV))
     if s.steps_itself:  # what the power iteration has left to see
@@ -89,7 +89,7 @@ def _of_a_map(values: np.ndarray, radius: float) -> Iterator[Finding]:
     yield Finding("NOT_CONTRACTIVE", "error", measured, advice)
 
 
-def _of_a_step(s: Subject, values: np.ndarray, radius: float) -> Iterator[Finding]:
+def _of_a_step(s: AuditedProblem, values: np.ndarray, radius: float) -> Iterator[Finding]:
     """What the spectrum of I - s H, which is real, says of the step s and the Hessian H."""
     low, high = float(values.real.min()), float(values.real.max())
     if radius >= 1 - 1e-5 and low <= -1 + 1e-5 and not _step_left_out(s):
@@ -119,11 +119,11 @@ def _of_a_step(s: Subject, values: np.ndarray, radius: float) -> Iterator[Findin
         )
 
 
-def _step_left_out(s: Subject) -> bool:
+def _step_left_out(s: AuditedProblem) -> bool:
     return getattr((s.given or s.problem).inner_map, "step_size", 0) is None
 
 
-def _slow(s: Subject, radius: float, step: float) -> Finding:
+def _slow(s: AuditedProblem, radius: float, step: float) -> Finding:
     steps = np.log(1000.0) / -np.log(radius)
     in_use = [getattr(s.estimator, name, None) for name in ("inner", "linear")]
     advice = "Penalise more" + (
@@ -140,7 +140,7 @@ def _slow(s: Subject, radius: float, step: float) -> Finding:
     return Finding("SLOW", "warning", measured, advice)
 
 
-def _uneven(s: Subject) -> Finding | None:
+def _uneven(s: AuditedProblem) -> Finding | None:
     """Columns of one table whose sizes differ by orders, which make a loss slow or flat in float32; None: no such."""
     rows = s.tables["train"]
     for name, x in zip(leaf_names("batch", rows), jax.tree.leaves(rows), strict=True):

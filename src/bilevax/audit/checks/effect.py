@@ -8,7 +8,7 @@ import numpy as np
 from bilevax.audit.checks.looks import Parts, flat, like
 from bilevax.audit.checks.program import unused
 from bilevax.audit.findings import Finding
-from bilevax.audit.subject import TINY, Subject, epsilon, leaf_names, normal, other_rows
+from bilevax.audit.subject import TINY, AuditedProblem, epsilon, leaf_names, normal, other_rows
 from bilevax.core.trees import PyTree
 
 NEGLIGIBLE = 1e-4
@@ -27,7 +27,7 @@ Effect = tuple[np.ndarray, np.ndarray, np.ndarray]
 Look = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
-def check_effect(s: Subject) -> Iterator[Finding]:
+def check_effect(s: AuditedProblem) -> Iterator[Finding]:
     """LAM_UNUSED, LAM_WITHOUT_EFFECT."""
     leaves, absent = leaf_names("lam", s.lam), unused(s)
     if absent:
@@ -44,7 +44,7 @@ def check_effect(s: Subject) -> Iterator[Finding]:
         yield from _entries(s, zero)
 
 
-def _effects(s: Subject) -> Effect:
+def _effects(s: AuditedProblem) -> Effect:
     """Sizes of the entries of d2Phi^T v at two points (w, lam), and of grad_2 E, rounding left out; each [m]."""
     v, elsewhere = normal(s.draw(9), s.w0), like(flat(s.lam) + 0.1 * flat(normal(s.draw(13), s.lam)), s.lam)
     near = np.abs(flat(s.inner(s.near, s.lam, v)[2]))
@@ -72,7 +72,7 @@ def _unused(names: list[str], severity: str) -> Finding:
     )
 
 
-def _without(s: Subject, names: list[str], severity: str) -> Finding:
+def _without(s: AuditedProblem, names: list[str], severity: str) -> Finding:
     """Why a leaf of lam moves nothing: at w = 0, a penalty never does."""
     if not np.linalg.norm(flat(s.near)) > 1e-2 * np.linalg.norm(flat(s.far)) and s.gap < 1:
         advice = (
@@ -93,7 +93,7 @@ def _without(s: Subject, names: list[str], severity: str) -> Finding:
     )
 
 
-def _entries(s: Subject, zero: np.ndarray) -> Iterator[Finding]:
+def _entries(s: AuditedProblem, zero: np.ndarray) -> Iterator[Finding]:
     """Entries of lam whose derivative is exactly zero wherever it is looked at, be the rows what they may."""
     rng, v = s.draw(14), normal(s.draw(9), s.w0)
     for scale in (0.3, 1.0, 3.0) * TRIES:
@@ -118,7 +118,7 @@ def _entries(s: Subject, zero: np.ndarray) -> Iterator[Finding]:
         yield _unused([listed], "warning")
 
 
-def _moves(s: Subject, i: int, v: PyTree) -> bool:
+def _moves(s: AuditedProblem, i: int, v: PyTree) -> bool:
     """True where entry i of lam changes what the functions return."""
     one = np.eye(1, flat(s.lam).size, i)[0]
     before, after = (
@@ -137,7 +137,7 @@ def _entry_name(tree: PyTree, i: int) -> str:
     raise IndexError(i)
 
 
-def check_derivatives(s: Subject) -> Iterator[Finding]:
+def check_derivatives(s: AuditedProblem) -> Iterator[Finding]:
     """DERIVATIVE."""
     v, at = normal(s.draw(10), s.w0), np.concatenate([flat(s.far), flat(s.lam)])
 

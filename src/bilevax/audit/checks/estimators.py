@@ -9,9 +9,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from bilevax.audit.findings import Figure, Finding
-from bilevax.audit.subject import TINY, Subject, epsilon
+from bilevax.audit.subject import TINY, AuditedProblem, epsilon
 from bilevax.core.codes import Code
-from bilevax.core.config import replace
+from bilevax.core.config import replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
@@ -34,7 +34,7 @@ REFERENCE_STEPS = 5000
 """Steps of the reference at most, on every row."""
 
 
-def check_estimator(s: Subject, estimator: Any) -> Iterator[Finding | Figure]:
+def check_estimator(s: AuditedProblem, estimator: Any) -> Iterator[Finding | Figure]:
     """ESTIMATOR_REFUSES, ESTIMATOR_FAILS, ESTIMATOR_SHORT, ESTIMATOR_BIASED, NO_REFERENCE."""
     try:
         estimator.check(s.problem)
@@ -82,7 +82,7 @@ def _bias(errors: np.ndarray) -> tuple[float, float]:
     return float(along.mean()), float(along.std(ddof=1)) / np.sqrt(half)
 
 
-def _why(s: Subject, estimator: Any, truth: np.ndarray, seen: tuple[int, float, float]) -> Finding:
+def _why(s: AuditedProblem, estimator: Any, truth: np.ndarray, seen: tuple[int, float, float]) -> Finding:
     """Whether a bias is there on every row too: then the estimator stops short."""
     number, bias, error = seen
     whole = _run(s, estimator, _whole(s.train), _whole(s.val), 0)
@@ -103,17 +103,17 @@ def _why(s: Subject, estimator: Any, truth: np.ndarray, seen: tuple[int, float, 
     )
 
 
-def _run(s: Subject, estimator: Any, train: RowSource, val: RowSource, i: int) -> Estimate:
+def _run(s: AuditedProblem, estimator: Any, train: RowSource, val: RowSource, i: int) -> Estimate:
     key = jax.random.fold_in(s.stream(30), i)
     return hypergradient(s.given or s.problem, estimator, s.w0, s.lam, train, val, key=key, report=False)
 
 
 def _whole(source: RowSource) -> RowSource:
     """The source with every row in each minibatch."""
-    return replace(source, batch_size=None) if isinstance(source, Arrays) else Arrays(source.all_rows)
+    return replace_unchecked(source, batch_size=None) if isinstance(source, Arrays) else Arrays(source.all_rows)
 
 
-def _reference(s: Subject) -> np.ndarray | None:
+def _reference(s: AuditedProblem) -> np.ndarray | None:
     """The hypergradient on every row, or None where it was not found."""
     tol = 10 * epsilon(s.w0) ** 0.75
     inner: Any = LBFGS(tol, REFERENCE_STEPS) if s.problem.has_loss else FixedPoint(REFERENCE_STEPS, tol=1e-4)

@@ -8,7 +8,7 @@ import numpy as np
 from bilevax.audit.checks.looks import FEW, Parts, flat, loss, outer, rows_of
 from bilevax.audit.checks.program import plain
 from bilevax.audit.findings import Finding
-from bilevax.audit.subject import TINY, Subject, epsilon, leaf_names
+from bilevax.audit.subject import TINY, AuditedProblem, epsilon, leaf_names
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree
 
@@ -21,7 +21,7 @@ ALIKE = 1e-3
 Look = Callable[[PyTree, PyTree], tuple[float, np.ndarray]]
 
 
-def check_labels(s: Subject) -> Iterator[Finding]:
+def check_labels(s: AuditedProblem) -> Iterator[Finding]:
     """LABELS."""
     sides = (("inner loss", loss, s.train), ("outer_loss", outer, s.val))
     for name, oracle, source in sides[not s.problem.has_loss :]:
@@ -56,7 +56,7 @@ def _kind(y: np.ndarray | None) -> str:
     return known or ("whole" if whole else "other")
 
 
-def _needs_signs(s: Subject, look: Look, source: RowSource, y: np.ndarray) -> bool:
+def _needs_signs(s: AuditedProblem, look: Look, source: RowSource, y: np.ndarray) -> bool:
     """True where the loss is one of the product of label and score: rows with label 0 have no influence.
 
     Such a row adds the same number whatever its features and w are; at w = 0 it is that of the other rows. (The rows of
@@ -72,7 +72,7 @@ def _needs_signs(s: Subject, look: Look, source: RowSource, y: np.ndarray) -> bo
     return still and moving and none != 0 and abs(none - all_) <= tiny * abs(none)
 
 
-def _needs_shares(s: Subject, look: Look, source: RowSource, place: int) -> bool:
+def _needs_shares(s: AuditedProblem, look: Look, source: RowSource, place: int) -> bool:
     """True where the loss is linear in the label, and a loss of w and the row at label 0: a cross-entropy."""
     rng = s.draw(17)
     draws = [rng.integers(source.rows, size=min(ROWS, source.rows)) for _ in range(2)]
@@ -118,7 +118,7 @@ def _shares(name: str, leaf: str) -> Finding:
     )
 
 
-def _classes(s: Subject) -> Iterator[Finding]:
+def _classes(s: AuditedProblem) -> Iterator[Finding]:
     """Whole numbers that multiply the scores of all classes alike: then all classes get the same weights."""
     size = float(np.sqrt(np.mean(flat(s.far) ** 2)))
     for leaf, y in _columns(s.tables["train"]):

@@ -9,7 +9,7 @@ import numpy as np
 
 from bilevax.audit.checks.looks import flat
 from bilevax.audit.findings import Finding
-from bilevax.audit.subject import Subject, normal
+from bilevax.audit.subject import AuditedProblem, normal
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, as_parameters, leaf_name
 from bilevax.problems.validate import check_functions
@@ -38,7 +38,7 @@ def _whole(x: Any) -> bool:
     return bool(jnp.issubdtype(kind, jnp.integer)) or kind == np.bool_
 
 
-def check_structure(s: Subject) -> Iterator[Finding]:
+def check_structure(s: AuditedProblem) -> Iterator[Finding]:
     """STRUCTURE."""
     try:
         jax.eval_shape(lambda w, lam: check_functions(s.problem, w, lam, s.train, s.val), s.w0, s.lam)
@@ -46,7 +46,7 @@ def check_structure(s: Subject) -> Iterator[Finding]:
         yield Finding("STRUCTURE", "error", f"{e}.", "See the docstring of bx.Problem for what each function returns.")
 
 
-def check_finite(s: Subject) -> Iterator[Finding]:
+def check_finite(s: AuditedProblem) -> Iterator[Finding]:
     """NONFINITE."""
     v = normal(s.draw(3), s.w0)
     for place, w in (("w0", s.w0), ("the inner solution", s.near)):

@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from bilevax.audit.findings import Finding
-from bilevax.audit.subject import Subject, leaf_names
+from bilevax.audit.subject import AuditedProblem, leaf_names
 from bilevax.core.trees import PyTree
 from bilevax.problems.problem import Problem
 
@@ -24,7 +24,7 @@ _CALLS = {"jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom
 _LIBRARIES = {"jax", "jaxlib", "numpy", "optax", "lineax", "bilevax"}
 
 
-def check_program(s: Subject) -> Iterator[Finding]:
+def check_program(s: AuditedProblem) -> Iterator[Finding]:
     """IMPURE, CLOSED_OVER, FLOAT64_CONSTANT."""
     for name in ("inner_map", "outer_loss"):
         closed = trace(name, s)
@@ -40,18 +40,18 @@ def check_program(s: Subject) -> Iterator[Finding]:
         yield from _constants(name, closed, s)
 
 
-def unused(s: Subject) -> list[str]:
+def unused(s: AuditedProblem) -> list[str]:
     """The leaves of lam that reach neither function."""
     found = reached("inner_map", "lam", s) | reached("outer_loss", "lam", s)
     return [name for n, name in enumerate(leaf_names("lam", s.lam)) if n not in found]
 
 
-def reached(name: str, argument: str, s: Subject) -> set[int]:
+def reached(name: str, argument: str, s: AuditedProblem) -> set[int]:
     """The leaves of ``w``, ``lam`` or ``batch``, by number, from which a way leads to what a function returns."""
     return set().union(*dependencies(trace(name, s).jaxpr, _labels(name, s, argument)))
 
 
-def trace(name: str, s: Subject) -> ClosedJaxpr:
+def trace(name: str, s: AuditedProblem) -> ClosedJaxpr:
     """The program of ``inner_map`` or ``outer_loss``, of a trace of its own; the problem's arrays are its inputs."""
 
     def call(problem: Problem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
@@ -60,12 +60,12 @@ def trace(name: str, s: Subject) -> ClosedJaxpr:
     return jax.make_jaxpr(call)(s.problem, s.w0, s.lam, _example(name, s))
 
 
-def _example(name: str, s: Subject) -> PyTree:
+def _example(name: str, s: AuditedProblem) -> PyTree:
     """The shapes of a batch of the source that a function reads."""
     return (s.train if name == "inner_map" else s.val).example()
 
 
-def draws_fixed_numbers(name: str, s: Subject) -> bool:
+def draws_fixed_numbers(name: str, s: AuditedProblem) -> bool:
     """True where ``inner_map`` or ``outer_loss`` draws random numbers from a key that no batch holds."""
     seen: list[set[Any]] = []
     dependencies(trace(name, s).jaxpr, _labels(name, s, "batch"), seen)
@@ -111,7 +111,7 @@ def _programs(values: Any) -> Iterator[Jaxpr]:
             yield from _programs(value)
 
 
-def _labels(name: str, s: Subject, argument: str) -> list[set[Any]]:
+def _labels(name: str, s: AuditedProblem, argument: str) -> list[set[Any]]:
     """The inputs of a trace: the leaves of an argument labelled by their number, the others by nothing."""
     sizes = [len(jax.tree.leaves(tree)) for tree in (s.problem, s.w0, s.lam, _example(name, s))]
     place = ("problem", "w", "lam", "batch").index(argument)
@@ -150,7 +150,7 @@ def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
             stack.extend(_programs(equation.params.values()))
 
 
-def _constants(name: str, closed: ClosedJaxpr, s: Subject) -> Iterator[Finding]:
+def _constants(name: str, closed: ClosedJaxpr, s: AuditedProblem) -> Iterator[Finding]:
     held = list({id(x): x for x in held_by(closed)}.values())
     size = sum(plain(x).nbytes for x in held)
     if size > LARGE:

@@ -9,7 +9,7 @@ import numpy as np
 from bilevax.audit.checks.looks import flat
 from bilevax.audit.checks.program import held_by, plain, reached, trace
 from bilevax.audit.findings import Finding
-from bilevax.audit.subject import Subject, leaf_names, other_rows
+from bilevax.audit.subject import AuditedProblem, leaf_names, other_rows
 from bilevax.core.trees import PyTree
 
 BY_CHANCE = 1e-4
@@ -19,7 +19,7 @@ SOME = 4
 """Different rows that an array must have before it is compared with those of a source."""
 
 
-def check_reach(s: Subject) -> Iterator[Finding]:
+def check_reach(s: AuditedProblem) -> Iterator[Finding]:
     """BATCH_UNREAD, SHARED_ROWS."""
     read = True
     for name in ("inner_map", "outer_loss"):
@@ -30,7 +30,7 @@ def check_reach(s: Subject) -> Iterator[Finding]:
         yield from _shared(**s.tables)
 
 
-def check_outer(s: Subject) -> Iterator[Finding]:
+def check_outer(s: AuditedProblem) -> Iterator[Finding]:
     """W_WITHOUT_EFFECT: grad_1 E is exactly zero at three points, on the rows of val and on others."""
     points = s.w0, s.near, s.far
     if any(_slopes(s, w) for w in points):
@@ -52,11 +52,11 @@ def check_outer(s: Subject) -> Iterator[Finding]:
     )
 
 
-def _slopes(s: Subject, w: PyTree, rows: PyTree = None) -> bool:
+def _slopes(s: AuditedProblem, w: PyTree, rows: PyTree = None) -> bool:
     return bool(np.any(flat(s.outer(w, s.lam, rows)[1]) != 0))
 
 
-def _unread(name: str, s: Subject) -> Finding:
+def _unread(name: str, s: AuditedProblem) -> Finding:
     """What a function that does not read its batch holds in its place."""
     own, other = ("train", "val") if name == "inner_map" else ("val", "train")
     held = _rows_held(name, s)
@@ -74,7 +74,7 @@ def _unread(name: str, s: Subject) -> Finding:
     return Finding("BATCH_UNREAD", "note", seen, advice)
 
 
-def _rows_held(name: str, s: Subject) -> str | None:
+def _rows_held(name: str, s: AuditedProblem) -> str | None:
     """The source whose rows a function holds as constants or fields: ``train``, ``val`` or None."""
     held = [plain(x) for x in (*held_by(trace(name, s)), *jax.tree.leaves(getattr(s.problem, name)))]
     tables = [set(_hashed([x])) for x in held if x.ndim > 0 and x.dtype != object]

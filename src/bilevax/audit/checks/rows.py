@@ -12,7 +12,7 @@ from jax import Array
 from bilevax.audit.checks.looks import FEW, flat, inner, outer, rows_of
 from bilevax.audit.checks.program import draws_fixed_numbers
 from bilevax.audit.findings import Finding
-from bilevax.audit.subject import TINY, Subject, epsilon, normal
+from bilevax.audit.subject import TINY, AuditedProblem, epsilon, normal
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree
 from bilevax.problems.problem import Problem
@@ -34,7 +34,7 @@ Point = tuple[Problem, PyTree, PyTree, PyTree]
 Oracle = Callable[..., tuple[PyTree, PyTree, PyTree]]
 
 
-def check_rows(s: Subject) -> Iterator[Finding]:
+def check_rows(s: AuditedProblem) -> Iterator[Finding]:
     """BATCH_SIZE, ROWS_UNREAD, ROW_ORDER, FIXED_KEY, SUM, SIZE_OF_BATCH, BIASED, NOT_A_MEAN, COMPOSITE."""
     if s.problem.composite:
         yield Finding(
@@ -53,11 +53,11 @@ def check_rows(s: Subject) -> Iterator[Finding]:
 class _Side:
     """One of the two functions, with the source of its batches."""
 
-    def __init__(self, name: str, oracle: Oracle, source: RowSource, at: Point, s: Subject) -> None:
+    def __init__(self, name: str, oracle: Oracle, source: RowSource, at: Point, s: AuditedProblem) -> None:
         self.name, self.oracle, self.source, self.at, self.s = name, oracle, source, at, s
         self.tolerance = 1e4 * epsilon((s.w0, s.lam))
         self.half = max(1, min(source.rows_per_batch, MOST_ROWS) // 2)
-        self.severity = "warning" if source.whole else "error"
+        self.severity = "warning" if source.is_full_batch else "error"
 
     def findings(self, fixed_key: bool) -> Iterator[Finding]:
         """What keeps it from being a mean over rows."""

@@ -10,7 +10,7 @@ from jax import Array
 
 from bilevax.audit.checks.rows import ALARM
 from bilevax.audit.findings import Finding
-from bilevax.audit.subject import TINY, Subject
+from bilevax.audit.subject import TINY, AuditedProblem
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Keyed, RowSource
 from bilevax.core.trees import PyTree
@@ -22,11 +22,11 @@ SCATTERED = 256
 """Minibatches looked at here and there, each under a key of its own."""
 
 
-def check_sources(s: Subject) -> Iterator[Finding]:
+def check_sources(s: AuditedProblem) -> Iterator[Finding]:
     """REPEATED_BATCH, KEY_IGNORED, SOURCE_BIASED."""
     for number, (name, source) in enumerate((("train", s.train), ("val", s.val))):
         ours = type(source).__module__.partition(".")[0] == "bilevax"  # which tests of our own hold to all this
-        if not (ours or source.whole) and source.rows_per_batch < source.rows:
+        if not (ours or source.is_full_batch) and source.rows_per_batch < source.rows:
             yield from audited(name, source, s.stream(20 + number))
 
 

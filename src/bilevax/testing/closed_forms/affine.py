@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import config, set_fields
+from bilevax.core.config import config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.problems.problem import Problem
@@ -68,7 +68,7 @@ class FiniteAffine:
 
     def __post_init__(self) -> None:
         for name in ("M", "B", "c", "target", "lam"):
-            set_fields(self, **{name: np.asarray(getattr(self, name), np.float64)})
+            set_frozen(self, **{name: np.asarray(getattr(self, name), np.float64)})
         if not self.contraction.radius < 1:
             raise ParameterError(
                 f"the mean of the M_i must have a spectral radius below one, got {self.contraction.radius:.3g}"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import config, replace, set_fields
+from bilevax.core.config import config, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import GradientStep
@@ -102,7 +102,7 @@ class FiniteQuadratic:
 
     def __post_init__(self) -> None:
         for name in ("A", "b", "B", "target", "lam"):
-            set_fields(self, **{name: np.asarray(getattr(self, name), np.float64)})
+            set_frozen(self, **{name: np.asarray(getattr(self, name), np.float64)})
         if not np.array_equal(self.A, self.A.transpose(0, 2, 1)):
             raise ParameterError("every A_i must be symmetric")
         if not np.linalg.eigvalsh(self.A.mean(0))[0] > 0:
@@ -246,7 +246,7 @@ class PenalisedRidge:
 
     def __post_init__(self) -> None:
         for name in ("X", "y", "Z", "u", "lam"):
-            set_fields(self, **{name: np.asarray(getattr(self, name), np.float64)})
+            set_frozen(self, **{name: np.asarray(getattr(self, name), np.float64)})
 
     @classmethod
     def random(cls, seed: int | Sequence[int], *, n: int = 60, d: int = 20, noise: float = 0.5) -> "PenalisedRidge":
@@ -351,7 +351,7 @@ def _with_noise(
     """
     if batch_size is None:
         return constants
-    return replace(
+    return replace_unchecked(
         constants,
         sigma1=2.0 * at_solution / batch_size,
         sigma2=2.0 * jacobian / (batch_size * (1.0 - constants.q) ** 2),
