@@ -175,7 +175,7 @@ def test_a_decorated_solver_finds_the_hypergradient(cases: dict[str, Case], name
     assert error < 1e-6 if name in ("logistic", "equilibrium") else error < 1e-9
 
 
-def test_a3_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing() -> None:
+def test_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing() -> None:
     """Against plain reverse mode through a Python loop, at counts with and without a remainder."""
     p = PenalisedRidge.random(1, d=6)
     step, batch, val = p.problem.inner_map, tuple(map(jnp.asarray, p.train_data)), tuple(map(jnp.asarray, p.val_data))

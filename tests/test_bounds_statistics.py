@@ -98,7 +98,7 @@ def ratios(p, rule, batch_size, constants=None):
 @pytest.mark.parametrize("batch_size", [1, 20])
 @pytest.mark.parametrize("rule", ["constant", "decreasing"])
 @pytest.mark.parametrize("name", QUADRATICS)
-def test_a5_no_bound_is_exceeded(name, rule, batch_size):
+def test_no_bound_is_exceeded(name, rule, batch_size):
     for bound, values in ratios(QUADRATICS[name], rule, batch_size).items():
         assert np.all(values <= 1.0), bound
 
@@ -106,7 +106,7 @@ def test_a5_no_bound_is_exceeded(name, rule, batch_size):
 @pytest.mark.parametrize(
     ("changes", "bounds"), [({"sigma1": 0.1}, {"T1, T2"}), ({"L_E": 0.02}, {"T3", "T3 in the mean"})]
 )
-def test_a5_control_constants_that_are_too_small_make_bounds_that_are_exceeded(changes, bounds):
+def test_control_constants_that_are_too_small_make_bounds_that_are_exceeded(changes, bounds):
     p = QUADRATICS["P1"]
     right = p.constants(p.lam, batch_size=20)
     wrong = replace_unchecked(right, **{name: factor * getattr(right, name) for name, factor in changes.items()})
@@ -143,7 +143,7 @@ def mean_square(samples, truth):
     return squares.mean(), squares.std(ddof=1) / np.sqrt(len(squares))
 
 
-def test_a5_the_shipped_estimator_is_within_the_bounds():
+def test_the_shipped_estimator_is_within_the_bounds():
     p, t = QUADRATICS["small-correlated"], 100
     start = float(np.sum(p.w(p.lam) ** 2))
     radius = np.sqrt(p.constants(p.lam, batch_size=2).inner.highest(start))
@@ -173,7 +173,7 @@ def settled(p, eta, batch_size):
 
 @pytest.mark.parametrize("name", ["P1", "P1-correlated", "small"])
 @pytest.mark.parametrize("batch_size", [1, 20])
-def test_a7_constant_steps_reach_a_plateau_that_falls_with_the_step(name, batch_size):
+def test_constant_steps_reach_a_plateau_that_falls_with_the_step(name, batch_size):
     p = QUADRATICS[name]
     exact, bound = p.moments(p.lam), p.constants(p.lam, batch_size=batch_size).inner
     longest, levels = min(0.25, bound.limit), []
@@ -189,7 +189,7 @@ def test_a7_constant_steps_reach_a_plateau_that_falls_with_the_step(name, batch_
 
 
 @pytest.mark.slow
-def test_a7_the_shipped_solver_stays_on_its_plateau():
+def test_the_shipped_solver_stays_on_its_plateau():
     p, b = QUADRATICS["small"], 5
     for eta, n in ((0.25, 1), (0.25, 4), (0.125, 1)):
         t, plateau = settled(p, eta, b)
@@ -202,7 +202,7 @@ def test_a7_the_shipped_solver_stays_on_its_plateau():
 
 
 @pytest.mark.parametrize("J", [1, 4, 16, 64])
-def test_a8_at_the_exact_solution_the_error_is_a_floor_over_j(J):
+def test_at_the_exact_solution_the_error_is_a_floor_over_j(J):
     p, b = QUADRATICS["small"], 2
     sid = bx.SID(bx.Given(), bx.Exact(), cross_batches=J)
     value = sample(p, sid, batch_size=b, w0=p.w(p.lam), runs=4000)[0]
@@ -214,7 +214,7 @@ def test_a8_at_the_exact_solution_the_error_is_a_floor_over_j(J):
 
 
 @pytest.mark.slow
-def test_a8_penalties_have_no_floor():
+def test_penalties_have_no_floor():
     """lam enters no row: with J = 1 the error keeps falling as w and v do."""
     p, errors = PenalisedRidge.random(0, n=40, d=4), []
     for t in (20, 200, 2000):
@@ -246,7 +246,7 @@ def relative_bias(value, p):
 
 
 @pytest.mark.slow
-def test_a10_one_frozen_minibatch_is_seen_with_any_steps():
+def test_one_frozen_minibatch_is_seen_with_any_steps():
     """With every row in the cross product, so that its noise hides nothing; w is at the solution, v a solver's."""
     p, b = QUADRATICS["P1"], 20
     published = 2 / (1 - p.curvature.q**2)
@@ -260,7 +260,7 @@ def test_a10_one_frozen_minibatch_is_seen_with_any_steps():
         assert relative_bias(wrong, p) > 0.1
 
 
-def test_a10_the_map_itself_on_single_rows_is_refused_and_diverges():
+def test_the_map_itself_on_single_rows_is_refused_and_diverges():
     """eta = 1 with b = 1: a contraction in the mean whose second moment grows."""
     p = QUADRATICS["P1"]
     c = p.constants(p.lam, batch_size=1)
@@ -287,7 +287,7 @@ def scripted_estimates(problem, w, v, lam, source, val, scripts):
     return jax.vmap(one)(scripts)
 
 
-def test_a10_the_last_draw_reused_is_seen_where_jacobians_go_together(Scripted):
+def test_the_last_draw_reused_is_seen_where_jacobians_go_together(Scripted):
     """The means over every row or pair of rows: no noise. v is at its mean, v*, where the solver's mean stays."""
     p, b = FiniteQuadratic.random(0, correlated=True), 20
     train, w, v, lam = jax.tree.map(jnp.asarray, (p.train_data, p.w(p.lam), p.v(p.lam), p.lam))
@@ -335,7 +335,7 @@ def noted_estimate(problem, sid, lam, sources):
 
 
 @pytest.mark.parametrize("J1", [None, 4])
-def test_a16_what_is_read_is_what_is_counted(J1):
+def test_what_is_read_is_what_is_counted(J1):
     p, b = QUADRATICS["small"], 4
     val = {"target": np.ones((6, 4)), "r": np.ones(6)}
     for t, k, J in ((7, 5, 3), (300, 1, 2), (0, 0, 1)):

@@ -50,7 +50,7 @@ def error(value, p):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a3_sid_on_every_row_is_aid_and_within_its_bound(name):
+def test_sid_on_every_row_is_aid_and_within_its_bound(name):
     p, errors = PROBLEMS[name], []
     c, distance = p.constants(p.lam), np.linalg.norm(p.w(p.lam))
     for t in COUNTS:
@@ -62,7 +62,7 @@ def test_a3_sid_on_every_row_is_aid_and_within_its_bound(name):
     assert errors[0] > 1e-3
 
 
-def test_a3_the_error_falls_as_q_to_the_t():
+def test_the_error_falls_as_q_to_the_t():
     p = PROBLEMS["P1"]
     counts = np.arange(10, 40, 5)
     errors = [error(aid_fp(p, t, t)[0], p) for t in counts]
@@ -89,12 +89,12 @@ def ridge_errors():
     return found
 
 
-def test_a3_itd_is_behind_aid_at_equal_counts(ridge_errors):
+def test_itd_is_behind_aid_at_equal_counts(ridge_errors):
     for of_seeds in ridge_errors.values():
         assert np.median([errors["ITD"] / errors["FP"] for _, errors in of_seeds]) >= 1
 
 
-def test_a3_every_way_is_within_its_bound(ridge_errors):
+def test_every_way_is_within_its_bound(ridge_errors):
     for t, of_seeds in ridge_errors.items():
         for p, errors in of_seeds:
             c, distance = p.constants(p.lam), np.linalg.norm(p.w(p.lam))
@@ -105,7 +105,7 @@ def test_a3_every_way_is_within_its_bound(ridge_errors):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a3_conjugate_gradients_are_ahead_in_the_energy_norm(name):
+def test_conjugate_gradients_are_ahead_in_the_energy_norm(name):
     """At every k, at the exact w: among all polynomials of degree k in I - d1Phi theirs has the smallest error."""
     p = PROBLEMS[name]
     H = p.A.mean(0) if name == "P1" else p.X.T @ p.X / len(p.y) + np.diag(np.exp(p.lam))
