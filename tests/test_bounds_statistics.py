@@ -234,11 +234,11 @@ class Frozen(Wrapped):
 
     is_full_batch = False
 
-    def fold(self, step, carry, args, *, key, start, stop):
-        first = self.source.visit(
-            self.source.plan_chunk(None, key, jnp.int32(0), True), jnp.int32(0), lambda draw: draw
-        )
-        return jax.lax.fori_loop(start, stop, lambda j, carry: step(carry, args, j, first), carry)
+    def plan_chunk(self, plan, key, j, first):
+        return self.source.plan_chunk(plan, key, jnp.int32(0), first)
+
+    def visit(self, plan, j, use):
+        return self.source.visit(plan, jnp.int32(0), use)
 
 
 def relative_bias(value, p):
@@ -323,7 +323,7 @@ class Noting(Wrapped):
     is_full_batch = False
 
     def fold(self, step, carry, args, *, key, start, stop):
-        jax.debug.callback(note, jax.random.key_data(key), jnp.asarray(stop - start))
+        jax.debug.callback(note, jax.random.key_data(key), jnp.max(jnp.asarray(stop)) - start)
         return self.source.fold(step, carry, args, key=key, start=start, stop=stop)
 
 

@@ -63,7 +63,10 @@ class Source(Protocol):
         start: Array | int,
         stop: Array | int,
     ) -> Carry:
-        """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
+        """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop.
+
+        Of several stops, [K] in order, the carry at each is given, stacked.
+        """
 
 
 @runtime_checkable
