@@ -1,4 +1,4 @@
-"""A13: the bilevel stochastic gradient method and the driver that runs it."""
+"""The bilevel stochastic gradient method and the driver that runs it."""
 
 import jax
 import jax.numpy as jnp

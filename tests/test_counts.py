@@ -1,4 +1,4 @@
-"""A16: what a hypergradient says that it cost is what it made, product by product."""
+"""What a hypergradient says that it cost is what it made, product by product."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""A3: every row at each step. SID is approximate implicit differentiation, and keeps the bounds of section 4."""
+"""Every row at each step. SID is approximate implicit differentiation, and keeps its bounds."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from bilevax.theory import aid_bound, aid_fixed_point_bound, conjugate_gradient_
 
 KEY = jax.random.key(0)
 COUNTS = (1, 2, 5, 10, 20, 50, 100)
-PROBLEMS = {"P1": FiniteQuadratic.random(0), "P2": PenalisedRidge.random(0)}
+PROBLEMS = {"quadratic": FiniteQuadratic.random(0), "ridge": PenalisedRidge.random(0)}
 
 
 def aid_fp(p, t, k):
@@ -63,7 +63,7 @@ def test_sid_on_every_row_is_aid_and_within_its_bound(name):
 
 
 def test_the_error_falls_as_q_to_the_t():
-    p = PROBLEMS["P1"]
+    p = PROBLEMS["quadratic"]
     counts = np.arange(10, 40, 5)
     errors = [error(aid_fp(p, t, t)[0], p) for t in counts]
     shipped = error(run(p, bx.SID(bx.FixedPoint(35), bx.FixedPoint(35)))[0], p)
@@ -108,7 +108,7 @@ def test_every_way_is_within_its_bound(ridge_errors):
 def test_conjugate_gradients_are_ahead_in_the_energy_norm(name):
     """At every k, at the exact w: among all polynomials of degree k in I - d1Phi theirs has the smallest error."""
     p = PROBLEMS[name]
-    H = p.A.mean(0) if name == "P1" else p.X.T @ p.X / len(p.y) + np.diag(np.exp(p.lam))
+    H = p.A.mean(0) if name == "quadratic" else p.X.T @ p.X / len(p.y) + np.diag(np.exp(p.lam))
 
     def energy(v):
         off = (np.asarray(v) - p.v(p.lam)).reshape(-1)

@@ -1,4 +1,4 @@
-"""A1 and A2: the hypergradient itself, against closed forms and central differences of independent solvers."""
+"""The hypergradient itself, against closed forms and central differences of independent solvers."""
 
 import jax
 import jax.numpy as jnp
@@ -79,18 +79,20 @@ def logistic():
 
 
 @pytest.mark.parametrize(
-    "p", [FiniteQuadratic.random(0), FiniteQuadratic.random(1, correlated=True)], ids=["P1", "P1c"]
+    "p",
+    [FiniteQuadratic.random(0), FiniteQuadratic.random(1, correlated=True)],
+    ids=["quadratic", "quadratic-correlated"],
 )
-def test_closed_form_of_p1_equals_central_differences(p):
+def test_closed_form_of_the_quadratic_equals_central_differences(p):
     assert relative_error(p.hypergradient(p.lam), central_differences(p.value, p.lam, h=1e-3)) < 1e-8
 
 
-def test_closed_form_of_p2_equals_central_differences():
+def test_closed_form_of_ridge_equals_central_differences():
     p = PenalisedRidge.random(0)
     assert relative_error(p.hypergradient(p.lam), central_differences(p.value, p.lam, h=1e-3)) < 1e-8
 
 
-@pytest.mark.parametrize("p", [FiniteQuadratic.random(0), PenalisedRidge.random(0)], ids=["P1", "P2"])
+@pytest.mark.parametrize("p", [FiniteQuadratic.random(0), PenalisedRidge.random(0)], ids=["quadratic", "ridge"])
 def test_closed_forms_solve_their_own_equations(p):
     """w is the fixed point of the shipped map, v of its adjoint, and the value is the shipped outer loss at w."""
     train, val = jax.tree.map(jnp.asarray, (p.train_data, p.val_data))
@@ -121,7 +123,7 @@ DETERMINISTIC = {
         ("lbfgs", PenalisedRidge.random(0)),
         ("cross-batches", PenalisedRidge.random(0)),
     ],
-    ids=["P1-fixed-point", "P1-cg", "P2-fixed-point", "P2-lbfgs", "P2-cross-batches"],
+    ids=["quadratic-fixed-point", "quadratic-cg", "ridge-fixed-point", "ridge-lbfgs", "ridge-cross-batches"],
 )
 def test_deterministic_limits_find_the_closed_form(name, p):
     """Full batches (batch_size=None), until nothing moves."""
@@ -163,7 +165,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
-@pytest.mark.parametrize("p", [FiniteQuadratic.random(2), PenalisedRidge.random(2)], ids=["P1", "P2"])
+@pytest.mark.parametrize("p", [FiniteQuadratic.random(2), PenalisedRidge.random(2)], ids=["quadratic", "ridge"])
 def test_exact_at_the_solution_whatever_the_step(p, step):
     """w given, v by CG to machine precision, d2Phi on every row: the truth to 1e-10, for every step of the map."""
     problem = bx.Problem(bx.GradientStep(p.problem.inner_map.loss, step(p)), p.problem.outer_loss)

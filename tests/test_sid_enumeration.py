@@ -1,4 +1,4 @@
-"""A0: every possible sequence of minibatches through the shipped estimator. No noise: what is compared is exact."""
+"""Every possible sequence of minibatches through the shipped estimator. No noise: what is compared is exact."""
 
 import itertools
 

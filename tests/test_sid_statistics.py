@@ -1,4 +1,4 @@
-"""A4, A6, A9 and A12: the shipped estimator with its own random minibatches, against the exact moments."""
+"""The shipped estimator with its own random minibatches, against the exact moments."""
 
 from functools import partial
 
@@ -90,7 +90,7 @@ def test_beyond_the_minibatches_that_are_drawn_at_once():
 @pytest.mark.parametrize("J", [1, 10])
 @pytest.mark.parametrize("batch_size", [1, 5])
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
-def test_monte_carlo_equals_the_exact_moments_on_p1(correlated, batch_size, J):
+def test_monte_carlo_equals_the_exact_moments_on_the_quadratic(correlated, batch_size, J):
     p = FiniteQuadratic.random(0, correlated=correlated)
     assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=90.0)
 

@@ -45,8 +45,8 @@ def audited(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
             "REPEATED_BATCH",
             "error",
             f"{name} draws one and the same minibatch {IN_A_ROW} times in a row.",
-            "Minibatch j must be a function of (key, j): use j in plan_chunk or visit. bilevax.testing.check_source says "
-            "what a source must satisfy.",
+            "Minibatch j must be a function of (key, j): use j in plan_chunk or visit. bilevax.testing.check_source "
+            "says what a source must satisfy.",
         )
         return
     if np.array_equal(*rows):
