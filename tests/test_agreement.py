@@ -325,7 +325,7 @@ def test_what_a_map_can_do_is_not_guessed_from_the_names_of_its_methods():
     """w(lam) = 2 lam: the gradient of ||w||^2 / 2 is 4 lam. L-BFGS, which minimises a loss, is refused."""
     rows, lam = bx.Arrays(np.ones((5, 1))), jnp.asarray([1.0, -2.0])
     problem = bx.Problem(Layer(), lambda w, lam, batch: 0.5 * jnp.sum(w**2) * jnp.mean(batch))
-    assert not (problem.has_loss or problem.symmetric or problem.composite)
+    assert not any((problem.has_loss, problem.symmetric, problem.composite))
     with pytest.raises(bx.ParameterError, match="needs an inner loss"):
         bx.hypergradient(problem, bx.SID(bx.LBFGS(), bx.GMRES()), jnp.zeros(2), lam, rows, rows, key=KEY)
     estimator = bx.SID(bx.FixedPoint(60), bx.GMRES())

@@ -1,4 +1,4 @@
-"""Faults C17 to C19 and C22 (docs/faults.md): hypergradients are unbiased and right, and scale and permute as they should."""
+"""Faults C17 to C19 and C22 (docs/faults.md): hypergradients are unbiased, right, scale and permute as they should."""
 
 import jax
 import jax.numpy as jnp
