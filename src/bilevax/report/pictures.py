@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bilevax.core.text import power, shorten
+from bilevax.core.text import shorten, significant
 from bilevax.report import svg
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Interval:
     strong: bool = False
 
 
-def intervals(rows: Sequence[Interval], *, name: str, xlabel: str, zero: bool, description: str) -> str:
+def intervals(rows: Sequence[Interval], *, xlabel: str, zero: bool, description: str) -> str:
     """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference."""
     with svg.style():
         figure, ax = svg.panel(_ROW * len(rows) + 44, left=10, right=10, top=2, bottom=42)
@@ -44,7 +44,7 @@ def intervals(rows: Sequence[Interval], *, name: str, xlabel: str, zero: bool, d
         ax.set_xlabel(xlabel)
         _linear_ticks(ax, "x", 4)
         ax.grid(axis="x")
-        return svg.inline(figure, name, description)
+        return svg.image(figure, description)
 
 
 def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
@@ -71,7 +71,6 @@ class Line:
 def course(
     lines: Sequence[Line],
     *,
-    name: str,
     xlabel: str,
     ylabel: str,
     x_text: Callable[[float, object], str],
@@ -93,13 +92,12 @@ def course(
         logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
         for line in lines:
             x, y = _thinned(line)
-            y = np.log10(y) if logarithmic else y
             colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
             ax.plot(x, y, color=colour, linestyle=dashes, label=line.label)
         if shade > 0:
             ax.axvspan(0, shade, color=svg.GRID, linewidth=0, zorder=0)
         if logarithmic:
-            log_ticks(ax, "y", float(np.log10(values.min())), float(np.log10(values.max())))
+            log_axis(ax, "y", values.min(), values.max())
         else:
             ax.set_ylim(*_padded(values.min(), values.max()))
             _linear_ticks(ax, "y", 5)
@@ -112,7 +110,7 @@ def course(
         ax.grid(axis="y")
         if len(lines) > 1:
             ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
-        return svg.inline(figure, name, description)
+        return svg.image(figure, description)
 
 
 def _thinned(line: Line) -> tuple[np.ndarray, np.ndarray]:
@@ -138,28 +136,20 @@ def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
     side.set_major_formatter(formatter)
 
 
-def log_ticks(ax: "Axes", axis: str, low: float, high: float, most: int = 6) -> None:
-    """Limits and ticks for an axis that carries log10 of its values, from ``low`` to ``high``."""
-    low, high = _padded(low, high) if high - low > 0.02 else (low - 0.5, high + 0.5)
-    marks = [(e, 1.0) for e in range(math.ceil(low), math.floor(high) + 1)]
-    for digits in ((1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
-        if len(marks) < 3:  # less than two decades: steps within a decade
-            marks = [(e, d) for e in range(math.floor(low), math.floor(high) + 1) for d in digits]
-            marks = [(e, d) for e, d in marks if low <= e + math.log10(d) <= high]
-    stride = math.ceil(len(marks) / most) or 1
-    start = -marks[0][0] % stride if marks and all(d == 1 for _, d in marks) else 0
-    marks = marks[start::stride]
-    ticks = [e + math.log10(d) for e, d in marks]
-    labels = [_mark(e, d, plain=all(-3 < e < 4 for e, _ in marks)) for e, d in marks]
-    if axis == "x":
-        ax.set_xlim(low, high)
-        ax.set_xticks(ticks, labels)
-    else:
-        ax.set_ylim(low, high)
-        ax.set_yticks(ticks, labels)
+def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks: int = 6) -> None:
+    """Make an axis logarithmic, from a little below ``low`` to a little above ``high``."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    decades = math.log10(high) - math.log10(low)
+    room = 10 ** (0.06 * decades if decades > 0.02 else 0.5)
+    lowest, highest = np.clip([low / room, high * room], 1e-323, 1e307)  # what float64 holds
+    ax.set(**{f"{axis}scale": "log", f"{axis}lim": (lowest, highest)})
+    side = ax.xaxis if axis == "x" else ax.yaxis
+    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)  # multiples of a power of ten
+    side.set_major_locator(LogLocator(subs=subs, numticks=ticks))
+    side.set_minor_locator(NullLocator())
+    side.set_major_formatter(FuncFormatter(_log_label))
 
 
-def _mark(exponent: int, digit: float, *, plain: bool) -> str:
-    if plain:
-        return f"{digit * 10.0**exponent:g}"
-    return power(exponent) if digit == 1 else f"{digit:g}·{power(exponent)}"
+def _log_label(x: float, _position: object) -> str:
+    return f"{x:g}" if 1e-4 < x < 1e5 else significant(x, 1).removeprefix("1·")

@@ -31,11 +31,11 @@ def course_section(run: Run) -> Course | None:
     visits, seconds = _column(run, "visits"), _column(run, "seconds")
     loss = partial(_picture, losses, ylabel="loss (nats per row)")
     pictures = [
-        ("Loss against sample visits", loss(visits, "visits", xlabel="sample visits", x_text=short_count)),
-        ("Loss against time", loss(seconds, "seconds", xlabel="seconds", shade=_compilation(run.steps))),
+        ("Loss against sample visits", loss(visits, xlabel="sample visits", x_text=short_count)),
+        ("Loss against time", loss(seconds, xlabel="seconds", shade=_compilation(run.steps))),
         ("The last three quarters, enlarged", _enlarged(losses, visits)),
         ("Size of the hypergradient", _picture(
-            [("norm", _column(run, "gradient_norm"), False)], _column(run, "step"), "gradient",
+            [("norm", _column(run, "gradient_norm"), False)], _column(run, "step"),
             xlabel="step", ylabel="norm", x_text=short_count)),
     ]  # fmt: skip
     shown = tuple((title, picture) for title, picture in pictures if picture)
@@ -51,7 +51,7 @@ def _enlarged(losses: Sequence[tuple[str, list[float], bool]], visits: list[floa
         return ""
     lines = [(label, y[start:], second) for label, y, second in losses]
     return _picture(
-        lines, visits[start:], "late",
+        lines, visits[start:],
         xlabel="sample visits", ylabel="loss (nats per row)", x_text=short_count, from_zero=False,
     )  # fmt: skip
 
@@ -67,7 +67,6 @@ def _plain(x: float, _position: object) -> str:
 def _picture(
     lines: Sequence[tuple[str, list[float], bool]],
     x: list[float],
-    name: str,
     *,
     xlabel: str,
     ylabel: str,
@@ -82,7 +81,7 @@ def _picture(
             return ""
     said = "; ".join(f"{label} from {_ends(y)}" for label, y, _ in lines)
     return course(
-        drawn, name=name, xlabel=xlabel, ylabel=ylabel, x_text=x_text, shade=shade, from_zero=from_zero,
+        drawn, xlabel=xlabel, ylabel=ylabel, x_text=x_text, shade=shade, from_zero=from_zero,
         description=f"{ylabel} against {xlabel}: {said}.",
     )  # fmt: skip
 
