@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -58,32 +58,33 @@ def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
         ax.text(x, bottom + 0.56, text, transform=ax.get_yaxis_transform(), color=ink, fontsize=12, ha=side, bbox=blank)
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a course picture."""
+class Line(NamedTuple):
+    """One line of a course picture; the second of two is dashed."""
 
     label: str
-    x: Sequence[float]
     y: Sequence[float]
     second: bool = False
 
 
 def course(
+    x: Sequence[float],
     lines: Sequence[Line],
     *,
     xlabel: str,
     ylabel: str,
-    x_text: Callable[[float, object], str],
-    description: str,
+    x_text: Callable[[float, object], str] | str = "{x:g}",
     shade: float = 0.0,
     from_zero: bool = True,
 ) -> str:
     """Lines over the course of a run; the y axis is logarithmic where the values span decades.
 
-    The part of the picture left of ``shade`` is shaded.
+    The part of the picture left of ``shade`` is shaded. Empty where a line has fewer than two points.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
+    if any(_thinned(x, line.y).shape[1] < 2 for line in lines):
+        return ""
+    said = "; ".join(f"{line.label} from {_ends(line.y)}" for line in lines)
     with svg.style():
         top = 26 if len(lines) > 1 else 8
         figure, ax = svg.panel(224 + top, left=58, right=14, top=top, bottom=42)
@@ -91,9 +92,8 @@ def course(
         values = values[np.isfinite(values)]
         logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
         for line in lines:
-            x, y = _thinned(line)
             colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
-            ax.plot(x, y, color=colour, linestyle=dashes, label=line.label)
+            ax.plot(*_thinned(x, line.y), color=colour, linestyle=dashes, label=line.label)
         if shade > 0:
             ax.axvspan(0, shade, color=svg.GRID, linewidth=0, zorder=0)
         if logarithmic:
@@ -104,21 +104,27 @@ def course(
         if from_zero:
             ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.xaxis.set_major_formatter(FuncFormatter(x_text))
+        ax.xaxis.set_major_formatter(x_text)
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.grid(axis="y")
         if len(lines) > 1:
             ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
-        return svg.image(figure, description)
+        return svg.image(figure, f"{ylabel} against {xlabel}: {said}.")
 
 
-def _thinned(line: Line) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
-    keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+def _ends(values: Sequence[float]) -> str:
+    finite = [v for v in values if math.isfinite(v)]
+    return f"{significant(finite[0], 4)} to {significant(finite[-1], 4)}"
+
+
+def _thinned(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+    """The points that are finite, at most _MOST_POINTS of them taken evenly, [2, points]."""
+    points = np.array([x, y], float)
+    keep = np.flatnonzero(np.isfinite(points).all(axis=0))
     if len(keep) > _MOST_POINTS:
         keep = keep[np.unique(np.linspace(0, len(keep) - 1, _MOST_POINTS).round().astype(int))]
-    return x[keep], y[keep]
+    return points[:, keep]
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -138,7 +144,7 @@ def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
 
 def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks: int = 6) -> None:
     """Make an axis logarithmic, from a little below ``low`` to a little above ``high``."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     decades = math.log10(high) - math.log10(low)
     room = 10 ** (0.06 * decades if decades > 0.02 else 0.5)
@@ -148,7 +154,7 @@ def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks
     subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)  # multiples of a power of ten
     side.set_major_locator(LogLocator(subs=subs, numticks=ticks))
     side.set_minor_locator(NullLocator())
-    side.set_major_formatter(FuncFormatter(_log_label))
+    side.set_major_formatter(_log_label)
 
 
 def _log_label(x: float, _position: object) -> str:
