@@ -30,11 +30,7 @@ def course_section(run: Run) -> Course | None:
     validation = Line("validation loss", _column(run, "validation_loss"), second=True)
     if sum(map(math.isfinite, validation.y)) > 1:
         losses.append(validation)
-    visits, seconds, gradient = (
-        _column(run, "visits"),
-        _column(run, "seconds"),
-        Line("norm", _column(run, "gradient_norm")),
-    )
+    visits, seconds = _column(run, "visits"), _column(run, "seconds")
     by_visits = partial(course, xlabel="sample visits", ylabel=_LOSS, x_text=short_count)
     pictures = {
         "Loss against sample visits": by_visits(visits, losses),
