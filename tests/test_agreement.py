@@ -175,7 +175,7 @@ def test_a_decorated_solver_finds_the_hypergradient(cases: dict[str, Case], name
     assert error < 1e-6 if name in ("logistic", "equilibrium") else error < 1e-9
 
 
-def test_a3_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing() -> None:
+def test_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing() -> None:
     """Against plain reverse mode through a Python loop, at counts with and without a remainder."""
     p = PenalisedRidge.random(1, d=6)
     step, batch, val = p.problem.inner_map, tuple(map(jnp.asarray, p.train_data)), tuple(map(jnp.asarray, p.val_data))
@@ -325,7 +325,7 @@ def test_what_a_map_can_do_is_not_guessed_from_the_names_of_its_methods():
     """w(lam) = 2 lam: the gradient of ||w||^2 / 2 is 4 lam. L-BFGS, which minimises a loss, is refused."""
     rows, lam = bx.Arrays(np.ones((5, 1))), jnp.asarray([1.0, -2.0])
     problem = bx.Problem(Layer(), lambda w, lam, batch: 0.5 * jnp.sum(w**2) * jnp.mean(batch))
-    assert not (problem.has_loss or problem.symmetric or problem.composite)
+    assert not any((problem.has_loss, problem.symmetric, problem.composite))
     with pytest.raises(bx.ParameterError, match="needs an inner loss"):
         bx.hypergradient(problem, bx.SID(bx.LBFGS(), bx.GMRES()), jnp.zeros(2), lam, rows, rows, key=KEY)
     estimator = bx.SID(bx.FixedPoint(60), bx.GMRES())
