@@ -44,6 +44,7 @@ def _all(
 
 @app.command()
 def tune(
+    context: typer.Context,
     table: Annotated[str, _TABLE],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of the run; it is made.")],
     target: Annotated[
@@ -87,21 +88,8 @@ def tune(
     keep_programs(not no_cache)
     from bilevax.cli.tune import run
 
-    values: dict[str, object] = {
-        "penalty_per": penalty_per,
-        "scoring": scoring,
-        "class_weight": class_weight,
-        "group": group,
-        "time": time,
-        "drop": tuple(drop or ()),
-        "text": tuple(text or ()),
-        "seed": seed,
-        "test_size": test_size,
-        "validation_size": validation_size,
-        "method": method,
-        "steps": steps,
-    }
-    raise typer.Exit(run(table, target, out, values, force=force))
+    # The context holds all options by name; those that are fields of TuneSettings are picked from it.
+    raise typer.Exit(run(table, target, out, context.params, force=force))
 
 
 @app.command()

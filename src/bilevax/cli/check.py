@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from bilevax.core.errors import BilevaxError, ParameterError, UsageError
+from bilevax.core.events import Plain
 from bilevax.core.text import clean
 
 REQUIRED = ("problem", "w0", "lam", "train", "val")
@@ -34,7 +34,7 @@ def run(name: str, html: Path | None, *, seed: int, force: bool) -> int:
     return _FOUND_ERRORS if findings.worst == "error" else 0
 
 
-def load(name: str) -> Any:
+def load(name: str) -> object:
     """What ``MODULE:NAME`` names; MODULE can be imported from here, or is the path of a file that ends in .py.
 
     Raises:
@@ -77,7 +77,7 @@ def _module(place: str) -> ModuleType:
         raise ParameterError(f"{place} cannot be imported: {type(e).__name__}: {e}") from e
 
 
-def parts(thing: Any, name: str) -> dict[str, Any]:
+def parts(thing: object, name: str) -> Plain:
     """The arguments of :func:`bilevax.check` in a mapping or a record, or in what a function without arguments returns.
 
     Raises:

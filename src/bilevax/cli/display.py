@@ -4,8 +4,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from bilevax.core.events import Event
 from bilevax.core.text import clean, counted, duration, short_count
 from bilevax.report.comparison import SHOWN_ANYHOW
 from bilevax.report.records import read_run
@@ -47,12 +47,10 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Show a record of the study."""
         match event["kind"]:
             case "stage":
@@ -71,7 +69,7 @@ class Display:
     def _line(self, text: str) -> None:
         self._console.print(Text(clean(text)), soft_wrap=not self._console.is_terminal)
 
-    def _step(self, event: dict[str, Any]) -> None:
+    def _step(self, event: Event) -> None:
         loss = event.get("validation_loss")
         if loss is not None:
             self._losses.append(loss)
@@ -123,7 +121,7 @@ def _loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _data_line(event: dict[str, Any]) -> str:
+def _data_line(event: Event) -> str:
     rows = event["rows"]
     missing = event["missing_cells"]
     return (

@@ -1,8 +1,8 @@
 """The sections on the data, the method, the model's use, and the configuration."""
 
 import math
-from dataclasses import dataclass
 from importlib.resources import files
+from typing import NamedTuple
 
 from bilevax.core.text import clean, count, counted, decimal, percent
 from bilevax.report.records import Data, Run
@@ -21,8 +21,7 @@ _METHODS = {
 }
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """A part of a whole; ``width`` in per cent of the widest."""
 
     label: str
@@ -31,8 +30,7 @@ class Bar:
     width: str
 
 
-@dataclass(frozen=True)
-class DataSection:
+class DataSection(NamedTuple):
     """The splits, the classes, and sentences."""
 
     splits: tuple[Bar, ...]
@@ -79,8 +77,7 @@ def _facts(d: Data) -> list[str]:
     return out
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """How the penalties were tuned."""
 
     name: str
@@ -94,8 +91,7 @@ def method_section(run: Run) -> Method | None:
     return Method(name, run.setting("method", "reason"), _METHODS.get(name, "")) if name else None
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """How to apply the model."""
 
     binary: bool

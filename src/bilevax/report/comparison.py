@@ -1,7 +1,7 @@
 """The section that compares the tuned model with the models a user would have had without it."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bilevax.core.text import decimal, duration, percent, places_for
 from bilevax.report.pictures import Interval, intervals
@@ -12,8 +12,7 @@ SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
 """Scores that have a column of their own in every table of models."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One model, as the table shows it."""
 
     name: str
@@ -21,8 +20,7 @@ class Row:
     cells: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Pictures and table."""
 
     levels: str

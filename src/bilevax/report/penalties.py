@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ _ROW_AND_COLUMN = re.compile(r"(.*?)(\d+)[^\d]+(\d+)\D*")
 _PIXEL = re.compile(r"(\D*pix\D*)(\d+)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Penalties:
+class Penalties(NamedTuple):
     """Pictures, sentences and the full table, smallest penalty first."""
 
     dots: str

@@ -28,15 +28,8 @@ def dots(terms: Sequence[Term], *, signed: bool, description: str) -> str:
         rows = np.arange(len(terms))[::-1]
         for row, term in zip(rows, terms, strict=True):
             ax.plot([min(term.penalties), max(term.penalties)], [row, row], color=svg.ACCENT, linewidth=2)
-        ax.plot(
-            [term.penalty for term in terms],
-            rows,
-            "o",
-            color=svg.ACCENT,
-            markersize=7,
-            markeredgecolor=svg.CARD,
-            markeredgewidth=0.6,
-        )
+        penalties = [term.penalty for term in terms]
+        ax.plot(penalties, rows, "o", color=svg.ACCENT, markersize=7, markeredgecolor=svg.CARD, markeredgewidth=0.6)
         ax.set_yticks(rows, names, color=svg.INK)
         ax.set_ylim(-0.8, len(terms) - 0.2)
         spread = [p for term in terms for p in term.penalties]

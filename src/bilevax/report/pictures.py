@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -17,8 +16,7 @@ _ROW = 46  # pixels of one interval with its name above it
 _MOST_POINTS = 600
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """One row of an interval picture; ``text`` is its value in words, at the right."""
 
     name: str

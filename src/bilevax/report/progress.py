@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from bilevax.core.text import count, counted, decimal, duration, places_for, short_count
 from bilevax.report.pictures import Line, course
@@ -13,8 +13,7 @@ from bilevax.report.summary import NORMAL
 _LOSS = "loss (nats per row)"
 
 
-@dataclass(frozen=True)
-class Course:
+class Course(NamedTuple):
     """Pictures of the run, each with its title, and the run in sentences."""
 
     pictures: tuple[tuple[str, str], ...]
@@ -99,8 +98,7 @@ def _loss(name: str, run: Run, column: str) -> list[str]:
     return [f"{text} (lowest: {decimal(lowest, places)}, at step {count(at)})."]
 
 
-@dataclass(frozen=True)
-class GapSection:
+class GapSection(NamedTuple):
     """The gap, its interval, and what it means."""
 
     value: str

@@ -1,7 +1,7 @@
 """What a reader wants first: did it help, was it ended properly, and the figures of the run."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bilevax.core.text import count, counted, decimal, duration, percent, places_for, short_count, shorten
 from bilevax.report.records import Model, Paired, Run
@@ -17,8 +17,7 @@ _PER = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The run in a sentence; ``tone`` is better, worse, same or unknown."""
 
     tone: str
@@ -27,8 +26,7 @@ class Verdict:
     detail: str
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One figure of the run."""
 
     label: str

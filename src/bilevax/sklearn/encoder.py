@@ -1,7 +1,6 @@
 """From a table to a matrix by scikit-learn's preprocessing, and back to plain terms that need none of it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from sklearn.impute import SimpleImputer
@@ -92,10 +91,6 @@ class TableEncoder:
         if self._one_hot is not None:
             blocks.append(self._one_hot.transform(_cells(table, self._texts)))
         return np.hstack(blocks)[:, self._kept] if len(blocks) > 1 else blocks[0][:, self._kept]
-
-    def to_plain(self) -> list[dict[str, Any]]:
-        """The terms as JSON values."""
-        return [term.to_plain() for term in self.terms]
 
 
 def _fit_numbers(table: Table, names: Sequence[str]) -> tuple[Pipeline, np.ndarray]:
