@@ -16,6 +16,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# What more than one command takes. --debug is read by the entry point, around all commands.
 _TABLE = typer.Argument(
     metavar="TABLE", help="CSV or Parquet file, or a bundled data set: breast_cancer, digits, iris, wine."
 )
@@ -137,6 +138,7 @@ def check(
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
     """Audit a bilevel problem of your own: biased losses, steps that are too long, lam that does nothing, and more."""
+    # Before JAX is imported, which reads its settings then.
     keep_programs(not no_cache)
     from bilevax.cli.check import run
 

@@ -78,6 +78,7 @@ class Display:
             f"step {event['step']} of at most {self._steps}: validation loss {_loss(loss)}, best {best}, "
             f"{short_count(event['visits'])} row visits"
         )
+        # A log file gets a line now and then, a terminal has the live one.
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
@@ -112,6 +113,7 @@ def sparkline(values: list[float], width: int) -> str:
         values = [values[i * (len(values) - 1) // (width - 1)] for i in range(width)]
     if not values:
         return ""
+    # The lowest value is the lowest block; where all are equal, all are.
     low, high = min(values), max(values)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BLOCKS[round((value - low) * scale)] for value in values)
@@ -133,6 +135,7 @@ def _data_line(event: Event) -> str:
 
 def print_outcome(study: "Study", directory: Path, report: Path) -> None:
     """The comparison, the verdict, and where everything is, on standard output."""
+    # A pipe has no width: 120 columns hold the table.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(_comparison(study))
     run = read_run(directory)
@@ -152,6 +155,7 @@ def _comparison(study: "Study") -> Table:
     models = study.of_kind("comparison")
     paired = {record["name"]: record for record in study.of_kind("paired")}
     name = models[0]["score_name"]
+    # Log-loss and accuracy have columns already.
     scored = name not in SHOWN_ANYHOW
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("on the test rows")

@@ -44,13 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         terminated.append(number)
         raise Terminated
 
+    # Raised in the main thread, so that a run that is stopped writes what it reached.
     before = signal.signal(signal.SIGTERM, terminate)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, category, *_: _print(f"{category.__name__}: {message}")
         try:
             code = _code_of(words, debug="--debug" in words)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader of a pipe went away: nothing to say, and nobody to say it to
+        # The reader of a pipe went away: nothing to say, and nobody to say it to. Python flushes once more at the end.
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = _BROKEN_PIPE
     signal.signal(signal.SIGTERM, before)
@@ -83,6 +85,7 @@ def _code_of(words: list[str], *, debug: bool) -> int:
 
 
 def _run(words: list[str]) -> int:
+    # Imported here: what is missing is then said in one line.
     import typer
     from typer.main import get_command
 

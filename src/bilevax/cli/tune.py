@@ -25,6 +25,7 @@ def run(source: str, target: str | None, out: Path, options: Mapping[str, object
     with Display(settings.steps) as display:
         display({"kind": "stage", "name": "reading the table"})
         table, target = _table(source, target, settings.text)
+        # The import takes seconds; faults of the file have been found by now.
         display({"kind": "stage", "name": "starting JAX"})
         from bilevax.study.study import tune_table
 
@@ -37,6 +38,7 @@ def run(source: str, target: str | None, out: Path, options: Mapping[str, object
             study = tune_table(table, target, settings=settings, on_event=record)
             display({"kind": "stage", "name": "writing the model and the report"})
             directory.finish(study)
+        # Ctrl-C before the first step too: an earlier run stays as it was.
         except BaseException:
             directory.discard()
             raise

@@ -53,6 +53,7 @@ def data_section(run: Run) -> DataSection | None:
 
 def _bars(parts: list[tuple[str, int]], of_total: bool = False) -> tuple[Bar, ...]:
     total = max(1, sum(n for _, n in parts))
+    # Splits are drawn as shares of the table, classes against the largest.
     widest = total if of_total else max(1, max((n for _, n in parts), default=1))
     return tuple(Bar(name, count(n), percent(n / total), f"{100 * n / widest:.2f}") for name, n in parts)
 
@@ -69,6 +70,7 @@ def _facts(d: Data) -> list[str]:
         out.append(f"Empty: {cells}." if d.missing_cells else "No cell is missing.")
     counts = [n for _, n in d.classes if n > 0]
     if len(counts) > 1:
+        # - sum_c p_c log p_c
         entropy = -sum(n / sum(counts) * math.log(n / sum(counts)) for n in counts)
         out.append(
             f"A model that knew only how common each class is would have a log-loss of {decimal(entropy, 3)}: "

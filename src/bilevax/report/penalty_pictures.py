@@ -22,6 +22,7 @@ _LABEL = "penalty (log scale)"
 def dots(terms: Sequence[Term], *, signed: bool, description: str) -> str:
     """Each term's penalty as a dot, its weight beside it; ``signed`` shows a single weight with its sign."""
     with svg.style():
+        # At 11 pixels a character of DejaVu Sans is 6.4 wide, on average.
         names = [shorten(term.name, 21) for term in terms]
         left = 22 + 6.4 * max(map(len, names))
         figure, ax = svg.panel(_ROW * len(terms) + 64, left=left, right=134, top=22, bottom=42)
@@ -66,6 +67,7 @@ def histogram(penalties: np.ndarray, *, description: str) -> str:
     with svg.style():
         figure, ax = svg.panel(214, left=52, right=14, top=22, bottom=42)
         low, high = penalties.min(), penalties.max()
+        # 2 sqrt(n) bins, of equal length on the logarithmic axis.
         edges = np.geomspace(low, high, 1 + int(np.clip(2 * math.sqrt(len(penalties)), 8, 36)))
         counts, _ = np.histogram(penalties, edges)
         ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=svg.ACCENT, edgecolor=svg.CARD, linewidth=1)
@@ -88,6 +90,7 @@ def scatter(terms: Sequence[Term], *, description: str) -> str:
     with svg.style():
         figure, ax = svg.panel(240, left=58, right=14, top=6, bottom=42)
         points = np.array([(t.penalty, t.size) for t in terms])
+        # Evenly in the order of the penalties, so that the ends are shown.
         points = points[np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int))]
         ax.plot(*points.T, "o", color=svg.ACCENT, markersize=4.5, alpha=0.5, markeredgewidth=0, linestyle="none")
         (low, bottom), (high, top) = points.min(axis=0), points.max(axis=0)
@@ -110,6 +113,7 @@ def image(grid: np.ndarray, *, description: str) -> str:
         figure, ax = svg.panel(width * rows / columns + 20, left=10, right=svg.WIDTH - 10 - width, top=10, bottom=10)
         low, high = np.nanmin(grid), np.nanmax(grid)
         scale = LogNorm(low, high if high > low else 10 * low)
+        # Lines between pixels that are wide enough to bear them.
         gap = 1.0 if columns <= 32 else 0.0
         ax.pcolormesh(grid, cmap="cividis_r", norm=scale, edgecolors=svg.CARD, linewidth=gap)
         ax.set_xlim(0, columns)

@@ -12,7 +12,9 @@ from bilevax.report import svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROW = 46  # pixels of one interval with its name above it
+# Pixels of one interval with its name above it.
+_ROW = 46
+# More than a picture of 460 pixels can show.
 _MOST_POINTS = 600
 
 
@@ -27,8 +29,14 @@ class Interval(NamedTuple):
     strong: bool = False
 
 
-def intervals(rows: Sequence[Interval], *, xlabel: str, zero: bool, description: str) -> str:
-    """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference."""
+def intervals(rows: Sequence[Interval], title: str, *, xlabel: str, zero: bool = False) -> str:
+    """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference.
+
+    Empty where there is no row.
+    """
+    if not rows:
+        return ""
+    description = f"{title}, with 95 % intervals. {'; '.join(f'{r.name}: {r.text}' for r in rows)}."
     with svg.style():
         figure, ax = svg.panel(_ROW * len(rows) + 44, left=10, right=10, top=2, bottom=42)
         if zero:
@@ -51,7 +59,8 @@ def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
         ax.plot([row.low, row.high], [bottom + 0.26] * 2, color=colour, linewidth=3)
     ax.plot([row.value], [bottom + 0.26], "o", color=colour, markersize=9, markeredgecolor=svg.CARD)
     ink = svg.INK if row.strong else svg.MUTED
-    blank = {"facecolor": svg.CARD, "edgecolor": "none", "pad": 2.0}  # hides the lines behind the text
+    # Hides the lines behind the text.
+    blank = {"facecolor": svg.CARD, "edgecolor": "none", "pad": 2.0}
     for x, text, side in ((0, shorten(row.name, 42), "left"), (1, row.text, "right")):
         ax.text(x, bottom + 0.56, text, transform=ax.get_yaxis_transform(), color=ink, fontsize=12, ha=side, bbox=blank)
 
@@ -88,6 +97,7 @@ def course(
         figure, ax = svg.panel(224 + top, left=58, right=14, top=top, bottom=42)
         values = np.concatenate([np.asarray(line.y, float) for line in lines])
         values = values[np.isfinite(values)]
+        # A loss that falls to a thirtieth would look like an L on a linear axis.
         logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
         for line in lines:
             colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
@@ -133,6 +143,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+    # An offset such as "+4.2e-1" in a corner is what no reader finds.
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_powerlimits((-4, 5))
     side = ax.xaxis if axis == "x" else ax.yaxis
@@ -145,11 +156,14 @@ def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks
     from matplotlib.ticker import LogLocator, NullLocator
 
     decades = math.log10(high) - math.log10(low)
+    # 6 % of the logarithmic length at either end; half a decade where all values are one.
     room = 10 ** (0.06 * decades if decades > 0.02 else 0.5)
-    lowest, highest = np.clip([low / room, high * room], 1e-323, 1e307)  # what float64 holds
+    # Within what float64 holds.
+    lowest, highest = np.clip([low / room, high * room], 1e-323, 1e307)
     ax.set(**{f"{axis}scale": "log", f"{axis}lim": (lowest, highest)})
     side = ax.xaxis if axis == "x" else ax.yaxis
-    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)  # multiples of a power of ten
+    # Over few decades ticks at powers of ten alone would be one or two.
+    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)
     side.set_major_locator(LogLocator(subs=subs, numticks=ticks))
     side.set_minor_locator(NullLocator())
     side.set_major_formatter(_log_label)

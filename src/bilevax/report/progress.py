@@ -48,6 +48,7 @@ def course_section(run: Run) -> Course | None:
 
 def _is_flat(late: Sequence[Line], whole: Sequence[Line]) -> bool:
     """True if the first fall hides how the later losses differ."""
+    # The later range is less than a quarter of the whole one.
     later, all_of = ([v for line in lines for v in line.y if math.isfinite(v)] for lines in (late, whole))
     return bool(later) and max(later) - min(later) <= 0.25 * (max(all_of) - min(all_of))
 
@@ -64,6 +65,7 @@ def _pace(steps: Sequence[Step]) -> float:
 
 def _compilation(steps: Sequence[Step]) -> float:
     """When the first step was done, if it was so much slower than the others that it must have compiled."""
+    # Nothing but compilation makes a step five times as slow as the rest.
     first, pace = steps[0].seconds, _pace(steps)
     return first if pace > 0 and first > 5 * pace else 0.0
 
@@ -93,6 +95,7 @@ def _loss(name: str, run: Run, column: str) -> list[str]:
     if len(points) < 2:
         return []
     (first, _), (last, _), (lowest, at) = points[0], points[-1], min(points)
+    # Digits that show a twentieth of the fall.
     places = places_for(abs(first - lowest) / 20)
     text = f"The {name} went from {decimal(first, places)} to {decimal(last, places)}"
     return [f"{text} (lowest: {decimal(lowest, places)}, at step {count(at)})."]

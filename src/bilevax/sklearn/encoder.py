@@ -13,8 +13,10 @@ from bilevax.tables.terms import OTHER, NumberType, Term, design_from_terms
 
 __all__ = ["TableEncoder", "Term", "design_from_terms"]
 
-_FEW = 20  # below this many different values no column is taken for an identifier
-_LARGEST = 1e100  # beyond it, squares overflow
+# Below this many different values no column is taken for an identifier.
+_FEW = 20
+# Beyond it, the squares in a standard deviation overflow.
+_LARGEST = 1e100
 
 
 class TableEncoder:
@@ -75,6 +77,7 @@ class TableEncoder:
             raise DataError(
                 f"{table.name}: no column is left to learn from" + "".join(f"; {note}" for note in self.notes)
             )
+        # What is the same in every training row teaches nothing, such as the mark of a cell that is never missing.
         self._kept = np.flatnonzero(np.concatenate([np.ptp(block, axis=0) > 0 for block in blocks]))
         self.terms = tuple(terms[j] for j in self._kept)
         if not self.terms:
@@ -111,6 +114,7 @@ def _number_terms(table: Table, names: Sequence[str], pipeline: Pipeline) -> lis
         kind = table.column(name).kind
         known: NumberType = "boolean" if kind == "boolean" else "date" if kind == "date" else "number"
         terms.append(Term(name, "number", known, mean=means[j], scale=scales[j], fill=fills[j]))
+    # The marks of the missing follow the numbers, one for each column that lacks a cell.
     for k, j in enumerate(imputer.indicator_.features_.tolist(), start=len(names)):
         terms.append(Term(names[j], "missing", mean=means[k], scale=scales[k]))
     return terms
@@ -119,6 +123,7 @@ def _number_terms(table: Table, names: Sequence[str], pipeline: Pipeline) -> lis
 def _category_terms(names: Sequence[str], one_hot: OneHotEncoder) -> list[Term]:
     terms = []
     for name, categories, rare in zip(names, one_hot.categories_, one_hot.infrequent_categories_, strict=True):
+        # scikit-learn puts all rare values into one last column.
         infrequent = set() if rare is None else set(rare)
         for value in categories:
             if value not in infrequent:

@@ -18,7 +18,9 @@ MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "-nan", 
 NEARLY_ALL = 0.9
 """A column with at least this share of numbers is refused for its other cells."""
 
-_EXACT = 2.0**53  # above it, float64 does not hold every integer
+# Above it, float64 does not hold every integer.
+_EXACT = 2.0**53
+# Patterns for pyarrow's RE2; \x{a0} and \x{202f} are spaces that do not break.
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 _ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
@@ -57,7 +59,8 @@ def column_of_cells(name: str, cells: pa.ChunkedArray, lines: Lines, *, text: bo
 
 def _text(name: str, values: pa.ChunkedArray) -> Column:
     coded = values.combine_chunks().dictionary_encode()
-    words = object_array([*coded.dictionary.to_pylist(), None])  # index -1 is a missing cell
+    # A missing cell has the index -1, that of the last word: None.
+    words = object_array([*coded.dictionary.to_pylist(), None])
     return Column(name, "text", words[coded.indices.fill_null(-1).to_numpy()])
 
 
@@ -93,7 +96,9 @@ def _as_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> tuple[Colum
         fault = "is not finite" if "inf" in cell.lower() else "overflows: no number above 1.8e308 is held"
         raise DataError(f"{lines.of(row)}: {_shown(cell)} in column '{name}' {fault}")
     finite = numbers[~np.isnan(numbers)]
+    # 2.0 and 2e3 are whole numbers, but no column of counts is written so.
     whole = bool(np.all(finite == np.rint(finite))) and not _any(values, "[.eE]")
+    # 007 as a number would lose its zeros.
     if _any(values, r"^[+-]?0\d"):
         _, cell = _first(values, r"^[+-]?0\d", matching=True)
         return _text(name, values), f"column '{name}' is read as text: {cell} begins with a zero, as codes do"
@@ -112,6 +117,7 @@ def _as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
 def _as_date(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
     if not _matches(values, _DATE):
         return None
+    # Among cells with a zone, one without it does not say which moment it is.
     zoned = _any(values, _ZONE)
     kind = pa.timestamp("us", tz="UTC" if zoned else None)
     try:
@@ -125,6 +131,7 @@ def _as_date(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
 
 def _first_not(values: pa.ChunkedArray, kind: pa.DataType) -> tuple[int, str]:
     """The first row whose cell cannot be read as the type, by halving."""
+    # Rows before low can be read; those before high cannot.
     low, high = 0, len(values)
     while high - low > 1:
         middle = (low + high) // 2
@@ -145,6 +152,7 @@ def days(stamps: pa.ChunkedArray) -> np.ndarray:
 
 def _as_comma_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
     """Numbers with a decimal comma; the comma must be seen to be no thousands separator."""
+    # 1,234 may be 1234 or 1.234: another cell must say which.
     plain = rf"(?:{_COMMA})|(?:^[+-]?\d+$)"
     if _matches(values, plain) and not _matches(values, rf"(?:{_COMMA_THOUSANDS})|(?:^[+-]?\d+$)"):
         numbers = pc.cast(pc.replace_substring(values, ",", "."), pa.float64()).to_numpy()
