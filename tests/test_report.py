@@ -187,7 +187,7 @@ def sentence(path: Path) -> str:
     return found[1]
 
 
-# ---- hostile strings: F6 and F8 of the reliability board
+# ---- hostile strings: faults F6 and F8 (docs/faults.md)
 
 
 def hostile_and_benign(directory: Path) -> tuple[Path, Path]:

@@ -37,7 +37,7 @@ def check_source(source: Any, table: PyTree = None) -> None:
         >>> import bilevax as bx, numpy as np
         >>> check_source(bx.Arrays(np.arange(50, dtype=np.float32), batch_size=7, sampling="blocks"))
     """
-    methods(source, "fold", "renew", "boundary", "visit", "total", "example")
+    methods(source, "fold", "plan_chunk", "chunk_end", "visit", "total", "example")
     configuration(source)
     name = title(source)
     table = source.all_rows if table is None else table

@@ -45,8 +45,8 @@ def audited(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
             "REPEATED_BATCH",
             "error",
             f"{name} draws one and the same minibatch {IN_A_ROW} times in a row.",
-            "Minibatch j must be a function of (key, j): use j in renew or visit. bilevax.testing.check_source says "
-            "what a source must satisfy.",
+            "Minibatch j must be a function of (key, j): use j in plan_chunk or visit. bilevax.testing.check_source "
+            "says what a source must satisfy.",
         )
         return
     if np.array_equal(*rows):
@@ -54,7 +54,7 @@ def audited(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
             "KEY_IGNORED",
             "error",
             f"{name} draws the same minibatches for two keys.",
-            "Draw from the key that renew is given: the stages of a hypergradient need independent minibatches.",
+            "Draw from the key that plan_chunk is given: the stages of a hypergradient need independent minibatches.",
         )
     truth = float(source.total(lambda measure, rows: jnp.mean(_measured(rows, measure)), measure))
     apart = (weights * means)[-SCATTERED:] - truth
