@@ -38,15 +38,15 @@ class Rows(NamedTuple):
         X: features [b, p].
         y: classes [b], integers.
         fold: 0 to K - 1, [b].
-        held: weight in the held-out losses [b], of mean 1 over all rows.
-        train: weight in the training losses [b], of mean 1 over all rows.
+        outer_weight: in the held-out losses [b], of mean 1 over all rows.
+        inner_weight: in the training losses [b], of mean 1 over all rows.
     """
 
     X: Array
     y: Array
     fold: Array
-    held: Array
-    train: Array
+    outer_weight: Array
+    inner_weight: Array
 
 
 def losses_of_models(loss: RowLoss, w: PyTree, X: Array, y: Array) -> Array:
@@ -72,7 +72,7 @@ class CrossFitLoss:
         """The inner variable w has a leading axis K."""
         folds = w["weights"].shape[0]
         # 1/n sum_i c_i l_i(w_k) over the rows of other folds than k, with c_i K / (K - 1) for c_i: its mean is 1 again
-        weight = batch.train[:, None] * (folds / (folds - 1))
+        weight = batch.inner_weight[:, None] * (folds / (folds - 1))
         others = jnp.where(_own_fold(batch, folds), jnp.zeros_like(weight), weight)
         data = jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * others) / batch.y.shape[0]
         # + 1/2 sum_j exp(lam_j) w_kj^2
@@ -93,8 +93,8 @@ class HeldOutLoss:
         """The inner variable w has a leading axis K."""
         folds = w["weights"].shape[0]
         # 1/n sum_i c_i l_i(w_k), k the fold of row i
-        held = batch.held[:, None]
-        own = jnp.where(_own_fold(batch, folds), held, jnp.zeros_like(held))
+        outer_weight = batch.outer_weight[:, None]
+        own = jnp.where(_own_fold(batch, folds), outer_weight, jnp.zeros_like(outer_weight))
         return jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * own) / batch.y.shape[0]
 
 

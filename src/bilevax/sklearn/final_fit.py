@@ -93,7 +93,7 @@ def solve(
     *,
     moment: np.ndarray,
     max_steps: int = 300,
-    fall: float = 1e-7,
+    tolerance: float = 1e-7,
 ) -> PyTree:
     """Minimise w -> loss(w, lam, batch): scipy's L-BFGS in float64 on gradients in JAX's precision.
 
@@ -107,7 +107,7 @@ def solve(
         batch: every row.
         moment: from :func:`second_moment`.
         max_steps: at most so many iterations.
-        fall: of the loss in one iteration, at which to stop.
+        tolerance: relative decrease of the loss in one iteration below which it ends.
     """
     real = w0["weights"].dtype
     cholesky, basis = coordinates(moment, lam)
@@ -118,7 +118,7 @@ def solve(
         value, gradient = _value_and_grad(loss, unravel(jnp.asarray(x, real)), basis, lam, batch)
         return float(value), np.asarray(ravel_pytree(gradient)[0], np.float64)
 
-    options = {"maxiter": max_steps, "gtol": 1e-7, "ftol": fall}
+    options = {"maxiter": max_steps, "gtol": 1e-7, "ftol": tolerance}
     out = scipy.optimize.minimize(objective, np.asarray(flat, np.float64), jac=True, method="L-BFGS-B", options=options)
     # w = u L^-1
     return change_basis(unravel(jnp.asarray(out.x, real)), basis)

@@ -86,22 +86,22 @@ class PenalisedModel(BaseEstimator, ABC):
         Z = pad_columns(((X - self.feature_mean_) / self.feature_scale_).astype(default_float()))
         method = tuning.choose_method(self.method, len(train), X.shape[1], self._outputs)
         folds = _folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
-        (weight, held), outputs, p = weights, self._outputs, Z.shape[1]
-        *_, inner = pad_rows(weight[train])
-        rows = Rows(*map(jax.device_put, (*pad_rows(held[train], Z[train], y[train], folds), inner)))
+        (inner_weight, outer_weight), outputs, p = weights, self._outputs, Z.shape[1]
+        *_, inner = pad_rows(inner_weight[train])
+        rows = Rows(*map(jax.device_put, (*pad_rows(outer_weight[train], Z[train], y[train], folds), inner)))
         task = tuning.TuningTask(
             penalised=self._loss(self.penalty_per),
             plain=self._loss(None),
             rows=rows,
             folds=folds.max() + 1,
-            validation=jax.device_put(pad_rows(held[validated], Z[validated], y[validated])),
+            validation=jax.device_put(pad_rows(outer_weight[validated], Z[validated], y[validated])),
             lam_shape={"feature": (p,), "class": (outputs,), "weight": (outputs, p), "global": ()}[self.penalty_per],
             outputs=outputs,
-            moment=second_moment(rows.X, rows.train),
+            moment=second_moment(rows.X, rows.inner_weight),
         )
         tuned = tuning.tune(task, method, steps=self.steps, seed=seed, callback=callback)
         self._record(tuned)
-        self._train(Z, y, weight, tuned, len(train), task.folds)
+        self._train(Z, y, inner_weight, tuned, len(train), task.folds)
 
     def _record(self, tuned: tuning.TuningResult) -> None:
         self.method_, self.method_reason_ = tuned.method.name, tuned.method.reason
@@ -123,7 +123,7 @@ class PenalisedModel(BaseEstimator, ABC):
         self.start_penalty_ = float(rows_tuned * (folds - 1) / folds * np.exp(np.ravel(tuned.start.lam)[0]))
         rows = jax.device_put(pad_rows(weight, Z, y))
         loss, lam = self._loss(self.penalty_per), jnp.asarray(lam, Z.dtype)
-        w = solve(loss, tuned.model, lam, rows, moment=tuned.moment, fall=1e-9, max_steps=500)
+        w = solve(loss, tuned.model, lam, rows, moment=tuned.moment, tolerance=1e-9, max_steps=500)
         # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
         coef = np.asarray(w["weights"], np.float64)[:, :p] / self.feature_scale_
         self._set_coefficients(coef, np.asarray(w["bias"], np.float64) - coef @ self.feature_mean_)

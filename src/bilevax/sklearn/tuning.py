@@ -83,7 +83,7 @@ BATCH = 512
 
 
 class Method(NamedTuple):
-    """How the hypergradients are had, and why; without an estimator it is to be planned.
+    """The estimator of the hypergradients, and why it was chosen; without one it is to be planned.
 
     Attributes:
         name: ``"deterministic"``, ``"stochastic"``, or ``"planned"``.
@@ -118,11 +118,11 @@ def plan_method(
 ) -> Method:
     """The method that a plan for the first hypergradient chooses.
 
-    Minibatches are believed if they come near the hypergradient on every row: where the single penalty is next to the
-    best, that is small, and what noise does to the models is not.
+    Minibatches are chosen only if their estimate is within NEAR of the full-batch hypergradient: near a stationary
+    point that is small, and the bias that noise gives the models is not.
 
     Args:
-        method: what is known of it.
+        method: from :func:`choose_method`, without an estimator.
         problem: whose hypergradients are wanted.
         w: the models at lam.
         lam: the single penalty.
@@ -206,7 +206,7 @@ class TuningResult(NamedTuple):
         history: one record an outer step.
         code: the worst code of the run.
         interrupted: True if the user stopped it.
-        method: as it was asked for or, where it was to be planned, as it was planned.
+        method: as given or, where that was to be planned, as planned.
     """
 
     chosen: Candidate
@@ -320,39 +320,39 @@ class _EarlyStopping:
 
     def __call__(self, progress: Progress) -> bool:
         # w solves the inner problem at the lam before the step.
-        seen, step = progress.history, progress.step - 1
+        history, step = progress.history, progress.step - 1
         w = change_basis(progress.w, self.basis)
-        candidate = _candidate(self.task, step, self.lam, w, float(seen.outer_value[-1]))
+        candidate = _candidate(self.task, step, self.lam, w, float(history.outer_value[-1]))
         if candidate.validation_loss < self.best.validation_loss:
             self.best = candidate
         self.lam = progress.lam
         record = {
             "step": step,
             "seconds": time.monotonic() - self.clock,
-            "visits": int(seen.samples[-1]),
+            "visits": int(history.samples[-1]),
             "tuning_loss": candidate.tuning_loss,
             "validation_loss": candidate.validation_loss,
-            "gradient_norm": float(seen.gradient_norm[-1]),
-            "code": Code(int(seen.code[-1])).name,
+            "gradient_norm": float(history.gradient_norm[-1]),
+            "code": Code(int(history.code[-1])).name,
         }
         self.history.append(record)
-        told = bool(self.callback(record)) if self.callback else False
-        return told or step - self.best.step >= PATIENCE
+        stopped = bool(self.callback(record)) if self.callback else False
+        return stopped or step - self.best.step >= PATIENCE
 
 
 def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
     """The best single penalty by the tuning and validation losses together, on a warm-started path from strong to weak.
 
-    The path sees at most PATH_ROWS training rows. What is kept is the penalty on the *sum* of the losses, which depends
-    little on their number. True if the user stopped it; a stop before the first candidate is passed on.
+    The path is solved on at most PATH_ROWS training rows. What is kept is the penalty on the *sum* of the losses, which
+    depends little on their number. True if the user stopped it; a stop before the first candidate is passed on.
     """
     n = task.rows.y.shape[0]
-    few = task
+    subset = task
     # The path is solved on few rows, its end then on all.
     if n > PATH_ROWS:
         chosen = np.random.default_rng(0).choice(n, PATH_ROWS, replace=False)
-        few = task._replace(rows=jax.tree.map(lambda a: a[chosen], task.rows))
-    counts = np.count_nonzero(few.rows.held), np.count_nonzero(task.validation[2])
+        subset = task._replace(rows=jax.tree.map(lambda a: a[chosen], task.rows))
+    counts = np.count_nonzero(subset.rows.outer_weight), np.count_nonzero(task.validation[2])
     real = jnp.result_type(float)
     w = _zeros(task, task.folds)
     best, least, worse, interrupted = None, np.inf, 0, False
@@ -360,8 +360,8 @@ def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
         for exponent in PATH:
             # lam = log 10^exponent
             lam = jnp.full(task.lam_shape, np.log(10.0) * exponent, real)
-            w = solve(CrossFitLoss(task.penalised), w, lam, few.rows, moment=task.moment, fall=1e-4)
-            candidate = _candidate(task, 0, lam, w, _tuning_loss(few, w))
+            w = solve(CrossFitLoss(task.penalised), w, lam, subset.rows, moment=task.moment, tolerance=1e-4)
+            candidate = _candidate(task, 0, lam, w, _tuning_loss(subset, w))
             # The mean over all rows that have held-out losses, n_t of the training and n_v of the validation part.
             pooled = (counts[0] * candidate.tuning_loss + counts[1] * candidate.validation_loss) / sum(counts)
             worse = 0 if pooled < least else worse + 1
@@ -375,10 +375,10 @@ def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
         interrupted = True
     assert best is not None  # the path is not empty
     # n exp(lam) = n_few exp(lam_few): the same penalty on the sum of the losses
-    lam = best.lam - float(np.log(n / few.rows.y.shape[0]))
+    lam = best.lam - float(np.log(n / subset.rows.y.shape[0]))
     w = best.w
     if not interrupted:
-        w = solve(CrossFitLoss(task.penalised), w, lam, task.rows, moment=task.moment, fall=1e-6)
+        w = solve(CrossFitLoss(task.penalised), w, lam, task.rows, moment=task.moment, tolerance=1e-6)
     return _candidate(task, 0, lam, w, _tuning_loss(task, w)), interrupted
 
 
@@ -391,7 +391,7 @@ def _one_model(task: TuningTask, lam: Array, w: PyTree) -> tuple[PyTree, np.ndar
     # The mean of the K models is near the one.
     start = jax.tree.map(lambda x: jnp.mean(x, axis=0), w)
     rows = task.rows
-    model = solve(task.penalised, start, lam, (rows.X, rows.y, rows.train), moment=task.moment)
+    model = solve(task.penalised, start, lam, (rows.X, rows.y, rows.inner_weight), moment=task.moment)
     stack = jax.tree.map(lambda x: x[None], model)
     return model, np.asarray(_row_losses(task.plain, stack, task.validation))
 
@@ -401,8 +401,11 @@ def _zeros(task: TuningTask, models: int) -> PyTree:
     return {"weights": jnp.zeros((models, task.outputs, p), real), "bias": jnp.zeros((models, task.outputs), real)}
 
 
+_held_out_loss = jax.jit(HeldOutLoss.__call__)
+
+
 def _tuning_loss(task: TuningTask, w: PyTree) -> float:
-    return float(jax.jit(HeldOutLoss.__call__)(HeldOutLoss(task.plain), w, None, task.rows))
+    return float(_held_out_loss(HeldOutLoss(task.plain), w, None, task.rows))
 
 
 @jax.jit

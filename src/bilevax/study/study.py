@@ -133,7 +133,7 @@ def tune_table(
     estimator, seconds = _fit(prepared, settings, emit)
     model = _plain_model(estimator, prepared, target, settings)
     gap, error = estimator.validation_gap_, estimator.validation_gap_se_
-    emit("gap", validation_gap=_real(gap), standard_error=_real(error))
+    emit("gap", validation_gap=_or_none(gap), standard_error=_or_none(error))
     interrupted = bool(estimator.interrupted_)
     # The tuned model is there already: Ctrl-C ends the comparison, not the study.
     try:
@@ -184,7 +184,7 @@ def _fit(prepared: Prepared, settings: TuneSettings, emit: _Emit) -> tuple[Tuned
     )
 
     def step(record: Event) -> bool:
-        plain = {name: _real(value) if isinstance(value, float) else value for name, value in record.items()}
+        plain = {name: _or_none(value) if isinstance(value, float) else value for name, value in record.items()}
         return bool(emit("step", **plain))
 
     # With compilation: that is what the user waits for.
@@ -199,8 +199,8 @@ def _fit(prepared: Prepared, settings: TuneSettings, emit: _Emit) -> tuple[Tuned
     return estimator, time.perf_counter() - start
 
 
-def _real(value: float | None) -> float | None:
-    """JSON has no NaN."""
+def _or_none(value: float | None) -> float | None:
+    """The value; None, as JSON has no NaN, where it is not finite."""
     return None if value is None or not np.isfinite(value) else float(value)
 
 
@@ -251,7 +251,7 @@ def _compare(
 
     # By the exported model, so that what is compared is what is kept.
     tuned_losses = row_losses(model.predict_proba(prepared.table.take(test)), codes[test])
-    tuned = report(TUNED[settings.penalty_per], estimator, tuned_losses, _real(estimator.validation_loss_), seconds)
+    tuned = report(TUNED[settings.penalty_per], estimator, tuned_losses, _or_none(estimator.validation_loss_), seconds)
     if estimator.interrupted_ and X.size * len(model.classes) > _CHEAP:
         emit("note", text="interrupted: the comparison with other models is left out, it would take long")
         return
