@@ -72,9 +72,7 @@ def _code_of(words: list[str], *, debug: bool) -> int:
         return _say(message, e.exit_code, debug)
     except ModuleNotFoundError as e:
         return _say(
-            f"{e.name} is not installed; pip install 'bilevax[cli]' brings all that the command needs",
-            _USAGE,
-            debug,
+            f"{e.name} is not installed; pip install 'bilevax[cli]' brings all that the command needs", _USAGE, debug
         )
     except MemoryError:
         return _say("not enough memory for a table of this size", 1, debug)

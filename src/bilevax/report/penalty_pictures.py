@@ -32,11 +32,10 @@ def dots(terms: Sequence[Term], *, signed: bool, description: str) -> str:
         penalties = [term.penalty for term in terms]
         ax.plot(penalties, rows, "o", color=svg.ACCENT, markersize=7, markeredgecolor=svg.CARD, markeredgewidth=0.6)
         ax.set_yticks(rows, names, color=svg.INK)
-        ax.set_ylim(-0.8, len(terms) - 0.2)
+        ax.set(ylim=(-0.8, len(terms) - 0.2), xlabel=_LABEL)
         spread = [p for term in terms for p in term.penalties]
         log_axis(ax, "x", min(spread), max(spread), ticks=3)
         ax.grid(axis="both")
-        ax.set_xlabel(_LABEL)
         ax.set_title("penalty", fontsize=11, color=svg.INK, loc="left")
         beside = svg.add_axes(figure, left=342, right=12, top=22, bottom=42)
         _weights(beside, terms, rows, signed=signed)
@@ -55,8 +54,7 @@ def _weights(ax: "Axes", terms: Sequence[Term], rows: np.ndarray, *, signed: boo
     ax.grid(axis="both")
     ax.xaxis.set_major_locator(MaxNLocator(3))
     top = 1.08 * max(map(abs, values)) or 1.0
-    ax.set_xlim(-top if min(values) < 0 else 0.0, top)
-    ax.set_xlabel("weight, signed" if signed else "norm")
+    ax.set(xlim=(-top if min(values) < 0 else 0.0, top), xlabel="weight, signed" if signed else "norm")
     ax.set_title("weight" if signed else "size of weights", fontsize=11, color=svg.INK, loc="left")
 
 
@@ -80,8 +78,7 @@ def histogram(penalties: np.ndarray, *, description: str) -> str:
         log_axis(ax, "x", low, high)
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.grid(axis="y")
-        ax.set_xlabel(_LABEL)
-        ax.set_ylabel("features")
+        ax.set(xlabel=_LABEL, ylabel="features")
         return svg.image(figure, description)
 
 
@@ -97,8 +94,7 @@ def scatter(terms: Sequence[Term], *, description: str) -> str:
         log_axis(ax, "x", low, high)
         log_axis(ax, "y", bottom, top)
         ax.grid(axis="both")
-        ax.set_xlabel(_LABEL)
-        ax.set_ylabel("size of weights (log scale)")
+        ax.set(xlabel=_LABEL, ylabel="size of weights (log scale)")
         return svg.image(figure, description)
 
 
@@ -116,9 +112,8 @@ def image(grid: np.ndarray, *, description: str) -> str:
         # Lines between pixels that are wide enough to bear them.
         gap = 1.0 if columns <= 32 else 0.0
         ax.pcolormesh(grid, cmap="cividis_r", norm=scale, edgecolors=svg.CARD, linewidth=gap)
-        ax.set_xlim(0, columns)
-        ax.set_ylim(rows, 0)
-        ax.axis("off")
+        ax.set(xlim=(0, columns), ylim=(rows, 0))
+        ax.set_axis_off()
         legend = svg.add_axes(figure, left=width + 24, right=svg.WIDTH - width - 36, top=26, bottom=12)
         bar = figure.colorbar(ScalarMappable(scale, "cividis_r"), cax=legend, drawedges=False)
         bar.outline.set_visible(False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from bilevax.core.text import shorten, significant
+from bilevax.core.text import power, shorten, significant
 from bilevax.report import svg
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ def intervals(rows: Sequence[Interval], title: str, *, xlabel: str, zero: bool =
         for i, row in enumerate(rows):
             _interval(ax, row, len(rows) - 1 - i)
         ends = [x for r in rows for x in (r.low, r.high, r.value) if math.isfinite(x)] + [0.0] * zero
-        ax.set_xlim(*_padded(min(ends), max(ends)))
-        ax.set_ylim(0, len(rows))
-        ax.set_yticks([])
-        ax.set_xlabel(xlabel)
+        ax.set(xlim=_padded(min(ends), max(ends)), ylim=(0, len(rows)), yticks=[], xlabel=xlabel)
         _linear_ticks(ax, "x", 4)
         ax.grid(axis="x")
         return svg.image(figure, description)
@@ -113,8 +110,7 @@ def course(
             ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(x_text)
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.grid(axis="y")
         if len(lines) > 1:
             ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
@@ -153,7 +149,7 @@ def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
 
 def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks: int = 6) -> None:
     """Make an axis logarithmic, from a little below ``low`` to a little above ``high``."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     decades = math.log10(high) - math.log10(low)
     # 6 % of the logarithmic length at either end; half a decade where all values are one.
@@ -162,12 +158,14 @@ def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks
     lowest, highest = np.clip([low / room, high * room], 1e-323, 1e307)
     ax.set(**{f"{axis}scale": "log", f"{axis}lim": (lowest, highest)})
     side = ax.xaxis if axis == "x" else ax.yaxis
-    # Over few decades ticks at powers of ten alone would be one or two.
+    # Over few decades ticks at powers of ten alone would be one or two; within one, even 2 and 5 are few.
     subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)
-    side.set_major_locator(LogLocator(subs=subs, numticks=ticks))
+    side.set_major_locator(LogLocator(subs=subs, numticks=ticks) if decades > 0.7 else MaxNLocator(ticks))
     side.set_minor_locator(NullLocator())
-    side.set_major_formatter(_log_label)
+    side.set_major_formatter("{x:g}" if lowest > 1e-4 and highest < 1e5 else _in_powers)
 
 
-def _log_label(x: float, _position: object) -> str:
-    return f"{x:g}" if 1e-4 < x < 1e5 else significant(x, 1).removeprefix("1·")
+def _in_powers(x: float, _position: object) -> str:
+    mantissa, exponent = f"{x:.2e}".split("e")
+    digits = f"{float(mantissa):g}·"
+    return f"{digits.removeprefix('1·')}{power(int(exponent))}"

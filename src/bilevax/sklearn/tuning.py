@@ -222,14 +222,7 @@ class TuningResult(NamedTuple):
     method: Method
 
 
-def tune(
-    task: TuningTask,
-    method: Method,
-    *,
-    steps: int,
-    seed: int,
-    callback: Callback | None = None,
-) -> TuningResult:
+def tune(task: TuningTask, method: Method, *, steps: int, seed: int, callback: Callback | None = None) -> TuningResult:
     """Tune log-penalties on the training rows, and let the validation rows say where to stop.
 
     Args:

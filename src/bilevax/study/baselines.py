@@ -77,12 +77,7 @@ def single_penalty_grid(
 
 
 def untuned(
-    X: np.ndarray,
-    y: np.ndarray,
-    validation: np.ndarray,
-    *,
-    class_weight: ClassWeight = None,
-    max_iter: int = 1000,
+    X: np.ndarray, y: np.ndarray, validation: np.ndarray, *, class_weight: ClassWeight = None, max_iter: int = 1000
 ) -> Baseline:
     """Logistic regression with C = 1, scikit-learn's default, on training and validation rows."""
     baseline = _search(X, y, validation, np.ones(1), LogisticRegression(class_weight=class_weight, max_iter=max_iter))
