@@ -1,13 +1,12 @@
 """What a method works on: a bilevel problem at one lam, with its rows."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax import Array
 
 from bilevax.core.protocols import BilevelProblem, RowSource
-from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree
 
 T = TypeVar("T")
@@ -86,15 +85,3 @@ class Instance(NamedTuple):
     def _mean(self, source: RowSource, oracle: Callable[..., T], *args: PyTree) -> T:
         """oracle(problem, batch, *args), averaged over every row of a source."""
         return source.total(lambda at, batch: oracle(at[0], batch, *at[1:]), (self.problem, *args))
-
-
-class Estimator(Protocol):
-    """What approximates the gradient of f(lam) = E(w(lam), lam)."""
-
-    def check(self, problem: Any) -> None:
-        """Refuse in a sentence a problem that lacks what the estimator needs."""
-
-    def estimate(
-        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
-    ) -> Estimate:
-        """The hypergradient at ``instance.lam``, from w0 and v0 (None: 0); counts may grow with the outer step."""

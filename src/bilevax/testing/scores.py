@@ -54,7 +54,9 @@ def penalties(rng: Generator, level: float, number: int) -> np.ndarray:
 
 def signs(rng: Generator, score: np.ndarray) -> np.ndarray:
     """Labels -1 and 1 of a logistic model."""
-    return np.where(rng.uniform(size=len(score)) < 1.0 / (1.0 + np.exp(-score)), 1.0, -1.0)
+    # P(1) = 1 / (1 + exp(-score))
+    positive: np.ndarray = rng.uniform(size=len(score)) < 1.0 / (1.0 + np.exp(-score))
+    return np.where(positive, 1.0, -1.0)
 
 
 def divided(rows: dict[str, np.ndarray], n: int = TRAIN) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
