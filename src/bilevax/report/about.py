@@ -1,10 +1,8 @@
 """The sections on the data, the method, the model's use, and the configuration."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from bilevax.core.text import clean, count, counted, decimal, percent
 from bilevax.report.records import Data, Run
@@ -118,12 +116,11 @@ def use_section(run: Run) -> Use | None:
 
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """The configuration, table by table; the method has a section of its own."""
-    tables = [(clean(name), _rows(table)) for name, table in run.config.items() if name != "method"]
-    return [(name, rows) for name, rows in tables if rows]
-
-
-def _rows(table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(clean(key), _value(value)) for key, value in table.items()]
+    return [
+        (clean(name), [(clean(key), _value(value)) for key, value in table.items()])
+        for name, table in run.config.items()
+        if table and name != "method"
+    ]
 
 
 def _value(value: object) -> str:

@@ -76,7 +76,7 @@ def _levels(run: Run) -> str:
         text = decimal(m.test_log_loss, places) + (f" ± {decimal(half, places)}" if half >= 0 else "")
         low, high = m.test_log_loss - half, m.test_log_loss + half
         rows.append(Interval(m.name, m.test_log_loss, low, high, text, m is tuned))
-    return _picture(rows, "levels", "test log-loss (nats per row)", "Test log-loss of each model")
+    return _picture(rows, "test log-loss (nats per row)", "Test log-loss of each model")
 
 
 def _differences(run: Run) -> str:
@@ -87,14 +87,14 @@ def _differences(run: Run) -> str:
             text = decimal(p.difference, digits)
             rows.append(Interval(f"against {p.name}", p.difference, p.low, p.high, text, p is rival))
     xlabel = "← tuned is better · difference (nats per row) · tuned is worse →"
-    return _picture(rows, "differences", xlabel, "Test log-loss of the tuned model minus the others'")
+    return _picture(rows, xlabel, "Test log-loss of the tuned model minus the others'", zero=True)
 
 
-def _picture(rows: list[Interval], name: str, xlabel: str, what: str) -> str:
+def _picture(rows: list[Interval], xlabel: str, what: str, *, zero: bool = False) -> str:
     if not rows:
         return ""
     description = f"{what}, with 95 % intervals. {'; '.join(f'{r.name}: {r.text}' for r in rows)}."
-    return intervals(rows, name=name, xlabel=xlabel, zero=name == "differences", description=description)
+    return intervals(rows, xlabel=xlabel, zero=zero, description=description)
 
 
 def _kept(run: Run) -> str:

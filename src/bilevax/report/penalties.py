@@ -48,14 +48,14 @@ def penalties_section(run: Run) -> Penalties | None:
     names = listed([t.name for t in terms[:3]])
     return Penalties(
         dots=penalty_pictures.dots(
-            terms[:SHOWN], signed=signed, name="dots",
+            terms[:SHOWN], signed=signed,
             description=f"Penalties and weights of the features with the smallest penalties: first {names}.",
         ) if differ else "",
         histogram=penalty_pictures.histogram(
-            values, name="histogram", description=f"Histogram of {counted(len(terms), 'penalty')}."
+            values, description=f"Histogram of {counted(len(terms), 'penalty')}."
         ) if many else "",
         scatter=penalty_pictures.scatter(
-            weighty, name="scatter", description="Size of the weights against the penalty, a point a feature."
+            weighty, description="Size of the weights against the penalty, a point a feature."
         ) if many and len(weighty) >= _ENOUGH else "",
         image=_image(terms) if many else "",
         shown=min(SHOWN, len(terms)),
@@ -111,9 +111,7 @@ def _image(terms: Sequence[Term]) -> str:
     if grid is None:
         return ""
     rows, columns = grid.shape
-    return penalty_pictures.image(
-        grid, name="image", description=f"Map of the penalties, {rows} rows by {columns} columns."
-    )
+    return penalty_pictures.image(grid, description=f"Map of the penalties, {rows} rows by {columns} columns.")
 
 
 def pixels(names: Sequence[str], values: Sequence[float]) -> np.ndarray | None:

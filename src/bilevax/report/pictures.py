@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from bilevax.core.text import power, shorten
+from bilevax.core.text import shorten, significant
 from bilevax.report import svg
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Interval:
     strong: bool = False
 
 
-def intervals(rows: Sequence[Interval], *, name: str, xlabel: str, zero: bool, description: str) -> str:
+def intervals(rows: Sequence[Interval], *, xlabel: str, zero: bool, description: str) -> str:
     """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference."""
     with svg.style():
         figure, ax = svg.panel(_ROW * len(rows) + 44, left=10, right=10, top=2, bottom=42)
@@ -44,7 +44,7 @@ def intervals(rows: Sequence[Interval], *, name: str, xlabel: str, zero: bool, d
         ax.set_xlabel(xlabel)
         _linear_ticks(ax, "x", 4)
         ax.grid(axis="x")
-        return svg.inline(figure, name, description)
+        return svg.image(figure, description)
 
 
 def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
@@ -58,33 +58,33 @@ def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
         ax.text(x, bottom + 0.56, text, transform=ax.get_yaxis_transform(), color=ink, fontsize=12, ha=side, bbox=blank)
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a course picture."""
+class Line(NamedTuple):
+    """One line of a course picture; the second of two is dashed."""
 
     label: str
-    x: Sequence[float]
     y: Sequence[float]
     second: bool = False
 
 
 def course(
+    x: Sequence[float],
     lines: Sequence[Line],
     *,
-    name: str,
     xlabel: str,
     ylabel: str,
-    x_text: Callable[[float, object], str],
-    description: str,
+    x_text: Callable[[float, object], str] | str = "{x:g}",
     shade: float = 0.0,
     from_zero: bool = True,
 ) -> str:
     """Lines over the course of a run; the y axis is logarithmic where the values span decades.
 
-    The part of the picture left of ``shade`` is shaded.
+    The part of the picture left of ``shade`` is shaded. Empty where a line has fewer than two points.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
+    if any(_thinned(x, line.y).shape[1] < 2 for line in lines):
+        return ""
+    said = "; ".join(f"{line.label} from {_ends(line.y)}" for line in lines)
     with svg.style():
         top = 26 if len(lines) > 1 else 8
         figure, ax = svg.panel(224 + top, left=58, right=14, top=top, bottom=42)
@@ -92,35 +92,39 @@ def course(
         values = values[np.isfinite(values)]
         logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
         for line in lines:
-            x, y = _thinned(line)
-            y = np.log10(y) if logarithmic else y
             colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
-            ax.plot(x, y, color=colour, linestyle=dashes, label=line.label)
+            ax.plot(*_thinned(x, line.y), color=colour, linestyle=dashes, label=line.label)
         if shade > 0:
             ax.axvspan(0, shade, color=svg.GRID, linewidth=0, zorder=0)
         if logarithmic:
-            log_ticks(ax, "y", float(np.log10(values.min())), float(np.log10(values.max())))
+            log_axis(ax, "y", values.min(), values.max())
         else:
             ax.set_ylim(*_padded(values.min(), values.max()))
             _linear_ticks(ax, "y", 5)
         if from_zero:
             ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.xaxis.set_major_formatter(FuncFormatter(x_text))
+        ax.xaxis.set_major_formatter(x_text)
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.grid(axis="y")
         if len(lines) > 1:
             ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
-        return svg.inline(figure, name, description)
+        return svg.image(figure, f"{ylabel} against {xlabel}: {said}.")
 
 
-def _thinned(line: Line) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
-    keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+def _ends(values: Sequence[float]) -> str:
+    finite = [v for v in values if math.isfinite(v)]
+    return f"{significant(finite[0], 4)} to {significant(finite[-1], 4)}"
+
+
+def _thinned(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+    """The points that are finite, at most _MOST_POINTS of them taken evenly, [2, points]."""
+    points = np.array([x, y], float)
+    keep = np.flatnonzero(np.isfinite(points).all(axis=0))
     if len(keep) > _MOST_POINTS:
         keep = keep[np.unique(np.linspace(0, len(keep) - 1, _MOST_POINTS).round().astype(int))]
-    return x[keep], y[keep]
+    return points[:, keep]
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -138,28 +142,20 @@ def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
     side.set_major_formatter(formatter)
 
 
-def log_ticks(ax: "Axes", axis: str, low: float, high: float, most: int = 6) -> None:
-    """Limits and ticks for an axis that carries log10 of its values, from ``low`` to ``high``."""
-    low, high = _padded(low, high) if high - low > 0.02 else (low - 0.5, high + 0.5)
-    marks = [(e, 1.0) for e in range(math.ceil(low), math.floor(high) + 1)]
-    for digits in ((1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
-        if len(marks) < 3:  # less than two decades: steps within a decade
-            marks = [(e, d) for e in range(math.floor(low), math.floor(high) + 1) for d in digits]
-            marks = [(e, d) for e, d in marks if low <= e + math.log10(d) <= high]
-    stride = math.ceil(len(marks) / most) or 1
-    start = -marks[0][0] % stride if marks and all(d == 1 for _, d in marks) else 0
-    marks = marks[start::stride]
-    ticks = [e + math.log10(d) for e, d in marks]
-    labels = [_mark(e, d, plain=all(-3 < e < 4 for e, _ in marks)) for e, d in marks]
-    if axis == "x":
-        ax.set_xlim(low, high)
-        ax.set_xticks(ticks, labels)
-    else:
-        ax.set_ylim(low, high)
-        ax.set_yticks(ticks, labels)
+def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks: int = 6) -> None:
+    """Make an axis logarithmic, from a little below ``low`` to a little above ``high``."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    decades = math.log10(high) - math.log10(low)
+    room = 10 ** (0.06 * decades if decades > 0.02 else 0.5)
+    lowest, highest = np.clip([low / room, high * room], 1e-323, 1e307)  # what float64 holds
+    ax.set(**{f"{axis}scale": "log", f"{axis}lim": (lowest, highest)})
+    side = ax.xaxis if axis == "x" else ax.yaxis
+    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)  # multiples of a power of ten
+    side.set_major_locator(LogLocator(subs=subs, numticks=ticks))
+    side.set_minor_locator(NullLocator())
+    side.set_major_formatter(_log_label)
 
 
-def _mark(exponent: int, digit: float, *, plain: bool) -> str:
-    if plain:
-        return f"{digit * 10.0**exponent:g}"
-    return power(exponent) if digit == 1 else f"{digit:g}·{power(exponent)}"
+def _log_label(x: float, _position: object) -> str:
+    return f"{x:g}" if 1e-4 < x < 1e5 else significant(x, 1).removeprefix("1·")

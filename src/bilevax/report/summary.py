@@ -37,21 +37,15 @@ class Tile:
 
 
 def tuned_model(run: Run) -> Model | None:
-    """The model that was tuned: of those that the tuned one is not compared with, the one that bilevax names."""
+    """The model that was tuned: the first that none is compared with."""
     rivals = {p.name for p in run.paired}
-    own = [m for m in run.models if m.name not in rivals]
-    named = [m for m in own if "bilevax" in m.name.lower()]
-    return next(iter(named or own), None)
+    return next((m for m in run.models if m.name not in rivals), None)
 
 
 def main_rival(run: Run) -> Paired | None:
     """The comparison that the verdict speaks of: with the grid-searched single penalty if there is one."""
     usable = [p for p in run.paired if all(map(math.isfinite, (p.difference, p.low, p.high)))]
-    for word in ("grid", "single"):
-        for p in usable:
-            if word in p.name.lower():
-                return p
-    return next(iter(usable), None)
+    return max(usable, key=lambda p: ["grid" in p.name.lower(), "single" in p.name.lower()], default=None)
 
 
 def verdict(run: Run) -> Verdict:

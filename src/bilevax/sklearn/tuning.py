@@ -1,8 +1,9 @@
 """How penalties are tuned: from a single penalty, along hypergradients, to where held-out rows say stop."""
 
+import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jax import Array
 from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
-from bilevax.core.protocols import RowSource
+from bilevax.core.events import Event
+from bilevax.core.protocols import Loss, RowSource
 from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import Arrays
 from bilevax.hypergradients import SID, hypergradient
@@ -20,7 +22,7 @@ from bilevax.planning.pilot import SAMPLED
 from bilevax.planning.planner import plan
 from bilevax.problems import Box, GradientStep, Problem
 from bilevax.runs import Progress, minimize
-from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, Rows, losses_of_models
+from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, LinearLoss, Rows, losses_of_models
 from bilevax.sklearn.final_fit import Whitened, apply_basis, change_basis, coordinates, solve
 from bilevax.solvers import CG, LBFGS, FixedPoint
 
@@ -61,6 +63,9 @@ FULL_BATCH_LIMIT = 3e8
 """Multiplications in one pass (rows * weights) up to which full batches are the faster choice: nothing is planned."""
 
 
+Callback: TypeAlias = Callable[[Event], bool | None]
+"""Called with a record after every outer step; True ends the run."""
+
 DETERMINISTIC = SID(LBFGS(tol=1e-4, max_steps=100), CG(tol=1e-2, max_steps=100))
 """Full batches."""
 
@@ -90,7 +95,7 @@ class Method(NamedTuple):
     name: str
     reason: str
     folds: int
-    estimator: Any = None
+    estimator: object = None
     sources: tuple[RowSource, RowSource] | None = None
 
 
@@ -129,7 +134,7 @@ def plan_method(
     if made.method in SAMPLED:
         sampled = made.run(key=run_key).value
         exact = hypergradient(full_batch(problem), DETERMINISTIC, w, lam, every, every, key=run_key).value
-        off = float(norm(sub(sampled, exact)) / jnp.maximum(norm(exact), jnp.finfo(lam.dtype).tiny))
+        off = float(norm(sub(sampled, exact)) / jnp.maximum(norm(exact), np.finfo(lam.dtype).tiny))
         if off <= NEAR:
             return Method("stochastic", reason, method.folds, made.estimator, (made.train, made.val))
         reason = f"{method.reason}: {made.method} came no nearer than {off:.1g} times its size to a hypergradient"
@@ -155,8 +160,8 @@ class TuningTask(NamedTuple):
         moment: of the training rows; see :func:`bilevax.sklearn.final_fit.second_moment`.
     """
 
-    penalised: Any
-    plain: Any
+    penalised: LinearLoss
+    plain: LinearLoss
     rows: Rows
     folds: int
     validation: tuple[Array, Array, Array]
@@ -208,7 +213,7 @@ class TuningResult(NamedTuple):
     validation_loss: float
     gap: float
     gap_se: float
-    history: list[dict[str, Any]]
+    history: list[Event]
     code: Code
     interrupted: bool
     method: Method
@@ -220,7 +225,7 @@ def tune(
     *,
     steps: int,
     seed: int,
-    callback: Callable[[dict[str, Any]], bool | None] | None = None,
+    callback: Callback | None = None,
 ) -> TuningResult:
     """Tune log-penalties on the training rows, and let the validation rows say where to stop.
 
@@ -233,17 +238,17 @@ def tune(
     """
     clock = time.monotonic()
     start, interrupted = _single_penalty(task)
-    root, turn = coordinates(task.moment, start.lam)
-    watch = _EarlyStopping(task, start, turn, clock, callback)
+    cholesky, basis = coordinates(task.moment, start.lam)
+    stopping = _EarlyStopping(task, start, start.lam, basis, clock, callback)
     if interrupted:
-        return _decide(task, start, watch, Code.OK, interrupted, method)
-    u, key = change_basis(start.w, root), jax.random.key(seed)
-    in_coordinates = task.rows._replace(X=apply_basis(task.rows.X, turn.T))
+        return _decide(task, start, stopping, Code.OK, interrupted, method)
+    u, key = change_basis(start.w, cholesky), jax.random.key(seed)
+    in_coordinates = task.rows._replace(X=apply_basis(task.rows.X, basis.T))
 
     def rows(batch_size: int | None) -> Arrays:
         return Arrays(in_coordinates, batch_size=batch_size, sampling="blocks", seed=seed)
 
-    inner_map = GradientStep(CrossFitLoss(Whitened(task.penalised, turn)))
+    inner_map = GradientStep(CrossFitLoss(Whitened(task.penalised, basis)))
     problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))
     if method.estimator is None:
         method = plan_method(method, problem, u, start.lam, (rows(BATCH), rows(None)), key=jax.random.fold_in(key, 1))
@@ -251,19 +256,19 @@ def tune(
         problem = full_batch(problem)
     train, val = method.sources or 2 * (rows(None if method.name == "deterministic" else BATCH),)
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
-    result = minimize(problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=watch, every=1)
-    return _decide(task, start, watch, Code(result.code), result.interrupted, method)
+    result = minimize(problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1)
+    return _decide(task, start, stopping, Code(result.code), result.interrupted, method)
 
 
 def _decide(
-    task: TuningTask, start: Candidate, watch: "_EarlyStopping", code: Code, interrupted: bool, method: Method
+    task: TuningTask, start: Candidate, stopping: "_EarlyStopping", code: Code, interrupted: bool, method: Method
 ) -> TuningResult:
     """The best step against the start: one model each on all training rows, compared on the validation rows.
 
     Penalties keep their size against the *sum* of the losses, as the precision of a prior does: the one model sees more
     rows than each of the K did.
     """
-    best, sum_kept = watch.best, float(np.log((task.folds - 1) / task.folds))
+    best, sum_kept = stopping.best, float(np.log((task.folds - 1) / task.folds))
     chosen = start._replace(lam=start.lam + sum_kept)
     model, losses = _one_model(task, chosen.lam, start.w)
     if best.step:
@@ -278,28 +283,35 @@ def _decide(
     fall = float(_value(held, best.w, best.lam, task.rows)) - float(_value(held, start.w, start.lam, task.rows))
     gap, gap_se = float(np.mean(gain)) - fall, float(np.std(gain) / np.sqrt(len(gain)))
     validation_loss = float(np.mean(losses))
-    ended = watch.history, code, interrupted, method
+    ended = stopping.history, code, interrupted, method
     return TuningResult(chosen, start, model, task.moment, validation_loss, gap, gap_se, *ended)
 
 
+@dataclasses.dataclass
 class _EarlyStopping:
-    """Follows a run: keeps the record and the best step on the validation rows, and says when to stop."""
+    """Follows a run: keeps the record and the best step on the validation rows, and says when to stop.
 
-    def __init__(
-        self,
-        task: TuningTask,
-        start: Candidate,
-        turn: Array,
-        clock: float,
-        callback: Callable[[dict[str, Any]], bool | None] | None,
-    ) -> None:
-        self.task, self.turn, self.clock, self.callback = task, turn, clock, callback
-        self.best, self.lam = start, start.lam
-        self.history: list[dict[str, Any]] = []
+    Attributes:
+        task: what is tuned.
+        best: the step of the least validation loss so far.
+        lam: of the step that comes next.
+        basis: of the coordinates that the run is in.
+        clock: when tuning began.
+        callback: the user's.
+        history: the records.
+    """
+
+    task: TuningTask
+    best: Candidate
+    lam: Array
+    basis: Array
+    clock: float
+    callback: Callback | None
+    history: list[Event] = dataclasses.field(default_factory=list)
 
     def __call__(self, progress: Progress) -> bool:
         seen, step = progress.history, progress.step - 1  # w belongs to the lam before the step
-        w = change_basis(progress.w, self.turn)
+        w = change_basis(progress.w, self.basis)
         point = _point(self.task, step, self.lam, w, float(seen.outer_value[-1]))
         if point.validation_loss < self.best.validation_loss:
             self.best = point
@@ -374,11 +386,13 @@ def _zeros(task: TuningTask, models: int) -> PyTree:
     return {"weights": jnp.zeros((models, task.outputs, p), real), "bias": jnp.zeros((models, task.outputs), real)}
 
 
-_value = jax.jit(lambda loss, w, lam, batch: loss(w, lam, batch))
+@jax.jit
+def _value(loss: Loss, w: PyTree, lam: Array, batch: PyTree) -> Array:
+    return loss(w, lam, batch)
 
 
 @jax.jit
-def _row_losses(loss: Any, w: PyTree, rows: tuple[Array, Array, Array]) -> Array:
+def _row_losses(loss: LinearLoss, w: PyTree, rows: tuple[Array, Array, Array]) -> Array:
     """Weighted loss of each row, averaged over the models, [n]."""
     X, y, weight = rows
     return jnp.mean(losses_of_models(loss, w, X, y), axis=1) * weight

@@ -110,14 +110,10 @@ class FixedPoint:
             good = (lost < 0) & jnp.isfinite(_sum(move))  # the last finite x is kept
             return where(good, new, x), jnp.where(good | (lost >= 0), lost, j), travel
 
-        def stretch(carry: tuple[PyTree, Array, Array], cuts: tuple[Array, Array]) -> tuple[Any, Any]:
-            carry = source.fold(step, carry, args, key=key, start=cuts[0], stop=cuts[1])
-            return carry, (carry[0], carry[2])
-
         stops = first + _cuts(steps)
-        starts = jnp.concatenate([jnp.asarray(first, jnp.int32)[None], stops[:-1]])
         carry = (start, jnp.int32(-1), jnp.zeros((), jnp.result_type(float)))
-        (end, lost, _), (points, travel) = jax.lax.scan(stretch, carry, (starts, stops))
+        points, lost, travel = source.fold(step, carry, args, key=key, start=first, stop=stops)
+        end, lost = jax.tree.map(lambda x: x[-1], points), lost[-1]
         way = norm(sub(jax.tree.map(lambda x: x[SNAPSHOTS - 3], points), start))  # half-way
         if not self.confirm:
             lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
@@ -129,6 +125,8 @@ class FixedPoint:
             grown=has_grown(start, end), confirm=self.confirm,
         )  # fmt: skip
         code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
+        if not self.confirm:
+            end = where(lost < 0, end, start)  # the last finite x was not looked for
         step_number = jnp.where(lost < 0, first + steps, lost + 1)
         return Solution(end, code, steps, step_number, checks, Snapshots(points, travel, sizes))
 

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -10,7 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-ClassWeight = Literal["balanced"] | dict[Any, float] | None
+from bilevax.tables.labels import Label
+
+ClassWeight: TypeAlias = Literal["balanced"] | dict[Label, float] | None
 
 
 class Baseline(NamedTuple):
@@ -40,7 +42,8 @@ class Baseline(NamedTuple):
 def row_losses(probabilities: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Log-loss of each row [n], from probabilities [n, classes] and the index of each row's class."""
     chosen = probabilities[np.arange(len(codes)), codes].astype(np.float64)
-    return -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
+    losses: np.ndarray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
+    return losses
 
 
 def single_penalty_grid(

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -13,7 +13,15 @@ from sklearn.metrics import get_scorer, get_scorer_names
 from bilevax.core.errors import ParameterError
 from bilevax.tables.table import suggestion
 
-Scorer: TypeAlias = Callable[[Any, np.ndarray, np.ndarray], float]
+
+class Classifier(Protocol):
+    """A fitted model of scikit-learn's kind."""
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """The label of each row, [n]."""
+
+
+Scorer: TypeAlias = Callable[[Classifier, np.ndarray, np.ndarray], float]
 
 _NOT_FOR_CLASSES = ("r2", "explained_variance", "rand_score", "mutual_info", "completeness", "homogeneity", "fowlkes",
                     "v_measure", "_error", "deviance")  # fmt: skip
@@ -28,7 +36,7 @@ def scorer_for(name: str, codes: np.ndarray) -> Scorer:
     known = [known for known in get_scorer_names() if not any(part in known for part in _NOT_FOR_CLASSES)]
     if name not in known:
         raise ParameterError(f"scoring '{name}' is no score of a classifier; {suggestion(name, known)}")
-    scorer = get_scorer(name)
+    scorer: Scorer = get_scorer(name)
     nothing = np.zeros((len(codes), 1))
     constant = DummyClassifier(strategy="prior").fit(nothing, codes)
     try:
@@ -44,7 +52,7 @@ def scorer_for(name: str, codes: np.ndarray) -> Scorer:
     return scorer
 
 
-def score(scorer: Scorer, model: Any, X: np.ndarray, codes: np.ndarray) -> float | None:
+def score(scorer: Scorer, model: Classifier, X: np.ndarray, codes: np.ndarray) -> float | None:
     """The score, or None where these rows do not have one (a class may be absent)."""
     try:
         with warnings.catch_warnings():

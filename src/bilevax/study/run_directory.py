@@ -7,14 +7,14 @@ is written beside them by ``bilevax.report``.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bilevax.core import files
 from bilevax.core.errors import DataError, StorageError, UsageError
+from bilevax.core.events import Event, Plain
 from bilevax.tables.linear import LinearModel, canonical, check_model, linear_from_plain
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class RunDirectory:
         self._begun = False
         self._made = not path.exists()
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Event) -> None:
         """Append a record to the metrics."""
         if not self._begun:
             files.make_directory(self._target)
@@ -146,7 +146,7 @@ def _model_bytes(model: LinearModel) -> bytes:
     return save({"coef": coef, "intercept": intercept}, metadata)
 
 
-def _digest(plain: dict[str, Any], coef: np.ndarray, intercept: np.ndarray) -> str:
+def _digest(plain: Plain, coef: np.ndarray, intercept: np.ndarray) -> str:
     parts = (canonical(plain), coef.astype("<f8").tobytes(), intercept.astype("<f8").tobytes())
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

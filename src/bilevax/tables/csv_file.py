@@ -11,13 +11,16 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
 
 from bilevax.core.errors import DataError
 from bilevax.tables.table import check_names
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from _csv import Reader
 
 _DELIMITERS = "\t;|,"  # where two split the file alike, the one that is rarer inside a cell
 _SAMPLED = 50  # lines by which the delimiter is recognised
@@ -36,7 +39,7 @@ class CsvText(NamedTuple):
 
     name: str
     names: list[str]
-    columns: "list[pa.ChunkedArray]"
+    columns: list[pa.ChunkedArray]
     lines: "Lines"
 
 
@@ -129,7 +132,7 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _rows(data: bytes, delimiter: str, *, strict: bool = True) -> Any:
+def _rows(data: bytes, delimiter: str, *, strict: bool = True) -> "Reader":
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="")
     return csv.reader(text, delimiter=delimiter, strict=strict)
 
@@ -180,10 +183,7 @@ def _quote_fault(name: str, data: bytes, delimiter: str, error: csv.Error) -> st
     return f'{name}:{line}: text follows a closing quote; a quote inside a quoted cell is written twice, ""'
 
 
-def _columns(name: str, body: bytes, delimiter: str, names: list[str]) -> "list[pa.ChunkedArray]":
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
+def _columns(name: str, body: bytes, delimiter: str, names: list[str]) -> list[pa.ChunkedArray]:
     try:
         table = arrow_csv.read_csv(
             io.BytesIO(body),

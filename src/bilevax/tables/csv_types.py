@@ -4,16 +4,13 @@ One rule for a whole column, never one for a cell: a column is numbers when ever
 A column that is nearly so is refused by line, for a model that took it for names would be a bad one in silence.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from bilevax.core.errors import DataError
 from bilevax.tables.csv_file import Lines
 from bilevax.tables.table import Column, object_array
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "-nan", "null", "NULL", "NaT")
 """The cells of a delimited file that say that nothing is known, blanks around them apart."""
@@ -32,15 +29,12 @@ _COMMA_THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
 _DECORATED = r"^[$€£¥]?\s?[+-]?[\d.,]*\d\s?[%$€£¥]?$"
 
 
-def column_of_cells(name: str, cells: "pa.ChunkedArray", lines: Lines, *, text: bool) -> tuple[Column, str]:
+def column_of_cells(name: str, cells: pa.ChunkedArray, lines: Lines, *, text: bool) -> tuple[Column, str]:
     """A column of a delimited file, and a note on it (empty when there is nothing to say).
 
     Raises:
         DataError: the cells are nearly a column of numbers, or of numbers written in a way that is not read.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     trimmed = pc.utf8_trim_whitespace(cells)
     missing = pc.is_in(trimmed, value_set=pa.array(MISSING))
     values = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
@@ -61,29 +55,23 @@ def column_of_cells(name: str, cells: "pa.ChunkedArray", lines: Lines, *, text: 
     return _text(name, values), note
 
 
-def _text(name: str, values: "pa.ChunkedArray") -> Column:
+def _text(name: str, values: pa.ChunkedArray) -> Column:
     coded = values.combine_chunks().dictionary_encode()
     words = object_array([*coded.dictionary.to_pylist(), None])  # index -1 is a missing cell
     return Column(name, "text", words[coded.indices.fill_null(-1).to_numpy()])
 
 
-def _matches(values: "pa.ChunkedArray", pattern: str) -> bool:
+def _matches(values: pa.ChunkedArray, pattern: str) -> bool:
     """True if every cell that is not missing matches."""
-    import pyarrow.compute as pc
-
     return bool(pc.all(pc.match_substring_regex(values, pattern)).as_py())
 
 
-def _any(values: "pa.ChunkedArray", pattern: str) -> bool:
-    import pyarrow.compute as pc
-
+def _any(values: pa.ChunkedArray, pattern: str) -> bool:
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
 
-def _first(values: "pa.ChunkedArray", pattern: str, *, matching: bool) -> tuple[int, str]:
+def _first(values: pa.ChunkedArray, pattern: str, *, matching: bool) -> tuple[int, str]:
     """The first row whose cell matches (or does not), and the cell."""
-    import pyarrow.compute as pc
-
     found = pc.match_substring_regex(values, pattern)
     row = pc.index(found, matching).as_py()
     return row, _shown(values[row].as_py())
@@ -93,10 +81,7 @@ def _shown(cell: str) -> str:
     return repr(cell if len(cell) <= 40 else cell[:39] + "…")
 
 
-def _as_numbers(name: str, values: "pa.ChunkedArray", lines: Lines) -> tuple[Column, str] | None:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _as_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> tuple[Column, str] | None:
     try:
         numbers = pc.cast(values, pa.float64()).to_numpy()
     except pa.ArrowInvalid:
@@ -117,20 +102,14 @@ def _as_numbers(name: str, values: "pa.ChunkedArray", lines: Lines) -> tuple[Col
     return Column(name, "integer" if whole else "number", numbers), ""
 
 
-def _as_boolean(name: str, values: "pa.ChunkedArray") -> Column | None:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
     if not _matches(values, "^(?i:true|false)$"):
         return None
     truth = pc.equal(pc.utf8_lower(values), "true")
     return Column(name, "boolean", pc.cast(truth, pa.float64()).to_numpy())
 
 
-def _as_date(name: str, values: "pa.ChunkedArray", lines: Lines) -> Column | None:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _as_date(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
     if not _matches(values, _DATE):
         return None
     zoned = _any(values, _ZONE)
@@ -144,11 +123,8 @@ def _as_date(name: str, values: "pa.ChunkedArray", lines: Lines) -> Column | Non
     return Column(name, "date", days(stamps))
 
 
-def _first_not(values: "pa.ChunkedArray", kind: "pa.DataType") -> tuple[int, str]:
+def _first_not(values: pa.ChunkedArray, kind: pa.DataType) -> tuple[int, str]:
     """The first row whose cell cannot be read as the type, by halving."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     low, high = 0, len(values)
     while high - low > 1:
         middle = (low + high) // 2
@@ -160,19 +136,15 @@ def _first_not(values: "pa.ChunkedArray", kind: "pa.DataType") -> tuple[int, str
     return low, _shown(values[low].as_py())
 
 
-def days(stamps: "pa.ChunkedArray") -> np.ndarray:
+def days(stamps: pa.ChunkedArray) -> np.ndarray:
     """Days since 1970-01-01, with fractions, of microsecond timestamps; NaN where missing."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    microseconds = pc.cast(pc.cast(stamps, pa.int64()), pa.float64(), safe=False)
+    out: np.ndarray = microseconds.to_numpy() / 86_400e6
+    return out
 
-    return pc.cast(pc.cast(stamps, pa.int64()), pa.float64(), safe=False).to_numpy() / 86_400e6
 
-
-def _as_comma_numbers(name: str, values: "pa.ChunkedArray", lines: Lines) -> Column | None:
+def _as_comma_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
     """Numbers with a decimal comma; the comma must be seen to be no thousands separator."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     plain = rf"(?:{_COMMA})|(?:^[+-]?\d+$)"
     if _matches(values, plain) and not _matches(values, rf"(?:{_COMMA_THOUSANDS})|(?:^[+-]?\d+$)"):
         numbers = pc.cast(pc.replace_substring(values, ",", "."), pa.float64()).to_numpy()
@@ -190,9 +162,7 @@ def _as_comma_numbers(name: str, values: "pa.ChunkedArray", lines: Lines) -> Col
     return None
 
 
-def _refuse_nearly_numbers(name: str, values: "pa.ChunkedArray", lines: Lines) -> None:
-    import pyarrow.compute as pc
-
+def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> None:
     pattern = f"^{_NUMBER}$"
     known = len(values) - values.null_count
     numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()

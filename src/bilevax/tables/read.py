@@ -5,9 +5,12 @@ import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
 
 from bilevax.core.errors import DataError, ParameterError, StorageError
 from bilevax.tables.csv_file import read_csv_text
@@ -15,7 +18,7 @@ from bilevax.tables.csv_types import column_of_cells, days
 from bilevax.tables.table import Column, Table, check_names, object_array
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from narwhals.typing import IntoDataFrame
 
 __all__ = ["Column", "Table", "read_table", "table_from_frame"]
 
@@ -65,7 +68,7 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
     return Table(path.name, tuple(columns), tuple(notes), digest)
 
 
-def table_from_frame(frame: Any, *, name: str = "frame", text: Collection[str] = ()) -> Table:
+def table_from_frame(frame: "IntoDataFrame", *, name: str = "frame", text: Collection[str] = ()) -> Table:
     """A table of an eager data frame: pandas, polars, pyarrow, or whatever else narwhals knows. The index is left out.
 
     Raises:
@@ -73,7 +76,6 @@ def table_from_frame(frame: Any, *, name: str = "frame", text: Collection[str] =
         DataError: a column mixes types, or has one that no model can use.
     """
     import narwhals as nw
-    import pyarrow as pa
 
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(frame, pandas.DataFrame):
@@ -101,10 +103,7 @@ def _is_number(name: str) -> bool:
     return True
 
 
-def _read_parquet(name: str, data: bytes) -> "pa.Table":
-    import pyarrow as pa
-    from pyarrow import parquet
-
+def _read_parquet(name: str, data: bytes) -> pa.Table:
     try:
         table = parquet.read_table(pa.BufferReader(data))
         index = [label for label in table.column_names if _PANDAS_INDEX.fullmatch(label)]
@@ -113,7 +112,7 @@ def _read_parquet(name: str, data: bytes) -> "pa.Table":
         raise DataError(f"{name}: no readable Parquet file ({str(e).splitlines()[0]})") from None
 
 
-def _from_arrow(name: str, table: "pa.Table", *, text: Collection[str], sha256: str = "") -> Table:
+def _from_arrow(name: str, table: pa.Table, *, text: Collection[str], sha256: str = "") -> Table:
     names = [str(label) for label in table.column_names]
     check_names(name, names)
     if table.num_rows == 0 or not names:
@@ -125,10 +124,7 @@ def _from_arrow(name: str, table: "pa.Table", *, text: Collection[str], sha256: 
     return Table(name, chosen, sha256=sha256)
 
 
-def _column(source: str, name: str, values: "pa.ChunkedArray") -> Column:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _column(source: str, name: str, values: pa.ChunkedArray) -> Column:
     kind = values.type
     if pa.types.is_dictionary(kind):
         values = pc.cast(values, kind.value_type)
@@ -151,10 +147,7 @@ def _column(source: str, name: str, values: "pa.ChunkedArray") -> Column:
     raise DataError(f"{source}: column '{name}' holds {kind}; numbers, text, truth values and dates can be used")
 
 
-def _integers(name: str, values: "pa.ChunkedArray") -> Column:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _integers(name: str, values: pa.ChunkedArray) -> Column:
     numbers = pc.cast(values, pa.float64(), safe=False).to_numpy()
     if np.any(np.abs(numbers) >= _EXACT):  # longer than float64 holds: an identifier
         return Column(name, "text", object_array(pc.cast(values, pa.string()).to_pylist()))

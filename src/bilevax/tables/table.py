@@ -33,7 +33,8 @@ class Column:
         """True where the cell is missing, bool [n]."""
         if self.kind == "text":
             return np.fromiter((cell is None for cell in self.values), bool, len(self.values))
-        return np.isnan(self.values)
+        missing: np.ndarray = np.isnan(self.values)
+        return missing
 
     def as_text(self) -> "Column":
         """The same column with every cell as text: 3.0 is written ``3``, true is written ``true``."""

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from bilevax.core.errors import DataError
+from bilevax.core.events import Plain
 from bilevax.tables.table import Column, Table
 
 NumberType = Literal["number", "boolean", "date"]
@@ -53,13 +54,13 @@ class Term:
     scale: float = 1.0
     fill: float | None = None
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> Plain:
         """The term as JSON values; what is None or false is left out."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None and value is not False}
 
 
-def terms_from_plain(plain: Iterable[dict[str, Any]]) -> tuple[Term, ...]:
+def terms_from_plain(plain: Iterable[Plain]) -> tuple[Term, ...]:
     """The inverse of :meth:`Term.to_plain`; entries that are no fields of a term are left alone.
 
     Raises:

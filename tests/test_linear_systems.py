@@ -1,4 +1,4 @@
-"""The board, rows C7-C12: linear systems that are singular, indefinite, not symmetric, zero, or solved already."""
+"""Faults C7 to C12 (docs/faults.md): linear systems: singular, indefinite, not symmetric, zero, or solved already."""
 
 import jax
 import jax.numpy as jnp
