@@ -1,11 +1,11 @@
 """What the rooms ask of one another, and of a user's own classes: structural types, with shapes."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax import Array
 
-from bilevax.core.records import Cost, Estimate, Info
+from bilevax.core.records import Cost, Estimate, Info, Solution
 from bilevax.core.trees import PyTree
 
 if TYPE_CHECKING:
@@ -209,6 +209,23 @@ class BilevelProblem(Protocol):
 
     def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
         """E(w, lam; xi) [], grad_1 E like w, grad_2 E like lam."""
+
+
+class SystemSolver(Protocol):
+    """A solver of the linear system on every row."""
+
+    @property
+    def stochastic(self) -> Literal[False]:
+        """It sees every row."""
+
+    @property
+    def needs_symmetry(self) -> bool:
+        """True if A must be self-adjoint in a metric."""
+
+    def solve(
+        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
+    ) -> Solution:
+        """A v = g, with A = I - d1Phi^T as v -> A v, all trees like w; ``metric`` as :meth:`BilevelProblem.metric`."""
 
 
 class Estimator(Protocol):
