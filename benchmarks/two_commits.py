@@ -2,7 +2,8 @@
 
     python benchmarks/two_commits.py PATH_OF_THE_OTHER [--rounds 15]
 
-Each checkout has a process of its own, which imports its own ``src`` and ``benchmarks/workloads.py``; the calls alternate,
+Each checkout has a process of its own, which imports its own ``src`` and ``benchmarks/workloads.py``; the calls
+alternate,
 and what is compared are medians of process CPU seconds. First calls are of fresh processes in turn. Prints a markdown
 table, and keeps it in benchmarks/results/two_commits.json.
 """
