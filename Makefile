@@ -1,10 +1,11 @@
 # The two commands are `make run` and `make test`; `make check` does all that CI does.
 PYTHON ?= python3.11
+NEWEST ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-slow mutants lint check bench paper clean
+.PHONY: run test test-slow test-wheel test-lowest test-newest mutants lint check bench paper clean
 
 run: $(STAMP)  ## tune a model on real data and say where the report is
 	$(BIN)/bilevax tune digits --target digit --out runs/digits --seed 0 --force
@@ -16,6 +17,15 @@ test: $(STAMP)  ## the documentation's code as a user would run it, then the tes
 test-slow: $(STAMP)  ## the statistical and real-data tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
+test-wheel:  ## `make test` against the wheel in a fresh environment, from outside of the tree
+	.ci/outside $(PYTHON) newest all
+
+test-lowest:  ## a part of the tests with the lowest versions that pyproject.toml allows
+	.ci/outside $(PYTHON) lowest smoke
+
+test-newest:  ## a part of the tests with the newest Python that jax supports, and the newest versions
+	.ci/outside $(NEWEST) newest smoke
+
 mutants: $(STAMP)  ## break the package in one place at a time: do the tests see it?
 	$(BIN)/python tests/mutants/run.py
 
@@ -25,7 +35,7 @@ lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test  ## what CI does
+check: lint test-wheel  ## what CI does
 
 bench: $(STAMP)  ## the comparison with a grid search on real data
 	$(BIN)/python benchmarks/against_grid.py

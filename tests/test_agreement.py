@@ -175,7 +175,7 @@ def test_a_decorated_solver_finds_the_hypergradient(cases: dict[str, Case], name
     assert error < 1e-6 if name in ("logistic", "equilibrium") else error < 1e-9
 
 
-def test_a3_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing() -> None:
+def test_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing() -> None:
     """Against plain reverse mode through a Python loop, at counts with and without a remainder."""
     p = PenalisedRidge.random(1, d=6)
     step, batch, val = p.problem.inner_map, tuple(map(jnp.asarray, p.train_data)), tuple(map(jnp.asarray, p.val_data))
@@ -303,3 +303,35 @@ def test_truncated_itd_sees_the_last_steps_alone() -> None:
     np.testing.assert_allclose((errors[1] / errors[0]) ** (1 / 20), p.curvature.q, rtol=0.05)
     with pytest.raises(bx.ParameterError, match=r"last must lie in \[1, steps=5\], got 6"):
         bx.ITD(5, last=6)
+
+
+class Layer:
+    """An equilibrium layer of a user's own, w = A w + lam, whose methods happen to be called loss, metric and prox."""
+
+    def __call__(self, w, lam, batch):
+        return 0.5 * w + lam * jnp.mean(batch)
+
+    def loss(self, prediction):
+        return jnp.sum(prediction**2)
+
+    def metric(self):
+        return 1.0
+
+    def prox(self):
+        return None
+
+
+def test_what_a_map_can_do_is_not_guessed_from_the_names_of_its_methods():
+    """w(lam) = 2 lam: the gradient of ||w||^2 / 2 is 4 lam. L-BFGS, which minimises a loss, is refused."""
+    rows, lam = bx.Arrays(np.ones((5, 1))), jnp.asarray([1.0, -2.0])
+    problem = bx.Problem(Layer(), lambda w, lam, batch: 0.5 * jnp.sum(w**2) * jnp.mean(batch))
+    assert not any((problem.has_loss, problem.symmetric, problem.composite))
+    with pytest.raises(bx.ParameterError, match="needs an inner loss"):
+        bx.hypergradient(problem, bx.SID(bx.LBFGS(), bx.GMRES()), jnp.zeros(2), lam, rows, rows, key=KEY)
+    estimator = bx.SID(bx.FixedPoint(60), bx.GMRES())
+
+    @jax.jit
+    def value(lam):
+        return bx.hypergradient(problem, estimator, jnp.zeros(2), lam, rows, rows, key=KEY, report=False).value
+
+    np.testing.assert_allclose(value(lam), 4 * lam, rtol=1e-9)

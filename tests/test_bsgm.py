@@ -1,4 +1,4 @@
-"""A13: the bilevel stochastic gradient method and the driver that runs it."""
+"""The bilevel stochastic gradient method and the driver that runs it."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ HORIZONS = (10, 20, 40, 80, 160)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["far", "optimum"])
-def test_a13_stationarity_falls_as_one_over_the_horizon(start):
+def test_stationarity_falls_as_one_over_the_horizon(start):
     """From afar the transient decides, from the optimum the noise of the estimates alone."""
     far = start == "far"
     lam = P1.lam if far else np.linalg.solve(outer_curvature(P1), -P1.hypergradient(np.zeros(5)))
@@ -64,7 +64,7 @@ def test_a13_stationarity_falls_as_one_over_the_horizon(start):
     assert -1.3 < slope < -0.8, levels
 
 
-def test_a13_counts_that_grow_with_the_outer_step():
+def test_counts_that_grow_with_the_outer_step():
     grow = bx.Growing(1.0)
     counts = (grow, grow, grow)
     horizons = HORIZONS[1:-1]
@@ -74,7 +74,7 @@ def test_a13_counts_that_grow_with_the_outer_step():
 
 
 @pytest.mark.slow
-def test_a13_control_a_single_cross_batch_leaves_a_floor():
+def test_control_a_single_cross_batch_leaves_a_floor():
     lam = np.linalg.solve(outer_curvature(P1), -P1.hypergradient(np.zeros(5)))
     levels = [stationarity(lam, S, learning_rate=0.5 / SMOOTHNESS, counts=(S, S, 1)) for S in HORIZONS]
     assert np.polyfit(np.log(HORIZONS), np.log(levels), 1)[0] > -0.75, levels
@@ -89,7 +89,7 @@ def alone(estimator, w0, lam, s):
 BOX = bx.Box(lower=-0.3, upper=np.array([0.1, 0.2, 0.3, 0.4, 0.5]))
 
 
-def test_a13_every_step_is_the_projected_step_along_the_estimate_from_a_cold_start():
+def test_every_step_is_the_projected_step_along_the_estimate_from_a_cold_start():
     """Step s uses key fold_in(key, s), starts at w0, moves lam, then projects: replayed from the outside."""
     rate, w0 = 0.5 / SMOOTHNESS, np.linspace(-1.0, 1.0, 10)
     problem = bx.Problem(P1.problem.inner_map, P1.problem.outer_loss, BOX)
@@ -107,7 +107,7 @@ def test_a13_every_step_is_the_projected_step_along_the_estimate_from_a_cold_sta
     assert active > 3  # the constraint was felt
 
 
-def test_a13_iterates_stay_in_lambda():
+def test_iterates_stay_in_lambda():
     problem = bx.Problem(P1.problem.inner_map, P1.problem.outer_loss, BOX)
     result, seen = run(bx.BSGM(sid(5, 5, 1), bx.optim("sgd", 10.0 / SMOOTHNESS)), 100.0 * P1.lam, problem=problem)
     for _, lam in seen[1:]:
@@ -115,7 +115,7 @@ def test_a13_iterates_stay_in_lambda():
     assert np.array_equal(result.lam, seen[-1][1])
 
 
-def test_a13_no_warm_start_unless_asked():
+def test_no_warm_start_unless_asked():
     """t = 0 returns the start: w0 at every step, or, warm, where the step before ended."""
     w0 = np.linspace(-1.0, 1.0, 10)
     _, cold = run(bx.BSGM(sid(0, 3, 1), bx.optim("sgd", 0.001)), w0=w0)
@@ -127,7 +127,7 @@ def test_a13_no_warm_start_unless_asked():
     assert np.linalg.norm(warm[-1][0] - solution) < 1e-5
 
 
-def test_a13_a_warm_linear_solver_continues():
+def test_a_warm_linear_solver_continues():
     """k = 1 on full batches with w solved: the hypergradient is right only if v is carried."""
     estimator = bx.SID(bx.LBFGS(tol=1e-12), bx.FixedPoint(1))
     rows = {"batch_size": None, "steps": 60, "every": 60}
@@ -143,7 +143,7 @@ def leaving_its_domain(w, lam, batch):
     return jnp.mean(batch["r"]) * 0.0 + 0.0 * jnp.sum(w) - jnp.sum(lam) + 0.0 * jnp.sum(jnp.sqrt(1.0 - lam))
 
 
-def test_a13_a_hypergradient_that_is_not_finite_keeps_the_last_finite_lam():
+def test_a_hypergradient_that_is_not_finite_keeps_the_last_finite_lam():
     problem = bx.Problem(P1.problem.inner_map, leaving_its_domain)
     result, seen = run(bx.BSGM(sid(3, 3, 1), bx.optim("sgd", 0.3)), np.zeros(5), problem=problem)
     np.testing.assert_allclose([lam[0] for _, lam in seen], [0.0, 0.3, 0.6, 0.9, 1.2, 1.2])
@@ -154,7 +154,7 @@ def test_a13_a_hypergradient_that_is_not_finite_keeps_the_last_finite_lam():
     assert not result.interrupted
 
 
-def test_a13_a_diverged_estimate_does_not_move_lam():
+def test_a_diverged_estimate_does_not_move_lam():
     """An inner step above 2 / L: finite, but beyond all meaning."""
     problem = bx.Problem(bx.GradientStep(P1.problem.inner_map.loss, 40.0), P1.problem.outer_loss)
     estimator = bx.SID(bx.FixedPoint(40), bx.FixedPoint(40), cross_batches=1)
@@ -165,7 +165,7 @@ def test_a13_a_diverged_estimate_does_not_move_lam():
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-def test_a13_how_a_run_is_cut_changes_no_bit(warm):
+def test_how_a_run_is_cut_changes_no_bit(warm):
     algorithm = bx.BSGM(sid(bx.Growing(2.0), 9, 2), bx.optim("sgd", 0.005, momentum=0.9), warm_start=warm)
     runs = [run(algorithm, steps=20, every=every, callback=None)[0] for every in (1, 7, 64, None)]
     for other in runs[1:]:
@@ -177,7 +177,7 @@ def test_a13_how_a_run_is_cut_changes_no_bit(warm):
     assert len(runs[0].history.code) == 20
 
 
-def test_a13_an_interrupted_run_returns_what_was_reached():
+def test_an_interrupted_run_returns_what_was_reached():
     algorithm = bx.BSGM(sid(5, 5, 1), bx.optim("sgd", 0.005))
     whole, seen = run(algorithm, steps=9)
 
@@ -195,13 +195,13 @@ def test_a13_an_interrupted_run_returns_what_was_reached():
     assert result.cost.gradients.calls == 6 * 5
 
 
-def test_a13_a_callback_that_returns_true_ends_the_run():
+def test_a_callback_that_returns_true_ends_the_run():
     result, _ = run(bx.BSGM(sid(5, 5, 1), bx.optim("sgd", 0.005)), callback=lambda progress: progress.step >= 4)
     assert len(result.history.code) == 4
     assert not result.interrupted
 
 
-def test_a13_visits_count_every_row_that_is_read():
+def test_visits_count_every_row_that_is_read():
     """t = s + 1 gradients, 9 products and 2 cross products on 20 rows each, and one outer gradient on one row."""
     result, _ = run(bx.BSGM(sid(bx.Growing(1.0), 9, 2), bx.optim("sgd", 0.005)), steps=10)
     each = 20 * (np.arange(1, 11) + 9 + 2) + 1
@@ -211,7 +211,7 @@ def test_a13_visits_count_every_row_that_is_read():
     assert [part.evaluations for part in parts] == [20 * 55, 20 * 90, 20 * 20, 10, 0]
 
 
-def test_a13_the_optimisers_state_is_carried():
+def test_the_optimisers_state_is_carried():
     """Momentum, against the recursion written out."""
     rate, momentum = 0.002, 0.8
     _, seen = run(bx.BSGM(sid(4, 4, 1), bx.optim("sgd", rate, momentum=momentum)), steps=6)

@@ -55,7 +55,7 @@ class Quick(ClassifierMixin, BaseEstimator):
                     "seconds": 0.5,
                     "visits": 10 * step,
                     "validation_loss": 0.5 - 0.1 * step,
-                    "code": 0,
+                    "code": "OK",
                 }
                 self.n_iter_ += 1
                 callback(record)

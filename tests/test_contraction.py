@@ -185,7 +185,7 @@ def test_chains_that_grow_by_twelve_orders_have_diverged() -> None:
     lost = solved(0.1, 2.0, 2000)  # beyond the largest float: the last finite point is kept
     assert np.all(lost.code == bx.Code.DIVERGED)
     assert np.all(np.isfinite(lost.value))
-    assert np.all(np.abs(lost.step - 1020) < 20)
+    assert np.all(np.abs(lost.last_step - 1020) < 20)
 
 
 @pytest.mark.parametrize(("q", "s"), [(0.5, 0.1), (0.9, 0.3), (0.95, 0.3), (0.99, 0.0), (0.99, 0.1)])
@@ -194,8 +194,8 @@ def test_chains_that_contract_are_accused_at_most_once_in_a_hundred(q: float, s:
         for x0 in (0.0, 100.0):
             out = solved(s, q, steps, x0)
             assert np.mean(out.code != bx.Code.OK) <= 0.01
-            assert np.all((out.checks == 0) | (out.checks == 2 * 400))
-            assert np.mean(out.checks > 0) <= 0.1
+            assert np.all((out.diagnostic_products == 0) | (out.diagnostic_products == 2 * 400))
+            assert np.mean(out.diagnostic_products > 0) <= 0.1
 
 
 def test_chains_whose_mean_contracts_and_whose_second_moment_grows_are_unstable() -> None:
@@ -204,7 +204,7 @@ def test_chains_whose_mean_contracts_and_whose_second_moment_grows_are_unstable(
     named = np.asarray(out.code == bx.Code.UNSTABLE)
     assert named.mean() >= 0.95
     assert np.all(out.code != bx.Code.NOT_CONTRACTIVE)
-    assert np.all(np.asarray(out.checks)[named] == 2 * 400 + 50 * ROWS)
+    assert np.all(np.asarray(out.diagnostic_products)[named] == 2 * 400 + 50 * ROWS)
     assert "too large for this batch size" in bx.Code.UNSTABLE.message
 
 

@@ -1,4 +1,4 @@
-"""A16: what a hypergradient says that it cost is what it made, product by product."""
+"""What a hypergradient says that it cost is what it made, product by product."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def solved(name, A, g, v0):
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a16_a_linear_solver_counts_every_product(name, system, start, side):
+def test_a_linear_solver_counts_every_product(name, system, start, side):
     before = SEEN.number
     out = solved(name, SYSTEMS[system], SIDES[side], STARTS[start])
     assert SEEN.after(out) - before == out.calls + out.diagnostic_products
@@ -77,7 +77,7 @@ def moved(factor, solver):
 
 @pytest.mark.parametrize(("factor", "checks"), [(0.5, 0), (1.0, CONFIRMING), (1.2, CONFIRMING)])
 @pytest.mark.parametrize("steps", [0, 30])
-def test_a16_a_fixed_point_counts_its_steps_and_what_confirms_that_they_grow(factor, checks, steps):
+def test_a_fixed_point_counts_its_steps_and_what_confirms_that_they_grow(factor, checks, steps):
     before = SEEN.number
     out = moved(factor, canonicalize(bx.FixedPoint(steps)))
     assert SEEN.after(out) - before == out.calls + out.diagnostic_products
@@ -88,7 +88,7 @@ def test_a16_a_fixed_point_counts_its_steps_and_what_confirms_that_they_grow(fac
 P = FiniteQuadratic.random(0, n=20, d=4, m=3)
 
 
-def test_a16_minibatches_are_counted_one_by_one():
+def test_minibatches_are_counted_one_by_one():
     """Rows of train: t b, k b and J b, and those of the report, and no others are drawn."""
     t, k, J, J1, b = 7, 5, 3, 2, 4
     seen, drawn = Counter(), bx.SID(bx.FixedPoint(t, 0.5), bx.FixedPoint(k, 0.5), J, J1)
@@ -110,7 +110,7 @@ def total(w, lam, batch):
 
 
 @pytest.mark.parametrize("linear", [bx.FixedPoint(30), bx.Neumann()], ids=["FixedPoint", "Neumann"])
-def test_a16_products_that_confirm_are_measuring(linear):
+def test_products_that_confirm_are_measuring(linear):
     """400 of w on each of the 20 rows, beside the 11 moves before them; v, which grows too, is not asked any more."""
     rows = bx.Arrays(np.zeros(20))
     sid = bx.SID(bx.FixedPoint(30), linear)
@@ -121,7 +121,7 @@ def test_a16_products_that_confirm_are_measuring(linear):
     assert est.cost.samples == (11 + 11 + 1 + CONFIRMING) * 20 + 20
 
 
-def test_a16_a_warm_start_costs_one_product():
+def test_a_warm_start_costs_one_product():
     sources = bx.Arrays(P.train_data), bx.Arrays(P.val_data)
     w, lam = jnp.asarray(P.w(P.lam)), jnp.asarray(P.lam)
     sid = bx.SID(bx.Given(), bx.CG(tol=1e-10))

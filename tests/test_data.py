@@ -240,6 +240,26 @@ def test_args_reach_the_step_and_an_empty_fold_returns_its_carry():
         assert source.fold(step, one, args, key=KEY, start=start, stop=stop) == 1
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_several_stops_give_the_carry_at_each(sampling):
+    """The same minibatches as up to each of them alone, a stop that is no further than the last included."""
+    source = numbered(75, 7, sampling)
+
+    def step(carry, args, j, draw):
+        return 0.9 * carry + draw.weight * jnp.sum(draw.batch)
+
+    @jax.jit
+    def both(source, stops):
+        whole = source.fold(step, jnp.zeros(()), (), key=KEY, start=250, stop=stops)
+        alone = [source.fold(step, jnp.zeros(()), (), key=KEY, start=250, stop=stop) for stop in stops]
+        return whole, jnp.stack(alone)
+
+    whole, alone = both(source, jnp.array([250, 251, 251, 256, 300, 700]))
+    assert np.array_equal(whole, alone)
+    assert whole[0] == 0.0
+    assert len(np.unique(whole)) == 5
+
+
 @config
 class EveryThird:
     """The smallest source: row j mod 3, without keys; a plan of nothing."""

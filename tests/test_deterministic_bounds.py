@@ -1,4 +1,4 @@
-"""A3: every row at each step. SID is approximate implicit differentiation, and keeps the bounds of section 4."""
+"""Every row at each step. SID is approximate implicit differentiation, and keeps its bounds."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from bilevax.theory import aid_bound, aid_fixed_point_bound, conjugate_gradient_
 
 KEY = jax.random.key(0)
 COUNTS = (1, 2, 5, 10, 20, 50, 100)
-PROBLEMS = {"P1": FiniteQuadratic.random(0), "P2": PenalisedRidge.random(0)}
+PROBLEMS = {"quadratic": FiniteQuadratic.random(0), "ridge": PenalisedRidge.random(0)}
 
 
 def aid_fp(p, t, k):
@@ -50,7 +50,7 @@ def error(value, p):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a3_sid_on_every_row_is_aid_and_within_its_bound(name):
+def test_sid_on_every_row_is_aid_and_within_its_bound(name):
     p, errors = PROBLEMS[name], []
     c, distance = p.constants(p.lam), np.linalg.norm(p.w(p.lam))
     for t in COUNTS:
@@ -62,8 +62,8 @@ def test_a3_sid_on_every_row_is_aid_and_within_its_bound(name):
     assert errors[0] > 1e-3
 
 
-def test_a3_the_error_falls_as_q_to_the_t():
-    p = PROBLEMS["P1"]
+def test_the_error_falls_as_q_to_the_t():
+    p = PROBLEMS["quadratic"]
     counts = np.arange(10, 40, 5)
     errors = [error(aid_fp(p, t, t)[0], p) for t in counts]
     shipped = error(run(p, bx.SID(bx.FixedPoint(35), bx.FixedPoint(35)))[0], p)
@@ -89,12 +89,12 @@ def ridge_errors():
     return found
 
 
-def test_a3_itd_is_behind_aid_at_equal_counts(ridge_errors):
+def test_itd_is_behind_aid_at_equal_counts(ridge_errors):
     for of_seeds in ridge_errors.values():
         assert np.median([errors["ITD"] / errors["FP"] for _, errors in of_seeds]) >= 1
 
 
-def test_a3_every_way_is_within_its_bound(ridge_errors):
+def test_every_way_is_within_its_bound(ridge_errors):
     for t, of_seeds in ridge_errors.items():
         for p, errors in of_seeds:
             c, distance = p.constants(p.lam), np.linalg.norm(p.w(p.lam))
@@ -105,10 +105,10 @@ def test_a3_every_way_is_within_its_bound(ridge_errors):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a3_conjugate_gradients_are_ahead_in_the_energy_norm(name):
+def test_conjugate_gradients_are_ahead_in_the_energy_norm(name):
     """At every k, at the exact w: among all polynomials of degree k in I - d1Phi theirs has the smallest error."""
     p = PROBLEMS[name]
-    H = p.A.mean(0) if name == "P1" else p.X.T @ p.X / len(p.y) + np.diag(np.exp(p.lam))
+    H = p.A.mean(0) if name == "quadratic" else p.X.T @ p.X / len(p.y) + np.diag(np.exp(p.lam))
 
     def energy(v):
         off = (np.asarray(v) - p.v(p.lam)).reshape(-1)

@@ -1,4 +1,4 @@
-"""A1 and A2: the hypergradient itself, against closed forms and central differences of independent solvers."""
+"""The hypergradient itself, against closed forms and central differences of independent solvers."""
 
 import jax
 import jax.numpy as jnp
@@ -79,19 +79,21 @@ def logistic():
 
 
 @pytest.mark.parametrize(
-    "p", [FiniteQuadratic.random(0), FiniteQuadratic.random(1, correlated=True)], ids=["P1", "P1c"]
+    "p",
+    [FiniteQuadratic.random(0), FiniteQuadratic.random(1, correlated=True)],
+    ids=["quadratic", "quadratic-correlated"],
 )
-def test_a1_closed_form_of_p1_equals_central_differences(p):
+def test_closed_form_of_the_quadratic_equals_central_differences(p):
     assert relative_error(p.hypergradient(p.lam), central_differences(p.value, p.lam, h=1e-3)) < 1e-8
 
 
-def test_a1_closed_form_of_p2_equals_central_differences():
+def test_closed_form_of_ridge_equals_central_differences():
     p = PenalisedRidge.random(0)
     assert relative_error(p.hypergradient(p.lam), central_differences(p.value, p.lam, h=1e-3)) < 1e-8
 
 
-@pytest.mark.parametrize("p", [FiniteQuadratic.random(0), PenalisedRidge.random(0)], ids=["P1", "P2"])
-def test_a1_closed_forms_solve_their_own_equations(p):
+@pytest.mark.parametrize("p", [FiniteQuadratic.random(0), PenalisedRidge.random(0)], ids=["quadratic", "ridge"])
+def test_closed_forms_solve_their_own_equations(p):
     """w is the fixed point of the shipped map, v of its adjoint, and the value is the shipped outer loss at w."""
     train, val = jax.tree.map(jnp.asarray, (p.train_data, p.val_data))
     w, v, lam = jnp.asarray(p.w(p.lam)), jnp.asarray(p.v(p.lam)), jnp.asarray(p.lam)
@@ -121,9 +123,9 @@ DETERMINISTIC = {
         ("lbfgs", PenalisedRidge.random(0)),
         ("cross-batches", PenalisedRidge.random(0)),
     ],
-    ids=["P1-fixed-point", "P1-cg", "P2-fixed-point", "P2-lbfgs", "P2-cross-batches"],
+    ids=["quadratic-fixed-point", "quadratic-cg", "ridge-fixed-point", "ridge-lbfgs", "ridge-cross-batches"],
 )
-def test_a1_deterministic_limits_find_the_closed_form(name, p):
+def test_deterministic_limits_find_the_closed_form(name, p):
     """Full batches (batch_size=None), until nothing moves."""
     w0 = np.zeros_like(p.w(p.lam))
     sources = bx.Arrays(p.train_data), bx.Arrays(p.val_data)
@@ -136,7 +138,7 @@ def test_a1_deterministic_limits_find_the_closed_form(name, p):
 
 
 @pytest.mark.parametrize("name", ["fixed-point", "cg", "lbfgs"])
-def test_a1_multinomial_logistic_with_a_penalty_per_feature(logistic, name):
+def test_multinomial_logistic_with_a_penalty_per_feature(logistic, name):
     """Against central differences of a Newton solver that shares no code with the package."""
     p, truth = logistic
     steps = 8000
@@ -163,8 +165,8 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
-@pytest.mark.parametrize("p", [FiniteQuadratic.random(2), PenalisedRidge.random(2)], ids=["P1", "P2"])
-def test_a2_exact_at_the_solution_whatever_the_step(p, step):
+@pytest.mark.parametrize("p", [FiniteQuadratic.random(2), PenalisedRidge.random(2)], ids=["quadratic", "ridge"])
+def test_exact_at_the_solution_whatever_the_step(p, step):
     """w given, v by CG to machine precision, d2Phi on every row: the truth to 1e-10, for every step of the map."""
     problem = bx.Problem(bx.GradientStep(p.problem.inner_map.loss, step(p)), p.problem.outer_loss)
     sid = bx.SID(bx.Given(), bx.CG(tol=1e-14))
@@ -176,7 +178,7 @@ def test_a2_exact_at_the_solution_whatever_the_step(p, step):
     assert relative_error(est.outer_value, p.value(p.lam)) < 1e-10
 
 
-def test_a2_v_is_in_map_form():
+def test_v_is_in_map_form():
     """v scales with 1 / alpha: it solves (I - d1Phi^T) v = grad_1 E, not H v = grad_1 E."""
     p = FiniteQuadratic.random(2)
     for alpha in (0.1, 0.5):
@@ -187,7 +189,7 @@ def test_a2_v_is_in_map_form():
         assert relative_error(est.v, p.v(p.lam, alpha)) < 1e-10
 
 
-def test_a2_no_gradient_flows_through_the_step_or_the_trajectory():
+def test_no_gradient_flows_through_the_step_or_the_trajectory():
     """Away from the solution too, a step that is a function of lam counts as the number it is there."""
     p = FiniteQuadratic.random(2)
     number = float(0.3 * np.exp(-(p.lam[0] ** 2)))
@@ -203,7 +205,7 @@ def test_a2_no_gradient_flows_through_the_step_or_the_trajectory():
     np.testing.assert_allclose(*values, rtol=1e-12)
 
 
-def test_a2_conjugate_gradients_end_after_d_steps_for_a_diagonal_step():
+def test_conjugate_gradients_end_after_d_steps_for_a_diagonal_step():
     """With a diagonal step I - d1Phi is symmetric only in the inner product of the step: there, d steps are enough."""
     p = FiniteQuadratic.random(2)
     problem = bx.Problem(bx.GradientStep(p.problem.inner_map.loss, np.geomspace(0.01, 1.0, 10)), p.problem.outer_loss)
@@ -215,7 +217,7 @@ def test_a2_conjugate_gradients_end_after_d_steps_for_a_diagonal_step():
     assert relative_error(est.value, p.hypergradient(p.lam)) < 1e-7
 
 
-def test_a2_damping_solves_the_shifted_system():
+def test_damping_solves_the_shifted_system():
     p = FiniteQuadratic.random(2)
     sid = bx.SID(bx.Given(), bx.CG(tol=1e-14, damping=0.25))
     sources = bx.Arrays(p.train_data), bx.Arrays(p.val_data)
@@ -227,7 +229,7 @@ def test_a2_damping_solves_the_shifted_system():
 @pytest.mark.parametrize(
     "exactly", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["to-rounding", "to-the-bit-as-users-compile"]
 )
-def test_a2_jit_of_the_caller_changes_nothing(exactly):
+def test_jit_of_the_caller_changes_nothing(exactly):
     p = FiniteQuadratic.random(2)
     sid = bx.SID(bx.FixedPoint(20, bx.Harmonic(2.0, 4.0)), bx.FixedPoint(20, 0.5), cross_batches=3)
     train, val = bx.Arrays(p.train_data, 7), bx.Arrays(p.val_data)
@@ -246,7 +248,7 @@ def test_a2_jit_of_the_caller_changes_nothing(exactly):
     [(0.1, bx.CG()), (None, bx.FixedPoint(300, bx.Harmonic(20.0, 40.0)))],
     ids=["given", "measured"],
 )
-def test_a2_float32_parameters_stay_float32_where_x64_is_on(step, linear):
+def test_float32_parameters_stay_float32_where_x64_is_on(step, linear):
     p = PenalisedRidge.random(0)
     w0, lam, train, val = jax.tree.map(np.float32, (np.zeros((1, 20)), p.lam, p.train_data, p.val_data))
     problem = bx.Problem(bx.GradientStep(bx.Squared("feature"), step), bx.Squared())

@@ -79,3 +79,30 @@ def test_the_report_of_a_program_of_its_own_is_that_of_one_program(sources):
     for a, b in zip(jax.tree.leaves(eager.error), jax.tree.leaves(traced.error), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     assert said(eager) == said(traced)
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_the_stage_that_failed_is_looked_into_alone(name, monkeypatch):
+    """The program of the whole estimate that looks into every suspicion is for those that are refuted."""
+
+    def whole(*args, **options):
+        raise AssertionError("the whole estimate was made again")
+
+    monkeypatch.setattr(driver, "_briefly", whole)
+    estimator, sources, stage = FAILING[name]
+    est = estimate(estimator, sources)
+    assert f"in the {stage}" in est.message
+
+
+def test_what_is_refuted_is_made_again(monkeypatch):
+    """The map of A = .9 I + N, not normal, grows for long and then contracts: one program more finds the solution."""
+    calls, whole = [], driver._briefly
+    monkeypatch.setattr(driver, "_briefly", lambda *args, **options: calls.append(1) or whole(*args, **options))
+    A = 0.9 * np.eye(12) + np.diag(np.ones(11), 1)
+    problem = bx.Problem(lambda w, lam, batch: batch[0] @ w + lam, lambda w, lam, batch: jnp.sum(w) * jnp.mean(batch))
+    train, val = bx.Arrays(A[None]), bx.Arrays(np.ones((1, 1)))
+    sid = bx.SID(bx.FixedPoint(900), bx.FixedPoint(900))
+    est = bx.hypergradient(problem, sid, jnp.zeros(12), jnp.ones(12), train, val, key=KEY)
+    assert est.code == bx.Code.OK
+    assert calls == [1]
+    np.testing.assert_allclose(est.value, np.linalg.solve((np.eye(12) - A).T, np.ones(12)), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Step sizes: those that the theory asks for, and those with which nothing converges (row C16 of the board)."""
+"""Step sizes: those that the theory asks for, and those with which nothing converges (fault C16 of docs/faults.md)."""
 
 import jax
 import jax.numpy as jnp

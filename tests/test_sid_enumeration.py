@@ -1,4 +1,4 @@
-"""A0: every possible sequence of minibatches through the shipped estimator. No noise: what is compared is exact."""
+"""Every possible sequence of minibatches through the shipped estimator. No noise: what is compared is exact."""
 
 import itertools
 
@@ -78,7 +78,7 @@ def assert_exact(measured, exact):
 @pytest.mark.parametrize(
     ("t", "k"), [(2, 2), (2, 3), *(pytest.param(*of, marks=pytest.mark.slow) for of in [(3, 2), (3, 3)])]
 )
-def test_a0_all_sequences_have_the_exact_moments(enumerate_sid, t, k, inner, linear, correlated):
+def test_all_sequences_have_the_exact_moments(enumerate_sid, t, k, inner, linear, correlated):
     p = FiniteQuadratic.random(3, correlated=correlated, n=3, d=3, m=2)
     (eta, eta_of), (rho, rho_of) = SCHEDULES[inner], SCHEDULES[linear]
     sid = bx.SID(bx.FixedPoint(t, eta), bx.FixedPoint(k, rho), cross_batches=1)
@@ -103,7 +103,7 @@ def test_a0_all_sequences_have_the_exact_moments(enumerate_sid, t, k, inner, lin
 
 
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
-def test_a0_two_cross_batches_and_a_warm_start(enumerate_sid, correlated):
+def test_two_cross_batches_and_a_warm_start(enumerate_sid, correlated):
     p = FiniteQuadratic.random(4, correlated=correlated, n=3, d=3, m=2)
     eta, eta_of = SCHEDULES["harmonic"]
     w0, v0 = jnp.asarray([0.5, -1.0, 0.25]), jnp.asarray([1.0, 2.0, -0.5])
@@ -121,7 +121,7 @@ def test_a0_two_cross_batches_and_a_warm_start(enumerate_sid, correlated):
 
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
 @pytest.mark.slow
-def test_a0_minibatches_of_two_rows(enumerate_sid, correlated):
+def test_minibatches_of_two_rows(enumerate_sid, correlated):
     p = FiniteQuadratic.random(5, correlated=correlated, n=3, d=3, m=2)
     every = np.array(list(itertools.product(range(3), repeat=8)), np.int32)
     scripts = {name: np.full((len(every), 2, 2), 3, np.int32) for name in ("inner", "linear", "cross")}
@@ -193,7 +193,7 @@ def by_hand(train, val, w0, lam, rows, etas, rhos):
     ("t", "k", "J", "J1"),
     [pytest.param(2, 3, 1, None, marks=pytest.mark.slow), (3, 3, 1, None), (2, 2, 2, None), (2, 2, 1, 1), (1, 2, 1, 2)],
 )
-def test_a0_all_sequences_of_a_problem_with_changing_jacobians(enumerate_sid, t, k, J, J1):
+def test_all_sequences_of_a_problem_with_changing_jacobians(enumerate_sid, t, k, J, J1):
     train, val = logcosh_rows(11)
     (eta, eta_of), (rho, rho_of) = SCHEDULES["harmonic"], SCHEDULES["polynomial"]
     problem = bx.Problem(bx.GradientStep(logcosh_inner, ALPHA), logcosh_outer)

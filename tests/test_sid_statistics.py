@@ -1,4 +1,4 @@
-"""A4, A6, A9 and A12: the shipped estimator with its own random minibatches, against the exact moments."""
+"""The shipped estimator with its own random minibatches, against the exact moments."""
 
 from functools import partial
 
@@ -75,12 +75,12 @@ def assert_moments(p, *, t, k, J, batch_size, gamma):
 
 @pytest.mark.parametrize("J", [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("batch_size", "correlated"), [(1, False), (2, True)], ids=["b1", "b2-correlated"])
-def test_a4_monte_carlo_equals_the_exact_moments(batch_size, correlated, J):
+def test_monte_carlo_equals_the_exact_moments(batch_size, correlated, J):
     p = FiniteQuadratic.random(0, correlated=correlated, n=40, d=4, m=3)
     assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=60.0)
 
 
-def test_a4_beyond_the_minibatches_that_are_drawn_at_once():
+def test_beyond_the_minibatches_that_are_drawn_at_once():
     """t, k and J all reach into the third chunk of 256 minibatches."""
     p = FiniteQuadratic.random(1, n=40, d=4, m=3)
     assert_moments(p, t=600, k=600, J=600, batch_size=1, gamma=60.0)
@@ -90,7 +90,7 @@ def test_a4_beyond_the_minibatches_that_are_drawn_at_once():
 @pytest.mark.parametrize("J", [1, 10])
 @pytest.mark.parametrize("batch_size", [1, 5])
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
-def test_a4_monte_carlo_equals_the_exact_moments_on_p1(correlated, batch_size, J):
+def test_monte_carlo_equals_the_exact_moments_on_the_quadratic(correlated, batch_size, J):
     p = FiniteQuadratic.random(0, correlated=correlated)
     assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=90.0)
 
@@ -113,14 +113,14 @@ def rates(p, beta, gamma, batch_size):
 
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a6_decreasing_steps_give_the_rate_one_over_t(seed, correlated):
+def test_decreasing_steps_give_the_rate_one_over_t(seed, correlated):
     p = FiniteQuadratic.random(seed, correlated=correlated)
     beta = 2 / (1 - p.curvature.q**2)
     slopes = rates(p, beta, beta, batch_size=20)
     assert np.all((slopes > -1.1) & (slopes < -0.9)), slopes
 
 
-def test_a6_negative_control_steps_that_sum_too_slowly_are_slower():
+def test_negative_control_steps_that_sum_too_slowly_are_slower():
     p = FiniteQuadratic.random(0)
     beta = 0.2 / (1 - p.curvature.q**2)
     slopes = rates(p, beta, beta, batch_size=20)
@@ -128,7 +128,7 @@ def test_a6_negative_control_steps_that_sum_too_slowly_are_slower():
 
 
 @pytest.mark.slow
-def test_a6_monte_carlo_has_the_rate():
+def test_monte_carlo_has_the_rate():
     p = FiniteQuadratic.random(0)
     beta = 2 / (1 - p.curvature.q**2)
     counts, levels = np.array([27, 81, 243, 729]), []
@@ -148,7 +148,7 @@ def floor(p, batch_size, J):
 
 
 @pytest.mark.parametrize("J", [1, 4])
-def test_a9_the_bias_goes_while_the_error_stays_at_its_floor(J):
+def test_the_bias_goes_while_the_error_stays_at_its_floor(J):
     p = FiniteQuadratic.random(0)
     _, steps = harmonic(p, 10.0)
     bias, mse = [], []
@@ -162,7 +162,7 @@ def test_a9_the_bias_goes_while_the_error_stays_at_its_floor(J):
 
 
 @pytest.mark.parametrize("gamma", [None, 8.0], ids=["constant", "harmonic"])
-def test_a9_the_linear_systems_bias_falls_as_its_mean_recursion(gamma):
+def test_the_linear_systems_bias_falls_as_its_mean_recursion(gamma):
     p = FiniteQuadratic.random(0)
     exact, curvature = p.moments(p.lam), p.curvature
     for k in (1, 5, 30):
@@ -175,7 +175,7 @@ def test_a9_the_linear_systems_bias_falls_as_its_mean_recursion(gamma):
             np.testing.assert_allclose(found, -np.linalg.matrix_power(M, k) @ exact.v, rtol=1e-10)
 
 
-def test_a9_the_shipped_solvers_bias_is_geometric_at_the_exact_inner_solution():
+def test_the_shipped_solvers_bias_is_geometric_at_the_exact_inner_solution():
     """Constant steps: the variance of v_k stays, but its mean is -(I - eta alpha A)^k v* off."""
     p = FiniteQuadratic.random(2, correlated=True, n=40, d=4, m=3)
     M = np.eye(4) - 0.1 * p.curvature.alpha * p.A.mean(0)
@@ -188,7 +188,7 @@ def test_a9_the_shipped_solvers_bias_is_geometric_at_the_exact_inner_solution():
         assert_mean(value, p.r * p.lam + p.curvature.alpha * p.B.mean(0).T @ mean)
 
 
-def test_a9_the_shipped_estimators_bias_is_below_the_noise_while_its_error_is_at_the_floor():
+def test_the_shipped_estimators_bias_is_below_the_noise_while_its_error_is_at_the_floor():
     p = FiniteQuadratic.random(0, n=40, d=4, m=3)
     schedule, steps = harmonic(p, 40.0)
     solver = bx.FixedPoint(1000, schedule)
@@ -260,7 +260,7 @@ def changes(found, base):
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a12_the_four_streams_have_keys_of_their_own(watched):
+def test_the_four_streams_have_keys_of_their_own(watched):
     keys = np.concatenate([watched(seed=0)[1], watched(seed=1)[1]])
     assert len(keys) == 8
     assert len({tuple(key) for key in keys}) == 8
@@ -276,7 +276,7 @@ def test_a12_the_four_streams_have_keys_of_their_own(watched):
         ("J1", {"outer_value", "v", "value"}),
     ],
 )
-def test_a12_no_count_moves_another_stream(watched, count, follows):
+def test_no_count_moves_another_stream(watched, count, follows):
     """All Jacobians and the outer gradient are constant: each stage depends on its own stream and on what feeds it."""
     base, keys = watched()
     found, same_keys = watched(**{count: 300})
@@ -290,21 +290,21 @@ def test_a12_no_count_moves_another_stream(watched, count, follows):
     [(0, {"w", "outer_value"}), (1, {"outer_value", "v", "value"}), (2, {"v", "value"}), (3, {"value"})],
     ids=["inner", "outer", "linear", "cross"],
 )
-def test_a12_another_key_for_one_stream_moves_no_other(watched, stream, follows):
+def test_another_key_for_one_stream_moves_no_other(watched, stream, follows):
     base, keys = watched()
     found, _ = watched(exchange=(keys[stream], jax.random.key_data(jax.random.key(99))))
     assert changes(found, base) == follows
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a12_the_key_decides_everything(watched):
+def test_the_key_decides_everything(watched):
     first, again, other = (watched(seed=seed)[0] for seed in (0, 0, 1))
     assert changes(first, again) == set()
     assert changes(first, other) == set(STAGES)
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a12_both_doors_hand_the_key_on():
+def test_both_doors_hand_the_key_on():
     p = FiniteQuadratic.random(0, n=40, d=4, m=3)
     sources = bx.Arrays(p.train_data, 5), bx.Arrays(p.val_data)
     sid = bx.SID(bx.FixedPoint(5, 0.1), bx.FixedPoint(5, 0.1), cross_batches=1)
@@ -320,7 +320,7 @@ def test_a12_both_doors_hand_the_key_on():
         assert not np.any(first == other)
 
 
-def test_a12_the_errors_of_the_stages_are_uncorrelated():
+def test_the_errors_of_the_stages_are_uncorrelated():
     """With Jacobians constant and v_k not fed by w_t, any correlation of the two is a shared stream."""
     p = FiniteQuadratic.random(0, n=40, d=4, m=3)
     problem = bx.Problem(p.problem.inner_map, linear_outer_loss)

@@ -36,7 +36,7 @@ class QuickEstimator(ClassifierMixin, BaseEstimator):
                 "seconds": 0.1,
                 "visits": 10 * step,
                 "validation_loss": math.nan,
-                "code": Code.STALLED,
+                "code": "STALLED",
             }
             self.history_.append(record)
             if callback is not None and callback(record):

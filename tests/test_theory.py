@@ -115,7 +115,7 @@ def test_the_constants_of_a_gradient_step_with_the_best_step():
     assert c.inner.rate == pytest.approx(4 * c.kappa / (c.kappa + 1) ** 2)
 
 
-# T1 and T2: one inequality
+# The inner iterate: one inequality for both kinds of steps
 
 
 def scalar_square(q, variance, etas, start):
@@ -278,7 +278,7 @@ def test_the_second_moments_factor_is_that_of_every_minibatch(eta, batch_size):
     assert second_moment_rate(exact, eta, None) == pytest.approx(np.linalg.norm(whole, 2) ** 2)
 
 
-# T3 and T4
+# The linear system and the hypergradient
 
 
 def test_t3_with_the_optimal_beta_is_the_closed_form():

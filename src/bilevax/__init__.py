@@ -1,7 +1,6 @@
 """bilevax: stochastic bilevel optimisation in JAX.
 
-The public names are imported at their first use, so that ``bilevax --help`` does not wait for JAX. Estimators,
-algorithms and audits are public by being exported from their rooms.
+The public names are imported at their first use, so that ``bilevax --help`` does not wait for JAX.
 """
 
 from typing import TYPE_CHECKING
@@ -19,22 +18,8 @@ if TYPE_CHECKING:
     from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
     from bilevax.hypergradients import *
     from bilevax.planning import *
-    from bilevax.problems import (
-        BinaryLogistic,
-        Box,
-        GradientStep,
-        Groups,
-        L2Ball,
-        MultinomialLogistic,
-        NonNegative,
-        Problem,
-        ProximalStep,
-        Simplex,
-        Squared,
-        directions,
-        lagrangian,
-    )
-    from bilevax.runs import Progress, minimize
+    from bilevax.problems import *
+    from bilevax.runs import *
     from bilevax.solvers import (
         CG,
         GMRES,
@@ -53,9 +38,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BSGM",
     "CG",
     "GMRES",
+    "ITD",
     "LBFGS",
+    "SID",
+    "SOBA",
     "Arrays",
     "BilevaxError",
     "BinaryLogistic",
@@ -69,6 +58,8 @@ __all__ = [
     "ErrorReport",
     "Estimate",
     "Exact",
+    "Finding",
+    "Findings",
     "FixedPoint",
     "Given",
     "GradientStep",
@@ -77,11 +68,13 @@ __all__ = [
     "Harmonic",
     "History",
     "Instance",
+    "JointSID",
     "L2Ball",
     "MultinomialLogistic",
     "Neumann",
     "NonNegative",
     "ParameterError",
+    "Plan",
     "Polynomial",
     "Problem",
     "Progress",
@@ -94,31 +87,35 @@ __all__ = [
     "Squared",
     "StorageError",
     "UsageError",
+    "check",
     "directions",
+    "estimate_constants",
     "fold_looks",
+    "hypergradient",
     "implicit",
     "join",
     "lagrangian",
     "minimize",
+    "optim",
+    "plan",
+    "value_and_hypergradient",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    [
-        "core.codes",
-        "core.errors",
-        "core.records",
-        "core.instance",
-        "theory",
-        "data",
-        "problems",
-        "solvers",
-        "runs",
-        "implicit",
-    ],
-    __all__,
-    whole=["hypergradients", "algorithms", "planning", "audit"],
+_ROOMS = (  # the quickest to import first
+    "core.codes",
+    "core.errors",
+    "core.records",
+    "core.instance",
+    "theory",
+    "data",
+    "problems",
+    "solvers",
+    "hypergradients",
+    "algorithms",
+    "planning",
+    "audit",
+    "runs",
+    "implicit",
 )
 
-if not TYPE_CHECKING:
-    del __all__  # from here on __getattr__ gives it, with the names of the whole rooms
+__getattr__, __dir__ = attach(__name__, _ROOMS, __all__)

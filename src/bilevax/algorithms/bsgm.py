@@ -97,5 +97,8 @@ class BSGM:
         """The inner and the outer variable of a state."""
         return state.w, state.lam
 
+    def outer_step(self, k: Array) -> None:
+        """The optimiser's own."""
+
     def step_cost(self, problem: Problem, sources: tuple[RowSource, RowSource]) -> None:
         """Every step says its own."""

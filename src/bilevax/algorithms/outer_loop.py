@@ -105,8 +105,13 @@ def advance(
         lost = jnp.where(stays_finite(before, after), grown, jnp.int32(Code.NONFINITE))
         seen = () if total.outcome is None else (total.outcome,)
         code, failure = worst_part(*seen, (lost, Failure.of("none")))
-        moved = sub(points[1][1], points[0][1])
-        return Record(value, _gradient_norm(total, end - first, moved), code, failure, total.cost, end)
+        size = total.gradient_norm
+        if size is None:
+            way = norm(sub(points[1][1], points[0][1]))
+            size = way / _sum_of_steps(algorithm, first, end).astype(way.dtype)  # |P-step| / sum of gamma_k
+        else:
+            size = _mean(size, end - first)
+        return Record(value, size, code, failure, total.cost, end)
 
     def stretch(run: _Run) -> _Run:
         before, first = run.at.carry[0], run.at.j
@@ -156,14 +161,13 @@ def _outer_value(problem: Problem, point: tuple[PyTree, PyTree], looks: Looks) -
     return value
 
 
-def _gradient_norm(total: Info, steps: Array, moved: PyTree) -> Array:
-    """Of so many steps, in which lam moved so far."""
-    if total.gradient_norm is not None:
-        return _mean(total.gradient_norm, steps)
-    if total.outer_step is None:
-        raise ParameterError("a step must let its gradient_norm or its outer_step be watched")
-    way = norm(moved)
-    return way / total.outer_step.astype(way.dtype)  # |P-step| / sum of gamma_k
+def _sum_of_steps(algorithm: Algorithm, first: Array, end: Array) -> Array:
+    """Sum of gamma_k over first <= k < end."""
+    steps = first + jnp.arange(algorithm.steps_per_record, dtype=jnp.int32)
+    gamma = jax.vmap(algorithm.outer_step)(steps)
+    if gamma is None:
+        raise ParameterError("a step must let its gradient_norm be watched, or the algorithm say its outer_step(k)")
+    return jnp.sum(jnp.where(steps < end, gamma, jnp.zeros_like(gamma)))
 
 
 def _mean(total: Array, steps: Array) -> Array:

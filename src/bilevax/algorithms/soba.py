@@ -65,9 +65,11 @@ class SOBA:
     def step(self, problem: Problem, p: Point, looks: Looks, k: Array) -> tuple[Point, Info]:
         """One step of all three."""
         d = directions(problem, p, looks["train"], looks["val"])
-        rho = self.step_size(k)
-        gamma = self.ratio * rho
-        return moved(problem, p, d, rho, gamma), Info(outer_step=gamma)
+        return moved(problem, p, d, self.step_size(k), self.outer_step(k)), Info()
+
+    def outer_step(self, k: Array) -> Array:
+        """The outer step, ratio rho_k."""
+        return self.ratio * self.step_size(k)
 
     def solution(self, p: Point) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

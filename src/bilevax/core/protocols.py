@@ -76,7 +76,10 @@ class Source(Protocol):
         start: Array | int,
         stop: Array | int,
     ) -> Carry:
-        """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
+        """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop.
+
+        Of several stops, [K] in order, the carry at each is given, stacked.
+        """
 
 
 @runtime_checkable
@@ -394,6 +397,9 @@ class Algorithm(Protocol):
 
     def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
         """The w and the lam of a state."""
+
+    def outer_step(self, k: Array) -> Array | None:
+        """gamma_k, by which lam moves along a direction in step k; None where ``info`` has a gradient norm."""
 
     def step_cost(self, problem: PyTree, sources: tuple[RowSource, RowSource]) -> Cost | None:
         """Oracle calls of one step; None where each step says its own in ``info.cost``."""

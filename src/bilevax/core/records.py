@@ -269,9 +269,8 @@ class Info(NamedTuple):
     Attributes:
         outer_value: E(w, lam) before the step, on its minibatches of val; None where that would cost something: the
             loop then evaluates it at the end of a stretch.
-        gradient_norm: norm of its hypergradient; None where lam moves by ``outer_step`` times a direction, of which a
-            run then records the mean.
-        outer_step: gamma, by which lam moved.
+        gradient_norm: norm of its hypergradient; None where the algorithm's ``outer_step`` gives the gamma_k by which
+            lam moves along a direction: of a stretch, the change of lam then gives the mean.
         outcome: a :class:`~bilevax.Code`, and where it comes from; None where a step fails by NaN alone, for which the
             loop tests.
         cost: oracle calls of the step, where nothing else knows them.
@@ -279,7 +278,6 @@ class Info(NamedTuple):
 
     outer_value: Array | None = None
     gradient_norm: Array | None = None
-    outer_step: Array | None = None
     outcome: tuple[Array, Failure] | None = None
     cost: Cost | None = None
 

@@ -57,11 +57,16 @@ def fold(
         args: everything large or changing that the body reads; never a closure.
         key: a JAX random key.
         start: first minibatch.
-        stop: one past the last minibatch.
+        stop: one past the last minibatch; or several such, in order, for the carry at each of them, stacked.
     """
-    start = jnp.asarray(start, jnp.int32)
+    start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
+
+    def lead_on(at: Underway, stop: Array) -> tuple[Underway, Carry]:
+        at = continued(source, step, at, args, key=key, start=start, stop=stop)
+        return at, at.carry
+
     at = Underway(start, no_plan(source, key), carry)
-    out: Carry = continued(source, step, at, args, key=key, start=start, stop=jnp.asarray(stop, jnp.int32)).carry
+    out: Carry = lead_on(at, stop)[1] if stop.ndim == 0 else jax.lax.scan(lead_on, at, stop)[1]
     return out
 
 

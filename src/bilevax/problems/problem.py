@@ -8,7 +8,7 @@ from jax import Array
 from bilevax.core.config import check_fields, config, nonnegative, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
-from bilevax.core.protocols import InnerMap, Loss, RowSource
+from bilevax.core.protocols import Loss, RowSource
 from bilevax.core.trees import PyTree, add, astype_of, axpy, sub, vdot
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.problems.gradient_step import GradientStep, measuring_products
@@ -32,7 +32,7 @@ class Problem:
             inner loss turns out to be indefinite.
     """
 
-    inner_map: InnerMap
+    inner_map: PyTree  # an InnerMap, and what else its class has
     outer_loss: Loss
     project: Callable[[PyTree], PyTree] | None = None
     damping: Array | float | None = None

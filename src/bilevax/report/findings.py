@@ -1,7 +1,6 @@
 """What an audit found, as a page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bilevax.core.files import write
@@ -10,16 +9,6 @@ from bilevax.report.page import render
 from bilevax.report.summary import Tile, Verdict
 
 SEVERITIES = ("error", "warning", "note")
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the template shows."""
-
-    name: str
-    verdict: Verdict
-    tiles: list[Tile]
-    findings: list[dict[str, str]]
 
 
 def write_findings(
@@ -41,11 +30,13 @@ def write_findings(
     """
     rows = [{key: clean(record[key]) for key in ("code", "severity", "measured", "advice")} for record in findings]
     tiles = [Tile(clean(key), significant(value, 4), "") for key, value in (figures or {}).items()]
-    write(path, render("findings.html.j2", Audit(clean(name), _verdict(rows), tiles, rows)))
+    page = {"name": clean(name), "verdict": _verdict(rows), "tiles": tiles, "findings": rows}
+    write(path, render("findings.html.j2", page))
     return path
 
 
 def _verdict(rows: list[dict[str, str]]) -> Verdict:
+    # In this order they are said, the worst first.
     numbers = {severity: sum(row["severity"] == severity for row in rows) for severity in SEVERITIES}
     said = listed(counted(number, severity) for severity, number in numbers.items() if number)
     if numbers["error"]:

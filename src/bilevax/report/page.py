@@ -1,38 +1,17 @@
 """The page put together: sections from plain records, the template from the package, one file written whole."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from bilevax.core.files import write
 from bilevax.core.text import shorten
-from bilevax.report.about import DataSection, Method, Use, data_section, method_section, settings, use_section
-from bilevax.report.comparison import Comparison, comparison
-from bilevax.report.penalties import LISTED, Penalties, penalties_section
-from bilevax.report.progress import Course, GapSection, course_section, gap_section
+from bilevax.report.about import data_section, method_section, settings, use_section
+from bilevax.report.comparison import comparison
+from bilevax.report.penalties import LISTED, penalties_section
+from bilevax.report.progress import course_section, gap_section
 from bilevax.report.records import Run, read_run
-from bilevax.report.summary import Tile, Verdict, notices, tiles, verdict
-
-
-@dataclass(frozen=True)
-class Page:
-    """What the template shows; a section that is None is left out."""
-
-    table: str
-    target: str
-    verdict: Verdict
-    notices: list[str]
-    tiles: list[Tile]
-    comparison: Comparison | None
-    course: Course | None
-    penalties: Penalties | None
-    gap: GapSection | None
-    data: DataSection | None
-    method: Method | None
-    use: Use | None
-    settings: list[tuple[str, list[tuple[str, str]]]]
-    listed: int = LISTED
+from bilevax.report.summary import notices, tiles, verdict
 
 
 def write_report(directory: Path) -> Path:
@@ -55,29 +34,33 @@ def write_report(directory: Path) -> Path:
     return path
 
 
-def _page(run: Run) -> Page:
-    return Page(
-        table=shorten(run.setting("data", "table"), 80),
-        target=shorten(run.setting("data", "target"), 60),
-        verdict=verdict(run),
-        notices=notices(run),
-        tiles=tiles(run),
-        comparison=comparison(run),
-        course=course_section(run),
-        penalties=penalties_section(run),
-        gap=gap_section(run.gap),
-        data=data_section(run),
-        method=method_section(run),
-        use=use_section(run),
-        settings=settings(run),
-    )
+def _page(run: Run) -> dict[str, object]:
+    """What the template shows; a section that is None is left out."""
+    return {
+        "table": shorten(run.setting("data", "table"), 80),
+        "target": shorten(run.setting("data", "target"), 60),
+        "verdict": verdict(run),
+        "notices": notices(run),
+        "tiles": tiles(run),
+        "comparison": comparison(run),
+        "course": course_section(run),
+        "penalties": penalties_section(run),
+        "listed": LISTED,
+        "gap": gap_section(run.gap),
+        "data": data_section(run),
+        "method": method_section(run),
+        "use": use_section(run),
+        "settings": settings(run),
+    }
 
 
-def render(template: str, page: Any) -> str:
+def render(template: str, page: Mapping[str, object]) -> str:
     """A template of this room, filled in; what a record says is escaped."""
+    # Where nothing is rendered, it need not be installed.
     import jinja2
 
     room = files("bilevax.report")
+    # Escaped, a label can become text and nothing else; strict, a section that lacks a part fails its test.
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: room.joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,

@@ -8,7 +8,7 @@ import numpy as np
 
 from bilevax.core.text import shorten
 from bilevax.report import svg
-from bilevax.report.pictures import log_ticks
+from bilevax.report.pictures import log_axis
 from bilevax.report.records import Term
 
 if TYPE_CHECKING:
@@ -19,29 +19,28 @@ _MOST_POINTS = 1500
 _LABEL = "penalty (log scale)"
 
 
-def dots(terms: Sequence[Term], *, signed: bool, name: str, description: str) -> str:
+def dots(terms: Sequence[Term], *, signed: bool, description: str) -> str:
     """Each term's penalty as a dot, its weight beside it; ``signed`` shows a single weight with its sign."""
     with svg.style():
+        # At 11 pixels a character of DejaVu Sans is 6.4 wide, on average.
         names = [shorten(term.name, 21) for term in terms]
         left = 22 + 6.4 * max(map(len, names))
         figure, ax = svg.panel(_ROW * len(terms) + 64, left=left, right=134, top=22, bottom=42)
         rows = np.arange(len(terms))[::-1]
         for row, term in zip(rows, terms, strict=True):
-            ends = np.log10([min(term.penalties), max(term.penalties)])
-            ax.plot(ends, [row, row], color=svg.ACCENT, linewidth=2)
-        logs = np.log10([term.penalty for term in terms])
-        ax.plot(logs, rows, "o", color=svg.ACCENT, markersize=7, markeredgecolor=svg.CARD, markeredgewidth=0.6)
+            ax.plot([min(term.penalties), max(term.penalties)], [row, row], color=svg.ACCENT, linewidth=2)
+        penalties = [term.penalty for term in terms]
+        ax.plot(penalties, rows, "o", color=svg.ACCENT, markersize=7, markeredgecolor=svg.CARD, markeredgewidth=0.6)
         ax.set_yticks(rows, names, color=svg.INK)
-        ax.set_ylim(-0.8, len(terms) - 0.2)
+        ax.set(ylim=(-0.8, len(terms) - 0.2), xlabel=_LABEL)
         spread = [p for term in terms for p in term.penalties]
-        log_ticks(ax, "x", math.log10(min(spread)), math.log10(max(spread)), most=3)
+        log_axis(ax, "x", min(spread), max(spread), ticks=3)
         ax.grid(axis="both")
-        ax.set_xlabel(_LABEL)
         ax.set_title("penalty", fontsize=11, color=svg.INK, loc="left")
         beside = svg.add_axes(figure, left=342, right=12, top=22, bottom=42)
         _weights(beside, terms, rows, signed=signed)
         beside.set_ylim(ax.get_ylim())
-        return svg.inline(figure, name, description)
+        return svg.image(figure, description)
 
 
 def _weights(ax: "Axes", terms: Sequence[Term], rows: np.ndarray, *, signed: bool) -> None:
@@ -55,72 +54,70 @@ def _weights(ax: "Axes", terms: Sequence[Term], rows: np.ndarray, *, signed: boo
     ax.grid(axis="both")
     ax.xaxis.set_major_locator(MaxNLocator(3))
     top = 1.08 * max(map(abs, values)) or 1.0
-    ax.set_xlim(-top if min(values) < 0 else 0.0, top)
-    ax.set_xlabel("weight, signed" if signed else "norm")
+    ax.set(xlim=(-top if min(values) < 0 else 0.0, top), xlabel="weight, signed" if signed else "norm")
     ax.set_title("weight" if signed else "size of weights", fontsize=11, color=svg.INK, loc="left")
 
 
-def histogram(penalties: np.ndarray, *, name: str, description: str) -> str:
+def histogram(penalties: np.ndarray, *, description: str) -> str:
     """How many terms have which penalty."""
     from matplotlib.ticker import MaxNLocator
 
     with svg.style():
         figure, ax = svg.panel(214, left=52, right=14, top=22, bottom=42)
-        logs = np.log10(penalties)
-        low, high = float(logs.min()), float(logs.max())
-        counts, edges = np.histogram(logs, bins=int(np.clip(2 * math.sqrt(len(logs)), 8, 36)))
+        low, high = penalties.min(), penalties.max()
+        # 2 sqrt(n) bins, of equal length on the logarithmic axis.
+        edges = np.geomspace(low, high, 1 + int(np.clip(2 * math.sqrt(len(penalties)), 8, 36)))
+        counts, _ = np.histogram(penalties, edges)
         ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=svg.ACCENT, edgecolor=svg.CARD, linewidth=1)
-        median = float(np.median(logs))
+        median = float(np.median(penalties))
         ax.axvline(median, color=svg.INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        side = "left" if median < (low + high) / 2 else "right"
+        side = "left" if median < math.sqrt(low * high) else "right"
         shift = 5 if side == "left" else -5
         ax.annotate("median", (median, 1), (shift, 2), ha=side, xycoords=("data", "axes fraction"),
                     textcoords="offset points", color=svg.INK)  # fmt: skip
-        log_ticks(ax, "x", low, high)
+        log_axis(ax, "x", low, high)
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.grid(axis="y")
-        ax.set_xlabel(_LABEL)
-        ax.set_ylabel("features")
-        return svg.inline(figure, name, description)
+        ax.set(xlabel=_LABEL, ylabel="features")
+        return svg.image(figure, description)
 
 
-def scatter(terms: Sequence[Term], *, name: str, description: str) -> str:
+def scatter(terms: Sequence[Term], *, description: str) -> str:
     """Penalty against the size of the weights, at most 1,500 of the terms, taken evenly in their order."""
     with svg.style():
         figure, ax = svg.panel(240, left=58, right=14, top=6, bottom=42)
-        points = np.log10([(t.penalty, t.size) for t in terms])
+        points = np.array([(t.penalty, t.size) for t in terms])
+        # Evenly in the order of the penalties, so that the ends are shown.
         points = points[np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int))]
         ax.plot(*points.T, "o", color=svg.ACCENT, markersize=4.5, alpha=0.5, markeredgewidth=0, linestyle="none")
         (low, bottom), (high, top) = points.min(axis=0), points.max(axis=0)
-        log_ticks(ax, "x", float(low), float(high))
-        log_ticks(ax, "y", float(bottom), float(top))
+        log_axis(ax, "x", low, high)
+        log_axis(ax, "y", bottom, top)
         ax.grid(axis="both")
-        ax.set_xlabel(_LABEL)
-        ax.set_ylabel("size of weights (log scale)")
-        return svg.inline(figure, name, description)
+        ax.set(xlabel=_LABEL, ylabel="size of weights (log scale)")
+        return svg.image(figure, description)
 
 
-def image(grid: np.ndarray, *, name: str, description: str) -> str:
+def image(grid: np.ndarray, *, description: str) -> str:
     """Penalties of pixels where the pixels are, as a map; NaN where there is no term."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import LogNorm
 
     with svg.style():
         rows, columns = grid.shape
         width = min(svg.WIDTH - 100, 330 * columns / rows)
         figure, ax = svg.panel(width * rows / columns + 20, left=10, right=svg.WIDTH - 10 - width, top=10, bottom=10)
-        logs = np.log10(grid)
-        low, high = float(np.nanmin(logs)), float(np.nanmax(logs))
-        scale = Normalize(low, high if high > low else low + 1)
+        low, high = np.nanmin(grid), np.nanmax(grid)
+        scale = LogNorm(low, high if high > low else 10 * low)
+        # Lines between pixels that are wide enough to bear them.
         gap = 1.0 if columns <= 32 else 0.0
-        ax.pcolormesh(logs, cmap="cividis_r", norm=scale, edgecolors=svg.CARD, linewidth=gap)
-        ax.set_xlim(0, columns)
-        ax.set_ylim(rows, 0)
-        ax.axis("off")
+        ax.pcolormesh(grid, cmap="cividis_r", norm=scale, edgecolors=svg.CARD, linewidth=gap)
+        ax.set(xlim=(0, columns), ylim=(rows, 0))
+        ax.set_axis_off()
         legend = svg.add_axes(figure, left=width + 24, right=svg.WIDTH - width - 36, top=26, bottom=12)
         bar = figure.colorbar(ScalarMappable(scale, "cividis_r"), cax=legend, drawedges=False)
         bar.outline.set_visible(False)
-        log_ticks(legend, "y", low, high)
-        legend.set_ylim(low, high if high > low else low + 1)
+        log_axis(legend, "y", low, high)
+        legend.set_ylim(low, high if high > low else 10 * low)
         legend.set_title("penalty", fontsize=11, color=svg.INK, loc="left")
-        return svg.inline(figure, name, description)
+        return svg.image(figure, description)

@@ -2,23 +2,23 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from bilevax.core.text import power, shorten
+from bilevax.core.text import power, shorten, significant
 from bilevax.report import svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROW = 46  # pixels of one interval with its name above it
+# Pixels of one interval with its name above it.
+_ROW = 46
+# More than a picture of 460 pixels can show.
 _MOST_POINTS = 600
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """One row of an interval picture; ``text`` is its value in words, at the right."""
 
     name: str
@@ -29,8 +29,14 @@ class Interval:
     strong: bool = False
 
 
-def intervals(rows: Sequence[Interval], *, name: str, xlabel: str, zero: bool, description: str) -> str:
-    """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference."""
+def intervals(rows: Sequence[Interval], title: str, *, xlabel: str, zero: bool = False) -> str:
+    """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference.
+
+    Empty where there is no row.
+    """
+    if not rows:
+        return ""
+    description = f"{title}, with 95 % intervals. {'; '.join(f'{r.name}: {r.text}' for r in rows)}."
     with svg.style():
         figure, ax = svg.panel(_ROW * len(rows) + 44, left=10, right=10, top=2, bottom=42)
         if zero:
@@ -38,13 +44,10 @@ def intervals(rows: Sequence[Interval], *, name: str, xlabel: str, zero: bool, d
         for i, row in enumerate(rows):
             _interval(ax, row, len(rows) - 1 - i)
         ends = [x for r in rows for x in (r.low, r.high, r.value) if math.isfinite(x)] + [0.0] * zero
-        ax.set_xlim(*_padded(min(ends), max(ends)))
-        ax.set_ylim(0, len(rows))
-        ax.set_yticks([])
-        ax.set_xlabel(xlabel)
+        ax.set(xlim=_padded(min(ends), max(ends)), ylim=(0, len(rows)), yticks=[], xlabel=xlabel)
         _linear_ticks(ax, "x", 4)
         ax.grid(axis="x")
-        return svg.inline(figure, name, description)
+        return svg.image(figure, description)
 
 
 def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
@@ -53,74 +56,79 @@ def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
         ax.plot([row.low, row.high], [bottom + 0.26] * 2, color=colour, linewidth=3)
     ax.plot([row.value], [bottom + 0.26], "o", color=colour, markersize=9, markeredgecolor=svg.CARD)
     ink = svg.INK if row.strong else svg.MUTED
-    blank = {"facecolor": svg.CARD, "edgecolor": "none", "pad": 2.0}  # hides the lines behind the text
+    # Hides the lines behind the text.
+    blank = {"facecolor": svg.CARD, "edgecolor": "none", "pad": 2.0}
     for x, text, side in ((0, shorten(row.name, 42), "left"), (1, row.text, "right")):
         ax.text(x, bottom + 0.56, text, transform=ax.get_yaxis_transform(), color=ink, fontsize=12, ha=side, bbox=blank)
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a course picture."""
+class Line(NamedTuple):
+    """One line of a course picture; the second of two is dashed."""
 
     label: str
-    x: Sequence[float]
     y: Sequence[float]
     second: bool = False
 
 
 def course(
+    x: Sequence[float],
     lines: Sequence[Line],
     *,
-    name: str,
     xlabel: str,
     ylabel: str,
-    x_text: Callable[[float, object], str],
-    description: str,
+    x_text: Callable[[float, object], str] | str = "{x:g}",
     shade: float = 0.0,
     from_zero: bool = True,
 ) -> str:
     """Lines over the course of a run; the y axis is logarithmic where the values span decades.
 
-    The part of the picture left of ``shade`` is shaded.
+    The part of the picture left of ``shade`` is shaded. Empty where a line has fewer than two points.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
+    if any(_thinned(x, line.y).shape[1] < 2 for line in lines):
+        return ""
+    said = "; ".join(f"{line.label} from {_ends(line.y)}" for line in lines)
     with svg.style():
         top = 26 if len(lines) > 1 else 8
         figure, ax = svg.panel(224 + top, left=58, right=14, top=top, bottom=42)
         values = np.concatenate([np.asarray(line.y, float) for line in lines])
         values = values[np.isfinite(values)]
+        # A loss that falls to a thirtieth would look like an L on a linear axis.
         logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
         for line in lines:
-            x, y = _thinned(line)
-            y = np.log10(y) if logarithmic else y
             colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
-            ax.plot(x, y, color=colour, linestyle=dashes, label=line.label)
+            ax.plot(*_thinned(x, line.y), color=colour, linestyle=dashes, label=line.label)
         if shade > 0:
             ax.axvspan(0, shade, color=svg.GRID, linewidth=0, zorder=0)
         if logarithmic:
-            log_ticks(ax, "y", float(np.log10(values.min())), float(np.log10(values.max())))
+            log_axis(ax, "y", values.min(), values.max())
         else:
             ax.set_ylim(*_padded(values.min(), values.max()))
             _linear_ticks(ax, "y", 5)
         if from_zero:
             ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.xaxis.set_major_formatter(FuncFormatter(x_text))
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
+        ax.xaxis.set_major_formatter(x_text)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.grid(axis="y")
         if len(lines) > 1:
             ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
-        return svg.inline(figure, name, description)
+        return svg.image(figure, f"{ylabel} against {xlabel}: {said}.")
 
 
-def _thinned(line: Line) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
-    keep = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+def _ends(values: Sequence[float]) -> str:
+    finite = [v for v in values if math.isfinite(v)]
+    return f"{significant(finite[0], 4)} to {significant(finite[-1], 4)}"
+
+
+def _thinned(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+    """The points that are finite, at most _MOST_POINTS of them taken evenly, [2, points]."""
+    points = np.array([x, y], float)
+    keep = np.flatnonzero(np.isfinite(points).all(axis=0))
     if len(keep) > _MOST_POINTS:
         keep = keep[np.unique(np.linspace(0, len(keep) - 1, _MOST_POINTS).round().astype(int))]
-    return x[keep], y[keep]
+    return points[:, keep]
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -131,6 +139,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+    # An offset such as "+4.2e-1" in a corner is what no reader finds.
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_powerlimits((-4, 5))
     side = ax.xaxis if axis == "x" else ax.yaxis
@@ -138,28 +147,25 @@ def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
     side.set_major_formatter(formatter)
 
 
-def log_ticks(ax: "Axes", axis: str, low: float, high: float, most: int = 6) -> None:
-    """Limits and ticks for an axis that carries log10 of its values, from ``low`` to ``high``."""
-    low, high = _padded(low, high) if high - low > 0.02 else (low - 0.5, high + 0.5)
-    marks = [(e, 1.0) for e in range(math.ceil(low), math.floor(high) + 1)]
-    for digits in ((1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
-        if len(marks) < 3:  # less than two decades: steps within a decade
-            marks = [(e, d) for e in range(math.floor(low), math.floor(high) + 1) for d in digits]
-            marks = [(e, d) for e, d in marks if low <= e + math.log10(d) <= high]
-    stride = math.ceil(len(marks) / most) or 1
-    start = -marks[0][0] % stride if marks and all(d == 1 for _, d in marks) else 0
-    marks = marks[start::stride]
-    ticks = [e + math.log10(d) for e, d in marks]
-    labels = [_mark(e, d, plain=all(-3 < e < 4 for e, _ in marks)) for e, d in marks]
-    if axis == "x":
-        ax.set_xlim(low, high)
-        ax.set_xticks(ticks, labels)
-    else:
-        ax.set_ylim(low, high)
-        ax.set_yticks(ticks, labels)
+def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks: int = 6) -> None:
+    """Make an axis logarithmic, from a little below ``low`` to a little above ``high``."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    decades = math.log10(high) - math.log10(low)
+    # 6 % of the logarithmic length at either end; half a decade where all values are one.
+    room = 10 ** (0.06 * decades if decades > 0.02 else 0.5)
+    # Within what float64 holds.
+    lowest, highest = np.clip([low / room, high * room], 1e-323, 1e307)
+    ax.set(**{f"{axis}scale": "log", f"{axis}lim": (lowest, highest)})
+    side = ax.xaxis if axis == "x" else ax.yaxis
+    # Over few decades ticks at powers of ten alone would be one or two; within one, even 2 and 5 are few.
+    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)
+    side.set_major_locator(LogLocator(subs=subs, numticks=ticks) if decades > 0.7 else MaxNLocator(ticks))
+    side.set_minor_locator(NullLocator())
+    side.set_major_formatter("{x:g}" if lowest > 1e-4 and highest < 1e5 else _in_powers)
 
 
-def _mark(exponent: int, digit: float, *, plain: bool) -> str:
-    if plain:
-        return f"{digit * 10.0**exponent:g}"
-    return power(exponent) if digit == 1 else f"{digit:g}·{power(exponent)}"
+def _in_powers(x: float, _position: object) -> str:
+    mantissa, exponent = f"{x:.2e}".split("e")
+    digits = f"{float(mantissa):g}·"
+    return f"{digits.removeprefix('1·')}{power(int(exponent))}"

@@ -1,18 +1,19 @@
 """The sections on how the tuning went and on how far it overfitted."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
-from bilevax.core.text import count, counted, decimal, duration, places_for, short_count, significant
+from bilevax.core.text import count, counted, decimal, duration, places_for, short_count
 from bilevax.report.pictures import Line, course
 from bilevax.report.records import Gap, Run, Step
 from bilevax.report.summary import NORMAL
 
+_LOSS = "loss (nats per row)"
 
-@dataclass(frozen=True)
-class Course:
+
+class Course(NamedTuple):
     """Pictures of the run, each with its title, and the run in sentences."""
 
     pictures: tuple[tuple[str, str], ...]
@@ -24,72 +25,36 @@ def course_section(run: Run) -> Course | None:
     """The section; None where no step was recorded."""
     if not run.steps:
         return None
-    losses = [("tuning loss", _column(run, "tuning_loss"), False)]
-    validation = _column(run, "validation_loss")
-    if sum(map(math.isfinite, validation)) > 1:
-        losses.append(("validation loss", validation, True))
+    losses = [Line("tuning loss", _column(run, "tuning_loss"))]
+    validation = Line("validation loss", _column(run, "validation_loss"), second=True)
+    if sum(map(math.isfinite, validation.y)) > 1:
+        losses.append(validation)
     visits, seconds = _column(run, "visits"), _column(run, "seconds")
-    loss = partial(_picture, losses, ylabel="loss (nats per row)")
-    pictures = [
-        ("Loss against sample visits", loss(visits, "visits", xlabel="sample visits", x_text=short_count)),
-        ("Loss against time", loss(seconds, "seconds", xlabel="seconds", shade=_compilation(run.steps))),
-        ("The last three quarters, enlarged", _enlarged(losses, visits)),
-        ("Size of the hypergradient", _picture(
-            [("norm", _column(run, "gradient_norm"), False)], _column(run, "step"), "gradient",
-            xlabel="step", ylabel="norm", x_text=short_count)),
-    ]  # fmt: skip
-    shown = tuple((title, picture) for title, picture in pictures if picture)
+    by_visits = partial(course, xlabel="sample visits", ylabel=_LOSS, x_text=short_count)
+    pictures = {
+        "Loss against sample visits": by_visits(visits, losses),
+        "Loss against time": course(seconds, losses, xlabel="seconds", ylabel=_LOSS, shade=_compilation(run.steps)),
+    }
+    late = [line._replace(y=line.y[len(visits) // 4 :]) for line in losses]
+    if _is_flat(late, losses):
+        pictures["The last three quarters, enlarged"] = by_visits(visits[len(visits) // 4 :], late, from_zero=False)
+    norms = [Line("norm", _column(run, "gradient_norm"))]
+    pictures["Size of the hypergradient"] = course(
+        _column(run, "step"), norms, xlabel="step", ylabel="norm", x_text=short_count
+    )
+    shown = tuple((title, picture) for title, picture in pictures.items() if picture)
     return Course(shown, tuple(_sentences(run)), len(losses) > 1)
 
 
-def _enlarged(losses: Sequence[tuple[str, list[float], bool]], visits: list[float]) -> str:
-    """The later losses where the first fall hides them; empty where they can be seen as it is."""
-    start = len(visits) // 4
-    whole = [v for _, y, _ in losses for v in y if math.isfinite(v)]
-    late = [v for _, y, _ in losses for v in y[start:] if math.isfinite(v)]
-    if not late or max(late) - min(late) > 0.25 * (max(whole) - min(whole)):
-        return ""
-    lines = [(label, y[start:], second) for label, y, second in losses]
-    return _picture(
-        lines, visits[start:], "late",
-        xlabel="sample visits", ylabel="loss (nats per row)", x_text=short_count, from_zero=False,
-    )  # fmt: skip
+def _is_flat(late: Sequence[Line], whole: Sequence[Line]) -> bool:
+    """True if the first fall hides how the later losses differ."""
+    # The later range is less than a quarter of the whole one.
+    later, all_of = ([v for line in lines for v in line.y if math.isfinite(v)] for lines in (late, whole))
+    return bool(later) and max(later) - min(later) <= 0.25 * (max(all_of) - min(all_of))
 
 
 def _column(run: Run, name: str) -> list[float]:
     return [getattr(step, name) for step in run.steps]
-
-
-def _plain(x: float, _position: object) -> str:
-    return f"{x:g}"
-
-
-def _picture(
-    lines: Sequence[tuple[str, list[float], bool]],
-    x: list[float],
-    name: str,
-    *,
-    xlabel: str,
-    ylabel: str,
-    x_text: Callable[[float, object], str] = _plain,
-    shade: float = 0.0,
-    from_zero: bool = True,
-) -> str:
-    """A course picture; empty where there are fewer than two points."""
-    drawn = [Line(label, x, y, second) for label, y, second in lines]
-    for line in drawn:
-        if sum(math.isfinite(a) and math.isfinite(b) for a, b in zip(line.x, line.y, strict=True)) < 2:
-            return ""
-    said = "; ".join(f"{label} from {_ends(y)}" for label, y, _ in lines)
-    return course(
-        drawn, name=name, xlabel=xlabel, ylabel=ylabel, x_text=x_text, shade=shade, from_zero=from_zero,
-        description=f"{ylabel} against {xlabel}: {said}.",
-    )  # fmt: skip
-
-
-def _ends(values: Sequence[float]) -> str:
-    finite = [v for v in values if math.isfinite(v)]
-    return f"{significant(finite[0], 4)} to {significant(finite[-1], 4)}"
 
 
 def _pace(steps: Sequence[Step]) -> float:
@@ -100,6 +65,7 @@ def _pace(steps: Sequence[Step]) -> float:
 
 def _compilation(steps: Sequence[Step]) -> float:
     """When the first step was done, if it was so much slower than the others that it must have compiled."""
+    # Nothing but compilation makes a step five times as slow as the rest.
     first, pace = steps[0].seconds, _pace(steps)
     return first if pace > 0 and first > 5 * pace else 0.0
 
@@ -129,13 +95,13 @@ def _loss(name: str, run: Run, column: str) -> list[str]:
     if len(points) < 2:
         return []
     (first, _), (last, _), (lowest, at) = points[0], points[-1], min(points)
+    # Digits that show a twentieth of the fall.
     places = places_for(abs(first - lowest) / 20)
     text = f"The {name} went from {decimal(first, places)} to {decimal(last, places)}"
     return [f"{text} (lowest: {decimal(lowest, places)}, at step {count(at)})."]
 
 
-@dataclass(frozen=True)
-class GapSection:
+class GapSection(NamedTuple):
     """The gap, its interval, and what it means."""
 
     value: str

@@ -1,17 +1,22 @@
 """A run directory read into plain records: what is absent stays empty, what is torn is refused by file and line."""
 
+import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, get_type_hints
 
 from bilevax.core.errors import DataError, StorageError
 from bilevax.core.text import clean
 
+# Sums and squares of plotted values stay finite below it.
 _LARGEST = 1e300
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Data:
     features: int
     design_columns: int
     missing_cells: int
-    classes: tuple[tuple[str, int], ...]
+    classes: tuple[tuple[str, int], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -32,11 +37,11 @@ class Data:
         return sum(n for n in (self.train, self.validation, self.test) if n > 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One outer step; seconds and visits are counted from the start of the run."""
 
-    code: str
+    code: str = "OK"
     step: float
     seconds: float
     visits: float
@@ -45,12 +50,12 @@ class Step:
     gradient_norm: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """One model of the comparison; NaN where a number was not recorded."""
 
-    name: str
-    score_name: str
+    name: str = "(no name)"
+    score_name: str = "score"
     score: float
     test_log_loss: float
     test_log_loss_se: float
@@ -59,11 +64,11 @@ class Model:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Paired:
     """Test log-loss of the tuned model minus another's, with its 95 % interval."""
 
-    name: str
+    name: str = "(no name)"
     difference: float
     low: float
     high: float
@@ -77,12 +82,12 @@ class Gap:
     standard_error: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class End:
     """How the run ended."""
 
-    code: str
-    message: str
+    code: str = "OK"
+    message: str = ""
     interrupted: bool
     seconds: float
     visits: float
@@ -104,6 +109,7 @@ class Term:
             return math.nan
         if min(self.penalties) == 0:
             return 0.0
+        # exp of the mean of the logarithms: a product would overflow
         return math.exp(math.fsum(map(math.log, self.penalties)) / len(self.penalties))
 
     @property
@@ -116,7 +122,7 @@ class Term:
 class Run:
     """Everything that a run directory says."""
 
-    config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    config: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     data: Data | None = None
     steps: tuple[Step, ...] = ()
     models: tuple[Model, ...] = ()
@@ -145,12 +151,23 @@ def read_run(directory: Path) -> Run:
     if all(text is None for text in texts.values()):
         raise DataError(f"{directory} is not a run directory: it has none of {', '.join(texts)}")
     coefficients = _json_object(directory / "coefficients.json", texts["coefficients.json"])
+    by_kind: dict[str, list[dict[str, object]]] = defaultdict(list)
+    for record in _lines(directory / "metrics.jsonl", texts["metrics.jsonl"]):
+        by_kind[str(record.get("kind"))].append(record)
+
+    # Of what is said twice (a resumed run) the last word counts.
     return Run(
         config=_toml(directory / "config.toml", texts["config.toml"]),
+        data=next(map(_data, reversed(by_kind["data"])), None),
+        steps=tuple(_record(Step, r) for r in by_kind["step"]),
+        models=tuple({m.name: m for m in (_record(Model, r) for r in by_kind["comparison"])}.values()),
+        paired=tuple({p.name: p for p in (_record(Paired, r) for r in by_kind["paired"])}.values()),
+        gap=next((_record(Gap, r) for r in reversed(by_kind["gap"])), None),
+        end=next((_record(End, r) for r in reversed(by_kind["end"])), None),
         terms=tuple(_term(t) for t in _sequence(coefficients.get("terms")) if isinstance(t, dict)),
         classes=tuple(clean(c) for c in _sequence(coefficients.get("classes"))),
         exported=bool(coefficients),
-        **_sorted(_lines(directory / "metrics.jsonl", texts["metrics.jsonl"])),
+        notes=tuple(clean(r.get("text", "")) for r in by_kind["note"]),
     )
 
 
@@ -163,15 +180,16 @@ def _bytes(path: Path) -> bytes | None:
         raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
 
 
-def _toml(path: Path, content: bytes | None) -> dict[str, dict[str, Any]]:
+def _toml(path: Path, content: bytes | None) -> dict[str, dict[str, object]]:
     try:
         tables = tomllib.loads((content or b"").decode())
-    except (ValueError, RecursionError) as e:  # a decoding error of either kind is a ValueError
+    # A decoding error of either kind is a ValueError.
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{path} is not TOML: {clean(e)}") from e
     return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
 
-def _json_object(path: Path, content: bytes | None) -> dict[str, Any]:
+def _json_object(path: Path, content: bytes | None) -> dict[str, object]:
     if content is None:
         return {}
     try:
@@ -183,7 +201,7 @@ def _json_object(path: Path, content: bytes | None) -> dict[str, Any]:
     return value
 
 
-def _lines(path: Path, content: bytes | None) -> list[dict[str, Any]]:
+def _lines(path: Path, content: bytes | None) -> list[dict[str, object]]:
     numbered = [(i, line) for i, line in enumerate((content or b"").split(b"\n"), 1) if line.strip()]
     records = []
     for i, line in numbered:
@@ -193,32 +211,15 @@ def _lines(path: Path, content: bytes | None) -> list[dict[str, Any]]:
             record = None
         if isinstance(record, dict):
             records.append(record)
-        elif i != numbered[-1][0]:  # the last line may be torn: a run that was killed while it wrote
+        # The last line may be torn: a run that was killed while it wrote.
+        elif i != numbered[-1][0]:
             raise DataError(f"{path}:{i} is not a JSON record; the file was damaged after it was written")
     return records
 
 
-def _sorted(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Records by kind; of what is said twice (a resumed run) the last word counts."""
-    by_kind: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        by_kind.setdefault(str(record.get("kind")), []).append(record)
-    models = {m.name: m for m in map(_model, by_kind.get("comparison", []))}
-    paired = {p.name: p for p in map(_paired, by_kind.get("paired", []))}
-    last = {kind: found[-1] for kind, found in by_kind.items()}
-    return {
-        "data": _data(last["data"]) if "data" in last else None,
-        "steps": tuple(map(_step, by_kind.get("step", []))),
-        "models": tuple(models.values()),
-        "paired": tuple(paired.values()),
-        "gap": _gap(last["gap"]) if "gap" in last else None,
-        "end": _end(last["end"]) if "end" in last else None,
-        "notes": tuple(clean(r.get("text", "")) for r in by_kind.get("note", [])),
-    }
-
-
 def _real(value: object) -> float:
     """A number as a float; NaN for everything else; what no sum would survive is infinite."""
+    # True is an int to Python; NaN is the one value that is not itself.
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         return math.nan
     return float(value) if -_LARGEST < value < _LARGEST else math.copysign(math.inf, value > 0 or -1)
@@ -229,55 +230,39 @@ def _whole(value: object) -> int:
     return int(number) if math.isfinite(number) else -1
 
 
-def _sequence(value: object) -> list[Any]:
+def _sequence(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _name(record: Mapping[str, Any]) -> str:
-    return clean(record.get("name", "")) or "(no name)"
+_READERS: dict[object, Callable[[object], object]] = {
+    str: clean,
+    float: _real,
+    int: _whole,
+    bool: lambda value: value is True,
+}
 
 
-def _data(record: Mapping[str, Any]) -> Data:
+def _record(kind: type[T], record: Mapping[str, object]) -> T:
+    """The fields of a record by their types; an empty text is its default."""
+    values: dict[str, object] = {}
+    for name, of in get_type_hints(kind).items():
+        if of in _READERS:
+            # A dataclass keeps the defaults of its fields as attributes of the class.
+            default = getattr(kind, name, None)
+            value = _READERS[of](record.get(name, default))
+            values[name] = default if value == "" else value
+    return kind(**values)
+
+
+def _data(record: Mapping[str, object]) -> Data:
     rows, classes = record.get("rows"), record.get("classes")
-    rows = rows if isinstance(rows, dict) else {}
-    classes = classes if isinstance(classes, dict) else {}
-    return Data(
-        train=_whole(rows.get("train")),
-        validation=_whole(rows.get("validation")),
-        test=_whole(rows.get("test")),
-        features=_whole(record.get("features")),
-        design_columns=_whole(record.get("design_columns")),
-        missing_cells=_whole(record.get("missing_cells")),
-        classes=tuple((clean(label) or "(empty)", max(0, _whole(n))) for label, n in classes.items()),
-    )
+    found = _record(Data, {**record, **(rows if isinstance(rows, dict) else {})})
+    of_classes = classes.items() if isinstance(classes, dict) else ()
+    counts = tuple((clean(label) or "(empty)", max(0, _whole(n))) for label, n in of_classes)
+    return dataclasses.replace(found, classes=counts)
 
 
-def _step(record: Mapping[str, Any]) -> Step:
-    names = ("step", "seconds", "visits", "tuning_loss", "validation_loss", "gradient_norm")
-    return Step(clean(record.get("code", "OK")), *(_real(record.get(name)) for name in names))
-
-
-def _model(record: Mapping[str, Any]) -> Model:
-    names = ("score", "test_log_loss", "test_log_loss_se", "test_accuracy", "validation_log_loss", "seconds")
-    numbers = (_real(record.get(name)) for name in names)
-    return Model(_name(record), clean(record.get("score_name", "score")), *numbers)
-
-
-def _paired(record: Mapping[str, Any]) -> Paired:
-    return Paired(_name(record), *(_real(record.get(name)) for name in ("difference", "low", "high")))
-
-
-def _gap(record: Mapping[str, Any]) -> Gap:
-    return Gap(_real(record.get("validation_gap")), _real(record.get("standard_error")))
-
-
-def _end(record: Mapping[str, Any]) -> End:
-    numbers = (_real(record.get(name)) for name in ("seconds", "visits", "steps"))
-    message, interrupted = clean(record.get("message", "")), record.get("interrupted") is True
-    return End(clean(record.get("code", "OK")), message, interrupted, *numbers)
-
-
-def _term(record: Mapping[str, Any]) -> Term:
+def _term(record: Mapping[str, object]) -> Term:
     name, penalty = clean(record.get("column", "")) or "(no name)", record.get("penalty")
     if record.get("kind") == "category":
         name = f"{name} = {clean(record.get('value', ''))}"

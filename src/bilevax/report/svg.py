@@ -1,28 +1,43 @@
-"""From a matplotlib figure to SVG that may stand inside a page: no ids that clash, no fonts, no remote names."""
+"""From a matplotlib figure to an image within the page, in the page's fonts and colours, light and dark."""
 
+import base64
 import contextlib
+import html
 import io
-import re
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 460  # of every picture, in pixels; two stand side by side on a wide page, one on a telephone
+# Of every picture, in pixels: two stand side by side on a wide page, one on a telephone.
+WIDTH = 460
 INK, MUTED, GRID, CARD = "#1b2330", "#5d6776", "#e2e6eb", "#fefefe"
-ACCENT, SECOND = "#0072b2", "#d55e00"  # blue and vermilion of Okabe and Ito: told apart by all kinds of eyes
+# Blue and vermilion of Okabe and Ito, which all kinds of eyes tell apart.
+ACCENT, SECOND = "#0072b2", "#d55e00"
 
-# Colours become the page's variables, so that a dark page gets dark pictures.
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", CARD: "card", ACCENT: "accent", SECOND: "second"}
+# The dark colours of the page's style sheet, which a picture does not see; it has one of its own.
+_DARK = {INK: "#e7ebf0", MUTED: "#a3adba", GRID: "#323b47", CARD: "#1a2028", ACCENT: "#5cb2e8", SECOND: "#f39a55"}
+_SWAPS = "".join(
+    f'[style*="{what}: {light}"] {{ {what}: {dark} !important }}\n'
+    for light, dark in _DARK.items()
+    for what in ("fill", "stroke")
+)
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
+_SHEET = f"""
+text {{ font-family: {_FONTS} !important }}
+@media (prefers-color-scheme: dark) {{
+{_SWAPS}}}
+"""
 _SETTINGS = {
+    # Text stays text, and ids depend on nothing but the figure.
     "svg.fonttype": "none",
     "svg.hashsalt": "bilevax",
     "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],  # wider than the page's own fonts: what fits here fits there
+    # Wider than the page's own fonts: what fits here fits there.
+    "font.family": ["DejaVu Sans"],
     "font.size": 11.0,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -34,7 +49,8 @@ _SETTINGS = {
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
-    "figure.dpi": 72.0,  # a point is a pixel
+    # A point is a pixel.
+    "figure.dpi": 72.0,
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
@@ -47,9 +63,6 @@ _SETTINGS = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
 }
-_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
-_LOCAL_NAME = re.compile(r"url\(#([^)]+)\)")
-_NO_ROTATION = re.compile(r"rotate\(-?0(?:\.0+)? [^)]*\)")
 
 
 @contextlib.contextmanager
@@ -63,7 +76,8 @@ def style() -> Iterator[None]:
         matplotlib.rc_context(_SETTINGS),  # type: ignore[arg-type]
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own fonts
+        # The reader's browser has fonts of its own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
@@ -82,67 +96,14 @@ def add_axes(figure: "Figure", left: float, right: float, top: float, bottom: fl
     return figure.add_axes(box)
 
 
-def inline(figure: "Figure", name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element whose ids all begin with ``name``; every text in it is escaped.
+def image(figure: "Figure", description: str) -> str:
+    """The figure as an ``<img>`` element: a document of its own, so that no text in it can be part of the page.
 
     Equal figures give equal bytes.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ElementTree.fromstring(buffer.getvalue())
-    _drop(root)
-    referenced = set()
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        referenced |= _rewrite(element, name)
-    for element in root.iter():
-        if element.get("id", "") not in referenced:
-            element.attrib.pop("id", None)
-    root.attrib.pop("width"), root.attrib.pop("height"), root.attrib.pop("version", None)
-    root.set("role", "img")
-    root.set("aria-label", description)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _drop(root: ElementTree.Element) -> None:
-    """Remove metadata and matplotlib's style sheet, which would apply to the whole page."""
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.rpartition("}")[2] in ("metadata", "style"):
-                parent.remove(child)
-        if not (parent.text or "").strip():
-            parent.text = None
-        for child in parent:
-            child.tail = None
-
-
-def _rewrite(element: ElementTree.Element, name: str) -> set[str]:
-    """Make one element's attributes fit the page; returns the ids it refers to."""
-    referenced = set()
-    for key, value in list(element.attrib.items()):
-        del element.attrib[key]
-        key = key.rpartition("}")[2]
-        if key == "id":
-            value = f"{name}-{value}"
-        elif key == "href" and value.startswith("#"):
-            value = f"#{name}-{value[1:]}"
-            referenced.add(value[1:])
-        elif key == "style":
-            value = _style(value)
-        elif key != "href":  # an embedded image keeps its data
-            value = _NO_ROTATION.sub("", _LONG_NUMBER.sub(lambda m: f"{float(m[0]):.2f}", value))
-            value = " ".join(value.split())
-        if key in ("clip-path", "style"):
-            value = _LOCAL_NAME.sub(rf"url(#{name}-\1)", value)
-            referenced.update(_LOCAL_NAME.findall(value))
-        if value:
-            element.set(key, value)
-    return referenced
-
-
-def _style(value: str) -> str:
-    parts = (part.strip() for part in value.split(";"))
-    kept = "; ".join(p for p in parts if not p.startswith("font-family"))  # the page's own font
-    for colour, variable in _VARIABLES.items():
-        kept = kept.replace(colour, f"var(--{variable})")
-    return kept
+    # The first style sheet is matplotlib's, before any text of the figure.
+    drawing = buffer.getvalue().replace("</style>", f"{_SHEET}</style>", 1)
+    data = base64.b64encode(drawing.encode()).decode()
+    return f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(description)}">'

@@ -1,7 +1,5 @@
 """Training to the end: L-BFGS on the host, in coordinates in which the loss is well conditioned."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +9,12 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from bilevax.core.config import config
+from bilevax.core.protocols import Loss
 from bilevax.core.trees import PyTree
+from bilevax.sklearn.crossfit import RowLoss
 
 WIDEST = 2000
-"""Columns up to which the coordinates are turned; beyond, factorising would take too long and they are only scaled."""
+"""Columns up to which the basis is a full matrix; beyond, factorising would take too long and it is a diagonal."""
 
 CURVATURE = 0.1
 """Typical second derivative of the logistic losses, against the second moment of the rows."""
@@ -22,73 +22,78 @@ CURVATURE = 0.1
 
 @config
 class Whitened:
-    """A loss of one model in the coordinates u of its weights u turn.
+    """A loss of one model in the coordinates u, where its weights are u basis.
 
     Args:
         loss: in the weights, such as :class:`~bilevax.MultinomialLogistic`.
-        turn: from :func:`coordinates`.
+        basis: from :func:`coordinates`.
     """
 
-    loss: Any
-    turn: Array
+    loss: RowLoss
+    basis: Array
 
     def per_row(self, scores: Array, y: Array) -> Array:
         """Loss of each row, which sees scores alone."""
         return self.loss.per_row(scores, y)
 
     def half_penalty(self, u: Array, lam: PyTree) -> Array:
-        """Of the weights u turn."""
-        return self.loss.half_penalty(apply_basis(u, self.turn), lam)
+        """Of the weights u basis."""
+        # 1/2 sum_j exp(lam_j) (u L^-1)_j^2
+        return self.loss.half_penalty(apply_basis(u, self.basis), lam)
 
 
 def second_moment(X: Array, weight: Array) -> np.ndarray:
     """Weighted mean of x x^T over the rows, [p, p]; of more than WIDEST columns the diagonal alone, [p]."""
+    # 1/n sum_i c_i x_i x_i^T
     weighted = X * weight[:, None]
     moment = weighted.T @ X if X.shape[1] <= WIDEST else jnp.sum(weighted * X, axis=0)
     return np.asarray(moment / X.shape[0], np.float64)
 
 
 def coordinates(moment: np.ndarray, lam: Array) -> tuple[Array, Array]:
-    """(root, turn), inverse to each other: in u = weights root the Hessian of a penalised loss is near the identity.
+    """The Cholesky factor L of the curvature and the basis L^-1, [p, p], or [p] where the moment is a diagonal.
 
-    root root^T = CURVATURE * moment + diag(mean penalty); both are [p, p], or [p] where the moment is a diagonal.
+    In the coordinates u = weights L, weights = u L^-1, the Hessian of a penalised loss is near the identity.
     """
+    # L exists, whatever the columns: 1e-8 is above the rounding errors of their second moment.
     penalties = _penalties(lam, len(moment)) + 1e-8
+    # L L^T = CURVATURE moment + diag(mean penalty)
     if moment.ndim == 1:
-        root = np.sqrt(CURVATURE * moment + penalties)
-        turn = 1.0 / root
+        cholesky = np.sqrt(CURVATURE * moment + penalties)
+        basis = 1.0 / cholesky
     else:
-        root = scipy.linalg.cholesky(CURVATURE * moment + np.diag(penalties), lower=True)
-        turn = scipy.linalg.solve_triangular(root, np.eye(len(root)), lower=True)
+        cholesky = scipy.linalg.cholesky(CURVATURE * moment + np.diag(penalties), lower=True)
+        basis = scipy.linalg.solve_triangular(cholesky, np.eye(len(cholesky)), lower=True)
     real = jnp.result_type(float)
-    return jnp.asarray(root, real), jnp.asarray(turn, real)
+    return jnp.asarray(cholesky, real), jnp.asarray(basis, real)
 
 
-def change_basis(w: PyTree, turn: Array) -> PyTree:
-    """The same model with weights times a turn, or a root, of the coordinates."""
-    return {**w, "weights": apply_basis(w["weights"], turn)}
+def change_basis(w: PyTree, basis: Array) -> PyTree:
+    """The same model, its weights times L^-1 or L."""
+    return {**w, "weights": apply_basis(w["weights"], basis)}
 
 
-def apply_basis(weights: Array, turn: Array) -> Array:
-    """[..., p] times a turn or a root, full or diagonal."""
-    return weights @ turn if turn.ndim == 2 else weights * turn[(None,) * (weights.ndim - 1)]
+def apply_basis(weights: Array, basis: Array) -> Array:
+    """[..., p] times a matrix [p, p], or a diagonal one [p]."""
+    return weights @ basis if basis.ndim == 2 else weights * basis[(None,) * (weights.ndim - 1)]
 
 
 @jax.jit
-def _value_and_grad(loss: Any, u: PyTree, turn: Array, lam: Array, batch: PyTree) -> tuple[Array, PyTree]:
+def _value_and_grad(loss: Loss, u: PyTree, basis: Array, lam: Array, batch: PyTree) -> tuple[Array, PyTree]:
     """Loss and gradient in the coordinates u."""
-    return jax.value_and_grad(lambda u: loss(change_basis(u, turn), lam, batch))(u)
+    # d/du loss(u L^-1)
+    return jax.value_and_grad(lambda u: loss(change_basis(u, basis), lam, batch))(u)
 
 
 def solve(
-    loss: Any,
+    loss: Loss,
     w0: PyTree,
     lam: Array,
     batch: PyTree,
     *,
     moment: np.ndarray,
     max_steps: int = 300,
-    fall: float = 1e-7,
+    tolerance: float = 1e-7,
 ) -> PyTree:
     """Minimise w -> loss(w, lam, batch): scipy's L-BFGS in float64 on gradients in JAX's precision.
 
@@ -102,24 +107,27 @@ def solve(
         batch: every row.
         moment: from :func:`second_moment`.
         max_steps: at most so many iterations.
-        fall: of the loss in one iteration, at which to stop.
+        tolerance: relative decrease of the loss in one iteration below which it ends.
     """
     real = w0["weights"].dtype
-    root, turn = coordinates(moment, lam)
-    flat, unravel = ravel_pytree(change_basis(w0, root))
+    cholesky, basis = coordinates(moment, lam)
+    # u_0 = w_0 L
+    flat, unravel = ravel_pytree(change_basis(w0, cholesky))
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = _value_and_grad(loss, unravel(jnp.asarray(x, real)), turn, lam, batch)
+        value, gradient = _value_and_grad(loss, unravel(jnp.asarray(x, real)), basis, lam, batch)
         return float(value), np.asarray(ravel_pytree(gradient)[0], np.float64)
 
-    options = {"maxiter": max_steps, "gtol": 1e-7, "ftol": fall}
+    options = {"maxiter": max_steps, "gtol": 1e-7, "ftol": tolerance}
     out = scipy.optimize.minimize(objective, np.asarray(flat, np.float64), jac=True, method="L-BFGS-B", options=options)
-    return change_basis(unravel(jnp.asarray(out.x, real)), turn)
+    # w = u L^-1
+    return change_basis(unravel(jnp.asarray(out.x, real)), basis)
 
 
 def _penalties(lam: Array, p: int) -> np.ndarray:
     """exp(lam) averaged over the classes, [p]."""
-    penalties = np.exp(np.asarray(lam, np.float64))
-    if penalties.ndim == 2:
-        return penalties.mean(axis=0)
-    return penalties if penalties.shape == (p,) else np.full(p, penalties.mean())
+    penalties: np.ndarray = np.exp(np.asarray(lam, np.float64))
+    if penalties.shape == (p,):
+        return penalties
+    # One for all, or one a class, is the same for every feature.
+    return np.broadcast_to(penalties.mean(axis=0) if penalties.ndim == 2 else penalties.mean(), p)

@@ -128,14 +128,11 @@ class FixedPoint:
             good = (lost < 0) & jnp.isfinite(_sum(move))
             return where(good, new, x), jnp.where(good | (lost >= 0), lost, j), cumulative_step
 
-        def segment(carry: Iterate, edges: tuple[Array, Array]) -> tuple[Iterate, tuple[PyTree, Array]]:
-            carry = source.fold(step, carry, args, key=key, start=edges[0], stop=edges[1])
-            return carry, (carry[0], carry[2])
-
         stops = first + boundaries(steps)
-        starts = jnp.concatenate([jnp.asarray(first, jnp.int32)[None], stops[:-1]])
         carry = (start, jnp.int32(-1), jnp.zeros((), jnp.result_type(float)))
-        (end, lost, _), (points, cumulative_step) = jax.lax.scan(segment, carry, (starts, stops))
+        # one loop, whose carry is returned at each of the stops, [SNAPSHOTS, ...]
+        points, lost, cumulative_step = source.fold(step, carry, args, key=key, start=first, stop=stops)
+        end, lost = row(points, -1), lost[-1]
         # ||x_t - x_0|| > 3 ||x_{t/2} - x_0||
         half_way = norm(sub(row(points, SNAPSHOTS - 3), start))
         suspicious = (steps > WINDOW) & (norm(sub(end, start)) > SUSPICIOUS * half_way)
@@ -148,6 +145,9 @@ class FixedPoint:
             suspicious=(lost < 0) & suspicious, grown=has_grown(start, end), confirm=self.confirm,
         )  # fmt: skip
         code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
+        # without a record of the step no last finite x is known
+        if not self.confirm:
+            end = where(lost < 0, end, start)
         last_step = jnp.where(lost < 0, first + steps, lost + 1)
         return Solution(end, code, steps, last_step, checks, Snapshots(points, cumulative_step, step_sizes))
 

@@ -5,14 +5,15 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Protocol
 
 import numpy as np
 
 from bilevax.core.codes import Code
+from bilevax.core.events import Event
 from bilevax.sklearn.logistic import TunedLogisticRegression
 from bilevax.study.baselines import Baseline, row_losses, single_penalty_grid, untuned
-from bilevax.study.evaluation import mean_and_error, paired_interval, score
+from bilevax.study.evaluation import Classifier, mean_and_error, paired_interval, score
 from bilevax.study.preparation import Prepared, prepare
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.labels import label_text
@@ -20,8 +21,6 @@ from bilevax.tables.linear import LinearModel, penalties_by_term
 from bilevax.tables.table import Table
 
 __all__ = ["GRID", "TUNED", "UNTUNED", "Study", "TuneSettings", "tune_table"]
-
-Event: TypeAlias = dict[str, Any]
 
 TUNED = {
     "feature": "one penalty per feature (bilevax)",
@@ -34,6 +33,12 @@ UNTUNED = "no tuning (C = 1)"
 
 _CHEAP = 20_000_000
 """Cells times classes up to which the rivals are still fitted after an interruption: some seconds."""
+
+
+class _Emit(Protocol):
+    """Keeps a record and passes it on."""
+
+    def __call__(self, kind: str, **record: object) -> object: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +69,7 @@ class Study:
         """The records of one kind."""
         return [event for event in self.events if event["kind"] == kind]
 
-    def config(self) -> dict[str, dict[str, Any]]:
+    def config(self) -> dict[str, dict[str, object]]:
         """The tables of ``config.toml``."""
         table = self.prepared.table
         return {
@@ -111,7 +116,8 @@ def tune_table(
     settings = settings or TuneSettings()
     events: list[Event] = []
 
-    def emit(kind: str, **record: Any) -> object:
+    def emit(kind: str, **record: object) -> object:
+        # A stage is shown, not kept: it is no result.
         event = {"kind": kind, **record}
         if kind != "stage":
             events.append(event)
@@ -122,12 +128,14 @@ def tune_table(
     for note in prepared.notes:
         emit("note", text=note)
     emit("data", **_data(prepared))
+    # No test row is seen from here to the comparison.
     emit("stage", name="compiling, then tuning", long=True)
     estimator, seconds = _fit(prepared, settings, emit)
     model = _plain_model(estimator, prepared, target, settings)
     gap, error = estimator.validation_gap_, estimator.validation_gap_se_
-    emit("gap", validation_gap=_real(gap), standard_error=_real(error))
+    emit("gap", validation_gap=_or_none(gap), standard_error=_or_none(error))
     interrupted = bool(estimator.interrupted_)
+    # The tuned model is there already: Ctrl-C ends the comparison, not the study.
     try:
         _compare(model, estimator, seconds, prepared, settings, emit)
     except KeyboardInterrupt:
@@ -164,9 +172,7 @@ def _tuning_rows(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.arange(len(rows)) >= len(train)
 
 
-def _fit(
-    prepared: Prepared, settings: TuneSettings, emit: Callable[..., object]
-) -> tuple[TunedLogisticRegression, float]:
+def _fit(prepared: Prepared, settings: TuneSettings, emit: _Emit) -> tuple[TunedLogisticRegression, float]:
     rows, validation = _tuning_rows(prepared)
     estimator = TunedLogisticRegression(
         settings.penalty_per,
@@ -176,29 +182,25 @@ def _fit(
         steps=settings.steps,
         random_state=settings.seed,
     )
+
+    def step(record: Event) -> bool:
+        plain = {name: _or_none(value) if isinstance(value, float) else value for name, value in record.items()}
+        return bool(emit("step", **plain))
+
+    # With compilation: that is what the user waits for.
     start = time.perf_counter()
     estimator.fit(
         prepared.X[rows],
         prepared.labels.codes[rows],
         groups=None if settings.group is None else prepared.table.column(settings.group).values[rows],
         validation=validation,
-        callback=lambda record: bool(emit("step", **_plain(record))),
+        callback=step,
     )
     return estimator, time.perf_counter() - start
 
 
-def _plain(record: Event) -> Event:
-    """A step's record as JSON values: NaN is null, the code is a name."""
-    out: Event = {}
-    for name, value in record.items():
-        if name == "code":
-            out[name] = Code(int(value)).name if not isinstance(value, str) else value
-        else:
-            out[name] = int(value) if name in ("step", "visits") else _real(value)
-    return out
-
-
-def _real(value: Any) -> float | None:
+def _or_none(value: float | None) -> float | None:
+    """The value; None, as JSON has no NaN, where it is not finite."""
     return None if value is None or not np.isfinite(value) else float(value)
 
 
@@ -222,14 +224,16 @@ def _compare(
     seconds: float,
     prepared: Prepared,
     settings: TuneSettings,
-    emit: Callable[..., object],
+    emit: _Emit,
 ) -> None:
     """Score the models on the test rows."""
     rows, validation = _tuning_rows(prepared)
     test, codes = prepared.split.test, prepared.labels.codes
     X, y = prepared.X[rows], codes[rows]
 
-    def report(name: str, fitted: Any, losses: np.ndarray, validation_loss: float | None, seconds: float) -> np.ndarray:
+    def report(
+        name: str, fitted: Classifier, losses: np.ndarray, validation_loss: float | None, seconds: float
+    ) -> np.ndarray:
         mean, error = mean_and_error(losses)
         accuracy = float(np.mean(fitted.predict(prepared.X[test]) == codes[test]))
         emit(
@@ -245,8 +249,9 @@ def _compare(
         )
         return losses
 
+    # By the exported model, so that what is compared is what is kept.
     tuned_losses = row_losses(model.predict_proba(prepared.table.take(test)), codes[test])
-    tuned = report(TUNED[settings.penalty_per], estimator, tuned_losses, _real(estimator.validation_loss_), seconds)
+    tuned = report(TUNED[settings.penalty_per], estimator, tuned_losses, _or_none(estimator.validation_loss_), seconds)
     if estimator.interrupted_ and X.size * len(model.classes) > _CHEAP:
         emit("note", text="interrupted: the comparison with other models is left out, it would take long")
         return
@@ -257,6 +262,7 @@ def _compare(
             emit("note", text=f"{name}: scikit-learn's solver did not converge within its iterations in every fit")
         losses = row_losses(baseline.model.predict_proba(prepared.X[test]), codes[test])
         report(name, baseline.model, losses, baseline.validation_loss, baseline.seconds)
+        # Row by row: both models meet the same easy and hard rows.
         difference, low, high = paired_interval(tuned, losses)
         emit("paired", name=name, difference=difference, low=low, high=high)
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bilevax.core.errors import DataError
+from bilevax.core.events import Plain
 from bilevax.tables.labels import Label
 from bilevax.tables.table import Table
 from bilevax.tables.terms import FORMULA, Term, design_from_terms, terms_from_plain, text_columns
@@ -51,17 +52,20 @@ class LinearModel:
             DataError: the table lacks a column, or holds text where the model knows numbers.
         """
         scores = design_from_terms(self.terms, table) @ self.coef.T + self.intercept
+        # One score is that of the second class; the first has 0.
         if scores.shape[1] == 1:
             scores = np.hstack([np.zeros_like(scores), scores])
         scores -= scores.max(axis=1, keepdims=True)
-        odds = np.exp(scores)
-        return odds / odds.sum(axis=1, keepdims=True)
+        # exp(score) / sum of exp(score)
+        odds: np.ndarray = np.exp(scores)
+        odds /= odds.sum(axis=1, keepdims=True)
+        return odds
 
     def predict(self, table: Table) -> list[Label]:
         """The most probable label of each row."""
         return [self.classes[code] for code in self.predict_proba(table).argmax(axis=1).tolist()]
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> Plain:
         """The model as JSON values, with the formula that turns them into probabilities."""
         terms = [
             {**term.to_plain(), "weight": weight, "penalty": penalty}
@@ -77,7 +81,7 @@ class LinearModel:
         }
 
 
-def linear_from_plain(plain: Any) -> LinearModel:
+def linear_from_plain(plain: object) -> LinearModel:
     """The inverse of :meth:`LinearModel.to_plain`, checked.
 
     Raises:
@@ -118,16 +122,17 @@ def check_model(model: LinearModel) -> None:
         raise DataError("the model's classes, intercepts, weights and terms do not fit together")
 
 
-def penalties_by_term(penalties: Any, penalty_per: str, count: int) -> tuple[float | list[float] | None, ...]:
+def penalties_by_term(penalties: ArrayLike, penalty_per: str, count: int) -> tuple[float | list[float] | None, ...]:
     """For each of the terms its penalty, from the estimator's: a scalar, one a class, one a feature, or both."""
     values = np.asarray(penalties, np.float64)
     if penalty_per == "weight" and values.ndim == 2:
         return tuple(values.T.tolist())
     if penalty_per == "feature" and values.ndim == 1:
         return tuple(values.tolist())
-    return (values.tolist(),) * count  # one for all: a scalar, or one for each class
+    # One for all terms: a scalar, or one for each class.
+    return (values.tolist(),) * count
 
 
-def canonical(plain: dict[str, Any]) -> bytes:
+def canonical(plain: Plain) -> bytes:
     """One spelling of plain values, for checksums."""
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

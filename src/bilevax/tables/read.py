@@ -5,9 +5,12 @@ import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
 
 from bilevax.core.errors import DataError, ParameterError, StorageError
 from bilevax.tables.csv_file import read_csv_text
@@ -15,7 +18,7 @@ from bilevax.tables.csv_types import column_of_cells, days
 from bilevax.tables.table import Column, Table, check_names, object_array
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from narwhals.typing import IntoDataFrame
 
 __all__ = ["Column", "Table", "read_table", "table_from_frame"]
 
@@ -44,8 +47,10 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
     except OSError as e:
         raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
     digest = hashlib.sha256(data).hexdigest()
+    # What a file is, its first bytes say; names may lie.
     if data.startswith(b"PAR1") or path.suffix.lower() in (".parquet", ".pq"):
         return _from_arrow(path.name, _read_parquet(path.name, data), text=text, sha256=digest)
+    # Zip (xlsx too), gzip, and the Excel of old.
     if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
         raise DataError(f"{path.name}: the file is compressed, or a spreadsheet; save it as CSV or Parquet")
     if _SVMLIGHT.match(data):
@@ -54,6 +59,7 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
             "scikit-learn's load_svmlight_file, and use bx.SparseRows or the dense array"
         )
     file = read_csv_text(path.name, data)
+    # A misspelt name in ``text`` is refused before the cells are looked at.
     Table(path.name, tuple(Column(name, "text", np.empty(0)) for name in file.names)).require(text)
     columns, notes = [], []
     if all(_is_number(name) for name in file.names):
@@ -65,7 +71,7 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
     return Table(path.name, tuple(columns), tuple(notes), digest)
 
 
-def table_from_frame(frame: Any, *, name: str = "frame", text: Collection[str] = ()) -> Table:
+def table_from_frame(frame: "IntoDataFrame", *, name: str = "frame", text: Collection[str] = ()) -> Table:
     """A table of an eager data frame: pandas, polars, pyarrow, or whatever else narwhals knows. The index is left out.
 
     Raises:
@@ -73,11 +79,11 @@ def table_from_frame(frame: Any, *, name: str = "frame", text: Collection[str] =
         DataError: a column mixes types, or has one that no model can use.
     """
     import narwhals as nw
-    import pyarrow as pa
 
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(frame, pandas.DataFrame):
-        labels = [str(label) for label in frame.columns]  # they need not be strings, nor differ
+        # Labels of pandas need not be strings, nor differ.
+        labels = [str(label) for label in frame.columns]
         check_names(name, labels)
         frame = frame.set_axis(labels, axis=1)
     try:
@@ -101,10 +107,7 @@ def _is_number(name: str) -> bool:
     return True
 
 
-def _read_parquet(name: str, data: bytes) -> "pa.Table":
-    import pyarrow as pa
-    from pyarrow import parquet
-
+def _read_parquet(name: str, data: bytes) -> pa.Table:
     try:
         table = parquet.read_table(pa.BufferReader(data))
         index = [label for label in table.column_names if _PANDAS_INDEX.fullmatch(label)]
@@ -113,7 +116,7 @@ def _read_parquet(name: str, data: bytes) -> "pa.Table":
         raise DataError(f"{name}: no readable Parquet file ({str(e).splitlines()[0]})") from None
 
 
-def _from_arrow(name: str, table: "pa.Table", *, text: Collection[str], sha256: str = "") -> Table:
+def _from_arrow(name: str, table: pa.Table, *, text: Collection[str], sha256: str = "") -> Table:
     names = [str(label) for label in table.column_names]
     check_names(name, names)
     if table.num_rows == 0 or not names:
@@ -125,10 +128,7 @@ def _from_arrow(name: str, table: "pa.Table", *, text: Collection[str], sha256: 
     return Table(name, chosen, sha256=sha256)
 
 
-def _column(source: str, name: str, values: "pa.ChunkedArray") -> Column:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _column(source: str, name: str, values: pa.ChunkedArray) -> Column:
     kind = values.type
     if pa.types.is_dictionary(kind):
         values = pc.cast(values, kind.value_type)
@@ -143,6 +143,7 @@ def _column(source: str, name: str, values: "pa.ChunkedArray") -> Column:
         return _floats(source, name, pc.cast(values, pa.float64()).to_numpy())
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return Column(name, "date", days(pc.cast(values, pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)))
+    # As dates are, durations are counted in days.
     if pa.types.is_duration(kind):
         return Column(name, "number", days(pc.cast(values, pa.duration("us"), safe=False)))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -151,12 +152,10 @@ def _column(source: str, name: str, values: "pa.ChunkedArray") -> Column:
     raise DataError(f"{source}: column '{name}' holds {kind}; numbers, text, truth values and dates can be used")
 
 
-def _integers(name: str, values: "pa.ChunkedArray") -> Column:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _integers(name: str, values: pa.ChunkedArray) -> Column:
     numbers = pc.cast(values, pa.float64(), safe=False).to_numpy()
-    if np.any(np.abs(numbers) >= _EXACT):  # longer than float64 holds: an identifier
+    # Longer than float64 holds: an identifier.
+    if np.any(np.abs(numbers) >= _EXACT):
         return Column(name, "text", object_array(pc.cast(values, pa.string()).to_pylist()))
     return Column(name, "integer", numbers)
 

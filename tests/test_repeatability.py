@@ -1,4 +1,4 @@
-"""The board, rows E8 to E11: what seeds and threads decide, independent streams, no key used twice."""
+"""Faults E8 to E11 (docs/faults.md): what seeds and threads decide, independent streams, no key used twice."""
 
 import os
 import subprocess
@@ -78,11 +78,11 @@ import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_disable_most_optimizations", True)
-spec = importlib.util.spec_from_file_location("board", sys.argv[1])
-board = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(board)
+spec = importlib.util.spec_from_file_location("tests", sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
 jax.random.normal(jax.random.key(3), (2,))
-print(board.digest())
+print(tests.digest())
 """
 
 
@@ -108,7 +108,7 @@ def ridge_numbers():
 
 
 def numbers_on(threads):
-    program = PROGRAM.replace("print(board.digest())", "print(board.ridge_numbers().tobytes().hex())")
+    program = PROGRAM.replace("print(tests.digest())", "print(tests.ridge_numbers().tobytes().hex())")
     program = program.replace('jax.config.update("jax_disable_most_optimizations", True)\n', "")
     environment = os.environ | {"NPROC": str(threads)}
     command = [sys.executable, "-c", program, __file__]

@@ -1,4 +1,4 @@
-"""The board, rows A1-A7 and B1-B10: numbers, shapes, trees and sizes that go in."""
+"""Faults A1 to A7 (docs/faults.md): numbers that are not finite, or of no floating type."""
 
 import jax
 import jax.numpy as jnp

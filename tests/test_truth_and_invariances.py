@@ -1,4 +1,4 @@
-"""The board, rows C17-C19 and C22: the hypergradient is unbiased, right, and scales and permutes as it should."""
+"""Faults C17 to C19 and C22 (docs/faults.md): hypergradients are unbiased, right, scale and permute as they should."""
 
 import jax
 import jax.numpy as jnp

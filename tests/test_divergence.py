@@ -1,4 +1,4 @@
-"""The board, rows C1-C6: maps that do not contract, contract slowly, or only seem not to.
+"""Faults C1 to C6 (docs/faults.md): maps that do not contract, contract slowly, or only seem not to.
 
 Every map is w <- A w + b + lam with A of one size, so that few programs are compiled; its iterates are known in numpy.
 """

@@ -1,4 +1,4 @@
-"""The board, rows C20 and C21: jit, vmap and scan of a hypergradient, and what is traced again.
+"""Faults C20 and C21 (docs/faults.md): jit, vmap and scan of a hypergradient, and what is traced again.
 
 Compiled with all optimisations, since bits are compared.
 """

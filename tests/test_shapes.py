@@ -1,4 +1,4 @@
-"""The board, rows B1-B10: what the user's functions return, and rows and batches of every size."""
+"""Faults B1 to B10 (docs/faults.md): what the user's functions return, and rows and batches of every size."""
 
 import jax
 import jax.numpy as jnp

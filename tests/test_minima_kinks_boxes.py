@@ -1,5 +1,4 @@
-"""The board, rows C13-C15: two minima, kinks, and outer variables that run away. (C16 is in test_schedules, B14 in
-test_sparse.)"""
+"""Faults C13 to C15 (docs/faults.md): two minima, kinks, and outer variables that run away."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,184 @@
+"""What linear models with tuned penalties share: rows split, penalties tuned, one model trained on every row."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from bilevax.core.errors import ParameterError
+from bilevax.core.events import Event
+from bilevax.sklearn import tuning
+from bilevax.sklearn.crossfit import LinearLoss, Rows, pad_columns, pad_rows
+from bilevax.sklearn.final_fit import second_moment, solve
+
+
+class PenalisedModel(BaseEstimator, ABC):
+    """A linear model whose penalties are tuned by hypergradients; its ``fit`` ends in :meth:`_fit`.
+
+    A subclass has three hooks: the loss, the number of scores, and what it keeps of the weights. For the parameters and
+    attributes that all share, see :class:`~bilevax.sklearn.TunedLogisticRegression`.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[object]]] = {
+        "penalty_per": [StrOptions({"feature", "class", "weight", "global"})],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "method": [StrOptions({"auto", "deterministic", "stochastic"})],
+        "steps": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    penalty_per: str
+    validation_fraction: float
+    method: str
+    steps: int
+    random_state: int | np.random.RandomState | None
+
+    @abstractmethod
+    def _loss(self, penalty_per: str | None) -> LinearLoss:
+        """The loss of one model; without a penalty for None."""
+
+    @property
+    @abstractmethod
+    def _outputs(self) -> int:
+        """The number of scores, C."""
+
+    @abstractmethod
+    def _set_coefficients(self, coef: np.ndarray, intercept: np.ndarray) -> None:
+        """Keep the weights [C, p], in the units of X, and the intercepts [C]."""
+
+    def _fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        weights: tuple[np.ndarray, np.ndarray],
+        *,
+        strata: np.ndarray,
+        groups: ArrayLike | None,
+        validation: ArrayLike | None,
+        callback: Callable[[Event], bool | None] | None,
+    ) -> None:
+        """Tune the penalties, then train the model.
+
+        Args:
+            X: features, float64 [n, p].
+            y: targets as the loss takes them, [n].
+            weights: of the rows in training, and in the losses that penalties are chosen by, both [n].
+            strata: classes that folds and validation rows have in equal shares, [n].
+            groups: as in ``fit``.
+            validation: as in ``fit``.
+            callback: as in ``fit``.
+        """
+        random = check_random_state(self.random_state)
+        seed = int(random.randint(2**31 - 1))
+        validated = _validation_rows(strata, groups, validation, self.validation_fraction, seed)
+        train = np.flatnonzero(~validated)
+        self.feature_mean_, self.feature_scale_ = _moments(X[train])
+        # z = (x - mean) / scale
+        Z = pad_columns(((X - self.feature_mean_) / self.feature_scale_).astype(default_float()))
+        method = tuning.choose_method(self.method, len(train), X.shape[1], self._outputs)
+        folds = _folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
+        (inner_weight, outer_weight), outputs, p = weights, self._outputs, Z.shape[1]
+        *_, inner = pad_rows(inner_weight[train])
+        rows = Rows(*map(jax.device_put, (*pad_rows(outer_weight[train], Z[train], y[train], folds), inner)))
+        task = tuning.TuningTask(
+            penalised=self._loss(self.penalty_per),
+            plain=self._loss(None),
+            rows=rows,
+            folds=folds.max() + 1,
+            validation=jax.device_put(pad_rows(outer_weight[validated], Z[validated], y[validated])),
+            lam_shape={"feature": (p,), "class": (outputs,), "weight": (outputs, p), "global": ()}[self.penalty_per],
+            outputs=outputs,
+            moment=second_moment(rows.X, rows.inner_weight),
+        )
+        tuned = tuning.tune(task, method, steps=self.steps, seed=seed, callback=callback)
+        self._record(tuned)
+        self._train(Z, y, inner_weight, tuned, len(train), task.folds)
+
+    def _record(self, tuned: tuning.TuningResult) -> None:
+        self.method_, self.method_reason_ = tuned.method.name, tuned.method.reason
+        self.history_, self.n_iter_ = tuned.history, max(1, len(tuned.history))
+        self.visits_ = tuned.history[-1]["visits"] if tuned.history else 0
+        self.validation_loss_ = tuned.validation_loss
+        self.validation_gap_, self.validation_gap_se_ = tuned.gap, tuned.gap_se
+        self.chosen_step_, self.code_, self.interrupted_ = tuned.chosen.step, tuned.code, tuned.interrupted
+
+    def _train(
+        self, Z: np.ndarray, y: np.ndarray, weight: np.ndarray, tuned: tuning.TuningResult, rows_tuned: int, folds: int
+    ) -> None:
+        """The final model, on all rows, from the penalties in units of 1/C."""
+        n, p = len(y), self.n_features_in_
+        # n exp(lam) = rows_tuned exp(tuned lam): a penalty on the sum of the losses does not grow with the rows.
+        lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_tuned / n)
+        self.penalties_ = n * np.exp(lam[..., :p] if self.penalty_per in {"feature", "weight"} else lam)
+        # n_train (K - 1) / K exp(lam): on the sum of the losses that each of the K models saw
+        self.start_penalty_ = float(rows_tuned * (folds - 1) / folds * np.exp(np.ravel(tuned.start.lam)[0]))
+        rows = jax.device_put(pad_rows(weight, Z, y))
+        loss, lam = self._loss(self.penalty_per), jnp.asarray(lam, Z.dtype)
+        w = solve(loss, tuned.model, lam, rows, moment=tuned.moment, tolerance=1e-9, max_steps=500)
+        # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
+        coef = np.asarray(w["weights"], np.float64)[:, :p] / self.feature_scale_
+        self._set_coefficients(coef, np.asarray(w["bias"], np.float64) - coef @ self.feature_mean_)
+
+
+def default_float() -> np.dtype[np.floating]:
+    """JAX's default float, as a numpy dtype."""
+    return np.dtype(jnp.result_type(float))
+
+
+def _moments(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every column; 1 where it does not vary."""
+    mean, scale = X.mean(axis=0), X.std(axis=0)
+    # A spread within rounding of the mean is none.
+    return mean, np.where(scale > 10 * np.finfo(float).eps * np.maximum(1, np.abs(mean)), scale, 1.0)
+
+
+def _validation_rows(
+    strata: np.ndarray, groups: ArrayLike | None, given: ArrayLike | None, fraction: float, seed: int
+) -> np.ndarray:
+    """True for validation rows, [n]."""
+    n = len(strata)
+    if given is not None:
+        mask = np.asarray(given)
+        if mask.dtype != bool or mask.shape != (n,) or not mask.any() or mask.sum() > n - 2:
+            raise ParameterError(
+                f"validation must be a boolean vector of {n} rows, some and at most n - 2 of them True"
+            )
+        return mask
+    # At least one row validates, whatever the fraction.
+    held = max(1, round(fraction * n))
+    classes, counts = np.unique(strata, return_counts=True)
+    if groups is not None:
+        splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
+    elif counts.min() >= 2 and min(held, n - held) >= len(classes):
+        splitter = StratifiedShuffleSplit(1, test_size=held, random_state=seed)
+    else:
+        splitter = ShuffleSplit(1, test_size=held, random_state=seed)
+    mask = np.zeros(n, bool)
+    mask[next(splitter.split(strata, strata, groups))[1]] = True
+    return mask
+
+
+def _folds(strata: np.ndarray, groups: np.ndarray | None, most: int, random: np.random.RandomState) -> np.ndarray:
+    """Fold of each training row: of equal size and stratified; by group where there are groups."""
+    n = len(strata)
+    folds = np.empty(n, int)
+    if groups is None:
+        # Dealt out class by class, which unlike StratifiedKFold takes classes with fewer rows than there are folds.
+        folds[np.lexsort((random.permutation(n), strata))] = np.arange(n) % min(most, n)
+        return folds
+    _, index = np.unique(groups, return_inverse=True)
+    k = min(most, index.max() + 1)
+    if k < 2:
+        raise ParameterError("groups must leave at least two groups in training; pass more groups")
+    for fold, (_, rows) in enumerate(GroupKFold(k).split(strata, groups=index)):
+        folds[rows] = fold
+    return folds
