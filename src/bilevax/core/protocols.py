@@ -18,7 +18,6 @@ Used = TypeVar("Used")
 Method = TypeVar("Method")
 
 
-# Minibatches
 class Draw(NamedTuple):
     """One minibatch.
 
@@ -142,7 +141,6 @@ class RowSource(Source, Protocol):
         """Every row as one batch, for what looks at rows one by one; None of a table that is not in memory as one."""
 
 
-# What a user writes
 class Loss(Protocol):
     """The mean of a loss over the rows of a batch.
 
@@ -162,7 +160,6 @@ class InnerMap(Protocol):
         """Phi(w, lam; zeta), like w."""
 
 
-# What the library makes of it, and solves it by
 class BilevelProblem(Protocol):
     """The two oracles of a bilevel problem; w has d entries, lam has m; zeta and xi are minibatches."""
 
@@ -294,14 +291,9 @@ class Estimator(Protocol):
     def estimate(
         self, instance: "Instance", w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
     ) -> Estimate:
-        """One hypergradient, pure and traceable; the inner step of the instance is measured.
+        """One hypergradient, pure and traceable, from w0 and v0 (like w0; None: 0), of which ``key`` draws all samples.
 
-        Args:
-            instance: problem, lam, rows.
-            w0: start of w.
-            key: of all that is drawn.
-            outer_step: for counts that grow.
-            v0: start of v, like w0; None: 0.
+        The inner step of the instance is measured; ``outer_step`` is for counts that grow.
         """
 
 
@@ -350,9 +342,8 @@ class Diagnosis(NamedTuple):
 class ExtensibleEstimator(Estimator, Suspecting, Protocol):
     """An estimator with a state, from which a run goes on, a report is made, and a failure is looked into.
 
-    A state is a NamedTuple with a field ``trace``, the evidence for the error report that its estimate does not bring:
-    a :class:`~bilevax.hypergradients.sid_error.ChainTrace` of sampled chains,
-    :class:`~bilevax.hypergradients.residual_error.SolverErrors` of deterministic solvers, or None.
+    A state is a NamedTuple with a field ``trace``, the evidence for an error report that its estimate does not have: a
+    ``ChainTrace`` of sampled chains, the ``SolverErrors`` of deterministic solvers, or None.
     """
 
     @property
@@ -376,7 +367,6 @@ class ExtensibleEstimator(Estimator, Suspecting, Protocol):
         """The failed stage repeated, with what was suspected looked into; None where nothing was."""
 
 
-# The outer loop
 class Algorithm(Protocol):
     """A bilevel method: what it carries, and one outer step.
 

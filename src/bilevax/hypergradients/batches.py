@@ -32,6 +32,7 @@ def batch_mean(
 ) -> PyTree:
     """Mean of fn(args, batch) over so many minibatches, from the first."""
     shape = jax.eval_shape(fn, args, source.example())
+    # zeros in the shape of fn's result, which is not evaluated for it
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
     def step(total: PyTree, args: PyTree, _: Array, draw: Draw) -> PyTree:

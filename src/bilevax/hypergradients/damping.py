@@ -53,6 +53,7 @@ def damping_bias(instance: Instance, points: tuple[PyTree, PyTree], *, key: Arra
 
 def add_damping_bias(estimate: Estimate, instance: Instance, *, key: Array) -> Estimate:
     """The estimate with the bias of the problem's damping in its report, and the cost of that."""
+    # Without v there is no linear system to undo the damping of.
     if instance.problem.damping is None or estimate.error is None or estimate.v is None:
         return estimate
     bias, number = damping_bias(instance, (estimate.w, estimate.v), key=key)

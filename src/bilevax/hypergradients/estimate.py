@@ -133,10 +133,12 @@ def hypergradient(
     tol, replicas = positive("tol", tol), check_count("replicas", replicas, low=1)
     if not report and (target is not None or constants is not None or replicas > 1):
         raise ParameterError("target=, constants= and replicas= ask for an error report; leave out report=False")
+    # Python floats and numpy scalars would each be traced on their own.
     problem, estimator, tol, constants = canonicalize((problem, estimator, tol, constants))
     if target is not None:
         call = Call(Instance(problem, lam, train, val), estimator, w0, None, as_key(key), tol, constants)
         return _continued_to_target(call, replicas=replicas, budget=budget)
+    # apart from lam and the rest: in the starts the derivative is zero
     starts = w0, None if v0 is None else as_parameters("v0", v0)
     options: Options = {"replicas": replicas, "report": bool(report)}
 
@@ -160,6 +162,7 @@ def value_and_hypergradient(
     estimate has its error too, its cost, w, and why it failed (a code of DIVERGED or worse).
     """
     est = hypergradient(problem, estimator, w0, lam, train, val, key=key, report=False)
+    # milder codes leave numbers that may be used
     good = est.code < Code.DIVERGED
     value, gradient = jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), (est.outer_value, est.value))
     return value, gradient
@@ -267,6 +270,7 @@ def _estimate(
         apart: whether the report, and the diagnosis of a failure, are programs of their own.
     """
     instance, estimator, constants = call.instance, call.estimator, call.constants
+    # While tracing, so that a wrong shape is named before XLA is asked for a program.
     check_functions(instance.problem, call.w0, *instance[1:])
 
     def one(key: Array, held: Held | None) -> tuple[Estimate, BilevelProblem, Run]:
@@ -293,6 +297,7 @@ def _estimate(
     else:
         axes = 0, None if held is None else 0
         estimate, problem, run = jax.vmap(one, axes)(call.keys(replicas), held)
+    # what is due depends on structure alone, not on the numbers of a replica
     to_come = report and apart and report_is_due(estimate, run.after.trace, estimator, instance)
     return Outcome(estimate, problem, run, None if to_come else _finished(call, estimate, replicas))
 
@@ -333,6 +338,7 @@ def _diagnosis(
             before = estimate.code, estimate.failure, estimate.w, estimate.v
             code, failure, w, v = where(hit, (found.code, found.failure, found.w, found.v), before)
             checks = Count(jnp.where(hit, found.checks.calls, 0), found.checks.rows)
+            # of all replicas one program tests the stage; only those that failed in it pay
             cost = estimate.cost.plus(Cost(measuring=checks))
             estimate = estimate._replace(code=code, failure=failure, w=w, v=v, cost=cost)
         estimate = explain_failure(estimate, ready, call.w0)
@@ -344,6 +350,7 @@ def _diagnosis(
 
 
 _STATIC = "replicas", "report", "apart"
+# Without options: inside a program of the user's the same estimate has none.
 _traced = jax.jit(_estimate, static_argnames=_STATIC)
 _briefly = compiled(_estimate, BRIEFLY, _STATIC)
 _reported = compiled(_report, PLAINLY, ("replicas", "led"))

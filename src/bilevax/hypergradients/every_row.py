@@ -80,6 +80,7 @@ def way_on_every_row(
         key: of their stream.
     """
     (w, v), (eta, number) = points, steps
+    # Phi(w), d1Phi^T v, d2Phi^T v, E and its gradients, on every row
     image, pullback = instance.mean_adjoint(w)
     by_w, by_lam = pullback(v)
     _, g, direct = instance.mean_outer_gradients(w)
@@ -108,5 +109,6 @@ def way_on_every_row(
     both = join(train=instance.train, val=instance.val)
     _, totals, counts = both.fold(step, start, args, key=key, start=0, stop=number)
     means = jax.tree.map(lambda x: x / per_row(jnp.maximum(counts, 1), x), totals)
+    # 1 - exp(rate steps)
     resolved = jnp.maximum(1.0 - jnp.exp(rate * number.astype(rate.dtype)), LEAST_RESOLVED)
     return Way(add(direct, by_lam), BatchMeans(means, counts), resolved)

@@ -138,6 +138,7 @@ class ITD:
         if stage != "inner":
             return None
         w0 = run.before.w
+        # forward only: no checkpoints are kept
         end = unrolled(self, instance, Trajectory.of(w0), (instance.lam, zeros_like(w0)), 0, self.steps)
         code, checks = self._final_code(instance, w0, end)
         return Diagnosis(code, self._failure(end), end.w, estimate.v, Count(checks, instance.train.rows))
@@ -165,16 +166,20 @@ class ITD:
 
         def objective(lam: PyTree, offset: PyTree) -> tuple[Array, Trajectory]:
             end = unrolled(self, instance, begun, (lam, offset), first, self._back)
+            # E(w_t(lam), lam)
             return instance._replace(lam=lam).mean_outer_loss(end.w), end
 
         if self.mode == "reverse":
+            # d/d offset = sum_j of the multipliers
             (value, end), (gradient, v) = jax.value_and_grad(objective, (0, 1), has_aux=True)(lam, none)
             return end, value, gradient, v
+        # d w_t / d lam is carried along: m tangents
         gradient, end = jax.jacfwd(objective, has_aux=True)(lam, none)
         return end, instance.mean_outer_loss(end.w), gradient, None
 
     def _final_code(self, instance: Instance, w0: PyTree, end: "Trajectory") -> tuple[Array, Array]:
         """The code of the trajectory, and the diagnostic products."""
+        # the direction whose growth is tested
         way, vjp = sub(end.w, w0), vjp_of_step(instance, end.w, instance.lam, self._last_step)
         return final_code(end.moves, jnp.int32(self.steps), (w0, end.w), way, vjp, self.tol, confirm=self.confirm)
 
@@ -237,5 +242,6 @@ NEVER = jnp.iinfo(jnp.int32).max
 
 def vjp_of_step(instance: Instance, w: PyTree, lam: PyTree, eta: Array) -> Operator:
     """The product u -> u + eta (d1Phi^T u - u) with the transposed Jacobian of a step; not differentiated."""
+    # u + eta (d1Phi^T u - u)
     w, instance = jax.lax.stop_gradient(w), instance._replace(lam=jax.lax.stop_gradient(lam))
     return lambda u: axpy(eta, sub(instance.mean_adjoint_product(w, u), u), u)

@@ -124,6 +124,7 @@ def run(
             now = snapshot
             snapshot = jax.lax.cond(take, partial(SVRGSnapshot.at, instance), lambda _: now, row(chains.w, 0))
         chains, sums, number = advance(instance, eta, chains, (start, stop, split_step), key=key, snapshot=snapshot)
+        # of this batch: sums over its steps, divided by their number
         means = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
         return (chains, snapshot), (number, extrapolated(means), moved_by(means))
 

@@ -175,6 +175,7 @@ class JointSID:
         chains = begin(w0, zeros_like(w0) if v0 is None else v0, chains=self.chains)
         cost, snapshot, eta = Cost(), None, jnp.ones((), norm(w0).dtype)
         if self._takes_snapshot(val):
+            # an epoch of val, when it is taken
             snapshot = SVRGSnapshot.unknown(w0, lam)
             cost = cost._replace(outer_gradients=Count(epoch(val), val.rows_per_batch))
         if self.step_size is None:
@@ -196,6 +197,7 @@ class JointSID:
         The minibatches go on; so it is the estimate of one run of as many steps, but for what only its length decides:
         where the batches of the error report end, and steps that decay with N.
         """
+        # 2^doublings N steps, of which half are done
         planned, whole = at_step(self.steps, outer_step), self.deterministic(instance)
         eta, steps = self._steps(state.eta, planned), planned << doublings
         done = jnp.where(jnp.asarray(doublings) > 0, steps // 2, 0)
@@ -205,6 +207,7 @@ class JointSID:
         )
         if state.series is not None and not whole:
             series = series.continued(state.series)
+        # a chain that failed in its burn-in has no averages: its last point
         any_step = jnp.sum(series.extrapolated.counts) > 0
         w, v = where(any_step, series.extrapolated.mean[1:], extrapolated((end.w, end.v)))
         outer_value, _, direct = instance.mean_outer_gradients(w)
@@ -218,11 +221,13 @@ class JointSID:
         error, once = self._error(instance, series, length, key=key)
 
         step_size = jnp.asarray(eta(steps - 1)).astype(rate.dtype)
+        # growth in half of the steps: x_t is then exp(growth) times as far as x_{t/2}
         suspicion = Suspicion(step_size, -0.5 * relaxations, followed)
         ends = state.chains, end
         found, checks = self._tested(instance, ends, suspicion, key=key)
         results = (outer_value, direct), error.value
         code, failure = worst_part((found, Failure.of("inner", steps)), *_parts(ends, steps, results))
+        # the same minibatches as influences() reads
         priced = jnp.maximum(steps // PRICED, 1)
         extra = followed, once * priced, once * polishing(length), once, checks
         cost = state.cost.plus(self._cost(instance, steps - done, extra))
@@ -238,6 +243,7 @@ class JointSID:
 
         def from_every_row() -> ErrorReport:
             of_mean, of_pass = on_every_row(instance, series, mean, length, key=key)
+            # the last pass if it halves the variance
             better = 2.0 * norm(of_pass.standard_error) ** 2 < norm(of_mean.standard_error) ** 2
             return where(better | (self.last_pass == "always"), of_pass, of_mean)
 
@@ -267,6 +273,7 @@ class JointSID:
     ) -> tuple[Array, Array]:
         """The code of a run from and to those chains, and the diagnostic products."""
         begun, end = ends
+        # max |w| > 1e12 (1 + max |w_0|)
         grown = has_grown(begun.w, end.w)
         suspicious = (end.failure.stage == 0) & ~grown & (suspicion.growth > jnp.log(SUSPICIOUS))
 
@@ -287,6 +294,7 @@ class JointSID:
         train, val, (followed, priced, polished, passes, checks) = instance.train, instance.val, extra
         # each of K batch means of (w, v) on each minibatch priced; at the snapshot and at (w', v') on those polished on
         calls, report, moves = steps * self.chains, BATCHES * priced, 2 * polished
+        # on every row: of val once, and of both once more for a last pass
         inner, outer = epoch(train), epoch(val)
         corrected = steps * int(self._takes_snapshot(val))
         b, again = train.rows_per_batch, passes * inner
@@ -324,6 +332,7 @@ def measured_step(instance: Instance, w: PyTree, *, key: Array, batches: int | N
         return oracle.system_product(w, batch, u)
 
     start, looks = (w, jnp.ones((), norm(w).dtype)), _measured(instance.train, batches)
+    # eta = 1 / max(1, |I - d1Phi_B| along the walk)
     return 1.0 / walk_curvature(gradient, product, start, instance.oracle, instance.train, key=key, looks=looks)
 
 
@@ -334,6 +343,7 @@ def rate_at(instance: Instance, w: PyTree, direction: PyTree, eta: Array, number
         oracle, w = args
         return oracle.system_product(w, batch, u)
 
+    # w as an argument: nothing large is a closure constant
     args = instance.oracle, w
     return contraction_rate(product, direction, args, instance.train, key=key, eta=eta, number=number)
 

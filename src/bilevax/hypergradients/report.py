@@ -55,6 +55,7 @@ def attach_report(
     """
     if report_is_due(estimate, trace, estimator, instance):
         if isinstance(trace, ChainTrace):
+            # something was sampled
             error = sid_report(instance, estimate, trace, led, key=key)
         else:
             error = residual_error(instance, estimate.value, (estimate.w, estimate.v), trace, constants=constants)
@@ -85,6 +86,7 @@ def apply_tolerance(estimate: Estimate, tol: Array | float) -> Estimate:
     """
     if estimate.error is None:
         return estimate
+    # OK means upper <= tol, and not the point estimate
     upper = estimate.error.upper
     tol = jnp.asarray(tol).astype(upper.dtype)
     of_solver = [estimate.failure.stage == Failure.stage_of(name) for name in ("inner", "linear")]
@@ -93,6 +95,7 @@ def apply_tolerance(estimate: Estimate, tol: Array | float) -> Estimate:
     mild = mild & (estimate.failure.step >= FEWEST_STEPS) & jnp.isfinite(tol)
     forgiven = mild & (estimate.error.degrees_of_freedom == CERTAIN) & (upper <= FORGIVEN * tol)
     code, failure = worst_part(
+        # the solver's code, unless forgiven; and the tolerance
         where(forgiven, (jnp.int32(Code.OK), Failure.of("none")), (estimate.code, estimate.failure)),
         (jnp.where(~(upper <= tol), jnp.int32(Code.TOLERANCE_NOT_MET), jnp.int32(Code.OK)), Failure.of("none")),
     )
@@ -113,6 +116,7 @@ def average_replicas(replicas: Estimate) -> Estimate:
     spread = jax.tree.map(lambda x: jnp.std(x, axis=0, ddof=1) / number**0.5, replicas.value)
     worst = jnp.argmax(replicas.code)
     failure = row(replicas.failure, worst)
+    # of their reports: the bias, which they share
     error = _averaged(replicas.error, value, spread, number)
     steps = None if replicas.steps is None else replicas.steps[0]
     cost = jax.tree.map(lambda calls: jnp.sum(jnp.asarray(calls), dtype=jnp.int32), replicas.cost)

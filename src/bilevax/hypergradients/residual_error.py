@@ -104,6 +104,7 @@ def residual_error(
     # A v ~ g: v itself shows the curvature |g| / |v|
     shown = jnp.minimum(norm(g) / jnp.where(v_size > 0, v_size, 1.0), 1.0)
     least, most = solvers.curvatures(jnp.where(shown > 0, shown, 1.0))
+    # dw ~ the solver's own move
     own = _move(solvers.inner, r, least)
     metric = instance.problem.metric(w, instance.lam) if instance.problem.symmetric else None
     vectors = _stack(v, own if metric is None else jax.tree.map(jnp.divide, own, metric))
@@ -112,6 +113,7 @@ def residual_error(
     s, h = sub(g, sub(v, row(by_w, 0))), add(direct, row(by_lam, 0))
     dw, dv, space = own, _move(solvers.linear, s, least), None
     if metric is not None:
+        # the images A v and A u are known already
         known = _Space(vectors, sub(vectors, by_w), metric)
         steps = jnp.maximum(jnp.asarray(solvers.calls) // 10 - 2, 2)
         space, dw, rest = _inner_change(known, r, lambda x: sub(x, pullback(x)[0]), steps, (solvers.inner, least))

@@ -125,6 +125,7 @@ class SID:
             solver = getattr(self, name)
             if not (hasattr(solver, "solve") or (name == "inner" and isinstance(solver, Given))):
                 raise ParameterError(f"{name} must be a solver such as bx.FixedPoint(steps=100), got {solver!r}")
+        # None is no count: every row
         given = [name for name in ("cross_batches", "outer_batches") if getattr(self, name) is not None]
         check_fields(self, **dict.fromkeys(given, at_least_one))
 
@@ -200,6 +201,7 @@ class SID:
     def deterministic(self, instance: Instance) -> bool:
         """True if every stage sees every row."""
         solvers = isinstance(self.inner, Given) or not self.inner.stochastic
+        # all of train in every stage, and all of val
         inner = instance.train.is_full_batch or (solvers and not self.linear.stochastic and self.cross_batches is None)
         return inner and (instance.val.is_full_batch or self.outer_batches is None)
 
@@ -233,6 +235,7 @@ class SID:
             (linear.code, Failure.of("linear", linear.last_step)),
             (nonfinite_code(product), Failure.of("cross")),
         )
+        # the longer one: both noises fall with their own length
         chains = [solved.calls for solved in (inner, linear) if solved.snapshots is not None]
         steps = functools.reduce(jnp.maximum, chains) if chains else None
         trace: ChainTrace | SolverErrors = ChainTrace(inner.snapshots, linear.snapshots, spread, halves)
@@ -255,11 +258,13 @@ class SID:
         if isinstance(self.inner, Given):
             return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
         if not self.inner.stochastic:
+            # min over w of the inner loss, on every row
             return self.inner.solve(instance.problem.inner_loss, w0, instance.lam, instance.train)
 
         def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
             return oracle.inner_image(w, batch)
 
+        # w <- w + eta_j (Phi(w; zeta_j) - w)
         solved = segment.solve(self.inner, image, w0, instance.oracle, instance.train, key=key)
         if instance.problem.damping is None:
             return solved
@@ -275,6 +280,7 @@ class SID:
         if not self.linear.stochastic:
             # w's part is computed once
             _, pullback = jax.vjp(lambda x: instance.mean_image(x, lam), w)
+            # A v = v - d1Phi^T v
             metric = problem.metric(w, lam) if problem.symmetric else None
             return self.linear.solve(lambda v: sub(v, pullback(v)[0]), g, metric, v0)
 
@@ -321,6 +327,7 @@ class SID:
 
         first, number = segment.batches(self.cross_batches)
         args = instance.oracle, w, v
+        # (1/J) sum_i d2Phi(w; zeta_i)^T v
         mean, deviation = batch_spread(product, args, train, key=key, number=number, first=first)
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
 

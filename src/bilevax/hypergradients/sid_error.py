@@ -90,9 +90,11 @@ def snapshot_report(instance: Instance, estimate: Estimate, trace: ChainTrace, *
         trace: of its run.
         key: its stream measure is used.
     """
+    # Blocks of an epoch are not independent, and their noise would be taken for less.
     drawn = with_independent(instance)
     train, val = drawn.train, drawn.val
     steps = estimate.cost.gradients.calls if trace.linear is None else estimate.cost.hvps.calls
+    # k / 40 minibatches, at least 24; an eighth of these for gradients and products
     solving = jnp.maximum(jnp.asarray(steps) // ANSWERED, FEWEST)
     reading = _batches(train, solving), _batches(val, solving)
     points = estimate.w, estimate.v
@@ -143,6 +145,7 @@ def _images(
         right_hand_sides["inner"], direct["inner"] = _changes(instance, points, before, reading, key=read_key)
     if trace.outer is not None:
         right_hand_sides["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(trace.outer))
+    # a chain averages its fast directions away: its drift is in the slow ones
     drift = v if trace.last is None else jax.tree.map(lambda x: x[-1] - x[0], trace.last.points)
     rate, solutions = _solve_many(instance, w, drift, right_hand_sides, number=solving, key=system_key)
     if trace.linear is not None:
@@ -162,6 +165,7 @@ def _with_last(differences: PyTree) -> PyTree:
 def _bias_only(value: PyTree, bias: dict[str, PyTree], contraction: Array) -> ErrorReport:
     """A report of bias alone."""
     zero, none = jnp.zeros_like(norm(value)), zeros_like(value)
+    # biases add up in absolute value, as their signs are not known
     inner, linear = (astype_of(bias.get(name, none), value) for name in ("inner", "linear"))
     sizes = norm(inner), norm(linear), zero, contraction.astype(zero.dtype)
     return ErrorReport(value, none, add(inner, linear), jnp.int32(CERTAIN), *sizes)
@@ -169,6 +173,7 @@ def _bias_only(value: PyTree, bias: dict[str, PyTree], contraction: Array) -> Er
 
 def _with_noise(rest: ErrorReport, noise: dict[str, tuple[PyTree, Array]]) -> ErrorReport:
     """The report with the noise of its parts: squares of standard errors, and degrees of freedom (Welch 1947)."""
+    # variances of independent parts add up
     squares = functools.reduce(add, [part for part, _ in noise.values()])
     zero = jnp.zeros_like(rest.inner)
     sizes = {name: jnp.sqrt(sum_of_entries(part)).astype(zero.dtype) for name, (part, _) in noise.items()}
@@ -226,14 +231,17 @@ def _changes(
 ) -> tuple[PyTree, PyTree]:
     """What grad_1 E + d1Phi^T v and grad_2 E + d2Phi^T v were before, [L, ...], less what they are at (w, v)."""
     w, v = points
+    # w itself last: the same minibatches at all points, whose noise drops out of the differences
     here = jax.tree.map(lambda x, b: jnp.concatenate([b, x[None]]), w, before)
 
     def inner(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
         oracle, v, here = args
+        # d1Phi^T v, d2Phi^T v
         return each(batch)(lambda w: oracle.inner_pullback(w, batch)[1](v), here)
 
     def outer(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
         oracle, _, here = args
+        # grad_1 E, grad_2 E
         return each(batch)(lambda w: oracle.outer_gradients(w, batch)[1:], here)
 
     args = instance.oracle, v, here

@@ -76,6 +76,7 @@ def _led_on(instance: Instance, estimate: Estimate, trace: ChainTrace, *, key: A
     assert last is not None
     number = jnp.asarray(estimate.steps) // LED
     drift, streams = jax.tree.map(lambda x: x[-1] - x[0], last.points), jax.random.split(stream(key, "measure"), 3)
+    # a step of its own: that of the chain may have decayed to nothing
     eta = measured_step(instance, w, key=streams[0], batches=WALK)
     rate = rate_at(instance, w, drift, eta, number, key=streams[1])
     way = way_on_every_row(instance, (w, v), (eta, number), rate, key=streams[2])

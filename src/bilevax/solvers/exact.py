@@ -45,6 +45,7 @@ class Exact:
         # A = U diag(sigma) V', v = V diag(1 / sigma) U'b over the sigma that are not rounding
         left, singular, right = (x.astype(b.dtype) for x in jnp.linalg.svd(at_least_single(columns.T)))
         eps, shares = jnp.finfo(b.dtype).eps, left.T @ b
+        # sigma > d eps sigma_max
         kept = singular > d * eps * singular[0]
         v = unravel(right.T @ jnp.where(kept, shares / jnp.where(kept, singular, 1.0), 0.0))
         # b lies in the range of A

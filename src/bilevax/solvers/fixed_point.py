@@ -160,6 +160,7 @@ class FixedPoint:
             return source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
 
         def vjp(x: PyTree, j: Array) -> Operator:
+            # the eta of this step: its Jacobian is I + eta (d1T - I)
             eta = self.step_size(first + j)
 
             # u + eta (d1T^T u - u): of the derivative's transpose, the only product that a custom_vjp has
@@ -204,6 +205,7 @@ def _sum(tree: PyTree) -> Array:
 
 def has_grown(start: PyTree, end: PyTree) -> Array:
     """True where max |end| > DIVERGED (1 + max |start|)."""
+    # in float32 at least: 1e12 is beyond the range of float16
     return at_least_single(largest(end)) > DIVERGED * (1.0 + at_least_single(largest(start)))
 
 

@@ -107,6 +107,7 @@ class GMRES:
             v = add(state.v, move)
             r = sub(b, operator(v))
             size = norm(r)
+            # a cycle that leaves more than .999 of the residual
             stuck = (size > tol) & ~(size <= FALL * state.size)
             code = jnp.where(deficient, jnp.int32(Code.SINGULAR), jnp.int32(Code.STALLED))
             code = jnp.where(stuck, code, jnp.int32(Code.OK))
@@ -170,6 +171,7 @@ def _least_squares(basis: _Basis, size: Array) -> tuple[PyTree, Array, Array]:
     """Argmin of ||r - A x|| over the space; whether A maps a direction of it to rounding; and the least other sigma."""
     # H = U diag(sigma) V', y = V diag(1 / sigma) U'(||r|| e_1) over the sigma that are not rounding; x = sum_i y_i q_i
     left, sigma, right = (x.astype(size.dtype) for x in jnp.linalg.svd(at_least_single(basis.H), full_matrices=False))
+    # sigma > 32 eps ||A||
     kept = sigma > FLAT * jnp.finfo(sigma.dtype).eps * basis.top
     y = right.T @ (jnp.where(kept, 1.0 / jnp.where(kept, sigma, 1.0), 0.0) * (size * left[0]))
     point = jax.tree.map(lambda q: jnp.tensordot(y.astype(q.dtype), q[:-1], axes=1), basis.q)

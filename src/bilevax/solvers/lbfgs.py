@@ -113,6 +113,7 @@ class LBFGS:
             # w' = w + a p
             w = axpy(at.size, at.direction, at.w)
             value, gradient = evaluated(w)
+            # <grad, p> and <grad', p>
             slope, reached = vdot(at.gradient, at.direction), vdot(gradient, at.direction)
             rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(at.value)
             # Wolfe: G(w') <= G(w) + c1 a <grad, p> and <grad', p> >= c2 <grad, p>; short: the second alone fails
@@ -217,5 +218,6 @@ def _product(pairs: _Pairs, gradient: PyTree) -> PyTree:
     _, _, y, inverse = pair(jnp.int32(0))
     squared = vdot(y, y)
     seen = inverse > 0
+    # <s, y> / <y, y>, and 1 before the first pair
     first = jnp.where(seen, 1.0 / jnp.where(seen, inverse * squared, jnp.ones_like(squared)), jnp.ones_like(squared))
     return jax.lax.fori_loop(0, kept, forth, scale(first, q))

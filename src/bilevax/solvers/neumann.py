@@ -44,6 +44,7 @@ class Neumann:
         size, b, v = unit_system(g, start)
         # from v_0 the series is that of the residual: v* = v_0 + sum_j (d1Phi^T)^j (g - A v_0)
         term = b if start is None else sub(b, matvec(v))
+        # ||term|| <= tol ||g||
         length = norm(term)
         goal = jnp.asarray(self.tol).astype(length.dtype) * norm(b)
 

@@ -19,5 +19,6 @@ def unit_system(g: PyTree, start: PyTree | None) -> tuple[Array, PyTree, PyTree]
     size = norm(g)
     usable = (size > 0) & jnp.isfinite(size)
     one = jnp.where(usable, size, jnp.ones_like(size))
+    # v_0 / ||g||, and 0 where the solution is
     v = zeros_like(g) if start is None else where(size == 0, zeros_like(g), shrink(one, start))
     return one, shrink(one, g), v

@@ -62,6 +62,7 @@ class Harmonic:
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
+        # eta_j = beta / (gamma + j)
         return self.beta / (self.gamma + _real(j))
 
     @classmethod
@@ -75,6 +76,7 @@ class Harmonic:
             constants: of the problem.
             stage: "inner" for w, "linear" for v, whose sigma2 is 2 sigma1_prime / (1 - q)^2.
         """
+        # 2 / rate, over the largest step that the noise allows
         return cls(*_recursion(constants, stage).harmonic)
 
     def checked(self, constants: Constants, *, stage: str = "inner") -> "Harmonic":
@@ -120,6 +122,7 @@ class Polynomial:
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
+        # eta_j = value / (1 + j / horizon)^power
         return self.value / (1.0 + _real(j) / self.horizon) ** self.power
 
 
@@ -131,6 +134,7 @@ def schedule(value: Schedule | float) -> Schedule:
     Raises:
         ParameterError: neither a schedule nor a positive number.
     """
+    # of the user's own functions only the sum of the steps is tested
     if callable(value):
         if not isinstance(value, SHIPPED) and _is_summable(value):
             warnings.warn(

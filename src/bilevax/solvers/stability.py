@@ -235,6 +235,7 @@ def coupling(
     _, u, _, _, sums = source.fold(step, begin, args, key=key, start=start, stop=start + steps)
     number = jnp.maximum(jnp.asarray(steps - burn_in), 2).astype(real)
     # standard error of a mean: sqrt((mean of squares - mean^2) / (n - 1))
+    # of h, and of h + ln cosh
     mean = sums[:2] / number
     error = jnp.sqrt(jnp.maximum(sums[2:] / number - mean**2, 0.0) / (number - 1))
     return Pair(mean[0], error[0], mean[1], error[1], u)
@@ -276,11 +277,13 @@ def confirm_divergence(
     if not confirm:
         code = jnp.where(suspicious, jnp.int32(Code.NOT_CONTRACTIVE), jnp.int32(Code.OK))
         return jnp.where(grown, jnp.int32(Code.DIVERGED), code), jnp.int32(0)
+    # empty loops where there is no suspicion: a cond would be computed both ways under vmap
     steps = jnp.where(suspicious | grown, CONFIRMING, 0)
     pair = coupling(
         image, (end, begin), args, source,
         key=key, start=start, steps=steps, step_size=lambda _: step_size, burn_in=steps // 2,
     )  # fmt: skip
+    # positive by three standard errors
     guilty = suspicious & ~grown & (pair.expands | pair.spreads)
 
     def mean_image(x: PyTree) -> PyTree:
