@@ -310,8 +310,8 @@ class Run(NamedTuple):
     """States of an estimator before and after it: a diagnosis repeats the failed stage from them.
 
     Attributes:
-        before: the state before; w0 of an estimator without states.
-        after: the state after, with its ``trace``; None likewise.
+        before: w0 of an estimator without states.
+        after: with its ``trace``.
         doublings: of the run that was continued; 0 of a run that was not.
     """
 
