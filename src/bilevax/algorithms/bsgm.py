@@ -1,15 +1,16 @@
 """The bilevel stochastic gradient method: a projected step along an inexact hypergradient."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import optax
 from jax import Array
 
+from bilevax.algorithms.optim import Optim
 from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
 from bilevax.data import Looks, Undrawn
@@ -22,7 +23,7 @@ class BSGMState(NamedTuple):
     """What is carried from one outer step to the next; ``w0`` is where a cold start begins, None of a warm one."""
 
     lam: PyTree
-    optimiser: Any
+    optimiser: PyTree
     w: PyTree
     v: PyTree
     w0: PyTree
@@ -45,8 +46,8 @@ class BSGM:
 
     steps_per_record: ClassVar[int] = 1
 
-    estimator: Any
-    outer: Any
+    estimator: Estimator
+    outer: Optim | optax.GradientTransformation
     warm_start: bool = False
     confirm: bool = True
 

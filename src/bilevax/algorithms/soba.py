@@ -67,7 +67,9 @@ class SOBA:
 
     def outer_step(self, k: Array) -> Array:
         """The outer step, ratio rho_k."""
-        return self.ratio * self.step_size(k)
+        # gamma_k = ratio rho_k
+        step: Array = self.ratio * self.step_size(k)
+        return step
 
     def solution(self, p: Point) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,12 @@ class Underway(NamedTuple):
 
     j: Array
     plan: PyTree
-    carry: Any
+    carry: PyTree
 
 
 def fold(
     source: Source,
-    step: Callable[[Carry, PyTree, Array, Any], Carry],
+    step: Callable[..., Carry],
     carry: Carry,
     args: PyTree,
     *,

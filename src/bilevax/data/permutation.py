@@ -36,6 +36,7 @@ def permuted(words: Array, i: Array, n: int) -> Array:
     rounds = (centres % n).astype(jnp.int32), salts
 
     def swap(x: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        # x and (c - x) mod n are partners; the larger of the two is hashed, so that both swap or neither
         centre, salt = pair
         partner = jnp.where(x <= centre, centre - x, centre - x + n)
         swapped = _hash(jnp.maximum(x, partner).astype(jnp.uint32) ^ salt) % 2 == 1

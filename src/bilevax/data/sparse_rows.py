@@ -1,7 +1,7 @@
 """Rows of a sparse matrix in memory."""
 
 import dataclasses
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class SparseRows(Arrays):
         ((50, 8), 7)
     """
 
-    n_features: Any = static(None)
+    n_features: int | None = static(None)
     columns: Array = dataclasses.field(init=False)
     values: Array = dataclasses.field(init=False)
     place: int = dataclasses.field(init=False, metadata={"static": True})
@@ -75,7 +75,7 @@ class SparseRows(Arrays):
         return jax.tree.unflatten(structure, leaves)
 
 
-def pieces(matrix: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pieces(matrix: scipy.sparse.csr_array, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns [P, p], values [P, p] and extents [n, 2] of a CSR matrix; see :class:`SparseBatch`.
 
     p is a power of two, at most the mean number of entries in a row, so that at most half of all is padding.
@@ -83,6 +83,7 @@ def pieces(matrix: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     lengths = np.diff(matrix.indptr)
     mean = max(1, matrix.nnz // max(1, len(lengths)))
     p = min(LONGEST, 1 << (mean.bit_length() - 1))
+    # ceil(length / p) pieces to a row; entry k of row i is in its piece k // p, at place k mod p
     number = -(-lengths // p)
     first = np.cumsum(number) - number
     total = max(1, int(number.sum()))
@@ -96,7 +97,7 @@ def pieces(matrix: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return *out, np.stack([first, number], axis=1).astype(np.int32)
 
 
-def _checked(name: str, matrix: Any) -> Any:
+def _checked(name: str, matrix: scipy.sparse.sparray) -> scipy.sparse.csr_array:
     """A CSR matrix of finite floats without duplicates; the caller's is left as it is."""
     if matrix.ndim != 2:
         raise DataError(f"{name} has {matrix.ndim} dimension; pass a matrix with one row per example")
@@ -119,7 +120,7 @@ def _checked(name: str, matrix: Any) -> Any:
     return out
 
 
-def _features(wanted: Any, name: str, columns: int) -> int:
+def _features(wanted: int | None, name: str, columns: int) -> int:
     if wanted is None:
         return columns
     if check_count("n_features", wanted) < columns:

@@ -1,7 +1,5 @@
 """What a run has seen and spent so far: appended to, never rebuilt."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -66,7 +64,7 @@ class Log:
         return History(*(column[: self._entries] for column in self._columns))
 
 
-def at(records: Record, i: Any) -> Record:
+def at(records: Record, i: int | slice) -> Record:
     """One record, or some, of many."""
     out: Record = jax.tree.map(lambda x: x[i], records)
     return out
