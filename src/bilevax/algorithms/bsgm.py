@@ -80,15 +80,18 @@ class BSGM:
     def step(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> tuple[BSGMState, Info]:
         """One outer step, with the key of the step."""
         est = self._estimate(problem, state, looks, k)
+        # lam <- P(lam + update), update = -step g for SGD; optax counts on JAX's usual promotion
         with usual_promotion():
             updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
             lam = optax.apply_updates(state.lam, updates)
+        # carried for a warm start, also where the estimator has no v
         v = state.v if est.v is None else est.v
         new = BSGMState(projected(problem, lam), optimiser, est.w, v, state.w0)
         return new, Info(est.outer_value, norm(est.value), outcome=(est.code, est.failure), cost=est.cost)
 
     def _estimate(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> Estimate:
         instance = Instance(problem, state.lam, looks["train"].source, looks["val"].source)
+        # cold: every estimate from w0 and v = 0
         start, v0 = (state.w, state.v) if self.warm_start else (state.w0, None)
         return measured_estimate(
             instance, self.estimator, start, key=looks.key, outer_step=k, v0=v0, explain=self.confirm

@@ -60,6 +60,7 @@ def optim(
     """
     if not callable(getattr(optax, name, None)):
         raise ParameterError(f"optax has no optimiser {name!r}; for example 'sgd', 'adam', 'rmsprop'")
+    # only what is given: optax's own defaults hold for the rest
     numbers = {"learning_rate": check_real("learning_rate", learning_rate, low=0.0, open_low=True)}
     options = {"momentum": momentum, "b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
     numbers |= {k: check_real(k, v) for k, v in options.items() if v is not None}
@@ -69,6 +70,7 @@ def optim(
         built = made.transformation()
     except TypeError as e:
         raise ParameterError(f"optax.{name} does not take these numbers: {e}") from None
+    # optax has functions of other kinds, such as schedules, that take a learning rate
     if not isinstance(built, optax.GradientTransformation):
         raise ParameterError(f"optax.{name} is no optimiser")
     return made

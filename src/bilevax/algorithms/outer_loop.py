@@ -96,6 +96,7 @@ def advance(
         after, total = at.carry
         points, end = (algorithm.solution(before), algorithm.solution(after)), at.j
         value = total.outer_value
+        # where no step knows E anyway, one evaluation at the end of the stretch
         if value is None:
             value = streams.visit(at.plan, end - 1, partial(_outer_value, problem, points[1]))
         else:
@@ -116,6 +117,7 @@ def advance(
 
     def stretch(run: _Run) -> _Run:
         before, first = run.at.carry[0], run.at.j
+        # the next multiple of the length: so a run in several calls has the stretches of a run in one
         end = jnp.minimum(stop, (first // length + 1) * length)
         at = run.at._replace(carry=(before, nothing))
         at = continued(streams, step, at, (), key=key, start=start, stop=end)
@@ -152,6 +154,7 @@ def _nothing(problem: Problem, algorithm: Algorithm, state: PyTree, streams: Str
 def _plus(total: Info, info: Info) -> Info:
     """Sums, the worst code and its first failure."""
     summed: Info = add(total._replace(outcome=None), info._replace(outcome=None))
+    # codes do not add up: the worst is kept, with the first step that had it
     if total.outcome is None or info.outcome is None:
         return summed
     return summed._replace(outcome=worst_part(total.outcome, info.outcome))

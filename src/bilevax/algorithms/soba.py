@@ -62,6 +62,7 @@ class SOBA:
 
     def step(self, problem: Problem, p: Point, looks: Looks, k: Array) -> tuple[Point, Info]:
         """One step of all three."""
+        # all three at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
         return moved(problem, p, d, self.step_size(k), self.outer_step(k)), Info()
 
@@ -78,5 +79,6 @@ class SOBA:
     def step_cost(self, problem: Problem, sources: tuple[RowSource, RowSource]) -> Cost:
         """Three calls on one minibatch of train, which is read once, and one on one of val."""
         train, val = (source.rows_per_batch for source in sources)
+        # the same rows serve three calls: they are read once
         again = Count(1, train, reads=0)
         return Cost(Count(1, train), again, again, Count(1, val))

@@ -96,7 +96,8 @@ class Arrays:
         if not isinstance(self.keys, bool):
             raise ParameterError(f"keys must be True or False, got {self.keys!r}")
         seed = None if self.seed is None else check_count("seed", self.seed)
-        if isinstance(self.data, Keyed):  # every row of a source with keys
+        # all_rows of a source with keys can be made a source again
+        if isinstance(self.data, Keyed):
             set_frozen(self, data=self.data.rows, keys=True)
         data = to_default_precision(map_named(_check_leaf, "data", self.data))
         n, order = _common_length(data), None
@@ -143,6 +144,7 @@ class Arrays:
     @property
     def _epoch(self) -> int:
         """Minibatches in an epoch."""
+        # ceil(n / b) blocks, or floor(n / b) minibatches of a permutation
         n, b = self.rows, self.rows_per_batch
         return -(-n // b) if self.sampling == "blocks" else n // b
 
@@ -157,6 +159,7 @@ class Arrays:
             return ()
         if plan is None:
             return self._choose(key, j)
+        # a branch, not a select: a chunk is drawn once in 256 minibatches
         return jax.lax.cond(first | (j % CHUNK == 0), lambda: self._choose(key, j), lambda: plan)
 
     def _choose(self, key: Array, j: Array) -> Array | tuple[Array, Array]:
@@ -194,6 +197,7 @@ class Arrays:
 
     def with_key(self, words: Array, j: Array, draw: Draw) -> Draw:
         """Draw j with a key of its own."""
+        # key of draw j = fold_in(stream, j)
         stream = jax.random.wrap_key_data(words, impl="threefry2x32")
         return draw._replace(batch=Keyed(draw.batch, jax.random.fold_in(stream, j)))
 
@@ -221,12 +225,14 @@ class Arrays:
         number, b = plan[0][j % CHUNK], self.rows_per_batch
         if not self._short or short is not None:
             return use(self._block(number, self._short if short else b))
+        # blocks of two sizes have two programs
         of_size = [lambda size=size: use(self._block(number, size)) for size in (self._short, b)]
         out: Carry = jax.lax.cond(plan[1][j % CHUNK], *of_size)
         return out
 
     def at(self, numbers: Array) -> PyTree:
         """These rows, without a key."""
+        # without a check of the bounds in the loop: the numbers are drawn from [0, n)
         return self._seen(jax.tree.map(lambda a: a.at[numbers].get(mode="promise_in_bounds"), self.data))
 
     @property
@@ -340,6 +346,7 @@ def to_default_precision(data: PyTree) -> PyTree:
     """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
     if jnp.result_type(float) == np.float64:
         return data
+    # jnp.asarray would narrow it without a word
     wide = [name for name, leaf in _named_leaves(data) if leaf.dtype == np.float64]
     if not wide:
         return data

@@ -63,6 +63,7 @@ class HashedBatches:
         """``use(draw)`` of minibatch j."""
         # row i of minibatch j is at place j b + i of one long hashed sequence
         places = j.astype(jnp.uint32) * self.rows_per_batch + jnp.arange(self.rows_per_batch, dtype=jnp.uint32)
+        # a key of its own where the source's draws have one
         draw = Draw(self.source.at(hashed_rows(plan[0], places, self.rows)), -1, 1.0)
         return use(self.source.with_key(plan[1], j, draw) if self.source.keys else draw)
 

@@ -65,6 +65,7 @@ class Several:
 
     def next_short(self, plan: PyTree, k: Array) -> Array:
         """The first step from k on with a short minibatch; where there is none in the chunk, one beyond."""
+        # step k begins at minibatch `at`; a short one T or more beyond belongs to a later step
         at = self._first(k)
         return k + (cast(UnevenSource, self.source).next_short(plan, at) - at) // self.number
 
@@ -134,6 +135,7 @@ class Single:
 
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "Look":
         """The look of step k."""
+        # a source of even minibatches has no such argument
         known = {"short": short} if self.uneven else {}
         return Look(lambda use: self.source.visit(plan, k, use, **known))
 
@@ -174,6 +176,7 @@ class Looks(dict[str, Any]):
 
 def stream_key(key: Array, name: str) -> Array:
     """The key of a stream, by its name: what other streams there are changes no minibatch of it."""
+    # crc32, not hash(): Python's differs from process to process
     return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode()) | NAMED))
 
 
@@ -196,6 +199,7 @@ class Streams:
 
     def chunk_end(self, k: Array) -> Array:
         """The first step after k that opens a chunk of any stream."""
+        # plans are renewed together; a stream whose chunk goes on keeps the one it has
         return jnp.min(jnp.stack([stream.chunk_end(k) for stream in self.streams.values()]))
 
     @property

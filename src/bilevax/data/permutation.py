@@ -32,6 +32,7 @@ def cipher_words(key: Array) -> Array:
 
 def permuted(words: Array, i: Array, n: int) -> Array:
     """Entries i of the permutation of 0, ..., n - 1 with these words; see :func:`shuffled`."""
+    # c = centre mod n, biased by at most n / 2^32
     centres, salts = words
     rounds = (centres % n).astype(jnp.int32), salts
 
@@ -52,6 +53,7 @@ def hashed_rows(words: Array, places: Array, n: int) -> Array:
 
 def _hash(x: Array) -> Array:
     """A bijection of 32-bit words in which every bit of the result depends on every bit of x."""
+    # multiply and xorshift, constants of Wellons' search for the least bias ("lowbias32")
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

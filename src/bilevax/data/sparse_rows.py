@@ -61,6 +61,7 @@ class SparseRows(Arrays):
         name = jax.tree.leaves(map_named(lambda name, _: name, "data", self.data))[place]
         matrix = _checked(name, leaves[place])
         features = _features(self.n_features, name, matrix.shape[1])
+        # the entries narrow with the other leaves, so that the warning names them all
         leaves[place] = matrix.data
         leaves = jax.tree.leaves(to_default_precision(jax.tree.unflatten(structure, leaves)))
         columns, values, leaves[place] = pieces(matrix, leaves[place])
@@ -108,12 +109,14 @@ def _checked(name: str, matrix: scipy.sparse.sparray) -> scipy.sparse.csr_array:
             matrix.check_format(full_check=True)
         except ValueError as error:
             raise DataError(f"{name} is no valid {matrix.format.upper()} matrix: {error}") from None
+    # formats without a check of their own, too: an index out of range would read another row's memory
     entries = matrix.tocoo()
     for what, index, size in zip(("row", "column"), (entries.row, entries.col), matrix.shape, strict=True):
         if np.any((index < 0) | (index >= size)):
             raise DataError(f"{name} has an entry outside of its {size} {what}s")
     check_finite(name, entries.data, lambda i: (entries.row[i], entries.col[i]))
     out = entries.astype(matrix.dtype if matrix.dtype.kind == "f" else np.float64).tocsr()
+    # sums of finite duplicates can overflow: checked again
     out.sum_duplicates()
     check_finite(name, out.data, lambda i: (np.searchsorted(out.indptr, i, side="right") - 1, out.indices[i]))
     out.eliminate_zeros()

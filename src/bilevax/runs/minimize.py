@@ -86,6 +86,7 @@ def minimize(
     every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
+    # before the arrays of problem and algorithm go to the device
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
     ready, sources = (canonicalize(problem), canonicalize(algorithm)), (train, val)
     clock = time.monotonic()
@@ -116,6 +117,7 @@ def minimize(
                 w, lam = algorithm.solution(state)
                 stop = bool(callback(Progress(done, steps, w, lam, log.history)))
             stop = stop or failed
+        # the state is that of the last call that ended
         except KeyboardInterrupt:
             interrupted = True
             break
@@ -141,6 +143,7 @@ class _Pace:
 
     def learn(self, stretches: int, seconds: float) -> None:
         """From a call that had so many."""
+        # at most twice as many as before: a first quick call may have been a lucky one
         wanted = CALL_SECONDS * stretches / max(seconds, 1e-9)
         self._stretches = int(np.clip(wanted, 1, min(2 * self._stretches, RECORDED)))
 
@@ -160,6 +163,7 @@ def _quick_if_sound(call: Callable[..., Advanced], problem: Problem, algorithm: 
     """With a suspicion of divergence taken for proof; and again with a diagnosis of it, if a solver failed."""
     quick = suspecting(algorithm)
     out = call(problem, quick)
+    # codes of the solvers alone: what the loop itself finds needs no diagnosis
     codes = np.where(np.asarray(out.records.failure.stage) > 0, np.asarray(out.records.code), Code.OK)
     sound = quick is algorithm or bool(np.all(codes < Code.NOT_CONTRACTIVE))
     return out if sound else call(problem, algorithm)

@@ -131,6 +131,7 @@ def _sorted_rows(rng: Generator) -> Drawn:
     condition, d = a_condition(rng), 7
     x, weights = mixed(rng.normal(size=(ROWS, d)), condition, rng)
     train, val = divided({"x": x, "y": signs(rng, 2.0 * x @ weights + 0.5)})
+    # one class after the other, in a stable order
     order = np.argsort(train["y"], kind="stable")
     return Drawn({k: a[order] for k, a in train.items()}, val, penalties(rng, 0.1 / condition, d), np.zeros(d))
 

@@ -143,6 +143,7 @@ def _same_rows(rng: Generator) -> Drawn:
     """Train and val are one table."""
     condition, d = a_condition(rng), 7
     x, weights = mixed(rng.normal(size=(TRAIN, d)), condition, rng)
+    # lam is then fitted to the rows that w was fitted to
     rows = {"x": x, "y": x @ weights + 0.5 * rng.standard_t(3.0, size=TRAIN)}
     lam = {"l1": np.log(0.02) + 0.5 * rng.normal(), "l2": np.log(0.5 / condition) + 0.5 * rng.normal()}
     return Drawn(rows, rows, lam, np.zeros(d))

@@ -275,6 +275,7 @@ def _single(run: Run, solver: Solver, x: Array) -> Solution:
     """With all arguments in float32."""
     if run is _of_trees:
         return run(solver, x, None, 0.0)
+    # rows and metric too: one float64 argument would widen all
     system = _system(symmetric=True)
     rows, metric = (jnp.asarray(a, jnp.float32) for a in (system.rows, system.metric))
     return _solve(solver, rows, x, None, metric=metric)

@@ -291,6 +291,7 @@ class PenalisedRidge:
         """
         rng = np.random.default_rng(seed)
         X, Z = rng.normal(size=(2, n, d)) * np.linspace(1.0, 0.2, d)
+        # y = X w + noise, u = Z w + noise, for one w
         truth = rng.normal(size=d)
         y, u = X @ truth + noise * rng.normal(size=n), Z @ truth + noise * rng.normal(size=n)
         return cls(X=X, y=y, Z=Z, u=u, lam=-2.0 + 0.5 * rng.normal(size=d))
