@@ -25,11 +25,13 @@ def keep_programs(wanted: bool) -> None:
         return
     try:
         directory = _private(_home())
-    except (OSError, RuntimeError) as e:  # Path.home() raises the latter
+    # Path.home() raises a RuntimeError where there is none.
+    except (OSError, RuntimeError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         print(f"bilevax: compiled programs are not kept: {reason}", file=sys.stderr)
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    # JAX's own defaults leave out what compiles in less than a second: nearly everything here.
     for name, value in SMALL_PROGRAMS_TOO.items():
         os.environ.setdefault(name, value)
 
@@ -47,6 +49,7 @@ def _private(home: Path) -> Path:
             may write to; or others may exchange them, since they may write to ``home``.
     """
     home.mkdir(mode=OWN, parents=True, exist_ok=True)
+    # In a directory of others with the sticky bit, as /tmp is, nobody can exchange what is another's.
     above = home.stat()
     if above.st_uid not in (0, os.getuid()) or (above.st_mode & OTHERS_WRITE and not above.st_mode & stat.S_ISVTX):
         raise PermissionError(0, f"others may write to {home}")
@@ -54,6 +57,7 @@ def _private(home: Path) -> Path:
     for name in ("bilevax", "jax"):
         directory = directory / name
         directory.mkdir(mode=OWN, exist_ok=True)
+        # Of the entry itself: a symbolic link may lead to where others write.
         found = directory.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & OTHERS_WRITE:
             raise PermissionError(0, f"{directory} is not a directory that you own and nobody else may write to")

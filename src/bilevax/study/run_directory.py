@@ -50,6 +50,7 @@ class RunDirectory:
             raise UsageError(
                 f"{path} holds other files and no run; --force replaces runs only, choose another directory"
             )
+        # The nearest directory above that is there decides whether this one can be made.
         existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             reason = "no permission" if existing.is_dir() else f"{existing} is no directory"
@@ -63,7 +64,8 @@ class RunDirectory:
         if not self._begun:
             files.make_directory(self._target)
             if self._replaces:
-                _remove(self._target)  # what a run that was killed left there
+                # What a run that was killed left there.
+                _remove(self._target)
             self._begun = True
         files.append_line(self._target / "metrics.jsonl", record)
 
@@ -72,6 +74,7 @@ class RunDirectory:
         _write_files(study, self._target)
         if not self._replaces:
             return
+        # All new files are complete: from here on only names change.
         _remove(self.path)
         for name in FILES:
             if (self._target / name).exists():
@@ -116,10 +119,12 @@ def read_model(directory: Path) -> LinearModel:
             metadata = file.metadata() or {}
             coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
         plain = json.loads(metadata["model"])
+        # Over labels, terms and penalties as well as the numbers.
         intact = metadata["sha256"] == _digest(plain, coef, intercept)
         for entry, weight in zip(plain["terms"], coef.T.tolist(), strict=True):
             entry["weight"] = weight
         plain["intercept"] = intercept.tolist()
+    # Whatever a damaged file makes its readers raise.
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError):
         raise DataError(f"{path} is damaged, or was not written by bilevax") from None
     if not intact:
@@ -138,6 +143,7 @@ def _model_bytes(model: LinearModel) -> bytes:
     from safetensors.numpy import save
 
     plain = model.to_plain()
+    # Words are for coefficients.json; the numbers are tensors of their own.
     del plain["formula"], plain["intercept"]
     for entry in plain["terms"]:
         del entry["weight"]
@@ -147,6 +153,7 @@ def _model_bytes(model: LinearModel) -> bytes:
 
 
 def _digest(plain: Plain, coef: np.ndarray, intercept: np.ndarray) -> str:
+    # Little-endian on every machine.
     parts = (canonical(plain), coef.astype("<f8").tobytes(), intercept.astype("<f8").tobytes())
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
