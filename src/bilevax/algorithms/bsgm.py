@@ -1,15 +1,16 @@
 """The bilevel stochastic gradient method: a projected step along an inexact hypergradient."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import optax
 from jax import Array
 
+from bilevax.algorithms.optim import Optim
 from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
 from bilevax.data import Looks, Undrawn
@@ -22,7 +23,7 @@ class BSGMState(NamedTuple):
     """What is carried from one outer step to the next; ``w0`` is where a cold start begins, None of a warm one."""
 
     lam: PyTree
-    optimiser: Any
+    optimiser: PyTree
     w: PyTree
     v: PyTree
     w0: PyTree
@@ -45,8 +46,8 @@ class BSGM:
 
     steps_per_record: ClassVar[int] = 1
 
-    estimator: Any
-    outer: Any
+    estimator: Estimator
+    outer: Optim | optax.GradientTransformation
     warm_start: bool = False
     confirm: bool = True
 
@@ -79,15 +80,18 @@ class BSGM:
     def step(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> tuple[BSGMState, Info]:
         """One outer step, with the key of the step."""
         est = self._estimate(problem, state, looks, k)
+        # lam <- P(lam + update), update = -step g for SGD; optax counts on JAX's usual promotion
         with usual_promotion():
             updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
             lam = optax.apply_updates(state.lam, updates)
+        # carried for a warm start, also where the estimator has no v
         v = state.v if est.v is None else est.v
         new = BSGMState(projected(problem, lam), optimiser, est.w, v, state.w0)
         return new, Info(est.outer_value, norm(est.value), outcome=(est.code, est.failure), cost=est.cost)
 
     def _estimate(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> Estimate:
         instance = Instance(problem, state.lam, looks["train"].source, looks["val"].source)
+        # cold: every estimate from w0 and v = 0
         start, v0 = (state.w, state.v) if self.warm_start else (state.w0, None)
         return measured_estimate(
             instance, self.estimator, start, key=looks.key, outer_step=k, v0=v0, explain=self.confirm

@@ -96,10 +96,12 @@ def advance(
         after, total = at.carry
         points, end = (algorithm.solution(before), algorithm.solution(after)), at.j
         value = total.outer_value
+        # where no step knows E anyway, one evaluation at the end of the stretch
         if value is None:
             value = streams.visit(at.plan, end - 1, partial(_outer_value, problem, points[1]))
         else:
             value = _mean(value, end - first)
+        # DIVERGED where w or lam passed the bound in this stretch, NONFINITE where an entry of the state was lost
         far = [at_least_single(largest(point)) > DIVERGED for point in points]
         grown = jnp.where(far[1] & ~far[0], jnp.int32(Code.DIVERGED), jnp.int32(Code.OK))
         lost = jnp.where(stays_finite(before, after), grown, jnp.int32(Code.NONFINITE))
@@ -115,22 +117,25 @@ def advance(
 
     def stretch(run: _Run) -> _Run:
         before, first = run.at.carry[0], run.at.j
+        # the next multiple of the length: so a run in several calls has the stretches of a run in one
         end = jnp.minimum(stop, (first // length + 1) * length)
         at = run.at._replace(carry=(before, nothing))
         at = continued(streams, step, at, (), key=key, start=start, stop=end)
+        # a stretch that failed is undone: its record stays, the state is the one before it
         new = record(at, before, first)
         state = where(new.code < Code.NOT_CONTRACTIVE, at.carry[0], before)
         records = jax.tree.map(lambda a, x: a.at[run.number].set(x), run.records, new)
         return _Run(at._replace(carry=(state, nothing)), new.code, records, run.number + 1)
 
-    def going(run: _Run) -> Array:
+    def keep_going(run: _Run) -> Array:
         return (run.at.j < stop) & (run.number < RECORDED) & (run.code < Code.NOT_CONTRACTIVE)
 
+    # the loop begins with empty records and sums, whose shapes a trace of one step tells
     nothing = _nothing(problem, algorithm, state, streams, key)
     at = Underway(start, no_plan(streams, key), (state, nothing))
     shape = jax.eval_shape(record, at, state, start)
     empty = jax.tree.map(lambda x: jnp.zeros((RECORDED, *x.shape), x.dtype), shape)
-    run = jax.lax.while_loop(going, stretch, _Run(at, jnp.int32(Code.OK), empty, jnp.int32(0)))
+    run = jax.lax.while_loop(keep_going, stretch, _Run(at, jnp.int32(Code.OK), empty, jnp.int32(0)))
     return Advanced(run.at.carry[0], run.at.j, run.records, run.number)
 
 
@@ -142,12 +147,14 @@ def _nothing(problem: Problem, algorithm: Algorithm, state: PyTree, streams: Str
         plan = streams.plan_chunk(None, key, k, True)
         return streams.visit(plan, k, lambda looks: algorithm.step(problem, state, looks, k)[1])
 
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
+    zeros: Info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
+    return zeros
 
 
 def _plus(total: Info, info: Info) -> Info:
     """Sums, the worst code and its first failure."""
-    summed = add(total._replace(outcome=None), info._replace(outcome=None))
+    summed: Info = add(total._replace(outcome=None), info._replace(outcome=None))
+    # codes do not add up: the worst is kept, with the first step that had it
     if total.outcome is None or info.outcome is None:
         return summed
     return summed._replace(outcome=worst_part(total.outcome, info.outcome))

@@ -64,12 +64,15 @@ class SOBA:
 
     def step(self, problem: Problem, p: Point, looks: Looks, k: Array) -> tuple[Point, Info]:
         """One step of all three."""
+        # all three at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
         return moved(problem, p, d, self.step_size(k), self.outer_step(k)), Info()
 
     def outer_step(self, k: Array) -> Array:
         """The outer step, ratio rho_k."""
-        return self.ratio * self.step_size(k)
+        # gamma_k = ratio rho_k
+        step: Array = self.ratio * self.step_size(k)
+        return step
 
     def solution(self, p: Point) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""
@@ -78,5 +81,6 @@ class SOBA:
     def step_cost(self, problem: Problem, sources: tuple[RowSource, RowSource]) -> Cost:
         """Three calls on one minibatch of train, which is read once, and one on one of val."""
         train, val = (source.rows_per_batch for source in sources)
+        # the same rows serve three calls: they are read once
         again = Count(1, train, reads=0)
         return Cost(Count(1, train), again, again, Count(1, val))

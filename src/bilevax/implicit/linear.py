@@ -97,6 +97,7 @@ def _verdict(finite: Array, code: Array, residual: Array, broken: Array, tol: fl
     A solver of this library that met a singular or indefinite system, or diverged, may return zero: its result passes
     only with a residual that shows that it is none the worse.
     """
+    # tol = inf: nothing is known of the residual
     ok = finite & (code <= Code.STALLED) if np.isinf(tol) else residual <= tol
     failed = jnp.maximum(code, jnp.where(finite, jnp.int32(Code.MAX_STEPS), jnp.int32(Code.SINGULAR)))
     return jnp.where(ok, jnp.int32(Code.OK), jnp.where(broken, jnp.int32(Code.NONFINITE), failed))
