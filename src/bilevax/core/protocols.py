@@ -1,12 +1,15 @@
 """What the rooms ask of one another, and of a user's own classes: structural types, with shapes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax import Array
 
-from bilevax.core.records import Cost, Info
+from bilevax.core.records import Cost, Estimate, Info, Solution
 from bilevax.core.trees import PyTree
+
+if TYPE_CHECKING:
+    from bilevax.core.instance import Instance
 
 Carry = TypeVar("Carry")
 Total = TypeVar("Total")
@@ -206,6 +209,43 @@ class BilevelProblem(Protocol):
 
     def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
         """E(w, lam; xi) [], grad_1 E like w, grad_2 E like lam."""
+
+
+class SystemSolver(Protocol):
+    """A solver of the linear system on every row."""
+
+    @property
+    def stochastic(self) -> Literal[False]:
+        """It sees every row."""
+
+    @property
+    def needs_symmetry(self) -> bool:
+        """True if A must be self-adjoint in a metric."""
+
+    def solve(
+        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
+    ) -> Solution:
+        """A v = g, with A = I - d1Phi^T as v -> A v, all trees like w; ``metric`` as :meth:`BilevelProblem.metric`."""
+
+
+class Estimator(Protocol):
+    """A hypergradient at one lam."""
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse in a sentence a problem that lacks what the estimator needs."""
+
+    def estimate(
+        self, instance: "Instance", w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
+    ) -> Estimate:
+        """One hypergradient, pure and traceable; the inner step of the instance is measured.
+
+        Args:
+            instance: problem, lam, rows.
+            w0: start of w.
+            key: of all that is drawn.
+            outer_step: for counts that grow.
+            v0: start of v, like w0; None: 0.
+        """
 
 
 class Algorithm(Protocol):

@@ -166,3 +166,8 @@ def is_concrete(x: Any) -> bool:
 def map_named(fn: Callable[[str, Any], Any], name: str, tree: PyTree) -> PyTree:
     """Map fn(leaf name, leaf) over a tree."""
     return jax.tree_util.tree_map_with_path(lambda path, x: fn(leaf_name(name, path), x), tree)
+
+
+def rounding_unit(tree: PyTree) -> float:
+    """The rounding unit of a tree's coarsest leaf."""
+    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree))

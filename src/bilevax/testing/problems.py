@@ -25,10 +25,10 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.problems import BinaryLogistic, GradientStep, MultinomialLogistic, Problem, ProximalStep, Squared
 from bilevax.testing.choosing import CHOOSING
-from bilevax.testing.closed_forms import Curvature, FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import Curvature, FiniteQuadratic, PenalisedRidge, Solution
 from bilevax.testing.families import FAMILIES, drawn_from
 from bilevax.testing.judging import JUDGING
-from bilevax.testing.truth import NamedProblem, Solution
+from bilevax.testing.truth import NamedProblem
 
 __all__ = ["NamedProblem", "Solution", "families", "problem", "problems"]
 

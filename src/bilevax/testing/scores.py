@@ -41,6 +41,7 @@ def mixed(raw: np.ndarray, condition: float, rng: Generator) -> tuple[np.ndarray
     Each direction adds as much to the scores as any other.
     """
     d = raw.shape[1]
+    # x = raw S^1/2 Q', S from 1 to 1 / condition; weights Q S^-1/2 z: x'w = raw z
     scales, basis = np.geomspace(1.0, 1.0 / condition, d) ** 0.5, np.linalg.qr(rng.normal(size=(d, d)))[0]
     weights = basis @ (rng.normal(size=d) / np.sqrt(scales))
     x = raw * scales @ basis.T
@@ -49,11 +50,12 @@ def mixed(raw: np.ndarray, condition: float, rng: Generator) -> tuple[np.ndarray
 
 def penalties(rng: Generator, level: float, number: int) -> np.ndarray:
     """Logarithms of penalties around a level."""
-    return np.log(level) + 0.5 * rng.normal(size=number)
+    return np.add(np.log(level), 0.5 * rng.normal(size=number))
 
 
 def signs(rng: Generator, score: np.ndarray) -> np.ndarray:
     """Labels -1 and 1 of a logistic model."""
+    # P(1) = 1 / (1 + exp(-score))
     return np.where(rng.uniform(size=len(score)) < 1.0 / (1.0 + np.exp(-score)), 1.0, -1.0)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from bilevax.audit.checks.looks import flat
 from bilevax.audit.checks.program import held_by, plain, reached, trace
 from bilevax.audit.findings import Finding
+from bilevax.audit.oracles import flat
 from bilevax.audit.subject import AuditedProblem, leaf_names, other_rows
 from bilevax.core.trees import PyTree
 
@@ -32,10 +32,10 @@ def check_reach(s: AuditedProblem) -> Iterator[Finding]:
 
 def check_outer(s: AuditedProblem) -> Iterator[Finding]:
     """W_WITHOUT_EFFECT: grad_1 E is exactly zero at three points, on the rows of val and on others."""
-    points = s.w0, s.near, s.far
+    points = s.w0, s.solution, s.perturbed
     if any(_slopes(s, w) for w in points):
         return
-    others = other_rows(s.tables["val"], s.draw(16))
+    others = other_rows(s.tables["val"], s.rng(16))
     if any(_slopes(s, w, others) for w in points):
         return
     if reached("outer_loss", "w", s):
