@@ -18,6 +18,7 @@ Used = TypeVar("Used")
 Method = TypeVar("Method")
 
 
+# Minibatches
 class Draw(NamedTuple):
     """One minibatch.
 
@@ -63,6 +64,7 @@ class Source(Protocol):
     def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
 
+    # It takes what is done with the draw, and does not return it: only so can a short block have another shape.
     def visit(self, plan: PyTree, j: Array, use: Callable[[PyTree], Carry]) -> Carry:
         """``use(draw)`` of minibatch j, which lies in the chunk of the plan; of several sources, a dict of draws."""
 
@@ -140,6 +142,7 @@ class RowSource(Source, Protocol):
         """Every row as one batch, for what looks at rows one by one; None of a table that is not in memory as one."""
 
 
+# What a user writes
 class Loss(Protocol):
     """The mean of a loss over the rows of a batch.
 
@@ -159,6 +162,7 @@ class InnerMap(Protocol):
         """Phi(w, lam; zeta), like w."""
 
 
+# What the library makes of it, and solves it by
 class BilevelProblem(Protocol):
     """The two oracles of a bilevel problem; w has d entries, lam has m; zeta and xi are minibatches."""
 
@@ -211,6 +215,7 @@ class BilevelProblem(Protocol):
     def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """(I - d1Phi(w, lam; zeta)^T) v, like w."""
 
+    # The map of the stochastic linear solver: its fixed point is v.
     def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam; zeta)^T v + g, like w."""
 
@@ -272,6 +277,7 @@ class SystemSolver(Protocol):
         """A v = g, with A = I - d1Phi^T as v -> A v, all trees like w; ``metric`` as :meth:`BilevelProblem.metric`."""
 
 
+# ``solver.stochastic`` tells the two apart, for the type checker too.
 InnerSolver: TypeAlias = StochasticSolver | LossSolver
 """What finds w."""
 
@@ -299,6 +305,7 @@ class Estimator(Protocol):
         """
 
 
+# Of algorithms as well as of estimators: BSGM has it by way of its estimator.
 @runtime_checkable
 class Suspecting(Protocol):
     """A method that looks into a suspicion of divergence, which takes as long to compile as all the rest."""
@@ -369,6 +376,7 @@ class ExtensibleEstimator(Estimator, Suspecting, Protocol):
         """The failed stage repeated, with what was suspected looked into; None where nothing was."""
 
 
+# The outer loop
 class Algorithm(Protocol):
     """A bilevel method: what it carries, and one outer step.
 
