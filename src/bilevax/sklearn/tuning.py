@@ -14,7 +14,7 @@ from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
 from bilevax.core.events import Event
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import Arrays
 from bilevax.hypergradients import SID, hypergradient
@@ -96,7 +96,7 @@ class Method(NamedTuple):
     name: str
     reason: str
     folds: int
-    estimator: object = None
+    estimator: Estimator | None = None
     sources: tuple[RowSource, RowSource] | None = None
 
 
@@ -255,6 +255,7 @@ def tune(task: TuningTask, method: Method, *, steps: int, seed: int, callback: C
         problem = full_batch(problem)
     # One table serves both levels: a row's fold says which models train on it and which does not.
     train, val = method.sources or 2 * (rows(None if method.name == "deterministic" else BATCH),)
+    assert method.estimator is not None
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
     result = minimize(problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1)
     return _decide(task, start, stopping, Code(result.code), result.interrupted, method)
