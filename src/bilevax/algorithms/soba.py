@@ -10,6 +10,7 @@ from bilevax.core.protocols import RowSource
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Looks
+from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem
 from bilevax.solvers.parts import Point, directions, moved, projected
 from bilevax.solvers.schedules import schedule
@@ -48,7 +49,8 @@ class SOBA:
 
     def check(self, problem: Problem) -> None:
         """Refuse damping without a given inner step, in whose units it is."""
-        if problem.damping is not None and problem.has_loss and problem.inner_map.step_size is None:
+        step = problem.inner_map
+        if problem.damping is not None and isinstance(step, GradientStep) and step.step_size is None:
             raise ParameterError("damping is in units of the inner step, and SOBA measures none: give GradientStep one")
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, RowSource]:

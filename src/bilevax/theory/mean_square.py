@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from bilevax.core.errors import ParameterError
+
+Curve: TypeAlias = float | np.ndarray
+"""A number, or one for each of an array of counts."""
 
 ROUNDING = 1e-12
 """Relative excess over a limit that is rounding."""
@@ -92,9 +95,10 @@ class MeanSquare:
 
     def plateau(self, eta: float) -> float:
         """Where constant steps end at the latest, noise eta / rate."""
+        # the fixed point of S -> (1 - rate eta) S + noise eta^2
         return self.noise * self._allowed(eta) / self.rate
 
-    def constant(self, eta: float, steps: Any, start: float) -> Any:
+    def constant(self, eta: float, steps: Curve, start: float) -> Curve:
         """Bound on E|x_t - x*|^2 for eta_j = eta: (1 - eta rate)^t (start - plateau) + plateau.
 
         Args:
@@ -105,10 +109,11 @@ class MeanSquare:
         Raises:
             ParameterError: eta exceeds ``limit``.
         """
+        # S_t - plateau = (1 - eta rate)^t (S_0 - plateau)
         level = self.plateau(eta)
         return level + (1.0 - eta * self.rate) ** np.asarray(steps) * (start - level)
 
-    def decreasing(self, beta: float, gamma: float, steps: Any, start: float) -> Any:
+    def decreasing(self, beta: float, gamma: float, steps: Curve, start: float) -> Curve:
         """Bound on E|x_t - x*|^2 for eta_j = beta / (gamma + j): c / (gamma + t).
 
         c = max(gamma start, beta^2 noise / (beta rate - 1)).
@@ -124,6 +129,7 @@ class MeanSquare:
         """
         for sentence in self.shortcomings(beta, gamma):
             raise ParameterError(sentence)
+        # by induction: S_j <= c / (gamma + j) carries over to j + 1 if c (beta rate - 1) >= beta^2 noise
         return max(gamma * start, beta**2 * self.noise / (beta * self.rate - 1.0)) / (gamma + np.asarray(steps))
 
     def along(self, etas: Iterable[float], start: float) -> float:
@@ -134,6 +140,7 @@ class MeanSquare:
         Raises:
             ParameterError: a step exceeds ``limit``.
         """
+        # S <- (1 - rate eta_j) S + noise eta_j^2
         level = start
         for eta in etas:
             level = (1.0 - self._allowed(eta) * self.rate) * level + self.noise * eta**2
@@ -149,11 +156,13 @@ class MeanSquare:
         t is of order log(1 / target) / target, and logarithmic without noise.
         """
         self._check_target(target)
+        # plateau = noise eta / rate <= target / 2
         eta = self.limit if self.noise == 0 else min(self.limit, self.rate * target / (2.0 * self.noise))
         if start <= target:
             return eta, 0
         if eta * self.rate >= 1.0:
             return eta, 1
+        # (1 - eta rate)^t start <= target / 2
         return eta, math.ceil(math.log(2.0 * start / target) / -math.log1p(-eta * self.rate))
 
     def decreasing_steps_to(self, target: float, start: float) -> int:
@@ -161,12 +170,14 @@ class MeanSquare:
         self._check_target(target)
         if start <= target:
             return 0
+        # c / (gamma + t) <= target, and c is gamma times the bound at t = 0
         beta, gamma = self.harmonic
-        return math.ceil(self.decreasing(beta, gamma, 0, start) * gamma / target - gamma)
+        return math.ceil(float(self.decreasing(beta, gamma, 0, start)) * gamma / target - gamma)
 
     def shortcomings(self, beta: float, gamma: float) -> list[str]:
         """What keeps the steps beta / (gamma + j) from the rate 1 / j, in sentences; empty if nothing does."""
         found = []
+        # beta rate > 1: else the bias, of order j^(-beta rate), falls more slowly than the noise, of order 1 / j
         if not beta * self.rate > 1.0:
             found.append(
                 f"beta={beta:g} is too small: the mean square error falls as 1/j for beta > {1 / self.rate:.6g}, and"
