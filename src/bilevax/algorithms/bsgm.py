@@ -10,12 +10,11 @@ from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
-from bilevax.core.protocols import Estimator, RowSource
+from bilevax.core.protocols import BilevelProblem, Estimator, RowSource, StepLooks
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
-from bilevax.data import Looks, Undrawn
+from bilevax.data import Undrawn
 from bilevax.hypergradients.estimate import measured_estimate, suspecting
-from bilevax.problems.problem import Problem
 from bilevax.solvers.parts import projected
 
 
@@ -59,7 +58,7 @@ class BSGM:
                 f"outer must be bx.optim('adam', learning_rate=0.05) or an optax transformation, got {self.outer!r}"
             )
 
-    def check(self, problem: Problem) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem that lacks what the estimator needs."""
         self.estimator.check(problem)
 
@@ -72,12 +71,12 @@ class BSGM:
         train, val = sources
         return {"train": Undrawn(train), "val": Undrawn(val)}
 
-    def init(self, problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> BSGMState:
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> BSGMState:
         """The state before the first step; lam is projected."""
         lam = projected(problem, lam)
         return BSGMState(lam, self.outer.init(lam), w0, zeros_like(w0), None if self.warm_start else w0)
 
-    def step(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> tuple[BSGMState, Info]:
+    def step(self, problem: BilevelProblem, state: BSGMState, looks: StepLooks, k: Array) -> tuple[BSGMState, Info]:
         """One outer step, with the key of the step."""
         est = self._estimate(problem, state, looks, k)
         # lam <- P(lam + update), update = -step g for SGD; optax counts on JAX's usual promotion
@@ -89,7 +88,7 @@ class BSGM:
         new = BSGMState(projected(problem, lam), optimiser, est.w, v, state.w0)
         return new, Info(est.outer_value, norm(est.value), outcome=(est.code, est.failure), cost=est.cost)
 
-    def _estimate(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> Estimate:
+    def _estimate(self, problem: BilevelProblem, state: BSGMState, looks: StepLooks, k: Array) -> Estimate:
         instance = Instance(problem, state.lam, looks["train"].source, looks["val"].source)
         # cold: every estimate from w0 and v = 0
         start, v0 = (state.w, state.v) if self.warm_start else (state.w0, None)
@@ -104,5 +103,5 @@ class BSGM:
     def outer_step(self, k: Array) -> None:
         """The optimiser's own."""
 
-    def step_cost(self, problem: Problem, sources: tuple[RowSource, RowSource]) -> None:
+    def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> None:
         """Every step says its own."""

@@ -9,12 +9,11 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import Algorithm, RowSource
+from bilevax.core.protocols import Algorithm, BilevelProblem, RowSource, StepLooks
 from bilevax.core.records import Cost, Failure, Info, worst_part
 from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub, where
 from bilevax.data.fold import Underway, continued, no_plan
-from bilevax.data.looks import Looks, Streams
-from bilevax.problems.problem import Problem
+from bilevax.data.looks import Streams
 from bilevax.solvers.stability import DIVERGED
 
 RECORDED = 64
@@ -60,7 +59,7 @@ class _Run(NamedTuple):
 
 
 def advance(
-    problem: Problem,
+    problem: BilevelProblem,
     algorithm: Algorithm,
     state: PyTree,
     sources: tuple[RowSource, RowSource],
@@ -87,7 +86,7 @@ def advance(
     streams = Streams(algorithm.streams(sources), key)
     length = algorithm.steps_per_record
 
-    def step(carry: tuple[PyTree, Info], _: PyTree, k: Array, looks: Looks) -> tuple[PyTree, Info]:
+    def step(carry: tuple[PyTree, Info], _: PyTree, k: Array, looks: StepLooks) -> tuple[PyTree, Info]:
         state, total = carry
         state, info = algorithm.step(problem, state, looks, k)
         return state, _plus(total, info)
@@ -139,7 +138,7 @@ def advance(
     return Advanced(run.at.carry[0], run.at.j, run.records, run.number)
 
 
-def _nothing(problem: Problem, algorithm: Algorithm, state: PyTree, streams: Streams, key: Array) -> Info:
+def _nothing(problem: BilevelProblem, algorithm: Algorithm, state: PyTree, streams: Streams, key: Array) -> Info:
     """What a stretch without a step would have seen: zeros in the shape of what a step lets be watched."""
 
     def first() -> Info:
@@ -160,7 +159,7 @@ def _plus(total: Info, info: Info) -> Info:
     return summed._replace(outcome=worst_part(total.outcome, info.outcome))
 
 
-def _outer_value(problem: Problem, point: tuple[PyTree, PyTree], looks: Looks) -> Array:
+def _outer_value(problem: BilevelProblem, point: tuple[PyTree, PyTree], looks: StepLooks) -> Array:
     """E at a point on the minibatch of val."""
     if "val" not in looks:
         raise ParameterError("a step must let its outer_value be watched, or one of the streams be called 'val'")

@@ -42,6 +42,7 @@ def _is_structure(value: object) -> bool:
 def config(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass, a pytree, and comparable by value (arrays included)."""
     cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    # Once, not at every flatten: a call of a cached program flattens its arguments several times.
     names = tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
     static = {f.name for f in dataclasses.fields(cls) if f.metadata.get("static")}  # type: ignore[arg-type]
 
@@ -84,6 +85,7 @@ def config(cls: type[T]) -> type[T]:
 
 def static(default: Any = dataclasses.MISSING) -> Any:
     """A field whose value (a batch size, a name) belongs to the structure: changing it compiles anew."""
+    # Such a number would be a child otherwise, as all numbers are.
     return dataclasses.field(default=default, metadata={"static": True})
 
 
@@ -181,6 +183,7 @@ def check_count(name: str, value: Any, *, low: int = 0) -> Any:
     Raises:
         ParameterError: the value is no whole number of at least ``low``.
     """
+    # a tracer has no value yet, and a rule of growth gives its counts later
     if not is_concrete(value) or callable(value):
         return value
     if isinstance(value, bool | np.bool_ | str) or np.ndim(value) != 0 or not float(value).is_integer():
@@ -221,6 +224,7 @@ def to_plain(value: PyTree) -> PyTree:
     """A configuration as what JSON can say: numbers, strings, lists, and ``{"type": "module:qualname", ...}``."""
     # optax's transformations are tuples of local functions: their repr is all that can be said of them.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # the class by name, so that it is made again by its own __init__, which validates
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": qualname(type(value)), **fields}
     if isinstance(value, optax.GradientTransformation):

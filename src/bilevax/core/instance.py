@@ -39,6 +39,7 @@ class Oracle(NamedTuple):
         """d2Phi(w, lam; zeta)^T v, like lam."""
         return self.problem.cross_product(w, self.lam, batch, v)
 
+    # One linearisation of Phi serves both products.
     def inner_pullback(self, w: PyTree, batch: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, PyTree]]]:
         """Phi(w, lam; zeta), and v -> (d1Phi^T v, d2Phi^T v)."""
         image, pullback = jax.vjp(lambda w, lam: self.problem.inner_image(w, lam, batch), w, self.lam)

@@ -25,6 +25,7 @@ def compiled(fn: Callable[..., T], options: Options, static: tuple[str, ...] = (
     # Not before the first call: to ask for the backend is to start it, which an import must not do.
     @functools.cache
     def program() -> Callable[..., T]:
+        # the options are XLA's for CPUs, and refused elsewhere
         on_cpu = jax.default_backend() == "cpu"
         return jax.jit(fn, static_argnames=static, compiler_options=options if on_cpu else None)
 

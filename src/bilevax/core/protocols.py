@@ -18,6 +18,7 @@ Used = TypeVar("Used")
 Method = TypeVar("Method")
 
 
+# Minibatches
 class Draw(NamedTuple):
     """One minibatch.
 
@@ -63,6 +64,7 @@ class Source(Protocol):
     def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
 
+    # It takes what is done with the draw, and does not return it: only so can a short block have another shape.
     def visit(self, plan: PyTree, j: Array, use: Callable[[PyTree], Carry]) -> Carry:
         """``use(draw)`` of minibatch j, which lies in the chunk of the plan; of several sources, a dict of draws."""
 
@@ -140,6 +142,7 @@ class RowSource(Source, Protocol):
         """Every row as one batch, for what looks at rows one by one; None of a table that is not in memory as one."""
 
 
+# What a user writes
 class Loss(Protocol):
     """The mean of a loss over the rows of a batch.
 
@@ -159,6 +162,7 @@ class InnerMap(Protocol):
         """Phi(w, lam; zeta), like w."""
 
 
+# What the library makes of it, and solves it by
 class BilevelProblem(Protocol):
     """The two oracles of a bilevel problem; w has d entries, lam has m; zeta and xi are minibatches."""
 
@@ -211,6 +215,7 @@ class BilevelProblem(Protocol):
     def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """(I - d1Phi(w, lam; zeta)^T) v, like w."""
 
+    # The map of the stochastic linear solver: its fixed point is v.
     def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam; zeta)^T v + g, like w."""
 
@@ -272,6 +277,7 @@ class SystemSolver(Protocol):
         """A v = g, with A = I - d1Phi^T as v -> A v, all trees like w; ``metric`` as :meth:`BilevelProblem.metric`."""
 
 
+# ``solver.stochastic`` tells the two apart, for the type checker too.
 InnerSolver: TypeAlias = StochasticSolver | LossSolver
 """What finds w."""
 
@@ -299,6 +305,7 @@ class Estimator(Protocol):
         """
 
 
+# Of algorithms as well as of estimators: BSGM has it by way of its estimator.
 @runtime_checkable
 class Suspecting(Protocol):
     """A method that looks into a suspicion of divergence, which takes as long to compile as all the rest."""
@@ -369,6 +376,21 @@ class ExtensibleEstimator(Estimator, Suspecting, Protocol):
         """The failed stage repeated, with what was suspected looked into; None where nothing was."""
 
 
+# The outer loop
+class StepLooks(Protocol):
+    """What an outer step sees of its streams."""
+
+    @property
+    def key(self) -> Array:
+        """A key of the step's own."""
+
+    def __contains__(self, name: object, /) -> bool:
+        """Whether there is a stream of this name."""
+
+    def __getitem__(self, name: str, /) -> PyTree:
+        """A look at a stream: ``look(use)`` is ``use(draw)``, the same minibatch at every call."""
+
+
 class Algorithm(Protocol):
     """A bilevel method: what it carries, and one outer step.
 
@@ -380,7 +402,7 @@ class Algorithm(Protocol):
     def steps_per_record(self) -> int:
         """Outer steps to an entry of the history, at most: 1 where a step is long, 256 where it is not."""
 
-    def check(self, problem: PyTree) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Refuse in a sentence a problem that lacks what the algorithm needs."""
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> Mapping[str, PyTree]:
@@ -389,10 +411,10 @@ class Algorithm(Protocol):
         Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
         """
 
-    def init(self, problem: PyTree, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
         """The state before the first step, lam projected."""
 
-    def step(self, problem: PyTree, state: PyTree, looks: PyTree, k: Array) -> tuple[PyTree, Info]:
+    def step(self, problem: BilevelProblem, state: PyTree, looks: StepLooks, k: Array) -> tuple[PyTree, Info]:
         """Outer step k: the new state, and what may be watched of it. ``looks[name]`` is a look at a stream."""
 
     def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
@@ -401,5 +423,5 @@ class Algorithm(Protocol):
     def outer_step(self, k: Array) -> Array | None:
         """gamma_k, by which lam moves along a direction in step k; None where ``info`` has a gradient norm."""
 
-    def step_cost(self, problem: PyTree, sources: tuple[RowSource, RowSource]) -> Cost | None:
+    def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> Cost | None:
         """Oracle calls of one step; None where each step says its own in ``info.cost``."""

@@ -46,6 +46,7 @@ class Count:
         return number * self.rows if isinstance(number, jax.core.Tracer) else int(number) * self.rows
 
     def __add__(self, other: "Count") -> "Count":
+        # One number of rows serves both: parts of one kind differ in it only where one of them has no calls.
         calls, reads = self.calls + other.calls, self._known_reads + other._known_reads
         return Count(jnp.asarray(calls, jnp.int32), max(self.rows, other.rows), jnp.asarray(reads, jnp.int32))
 
@@ -74,6 +75,7 @@ class Cost(NamedTuple):
     @property
     def samples(self) -> Any:
         """Samples: rows read, over all kinds; a row in hand that serves several calls is read once."""
+        # sum of reads * rows over the kinds
         return sum(part.samples for part in self)
 
     def plus(self, other: "Cost") -> "Cost":
@@ -136,6 +138,7 @@ class Solution(NamedTuple):
     error: SolverError | None = None
 
 
+# Written into records by number: a new stage goes to the end.
 STAGES = ("none", "inner", "linear", "cross", "outer")
 """Where a hypergradient can fail."""
 
@@ -160,6 +163,7 @@ class Failure(NamedTuple):
     @staticmethod
     def of(stage: str, step: Array | int = 0, finite: Array | bool = False) -> "Failure":
         """With a stage by name, and no curvature."""
+        # Arrays of fixed dtypes, as two failures meet in a where.
         zero = jnp.zeros((), jnp.result_type(float))
         return Failure(Failure.stage_of(stage), jnp.asarray(step, jnp.int32), jnp.asarray(finite), zero, zero)
 
@@ -233,6 +237,7 @@ class Estimate(NamedTuple):
     @property
     def message(self) -> str:
         """What happened, where, the likely causes, and what to try; outside of compiled programs."""
+        # A penalty that is misspelt has a hypergradient of zero, and nothing else would tell.
         leaves = jax.tree_util.tree_leaves_with_path(self.unused)
         names = [leaf_name("lam", path) for path, unused in leaves if bool(unused)]
         note = f" {', '.join(names)} unused: in neither the inner map nor the outer loss." if names else ""
@@ -248,6 +253,7 @@ class Estimate(NamedTuple):
         """In one line: code, sizes and shapes; of several estimates, as from vmap, the range."""
         if not shown.is_plain(self.code, self.value, self.outer_value, self.w):
             return shown.shapes("Estimate", value=self.value, outer_value=self.outer_value, w=self.w, code=self.code)
+        # those of vmap: of one estimate the code is a scalar
         axes = np.ndim(self.code)
         error = "" if self.error is None else f"relative error {self.error.shown_relative(axes)}, "
         return (
@@ -260,6 +266,7 @@ class Estimate(NamedTuple):
 def _in_steps(needed: float, made: int) -> str:
     if not np.isfinite(needed):
         return f" More than these {made:,} steps alone will not do."
+    # Two digits: the extrapolation deserves no more.
     return f" About {float(f'{needed:.2g}'):,.0f} steps would do, instead of {made:,}."
 
 

@@ -70,6 +70,7 @@ def _norm(a: PyTree) -> Array:
     # ||a|| = m ||a / m||, m = max |a_i|
     top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(a)])
     usable = (top > 0) & jnp.isfinite(top)
+    # entries of at most 1
     unit = shrink(jnp.where(usable, top, jnp.ones_like(top)), a)
     return jnp.where(usable, top * jnp.sqrt(vdot(unit, unit)), top)
 
@@ -81,6 +82,7 @@ norm: Callable[[PyTree], Array] = jax.jit(_norm, inline=True)
 def largest(a: PyTree) -> Array:
     """Largest absolute value over all leaves, finite where the norm may overflow."""
     sizes = [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(a)]
+    # leaves of several dtypes are compared in the widest
     dtype = jnp.result_type(*sizes)
     return jnp.max(jnp.stack([x.astype(dtype) for x in sizes]))
 
@@ -144,6 +146,7 @@ def _parameter(name: str, x: PyTree) -> Array:
         if x.ndim == 0 and kind == np.float64:
             x = x.astype(jnp.result_type(float))
             kind = x.dtype
+    # an integer leaf has no derivative, a complex one another convention for it
     if not jnp.issubdtype(kind, jnp.floating):
         raise ParameterError(_not_float(name, given, kind))
     if np.size(x) == 0:

@@ -79,6 +79,7 @@ def walk_curvature(
     """
     (w, least), (minibatches, products) = start, looks
     leaves, structure = jax.tree.flatten(w)
+    # a normal tree like w has a component along every direction
     keys = jax.random.split(key, len(leaves))
     normal = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
     tiny = jnp.finfo(norm(w).dtype).tiny
@@ -91,9 +92,11 @@ def walk_curvature(
             return u, norm(u)
 
         # u <- H u / ||u||, L <- max(L, ||H u|| / ||u||)
+        # H u after a few products, from the u of the minibatch before
         image, length = jax.lax.fori_loop(0, products, power, (u, norm(u)))
         L = jnp.maximum(L, MARGIN * length)
         g = gradient(w, args, draw.batch)
+        # w - g / L
         trial = axpy(-1.0 / jnp.maximum(L, tiny), g, w)
         # r = ||g(w - g / L) - g|| / ||g / L||; NaN, of a step into nowhere, is steeper too
         change = norm(sub(gradient(trial, args, draw.batch), g))
@@ -127,6 +130,7 @@ def growth_rate(matvec: Operator, direction: PyTree, products: Array | int) -> G
     real = norm(direction).dtype
     tiny = jnp.finfo(real).tiny
     products = jnp.asarray(products, jnp.int32)
+    # Explicit constants, so that they can be tied to u in the loop.
     matvec, constants = jax.closure_convert(matvec, direction)
 
     def step(i: Array, state: tuple[PyTree, Array, Array, Array]) -> tuple[PyTree, Array, Array, Array]:
@@ -142,6 +146,7 @@ def growth_rate(matvec: Operator, direction: PyTree, products: Array | int) -> G
 
     zero = jnp.zeros((), real)
     _, _, late, amplification = jax.lax.fori_loop(0, products, step, (unit(direction), zero, zero, zero + 1.0))
+    # mean of h_i over products // 2 <= i < products
     return Growth(late / jnp.maximum(products - products // 2, 1).astype(real), amplification, products)
 
 
@@ -181,4 +186,5 @@ def contraction_rate(
 
     start = nonzero(direction), jnp.zeros((), real)
     total = source.fold(step, start, (args, eta), key=key, start=0, stop=number)[1]
+    # mean of h_j over number // 2 <= j < number
     return total / (number - number // 2).astype(real)

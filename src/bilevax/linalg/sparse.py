@@ -54,6 +54,7 @@ class SparseBatch:
     def __matmul__(self, other: ArrayLike) -> Array:
         """X M, [b, C]; [b] where M is a vector."""
         M = self._operand(other, 0, self.shape[1])
+        # X M = (M' X')'
         return _product(self, M.T).T if M.ndim == 2 else _product(self, M[None, :])[0]
 
     def __rmatmul__(self, other: ArrayLike) -> Array:
@@ -130,6 +131,7 @@ def _gathered(X: SparseBatch, W: Array) -> Array:
     """W X^T: columns of W are gathered."""
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
+        # S_cr += sum_p values_p W_c,columns_p over the pieces of row r
         return out.at[:, row].add(jnp.sum(values[None] * W[:, columns], axis=2), mode="drop")
 
     return _over_slabs(X, add, _zeros(W, X.shape[0]))
@@ -140,6 +142,7 @@ def _scattered(X: SparseBatch, R: Array) -> Array:
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
         own = R.at[:, row].get(mode="fill", fill_value=0)
+        # Q_c,columns_p += R_cr values_p
         return out.at[:, columns].add(values[None] * own[:, :, None])
 
     return _over_slabs(X, add, _zeros(R, X.shape[1]))

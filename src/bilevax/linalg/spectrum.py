@@ -101,6 +101,7 @@ def spectral_norm(adjoint: Product, forward: Product, start: Array) -> Measured:
         forward: y -> A y, [m] -> [d].
         start: a random vector, [d].
     """
+    # theta_max of A A'
     square = extreme_eigenvalues(lambda x: forward(adjoint(x)), start)[1]
     # sigma = sqrt(theta), and its error, to first order, is that of theta over 2 sigma
     value = jnp.sqrt(jnp.maximum(square.value, 0.0))
@@ -135,9 +136,11 @@ def trilinear_norm(form: Callable[[Array, Array, Array], Array], sizes: tuple[in
 
     def climb(start: Array) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, start), 3)
+        # of several starts, as local maxima are many
         a, b, c = (jax.random.normal(k, (size,)) for k, size in zip(keys, sizes, strict=True))
         c = jnp.where(start == 0, jnp.sign(c), c)
         return jnp.abs(form(*jax.lax.fori_loop(0, 2 * SWEEPS, sweep, (unit(a), unit(b), unit(c)))))
 
     heights = jax.lax.map(climb, jnp.arange(STARTS))
+    # the largest found, and std / sqrt(starts - 1)
     return Measured(jnp.max(heights), jnp.std(heights) / jnp.sqrt(STARTS - 1.0))

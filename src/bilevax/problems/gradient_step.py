@@ -56,6 +56,7 @@ class GradientStep:
 
     def metric(self, w: PyTree, lam: PyTree) -> PyTree:
         """The step s as a tree like w: d1Phi^T = I - H s is self-adjoint for <a, b> = sum_i a_i s_i b_i."""
+        # In a trace there is nobody to measure it.
         if self.step_size is None:
             raise ParameterError("step_size is None and was not measured; pass a step, or call bx.hypergradient")
         step = self.step_size
@@ -90,6 +91,7 @@ class GradientStep:
             out: Array = jnp.maximum(L, bound_at(w, draw.batch))
             return out
 
+        # L = max over the minibatches of the loss's own bound, which holds at any w: no walk
         bound = source.fold(largest, zero, w, key=key, start=0, stop=1 if source.is_full_batch else looks[0])
         return replace_unchecked(self, step_size=InverseCurvature(bound, penalty))
 

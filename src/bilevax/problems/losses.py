@@ -48,6 +48,7 @@ def strengths(per: str | Groups, lam: Array) -> Array:
         lam: logarithms of the penalties.
     """
     if isinstance(per, Groups):
+        # lam_g of the group g of each feature
         return jnp.exp(lam)[per.index][None, :]
     if per == "feature":
         return jnp.exp(lam)[None, :]
@@ -95,6 +96,7 @@ class _LinearModelLoss:
         """1/2 sum exp(lam) weights^2; 0 without a penalty."""
         if self.penalty is None:
             return jnp.zeros((), weights.dtype)
+        # 1/2 sum_j exp(lam_j) w_j^2: lam may be any real number
         return 0.5 * jnp.sum(strengths(self.penalty, lam) * weights**2)
 
     def value_and_grad(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
@@ -173,6 +175,7 @@ class Squared(_LinearModelLoss):
         """Loss of each row, [b]."""
         if y.shape != scores.shape and scores.shape != (*y.shape, 1):
             raise ParameterError(f"y has shape {y.shape} and the scores {scores.shape}; pass y [n], or [n, C] as they")
+        # 1/2 sum_c (score_c - y_c)^2
         return 0.5 * jnp.sum((scores - y.reshape(scores.shape)) ** 2, axis=-1)
 
 
@@ -215,4 +218,5 @@ class MultinomialLogistic(_LinearModelLoss):
         # score_y as a masked sum: a gather's transpose is a scatter, which is slow
         classes = jnp.arange(scores.shape[1], dtype=jnp.int32)
         picked = y.astype(jnp.int32)[:, None] == classes[None, :]
+        # log sum_c exp(score_c) - score_y
         return jax.nn.logsumexp(scores, axis=1) - jnp.sum(jnp.where(picked, scores, 0), axis=1)

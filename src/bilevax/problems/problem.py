@@ -54,6 +54,7 @@ class Problem:
     @property
     def composite(self) -> bool:
         """True if the inner map ends with a proximal step."""
+        # By its class, never by a method's name: a user's map may have a method ``prox`` too.
         return isinstance(self.inner_map, ProximalStep)
 
     @property
@@ -133,6 +134,7 @@ class Problem:
 
     def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """(I - d1Phi(w, lam; zeta)^T + delta I) v, the left-hand side of the linear system."""
+        # v - (d1Phi^T - delta I) v
         return axpy(-1.0, self.adjoint_product(w, lam, batch, v), v)
 
     def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
@@ -164,6 +166,7 @@ def lagrangian(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batches: tup
     """
     inner, outer = batches
     # E(w, lam; xi) + <v, Phi(w, lam; zeta) - w>
+    # Phi - w, zero at the fixed point
     residual = sub(problem.inner_map(w, lam, inner), w)
     return problem.outer_loss(w, lam, outer) + vdot(v, residual)
 

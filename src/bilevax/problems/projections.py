@@ -33,6 +33,7 @@ class Box:
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the box."""
         return jax.tree.map(
+            # min(max(lam, lower), upper)
             lambda x, low, high: jnp.clip(x, jnp.asarray(low).astype(x.dtype), jnp.asarray(high).astype(x.dtype)),
             lam, _like(self.lower, lam), _like(self.upper, lam),
         )  # fmt: skip
@@ -69,6 +70,7 @@ class L2Ball:
 
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the ball."""
+        # lam min(1, radius / ||lam||)
         return optax.projections.projection_l2_ball(lam, self.radius)
 
     def at_bound(self, lam: PyTree) -> PyTree:
@@ -90,6 +92,7 @@ class Simplex:
 
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the simplex."""
+        # max(lam - tau, 0), tau such that the sum is the total
         return optax.projections.projection_simplex(lam, self.total)
 
     def at_bound(self, lam: PyTree) -> PyTree:

@@ -115,10 +115,9 @@ def _solve(
 def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool = True) -> None:
     """Check a solver of (I - d1Phi^T) v = g, such as ``bilevax.CG()`` or ``bilevax.FixedPoint(100)``.
 
-    A stochastic one has ``solve(image, start, args, source, *, key, outer_step)``, others
-    ``solve(matvec, g, metric, start)``, and the class says which in ``stochastic``. It must converge, on every row, on
-    small systems whose iteration
-    contracts by 0.8 or better. In order: it is a configuration; its solutions are right, from any start, for
+    A stochastic one has ``solve(image, start, args, source, *, key, outer_step)``, others ``solve(matvec, g, metric,
+    start)``, and the class says which in ``stochastic``. It must converge, on every row, on small systems whose
+    iteration contracts by 0.8 or better. In order: it is a configuration; its solutions are right, from any start, for
     systems that are not symmetric too unless the class says ``needs_symmetry``; zero, nested trees, float32, jit, vmap
     and rebuilding; its calls are counted; NaN and a singular system are said; its randomness is the key's.
 
@@ -163,10 +162,9 @@ def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool
 def check_inner_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool = True) -> None:
     """Check a solver of w = Phi(w, lam), such as ``bilevax.FixedPoint(100)`` or ``bilevax.LBFGS()``.
 
-    A stochastic one has ``solve(image, start, args, source, *, key, outer_step)``, others
-    ``solve(loss, w0, lam, batch)``, and the class says which in ``stochastic``. It must converge, on every row, on
-    small problems whose map contracts by 0.8
-    or better. The contracts are those of :func:`check_linear_solver`.
+    A stochastic one has ``solve(image, start, args, source, *, key, outer_step)``, others ``solve(loss, w0, lam,
+    batch)``, and the class says which in ``stochastic``. It must converge, on every row, on small problems whose map
+    contracts by 0.8 or better. The contracts are those of :func:`check_linear_solver`.
 
     Args:
         solver: what is checked.

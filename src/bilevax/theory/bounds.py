@@ -29,6 +29,7 @@ def bias_bound(constants: Constants, rho: float, linear_bias: float) -> float:
         rho: bound on E|w_t - w(lam)|^2.
         linear_bias: bound on |E[v_k | w_t] - v(w_t)|: :func:`linear_bias_bound`, or sqrt(sigma).
     """
+    # h is c1-Lipschitz in w, and linear in v with |d2Phi| <= L_Phi
     return constants.c1 * math.sqrt(rho) + constants.L_Phi * linear_bias
 
 

@@ -104,6 +104,7 @@ class Constants:
     @property
     def inner(self) -> MeanSquare:
         """How fast w_t approaches w(lam)."""
+        # T = Phi(., lam)
         return MeanSquare.of_contraction(q=self.q, sigma1=self.sigma1, sigma2=self.sigma2)
 
     def linear(self, outer_batches: int | None = None) -> MeanSquare:
@@ -121,8 +122,10 @@ class Constants:
 
     def linear_start(self, outer_batches: int | None = None) -> float:
         """Bound on E|v(w_t)|^2, and so on the square error of v_0 = 0: E|grad_1 E|^2 / (1 - q)^2."""
+        # |(I - d1Phi^T)^-1| <= 1 / (1 - q)
         return self.outer_square(outer_batches) / (1.0 - self.q) ** 2
 
     def outer_square(self, outer_batches: int | None = None) -> float:
         """Bound on E|mean of J1 minibatches' grad_1 E|^2, which is L_E^2 + sigma1_E / J1."""
+        # |E g|^2 + V[g] / J1
         return self.L_E**2 + (0.0 if outer_batches is None else self.sigma1_E / outer_batches)

@@ -21,6 +21,7 @@ def itd_bound(constants: Constants, t: int, distance: float) -> float:
     q = constants.q
     # sum_{i < t} q^i q^{t-1-i} = t q^(t-1): each of t Jacobians is taken at an iterate, i steps on the way
     slow = t * q ** (t - 1) if t else 0.0
+    # (direct D + system) q^t + jacobians D t q^(t-1)
     return (direct * distance + system) * q**t + jacobians * distance * slow
 
 
@@ -34,6 +35,7 @@ def aid_bound(constants: Constants, rho: float, sigma: float, distance: float) -
         distance: D = |w_0 - w(lam)|.
     """
     direct, jacobians, system = _parts(constants)
+    # |v(w_t) - v(lam)| <= (mu1 + nu1 L_E / (1 - q)) rho D / (1 - q), and |v_k - v(w_t)| <= sigma L_E / (1 - q)
     return (direct + jacobians / (1.0 - constants.q)) * distance * rho + system * sigma
 
 

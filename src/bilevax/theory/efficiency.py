@@ -56,6 +56,7 @@ class Influence(NamedTuple):
 
     def variance(self, batch_size: int) -> float:
         """V = tr Cov(psi) / b: from N minibatches no regular estimator has an error below V / N."""
+        # the three terms are of one row, and correlated: V is not the sum of their traces
         return _trace(self.psi) / batch_size
 
     def variance_with_exact_pass(self, batch_size: int) -> float:

@@ -62,6 +62,7 @@ class MeanSquare:
 
         and the noise adds at most eta^2 (sigma1 + sigma2 |E T(x) - x|^2).
         """
+        # eta (1 - eta) >= eta^2 sigma2 where eta <= 1 / (1 + sigma2): the two terms of |E T(x) - x|^2 cancel
         return cls(1.0 - q**2, sigma1, 1.0 / (1.0 + sigma2))
 
     @classmethod
@@ -86,11 +87,13 @@ class MeanSquare:
             alpha: step of the inner map.
             batch_size: b.
         """
+        # |w - eta alpha g_B - w*|^2 <= |w - w*|^2 - 2 eta alpha <g, w - w*> + eta^2 alpha^2 |g_B|^2
         return cls(alpha * tau, 2.0 * noise / batch_size, 1.0 / (alpha * (L + 2.0 * row_smoothness / batch_size)))
 
     @property
     def harmonic(self) -> HarmonicSteps:
         """The decreasing steps with the best guarantee: beta = 2 / rate, gamma = beta / limit."""
+        # beta^2 / (beta rate - 1) is least at beta = 2 / rate
         return HarmonicSteps(2.0 / self.rate, 2.0 / (self.rate * self.limit))
 
     def plateau(self, eta: float) -> float:
@@ -148,6 +151,7 @@ class MeanSquare:
 
     def highest(self, start: float) -> float:
         """Bound on E|x_j - x*|^2 at every j, whatever the steps up to ``limit``: max(start, plateau(limit))."""
+        # (1 - rate eta) S + noise eta^2 lies between S and noise eta / rate
         return max(start, self.plateau(self.limit))
 
     def steps_to(self, target: float, start: float) -> tuple[float, int]:
@@ -183,6 +187,7 @@ class MeanSquare:
                 f"beta={beta:g} is too small: the mean square error falls as 1/j for beta > {1 / self.rate:.6g}, and"
                 f" more slowly below; take beta={2 / self.rate:.6g}"
             )
+        # eta_0 = beta / gamma <= limit
         if gamma * self.limit < beta * (1.0 - ROUNDING):
             found.append(
                 f"the first step beta/gamma={beta / gamma:.6g} is longer than {self.limit:.6g}, up to which the noise"

@@ -84,6 +84,7 @@ class HypergradientMoments(NamedTuple):
     @property
     def covariance(self) -> np.ndarray:
         """Covariance of the estimate, [m, m]."""
+        # Cov = E[e e'] - E[e] E[e]'
         return self.second - np.outer(self.bias, self.bias)
 
 
@@ -170,6 +171,7 @@ class QuadraticMoments:
 def known(x: np.ndarray, truth: np.ndarray) -> Moments:
     """The moments of a start value that is not random: x against its truth, both [d]."""
     error = np.asarray(x, np.float64) - truth
+    # of a constant: mean e, second moment e e'
     return Moments(error, np.outer(error, error))
 
 
@@ -225,6 +227,7 @@ def linear_moments(
     """
     e, S = inner
     start = known(np.zeros_like(e) if v0 is None else v0, problem.v)
+    # v_0 is no random number: E[(v_0 - v*)(w_t - w*)'] = f e'
     f, P, C = start.mean, start.second, np.outer(start.mean, e)
     identity, alpha, A = np.eye(e.size), problem.alpha, problem.A
     fresh = 0.0 if batch_size is None else 1.0 / batch_size
@@ -258,6 +261,7 @@ def second_moment_rate(problem: QuadraticMoments, eta: float, batch_size: int | 
     if batch_size is not None:
         # + (eta^2 / b) alpha^2 E[dA (x) dA]
         operator = operator + (eta * problem.alpha) ** 2 / batch_size * problem.jacobian_noise
+    # the spectral radius, by LAPACK: d^2 x d^2, for small d
     return float(np.max(np.abs(np.linalg.eigvals(operator))))
 
 
@@ -280,6 +284,7 @@ def hypergradient_moments(
     # h - f' = alpha B'(v_k - v*) + alpha (dB of the J minibatches)'v_k, the second centred given v_k
     second = B.T @ linear.second @ B
     if batch_size is not None and cross_batches is not None:
+        # alpha^2 (B'P B + E[dB'V dB] / (J b))
         V = _raw_second(problem, linear.mean, linear.second)
         second = second + _apply(problem.cross_noise, V) / (cross_batches * batch_size)
     return HypergradientMoments(alpha * (B.T @ linear.mean), alpha**2 * second)

@@ -29,6 +29,7 @@ def smoothness(
     L_w = c.L_Phi / gap
     # |v| <= L_E / gap, v = (I - d1Phi^T)^-1 grad_1 E: the Jacobians enter as nu2 |v| and L_Phi nu1 |v| / gap
     jacobians = (nu2_lam + c.nu2 * L_w) / gap + c.L_Phi * (nu1_lam + c.nu1 * L_w) / gap**2
+    # grad_2 E, w'(lam)^T grad_1 E with w' = (I - d1Phi)^-1 d2Phi, and w' itself
     return mu2_lam + c.mu2 * L_w + L_w * (mu1_lam + c.mu1 * L_w) + c.L_E * jacobians
 
 

@@ -14,6 +14,7 @@ def published_steps(q: float) -> HarmonicSteps:
 
     For moderate batches; where the noise is large, gamma = beta (1 + sigma2) is what the theory asks for.
     """
+    # beta = 2 / rate, rate = 1 - q^2
     return HarmonicSteps(2.0 / (1.0 - q**2), 2.0 / (1.0 - q**2))
 
 
@@ -90,6 +91,7 @@ def optimal_split(
         ParameterError: the budget does not cover the burn-in.
     """
     c_t, c_k, _ = costs
+    # N' = N - burn-in of both chains
     left = budget - burn_in * (c_t + c_k)
     if not left > 0:
         raise ParameterError(
@@ -109,6 +111,7 @@ def optimal_split(
 
 def equal_split_mse(traces: Traces, budget: float, *, costs: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
     """Predicted mean square error of t = k = J, (inner + linear + cross)(c_t + c_k + c_J) / N."""
+    # t = k = J = N / (c_t + c_k + c_J)
     return sum(traces) * sum(costs) / budget
 
 
@@ -120,4 +123,5 @@ def burn_in_steps(step: float, tau: float, budget: float) -> float:
         tau: smallest curvature of the inner loss.
         budget: N minibatches.
     """
+    # exp(-step tau n) = exp(-1.5)
     return min(1.5 / (step * tau), budget / 6.0)
