@@ -30,7 +30,7 @@ class BSGMState(NamedTuple):
 
 @config
 class BSGM:
-    """lam_{s+1} = P(lam_s - step along an estimated hypergradient), each from a cold start unless asked otherwise.
+    """lam_{s+1} = P(lam_s - step along an estimated hypergradient), each from a cold start by default.
 
     Assumes what its estimator assumes, and a smooth E. With t, k and J growing linearly in s
     (:class:`~bilevax.Growing`) it is the method of optimal sample complexity; with ``warm_start`` and few steps it is
@@ -40,7 +40,7 @@ class BSGM:
         estimator: of the hypergradient, such as :class:`~bilevax.SID`.
         outer: :func:`~bilevax.optim` (a changed number compiles nothing) or any optax transformation.
         warm_start: start both solvers from where they ended at the last step; default False: from w0 and from 0.
-        confirm: whether a failure is looked into; as in :class:`~bilevax.FixedPoint`.
+        confirm: whether a suspicion of divergence is tested; as in :class:`~bilevax.FixedPoint`.
     """
 
     steps_per_record: ClassVar[int] = 1
@@ -63,7 +63,7 @@ class BSGM:
         self.estimator.check(problem)
 
     def suspecting(self) -> "BSGM":
-        """The same, but a suspicion of the estimator's is not looked into."""
+        """The same, but a suspicion of the estimator's is taken for proof."""
         return replace_unchecked(self, estimator=suspecting(self.estimator), confirm=False)
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, Undrawn]:

@@ -53,8 +53,8 @@ class _Squares(NamedTuple):
 def default_solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> tuple[PyTree, Array]:
     """Solve A x = b: up to 200 unknowns by the dense matrix; beyond, by two Krylov methods of which one goes on.
 
-    1. Generalised conjugate residuals, truncated: for a symmetric A as good as conjugate gradients, although nothing is
-       asked; few products where the spectrum lies on one side of zero, as for contractions.
+    1. Generalised conjugate residuals, truncated: for a symmetric A as good as conjugate gradients, although none is
+       assumed; few products where the spectrum lies on one side of zero, as for contractions.
     2. Conjugate gradients for least squares on what is left: on A^T A, so they are slow but do not stagnate, and know a
        singular A by A^T r = 0.
 

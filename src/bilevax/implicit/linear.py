@@ -84,7 +84,7 @@ def _check(matvec: Matvec, x: PyTree, b: PyTree, residual_tol: float) -> tuple[A
     if np.isinf(residual_tol):
         return jnp.full((), jnp.nan), jnp.asarray(False)
     finite = all_finite(x)
-    # the product is asked for at b where x is not finite: NaN would come back, and say nothing of the operator
+    # A b where x is not finite: A x would be NaN whatever A is
     image = matvec(where(finite, x, b))
     size, left = (jnp.linalg.norm(as_vector(tree)[0]) for tree in (b, sub(image, b)))
     residual = left / jnp.where(size > 0, size, jnp.ones_like(size))

@@ -24,7 +24,7 @@ from bilevax.runs.back_off import damped, dampings
 from bilevax.runs.history import Log, at
 
 CALL_SECONDS = 0.25
-"""How long a compiled call should take, so that progress is live and Ctrl-C is answered."""
+"""How long a compiled call should take, so that progress is live and Ctrl-C takes effect."""
 
 
 class Progress(NamedTuple):
@@ -32,7 +32,7 @@ class Progress(NamedTuple):
 
     Attributes:
         step: outer steps done.
-        steps: outer steps asked for.
+        steps: outer steps of the run.
         w: the inner variable.
         lam: the outer variable.
         history: all steps so far; its arrays do not change any more.
