@@ -162,9 +162,10 @@ def measured(family: str, pair: str, seed: int, draws: int, dtype: Any) -> dict[
         estimator, key = make(1, 1), jax.random.key(0)
         instance = bx.Instance(problem, lam, *sources)
         quick = with_counts(estimator, i, j)
-        quick = quick.suspecting() if hasattr(quick, "suspecting") else quick
-        estimate = quick.estimate(instance, w0 + off if given else w0, key=key)
-        estimate = attach_report(estimate, instance, estimator, None, key=key)
+        quick = quick.suspecting()
+        state = quick.init(instance, w0 + off if given else w0, key=key)
+        estimate, state = quick.extend(instance, state, key=key)
+        estimate = attach_report(estimate, state.trace, instance, estimator, None, key=key)
         estimate = apply_tolerance(estimate, 0.1)
         wrong = jnp.linalg.norm(estimate.value - truth) / jnp.linalg.norm(truth)
         return wrong, estimate.error.upper, estimate.code

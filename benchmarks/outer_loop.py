@@ -1,6 +1,6 @@
 r"""What the outer loop costs: a single-loop algorithm through it against a bare scan over the same losses.
 
-    python benchmarks/outer_loop.py [--quick] [--rounds 15] [--core 0] [--steps 1000000]
+    python benchmarks/outer_loop.py [--quick] [--rounds 41] [--core 0] [--steps 1000000]
 
 The shape is that of W5: binary logistic regression, 50,000 rows of train and of val, 22 features, one penalty a
 feature, minibatches of 64 from both; in blocks the last one has 16 rows. Of SOBA it measures
@@ -214,7 +214,7 @@ def long_run(steps: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes and 3 rounds: a smoke test, no measurement")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--core", type=int, default=0, help="the core to run on")
     parser.add_argument("--steps", type=int, default=1_000_000, help="of the long run")
     parser.add_argument("--out", type=Path, help="where to keep the JSON; with --quick, nowhere unless given")

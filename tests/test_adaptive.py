@@ -56,7 +56,7 @@ def test_a_chain_that_goes_on_is_to_the_bit_the_one_that_never_stopped():
     once = solve(400, jnp.zeros(4), 0)
     again = solve(150, solve(250, jnp.zeros(4), 0).value, 250)
     np.testing.assert_array_equal(again.value, once.value)
-    assert int(again.step) == 400
+    assert int(again.last_step) == 400
     assert int(again.calls) == 150
 
 

@@ -7,9 +7,9 @@ import pytest
 
 import bilevax as bx
 from bilevax.audit.checks.contraction import check_contraction, check_curvature
-from bilevax.audit.checks.looks import flat
 from bilevax.audit.checks.reach import check_reach
-from bilevax.audit.checks.solving import descended, iterated
+from bilevax.audit.oracles import flat
+from bilevax.audit.solving import descended, iterated
 from bilevax.audit.subject import AuditedProblem
 from bilevax.core.config import config
 
@@ -35,12 +35,14 @@ def subject(inner_map, *, table=(X, Y), val=None, estimator=None, w0=None):
 @pytest.mark.parametrize("wide", [True, False])
 def test_a_step_left_out_is_measured_at_the_inner_solution(size, wide):
     with jax.enable_x64(wide):
-        s = subject(bx.GradientStep(squares), table=(size * X, Y)).measured().located()
+        s = subject(bx.GradientStep(squares), table=(size * X, Y)).with_measured_step().solved()
         H = size**2 * X[:N].T @ X[:N] / N + np.exp(-2.0) * np.eye(D)
         step = float(s.problem.inner_map.step_size) * np.linalg.eigvalsh(H)[-1]
         assert 0.85 < step < 1.0
         solution = np.linalg.solve(H, size * X[:N].T @ Y[:N] / N)
-        np.testing.assert_allclose(s.near, solution, rtol=1e-7 if wide else 2e-3, atol=1e-3 * np.abs(solution).max())
+        np.testing.assert_allclose(
+            s.solution, solution, rtol=1e-7 if wide else 2e-3, atol=1e-3 * np.abs(solution).max()
+        )
 
 
 def test_descent_finds_a_minimum_that_is_far_and_stops_where_there_is_none():
@@ -71,7 +73,7 @@ class Rotation:
 def test_damping_is_advised_where_it_helps_with_a_number_that_does():
     turn = np.kron(np.diag([1.0, -1.0]), np.array([[0.0, -1.2], [1.2, 0.0]])) - 0.2 * np.eye(4)
     s = subject(Rotation(jnp.asarray(turn)))
-    (finding,) = [f for f in check_contraction(s._replace(near=s.w0)) if hasattr(f, "code")]
+    (finding,) = [f for f in check_contraction(s._replace(solution=s.w0)) if hasattr(f, "code")]
     eta = float(finding.advice.rsplit(" ", 1)[1].rstrip("."))
     assert (
         np.abs(1 - 0.98 * eta * (1 - np.linalg.eigvals(turn))).max()
@@ -79,7 +81,7 @@ def test_damping_is_advised_where_it_helps_with_a_number_that_does():
         < np.abs(1 - 1.02 * eta * (1 - np.linalg.eigvals(turn))).max()
     )
     s = subject(Rotation(jnp.asarray(1.1 * np.eye(4))))
-    (finding,) = [f for f in check_contraction(s._replace(near=s.w0)) if hasattr(f, "code")]
+    (finding,) = [f for f in check_contraction(s._replace(solution=s.w0)) if hasattr(f, "code")]
     assert "Damping does not help" in finding.advice
 
 
@@ -88,7 +90,7 @@ def test_what_is_in_use_is_not_advised():
         return 0.5 * jnp.sum(jnp.asarray([1.0, 1.0, 1.0, 1e-4]) * w**2) + jnp.mean(batch[1]) * jnp.sum(w)
 
     for estimator, advised in ((None, True), (bx.SID(bx.LBFGS(), bx.CG()), False)):
-        s = subject(bx.GradientStep(curved), estimator=estimator).measured().located()
+        s = subject(bx.GradientStep(curved), estimator=estimator).with_measured_step().solved()
         (finding,) = [f for f in check_contraction(s) if hasattr(f, "code")]
         assert finding.code == "SLOW"
         assert ("bx.LBFGS" in finding.advice) == advised

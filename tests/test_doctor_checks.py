@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.audit.checks.contraction import check_contraction, krylov
+from bilevax.audit.checks.contraction import arnoldi, check_contraction
 from bilevax.audit.checks.effect import check_derivatives, check_effect
 from bilevax.audit.checks.estimators import check_estimator
 from bilevax.audit.checks.leaves import check_finite, check_leaves, check_structure
@@ -43,7 +43,7 @@ def subject(inner_map, *, outer=outer_loss, lam=LAM, train=None, w0=None):
     w0 = jnp.zeros(D) if w0 is None else w0
     lam = jax.tree.map(jnp.asarray, lam)
     s = AuditedProblem(bx.Problem(inner_map, outer), w0, lam, train, bx.Arrays(second), jax.random.key(0))
-    return s._replace(near=w0, far=jax.tree.map(lambda x: x + 0.5, w0))
+    return s._replace(solution=w0, perturbed=jax.tree.map(lambda x: x + 0.5, w0))
 
 
 def found(check, *args):
@@ -256,7 +256,7 @@ def test_a_map_that_grows_first_and_contracts_later_is_let_pass(monkeypatch):
     monkeypatch.setattr("bilevax.audit.checks.contraction.KRYLOV", 5)  # too few for its eigenvalues
     blocks = np.kron(np.eye(20), np.eye(15, k=1))
     M = np.diag(np.linspace(-0.5, 0.5, 300)) + 1.5 * blocks
-    assert np.abs(krylov(lambda u: M @ u, np.ones(300), 5)[0]).max() > 1
+    assert np.abs(arnoldi(lambda u: M @ u, np.ones(300), 5)[0]).max() > 1
     radius, *rest = check_contraction(spectrum(M))
     assert radius.value < 0.9
     assert not rest
@@ -297,7 +297,7 @@ def test_a_slow_step_that_is_short_is_told_to_be_longer():
 
 def test_a_krylov_space_gives_the_ends_of_a_spectrum():
     d = np.concatenate([[-0.9], np.linspace(-0.5, 0.5, 400), [0.97]])
-    values, vector = krylov(lambda u: d * u, np.random.default_rng(0).normal(size=402), 60)
+    values, vector = arnoldi(lambda u: d * u, np.random.default_rng(0).normal(size=402), 60)
     np.testing.assert_allclose([values.real.min(), values.real.max()], [-0.9, 0.97], rtol=1e-9)
     assert np.abs(vector).argmax() == 401
 
@@ -310,14 +310,14 @@ def test_a_leaf_of_lam_without_effect_is_a_warning_and_lam_without_effect_an_err
         return inner_loss(w, lam["used"] + jax.lax.stop_gradient(lam["stopped"]), batch)
 
     lam = {"used": LAM, "stopped": np.zeros(()), "unused": np.zeros(2)}
-    s = subject(step(jax.jit(loss)), lam=lam).located()
+    s = subject(step(jax.jit(loss)), lam=lam).solved()
     assert found(check_effect, s) == {("LAM_UNUSED", "warning"), ("LAM_WITHOUT_EFFECT", "warning")}
     assert [f.measured.partition(" ")[0] for f in check_effect(s)] == ["lam['unused']", "The"]
 
     def outer(w, lam, batch):
         return outer_loss(w, lam, batch) + jnp.sum(lam["unused"] ** 2) + jnp.sum(lam["stopped"])
 
-    assert found(check_effect, subject(step(loss), lam=lam, outer=outer).located()) == set()
+    assert found(check_effect, subject(step(loss), lam=lam, outer=outer).solved()) == set()
 
 
 def test_a_derivative_that_is_wrong_is_named():
@@ -345,7 +345,7 @@ def sid(steps, size=0.5):
 
 @pytest.mark.slow
 def test_an_estimator_that_is_short_fails_or_is_refused():
-    s = subject(bx.GradientStep(inner_loss, 0.5)).located()
+    s = subject(bx.GradientStep(inner_loss, 0.5)).solved()
     assert found(check_estimator, s, sid(2)) == {("ESTIMATOR_SHORT", "warning")}
     assert found(check_estimator, s, sid(3000, 60.0)) == {("ESTIMATOR_FAILS", "error")}
     plain = subject(lambda w, lam, batch: w - 0.5 * jax.grad(inner_loss)(w, lam, batch))

@@ -59,7 +59,7 @@ def test_plain_terms_make_the_same_matrix_on_rows_never_seen():
     strange[:5] = ["ultraviolet", "", "RED", " red", "other"]
     other = Table("new", (Column("colour", "text", strange), *other.columns[1:]))
     encoder = TableEncoder(min_frequency=10).fit(table, table.names)
-    plain = json.loads(json.dumps(encoder.to_plain(), allow_nan=False))
+    plain = json.loads(json.dumps([term.to_plain() for term in encoder.terms], allow_nan=False))
     terms = terms_from_plain(plain)
     assert terms == encoder.terms
     for rows in (table, other):

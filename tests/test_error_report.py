@@ -12,11 +12,11 @@ from bilevax.hypergradients.batch_means import BATCHES, BatchMeans
 NAN = jnp.asarray(np.nan)
 
 
-def report(value, standard_error, *, bias=0.0, degrees=19):
+def report(value, standard_error, *, bias=0.0, degrees_of_freedom=19):
     unknown = dict.fromkeys(("inner", "linear", "sampling", "contraction"), NAN)
     bias = np.broadcast_to(bias, np.shape(value)).astype(float)
     arrays = [{"a": jnp.asarray(x), "b": jnp.asarray(x[:1])} for x in (value, standard_error, bias)]
-    return bx.ErrorReport(*arrays, degrees_of_freedom=jnp.asarray(degrees), **unknown)
+    return bx.ErrorReport(*arrays, degrees_of_freedom=jnp.asarray(degrees_of_freedom), **unknown)
 
 
 def test_an_interval_has_the_quantile_of_t():

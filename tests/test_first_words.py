@@ -32,7 +32,8 @@ def test_an_estimate_in_one_line() -> None:
     )
     assert repr(record(error=False)) == f"Estimate(TOLERANCE_NOT_MET, |value| 5, outer_value 0.25, |w| 13; {shapes})"
     line = (
-        "Error(relative error 0.1, |standard_error| 0.5, |bias| 0, degrees 11; value ['a'] float64[2], ['b'] float64[])"
+        "ErrorReport(relative error 0.1, |standard_error| 0.5, |bias| 0, degrees 11; "
+        "value ['a'] float64[2], ['b'] float64[])"
     )
     assert str(record().error) == line
     many = record()._replace(w=[jnp.zeros(50)] * 5)
@@ -46,7 +47,9 @@ def test_several_estimates_in_one_line() -> None:
     assert line.startswith(
         "Estimate(1 OK, 1 TOLERANCE_NOT_MET, relative error 0.1, |value| 5 to 50, outer_value 0.25, |w| 13 to 130;"
     )
-    assert str(several.error).startswith("Error(relative error 0.1, |standard_error| 0.5 to 5, |bias| 0, degrees 11;")
+    assert str(several.error).startswith(
+        "ErrorReport(relative error 0.1, |standard_error| 0.5 to 5, |bias| 0, degrees 11;"
+    )
 
 
 def test_an_estimate_without_numbers() -> None:
@@ -61,7 +64,7 @@ def test_an_estimate_without_numbers() -> None:
     for line in said[::2]:
         assert line.startswith("Estimate(value ['a'] float64[2], ['b'] float64[], outer_value float64[], w float64[2]")
     for line in said[1::2]:
-        assert line.startswith("Error(value ['a'] float64[2]")
+        assert line.startswith("ErrorReport(value ['a'] float64[2]")
     assert str(jax.eval_shape(lambda: record())) == said[0]
     assert str(jax.tree.map(lambda x: None, record())).startswith("Estimate(value None")
     assert str(jax.tree.map(lambda x: "x", record())).startswith("Estimate(value ")

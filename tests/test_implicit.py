@@ -24,7 +24,7 @@ LAM = jnp.asarray([-1.0, 0.5, 0.0, -2.0])
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failure, "_said", set())
+    monkeypatch.setattr(failure, "_logged", set())
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -611,7 +611,7 @@ def test_a_batch_without_failure_asks_the_host_nothing() -> None:
     asked = []
     report = failure.reporter("test", 1e-3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(failure, "_say", lambda *args: asked.append(args))
+        patch.setattr(failure, "_log_once", lambda *args: asked.append(args))
         report = failure.reporter("test", 1e-3)
         jax.vmap(jax.vmap(report))(jnp.zeros((3, 4), jnp.int32), jnp.ones((3, 4)))
         jax.effects_barrier()

@@ -165,7 +165,7 @@ def test_c9_how_far_from_symmetric_a_system_may_be(share):
     A = jnp.asarray((Q * np.geomspace(1e-6, 1.0, 40)) @ Q.T + share * (skew - skew.T) / np.linalg.norm(skew, 2))
     solved = jax.jit(lambda g: bx.CG(max_steps=2000).solve(lambda v: A @ v, g, jnp.ones(40)))(jnp.ones(40))
     assert solved.code == (bx.Code.INDEFINITE if share == 0.01 else bx.Code.OK)
-    assert solved.step == 2 or share != 0.01
+    assert solved.last_step == 2 or share != 0.01
 
 
 def test_c9_self_adjoint_in_the_metric_of_a_diagonal_step_alone():

@@ -160,7 +160,7 @@ def test_conjugate_gradients_have_as_many_iterations_as_there_are_entries_and_lb
     def loss(w, lam, batch):
         return jnp.mean((batch["x"] @ w - batch["y"]) ** 2) + lam * jnp.sum(w**2)
 
-    found = pilot.deterministic(
+    found = pilot.deterministic_for(
         bx.Problem(bx.GradientStep(loss), loss), jnp.zeros(entries), passes * 256.0, (train, val)
     ).estimator
     assert (found.inner.max_steps, found.linear.max_steps) == counts
@@ -201,12 +201,12 @@ def test_a_trial_says_what_a_method_leaves_on_the_rows_it_was_tried_on():
 def test_a_trial_is_on_rows_drawn_without_replacement_and_on_none_where_it_is_too_dear():
     data = {"x": np.arange(3200.0)}
     sources = bx.Arrays(data, 16), bx.Arrays(data, 4)
-    some = pilot.few(sources, jax.random.key(0))
+    some = pilot.subsampled(sources, jax.random.key(0))
     assert [(s.rows, s.batch_size) for s in some] == [(100, 16), (100, 4)]
     rows = np.asarray(some[0].data["x"])
     assert len(set(rows)) == 100
     assert set(rows) <= set(data["x"])
-    assert set(rows) != set(np.asarray(pilot.few(sources, jax.random.key(1))[0].data["x"]))
+    assert set(rows) != set(np.asarray(pilot.subsampled(sources, jax.random.key(1))[0].data["x"]))
     assert pilot.trial_samples(3200, 10.0) == 100 * 34
     assert pilot.trial_samples(1e6, 100.0) == 256 * 150
 

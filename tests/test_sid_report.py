@@ -47,7 +47,7 @@ def test_the_way_ends_where_both_equations_of_every_row_hold(batch):
     if batch is None:
         assert wrong < 1e-8 * left
     else:
-        assert 0.01 * left < wrong < 3.0 * np.linalg.norm(way.doubt) < 0.6 * left
+        assert 0.01 * left < wrong < 3.0 * np.linalg.norm(way.standard_error) < 0.6 * left
 
 
 def test_what_the_way_has_not_made_is_made_up_for():
@@ -144,16 +144,17 @@ def test_the_steps_that_would_do_go_by_noise():
 
 def test_where_every_row_is_not_their_mean_or_dear_the_tails_are_asked():
     est = of(40)
-    est = est._replace(steps=jnp.int32(10**6), seen=ChainTrace(None, None, None, None))
+    est, trace = est._replace(steps=jnp.int32(10**6)), ChainTrace(None, None, None, None)
     rows = {"x": np.zeros((60, 2))}
-    assert leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
-    assert leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows, 4)))
-    assert not leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4, keys=True), bx.Arrays(rows)))
-    assert not leads_on(est, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows, 4, keys=True)))
-    assert not leads_on(est._replace(seen=None), bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
-    assert not leads_on(est._replace(steps=None), bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
+    assert leads_on(est, trace, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
+    assert leads_on(est, trace, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows, 4)))
+    assert not leads_on(est, trace, bx.Instance(None, None, bx.Arrays(rows, 4, keys=True), bx.Arrays(rows)))
+    assert not leads_on(est, trace, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows, 4, keys=True)))
+    assert not leads_on(est, None, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
+    assert not leads_on(est._replace(steps=None), trace, bx.Instance(None, None, bx.Arrays(rows, 4), bx.Arrays(rows)))
     assert not leads_on(
         est._replace(steps=jnp.int32(LED * 70)),
+        trace,
         bx.Instance(None, None, bx.Arrays({"x": np.zeros(280)}, 1), bx.Arrays(rows)),
     )
 

@@ -9,7 +9,7 @@ import pytest
 import bilevax as bx
 from bilevax.core.config import canonicalize
 from bilevax.hypergradients.damping import damping_bias
-from bilevax.linalg.power import met_on_a_walk
+from bilevax.linalg.power import walk_curvature
 
 KEY = jax.random.key(7)
 ONE_ROW = bx.Arrays(np.ones((1, 1)))
@@ -73,7 +73,7 @@ def test_the_walk_reads_as_many_minibatches_as_it_says():
 
     rows = bx.Arrays(np.ones((6, 1)), batch_size=2)
     start = jnp.ones(2), jnp.zeros(())
-    found = met_on_a_walk(gradient, product, start, None, rows, key=KEY, looks=(5, 3))
+    found = walk_curvature(gradient, product, start, None, rows, key=KEY, looks=(5, 3))
     jax.effects_barrier()
     assert (seen.count("gradient"), seen.count("product")) == (10, 15)
     np.testing.assert_allclose(found, 1.1)

@@ -3,7 +3,6 @@
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from bilevax.audit.subject import AuditedProblem
 from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.problems.problem import Problem
 
@@ -39,7 +38,7 @@ def check(
     val: RowSource,
     *,
     key: Array,
-    estimator: Any = None,
+    estimator: Estimator | None = None,
 ) -> Findings:
     """Audit a problem: its leaves, its functions, its sources, its inner map, and an estimator of its hypergradient.
 
@@ -99,12 +98,18 @@ def check(
                 break
     except Exception as e:
         seen.append(_raised(e, (train, val)))
+    # a stable sort: of one severity in the order of the checks
     items = sorted((x for x in seen if isinstance(x, Finding)), key=lambda f: -SEVERITIES.index(f.severity))
     return Findings(tuple(items), tuple(x for x in seen if isinstance(x, Figure)))
 
 
 def _audit(
-    problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource], key: Array, estimator: Any
+    problem: Problem,
+    w0: PyTree,
+    lam: PyTree,
+    sources: tuple[RowSource, RowSource],
+    key: Array,
+    estimator: Estimator | None,
 ) -> Iterator[Finding | Figure]:
     """The groups of checks, each of which may count on what came before it."""
     yield from check_leaves(w0, lam)
@@ -112,10 +117,11 @@ def _audit(
         canonicalize(problem), _host(as_parameters("w0", w0)), _host(as_parameters("lam", lam)), *sources, key
     )
     yield from check_structure(s)
-    s = s._replace(estimator=estimator).measured()
+    # each check below may count on those before it: on leaves that are arrays, on functions that return what they must
+    s = s._replace(estimator=estimator).with_measured_step()
     yield from check_program(s)
     yield from check_curvature(s)
-    s = s.located()
+    s = s.solved()
     yield from check_finite(s)
     yield from check_sources(s)
     for group in (
@@ -154,6 +160,7 @@ def _kinds(source: RowSource) -> list[str]:
 
 def _place(e: Exception) -> str:
     """The user's line that an exception comes from, if there is one."""
+    # the innermost frame that is in no library
     frames = traceback.extract_tb(e.__traceback__)
     own = [f for f in frames if not any(part in Path(f.filename).parts for part in ("site-packages", "bilevax"))]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

@@ -16,6 +16,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# What more than one command takes. --debug is read by the entry point, around all commands.
 _TABLE = typer.Argument(
     metavar="TABLE", help="CSV or Parquet file, or a bundled data set: breast_cancer, digits, iris, wine."
 )
@@ -44,6 +45,7 @@ def _all(
 
 @app.command()
 def tune(
+    context: typer.Context,
     table: Annotated[str, _TABLE],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of the run; it is made.")],
     target: Annotated[
@@ -87,21 +89,8 @@ def tune(
     keep_programs(not no_cache)
     from bilevax.cli.tune import run
 
-    values: dict[str, object] = {
-        "penalty_per": penalty_per,
-        "scoring": scoring,
-        "class_weight": class_weight,
-        "group": group,
-        "time": time,
-        "drop": tuple(drop or ()),
-        "text": tuple(text or ()),
-        "seed": seed,
-        "test_size": test_size,
-        "validation_size": validation_size,
-        "method": method,
-        "steps": steps,
-    }
-    raise typer.Exit(run(table, target, out, values, force=force))
+    # The context holds all options by name; those that are fields of TuneSettings are picked from it.
+    raise typer.Exit(run(table, target, out, context.params, force=force))
 
 
 @app.command()
@@ -149,6 +138,7 @@ def check(
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
     """Audit a bilevel problem of your own: biased losses, steps that are too long, lam that does nothing, and more."""
+    # Before JAX is imported, which reads its settings then.
     keep_programs(not no_cache)
     from bilevax.cli.check import run
 

@@ -24,19 +24,17 @@ def keep_programs(wanted: bool) -> None:
     if not wanted or "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(os, "getuid"):
         return
     try:
-        directory = _private(_home())
-    except (OSError, RuntimeError) as e:  # Path.home() raises the latter
+        given = os.environ.get("XDG_CACHE_HOME", "")
+        directory = _private(Path(given) if os.path.isabs(given) else Path.home() / ".cache")
+    # Path.home() raises a RuntimeError where there is none.
+    except (OSError, RuntimeError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         print(f"bilevax: compiled programs are not kept: {reason}", file=sys.stderr)
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    # JAX's own defaults leave out what compiles in less than a second: nearly everything here.
     for name, value in SMALL_PROGRAMS_TOO.items():
         os.environ.setdefault(name, value)
-
-
-def _home() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
 
 
 def _private(home: Path) -> Path:
@@ -47,6 +45,7 @@ def _private(home: Path) -> Path:
             may write to; or others may exchange them, since they may write to ``home``.
     """
     home.mkdir(mode=OWN, parents=True, exist_ok=True)
+    # In a directory of others with the sticky bit, as /tmp is, nobody can exchange what is another's.
     above = home.stat()
     if above.st_uid not in (0, os.getuid()) or (above.st_mode & OTHERS_WRITE and not above.st_mode & stat.S_ISVTX):
         raise PermissionError(0, f"others may write to {home}")
@@ -54,6 +53,7 @@ def _private(home: Path) -> Path:
     for name in ("bilevax", "jax"):
         directory = directory / name
         directory.mkdir(mode=OWN, exist_ok=True)
+        # Of the entry itself: a symbolic link may lead to where others write.
         found = directory.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & OTHERS_WRITE:
             raise PermissionError(0, f"{directory} is not a directory that you own and nobody else may write to")

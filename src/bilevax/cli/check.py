@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from bilevax.core.errors import BilevaxError, ParameterError, UsageError
+from bilevax.core.events import Plain
 from bilevax.core.text import clean
 
 REQUIRED = ("problem", "w0", "lam", "train", "val")
@@ -34,7 +34,7 @@ def run(name: str, html: Path | None, *, seed: int, force: bool) -> int:
     return _FOUND_ERRORS if findings.worst == "error" else 0
 
 
-def load(name: str) -> Any:
+def load(name: str) -> object:
     """What ``MODULE:NAME`` names; MODULE can be imported from here, or is the path of a file that ends in .py.
 
     Raises:
@@ -52,6 +52,7 @@ def load(name: str) -> Any:
 
 
 def _module(place: str) -> ModuleType:
+    # As python -m does.
     sys.path.insert(0, str(Path.cwd()))
     try:
         if not place.endswith(".py"):
@@ -62,6 +63,7 @@ def _module(place: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
             raise UsageError(f"'{place}' is no Python file")
+        # A dataclass looks its module up by name while that is being run.
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -70,6 +72,7 @@ def _module(place: str) -> ModuleType:
     except SystemExit as e:
         raise ParameterError(f"{place} ends the program when it is imported: sys.exit({e.code!r})") from e
     except ModuleNotFoundError as e:
+        # Another module that is missing is a fault of the user's own imports.
         if e.name == place or place.startswith(f"{e.name}."):
             raise UsageError(f"there is no module '{e.name}' in this directory or on Python's path") from e
         raise ParameterError(f"{place} cannot be imported: {e}") from e
@@ -77,7 +80,7 @@ def _module(place: str) -> ModuleType:
         raise ParameterError(f"{place} cannot be imported: {type(e).__name__}: {e}") from e
 
 
-def parts(thing: Any, name: str) -> dict[str, Any]:
+def parts(thing: object, name: str) -> Plain:
     """The arguments of :func:`bilevax.check` in a mapping or a record, or in what a function without arguments returns.
 
     Raises:
@@ -90,6 +93,7 @@ def parts(thing: Any, name: str) -> dict[str, Any]:
             raise ParameterError(f"{name} ends the program: sys.exit({e.code!r})") from e
         except Exception as e:
             raise ParameterError(f"{name} raises {type(e).__name__}: {e}") from e
+    # A record is whatever has attributes of these names: a named tuple, a dataclass, a namespace.
     fields = thing if isinstance(thing, Mapping) else {n: getattr(thing, n) for n in dir(thing) if n[0] != "_"}
     missing = [n for n in REQUIRED if n not in fields]
     if missing:
@@ -107,6 +111,7 @@ def _show(name: str, records: list[dict[str, str]], figures: dict[str, float]) -
     from rich.text import Text
 
     colours = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+    # A pipe has no width: findings are sentences, and want room.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if records:
         table = Table(box=None, padding=(0, 2, 1, 0), header_style="bold")

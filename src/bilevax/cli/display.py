@@ -4,8 +4,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from bilevax.core.events import Event
 from bilevax.core.text import clean, counted, duration, short_count
 from bilevax.report.comparison import SHOWN_ANYHOW
 from bilevax.report.records import read_run
@@ -47,12 +47,10 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Show a record of the study."""
         match event["kind"]:
             case "stage":
@@ -71,7 +69,7 @@ class Display:
     def _line(self, text: str) -> None:
         self._console.print(Text(clean(text)), soft_wrap=not self._console.is_terminal)
 
-    def _step(self, event: dict[str, Any]) -> None:
+    def _step(self, event: Event) -> None:
         loss = event.get("validation_loss")
         if loss is not None:
             self._losses.append(loss)
@@ -80,6 +78,7 @@ class Display:
             f"step {event['step']} of at most {self._steps}: validation loss {_loss(loss)}, best {best}, "
             f"{short_count(event['visits'])} row visits"
         )
+        # A log file gets a line now and then, a terminal has the live one.
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
@@ -114,6 +113,7 @@ def sparkline(values: list[float], width: int) -> str:
         values = [values[i * (len(values) - 1) // (width - 1)] for i in range(width)]
     if not values:
         return ""
+    # The lowest value is the lowest block; where all are equal, all are.
     low, high = min(values), max(values)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BLOCKS[round((value - low) * scale)] for value in values)
@@ -123,7 +123,7 @@ def _loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _data_line(event: dict[str, Any]) -> str:
+def _data_line(event: Event) -> str:
     rows = event["rows"]
     missing = event["missing_cells"]
     return (
@@ -135,6 +135,7 @@ def _data_line(event: dict[str, Any]) -> str:
 
 def print_outcome(study: "Study", directory: Path, report: Path) -> None:
     """The comparison, the verdict, and where everything is, on standard output."""
+    # A pipe has no width: 120 columns hold the table.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(_comparison(study))
     run = read_run(directory)
@@ -154,6 +155,7 @@ def _comparison(study: "Study") -> Table:
     models = study.of_kind("comparison")
     paired = {record["name"]: record for record in study.of_kind("paired")}
     name = models[0]["score_name"]
+    # Log-loss and accuracy have columns already.
     scored = name not in SHOWN_ANYHOW
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("on the test rows")

@@ -7,14 +7,23 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, Protocol, runtime_checkable
 
 from bilevax.core.errors import BilevaxError
+from bilevax.core.text import clean
 
 _USAGE = 2
 _INTERRUPTED = 130
 _TERMINATED = 143
 _BROKEN_PIPE = 141
+
+
+@runtime_checkable
+class _Misuse(Protocol):
+    """A command line that could not be parsed: an exception of click, which typer may bring under a name of its own."""
+
+    def format_message(self) -> str:
+        """What is wrong with it."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,13 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         terminated.append(number)
         raise Terminated
 
+    # Raised in the main thread, so that a run that is stopped writes what it reached.
     before = signal.signal(signal.SIGTERM, terminate)
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = lambda message, category, *_: _print(f"{category.__name__}: {message}")
         try:
             code = _code_of(words, debug="--debug" in words)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader of a pipe went away: nothing to say, and nobody to say it to
+        # The reader of a pipe went away: nothing to say, and nobody to say it to. Python flushes once more at the end.
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = _BROKEN_PIPE
     signal.signal(signal.SIGTERM, before)
@@ -61,19 +72,18 @@ def _code_of(words: list[str], *, debug: bool) -> int:
         return _say(message, e.exit_code, debug)
     except ModuleNotFoundError as e:
         return _say(
-            f"{e.name} is not installed; pip install 'bilevax[cli]' brings all that the command needs",
-            _USAGE,
-            debug,
+            f"{e.name} is not installed; pip install 'bilevax[cli]' brings all that the command needs", _USAGE, debug
         )
     except MemoryError:
         return _say("not enough memory for a table of this size", 1, debug)
     except Exception as e:
-        if hasattr(e, "format_message"):  # the command line could not be parsed
+        if isinstance(e, _Misuse):
             return _misused(e)
         return _say(f"{type(e).__name__}: {e} (a fault of bilevax; --debug shows where)", 1, debug)
 
 
 def _run(words: list[str]) -> int:
+    # Imported here: what is missing is then said in one line.
     import typer
     from typer.main import get_command
 
@@ -91,18 +101,16 @@ def _run(words: list[str]) -> int:
 def _say(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"bilevax: {_clean(message)}", file=sys.stderr)
+    _print(message)
     return code
 
 
-def _clean(text: str) -> str:
-    from bilevax.core.text import clean
-
-    return clean(text)
+def _print(text: str) -> None:
+    print(f"bilevax: {clean(text)}", file=sys.stderr)
 
 
-def _misused(error: Any) -> int:
-    """A command line that could not be parsed, said in one line; without any words, the help is what is meant."""
+def _misused(error: _Misuse) -> int:
+    """Said in one line; without any words, the help is what is meant."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "bilevax"
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -110,14 +118,3 @@ def _misused(error: Any) -> int:
         return _USAGE
     message = error.format_message().replace("Value error, ", "").rstrip(".")
     return _say(f"{message} (see {path} --help)", _USAGE, False)
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print(f"bilevax: {category.__name__}: {_clean(str(message))}", file=sys.stderr)

@@ -10,6 +10,7 @@ from bilevax.core import files
 from bilevax.core.errors import UsageError
 from bilevax.core.text import clean
 
+# What a spreadsheet takes for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -37,6 +38,7 @@ def run(directory: Path, source: str, out: Path | None, *, force: bool) -> None:
     if out is not None:
         files.write(out, text.getvalue())
         print(f"bilevax: {table.rows:,} predictions in {clean(out)}", file=sys.stderr)
+    # A terminal would obey escape sequences in a label; a pipe gets the labels as they are.
     elif sys.stdout.isatty():
         sys.stdout.write("\n".join(map(clean, text.getvalue().splitlines())) + "\n")
     else:

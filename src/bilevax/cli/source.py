@@ -15,6 +15,7 @@ def open_table(name: str, *, text: Collection[str] = ()) -> tuple[Table, str | N
     """
     from bilevax.tables.read import read_table
 
+    # A file of that name comes before the data set.
     path = Path(name)
     if path.exists():
         return read_table(path, text=text), None

@@ -1,6 +1,7 @@
 """Result codes: what happened, ordered by severity, so that codes combine with ``max`` inside a program."""
 
 import enum
+import functools
 
 import jax.numpy as jnp
 from jax import Array
@@ -13,6 +14,7 @@ class Code(enum.IntEnum):
     ``Code(code).message`` says what was seen, the likely causes, and what to try.
     """
 
+    # Numbers are written into records: a new code takes its place in this order, and a new number with it.
     OK = 0
     TOLERANCE_NOT_MET = 1
     MAX_STEPS = 2
@@ -31,6 +33,7 @@ class Code(enum.IntEnum):
         return _MESSAGES[self]
 
 
+# Each is a symptom, its likely causes, and what to try; solvers add nothing to it, so that the advice is in one place.
 _MESSAGES = {
     Code.OK: "No failure was seen.",
     Code.TOLERANCE_NOT_MET: (
@@ -85,7 +88,5 @@ _MESSAGES = {
 
 def worst(*codes: Array | int) -> Array:
     """The most severe of several codes, as an int32 scalar."""
-    out = jnp.int32(0)
-    for code in codes:
-        out = jnp.maximum(out, jnp.asarray(code, jnp.int32))
+    out: Array = functools.reduce(jnp.maximum, (jnp.asarray(code, jnp.int32) for code in codes), jnp.int32(Code.OK))
     return out

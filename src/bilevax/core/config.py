@@ -6,11 +6,13 @@ changes or when an equal object is built again, and traced again only when a fun
 """
 
 import dataclasses
+import functools
 import inspect
 import numbers
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from functools import partial
+from typing import Any, TypeAlias, TypeVar, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +21,17 @@ import optax
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import is_key
-from bilevax.core.trees import is_concrete, strongly_typed
+from bilevax.core.trees import PyTree, is_concrete, strongly_typed
 
 T = TypeVar("T")
+
+Steps: TypeAlias = int | jax.Array | Callable[[jax.Array | int], jax.Array]
+"""A count, or a rule by which it grows with the outer step."""
 
 _PLAIN_TYPES = (bool, str, type, optax.GradientTransformation, optax.GradientTransformationExtraArgs)
 
 
-def _is_structure(value: Any) -> bool:
+def _is_structure(value: object) -> bool:
     """True for what selects a program: names, switches, and functions that are not pytrees themselves."""
     if isinstance(value, _PLAIN_TYPES):
         return True
@@ -37,39 +42,42 @@ def _is_structure(value: Any) -> bool:
 def config(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass, a pytree, and comparable by value (arrays included)."""
     cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    # Once, not at every flatten: a call of a cached program flattens its arguments several times.
     names = tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
     static = {f.name for f in dataclasses.fields(cls) if f.metadata.get("static")}  # type: ignore[arg-type]
 
-    def flatten_with_keys(self: Any) -> tuple[Any, Any]:
+    def flatten_with_keys(self: T) -> tuple[list[PyTree], PyTree]:
         fields = [(name, getattr(self, name)) for name in names]
         structure = tuple((name, value) for name, value in fields if name in static or _is_structure(value))
         fixed = {name for name, _ in structure}
         keyed = [(jax.tree_util.GetAttrKey(name), value) for name, value in fields if name not in fixed]
         return keyed, (tuple(key.name for key, _ in keyed), structure)
 
-    def flatten(self: Any) -> tuple[Any, Any]:
+    def flatten(self: T) -> tuple[list[PyTree], PyTree]:
         keyed, aux = flatten_with_keys(self)
         return [value for _, value in keyed], aux
 
-    def unflatten(aux: Any, children: Any) -> Any:
-        self = object.__new__(cls)  # no __init__: the children may be tracers, which cannot be validated
-        for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
-            object.__setattr__(self, name, value)
+    def unflatten(aux: PyTree, children: PyTree) -> T:
+        # No __init__: the children may be tracers, or what another tree_map made of them, and cannot be validated.
+        self = object.__new__(cls)
+        set_frozen(self, **dict(zip(aux[0], children, strict=True)), **dict(aux[1]))
         return self
 
-    def equal(self: Any, other: Any) -> bool:
+    def equal(self: object, other: object) -> bool:
         if type(self) is not type(other):
-            return NotImplemented
-        structure_a: Any = jax.tree.structure(self)
+            return cast(bool, NotImplemented)
+        # Arrays have no truth value, so that the tuples of fields cannot be compared as such.
+        structure_a: PyTree = jax.tree.structure(self)
         a, b = jax.tree.leaves(self), jax.tree.leaves(other)
         return bool(structure_a == jax.tree.structure(other)) and all(_same(x, y) for x, y in zip(a, b, strict=True))
 
-    def show(self: Any) -> str:
+    def show(self: object) -> str:
         fields = ", ".join(f"{name}={_show(getattr(self, name))}" for name in names)
         return f"{cls.__name__}({fields})"
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     cls.__eq__ = equal  # type: ignore[method-assign]
+    # Equal objects have equal structure; numbers play no part, since a tracer has no hash.
     cls.__hash__ = lambda self: hash(jax.tree.structure(self))  # type: ignore[method-assign]
     cls.__repr__ = show  # type: ignore[method-assign]
     return cls
@@ -77,16 +85,18 @@ def config(cls: type[T]) -> type[T]:
 
 def static(default: Any = dataclasses.MISSING) -> Any:
     """A field whose value (a batch size, a name) belongs to the structure: changing it compiles anew."""
+    # Such a number would be a child otherwise, as all numbers are.
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-def _same(x: Any, y: Any) -> bool:
+def _same(x: PyTree, y: PyTree) -> bool:
+    # Keys are no numbers: two are the same if their type and their bits are.
     if is_key(x) or is_key(y):
         return is_key(x) and is_key(y) and x.dtype == y.dtype and _same(jax.random.key_data(x), jax.random.key_data(y))
     return x is y or (np.shape(x) == np.shape(y) and bool(np.array_equal(x, y)))
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     if callable(value) and _is_structure(value):
         return qualname(value)
     if isinstance(value, jax.Array | np.ndarray) and np.ndim(value) > 0:
@@ -96,29 +106,23 @@ def _show(value: Any) -> str:
     return repr(value)
 
 
-class _Text:
-    """What is printed as it stands."""
+class _Text(str):
+    """What is printed as it stands, without quotes."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
+    __repr__ = str.__str__
 
 
-def qualname(function: Callable[..., Any]) -> str:
+def qualname(function: object) -> str:
     """``module:qualname`` of a function, or its repr where it has none (a lambda, a local function)."""
     name = getattr(function, "__qualname__", "")
-    if not name or "<" in name:
-        return repr(function)
-    return f"{function.__module__}:{name}"
+    return f"{function.__module__}:{name}" if name and "<" not in name else repr(function)
 
 
-def replace_unchecked(obj: T, **changes: Any) -> T:
+def replace_unchecked(obj: T, /, **changes: object) -> T:
     """A copy of a configuration with some fields changed, without validation: safe on tracers."""
     new: T = object.__new__(type(obj))
-    for field in dataclasses.fields(obj):  # type: ignore[arg-type]
-        object.__setattr__(new, field.name, changes.get(field.name, getattr(obj, field.name)))
+    names = [field.name for field in dataclasses.fields(obj)]  # type: ignore[arg-type]
+    set_frozen(new, **{name: changes.get(name, getattr(obj, name)) for name in names})
     return new
 
 
@@ -127,10 +131,12 @@ def canonicalize(tree: T) -> T:
 
     A Python float is weakly typed and a numpy scalar is not: without this cast each would be traced on its own.
     """
-    return jax.tree.map(_strong, tree)
+    out: T = jax.tree.map(_strong, tree)
+    return out
 
 
-def _strong(x: Any) -> Any:
+def _strong(x: PyTree) -> PyTree:
+    # By way of numpy: a cast on the device would be a program of its own.
     if isinstance(x, bool | np.bool_):
         return jnp.asarray(x)
     if isinstance(x, numbers.Integral):
@@ -162,7 +168,11 @@ def check_real(name: str, value: Any, *, low: float = -np.inf, high: float = np.
     return out
 
 
-def is_scalar(value: Any) -> bool:
+positive = partial(check_real, low=0.0, open_low=True)
+nonnegative = partial(check_real, low=0.0)
+
+
+def is_scalar(value: PyTree) -> bool:
     """True for a number or a 0-d array, false for functions, trees, vectors and None."""
     return value is not None and not callable(value) and jax.tree_util.all_leaves([value]) and np.ndim(value) == 0
 
@@ -173,15 +183,19 @@ def check_count(name: str, value: Any, *, low: int = 0) -> Any:
     Raises:
         ParameterError: the value is no whole number of at least ``low``.
     """
+    # a tracer has no value yet, and a rule of growth gives its counts later
     if not is_concrete(value) or callable(value):
         return value
     if isinstance(value, bool | np.bool_ | str) or np.ndim(value) != 0 or not float(value).is_integer():
         raise ParameterError(f"{name} must be a whole number, got {value!r}")
     if int(value) < low:
         raise ParameterError(f"{name} must be at least {low}, got {int(value)}")
-    if int(value) >= 2**31:
+    if int(value) >= 2**31:  # counts are int32 inside of programs
         raise ParameterError(f"{name} must be less than 2^31, got {int(value)}")
     return int(value)
+
+
+at_least_one = partial(check_count, low=1)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -195,15 +209,22 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def set_frozen(obj: Any, **values: Any) -> None:
+def set_frozen(obj: object, /, **values: object) -> None:
     """Store validated values from a frozen dataclass's ``__post_init__``."""
     for name, value in values.items():
         object.__setattr__(obj, name, value)
 
 
-def to_plain(value: Any) -> Any:
+def check_fields(obj: object, /, **checks: Callable[..., object]) -> None:
+    """Store check(name, value) for the value of each field that is named, from ``__post_init__``."""
+    set_frozen(obj, **{name: check(name, getattr(obj, name)) for name, check in checks.items()})
+
+
+def to_plain(value: PyTree) -> PyTree:
     """A configuration as what JSON can say: numbers, strings, lists, and ``{"type": "module:qualname", ...}``."""
+    # optax's transformations are tuples of local functions: their repr is all that can be said of them.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # the class by name, so that it is made again by its own __init__, which validates
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": qualname(type(value)), **fields}
     if isinstance(value, optax.GradientTransformation):
@@ -225,7 +246,7 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def from_plain(value: Any) -> Any:
+def from_plain(value: PyTree) -> PyTree:
     """The inverse of :func:`to_plain` for configurations whose functions have a ``module:qualname``.
 
     Raises:
@@ -253,14 +274,13 @@ def from_plain(value: Any) -> Any:
     return cls(**fields)
 
 
-def _lookup(name: str) -> Any:
+def _lookup(name: str) -> PyTree:
     module, colon, path = name.partition(":")
     if not colon or "<" in name:
         raise ParameterError(f"{name} cannot be read back; give the function a name at the top of a module")
     try:
-        out: Any = sys.modules[module]  # never an import: nothing that a file names is executed
-        for part in path.split("."):
-            out = getattr(out, part)
+        # Never an import: nothing that a file names is executed.
+        out: object = functools.reduce(getattr, path.split("."), sys.modules[module])
     except (KeyError, AttributeError):
         raise ParameterError(f"{name} cannot be found; import its module first") from None
     return out

@@ -2,7 +2,8 @@
 
 import functools
 import importlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,6 @@ _ADVICE = {
     "noise": "the noise of the minibatches: try more steps, or larger batches",
     "bias": "bias, since the start is not forgotten or the steps are too long: try more steps",
 }
-
 
 LEVEL = 0.95
 """Probability of an upper limit."""
@@ -44,8 +44,8 @@ class ErrorReport(NamedTuple):
     Attributes:
         value: the hypergradient, like lam.
         standard_error: of the sampling of minibatches, per entry, like lam.
-        bias: estimated |E[value] - truth|, per entry, like lam; |value - truth| where every row told that.
-        degrees: degrees of freedom of the t distribution that goes with ``standard_error``; 0 where nothing is known.
+        bias: estimated |E[value] - truth|, per entry, like lam; |value - truth| where full batches measured that.
+        degrees_of_freedom: of the t distribution that goes with ``standard_error``; 0 where nothing is known.
         inner: the part of w in the root mean square error.
         linear: the part of v.
         sampling: the part of the cross and outer batches.
@@ -80,18 +80,21 @@ class ErrorReport(NamedTuple):
         """The upper limit, at confidence .95, of the relative error ||value - truth|| / ||value||; OK means <= ``tol``.
 
         (sqrt(F) ||s|| + ||bias||) / ||value||, s the standard error and F the .95 quantile of the F distribution with
-        m_eff = (sum s^2)^2 / sum s^4 and ``degrees`` degrees of freedom. Infinite where there is noise and it has fewer
-        than 4 degrees.
+        m_eff = (sum s^2)^2 / sum s^4 and ``degrees_of_freedom``. Infinite where there is noise and it has fewer than 4
+        degrees of freedom.
         """
         noise = _size(self.standard_error)
+        # 1 / m_eff = sum s^4 / (sum s^2)^2, s in units of ||s|| so that no fourth power overflows
         size = jnp.where((noise > 0) & jnp.isfinite(noise), noise, 1.0)
         shares = [jnp.sum((x.astype(size.dtype) / size) ** 4) for x in jax.tree.leaves(self.standard_error)]
-        concentration = jnp.where(jnp.isfinite(noise), functools.reduce(jnp.add, shares), 1.0)  # sum s^4 / (sum s^2)^2
+        concentration = jnp.where(jnp.isfinite(noise), functools.reduce(jnp.add, shares), 1.0)
         m_eff = 1.0 / jnp.clip(concentration, jnp.finfo(size.dtype).tiny, 1.0)
+        # sqrt(F_.95(m_eff, degrees of freedom)) ||s||
         stretched = jnp.sqrt(f_quantile(m_eff, jnp.asarray(self.degrees_of_freedom).astype(size.dtype))) * noise
         return self._relative(jnp.where(noise > 0, stretched, 0.0) + self._bias_norm)
 
     def _relative(self, error: Array) -> Array:
+        # 0 / 0 is 0: a hypergradient of zero without error is known; NaN stays NaN
         size = _size(self.value)
         return jnp.where(error > 0, error / size, jnp.where(jnp.isnan(error), error, jnp.zeros_like(size)))
 
@@ -107,13 +110,13 @@ class ErrorReport(NamedTuple):
         if "sampling" not in known:
             known["noise"] = float(norm(self.standard_error))
         if "inner" not in known and "linear" not in known:
+            # ||bias||^2 = (parts of w and v)^2 + sampling^2 where full batches measured the distance as a whole
             rest = max(float(self._bias_norm) ** 2 - known.get("sampling", 0.0) ** 2, 0.0) ** 0.5
             known["both" if "sampling" in known else "bias"] = rest
         largest = max(known, key=known.__getitem__)
         upper = float(self.upper)
-        limit = (
-            f"at most {upper:.2g} with confidence .95" if np.isfinite(upper) else "too few degrees of freedom to say"
-        )
+        known_limit = f"at most {upper:.2g} with confidence .95"
+        limit = known_limit if np.isfinite(upper) else "too few degrees of freedom to say"
         return f"Estimated relative error {float(self.relative):.2g}, {limit}, most of it {_ADVICE[largest]}."
 
     def steps_needed(self, steps: int, tol: float) -> float:
@@ -126,11 +129,11 @@ class ErrorReport(NamedTuple):
         degrees = jnp.maximum(jnp.asarray(self.degrees_of_freedom), FEWEST)
         noise = self._replace(bias=jax.tree.map(jnp.zeros_like, self.bias), degrees_of_freedom=degrees)
         bias = float(self._relative(self._bias_norm)) / factor ** float(self.order)
+        # upper(f) = noise / sqrt(f) + bias / f^order, for the first f of a grid that meets tol
         upper = float(noise.upper) / np.sqrt(factor) + bias
-        seen = (
-            float(norm(self.standard_error)) == 0 or np.maximum(float(self.degrees_of_freedom), 1.0) * factor >= FEWEST
-        )
-        enough = factor[(upper <= tol) & seen]
+        exact = float(norm(self.standard_error)) == 0
+        verdict = exact or np.maximum(float(self.degrees_of_freedom), 1.0) * factor >= FEWEST
+        enough = factor[(upper <= tol) & verdict]
         return float(steps * enough[0]) if len(enough) else np.inf
 
     def interval(self, level: float = 0.95, bias: bool = True) -> tuple[PyTree, PyTree]:
@@ -148,6 +151,7 @@ class ErrorReport(NamedTuple):
         """
         level = check_real("level", level, low=0.0, high=1.0 - 1e-12, open_low=True)
 
+        # Plain numpy: scipy has the quantiles, and an interval is asked for once, of a result that is at hand.
         def half_width(spread: Array, shift: Array) -> np.ndarray:
             known = np.nan_to_num(np.asarray(shift)) * float(bias)
             return _half_width(np.asarray(spread), known, level, float(self.degrees_of_freedom))
@@ -164,30 +168,29 @@ class ErrorReport(NamedTuple):
         P(T <= (|value| - bias) / standard_error) for Student's T; 1/2 where the upper limit of
         the relative error is above 1/2: what is hardly known as a whole is not known in its entries.
         """
-        resolved = bool(self.upper <= RESOLVED)
+        if not self.upper <= RESOLVED:
+            return jax.tree.map(lambda x: np.full_like(np.asarray(x), 0.5), self.value)
 
         def confidence(x: Array, spread: Array, shift: Array) -> np.ndarray:
-            if not resolved:
-                return np.full_like(np.asarray(x), 0.5)
             return _confidence(np.asarray(x), np.asarray(spread), np.asarray(shift), float(self.degrees_of_freedom))
 
         return jax.tree.map(confidence, self.value, self.standard_error, self.bias)
 
     def shown_relative(self, axes: int) -> str:
         """``relative`` as text, of each of so many leading axes."""
-        relative: Any = lambda error: error.relative  # noqa: E731
-        for _ in range(axes):
-            relative = jax.vmap(relative)
+        relative: Callable[[ErrorReport], Array] = functools.reduce(
+            lambda fn, _: jax.vmap(fn), range(axes), lambda error: error.relative
+        )
         return shown.number(relative(self))
 
     def __repr__(self) -> str:
         """In one line: sizes and shapes; of several reports, as from vmap, the range."""
         if not shown.is_plain(self.value, self.standard_error, self.bias, self.degrees_of_freedom):
-            return shown.shapes("Error", value=self.value, standard_error=self.standard_error, bias=self.bias)
-        axes = np.ndim(self.degrees_of_freedom)
+            return shown.shapes("ErrorReport", value=self.value, standard_error=self.standard_error, bias=self.bias)
+        axes = np.ndim(self.degrees_of_freedom)  # those of vmap: of one report it is a scalar
         spread, bias = shown.size(self.standard_error, axes), shown.size(self.bias, axes)
         return (
-            f"Error(relative error {self.shown_relative(axes)}, |standard_error| {spread}, |bias| {bias}, "
+            f"ErrorReport(relative error {self.shown_relative(axes)}, |standard_error| {spread}, |bias| {bias}, "
             f"degrees {shown.number(self.degrees_of_freedom)}; value {shown.shape(self.value)})"
         )
 
@@ -198,16 +201,12 @@ def _size(tree: PyTree) -> Array:
 
 
 def as_others(sizes: PyTree) -> PyTree:
-    """Sizes of errors, like lam, where exact zeros are those of entries that no minibatch showed: as the others' are.
+    """Sizes of errors, like lam, where exact zeros are those of entries without a sample: as the others' are.
 
     The root mean square of its leaf stands for each, so that nothing is taken to be certain that was not seen; a leaf
     without noise stays so, and no norm grows by more than sqrt(2).
     """
-
-    def fill(x: Array) -> Array:
-        return jnp.where(x == 0, norm(x) / x.size**0.5, x)
-
-    return jax.tree.map(fill, sizes)
+    return jax.tree.map(lambda x: jnp.where(x == 0, norm(x) / x.size**0.5, x), sizes)
 
 
 def f_quantile(m: Array, degrees: Array) -> Array:
@@ -217,6 +216,7 @@ def f_quantile(m: Array, degrees: Array) -> Array:
     (Paulson 1942, from Wilson and Hilferty 1931).
     """
     a, b = 2.0 / (9.0 * m), 2.0 / (9.0 * jnp.maximum(degrees, FEWEST))
+    # x = F^(1/3) solves (x (1 - b) - (1 - a))^2 = z^2 (b x^2 + a): square x^2 - 2 cross x + rest = 0, the larger root
     square, cross, rest = (1 - b) ** 2 - NORMAL**2 * b, (1 - a) * (1 - b), (1 - a) ** 2 - NORMAL**2 * a
     root = (cross + jnp.sqrt(cross**2 - square * rest)) / square
     return jnp.where(degrees >= FEWEST, root**3, jnp.inf)
@@ -227,11 +227,15 @@ def _half_width(standard_error: np.ndarray, shift: np.ndarray, level: float, deg
     special = importlib.import_module("scipy.special")
     normal = special.ndtri((1 + level) / 2)
     student = special.stdtrit(degrees, (1 + level) / 2) if degrees > 0 else np.inf
-    sigma = standard_error * (student / normal)  # a normal deviate with these tails at the level
+    # sigma: of the normal deviate whose .5 +- level / 2 quantiles are those of s times Student's T
+    sigma = standard_error * (student / normal)
     ratio = np.divide(shift, sigma, out=np.full_like(sigma, np.inf), where=sigma > 0)
+    # (Z + r)^2 is non-central chi^2 of one degree of freedom: c = sigma sqrt(its quantile)
     near = sigma * np.sqrt(special.chndtrix(level, 1.0, np.minimum(ratio, 6.0) ** 2))
-    far = shift + special.ndtri(level) * sigma  # the other tail has no mass
-    return np.where(ratio < 6.0, near, far).astype(standard_error.dtype)
+    # at r >= 6 the other tail has no mass, and c = b + z_level sigma
+    far = shift + special.ndtri(level) * sigma
+    half: np.ndarray = np.where(ratio < 6.0, near, far).astype(standard_error.dtype)
+    return half
 
 
 def _confidence(value: np.ndarray, standard_error: np.ndarray, shift: np.ndarray, degrees: float) -> np.ndarray:
@@ -239,4 +243,6 @@ def _confidence(value: np.ndarray, standard_error: np.ndarray, shift: np.ndarray
     room = np.maximum(np.abs(value) - np.nan_to_num(shift), 0.0)
     certain = np.where(room > 0, np.inf, 0.0).astype(value.dtype)
     ratio = np.divide(room, standard_error, out=certain, where=standard_error > 0)
-    return special.stdtr(max(degrees, 1.0), ratio).astype(value.dtype)
+    # P(T <= (|value| - bias) / s)
+    confidence: np.ndarray = special.stdtr(max(degrees, 1.0), ratio).astype(value.dtype)
+    return confidence

@@ -1,6 +1,6 @@
 """A value of which the derivative has no transpose, said where the transpose is asked for."""
 
-from typing import Any
+from typing import NoReturn
 
 from jax import Array
 from jax.extend.core import Primitive
@@ -15,10 +15,11 @@ def forward_only(x: Array, message: str) -> Array:
     return out
 
 
-def _refuse(cotangent: Any, x: Any, *, message: str) -> Any:
+def _refuse(cotangent: object, x: object, *, message: str) -> NoReturn:
     raise ParameterError(message)
 
 
+# The identity, linear in x, with every rule of JAX's but that of transposition.
 _forward_only = Primitive("forward_only")
 _forward_only.def_impl(lambda x, message: x)
 _forward_only.def_abstract_eval(lambda x, message: x)

@@ -1,7 +1,7 @@
 """What a method works on: a bilevel problem at one lam, with its rows."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 from jax import Array
@@ -9,25 +9,19 @@ from jax import Array
 from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.trees import PyTree
 
-T = TypeVar("T")
 
-
-class Instance(NamedTuple):
-    """A bilevel problem at one lam, with the rows that its two functions are means over.
+class Oracle(NamedTuple):
+    """The two functions of a bilevel problem at one lam: what a loop over minibatches reads beside its iterates.
 
     Letters: w has d entries, lam has m; zeta is a minibatch of train, xi one of val.
 
     Attributes:
         problem: the inner map Phi, the outer loss E, the set Lambda.
         lam: where the hypergradient is wanted.
-        train: source of inner minibatches.
-        val: source of outer minibatches.
     """
 
     problem: BilevelProblem
     lam: PyTree
-    train: RowSource
-    val: RowSource
 
     def inner_image(self, w: PyTree, batch: PyTree) -> PyTree:
         """Phi(w, lam; zeta), like w."""
@@ -45,13 +39,43 @@ class Instance(NamedTuple):
         """d2Phi(w, lam; zeta)^T v, like lam."""
         return self.problem.cross_product(w, self.lam, batch, v)
 
+    # One linearisation of Phi serves both products.
+    def inner_pullback(self, w: PyTree, batch: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, PyTree]]]:
+        """Phi(w, lam; zeta), and v -> (d1Phi^T v, d2Phi^T v)."""
+        image, pullback = jax.vjp(lambda w, lam: self.problem.inner_image(w, lam, batch), w, self.lam)
+        return image, pullback
+
     def outer_gradients(self, w: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
         """E(w, lam; xi), grad_1 E like w, grad_2 E like lam."""
         return self.problem.outer_gradients(w, self.lam, batch)
 
+
+class Instance(NamedTuple):
+    """A bilevel problem at one lam, with the rows that its two functions are means over.
+
+    Attributes:
+        problem: the inner map Phi, the outer loss E, the set Lambda.
+        lam: where the hypergradient is wanted.
+        train: source of inner minibatches.
+        val: source of outer minibatches.
+    """
+
+    problem: BilevelProblem
+    lam: PyTree
+    train: RowSource
+    val: RowSource
+
+    @property
+    def oracle(self) -> Oracle:
+        """The problem at lam, without the rows."""
+        return Oracle(self.problem, self.lam)
+
+    # Below, what differs from call to call goes in by the arguments of total(), never by a closure: a source in
+    # several places or pieces evaluates the function where its rows are.
+
     def mean_image(self, w: PyTree, lam: PyTree) -> PyTree:
         """Phi(w, lam), on every row of train; lam is an argument, so that it can be differentiated in both."""
-        return self._mean(self.train, lambda p, batch, w, lam: p.inner_image(w, lam, batch), w, lam)
+        return self.train.total(lambda at, batch: at[0].inner_image(at[1], batch), (Oracle(self.problem, lam), w))
 
     def mean_adjoint(self, w: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, PyTree]]]:
         """Phi(w, lam), and v -> (d1Phi(w, lam)^T v, d2Phi(w, lam)^T v), on every row of train."""
@@ -60,28 +84,29 @@ class Instance(NamedTuple):
 
     def mean_adjoint_product(self, w: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam)^T v, on every row of train."""
-        return self._mean(
-            self.train, lambda p, batch, *args: p.adjoint_product(*args[:2], batch, args[2]), w, self.lam, v
-        )
+        return self.train.total(lambda at, batch: at[0].adjoint_product(at[1], batch, at[2]), (self.oracle, w, v))
 
     def mean_cross_product(self, w: PyTree, v: PyTree) -> PyTree:
         """d2Phi(w, lam)^T v, on every row of train."""
-        return self._mean(
-            self.train, lambda p, batch, *args: p.cross_product(*args[:2], batch, args[2]), w, self.lam, v
-        )
+        return self.train.total(lambda at, batch: at[0].cross_product(at[1], batch, at[2]), (self.oracle, w, v))
 
     def mean_inner_loss(self, w: PyTree) -> Array:
         """The inner loss on every row of train, [], of a problem that has one."""
-        return self._mean(self.train, lambda p, batch, w, lam: p.inner_loss(w, lam, batch), w, self.lam)
+        loss: Array = self.train.total(
+            lambda at, batch: at[0].problem.inner_loss(at[1], at[0].lam, batch), (self.oracle, w)
+        )
+        return loss
 
     def mean_outer_loss(self, w: PyTree) -> Array:
         """E(w, lam), on every row of val, []."""
-        return self._mean(self.val, lambda p, batch, w, lam: p.outer_loss(w, lam, batch), w, self.lam)
+        loss: Array = self.val.total(
+            lambda at, batch: at[0].problem.outer_loss(at[1], at[0].lam, batch), (self.oracle, w)
+        )
+        return loss
 
     def mean_outer_gradients(self, w: PyTree) -> tuple[Array, PyTree, PyTree]:
         """E(w, lam), grad_1 E and grad_2 E, on every row of val."""
-        return self._mean(self.val, lambda p, batch, w, lam: p.outer_gradients(w, lam, batch), w, self.lam)
-
-    def _mean(self, source: RowSource, oracle: Callable[..., T], *args: PyTree) -> T:
-        """oracle(problem, batch, *args), averaged over every row of a source."""
-        return source.total(lambda at, batch: oracle(at[0], batch, *at[1:]), (self.problem, *args))
+        gradients: tuple[Array, PyTree, PyTree] = self.val.total(
+            lambda at, batch: at[0].outer_gradients(at[1], batch), (self.oracle, w)
+        )
+        return gradients

@@ -22,7 +22,7 @@ def attach(
         for module in modules if name in names else ():
             home = importlib.import_module(f"{package}.{module}")
             if hasattr(home, name):
-                # Kept, so that the next use does not come here.
+                # From now on an attribute of the package, found without a call of this.
                 setattr(sys.modules[package], name, getattr(home, name))
                 return getattr(home, name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -1,17 +1,24 @@
 """What the rooms ask of one another, and of a user's own classes: structural types, with shapes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jax import Array
 
-from bilevax.core.records import Cost, Info
-from bilevax.core.trees import PyTree
+from bilevax.core.config import Steps
+from bilevax.core.records import Cost, Count, Estimate, Failure, Info, Solution
+from bilevax.core.trees import Operator, PyTree
+
+if TYPE_CHECKING:
+    from bilevax.core.instance import Instance
 
 Carry = TypeVar("Carry")
 Total = TypeVar("Total")
+Used = TypeVar("Used")
+Method = TypeVar("Method")
 
 
+# Minibatches
 class Draw(NamedTuple):
     """One minibatch.
 
@@ -24,6 +31,13 @@ class Draw(NamedTuple):
     batch: PyTree
     block: Array | int
     weight: Array | float
+
+
+class Look(Protocol):
+    """One minibatch of a stream, the same at every call."""
+
+    def __call__(self, use: Callable[[Draw], Used], /) -> Used:
+        """``use(draw)``."""
 
 
 class Keyed(NamedTuple):
@@ -50,8 +64,9 @@ class Source(Protocol):
     def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
 
-    def visit(self, plan: PyTree, j: Array, use: Callable[[Any], Carry]) -> Carry:
-        """``use(draw)`` of minibatch j, which lies in the chunk of the plan."""
+    # It takes what is done with the draw, and does not return it: only so can a short block have another shape.
+    def visit(self, plan: PyTree, j: Array, use: Callable[[PyTree], Carry]) -> Carry:
+        """``use(draw)`` of minibatch j, which lies in the chunk of the plan; of several sources, a dict of draws."""
 
     def fold(
         self,
@@ -80,7 +95,7 @@ class UnevenSource(Source, Protocol):
     def next_short(self, plan: PyTree, j: Array) -> Array:
         """The first short minibatch from j on in the chunk of the plan; where there is none, the next chunk."""
 
-    def visit(self, plan: PyTree, j: Array, use: Callable[[Any], Carry], short: bool | None = None) -> Carry:
+    def visit(self, plan: PyTree, j: Array, use: Callable[[PyTree], Carry], short: bool | None = None) -> Carry:
         """``use(draw)`` of minibatch j; ``short``: whether that is a short one, None where it must be looked up."""
 
 
@@ -127,6 +142,7 @@ class RowSource(Source, Protocol):
         """Every row as one batch, for what looks at rows one by one; None of a table that is not in memory as one."""
 
 
+# What a user writes
 class Loss(Protocol):
     """The mean of a loss over the rows of a batch.
 
@@ -146,6 +162,7 @@ class InnerMap(Protocol):
         """Phi(w, lam; zeta), like w."""
 
 
+# What the library makes of it, and solves it by
 class BilevelProblem(Protocol):
     """The two oracles of a bilevel problem; w has d entries, lam has m; zeta and xi are minibatches."""
 
@@ -166,8 +183,8 @@ class BilevelProblem(Protocol):
         """True if I - d1Phi is self-adjoint in the metric."""
 
     @property
-    def damping(self) -> Any:
-        """Delta >= 0, a number; None: 0."""
+    def damping(self) -> Array | float | None:
+        """Delta >= 0; None: 0."""
 
     def with_unit_step(self) -> "BilevelProblem":
         """Itself with 1 for the inner step, where there is one."""
@@ -198,6 +215,7 @@ class BilevelProblem(Protocol):
     def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """(I - d1Phi(w, lam; zeta)^T) v, like w."""
 
+    # The map of the stochastic linear solver: its fixed point is v.
     def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam; zeta)^T v + g, like w."""
 
@@ -206,6 +224,171 @@ class BilevelProblem(Protocol):
 
     def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
         """E(w, lam; xi) [], grad_1 E like w, grad_2 E like lam."""
+
+
+class StochasticSolver(Protocol):
+    """The fixed point of a map that is seen through minibatches, for w as for v."""
+
+    @property
+    def stochastic(self) -> Literal[True]:
+        """It draws minibatches."""
+
+    @property
+    def steps(self) -> Steps:
+        """How many it makes."""
+
+    def solve(
+        self,
+        image: Callable[[PyTree, PyTree, PyTree], PyTree],
+        start: PyTree,
+        args: PyTree,
+        source: RowSource,
+        *,
+        key: Array,
+        outer_step: Array | int = 0,
+        first: Array | int = 0,
+    ) -> Solution:
+        """X = E T(x; zeta), with T as (x, args, batch) -> x, like ``start``; from minibatch ``first`` on."""
+
+
+class LossSolver(Protocol):
+    """A minimiser of the inner loss on every row."""
+
+    @property
+    def stochastic(self) -> Literal[False]:
+        """It sees every row."""
+
+    def solve(self, loss: Loss, w0: PyTree, lam: PyTree, source: RowSource) -> Solution:
+        """The minimum of w -> loss(w, lam, every row), like ``w0``."""
+
+
+class SystemSolver(Protocol):
+    """A solver of the linear system on every row."""
+
+    @property
+    def stochastic(self) -> Literal[False]:
+        """It sees every row."""
+
+    @property
+    def needs_symmetry(self) -> bool:
+        """True if A must be self-adjoint in a metric."""
+
+    def solve(self, matvec: Operator, g: PyTree, metric: PyTree | None, start: PyTree | None = None) -> Solution:
+        """A v = g, with A = I - d1Phi^T as v -> A v, all trees like w; ``metric`` as :meth:`BilevelProblem.metric`."""
+
+
+# ``solver.stochastic`` tells the two apart, for the type checker too.
+InnerSolver: TypeAlias = StochasticSolver | LossSolver
+"""What finds w."""
+
+LinearSolver: TypeAlias = StochasticSolver | SystemSolver
+"""What finds v."""
+
+
+class Estimator(Protocol):
+    """A hypergradient at one lam."""
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse in a sentence a problem that lacks what the estimator needs."""
+
+    def estimate(
+        self, instance: "Instance", w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
+    ) -> Estimate:
+        """One hypergradient, pure and traceable; the inner step of the instance is measured.
+
+        Args:
+            instance: problem, lam, rows.
+            w0: start of w.
+            key: of all that is drawn.
+            outer_step: for counts that grow.
+            v0: start of v, like w0; None: 0.
+        """
+
+
+# Of algorithms as well as of estimators: BSGM has it by way of its estimator.
+@runtime_checkable
+class Suspecting(Protocol):
+    """A method that looks into a suspicion of divergence, which takes as long to compile as all the rest."""
+
+    def suspecting(self: Method) -> Method:
+        """The same, but it takes a suspicion for proof."""
+
+
+class Run(NamedTuple):
+    """States of an estimator before and after it: a diagnosis repeats the failed stage from them.
+
+    Attributes:
+        before: the state before; w0 of an estimator without states.
+        after: the state after, with its ``trace``; None likewise.
+        doublings: of the run that was continued; 0 of a run that was not.
+    """
+
+    before: PyTree
+    after: PyTree
+    doublings: Array | int
+
+
+class Diagnosis(NamedTuple):
+    """What was found when the failed stage of an estimate was repeated, alone.
+
+    Attributes:
+        code: OK where a suspicion was refuted.
+        failure: where.
+        w: the last finite one.
+        v: likewise.
+        checks: diagnostic products.
+    """
+
+    code: Array
+    failure: Failure
+    w: PyTree
+    v: PyTree | None
+    checks: Count
+
+
+@runtime_checkable
+class ExtensibleEstimator(Estimator, Suspecting, Protocol):
+    """An estimator with a state, from which a run goes on, a report is made, and a failure is looked into.
+
+    A state is a NamedTuple with a field ``trace``, the evidence for the error report that its estimate does not bring:
+    a :class:`~bilevax.hypergradients.sid_error.ChainTrace` of sampled chains,
+    :class:`~bilevax.hypergradients.residual_error.SolverErrors` of deterministic solvers, or None.
+    """
+
+    @property
+    def extensible(self) -> bool:
+        """True if a run can go on to twice its steps."""
+
+    def deterministic(self, instance: "Instance") -> bool:
+        """True if every stage sees every row."""
+
+    def init(self, instance: "Instance", w0: PyTree, *, key: Array, v0: PyTree | None = None) -> PyTree:
+        """The state of a run without a step."""
+
+    def extend(
+        self, instance: "Instance", state: PyTree, *, key: Array, doublings: Array | int = 0
+    ) -> tuple[Estimate, PyTree]:
+        """The estimate after 2^doublings times the steps, from the state after half of them (of none if 0)."""
+
+    def diagnose(
+        self, instance: "Instance", run: Run, estimate: Estimate, *, key: Array, stage: str
+    ) -> Diagnosis | None:
+        """The failed stage repeated, with what was suspected looked into; None where nothing was."""
+
+
+# The outer loop
+class StepLooks(Protocol):
+    """What an outer step sees of its streams."""
+
+    @property
+    def key(self) -> Array:
+        """A key of the step's own."""
+
+    def __contains__(self, name: object, /) -> bool:
+        """Whether there is a stream of this name."""
+
+    def __getitem__(self, name: str, /) -> PyTree:
+        """A look at a stream: ``look(use)`` is ``use(draw)``, the same minibatch at every call."""
 
 
 class Algorithm(Protocol):
@@ -219,19 +402,19 @@ class Algorithm(Protocol):
     def steps_per_record(self) -> int:
         """Outer steps to an entry of the history, at most: 1 where a step is long, 256 where it is not."""
 
-    def check(self, problem: Any) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Refuse in a sentence a problem that lacks what the algorithm needs."""
 
-    def streams(self, sources: tuple[RowSource, RowSource]) -> Mapping[str, Any]:
+    def streams(self, sources: tuple[RowSource, RowSource]) -> Mapping[str, PyTree]:
         """What each step draws, by name: for each name a source, or several minibatches of one.
 
         Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
         """
 
-    def init(self, problem: Any, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
         """The state before the first step, lam projected."""
 
-    def step(self, problem: Any, state: PyTree, looks: Any, k: Array) -> tuple[PyTree, Info]:
+    def step(self, problem: BilevelProblem, state: PyTree, looks: StepLooks, k: Array) -> tuple[PyTree, Info]:
         """Outer step k: the new state, and what may be watched of it. ``looks[name]`` is a look at a stream."""
 
     def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
@@ -240,5 +423,5 @@ class Algorithm(Protocol):
     def outer_step(self, k: Array) -> Array | None:
         """gamma_k, by which lam moves along a direction in step k; None where ``info`` has a gradient norm."""
 
-    def step_cost(self, problem: Any, sources: tuple[RowSource, RowSource]) -> Cost | None:
+    def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> Cost | None:
         """Oracle calls of one step; None where each step says its own in ``info.cost``."""

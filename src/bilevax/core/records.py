@@ -18,7 +18,7 @@ from bilevax.core.trees import PyTree, all_finite, leaf_name, where
 class Count:
     """Oracle calls of one kind: how many, on how many rows each, and how often the rows were read for them.
 
-    The rows are a Python integer, so the products do not overflow an int32.
+    The rows are a Python integer, so that products with them do not overflow an int32.
 
     Args:
         calls: how many.
@@ -41,15 +41,17 @@ class Count:
         """Rows read: reads * rows."""
         return self._times_rows(self._known_reads)
 
-    def _times_rows(self, number: Any) -> Any:
+    def _times_rows(self, number: Array | int) -> Array | int:
+        # A Python integer wherever the number is at hand: 2^31 samples are soon read.
         return number * self.rows if isinstance(number, jax.core.Tracer) else int(number) * self.rows
 
     def __add__(self, other: "Count") -> "Count":
+        # One number of rows serves both: parts of one kind differ in it only where one of them has no calls.
         calls, reads = self.calls + other.calls, self._known_reads + other._known_reads
         return Count(jnp.asarray(calls, jnp.int32), max(self.rows, other.rows), jnp.asarray(reads, jnp.int32))
 
     @property
-    def _known_reads(self) -> Any:
+    def _known_reads(self) -> Array | int:
         return self.calls if self.reads is None else self.reads
 
 
@@ -61,7 +63,7 @@ class Cost(NamedTuple):
         hvps: products with d1Phi^T (Hessian-vector products).
         cross: products with d2Phi^T (cross products).
         outer_gradients: gradients of the outer loss.
-        measuring: Hessian-vector products spent on measuring the inner step, and on asking whether a map contracts.
+        measuring: Hessian-vector products of the measured inner step, and of the tests whether a map contracts.
     """
 
     gradients: Count = Count()
@@ -73,6 +75,7 @@ class Cost(NamedTuple):
     @property
     def samples(self) -> Any:
         """Samples: rows read, over all kinds; a row in hand that serves several calls is read once."""
+        # sum of reads * rows over the kinds
         return sum(part.samples for part in self)
 
     def plus(self, other: "Cost") -> "Cost":
@@ -81,29 +84,29 @@ class Cost(NamedTuple):
 
 
 class Snapshots(NamedTuple):
-    """Where a chain was on its way: after 2^(-i/2) of its steps, i = TAIL - 1, ..., 0.
+    """Iterates of a chain after 2^(-i/2) of its steps, i = SNAPSHOTS - 1, ..., 0.
 
     Attributes:
-        points: [TAIL, ...].
-        travel: sum of the step sizes up to there, [TAIL].
-        sizes: of the step that led there, [TAIL].
+        points: [SNAPSHOTS, ...].
+        cumulative_step: sum of the step sizes up to there, [SNAPSHOTS].
+        step_sizes: of the step that led there, [SNAPSHOTS].
     """
 
     points: PyTree
     cumulative_step: Array
-    sizes: Array
+    step_sizes: Array
 
 
 SNAPSHOTS = 8
-"""Points of a tail, an even number."""
+"""Iterates of a chain that are kept, an even number."""
 
 
 class SolverError(NamedTuple):
-    """What a solver that sees every row says of what is left to do.
+    """Estimated error of a deterministic solver, from its own iterates.
 
     Attributes:
-        move: estimated solution less value, like value: how far, as extrapolated from the run, along where it moved.
-            None: the residual over ``least``.
+        move: estimated solution less value, like value: extrapolated along the last moves. None: the residual over
+            ``least``.
         least: smallest curvature of I - d1Phi met; infinite where none was.
         most: the largest; 0 likewise.
     """
@@ -120,21 +123,22 @@ class Solution(NamedTuple):
         value: where it ended; the last finite point if a later one was not.
         code: a :class:`~bilevax.Code`.
         calls: oracle calls made.
-        step: the step it ended at: of the failure, if there was one.
-        checks: products with the linearised map, beside the calls, that asked whether it contracts.
-        tail: where a chain of minibatches was on its way; None of what sees every row.
-        left: what is left of the error, where every row is seen and the solver can say; else None.
+        last_step: the step it ended at: of the failure, if there was one.
+        diagnostic_products: with the linearised map, beside the calls, to test whether it contracts.
+        snapshots: earlier iterates of a chain of minibatches; None of a deterministic solver.
+        error: of a deterministic solver that can estimate it; else None.
     """
 
     value: PyTree
     code: Array
     calls: Array
-    step: Array
-    checks: Array | int = 0
-    tail: Snapshots | None = None
-    left: SolverError | None = None
+    last_step: Array
+    diagnostic_products: Array | int = 0
+    snapshots: Snapshots | None = None
+    error: SolverError | None = None
 
 
+# Written into records by number: a new stage goes to the end.
 STAGES = ("none", "inner", "linear", "cross", "outer")
 """Where a hypergradient can fail."""
 
@@ -145,7 +149,7 @@ class Failure(NamedTuple):
     Attributes:
         stage: number in STAGES, int32.
         step: of that stage's solver, int32.
-        finite: True where a derivative is not finite and what it is the derivative of is.
+        finite: True where a derivative is not finite although the function is.
         relative_step: step of a gradient step that does not contract, times ``curvature``; 0 where not estimated.
         curvature: largest eigenvalue L of the Hessian of the inner loss, from power iterations; likewise.
     """
@@ -159,13 +163,14 @@ class Failure(NamedTuple):
     @staticmethod
     def of(stage: str, step: Array | int = 0, finite: Array | bool = False) -> "Failure":
         """With a stage by name, and no curvature."""
+        # Arrays of fixed dtypes, as two failures meet in a where.
         zero = jnp.zeros((), jnp.result_type(float))
         return Failure(Failure.stage_of(stage), jnp.asarray(step, jnp.int32), jnp.asarray(finite), zero, zero)
 
     @staticmethod
     def stage_of(name: str) -> Array:
         """The number of a stage."""
-        return jnp.int32(STAGES.index(name))
+        return jnp.asarray(STAGES.index(name), jnp.int32)
 
     def describe(self, code: Code, where: str = "") -> str:
         """What happened, where, the likely causes, and what to try; outside of compiled programs."""
@@ -176,13 +181,12 @@ class Failure(NamedTuple):
             return f"{code.name}{where}. {code.message}"
         place = f"{stage} solver, step {int(self.step)}" if stage in ("inner", "linear") else f"{stage} stage"
         if code == Code.NONFINITE and bool(self.finite):
-            loss = stage in ("inner", "outer")
-            place += (
-                " (the loss is finite, its gradient is not)" if loss else " (the map is finite, its derivative is not)"
-            )
+            what = ("loss", "gradient") if stage in ("inner", "outer") else ("map", "derivative")
+            place += " (the {} is finite, its {} is not)".format(*what)
         out = f"{code.name} in the {place}{where}. {code.message}"
         relative, curvature = float(self.relative_step), float(self.curvature)
-        if relative > 2.0:  # else it is not the step
+        # |1 - s L| > 1 where s L > 2: below that the step is not the cause
+        if relative > 2.0:
             out += f" Here: step {relative:.3g}/L; try at most 2/L; estimated L = {curvature:.3g}."
         return out
 
@@ -191,6 +195,7 @@ def worst_part(*parts: tuple[Array, Failure]) -> tuple[Array, Failure]:
     """The first code of NOT_CONTRACTIVE or worse, as those after it are consequences; else the worst; and where."""
     code, failure = jnp.int32(Code.OK), Failure.of("none")
     for found, at in parts:
+        # A divergence is not replaced: what follows it in later stages is its consequence.
         code, failure = where((found > code) & (code < Code.NOT_CONTRACTIVE), (found, at), (code, failure))
     return code, failure
 
@@ -213,7 +218,6 @@ class Estimate(NamedTuple):
         failure: where the code comes from.
         error: how wrong the value may be; None where the estimator does not say.
         unused: like lam; True where a leaf enters neither function, so that its hypergradient is zero by right.
-        seen: what an estimator leaves to those who report on its error, who take it away; else None.
         steps: of the longest of its chains of minibatches; None where there is none.
         tol: relative error by which it was judged; None where it was not.
     """
@@ -227,13 +231,13 @@ class Estimate(NamedTuple):
     failure: Failure
     error: ErrorReport | None = None
     unused: PyTree = None
-    seen: Any = None
     steps: Array | None = None
     tol: Array | None = None
 
     @property
     def message(self) -> str:
         """What happened, where, the likely causes, and what to try; outside of compiled programs."""
+        # A penalty that is misspelt has a hypergradient of zero, and nothing else would tell.
         leaves = jax.tree_util.tree_leaves_with_path(self.unused)
         names = [leaf_name("lam", path) for path, unused in leaves if bool(unused)]
         note = f" {', '.join(names)} unused: in neither the inner map nor the outer loss." if names else ""
@@ -249,6 +253,7 @@ class Estimate(NamedTuple):
         """In one line: code, sizes and shapes; of several estimates, as from vmap, the range."""
         if not shown.is_plain(self.code, self.value, self.outer_value, self.w):
             return shown.shapes("Estimate", value=self.value, outer_value=self.outer_value, w=self.w, code=self.code)
+        # those of vmap: of one estimate the code is a scalar
         axes = np.ndim(self.code)
         error = "" if self.error is None else f"relative error {self.error.shown_relative(axes)}, "
         return (
@@ -261,19 +266,20 @@ class Estimate(NamedTuple):
 def _in_steps(needed: float, made: int) -> str:
     if not np.isfinite(needed):
         return f" More than these {made:,} steps alone will not do."
+    # Two digits: the extrapolation deserves no more.
     return f" About {float(f'{needed:.2g}'):,.0f} steps would do, instead of {made:,}."
 
 
 class Info(NamedTuple):
-    """What an outer step of an algorithm lets be watched; None: not said.
+    """What an outer step of an algorithm reports; None: not reported.
 
     Attributes:
-        outer_value: E(w, lam) before the step, on what it saw of val; None where that would cost something: the loop
-            then looks at the end of a stretch.
-        gradient_norm: norm of its hypergradient; None where the algorithm's ``outer_step`` says by which gamma_k lam
-            moves along a direction: of a stretch, the change of lam then gives the mean.
-        outcome: a :class:`~bilevax.Code`, and where it comes from; None where a step fails by NaN alone, which the loop
-            sees.
+        outer_value: E(w, lam) before the step, on its minibatches of val; None where that would cost something: the
+            loop then evaluates it at the end of a stretch.
+        gradient_norm: norm of its hypergradient; None where the algorithm's ``outer_step`` gives the gamma_k by which
+            lam moves along a direction: of a stretch, the change of lam then gives the mean.
+        outcome: a :class:`~bilevax.Code`, and where it comes from; None where a step fails by NaN alone, for which the
+            loop tests.
         cost: oracle calls of the step, where nothing else knows them.
     """
 
@@ -287,7 +293,7 @@ class History(NamedTuple):
     """One entry a stretch of outer steps, a single one or up to 256, as the algorithm says; arrays [entries].
 
     Attributes:
-        outer_value: E(w, lam) before the step, on what it saw of val; where an algorithm does not know it anyway, after
+        outer_value: E(w, lam) before the step, on its minibatches of val; where an algorithm does not report it, after
             the stretch, on the last minibatch of val.
         gradient_norm: norm of the estimated hypergradient; over a stretch of several steps, that of the mean direction
             (the change of lam over the sum of the outer steps).
@@ -317,7 +323,8 @@ class Result(NamedTuple):
         cost: oracle calls of the whole run.
         config: the problem and the algorithm as plain values, JSON-ready.
         interrupted: True if the user stopped it; everything above is what was reached.
-        at_bound: like lam; True where the set Lambda holds an entry back; None where the projection does not say.
+        at_bound: like lam; True where an entry is on the boundary of the set Lambda; None where the projection does not
+            say.
     """
 
     w: PyTree
@@ -326,27 +333,28 @@ class Result(NamedTuple):
     failure: Failure
     history: History
     cost: Cost
-    config: dict[str, Any]
+    config: dict[str, PyTree]
     interrupted: bool
     at_bound: PyTree = None
 
     @property
     def message(self) -> str:
         """What happened, in which stage of which outer step, the likely causes, and what to try."""
-        told = self.failure.describe(Code(self.code), self._place)
+        message = self.failure.describe(Code(self.code), self._place)
         if self.code >= Code.NOT_CONTRACTIVE:
-            told += " The run stopped there, with the w and lam before it."
+            message += " The run stopped there, with the w and lam before it."
         for step, damping in self.config.get("damping", [])[-1:]:
-            told += f" The linear systems are damped by {damping:g} from outer step {step} on (`damping`)."
+            message += f" The linear systems are damped by {damping:g} from outer step {step} on (`damping`)."
         leaves = jax.tree.leaves(self.at_bound)
         held, entries = (sum(int(count(x)) for x in leaves) for count in (np.count_nonzero, np.size))
-        return told + (f" The set of lam holds back {held} of its {entries} entries." if held else "")
+        return message + (f" The set of lam holds back {held} of its {entries} entries." if held else "")
 
     @property
     def _place(self) -> str:
         """Which outer steps have the worst code first."""
         if not len(self.history.code):
             return ""
+        # Codes are ordered by severity, and argmax is the first of several.
         at = int(np.argmax(self.history.code))
         first, last = int(self.history.step[at - 1]) if at else 0, int(self.history.step[at]) - 1
         return f" of outer step {last}" if first == last else f" of outer steps {first} to {last}"
@@ -355,5 +363,5 @@ class Result(NamedTuple):
         """In one line: code, what the run did to the outer value, and shapes."""
         values = np.asarray(self.history.outer_value)
         steps = int(self.history.step[-1]) if len(values) else 0
-        told = f"outer_value {values[0]:.3g} to {values[-1]:.3g} in {steps} steps" if steps else "no steps"
-        return f"Result({Code(self.code).name}, {told}; lam {shown.shape(self.lam)}; w {shown.shape(self.w)})"
+        course = f"outer_value {values[0]:.3g} to {values[-1]:.3g} in {steps} steps" if steps else "no steps"
+        return f"Result({Code(self.code).name}, {course}; lam {shown.shape(self.lam)}; w {shown.shape(self.w)})"

@@ -11,17 +11,20 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]"
 )
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_JOINERS = "\u200c\u200d"  # invisible, but part of how some scripts and emoji are written
+# Invisible, but part of how some scripts and emoji are written.
+_JOINERS = "\u200c\u200d"
 _LONGEST = 500
 
 
 def clean(value: object) -> str:
-    r"""Any value as one line of harmless text: no terminal escapes, control characters or direction overrides.
+    r"""A value as one line of harmless text: no terminal escapes, control characters or direction overrides.
 
     >>> clean("\x1b[31mage\x1b[0m\r\n(years)\u202e")
     'age (years)'
     """
+    # Whole sequences first: without its ESC what is left of "\x1b[31m" would be shown.
     text = _ESCAPE_SEQUENCE.sub("", value if isinstance(value, str) else str(value))
+    # Nearly all texts are printable: the slow way is for the others.
     if not text.isprintable():
         text = "".join(_character(c) for c in text)
     text = " ".join(text.split())
@@ -32,6 +35,7 @@ def _character(c: str) -> str:
     category = unicodedata.category(c)
     if c in "\t\n\r\v\f" or category in ("Zs", "Zl", "Zp"):
         return " "
+    # Cc control, Cs surrogate, Cn unassigned; Cf has the direction overrides, by which a text reads as another.
     hidden = category in ("Cc", "Cs", "Cn") or (category == "Cf" and c not in _JOINERS)
     return "" if hidden else c
 
@@ -44,6 +48,7 @@ def shorten(text: str, width: int) -> str:
     """
     if _columns(text) <= width:
         return text
+    # Three fifths from the beginning: names that differ at the end alone stay apart.
     head, tail = _fit(text, math.ceil(0.6 * (width - 1))), _fit(text[::-1], int(0.4 * (width - 1)))[::-1]
     return f"{head.rstrip()}…{tail.lstrip()}"
 
@@ -73,8 +78,9 @@ def decimal(x: float, places: int) -> str:
     if not math.isfinite(x):
         return "–"
     text = f"{x:,.{places}f}"
+    # What is rounded to zero has no sign.
     if text.startswith("-") and not text.strip("-0.,"):
-        text = text[1:]  # minus zero
+        text = text[1:]
     return text.replace("-", "−")
 
 
@@ -86,6 +92,7 @@ def places_for(spread: float) -> int:
     """
     if not (math.isfinite(spread) and spread > 0):
         return 4
+    # 10^e <= spread < 10^(e + 1): its second digit is the decimal 1 - e
     return min(8, max(3, 1 - math.floor(math.log10(spread))))
 
 
@@ -99,6 +106,7 @@ def significant(x: float, digits: int = 3) -> str:
         return "–"
     if x == 0:
         return "0"
+    # By way of the rounded number: 9.996 has three digits as 10.0, and the exponent of that.
     mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
     if -4 <= int(exponent) < 5:
         return decimal(x, max(0, digits - 1 - int(exponent)))
@@ -145,7 +153,7 @@ def duration(seconds: float) -> str:
         return "–"
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
-    if seconds < 59.95:
+    if seconds < 59.95:  # else it would be shown as 60.0 s
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:

@@ -2,8 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,11 @@ from jax import Array
 from bilevax.core.errors import ParameterError
 
 PyTree: TypeAlias = Any
+
+Operator: TypeAlias = Callable[[PyTree], PyTree]
+"""A linear map of trees, by its products."""
+
+T = TypeVar("T")
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
@@ -52,21 +56,33 @@ def entries(a: PyTree) -> int:
 
 def vdot(a: PyTree, b: PyTree) -> Array:
     """Inner product over all leaves."""
-    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
+    return leaf_sum(jax.tree.map(jnp.vdot, a, b))
 
 
-@partial(jax.jit, inline=True)  # called eagerly it is one program, not nine
-def norm(a: PyTree) -> Array:
+def leaf_sum(a: PyTree) -> Array:
+    """Sum of the leaves, which have one shape."""
+    out: Array = functools.reduce(jnp.add, jax.tree.leaves(a))
+    return out
+
+
+def _norm(a: PyTree) -> Array:
     """Euclidean norm over all leaves, by way of the largest entry: squares neither overflow nor vanish."""
+    # ||a|| = m ||a / m||, m = max |a_i|
     top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(a)])
     usable = (top > 0) & jnp.isfinite(top)
+    # entries of at most 1
     unit = shrink(jnp.where(usable, top, jnp.ones_like(top)), a)
     return jnp.where(usable, top * jnp.sqrt(vdot(unit, unit)), top)
+
+
+# called eagerly it is one program, not nine
+norm: Callable[[PyTree], Array] = jax.jit(_norm, inline=True)
 
 
 def largest(a: PyTree) -> Array:
     """Largest absolute value over all leaves, finite where the norm may overflow."""
     sizes = [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(a)]
+    # leaves of several dtypes are compared in the widest
     dtype = jnp.result_type(*sizes)
     return jnp.max(jnp.stack([x.astype(dtype) for x in sizes]))
 
@@ -78,17 +94,25 @@ def all_finite(a: PyTree) -> Array:
 
 def stays_finite(before: PyTree, after: PyTree) -> Array:
     """False where an entry became NaN or infinite that was not."""
-
-    def kept(x: Array, y: Array) -> Array:
-        return jnp.all(jnp.isfinite(y) | ~jnp.isfinite(x))
-
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return jnp.all(jnp.stack([kept(x, y) for x, y in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]))
+    floats = [(x, y) for x, y in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(y) | ~jnp.isfinite(x)) for x, y in floats]))
 
 
-def where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
+def where(condition: Array, a: T, b: T) -> T:
     """The tree a where the scalar condition holds, else b."""
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    out: T = jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    return out
+
+
+def row(stack: PyTree, i: Array | int) -> PyTree:
+    """Entry i of a stack of trees, leaves [L, ...]."""
+    return jax.tree.map(lambda x: x[i], stack)
+
+
+def per_row(c: Array, like: Array) -> Array:
+    """Factors [L] that broadcast against a leaf [L, ...], in its dtype."""
+    return c.astype(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def astype_of(a: PyTree, like: PyTree) -> PyTree:
@@ -96,7 +120,7 @@ def astype_of(a: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x.astype(y.dtype), a, like)
 
 
-def leaf_name(name: str, path: tuple[Any, ...]) -> str:
+def leaf_name(name: str, path: tuple[PyTree, ...]) -> str:
     """How a user would write the leaf: ``lam['l2']``."""
     return name + jax.tree_util.keystr(path)
 
@@ -113,14 +137,16 @@ def as_parameters(name: str, tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, x: _parameter(leaf_name(name, path), x), tree)
 
 
-def _parameter(name: str, x: Any) -> Array:
+def _parameter(name: str, x: PyTree) -> Array:
     given, kind = x, getattr(x, "dtype", None)
     if kind is None:
         x = np.asarray(x)
         kind = x.dtype
-        if x.ndim == 0 and kind == np.float64:  # a Python float: JAX's default precision
+        # A Python float has JAX's default precision, float32 but under x64.
+        if x.ndim == 0 and kind == np.float64:
             x = x.astype(jnp.result_type(float))
             kind = x.dtype
+    # an integer leaf has no derivative, a complex one another convention for it
     if not jnp.issubdtype(kind, jnp.floating):
         raise ParameterError(_not_float(name, given, kind))
     if np.size(x) == 0:
@@ -136,7 +162,7 @@ _SPLIT = (
 )
 
 
-def _not_float(name: str, leaf: Any, kind: Any) -> str:
+def _not_float(name: str, leaf: PyTree, kind: PyTree) -> str:
     """What a leaf is, and what to do with a tree, such as a model, that holds more than parameters."""
     if not hasattr(leaf, "dtype") and jnp.issubdtype(kind, np.object_):
         what = "a function" if callable(leaf) else f"an object of type {type(leaf).__name__}"
@@ -148,21 +174,28 @@ def _not_float(name: str, leaf: Any, kind: Any) -> str:
 
 def at_least_single(x: Array) -> Array:
     """An array in float32 where its type is shorter, for what LAPACK does, and for numbers beyond that type's range."""
+    # LAPACK has no bfloat16, and float16 ends at 65,504
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
-def strongly_typed(x: Any) -> Array:
+def strongly_typed(x: PyTree) -> Array:
     """An array of the dtype it has, which no other operand can change."""
+    # By way of the host: a cast on the device would compile.
     if getattr(x, "weak_type", False) and is_concrete(x):
-        x = np.asarray(x)  # by way of the host: a cast on the device would compile
+        x = np.asarray(x)
     return jnp.asarray(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype))
 
 
-def is_concrete(x: Any) -> bool:
+def is_concrete(x: object) -> bool:
     """True unless x is a tracer of a transformation that is under way."""
     return not isinstance(x, jax.core.Tracer)
 
 
-def map_named(fn: Callable[[str, Any], Any], name: str, tree: PyTree) -> PyTree:
+def map_named(fn: Callable[[str, PyTree], PyTree], name: str, tree: PyTree) -> PyTree:
     """Map fn(leaf name, leaf) over a tree."""
     return jax.tree_util.tree_map_with_path(lambda path, x: fn(leaf_name(name, path), x), tree)
+
+
+def rounding_unit(tree: PyTree) -> float:
+    """The rounding unit of a tree's coarsest leaf."""
+    return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree))

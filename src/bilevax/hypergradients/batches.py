@@ -1,19 +1,22 @@
 """Means over minibatches, and their spread."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.trees import PyTree, axpy, scale
 from bilevax.linalg.sparse import SparseBatch
 
+BatchFunction: TypeAlias = Callable[[PyTree, PyTree], PyTree]
+"""(args, batch) -> a tree of floats."""
+
 
 class Sampled(NamedTuple):
-    """What minibatches say of the noise of their mean.
+    """The noise of a mean over minibatches.
 
     Attributes:
         deviation: standard deviation of one of them, like the mean; 0 where there is only one.
@@ -24,12 +27,15 @@ class Sampled(NamedTuple):
     number: Array
 
 
-def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int) -> PyTree:
+def batch_mean(
+    fn: BatchFunction, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int
+) -> PyTree:
     """Mean of fn(args, batch) over so many minibatches, from the first."""
     shape = jax.eval_shape(fn, args, source.example())
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
-    def step(total: PyTree, args: PyTree, _: Array, draw: Any) -> PyTree:
+    def step(total: PyTree, args: PyTree, _: Array, draw: Draw) -> PyTree:
+        # the weights of an epoch's blocks have the mean 1: a sum over whole epochs counts every row alike
         return axpy(draw.weight, fn(args, draw.batch), total)
 
     total = source.fold(step, start, args, key=key, start=first, stop=first + number)
@@ -37,7 +43,7 @@ def batch_mean(fn: Any, args: PyTree, source: RowSource, *, key: Array, number: 
 
 
 def batch_spread(
-    fn: Any, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int
+    fn: BatchFunction, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int
 ) -> tuple[PyTree, PyTree]:
     """Mean and standard deviation of fn(args, batch) over so many minibatches, from the first."""
 
@@ -46,6 +52,7 @@ def batch_spread(
         return out, jax.tree.map(jnp.square, out)
 
     mean, squares = batch_mean(with_squares, args, source, key=key, number=number, first=first)
+    # sqrt(J / (J - 1) (mean of squares - square of mean))
     count = number.astype(jnp.result_type(float))
     bessel = count / jnp.maximum(count - 1.0, 1.0)
 

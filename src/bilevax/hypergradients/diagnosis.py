@@ -1,7 +1,6 @@
-"""What can be known of a failure beside its code; computed only where there was one."""
+"""The cause of a failure beside its code; computed only where there was one."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.extend
@@ -10,44 +9,12 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.instance import Instance
-from bilevax.core.records import Count, Estimate, Failure
+from bilevax.core.records import Estimate, Failure
 from bilevax.core.trees import PyTree, all_finite, largest, sub, where
-from bilevax.solvers.stability import growth_rate
+from bilevax.linalg.power import growth_rate
 
 PRODUCTS = 50
 """Products with the Hessian from which its largest eigenvalue is estimated."""
-
-
-class Run(NamedTuple):
-    """From where an estimate was made: what a diagnosis makes the failed part of it again from.
-
-    Attributes:
-        before: the estimator's state before; w0 of one that cannot be continued.
-        after: its state after; None likewise.
-        doublings: of the run that was continued; 0 of a run that was not.
-    """
-
-    before: Any
-    after: Any
-    doublings: Array | int
-
-
-class Diagnosis(NamedTuple):
-    """What was found when the failed part of an estimate was made again, alone.
-
-    Attributes:
-        code: OK where a suspicion was refuted.
-        failure: where.
-        w: the last finite one.
-        v: likewise.
-        checks: products spent on looking into it.
-    """
-
-    code: Array
-    failure: Failure
-    w: PyTree
-    v: PyTree | None
-    checks: Count
 
 
 def explain_failure(estimate: Estimate, instance: Instance, w0: PyTree) -> Estimate:
@@ -62,18 +29,21 @@ def explain_failure(estimate: Estimate, instance: Instance, w0: PyTree) -> Estim
     """
     problem, (w, code, failure) = instance.problem, (estimate.w, estimate.code, estimate.failure)
     inner = failure.stage == Failure.stage_of("inner")
-    grown = sub(w, w0)  # a direction that grew
+    # a direction that grew: of w that from its start, of v itself
+    grown = sub(w, w0)
     if estimate.v is not None:
         grown = where(inner, grown, estimate.v)
 
-    def look(i: Array, _: Array) -> Array:
-        x = where(i == 0, w, grown)  # always w; what does not depend on i would be computed even if the loop is empty
+    def is_finite(i: Array, _: Array) -> Array:
+        # Always w: what does not depend on i would be computed before the loop, be that empty or not.
+        x = where(i == 0, w, grown)
         image = all_finite(instance.mean_image(x, instance.lam))
         loss = jnp.isfinite(instance.mean_inner_loss(x)) if problem.has_loss else jnp.asarray(False)
         return jnp.where(inner, loss, image)
 
+    # A loop of one step or none, and no cond: under vmap a cond would compute both of its branches.
     in_map = (code == Code.NONFINITE) & (failure.stage != Failure.stage_of("outer"))
-    finite = jax.lax.fori_loop(0, jnp.where(in_map, 1, 0), look, failure.finite)
+    finite = jax.lax.fori_loop(0, jnp.where(in_map, 1, 0), is_finite, failure.finite)
     failure = failure._replace(finite=finite)
     if not problem.has_loss:
         return estimate._replace(failure=failure)
@@ -82,6 +52,7 @@ def explain_failure(estimate: Estimate, instance: Instance, w0: PyTree) -> Estim
         """H s u, where s is the step."""
         return sub(u, instance.mean_adjoint_product(w, u))
 
+    # s L = ||(H s)^50 u||^(1/50), L = s L / s
     grew = (code == Code.NOT_CONTRACTIVE) | (code == Code.DIVERGED)
     relative = jnp.exp(growth_rate(hessian, grown, jnp.where(grew, PRODUCTS, 0)).rate)
     relative = jnp.where(grew, relative, 0.0).astype(failure.relative_step.dtype)
@@ -103,6 +74,7 @@ def unused_leaves(instance: Instance, w: PyTree) -> PyTree:
 
 def _inputs_used(fn: Callable[[PyTree], PyTree], x: PyTree) -> list[bool]:
     """Whether each leaf of x is on the way to a result."""
+    # backwards from the results: the inputs of an equation are used if one of its outputs is
     jaxpr = jax.make_jaxpr(fn)(x).jaxpr
     wanted = {v for v in jaxpr.outvars if not isinstance(v, jax.extend.core.Literal)}
     for eqn in reversed(jaxpr.eqns):

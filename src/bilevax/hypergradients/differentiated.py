@@ -1,11 +1,11 @@
 """The derivative of an estimate: that of the outer value in lam is the hypergradient."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from bilevax.core.codes import Code
@@ -33,35 +33,36 @@ def differentiated(
     Raises:
         ParameterError: reverse mode of anything else than outer_value, or in anything else than lam.
     """
+    # Outside of any trace nothing is differentiated, and the programs that are cached may run.
     if all(map(is_concrete, jax.tree.leaves((lam, starts, rest)))):
         return run(lam, starts, rest)
     estimate = jax.custom_jvp(run)
 
     def rule(primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]) -> tuple[Estimate, Estimate]:
-        out = estimate(*primals)  # so that the hypergradient can be differentiated again
+        out = estimate(*primals)  # by this rule again, so that the hypergradient has derivatives too
         leaves, structure = jax.tree.flatten(primals)
         dots = jax.tree.leaves(tangents)
         moving = [i for i, x in enumerate(dots) if not isinstance(x, SymbolicZero) and x.dtype != jax.dtypes.float0]
         in_lam = set(moving) <= set(range(len(jax.tree.leaves(primals[0]))))
 
-        def moved(values: list[Any]) -> list[Any]:
+        def floats(values: list[Array]) -> list[Array]:
             new = dict(zip(moving, values, strict=True))
             at = [new.get(i, x) for i, x in enumerate(leaves)]
             return [x for x in jax.tree.leaves(run(*jax.tree.unflatten(structure, at))) if _is_float(x)]
 
-        @jax.checkpoint  # else reverse mode would run the algorithm a second time, for what nobody asks
-        def push(primals: list[Any], tangents: list[Any]) -> list[Any]:
-            out: list[Any] = jax.jvp(moved, (primals,), (tangents,))[1]
+        # A checkpoint: else reverse mode would run the algorithm a second time, for tangents that are not used.
+        @jax.checkpoint
+        def push_forward(primals: list[Array], tangents: list[Array]) -> list[Array]:
+            out: list[Array] = jax.jvp(floats, (primals,), (tangents,))[1]
             return out
 
-        pushed = iter(push([leaves[i] for i in moving], [dots[i] for i in moving]))
+        pushed = iter(push_forward([leaves[i] for i in moving], [dots[i] for i in moving]))
         tangent = jax.tree.map(lambda x: forward_only(next(pushed), _FIRST_ORDER) if _is_float(x) else _none(x), out)
         if in_lam:
-            slope = sum(
-                jnp.vdot(_sound(out, x), dots[i]).astype(out.outer_value.dtype)
-                for i, x in enumerate(jax.tree.leaves(out.value))
-                if i in moving
-            )
+            # d outer_value = <value, d lam>, a NaN where the estimate failed
+            values = [(dots[i], x) for i, x in enumerate(jax.tree.leaves(out.value)) if i in moving]
+            sound = [(dot, jnp.where(out.code < Code.DIVERGED, x, jnp.full_like(x, jnp.nan))) for dot, x in values]
+            slope = sum(jnp.vdot(x, dot).astype(out.outer_value.dtype) for dot, x in sound)
             tangent = tangent._replace(outer_value=jnp.asarray(slope))
         return out, tangent
 
@@ -70,14 +71,10 @@ def differentiated(
     return out
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: Array) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
-def _none(x: Any) -> np.ndarray:
+def _none(x: Array) -> np.ndarray:
     """The tangent of integers."""
     return np.zeros(x.shape, jax.dtypes.float0)
-
-
-def _sound(estimate: Estimate, x: Any) -> Any:
-    return jnp.where(estimate.code < Code.DIVERGED, x, jnp.full_like(x, jnp.nan))

@@ -1,7 +1,7 @@
-"""One driver for every estimate: checks, compiled programs, the report, a target, and what is done about a failure."""
+"""One driver for every estimate: checks, compiled programs, the report, a target, and the diagnosis of a failure."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,15 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import canonicalize, check_count, check_real
+from bilevax.core.config import canonicalize, check_count, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
 from bilevax.core.programs import BRIEFLY, PLAINLY, compiled
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import BilevelProblem, Estimator, ExtensibleEstimator, RowSource, Run, Suspecting
 from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
 from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, where
-from bilevax.hypergradients.diagnosis import Run, explain_failure, unused_leaves
+from bilevax.hypergradients.diagnosis import explain_failure, unused_leaves
 from bilevax.hypergradients.differentiated import differentiated
 from bilevax.hypergradients.report import (
     apply_tolerance,
@@ -43,10 +43,22 @@ PROGRESS = 0.9
 LONG = 3e9
 """Samples times unknowns of a run that is long."""
 
+Method = TypeVar("Method")
+
+Held = tuple[BilevelProblem, PyTree]
+"""The problem with its inner step measured, and the state of the estimator: of each replica."""
+
+
+class Options(TypedDict):
+    """What selects a program."""
+
+    replicas: int
+    report: bool
+
 
 def hypergradient(
     problem: Problem,
-    estimator: Any,
+    estimator: Estimator,
     w0: PyTree,
     lam: PyTree,
     train: RowSource,
@@ -72,13 +84,12 @@ def hypergradient(
     and that in w0 and v0 is zero. All else has the derivatives of the algorithm, in forward mode only; reverse mode is
     refused.
 
-    What ``error`` says of one run: :class:`~bilevax.JointSID` prices all its noise by batch means. After long chains
-    of minibatches every row says how far off the value of :class:`~bilevax.SID` is; of shorter ones where they were on
-    their way tells it, with few degrees of freedom (:func:`~bilevax.hypergradients.sid_report.sid_report`). A
-    deterministic estimate has what is left of its two equations
-    (:func:`~bilevax.hypergradients.residual_error.residual_error`). Replicas price all noise of any estimator, with few
-    degrees of freedom; they share the start and the curvature of the problem, so of the bias that comes of these they
-    know what each of them says of its own.
+    How ``error`` is had from one run: that of :class:`~bilevax.JointSID` from its batch means; that of
+    :class:`~bilevax.SID` from every row after long chains of minibatches, and from snapshots of shorter ones, with few
+    degrees of freedom (:func:`~bilevax.hypergradients.sid_report.sid_report`); that of a deterministic estimate from
+    the residuals of its two equations (:func:`~bilevax.hypergradients.residual_error.residual_error`). Replicas show
+    all noise of any estimator, with few degrees of freedom; they share the start and the curvature of the problem, so
+    that they do not show the bias of these: theirs is the mean of what each reports.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
@@ -113,11 +124,13 @@ def hypergradient(
     estimator.check(problem)
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     if target is not None:
-        tol = check_real("target", target, low=0.0, open_low=True)
-        _check_can_be_extended(estimator)
+        tol = positive("target", target)
+        if not (isinstance(estimator, ExtensibleEstimator) and estimator.extensible):
+            name = type(estimator).__name__
+            raise ParameterError(f"{name} cannot go on with a run; use bx.JointSID or bx.SID for target=")
     elif budget is not None:
         raise ParameterError("budget= belongs to a run with target=; without one, the estimator's steps are its budget")
-    tol, replicas = check_real("tol", tol, low=0.0, open_low=True), check_count("replicas", replicas, low=1)
+    tol, replicas = positive("tol", tol), check_count("replicas", replicas, low=1)
     if not report and (target is not None or constants is not None or replicas > 1):
         raise ParameterError("target=, constants= and replicas= ask for an error report; leave out report=False")
     problem, estimator, tol, constants = canonicalize((problem, estimator, tol, constants))
@@ -125,34 +138,26 @@ def hypergradient(
         call = Call(Instance(problem, lam, train, val), estimator, w0, None, as_key(key), tol, constants)
         return _continued_to_target(call, replicas=replicas, budget=budget)
     starts = w0, None if v0 is None else as_parameters("v0", v0)
-    options: dict[str, Any] = {"replicas": replicas, "report": bool(report)}
+    options: Options = {"replicas": replicas, "report": bool(report)}
 
-    def run(lam: PyTree, starts: PyTree, rest: tuple[Any, ...]) -> Estimate:
+    def run(lam: PyTree, starts: PyTree, rest: PyTree) -> Estimate:
         (w0, v0), (problem, estimator, tol, constants, train, val, key) = starts, rest
         call = Call(Instance(problem, lam, train, val), estimator, w0, v0, key, tol, constants)
         if all(map(is_concrete, jax.tree.leaves(call))):
             return _eager(call, None, **options)[0]
-        finished = _traced(call, None, 0, **options, apart=False).finished
-        assert finished is not None
+        finished: Estimate = _traced(call, None, 0, **options, apart=False).finished
         return finished
 
     return differentiated(run, lam, starts, (problem, estimator, tol, constants, train, val, as_key(key)))
 
 
 def value_and_hypergradient(
-    problem: Problem,
-    estimator: Any,
-    w0: PyTree,
-    lam: PyTree,
-    train: RowSource,
-    val: RowSource,
-    *,
-    key: Array,
+    problem: Problem, estimator: Estimator, w0: PyTree, lam: PyTree, train: RowSource, val: RowSource, *, key: Array
 ) -> tuple[Array, PyTree]:
     """(E(w, lam), hypergradient), for one's own loop; NaN where the estimate failed, so that no failure is silent.
 
-    As ``jax.value_and_grad`` of lam -> E(w(lam), lam). The arguments are those of :func:`hypergradient`, which
-    says also how wrong it may be, what it cost, where w is, and why it failed (a code of DIVERGED or worse).
+    As ``jax.value_and_grad`` of lam -> E(w(lam), lam). The arguments are those of :func:`hypergradient`, whose
+    estimate has its error too, its cost, w, and why it failed (a code of DIVERGED or worse).
     """
     est = hypergradient(problem, estimator, w0, lam, train, val, key=key, report=False)
     good = est.code < Code.DIVERGED
@@ -162,7 +167,7 @@ def value_and_hypergradient(
 
 def measured_estimate(
     instance: Instance,
-    estimator: Any,
+    estimator: Estimator,
     w0: PyTree,
     *,
     key: Array,
@@ -172,7 +177,7 @@ def measured_estimate(
 ) -> Estimate:
     """An estimate for an outer step: the inner step is measured first, where it is None, and counted.
 
-    ``explain`` is whether a failure is looked into.
+    ``explain``: whether the cause of a failure is sought.
     """
     ready = with_measured_step(instance, w0, key)
     estimate = estimator.estimate(ready, w0, key=key, outer_step=outer_step, v0=v0)
@@ -187,16 +192,16 @@ def with_measured_step(instance: Instance, w0: PyTree, key: Array) -> Instance:
 
 
 def with_measuring_cost(estimate: Estimate, instance: Instance) -> Estimate:
-    """The estimate with what measuring the step of this instance costs, if that is needed."""
+    """The estimate with the cost of measuring the step of this instance, if that is None."""
     products = instance.problem.measuring_products(instance.train)
     if not products:
         return estimate
-    spent = Count(jnp.int32(products), instance.train.rows_per_batch)
-    return estimate._replace(cost=estimate.cost.plus(Cost(measuring=spent)))
+    measuring = Count(jnp.int32(products), instance.train.rows_per_batch)
+    return estimate._replace(cost=estimate.cost.plus(Cost(measuring=measuring)))
 
 
 class Call(NamedTuple):
-    """What a hypergradient is asked for.
+    """The arguments of a hypergradient.
 
     Attributes:
         instance: the problem as given, lam and the rows.
@@ -209,7 +214,7 @@ class Call(NamedTuple):
     """
 
     instance: Instance
-    estimator: Any
+    estimator: Estimator
     w0: PyTree
     v0: PyTree | None
     key: Array
@@ -221,29 +226,40 @@ class Call(NamedTuple):
         return self.key if replicas == 1 else jax.random.split(self.key, replicas)
 
 
+class Stateless(NamedTuple):
+    """The state of an estimator without one: it leaves no evidence for a report."""
+
+    trace: None = None
+
+
 class Outcome(NamedTuple):
-    """What a program returns.
+    """The result of a program.
 
     Attributes:
         estimate: of each replica, [replicas, ...] if there are several.
         problem: of each, with its inner step measured.
-        run: of each, from where it was made.
+        run: of each, its states before and after.
         finished: the one estimate of all, judged; None where the report is a program of its own.
     """
 
     estimate: Estimate
-    problem: Any
+    problem: BilevelProblem
     run: Run
     finished: Estimate | None
 
+    @property
+    def held(self) -> Held:
+        """From which a longer run is continued."""
+        return self.problem, self.run.after
+
 
 def _estimate(
-    call: Call, held: tuple[Any, Any] | None, doublings: Array | int, *, replicas: int, report: bool, apart: bool
+    call: Call, held: Held | None, doublings: Array | int, *, replicas: int, report: bool, apart: bool
 ) -> Outcome:
-    """An estimate from its start, or, with what is ``held`` (the measured problem and the state), from where it was.
+    """An estimate from its start, or, with what is ``held``, from the state it had.
 
     Args:
-        call: what is asked for.
+        call: its arguments.
         held: of each replica; None at first.
         doublings: of a run that may be continued; the Python integer 0: of one that will not be.
         replicas: how many.
@@ -253,26 +269,22 @@ def _estimate(
     instance, estimator, constants = call.instance, call.estimator, call.constants
     check_functions(instance.problem, call.w0, *instance[1:])
 
-    def one(key: Array, held: tuple[Any, Any] | None) -> tuple[Estimate, Any, Run]:
-        if held is None:
-            ready = with_measured_step(instance, call.w0, key)
-            before = call.w0
-            if _can_be_extended(estimator):
-                before = estimator.init(ready, call.w0, key=key, v0=call.v0)
-        else:
-            ready, before = instance._replace(problem=held[0]), held[1]
-        if _can_be_extended(estimator):
+    def one(key: Array, held: Held | None) -> tuple[Estimate, BilevelProblem, Run]:
+        ready = with_measured_step(instance, call.w0, key) if held is None else instance._replace(problem=held[0])
+        if isinstance(estimator, ExtensibleEstimator):
+            before = estimator.init(ready, call.w0, key=key, v0=call.v0) if held is None else held[1]
             estimate, after = estimator.extend(ready, before, key=key, doublings=doublings)
         else:
-            estimate, after = estimator.estimate(ready, before, key=key, v0=call.v0), None
+            before, after = call.w0, Stateless()
+            estimate = estimator.estimate(ready, call.w0, key=key, v0=call.v0)
         estimate = with_measuring_cost(estimate, instance)
         estimate = estimate if apart else explain_failure(estimate, ready, call.w0)
-        due = report_is_due(estimate, estimator, ready)
+        due = report_is_due(estimate, after.trace, estimator, ready)
         if not report:
-            estimate = estimate._replace(error=None, seen=None)
+            estimate = estimate._replace(error=None)
         elif not (apart and due):
             led = None if replicas == 1 else False
-            estimate = attach_report(estimate, ready, estimator, constants, key=key, led=led)
+            estimate = attach_report(estimate, after.trace, ready, estimator, constants, key=key, led=led)
             estimate = unknown_if_failed(estimate, constants) if due else estimate
         return estimate, ready.problem, Run(before, after, doublings)
 
@@ -281,37 +293,40 @@ def _estimate(
     else:
         axes = 0, None if held is None else 0
         estimate, problem, run = jax.vmap(one, axes)(call.keys(replicas), held)
-    to_come = report and apart and report_is_due(estimate, estimator, instance)
+    to_come = report and apart and report_is_due(estimate, run.after.trace, estimator, instance)
     return Outcome(estimate, problem, run, None if to_come else _finished(call, estimate, replicas))
 
 
 def _finished(call: Call, estimate: Estimate, replicas: int) -> Estimate:
     """One estimate of the replicas, judged."""
     estimate = average_replicas(estimate) if replicas > 1 else estimate
-    return apply_tolerance(estimate._replace(unused=unused_leaves(call.instance, call.w0), seen=None), call.tol)
+    return apply_tolerance(estimate._replace(unused=unused_leaves(call.instance, call.w0)), call.tol)
 
 
-def _report(call: Call, estimate: Estimate, problem: Any, *, replicas: int, led: bool) -> Estimate:
-    """The report on estimates that are sound, and what they come to."""
+def _report(call: Call, estimate: Estimate, held: Held, *, replicas: int, led: bool) -> Estimate:
+    """The report on estimates that are sound, and the one of all."""
 
-    def one(estimate: Estimate, problem: Any, key: Array) -> Estimate:
+    def one(estimate: Estimate, held: Held, key: Array) -> Estimate:
+        problem, state = held
         ready = call.instance._replace(problem=problem)
-        return attach_report(estimate, ready, call.estimator, call.constants, key=key, led=led)
+        return attach_report(estimate, state.trace, ready, call.estimator, call.constants, key=key, led=led)
 
     each = one if replicas == 1 else jax.vmap(one)
-    return _finished(call, each(estimate, problem, call.keys(replicas)), replicas)
+    return _finished(call, each(estimate, held, call.keys(replicas)), replicas)
 
 
 def _diagnosis(
     call: Call, outcome: Outcome, *, replicas: int, report: bool, stages: tuple[str, ...]
 ) -> tuple[Estimate, Estimate]:
-    """Estimates that failed in these stages, each of which is made again alone and looked into; and the one of all."""
+    """Estimates that failed in these stages, each of which is repeated alone and tested; and the one of all."""
     due = report and outcome.finished is None
 
-    def one(estimate: Estimate, problem: Any, run: Run, key: Array) -> Estimate:
-        ready = call.instance._replace(problem=problem)
+    def one(estimate: Estimate, problem: BilevelProblem, run: Run, key: Array) -> Estimate:
+        ready, estimator = call.instance._replace(problem=problem), call.estimator
         for stage in stages:
-            found = call.estimator.diagnose(ready, run, estimate, key=key, stage=stage)
+            if not isinstance(estimator, ExtensibleEstimator):
+                continue
+            found = estimator.diagnose(ready, run, estimate, key=key, stage=stage)
             if found is None:
                 continue
             hit = (estimate.code >= Code.NOT_CONTRACTIVE) & (estimate.failure.stage == Failure.stage_of(stage))
@@ -338,54 +353,42 @@ _diagnosed = {
 
 
 def _eager(
-    call: Call, held: tuple[Any, Any] | None, doublings: Array | int = 0, *, replicas: int, report: bool
-) -> tuple[Estimate, tuple[Any, Any]]:
-    """An estimate outside of any trace, and what a longer one is continued from.
+    call: Call, held: Held | None, doublings: Array | int = 0, *, replicas: int, report: bool
+) -> tuple[Estimate, Held]:
+    """An estimate outside of any trace, and from where a longer one is continued.
 
-    The first program takes a suspicion of divergence for proof, as looking into one takes as long to compile as all the
-    rest. What failed in it is then looked into by a program of its own, the failed stage alone; only where that refutes
-    the suspicion the whole is made again, by a program that looks into each.
+    The first program takes a suspicion of divergence for proof, as the test of one takes as long to compile as all the
+    rest. What failed in it is then tested by a program of its own, the failed stage alone; only where that refutes the
+    suspicion the whole is repeated, by a program that tests each.
     """
-    options: dict[str, Any] = {"replicas": replicas, "report": report}
+    options: Options = {"replicas": replicas, "report": report}
     quick = call._replace(estimator=suspecting(call.estimator))
-    outcome = _traced(quick, held, doublings, **options, apart=True)
-    if _failed(outcome.estimate).any():
+    outcome: Outcome = _traced(quick, held, doublings, **options, apart=True)
+    hit = _failed(outcome.estimate)
+    if hit.any():
+        # of a long run, optimised code pays for its compilation
         long = sum(float(np.sum(part.calls)) * part.rows for part in outcome.estimate.cost) * entries(call.w0) > LONG
-        hit = _failed(outcome.estimate)
         stages = {STAGES[i] for i in np.asarray(outcome.estimate.failure.stage)[hit]} if quick != call else {}
         estimate, finished = _diagnosed[long](call, outcome, **options, stages=tuple(sorted(stages)))
         if (_failed(estimate) == hit).all():
-            return finished, (outcome.problem, outcome.run.after)
+            return finished, outcome.held
         outcome = (_traced if long else _briefly)(call, held, doublings, **options, apart=True)
         if _failed(outcome.estimate).any():
-            finished = _diagnosed[long](call, outcome, **options, stages=())[1]
-            return finished, (outcome.problem, outcome.run.after)
-    finished = outcome.finished
-    if finished is None:
-        led = replicas == 1 and bool(leads_on(outcome.estimate, call.instance))
-        finished = _reported(call, outcome.estimate, outcome.problem, replicas=replicas, led=led)
-    return finished, (outcome.problem, outcome.run.after)
+            return _diagnosed[long](call, outcome, **options, stages=())[1], outcome.held
+    if outcome.finished is not None:
+        return outcome.finished, outcome.held
+    # Known before it is compiled, the choice of the report spares the program of the other one.
+    led = replicas == 1 and bool(leads_on(outcome.estimate, outcome.run.after.trace, call.instance))
+    return _reported(call, outcome.estimate, outcome.held, replicas=replicas, led=led), outcome.held
 
 
 def _failed(estimate: Estimate) -> np.ndarray:
     return np.asarray(estimate.code) >= Code.NOT_CONTRACTIVE
 
 
-def suspecting(estimator: Any) -> Any:
-    """The estimator that takes a suspicion for proof, of one that has any."""
-    return estimator.suspecting() if hasattr(estimator, "suspecting") else estimator
-
-
-def _can_be_extended(estimator: Any) -> bool:
-    return hasattr(estimator, "extend")
-
-
-def _check_can_be_extended(estimator: Any) -> None:
-    """Raise ParameterError unless the estimator can go on with a run."""
-    if not _can_be_extended(estimator):
-        raise ParameterError(
-            f"{type(estimator).__name__} cannot go on with a run; use bx.JointSID or bx.SID for target="
-        )
+def suspecting(method: Method) -> Method:
+    """The estimator or algorithm that takes a suspicion for proof, of one that has any."""
+    return method.suspecting() if isinstance(method, Suspecting) else method
 
 
 def _continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Estimate:
@@ -400,15 +403,17 @@ def _continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Es
             " outside of jit, vmap and scan, or give the estimator more steps instead"
         )
     budget = None if budget is None else check_count("budget", budget, low=1)
-    still = call.estimator.deterministic(call.instance)
-    held, before = None, jnp.inf
+    deterministic = isinstance(call.estimator, ExtensibleEstimator) and call.estimator.deterministic(call.instance)
+    held, before = None, math.inf
     for doublings in range(DOUBLINGS + 1 if budget is None else 31):
         estimate, held = _eager(call, held, jnp.int32(doublings), replicas=replicas, report=True)
         relative = float(estimate.error.relative) if estimate.error is not None else math.inf
         if int(estimate.code) not in (Code.TOLERANCE_NOT_MET, Code.MAX_STEPS):
             return estimate
-        if still and not relative <= PROGRESS * before:
+        # Noise may stand still for a doubling, a deterministic run does not.
+        if deterministic and not relative <= PROGRESS * before:
             return estimate._replace(code=jnp.int32(Code.STALLED))
+        # 2.2 times the samples so far, and a first pass over every row
         if budget is not None and MORE * estimate.cost.samples + replicas * call.instance.train.rows > budget:
             return estimate
         before = relative

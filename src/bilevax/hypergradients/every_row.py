@@ -1,32 +1,36 @@
-"""What every row says of a hypergradient: where w and v go from a point, free of noise, and what that does to it."""
+"""The error of a hypergradient from every row: an SVRG iteration from (w, v) to where both equations hold."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.instance import Instance
-from bilevax.core.trees import PyTree, add, axpy, scale, sub
+from bilevax.core.instance import Instance, Oracle
+from bilevax.core.protocols import Draw
+from bilevax.core.trees import PyTree, add, axpy, per_row, scale, sub
 from bilevax.data import join
 from bilevax.hypergradients.batch_means import BatchMeans
 from bilevax.hypergradients.batches import each
 from bilevax.hypergradients.joint_chains import moved
 
-STRETCHES = 16
-"""Of the way to where both equations hold, in whose last half it is held to be."""
+PARTS = 16
+"""Consecutive parts of the iteration; it is taken to have arrived in the last half of them."""
 
 LEAST_RESOLVED = 0.1
-"""Share, at least, of the slowest direction that the way is taken to have made."""
+"""Least fraction of the slowest direction that the iteration is taken to have gone."""
+
+Carry: TypeAlias = tuple[tuple[PyTree, PyTree], PyTree, Array]
+"""(w', v'), sums of h(w', v') - h(w, v) over each part [PARTS, ...], and their numbers [PARTS]."""
 
 
 class Way(NamedTuple):
-    """From (w, v) to where both equations of every row hold.
+    """An iteration from (w, v) to where both equations of every row hold.
 
     Attributes:
         value: the hypergradient at (w, v), on every row.
-        means: of h(w', v') - h(w, v) over the stretches of the way.
-        resolved: share of the slowest direction that it made.
+        means: of h(w', v') - h(w, v) over the parts.
+        resolved: fraction of the slowest direction that it has gone, 1 - exp(rate steps).
     """
 
     value: PyTree
@@ -35,39 +39,35 @@ class Way(NamedTuple):
 
     @property
     def truth(self) -> PyTree:
-        """The hypergradient where both equations hold, about."""
-        return axpy(1.0 / self.resolved, self._part(STRETCHES // 2, STRETCHES).mean, self.value)
+        """The hypergradient where both equations hold, approximately."""
+        # h + (mean of the last half) / resolved: the slowest direction is extrapolated to its end
+        return axpy(1.0 / self.resolved, self._part(PARTS // 2, PARTS).mean, self.value)
 
     @property
-    def doubt(self) -> PyTree:
-        """Standard error of ``truth``: what the stretches of the last half differ by, and the half before from it."""
-        early, late = self._part(STRETCHES // 4, STRETCHES // 2), self._part(STRETCHES // 2, STRETCHES)
+    def standard_error(self) -> PyTree:
+        """Of ``truth``: of the mean of the last half, and its distance from that of the quarter before."""
+        early, late = self._part(PARTS // 4, PARTS // 2), self._part(PARTS // 2, PARTS)
         spread = jax.tree.map(jnp.hypot, late.standard_error, sub(late.mean, early.mean))
         return scale(1.0 / self.resolved, spread)
 
     @property
     def degrees_of_freedom(self) -> Array:
-        """Of freedom of ``doubt``."""
-        return self._part(STRETCHES // 2, STRETCHES).degrees_of_freedom
+        """Of ``standard_error``."""
+        return self._part(PARTS // 2, PARTS).degrees_of_freedom
 
     def _part(self, first: int, stop: int) -> BatchMeans:
         return BatchMeans(*jax.tree.map(lambda x: x[first:stop], self.means))
 
 
 def way_on_every_row(
-    instance: Instance,
-    points: tuple[PyTree, PyTree],
-    steps: tuple[Array, Array],
-    rate: Array,
-    *,
-    key: Array,
+    instance: Instance, points: tuple[PyTree, PyTree], steps: tuple[Array, Array], rate: Array, *, key: Array
 ) -> Way:
-    """Where minibatches, whose noise every row takes away, lead w and v (Johnson, Zhang 2013).
+    """Variance-reduced steps of w and v from a snapshot (w, v) on (SVRG: Johnson, Zhang 2013).
 
         w' <- w' + eta (Phi_B(w') - Phi_B(w) + Phi(w) - w') ,   v' likewise,
 
-    goes from (w, v) to where both equations of every row hold. What that does to the hypergradient, on the same
-    minibatches, is what is left of it, whatever it comes from: noise, a start, long steps, a Jacobian with kinks.
+    goes from (w, v) to where both equations of every row hold. The change of the hypergradient on that way, on the same
+    minibatches, is its error, wherever that comes from: noise, a start, long steps, a Jacobian with kinks.
 
     Cost: a gradient, a Hessian-vector product and a cross product on every row of train, an outer gradient on every row
     of val; two of each on every minibatch.
@@ -76,36 +76,37 @@ def way_on_every_row(
         instance: with its inner step measured, its minibatches independent.
         points: (w, v).
         steps: (eta, number of minibatches).
-        rate: mean logarithm of what a step leaves of the slowest direction.
+        rate: mean logarithm of the factor by which a step shrinks the slowest direction.
         key: of their stream.
     """
-    (problem, lam, train, val), (w, v), (eta, number) = instance, points, steps
+    (w, v), (eta, number) = points, steps
     image, pullback = instance.mean_adjoint(w)
     by_w, by_lam = pullback(v)
     _, g, direct = instance.mean_outer_gradients(w)
+    # Phi(w) - w and grad_1 E + d1Phi^T v - v, on every row
     residuals = sub(image, w), sub(add(g, by_w), v)
 
-    def step(carry: Any, args: Any, j: Array, draws: Any) -> Any:
-        (w, v), totals, counts = carry
-        problem, lam, here, residuals, eta, number = args
+    def step(
+        carry: Carry, args: tuple[Oracle, tuple[PyTree, PyTree], PyTree, Array, Array], j: Array, draws: dict[str, Draw]
+    ) -> Carry:
+        (here, totals, counts), (oracle, snapshot, residuals, eta, number) = carry, args
 
-        def at(pair: tuple[PyTree, PyTree]) -> Any:
-            return moved(problem, lam, None, draws, *pair, eta)[:3]
+        def at(pair: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
+            return moved(oracle, None, draws, *pair, eta)[:3]
 
-        pairs = jax.tree.map(lambda *x: jnp.stack(x), (w, v), here)
+        # the same minibatch at (w', v') and at the snapshot: Phi_B(w') - Phi_B(w) + w, and eta times the residuals
+        pairs = jax.tree.map(lambda *x: jnp.stack(x), here, snapshot)
         *new, x = each((draws["train"].batch, draws["val"].batch))(at, pairs)
-        change = jax.tree.map(lambda new, at: new[0] - new[1] + at, tuple(new), here)
-        place = ((j + 1) * STRETCHES - 1) // number
-        totals = jax.tree.map(lambda total, x: total.at[place].add(x[0] - x[1]), totals, x)
-        return axpy(eta, residuals, change), totals, counts.at[place].add(1)
+        change = jax.tree.map(lambda new, at: new[0] - new[1] + at, tuple(new), snapshot)
+        part = ((j + 1) * PARTS - 1) // number
+        # h_B(w', v') - h_B(w, v)
+        totals = jax.tree.map(lambda total, x: total.at[part].add(x[0] - x[1]), totals, x)
+        return axpy(eta, residuals, change), totals, counts.at[part].add(1)
 
-    none = jax.tree.map(lambda x: jnp.zeros((STRETCHES, *x.shape), x.dtype), lam)
-    start, args = (points, none, jnp.zeros(STRETCHES, jnp.int32)), (problem, lam, points, residuals, eta, number)
-    _, totals, counts = join(train=train, val=val).fold(step, start, args, key=key, start=0, stop=number)
-
-    def mean(x: Array) -> Array:
-        return x / jnp.maximum(counts, 1).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-
+    none = jax.tree.map(lambda x: jnp.zeros((PARTS, *x.shape), x.dtype), instance.lam)
+    start, args = (points, none, jnp.zeros(PARTS, jnp.int32)), (instance.oracle, points, residuals, eta, number)
+    both = join(train=instance.train, val=instance.val)
+    _, totals, counts = both.fold(step, start, args, key=key, start=0, stop=number)
+    means = jax.tree.map(lambda x: x / per_row(jnp.maximum(counts, 1), x), totals)
     resolved = jnp.maximum(1.0 - jnp.exp(rate * number.astype(rate.dtype)), LEAST_RESOLVED)
-    value = add(direct, by_lam)
-    return Way(value, BatchMeans(jax.tree.map(mean, totals), counts), resolved)
+    return Way(add(direct, by_lam), BatchMeans(means, counts), resolved)

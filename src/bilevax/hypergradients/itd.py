@@ -1,26 +1,43 @@
 """Iterative differentiation: the derivative of the trajectory itself."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import check_choice, check_count, check_real, config, replace_unchecked, set_frozen, static
+from bilevax.core.config import (
+    at_least_one,
+    check_choice,
+    check_fields,
+    config,
+    positive,
+    replace_unchecked,
+    set_frozen,
+    static,
+)
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
-from bilevax.core.protocols import BilevelProblem
+from bilevax.core.protocols import BilevelProblem, Diagnosis, Run
 from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite_code, worst_part
-from bilevax.core.trees import PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
+from bilevax.core.trees import Operator, PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
 from bilevax.data import refuse_keys
-from bilevax.hypergradients.diagnosis import Diagnosis, Run
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, schedule
 from bilevax.solvers.stability import MoveHistory, empty_history, final_code, monitor
+
+
+class ITDState(NamedTuple):
+    """The state of a run: where w started or ended, and the evidence for its error report; None before the first step.
+
+    Forward mode leaves none: it has no v, which a report needs.
+    """
+
+    w: PyTree
+    trace: SolverErrors | None = None
 
 
 @config
@@ -47,6 +64,8 @@ class ITD:
         confirm: as in :class:`~bilevax.FixedPoint`.
     """
 
+    extensible: ClassVar[bool] = False
+
     steps: int = static()
     step_size: Any = Constant(1.0)
     mode: str = "reverse"
@@ -55,13 +74,13 @@ class ITD:
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        mode = check_choice("mode", self.mode, ("reverse", "forward"))
-        tol = check_real("tol", self.tol, low=0.0, open_low=True)
-        steps = check_count("steps", self.steps, low=1)
-        last = None if self.last is None else check_count("last", self.last, low=1)
-        if last is not None and last > steps:
-            raise ParameterError(f"last must lie in [1, steps={steps}], got {last}")
-        set_frozen(self, steps=steps, last=last, step_size=schedule(self.step_size), mode=mode, tol=tol)
+        check_choice("mode", self.mode, ("reverse", "forward"))
+        check_fields(self, tol=positive, steps=at_least_one)
+        if self.last is not None:
+            check_fields(self, last=at_least_one)
+            if self.last > self.steps:
+                raise ParameterError(f"last must lie in [1, steps={self.steps}], got {self.last}")
+        set_frozen(self, step_size=schedule(self.step_size))
 
     def check(self, problem: BilevelProblem) -> None:
         """Every problem will do."""
@@ -71,22 +90,33 @@ class ITD:
         return True
 
     def suspecting(self) -> "ITD":
-        """The same, but a suspicion that the map does not contract is not looked into."""
+        """The same, but a suspicion that the map does not contract is not tested."""
         return replace_unchecked(self, confirm=False)
 
     def estimate(
         self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
     ) -> Estimate:
         """One hypergradient; pure and traceable. Draws nothing, solves no linear system: the options play no part."""
-        train, val = instance.train, instance.val
+        return self.extend(instance, ITDState(w0), key=key)[0]
+
+    def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> ITDState:
+        """A run without a step."""
+        return ITDState(w0)
+
+    def extend(
+        self, instance: Instance, state: ITDState, *, key: Array, doublings: Array | int = 0
+    ) -> tuple[Estimate, ITDState]:
+        """The estimate, and where w ended; its counts are fixed, so that no run goes on and ``doublings`` is 0."""
+        w0, train, val = state.w, instance.train, instance.val
         refuse_keys("ITD", "take bx.JointSID", train=train, val=val)
         end, value, gradient, v = self._differentiated(instance, w0)
         inner, checks = self._final_code(instance, w0, end)
         code, failure = worst_part(
-            (inner, Failure.of("inner", jnp.where(end.moves.code == Code.OK, self.steps, end.step))),
+            (inner, self._failure(end)),
             (nonfinite_code((gradient, value)), Failure.of("outer", finite=jnp.isfinite(value))),
         )
         reverse, back = self.mode == "reverse", self._back
+        # forward mode moves m tangents through each step
         products = back if reverse else back * entries(instance.lam)
         cost = Cost(
             gradients=Count(jnp.int32(self.steps + (back if reverse else 0)), train.rows),
@@ -95,21 +125,25 @@ class ITD:
             outer_gradients=Count(jnp.int32(1), val.rows),
             measuring=Count(checks, train.rows),
         )
-        seen = None
+        trace = None
         if reverse:
-            left = moves_left(end.moves.lengths, jnp.int32(self.steps), end.w, None, self._last_step)
-            seen = SolverErrors(left, left._replace(least=jnp.full_like(left.least, jnp.inf)))
-        return Estimate(astype_of(gradient, instance.lam), value, end.w, v, code, cost, failure, seen=seen)
+            # of v, the sum of the multipliers, no move is known, but w's curvature is its own
+            error = moves_left(end.moves.lengths, jnp.int32(self.steps), end.w, None, self._last_step)
+            trace = SolverErrors(error, error._replace(least=jnp.full_like(error.least, jnp.inf)))
+        estimate = Estimate(astype_of(gradient, instance.lam), value, end.w, v, code, cost, failure)
+        return estimate, ITDState(end.w, trace)
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
-        """The trajectory alone, with what is suspected of the map looked into."""
+        """The trajectory alone, with what is suspected of the map tested."""
         if stage != "inner":
             return None
-        w0 = run.before
+        w0 = run.before.w
         end = unrolled(self, instance, Trajectory.of(w0), (instance.lam, zeros_like(w0)), 0, self.steps)
         code, checks = self._final_code(instance, w0, end)
-        failure = Failure.of("inner", jnp.where(end.moves.code == Code.OK, self.steps, end.step))
-        return Diagnosis(code, failure, end.w, estimate.v, Count(checks, instance.train.rows))
+        return Diagnosis(code, self._failure(end), end.w, estimate.v, Count(checks, instance.train.rows))
+
+    def _failure(self, end: "Trajectory") -> Failure:
+        return Failure.of("inner", jnp.where(end.moves.code == Code.OK, self.steps, end.step))
 
     @property
     def _back(self) -> int:
@@ -118,12 +152,14 @@ class ITD:
 
     @property
     def _last_step(self) -> Array:
-        return self.step_size(jnp.int32(self.steps - 1))
+        eta: Array = self.step_size(jnp.int32(self.steps - 1))
+        return eta
 
     def _differentiated(self, instance: Instance, w0: PyTree) -> tuple["Trajectory", Array, PyTree, PyTree | None]:
         """The trajectory, E at its end, the gradient of that in lam, and the sum of the multipliers."""
         lam, none, first = instance.lam, zeros_like(w0), self.steps - self._back
         begun = Trajectory.of(w0)
+        # w_{t-k} counts as a constant
         if first:
             begun = jax.lax.stop_gradient(unrolled(self, instance, begun, (lam, none), 0, first))
 
@@ -138,17 +174,17 @@ class ITD:
         return end, instance.mean_outer_loss(end.w), gradient, None
 
     def _final_code(self, instance: Instance, w0: PyTree, end: "Trajectory") -> tuple[Array, Array]:
-        """The code of the trajectory, and the products spent on it."""
+        """The code of the trajectory, and the diagnostic products."""
         way, vjp = sub(end.w, w0), vjp_of_step(instance, end.w, instance.lam, self._last_step)
         return final_code(end.moves, jnp.int32(self.steps), (w0, end.w), way, vjp, self.tol, confirm=self.confirm)
 
 
 class Trajectory(NamedTuple):
-    """Where a trajectory is, and what was seen on the way; only ``w`` has a derivative.
+    """A point of a trajectory, and the moves that led there; only ``w`` has a derivative.
 
     Attributes:
         w: the last finite point.
-        moves: as :func:`~bilevax.solvers.stability.monitor` keeps them, up to the first failure.
+        moves: as recorded by :func:`~bilevax.solvers.stability.monitor`, up to the first failure.
         step: of that failure.
     """
 
@@ -165,7 +201,7 @@ class Trajectory(NamedTuple):
 def unrolled(
     method: ITD, instance: Instance, before: Trajectory, point: tuple[PyTree, PyTree], start: int, steps: int
 ) -> Trajectory:
-    """So many steps from number ``start`` on, differentiable: sqrt(steps) checkpoints. The moves are watched.
+    """So many steps from number ``start`` on, differentiable: sqrt(steps) checkpoints. The moves are monitored.
 
     ``point`` is (lam, offset), and an offset of 0, like w, is added to each image of the map: the derivative with
     respect to it is the sum of all multipliers, which approaches v as that with respect to lam does the hypergradient.
@@ -173,17 +209,20 @@ def unrolled(
     lam, offset = point
 
     def step(at: Trajectory, j: Array) -> tuple[Trajectory, None]:
+        # w <- w + eta_j (Phi(w, lam) + offset - w)
         move = sub(add(instance.mean_image(at.w, lam), offset), at.w)
-        finite = all_finite(move)  # not by way of what is watched: the backward pass computes this anew, and only this
-        seen = jax.lax.stop_gradient(at._replace(w=()))
+        # Not from the history of moves: the backward pass computes this anew, and only this.
+        finite = all_finite(move)
+        before = jax.lax.stop_gradient(at._replace(w=()))
         vjp = vjp_of_step(instance, at.w, lam, method.step_size(j))
-        new = monitor(seen.moves, j, *jax.lax.stop_gradient((at.w, move)), vjp, confirm=method.confirm)
+        new = monitor(before.moves, j, *jax.lax.stop_gradient((at.w, move)), vjp, confirm=method.confirm)
         failed = new.code != Code.OK
         new = new._replace(look=jnp.where(failed, NEVER, new.look))
-        over = seen.moves.code != Code.OK
-        moves, number = where(over, (seen.moves, seen.step), (new, jnp.where(failed, j + 1, 0)))
+        over = before.moves.code != Code.OK
+        moves, number = where(over, (before.moves, before.step), (new, jnp.where(failed, j + 1, 0)))
         return Trajectory(where(finite, axpy(method.step_size(j), move, at.w), at.w), moves, number), None
 
+    # segments of sqrt(steps) steps, of which the backward pass keeps the first point and computes the others again
     length = max(1, math.isqrt(steps))
     whole = steps - steps % length
     numbers = start + jnp.arange(steps, dtype=jnp.int32)
@@ -196,7 +235,7 @@ NEVER = jnp.iinfo(jnp.int32).max
 """A step that does not come."""
 
 
-def vjp_of_step(instance: Instance, w: PyTree, lam: PyTree, eta: Array) -> Callable[[PyTree], PyTree]:
-    """U -> u + eta (d1Phi^T u - u), which grows as products with the Jacobian of a step do; not differentiated."""
+def vjp_of_step(instance: Instance, w: PyTree, lam: PyTree, eta: Array) -> Operator:
+    """The product u -> u + eta (d1Phi^T u - u) with the transposed Jacobian of a step; not differentiated."""
     w, instance = jax.lax.stop_gradient(w), instance._replace(lam=jax.lax.stop_gradient(lam))
     return lambda u: axpy(eta, sub(instance.mean_adjoint_product(w, u), u), u)

@@ -1,29 +1,29 @@
-"""Chains of w and v that the same minibatches move, and the batch means of what they pass through."""
+"""Chains of w and v on the same minibatches, and the batch means of their iterates."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.instance import Instance
-from bilevax.core.protocols import BilevelProblem
+from bilevax.core.instance import Instance, Oracle
+from bilevax.core.protocols import Draw
 from bilevax.core.records import Failure
-from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, scale, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, row, scale, sub, where, zeros_like
 from bilevax.data import join
 from bilevax.hypergradients.batch_means import BatchMeans, batch_edges, extrapolated, moved_by
 
 
 class Chains(NamedTuple):
-    """What is carried from step to step: a lane for each chain; the second takes half steps once they have parted.
+    """Iterates of one chain or two, of which the second takes half steps after the burn-in.
 
     Attributes:
-        w: [lanes, ...].
-        v: [lanes, ...].
-        failure: the first stage and step at which something was not finite; the chains then stand still.
-        travel: sum of the eta_j.
+        w: [chains, ...].
+        v: [chains, ...].
+        failure: the first stage and step at which something was not finite; no step is made from there on.
+        cumulative_step: sum of the eta_j.
     """
 
     w: PyTree
@@ -33,11 +33,11 @@ class Chains(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Batch means of (x_j, w_j, v_j) over the kept steps of a run.
+    """Batch means of (x_j, w_j, v_j) over the steps of a run after its burn-in.
 
     Attributes:
-        extrapolated: 2 x^(s/2) - x^(s), extrapolated.
-        difference: x^(s) - x^(s/2), 0 of one lane.
+        extrapolated: 2 x^(s/2) - x^(s).
+        difference: x^(s) - x^(s/2), 0 of one chain.
     """
 
     extrapolated: BatchMeans
@@ -45,22 +45,22 @@ class Series(NamedTuple):
 
     @property
     def full_step(self) -> BatchMeans:
-        """x^(s), of the lane with whole steps: in the long run its mean varies as that of ``extrapolated``.
+        """x^(s), of the chain with full steps: in the long run its mean varies as that of ``extrapolated``.
 
-        It forgets sooner. Along a direction of relaxation time T the mean over B steps has 1 - T/B times the variance
-        it has where B is long, that of ``extrapolated`` 1 - 7/3 T/B, up to terms of the order exp(-B / 2T).
+        Its autocorrelation decays faster. Along a direction of relaxation time T the mean over B steps has 1 - T/B
+        times its asymptotic variance, that of ``extrapolated`` 1 - 7/3 T/B, up to terms of the order exp(-B / 2T).
         """
-        return self.extrapolated.of(
-            jax.tree.map(lambda x, moved: x + 2 * moved, self.extrapolated.means, self.difference.means)
-        )
+        # (2 x^(s/2) - x^(s)) + 2 (x^(s) - x^(s/2)) = x^(s)
+        means = jax.tree.map(lambda x, moved: x + 2 * moved, self.extrapolated.means, self.difference.means)
+        return self.extrapolated.like(means)
 
     def continued(self, before: "Series") -> "Series":
-        """With what a run of half the steps kept."""
+        """Joined with that of a run of half the steps."""
         return Series(*(now.joined(past.doubled) for now, past in zip(self, before, strict=True)))
 
 
 class SVRGSnapshot(NamedTuple):
-    """A point and the outer gradients of every row there, by which those of minibatches are corrected.
+    """A snapshot of w and the full outer gradients there, by which those of minibatches are corrected.
 
     Attributes:
         w: the point.
@@ -86,9 +86,13 @@ class SVRGSnapshot(NamedTuple):
         return cls(w, g, direct, jnp.ones((), norm(w).dtype))
 
 
-def begin(w0: PyTree, v0: PyTree, *, lanes: int) -> Chains:
-    """Chains that all start at (w0, v0)."""
-    w, v = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), (w0, v0))
+Carry: TypeAlias = tuple[Chains, tuple[PyTree, PyTree, PyTree], Array]
+"""The chains, sums over their steps of x_j, w_j, v_j, and the number of these steps."""
+
+
+def begin(w0: PyTree, v0: PyTree, *, chains: int) -> Chains:
+    """So many chains that all start at (w0, v0)."""
+    w, v = jax.tree.map(lambda x: jnp.broadcast_to(x, (chains, *x.shape)), (w0, v0))
     return Chains(w, v, Failure.of("none"), jnp.zeros((), jnp.result_type(float)))
 
 
@@ -96,33 +100,36 @@ def run(
     instance: Instance,
     eta: Callable[[Array], Array],
     chains: Chains,
-    kept: tuple[Array, Array],
+    averaged: tuple[Array, Array],
     *,
     key: Array,
-    made: Array | int = 0,
+    done: Array | int = 0,
     snapshot: SVRGSnapshot | None = None,
 ) -> tuple[Chains, Series, SVRGSnapshot | None]:
-    """Move the chains from step ``made`` to ``kept[0]``, and then to ``kept[1]`` in stretches whose means are kept.
+    """The chains from step ``done`` to the end of the burn-in, ``averaged[0]``, and on to ``averaged[1]`` in batches.
 
-    Up to ``kept[0]`` all lanes take whole steps, if none is made: the start is forgotten as fast as can be. There the
-    snapshot is cast, if there is to be one.
+    In the burn-in of a run that begins all chains take full steps, which are the faster. At its end the snapshot is
+    taken, if there is to be one.
     """
-    parting = jnp.where(jnp.asarray(made) > 0, 0, kept[0])
-    cuts = jnp.maximum(jnp.concatenate([jnp.zeros(1, jnp.int32), batch_edges(*kept)]), made)
+    split_step = jnp.where(jnp.asarray(done) > 0, 0, averaged[0])
+    edges = jnp.maximum(jnp.concatenate([jnp.zeros(1, jnp.int32), batch_edges(*averaged)]), done)
+    taking = (jnp.arange(len(edges) - 1) == 1) & (jnp.asarray(done) == 0)
 
-    casting = (jnp.arange(len(cuts) - 1) == 1) & (jnp.asarray(made) == 0)
-
-    def stretch(state: tuple[Chains, SVRGSnapshot | None], here: tuple[Array, Array, Array]) -> tuple[Any, Any]:
-        (chains, snapshot), (start, stop, cast) = state, here
+    def batch(
+        state: tuple[Chains, SVRGSnapshot | None], here: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Chains, SVRGSnapshot | None], tuple[Array, PyTree, PyTree]]:
+        (chains, snapshot), (start, stop, take) = state, here
         if snapshot is not None:
-            w = jax.tree.map(lambda x: x[0], chains.w)
-            snapshot = jax.lax.cond(cast, lambda w: SVRGSnapshot.at(instance, w), lambda _: snapshot, w)
-        chains, sums, number = advance(instance, eta, chains, (start, stop, parting), key=key, snapshot=snapshot)
+            # In the loop, where it is compiled once; a cond, as it reads every row.
+            now = snapshot
+            snapshot = jax.lax.cond(take, partial(SVRGSnapshot.at, instance), lambda _: now, row(chains.w, 0))
+        chains, sums, number = advance(instance, eta, chains, (start, stop, split_step), key=key, snapshot=snapshot)
         means = scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), sums)
         return (chains, snapshot), (number, extrapolated(means), moved_by(means))
 
-    (chains, snapshot), passed = jax.lax.scan(stretch, (chains, snapshot), (cuts[:-1], cuts[1:], casting))
-    counts, *means = jax.tree.map(lambda x: x[1:], passed)  # without the first stretch, which forgets the start
+    (chains, snapshot), passed = jax.lax.scan(batch, (chains, snapshot), (edges[:-1], edges[1:], taking))
+    # without the first batch, the burn-in
+    counts, *means = jax.tree.map(lambda x: x[1:], passed)
     return chains, Series(*(BatchMeans.filled(x, counts) for x in means)), snapshot
 
 
@@ -137,42 +144,43 @@ def advance(
 ) -> tuple[Chains, tuple[PyTree, PyTree, PyTree], Array]:
     """The chains after the steps start <= j < stop; with sums over them of x_j, w_j, v_j, and their number.
 
-    ``steps`` is (start, stop, parting): before step ``parting`` all lanes take whole steps.
+    ``steps`` is (start, stop, split_step): before step ``split_step`` all chains take full steps.
     """
-    start, stop, parting = steps
-    lanes = jax.tree.leaves(chains.w)[0].shape[0]
+    start, stop, split_step = steps
+    chains_in_all = jax.tree.leaves(chains.w)[0].shape[0]
     nowhere = Failure.of("none")
-    halving = 0.5 ** jnp.arange(lanes, dtype=jnp.result_type(float))
+    halving = 0.5 ** jnp.arange(chains_in_all, dtype=jnp.result_type(float))
 
-    def step(carry: Any, args: tuple[BilevelProblem, PyTree, Array, SVRGSnapshot | None], j: Array, draws: Any) -> Any:
-        (w, v, failure, travel), sums, number = carry
-        problem, lam, parting, snapshot = args
-        move = jax.vmap(partial(moved, problem, lam, snapshot, draws))
+    def step(carry: Carry, args: tuple[Oracle, Array, SVRGSnapshot | None], j: Array, draws: dict[str, Draw]) -> Carry:
+        (w, v, failure, cumulative_step), sums, number = carry
+        oracle, split_step, snapshot = args
+        # eta_j, and eta_j / 2 of the second chain
         size = jnp.asarray(eta(j)).astype(halving.dtype)
-        new_w, new_v, x, stage = move(w, v, size * jnp.where(j < parting, 1.0, halving))
+        etas = size * jnp.where(j < split_step, 1.0, halving)
+        new_w, new_v, x, stage = jax.vmap(partial(moved, oracle, snapshot, draws))(w, v, etas)
         failure = where(failure.stage == 0, nowhere._replace(stage=jnp.max(stage), step=j + 1), failure)
         good = failure.stage == 0
+        # x_j at (w_j, v_j), before the step
         sums = where(good, add(sums, (x, w, v)), sums)
         w, v = where(good, (new_w, new_v), (w, v))
-        return Chains(w, v, failure, travel + size), sums, number + good.astype(jnp.int32)
+        return Chains(w, v, failure, cumulative_step + size), sums, number + good.astype(jnp.int32)
 
-    sums = (
-        jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), instance.lam),
-        *zeros_like((chains.w, chains.v)),
-    )
+    no_x = jax.tree.map(lambda x: jnp.zeros((chains_in_all, *x.shape), x.dtype), instance.lam)
+    begin = chains, (no_x, *zeros_like((chains.w, chains.v))), jnp.int32(0)
     both = join(train=instance.train, val=instance.val)
-    args = instance.problem, instance.lam, parting, snapshot
-    return both.fold(step, (chains, sums, jnp.int32(0)), args, key=key, start=start, stop=stop)
+    return both.fold(step, begin, (instance.oracle, split_step, snapshot), key=key, start=start, stop=stop)
 
 
 def moved(
-    problem: BilevelProblem, lam: PyTree, snapshot: SVRGSnapshot | None, draws: Any, w: PyTree, v: PyTree, eta: Array
+    oracle: Oracle, snapshot: SVRGSnapshot | None, draws: dict[str, Draw], w: PyTree, v: PyTree, eta: Array
 ) -> tuple[PyTree, PyTree, PyTree, Array]:
     """One step of one chain: the next w and v, the hypergradient x, and the first stage that is not finite."""
     train, val = draws["train"], draws["val"]
-    image, pullback = jax.vjp(lambda w, lam: problem.inner_image(w, lam, train.batch), w, lam)
+    # Phi(w; zeta), and its pullback of v: d1Phi^T v, d2Phi^T v
+    image, pullback = oracle.inner_pullback(w, train.batch)
     by_w, by_lam = pullback(v)
-    g, direct = _outer(problem, w, lam, snapshot, val.batch)
+    g, direct = _outer(oracle, w, snapshot, val.batch)
+    # x = grad_2 E + d2Phi^T v; v moves along grad_1 E + d1Phi^T v - v, w along Phi - w
     x = axpy(val.weight, direct, scale(train.weight, by_lam))
     by_v = axpy(val.weight, g, scale(train.weight, sub(by_w, v)))
     stages = {"inner": image, "outer": (g, direct), "linear": by_w, "cross": by_lam}
@@ -181,14 +189,12 @@ def moved(
     return axpy(eta * train.weight, sub(image, w), w), axpy(eta, by_v, v), x, stage
 
 
-def _outer(
-    problem: BilevelProblem, w: PyTree, lam: PyTree, snapshot: SVRGSnapshot | None, batch: PyTree
-) -> tuple[PyTree, PyTree]:
+def _outer(oracle: Oracle, w: PyTree, snapshot: SVRGSnapshot | None, batch: PyTree) -> tuple[PyTree, PyTree]:
     """grad_1 E and grad_2 E of a minibatch, corrected by the snapshot."""
-
-    def at(w: PyTree) -> tuple[PyTree, PyTree]:
-        return problem.outer_gradients(w, lam, batch)[1:]
-
-    if snapshot is None:
-        return at(w)
-    return axpy(snapshot.weight, sub((snapshot.g, snapshot.direct), at(snapshot.w)), at(w))
+    _, *here = oracle.outer_gradients(w, batch)
+    if snapshot is not None:
+        # grad E(w; xi) + grad E(w_1) - grad E(w_1; xi)
+        _, *there = oracle.outer_gradients(snapshot.w, batch)
+        here = axpy(snapshot.weight, sub([snapshot.g, snapshot.direct], there), here)
+    g, direct = here
+    return g, direct

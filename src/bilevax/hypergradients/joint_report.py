@@ -1,4 +1,4 @@
-"""How wrong one run of JointSID is: its batch means, and what every row says at the point that it found."""
+"""The error report of one run of JointSID: by batch means, and by every row at the point that it found."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.records import ErrorReport
 from bilevax.core.trees import norm, sub
-from bilevax.hypergradients.batch_means import BatchMeans, excess, influences, remaining_bias
+from bilevax.hypergradients.batch_means import excess, influences, remaining_bias
 from bilevax.hypergradients.every_row import way_on_every_row
 from bilevax.hypergradients.joint_chains import Series
 
@@ -18,14 +18,14 @@ FORGOTTEN = 10.0
 """Relaxation times that a run must last for its batch means to have enough degrees of freedom for a verdict."""
 
 SUSPECTED = 0.02
-"""Bias over the size of a hypergradient from which on every row is asked."""
+"""Relative bias from which on every row is read."""
 
 PRICED = 30
-"""One minibatch in so many, drawn anew, is spent on what the noise of w and v does to a last pass."""
+"""Steps per minibatch, drawn anew, for the standard error of a last pass."""
 
 POLISHED, SHORTEST, LONGEST = 4.0, 40, 10
-"""Relaxation times of the iteration from the means of a run to what every row wants; one step in so many at least, and
-at most."""
+"""Relaxation times of the iteration from the means of a run to the solution on every row; steps of the run per step of
+it, at most and at least."""
 
 
 class Length(NamedTuple):
@@ -33,7 +33,7 @@ class Length(NamedTuple):
 
     Attributes:
         steps: N.
-        relaxations: times that it forgot its slowest direction.
+        relaxations: relaxation times of its slowest direction, -N ln(contraction).
         eta: mean step.
     """
 
@@ -49,9 +49,10 @@ class Length(NamedTuple):
 
 def averaged(series: Series, length: Length) -> ErrorReport:
     """The report on the mean of the hypergradients: one series prices all three stages together."""
-    means = _hypergradients(series.full_step.decorrelated(length.relaxations))
-    settled, moved = map(_hypergradients, (series.extrapolated, series.difference))
+    all_means = series.full_step.decorrelated(length.relaxations), series.extrapolated, series.difference
+    means, settled, moved = (part.like(part.means[0]) for part in all_means)  # of (x, w, v), x alone
     unknown = jnp.full_like(norm(settled.mean), jnp.nan)
+    # 4 degrees of freedom, the fewest of a verdict, at 10 relaxation times, and in proportion
     enough = jnp.floor(length.relaxations * (FEWEST / FORGOTTEN)).astype(jnp.int32)
     return ErrorReport(
         value=settled.mean,
@@ -66,16 +67,11 @@ def averaged(series: Series, length: Length) -> ErrorReport:
 
 
 def on_every_row(
-    instance: Instance,
-    series: Series,
-    mean: ErrorReport,
-    length: Length,
-    *,
-    key: Array,
+    instance: Instance, series: Series, mean: ErrorReport, length: Length, *, key: Array
 ) -> tuple[ErrorReport, ErrorReport]:
     """The reports on the mean of the hypergradients, and on the hypergradient at the means of w and v on every row.
 
-    From the means, (w, v) are led on to where both equations of every row hold
+    From the means, (w, v) is iterated to where both equations of every row hold
     (:func:`~bilevax.hypergradients.every_row.way_on_every_row`); the bias of a value is its distance from the
     hypergradient there, as far as noise does not explain it.
 
@@ -93,25 +89,22 @@ def on_every_row(
     number, rate = polishing(length), -length.relaxations / length.steps.astype(length.relaxations.dtype)
     way = way_on_every_row(instance, (w, v), (length.eta, number), rate, key=stream(key, "linear"))
     means = series.full_step.decorrelated(length.relaxations)
-    asked = jnp.maximum(length.steps // PRICED, 1)
-    noise = influences(instance, means.of(means.means[1:]), asked, key=stream(key, "cross"))
+    minibatches = jnp.maximum(length.steps // PRICED, 1)
+    noise = influences(instance, means.like(means.means[1:]), minibatches, key=stream(key, "cross"))
 
     def biased(report: ErrorReport) -> ErrorReport:
-        bias = excess(sub(report.value, way.truth), report.standard_error, 1.0)
-        return report._replace(bias=bias)
+        # sqrt(|value - truth|^2 - |standard error|^2) along value - truth
+        return report._replace(bias=excess(sub(report.value, way.truth), report.standard_error, 1.0))
 
+    # the last pass: the hypergradient at the means on every row, whose noise is that of the means of w and v
     spread = as_others(noise.standard_error)
     passed = mean._replace(value=way.value, standard_error=spread, sampling=jnp.zeros_like(mean.sampling))
     return biased(mean), biased(passed)
 
 
 def polishing(length: Length) -> Array:
-    """How many minibatches move (w, v) on from the means."""
+    """Minibatches of the iteration from the means."""
+    # 4 N / R, between N / 40 and N / 10
     wanted = POLISHED * length.steps.astype(length.relaxations.dtype) / jnp.maximum(length.relaxations, 1.0)
     low, high = (jnp.maximum(length.steps // share, 1) for share in (SHORTEST, LONGEST))
     return jnp.clip(wanted.astype(jnp.int32), low, high)
-
-
-def _hypergradients(series: BatchMeans) -> BatchMeans:
-    """Of (x, w, v), x alone."""
-    return series.of(series.means[0])

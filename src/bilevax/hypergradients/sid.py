@@ -2,35 +2,50 @@
 
 import functools
 from functools import partial
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import check_count, config, replace_unchecked, set_frozen
+from bilevax.core.config import Steps, at_least_one, check_fields, config, replace_unchecked
 from bilevax.core.errors import ParameterError
-from bilevax.core.instance import Instance
+from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, RowSource
+from bilevax.core.protocols import (
+    BilevelProblem,
+    Diagnosis,
+    InnerSolver,
+    LinearSolver,
+    RowSource,
+    Run,
+    StochasticSolver,
+)
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, nonfinite_code, worst_part
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
-from bilevax.hypergradients.diagnosis import Diagnosis, Run
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.solvers import FixedPoint, Given, Neumann, at_step
-from bilevax.solvers.fixed_point import has_grown
+from bilevax.solvers.fixed_point import Image, has_grown
 
 
 class SIDState(NamedTuple):
-    """What a run is continued from: its w and v (None: start from 0), and its cost so far."""
+    """The state of a run, from which it is continued.
+
+    Attributes:
+        w: where it is.
+        v: likewise; None: at 0.
+        cost: so far.
+        trace: the evidence for its error report; None before the first step.
+    """
 
     w: PyTree
     v: PyTree | None
     cost: Cost
+    trace: ChainTrace | SolverErrors | None = None
 
 
 class Segment(NamedTuple):
@@ -48,17 +63,21 @@ class Segment(NamedTuple):
     def _only(self) -> bool:
         return isinstance(self.doublings, int) and self.doublings == 0
 
-    def solve(self, solver: Any, image: Any, start: PyTree, args: PyTree, source: RowSource, *, key: Array) -> Solution:
+    def solve(
+        self, solver: StochasticSolver, image: Image, start: PyTree, args: PyTree, source: RowSource, *, key: Array
+    ) -> Solution:
         """A chain of minibatches: its first steps, or as many more as there were before."""
         if self._only:
-            return solver.solve(image, start, args, source, key=key, s=self.outer_step)
+            return solver.solve(image, start, args, source, key=key, outer_step=self.outer_step)
         steps = at_step(solver.steps, self.outer_step)
+        # t steps at first; then from 2^(i-1) t to 2^i t
         first = jnp.where(jnp.asarray(self.doublings) > 0, steps << self.doublings >> 1, 0)
         solver = replace_unchecked(solver, steps=jnp.maximum(first, steps))
         return solver.solve(image, start, args, source, key=key, first=first)
 
-    def batches(self, number: Any) -> tuple[Array, Array]:
+    def batches(self, number: Steps) -> tuple[Array, Array]:
         """The first of the minibatches of a mean, and how many: all of them after those before."""
+        # n at first; then 2^i n from (2^i - 1) n on, as n + 2 n + ... + 2^(i-1) n = (2^i - 1) n were read before
         once = at_step(number, self.outer_step)
         number = once if self._only else once << self.doublings
         return number - once, number
@@ -77,14 +96,13 @@ class SID:
     (``batch_size=None``) this is approximate implicit differentiation (AID).
 
     ``error``, made by :func:`~bilevax.hypergradient`, is of this one value: after chains of at least 20 epochs, and of
-    640 steps, w and v are led on to where both equations of every row hold, and the value's distance from the
-    hypergradient there is ``bias``, kinks and all. Shorter chains are priced by where both were at eight points of
-    their ways, their noise and what they remember of their starts, which errs on the side of caution
-    (:func:`~bilevax.hypergradients.sid_report.sid_report`).
+    640 steps, w and v are iterated to where both equations of every row hold, and the value's distance from the
+    hypergradient there is ``bias``, kinks and all. Of shorter chains, noise and bias are estimated from eight snapshots
+    of both, which errs on the side of caution (:func:`~bilevax.hypergradients.sid_report.sid_report`).
 
-    Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient; what is
-    spent on confirming that an iteration does not contract is ``cost.measuring``, and what the report reads
-    ``error.samples``: every row and a tenth of k minibatches, or a fortieth of them, at least 24. Memory, with the
+    Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient; products
+    that test whether an iteration contracts are ``cost.measuring``, and what the report reads ``error.samples``: every
+    row and a tenth of k minibatches, or a fortieth of them, at least 24. Memory, with the
     report: 18 copies of w and v, and 16 of lam.
     Source: Grazzi, Pontil, Salzo (2021), arXiv:2011.07122.
 
@@ -95,20 +113,20 @@ class SID:
         outer_batches: J1, minibatches of val for E and its gradients, likewise; None (default): every row of val once.
     """
 
-    inner: Any
-    linear: Any
-    cross_batches: Any = None
-    outer_batches: Any = None
+    extensible: ClassVar[bool] = True
+
+    inner: InnerSolver | Given
+    linear: LinearSolver
+    cross_batches: Steps | None = None
+    outer_batches: Steps | None = None
 
     def __post_init__(self) -> None:
         for name in ("inner", "linear"):
-            if not (hasattr(getattr(self, name), "solve") or (name == "inner" and isinstance(self.inner, Given))):
-                raise ParameterError(
-                    f"{name} must be a solver such as bx.FixedPoint(steps=100), got {getattr(self, name)!r}"
-                )
-        for name in ("cross_batches", "outer_batches"):
-            if getattr(self, name) is not None:
-                set_frozen(self, **{name: check_count(name, getattr(self, name), low=1)})
+            solver = getattr(self, name)
+            if not (hasattr(solver, "solve") or (name == "inner" and isinstance(solver, Given))):
+                raise ParameterError(f"{name} must be a solver such as bx.FixedPoint(steps=100), got {solver!r}")
+        given = [name for name in ("cross_batches", "outer_batches") if getattr(self, name) is not None]
+        check_fields(self, **dict.fromkeys(given, at_least_one))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem that lacks what the solvers need.
@@ -116,7 +134,7 @@ class SID:
         Raises:
             ParameterError: the linear solver needs a symmetric problem, or the inner one a loss.
         """
-        if getattr(self.linear, "needs_symmetry", False) and not problem.symmetric:
+        if not self.linear.stochastic and self.linear.needs_symmetry and not problem.symmetric:
             raise ParameterError(
                 f"{type(self.linear).__name__} needs a symmetric system, and the inner map is not known to be a"
                 " gradient step; use bx.GradientStep(loss), or linear=bx.GMRES() or bx.FixedPoint(steps=...)"
@@ -139,7 +157,7 @@ class SID:
             outer_step: for counts that grow.
             v0: start of the linear solver; None: 0.
         """
-        return self._from(instance, w0, v0, key=key, segment=Segment(outer_step))
+        return self._from(instance, w0, v0, key=key, segment=Segment(outer_step))[0]
 
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> SIDState:
         """A run without a step; its arguments are those of :meth:`estimate`."""
@@ -153,42 +171,48 @@ class SID:
         Both chains go on from where they ended, v for the w that is reached now, with the minibatches and the steps
         that are next; J and J1 are doubled as well, all of them new. Deterministic solvers are called again from there.
         """
-        est = self._from(instance, state.w, state.v, key=key, segment=Segment(0, doublings))
+        est, trace = self._from(instance, state.w, state.v, key=key, segment=Segment(0, doublings))
         est = est._replace(cost=state.cost.plus(est.cost))
-        return est, SIDState(est.w, est.v, est.cost)
+        return est, SIDState(est.w, est.v, est.cost, trace)
 
     def suspecting(self) -> "SID":
-        """The same, but a suspicion that an iteration does not contract is not looked into."""
-        return replace_unchecked(self, inner=_suspecting(self.inner), linear=_suspecting(self.linear))
+        """The same, but a suspicion that an iteration does not contract is not tested."""
+        solvers = {"inner": self.inner, "linear": self.linear}
+        suspects = {name: solver for name, solver in solvers.items() if isinstance(solver, FixedPoint | Neumann)}
+        return replace_unchecked(self, **{name: replace_unchecked(x, confirm=False) for name, x in suspects.items()})
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
-        """The stage that failed, made again alone, with what was suspected looked into."""
+        """The stage that failed, repeated alone, with what was suspected tested."""
         segment, w, v = Segment(0, run.doublings), estimate.w, estimate.v
-        if stage == "inner" and _suspects(self.inner):
-            solver, start = self.inner, run.before.w
-            solved = self._solve_inner(instance, start, key=stream(key, "inner"), segment=segment)
+        solver = self.inner if stage == "inner" else self.linear
+        if stage not in ("inner", "linear") or not isinstance(solver, FixedPoint | Neumann):
+            return None
+        if stage == "inner":
+            solved = self._solve_inner(instance, run.before.w, key=stream(key, "inner"), segment=segment)
             w = solved.value
-        elif stage == "linear" and _suspects(self.linear):
-            solver, (_, g, _) = self.linear, self._outer(instance, w, key=stream(key, "outer"), segment=segment)[0]
+        else:
+            (_, g, _), *_ = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
             solved = self._solve_linear(instance, w, g, run.before.v, key=stream(key, "linear"), segment=segment)
             v = solved.value
-        else:
-            return None
         checks = _checks(solver, solved, instance.train)
-        return Diagnosis(solved.code, Failure.of(stage, solved.step), w, v, checks)
+        return Diagnosis(solved.code, Failure.of(stage, solved.last_step), w, v, checks)
 
     def deterministic(self, instance: Instance) -> bool:
         """True if every stage sees every row."""
-        solvers = not (getattr(self.inner, "stochastic", False) or self.linear.stochastic)
-        inner = instance.train.is_full_batch or (solvers and self.cross_batches is None)
+        solvers = isinstance(self.inner, Given) or not self.inner.stochastic
+        inner = instance.train.is_full_batch or (solvers and not self.linear.stochastic and self.cross_batches is None)
         return inner and (instance.val.is_full_batch or self.outer_batches is None)
 
-    def _from(self, instance: Instance, w0: PyTree, v0: PyTree | None, *, key: Array, segment: Segment) -> Estimate:
+    def _from(
+        self, instance: Instance, w0: PyTree, v0: PyTree | None, *, key: Array, segment: Segment
+    ) -> tuple[Estimate, ChainTrace | SolverErrors]:
+        """An estimate from starts of w and v, and the evidence for its error report."""
         train, val = instance.train, instance.val
         self._check_keys(train, val)
         # w ~ w(lam)
         inner = self._solve_inner(instance, w0, key=stream(key, "inner"), segment=segment)
         w = inner.value
+        # E, grad_1 E, grad_2 E at w
         (value, g, direct), halves, outer = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
         # v ~ (I - d1Phi^T)^-1 grad_1 E
         linear = self._solve_linear(instance, w, g, v0, key=stream(key, "linear"), segment=segment)
@@ -204,25 +228,23 @@ class SID:
             measuring=_checks(self.inner, inner, train) + _checks(self.linear, linear, train),
         )
         code, failure = worst_part(
-            (inner.code, Failure.of("inner", inner.step)),
+            (inner.code, Failure.of("inner", inner.last_step)),
             (nonfinite_code((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
-            (linear.code, Failure.of("linear", linear.step)),
+            (linear.code, Failure.of("linear", linear.last_step)),
             (nonfinite_code(product), Failure.of("cross")),
         )
-        chains = [solved.calls for solved in (inner, linear) if solved.tail is not None]
+        chains = [solved.calls for solved in (inner, linear) if solved.snapshots is not None]
         steps = functools.reduce(jnp.maximum, chains) if chains else None
+        trace: ChainTrace | SolverErrors = ChainTrace(inner.snapshots, linear.snapshots, spread, halves)
         if self.deterministic(instance):
-            seen: ChainTrace | SolverErrors = SolverErrors(inner.left, linear.left, inner.calls + linear.calls)
-        else:
-            seen = ChainTrace(inner.tail, linear.tail, spread, halves)
-        return Estimate(hypergradient, value, w, v, code, cost, failure, seen=seen, steps=steps)
+            trace = SolverErrors(inner.error, linear.error, inner.calls + linear.calls)
+        return Estimate(hypergradient, value, w, v, code, cost, failure, steps=steps), trace
 
     def _check_keys(self, train: RowSource, val: RowSource) -> None:
         """Refuse stages that see every row of a source whose batches bring keys."""
-        if not (isinstance(self.inner, Given) or getattr(self.inner, "stochastic", False)):
-            refuse_keys(type(self.inner).__name__, "solve by bx.FixedPoint, or take bx.JointSID", train=train)
-        if not self.linear.stochastic:
-            refuse_keys(type(self.linear).__name__, "solve by bx.FixedPoint, or take bx.JointSID", train=train)
+        for solver in (self.inner, self.linear):
+            if not (isinstance(solver, Given) or solver.stochastic):
+                refuse_keys(type(solver).__name__, "solve by bx.FixedPoint, or take bx.JointSID", train=train)
         if self.cross_batches is None:
             refuse_keys("cross_batches=None", "pass a number of cross batches", train=train)
         if self.outer_batches is None:
@@ -232,18 +254,17 @@ class SID:
         """The fixed point of Phi(., lam)."""
         if isinstance(self.inner, Given):
             return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
-        problem, lam, train, _ = instance
         if not self.inner.stochastic:
-            return self.inner.solve(problem.inner_loss, w0, lam, train)
+            return self.inner.solve(instance.problem.inner_loss, w0, instance.lam, instance.train)
 
-        def image(w: PyTree, args: tuple[BilevelProblem, PyTree], batch: PyTree) -> PyTree:
-            problem, lam = args
-            return problem.inner_image(w, lam, batch)
+        def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
+            return oracle.inner_image(w, batch)
 
-        solved = segment.solve(self.inner, image, w0, (problem, lam), train, key=key)
-        if problem.damping is None:
+        solved = segment.solve(self.inner, image, w0, instance.oracle, instance.train, key=key)
+        if instance.problem.damping is None:
             return solved
-        lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)  # damping lets v contract, not w
+        # damping lets v contract, not w
+        lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)
         return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
     def _solve_linear(
@@ -258,6 +279,7 @@ class SID:
             return self.linear.solve(lambda v: sub(v, pullback(v)[0]), g, metric, v0)
 
         def image(v: PyTree, args: tuple[BilevelProblem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
+            # Psi(v) = d1Phi(w; zeta)^T v + g
             problem, w, lam, g = args
             return problem.affine_image(w, lam, batch, g, v)
 
@@ -267,19 +289,20 @@ class SID:
     def _outer(
         self, instance: Instance, w: PyTree, *, key: Array, segment: Segment
     ) -> tuple[tuple[Array, PyTree, PyTree], Sampled | None, Count]:
-        """E, grad_1 E, grad_2 E, from the same minibatches, and what these say of the noise of the gradients."""
-        problem, lam, _, val = instance
+        """E, grad_1 E, grad_2 E, from the same minibatches, and the noise of the gradients."""
+        val = instance.val
         if self.outer_batches is None:
             return instance.mean_outer_gradients(w), None, Count(jnp.int32(1), val.rows)
 
-        def terms(args: tuple[BilevelProblem, PyTree, PyTree], batch: PyTree) -> PyTree:
-            problem, w, lam = args
-            return problem.outer_gradients(w, lam, batch)
+        def terms(args: tuple[Oracle, PyTree], batch: PyTree) -> PyTree:
+            oracle, w = args
+            return oracle.outer_gradients(w, batch)
 
         first, number = segment.batches(self.outer_batches)
         early, late, real = number // 2, number - number // 2, jnp.result_type(float)
-        half = partial(batch_mean, terms, (problem, w, lam), val, key=key)
+        half = partial(batch_mean, terms, (instance.oracle, w), val, key=key)
         one, other = half(number=early, first=first), half(number=late, first=first + early)
+        # (n_1 x_1 + n_2 x_2) / n, and |x_1 - x_2| sqrt(n_1 n_2 / n), of one degree of freedom: no second sum is carried
         mean = axpy(early.astype(real) / number.astype(real), sub(one, other), other)
         deviation = scale(jnp.sqrt((early * late).astype(real) / number.astype(real)), sub(one[1:], other[1:]))
         return mean, Sampled(deviation, number), Count(number, val.rows_per_batch)
@@ -287,32 +310,25 @@ class SID:
     def _cross(
         self, instance: Instance, w: PyTree, v: PyTree, *, key: Array, segment: Segment
     ) -> tuple[PyTree, Sampled | None, Count]:
-        """d2Phi^T v, averaged over the cross batches, and what these say of its noise."""
-        problem, lam, train, _ = instance
+        """d2Phi^T v, averaged over the cross batches, and its noise."""
+        train = instance.train
         if self.cross_batches is None:
             return instance.mean_cross_product(w, v), None, Count(jnp.int32(1), train.rows)
 
-        def product(args: tuple[BilevelProblem, PyTree, PyTree, PyTree], batch: PyTree) -> PyTree:
-            problem, w, lam, v = args
-            return problem.cross_product(w, lam, batch, v)
+        def product(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
+            oracle, w, v = args
+            return oracle.cross_product(w, batch, v)
 
         first, number = segment.batches(self.cross_batches)
-        mean, deviation = batch_spread(product, (problem, w, lam, v), train, key=key, number=number, first=first)
+        args = instance.oracle, w, v
+        mean, deviation = batch_spread(product, args, train, key=key, number=number, first=first)
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
 
 
-def _suspects(solver: Any) -> bool:
-    """True if a solver may suspect its iteration of not contracting."""
-    return isinstance(solver, FixedPoint | Neumann)
+def _checks(solver: InnerSolver | LinearSolver | Given, solved: Solution, source: RowSource) -> Count:
+    return Count(jnp.asarray(solved.diagnostic_products, jnp.int32), _rows(solver, source))
 
 
-def _suspecting(solver: Any) -> Any:
-    return replace_unchecked(solver, confirm=False) if _suspects(solver) else solver
-
-
-def _checks(solver: Any, solved: Solution, source: RowSource) -> Count:
-    return Count(jnp.asarray(solved.checks, jnp.int32), _rows(solver, source))
-
-
-def _rows(solver: Any, source: RowSource) -> int:
-    return source.rows_per_batch if getattr(solver, "stochastic", False) else source.rows
+def _rows(solver: InnerSolver | LinearSolver | Given, source: RowSource) -> int:
+    """Of each of its oracle calls."""
+    return source.rows if isinstance(solver, Given) or not solver.stochastic else source.rows_per_batch

@@ -1,53 +1,58 @@
-"""How wrong one run of SID is: the noise of its two chains, and what they remember of their starts."""
+"""The error report of one run of SID from snapshots of its two chains: their noise, and the bias of their starts."""
 
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.error_report import as_others
-from bilevax.core.instance import Instance
+from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import ErrorReport, Estimate, Snapshots
-from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, scale, sub, vdot, where, zeros_like
+from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, row, scale, sub, vdot, where, zeros_like
 from bilevax.data import Arrays
 from bilevax.data.hashed import HashedBatches
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread, each
 from bilevax.hypergradients.residual_error import CERTAIN, residual_error
-from bilevax.hypergradients.spread import ForgettingRate, last_point_error, total_square
+from bilevax.hypergradients.spread import RelaxationRate, last_point_error, sum_of_entries
+from bilevax.linalg.power import nonzero
 
 ANSWERED, FEWEST = 40, 24
-"""One minibatch in so many of a chain, and at least so many, are spent on how v answers to what is wrong with w, and
-how a direction shrinks beside it."""
+"""Minibatches of a chain for each of the linear systems of its report, and the fewest of these."""
 
 READ, LEAST_READ = 8, (64, 4)
-"""One minibatch in so many of those, and at least so many rows and so many minibatches of either source, are spent on
-what is wrong with the hypergradient."""
+"""Minibatches of those for each on which gradients and products are compared, and the fewest rows and minibatches of
+either source."""
 
 UNRESOLVED = 0.67
-"""A travel s cannot tell the slowest direction from one that is forgotten faster by .67 / s, if there are all rates."""
+"""Along a cumulative step s, of curvatures of all sizes, the slowest is not resolved from one larger by .67 / s."""
 
 LEAST = 0.07
-"""Share, at least, of the rate seen that the slowest direction has."""
+"""Least fraction of the curvature seen that the slowest direction has."""
 
 Parts = dict[str, PyTree]
-"""Stacks [L, ...], like w or like lam, by what they come from."""
+"""Stacks [L, ...], like w or like lam, by the stage of SID they come from."""
+
+Stack = TypeVar("Stack")
+
+Systems: TypeAlias = tuple[PyTree, Array, Array, Array]
+"""Solutions of the linear systems in a stack, row 0 a direction; step size; cumulative step; sum of <u, A u>."""
 
 
 class ChainTrace(NamedTuple):
-    """What a run of SID leaves to its report.
+    """Evidence of a run of SID for its report.
 
     Attributes:
-        inner: tail of the chain of w; None where w comes from every row, or is given.
-        linear: tail of the chain of v; likewise.
+        inner: snapshots of the chain of w; None where w comes from every row, or is given.
+        linear: of the chain of v; likewise.
         cross: of the products of cross batches.
-        outer: of (grad_1 E, grad_2 E): half of what the means of the two halves of the outer batches differ by, times
-            the root of their number.
+        outer: of (grad_1 E, grad_2 E): half of the difference between the means of the two halves of the outer batches,
+            times the root of their number.
     """
 
     inner: Snapshots | None
@@ -57,89 +62,100 @@ class ChainTrace(NamedTuple):
 
     @property
     def last(self) -> Snapshots | None:
-        """The tail of the chain that was run last."""
+        """The snapshots of the chain that was run last."""
         return self.inner if self.linear is None else self.linear
 
+    @property
+    def chains(self) -> dict[str, Snapshots]:
+        """The snapshots that there are, by their stage."""
+        both = {"inner": self.inner, "linear": self.linear}
+        return {name: chain for name, chain in both.items() if chain is not None}
 
-def tail_report(instance: Instance, estimate: Estimate, *, key: Array) -> ErrorReport:
+
+def snapshot_report(instance: Instance, estimate: Estimate, trace: ChainTrace, *, key: Array) -> ErrorReport:
     """The report on an estimate of :class:`~bilevax.SID` that sampled, to first order.
 
-    Where w was on its way, less where it ended, changes grad_1 E + d1Phi^T v, which v answers as the linear system
-    says, and grad_2 E + d2Phi^T v at a fixed v; where v was changes d2Phi^T v. So both tails are seen in the
-    hypergradient, and :func:`last_point_error` says what noise and bias they show. ``bias`` is the sum of both;
-    ``inner``, ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the root mean
-    square error. Whether a solver that sees every row is done, beside one that does not, its code says.
+    The snapshots of w, less its last iterate, change grad_1 E + d1Phi^T v, the right-hand side of v, and so v by the
+    solution of the linear system, and grad_2 E + d2Phi^T v at a fixed v; those of v change d2Phi^T v. So both chains
+    are mapped into the hypergradient, where :func:`last_point_error` estimates noise and bias. ``bias`` is the sum of
+    both; ``inner``, ``linear`` and ``sampling`` are the parts of w, of v, and of the cross and outer batches in the
+    root mean square error. Whether a deterministic solver beside a stochastic one has converged, its code says.
 
     Cost: on a fortieth of k minibatches, at least 24, Hessian-vector products of eight directions at once; on an eighth
     as many of either source, at least 4 and 64 rows, gradients and cross products at as many points.
 
     Args:
         instance: with its inner step measured.
-        estimate: with what was seen.
+        estimate: to report on.
+        trace: of its run.
         key: its stream measure is used.
     """
-    seen: ChainTrace = estimate.seen
     drawn = with_independent(instance)
     train, val = drawn.train, drawn.val
-    last = seen.last
-    steps = estimate.cost.gradients.calls if seen.linear is None else estimate.cost.hvps.calls
-    answered = jnp.maximum(steps // ANSWERED, FEWEST)
-    read = _batches(train, answered), _batches(val, answered)
-    rate, images, deviation = _images(drawn, estimate, (answered, read), key=stream(key, "measure"))
+    steps = estimate.cost.gradients.calls if trace.linear is None else estimate.cost.hvps.calls
+    solving = jnp.maximum(jnp.asarray(steps) // ANSWERED, FEWEST)
+    reading = _batches(train, solving), _batches(val, solving)
+    points = estimate.w, estimate.v
+    rate, images, deviation = _images(drawn, points, trace, (solving, reading), key=stream(key, "measure"))
 
-    tails = {"inner": seen.inner, "linear": seen.linear}
-    chains = {
-        name: last_point_error(tail._replace(points=_ended(images[name])), rate)
-        for name, tail in tails.items() if tail is not None
-    }  # fmt: skip
-    noise = {name: (chain.squares, chain.degrees_of_freedom) for name, chain in chains.items()}
-    if seen.outer is not None:
-        one = seen.outer.number < 2  # which says nothing of its noise
+    errors = {
+        name: last_point_error(chain._replace(points=_with_last(images[name])), rate)
+        for name, chain in trace.chains.items()
+    }
+    noise = {name: (error.squares, error.degrees_of_freedom) for name, error in errors.items()}
+    if trace.outer is not None:
+        one = trace.outer.number < 2  # a single minibatch has no noise to be seen
         squares = jax.tree.map(lambda x: jnp.where(one, jnp.inf, x[0] ** 2), images["outer"])
         noise["outer"] = squares, jnp.ones_like(rate.seen)
-    if seen.cross is not None:
-        noise["cross"] = _of_products(seen.cross, Sampled(deviation, read[0]))
-    if last is None:
-        rest = residual_error(instance, None, (estimate.w, estimate.v))._replace(value=estimate.value)
+    if trace.cross is not None:
+        noise["cross"] = _of_products(trace.cross, Sampled(deviation, reading[0]))
+    if trace.last is None:
+        rest = residual_error(instance, None, points)._replace(value=estimate.value)
     else:
-        bias = {name: chain.bias for name, chain in chains.items()}
-        rest = _bias_only(estimate.value, bias, 1.0 - rate.seen * last.sizes[-1])
-    twice = int(seen.inner is not None)  # once for the changes, once for the products
-    minibatches = answered + (1 + twice) * read[0], twice * read[1]
+        bias = {name: error.bias for name, error in errors.items()}
+        rest = _bias_only(estimate.value, bias, 1.0 - rate.seen * trace.last.step_sizes[-1])
+    # every minibatch that is read once for the changes of w, where it has a chain, and once for the products
+    twice = int(trace.inner is not None)
+    minibatches = solving + (1 + twice) * reading[0], twice * reading[1]
     samples = minibatches[0] * train.rows_per_batch + minibatches[1] * val.rows_per_batch
     dtype = rate.seen.dtype
     return _with_noise(rest, noise)._replace(samples=rest.samples + samples.astype(dtype), order=jnp.ones((), dtype))
 
 
 def _images(
-    instance: Instance, estimate: Estimate, numbers: tuple[Array, tuple[Array, Array]], *, key: Array
-) -> tuple[ForgettingRate, Parts, PyTree]:
-    """What the hypergradient would have been where the chains were on their way, less what it is; [L, ...], like lam.
+    instance: Instance,
+    points: tuple[PyTree, PyTree],
+    trace: ChainTrace,
+    numbers: tuple[Array, tuple[Array, Array]],
+    *,
+    key: Array,
+) -> tuple[RelaxationRate, Parts, PyTree]:
+    """The hypergradient at earlier points of the chains, less that at their ends; [L, ...], like lam.
 
-    Beside how fast the linear system forgets, and the standard deviation of the product of one cross batch.
+    Beside the curvature of the linear system, and the standard deviation of the product of one cross batch.
     """
-    seen, (w, v), (answered, read) = estimate.seen, (estimate.w, estimate.v), numbers
-    answering, reading = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
-    asked: Parts = {}  # right-hand sides that v answers
-    direct: Parts = {}  # what changes beside the answers
-    if seen.inner is not None:
-        before = jax.tree.map(lambda x: x[:-1], seen.inner.points)
-        asked["inner"], direct["inner"] = _changes(instance, (w, v), before, read, key=reading)
-    if seen.outer is not None:
-        asked["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(seen.outer))
-    last = seen.last
-    drift = v if last is None else jax.tree.map(lambda x: x[-1] - x[0], last.points)
-    rate, answers = _solve_many(instance, w, drift, asked, number=answered, key=answering)
-    if seen.linear is not None:
-        answers["linear"] = jax.tree.map(lambda x: x[:-1] - x[-1:], seen.linear.points)
-    answers["cross"] = jax.tree.map(lambda x: x[None], v)
-    products = _in_one_stack(partial(_products, instance, w, number=read[0], key=reading), answers)
+    (w, v), (solving, reading) = points, numbers
+    system_key, read_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    right_hand_sides: Parts = {}
+    direct: Parts = {}  # changes at a fixed v
+    if trace.inner is not None:
+        before = jax.tree.map(lambda x: x[:-1], trace.inner.points)
+        right_hand_sides["inner"], direct["inner"] = _changes(instance, points, before, reading, key=read_key)
+    if trace.outer is not None:
+        right_hand_sides["outer"], direct["outer"] = jax.tree.map(lambda x: x[None], _of_mean(trace.outer))
+    drift = v if trace.last is None else jax.tree.map(lambda x: x[-1] - x[0], trace.last.points)
+    rate, solutions = _solve_many(instance, w, drift, right_hand_sides, number=solving, key=system_key)
+    if trace.linear is not None:
+        solutions["linear"] = jax.tree.map(lambda x: x[:-1] - x[-1:], trace.linear.points)
+    solutions["cross"] = jax.tree.map(lambda x: x[None], v)
+    # d2Phi^T dv, all in one stack; with the change at a fixed v it is that of the hypergradient
+    products = _in_one_stack(partial(_products, instance, w, number=reading[0], key=read_key), solutions)
     images = {name: add(mean, direct[name]) if name in direct else mean for name, (mean, _) in products.items()}
-    return rate, images, jax.tree.map(lambda x: x[0], products["cross"][1])
+    return rate, images, row(products["cross"][1], 0)
 
 
-def _ended(differences: PyTree) -> PyTree:
-    """The tail whose points differ by these from the last, [TAIL, ...]."""
+def _with_last(differences: PyTree) -> PyTree:
+    """Snapshots that differ by these from the last, [SNAPSHOTS, ...]."""
     return jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), differences)
 
 
@@ -155,9 +171,10 @@ def _with_noise(rest: ErrorReport, noise: dict[str, tuple[PyTree, Array]]) -> Er
     """The report with the noise of its parts: squares of standard errors, and degrees of freedom (Welch 1947)."""
     squares = functools.reduce(add, [part for part, _ in noise.values()])
     zero = jnp.zeros_like(rest.inner)
-    sizes = {name: jnp.sqrt(total_square(part)).astype(zero.dtype) for name, (part, _) in noise.items()}
+    sizes = {name: jnp.sqrt(sum_of_entries(part)).astype(zero.dtype) for name, (part, _) in noise.items()}
     inner, linear, cross, outer = (sizes.get(name, zero) for name in ("inner", "linear", "cross", "outer"))
     total = jnp.sqrt(functools.reduce(jnp.add, [x**2 for x in sizes.values()]))
+    # (sum_i s_i^2)^2 / sum_i (s_i^4 / n_i) degrees of freedom
     shares = {name: (x / jnp.maximum(total, jnp.finfo(zero.dtype).tiny)) ** 4 for name, x in sizes.items()}
     spent = functools.reduce(jnp.add, [shares[name] / n.astype(zero.dtype) for name, (_, n) in noise.items()])
     degrees = jnp.where(jnp.isfinite(total), 1.0 / jnp.maximum(spent, 1e-9), 1.0)
@@ -177,23 +194,24 @@ def _of_mean(sampled: Sampled) -> PyTree:
 
 def _of_products(cross: Sampled, more: Sampled) -> tuple[PyTree, Array]:
     """Squared standard errors of the mean of the cross batches, from these and some more, and degrees of freedom."""
+    # pooled variance ((J - 1) a^2 + (n - 1) b^2) / (J + n - 2), over J
     first, second = (jnp.maximum(x.number - 1, 0).astype(jnp.result_type(float)) for x in (cross, more))
     degrees = first + second
 
     def pooled(a: Array, b: Array) -> Array:
         share = (first / jnp.maximum(degrees, 1.0)).astype(a.dtype)
         square = (share * a**2 + (1 - share) * b**2) / jnp.maximum(cross.number, 1).astype(a.dtype)
-        return jnp.where(degrees > 0, square, jnp.inf)  # a single one says nothing of its noise
+        return jnp.where(degrees > 0, square, jnp.inf)  # of a single one no noise is seen
 
     return jax.tree.map(pooled, cross.deviation, more.deviation), jnp.maximum(degrees, 1.0)
 
 
-def _in_one_stack(fn: Callable[[PyTree], Any], parts: Parts) -> dict[str, Any]:
-    """What fn says of all parts in one stack, part by part."""
+def _in_one_stack(fn: Callable[[PyTree], Stack], parts: Parts) -> dict[str, Stack]:
+    """A function of all parts in one stack, part by part: one pass over the rows for all."""
     return _split_like(fn(jax.tree.map(lambda *x: jnp.concatenate(x), *parts.values())), parts)
 
 
-def _split_like(stack: PyTree, like: Parts) -> dict[str, Any]:
+def _split_like(stack: Stack, like: Parts) -> dict[str, Stack]:
     """A stack in parts that are as long as those."""
     first, found = 0, {}
     for name, part in like.items():
@@ -207,90 +225,84 @@ def _changes(
     instance: Instance, points: tuple[PyTree, PyTree], before: PyTree, read: tuple[Array, Array], *, key: Array
 ) -> tuple[PyTree, PyTree]:
     """What grad_1 E + d1Phi^T v and grad_2 E + d2Phi^T v were before, [L, ...], less what they are at (w, v)."""
-    (w, v), (problem, lam, train, val) = points, instance
+    w, v = points
     here = jax.tree.map(lambda x, b: jnp.concatenate([b, x[None]]), w, before)
 
-    def inner(args: Any, batch: PyTree) -> PyTree:
-        problem, v, lam, here = args
+    def inner(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
+        oracle, v, here = args
+        return each(batch)(lambda w: oracle.inner_pullback(w, batch)[1](v), here)
 
-        def at(w: PyTree) -> PyTree:
-            return jax.vjp(lambda w, lam: problem.inner_image(w, lam, batch), w, lam)[1](v)
+    def outer(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
+        oracle, _, here = args
+        return each(batch)(lambda w: oracle.outer_gradients(w, batch)[1:], here)
 
-        return each(batch)(at, here)
-
-    def outer(args: Any, batch: PyTree) -> PyTree:
-        problem, _, lam, here = args
-
-        def at(w: PyTree) -> PyTree:
-            return problem.outer_gradients(w, lam, batch)[1:]
-
-        return each(batch)(at, here)
-
-    args = problem, v, lam, here
+    args = instance.oracle, v, here
     through, direct = (
         batch_mean(fn, args, source, key=key, number=number, first=0)
-        for fn, source, number in zip((inner, outer), (train, val), read, strict=True)
+        for fn, source, number in zip((inner, outer), (instance.train, instance.val), read, strict=True)
     )
-    return jax.tree.map(lambda x: x[:-1] - x[-1:], add(through, direct))
+    by_w, by_lam = jax.tree.map(lambda x: x[:-1] - x[-1:], add(through, direct))
+    return by_w, by_lam
 
 
-def _batches(source: RowSource, answered: Array) -> Array:
-    """Minibatches of a source on which it is seen what is wrong."""
+def _batches(source: RowSource, solving: Array) -> Array:
+    """Minibatches of a source on which gradients and products are compared."""
+    if source.is_full_batch:
+        return jnp.asarray(1, jnp.int32)
     rows, least = LEAST_READ
-    return (
-        jnp.int32(1)
-        if source.is_full_batch
-        else jnp.maximum(answered // READ, max(rows // source.rows_per_batch, least))
-    )
+    return jnp.maximum(solving // READ, max(rows // source.rows_per_batch, least))
 
 
 def _solve_many(
-    instance: Instance, w: PyTree, direction: PyTree, asked: Parts, *, number: Array, key: Array
-) -> tuple[ForgettingRate, Parts]:
-    """How fast the linear system forgets, and its solutions for what is asked, as far as so many steps take them.
+    instance: Instance, w: PyTree, direction: PyTree, right_hand_sides: Parts, *, number: Array, key: Array
+) -> tuple[RelaxationRate, Parts]:
+    """The curvature of the linear system, and its solutions for many right-hand sides, after so many steps.
 
     A direction u <- u - eta (I - d1Phi^T) u shrinks to the slowest; ``seen`` is the mean of <u, (I - d1Phi^T) u> over
-    the last half, each minibatch being asked about the direction that those before it made. The step of all is 1 at
-    first, and halved whenever u grows.
+    the last half, each minibatch with the direction that those before it made. The step of all is 1 at first, and
+    halved whenever u grows. Not :func:`~bilevax.linalg.power.contraction_rate`: here u is one row of the stack of
+    systems, which one pass over the rows serves, and its step is sought.
     """
     real = norm(direction).dtype
     tiny = jnp.finfo(real).tiny
-    start = where(norm(direction) > tiny, direction, jax.tree.map(jnp.ones_like, direction))
-    right = jax.tree.map(
-        lambda *x: jnp.concatenate(x), jax.tree.map(lambda x: jnp.zeros_like(x)[None], start), *asked.values()
-    )
+    start = nonzero(direction)
+    # row 0, of the direction, has the right-hand side 0
+    none = jax.tree.map(lambda x: jnp.zeros_like(x)[None], start)
+    right = jax.tree.map(lambda *x: jnp.concatenate(x), none, *right_hand_sides.values())
 
-    def step(carry: Any, args: Any, j: Array, draw: Any) -> Any:
-        x, eta, travel, total = carry
-        problem, w, lam, right, number = args
-        size = jnp.maximum(norm(jax.tree.map(lambda x: x[0], x)), tiny)
+    def step(carry: Systems, args: tuple[Oracle, PyTree, PyTree, Array], j: Array, draw: Draw) -> Systems:
+        (x, eta, cumulative_step, total), (oracle, w, right, number) = carry, args
+        # u <- u / ||u||, u = x_0
+        size = jnp.maximum(norm(row(x, 0)), tiny)
         x = jax.tree.map(lambda x: x.at[0].divide(size.astype(x.dtype)), x)
-        images = each(draw.batch)(lambda v: problem.system_product(w, lam, draw.batch, v), x)
+        # x <- x + eta (right - A_B x)
+        images = each(draw.batch)(lambda v: oracle.system_product(w, draw.batch, v), x)
         new = axpy(eta * draw.weight, sub(right, images), x)
-        u, image, moved = (jax.tree.map(lambda x: x[0], tree) for tree in (x, images, new))
-        grown = ~(norm(moved) <= 1.0)
-        total = total + jnp.where(j >= number // 2, vdot(u, image).astype(real), 0.0)
-        return where(grown, x, new), jnp.where(grown, 0.5 * eta, eta), travel + jnp.where(grown, 0.0, eta), total
+        # eta <- eta / 2, and no step, where ||u - eta A_B u|| > 1
+        grown = ~(norm(row(new, 0)) <= 1.0)
+        total = total + jnp.where(j >= number // 2, vdot(row(x, 0), row(images, 0)).astype(real), 0.0)
+        cumulative_step = cumulative_step + jnp.where(grown, 0.0, eta)
+        return where(grown, x, new), jnp.where(grown, 0.5 * eta, eta), cumulative_step, total
 
     zero, one = jnp.zeros((), real), jnp.ones((), real)
-    begun = jax.tree.map(lambda u, r: jnp.zeros_like(r).at[0].set(u), start, right)
-    args = instance.problem, w, instance.lam, right, number
-    x, _, travel, total = instance.train.fold(step, (begun, one, zero, zero), args, key=key, start=0, stop=number)
+    begin = jax.tree.map(lambda u, r: jnp.zeros_like(r).at[0].set(u), start, right), one, zero, zero
+    args = instance.oracle, w, right, number
+    x, _, cumulative_step, total = instance.train.fold(step, begin, args, key=key, start=0, stop=number)
     seen = jnp.maximum(total / (number - number // 2).astype(real), tiny)
-    slowest = jnp.maximum(seen - UNRESOLVED / jnp.maximum(travel, tiny), LEAST * seen)
-    rate = ForgettingRate(*(x.astype(jnp.result_type(float)) for x in (seen, slowest)))
-    return rate, _split_like(jax.tree.map(lambda x: x[1:], x), asked)
+    # h >= seen - .67 / s, and .07 seen at least
+    slowest = jnp.maximum(seen - UNRESOLVED / jnp.maximum(cumulative_step, tiny), LEAST * seen)
+    rate = RelaxationRate(*(x.astype(jnp.result_type(float)) for x in (seen, slowest)))
+    return rate, _split_like(jax.tree.map(lambda x: x[1:], x), right_hand_sides)
 
 
 def _products(instance: Instance, w: PyTree, v: PyTree, *, number: Array, key: Array) -> tuple[PyTree, PyTree]:
     """Mean and standard deviation over so many minibatches of d2Phi^T v, [L, ...]."""
 
-    def products(args: Any, batch: PyTree) -> PyTree:
-        problem, w, lam, v = args
-        return each(batch)(lambda v: problem.cross_product(w, lam, batch, v), v)
+    def products(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
+        oracle, w, v = args
+        return each(batch)(lambda v: oracle.cross_product(w, batch, v), v)
 
-    args = instance.problem, w, instance.lam, v
-    return batch_spread(products, args, instance.train, key=key, number=number, first=0)
+    return batch_spread(products, (instance.oracle, w, v), instance.train, key=key, number=number, first=0)
 
 
 def with_independent(instance: Instance) -> Instance:
@@ -300,16 +312,15 @@ def with_independent(instance: Instance) -> Instance:
 
 
 def independent(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]:
-    """Both sources in independent minibatches, val of no more rows than train where it hands out all."""
+    """Both sources in independent minibatches, full batches of val in minibatches of no more rows than train's."""
     return _independent(train, None), _independent(val, train.rows_per_batch)
 
 
-def _independent(source: Any, rows: int | None) -> RowSource:
-    """The source in independent minibatches, of so many rows if it hands out all."""
+def _independent(source: RowSource, rows: int | None) -> RowSource:
+    """The source in independent minibatches; full batches in minibatches of so many rows, None: as they are."""
     if not isinstance(source, Arrays):
         return source
     if source.is_full_batch:
         return source if rows is None or source.rows <= rows else HashedBatches(source, rows)
-    return (
-        HashedBatches(source, source.rows_per_batch) if source.batch_size else source
-    )  # every row, and a key of its own
+    # without a batch size a draw is every row, with a key of its own
+    return HashedBatches(source, source.rows_per_batch) if source.batch_size else source

@@ -1,4 +1,4 @@
-"""What points on its way say of where a chain has come to: its noise, and what is left of its start."""
+"""Noise and bias of the last iterate of a chain, from snapshots of it."""
 
 import functools
 from typing import NamedTuple
@@ -8,24 +8,24 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.records import SNAPSHOTS, Snapshots
-from bilevax.core.trees import PyTree, norm
+from bilevax.core.trees import PyTree, leaf_sum, norm, per_row
 
 DOUBT = 0.25
-"""Share, at least, of the square of what noise may have moved that is held to be bias."""
+"""Least fraction of the variance of a move that is taken for bias, however well noise explains the move."""
 
-FRESH = 0.25
-"""Share, at least, of the noise at a point of a tail that is new since the one before."""
+INNOVATION = 0.25
+"""Least fraction of the variance at a snapshot that is new since the one before."""
 
 FASTER, PRIOR = 4.0, 0.25
-"""Noise may forget so many times as fast as the slowest direction; how likely that is, against that it does not."""
+"""Noise may decorrelate so many times as fast as the slowest direction relaxes; prior odds of that."""
 
 
-class ForgettingRate(NamedTuple):
-    """How the iteration forgets.
+class RelaxationRate(NamedTuple):
+    """Curvatures of I - d1Phi, by which a direction relaxes as exp(-h s) in the cumulative step s.
 
     Attributes:
-        seen: curvature of I - d1Phi in a direction that has shrunk for a while.
-        slowest: of the slowest direction, no more than this.
+        seen: in the direction that products of Jacobians shrink to.
+        slowest: a lower estimate of that of the slowest direction.
     """
 
     seen: Array
@@ -33,12 +33,12 @@ class ForgettingRate(NamedTuple):
 
 
 class PointError(NamedTuple):
-    """What the tail of a chain says of its last point.
+    """The error of the last iterate of a chain.
 
     Attributes:
         squares: of its standard error, entry by entry.
-        degrees: of freedom: two less than the points, or fewer on a tail shorter than the slowest relaxation time.
-        bias: size of what is left of the start, at most, entry by entry; infinite where no step was made.
+        degrees_of_freedom: two less than the snapshots, or fewer on a chain shorter than the slowest relaxation time.
+        bias: estimated from above, in absolute value, entry by entry; infinite where no step was made.
     """
 
     squares: PyTree
@@ -46,72 +46,96 @@ class PointError(NamedTuple):
     bias: PyTree
 
 
-def last_point_error(tail: Snapshots, rate: ForgettingRate) -> PointError:
-    """Noise and bias of the last point of a chain, from its points on the way there, or any linear image of them.
+def last_point_error(chain: Snapshots, rate: RelaxationRate) -> PointError:
+    """Noise and bias of the last iterate of a chain, from its snapshots, or any linear image of them.
 
-    With the travel s, the sum of the eta_j, a direction of rate h forgets as exp(-h s), its start as well as its noise,
-    whose variance goes as eta. So in the slowest direction the points are a constant, a multiple of exp(-h s_i), and
-    noise of covariance eta_i exp(-h (s_j - s_i)), i <= j, whose scale has an unbiased estimate (restricted maximum
-    likelihood). It is too large in directions that forget faster: so it is a mean with that of noise which forgets
-    FASTER times as fast, weighted by how likely either makes the points. And what moved D on a stretch of length S has
-    at most D / (exp(h S) - 1) to go, where noise does not explain D: the least over the stretches.
+    With the cumulative step s a direction of curvature h relaxes as exp(-h s), its start as well as its noise, whose
+    variance goes as eta. So in the slowest direction the snapshots are a constant, a multiple of exp(-h s_i), and noise
+    of covariance V_ij = eta_i exp(-h (s_j - s_i)), i <= j, whose scale has an unbiased estimate by restricted maximum
+    likelihood (Patterson, Thompson 1971). It is too large for directions that decorrelate faster: so it is averaged
+    with that of noise which decorrelates FASTER times as fast, by their likelihoods. And what moved by D along a
+    segment of length S has at most D / (exp(h S) - 1) to go, where noise does not explain D: the least over segments.
     """
-    real = tail.cumulative_step.dtype
-    h, s, sizes = (x.astype(real) for x in (rate.seen, tail.cumulative_step, tail.sizes))
+    real = chain.cumulative_step.dtype
+    h, s, sizes = (x.astype(real) for x in (rate.seen, chain.cumulative_step, chain.step_sizes))
+    # y_i = x_i / sqrt(eta_i / eta_L): of equal variance
     roots = jnp.sqrt(sizes / sizes[-1])
     decay = jnp.exp(-h * (s - s[0]))
+    rates = h * jnp.asarray([1.0, FASTER], real)
+    squares = _weighted_mean(*jax.vmap(lambda h: _restricted_fit(chain.points, s, roots, decay, h))(rates))
+    bias = _remaining_bias(
+        chain.points, (h, rate.slowest.astype(real)), (s, roots), sum_of_entries(squares).astype(real)
+    )
+    # less than 6 where the chain is shorter than a relaxation time: snapshots then are nearly one point
+    degrees = (SNAPSHOTS - 2.0) * jnp.minimum(h * (s[-1] - s[0]), 1.0)
+    return PointError(squares, jnp.maximum(degrees, 1.0), bias)
 
-    def fitted(h: Array) -> tuple[PyTree, Array]:
-        """Squares of the noise if it forgets at the rate h, and -log |V| - log |X'V^-1 X|, X the constant and decay."""
-        kept = jnp.minimum(jnp.exp(-h * (s[1:] - s[:-1])) * roots[:-1] / roots[1:], (1.0 - FRESH) ** 0.5)
-        fresh = jnp.sqrt(1.0 - kept**2)
 
-        def whitened(y: Array) -> Array:
-            y = y / _broadcast_rows(roots, y)
-            return jnp.concatenate([y[:1], (y[1:] - _broadcast_rows(kept, y) * y[:-1]) / _broadcast_rows(fresh, y)])
+def _restricted_fit(points: PyTree, s: Array, roots: Array, decay: Array, h: Array) -> tuple[PyTree, Array]:
+    """The noise variance if it decorrelates as exp(-h s), like a point; and -log |V| - log |X'V^-1 X|.
 
-        constant = whitened(jnp.ones_like(s))
-        start = _project_out(whitened(decay), constant)
+    The snapshots are x = X b + e, X = (1, decay) and Cov(e) = variance V. In units of ``roots`` e is an AR(1) process:
+    its whitened entries are uncorrelated and of one variance.
+    """
+    # correlation r_i = exp(-h (s_{i+1} - s_i)) sqrt(eta_i / eta_{i+1}), innovation sqrt(1 - r_i^2)
+    correlation = jnp.exp(-h * (s[1:] - s[:-1])) * roots[:-1] / roots[1:]
+    correlation = jnp.minimum(correlation, (1.0 - INNOVATION) ** 0.5)
+    innovation = jnp.sqrt(1.0 - correlation**2)
 
-        def square(x: Array) -> Array:
-            left = _project_out(_project_out(whitened(x), constant), start)
-            return jnp.sum(left**2, axis=0) / (SNAPSHOTS - 2)
+    def whitened(x: Array) -> Array:
+        # V^(-1/2) x: y_0, (y_{i+1} - r_i y_i) / sqrt(1 - r_i^2)
+        y = x / per_row(roots, x)
+        return jnp.concatenate([y[:1], (y[1:] - per_row(correlation, y) * y[:-1]) / per_row(innovation, y)])
 
-        volume = 2.0 * jnp.sum(jnp.log(fresh)) + jnp.log(constant @ constant) + jnp.log(start @ start)
-        return jax.tree.map(square, tail.points), -volume
+    # the columns of V^(-1/2) X, the second orthogonal to the first (Gram, Schmidt)
+    constant = whitened(jnp.ones_like(s))
+    start = _project_out(whitened(decay), constant)
 
-    squares = _mean(*jax.vmap(fitted)(h * jnp.asarray([1.0, FASTER], real)))
-    moved = jax.vmap(norm)(jax.tree.map(lambda x: x[-1:] - x[:-1], tail.points)).astype(real)
-    root, stretch = roots[:-1], s[-1] - s[:-1]
-    explained = (1.0 + root**2 * (1.0 - 2.0 * jnp.exp(-h * stretch))) * total_square(squares).astype(real)
+    def variance(x: Array) -> Array:
+        # REML: |V^(-1/2) (x - X b)|^2 / (L - 2), b by generalised least squares
+        residual = _project_out(_project_out(whitened(x), constant), start)
+        return jnp.sum(residual**2, axis=0) / (SNAPSHOTS - 2)
+
+    # log |V| = 2 sum log innovation, log |X'V^-1 X| = log |constant|^2 + log |start|^2, both but for constants
+    volume = 2.0 * jnp.sum(jnp.log(innovation)) + jnp.log(constant @ constant) + jnp.log(start @ start)
+    return jax.tree.map(variance, points), -volume
+
+
+def _remaining_bias(points: PyTree, rates: tuple[Array, Array], clock: tuple[Array, Array], noise: Array) -> PyTree:
+    """The way that is left to go, in absolute value, entry by entry: D / (exp(h S) - 1), least over the segments."""
+    (h, slowest), (s, roots) = rates, clock
+    moved = jax.vmap(norm)(jax.tree.map(lambda x: x[-1:] - x[:-1], points)).astype(s.dtype)
+    root, segment = roots[:-1], s[-1] - s[:-1]
+    # E|e_L - e_i|^2 = variance (1 + eta_i / eta_L - 2 (eta_i / eta_L) exp(-h S_i))
+    explained = (1.0 + root**2 * (1.0 - 2.0 * jnp.exp(-h * segment))) * noise
+    # D_i^2 = |x_L - x_i|^2 - E|e_L - e_i|^2, at least DOUBT of the latter
     way = jnp.sqrt(jnp.maximum(moved**2 - explained, DOUBT * explained))
-    left = jnp.where(stretch > 0, way / jnp.expm1(rate.slowest.astype(real) * stretch), jnp.inf)
+    left = jnp.where(segment > 0, way / jnp.expm1(slowest * segment), jnp.inf)
     i = jnp.argmin(left)
     share = jnp.where(moved[i] > 0, left[i] / moved[i], jnp.where(jnp.isinf(left[i]), jnp.inf, 0.0))
 
     def way_to_go(x: Array) -> Array:
+        # infinite, not NaN, where nothing moved
         way = jnp.abs(x[-1] - x[i])
         return jnp.where(jnp.isinf(share), share.astype(x.dtype), share.astype(x.dtype) * way)
 
-    degrees = (SNAPSHOTS - 2.0) * jnp.minimum(h * (s[-1] - s[0]), 1.0)
-    return PointError(squares, jnp.maximum(degrees, 1.0), jax.tree.map(way_to_go, tail.points))
+    return jax.tree.map(way_to_go, points)
 
 
-def _mean(squares: PyTree, volumes: Array) -> PyTree:
-    """Of two fits, [2, ...], weighted by prior times likelihood, in the mean over the entries by the noise they have.
+def _weighted_mean(squares: PyTree, volumes: Array) -> PyTree:
+    """Of two fits, [2, ...], weighted by prior times likelihood, its log a mean over the entries, weighted by noise.
 
-    log likelihood = -((TAIL - 2) log square + log |V| + log |X'V^-1 X|) / 2.
+    log likelihood = -((L - 2) log variance + log |V| + log |X'V^-1 X|) / 2, with L snapshots.
     """
-    total = _positive(total_square(jax.tree.map(lambda x: x[0], squares)))
+    total = _positive(sum_of_entries(jax.tree.map(lambda x: x[0], squares)))
 
     def weighted(x: Array) -> Array:
         logs = jnp.log(_positive(x)).reshape(2, -1)
         return jnp.sum(logs * (x[0] / total.astype(x.dtype)).reshape(1, -1), axis=1).astype(volumes.dtype)
 
     logs = functools.reduce(jnp.add, map(weighted, jax.tree.leaves(squares)))
-    shares = jax.nn.softmax(
-        0.5 * (volumes - (SNAPSHOTS - 2) * logs) + jnp.log(jnp.asarray([1.0, PRIOR], volumes.dtype))
-    )
+    prior = jnp.asarray([1.0, PRIOR], volumes.dtype)
+    shares = jax.nn.softmax(0.5 * (volumes - (SNAPSHOTS - 2) * logs) + jnp.log(prior))
     return jax.tree.map(lambda x: jnp.tensordot(shares.astype(x.dtype), x, axes=1), squares)
 
 
@@ -119,16 +143,13 @@ def _positive(x: Array) -> Array:
     return jnp.maximum(x, jnp.finfo(x.dtype).tiny)
 
 
-def _broadcast_rows(c: Array, y: Array) -> Array:
-    return c.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
-
-
 def _project_out(y: Array, direction: Array) -> Array:
-    """Y less its part along a direction [TAIL]."""
+    """The array y [L, ...] less its component along a direction [L]."""
+    # y - d <d, y> / <d, d>
     square = jnp.maximum(jnp.vdot(direction, direction), jnp.finfo(direction.dtype).tiny)
-    return y - _broadcast_rows(direction, y) * jnp.tensordot((direction / square).astype(y.dtype), y, axes=1)[None]
+    return y - per_row(direction, y) * jnp.tensordot((direction / square).astype(y.dtype), y, axes=1)[None]
 
 
-def total_square(squares: PyTree) -> Array:
-    """The sum of squares, over all entries."""
-    return functools.reduce(jnp.add, map(jnp.sum, jax.tree.leaves(squares)))
+def sum_of_entries(squares: PyTree) -> Array:
+    """Sum over all entries of all leaves."""
+    return leaf_sum(jax.tree.map(jnp.sum, squares))

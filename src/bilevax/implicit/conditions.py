@@ -1,18 +1,22 @@
 """What holds at a solution: the user's function as a function of the parameters and of every array that it reads."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, leaf_name, map_named, strongly_typed, sub
 
-Signature = inspect.Signature | None
+Args: TypeAlias = tuple[PyTree, ...]
+Kwargs: TypeAlias = dict[str, PyTree]
+
+Signature: TypeAlias = inspect.Signature | None
 """None where Python cannot tell, as for some built-in functions."""
 
 
@@ -43,7 +47,7 @@ class Conditions(NamedTuple):
     is_map: bool
     reference: Signature
 
-    def at(self, params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> System:
+    def at(self, params: PyTree, args: Args, kwargs: Kwargs) -> System:
         """F with these arguments, checked at these params.
 
         Traced once, to a program whose constants are known: traced values that the function reads from its closure
@@ -54,12 +58,14 @@ class Conditions(NamedTuple):
         """
         arrays, rebuild = arrays_apart((args, kwargs))
 
-        def call(params: PyTree, arrays: list[Any]) -> PyTree:
+        def call(params: PyTree, arrays: list[Array]) -> PyTree:
             args, kwargs = rebuild(arrays)
             out = self._call(params, args, kwargs)
             check_like(self.name, out, params)
+            # F = params - T
             return sub(params, out) if self.is_map else out
 
+        # F as a program of its arguments and of constants; a tracer among these is a value that it closed over
         closed = jax.make_jaxpr(call)(params, arrays)
         traced = [isinstance(c, jax.core.Tracer) for c in closed.consts]
         captured = [c for c, is_traced in zip(closed.consts, traced, strict=True) if is_traced]
@@ -68,19 +74,20 @@ class Conditions(NamedTuple):
         def residual(params: PyTree, inputs: PyTree) -> PyTree:
             arrays, captured = inputs
             new = iter(captured)
+            # the traced constants in their places, as inputs
             consts = [next(new) if is_traced else c for c, is_traced in zip(closed.consts, traced, strict=True)]
             program = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))
             return jax.tree.unflatten(structure, program(*jax.tree.leaves((params, arrays))))
 
         return System(residual, (arrays, captured))
 
-    def _call(self, params: PyTree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PyTree:
+    def _call(self, params: PyTree, args: Args, kwargs: Kwargs) -> PyTree:
         if self.reference is None:
             return self.fun(params, *args, **kwargs)
         bound = self.reference.bind(params, *args, **kwargs)
         return self.fun(*bound.args, **bound.kwargs)
 
-    def assigned(self, own: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def assigned(self, own: Signature, args: Args, kwargs: Kwargs) -> Kwargs:
         """The keyword arguments for F: those of the call, and defaults of the solver that F would otherwise not see.
 
         Args:
@@ -93,6 +100,7 @@ class Conditions(NamedTuple):
         """
         if self.reference is None:
             return kwargs
+        # F(params, *args, **kwargs) with the solver's defaults, which Python would fill in for the solver alone
         try:
             known = self.reference.bind_partial(None, *args, **kwargs).arguments
             left = {} if own is None else _defaults(own, len(args) + 1)
@@ -106,13 +114,13 @@ class Conditions(NamedTuple):
         return {**kwargs, **extra}
 
 
-def _defaults(own: inspect.Signature, given: int) -> dict[str, Any]:
+def _defaults(own: inspect.Signature, given: int) -> Kwargs:
     """Defaults of the solver's parameters beyond the first ``given``."""
     left = list(own.parameters.values())[given:]
     return {p.name: p.default for p in left if p.default is not p.empty}
 
 
-def signature_of(function: Any) -> Signature:
+def signature_of(function: object) -> Signature:
     """The signature of a function, or the signature itself.
 
     Raises:
@@ -122,27 +130,28 @@ def signature_of(function: Any) -> Signature:
         return function
     if not callable(function):
         raise ParameterError(f"reference_signature must be a function or an inspect.Signature, got {function!r}")
+    # built-in functions may have none: their arguments are then passed on as they are
     try:
         return inspect.signature(function)
     except ValueError:
         return None
 
 
-def arrays_apart(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
+def arrays_apart(tree: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
     """The JAX arrays of a tree, and how to put others in their places; every other leaf stays as it is."""
     leaves, structure = jax.tree.flatten(tree)
-    arrays = [x for x in leaves if isinstance(x, jax.Array)]
+    arrays = [x for x in leaves if isinstance(x, Array)]
 
-    def rebuild(arrays: list[Any]) -> PyTree:
-        new: Iterator[Any] = iter(arrays)
-        return jax.tree.unflatten(structure, [next(new) if isinstance(x, jax.Array) else x for x in leaves])
+    def rebuild(arrays: list[Array]) -> PyTree:
+        new = iter(arrays)
+        return jax.tree.unflatten(structure, [next(new) if isinstance(x, Array) else x for x in leaves])
 
     return arrays, rebuild
 
 
 def stopped(tree: PyTree) -> PyTree:
     """The tree with no derivatives."""
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, Array) else x, tree)
 
 
 def as_params(params: PyTree, hint: str = "") -> PyTree:
@@ -154,8 +163,8 @@ def as_params(params: PyTree, hint: str = "") -> PyTree:
     if not jax.tree.leaves(params):
         raise ParameterError("params has no leaves; the solver must return at least one float array")
 
-    def check(name: str, x: Any) -> Any:
-        kind = jnp.result_type(x) if isinstance(x, jax.Array | np.ndarray | np.generic | float) else type(x).__name__
+    def check(name: str, x: object) -> Array:
+        kind = jnp.result_type(x) if isinstance(x, Array | np.ndarray | np.generic | float) else type(x).__name__
         if isinstance(kind, str) or not jnp.issubdtype(kind, jnp.floating):
             raise ParameterError(f"leaf {name} is {kind}; a solution must consist of real float arrays{hint}")
         return strongly_typed(jnp.asarray(x))
@@ -169,7 +178,7 @@ def check_like(name: str, out: PyTree, params: PyTree) -> None:
     Raises:
         ParameterError: says which function, which leaf, and what would be right.
     """
-    structure: Any = jax.tree.structure(out)
+    structure: object = jax.tree.structure(out)
     wanted = jax.tree.structure(params)
     if structure != wanted:
         raise ParameterError(f"{name} must return a tree like params, {wanted}; got {structure}")

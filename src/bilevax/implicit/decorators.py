@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from bilevax.core.config import check_real
 from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import SystemSolver
 from bilevax.core.trees import PyTree
 from bilevax.implicit.conditions import Conditions, signature_of
 from bilevax.implicit.linear import Solve, as_solve
@@ -18,11 +18,11 @@ RESIDUAL_TOL = 1e-3
 def custom_root(
     optimality_fun: Callable[..., PyTree],
     has_aux: bool = False,
-    solve: Solve | Any | None = None,
-    reference_signature: Callable[..., Any] | inspect.Signature | None = None,
+    solve: Solve | SystemSolver | None = None,
+    reference_signature: Callable[..., PyTree] | inspect.Signature | None = None,
     *,
     residual_tol: float = RESIDUAL_TOL,
-) -> Callable[[Callable[..., Any]], ImplicitSolver]:
+) -> Callable[[Callable[..., PyTree]], ImplicitSolver]:
     """Give a solver of F(w, theta) = 0 the derivatives of its solution w(theta).
 
     Formula: with A = d1F(w, theta) at the solver's w, the tangent is A^{-1} (-d2F theta'), and a cotangent g is pulled
@@ -78,11 +78,11 @@ def custom_root(
 def custom_fixed_point(
     fixed_point_fun: Callable[..., PyTree],
     has_aux: bool = False,
-    solve: Solve | Any | None = None,
-    reference_signature: Callable[..., Any] | inspect.Signature | None = None,
+    solve: Solve | SystemSolver | None = None,
+    reference_signature: Callable[..., PyTree] | inspect.Signature | None = None,
     *,
     residual_tol: float = RESIDUAL_TOL,
-) -> Callable[[Callable[..., Any]], ImplicitSolver]:
+) -> Callable[[Callable[..., PyTree]], ImplicitSolver]:
     """Give a solver of w = T(w, theta) the derivatives of its solution w(theta).
 
     Formula: :func:`custom_root` for F = w - T. So ``solve`` sees A = I - d1T or its transpose; a tangent is
@@ -119,15 +119,16 @@ def _decorator(
     fun: Callable[..., PyTree],
     is_map: bool,
     has_aux: bool,
-    solve: Solve | Any | None,
-    reference: Callable[..., Any] | inspect.Signature | None,
+    solve: Solve | SystemSolver | None,
+    reference: Callable[..., PyTree] | inspect.Signature | None,
     residual_tol: float,
-) -> Callable[[Callable[..., Any]], ImplicitSolver]:
+) -> Callable[[Callable[..., PyTree]], ImplicitSolver]:
     name = "fixed_point_fun" if is_map else "optimality_fun"
     if not callable(fun):
         raise ParameterError(f"{name} must be a function of (params, *args), got {fun!r}")
     if not isinstance(has_aux, bool):
         raise ParameterError(f"has_aux must be True or False, got {has_aux!r}")
+    # checked where the decorator is written, not at the first derivative
     settings = Settings(
         Conditions(fun, name, is_map, signature_of(fun if reference is None else reference)),
         has_aux,
@@ -135,7 +136,7 @@ def _decorator(
         check_real("residual_tol", residual_tol, low=0.0, open_low=True),
     )
 
-    def decorate(solver: Callable[..., Any]) -> ImplicitSolver:
+    def decorate(solver: Callable[..., PyTree]) -> ImplicitSolver:
         if not callable(solver):
             raise ParameterError(f"the decorated solver must be a function of (init_params, *args), got {solver!r}")
         return ImplicitSolver(solver, settings)

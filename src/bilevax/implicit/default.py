@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.promotion import usual_promotion
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, rounding_unit
 from bilevax.implicit.vector import as_vector
 
 DENSE = 200
@@ -72,7 +72,7 @@ def default_solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> tuple[PyTree
     def operator(v: Array) -> Array:
         return as_vector(matvec(tree(v)))[0]
 
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(b))
+    eps = rounding_unit(b)
     with usual_promotion():
         if vector.size <= DENSE:
             x = _dense(operator, vector, eps)
@@ -89,13 +89,15 @@ def _dense(operator: Operator, b: Array, eps: float) -> Array:
     """
     eye = jnp.eye(b.size, dtype=b.dtype)
     matrix = jax.lax.map(operator, eye).T  # not vmap, which functions with a custom_vjp have only one way
+    # R^-1 A C^-1, rows and then columns of largest entry 1; x = C^-1 (R^-1 A C^-1)^-1 R^-1 b
     rows = jnp.max(jnp.abs(matrix), axis=1, initial=0.0)
     matrix = matrix / rows[:, None]
     columns = jnp.max(jnp.abs(matrix), axis=0, initial=0.0)
     matrix = matrix / columns
-    answers = jnp.linalg.solve(matrix, jnp.concatenate([(b / rows)[:, None], eye], axis=1))
-    condition = jnp.linalg.norm(matrix) * jnp.linalg.norm(answers[:, 1:])
-    return jnp.where(condition <= 0.1 / eps, answers[:, 0] / columns, jnp.nan)
+    solved = jnp.linalg.solve(matrix, jnp.concatenate([(b / rows)[:, None], eye], axis=1))
+    # the condition number in the Frobenius norm, ||M|| ||M^-1||
+    condition = jnp.linalg.norm(matrix) * jnp.linalg.norm(solved[:, 1:])
+    return jnp.where(condition <= 0.1 / eps, solved[:, 0] / columns, jnp.nan)
 
 
 def _krylov(operator: Operator, b: Array, eps: float) -> tuple[Array, Array]:
@@ -104,6 +106,7 @@ def _krylov(operator: Operator, b: Array, eps: float) -> tuple[Array, Array]:
     The second has a right-hand side of zero where it is not needed, and ends at once.
     """
     goal = max(1e-10, 10.0 * eps) * jnp.linalg.norm(b)
+    # A / (||A b|| / ||b||)
     size = jnp.linalg.norm(operator(b)) / jnp.linalg.norm(b)
     size = jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
 
@@ -112,6 +115,7 @@ def _krylov(operator: Operator, b: Array, eps: float) -> tuple[Array, Array]:
 
     x = _conjugate_residuals(unit, b, goal)
     r = b - unit(x)
+    # b = A x + r, then r = A rest: x + rest
     better = jnp.linalg.norm(r) <= jnp.linalg.norm(b)  # not if it is NaN
     x, r = jnp.where(better, x, 0.0), jnp.where(better, r, b)
     rest, code = _least_squares(unit, r, goal, eps)
@@ -119,15 +123,17 @@ def _krylov(operator: Operator, b: Array, eps: float) -> tuple[Array, Array]:
 
 
 def _conjugate_residuals(operator: Operator, b: Array, goal: Array) -> Array:
-    """X from steps that each lower ||b - A x|| the most along p, where A p is orthogonal to the last A p."""
+    """The iterate x of steps that each lower ||b - A x|| the most along p, with A p orthogonal to the last A p."""
 
     def step(state: _Residuals) -> _Residuals:
+        # p = r less its part along the last q = A p, by Gram-Schmidt, twice: once leaves rounding
         p, q = state.r, operator(state.r)
-        for _ in range(2):  # twice is enough
+        for _ in range(2):
             h = state.q @ q
             p, q = p - h @ state.p, q - h @ state.q
         length = jnp.linalg.norm(q)
         p, q = p / length, q / length
+        # x <- x + <q, r> p,  r <- r - <q, r> q
         along = jnp.vdot(q, state.r)
         x, r = state.x + along * p, state.r - along * q
         size, place = jnp.linalg.norm(r), state.step % KEPT
@@ -136,36 +142,39 @@ def _conjugate_residuals(operator: Operator, b: Array, goal: Array) -> Array:
         kept = state.p.at[place].set(p), state.q.at[place].set(q)
         return _Residuals(x, r, size, *kept, jnp.where(last, size, state.mark), falling, state.step + 1)
 
-    def going(state: _Residuals) -> Array:
+    def keep_going(state: _Residuals) -> Array:
         return (state.size > goal) & state.falling & (state.step < STEPS)
 
     none, size = jnp.zeros((KEPT, b.size), b.dtype), jnp.linalg.norm(b)
     start = _Residuals(jnp.zeros_like(b), b, size, none, none, size, jnp.asarray(True), jnp.int32(0))
-    return jax.lax.while_loop(going, step, start).x
+    return jax.lax.while_loop(keep_going, step, start).x
 
 
 def _least_squares(operator: Operator, b: Array, goal: Array, eps: float) -> tuple[Array, Array]:
-    """X of the least ||b - A x||, and whether it is a solution."""
-    pull = jax.linear_transpose(operator, b)
+    """The x of the least ||b - A x||, and whether it is a solution."""
+    transposed = jax.linear_transpose(operator, b)
     tiny = jnp.finfo(b.dtype).tiny
 
     def step(state: _Squares) -> _Squares:
         q, square = operator(state.p), jnp.vdot(state.s, state.s)
+        # rate = ||A^T r||^2 / ||A p||^2,  x <- x + rate p,  r <- r - rate A p
         rate = square / jnp.maximum(jnp.vdot(q, q), tiny)
         x, r = state.x + rate * state.p, state.r - rate * q
-        (s,) = pull(r)
+        (s,) = transposed(r)
+        # p <- s + (||s||^2 / ||s before||^2) p,  s = A^T r
         p = s + jnp.vdot(s, s) / jnp.maximum(square, tiny) * state.p
         top = jnp.maximum(state.top, jnp.linalg.norm(q) / jnp.linalg.norm(state.p))
         return _Squares(x, r, s, p, top, state.step + 1)
 
     def flat(state: _Squares) -> Array:
-        return ~(jnp.linalg.norm(state.s) > FLAT * eps * state.top * jnp.linalg.norm(state.r))
+        # ||A^T r|| <= 100 eps ||A|| ||r||
+        return jnp.logical_not(jnp.linalg.norm(state.s) > FLAT * eps * state.top * jnp.linalg.norm(state.r))
 
-    def going(state: _Squares) -> Array:
-        return (jnp.linalg.norm(state.r) > goal) & ~flat(state) & (state.step < STEPS)
+    def keep_going(state: _Squares) -> Array:
+        return jnp.logical_and(jnp.linalg.norm(state.r) > goal, ~flat(state) & (state.step < STEPS))
 
-    (s,) = pull(b)
+    (s,) = transposed(b)
     top = jnp.linalg.norm(s) / jnp.maximum(jnp.linalg.norm(b), tiny)
-    end = jax.lax.while_loop(going, step, _Squares(jnp.zeros_like(b), b, s, s, top, jnp.int32(0)))
+    end = jax.lax.while_loop(keep_going, step, _Squares(jnp.zeros_like(b), b, s, s, top, jnp.int32(0)))
     failed = jnp.where(flat(end), jnp.int32(Code.SINGULAR), jnp.int32(Code.MAX_STEPS))
     return end.x, jnp.where(jnp.linalg.norm(end.r) <= goal, jnp.int32(Code.OK), failed)

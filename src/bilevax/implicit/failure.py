@@ -1,9 +1,8 @@
-"""A failed backward solve is said once."""
+"""A failed backward solve is logged once."""
 
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jax.custom_batching import custom_vmap
 from bilevax.core.codes import Code
 
 _LOG = logging.getLogger("bilevax")
-_said: set[str] = set()
+_logged: set[str] = set()
 
 _REASONS = {
     Code.MAX_STEPS: (
@@ -35,22 +34,21 @@ def reason(code: int) -> str:
 def reporter(name: str, residual_tol: float) -> Callable[[Array, Array], Array]:
     """A traceable (code, residual) -> code that logs the first failure of the solver called ``name``.
 
-    Under vmap it speaks, and asks the host, only once for a whole batch: a callback in a branch would otherwise run for
-    every row, failed or not.
+    Under vmap the host is called once for a whole batch: a callback in a branch would otherwise run for every row,
+    failed or not.
     """
 
     @custom_vmap
     def report(code: Array, residual: Array) -> Array:
-        def tell() -> None:
-            jax.debug.callback(partial(_say, name, residual_tol), code, residual)
-
-        jax.lax.cond(code == Code.OK, lambda: None, tell)
+        log = partial(jax.debug.callback, partial(_log_once, name, residual_tol), code, residual)
+        jax.lax.cond(code == Code.OK, lambda: None, lambda: log())
         return code
 
     @report.def_vmap
     def batched(size: int, is_batched: list[bool], code: Array, residual: Array) -> tuple[Array, bool]:
         code = jnp.broadcast_to(code, (size,)) if not is_batched[0] else code
         residual = jnp.broadcast_to(residual, (size,)) if not is_batched[1] else residual
+        # the first row with the worst code stands for all of them
         worst = jnp.argmax(code)
         report(code[worst], residual[worst])
         return code, True
@@ -58,14 +56,15 @@ def reporter(name: str, residual_tol: float) -> Callable[[Array, Array], Array]:
     return report
 
 
-def _say(name: str, residual_tol: float, code: Any, residual: Any) -> None:
-    if name in _said:
+def _log_once(name: str, residual_tol: float, code: Array, residual: Array) -> None:
+    # once a solver: a training loop would repeat it at every step
+    if name in _logged:
         return
-    _said.add(name)
-    code = Code(int(code))
+    _logged.add(name)
+    found = Code(int(code))
     _LOG.warning(
         "A derivative of the solution of %s is NaN: its linear system ended with code %s and relative residual %.3g"
         " (residual_tol is %g). %s The solver's `diagnose` returns the code, the residual and the adjoint solution."
         " This is said once.",
-        *(name, code.name, float(residual), residual_tol, reason(code)),
+        *(name, found.name, float(residual), residual_tol, reason(found)),
     )

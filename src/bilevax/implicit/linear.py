@@ -1,19 +1,22 @@
 """The linear system behind a derivative: solved, checked, and given a code."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.core import records
 from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
-from bilevax.core.trees import PyTree, all_finite, sub
+from bilevax.core.protocols import SystemSolver
+from bilevax.core.trees import PyTree, all_finite, rounding_unit, scale, shrink, sub, where, zeros_like
 from bilevax.implicit.conditions import check_like
 from bilevax.implicit.default import default_solve
+from bilevax.implicit.vector import as_vector
 
 Matvec: TypeAlias = Callable[[PyTree], PyTree]
 Solve: TypeAlias = Callable[[Matvec, PyTree], PyTree]
@@ -31,7 +34,7 @@ class Solution(NamedTuple):
     residual: Array
 
 
-def as_solve(solve: Solve | Any | None) -> CodedSolve:
+def as_solve(solve: Solve | SystemSolver | None) -> CodedSolve:
     """The user's choice as (matvec, b) -> (x, code).
 
     Raises:
@@ -39,8 +42,9 @@ def as_solve(solve: Solve | Any | None) -> CodedSolve:
     """
     if solve is None:
         return default_solve
-    if hasattr(solve, "solve") and not getattr(solve, "stochastic", True):
-        return lambda matvec, b: _library_solve(solve, matvec, b)
+    of_library = getattr(solve, "solve", None)
+    if of_library is not None and not getattr(solve, "stochastic", True):
+        return partial(_library_solve, of_library)
     if callable(solve):
         return lambda matvec, b: (solve(matvec, b), jnp.int32(Code.OK))
     raise ParameterError(
@@ -48,8 +52,9 @@ def as_solve(solve: Solve | Any | None) -> CodedSolve:
     )
 
 
-def _library_solve(solver: Any, matvec: Matvec, b: PyTree) -> tuple[PyTree, Array]:
-    out = solver.solve(matvec, b, jax.tree.map(jnp.ones_like, b))
+def _library_solve(solve: Callable[..., records.Solution], matvec: Matvec, b: PyTree) -> tuple[PyTree, Array]:
+    # the metric of an A that is symmetric as it is: 1
+    out = solve(matvec, b, jax.tree.map(jnp.ones_like, b))
     return out.value, out.code
 
 
@@ -59,19 +64,19 @@ def solved(solve: CodedSolve, matvec: Matvec, b: PyTree, residual_tol: float) ->
     The right-hand side is divided by its largest entry beforehand: the squares of a tiny one would vanish and an
     absolute tolerance would accept x = 0. Zero gives zero, whatever ``solve`` makes of it.
     """
-    size = _largest(b)
-    usable = (size > 0) & jnp.isfinite(size)
+    size = jnp.max(jnp.abs(as_vector(b)[0]), initial=0.0)
+    zero, usable = size == 0, (size > 0) & jnp.isfinite(size)
     divisor = jnp.where(usable, size, jnp.ones_like(size))
-    unit = jax.tree.map(lambda x: jnp.where(usable, x / divisor.astype(x.dtype), jnp.zeros_like(x)), b)
+    # A x = b / max |b_i|, x <- max |b_i| x; a b that is not finite becomes 0 for the solver, and NONFINITE below
+    unit = where(usable, shrink(divisor, b), zeros_like(b))
     x, code = solve(matvec, unit)
     check_like("solve", x, b)
     residual, broken = _check(matvec, x, unit, residual_tol)
-    code = _verdict(all_finite(x), code, residual, broken, _tolerance(residual_tol, b))
-    zero, ok = size == 0, jnp.int32(Code.OK)
-    code = jnp.where(usable, code, jnp.where(zero, ok, jnp.int32(Code.NONFINITE)))
-    residual = jnp.where(usable, residual, jnp.where(zero, jnp.zeros_like(residual), jnp.full_like(residual, jnp.nan)))
-    x = jax.tree.map(lambda a: jnp.where(zero, jnp.zeros_like(a), divisor.astype(a.dtype) * a), x)
-    return Solution(x, code, residual)
+    tol = max(residual_tol, ROUNDING * rounding_unit(b))
+    code = _verdict(all_finite(x), code, residual, broken, tol)
+    code = jnp.where(usable, code, jnp.where(zero, jnp.int32(Code.OK), jnp.int32(Code.NONFINITE)))
+    residual = jnp.where(usable, residual, jnp.where(zero, 0.0, jnp.nan))
+    return Solution(where(zero, zeros_like(x), scale(divisor, x)), code, residual)
 
 
 def _check(matvec: Matvec, x: PyTree, b: PyTree, residual_tol: float) -> tuple[Array, Array]:
@@ -79,9 +84,10 @@ def _check(matvec: Matvec, x: PyTree, b: PyTree, residual_tol: float) -> tuple[A
     if np.isinf(residual_tol):
         return jnp.full((), jnp.nan), jnp.asarray(False)
     finite = all_finite(x)
-    image = matvec(jax.tree.map(lambda a, c: jnp.where(finite, a, c), x, b))
-    size = length(b)
-    residual = length(sub(image, b)) / jnp.where(size > 0, size, jnp.ones_like(size))
+    # the product is asked for at b where x is not finite: NaN would come back, and say nothing of the operator
+    image = matvec(where(finite, x, b))
+    size, left = (jnp.linalg.norm(as_vector(tree)[0]) for tree in (b, sub(image, b)))
+    residual = left / jnp.where(size > 0, size, jnp.ones_like(size))
     return jnp.where(finite, residual, jnp.nan), ~all_finite(image)
 
 
@@ -91,28 +97,12 @@ def _verdict(finite: Array, code: Array, residual: Array, broken: Array, tol: fl
     A solver of this library that met a singular or indefinite system, or diverged, may return zero: its result passes
     only with a residual that shows that it is none the worse.
     """
+    # tol = inf: nothing is known of the residual
     ok = finite & (code <= Code.STALLED) if np.isinf(tol) else residual <= tol
     failed = jnp.maximum(code, jnp.where(finite, jnp.int32(Code.MAX_STEPS), jnp.int32(Code.SINGULAR)))
     return jnp.where(ok, jnp.int32(Code.OK), jnp.where(broken, jnp.int32(Code.NONFINITE), failed))
 
 
-def _tolerance(residual_tol: float, b: PyTree) -> float:
-    return max(residual_tol, ROUNDING * max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(b)))
-
-
 def masked(x: PyTree, ok: Array) -> PyTree:
     """The tree, or NaN throughout."""
-    return jax.tree.map(lambda a: jnp.where(ok, a, jnp.full_like(a, jnp.nan)), x)
-
-
-def length(tree: PyTree) -> Array:
-    """Euclidean norm over all leaves, in JAX's default float."""
-    kind = jnp.result_type(float)
-    return jnp.sqrt(functools.reduce(jnp.add, [jnp.sum(jnp.square(x.astype(kind))) for x in jax.tree.leaves(tree)]))
-
-
-def _largest(tree: PyTree) -> Array:
-    """Largest absolute entry over all leaves, NaN if one is."""
-    kind = jnp.result_type(float)
-    sizes = [jnp.max(jnp.abs(x.astype(kind)), initial=0.0) for x in jax.tree.leaves(tree)]
-    return functools.reduce(jnp.maximum, sizes)
+    return where(ok, x, jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), x))

@@ -2,9 +2,10 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -12,10 +13,10 @@ from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
 from bilevax.core.forward_only import forward_only
 from bilevax.core.trees import PyTree
-from bilevax.implicit.conditions import Conditions, System, as_params, check_like, signature_of, stopped
+from bilevax.implicit.conditions import Args, Conditions, Kwargs, System, as_params, check_like, signature_of, stopped
 from bilevax.implicit.failure import reason, reporter
 from bilevax.implicit.level import top_level
-from bilevax.implicit.linear import CodedSolve, length, masked, solved
+from bilevax.implicit.linear import CodedSolve, masked, solved
 from bilevax.implicit.vector import as_vector
 
 _NO_TRANSPOSE = (
@@ -63,19 +64,19 @@ class ImplicitSolver:
     Derivatives of any order are derivatives of the implicit formula: ``solve`` and the solver are never differentiated.
     """
 
-    def __init__(self, solver: Callable[..., Any], settings: Settings) -> None:
+    def __init__(self, solver: Callable[..., PyTree], settings: Settings) -> None:
         functools.update_wrapper(self, solver)
         self._solver = solver
         self._settings = settings
         self._signature = signature_of(solver)
         self._name = getattr(solver, "__qualname__", type(solver).__name__)
         self._report = reporter(self._name, settings.residual_tol)
-        self._checked: Any = None  # what F was last checked with
+        self._checked: object = None  # what F was last checked with
 
     def __repr__(self) -> str:
         return f"<implicitly differentiated {self._name}>"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
         """Solve: (init_params, *args, **kwargs) -> params, or (params, aux).
 
         Raises:
@@ -89,13 +90,14 @@ class ImplicitSolver:
         plain_args, plain_kwargs = stopped((args, kwargs))
         params, assemble = self._without_aux(stopped(self._solver(*plain_args, **plain_kwargs)))
         described = _described((params, rest, named))
+        # outside of every transformation nothing is differentiated: F need not be traced again for known shapes
         if top_level() and described is not None and described == self._checked:
             return assemble(params)
         system = self._settings.conditions.at(params, rest, named)
         self._checked = described
         return assemble(self._attach(params, system))
 
-    def diagnose(self, params: PyTree, cotangent: PyTree, /, *args: Any, **kwargs: Any) -> Diagnosis:
+    def diagnose(self, params: PyTree, cotangent: PyTree, /, *args: PyTree, **kwargs: PyTree) -> Diagnosis:
         """Solve the adjoint system A^T u = g once more and say how it went: why is this gradient NaN?
 
         For loss(solver(init_params, *args, **kwargs)) the params are what the solver returned (without aux), and the
@@ -117,24 +119,26 @@ class ImplicitSolver:
         check_like("the cotangent", cotangent, params)
         conditions = self._settings.conditions
         system = conditions.at(params, args, conditions.assigned(self._signature, args, kwargs))
-        value, push = jax.linearize(lambda w: system.residual(w, system.inputs), params)
-        pull = jax.linear_transpose(push, params)
-        out = solved(self._settings.solve, lambda u: pull(u)[0], cotangent, self._settings.residual_tol)
-        return Diagnosis(out.code, out.residual, out.value, length(value))
+        # A^T u = g, A = d1F at the params
+        value, product = jax.linearize(lambda w: system.residual(w, system.inputs), params)
+        transposed = jax.linear_transpose(product, params)
+        out = solved(self._settings.solve, lambda u: transposed(u)[0], cotangent, self._settings.residual_tol)
+        return Diagnosis(out.code, out.residual, out.value, jnp.linalg.norm(as_vector(value)[0]))
 
-    def _without_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _without_start(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """The arguments after the first, which may have been given by its name."""
         if args or self._signature is None:
             return args[1:], kwargs
         first = next(iter(self._signature.parameters), None)
         return (), {name: value for name, value in kwargs.items() if name != first}
 
-    def _without_aux(self, found: Any) -> tuple[PyTree, Callable[[PyTree], Any]]:
+    def _without_aux(self, found: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
         """The params in what the solver returned, checked, and how its result is put together again around them."""
         if not self._settings.has_aux:
             return as_params(found, "; a solver that returns (params, aux) needs has_aux=True"), lambda params: params
         if not isinstance(found, tuple) or len(found) < 2:
             raise ParameterError(f"with has_aux=True the solver must return (params, aux), got {type(found).__name__}")
+        # a NamedTuple is put together again as one
         make = getattr(type(found), "_make", tuple)
         return as_params(found[0]), lambda params: make((params, *found[1:]))
 
@@ -148,25 +152,27 @@ class ImplicitSolver:
         @attach.defjvp
         def rule(primals: tuple[PyTree, PyTree], tangents: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             params, inputs = primals
-            params = attach(params, inputs)  # so that what follows can be differentiated again
+            # w' = A^-1 (-d2F x');  attached again, so that what follows can be differentiated once more
+            params = attach(params, inputs)
             _, change = jax.jvp(lambda x: system.residual(params, x), (inputs,), (tangents[1],))
-            _, push = jax.linearize(lambda w: system.residual(w, inputs), params)
-            return params, self._solved(push, jax.tree.map(lambda x: -x, change))
+            _, product = jax.linearize(lambda w: system.residual(w, inputs), params)
+            return params, self._solved(product, jax.tree.map(lambda x: -x, change))
 
         return attach(params, system.inputs)
 
-    def _solved(self, push: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
+    def _solved(self, product: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
         """A^{-1} b, linear in b; on one vector, since leaves of b that no input enters are no unknowns to JAX."""
         vector, tree = as_vector(b)
 
         def operator(v: Array) -> Array:
-            return as_vector(push(tree(v)))[0]
+            return as_vector(product(tree(v)))[0]
 
         def solve(matvec: Callable[[Array], Array], b: Array) -> Array:
             operator = lambda x: tree(matvec(as_vector(x)[0]))  # noqa: E731
             out = solved(self._settings.solve, operator, tree(b), self._settings.residual_tol)
             return as_vector(masked(out.value, self._report(out.code, out.residual) == Code.OK))[0]
 
+        # with a transposed solve, in reverse and forward mode; where the operator has no transpose, forward mode alone
         try:
             return tree(jax.lax.custom_linear_solve(operator, vector, solve, solve))
         except ParameterError:
@@ -176,9 +182,10 @@ class ImplicitSolver:
         return tree(forward_only(jax.lax.custom_linear_solve(operator, vector, solve), message))
 
 
-def _described(tree: PyTree) -> Any:
+def _described(tree: PyTree) -> object:
     """Shapes and dtypes of arrays, and every other leaf itself; None where one cannot be compared."""
     leaves, structure = jax.tree.flatten(tree)
+    # other leaves (strings, functions) are part of what F computes
     what = tuple((x.shape, x.dtype) if isinstance(x, jax.Array | np.ndarray) else x for x in leaves)
     try:
         hash(what)

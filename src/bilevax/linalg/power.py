@@ -1,13 +1,14 @@
-"""Curvature as an iteration meets it: by power iteration, where it is and on its way."""
+"""Power iterations: the largest curvature at a point and along a walk, and the growth rate of products."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.trees import PyTree, axpy, norm, scale, sub, vdot, where
+from bilevax.core.protocols import Draw, RowSource
+from bilevax.core.trees import Operator, PyTree, axpy, norm, scale, sub, vdot, where
 
 POWER_STEPS = 12
 """Power iterations on one matrix."""
@@ -16,36 +17,47 @@ MARGIN = 1.1
 """Factor for what the power iteration has not seen yet."""
 
 STEEPER = 4.0
-"""The most by which one trial step of a walk raises the curvature: where it flew off, what it met says little."""
+"""The most by which one trial step of a walk raises the curvature: beyond it the trial point says little."""
 
 
-def power_iteration(matvec: Callable[[PyTree], PyTree], start: PyTree) -> Array:
+def unit(u: PyTree, length: Array | None = None) -> PyTree:
+    """U / ||u||, and 0 of 0; ``length`` is ||u|| where that is known."""
+    length = norm(u) if length is None else length
+    return scale(1.0 / jnp.maximum(length, jnp.finfo(length.dtype).tiny), u)
+
+
+def nonzero(direction: PyTree) -> PyTree:
+    """The direction to start a power iteration from; of one that vanishes, ones."""
+    size = norm(direction)
+    return where(size > jnp.finfo(size.dtype).tiny, direction, jax.tree.map(jnp.ones_like, direction))
+
+
+def power_iteration(matvec: Operator, start: PyTree) -> Array:
     """|largest eigenvalue| of a symmetric linear map, with a margin of 10 %."""
-    tiny = jnp.finfo(jnp.result_type(*jax.tree.leaves(start))).tiny
+    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))
 
     def step(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-        u, _ = state
-        u = scale(1.0 / jnp.maximum(norm(u), tiny), u)
-        image = matvec(u)
+        # u <- A u / ||u||; ||A u|| / ||u|| rises to |largest eigenvalue|, as A is symmetric
+        image = matvec(unit(state[0]))
         return image, jnp.sqrt(vdot(image, image))
 
-    _, value = jax.lax.fori_loop(0, POWER_STEPS, step, (start, jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))))
-    return MARGIN * value
+    largest: Array = jax.lax.fori_loop(0, POWER_STEPS, step, (start, zero))[1]
+    return MARGIN * largest
 
 
-def met_on_a_walk(
+def walk_curvature(
     gradient: Callable[[PyTree, PyTree, PyTree], PyTree],
     product: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree],
     start: tuple[PyTree, Array],
     args: PyTree,
-    source: Any,
+    source: RowSource,
     *,
     key: Array,
     looks: tuple[int, int],
 ) -> Array:
-    """L, the largest curvature that gradient steps of size 1 / L meet from w0 on.
+    """L, the largest curvature along gradient steps of size 1 / L from w0 on.
 
-    On each minibatch, with g and H its gradient and Hessian and w where the walk is:
+    On each minibatch, with g and H its gradient and Hessian and w the current point:
 
         L <- max(L, ||H u|| / ||u||), u <- H u / ||u||              a few times, u that of the minibatch before
         r = ||g(w - g(w) / L) - g(w)|| / ||g(w) / L||               the curvature along a trial step
@@ -67,29 +79,112 @@ def met_on_a_walk(
     """
     (w, least), (minibatches, products) = start, looks
     leaves, structure = jax.tree.flatten(w)
+    # a normal tree like w has a component along every direction
     keys = jax.random.split(key, len(leaves))
     normal = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
     tiny = jnp.finfo(norm(w).dtype).tiny
 
-    def look(carry: tuple[PyTree, PyTree, Array], args: PyTree, _: Array, draw: Any) -> tuple[PyTree, PyTree, Array]:
-        w, u, seen = carry
+    def look(carry: tuple[PyTree, PyTree, Array], args: PyTree, _: Array, draw: Draw) -> tuple[PyTree, PyTree, Array]:
+        w, u, L = carry
 
         def power(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-            u, length = state
-            u = product(w, args, draw.batch, scale(1.0 / jnp.maximum(length, tiny), u))
+            u = product(w, args, draw.batch, unit(*state))
             return u, norm(u)
 
+        # u <- H u / ||u||, L <- max(L, ||H u|| / ||u||)
+        # H u after a few products, from the u of the minibatch before
         image, length = jax.lax.fori_loop(0, products, power, (u, norm(u)))
-        seen = jnp.maximum(seen, MARGIN * length)
+        L = jnp.maximum(L, MARGIN * length)
         g = gradient(w, args, draw.batch)
-        step = 1.0 / jnp.maximum(seen, tiny)
-        trial = axpy(-step, g, w)
+        # w - g / L
+        trial = axpy(-1.0 / jnp.maximum(L, tiny), g, w)
+        # r = ||g(w - g / L) - g|| / ||g / L||; NaN, of a step into nowhere, is steeper too
         change = norm(sub(gradient(trial, args, draw.batch), g))
-        along = change / jnp.maximum(norm(sub(trial, w)), tiny)
-        steeper = ~(along <= seen) & (norm(g) > 0) & (seen > 0)
-        seen = jnp.where(steeper, jnp.fmin(along, STEEPER * seen), seen)
-        return where(steeper, w, trial), where(length > 0, image, u), seen
+        r = change / jnp.maximum(norm(sub(trial, w)), tiny)
+        steeper = ~(r <= L) & (norm(g) > 0) & (L > 0)
+        L = jnp.where(steeper, jnp.fmin(r, STEEPER * L), L)
+        # a minibatch without curvature leaves u: H u = 0 is no direction
+        return where(steeper, w, trial), where(length > 0, image, u), L
 
-    return source.fold(
-        look, (w, jax.tree.unflatten(structure, normal), least), args, key=key, start=0, stop=minibatches
-    )[2]
+    begin = w, jax.tree.unflatten(structure, normal), least
+    return source.fold(look, begin, args, key=key, start=0, stop=minibatches)[2]
+
+
+class Growth(NamedTuple):
+    """Growth of a direction under products with a linear map.
+
+    Attributes:
+        rate: mean logarithm of its growth in the last half of them.
+        amplification: sum of its lengths over all of them, 1 before the first: about 1 / (1 - q) for a map that
+            contracts by q, and more for one that grows first.
+        products: how many.
+    """
+
+    rate: Array
+    amplification: Array
+    products: Array
+
+
+def growth_rate(matvec: Operator, direction: PyTree, products: Array | int) -> Growth:
+    """Growth of a direction under so many products with a linear map; 0 cost nothing."""
+    real = norm(direction).dtype
+    tiny = jnp.finfo(real).tiny
+    products = jnp.asarray(products, jnp.int32)
+    # Explicit constants, so that they can be tied to u in the loop.
+    matvec, constants = jax.closure_convert(matvec, direction)
+
+    def step(i: Array, state: tuple[PyTree, Array, Array, Array]) -> tuple[PyTree, Array, Array, Array]:
+        u, height, late, amplification = state
+        # Tied to u: what depends on the constants alone would be computed before the loop, be that empty or not.
+        u, *now = jax.lax.optimization_barrier((u, *constants))
+        u = matvec(u, *now)
+        # h_i = ln(||A u|| / ||u||); height = sum of all h_i so far, late = that of the last half
+        length = jnp.maximum(norm(u), tiny)
+        height = height + jnp.log(length)
+        late = late + jnp.where(i >= products // 2, jnp.log(length), 0.0)
+        return scale(1.0 / length, u), height, late, amplification + jnp.exp(height)
+
+    zero = jnp.zeros((), real)
+    _, _, late, amplification = jax.lax.fori_loop(0, products, step, (unit(direction), zero, zero, zero + 1.0))
+    # mean of h_i over products // 2 <= i < products
+    return Growth(late / jnp.maximum(products - products // 2, 1).astype(real), amplification, products)
+
+
+def contraction_rate(
+    product: Callable[[PyTree, PyTree, PyTree], PyTree],
+    direction: PyTree,
+    args: PyTree,
+    source: RowSource,
+    *,
+    key: Array,
+    eta: Array,
+    number: Array,
+) -> Array:
+    """Mean logarithm of the growth of u <- u - eta A u over the last half of so many minibatches.
+
+    The direction to start from is the drift of a chain: the mean over a segment damps its noise, but in the slowest
+    directions.
+
+    Args:
+        product: (args, batch, u) -> A u, like u.
+        direction: to start from.
+        args: what it reads beside.
+        source: of the minibatches.
+        key: of their stream.
+        eta: step size.
+        number: of minibatches.
+    """
+    real = norm(direction).dtype
+    tiny = jnp.finfo(real).tiny
+
+    def step(carry: tuple[PyTree, Array], args: PyTree, j: Array, draw: Draw) -> tuple[PyTree, Array]:
+        (u, total), (args, eta) = carry, args
+        # u <- (I - eta A_B) u / ||u||, h_j = ln ||u||
+        u = unit(u)
+        u = axpy(-eta * draw.weight, product(args, draw.batch, u), u)
+        return u, total + jnp.where(j >= number // 2, jnp.log(jnp.maximum(norm(u), tiny)), 0.0)
+
+    start = nonzero(direction), jnp.zeros((), real)
+    total = source.fold(step, start, (args, eta), key=key, start=0, stop=number)[1]
+    # mean of h_j over number // 2 <= j < number
+    return total / (number - number // 2).astype(real)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.protocols import Loss
 from bilevax.core.trees import PyTree, add
 
 Total = TypeVar("Total")
@@ -22,8 +23,9 @@ KEPT = "kept"
 """Name of what is small beside a piece, and long to compute."""
 
 
-def value_and_grad(loss: Any, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
+def value_and_grad(loss: Loss, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
     """The loss and its gradient in w: by the loss's own ``value_and_grad(w, lam, batch)``, or by autodiff."""
+    # The losses of linear models know a pass in pieces, which autodiff of their value would not find.
     own = getattr(loss, "value_and_grad", None) or jax.value_and_grad(loss)
     value, gradient = own(w, lam, batch)
     return value, gradient
@@ -51,12 +53,15 @@ def over_rows(fn: Callable[[PyTree, PyTree], Total], args: PyTree, rows: PyTree)
     X = rows[0]
     n, size = X.shape[0], max(PIECE * X.shape[0] // X.size, 1)
 
+    # Nothing of a piece but what is named KEPT outlives it: else the backward pass would hold every piece's scores.
     @partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
     def piece(i: Array, args: PyTree, rows: PyTree) -> Total:
         return fn(args, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * size, size), rows))
 
+    # sum over rows = that over the ragged last piece, or 0, + those over the n // size whole ones
     if n % size:
         total = fn(args, jax.tree.map(lambda a: a[n - n % size :], rows))
     else:
         total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, args, rows))
-    return jax.lax.fori_loop(0, n // size, lambda i, total: add(total, piece(i, args, rows)), total)
+    end: Total = jax.lax.fori_loop(0, n // size, lambda i, total: add(total, piece(i, args, rows)), total)
+    return end

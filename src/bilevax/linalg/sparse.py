@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from bilevax.core.config import config, static
 
@@ -47,21 +47,22 @@ class SparseBatch:
         return self.extents.shape[0], self.features
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> jnp.dtype:
         """Of the values."""
         return self.values.dtype
 
-    def __matmul__(self, other: Any) -> Array:
+    def __matmul__(self, other: ArrayLike) -> Array:
         """X M, [b, C]; [b] where M is a vector."""
         M = self._operand(other, 0, self.shape[1])
+        # X M = (M' X')'
         return _product(self, M.T).T if M.ndim == 2 else _product(self, M[None, :])[0]
 
-    def __rmatmul__(self, other: Any) -> Array:
+    def __rmatmul__(self, other: ArrayLike) -> Array:
         """M X, [C, d]; [d] where M is a vector."""
         M = self._operand(other, -1, self.shape[0])
         return _transposed_product(self, M) if M.ndim == 2 else _transposed_product(self, M[None, :])[0]
 
-    def _operand(self, other: Any, axis: int, size: int) -> Array:
+    def _operand(self, other: ArrayLike, axis: int, size: int) -> Array:
         M = jnp.asarray(other)
         if M.ndim not in (1, 2) or M.shape[axis] != size:
             raise TypeError(f"a sparse batch of shape {self.shape} has no product with an array of shape {M.shape}")
@@ -102,13 +103,15 @@ def _solution(X: SparseBatch, right: tuple[Array, Array]) -> tuple[Array, Array]
     each direction. The system's own product has to be traced for that, not run.
     """
 
+    # [ I   0] [U]   [Q]            [ I  0] [Q]                                [I  X] [P]
+    # [-X   I] [S] = [R],  inverse  [ X  I] [R],  and that of the transpose    [0  I] [R]
     def matvec(z: tuple[Array, Array]) -> tuple[Array, Array]:
         return z[0], z[1] - _prefix_sums(X, z[0])
 
-    def solve(_: Any, r: tuple[Array, Array]) -> tuple[Array, Array]:
+    def solve(_: object, r: tuple[Array, Array]) -> tuple[Array, Array]:
         return r[0], r[1] + _gathered(X, r[0])
 
-    def transpose_solve(_: Any, r: tuple[Array, Array]) -> tuple[Array, Array]:
+    def transpose_solve(_: object, r: tuple[Array, Array]) -> tuple[Array, Array]:
         return r[0] + _scattered(X, r[1]), r[1]
 
     out: tuple[Array, Array] = jax.lax.custom_linear_solve(matvec, right, solve, transpose_solve)
@@ -117,6 +120,7 @@ def _solution(X: SparseBatch, right: tuple[Array, Array]) -> tuple[Array, Array]
 
 def _prefix_sums(X: SparseBatch, W: Array) -> Array:
     """W X^T from all pieces of the table, in operations that JAX can transpose."""
+    # row r of W X^T = the sum over its pieces first <= k < first + count, as a difference of two prefix sums
     of_pieces = jnp.einsum("kp,ckp->ck", X.values, W[:, X.columns])
     sums = jnp.concatenate([_zeros(W, 1), jnp.cumsum(of_pieces, axis=1)], axis=1)
     first, count = X.extents[:, 0], X.extents[:, 1]
@@ -127,6 +131,7 @@ def _gathered(X: SparseBatch, W: Array) -> Array:
     """W X^T: columns of W are gathered."""
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
+        # S_cr += sum_p values_p W_c,columns_p over the pieces of row r
         return out.at[:, row].add(jnp.sum(values[None] * W[:, columns], axis=2), mode="drop")
 
     return _over_slabs(X, add, _zeros(W, X.shape[0]))
@@ -137,6 +142,7 @@ def _scattered(X: SparseBatch, R: Array) -> Array:
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
         own = R.at[:, row].get(mode="fill", fill_value=0)
+        # Q_c,columns_p += R_cr values_p
         return out.at[:, columns].add(values[None] * own[:, :, None])
 
     return _over_slabs(X, add, _zeros(R, X.shape[1]))
@@ -149,10 +155,13 @@ def _over_slabs(X: SparseBatch, add: Callable[[Array, Array, Array, Array], Arra
 
     def slab(i: Array, out: Array) -> Array:
         slot = i * SLAB + jnp.arange(SLAB, dtype=jnp.int32)
+        # slot q lies in the row r with ends[r - 1] <= q < ends[r], as piece q - ends[r - 1] of it
         row = jnp.searchsorted(ends, slot, side="right").astype(jnp.int32)
         last = jnp.minimum(row, X.shape[0] - 1)
         piece = first[last] + slot - (ends[last] - count[last])
         columns, values = (table.at[piece].get(mode="clip") for table in (X.columns, X.values))
-        return add(out, row, columns, values)
+        return add(out, row, columns, values)  # which drops row b
 
-    return jax.lax.fori_loop(jnp.int32(0), -(-ends[-1] // SLAB), slab, out)
+    # ceil(pieces / SLAB) slabs: a traced count, so that one program serves every batch
+    end: Array = jax.lax.fori_loop(jnp.int32(0), -(-ends[-1] // SLAB), slab, out)
+    return end

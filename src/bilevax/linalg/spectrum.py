@@ -61,15 +61,18 @@ def lanczos(product: Product, start: Array, steps: int = LANCZOS_STEPS) -> Ritz:
     fresh = jax.random.key(271828)  # no key that a start value is likely to come from
 
     def orthogonal(x: Array, basis: Array) -> Array:
-        for _ in range(2):  # once is not enough in floating point
+        # x <- x - Q Q'x, twice: once is not enough in floating point
+        for _ in range(2):
             x = x - basis.T @ (basis @ x)
         return x
 
     def step(basis: Array, j: Array) -> tuple[Array, tuple[Array, Array]]:
+        # beta_{j+1} q_{j+1} = A q_j - alpha_j q_j - beta_j q_{j-1}
         image = product(basis[j])
         rest = orthogonal(image, basis)
         below = jnp.linalg.norm(rest)
-        goes_on = below > tiny * jnp.linalg.norm(image)  # else the basis is invariant: on with a direction outside it
+        # beta = 0: the basis is invariant, and the iteration goes on in a direction outside of it
+        goes_on = below > tiny * jnp.linalg.norm(image)
         anew = orthogonal(jax.random.normal(jax.random.fold_in(fresh, j), start.shape, start.dtype), basis)
         rest = jnp.where(goes_on, rest, anew)
         basis = basis.at[j + 1].set(rest / jnp.linalg.norm(rest))
@@ -77,6 +80,7 @@ def lanczos(product: Product, start: Array, steps: int = LANCZOS_STEPS) -> Ritz:
 
     basis = jnp.zeros((steps + 1, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
     basis, (diagonal, below) = jax.lax.scan(step, basis, jnp.arange(steps))
+    # T = tridiag(beta, alpha, beta) = S diag(theta) S', Ritz vectors Q S, residuals beta_k |last row of S|
     values, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(below[:-1], 1) + jnp.diag(below[:-1], -1))
     return Ritz(values, basis[:steps].T @ vectors, below[-1] * jnp.abs(vectors[-1]))
 
@@ -97,7 +101,9 @@ def spectral_norm(adjoint: Product, forward: Product, start: Array) -> Measured:
         forward: y -> A y, [m] -> [d].
         start: a random vector, [d].
     """
+    # theta_max of A A'
     square = extreme_eigenvalues(lambda x: forward(adjoint(x)), start)[1]
+    # sigma = sqrt(theta), and its error, to first order, is that of theta over 2 sigma
     value = jnp.sqrt(jnp.maximum(square.value, 0.0))
     return Measured(value, jnp.where(value > 0, square.error / jnp.where(value > 0, 2 * value, 1.0), 0.0))
 
@@ -123,15 +129,18 @@ def trilinear_norm(form: Callable[[Array, Array, Array], Array], sizes: tuple[in
 
     def sweep(j: Array, point: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         a, b, c = point
+        # a <- F(., b, c) / ||F(., b, c)||, the best unit vector for fixed b and c; then b, then c
         a = unit(jax.grad(form, 0)(a, b, c))
         b = unit(jax.grad(form, 1)(a, b, c))
         return a, b, jnp.where(j < SWEEPS, c, unit(jax.grad(form, 2)(a, b, c)))
 
     def climb(start: Array) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, start), 3)
+        # of several starts, as local maxima are many
         a, b, c = (jax.random.normal(k, (size,)) for k, size in zip(keys, sizes, strict=True))
         c = jnp.where(start == 0, jnp.sign(c), c)
         return jnp.abs(form(*jax.lax.fori_loop(0, 2 * SWEEPS, sweep, (unit(a), unit(b), unit(c)))))
 
     heights = jax.lax.map(climb, jnp.arange(STARTS))
+    # the largest found, and std / sqrt(starts - 1)
     return Measured(jnp.max(heights), jnp.std(heights) / jnp.sqrt(STARTS - 1.0))

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint, Harmonic, Polynomial
 
-Sources = tuple[RowSource, RowSource]
+Sources = tuple[Arrays, Arrays]
+Solver = TypeVar("Solver")
 
 SAMPLED = "JointSID", "SID"
 """Methods on minibatches."""
@@ -116,22 +117,28 @@ def in_minibatches(train: RowSource, val: RowSource) -> Sources:
     Where steps are as long as the minibatch allows, its size hardly changes what a visit is worth until it exceeds
     R^2 / L, the ratio of the largest curvature of a row to that of the mean.
     """
-    for name, source in (("train", train), ("val", val)):
-        if not isinstance(source, Arrays):
-            raise ParameterError(
-                f"a plan chooses the rows in a minibatch, which {type(source).__name__}, the source {name}, has of its"
-                " own; pass bx.Arrays or bx.SparseRows, or an estimator without a plan"
-            )
+    whole = _in_memory("train", train), _in_memory("val", val)
     refuse_keys("a plan", "take bx.JointSID without one", train=train, val=val)
+    # b = 2^floor(log2(n / 64)), from 8 to 64
     b = int(2 ** np.clip(np.floor(np.log2(max(train.rows / 64, 1))), 3, 6))
     b = min(b, train.rows)
-    return _batched(train, b), _batched(val, b // 4 if val.rows > b else None)
+    return _batched(whole[0], b), _batched(whole[1], b // 4 if val.rows > b else None)
 
 
-def _batched(source: Any, b: int | None) -> Any:
+def _in_memory(name: str, source: RowSource) -> Arrays:
+    if not isinstance(source, Arrays):
+        raise ParameterError(
+            f"a plan chooses the rows in a minibatch, which {type(source).__name__}, the source {name}, has of its"
+            " own; pass bx.Arrays or bx.SparseRows, or an estimator without a plan"
+        )
+    return source
+
+
+def _batched(source: Arrays, b: int | None) -> Arrays:
     if source.batch_size == b:
         return source
-    if source.sampling == "blocks" and source.seed is not None:  # a shuffle that whole batches have not needed
+    # the shuffle of "blocks" is not made for whole batches, nor by replacing a field: epochs are shuffled instead
+    if source.sampling == "blocks" and source.seed is not None:
         source = replace_unchecked(source, sampling="shuffled")
     return replace_unchecked(source, batch_size=b)
 
@@ -143,17 +150,18 @@ def _whole(sources: Sources) -> Sources:
 # Ways to spend a budget
 
 
-def joint(problem: Problem, step: float, room: float, sources: Sources) -> Option | None:
-    """JointSID with as many steps as ``room`` samples allow; None where that is too few.
+def joint_sid_for(problem: Problem, step: float, budget_left: float, sources: Sources) -> Option | None:
+    """JointSID with as many steps as ``budget_left`` samples allow; None where that is too few.
 
     Its steps fall from ``step`` on after the first third of the run.
     """
     (train, val), (b, bv) = sources, (s.rows_per_batch for s in sources)
-    snapshot = not val.is_full_batch and val.rows <= ANCHOR * room
+    snapshot = not val.is_full_batch and val.rows <= ANCHOR * budget_left
     for with_pass in (True, False):
+        # budget_left = fixed + steps each, in samples: the two chains, their runs ahead, the last pass and its price
         each = b * (1 + 1 / FOLLOWED) + bv + with_pass * (b + bv) / PRICED
         fixed = epoch(val) * bv * (1 + snapshot) + with_pass * epoch(train) * b
-        steps = int((room - fixed) / each)
+        steps = int((budget_left - fixed) / each)
         if steps < (3 * train.rows / b if with_pass else 8):
             continue
         size, last = Polynomial(step, 0.6, steps / 3), "auto" if with_pass else "never"
@@ -162,20 +170,22 @@ def joint(problem: Problem, step: float, room: float, sources: Sources) -> Optio
     return None
 
 
-def published(problem: Problem, step: float, room: float, sources: Sources) -> Option | None:
+def sid_for(problem: Problem, step: float, budget_left: float, sources: Sources) -> Option | None:
     """SID with steps that fall as 1 / j from ``step`` on, as many for w as for v, and every row of val; or None."""
     train, val = sources[0], _batched(sources[1], None)
-    both = (room - val.rows) / train.rows_per_batch
+    # minibatches of train: t for w, k = t for v, J = both / CROSS for the cross products
+    both = (budget_left - val.rows) / train.rows_per_batch
     J = int(both / CROSS)
     steps = int(both - J) // 2
     if steps < 1:
         return None
+    # beta / (gamma + j) with gamma = SHORT_TERM t and beta / gamma = step
     falling = Harmonic(step * SHORT_TERM * steps, SHORT_TERM * steps)
     sid = SID(FixedPoint(steps, falling), FixedPoint(steps, falling), cross_batches=max(J, 1))
     return Option("SID", problem, sid, (train, val))
 
 
-def deterministic(problem: Problem, w: PyTree, room: float, sources: Sources) -> Option | None:
+def deterministic_for(problem: Problem, w: PyTree, budget_left: float, sources: Sources) -> Option | None:
     """Every row at once, in so many samples; None where that is not one iteration for w and one for v.
 
     L-BFGS, then conjugate gradients. A share of the passes, but at most d, is for v: these solve a system of d entries
@@ -183,7 +193,8 @@ def deterministic(problem: Problem, w: PyTree, room: float, sources: Sources) ->
     is no loss, the map itself for w, and for v GMRES, or as often the map where d iterations are too many.
     """
     train, val = whole = _whole(sources)
-    passes = (room - val.rows) / train.rows - 1.0
+    passes = (budget_left - val.rows) / train.rows - 1.0
+    # t = inner, k = linear: first + each t + k passes over train, and one for the cross product
     first, each = LINE_SEARCH if problem.has_loss else (0.0, 1.0)
     passes, d, tiny = passes - first, entries(w), rounding(w)
     linear = round(max(min(FOR_V * passes, d), min(passes / 4, 2 * d)))
@@ -201,34 +212,35 @@ def deterministic(problem: Problem, w: PyTree, room: float, sources: Sources) ->
 def inner_steps(option: Option) -> int:
     """Iterations for w of a deterministic method."""
     inner = option.estimator.inner
-    return inner.steps if isinstance(inner, FixedPoint) else inner.max_steps
+    return int(inner.steps if isinstance(inner, FixedPoint) else inner.max_steps)
 
 
 def rounding(w: PyTree) -> float:
-    """Relative residual that the type of w allows to reach, with some room."""
+    """Relative residual that the type of w allows to reach, times 10."""
     return 10.0 * float(jnp.finfo(norm(w).dtype).eps)
 
 
 # Trials
 
 
-def few(sources: Sources, key: Array) -> Sources:
+def subsampled(sources: Sources, key: Array) -> Sources:
     """Some rows of both sources, without replacement."""
     train, val = sources
-    return _some(train, stream(key, "inner")), _some(val, stream(key, "outer"))
+    return _subsample(train, stream(key, "inner")), _subsample(val, stream(key, "outer"))
 
 
 def trial_samples(rows: int, passes: float) -> float:
     """What a trial of a method of so many passes over train takes."""
-    return _number(rows) * (passes + max(FURTHER * passes, SOLVED))
+    # the method's own iterations on the rows tried, and the solver's after it
+    return _rows_tried(rows) * (passes + max(FURTHER * passes, SOLVED))
 
 
-def _number(rows: int) -> int:
+def _rows_tried(rows: int) -> int:
     return min(max(-(-rows // FEW), FEWEST), MOST, rows)
 
 
-def _some(source: Any, key: Array) -> Any:
-    number = _number(source.rows)
+def _subsample(source: Arrays, key: Array) -> Arrays:
+    number = _rows_tried(source.rows)
     b = None if source.batch_size is None else min(source.batch_size, number)
     chosen = _chosen(source.data, key, source.rows, number)
     return replace_unchecked(source, data=chosen, batch_size=b, sampling="iid" if b else source.sampling)
@@ -237,6 +249,7 @@ def _some(source: Any, key: Array) -> Any:
 @partial(compiled, options=BRIEFLY, static=("rows", "number"))
 def _chosen(data: PyTree, key: Array, rows: int, number: int) -> PyTree:
     """So many of the rows, at random."""
+    # without replacement: a row that is there twice would halve the noise it brings
     chosen = jax.random.choice(key, rows, (number,), replace=False)
     return jax.tree.map(lambda a: a[chosen], data)
 
@@ -246,6 +259,7 @@ def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, samp
 
     The iterations are those that every row would have.
     """
+    # the method first, then the solver from where it ended, whose value stands for the truth
     sources, spent, ends = _whole(sample), 0, []
     w, v = start.w, zeros_like(start.w)
     for estimator in ((option.estimator,) if option else ()) + (solver.estimator,):
@@ -257,10 +271,10 @@ def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, samp
     return Tried(left, w, v, ends[-1].value, spent)
 
 
-def times(factor: float, estimator: SID) -> SID:
+def with_steps_times(factor: float, estimator: SID) -> SID:
     """With so many times the iterations of both solvers."""
 
-    def longer(solver: Any) -> Any:
+    def longer(solver: Solver) -> Solver:
         name = "steps" if isinstance(solver, FixedPoint) else "max_steps"
         return replace_unchecked(solver, **{name: max(1, round(factor * getattr(solver, name)))})
 
@@ -276,6 +290,7 @@ def tried_shortly(option: Option, start: Start, lam: PyTree, truth: PyTree, *, k
 
 
 def _relative(value: PyTree, truth: PyTree) -> float:
+    # ||value - truth|| / ||truth||
     ratio = float(norm(sub(value, truth)) / norm(truth))
     return ratio if math.isfinite(ratio) else math.inf
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, entries, norm, sub
 from bilevax.hypergradients.estimate import hypergradient
+from bilevax.hypergradients.joint_sid import JointSID
+from bilevax.hypergradients.sid import SID
 from bilevax.planning.pilot import (
     DEAREST,
     FURTHER,
@@ -25,19 +27,19 @@ from bilevax.planning.pilot import (
     Option,
     Sources,
     Start,
-    deterministic,
-    few,
+    deterministic_for,
     followed,
     in_minibatches,
     inner_steps,
-    joint,
+    joint_sid_for,
     measured,
-    published,
     rounding,
-    times,
+    sid_for,
+    subsampled,
     trial_samples,
     tried,
     tried_shortly,
+    with_steps_times,
 )
 from bilevax.problems.problem import Problem
 
@@ -101,7 +103,7 @@ class Plan:
     """
 
     problem: Problem
-    estimator: Any
+    estimator: SID | JointSID
     train: RowSource
     val: RowSource
     w0: PyTree = field(repr=False)
@@ -136,14 +138,13 @@ class Plan:
             est = hypergradient(self.problem, self.estimator, *args, key=key, v0=self.v0, replicas=replicas)
             assert est.error is not None
             error = est.error
-            spread = norm(error.standard_error) * replicas**0.5
-            return Verified(
-                self.predicted,
-                float(jnp.hypot(spread, norm(jax.tree.map(jnp.nan_to_num, error.bias))) / norm(est.value)),
-            )
+            # of one run: (replicas |standard error of the mean|^2 + |bias|^2)^1/2 / |value|
+            spread, bias = norm(error.standard_error) * replicas**0.5, norm(jax.tree.map(jnp.nan_to_num, error.bias))
+            return Verified(self.predicted, float(jnp.hypot(spread, bias) / norm(est.value)))
+        assert isinstance(self.estimator, SID)
         est, further = (
             hypergradient(self.problem, estimator, *args, key=key, v0=self.v0)
-            for estimator in (self.estimator, times(2, self.estimator))
+            for estimator in (self.estimator, with_steps_times(2, self.estimator))
         )
         return Verified(self.predicted, float(norm(sub(est.value, further.value)) / norm(further.value)))
 
@@ -190,6 +191,7 @@ def plan(
             budget of less than four passes over the rows, a wrong leaf of w0 or lam, a source that is neither
             :class:`~bilevax.Arrays` nor :class:`~bilevax.SparseRows`.
     """
+    # refused before the pilot reads a row
     if (budget is None) == (target is None):
         raise ParameterError("plan takes a budget (samples) or a target (relative error), exactly one of them")
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
@@ -207,6 +209,7 @@ def _to_target(
     problem: Problem, start: Start, lam: PyTree, sources: Sources, target: float, price: float, *, key: Array
 ) -> Plan:
     """Plans for budgets that double, each from the start that the last one found, until one promises the target."""
+    # doubling: all budgets before the last one together cost as much as it
     passes, spent = FIRST, 0
     while True:
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
@@ -243,8 +246,9 @@ def _for_budget(
         key: a JAX random key.
     """
     budget, price = given
+    # two samples of rows, so that what the first chooses the second judges
     pilot = Pilot(problem, start, lam, sources, budget, price)
-    first, second = (few(sources, k) if pilot.trial <= DEAREST * budget else None for k in jax.random.split(key))
+    first, second = (subsampled(sources, k) if pilot.trial <= DEAREST * budget else None for k in jax.random.split(key))
     if first and second:
         pilot = pilot.tried(first, key).tried_on_minibatches(second, key)
     else:
@@ -254,10 +258,9 @@ def _for_budget(
             f"a budget of {budget:g} samples leaves no run beside the pilot; try {FIRST * sources[0].rows}"
         )
     predicted, best = min(pilot.found, key=lambda of: of[0])
-    estimator: Any = best.estimator
     return Plan(
         problem=best.problem,
-        estimator=estimator,
+        estimator=best.estimator,
         train=best.sources[0],
         val=best.sources[1],
         w0=pilot.start.w,
@@ -317,12 +320,13 @@ class Pilot(NamedTuple):
         if whole:
             problem, samples = followed(*self._at(key))
             option = self._deterministic(problem, self.budget - samples)
+            # q^i after i steps, q = (r - 1) / (r + 1)
             r = math.sqrt(CONDITION) if problem.has_loss else CONDITION
             q = (r - 1.0) / (r + 1.0)
             predicted = q ** inner_steps(option) + CONDITION * rounding(self.start.w) if option else math.inf
         else:
             problem, step, samples = measured(*self._at(key))
-            option, predicted = published(problem, step, self.budget - samples, self.sources), TYPICAL
+            option, predicted = sid_for(problem, step, self.budget - samples, self.sources), TYPICAL
         note = "there was no trial on some of the rows: what is predicted is what is typical"
         return self._replace(spent=samples, found=((predicted, option),) if option else (), notes=(note,))
 
@@ -331,6 +335,7 @@ class Pilot(NamedTuple):
         problem, samples = followed(*self._at(key))
         option = self._deterministic(problem, self.budget - samples - self.trial)
         trial = tried(option, self._solver(problem), self.start, self.lam, sample, key=key)
+        # w of fewer rows than that overfits them: w0 is then the better start
         near = sample[0].rows >= NEAR * entries(self.start.w) and math.isfinite(trial.left)
         return self._replace(
             start=Start(trial.w, trial.v) if near else self.start,
@@ -345,18 +350,21 @@ class Pilot(NamedTuple):
         is sure to be better, this is left out.
         """
         least = min((left for left, _ in self.found), default=math.inf)
-        longest = joint(self.problem, 1.0, self.budget - self.spent, self.sources)
+        # NOISE / sqrt(N) is hardly ever undercut: a trial that cannot win is not paid for
+        longest = joint_sid_for(self.problem, 1.0, self.budget - self.spent, self.sources)
         if not longest or least < NOISE / longest.estimator.steps**0.5:
             return self
         problem, step, samples = measured(*self._at(key))
-        shorter = joint(problem, step, (self.budget - self.spent - samples) / SHORTER, sample)
+        shorter = joint_sid_for(problem, step, (self.budget - self.spent - samples) / SHORTER, sample)
         if not shorter:
             return self._replace(spent=self.spent + samples)
+        # the problem that a solver of every row needs, whose step may be another one
         exact = followed(*self._at(key))[0]
         truth = tried(None, self._solver(exact), self.start, self.lam, sample, key=key)
         left, used = tried_shortly(shorter, self.start, self.lam, truth.value, key=key)
         spent = self.spent + samples + int(self.price * truth.spent) + used
-        longer = joint(problem, step, self.budget - spent, self.sources)
+        longer = joint_sid_for(problem, step, self.budget - spent, self.sources)
+        # the error falls as N^-1/2
         if longer and left < BEGUN:
             left *= (shorter.estimator.steps / longer.estimator.steps) ** 0.5
         found = (left, longer), (least, self._deterministic(exact, self.budget - spent) if self.found else None)
@@ -365,13 +373,13 @@ class Pilot(NamedTuple):
     def _at(self, key: Array) -> tuple[Problem, PyTree, PyTree, RowSource, Array]:
         return self.problem, self.start.w, self.lam, self.sources[0], key
 
-    def _deterministic(self, problem: Problem, room: float) -> Option | None:
-        return deterministic(problem, self.start.w, room / self.price, self.sources)
+    def _deterministic(self, problem: Problem, budget_left: float) -> Option | None:
+        return deterministic_for(problem, self.start.w, budget_left / self.price, self.sources)
 
     def _solver(self, problem: Problem) -> Option:
         """Of the few rows."""
         train, val = self.sources
-        room = max(FURTHER * self.passes, SOLVED) * train.rows + val.rows
-        option = deterministic(problem, self.start.w, room, self.sources)
+        budget_left = max(FURTHER * self.passes, SOLVED) * train.rows + val.rows
+        option = deterministic_for(problem, self.start.w, budget_left, self.sources)
         assert option is not None
         return option

@@ -1,23 +1,15 @@
 """The two oracles of a bilevel problem: inner maps, losses, projections."""
 
-from bilevax.problems.gradient_step import GradientStep
-from bilevax.problems.losses import BinaryLogistic, Groups, MultinomialLogistic, Squared
-from bilevax.problems.problem import Problem, directions, lagrangian
-from bilevax.problems.projections import Box, L2Ball, NonNegative, Simplex
-from bilevax.problems.proximal_step import ProximalStep
-
-__all__ = [
-    "BinaryLogistic",
-    "Box",
-    "GradientStep",
-    "Groups",
-    "L2Ball",
-    "MultinomialLogistic",
-    "NonNegative",
-    "Problem",
-    "ProximalStep",
-    "Simplex",
-    "Squared",
-    "directions",
-    "lagrangian",
-]
+from bilevax.problems.gradient_step import GradientStep as GradientStep
+from bilevax.problems.losses import BinaryLogistic as BinaryLogistic
+from bilevax.problems.losses import Groups as Groups
+from bilevax.problems.losses import MultinomialLogistic as MultinomialLogistic
+from bilevax.problems.losses import Squared as Squared
+from bilevax.problems.problem import Problem as Problem
+from bilevax.problems.problem import directions as directions
+from bilevax.problems.problem import lagrangian as lagrangian
+from bilevax.problems.projections import Box as Box
+from bilevax.problems.projections import L2Ball as L2Ball
+from bilevax.problems.projections import NonNegative as NonNegative
+from bilevax.problems.projections import Simplex as Simplex
+from bilevax.problems.proximal_step import ProximalStep as ProximalStep

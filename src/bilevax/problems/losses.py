@@ -6,7 +6,6 @@ variable is ``{"weights": [C, d], "bias": [C]}`` or an array [C, d] for no bias;
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,7 @@ class Groups:
         index: group number of each feature, integers [d] from 0 to G - 1; lam has shape [G].
     """
 
-    index: Any
+    index: PyTree
 
     def __post_init__(self) -> None:
         index = np.asarray(self.index)
@@ -49,6 +48,7 @@ def strengths(per: str | Groups, lam: Array) -> Array:
         lam: logarithms of the penalties.
     """
     if isinstance(per, Groups):
+        # lam_g of the group g of each feature
         return jnp.exp(lam)[per.index][None, :]
     if per == "feature":
         return jnp.exp(lam)[None, :]
@@ -56,17 +56,19 @@ def strengths(per: str | Groups, lam: Array) -> Array:
 
 
 def _weights(w: PyTree) -> Array:
-    return w["weights"] if isinstance(w, dict) else w
+    weights: Array = w["weights"] if isinstance(w, dict) else w
+    return weights
 
 
 def scores(w: PyTree, X: Array) -> Array:
     """X weights^T + bias, [b, C]."""
-    out = checkpoint_name(X @ _weights(w).T, KEPT)
+    # Named, so that a backward pass over pieces of rows keeps these and not X @ W again.
+    out: Array = checkpoint_name(X @ _weights(w).T, KEPT)
     return out + w["bias"][None, :] if isinstance(w, dict) else out
 
 
 def _plus(w: PyTree, weights: Array) -> PyTree:
-    """W with something added to its weights."""
+    """The tree w with something added to its weights."""
     return {**w, "weights": w["weights"] + weights} if isinstance(w, dict) else w + weights
 
 
@@ -76,7 +78,7 @@ def _check_vector(y: Array) -> None:
 
 
 class _LinearModelLoss:
-    """What the three losses share: mean over the rows of ``per_row(scores, y)``, plus half the penalised squares."""
+    """Base of the three losses: mean over the rows of ``per_row(scores, y)``, plus half the penalised squares."""
 
     penalty: str | Groups | None
     per_row: Callable[[Array, Array], Array]
@@ -94,11 +96,13 @@ class _LinearModelLoss:
         """1/2 sum exp(lam) weights^2; 0 without a penalty."""
         if self.penalty is None:
             return jnp.zeros((), weights.dtype)
+        # 1/2 sum_j exp(lam_j) w_j^2: lam may be any real number
         return 0.5 * jnp.sum(strengths(self.penalty, lam) * weights**2)
 
     def value_and_grad(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
         """The loss and its gradient in w, like w; of many rows in one pass."""
         n = batch[0].shape[0]
+        # value and gradient in one visit of each piece of X, in the cache from the scores to R^T X
         loss, slope = over_rows(lambda w, rows: jax.value_and_grad(self._share)(w, rows, n), w, batch)
         penalty, pull = jax.value_and_grad(self.half_penalty)(_weights(w), lam)
         return loss + penalty, _plus(slope, pull)
@@ -107,22 +111,25 @@ class _LinearModelLoss:
         """grad_w^2 of the loss times v, like w: the scores of w and of v are one product with X."""
         n = batch[0].shape[0]
         product = over_rows(lambda args, rows: self._share_of_product(args, rows, n), (w, v), batch)
+        # the penalty's Hessian is diag(exp(lam))
         return product if self.penalty is None else _plus(product, strengths(self.penalty, lam) * _weights(v))
 
     def _share(self, w: PyTree, rows: PyTree, n: int) -> Array:
-        """What these of n rows have in the mean loss."""
+        """Sum over these rows, of n, of c_i per_row_i / n, c_i the weights."""
         X, y, *weight = rows
         losses = self.per_row(scores(w, X), y)
         return jnp.sum(losses * weight[0] if weight else losses) / n
 
     def _share_of_product(self, args: tuple[PyTree, PyTree], rows: PyTree, n: int) -> PyTree:
-        """And in its Hessian product; args are (w, v)."""
+        """The Hessian of :meth:`_share` in w, times v; args are (w, v)."""
         (w, v), (X, y, *weight) = args, rows
         W, V = _weights(w), _weights(v)
+        # S = X W^T and U = X V^T, from one reading of X
         both = X @ jnp.concatenate([W, V]).T
         S, U = both[:, : W.shape[0]], both[:, W.shape[0] :]
         if isinstance(w, dict):
             S, U = S + w["bias"][None, :], U + v["bias"][None, :]
+        # H v = sum_i c_i / n a''(S_i) U_i x_i^T = R^T X
         share = (weight[0] if weight else jnp.ones_like(S[:, 0])) / n
         R = jax.jvp(jax.grad(lambda s: jnp.sum(self.per_row(s, y))), (S,), (U,))[1] * share[:, None]
         return {"weights": R.T @ X, "bias": jnp.sum(R, axis=0)} if isinstance(w, dict) else R.T @ X
@@ -130,20 +137,20 @@ class _LinearModelLoss:
     def curvature(self, w: PyTree, batch: PyTree) -> Array:
         """A bound on the largest curvature of the mean loss at any w: sup a'' times that of the rows' second moment."""
         X, _, *weight = batch
-        one = jnp.ones((), X.dtype) if isinstance(w, dict) else jnp.zeros((), X.dtype)  # the bias sees a constant 1
+        # the features with that of the bias, a constant 1: (x_i, one)
+        one = jnp.ones((), X.dtype) if isinstance(w, dict) else jnp.zeros((), X.dtype)
         n = X.shape[0]
         c = weight[0] if weight else jnp.ones(n, X.dtype)
 
+        # M u = sum_i c_i / n (x_i'u) x_i, and |H| <= sup a'' |M|
         def part(u: tuple[Array, Array], rows: tuple[Array, Array]) -> tuple[Array, Array]:
             X, c = rows
             r = c * (X @ u[0] + one * u[1]) / n
             return r @ X, one * jnp.sum(r)
 
-        def moment(u: tuple[Array, Array]) -> tuple[Array, Array]:
-            return over_rows(part, u, (X, c))
-
+        # No key is at hand: a start that is orthogonal to no axis, nor to a mean over the features.
         start = (jnp.ones(X.shape[1], X.dtype) + 0.5 * jnp.cos(jnp.arange(X.shape[1])).astype(X.dtype), one)
-        return self.largest_second_derivative * power_iteration(moment, start)
+        return self.largest_second_derivative * power_iteration(lambda u: over_rows(part, u, (X, c)), start)
 
     def penalty_curvature(self, w: PyTree, lam: PyTree) -> PyTree:
         """The diagonal curvature of the penalty, to broadcast against w: exp(lam) for weights, 0 for the bias."""
@@ -160,7 +167,7 @@ class Squared(_LinearModelLoss):
             logarithms of the penalties.
     """
 
-    penalty: Any = None
+    penalty: str | Groups | None = None
     largest_second_derivative = 1.0
 
     @staticmethod
@@ -168,6 +175,7 @@ class Squared(_LinearModelLoss):
         """Loss of each row, [b]."""
         if y.shape != scores.shape and scores.shape != (*y.shape, 1):
             raise ParameterError(f"y has shape {y.shape} and the scores {scores.shape}; pass y [n], or [n, C] as they")
+        # 1/2 sum_c (score_c - y_c)^2
         return 0.5 * jnp.sum((scores - y.reshape(scores.shape)) ** 2, axis=-1)
 
 
@@ -180,14 +188,15 @@ class BinaryLogistic(_LinearModelLoss):
             penalties.
     """
 
-    penalty: Any = None
+    penalty: str | Groups | None = None
     largest_second_derivative = 0.25
 
     @staticmethod
     def per_row(scores: Array, y: Array) -> Array:
         """Loss of each row, [b]."""
         _check_vector(y)
-        return optax.losses.sigmoid_binary_cross_entropy(scores[:, 0], y.astype(scores.dtype))
+        loss: Array = optax.losses.sigmoid_binary_cross_entropy(scores[:, 0], y.astype(scores.dtype))
+        return loss
 
 
 @config
@@ -199,13 +208,15 @@ class MultinomialLogistic(_LinearModelLoss):
             logarithms of the penalties.
     """
 
-    penalty: Any = None
+    penalty: str | Groups | None = None
     largest_second_derivative = 0.5
 
     @staticmethod
     def per_row(scores: Array, y: Array) -> Array:
         """Loss of each row, [b]."""
         _check_vector(y)
+        # score_y as a masked sum: a gather's transpose is a scatter, which is slow
         classes = jnp.arange(scores.shape[1], dtype=jnp.int32)
-        picked = y.astype(jnp.int32)[:, None] == classes[None, :]  # no gather: its transpose is a slow scatter
+        picked = y.astype(jnp.int32)[:, None] == classes[None, :]
+        # log sum_c exp(score_c) - score_y
         return jax.nn.logsumexp(scores, axis=1) - jnp.sum(jnp.where(picked, scores, 0), axis=1)

@@ -1,12 +1,11 @@
 """The bilevel problem, and its oracle of three directions."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import Array
 
-from bilevax.core.config import check_real, config, replace_unchecked, set_frozen
+from bilevax.core.config import check_fields, config, nonnegative, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
 from bilevax.core.protocols import Loss, RowSource
@@ -33,10 +32,10 @@ class Problem:
             inner loss turns out to be indefinite.
     """
 
-    inner_map: Any
+    inner_map: PyTree  # an InnerMap, and what else its class has
     outer_loss: Loss
     project: Callable[[PyTree], PyTree] | None = None
-    damping: Any = None
+    damping: Array | float | None = None
 
     def __post_init__(self) -> None:
         for name in ("inner_map", "outer_loss"):
@@ -45,7 +44,7 @@ class Problem:
         if self.project is not None and not callable(self.project):
             raise ParameterError(f"project must be a function of lam or None, got {self.project!r}")
         if self.damping is not None:
-            set_frozen(self, damping=check_real("damping", self.damping, low=0.0))
+            check_fields(self, damping=nonnegative)
 
     @property
     def has_loss(self) -> bool:
@@ -55,6 +54,7 @@ class Problem:
     @property
     def composite(self) -> bool:
         """True if the inner map ends with a proximal step."""
+        # By its class, never by a method's name: a user's map may have a method ``prox`` too.
         return isinstance(self.inner_map, ProximalStep)
 
     @property
@@ -89,18 +89,15 @@ class Problem:
         self, w0: PyTree, lam: PyTree, train: RowSource, key: Array, minibatches: int | None = None
     ) -> "Problem":
         """The problem with its inner step filled in, where that is None; else the problem itself."""
-        if not self._needs_step:
+        step = self._unmeasured
+        if step is None:
             return self
-        return replace_unchecked(
-            self, inner_map=self.inner_map.measured(w0, lam, train, stream(key, "measure"), minibatches)
-        )
+        return replace_unchecked(self, inner_map=step.measured(w0, lam, train, stream(key, "measure"), minibatches))
 
     def measuring_products(self, train: RowSource, minibatches: int | None = None) -> int:
         """Products, of a minibatch each, that measuring the inner step takes; 0 where it is given, or there is none."""
-        if not self._needs_step:
-            return 0
-        known = hasattr(self.inner_map.loss, "curvature")
-        return measuring_products(train, minibatches, known=known)
+        step = self._unmeasured
+        return 0 if step is None else measuring_products(train, minibatches, known=hasattr(step.loss, "curvature"))
 
     def with_unit_step(self) -> "Problem":
         """The problem with 1 for the inner step, whatever that is; other maps have none."""
@@ -109,8 +106,10 @@ class Problem:
         return replace_unchecked(self, inner_map=replace_unchecked(self.inner_map, step_size=1.0))
 
     @property
-    def _needs_step(self) -> bool:
-        return isinstance(self.inner_map, GradientStep | ProximalStep) and self.inner_map.step_size is None
+    def _unmeasured(self) -> GradientStep | ProximalStep | None:
+        """The inner map, where its step is to be measured."""
+        step = self.inner_map
+        return step if isinstance(step, GradientStep | ProximalStep) and step.step_size is None else None
 
     def inner_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """Phi(w, lam; zeta), in the dtypes of w. Cost: one inner gradient a row.
@@ -121,18 +120,21 @@ class Problem:
         image = astype_of(self.inner_map(w, lam, batch), w)
         if self.damping is None:
             return image
+        # Phi(w) - delta (w - w'): not at w' = w, but in its derivative it is damped
         return axpy(-self.damping, sub(w, jax.lax.stop_gradient(w)), image)
 
     def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam; zeta)^T v, less delta v. Cost: one Hessian-vector product a row."""
         if isinstance(self.inner_map, GradientStep):  # whose loss may know faster products
             product = astype_of(self.inner_map.adjoint_product(w, lam, batch, v), w)
+            # d1Phi^T v - delta v
             return product if self.damping is None else axpy(-self.damping, v, product)
         _, pullback = jax.vjp(lambda x: self.inner_image(x, lam, batch), w)
         return pullback(v)[0]
 
     def system_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """(I - d1Phi(w, lam; zeta)^T + delta I) v, the left-hand side of the linear system."""
+        # v - (d1Phi^T - delta I) v
         return axpy(-1.0, self.adjoint_product(w, lam, batch, v), v)
 
     def affine_image(self, w: PyTree, lam: PyTree, batch: PyTree, g: PyTree, v: PyTree) -> PyTree:
@@ -146,6 +148,7 @@ class Problem:
 
     def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
         """E(w, lam; xi), grad_1 E and grad_2 E, like w and lam. Cost: one outer gradient a row."""
+        # Two passes: most outer losses do not read lam, and the second is then empty; the first may be the loss's own.
         value, by_w = value_and_grad(self.outer_loss, w, lam, batch)
         by_lam = jax.grad(self.outer_loss, 1)(w, lam, batch)
         return value, astype_of(by_w, w), astype_of(by_lam, lam)
@@ -162,6 +165,8 @@ def lagrangian(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batches: tup
         batches: (zeta, xi), the inner and the outer minibatch.
     """
     inner, outer = batches
+    # E(w, lam; xi) + <v, Phi(w, lam; zeta) - w>
+    # Phi - w, zero at the fixed point
     residual = sub(problem.inner_map(w, lam, inner), w)
     return problem.outer_loss(w, lam, outer) + vdot(v, residual)
 
@@ -175,5 +180,6 @@ def directions(
         dL/dv = Phi - w, along which w moves; dL/dw = grad_1 E + d1Phi^T v - v, along which v moves; and
         dL/dlam = grad_2 E + d2Phi^T v, the hypergradient once the other two are zero.
     """
+    # dL/dw, dL/dv, dL/dlam
     by_w, by_v, by_lam = jax.grad(lagrangian, (1, 2, 3))(problem, w, v, lam, batches)
     return by_v, by_w, by_lam

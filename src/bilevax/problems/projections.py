@@ -3,13 +3,11 @@
 ``at_bound(lam)`` says which entries the set holds back, so that a run can report it; a callable need not have it.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from bilevax.core.config import check_real, config, is_scalar, set_frozen
+from bilevax.core.config import check_fields, check_real, config, is_scalar, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, norm
 
@@ -23,19 +21,19 @@ class Box:
         upper: likewise, not below ``lower``.
     """
 
-    lower: Any = -jnp.inf
-    upper: Any = jnp.inf
+    lower: PyTree = -jnp.inf
+    upper: PyTree = jnp.inf
 
     def __post_init__(self) -> None:
-        for name in ("lower", "upper"):
-            if is_scalar(getattr(self, name)):
-                set_frozen(self, **{name: check_real(name, getattr(self, name))})
+        # Arrays and trees may have any shape that broadcasts: what fits lam is known when it is there.
+        check_fields(self, **{name: check_real for name in ("lower", "upper") if is_scalar(getattr(self, name))})
         if isinstance(self.lower, float) and isinstance(self.upper, float) and self.lower > self.upper:
             raise ParameterError(f"lower must not exceed upper, got {self.lower:g} > {self.upper:g}")
 
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the box."""
         return jax.tree.map(
+            # min(max(lam, lower), upper)
             lambda x, low, high: jnp.clip(x, jnp.asarray(low).astype(x.dtype), jnp.asarray(high).astype(x.dtype)),
             lam, _like(self.lower, lam), _like(self.upper, lam),
         )  # fmt: skip
@@ -68,14 +66,16 @@ class L2Ball:
     radius: float = 1.0
 
     def __post_init__(self) -> None:
-        set_frozen(self, radius=check_real("radius", self.radius, low=0.0, open_low=True))
+        check_fields(self, radius=positive)
 
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the ball."""
+        # lam min(1, radius / ||lam||)
         return optax.projections.projection_l2_ball(lam, self.radius)
 
     def at_bound(self, lam: PyTree) -> PyTree:
         """All entries, where lam is on the sphere (to rounding), or none."""
+        # a projection leaves ||lam|| within a few units in the last place of the radius
         length = norm(lam)
         edge = length >= (1 - 10 * jnp.finfo(length.dtype).eps) * jnp.asarray(self.radius).astype(length.dtype)
         return jax.tree.map(lambda x: jnp.broadcast_to(edge, x.shape), lam)
@@ -88,10 +88,11 @@ class Simplex:
     total: float = 1.0
 
     def __post_init__(self) -> None:
-        set_frozen(self, total=check_real("total", self.total, low=0.0, open_low=True))
+        check_fields(self, total=positive)
 
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point of the simplex."""
+        # max(lam - tau, 0), tau such that the sum is the total
         return optax.projections.projection_simplex(lam, self.total)
 
     def at_bound(self, lam: PyTree) -> PyTree:
@@ -99,8 +100,6 @@ class Simplex:
         return jax.tree.map(lambda x: x <= 0, lam)
 
 
-def _like(bound: Any, lam: PyTree) -> PyTree:
+def _like(bound: PyTree, lam: PyTree) -> PyTree:
     """A bound as a tree like lam: one bound for every leaf, or one each."""
-    if jax.tree_util.all_leaves([bound]):
-        return jax.tree.map(lambda _: bound, lam)
-    return bound
+    return jax.tree.map(lambda _: bound, lam) if jax.tree_util.all_leaves([bound]) else bound

@@ -1,13 +1,13 @@
 """The inner map of a composite loss: a gradient step on the smooth part, then a proximal step."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import Array
 
 from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import GradientStep
 
@@ -40,11 +40,12 @@ class ProximalStep:
 
     loss: Callable[[PyTree, PyTree, PyTree], Array]
     prox: Callable[[PyTree, PyTree, PyTree], PyTree]
-    step_size: Any = None
+    step_size: PyTree | Callable[[PyTree], PyTree] = None
 
     def __post_init__(self) -> None:
         if not callable(self.prox):
             raise ParameterError(f"prox must be a function of (w, lam, s), got {self.prox!r}")
+        # Its checks are those of the loss and the step.
         _ = self.smooth
 
     @property
@@ -54,12 +55,13 @@ class ProximalStep:
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """One proximal gradient step on the loss of the batch."""
+        # prox(w - s grad, lam, s): at the fixed point grad + d penalty contains 0 for every s: s has no derivative
         smooth = self.smooth
         s = jax.lax.stop_gradient(smooth.metric(w, lam))
         return self.prox(smooth(w, lam, batch), lam, s)
 
     def measured(
-        self, w: PyTree, lam: PyTree, source: Any, key: Array, minibatches: int | None = None
+        self, w: PyTree, lam: PyTree, source: RowSource, key: Array, minibatches: int | None = None
     ) -> "ProximalStep":
         """This map with its step filled in; see :meth:`GradientStep.measured`."""
         return replace_unchecked(self, step_size=self.smooth.measured(w, lam, source, key, minibatches).step_size)

@@ -1,7 +1,6 @@
 """What the user's functions return, looked at while a program is traced."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,8 @@ def check_functions(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowS
     Raises:
         ParameterError: says which function, which leaf, and what would be right.
     """
-    inner_map: Any = problem.inner_map
+    # The loss, not the step of it: a step that is not measured yet cannot be evaluated.
+    inner_map = problem.inner_map
     if isinstance(inner_map, GradientStep | ProximalStep):
         _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.example()))
     else:
@@ -30,7 +30,7 @@ def check_functions(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowS
         _check_like("project", jax.eval_shape(partial(problem.project), lam), lam, argument="lam")
 
 
-def _check_scalar(name: str, out: Any) -> None:
+def _check_scalar(name: str, out: PyTree) -> None:
     if not hasattr(out, "shape") or out.shape != ():
         got = getattr(out, "shape", jax.tree.structure(out))
         raise ParameterError(f"{name} must return a scalar, got {got}; take the mean over the rows of the batch")
@@ -39,7 +39,7 @@ def _check_scalar(name: str, out: Any) -> None:
 
 
 def _check_like(name: str, out: PyTree, like: PyTree, argument: str = "w") -> None:
-    structure: Any = jax.tree.structure(out)
+    structure: object = jax.tree.structure(out)
     wanted = jax.tree.structure(like)
     if structure != wanted:
         raise ParameterError(f"{name} must return a tree like {argument}, {wanted}; got {structure}")

@@ -1,8 +1,8 @@
 """The sections on the data, the method, the model's use, and the configuration."""
 
 import math
-from dataclasses import dataclass
 from importlib.resources import files
+from typing import NamedTuple
 
 from bilevax.core.text import clean, count, counted, decimal, percent
 from bilevax.report.records import Data, Run
@@ -21,8 +21,7 @@ _METHODS = {
 }
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """A part of a whole; ``width`` in per cent of the widest."""
 
     label: str
@@ -31,8 +30,7 @@ class Bar:
     width: str
 
 
-@dataclass(frozen=True)
-class DataSection:
+class DataSection(NamedTuple):
     """The splits, the classes, and sentences."""
 
     splits: tuple[Bar, ...]
@@ -55,6 +53,7 @@ def data_section(run: Run) -> DataSection | None:
 
 def _bars(parts: list[tuple[str, int]], of_total: bool = False) -> tuple[Bar, ...]:
     total = max(1, sum(n for _, n in parts))
+    # Splits are drawn as shares of the table, classes against the largest.
     widest = total if of_total else max(1, max((n for _, n in parts), default=1))
     return tuple(Bar(name, count(n), percent(n / total), f"{100 * n / widest:.2f}") for name, n in parts)
 
@@ -71,6 +70,7 @@ def _facts(d: Data) -> list[str]:
         out.append(f"Empty: {cells}." if d.missing_cells else "No cell is missing.")
     counts = [n for _, n in d.classes if n > 0]
     if len(counts) > 1:
+        # - sum_c p_c log p_c
         entropy = -sum(n / sum(counts) * math.log(n / sum(counts)) for n in counts)
         out.append(
             f"A model that knew only how common each class is would have a log-loss of {decimal(entropy, 3)}: "
@@ -79,8 +79,7 @@ def _facts(d: Data) -> list[str]:
     return out
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """How the penalties were tuned."""
 
     name: str
@@ -94,8 +93,7 @@ def method_section(run: Run) -> Method | None:
     return Method(name, run.setting("method", "reason"), _METHODS.get(name, "")) if name else None
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """How to apply the model."""
 
     binary: bool

@@ -1,19 +1,18 @@
 """The section that compares the tuned model with the models a user would have had without it."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bilevax.core.text import decimal, duration, percent, places_for
 from bilevax.report.pictures import Interval, intervals
 from bilevax.report.records import Model, Run
-from bilevax.report.summary import NORMAL, main_rival, tuned_model
+from bilevax.report.summary import NORMAL, is_known, main_rival, tuned_model
 
 SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
 """Scores that have a column of their own in every table of models."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One model, as the table shows it."""
 
     name: str
@@ -21,8 +20,7 @@ class Row:
     cells: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Pictures and table."""
 
     levels: str
@@ -41,6 +39,7 @@ def comparison(run: Run) -> Comparison | None:
 
 
 def _places(run: Run) -> int:
+    # The smallest error decides for all, so that the figures can be compared.
     errors = [m.test_log_loss_se for m in run.models if m.test_log_loss_se > 0]
     return places_for(NORMAL * min(errors)) if errors else 4
 
@@ -70,31 +69,21 @@ def _levels(run: Run) -> str:
     tuned, places = tuned_model(run), _places(run)
     rows = []
     for m in run.models:
-        if not math.isfinite(m.test_log_loss):
-            continue
         half = NORMAL * m.test_log_loss_se
         text = decimal(m.test_log_loss, places) + (f" ± {decimal(half, places)}" if half >= 0 else "")
-        low, high = m.test_log_loss - half, m.test_log_loss + half
-        rows.append(Interval(m.name, m.test_log_loss, low, high, text, m is tuned))
-    return _picture(rows, "test log-loss (nats per row)", "Test log-loss of each model")
+        ends = m.test_log_loss - half, m.test_log_loss + half
+        rows.append(Interval(m.name, m.test_log_loss, *ends, text, m is tuned))
+    rows = [row for row in rows if math.isfinite(row.value)]
+    return intervals(rows, "Test log-loss of each model", xlabel="test log-loss (nats per row)")
 
 
 def _differences(run: Run) -> str:
     rows, rival = [], main_rival(run)
-    for p in run.paired:
-        if all(map(math.isfinite, (p.difference, p.low, p.high))):
-            digits = places_for((p.high - p.low) / 2)
-            text = decimal(p.difference, digits)
-            rows.append(Interval(f"against {p.name}", p.difference, p.low, p.high, text, p is rival))
+    for p in filter(is_known, run.paired):
+        text = decimal(p.difference, places_for((p.high - p.low) / 2))
+        rows.append(Interval(f"against {p.name}", p.difference, p.low, p.high, text, p is rival))
     xlabel = "← tuned is better · difference (nats per row) · tuned is worse →"
-    return _picture(rows, xlabel, "Test log-loss of the tuned model minus the others'", zero=True)
-
-
-def _picture(rows: list[Interval], xlabel: str, what: str, *, zero: bool = False) -> str:
-    if not rows:
-        return ""
-    description = f"{what}, with 95 % intervals. {'; '.join(f'{r.name}: {r.text}' for r in rows)}."
-    return intervals(rows, xlabel=xlabel, zero=zero, description=description)
+    return intervals(rows, "Test log-loss of the tuned model minus the others'", xlabel=xlabel, zero=True)
 
 
 def _kept(run: Run) -> str:
@@ -103,13 +92,12 @@ def _kept(run: Run) -> str:
     other = next((m for m in run.models if rival is not None and m.name == rival.name), None)
     if tuned is None or other is None or rival is None:
         return ""
+    # Both are the rival's loss minus the tuned model's: positive where tuning helped.
     seen = other.validation_log_loss - tuned.validation_log_loss
     if not math.isfinite(seen):
         return ""
     places = places_for((rival.high - rival.low) / 2)
-    before = f"gained {decimal(seen, places)}" if seen >= 0 else f"lost {decimal(-seen, places)}"
-    gain = -rival.difference
-    after = f"gained {decimal(gain, places)}" if gain >= 0 else f"lost {decimal(-gain, places)}"
+    before, after = (f"{'gained' if x >= 0 else 'lost'} {decimal(abs(x), places)}" for x in (seen, -rival.difference))
     return (
         f"On the validation rows, which tuning saw, it {before} over “{rival.name}”; "
         f"on the test rows, which it did not see, it {after}."

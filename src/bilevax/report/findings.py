@@ -36,6 +36,7 @@ def write_findings(
 
 
 def _verdict(rows: list[dict[str, str]]) -> Verdict:
+    # In this order they are said, the worst first.
     numbers = {severity: sum(row["severity"] == severity for row in rows) for severity in SEVERITIES}
     said = listed(counted(number, severity) for severity, number in numbers.items() if number)
     if numbers["error"]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,14 +13,14 @@ from bilevax.report.records import Run, Term
 
 SHOWN = 30
 LISTED = 2000
-_ENOUGH = 12  # terms, for a picture of their distribution to say something
+# Terms for a picture of their distribution to say something.
+_ENOUGH = 12
 _MOST_PIXELS = 4096
 _ROW_AND_COLUMN = re.compile(r"(.*?)(\d+)[^\d]+(\d+)\D*")
 _PIXEL = re.compile(r"(\D*pix\D*)(\d+)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Penalties:
+class Penalties(NamedTuple):
     """Pictures, sentences and the full table, smallest penalty first."""
 
     dots: str
@@ -42,6 +42,7 @@ def penalties_section(run: Run) -> Penalties | None:
         return None
     values = np.array([t.penalty for t in terms])
     signed = all(len(t.weights) == 1 for t in terms)
+    # Within a ten-thousandth all penalties are one, which needs no picture.
     differ = values[-1] > 1.0001 * values[0]
     many = differ and len(terms) >= _ENOUGH
     weighty = [t for t in terms if t.size > 0 and math.isfinite(t.size)]
@@ -85,6 +86,7 @@ def _sentences(terms: Sequence[Term], values: np.ndarray) -> list[str]:
     squares = np.where(np.isfinite(sizes), sizes, 0.0) ** 2
     out += _tied("largest", values > 0.999 * largest, squares) + _tied("smallest", values < 1.001 * smallest, squares)
     if len(terms) >= _ENOUGH and squares.sum() > 0:
+        # The least k for which the k largest squares are 90 % of their sum.
         enough = int(np.searchsorted(np.cumsum(np.sort(squares)[::-1]), 0.9 * squares.sum())) + 1
         out.append(f"Of all {count(len(terms))} features, {count(enough)} carry 90\u202f% of the squared weights.")
     return out
@@ -133,10 +135,12 @@ def pixels(names: Sequence[str], values: Sequence[float]) -> np.ndarray | None:
     if not all(found) or len(stems) != 1 or max(len(digits) for place in places for digits in place) > 6:
         return None
     index = np.array([(int(i), int(j)) for i, j in places])
+    # Names that only count have no row.
     if not index[:, 0].any():
         index = _square(index[:, 1])
     index -= index.min(axis=0)
     shape = index.max(axis=0) + 1
+    # Too thin, too large or too empty for a picture: the numbers in the names mean something else.
     if min(shape) < 4 or shape.prod() > _MOST_PIXELS or len({tuple(i) for i in index.tolist()}) < 0.5 * shape.prod():
         return None
     grid = np.full(shape, np.nan)
@@ -146,6 +150,7 @@ def pixels(names: Sequence[str], values: Sequence[float]) -> np.ndarray | None:
 
 def _square(index: np.ndarray) -> np.ndarray:
     """Counts as rows and columns of a square picture; they begin with 0, or with 1 where the last is a square."""
+    # 784 pixels are counted from 0 to 783, or from 1 to 784 = 28^2.
     last = int(index.max())
     start = 1 if math.isqrt(last) ** 2 == last and index.min() >= 1 else 0
     side = math.isqrt(last - start) + 1

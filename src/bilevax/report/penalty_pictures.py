@@ -22,27 +22,20 @@ _LABEL = "penalty (log scale)"
 def dots(terms: Sequence[Term], *, signed: bool, description: str) -> str:
     """Each term's penalty as a dot, its weight beside it; ``signed`` shows a single weight with its sign."""
     with svg.style():
+        # At 11 pixels a character of DejaVu Sans is 6.4 wide, on average.
         names = [shorten(term.name, 21) for term in terms]
         left = 22 + 6.4 * max(map(len, names))
         figure, ax = svg.panel(_ROW * len(terms) + 64, left=left, right=134, top=22, bottom=42)
         rows = np.arange(len(terms))[::-1]
         for row, term in zip(rows, terms, strict=True):
             ax.plot([min(term.penalties), max(term.penalties)], [row, row], color=svg.ACCENT, linewidth=2)
-        ax.plot(
-            [term.penalty for term in terms],
-            rows,
-            "o",
-            color=svg.ACCENT,
-            markersize=7,
-            markeredgecolor=svg.CARD,
-            markeredgewidth=0.6,
-        )
+        penalties = [term.penalty for term in terms]
+        ax.plot(penalties, rows, "o", color=svg.ACCENT, markersize=7, markeredgecolor=svg.CARD, markeredgewidth=0.6)
         ax.set_yticks(rows, names, color=svg.INK)
-        ax.set_ylim(-0.8, len(terms) - 0.2)
+        ax.set(ylim=(-0.8, len(terms) - 0.2), xlabel=_LABEL)
         spread = [p for term in terms for p in term.penalties]
         log_axis(ax, "x", min(spread), max(spread), ticks=3)
         ax.grid(axis="both")
-        ax.set_xlabel(_LABEL)
         ax.set_title("penalty", fontsize=11, color=svg.INK, loc="left")
         beside = svg.add_axes(figure, left=342, right=12, top=22, bottom=42)
         _weights(beside, terms, rows, signed=signed)
@@ -61,8 +54,7 @@ def _weights(ax: "Axes", terms: Sequence[Term], rows: np.ndarray, *, signed: boo
     ax.grid(axis="both")
     ax.xaxis.set_major_locator(MaxNLocator(3))
     top = 1.08 * max(map(abs, values)) or 1.0
-    ax.set_xlim(-top if min(values) < 0 else 0.0, top)
-    ax.set_xlabel("weight, signed" if signed else "norm")
+    ax.set(xlim=(-top if min(values) < 0 else 0.0, top), xlabel="weight, signed" if signed else "norm")
     ax.set_title("weight" if signed else "size of weights", fontsize=11, color=svg.INK, loc="left")
 
 
@@ -73,6 +65,7 @@ def histogram(penalties: np.ndarray, *, description: str) -> str:
     with svg.style():
         figure, ax = svg.panel(214, left=52, right=14, top=22, bottom=42)
         low, high = penalties.min(), penalties.max()
+        # 2 sqrt(n) bins, of equal length on the logarithmic axis.
         edges = np.geomspace(low, high, 1 + int(np.clip(2 * math.sqrt(len(penalties)), 8, 36)))
         counts, _ = np.histogram(penalties, edges)
         ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=svg.ACCENT, edgecolor=svg.CARD, linewidth=1)
@@ -85,8 +78,7 @@ def histogram(penalties: np.ndarray, *, description: str) -> str:
         log_axis(ax, "x", low, high)
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.grid(axis="y")
-        ax.set_xlabel(_LABEL)
-        ax.set_ylabel("features")
+        ax.set(xlabel=_LABEL, ylabel="features")
         return svg.image(figure, description)
 
 
@@ -95,14 +87,14 @@ def scatter(terms: Sequence[Term], *, description: str) -> str:
     with svg.style():
         figure, ax = svg.panel(240, left=58, right=14, top=6, bottom=42)
         points = np.array([(t.penalty, t.size) for t in terms])
+        # Evenly in the order of the penalties, so that the ends are shown.
         points = points[np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int))]
         ax.plot(*points.T, "o", color=svg.ACCENT, markersize=4.5, alpha=0.5, markeredgewidth=0, linestyle="none")
         (low, bottom), (high, top) = points.min(axis=0), points.max(axis=0)
         log_axis(ax, "x", low, high)
         log_axis(ax, "y", bottom, top)
         ax.grid(axis="both")
-        ax.set_xlabel(_LABEL)
-        ax.set_ylabel("size of weights (log scale)")
+        ax.set(xlabel=_LABEL, ylabel="size of weights (log scale)")
         return svg.image(figure, description)
 
 
@@ -117,11 +109,11 @@ def image(grid: np.ndarray, *, description: str) -> str:
         figure, ax = svg.panel(width * rows / columns + 20, left=10, right=svg.WIDTH - 10 - width, top=10, bottom=10)
         low, high = np.nanmin(grid), np.nanmax(grid)
         scale = LogNorm(low, high if high > low else 10 * low)
+        # Lines between pixels that are wide enough to bear them.
         gap = 1.0 if columns <= 32 else 0.0
         ax.pcolormesh(grid, cmap="cividis_r", norm=scale, edgecolors=svg.CARD, linewidth=gap)
-        ax.set_xlim(0, columns)
-        ax.set_ylim(rows, 0)
-        ax.axis("off")
+        ax.set(xlim=(0, columns), ylim=(rows, 0))
+        ax.set_axis_off()
         legend = svg.add_axes(figure, left=width + 24, right=svg.WIDTH - width - 36, top=26, bottom=12)
         bar = figure.colorbar(ScalarMappable(scale, "cividis_r"), cax=legend, drawedges=False)
         bar.outline.set_visible(False)

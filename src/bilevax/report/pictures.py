@@ -2,23 +2,23 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from bilevax.core.text import shorten, significant
+from bilevax.core.text import power, shorten, significant
 from bilevax.report import svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROW = 46  # pixels of one interval with its name above it
+# Pixels of one interval with its name above it.
+_ROW = 46
+# More than a picture of 460 pixels can show.
 _MOST_POINTS = 600
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """One row of an interval picture; ``text`` is its value in words, at the right."""
 
     name: str
@@ -29,8 +29,14 @@ class Interval:
     strong: bool = False
 
 
-def intervals(rows: Sequence[Interval], *, xlabel: str, zero: bool, description: str) -> str:
-    """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference."""
+def intervals(rows: Sequence[Interval], title: str, *, xlabel: str, zero: bool = False) -> str:
+    """Dots with their intervals, one row each, names above; ``zero`` draws the line of no difference.
+
+    Empty where there is no row.
+    """
+    if not rows:
+        return ""
+    description = f"{title}, with 95 % intervals. {'; '.join(f'{r.name}: {r.text}' for r in rows)}."
     with svg.style():
         figure, ax = svg.panel(_ROW * len(rows) + 44, left=10, right=10, top=2, bottom=42)
         if zero:
@@ -38,10 +44,7 @@ def intervals(rows: Sequence[Interval], *, xlabel: str, zero: bool, description:
         for i, row in enumerate(rows):
             _interval(ax, row, len(rows) - 1 - i)
         ends = [x for r in rows for x in (r.low, r.high, r.value) if math.isfinite(x)] + [0.0] * zero
-        ax.set_xlim(*_padded(min(ends), max(ends)))
-        ax.set_ylim(0, len(rows))
-        ax.set_yticks([])
-        ax.set_xlabel(xlabel)
+        ax.set(xlim=_padded(min(ends), max(ends)), ylim=(0, len(rows)), yticks=[], xlabel=xlabel)
         _linear_ticks(ax, "x", 4)
         ax.grid(axis="x")
         return svg.image(figure, description)
@@ -53,7 +56,8 @@ def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
         ax.plot([row.low, row.high], [bottom + 0.26] * 2, color=colour, linewidth=3)
     ax.plot([row.value], [bottom + 0.26], "o", color=colour, markersize=9, markeredgecolor=svg.CARD)
     ink = svg.INK if row.strong else svg.MUTED
-    blank = {"facecolor": svg.CARD, "edgecolor": "none", "pad": 2.0}  # hides the lines behind the text
+    # Hides the lines behind the text.
+    blank = {"facecolor": svg.CARD, "edgecolor": "none", "pad": 2.0}
     for x, text, side in ((0, shorten(row.name, 42), "left"), (1, row.text, "right")):
         ax.text(x, bottom + 0.56, text, transform=ax.get_yaxis_transform(), color=ink, fontsize=12, ha=side, bbox=blank)
 
@@ -90,6 +94,7 @@ def course(
         figure, ax = svg.panel(224 + top, left=58, right=14, top=top, bottom=42)
         values = np.concatenate([np.asarray(line.y, float) for line in lines])
         values = values[np.isfinite(values)]
+        # A loss that falls to a thirtieth would look like an L on a linear axis.
         logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
         for line in lines:
             colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
@@ -105,8 +110,7 @@ def course(
             ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(x_text)
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.grid(axis="y")
         if len(lines) > 1:
             ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
@@ -135,6 +139,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+    # An offset such as "+4.2e-1" in a corner is what no reader finds.
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_powerlimits((-4, 5))
     side = ax.xaxis if axis == "x" else ax.yaxis
@@ -144,18 +149,23 @@ def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
 
 def log_axis(ax: "Axes", axis: Literal["x", "y"], low: float, high: float, ticks: int = 6) -> None:
     """Make an axis logarithmic, from a little below ``low`` to a little above ``high``."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     decades = math.log10(high) - math.log10(low)
+    # 6 % of the logarithmic length at either end; half a decade where all values are one.
     room = 10 ** (0.06 * decades if decades > 0.02 else 0.5)
-    lowest, highest = np.clip([low / room, high * room], 1e-323, 1e307)  # what float64 holds
+    # Within what float64 holds.
+    lowest, highest = np.clip([low / room, high * room], 1e-323, 1e307)
     ax.set(**{f"{axis}scale": "log", f"{axis}lim": (lowest, highest)})
     side = ax.xaxis if axis == "x" else ax.yaxis
-    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)  # multiples of a power of ten
-    side.set_major_locator(LogLocator(subs=subs, numticks=ticks))
+    # Over few decades ticks at powers of ten alone would be one or two; within one, even 2 and 5 are few.
+    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)
+    side.set_major_locator(LogLocator(subs=subs, numticks=ticks) if decades > 0.7 else MaxNLocator(ticks))
     side.set_minor_locator(NullLocator())
-    side.set_major_formatter(_log_label)
+    side.set_major_formatter("{x:g}" if lowest > 1e-4 and highest < 1e5 else _in_powers)
 
 
-def _log_label(x: float, _position: object) -> str:
-    return f"{x:g}" if 1e-4 < x < 1e5 else significant(x, 1).removeprefix("1·")
+def _in_powers(x: float, _position: object) -> str:
+    mantissa, exponent = f"{x:.2e}".split("e")
+    digits = f"{float(mantissa):g}·"
+    return f"{digits.removeprefix('1·')}{power(int(exponent))}"

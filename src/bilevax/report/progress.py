@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from bilevax.core.text import count, counted, decimal, duration, places_for, short_count
 from bilevax.report.pictures import Line, course
@@ -13,8 +13,7 @@ from bilevax.report.summary import NORMAL
 _LOSS = "loss (nats per row)"
 
 
-@dataclass(frozen=True)
-class Course:
+class Course(NamedTuple):
     """Pictures of the run, each with its title, and the run in sentences."""
 
     pictures: tuple[tuple[str, str], ...]
@@ -49,6 +48,7 @@ def course_section(run: Run) -> Course | None:
 
 def _is_flat(late: Sequence[Line], whole: Sequence[Line]) -> bool:
     """True if the first fall hides how the later losses differ."""
+    # The later range is less than a quarter of the whole one.
     later, all_of = ([v for line in lines for v in line.y if math.isfinite(v)] for lines in (late, whole))
     return bool(later) and max(later) - min(later) <= 0.25 * (max(all_of) - min(all_of))
 
@@ -65,6 +65,7 @@ def _pace(steps: Sequence[Step]) -> float:
 
 def _compilation(steps: Sequence[Step]) -> float:
     """When the first step was done, if it was so much slower than the others that it must have compiled."""
+    # Nothing but compilation makes a step five times as slow as the rest.
     first, pace = steps[0].seconds, _pace(steps)
     return first if pace > 0 and first > 5 * pace else 0.0
 
@@ -94,13 +95,13 @@ def _loss(name: str, run: Run, column: str) -> list[str]:
     if len(points) < 2:
         return []
     (first, _), (last, _), (lowest, at) = points[0], points[-1], min(points)
+    # Digits that show a twentieth of the fall.
     places = places_for(abs(first - lowest) / 20)
     text = f"The {name} went from {decimal(first, places)} to {decimal(last, places)}"
     return [f"{text} (lowest: {decimal(lowest, places)}, at step {count(at)})."]
 
 
-@dataclass(frozen=True)
-class GapSection:
+class GapSection(NamedTuple):
     """The gap, its interval, and what it means."""
 
     value: str

@@ -13,6 +13,7 @@ from typing import TypeVar, get_type_hints
 from bilevax.core.errors import DataError, StorageError
 from bilevax.core.text import clean
 
+# Sums and squares of plotted values stay finite below it.
 _LARGEST = 1e300
 
 T = TypeVar("T")
@@ -108,6 +109,7 @@ class Term:
             return math.nan
         if min(self.penalties) == 0:
             return 0.0
+        # exp of the mean of the logarithms: a product would overflow
         return math.exp(math.fsum(map(math.log, self.penalties)) / len(self.penalties))
 
     @property
@@ -181,7 +183,8 @@ def _bytes(path: Path) -> bytes | None:
 def _toml(path: Path, content: bytes | None) -> dict[str, dict[str, object]]:
     try:
         tables = tomllib.loads((content or b"").decode())
-    except (ValueError, RecursionError) as e:  # a decoding error of either kind is a ValueError
+    # A decoding error of either kind is a ValueError.
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{path} is not TOML: {clean(e)}") from e
     return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
@@ -208,13 +211,15 @@ def _lines(path: Path, content: bytes | None) -> list[dict[str, object]]:
             record = None
         if isinstance(record, dict):
             records.append(record)
-        elif i != numbered[-1][0]:  # the last line may be torn: a run that was killed while it wrote
+        # The last line may be torn: a run that was killed while it wrote.
+        elif i != numbered[-1][0]:
             raise DataError(f"{path}:{i} is not a JSON record; the file was damaged after it was written")
     return records
 
 
 def _real(value: object) -> float:
     """A number as a float; NaN for everything else; what no sum would survive is infinite."""
+    # True is an int to Python; NaN is the one value that is not itself.
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         return math.nan
     return float(value) if -_LARGEST < value < _LARGEST else math.copysign(math.inf, value > 0 or -1)
@@ -242,7 +247,8 @@ def _record(kind: type[T], record: Mapping[str, object]) -> T:
     values: dict[str, object] = {}
     for name, of in get_type_hints(kind).items():
         if of in _READERS:
-            default = getattr(kind, name, None)  # a dataclass keeps defaults as attributes of the class
+            # A dataclass keeps the defaults of its fields as attributes of the class.
+            default = getattr(kind, name, None)
             value = _READERS[of](record.get(name, default))
             values[name] = default if value == "" else value
     return kind(**values)

@@ -1,12 +1,13 @@
 """What a reader wants first: did it help, was it ended properly, and the figures of the run."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bilevax.core.text import count, counted, decimal, duration, percent, places_for, short_count, shorten
-from bilevax.report.records import Model, Paired, Run
+from bilevax.report.records import End, Model, Paired, Run
 
-NORMAL = 1.96  # half-width of a 95 % interval in standard errors
+# Half-width of a 95 % interval, in standard errors.
+NORMAL = 1.96
 _PER = {
     "feature": "one penalty per feature",
     "class": "one penalty per class",
@@ -17,8 +18,7 @@ _PER = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The run in a sentence; ``tone`` is better, worse, same or unknown."""
 
     tone: str
@@ -27,8 +27,7 @@ class Verdict:
     detail: str
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One figure of the run."""
 
     label: str
@@ -44,8 +43,13 @@ def tuned_model(run: Run) -> Model | None:
 
 def main_rival(run: Run) -> Paired | None:
     """The comparison that the verdict speaks of: with the grid-searched single penalty if there is one."""
-    usable = [p for p in run.paired if all(map(math.isfinite, (p.difference, p.low, p.high)))]
-    return max(usable, key=lambda p: ["grid" in p.name.lower(), "single" in p.name.lower()], default=None)
+    known = filter(is_known, run.paired)
+    return max(known, key=lambda p: ["grid" in p.name.lower(), "single" in p.name.lower()], default=None)
+
+
+def is_known(p: Paired) -> bool:
+    """True if the difference and its interval were recorded."""
+    return all(map(math.isfinite, (p.difference, p.low, p.high)))
 
 
 def verdict(run: Run) -> Verdict:
@@ -57,6 +61,7 @@ def verdict(run: Run) -> Verdict:
     subject = f"Tuning {what}" if what else "Tuning the penalties"
     places = places_for((rival.high - rival.low) / 2)
     against, detail = f"against “{shorten(rival.name, 80)}”", _levels(run, rival)
+    # The interval of (tuned - rival) lies below zero, above it, or holds it.
     if rival.high < 0:
         by = _by(-rival.difference, -rival.high, -rival.low, places)
         return Verdict("better", "Better", f"{subject} lowered the test log-loss by {by} {against}.", detail)
@@ -157,24 +162,20 @@ def _accuracy_note(run: Run, accuracy: float) -> str:
 
 def accuracy_error(accuracy: float, rows: int) -> float:
     """Half-width of the 95 % interval of an accuracy on some rows (Wilson's, which is sane at 0 and 1)."""
+    # z / (n + z^2) sqrt(n p (1 - p) + z^2 / 4)
     z = NORMAL
     return z / (rows + z * z) * math.sqrt(rows * max(0.0, accuracy * (1 - accuracy)) + z * z / 4)
 
 
 def _effort(run: Run) -> list[Tile]:
-    last = run.steps[-1] if run.steps else None
-    seconds = run.end.seconds if run.end else last.seconds if last else math.nan
-    visits = run.end.visits if run.end else last.visits if last else math.nan
-    steps = run.end.steps if run.end else last.step if last else math.nan
+    last = run.end or (run.steps[-1] if run.steps else None)
     out = []
-    if math.isfinite(seconds):
-        out.append(Tile("tuning time", duration(seconds), "with compilation"))
-    if math.isfinite(visits):
+    if last and math.isfinite(last.seconds):
+        out.append(Tile("tuning time", duration(last.seconds), "with compilation"))
+    if last and math.isfinite(last.visits):
+        steps = last.steps if isinstance(last, End) else last.step
         note = f"in {counted(int(steps), 'step')}" if math.isfinite(steps) else ""
-        out.append(Tile("sample visits", _large(visits), note))
+        # A large count in few enough characters for a tile.
+        visits = short_count(float(f"{last.visits:.3g}")) if last.visits >= 1e6 else count(last.visits)
+        out.append(Tile("sample visits", visits, note))
     return out
-
-
-def _large(x: float) -> str:
-    """A large count in few enough characters for a tile."""
-    return short_count(float(f"{x:.3g}")) if x >= 1e6 else count(x)

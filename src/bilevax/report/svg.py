@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 460  # of every picture, in pixels; two stand side by side on a wide page, one on a telephone
+# Of every picture, in pixels: two stand side by side on a wide page, one on a telephone.
+WIDTH = 460
 INK, MUTED, GRID, CARD = "#1b2330", "#5d6776", "#e2e6eb", "#fefefe"
-ACCENT, SECOND = "#0072b2", "#d55e00"  # blue and vermilion of Okabe and Ito: told apart by all kinds of eyes
+# Blue and vermilion of Okabe and Ito, which all kinds of eyes tell apart.
+ACCENT, SECOND = "#0072b2", "#d55e00"
 
 # The dark colours of the page's style sheet, which a picture does not see; it has one of its own.
 _DARK = {INK: "#e7ebf0", MUTED: "#a3adba", GRID: "#323b47", CARD: "#1a2028", ACCENT: "#5cb2e8", SECOND: "#f39a55"}
@@ -30,10 +32,12 @@ text {{ font-family: {_FONTS} !important }}
 {_SWAPS}}}
 """
 _SETTINGS = {
+    # Text stays text, and ids depend on nothing but the figure.
     "svg.fonttype": "none",
     "svg.hashsalt": "bilevax",
     "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],  # wider than the page's own fonts: what fits here fits there
+    # Wider than the page's own fonts: what fits here fits there.
+    "font.family": ["DejaVu Sans"],
     "font.size": 11.0,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -45,7 +49,8 @@ _SETTINGS = {
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
-    "figure.dpi": 72.0,  # a point is a pixel
+    # A point is a pixel.
+    "figure.dpi": 72.0,
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
@@ -71,7 +76,8 @@ def style() -> Iterator[None]:
         matplotlib.rc_context(_SETTINGS),  # type: ignore[arg-type]
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own fonts
+        # The reader's browser has fonts of its own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 

@@ -38,15 +38,15 @@ class Rows(NamedTuple):
         X: features [b, p].
         y: classes [b], integers.
         fold: 0 to K - 1, [b].
-        train: weight in the training losses [b], of mean 1 over all rows.
-        held: weight in the held-out losses [b], of mean 1 over all rows.
+        outer_weight: in the held-out losses [b], of mean 1 over all rows.
+        inner_weight: in the training losses [b], of mean 1 over all rows.
     """
 
     X: Array
     y: Array
     fold: Array
-    train: Array
-    held: Array
+    outer_weight: Array
+    inner_weight: Array
 
 
 def losses_of_models(loss: RowLoss, w: PyTree, X: Array, y: Array) -> Array:
@@ -72,7 +72,7 @@ class CrossFitLoss:
         """The inner variable w has a leading axis K."""
         folds = w["weights"].shape[0]
         # 1/n sum_i c_i l_i(w_k) over the rows of other folds than k, with c_i K / (K - 1) for c_i: its mean is 1 again
-        weight = batch.train[:, None] * (folds / (folds - 1))
+        weight = batch.inner_weight[:, None] * (folds / (folds - 1))
         others = jnp.where(_own_fold(batch, folds), jnp.zeros_like(weight), weight)
         data = jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * others) / batch.y.shape[0]
         # + 1/2 sum_j exp(lam_j) w_kj^2
@@ -93,8 +93,8 @@ class HeldOutLoss:
         """The inner variable w has a leading axis K."""
         folds = w["weights"].shape[0]
         # 1/n sum_i c_i l_i(w_k), k the fold of row i
-        held = batch.held[:, None]
-        own = jnp.where(_own_fold(batch, folds), held, jnp.zeros_like(held))
+        outer_weight = batch.outer_weight[:, None]
+        own = jnp.where(_own_fold(batch, folds), outer_weight, jnp.zeros_like(outer_weight))
         return jnp.sum(losses_of_models(self.loss, w, batch.X, batch.y) * own) / batch.y.shape[0]
 
 
@@ -113,6 +113,7 @@ def pad_rows(weight: np.ndarray, *rows: np.ndarray) -> tuple[np.ndarray, ...]:
         rows: arrays with leading axis n.
     """
     n, m = len(weight), padded(len(weight))
+    # Rows are repeated, so that their losses are finite, at weight 0.
     index = np.pad(np.arange(n), (0, m - n), mode="wrap")
     w = np.where(np.arange(m) < n, weight[index], 0.0)
     # m c_i / sum_i c_i: the mean over the padded rows is 1
@@ -121,11 +122,13 @@ def pad_rows(weight: np.ndarray, *rows: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def padded(n: int) -> int:
     """The next length of the form 2^k (8 + i), at least 64: at most an eighth longer beyond, and few different ones."""
+    # 2^k, with 8 2^k <= n - 1 < 16 2^k
     unit: int = 2 ** (max(n - 1, 64).bit_length() - 4)
     return max(64, -(-n // unit) * unit)
 
 
 def pad_columns(X: np.ndarray) -> np.ndarray:
     """Few columns filled up with columns of zeros to a multiple of eight, which no loss and no penalty sees."""
+    # The weight of a column of zeros has no gradient but that of its penalty: it stays 0.
     p = X.shape[1]
     return X if p >= 64 else np.pad(X, ((0, 0), (0, -p % 8)))

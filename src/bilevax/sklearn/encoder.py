@@ -1,7 +1,6 @@
 """From a table to a matrix by scikit-learn's preprocessing, and back to plain terms that need none of it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from sklearn.impute import SimpleImputer
@@ -14,8 +13,10 @@ from bilevax.tables.terms import OTHER, NumberType, Term, design_from_terms
 
 __all__ = ["TableEncoder", "Term", "design_from_terms"]
 
-_FEW = 20  # below this many different values no column is taken for an identifier
-_LARGEST = 1e100  # beyond it, squares overflow
+# Below this many different values no column is taken for an identifier.
+_FEW = 20
+# Beyond it, the squares in a standard deviation overflow.
+_LARGEST = 1e100
 
 
 class TableEncoder:
@@ -50,33 +51,35 @@ class TableEncoder:
         kept: list[str] = []
         left_out: dict[str, list[str]] = {}
         for name in columns:
-            reason = _useless(table.column(name))
+            reason = _reason_to_drop(table.column(name))
             (left_out.setdefault(reason, []) if reason else kept).append(name)
         self.notes = tuple(_note(reason, names) for reason, names in left_out.items())
-        self._numbers = [name for name in kept if table.column(name).kind != "text"]
-        self._texts = [name for name in kept if table.column(name).kind == "text"]
-        self._scaler: Pipeline | None = None
-        self._one_hot: OneHotEncoder | None = None
-        terms: list[Term] = []
-        blocks = []
-        if self._numbers:
-            self._scaler, block = _fit_numbers(table, self._numbers)
-            terms += _number_terms(table, self._numbers, self._scaler)
-            blocks.append(block)
-        if self._texts:
-            self._one_hot = OneHotEncoder(
-                handle_unknown="infrequent_if_exist",
-                min_frequency=self.min_frequency,
-                max_categories=self.max_categories,
-                sparse_output=False,
-            )
-            blocks.append(self._one_hot.fit_transform(_cells(table, self._texts)))
-            terms += _category_terms(self._texts, self._one_hot)
-        if not blocks:
+        numbers = [name for name in kept if table.column(name).kind != "text"]
+        texts = [name for name in kept if table.column(name).kind == "text"]
+        for name in numbers:
+            largest = np.nanmax(np.abs(table.column(name).values))
+            if largest > _LARGEST:
+                fault = f"column '{name}' has values up to {largest:.0e}; divide it or leave it out"
+                raise DataError(f"{table.name}: {fault}")
+        impute = SimpleImputer(strategy="median", add_indicator=True)
+        scaler = Pipeline([("impute", impute), ("scale", StandardScaler())])
+        one_hot = OneHotEncoder(
+            handle_unknown="infrequent_if_exist",
+            min_frequency=self.min_frequency,
+            max_categories=self.max_categories,
+            sparse_output=False,
+        )
+        # scikit-learn's transformers refuse a matrix without columns.
+        self._parts = [part for part in ((_matrix, numbers, scaler), (_cells, texts, one_hot)) if part[1]]
+        if not self._parts:
             raise DataError(
                 f"{table.name}: no column is left to learn from" + "".join(f"; {note}" for note in self.notes)
             )
-        self._kept = np.flatnonzero(np.concatenate([np.ptp(block, axis=0) > 0 for block in blocks]))
+        X = np.hstack([transformer.fit_transform(read(table, names)) for read, names, transformer in self._parts])
+        terms = _number_terms(table, numbers, scaler) if numbers else []
+        terms += _category_terms(texts, one_hot) if texts else []
+        # What is the same in every training row teaches nothing, such as the mark of a cell that is never missing.
+        self._kept = np.flatnonzero(np.ptp(X, axis=0) > 0)
         self.terms = tuple(terms[j] for j in self._kept)
         if not self.terms:
             raise DataError(f"{table.name}: no column is left to learn from; each has the same value in every row")
@@ -86,26 +89,8 @@ class TableEncoder:
 
     def transform(self, table: Table) -> np.ndarray:
         """The matrix [rows, terms] of a table, by scikit-learn's transformers."""
-        blocks = []
-        if self._scaler is not None:
-            blocks.append(self._scaler.transform(_matrix(table, self._numbers)))
-        if self._one_hot is not None:
-            blocks.append(self._one_hot.transform(_cells(table, self._texts)))
-        return np.hstack(blocks)[:, self._kept] if len(blocks) > 1 else blocks[0][:, self._kept]
-
-    def to_plain(self) -> list[dict[str, Any]]:
-        """The terms as JSON values."""
-        return [term.to_plain() for term in self.terms]
-
-
-def _fit_numbers(table: Table, names: Sequence[str]) -> tuple[Pipeline, np.ndarray]:
-    numbers = _matrix(table, names)
-    for name, largest in zip(names, np.nanmax(np.abs(numbers), axis=0), strict=True):
-        if largest > _LARGEST:
-            raise DataError(f"{table.name}: column '{name}' has values up to {largest:.0e}; divide it or leave it out")
-    impute = SimpleImputer(strategy="median", add_indicator=True)
-    pipeline = Pipeline([("impute", impute), ("scale", StandardScaler())])
-    return pipeline, pipeline.fit_transform(numbers)
+        blocks = [transformer.transform(read(table, names)) for read, names, transformer in self._parts]
+        return np.hstack(blocks)[:, self._kept]
 
 
 def _number_terms(table: Table, names: Sequence[str], pipeline: Pipeline) -> list[Term]:
@@ -116,6 +101,7 @@ def _number_terms(table: Table, names: Sequence[str], pipeline: Pipeline) -> lis
         kind = table.column(name).kind
         known: NumberType = "boolean" if kind == "boolean" else "date" if kind == "date" else "number"
         terms.append(Term(name, "number", known, mean=means[j], scale=scales[j], fill=fills[j]))
+    # The marks of the missing follow the numbers, one for each column that lacks a cell.
     for k, j in enumerate(imputer.indicator_.features_.tolist(), start=len(names)):
         terms.append(Term(names[j], "missing", mean=means[k], scale=scales[k]))
     return terms
@@ -124,6 +110,7 @@ def _number_terms(table: Table, names: Sequence[str], pipeline: Pipeline) -> lis
 def _category_terms(names: Sequence[str], one_hot: OneHotEncoder) -> list[Term]:
     terms = []
     for name, categories, rare in zip(names, one_hot.categories_, one_hot.infrequent_categories_, strict=True):
+        # scikit-learn puts all rare values into one last column.
         infrequent = set() if rare is None else set(rare)
         for value in categories:
             if value not in infrequent:
@@ -150,7 +137,7 @@ def _note(reason: str, names: Sequence[str]) -> str:
     return f"{subject} left out: {reason}"
 
 
-def _useless(column: Column) -> str:
+def _reason_to_drop(column: Column) -> str:
     """Why a column can teach nothing; empty if it can."""
     missing = column.missing
     known = column.values[~missing]

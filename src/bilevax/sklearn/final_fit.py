@@ -38,6 +38,7 @@ class Whitened:
 
     def half_penalty(self, u: Array, lam: PyTree) -> Array:
         """Of the weights u basis."""
+        # 1/2 sum_j exp(lam_j) (u L^-1)_j^2
         return self.loss.half_penalty(apply_basis(u, self.basis), lam)
 
 
@@ -54,6 +55,7 @@ def coordinates(moment: np.ndarray, lam: Array) -> tuple[Array, Array]:
 
     In the coordinates u = weights L, weights = u L^-1, the Hessian of a penalised loss is near the identity.
     """
+    # L exists, whatever the columns: 1e-8 is above the rounding errors of their second moment.
     penalties = _penalties(lam, len(moment)) + 1e-8
     # L L^T = CURVATURE moment + diag(mean penalty)
     if moment.ndim == 1:
@@ -79,6 +81,7 @@ def apply_basis(weights: Array, basis: Array) -> Array:
 @jax.jit
 def _value_and_grad(loss: Loss, u: PyTree, basis: Array, lam: Array, batch: PyTree) -> tuple[Array, PyTree]:
     """Loss and gradient in the coordinates u."""
+    # d/du loss(u L^-1)
     return jax.value_and_grad(lambda u: loss(change_basis(u, basis), lam, batch))(u)
 
 
@@ -90,7 +93,7 @@ def solve(
     *,
     moment: np.ndarray,
     max_steps: int = 300,
-    fall: float = 1e-7,
+    tolerance: float = 1e-7,
 ) -> PyTree:
     """Minimise w -> loss(w, lam, batch): scipy's L-BFGS in float64 on gradients in JAX's precision.
 
@@ -104,18 +107,20 @@ def solve(
         batch: every row.
         moment: from :func:`second_moment`.
         max_steps: at most so many iterations.
-        fall: of the loss in one iteration, at which to stop.
+        tolerance: relative decrease of the loss in one iteration below which it ends.
     """
     real = w0["weights"].dtype
     cholesky, basis = coordinates(moment, lam)
+    # u_0 = w_0 L
     flat, unravel = ravel_pytree(change_basis(w0, cholesky))
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = _value_and_grad(loss, unravel(jnp.asarray(x, real)), basis, lam, batch)
         return float(value), np.asarray(ravel_pytree(gradient)[0], np.float64)
 
-    options = {"maxiter": max_steps, "gtol": 1e-7, "ftol": fall}
+    options = {"maxiter": max_steps, "gtol": 1e-7, "ftol": tolerance}
     out = scipy.optimize.minimize(objective, np.asarray(flat, np.float64), jac=True, method="L-BFGS-B", options=options)
+    # w = u L^-1
     return change_basis(unravel(jnp.asarray(out.x, real)), basis)
 
 

@@ -148,6 +148,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
 
     def _weights(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the rows in training, and in the losses that penalties are chosen by."""
+        # A score that counts every class alike is chosen for by a loss that does so too.
         train = compute_sample_weight(self.class_weight, self.classes_[codes])
         held = compute_sample_weight("balanced", codes) if self.scoring in BALANCED_SCORES else train
         return train.astype(default_float()), held.astype(default_float())
@@ -162,6 +163,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
     def predict(self, X: ArrayLike) -> np.ndarray:
         """The most probable label of each row, [n]."""
         scores = self.decision_function(X)
+        # One score is positive where the second class is the more probable.
         index = (scores > 0).astype(int) if scores.ndim == 1 else np.argmax(scores, axis=1)
         labels: np.ndarray = self.classes_[index]
         return labels

@@ -82,38 +82,26 @@ class PenalisedModel(BaseEstimator, ABC):
         validated = _validation_rows(strata, groups, validation, self.validation_fraction, seed)
         train = np.flatnonzero(~validated)
         self.feature_mean_, self.feature_scale_ = _moments(X[train])
+        # z = (x - mean) / scale
         Z = pad_columns(((X - self.feature_mean_) / self.feature_scale_).astype(default_float()))
         method = tuning.choose_method(self.method, len(train), X.shape[1], self._outputs)
         folds = _folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
-        task = self._task(Z, y, weights, validated, folds)
-        tuned = tuning.tune(task, method, steps=self.steps, seed=seed, callback=callback)
-        self._record(tuned)
-        self._train(Z, y, weights[0], tuned, len(train), task.folds)
-
-    def _task(
-        self,
-        Z: np.ndarray,
-        y: np.ndarray,
-        weights: tuple[np.ndarray, np.ndarray],
-        validated: np.ndarray,
-        folds: np.ndarray,
-    ) -> tuning.TuningTask:
-        """What is to be tuned, on standardised features Z."""
-        (weight, held), train = weights, ~validated
-        outputs, p = self._outputs, Z.shape[1]
-        *_, inner = pad_rows(weight[train])
-        X, targets, fold, outer = pad_rows(held[train], Z[train], y[train], folds)
-        rows = Rows(*map(jax.device_put, (X, targets, fold, inner, outer)))
-        return tuning.TuningTask(
+        (inner_weight, outer_weight), outputs, p = weights, self._outputs, Z.shape[1]
+        *_, inner = pad_rows(inner_weight[train])
+        rows = Rows(*map(jax.device_put, (*pad_rows(outer_weight[train], Z[train], y[train], folds), inner)))
+        task = tuning.TuningTask(
             penalised=self._loss(self.penalty_per),
             plain=self._loss(None),
             rows=rows,
             folds=folds.max() + 1,
-            validation=jax.device_put(pad_rows(held[validated], Z[validated], y[validated])),
+            validation=jax.device_put(pad_rows(outer_weight[validated], Z[validated], y[validated])),
             lam_shape={"feature": (p,), "class": (outputs,), "weight": (outputs, p), "global": ()}[self.penalty_per],
             outputs=outputs,
-            moment=second_moment(rows.X, rows.train),
+            moment=second_moment(rows.X, rows.inner_weight),
         )
+        tuned = tuning.tune(task, method, steps=self.steps, seed=seed, callback=callback)
+        self._record(tuned)
+        self._train(Z, y, inner_weight, tuned, len(train), task.folds)
 
     def _record(self, tuned: tuning.TuningResult) -> None:
         self.method_, self.method_reason_ = tuned.method.name, tuned.method.reason
@@ -131,10 +119,11 @@ class PenalisedModel(BaseEstimator, ABC):
         # n exp(lam) = rows_tuned exp(tuned lam): a penalty on the sum of the losses does not grow with the rows.
         lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_tuned / n)
         self.penalties_ = n * np.exp(lam[..., :p] if self.penalty_per in {"feature", "weight"} else lam)
+        # n_train (K - 1) / K exp(lam): on the sum of the losses that each of the K models saw
         self.start_penalty_ = float(rows_tuned * (folds - 1) / folds * np.exp(np.ravel(tuned.start.lam)[0]))
         rows = jax.device_put(pad_rows(weight, Z, y))
         loss, lam = self._loss(self.penalty_per), jnp.asarray(lam, Z.dtype)
-        w = solve(loss, tuned.model, lam, rows, moment=tuned.moment, fall=1e-9, max_steps=500)
+        w = solve(loss, tuned.model, lam, rows, moment=tuned.moment, tolerance=1e-9, max_steps=500)
         # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
         coef = np.asarray(w["weights"], np.float64)[:, :p] / self.feature_scale_
         self._set_coefficients(coef, np.asarray(w["bias"], np.float64) - coef @ self.feature_mean_)
@@ -148,6 +137,7 @@ def default_float() -> np.dtype[np.floating]:
 def _moments(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every column; 1 where it does not vary."""
     mean, scale = X.mean(axis=0), X.std(axis=0)
+    # A spread within rounding of the mean is none.
     return mean, np.where(scale > 10 * np.finfo(float).eps * np.maximum(1, np.abs(mean)), scale, 1.0)
 
 
@@ -163,6 +153,7 @@ def _validation_rows(
                 f"validation must be a boolean vector of {n} rows, some and at most n - 2 of them True"
             )
         return mask
+    # At least one row validates, whatever the fraction.
     held = max(1, round(fraction * n))
     classes, counts = np.unique(strata, return_counts=True)
     if groups is not None:

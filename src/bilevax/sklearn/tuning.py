@@ -14,7 +14,7 @@ from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
 from bilevax.core.events import Event
-from bilevax.core.protocols import Loss, RowSource
+from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import Arrays
 from bilevax.hypergradients import SID, hypergradient
@@ -72,7 +72,8 @@ DETERMINISTIC = SID(LBFGS(tol=1e-4, max_steps=100), CG(tol=1e-2, max_steps=100))
 STOCHASTIC = SID(
     inner=FixedPoint(steps=400, step_size=0.5),
     linear=FixedPoint(steps=200, step_size=0.5),
-    cross_batches=1,  # lam enters the penalty alone: every minibatch gives the product exactly
+    # lam enters the penalty alone: every minibatch gives the product exactly.
+    cross_batches=1,
     outer_batches=32,
 )
 """Minibatches of BATCH rows."""
@@ -82,7 +83,7 @@ BATCH = 512
 
 
 class Method(NamedTuple):
-    """How the hypergradients are had, and why; without an estimator it is to be planned.
+    """The estimator of the hypergradients, and why it was chosen; without one it is to be planned.
 
     Attributes:
         name: ``"deterministic"``, ``"stochastic"``, or ``"planned"``.
@@ -95,12 +96,13 @@ class Method(NamedTuple):
     name: str
     reason: str
     folds: int
-    estimator: object = None
+    estimator: Estimator | None = None
     sources: tuple[RowSource, RowSource] | None = None
 
 
 def choose_method(name: str, n: int, p: int, outputs: int) -> Method:
     """Full batches or minibatches; ``name`` may ask for either, and a plan decides where a pass is long."""
+    # A pass is a product of X [n, p] with the weights of all scores.
     weights, folds = p * outputs, 5 if n <= MANY_ROWS else 3
     size = f"{n:,} training rows for {weights:,} weights"
     if name == "auto" and n * weights > FULL_BATCH_LIMIT:
@@ -116,11 +118,11 @@ def plan_method(
 ) -> Method:
     """The method that a plan for the first hypergradient chooses.
 
-    Minibatches are believed if they come near the hypergradient on every row: where the single penalty is next to the
-    best, that is small, and what noise does to the models is not.
+    Minibatches are chosen only if their estimate is within NEAR of the full-batch hypergradient: near a stationary
+    point that is small, and the bias that noise gives the models is not.
 
     Args:
-        method: what is known of it.
+        method: from :func:`choose_method`, without an estimator.
         problem: whose hypergradients are wanted.
         w: the models at lam.
         lam: the single penalty.
@@ -134,6 +136,7 @@ def plan_method(
     if made.method in SAMPLED:
         sampled = made.run(key=run_key).value
         exact = hypergradient(full_batch(problem), DETERMINISTIC, w, lam, every, every, key=run_key).value
+        # ||sampled - exact|| / ||exact||
         off = float(norm(sub(sampled, exact)) / jnp.maximum(norm(exact), np.finfo(lam.dtype).tiny))
         if off <= NEAR:
             return Method("stochastic", reason, method.folds, made.estimator, (made.train, made.val))
@@ -203,7 +206,7 @@ class TuningResult(NamedTuple):
         history: one record an outer step.
         code: the worst code of the run.
         interrupted: True if the user stopped it.
-        method: as it was asked for or, where it was to be planned, as it was planned.
+        method: as given or, where that was to be planned, as planned.
     """
 
     chosen: Candidate
@@ -219,14 +222,7 @@ class TuningResult(NamedTuple):
     method: Method
 
 
-def tune(
-    task: TuningTask,
-    method: Method,
-    *,
-    steps: int,
-    seed: int,
-    callback: Callback | None = None,
-) -> TuningResult:
+def tune(task: TuningTask, method: Method, *, steps: int, seed: int, callback: Callback | None = None) -> TuningResult:
     """Tune log-penalties on the training rows, and let the validation rows say where to stop.
 
     Args:
@@ -238,11 +234,13 @@ def tune(
     """
     clock = time.monotonic()
     start, interrupted = _single_penalty(task)
+    # From here on weights = u L^-1: minibatch steps and L-BFGS need a well-conditioned loss.
     cholesky, basis = coordinates(task.moment, start.lam)
     stopping = _EarlyStopping(task, start, start.lam, basis, clock, callback)
     if interrupted:
         return _decide(task, start, stopping, Code.OK, interrupted, method)
     u, key = change_basis(start.w, cholesky), jax.random.key(seed)
+    # x . (u L^-1) = (x L^-T) . u: the rows are turned once, and no step sees L.
     in_coordinates = task.rows._replace(X=apply_basis(task.rows.X, basis.T))
 
     def rows(batch_size: int | None) -> Arrays:
@@ -252,9 +250,12 @@ def tune(
     problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))
     if method.estimator is None:
         method = plan_method(method, problem, u, start.lam, (rows(BATCH), rows(None)), key=jax.random.fold_in(key, 1))
+    # L-BFGS and conjugate gradients choose their own steps.
     if method.name == "deterministic":
         problem = full_batch(problem)
+    # One table serves both levels: a row's fold says which models train on it and which does not.
     train, val = method.sources or 2 * (rows(None if method.name == "deterministic" else BATCH),)
+    assert method.estimator is not None
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
     result = minimize(problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1)
     return _decide(task, start, stopping, Code(result.code), result.interrupted, method)
@@ -268,6 +269,7 @@ def _decide(
     Penalties keep their size against the *sum* of the losses, as the precision of a prior does: the one model sees more
     rows than each of the K did.
     """
+    # n exp(lam') = (K - 1) / K n exp(lam): the one model sees n rows, each of the K saw (K - 1) / K n
     best, sum_kept = stopping.best, float(np.log((task.folds - 1) / task.folds))
     chosen = start._replace(lam=start.lam + sum_kept)
     model, losses = _one_model(task, chosen.lam, start.w)
@@ -275,12 +277,13 @@ def _decide(
         tuned = best._replace(lam=best.lam + sum_kept)
         other, after = _one_model(task, tuned.lam, best.w)
         gain = after - losses
+        # mean of the n differences < - SIGNIFICANT s / sqrt(n), their standard error
         if np.mean(gain) < -SIGNIFICANT * np.std(gain) / np.sqrt(len(gain)):
             chosen, model, losses = tuned, other, after
-    of_folds = [np.asarray(_row_losses(task.plain, point.w, task.validation)) for point in (start, best)]
+    of_folds = [np.asarray(_row_losses(task.plain, candidate.w, task.validation)) for candidate in (start, best)]
     gain = of_folds[1] - of_folds[0]
-    held = HeldOutLoss(task.plain)
-    fall = float(_value(held, best.w, best.lam, task.rows)) - float(_value(held, start.w, start.lam, task.rows))
+    # gap = change of the validation loss - change of the tuning loss, from the start to the best step
+    fall = _tuning_loss(task, best.w) - _tuning_loss(task, start.w)
     gap, gap_se = float(np.mean(gain)) - fall, float(np.std(gain) / np.sqrt(len(gain)))
     validation_loss = float(np.mean(losses))
     ended = stopping.history, code, interrupted, method
@@ -310,89 +313,94 @@ class _EarlyStopping:
     history: list[Event] = dataclasses.field(default_factory=list)
 
     def __call__(self, progress: Progress) -> bool:
-        seen, step = progress.history, progress.step - 1  # w belongs to the lam before the step
+        # w solves the inner problem at the lam before the step.
+        history, step = progress.history, progress.step - 1
         w = change_basis(progress.w, self.basis)
-        point = _point(self.task, step, self.lam, w, float(seen.outer_value[-1]))
-        if point.validation_loss < self.best.validation_loss:
-            self.best = point
+        candidate = _candidate(self.task, step, self.lam, w, float(history.outer_value[-1]))
+        if candidate.validation_loss < self.best.validation_loss:
+            self.best = candidate
         self.lam = progress.lam
         record = {
             "step": step,
             "seconds": time.monotonic() - self.clock,
-            "visits": int(seen.samples[-1]),
-            "tuning_loss": point.tuning_loss,
-            "validation_loss": point.validation_loss,
-            "gradient_norm": float(seen.gradient_norm[-1]),
-            "code": Code(int(seen.code[-1])).name,
+            "visits": int(history.samples[-1]),
+            "tuning_loss": candidate.tuning_loss,
+            "validation_loss": candidate.validation_loss,
+            "gradient_norm": float(history.gradient_norm[-1]),
+            "code": Code(int(history.code[-1])).name,
         }
         self.history.append(record)
-        told = bool(self.callback(record)) if self.callback else False
-        return told or step - self.best.step >= PATIENCE
+        stopped = bool(self.callback(record)) if self.callback else False
+        return stopped or step - self.best.step >= PATIENCE
 
 
 def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
     """The best single penalty by the tuning and validation losses together, on a warm-started path from strong to weak.
 
-    The path sees at most PATH_ROWS training rows. What is kept is the penalty on the *sum* of the losses, which depends
-    little on their number. True if the user stopped it; a stop before the first point is passed on.
+    The path is solved on at most PATH_ROWS training rows. What is kept is the penalty on the *sum* of the losses, which
+    depends little on their number. True if the user stopped it; a stop before the first candidate is passed on.
     """
     n = task.rows.y.shape[0]
-    few = task
+    subset = task
+    # The path is solved on few rows, its end then on all.
     if n > PATH_ROWS:
         chosen = np.random.default_rng(0).choice(n, PATH_ROWS, replace=False)
-        few = task._replace(rows=jax.tree.map(lambda a: a[chosen], task.rows))
-    counts = np.count_nonzero(few.rows.held), np.count_nonzero(task.validation[2])
+        subset = task._replace(rows=jax.tree.map(lambda a: a[chosen], task.rows))
+    counts = np.count_nonzero(subset.rows.outer_weight), np.count_nonzero(task.validation[2])
     real = jnp.result_type(float)
-    w = _zeros(task, task.folds)
+    shape = task.folds, task.outputs
+    w = {"weights": jnp.zeros((*shape, task.rows.X.shape[1]), real), "bias": jnp.zeros(shape, real)}
     best, least, worse, interrupted = None, np.inf, 0, False
     try:
         for exponent in PATH:
+            # lam = log 10^exponent
             lam = jnp.full(task.lam_shape, np.log(10.0) * exponent, real)
-            w = solve(CrossFitLoss(task.penalised), w, lam, few.rows, moment=task.moment, fall=1e-4)
-            point = _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, few.rows)))
-            pooled = (counts[0] * point.tuning_loss + counts[1] * point.validation_loss) / sum(counts)
+            w = solve(CrossFitLoss(task.penalised), w, lam, subset.rows, moment=task.moment, tolerance=1e-4)
+            candidate = _candidate(task, 0, lam, w, _tuning_loss(subset, w))
+            # (n_t L_t + n_v L_v) / (n_t + n_v) over the n_t training and the n_v validation rows
+            pooled = (counts[0] * candidate.tuning_loss + counts[1] * candidate.validation_loss) / sum(counts)
             worse = 0 if pooled < least else worse + 1
             if best is None or pooled < least:
-                best, least = point, pooled
+                best, least = candidate, pooled
             if worse == WORSE:
                 break
     except KeyboardInterrupt:
         if best is None:
             raise
         interrupted = True
-    assert best is not None  # the path has points
-    lam = best.lam - float(np.log(n / few.rows.y.shape[0]))
+    assert best is not None  # the path is not empty
+    # n exp(lam) = n_subset exp(lam_subset): the same penalty on the sum of the losses
+    lam = best.lam - float(np.log(n / subset.rows.y.shape[0]))
     w = best.w
     if not interrupted:
-        w = solve(CrossFitLoss(task.penalised), w, lam, task.rows, moment=task.moment, fall=1e-6)
-    return _point(task, 0, lam, w, float(_value(HeldOutLoss(task.plain), w, lam, task.rows))), interrupted
+        w = solve(CrossFitLoss(task.penalised), w, lam, task.rows, moment=task.moment, tolerance=1e-6)
+    return _candidate(task, 0, lam, w, _tuning_loss(task, w)), interrupted
 
 
-def _point(task: TuningTask, step: int, lam: Array, w: PyTree, tuning_loss: float) -> Candidate:
+def _candidate(task: TuningTask, step: int, lam: Array, w: PyTree, tuning_loss: float) -> Candidate:
     return Candidate(step, lam, w, tuning_loss, float(np.mean(_row_losses(task.plain, w, task.validation))))
 
 
 def _one_model(task: TuningTask, lam: Array, w: PyTree) -> tuple[PyTree, np.ndarray]:
     """One model trained on all training rows, and its losses of the validation rows."""
+    # The mean of the K models is near the one.
     start = jax.tree.map(lambda x: jnp.mean(x, axis=0), w)
     rows = task.rows
-    model = solve(task.penalised, start, lam, (rows.X, rows.y, rows.train), moment=task.moment)
+    model = solve(task.penalised, start, lam, (rows.X, rows.y, rows.inner_weight), moment=task.moment)
     stack = jax.tree.map(lambda x: x[None], model)
     return model, np.asarray(_row_losses(task.plain, stack, task.validation))
 
 
-def _zeros(task: TuningTask, models: int) -> PyTree:
-    p, real = task.rows.X.shape[1], jnp.result_type(float)
-    return {"weights": jnp.zeros((models, task.outputs, p), real), "bias": jnp.zeros((models, task.outputs), real)}
+_held_out_loss = jax.jit(HeldOutLoss.__call__)
 
 
-@jax.jit
-def _value(loss: Loss, w: PyTree, lam: Array, batch: PyTree) -> Array:
-    return loss(w, lam, batch)
+def _tuning_loss(task: TuningTask, w: PyTree) -> float:
+    return float(_held_out_loss(HeldOutLoss(task.plain), w, None, task.rows))
 
 
 @jax.jit
 def _row_losses(loss: LinearLoss, w: PyTree, rows: tuple[Array, Array, Array]) -> Array:
     """Weighted loss of each row, averaged over the models, [n]."""
+    # c_i / K sum_k l_i(w_k)
     X, y, weight = rows
     return jnp.mean(losses_of_models(loss, w, X, y), axis=1) * weight

@@ -1,24 +1,14 @@
 """Moves: how w and v get to where their residual is zero, and the schedules of step sizes and counts."""
 
-from bilevax.solvers.conjugate_gradient import CG
-from bilevax.solvers.exact import Exact
-from bilevax.solvers.fixed_point import FixedPoint, Given
-from bilevax.solvers.gmres import GMRES
-from bilevax.solvers.lbfgs import LBFGS
-from bilevax.solvers.neumann import Neumann
-from bilevax.solvers.schedules import Constant, Growing, Harmonic, Polynomial, at_step
-
-__all__ = [
-    "CG",
-    "GMRES",
-    "LBFGS",
-    "Constant",
-    "Exact",
-    "FixedPoint",
-    "Given",
-    "Growing",
-    "Harmonic",
-    "Neumann",
-    "Polynomial",
-    "at_step",
-]
+from bilevax.solvers.conjugate_gradient import CG as CG
+from bilevax.solvers.exact import Exact as Exact
+from bilevax.solvers.fixed_point import FixedPoint as FixedPoint
+from bilevax.solvers.fixed_point import Given as Given
+from bilevax.solvers.gmres import GMRES as GMRES
+from bilevax.solvers.lbfgs import LBFGS as LBFGS
+from bilevax.solvers.neumann import Neumann as Neumann
+from bilevax.solvers.schedules import Constant as Constant
+from bilevax.solvers.schedules import Growing as Growing
+from bilevax.solvers.schedules import Harmonic as Harmonic
+from bilevax.solvers.schedules import Polynomial as Polynomial
+from bilevax.solvers.schedules import at_step as at_step

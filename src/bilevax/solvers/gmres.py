@@ -1,23 +1,23 @@
 """GMRES on the full batch, for systems that are not symmetric."""
 
-import functools
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import check_count, check_real, config, set_frozen, static
+from bilevax.core.config import at_least_one, check_fields, config, nonnegative, positive, static
 from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import (
+    Operator,
     PyTree,
     add,
     all_finite,
     at_least_single,
     axpy,
     entries,
+    leaf_sum,
     norm,
     scale,
     shrink,
@@ -57,14 +57,14 @@ class _State(NamedTuple):
 class GMRES:
     """Generalised minimal residuals for (I - d1Phi^T) v = g, on every row of train.
 
-    v minimises ||g - A v|| over v_0 plus the space of r, A r, A^2 r, ..., which is built anew from the residual r left
-    once it has ``restart`` dimensions.
+    v minimises ||g - A v|| over v_0 plus the space of r, A r, A^2 r, ..., which is built anew from the residual r once
+    it has ``restart`` dimensions.
 
     Assumes nothing of the operator but that it is regular; stops at ||r|| <= tol ||g||, with MAX_STEPS after
-    ``max_steps``. Where a cycle lowers the residual no more it is SINGULAR if A leaves only rounding of a direction of
-    the space (v has no share of it), else STALLED, as restarts can be. Cost: one full Hessian-vector product a step,
-    one a cycle, and one for a given start; memory of ``restart`` + 1 vectors. Source: Saad and Schultz (1986); the
-    residual before the end of a cycle by Ayachour (2003).
+    ``max_steps``. Where a cycle lowers the residual no more it is SINGULAR if A maps a direction of the space to
+    rounding (v has no component along it), else STALLED, as restarts can be. Cost: one full Hessian-vector product a
+    step, one a cycle, and one for a given start; memory of ``restart`` + 1 vectors. Source: Saad and Schultz (1986);
+    the residual before the end of a cycle by Ayachour (2003).
 
     Args:
         tol: relative residual, positive. Default 1e-6.
@@ -73,7 +73,7 @@ class GMRES:
         damping: delta >= 0 solves (A + delta I) v = g instead. Default 0.
     """
 
-    stochastic: ClassVar[bool] = False
+    stochastic: ClassVar[Literal[False]] = False
     needs_symmetry: ClassVar[bool] = False
 
     tol: float = 1e-6
@@ -82,14 +82,9 @@ class GMRES:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        tol = check_real("tol", self.tol, low=0.0, open_low=True)
-        damping = check_real("damping", self.damping, low=0.0)
-        steps, restart = check_count("max_steps", self.max_steps, low=1), check_count("restart", self.restart, low=1)
-        set_frozen(self, tol=tol, max_steps=steps, restart=restart, damping=damping)
+        check_fields(self, tol=positive, max_steps=at_least_one, restart=at_least_one, damping=nonnegative)
 
-    def solve(
-        self, matvec: Callable[[PyTree], PyTree], g: PyTree, metric: PyTree | None, start: PyTree | None = None
-    ) -> Solution:
+    def solve(self, matvec: Operator, g: PyTree, metric: PyTree | None, start: PyTree | None = None) -> Solution:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""
 
         def operator(v: PyTree) -> PyTree:
@@ -101,12 +96,13 @@ class GMRES:
         tol = jnp.asarray(self.tol).astype(size.dtype)
         restart = min(self.restart, entries(g))
 
-        def going(state: _State) -> Array:
+        def keep_going(state: _State) -> Array:
             return (state.size > tol) & (state.steps < self.max_steps) & (state.code == Code.OK)
 
         def cycle(state: _State) -> _State:
             room = jnp.minimum(self.max_steps - state.steps, restart)
             basis = _krylov(operator, state.r, restart, (tol / state.size, room, state.top))
+            # v <- v + argmin over the space of ||r - A x||; the residual anew, as the recursion loses digits
             move, deficient, least = _least_squares(basis, state.size)
             v = add(state.v, move)
             r = sub(b, operator(v))
@@ -115,40 +111,42 @@ class GMRES:
             code = jnp.where(deficient, jnp.int32(Code.SINGULAR), jnp.int32(Code.STALLED))
             code = jnp.where(stuck, code, jnp.int32(Code.OK))
             code = jnp.where(jnp.isfinite(size), code, jnp.int32(Code.NONFINITE))
+            # a cycle that rounding made worse is taken back
             v, r, size = where(size < state.size, (v, r, size), (state.v, state.r, state.size))
             least = jnp.minimum(state.least, least)
             return _State(v, r, size, basis.top, state.steps + basis.j, state.calls + basis.j + 1, code, least)
 
         zero, calls = jnp.int32(0), jnp.int32(start is not None)
         begin = _State(v, r, size, jnp.zeros_like(size), zero, calls, jnp.int32(Code.OK), jnp.full_like(size, jnp.inf))
-        end = jax.lax.while_loop(going, cycle, begin)
+        end = jax.lax.while_loop(keep_going, cycle, begin)
         code = jnp.where((end.code == Code.OK) & (end.size > tol), jnp.int32(Code.MAX_STEPS), end.code)
         value = scale(scaled, end.v)
-        finite = all_finite((value, end.size))
-        code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))
-        left = SolverError(None, end.least, end.top)
-        return Solution(where(all_finite(value), value, zeros_like(g)), code, end.calls, end.steps, left=left)
+        code = jnp.where(all_finite((value, end.size)), code, jnp.int32(Code.NONFINITE))
+        error = SolverError(None, end.least, end.top)
+        return Solution(where(all_finite(value), value, zeros_like(g)), code, end.calls, end.steps, error=error)
 
 
-def _krylov(
-    operator: Callable[[PyTree], PyTree], r: PyTree, restart: int, limits: tuple[Array, Array, Array]
-) -> _Basis:
-    """The space of r: up to a residual of ``goal`` ||r||, ``room`` dimensions, or until A leads no further."""
+def _krylov(operator: Operator, r: PyTree, restart: int, limits: tuple[Array, Array, Array]) -> _Basis:
+    """The space of r (Arnoldi): to a residual of ``goal`` ||r||, ``room`` dimensions, or until A leads no further."""
     goal, room, top = limits
     kind = top.dtype
 
-    def going(basis: _Basis) -> Array:
+    def keep_going(basis: _Basis) -> Array:
+        # the least residual is ||r|| / ||u||
         return (basis.j < room) & ~basis.closed & (goal * norm(basis.u) < 1.0)
 
     def step(basis: _Basis) -> _Basis:
+        # h_{j+1,j} q_{j+1} = A q_j - sum_{i <= j} h_ij q_i, h_ij = <q_i, A q_j>
         image = operator(jax.tree.map(lambda q: q[basis.j], basis.q))
         top = jnp.maximum(basis.top, norm(image))
         first, rest = _project(basis.q, image)
-        second, rest = _project(basis.q, rest)  # twice is enough
+        # once more, for what rounding left along the basis: twice is enough
+        second, rest = _project(basis.q, rest)
         length = norm(rest)
         closed = ~(length > FLAT * jnp.finfo(kind).eps * top)
         divisor = jnp.where(closed, jnp.inf, length)
         h = first + second
+        # u'H = 0 column by column: u_{j+1} = -sum_{i <= j} u_i h_ij / h_{j+1,j}
         u = basis.u.at[basis.j + 1].set(-jnp.vdot(basis.u, h) / divisor)
         h = h.at[basis.j + 1].set(jnp.where(closed, 0.0, length))
         q = jax.tree.map(lambda q, x: q.at[basis.j + 1].set(x), basis.q, shrink(divisor, rest))
@@ -158,18 +156,19 @@ def _krylov(
     q = jax.tree.map(lambda q, x: q.at[0].set(x), empty, shrink(norm(r), r))
     one = jnp.zeros(restart + 1, kind).at[0].set(1.0)
     begin = _Basis(q, jnp.zeros((restart + 1, restart), kind), one, jnp.int32(0), top, jnp.asarray(False))
-    return jax.lax.while_loop(going, step, begin)
+    return jax.lax.while_loop(keep_going, step, begin)
 
 
 def _project(q: PyTree, x: PyTree) -> tuple[Array, PyTree]:
     """The coordinates of x in an orthonormal basis, and what is left of it."""
-    parts = jax.tree.map(lambda q, x: jnp.tensordot(q, x, axes=x.ndim), q, x)
-    h = functools.reduce(jnp.add, jax.tree.leaves(parts))
+    # h_i = <q_i, x>, x - sum_i h_i q_i
+    h = leaf_sum(jax.tree.map(lambda q, x: jnp.tensordot(q, x, axes=x.ndim), q, x))
     return h, jax.tree.map(lambda q, x: x - jnp.tensordot(h.astype(x.dtype), q, axes=1), q, x)
 
 
 def _least_squares(basis: _Basis, size: Array) -> tuple[PyTree, Array, Array]:
-    """The point of the space with the least residual, and whether A leaves only rounding of a direction of it."""
+    """Argmin of ||r - A x|| over the space; whether A maps a direction of it to rounding; and the least other sigma."""
+    # H = U diag(sigma) V', y = V diag(1 / sigma) U'(||r|| e_1) over the sigma that are not rounding; x = sum_i y_i q_i
     left, sigma, right = (x.astype(size.dtype) for x in jnp.linalg.svd(at_least_single(basis.H), full_matrices=False))
     kept = sigma > FLAT * jnp.finfo(sigma.dtype).eps * basis.top
     y = right.T @ (jnp.where(kept, 1.0 / jnp.where(kept, sigma, 1.0), 0.0) * (size * left[0]))

@@ -1,23 +1,22 @@
 """L-BFGS on the full batch, for inner problems that have a loss."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import check_count, check_real, config, set_frozen, static
-from bilevax.core.protocols import RowSource
+from bilevax.core.config import at_least_one, check_fields, config, positive, static
+from bilevax.core.protocols import Loss, RowSource
 from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.solvers.fixed_point import has_grown
 
 MEMORY = 40, 10
-"""Pairs of differences that are kept of few and of many unknowns. Forty save a half of the steps that ten take where
-unknowns are few; of many, going through them costs what a pass over sparse rows does."""
+"""Pairs of differences for few and for many unknowns. Forty save a half of the steps that ten take; of many unknowns,
+the two loops over the pairs cost as much as a pass over sparse rows."""
 
 MANY = 50_000
 """Unknowns from which they are many."""
@@ -30,6 +29,9 @@ TRIALS = 30
 
 IDLE = 10
 """Steps in a row in which neither the loss nor the least gradient norm falls: rounding hides any progress."""
+
+
+# Not optax's, whose zoom line search is compiled into each of its steps: here a loop body has one evaluation.
 
 
 class _Pairs(NamedTuple):
@@ -79,42 +81,46 @@ class LBFGS:
             unknowns. Each is two copies of w; another number is another program.
     """
 
-    stochastic: ClassVar[bool] = False
+    stochastic: ClassVar[Literal[False]] = False
 
     tol: float = 1e-6
     max_steps: int = 500
     memory: int | None = static(None)
 
     def __post_init__(self) -> None:
-        tol = check_real("tol", self.tol, low=0.0, open_low=True)
-        memory = None if self.memory is None else check_count("memory", self.memory, low=1)
-        set_frozen(self, tol=tol, max_steps=check_count("max_steps", self.max_steps, low=1), memory=memory)
+        check_fields(self, tol=positive, max_steps=at_least_one)
+        if self.memory is not None:
+            check_fields(self, memory=at_least_one)
 
-    def solve(self, loss: Callable[..., Array], w0: PyTree, lam: PyTree, source: RowSource) -> Solution:
+    def solve(self, loss: Loss, w0: PyTree, lam: PyTree, source: RowSource) -> Solution:
         """Minimise w -> loss(w, lam, every row of the source) from w0."""
 
         def evaluated(w: PyTree) -> tuple[Array, PyTree]:
             return source.total(lambda at, batch: value_and_grad(loss, at[0], at[1], batch), (w, lam))
 
         def small(at: _Search) -> Array:
+            # ||grad|| <= tol (1 + ||w||), but not of a w that goes to infinity, against which any gradient is small
             size, extent = norm(at.gradient), 1.0 + norm(at.w)
-            runs_away = size * extent > 2.0 * at.first  # any gradient is small against a w that goes to infinity
+            runs_away = size * extent > 2.0 * at.first
             return (size <= jnp.asarray(self.tol).astype(size.dtype) * extent) & ~runs_away
 
-        def going(at: _Search) -> Array:
+        def keep_going(at: _Search) -> Array:
             can = (at.steps < self.max_steps) & (at.trials < TRIALS) & (at.idle < IDLE) & jnp.isfinite(at.value)
             return (at.steps < 0) | (~small(at) & can)
 
         def try_size(at: _Search) -> _Search:
             """One evaluation: the step is taken, or the next step size lies between the too short and the too long."""
+            # w' = w + a p
             w = axpy(at.size, at.direction, at.w)
             value, gradient = evaluated(w)
             slope, reached = vdot(at.gradient, at.direction), vdot(gradient, at.direction)
             rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(at.value)
+            # Wolfe: G(w') <= G(w) + c1 a <grad, p> and <grad', p> >= c2 <grad, p>; short: the second alone fails
             fell = (value <= at.value + DECREASE * at.size * slope + rounding) & all_finite((w, value, gradient))
             short = fell & (reached < CURVATURE * slope)
             low, high = jnp.where(short, at.size, at.low), jnp.where(fell, at.high, at.size)
-            secant = at.size * slope / (slope - reached)  # where the slope would vanish, were the loss quadratic
+            # a <grad, p> / (<grad, p> - <grad', p>), where the slope would vanish, were the loss quadratic
+            secant = at.size * slope / (slope - reached)
             room = jnp.where(jnp.isfinite(high), high - low, 10 * low)
             size = jnp.clip(jnp.nan_to_num(secant), low + 0.1 * room, low + 0.9 * room)
             taken = (at.steps < 0) | (fell & ~short)
@@ -132,29 +138,29 @@ class LBFGS:
             return where(taken, new, again)
 
         memory = self.memory or MEMORY[entries(w0) > MANY]
-        end = jax.lax.while_loop(going, try_size, _before(w0, jax.eval_shape(evaluated, w0)[0], memory))
+        # Step -1, of size 0 from w0 with an infinite loss: the first evaluation is that of w0, in the same loop body.
+        kind = jax.eval_shape(evaluated, w0)[0].dtype
+        many = jax.tree.map(lambda x: jnp.zeros((memory, *x.shape), x.dtype), w0)
+        pairs = _Pairs(many, many, jnp.zeros(memory, kind), jnp.int32(0))
+        none, infinity = zeros_like(w0), jnp.full((), jnp.inf, kind)
+        begin = _search(w0, infinity, none, pairs, none, jnp.zeros((), kind))._replace(steps=jnp.int32(-1))
+        end = jax.lax.while_loop(keep_going, try_size, begin)
         short = jnp.where(end.idle < IDLE, jnp.int32(Code.MAX_STEPS), jnp.int32(Code.STALLED))
         code = jnp.where(small(end), jnp.int32(Code.OK), short)
-        far = end.low * norm(end.direction) > 1.0 + norm(end.w)  # where the loss falls as steeply as at w
+        # the loss still falls as steeply as at w after a step as long as w
+        far = end.low * norm(end.direction) > 1.0 + norm(end.w)
         code = jnp.where((end.trials >= TRIALS) & far, jnp.int32(Code.DIVERGED), code)
         code = jnp.where(has_grown(w0, end.w), jnp.int32(Code.DIVERGED), code)
         finite = all_finite((end.w, end.value, end.gradient))
         code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))
-        unseen = jnp.full_like(end.value, jnp.inf), jnp.zeros_like(end.value)
-        return Solution(end.w, code, end.calls, end.steps, left=SolverError(end.direction, *unseen))
-
-
-def _before(w0: PyTree, value: Any, memory: int) -> _Search:
-    """Step -1, of size 0 from w0 with an infinite loss: the first evaluation is that of w0."""
-    many = jax.tree.map(lambda x: jnp.zeros((memory, *x.shape), x.dtype), w0)
-    pairs = _Pairs(many, many, jnp.zeros(memory, value.dtype), jnp.int32(0))
-    infinity = jnp.full((), jnp.inf, value.dtype)
-    start = _search(w0, infinity, zeros_like(w0), pairs, zeros_like(w0), jnp.zeros((), value.dtype))
-    return start._replace(steps=jnp.int32(-1))
+        # The next direction, -H grad, is the estimated move to the solution; of curvatures it says nothing.
+        unknown = jnp.full_like(end.value, jnp.inf), jnp.zeros_like(end.value)
+        return Solution(end.w, code, end.calls, end.steps, error=SolverError(end.direction, *unknown))
 
 
 def _start(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs) -> _Search:
     """A new line search: size 1, or so that the very first step has length one at most."""
+    # p = -H grad
     direction = scale(-1.0, _product(pairs, gradient))
     one = jnp.ones_like(value)
     size = jnp.where(pairs.number == 0, one / jnp.maximum(one, norm(direction)), one)
@@ -163,14 +169,14 @@ def _start(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs) -> _Search:
 
 def _search(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs, direction: PyTree, size: Array) -> _Search:
     none, infinity = jnp.int32(0), jnp.full_like(value, jnp.inf)
-    at = (w, value, gradient, pairs, direction, size)
-    so_far = {"least": infinity, "first": infinity, "idle": none, "steps": none, "calls": none}
-    return _Search(*at, low=jnp.zeros_like(value), high=infinity, trials=none, **so_far)
+    line = jnp.zeros_like(value), infinity, none
+    return _Search(w, value, gradient, pairs, direction, size, *line, infinity, infinity, none, none, none)
 
 
 def _remember(pairs: _Pairs, s: PyTree, y: PyTree, taken: Array) -> _Pairs:
     """The pair in place of the oldest, if the step was taken; one without positive curvature is left out."""
     slot, curvature = pairs.number % len(pairs.inverse), vdot(s, y)
+    # <s, y> > eps <y, y>: else H would not stay positive definite
     kept = taken & (curvature > jnp.finfo(curvature.dtype).eps * vdot(y, y))
 
     def put(a: Array, x: Array) -> Array:
@@ -185,7 +191,7 @@ def _remember(pairs: _Pairs, s: PyTree, y: PyTree, taken: Array) -> _Pairs:
 
 
 def _product(pairs: _Pairs, gradient: PyTree) -> PyTree:
-    """H gradient, by the two loops over the pairs."""
+    """H times the gradient, by the two loops over the pairs."""
     memory = len(pairs.inverse)
     kept = jnp.minimum(pairs.number, memory)
 
@@ -197,14 +203,17 @@ def _product(pairs: _Pairs, gradient: PyTree) -> PyTree:
     def back(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
         q, share = carry
         slot, s, y, inverse = pair(i)
+        # a_i = <s_i, q> / <s_i, y_i>, q <- q - a_i y_i, from the newest to the oldest
         a = inverse * vdot(s, q)
         return axpy(-a, y, q), share.at[slot].set(a)
 
     def forth(i: Array, r: PyTree) -> PyTree:
         slot, s, y, inverse = pair(kept - 1 - i)
+        # r <- r + (a_i - <y_i, r> / <s_i, y_i>) s_i, from the oldest to the newest
         return axpy(share[slot] - inverse * vdot(y, r), s, r)
 
     q, share = jax.lax.fori_loop(0, kept, back, (gradient, jnp.zeros_like(pairs.inverse)))
+    # between them r = H_0 q, H_0 = <s, y> / <y, y> of the newest pair
     _, _, y, inverse = pair(jnp.int32(0))
     squared = vdot(y, y)
     seen = inverse > 0

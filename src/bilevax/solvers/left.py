@@ -1,4 +1,4 @@
-"""What a run on every row leaves undone, from how it went."""
+"""The error of a deterministic solver, estimated from its own iterates."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.records import SolverError
-from bilevax.core.trees import PyTree, norm, scale
-from bilevax.solvers.stability import FLOOR
+from bilevax.core.trees import PyTree, scale
+from bilevax.solvers.stability import is_rounding, mean_contraction
 
 KEPT = 64
 """Steps whose share of the energy is kept."""
@@ -32,6 +32,8 @@ class Ritz(NamedTuple):
 
     def extended(self, a: Array, b: Array) -> "Ritz":
         """After a step of size a, and b = ||r_new||^2 / ||r||^2."""
+        # row j of L: below = sqrt(b_{j-1} / a_{j-1}) and diagonal = 1 / sqrt(a_j); so L^-1 (s c, t) has the new entry
+        # t / diagonal - s (below / diagonal) last
         diagonal = 1.0 / jnp.sqrt(a)
         slope, one = self.below * self.last / diagonal, 1.0 / diagonal
         # ||L^-1 (s c, t)||^2 = s^2 square + (t one - s slope)^2, largest for an eigenvector of a matrix of 2 x 2
@@ -56,38 +58,41 @@ def energy_left(terms: Array, number: Array) -> Array:
     some d.
     """
     back = number - 1 - jnp.arange(KEPT, dtype=jnp.int32)
+    # sums[i]: of the last i + 1 terms, the newest first
     sums = jnp.cumsum(jnp.where(back >= 0, terms[back % KEPT], 0.0))
+    # d = 1, 2, 4, ...: E of the last d, F of the d before them
     d = jnp.int32(1) << jnp.arange(KEPT.bit_length() - 1, dtype=jnp.int32)
     late, both = sums[d - 1], sums[2 * d - 1]
     early = both - late
     q = jnp.where(early > 0, late / jnp.where(early > 0, early, 1.0), 1.0)
     q = jnp.clip(q, 0.0, 0.95)
     usable = (2 * d <= number) & (d >= jnp.minimum(4, number // 4 + 1))
+    # E q / (1 - q)
     return jnp.min(jnp.where(usable, late * q / (1.0 - q), jnp.inf), initial=20.0 * sums[-1])
 
 
 UNRESOLVED = 1.0
-"""Whatever is slower, an iteration of j steps shows a curvature of some 1 / j: so much of it is not counted on."""
+"""However small the least curvature is, j steps show one of about 1 / j: so much of what is seen is discounted."""
+
+
+def slowest(seen: Array, j: Array) -> Array:
+    """The least curvature, from that seen in j steps: less by UNRESOLVED / j, but half of it and eps at least."""
+    discounted = seen - UNRESOLVED / jnp.maximum(jnp.asarray(j), 1).astype(seen.dtype)
+    return jnp.maximum(jnp.maximum(discounted, 0.5 * seen), jnp.finfo(seen.dtype).eps)
 
 
 def moves_left(lengths: Array, j: Array, x: PyTree, move: PyTree | None, eta: Array) -> SolverError:
-    """What an iteration of step eta leaves after its move j - 1, the last of whose lengths are kept at j mod WINDOW.
+    """The error of an iteration of step eta after its move j - 1; ``lengths`` are as in ``MoveHistory``.
 
-    Moves that shrink by q go move (q + q^2 + ...) further. Of a sum of exponentials q only grows: 1 - q is taken to be
-    less by UNRESOLVED / j, but to half of itself at least. Moves that are rounding of x show nothing.
+    Moves that shrink by q go move (q + q^2 + ...) further. Of a sum of exponentials q only grows, so that 1 - q is
+    discounted (:func:`slowest`). Moves that are rounding of x show nothing.
     """
-    window = len(lengths)
-    number = jnp.minimum(j, window) - 1
-    last, before = lengths[(j - 1) % window], jnp.where(j > window, lengths[j % window], lengths[0])
-    power = 1.0 / jnp.maximum(number, 1).astype(last.dtype)
-    usable = (number > 0) & (before > 0)
-    q = jnp.where(usable, last / jnp.where(usable, before, 1.0), 0.0) ** power
-    shown = jnp.maximum(1.0 - q, 0.0)
-    slow = jnp.maximum(
-        jnp.maximum(shown - UNRESOLVED / jnp.maximum(j, 1).astype(q.dtype), 0.5 * shown), jnp.finfo(q.dtype).eps
-    )
-    rounding = last <= FLOOR * jnp.finfo(last.dtype).eps * norm(x)
+    last, q, _ = mean_contraction(lengths, j)
+    slow = slowest(jnp.maximum(1.0 - q, 0.0), j)
+    rounding = is_rounding(last, x)
+    # 1 - q = eta times the curvature
     least = jnp.where(rounding, jnp.inf, slow / eta.astype(slow.dtype))
     if move is not None:
+        # move q / (1 - q), in units of x: the moves T(x) - x are eta times as long in x
         move = scale(eta * jnp.where(rounding, 1.0, (1.0 - slow) / slow), move)
     return SolverError(move, least, jnp.ones_like(slow))

@@ -6,7 +6,7 @@ from jax import Array
 from bilevax.core.trees import PyTree, norm, shrink, where, zeros_like
 
 FLAT = 32
-"""Units in the last place, of the largest product met, below which what a product leaves of a direction is rounding."""
+"""Units in the last place of the largest product met, below which the image of a direction is rounding."""
 
 
 def unit_system(g: PyTree, start: PyTree | None) -> tuple[Array, PyTree, PyTree]:
@@ -15,6 +15,7 @@ def unit_system(g: PyTree, start: PyTree | None) -> tuple[Array, PyTree, PyTree]
     ||b|| = 1, so that no square overflows or vanishes and a relative tolerance is an absolute one; but where g is zero,
     or not finite, b = g and size = 1, and the start for zero is its solution.
     """
+    # A (v / ||g||) = g / ||g||
     size = norm(g)
     usable = (size > 0) & jnp.isfinite(size)
     one = jnp.where(usable, size, jnp.ones_like(size))

@@ -2,17 +2,20 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import check_choice, check_real, config, set_frozen
+from bilevax.core.config import Steps, check_choice, check_fields, config, nonnegative, positive
 from bilevax.core.errors import ParameterError
-from bilevax.core.trees import is_concrete
+from bilevax.core.trees import PyTree, is_concrete
 from bilevax.theory import Constants, MeanSquare
+
+Schedule: TypeAlias = Callable[[Array], Array]
+"""The step size eta_j, j -> []."""
 
 
 @config
@@ -26,7 +29,7 @@ class Constant:
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        set_frozen(self, value=check_real("value", self.value, low=0.0, open_low=True))
+        check_fields(self, value=positive)
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
@@ -55,8 +58,7 @@ class Harmonic:
     gamma: float
 
     def __post_init__(self) -> None:
-        beta = check_real("beta", self.beta, low=0.0, open_low=True)
-        set_frozen(self, beta=beta, gamma=check_real("gamma", self.gamma, low=0.0, open_low=True))
+        check_fields(self, beta=positive, gamma=positive)
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
@@ -106,21 +108,22 @@ class Polynomial:
     horizon: float = 1.0
 
     def __post_init__(self) -> None:
-        value = check_real("value", self.value, low=0.0, open_low=True)
-        power = check_real("power", self.power, low=0.0)
+        check_fields(self, value=positive, power=nonnegative)
+        # sum_j j^-power is finite above 1
+        power = self.power
         if is_concrete(power) and power > 1.0:
             raise ParameterError(
                 f"power must be at most 1, got {power:g}: the steps would sum to a finite number, and the iteration"
                 " would stop short of the solution however long it runs"
             )
-        set_frozen(self, value=value, power=power, horizon=check_real("horizon", self.horizon, low=0.0, open_low=True))
+        check_fields(self, horizon=positive)
 
     def __call__(self, j: Array) -> Array:
         """eta_j."""
         return self.value / (1.0 + _real(j) / self.horizon) ** self.power
 
 
-def schedule(value: Any) -> Any:
+def schedule(value: Schedule | float) -> Schedule:
     """A schedule from a schedule or a number.
 
     Warns of a function whose steps seem to sum to a finite number.
@@ -154,40 +157,41 @@ class Growing:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        rate = check_real("rate", self.rate, low=0.0, open_low=True)
-        set_frozen(self, rate=rate, power=check_real("power", self.power, low=0.0))
+        check_fields(self, rate=positive, power=nonnegative)
 
-    def __call__(self, s: Array | int) -> Array:
+    def __call__(self, outer_step: Array | int) -> Array:
         """The count at outer step s, an int32."""
-        steps = jnp.asarray(self.rate) * (_real(s) + 1.0) ** self.power
+        # ceil(rate (s + 1)^power), to rounding: 3 * 1.1 / 1.1 is 3 and not 4
+        steps = jnp.asarray(self.rate) * (_real(outer_step) + 1.0) ** self.power
         return jnp.ceil(steps * (1 - 4 * jnp.finfo(steps.dtype).eps)).astype(jnp.int32)
 
 
-def at_step(number: Any, s: Array | int) -> Array:
-    """A count at outer step s: itself, or what its rule of growth says."""
-    return number(s) if callable(number) else jnp.asarray(number, jnp.int32)
+def at_step(number: Steps, outer_step: Array | int) -> Array:
+    """A count at an outer step: itself, or by its rule of growth."""
+    return number(outer_step) if callable(number) else jnp.asarray(number, jnp.int32)
 
 
 SHIPPED = (Constant, Harmonic, Polynomial)
 """Schedules whose steps cannot sum to a finite number."""
 
 LATE = (10, 20)
-"""Powers of two between which a schedule is looked at."""
+"""Powers of two at which a schedule is evaluated."""
 
 
-def _is_summable(step_size: Callable[[Any], Any]) -> bool:
+def _is_summable(step_size: Schedule) -> bool:
     """Whether eta_j falls clearly faster than 1 / j between 2^10 and 2^20: j eta_j halves at least.
 
     By Cauchy's condensation, decreasing eta_j have a finite sum if and only if the 2^i eta_{2^i} have.
     """
-    on_host = jax.tree.map(_on_host, step_size)  # in numpy, so that nothing is compiled
+    on_host: PyTree = jax.tree.map(_on_host, step_size)  # in numpy, so that nothing is compiled
     early, late = (on_host(np.int32(2**power)) for power in LATE)
     if not (is_concrete(early) and is_concrete(late)):
         return False
-    return float(late) * 2 ** (LATE[1] - LATE[0]) <= 0.5 * float(early)
+    # 2^20 eta(2^20) <= 2^10 eta(2^10) / 2
+    return bool(float(late) * 2 ** (LATE[1] - LATE[0]) <= 0.5 * float(early))
 
 
-def _on_host(x: Any) -> Any:
+def _on_host(x: PyTree) -> PyTree:
     return np.asarray(x) if isinstance(x, jax.Array) and is_concrete(x) else x
 
 

@@ -5,6 +5,7 @@ import warnings
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
@@ -41,6 +42,7 @@ class Baseline(NamedTuple):
 
 def row_losses(probabilities: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Log-loss of each row [n], from probabilities [n, classes] and the index of each row's class."""
+    # - log p_i(y_i); a probability of 0 would cost infinitely much
     chosen = probabilities[np.arange(len(codes)), codes].astype(np.float64)
     losses: np.ndarray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
     return losses
@@ -70,51 +72,42 @@ def single_penalty_grid(
         max_iter: of each fit.
         warm_start: False begins every fit at zero, as a grid search over separate models does.
     """
-    return _search(X, y, validation, np.logspace(-4, 4, points), class_weight, max_iter, warm_start)
+    regression = LogisticRegression(class_weight=class_weight, max_iter=max_iter, warm_start=warm_start)
+    return _search(X, y, validation, np.logspace(-4, 4, points), regression)
 
 
 def untuned(
-    X: np.ndarray,
-    y: np.ndarray,
-    validation: np.ndarray,
-    *,
-    class_weight: ClassWeight = None,
-    max_iter: int = 1000,
+    X: np.ndarray, y: np.ndarray, validation: np.ndarray, *, class_weight: ClassWeight = None, max_iter: int = 1000
 ) -> Baseline:
     """Logistic regression with C = 1, scikit-learn's default, on training and validation rows."""
-    baseline = _search(X, y, validation, np.ones(1), class_weight, max_iter, False)
+    baseline = _search(X, y, validation, np.ones(1), LogisticRegression(class_weight=class_weight, max_iter=max_iter))
+    # There was no search: C was known.
     return baseline._replace(seconds=baseline.refit_seconds)
 
 
 def _search(
-    X: np.ndarray,
-    y: np.ndarray,
-    validation: np.ndarray,
-    grid: np.ndarray,
-    class_weight: ClassWeight,
-    max_iter: int,
-    warm_start: bool,
+    X: np.ndarray, y: np.ndarray, validation: np.ndarray, grid: np.ndarray, regression: LogisticRegression
 ) -> Baseline:
     start = time.perf_counter()
     validation = np.asarray(validation, bool)
+    # Means and scales are those of the training rows, in the refit too.
     scaler = StandardScaler().fit(X[~validation])
     scaled = scaler.transform(X)
     classes, codes = np.unique(y, return_inverse=True)
-    regression = LogisticRegression(class_weight=class_weight, max_iter=max_iter, warm_start=warm_start)
     losses, converged = [], True
     for c in grid.tolist():
-        regression.set_params(C=c)
-        converged &= _fit(regression, scaled[~validation], y[~validation])
+        converged &= _fit(regression.set_params(C=c), scaled[~validation], y[~validation])
         losses.append(_validation_loss(regression, scaled[validation], codes[validation], classes))
-    best = int(np.argmin(losses))
+    c = float(grid[np.argmin(losses)])
     searched = time.perf_counter()
-    final = LogisticRegression(C=float(grid[best]), class_weight=class_weight, max_iter=max_iter)
+    # An unfitted clone: the refit does not begin where the search ended.
+    final = clone(regression).set_params(C=c)
     converged &= _fit(final, scaled, y)
     end = time.perf_counter()
     return Baseline(
         model=Pipeline([("scale", scaler), ("logistic", final)]),
-        c=float(grid[best]),
-        validation_loss=losses[best],
+        c=c,
+        validation_loss=min(losses),
         seconds=end - start,
         refit_seconds=end - searched,
         converged=converged,
@@ -124,7 +117,8 @@ def _search(
 
 
 def _validation_loss(model: LogisticRegression, X: np.ndarray, codes: np.ndarray, classes: np.ndarray) -> float:
-    probabilities = np.zeros((len(X), len(classes)))  # a class without a training row has probability 0
+    # A class without a training row has probability 0.
+    probabilities = np.zeros((len(X), len(classes)))
     probabilities[:, np.searchsorted(classes, model.classes_)] = model.predict_proba(X)
     return float(row_losses(probabilities, codes).mean())
 

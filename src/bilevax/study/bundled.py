@@ -32,6 +32,7 @@ def load_bundled(name: str) -> Table:
     for feature, values in zip(bunch.feature_names, bunch.data.T, strict=True):
         whole = bool(np.all(values == np.rint(values)))
         columns.append(Column(str(feature), "integer" if whole else "number", values.astype(float)))
+    # The digits' names are numbers; the others' are words.
     if all(isinstance(label, str) for label in bunch.target_names):
         labels = [str(bunch.target_names[code]) for code in bunch.target]
         columns.append(Column(_TARGETS[name], "text", object_array(labels)))

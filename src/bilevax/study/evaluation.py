@@ -33,16 +33,16 @@ def scorer_for(name: str, codes: np.ndarray) -> Scorer:
     Raises:
         ParameterError: there is none, or it cannot score these classes; the message says what can.
     """
+    # scikit-learn does not say which of its scorers are for classifiers.
     known = [known for known in get_scorer_names() if not any(part in known for part in _NOT_FOR_CLASSES)]
     if name not in known:
         raise ParameterError(f"scoring '{name}' is no score of a classifier; {suggestion(name, known)}")
     scorer: Scorer = get_scorer(name)
+    # A model that knows the frequencies alone; if it cannot be scored, none can.
     nothing = np.zeros((len(codes), 1))
     constant = DummyClassifier(strategy="prior").fit(nothing, codes)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            scorer(constant, nothing, codes)
+        _quietly(scorer, constant, nothing, codes)
     except ValueError as e:
         classes = len(np.unique(codes))
         near = [other for other in known if other.startswith(name + "_")]
@@ -55,12 +55,16 @@ def scorer_for(name: str, codes: np.ndarray) -> Scorer:
 def score(scorer: Scorer, model: Classifier, X: np.ndarray, codes: np.ndarray) -> float | None:
     """The score, or None where these rows do not have one (a class may be absent)."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = float(scorer(model, X, codes))
+        value = _quietly(scorer, model, X, codes)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def _quietly(scorer: Scorer, model: Classifier, X: np.ndarray, codes: np.ndarray) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(scorer(model, X, codes))
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
@@ -73,5 +77,6 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 def paired_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """Mean of a - b over rows, and its 95 % interval by Student's t."""
     mean, error = mean_and_error(a - b)
+    # mean +- t_{n-1}(.975) s / sqrt(n), with s the standard deviation of the n differences
     half = float(stats.t.ppf(0.975, max(len(a) - 1, 1))) * error
     return mean, mean - half, mean + half

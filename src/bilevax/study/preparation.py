@@ -59,6 +59,7 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     scorer = scorer_for(settings.scoring, labels.codes)
     split = _split(table, labels, settings)
     check_classes(split, labels.codes, list(labels.counts()))
+    # Medians, scales and categories are those of the training rows.
     encoder = TableEncoder().fit(table.take(split.train), features)
     notes += encoder.notes
     seen = rows_seen_before(table, encoder.columns, split)
@@ -72,6 +73,7 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
 
 def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[Table, list[str]]:
     """The table with its text columns as text, and the names of its features."""
+    # The columns that say which rows belong together, or which came first.
     splitting = [name for name in (settings.group, settings.time) if name is not None]
     table.require([target, *splitting, *settings.drop, *settings.text])
     for name in (*splitting, *settings.drop):

@@ -50,6 +50,7 @@ class RunDirectory:
             raise UsageError(
                 f"{path} holds other files and no run; --force replaces runs only, choose another directory"
             )
+        # The nearest directory above that is there decides whether this one can be made.
         existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             reason = "no permission" if existing.is_dir() else f"{existing} is no directory"
@@ -63,15 +64,20 @@ class RunDirectory:
         if not self._begun:
             files.make_directory(self._target)
             if self._replaces:
-                _remove(self._target)  # what a run that was killed left there
+                # What a run that was killed left there.
+                _remove(self._target)
             self._begun = True
         files.append_line(self._target / "metrics.jsonl", record)
 
     def finish(self, study: "Study") -> None:
         """Write everything else and put the run in its place."""
-        _write_files(study, self._target)
+        check_model(study.model)
+        files.write_toml(self._target / "config.toml", study.config())
+        files.write_json(self._target / "coefficients.json", study.model.to_plain())
+        files.write(self._target / "model.safetensors", _model_bytes(study.model))
         if not self._replaces:
             return
+        # All new files are complete: from here on only names change.
         _remove(self.path)
         for name in FILES:
             if (self._target / name).exists():
@@ -116,10 +122,12 @@ def read_model(directory: Path) -> LinearModel:
             metadata = file.metadata() or {}
             coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
         plain = json.loads(metadata["model"])
+        # Over labels, terms and penalties as well as the numbers.
         intact = metadata["sha256"] == _digest(plain, coef, intercept)
         for entry, weight in zip(plain["terms"], coef.T.tolist(), strict=True):
             entry["weight"] = weight
         plain["intercept"] = intercept.tolist()
+    # Whatever a damaged file makes its readers raise.
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError):
         raise DataError(f"{path} is damaged, or was not written by bilevax") from None
     if not intact:
@@ -127,17 +135,11 @@ def read_model(directory: Path) -> LinearModel:
     return linear_from_plain(plain)
 
 
-def _write_files(study: "Study", directory: Path) -> None:
-    check_model(study.model)
-    files.write_toml(directory / "config.toml", study.config())
-    files.write_json(directory / "coefficients.json", study.model.to_plain())
-    files.write(directory / "model.safetensors", _model_bytes(study.model))
-
-
 def _model_bytes(model: LinearModel) -> bytes:
     from safetensors.numpy import save
 
     plain = model.to_plain()
+    # Words are for coefficients.json; the numbers are tensors of their own.
     del plain["formula"], plain["intercept"]
     for entry in plain["terms"]:
         del entry["weight"]
@@ -147,6 +149,7 @@ def _model_bytes(model: LinearModel) -> bytes:
 
 
 def _digest(plain: Plain, coef: np.ndarray, intercept: np.ndarray) -> str:
+    # Little-endian on every machine.
     parts = (canonical(plain), coef.astype("<f8").tobytes(), intercept.astype("<f8").tobytes())
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

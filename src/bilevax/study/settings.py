@@ -59,6 +59,7 @@ def settings_from(values: dict[str, object]) -> TuneSettings:
     try:
         return TuneSettings.model_validate(values)
     except ValidationError as e:
+        # Of several faults the first: an error is one sentence.
         fault = e.errors()[0]
         name = ".".join(map(str, fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")

@@ -8,7 +8,8 @@ from sklearn.model_selection import train_test_split
 from bilevax.core.errors import DataError
 from bilevax.tables.table import Column, Table
 
-_DRAWS = 100  # assignments of whole groups that are tried
+# Assignments of whole groups that are tried.
+_DRAWS = 100
 
 
 class Split(NamedTuple):
@@ -38,6 +39,7 @@ def split_stratified(codes: np.ndarray, sizes: Sizes, seed: int) -> Split:
         if round(len(codes) * size) < classes:
             raise DataError(f"the {part} part has {round(len(codes) * size)} rows, too few for {classes} classes")
     rest, test = train_test_split(rows, test_size=sizes.test, stratify=codes, random_state=seed)
+    # Of the rows that are left: v / (1 - t).
     share = sizes.validation / (1 - sizes.test)
     train, validation = train_test_split(rest, test_size=share, stratify=codes[rest], random_state=seed)
     return Split(np.sort(train), np.sort(validation), np.sort(test))
@@ -54,7 +56,8 @@ def split_by_group(groups: Column, codes: np.ndarray, sizes: Sizes, seed: int) -
     count = int(group.max()) + 1
     if count < 4:
         raise DataError(f"group column '{groups.name}' has {count} groups; four are the least that can be split")
-    table = np.zeros((count, int(codes.max()) + 1))  # rows of each class in each group
+    # Rows of each class in each group, [groups, classes].
+    table = np.zeros((count, int(codes.max()) + 1))
     np.add.at(table, (group, codes), 1.0)
     wanted = np.array([1 - sizes.validation - sizes.test, sizes.validation, sizes.test])[:, None] * table.sum(axis=0)
     rng = np.random.default_rng(seed)
@@ -62,6 +65,7 @@ def split_by_group(groups: Column, codes: np.ndarray, sizes: Sizes, seed: int) -
     for _ in range(_DRAWS):
         part = _assign(rng.permutation(count), table.sum(axis=1), sizes)
         found = np.stack([table[part == k].sum(axis=0) for k in range(3)])
+        # sum |found - wanted| / (1 + wanted) over parts and classes, and 10 for each class that is not trained
         distance = float(np.sum(np.abs(found - wanted) / (1 + wanted)) + 10 * np.sum(found[0] == 0))
         if distance < least:
             best, least = part, distance
@@ -71,6 +75,7 @@ def split_by_group(groups: Column, codes: np.ndarray, sizes: Sizes, seed: int) -
 def _assign(order: np.ndarray, weights: np.ndarray, sizes: Sizes) -> np.ndarray:
     """Groups in the order given fill the test part, then the validation part; at least one each, two train."""
     part = np.zeros(len(order), np.int64)
+    # Where the middle of each group lies, if the groups are laid end to end.
     reached = np.cumsum(weights[order]) - weights[order] / 2
     total = weights.sum()
     last = max(1, min(int(np.searchsorted(reached, sizes.test * total)), len(order) - 3))
@@ -90,6 +95,7 @@ def split_by_time(times: Column, sizes: Sizes) -> Split:
     _refuse_missing(times, "time")
     moments, first = np.unique(np.sort(times.values), return_index=True)
     n = len(times.values)
+    # The boundaries lie between moments, as near to the shares as those allow.
     begin = _nearest(first, (1 - sizes.test) * n)
     middle = _nearest(first[:begin], (1 - sizes.test - sizes.validation) * n)
     if not 0 < middle < begin:
@@ -135,7 +141,8 @@ def rows_seen_before(table: Table, columns: tuple[str, ...], split: Split) -> in
         if column.kind == "text":
             cells.append(np.unique(column.as_text().values.astype(str), return_inverse=True)[1].astype(float))
         else:
-            cells.append(np.where(column.missing, np.nan, column.values + 0.0))  # one NaN, and no minus zero
+            # One NaN, and no minus zero: equal cells have equal bytes.
+            cells.append(np.where(column.missing, np.nan, column.values + 0.0))
     rows = [row.tobytes() for row in np.column_stack(cells)]
     before = {rows[i] for i in (*split.train, *split.validation)}
     return sum(rows[i] in before for i in split.test)

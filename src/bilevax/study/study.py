@@ -85,7 +85,10 @@ class Study:
             },
             "tune": self.settings.model_dump(mode="json", exclude={"group", "time"}),
             "method": {"name": str(self.estimator.method_), "reason": str(self.estimator.method_reason_)},
-            "versions": _versions(),
+            "versions": {
+                **{name: importlib.metadata.version(name) for name in ("bilevax", "jax", "numpy", "scikit-learn")},
+                "python": platform.python_version(),
+            },
         }
 
 
@@ -117,6 +120,7 @@ def tune_table(
     events: list[Event] = []
 
     def emit(kind: str, **record: object) -> object:
+        # A stage is shown, not kept: it is no result.
         event = {"kind": kind, **record}
         if kind != "stage":
             events.append(event)
@@ -127,12 +131,14 @@ def tune_table(
     for note in prepared.notes:
         emit("note", text=note)
     emit("data", **_data(prepared))
+    # No test row is seen from here to the comparison.
     emit("stage", name="compiling, then tuning", long=True)
     estimator, seconds = _fit(prepared, settings, emit)
     model = _plain_model(estimator, prepared, target, settings)
     gap, error = estimator.validation_gap_, estimator.validation_gap_se_
-    emit("gap", validation_gap=_real(gap), standard_error=_real(error))
+    emit("gap", validation_gap=_or_none(gap), standard_error=_or_none(error))
     interrupted = bool(estimator.interrupted_)
+    # The tuned model is there already: Ctrl-C ends the comparison, not the study.
     try:
         _compare(model, estimator, seconds, prepared, settings, emit)
     except KeyboardInterrupt:
@@ -181,9 +187,10 @@ def _fit(prepared: Prepared, settings: TuneSettings, emit: _Emit) -> tuple[Tuned
     )
 
     def step(record: Event) -> bool:
-        plain = {name: _real(value) if isinstance(value, float) else value for name, value in record.items()}
+        plain = {name: _or_none(value) if isinstance(value, float) else value for name, value in record.items()}
         return bool(emit("step", **plain))
 
+    # With compilation: that is what the user waits for.
     start = time.perf_counter()
     estimator.fit(
         prepared.X[rows],
@@ -195,8 +202,8 @@ def _fit(prepared: Prepared, settings: TuneSettings, emit: _Emit) -> tuple[Tuned
     return estimator, time.perf_counter() - start
 
 
-def _real(value: float | None) -> float | None:
-    """JSON has no NaN."""
+def _or_none(value: float | None) -> float | None:
+    """The value; None, as JSON has no NaN, where it is not finite."""
     return None if value is None or not np.isfinite(value) else float(value)
 
 
@@ -245,8 +252,9 @@ def _compare(
         )
         return losses
 
+    # By the exported model, so that what is compared is what is kept.
     tuned_losses = row_losses(model.predict_proba(prepared.table.take(test)), codes[test])
-    tuned = report(TUNED[settings.penalty_per], estimator, tuned_losses, _real(estimator.validation_loss_), seconds)
+    tuned = report(TUNED[settings.penalty_per], estimator, tuned_losses, _or_none(estimator.validation_loss_), seconds)
     if estimator.interrupted_ and X.size * len(model.classes) > _CHEAP:
         emit("note", text="interrupted: the comparison with other models is left out, it would take long")
         return
@@ -257,10 +265,6 @@ def _compare(
             emit("note", text=f"{name}: scikit-learn's solver did not converge within its iterations in every fit")
         losses = row_losses(baseline.model.predict_proba(prepared.X[test]), codes[test])
         report(name, baseline.model, losses, baseline.validation_loss, baseline.seconds)
+        # Row by row: both models meet the same easy and hard rows.
         difference, low, high = paired_interval(tuned, losses)
         emit("paired", name=name, difference=difference, low=low, high=high)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("bilevax", "jax", "numpy", "scikit-learn")
-    return {**{name: importlib.metadata.version(name) for name in packages}, "python": platform.python_version()}

@@ -22,11 +22,15 @@ from bilevax.tables.table import check_names
 if TYPE_CHECKING:
     from _csv import Reader
 
-_DELIMITERS = "\t;|,"  # where two split the file alike, the one that is rarer inside a cell
-_SAMPLED = 50  # lines by which the delimiter is recognised
+# Where two split the file alike, the one that is rarer inside a cell.
+_DELIMITERS = "\t;|,"
+# Lines by which the delimiter is recognised.
+_SAMPLED = 50
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_LONGEST_CELL = 1 << 24  # an unclosed quote would otherwise swallow the file
-_BOMS = (  # the longer first: the mark of UTF-32 begins with that of UTF-16
+# An unclosed quote would otherwise swallow the file.
+_LONGEST_CELL = 1 << 24
+# The longer first: the mark of UTF-32 begins with that of UTF-16.
+_BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -52,6 +56,7 @@ class Lines(NamedTuple):
 
     def of(self, row: int) -> str:
         """``file.csv:17``: the line on which a row (counted from 0) begins."""
+        # The file is walked again, once, for the message of a fault: numbers of lines are not stored.
         with _long_cells():
             line, _ = next(itertools.islice(_records(self.data, self.delimiter), row + 1, None))
         return f"{self.name}:{line}"
@@ -90,6 +95,7 @@ def _checked_encoding(name: str, data: bytes) -> bytes:
         raise DataError(f"{name}: the file is empty")
     nul = data.find(b"\0")
     if nul >= 0:
+        # Every second byte of English in UTF-16 is NUL.
         if data[:4096].count(b"\0") > len(data[:4096]) // 4:
             raise DataError(f"{name}: the file looks like UTF-16 or like no text at all; save it as UTF-8")
         raise DataError(f"{name}:{_line_at(data, nul)}: a NUL byte; the file is damaged, or is no text")
@@ -117,6 +123,7 @@ def _delimiter(data: bytes) -> str:
             widths = [len(row) for row in _rows(sample, delimiter, strict=False) if row]
         except csv.Error:
             continue
+        # Even first, then many: a sentence with commas splits into many fields, but unevenly.
         even = sum(width == widths[0] for width in widths) > len(widths) // 2
         if widths and widths[0] > 1 and (even, widths[0]) > score:
             best, score = delimiter, (even, widths[0])
@@ -125,6 +132,7 @@ def _delimiter(data: bytes) -> str:
 
 @contextlib.contextmanager
 def _long_cells() -> Iterator[None]:
+    # The limit is the csv module's own, for all of its readers: it is given back.
     before = csv.field_size_limit(_LONGEST_CELL)
     try:
         yield
@@ -158,6 +166,7 @@ def _checked_structure(name: str, data: bytes, delimiter: str) -> tuple[list[str
     width = len(header)
     for row in reader:
         if len(row) != width:
+            # A blank line has no field, and is no row.
             if row:
                 plural = "" if len(row) == 1 else "s"
                 raise DataError(f"{name}:{line}: {len(row)} field{plural}, expected {width}")
@@ -184,6 +193,7 @@ def _quote_fault(name: str, data: bytes, delimiter: str, error: csv.Error) -> st
 
 
 def _columns(name: str, body: bytes, delimiter: str, names: list[str]) -> list[pa.ChunkedArray]:
+    # pyarrow is faster where no cell may hold a line end, and without a quote none can.
     try:
         table = arrow_csv.read_csv(
             io.BytesIO(body),

@@ -18,7 +18,9 @@ MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "-nan", 
 NEARLY_ALL = 0.9
 """A column with at least this share of numbers is refused for its other cells."""
 
-_EXACT = 2.0**53  # above it, float64 does not hold every integer
+# Above it, float64 does not hold every integer.
+_EXACT = 2.0**53
+# Patterns for pyarrow's RE2; \x{a0} and \x{202f} are spaces that do not break.
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 _ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
@@ -50,23 +52,24 @@ def column_of_cells(name: str, cells: pa.ChunkedArray, lines: Lines, *, text: bo
         return other, ""
     _refuse_nearly_numbers(name, values, lines)
     note = ""
-    if _matches(values, _OTHER_DATE):
+    if _all_match(values, _OTHER_DATE):
         note = f"column '{name}' is read as text; dates are read when written as 2024-12-31"
     return _text(name, values), note
 
 
 def _text(name: str, values: pa.ChunkedArray) -> Column:
     coded = values.combine_chunks().dictionary_encode()
-    words = object_array([*coded.dictionary.to_pylist(), None])  # index -1 is a missing cell
+    # A missing cell has the index -1, that of the last word: None.
+    words = object_array([*coded.dictionary.to_pylist(), None])
     return Column(name, "text", words[coded.indices.fill_null(-1).to_numpy()])
 
 
-def _matches(values: pa.ChunkedArray, pattern: str) -> bool:
+def _all_match(values: pa.ChunkedArray, pattern: str) -> bool:
     """True if every cell that is not missing matches."""
     return bool(pc.all(pc.match_substring_regex(values, pattern)).as_py())
 
 
-def _any(values: pa.ChunkedArray, pattern: str) -> bool:
+def _any_matches(values: pa.ChunkedArray, pattern: str) -> bool:
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
 
@@ -93,8 +96,10 @@ def _as_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> tuple[Colum
         fault = "is not finite" if "inf" in cell.lower() else "overflows: no number above 1.8e308 is held"
         raise DataError(f"{lines.of(row)}: {_shown(cell)} in column '{name}' {fault}")
     finite = numbers[~np.isnan(numbers)]
-    whole = bool(np.all(finite == np.rint(finite))) and not _any(values, "[.eE]")
-    if _any(values, r"^[+-]?0\d"):
+    # 2.0 and 2e3 are whole numbers, but no column of counts is written so.
+    whole = bool(np.all(finite == np.rint(finite))) and not _any_matches(values, "[.eE]")
+    # 007 as a number would lose its zeros.
+    if _any_matches(values, r"^[+-]?0\d"):
         _, cell = _first(values, r"^[+-]?0\d", matching=True)
         return _text(name, values), f"column '{name}' is read as text: {cell} begins with a zero, as codes do"
     if whole and np.max(np.abs(finite)) > _EXACT:
@@ -103,28 +108,30 @@ def _as_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> tuple[Colum
 
 
 def _as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
-    if not _matches(values, "^(?i:true|false)$"):
+    if not _all_match(values, "^(?i:true|false)$"):
         return None
     truth = pc.equal(pc.utf8_lower(values), "true")
     return Column(name, "boolean", pc.cast(truth, pa.float64()).to_numpy())
 
 
 def _as_date(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
-    if not _matches(values, _DATE):
+    if not _all_match(values, _DATE):
         return None
-    zoned = _any(values, _ZONE)
+    # Among cells with a zone, one without it does not say which moment it is.
+    zoned = _any_matches(values, _ZONE)
     kind = pa.timestamp("us", tz="UTC" if zoned else None)
     try:
         stamps = pc.cast(values, kind)
     except pa.ArrowInvalid:
-        row, cell = _first_not(values, kind)
+        row, cell = _first_unreadable(values, kind)
         fault = "has no time zone, other cells have one" if zoned else "is no date of the calendar"
         raise DataError(f"{lines.of(row)}: {cell} in column '{name}' {fault}") from None
     return Column(name, "date", days(stamps))
 
 
-def _first_not(values: pa.ChunkedArray, kind: pa.DataType) -> tuple[int, str]:
+def _first_unreadable(values: pa.ChunkedArray, kind: pa.DataType) -> tuple[int, str]:
     """The first row whose cell cannot be read as the type, by halving."""
+    # Rows before low can be read; those before high cannot.
     low, high = 0, len(values)
     while high - low > 1:
         middle = (low + high) // 2
@@ -145,18 +152,19 @@ def days(stamps: pa.ChunkedArray) -> np.ndarray:
 
 def _as_comma_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
     """Numbers with a decimal comma; the comma must be seen to be no thousands separator."""
+    # 1,234 may be 1234 or 1.234: another cell must say which.
     plain = rf"(?:{_COMMA})|(?:^[+-]?\d+$)"
-    if _matches(values, plain) and not _matches(values, rf"(?:{_COMMA_THOUSANDS})|(?:^[+-]?\d+$)"):
+    if _all_match(values, plain) and not _all_match(values, rf"(?:{_COMMA_THOUSANDS})|(?:^[+-]?\d+$)"):
         numbers = pc.cast(pc.replace_substring(values, ",", "."), pa.float64()).to_numpy()
         if not np.isinf(numbers).any():
             return Column(name, "number", numbers)
-    if _matches(values, rf"(?:{_THOUSANDS})|(?:{_COMMA})|(?:^{_NUMBER}$)"):
+    if _all_match(values, rf"(?:{_THOUSANDS})|(?:{_COMMA})|(?:^{_NUMBER}$)"):
         row, cell = _first(values, f"^{_NUMBER}$", matching=False)
         raise DataError(
             f"{lines.of(row)}: {cell} in column '{name}' is a number with separators, which can be read in two ways; "
             "write it with a decimal point and without separators"
         )
-    if _any(values, "[$€£¥%]") and _matches(values, _DECORATED):
+    if _any_matches(values, "[$€£¥%]") and _all_match(values, _DECORATED):
         row, cell = _first(values, "[$€£¥%]", matching=True)
         raise DataError(f"{lines.of(row)}: {cell} in column '{name}' is a number with a sign; write the number alone")
     return None
@@ -166,7 +174,7 @@ def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> 
     pattern = f"^{_NUMBER}$"
     known = len(values) - values.null_count
     numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()
-    if numbers >= NEARLY_ALL * known and not _any(values, r"^[+-]?0\d"):
+    if numbers >= NEARLY_ALL * known and not _any_matches(values, r"^[+-]?0\d"):
         row, cell = _first(values, pattern, matching=False)
         raise DataError(
             f"{lines.of(row)}: {cell} in column '{name}', which holds numbers in {numbers:,} of {known:,} cells; "

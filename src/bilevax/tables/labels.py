@@ -11,7 +11,8 @@ Label: TypeAlias = str | int | float | bool
 
 _FEWEST = 5
 _MANY = 20
-_ROWS_OF_A_CLASS = 50  # with fewer rows to each of many integers, the integers are taken for a quantity
+# With fewer rows to each of many integers, the integers are taken for a quantity.
+_ROWS_OF_A_CLASS = 50
 
 
 class Labels(NamedTuple):

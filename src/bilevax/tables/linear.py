@@ -52,6 +52,7 @@ class LinearModel:
             DataError: the table lacks a column, or holds text where the model knows numbers.
         """
         scores = design_from_terms(self.terms, table) @ self.coef.T + self.intercept
+        # One score is that of the second class; the first has 0.
         if scores.shape[1] == 1:
             scores = np.hstack([np.zeros_like(scores), scores])
         scores -= scores.max(axis=1, keepdims=True)
@@ -128,7 +129,8 @@ def penalties_by_term(penalties: ArrayLike, penalty_per: str, count: int) -> tup
         return tuple(values.T.tolist())
     if penalty_per == "feature" and values.ndim == 1:
         return tuple(values.tolist())
-    return (values.tolist(),) * count  # one for all: a scalar, or one for each class
+    # One for all terms: a scalar, or one for each class.
+    return (values.tolist(),) * count
 
 
 def canonical(plain: Plain) -> bytes:

@@ -47,8 +47,10 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
     except OSError as e:
         raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
     digest = hashlib.sha256(data).hexdigest()
+    # What a file is, its first bytes say; names may lie.
     if data.startswith(b"PAR1") or path.suffix.lower() in (".parquet", ".pq"):
         return _from_arrow(path.name, _read_parquet(path.name, data), text=text, sha256=digest)
+    # Zip (xlsx too), gzip, and the Excel of old.
     if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
         raise DataError(f"{path.name}: the file is compressed, or a spreadsheet; save it as CSV or Parquet")
     if _SVMLIGHT.match(data):
@@ -57,6 +59,7 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
             "scikit-learn's load_svmlight_file, and use bx.SparseRows or the dense array"
         )
     file = read_csv_text(path.name, data)
+    # A misspelt name in ``text`` is refused before the cells are looked at.
     Table(path.name, tuple(Column(name, "text", np.empty(0)) for name in file.names)).require(text)
     columns, notes = [], []
     if all(_is_number(name) for name in file.names):
@@ -79,7 +82,8 @@ def table_from_frame(frame: "IntoDataFrame", *, name: str = "frame", text: Colle
 
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(frame, pandas.DataFrame):
-        labels = [str(label) for label in frame.columns]  # they need not be strings, nor differ
+        # Labels of pandas need not be strings, nor differ.
+        labels = [str(label) for label in frame.columns]
         check_names(name, labels)
         frame = frame.set_axis(labels, axis=1)
     try:
@@ -139,6 +143,7 @@ def _column(source: str, name: str, values: pa.ChunkedArray) -> Column:
         return _floats(source, name, pc.cast(values, pa.float64()).to_numpy())
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return Column(name, "date", days(pc.cast(values, pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)))
+    # As dates are, durations are counted in days.
     if pa.types.is_duration(kind):
         return Column(name, "number", days(pc.cast(values, pa.duration("us"), safe=False)))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -149,7 +154,8 @@ def _column(source: str, name: str, values: pa.ChunkedArray) -> Column:
 
 def _integers(name: str, values: pa.ChunkedArray) -> Column:
     numbers = pc.cast(values, pa.float64(), safe=False).to_numpy()
-    if np.any(np.abs(numbers) >= _EXACT):  # longer than float64 holds: an identifier
+    # Longer than float64 holds: an identifier.
+    if np.any(np.abs(numbers) >= _EXACT):
         return Column(name, "text", object_array(pc.cast(values, pa.string()).to_pylist()))
     return Column(name, "integer", numbers)
 

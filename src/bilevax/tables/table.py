@@ -50,6 +50,7 @@ def _write_boolean(x: float) -> str:
 
 
 def _write_number(x: float) -> str:
+    # 3.0 was 3 in the file, or will be compared with what was.
     return str(int(x)) if x.is_integer() else repr(x)
 
 
@@ -120,6 +121,7 @@ class Table:
 
 def suggestion(name: str, names: Sequence[str]) -> str:
     """``did you mean 'age'?`` where a name is near, otherwise what there is to choose from."""
+    # Reversed, so that of names that differ in case alone the first is suggested.
     near = {known.casefold(): known for known in reversed(names)}
     matches = difflib.get_close_matches(name.casefold(), list(near), n=3, cutoff=0.75)
     if matches:

@@ -70,6 +70,7 @@ def terms_from_plain(plain: Iterable[Plain]) -> tuple[Term, ...]:
     try:
         terms = tuple(Term(**{name: value for name, value in entry.items() if name in fields}) for entry in plain)
         for term in terms:
+            # Raises where a field is of the wrong type.
             _ = float(term.mean), float(term.scale), float(term.fill or 0.0), term.column + (term.value or "")
             if term.kind not in ("number", "category", "missing"):
                 raise ValueError(term.kind)
@@ -93,6 +94,7 @@ def design_from_terms(terms: Sequence[Term], table: Table) -> np.ndarray:
     for j, term in enumerate(terms):
         by_column.setdefault(term.column, []).append(j)
     table.require(by_column)
+    # Filled column by column, so stored by columns until it is full.
     design = np.empty((table.rows, len(terms)), order="F")
     for name, positions in by_column.items():
         column = table.column(name)
@@ -109,8 +111,10 @@ def design_from_terms(terms: Sequence[Term], table: Table) -> np.ndarray:
 
 def _categories(cells: np.ndarray, missing: np.ndarray, terms: Sequence[Term]) -> list[np.ndarray]:
     known = {term.value: k for k, term in enumerate(terms) if term.kind == "category" and not term.other}
+    # At most one term of a cell is 1: its position, or -1.
     codes = np.fromiter((known.get(cell, -1) for cell in cells), np.intp, len(cells))
     codes[missing] = next((k for k, term in enumerate(terms) if term.kind == "missing"), -1)
+    # What no other term takes goes to the term for other values, where there is one.
     rest = next((k for k, term in enumerate(terms) if term.other), -1)
     codes[codes < 0] = rest
     return [(codes == k).astype(float) for k in range(len(terms))]

@@ -2,36 +2,40 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
-from bilevax.core.records import Cost, Estimate
+from bilevax.core.protocols import Estimator, RowSource
+from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, zeros_like
-from bilevax.data import Arrays
 from bilevax.hypergradients import hypergradient
-from bilevax.problems import Problem
 from bilevax.testing.closed_forms.small import B, Reference, Watched, affine, nest, nested, quadratic, ridge, watched
 from bilevax.testing.tools import (
     ROUNDING,
     Counted,
     Counter,
     configuration,
+    counted_in_full,
     float64,
+    keyed,
     like,
     methods,
+    place,
     rebuilt,
     relative,
     require,
     same_bits,
     same_to_rounding,
+    single,
     title,
+    traced_once,
     unbiased,
 )
 
@@ -40,7 +44,7 @@ KEYS = 1000
 
 
 def check_estimator(
-    estimator: Any,
+    estimator: Estimator,
     *,
     rtol: float = 1e-6,
     stochastic: bool = True,
@@ -79,7 +83,8 @@ def check_estimator(
         _traces(estimator, watch)
         for where in ("inner", "outer", "cross"):
             _fault(estimator, where, watch.flawed(where))
-        _key(estimator, watch.reference, stochastic)
+        run = partial(_run, estimator, watch.reference, B)
+        keyed(title(estimator), run, draws=stochastic, field="value")
         _cost(estimator, watch.reference, calls)
         _precision(estimator, watch.reference)
         _trees(estimator, watch.reference)
@@ -88,24 +93,22 @@ def check_estimator(
             _bias(estimator, watch.reference)
 
 
-def _run(estimator: Any, reference: Reference, *, batch_size: int | None = None, seed: int = 0) -> Estimate:
-    sources = reference.sources(batch_size)
-    return hypergradient(
-        reference.problem, estimator, reference.w0, reference.lam, *sources, key=jax.random.key(seed)
-    )  # fmt: skip
+def _run(estimator: Estimator, reference: Reference, batch_size: int | None = None, seed: int = 0) -> Estimate:
+    (_, lam, train, val), w0 = reference.start(batch_size)
+    return hypergradient(reference.problem, estimator, w0, lam, train, val, key=jax.random.key(seed))
 
 
-def _closed_form(estimator: Any, reference: Reference, rtol: float) -> None:
-    est, name = _run(estimator, reference), title(estimator)
+def _closed_form(estimator: Estimator, reference: Reference, rtol: float) -> None:
+    est, name, truth = _run(estimator, reference), title(estimator), reference.truth
     require(isinstance(est, Estimate), f"{name}.estimate must return a bilevax.Estimate, got {title(est)}")
     like(f"the value of {name}", est.value, jax.tree.map(jnp.asarray, reference.lam))
     like(f"the w of {name}", est.w, jax.tree.map(jnp.asarray, reference.w0))
     require(est.code == Code.OK, f"{name} ends with {est.message} on {reference.name}, every row seen")
-    pairs = [("w", est.w, reference.w), ("outer_value", est.outer_value, reference.value)]
-    pairs += [("v", est.v, reference.v)] if est.v is not None else []
-    pairs += [("value", est.value, reference.hypergradient)]
-    for field, found, truth in pairs:
-        error = relative(found, truth)
+    # in the order of computation: the first that is wrong is named. v is None where nothing stands for it
+    pairs = [("w", est.w, truth.w), ("outer_value", est.outer_value, truth.value)]
+    pairs += [("v", est.v, truth.v)] if est.v is not None else []
+    for field, found, wanted in [*pairs, ("value", est.value, truth.hypergradient)]:
+        error = relative(found, wanted)
         require(
             error <= rtol,
             f"{field} of {name} has a relative error of {error:.1e} on {reference.name}, every row seen; "
@@ -113,7 +116,7 @@ def _closed_form(estimator: Any, reference: Reference, rtol: float) -> None:
         )
 
 
-def _other_maps(estimator: Any, rtol: float) -> None:
+def _other_maps(estimator: Estimator, rtol: float) -> None:
     """A map without a loss is refused in a sentence, before anything runs, or served."""
     reference = affine()
     try:
@@ -124,44 +127,41 @@ def _other_maps(estimator: Any, rtol: float) -> None:
     _closed_form(estimator, reference, rtol)
 
 
-def _continued(estimator: Any, rtol: float) -> None:
+def _continued(estimator: Estimator, rtol: float) -> None:
     """Later outer steps and a start of the linear solver, as an algorithm gives them."""
     reference = quadratic()
 
-    def value(w0: Any, lam: Any, sources: Any, key: Any) -> Any:
-        instance = Instance(reference.problem, lam, *sources)
+    def value(instance: Instance, w0: PyTree, key: Array) -> PyTree:
         return estimator.estimate(instance, w0, key=key, outer_step=jnp.int32(3), v0=1.0 + zeros_like(w0)).value
 
-    start = jnp.asarray(reference.w0), jnp.asarray(reference.lam), reference.sources()
-    error = relative(jax.jit(value)(*start, jax.random.key(0)), reference.hypergradient)
+    error = relative(jax.jit(value)(*reference.start(), jax.random.key(0)), reference.truth.hypergradient)
     require(error <= rtol, f"{title(estimator)} has a relative error of {error:.1e} at outer step 3 from a given v0")
 
 
-def _trees(estimator: Any, reference: Reference) -> None:
-    plain = _run(estimator, reference, batch_size=B)
-    tree = _run(estimator, nested(reference), batch_size=B)
+def _trees(estimator: Estimator, reference: Reference) -> None:
+    plain, tree = (_run(estimator, given, B) for given in (reference, nested(reference)))
     error = max(relative(tree.value, nest(plain.value)), relative(tree.w, nest(plain.w)))
     require(error <= ROUNDING, f"{title(estimator)} gives other numbers where w and lam are nested dictionaries")
 
 
-def _precision(estimator: Any, reference: Reference) -> None:
-    est = _run(estimator, reference.single(), batch_size=B)
-    for field in ("value", "outer_value", "w", "v"):
-        kinds = {str(x.dtype) for x in jax.tree.leaves(getattr(est, field))}
-        require(kinds <= {"float32"}, f"{field} of {title(estimator)} is {kinds} where all arguments are float32")
-    error = relative(est.value, _run(estimator, reference, batch_size=B).value)
+def _precision(estimator: Estimator, reference: Reference) -> None:
+    est = _run(estimator, reference.single(), B)
+    single(title(estimator), value=est.value, outer_value=est.outer_value, w=est.w, v=est.v)
+    # the same minibatches, drawn from the same key: rounding alone is left
+    error = relative(est.value, _run(estimator, reference, B).value)
     require(error <= 1e-3, f"{title(estimator)} in float32 differs by {error:.1e} from itself in float64")
 
 
-def _transformations(estimator: Any, reference: Reference) -> None:
+def _transformations(estimator: Estimator, reference: Reference) -> None:
     name = title(estimator)
 
-    def estimate(lam: PyTree, key: Any, *given: Any) -> Estimate:
-        estimator, train, val = given  # arguments: XLA folds constants with a rounding of their own
+    def estimate(lam: PyTree, key: Array, estimator: Estimator, train: RowSource, val: RowSource) -> Estimate:
         return hypergradient(reference.problem, estimator, reference.w0, lam, train, val, key=key)
 
-    given = canonicalize(estimator), *reference.sources(B)
-    lams = jnp.stack([jnp.asarray(reference.lam) + x for x in (0.0, 0.5)])
+    # arguments, not closures: XLA folds constants with a rounding of their own
+    (_, lam, train, val), _ = reference.start(B)
+    given = canonicalize(estimator), train, val
+    lams = jnp.stack([lam, lam + 0.5])
     keys = jax.random.split(jax.random.key(1), 2)
     alone = [estimate(lam, key, *given) for lam, key in zip(lams, keys, strict=True)]
     jitted = jax.jit(estimate)(lams[0], keys[0], *given)
@@ -170,81 +170,58 @@ def _transformations(estimator: Any, reference: Reference) -> None:
     same = same_to_rounding(jitted.error, alone[0].error)
     require(same, f"the report on {name} inside jax.jit differs from the eager one")
     mapped = jax.jit(jax.vmap(estimate, (0, 0, None, None, None)))(lams, keys, *given)
-    for i, lane in enumerate(_lanes(mapped, 2)):
-        error = relative((lane.value, lane.w), (alone[i].value, alone[i].w))
+    for i, one in enumerate(alone):
+        lane = jax.tree.map(lambda x, i=i: x[i], mapped)
+        error = relative((lane.value, lane.w), (one.value, one.w))
         require(error <= ROUNDING, f"{name} under jax.vmap differs from a loop by {error:.1e}")
-        require(same_bits(lane.cost, alone[i].cost), f"the cost of {name} under jax.vmap differs from a loop's")
+        require(same_bits(lane.cost, one.cost), f"the cost of {name} under jax.vmap differs from a loop's")
 
 
-def _lanes(tree: PyTree, number: int) -> list[Any]:
-    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(number)]
+def _traces(estimator: Estimator, watch: Watched) -> None:
+    # the first run compiles; those after it have other numbers in the same shapes
+    reference = watch.reference
+    _run(estimator, reference, B)
+    other = reference._replace(lam=reference.lam + 1, w0=reference.w0 + 1)
+    runs = {
+        "new arrays and a new key": partial(_run, estimator, other, B, 1),
+        "an equal object built again": partial(_run, rebuilt(estimator), reference, B),
+        "changed numbers": partial(_run, rebuilt(estimator, changed=True), reference, B),
+    }
+    traced_once(title(estimator), watch.tally, runs)
 
 
-def _traces(estimator: Any, watch: Watched) -> None:
-    name, reference = title(estimator), watch.reference
-    _run(estimator, reference, batch_size=B)
-    require(watch.tally.calls > 0, f"{name} never calls the inner loss")
-    again = [
-        ("new arrays and a new key", estimator, reference._replace(lam=reference.lam + 1, w0=reference.w0 + 1), 1),
-        ("an equal object built again", rebuilt(estimator), reference, 0),
-        ("changed numbers", rebuilt(estimator, changed=True), reference, 0),
-    ]
-    for what, new, changed, seed in again:
-        before = watch.tally.calls
-        _run(new, changed, batch_size=B, seed=seed)
-        same = watch.tally.calls == before
-        require(same, f"{name} is traced anew for {what}; numbers must be leaves, not structure")
-
-
-def _fault(estimator: Any, where: str, reference: Reference) -> None:
+def _fault(estimator: Estimator, where: str, reference: Reference) -> None:
+    # on every row and on minibatches, which are solved by other programs
     for batch_size in (None, B):
-        code = Code(int(_run(estimator, reference, batch_size=batch_size).code))
-        place = "cross derivative" if where == "cross" else f"{where} loss"
-        sentence = f"{title(estimator)} ends with {code.name}, not NONFINITE, where the {place} is NaN"
+        code = Code(int(_run(estimator, reference, batch_size).code))
+        sentence = f"{title(estimator)} ends with {code.name}, not NONFINITE, where the {place(where)} is NaN"
         require(code == Code.NONFINITE, sentence)
 
 
-def _cost(estimator: Any, reference: Reference, calls: Mapping[str, int] | None) -> None:
-    name = title(estimator)
-    train, val = reference.sources(B)
-    seen = Counter()
-    start = reference.problem, estimator, reference.w0, reference.lam
-    est = hypergradient(*start, Counted(train, seen), val, key=jax.random.key(0), report=False)
+def _cost(estimator: Estimator, reference: Reference, calls: Mapping[str, int] | None) -> None:
+    name, seen = title(estimator), Counter()
+    (_, lam, train, val), w0 = reference.start(B)
+    start = estimator, w0, lam, Counted(train, seen), val
+    est = hypergradient(reference.problem, *start, key=jax.random.key(0), report=False)
+    # without a report, which draws minibatches of its own
     drawn = seen.after(est)
     for part in est.cost:
         whole = np.issubdtype(np.asarray(part.calls).dtype, np.integer)
         require(whole and int(part.calls) >= 0, f"{name} must count its cost in whole numbers")
-    declared = sum(int(part.calls) for part in _parts(est.cost) if part.rows == train.rows_per_batch)
-    require(declared >= drawn, f"{name} reads {drawn} minibatches of train and counts {declared} in its cost")
+    counted_in_full(name, est.cost, train.rows_per_batch, drawn)
     require(int(est.cost.outer_gradients.calls) >= 1, f"{name} counts no gradient of the outer loss")
     for kind, wanted in (calls or {}).items():
         found = int(getattr(est.cost, kind).calls)
         require(found == wanted, f"{name} counts {found} {kind} and declares {wanted}")
 
 
-def _parts(cost: Cost) -> list[Any]:
-    return [cost.gradients, cost.hvps, cost.cross, cost.measuring]
+@jax.jit
+def _many(estimator: Estimator, instance: Instance, w0: PyTree, keys: Array) -> PyTree:
+    return jax.vmap(lambda key: estimator.estimate(instance, w0, key=key).value)(keys)
 
 
-@partial(jax.jit, static_argnames="number")
-def _many(problem: Problem, estimator: Any, w0: Any, lam: Any, sources: tuple[Arrays, Arrays], number: int) -> Any:
-    def value(key: Any) -> Any:
-        return estimator.estimate(Instance(problem, lam, *sources), w0, key=key).value
-
-    return jax.vmap(value)(jax.random.split(jax.random.key(7), number))
-
-
-def _key(estimator: Any, reference: Reference, stochastic: bool) -> None:
-    name = title(estimator)
-    first, again, other = (_run(estimator, reference, batch_size=B, seed=seed) for seed in (0, 0, 1))
-    require(same_bits(first, again), f"{name} gives different results for the same key")
-    if not stochastic:
-        require(same_bits(first, other), f"{name} is said to draw nothing, and its result changes with the key")
-    else:
-        require(relative(first.value, other.value) > 0, f"{name} gives the same value for every key")
-
-
-def _bias(estimator: Any, reference: Reference) -> None:
-    w0, lam = jnp.asarray(reference.w0), jnp.asarray(reference.lam)
-    start = canonicalize(reference.problem), canonicalize(estimator), w0, lam, reference.sources(B)
-    unbiased(f"{title(estimator)} on minibatches", _many(*start, KEYS), reference.hypergradient)
+def _bias(estimator: Estimator, reference: Reference) -> None:
+    # one program for all keys, without the driver: its checks would be traced KEYS times
+    keys = jax.random.split(jax.random.key(7), KEYS)
+    samples = _many(canonicalize(estimator), *reference.start(B), keys)
+    unbiased(f"{title(estimator)} on minibatches", samples, reference.truth.hypergradient)

@@ -1,11 +1,14 @@
 """What the families of problems share: losses of scores, penalties, and random rows."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.random import Generator
 
+from bilevax.core.config import config
 from bilevax.core.trees import PyTree
 
 CONDITIONS = 6.0, 500.0
@@ -30,6 +33,17 @@ def ridge(w: Array, logarithms: Array) -> Array:
     return 0.5 * jnp.sum(jnp.exp(logarithms) * w**2)
 
 
+@config
+class Penalised:
+    """A loss with a penalty per weight, 1/2 sum exp(lam) w^2."""
+
+    loss: Callable[[Array, Array, PyTree], Array]
+
+    def __call__(self, w: Array, lam: Array, batch: PyTree) -> Array:
+        """The loss of the batch, and the penalty."""
+        return self.loss(w, lam, batch) + ridge(w, lam)
+
+
 def a_condition(rng: Generator) -> float:
     """Log-uniform between the :data:`CONDITIONS`."""
     return float(np.exp(rng.uniform(*np.log(CONDITIONS))))
@@ -41,6 +55,7 @@ def mixed(raw: np.ndarray, condition: float, rng: Generator) -> tuple[np.ndarray
     Each direction adds as much to the scores as any other.
     """
     d = raw.shape[1]
+    # x = raw S^1/2 Q', S from 1 to 1 / condition; weights Q S^-1/2 z: x'w = raw z
     scales, basis = np.geomspace(1.0, 1.0 / condition, d) ** 0.5, np.linalg.qr(rng.normal(size=(d, d)))[0]
     weights = basis @ (rng.normal(size=d) / np.sqrt(scales))
     x = raw * scales @ basis.T
@@ -49,11 +64,12 @@ def mixed(raw: np.ndarray, condition: float, rng: Generator) -> tuple[np.ndarray
 
 def penalties(rng: Generator, level: float, number: int) -> np.ndarray:
     """Logarithms of penalties around a level."""
-    return np.log(level) + 0.5 * rng.normal(size=number)
+    return np.add(np.log(level), 0.5 * rng.normal(size=number))
 
 
 def signs(rng: Generator, score: np.ndarray) -> np.ndarray:
     """Labels -1 and 1 of a logistic model."""
+    # P(1) = 1 / (1 + exp(-score))
     return np.where(rng.uniform(size=len(score)) < 1.0 / (1.0 + np.exp(-score)), 1.0, -1.0)
 
 

@@ -1,6 +1,6 @@
 """What every source of minibatches must satisfy."""
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.keys import is_key
-from bilevax.core.protocols import Keyed
+from bilevax.core.protocols import Draw, Keyed, RowSource
 from bilevax.core.trees import PyTree
 from bilevax.linalg.sparse import SparseBatch
 from bilevax.testing.tools import configuration, methods, require, same_bits, title
@@ -17,7 +17,7 @@ DRAWN = 1500
 """Minibatches looked at: several chunks of 256."""
 
 
-def check_source(source: Any, table: PyTree = None) -> None:
+def check_source(source: RowSource, table: PyTree = None) -> None:
     """Check a source over one table of rows, such as ``bilevax.Arrays(...)``, against all contracts.
 
     Minibatch j is a function of (key, j) alone, however the loop is cut; both ends of the loop may be traced; every
@@ -45,9 +45,9 @@ def check_source(source: Any, table: PyTree = None) -> None:
     _table(source, name, rows)
     _example(source, name, key)
     _total(source, name, rows)
-    seen = _look(source, rows, key, 0, DRAWN)
-    require(bool(jnp.all(seen["member"])), f"{name} draws rows that are not in the table it says it has")
-    size = np.asarray(seen["rows"])
+    seen = _drawn(source, rows, key, 0, DRAWN)
+    require(np.all(seen.member), f"{name} draws rows that are not in the table it says it has")
+    size = np.asarray(seen.rows)
     most = source.rows_per_batch
     require(size.max() == most, f"{name} says that a minibatch has {most} rows, and the largest has {size.max()}")
     _cut(source, name, rows, key, seen)
@@ -56,7 +56,7 @@ def check_source(source: Any, table: PyTree = None) -> None:
     _mean(source, name, rows, seen)
 
 
-def _table(source: Any, name: str, rows: PyTree) -> None:
+def _table(source: RowSource, name: str, rows: PyTree) -> None:
     lengths = {x.shape[0] for x in jax.tree.leaves(rows)}
     require(lengths == {source.rows}, f"{name} has {source.rows} rows and its leaves have {sorted(lengths)}")
     require(
@@ -67,10 +67,11 @@ def _table(source: Any, name: str, rows: PyTree) -> None:
         require(source.rows_per_batch == source.rows, f"{name} is whole, and its minibatches are not every row")
 
 
-def _example(source: Any, name: str, key: Array) -> None:
+def _example(source: RowSource, name: str, key: Array) -> None:
     """The example is like a draw, but for the number of rows."""
     drawn: list[PyTree] = []
 
+    # a source may have minibatches of two sizes, and traces its use once for each
     def draw() -> None:
         first = jnp.int32(0)
         source.visit(source.plan_chunk(None, key, first, True), first, lambda draw: drawn.append(_kinds(draw.batch)))
@@ -82,14 +83,15 @@ def _example(source: Any, name: str, key: Array) -> None:
     require(source.keys is keyed, f"{name}.keys is {source.keys!r}; it must be True if batches bring keys, else False")
 
 
-def _kinds(batch: PyTree) -> tuple[Any, ...]:
+def _kinds(batch: PyTree) -> tuple[object, list[str]]:
     """Structure, dtypes and shapes of a batch, without its number of rows."""
     leaves, structure = jax.tree.flatten(batch)
     return structure, [f"{x.dtype}{['b', *x.shape[1:]] if x.ndim else []}" for x in leaves]
 
 
-def _total(source: Any, name: str, rows: PyTree) -> None:
+def _total(source: RowSource, name: str, rows: PyTree) -> None:
     """The mean over every row of cos(a x) + a x, with a penalty a^2 that counts once, and its derivative in a."""
+    # each leaf over its largest entry, so that cos(a x) bends
     table = [np.asarray(x, np.float64) for x in jax.tree.leaves(rows)]
     scales = [np.abs(x).max() or 1.0 for x in table]
 
@@ -98,64 +100,67 @@ def _total(source: Any, name: str, rows: PyTree) -> None:
         scaled = [a * (x.astype(a.dtype) / scale) for x, scale in each]
         return [jnp.mean(jnp.cos(x) + x, axis=0) + a**2 for x in scaled]
 
-    def forward(source: Any, a: Array) -> tuple[list[Array], list[Array]]:
-        return jax.jvp(lambda a: source.total(mean, a), (a,), (jnp.ones_like(a),))
+    def found(source: RowSource, a: Array) -> tuple[PyTree, PyTree, Array]:
+        value, slope = jax.jvp(lambda a: source.total(mean, a), (a,), (jnp.ones_like(a),))
+        return value, slope, jax.grad(lambda a: sum(jnp.sum(x) for x in source.total(mean, a)))(a)
 
-    def reverse(source: Any, a: Array) -> Array:
-        return jax.grad(lambda a: sum(jnp.sum(x) for x in source.total(mean, a)))(a)
-
+    # over the rows x: mean cos(a x) + a x + a^2, and its derivative mean x - x sin(a x) + 2a
     a = 1.3
     xs = [x / scale for x, scale in zip(table, scales, strict=True)]
     value = [np.mean(np.cos(a * x) + a * x, axis=0) + a**2 for x in xs]
     slope = [np.mean(x - x * np.sin(a * x), axis=0) + 2 * a for x in xs]
-    pulled = np.sum([x.sum() for x in slope])
-    for how, run in (("", lambda fn: fn), (" under jax.jit", jax.jit)):
-        found = *run(forward)(source, jnp.asarray(a)), run(reverse)(source, jnp.asarray(a))
-        same = jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-4, atol=1e-6), found, (value, slope, pulled))
+    wanted = value, slope, np.sum([x.sum() for x in slope])
+    for how, run in (("", found), (" under jax.jit", jax.jit(found))):
+        parts = run(source, jnp.asarray(a))
+        same = jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-4, atol=1e-6), parts, wanted)
         for what, good in zip(("value", "derivative (jvp)", "derivative (grad)"), same, strict=True):
             require(bool(np.all(good)), f"{name}.total{how} is not the mean over every row: its {what} differs")
 
 
+class Drawn(NamedTuple):
+    """What minibatches are; each with a leading axis of them."""
+
+    sums: list[Array]
+    rows: Array
+    weight: Array
+    block: Array
+    member: Array
+    key: Array
+
+
 @jax.jit
-def _look(source: Any, full: PyTree, key: Array, start: Any, stop: Any) -> dict[str, Any]:
-    """What the minibatches start <= j < stop are: [DRAWN] entries."""
+def _drawn(source: RowSource, full: PyTree, key: Array, start: Array | int, stop: Array | int) -> Drawn:
+    """The minibatches start <= j < stop, in their places among [DRAWN] zeros."""
 
-    def note(seen: dict[str, Any], full: PyTree, j: Array, draw: Any) -> dict[str, Any]:
-        found = _described(draw, full)
-        return jax.tree.map(lambda a, x: a.at[j].set(x.astype(a.dtype)), seen, found)
+    def note(seen: PyTree, full: PyTree, j: Array, draw: Draw) -> PyTree:
+        return jax.tree.map(lambda a, x: a.at[j].set(x), seen, _described(draw, full))
 
-    sums = [jnp.zeros((DRAWN, *x.shape[1:]), _kind(x)) for x in jax.tree.leaves(full)]
-    seen = {
-        "sums": sums,
-        "rows": jnp.zeros(DRAWN, jnp.int32),
-        "weight": jnp.zeros(DRAWN),
-        "block": jnp.zeros(DRAWN, jnp.int32),
-        "member": jnp.ones(DRAWN, bool),
-        "key": jnp.zeros((DRAWN, 2), jnp.uint32),
-    }
-    out: dict[str, Any] = source.fold(note, seen, full, key=key, start=start, stop=stop)
-    return out
+    shapes = jax.eval_shape(lambda batch: _described(Draw(batch, 0, 1.0), full), source.example())
+    seen: Drawn = jax.tree.map(lambda x: jnp.zeros((DRAWN, *x.shape), x.dtype), shapes)
+    return source.fold(note, seen, full, key=key, start=start, stop=stop)
 
 
-def _described(draw: Any, full: PyTree) -> dict[str, Any]:
+def _described(draw: Draw, full: PyTree) -> Drawn:
     batch, table = jax.tree.leaves(_dense(draw.batch)), jax.tree.leaves(full)
+    # same[i, k]: row i of the batch is row k of the table, in every leaf
     same = jnp.ones((batch[0].shape[0], table[0].shape[0]), bool)
     for x, y in zip(batch, table, strict=True):
         same = same & jnp.all((x[:, None] == y[None]).reshape(*same.shape, -1), axis=2)
-    return {
-        "sums": [jnp.sum(x.astype(_kind(x)), axis=0) for x in batch],
-        "rows": jnp.asarray(batch[0].shape[0]),
-        "weight": jnp.asarray(draw.weight),
-        "block": jnp.asarray(draw.block),
-        "member": jnp.all(jnp.any(same, axis=1)),
-        "key": _key_words(draw.batch),
-    }
+    kinds = [x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float) for x in batch]
+    return Drawn(
+        sums=[jnp.sum(x.astype(kind), axis=0) for x, kind in zip(batch, kinds, strict=True)],
+        rows=jnp.int32(batch[0].shape[0]),
+        weight=jnp.asarray(draw.weight, float),
+        block=jnp.asarray(draw.block, jnp.int32),
+        member=jnp.all(jnp.any(same, axis=1)),
+        key=_key_words(draw.batch),
+    )
 
 
 def _dense(batch: PyTree) -> PyTree:
     """Its rows, with numbers in place of sparse batches and keys."""
 
-    def plain(x: Any) -> Any:
+    def plain(x: SparseBatch | Array) -> Array:
         if isinstance(x, SparseBatch):
             return x.todense()
         return jax.random.key_data(x) if is_key(x) else x
@@ -169,54 +174,53 @@ def _key_words(batch: PyTree) -> Array:
     return jax.random.key_data(batch.key) if isinstance(batch, Keyed) else jnp.zeros(2, jnp.uint32)
 
 
-def _kind(x: Array) -> Any:
-    return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
-
-
-def _cut(source: Any, name: str, rows: PyTree, key: Array, seen: dict[str, Any]) -> None:
+def _cut(source: RowSource, name: str, rows: PyTree, key: Array, seen: Drawn) -> None:
+    # within the first chunk of 256, across its end, and at the end of what is looked at
     for start, stop in ((0, 1), (7, 300), (255, 257), (DRAWN - 3, DRAWN)):
-        part = _look(source, rows, key, start, stop)
+        part = _drawn(source, rows, key, start, stop)
         a, b = (jax.tree.map(lambda x, i=start, j=stop: x[i:j], tree) for tree in (part, seen))
         sentence = (
             f"minibatches {start} to {stop} of {name} depend on where the loop starts; they must on (key, j) alone"
         )
         require(same_bits(a, b), sentence)
-    nothing = _look(source, rows, key, 5, 5)
-    require(not np.any(nothing["rows"]), f"{name} draws a minibatch where start = stop")
-    mapped = jax.vmap(lambda key: _look(source, rows, key, 0, 20))(jnp.stack([key, jax.random.key(4)]))
+    nothing = _drawn(source, rows, key, 5, 5)
+    require(not np.any(nothing.rows), f"{name} draws a minibatch where start = stop")
+    mapped = jax.vmap(lambda key: _drawn(source, rows, key, 0, 20))(jnp.stack([key, jax.random.key(4)]))
     first = jax.tree.map(lambda x: x[0, :20], mapped)
     alone = jax.tree.map(lambda x: x[:20], seen)
-    require(same_bits(first["rows"], alone["rows"]), f"{name} under jax.vmap draws other minibatches than in a loop")
-    require(same_bits(first["key"], alone["key"]), f"{name} under jax.vmap brings other keys than in a loop")
-    close = all(np.allclose(x, y, rtol=1e-5) for x, y in zip(first["sums"], alone["sums"], strict=True))
+    require(same_bits(first.rows, alone.rows), f"{name} under jax.vmap draws other minibatches than in a loop")
+    require(same_bits(first.key, alone.key), f"{name} under jax.vmap brings other keys than in a loop")
+    close = all(np.allclose(x, y, rtol=1e-5) for x, y in zip(first.sums, alone.sums, strict=True))
     require(close, f"{name} under jax.vmap draws other minibatches than in a loop")
 
 
-def _keys(source: Any, name: str, rows: PyTree, seen: dict[str, Any]) -> None:
-    again, other = (_look(source, rows, jax.random.key(seed), 0, DRAWN) for seed in (3, 4))
+def _keys(source: RowSource, name: str, rows: PyTree, seen: Drawn) -> None:
+    again, other = (_drawn(source, rows, jax.random.key(seed), 0, DRAWN) for seed in (3, 4))
     require(same_bits(seen, again), f"{name} draws other minibatches for the same key")
     if not source.is_full_batch and source.rows_per_batch < source.rows:
-        require(not same_bits(seen["sums"], other["sums"]), f"{name} draws the same minibatches for every key")
-        first, later = (jax.tree.map(lambda x, i=i: x[i : i + 256], seen["sums"]) for i in (0, 512))
+        require(not same_bits(seen.sums, other.sums), f"{name} draws the same minibatches for every key")
+        first, later = (jax.tree.map(lambda x, i=i: x[i : i + 256], seen.sums) for i in (0, 512))
         require(not same_bits(first, later), f"{name} repeats its minibatches")
 
 
-def _own_keys(source: Any, name: str, given: tuple[PyTree, Array], seen: dict[str, Any]) -> None:
+def _own_keys(source: RowSource, name: str, given: tuple[PyTree, Array], seen: Drawn) -> None:
     """A key of its own in every draw, that no other key of the loop brings."""
     if not source.keys:
         return
     table, key = given
     require(not source.is_full_batch, f"{name} brings keys, so that its minibatches differ, and says that it is whole")
-    other = _look(source, _dense(table), jax.random.key(4), 0, DRAWN)
-    words = np.concatenate([seen["key"], other["key"], _key_words(table)[None], jax.random.key_data(key)[None]])
+    other = _drawn(source, _dense(table), jax.random.key(4), 0, DRAWN)
+    # no key twice: of the draws under two keys, of the one that every row at once brings, and of the loop
+    words = np.concatenate([seen.key, other.key, _key_words(table)[None], jax.random.key_data(key)[None]])
     require(len(np.unique(words, axis=0)) == len(words), f"{name} brings one key in several draws; each needs its own")
 
 
-def _mean(source: Any, name: str, rows: PyTree, seen: dict[str, Any]) -> None:
+def _mean(source: RowSource, name: str, rows: PyTree, seen: Drawn) -> None:
     """The mean over minibatches, each by its weight: within five standard errors, which epochs make smaller."""
-    weight, size = (np.asarray(seen[field], np.float64) for field in ("weight", "rows"))
-    for total, x in zip(seen["sums"], jax.tree.leaves(rows), strict=True):
+    weight, size = (np.asarray(x, np.float64) for x in (seen.weight, seen.rows))
+    for total, x in zip(seen.sums, jax.tree.leaves(rows), strict=True):
         table = np.asarray(x, np.float64).reshape(source.rows, -1)
+        # weight times sum over rows is the mean of the minibatch, weighted
         means = np.asarray(total, np.float64).reshape(DRAWN, -1) * (weight / size)[:, None]
         error = np.abs(means.mean(axis=0) - table.mean(axis=0))
         noise = means.std(axis=0, ddof=1) / np.sqrt(DRAWN) + 1e-5 * np.abs(table).max(axis=0)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +16,11 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
 from bilevax.problems import GradientStep, Problem
-from bilevax.testing.closed_forms import Curvature
+from bilevax.testing.closed_forms import Curvature, Solution
 from bilevax.testing.tools import float64
-
-_OWN: Any = object()
 
 HALVINGS = 12
 """Lengths of a Newton step that are tried."""
-
-
-class Solution(NamedTuple):
-    """The truth at some lam, in float64.
-
-    Attributes:
-        w: the fixed point, like w0.
-        v: solution of (I - d1Phi^T) v = grad_1 E, like w0.
-        value: f(lam) = E(w, lam).
-        hypergradient: grad f(lam), like lam.
-    """
-
-    w: PyTree
-    v: PyTree
-    value: float
-    hypergradient: PyTree
 
 
 class Drawn(NamedTuple):
@@ -63,7 +45,7 @@ class Family(NamedTuple):
     """
 
     recipe: Callable[[np.random.Generator], Drawn]
-    inner: Callable[[PyTree, PyTree, PyTree], Any]
+    inner: Callable[[PyTree, PyTree, PyTree], PyTree]
     outer: Callable[[PyTree, PyTree, PyTree], Array]
     batch_size: int = 8
     sampling: str = "iid"
@@ -102,20 +84,21 @@ class NamedProblem:
     def unmeasured(self) -> Problem:
         """The problem as users hand it in: the step of its gradient step, if it has one, is left to be measured."""
         inner_map = self.problem.inner_map
+        # maps that are no gradient step have no step to leave out, and that of a prox stays
         if not isinstance(inner_map, GradientStep):
             return self.problem
         return replace_unchecked(self.problem, inner_map=GradientStep(inner_map.loss))
 
-    def sources(self, batch_size: int | None = _OWN) -> tuple[Arrays, Arrays]:
+    def sources(self, batch_size: int | Literal["own"] | None = "own") -> tuple[Arrays, Arrays]:
         """(train, val) in JAX's default precision.
 
         Args:
-            batch_size: of train, instead of the problem's own; None: every row.
+            batch_size: of train; None: every row. Default: the problem's own.
         """
+        # before a source could warn that it narrows: float64 is what the truth needs
         kind = jnp.result_type(float)
-        train, val = (jax.tree.map(lambda x: _of_kind(x, kind), data) for data in (self.train, self.val))
-        rows = self.batch_size if batch_size is _OWN else batch_size
-        return Arrays(train, rows, self.sampling, None), Arrays(val)
+        train, val = jax.tree.map(lambda x: x.astype(kind) if x.dtype.kind == "f" else x, (self.train, self.val))
+        return Arrays(train, self.batch_size if batch_size == "own" else batch_size, self.sampling, None), Arrays(val)
 
     def solution(self) -> Solution:
         """The truth at ``lam``; computed once."""
@@ -123,6 +106,7 @@ class NamedProblem:
 
     def solve(self, lam: PyTree) -> Solution:
         """The truth at any lam. Cost: O(n d^2 + d^3) a step of Newton's method."""
+        # float64 before the arrays are made: what they are made in stays
         with float64():
             args = jax.tree.map(jnp.asarray, (self.w0, lam, self.train))
             w = _fixed_point(self.problem, *args)
@@ -134,23 +118,15 @@ class NamedProblem:
         """I - d1Phi at w, of every row of train, [d, d] in float64."""
         with float64():
             args = jax.tree.map(jnp.asarray, (w, self.lam, self.train))
-            return np.asarray(_system(self.problem, *args))
+            return np.asarray(_system(self.problem, *args), np.float64)
 
     @functools.cached_property
     def _solution(self) -> Solution:
         return self.solve(self.lam)
 
 
-def _of_kind(x: Any, kind: Any) -> np.ndarray:
-    x = np.asarray(x)
-    return x.astype(kind) if x.dtype.kind == "f" else x
-
-
-# The truth
-
-
 def _flat(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> tuple[Array, Callable[[Array], Array]]:
-    """W as a vector [d], and x -> Phi(x) - x on vectors."""
+    """The vector x [d] of w, and x -> Phi(x) - x."""
     x, tree = ravel_pytree(w)
     return x, lambda x: ravel_pytree(problem.inner_map(tree(x), lam, train))[0] - x
 
@@ -158,7 +134,7 @@ def _flat(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> tuple[Arra
 @jax.jit
 def _system(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> Array:
     x, residual = _flat(problem, w, lam, train)
-    return -jax.jacfwd(residual)(x)
+    return jnp.negative(jax.jacfwd(residual)(x))
 
 
 @jax.jit
@@ -166,6 +142,7 @@ def _newton(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> tuple[Py
     """The best of 1, 1/2, 1/4, ... of a Newton step, and the norms of the residual before and after it."""
     x, residual = _flat(problem, w, lam, train)
     before = residual(x)
+    # x - t (J^-1 r),  r = Phi(x) - x,  J = dr/dx,  for t = 1, 1/2, 1/4, ...
     lengths = jnp.asarray(0.5 ** np.arange(HALVINGS), x.dtype)
     points = x[None] - jnp.outer(lengths, jnp.linalg.solve(jax.jacfwd(residual)(x), before))
     after = jnp.linalg.norm(jax.vmap(residual)(points), axis=1)
@@ -180,8 +157,9 @@ def _moved(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> PyTree:
 
 
 def _fixed_point(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> PyTree:
-    """W = Phi(w, lam) to rounding."""
+    """The fixed point w = Phi(w, lam), to rounding."""
     for _ in range(200):
+        # quadratic near the solution; where a step leaves more than .9 of the residual, the map itself is iterated
         new, before, after = _newton(problem, w, lam, train)
         if before <= 1e-12 * (1.0 + np.linalg.norm(ravel_pytree(w)[0])):
             return new
@@ -191,10 +169,11 @@ def _fixed_point(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> PyT
 
 @jax.jit
 def _implicit(problem: Problem, w: PyTree, lam: PyTree, train: PyTree, val: PyTree) -> tuple[PyTree, Array, PyTree]:
-    """V by a direct solve, E and the hypergradient."""
+    """The multiplier v by a direct solve, E and the hypergradient."""
     x, residual = _flat(problem, w, lam, train)
     tree = ravel_pytree(w)[1]
     value, (by_w, by_lam) = jax.value_and_grad(problem.outer_loss, (0, 1))(w, lam, val)
+    # (I - d1Phi^T) v = grad_1 E;  grad f = grad_2 E + d2Phi^T v
     v = jnp.linalg.solve(-jax.jacfwd(residual)(x).T, ravel_pytree(by_w)[0])
     through = jax.vjp(lambda lam: problem.inner_map(w, lam, train), lam)[1](tree(v))[0]
     return tree(v), value, jax.tree.map(jnp.add, by_lam, through)

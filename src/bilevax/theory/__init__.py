@@ -1,67 +1,36 @@
 """Formulas on numbers, no sampling: constants, bounds, rates, schedules, the efficiency bound, exact moments."""
 
-from bilevax.theory import glm
-from bilevax.theory.bounds import a_posteriori_bound, bias_bound, linear_bias_bound, mse_bound
-from bilevax.theory.constants import Constants
-from bilevax.theory.deterministic import aid_bound, aid_fixed_point_bound, conjugate_gradient_factor, itd_bound
-from bilevax.theory.efficiency import Influence, Traces, influence
-from bilevax.theory.mean_square import HarmonicSteps, MeanSquare
-from bilevax.theory.moments import (
-    HypergradientMoments,
-    LinearMoments,
-    Moments,
-    QuadraticMoments,
-    hypergradient_moments,
-    inner_moments,
-    known,
-    linear_moments,
-    second_moment_rate,
-    sid_moments,
-)
-from bilevax.theory.outer import smoothness, stationarity_bound
-from bilevax.theory.schedules import (
-    Counts,
-    Split,
-    burn_in_steps,
-    equal_split_mse,
-    optimal_split,
-    published_steps,
-    sample_complexity,
-)
-
-__all__ = [
-    "Constants",
-    "Counts",
-    "HarmonicSteps",
-    "HypergradientMoments",
-    "Influence",
-    "LinearMoments",
-    "MeanSquare",
-    "Moments",
-    "QuadraticMoments",
-    "Split",
-    "Traces",
-    "a_posteriori_bound",
-    "aid_bound",
-    "aid_fixed_point_bound",
-    "bias_bound",
-    "burn_in_steps",
-    "conjugate_gradient_factor",
-    "equal_split_mse",
-    "glm",
-    "hypergradient_moments",
-    "influence",
-    "inner_moments",
-    "itd_bound",
-    "known",
-    "linear_bias_bound",
-    "linear_moments",
-    "mse_bound",
-    "optimal_split",
-    "published_steps",
-    "sample_complexity",
-    "second_moment_rate",
-    "sid_moments",
-    "smoothness",
-    "stationarity_bound",
-]
+from bilevax.theory import glm as glm
+from bilevax.theory.bounds import a_posteriori_bound as a_posteriori_bound
+from bilevax.theory.bounds import bias_bound as bias_bound
+from bilevax.theory.bounds import linear_bias_bound as linear_bias_bound
+from bilevax.theory.bounds import mse_bound as mse_bound
+from bilevax.theory.constants import Constants as Constants
+from bilevax.theory.deterministic import aid_bound as aid_bound
+from bilevax.theory.deterministic import aid_fixed_point_bound as aid_fixed_point_bound
+from bilevax.theory.deterministic import conjugate_gradient_factor as conjugate_gradient_factor
+from bilevax.theory.deterministic import itd_bound as itd_bound
+from bilevax.theory.efficiency import Influence as Influence
+from bilevax.theory.efficiency import Traces as Traces
+from bilevax.theory.efficiency import influence as influence
+from bilevax.theory.mean_square import HarmonicSteps as HarmonicSteps
+from bilevax.theory.mean_square import MeanSquare as MeanSquare
+from bilevax.theory.moments import HypergradientMoments as HypergradientMoments
+from bilevax.theory.moments import LinearMoments as LinearMoments
+from bilevax.theory.moments import Moments as Moments
+from bilevax.theory.moments import QuadraticMoments as QuadraticMoments
+from bilevax.theory.moments import hypergradient_moments as hypergradient_moments
+from bilevax.theory.moments import inner_moments as inner_moments
+from bilevax.theory.moments import known as known
+from bilevax.theory.moments import linear_moments as linear_moments
+from bilevax.theory.moments import second_moment_rate as second_moment_rate
+from bilevax.theory.moments import sid_moments as sid_moments
+from bilevax.theory.outer import smoothness as smoothness
+from bilevax.theory.outer import stationarity_bound as stationarity_bound
+from bilevax.theory.schedules import Counts as Counts
+from bilevax.theory.schedules import Split as Split
+from bilevax.theory.schedules import burn_in_steps as burn_in_steps
+from bilevax.theory.schedules import equal_split_mse as equal_split_mse
+from bilevax.theory.schedules import optimal_split as optimal_split
+from bilevax.theory.schedules import published_steps as published_steps
+from bilevax.theory.schedules import sample_complexity as sample_complexity

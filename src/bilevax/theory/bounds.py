@@ -12,9 +12,13 @@ own derivation, for L_Phi and L_E that hold wherever w_t may be.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
+
+from jax import Array
 
 from bilevax.theory.constants import Constants
+
+Number = TypeVar("Number", float, Array)
 
 
 def bias_bound(constants: Constants, rho: float, linear_bias: float) -> float:
@@ -25,6 +29,7 @@ def bias_bound(constants: Constants, rho: float, linear_bias: float) -> float:
         rho: bound on E|w_t - w(lam)|^2.
         linear_bias: bound on |E[v_k | w_t] - v(w_t)|: :func:`linear_bias_bound`, or sqrt(sigma).
     """
+    # h is c1-Lipschitz in w, and linear in v with |d2Phi| <= L_Phi
     return constants.c1 * math.sqrt(rho) + constants.L_Phi * linear_bias
 
 
@@ -39,6 +44,7 @@ def linear_bias_bound(q: float, etas: Iterable[float], distance: float) -> float
         etas: the steps eta_0, ..., eta_{k-1}.
         distance: |v_0 - v(w_t)|; of v_0 = 0 at most L_E / (1 - q).
     """
+    # |E v_{j+1} - v| <= |(1 - eta) I + eta d1Phi^T| |E v_j - v|
     return distance * math.prod(abs(1.0 - eta) + eta * q for eta in etas)
 
 
@@ -62,26 +68,29 @@ def mse_bound(
         outer_batches: J1; None: every row of val.
     """
     c = constants
+    # 2 c1^2 rho + 2 L_Phi^2 sigma, the two of |a + b|^2 <= 2 |a|^2 + 2 |b|^2
     square = 2.0 * c.c1**2 * rho + 2.0 * c.L_Phi**2 * sigma
     if cross_batches is not None:
+        # (sigma2' / J) E|v_k|^2, E|v_k|^2 <= 2 (sigma + E|v(w_t)|^2)
         square += c.sigma2_prime / cross_batches * 2.0 * (sigma + c.linear_start(outer_batches))
     if outer_batches is not None:
+        # 4 (sigma2_E + L_Phi^2 sigma1_E / (1 - q)^2) / J1: its noise in grad_2 E, and by way of v in the product
         square += 4.0 * (c.sigma2_E + c.L_Phi**2 * c.sigma1_E / (1.0 - c.q) ** 2) / outer_batches
     return square
 
 
 def a_posteriori_bound(
     *,
-    v: Any,
-    residual: Any,
-    distance: Any,
-    B: Any,
-    mu: Any,
-    L_F: Any,
-    L_H: Any,
-    L_B: Any,
-    L_direct: Any = 0.0,
-) -> Any:
+    v: Number,
+    residual: Number,
+    distance: Number,
+    B: float,
+    mu: float,
+    L_F: float,
+    L_H: float,
+    L_B: float,
+    L_direct: float = 0.0,
+) -> Number:
     """What a deterministic hypergradient can be off by, from what was computed: no start value enters.
 
     |estimate - gradient| <= |B| d + L_B e (|v| + d) + L_direct e, where d = (r + e (L_F + |v| L_H)) / mu bounds
@@ -103,5 +112,7 @@ def a_posteriori_bound(
         L_B: Lipschitz constant of the cross derivative.
         L_direct: Lipschitz constant of grad_2 F in w.
     """
+    # d = (r + e (L_F + |v| L_H)) / mu: the system at w(lam) has another right-hand side and another matrix
     off = (residual + distance * (L_F + v * L_H)) / mu
+    # |B v - B(lam) v(lam)| <= |B| d + L_B e (|v| + d), and grad_2 F moves by L_direct e
     return B * off + L_B * distance * (v + off) + L_direct * distance

@@ -1,7 +1,5 @@
 """The constants that all bounds read: those of the founding paper, of one problem at one lam."""
 
-from typing import Any
-
 from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import is_concrete
@@ -71,6 +69,7 @@ class Constants:
     standard_errors: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
+        # Zero is allowed of all but curvatures and the step: a quadratic has nu1 = nu2 = 0, full batches no noise.
         for name, value in vars(self).items():
             if name != "standard_errors" and value is not None:
                 set_frozen(self, **{name: check_real(name, value, low=0.0, open_low=name in POSITIVE)})
@@ -97,6 +96,7 @@ class Constants:
     @property
     def c1(self) -> float:
         """Lipschitz constant in w of the hypergradient, mu2 + (mu1 L_Phi + nu2 L_E)/(1-q) + nu1 L_E L_Phi/(1-q)^2."""
+        # h(w) = grad_2 E + d2Phi^T v(w), |v| <= L_E / (1 - q), |v(w) - v(w')| <= (mu1 / gap + nu1 L_E / gap^2) |w - w'|
         gap = 1.0 - self.q
         first_order = self.mu1 * self.L_Phi + self.nu2 * self.L_E
         return self.mu2 + first_order / gap + self.nu1 * self.L_E * self.L_Phi / gap**2
@@ -104,9 +104,10 @@ class Constants:
     @property
     def inner(self) -> MeanSquare:
         """How fast w_t approaches w(lam)."""
+        # T = Phi(., lam)
         return MeanSquare.of_contraction(q=self.q, sigma1=self.sigma1, sigma2=self.sigma2)
 
-    def linear(self, outer_batches: Any = None) -> MeanSquare:
+    def linear(self, outer_batches: int | None = None) -> MeanSquare:
         """How fast v_k approaches v(w_t) = (I - d1Phi^T)^-1 grad_1 E(w_t).
 
         V[hat d1Phi^T v] <= sigma1_prime |v|^2 <= 2 sigma1_prime (|v(w_t)|^2 + |Psi(v) - v|^2 / (1-q)^2), Psi(v) =
@@ -115,13 +116,16 @@ class Constants:
         Args:
             outer_batches: J1, minibatches of val of which grad_1 E is the mean; None: every row.
         """
+        # v = v(w_t) + (v - v(w_t)), |v - v(w_t)| <= |Psi(v) - v| / (1 - q): sigma2 = 2 sigma1' / (1 - q)^2
         spread = 2.0 * self.sigma1_prime / (1.0 - self.q) ** 2
         return MeanSquare.of_contraction(q=self.q, sigma1=spread * self.outer_square(outer_batches), sigma2=spread)
 
-    def linear_start(self, outer_batches: Any = None) -> float:
+    def linear_start(self, outer_batches: int | None = None) -> float:
         """Bound on E|v(w_t)|^2, and so on the square error of v_0 = 0: E|grad_1 E|^2 / (1 - q)^2."""
+        # |(I - d1Phi^T)^-1| <= 1 / (1 - q)
         return self.outer_square(outer_batches) / (1.0 - self.q) ** 2
 
-    def outer_square(self, outer_batches: Any = None) -> float:
+    def outer_square(self, outer_batches: int | None = None) -> float:
         """Bound on E|mean of J1 minibatches' grad_1 E|^2, which is L_E^2 + sigma1_E / J1."""
+        # |E g|^2 + V[g] / J1
         return self.L_E**2 + (0.0 if outer_batches is None else self.sigma1_E / outer_batches)

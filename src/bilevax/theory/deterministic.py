@@ -19,7 +19,9 @@ def itd_bound(constants: Constants, t: int, distance: float) -> float:
     """(direct D + jacobians D t/q + system) q^t, for the derivative of E(w_t(lam), lam) by reverse or forward mode."""
     direct, jacobians, system = _parts(constants)
     q = constants.q
+    # sum_{i < t} q^i q^{t-1-i} = t q^(t-1): each of t Jacobians is taken at an iterate, i steps on the way
     slow = t * q ** (t - 1) if t else 0.0
+    # (direct D + system) q^t + jacobians D t q^(t-1)
     return (direct * distance + system) * q**t + jacobians * distance * slow
 
 
@@ -33,6 +35,7 @@ def aid_bound(constants: Constants, rho: float, sigma: float, distance: float) -
         distance: D = |w_0 - w(lam)|.
     """
     direct, jacobians, system = _parts(constants)
+    # |v(w_t) - v(lam)| <= (mu1 + nu1 L_E / (1 - q)) rho D / (1 - q), and |v_k - v(w_t)| <= sigma L_E / (1 - q)
     return (direct + jacobians / (1.0 - constants.q)) * distance * rho + system * sigma
 
 
@@ -40,6 +43,7 @@ def aid_fixed_point_bound(constants: Constants, t: int, k: int, distance: float)
     """(direct D + jacobians D (1 - q^k)/(1 - q)) q^t + system q^k, for k fixed-point steps; at k = t below ITD's."""
     direct, jacobians, system = _parts(constants)
     q = constants.q
+    # sum_{i < k} q^i = (1 - q^k) / (1 - q): all of its k Jacobians are at w_t, where the error is q^t D
     return (direct + jacobians * (1.0 - q**k) / (1.0 - q)) * distance * q**t + system * q**k
 
 
@@ -55,10 +59,12 @@ def conjugate_gradient_factor(k: int, kappa: float) -> float:
     """
     if not kappa >= 1.0:
         raise ParameterError(f"kappa is largest over smallest eigenvalue and at least 1, got {kappa:g}")
+    # 2 ((root - 1) / (root + 1))^k in the norm of A, which is within sqrt(kappa) of the Euclidean one
     root = math.sqrt(kappa)
     return 2.0 * root * ((root - 1.0) / (root + 1.0)) ** k
 
 
 def _parts(c: Constants) -> tuple[float, float, float]:
+    # (direct, jacobians, system)
     gap = 1.0 - c.q
     return c.mu2 + c.mu1 * c.L_Phi / gap, c.nu2 * c.L_E + c.nu1 * c.L_E * c.L_Phi / gap, c.L_E * c.L_Phi / gap

@@ -47,7 +47,8 @@ class Influence(NamedTuple):
     @property
     def psi(self) -> np.ndarray:
         """The influence of each row, [n, m], of mean 0."""
-        return self.inner + self.linear + self.cross
+        total: np.ndarray = self.inner + self.linear + self.cross
+        return total
 
     def traces(self, batch_size: int) -> Traces:
         """The stages' variances, tr Cov / b."""
@@ -55,10 +56,11 @@ class Influence(NamedTuple):
 
     def variance(self, batch_size: int) -> float:
         """V = tr Cov(psi) / b: from N minibatches no regular estimator has an error below V / N."""
+        # the three terms are of one row, and correlated: V is not the sum of their traces
         return _trace(self.psi) / batch_size
 
     def variance_with_exact_pass(self, batch_size: int) -> float:
-        """The same where the cross product is taken on every row: its term is gone."""
+        """The same where the cross product is taken on every row, without its term."""
         return _trace(self.inner + self.linear) / batch_size
 
 
@@ -73,8 +75,10 @@ def influence(C: np.ndarray, H: np.ndarray, g: np.ndarray, *, outer_gradient: np
         G: derivative in w of grad_2 E(w) - C(w)'u(w), [m, d].
     """
     mean_C, mean_H = C.mean(0), H.mean(0)
+    # H u = grad_1 E
     u = np.linalg.solve(mean_H, outer_gradient)
     return Influence(
+        # row i moves w by -H^-1 g_i, u by -H^-1 (H_i - H) u, and C by C_i - C
         inner=-np.linalg.solve(mean_H, g.T).T @ G.T,
         linear=((H - mean_H) @ u) @ np.linalg.solve(mean_H, mean_C),
         cross=-np.einsum("idm,d->im", C - mean_C, u),
@@ -83,4 +87,5 @@ def influence(C: np.ndarray, H: np.ndarray, g: np.ndarray, *, outer_gradient: np
 
 def _trace(rows: np.ndarray) -> float:
     """Trace of the covariance of the rows."""
+    # (1/n) sum_i |x_i - mean|^2: of n rows drawn with replacement, no n - 1
     return float(np.sum((rows - rows.mean(0)) ** 2) / len(rows))

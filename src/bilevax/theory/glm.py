@@ -18,15 +18,18 @@ class Link(NamedTuple):
     third: float
 
 
+# a'' = p (1 - p) <= 1/4, and |a'''| = p (1 - p) |1 - 2 p| is largest at p = (1 +- 1 / sqrt(3)) / 2
 LOGISTIC = Link(1 / 4, 1 / (6 * math.sqrt(3)))
 """log(1 + exp(-z))."""
 
+# a'' = 1 - t^2, a''' = -2 t (1 - t^2) with t = tanh z, largest at t = 1 / sqrt(3)
 LOG_COSH = Link(1.0, 4 / (3 * math.sqrt(3)))
 """log cosh z."""
 
 SQUARED = Link(1.0, 0.0)
 """z^2 / 2."""
 
+# Hessian diag(p) - p p', of norm at most 1/2: two classes of probability 1/2 each
 SOFTMAX = Link(1 / 2, math.sqrt(2) / (3 * math.sqrt(3)))
 """Cross entropy of a softmax, in spectral norms over the classes. ``third`` is the largest value that a random search
 over 2 to 10 classes has found; it is not proved."""
@@ -61,8 +64,10 @@ def row_constants(X: np.ndarray, link: Link, *, alpha: float, batch_size: int | 
     """
     X = np.asarray(X, np.float64)
     length = np.linalg.norm(X, axis=1)
+    # E|alpha (H_B - H) x|^2 <= alpha^2 E|a'' x_i x_i'x|^2 / b <= (alpha sup a'')^2 x'(mean |x_i|^2 x_i x_i') x / b
     spread = alpha**2 * link.second**2 * _norm(X, length**2)
     return RowConstants(
+        # H = mean of a''(x_i'w) x_i x_i' <= sup a'' mean of x_i x_i'
         L=link.second * _norm(X, np.ones_like(length)),
         row_smoothness=link.second * float(length.max()) ** 2,
         sigma1_prime=0.0 if batch_size is None else spread / batch_size,
@@ -91,10 +96,12 @@ def penalty_constants(lam: np.ndarray, w: np.ndarray, *, alpha: float, radius: f
         alpha: step of the inner map.
         radius: of the ball around w on which L_Phi holds.
     """
+    # d/dlam_j of alpha exp(lam_j) w_j is alpha exp(lam_j) w_j, and that in w_j again alpha exp(lam_j)
     penalty = np.exp(np.asarray(lam, np.float64))
     return PenaltyConstants(alpha * float(np.max(penalty * (np.abs(w) + radius))), alpha * float(np.max(penalty)))
 
 
 def _norm(X: np.ndarray, weights: np.ndarray) -> float:
     """Spectral norm of the mean of weight x x'."""
+    # |mean of c_i x_i x_i'|
     return float(np.linalg.norm((X * weights[:, None]).T @ X / len(X), 2))

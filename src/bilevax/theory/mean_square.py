@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from bilevax.core.errors import ParameterError
+
+Curve: TypeAlias = float | np.ndarray
+"""A number, or one for each of an array of counts."""
 
 ROUNDING = 1e-12
 """Relative excess over a limit that is rounding."""
@@ -59,6 +62,7 @@ class MeanSquare:
 
         and the noise adds at most eta^2 (sigma1 + sigma2 |E T(x) - x|^2).
         """
+        # eta (1 - eta) >= eta^2 sigma2 where eta <= 1 / (1 + sigma2): the two terms of |E T(x) - x|^2 cancel
         return cls(1.0 - q**2, sigma1, 1.0 / (1.0 + sigma2))
 
     @classmethod
@@ -83,18 +87,21 @@ class MeanSquare:
             alpha: step of the inner map.
             batch_size: b.
         """
+        # |w - eta alpha g_B - w*|^2 <= |w - w*|^2 - 2 eta alpha <g, w - w*> + eta^2 alpha^2 |g_B|^2
         return cls(alpha * tau, 2.0 * noise / batch_size, 1.0 / (alpha * (L + 2.0 * row_smoothness / batch_size)))
 
     @property
     def harmonic(self) -> HarmonicSteps:
         """The decreasing steps with the best guarantee: beta = 2 / rate, gamma = beta / limit."""
+        # beta^2 / (beta rate - 1) is least at beta = 2 / rate
         return HarmonicSteps(2.0 / self.rate, 2.0 / (self.rate * self.limit))
 
     def plateau(self, eta: float) -> float:
         """Where constant steps end at the latest, noise eta / rate."""
+        # the fixed point of S -> (1 - rate eta) S + noise eta^2
         return self.noise * self._allowed(eta) / self.rate
 
-    def constant(self, eta: float, steps: Any, start: float) -> Any:
+    def constant(self, eta: float, steps: Curve, start: float) -> Curve:
         """Bound on E|x_t - x*|^2 for eta_j = eta: (1 - eta rate)^t (start - plateau) + plateau.
 
         Args:
@@ -105,10 +112,11 @@ class MeanSquare:
         Raises:
             ParameterError: eta exceeds ``limit``.
         """
+        # S_t - plateau = (1 - eta rate)^t (S_0 - plateau)
         level = self.plateau(eta)
         return level + (1.0 - eta * self.rate) ** np.asarray(steps) * (start - level)
 
-    def decreasing(self, beta: float, gamma: float, steps: Any, start: float) -> Any:
+    def decreasing(self, beta: float, gamma: float, steps: Curve, start: float) -> Curve:
         """Bound on E|x_t - x*|^2 for eta_j = beta / (gamma + j): c / (gamma + t).
 
         c = max(gamma start, beta^2 noise / (beta rate - 1)).
@@ -124,6 +132,7 @@ class MeanSquare:
         """
         for sentence in self.shortcomings(beta, gamma):
             raise ParameterError(sentence)
+        # by induction: S_j <= c / (gamma + j) carries over to j + 1 if c (beta rate - 1) >= beta^2 noise
         return max(gamma * start, beta**2 * self.noise / (beta * self.rate - 1.0)) / (gamma + np.asarray(steps))
 
     def along(self, etas: Iterable[float], start: float) -> float:
@@ -134,6 +143,7 @@ class MeanSquare:
         Raises:
             ParameterError: a step exceeds ``limit``.
         """
+        # S <- (1 - rate eta_j) S + noise eta_j^2
         level = start
         for eta in etas:
             level = (1.0 - self._allowed(eta) * self.rate) * level + self.noise * eta**2
@@ -141,6 +151,7 @@ class MeanSquare:
 
     def highest(self, start: float) -> float:
         """Bound on E|x_j - x*|^2 at every j, whatever the steps up to ``limit``: max(start, plateau(limit))."""
+        # (1 - rate eta) S + noise eta^2 lies between S and noise eta / rate
         return max(start, self.plateau(self.limit))
 
     def steps_to(self, target: float, start: float) -> tuple[float, int]:
@@ -149,11 +160,13 @@ class MeanSquare:
         t is of order log(1 / target) / target, and logarithmic without noise.
         """
         self._check_target(target)
+        # plateau = noise eta / rate <= target / 2
         eta = self.limit if self.noise == 0 else min(self.limit, self.rate * target / (2.0 * self.noise))
         if start <= target:
             return eta, 0
         if eta * self.rate >= 1.0:
             return eta, 1
+        # (1 - eta rate)^t start <= target / 2
         return eta, math.ceil(math.log(2.0 * start / target) / -math.log1p(-eta * self.rate))
 
     def decreasing_steps_to(self, target: float, start: float) -> int:
@@ -161,17 +174,20 @@ class MeanSquare:
         self._check_target(target)
         if start <= target:
             return 0
+        # c / (gamma + t) <= target, and c is gamma times the bound at t = 0
         beta, gamma = self.harmonic
-        return math.ceil(self.decreasing(beta, gamma, 0, start) * gamma / target - gamma)
+        return math.ceil(float(self.decreasing(beta, gamma, 0, start)) * gamma / target - gamma)
 
     def shortcomings(self, beta: float, gamma: float) -> list[str]:
         """What keeps the steps beta / (gamma + j) from the rate 1 / j, in sentences; empty if nothing does."""
         found = []
+        # beta rate > 1: else the bias, of order j^(-beta rate), falls more slowly than the noise, of order 1 / j
         if not beta * self.rate > 1.0:
             found.append(
                 f"beta={beta:g} is too small: the mean square error falls as 1/j for beta > {1 / self.rate:.6g}, and"
                 f" more slowly below; take beta={2 / self.rate:.6g}"
             )
+        # eta_0 = beta / gamma <= limit
         if gamma * self.limit < beta * (1.0 - ROUNDING):
             found.append(
                 f"the first step beta/gamma={beta / gamma:.6g} is longer than {self.limit:.6g}, up to which the noise"

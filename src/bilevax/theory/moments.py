@@ -84,6 +84,7 @@ class HypergradientMoments(NamedTuple):
     @property
     def covariance(self) -> np.ndarray:
         """Covariance of the estimate, [m, m]."""
+        # Cov = E[e e'] - E[e] E[e]'
         return self.second - np.outer(self.bias, self.bias)
 
 
@@ -145,11 +146,14 @@ class QuadraticMoments:
         if not alpha > 0:
             raise ParameterError(f"alpha must be positive, got {alpha}")
         A, b, B = As.mean(0), bs.mean(0), Bs.mean(0)
+        # w* = A^-1 (b + B lam), v* = (alpha A)^-1 (w* - target)
         w = np.linalg.solve(A, b + B @ lam)
         v = np.linalg.solve(alpha * A, w - target)
         dA, dB = As - A, Bs - B
+        # xi_i = -alpha (dA_i w* - db_i - dB_i lam), the noise of the map at w*
         xi = -alpha * (dA @ w - (bs - b) - dB @ lam)
         n, d, m = Bs.shape
+        # vec(dA S dA) = (dA (x) dA) vec(S): entry (ac, bd) is dA_ab dA_cd; likewise dB' V dB
         return cls(
             alpha=float(alpha),
             A=A,
@@ -167,6 +171,7 @@ class QuadraticMoments:
 def known(x: np.ndarray, truth: np.ndarray) -> Moments:
     """The moments of a start value that is not random: x against its truth, both [d]."""
     error = np.asarray(x, np.float64) - truth
+    # of a constant: mean e, second moment e e'
     return Moments(error, np.outer(error, error))
 
 
@@ -189,8 +194,11 @@ def inner_moments(problem: QuadraticMoments, start: Moments, steps: Iterable[flo
     fresh = 0.0 if batch_size is None else 1.0 / batch_size
     for eta in steps:
         M = identity - eta * alpha * A
+        # E[dA e xi']
         cross = (problem.mixed_noise @ e).reshape(S.shape)
+        # E[(xi - alpha dA e)(xi - alpha dA e)'], e random of second moment S
         spread = alpha**2 * _apply(problem.jacobian_noise, S) + problem.noise - alpha * (cross + cross.T)
+        # e+ = M e, S+ = M S M + (eta^2 / b) spread
         e, S = M @ e, M @ S @ M + eta**2 * fresh * spread
     return Moments(e, S)
 
@@ -219,14 +227,18 @@ def linear_moments(
     """
     e, S = inner
     start = known(np.zeros_like(e) if v0 is None else v0, problem.v)
+    # v_0 is no random number: E[(v_0 - v*)(w_t - w*)'] = f e'
     f, P, C = start.mean, start.second, np.outer(start.mean, e)
     identity, alpha, A = np.eye(e.size), problem.alpha, problem.A
     fresh = 0.0 if batch_size is None else 1.0 / batch_size
     for eta in steps:
         M = identity - eta * alpha * A
+        # alpha^2 E[dA V dA], V = E[v v']
         spread = alpha**2 * _apply(problem.jacobian_noise, _raw_second(problem, f, P))
         mixed = M @ C
+        # P+ = M P M + eta (M C + C'M) + eta^2 (S + spread / b), with the C before
         P = M @ P @ M + eta * (mixed + mixed.T) + eta**2 * (S + fresh * spread)
+        # C+ = M C + eta S, f+ = M f + eta e
         C = mixed + eta * S
         f = M @ f + eta * e
     return LinearMoments(f, P, C)
@@ -244,17 +256,17 @@ def second_moment_rate(problem: QuadraticMoments, eta: float, batch_size: int | 
         batch_size: b; None: every row at once.
     """
     M = np.eye(problem.w.size) - eta * problem.alpha * problem.A
+    # vec(M S M) = (M (x) M) vec(S)
     operator = np.kron(M, M)
     if batch_size is not None:
+        # + (eta^2 / b) alpha^2 E[dA (x) dA]
         operator = operator + (eta * problem.alpha) ** 2 / batch_size * problem.jacobian_noise
+    # the spectral radius, by LAPACK: d^2 x d^2, for small d
     return float(np.max(np.abs(np.linalg.eigvals(operator))))
 
 
 def hypergradient_moments(
-    problem: QuadraticMoments,
-    linear: Moments | LinearMoments,
-    batch_size: int | None,
-    cross_batches: int | None,
+    problem: QuadraticMoments, linear: Moments | LinearMoments, batch_size: int | None, cross_batches: int | None
 ) -> HypergradientMoments:
     """Bias and second moment of r lam + (mean of d2Phi_B' over J fresh minibatches) v_k against the gradient.
 
@@ -269,8 +281,10 @@ def hypergradient_moments(
         cross_batches: J; None: every row once.
     """
     alpha, B = problem.alpha, problem.B
+    # h - f' = alpha B'(v_k - v*) + alpha (dB of the J minibatches)'v_k, the second centred given v_k
     second = B.T @ linear.second @ B
     if batch_size is not None and cross_batches is not None:
+        # alpha^2 (B'P B + E[dB'V dB] / (J b))
         V = _raw_second(problem, linear.mean, linear.second)
         second = second + _apply(problem.cross_noise, V) / (cross_batches * batch_size)
     return HypergradientMoments(alpha * (B.T @ linear.mean), alpha**2 * second)
@@ -305,6 +319,7 @@ def sid_moments(
         >>> bool(np.allclose(exact.bias, sampled.bias)), exact.mse < sampled.mse
         (True, True)
     """
+    # w_t, then v_k at that random, frozen w_t, then the mean of J cross products
     inner = inner_moments(problem, known(w0, problem.w), inner_steps, batch_size)
     linear = linear_moments(problem, inner, linear_steps, batch_size, v0)
     return hypergradient_moments(problem, linear, batch_size, cross_batches)
@@ -312,6 +327,7 @@ def sid_moments(
 
 def _raw_second(problem: QuadraticMoments, f: np.ndarray, P: np.ndarray) -> np.ndarray:
     """E[v v'], [d, d], from the moments of v - v*."""
+    # V = P + f v*' + v* f' + v* v*'
     mixed = np.outer(f, problem.v)
     return P + mixed + mixed.T + np.outer(problem.v, problem.v)
 
@@ -319,4 +335,5 @@ def _raw_second(problem: QuadraticMoments, f: np.ndarray, P: np.ndarray) -> np.n
 def _apply(operator: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """A linear operator [r^2, d^2] on a [d, d] matrix, as an [r, r] matrix."""
     side = math.isqrt(operator.shape[0])
-    return (operator @ matrix.reshape(-1)).reshape(side, side)
+    image: np.ndarray = operator @ matrix.reshape(-1)
+    return image.reshape(side, side)

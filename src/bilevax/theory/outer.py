@@ -25,8 +25,11 @@ def smoothness(
         nu2_lam: in lam, of d2Phi.
     """
     c, gap = constants, 1.0 - constants.q
+    # |w(lam) - w(lam')| <= L_w |lam - lam'|: both arguments of a constant in (w, lam) move
     L_w = c.L_Phi / gap
+    # |v| <= L_E / gap, v = (I - d1Phi^T)^-1 grad_1 E: the Jacobians enter as nu2 |v| and L_Phi nu1 |v| / gap
     jacobians = (nu2_lam + c.nu2 * L_w) / gap + c.L_Phi * (nu1_lam + c.nu1 * L_w) / gap**2
+    # grad_2 E, w'(lam)^T grad_1 E with w' = (I - d1Phi)^-1 d2Phi, and w' itself
     return mu2_lam + c.mu2 * L_w + L_w * (mu1_lam + c.mu1 * L_w) + c.L_E * jacobians
 
 
@@ -51,4 +54,5 @@ def stationarity_bound(gap: float, *, L_f: float, step: float, steps: int, mse: 
     """
     if not 0.0 < step <= 0.5 / L_f:
         raise ParameterError(f"the outer step must lie in ]0, 1/(2 L_f) = {0.5 / L_f:g}], got {step:g}")
+    # sum over s: step sum (|G_s|^2 / 2 - d_s^2) <= gap, and |G|^2 <= 2 |G_s|^2 + 2 d_s^2
     return 4.0 * gap / (step * steps) + 6.0 * mse

@@ -14,6 +14,7 @@ def published_steps(q: float) -> HarmonicSteps:
 
     For moderate batches; where the noise is large, gamma = beta (1 + sigma2) is what the theory asks for.
     """
+    # beta = 2 / rate, rate = 1 - q^2
     return HarmonicSteps(2.0 / (1.0 - q**2), 2.0 / (1.0 - q**2))
 
 
@@ -43,10 +44,12 @@ def sample_complexity(constants: Constants, target: float, start: float) -> Coun
         start: |w_0 - w(lam)|^2.
     """
     c, share = constants, target / 3.0
+    # 2 c1^2 rho = 2 L_Phi^2 sigma = (sigma2' / J) E|v_k|^2 = target / 3
     rho = share / (2.0 * c.c1**2) if c.c1 else math.inf
     sigma = share / (2.0 * c.L_Phi**2) if c.L_Phi else math.inf
     t = c.inner.decreasing_steps_to(rho, start)
     k = c.linear().decreasing_steps_to(sigma, c.linear_start())
+    # E|v_k|^2 <= 2 (sigma + E|v(w_t)|^2), and no more than what v_0 = 0 has
     reached = min(sigma, c.linear_start())
     return Counts(t, k, max(1, math.ceil(2.0 * c.sigma2_prime * (reached + c.linear_start()) / share)))
 
@@ -80,7 +83,7 @@ def optimal_split(
         traces: variance per minibatch of the stages.
         budget: N, in the units of ``costs``.
         costs: of one minibatch in each stage.
-        burn_in: minibatches that either chain needs to forget its start; see :func:`burn_in_steps`.
+        burn_in: of either chain, in minibatches; see :func:`burn_in_steps`.
         exact_pass: cost of the cross product on every row, n / b at unit cost; taken instead of J minibatches where
             that is better. None: not considered.
 
@@ -88,15 +91,18 @@ def optimal_split(
         ParameterError: the budget does not cover the burn-in.
     """
     c_t, c_k, _ = costs
+    # N' = N - burn-in of both chains
     left = budget - burn_in * (c_t + c_k)
     if not left > 0:
         raise ParameterError(
             f"a budget of {budget:g} does not cover a burn-in of {burn_in:g} minibatches in two chains"
         )
+    # min V_t / t + V_k / k + V_J / J under c_t t + c_k k + c_J J = N: t = (N / sum_i sqrt(V_i c_i)) sqrt(V_t / c_t)
     weights = [math.sqrt(part * cost) for part, cost in zip(traces, costs, strict=True)]
     options = [(left, weights)]
     if exact_pass is not None and exact_pass < left:
         options.append((left - exact_pass, [*weights[:2], 0.0]))
+    # (sum of the weights)^2 / N, the value of that minimum
     share, weights = min(options, key=lambda option: sum(option[1]) ** 2 / option[0])
     t, k, J = (share * w / (sum(weights) * cost) for w, cost in zip(weights, costs, strict=True))
     cross = None if share < left else max(1, round(J))
@@ -105,15 +111,17 @@ def optimal_split(
 
 def equal_split_mse(traces: Traces, budget: float, *, costs: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
     """Predicted mean square error of t = k = J, (inner + linear + cross)(c_t + c_k + c_J) / N."""
+    # t = k = J = N / (c_t + c_k + c_J)
     return sum(traces) * sum(costs) / budget
 
 
 def burn_in_steps(step: float, tau: float, budget: float) -> float:
-    """Minibatches after which a chain has forgotten its start, min(1.5 / (step tau), N / 6).
+    """Burn-in of a chain in minibatches, min(1.5 / (step tau), N / 6): its start is then down to exp(-1.5).
 
     Args:
         step: alpha eta, the step in units of 1 / curvature.
         tau: smallest curvature of the inner loss.
         budget: N minibatches.
     """
+    # exp(-step tau n) = exp(-1.5)
     return min(1.5 / (step * tau), budget / 6.0)

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bilevax.audit.checks.looks import flat, like
 from bilevax.audit.findings import Figure, Finding
-from bilevax.audit.subject import SOLVE_STEPS, TINY, AuditedProblem, epsilon, leaf_names, normal
+from bilevax.audit.oracles import flat, like
+from bilevax.audit.subject import SOLVE_STEPS, TINY, AuditedProblem, leaf_names, normal
+from bilevax.core.trees import rounding_unit
 from bilevax.solvers import CG, GMRES, LBFGS
 from bilevax.solvers.stability import CONFIRMING
 
@@ -23,12 +25,15 @@ SOME = 0.01
 UNEVEN = 30.0
 """Ratio of the sizes of two columns from which features are said to be on different scales."""
 
+Product = Callable[[np.ndarray], np.ndarray]
+
 
 def check_curvature(s: AuditedProblem) -> Iterator[Finding]:
     """NO_CURVATURE."""
     if not s.problem.has_loss:
         return
-    if not np.any(flat(s.loss(s.w0, s.lam)[1])) and not np.any(flat(s.loss(normal(s.draw(7), s.w0), s.lam)[1])):
+    u, before = flat(normal(s.rng(7), s.w0)), flat(s.loss(s.w0, s.lam)[1])
+    if not np.any(before) and not np.any(flat(s.loss(like(u, s.w0), s.lam)[1])):
         yield Finding(
             "NO_CURVATURE",
             "error",
@@ -37,11 +42,10 @@ def check_curvature(s: AuditedProblem) -> Iterator[Finding]:
             "argmax, comparison or rounding on the way, and a loss in place of an accuracy.",
         )
         return
-    u, before = flat(normal(s.draw(7), s.w0)), flat(s.loss(s.w0, s.lam)[1])
     for way in (1.0, 1e3, 1e6):  # features can be small
         w = like(flat(s.w0) + way * (1.0 + np.abs(flat(s.w0))) * u, s.w0)
         after = flat(s.loss(w, s.lam)[1])
-        if not np.linalg.norm(after - before) <= 100 * epsilon(s.w0) * np.linalg.norm(before):
+        if not np.linalg.norm(after - before) <= 100 * rounding_unit(s.w0) * np.linalg.norm(before):
             return
     yield Finding(
         "NO_CURVATURE",
@@ -55,12 +59,14 @@ def check_curvature(s: AuditedProblem) -> Iterator[Finding]:
 
 def check_contraction(s: AuditedProblem) -> Iterator[Finding | Figure]:
     """NOT_CONTRACTIVE, STEP_TOO_LONG, NOT_CONVEX, FLAT, UNSCALED, SLOW."""
-    values, dominant = krylov(s.push, flat(normal(s.draw(8), s.near)), min(s.size, KRYLOV))
-    if s.steps_itself:  # what the power iteration has left to see
+    values, dominant = arnoldi(s.adjoint_product, flat(normal(s.rng(8), s.solution)), min(s.size, KRYLOV))
+    if s.measures_step:
+        # the power iteration saw a part of L: s <- s / max(1, 1.1 max |1 - m|) brings every 1 - m below 1
         values = 1 - (1 - values) / max(1.0, 1.1 * float(np.abs(1 - values).max()))
     radius = float(np.abs(values).max())
-    if radius > SLOW:  # a non-normal map can look so: does a direction go on growing?
-        radius = float(np.exp(growth(s.push, dominant)))
+    # Ritz values of a non-normal map can lie outside of its spectrum: does their vector go on growing?
+    if radius > SLOW:
+        radius = float(np.exp(growth_rate(s.adjoint_product, dominant)))
     yield Figure("spectral radius", radius)
     late = list(_of_a_step(s, values, radius) if s.problem.symmetric else _of_a_map(values, radius))
     if not late and SLOW < radius < 1 - 1e-5:
@@ -78,7 +84,8 @@ def _of_a_map(values: np.ndarray, radius: float) -> Iterator[Finding]:
     if radius < 1 - 1e-5:
         return
     apart = 1 - values[np.abs(values) >= min(radius, float(np.abs(values).max())) * (1 - 1e-5)]
-    longest = float(np.min(2 * apart.real / np.maximum(np.abs(apart) ** 2, TINY)))  # where |1 - eta apart| < 1
+    # |1 - eta a| < 1 for a = 1 - m  <=>  eta < 2 Re a / |a|^2
+    longest = float(np.min(2 * apart.real / np.maximum(np.abs(apart) ** 2, TINY)))
     advice = (
         f"Damp the map: return w + eta * (Phi(w) - w) with eta below {longest:.2g}."
         if longest > 1e-3
@@ -91,6 +98,7 @@ def _of_a_map(values: np.ndarray, radius: float) -> Iterator[Finding]:
 
 def _of_a_step(s: AuditedProblem, values: np.ndarray, radius: float) -> Iterator[Finding]:
     """What the spectrum of I - s H, which is real, says of the step s and the Hessian H."""
+    # 1 - low is s L, L the largest curvature; 1 - high is s tau, tau the least
     low, high = float(values.real.min()), float(values.real.max())
     if radius >= 1 - 1e-5 and low <= -1 + 1e-5 and not _step_left_out(s):
         yield Finding(
@@ -100,7 +108,7 @@ def _of_a_step(s: AuditedProblem, values: np.ndarray, radius: float) -> Iterator
             f"Divide step_size by {1 - low:.3g}, or leave it out: that of a mean over rows is measured.",
         )
     elif radius > 1 + 1e-5 and high > 1:
-        settled = s.gap <= 100 * epsilon(s.w0) ** 0.75
+        settled = s.residual <= 100 * rounding_unit(s.w0) ** 0.75
         place = "the inner solution" if settled else f"the point where {SOLVE_STEPS} steps of L-BFGS ended, short of it"
         yield Finding(
             "NOT_CONVEX",
@@ -124,6 +132,7 @@ def _step_left_out(s: AuditedProblem) -> bool:
 
 
 def _slow(s: AuditedProblem, radius: float, step: float) -> Finding:
+    # radius^steps = 1 / 1000
     steps = np.log(1000.0) / -np.log(radius)
     in_use = [getattr(s.estimator, name, None) for name in ("inner", "linear")]
     advice = "Penalise more" + (
@@ -144,8 +153,9 @@ def _uneven(s: AuditedProblem) -> Finding | None:
     """Columns of one table whose sizes differ by orders, which make a loss slow or flat in float32; None: no such."""
     rows = s.tables["train"]
     for name, x in zip(leaf_names("batch", rows), jax.tree.leaves(rows), strict=True):
-        if x.ndim != 2 or x.shape[1] < 2 or not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
+        if x.ndim != 2 or x.shape[1] < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
             continue
+        # root mean square of each column; columns of zeros have no scale
         size = np.sqrt(np.mean(np.square(np.asarray(x, np.float64)), axis=0))
         small, large = np.where(size > 0, size, np.inf).argmin(), size.argmax()
         if size[small] > 0 and size[large] > UNEVEN * size[small]:
@@ -161,36 +171,38 @@ def _uneven(s: AuditedProblem) -> Finding | None:
     return None
 
 
-def growth(push: Callable[[np.ndarray], np.ndarray], u: np.ndarray) -> float:
+def growth_rate(product: Product, u: np.ndarray) -> float:
     """Mean logarithm of the growth of a direction under a linear map, in the last half of CONFIRMING products."""
     rates = []
     for _ in range(CONFIRMING):
-        length = max(float(np.linalg.norm(u)), TINY)
-        u = push(u / length)
+        # u <- A u / ||u||;  log ||A u|| / ||u||
+        u = product(u / max(float(np.linalg.norm(u)), TINY))
         rates.append(np.log(max(float(np.linalg.norm(u)), TINY)))
     return float(np.mean(rates[CONFIRMING // 2 :]))
 
 
-def krylov(push: Callable[[np.ndarray], np.ndarray], start: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues of a linear map on a Krylov space (Arnoldi), and a vector [d] for the largest in modulus.
+def arnoldi(product: Product, start: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ritz values of a linear map on a Krylov space, and a vector [d] for the largest in modulus.
 
-    Cost: ``size`` products and O(d size^2) operations.
+    Converged or not: ``scipy.sparse.linalg.eigs`` returns only those that are. Cost: ``size`` products and O(d size^2)
+    operations.
     """
     Q = np.zeros((size + 1, start.size))
     H = np.zeros((size + 1, size))
     Q[0] = start / np.linalg.norm(start)
     for j in range(size):
-        z = push(Q[j])
+        z = product(Q[j])
         scale = np.linalg.norm(z)
-        for _ in range(2):  # twice is enough
+        # Gram-Schmidt, twice: once leaves rounding that grows with the condition of the basis
+        for _ in range(2):
             h = Q[: j + 1] @ z
             z = z - h @ Q[: j + 1]
             H[: j + 1, j] += h
         H[j + 1, j] = np.linalg.norm(z)
-        if H[j + 1, j] <= 1e-6 * scale or scale == 0:
+        if H[j + 1, j] <= 1e-6 * scale or scale == 0:  # the space is invariant
             size = j + 1
             break
         Q[j + 1] = z / H[j + 1, j]
+    # A Q = Q H + remainder: eigenvalues of H, and Q y for the vector y of the largest
     values, vectors = np.linalg.eig(H[:size, :size])
-    dominant = vectors[:, np.abs(values).argmax()].real @ Q[:size]
-    return values, dominant
+    return values, vectors[:, np.abs(values).argmax()].real @ Q[:size]

@@ -1,21 +1,19 @@
 """Is an estimator's mean the hypergradient? Replicas of it against a deterministic reference on every row."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from bilevax.audit.findings import Figure, Finding
-from bilevax.audit.subject import TINY, AuditedProblem, epsilon
+from bilevax.audit.oracles import flat
+from bilevax.audit.subject import TINY, AuditedProblem
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import rounding_unit
 from bilevax.data import Arrays
 from bilevax.hypergradients import SID, hypergradient
 from bilevax.solvers import GMRES, LBFGS, FixedPoint
@@ -34,7 +32,7 @@ REFERENCE_STEPS = 5000
 """Steps of the reference at most, on every row."""
 
 
-def check_estimator(s: AuditedProblem, estimator: Any) -> Iterator[Finding | Figure]:
+def check_estimator(s: AuditedProblem, estimator: Estimator) -> Iterator[Finding | Figure]:
     """ESTIMATOR_REFUSES, ESTIMATOR_FAILS, ESTIMATOR_SHORT, ESTIMATOR_BIASED, NO_REFERENCE."""
     try:
         estimator.check(s.problem)
@@ -53,6 +51,7 @@ def check_estimator(s: AuditedProblem, estimator: Any) -> Iterator[Finding | Fig
     runs: list[Estimate] = []
     for number in REPLICAS:
         runs += [_run(s, estimator, s.train, s.val, i) for i in range(len(runs), number)]
+        # a run that failed says more than a mean with it
         worst = max(runs, key=lambda est: int(est.code))
         if int(worst.code) >= Code.NOT_CONTRACTIVE:
             failed = sum(int(est.code) >= Code.NOT_CONTRACTIVE for est in runs)
@@ -61,7 +60,7 @@ def check_estimator(s: AuditedProblem, estimator: Any) -> Iterator[Finding | Fig
             advice = "Shorter steps are what most often helps." if steps else "Mend what else was found first."
             yield Finding("ESTIMATOR_FAILS", "error", measured, advice)
             return
-        found = np.stack([_vector(est.value) for est in runs])
+        found = np.stack([flat(est.value) for est in runs])
         bias, error = _bias(found - truth)
         size = max(float(np.linalg.norm(truth)), TINY)
         if bias > ALARM * error or ALARM * error < MATTERS * size:
@@ -77,21 +76,23 @@ def _bias(errors: np.ndarray) -> tuple[float, float]:
     The second half alone is measured.
     """
     half = len(errors) // 2
+    # b = <e, u>, u = mean of the first half / its norm: no bias of its own, as the halves are independent
     mean = errors[:half].mean(axis=0)
     along = errors[half:] @ (mean / max(float(np.linalg.norm(mean)), TINY))
     return float(along.mean()), float(along.std(ddof=1)) / np.sqrt(half)
 
 
-def _why(s: AuditedProblem, estimator: Any, truth: np.ndarray, seen: tuple[int, float, float]) -> Finding:
+def _why(s: AuditedProblem, estimator: Estimator, truth: np.ndarray, seen: tuple[int, float, float]) -> Finding:
     """Whether a bias is there on every row too: then the estimator stops short."""
     number, bias, error = seen
     whole = _run(s, estimator, _whole(s.train), _whole(s.val), 0)
     size = max(float(np.linalg.norm(truth)), TINY)
-    short = float(np.linalg.norm(_vector(whole.value) - truth))
+    short = float(np.linalg.norm(flat(whole.value) - truth))
     measured = (
         f"The mean of {number} estimates differs from the hypergradient by {100 * bias / size:.2g} % of its norm, "
         f"{bias / max(error, TINY):.3g} standard errors; an estimate on every row by {100 * short / size:.2g} %."
     )
+    # wrong on every row too: it stops short, whatever the noise
     if short >= 0.5 * bias:
         return Finding("ESTIMATOR_SHORT", "warning", measured, "More steps of either solver, or longer ones.")
     return Finding(
@@ -103,7 +104,7 @@ def _why(s: AuditedProblem, estimator: Any, truth: np.ndarray, seen: tuple[int, 
     )
 
 
-def _run(s: AuditedProblem, estimator: Any, train: RowSource, val: RowSource, i: int) -> Estimate:
+def _run(s: AuditedProblem, estimator: Estimator, train: RowSource, val: RowSource, i: int) -> Estimate:
     key = jax.random.fold_in(s.stream(30), i)
     return hypergradient(s.given or s.problem, estimator, s.w0, s.lam, train, val, key=key, report=False)
 
@@ -115,19 +116,9 @@ def _whole(source: RowSource) -> RowSource:
 
 def _reference(s: AuditedProblem) -> np.ndarray | None:
     """The hypergradient on every row, or None where it was not found."""
-    tol = 10 * epsilon(s.w0) ** 0.75
-    inner: Any = LBFGS(tol, REFERENCE_STEPS) if s.problem.has_loss else FixedPoint(REFERENCE_STEPS, tol=1e-4)
-    est = hypergradient(
-        s.problem,
-        SID(inner, GMRES(tol=1e-5, max_steps=1000, restart=min(s.size, 100))),
-        s.near,
-        s.lam,
-        _whole(s.train),
-        _whole(s.val),
-        key=s.key,
-    )
-    return _vector(est.value) if int(est.code) == Code.OK else None
-
-
-def _vector(tree: PyTree) -> np.ndarray:
-    return np.asarray(ravel_pytree(jax.tree.map(jnp.asarray, tree))[0], np.float64)
+    # so that the reference's error is far below MATTERS
+    tol = 10 * rounding_unit(s.w0) ** 0.75
+    inner = LBFGS(tol, REFERENCE_STEPS) if s.problem.has_loss else FixedPoint(REFERENCE_STEPS, tol=1e-4)
+    sid = SID(inner, GMRES(tol=1e-5, max_steps=1000, restart=min(s.size, 100)))
+    est = hypergradient(s.problem, sid, s.solution, s.lam, _whole(s.train), _whole(s.val), key=s.key)
+    return flat(est.value) if int(est.code) == Code.OK else None

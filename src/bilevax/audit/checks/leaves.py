@@ -1,14 +1,13 @@
 """Are w0 and lam trees of real numbers, and do the functions return what they must?"""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevax.audit.checks.looks import flat
 from bilevax.audit.findings import Finding
+from bilevax.audit.oracles import flat
 from bilevax.audit.subject import AuditedProblem, normal
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, as_parameters, leaf_name
@@ -27,13 +26,14 @@ def check_leaves(w0: PyTree, lam: PyTree) -> Iterator[Finding]:
                 "Pass floats, such as jnp.asarray(x, float); what is not to be differentiated belongs in the loss.",
             )
             continue
+        # what is no number, or not finite, is said by the same sentence as everywhere else
         try:
             as_parameters(name, tree)
         except ParameterError as e:
             yield Finding("BAD_LEAF", "error", f"{e}.", "Pass trees of finite floating arrays.")
 
 
-def _whole(x: Any) -> bool:
+def _whole(x: object) -> bool:
     kind = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     return bool(jnp.issubdtype(kind, jnp.integer)) or kind == np.bool_
 
@@ -48,8 +48,9 @@ def check_structure(s: AuditedProblem) -> Iterator[Finding]:
 
 def check_finite(s: AuditedProblem) -> Iterator[Finding]:
     """NONFINITE."""
-    v = normal(s.draw(3), s.w0)
-    for place, w in (("w0", s.w0), ("the inner solution", s.near)):
+    v = normal(s.rng(3), s.w0)
+    # each oracle with its derivatives: a finite value can have a derivative that is not
+    for place, w in (("w0", s.w0), ("the inner solution", s.solution)):
         found = zip(_NAMES, (*s.inner(w, s.lam, v), *s.outer(w, s.lam)), strict=True)
         bad = [name for name, tree in found if not np.all(np.isfinite(flat(tree)))]
         if bad:

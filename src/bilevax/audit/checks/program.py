@@ -2,17 +2,20 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from types import CellType
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from bilevax.audit.findings import Finding
 from bilevax.audit.subject import AuditedProblem, leaf_names
+from bilevax.core.keys import is_key
 from bilevax.core.trees import PyTree
 from bilevax.problems.problem import Problem
 
@@ -21,7 +24,10 @@ LARGE = 1_000_000
 
 _RANDOM = {"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"}
 _CALLS = {"jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call", "cond"}
-_LIBRARIES = {"jax", "jaxlib", "numpy", "optax", "lineax", "bilevax"}
+_LIBRARIES = {"jax", "jaxlib", "numpy", "optax", "bilevax"}
+
+Constant: TypeAlias = Array | np.ndarray
+Labels: TypeAlias = set[int]
 
 
 def check_program(s: AuditedProblem) -> Iterator[Finding]:
@@ -67,12 +73,12 @@ def _example(name: str, s: AuditedProblem) -> PyTree:
 
 def draws_fixed_numbers(name: str, s: AuditedProblem) -> bool:
     """True where ``inner_map`` or ``outer_loss`` draws random numbers from a key that no batch holds."""
-    seen: list[set[Any]] = []
+    seen: list[Labels] = []
     dependencies(trace(name, s).jaxpr, _labels(name, s, "batch"), seen)
     return any(not found for found in seen)
 
 
-def dependencies(jaxpr: Jaxpr, labels: list[set[Any]], random: list[set[Any]] | None = None) -> list[set[Any]]:
+def dependencies(jaxpr: Jaxpr, labels: list[Labels], random: list[Labels] | None = None) -> list[Labels]:
     """Which labels of the inputs reach each output; exact through calls and branches, coarse through loops.
 
     Args:
@@ -80,28 +86,30 @@ def dependencies(jaxpr: Jaxpr, labels: list[set[Any]], random: list[set[Any]] | 
         labels: of its inputs.
         random: gets the labels that reach each draw of random numbers.
     """
-    of: dict[Any, set[Any]] = dict(zip(jaxpr.invars, labels, strict=True))
+    of: dict[Var, Labels] = dict(zip(jaxpr.invars, labels, strict=True))
     for equation in jaxpr.eqns:
         inputs = [set() if isinstance(x, Literal) else of.get(x, set()) for x in equation.invars]
-        everything: set[Any] = set().union(*inputs)
+        everything = set[int]().union(*inputs)
         if random is not None and equation.primitive.name in _RANDOM:
             random.append(everything)
+        # by default each output depends on each input
         outputs = [everything for _ in equation.outvars]
         inner = list(_programs(equation.params.values()))
         parts = [dependencies(p, _aligned(inputs, len(p.invars), everything), random) for p in inner]
         if parts and equation.primitive.name in _CALLS:
+            # of a call as its program says; of branches as any of them says, and on the choice among them
             choice = inputs[0] if equation.primitive.name == "cond" else set()
             outputs = [choice.union(*several) for several in zip(*parts, strict=True)]
         of.update(zip(equation.outvars, outputs, strict=True))
     return [set() if isinstance(x, Literal) else of.get(x, set()) for x in jaxpr.outvars]
 
 
-def _aligned(inputs: list[set[Any]], number: int, everything: set[Any]) -> list[set[Any]]:
+def _aligned(inputs: list[Labels], number: int, everything: Labels) -> list[Labels]:
     """The labels of a program inside an equation: its inputs are the last of the equation's."""
     return inputs[-number:] if 0 < number <= len(inputs) else [everything] * number
 
 
-def _programs(values: Any) -> Iterator[Jaxpr]:
+def _programs(values: Iterable[object]) -> Iterator[Jaxpr]:
     for value in values:
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr
@@ -111,7 +119,7 @@ def _programs(values: Any) -> Iterator[Jaxpr]:
             yield from _programs(value)
 
 
-def _labels(name: str, s: AuditedProblem, argument: str) -> list[set[Any]]:
+def _labels(name: str, s: AuditedProblem, argument: str) -> list[Labels]:
     """The inputs of a trace: the leaves of an argument labelled by their number, the others by nothing."""
     sizes = [len(jax.tree.leaves(tree)) for tree in (s.problem, s.w0, s.lam, _example(name, s))]
     place = ("problem", "w", "lam", "batch").index(argument)
@@ -121,22 +129,22 @@ def _labels(name: str, s: AuditedProblem, argument: str) -> list[set[Any]]:
 
 def _same(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
     """Equal programs on equal constants; addresses of Python objects do not count."""
+    # constants that the program holds by reference do not show in its text
     first, second = (re.sub(r"0x[0-9a-f]+", "", str(x)) for x in (a, b))
     x, y = list(held_by(a)), list(held_by(b))
     return first == second and len(x) == len(y) and all(map(_equal, x, y))
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: Constant, b: Constant) -> bool:
     return a is b or np.array_equal(plain(a), plain(b))
 
 
-def plain(x: Any) -> np.ndarray:
+def plain(x: Constant) -> np.ndarray:
     """An array on the host; random keys as their numbers."""
-    is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(x) if is_key else x)
+    return np.asarray(jax.random.key_data(x) if is_key(x) else x)
 
 
-def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
+def held_by(closed: ClosedJaxpr) -> Iterator[Constant]:
     """Every array that a program holds, in any of its parts."""
     yield from (x for x in closed.consts if hasattr(x, "dtype"))
     stack = [closed.jaxpr]
@@ -164,6 +172,7 @@ def _constants(name: str, closed: ClosedJaxpr, s: AuditedProblem) -> Iterator[Fi
         )
     if jnp.result_type(float) == np.float64:
         return
+    # JAX narrows silently: what is float64 in Python and float32, equal, in the program
     wide = [x for x in reachable(getattr(s.problem, name)) if x.dtype == np.float64 and x.ndim > 0]
     narrowed = [x for x in wide if any(_equal(x.astype(np.float32), y) for y in held)]
     if narrowed:
@@ -176,10 +185,10 @@ def _constants(name: str, closed: ClosedJaxpr, s: AuditedProblem) -> Iterator[Fi
         )
 
 
-def reachable(thing: Any) -> Iterator[np.ndarray]:
+def reachable(thing: object) -> Iterator[np.ndarray]:
     """The NumPy arrays that a function can read: its closure, the globals it names, its object's fields."""
     seen: set[int] = set()
-    stack = [thing]
+    stack: list[object] = [thing]
     while stack:
         x = stack.pop()
         if id(x) in seen or inspect.ismodule(x) or isinstance(x, jax.Array):
@@ -192,6 +201,7 @@ def reachable(thing: Any) -> Iterator[np.ndarray]:
         elif isinstance(x, tuple | list | set):
             stack.extend(x)
         elif inspect.isfunction(x):
+            # what a library closes over is its own business
             if (x.__module__ or "").partition(".")[0] in _LIBRARIES:
                 continue
             stack.extend(c.cell_contents for c in x.__closure__ or () if _filled(c))
@@ -208,7 +218,8 @@ def reachable(thing: Any) -> Iterator[np.ndarray]:
             stack.append(vars(type(x)).get("__call__"))
 
 
-def _filled(cell: Any) -> bool:
+def _filled(cell: CellType) -> bool:
+    # a name that the enclosing function has not bound yet
     try:
         return cell.cell_contents is not None
     except ValueError:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.audit.checks.looks import FEW, flat, inner, outer, rows_of
 from bilevax.audit.checks.program import draws_fixed_numbers
 from bilevax.audit.findings import Finding
-from bilevax.audit.subject import TINY, AuditedProblem, epsilon, normal
+from bilevax.audit.oracles import ON_A_BATCH, flat, inner, outer, rows_of
+from bilevax.audit.subject import TINY, AuditedProblem, normal
 from bilevax.core.protocols import RowSource
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, rounding_unit
 from bilevax.problems.problem import Problem
 
 PROBES = 8
@@ -43,10 +43,10 @@ def check_rows(s: AuditedProblem) -> Iterator[Finding]:
             "The inner map ends with a prox: the map of a minibatch is biased even where its gradient is not.",
             "Use full batches, or expect a floor of the error that more steps do not lower.",
         )
-    v = normal(s.draw(4), s.w0)
+    v = normal(s.rng(4), s.w0)
     for name, oracle, source in (("inner_map", inner, s.train), ("outer_loss", outer, s.val)):
         if source.rows > 1 and not source.keys:  # whose noise is the batch's, not the rows'
-            side = _Side(name, oracle, source, (s.smooth, s.far, s.lam, v), s)
+            side = _Side(name, oracle, source, (s.smooth, s.perturbed, s.lam, v), s)
             yield from side.findings(draws_fixed_numbers(name, s))
 
 
@@ -55,7 +55,7 @@ class _Side:
 
     def __init__(self, name: str, oracle: Oracle, source: RowSource, at: Point, s: AuditedProblem) -> None:
         self.name, self.oracle, self.source, self.at, self.s = name, oracle, source, at, s
-        self.tolerance = 1e4 * epsilon((s.w0, s.lam))
+        self.tolerance = 1e4 * rounding_unit((s.w0, s.lam))
         self.half = max(1, min(source.rows_per_batch, MOST_ROWS) // 2)
         self.severity = "warning" if source.is_full_batch else "error"
 
@@ -74,11 +74,11 @@ class _Side:
 
     def batch(self, i: int) -> np.ndarray:
         """Numbers of random rows."""
-        return self.s.draw(500 + i).integers(self.source.rows, size=2 * self.half)
+        return self.s.rng(500 + i).integers(self.source.rows, size=2 * self.half)
 
     def look(self, rows: np.ndarray) -> Parts:
         """What the function and its derivatives say of a batch."""
-        return tuple(map(flat, FEW[self.oracle](*self.at, rows_of(self.source, rows))))
+        return tuple(map(flat, ON_A_BATCH[self.oracle](*self.at, rows_of(self.source, rows))))
 
     def mean_of_halves(self, rows: np.ndarray) -> Parts:
         """What a mean over rows would be on the whole batch."""
@@ -91,7 +91,8 @@ class _Side:
 
     def why(self, batches: list[np.ndarray]) -> Finding:
         """The reason, the simplest first."""
-        unread = self.unread(batches)
+        # positions whose row can be replaced by that of another batch without a trace, in all batches
+        unread = np.all([self.unmoved(*pair) for pair in itertools.pairwise(batches)], axis=0)
         if unread.any():
             return Finding(
                 "ROWS_UNREAD",
@@ -108,6 +109,8 @@ class _Side:
                 "Treat every row alike: no weights, masks or noise by position. Random numbers of a row belong in the "
                 "batch.",
             )
+        # f(k) on a batch given k times. A sum: f(4) - f(2) = 2 (f(2) - f(1)); a mean with a part over the number of
+        # rows: f(4) - f(2) = (f(2) - f(1)) / 2
         once, twice, four = (self.look(np.tile(batches[0], times)) for times in (1, 2, 4))
         first, second = _sub(twice, once), _sub(four, twice)
         grows = self.differ(once, twice)
@@ -147,15 +150,11 @@ class _Side:
             "rows of another table, that the function closes over.",
         )
 
-    def unread(self, batches: list[np.ndarray]) -> np.ndarray:
-        """Positions whose row can be replaced by that of another batch without a trace, in all batches; [rows]."""
-        return np.all([self.unmoved(*pair) for pair in itertools.pairwise(batches)], axis=0)
-
     def unmoved(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Which rows of a batch can be replaced by those of another one by one, and nothing changes; [rows]."""
         before, places = self.look(rows), np.arange(rows.size)
         after = (self.look(np.where(places == i, others, rows)) for i in places)
-        tiny = 100 * epsilon((self.s.w0, self.s.lam))
+        tiny = 100 * rounding_unit((self.s.w0, self.s.lam))
         return np.array([all(_distance(x, y) <= tiny for x, y in zip(before, a, strict=True)) for a in after])
 
     def order_matters(self, batches: list[np.ndarray]) -> bool:
@@ -164,12 +163,14 @@ class _Side:
 
     def biased(self) -> Finding:
         """Whether the mean over batches depends on their size, along the direction in which it seems to most."""
+        # D = hat f(2h rows) - (hat f(h rows) + hat f(the others)) / 2, whose mean is 0 for a mean over rows
         rows, everything = 2 * self.half, np.concatenate(self.look(np.arange(self.source.rows)))
         sampled = partial(_sampled, self.oracle, self.at, self.source, rows=rows)
         kind = jnp.result_type(float)
         first = np.asarray(sampled(jnp.zeros(everything.size, kind), self.s.stream(6))[0], np.float64)
-        way = jnp.asarray(first / max(float(np.linalg.norm(first)), TINY), kind)
-        along = np.asarray(sampled(way, self.s.stream(7))[1], np.float64)
+        # <D, u> in the second half of the batches, u = mean D of the first half / its norm
+        u = jnp.asarray(first / max(float(np.linalg.norm(first)), TINY), kind)
+        along = np.asarray(sampled(u, self.s.stream(7))[1], np.float64)
         bias, error = float(along.mean()), float(along.std()) / np.sqrt(BATCHES // 2)
         share = bias / max(float(np.linalg.norm(everything)), TINY)
         measured = (
@@ -200,7 +201,7 @@ class _Side:
 def _sampled(
     oracle: Oracle, at: Point, source: RowSource, direction: Array, key: Array, *, rows: int
 ) -> tuple[Array, Array]:
-    """Batches less the mean of their halves: the mean of that, and each along a direction; of BATCHES / 2 batches."""
+    """D, a batch less the mean of its halves: its mean, and each <D, direction>; of BATCHES / 2 batches."""
 
     def look(numbers: Array) -> Array:
         batch = source.at(numbers) if hasattr(source, "at") else jax.tree.map(lambda x: x[numbers], source.all_rows)

@@ -1,7 +1,6 @@
 """Do the sources draw minibatches that differ, and whose mean is that of every row?"""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from bilevax.audit.checks.rows import ALARM
 from bilevax.audit.findings import Finding
 from bilevax.audit.subject import TINY, AuditedProblem
 from bilevax.core.keys import is_key
-from bilevax.core.protocols import Keyed, RowSource
+from bilevax.core.protocols import Draw, Keyed, RowSource
 from bilevax.core.trees import PyTree
 
 IN_A_ROW = 16
@@ -33,7 +32,9 @@ def check_sources(s: AuditedProblem) -> Iterator[Finding]:
 def audited(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
     """What is wrong with the minibatches of a source."""
     kind = jnp.result_type(float)
+    # a random linear function of a row: two different minibatches have different means of it
     measure = [jax.random.normal(key, x.shape[1:], kind) for x in jax.eval_shape(_numbers, source.example())]
+    # IN_A_ROW minibatches under each of two keys, then SCATTERED ones under a key each
     a, b, others = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2), jax.random.split(key, SCATTERED)
     keys = jnp.concatenate([jnp.stack([a] * IN_A_ROW + [b] * IN_A_ROW), others])
     first = jnp.arange(IN_A_ROW, dtype=jnp.int32)
@@ -57,8 +58,9 @@ def audited(name: str, source: RowSource, key: Array) -> Iterator[Finding]:
             "Draw from the key that plan_chunk is given: the stages of a hypergradient need independent minibatches.",
         )
     truth = float(source.total(lambda measure, rows: jnp.mean(_measured(rows, measure)), measure))
-    apart = (weights * means)[-SCATTERED:] - truth
-    wrong, noise = np.mean(apart), np.std(apart) / np.sqrt(SCATTERED)
+    # weight times mean is unbiased for the mean of every row; its standard error from the SCATTERED ones
+    errors = (weights * means)[-SCATTERED:] - truth
+    wrong, noise = np.mean(errors), np.std(errors) / np.sqrt(SCATTERED)
     if abs(wrong) > ALARM * noise + 1e-5 * abs(truth):
         yield Finding(
             "SOURCE_BIASED",
@@ -90,12 +92,12 @@ def _drawn(source: RowSource, measure: PyTree, keys: Array, numbers: Array) -> t
     def one(place: tuple[Array, Array]) -> tuple[Array, Array]:
         key, j = place
 
-        def note(_: PyTree, measure: PyTree, j: Array, draw: Any) -> tuple[Array, Array]:
+        def note(_: tuple[Array, Array], measure: PyTree, j: Array, draw: Draw) -> tuple[Array, Array]:
             mean = jnp.mean(_measured(draw.batch, measure))
             return mean, jnp.asarray(draw.weight).astype(mean.dtype)
 
         zero = jnp.zeros((), jax.tree.leaves(measure)[0].dtype)
-        out: tuple[Array, Array] = source.fold(note, (zero, zero), measure, key=key, start=j, stop=j + 1)
-        return out
+        return source.fold(note, (zero, zero), measure, key=key, start=j, stop=j + 1)
 
-    return jax.lax.map(one, (keys, numbers))
+    means, weights = jax.lax.map(one, (keys, numbers))
+    return means, weights

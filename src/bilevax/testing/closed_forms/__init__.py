@@ -1,6 +1,6 @@
 """Problems whose solution, hypergradient and moments are known in closed form."""
 
 from bilevax.testing.closed_forms.affine import Contraction, FiniteAffine
-from bilevax.testing.closed_forms.quadratic import Curvature, FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms.quadratic import Curvature, FiniteQuadratic, PenalisedRidge, Solution
 
-__all__ = ["Contraction", "Curvature", "FiniteAffine", "FiniteQuadratic", "PenalisedRidge"]
+__all__ = ["Contraction", "Curvature", "FiniteAffine", "FiniteQuadratic", "PenalisedRidge", "Solution"]

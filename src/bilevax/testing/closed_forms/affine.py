@@ -1,6 +1,6 @@
 """A test problem in closed form whose inner map is no gradient step."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from bilevax.core.config import config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.problems.problem import Problem
-from bilevax.testing.closed_forms.quadratic import quadratic_outer_loss
+from bilevax.testing.closed_forms.quadratic import Floats, quadratic_outer_loss
 
 
 class Contraction(NamedTuple):
@@ -33,6 +33,7 @@ def affine_map(w: Array, lam: Array, batch: PyTree) -> Array:
         lam: outer variable, [m].
         batch: {"M": [b, d, d], "B": [b, d, m], "c": [b, d]}.
     """
+    # the mean of the maps is the map of the means
     M, B, c = (jnp.mean(batch[name], axis=0) for name in ("M", "B", "c"))
     return M @ w + B @ lam + c
 
@@ -59,12 +60,12 @@ class FiniteAffine:
         True
     """
 
-    M: Any
-    B: Any
-    c: Any
-    target: Any
+    M: Floats
+    B: Floats
+    c: Floats
+    target: Floats
     r: float
-    lam: Any
+    lam: Floats
 
     def __post_init__(self) -> None:
         for name in ("M", "B", "c", "target", "lam"):
@@ -91,18 +92,19 @@ class FiniteAffine:
         """
         rng = np.random.default_rng(seed)
         M, B, c = rng.normal(size=(d, d)), rng.normal(size=(d, m)), rng.normal(size=d)
+        # M_i = q M / ||M|| + noise less its mean, so that the mean has the norm q exactly
         spread = noise * rng.normal(size=(n, d, d))
         rows = q * M / np.linalg.norm(M, 2) + spread - spread.mean(0)
         B, c = B + noise * rng.normal(size=(n, d, m)), c + noise * rng.normal(size=(n, d))
         return cls(M=rows, B=B, c=c, target=rng.normal(size=d), r=r, lam=0.3 * rng.normal(size=m))
 
     @property
-    def train_data(self) -> dict[str, Any]:
+    def train_data(self) -> dict[str, Floats]:
         """The arrays of the inner source, n rows."""
         return {"M": self.M, "B": self.B, "c": self.c}
 
     @property
-    def val_data(self) -> dict[str, Any]:
+    def val_data(self) -> dict[str, Floats]:
         """The arrays of the outer source, one row."""
         return {"target": self.target[None], "r": np.full(1, float(self.r))}
 
@@ -114,25 +116,30 @@ class FiniteAffine:
     @property
     def contraction(self) -> Contraction:
         """Norm and spectral radius of the mean of the M_i, the same at every w and lam."""
-        M = self.M.mean(0)
+        M = self._means[0]
         return Contraction(float(np.linalg.norm(M, 2)), float(np.abs(np.linalg.eigvals(M)).max()))
 
-    def w(self, lam: Any) -> np.ndarray:
+    def w(self, lam: Floats) -> Floats:
         """The fixed point (I - M)^-1 (mean c + B lam), [d]."""
-        return np.linalg.solve(self._system, self.c.mean(0) + self.B.mean(0) @ lam)
+        # (I - M) w = c + B lam
+        M, B, c = self._means
+        return np.linalg.solve(np.eye(len(M)) - M, c + B @ lam)
 
-    def v(self, lam: Any) -> np.ndarray:
+    def v(self, lam: Floats) -> Floats:
         """The multiplier (I - M')^-1 (w(lam) - target), [d]."""
-        return np.linalg.solve(self._system.T, self.w(lam) - self.target)
+        # (I - M') v = w(lam) - target
+        M = self._means[0]
+        return np.linalg.solve(np.eye(len(M)) - M.T, self.w(lam) - self.target)
 
-    def value(self, lam: Any) -> float:
+    def value(self, lam: Floats) -> float:
         """The outer loss at the fixed point, f(lam) = E(w(lam), lam)."""
         return float(0.5 * np.sum((self.w(lam) - self.target) ** 2) + 0.5 * self.r * np.sum(np.square(lam)))
 
-    def hypergradient(self, lam: Any) -> np.ndarray:
+    def hypergradient(self, lam: Floats) -> Floats:
         """The gradient of f, r lam + B'v(lam), [m]."""
-        return self.r * np.asarray(lam) + self.B.mean(0).T @ self.v(lam)
+        return self.r * np.asarray(lam) + self._means[1].T @ self.v(lam)
 
     @property
-    def _system(self) -> np.ndarray:
-        return np.eye(self.M.shape[1]) - self.M.mean(0)
+    def _means(self) -> tuple[Floats, Floats, Floats]:
+        """The means of M, B and c over the rows."""
+        return self.M.mean(0), self.B.mean(0), self.c.mean(0)

@@ -6,11 +6,12 @@ functions are met as a user's would be: module-level losses of a minibatch, the 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import NDArray
 
 from bilevax.core.config import config, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
@@ -19,6 +20,24 @@ from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.losses import Squared
 from bilevax.problems.problem import Problem
 from bilevax.theory import Constants, Influence, QuadraticMoments, influence
+
+Floats: TypeAlias = NDArray[np.floating]
+
+
+class Solution(NamedTuple):
+    """The truth at some lam, in float64.
+
+    Attributes:
+        w: the fixed point, like w0.
+        v: solution of (I - d1Phi^T) v = grad_1 E, like w0.
+        value: f(lam) = E(w, lam).
+        hypergradient: grad f(lam), like lam.
+    """
+
+    w: PyTree
+    v: PyTree
+    value: float
+    hypergradient: PyTree
 
 
 class Curvature(NamedTuple):
@@ -55,6 +74,7 @@ def quadratic_inner_loss(w: Array, lam: Array, batch: PyTree) -> Array:
         lam: outer variable, [m].
         batch: {"A": [b, d, d], "b": [b, d], "B": [b, d, m]}.
     """
+    # b_i + B_i lam
     linear = batch["b"] + batch["B"] @ lam
     return jnp.mean(0.5 * jnp.einsum("i,nij,j->n", w, batch["A"], w) - linear @ w)
 
@@ -93,12 +113,12 @@ class FiniteQuadratic:
         True
     """
 
-    A: Any
-    b: Any
-    B: Any
-    target: Any
+    A: Floats
+    b: Floats
+    B: Floats
+    target: Floats
     r: float
-    lam: Any
+    lam: Floats
 
     def __post_init__(self) -> None:
         for name in ("A", "b", "B", "target", "lam"):
@@ -124,22 +144,24 @@ class FiniteQuadratic:
             r: weight of |lam|^2 / 2.
         """
         rng = np.random.default_rng(seed)
+        # A_i = x_i x_i' + .3 I: its least eigenvalue is .3 in every row
         X = rng.normal(size=(n, d)) * np.linspace(1.0, 0.4, d)
         A = X[:, :, None] * X[:, None, :] + 0.3 * np.eye(d)
         b = 0.5 * rng.normal(size=(n, d)) + 1.0
         B = rng.normal(size=(d, m)) + 0.3 * rng.normal(size=(n, d, m))
         lam, target = 0.3 * rng.normal(size=m), rng.normal(size=d)
+        # B_i = B + (A_i - A) C
         if correlated:
             B = B.mean(0) + (A - A.mean(0)) @ rng.normal(size=(d, m))
         return cls(A=A, b=b, B=B, target=target, r=r, lam=lam)
 
     @property
-    def train_data(self) -> dict[str, Any]:
+    def train_data(self) -> dict[str, Floats]:
         """The arrays of the inner source, n rows."""
         return {"A": self.A, "b": self.b, "B": self.B}
 
     @property
-    def val_data(self) -> dict[str, Any]:
+    def val_data(self) -> dict[str, Floats]:
         """The arrays of the outer source, one row."""
         return {"target": self.target[None], "r": np.full(1, float(self.r))}
 
@@ -149,36 +171,42 @@ class FiniteQuadratic:
         return Problem(GradientStep(quadratic_inner_loss, self.curvature.alpha), quadratic_outer_loss)
 
     @property
+    def means(self) -> tuple[Floats, Floats, Floats]:
+        """The means of A, b and B over the rows."""
+        return self.A.mean(0), self.b.mean(0), self.B.mean(0)
+
+    @property
     def curvature(self) -> Curvature:
         """L and tau, the same at every lam."""
-        eigenvalues = np.linalg.eigvalsh(self.A.mean(0))
+        eigenvalues = np.linalg.eigvalsh(self.means[0])
         return Curvature(float(eigenvalues[-1]), float(eigenvalues[0]))
 
-    def w(self, lam: Any) -> np.ndarray:
+    def w(self, lam: Floats) -> Floats:
         """The inner solution A^-1 (mean b + B lam), [d]."""
-        return np.linalg.solve(self.A.mean(0), self.b.mean(0) + self.B.mean(0) @ lam)
+        A, b, B = self.means
+        return np.linalg.solve(A, b + B @ lam)
 
-    def v(self, lam: Any, alpha: float | None = None) -> np.ndarray:
+    def v(self, lam: Floats, alpha: float | None = None) -> Floats:
         """The multiplier (alpha A)^-1 (w(lam) - target), [d]; alpha is ``curvature.alpha`` unless given."""
         step = self.curvature.alpha if alpha is None else alpha
-        return np.linalg.solve(step * self.A.mean(0), self.w(lam) - self.target)
+        return np.linalg.solve(step * self.means[0], self.w(lam) - self.target)
 
-    def value(self, lam: Any) -> float:
+    def value(self, lam: Floats) -> float:
         """The outer loss at the inner solution, f(lam) = E(w(lam), lam)."""
         return float(0.5 * np.sum((self.w(lam) - self.target) ** 2) + 0.5 * self.r * np.sum(np.square(lam)))
 
-    def hypergradient(self, lam: Any) -> np.ndarray:
+    def hypergradient(self, lam: Floats) -> Floats:
         """The gradient of f, r lam + B'A^-1 (w(lam) - target), [m]."""
-        return self.r * np.asarray(lam) + self.B.mean(0).T @ self.v(lam, alpha=1.0)
+        return self.r * np.asarray(lam) + self.means[2].T @ self.v(lam, alpha=1.0)
 
-    def moments(self, lam: Any, alpha: float | None = None) -> QuadraticMoments:
+    def moments(self, lam: Floats, alpha: float | None = None) -> QuadraticMoments:
         """What the exact recursions of :mod:`bilevax.theory` read."""
         step = self.curvature.alpha if alpha is None else alpha
         rows = (self.A, self.b, self.B)
         return QuadraticMoments.of_rows(rows, np.asarray(lam), target=self.target, r=float(self.r), alpha=step)
 
     def constants(
-        self, lam: Any, *, batch_size: int | None = None, radius: float | None = None, alpha: float | None = None
+        self, lam: Floats, *, batch_size: int | None = None, radius: float | None = None, alpha: float | None = None
     ) -> Constants:
         """The exact constants, for minibatches of independent rows.
 
@@ -192,6 +220,7 @@ class FiniteQuadratic:
             alpha: step of the inner map; None for ``curvature.alpha``.
         """
         step = self.curvature.alpha if alpha is None else alpha
+        # Phi(w, lam) = w - step (A w - b - B lam): d1Phi = I - step A and d2Phi = step B, whatever w and lam are
         rows = self.moments(lam, step)
         dA, dB = self.A - rows.A, self.B - rows.B
         radius = float(np.linalg.norm(rows.w)) if radius is None else radius
@@ -202,6 +231,7 @@ class FiniteQuadratic:
             mu1=1.0, mu2=0.0, nu1=0.0, nu2=0.0,
             L=self.curvature.L, tau=self.curvature.tau, alpha=step,
         )  # fmt: skip
+        # sigma1' = step^2 ||E (A_i - A)^2||,  sigma2' = step^2 ||E (B_i - B)(B_i - B)'||
         return _with_noise(
             constants,
             batch_size,
@@ -210,11 +240,12 @@ class FiniteQuadratic:
             cross=step**2 * float(np.linalg.norm(np.einsum("idm,iem->de", dB, dB) / len(dB), 2)),
         )
 
-    def influence(self, lam: Any) -> Influence:
+    def influence(self, lam: Floats) -> Influence:
         """What each row does to the hypergradient, for the efficiency bound."""
-        w = self.w(lam)
+        # of row i: A_i w - b_i - B_i lam;  dw/dlam = A^-1 B
+        w, (A, _, B) = self.w(lam), self.means
         gradients = self.A @ w - self.b - self.B @ np.asarray(lam)
-        G = np.linalg.solve(self.A.mean(0), self.B.mean(0)).T
+        G = np.linalg.solve(A, B).T
         return influence(-self.B, self.A, gradients, outer_gradient=w - self.target, G=G)
 
 
@@ -238,11 +269,11 @@ class PenalisedRidge:
         ((1, 3), (3,))
     """
 
-    X: Any
-    y: Any
-    Z: Any
-    u: Any
-    lam: Any
+    X: Floats
+    y: Floats
+    Z: Floats
+    u: Floats
+    lam: Floats
 
     def __post_init__(self) -> None:
         for name in ("X", "y", "Z", "u", "lam"):
@@ -260,17 +291,18 @@ class PenalisedRidge:
         """
         rng = np.random.default_rng(seed)
         X, Z = rng.normal(size=(2, n, d)) * np.linspace(1.0, 0.2, d)
+        # y = X w + noise, u = Z w + noise, for one w
         truth = rng.normal(size=d)
         y, u = X @ truth + noise * rng.normal(size=n), Z @ truth + noise * rng.normal(size=n)
         return cls(X=X, y=y, Z=Z, u=u, lam=-2.0 + 0.5 * rng.normal(size=d))
 
     @property
-    def train_data(self) -> tuple[Any, Any]:
+    def train_data(self) -> tuple[Floats, Floats]:
         """The arrays of the inner source, N rows."""
         return self.X, self.y
 
     @property
-    def val_data(self) -> tuple[Any, Any]:
+    def val_data(self) -> tuple[Floats, Floats]:
         """The arrays of the outer source, N' rows."""
         return self.Z, self.u
 
@@ -279,31 +311,31 @@ class PenalisedRidge:
         """The bilevel problem, with the step ``curvature(self.lam).alpha``."""
         return Problem(GradientStep(Squared("feature"), self.curvature(self.lam).alpha), Squared())
 
-    def curvature(self, lam: Any) -> Curvature:
+    def curvature(self, lam: Floats) -> Curvature:
         """L and tau at lam."""
         eigenvalues = np.linalg.eigvalsh(self._hessian(lam))
         return Curvature(float(eigenvalues[-1]), float(eigenvalues[0]))
 
-    def w(self, lam: Any) -> np.ndarray:
+    def w(self, lam: Floats) -> Floats:
         """The inner solution H^-1 X'y / N with H = X'X / N + diag(exp(lam)), [1, d]."""
         return np.linalg.solve(self._hessian(lam), self.X.T @ self.y / len(self.y))[None]
 
-    def v(self, lam: Any, alpha: float | None = None) -> np.ndarray:
+    def v(self, lam: Floats, alpha: float | None = None) -> Floats:
         """The multiplier (alpha H)^-1 Z'(Z w(lam) - u) / N', [1, d]; alpha is ``curvature(lam).alpha`` unless given."""
         step = self.curvature(lam).alpha if alpha is None else alpha
         gradient = self.Z.T @ (self.Z @ self.w(lam)[0] - self.u) / len(self.u)
         return np.linalg.solve(step * self._hessian(lam), gradient)[None]
 
-    def value(self, lam: Any) -> float:
+    def value(self, lam: Floats) -> float:
         """The outer loss at the inner solution, f(lam) = E(w(lam))."""
         return float(0.5 * np.mean((self.Z @ self.w(lam)[0] - self.u) ** 2))
 
-    def hypergradient(self, lam: Any) -> np.ndarray:
+    def hypergradient(self, lam: Floats) -> Floats:
         """The gradient of f, [d]: -exp(lam_j) w_j (H^-1 grad E)_j."""
-        return -np.exp(np.asarray(lam)) * self.w(lam)[0] * self.v(lam, alpha=1.0)[0]
+        return -np.exp(lam) * self.w(lam).ravel() * self.v(lam, alpha=1.0).ravel()
 
     def constants(
-        self, lam: Any, *, batch_size: int | None = None, radius: float | None = None, alpha: float | None = None
+        self, lam: Floats, *, batch_size: int | None = None, radius: float | None = None, alpha: float | None = None
     ) -> Constants:
         """The exact constants, for minibatches of independent rows of train and every row of val.
 
@@ -317,7 +349,9 @@ class PenalisedRidge:
         curvature, w, penalty = self.curvature(lam), self.w(lam)[0], np.exp(np.asarray(lam, np.float64))
         step = curvature.alpha if alpha is None else alpha
         radius = float(np.linalg.norm(w)) if radius is None else radius
+        # grad_1 E = Z'(Z w - u) / N', and its Hessian Z'Z / N'
         outer_hessian, outer_gradient = self.Z.T @ self.Z / len(self.u), self.Z.T @ (self.Z @ w - self.u) / len(self.u)
+        # gradients of the rows at w(lam), x_i (x_i'w - y_i), their penalty left out
         noise = self.X * (self.X @ w - self.y)[:, None]
         lengths = np.sum(self.X**2, axis=1, keepdims=True)
         data = self.X.T @ self.X / len(self.y)
@@ -326,9 +360,11 @@ class PenalisedRidge:
             q=curvature.contraction(step),
             L_Phi=step * float(np.max(penalty * (np.abs(w) + radius))),
             L_E=float(np.linalg.norm(outer_gradient)) + mu1 * radius,
+            # d2Phi = -step diag(exp(lam) w), whose derivative in w has the norm step max exp(lam)
             mu1=mu1, mu2=0.0, nu1=0.0, nu2=step * float(np.max(penalty)),
             L=curvature.L, tau=curvature.tau, alpha=step,
         )  # fmt: skip
+        # sigma1' = step^2 ||E |x|^2 x x' - (E x x')^2||; the cross Jacobian has no noise, the penalty being known
         return _with_noise(
             constants,
             batch_size,
@@ -337,8 +373,10 @@ class PenalisedRidge:
             cross=0.0,
         )
 
-    def _hessian(self, lam: Any) -> np.ndarray:
-        return self.X.T @ self.X / len(self.y) + np.diag(np.exp(np.asarray(lam, np.float64)))
+    def _hessian(self, lam: Floats) -> Floats:
+        """H = X'X / N + diag(exp(lam)), [d, d]."""
+        H: Floats = self.X.T @ self.X / len(self.y) + np.diag(np.exp(np.asarray(lam, np.float64)))
+        return H
 
 
 def _with_noise(

@@ -1,19 +1,22 @@
 """Small problems of which everything is known, posed as a user would pose them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.config import config
+from bilevax.core.config import canonicalize, config, replace_unchecked
+from bilevax.core.instance import Instance
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
 from bilevax.problems import GradientStep, Problem
-from bilevax.testing.closed_forms import FiniteAffine, FiniteQuadratic, PenalisedRidge
+from bilevax.testing.closed_forms import FiniteAffine, FiniteQuadratic, PenalisedRidge, Solution
 from bilevax.testing.closed_forms.quadratic import quadratic_inner_loss, quadratic_outer_loss
+from bilevax.testing.tools import Tally
 
 D, M, N, B = 4, 3, 30, 10
 """Inner and outer entries, rows of train, and rows of a minibatch."""
@@ -29,10 +32,7 @@ class Reference(NamedTuple):
         lam: outer variable.
         train: arrays of the inner source.
         val: arrays of the outer source.
-        w: inner solution.
-        v: solution of (I - d1Phi^T) v = grad_1 E.
-        value: E(w, lam).
-        hypergradient: like lam.
+        truth: at lam.
     """
 
     name: str
@@ -41,63 +41,56 @@ class Reference(NamedTuple):
     lam: PyTree
     train: PyTree
     val: PyTree
-    w: PyTree
-    v: PyTree
-    value: float
-    hypergradient: PyTree
+    truth: Solution
 
-    def sources(self, batch_size: int | None = None) -> tuple[Arrays, Arrays]:
-        """(train, val), val on every row."""
-        return Arrays(self.train, batch_size), Arrays(self.val)
+    def start(self, batch_size: int | None = None) -> tuple[Instance, PyTree]:
+        """The instance and w0 as arrays of JAX, val on every row."""
+        w0, lam = jax.tree.map(jnp.asarray, (self.w0, self.lam))
+        return Instance(canonicalize(self.problem), lam, Arrays(self.train, batch_size), Arrays(self.val)), w0
 
     def single(self) -> "Reference":
         """The same in float32."""
-        return self._replace(
-            **{
-                name: jax.tree.map(lambda x: np.asarray(x, np.float32), getattr(self, name))
-                for name in ("w0", "lam", "train", "val")
-            }
-        )
+        narrow = partial(jax.tree.map, lambda x: np.asarray(x, np.float32))
+        return self._replace(**{name: narrow(getattr(self, name)) for name in ("w0", "lam", "train", "val")})
+
+
+def reference(p: FiniteQuadratic | FiniteAffine | PenalisedRidge) -> Reference:
+    """A closed form at its lam."""
+    truth = Solution(p.w(p.lam), p.v(p.lam), p.value(p.lam), p.hypergradient(p.lam))
+    return Reference(type(p).__name__, p.problem, np.zeros_like(truth.w), p.lam, p.train_data, p.val_data, truth)
 
 
 def finite_quadratic() -> FiniteQuadratic:
     """Rows whose two Jacobians go together, so that a minibatch used twice biases; f has curvature between .1 and 1."""
     p = FiniteQuadratic.random(0, correlated=True, n=N, d=D, m=M)
-    root = np.linalg.solve(p.A.mean(0), p.B.mean(0))
-    top = float(np.linalg.eigvalsh(root.T @ root)[-1])
-    size = np.sqrt(0.9 / top)
-    return FiniteQuadratic(A=p.A, b=p.b, B=size * p.B, target=p.target, r=0.1, lam=p.lam)
+    # the Hessian of f is G'G + r I, G = A^-1 B: B is scaled until the largest eigenvalue of G'G is .9
+    G = np.linalg.solve(p.A.mean(0), p.B.mean(0))
+    return replace_unchecked(p, B=np.sqrt(0.9 / float(np.linalg.eigvalsh(G.T @ G)[-1])) * p.B)
 
 
 def quadratic() -> Reference:
     """A finite sum of quadratics with a direct dependence on lam."""
-    p = finite_quadratic()
-    truth = p.w(p.lam), p.v(p.lam), p.value(p.lam), p.hypergradient(p.lam)
-    return Reference("FiniteQuadratic", p.problem, np.zeros(D), p.lam, p.train_data, p.val_data, *truth)
+    return reference(finite_quadratic())
 
 
 def minimiser(p: FiniteQuadratic) -> np.ndarray:
     """Where f is least, [m]."""
-    root = np.linalg.solve(p.A.mean(0), p.B.mean(0))
-    slope = p.hypergradient(np.zeros(M))
-    return np.linalg.solve(root.T @ root + float(p.r) * np.eye(M), -slope)
+    # grad f(lam) = grad f(0) + (G'G + r I) lam = 0
+    G = np.linalg.solve(p.A.mean(0), p.B.mean(0))
+    return np.linalg.solve(G.T @ G + p.r * np.eye(M), -p.hypergradient(np.zeros(M)))
 
 
 def ridge() -> Reference:
     """Ridge regression with a penalty per coefficient: Jacobians that change with w and lam."""
-    p = PenalisedRidge.random(1, n=N, d=D)
-    truth = p.w(p.lam), p.v(p.lam), p.value(p.lam), p.hypergradient(p.lam)
-    return Reference("PenalisedRidge", p.problem, np.zeros((1, D)), p.lam, p.train_data, p.val_data, *truth)
+    return reference(PenalisedRidge.random(1, n=N, d=D))
 
 
 def affine() -> Reference:
     """A map that is no gradient step: d1Phi is not symmetric."""
-    p = FiniteAffine.random(2, n=N, d=D, m=M)
-    truth = p.w(p.lam), p.v(p.lam), p.value(p.lam), p.hypergradient(p.lam)
-    return Reference("FiniteAffine", p.problem, np.zeros(D), p.lam, p.train_data, p.val_data, *truth)
+    return reference(FiniteAffine.random(2, n=N, d=D, m=M))
 
 
-def nest(x: Any) -> PyTree:
+def nest(x: Array) -> PyTree:
     """A vector as a nested dictionary, with a leaf of rank 0."""
     return {"first": {"head": x[0]}, "rest": x[1:]}
 
@@ -118,13 +111,11 @@ class Nested:
         return self.loss(flat(w), flat(lam), batch)
 
 
-def nested(reference: Reference) -> Reference:
+def nested(given: Reference) -> Reference:
     """The same problem, with w and lam as nested dictionaries; for a problem of vectors that has a loss."""
-    problem = reference.problem
-    step: Any = problem.inner_map
-    new = Problem(GradientStep(Nested(step.loss), step.step_size), Nested(problem.outer_loss), problem.project)
-    trees = {name: nest(getattr(reference, name)) for name in ("w0", "lam", "w", "v", "hypergradient")}
-    return reference._replace(problem=new, **trees)
+    step, outer, project = given.problem.inner_map, given.problem.outer_loss, given.problem.project
+    new = Problem(GradientStep(Nested(step.loss), step.step_size), Nested(outer), project)
+    return given._replace(problem=new, w0=nest(given.w0), lam=nest(given.lam))
 
 
 @jax.custom_jvp
@@ -156,19 +147,8 @@ class Flawed:
         """The loss of the batch."""
         good = self.loss(w, lam, batch)
         value, cross = (jnp.where(jnp.asarray(x) > 0, jnp.nan, 0.0).astype(w.dtype) for x in (self.value, self.cross))
+        # the second term is 0 in value, and its mixed derivative in lam and w is `cross`
         return good + (value + _steep(lam, cross)) * jnp.sum(w)
-
-
-class Tally:
-    """A function that counts how often Python runs it: at each trace."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.calls = function, 0
-
-    def __call__(self, *args: Any) -> Any:
-        """What the function says."""
-        self.calls += 1
-        return self.function(*args)
 
 
 class Watched(NamedTuple):
@@ -180,15 +160,15 @@ class Watched(NamedTuple):
     def flawed(self, where: str) -> Reference:
         """With NaN in the ``"inner"`` loss, the ``"outer"`` loss, or the ``"cross"`` derivative."""
         problem = self.reference.problem
-        step: Any = problem.inner_map
         inner = Flawed(self.tally, float(where == "inner"), float(where == "cross"))
         outer = Flawed(quadratic_outer_loss, float(where == "outer"))
-        return self.reference._replace(problem=Problem(GradientStep(inner, step.step_size), outer, problem.project))
+        step = GradientStep(inner, problem.inner_map.step_size)
+        return self.reference._replace(problem=Problem(step, outer, problem.project))
 
 
 def watched(project: Callable[[PyTree], PyTree] | None = None) -> Watched:
     """The quadratic, watched; its numbers are those of :func:`quadratic`."""
-    reference, tally = quadratic(), Tally(quadratic_inner_loss)
-    step: Any = reference.problem.inner_map
-    inner = GradientStep(Flawed(tally), step.step_size)
-    return Watched(reference._replace(problem=Problem(inner, Flawed(quadratic_outer_loss), project)), tally)
+    given = quadratic()
+    given = given._replace(problem=replace_unchecked(given.problem, project=project))
+    watch = Watched(given, Tally(quadratic_inner_loss))
+    return watch._replace(reference=watch.flawed("nowhere"))

@@ -1,14 +1,12 @@
-"""What every check looks through: three compiled programs of the oracles, and rows of a source by their numbers."""
+"""The oracles of an audited problem as compiled programs, and trees and rows on the host."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bilevax.core.config import config
+from bilevax.core.keys import is_key
 from bilevax.core.protocols import RowSource, Total
 from bilevax.core.trees import PyTree, sub
 from bilevax.data import Arrays
@@ -35,8 +33,7 @@ def outer(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) ->
 
 def loss(problem: Problem, w: PyTree, lam: PyTree, v: PyTree, batch: PyTree) -> Parts:
     """The inner loss and its gradients in w and lam; v is not used."""
-    inner_map: Any = problem.inner_map
-    value, (by_w, by_lam) = jax.value_and_grad(inner_map.loss, (0, 1))(w, lam, batch)
+    value, (by_w, by_lam) = jax.value_and_grad(problem.inner_loss, (0, 1))(w, lam, batch)
     return value, by_w, by_lam
 
 
@@ -51,16 +48,18 @@ class Rows:
         return fn(args, self.batch)
 
 
-@partial(jax.jit, static_argnums=0)
-def on_every_row(
+def _mean(
     oracle: Callable[..., Parts], problem: Problem, w: PyTree, lam: PyTree, v: PyTree, source: RowSource | Rows
 ) -> Parts:
-    """An oracle on every row of a source: compiled once a problem, whatever the point, the step and the direction."""
     return source.total(lambda at, batch: oracle(*at, batch), (problem, w, lam, v))
 
 
-FEW = {oracle: jax.jit(oracle, compiler_options=QUICK) for oracle in (inner, outer, loss)}
-"""On the rows of a small batch."""
+on_every_row: Callable[..., Parts] = jax.jit(_mean, static_argnums=0)
+"""(oracle, problem, w, lam, v, source) -> its mean over every row: compiled once a problem, whatever the point, the
+step and the direction."""
+
+ON_A_BATCH = {oracle: jax.jit(oracle, compiler_options=QUICK) for oracle in (inner, outer, loss)}
+"""The oracles on a small batch."""
 
 
 def flat(tree: PyTree) -> np.ndarray:
@@ -71,18 +70,16 @@ def flat(tree: PyTree) -> np.ndarray:
 def like(vector: np.ndarray, tree: PyTree) -> PyTree:
     """A vector in the shape and dtypes of a tree."""
     leaves, structure = jax.tree.flatten(tree)
-    ends = np.cumsum([x.size for x in leaves])[:-1]
-    parts = zip(np.split(vector, ends), leaves, strict=True)
+    parts = zip(np.split(vector, np.cumsum([x.size for x in leaves])[:-1]), leaves, strict=True)
+    # a point far off may lie beyond the range of float32: infinity there, without a warning
     with np.errstate(over="ignore", invalid="ignore"):
         return jax.tree.unflatten(structure, [p.astype(x.dtype).reshape(x.shape) for p, x in parts])
 
 
 def rows_of(source: RowSource, numbers: np.ndarray) -> PyTree:
     """The batch of these rows; a leaf without an axis of rows, such as the key of a draw, stays."""
+    # only Arrays itself holds its batches as they are; a source with `at` of its own makes them (sparse rows)
     if hasattr(source, "at") and type(source) is not Arrays:
         return source.at(numbers)
-    return jax.tree.map(lambda x: _on_host(x)[numbers] if x.ndim else x, source.all_rows)
-
-
-def _on_host(x: Any) -> Any:
-    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+    # on the host: a gather on the device would compile for every number of rows
+    return jax.tree.map(lambda x: (x if is_key(x) else np.asarray(x))[numbers] if x.ndim else x, source.all_rows)

@@ -12,21 +12,23 @@ MEMORY = 10
 TRIALS = 30
 """Steps tried along a direction."""
 
-Look = Callable[[np.ndarray], tuple[float, np.ndarray]]
+ValueAndGradient = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
-def descended(look: Look, w: np.ndarray, steps: int, rounding: float) -> np.ndarray:
-    """Where L-BFGS comes to from w [d] in so many steps, ``look`` giving a value and its gradient; w where it fails.
+def descended(value_and_gradient: ValueAndGradient, w: np.ndarray, steps: int, rounding: float) -> np.ndarray:
+    """The iterate of L-BFGS after so many steps from w [d]; the last finite one where one is not.
 
     A step is taken where the value falls, or where rounding hides that but the slope shrinks: so gradients fall below
-    the root of rounding. Source: Nocedal and Wright (2006), algorithms 7.4 and 7.5; Hager and Zhang (2005), section 4.
+    the root of rounding, where scipy's line search, which looks at values alone, ends.
+    Source: Nocedal and Wright (2006), algorithms 7.4 and 7.5; Hager and Zhang (2005), section 4.
     """
-    value, g = look(w)
+    value, g = value_and_gradient(w)
     pairs: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
     first = np.linalg.norm(g)
     for _ in range(steps):
         if not np.linalg.norm(g) > 10 * rounding**0.75 * first:
             break
+        # p = -H g, H the approximate inverse of the Hessian; steepest descent where that is no descent
         p = -_times_inverse(pairs, g)
         slope = g @ p
         if slope >= 0:
@@ -36,8 +38,10 @@ def descended(look: Look, w: np.ndarray, steps: int, rounding: float) -> np.ndar
         t = 1.0 if pairs else min(1.0, 1.0 / float(np.linalg.norm(g)))
         low, high = 0.0, math.inf
         for _ in range(TRIALS):
-            at, new = look(w + t * p)
+            at, new = value_and_gradient(w + t * p)
+            # Armijo, E(w + t p) <= E(w) + 1e-4 t g'p; or its approximate form, (2 delta - 1) g'p with delta = .1
             falls = at <= value + 1e-4 * t * slope or (at <= value + floor and new @ p <= -0.8 * slope)
+            # weak Wolfe: the slope has risen to .9 g'p at least; a bisection between too long and too short
             if not falls:
                 high = t
             elif new @ p < 0.9 * slope:
@@ -48,7 +52,7 @@ def descended(look: Look, w: np.ndarray, steps: int, rounding: float) -> np.ndar
         else:
             if low == 0.0:
                 break
-            at, new = look(w + low * p)
+            at, new = value_and_gradient(w + low * p)
             t = low
         if not (np.isfinite(at) and np.all(np.isfinite(new))):
             break
@@ -59,21 +63,24 @@ def descended(look: Look, w: np.ndarray, steps: int, rounding: float) -> np.ndar
 
 
 def _times_inverse(pairs: deque[tuple[np.ndarray, np.ndarray]], g: np.ndarray) -> np.ndarray:
-    """The approximate inverse of the Hessian times g."""
+    """H g, H the inverse of the Hessian as updated by pairs (s, y) of a step and its change of the gradient."""
+    # the last pair first: a = s'q / s'y,  q <- q - a y
     q, factors = g, []
     for s, y in reversed(pairs):
         factors.append(s @ q / (s @ y))
         q = q - factors[-1] * y
+    # the start H0 = (s'y / y'y) I, of the last pair
     if pairs:
         s, y = pairs[-1]
         q = q * (s @ y / (y @ y))
+    # and back: q <- q + (a - y'q / s'y) s
     for (s, y), a in zip(pairs, reversed(factors), strict=True):
         q = q + (a - y @ q / (s @ y)) * s
     return q
 
 
 def iterated(move: Callable[[np.ndarray], np.ndarray], w: np.ndarray, steps: int) -> np.ndarray:
-    """Where w <- w + move(w) comes to in so many steps; w where the moves grow or are not finite."""
+    """The iterate of w <- w + move(w) after so many steps; w where the moves grow or are not finite."""
     x, first, length = w, math.inf, 0.0
     for j in range(steps):
         m = move(x)
