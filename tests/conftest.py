@@ -20,7 +20,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # where a primitive was written, nobody reads: a twelfth
 gc.set_threshold(50_000, 20, 100)  # to look for cycles among the many small objects of traces took a fifth of the time
 
-QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11, 1) else ""  # gone since
+QUICK_TO_COMPILE = f"--xla_cpu_parallel_codegen_split_count=1 {OLD_EMITTERS}"
 """Halves what XLA takes for a small program. Sums may be rounded otherwise."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.datasets import load_breast_cancer, load_iris, make_classification
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import cross_val_score
@@ -14,8 +14,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from bilevax import ParameterError
+from bilevax import ParameterError, Squared
 from bilevax.sklearn import TunedLogisticRegression, tuning
+from bilevax.sklearn.penalised import PenalisedModel
 from bilevax.study import single_penalty_grid
 
 
@@ -68,6 +69,42 @@ def test_pipeline_clone_cross_validation_and_pickling() -> None:
     again = pickle.loads(pickle.dumps(pipeline))
     np.testing.assert_array_equal(again.predict_proba(X), pipeline.predict_proba(X))
     assert set(pipeline.predict(X)) == {"benign", "malignant"}
+
+
+class Ridge(PenalisedModel):
+    """What the three hooks of a sibling are."""
+
+    def __init__(self, penalty_per: str) -> None:
+        self.penalty_per, self.validation_fraction, self.method, self.steps = penalty_per, 0.25, "auto", 2
+        self.random_state = 0
+
+    def _loss(self, penalty_per: str | None) -> Squared:
+        return Squared(penalty_per)
+
+    @property
+    def _outputs(self) -> int:
+        return 1
+
+    def _set_coefficients(self, coef: np.ndarray, intercept: np.ndarray) -> None:
+        self.coef_, self.intercept_ = coef[0], intercept[0]
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "Ridge":
+        self.n_features_in_, one = X.shape[1], np.ones(len(y))
+        options = {"strata": np.zeros(len(y)), "groups": None, "validation": None, "callback": None}
+        self._fit(X, y, (one, one), **options)
+        return self
+
+
+def test_three_hooks_make_a_sibling() -> None:
+    """Ridge regression with tuned penalties: the solution is that of the normal equations with them."""
+    X, y = load_diabetes(return_X_y=True)
+    y = y / y.std()
+    model = Ridge("feature").fit(X, y)
+    # sum_i (y_i - z_i . u - b)^2 / 2 + sum_j penalty_j u_j^2 / 2
+    Z = (X - model.feature_mean_) / model.feature_scale_
+    A = np.column_stack([Z, np.ones(len(y))])
+    u = np.linalg.solve(A.T @ A + np.diag([*model.penalties_, 0.0]), A.T @ y)
+    np.testing.assert_allclose(X @ model.coef_ + model.intercept_, A @ u, atol=2e-3)
 
 
 def noisy(n: int, seed: int, *, real: int = 10, noise: int = 10) -> tuple[np.ndarray, np.ndarray]:

@@ -1,20 +1,20 @@
 """The bilevel stochastic gradient method: a projected step along an inexact hypergradient."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import optax
 from jax import Array
 
+from bilevax.algorithms.optim import Optim
 from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import BilevelProblem, Estimator, RowSource, StepLooks
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
-from bilevax.data import Looks, Undrawn
+from bilevax.data import Undrawn
 from bilevax.hypergradients.estimate import measured_estimate, suspecting
-from bilevax.problems.problem import Problem
 from bilevax.solvers.parts import projected
 
 
@@ -22,7 +22,7 @@ class BSGMState(NamedTuple):
     """What is carried from one outer step to the next; ``w0`` is where a cold start begins, None of a warm one."""
 
     lam: PyTree
-    optimiser: Any
+    optimiser: PyTree
     w: PyTree
     v: PyTree
     w0: PyTree
@@ -30,7 +30,7 @@ class BSGMState(NamedTuple):
 
 @config
 class BSGM:
-    """lam_{s+1} = P(lam_s - step along an estimated hypergradient), each from a cold start unless asked otherwise.
+    """lam_{s+1} = P(lam_s - step along an estimated hypergradient), each from a cold start by default.
 
     Assumes what its estimator assumes, and a smooth E. With t, k and J growing linearly in s
     (:class:`~bilevax.Growing`) it is the method of optimal sample complexity; with ``warm_start`` and few steps it is
@@ -40,13 +40,13 @@ class BSGM:
         estimator: of the hypergradient, such as :class:`~bilevax.SID`.
         outer: :func:`~bilevax.optim` (a changed number compiles nothing) or any optax transformation.
         warm_start: start both solvers from where they ended at the last step; default False: from w0 and from 0.
-        confirm: whether a failure is looked into; as in :class:`~bilevax.FixedPoint`.
+        confirm: whether a suspicion of divergence is tested; as in :class:`~bilevax.FixedPoint`.
     """
 
     steps_per_record: ClassVar[int] = 1
 
-    estimator: Any
-    outer: Any
+    estimator: Estimator
+    outer: Optim | optax.GradientTransformation
     warm_start: bool = False
     confirm: bool = True
 
@@ -58,12 +58,12 @@ class BSGM:
                 f"outer must be bx.optim('adam', learning_rate=0.05) or an optax transformation, got {self.outer!r}"
             )
 
-    def check(self, problem: Problem) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem that lacks what the estimator needs."""
         self.estimator.check(problem)
 
     def suspecting(self) -> "BSGM":
-        """The same, but a suspicion of the estimator's is not looked into."""
+        """The same, but a suspicion of the estimator's is taken for proof."""
         return replace_unchecked(self, estimator=suspecting(self.estimator), confirm=False)
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, Undrawn]:
@@ -71,23 +71,26 @@ class BSGM:
         train, val = sources
         return {"train": Undrawn(train), "val": Undrawn(val)}
 
-    def init(self, problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> BSGMState:
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> BSGMState:
         """The state before the first step; lam is projected."""
         lam = projected(problem, lam)
         return BSGMState(lam, self.outer.init(lam), w0, zeros_like(w0), None if self.warm_start else w0)
 
-    def step(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> tuple[BSGMState, Info]:
+    def step(self, problem: BilevelProblem, state: BSGMState, looks: StepLooks, k: Array) -> tuple[BSGMState, Info]:
         """One outer step, with the key of the step."""
         est = self._estimate(problem, state, looks, k)
+        # lam <- P(lam + update), update = -step g for SGD; optax counts on JAX's usual promotion
         with usual_promotion():
             updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
             lam = optax.apply_updates(state.lam, updates)
+        # carried for a warm start, also where the estimator has no v
         v = state.v if est.v is None else est.v
         new = BSGMState(projected(problem, lam), optimiser, est.w, v, state.w0)
         return new, Info(est.outer_value, norm(est.value), outcome=(est.code, est.failure), cost=est.cost)
 
-    def _estimate(self, problem: Problem, state: BSGMState, looks: Looks, k: Array) -> Estimate:
+    def _estimate(self, problem: BilevelProblem, state: BSGMState, looks: StepLooks, k: Array) -> Estimate:
         instance = Instance(problem, state.lam, looks["train"].source, looks["val"].source)
+        # cold: every estimate from w0 and v = 0
         start, v0 = (state.w, state.v) if self.warm_start else (state.w0, None)
         return measured_estimate(
             instance, self.estimator, start, key=looks.key, outer_step=k, v0=v0, explain=self.confirm
@@ -100,5 +103,5 @@ class BSGM:
     def outer_step(self, k: Array) -> None:
         """The optimiser's own."""
 
-    def step_cost(self, problem: Problem, sources: tuple[RowSource, RowSource]) -> None:
+    def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> None:
         """Every step says its own."""

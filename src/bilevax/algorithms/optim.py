@@ -1,7 +1,5 @@
 """Outer optimisers by name and numbers, so that a changed learning rate compiles nothing."""
 
-from typing import Any
-
 import optax
 
 from bilevax.core.config import check_real, config
@@ -20,13 +18,14 @@ class Optim:
         """The optax object, with these numbers (which may be traced)."""
         return getattr(optax, self.name)(**self.numbers)
 
-    def init(self, lam: PyTree) -> Any:
+    def init(self, lam: PyTree) -> PyTree:
         """The optimiser's state at lam."""
         return self.transformation().init(lam)
 
-    def update(self, gradient: PyTree, state: Any, lam: PyTree) -> tuple[PyTree, Any]:
+    def update(self, gradient: PyTree, state: PyTree, lam: PyTree) -> tuple[PyTree, PyTree]:
         """The change of lam, and the new state."""
-        return self.transformation().update(gradient, state, lam)
+        change, state = self.transformation().update(gradient, state, lam)
+        return change, state
 
 
 def optim(
@@ -61,14 +60,17 @@ def optim(
     """
     if not callable(getattr(optax, name, None)):
         raise ParameterError(f"optax has no optimiser {name!r}; for example 'sgd', 'adam', 'rmsprop'")
+    # only what is given: optax's own defaults hold for the rest
     numbers = {"learning_rate": check_real("learning_rate", learning_rate, low=0.0, open_low=True)}
     options = {"momentum": momentum, "b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
     numbers |= {k: check_real(k, v) for k, v in options.items() if v is not None}
+    # built once, here, so that a wrong name or number is refused before anything is compiled
     made = Optim(name, numbers)
     try:
         built = made.transformation()
     except TypeError as e:
         raise ParameterError(f"optax.{name} does not take these numbers: {e}") from None
+    # optax has functions of other kinds, such as schedules, that take a learning rate
     if not isinstance(built, optax.GradientTransformation):
         raise ParameterError(f"optax.{name} is no optimiser")
     return made

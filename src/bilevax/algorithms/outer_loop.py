@@ -9,12 +9,11 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import Algorithm, RowSource
+from bilevax.core.protocols import Algorithm, BilevelProblem, RowSource, StepLooks
 from bilevax.core.records import Cost, Failure, Info, worst_part
 from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub, where
 from bilevax.data.fold import Underway, continued, no_plan
-from bilevax.data.looks import Looks, Streams
-from bilevax.problems.problem import Problem
+from bilevax.data.looks import Streams
 from bilevax.solvers.stability import DIVERGED
 
 RECORDED = 64
@@ -60,7 +59,7 @@ class _Run(NamedTuple):
 
 
 def advance(
-    problem: Problem,
+    problem: BilevelProblem,
     algorithm: Algorithm,
     state: PyTree,
     sources: tuple[RowSource, RowSource],
@@ -87,7 +86,7 @@ def advance(
     streams = Streams(algorithm.streams(sources), key)
     length = algorithm.steps_per_record
 
-    def step(carry: tuple[PyTree, Info], _: PyTree, k: Array, looks: Looks) -> tuple[PyTree, Info]:
+    def step(carry: tuple[PyTree, Info], _: PyTree, k: Array, looks: StepLooks) -> tuple[PyTree, Info]:
         state, total = carry
         state, info = algorithm.step(problem, state, looks, k)
         return state, _plus(total, info)
@@ -96,10 +95,12 @@ def advance(
         after, total = at.carry
         points, end = (algorithm.solution(before), algorithm.solution(after)), at.j
         value = total.outer_value
+        # where no step knows E anyway, one evaluation at the end of the stretch
         if value is None:
             value = streams.visit(at.plan, end - 1, partial(_outer_value, problem, points[1]))
         else:
             value = _mean(value, end - first)
+        # DIVERGED where w or lam passed the bound in this stretch, NONFINITE where an entry of the state was lost
         far = [at_least_single(largest(point)) > DIVERGED for point in points]
         grown = jnp.where(far[1] & ~far[0], jnp.int32(Code.DIVERGED), jnp.int32(Code.OK))
         lost = jnp.where(stays_finite(before, after), grown, jnp.int32(Code.NONFINITE))
@@ -115,26 +116,29 @@ def advance(
 
     def stretch(run: _Run) -> _Run:
         before, first = run.at.carry[0], run.at.j
+        # the next multiple of the length: so a run in several calls has the stretches of a run in one
         end = jnp.minimum(stop, (first // length + 1) * length)
         at = run.at._replace(carry=(before, nothing))
         at = continued(streams, step, at, (), key=key, start=start, stop=end)
+        # a stretch that failed is undone: its record stays, the state is the one before it
         new = record(at, before, first)
         state = where(new.code < Code.NOT_CONTRACTIVE, at.carry[0], before)
         records = jax.tree.map(lambda a, x: a.at[run.number].set(x), run.records, new)
         return _Run(at._replace(carry=(state, nothing)), new.code, records, run.number + 1)
 
-    def going(run: _Run) -> Array:
+    def keep_going(run: _Run) -> Array:
         return (run.at.j < stop) & (run.number < RECORDED) & (run.code < Code.NOT_CONTRACTIVE)
 
+    # the loop begins with empty records and sums, whose shapes a trace of one step tells
     nothing = _nothing(problem, algorithm, state, streams, key)
     at = Underway(start, no_plan(streams, key), (state, nothing))
     shape = jax.eval_shape(record, at, state, start)
     empty = jax.tree.map(lambda x: jnp.zeros((RECORDED, *x.shape), x.dtype), shape)
-    run = jax.lax.while_loop(going, stretch, _Run(at, jnp.int32(Code.OK), empty, jnp.int32(0)))
+    run = jax.lax.while_loop(keep_going, stretch, _Run(at, jnp.int32(Code.OK), empty, jnp.int32(0)))
     return Advanced(run.at.carry[0], run.at.j, run.records, run.number)
 
 
-def _nothing(problem: Problem, algorithm: Algorithm, state: PyTree, streams: Streams, key: Array) -> Info:
+def _nothing(problem: BilevelProblem, algorithm: Algorithm, state: PyTree, streams: Streams, key: Array) -> Info:
     """What a stretch without a step would have seen: zeros in the shape of what a step lets be watched."""
 
     def first() -> Info:
@@ -142,18 +146,20 @@ def _nothing(problem: Problem, algorithm: Algorithm, state: PyTree, streams: Str
         plan = streams.plan_chunk(None, key, k, True)
         return streams.visit(plan, k, lambda looks: algorithm.step(problem, state, looks, k)[1])
 
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
+    zeros: Info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
+    return zeros
 
 
 def _plus(total: Info, info: Info) -> Info:
     """Sums, the worst code and its first failure."""
-    summed = add(total._replace(outcome=None), info._replace(outcome=None))
+    summed: Info = add(total._replace(outcome=None), info._replace(outcome=None))
+    # codes do not add up: the worst is kept, with the first step that had it
     if total.outcome is None or info.outcome is None:
         return summed
     return summed._replace(outcome=worst_part(total.outcome, info.outcome))
 
 
-def _outer_value(problem: Problem, point: tuple[PyTree, PyTree], looks: Looks) -> Array:
+def _outer_value(problem: BilevelProblem, point: tuple[PyTree, PyTree], looks: StepLooks) -> Array:
     """E at a point on the minibatch of val."""
     if "val" not in looks:
         raise ParameterError("a step must let its outer_value be watched, or one of the streams be called 'val'")

@@ -6,12 +6,10 @@ from jax import Array
 
 from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import BilevelProblem, RowSource, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
-from bilevax.data import Looks
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.problems.problem import Problem
 from bilevax.solvers.parts import Point, directions, moved, projected
 from bilevax.solvers.schedules import schedule
 
@@ -47,7 +45,7 @@ class SOBA:
         ratio = check_real("ratio", self.ratio, low=0.0, open_low=True)
         set_frozen(self, step_size=schedule(self.step_size), ratio=ratio)
 
-    def check(self, problem: Problem) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Refuse damping without a given inner step, in whose units it is."""
         step = problem.inner_map
         if problem.damping is not None and isinstance(step, GradientStep) and step.step_size is None:
@@ -58,25 +56,29 @@ class SOBA:
         train, val = sources
         return {"train": train, "val": val}
 
-    def init(self, problem: Problem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> Point:
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> Point:
         """The state before the first step: u is 0, lam projected."""
         return Point(w0, zeros_like(w0), projected(problem, lam))
 
-    def step(self, problem: Problem, p: Point, looks: Looks, k: Array) -> tuple[Point, Info]:
+    def step(self, problem: BilevelProblem, p: Point, looks: StepLooks, k: Array) -> tuple[Point, Info]:
         """One step of all three."""
+        # all three at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
         return moved(problem, p, d, self.step_size(k), self.outer_step(k)), Info()
 
     def outer_step(self, k: Array) -> Array:
         """The outer step, ratio rho_k."""
-        return self.ratio * self.step_size(k)
+        # gamma_k = ratio rho_k
+        step: Array = self.ratio * self.step_size(k)
+        return step
 
     def solution(self, p: Point) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""
         return p.w, p.lam
 
-    def step_cost(self, problem: Problem, sources: tuple[RowSource, RowSource]) -> Cost:
+    def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> Cost:
         """Three calls on one minibatch of train, which is read once, and one on one of val."""
         train, val = (source.rows_per_batch for source in sources)
+        # the same rows serve three calls: they are read once
         again = Count(1, train, reads=0)
         return Cost(Count(1, train), again, again, Count(1, val))

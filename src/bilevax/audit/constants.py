@@ -140,6 +140,7 @@ def _measure(
     if isinstance(inner_map, GradientStep | ProximalStep):
         problem = replace_unchecked(problem, inner_map=inner_map.measured(w, lam, train, next(keys)))
     at = Point(problem, _vector(w), _vector(lam), (w, lam))
+    # one random start for all Krylov spaces on [d]
     start = jax.random.normal(next(keys), at.w.shape, at.w.dtype)
     found = {**_contraction(at, train, start), **_outer(at, val, start)}
     found["L_Phi"] = spectral_norm(at.mean(Point.cross, train), at.mean(Point.along_lam, train), start)
@@ -253,6 +254,7 @@ def _worst_variance(
 
     x = lanczos(covariance, start, DIRECTION_STEPS).vectors[:, -1]
     mean = at.mean(adjoint, train)(x)
+    # on the minibatches that x was fitted to, and on others
     fitted, other = (_variance(lambda args, b: adjoint(*args, b), mean, (at, x), train, key, batches) for key in keys)
     gap = jnp.abs(fitted.value - other.value)
     return Measured(0.5 * (fitted.value + other.value), 0.5 * jnp.maximum(jnp.hypot(fitted.error, other.error), gap))

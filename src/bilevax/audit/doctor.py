@@ -98,6 +98,7 @@ def check(
                 break
     except Exception as e:
         seen.append(_raised(e, (train, val)))
+    # a stable sort: of one severity in the order of the checks
     items = sorted((x for x in seen if isinstance(x, Finding)), key=lambda f: -SEVERITIES.index(f.severity))
     return Findings(tuple(items), tuple(x for x in seen if isinstance(x, Figure)))
 
@@ -116,6 +117,7 @@ def _audit(
         canonicalize(problem), _host(as_parameters("w0", w0)), _host(as_parameters("lam", lam)), *sources, key
     )
     yield from check_structure(s)
+    # each check below may count on those before it: on leaves that are arrays, on functions that return what they must
     s = s._replace(estimator=estimator).with_measured_step()
     yield from check_program(s)
     yield from check_curvature(s)
@@ -158,6 +160,7 @@ def _kinds(source: RowSource) -> list[str]:
 
 def _place(e: Exception) -> str:
     """The user's line that an exception comes from, if there is one."""
+    # the innermost frame that is in no library
     frames = traceback.extract_tb(e.__traceback__)
     own = [f for f in frames if not any(part in Path(f.filename).parts for part in ("site-packages", "bilevax"))]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

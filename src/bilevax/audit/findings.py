@@ -78,6 +78,7 @@ class Findings:
 
     def __str__(self) -> str:
         severities, codes = (max((len(x) for x in column), default=0) for column in (_severities(self), self.codes))
+        # measured and advice in a column of their own, under each other
         margin = " " * (severities + codes + 4)
         lines = []
         for f in self.items:

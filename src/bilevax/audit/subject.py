@@ -119,6 +119,7 @@ class AuditedProblem(NamedTuple):
         inner_map = self.problem.inner_map
         if not (isinstance(inner_map, GradientStep | ProximalStep) and inner_map.step_size is None):
             return s
+        # what the loss says of its curvature is measured on minibatches, as an estimate would
         ready = _measured(inner_map, self.w0, self.lam, self.train, self.stream(0))
         return s._replace(problem=replace_unchecked(self.problem, inner_map=ready))
 

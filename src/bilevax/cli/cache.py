@@ -24,7 +24,8 @@ def keep_programs(wanted: bool) -> None:
     if not wanted or "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(os, "getuid"):
         return
     try:
-        directory = _private(_home())
+        given = os.environ.get("XDG_CACHE_HOME", "")
+        directory = _private(Path(given) if os.path.isabs(given) else Path.home() / ".cache")
     # Path.home() raises a RuntimeError where there is none.
     except (OSError, RuntimeError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
@@ -34,11 +35,6 @@ def keep_programs(wanted: bool) -> None:
     # JAX's own defaults leave out what compiles in less than a second: nearly everything here.
     for name, value in SMALL_PROGRAMS_TOO.items():
         os.environ.setdefault(name, value)
-
-
-def _home() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
 
 
 def _private(home: Path) -> Path:

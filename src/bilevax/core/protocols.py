@@ -367,6 +367,20 @@ class ExtensibleEstimator(Estimator, Suspecting, Protocol):
         """The failed stage repeated, with what was suspected looked into; None where nothing was."""
 
 
+class StepLooks(Protocol):
+    """What an outer step sees of its streams."""
+
+    @property
+    def key(self) -> Array:
+        """A key of the step's own."""
+
+    def __contains__(self, name: object, /) -> bool:
+        """Whether there is a stream of this name."""
+
+    def __getitem__(self, name: str, /) -> PyTree:
+        """A look at a stream: ``look(use)`` is ``use(draw)``, the same minibatch at every call."""
+
+
 class Algorithm(Protocol):
     """A bilevel method: what it carries, and one outer step.
 
@@ -378,7 +392,7 @@ class Algorithm(Protocol):
     def steps_per_record(self) -> int:
         """Outer steps to an entry of the history, at most: 1 where a step is long, 256 where it is not."""
 
-    def check(self, problem: PyTree) -> None:
+    def check(self, problem: BilevelProblem) -> None:
         """Refuse in a sentence a problem that lacks what the algorithm needs."""
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> Mapping[str, PyTree]:
@@ -387,10 +401,10 @@ class Algorithm(Protocol):
         Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
         """
 
-    def init(self, problem: PyTree, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
         """The state before the first step, lam projected."""
 
-    def step(self, problem: PyTree, state: PyTree, looks: PyTree, k: Array) -> tuple[PyTree, Info]:
+    def step(self, problem: BilevelProblem, state: PyTree, looks: StepLooks, k: Array) -> tuple[PyTree, Info]:
         """Outer step k: the new state, and what may be watched of it. ``looks[name]`` is a look at a stream."""
 
     def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
@@ -399,5 +413,5 @@ class Algorithm(Protocol):
     def outer_step(self, k: Array) -> Array | None:
         """gamma_k, by which lam moves along a direction in step k; None where ``info`` has a gradient norm."""
 
-    def step_cost(self, problem: PyTree, sources: tuple[RowSource, RowSource]) -> Cost | None:
+    def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> Cost | None:
         """Oracle calls of one step; None where each step says its own in ``info.cost``."""

@@ -11,7 +11,8 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]"
 )
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_JOINERS = "\u200c\u200d"  # invisible, but part of how some scripts and emoji are written
+# Invisible, but part of how some scripts and emoji are written.
+_JOINERS = "\u200c\u200d"
 _LONGEST = 500
 
 
@@ -23,6 +24,7 @@ def clean(value: object) -> str:
     """
     # Whole sequences first: without its ESC what is left of "\x1b[31m" would be shown.
     text = _ESCAPE_SEQUENCE.sub("", value if isinstance(value, str) else str(value))
+    # Nearly all texts are printable: the slow way is for the others.
     if not text.isprintable():
         text = "".join(_character(c) for c in text)
     text = " ".join(text.split())
@@ -46,7 +48,7 @@ def shorten(text: str, width: int) -> str:
     """
     if _columns(text) <= width:
         return text
-    # Both ends are kept, as names of columns often differ in the last word; the head has more of it.
+    # Three fifths from the beginning: names that differ at the end alone stay apart.
     head, tail = _fit(text, math.ceil(0.6 * (width - 1))), _fit(text[::-1], int(0.4 * (width - 1)))[::-1]
     return f"{head.rstrip()}…{tail.lstrip()}"
 
@@ -76,8 +78,9 @@ def decimal(x: float, places: int) -> str:
     if not math.isfinite(x):
         return "–"
     text = f"{x:,.{places}f}"
+    # What is rounded to zero has no sign.
     if text.startswith("-") and not text.strip("-0.,"):
-        text = text[1:]  # minus zero
+        text = text[1:]
     return text.replace("-", "−")
 
 
@@ -89,6 +92,7 @@ def places_for(spread: float) -> int:
     """
     if not (math.isfinite(spread) and spread > 0):
         return 4
+    # 10^e <= spread < 10^(e + 1): its second digit is the decimal 1 - e
     return min(8, max(3, 1 - math.floor(math.log10(spread))))
 
 

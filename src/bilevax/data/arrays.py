@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,13 @@ from jax import Array
 from bilevax.core.config import check_choice, check_count, config, set_frozen, static
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.keys import is_key
-from bilevax.core.protocols import Draw, Keyed, Total
+from bilevax.core.protocols import Draw, Keyed, Source, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
 from bilevax.data.permutation import cipher_words, permuted
 
 Carry = TypeVar("Carry")
+Leaf: TypeAlias = Array | np.ndarray
 
 CHUNK = 256
 """Minibatches whose rows are drawn at once: twice as fast as one key a minibatch."""
@@ -95,7 +96,8 @@ class Arrays:
         if not isinstance(self.keys, bool):
             raise ParameterError(f"keys must be True or False, got {self.keys!r}")
         seed = None if self.seed is None else check_count("seed", self.seed)
-        if isinstance(self.data, Keyed):  # every row of a source with keys
+        # all_rows of a source with keys can be made a source again
+        if isinstance(self.data, Keyed):
             set_frozen(self, data=self.data.rows, keys=True)
         data = to_default_precision(map_named(_check_leaf, "data", self.data))
         n, order = _common_length(data), None
@@ -113,7 +115,7 @@ class Arrays:
     @property
     def rows(self) -> int:
         """Number of rows, n."""
-        return jax.tree.leaves(self.data)[0].shape[0]
+        return len(jax.tree.leaves(self.data)[0])
 
     @property
     def rows_per_batch(self) -> int:
@@ -142,6 +144,7 @@ class Arrays:
     @property
     def _epoch(self) -> int:
         """Minibatches in an epoch."""
+        # ceil(n / b) blocks, or floor(n / b) minibatches of a permutation
         n, b = self.rows, self.rows_per_batch
         return -(-n // b) if self.sampling == "blocks" else n // b
 
@@ -156,6 +159,7 @@ class Arrays:
             return ()
         if plan is None:
             return self._choose(key, j)
+        # a branch, not a select: a chunk is drawn once in 256 minibatches
         return jax.lax.cond(first | (j % CHUNK == 0), lambda: self._choose(key, j), lambda: plan)
 
     def _choose(self, key: Array, j: Array) -> Array | tuple[Array, Array]:
@@ -163,6 +167,7 @@ class Arrays:
         n, b, epoch = self.rows, self.rows_per_batch, self._epoch
         if self.sampling == "iid":
             return jax.random.randint(jax.random.fold_in(key, j // CHUNK), (CHUNK, b), 0, n)
+        # minibatch j is place j mod e of epoch j // e, e minibatches to an epoch
         numbers = j // CHUNK * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
         places, first = numbers % epoch, numbers[0] // epoch
         nth = numbers // epoch - first
@@ -175,6 +180,7 @@ class Arrays:
         # Where the short block comes is the same for every key, unless blocks are few: so under vmap over keys a
         # program still branches and need not compute both sizes. Which rows are in it is the shuffle's choice.
         common = words if epoch < FEW else _words(jax.random.key(0), met)
+        # the short block, number e - 1, comes at place p(0); the others in their order around it
         last = jax.vmap(lambda w: permuted(w, jnp.int32(0), epoch))(common)[nth]
         even = jnp.where(places > last, places - 1, places)
         even = jax.vmap(lambda w, i: permuted(w, i, epoch - 1))(words[nth], even)
@@ -191,6 +197,7 @@ class Arrays:
 
     def with_key(self, words: Array, j: Array, draw: Draw) -> Draw:
         """Draw j with a key of its own."""
+        # key of draw j = fold_in(stream, j)
         stream = jax.random.wrap_key_data(words, impl="threefry2x32")
         return draw._replace(batch=Keyed(draw.batch, jax.random.fold_in(stream, j)))
 
@@ -218,11 +225,14 @@ class Arrays:
         number, b = plan[0][j % CHUNK], self.rows_per_batch
         if not self._short or short is not None:
             return use(self._block(number, self._short if short else b))
+        # blocks of two sizes have two programs
         of_size = [lambda size=size: use(self._block(number, size)) for size in (self._short, b)]
-        return jax.lax.cond(plan[1][j % CHUNK], *of_size)
+        out: Carry = jax.lax.cond(plan[1][j % CHUNK], *of_size)
+        return out
 
     def at(self, numbers: Array) -> PyTree:
         """These rows, without a key."""
+        # without a check of the bounds in the loop: the numbers are drawn from [0, n)
         return self._seen(jax.tree.map(lambda a: a.at[numbers].get(mode="promise_in_bounds"), self.data))
 
     @property
@@ -232,6 +242,7 @@ class Arrays:
 
     def _block(self, number: Array, size: int) -> Draw:
         """The first rows, so many, of a block."""
+        # weight e size / n: over the e blocks of an epoch, weight times mean is the mean of every row
         start = number * self.rows_per_batch
         rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), self.data)
         return Draw(self._seen(rows), number, size * self._epoch / self.rows)
@@ -240,25 +251,14 @@ class Arrays:
         """The batch as the losses see it."""
         return batch
 
-    def fold(
-        self,
-        step: Callable[..., Carry],
-        carry: Carry,
-        args: PyTree,
-        *,
-        key: Array,
-        start: Array | int,
-        stop: Array | int,
-    ) -> Carry:
-        """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop; see :func:`bilevax.data.fold.fold`."""
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+    fold = fold
 
 
 @config
 class Join:
     """Several sources drawn together; made by :func:`join`."""
 
-    sources: dict[str, Any]
+    sources: dict[str, Source]
 
     def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The plans of all sources, each from a key of its own."""
@@ -275,6 +275,7 @@ class Join:
         """``use({name: draw})`` of minibatch j of every source."""
         names = list(self.sources)
 
+        # a source hands its draw to a function: one inside the other, a level a source
         def nest(draws: dict[str, Draw]) -> Carry:
             if len(draws) == len(names):
                 return use(draws)
@@ -283,21 +284,10 @@ class Join:
 
         return nest({})
 
-    def fold(
-        self,
-        step: Callable[..., Carry],
-        carry: Carry,
-        args: PyTree,
-        *,
-        key: Array,
-        start: Array | int,
-        stop: Array | int,
-    ) -> Carry:
-        """Run ``carry = step(carry, args, j, {name: draw})`` for start <= j < stop."""
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+    fold = fold
 
 
-def join(**sources: Any) -> Join:
+def join(**sources: Source) -> Join:
     """Fold several sources at once: ``join(train=..., val=...)`` draws ``{"train": draw, "val": draw}``."""
     if not sources:
         raise ParameterError("join needs at least one source, as in join(train=..., val=...)")
@@ -321,11 +311,10 @@ def _common_length(data: PyTree) -> int:
     return n
 
 
-def _check_leaf(name: str, leaf: Any) -> Any:
-    if hasattr(leaf, "tocsr"):
+def _check_leaf(name: str, given: object) -> Leaf:
+    if hasattr(given, "tocsr"):
         raise DataError(f"{name} is a sparse matrix; use bx.SparseRows, or its .toarray() if it may become dense")
-    if not isinstance(leaf, jax.Array):
-        leaf = np.asarray(leaf)
+    leaf = given if isinstance(given, Array) else np.asarray(given)
     if not is_key(leaf) and leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
         raise DataError(f"{name} has dtype {leaf.dtype}; pass numbers")
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
@@ -337,7 +326,7 @@ def _check_leaf(name: str, leaf: Any) -> Any:
     return leaf
 
 
-def _copy_to_device(rows: Any, order: np.ndarray | None) -> Array:
+def _copy_to_device(rows: Leaf, order: np.ndarray | None) -> Array:
     """The rows, in an order, where JAX reads them.
 
     A large table is laid where numpy asks for it, on huge pages, in which random rows are found sooner than in JAX's
@@ -345,17 +334,19 @@ def _copy_to_device(rows: Any, order: np.ndarray | None) -> Array:
     """
     if isinstance(rows, Array) or rows.nbytes < LARGE:
         return jnp.asarray(rows if order is None else rows[order])
+    # a copy that begins where JAX would: else it makes one of its own
     room = np.empty(rows.nbytes + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
     own = room[start : start + rows.nbytes].view(rows.dtype).reshape(rows.shape)
     np.take(rows, np.arange(len(rows)) if order is None else order, axis=0, out=own, mode="clip")
-    return jax.device_put(own, may_alias=True)
+    return jnp.asarray(jax.device_put(own, may_alias=True))
 
 
 def to_default_precision(data: PyTree) -> PyTree:
     """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
     if jnp.result_type(float) == np.float64:
         return data
+    # jnp.asarray would narrow it without a word
     wide = [name for name, leaf in _named_leaves(data) if leaf.dtype == np.float64]
     if not wide:
         return data
@@ -367,11 +358,11 @@ def to_default_precision(data: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, data)
 
 
-def _named_leaves(data: PyTree) -> list[tuple[str, Any]]:
+def _named_leaves(data: PyTree) -> list[tuple[str, Leaf]]:
     return [(leaf_name("data", path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
 
 
-def check_finite(name: str, values: np.ndarray, place: Callable[[int], tuple[Any, ...]]) -> None:
+def check_finite(name: str, values: np.ndarray, place: Callable[[int], tuple[object, ...]]) -> None:
     """Refuse NaN and infinite entries; ``place`` gives the row and the columns of the i-th."""
     with np.errstate(over="ignore", invalid="ignore"):
         total = np.sum(values, dtype=np.float64)  # one pass; finite unless an entry is not, or all together overflow

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,12 @@ class Underway(NamedTuple):
 
     j: Array
     plan: PyTree
-    carry: Any
+    carry: PyTree
 
 
 def fold(
     source: Source,
-    step: Callable[[Carry, PyTree, Array, Any], Carry],
+    step: Callable[..., Carry],
     carry: Carry,
     args: PyTree,
     *,
@@ -72,6 +72,7 @@ def fold(
 
 def no_plan(source: Source, key: Array) -> PyTree:
     """What stands for the plan before the first chunk."""
+    # zeros in its shape: the loop overwrites them at its first minibatch
     shape = jax.eval_shape(lambda: source.plan_chunk(None, key, jnp.int32(0), True))
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
 
@@ -89,6 +90,7 @@ def continued(
     """A loop that began at ``start``, led on to ``stop``; chunks that were planned are not planned again."""
     uneven = isinstance(source, UnevenSource) and source.uneven
 
+    # from one chunk's start to the next, or to the stop: within it no minibatch needs a new plan
     def segment(at: Underway) -> Underway:
         plan = source.plan_chunk(at.plan, key, at.j, at.j == start)
         end = jnp.minimum(stop, source.chunk_end(at.j))

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bilevax.core.config import config
@@ -56,23 +57,14 @@ class HashedBatches:
 
     def chunk_end(self, j: Array) -> Array:
         """None of them opens a chunk."""
-        return jnp.int32(jnp.iinfo(jnp.int32).max)
+        return jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
 
     def visit(self, plan: tuple[Array, PyTree], j: Array, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)`` of minibatch j."""
+        # row i of minibatch j is at place j b + i of one long hashed sequence
         places = j.astype(jnp.uint32) * self.rows_per_batch + jnp.arange(self.rows_per_batch, dtype=jnp.uint32)
+        # a key of its own where the source's draws have one
         draw = Draw(self.source.at(hashed_rows(plan[0], places, self.rows)), -1, 1.0)
         return use(self.source.with_key(plan[1], j, draw) if self.source.keys else draw)
 
-    def fold(
-        self,
-        step: Callable[..., Carry],
-        carry: Carry,
-        args: PyTree,
-        *,
-        key: Array,
-        start: Array | int,
-        stop: Array | int,
-    ) -> Carry:
-        """Run ``carry = step(carry, args, j, draw)`` for start <= j < stop."""
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+    fold = fold

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import Array
 
 from bilevax.core.config import check_count, config
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import Carry, Source, UnevenSource
+from bilevax.core.protocols import Carry, Draw, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree, is_concrete
 from bilevax.data.arrays import CHUNK
 from bilevax.data.fold import fold
@@ -32,8 +32,8 @@ class Several:
         number: T, from 1 to 256.
     """
 
-    source: Any
-    number: Any
+    source: Source
+    number: Array | int
 
     def __post_init__(self) -> None:
         number = check_count("number", self.number, low=1)
@@ -43,10 +43,11 @@ class Several:
     @property
     def _steps(self) -> Array:
         """Steps to a chunk."""
-        return CHUNK // jnp.asarray(self.number, jnp.int32)
+        return jnp.floor_divide(CHUNK, jnp.asarray(self.number, jnp.int32))
 
     def _first(self, k: Array) -> Array:
         """The first minibatch of step k."""
+        # T minibatches a step, 256 // T steps a chunk: none lies in two chunks
         return k // self._steps * CHUNK + k % self._steps * self.number
 
     def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
@@ -64,8 +65,9 @@ class Several:
 
     def next_short(self, plan: PyTree, k: Array) -> Array:
         """The first step from k on with a short minibatch; where there is none in the chunk, one beyond."""
+        # step k begins at minibatch `at`; a short one T or more beyond belongs to a later step
         at = self._first(k)
-        return k + (self.source.next_short(plan, at) - at) // self.number
+        return k + (cast(UnevenSource, self.source).next_short(plan, at) - at) // self.number
 
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "LookAtSeveral":
         """The look of step k."""
@@ -78,22 +80,22 @@ class LookAtSeveral:
     def __init__(self, several: Several, plan: PyTree, first: Array, known: dict[str, bool]) -> None:
         self._several, self._plan, self._first, self._known = several, plan, first, known
 
-    def fold(self, move: Callable[[Carry, Array, Any], Carry], carry: Carry) -> Carry:
+    def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry) -> Carry:
         """``carry = move(carry, i, draw)`` over the step's minibatches i = 0, ..., T - 1, the same in every fold."""
 
         def one(i: Array, carry: Carry) -> Carry:
-            place, use = self._first + i, lambda draw: move(carry, i, draw)
-            out: Carry = self._several.source.visit(self._plan, place, use, **self._known)
-            return out
+            place = self._first + i
+            return self._several.source.visit(self._plan, place, lambda draw: move(carry, i, draw), **self._known)
 
-        return jax.lax.fori_loop(0, jnp.asarray(self._several.number, jnp.int32), one, carry)
+        out: Carry = jax.lax.fori_loop(0, jnp.asarray(self._several.number, jnp.int32), one, carry)
+        return out
 
 
 @config
 class Undrawn:
     """A stream that draws nothing: the step has ``look.source``, to be read with a key from ``looks.key``."""
 
-    source: Any
+    source: RowSource
 
     def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
         """No plan."""
@@ -101,7 +103,7 @@ class Undrawn:
 
     def chunk_end(self, k: Array) -> Array:
         """No step opens a chunk."""
-        return jnp.int32(jnp.iinfo(jnp.int32).max)
+        return jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
 
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "Undrawn":
         """Itself."""
@@ -112,7 +114,7 @@ class Undrawn:
 class Single:
     """A stream that gives each step one minibatch."""
 
-    source: Any
+    source: Source
 
     def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
         """The source's plan."""
@@ -129,10 +131,11 @@ class Single:
 
     def next_short(self, plan: PyTree, k: Array) -> Array:
         """The source's next short minibatch."""
-        return self.source.next_short(plan, k)
+        return cast(UnevenSource, self.source).next_short(plan, k)
 
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "Look":
         """The look of step k."""
+        # a source of even minibatches has no such argument
         known = {"short": short} if self.uneven else {}
         return Look(lambda use: self.source.visit(plan, k, use, **known))
 
@@ -144,10 +147,10 @@ class Look:
     ``use`` alone.
     """
 
-    def __init__(self, visit: Callable[[Callable[[Any], Any]], Any]) -> None:
+    def __init__(self, visit: Callable[[Callable[[Draw], PyTree]], PyTree]) -> None:
         self._visit = visit
 
-    def __call__(self, use: Callable[[Any], Carry]) -> Carry:
+    def __call__(self, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)``."""
         out: Carry = self._visit(use)
         return out
@@ -173,13 +176,17 @@ class Looks(dict[str, Any]):
 
 def stream_key(key: Array, name: str) -> Array:
     """The key of a stream, by its name: what other streams there are changes no minibatch of it."""
+    # crc32, not hash(): Python's differs from process to process
     return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode()) | NAMED))
+
+
+Stream: TypeAlias = Source | Several | Undrawn
 
 
 class Streams:
     """Several streams as one source, whose minibatch is the :class:`Looks` of a step."""
 
-    def __init__(self, streams: Mapping[str, Any], key: Array) -> None:
+    def __init__(self, streams: Mapping[str, Stream], key: Array) -> None:
         self.streams = {name: x if isinstance(x, Several | Undrawn) else Single(x) for name, x in streams.items()}
         self.key = key
 
@@ -192,11 +199,12 @@ class Streams:
 
     def chunk_end(self, k: Array) -> Array:
         """The first step after k that opens a chunk of any stream."""
+        # plans are renewed together; a stream whose chunk goes on keeps the one it has
         return jnp.min(jnp.stack([stream.chunk_end(k) for stream in self.streams.values()]))
 
     @property
-    def _uneven(self) -> dict[str, Any]:
-        return {name: stream for name, stream in self.streams.items() if getattr(stream, "uneven", False)}
+    def _uneven(self) -> dict[str, Several | Single]:
+        return {name: x for name, x in self.streams.items() if not isinstance(x, Undrawn) and x.uneven}
 
     @property
     def uneven(self) -> bool:
@@ -209,27 +217,17 @@ class Streams:
 
     def visit(self, plan: PyTree, k: Array, use: Callable[[Looks], Carry], short: bool | None = None) -> Carry:
         """``use(looks)`` of step k; ``short``: whether a minibatch of it is a short one."""
+        # of several streams with short minibatches, which has one now must be looked up in the program
         if short and len(self._uneven) > 1:
-            short = None  # of which stream, the program must look up
+            short = None
         looks = {name: stream.look(plan[name], k, short) for name, stream in self.streams.items()}
         return use(Looks(looks, self.key, k))
 
-    def fold(
-        self,
-        step: Callable[..., Carry],
-        carry: Carry,
-        args: PyTree,
-        *,
-        key: Array,
-        start: Array | int,
-        stop: Array | int,
-    ) -> Carry:
-        """Run ``carry = step(carry, args, k, looks)`` for start <= k < stop."""
-        return fold(self, step, carry, args, key=key, start=start, stop=stop)
+    fold = fold
 
 
 def fold_looks(
-    streams: Mapping[str, Any],
+    streams: Mapping[str, Stream],
     step: Callable[[Carry, PyTree, Array, Looks], Carry],
     carry: Carry,
     args: PyTree,

@@ -32,10 +32,12 @@ def cipher_words(key: Array) -> Array:
 
 def permuted(words: Array, i: Array, n: int) -> Array:
     """Entries i of the permutation of 0, ..., n - 1 with these words; see :func:`shuffled`."""
+    # c = centre mod n, biased by at most n / 2^32
     centres, salts = words
     rounds = (centres % n).astype(jnp.int32), salts
 
     def swap(x: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        # x and (c - x) mod n are partners; the larger of the two is hashed, so that both swap or neither
         centre, salt = pair
         partner = jnp.where(x <= centre, centre - x, centre - x + n)
         swapped = _hash(jnp.maximum(x, partner).astype(jnp.uint32) ^ salt) % 2 == 1
@@ -51,6 +53,7 @@ def hashed_rows(words: Array, places: Array, n: int) -> Array:
 
 def _hash(x: Array) -> Array:
     """A bijection of 32-bit words in which every bit of the result depends on every bit of x."""
+    # multiply and xorshift, constants of Wellons' search for the least bias ("lowbias32")
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

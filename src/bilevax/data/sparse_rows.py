@@ -1,7 +1,7 @@
 """Rows of a sparse matrix in memory."""
 
 import dataclasses
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class SparseRows(Arrays):
         ((50, 8), 7)
     """
 
-    n_features: Any = static(None)
+    n_features: int | None = static(None)
     columns: Array = dataclasses.field(init=False)
     values: Array = dataclasses.field(init=False)
     place: int = dataclasses.field(init=False, metadata={"static": True})
@@ -61,6 +61,7 @@ class SparseRows(Arrays):
         name = jax.tree.leaves(map_named(lambda name, _: name, "data", self.data))[place]
         matrix = _checked(name, leaves[place])
         features = _features(self.n_features, name, matrix.shape[1])
+        # the entries narrow with the other leaves, so that the warning names them all
         leaves[place] = matrix.data
         leaves = jax.tree.leaves(to_default_precision(jax.tree.unflatten(structure, leaves)))
         columns, values, leaves[place] = pieces(matrix, leaves[place])
@@ -75,7 +76,7 @@ class SparseRows(Arrays):
         return jax.tree.unflatten(structure, leaves)
 
 
-def pieces(matrix: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pieces(matrix: scipy.sparse.csr_array, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns [P, p], values [P, p] and extents [n, 2] of a CSR matrix; see :class:`SparseBatch`.
 
     p is a power of two, at most the mean number of entries in a row, so that at most half of all is padding.
@@ -83,6 +84,7 @@ def pieces(matrix: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     lengths = np.diff(matrix.indptr)
     mean = max(1, matrix.nnz // max(1, len(lengths)))
     p = min(LONGEST, 1 << (mean.bit_length() - 1))
+    # ceil(length / p) pieces to a row; entry k of row i is in its piece k // p, at place k mod p
     number = -(-lengths // p)
     first = np.cumsum(number) - number
     total = max(1, int(number.sum()))
@@ -96,7 +98,7 @@ def pieces(matrix: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return *out, np.stack([first, number], axis=1).astype(np.int32)
 
 
-def _checked(name: str, matrix: Any) -> Any:
+def _checked(name: str, matrix: scipy.sparse.sparray) -> scipy.sparse.csr_array:
     """A CSR matrix of finite floats without duplicates; the caller's is left as it is."""
     if matrix.ndim != 2:
         raise DataError(f"{name} has {matrix.ndim} dimension; pass a matrix with one row per example")
@@ -107,19 +109,21 @@ def _checked(name: str, matrix: Any) -> Any:
             matrix.check_format(full_check=True)
         except ValueError as error:
             raise DataError(f"{name} is no valid {matrix.format.upper()} matrix: {error}") from None
+    # formats without a check of their own, too: an index out of range would read another row's memory
     entries = matrix.tocoo()
     for what, index, size in zip(("row", "column"), (entries.row, entries.col), matrix.shape, strict=True):
         if np.any((index < 0) | (index >= size)):
             raise DataError(f"{name} has an entry outside of its {size} {what}s")
     check_finite(name, entries.data, lambda i: (entries.row[i], entries.col[i]))
     out = entries.astype(matrix.dtype if matrix.dtype.kind == "f" else np.float64).tocsr()
+    # sums of finite duplicates can overflow: checked again
     out.sum_duplicates()
     check_finite(name, out.data, lambda i: (np.searchsorted(out.indptr, i, side="right") - 1, out.indices[i]))
     out.eliminate_zeros()
     return out
 
 
-def _features(wanted: Any, name: str, columns: int) -> int:
+def _features(wanted: int | None, name: str, columns: int) -> int:
     if wanted is None:
         return columns
     if check_count("n_features", wanted) < columns:

@@ -74,6 +74,7 @@ class Conditions(NamedTuple):
         def residual(params: PyTree, inputs: PyTree) -> PyTree:
             arrays, captured = inputs
             new = iter(captured)
+            # the traced constants in their places, as inputs
             consts = [next(new) if is_traced else c for c, is_traced in zip(closed.consts, traced, strict=True)]
             program = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))
             return jax.tree.unflatten(structure, program(*jax.tree.leaves((params, arrays))))
@@ -129,6 +130,7 @@ def signature_of(function: object) -> Signature:
         return function
     if not callable(function):
         raise ParameterError(f"reference_signature must be a function or an inspect.Signature, got {function!r}")
+    # built-in functions may have none: their arguments are then passed on as they are
     try:
         return inspect.signature(function)
     except ValueError:

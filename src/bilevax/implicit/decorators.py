@@ -128,6 +128,7 @@ def _decorator(
         raise ParameterError(f"{name} must be a function of (params, *args), got {fun!r}")
     if not isinstance(has_aux, bool):
         raise ParameterError(f"has_aux must be True or False, got {has_aux!r}")
+    # checked where the decorator is written, not at the first derivative
     settings = Settings(
         Conditions(fun, name, is_map, signature_of(fun if reference is None else reference)),
         has_aux,

@@ -53,8 +53,8 @@ class _Squares(NamedTuple):
 def default_solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> tuple[PyTree, Array]:
     """Solve A x = b: up to 200 unknowns by the dense matrix; beyond, by two Krylov methods of which one goes on.
 
-    1. Generalised conjugate residuals, truncated: for a symmetric A as good as conjugate gradients, although nothing is
-       asked; few products where the spectrum lies on one side of zero, as for contractions.
+    1. Generalised conjugate residuals, truncated: for a symmetric A as good as conjugate gradients, although none is
+       assumed; few products where the spectrum lies on one side of zero, as for contractions.
     2. Conjugate gradients for least squares on what is left: on A^T A, so they are slow but do not stagnate, and know a
        singular A by A^T r = 0.
 
@@ -106,6 +106,7 @@ def _krylov(operator: Operator, b: Array, eps: float) -> tuple[Array, Array]:
     The second has a right-hand side of zero where it is not needed, and ends at once.
     """
     goal = max(1e-10, 10.0 * eps) * jnp.linalg.norm(b)
+    # A / (||A b|| / ||b||)
     size = jnp.linalg.norm(operator(b)) / jnp.linalg.norm(b)
     size = jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
 
@@ -114,6 +115,7 @@ def _krylov(operator: Operator, b: Array, eps: float) -> tuple[Array, Array]:
 
     x = _conjugate_residuals(unit, b, goal)
     r = b - unit(x)
+    # b = A x + r, then r = A rest: x + rest
     better = jnp.linalg.norm(r) <= jnp.linalg.norm(b)  # not if it is NaN
     x, r = jnp.where(better, x, 0.0), jnp.where(better, r, b)
     rest, code = _least_squares(unit, r, goal, eps)

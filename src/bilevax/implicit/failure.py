@@ -57,6 +57,7 @@ def reporter(name: str, residual_tol: float) -> Callable[[Array, Array], Array]:
 
 
 def _log_once(name: str, residual_tol: float, code: Array, residual: Array) -> None:
+    # once a solver: a training loop would repeat it at every step
     if name in _logged:
         return
     _logged.add(name)

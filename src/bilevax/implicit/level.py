@@ -14,5 +14,6 @@ def top_level() -> bool:
 @functools.cache
 def _top_level() -> object:
     """The state of a thread that has done nothing: this one may be within a trace at the first call."""
+    # transformations are of a thread: another one is under none
     with ThreadPoolExecutor(1) as fresh:
         return fresh.submit(get_opaque_trace_state, convention="bilevax").result()

@@ -84,7 +84,7 @@ def _check(matvec: Matvec, x: PyTree, b: PyTree, residual_tol: float) -> tuple[A
     if np.isinf(residual_tol):
         return jnp.full((), jnp.nan), jnp.asarray(False)
     finite = all_finite(x)
-    # the product is asked for at b where x is not finite: NaN would come back, and say nothing of the operator
+    # A b where x is not finite: A x would be NaN whatever A is
     image = matvec(where(finite, x, b))
     size, left = (jnp.linalg.norm(as_vector(tree)[0]) for tree in (b, sub(image, b)))
     residual = left / jnp.where(size > 0, size, jnp.ones_like(size))
@@ -97,6 +97,7 @@ def _verdict(finite: Array, code: Array, residual: Array, broken: Array, tol: fl
     A solver of this library that met a singular or indefinite system, or diverged, may return zero: its result passes
     only with a residual that shows that it is none the worse.
     """
+    # tol = inf: nothing is known of the residual
     ok = finite & (code <= Code.STALLED) if np.isinf(tol) else residual <= tol
     failed = jnp.maximum(code, jnp.where(finite, jnp.int32(Code.MAX_STEPS), jnp.int32(Code.SINGULAR)))
     return jnp.where(ok, jnp.int32(Code.OK), jnp.where(broken, jnp.int32(Code.NONFINITE), failed))

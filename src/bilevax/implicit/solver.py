@@ -90,6 +90,7 @@ class ImplicitSolver:
         plain_args, plain_kwargs = stopped((args, kwargs))
         params, assemble = self._without_aux(stopped(self._solver(*plain_args, **plain_kwargs)))
         described = _described((params, rest, named))
+        # outside of every transformation nothing is differentiated: F need not be traced again for known shapes
         if top_level() and described is not None and described == self._checked:
             return assemble(params)
         system = self._settings.conditions.at(params, rest, named)
@@ -137,6 +138,7 @@ class ImplicitSolver:
             return as_params(found, "; a solver that returns (params, aux) needs has_aux=True"), lambda params: params
         if not isinstance(found, tuple) or len(found) < 2:
             raise ParameterError(f"with has_aux=True the solver must return (params, aux), got {type(found).__name__}")
+        # a NamedTuple is put together again as one
         make = getattr(type(found), "_make", tuple)
         return as_params(found[0]), lambda params: make((params, *found[1:]))
 
@@ -170,6 +172,7 @@ class ImplicitSolver:
             out = solved(self._settings.solve, operator, tree(b), self._settings.residual_tol)
             return as_vector(masked(out.value, self._report(out.code, out.residual) == Code.OK))[0]
 
+        # with a transposed solve, in reverse and forward mode; where the operator has no transpose, forward mode alone
         try:
             return tree(jax.lax.custom_linear_solve(operator, vector, solve, solve))
         except ParameterError:
@@ -182,6 +185,7 @@ class ImplicitSolver:
 def _described(tree: PyTree) -> object:
     """Shapes and dtypes of arrays, and every other leaf itself; None where one cannot be compared."""
     leaves, structure = jax.tree.flatten(tree)
+    # other leaves (strings, functions) are part of what F computes
     what = tuple((x.shape, x.dtype) if isinstance(x, jax.Array | np.ndarray) else x for x in leaves)
     try:
         hash(what)

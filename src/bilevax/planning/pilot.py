@@ -179,6 +179,7 @@ def sid_for(problem: Problem, step: float, budget_left: float, sources: Sources)
     steps = int(both - J) // 2
     if steps < 1:
         return None
+    # beta / (gamma + j) with gamma = SHORT_TERM t and beta / gamma = step
     falling = Harmonic(step * SHORT_TERM * steps, SHORT_TERM * steps)
     sid = SID(FixedPoint(steps, falling), FixedPoint(steps, falling), cross_batches=max(J, 1))
     return Option("SID", problem, sid, (train, val))
@@ -248,6 +249,7 @@ def _subsample(source: Arrays, key: Array) -> Arrays:
 @partial(compiled, options=BRIEFLY, static=("rows", "number"))
 def _chosen(data: PyTree, key: Array, rows: int, number: int) -> PyTree:
     """So many of the rows, at random."""
+    # without replacement: a row that is there twice would halve the noise it brings
     chosen = jax.random.choice(key, rows, (number,), replace=False)
     return jax.tree.map(lambda a: a[chosen], data)
 
@@ -257,6 +259,7 @@ def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, samp
 
     The iterations are those that every row would have.
     """
+    # the method first, then the solver from where it ended, whose value stands for the truth
     sources, spent, ends = _whole(sample), 0, []
     w, v = start.w, zeros_like(start.w)
     for estimator in ((option.estimator,) if option else ()) + (solver.estimator,):

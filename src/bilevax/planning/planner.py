@@ -191,6 +191,7 @@ def plan(
             budget of less than four passes over the rows, a wrong leaf of w0 or lam, a source that is neither
             :class:`~bilevax.Arrays` nor :class:`~bilevax.SparseRows`.
     """
+    # refused before the pilot reads a row
     if (budget is None) == (target is None):
         raise ParameterError("plan takes a budget (samples) or a target (relative error), exactly one of them")
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
@@ -334,6 +335,7 @@ class Pilot(NamedTuple):
         problem, samples = followed(*self._at(key))
         option = self._deterministic(problem, self.budget - samples - self.trial)
         trial = tried(option, self._solver(problem), self.start, self.lam, sample, key=key)
+        # w of fewer rows than that overfits them: w0 is then the better start
         near = sample[0].rows >= NEAR * entries(self.start.w) and math.isfinite(trial.left)
         return self._replace(
             start=Start(trial.w, trial.v) if near else self.start,
@@ -348,6 +350,7 @@ class Pilot(NamedTuple):
         is sure to be better, this is left out.
         """
         least = min((left for left, _ in self.found), default=math.inf)
+        # NOISE / sqrt(N) is hardly ever undercut: a trial that cannot win is not paid for
         longest = joint_sid_for(self.problem, 1.0, self.budget - self.spent, self.sources)
         if not longest or least < NOISE / longest.estimator.steps**0.5:
             return self
@@ -355,6 +358,7 @@ class Pilot(NamedTuple):
         shorter = joint_sid_for(problem, step, (self.budget - self.spent - samples) / SHORTER, sample)
         if not shorter:
             return self._replace(spent=self.spent + samples)
+        # the problem that a solver of every row needs, whose step may be another one
         exact = followed(*self._at(key))[0]
         truth = tried(None, self._solver(exact), self.start, self.lam, sample, key=key)
         left, used = tried_shortly(shorter, self.start, self.lam, truth.value, key=key)

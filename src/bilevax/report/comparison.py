@@ -97,9 +97,7 @@ def _kept(run: Run) -> str:
     if not math.isfinite(seen):
         return ""
     places = places_for((rival.high - rival.low) / 2)
-    before = f"gained {decimal(seen, places)}" if seen >= 0 else f"lost {decimal(-seen, places)}"
-    gain = -rival.difference
-    after = f"gained {decimal(gain, places)}" if gain >= 0 else f"lost {decimal(-gain, places)}"
+    before, after = (f"{'gained' if x >= 0 else 'lost'} {decimal(abs(x), places)}" for x in (seen, -rival.difference))
     return (
         f"On the validation rows, which tuning saw, it {before} over “{rival.name}”; "
         f"on the test rows, which it did not see, it {after}."

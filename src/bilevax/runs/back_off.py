@@ -24,9 +24,11 @@ def damped(problem: Problem, last: Record, left: Iterator[float]) -> Problem | N
     a step above 2 / L, nor where w diverges.
     """
     code, failure = Code(int(last.code)), last.failure
+    # (I - d1Phi^T + delta I) v = g has a smaller solution, and is definite once delta exceeds the negative curvature
     linear = code in (Code.DIVERGED, Code.NONFINITE) and STAGES[int(failure.stage)] in ("linear", "cross")
     indefinite = code in (Code.NOT_CONTRACTIVE, Code.UNSTABLE, Code.SINGULAR, Code.INDEFINITE)
     if not (linear or indefinite) or failure.relative_step > 2.0:
         return None
+    # each is tried once: a problem that fails at all of them is not mended by damping
     damping = next(left, None)
     return None if damping is None else replace_unchecked(problem, damping=damping)

@@ -1,7 +1,5 @@
 """What a run has seen and spent so far: appended to, never rebuilt."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -31,6 +29,7 @@ class Log:
         """Records of stretches one after another from outer step ``first``, each an array; room doubles."""
         samples = self.spend(records, first)
         n = self._entries + len(records.step)
+        # doubled: appending one entry costs O(1) in the mean, however long the run
         if n > len(self._columns.step):
             self._columns = History(*(np.resize(column, 2 * n) for column in self._columns))
         before = self._columns.samples[self._entries - 1] if self._entries else 0
@@ -38,12 +37,14 @@ class Log:
         for column, values in zip(self._columns, (*new, records.step), strict=True):
             column[self._entries : n] = values
         self._entries = n
+        # only a worse code replaces the first
         if np.max(records.code, initial=0) > self.code:
             worst = int(np.argmax(records.code))
             self.code, self.failure = int(records.code[worst]), at(records, worst).failure
 
     def spend(self, records: Record, first: int) -> np.ndarray:
         """Count the cost of these stretches, without an entry; the rows that each read, int64."""
+        # outer steps of each stretch; int64, as samples of a long run exceed an int32
         steps = np.diff(records.step, prepend=first)
         samples = np.zeros(len(steps), np.int64)
         for i, part in enumerate(self._step_cost or records.cost or ()):
@@ -66,7 +67,7 @@ class Log:
         return History(*(column[: self._entries] for column in self._columns))
 
 
-def at(records: Record, i: Any) -> Record:
+def at(records: Record, i: int | slice) -> Record:
     """One record, or some, of many."""
     out: Record = jax.tree.map(lambda x: x[i], records)
     return out

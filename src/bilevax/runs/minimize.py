@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from bilevax.runs.back_off import damped, dampings
 from bilevax.runs.history import Log, at
 
 CALL_SECONDS = 0.25
-"""How long a compiled call should take, so that progress is live and Ctrl-C is answered."""
+"""How long a compiled call should take, so that progress is live and Ctrl-C takes effect."""
 
 
 class Progress(NamedTuple):
@@ -31,7 +32,7 @@ class Progress(NamedTuple):
 
     Attributes:
         step: outer steps done.
-        steps: outer steps asked for.
+        steps: outer steps of the run.
         w: the inner variable.
         lam: the outer variable.
         history: all steps so far; its arrays do not change any more.
@@ -85,6 +86,7 @@ def minimize(
     every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
+    # before the arrays of problem and algorithm go to the device
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
     ready, sources = (canonicalize(problem), canonicalize(algorithm)), (train, val)
     clock = time.monotonic()
@@ -96,8 +98,9 @@ def minimize(
         target = steps if every is None else min(steps, (done // every + 1) * every)
         try:
             began = time.monotonic()
-            ends = jnp.int32(done), jnp.int32(min(pace.end(done), target))
-            out = jax.block_until_ready(_call(*ready, state, sources, key, *ends))
+            ends = {"start": jnp.int32(done), "stop": jnp.int32(min(pace.end(done), target))}
+            call = partial(_advance, state=state, sources=sources, key=key, **ends)
+            out = jax.block_until_ready(_quick_if_sound(call, *ready))
             number, first, calls, state = int(out.number), done, calls + 1, out.state
             records = at(jax.tree.map(np.asarray, out.records), slice(number))
             done, last = int(out.step), at(records, -1)
@@ -114,10 +117,12 @@ def minimize(
                 w, lam = algorithm.solution(state)
                 stop = bool(callback(Progress(done, steps, w, lam, log.history)))
             stop = stop or failed
+        # the state is that of the last call that ended
         except KeyboardInterrupt:
             interrupted = True
             break
-        if calls > 1:  # the first compiles: its time says nothing
+        # the first call compiles: its time says nothing of the next
+        if calls > 1:
             pace.learn(number, time.monotonic() - began)
     w, lam = algorithm.solution(state)
     settings |= {"damping": damping} if damping else {}
@@ -138,6 +143,7 @@ class _Pace:
 
     def learn(self, stretches: int, seconds: float) -> None:
         """From a call that had so many."""
+        # at most twice as many as before: a first quick call may have been a lucky one
         wanted = CALL_SECONDS * stretches / max(seconds, 1e-9)
         self._stretches = int(np.clip(wanted, 1, min(2 * self._stretches, RECORDED)))
 
@@ -150,23 +156,14 @@ def _init(
     return algorithm.init(problem, w0, lam, sources)
 
 
-def _call(problem: Problem, algorithm: Algorithm, *rest: PyTree) -> Advanced:
-    """Where a suspicion is taken for proof; and again where it is looked into, if a solver failed."""
+_advance: Callable[..., Advanced] = jax.jit(advance)
+
+
+def _quick_if_sound(call: Callable[..., Advanced], problem: Problem, algorithm: Algorithm) -> Advanced:
+    """With a suspicion of divergence taken for proof; and again with a diagnosis of it, if a solver failed."""
     quick = suspecting(algorithm)
-    out = _advance(problem, quick, *rest)
+    out = call(problem, quick)
+    # codes of the solvers alone: what the loop itself finds needs no diagnosis
     codes = np.where(np.asarray(out.records.failure.stage) > 0, np.asarray(out.records.code), Code.OK)
     sound = quick is algorithm or bool(np.all(codes < Code.NOT_CONTRACTIVE))
-    return out if sound else _advance(problem, algorithm, *rest)
-
-
-@jax.jit
-def _advance(
-    problem: Problem,
-    algorithm: Algorithm,
-    state: PyTree,
-    sources: tuple[RowSource, RowSource],
-    key: Array,
-    start: Array,
-    stop: Array,
-) -> Advanced:
-    return advance(problem, algorithm, state, sources, key=key, start=start, stop=stop)
+    return out if sound else call(problem, algorithm)

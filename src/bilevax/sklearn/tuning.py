@@ -14,7 +14,7 @@ from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
 from bilevax.core.events import Event
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import Arrays
 from bilevax.hypergradients import SID, hypergradient
@@ -96,7 +96,7 @@ class Method(NamedTuple):
     name: str
     reason: str
     folds: int
-    estimator: object = None
+    estimator: Estimator | None = None
     sources: tuple[RowSource, RowSource] | None = None
 
 
@@ -255,6 +255,7 @@ def tune(task: TuningTask, method: Method, *, steps: int, seed: int, callback: C
         problem = full_batch(problem)
     # One table serves both levels: a row's fold says which models train on it and which does not.
     train, val = method.sources or 2 * (rows(None if method.name == "deterministic" else BATCH),)
+    assert method.estimator is not None
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
     result = minimize(problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1)
     return _decide(task, start, stopping, Code(result.code), result.interrupted, method)
@@ -347,7 +348,8 @@ def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
         subset = task._replace(rows=jax.tree.map(lambda a: a[chosen], task.rows))
     counts = np.count_nonzero(subset.rows.outer_weight), np.count_nonzero(task.validation[2])
     real = jnp.result_type(float)
-    w = _zeros(task, task.folds)
+    shape = task.folds, task.outputs
+    w = {"weights": jnp.zeros((*shape, task.rows.X.shape[1]), real), "bias": jnp.zeros(shape, real)}
     best, least, worse, interrupted = None, np.inf, 0, False
     try:
         for exponent in PATH:
@@ -355,7 +357,7 @@ def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
             lam = jnp.full(task.lam_shape, np.log(10.0) * exponent, real)
             w = solve(CrossFitLoss(task.penalised), w, lam, subset.rows, moment=task.moment, tolerance=1e-4)
             candidate = _candidate(task, 0, lam, w, _tuning_loss(subset, w))
-            # The mean over all rows that have held-out losses, n_t of the training and n_v of the validation part.
+            # (n_t L_t + n_v L_v) / (n_t + n_v) over the n_t training and the n_v validation rows
             pooled = (counts[0] * candidate.tuning_loss + counts[1] * candidate.validation_loss) / sum(counts)
             worse = 0 if pooled < least else worse + 1
             if best is None or pooled < least:
@@ -367,7 +369,7 @@ def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
             raise
         interrupted = True
     assert best is not None  # the path is not empty
-    # n exp(lam) = n_few exp(lam_few): the same penalty on the sum of the losses
+    # n exp(lam) = n_subset exp(lam_subset): the same penalty on the sum of the losses
     lam = best.lam - float(np.log(n / subset.rows.y.shape[0]))
     w = best.w
     if not interrupted:
@@ -387,11 +389,6 @@ def _one_model(task: TuningTask, lam: Array, w: PyTree) -> tuple[PyTree, np.ndar
     model = solve(task.penalised, start, lam, (rows.X, rows.y, rows.inner_weight), moment=task.moment)
     stack = jax.tree.map(lambda x: x[None], model)
     return model, np.asarray(_row_losses(task.plain, stack, task.validation))
-
-
-def _zeros(task: TuningTask, models: int) -> PyTree:
-    p, real = task.rows.X.shape[1], jnp.result_type(float)
-    return {"weights": jnp.zeros((models, task.outputs, p), real), "bias": jnp.zeros((models, task.outputs), real)}
 
 
 _held_out_loss = jax.jit(HeldOutLoss.__call__)

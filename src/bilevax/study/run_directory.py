@@ -71,7 +71,10 @@ class RunDirectory:
 
     def finish(self, study: "Study") -> None:
         """Write everything else and put the run in its place."""
-        _write_files(study, self._target)
+        check_model(study.model)
+        files.write_toml(self._target / "config.toml", study.config())
+        files.write_json(self._target / "coefficients.json", study.model.to_plain())
+        files.write(self._target / "model.safetensors", _model_bytes(study.model))
         if not self._replaces:
             return
         # All new files are complete: from here on only names change.
@@ -130,13 +133,6 @@ def read_model(directory: Path) -> LinearModel:
     if not intact:
         raise DataError(f"{path} is damaged: its checksum does not agree")
     return linear_from_plain(plain)
-
-
-def _write_files(study: "Study", directory: Path) -> None:
-    check_model(study.model)
-    files.write_toml(directory / "config.toml", study.config())
-    files.write_json(directory / "coefficients.json", study.model.to_plain())
-    files.write(directory / "model.safetensors", _model_bytes(study.model))
 
 
 def _model_bytes(model: LinearModel) -> bytes:

@@ -85,7 +85,10 @@ class Study:
             },
             "tune": self.settings.model_dump(mode="json", exclude={"group", "time"}),
             "method": {"name": str(self.estimator.method_), "reason": str(self.estimator.method_reason_)},
-            "versions": _versions(),
+            "versions": {
+                **{name: importlib.metadata.version(name) for name in ("bilevax", "jax", "numpy", "scikit-learn")},
+                "python": platform.python_version(),
+            },
         }
 
 
@@ -265,8 +268,3 @@ def _compare(
         # Row by row: both models meet the same easy and hard rows.
         difference, low, high = paired_interval(tuned, losses)
         emit("paired", name=name, difference=difference, low=low, high=high)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("bilevax", "jax", "numpy", "scikit-learn")
-    return {**{name: importlib.metadata.version(name) for name in packages}, "python": platform.python_version()}

@@ -123,6 +123,7 @@ def _decrease(algorithm: Algorithm, steps: int, decrease: float) -> None:
         left <= decrease,
         f"after {steps} steps on every row {name} has {left:.2g} of its way to the minimum left; allowed is {decrease}",
     )
+    # w lags behind the lam it is returned with, by what is left of the way
     best = p.w(np.asarray(result.lam))
     near = relative(result.w, best) < 0.1 + relative(np.zeros_like(best), best) * decrease
     require(near, f"the w that {name} returns does not solve the inner problem at its lam")
@@ -141,6 +142,7 @@ def _record(algorithm: Algorithm, result: Result) -> None:
 def _cut(algorithm: Algorithm, reference: Reference, base: Result) -> None:
     name = title(algorithm)
     seen: list[PyTree] = []
+    # a call a step, against one call for all of them
     cut = _run(algorithm, reference, callback=lambda progress: seen.append(progress.lam))
     for field in ("lam", "w", "code", "cost"):
         same = same_bits(getattr(cut, field), getattr(base, field))
@@ -148,6 +150,7 @@ def _cut(algorithm: Algorithm, reference: Reference, base: Result) -> None:
     require(len(seen) == FEW, f"{name} ended after {len(seen)} of {FEW} steps")
     inside = all(np.all((np.asarray(lam) >= -0.2) & (np.asarray(lam) <= 0.1)) for lam in seen)
     require(inside, f"an iterate of {name} left the set Lambda")
+    # a lam outside of the box
     (problem, lam, *sources), w0 = reference._replace(lam=np.array([5.0, -5.0, 0.0])).start(B)
     state = canonicalize(algorithm).init(problem, w0, lam, (sources[0], sources[1]))
     require(same_bits(algorithm.solution(state)[1], BOX(lam)), f"{name}.init must project lam onto Lambda")
@@ -200,6 +203,7 @@ def _mapped(algorithm: Algorithm, reference: Reference, base: Result) -> None:
         state, ends = algorithm.init(problem, w0, lam, sources), {"start": jnp.int32(0), "stop": jnp.int32(FEW)}
         return algorithm.solution(advance(problem, ready, state, sources, key=key, **ends).state)
 
+    # sources are arguments of the program, as their tables are large
     keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
     lanes = jax.jit(jax.vmap(run, (0, None)))(keys, tuple(sources))
     error = relative(jax.tree.map(lambda x: x[0], lanes), (base.w, base.lam))
@@ -228,6 +232,7 @@ def _cost(algorithm: Algorithm, reference: Reference) -> None:
     name, seen = title(algorithm), Counter()
     (_, lam, train, val), w0 = reference.start(B)
     start = reference.problem, algorithm, w0, lam, Counted(train, seen), val
+    # minibatches of train as the running program reads them, against what the cost says
     result = minimize(*start, steps=FEW, key=jax.random.key(0))
     counted_in_full(name, result.cost, train.rows_per_batch, seen.after(result.lam))
     rising = np.all(np.diff(result.history.samples) > 0) and result.history.samples[-1] == result.cost.samples

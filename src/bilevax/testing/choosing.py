@@ -11,6 +11,7 @@ from bilevax.problems import MultinomialLogistic
 from bilevax.testing.scores import (
     TRAIN,
     VAL,
+    Penalised,
     a_condition,
     divided,
     logistic,
@@ -25,18 +26,9 @@ from bilevax.testing.truth import Drawn, Family
 ROWS = TRAIN + VAL
 
 
-def squared_ridge(w: Array, lam: Array, batch: PyTree) -> Array:
-    """Least squares with a penalty per weight."""
-    return squared(w, lam, batch) + ridge(w, lam)
-
-
-def logistic_ridge(w: Array, lam: Array, batch: PyTree) -> Array:
-    """Logistic regression with a penalty per weight."""
-    return logistic(w, lam, batch) + ridge(w, lam)
-
-
 def _heavy_rows(rng: Generator) -> Drawn:
     condition, d = a_condition(rng), 6
+    # a t distribution of 2.5 degrees of freedom has the variance 5
     x, weights = mixed(rng.standard_t(2.5, size=(ROWS, d)) / np.sqrt(5.0), condition, rng)
     train, val = divided({"x": x, "y": x @ weights + 0.5 * rng.standard_t(3.0, size=ROWS)})
     return Drawn(train, val, penalties(rng, 0.5 / condition, d), np.zeros(d))
@@ -50,9 +42,11 @@ def _rare_levels(rng: Generator) -> Drawn:
     """Levels of which the rarest have a chance of 1 and 2 %, or so."""
     columns = []
     for levels in LEVELS:
+        # P(level k) ~ k^-a, a from 1 to 2
         share = np.arange(1.0, levels + 1.0) ** -rng.uniform(1.0, 2.0)
         chosen = rng.choice(levels, size=ROWS, p=share / share.sum())
-        chosen[:levels] = np.arange(levels)  # each is in train
+        # each is in train at least once
+        chosen[:levels] = np.arange(levels)
         columns.append(np.eye(levels)[chosen])
     x = np.concatenate(columns, axis=1)
     train, val = divided({"x": x, "y": signs(rng, x @ rng.normal(size=x.shape[1]) * 1.5)})
@@ -65,15 +59,11 @@ def poisson(w: Array, lam: Array, batch: PyTree) -> Array:
     return jnp.mean(jnp.exp(score) - batch["y"] * score)
 
 
-def poisson_ridge(w: Array, lam: Array, batch: PyTree) -> Array:
-    """Poisson regression with a penalty per weight."""
-    return poisson(w, lam, batch) + ridge(w, lam)
-
-
 def _poisson(rng: Generator) -> Drawn:
     """Rates of e and more, so that the curvature at the solution is several times that at w0 = 0."""
     condition, d = a_condition(rng), 5
     x, weights = mixed(rng.normal(size=(ROWS, d)), condition, rng)
+    # rates exp(score), with an intercept of 1
     score = 1.0 + 0.6 * x @ weights
     x = np.concatenate([np.ones((ROWS, 1)), x], axis=1)
     train, val = divided({"x": x, "y": rng.poisson(np.exp(score)).astype(np.float64)})
@@ -87,12 +77,8 @@ KINK = 0.3
 def huber(w: Array, lam: Array, batch: PyTree) -> Array:
     """Mean of Huber's loss of x'w - y."""
     e = jnp.abs(batch["x"] @ w - batch["y"])
+    # e^2 / 2 below the kink c, c (e - c / 2) beyond
     return jnp.mean(jnp.where(e < KINK, 0.5 * e**2, KINK * (e - 0.5 * KINK)))
-
-
-def huber_ridge(w: Array, lam: Array, batch: PyTree) -> Array:
-    """Huber's regression with a penalty per weight."""
-    return huber(w, lam, batch) + ridge(w, lam)
 
 
 def _huber(rng: Generator) -> Drawn:
@@ -108,6 +94,7 @@ WEIGHTED = 128
 
 def weighted_logistic(w: Array, lam: PyTree, batch: PyTree) -> Array:
     """Logistic regression, each row with a weight in ]0, 1[, and one penalty."""
+    # log(1 + exp(-y x'w)), by sigmoid(lam_row)
     losses = jax.nn.softplus(-batch["y"] * (batch["x"] @ w))
     return jnp.mean(jax.nn.sigmoid(lam["row"])[batch["row"]] * losses) + ridge(w, lam["penalty"])
 
@@ -116,6 +103,7 @@ def _row_weights(rng: Generator) -> Drawn:
     condition, d, rows = a_condition(rng), 5, WEIGHTED + VAL
     x, weights = mixed(rng.normal(size=(rows, d)), condition, rng)
     y = signs(rng, 2.0 * x @ weights)
+    # a fifth of the labels of train is wrong
     y[:WEIGHTED] *= np.where(rng.uniform(size=WEIGHTED) < 0.2, -1.0, 1.0)
     train, val = divided({"x": x, "y": y, "row": np.arange(rows, dtype=np.int32)}, WEIGHTED)
     lam = {"row": rng.normal(size=WEIGHTED), "penalty": np.log(0.03 / condition)}
@@ -143,6 +131,7 @@ def _sorted_rows(rng: Generator) -> Drawn:
     condition, d = a_condition(rng), 7
     x, weights = mixed(rng.normal(size=(ROWS, d)), condition, rng)
     train, val = divided({"x": x, "y": signs(rng, 2.0 * x @ weights + 0.5)})
+    # one class after the other, in a stable order
     order = np.argsort(train["y"], kind="stable")
     return Drawn({k: a[order] for k, a in train.items()}, val, penalties(rng, 0.1 / condition, d), np.zeros(d))
 
@@ -162,6 +151,7 @@ def _factors(rng: Generator) -> Drawn:
     condition, sizes = a_condition(rng), (6, 5)
     u, v = (rng.choice([-1.0, 1.0], size=k) * rng.uniform(0.7, 1.5, size=k) for k in sizes)
     i, j = (rng.integers(k, size=ROWS) for k in sizes)
+    # entries of u v' in white noise
     y = u[i] * v[j] + 0.5 * rng.normal(size=ROWS)
     train, val = divided({"i": np.eye(6)[i], "j": np.eye(5)[j], "y": y})
     w0 = {name: x + 0.2 * rng.normal(size=x.shape) for name, x in (("u", u), ("v", v))}
@@ -181,20 +171,21 @@ def _softmax(rng: Generator) -> Drawn:
     x, _ = mixed(rng.normal(size=(ROWS, d)), condition, rng)
     x = np.concatenate([x, np.ones((ROWS, 1))], axis=1)
     scores = x @ rng.normal(size=(d + 1, classes)) * 2.0
+    # argmax of score + Gumbel noise is a draw from the softmax
     y = np.argmax(scores + rng.gumbel(size=scores.shape), axis=1).astype(np.int32)
     lam = penalties(rng, 0.7 / condition, d + 1)
     return Drawn((x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:]), lam, np.zeros((classes, d + 1)))
 
 
 CHOOSING = {
-    "heavy-rows": Family(_heavy_rows, squared_ridge, squared),
-    "rare-levels": Family(_rare_levels, logistic_ridge, logistic),
-    "poisson": Family(_poisson, poisson_ridge, poisson),
-    "huber": Family(_huber, huber_ridge, huber),
+    "heavy-rows": Family(_heavy_rows, Penalised(squared), squared),
+    "rare-levels": Family(_rare_levels, Penalised(logistic), logistic),
+    "poisson": Family(_poisson, Penalised(poisson), poisson),
+    "huber": Family(_huber, Penalised(huber), huber),
     "row-weights": Family(_row_weights, weighted_logistic, logistic),
     "units": Family(_units, unit_ridge, squared),
-    "sorted-rows": Family(_sorted_rows, logistic_ridge, logistic, sampling="blocks"),
+    "sorted-rows": Family(_sorted_rows, Penalised(logistic), logistic, sampling="blocks"),
     "factors": Family(_factors, factors_ridge, factors),
-    "far-start": Family(_far_start, squared_ridge, squared),
+    "far-start": Family(_far_start, Penalised(squared), squared),
     "softmax": Family(_softmax, MultinomialLogistic("feature"), MultinomialLogistic()),
 }

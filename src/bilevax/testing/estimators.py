@@ -147,6 +147,7 @@ def _trees(estimator: Estimator, reference: Reference) -> None:
 def _precision(estimator: Estimator, reference: Reference) -> None:
     est = _run(estimator, reference.single(), B)
     single(title(estimator), value=est.value, outer_value=est.outer_value, w=est.w, v=est.v)
+    # the same minibatches, drawn from the same key: rounding alone is left
     error = relative(est.value, _run(estimator, reference, B).value)
     require(error <= 1e-3, f"{title(estimator)} in float32 differs by {error:.1e} from itself in float64")
 
@@ -177,6 +178,7 @@ def _transformations(estimator: Estimator, reference: Reference) -> None:
 
 
 def _traces(estimator: Estimator, watch: Watched) -> None:
+    # the first run compiles; those after it have other numbers in the same shapes
     reference = watch.reference
     _run(estimator, reference, B)
     other = reference._replace(lam=reference.lam + 1, w0=reference.w0 + 1)
@@ -189,6 +191,7 @@ def _traces(estimator: Estimator, watch: Watched) -> None:
 
 
 def _fault(estimator: Estimator, where: str, reference: Reference) -> None:
+    # on every row and on minibatches, which are solved by other programs
     for batch_size in (None, B):
         code = Code(int(_run(estimator, reference, batch_size).code))
         sentence = f"{title(estimator)} ends with {code.name}, not NONFINITE, where the {place(where)} is NaN"
@@ -200,6 +203,7 @@ def _cost(estimator: Estimator, reference: Reference, calls: Mapping[str, int] |
     (_, lam, train, val), w0 = reference.start(B)
     start = estimator, w0, lam, Counted(train, seen), val
     est = hypergradient(reference.problem, *start, key=jax.random.key(0), report=False)
+    # without a report, which draws minibatches of its own
     drawn = seen.after(est)
     for part in est.cost:
         whole = np.issubdtype(np.asarray(part.calls).dtype, np.integer)
@@ -217,6 +221,7 @@ def _many(estimator: Estimator, instance: Instance, w0: PyTree, keys: Array) -> 
 
 
 def _bias(estimator: Estimator, reference: Reference) -> None:
+    # one program for all keys, without the driver: its checks would be traced KEYS times
     keys = jax.random.split(jax.random.key(7), KEYS)
     samples = _many(canonicalize(estimator), *reference.start(B), keys)
     unbiased(f"{title(estimator)} on minibatches", samples, reference.truth.hypergradient)

@@ -23,11 +23,14 @@ def drawn_from(name: str, number: int) -> NamedProblem:
     drawn = family.recipe(np.random.default_rng([zlib.crc32(name.encode()), number]))
     if not family.descends:
         p = _named(name, family, drawn, Problem(family.inner, family.outer), Curvature(1.0, 1.0))
+        # bounds on I - d1Phi, from its singular values at the solution
         singular = np.linalg.svd(p.system(p.solution().w), compute_uv=False)
         return _named(name, family, drawn, p.problem, Curvature(float(singular[0]), float(singular[-1])))
     curvature = Curvature(1.0, 1.0)
-    for solved in (False, True):  # the step for the way to the solution, then the one that belongs there
+    # the curvature at w0 gives a step for the way to the solution, and that at the solution the one that belongs there
+    for solved in (False, True):
         p = _descending(name, family, drawn, curvature)
+        # H = (I - d1Phi) / alpha
         eigenvalues = np.linalg.eigvalsh(p.system(p.solution().w if solved else drawn.w0)) / curvature.alpha
         curvature = Curvature(float(eigenvalues[-1]), float(max(eigenvalues[0], 0.0)))
     return _descending(name, family, drawn, curvature)

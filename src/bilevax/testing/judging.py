@@ -7,7 +7,7 @@ from jax import Array
 from numpy.random import Generator
 
 from bilevax.core.trees import PyTree
-from bilevax.testing.scores import TRAIN, VAL, a_condition, divided, mixed, penalties, ridge, signs, squared
+from bilevax.testing.scores import TRAIN, VAL, Penalised, a_condition, divided, mixed, penalties, ridge, signs, squared
 from bilevax.testing.truth import Drawn, Family
 
 ROWS = TRAIN + VAL
@@ -31,11 +31,6 @@ def squared_hinge(w: Array, lam: Array, batch: PyTree) -> Array:
     return 0.5 * jnp.mean(jnp.maximum(0.0, 1.0 - batch["y"] * (batch["x"] @ w)) ** 2)
 
 
-def squared_hinge_ridge(w: Array, lam: Array, batch: PyTree) -> Array:
-    """Support vectors with a penalty per weight."""
-    return squared_hinge(w, lam, batch) + ridge(w, lam)
-
-
 def _squared_hinge(rng: Generator) -> Drawn:
     condition, d = a_condition(rng), 6
     x, weights = mixed(rng.normal(size=(ROWS, d)), condition, rng)
@@ -53,14 +48,10 @@ def quantile(w: Array, lam: Array, batch: PyTree) -> Array:
     return jnp.mean(LEVEL * e + WIDTH * jax.nn.softplus(-e / WIDTH))
 
 
-def quantile_ridge(w: Array, lam: Array, batch: PyTree) -> Array:
-    """Quantile regression with a penalty per weight."""
-    return quantile(w, lam, batch) + ridge(w, lam)
-
-
 def _quantile(rng: Generator) -> Drawn:
     condition, d = a_condition(rng), 4
     x, weights = mixed(rng.normal(size=(ROWS, d)), condition, rng)
+    # skew noise of median log 2 - 1/2 and mean 1/2: its quantiles are not symmetric
     noise = rng.exponential(size=ROWS) - 0.5
     train, val = divided({"x": x, "y": x @ weights + noise})
     return Drawn(train, val, penalties(rng, 0.3 / condition, d), np.zeros(d))
@@ -80,8 +71,10 @@ def _mean_field(rng: Generator) -> Drawn:
     """A map without a loss, not symmetric; d1Phi = (1 - 2 / condition) K at w = 0, where it is largest, and |K| = 1."""
     condition, d, p = a_condition(rng), 5, 2
     x, B, turn = rng.normal(size=(TRAIN, p)), 0.3 * rng.normal(size=(p, d)), np.linalg.qr(rng.normal(size=(d, d)))[0]
+    # blocks [[.5, .4], [-.4, .5]] and [[.2, .4], [-.4, .2]] turn: K is not symmetric
     K = np.diag([1.0, 0.5, 0.5, 0.2, 0.2])
     K[[1, 3], [2, 4]], K[[2, 4], [1, 3]] = 0.4, -0.4
+    # d tanh(a) / da = cosh(a)^-2 at w = 0, c left out: d1Phi = diag(slopes) A
     slopes = np.mean(np.cosh(x @ B) ** -2.0, axis=0)
     A = (1.0 - 2.0 / condition) * (turn @ K @ turn.T) / slopes[:, None]
     z = rng.normal(size=(VAL, d)) + 0.5
@@ -95,6 +88,7 @@ SHARED = 160
 
 def shared_squares(w: Array, lam: PyTree, batch: PyTree) -> Array:
     """Least squares, row i with the weight n softmax(lam)_i, and a fixed penalty per weight."""
+    # n softmax(lam)_i: 1 in the mean over the rows
     weights = lam["row"].shape[0] * jax.nn.softmax(lam["row"])[batch["row"]]
     return 0.5 * jnp.mean(weights * (batch["x"] @ w - batch["y"]) ** 2) + ridge(w, lam["penalty"])
 
@@ -103,6 +97,7 @@ def _row_shares(rng: Generator) -> Drawn:
     """A tenth of the rows has ten times the noise."""
     condition, d, rows = a_condition(rng), 6, SHARED + VAL
     x, weights = mixed(rng.normal(size=(rows, d)), condition, rng)
+    # a noisy row should get less weight
     spread = np.where((rng.uniform(size=rows) < 0.1) & (np.arange(rows) < SHARED), 4.0, 0.4)
     y = x @ weights + spread * rng.normal(size=rows)
     train, val = divided({"x": x, "y": y, "row": np.arange(rows, dtype=np.int32)}, SHARED)
@@ -148,6 +143,7 @@ def _same_rows(rng: Generator) -> Drawn:
     """Train and val are one table."""
     condition, d = a_condition(rng), 7
     x, weights = mixed(rng.normal(size=(TRAIN, d)), condition, rng)
+    # lam is then fitted to the rows that w was fitted to
     rows = {"x": x, "y": x @ weights + 0.5 * rng.standard_t(3.0, size=TRAIN)}
     lam = {"l1": np.log(0.02) + 0.5 * rng.normal(), "l2": np.log(0.5 / condition) + 0.5 * rng.normal()}
     return Drawn(rows, rows, lam, np.zeros(d))
@@ -167,6 +163,7 @@ def _correlated(rng: Generator) -> Drawn:
     """Shifts by what is all but a sum of features: the noise of the cross products is that of the multiplier."""
     condition, d, shifts = a_condition(rng), 6, 3
     x, weights = mixed(rng.normal(size=(ROWS, d)), condition, rng)
+    # all but a linear function of x: so v is large along what c shares with x
     c = x @ rng.normal(size=(d, shifts)) + 0.05 * rng.normal(size=(ROWS, shifts)) + 0.1
     train, val = divided({"x": x, "c": c, "y": x @ weights + 0.5 * rng.normal(size=ROWS)})
     lam = {"shift": 0.5 * rng.normal(size=shifts), "penalty": np.log(0.5 / condition)}
@@ -179,15 +176,11 @@ def gamma(w: Array, lam: Array, batch: PyTree) -> Array:
     return jnp.mean(batch["y"] * jnp.exp(-score) + score)
 
 
-def gamma_ridge(w: Array, lam: Array, batch: PyTree) -> Array:
-    """Gamma regression with a penalty per weight."""
-    return gamma(w, lam, batch) + ridge(w, lam)
-
-
 def _gamma(rng: Generator) -> Drawn:
     """Durations below 1 in the mean: the curvature at w0 = 0 is a part of that at the solution."""
     condition, d = a_condition(rng), 4
     x, weights = mixed(rng.normal(size=(ROWS, d)), condition, rng)
+    # y = mean times a gamma variable of shape 2 and mean 1
     mean = np.exp(0.7 * x @ weights - 0.7)
     x = np.concatenate([np.ones((ROWS, 1)), x], axis=1)
     train, val = divided({"x": x, "y": mean * rng.gamma(2.0, 0.5, size=ROWS)})
@@ -213,6 +206,7 @@ def _pairs(rng: Generator) -> Drawn:
     condition, d = a_condition(rng), 12
     both, weights = mixed(rng.normal(size=(2 * ROWS, d)), condition, rng)
     x, z = both[:ROWS], both[ROWS:]
+    # P(x above z) = 1 / (1 + exp(-2 (x - z)'w))
     upper = signs(rng, 2.0 * (x - z) @ weights)[:, None] > 0
     train, val = divided({"x": np.where(upper, x, z), "z": np.where(upper, z, x)})
     return Drawn(train, val, penalties(rng, 0.2 / condition, 4) / GROUP_UNITS, -5.0 * weights)
@@ -220,13 +214,13 @@ def _pairs(rng: Generator) -> Drawn:
 
 JUDGING = {
     "one-row": Family(_one_row, groups_ridge, squared, batch_size=1),
-    "squared-hinge": Family(_squared_hinge, squared_hinge_ridge, squared_hinge),
-    "quantile": Family(_quantile, quantile_ridge, quantile),
+    "squared-hinge": Family(_squared_hinge, Penalised(squared_hinge), squared_hinge),
+    "quantile": Family(_quantile, Penalised(quantile), quantile),
     "mean-field": Family(_mean_field, mean_field, read_out, descends=False),
     "row-shares": Family(_row_shares, shared_squares, squared),
     "nearly-separable": Family(_nearly_separable, one_penalty_logistic, shifted_logistic),
     "same-rows": Family(_same_rows, huber_elastic, huber),
     "correlated": Family(_correlated, shifted_ridge, shifted_squares),
-    "gamma": Family(_gamma, gamma_ridge, gamma),
+    "gamma": Family(_gamma, Penalised(gamma), gamma),
     "pairs": Family(_pairs, ranking_ridge, ranking),
 }

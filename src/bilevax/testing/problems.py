@@ -91,7 +91,8 @@ def problem(name: str, draw: int = 0) -> NamedProblem:
         >>> bool(abs(p.curvature.L / p.curvature.tau - 10) < 1e-9), p.solution().hypergradient.shape
         (True, (5,))
     """
-    if isinstance(draw, int | np.integer) and draw >= 2**31:  # a count is less
+    # check_count refuses numbers beyond int32, which a seed may be
+    if isinstance(draw, int | np.integer) and draw >= 2**31:
         if draw >= 2**63:
             raise ParameterError(f"draw must be less than 2^63, got {draw}")
     else:
@@ -110,11 +111,13 @@ def _quadratic(name: str, draw: int, condition: float, batch_size: int, correlat
     rng = np.random.default_rng([int(condition), batch_size, correlated, draw])
     eigenvalues = np.geomspace(1.0, 1.0 / condition, d)
     basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    # X'X / n = Q diag(eigenvalues) Q', exactly; A_i = x_i x_i'
     X = np.sqrt(n) * np.linalg.qr(rng.normal(size=(n, d)))[0] * np.sqrt(eigenvalues) @ basis.T
     A = X[:, :, None] * X[:, None, :]
     root = (basis * np.sqrt(eigenvalues)) @ basis.T
     truth, C = rng.normal(size=d), rng.normal(size=(d, m))
     b = X * (X @ truth + 0.5 * rng.normal(size=n))[:, None]
+    # B_i = A_i C, or of its own noise in the metric of the mean A
     B = A @ C if correlated else root @ (root @ C + 0.3 * rng.normal(size=(n, d, m)))
     lam, target = 0.3 * rng.normal(size=m), truth + rng.normal(size=d)
     p = FiniteQuadratic(A=A, b=b, B=B, target=target, r=0.1, lam=lam)
@@ -126,10 +129,12 @@ def _logistic(name: str, draw: int, n: int, d: int, penalty: float) -> NamedProb
     rng = np.random.default_rng([n, d, int(1 / penalty), draw])
     rows = n + n // 4
     X = rng.normal(size=(rows, d)) * np.linspace(1.0, 0.2, d)
+    # P(y = 1) = 1 / (1 + exp(-x'w)), scores of standard deviation 2 to 3
     chance = 1.0 / (1.0 + np.exp(-X @ rng.normal(size=d) * 4.0 / np.sqrt(d)))
     y = (rng.uniform(size=rows) < chance).astype(np.float64)
     lam = np.log(penalty) + 0.3 * rng.normal(size=d)
     data = (X[:n], y[:n]), (X[n:], y[n:])
+    # the second derivative of log(1 + exp(-s)) is at most 1/4
     curvature = _glm_curvature(0.25, X[:n], lam)
     found = Problem(GradientStep(BinaryLogistic("feature"), curvature.alpha), BinaryLogistic())
     return NamedProblem(name, found, *data, np.zeros((1, d)), lam, 32 if n < 1000 else 100, curvature)
@@ -143,6 +148,7 @@ def _ridge(name: str, draw: int) -> NamedProblem:
 
 def _glm_curvature(second_derivative: float, X: np.ndarray, lam: np.ndarray) -> Curvature:
     """Bounds for sup a'' mean x x' + diag(exp(lam))."""
+    # L = largest eigenvalue of sup a'' X'X / n + diag(exp lam),  tau = least penalty
     penalties = np.exp(lam)
     top = np.linalg.eigvalsh(second_derivative * X.T @ X / len(X) + np.diag(penalties))[-1]
     return Curvature(float(top), float(penalties.min()))
@@ -156,6 +162,7 @@ def layer(w: Array, lam: PyTree, batch: PyTree) -> Array:
         lam: {"A": [h, h], "B": [p, h], "c": [h], "out": [h]}.
         batch: {"row": [b], "x": [b, p]}.
     """
+    # h_i <- h_i + (n / b) (tanh(x_i B + h_i A + c) - h_i) for the b rows of the batch: the layer's step in the mean
     h = w[batch["row"]]
     new = jnp.tanh(batch["x"] @ lam["B"] + h @ lam["A"] + lam["c"][None])
     return w.at[batch["row"]].add((w.shape[0] / h.shape[0]) * (new - h))
@@ -170,6 +177,7 @@ def _equilibrium(name: str, draw: int) -> NamedProblem:
     rng = np.random.default_rng([5, draw])
     n, p, h, q = 64, 5, 8, 0.7
     A = rng.normal(size=(h, h))
+    # |A| = q, and |tanh'| <= 1: the layer contracts by q
     lam = {"A": q * A / np.linalg.norm(A, 2), "B": rng.normal(size=(p, h)) / np.sqrt(p), "c": 0.1 * rng.normal(size=h)}
     lam["out"] = rng.normal(size=h)
     row, x = np.arange(n, dtype=np.int32), rng.normal(size=(n, p))
@@ -181,6 +189,7 @@ def _equilibrium(name: str, draw: int) -> NamedProblem:
 
 def elastic_net_prox(w: Array, lam: PyTree, s: Array) -> Array:
     """Argmin_u s (exp(l1) |u|_1 + exp(l2) |u|^2 / 2) + |u - w|^2 / 2, entry by entry; lam = {"l1": [], "l2": []}."""
+    # soft thresholding by s exp(l1), then shrinkage by 1 + s exp(l2)
     soft = jnp.sign(w) * jnp.maximum(jnp.abs(w) - s * jnp.exp(lam["l1"]), 0.0)
     return soft / (1.0 + s * jnp.exp(lam["l2"]))
 
@@ -205,6 +214,7 @@ def _digits(name: str, draw: int) -> NamedProblem:
     order, n = rng.permutation(len(table.target)), 1000
     X, y = table.data[order] / 16.0, table.target[order].astype(np.int32)
     lam = np.log(0.01) + 0.3 * rng.normal(size=X.shape[1])
+    # the Hessian of the log-sum-exp of the scores is at most 1/2
     curvature = _glm_curvature(0.5, X[:n], lam)
     found = Problem(GradientStep(MultinomialLogistic("feature"), curvature.alpha), MultinomialLogistic())
     return NamedProblem(name, found, (X[:n], y[:n]), (X[n:], y[n:]), np.zeros((10, 64)), lam, 50, curvature)

@@ -1,11 +1,14 @@
 """What the families of problems share: losses of scores, penalties, and random rows."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.random import Generator
 
+from bilevax.core.config import config
 from bilevax.core.trees import PyTree
 
 CONDITIONS = 6.0, 500.0
@@ -28,6 +31,17 @@ def logistic(w: PyTree, lam: PyTree, batch: PyTree) -> Array:
 def ridge(w: Array, logarithms: Array) -> Array:
     """1/2 sum exp(logarithms) w^2."""
     return 0.5 * jnp.sum(jnp.exp(logarithms) * w**2)
+
+
+@config
+class Penalised:
+    """A loss with a penalty per weight, 1/2 sum exp(lam) w^2."""
+
+    loss: Callable[[Array, Array, PyTree], Array]
+
+    def __call__(self, w: Array, lam: Array, batch: PyTree) -> Array:
+        """The loss of the batch, and the penalty."""
+        return self.loss(w, lam, batch) + ridge(w, lam)
 
 
 def a_condition(rng: Generator) -> float:

@@ -75,6 +75,7 @@ class System(NamedTuple):
 def _system(*, symmetric: bool) -> System:
     rng = np.random.default_rng(5)
     noise = rng.normal(size=(N, D, D))
+    # noise of mean 0: the mean of the rows is the system that is meant
     noise = 0.2 * (noise - noise.mean(0))
     metric = np.linspace(0.5, 1.0, D)
     # H diag(s), H of eigenvalues .4 to 1.2, is self-adjoint in s; I - .6 M / ||M|| is not
@@ -178,6 +179,7 @@ def check_inner_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool 
         >>> check_inner_solver(bx.LBFGS(tol=1e-9))  # doctest: +SKIP
     """
     with float64():
+        # Given solves nothing: w0 is the solution
         if isinstance(solver, Given):
             _given(solver)
             return
@@ -252,6 +254,7 @@ def _invariance(solver: Solver, run: Run, x: Array) -> None:
     name, ready = title(solver), canonicalize(solver)
     tally = Tally(run)
     jitted = jax.jit(tally)
+    # the solver is an argument: its numbers are leaves of it, and new ones compile nothing
     alone = jitted(ready, x, None, 0.0)
     error = relative(run(solver, x, None, 0.0).value, alone.value)
     require(error <= ROUNDING, f"{name} under jax.jit differs by {error:.1e} from itself called eagerly")
@@ -272,6 +275,7 @@ def _single(run: Run, solver: Solver, x: Array) -> Solution:
     """With all arguments in float32."""
     if run is _of_trees:
         return run(solver, x, None, 0.0)
+    # rows and metric too: one float64 argument would widen all
     system = _system(symmetric=True)
     rows, metric = (jnp.asarray(a, jnp.float32) for a in (system.rows, system.metric))
     return _solve(solver, rows, x, None, metric=metric)
@@ -279,6 +283,7 @@ def _single(run: Run, solver: Solver, x: Array) -> Solution:
 
 def _counted(name: str, solver: Solver) -> None:
     """Evaluations of the inner loss on every row, against the calls it says."""
+    # a callback in the loss: it counts in the running program, where a loop has any number of steps
     watch, seen = watched(), Counter()
 
     def noted(*args: PyTree) -> PyTree:

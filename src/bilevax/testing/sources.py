@@ -71,6 +71,7 @@ def _example(source: RowSource, name: str, key: Array) -> None:
     """The example is like a draw, but for the number of rows."""
     drawn: list[PyTree] = []
 
+    # a source may have minibatches of two sizes, and traces its use once for each
     def draw() -> None:
         first = jnp.int32(0)
         source.visit(source.plan_chunk(None, key, first, True), first, lambda draw: drawn.append(_kinds(draw.batch)))
@@ -90,6 +91,7 @@ def _kinds(batch: PyTree) -> tuple[object, list[str]]:
 
 def _total(source: RowSource, name: str, rows: PyTree) -> None:
     """The mean over every row of cos(a x) + a x, with a penalty a^2 that counts once, and its derivative in a."""
+    # each leaf over its largest entry, so that cos(a x) bends
     table = [np.asarray(x, np.float64) for x in jax.tree.leaves(rows)]
     scales = [np.abs(x).max() or 1.0 for x in table]
 
@@ -173,6 +175,7 @@ def _key_words(batch: PyTree) -> Array:
 
 
 def _cut(source: RowSource, name: str, rows: PyTree, key: Array, seen: Drawn) -> None:
+    # within the first chunk of 256, across its end, and at the end of what is looked at
     for start, stop in ((0, 1), (7, 300), (255, 257), (DRAWN - 3, DRAWN)):
         part = _drawn(source, rows, key, start, stop)
         a, b = (jax.tree.map(lambda x, i=start, j=stop: x[i:j], tree) for tree in (part, seen))
@@ -207,6 +210,7 @@ def _own_keys(source: RowSource, name: str, given: tuple[PyTree, Array], seen: D
     table, key = given
     require(not source.is_full_batch, f"{name} brings keys, so that its minibatches differ, and says that it is whole")
     other = _drawn(source, _dense(table), jax.random.key(4), 0, DRAWN)
+    # no key twice: of the draws under two keys, of the one that every row at once brings, and of the loop
     words = np.concatenate([seen.key, other.key, _key_words(table)[None], jax.random.key_data(key)[None]])
     require(len(np.unique(words, axis=0)) == len(words), f"{name} brings one key in several draws; each needs its own")
 
@@ -216,6 +220,7 @@ def _mean(source: RowSource, name: str, rows: PyTree, seen: Drawn) -> None:
     weight, size = (np.asarray(x, np.float64) for x in (seen.weight, seen.rows))
     for total, x in zip(seen.sums, jax.tree.leaves(rows), strict=True):
         table = np.asarray(x, np.float64).reshape(source.rows, -1)
+        # weight times sum over rows is the mean of the minibatch, weighted
         means = np.asarray(total, np.float64).reshape(DRAWN, -1) * (weight / size)[:, None]
         error = np.abs(means.mean(axis=0) - table.mean(axis=0))
         noise = means.std(axis=0, ddof=1) / np.sqrt(DRAWN) + 1e-5 * np.abs(table).max(axis=0)

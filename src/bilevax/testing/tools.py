@@ -51,6 +51,7 @@ def vector(tree: PyTree) -> np.ndarray:
 
 def relative(found: PyTree, truth: PyTree) -> float:
     """||found - truth|| / ||truth||; infinite where an entry is not finite."""
+    # NaN must not pass a comparison: it counts as infinitely far
     a, b = vector(found), vector(truth)
     if a.shape != b.shape or not np.all(np.isfinite(a)):
         return float("inf")
@@ -93,6 +94,7 @@ def rebuilt(value: PyTree, *, changed: bool = False) -> PyTree:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {}
         for field in dataclasses.fields(value):
+            # what is static is part of the compiled program: another value there compiles by right
             fixed = bool(field.metadata.get("static")) or not changed
             fields[field.name] = rebuilt(getattr(value, field.name), changed=not fixed)
         return type(value)(**fields)
@@ -113,7 +115,8 @@ def configuration(thing: PyTree) -> None:
     for leaf in jax.tree.leaves(thing):
         number = isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array)
         require(number, f"every leaf of {name} must be a number, got {leaf!r}; mark names and functions as static")
-    derived = [field for field in dataclasses.fields(thing) if not field.init]  # a table that is kept in another form
+    # of a table that is kept in another form the constructor's arguments are gone
+    derived = [field for field in dataclasses.fields(thing) if not field.init]
     again = jax.tree.map(lambda x: x, thing) if derived else rebuilt(thing)
     require(again == thing and hash(again) == hash(thing), f"{name} must compare equal to the same built again")
     jax.tree.map(lambda x: x, canonicalize(thing))
@@ -211,6 +214,7 @@ class Counter:
 
     def after(self, result: PyTree) -> int:
         """The number, once the program that computes the result has ended."""
+        # callbacks may still be under way when the result is there
         jax.block_until_ready(result)
         jax.effects_barrier()
         return self.number

@@ -99,6 +99,7 @@ def _without(s: AuditedProblem, names: list[str], severity: str) -> Finding:
 def _entries(s: AuditedProblem, zero: np.ndarray) -> Iterator[Finding]:
     """Entries of lam whose derivative is exactly zero at every random point, on random rows."""
     rng, v = s.rng(14), normal(s.rng(9), s.w0)
+    # until nothing is left that is zero everywhere, at points near and far
     for scale in (0.3, 1.0, 3.0) * TRIES:
         if not zero.any():
             return

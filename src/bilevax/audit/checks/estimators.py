@@ -51,6 +51,7 @@ def check_estimator(s: AuditedProblem, estimator: Estimator) -> Iterator[Finding
     runs: list[Estimate] = []
     for number in REPLICAS:
         runs += [_run(s, estimator, s.train, s.val, i) for i in range(len(runs), number)]
+        # a run that failed says more than a mean with it
         worst = max(runs, key=lambda est: int(est.code))
         if int(worst.code) >= Code.NOT_CONTRACTIVE:
             failed = sum(int(est.code) >= Code.NOT_CONTRACTIVE for est in runs)
@@ -91,6 +92,7 @@ def _why(s: AuditedProblem, estimator: Estimator, truth: np.ndarray, seen: tuple
         f"The mean of {number} estimates differs from the hypergradient by {100 * bias / size:.2g} % of its norm, "
         f"{bias / max(error, TINY):.3g} standard errors; an estimate on every row by {100 * short / size:.2g} %."
     )
+    # wrong on every row too: it stops short, whatever the noise
     if short >= 0.5 * bias:
         return Finding("ESTIMATOR_SHORT", "warning", measured, "More steps of either solver, or longer ones.")
     return Finding(
@@ -114,6 +116,7 @@ def _whole(source: RowSource) -> RowSource:
 
 def _reference(s: AuditedProblem) -> np.ndarray | None:
     """The hypergradient on every row, or None where it was not found."""
+    # so that the reference's error is far below MATTERS
     tol = 10 * rounding_unit(s.w0) ** 0.75
     inner = LBFGS(tol, REFERENCE_STEPS) if s.problem.has_loss else FixedPoint(REFERENCE_STEPS, tol=1e-4)
     sid = SID(inner, GMRES(tol=1e-5, max_steps=1000, restart=min(s.size, 100)))

@@ -67,6 +67,7 @@ def _kind(y: np.ndarray | None) -> str:
         return "other"
     values = np.unique(y).astype(np.float64)
     known = {(0.0, 1.0): "0/1", (-1.0, 1.0): "-1/+1"}.get(tuple(values.tolist()))
+    # 0, 1, ..., K - 1 or 1, ..., K
     whole = values[0] in (0, 1) and values.size > 1 and np.array_equal(values - values[0], np.arange(values.size))
     return known or ("whole" if whole else "other")
 

@@ -49,6 +49,7 @@ def check_structure(s: AuditedProblem) -> Iterator[Finding]:
 def check_finite(s: AuditedProblem) -> Iterator[Finding]:
     """NONFINITE."""
     v = normal(s.rng(3), s.w0)
+    # each oracle with its derivatives: a finite value can have a derivative that is not
     for place, w in (("w0", s.w0), ("the inner solution", s.solution)):
         found = zip(_NAMES, (*s.inner(w, s.lam, v), *s.outer(w, s.lam)), strict=True)
         bad = [name for name, tree in found if not np.all(np.isfinite(flat(tree)))]

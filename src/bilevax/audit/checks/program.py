@@ -172,6 +172,7 @@ def _constants(name: str, closed: ClosedJaxpr, s: AuditedProblem) -> Iterator[Fi
         )
     if jnp.result_type(float) == np.float64:
         return
+    # JAX narrows silently: what is float64 in Python and float32, equal, in the program
     wide = [x for x in reachable(getattr(s.problem, name)) if x.dtype == np.float64 and x.ndim > 0]
     narrowed = [x for x in wide if any(_equal(x.astype(np.float32), y) for y in held)]
     if narrowed:

@@ -59,6 +59,7 @@ def _slopes(s: AuditedProblem, w: PyTree, rows: PyTree = None) -> bool:
 def _unread(name: str, s: AuditedProblem) -> Finding:
     """What a function that does not read its batch holds in its place."""
     own, other = ("train", "val") if name == "inner_map" else ("val", "train")
+    # the usual mistake: data closed over, of the other side even
     held = _rows_held(name, s)
     seen = f"{name} does not read its batch"
     function = "inner_loss" if s.problem.has_loss and own == "train" else name
@@ -95,6 +96,7 @@ def _shared(train: PyTree, val: PyTree) -> Iterator[Finding]:
     common = [first[name] for name in first if name in second], [second[name] for name in first if name in second]
     if not common[0]:
         return
+    # each distinct row, by its hash: how often it is in train and in val
     n, m = (leaves[0].shape[0] for leaves in common)
     a, b = (np.unique(_hashed(leaves), return_counts=True) for leaves in common)
     values, places = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
@@ -103,6 +105,7 @@ def _shared(train: PyTree, val: PyTree) -> Iterator[Finding]:
     np.add.at(in_val, places[a[0].size :], b[1])
     both, twice = int(in_val[in_train > 0].sum()), in_train + in_val == 2
     split, seen = int(np.sum(twice & (in_train == 1))), int(twice.sum())
+    # P(at least so many of the rows that are there twice come into both)
     chance = _at_least(split, seen, 2 * n * m / ((n + m) * (n + m - 1)))
     same = values.size >= SOME and n == m and np.array_equal(in_train, in_val)
     unique = values.size >= SOME and in_train.max() == in_val.max() == 1  # no row repeats but from one to the other
@@ -121,6 +124,7 @@ def _shared(train: PyTree, val: PyTree) -> Iterator[Finding]:
 
 def _at_least(k: int, n: int, p: float) -> float:
     """P(a binomial of n draws is k or more)."""
+    # log n! + n log(1 - p) - log i! - log (n - i)! + i log(p / (1 - p)), i = k, ..., n
     fixed, odds = math.lgamma(n + 1) + n * math.log1p(-p), math.log(p) - math.log1p(-p)
     logs = (fixed - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * odds for i in range(k, n + 1))
     return math.fsum(map(math.exp, logs))
@@ -132,6 +136,7 @@ def _table(tree: PyTree) -> dict[str, np.ndarray]:
     leaves = {name.removeprefix(".rows"): plain(x) for name, x in given if x.ndim}  # without the key of a draw
     rows = min(x.shape[0] for x in leaves.values())
     named = {f"{name} {x.dtype}{x.shape[1:]}": x for name, x in leaves.items() if x.shape[0] == rows}
+    # a column of numbers 0, 1, ... would make every row another one
     whole = {n for n, x in named.items() if x.dtype.kind in "iu" and np.unique(_hashed([x])).size == rows}
     return {n: x for n, x in named.items() if n not in whole}
 
@@ -143,6 +148,7 @@ def _hashed(leaves: list[np.ndarray]) -> np.ndarray:
         rows = np.ascontiguousarray(x.reshape(x.shape[0], -1)).view(np.uint8)
         words = np.zeros((rows.shape[0], -(-rows.shape[1] // 8) * 8), np.uint8)
         words[:, : rows.shape[1]] = rows
+        # a multiply-xorshift bijection of each word, then a random linear form of odd coefficients, modulo 2^64
         mixed = words.view(np.uint64)
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed ^= mixed >> np.uint64(32)

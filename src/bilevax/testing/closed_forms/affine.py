@@ -33,6 +33,7 @@ def affine_map(w: Array, lam: Array, batch: PyTree) -> Array:
         lam: outer variable, [m].
         batch: {"M": [b, d, d], "B": [b, d, m], "c": [b, d]}.
     """
+    # the mean of the maps is the map of the means
     M, B, c = (jnp.mean(batch[name], axis=0) for name in ("M", "B", "c"))
     return M @ w + B @ lam + c
 
@@ -91,6 +92,7 @@ class FiniteAffine:
         """
         rng = np.random.default_rng(seed)
         M, B, c = rng.normal(size=(d, d)), rng.normal(size=(d, m)), rng.normal(size=d)
+        # M_i = q M / ||M|| + noise less its mean, so that the mean has the norm q exactly
         spread = noise * rng.normal(size=(n, d, d))
         rows = q * M / np.linalg.norm(M, 2) + spread - spread.mean(0)
         B, c = B + noise * rng.normal(size=(n, d, m)), c + noise * rng.normal(size=(n, d))
@@ -119,11 +121,13 @@ class FiniteAffine:
 
     def w(self, lam: Floats) -> Floats:
         """The fixed point (I - M)^-1 (mean c + B lam), [d]."""
+        # (I - M) w = c + B lam
         M, B, c = self._means
         return np.linalg.solve(np.eye(len(M)) - M, c + B @ lam)
 
     def v(self, lam: Floats) -> Floats:
         """The multiplier (I - M')^-1 (w(lam) - target), [d]."""
+        # (I - M') v = w(lam) - target
         M = self._means[0]
         return np.linalg.solve(np.eye(len(M)) - M.T, self.w(lam) - self.target)
 

@@ -74,6 +74,7 @@ def quadratic_inner_loss(w: Array, lam: Array, batch: PyTree) -> Array:
         lam: outer variable, [m].
         batch: {"A": [b, d, d], "b": [b, d], "B": [b, d, m]}.
     """
+    # b_i + B_i lam
     linear = batch["b"] + batch["B"] @ lam
     return jnp.mean(0.5 * jnp.einsum("i,nij,j->n", w, batch["A"], w) - linear @ w)
 
@@ -143,11 +144,13 @@ class FiniteQuadratic:
             r: weight of |lam|^2 / 2.
         """
         rng = np.random.default_rng(seed)
+        # A_i = x_i x_i' + .3 I: its least eigenvalue is .3 in every row
         X = rng.normal(size=(n, d)) * np.linspace(1.0, 0.4, d)
         A = X[:, :, None] * X[:, None, :] + 0.3 * np.eye(d)
         b = 0.5 * rng.normal(size=(n, d)) + 1.0
         B = rng.normal(size=(d, m)) + 0.3 * rng.normal(size=(n, d, m))
         lam, target = 0.3 * rng.normal(size=m), rng.normal(size=d)
+        # B_i = B + (A_i - A) C
         if correlated:
             B = B.mean(0) + (A - A.mean(0)) @ rng.normal(size=(d, m))
         return cls(A=A, b=b, B=B, target=target, r=r, lam=lam)
@@ -217,6 +220,7 @@ class FiniteQuadratic:
             alpha: step of the inner map; None for ``curvature.alpha``.
         """
         step = self.curvature.alpha if alpha is None else alpha
+        # Phi(w, lam) = w - step (A w - b - B lam): d1Phi = I - step A and d2Phi = step B, whatever w and lam are
         rows = self.moments(lam, step)
         dA, dB = self.A - rows.A, self.B - rows.B
         radius = float(np.linalg.norm(rows.w)) if radius is None else radius
@@ -227,6 +231,7 @@ class FiniteQuadratic:
             mu1=1.0, mu2=0.0, nu1=0.0, nu2=0.0,
             L=self.curvature.L, tau=self.curvature.tau, alpha=step,
         )  # fmt: skip
+        # sigma1' = step^2 ||E (A_i - A)^2||,  sigma2' = step^2 ||E (B_i - B)(B_i - B)'||
         return _with_noise(
             constants,
             batch_size,
@@ -286,6 +291,7 @@ class PenalisedRidge:
         """
         rng = np.random.default_rng(seed)
         X, Z = rng.normal(size=(2, n, d)) * np.linspace(1.0, 0.2, d)
+        # y = X w + noise, u = Z w + noise, for one w
         truth = rng.normal(size=d)
         y, u = X @ truth + noise * rng.normal(size=n), Z @ truth + noise * rng.normal(size=n)
         return cls(X=X, y=y, Z=Z, u=u, lam=-2.0 + 0.5 * rng.normal(size=d))
@@ -343,7 +349,9 @@ class PenalisedRidge:
         curvature, w, penalty = self.curvature(lam), self.w(lam)[0], np.exp(np.asarray(lam, np.float64))
         step = curvature.alpha if alpha is None else alpha
         radius = float(np.linalg.norm(w)) if radius is None else radius
+        # grad_1 E = Z'(Z w - u) / N', and its Hessian Z'Z / N'
         outer_hessian, outer_gradient = self.Z.T @ self.Z / len(self.u), self.Z.T @ (self.Z @ w - self.u) / len(self.u)
+        # gradients of the rows at w(lam), x_i (x_i'w - y_i), their penalty left out
         noise = self.X * (self.X @ w - self.y)[:, None]
         lengths = np.sum(self.X**2, axis=1, keepdims=True)
         data = self.X.T @ self.X / len(self.y)
@@ -352,9 +360,11 @@ class PenalisedRidge:
             q=curvature.contraction(step),
             L_Phi=step * float(np.max(penalty * (np.abs(w) + radius))),
             L_E=float(np.linalg.norm(outer_gradient)) + mu1 * radius,
+            # d2Phi = -step diag(exp(lam) w), whose derivative in w has the norm step max exp(lam)
             mu1=mu1, mu2=0.0, nu1=0.0, nu2=step * float(np.max(penalty)),
             L=curvature.L, tau=curvature.tau, alpha=step,
         )  # fmt: skip
+        # sigma1' = step^2 ||E |x|^2 x x' - (E x x')^2||; the cross Jacobian has no noise, the penalty being known
         return _with_noise(
             constants,
             batch_size,

@@ -147,6 +147,7 @@ class Flawed:
         """The loss of the batch."""
         good = self.loss(w, lam, batch)
         value, cross = (jnp.where(jnp.asarray(x) > 0, jnp.nan, 0.0).astype(w.dtype) for x in (self.value, self.cross))
+        # the second term is 0 in value, and its mixed derivative in lam and w is `cross`
         return good + (value + _steep(lam, cross)) * jnp.sum(w)
 
 
