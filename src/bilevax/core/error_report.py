@@ -1,4 +1,8 @@
-"""How wrong an estimate may be, as a record."""
+"""The error report of a hypergradient: a record of standard errors and bias, and the verdicts that follow from it.
+
+``hypergradients`` makes it, ``estimate.error`` (in ``joint_report``, ``sid_report``, ``residual_error``). Its ``upper``
+decides whether the estimate's code is OK, and its ``advice`` goes into ``estimate.message``.
+"""
 
 import functools
 import importlib
@@ -30,10 +34,10 @@ NORMAL = 1.6448536269514722
 """The quantile of the standard normal distribution at LEVEL."""
 
 RESOLVED = 0.5
-"""Upper limit of the relative error up to which single signs are spoken of."""
+"""Largest ``upper`` at which signs of entries get a confidence above 1/2."""
 
 FEWEST = 4
-"""Degrees of freedom below which noise says too little of itself for a verdict."""
+"""Degrees of freedom of a standard error below which ``upper`` is infinite: too few for a verdict."""
 
 
 class ErrorReport(NamedTuple):
@@ -43,8 +47,10 @@ class ErrorReport(NamedTuple):
 
     Attributes:
         value: the hypergradient, like lam.
-        standard_error: of the sampling of minibatches, per entry, like lam.
-        bias: estimated |E[value] - truth|, per entry, like lam; |value - truth| where full batches measured that.
+        standard_error: of value, from the sampling of minibatches, per entry, like lam; of the truth that SID, after
+            long chains, measures on every row.
+        bias: estimated |E[value] - truth|, per entry, like lam; |value - truth| of such a run of SID, and where nothing
+            was sampled.
         degrees_of_freedom: of the t distribution that goes with ``standard_error``; 0 where nothing is known.
         inner: the part of w in the root mean square error.
         linear: the part of v.
@@ -80,8 +86,8 @@ class ErrorReport(NamedTuple):
         """The upper limit, at confidence .95, of the relative error ||value - truth|| / ||value||; OK means <= ``tol``.
 
         (sqrt(F) ||s|| + ||bias||) / ||value||, s the standard error and F the .95 quantile of the F distribution with
-        m_eff = (sum s^2)^2 / sum s^4 and ``degrees_of_freedom``. Infinite where there is noise and it has fewer than 4
-        degrees of freedom.
+        m_eff = (sum s^2)^2 / sum s^4, the effective number of entries, and ``degrees_of_freedom``. Infinite where there
+        is noise and it has fewer than 4 degrees of freedom.
         """
         noise = _size(self.standard_error)
         # 1 / m_eff = sum s^4 / (sum s^2)^2, s in units of ||s|| so that no fourth power overflows
@@ -127,10 +133,10 @@ class ErrorReport(NamedTuple):
         """
         factor = 2.0 ** np.arange(0.0, 20.0, 0.1)
         degrees = jnp.maximum(jnp.asarray(self.degrees_of_freedom), FEWEST)
-        noise = self._replace(bias=jax.tree.map(jnp.zeros_like, self.bias), degrees_of_freedom=degrees)
+        unbiased = self._replace(bias=jax.tree.map(jnp.zeros_like, self.bias), degrees_of_freedom=degrees)
         bias = float(self._relative(self._bias_norm)) / factor ** float(self.order)
-        # upper(f) = noise / sqrt(f) + bias / f^order, for the first f of a grid that meets tol
-        upper = float(noise.upper) / np.sqrt(factor) + bias
+        # upper(f) = (upper without bias) / sqrt(f) + bias / f^order, for the first f of a grid that meets tol
+        upper = float(unbiased.upper) / np.sqrt(factor) + bias
         exact = float(norm(self.standard_error)) == 0
         verdict = exact or np.maximum(float(self.degrees_of_freedom), 1.0) * factor >= FEWEST
         enough = factor[(upper <= tol) & verdict]
@@ -201,11 +207,12 @@ def _size(tree: PyTree) -> Array:
 
 
 def as_others(sizes: PyTree) -> PyTree:
-    """Sizes of errors, like lam, where exact zeros are those of entries without a sample: as the others' are.
+    """Errors per entry, like lam, each exact zero replaced by the root mean square of its leaf.
 
-    The root mean square of its leaf stands for each, so that nothing is taken to be certain that was not seen; a leaf
-    without noise stays so, and no norm grows by more than sqrt(2).
+    Such a zero is that of an entry which no sample touched: it is not certain, but unseen. A leaf of zeros stays so,
+    and no norm grows by more than sqrt(2).
     """
+    # ||x|| / sqrt(size)
     return jax.tree.map(lambda x: jnp.where(x == 0, norm(x) / x.size**0.5, x), sizes)
 
 

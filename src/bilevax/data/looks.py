@@ -1,4 +1,9 @@
-"""A loop over named streams of minibatches, whose step looks at each as often as it likes."""
+"""A loop over named streams of minibatches, whose step evaluates each minibatch as often as it likes.
+
+In come sources by name, from an algorithm's ``streams`` or from a caller of :func:`fold_looks`; :class:`Streams` makes
+one source of them for the loop ``data.fold``. Out goes, to each step, a *look* at each stream: a function that applies
+what the step gives it to the step's minibatch (:class:`Look`), or a fold over its T (:class:`LookAtSeveral`).
+"""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,19 +22,19 @@ from bilevax.data.arrays import CHUNK
 from bilevax.data.fold import fold
 
 NAMED = 0x80000000
-"""Set in the number of a name, so that no stream has the key of a step."""
+"""Highest bit, set in the number that is folded in for a name, so that no stream has the key of a step."""
 
 
 @config
 class Several:
-    """A stream that gives each step so many minibatches of a source, all from one chunk of 256.
+    """A stream that gives each step T minibatches of a source, all from one chunk of 256.
 
-    A look at it folds over them: ``look.fold(move, carry)``. Where ``number`` does not divide 256, the rest of each
-    chunk is skipped. It may be traced.
+    A look at it folds over them: ``look.fold(move, carry)``. Where T does not divide 256, the rest of each chunk is
+    skipped.
 
     Args:
         source: where the minibatches come from; its chunks have 256, or it has none.
-        number: T, from 1 to 256.
+        number: T, from 1 to 256; it may be traced.
     """
 
     source: Source
@@ -45,14 +50,14 @@ class Several:
         """Steps to a chunk."""
         return jnp.floor_divide(CHUNK, jnp.asarray(self.number, jnp.int32))
 
-    def _first(self, k: Array) -> Array:
-        """The first minibatch of step k."""
+    def _begin(self, k: Array) -> Array:
+        """The number of the first minibatch of step k."""
         # T minibatches a step, 256 // T steps a chunk: none lies in two chunks
         return k // self._steps * CHUNK + k % self._steps * self.number
 
     def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> PyTree:
         """The plan of the chunk that step k opens (see :class:`~bilevax.core.protocols.Source`)."""
-        return self.source.plan_chunk(plan, key, self._first(k), first)
+        return self.source.plan_chunk(plan, key, self._begin(k), first)
 
     def chunk_end(self, k: Array) -> Array:
         """The first step after k that opens a chunk."""
@@ -65,27 +70,28 @@ class Several:
 
     def next_short(self, plan: PyTree, k: Array) -> Array:
         """The first step from k on with a short minibatch; where there is none in the chunk, one beyond."""
-        # step k begins at minibatch `at`; a short one T or more beyond belongs to a later step
-        at = self._first(k)
+        # step k begins at minibatch `at`; a short one at j is in step k + (j - at) // T
+        at = self._begin(k)
         return k + (cast(UnevenSource, self.source).next_short(plan, at) - at) // self.number
 
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "LookAtSeveral":
         """The look of step k."""
-        return LookAtSeveral(self, plan, self._first(k), {"short": False} if short is False else {})
+        # a short step has a short minibatch among its T: which, is looked up
+        return LookAtSeveral(self, plan, self._begin(k), {"short": False} if short is False else {})
 
 
 class LookAtSeveral:
-    """What a step sees of :class:`Several`."""
+    """What a step sees of :class:`Several`: ``look.fold`` over its minibatches."""
 
-    def __init__(self, several: Several, plan: PyTree, first: Array, known: dict[str, bool]) -> None:
-        self._several, self._plan, self._first, self._known = several, plan, first, known
+    def __init__(self, several: Several, plan: PyTree, begin: Array, known: dict[str, bool]) -> None:
+        self._several, self._plan, self._begin, self._known = several, plan, begin, known
 
     def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry) -> Carry:
         """``carry = move(carry, i, draw)`` over the step's minibatches i = 0, ..., T - 1, the same in every fold."""
 
         def one(i: Array, carry: Carry) -> Carry:
-            place = self._first + i
-            return self._several.source.visit(self._plan, place, lambda draw: move(carry, i, draw), **self._known)
+            j = self._begin + i
+            return self._several.source.visit(self._plan, j, lambda draw: move(carry, i, draw), **self._known)
 
         out: Carry = jax.lax.fori_loop(0, jnp.asarray(self._several.number, jnp.int32), one, carry)
         return out
@@ -143,8 +149,8 @@ class Single:
 class Look:
     """What a step sees of a source: ``look(use)`` is ``use(draw)`` of the step's minibatch, the same at every call.
 
-    So a step evaluates the same rows at several points. Where blocks are of two sizes, the program branches around
-    ``use`` alone.
+    So a step evaluates the same rows at several points. Where one block of an epoch is shorter than the others, the
+    program branches around ``use`` alone.
     """
 
     def __init__(self, visit: Callable[[Callable[[Draw], PyTree]], PyTree]) -> None:
@@ -184,7 +190,7 @@ Stream: TypeAlias = Source | Several | Undrawn
 
 
 class Streams:
-    """Several streams as one source, whose minibatch is the :class:`Looks` of a step."""
+    """Several streams as one source, for the loop ``data.fold``: its minibatch k is the :class:`Looks` of step k."""
 
     def __init__(self, streams: Mapping[str, Stream], key: Array) -> None:
         self.streams = {name: x if isinstance(x, Several | Undrawn) else Single(x) for name, x in streams.items()}

@@ -1,4 +1,9 @@
-"""The error report of one run of SID: from every row at its end, or, where that is dear, from snapshots."""
+"""The error report of one run of SID whose chains sampled: from every row, or, where that is dear, from snapshots.
+
+In come the estimate (value, w, v) and the trace of its chains, by way of ``report.attach_report``; out goes the record
+that becomes ``estimate.error``. Every row is read for variance-reduced steps of (w, v) from where the chains ended: how
+far they move the hypergradient is its error (``every_row``). Snapshots are extrapolated instead (``sid_error``).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +19,20 @@ from bilevax.hypergradients.joint_sid import epoch, measured_step, measuring_cal
 from bilevax.hypergradients.sid_error import ChainTrace, independent, snapshot_report, with_independent
 
 LED, LEAST_LED = 20, 32
-"""Minibatches of a chain for each of the iteration from its end, and the fewest of these, with an epoch."""
+"""Minibatches of a chain for each of the variance-reduced iteration, which is made only if it has 32 and an epoch."""
 
 ENOUGH = 0.5
-"""Relaxation times that this iteration must last for a verdict."""
+"""Relaxation times, 1 / |rate| steps each, that the iteration must last for a verdict."""
 
 WALK = 8
-"""Minibatches on which its step is measured."""
+"""Minibatches on which the step of the iteration is measured."""
 
 
 def leads_on(estimate: Estimate, trace: PyTree, instance: Instance) -> Array | bool:
-    """Whether its chains are so long that every row, and an iteration from their ends, cost little beside them."""
+    """Whether the report of this run is made from every row: where that costs little beside its chains.
+
+    A traced bool, as the steps of a chain may be traced; a plain False where the kind of run or of source excludes it.
+    """
     train, val, steps = instance.train, instance.val, estimate.steps
     # One key is not the mean over draws.
     if steps is None or not isinstance(trace, ChainTrace) or train.keys or val.keys:
@@ -53,7 +61,8 @@ def sid_report(
         instance: with its inner step measured.
         estimate: to report on.
         trace: of its run.
-        led: the value of :func:`leads_on`, where that is known before it is compiled; or False: snapshots.
+        led: True: from every row; False: from snapshots; None: as :func:`leads_on` says, which compiles both where that
+            is traced.
         key: its stream measure is used.
     """
     choice = leads_on(estimate, trace, instance) if led is None else led
@@ -71,7 +80,7 @@ def sid_report(
 
 
 def _led_on(instance: Instance, estimate: Estimate, trace: ChainTrace, *, key: Array) -> ErrorReport:
-    """The report from every row, and an iteration on minibatches from (w, v)."""
+    """The report from every row, and variance-reduced steps from (w, v) to where both equations hold."""
     train, val, w, v, last = instance.train, instance.val, estimate.w, estimate.v, trace.last
     assert last is not None
     number = jnp.asarray(estimate.steps) // LED
@@ -81,13 +90,15 @@ def _led_on(instance: Instance, estimate: Estimate, trace: ChainTrace, *, key: A
     rate = rate_at(instance, w, drift, eta, number, key=streams[1])
     way = way_on_every_row(instance, (w, v), (eta, number), rate, key=streams[2])
 
-    # value - truth = (value - h(w, v)) + (h(w, v) - truth): noise of the cross and outer batches, and the rest
+    # h the hypergradient on every row, truth = h where both equations hold:
+    # value - truth = (value - h(w, v)) + (h(w, v) - truth): noise of the cross and outer batches, and what w and v left
     distance, left = sub(estimate.value, way.truth), norm(sub(way.truth, way.value))
-    # of two chains the part of each in the rest is not known
+    # of two chains the part of each in what they left is not known
     part = left if len(trace.chains) < 2 else jnp.full_like(left, jnp.nan)
     of_w, of_v = (part if name in trace.chains else jnp.zeros_like(left) for name in ("inner", "linear"))
-    # 4 degrees of freedom, the fewest of a verdict, at half a relaxation time, and in proportion
+    # the iteration lasts -rate number relaxation times: half of one has 4 degrees of freedom, the fewest of a verdict
     enough = jnp.floor(FEWEST / ENOUGH * -rate * number.astype(rate.dtype)).astype(jnp.int32)
+    # minibatches of train and of val
     calls = measuring_calls(train, WALK) + epoch(train) + 2 * number, epoch(val) + number
     samples = calls[0] * train.rows_per_batch + calls[1] * val.rows_per_batch
     return ErrorReport(
@@ -98,6 +109,7 @@ def _led_on(instance: Instance, estimate: Estimate, trace: ChainTrace, *, key: A
         inner=of_w,
         linear=of_v,
         sampling=norm(sub(estimate.value, way.value)),
+        # exp(rate) in a step of eta; in the last step eta_k of the chain exp(rate eta_k / eta)
         contraction=jnp.exp(rate * last.step_sizes[-1].astype(rate.dtype) / eta).astype(left.dtype),
         samples=samples.astype(jnp.result_type(float)),
         order=jnp.full((), 0.5, jnp.result_type(float)),

@@ -1,4 +1,8 @@
-"""Rows of a sparse matrix as what a loss sees, and their products with dense matrices."""
+"""A minibatch of sparse rows, and its products with dense matrices.
+
+:class:`~bilevax.SparseRows` makes one of each minibatch from a CSR matrix, and puts it into the batch in place of X; a
+loss multiplies it with dense weights, and gets dense arrays that JAX differentiates.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +22,8 @@ SLAB = 256
 class SparseBatch:
     """b rows of a sparse matrix with d columns, [b, d], whose products cost their non-zeros.
 
-    The non-zeros of a row are cut into pieces of length p, which are neighbours; the last is filled up with zeros in
-    column 0. Products read :data:`SLAB` pieces at a time, as often as these rows need: their shapes are fixed, and
+    The non-zeros of a row are cut into pieces of length p, numbered one after another; the last is filled up with zeros
+    in column 0. Products read :data:`SLAB` pieces at a time, as often as these rows need: their shapes are fixed, and
     their cost is not that of the longest row.
 
     ``X @ M`` with M [d, C] or [d], and ``M @ X`` with M [C, b] or [b], can be differentiated in M any number of times,
@@ -27,8 +31,8 @@ class SparseBatch:
     result.
 
     Attributes:
-        columns: of each entry, int32 [P, p]; the pieces of the whole table, of which these rows are some.
-        values: of each entry, floating [P, p].
+        columns: of each entry, int32 [P, p]: the P pieces of the whole table, of which these rows have some.
+        values: of each entry, floating [P, p], likewise.
         extents: number of the first piece of each row, and how many it has, int32 [b, 2].
         features: number of columns, d.
     """
@@ -54,7 +58,7 @@ class SparseBatch:
     def __matmul__(self, other: ArrayLike) -> Array:
         """X M, [b, C]; [b] where M is a vector."""
         M = self._operand(other, 0, self.shape[1])
-        # X M = (M' X')'
+        # X M = (M^T X^T)^T
         return _product(self, M.T).T if M.ndim == 2 else _product(self, M[None, :])[0]
 
     def __rmatmul__(self, other: ArrayLike) -> Array:
@@ -74,13 +78,13 @@ class SparseBatch:
 
 
 def _product(X: SparseBatch, W: Array) -> Array:
-    """W X^T with W [C, d]."""
+    """W X^T with W [C, d]: S of the system where Q = W and R = 0."""
     Q, S = _solution(X, (W, _tied(_zeros(W, X.shape[0]), W)))
     return _tied(S, Q)
 
 
 def _transposed_product(X: SparseBatch, R: Array) -> Array:
-    """R X with R [C, b]."""
+    """R X with R [C, b]: Q of the transposed system where its right-hand side is (0, R)."""
     right = _tied(_zeros(R, X.shape[1]), R), R
     Q, S = jax.linear_transpose(partial(_solution, X), right)(right)[0]
     return _tied(Q, S)
@@ -96,15 +100,16 @@ def _tied(x: Array, y: Array) -> Array:
 
 
 def _solution(X: SparseBatch, right: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The solution (U, S) = (Q, R + Q X^T) of the linear system U = Q, S - U X^T = R, where right = (Q, R).
+    """The solution (U, S) = (Q, R + Q X^T) of the linear system U = Q, S - U X^T = R, right = (Q [C, d], R [C, b]).
 
     So products are written because the loops of :func:`_gathered` and :func:`_scattered` have a traced length, and such
     loops JAX cannot transpose; but linear systems it differentiates, transposes and maps by rule, from a solver for
     each direction. The system's own product has to be traced for that, not run.
     """
 
-    # [ I   0] [U]   [Q]            [ I  0] [Q]                                [I  X] [P]
-    # [-X   I] [S] = [R],  inverse  [ X  I] [R],  and that of the transpose    [0  I] [R]
+    # for each row of U and S as a column:
+    # [ I   0] [U]   [Q]            [ I  0] [Q]                                [I  X^T] [Q]
+    # [-X   I] [S] = [R],  inverse  [ X  I] [R],  and that of the transpose    [0   I ] [R]
     def matvec(z: tuple[Array, Array]) -> tuple[Array, Array]:
         return z[0], z[1] - _prefix_sums(X, z[0])
 
@@ -149,7 +154,11 @@ def _scattered(X: SparseBatch, R: Array) -> Array:
 
 
 def _over_slabs(X: SparseBatch, add: Callable[[Array, Array, Array, Array], Array], out: Array) -> Array:
-    """``out = add(out, row, columns, values)`` over all pieces of these rows; slots beyond the last have row b."""
+    """``out = add(out, row, columns, values)`` over the pieces of these rows, SLAB at a time.
+
+    ``row`` is [SLAB], ``columns`` and ``values`` are [SLAB, p]. Slots number the pieces of all rows in turn; those
+    beyond the last piece have row b, which ``add`` drops or reads as zero.
+    """
     first, count = X.extents[:, 0], X.extents[:, 1]
     ends = jnp.cumsum(count, dtype=jnp.int32)
 
@@ -157,10 +166,10 @@ def _over_slabs(X: SparseBatch, add: Callable[[Array, Array, Array, Array], Arra
         slot = i * SLAB + jnp.arange(SLAB, dtype=jnp.int32)
         # slot q lies in the row r with ends[r - 1] <= q < ends[r], as piece q - ends[r - 1] of it
         row = jnp.searchsorted(ends, slot, side="right").astype(jnp.int32)
-        last = jnp.minimum(row, X.shape[0] - 1)
-        piece = first[last] + slot - (ends[last] - count[last])
+        known = jnp.minimum(row, X.shape[0] - 1)
+        piece = first[known] + slot - (ends[known] - count[known])
         columns, values = (table.at[piece].get(mode="clip") for table in (X.columns, X.values))
-        return add(out, row, columns, values)  # which drops row b
+        return add(out, row, columns, values)
 
     # ceil(pieces / SLAB) slabs: a traced count, so that one program serves every batch
     end: Array = jax.lax.fori_loop(jnp.int32(0), -(-ends[-1] // SLAB), slab, out)

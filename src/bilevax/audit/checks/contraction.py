@@ -1,4 +1,8 @@
-"""Does the inner map contract at the inner solution, and how fast? Its linearisation, on every row."""
+"""Does the inner map contract at the inner solution, and how fast?
+
+The doctor hands in the problem under audit and gets findings: :func:`check_curvature` from gradients of the inner loss
+at points about w0, :func:`check_contraction` from the spectrum of d1Phi at the inner solution, all on every row.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -14,24 +18,26 @@ from bilevax.solvers import CG, GMRES, LBFGS
 from bilevax.solvers.stability import CONFIRMING
 
 KRYLOV = 150
-"""Products with d1Phi from which its spectrum is judged."""
+"""Products with d1Phi^T from which the spectrum of d1Phi is judged."""
 
 SLOW = 0.999
 """Spectral radius above which a thousand steps do not divide an error by three."""
 
 SOME = 0.01
-"""Negative curvature, as a share of the largest, that is a fault even where the inner solution was not found."""
+"""Negative curvature, as a multiple of 1 / step, that is a fault even where the inner solution was not found."""
 
 UNEVEN = 30.0
 """Ratio of the sizes of two columns from which features are said to be on different scales."""
 
 Product = Callable[[np.ndarray], np.ndarray]
+"""A linear map of vectors [d]."""
 
 
 def check_curvature(s: AuditedProblem) -> Iterator[Finding]:
-    """NO_CURVATURE."""
+    """NO_CURVATURE: the gradient of the inner loss is the same wherever it is looked at."""
     if not s.problem.has_loss:
         return
+    # a direction, and the gradient at w0
     u, before = flat(normal(s.rng(7), s.w0)), flat(s.loss(s.w0, s.lam)[1])
     if not np.any(before) and not np.any(flat(s.loss(like(u, s.w0), s.lam)[1])):
         yield Finding(
@@ -42,8 +48,8 @@ def check_curvature(s: AuditedProblem) -> Iterator[Finding]:
             "argmax, comparison or rounding on the way, and a loss in place of an accuracy.",
         )
         return
-    for way in (1.0, 1e3, 1e6):  # features can be small
-        w = like(flat(s.w0) + way * (1.0 + np.abs(flat(s.w0))) * u, s.w0)
+    for distance in (1.0, 1e3, 1e6):  # features can be small
+        w = like(flat(s.w0) + distance * (1.0 + np.abs(flat(s.w0))) * u, s.w0)
         after = flat(s.loss(w, s.lam)[1])
         if not np.linalg.norm(after - before) <= 100 * rounding_unit(s.w0) * np.linalg.norm(before):
             return
@@ -58,7 +64,8 @@ def check_curvature(s: AuditedProblem) -> Iterator[Finding]:
 
 
 def check_contraction(s: AuditedProblem) -> Iterator[Finding | Figure]:
-    """NOT_CONTRACTIVE, STEP_TOO_LONG, NOT_CONVEX, FLAT, UNSCALED, SLOW."""
+    """NOT_CONTRACTIVE, STEP_TOO_LONG, NOT_CONVEX, FLAT, UNSCALED, SLOW, from eigenvalues m of d1Phi; and max |m|."""
+    # m, and the direction of the largest |m|
     values, dominant = arnoldi(s.adjoint_product, flat(normal(s.rng(8), s.solution)), min(s.size, KRYLOV))
     if s.measures_step:
         # the power iteration saw a part of L: s <- s / max(1, 1.1 max |1 - m|) brings every 1 - m below 1
@@ -68,19 +75,19 @@ def check_contraction(s: AuditedProblem) -> Iterator[Finding | Figure]:
     if radius > SLOW:
         radius = float(np.exp(growth_rate(s.adjoint_product, dominant)))
     yield Figure("spectral radius", radius)
-    late = list(_of_a_step(s, values, radius) if s.problem.symmetric else _of_a_map(values, radius))
-    if not late and SLOW < radius < 1 - 1e-5:
-        late = [_slow(s, radius, 1 - float(values.real.min()) if s.problem.symmetric else 1.0)]
-    codes = {f.code for f in late}
+    found = list(_of_a_step(s, values, radius) if s.problem.symmetric else _of_a_map(values, radius))
+    if not found and SLOW < radius < 1 - 1e-5:
+        found = [_slow(s, radius, 1 - float(values.real.min()) if s.problem.symmetric else 1.0)]
+    codes = {f.code for f in found}
     uneven = _uneven(s) if codes & {"FLAT", "SLOW", "STEP_TOO_LONG"} else None
     if uneven is None or "STEP_TOO_LONG" in codes:
-        yield from late
+        yield from found
     if uneven is not None:
         yield uneven
 
 
 def _of_a_map(values: np.ndarray, radius: float) -> Iterator[Finding]:
-    """What the spectrum of d1Phi says. Damped by eta, an eigenvalue m is 1 - eta (1 - m)."""
+    """What the eigenvalues m of d1Phi say. Damped by eta, the map has 1 - eta (1 - m) in place of m."""
     if radius < 1 - 1e-5:
         return
     apart = 1 - values[np.abs(values) >= min(radius, float(np.abs(values).max())) * (1 - 1e-5)]
@@ -128,10 +135,12 @@ def _of_a_step(s: AuditedProblem, values: np.ndarray, radius: float) -> Iterator
 
 
 def _step_left_out(s: AuditedProblem) -> bool:
+    """True where the inner map was given with ``step_size=None``, to be measured."""
     return getattr((s.given or s.problem).inner_map, "step_size", 0) is None
 
 
 def _slow(s: AuditedProblem, radius: float, step: float) -> Finding:
+    """SLOW, of a spectral radius just below 1; ``step`` in units of 1 / L."""
     # radius^steps = 1 / 1000
     steps = np.log(1000.0) / -np.log(radius)
     in_use = [getattr(s.estimator, name, None) for name in ("inner", "linear")]
