@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from bilevax.core.codes import Code
 from bilevax.core.forward_only import forward_only
 from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree, is_concrete
+from bilevax.core.trees import PyTree
 
 _FIRST_ORDER = (
     "reverse mode of an estimate is that of its outer_value in lam alone, which is the hypergradient; for second"
@@ -33,9 +33,6 @@ def differentiated(
     Raises:
         ParameterError: reverse mode of anything else than outer_value, or in anything else than lam.
     """
-    # Outside of any trace nothing is differentiated, and the programs that are cached may run.
-    if all(map(is_concrete, jax.tree.leaves((lam, starts, rest)))):
-        return run(lam, starts, rest)
     estimate = jax.custom_jvp(run)
 
     def rule(primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]) -> tuple[Estimate, Estimate]:

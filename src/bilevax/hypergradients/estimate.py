@@ -135,22 +135,25 @@ def hypergradient(
         raise ParameterError("target=, constants= and replicas= ask for an error report; leave out report=False")
     # Python floats and numpy scalars would each be traced on their own.
     problem, estimator, tol, constants = canonicalize((problem, estimator, tol, constants))
+    v0 = None if v0 is None else as_parameters("v0", v0)
+    call = Call(Instance(problem, lam, train, val), estimator, w0, v0, as_key(key), tol, constants)
     if target is not None:
-        call = Call(Instance(problem, lam, train, val), estimator, w0, None, as_key(key), tol, constants)
-        return _continued_to_target(call, replicas=replicas, budget=budget)
-    # apart from lam and the rest: in the starts the derivative is zero
-    starts = w0, None if v0 is None else as_parameters("v0", v0)
+        return _continued_to_target(call._replace(v0=None), replicas=replicas, budget=budget)
     options: Options = {"replicas": replicas, "report": bool(report)}
 
-    def run(lam: PyTree, starts: PyTree, rest: PyTree) -> Estimate:
-        (w0, v0), (problem, estimator, tol, constants, train, val, key) = starts, rest
-        call = Call(Instance(problem, lam, train, val), estimator, w0, v0, key, tol, constants)
-        if all(map(is_concrete, jax.tree.leaves(call))):
+    def run(lam: PyTree, starts: PyTree, rest: Call) -> Estimate:
+        call = rest._replace(instance=rest.instance._replace(lam=lam), w0=starts[0], v0=starts[1])
+        # concrete where jax.grad is called outside of any trace
+        if _is_concrete(call):
             return _eager(call, None, **options)[0]
         finished: Estimate = _traced(call, None, 0, **options, apart=False).finished
         return finished
 
-    return differentiated(run, lam, starts, (problem, estimator, tol, constants, train, val, as_key(key)))
+    if _is_concrete(call):
+        return _eager(call, None, **options)[0]
+    # lam and the starts apart from the rest: in the starts the derivative is zero
+    rest = call._replace(instance=call.instance._replace(lam=None), w0=None, v0=None)
+    return differentiated(run, lam, (w0, v0), rest)
 
 
 def value_and_hypergradient(
@@ -389,6 +392,10 @@ def _eager(
     return _reported(call, outcome.estimate, outcome.held, replicas=replicas, led=led), outcome.held
 
 
+def _is_concrete(call: Call) -> bool:
+    return all(map(is_concrete, jax.tree.leaves(call)))
+
+
 def _failed(estimate: Estimate) -> np.ndarray:
     return np.asarray(estimate.code) >= Code.NOT_CONTRACTIVE
 
@@ -404,7 +411,7 @@ def _continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Es
     Raises:
         ParameterError: within a trace.
     """
-    if not all(map(is_concrete, jax.tree.leaves(call))):
+    if not _is_concrete(call):
         raise ParameterError(
             "target= decides while it runs how long to go on, which a traced program cannot; call bx.hypergradient"
             " outside of jit, vmap and scan, or give the estimator more steps instead"
