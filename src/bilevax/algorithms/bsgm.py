@@ -1,4 +1,9 @@
-"""The bilevel stochastic gradient method: a projected step along an inexact hypergradient."""
+"""The bilevel stochastic gradient method: a projected step along an inexact hypergradient.
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the state and both sources, undrawn. The
+estimator draws from these and returns one hypergradient, the optimiser the update. Out, to the loop: the next state,
+and the outer value, gradient norm, code and cost of the estimate.
+"""
 
 from typing import ClassVar, NamedTuple
 
@@ -19,7 +24,15 @@ from bilevax.solvers.parts import projected
 
 
 class BSGMState(NamedTuple):
-    """What is carried from one outer step to the next; ``w0`` is where a cold start begins, None of a warm one."""
+    """What is carried from one outer step to the next.
+
+    Attributes:
+        lam: outer variable.
+        optimiser: state of ``outer``.
+        w: inner variable of the last estimate.
+        v: of the last estimate that has one; 0 at first.
+        w0: where every cold start begins; None of a warm one.
+    """
 
     lam: PyTree
     optimiser: PyTree
@@ -30,11 +43,12 @@ class BSGMState(NamedTuple):
 
 @config
 class BSGM:
-    """lam_{s+1} = P(lam_s - step along an estimated hypergradient), each from a cold start by default.
+    """lam_{k+1} = P(lam_k + update(g_k)), g_k an estimated hypergradient, its solvers started cold by default.
 
-    Assumes what its estimator assumes, and a smooth E. With t, k and J growing linearly in s
-    (:class:`~bilevax.Growing`) it is the method of optimal sample complexity; with ``warm_start`` and few steps it is
-    in the spirit of AmIGO. Cost: that of one estimate a step. Source: Grazzi, Pontil, Salzo (2023), arXiv:2202.03397.
+    Assumes what its estimator assumes, and a smooth E. With inner steps, linear steps and cross minibatches of SID that
+    grow linearly in k (:class:`~bilevax.Growing`) it is the method of optimal sample complexity; with ``warm_start``
+    and few steps it is in the spirit of AmIGO. Cost: that of one estimate a step.
+    Source: Grazzi, Pontil, Salzo (2023), arXiv:2202.03397.
 
     Args:
         estimator: of the hypergradient, such as :class:`~bilevax.SID`.
@@ -63,7 +77,7 @@ class BSGM:
         self.estimator.check(problem)
 
     def suspecting(self) -> "BSGM":
-        """The same, but a suspicion of the estimator's is taken for proof."""
+        """The same, but the estimator takes a suspected divergence for proof: the loop's first, cheaper program."""
         return replace_unchecked(self, estimator=suspecting(self.estimator), confirm=False)
 
     def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, Undrawn]:
@@ -77,9 +91,9 @@ class BSGM:
         return BSGMState(lam, self.outer.init(lam), w0, zeros_like(w0), None if self.warm_start else w0)
 
     def step(self, problem: BilevelProblem, state: BSGMState, looks: StepLooks, k: Array) -> tuple[BSGMState, Info]:
-        """One outer step, with the key of the step."""
+        """Outer step k: estimate, update, projection."""
         est = self._estimate(problem, state, looks, k)
-        # lam <- P(lam + update), update = -step g for SGD; optax counts on JAX's usual promotion
+        # lam <- P(lam + update), update = -step g for SGD; optax relies on JAX's usual dtype promotion
         with usual_promotion():
             updates, optimiser = self.outer.update(est.value, state.optimiser, state.lam)
             lam = optax.apply_updates(state.lam, updates)
@@ -101,7 +115,7 @@ class BSGM:
         return state.w, state.lam
 
     def outer_step(self, k: Array) -> None:
-        """The optimiser's own."""
+        """None: the optimiser has its own step, and ``info`` the gradient norm."""
 
     def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> None:
-        """Every step says its own."""
+        """None: every step reports the cost of its estimate in ``info``."""

@@ -1,4 +1,8 @@
-"""SOBA: w, the multiplier and lam move together, each along one stochastic direction."""
+"""SOBA: w, the multiplier u and lam move together, each along one stochastic direction.
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the point (w, u, lam) and one minibatch each
+of train and val, as looks. Out, to the loop: the next point. The directions are those of ``solvers.parts``.
+"""
 
 from typing import Any, ClassVar
 
@@ -23,7 +27,8 @@ class SOBA:
         lam <- P(lam - ratio rho_k (grad_2 E - d2(grad_1 G)^T u))
 
     Steps are in loss form, as published: the step of :class:`~bilevax.GradientStep` plays no part, and none is
-    measured. Where the inner map is no gradient step they are in map form: w moves along Phi - w.
+    measured. Where the inner map is no gradient step they are in map form: w moves along Phi - w, u along
+    grad_1 E + d1Phi^T u - u, and lam against grad_2 E + d2Phi^T u.
 
     Assumes G strongly convex (or Phi a contraction) and smooth losses. With steps of order (k + 1)^(-1/2) the squared
     hypergradient falls as log(K) K^(-1/2) in the mean; constant steps lead to a floor. Cost: one gradient, one
@@ -33,7 +38,7 @@ class SOBA:
     Args:
         step_size: rho_k, a number or a schedule such as ``bx.Polynomial(0.1, 0.5)``; at most 1 / (largest curvature of
             a minibatch of G), or 1 in map form.
-        ratio: of the outer step to rho_k, positive; .1 of that of the other methods is a usual start. Default .1.
+        ratio: gamma_k / rho_k, of the step of lam to that of w and u; positive. Default .1.
     """
 
     steps_per_record: ClassVar[int] = 256
@@ -46,7 +51,7 @@ class SOBA:
         set_frozen(self, step_size=schedule(self.step_size), ratio=ratio)
 
     def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step, in whose units it is."""
+        """Refuse damping without a given inner step s: in loss form it adds delta / s to H."""
         step = problem.inner_map
         if problem.damping is not None and isinstance(step, GradientStep) and step.step_size is None:
             raise ParameterError("damping is in units of the inner step, and SOBA measures none: give GradientStep one")
@@ -61,13 +66,13 @@ class SOBA:
         return Point(w0, zeros_like(w0), projected(problem, lam))
 
     def step(self, problem: BilevelProblem, p: Point, looks: StepLooks, k: Array) -> tuple[Point, Info]:
-        """One step of all three."""
-        # all three at the same point and, of train, on the same rows
+        """One step of all three; the loop evaluates the outer value and the gradient norm."""
+        # (d_w, d_u, d_lam), all at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
         return moved(problem, p, d, self.step_size(k), self.outer_step(k)), Info()
 
     def outer_step(self, k: Array) -> Array:
-        """The outer step, ratio rho_k."""
+        """gamma_k, the step of lam."""
         # gamma_k = ratio rho_k
         step: Array = self.ratio * self.step_size(k)
         return step
@@ -79,6 +84,6 @@ class SOBA:
     def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> Cost:
         """Three calls on one minibatch of train, which is read once, and one on one of val."""
         train, val = (source.rows_per_batch for source in sources)
-        # the same rows serve three calls: they are read once
-        again = Count(1, train, reads=0)
-        return Cost(Count(1, train), again, again, Count(1, val))
+        # grad_1 G, H u and the cross product on the same rows: read for the first alone
+        rereading = Count(1, train, reads=0)
+        return Cost(Count(1, train), rereading, rereading, Count(1, val))

@@ -1,4 +1,9 @@
-"""What is audited, and the points at which it is looked at."""
+"""The record that every check of the doctor reads.
+
+In, from :func:`bilevax.check`: a problem, w0, lam, both sources and a key. ``with_measured_step`` fills in the inner
+step, ``solved`` then the points of evaluation: the inner solution, a generic point near it, and the residual. Out, to
+the checks: these, and the oracles as means over every row.
+"""
 
 from typing import NamedTuple, TypeVar
 
@@ -20,7 +25,7 @@ SOLVE_STEPS = 300
 """Steps on every row in which the inner solution is looked for."""
 
 POWER_STEPS = 16
-"""Products from which a step is measured."""
+"""Power iterations, d1Phi^T products, from which a step is measured."""
 
 TINY = 1e-300
 """Divides what may be zero."""
@@ -32,16 +37,18 @@ class AuditedProblem(NamedTuple):
     """A problem under audit.
 
     Attributes:
-        problem: with its inner step measured, at the inner solution where that is possible.
+        problem: as given, then with its inner step measured.
         w0: start, as arrays.
         lam: as arrays.
         train: source of inner minibatches.
         val: source of outer minibatches.
         key: of everything drawn.
-        given: the problem as it was given.
+        given: the problem as the user gave it; None before ``with_measured_step``.
         estimator: in use, or None.
-        solution: the inner solution, or the iterate nearest to it; w0 where the iterates do not stay finite.
-        perturbed: the solution plus Gaussian noise, a point of no special kind.
+        solution: the inner solution as far as SOLVE_STEPS steps find it: the last finite iterate of L-BFGS on the loss;
+            of a map without a loss its last iterate, w0 where the moves grow. None before ``solved``, as is
+            ``perturbed``.
+        perturbed: the solution plus Gaussian noise, where nothing vanishes as it does at the solution.
         residual: ||Phi(w) - w|| / (1 + ||w||) at the solution w, on every row.
     """
 
@@ -64,7 +71,7 @@ class AuditedProblem(NamedTuple):
 
     @property
     def smooth(self) -> Problem:
-        """The problem without its prox: the part that must be a mean over rows."""
+        """The problem without its prox: its map is a mean over rows, as a prox of a mean is not."""
         inner_map = self.problem.inner_map
         smooth = inner_map.smooth if isinstance(inner_map, ProximalStep) else inner_map
         return replace_unchecked(self.problem, inner_map=smooth)
@@ -80,11 +87,11 @@ class AuditedProblem(NamedTuple):
         return {"train": self.train.all_rows, "val": self.val.all_rows}
 
     def stream(self, number: int) -> Array:
-        """A key of its own for every use."""
+        """The key of use ``number``: independent for each."""
         return jax.random.fold_in(self.key, number)
 
     def rng(self, number: int) -> np.random.Generator:
-        """A generator on the host, of its own for every use."""
+        """The host generator of use ``number``: independent for each."""
         return np.random.default_rng([number, *np.asarray(jax.random.key_data(self.key)).ravel().tolist()])
 
     def inner(self, w: PyTree, lam: PyTree, v: PyTree, rows: PyTree = None) -> Parts:
@@ -105,42 +112,46 @@ class AuditedProblem(NamedTuple):
 
     @property
     def measures_step(self) -> bool:
-        """True where the inner step is left to be measured, and nothing but the loss says how."""
+        """True where the step of a :class:`~bilevax.GradientStep` is not given and its loss offers no curvature.
+
+        It is then 1 / (1.1 L), by power iteration at the inner solution.
+        """
         inner_map = (self.given or self.problem).inner_map
         if not isinstance(inner_map, GradientStep) or inner_map.step_size is not None:
             return False
         return not any(hasattr(inner_map.loss, name) for name in ("curvature", "penalty_curvature"))
 
     def with_measured_step(self) -> "AuditedProblem":
-        """With an inner step, where none is given: for the moment 1, if it can be measured at the inner solution."""
+        """With an inner step, where none is given: a placeholder of 1 where ``solved`` is to measure it."""
         s = self._replace(given=self.problem)
         if s.measures_step:
             return s._with_step(1.0)
         inner_map = self.problem.inner_map
         if not (isinstance(inner_map, GradientStep | ProximalStep) and inner_map.step_size is None):
             return s
-        # what the loss says of its curvature is measured on minibatches, as an estimate would
+        # the loss offers a curvature, or there is a prox: measured on minibatches, as before an estimate
         ready = _measured(inner_map, self.w0, self.lam, self.train, self.stream(0))
         return s._replace(problem=replace_unchecked(self.problem, inner_map=ready))
 
     def solved(self) -> "AuditedProblem":
         """With the inner solution, a perturbed point, and a step measured there."""
         start = flat(self.w0)
-        w, elsewhere = self._minimised(start)
-        # the perturbation is as large as the entries of the solution or, where that is zero, of w0, or 1
-        size, begun = (float(np.linalg.norm(x)) / np.sqrt(self.size) for x in (w, start))
-        scale = size if elsewhere and size > 1e-3 * begun else begun or 1.0
+        w, trusted = self._minimised(start)
+        # perturbed = w + .3 scale N(0, I), scale = ||w|| / sqrt(d); of w0 where w is zero but for rounding; or 1
+        rms, rms_start = (float(np.linalg.norm(x)) / np.sqrt(self.size) for x in (w, start))
+        scale = rms if trusted and rms > 1e-3 * rms_start else rms_start or 1.0
         noise = self.rng(2).normal(size=self.size)
         s = self._replace(solution=like(w, self.w0), perturbed=like(w + 0.3 * scale * noise, self.w0))
         s = s._with_step(s._longest_step()) if s.measures_step else s
-        # ||Phi(w) - w|| / (1 + ||w||)
+        # ||Phi(w) - w|| / (1 + ||w||); the cotangent, here the solution, plays no part
         residual = flat(s.inner(s.solution, s.lam, s.solution)[0])
         return s._replace(residual=float(np.linalg.norm(residual)) / (1.0 + float(np.linalg.norm(w))))
 
     def _minimised(self, start: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The inner solution, and whether it is elsewhere than the start by more than rounding."""
+        """The inner solution, and whether its size can be trusted: False where it may be rounding alone."""
         rounding = rounding_unit(self.w0)
         if not self.problem.has_loss:
+            # w <- w + (Phi(w) - w)
             w = iterated(lambda w: flat(self.inner(like(w, self.w0), self.lam, self.w0)[0]), start, SOLVE_STEPS)
             return w, bool(np.linalg.norm(w - start) > 1e3 * rounding)
 
@@ -158,11 +169,11 @@ class AuditedProblem(NamedTuple):
 
     def _longest_step(self) -> float:
         """1 / (1.1 L), L the largest curvature at the inner solution, by power iteration."""
-        s, step, u = self, 1.0, self.rng(0).normal(size=self.size)
+        audited, step, u = self, 1.0, self.rng(0).normal(size=self.size)
         u /= np.linalg.norm(u)
         for _ in range(POWER_STEPS):
-            # s H u = u - d1Phi^T u
-            product = u - s.adjoint_product(u)
+            # s H u = u - d1Phi^T u, with s the step and Phi = w - s grad_1 G
+            product = u - audited.adjoint_product(u)
             length = float(np.linalg.norm(product))
             if not np.isfinite(length):
                 break
@@ -170,7 +181,7 @@ class AuditedProblem(NamedTuple):
             # s <- s / ||s H u||, so that s = 1 / L in the end;  u <- s H u / ||s H u||
             step = min(step / length if known else 1e4 * step, 1e30)
             u = product / length if known else u
-            s = s._with_step(step)
+            audited = audited._with_step(step)
         return step / 1.1
 
 
@@ -180,14 +191,14 @@ def normal(rng: np.random.Generator, tree: PyTree) -> PyTree:
 
 
 def other_rows(rows: PyTree, rng: np.random.Generator) -> PyTree:
-    """Rows whose real numbers are random: what no such rows show, the functions do not do."""
+    """Rows with Gaussian noise for their real numbers: a function constant on them too does not read them at all."""
     return jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, rows
     )
 
 
 def leaf_names(name: str, tree: PyTree) -> list[str]:
-    """How a user would write each leaf."""
+    """The path of each leaf as Python writes it, such as ``lam['a'][0]``."""
     return [leaf_name(name, path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 

@@ -1,4 +1,8 @@
-"""Result codes: what happened, ordered by severity, so that codes combine with ``max`` inside a program."""
+"""Result codes: what happened, ordered by severity, so that codes combine with ``max`` inside a program.
+
+Solvers return one each, ``records.worst_part`` makes that of an estimate, and ``Result.code`` is the worst of a run's
+outer steps; reports show ``Code(code).message``.
+"""
 
 import enum
 import functools
@@ -10,11 +14,12 @@ from jax import Array
 class Code(enum.IntEnum):
     """Outcome of a computation, an int32 inside compiled programs.
 
-    Codes are ordered by severity: the code of a whole is the ``max`` of the codes of its parts.
+    Codes are ordered by severity: the code of a whole is the ``max`` of the codes of its parts, but of stages one
+    after the other the first of NOT_CONTRACTIVE or worse, as later failures are its consequences.
     ``Code(code).message`` says what was seen, the likely causes, and what to try.
     """
 
-    # Numbers are written into records: a new code takes its place in this order, and a new number with it.
+    # ``max`` compares the numbers, and a History holds them: a new code is inserted by severity and renumbers the rest.
     OK = 0
     TOLERANCE_NOT_MET = 1
     MAX_STEPS = 2

@@ -1,4 +1,8 @@
-"""How penalties are tuned: from a single penalty, along hypergradients, to where held-out rows say stop."""
+"""Tuning of penalties: from the best single one, along hypergradients, with early stopping on validation rows.
+
+In, from ``PenalisedModel`` in ``penalised``: a :class:`TuningTask` (standardised rows with folds, validation rows) and
+the :class:`Method`. Out, to it: a :class:`TuningResult`, whose penalties it rescales and trains the final model with.
+"""
 
 import dataclasses
 import time
@@ -36,7 +40,7 @@ NEAR = 0.3
 """Relative error up to which the first hypergradient on minibatches is good enough to tune by."""
 
 FULL_BATCH_PRICE = 0.3
-"""Seconds that a row takes which is read along with every other, over those of a row in minibatches."""
+"""Time per row of a full batch over the time per row of a minibatch."""
 
 BOX = (-25.0, 12.0)
 """Bounds of lam, the logarithm of a penalty against a mean loss: exp(lam) neither overflows nor vanishes."""
@@ -48,7 +52,7 @@ LEARNING_RATE = 0.1
 """Of Adam on the log-penalties: a step changes a penalty by about 10 % at most."""
 
 PATH = tuple(np.arange(1.0, -6.25, -0.25))
-"""Powers of ten of the single penalties tried at the start, against a mean loss."""
+"""log10 of the single penalties tried at the start, against a mean loss."""
 
 WORSE = 4
 """Single penalties in a row that do not improve after which no weaker one is tried."""
@@ -62,12 +66,11 @@ SIGNIFICANT = 1.0
 FULL_BATCH_LIMIT = 3e8
 """Multiplications in one pass (rows * weights) up to which full batches are the faster choice: nothing is planned."""
 
-
 Callback: TypeAlias = Callable[[Event], bool | None]
 """Called with a record after every outer step; True ends the run."""
 
 DETERMINISTIC = SID(LBFGS(tol=1e-4, max_steps=100), CG(tol=1e-2, max_steps=100))
-"""Full batches."""
+"""Estimator on full batches."""
 
 STOCHASTIC = SID(
     inner=FixedPoint(steps=400, step_size=0.5),
@@ -76,7 +79,7 @@ STOCHASTIC = SID(
     cross_batches=1,
     outer_batches=32,
 )
-"""Minibatches of BATCH rows."""
+"""Estimator on minibatches of BATCH rows."""
 
 BATCH = 512
 """Rows of a minibatch, where none is planned."""
@@ -119,28 +122,28 @@ def plan_method(
     """The method that a plan for the first hypergradient chooses.
 
     Minibatches are chosen only if their estimate is within NEAR of the full-batch hypergradient: near a stationary
-    point that is small, and the bias that noise gives the models is not.
+    point the hypergradient is small, and the bias that noise gives the models is not.
 
     Args:
         method: from :func:`choose_method`, without an estimator.
         problem: whose hypergradients are wanted.
-        w: the models at lam.
-        lam: the single penalty.
-        sources: the training rows in minibatches, and all of them.
+        w: the K models at lam.
+        lam: log of the single penalty.
+        sources: the training rows in minibatches, and as one full batch.
         key: of the pilot.
     """
-    rows, every = sources
+    batches, full = sources
     plan_key, run_key = jax.random.split(key)
-    made = plan(problem, w, lam, rows, rows, key=plan_key, target=PLANNED, full_batch_price=FULL_BATCH_PRICE)
-    reason = f"{method.reason}: {made.method} is planned to come within {PLANNED:.0%} of a hypergradient soonest"
-    if made.method in SAMPLED:
-        sampled = made.run(key=run_key).value
-        exact = hypergradient(full_batch(problem), DETERMINISTIC, w, lam, every, every, key=run_key).value
+    planned = plan(problem, w, lam, batches, batches, key=plan_key, target=PLANNED, full_batch_price=FULL_BATCH_PRICE)
+    reason = f"{method.reason}: {planned.method} is planned to come within {PLANNED:.0%} of a hypergradient soonest"
+    if planned.method in SAMPLED:
+        sampled = planned.run(key=run_key).value
+        exact = hypergradient(full_batch(problem), DETERMINISTIC, w, lam, full, full, key=run_key).value
         # ||sampled - exact|| / ||exact||
-        off = float(norm(sub(sampled, exact)) / jnp.maximum(norm(exact), np.finfo(lam.dtype).tiny))
-        if off <= NEAR:
-            return Method("stochastic", reason, method.folds, made.estimator, (made.train, made.val))
-        reason = f"{method.reason}: {made.method} came no nearer than {off:.1g} times its size to a hypergradient"
+        error = float(norm(sub(sampled, exact)) / jnp.maximum(norm(exact), np.finfo(lam.dtype).tiny))
+        if error <= NEAR:
+            return Method("stochastic", reason, method.folds, planned.estimator, (planned.train, planned.val))
+        reason = f"{method.reason}: {planned.method} came no nearer than {error:.1g} times its size to a hypergradient"
     return Method("deterministic", reason, method.folds, DETERMINISTIC)
 
 
@@ -155,9 +158,9 @@ class TuningTask(NamedTuple):
     Attributes:
         penalised: the loss of one model with its penalty, such as ``MultinomialLogistic("feature")``.
         plain: the same without.
-        rows: the training rows with their folds, [n].
+        rows: the training rows with their folds, [n], some of weight 0 that pad the table.
         folds: K.
-        validation: X, y, and weight of mean 1, of rows that no penalty is tuned on.
+        validation: X, y, and weight of mean 1, of the validation rows; they choose the step, and are not trained on.
         lam_shape: of the log-penalties.
         outputs: C, the number of scores.
         moment: of the training rows; see :func:`bilevax.sklearn.final_fit.second_moment`.
@@ -179,7 +182,7 @@ class Candidate(NamedTuple):
     Attributes:
         step: outer step; 0 is the single penalty.
         lam: log-penalties, against the mean loss of a model, which sees all folds but one.
-        w: the K models, or near them where minibatches are used.
+        w: the K models, in the weights and not in the coordinates of the run, or near them where minibatches are used.
         tuning_loss: mean loss of the training rows, each under the model trained without it.
         validation_loss: mean loss of the validation rows under the K models.
     """
@@ -196,12 +199,11 @@ class TuningResult(NamedTuple):
 
     Attributes:
         chosen: the penalties to use, against the mean loss of all training rows.
-        start: the single penalty it began with; ``chosen`` is this if no step was better by SIGNIFICANT.
-        model: one model with the chosen penalties, trained on all training rows.
+        start: the single penalty it began with, not rescaled; ``chosen`` if no step was better by SIGNIFICANT.
+        model: one model with the chosen penalties, trained on all training rows; where the final fit begins.
         moment: second moment of the training rows.
         validation_loss: of that model.
-        gap: how much of the fall of the tuning loss, from the start to the best step, the validation rows do not
-            confirm.
+        gap: fall of the tuning loss from the start to the best step, less that of the K models' validation loss.
         gap_se: its standard error over the validation rows.
         history: one record an outer step.
         code: the worst code of the run.
@@ -234,27 +236,27 @@ def tune(task: TuningTask, method: Method, *, steps: int, seed: int, callback: C
     """
     clock = time.monotonic()
     start, interrupted = _single_penalty(task)
-    # From here on weights = u L^-1: minibatch steps and L-BFGS need a well-conditioned loss.
+    # From here on weights = u L^-1, basis = L^-1: minibatch steps and L-BFGS need a well-conditioned loss.
     cholesky, basis = coordinates(task.moment, start.lam)
     stopping = _EarlyStopping(task, start, start.lam, basis, clock, callback)
     if interrupted:
         return _decide(task, start, stopping, Code.OK, interrupted, method)
     u, key = change_basis(start.w, cholesky), jax.random.key(seed)
-    # x . (u L^-1) = (x L^-T) . u: the rows are turned once, and no step sees L.
-    in_coordinates = task.rows._replace(X=apply_basis(task.rows.X, basis.T))
+    # x . (u L^-1) = (x L^-T) . u: x <- x L^-T once, and the scores need no L
+    whitened = task.rows._replace(X=apply_basis(task.rows.X, basis.T))
 
-    def rows(batch_size: int | None) -> Arrays:
-        return Arrays(in_coordinates, batch_size=batch_size, sampling="blocks", seed=seed)
+    def table(batch_size: int | None) -> Arrays:
+        return Arrays(whitened, batch_size=batch_size, sampling="blocks", seed=seed)
 
     inner_map = GradientStep(CrossFitLoss(Whitened(task.penalised, basis)))
     problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))
     if method.estimator is None:
-        method = plan_method(method, problem, u, start.lam, (rows(BATCH), rows(None)), key=jax.random.fold_in(key, 1))
+        method = plan_method(method, problem, u, start.lam, (table(BATCH), table(None)), key=jax.random.fold_in(key, 1))
     # L-BFGS and conjugate gradients choose their own steps.
     if method.name == "deterministic":
         problem = full_batch(problem)
     # One table serves both levels: a row's fold says which models train on it and which does not.
-    train, val = method.sources or 2 * (rows(None if method.name == "deterministic" else BATCH),)
+    train, val = method.sources or 2 * (table(None if method.name == "deterministic" else BATCH),)
     assert method.estimator is not None
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
     result = minimize(problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1)
@@ -264,7 +266,7 @@ def tune(task: TuningTask, method: Method, *, steps: int, seed: int, callback: C
 def _decide(
     task: TuningTask, start: Candidate, stopping: "_EarlyStopping", code: Code, interrupted: bool, method: Method
 ) -> TuningResult:
-    """The best step against the start: one model each on all training rows, compared on the validation rows.
+    """The best step against the start, each as one model on all training rows; the validation rows decide.
 
     Penalties keep their size against the *sum* of the losses, as the precision of a prior does: the one model sees more
     rows than each of the K did.
@@ -275,16 +277,15 @@ def _decide(
     model, losses = _one_model(task, chosen.lam, start.w)
     if best.step:
         tuned = best._replace(lam=best.lam + sum_kept)
-        other, after = _one_model(task, tuned.lam, best.w)
-        gain = after - losses
-        # mean of the n differences < - SIGNIFICANT s / sqrt(n), their standard error
-        if np.mean(gain) < -SIGNIFICANT * np.std(gain) / np.sqrt(len(gain)):
-            chosen, model, losses = tuned, other, after
-    of_folds = [np.asarray(_row_losses(task.plain, candidate.w, task.validation)) for candidate in (start, best)]
-    gain = of_folds[1] - of_folds[0]
-    # gap = change of the validation loss - change of the tuning loss, from the start to the best step
-    fall = _tuning_loss(task, best.w) - _tuning_loss(task, start.w)
-    gap, gap_se = float(np.mean(gain)) - fall, float(np.std(gain) / np.sqrt(len(gain)))
+        tuned_model, tuned_losses = _one_model(task, tuned.lam, best.w)
+        change = tuned_losses - losses
+        # mean of the n changes < - SIGNIFICANT std / sqrt(n), their standard error
+        if np.mean(change) < -SIGNIFICANT * np.std(change) / np.sqrt(len(change)):
+            chosen, model, losses = tuned, tuned_model, tuned_losses
+    # gap = change of the validation loss - change of the tuning loss, of the K models, from the start to the best step
+    before, after = (np.asarray(_row_losses(task.plain, candidate.w, task.validation)) for candidate in (start, best))
+    change, tuning_change = after - before, _tuning_loss(task, best.w) - _tuning_loss(task, start.w)
+    gap, gap_se = float(np.mean(change)) - tuning_change, float(np.std(change) / np.sqrt(len(change)))
     validation_loss = float(np.mean(losses))
     ended = stopping.history, code, interrupted, method
     return TuningResult(chosen, start, model, task.moment, validation_loss, gap, gap_se, *ended)
@@ -313,7 +314,7 @@ class _EarlyStopping:
     history: list[Event] = dataclasses.field(default_factory=list)
 
     def __call__(self, progress: Progress) -> bool:
-        # w solves the inner problem at the lam before the step.
+        # The step has moved lam: progress.w belongs to the lam before it, self.lam.
         history, step = progress.history, progress.step - 1
         w = change_basis(progress.w, self.basis)
         candidate = _candidate(self.task, step, self.lam, w, float(history.outer_value[-1]))
@@ -344,8 +345,9 @@ def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
     subset = task
     # The path is solved on few rows, its end then on all.
     if n > PATH_ROWS:
-        chosen = np.random.default_rng(0).choice(n, PATH_ROWS, replace=False)
-        subset = task._replace(rows=jax.tree.map(lambda a: a[chosen], task.rows))
+        drawn = np.random.default_rng(0).choice(n, PATH_ROWS, replace=False)
+        subset = task._replace(rows=jax.tree.map(lambda a: a[drawn], task.rows))
+    # n_t and n_v, without the padding of weight 0
     counts = np.count_nonzero(subset.rows.outer_weight), np.count_nonzero(task.validation[2])
     real = jnp.result_type(float)
     shape = task.folds, task.outputs
