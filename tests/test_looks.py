@@ -175,6 +175,25 @@ def test_several_minibatches_a_step_come_from_one_chunk(sampling):
             assert not np.any(seen[k, number:])
 
 
+def test_several_of_an_even_source_beside_an_uneven_one():
+    """What is known of the one, that its minibatch is not short, is not told to a source that has no short ones."""
+    uneven, even = numbered(1001, 4, "blocks"), HashedBatches(numbered(40, 4), 4)
+
+    def add(total, args, j, draw):
+        return total + jnp.sum(draw.batch)
+
+    def step(totals, args, k, looks):
+        train = looks["train"](lambda draw: add(totals[0], args, k, draw))
+        return jnp.stack([train, looks["inner"].fold(lambda total, i, draw: add(total, args, i, draw), totals[1])])
+
+    def alone(source, name, number):
+        return source.fold(add, jnp.zeros(()), (), key=stream_key(KEY, name), start=0, stop=number)
+
+    streams = {"train": uneven, "inner": bx.Several(even, 4)}
+    found = bx.fold_looks(streams, step, jnp.zeros(2), (), key=KEY, start=0, stop=251)
+    np.testing.assert_array_equal(found, [alone(uneven, "train", 251), alone(even, "inner", 4 * 251)])
+
+
 def test_an_undrawn_stream_is_the_source_and_the_step_has_a_key():
     source = numbered(50, 7)
 

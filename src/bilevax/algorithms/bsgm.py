@@ -114,7 +114,7 @@ class BSGM:
         """The inner and the outer variable of a state."""
         return state.w, state.lam
 
-    def outer_step(self, k: Array) -> None:
+    def outer_step_size(self, k: Array) -> None:
         """None: the optimiser has its own step, and ``info`` the gradient norm."""
 
     def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> None:

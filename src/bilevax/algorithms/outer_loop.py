@@ -170,9 +170,11 @@ def _outer_value(problem: BilevelProblem, point: tuple[PyTree, PyTree], looks: S
 def _sum_of_steps(algorithm: Algorithm, first: Array, end: Array) -> Array:
     """Sum of gamma_k over first <= k < end."""
     steps = first + jnp.arange(algorithm.steps_per_record, dtype=jnp.int32)
-    gamma = jax.vmap(algorithm.outer_step)(steps)
+    gamma = jax.vmap(algorithm.outer_step_size)(steps)
     if gamma is None:
-        raise ParameterError("a step must let its gradient_norm be watched, or the algorithm say its outer_step(k)")
+        raise ParameterError(
+            "a step must let its gradient_norm be watched, or the algorithm have an outer_step_size(k)"
+        )
     return jnp.sum(jnp.where(steps < end, gamma, jnp.zeros_like(gamma)))
 
 

@@ -69,9 +69,9 @@ class SOBA:
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
         # (d_w, d_u, d_lam), all at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
-        return moved(problem, p, d, self.step_size(k), self.outer_step(k)), Info()
+        return moved(problem, p, d, self.step_size(k), self.outer_step_size(k)), Info()
 
-    def outer_step(self, k: Array) -> Array:
+    def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
         # gamma_k = ratio rho_k
         step: Array = self.ratio * self.step_size(k)

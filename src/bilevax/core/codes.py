@@ -5,10 +5,6 @@ outer steps; reports show ``Code(code).message``.
 """
 
 import enum
-import functools
-
-import jax.numpy as jnp
-from jax import Array
 
 
 class Code(enum.IntEnum):
@@ -89,9 +85,3 @@ _MESSAGES = {
         "form of the loss."
     ),
 }
-
-
-def worst(*codes: Array | int) -> Array:
-    """The most severe of several codes, as an int32 scalar."""
-    out: Array = functools.reduce(jnp.maximum, (jnp.asarray(code, jnp.int32) for code in codes), jnp.int32(Code.OK))
-    return out

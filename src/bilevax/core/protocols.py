@@ -410,7 +410,7 @@ class Algorithm(Protocol):
     def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
         """The w and the lam of a state."""
 
-    def outer_step(self, k: Array) -> Array | None:
+    def outer_step_size(self, k: Array) -> Array | None:
         """gamma_k, by which lam moves along a direction in step k; None where ``info`` has a gradient norm."""
 
     def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> Cost | None:

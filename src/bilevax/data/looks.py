@@ -77,7 +77,8 @@ class Several:
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "LookAtSeveral":
         """The look of step k."""
         # a short step has a short minibatch among its T: which, is looked up
-        return LookAtSeveral(self, plan, self._begin(k), {"short": False} if short is False else {})
+        known = {"short": False} if short is False and self.uneven else {}
+        return LookAtSeveral(self, plan, self._begin(k), known)
 
 
 class LookAtSeveral:

@@ -78,7 +78,7 @@ def check_algorithm(algorithm: Algorithm, *, steps: int = 100, decrease: float =
         >>> check_algorithm(bx.BSGM(sid, bx.optim("sgd", 0.5)), stochastic=False)  # doctest: +SKIP
     """
     with float64():
-        methods(algorithm, "check", "streams", "init", "step", "solution", "outer_step", "step_cost")
+        methods(algorithm, "check", "streams", "init", "step", "solution", "outer_step_size", "step_cost")
         configuration(algorithm)
         watch = watched(BOX)
         _decrease(algorithm, steps, decrease)
