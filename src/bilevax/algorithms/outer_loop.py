@@ -10,7 +10,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Algorithm, BilevelProblem, RowSource, StepLooks
-from bilevax.core.records import Cost, Failure, Info, worst_part
+from bilevax.core.records import Cost, Failure, Info, first_failure
 from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub, where
 from bilevax.data.fold import Underway, continued, no_plan
 from bilevax.data.looks import Streams
@@ -26,7 +26,7 @@ class Record(NamedTuple):
     Attributes:
         outer_value: mean over its steps, or at its end on the last minibatch of val.
         gradient_norm: mean over its steps, or norm of the mean direction: the change of lam over the sum of the steps.
-        code: the worst.
+        code: of the first step that failed, else the worst.
         failure: of the first step with that code.
         cost: of the stretch; None where the algorithm's ``step_cost`` says it.
         step: the outer step after it.
@@ -105,7 +105,7 @@ def advance(
         grown = jnp.where(far[1] & ~far[0], jnp.int32(Code.DIVERGED), jnp.int32(Code.OK))
         lost = jnp.where(stays_finite(before, after), grown, jnp.int32(Code.NONFINITE))
         seen = () if total.outcome is None else (total.outcome,)
-        code, failure = worst_part(*seen, (lost, Failure.of("none")))
+        code, failure = first_failure(*seen, (lost, Failure.of("none")))
         size = total.gradient_norm
         if size is None:
             way = norm(sub(points[1][1], points[0][1]))
@@ -151,12 +151,12 @@ def _nothing(problem: BilevelProblem, algorithm: Algorithm, state: PyTree, strea
 
 
 def _plus(total: Info, info: Info) -> Info:
-    """Sums, the worst code and its first failure."""
+    """Sums, and the first failure, or else the worst code."""
     summed: Info = add(total._replace(outcome=None), info._replace(outcome=None))
-    # codes do not add up: the worst is kept, with the first step that had it
+    # codes do not add up: the first failure is kept, or else the worst code
     if total.outcome is None or info.outcome is None:
         return summed
-    return summed._replace(outcome=worst_part(total.outcome, info.outcome))
+    return summed._replace(outcome=first_failure(total.outcome, info.outcome))
 
 
 def _outer_value(problem: BilevelProblem, point: tuple[PyTree, PyTree], looks: StepLooks) -> Array:

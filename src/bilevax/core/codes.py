@@ -1,7 +1,7 @@
 """Result codes: what happened, ordered by severity, so that codes combine with ``max`` inside a program.
 
-Solvers return one each, ``records.worst_part`` makes that of an estimate, and ``Result.code`` is the worst of a run's
-outer steps; reports show ``Code(code).message``.
+Solvers return one each, ``records.first_failure`` makes that of an estimate, and ``Result.code`` is the worst of a
+run's outer steps; reports show ``Code(code).message``.
 """
 
 import enum

@@ -70,6 +70,10 @@ class Instance(NamedTuple):
         """The problem at lam, without the rows."""
         return Oracle(self.problem, self.lam)
 
+    def with_measured_step(self, w0: PyTree, key: Array) -> "Instance":
+        """With the inner step of its problem measured at (w0, lam), where that is None."""
+        return self._replace(problem=self.problem.with_measured_step(w0, self.lam, self.train, key))
+
     # Below, what differs from call to call goes in by the arguments of total(), never by a closure: a source in
     # several places or pieces evaluates the function where its rows are.
 

@@ -144,7 +144,7 @@ STAGES = ("none", "inner", "linear", "cross", "outer")
 
 
 class Failure(NamedTuple):
-    """Where the worst code of an estimate comes from, and what is known of its cause.
+    """Where the code of an estimate comes from, and what is known of its cause.
 
     Attributes:
         stage: number in STAGES, int32.
@@ -191,7 +191,7 @@ class Failure(NamedTuple):
         return out
 
 
-def worst_part(*parts: tuple[Array, Failure]) -> tuple[Array, Failure]:
+def first_failure(*parts: tuple[Array, Failure]) -> tuple[Array, Failure]:
     """The first code of NOT_CONTRACTIVE or worse, as those after it are consequences; else the worst; and where."""
     code, failure = jnp.int32(Code.OK), Failure.of("none")
     for found, at in parts:

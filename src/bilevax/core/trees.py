@@ -105,8 +105,8 @@ def where(condition: Array, a: T, b: T) -> T:
     return out
 
 
-def row(stack: PyTree, i: Array | int) -> PyTree:
-    """Entry i of a stack of trees, leaves [L, ...]."""
+def row(stack: PyTree, i: Array | int | slice) -> PyTree:
+    """Entry i of a stack of trees, leaves [L, ...], or several of its entries."""
     return jax.tree.map(lambda x: x[i], stack)
 
 

@@ -185,16 +185,10 @@ def measured_estimate(
 
     ``explain``: whether the cause of a failure is sought.
     """
-    ready = with_measured_step(instance, w0, key)
+    ready = instance.with_measured_step(w0, key)
     estimate = estimator.estimate(ready, w0, key=key, outer_step=outer_step, v0=v0)
     estimate = explain_failure(estimate, ready, w0) if explain else estimate
     return with_measuring_cost(estimate, instance)
-
-
-def with_measured_step(instance: Instance, w0: PyTree, key: Array) -> Instance:
-    """The instance with the inner step of its problem measured at (w0, lam), where that is None."""
-    problem, lam, train, _ = instance
-    return instance._replace(problem=problem.with_measured_step(w0, lam, train, key))
 
 
 def with_measuring_cost(estimate: Estimate, instance: Instance) -> Estimate:
@@ -277,7 +271,7 @@ def _estimate(
     check_functions(instance.problem, call.w0, *instance[1:])
 
     def one(key: Array, held: Held | None) -> tuple[Estimate, BilevelProblem, Run]:
-        ready = with_measured_step(instance, call.w0, key) if held is None else instance._replace(problem=held[0])
+        ready = instance.with_measured_step(call.w0, key) if held is None else instance._replace(problem=held[0])
         if isinstance(estimator, ExtensibleEstimator):
             before = estimator.init(ready, call.w0, key=key, v0=call.v0) if held is None else held[1]
             estimate, after = estimator.extend(ready, before, key=key, doublings=doublings)
@@ -378,8 +372,9 @@ def _eager(
     if hit.any():
         # of a long run, optimised code pays for its compilation
         long = sum(float(np.sum(part.calls)) * part.rows for part in outcome.estimate.cost) * entries(call.w0) > LONG
-        stages = {STAGES[i] for i in np.asarray(outcome.estimate.failure.stage)[hit]} if quick != call else {}
-        estimate, finished = _diagnosed[long](call, outcome, **options, stages=tuple(sorted(stages)))
+        failed_in = {STAGES[i] for i in np.asarray(outcome.estimate.failure.stage)[hit]}
+        stages = tuple(sorted(failed_in)) if quick.estimator != call.estimator else ()
+        estimate, finished = _diagnosed[long](call, outcome, **options, stages=stages)
         if (_failed(estimate) == hit).all():
             return finished, outcome.held
         outcome = (_traced if long else _briefly)(call, held, doublings, **options, apart=True)

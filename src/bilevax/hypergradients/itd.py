@@ -21,7 +21,7 @@ from bilevax.core.config import (
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import BilevelProblem, Diagnosis, Run
-from bilevax.core.records import Cost, Count, Estimate, Failure, nonfinite_code, worst_part
+from bilevax.core.records import Cost, Count, Estimate, Failure, first_failure, nonfinite_code
 from bilevax.core.trees import Operator, PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.residual_error import SolverErrors
@@ -111,7 +111,7 @@ class ITD:
         refuse_keys("ITD", "take bx.JointSID", train=train, val=val)
         end, value, gradient, v = self._differentiated(instance, w0)
         inner, checks = self._final_code(instance, w0, end)
-        code, failure = worst_part(
+        code, failure = first_failure(
             (inner, self._failure(end)),
             (nonfinite_code((gradient, value)), Failure.of("outer", finite=jnp.isfinite(value))),
         )

@@ -11,7 +11,7 @@ from bilevax.core.config import Steps, at_least_one, check_choice, check_fields,
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, Diagnosis, RowSource, Run
-from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, SolverError, nonfinite_code, worst_part
+from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, SolverError, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, norm, row, sub, where, zeros_like
 from bilevax.hypergradients.batch_means import BATCHES, extrapolated
 from bilevax.hypergradients.joint_chains import Chains, Series, SVRGSnapshot, begin
@@ -226,7 +226,7 @@ class JointSID:
         ends = state.chains, end
         found, checks = self._tested(instance, ends, suspicion, key=key)
         results = (outer_value, direct), error.value
-        code, failure = worst_part((found, Failure.of("inner", steps)), *_parts(ends, steps, results))
+        code, failure = first_failure((found, Failure.of("inner", steps)), *_parts(ends, steps, results))
         # the same minibatches as influences() reads
         priced = jnp.maximum(steps // PRICED, 1)
         extra = followed, once * priced, once * polishing(length), once, checks

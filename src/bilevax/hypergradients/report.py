@@ -7,7 +7,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import Estimator, ExtensibleEstimator
-from bilevax.core.records import ErrorReport, Estimate, Failure, worst_part
+from bilevax.core.records import ErrorReport, Estimate, Failure, first_failure
 from bilevax.core.trees import PyTree, norm, row, where
 from bilevax.hypergradients.damping import add_damping_bias
 from bilevax.hypergradients.residual_error import CERTAIN, residual_error
@@ -94,7 +94,7 @@ def apply_tolerance(estimate: Estimate, tol: Array | float) -> Estimate:
     # without a tolerance nothing is forgiven
     mild = mild & (estimate.failure.step >= FEWEST_STEPS) & jnp.isfinite(tol)
     forgiven = mild & (estimate.error.degrees_of_freedom == CERTAIN) & (upper <= FORGIVEN * tol)
-    code, failure = worst_part(
+    code, failure = first_failure(
         # the solver's code, unless forgiven; and the tolerance
         where(forgiven, (jnp.int32(Code.OK), Failure.of("none")), (estimate.code, estimate.failure)),
         (jnp.where(~(upper <= tol), jnp.int32(Code.TOLERANCE_NOT_MET), jnp.int32(Code.OK)), Failure.of("none")),

@@ -22,7 +22,7 @@ from bilevax.core.protocols import (
     Run,
     StochasticSolver,
 )
-from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, nonfinite_code, worst_part
+from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
@@ -229,7 +229,7 @@ class SID:
             outer_gradients=outer,
             measuring=_checks(self.inner, inner, train) + _checks(self.linear, linear, train),
         )
-        code, failure = worst_part(
+        code, failure = first_failure(
             (inner.code, Failure.of("inner", inner.last_step)),
             (nonfinite_code((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
             (linear.code, Failure.of("linear", linear.last_step)),

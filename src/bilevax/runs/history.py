@@ -1,10 +1,10 @@
 """What a run has seen and spent so far: appended to, never rebuilt."""
 
-import jax
 import numpy as np
 
 from bilevax.algorithms.outer_loop import Record
 from bilevax.core.records import Cost, Count, Failure, History
+from bilevax.core.trees import row
 
 FIRST_ROOM = 64
 """Entries for which there is room before the columns are first enlarged."""
@@ -40,7 +40,7 @@ class Log:
         # only a worse code replaces the first
         if np.max(records.code, initial=0) > self.code:
             worst = int(np.argmax(records.code))
-            self.code, self.failure = int(records.code[worst]), at(records, worst).failure
+            self.code, self.failure = int(records.code[worst]), row(records.failure, worst)
 
     def spend(self, records: Record, first: int) -> np.ndarray:
         """Count the cost of these stretches, without an entry; the rows that each read, int64."""
@@ -65,9 +65,3 @@ class Log:
     def history(self) -> History:
         """The entries so far, not copied: they do not change."""
         return History(*(column[: self._entries] for column in self._columns))
-
-
-def at(records: Record, i: int | slice) -> Record:
-    """One record, or some, of many."""
-    out: Record = jax.tree.map(lambda x: x[i], records)
-    return out

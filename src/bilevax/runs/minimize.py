@@ -16,12 +16,12 @@ from bilevax.core.config import canonicalize, check_count, to_plain
 from bilevax.core.keys import as_key
 from bilevax.core.protocols import Algorithm, RowSource
 from bilevax.core.records import History, Result
-from bilevax.core.trees import PyTree, as_parameters
+from bilevax.core.trees import PyTree, as_parameters, row
 from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
 from bilevax.runs.back_off import damped, dampings
-from bilevax.runs.history import Log, at
+from bilevax.runs.history import Log
 
 CALL_SECONDS = 0.25
 """How long a compiled call should take, so that progress is live and Ctrl-C takes effect."""
@@ -102,14 +102,14 @@ def minimize(
             call = partial(_advance, state=state, sources=sources, key=key, **ends)
             out = jax.block_until_ready(_quick_if_sound(call, *ready))
             number, first, calls, state = int(out.number), done, calls + 1, out.state
-            records = at(jax.tree.map(np.asarray, out.records), slice(number))
-            done, last = int(out.step), at(records, -1)
+            records = row(jax.tree.map(np.asarray, out.records), slice(number))
+            done, last = int(out.step), row(records, -1)
             again = damped(problem, last, left)
             if again is not None:  # the last stretch has moved nothing: it is made again
                 problem, ready = again, (canonicalize(again), ready[1])
                 done = int(records.step[-2]) if number > 1 else first
-                log.spend(at(records, slice(-1, None)), done)
-                records = at(records, slice(-1))
+                log.spend(row(records, slice(-1, None)), done)
+                records = row(records, slice(-1))
                 damping.append([done, problem.damping])
             log.append(records, first, time.monotonic() - clock)
             failed = again is None and int(last.code) >= Code.NOT_CONTRACTIVE
