@@ -4,14 +4,14 @@ from collections.abc import Callable
 from statistics import median, quantiles
 from typing import Any
 
-import bare_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import workloads as w
-from machine import Ceilings, Times, alternate
 
 import bilevax as bx
+from benchmarks import bare_jax
+from benchmarks import cases as w
+from benchmarks.machine import Ceilings, Times, alternate
 
 Row = dict[str, Any]
 

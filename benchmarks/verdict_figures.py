@@ -1,9 +1,12 @@
-"""The figures of verdicts.py: shares whose clusters are the problems, tables and checks."""
+"""The figures of ``verdicts``: shares whose clusters are the problems, tables and checks."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from verdict_runs import HIGH, LOW, TOL
+
+from benchmarks.tables import Check
+from benchmarks.verdict_runs import HIGH, LOW, TOL
 
 ESTIMATORS = "JointSID", "SID"
 WITHHELD = {"JointSID": 0.2, "SID": 0.5}
@@ -14,7 +17,8 @@ BANDS = 8
 """Of the root mean square error, by fourths of a decade."""
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """How often, among how many, and the standard error where what comes from one problem is a cluster."""
 
     hits: int
@@ -37,6 +41,10 @@ class Share(NamedTuple):
     def value(self) -> float:
         """NaN of nothing."""
         return self.hits / self.number if self.number else float("nan")
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"share": round(self.value, 6), "error": round(self.error, 6), "of": self.number}
 
     def __str__(self) -> str:
         """In percent, with its 95 % interval; without a hit, the upper end is 3 over the number."""
@@ -90,22 +98,18 @@ HEAD = (
 )  # fmt: skip
 
 
-def head() -> None:
-    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
-
-
-def row(name: str, estimator: str, f: dict[str, Any]) -> str:
-    low, middle, high = f["rms"]
-    cells = [
-        name, estimator, f"{f['OK']} / {f['runs']}", f["wrong"], f["withheld"], f["signs"], f["covered"],
+def row(f: dict[str, Any]) -> list[Any]:
+    """The cells behind family and estimator."""
+    return [
+        f"{f['OK']} / {f['runs']}", f["wrong"], f["withheld"], f["signs"], f["covered"],
         f"{f['width']:.2f}", f"{f['worst cell']:.2f}, {f['worst band']:.3f}",
-        f"{f['reached'][0]:.2g} to {f['reached'][2]:.2g}, {f['short']} short", f"{low:.2g}, {middle:.2g}, {high:.2g}",
-        "{} to {}".format(*f["steps"]), " ".join(map(str, f["codes"])), f"{f['CPU seconds']:.0f}",
+        f"{f['reached'][0]:.2g} to {f['reached'][2]:.2g}, {f['short']} short",
+        ", ".join(f"{x:.2g}" for x in f["rms"]), "{} to {}".format(*f["steps"]), " ".join(map(str, f["codes"])),
+        f"{f['CPU seconds']:.0f}",
     ]  # fmt: skip
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def checks(found: dict[tuple[str, str], dict[str, Any]], enough: int = ENOUGH) -> list[tuple[str, str, str, bool]]:
+def checks(found: dict[tuple[str, str], dict[str, Any]], enough: int = ENOUGH) -> list[Check]:
     """(What, figure, goal, met)."""
     rows = []
     for estimator in ESTIMATORS:
@@ -155,12 +159,11 @@ def target_figures(runs: dict[str, np.ndarray]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def target_row(name: str, estimator: str, f: dict[str, Any]) -> str:
-    cells = f"{f['OK']} / {f['runs']}", f["above"], f"{f['passes']:.3g}", f"{f['CPU seconds']:.0f}"
-    return "| " + " | ".join(map(str, (name, estimator, *cells))) + " |"
+def target_row(f: dict[str, Any]) -> list[Any]:
+    return [f"{f['OK']} / {f['runs']}", f["above"], f"{f['passes']:.3g} passes", f"{f['CPU seconds']:.0f} s"]
 
 
-def target_checks(found: dict[tuple[str, str], dict[str, Any]]) -> list[tuple[str, str, str, bool]]:
+def target_checks(found: dict[tuple[str, str], dict[str, Any]]) -> list[Check]:
     """As :func:`checks`."""
     rows = []
     for e in ESTIMATORS:
@@ -170,15 +173,6 @@ def target_checks(found: dict[tuple[str, str], dict[str, Any]]) -> list[tuple[st
             met = not share.value > 0.03
             rows.append((f"{e}, target={TOL:g}: OK runs that are above it, %", str(share), "at most 3", met))
     return rows
-
-
-def plain(x: Any) -> Any:
-    """For JSON."""
-    if isinstance(x, Share):
-        return {"share": round(x.value, 6) if x.number else None, "error": round(x.error, 6), "of": x.number}
-    if isinstance(x, dict):
-        return {k: plain(v) for k, v in x.items()}
-    return [plain(v) for v in x] if isinstance(x, list) else x
 
 
 def headline(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:

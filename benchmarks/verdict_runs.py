@@ -1,4 +1,4 @@
-"""The runs of verdicts.py: problems of a family, step counts that fit them, and what estimators say of themselves."""
+"""The runs of ``verdicts``: problems of a family, step counts that fit them, and what estimators say of themselves."""
 
 import time
 from functools import partial
