@@ -26,6 +26,7 @@ from jax import Array
 
 import bilevax as bx
 from benchmarks import store, tables
+from benchmarks.reported import Said, Share, flat
 from bilevax.core.config import canonicalize
 from bilevax.core.trees import PyTree, norm
 from bilevax.testing.closed_forms import Curvature, FiniteQuadratic
@@ -103,6 +104,9 @@ def drawn(stratum: Stratum, seed: int) -> NamedProblem:
     return NamedProblem(stratum.name, problem, train, val, np.zeros(D), lam, stratum.batch, curvature)
 
 
+norms = partial(np.linalg.norm, axis=-1)
+
+
 @partial(jax.jit, static_argnames=("stratum", "val_batch", "runs"))
 def reports(estimator: Any, problems: Any, key: Array, *, stratum: Stratum, val_batch: int | None, runs: int) -> Any:
     """Codes and errors of every run of every problem, [problems, runs, ...]."""
@@ -120,71 +124,30 @@ def reports(estimator: Any, problems: Any, key: Array, *, stratum: Stratum, val_
     return jax.vmap(jax.vmap(one, (None, 0)))(problems, keys)
 
 
-def flat(tree: dict[str, Any]) -> np.ndarray:
-    """Entries of a tree like lam, along the last axis."""
-    return np.concatenate([np.asarray(tree[name], np.float64) for name in sorted(tree)], axis=-1)
-
-
-class Run(NamedTuple):
-    """What every run of a stratum says, [problems, runs, m] or [problems, runs]."""
-
-    code: np.ndarray
-    value: np.ndarray
-    standard_error: np.ndarray
-    bias: np.ndarray
-    relative: np.ndarray
-    sampling: np.ndarray  # half widths of interval()
-    total: np.ndarray  # half widths of interval(bias=True)
-    confidence: np.ndarray
-
-    @classmethod
-    def of(cls, code: Any, error: bx.ErrorReport) -> "Run":
-        """From the reports of a stratum."""
-        code, error = jax.tree.map(np.asarray, (code, error))
-        half, whole, confidence = (np.zeros((*code.shape, D + SHIFTS)) for _ in range(3))
-        for i in np.ndindex(code.shape):
-            one = jax.tree.map(lambda x, i=i: x[i], error)
-            value, confidence[i] = flat(one.value), flat(one.sign_confidence)
-            half[i], whole[i] = flat(one.interval(bias=False)[1]) - value, flat(one.interval()[1]) - value
-        relative = np.asarray(jax.vmap(jax.vmap(lambda e: e.relative))(error))
-        bias = np.linalg.norm(flat(error.bias), axis=-1)
-        return cls(code, flat(error.value), flat(error.standard_error), bias, relative, half, whole, confidence)
-
-
-def share(hits: np.ndarray, among: np.ndarray) -> tuple[float, float]:
-    """How often, among which, and its standard error; the first axis is that of the clusters."""
-    axes = tuple(range(1, hits.ndim))
-    number, total = np.sum(among, axis=axes), np.sum(hits & among, axis=axes)
-    if not number.sum():
-        return float("nan"), float("nan")
-    mean = total.sum() / number.sum()
-    return float(mean), float(np.sqrt(np.sum((total - mean * number) ** 2)) / number.sum())
-
-
-def judged(run: Run, truth: np.ndarray) -> dict[str, Any]:
+def judged(run: Said, truth: np.ndarray) -> dict[str, Any]:
     """The figures of a stratum."""
     runs = run.code.shape[1]
     others = (np.sum(run.value, axis=1, keepdims=True) - run.value) / (runs - 1)
     error = run.value - truth[:, None]
     rmse = np.sqrt(np.mean(error**2, axis=1))[:, None]
-    distance, size = np.linalg.norm(error, axis=-1), np.linalg.norm(truth, axis=-1)[:, None]
+    distance, size = norms(error), norms(truth)[:, None]
     trusted = run.code == bx.Code.OK
     entries = np.broadcast_to(trusted[..., None], error.shape)
-    unbiased = entries & (run.bias <= 0.5 * np.linalg.norm(run.standard_error, axis=-1))[..., None]
+    unbiased = entries & (norms(run.bias) <= 0.5 * norms(run.standard_error))[..., None]
     declared, wrong = run.confidence > CERTAIN, np.sign(run.value) != np.sign(truth[:, None])
     clear = np.broadcast_to(np.abs(truth[:, None]) > 4 * rmse, error.shape)
     out = {
-        "sampling": share(np.abs(run.value - others) <= run.sampling * np.sqrt(runs / (runs - 1)), entries),
-        "total": share(np.abs(error) <= run.total, entries),
-        "small bias": share(np.abs(error) <= run.total, unbiased),
-        "without bias": share(np.abs(error) <= run.sampling, entries),
-        "wrong signs": share(declared & wrong, entries),
-        "declared": share(declared, clear & entries),
-        "untrusted": share(~trusted, np.ones_like(trusted)),
-        "right": share(distance <= TOL * size, trusted),
+        "sampling": Share.of(np.abs(run.value - others) <= run.sampling * np.sqrt(runs / (runs - 1)), entries),
+        "total": Share.of(np.abs(error) <= run.half, entries),
+        "small bias": Share.of(np.abs(error) <= run.half, unbiased),
+        "without bias": Share.of(np.abs(error) <= run.sampling, entries),
+        "wrong signs": Share.of(declared & wrong, entries),
+        "declared": Share.of(declared, clear & entries),
+        "untrusted": Share.of(~trusted, np.ones_like(trusted)),
+        "right": Share.of(distance <= TOL * size, trusted),
     }
-    figures: dict[str, Any] = {name: {"value": value, "error": spread} for name, (value, spread) in out.items()}
-    figures["width"] = float(np.median((run.total / (1.96 * rmse))[trusted]))
+    figures: dict[str, Any] = {name: {"value": s.value, "error": s.error} for name, s in out.items()}
+    figures["width"] = float(np.median((run.half / (1.96 * rmse))[trusted]))
     figures["biased share"] = 1.0 - float(np.mean(unbiased[entries]))
     relative = distance / size
     figures["relative error"] = [float(np.median(relative[w])) if w.any() else None for w in (trusted, ~trusted)]
@@ -210,13 +173,13 @@ class Drawing(NamedTuple):
         )
         return cls(stratum, stacked, truth, float(condition))
 
-    def run(self, estimator: Any, val_batch: int | None) -> Run:
+    def run(self, estimator: Any, val_batch: int | None) -> Said:
         """So many runs of each problem as its condition allows."""
         key, runs = jax.random.fold_in(jax.random.key(0), STRATA.index(self.stratum)), RUNS[self.stratum.condition]
         found = reports(
             canonicalize(estimator), self.problems, key, stratum=self.stratum, val_batch=val_batch, runs=runs
         )  # fmt: skip
-        return Run.of(*jax.block_until_ready(found))
+        return Said.of(*jax.block_until_ready(found))
 
 
 def measure(stratum: Stratum, problems: int) -> dict[str, Any]:
@@ -232,12 +195,12 @@ def of_sid(stratum: Stratum, problems: int) -> list[dict[str, Any]]:
     """What SID estimates of its error, after too few steps and after enough."""
     drawing, rows = Drawing.of(stratum, problems), []
     beta, gamma = (c * stratum.condition for c in FALLING[stratum.batch])
-    size = np.linalg.norm(drawing.truth, axis=-1)[:, None]
+    size = norms(drawing.truth)[:, None]
     for share in (10, 1):
         steps = SID_STEPS[stratum.condition, stratum.batch] // share
         solver = bx.FixedPoint(steps, bx.Harmonic(beta, gamma))
         run = drawing.run(bx.SID(solver, solver, cross_batches=steps // 10), None)
-        true = np.linalg.norm(run.value - drawing.truth[:, None], axis=-1) / size
+        true = norms(run.value - drawing.truth[:, None]) / size
         ratio = np.sqrt(np.mean(run.relative**2, axis=1) / np.mean(true**2, axis=1))
         figures = judged(run, drawing.truth)
         rows.append({

@@ -27,7 +27,7 @@ NEWSGROUPS = {
 
 
 class Data(NamedTuple):
-    """Rows to train and to choose penalties on, and test rows: X [n, d] dense or CSR, y [n] from 0; 2 classes or more."""
+    """Rows to train and to choose penalties on, and test rows: X [n, d] dense or CSR, y [n] from 0."""
 
     name: str
     X: Any

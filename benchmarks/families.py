@@ -7,6 +7,7 @@ family is run.
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -28,6 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def settle(options: argparse.Namespace) -> None:
     """Names, seed and file that were left open."""
     names = families(options.families)
+    if unknown := set(options.only or ()) - set(names):
+        sys.exit(f"there is no {options.families} family {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     options.only = [name for name in names if name in (options.only or names[: 1 if options.quick else None])]
     if options.draw is None:
         options.draw = int(machine.commit()[:12], 16) if options.families == "judging" else 0

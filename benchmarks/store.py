@@ -8,11 +8,14 @@ from typing import Any
 
 from benchmarks import machine
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = machine.ROOT / "benchmarks" / "results"
 
 
 def plain(x: Any) -> Any:
-    """What JSON holds: arrays are lists, NaN is null, records say what they are by ``record()``, the rest is text."""
+    """What JSON holds: arrays are lists, NaN is null, paths are below the checkout, the rest is text.
+
+    A record says by ``record()`` what is kept of it.
+    """
     if hasattr(x, "record"):
         return plain(x.record())
     if isinstance(x, dict):
@@ -21,6 +24,8 @@ def plain(x: Any) -> Any:
         return [plain(value) for value in x]
     if hasattr(x, "tolist"):
         return plain(x.tolist())
+    if isinstance(x, Path):
+        return str(x.relative_to(machine.ROOT)) if x.is_relative_to(machine.ROOT) else x.name
     if isinstance(x, float):
         return None if math.isnan(x) else x
     return x if x is None or isinstance(x, str | int) else str(x)

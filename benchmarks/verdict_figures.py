@@ -1,10 +1,10 @@
 """The figures of ``verdicts``: shares whose clusters are the problems, tables and checks."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from benchmarks.reported import Share, pool
 from benchmarks.tables import Check
 from benchmarks.verdict_runs import HIGH, LOW, TOL
 
@@ -15,43 +15,6 @@ ENOUGH = 300
 
 BANDS = 8
 """Of the root mean square error, by fourths of a decade."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """How often, among how many, and the standard error where what comes from one problem is a cluster."""
-
-    hits: int
-    number: int
-    error: float
-
-    @classmethod
-    def of(cls, hits: np.ndarray, among: np.ndarray, cluster: np.ndarray) -> "Share":
-        """Of flags, by cluster; flags [runs, m] belong to their run."""
-        among = np.broadcast_to(among[(...,) + (None,) * (hits.ndim - among.ndim)], hits.shape)
-        axes = tuple(range(1, hits.ndim))
-        size = int(cluster.max()) + 1 if len(cluster) else 0
-        total = np.bincount(cluster, np.sum(hits & among, axis=axes), size)
-        number = np.bincount(cluster, np.sum(among, axis=axes), size)
-        mean = total.sum() / max(number.sum(), 1.0)
-        spread = np.sqrt(np.sum((total - mean * number) ** 2)) / max(number.sum(), 1.0)
-        return cls(int(total.sum()), int(number.sum()), float(spread))
-
-    @property
-    def value(self) -> float:
-        """NaN of nothing."""
-        return self.hits / self.number if self.number else float("nan")
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"share": round(self.value, 6), "error": round(self.error, 6), "of": self.number}
-
-    def __str__(self) -> str:
-        """In percent, with its 95 % interval; without a hit, the upper end is 3 over the number."""
-        if not self.number:
-            return "-"
-        high = self.value + 1.96 * self.error if self.hits else 3.0 / self.number
-        return f"{100 * self.value:.2f} [{100 * max(self.value - 1.96 * self.error, 0):.2f}, {100 * high:.2f}]"
 
 
 def root_mean_square(runs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -141,13 +104,6 @@ def checks(found: dict[tuple[str, str], dict[str, Any]], enough: int = ENOUGH) -
     pooled = pool([f["wrong"] for f in found.values()])
     rows.append(("pooled: OK and wrong, %", str(pooled), "at most 1", not pooled.value > 0.01))
     return rows
-
-
-def pool(shares: list[Share]) -> Share:
-    """Of separate clusters."""
-    number = sum(s.number for s in shares)
-    error = np.sqrt(sum((s.error * s.number) ** 2 for s in shares)) / max(number, 1)
-    return Share(sum(s.hits for s in shares), number, float(error))
 
 
 def target_figures(runs: dict[str, np.ndarray]) -> dict[str, Any]:

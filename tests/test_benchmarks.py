@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = {"core": ["--only", "w1", "memory"]}  # all of it takes longer than two minutes
-SHARED = {"bare_jax", "cases", "datasets", "families", "fresh", "machine", "measures", "planner_rivals", "rival_torch",
-          "rivals", "store", "tables", "verdict_figures", "verdict_runs"}  # fmt: skip
+SHARED = {"bare_jax", "cases", "datasets", "families", "fresh", "machine", "measures", "planner_rivals", "reported",
+          "rival_torch", "rivals", "store", "tables", "verdict_figures", "verdict_runs"}  # fmt: skip
 
 
 def module(name):
@@ -63,8 +63,9 @@ def test_a_question_parses_its_options(name, capsys):
 
 def test_records_are_plain_json(tmp_path):
     store = module("benchmarks.store")
-    store.write(tmp_path / "a" / "x.json", {"x": np.float32(0.5), "y": [np.nan, np.arange(2)], "z": {(1, 2): tmp_path}})
-    assert store.read(tmp_path / "a" / "x.json") == {"x": 0.5, "y": [None, [0, 1]], "z": {"(1, 2)": str(tmp_path)}}
+    record = {"x": np.float32(0.5), "y": [np.nan, np.arange(2)], "z": {(1, 2): ROOT / "docs", "b": True}}
+    store.write(tmp_path / "a" / "x.json", record)
+    assert store.read(tmp_path / "a" / "x.json") == {"x": 0.5, "y": [None, [0, 1]], "z": {"(1, 2)": "docs", "b": True}}
     assert store.read(tmp_path / "none.json") == {}
 
 
