@@ -313,16 +313,18 @@ class Steps(NamedTuple):
         return bx.Harmonic(beta, beta)
 
 
-def penalised(data: Data, run: int = 0, *, strength: float = 1e-3, batch: int | None = None) -> Case:
+def penalised(
+    data: Data, run: int = 0, *, strength: float = 1e-3, batch: int | None = None, step: float | None = None
+) -> Case:
     """Logistic regression, penalties 1/2 sum_j exp(lam_j) |w_j|^2, one per feature, from ``strength``; no intercept.
 
-    Half of the rows, which ``run`` chooses, are val, of which every row counts; the step is left to be measured.
+    Half of the rows, which ``run`` chooses, are val, of which every row counts. Without a ``step`` it is measured.
     """
     inner, outer = losses(data)
     d, real = data.X.shape[1], data.X.dtype
     train, val = ((data.X[rows], data.y[rows]) for rows in halves(data, run))
     w0, lam = jnp.zeros((data.outputs, d), real), jnp.full(d, np.log(strength), real)
-    problem = bx.Problem(bx.GradientStep(inner), outer)
+    problem = bx.Problem(bx.GradientStep(inner, step), outer)
     return Case(problem, None, w0, lam, kind(data)(train, batch or data.batch), kind(data)(val), score=accuracy(data))
 
 

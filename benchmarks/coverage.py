@@ -25,8 +25,8 @@ import numpy as np
 from jax import Array
 
 import bilevax as bx
-from benchmarks import store, tables
-from benchmarks.reported import Said, Share, flat
+from benchmarks import families, store, tables
+from benchmarks.reported import Said, Share
 from bilevax.core.config import canonicalize
 from bilevax.core.trees import PyTree, norm
 from bilevax.testing.closed_forms import Curvature, FiniteQuadratic
@@ -114,9 +114,9 @@ def reports(estimator: Any, problems: Any, key: Array, *, stratum: Stratum, val_
     problem = bx.Problem(bx.GradientStep(loss), outer_loss)
 
     def one(drawn: Any, key: Array) -> tuple[Array, bx.ErrorReport]:
-        lam, train, val = drawn
+        w0, lam, train, val = drawn
         sources = bx.Arrays(train, stratum.batch), bx.Arrays(val, val_batch)
-        est = bx.hypergradient(problem, estimator, jnp.zeros(D), lam, *sources, key=key)
+        est = bx.hypergradient(problem, estimator, w0, lam, *sources, key=key)
         return est.code, est.error
 
     numbers = jnp.arange(jax.tree.leaves(problems)[0].shape[0])
@@ -155,10 +155,10 @@ def judged(run: Said, truth: np.ndarray) -> dict[str, Any]:
 
 
 class Drawing(NamedTuple):
-    """The problems of a stratum: (lam, train, val) stacked, with their truths [problems, m] and median condition."""
+    """The problems of a stratum: arrays, with their truths [problems, m] and median condition."""
 
     stratum: Stratum
-    problems: Any
+    arrays: tuple[Any, ...]
     truth: np.ndarray
     condition: float
 
@@ -166,20 +166,14 @@ class Drawing(NamedTuple):
     def of(cls, stratum: Stratum, number: int) -> "Drawing":
         """Drawn and solved."""
         every = [drawn(stratum, seed) for seed in range(number)]
-        truth = np.stack([flat(p.solution().hypergradient) for p in every])
         condition = np.median([np.linalg.cond(p.system(p.solution().w)) for p in every])
-        stacked = jax.tree.map(
-            lambda *x: jnp.asarray(np.stack(x), jnp.float32), *[(p.lam, p.train, p.val) for p in every]
-        )
-        return cls(stratum, stacked, truth, float(condition))
+        return cls(stratum, *families.stacked(every), float(condition))
 
     def run(self, estimator: Any, val_batch: int | None) -> Said:
         """So many runs of each problem as its condition allows."""
         key, runs = jax.random.fold_in(jax.random.key(0), STRATA.index(self.stratum)), RUNS[self.stratum.condition]
-        found = reports(
-            canonicalize(estimator), self.problems, key, stratum=self.stratum, val_batch=val_batch, runs=runs
-        )  # fmt: skip
-        return Said.of(*jax.block_until_ready(found))
+        how = {"stratum": self.stratum, "val_batch": val_batch, "runs": runs}
+        return Said.of(*jax.block_until_ready(reports(canonicalize(estimator), self.arrays, key, **how)))
 
 
 def measure(stratum: Stratum, problems: int) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 The families are those of ``bilevax.testing.problems``. The seed of a judging run is made of the commit. It is kept in
 NAME.json, and adds a line to NAME-judged.jsonl; a choosing run is kept in NAME-choosing.json. With ``--quick`` one
-family is run.
+family is run, with the seed 0.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any
 
+import jax
+import numpy as np
+
 from benchmarks import machine, store, tables
-from bilevax.testing.problems import families
+from benchmarks.reported import flat
+from bilevax.testing.problems import NamedProblem, families
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +37,21 @@ def settle(options: argparse.Namespace) -> None:
         sys.exit(f"there is no {options.families} family {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     options.only = [name for name in names if name in (options.only or names[: 1 if options.quick else None])]
     if options.draw is None:
-        options.draw = int(machine.commit()[:12], 16) if options.families == "judging" else 0
+        judged = options.families == "judging" and not options.quick
+        options.draw = int(machine.commit()[:12], 16) if judged else 0
     if options.out and options.families == "choosing":
         options.out = options.out.with_stem(f"{options.out.stem}-choosing")
+
+
+def stacked(problems: Sequence[NamedProblem]) -> tuple[tuple[Any, ...], np.ndarray]:
+    """(w0, lam, train, val) of problems of one shape, [problems, ...] in float32; the truths, [problems, m]."""
+
+    def stack(*x: Any) -> np.ndarray:
+        out = np.stack(x)
+        return out.astype(np.float32) if out.dtype.kind == "f" else out
+
+    truth = np.stack([flat(p.solution().hypergradient) for p in problems])
+    return jax.tree.map(stack, *[(p.w0, p.lam, p.train, p.val) for p in problems]), truth
 
 
 def outcomes(

@@ -177,20 +177,14 @@ def real(name: str, quick: bool) -> list[dict[str, Any]]:
 
     data: Any = {"fashion": datasets.fashion, "newsgroups": datasets.newsgroups}[name]()
     data, runs, rows, table = data.few(400) if quick else data, 1 if quick else 3, [], None
-    halves = cases.halves(data, 0)
-    L = cases.curvature(data, halves[0])
-    train, val = (cases.part(cases.source(data), half) for half in halves)
-    exact = tuple(cases.part(cases.source(data, np.float64), half) for half in halves)
-    inner, outer = cases.losses(data)
+    L = cases.curvature(data, cases.halves(data, 0)[0])
+    exact = cases.penalised(data._replace(X=data.X.astype(np.float64))).by(None, None)
     for strength in (1e-2,) if quick else (1e-2, 1e-3, 1e-4):
         steps = cases.Steps.of(L, strength)
-        problem = bx.Problem(bx.GradientStep(inner, steps.alpha), outer)
-        true = jnp.asarray(truth(data, exact, strength)[0], jnp.float32)
-        w0 = jnp.zeros((data.outputs, data.X.shape[1]), jnp.float32)
-        lam = jnp.full(data.X.shape[1], np.log(strength), jnp.float32)
-        case = Case(problem, None, w0, lam, train, val, true)
+        true = jnp.asarray(truth(data, exact[4:6], strength)[0], jnp.float32)
+        case = cases.penalised(data, strength=strength, step=steps.alpha)._replace(truth=true)
         for passes in (2,) if quick else (2, 10):
-            visits, row = passes * len(halves[0]), {"data": name, "strength": strength, "passes": passes}
+            visits, row = passes * case.train.rows, {"data": name, "strength": strength, "passes": passes}
             ways = {
                 "SID, published steps": sid(case, data.batch, steps.q, visits),
                 "JointSID": joint(case, data.batch, 30, visits),

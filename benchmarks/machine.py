@@ -78,7 +78,7 @@ def commit(root: Path = ROOT, *, described: bool = False) -> str:
     """The commit of a checkout; ``described``: short, and whether the tree is that of the commit."""
     which = ["describe", "--always", "--dirty", "--abbrev=10"] if described else ["rev-parse", "HEAD"]
     done = subprocess.run(["git", "-C", str(root), *which], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return "unknown" if done.returncode else done.stdout.strip()
 
 
 def setting() -> dict[str, Any]:

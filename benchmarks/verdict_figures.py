@@ -1,5 +1,6 @@
 """The figures of ``verdicts``: shares whose clusters are the problems, tables and checks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,34 +74,29 @@ def row(f: dict[str, Any]) -> list[Any]:
 
 
 def checks(found: dict[tuple[str, str], dict[str, Any]], enough: int = ENOUGH) -> list[Check]:
-    """(What, figure, goal, met)."""
+    """What is to hold of each family, by its worst."""
+
+    def percent(key: str) -> Callable[[dict[str, Any]], float]:
+        return lambda f: 100 * f[key].value
+
     rows = []
     for estimator in ESTIMATORS:
         of = {name: f for (name, e), f in found.items() if e == estimator}
-        if not of:
-            continue
-
-        def worst(what: str, value: dict[str, float], goal: str, met: Any, estimator: str = estimator) -> None:
-            bad = [name for name, x in value.items() if not met(x)]
-            extreme = max(value.values()) if "at most" in goal else min(value.values())
-            names = f" ({', '.join(bad)})" if bad else ""
-            rows.append((f"{estimator}: {what}", f"{extreme:.4g}{names}", goal, not bad))
-
-        worst("OK runs of a family", {n: f["OK"] for n, f in of.items()}, f"at least {enough}", lambda x: x >= enough)
-        for what, key, most in (
-            ("OK and wrong, %", "wrong", 3.0),
-            ("OK withheld where rms < tol / 3, %", "withheld", 100 * WITHHELD[estimator]),
-            ("declared signs that are wrong, % of all entries", "signs", 1.0),
+        for what, figure, least, limit in (
+            ("OK runs of a family", lambda f: float(f["OK"]), True, enough),
+            ("OK and wrong, %", percent("wrong"), False, 3.0),
+            ("OK withheld where rms < tol / 3, %", percent("withheld"), False, 100 * WITHHELD[estimator]),
+            ("declared signs that are wrong, % of all entries", percent("signs"), False, 1.0),
+            ("coverage over OK runs, %", percent("covered"), True, 93.0),
+            ("median width / ideal", lambda f: f["width"], False, 2.5),
         ):
-            shares = {n: 100 * f[key].value for n, f in of.items() if f[key].number}
-            if shares:
-                worst(what, shares, f"at most {most:g}", lambda x, most=most: x <= most)
-        covered = {n: 100 * f["covered"].value for n, f in of.items() if f["covered"].number}
-        widths = {n: f["width"] for n, f in of.items() if np.isfinite(f["width"])}
-        if covered:
-            worst("coverage over OK runs, %", covered, "at least 93", lambda x: x >= 93.0)
-        if widths:
-            worst("median width / ideal", widths, "at most 2.5", lambda x: x <= 2.5)
+            known = {name: x for name, f in of.items() if np.isfinite(x := figure(f))}
+            if known:
+                bad = [name for name, x in known.items() if (x < limit if least else x > limit)]
+                names = f" ({', '.join(bad)})" if bad else ""
+                worst = (min if least else max)(known.values())
+                goal = f"at {'least' if least else 'most'} {limit:g}"
+                rows.append((f"{estimator}: {what}", f"{worst:.4g}{names}", goal, not bad))
     pooled = pool([f["wrong"] for f in found.values()])
     rows.append(("pooled: OK and wrong, %", str(pooled), "at most 1", not pooled.value > 0.01))
     return rows

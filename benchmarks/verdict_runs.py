@@ -10,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
+from benchmarks import families
 from benchmarks.reported import Said, flat
 from bilevax.testing.problems import NamedProblem, problem
 
@@ -53,11 +54,9 @@ class Group(NamedTuple):
     def of(cls, name: str, setting: Setting) -> "Group":
         """Drawn and solved."""
         drawn = [problem(name, (setting.draw + i) % 2**63) for i in range(setting.problems)]
-        one = drawn[0]
-        stacked = jax.tree.map(lambda *x: _single(np.stack(x)), *[(p.w0, p.lam, p.train, p.val) for p in drawn])
-        falling = [of_sid(p, i) for i, p in enumerate(drawn)]
-        truths = np.stack([flat(p.solution().hypergradient) for p in drawn])
-        return cls(name, one.unmeasured, one.batch_size, one.sampling, stacked, truths, np.array(falling))
+        one, (arrays, truth) = drawn[0], families.stacked(drawn)
+        falling = np.array([of_sid(p, i) for i, p in enumerate(drawn)])
+        return cls(name, one.unmeasured, one.batch_size, one.sampling, arrays, truth, falling)
 
 
 def _single(x: np.ndarray) -> np.ndarray:
