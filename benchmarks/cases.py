@@ -53,7 +53,10 @@ class Case(NamedTuple):
         return bx.value_and_hypergradient(*self[:6], key=key_of(i))
 
     def by(self, estimator: Any, *rows: int | None, sampling: str | None = None) -> "Case":
-        """With another estimator, and rows in a minibatch of train and of val, None for every row."""
+        """With another estimator, and rows in a minibatch of train and of val, None for every row.
+
+        ``sampling`` is of both; blocks are of the rows in their order, which on real data is random.
+        """
         new = {} if sampling is None else {"sampling": sampling}
         sources = [replace_unchecked(s, batch_size=b, **new) for s, b in zip(self[4:6], rows, strict=False)]
         return self._replace(estimator=estimator, **dict(zip(("train", "val"), sources, strict=False)))
