@@ -50,7 +50,7 @@ INNER = 0.5
 """rho of the short run in units of 1 / L, of a map in units of the map."""
 
 
-LAG = 2.0
+LAG = 1.0
 """The most that lam may move in the time in which w and u follow, in units of 1 / K."""
 
 SLOWEST = 10
