@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import CurvatureStep
-from bilevax.core.config import canonicalize, replace_unchecked
+from bilevax.core.config import canonicalize, check_count, replace_unchecked
+from bilevax.core.errors import ParameterError
+from bilevax.core.keys import as_key
 from bilevax.core.protocols import Algorithm, BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count
-from bilevax.core.trees import PyTree, axpy, norm, scale, zeros_like
+from bilevax.core.trees import PyTree, all_finite, as_parameters, axpy, norm, scale, where, zeros_like
 from bilevax.data import fold_looks
 from bilevax.linalg.power import nonzero, unit
-from bilevax.problems.gradient_step import GradientStep, InverseCurvature
+from bilevax.problems.gradient_step import GradientStep, InverseCurvature, measuring_products
 from bilevax.solvers.parts import (
     Point,
     inner_directions,
@@ -37,8 +39,8 @@ SAMPLES = 5000
 SHARE = 0.05
 """Part of a run's samples that measuring takes at most."""
 
-LOOKS = 10, 3
-"""Minibatches on which L is measured, and products on each."""
+LOOKS, WHOLE = 10, 2
+"""Minibatches on which L is measured; the same where each is every row."""
 
 LEAST, MOST = 16, 400
 """Steps of the short run: fewer tell nothing, more do not tell more."""
@@ -168,40 +170,49 @@ def measure_steps(
         train: source of inner minibatches.
         val: source of outer minibatches.
         key: a JAX random key.
-        samples: rows to read for it, about; at least for 16 steps, at most for 400.
+        samples: rows to read for it, at most; at least for 16 steps, at most for 400.
 
-    Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each, none of a map), each step
-    of the short run those of one step of :class:`~bilevax.SOBA`, on one minibatch each.
+    Raises:
+        ParameterError: the algorithm's steps can't be measured, or another argument is wrong.
+
+    Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each; 2 and 2 where each is
+    every row; one bound of a loss that knows its ``curvature``; none of a map), each step of the short run the calls of
+    one step of :class:`~bilevax.SOBA`, on one minibatch each.
     """
+    if not isinstance(algorithm, Measurable):
+        raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")
+    samples, key = check_count("samples", samples, low=1), as_key(key)
+    w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     b, b_val = train.rows_per_batch, val.rows_per_batch
-    minibatches = LOOKS[0] if problem.has_loss else 0
-    if train.is_full_batch:
-        minibatches = min(minibatches, 2)
-    steps = min(max((samples - minibatches * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
+    minibatches = 0 if not problem.has_loss else WHOLE if train.is_full_batch else LOOKS
+    known = problem.has_loss and hasattr(problem.inner_loss, "curvature")
+    products = measuring_products(train, minibatches, known=known)
+    # what a loss knows of its own curvature takes one call a minibatch
+    reads = products if known else minibatches
+    steps = min(max((samples - reads * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
     start = canonicalize(problem), w0, lam, (train, val)
     found = _curvatures(*start, key, jnp.int32(steps // PHASES), minibatches=minibatches)
     once = Count(steps, b, 0)
-    products = Count(minibatches * (LOOKS[1] + 2), b, minibatches)
-    cost = Cost(Count(steps, b), once, once, Count(steps, b_val), products)
+    cost = Cost(Count(steps, b), once, once, Count(steps, b_val), Count(products, b, reads))
     return Measured(filled(algorithm, found), found.w, found.u, cost)
 
 
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
-    """The algorithm with the steps that it lacks."""
+    """The algorithm with the steps that it lacks, in JAX's default float as numbers that are given."""
     d, rho = algorithm.defaults, algorithm.step_size
-    speed = d.speed(found.rate)
+    speed = d.speed(found.rate).astype(float)
     if rho is None:
         # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon ten times the steps in which lam gets somewhere
         L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
-        L = jnp.where(L > 0, L, 1.0)  # without any curvature every step will do
+        L = jnp.where(L > 0, L, 1.0).astype(float)  # without any curvature every step will do
         falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=10.0 / speed)
         rho = falling if penalty is None else CurvatureStep(falling, L, penalty)
     changes = {"step_size": rho}
     if algorithm.ratio is None:
         # gamma_0 / rho_0, gamma_0 = speed / K
-        changes["ratio"] = speed / found.outer / rho(jnp.int32(0))
+        changes["ratio"] = speed / found.outer.astype(float) / rho(jnp.int32(0))
     if getattr(algorithm, "unit", 0) is None:
-        changes["unit"] = found.unit
+        changes["unit"] = found.unit.astype(float)
     return replace_unchecked(algorithm, **changes)
 
 
@@ -211,7 +222,7 @@ def _curvatures(
 ) -> Curvatures:
     walk_key, key = jax.random.split(key)
     streams, half = dict(zip(("train", "val"), sources, strict=True)), phase // 2
-    p = start(problem, w0, lam)
+    p = begin = start(problem, w0, lam)
     rho, met, zero = INNER, None, jnp.zeros((), jnp.result_type(*jax.tree.leaves(w0)))
     if problem.has_loss:
         step = GradientStep(problem.inner_loss).measured(p.w, p.lam, sources[0], walk_key, minibatches)
@@ -228,7 +239,7 @@ def _curvatures(
         return joined(inner, (g, direct)), (norm(g) ** 2, norm(inner.w) ** 2)
 
     def in_second_half(k: Array) -> Array:
-        return jnp.where(k % phase >= half, 1.0 / (phase - half), 0.0)
+        return jnp.where(k % phase >= half, 1.0 / (phase - half).astype(float), 0.0)
 
     def lead_near(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
         p, mean, squares = carry
@@ -261,4 +272,6 @@ def _curvatures(
     # an outer loss that does not depend on lam: every step will do
     K = jnp.where(K > 0, K, 1.0)
     ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)
-    return Curvatures(met, K, rate, ratio, p.w, p.u)
+    # where the short run diverged its end is of no use, and the run will say so itself
+    found = where(all_finite(p), p, begin)
+    return Curvatures(met, K, rate, ratio, found.w, found.u)
