@@ -9,8 +9,8 @@ begins with the question, in one line, and says what is measured, on what, and h
   kept, else benchmarks/results/NAME.json.
 
 What questions share: ``cases`` (what they are asked on: one record, drawn and real problems), ``datasets`` (real data),
-``families`` (of problems to choose and to judge on), ``machine`` (one pinned thread, times in turn, ceilings, processes
-of their own), ``tables`` (the printer) and ``store`` (the JSON files).
+``families`` (of problems to choose and to judge on), ``exact`` (hypergradients at any lam), ``machine`` (one pinned
+thread, times in turn, ceilings, processes of their own), ``tables`` (the printer) and ``store`` (the JSON files).
 """
 
 QUESTIONS = (
