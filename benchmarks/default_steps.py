@@ -141,20 +141,22 @@ def cell(a: Asked, name: str, seeds: Iterable[int], marks: np.ndarray) -> dict[s
         hits = np.minimum(hits, [np.where(lanes.at(mark) <= goal, mark, np.inf) for lanes in by_seed])
         if np.isfinite(best := np.median(hits, axis=0).min()):
             break
-    won = np.unravel_index(np.argmin(np.median(hits, axis=0)), (len(RHO), len(GAMMA)))
+    won = np.argmin(np.median(hits, axis=0))
     length = GOAL * best if np.isfinite(best) else LEAST
-    by_seed, hits = [default(a, name, seed, length) for seed in seeds], np.full(len(by_seed), np.inf)
+    hands, by_seed = by_seed, [default(a, name, seed, length) for seed in seeds]
+    hits = np.full(len(by_seed), np.inf)
     for mark in marks[0] * (marks[1] / marks[0]) ** np.arange(100):
         norms = np.array([lanes.at(mark)[0] for lanes in by_seed])
         hits = np.minimum(hits, np.where(norms <= goal, mark, np.inf))
         enough = np.isfinite(np.median(hits)) or mark >= LONGEST / GOAL * length
         if mark >= max(length, LEAST) and enough:
             break
+    beside = np.array([lanes.at(mark)[won] for lanes in hands])
     rho, ratio = by_seed[0].algorithm.step_size(jnp.int32(0)), by_seed[0].algorithm.ratio
     return {
-        "best": best, "rho": RHO[won[0]], "gamma": GAMMA[won[1]], "floor": left / a.start, "hits": hits,
+        "best": best, "rho": RHO[won // len(GAMMA)], "gamma": GAMMA[won % len(GAMMA)], "hits": hits,
         "ratio": float(np.median(hits)) / best if np.isfinite(best) else np.nan, "spent": by_seed[0].spent,
-        "end": norms / a.start, "own rho": float(rho) * a.L,
+        "floor": left / a.start, "end": norms / a.start, "best end": beside / a.start, "own rho": float(rho) * a.L,
         "own gamma": float(rho * ratio) * a.K / (10 if name in DOUBLE_LOOPS else 1),
         "counts": bool(COUNTS <= best < np.inf), "seconds": time.process_time() - began,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
 from benchmarks import cases, datasets
-from bilevax.core.config import canonicalize, config, replace_unchecked
+from bilevax.core.config import canonicalize, config
 from bilevax.testing.closed_forms import Curvature
 from bilevax.testing.judging import ROUND
 from bilevax.testing.problems import NamedProblem, problem
@@ -91,7 +91,7 @@ def asked(name: str) -> Asked:
         p = replace(
             p, problem=bx.Problem(replace(step, loss=Telling(step.loss, PENALTIES[kind])), p.problem.outer_loss)
         )
-    sources = [replace_unchecked(s, batch_size=ROWS, sampling="blocks") for s in p.sources()]
+    sources = [bx.Arrays(s.data, ROWS, "blocks", None) if s.rows > ROWS else s for s in p.sources(None)]
     lam, tree = ravel_pytree(jax.tree.map(np.asarray, p.lam))
     e = 1e-4 * np.eye(len(lam))
     points = np.concatenate([lam + e, lam - e, np.asarray(lam)[None]]).astype(np.float64)
