@@ -106,9 +106,10 @@ def largest_curvature(p: NamedProblem) -> float:
     if not p.problem.has_loss:
         return 1.0
     with float64():
-        x, tree = ravel_pytree(jax.tree.map(jnp.asarray, p.solution().w))
+        (w, lam), made = jax.tree.map(jnp.asarray, (p.solution()[0], p.lam)), p.problem
+        x, tree = ravel_pytree(w)
         blocks = jax.tree.map(lambda a: a[: len(a) // ROWS * ROWS].reshape(-1, ROWS, *a.shape[1:]), p.train)
-        hessian = jax.vmap(jax.hessian(lambda x, batch: p.problem.inner_loss(tree(x), p.lam, batch)), (None, 0))
+        hessian = jax.vmap(jax.hessian(lambda x, batch: made.inner_loss(tree(x), lam, batch)), (None, 0))
         return float(jnp.linalg.eigvalsh(hessian(x, blocks)).max())
 
 
