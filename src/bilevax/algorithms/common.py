@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.config import check_real
@@ -52,6 +53,11 @@ def step_sizes(algorithm: TwoSteps, k: Array) -> tuple[Array, Array]:
     rho = algorithm.step_size(k)
     # gamma_k = ratio rho_k
     return rho, algorithm.ratio * rho
+
+
+def series_step(algorithm: TwoSteps) -> Array:
+    """rho_0, the step of a truncated Neumann series: one that falls with rho_k is cut off ever earlier."""
+    return step_sizes(algorithm, jnp.int32(0))[0]
 
 
 def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:

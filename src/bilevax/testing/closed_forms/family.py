@@ -66,37 +66,47 @@ def amigo(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, lin
     return inner, outer, linear, last
 
 
-def stocbio(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, linear_steps: int) -> Stages:
-    """(w, lam): steps of w; u = rho sum_{i=0}^K r_i with r_0 = w - target and r_i = (I - rho A_i) r_{i-1}; then lam."""
-    rows = Rows(p)
+def stocbio(
+    p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, linear_steps: int, series: float | None = None
+) -> Stages:
+    """(w, lam): steps of w; u = s sum_{i=0}^K r_i with r_0 = w - target and r_i = (I - s A_i) r_{i-1}; then lam.
+
+    s is ``series``, or rho.
+    """
+    rows, s = Rows(p), rho if series is None else series
     w, lam, one = coordinates(rows.d, rows.m)
     inner = Stage(np.eye(len(w.T)), state(rho * rows.d_w(w, lam, one), 0 * lam, 0 * one), repeat=inner_steps)
     g = w - rows.target @ one
     outer = Stage(state(w, lam, 0 * w, 0 * w, 0 * lam, one), val=state(0 * w, 0 * lam, g, g, rows.r * lam, 0 * one))
     w, lam, r, total, direct, one = coordinates(rows.d, rows.m, rows.d, rows.d, rows.m)
     # r + change and total + r + change
-    change = -rho * rows.A @ r
+    change = -s * rows.A @ r
     linear = Stage(
         state(w, lam, r, total + r, direct, one),
         train=state(0 * w, 0 * lam, change, change, 0 * lam, 0 * one),
         repeat=linear_steps,
     )
     gamma = ratio * rho
-    last = Stage(state(w, lam - gamma * direct, one), state(0 * w, -gamma * rows.BT @ (rho * total), 0 * one))
+    last = Stage(state(w, lam - gamma * direct, one), state(0 * w, -gamma * rows.BT @ (s * total), 0 * one))
     return inner, outer, linear, last
 
 
-def plain(p: FiniteQuadratic, rho: float, ratio: float, *, linear_steps: int, horizon: int) -> Stages:
-    """(w, lam): u = K rho prod_{i <= horizon} (I - rho A_i) (w - target), w and lam together: SUSTAIN of weight 1."""
-    rows = Rows(p)
+def plain(
+    p: FiniteQuadratic, rho: float, ratio: float, *, linear_steps: int, horizon: int, series: float | None = None
+) -> Stages:
+    """(w, lam): u = K s prod_{i <= horizon} (I - s A_i) (w - target), w and lam together: SUSTAIN of weight 1.
+
+    s is ``series``, or rho.
+    """
+    rows, s = Rows(p), rho if series is None else series
     w, lam, one = coordinates(rows.d, rows.m)
     outer = Stage(
         state(w, lam, 0 * w, 0 * lam, one),
-        val=state(0 * w, 0 * lam, linear_steps * rho * (w - rows.target @ one), rows.r * lam, 0 * one),
+        val=state(0 * w, 0 * lam, linear_steps * s * (w - rows.target @ one), rows.r * lam, 0 * one),
     )
     w, lam, u, direct, one = coordinates(rows.d, rows.m, rows.d, rows.m)
     zero = 0 * w, 0 * lam
-    linear = Stage(np.eye(len(w.T)), state(*zero, -rho * rows.A @ u, 0 * lam, 0 * one), repeat=horizon)
+    linear = Stage(np.eye(len(w.T)), state(*zero, -s * rows.A @ u, 0 * lam, 0 * one), repeat=horizon)
     gamma = ratio * rho
     last = Stage(state(w, lam - gamma * direct, one), state(rho * rows.d_w(w, lam, one), -gamma * rows.BT @ u, 0 * one))
     return outer, linear, last
