@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.data.looks import stream_key
 from bilevax.testing.closed_forms import FiniteQuadratic, family
 from bilevax.testing.closed_forms.random_maps import Stages, moments
+from bilevax.testing.draws import row_weights
 
 D, M, B = 4, 2, 16
 KEY = jax.random.key(3)
 W0 = np.linspace(-1.0, 1.0, D)
 T, K, C, WEIGHT = 3, 5, 10.0, 0.3
+STEPS = 8
 
 
 class Case(NamedTuple):
@@ -86,43 +87,31 @@ def quadratic(condition=10, n=101):
     return FiniteQuadratic.conditioned(0, condition=condition, n=n, n_val=n, d=D, m=M)
 
 
-def run(name, p, rho, ratio, stops, *, number=32, origin=None, **options):
+def sources_of(p, size=B):
+    return tuple(bx.Arrays(data, size) for data in (p.train_data, p.val_data))
+
+
+def run(name, p, rho, ratio, stops, *, number=32, size=B, origin=None, **options):
     """The chains of an algorithm, as numpy arrays [chains, stops, d + m]; rho a schedule, or a number."""
     rho = rho if callable(rho) else bx.Polynomial(rho, 0.0)
     algorithm = CASES[name].algorithm(rho, ratio, **options)
-    sources = tuple(bx.Arrays(data, B) for data in (p.train_data, p.val_data))
     origin = np.zeros(D + M) if origin is None else origin
+    # as many stops whatever is asked for: one program
+    padded = jnp.asarray([*stops, *[stops[-1]] * (STEPS - len(stops))])
     start, keys = (jnp.asarray(W0), jnp.asarray(p.lam)), jax.random.split(KEY, number)
-    found = chains(p.problem, algorithm, start, sources, keys, origin, jnp.asarray(stops))
-    return [np.asarray(x) for x in found]
+    found = chains(p.problem, algorithm, start, sources_of(p, size), keys, origin, padded)
+    return [np.asarray(x)[:, : len(stops)] for x in found]
 
 
 # ---- the truth: in numpy, on the rows of the streams
 
 
-@jax.jit
-def row_weights(numbers, key, minibatches):
-    """How much each row of each minibatch from 0 on counts, [minibatches, n]."""
-
-    def note(out, args, j, draw):
-        share = jnp.full(draw.batch.shape, draw.weight / draw.batch.shape[0])
-        return out.at[j].set(jnp.zeros(out.shape[1]).at[draw.batch].add(share))
-
-    out = jnp.zeros((minibatches.size, numbers.rows))
-    return numbers.fold(note, out, (), key=key, start=0, stop=minibatches.size)
-
-
-def weights_of(name, number, rows, steps, key):
-    """Of each step, the weights of the rows in its minibatches of a stream, [steps, number, rows]."""
-    numbers = bx.Arrays(np.arange(rows), B, seed=None)
-    all_of_them = np.asarray(row_weights(numbers, stream_key(key, name), np.zeros(256)))
-    return all_of_them[: steps * number].reshape(steps, number, rows)
-
-
 def streams_of(case, p, key, steps):
     """Of train and of val: for each stream the weights of the rows in each step."""
-    rows = (case.train, len(p.A)), (case.val, len(p.val_data["r"]))
-    return [[weights_of(name, number, n, steps, key) for name, number in part] for part, n in rows]
+    return [
+        [row_weights(source, name, key, steps, number) for name, number in part]
+        for part, source in zip((case.train, case.val), sources_of(p), strict=True)
+    ]
 
 
 def by_hand(case, p, stages, key, steps):
@@ -139,7 +128,7 @@ def by_hand(case, p, stages, key, steps):
     return np.array(path)
 
 
-STEPS, RHO, RATIO = 8, bx.Polynomial(0.2, 0.4), 0.3
+RHO, RATIO = bx.Polynomial(0.2, 0.4), 0.3
 FIRST = jax.random.split(KEY, 32)[0]
 
 
@@ -208,16 +197,16 @@ def within(samples, truth, precision):
     assert np.all(np.abs(deviation) <= 4), deviation
 
 
-def settles(name, p, rho, ratio, *, number, length, precision):
+def settles(name, p, rho, ratio, *, number, length, precision, size=B):
     """The mean and the mean square of every entry of (w, lam), once the start is forgotten."""
-    step = step_moments(name, p, rho, ratio)
+    step = step_moments(name, p, rho, ratio, size)
     second = step.stationary
     mean = second[: D + M, -1]
     variance = second.diagonal()[: D + M] - mean**2
     # a millionth of the start is left
     burn = int(np.log(1e-6) / np.log(max(step.rates)))
     stop = int((1 + length) * burn)
-    _, *sums = run(name, p, rho, ratio, [burn, stop], origin=mean, number=number)
+    _, *sums = run(name, p, rho, ratio, [burn, stop], origin=mean, number=number, size=size)
     first, square = ((x[:, 1] - x[:, 0]) / (stop - burn) for x in sums)
     within(first, 0.0, precision * np.sqrt(variance))
     within(square, variance, precision * variance)
@@ -237,6 +226,11 @@ def test_mean_and_floor_are_those_of_the_exact_moments(name):
 @pytest.mark.parametrize("name", CASES)
 def test_mean_and_floor_at_other_conditions_and_sizes(name, condition, n):
     settles(name, quadratic(condition, n), 0.2, RATIOS[name], number=64, length=3, precision=0.1)
+
+
+@pytest.mark.slow
+def test_on_every_row_a_random_horizon_leaves_a_floor_of_its_own():
+    settles("SUSTAIN", quadratic(), 0.2, RATIOS["SUSTAIN"], number=64, length=3, precision=0.1, size=None)
 
 
 # what is promised: the power of the steps, and that of the squared hypergradient
