@@ -204,7 +204,7 @@ def settles(name, p, rho, ratio, *, number, length, precision, size=B):
     mean = second[: D + M, -1]
     variance = second.diagonal()[: D + M] - mean**2
     # a millionth of the start is left
-    burn = int(np.log(1e-6) / np.log(max(step.rates)))
+    burn = int(np.log(1e-6) / np.log(step.rate))
     stop = int((1 + length) * burn)
     _, *sums = run(name, p, rho, ratio, [burn, stop], origin=mean, number=number, size=size)
     first, square = ((x[:, 1] - x[:, 0]) / (stop - burn) for x in sums)

@@ -56,11 +56,14 @@ class RandomMap(NamedTuple):
         return np.append(S, 1.0).reshape(2 * self.mean.shape[:1])
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """By which factor a step E x and E[x x'] come nearer to where they settle; below one if they do."""
-        parts = (matrix[:-1, :-1] for matrix in self)
-        mean, second = (float(np.abs(np.linalg.eigvals(part)).max()) for part in parts)
-        return mean, second
+    def mean_rate(self) -> float:
+        """By which factor a step brings E x nearer to the fixed point; below one if it does."""
+        return _radius(self.mean)
+
+    @property
+    def rate(self) -> float:
+        """By which factor a step brings E[x x'], of which E x is a part, nearer to where it settles."""
+        return _radius(self.second)
 
 
 def mixture(maps: Sequence[RandomMap]) -> RandomMap:
@@ -126,6 +129,11 @@ def state(*parts: Floats) -> Floats:
     """Parts of a new state one below the other, a row each or not."""
     leading = np.broadcast_shapes(*(part.shape[:-2] for part in parts))
     return np.concatenate([np.broadcast_to(part, (*leading, *part.shape[-2:])) for part in parts], axis=-2)
+
+
+def _radius(matrix: Floats) -> float:
+    """Largest |eigenvalue| but for the 1 of the last entry, which stays."""
+    return float(np.abs(np.linalg.eigvals(matrix[:-1, :-1])).max())
 
 
 def _covariance(rows: Floats) -> Floats:
