@@ -101,6 +101,17 @@ def test_the_bias_of_a_series_that_is_cut_off():
     assert gaps[-1] < 0.05 * min(gaps[:-1])
 
 
+def test_product_and_fixed_point_form_have_one_mean():
+    """On independent rows too: K factors, and K + 1 moves from 0. What differs is the noise."""
+    x = np.linspace(-1.0, 1.0, D + M)
+    mean, second = moments(family.stocbio(P, RHO, RATIO, inner_steps=2, linear_steps=4), 1, 1).moments(x)
+    fixed_point = family.amigo(P, RHO, RATIO, inner_steps=2, linear_steps=5)
+    other, noisy = moments(fixed_point, 1, 1).moments(np.concatenate([x, np.zeros(D)]))
+    np.testing.assert_allclose(mean, other[: D + M], rtol=1e-12)
+    spread, noise = (np.trace(S[D : D + M, D : D + M]) - mean[D:] @ mean[D:] for S in (second, noisy))
+    assert abs(spread / noise - 1) > 1e-3
+
+
 def test_the_bias_of_a_penalty():
     """z = w - u / c with u = (A + I / c)^-1 (w - target): SOBA's damped by 1 / c."""
     (A, b, B), (target, r) = P.means, P.outer_means
