@@ -27,13 +27,13 @@ def row_weights(source: Arrays, name: str, key: Array, steps: int, number: int =
 
     Examples:
         >>> import bilevax as bx
-        >>> source = bx.Arrays(np.zeros(5), batch_size=2, sampling="blocks", seed=None)
+        >>> source = bx.Arrays(np.zeros(5, np.float32), batch_size=2, sampling="blocks", seed=None)
         >>> row_weights(source, "train", jax.random.key(0), steps=3).sum(axis=(0, 1)).round(2).tolist()
         [0.6, 0.6, 0.6, 0.6, 0.6]
     """
     numbers = Arrays(np.arange(source.rows), source.batch_size, source.sampling, seed=None)
     # of a whole chunk, whatever is asked for: one program for all
-    found = np.asarray(_weights(numbers, stream_key(key, name)))[: steps * number]
+    found = np.asarray(_weights(numbers, stream_key(key, name)), np.float64)[: steps * number]
     return found.reshape(steps, number, source.rows)
 
 
