@@ -93,6 +93,11 @@ def step_sizes(algorithm: TwoSteps, k: Array, w: PyTree, lam: PyTree) -> tuple[P
     return rho, outer_step_size(algorithm, k)
 
 
+def series_step(algorithm: TwoSteps, w: PyTree, lam: PyTree) -> PyTree:
+    """rho_0, the step of a truncated Neumann series: one that falls with rho_k is cut off ever earlier."""
+    return step_sizes(algorithm, jnp.int32(0), w, lam)[0]
+
+
 def outer_step_size(algorithm: TwoSteps, k: Array) -> Array:
     """gamma_k = ratio rho_k."""
     step: Array = algorithm.ratio * algorithm.step_size(k)

@@ -32,7 +32,7 @@ class State(NamedTuple):
 
 @config
 class F2SA:
-    """Fully first-order: H^-1 grad_1 E is c (z - w), with z the minimiser of G + E / c beside that of G.
+    """Fully first-order: H^-1 grad_1 E is c (w - z), with z the minimiser of G + E / c beside that of G.
 
         w   <- w - rho_k grad_1 G(w)                                     ``inner_steps`` times, on the same
         z   <- z - rho_k (grad_1 G(z) + grad_1 E(z) / c_k)               minibatches of train for both
