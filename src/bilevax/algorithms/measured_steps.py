@@ -22,7 +22,15 @@ from bilevax.core.trees import PyTree, all_finite, as_parameters, axpy, norm, sc
 from bilevax.data import fold_looks
 from bilevax.linalg.power import nonzero, unit
 from bilevax.problems.gradient_step import GradientStep, InverseCurvature, measuring_products
-from bilevax.solvers.parts import Point, inner_directions, joined, moved_by, outer_directions, start
+from bilevax.solvers.parts import (
+    Point,
+    inner_directions,
+    joined,
+    minus_hessian_product,
+    moved_by,
+    outer_directions,
+    start,
+)
 from bilevax.solvers.schedules import Polynomial
 
 SAMPLES = 5000
@@ -43,24 +51,32 @@ PHASES = 4
 INNER = 0.5
 """rho of the short run in units of 1 / L, of a map in units of the map."""
 
+LAG = 2.0
+"""The most that lam may move in the time in which w and u follow, in units of 1 / K."""
+
+SLOWEST = 10
+"""Times the length of the short run: the slowest decay that it can tell."""
+
 
 class Defaults(NamedTuple):
     """Constants of a class: its steps in units of what is measured.
 
     Attributes:
-        inner: rho_0 L; of a map rho_0.
-        outer: gamma_0 K.
+        inner: a = rho_0 L; of a map rho_0.
+        outer: c, the most that gamma_0 K may be.
+        moves: of w in a step.
         power: by which both fall, (1 + k / horizon)^(-power).
     """
 
     inner: float
     outer: float
+    moves: int = 1
     power: float = 0.0
 
-    @property
-    def horizon(self) -> float:
-        """Steps after which they begin to fall: ten times those in which lam moves by its distance, 1 / (gamma K)."""
-        return 10.0 / self.outer
+    def speed(self, rate: Array) -> Array:
+        """gamma_0 K: lam moves on while w and u follow by ``rate`` a move, and no faster than that allows."""
+        # min(c, LAG T a rate): a loop that answers after T' steps is stable up to gains of the order of 1 / T'
+        return jnp.minimum(self.outer, LAG * self.moves * self.inner * rate)
 
 
 @runtime_checkable
@@ -87,6 +103,7 @@ class Curvatures(NamedTuple):
         inner: 1 / (L + p(lam)), L the largest curvature of a minibatch of the inner loss that was met, p that
             of its penalty where the loss tells it, else None; None of a map.
         outer: K, the largest curvature of f that was met, |f'' t| of unit directions t.
+        rate: by which an error of w or u falls in a step of rho = 1 / L, about the least curvature over L.
         unit: |grad_1 E| / |grad_1 G|, root mean squares over minibatches.
         w: the inner variable.
         u: the multiplier.
@@ -94,6 +111,7 @@ class Curvatures(NamedTuple):
 
     inner: InverseCurvature | None
     outer: Array
+    rate: Array
     unit: Array
     w: PyTree
     u: PyTree
@@ -154,11 +172,11 @@ def measure_steps(
         samples: rows to read for it, at most; at least for 16 steps, at most for 400.
 
     Raises:
-        ParameterError: the algorithm's steps can't be measured, or another argument is wrong.
+        ParameterError: the algorithm's steps cannot be measured, or another argument is wrong.
 
     Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each; 2 and 2 where each is
     every row; one bound of a loss that knows its ``curvature``; none of a map), each step of the short run the calls of
-    one step of :class:`~bilevax.SOBA`, on one minibatch each.
+    one step of :class:`~bilevax.SOBA`, on one minibatch each, and in three quarters of them one more product.
     """
     if not isinstance(algorithm, Measurable):
         raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")
@@ -173,25 +191,26 @@ def measure_steps(
     steps = min(max((samples - reads * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
     start = canonicalize(problem), w0, lam, (train, val)
     found = _curvatures(*start, key, jnp.int32(steps // PHASES), minibatches=minibatches)
-    once = Count(steps, b, 0)
-    cost = Cost(Count(steps, b), once, once, Count(steps, b_val), Count(products, b, reads))
+    # of the products, all on minibatches that are in hand, those of the rate begin with the second phase
+    hvps = Count(steps + steps * (PHASES - 1) // PHASES, b, 0)
+    cost = Cost(Count(steps, b), hvps, Count(steps, b, 0), Count(steps, b_val), Count(products, b, reads))
     return Measured(filled(algorithm, found), found.w, found.u, cost)
 
 
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
-    """The algorithm with the steps that it lacks, in JAX's default float as numbers that are given."""
-    d = algorithm.defaults
-    rho = algorithm.step_size
+    """The algorithm with the steps that it lacks, in JAX's default float, like numbers that are given."""
+    d, rho = algorithm.defaults, algorithm.step_size
+    speed = d.speed(found.rate.astype(float))
     if rho is None:
-        # a_k / L = (a / L) / (1 + k / horizon)^power
+        # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon ten times the steps in which lam gets somewhere
         L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
         L = jnp.where(L > 0, L, 1.0).astype(float)  # without any curvature every step will do
-        falling = replace_unchecked(Polynomial(1.0, d.power, d.horizon), value=d.inner / L)
+        falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=10.0 / speed)
         rho = falling if penalty is None else CurvatureStep(falling, L, penalty)
     changes = {"step_size": rho}
     if algorithm.ratio is None:
-        # gamma_0 / rho_0 = (c / K) / rho_0
-        changes["ratio"] = d.outer / found.outer.astype(float) / rho(jnp.int32(0))
+        # gamma_0 / rho_0, gamma_0 = speed / K
+        changes["ratio"] = speed / found.outer.astype(float) / rho(jnp.int32(0))
     if getattr(algorithm, "unit", 0) is None:
         changes["unit"] = found.unit.astype(float)
     return replace_unchecked(algorithm, **changes)
@@ -229,23 +248,30 @@ def _curvatures(
         return moved(p, d), axpy(in_second_half(k), d.lam, mean), squares
 
     def differentiate(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
-        p, tangent, mean = carry
+        p, tangent, mean, e = carry
         # the derivatives of (d_w, d_u, d_lam) along (w', u', t)
         d, dot = jax.jvp(lambda p: directions(p, looks)[0], (p,), (tangent,))
-        return moved(p, d), moved(tangent, dot), axpy(in_second_half(k), dot.lam, mean)
+        # (I - rho H) e: how an error of u decays
+        e = moved_by(rho, looks["train"](lambda draw: minus_hessian_product(problem, p.w, p.lam, draw, e)), e)
+        return moved(p, d), moved(tangent, dot), axpy(in_second_half(k), dot.lam, mean), e
 
     ends = {"key": key, "start": jnp.int32(0), "stop": phase}
     p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
-    K = zero
+    K, e = zero, nonzero(p.u)
     for i in range(1, PHASES):
         t = unit(nonzero(way))
-        tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
+        # of length 1 at first, e vanishes in no phase
+        tangent, e = Point(zeros_like(p.w), zeros_like(p.u), t), unit(e)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
-        p, _, way = fold_looks(streams, differentiate, (p, tangent, zeros_like(t)), (), **ends)
+        p, _, way, e = fold_looks(streams, differentiate, (p, tangent, zeros_like(t), e), (), **ends)
         K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
+    # e falls by exp(-rate) a step, once its quick parts are gone; what hardly falls in so few steps is not known better
+    length, number = norm(e), phase.astype(float)
+    rate = -jnp.log(length).astype(float) / number
+    rate = jnp.clip(jnp.where(length < 1, rate, 0.0), 1.0 / (SLOWEST * PHASES * number), 1.0) / INNER
     # an outer loss that does not depend on lam: every step will do
     K = jnp.where(K > 0, K, 1.0)
     ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)
     # where the short run diverged its end is of no use, and the run will say so itself
     found = where(all_finite(p), p, begin)
-    return Curvatures(met, K, ratio, found.w, found.u)
+    return Curvatures(met, K, rate, ratio, found.w, found.u)
