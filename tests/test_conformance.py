@@ -131,6 +131,14 @@ def test_no_public_class_is_unknown():
         assert suites(cls) or plain or name in named, f"bilevax.testing does not know {name}"
 
 
+def test_an_algorithm_is_read_on_one_screen():
+    """Its class with the docstring, of every one that is public."""
+    lines = {name: len(inspect.getsourcelines(cls)[0]) for name, cls in public_classes().items()
+             if check_algorithm in suites(cls)}  # fmt: skip
+    assert len(lines) >= 9
+    assert max(lines.values()) <= 90, lines
+
+
 @pytest.mark.slow
 def test_the_callers_configuration_is_left_as_it_is():
     with jax.enable_x64(False):
