@@ -51,7 +51,6 @@ PHASES = 4
 INNER = 0.5
 """rho of the short run in units of 1 / L, of a map in units of the map."""
 
-
 LAG = 1.0
 """The most that lam may move in the time in which w and u follow, in units of 1 / K."""
 
@@ -175,7 +174,7 @@ def measure_steps(
         samples: rows to read for it, at most; at least for 16 steps, at most for 400.
 
     Raises:
-        ParameterError: the algorithm's steps can't be measured, or another argument is wrong.
+        ParameterError: the algorithm's steps cannot be measured, or another argument is wrong.
 
     Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each; 2 and 2 where each is
     every row; one bound of a loss that knows its ``curvature``; none of a map), each step of the short run the calls of
@@ -203,9 +202,9 @@ def measure_steps(
 
 
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
-    """The algorithm with the steps that it lacks, in JAX's default float as numbers that are given."""
+    """The algorithm with the steps that it lacks, in JAX's default float, like numbers that are given."""
     d, rho = algorithm.defaults, algorithm.step_size
-    speed = d.speed(found.rate).astype(float)
+    speed = d.speed(found.rate.astype(float))
     if rho is None:
         # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon ten times the steps in which lam gets somewhere
         L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
@@ -262,18 +261,18 @@ def _curvatures(
 
     ends = {"key": key, "start": jnp.int32(0), "stop": phase}
     p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
-    K, e = zero, unit(nonzero(p.u))
-    lengths = [norm(e)]
+    K, e = zero, nonzero(p.u)
     for i in range(1, PHASES):
         t = unit(nonzero(way))
-        tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
+        # of length 1 at first, e vanishes in no phase
+        tangent, e = Point(zeros_like(p.w), zeros_like(p.u), t), unit(e)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
         p, _, way, e = fold_looks(streams, differentiate, (p, tangent, zeros_like(t), e), (), **ends)
         K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
-        lengths.append(norm(e))
     # e falls by exp(-rate) a step, once its quick parts are gone; what hardly falls in so few steps is not known better
-    rate = jnp.log(lengths[-2] / lengths[-1]) / phase
-    rate = jnp.clip(rate, 1.0 / (SLOWEST * PHASES * phase), 1.0) / INNER
+    length, number = norm(e), phase.astype(float)
+    rate = -jnp.log(length).astype(float) / number
+    rate = jnp.clip(jnp.where(length < 1, rate, 0.0), 1.0 / (SLOWEST * PHASES * number), 1.0) / INNER
     # an outer loss that does not depend on lam: every step will do
     K = jnp.where(K > 0, K, 1.0)
     ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)

@@ -12,7 +12,7 @@ from jax import Array
 
 from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, series_step, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, config, set_frozen
+from bilevax.core.config import check_count, check_real, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, scale, zeros_like
@@ -27,7 +27,7 @@ from bilevax.solvers.parts import (
     projected,
     storm,
 )
-from bilevax.solvers.schedules import Polynomial, schedule
+from bilevax.solvers.schedules import Constant, Polynomial
 
 
 class State(NamedTuple):
@@ -72,8 +72,9 @@ class SUSTAIN:
     weight: Any = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
-        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
-        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=schedule(self.weight))
+        linear_steps, eta = check_count("linear_steps", self.linear_steps, low=1), self.weight
+        weight = eta if callable(eta) else Constant(check_real("weight", eta, low=0.0, high=1.0, open_low=True))
+        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=weight)
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse damping without a given inner step."""

@@ -31,6 +31,14 @@ class Pair(NamedTuple):
     lam: PyTree
 
 
+class Copies(NamedTuple):
+    """Inner variable w, a copy z of it that feels the outer loss, and the outer variable lam."""
+
+    w: PyTree
+    z: PyTree
+    lam: PyTree
+
+
 def start(problem: BilevelProblem, w0: PyTree, lam: PyTree, u0: PyTree | None = None) -> Point:
     """The point at w0 and at lam, projected; u is u0, or 0."""
     return Point(w0, zeros_like(w0) if u0 is None else u0, projected(problem, lam))
@@ -107,6 +115,29 @@ def loss_gradients(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTre
     """grad_1 G and grad_2 G of the inner loss on a minibatch, like w and like lam."""
     by_w, by_lam = jax.grad(problem.inner_loss, (0, 1))(w, lam, batch)
     return astype_of(by_w, w), astype_of(by_lam, lam)
+
+
+def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> tuple[PyTree, PyTree]:
+    """Along which w and z move: -grad_1 G(w), and -(grad_1 G(z) + grad_1 E(z) / c), both on the same rows of train."""
+
+    def both(draw: Draw) -> tuple[PyTree, PyTree]:
+        d_w, d_z = (descent(problem, x, p.lam, draw.batch) for x in (p.w, p.z))
+        return scale(draw.weight, d_w), scale(draw.weight, d_z)
+
+    d_w, d_z = train(both)
+    _, g, _ = outer_directions(problem, Point(p.z, None, p.lam), val)
+    return d_w, axpy(-1.0 / c, g, d_z)
+
+
+def penalty_direction(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> PyTree:
+    """Against which lam moves: grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w)), both on the same rows of train."""
+
+    def difference(draw: Draw) -> PyTree:
+        at_z, at_w = (loss_gradients(problem, x, p.lam, draw.batch)[1] for x in (p.z, p.w))
+        return scale(c * draw.weight, sub(at_z, at_w))
+
+    _, _, direct = outer_directions(problem, Point(p.z, None, p.lam), val)
+    return add(direct, train(difference))
 
 
 def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:

@@ -283,6 +283,4 @@ def _own_loop(algorithm: Algorithm, start: PyTree, base: Result) -> None:
 
     lanes = jax.jit(jax.vmap(run, (0, None)))(jnp.stack([key, jax.random.key(1)]), sources)
     error = relative(jax.tree.map(lambda x: x[0], lanes), (base.w, base.lam))
-    require(
-        error <= ROUNDING, f"{title(algorithm)} in a loop over its steps, under jax.vmap, is {error:.1e} from a run"
-    )
+    require(error <= ROUNDING, f"{title(algorithm)} in a loop over its steps under jax.vmap is {error:.1e} from a run")
