@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -265,8 +266,8 @@ def _measured(name: str, result: Result, again: Result) -> None:
 
 def _own_loop(algorithm: Algorithm, start: PyTree, base: Result) -> None:
     """A user's own loop over the steps, of two keys at once: the first is that of the base run."""
-    (problem, _, w0, lam, *pair), key, u0 = start, jax.random.key(0), ()
-    sources = pair[0], pair[1]
+    (problem, _, w0, lam, *pair), key = start, jax.random.key(0)
+    sources, u0 = (pair[0], pair[1]), cast(tuple[PyTree, ...], ())
     if isinstance(algorithm, Measurable):
         found = measure_steps(problem, algorithm, w0, lam, *sources, key=stream_key(key, "measuring"))
         algorithm, w0, u0 = found.algorithm, found.w0, (found.u0,)
