@@ -267,7 +267,9 @@ def _curvatures(
         # of length 1 at first, e vanishes in no phase
         tangent, e = Point(zeros_like(p.w), zeros_like(p.u), t), unit(e)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
-        p, _, way, e = fold_looks(streams, differentiate, (p, tangent, zeros_like(t), e), (), **ends)
+        # of length 1 at the beginning of each phase, so that it does not vanish in rounding
+        carry = p, tangent, zeros_like(t), unit(nonzero(e))
+        p, _, way, e = fold_looks(streams, differentiate, carry, (), **ends)
         K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
     # e falls by exp(-rate) a step, once its quick parts are gone; what hardly falls in so few steps is not known better
     length, number = norm(e), phase.astype(float)
