@@ -16,7 +16,7 @@ from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Source, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
-from bilevax.data.permutation import cipher_words, permuted
+from bilevax.data.permutation import cipher_words, permuted, pick
 
 Carry = TypeVar("Carry")
 Leaf: TypeAlias = Array | np.ndarray
@@ -174,16 +174,17 @@ class Arrays:
         met = first + jnp.arange(min(CHUNK, (CHUNK - 1) // epoch + 2), dtype=jnp.int32)  # epochs, a few for a chunk
         words = _words(key, met)
         if self.sampling == "shuffled":
-            return jax.vmap(lambda w, i: permuted(w, i * b + jnp.arange(b, dtype=jnp.int32), n))(words[nth], places)
+            rows = places[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :]
+            return permuted(words, rows, n, nth[:, None])
         if n % b == 0:
-            return jax.vmap(lambda w, i: permuted(w, i, epoch))(words[nth], places), jnp.zeros(CHUNK, bool)
+            return permuted(words, places, epoch, nth), jnp.zeros(CHUNK, bool)
         # Where the short block comes is the same for every key, unless blocks are few: so under vmap over keys a
         # program still branches and need not compute both sizes. Which rows are in it is the shuffle's choice.
         common = words if epoch < FEW else _words(jax.random.key(0), met)
         # the short block, number e - 1, comes at place p(0); the others in their order around it
-        last = jax.vmap(lambda w: permuted(w, jnp.int32(0), epoch))(common)[nth]
+        last = pick(jax.vmap(lambda w: permuted(w, jnp.int32(0), epoch))(common), nth)
         even = jnp.where(places > last, places - 1, places)
-        even = jax.vmap(lambda w, i: permuted(w, i, epoch - 1))(words[nth], even)
+        even = permuted(words, even, epoch - 1, nth)
         return jnp.where(places == last, epoch - 1, even), places == last
 
     def chunk_end(self, j: Array) -> Array:
