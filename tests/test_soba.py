@@ -145,7 +145,7 @@ def test_a_damping_without_an_inner_step_is_refused(refused):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [((-1.0,), "lie in"), ((0.1, 0.0), "ratio must lie in"),
-                                                    ((None,), "step_size must be a number")])  # fmt: skip
+                                                    (("fast",), "step_size must be a number")])  # fmt: skip
 def test_wrong_steps_are_refused(refused, arguments, message):
     refused(lambda: bx.SOBA(*arguments), bx.ParameterError, message)
 

@@ -15,7 +15,7 @@ from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
-from bilevax.core.protocols import BilevelProblem, Estimator, RowSource, StepLooks
+from bilevax.core.protocols import BilevelProblem, Estimator, Sources, StepLooks
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
 from bilevax.data import Undrawn
@@ -80,12 +80,12 @@ class BSGM:
         """The same, but the estimator takes a suspected divergence for proof: the loop's first, cheaper program."""
         return replace_unchecked(self, estimator=suspecting(self.estimator), confirm=False)
 
-    def streams(self, sources: tuple[RowSource, RowSource]) -> dict[str, Undrawn]:
+    def streams(self, sources: Sources) -> dict[str, Undrawn]:
         """The sources themselves: an estimator draws from them, with streams of its own for each stage."""
         train, val = sources
         return {"train": Undrawn(train), "val": Undrawn(val)}
 
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> BSGMState:
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources) -> BSGMState:
         """The state before the first step; lam is projected."""
         lam = projected(problem, lam)
         return BSGMState(lam, self.outer.init(lam), w0, zeros_like(w0), None if self.warm_start else w0)
@@ -117,5 +117,5 @@ class BSGM:
     def outer_step_size(self, k: Array) -> None:
         """None: the optimiser has its own step, and ``info`` the gradient norm."""
 
-    def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> None:
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
         """None: every step reports the cost of its estimate in ``info``."""

@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import Algorithm, BilevelProblem, RowSource, StepLooks
+from bilevax.core.protocols import Algorithm, BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Failure, Info, first_failure
 from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub, where
 from bilevax.data.fold import Underway, continued, no_plan
@@ -62,7 +62,7 @@ def advance(
     problem: BilevelProblem,
     algorithm: Algorithm,
     state: PyTree,
-    sources: tuple[RowSource, RowSource],
+    sources: Sources,
     *,
     key: Array,
     start: Array,

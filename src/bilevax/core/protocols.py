@@ -39,6 +39,16 @@ class Look(Protocol):
         """``use(draw)``."""
 
 
+class Looks(Protocol):
+    """Several minibatches of a stream, the same at every call."""
+
+    def __getitem__(self, i: Array | int, /) -> Look:
+        """The i-th of them."""
+
+    def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry, stop: Array | int | None = None) -> Carry:
+        """``carry = move(carry, i, draw)`` over them in order, or over the first ``stop``."""
+
+
 class Keyed(NamedTuple):
     """A batch with random numbers of its own, of a source with ``keys=True``.
 
@@ -117,6 +127,10 @@ class RowSource(Source, Protocol):
         """True if each minibatch is every row."""
 
     @property
+    def blocks(self) -> int | None:
+        """Number of fixed minibatches of which each draw is one; 1 of a full batch, None where there are none."""
+
+    @property
     def keys(self) -> bool:
         """True if a batch is :class:`Keyed`, so that no pass over every row stands for the mean over draws."""
 
@@ -139,6 +153,10 @@ class RowSource(Source, Protocol):
     @property
     def all_rows(self) -> PyTree:
         """Every row as one batch, for what looks at rows one by one; None of a table that is not in memory as one."""
+
+
+Sources: TypeAlias = tuple[RowSource, RowSource]
+"""(train, val): what the inner and the outer level draw from."""
 
 
 class Loss(Protocol):
@@ -395,13 +413,13 @@ class Algorithm(Protocol):
     def check(self, problem: BilevelProblem) -> None:
         """Refuse in a sentence a problem that lacks what the algorithm needs."""
 
-    def streams(self, sources: tuple[RowSource, RowSource]) -> Mapping[str, PyTree]:
+    def streams(self, sources: Sources) -> Mapping[str, PyTree]:
         """What each step draws, by name: for each name a source, or several minibatches of one.
 
         Where ``info`` has no outer value, the loop evaluates the outer loss on the stream called "val".
         """
 
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]) -> PyTree:
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources) -> PyTree:
         """The state before the first step, lam projected."""
 
     def step(self, problem: BilevelProblem, state: PyTree, looks: StepLooks, k: Array) -> tuple[PyTree, Info]:
@@ -413,5 +431,5 @@ class Algorithm(Protocol):
     def outer_step_size(self, k: Array) -> Array | None:
         """gamma_k, by which lam moves along a direction in step k; None where ``info`` has a gradient norm."""
 
-    def step_cost(self, problem: BilevelProblem, sources: tuple[RowSource, RowSource]) -> Cost | None:
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost | None:
         """Oracle calls of one step; None where each step says its own in ``info.cost``."""

@@ -128,6 +128,13 @@ class Arrays:
         return self.batch_size is None and not self.keys
 
     @property
+    def blocks(self) -> int | None:
+        """Blocks in an epoch; 1 where each minibatch is every row, None where a draw is no block."""
+        if self.keys:
+            return None
+        return 1 if self.batch_size is None else self._epoch if self.sampling == "blocks" else None
+
+    @property
     def all_rows(self) -> PyTree:
         """Every row at once, with a fixed key if ``keys``."""
         rows = self._seen(self.data)

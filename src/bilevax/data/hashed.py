@@ -27,6 +27,7 @@ class HashedBatches:
     rows_per_batch: int
 
     is_full_batch: ClassVar[bool] = False
+    blocks: ClassVar[None] = None
 
     @property
     def rows(self) -> int:

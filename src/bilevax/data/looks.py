@@ -82,19 +82,27 @@ class Several:
 
 
 class LookAtSeveral:
-    """What a step sees of :class:`Several`: ``look.fold`` over its minibatches."""
+    """What a step sees of :class:`Several`: ``look.fold`` over its minibatches, or ``look[i]``, one of them."""
 
     def __init__(self, several: Several, plan: PyTree, begin: Array, known: dict[str, bool]) -> None:
         self._several, self._plan, self._begin, self._known = several, plan, begin, known
 
-    def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry) -> Carry:
-        """``carry = move(carry, i, draw)`` over the step's minibatches i = 0, ..., T - 1, the same in every fold."""
+    def __getitem__(self, i: Array | int) -> "Look":
+        """The look at the step's minibatch i < T."""
+        j = self._begin + i
+        return Look(lambda use: self._several.source.visit(self._plan, j, use, **self._known))
+
+    def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry, stop: Array | int | None = None) -> Carry:
+        """``carry = move(carry, i, draw)`` over the step's minibatches i = 0, ..., T - 1, the same in every fold.
+
+        Over the first ``stop`` of them, if that is given.
+        """
 
         def one(i: Array, carry: Carry) -> Carry:
-            j = self._begin + i
-            return self._several.source.visit(self._plan, j, lambda draw: move(carry, i, draw), **self._known)
+            return self[i](lambda draw: move(carry, i, draw))
 
-        out: Carry = jax.lax.fori_loop(0, jnp.asarray(self._several.number, jnp.int32), one, carry)
+        number = self._several.number if stop is None else stop
+        out: Carry = jax.lax.fori_loop(0, jnp.asarray(number, jnp.int32), one, carry)
         return out
 
 

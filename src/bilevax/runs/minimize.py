@@ -14,7 +14,7 @@ from bilevax.algorithms.outer_loop import RECORDED, Advanced, advance
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, check_count, to_plain
 from bilevax.core.keys import as_key
-from bilevax.core.protocols import Algorithm, RowSource
+from bilevax.core.protocols import Algorithm, RowSource, Sources
 from bilevax.core.records import History, Result
 from bilevax.core.trees import PyTree, as_parameters, row
 from bilevax.hypergradients.estimate import suspecting
@@ -149,9 +149,7 @@ class _Pace:
 
 
 @jax.jit
-def _init(
-    problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: tuple[RowSource, RowSource]
-) -> PyTree:
+def _init(problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources) -> PyTree:
     check_functions(problem, w0, lam, *sources)
     return algorithm.init(problem, w0, lam, sources)
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import BilevelProblem, Draw, Look
-from bilevax.core.trees import PyTree, add, astype_of, axpy, scale, sub
+from bilevax.core.protocols import BilevelProblem, Draw, Look, Looks, RowSource
+from bilevax.core.trees import PyTree, add, astype_of, axpy, row, scale, sub, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
 
 
@@ -21,6 +21,18 @@ class Point(NamedTuple):
     w: PyTree
     u: PyTree
     lam: PyTree
+
+
+class Pair(NamedTuple):
+    """Inner variable w and outer variable lam; or a direction in which they move."""
+
+    w: PyTree
+    lam: PyTree
+
+
+def start(problem: BilevelProblem, w0: PyTree, lam: PyTree, u0: PyTree | None = None) -> Point:
+    """The point at w0 and at lam, projected; u is u0, or 0."""
+    return Point(w0, zeros_like(w0) if u0 is None else u0, projected(problem, lam))
 
 
 def descent(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
@@ -70,10 +82,104 @@ def directions(problem: BilevelProblem, p: Point, train: Look, val: Look) -> Poi
         d_w = -grad_1 G, along which w moves; d_u = grad_1 E - H u, along which u moves; and
         d_lam = grad_2 E - d2(grad_1 G)^T u, against which lam moves.
     """
-    inner = inner_directions(problem, p, train)
-    _, g, direct = outer_directions(problem, p, val)
+    return joined(inner_directions(problem, p, train), outer_directions(problem, p, val)[1:])
+
+
+def mean_directions(problem: BilevelProblem, p: Point, train: RowSource, val: RowSource) -> Point:
+    """The three directions on every row."""
+
+    def look_at(batch: PyTree) -> Look:
+        return lambda use: use(Draw(batch, -1, 1.0))
+
+    inner = train.total(lambda p, batch: inner_directions(problem, p, look_at(batch)), p)
+    return joined(inner, val.total(lambda p, batch: outer_directions(problem, p, look_at(batch))[1:], p))
+
+
+def joined(inner: Point, outer: tuple[PyTree, PyTree]) -> Point:
+    """The three directions from the inner minibatch's part and from (grad_1 E, grad_2 E)."""
+    g, direct = outer
     # (-grad_1 G, grad_1 E - H u, grad_2 E - d2(grad_1 G)^T u)
     return Point(inner.w, add(inner.u, g), add(inner.lam, direct))
+
+
+def loss_gradients(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+    """grad_1 G and grad_2 G of the inner loss on a minibatch, like w and like lam."""
+    by_w, by_lam = jax.grad(problem.inner_loss, (0, 1))(w, lam, batch)
+    return astype_of(by_w, w), astype_of(by_lam, lam)
+
+
+def inner_move(problem: BilevelProblem, w: PyTree, lam: PyTree, draw: Draw, rho: Array) -> PyTree:
+    """W + rho d_w, on one minibatch of train; d_w as of :func:`descent`."""
+    return axpy(rho * draw.weight, descent(problem, w, lam, draw.batch), w)
+
+
+def minus_hessian_product(problem: BilevelProblem, w: PyTree, lam: PyTree, draw: Draw, u: PyTree) -> PyTree:
+    """-H u on one minibatch of train, like w; of a map, d1Phi^T u - u."""
+    out: PyTree = scale(draw.weight, jax.vjp(lambda x: descent(problem, x, lam, draw.batch), w)[1](u)[0])
+    return out
+
+
+def neumann(problem: BilevelProblem, w: PyTree, lam: PyTree, g: PyTree, look: Looks, rho: Array) -> PyTree:
+    """A truncated Neumann series for H^-1 g in product form, from K minibatches of train, one a factor.
+
+    rho sum_{i=0}^{K} (I - rho H_i) ... (I - rho H_1) g, whose mean is (I - (I - rho H)^(K+1)) H^-1 g.
+    """
+
+    def term(carry: tuple[PyTree, PyTree], i: Array, draw: Draw) -> tuple[PyTree, PyTree]:
+        r, total = carry
+        # r_i = r_{i-1} - rho H_i r_{i-1}
+        r = axpy(rho, minus_hessian_product(problem, w, lam, draw, r), r)
+        return r, add(total, r)
+
+    out: PyTree = scale(rho, look.fold(term, (g, g))[1])
+    return out
+
+
+def neumann_term(
+    problem: BilevelProblem, w: PyTree, lam: PyTree, g: PyTree, look: Looks, rho: Array, p: Array
+) -> PyTree:
+    """One factor after another, (I - rho H_p) ... (I - rho H_1) g, each of a minibatch of train."""
+
+    def factor(r: PyTree, i: Array, draw: Draw) -> PyTree:
+        return axpy(rho, minus_hessian_product(problem, w, lam, draw, r), r)
+
+    return look.fold(factor, g, stop=p)
+
+
+class Saga(NamedTuple):
+    """The last value of each block, [blocks, ...], and their mean."""
+
+    rows: PyTree
+    mean: PyTree
+
+
+def saga_table(like: PyTree, blocks: int) -> Saga:
+    """A table of zeros for values like this."""
+    return Saga(jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like))
+
+
+def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
+    """SAGA's estimate of the mean over blocks, new - old + mean, and the table in which new replaces old.
+
+    Unbiased where each block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
+    """
+    # of a full batch, -1, the one row
+    i = jnp.maximum(jnp.asarray(block, jnp.int32), 0)
+    # The row is read behind a branch, and written as old + change: else XLA copies the whole table in each step.
+    old = jax.lax.cond(i >= 0, lambda rows: row(rows, i), lambda rows: zeros_like(new), table.rows)
+    change = sub(new, old)
+    rows = jax.tree.map(lambda a, x, c: a.at[i].set(x + c), table.rows, old, change)
+    blocks = len(jax.tree.leaves(table.rows)[0])
+    return add(change, table.mean), Saga(rows, axpy(1.0 / blocks, change, table.mean))
+
+
+def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array) -> PyTree:
+    """STORM's estimate: now + (1 - weight) (d - before), now and before on the same minibatch at two points.
+
+    Source: Cutkosky, Orabona (2019), arXiv:1905.10018. With weight 0 it is SPIDER's (Fang, Li, Lin, Zhang 2018,
+    arXiv:1807.01695), d + now - before.
+    """
+    return axpy(1.0 - weight, sub(d, before), now)
 
 
 def moved(problem: BilevelProblem, p: Point, d: Point, rho: Array, gamma: Array) -> Point:

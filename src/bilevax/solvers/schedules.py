@@ -126,10 +126,10 @@ class Polynomial:
         return self.value / (1.0 + _real(j) / self.horizon) ** self.power
 
 
-def schedule(value: Schedule | float) -> Schedule:
+def schedule(value: Schedule | float, stacklevel: int = 4) -> Schedule:
     """A schedule from a schedule or a number.
 
-    Warns of a function whose steps seem to sum to a finite number.
+    Warns of a function whose steps seem to sum to a finite number, at the line so many calls up.
 
     Raises:
         ParameterError: neither a schedule nor a positive number.
@@ -140,7 +140,7 @@ def schedule(value: Schedule | float) -> Schedule:
             warnings.warn(
                 "step_size(j) falls so fast that its steps sum to a finite number: the iteration stops short of the"
                 " solution however long it runs; let it fall no faster than 1/j, as bx.Harmonic(beta, gamma) does",
-                stacklevel=4,  # this function, __post_init__, __init__, the caller
+                stacklevel=stacklevel,  # this function, __post_init__, __init__, the caller
             )
         return value
     if isinstance(value, str | bool) or value is None:

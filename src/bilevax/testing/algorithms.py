@@ -12,7 +12,7 @@ from jax import Array
 from bilevax.algorithms.outer_loop import advance
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize
-from bilevax.core.protocols import Algorithm, RowSource
+from bilevax.core.protocols import Algorithm, Sources
 from bilevax.core.records import Result
 from bilevax.core.trees import PyTree
 from bilevax.data import Looks, fold_looks
@@ -199,7 +199,7 @@ def _mapped(algorithm: Algorithm, reference: Reference, base: Result) -> None:
     (_, lam, *sources), w0 = reference.start(B)
     problem, ready = canonicalize(reference.problem), canonicalize(algorithm)
 
-    def run(key: Array, sources: tuple[RowSource, RowSource]) -> PyTree:
+    def run(key: Array, sources: Sources) -> PyTree:
         state, ends = algorithm.init(problem, w0, lam, sources), {"start": jnp.int32(0), "stop": jnp.int32(FEW)}
         return algorithm.solution(advance(problem, ready, state, sources, key=key, **ends).state)
 

@@ -65,6 +65,10 @@ def _table(source: RowSource, name: str, rows: PyTree) -> None:
     )
     if source.is_full_batch:
         require(source.rows_per_batch == source.rows, f"{name} is whole, and its minibatches are not every row")
+        require(source.blocks == 1, f"{name} is whole, which is 1 block, and not {source.blocks}")
+    elif source.blocks is not None:
+        least = -(-source.rows // source.rows_per_batch)
+        require(source.blocks == least, f"{name} has {source.blocks} blocks; its rows fill {least}")
 
 
 def _example(source: RowSource, name: str, key: Array) -> None:

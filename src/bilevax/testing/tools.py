@@ -131,6 +131,7 @@ class Wrapped:
     rows = property(lambda self: self.source.rows)
     rows_per_batch = property(lambda self: self.source.rows_per_batch)
     is_full_batch = property(lambda self: self.source.is_full_batch)
+    blocks = property(lambda self: self.source.blocks)
     keys = property(lambda self: self.source.keys)
     all_rows = property(lambda self: self.source.all_rows)
 
@@ -178,6 +179,7 @@ class Table:
     rows = property(lambda self: int(jax.tree.leaves(self.data)[0].shape[0]))
     all_rows = property(lambda self: self.data)
     is_full_batch = keys = False
+    blocks = None
 
     def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The mean over every row."""

@@ -1,0 +1,99 @@
+"""AmIGO: a few warm-started moves of w, a few of the multiplier u, and one of lam.
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the point (w, u, lam), one minibatch of val,
+and as many of train as moves, as looks. Out, to the loop: the next point.
+"""
+
+from typing import Any, ClassVar
+
+from jax import Array
+
+from bilevax.algorithms.common import check_damping, checked_steps, double_loop_cost, step_sizes
+from bilevax.core.config import check_count, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, StepLooks
+from bilevax.core.records import Cost, Info
+from bilevax.core.trees import PyTree, add, axpy
+from bilevax.data import Several
+from bilevax.solvers.parts import (
+    Point,
+    inner_directions,
+    inner_move,
+    minus_hessian_product,
+    outer_directions,
+    projected,
+    start,
+)
+
+
+@config
+class AmIGO:
+    """T moves of w and then K of u from where they were, and one of lam, each on fresh minibatches.
+
+        w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
+        u   <- u + rho_k (grad_1 E - H u)                                ``linear_steps`` times, at the new w
+        lam <- P(lam - ratio rho_k (grad_2 E - d2(grad_1 G)^T u))        at the new w and u
+
+    Steps are in loss form, as in :class:`~bilevax.SOBA`. Assumes G strongly convex and smooth losses. With rho_k small
+    as the noise asks, and minibatches that grow with the accuracy, it has the sample complexity of stochastic gradient
+    descent on f: eps^-2 for a squared hypergradient of eps. Cost: ``inner_steps`` gradients, ``linear_steps``
+    Hessian-vector products, one cross product, each on rows of its own, and one outer gradient.
+    Source: Arbel, Mairal (2022), arXiv:2111.14580.
+
+    Args:
+        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
+        ratio: gamma_k / rho_k, positive; None (default): measured.
+        inner_steps: T, from 1 to 256. Default 10.
+        linear_steps: K, from 1 to 256. Default 10.
+    """
+
+    steps_per_record: ClassVar[int] = 256
+
+    step_size: Any = None
+    ratio: float | None = None
+    inner_steps: int = 10
+    linear_steps: int = 10
+
+    def __post_init__(self) -> None:
+        counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
+        set_frozen(self, **checked_steps(self), **counts)
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step."""
+        check_damping(self, problem)
+
+    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+        """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val."""
+        train, val = sources
+        inner, linear = Several(train, self.inner_steps), Several(train, self.linear_steps)
+        return {"inner": inner, "linear": linear, "train": train, "val": val}
+
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Point:
+        """The state before the first step: u is u0, or 0; lam projected."""
+        return start(problem, w0, lam, u0)
+
+    def step(self, problem: BilevelProblem, p: Point, looks: StepLooks, k: Array) -> tuple[Point, Info]:
+        """The moves of w, of u, of lam; the loop evaluates the outer value and the gradient norm."""
+        rho, gamma = step_sizes(self, k)
+        w = looks["inner"].fold(lambda w, i, draw: inner_move(problem, w, p.lam, draw, rho), p.w)
+        _, g, direct = outer_directions(problem, Point(w, p.u, p.lam), looks["val"])
+
+        def linear_move(u: PyTree, i: Array, draw: Draw) -> PyTree:
+            # u + rho (grad_1 E - H u), grad_1 E the same in every move
+            return axpy(rho, add(g, minus_hessian_product(problem, w, p.lam, draw, u)), u)
+
+        u = looks["linear"].fold(linear_move, p.u)
+        cross = inner_directions(problem, Point(w, u, p.lam), looks["train"]).lam
+        # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
+        return Point(w, u, projected(problem, axpy(-gamma, add(direct, cross), p.lam))), Info()
+
+    def outer_step_size(self, k: Array) -> Array:
+        """gamma_k, the step of lam."""
+        return step_sizes(self, k)[1]
+
+    def solution(self, p: Point) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return p.w, p.lam
+
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
+        """As many gradients and products as steps, each on rows of its own; a cross product; an outer gradient."""
+        return double_loop_cost(sources, self.inner_steps, self.linear_steps)

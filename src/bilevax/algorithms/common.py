@@ -1,0 +1,78 @@
+"""What algorithms have in common: steps rho_k of the inner and gamma_k = ratio rho_k of the outer level, and costs."""
+
+from typing import Any, Protocol
+
+from jax import Array
+
+from bilevax.core.config import check_real
+from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import BilevelProblem, Sources
+from bilevax.core.records import Cost, Count
+from bilevax.problems.gradient_step import GradientStep
+from bilevax.solvers.schedules import schedule
+
+
+class TwoSteps(Protocol):
+    """An algorithm with these two settings."""
+
+    @property
+    def step_size(self) -> Any:
+        """rho_k, a schedule; None: not measured yet."""
+
+    @property
+    def ratio(self) -> Any:
+        """gamma_k / rho_k; None: not measured yet."""
+
+
+def checked_steps(algorithm: TwoSteps) -> dict[str, Any]:
+    """Its step size as a schedule and its ratio, each None where it is to be measured.
+
+    Raises:
+        ParameterError: the step size is no schedule and no positive number, or the ratio is not positive.
+    """
+    rho, ratio = algorithm.step_size, algorithm.ratio
+    return {
+        "step_size": None if rho is None else schedule(rho, stacklevel=5),
+        "ratio": None if ratio is None else check_real("ratio", ratio, low=0.0, open_low=True),
+    }
+
+
+def step_sizes(algorithm: TwoSteps, k: Array) -> tuple[Array, Array]:
+    """rho_k and gamma_k.
+
+    Raises:
+        ParameterError: one of them was left to be measured, and was not.
+    """
+    if algorithm.step_size is None or algorithm.ratio is None:
+        name = type(algorithm).__name__
+        raise ParameterError(
+            f"{name} was built without its steps, and nobody measured them: bx.minimize does; in a loop of your own,"
+            f" call bx.measure_steps first, or give {name} a step_size and a ratio"
+        )
+    rho = algorithm.step_size(k)
+    # gamma_k = ratio rho_k
+    return rho, algorithm.ratio * rho
+
+
+def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:
+    """Refuse damping without a given inner step s: in loss form it adds delta / s to H."""
+    step = problem.inner_map
+    if problem.damping is not None and isinstance(step, GradientStep) and step.step_size is None:
+        raise ParameterError(
+            f"damping is in units of the inner step, and {type(algorithm).__name__} measures none: give GradientStep"
+            " one"
+        )
+
+
+def together_cost(sources: Sources) -> Cost:
+    """Of a step that moves all three on one minibatch of train, which is read once, and on one of val."""
+    train, val = (source.rows_per_batch for source in sources)
+    # grad_1 G, H u and the cross product on the same rows: read for the first alone
+    rereading = Count(1, train, reads=0)
+    return Cost(Count(1, train), rereading, rereading, Count(1, val))
+
+
+def double_loop_cost(sources: Sources, inner: Array | int, linear: Array | int) -> Cost:
+    """Of so many inner gradients and Hessian-vector products, each on rows of its own, a cross product, and grad E."""
+    train, val = (source.rows_per_batch for source in sources)
+    return Cost(Count(inner, train), Count(linear, train), Count(1, train), Count(1, val))

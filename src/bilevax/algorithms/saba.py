@@ -1,0 +1,106 @@
+"""SABA: SOBA with SAGA's variance reduction on every part of its directions.
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the state and one block each of train and
+val, as looks. Out, to the loop: the next state. The directions and the tables are those of ``solvers.parts``.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+from jax import Array
+
+from bilevax.algorithms.common import check_damping, checked_steps, step_sizes, together_cost
+from bilevax.core.config import config, set_frozen
+from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.records import Cost, Info
+from bilevax.core.trees import PyTree
+from bilevax.solvers.parts import (
+    Point,
+    Saga,
+    inner_directions,
+    joined,
+    moved,
+    outer_directions,
+    saga,
+    saga_table,
+    start,
+)
+
+
+class State(NamedTuple):
+    """The point, and the tables of the parts of the directions that train and val give, a row a block."""
+
+    p: Point
+    inner: Saga
+    outer: Saga
+
+
+@config
+class SABA:
+    """The moves of :class:`~bilevax.SOBA`, its directions estimated with memory (SAGA).
+
+    Of each block i of train the last (grad_1 G, H u, d2(grad_1 G)^T u) is kept, and of each of val the last
+    (grad_1 E, grad_2 E). A part of the directions is new_i - old_i + mean of all that is kept, so that its noise goes
+    to 0 with the moves, and constant steps lead to the solution itself. What is kept is 0 at first.
+
+    Steps are in loss form, as in SOBA. Assumes G strongly convex, smooth losses, and blocks: sources with
+    ``sampling="blocks"``, or every row at once; a short last block weighs less. The squared hypergradient falls as 1/K,
+    linearly where f has the Polyak-Lojasiewicz property. Cost: that of SOBA; memory: 2 d + m numbers a block of train,
+    d + m a block of val.
+    Source: Dagreou, Ablin, Vaiter, Moreau (2022), arXiv:2201.13409.
+
+    Args:
+        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
+        ratio: gamma_k / rho_k, positive; None (default): measured.
+
+    Raises:
+        ParameterError: a source is drawn otherwise (when a run begins).
+    """
+
+    steps_per_record: ClassVar[int] = 256
+
+    step_size: Any = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        set_frozen(self, **checked_steps(self))
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step."""
+        check_damping(self, problem)
+
+    def streams(self, sources: Sources) -> dict[str, RowSource]:
+        """One block of train and one of val a step."""
+        for name, source in zip(("train", "val"), sources, strict=True):
+            if source.blocks is None:
+                raise ParameterError(
+                    f"SABA remembers blocks, and {name} has none: use bx.Arrays(..., sampling='blocks')"
+                )
+        train, val = sources
+        return {"train": train, "val": val}
+
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
+        """The state before the first step: empty tables, u is u0, or 0; lam projected."""
+        streams, p = self.streams(sources), start(problem, w0, lam, u0)
+        tables = (saga_table(like, streams[name].blocks or 1) for name, like in (("train", p), ("val", (w0, lam))))
+        return State(p, *tables)
+
+    def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
+        """One step of all three; the loop evaluates the outer value and the gradient norm."""
+        p, train, val = state.p, looks["train"], looks["val"]
+        inner, of_train = saga(state.inner, inner_directions(problem, p, train), train.block)
+        outer, of_val = saga(state.outer, outer_directions(problem, p, val)[1:], val.block)
+        p = moved(problem, p, joined(inner, outer), *step_sizes(self, k))
+        return State(p, of_train, of_val), Info()
+
+    def outer_step_size(self, k: Array) -> Array:
+        """gamma_k, the step of lam."""
+        return step_sizes(self, k)[1]
+
+    def solution(self, state: State) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return state.p.w, state.p.lam
+
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
+        """Three calls on one minibatch of train, which is read once, and one on one of val."""
+        return together_cost(sources)

@@ -1,0 +1,116 @@
+"""SRBA: SOBA with SPIDER's variance reduction, every row now and then and differences between.
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the state, one minibatch each of train and
+val, as looks, and the sources. Out, to the loop: the next state. The directions are those of ``solvers.parts``.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.algorithms.common import check_damping, checked_steps, step_sizes
+from bilevax.core.config import check_count, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.records import Cost, Count, Info
+from bilevax.core.trees import PyTree, add, sub, zeros_like
+from bilevax.data import Undrawn, refuse_keys
+from bilevax.solvers.parts import Point, directions, mean_directions, moved, start
+
+
+class State(NamedTuple):
+    """The point, the one before it, and the estimate of the directions there."""
+
+    p: Point
+    before: Point
+    d: Point
+
+
+@config
+class SRBA:
+    """The moves of :class:`~bilevax.SOBA` along recursive directions (SPIDER).
+
+        d_k = D(p_k), the mean over every row                                      if k is a multiple of ``period``
+        d_k = d_{k-1} + D(p_k; zeta, xi) - D(p_{k-1}; zeta, xi)                    otherwise, on the same minibatches
+
+    with D the three directions of SOBA. Steps are in loss form, as there; constant ones lead to the solution itself.
+    Assumes G strongly convex, smooth losses, and rows of which every one can be read, in any order. To reach a squared
+    hypergradient of eps it reads of the order of sqrt(n) / eps rows, which is optimal. Cost: twice that of SOBA on the
+    same rows, and one pass over train and val every ``period`` steps, counted in minibatches.
+    Source: Dagreou, Moreau, Vaiter, Ablin (2023), arXiv:2302.08766.
+
+    Args:
+        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
+        ratio: gamma_k / rho_k, positive; None (default): measured.
+        period: steps from one pass to the next; None (default): as many as read as many rows as a pass,
+            (n + n_val) / (b + b_val).
+
+    Raises:
+        ParameterError: a source has keys, so that no pass stands for the mean (when a run begins).
+    """
+
+    steps_per_record: ClassVar[int] = 256
+
+    step_size: Any = None
+    ratio: float | None = None
+    period: int | None = None
+
+    def __post_init__(self) -> None:
+        period = None if self.period is None else check_count("period", self.period, low=1)
+        set_frozen(self, **checked_steps(self), period=period)
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step."""
+        check_damping(self, problem)
+
+    def streams(self, sources: Sources) -> dict[str, RowSource | Undrawn]:
+        """One minibatch of train and one of val a step, and the sources themselves."""
+        train, val = sources
+        refuse_keys("SRBA", "use bx.SOBA", train=train, val=val)
+        return {"train": train, "val": val, "source of train": Undrawn(train), "source of val": Undrawn(val)}
+
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
+        """The state before the first step: u is u0, or 0; lam projected."""
+        p = start(problem, w0, lam, u0)
+        return State(p, p, zeros_like(p))
+
+    def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
+        """One step of all three; the loop evaluates the outer value and the gradient norm."""
+        p, before, d = state
+        train, val = (looks[f"source of {name}"].source for name in ("train", "val"))
+
+        def recursive() -> Point:
+            # d + D(p) - D(before), on the same rows
+            now, then = (directions(problem, at, looks["train"], looks["val"]) for at in (p, before))
+            return Point(*add(d, sub(now, then)))
+
+        whole = k % self._period(train, val) == 0
+        d = jax.lax.cond(whole, lambda: mean_directions(problem, p, train, val), recursive)
+        new = moved(problem, p, d, *step_sizes(self, k))
+        return State(new, p, d), Info(cost=_cost(whole, train, val))
+
+    def _period(self, train: RowSource, val: RowSource) -> Array | int:
+        whole = (train.rows + val.rows) / (train.rows_per_batch + val.rows_per_batch)
+        return round(whole) if self.period is None else self.period
+
+    def outer_step_size(self, k: Array) -> Array:
+        """gamma_k, the step of lam."""
+        return step_sizes(self, k)[1]
+
+    def solution(self, state: State) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return state.p.w, state.p.lam
+
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
+        """None: every step reports its own."""
+
+
+def _cost(whole: Array, train: RowSource, val: RowSource) -> Cost:
+    def count(source: RowSource, reads: int | None = None) -> Count:
+        # two points on one minibatch, which is read once; or one on the ceil(n / b) that every row makes
+        pass_ = -(-source.rows // source.rows_per_batch)
+        read = jnp.where(whole, pass_, 1)
+        return Count(jnp.where(whole, pass_, 2), source.rows_per_batch, read if reads is None else reads)
+
+    return Cost(count(train), count(train, 0), count(train, 0), count(val))

@@ -1,0 +1,95 @@
+"""StocBiO: a few warm-started moves of w, a truncated Neumann series for the multiplier, and one move of lam.
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, lam), one minibatch of val, and as many
+of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
+"""
+
+from typing import Any, ClassVar
+
+from jax import Array
+
+from bilevax.algorithms.common import check_damping, checked_steps, double_loop_cost, step_sizes
+from bilevax.core.config import check_count, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.records import Cost, Info
+from bilevax.core.trees import PyTree, add, axpy
+from bilevax.data import Several
+from bilevax.solvers.parts import (
+    Pair,
+    Point,
+    inner_directions,
+    inner_move,
+    neumann,
+    outer_directions,
+    projected,
+)
+
+
+@config
+class StocBiO:
+    """T moves of w from where it was, a Neumann series of K factors for the multiplier u, and one move of lam.
+
+        w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
+        u    = rho_k sum_{i=0}^K (I - rho_k H_i) ... (I - rho_k H_1) grad_1 E            K = ``linear_steps``
+        lam <- P(lam - ratio rho_k (grad_2 E - d2(grad_1 G)^T u))
+
+    Steps are in loss form, as in :class:`~bilevax.SOBA`. The series is cut off: in the mean u is
+    (I - (I - rho H)^(K+1)) H^-1 grad_1 E, so that lam ends where that direction is 0, and not at a minimum, unless K
+    is some multiple of the condition of H. Assumes G strongly convex and smooth losses. To reach a squared
+    hypergradient of eps it takes of the order of eps^-2 samples. Cost: ``inner_steps`` gradients, ``linear_steps``
+    Hessian-vector products, one cross product, each on rows of its own, and one outer gradient.
+    Source: Ji, Yang, Liang (2021), arXiv:2010.07962.
+
+    Args:
+        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
+        ratio: gamma_k / rho_k, positive; None (default): measured.
+        inner_steps: T, from 1 to 256. Default 10.
+        linear_steps: K, from 1 to 256. Default 10.
+    """
+
+    steps_per_record: ClassVar[int] = 256
+
+    step_size: Any = None
+    ratio: float | None = None
+    inner_steps: int = 10
+    linear_steps: int = 10
+
+    def __post_init__(self) -> None:
+        counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
+        set_frozen(self, **checked_steps(self), **counts)
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step."""
+        check_damping(self, problem)
+
+    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+        """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val."""
+        train, val = sources
+        inner, linear = Several(train, self.inner_steps), Several(train, self.linear_steps)
+        return {"inner": inner, "linear": linear, "train": train, "val": val}
+
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
+        """The state before the first step; u0 plays no part; lam projected."""
+        return Pair(w0, projected(problem, lam))
+
+    def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
+        """The moves of w, the series, the move of lam; the loop evaluates the outer value and the gradient norm."""
+        lam, (rho, gamma) = pair.lam, step_sizes(self, k)
+        w = looks["inner"].fold(lambda w, i, draw: inner_move(problem, w, lam, draw, rho), pair.w)
+        _, g, direct = outer_directions(problem, Point(w, None, lam), looks["val"])
+        u = neumann(problem, w, lam, g, looks["linear"], rho)
+        cross = inner_directions(problem, Point(w, u, lam), looks["train"]).lam
+        # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
+        return Pair(w, projected(problem, axpy(-gamma, add(direct, cross), lam))), Info()
+
+    def outer_step_size(self, k: Array) -> Array:
+        """gamma_k, the step of lam."""
+        return step_sizes(self, k)[1]
+
+    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return pair.w, pair.lam
+
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
+        """As many gradients and products as steps, each on rows of its own; a cross product; an outer gradient."""
+        return double_loop_cost(sources, self.inner_steps, self.linear_steps)

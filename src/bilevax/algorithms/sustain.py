@@ -1,0 +1,125 @@
+"""SUSTAIN: w and lam move together along directions with recursive momentum (STORM).
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the state, one minibatch each of train and
+val, and K of train for the linear system, as looks. Out, to the loop: the next state.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.algorithms.common import check_damping, checked_steps, step_sizes
+from bilevax.core.config import check_count, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.records import Cost, Count, Info
+from bilevax.core.trees import PyTree, add, axpy, scale, zeros_like
+from bilevax.data import Several, Undrawn
+from bilevax.solvers.parts import (
+    Pair,
+    Point,
+    inner_directions,
+    neumann_term,
+    outer_directions,
+    projected,
+    storm,
+)
+from bilevax.solvers.schedules import Polynomial, schedule
+
+
+class State(NamedTuple):
+    """The variables, those before, and the estimate of their directions there."""
+
+    pair: Pair
+    before: Pair
+    d: Pair
+
+
+@config
+class SUSTAIN:
+    """w and lam move together; the direction of each is corrected by what it was a step before, on the same samples.
+
+        D(w, lam) = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
+        u         = K rho_k (I - rho_k H_p) ... (I - rho_k H_1) grad_1 E       p uniform on 0, ..., K - 1
+        d_k       = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1}))     D twice, with the same samples and p
+        w        <- w + rho_k d_w,    lam <- P(lam - ratio rho_k d_lam)
+
+    u is one term of a truncated Neumann series at random, whose mean over p is (I - (I - rho H)^K) H^-1 grad_1 E: lam
+    ends where the mean direction is 0, as with :class:`~bilevax.StocBiO`. With eta_k = 1 there is no memory.
+
+    Steps are in loss form, as in :class:`~bilevax.SOBA`. Assumes G strongly convex and smooth losses. With steps of
+    order k^(-1/3) and eta_k of order k^(-2/3) it takes of the order of eps^(-3/2) samples to a squared hypergradient of
+    eps. Cost: two inner gradients and cross products on one minibatch of train, p products at each of two points, on p
+    more, and two outer gradients on one of val.
+    Source: Khanduri, Zeng, Hong, Wai, Wang, Yang (2021), arXiv:2102.07367.
+
+    Args:
+        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
+        ratio: gamma_k / rho_k, positive; None (default): measured.
+        linear_steps: K, from 1 to 256. Default 10.
+        weight: eta_k, a number in (0, 1] or a schedule; the first is taken as 1. Default (1 + k)^(-2/3).
+    """
+
+    steps_per_record: ClassVar[int] = 256
+
+    step_size: Any = None
+    ratio: float | None = None
+    linear_steps: int = 10
+    weight: Any = Polynomial(1.0, 2 / 3)
+
+    def __post_init__(self) -> None:
+        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
+        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=schedule(self.weight))
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step."""
+        check_damping(self, problem)
+
+    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn]:
+        """One minibatch of train, one of val, and K of train for the linear system."""
+        train, val = sources
+        linear = Several(train, self.linear_steps)
+        sources_ = {"source of train": Undrawn(train), "source of val": Undrawn(val)}
+        return {"train": train, "val": val, "linear": linear, **sources_}
+
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
+        """The state before the first step; u0 plays no part; lam projected."""
+        pair = Pair(w0, projected(problem, lam))
+        return State(pair, pair, zeros_like(pair))
+
+    def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
+        """Both moves; the loop evaluates the outer value and the gradient norm."""
+        rho, gamma = step_sizes(self, k)
+        p = jax.random.randint(looks.key, (), 0, self.linear_steps)
+
+        def look(at: Pair) -> Pair:
+            w, lam = at
+            _, g, direct = outer_directions(problem, Point(w, None, lam), looks["val"])
+            # K rho (I - rho H_p) ... (I - rho H_1) g
+            u = neumann_term(problem, w, lam, g, looks["linear"], rho, p)
+            u = scale(self.linear_steps * rho, u)
+            inner = inner_directions(problem, Point(w, u, lam), looks["train"])
+            return Pair(inner.w, add(direct, inner.lam))
+
+        eta = jnp.where(k == 0, 1.0, self.weight(k))
+        d = storm(state.d, look(state.pair), look(state.before), eta)
+        new = Pair(axpy(rho, d.w, state.pair.w), projected(problem, axpy(-gamma, d.lam, state.pair.lam)))
+        return State(new, state.pair, d), Info(cost=_cost(p, looks))
+
+    def outer_step_size(self, k: Array) -> Array:
+        """gamma_k, the step of lam."""
+        return step_sizes(self, k)[1]
+
+    def solution(self, state: State) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return state.pair.w, state.pair.lam
+
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
+        """None: every step reports its own, which depends on p."""
+
+
+def _cost(p: Array, looks: StepLooks) -> Cost:
+    train, val = (looks[f"source of {name}"].source.rows_per_batch for name in ("train", "val"))
+    # each at two points on one minibatch, which is read once
+    return Cost(Count(2, train, 1), Count(2 * p, train, p), Count(2, train, 0), Count(2, val, 1))
