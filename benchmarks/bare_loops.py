@@ -24,7 +24,8 @@ class Oracle:
     """Derivatives of both losses on minibatches of train and val."""
 
     def __init__(self, problem: Any, train: Tree, val: Tree, blocks: bool) -> None:
-        self.loss, self.outer_loss, self.tables, self.blocks = problem.inner_loss, problem.outer_loss, (train, val), blocks
+        self.loss, self.outer_loss = problem.inner_loss, problem.outer_loss
+        self.tables, self.blocks = (train, val), blocks
         self.epochs = [-(-len(jax.tree.leaves(table)[0]) // BATCH) for table in self.tables]
 
     def rows(self, table: int, at: Any) -> Tree:
@@ -91,7 +92,7 @@ def remembered(table: Any, mean: Any, new: Any, i: Any, blocks: int) -> tuple[An
     # behind a branch and written as old + change: else the whole table is copied
     old = jax.lax.cond(i >= 0, lambda: jax.tree.map(lambda a: a[i], table), lambda: jax.tree.map(jnp.zeros_like, new))
     change = jax.tree.map(jnp.subtract, new, old)
-    table = jax.tree.map(lambda a, x, c: a.at[i].set(x + c), table, old, change)
+    table = jax.tree.map(lambda a, x, c: jax.lax.dynamic_update_index_in_dim(a, x + c, i, 0), table, old, change)
     out = jax.tree.map(jnp.add, change, mean)
     return out, table, jax.tree.map(lambda m, c: m + c / blocks, mean, change)
 
