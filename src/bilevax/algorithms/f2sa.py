@@ -13,7 +13,7 @@ from jax import Array
 
 from bilevax.algorithms.common import checked_steps, outer_step_size, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
@@ -66,7 +66,7 @@ class F2SA:
 
     step_size: Any = None
     ratio: float | None = None
-    inner_steps: int = 1
+    inner_steps: int = static(1)
     multiplier: float = 10.0
     growth: float = 1 / 7
     unit: float | None = None
