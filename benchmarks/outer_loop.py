@@ -30,7 +30,7 @@ import machine
 RESULTS = Path(__file__).parent / "results" / "outer_loop.json"
 NAMES = ("SOBA", "MASOBA", "SABA", "SRBA", "AmIGO", "StocBiO", "SUSTAIN", "F2SA")
 DOUBLE = ("AmIGO", "StocBiO", "SUSTAIN", "F2SA")
-STEPS = {False: 16_384, True: 2048}  # of a run, by whether it has a loop in the loop
+STEPS = {False: 16_384, True: 4096}  # of a run, by whether it has a loop in the loop
 SAMPLINGS = ("blocks", "iid", "shuffled")
 UNITS = {"SOBA": 1.05, "SABA": 1.8, "SRBA": 3.5, "AmIGO": 10.0, "StocBiO": 10.0}
 RECORD_SHARE, ROUNDING = 0.01, 1e-4
@@ -104,7 +104,7 @@ def timed(name: str, sampling: str, d: int, quick: bool, rounds: int) -> list[di
     from bilevax.algorithms.outer_loop import advance
     from bilevax.core.config import canonicalize
 
-    c, steps = case(sampling, quick, d), 64 if quick else STEPS[name in DOUBLE]
+    c, steps = case(sampling, quick, d), 64 if quick else STEPS[name in DOUBLE and name != "F2SA"]
     sources, key, given = (c.train, c.val), jax.random.key(0), built(name)
     ready = problem, algorithm = canonicalize(c.problem), canonicalize(given)
     state = algorithm.init(problem, c.w0, c.lam, sources)

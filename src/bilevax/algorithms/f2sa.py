@@ -15,7 +15,7 @@ from bilevax.algorithms.common import checked_steps, outer_step_size, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen, static
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, StepLooks
+from bilevax.core.protocols import BilevelProblem, Draw, Look, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, scale, sub
 from bilevax.data import Several
@@ -86,7 +86,8 @@ class F2SA:
     def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
         """A minibatch of each for every move of w and z, and one for that of lam."""
         train, val = sources
-        inner, outer = Several(train, self.inner_steps), Several(val, self.inner_steps)
+        # one a step is the same minibatch without a look-up
+        inner, outer = (x if self.inner_steps == 1 else Several(x, self.inner_steps) for x in sources)
         return {"inner": inner, "outer": outer, "train": train, "val": val}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
@@ -99,13 +100,17 @@ class F2SA:
         c, lam = self._penalty(k), state.lam
         rho, gamma = step_sizes(self, k, state.w, lam)
 
+        def look(name: str, i: Array) -> Look:
+            one: Look = looks[name] if self.inner_steps == 1 else looks[name][i]
+            return one
+
         def move(i: Array, pair: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             def both(draw: Draw) -> tuple[PyTree, PyTree]:
                 w, z = (descent(problem, x, lam, draw.batch) for x in pair)
                 return scale(draw.weight, w), scale(draw.weight, z)
 
-            d_w, d_z = looks["inner"][i](both)
-            _, g, _ = outer_directions(problem, Point(pair[1], None, lam), looks["outer"][i])
+            d_w, d_z = look("inner", i)(both)
+            _, g, _ = outer_directions(problem, Point(pair[1], None, lam), look("outer", i))
             # w - rho grad_1 G(w), z - rho (grad_1 G(z) + grad_1 E(z) / c)
             return moved_by(rho, d_w, pair[0]), moved_by(rho, axpy(-1.0 / c, g, d_z), pair[1])
 
