@@ -169,7 +169,7 @@ def f2sa(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
     """State (w, z, lam)."""
     w, z, lam = state
     c = MULTIPLIER * (1.0 + at["k"].astype(float)) ** GROWTH
-    rows, held = o.train(at["inner"][0]), o.val(at["outer"][0])
+    rows, held = o.train(at["inner"]), o.val(at["outer"])
     g = o.slope(z, lam, rows) + o.outer(z, lam, held)[0] / c
     w, z = w - rho * o.slope(w, lam, rows), z - rho * g
     rows, held = o.train(at["train"]), o.val(at["val"])

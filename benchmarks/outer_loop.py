@@ -77,7 +77,7 @@ def places(algorithm: Any, sources: tuple[Any, Any], key: Any, steps: int) -> di
     import jax.numpy as jnp
 
     import bilevax as bx
-    from bilevax.data.looks import stream_key
+    from bilevax.data.looks import Uniform, stream_key
 
     out = {"k": jnp.arange(steps, dtype=jnp.int32)}
     for name, stream in algorithm.streams(sources).items():
@@ -90,6 +90,9 @@ def places(algorithm: Any, sources: tuple[Any, Any], key: Any, steps: int) -> di
             out[name] = every[first[:, None] + jnp.arange(T)[None, :]]
         elif isinstance(stream, bx.Arrays):
             out[name] = chosen(stream, of_stream, steps)
+        elif isinstance(stream, Uniform):
+            note = lambda log, _, j, p: log.at[j].set(p)  # noqa: E731
+            out[name] = stream.fold(note, jnp.zeros_like(out["k"]), (), key=of_stream, start=0, stop=steps)
     return out
 
 

@@ -142,6 +142,35 @@ class Single:
         return Look(lambda use: self.source.visit(plan, k, use, **known))
 
 
+@config
+class Uniform:
+    """A stream of whole numbers, one a step, each of 0, ..., number - 1 as likely: ``looks[name](lambda p: p)``.
+
+    Drawn 256 at once: a number from the step's own key takes as long as a product on a minibatch.
+    """
+
+    number: Array | int
+
+    def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> Array:
+        """The numbers of the chunk that step k opens, [CHUNK]."""
+
+        def draw() -> Array:
+            return jax.random.randint(jax.random.fold_in(key, k // CHUNK), (CHUNK,), 0, self.number)
+
+        out: Array = draw() if plan is None else jax.lax.cond(first | (k % CHUNK == 0), draw, lambda: plan)
+        return out
+
+    def chunk_end(self, k: Array) -> Array:
+        """The first step after k that opens a chunk."""
+        return (k // CHUNK + 1) * CHUNK
+
+    def visit(self, plan: Array, k: Array, use: Callable[[Array], Carry]) -> Carry:
+        """``use(p)`` of the number of step k."""
+        return use(plan[k % CHUNK])
+
+    fold = fold
+
+
 class Look:
     """What a step sees of a source: ``look(use)`` is ``use(draw)`` of the step's minibatch, the same at every call.
 
