@@ -1,19 +1,16 @@
-r"""What the outer loop costs: a single-loop algorithm through it against a bare scan over the same losses.
+"""What does the outer loop cost: an algorithm through it against a bare scan by hand over the same losses?
 
-    python benchmarks/outer_loop.py [--quick] [--rounds 41] [--core 0] [--steps 1000000]
+The shape is that of W5: binary logistic regression, 50,000 rows of train and of val, 22 and 54 features, one penalty a
+feature, minibatches of 64 from both; in blocks the last one has 16 rows. Of each algorithm it measures
 
-The shape is that of W5: binary logistic regression, 50,000 rows of train and of val, 22 features, one penalty a
-feature, minibatches of 64 from both; in blocks the last one has 16 rows. Of SOBA it measures
-
-- *bare*: ``jax.lax.scan`` over minibatches that were chosen beforehand, one vector-Jacobian product and one gradient a
-  step, nothing recorded, and the short block slid back to 64 rows;
-- *own loop*: ``bx.fold_looks`` over ``SOBA.step``, nothing recorded;
+- *bare*: the scan of ``bare_loops``, over minibatches that were chosen beforehand, nothing recorded;
 - *loop*: what ``bx.minimize`` compiles, with an entry of the history every 256 steps;
-- *minimize*: all of ``bx.minimize``.
+- of SOBA also *own loop*, ``bx.fold_looks`` over its ``step``, nothing recorded, and *minimize*, all of it.
 
-Cases take turns, on one thread of one core; a ratio is that of their medians of process CPU time. Then one outer step
-of BSGM with few inner steps, and a long run of SOBA: what its memory grows by, and the share of its time that records
-take.
+In blocks with 22 features bare SOBA takes its turn with each algorithm, as the unit. Cases take turns, on one thread of
+one core; a ratio is that of their medians of process CPU time. Where lam ends must be the same in *bare* and in *loop*.
+Then one outer step of BSGM with few inner steps, and a long run of SOBA: what its memory grows by, and the share of its
+time that records take.
 """
 
 import argparse
@@ -21,13 +18,11 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import machine
+from benchmarks import machine, store
 
-RESULTS = Path(__file__).parent / "results" / "outer_loop.json"
 NAMES = ("SOBA", "MASOBA", "SABA", "SRBA", "AmIGO", "StocBiO", "SUSTAIN", "F2SA")
 DOUBLE = ("AmIGO", "StocBiO", "SUSTAIN", "F2SA")
 STEPS = {False: 16_384, True: 4096}  # of a run, by whether it has a loop in the loop
@@ -39,9 +34,8 @@ RHO, RATIO = 0.5, 0.1
 
 def case(sampling: str, quick: bool, d: int = 22) -> Any:
     """The problem of W5, with two sources of minibatches."""
-    import workloads as w
-
     import bilevax as bx
+    from benchmarks import cases as w
 
     shape = w.W2_QUICK[d] if quick else w.W2[d]
     sources = [bx.Arrays(rows, batch_size=shape.batch, sampling=sampling) for rows in w.split(shape)]
@@ -101,9 +95,8 @@ def timed(name: str, sampling: str, d: int, quick: bool, rounds: int) -> list[di
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from bare_loops import bare, start
-
-    import bilevax as bx
+        import bilevax as bx
+    from benchmarks.bare_loops import bare, start
     from bilevax.algorithms.outer_loop import advance
     from bilevax.core.config import canonicalize
 
@@ -230,15 +223,13 @@ def long_run(steps: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and 3 rounds: a smoke test, no measurement")
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", default=[*NAMES, "BSGM", "long"], help="algorithms, BSGM, or long")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--core", type=int, default=0, help="the core to run on")
+    machine.arguments(parser, 15)
     parser.add_argument("--steps", type=int, default=1_000_000, help="of the long run")
-    parser.add_argument("--out", type=Path, help="where to keep the JSON; with --quick, nowhere unless given")
-    options = parser.parse_args()
+
+
+def main(options: argparse.Namespace) -> None:
     machine.pin(options.core, options.quick)
     rounds, rows = 3 if options.quick else options.rounds, []
     runs = [
@@ -256,10 +247,4 @@ def main() -> None:
         for row in part():
             print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}), flush=True)
             rows.append(row)
-    file = options.out or (None if options.quick else RESULTS)
-    if file:
-        file.write_text(json.dumps({"setting": machine.setting(), "rounds": rounds, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    store.keep(options, {"rounds": rounds, "rows": rows})
