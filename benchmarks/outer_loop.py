@@ -95,7 +95,8 @@ def timed(name: str, sampling: str, d: int, quick: bool, rounds: int) -> list[di
     import jax
     import jax.numpy as jnp
     import numpy as np
-        import bilevax as bx
+
+    import bilevax as bx
     from benchmarks.bare_loops import bare, start
     from bilevax.algorithms.outer_loop import advance
     from bilevax.core.config import canonicalize
@@ -245,6 +246,8 @@ def main(options: argparse.Namespace) -> None:
         *([partial(long_run, 3000 if options.quick else options.steps)] if "long" in options.names else []),
     ):
         for row in part():
+            if options.quick:  # no goal applies
+                row = {k: v for k, v in row.items() if k not in ("goal", "met")}
             print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}), flush=True)
             rows.append(row)
     store.keep(options, {"rounds": rounds, "rows": rows})
