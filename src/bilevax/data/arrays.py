@@ -221,7 +221,8 @@ class Arrays:
     def next_short(self, plan: PyTree, j: Array) -> Array:
         """The first minibatch from j on that is the short block; where there is none in the chunk, the next chunk."""
         nexts = (plan[0] if self.keys else plan)[1]
-        return j - j % CHUNK + nexts[j % CHUNK]
+        out: Array = j - j % CHUNK + nexts[j % CHUNK]
+        return out
 
     def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry], short: bool | None = None) -> Carry:
         """``use(draw)`` of minibatch j (see :class:`~bilevax.core.protocols.UnevenSource`)."""
