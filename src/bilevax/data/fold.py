@@ -110,8 +110,8 @@ def within_chunk(
     Of a source with short minibatches ``one`` takes ``short``, whether j is one.
     """
     if not (isinstance(source, UnevenSource) and source.uneven):
-        out: Carry = jax.lax.fori_loop(start, end, one, carry)
-        return out
+        even: Carry = jax.lax.fori_loop(start, end, one, carry)
+        return even
 
     # Minibatches of the usual size one after another, then the short one: a branch a sweep, not one a step.
     def sweep(at: tuple[Array, Carry]) -> tuple[Array, Carry]:
@@ -121,5 +121,5 @@ def within_chunk(
         carry = jax.lax.cond(until < end, partial(one, until, short=True), lambda carry: carry, carry)
         return until + 1, carry
 
-    out = jax.lax.while_loop(lambda at: at[0] < end, sweep, (start, carry))[1]
+    out: Carry = jax.lax.while_loop(lambda at: at[0] < end, sweep, (start, carry))[1]
     return out
