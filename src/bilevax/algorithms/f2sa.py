@@ -13,7 +13,7 @@ from jax import Array
 
 from bilevax.algorithms.common import check_measured, checked_steps, outer_step_size, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import at_least_one, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import at_least_one, check_fields, check_real, config, positive, set_frozen, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
@@ -57,7 +57,7 @@ class F2SA:
 
     step_size: Any = None
     ratio: float | None = None
-    inner_steps: int = 1
+    inner_steps: int = static(1)
     multiplier: float = 10.0
     growth: float = 1 / 7
     unit: float | None = None
@@ -75,8 +75,10 @@ class F2SA:
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
         """A minibatch of each for every move of w and z, and one for that of lam."""
-        (train, val), number = sources, self.inner_steps
-        return {"inner": Several(train, number), "outer": Several(val, number), "train": train, "val": val}
+        train, val = sources
+        # one a step is the same minibatch without a look-up
+        inner, outer = (x if self.inner_steps == 1 else Several(x, self.inner_steps) for x in sources)
+        return {"inner": inner, "outer": outer, "train": train, "val": val}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Copies:
         """The state before the first step: z is w0 - u0 / c, or w0; lam projected."""

@@ -6,7 +6,6 @@ val, and K of train for the linear system, as looks. Out, to the loop: the next 
 
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -17,6 +16,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, scale, zeros_like
 from bilevax.data import Several, Undrawn
+from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import (
     Pair,
     Point,
@@ -80,12 +80,12 @@ class SUSTAIN:
         """Refuse damping without a given inner step."""
         check_damping(self, problem)
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn]:
-        """One minibatch of train, one of val, and K of train for the linear system."""
+    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+        """One minibatch of train, one of val, K of train for the linear system, and how many of these are used."""
         train, val = sources
         linear = Several(train, self.linear_steps)
         sources_ = {"source of train": Undrawn(train), "source of val": Undrawn(val)}
-        return {"train": train, "val": val, "linear": linear, **sources_}
+        return {"train": train, "val": val, "linear": linear, "horizon": Uniform(self.linear_steps), **sources_}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step; u0 plays no part; lam projected."""
@@ -95,7 +95,7 @@ class SUSTAIN:
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """Both moves; the loop evaluates the outer value and the gradient norm."""
         (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
-        p = jax.random.randint(looks.key, (), 0, self.linear_steps)
+        p: Array = looks["horizon"](lambda p: p)
 
         def look(at: Pair) -> Pair:
             w, lam = at
