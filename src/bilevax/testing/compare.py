@@ -1,0 +1,250 @@
+"""Algorithms on the same problems, from the same start, with equal budgets of samples and of seconds.
+
+    from bilevax.testing.compare import compare, named_task
+
+    record = compare([named_task("ridge")], ["SOBA", "SABA"], seeds=5, budget=100_000)
+
+Every run is one of :func:`bilevax.minimize`. It is judged where it was when it had last spent at most so much, by the
+exact hypergradient at its lam: what it believes of itself plays no part. The record is of plain values, as JSON has
+them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bilevax.core.codes import Code
+from bilevax.core.config import check_count, check_real
+from bilevax.core.errors import ParameterError
+from bilevax.core.events import Event, Plain
+from bilevax.core.protocols import Algorithm
+from bilevax.core.trees import PyTree
+from bilevax.runs import minimize
+from bilevax.runs.minimize import Progress
+from bilevax.testing.entrants import ENTRANTS, GRID, Entrant, Steps
+from bilevax.testing.tasks import Task, named_task
+from bilevax.testing.tools import vector
+
+__all__ = ["ENTRANTS", "GRID", "Task", "compare", "named_task"]
+
+POINTS = 13
+"""Budgets at which a run is judged: all of it, 2^(-1/2) of it, and so on, down to 1/64."""
+
+LOOKS = 64
+"""Callbacks in a budget of samples."""
+
+FOREVER = 2**30
+"""Outer steps, of which a budget ends a run long before."""
+
+CHOOSING = 2**30
+"""Seed of the runs that choose a setting of the grid; those that are reported have others."""
+
+
+class Point(NamedTuple):
+    """Where a run was, and what it had spent."""
+
+    w: PyTree
+    lam: PyTree
+    samples: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Watch:
+    """A callback that keeps, for each budget, the last point of a run within it, and ends the run after the largest.
+
+    Attributes:
+        budgets: for each kind, ``"samples"`` or ``"seconds"``, what may be spent, ascending.
+        last: the start of the run, and then the point of the last call.
+        kept: for each kind the points so far, one a budget.
+    """
+
+    budgets: dict[str, np.ndarray]
+    last: Point
+    began: float = field(default_factory=time.process_time)
+    kept: dict[str, list[Point]] = field(default_factory=dict)
+    failed: bool = False
+    steps: int = 0
+
+    def __call__(self, progress: Progress) -> bool:
+        """True once every budget is spent, or the run failed."""
+        spent = time.process_time() - self.began
+        point = Point(progress.w, progress.lam, float(progress.history.samples[-1]), spent)
+        for kind, budgets in self.budgets.items():
+            points = self.kept.setdefault(kind, [])
+            points += [self.last] * (int(np.sum(budgets < getattr(point, kind))) - len(points))
+        self.failed = bool(progress.history.code[-1] >= Code.NOT_CONTRACTIVE)
+        self.last, self.steps = point, progress.step
+        return self.failed or all(len(self.kept[kind]) == len(budgets) for kind, budgets in self.budgets.items())
+
+
+def compare(
+    tasks: Sequence[Task],
+    algorithms: Sequence[str],
+    *,
+    seeds: int = 5,
+    budget: float = 200_000,
+    seconds: float | None = None,
+    grid: Sequence[tuple[float, float]] | None = None,
+    entrants: dict[str, Entrant] | None = None,
+    told: Callable[[Event], object] = lambda event: None,
+) -> Plain:
+    """Run each algorithm on each task from each seed, and say how far each got for how much.
+
+    The measures are |grad f|^2 over that at the start, and (f - f*) / (f(start) - f*), f* the least value that any run
+    or a deterministic search met; of each the quartiles over the seeds. A run that fails counts as infinite from there
+    on (None in the record). Seconds are CPU seconds of the process, compilation not among them.
+
+    Args:
+        tasks: the problems.
+        algorithms: names in ``entrants``.
+        seeds: how many runs of each, at least 1.
+        budget: samples of a run, pilots included.
+        seconds: CPU seconds of a run, judged beside the samples; a run goes on until it has spent both. None: samples
+            alone.
+        grid: pairs (rho L, gamma K), of which each algorithm gets the one whose last gradient is smallest in a run of
+            another seed. None: each algorithm as it is built without arguments.
+        entrants: :data:`ENTRANTS` by default.
+        told: called with each entry of the record when it is there.
+
+    Raises:
+        ParameterError: there is no algorithm of a name, or a count or a budget is not positive.
+    """
+    known = ENTRANTS if entrants is None else entrants
+    for name in algorithms:
+        if name not in known:
+            raise ParameterError(f"there is no algorithm {name!r} to compare; there are {', '.join(known)}")
+    budgets = {"samples": _budgets("budget", budget)}
+    if seconds is not None:
+        budgets["seconds"] = _budgets("seconds", seconds)
+    numbers = range(check_count("seeds", seeds, low=1))
+    problems = []
+    for task in tasks:
+        found = [_entry(task, name, known[name], numbers, budgets, grid, told) for name in algorithms]
+        problems.append(_problem(task, found))
+    kept = {kind: values.tolist() for kind, values in budgets.items()}
+    return {
+        "budgets": kept,
+        "seeds": len(numbers),
+        "grid": grid and [list(pair) for pair in grid],
+        "problems": problems,
+    }
+
+
+def _budgets(name: str, most: float) -> np.ndarray:
+    largest = float(check_real(name, most, low=0.0, open_low=True))
+    return np.asarray(largest * 2.0 ** (-0.5 * np.arange(POINTS)[::-1]))
+
+
+def _entry(
+    task: Task,
+    name: str,
+    entrant: Entrant,
+    seeds: Sequence[int],
+    budgets: dict[str, np.ndarray],
+    grid: Sequence[tuple[float, float]] | None,
+    told: Callable[[Event], object],
+) -> Plain:
+    """What one algorithm did on one task, or why it cannot run there."""
+    entry: Plain = {"problem": task.name, "name": name}
+    try:
+        chosen = None if grid is None else _chosen(task, entrant, budgets, grid)
+        algorithm = entrant(chosen)
+        every, plain = _pace(task, algorithm, budgets)
+    except ParameterError as e:
+        entry |= {"refused": str(e)}
+    else:
+        watches = [_run(task, algorithm, seed, budgets, every) for seed in seeds]
+        runs = [{kind: [_judged(task, p) for p in w.kept[kind]] for kind in budgets} for w in watches]
+        last = [{"steps": w.steps, "samples": w.last.samples, "seconds": w.last.seconds} for w in watches]
+        steps = None if chosen is None else {"inner": chosen.inner, "outer": chosen.outer}
+        failed = sum(w.failed for w in watches)
+        entry |= {"algorithm": plain, "grid": steps, "failed": failed, "spent": last, "runs": runs}
+    told({"kind": "compared", **entry})
+    return entry
+
+
+def _pace(task: Task, algorithm: Algorithm, budgets: dict[str, np.ndarray]) -> tuple[int, PyTree]:
+    """Outer steps from one look to the next, and the algorithm as plain values; compiles what runs will use."""
+    steps = min(8, algorithm.steps_per_record)
+    key = jax.random.key(CHOOSING)
+    tried = minimize(task.problem, algorithm, *task[2:6], steps=2 * steps, every=steps, key=key)
+    samples, at = (np.concatenate([[0], x]) for x in (tried.history.samples, tried.history.step))
+    each = (samples[-1] - samples[-2]) / max(at[-1] - at[-2], 1)
+    return max(1, int(budgets["samples"][-1] / LOOKS / max(each, 1.0))), tried.config["algorithm"]
+
+
+def _run(task: Task, algorithm: Algorithm, seed: int, budgets: dict[str, np.ndarray], every: int) -> Watch:
+    watch = Watch(budgets, Point(task.w0, task.lam))
+    key = jax.random.key(seed)
+    minimize(task.problem, algorithm, *task[2:6], steps=FOREVER, every=every, key=key, callback=watch)
+    return watch
+
+
+def _chosen(task: Task, entrant: Entrant, budgets: dict[str, np.ndarray], grid: Sequence[tuple[float, float]]) -> Steps:
+    """The steps of the grid after which the hypergradient is smallest; the first where none moves."""
+    kind = {"samples": budgets["samples"]}
+    best, least = None, np.inf
+    for pair in grid:
+        steps = Steps(*pair, task.L, task.K)
+        algorithm = entrant(steps)
+        points = _run(task, algorithm, CHOOSING, kind, _pace(task, algorithm, kind)[0]).kept["samples"]
+        size = _judged(task, points[-1])[0] if len(points) == POINTS else None
+        if size is not None and size < least:
+            best, least = steps, size
+        # one that has no steps to choose
+        if entrant(None) == algorithm:
+            break
+    return best or Steps(*grid[0], task.L, task.K)
+
+
+def _judged(task: Task, point: Point) -> tuple[float, float] | tuple[None, None]:
+    """|grad f|^2 and f; None where there is no truth at lam."""
+    try:
+        value, gradient = task.truth(point.w, point.lam)
+    except ParameterError:
+        return None, None
+    size = float(np.sum(vector(gradient) ** 2))
+    return (size, float(value)) if np.isfinite(size) and np.isfinite(value) else (None, None)
+
+
+def _problem(task: Task, entries: list[Plain]) -> Plain:
+    """The entries of a task in relative measures, with their quartiles."""
+    size, value = _judged(task, Point(task.w0, task.lam))
+    if size is None or value is None:
+        raise ParameterError(f"{task.name} has no hypergradient at its start")
+    values = [f for e in entries for run in e.get("runs", []) for points in run.values() for _, f in points]
+    least = min([task.least, *(f for f in values if f is not None)])
+
+    def relative(run: Plain) -> Plain:
+        """Of a run the two measures, a list for each kind of budget; None where it had failed."""
+        out = {}
+        for kind, points in run.items():
+            seen = [[p[0] / size, (p[1] - least) / (value - least)] if p[0] is not None else [None] * 2 for p in points]
+            seen += [[None, None]] * (POINTS - len(points))
+            out[kind] = {name: [p[i] for p in seen] for i, name in enumerate(("gradient", "gap"))}
+        return out
+
+    for entry in entries:
+        if "runs" in entry:
+            entry["runs"] = [relative(run) for run in entry["runs"]]
+            entry["quartiles"] = _quartiles(entry["runs"])
+    return {"name": task.name, "start": {"gradient": size, "value": value}, "least": least, "algorithms": entries}
+
+
+def _quartiles(runs: list[Plain]) -> Plain:
+    """Lower quartile, median and upper quartile over the runs, of each measure at each budget."""
+    out: Plain = {}
+    for kind, measures in runs[0].items():
+        out[kind] = {}
+        for name in measures:
+            table = np.array([run[kind][name] for run in runs], float)
+            # a run that failed is infinitely far, and no two runs are averaged
+            table = np.where(np.isnan(table), np.inf, table)
+            cut = np.quantile(table, (0.25, 0.5, 0.75), axis=0, method="higher")
+            out[kind][name] = [[x if np.isfinite(x) else None for x in row] for row in cut.tolist()]
+    return out
