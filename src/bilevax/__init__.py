@@ -102,6 +102,7 @@ __all__ = [
     "implicit",
     "join",
     "lagrangian",
+    "measure_steps",
     "minimize",
     "optim",
     "plan",

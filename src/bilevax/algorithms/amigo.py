@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, double_loop_cost, step_sizes
+from bilevax.algorithms.common import check_damping, checked_steps, double_loop_cost, outer_step_size, step_sizes
+from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
@@ -19,6 +20,7 @@ from bilevax.solvers.parts import (
     inner_directions,
     inner_move,
     minus_hessian_product,
+    moved_by,
     outer_directions,
     projected,
     start,
@@ -47,6 +49,7 @@ class AmIGO:
     """
 
     steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.05)
 
     step_size: Any = None
     ratio: float | None = None
@@ -73,13 +76,13 @@ class AmIGO:
 
     def step(self, problem: BilevelProblem, p: Point, looks: StepLooks, k: Array) -> tuple[Point, Info]:
         """The moves of w, of u, of lam; the loop evaluates the outer value and the gradient norm."""
-        rho, gamma = step_sizes(self, k)
+        rho, gamma = step_sizes(self, k, p.w, p.lam)
         w = looks["inner"].fold(lambda w, i, draw: inner_move(problem, w, p.lam, draw, rho), p.w)
         _, g, direct = outer_directions(problem, Point(w, p.u, p.lam), looks["val"])
 
         def linear_move(u: PyTree, i: Array, draw: Draw) -> PyTree:
             # u + rho (grad_1 E - H u), grad_1 E the same in every move
-            return axpy(rho, add(g, minus_hessian_product(problem, w, p.lam, draw, u)), u)
+            return moved_by(rho, add(g, minus_hessian_product(problem, w, p.lam, draw, u)), u)
 
         u = looks["linear"].fold(linear_move, p.u)
         cross = inner_directions(problem, Point(w, u, p.lam), looks["train"]).lam
@@ -88,7 +91,7 @@ class AmIGO:
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
-        return step_sizes(self, k)[1]
+        return outer_step_size(self, k)
 
     def solution(self, p: Point) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

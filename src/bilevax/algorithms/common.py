@@ -1,15 +1,19 @@
 """What algorithms have in common: steps rho_k of the inner and gamma_k = ratio rho_k of the outer level, and costs."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_real
+from bilevax.core.config import check_real, config
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, Sources
 from bilevax.core.records import Cost, Count
+from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.solvers.schedules import schedule
+from bilevax.solvers.schedules import Polynomial, schedule
 
 
 class TwoSteps(Protocol):
@@ -37,8 +41,43 @@ def checked_steps(algorithm: TwoSteps) -> dict[str, Any]:
     }
 
 
-def step_sizes(algorithm: TwoSteps, k: Array) -> tuple[Array, Array]:
-    """rho_k and gamma_k.
+@config
+class CurvatureStep:
+    """The measured rho_k = a_k / (L + p(lam)), an entry each, where the loss tells the curvature p of its penalty.
+
+    So a penalty that grows with lam never makes the step too long.
+
+    Args:
+        schedule: a_k / L.
+        curvature: L, the largest curvature that was met.
+        penalty: (w, lam) -> p, to broadcast against w; None: 0.
+    """
+
+    schedule: Polynomial
+    curvature: Array
+    penalty: Callable[[PyTree, PyTree], PyTree] | None
+
+    def __call__(self, k: Array) -> Array:
+        """a_k / L."""
+        return self.schedule(k)
+
+    def at(self, k: Array, w: PyTree, lam: PyTree) -> PyTree:
+        """A scalar, or a tree like w."""
+        rho = self.schedule(k)
+        if self.penalty is None:
+            return rho
+
+        def entry(x: Array, p: Array) -> Array:
+            # (a_k / L) L / (L + p)
+            L = self.curvature.astype(x.dtype)
+            return jnp.broadcast_to(rho.astype(x.dtype) * L / (L + p), x.shape)
+
+        # what is measured has no derivative
+        return jax.lax.stop_gradient(jax.tree.map(entry, w, self.penalty(w, lam)))
+
+
+def step_sizes(algorithm: TwoSteps, k: Array, w: PyTree, lam: PyTree) -> tuple[PyTree, Array]:
+    """rho_k, a scalar or a tree like w (:class:`CurvatureStep`), and gamma_k.
 
     Raises:
         ParameterError: one of them was left to be measured, and was not.
@@ -49,9 +88,15 @@ def step_sizes(algorithm: TwoSteps, k: Array) -> tuple[Array, Array]:
             f"{name} was built without its steps, and nobody measured them: bx.minimize does; in a loop of your own,"
             f" call bx.measure_steps first, or give {name} a step_size and a ratio"
         )
-    rho = algorithm.step_size(k)
-    # gamma_k = ratio rho_k
-    return rho, algorithm.ratio * rho
+    step = algorithm.step_size
+    rho = step.at(k, w, lam) if isinstance(step, CurvatureStep) else step(k)
+    return rho, outer_step_size(algorithm, k)
+
+
+def outer_step_size(algorithm: TwoSteps, k: Array) -> Array:
+    """gamma_k = ratio rho_k."""
+    step: Array = algorithm.ratio * algorithm.step_size(k)
+    return step
 
 
 def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:

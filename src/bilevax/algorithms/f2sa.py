@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import checked_steps, step_sizes
+from bilevax.algorithms.common import checked_steps, outer_step_size, step_sizes
+from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, scale, sub
 from bilevax.data import Several
-from bilevax.solvers.parts import Point, descent, loss_gradients, outer_directions, projected
+from bilevax.solvers.parts import Point, descent, loss_gradients, moved_by, outer_directions, projected
 
 
 class State(NamedTuple):
@@ -61,6 +62,7 @@ class F2SA:
     """
 
     steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02, 0.5)
 
     step_size: Any = None
     ratio: float | None = None
@@ -94,7 +96,8 @@ class F2SA:
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """The moves of w and z, and that of lam; the loop evaluates the outer value and the gradient norm."""
-        (rho, gamma), c, lam = step_sizes(self, k), self._penalty(k), state.lam
+        c, lam = self._penalty(k), state.lam
+        rho, gamma = step_sizes(self, k, state.w, lam)
 
         def move(i: Array, pair: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             def both(draw: Draw) -> tuple[PyTree, PyTree]:
@@ -104,7 +107,7 @@ class F2SA:
             d_w, d_z = looks["inner"][i](both)
             _, g, _ = outer_directions(problem, Point(pair[1], None, lam), looks["outer"][i])
             # w - rho grad_1 G(w), z - rho (grad_1 G(z) + grad_1 E(z) / c)
-            return axpy(rho, d_w, pair[0]), axpy(rho, axpy(-1.0 / c, g, d_z), pair[1])
+            return moved_by(rho, d_w, pair[0]), moved_by(rho, axpy(-1.0 / c, g, d_z), pair[1])
 
         w, z = jax.lax.fori_loop(0, self.inner_steps, move, (state.w, state.z))
 
@@ -128,7 +131,7 @@ class F2SA:
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
-        return step_sizes(self, k)[1]
+        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, step_sizes, together_cost
+from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes, together_cost
+from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
@@ -45,6 +46,7 @@ class MASOBA:
     """
 
     steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02)
 
     step_size: Any = None
     ratio: float | None = None
@@ -72,12 +74,12 @@ class MASOBA:
         d = directions(problem, state.p, looks["train"], looks["val"])
         # a_k = (1 - weight) a_{k-1} + weight d_lam
         average = axpy(self.weight, d.lam, scale(1.0 - self.weight, state.average))
-        p = moved(problem, state.p, d._replace(lam=average), *step_sizes(self, k))
+        p = moved(problem, state.p, d._replace(lam=average), *step_sizes(self, k, state.p.w, state.p.lam))
         return State(p, average), Info()
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
-        return step_sizes(self, k)[1]
+        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, step_sizes, together_cost
+from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes, together_cost
+from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
@@ -58,6 +59,7 @@ class SABA:
     """
 
     steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02)
 
     step_size: Any = None
     ratio: float | None = None
@@ -90,12 +92,12 @@ class SABA:
         p, train, val = state.p, looks["train"], looks["val"]
         inner, of_train = saga(state.inner, inner_directions(problem, p, train), train.block)
         outer, of_val = saga(state.outer, outer_directions(problem, p, val)[1:], val.block)
-        p = moved(problem, p, joined(inner, outer), *step_sizes(self, k))
+        p = moved(problem, p, joined(inner, outer), *step_sizes(self, k, p.w, p.lam))
         return State(p, of_train, of_val), Info()
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
-        return step_sizes(self, k)[1]
+        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

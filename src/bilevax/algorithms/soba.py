@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, step_sizes, together_cost
+from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes, together_cost
+from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
@@ -40,6 +41,7 @@ class SOBA:
     """
 
     steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02, 0.5)
 
     step_size: Any = None
     ratio: float | None = None
@@ -64,11 +66,11 @@ class SOBA:
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
         # (d_w, d_u, d_lam), all at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
-        return moved(problem, p, d, *step_sizes(self, k)), Info()
+        return moved(problem, p, d, *step_sizes(self, k, p.w, p.lam)), Info()
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
-        return step_sizes(self, k)[1]
+        return outer_step_size(self, k)
 
     def solution(self, p: Point) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

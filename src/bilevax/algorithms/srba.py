@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, step_sizes
+from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes
+from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
@@ -51,6 +52,7 @@ class SRBA:
     """
 
     steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02)
 
     step_size: Any = None
     ratio: float | None = None
@@ -87,7 +89,7 @@ class SRBA:
 
         whole = k % self._period(train, val) == 0
         d = jax.lax.cond(whole, lambda: mean_directions(problem, p, train, val), recursive)
-        new = moved(problem, p, d, *step_sizes(self, k))
+        new = moved(problem, p, d, *step_sizes(self, k, p.w, p.lam))
         return State(new, p, d), Info(cost=_cost(whole, train, val))
 
     def _period(self, train: RowSource, val: RowSource) -> Array | int:
@@ -96,7 +98,7 @@ class SRBA:
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
-        return step_sizes(self, k)[1]
+        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, double_loop_cost, step_sizes
+from bilevax.algorithms.common import check_damping, checked_steps, double_loop_cost, outer_step_size, step_sizes
+from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
@@ -30,7 +31,7 @@ class StocBiO:
     """T moves of w from where it was, a Neumann series of K factors for the multiplier u, and one move of lam.
 
         w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
-        u    = rho_k sum_{i=0}^K (I - rho_k H_i) ... (I - rho_k H_1) grad_1 E            K = ``linear_steps``
+        u    = sum_{i=0}^K (I - rho_k H_i) ... (I - rho_k H_1) rho_k grad_1 E            K = ``linear_steps``
         lam <- P(lam - ratio rho_k (grad_2 E - d2(grad_1 G)^T u))
 
     Steps are in loss form, as in :class:`~bilevax.SOBA`. The series is cut off: in the mean u is
@@ -48,6 +49,7 @@ class StocBiO:
     """
 
     steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.05)
 
     step_size: Any = None
     ratio: float | None = None
@@ -74,7 +76,8 @@ class StocBiO:
 
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, the series, the move of lam; the loop evaluates the outer value and the gradient norm."""
-        lam, (rho, gamma) = pair.lam, step_sizes(self, k)
+        lam = pair.lam
+        rho, gamma = step_sizes(self, k, pair.w, lam)
         w = looks["inner"].fold(lambda w, i, draw: inner_move(problem, w, lam, draw, rho), pair.w)
         _, g, direct = outer_directions(problem, Point(w, None, lam), looks["val"])
         u = neumann(problem, w, lam, g, looks["linear"], rho)
@@ -84,7 +87,7 @@ class StocBiO:
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
-        return step_sizes(self, k)[1]
+        return outer_step_size(self, k)
 
     def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, step_sizes
+from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes
+from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
@@ -20,7 +21,8 @@ from bilevax.solvers.parts import (
     Pair,
     Point,
     inner_directions,
-    neumann_term,
+    moved_by,
+    neumann_factor,
     outer_directions,
     projected,
     storm,
@@ -41,7 +43,7 @@ class SUSTAIN:
     """w and lam move together; the direction of each is corrected by what it was a step before, on the same samples.
 
         D(w, lam) = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
-        u         = K rho_k (I - rho_k H_p) ... (I - rho_k H_1) grad_1 E       p uniform on 0, ..., K - 1
+        u         = K (I - rho_k H_p) ... (I - rho_k H_1) rho_k grad_1 E       p uniform on 0, ..., K - 1
         d_k       = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1}))     D twice, with the same samples and p
         w        <- w + rho_k d_w,    lam <- P(lam - ratio rho_k d_lam)
 
@@ -62,6 +64,7 @@ class SUSTAIN:
     """
 
     steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02, 1 / 3)
 
     step_size: Any = None
     ratio: float | None = None
@@ -90,26 +93,26 @@ class SUSTAIN:
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """Both moves; the loop evaluates the outer value and the gradient norm."""
-        rho, gamma = step_sizes(self, k)
+        rho, gamma = step_sizes(self, k, *state.pair)
         p = jax.random.randint(looks.key, (), 0, self.linear_steps)
 
         def look(at: Pair) -> Pair:
             w, lam = at
             _, g, direct = outer_directions(problem, Point(w, None, lam), looks["val"])
-            # K rho (I - rho H_p) ... (I - rho H_1) g
-            u = neumann_term(problem, w, lam, g, looks["linear"], rho, p)
-            u = scale(self.linear_steps * rho, u)
+            # K (I - rho H_p) ... (I - rho H_1) rho g
+            r = looks["linear"].fold(neumann_factor(problem, w, lam, rho), moved_by(rho, g, zeros_like(g)), stop=p)
+            u = scale(self.linear_steps, r)
             inner = inner_directions(problem, Point(w, u, lam), looks["train"])
             return Pair(inner.w, add(direct, inner.lam))
 
         eta = jnp.where(k == 0, 1.0, self.weight(k))
         d = storm(state.d, look(state.pair), look(state.before), eta)
-        new = Pair(axpy(rho, d.w, state.pair.w), projected(problem, axpy(-gamma, d.lam, state.pair.lam)))
+        new = Pair(moved_by(rho, d.w, state.pair.w), projected(problem, axpy(-gamma, d.lam, state.pair.lam)))
         return State(new, state.pair, d), Info(cost=_cost(p, looks))
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
-        return step_sizes(self, k)[1]
+        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

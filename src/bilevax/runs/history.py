@@ -15,14 +15,17 @@ class Log:
 
     Args:
         step_cost: of one outer step; None where the records say what each stretch cost.
+        before: what was spent before the first step.
     """
 
-    def __init__(self, step_cost: Cost | None) -> None:
+    def __init__(self, step_cost: Cost | None, before: Cost) -> None:
         self._step_cost = step_cost
         kinds = float, float, np.int32, np.int64, float, np.int64
         self._columns = History(*(np.empty(FIRST_ROOM, kind) for kind in kinds))
         self._entries = 0
-        self._totals = [(0, 0, 0)] * len(Cost._fields)  # calls, rows of one, reads
+        # calls, rows of one, reads
+        self._totals = [(int(c.calls), c.rows, int(c.calls if c.reads is None else c.reads)) for c in before]
+        self._before = before.samples
         self.code, self.failure = 0, Failure.of("none")
 
     def append(self, records: Record, first: int, seconds: float) -> None:
@@ -32,7 +35,7 @@ class Log:
         # doubled: appending one entry costs O(1) in the mean, however long the run
         if n > len(self._columns.step):
             self._columns = History(*(np.resize(column, 2 * n) for column in self._columns))
-        before = self._columns.samples[self._entries - 1] if self._entries else 0
+        before = self._columns.samples[self._entries - 1] if self._entries else self._before
         new = (records.outer_value, records.gradient_norm, records.code, before + np.cumsum(samples), seconds)
         for column, values in zip(self._columns, (*new, records.step), strict=True):
             column[self._entries : n] = values

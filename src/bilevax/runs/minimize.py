@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.algorithms.measured_steps import SAMPLES, SHARE, measure_steps, needs_measuring
 from bilevax.algorithms.outer_loop import RECORDED, Advanced, advance
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, check_count, to_plain
 from bilevax.core.keys import as_key
 from bilevax.core.protocols import Algorithm, RowSource, Sources
-from bilevax.core.records import History, Result
+from bilevax.core.records import Cost, History, Result
 from bilevax.core.trees import PyTree, as_parameters, row
+from bilevax.data.looks import stream_key
 from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
@@ -85,13 +87,13 @@ def minimize(
     steps = check_count("steps", steps, low=1)
     every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
-    w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
+    w0, lam, key, sources = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key), (train, val)
+    clock = time.monotonic()
+    algorithm, state, spent = _begin(problem, algorithm, w0, lam, sources, key, steps)
     # before the arrays of problem and algorithm go to the device
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
-    ready, sources = (canonicalize(problem), canonicalize(algorithm)), (train, val)
-    clock = time.monotonic()
-    state = _init(*ready, w0, lam, sources)
-    log = Log(algorithm.step_cost(problem, sources))
+    ready = canonicalize(problem), canonicalize(algorithm)
+    log = Log(algorithm.step_cost(problem, sources), spent)
     left, damping = dampings(problem), []
     pace, done, calls, stop, interrupted = _Pace(algorithm.steps_per_record), 0, 0, False, False
     while done < steps and not stop:
@@ -148,10 +150,30 @@ class _Pace:
         self._stretches = int(np.clip(wanted, 1, min(2 * self._stretches, RECORDED)))
 
 
+def _begin(
+    problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, key: Array, steps: int
+) -> tuple[Algorithm, PyTree, Cost]:
+    """The algorithm with every step filled in, its first state, and what it cost to measure the steps."""
+    problem = canonicalize(problem)
+    if not needs_measuring(algorithm):
+        return algorithm, _init(problem, canonicalize(algorithm), w0, lam, sources), Cost()
+    _check(problem, w0, lam, sources)
+    step_cost = algorithm.step_cost(problem, sources)
+    of_step = sum(source.rows_per_batch for source in sources) if step_cost is None else step_cost.samples
+    samples = max(SAMPLES, int(SHARE * steps * of_step))
+    found = measure_steps(problem, algorithm, w0, lam, *sources, key=stream_key(key, "measuring"), samples=samples)
+    return found.algorithm, _init(problem, canonicalize(found.algorithm), found.w0, lam, sources, found.u0), found.cost
+
+
 @jax.jit
-def _init(problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources) -> PyTree:
+def _check(problem: Problem, w0: PyTree, lam: PyTree, sources: Sources) -> None:
     check_functions(problem, w0, lam, *sources)
-    return algorithm.init(problem, w0, lam, sources)
+
+
+@jax.jit
+def _init(problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, *u0: PyTree) -> PyTree:
+    check_functions(problem, w0, lam, *sources)
+    return algorithm.init(problem, w0, lam, sources, *u0)
 
 
 _advance: Callable[..., Advanced] = jax.jit(advance)

@@ -4,6 +4,7 @@ Steps are in loss form. With an inner loss G the multiplier is carried as u = s 
 H u = grad_1 E, H the Hessian of G, and s plays no part. With any other map Phi it is v itself: s = 1.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -108,9 +109,14 @@ def loss_gradients(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTre
     return astype_of(by_w, w), astype_of(by_lam, lam)
 
 
-def inner_move(problem: BilevelProblem, w: PyTree, lam: PyTree, draw: Draw, rho: Array) -> PyTree:
+def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:
+    """X + rho d, rho a scalar or a tree like x."""
+    return axpy(rho, d, x) if jax.tree_util.all_leaves([rho]) else jax.tree.map(lambda r, d, x: x + r * d, rho, d, x)
+
+
+def inner_move(problem: BilevelProblem, w: PyTree, lam: PyTree, draw: Draw, rho: PyTree) -> PyTree:
     """W + rho d_w, on one minibatch of train; d_w as of :func:`descent`."""
-    return axpy(rho * draw.weight, descent(problem, w, lam, draw.batch), w)
+    return moved_by(rho, scale(draw.weight, descent(problem, w, lam, draw.batch)), w)
 
 
 def minus_hessian_product(problem: BilevelProblem, w: PyTree, lam: PyTree, draw: Draw, u: PyTree) -> PyTree:
@@ -119,31 +125,30 @@ def minus_hessian_product(problem: BilevelProblem, w: PyTree, lam: PyTree, draw:
     return out
 
 
-def neumann(problem: BilevelProblem, w: PyTree, lam: PyTree, g: PyTree, look: Looks, rho: Array) -> PyTree:
+def neumann(problem: BilevelProblem, w: PyTree, lam: PyTree, g: PyTree, look: Looks, rho: PyTree) -> PyTree:
     """A truncated Neumann series for H^-1 g in product form, from K minibatches of train, one a factor.
 
-    rho sum_{i=0}^{K} (I - rho H_i) ... (I - rho H_1) g, whose mean is (I - (I - rho H)^(K+1)) H^-1 g.
+    sum_{i=0}^K (I - rho H_i) ... (I - rho H_1) rho g, whose mean is (I - (I - rho H)^(K+1)) H^-1 g.
     """
+    factor = neumann_factor(problem, w, lam, rho)
 
     def term(carry: tuple[PyTree, PyTree], i: Array, draw: Draw) -> tuple[PyTree, PyTree]:
         r, total = carry
-        # r_i = r_{i-1} - rho H_i r_{i-1}
-        r = axpy(rho, minus_hessian_product(problem, w, lam, draw, r), r)
+        r = factor(r, i, draw)
         return r, add(total, r)
 
-    out: PyTree = scale(rho, look.fold(term, (g, g))[1])
+    r = moved_by(rho, g, zeros_like(g))
+    out: PyTree = look.fold(term, (r, r))[1]
     return out
 
 
-def neumann_term(
-    problem: BilevelProblem, w: PyTree, lam: PyTree, g: PyTree, look: Looks, rho: Array, p: Array
-) -> PyTree:
-    """One factor after another, (I - rho H_p) ... (I - rho H_1) g, each of a minibatch of train."""
+def neumann_factor(problem: BilevelProblem, w: PyTree, lam: PyTree, rho: PyTree) -> Callable[..., PyTree]:
+    """(r, i, draw) -> (I - rho H_i) r, with H_i of a minibatch of train."""
 
     def factor(r: PyTree, i: Array, draw: Draw) -> PyTree:
-        return axpy(rho, minus_hessian_product(problem, w, lam, draw, r), r)
+        return moved_by(rho, minus_hessian_product(problem, w, lam, draw, r), r)
 
-    return look.fold(factor, g, stop=p)
+    return factor
 
 
 class Saga(NamedTuple):
@@ -182,11 +187,11 @@ def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array) -> PyTree:
     return axpy(1.0 - weight, sub(d, before), now)
 
 
-def moved(problem: BilevelProblem, p: Point, d: Point, rho: Array, gamma: Array) -> Point:
+def moved(problem: BilevelProblem, p: Point, d: Point, rho: PyTree, gamma: Array) -> Point:
     """A step: w and u by rho along their directions, lam by gamma against its own, then onto Lambda."""
     # w + rho d_w, u + rho d_u, P(lam - gamma d_lam)
     lam = axpy(-gamma, d.lam, p.lam)
-    return Point(axpy(rho, d.w, p.w), axpy(rho, d.u, p.u), projected(problem, lam))
+    return Point(moved_by(rho, d.w, p.w), moved_by(rho, d.u, p.u), projected(problem, lam))
 
 
 def projected(problem: BilevelProblem, lam: PyTree) -> PyTree:

@@ -1,0 +1,238 @@
+"""Default steps: rho_k and gamma_k of an algorithm that was built without them, measured at the start of its run.
+
+In, from a run: the problem, the start (w0, lam) and both sources. A short run at lam, w and u moving as in SOBA, meets
+the curvature L of the inner loss and, with its tangents, the curvature K of f. Out, to the run: the algorithm with
+rho_0 = a / L and gamma_0 = c / K in it, a and c being constants of its class, and where w and u have come to.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeGuard, cast, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.algorithms.common import CurvatureStep
+from bilevax.core.config import canonicalize, replace_unchecked
+from bilevax.core.protocols import Algorithm, BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.records import Cost, Count
+from bilevax.core.trees import PyTree, axpy, norm, scale, zeros_like
+from bilevax.data import fold_looks
+from bilevax.linalg.power import nonzero, unit
+from bilevax.problems.gradient_step import GradientStep, InverseCurvature
+from bilevax.solvers.parts import Point, inner_directions, joined, moved_by, outer_directions, start
+from bilevax.solvers.schedules import Polynomial
+
+SAMPLES = 5000
+"""Rows that measuring reads at most, where they are more than SHARE of the run."""
+
+SHARE = 0.05
+"""Part of a run's samples that measuring takes at most."""
+
+LOOKS = 10, 3
+"""Minibatches on which L is measured, and products on each."""
+
+LEAST, MOST = 16, 400
+"""Steps of the short run: fewer tell nothing, more do not tell more."""
+
+PHASES = 4
+"""Of the short run: one to lead w and u near, the others for K, each from the direction that the last one found."""
+
+INNER = 0.5
+"""rho of the short run in units of 1 / L, of a map in units of the map."""
+
+
+class Defaults(NamedTuple):
+    """Constants of a class: its steps in units of what is measured.
+
+    Attributes:
+        inner: rho_0 L; of a map rho_0.
+        outer: gamma_0 K.
+        power: by which both fall, (1 + k / horizon)^(-power).
+    """
+
+    inner: float
+    outer: float
+    power: float = 0.0
+
+    @property
+    def horizon(self) -> float:
+        """Steps after which they begin to fall: ten times those in which lam moves by its distance, 1 / (gamma K)."""
+        return 10.0 / self.outer
+
+
+@runtime_checkable
+class Measurable(Algorithm, Protocol):
+    """An algorithm that may be built without its steps."""
+
+    @property
+    def step_size(self) -> Any:
+        """rho_k; None: to be measured."""
+
+    @property
+    def ratio(self) -> Any:
+        """gamma_k / rho_k; None: to be measured."""
+
+    @property
+    def defaults(self) -> Defaults:
+        """Its constants."""
+
+
+class Curvatures(NamedTuple):
+    """What a short run at lam has measured, and where it has led.
+
+    Attributes:
+        inner: 1 / (L + p(lam)), L the largest curvature of a minibatch of the inner loss that was met, p that
+            of its penalty where the loss tells it, else None; None of a map.
+        outer: K, the largest curvature of f that was met, |f'' t| of unit directions t.
+        unit: |grad_1 E| / |grad_1 G|, root mean squares over minibatches.
+        w: the inner variable.
+        u: the multiplier.
+    """
+
+    inner: InverseCurvature | None
+    outer: Array
+    unit: Array
+    w: PyTree
+    u: PyTree
+
+
+class Measured(NamedTuple):
+    """An algorithm with its steps, where to start it, and what it cost to measure them.
+
+    Attributes:
+        algorithm: with every step filled in.
+        w0: the inner variable after measuring.
+        u0: the multiplier after measuring, for ``algorithm.init``.
+        cost: oracle calls.
+    """
+
+    algorithm: Any
+    w0: PyTree
+    u0: PyTree
+    cost: Cost
+
+
+def needs_measuring(algorithm: object) -> TypeGuard[Measurable]:
+    """True if the algorithm was built without one of its steps."""
+    return isinstance(algorithm, Measurable) and any(
+        getattr(algorithm, name, 0) is None for name in ("step_size", "ratio", "unit")
+    )
+
+
+def measure_steps(
+    problem: BilevelProblem,
+    algorithm: Measurable,
+    w0: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    val: RowSource,
+    *,
+    key: Array,
+    samples: int = SAMPLES,
+) -> Measured:
+    """Fill in the steps with which an algorithm was built without.
+
+        rho_0   = a / L    L the largest curvature of minibatches of the inner loss, on a walk from w0
+        gamma_0 = c / K    K = |f''(lam) t|, the largest over unit directions t of lam
+
+    f'' t is the derivative of the mean direction of lam along t, by forward differentiation through the moves of w and
+    u at a fixed lam; t is the direction of lam first, and then f'' t (power iteration). a and c are constants of the
+    class, and so is the power by which the steps fall. Scaling the outer loss scales K, and u, and changes no iterate.
+    :func:`bilevax.minimize` calls this by itself.
+
+    Args:
+        problem: the maps.
+        algorithm: built without ``step_size``, ``ratio``, or (F2SA) ``unit``; what is given stays.
+        w0: start of the inner variable.
+        lam: start of the outer variable.
+        train: source of inner minibatches.
+        val: source of outer minibatches.
+        key: a JAX random key.
+        samples: rows to read for it, about; at least for 16 steps, at most for 400.
+
+    Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each, none of a map), each step
+    of the short run those of one step of :class:`~bilevax.SOBA`, on one minibatch each.
+    """
+    b, b_val = train.rows_per_batch, val.rows_per_batch
+    minibatches = LOOKS[0] if problem.has_loss else 0
+    if train.is_full_batch:
+        minibatches = min(minibatches, 2)
+    steps = min(max((samples - minibatches * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
+    start = canonicalize(problem), w0, lam, (train, val)
+    found = _curvatures(*start, key, jnp.int32(steps // PHASES), minibatches=minibatches)
+    once = Count(steps, b, 0)
+    products = Count(minibatches * (LOOKS[1] + 2), b, minibatches)
+    cost = Cost(Count(steps, b), once, once, Count(steps, b_val), products)
+    return Measured(filled(algorithm, found), found.w, found.u, cost)
+
+
+def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
+    """The algorithm with the steps that it lacks."""
+    d = algorithm.defaults
+    rho = algorithm.step_size
+    if rho is None:
+        # a_k / L = (a / L) / (1 + k / horizon)^power
+        L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
+        L = jnp.where(L > 0, L, 1.0)  # without any curvature every step will do
+        falling = replace_unchecked(Polynomial(1.0, d.power, d.horizon), value=d.inner / L)
+        rho = falling if penalty is None else CurvatureStep(falling, L, penalty)
+    changes = {"step_size": rho}
+    if algorithm.ratio is None:
+        # gamma_0 / rho_0 = (c / K) / rho_0
+        changes["ratio"] = d.outer / found.outer / rho(jnp.int32(0))
+    if getattr(algorithm, "unit", 0) is None:
+        changes["unit"] = found.unit
+    return replace_unchecked(algorithm, **changes)
+
+
+@partial(jax.jit, static_argnames="minibatches")
+def _curvatures(
+    problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, key: Array, phase: Array, *, minibatches: int
+) -> Curvatures:
+    walk_key, key = jax.random.split(key)
+    streams, half = dict(zip(("train", "val"), sources, strict=True)), phase // 2
+    p = start(problem, w0, lam)
+    rho, met, zero = INNER, None, jnp.zeros((), jnp.result_type(*jax.tree.leaves(w0)))
+    if problem.has_loss:
+        step = GradientStep(problem.inner_loss).measured(p.w, p.lam, sources[0], walk_key, minibatches)
+        rho = scale(INNER, step.metric(p.w, p.lam))
+        met = cast(InverseCurvature, step.step_size)
+
+    def moved(p: Point, d: Point) -> Point:
+        # w and u as in SOBA, lam stays
+        return Point(moved_by(rho, d.w, p.w), moved_by(rho, d.u, p.u), p.lam)
+
+    def directions(p: Point, looks: StepLooks) -> tuple[Point, tuple[Array, Array]]:
+        inner = inner_directions(problem, p, looks["train"])
+        _, g, direct = outer_directions(problem, p, looks["val"])
+        return joined(inner, (g, direct)), (norm(g) ** 2, norm(inner.w) ** 2)
+
+    def in_second_half(k: Array) -> Array:
+        return jnp.where(k % phase >= half, 1.0 / (phase - half), 0.0)
+
+    def lead_near(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
+        p, mean, squares = carry
+        d, new = directions(p, looks)
+        squares = tuple(a + b for a, b in zip(squares, new, strict=True))
+        return moved(p, d), axpy(in_second_half(k), d.lam, mean), squares
+
+    def differentiate(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
+        p, tangent, mean = carry
+        # the derivatives of (d_w, d_u, d_lam) along (w', u', t)
+        d, dot = jax.jvp(lambda p: directions(p, looks)[0], (p,), (tangent,))
+        return moved(p, d), moved(tangent, dot), axpy(in_second_half(k), dot.lam, mean)
+
+    ends = {"key": key, "start": jnp.int32(0), "stop": phase}
+    p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
+    K = zero
+    for i in range(1, PHASES):
+        t = unit(nonzero(way))
+        tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
+        ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
+        p, _, way = fold_looks(streams, differentiate, (p, tangent, zeros_like(t)), (), **ends)
+        K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
+    # an outer loss that does not depend on lam: every step will do
+    K = jnp.where(K > 0, K, 1.0)
+    ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)
+    return Curvatures(met, K, ratio, p.w, p.u)
