@@ -38,10 +38,10 @@ lint: $(STAMP)  ## style, types, import contracts
 check: lint test-wheel  ## what CI does
 
 bench: $(STAMP)  ## the comparison with a grid search on real data
-	$(BIN)/python benchmarks/against_grid.py
+	$(BIN)/python -m benchmarks against_grid
 
 paper: $(STAMP)  ## the experiments of the paper on stochastic hypergradients: docs/paper.md and its figures
-	$(BIN)/python -m benchmarks.paper
+	$(BIN)/python -m benchmarks paper
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

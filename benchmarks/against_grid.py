@@ -1,29 +1,21 @@
-"""TunedLogisticRegression against a grid-searched single penalty on real data: same split, refitted alike, 5 seeds.
+"""Is TunedLogisticRegression better than a grid-searched single penalty? Real data, same split, refitted alike.
 
-    python benchmarks/against_grid.py [breast_cancer digits fashion fashion7] [--seeds 5] [--controls] [--rows N]
-
-Writes benchmarks/results/against_grid.json and prints one line a comparison. ``fashion`` reads Debian's package
-dataset-fashion-mnist; ``fashion7`` is its images averaged to 7 x 7, so that no column is another's copy. The controls:
-as many columns of pure noise as there are features are appended; the labels of all but the test rows are permuted.
+``fashion`` is Fashion-MNIST; ``fashion7`` its images averaged to 7 x 7, so that no column is another's copy. The
+controls: as many columns of pure noise as there are features are appended; the labels of all but the test rows are
+permuted. What is not run again stays in the file as it was.
 """
 
 import argparse
-import json
-import platform
 import time
-from pathlib import Path
 from typing import Any
 
-import datasets
-import jax
 import numpy as np
 import scipy.stats
-import sklearn
 import sklearn.datasets
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
-import bilevax
+from benchmarks import datasets, store, tables
 from bilevax.sklearn import TunedLogisticRegression
 from bilevax.study import single_penalty_grid
 from bilevax.study.baselines import row_losses
@@ -31,20 +23,14 @@ from bilevax.study.baselines import row_losses
 GRID_ITERATIONS = 100  # scikit-learn's default; each fit begins where the last ended
 
 
-def fashion() -> tuple[np.ndarray, np.ndarray]:
-    """All 70,000 rows."""
-    X, y, X_test, y_test = datasets.fashion()
-    return np.concatenate([X, X_test]).astype(np.float32), np.concatenate([y, y_test]).astype(np.int64)
-
-
 def load(name: str) -> tuple[np.ndarray, np.ndarray]:
-    if name == "fashion":
-        return fashion()
-    if name == "fashion7":
-        X, y = fashion()
-        return X.reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4)).reshape(-1, 49), y
-    X, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
-    return X.astype(np.float32), y
+    """All rows."""
+    if not name.startswith("fashion"):
+        X, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+        return X.astype(np.float32), y
+    _, X, y, X_test, y_test, *_ = datasets.pixels()
+    X, y = np.concatenate([X, X_test]).astype(np.float32), np.concatenate([y, y_test]).astype(np.int64)
+    return X if name == "fashion" else X.reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4)).reshape(-1, 49), y
 
 
 def compare(name: str, control: str, seed: int, rows: int | None) -> dict[str, Any]:
@@ -98,30 +84,27 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {k: float(v) for k, v in out.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=["breast_cancer", "digits"])
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", nargs="*", default=["breast_cancer", "digits"], help="and fashion, fashion7, wine, iris"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--controls", action="store_true")
     parser.add_argument("--rows", type=int, help="at most so many rows, drawn anew for each seed")
-    options = parser.parse_args()
-    file = Path(__file__).parent / "results" / "against_grid.json"
-    file.parent.mkdir(exist_ok=True)
-    found = json.loads(file.read_text()) if file.exists() else {}
-    versions = {"bilevax": bilevax.__version__, "jax": jax.__version__, "scikit-learn": sklearn.__version__}
-    found["versions"] = {**versions, "numpy": np.__version__, "python": platform.python_version()}
-    for name in options.data:
+
+
+def main(options: argparse.Namespace) -> None:
+    found = store.kept(options)
+    names, seeds = (["breast_cancer"], 1) if options.quick else (options.data, options.seeds)
+    table = tables.Table("data", "control", "seed", "tuned", "grid", "seconds", "grid's", "steps", "code")
+    for name in names:
         for control in ("none", "noise", "permuted") if options.controls else ("none",):
             rows = []
-            for seed in range(options.seeds):
+            for seed in range(seeds):
                 rows.append(compare(name, control, seed, options.rows))
-                print(
-                    json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True
-                )
+                figures = (rows[-1][key] for key in ("tuned", "grid", "seconds", "grid_seconds", "steps", "code"))
+                table(name, control, seed, *figures)
                 found[f"{name} {control}"] = {"summary": summary(rows), "rows": rows}
-                file.write_text(json.dumps(found, indent=1).replace("NaN", "null") + "\n")
-            print(name, control, json.dumps({k: round(v, 4) for k, v in summary(rows).items()}), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+                store.keep(options, found)
+            for what, figure in summary(rows).items():
+                table(name, control, what, figure, *[None] * 5)

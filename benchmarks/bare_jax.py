@@ -1,7 +1,5 @@
 """W1 written by hand in JAX, without bilevax: what the public API is held against.
 
-    NPROC=1 taskset -c 0 python benchmarks/bare_jax.py [--quick]
-
 Multinomial logistic regression with one penalty exp(lam_j) per feature. One hypergradient is ``t`` steps of stochastic
 gradient descent, the gradient of the validation loss, ``k`` steps on the linear system, and one Jacobian product: one
 compiled program, two ``fori_loop``, every array an argument, counts and step sizes constants. Shapes: weights
@@ -16,9 +14,6 @@ Two ways to the derivatives, of which the faster is the opponent: ``"formulas"``
 w and v in one product) and ``"autodiff"``.
 """
 
-import argparse
-import json
-import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -148,32 +143,3 @@ def hypergradient(
 
     v = jax.lax.fori_loop(0, settings.k, solve, jnp.zeros_like(w))
     return -step_size * strength * jnp.sum(w * v, axis=0), value, w, v
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
-    n, d, classes, b, steps = (600, 20, 3, 32, 50) if quick else (30_000, 784, 10, 90, 1000)
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((2 * n, d), np.float32) / np.float32(np.sqrt(d))
-    y = np.argmax(X @ rng.standard_normal((d, classes), np.float32), axis=1).astype(np.int32)
-    val = jax.device_put((X[n:], y[n:]))
-    w0, lam = jnp.zeros((classes, d)), jnp.full(d, -6.0)
-    for sampling in ("iid", "blocks"):
-        rows = (X[:n], y[:n])
-        train = jax.device_put(shuffled(rows) if sampling == "blocks" else rows)
-        for gradients in GRADIENTS:
-            settings = Settings(b, steps, steps, sampling, gradients)
-            seconds = []
-            for i in range(3 if quick else 8):
-                key = jax.random.key(i)
-                start = time.process_time()
-                jax.block_until_ready(hypergradient(w0, lam, jnp.float32(4.0), train, val, key, settings=settings))
-                seconds.append(time.process_time() - start)
-            milliseconds = round(1e3 * float(np.median(seconds[1:])), 2)
-            print(json.dumps({"sampling": sampling, "gradients": gradients, "cpu_ms": milliseconds}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,11 @@
 """Is the map a contraction? How often a coupled pair names a noisy map that expands, and how often it is wrong.
 
-    python benchmarks/contraction.py
-
 The map is w <- A w + b with A = a I + (s / sqrt d) G, where a^2 + s^2 = q^2, so that E ||A u||^2 = q^2 ||u||^2; G and b
 are standard normal, and a row of the data is a pair (A, b). d = 10, 2,000 rows, batch 1, 400 keys. Every q, every count
-of steps and every key are one vmapped program, which takes seconds. Prints the table of docs/results.md.
+of steps and every key are one vmapped program, which takes seconds.
 """
+
+import argparse
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 import bilevax as bx
+from benchmarks import store, tables
 from bilevax.solvers.stability import coupling
 
 D, ROWS, KEYS = 10, 2000, 400
@@ -46,18 +47,12 @@ def named(source: bx.Arrays, a: Array, steps: Array, keys: Array) -> Array:
     return jax.vmap(jax.vmap(over_keys, (None, 0, None)), (0, None, None))(a, steps, keys)
 
 
-def main() -> None:
-    keys = jax.random.split(jax.random.key(1), KEYS)
-    fractions = {}
+def main(options: argparse.Namespace) -> None:
+    keys, fractions = jax.random.split(jax.random.key(1), 4 if options.quick else KEYS), []
     for s in NOISE:
         a = jnp.sqrt(jnp.square(jnp.asarray(FACTORS)) - s**2)
-        fractions[s] = np.mean(named(rows(s), a, jnp.asarray(STEPS), keys), axis=-1)
-    print("| q | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |")
-    print("|---" * (len(STEPS) + 1) + "|")
-    for i, q in enumerate(FACTORS):
-        cells = (", ".join(f"{fractions[s][i, j]:.3g}" for s in NOISE) for j in range(len(STEPS)))
-        print(f"| {q:g} | " + " | ".join(cells) + " |")
-
-
-if __name__ == "__main__":
-    main()
+        fractions.append(np.mean(named(rows(s), a, jnp.asarray(STEPS), keys), axis=-1))
+    table = tables.Table("q", *(f"{steps} steps" for steps in STEPS))
+    for q, *shares in zip(FACTORS, *fractions, strict=True):
+        table(q, *(", ".join(f"{x:.3g}" for x in each) for each in zip(*shares, strict=True)))
+    store.keep(options, {"q": FACTORS, "steps": STEPS, "noise": NOISE, "named": fractions})

@@ -1,7 +1,5 @@
 """Do error reports cover what they say? 1,000 random problems in 8 strata.
 
-    python benchmarks/coverage.py [--problems 125] [--only quadratic-10-b4 ...] [--parts JointSID SID full]
-
 Strata: least squares or logistic rows, condition 10 or 1000, minibatches of 4 or 64 of 256 rows; lam is one penalty
 exp(lam_j) per weight (d = 6) and two shifts of the scores (m = 8), so that the hypergradient is curved in w and v, and
 the cross products are noisy. Each problem is run several times by the default estimator, and each run reports its own
@@ -13,29 +11,28 @@ SID is apart, with steps that fall as 1 / j, enough of them or a tenth as many, 
 its error, over the true one (root mean squares over the runs of a problem).
 
 Full batches are apart: what AID estimates of its error after few, some and many steps, on quadratics with exact
-constants. Prints markdown tables and writes benchmarks/results/coverage.json.
+constants.
 """
 
 import argparse
-import json
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import machine
 import numpy as np
 from jax import Array
 
 import bilevax as bx
+from benchmarks import families, store, tables
+from benchmarks.reported import Said, Share
 from bilevax.core.config import canonicalize
 from bilevax.core.trees import PyTree, norm
-from bilevax.testing.closed_forms import FiniteQuadratic
+from bilevax.testing.closed_forms import Curvature, FiniteQuadratic
+from bilevax.testing.problems import NamedProblem
 from bilevax.testing.tools import float64
 
-RESULTS = Path(__file__).parent / "results" / "coverage.json"
 N, N_VAL, D, SHIFTS = 256, 128, 6, 2
 STEPS = {(10, 4): 3000, (10, 64): 1500, (1000, 4): 120_000, (1000, 64): 60_000}
 FALLING = {4: (2.0, 16.0), 64: (2.0, 4.0)}  # beta and gamma of SID over the condition, by batch
@@ -69,174 +66,88 @@ class Stratum(NamedTuple):
 STRATA = [Stratum(k, c, b) for k in ("quadratic", "logistic") for c in (10, 1000) for b in (4, 64)]
 
 
-def data_loss(w: Array, lam: PyTree, batch: PyTree, *, logistic: bool) -> Array:
+def outer(w: Array, lam: PyTree, batch: PyTree, *, logistic: bool) -> Array:
     score = batch["x"] @ w + batch["c"] @ lam["shift"]
     return jnp.mean(jax.nn.softplus(-batch["y"] * score) if logistic else 0.5 * (score - batch["y"]) ** 2)
 
 
-def quadratic_outer(w: Array, lam: PyTree, batch: PyTree) -> Array:
-    return data_loss(w, lam, batch, logistic=False)
+def inner(w: Array, lam: PyTree, batch: PyTree, *, logistic: bool) -> Array:
+    return outer(w, lam, batch, logistic=logistic) + 0.5 * jnp.sum(jnp.exp(lam["penalty"]) * w**2)
 
 
-def logistic_outer(w: Array, lam: PyTree, batch: PyTree) -> Array:
-    return data_loss(w, lam, batch, logistic=True)
+LOSSES = {
+    kind: tuple(partial(loss, logistic=kind == "logistic") for loss in (inner, outer))
+    for kind in ("quadratic", "logistic")
+}
 
 
-def penalty(w: Array, lam: PyTree) -> Array:
-    return 0.5 * jnp.sum(jnp.exp(lam["penalty"]) * w**2)
+def drawn(stratum: Stratum, seed: int) -> NamedProblem:
+    """Features whose variances fall from 1 to half of 1 / condition, penalties near the other half."""
+    rng = np.random.default_rng([STRATA.index(stratum), seed])
+    logistic = stratum.kind == "logistic"
+    scales = np.sqrt(np.geomspace(1.0, 0.5 / stratum.condition, D))
+    coefficients, lam_shift = rng.normal(size=D), rng.normal(size=SHIFTS)
+
+    def rows(n: int) -> dict[str, np.ndarray]:
+        x, c = rng.normal(size=(n, D)) * scales, 0.5 * rng.normal(size=(n, SHIFTS)) + 0.3
+        score = 2.0 * x @ (coefficients / np.sqrt(scales)) + c @ rng.normal(size=SHIFTS)
+        noisy = score + 0.5 * rng.normal(size=n)
+        y = np.where(rng.uniform(size=n) < 1 / (1 + np.exp(-score)), 1.0, -1.0) if logistic else noisy
+        return {"x": x, "c": c, "y": y}
+
+    largest = 0.15 if logistic else 1.0
+    penalties = np.log(0.5 * largest / stratum.condition) + 0.5 * rng.normal(size=D)
+    lam, train, val = {"penalty": penalties, "shift": 0.5 * lam_shift}, rows(N), rows(N_VAL)
+    loss, outer_loss = LOSSES[stratum.kind]
+    # with the step 1, I - d1Phi is the Hessian of the inner loss
+    problem, curvature = bx.Problem(bx.GradientStep(loss, 1.0), outer_loss), Curvature(1.0, 1.0 / stratum.condition)
+    return NamedProblem(stratum.name, problem, train, val, np.zeros(D), lam, stratum.batch, curvature)
 
 
-def quadratic_inner(w: Array, lam: PyTree, batch: PyTree) -> Array:
-    return quadratic_outer(w, lam, batch) + penalty(w, lam)
-
-
-def logistic_inner(w: Array, lam: PyTree, batch: PyTree) -> Array:
-    return logistic_outer(w, lam, batch) + penalty(w, lam)
-
-
-LOSSES = {"quadratic": (quadratic_inner, quadratic_outer), "logistic": (logistic_inner, logistic_outer)}
-
-
-class Drawn(NamedTuple):
-    """A random problem, in numpy and float64."""
-
-    lam: dict[str, np.ndarray]
-    train: dict[str, np.ndarray]
-    val: dict[str, np.ndarray]
-
-    @classmethod
-    def random(cls, stratum: Stratum, seed: int) -> "Drawn":
-        """Features whose variances fall from 1 to half of 1 / condition, penalties near the other half."""
-        rng = np.random.default_rng([STRATA.index(stratum), seed])
-        logistic = stratum.kind == "logistic"
-        scales = np.sqrt(np.geomspace(1.0, 0.5 / stratum.condition, D))
-        coefficients, lam_shift = rng.normal(size=D), rng.normal(size=SHIFTS)
-
-        def rows(n: int) -> dict[str, np.ndarray]:
-            x, c = rng.normal(size=(n, D)) * scales, 0.5 * rng.normal(size=(n, SHIFTS)) + 0.3
-            score = 2.0 * x @ (coefficients / np.sqrt(scales)) + c @ rng.normal(size=SHIFTS)
-            noisy = score + 0.5 * rng.normal(size=n)
-            y = np.where(rng.uniform(size=n) < 1 / (1 + np.exp(-score)), 1.0, -1.0) if logistic else noisy
-            return {"x": x, "c": c, "y": y}
-
-        largest = 0.15 if logistic else 1.0
-        penalties = np.log(0.5 * largest / stratum.condition) + 0.5 * rng.normal(size=D)
-        return cls({"penalty": penalties, "shift": 0.5 * lam_shift}, rows(N), rows(N_VAL))
-
-    def slopes(self, stratum: Stratum, rows: dict[str, np.ndarray], w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and second derivative of each row's loss in its score."""
-        score = rows["x"] @ w + rows["c"] @ self.lam["shift"]
-        if stratum.kind == "quadratic":
-            return score - rows["y"], np.ones_like(score)
-        p = 1 / (1 + np.exp(rows["y"] * score))
-        return -rows["y"] * p, p * (1 - p)
-
-    def truth(self, stratum: Stratum) -> tuple[dict[str, np.ndarray], float]:
-        """The hypergradient, and the condition of the inner Hessian; Newton's method from 0, damped by halving."""
-        x, c, weights = self.train["x"], self.train["c"], np.exp(self.lam["penalty"])
-
-        def system(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            first, second = self.slopes(stratum, self.train, w)
-            return x.T @ first / N + weights * w, x.T @ (second[:, None] * x) / N + np.diag(weights)
-
-        w = np.zeros(D)
-        for _ in range(50):
-            gradient, hessian = system(w)
-            move, size = np.linalg.solve(hessian, gradient), 1.0
-            while np.linalg.norm(system(w - size * move)[0]) > np.linalg.norm(gradient) and size > 1e-6:
-                size /= 2
-            w = w - size * move
-        gradient, hessian = system(w)
-        assert np.linalg.norm(gradient) < 1e-12
-        outer = self.slopes(stratum, self.val, w)[0]
-        u = np.linalg.solve(hessian, self.val["x"].T @ outer / N_VAL)
-        curvature = self.slopes(stratum, self.train, w)[1]
-        shift = self.val["c"].T @ outer / N_VAL - c.T @ (curvature * (x @ u)) / N
-        return {"penalty": -weights * w * u, "shift": shift}, float(np.linalg.cond(hessian))
+norms = partial(np.linalg.norm, axis=-1)
 
 
 @partial(jax.jit, static_argnames=("stratum", "val_batch", "runs"))
-def reports(estimator: Any, drawn: Drawn, key: Array, *, stratum: Stratum, val_batch: int | None, runs: int) -> Any:
+def reports(estimator: Any, problems: Any, key: Array, *, stratum: Stratum, val_batch: int | None, runs: int) -> Any:
     """Codes and errors of every run of every problem, [problems, runs, ...]."""
-    kind, batch = stratum.kind, stratum.batch
-    inner, outer = LOSSES[kind]
-    problem = bx.Problem(bx.GradientStep(inner), outer)
+    loss, outer_loss = LOSSES[stratum.kind]
+    problem = bx.Problem(bx.GradientStep(loss), outer_loss)
 
-    def one(drawn: Drawn, key: Array) -> tuple[Array, bx.ErrorReport]:
-        train, val = bx.Arrays(drawn.train, batch), bx.Arrays(drawn.val, val_batch)
-        est = bx.hypergradient(problem, estimator, jnp.zeros(D), drawn.lam, train, val, key=key)
+    def one(drawn: Any, key: Array) -> tuple[Array, bx.ErrorReport]:
+        w0, lam, train, val = drawn
+        sources = bx.Arrays(train, stratum.batch), bx.Arrays(val, val_batch)
+        est = bx.hypergradient(problem, estimator, w0, lam, *sources, key=key)
         return est.code, est.error
 
-    numbers = jnp.arange(jax.tree.leaves(drawn)[0].shape[0])
+    numbers = jnp.arange(jax.tree.leaves(problems)[0].shape[0])
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), runs))(numbers)
-    return jax.vmap(jax.vmap(one, (None, 0)))(drawn, keys)
+    return jax.vmap(jax.vmap(one, (None, 0)))(problems, keys)
 
 
-def flat(tree: dict[str, Any]) -> np.ndarray:
-    """Entries of a tree like lam, along the last axis."""
-    return np.concatenate([np.asarray(tree[name], np.float64) for name in sorted(tree)], axis=-1)
-
-
-class Run(NamedTuple):
-    """What every run of a stratum says, [problems, runs, m] or [problems, runs]."""
-
-    code: np.ndarray
-    value: np.ndarray
-    standard_error: np.ndarray
-    bias: np.ndarray
-    relative: np.ndarray
-    sampling: np.ndarray  # half widths of interval()
-    total: np.ndarray  # half widths of interval(bias=True)
-    confidence: np.ndarray
-
-    @classmethod
-    def of(cls, code: Any, error: bx.ErrorReport) -> "Run":
-        """From the reports of a stratum."""
-        code, error = jax.tree.map(np.asarray, (code, error))
-        half, whole, confidence = (np.zeros((*code.shape, D + SHIFTS)) for _ in range(3))
-        for i in np.ndindex(code.shape):
-            one = jax.tree.map(lambda x, i=i: x[i], error)
-            value, confidence[i] = flat(one.value), flat(one.sign_confidence)
-            half[i], whole[i] = flat(one.interval(bias=False)[1]) - value, flat(one.interval()[1]) - value
-        relative = np.asarray(jax.vmap(jax.vmap(lambda e: e.relative))(error))
-        bias = np.linalg.norm(flat(error.bias), axis=-1)
-        return cls(code, flat(error.value), flat(error.standard_error), bias, relative, half, whole, confidence)
-
-
-def share(hits: np.ndarray, among: np.ndarray) -> tuple[float, float]:
-    """How often, among which, and its standard error; the first axis is that of the clusters."""
-    axes = tuple(range(1, hits.ndim))
-    number, total = np.sum(among, axis=axes), np.sum(hits & among, axis=axes)
-    if not number.sum():
-        return float("nan"), float("nan")
-    mean = total.sum() / number.sum()
-    return float(mean), float(np.sqrt(np.sum((total - mean * number) ** 2)) / number.sum())
-
-
-def judged(run: Run, truth: np.ndarray) -> dict[str, Any]:
+def judged(run: Said, truth: np.ndarray) -> dict[str, Any]:
     """The figures of a stratum."""
     runs = run.code.shape[1]
     others = (np.sum(run.value, axis=1, keepdims=True) - run.value) / (runs - 1)
     error = run.value - truth[:, None]
     rmse = np.sqrt(np.mean(error**2, axis=1))[:, None]
-    distance, size = np.linalg.norm(error, axis=-1), np.linalg.norm(truth, axis=-1)[:, None]
+    distance, size = norms(error), norms(truth)[:, None]
     trusted = run.code == bx.Code.OK
     entries = np.broadcast_to(trusted[..., None], error.shape)
-    unbiased = entries & (run.bias <= 0.5 * np.linalg.norm(run.standard_error, axis=-1))[..., None]
+    unbiased = entries & (norms(run.bias) <= 0.5 * norms(run.standard_error))[..., None]
     declared, wrong = run.confidence > CERTAIN, np.sign(run.value) != np.sign(truth[:, None])
     clear = np.broadcast_to(np.abs(truth[:, None]) > 4 * rmse, error.shape)
     out = {
-        "sampling": share(np.abs(run.value - others) <= run.sampling * np.sqrt(runs / (runs - 1)), entries),
-        "total": share(np.abs(error) <= run.total, entries),
-        "small bias": share(np.abs(error) <= run.total, unbiased),
-        "without bias": share(np.abs(error) <= run.sampling, entries),
-        "wrong signs": share(declared & wrong, entries),
-        "declared": share(declared, clear & entries),
-        "untrusted": share(~trusted, np.ones_like(trusted)),
-        "right": share(distance <= TOL * size, trusted),
+        "sampling": Share.of(np.abs(run.value - others) <= run.sampling * np.sqrt(runs / (runs - 1)), entries),
+        "total": Share.of(np.abs(error) <= run.half, entries),
+        "small bias": Share.of(np.abs(error) <= run.half, unbiased),
+        "without bias": Share.of(np.abs(error) <= run.sampling, entries),
+        "wrong signs": Share.of(declared & wrong, entries),
+        "declared": Share.of(declared, clear & entries),
+        "untrusted": Share.of(~trusted, np.ones_like(trusted)),
+        "right": Share.of(distance <= TOL * size, trusted),
     }
-    figures: dict[str, Any] = {name: {"value": value, "error": spread} for name, (value, spread) in out.items()}
-    figures["width"] = float(np.median((run.total / (1.96 * rmse))[trusted]))
+    figures: dict[str, Any] = {name: {"value": s.value, "error": s.error} for name, s in out.items()}
+    figures["width"] = float(np.median((run.half / (1.96 * rmse))[trusted]))
     figures["biased share"] = 1.0 - float(np.mean(unbiased[entries]))
     relative = distance / size
     figures["relative error"] = [float(np.median(relative[w])) if w.any() else None for w in (trusted, ~trusted)]
@@ -244,28 +155,25 @@ def judged(run: Run, truth: np.ndarray) -> dict[str, Any]:
 
 
 class Drawing(NamedTuple):
-    """The problems of a stratum: stacked, with their truths [problems, m] and the median of their conditions."""
+    """The problems of a stratum: arrays, with their truths [problems, m] and median condition."""
 
     stratum: Stratum
-    problems: Drawn
+    arrays: tuple[Any, ...]
     truth: np.ndarray
     condition: float
 
     @classmethod
     def of(cls, stratum: Stratum, number: int) -> "Drawing":
         """Drawn and solved."""
-        drawn = [Drawn.random(stratum, seed) for seed in range(number)]
-        truths, conditions = zip(*(p.truth(stratum) for p in drawn), strict=True)
-        stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *drawn)
-        return cls(stratum, stacked, np.stack([flat(t) for t in truths]), float(np.median(conditions)))
+        every = [drawn(stratum, seed) for seed in range(number)]
+        condition = np.median([np.linalg.cond(p.system(p.solution().w)) for p in every])
+        return cls(stratum, *families.stacked(every), float(condition))
 
-    def run(self, estimator: Any, val_batch: int | None) -> Run:
+    def run(self, estimator: Any, val_batch: int | None) -> Said:
         """So many runs of each problem as its condition allows."""
         key, runs = jax.random.fold_in(jax.random.key(0), STRATA.index(self.stratum)), RUNS[self.stratum.condition]
-        found = reports(
-            canonicalize(estimator), self.problems, key, stratum=self.stratum, val_batch=val_batch, runs=runs
-        )  # fmt: skip
-        return Run.of(*jax.block_until_ready(found))
+        how = {"stratum": self.stratum, "val_batch": val_batch, "runs": runs}
+        return Said.of(*jax.block_until_ready(reports(canonicalize(estimator), self.arrays, key, **how)))
 
 
 def measure(stratum: Stratum, problems: int) -> dict[str, Any]:
@@ -281,12 +189,12 @@ def of_sid(stratum: Stratum, problems: int) -> list[dict[str, Any]]:
     """What SID estimates of its error, after too few steps and after enough."""
     drawing, rows = Drawing.of(stratum, problems), []
     beta, gamma = (c * stratum.condition for c in FALLING[stratum.batch])
-    size = np.linalg.norm(drawing.truth, axis=-1)[:, None]
+    size = norms(drawing.truth)[:, None]
     for share in (10, 1):
         steps = SID_STEPS[stratum.condition, stratum.batch] // share
         solver = bx.FixedPoint(steps, bx.Harmonic(beta, gamma))
         run = drawing.run(bx.SID(solver, solver, cross_batches=steps // 10), None)
-        true = np.linalg.norm(run.value - drawing.truth[:, None], axis=-1) / size
+        true = norms(run.value - drawing.truth[:, None]) / size
         ratio = np.sqrt(np.mean(run.relative**2, axis=1) / np.mean(true**2, axis=1))
         figures = judged(run, drawing.truth)
         rows.append({
@@ -324,78 +232,58 @@ def cell(figures: dict[str, Any], name: str) -> str:
     return f"{100 * value:.1f} ({100 * error:.1f})" + ("" if low <= value <= high else " NO")
 
 
-def row(f: dict[str, Any]) -> str:
-    trusted, untrusted = (f"{x:.2g}" if x is not None else "-" for x in f["relative error"])
-    width = f"{f['width']:.2f}" + ("" if f["width"] <= 2 else " NO")
-    cells = [f["stratum"], f"{f['steps']}", f"{f['condition']:.0f}", *(cell(f, name) for name in GOALS), width]
-    return "| " + " | ".join([*cells, f"{trusted} / {untrusted}", f"{100 * f['right']['value']:.2f}"]) + " |"
-
-
-HEAD = ["stratum", "steps", "condition", *GOALS, "width", "relative error, OK / not", "OK right"]
-PARTS = "JointSID", "SID", "full"
-
-
-def table(head: list[str]) -> None:
-    print("\n| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
-
-
-def joint(names: list[str], problems: int) -> dict[str, Any]:
+def joint(strata: list[Stratum], problems: int) -> dict[str, Any]:
     """The strata of JointSID."""
-    table(HEAD)
-    strata = []
-    for stratum in STRATA:
-        if stratum.name in names:
-            strata.append(measure(stratum, problems))
-            print(row(strata[-1]), flush=True)
-    right = float(np.mean([f["right"]["value"] for f in strata]))
+    table = tables.Table(
+        "stratum", "steps", "condition", *GOALS, "width", "relative error, OK / not", "OK right"
+    )  # fmt: skip
+    found = []
+    for stratum in strata:
+        found.append(f := measure(stratum, problems))
+        errors = " / ".join(f"{x:.2g}" if x is not None else "-" for x in f["relative error"])
+        width = f"{f['width']:.2f}" + ("" if f["width"] <= 2 else " NO")
+        shares = (cell(f, name) for name in GOALS)
+        right = f"{100 * f['right']['value']:.2f}"
+        table(f["stratum"], f["steps"], f"{f['condition']:.0f}", *shares, width, errors, right)
+    right = float(np.mean([f["right"]["value"] for f in found]))
     print(f"\nOK was right: {100 * right:.2f} %")
-    return {"strata": strata, "right": right}
+    return {"strata": found, "right": right}
 
 
-def sid(names: list[str], problems: int) -> list[dict[str, Any]]:
+def sid(strata: list[Stratum], problems: int) -> dict[str, Any]:
     """The strata of SID."""
-    table(["stratum", "t = k", "true error", "estimated / true: 5, 50, 95 %", "covered", "not trusted", "OK right"])
-    rows = []
-    for stratum in STRATA:
-        if stratum.name in names:
-            for f in of_sid(stratum, problems):
-                ratios = ", ".join(f"{x:.2g}" for x in f["ratio"])
-                shares = (f"{100 * f[name]['value']:.1f}" for name in ("total", "untrusted", "right"))
-                print(
-                    f"| {f['stratum']} | {f['steps']} | {f['true']:.2g} | {ratios} | " + " | ".join(shares) + " |",
-                    flush=True,
-                )
-                rows.append(f)
-    return rows
+    table = tables.Table(
+        "stratum", "t = k", "true error", "estimated / true: 5, 50, 95 %", "covered", "not trusted", "OK right"
+    )
+    rows = [row for stratum in strata for row in of_sid(stratum, problems)]
+    for f in rows:
+        shares = (f"{100 * f[name]['value']:.1f}" for name in ("total", "untrusted", "right"))
+        table(f["stratum"], f["steps"], f"{f['true']:.2g}", ", ".join(f"{x:.2g}" for x in f["ratio"]), *shares)
+    return {"SID": rows}
 
 
-def full(problems: int) -> list[dict[str, Any]]:
+def full(strata: list[Stratum], problems: int) -> dict[str, Any]:
     """Full batches."""
-    table(["steps of AID", "estimate / error: 5, 50, 95 %", "within 2", "bound held"])
+    table = tables.Table("steps of AID", "estimate / error: 5, 50, 95 %", "within 2", "bound held")
     rows = full_batches(problems)
     for f in rows:
-        ratios = ", ".join(f"{x:.2f}" for x in f["ratio"])
-        print(f"| {f['steps']} | {ratios} | {100 * f['near']:.1f} % | {100 * f['held']:.1f} % |")
-    return rows
+        table(f["steps"], ", ".join(f"{x:.2f}" for x in f["ratio"]), f"{f['near']:.1%}", f"{f['held']:.1%}")
+    return {"full": rows}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+PARTS = {"JointSID": joint, "SID": sid, "full": full}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problems", type=int, default=125, help="of each stratum")
-    parser.add_argument("--only", nargs="+", default=[s.name for s in STRATA], help="strata")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    options = parser.parse_args()
-    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if "JointSID" in options.parts:
-        record |= joint(options.only, options.problems)
-    if "SID" in options.parts:
-        record["SID"] = sid(options.only, options.problems)
-    if "full" in options.parts:
-        record["full"] = full(options.problems)
-    record |= {"setting": machine.setting(), "options": vars(options)}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    parser.add_argument("--only", nargs="+", metavar="STRATUM", default=[s.name for s in STRATA])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
 
 
-if __name__ == "__main__":
-    main()
+def main(options: argparse.Namespace) -> None:
+    if options.quick:
+        options.problems, options.only = 2, ["quadratic-10-b64"]
+    record, strata = store.kept(options), [s for s in STRATA if s.name in options.only]
+    for part in options.parts:
+        record |= PARTS[part](strata, options.problems)
+        store.keep(options, record)

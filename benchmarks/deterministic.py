@@ -1,23 +1,25 @@
-"""The reports of deterministic hypergradients against the truth: spectra, right-hand sides, conditions, solvers, stops.
+"""Are the reports of deterministic hypergradients right? Spectra, right-hand sides, conditions, solvers, stops.
 
-    python benchmarks/deterministic.py [--seed 2] [--draws 40] [--pairs LBFGS+CG ...] [--precision 32 64]
-
-Writes benchmarks/results/deterministic.json and prints one line a pair of solvers and a precision, each in a process of
-its own, and what is to hold. Quadratics of 20 unknowns, whose hypergradient is C^T H^-1 (H^-1 (C lam) - t), and
-logistic losses of 8 weights with a penalty each. The truth is NumPy's, in float64, of the data as they are rounded.
+A line for each pair of solvers and each precision, and what is to hold. Quadratics of 20 unknowns, whose hypergradient
+is C^T H^-1 (H^-1 (C lam) - t), and logistic losses of 8 weights with a penalty each. The truth is NumPy's, in float64,
+of the data as they are rounded.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+import bilevax as bx
+from benchmarks import store, tables
+from bilevax.core.config import replace_unchecked
+from bilevax.hypergradients.report import apply_tolerance, attach_report
 
 CONDITIONS = (2.0, 15.0, 148.0, 1e3, 1e4, 1e5, 1e6)
 SPECTRA = ("uniform", "clustered", "outlier")
@@ -26,7 +28,6 @@ STOPS = (2, 4, 8, 16, 32, 64, 128)
 LONG = (4, 16, 64, 256, 1024, 4096)
 PAIRS = ("LBFGS+CG", "LBFGS+GMRES", "LBFGS+Neumann", "LBFGS+FixedPoint", "LBFGS+Exact", "FixedPoint+CG")
 PAIRS += ("FixedPoint+Neumann", "FixedPoint+FixedPoint", "Given+CG", "Given+Exact", "JointSID")
-RESULTS = Path(__file__).parent / "results" / "deterministic.json"
 D = 20
 
 
@@ -95,11 +96,6 @@ def logistics(seed: int, draws: int, dtype: Any) -> tuple[dict[str, Any], dict[s
 
 def problem_of(family: str, data: dict[str, Any]) -> tuple[Any, Any, Any, tuple[Any, Any]]:
     """(problem, w0, lam, sources) of one draw; its data are rows, or what the losses close over."""
-    import jax
-    import jax.numpy as jnp
-
-    import bilevax as bx
-
     if family == "quadratic":
         H, C, t = data["H"], data["C"], data["t"]
         rows = bx.Arrays(np.zeros((2, 1), H.dtype))
@@ -127,8 +123,6 @@ def problem_of(family: str, data: dict[str, Any]) -> tuple[Any, Any, Any, tuple[
 
 def estimators(pair: str) -> tuple[Callable[..., Any], list[tuple[int, int]]]:
     """(estimator of two counts, the counts)."""
-    import bilevax as bx
-
     if pair == "JointSID":
         return lambda i, j: bx.JointSID(i), [(n, n) for n in (64, 256, 1024, 4096)]
     inner, linear = pair.split("+")
@@ -147,12 +141,6 @@ def estimators(pair: str) -> tuple[Callable[..., Any], list[tuple[int, int]]]:
 
 def measured(family: str, pair: str, seed: int, draws: int, dtype: Any) -> dict[str, np.ndarray]:
     """Of every run: labels, counts, true and reported relative error, code."""
-    import jax
-    import jax.numpy as jnp
-
-    import bilevax as bx
-    from bilevax.hypergradients.report import apply_tolerance, attach_report
-
     data, labels, truth = (quadratics if family == "quadratic" else logistics)(seed, draws, dtype)
     make, stops = estimators(pair)
     given = pair.startswith("Given")
@@ -161,8 +149,7 @@ def measured(family: str, pair: str, seed: int, draws: int, dtype: Any) -> dict[
         problem, w0, lam, sources = problem_of(family, data)
         estimator, key = make(1, 1), jax.random.key(0)
         instance = bx.Instance(problem, lam, *sources)
-        quick = with_counts(estimator, i, j)
-        quick = quick.suspecting()
+        quick = with_counts(estimator, i, j).suspecting()
         state = quick.init(instance, w0 + off if given else w0, key=key)
         estimate, state = quick.extend(instance, state, key=key)
         estimate = attach_report(estimate, state.trace, instance, estimator, None, key=key)
@@ -171,8 +158,6 @@ def measured(family: str, pair: str, seed: int, draws: int, dtype: Any) -> dict[
         return wrong, estimate.error.upper, estimate.code
 
     def with_counts(estimator: Any, i: Any, j: Any) -> Any:
-        from bilevax.core.config import replace_unchecked
-
         if pair == "JointSID":
             return replace_unchecked(estimator, steps=i)
         changed = {}
@@ -220,74 +205,52 @@ def scores(x: dict[str, np.ndarray], eps: float) -> dict[str, int]:
     return {name: int(np.sum(x)) for name, x in parts.items()}
 
 
-def line(name: str, s: dict[str, int]) -> str:
-    """One row of the table."""
-    parts = (("small_wrong", "small"), ("ok_wrong", "ok"), ("good_ok", "good"), ("good_fits", "good"))
-    parts += (("good_below", "good"), ("good_above", "good"))
-    wrong, ok_wrong, *rest = (f"{s[a] / max(s[b], 1):8.2%}" for a, b in parts)
-    return f"{name:38s} {s['runs']:7d} {s['small']:7d}{wrong}{ok_wrong} {s['good']:7d}{''.join(rest)}"
+SHARES = {
+    "small": (("wrong", "small_wrong"),), "ok": (("OK wrong", "ok_wrong"),),
+    "good": (("OK", "good_ok"), ("fits", "good_fits"), ("below", "good_below"), ("above", "good_above")),
+}  # fmt: skip
+"""Shares that are shown, of which number."""
 
 
-HEAD = f"{'':38s} {'runs':>7s} {'small':>7s}{'wrong':>8s}{'OK wrong':>8s} {'good':>7s}{'OK':>8s}{'fits':>8s}"
-HEAD += f"{'below':>8s}{'above':>8s}"
+def row(s: dict[str, int]) -> list[Any]:
+    shares = {name: f"{s[part] / max(s[of], 1):.2%}" for of, parts in SHARES.items() for name, part in parts}
+    return [s["runs"], s["small"], shares.pop("wrong"), shares.pop("OK wrong"), s["good"], *shares.values()]
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--draws", type=int, default=40)
-    parser.add_argument("--pairs", nargs="*", default=list(PAIRS))
+    parser.add_argument("--pairs", nargs="*", choices=PAIRS, default=PAIRS)
     parser.add_argument("--precision", nargs="*", type=int, default=[32, 64])
     parser.add_argument("--families", nargs="*", default=["quadratic", "logistic"])
     parser.add_argument("--keep", type=Path, help="a directory for the raw arrays")
-    parser.add_argument("--child", action="store_true")
-    args = parser.parse_args()
-    if args.child:
-        child(args)
-        return
+
+
+def main(options: argparse.Namespace) -> None:
+    if options.quick:
+        options.draws, options.pairs, options.precision = 1, ("LBFGS+CG",), [64]
     found: dict[str, dict[str, int]] = {}
-    print(HEAD)
-    for precision in args.precision:
-        command = [sys.executable, __file__, "--child", *sys.argv[1:], "--precision", str(precision)]
-        env = {**os.environ, "JAX_ENABLE_X64": "1" if precision == 64 else "0"}
-        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
-            for text in process.stdout or ():
-                if text.startswith("{"):
-                    found |= json.loads(text)
-                else:
-                    print(text, end="", flush=True)
+    table = tables.Table("", "runs", "small", "wrong", "OK wrong", "good", "OK", "fits", "below", "above", "s")
+    for precision, family, pair in itertools.product(options.precision, options.families, options.pairs):
+        if family == "logistic" and pair.startswith("Given"):
+            continue
+        jax.config.update("jax_enable_x64", precision == 64)
+        jax.clear_caches()  # of the pair before
+        clock, dtype = time.process_time(), np.dtype(f"float{precision}")
+        x = measured(family, pair, options.seed, options.draws, dtype)
+        if options.keep:
+            np.savez(options.keep / f"{family}-{pair}-{precision}.npz", **x)
+        name = f"{family} {pair} {dtype}"
+        found[name] = scores(x, float(np.finfo(dtype).eps))
+        table(name, *row(found[name]), f"{time.process_time() - clock:.0f}")
     total = {name: sum(s[name] for s in found.values()) for name in next(iter(found.values()))}
-    print(line("all", total))
+    table("all", *row(total), "")
     held = {
         "at most 1 % of the reports below .1 are wrong": total["small_wrong"] <= 0.01 * total["small"],
         "80 % of the good say OK": total["good_ok"] >= 0.8 * total["good"],
         "reported / true in [.5, 20] for 90 % of the good": total["good_fits"] >= 0.9 * total["good"],
     }
+    table = tables.Table("claim", "holds")
     for claim, holds in held.items():
-        print(f"{claim}: {'yes' if holds else 'NO'}")
-    config = {"seed": args.seed, "draws": args.draws}
-    RESULTS.write_text(json.dumps({"config": config, "runs": found, "all": total, "held": held}, indent=1) + "\n")
-
-
-def child(args: Any) -> None:
-    """One precision: prints a line a pair and family, and all scores as JSON."""
-    precision = args.precision[-1]
-    dtype = np.float32 if precision == 32 else np.float64
-    found = {}
-    for family in args.families:
-        for pair in args.pairs:
-            if family == "logistic" and pair.startswith("Given"):
-                continue
-            start = time.process_time()
-            x = measured(family, pair, args.seed, args.draws, dtype)
-            if args.keep:
-                np.savez(args.keep / f"{family}-{pair}-{precision}.npz", **x)
-            name = f"{family} {pair} float{precision}"
-            found[name] = scores(x, float(np.finfo(dtype).eps))
-            print(line(name, found[name]), f"{time.process_time() - start:5.0f} s", flush=True)
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+        table(claim, holds)
+    store.keep(options, {"runs": found, "all": total, "held": held})

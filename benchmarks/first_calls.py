@@ -1,23 +1,23 @@
-"""What a user pays for the first call: CPU seconds and peak memory, cold and with JAX's persistent cache.
-
-    python benchmarks/first_calls.py [--against DIR] [--only NAME ...] [--programs]
+"""What does a user pay for the first call: CPU seconds and peak memory, cold and with JAX's persistent cache?
 
 Each line is run by a process of its own, after imports and data are there, on README's ridge (800 rows of 5) unless it
 says otherwise. ``--against DIR`` runs the same on another checkout's sources, DIR/src, in turn with this one's;
-``--programs`` prints what was compiled. Writes benchmarks/results/first_calls.json.
+``--programs`` prints what was compiled.
 """
 
 import argparse
-import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bilevax as bx
+from benchmarks import machine, store, tables
 
 GOALS = {"SID, report": 3.0, "SID, step too long": 6.0, "MLP, step too long": 6.0, "plan": 6.0, "check": 6.0}
 EVENTS = {
@@ -25,16 +25,11 @@ EVENTS = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowered",
     "/jax/core/compile/backend_compile_duration": "compiled",
 }
-HERE = Path(__file__).resolve().parent
+QUICK = "SID, report", "check"
 
 
 def lines() -> dict[str, Callable[[], Any]]:
     """What is called, by name; data are made here, before the clock starts."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    import bilevax as bx
 
     def inner(w: Any, lam: Any, batch: Any) -> Any:
         X, y = batch
@@ -103,17 +98,8 @@ def lines() -> dict[str, Callable[[], Any]]:
     }
 
 
-NAMES = (
-    "nothing", "SID, no report", "SID, report", "JointSID, report", "L-BFGS and CG, report", "SID to a target",
-    "SID, step too long", "JointSID, step too long", "MLP, SID, report", "MLP, step too long", "plan", "plan and run",
-    "check", "minimize, BSGM",
-)  # fmt: skip
-
-
 def measured(name: str) -> dict[str, Any]:
     """In a process of its own: CPU and wall seconds of the call, peak memory, and what was compiled."""
-    import jax
-
     spent: dict[str, list[tuple[str, float]]] = {label: [] for label in EVENTS.values()}
 
     def listen(event: str, duration: float, **about: Any) -> None:
@@ -129,69 +115,37 @@ def measured(name: str) -> dict[str, Any]:
     code = getattr(out, "code", None)
     return {
         "what": name, "cpu": cpu, "wall": wall, "programs": len(programs),
-        "peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_MB": machine.peak_bytes() / 2**20,
         **{label: sum(seconds for _, seconds in each) for label, each in spent.items()},
         "code": None if code is None else int(code), "largest": programs[:12],
     }  # fmt: skip
 
 
-def child(name: str, sources: Path, cache: str | None) -> dict[str, Any]:
-    """What a fresh process measures on a checkout's sources."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
-    environment |= {"PYTHONPATH": str(sources / "src"), "JAX_PLATFORMS": "cpu"}
-    if cache:
-        environment |= {
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def table(rows: list[dict[str, Any]]) -> None:
-    """Printed as Markdown."""
-    print("| first call | sources | CPU s, cold | goal | cached | peak MB | programs | traced | lowered | compiled |")
-    print("|---" * 10 + "|")
-    for r in rows:
-        goal = GOALS.get(r["what"])
-        cached = r["cached"]["cpu"] if "cached" in r else float("nan")
-        print(
-            f"| {r['what']} | {r['sources']} | {r['cpu']:.2f} | {'' if goal is None else f'{goal:g}'} | {cached:.2f}"
-            f" | {r['peak_MB']:.0f} | {r['programs']} | {r['traced']:.2f} | {r['lowered']:.2f} | {r['compiled']:.2f} |"
-        )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, measured in turn")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of the lines; with --quick {QUICK}")
     parser.add_argument("--no-cache", action="store_true", help="leave out the runs with the persistent cache")
     parser.add_argument("--programs", action="store_true", help="print the largest programs of each line")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "first_calls.json")
-    parser.add_argument("--child", choices=NAMES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measured(options.child)))
-        return
-    checkouts = {"this": HERE.parent} | ({"against": options.against.resolve()} if options.against else {})
+
+
+def main(options: argparse.Namespace) -> None:
+    checkouts = {"this": machine.ROOT} | ({"against": options.against.resolve()} if options.against else {})
     rows = []
-    for name in options.only:
+    table = tables.Table(
+        "first call", "sources", "CPU s, cold", "goal", "cached", "peak MB", "programs", "traced", "lowered", "compiled"
+    )
+    for name in options.only or (QUICK if options.quick else lines()):
         for label, sources in checkouts.items():
-            row = child(name, sources, None) | {"sources": label}
-            if not options.no_cache:
+            environment = {"PYTHONPATH": str(sources / "src"), "JAX_PLATFORMS": "cpu"}
+            call = "benchmarks.first_calls:measured", name
+            row = machine.fresh(*call, **environment) | {"sources": label}
+            if not (options.no_cache or options.quick):
                 with tempfile.TemporaryDirectory() as cache:
-                    child(name, sources, cache)
-                    row["cached"] = child(name, sources, cache)
+                    machine.fresh(*call, cache=cache, **environment)
+                    row["cached"] = machine.fresh(*call, cache=cache, **environment)
             rows.append(row)
+            figures = (row[key] for key in ("peak_MB", "programs", "traced", "lowered", "compiled"))
+            table(name, label, row["cpu"], GOALS.get(name), row.get("cached", {}).get("cpu"), *figures)
             if options.programs:
-                print(name, label, f"{row['cpu']:.2f}", row["largest"], flush=True)
-    table(rows)
-    options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+                print(row["largest"], flush=True)
+    store.keep(options, {"rows": rows})

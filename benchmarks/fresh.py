@@ -1,37 +1,16 @@
 """What only a fresh process can tell: the time to compile, cold and from the persistent cache, and peak memory."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import peak_bytes
+from benchmarks.machine import fresh, peak_bytes
 
 COLD, CACHED = 2.0, 1.0
 ALLOWED_BYTES = 0.5e9
 
 Row = dict[str, Any]
-
-
-def child(task: str, quick: bool, cache: str | None = None) -> dict[str, Any]:
-    """What a fresh process prints for a task; its cache of compiled programs is ``cache`` or none."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
-    if cache:
-        environment |= {
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-    command = [sys.executable, str(Path(__file__)), task, *(["--quick"] if quick else [])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{task} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compilation(quick: bool, rounds: int) -> list[Row]:
@@ -40,10 +19,11 @@ def compilation(quick: bool, rounds: int) -> list[Row]:
     for sampling in ("blocks",) if quick else ("iid", "blocks"):
         kinds: dict[str, list[dict[str, Any]]] = {"cold": [], "cached": []}
         for _ in range(repeats):
+            once = "benchmarks.fresh:compile_once", sampling, quick
             with tempfile.TemporaryDirectory() as cache:
-                kinds["cold"].append(child(f"compile-{sampling}", quick, None))
-                child(f"compile-{sampling}", quick, cache)
-                kinds["cached"].append(child(f"compile-{sampling}", quick, cache))
+                kinds["cold"].append(fresh(*once))
+                fresh(*once, cache=cache)
+                kinds["cached"].append(fresh(*once, cache=cache))
         for kind, goal in (("cold", COLD), ("cached", CACHED)):
             seconds = {clock: median(run[clock] for run in kinds[kind]) for clock in ("cpu", "wall")}
             out.append({
@@ -63,7 +43,7 @@ def memory(quick: bool, rounds: int) -> list[Row]:
     """Peak resident memory of a process that makes W1's data and calls the public door once, against its goal."""
     out = []
     for sampling in ("blocks",) if quick else ("iid", "blocks"):
-        run = child(f"memory-{sampling}", quick)
+        run = fresh("benchmarks.fresh:memory_once", sampling, quick)
         goal = run["data"] + 3 * run["variables"] + ALLOWED_BYTES
         parts = ", ".join(f"{run[k] / 1e6:.0f} MB {text}" for k, text in MOMENTS.items())
         out.append({
@@ -80,9 +60,9 @@ def compile_once(sampling: str, quick: bool) -> dict[str, Any]:
     """Clocks of the first call less the second, and how many programs new numbers compile afterwards."""
     import jax
     import jax.numpy as jnp
-    import workloads as w
 
     import bilevax as bx
+    from benchmarks import cases as w
 
     shape = (w.W1_QUICK if quick else w.W1)._replace(steps=10)  # the count is an argument: the program is W1's
     case, keys = w.logistic(shape, sampling), (w.key_of(0), w.key_of(1))
@@ -120,12 +100,14 @@ def compile_once(sampling: str, quick: bool) -> dict[str, Any]:
 def memory_once(sampling: str, quick: bool) -> dict[str, Any]:
     """Peak bytes at three moments. The caller's numpy arrays are given up as soon as their source is made."""
     import jax
-    import workloads as w
+
+    import bilevax as bx
+    from benchmarks import cases as w
 
     shape = w.W1_QUICK if quick else w.W1
     key, imported = w.key_of(0), peak_bytes()
-    train = w.bx.Arrays(w.rows(shape.n, shape.d, shape.classes, 1), batch_size=shape.batch, sampling=sampling)
-    val = w.bx.Arrays(w.rows(shape.n_val, shape.d, shape.classes, 2))
+    train = bx.Arrays(w.rows(shape.n, shape.d, shape.classes, 1), batch_size=shape.batch, sampling=sampling)
+    val = bx.Arrays(w.rows(shape.n_val, shape.d, shape.classes, 2))
     jax.block_until_ready((train.data, val.data))
     made = peak_bytes()
     case = w.logistic(shape, sampling, step=lambda _: 1.0, sources=(train, val))
@@ -133,8 +115,3 @@ def memory_once(sampling: str, quick: bool) -> dict[str, Any]:
     size = sum(x.nbytes for x in jax.tree.leaves((train.data, val.data)))
     variables = sum(x.nbytes for x in (case.w0, case.w0, case.lam))
     return {"imported": imported, "made": made, "peak": peak_bytes(), "data": size, "variables": variables}
-
-
-if __name__ == "__main__":
-    name, _, how = sys.argv[1].partition("-")
-    print(json.dumps({"compile": compile_once, "memory": memory_once}[name](how, "--quick" in sys.argv)))

@@ -1,6 +1,4 @@
-"""JointSID beside SID with the published steps at equal sample visits, and which method wins where.
-
-    python benchmarks/joint_sid.py [--only lc,fashion,newsgroups,map]
+"""Is JointSID better than SID with the published steps at equal sample visits, and which method wins where?
 
 ``lc``: log-cosh rows in which every derivative is noisy (d = 10, m = 5, n = 2,000, b = 10), 200 runs a cell; SID with
 the steps of the paper's theorems, with those of the authors' code, the best of 200 settings (screened with 10 runs, the
@@ -8,30 +6,28 @@ best ten again with 50, the winner with 200 fresh ones), and with an exact last 
 which no regular estimator from N independent minibatches can be, and what remains of it where the cross product is
 exact. ``fashion``, ``newsgroups``: multinomial logistic regression, one penalty per feature, with CPU
 seconds per million visits. ``map``: logistic regression of n rows, condition and budget; the method with the least
-error. Errors are mean squares over the squared norm of the truth. Prints markdown tables and writes
-benchmarks/results/joint_sid.json.
+error. Errors are mean squares over the squared norm of the truth.
 """
 
 import argparse
 import itertools
-import json
 import time
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import machine
 import numpy as np
 from jax import Array
 
 import bilevax as bx
-from bilevax.core.config import canonicalize
-from bilevax.core.trees import norm, sub
+from benchmarks import cases, datasets, machine, store, tables
+from benchmarks.cases import Case
+from bilevax.core.trees import norm
+from bilevax.testing.closed_forms import Curvature
+from bilevax.testing.problems import NamedProblem
 from bilevax.theory import influence, published_steps
-
-RESULTS = Path(__file__).parent / "results" / "joint_sid.json"
 
 
 def published(steps: int, q: float) -> bx.FixedPoint:
@@ -40,54 +36,21 @@ def published(steps: int, q: float) -> bx.FixedPoint:
     return bx.FixedPoint(steps, bx.Harmonic(best.beta, best.gamma))
 
 
-class Case(NamedTuple):
-    """A problem with its truth; ``batch`` rows of train and ``val_batch`` of val make a minibatch."""
-
-    problem: Any
-    w0: Any
-    lam: Any
-    train: Any
-    val: Any
-    truth: Array
-    batch: int
-    val_batch: int
-    q: float
-    source: Any = bx.Arrays
-    step: Any = None  # of JointSID; None: measured
-
-    @property
-    def is_full_batch(self) -> tuple[Any, Any]:
-        """(train, val), every row at once."""
-        return self.source(self.train), self.source(self.val)
-
-    def errors(self, estimator: Any, sources: tuple[Any, Any], runs: int, seed: int = 0) -> tuple[np.ndarray, int]:
-        """Square errors over the squared truth, [runs], and sample visits."""
-        args = self.problem, canonicalize(estimator), self.w0, self.lam, sources, self.truth, jax.random.key(seed)
-        found = _errors(*args, runs=runs)
-        return np.asarray(found[0], np.float64), int(found[1][0])
-
-    def sid(self, visits: float) -> tuple[Any, tuple[Any, Any]]:
-        """Equal t and k, and J = 1, with the published decreasing steps."""
-        train, val = self.source(self.train, self.batch), self.is_full_batch[1]
-        t = max(1, int((visits - val.rows) / self.batch / 2))
-        solver = published(t, self.q)
-        return bx.SID(solver, solver, cross_batches=1), (train, val)
-
-    def joint(self, visits: float, **options: Any) -> tuple[Any, tuple[Any, Any]]:
-        """As many steps as fit."""
-        sources = self.source(self.train, self.batch), self.source(self.val, self.val_batch)
-        one = self.batch + (self.val_batch or sources[1].rows)
-        steps = int(0.93 * (visits - sources[1].rows) / one)  # the report and the last pass read rows too
-        return bx.JointSID(max(steps, 1), self.step, **options), sources
+def sid(case: Case, batch: int, q: float, visits: float) -> Case:
+    """Equal t and k, and J = 1, with the published decreasing steps."""
+    solver = published(max(1, int((visits - case.val.rows) / batch / 2)), q)
+    return case.by(bx.SID(solver, solver, cross_batches=1), batch)
 
 
-@partial(jax.jit, static_argnames="runs")
-def _errors(problem: Any, estimator: Any, w0: Any, lam: Any, sources: Any, truth: Any, key: Any, *, runs: int) -> Any:
-    def one(key: Array) -> tuple[Array, Array]:
-        est = estimator.estimate(bx.Instance(problem, lam, *sources), w0, key=key)
-        return (norm(sub(est.value, truth)) / norm(truth)) ** 2, jnp.asarray(est.cost.samples, float)
+def joint(case: Case, batch: int, val_batch: int, visits: float, *options: Any, **more: Any) -> Case:
+    """As many steps as fit."""
+    steps = int(0.93 * (visits - case.val.rows) / (batch + val_batch))  # the report and the last pass read rows too
+    return case.by(bx.JointSID(max(steps, 1), *options, **more), batch, val_batch)
 
-    return jax.vmap(one)(jax.random.split(key, runs))
+
+def show(table: tables.Table, row: dict[str, Any], names: tuple[str, ...]) -> None:
+    """With two digits."""
+    table(*(f"{x:.2g}" if isinstance(x, float) else x for x in map(row.get, names)))
 
 
 # Log-cosh rows
@@ -115,13 +78,11 @@ class LogCosh:
         self.train = {"x": x, "B": B, "o": 0.5 * rng.normal(size=n) + 0.3, "tau": np.full(n, tau)}
         z, c = rng.normal(size=(n_val, d)) * scales, 0.5 * rng.normal(size=(n_val, m))
         self.val = {"z": z, "c": c, "y": z @ rng.normal(size=d) + rng.normal(size=n_val)}
-        self.lam = jnp.asarray(0.5 * rng.normal(size=m))
-        w = jnp.zeros(d)
-        for damping in (1.0,) * 100 + (0.0,) * 20:  # Newton's method
-            slope = jax.grad(lc_inner)(w, self.lam, self.train)
-            w = w - jnp.linalg.solve(jax.hessian(lc_inner)(w, self.lam, self.train) + damping * jnp.eye(d), slope)
-        self.w, (tau_, L) = w, np.linalg.eigvalsh(jax.hessian(lc_inner)(w, self.lam, self.train))[[0, -1]]
-        self.step, self.condition, self.q = 2 / (L + tau_), L / tau_, (L - tau_) / (L + tau_)
+        self.lam, problem = jnp.asarray(0.5 * rng.normal(size=m)), bx.Problem(bx.GradientStep(lc_inner, 1.0), lc_outer)
+        p = NamedProblem("lc", problem, self.train, self.val, np.zeros(d), self.lam, 10, Curvature(1.0, tau))
+        self.w, self.truth = (jnp.asarray(x) for x in (p.solution().w, p.solution().hypergradient))
+        low, L = np.linalg.eigvalsh(p.system(p.solution().w))[[0, -1]]
+        self.step, self.condition, self.q = float(2 / (L + low)), L / low, (L - low) / (L + low)
 
     def at(self, w: Array) -> Array:
         """grad_2 E - C'H^-1 grad_1 E, by direct solves."""
@@ -150,42 +111,41 @@ class LogCosh:
         beta = 2 / (1 - self.q**2)
         return bx.Harmonic(float(beta), float(beta * (1 + 2 * spread / (1 - self.q) ** 2)))
 
-    def case(self, batch: int) -> Case:
+    def case(self) -> Case:
         """With its truth."""
-        problem = canonicalize(bx.Problem(bx.GradientStep(lc_inner, float(self.step)), lc_outer))
-        truth, w0 = self.at(self.w), jnp.zeros_like(self.w)
-        return Case(problem, w0, self.lam, self.train, self.val, truth, batch, None, self.q)
+        problem = bx.Problem(bx.GradientStep(lc_inner, self.step), lc_outer)
+        sources = bx.Arrays(self.train), bx.Arrays(self.val)
+        return Case(problem, None, jnp.zeros_like(self.w), self.lam, *sources, self.truth)
 
 
 SPLITS = (1, 1, 1), (2, 2, 1), (5, 4, 1), (4, 5, 1), (1, 2, 2)
 BETAS, GAMMAS = (0.25, 0.5, 1.0, 2.0), (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
-def tuned(case: Case, sources: tuple[Any, Any], number: int, runs: int) -> float:
+def tuned(case: Case, q: float, number: int, runs: int) -> float:
     """The best of 200 settings of SID, measured with fresh seeds."""
-    best, every = published_steps(case.q), []
+    best, every = published_steps(q), []
     for split, beta, gamma, constant in itertools.product(SPLITS, BETAS, GAMMAS, (False, True)):
         t, k, J = (number * share // sum(split) for share in split)
         beta, gamma = best.beta * beta, best.gamma * gamma
         steps = bx.Harmonic(1e9 * beta / gamma, 1e9) if constant else bx.Harmonic(beta, gamma)
-        every.append(bx.SID(bx.FixedPoint(t, steps), bx.FixedPoint(k, steps), cross_batches=J))
+        every.append(case.by(bx.SID(bx.FixedPoint(t, steps), bx.FixedPoint(k, steps), cross_batches=J)))
     for seed, screened, kept in ((1, 10, 10), (2, 50, 1)):
-        scores = [np.mean(case.errors(sid, sources, screened, seed)[0]) for sid in every]
-        every = [every[i] for i in np.argsort(np.nan_to_num(scores, nan=np.inf))[:kept]]
-    return float(np.mean(case.errors(every[0], sources, runs, 3)[0]))
+        scores = [np.mean(each.errors(screened, seed, screened)[0]) for each in every]
+        every = [every[i] for i in np.argsort(scores)[:kept]]
+    return float(np.mean(every[0].errors(runs, 3, runs)[0]))
 
 
-def lc(runs: int = 200, batch: int = 10) -> list[dict[str, Any]]:
+def lc(quick: bool, runs: int = 200, batch: int = 10) -> list[dict[str, Any]]:
     """The table of the theory: N minibatches of train; val is small and whole, and not counted."""
-    rows = []
-    for seed, tau, number in ((0, 0.01, 900), (1, 0.001, 900), (1, 0.001, 3600), (2, 0.025, 2000)):
+    rows, table = [], None
+    cells = (0, 0.01, 900), (1, 0.001, 900), (1, 0.001, 3600), (2, 0.025, 2000)
+    for seed, tau, number in ((2, 0.025, 300),) if quick else cells:
         p = LogCosh(seed, tau)
-        case, (V, V_exact) = p.case(batch), p.variances(batch)
-        train = bx.Arrays(p.train, batch)
-        sources, t = (train, bx.Arrays(p.val)), number // 3
+        case, (V, V_exact) = p.case().by(None, batch), p.variances(batch)
+        t, pass_ = number // 3, case.train.rows // batch
         solver = published(t, p.q)
         row: dict[str, Any] = {"condition": p.condition, "N": number, "V/N": V / number, "exact V/N": V_exact / number}
-        pass_ = train.rows // batch
         cautious, half = bx.FixedPoint(t, p.cautious(batch)), published((number - pass_) // 2, p.q)
         ways = {
             "SID, theorem's steps": bx.SID(cautious, cautious, cross_batches=t),
@@ -195,138 +155,130 @@ def lc(runs: int = 200, batch: int = 10) -> list[dict[str, Any]]:
             "JointSID, exact pass": bx.JointSID(number - pass_, last_pass="always"),
         }
         for name, estimator in ways.items():
-            row[name] = float(np.mean(case.errors(estimator, sources, runs)[0]))
-        row["SID, tuned"] = tuned(case, sources, number, runs)
-        est = bx.hypergradient(case.problem, ways["JointSID"], case.w0, case.lam, *sources, key=jax.random.key(0))
+            row[name] = float(np.mean(case.by(estimator).errors(runs, lanes=runs)[0]))
+        if not quick:
+            row["SID, tuned"] = tuned(case, p.q, number, runs)
+        est = case.by(ways["JointSID"])(jax.random.key(0))
         row["relaxations"] = -float(jnp.log(est.error.contraction)) * number
         row["N MSE / V"] = row["JointSID"] / row["V/N"]
         rows.append(row)
-        print_row(row, ("condition", "N", "relaxations", "V/N", *ways, "SID, tuned", "N MSE / V"))
+        shown = "condition", "N", "relaxations", "V/N", *ways, "SID, tuned", "N MSE / V"
+        table = table or tables.Table(*shown)
+        show(table, row, shown)
     return rows
 
 
 # Real data
 
 
-def real(name: str, runs: int = 3) -> list[dict[str, Any]]:
+def real(name: str, quick: bool) -> list[dict[str, Any]]:
     """SID, with t = k and J = 1 (the penalties are not sampled), and JointSID, with and without a snapshot."""
-    from benchmarks.paper import problems
-    from benchmarks.paper.errors import truth as solved
+    from benchmarks.paper.errors import truth
 
-    data, rows = problems.LOADERS[name](), []
-    halves = problems.halves(data, 0)
-    L = problems.curvature(data, halves[0])
-    (X, y), kind = (data.X, data.y), type(problems.source(data))
-    train, val = ((X[half], y[half]) for half in halves)
-    exact = tuple(kind((part[0].astype(np.float64), part[1])) for part in (train, val))
-    for strength in (1e-2, 1e-3, 1e-4):
-        steps = problems.Steps.of(L, strength)
-        problem = canonicalize(bx.Problem(bx.GradientStep(data.loss("feature"), steps.alpha), data.loss()))
-        truth = jnp.asarray(solved(data, exact, strength)[0], jnp.float32)
-        w0 = jnp.zeros((data.outputs, X.shape[1]), jnp.float32)
-        lam = jnp.full(X.shape[1], np.log(strength), jnp.float32)
-        case = Case(problem, w0, lam, train, val, truth, 90, 30, steps.q, kind)
-        for passes in (2, 10):
-            visits, row = passes * len(halves[0]), {"data": name, "strength": strength, "passes": passes}
+    data: Any = {"fashion": datasets.fashion, "newsgroups": datasets.newsgroups}[name]()
+    data, runs, rows, table = data.few(400) if quick else data, 1 if quick else 3, [], None
+    L = cases.curvature(data, cases.halves(data, 0)[0])
+    exact = cases.penalised(data._replace(X=data.X.astype(np.float64))).by(None, None)
+    for strength in (1e-2,) if quick else (1e-2, 1e-3, 1e-4):
+        steps = cases.Steps.of(L, strength)
+        true = jnp.asarray(truth(data, exact[4:6], strength)[0], jnp.float32)
+        case = cases.penalised(data, strength=strength, step=steps.alpha)._replace(truth=true)
+        for passes in (2,) if quick else (2, 10):
+            visits, row = passes * case.train.rows, {"data": name, "strength": strength, "passes": passes}
             ways = {
-                "SID, published steps": case.sid(visits),
-                "JointSID": case.joint(visits),
-                "JointSID, no snapshot": case.joint(visits, snapshot=False),
+                "SID, published steps": sid(case, data.batch, steps.q, visits),
+                "JointSID": joint(case, data.batch, 30, visits),
+                "JointSID, no snapshot": joint(case, data.batch, 30, visits, snapshot=False),
             }
-            for way, (estimator, sources) in ways.items():
-                call = partial(one_after_another, case, estimator, sources)
-                call(1)
+            for way, each in ways.items():
+                one_after_another(each, 1)
                 clock = time.process_time()
-                errors, spent = call(runs)
+                errors, spent = one_after_another(each, runs)
                 seconds = (time.process_time() - clock) / runs
                 row[way] = float(np.mean(errors))
                 row[f"{way}: visits"], row[f"{way}: seconds a million visits"] = spent / visits, 1e6 * seconds / spent
             rows.append(row)
-            print_row(
-                row, ("data", "strength", "passes", *(c for w in ways for c in (w, f"{w}: seconds a million visits")))
-            )
+            shown = "data", "strength", "passes", *(c for w in ways for c in (w, f"{w}: seconds a million visits"))
+            table = table or tables.Table(*shown)
+            show(table, row, shown)
     return rows
 
 
-def one_after_another(case: Case, estimator: Any, sources: Any, runs: int) -> tuple[list[float], int]:
+def one_after_another(case: Case, runs: int) -> tuple[list[float], int]:
     """Errors of runs that are not mapped over: of time, and for what would need much memory."""
     errors = []
     for seed in range(runs):
-        args = case.w0, case.lam, *sources
-        est = bx.hypergradient(case.problem, estimator, *args, key=jax.random.key(seed), tol=np.inf)
-        errors.append(float(norm(sub(est.value, case.truth)) / norm(case.truth)) ** 2)
+        est = case(jax.random.key(seed), tol=np.inf)
+        errors.append(case.relative(est.value))
     return errors, est.cost.samples
 
 
 # Which method wins
 
 
-def logistic(n: int, condition: float, d: int = 20) -> Case:
-    """Rows whose features' variances fall as their number, and a penalty per feature that sets the condition."""
+def logistic(n: int, condition: float, d: int = 20) -> tuple[Case, float, float]:
+    """Rows whose features' variances fall as their number, and a penalty per feature that sets the condition.
+
+    With q, and the step of JointSID.
+    """
     rng = np.random.default_rng([n, int(condition)])
     X = rng.normal(size=(n + n // 4, d)) * np.geomspace(1.0, condition**-0.5, d)
     y = (rng.uniform(size=len(X)) < 1 / (1 + np.exp(-X @ (3 * rng.normal(size=d))))).astype(float)
-    L = float(np.linalg.eigvalsh(X[:n].T @ X[:n] / n)[-1]) / 4
-    strength = L / condition
-    loss = bx.BinaryLogistic("feature")
-    problem = canonicalize(bx.Problem(bx.GradientStep(loss, 2 / (L + 2 * strength)), bx.BinaryLogistic()))
-    w0, lam = jnp.zeros((1, d)), jnp.full(d, np.log(strength))
-    train, val = (X[:n], y[:n]), (X[n:], y[n:])
-    exact = bx.SID(bx.LBFGS(1e-13, max_steps=1000), bx.CG(1e-13))
-    args = w0, lam, bx.Arrays(train), bx.Arrays(val)
-    truth = bx.hypergradient(problem, exact, *args, key=jax.random.key(0)).value
     second = X[:n].T @ X[:n] / n
     fourth = X[:n].T @ (np.sum(X[:n] ** 2, axis=1)[:, None] * X[:n]) / n
-    batch, R2 = 16, float(np.max(np.linalg.eigvals(np.linalg.solve(second, fourth)).real)) / 4
-    step = (L / 2 + strength) / (L + strength + R2 / batch)  # 1 / (L + R^2 / b), in steps of the map
-    return Case(problem, w0, lam, train, val, truth, batch, 4, L / (L + 2 * strength), step=step)
+    L = float(np.linalg.eigvalsh(second)[-1]) / 4
+    strength = L / condition
+    problem = bx.Problem(bx.GradientStep(bx.BinaryLogistic("feature"), 2 / (L + 2 * strength)), bx.BinaryLogistic())
+    points, data = (np.zeros((1, d)), np.full(d, np.log(strength))), ((X[:n], y[:n]), (X[n:], y[n:]))
+    p = NamedProblem("map", problem, *data, *points, BATCH, Curvature(L + strength, strength))
+    case = Case(problem, None, *map(jnp.asarray, points), *map(bx.Arrays, data), p.solution().hypergradient)
+    R2 = float(np.max(np.linalg.eigvals(np.linalg.solve(second, fourth)).real)) / 4
+    step = (L / 2 + strength) / (L + strength + R2 / BATCH)  # 1 / (L + R^2 / b), in steps of the map
+    return case, L / (L + 2 * strength), step
 
 
-def which(runs: int = 20) -> list[dict[str, Any]]:
+BATCH = 16
+
+
+def which(quick: bool) -> list[dict[str, Any]]:
     """Errors of the four methods at equal visits; the least."""
-    rows = []
-    for n in (1_000, 10_000):
-        for condition in (10, 100, 1000):
-            case = logistic(n, condition)
-            for passes in (3, 6, 12, 24):
-                visits = passes * n
-                i = max(1, (passes - 2) // 2)
-                ways = {
-                    "SID": case.sid(visits),
-                    "JointSID": case.joint(visits),
-                    "AID-FP": (bx.SID(bx.FixedPoint(i), bx.FixedPoint(i)), case.is_full_batch),
-                    "AID-CG": (bx.SID(bx.LBFGS(1e-15, max_steps=i), bx.CG(1e-15, max_steps=i)), case.is_full_batch),
-                }
-                row: dict[str, Any] = {"n": n, "condition": condition, "passes": passes}
-                for name, (estimator, sources) in ways.items():
-                    number = 1 if "AID" in name else max(3, min(runs, 2_000_000 // visits))
-                    row[name] = float(np.mean(case.errors(estimator, sources, number)[0]))
-                row["least"] = min(ways, key=lambda name: row[name])
-                rows.append(row)
-                print_row(row, ("n", "condition", "passes", *ways, "least"))
+    rows, table = [], None
+    sizes = ((1000,), (10,), (3,)) if quick else ((1_000, 10_000), (10, 100, 1000), (3, 6, 12, 24))
+    for n, condition in itertools.product(*sizes[:2]):
+        case, q, step = logistic(n, condition)
+        for passes in sizes[2]:
+            visits = passes * n
+            i = max(1, (passes - 2) // 2)
+            ways = {
+                "SID": sid(case, BATCH, q, visits),
+                "JointSID": joint(case, BATCH, 4, visits, step),
+                "AID-FP": case.by(bx.SID(bx.FixedPoint(i), bx.FixedPoint(i))),
+                "AID-CG": case.by(bx.SID(bx.LBFGS(1e-15, max_steps=i), bx.CG(1e-15, max_steps=i))),
+            }
+            row: dict[str, Any] = {"n": n, "condition": condition, "passes": passes}
+            for name, each in ways.items():
+                number = 1 if "AID" in name else max(3, min(20, 2_000_000 // visits))
+                row[name] = float(np.mean(each.errors(number, lanes=number)[0]))
+            row["least"] = min(ways, key=lambda name: row[name])
+            rows.append(row)
+            shown = "n", "condition", "passes", *ways, "least"
+            table = table or tables.Table(*shown)
+            show(table, row, shown)
     return rows
 
 
-def print_row(row: dict[str, Any], names: tuple[str, ...]) -> None:
-    cells = (f"{x:.2g}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else x for x in map(row.get, names))
-    if print_row.__dict__.get("head") != names:
-        print("\n| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
-        print_row.__dict__["head"] = names
-    print("| " + " | ".join(cells) + " |", flush=True)
+PARTS: dict[str, Callable[[bool], list[dict[str, Any]]]] = {
+    "lc": lc, "fashion": partial(real, "fashion"), "newsgroups": partial(real, "newsgroups"), "map": which,
+}  # fmt: skip
 
 
-PARTS = {"lc": lc, "fashion": partial(real, "fashion"), "newsgroups": partial(real, "newsgroups"), "map": which}
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts; with --quick, by default lc and map")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help="some of: %(default)s")
-    record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in parser.parse_args().only.split(","):
-        jax.config.update("jax_enable_x64", True)  # the references need it; the real data stay float32
-        record[name] = {"setting": machine.setting(), "rows": PARTS[name]()}
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def main(options: argparse.Namespace) -> None:
+    jax.config.update("jax_enable_x64", True)  # the references need it; the real data stay float32
+    record = store.kept(options)
+    for name in options.only or (("lc", "map") if options.quick else PARTS):
+        record[name] = {"setting": machine.setting(), "rows": PARTS[name](options.quick)}
+        store.keep(options, record)

@@ -1,6 +1,9 @@
-"""One pinned thread, times in alternating order, and the ceilings of the machine."""
+"""One pinned thread, times in alternating order, processes of their own, and the ceilings of the machine."""
 
+import argparse
+import contextlib
 import gc
+import json
 import os
 import platform
 import resource
@@ -9,9 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = "bilevax", "jax", "jaxlib", "numpy", "scipy", "scikit-learn", "jaxopt", "optimistix", "lineax"
 
 ONE_THREAD = {
     "NPROC": "1",  # the size of XLA's thread pool
@@ -44,19 +51,45 @@ def pin(core: int, quick: bool) -> None:
     os.execvpe(command[0], command, environment)
 
 
-def setting(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+def arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """The options of a question that is pinned and takes times in turn."""
+    parser.add_argument("--rounds", type=int, default=rounds, help="default %(default)s; with --quick 3")
+    parser.add_argument("--core", type=int, default=0, help="the core to run on")
+
+
+def fresh(function: str, *args: Any, cache: str | None = None, **environment: str) -> Any:
+    """What a function, ``module:name``, returns in a process of its own: JSON.
+
+    What it prints is printed. Its cache of compiled programs is the folder ``cache``, or none.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
+    if cache:
+        kept |= {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+    command = [sys.executable, "-m", "benchmarks.machine", function, json.dumps(args)]
+    done = subprocess.run(command, env=kept | environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def commit(root: Path = ROOT, *, described: bool = False) -> str:
+    """The commit of a checkout; ``described``: short, and whether the tree is that of the commit."""
+    which = ["describe", "--always", "--dirty", "--abbrev=10"] if described else ["rev-parse", "HEAD"]
+    done = subprocess.run(["git", "-C", str(root), *which], capture_output=True, text=True, check=False)
+    return "unknown" if done.returncode else done.stdout.strip()
+
+
+def setting() -> dict[str, Any]:
     """Versions, machine and environment of this run."""
     versions = {"python": platform.python_version()}
-    for name in ("bilevax", "jax", "jaxlib", "numpy", "scipy", *packages):
+    for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        versions["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        versions["commit"] = "unknown"
+    versions["commit"] = commit(described=True)
     names = [*ONE_THREAD, "XLA_FLAGS"]
     return {
         "versions": versions,
@@ -158,3 +191,10 @@ def peak_bytes() -> int:
             return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    module, _, name = sys.argv[1].partition(":")
+    with contextlib.redirect_stdout(sys.stderr):  # only what it returns goes to where the caller reads
+        out = getattr(import_module(module), name)(*json.loads(sys.argv[2]))
+    print(json.dumps(out))

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from statistics import median, quantiles
 from typing import Any
 
-import bare_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import workloads as w
-from machine import Ceilings, Times, alternate
 
 import bilevax as bx
+from benchmarks import bare_jax
+from benchmarks import cases as w
+from benchmarks.machine import Ceilings, Times, alternate
 
 Row = dict[str, Any]
 
@@ -48,6 +48,12 @@ def verdict(what: str, value: float, goal: float | None, note: str = "") -> Row:
 def code(case: w.Case) -> str:
     """The code of round 0's estimate."""
     return bx.Code(int(case.round(0).code)).name
+
+
+def in_turn(cases: dict[str, w.Case], rounds: int) -> tuple[dict[str, Times], list[Row]]:
+    """The times of cases, by what they are, and a row of each."""
+    times = alternate({what: case.round for what, case in cases.items()}, rounds)
+    return times, [milliseconds(what, times[what], code(case)) for what, case in cases.items()]
 
 
 def w1(quick: bool, rounds: int) -> list[Row]:
@@ -161,9 +167,7 @@ def w2(quick: bool, rounds: int) -> list[Row]:
     """W2 by the public door."""
     out = []
     for d, shape in (w.W2_QUICK if quick else w.W2).items():
-        cases = {s: w.logistic(shape, s) for s in SAMPLINGS}
-        times = alternate({s: case.round for s, case in cases.items()}, rounds)
-        out += [milliseconds(f"W2 API, d={d}, {s}", times[s], code(case)) for s, case in cases.items()]
+        out += in_turn({f"W2 API, d={d}, {s}": w.logistic(shape, s) for s in SAMPLINGS}, rounds)[1]
         out += full_batch(f"W2, d={d},", w.logistic(shape, "iid", estimator=deterministic()), quick)
     return out
 
@@ -171,9 +175,7 @@ def w2(quick: bool, rounds: int) -> list[Row]:
 def w3(quick: bool, rounds: int) -> list[Row]:
     """W3 by the public door; on every row with 50 gradient steps and 10 directions, for the loss is not convex."""
     shape = w.W3_QUICK if quick else w.W3
-    cases = {s: w.weighted_network(shape, s) for s in SAMPLINGS}
-    times = alternate({s: case.round for s, case in cases.items()}, rounds)
-    out = [milliseconds(f"W3 API, {s}", times[s], code(case)) for s, case in cases.items()]
+    out = in_turn({f"W3 API, {s}": w.weighted_network(shape, s) for s in SAMPLINGS}, rounds)[1]
     return out + full_batch("W3", w.weighted_network(shape, "iid", deterministic(50, 10)), quick)
 
 
@@ -205,12 +207,10 @@ def hyperparameters(quick: bool, rounds: int) -> list[Row]:
     """Cost of W1 against m: one penalty in all, one per feature, one per weight."""
     shape, out = (w.W1_QUICK if quick else w.W1), []
     for sampling in SAMPLINGS[: 1 if quick else 2]:
-        cases = {per: w.logistic(shape, sampling, per=per) for per in ("global", "feature", "weight")}
-        times = alternate({per: case.round for per, case in cases.items()}, rounds)
-        for per, case in cases.items():
-            out.append(milliseconds(f"m = {case.lam.size:,}, W1, {sampling}", times[per], code(case)))
-        most = cases["weight"].lam.size
-        out.append(ratio(f"cost of W1, m = 1 -> {most:,}, {sampling}", times["weight"], times["global"], GROWTH))
+        cases = [w.logistic(shape, sampling, per=per) for per in ("global", "feature", "weight")]
+        times, rows = in_turn({f"m = {case.lam.size:,}, W1, {sampling}": case for case in cases}, rounds)
+        first, _, last = times.values()
+        out += [*rows, ratio(f"cost of W1, m = 1 -> {cases[-1].lam.size:,}, {sampling}", last, first, GROWTH)]
     return out
 
 

@@ -3,11 +3,8 @@
 400 rows in six dimensions of which 30 % have a flipped label, 200 clean rows in val, 2000 in test; MLPs of equinox with
 one or two hidden layers of 32. The weights are sigmoid(lam), from lam = 0; no step is given. "Equal" is the network of
 the first outer step: equal weights, the same inner solver, as many steps.
-
-    python benchmarks/networks.py [FIRST_SEED [SEEDS]]
 """
 
-import sys
 import time
 
 import equinox as eqx
@@ -16,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bilevax as bx
+from benchmarks import store, tables
 
 TRAIN, VAL, TEST, FEATURES, FLIPPED = 400, 200, 2000, 6, 0.3
 STEPS, OUTER_STEPS, RATE, BATCH, DECAY = 1000, 20, 0.3, 32, 5e-4
@@ -61,14 +59,23 @@ def functions(rest):
     return inner, outer, jax.jit(accuracy)
 
 
-def main(first=0, seeds=3):
-    """Print a line for each network and seed."""
-    for activation in (jax.nn.relu, jnp.tanh):
-        for depth in (1, 2):
+def arguments(parser):
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--seeds", type=int, default=3)
+
+
+def main(options):
+    seeds, most = ((0,), 2) if options.quick else (range(options.first, options.first + options.seeds), OUTER_STEPS)
+    table = tables.Table(
+        "units", "hidden", "seed", "equal", "weights", "gain", "code", "steps", "damping", "s", "CPU s"
+    )
+    rows = []
+    for activation in (jnp.tanh,) if options.quick else (jax.nn.relu, jnp.tanh):
+        for depth in (1, 2)[: 1 if options.quick else 2]:
             inner, outer, accuracy = functions(network(activation, depth, 0)[1])
             problem = bx.Problem(bx.GradientStep(inner), outer)
             algorithm = bx.BSGM(bx.JointSID(STEPS), bx.optim("adam", learning_rate=RATE))
-            for seed in range(first, first + seeds):
+            for seed in seeds:
                 (train, val, test), w0 = draw(seed), network(activation, depth, seed)[0]
                 sources = bx.Arrays(train, batch_size=BATCH), bx.Arrays(val, batch_size=BATCH)
                 equal = []
@@ -77,20 +84,16 @@ def main(first=0, seeds=3):
                     equal[:] = equal or [float(accuracy(progress.w, *test))]
 
                 clock, cpu = time.perf_counter(), time.process_time()
-                options = {"steps": OUTER_STEPS, "key": jax.random.key(seed), "callback": watch, "every": 1}
-                result = bx.minimize(problem, algorithm, w0, np.zeros(TRAIN, np.float32), *sources, **options)
+                how = {"steps": most, "key": jax.random.key(seed), "callback": watch, "every": 1}
+                result = bx.minimize(problem, algorithm, w0, np.zeros(TRAIN, np.float32), *sources, **how)
                 clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-                with_weights = float(accuracy(result.w, *test))
-                before = equal[0] if equal else float("nan")
-                print(
-                    f"{activation.__name__:4} {depth} hidden, seed {seed}: {before:.3f} -> {with_weights:.3f}"
-                    f" ({with_weights - before:+.3f}) {bx.Code(result.code).name} after {len(result.history.code)}"
-                    f" outer steps, damping {result.config.get('damping')}, {clock:.0f} s ({cpu:.0f} CPU s)",
-                    flush=True,
-                )
+                weighted, before = float(accuracy(result.w, *test)), equal[0] if equal else float("nan")
+                rows.append({
+                    "units": activation.__name__, "hidden": depth, "seed": seed, "equal": before, "weights": weighted,
+                    "gain": weighted - before, "code": bx.Code(result.code).name, "steps": len(result.history.code),
+                    "damping": result.config.get("damping"), "seconds": clock, "CPU seconds": cpu,
+                })  # fmt: skip
+                table(*rows[-1].values())
                 if result.code >= bx.Code.NOT_CONTRACTIVE:
                     print("   ", result.message, flush=True)
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    store.keep(options, {"rows": rows})

@@ -1,6 +1,4 @@
-r"""What the outer loop costs: a single-loop algorithm through it against a bare scan over the same losses.
-
-    python benchmarks/outer_loop.py [--quick] [--rounds 41] [--core 0] [--steps 1000000]
+"""What does the outer loop cost: a single-loop algorithm through it against a bare scan over the same losses?
 
 The shape is that of W5: binary logistic regression, 50,000 rows of train and of val, 22 features, one penalty a
 feature, minibatches of 64 from both; in blocks the last one has 16 rows. Of SOBA it measures
@@ -21,13 +19,11 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import machine
+from benchmarks import machine, store
 
-RESULTS = Path(__file__).parent / "results" / "outer_loop.json"
 SAMPLINGS = ("blocks", "iid", "shuffled")
 GOALS = {"blocks": 1.15, "iid": 1.4, "shuffled": 1.4}
 RECORD_SHARE, ROUNDING = 0.01, 1e-4
@@ -36,9 +32,8 @@ RHO, RATIO = 0.5, 0.1
 
 def case(sampling: str, quick: bool) -> Any:
     """The problem of W5, with two sources of minibatches."""
-    import workloads as w
-
     import bilevax as bx
+    from benchmarks import cases as w
 
     shape = w.W2_QUICK[22] if quick else w.W2[22]
     sources = [bx.Arrays(rows, batch_size=shape.batch, sampling=sampling) for rows in w.split(shape)]
@@ -211,14 +206,12 @@ def long_run(steps: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and 3 rounds: a smoke test, no measurement")
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--core", type=int, default=0, help="the core to run on")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    machine.arguments(parser, 41)
     parser.add_argument("--steps", type=int, default=1_000_000, help="of the long run")
-    parser.add_argument("--out", type=Path, help="where to keep the JSON; with --quick, nowhere unless given")
-    options = parser.parse_args()
+
+
+def main(options: argparse.Namespace) -> None:
     machine.pin(options.core, options.quick)
     rounds, rows = 3 if options.quick else options.rounds, []
     for part in (
@@ -229,10 +222,4 @@ def main() -> None:
         for row in part():
             print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}), flush=True)
             rows.append(row)
-    file = options.out or (None if options.quick else RESULTS)
-    if file:
-        file.write_text(json.dumps({"setting": machine.setting(), "rounds": rounds, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    store.keep(options, {"rounds": rounds, "rows": rows})

@@ -1,39 +1,29 @@
 """Are plans as good as tuning by hand, and do they know how good they are? Plans on ten families of problems.
 
-    python benchmarks/planner.py [--families judging] [--only huber ...] [--problems 3] [--passes 5 20 80] [--plans 20]
-        [--draw SEED] [--workers 2] [--rivals FILE.json]
-
-Families are those of ``bilevax.testing.problems``: constants are chosen on ten of them and judged on the ten others,
-with a seed that is made of the commit. A cell is a problem and a budget of so many passes over train; it has so many
-plans, each from keys of its own, made of the problem as users hand it in: steps are measured, and pilots are counted.
+A cell is a problem and a budget of so many passes over train; it has so many plans, each from keys of its own, made of
+the problem as users hand it in: steps are measured, and pilots are counted.
 
 Tuning by hand knows the steps that are stable, and the truth: the best of 36 settings of SID (3 splits t : k : J, 3
 steps, 4 ways to fall) and JointSID with minibatches of val of 2 and of 8 rows, chosen on one set of seeds and measured
 on another; and AID-FP and AID-CG (L-BFGS and conjugate gradients; for a map without a loss fixed-point steps and
 GMRES), as many iterations for w as for v. Errors are relative to the exact hypergradient, runs are in float32.
-
-Prints markdown tables and checks, and writes benchmarks/results/planner.json, or planner-choosing.json; a judging run
-also adds a line to benchmarks/results/planner-judged.jsonl. ``--rivals``: they are kept there, or taken from there.
+``--rivals FILE.json``: they are kept there, or taken from there.
 """
 
 import argparse
-import json
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import jax
-import machine
 import numpy as np
-from planner_rivals import Case, Seeds, case, rivals
 from scipy.stats import beta
-from verdicts import RESULTS, commit
 
 import bilevax as bx
-from bilevax.testing.problems import families
+from benchmarks import families, store, tables
+from benchmarks.cases import Case
+from benchmarks.planner_rivals import Seeds, case_of, rivals
+from bilevax.testing.problems import problem
 
 PASSES = 5, 20, 80
 TOL = 0.1
@@ -43,33 +33,37 @@ Cell = dict[str, Any]
 
 def planned(case: Case, budget: float, plans: int) -> dict[str, Any]:
     """What plans predict, say and are, lists with an entry a plan."""
-    found: dict[str, list[Any]] = {name: [] for name in ("error", "visits", "predicted", "method", "code", "upper")}
+    found: dict[str, list[Any]] = {}
     for seed in range(plans):
         plan_key, run_key = jax.random.split(jax.random.key(1000 + seed))
-        plan = bx.plan(case.unmeasured, *case.points, *case.sampled, key=plan_key, budget=budget)
+        plan = bx.plan(case.problem, *case[2:6], key=plan_key, budget=budget)
         est = plan.run(key=run_key)
         assert est.error is not None
-        one = (
-            case.relative(est.value) ** 0.5, (plan.spent + est.cost.samples) / budget, plan.predicted, plan.method,
-            int(est.code), float(est.error.upper),
-        )  # fmt: skip
-        for of, x in zip(found.values(), one, strict=True):
-            of.append(x)
+        one = {
+            "error": case.relative(est.value) ** 0.5, "visits": (plan.spent + est.cost.samples) / budget,
+            "predicted": plan.predicted, "method": plan.method, "code": int(est.code), "upper": float(est.error.upper),
+        }  # fmt: skip
+        for what, x in one.items():
+            found.setdefault(what, []).append(x)
     return found
 
 
-def work(name: str, draws: list[int], passes: list[int], plans: int, known: dict[str, Any]) -> list[Cell]:
+def work(name: str, options: argparse.Namespace, known: dict[str, Any]) -> list[Cell]:
     """A family, in a process of its own."""
     jax.clear_caches()  # of the family before
     cells = []
-    for number, draw in enumerate(draws):
-        of = case(name, draw)
-        for times in passes:
-            budget = float(times * of.sampled[0].rows)
+    for number in range(options.problems):
+        draw = (options.draw + number) % 2**63
+        p = problem(name, draw)
+        case = case_of(p)
+        for times in options.passes:
+            budget = float(times * case.train.rows)
             clock = time.perf_counter()
-            of_hand = known.get(f"{name}/{draw}/{times}") or rivals(of, budget, Seeds())
+            of_hand = known.get(f"{name}/{draw}/{times}") or rivals(
+                p, case, budget, Seeds(1, 1, 2) if options.quick else Seeds()
+            )
             tuned = time.perf_counter()
-            made = planned(of, budget, plans)
+            made = planned(case._replace(problem=p.unmeasured), budget, options.plans)
             seconds = tuned - clock, time.perf_counter() - tuned
             cells.append({"family": name, "number": number, "draw": draw, "passes": times, "rivals": of_hand,
                           "plans": made, "seconds": seconds})  # fmt: skip
@@ -96,20 +90,18 @@ HEAD = ("family", "draw", "passes", "SID", "JointSID", "AID-FP", "AID-CG", "plan
         "MSE / best", "predicted / error", "OK", "of these wrong", "visits / budget", "s")  # fmt: skip
 
 
-def row(c: Cell) -> str:
+def row(c: Cell) -> list[Any]:
     methods = c["plans"]["method"]
     said = " ".join(f"{m} {methods.count(m)}" for m in sorted(set(methods)))
     hand = [f"{x['mse'] ** 0.5:.1e}" for x in c["rivals"].values()]
     predicted = f"{np.median(c['plans']['predicted']):.1e}"
     figures = f"{c['factor']:.2g}" if c["counts"] else f"({c['factor']:.2g})", f"{c['forecast']:.2g}"
     seconds = "+".join(f"{s:.0f}" for s in c["seconds"])
-    shown = (c["family"], c["number"], c["passes"], *hand, said, f"{c['rms']:.1e}", predicted, *figures, c["ok"],
-             c["wrong"], f"{c['visits']:.2f}", seconds)  # fmt: skip
-    return "| " + " | ".join(map(str, shown)) + " |"
+    return [c["family"], c["number"], c["passes"], *hand, said, f"{c['rms']:.1e}", predicted, *figures, c["ok"],
+            c["wrong"], f"{c['visits']:.2f}", seconds]  # fmt: skip
 
 
-def checks(cells: list[Cell]) -> list[tuple[str, str, str, bool]]:
-    """(what, figure, goal, met)."""
+def checks(cells: list[Cell]) -> list[tables.Check]:
     counted = [c for c in cells if c["counts"]]
     factors, forecasts = (np.array([c[name] for c in counted]) for name in ("factor", "forecast"))
     near, nearer = np.mean(factors <= 4), np.mean(factors <= 2)
@@ -137,64 +129,29 @@ def lower(wrong: int, ok: int) -> float:
     return float(beta.ppf(0.05, wrong, ok - wrong + 1)) if wrong else 0.0
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", choices=("choosing", "judging"), default="judging")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="of these families")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    families.arguments(parser)
     parser.add_argument("--problems", type=int, default=3, help="of each family")
     parser.add_argument("--passes", nargs="+", type=int, choices=PASSES, default=PASSES, help="over train: budgets")
     parser.add_argument("--plans", type=int, default=20, help="of a cell")
-    parser.add_argument("--draw", type=int, help="seed; if it is left out 0 for choosing, of the commit for judging")
     parser.add_argument("--rivals", type=Path, metavar="FILE.json", help="kept there, and taken from there")
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
-    options.only = [name for name in families(options.families) if name in (options.only or [name])]
-    if options.draw is None:
-        options.draw = int(commit()[:12], 16) if options.families == "judging" else 0
-    return options
 
 
-def main() -> None:
-    options, clock = arguments(), time.perf_counter()
-    os.environ.update(machine.ONE_THREAD)
-    file = options.rivals
-    known = json.loads(file.read_text()) if file and file.exists() else {}
-    draws = [(options.draw + i) % 2**63 for i in range(options.problems)]
-    cells: list[Cell] = []
-    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
-    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        tasks = [pool.submit(work, name, draws, options.passes, options.plans, known) for name in options.only]
-        for done in as_completed(tasks):
-            found = [figures(cell) for cell in done.result()]
-            cells += found
-            print("\n".join(map(row, found)), flush=True)
-            known |= {f"{c['family']}/{c['draw']}/{c['passes']}": c["rivals"] for c in found}
-            if file:
-                file.write_text(json.dumps(known, default=float))
-    finish(options, cells, time.perf_counter() - clock)
-
-
-def finish(options: Any, cells: list[Cell], seconds: float) -> None:
-    """Checks and files."""
-    rows = checks(cells)
-    print("\n| check | figure | goal | met |\n|---|---|---|---|")
-    for what, figure, goal, met in rows:
-        print(f"| {what} | {figure} | {goal} | {'yes' if met else 'NO'} |")
-    judging = options.families == "judging"
-    record = {
-        "setting": machine.setting(), "options": {k: str(v) for k, v in vars(options).items()},
-        "checks": [list(map(str, r)) for r in rows], "seconds": round(seconds), "cells": cells,
-    }  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
-    name = "planner.json" if judging else "planner-choosing.json"
-    (RESULTS / name).write_text(json.dumps(record, indent=1, default=float) + "\n")
-    if judging:
-        line = {"date": time.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "draw": options.draw,
-                "tree": record["setting"]["versions"]["commit"], "families": options.only,
-                "checks": {what: figure for what, figure, _, _ in rows}, "seconds": round(seconds)}  # fmt: skip
-        with (RESULTS / "planner-judged.jsonl").open("a") as out:
-            out.write(json.dumps(line) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def main(options: argparse.Namespace) -> None:
+    clock, cells = time.perf_counter(), []
+    families.settle(options)
+    if options.quick:
+        options.problems, options.passes, options.plans = 1, (5,), 2
+    known = store.read(options.rivals)
+    table = tables.Table(*HEAD)
+    jobs = [(name, options, known) for name in options.only]
+    for _, done in families.outcomes(work, jobs, options.workers):
+        for cell in map(figures, done.result()):
+            cells.append(cell)
+            table(*row(cell))
+            known[f"{cell['family']}/{cell['draw']}/{cell['passes']}"] = cell["rivals"]
+        if options.rivals:
+            store.write(options.rivals, known)
+    rows, seconds = checks(cells), round(time.perf_counter() - clock)
+    line = {"checks": {what: figure for what, figure, _, _ in rows}, "seconds": seconds}
+    families.finish(options, {"seconds": seconds, "cells": cells}, rows, line)

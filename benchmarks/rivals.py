@@ -17,16 +17,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import bare_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.sparse.linalg
-import workloads as w
-from machine import PINNED, alternate
 
 import bilevax as bx
+from benchmarks import bare_jax
+from benchmarks import cases as w
+from benchmarks.machine import PINNED, alternate
 
 Row = dict[str, Any]
 Solver = Callable[[float], Callable[[], Any]]

@@ -1,9 +1,7 @@
-"""What the package is made of: its size by room, its functions and parameters, and how far a value travels.
+"""What is the package made of: its size by room, its functions and parameters, and how far does a value travel?
 
-    python benchmarks/structure.py [--root PATH] [--types] [--trips] [--out FILE.json] [--against FILE.json]
-
-Prints a markdown table of PATH/src/bilevax (default: this checkout), beside the figures that ``--against`` names;
-``--out`` keeps them. Rooms are the folders of the package. What is counted:
+Prints a table of PATH/src/bilevax (``--root PATH``; default: this checkout), beside those that ``--against`` names.
+With ``--quick`` types and trips are left out. Rooms are the folders of the package. What is counted:
 
 - code lines: no blanks, comments, docstrings or other strings that are statements;
 - functions: every ``def``, nested ones too, from there to its last line; parameters: of any kind, but for self and cls;
@@ -12,9 +10,9 @@ Prints a markdown table of PATH/src/bilevax (default: this checkout), beside the
 - lines whose code names ``Any``, imports too; reads of every row: lines whose code reads an attribute ``full`` (not
   that of numpy) or ``all_rows``;
 - comments: lines with nothing else on them; silencers are none;
-- types (``--types``): errors of ``mypy --strict``, with the settings of PATH.
+- types: errors of ``mypy --strict``, with the settings of PATH.
 
-Trips (``--trips``): frames of the package on Python's stack while one ``bx.hypergradient`` (SID, both solvers on
+Trips: frames of the package on Python's stack while one ``bx.hypergradient`` (SID, both solvers on
 minibatches) is traced. *At the loss*: where the user's inner loss is first called inside a loop of JAX, which is the
 first trace of a step in w; *deepest*: over all traces of both losses. *At a step size*: where an object of the user's
 own, given as the step size, is first called inside such a loop. *That name lam*: those of the first that have an array
@@ -26,7 +24,6 @@ import argparse
 import ast
 import dataclasses
 import io
-import json
 import os
 import re
 import subprocess
@@ -38,7 +35,8 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from benchmarks import machine, store, tables
+
 CLUMP = {"problem", "lam", "train", "val", "sources"}
 SILENCERS = {"type: ignore, noqa": r"#\s*(type:\s*ignore|noqa)", "fmt: skip": r"#\s*fmt:\s*(skip|off)"}
 LOOPS = {"while_loop", "fori_loop", "scan"}
@@ -193,37 +191,23 @@ def trips(package: Path) -> tuple[Figures, dict[str, Any]]:
     return figures, {"loss": loss, "deepest": deepest, "step size": step, "all": [len(s["frames"]) for s in losses]}
 
 
-def shown(x: Any) -> str:
-    return "" if x is None else " / ".join(map(shown, x)) if isinstance(x, list) else f"{x:,}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=HERE.parent, metavar="PATH", help="the checkout to look at")
-    parser.add_argument("--types", action="store_true", help="count the errors of mypy --strict")
-    parser.add_argument("--trips", action="store_true", help="look at the stack while a call is traced")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the figures here")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, default=machine.ROOT, metavar="PATH", help="the checkout to look at")
     parser.add_argument("--against", type=Path, metavar="FILE", help="figures that were kept, to print beside these")
-    options = parser.parse_args()
+
+
+def main(options: argparse.Namespace) -> None:
     root = options.root.resolve()
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    now: dict[str, Any] = {"commit": commit, "figures": written(root / "src" / "bilevax")}
-    if options.types:
+    now: dict[str, Any] = {
+        "commit": machine.commit(root, described=True), "figures": written(root / "src" / "bilevax"),
+    }  # fmt: skip
+    if not options.quick:
         now["figures"]["errors of mypy --strict"] = type_errors(root)
-    if options.trips:
         figures, now["stacks"] = trips(root / "src" / "bilevax")
         now["figures"] |= figures
-
-    columns = {"before": json.loads(options.against.read_text()), "after": now} if options.against else {"now": now}
-    print("| figure |", " | ".join(f"{when} ({each['commit']})" for when, each in columns.items()), "|")
-    print("|---" * (1 + len(columns)) + "|")
+    columns = {"before": store.read(options.against), "after": now} if options.against else {"now": now}
     names = dict.fromkeys(name for each in columns.values() for name in each["figures"])
+    table = tables.Table("figure", *(f"{when} ({each['commit']})" for when, each in columns.items()))
     for name in sorted(names, key=lambda name: not name.startswith("room ")):
-        print(f"| {name} |", " | ".join(shown(each["figures"].get(name)) for each in columns.values()), "|")
-    if options.out:
-        options.out.write_text(json.dumps(now, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        table(name, *(each["figures"].get(name) for each in columns.values()))
+    store.keep(options, now)

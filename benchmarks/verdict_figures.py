@@ -1,9 +1,13 @@
-"""The figures of verdicts.py: shares whose clusters are the problems, tables and checks."""
+"""The figures of ``verdicts``: shares whose clusters are the problems, tables and checks."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from verdict_runs import HIGH, LOW, TOL
+
+from benchmarks.reported import Share, pool
+from benchmarks.tables import Check
+from benchmarks.verdict_runs import HIGH, LOW, TOL
 
 ESTIMATORS = "JointSID", "SID"
 WITHHELD = {"JointSID": 0.2, "SID": 0.5}
@@ -12,38 +16,6 @@ ENOUGH = 300
 
 BANDS = 8
 """Of the root mean square error, by fourths of a decade."""
-
-
-class Share(NamedTuple):
-    """How often, among how many, and the standard error where what comes from one problem is a cluster."""
-
-    hits: int
-    number: int
-    error: float
-
-    @classmethod
-    def of(cls, hits: np.ndarray, among: np.ndarray, cluster: np.ndarray) -> "Share":
-        """Of flags, by cluster; flags [runs, m] belong to their run."""
-        among = np.broadcast_to(among[(...,) + (None,) * (hits.ndim - among.ndim)], hits.shape)
-        axes = tuple(range(1, hits.ndim))
-        size = int(cluster.max()) + 1 if len(cluster) else 0
-        total = np.bincount(cluster, np.sum(hits & among, axis=axes), size)
-        number = np.bincount(cluster, np.sum(among, axis=axes), size)
-        mean = total.sum() / max(number.sum(), 1.0)
-        spread = np.sqrt(np.sum((total - mean * number) ** 2)) / max(number.sum(), 1.0)
-        return cls(int(total.sum()), int(number.sum()), float(spread))
-
-    @property
-    def value(self) -> float:
-        """NaN of nothing."""
-        return self.hits / self.number if self.number else float("nan")
-
-    def __str__(self) -> str:
-        """In percent, with its 95 % interval; without a hit, the upper end is 3 over the number."""
-        if not self.number:
-            return "-"
-        high = self.value + 1.96 * self.error if self.hits else 3.0 / self.number
-        return f"{100 * self.value:.2f} [{100 * max(self.value - 1.96 * self.error, 0):.2f}, {100 * high:.2f}]"
 
 
 def root_mean_square(runs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,60 +62,44 @@ HEAD = (
 )  # fmt: skip
 
 
-def head() -> None:
-    print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
-
-
-def row(name: str, estimator: str, f: dict[str, Any]) -> str:
-    low, middle, high = f["rms"]
-    cells = [
-        name, estimator, f"{f['OK']} / {f['runs']}", f["wrong"], f["withheld"], f["signs"], f["covered"],
+def row(f: dict[str, Any]) -> list[Any]:
+    """The cells behind family and estimator."""
+    return [
+        f"{f['OK']} / {f['runs']}", f["wrong"], f["withheld"], f["signs"], f["covered"],
         f"{f['width']:.2f}", f"{f['worst cell']:.2f}, {f['worst band']:.3f}",
-        f"{f['reached'][0]:.2g} to {f['reached'][2]:.2g}, {f['short']} short", f"{low:.2g}, {middle:.2g}, {high:.2g}",
-        "{} to {}".format(*f["steps"]), " ".join(map(str, f["codes"])), f"{f['CPU seconds']:.0f}",
+        f"{f['reached'][0]:.2g} to {f['reached'][2]:.2g}, {f['short']} short",
+        ", ".join(f"{x:.2g}" for x in f["rms"]), "{} to {}".format(*f["steps"]), " ".join(map(str, f["codes"])),
+        f"{f['CPU seconds']:.0f}",
     ]  # fmt: skip
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def checks(found: dict[tuple[str, str], dict[str, Any]], enough: int = ENOUGH) -> list[tuple[str, str, str, bool]]:
-    """(What, figure, goal, met)."""
+def checks(found: dict[tuple[str, str], dict[str, Any]], enough: int = ENOUGH) -> list[Check]:
+    """What is to hold of each family, by its worst."""
+
+    def percent(key: str) -> Callable[[dict[str, Any]], float]:
+        return lambda f: 100 * f[key].value
+
     rows = []
     for estimator in ESTIMATORS:
         of = {name: f for (name, e), f in found.items() if e == estimator}
-        if not of:
-            continue
-
-        def worst(what: str, value: dict[str, float], goal: str, met: Any, estimator: str = estimator) -> None:
-            bad = [name for name, x in value.items() if not met(x)]
-            extreme = max(value.values()) if "at most" in goal else min(value.values())
-            names = f" ({', '.join(bad)})" if bad else ""
-            rows.append((f"{estimator}: {what}", f"{extreme:.4g}{names}", goal, not bad))
-
-        worst("OK runs of a family", {n: f["OK"] for n, f in of.items()}, f"at least {enough}", lambda x: x >= enough)
-        for what, key, most in (
-            ("OK and wrong, %", "wrong", 3.0),
-            ("OK withheld where rms < tol / 3, %", "withheld", 100 * WITHHELD[estimator]),
-            ("declared signs that are wrong, % of all entries", "signs", 1.0),
+        for what, figure, least, limit in (
+            ("OK runs of a family", lambda f: float(f["OK"]), True, enough),
+            ("OK and wrong, %", percent("wrong"), False, 3.0),
+            ("OK withheld where rms < tol / 3, %", percent("withheld"), False, 100 * WITHHELD[estimator]),
+            ("declared signs that are wrong, % of all entries", percent("signs"), False, 1.0),
+            ("coverage over OK runs, %", percent("covered"), True, 93.0),
+            ("median width / ideal", lambda f: f["width"], False, 2.5),
         ):
-            shares = {n: 100 * f[key].value for n, f in of.items() if f[key].number}
-            if shares:
-                worst(what, shares, f"at most {most:g}", lambda x, most=most: x <= most)
-        covered = {n: 100 * f["covered"].value for n, f in of.items() if f["covered"].number}
-        widths = {n: f["width"] for n, f in of.items() if np.isfinite(f["width"])}
-        if covered:
-            worst("coverage over OK runs, %", covered, "at least 93", lambda x: x >= 93.0)
-        if widths:
-            worst("median width / ideal", widths, "at most 2.5", lambda x: x <= 2.5)
+            known = {name: x for name, f in of.items() if np.isfinite(x := figure(f))}
+            if known:
+                bad = [name for name, x in known.items() if (x < limit if least else x > limit)]
+                names = f" ({', '.join(bad)})" if bad else ""
+                worst = (min if least else max)(known.values())
+                goal = f"at {'least' if least else 'most'} {limit:g}"
+                rows.append((f"{estimator}: {what}", f"{worst:.4g}{names}", goal, not bad))
     pooled = pool([f["wrong"] for f in found.values()])
     rows.append(("pooled: OK and wrong, %", str(pooled), "at most 1", not pooled.value > 0.01))
     return rows
-
-
-def pool(shares: list[Share]) -> Share:
-    """Of separate clusters."""
-    number = sum(s.number for s in shares)
-    error = np.sqrt(sum((s.error * s.number) ** 2 for s in shares)) / max(number, 1)
-    return Share(sum(s.hits for s in shares), number, float(error))
 
 
 def target_figures(runs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -155,12 +111,11 @@ def target_figures(runs: dict[str, np.ndarray]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def target_row(name: str, estimator: str, f: dict[str, Any]) -> str:
-    cells = f"{f['OK']} / {f['runs']}", f["above"], f"{f['passes']:.3g}", f"{f['CPU seconds']:.0f}"
-    return "| " + " | ".join(map(str, (name, estimator, *cells))) + " |"
+def target_row(f: dict[str, Any]) -> list[Any]:
+    return [f"{f['OK']} / {f['runs']}", f["above"], f"{f['passes']:.3g} passes", f"{f['CPU seconds']:.0f} s"]
 
 
-def target_checks(found: dict[tuple[str, str], dict[str, Any]]) -> list[tuple[str, str, str, bool]]:
+def target_checks(found: dict[tuple[str, str], dict[str, Any]]) -> list[Check]:
     """As :func:`checks`."""
     rows = []
     for e in ESTIMATORS:
@@ -170,15 +125,6 @@ def target_checks(found: dict[tuple[str, str], dict[str, Any]]) -> list[tuple[st
             met = not share.value > 0.03
             rows.append((f"{e}, target={TOL:g}: OK runs that are above it, %", str(share), "at most 3", met))
     return rows
-
-
-def plain(x: Any) -> Any:
-    """For JSON."""
-    if isinstance(x, Share):
-        return {"share": round(x.value, 6) if x.number else None, "error": round(x.error, 6), "of": x.number}
-    if isinstance(x, dict):
-        return {k: plain(v) for k, v in x.items()}
-    return [plain(v) for v in x] if isinstance(x, list) else x
 
 
 def headline(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The runs of verdicts.py: problems of a family, step counts that fit them, and what estimators say of themselves."""
+"""The runs of ``verdicts``: problems of a family, step counts that fit them, and what estimators say of themselves."""
 
 import time
 from functools import partial
@@ -10,6 +10,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
+from benchmarks import families
+from benchmarks.reported import Said, flat
 from bilevax.testing.problems import NamedProblem, problem
 
 FIRST, GROWTH, PILOT_RUNS = 50, 4, 3
@@ -52,21 +54,13 @@ class Group(NamedTuple):
     def of(cls, name: str, setting: Setting) -> "Group":
         """Drawn and solved."""
         drawn = [problem(name, (setting.draw + i) % 2**63) for i in range(setting.problems)]
-        one = drawn[0]
-        stacked = jax.tree.map(lambda *x: _single(np.stack(x)), *[(p.w0, p.lam, p.train, p.val) for p in drawn])
-        falling = [of_sid(p, i) for i, p in enumerate(drawn)]
-        truths = np.stack([flat(p.solution().hypergradient) for p in drawn])
-        return cls(name, one.unmeasured, one.batch_size, one.sampling, stacked, truths, np.array(falling))
+        one, (arrays, truth) = drawn[0], families.stacked(drawn)
+        falling = np.array([of_sid(p, i) for i, p in enumerate(drawn)])
+        return cls(name, one.unmeasured, one.batch_size, one.sampling, arrays, truth, falling)
 
 
 def _single(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.kind == "f" else x
-
-
-def flat(tree: Any, axes: int = 0) -> np.ndarray:
-    """Entries of a tree like lam, along the last axis, behind so many axes."""
-    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
-    return np.concatenate([x.reshape(*x.shape[:axes], -1) for x in leaves], axis=-1)
 
 
 # The steps of SID
@@ -144,33 +138,6 @@ def reports(
     return jax.vmap(one)(arrays, falling, keys)
 
 
-class Said(NamedTuple):
-    """What runs say of themselves, [runs] or [runs, m]."""
-
-    code: np.ndarray
-    value: np.ndarray
-    half: np.ndarray  # of the interval for the truth
-    confidence: np.ndarray  # of the sign
-    relative: np.ndarray
-    upper: np.ndarray
-    degrees_of_freedom: np.ndarray
-
-
-def said(code: Any, error: Any) -> Said:
-    """From the reports of many runs; all use of the record of errors is here."""
-    upper = jax.vmap(lambda e: e.upper if hasattr(e, "upper") else e.relative)(error)
-    relative = jax.vmap(lambda e: e.relative)(error)
-    code, error = jax.tree.map(np.asarray, (code, error))
-    value, half, confidence = flat(error.value, 1), [], []
-    for i in range(len(code)):
-        one = jax.tree.map(lambda x, i=i: x[i], error)
-        low, high = one.interval(bias=True)
-        half.append(0.5 * (flat(high) - flat(low)))
-        confidence.append(flat(one.sign_confidence))
-    numbers = (np.asarray(x, np.float64) for x in (relative, upper, error.degrees_of_freedom))
-    return Said(code, value, np.stack(half), np.stack(confidence), *numbers)
-
-
 class Runs:
     """Runs of one estimator on one family."""
 
@@ -190,7 +157,7 @@ class Runs:
         if self.steps:
             self.cpu += time.process_time() - clock
         self.steps += steps
-        return said(*jax.tree.map(lambda x: x[: len(numbers)], out))
+        return Said.of(*jax.tree.map(lambda x: x[: len(numbers)], out))
 
     def relative(self, numbers: np.ndarray, runs: Said) -> np.ndarray:
         """True relative errors; infinite where a run has no finite value."""

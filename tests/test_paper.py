@@ -16,11 +16,11 @@ def errors():
     sys.path.insert(0, str(ROOT))
     try:
         paper = importlib.import_module("benchmarks.paper.errors")
-        problems = importlib.import_module("benchmarks.paper.problems")
+        datasets = importlib.import_module("benchmarks.datasets")
     finally:
         sys.path.remove(str(ROOT))
     plan = paper.Plan((1e-1, 1e-3), (10, 20, 100), runs=4)
-    result = paper.experiment(problems.synthetic(), plan, lambda _: None)
+    result = paper.experiment(datasets.synthetic(), plan, lambda _: None)
     out = {}
     for strength, one in result["strengths"].items():
         assert set(one["truth"]) == {"OK"}

@@ -7,14 +7,16 @@ training rows, and its validation loss and test accuracy are what is compared.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks.paper.problems import Data, halves, part, source
 
 import bilevax as bx
+from benchmarks.cases import accuracy, halves, losses, part, source
+from benchmarks.datasets import Data
 from bilevax.core.config import replace_unchecked
 
 METHODS = {
@@ -51,39 +53,29 @@ def algorithm(method: str, epochs: int, per_epoch: int, learning_rate: float) ->
     return bx.BSGM(sid, bx.optim("adam", learning_rate))
 
 
-class Judge(NamedTuple):
+def judged(data: Data, problem: bx.Problem, sources: tuple[Any, Any], lam: Any) -> dict[str, float]:
     """What penalties are worth: validation loss and test accuracy of the model trained to the end with them."""
+    exact = bx.SID(bx.LBFGS(1e-5, max_steps=300), bx.CG(max_steps=1))
+    est = bx.hypergradient(problem, exact, start(data, lam), lam, *sources, key=jax.random.key(0))
+    return {"validation_loss": float(est.outer_value), **accuracy(data)(est.w, lam)}
 
-    data: Data
-    problem: bx.Problem
-    train: Any
-    val: Any
-    test: Any
 
-    def start(self, lam: Any) -> Any:
-        """Weights of zero, [C, d]."""
-        return jnp.zeros((self.data.outputs, self.data.X.shape[1]), lam.dtype)
-
-    def __call__(self, lam: Any) -> dict[str, float]:
-        """Train with these penalties, and look."""
-        exact = bx.SID(bx.LBFGS(1e-5, max_steps=300), bx.CG(max_steps=1))
-        est = bx.hypergradient(self.problem, exact, self.start(lam), lam, self.train, self.val, key=jax.random.key(0))
-        X, y = self.test.all_rows
-        scores = np.asarray(X @ est.w.T)
-        labels = scores[:, 0] > 0 if self.data.outputs == 1 else scores.argmax(axis=1)
-        return {"validation_loss": float(est.outer_value), "accuracy": float(np.mean(labels == np.asarray(y)))}
+def start(data: Data, lam: Any) -> Any:
+    """Weights of zero, [C, d]."""
+    return jnp.zeros((data.outputs, data.X.shape[1]), lam.dtype)
 
 
 def experiment(data: Data, plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     """Course and end of every run, by kind of penalty and method."""
     out: dict[str, Any] = {"plan": plan._asdict(), "penalties": {per: {"start": []} for per in PENALTIES}}
-    pool, test = source(data), source(data, test=True)
+    pool = source(data)
     per_epoch = max(1, len(data.y) // 2 // data.batch)
     for number in range(plan.runs):
         train, val = (part(pool, half) for half in halves(data, number))
         for per, kept in out["penalties"].items():
-            problem = bx.Problem(bx.GradientStep(data.loss(per)), data.loss(), project=BOX)
-            judge = Judge(data, problem, train, val, test)
+            inner, outer = losses(data, per)
+            problem = bx.Problem(bx.GradientStep(inner), outer, project=BOX)
+            judge = partial(judged, data, problem, (train, val))
             lam = jnp.full({"global": (), "feature": data.X.shape[1:]}[per], np.log(plan.start), data.X.dtype)
             kept["start"].append(judge(lam))
             for method in METHODS:
@@ -91,7 +83,7 @@ def experiment(data: Data, plan: Plan, say: Callable[[str], None]) -> dict[str, 
                 rows = replace_unchecked(train, batch_size=data.batch) if method == "stochastic" else train
                 clock = time.perf_counter()
                 result = bx.minimize(
-                    problem, chosen, judge.start(lam), lam, rows, val, steps=plan.steps, key=jax.random.key(number)
+                    problem, chosen, start(data, lam), lam, rows, val, steps=plan.steps, key=jax.random.key(number)
                 )
                 seconds = time.perf_counter() - clock
                 kept.setdefault(method, []).append({

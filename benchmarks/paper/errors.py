@@ -6,15 +6,16 @@ penalties of a run are equal, so that the hypergradient of a single one is the s
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks.paper.problems import Data, Steps, curvature, halves, part, source
 
 import bilevax as bx
-from bilevax.core.config import replace_unchecked
+from benchmarks.cases import Case, Steps, curvature, halves, losses, part, source
+from benchmarks.datasets import Data
 
 METHODS = {
     "batch": "AID-FP, every row",
@@ -45,42 +46,27 @@ PLANS = {
 QUICK = Plan((1e-2, 1e-3), (1, 2), runs=2)
 
 
-class Problem(NamedTuple):
-    """One split at one strength: everything that a hypergradient needs but the estimator."""
-
-    problem: bx.Problem
-    steps: Steps
-    w0: Any
-    lam: Any
-    train: Any
-    val: Any
-    batch: int
-
-
 def truth(data: Data, sources: tuple[Any, Any], strength: float) -> tuple[np.ndarray, str]:
     """The hypergradient to rounding, from float64 rows: L-BFGS, then conjugate gradients."""
     w0, lam = np.zeros((data.outputs, data.X.shape[1])), np.full(data.X.shape[1], np.log(strength))
-    problem = bx.Problem(bx.GradientStep(data.loss("feature")), data.loss())
+    problem = bx.Problem(bx.GradientStep(losses(data)[0]), losses(data)[1])
     exact = bx.SID(bx.LBFGS(1e-10, max_steps=5000), bx.CG(1e-10, max_steps=5000))
     est = bx.hypergradient(problem, exact, w0, lam, *sources, key=jax.random.key(0))
     return np.asarray(est.value), bx.Code(int(est.code)).name
 
 
-def run(case: Problem, method: str, epochs: int, key: Any) -> tuple[bx.Estimate, float]:
+def run(case: Case, steps: Steps, batch: int, method: str, epochs: int, key: Any) -> tuple[bx.Estimate, float]:
     """An estimate, and what it cost in epochs."""
     n = case.train.rows
     kind, _, order = method.partition(" ")
-    train = replace_unchecked(
-        case.train, sampling=order or "iid", batch_size=case.batch if kind in ("const", "dec") else None
-    )
+    rows = batch if kind in ("const", "dec") else None
     if kind == "cg":
         inner, linear = bx.LBFGS(1e-12, max_steps=epochs), bx.CG(1e-12, max_steps=epochs)
     else:
-        inner = linear = bx.FixedPoint(
-            epochs * max(1, n // train.rows_per_batch), case.steps.decreasing if kind == "dec" else 1.0
-        )
+        t = epochs * max(1, n // (rows or n))
+        inner = linear = bx.FixedPoint(t, steps.decreasing if kind == "dec" else 1.0)
     sid = bx.SID(inner, linear, cross_batches=1)  # the penalties are not sampled: one minibatch gives the exact product
-    est = bx.hypergradient(case.problem, sid, case.w0, case.lam, train, case.val, key=key, report=False)
+    est = case.by(sid, rows, sampling=order or "iid")(key, report=False)
     return est, (est.cost.gradients.samples + est.cost.hvps.samples) / (2 * n)
 
 
@@ -104,38 +90,37 @@ def experiment(data: Data, plan: Plan, say: Callable[[str], None]) -> dict[str, 
     for number in range(plan.runs):
         clock = time.perf_counter()
         key = jax.random.key(number)
-        for strength, case, (true, code) in _cases(data, pools, plan, number):
-            found = out["strengths"].setdefault(f"{strength:g}", {"q": case.steps.q, "truth": [], "curves": {}})
+        for strength, steps, case, code in _cases(data, pools, plan, number):
+            found = out["strengths"].setdefault(f"{strength:g}", {"q": steps.q, "truth": [], "curves": {}})
             found["truth"].append(code)
             for i, method in enumerate(plan.methods):
-                _measure(found["curves"], case, method, plan.epochs, true, jax.random.fold_in(key, i))
+                of_method = partial(run, case, steps, data.batch, method, key=jax.random.fold_in(key, i))
+                _measure(found["curves"].setdefault(method, {}), of_method, plan.epochs, case.truth)
         say(f"{data.name}: run {number + 1} of {plan.runs}, {time.perf_counter() - clock:.0f} s")
     return out
 
 
-def _cases(data: Data, pools: tuple[Any, Any], plan: Plan, number: int) -> Iterator[tuple[float, Problem, Any]]:
-    """The problem of a run at each strength, and its truth."""
+def _cases(data: Data, pools: tuple[Any, Any], plan: Plan, number: int) -> Iterator[tuple[float, Steps, Case, str]]:
+    """The problem of a run at each strength, and the code of its truth."""
     rows = halves(data, number)
     L = curvature(data, rows[0])
     (train, val), exact = (tuple(part(pool, half) for half in rows) for pool in pools)
     d, real = data.X.shape[1], data.X.dtype
+    inner, outer = losses(data)
     for strength in plan.strengths:
         steps = Steps.of(L, strength)
-        problem = bx.Problem(bx.GradientStep(data.loss("feature"), steps.alpha), data.loss())
+        problem = bx.Problem(bx.GradientStep(inner, steps.alpha), outer)
         w0, lam = jnp.zeros((data.outputs, d), real), jnp.full(d, np.log(strength), real)
-        yield strength, Problem(problem, steps, w0, lam, train, val, data.batch), truth(data, exact, strength)
+        true, code = truth(data, exact, strength)
+        yield strength, steps, Case(problem, None, w0, lam, train, val, true), code
 
 
-def _measure(
-    curves: dict[str, Any], case: Problem, method: str, epochs: tuple[int, ...], true: np.ndarray, key: Any
-) -> None:
-    """Append the errors of one run to the curves of a method."""
-    curve = curves.setdefault(method, {"epochs": [[] for _ in epochs], "feature": [[] for _ in epochs],
-                                       "single": [[] for _ in epochs], "codes": {}})  # fmt: skip
+def _measure(curve: dict[str, Any], of_method: Callable[..., Any], epochs: tuple[int, ...], true: np.ndarray) -> None:
+    """Append the errors of one run to the curve of a method."""
     for i, number in enumerate(epochs):
-        est, spent = run(case, method, number, key)
-        curve["epochs"][i].append(spent)
-        for kind, error in relative(est.value, true).items():
-            curve[kind][i].append(error)
+        est, spent = of_method(number)
+        for kind, x in {"epochs": spent, **relative(est.value, true)}.items():
+            curve.setdefault(kind, [[] for _ in epochs])[i].append(x)
         code = bx.Code(int(est.code)).name
-        curve["codes"][code] = curve["codes"].get(code, 0) + 1
+        codes = curve.setdefault("codes", {})
+        codes[code] = codes.get(code, 0) + 1

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.paper import bilevel, errors
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from benchmarks.paper import bilevel, errors
 from bilevax.core.text import power
 from bilevax.report import svg
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+
+from benchmarks import tables
 from benchmarks.paper import bilevel
 
 TITLES = {"synthetic": "Synthetic", "fashion": "Fashion-MNIST", "newsgroups": "20 Newsgroups"}
@@ -115,7 +117,7 @@ def _errors(result: dict[str, Any]) -> list[str]:
         f" {lost['batch']} of these {len(rows)} cases, by AID-CG with L-BFGS in {lost['cg']}. {result['runs']} runs,"
         f" batches of {result['shape']['batch']}.\n"
     )
-    return [table(head, rows), said]
+    return [tables.text(head, rows), said]
 
 
 def _equal_epochs(result: dict[str, Any]) -> list[str]:
@@ -124,7 +126,7 @@ def _equal_epochs(result: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     title = "### At equal epochs, what the theory expects\n\nSynthetic problem, a penalty per feature.\n"
-    return [title, table(["penalty", "expected", "measured", "so"], rows)]
+    return [title, tables.text(["penalty", "expected", "measured", "so"], rows)]
 
 
 def _expectations(strengths: dict[str, Any], order: str) -> list[list[str]]:
@@ -159,7 +161,7 @@ def _tuned(result: dict[str, Any]) -> list[str]:
         for method, name in bilevel.METHODS.items():
             seconds = np.mean([one["seconds"] for one in runs[method]])
             rows.append([bilevel.PENALTIES[per], name, *_ends(runs[method]), f"{seconds:.0f}"])
-    return [table(head, rows), *_verdict(result)]
+    return [tables.text(head, rows), *_verdict(result)]
 
 
 def _verdict(result: dict[str, Any]) -> list[str]:
@@ -197,12 +199,6 @@ def _run(found: dict[str, Any]) -> list[str]:
     there = f"## The run\n\n{minutes}; {setting['processor']}, {setting['cores']} cores; {versions}; {setting['date']}."
     missing = [f"{part}-{d}" for part in PARTS for d in TITLES if f"{part}-{d}" not in found and (part, d) != SKIPPED]
     return [there + f" Not run in full yet: {', '.join(missing)}." * bool(missing)]
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _short(x: float) -> str:
