@@ -51,7 +51,7 @@ def run(
         from bilevax.report import write_courses
 
         for by in record["budgets"]:
-            print(clean(write_courses(out / PICTURE.format(by=by), record, by=by)))
+            print(clean(write_courses(out / PICTURE.format(by=by), [record], by=by)))
 
 
 def show_names() -> None:

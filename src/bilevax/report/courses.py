@@ -25,12 +25,12 @@ _MEASURE = "|grad f|² over that at the start"
 _FLOOR = 1e-16
 
 
-def write_courses(path: Path, record: Plain, *, by: str = "samples") -> Path:
-    """Write the picture of a comparison as SVG: medians over the seeds, bands from quartile to quartile.
+def write_courses(path: Path, records: Sequence[Plain], *, by: str = "samples") -> Path:
+    """Write the picture of comparisons as SVG: medians over the seeds, bands from quartile to quartile.
 
     Args:
         path: of the picture.
-        record: of :func:`bilevax.testing.compare.compare`.
+        records: of :func:`bilevax.testing.compare.compare`, each with its budgets.
         by: ``"samples"`` or ``"seconds"``, what the x axis is.
 
     Returns:
@@ -39,8 +39,8 @@ def write_courses(path: Path, record: Plain, *, by: str = "samples") -> Path:
     Raises:
         StorageError: the picture could not be written.
     """
-    problems, budgets = record["problems"], record["budgets"][by]
-    names = list(dict.fromkeys(entry["name"] for p in problems for entry in p["algorithms"]))
+    problems = [(problem, record["budgets"][by]) for record in records for problem in record["problems"]]
+    names = list(dict.fromkeys(entry["name"] for problem, _ in problems for entry in problem["algorithms"]))
     rows = -(-len(problems) // _COLUMNS)
     top = 22 * -(-len(names) // 5) + 8
     with svg.style():
@@ -48,7 +48,7 @@ def write_courses(path: Path, record: Plain, *, by: str = "samples") -> Path:
 
         width, height = 2 * svg.WIDTH, rows * (_PANEL + _MARGIN) + top
         figure = Figure(figsize=(width / 72, height / 72))
-        for i, problem in enumerate(problems):
+        for i, (problem, budgets) in enumerate(problems):
             row, column = divmod(i, _COLUMNS)
             left, above = column * svg.WIDTH + 58, top + row * (_PANEL + _MARGIN) + 18
             box = left, width - left - svg.WIDTH + 72, above, height - above - _PANEL

@@ -31,11 +31,8 @@ from bilevax.testing.tools import vector
 
 __all__ = ["ENTRANTS", "GRID", "Task", "compare", "named_task"]
 
-POINTS = 13
-"""Budgets at which a run is judged: all of it, 2^(-1/2) of it, and so on, down to 1/64."""
-
 LOOKS = 64
-"""Callbacks in a budget of samples."""
+"""Callbacks in a budget of samples, and how much smaller the smallest budget is at which a run is judged."""
 
 FOREVER = 2**30
 """Outer steps, of which a budget ends a run long before."""
@@ -90,6 +87,7 @@ def compare(
     budget: float = 200_000,
     seconds: float | None = None,
     grid: Sequence[tuple[float, float]] | None = None,
+    points: int = 13,
     entrants: dict[str, Entrant] | None = None,
     told: Callable[[Event], object] = lambda event: None,
 ) -> Plain:
@@ -108,6 +106,7 @@ def compare(
             alone.
         grid: pairs (rho L, gamma K), of which each algorithm gets the one whose last gradient is smallest in a run of
             another seed. None: each algorithm as it is built without arguments.
+        points: budgets at which a run is judged, at least 2, from 1/64 of the whole to the whole, evenly in logarithm.
         entrants: :data:`ENTRANTS` by default.
         told: called with each entry of the record when it is there.
 
@@ -118,14 +117,15 @@ def compare(
     for name in algorithms:
         if name not in known:
             raise ParameterError(f"there is no algorithm {name!r} to compare; there are {', '.join(known)}")
-    budgets = {"samples": _budgets("budget", budget)}
+    shares = LOOKS ** -np.linspace(1.0, 0.0, check_count("points", points, low=2))
+    budgets = {"samples": shares * check_real("budget", budget, low=0.0, open_low=True)}
     if seconds is not None:
-        budgets["seconds"] = _budgets("seconds", seconds)
+        budgets["seconds"] = shares * check_real("seconds", seconds, low=0.0, open_low=True)
     numbers = range(check_count("seeds", seeds, low=1))
     problems = []
     for task in tasks:
         found = [_entry(task, name, known[name], numbers, budgets, grid, told) for name in algorithms]
-        problems.append(_problem(task, found))
+        problems.append(_problem(task, found, len(shares)))
     kept = {kind: values.tolist() for kind, values in budgets.items()}
     return {
         "budgets": kept,
@@ -133,11 +133,6 @@ def compare(
         "grid": grid and [list(pair) for pair in grid],
         "problems": problems,
     }
-
-
-def _budgets(name: str, most: float) -> np.ndarray:
-    largest = float(check_real(name, most, low=0.0, open_low=True))
-    return np.asarray(largest * 2.0 ** (-0.5 * np.arange(POINTS)[::-1]))
 
 
 def _entry(
@@ -192,8 +187,8 @@ def _chosen(task: Task, entrant: Entrant, budgets: dict[str, np.ndarray], grid: 
     for pair in grid:
         steps = Steps(*pair, task.L, task.K)
         algorithm = entrant(steps)
-        points = _run(task, algorithm, CHOOSING, kind, _pace(task, algorithm, kind)[0]).kept["samples"]
-        size = _judged(task, points[-1])[0] if len(points) == POINTS else None
+        watch = _run(task, algorithm, CHOOSING, kind, _pace(task, algorithm, kind)[0])
+        size = None if watch.failed else _judged(task, watch.last)[0]
         if size is not None and size < least:
             best, least = steps, size
         # one that has no steps to choose
@@ -212,7 +207,7 @@ def _judged(task: Task, point: Point) -> tuple[float, float] | tuple[None, None]
     return (size, float(value)) if np.isfinite(size) and np.isfinite(value) else (None, None)
 
 
-def _problem(task: Task, entries: list[Plain]) -> Plain:
+def _problem(task: Task, entries: list[Plain], budgets: int) -> Plain:
     """The entries of a task in relative measures, with their quartiles."""
     size, value = _judged(task, Point(task.w0, task.lam))
     if size is None or value is None:
@@ -225,7 +220,7 @@ def _problem(task: Task, entries: list[Plain]) -> Plain:
         out = {}
         for kind, points in run.items():
             seen = [[p[0] / size, (p[1] - least) / (value - least)] if p[0] is not None else [None] * 2 for p in points]
-            seen += [[None, None]] * (POINTS - len(points))
+            seen += [[None, None]] * (budgets - len(points))
             out[kind] = {name: [p[i] for p in seen] for i, name in enumerate(("gradient", "gap"))}
         return out
 
