@@ -34,9 +34,6 @@ __all__ = ["ENTRANTS", "GRID", "Task", "compare", "named_task"]
 LOOKS = 64
 """Callbacks in a budget of samples, and how much smaller the smallest budget is at which a run is judged."""
 
-FOREVER = 2**30
-"""Outer steps, of which a budget ends a run long before."""
-
 CHOOSING = 2**30
 """Seed of the runs that choose a setting of the grid; those that are reported have others."""
 
@@ -50,20 +47,35 @@ class Point(NamedTuple):
     seconds: float = 0.0
 
 
+class Pace(NamedTuple):
+    """Outer steps of a run, more than its budget allows, and from one look at it to the next."""
+
+    steps: int
+    every: int
+
+    @staticmethod
+    def of(budget: float, each: float) -> "Pace":
+        """For a budget of which each step takes so much."""
+        steps = max(1, int(np.ceil(budget / each)))
+        return Pace(steps + steps // 8 + 1, max(1, steps // LOOKS))
+
+
 @dataclass
 class Watch:
     """A callback that keeps, for each budget, the last point of a run within it, and ends the run after the largest.
 
     Attributes:
-        budgets: for each kind, ``"samples"`` or ``"seconds"``, what may be spent, ascending.
+        kind: of what is spent, ``"samples"`` or ``"seconds"``.
+        budgets: what may be spent, ascending.
         last: the start of the run, and then the point of the last call.
-        kept: for each kind the points so far, one a budget.
+        kept: the points so far, one a budget.
     """
 
-    budgets: dict[str, np.ndarray]
+    kind: str
+    budgets: np.ndarray
     last: Point
     began: float = field(default_factory=time.process_time)
-    kept: dict[str, list[Point]] = field(default_factory=dict)
+    kept: list[Point] = field(default_factory=list)
     failed: bool = False
     steps: int = 0
 
@@ -71,12 +83,13 @@ class Watch:
         """True once every budget is spent, or the run failed."""
         spent = time.process_time() - self.began
         point = Point(progress.w, progress.lam, float(progress.history.samples[-1]), spent)
-        for kind, budgets in self.budgets.items():
-            points = self.kept.setdefault(kind, [])
-            points += [self.last] * (int(np.sum(budgets < getattr(point, kind))) - len(points))
+        self.kept += [self.last] * (int(np.sum(self.budgets < getattr(point, self.kind))) - len(self.kept))
         self.failed = bool(progress.history.code[-1] >= Code.NOT_CONTRACTIVE)
         self.last, self.steps = point, progress.step
-        return self.failed or all(len(self.kept[kind]) == len(budgets) for kind, budgets in self.budgets.items())
+        # of a run that ends with its steps, the rest of the budgets have the last point
+        if not self.failed and progress.step == progress.steps:
+            self.kept += [point] * (len(self.budgets) - len(self.kept))
+        return self.failed or len(self.kept) == len(self.budgets)
 
 
 def compare(
@@ -102,8 +115,7 @@ def compare(
         algorithms: names in ``entrants``.
         seeds: how many runs of each, at least 1.
         budget: samples of a run, pilots included.
-        seconds: CPU seconds of a run, judged beside the samples; a run goes on until it has spent both. None: samples
-            alone.
+        seconds: CPU seconds of as many more runs, from the same seeds, that end by time; None: samples alone.
         grid: pairs (rho L, gamma K), of which each algorithm gets the one whose last gradient is smallest in a run of
             another seed. None: each algorithm as it is built without arguments.
         points: budgets at which a run is judged, at least 2, from 1/64 of the whole to the whole, evenly in logarithm.
@@ -147,54 +159,63 @@ def _entry(
     """What one algorithm did on one task, or why it cannot run there."""
     entry: Plain = {"problem": task.name, "name": name}
     try:
-        chosen = None if grid is None else _chosen(task, entrant, budgets, grid)
+        chosen = None if grid is None else _chosen(task, entrant, budgets["samples"], grid)
         algorithm = entrant(chosen)
-        every, plain = _pace(task, algorithm, budgets)
+        paces, plain = _paces(task, algorithm, budgets)
     except ParameterError as e:
         entry |= {"refused": str(e)}
     else:
-        watches = [_run(task, algorithm, seed, budgets, every) for seed in seeds]
-        runs = [{kind: [_judged(task, p) for p in w.kept[kind]] for kind in budgets} for w in watches]
-        last = [{"steps": w.steps, "samples": w.last.samples, "seconds": w.last.seconds} for w in watches]
+        watches = {k: [_run(task, algorithm, seed, k, budgets[k], paces[k]) for seed in seeds] for k in budgets}
+        runs = [
+            {kind: [_judged(task, p) for p in watches[kind][i].kept] for kind in budgets} for i in range(len(seeds))
+        ]
+        last = [{"steps": w.steps, "samples": w.last.samples, "seconds": w.last.seconds} for w in watches["samples"]]
         steps = None if chosen is None else {"inner": chosen.inner, "outer": chosen.outer}
-        failed = sum(w.failed for w in watches)
+        failed = sum(any(watches[kind][i].failed for kind in budgets) for i in range(len(seeds)))
         entry |= {"algorithm": plain, "grid": steps, "failed": failed, "spent": last, "runs": runs}
     told({"kind": "compared", **entry})
     return entry
 
 
-def _pace(task: Task, algorithm: Algorithm, budgets: dict[str, np.ndarray]) -> tuple[int, PyTree]:
-    """Outer steps from one look to the next, and the algorithm as plain values; compiles what runs will use."""
+def _paces(task: Task, algorithm: Algorithm, budgets: dict[str, np.ndarray]) -> tuple[dict[str, Pace], PyTree]:
+    """How runs within each budget go, and the algorithm as plain values; compiles what they will use."""
     steps = min(8, algorithm.steps_per_record)
     key = jax.random.key(CHOOSING)
     tried = minimize(task.problem, algorithm, *task[2:6], steps=2 * steps, every=steps, key=key)
     samples, at = (np.concatenate([[0], x]) for x in (tried.history.samples, tried.history.step))
     each = (samples[-1] - samples[-2]) / max(at[-1] - at[-2], 1)
-    return max(1, int(budgets["samples"][-1] / LOOKS / max(each, 1.0))), tried.config["algorithm"]
+    pace = Pace.of(budgets["samples"][-1], max(each, 1.0))
+    # once more, compiled: seconds a step
+    watch = [_run(task, algorithm, CHOOSING, "samples", budgets["samples"], pace) for _ in range(2)][1]
+    spent = max(watch.last.seconds, 1e-3) / max(watch.steps, 1)
+    paces = {"samples": pace}
+    if "seconds" in budgets:
+        paces["seconds"] = Pace.of(budgets["seconds"][-1], spent)
+        _run(task, algorithm, CHOOSING, "seconds", budgets["seconds"], paces["seconds"])
+    return paces, tried.config["algorithm"]
 
 
-def _run(task: Task, algorithm: Algorithm, seed: int, budgets: dict[str, np.ndarray], every: int) -> Watch:
-    watch = Watch(budgets, Point(task.w0, task.lam))
+def _run(task: Task, algorithm: Algorithm, seed: int, kind: str, budgets: np.ndarray, pace: Pace) -> Watch:
+    watch = Watch(kind, budgets, Point(task.w0, task.lam))
     key = jax.random.key(seed)
-    minimize(task.problem, algorithm, *task[2:6], steps=FOREVER, every=every, key=key, callback=watch)
+    minimize(task.problem, algorithm, *task[2:6], steps=pace.steps, every=pace.every, key=key, callback=watch)
     return watch
 
 
-def _chosen(task: Task, entrant: Entrant, budgets: dict[str, np.ndarray], grid: Sequence[tuple[float, float]]) -> Steps:
+def _chosen(task: Task, entrant: Entrant, budgets: np.ndarray, grid: Sequence[tuple[float, float]]) -> Steps:
     """The steps of the grid after which the hypergradient is smallest; the first where none moves."""
-    kind = {"samples": budgets["samples"]}
-    best, least = None, np.inf
-    for pair in grid:
-        steps = Steps(*pair, task.L, task.K)
-        algorithm = entrant(steps)
-        watch = _run(task, algorithm, CHOOSING, kind, _pace(task, algorithm, kind)[0])
+    tried = [Steps(*pair, task.L, task.K) for pair in grid]
+    # one that has no steps to choose
+    if entrant(None) == entrant(tried[0]):
+        return tried[0]
+    pace = _paces(task, entrant(tried[0]), {"samples": budgets})[0]["samples"]
+    best, least = tried[0], np.inf
+    for steps in tried:
+        watch = _run(task, entrant(steps), CHOOSING, "samples", budgets, pace)
         size = None if watch.failed else _judged(task, watch.last)[0]
         if size is not None and size < least:
             best, least = steps, size
-        # one that has no steps to choose
-        if entrant(None) == algorithm:
-            break
-    return best or Steps(*grid[0], task.L, task.K)
+    return best
 
 
 def _judged(task: Task, point: Point) -> tuple[float, float] | tuple[None, None]:
