@@ -13,14 +13,24 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import CurvatureStep
-from bilevax.core.config import canonicalize, replace_unchecked
+from bilevax.core.config import canonicalize, check_count, replace_unchecked
+from bilevax.core.errors import ParameterError
+from bilevax.core.keys import as_key
 from bilevax.core.protocols import Algorithm, BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count
-from bilevax.core.trees import PyTree, axpy, norm, scale, zeros_like
+from bilevax.core.trees import PyTree, all_finite, as_parameters, axpy, norm, scale, where, zeros_like
 from bilevax.data import fold_looks
 from bilevax.linalg.power import nonzero, unit
-from bilevax.problems.gradient_step import GradientStep, InverseCurvature
-from bilevax.solvers.parts import Point, inner_directions, joined, moved_by, outer_directions, start
+from bilevax.problems.gradient_step import GradientStep, InverseCurvature, measuring_products
+from bilevax.solvers.parts import (
+    Point,
+    inner_directions,
+    joined,
+    minus_hessian_product,
+    moved_by,
+    outer_directions,
+    start,
+)
 from bilevax.solvers.schedules import Polynomial
 
 SAMPLES = 5000
@@ -29,8 +39,8 @@ SAMPLES = 5000
 SHARE = 0.05
 """Part of a run's samples that measuring takes at most."""
 
-LOOKS = 10, 3
-"""Minibatches on which L is measured, and products on each."""
+LOOKS, WHOLE = 10, 2
+"""Minibatches on which L is measured; the same where each is every row."""
 
 LEAST, MOST = 16, 400
 """Steps of the short run: fewer tell nothing, more do not tell more."""
@@ -42,23 +52,32 @@ INNER = 0.5
 """rho of the short run in units of 1 / L, of a map in units of the map."""
 
 
+LAG = 1.0
+"""The most that lam may move in the time in which w and u follow, in units of 1 / K."""
+
+SLOWEST = 10
+"""Times the length of the short run: the slowest decay that it can tell."""
+
+
 class Defaults(NamedTuple):
     """Constants of a class: its steps in units of what is measured.
 
     Attributes:
-        inner: rho_0 L; of a map rho_0.
-        outer: gamma_0 K.
+        inner: a = rho_0 L; of a map rho_0.
+        outer: c, the most that gamma_0 K may be.
+        moves: of w in a step.
         power: by which both fall, (1 + k / horizon)^(-power).
     """
 
     inner: float
     outer: float
+    moves: int = 1
     power: float = 0.0
 
-    @property
-    def horizon(self) -> float:
-        """Steps after which they begin to fall: ten times those in which lam moves by its distance, 1 / (gamma K)."""
-        return 10.0 / self.outer
+    def speed(self, rate: Array) -> Array:
+        """gamma_0 K: lam moves on while w and u follow by ``rate`` a move, and no faster than that allows."""
+        # min(c, LAG T a rate): a loop that answers after T' steps is stable up to gains of the order of 1 / T'
+        return jnp.minimum(self.outer, LAG * self.moves * self.inner * rate)
 
 
 @runtime_checkable
@@ -85,6 +104,7 @@ class Curvatures(NamedTuple):
         inner: 1 / (L + p(lam)), L the largest curvature of a minibatch of the inner loss that was met, p that
             of its penalty where the loss tells it, else None; None of a map.
         outer: K, the largest curvature of f that was met, |f'' t| of unit directions t.
+        rate: by which an error of w or u falls in a step of rho = 1 / L, about the least curvature over L.
         unit: |grad_1 E| / |grad_1 G|, root mean squares over minibatches.
         w: the inner variable.
         u: the multiplier.
@@ -92,6 +112,7 @@ class Curvatures(NamedTuple):
 
     inner: InverseCurvature | None
     outer: Array
+    rate: Array
     unit: Array
     w: PyTree
     u: PyTree
@@ -149,40 +170,49 @@ def measure_steps(
         train: source of inner minibatches.
         val: source of outer minibatches.
         key: a JAX random key.
-        samples: rows to read for it, about; at least for 16 steps, at most for 400.
+        samples: rows to read for it, at most; at least for 16 steps, at most for 400.
 
-    Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each, none of a map), each step
-    of the short run those of one step of :class:`~bilevax.SOBA`, on one minibatch each.
+    Raises:
+        ParameterError: the algorithm's steps can't be measured, or another argument is wrong.
+
+    Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each; 2 and 2 where each is
+    every row; one bound of a loss that knows its ``curvature``; none of a map), each step of the short run the calls of
+    one step of :class:`~bilevax.SOBA`, on one minibatch each.
     """
+    if not isinstance(algorithm, Measurable):
+        raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")
+    samples, key = check_count("samples", samples, low=1), as_key(key)
+    w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     b, b_val = train.rows_per_batch, val.rows_per_batch
-    minibatches = LOOKS[0] if problem.has_loss else 0
-    if train.is_full_batch:
-        minibatches = min(minibatches, 2)
-    steps = min(max((samples - minibatches * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
+    minibatches = 0 if not problem.has_loss else WHOLE if train.is_full_batch else LOOKS
+    known = problem.has_loss and hasattr(problem.inner_loss, "curvature")
+    products = measuring_products(train, minibatches, known=known)
+    # what a loss knows of its own curvature takes one call a minibatch
+    reads = products if known else minibatches
+    steps = min(max((samples - reads * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
     start = canonicalize(problem), w0, lam, (train, val)
     found = _curvatures(*start, key, jnp.int32(steps // PHASES), minibatches=minibatches)
     once = Count(steps, b, 0)
-    products = Count(minibatches * (LOOKS[1] + 2), b, minibatches)
-    cost = Cost(Count(steps, b), once, once, Count(steps, b_val), products)
+    cost = Cost(Count(steps, b), once, once, Count(steps, b_val), Count(products, b, reads))
     return Measured(filled(algorithm, found), found.w, found.u, cost)
 
 
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
-    """The algorithm with the steps that it lacks."""
-    d = algorithm.defaults
-    rho = algorithm.step_size
+    """The algorithm with the steps that it lacks, in JAX's default float as numbers that are given."""
+    d, rho = algorithm.defaults, algorithm.step_size
+    speed = d.speed(found.rate).astype(float)
     if rho is None:
-        # a_k / L = (a / L) / (1 + k / horizon)^power
+        # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon ten times the steps in which lam gets somewhere
         L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
-        L = jnp.where(L > 0, L, 1.0)  # without any curvature every step will do
-        falling = replace_unchecked(Polynomial(1.0, d.power, d.horizon), value=d.inner / L)
+        L = jnp.where(L > 0, L, 1.0).astype(float)  # without any curvature every step will do
+        falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=10.0 / speed)
         rho = falling if penalty is None else CurvatureStep(falling, L, penalty)
     changes = {"step_size": rho}
     if algorithm.ratio is None:
-        # gamma_0 / rho_0 = (c / K) / rho_0
-        changes["ratio"] = d.outer / found.outer / rho(jnp.int32(0))
+        # gamma_0 / rho_0, gamma_0 = speed / K
+        changes["ratio"] = speed / found.outer.astype(float) / rho(jnp.int32(0))
     if getattr(algorithm, "unit", 0) is None:
-        changes["unit"] = found.unit
+        changes["unit"] = found.unit.astype(float)
     return replace_unchecked(algorithm, **changes)
 
 
@@ -192,7 +222,7 @@ def _curvatures(
 ) -> Curvatures:
     walk_key, key = jax.random.split(key)
     streams, half = dict(zip(("train", "val"), sources, strict=True)), phase // 2
-    p = start(problem, w0, lam)
+    p = begin = start(problem, w0, lam)
     rho, met, zero = INNER, None, jnp.zeros((), jnp.result_type(*jax.tree.leaves(w0)))
     if problem.has_loss:
         step = GradientStep(problem.inner_loss).measured(p.w, p.lam, sources[0], walk_key, minibatches)
@@ -209,7 +239,7 @@ def _curvatures(
         return joined(inner, (g, direct)), (norm(g) ** 2, norm(inner.w) ** 2)
 
     def in_second_half(k: Array) -> Array:
-        return jnp.where(k % phase >= half, 1.0 / (phase - half), 0.0)
+        return jnp.where(k % phase >= half, 1.0 / (phase - half).astype(float), 0.0)
 
     def lead_near(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
         p, mean, squares = carry
@@ -218,21 +248,30 @@ def _curvatures(
         return moved(p, d), axpy(in_second_half(k), d.lam, mean), squares
 
     def differentiate(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
-        p, tangent, mean = carry
+        p, tangent, mean, e = carry
         # the derivatives of (d_w, d_u, d_lam) along (w', u', t)
         d, dot = jax.jvp(lambda p: directions(p, looks)[0], (p,), (tangent,))
-        return moved(p, d), moved(tangent, dot), axpy(in_second_half(k), dot.lam, mean)
+        # (I - rho H) e: how an error of u decays
+        e = moved_by(rho, looks["train"](lambda draw: minus_hessian_product(problem, p.w, p.lam, draw, e)), e)
+        return moved(p, d), moved(tangent, dot), axpy(in_second_half(k), dot.lam, mean), e
 
     ends = {"key": key, "start": jnp.int32(0), "stop": phase}
     p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
-    K = zero
+    K, e = zero, unit(nonzero(p.u))
+    lengths = [norm(e)]
     for i in range(1, PHASES):
         t = unit(nonzero(way))
         tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
-        p, _, way = fold_looks(streams, differentiate, (p, tangent, zeros_like(t)), (), **ends)
+        p, _, way, e = fold_looks(streams, differentiate, (p, tangent, zeros_like(t), e), (), **ends)
         K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
+        lengths.append(norm(e))
+    # e falls by exp(-rate) a step, once its quick parts are gone; what hardly falls in so few steps is not known better
+    rate = jnp.log(lengths[-2] / lengths[-1]) / phase
+    rate = jnp.clip(rate, 1.0 / (SLOWEST * PHASES * phase), 1.0) / INNER
     # an outer loss that does not depend on lam: every step will do
     K = jnp.where(K > 0, K, 1.0)
     ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)
-    return Curvatures(met, K, ratio, p.w, p.u)
+    # where the short run diverged its end is of no use, and the run will say so itself
+    found = where(all_finite(p), p, begin)
+    return Curvatures(met, K, rate, ratio, found.w, found.u)

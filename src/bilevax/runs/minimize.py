@@ -88,6 +88,7 @@ def minimize(
     every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
     w0, lam, key, sources = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key), (train, val)
+    algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
     clock = time.monotonic()
     algorithm, state, spent = _begin(problem, algorithm, w0, lam, sources, key, steps)
     # before the arrays of problem and algorithm go to the device

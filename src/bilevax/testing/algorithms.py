@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.outer_loop import advance
+from bilevax.algorithms.measured_steps import Measurable, measure_steps
 from bilevax.core.codes import Code
-from bilevax.core.config import canonicalize
+from bilevax.core.config import canonicalize, replace_unchecked
+from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Algorithm, Sources
 from bilevax.core.records import Result
 from bilevax.core.trees import PyTree
-from bilevax.data import Looks, fold_looks
+from bilevax.data import Arrays, Looks, fold_looks
+from bilevax.data.looks import stream_key
 from bilevax.problems import Box
 from bilevax.runs import Progress, minimize
 from bilevax.testing.closed_forms.small import (
-    B,
     Reference,
     Watched,
     finite_quadratic,
@@ -54,14 +55,22 @@ FEW = 7
 
 BOX = Box(lower=-0.2, upper=0.1)
 
+UNEVEN, EVEN = (8, 2), (10, 1)
+"""Rows of a minibatch of train, of 30, and of val, of 5; the first such that in blocks both have a short last one."""
+
+READ = Counter()
+"""Minibatches of train that were read; one counter for all algorithms, so that they share programs."""
+
 
 def check_algorithm(algorithm: Algorithm, *, steps: int = 100, decrease: float = 0.1, stochastic: bool = True) -> None:
     """Check an algorithm, such as ``bilevax.BSGM(...)``, against all contracts.
 
     It must be given steps for an outer function of curvature between 0.1 and 1. In order: it is a configuration; on
-    every row it comes near the minimum; how a run is cut, nested trees, float32, vmap and rebuilding change nothing; no
-    iterate leaves Lambda; NaN ends a run with finite variables; its cost is at least what it read; its settings can be
-    written as JSON; its randomness is the key's.
+    every row it comes near the minimum; in blocks, of which the last is short, how a run is cut, float32 and rebuilding
+    change nothing; no iterate leaves Lambda; NaN ends a run with finite variables; nested trees change nothing; its
+    randomness is the key's. Then, on independent rows unless it refuses them, and built without arguments where its
+    steps can be measured: its cost is at least what it read; its settings can be written as JSON, with every step; a
+    loop of one's own and vmap change nothing.
 
     Args:
         algorithm: what is checked.
@@ -80,19 +89,33 @@ def check_algorithm(algorithm: Algorithm, *, steps: int = 100, decrease: float =
     with float64():
         methods(algorithm, "check", "streams", "init", "step", "solution", "outer_step_size", "step_cost")
         configuration(algorithm)
-        watch = watched(BOX)
+        watch = _noisy(watched(BOX))
         _decrease(algorithm, steps, decrease)
         base = _run(algorithm, watch.reference)
         _record(algorithm, base)
         _cut(algorithm, watch.reference, base)
         _traces(algorithm, watch)
         _faults(algorithm, watch)
-        _trees(algorithm, watch.reference)
-        _precision(algorithm, watch.reference)
-        _mapped(algorithm, watch.reference, base)
-        _own_loop(algorithm, watch.reference, base)
-        _cost(algorithm, watch.reference)
+        _trees(algorithm)
+        _precision(algorithm, watch.reference, base)
         _randomness(algorithm, watch.reference, stochastic)
+        _counted(algorithm)
+
+
+def _noisy(watch: Watched) -> Watched:
+    """The quadratic with five rows of val, whose means are those of its one row."""
+    given, spread = watch.reference, np.linspace(-1.0, 1.0, 5)
+    val = {"target": given.val["target"] + spread[:, None], "r": given.val["r"] * (1.0 + 0.5 * spread)}
+    return watch._replace(reference=given._replace(val=val))
+
+
+def _start(
+    reference: Reference, sizes: tuple[int | None, int | None], sampling: str
+) -> tuple[PyTree, PyTree, PyTree, Sources]:
+    """Problem, w0, lam and the sources."""
+    (problem, lam, *_), w0 = reference.start()
+    train, val = (Arrays(x, size, sampling) for x, size in zip((reference.train, reference.val), sizes, strict=True))
+    return problem, w0, lam, (train, val)
 
 
 def _run(
@@ -101,18 +124,18 @@ def _run(
     *,
     steps: int = FEW,
     seed: int = 0,
-    batch_size: int | None = B,
+    sizes: tuple[int | None, int | None] = UNEVEN,
     callback: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """A run; with a callback, one call of the compiled program a step."""
-    (_, lam, train, val), w0 = reference.start(batch_size)
-    start, every = (reference.problem, algorithm, w0, lam, train, val), None if callback is None else 1
+    """A run in blocks; with a callback, one call of the compiled program a step."""
+    problem, w0, lam, sources = _start(reference, sizes, "blocks")
+    start, every = (problem, algorithm, w0, lam, *sources), None if callback is None else 1
     return minimize(*start, steps=steps, key=jax.random.key(seed), callback=callback, every=every)
 
 
 def _decrease(algorithm: Algorithm, steps: int, decrease: float) -> None:
     name, p = title(algorithm), finite_quadratic()
-    result = _run(algorithm, quadratic(), steps=steps, batch_size=None)
+    result = _run(algorithm, quadratic(), steps=steps, sizes=(None, None))
     require(result.code < Code.DIVERGED, f"{name} ends with {Code(result.code).name} on FiniteQuadratic")
     like(f"the lam of {name}", result.lam, jnp.asarray(p.lam))
     like(f"the w of {name}", result.w, jnp.zeros_like(jnp.asarray(p.target)))
@@ -151,8 +174,8 @@ def _cut(algorithm: Algorithm, reference: Reference, base: Result) -> None:
     inside = all(np.all((np.asarray(lam) >= -0.2) & (np.asarray(lam) <= 0.1)) for lam in seen)
     require(inside, f"an iterate of {name} left the set Lambda")
     # a lam outside of the box
-    (problem, lam, *sources), w0 = reference._replace(lam=np.array([5.0, -5.0, 0.0])).start(B)
-    state = canonicalize(algorithm).init(problem, w0, lam, (sources[0], sources[1]))
+    problem, w0, lam, sources = _start(reference._replace(lam=np.array([5.0, -5.0, 0.0])), UNEVEN, "blocks")
+    state = canonicalize(algorithm).init(problem, w0, lam, sources)
     require(same_bits(algorithm.solution(state)[1], BOX(lam)), f"{name}.init must project lam onto Lambda")
 
 
@@ -179,64 +202,18 @@ def _faults(algorithm: Algorithm, watch: Watched) -> None:
         require(len(result.history.code) == 1, f"{name} goes on after a step in which the {place(where)} was NaN")
 
 
-def _trees(algorithm: Algorithm, reference: Reference) -> None:
-    plain = reference._replace(problem=quadratic().problem)
-    wide, tree = _run(algorithm, plain), _run(algorithm, nested(plain))
+def _trees(algorithm: Algorithm) -> None:
+    # on every row, where the program is that of _decrease
+    wide, tree = (_run(algorithm, given, sizes=(None, None)) for given in (quadratic(), nested(quadratic())))
     error = max(relative(tree.lam, nest(wide.lam)), relative(tree.w, nest(wide.w)))
     require(error <= ROUNDING, f"{title(algorithm)} gives other numbers where w and lam are nested dictionaries")
 
 
-def _precision(algorithm: Algorithm, reference: Reference) -> None:
-    plain = reference._replace(problem=quadratic().problem)
-    narrow, wide = _run(algorithm, plain.single()), _run(algorithm, plain)
+def _precision(algorithm: Algorithm, reference: Reference, base: Result) -> None:
+    narrow = _run(algorithm, reference.single())
     single(title(algorithm), w=narrow.w, lam=narrow.lam)
-    error = relative(narrow.lam, wide.lam)
+    error = relative(narrow.lam, base.lam)
     require(error <= 1e-2, f"{title(algorithm)} in float32 differs by {error:.1e} from itself in float64")
-
-
-def _mapped(algorithm: Algorithm, reference: Reference, base: Result) -> None:
-    """The traceable loop, two keys at once: the first is that of the base run."""
-    (_, lam, *sources), w0 = reference.start(B)
-    problem, ready = canonicalize(reference.problem), canonicalize(algorithm)
-
-    def run(key: Array, sources: Sources) -> PyTree:
-        state, ends = algorithm.init(problem, w0, lam, sources), {"start": jnp.int32(0), "stop": jnp.int32(FEW)}
-        return algorithm.solution(advance(problem, ready, state, sources, key=key, **ends).state)
-
-    # sources are arguments of the program, as their tables are large
-    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
-    lanes = jax.jit(jax.vmap(run, (0, None)))(keys, tuple(sources))
-    error = relative(jax.tree.map(lambda x: x[0], lanes), (base.w, base.lam))
-    require(error <= ROUNDING, f"{title(algorithm)} under jax.vmap differs from a run by {error:.1e}")
-
-
-def _own_loop(algorithm: Algorithm, reference: Reference, base: Result) -> None:
-    """A user's own loop over the steps, cut in two."""
-    (problem, lam, *pair), w0 = reference.start(B)
-    algorithm, sources = canonicalize(algorithm), (pair[0], pair[1])
-
-    def step(state: PyTree, _: PyTree, k: Array, looks: Looks) -> PyTree:
-        return algorithm.step(problem, state, looks, k)[0]
-
-    @jax.jit
-    def run(state: PyTree, start: int, stop: int) -> PyTree:
-        streams, ends = algorithm.streams(sources), {"start": start, "stop": stop}
-        return fold_looks(streams, step, state, (), key=jax.random.key(0), **ends)
-
-    state = algorithm.init(problem, w0, lam, sources)
-    error = relative(algorithm.solution(run(run(state, 0, 3), 3, FEW)), (base.w, base.lam))
-    require(error <= ROUNDING, f"{title(algorithm)} in a loop over its steps differs from a run by {error:.1e}")
-
-
-def _cost(algorithm: Algorithm, reference: Reference) -> None:
-    name, seen = title(algorithm), Counter()
-    (_, lam, train, val), w0 = reference.start(B)
-    start = reference.problem, algorithm, w0, lam, Counted(train, seen), val
-    # minibatches of train as the running program reads them, against what the cost says
-    result = minimize(*start, steps=FEW, key=jax.random.key(0))
-    counted_in_full(name, result.cost, train.rows_per_batch, seen.after(result.lam))
-    rising = np.all(np.diff(result.history.samples) > 0) and result.history.samples[-1] == result.cost.samples
-    require(rising, f"the samples that {name} records must rise at every step, to those of the whole run")
 
 
 def _randomness(algorithm: Algorithm, reference: Reference, stochastic: bool) -> None:
@@ -245,3 +222,68 @@ def _randomness(algorithm: Algorithm, reference: Reference, stochastic: bool) ->
         return result.lam, result.w
 
     keyed(title(algorithm), run, draws=stochastic)
+
+
+def _counted(algorithm: Algorithm) -> None:
+    """On independent rows, or blocks, of a train that is counted; without steps where they can be measured."""
+    name, reference = title(algorithm), _noisy(watched()).reference
+    reference = reference._replace(problem=replace_unchecked(quadratic().problem, project=BOX))
+    if isinstance(algorithm, Measurable):
+        algorithm = type(algorithm)()
+    problem, w0, lam, (train, val) = _start(reference, EVEN, _sampling(algorithm, reference))
+    sources, before = (Counted(train, READ), val), READ.after(())
+    start, key = (problem, algorithm, w0, lam, *sources), jax.random.key(0)
+    base = minimize(*start, steps=FEW, key=key)
+    # minibatches of train as the running program reads them, against what the cost says
+    counted_in_full(name, base.cost, train.rows_per_batch, READ.after(base.lam) - before)
+    rising = np.all(np.diff(base.history.samples) > 0) and base.history.samples[-1] == base.cost.samples
+    require(rising, f"the samples that {name} records must rise at every step, to those of the whole run")
+    if isinstance(algorithm, Measurable):
+        _measured(name, base, minimize(*start, steps=FEW, key=key))
+    _own_loop(algorithm, start, base)
+
+
+def _sampling(algorithm: Algorithm, reference: Reference) -> str:
+    """How rows are drawn: each on its own, but for an algorithm that refuses that."""
+    try:
+        algorithm.streams(_start(reference, EVEN, "iid")[-1])
+    except ParameterError:
+        return "blocks"
+    return "iid"
+
+
+def _measured(name: str, result: Result, again: Result) -> None:
+    for field in ("lam", "w", "cost"):
+        same = same_bits(getattr(result, field), getattr(again, field))
+        require(same, f"{name}() gives another {field} for the same key")
+    settings = result.config["algorithm"]
+    filled = all(settings[step] is not None for step in ("step_size", "ratio"))
+    require(filled, f"the settings of a run of {name}() must have the steps that were measured")
+    json.dumps(result.config, allow_nan=False)
+    require(int(result.cost.measuring.calls) > 0, f"the cost of {name}() must include that of measuring its steps")
+    require(result.code < Code.DIVERGED, f"{name}() ends with {Code(result.code).name} on FiniteQuadratic")
+
+
+def _own_loop(algorithm: Algorithm, start: PyTree, base: Result) -> None:
+    """A user's own loop over the steps, of two keys at once: the first is that of the base run."""
+    (problem, _, w0, lam, *pair), key, u0 = start, jax.random.key(0), ()
+    sources = pair[0], pair[1]
+    if isinstance(algorithm, Measurable):
+        found = measure_steps(problem, algorithm, w0, lam, *sources, key=stream_key(key, "measuring"))
+        algorithm, w0, u0 = found.algorithm, found.w0, (found.u0,)
+    algorithm = canonicalize(algorithm)
+
+    def step(state: PyTree, _: PyTree, k: Array, looks: Looks) -> PyTree:
+        return algorithm.step(problem, state, looks, k)[0]
+
+    # sources are arguments of the program, as their tables are large
+    def run(key: Array, sources: Sources) -> PyTree:
+        state = algorithm.init(problem, w0, lam, sources, *u0)
+        state = fold_looks(algorithm.streams(sources), step, state, (), key=key, start=0, stop=FEW)
+        return algorithm.solution(state)
+
+    lanes = jax.jit(jax.vmap(run, (0, None)))(jnp.stack([key, jax.random.key(1)]), sources)
+    error = relative(jax.tree.map(lambda x: x[0], lanes), (base.w, base.lam))
+    require(
+        error <= ROUNDING, f"{title(algorithm)} in a loop over its steps, under jax.vmap, is {error:.1e} from a run"
+    )
