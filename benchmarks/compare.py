@@ -87,15 +87,24 @@ def main(options: argparse.Namespace) -> None:
             continue
         samples, seconds, points = (20_000, 0.05, 3) if options.quick else BUDGETS[name]
         task = real_task(name) if name in REAL else named_task(name)
-        found[name] = compare(
+        found[name] = brief(compare(
             [task], algorithms, seeds=1 if options.quick else options.seeds, budget=samples, seconds=seconds,
             points=points, grid=GRID if options.grid else None, told=said,
-        )  # fmt: skip
+        ))  # fmt: skip
         store.keep(options, record)
     show(found)
     if options.out and not options.grid and set(found) == set(BUDGETS):
         for by in ("samples", "seconds"):
             write_courses(PICTURES / f"comparison_{by}.svg", [found[name] for name in BUDGETS], by=by)
+
+
+def brief(record: Any) -> Any:
+    """What the page needs: quartiles, and no run of its own; four digits."""
+    if isinstance(record, dict):
+        return {name: brief(x) for name, x in record.items() if name != "runs"}
+    if isinstance(record, list):
+        return [brief(x) for x in record]
+    return float(f"{record:.4g}") if isinstance(record, float) else record
 
 
 def said(event: Plain) -> None:

@@ -28,7 +28,7 @@ def tiny():
 
 @pytest.fixture(name="record", scope="module")
 def compared(task):
-    return compare([task], ["SOBA", "Descent"], seeds=3, budget=30_000, points=4)
+    return compare([task], ["SOBA", "Descent"], seeds=3, budget=200_000, points=4)
 
 
 def progress(samples, code=0, step=1):
@@ -71,14 +71,14 @@ def test_the_measures_are_those_of_the_closed_form(task, record):
 
 def test_the_deterministic_method_arrives_and_each_run_gets_nearer(record):
     soba, descent = record["problems"][0]["algorithms"]
-    assert descent["quartiles"]["samples"]["gradient"][1][-1] < 1e-4
+    assert descent["quartiles"]["samples"]["gradient"][1][-1] < 1e-3
     assert soba["quartiles"]["samples"]["gradient"][1][-1] < 0.1
     for entry in (soba, descent):
         low, middle, high = np.array(entry["quartiles"]["samples"]["gap"])
         assert (low <= middle).all()
         assert (middle <= high).all()
         assert (low >= 0).all()
-        assert all(run["samples"] >= 30_000 for run in entry["spent"])
+        assert all(run["samples"] >= 200_000 for run in entry["spent"])
     # every row of train in each gradient: no seed changes it
     assert len({json.dumps(run) for run in descent["runs"]}) == 1
     assert len({json.dumps(run) for run in soba["runs"]}) == 3

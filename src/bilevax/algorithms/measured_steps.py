@@ -267,8 +267,9 @@ def _curvatures(
         K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
         lengths.append(norm(e))
     # e falls by exp(-rate) a step, once its quick parts are gone; what hardly falls in so few steps is not known better
-    rate = jnp.log(lengths[-2] / lengths[-1]) / phase
-    rate = jnp.clip(rate, 1.0 / (SLOWEST * PHASES * phase), 1.0) / INNER
+    each = phase.astype(lengths[0].dtype)
+    rate = jnp.log(lengths[-2] / lengths[-1]) / each
+    rate = jnp.clip(rate, 1.0 / (SLOWEST * PHASES * each), 1.0) / INNER
     # an outer loss that does not depend on lam: every step will do
     K = jnp.where(K > 0, K, 1.0)
     ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)
