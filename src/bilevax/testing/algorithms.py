@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,6 @@ from bilevax.testing.closed_forms.small import (
     Reference,
     Watched,
     finite_quadratic,
-    minimiser,
     nest,
     nested,
     quadratic,
@@ -140,7 +140,7 @@ def _decrease(algorithm: Algorithm, steps: int, decrease: float) -> None:
     like(f"the lam of {name}", result.lam, jnp.asarray(p.lam))
     like(f"the w of {name}", result.w, jnp.zeros_like(jnp.asarray(p.target)))
     # (f(lam) - min f) / (f(lam_0) - min f)
-    least = p.value(minimiser(p))
+    least = p.value(p.minimiser)
     left = (p.value(np.asarray(result.lam)) - least) / (p.value(p.lam) - least)
     require(
         left <= decrease,
@@ -266,8 +266,8 @@ def _measured(name: str, result: Result, again: Result) -> None:
 
 def _own_loop(algorithm: Algorithm, start: PyTree, base: Result) -> None:
     """A user's own loop over the steps, of two keys at once: the first is that of the base run."""
-    (problem, _, w0, lam, *pair), key, u0 = start, jax.random.key(0), ()
-    sources = pair[0], pair[1]
+    (problem, _, w0, lam, *pair), key = start, jax.random.key(0)
+    sources, u0 = (pair[0], pair[1]), cast(tuple[PyTree, ...], ())
     if isinstance(algorithm, Measurable):
         found = measure_steps(problem, algorithm, w0, lam, *sources, key=stream_key(key, "measuring"))
         algorithm, w0, u0 = found.algorithm, found.w0, (found.u0,)
@@ -284,6 +284,4 @@ def _own_loop(algorithm: Algorithm, start: PyTree, base: Result) -> None:
 
     lanes = jax.jit(jax.vmap(run, (0, None)))(jnp.stack([key, jax.random.key(1)]), sources)
     error = relative(jax.tree.map(lambda x: x[0], lanes), (base.w, base.lam))
-    require(
-        error <= ROUNDING, f"{title(algorithm)} in a loop over its steps, under jax.vmap, is {error:.1e} from a run"
-    )
+    require(error <= ROUNDING, f"{title(algorithm)} in a loop over its steps under jax.vmap is {error:.1e} from a run")

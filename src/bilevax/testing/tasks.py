@@ -61,7 +61,8 @@ class Task(NamedTuple):
 def named_task(name: str) -> Task:
     """A problem of :func:`bilevax.testing.problems.problem` on shuffled blocks of train and of val.
 
-    Minibatches of val have as many rows as those of train, or every row where there are no more.
+    Minibatches of val have as many rows as those of train, or every row where there are no more. The step of the inner
+    map is left to be measured, by the algorithms that have a use for one.
 
     Raises:
         ParameterError: there is none of that name.
@@ -72,7 +73,7 @@ def named_task(name: str) -> Task:
     sources = _blocks(train, p.batch_size), _blocks(val, p.batch_size)
     truth = exact(p)
     least = least_value(truth, p.w0, p.lam)
-    return Task(name, p.problem, w0, lam, *sources, truth, p.curvature.L, outer_curvature(truth, p.w0, p.lam), least)
+    return Task(name, p.unmeasured, w0, lam, *sources, truth, p.curvature.L, outer_curvature(truth, p.w0, p.lam), least)
 
 
 def _blocks(data: PyTree, batch_size: int) -> Arrays:
