@@ -5,8 +5,8 @@ with the best of 24 settings of its steps, the same for all. The measure is the 
 (``bilevax.testing.compare``). Five of the problems are drawn; Fashion-MNIST, 20 Newsgroups and data cleaning are real
 data, of which some thousand rows are taken, so that the exact hypergradient stays cheap: 2,000 images each in train and
 val, 2,000 documents each and 500 words, and digits with half of the labels drawn anew. What is measured already is not
-measured again: the command goes on where it ended, and --again begins anew. When all is there the table is printed, and
-with default steps the picture of docs/comparison.md is written.
+measured again: the command goes on where it ended, and --again begins anew. With default steps the tables and the
+pictures of docs/comparison.md are written, too; its advice is for people to read off them.
 """
 
 import argparse
@@ -42,7 +42,9 @@ BUDGETS = {
     "cleaning": (500_000, 0.5, 7),
 }
 
-PICTURES = Path(__file__).parents[1] / "docs"
+PAGE = Path(__file__).parents[1] / "docs" / "comparison.md"
+MARKS = "<!-- figures: python -m benchmarks compare -->", "<!-- end of figures -->"
+TITLES = {"samples": "samples", "seconds": "CPU seconds"}
 
 
 def real_task(name: str) -> Task:
@@ -92,10 +94,19 @@ def main(options: argparse.Namespace) -> None:
             points=points, grid=GRID if options.grid else None, told=said,
         ))  # fmt: skip
         store.keep(options, record)
-    show(found)
-    if options.out and not options.grid and set(found) == set(BUDGETS):
-        for by in ("samples", "seconds"):
-            write_courses(PICTURES / f"comparison_{by}.svg", [found[name] for name in BUDGETS], by=by)
+    print(figures(found))
+    if options.out and not options.grid:
+        write_page(found)
+
+
+def write_page(found: dict[str, Plain]) -> None:
+    """The pictures, and the tables between the marks of the page."""
+    measured = {name: found[name] for name in BUDGETS if name in found}
+    for by in ("samples", "seconds"):
+        write_courses(PAGE.with_name(f"comparison_{by}.svg"), list(measured.values()), by=by)
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    PAGE.write_text(f"{before}{MARKS[0]}\n{figures(measured)}\n{MARKS[1]}{after}")
 
 
 def brief(record: Any) -> Any:
@@ -111,13 +122,14 @@ def said(event: Plain) -> None:
     print(event["problem"], event["name"], event.get("refused", ""), flush=True)
 
 
-def show(found: dict[str, Plain]) -> None:
+def figures(found: dict[str, Plain]) -> str:
     """Medians of |grad f|^2 over that at the start, at the end of both budgets; a row an algorithm."""
+    parts = []
     for by in ("samples", "seconds"):
-        print(f"\nmedian |grad f|^2 over that at the start, after a budget of {by}")
-        table = tables.Table("", *(f"{name} ({tables.cell(r['budgets'][by][-1])})" for name, r in found.items()))
-        for algorithm in ENTRANTS:
-            table(algorithm, *(_cell(r, algorithm, by) for r in found.values()))
+        head = ["", *(f"{name}, {tables.cell(r['budgets'][by][-1])}" for name, r in found.items())]
+        rows = [[name, *(_cell(r, name, by) for r in found.values())] for name in ENTRANTS]
+        parts.append(f"\nAfter a budget of {TITLES[by]}:\n\n{tables.text(head, rows)}\n")
+    return "".join(parts)
 
 
 def _cell(record: Plain, algorithm: str, by: str) -> str:

@@ -28,7 +28,7 @@ def tiny():
 
 @pytest.fixture(name="record", scope="module")
 def compared(task):
-    return compare([task], ["SOBA", "Descent"], seeds=3, budget=200_000, points=4)
+    return compare([task], ["SOBA", "Descent"], seeds=3, budget=60_000, points=4)
 
 
 def progress(samples, code=0, step=1):
@@ -69,19 +69,18 @@ def test_the_measures_are_those_of_the_closed_form(task, record):
     assert abs(task.K - largest) < 0.01 * largest
 
 
-def test_the_deterministic_method_arrives_and_each_run_gets_nearer(record):
+def test_each_run_spends_its_budget_and_gets_nearer(record):
     soba, descent = record["problems"][0]["algorithms"]
-    assert descent["quartiles"]["samples"]["gradient"][1][-1] < 1e-3
     assert soba["quartiles"]["samples"]["gradient"][1][-1] < 0.1
     for entry in (soba, descent):
         low, middle, high = np.array(entry["quartiles"]["samples"]["gap"])
         assert (low <= middle).all()
         assert (middle <= high).all()
         assert (low >= 0).all()
-        assert all(run["samples"] >= 200_000 for run in entry["spent"])
-    # every row of train in each gradient: no seed changes it
-    assert len({json.dumps(run) for run in descent["runs"]}) == 1
-    assert len({json.dumps(run) for run in soba["runs"]}) == 3
+        assert all(run["samples"] >= 60_000 for run in entry["spent"])
+    # every row of train in each gradient: no seed changes it, but for the metric of conjugate gradients
+    spread = [np.ptp([run["samples"]["gradient"][-1] for run in entry["runs"]]) for entry in (soba, descent)]
+    assert spread[1] < 1e-6 < spread[0]
 
 
 def test_the_two_ways_to_the_truth_agree():
@@ -139,10 +138,14 @@ def test_what_cannot_run_is_said(task):
 
 def test_descent_takes_no_step_up(task):
     p = task.problem
-    result = bx.minimize(p, Descent(), *task[2:6], steps=15, key=jax.random.key(0))
+    result = bx.minimize(p, Descent(), *task[2:6], steps=40, key=jax.random.key(0))
     values = result.history.outer_value
     assert (values[1:] <= values[:-1] * (1 + 1e-4)).all()
-    assert result.cost.samples > 0
+    assert values[-1] == pytest.approx(task.least, abs=1e-4)
+    # its own gradient norm is the exact one, and it reads every row for each
+    size = np.linalg.norm(task.truth(result.w, result.lam).hypergradient)
+    assert result.history.gradient_norm[-1] == pytest.approx(size, abs=1e-4)
+    assert result.cost.samples > 40 * 512
 
 
 def test_the_picture_is_one_document(record, tmp_path):

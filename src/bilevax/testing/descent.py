@@ -9,14 +9,14 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_fields, config, positive
+from bilevax.core.config import check_fields, config, positive, replace_unchecked
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Info
 from bilevax.core.trees import PyTree, axpy, norm, sub, vdot, where, zeros_like
 from bilevax.data import Undrawn
 from bilevax.hypergradients import SID
-from bilevax.hypergradients.estimate import measured_estimate
+from bilevax.problems import GradientStep
 from bilevax.solvers import CG, LBFGS
 from bilevax.solvers.parts import projected
 
@@ -85,10 +85,10 @@ class Descent:
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """One trial."""
         trial = projected(problem, axpy(-state.step, state.gradient, state.lam))
+        # neither solver needs a step to be measured: with s = 1 the map's linear system is that of the Hessian
+        problem = replace_unchecked(problem, inner_map=GradientStep(problem.inner_loss, 1.0))
         instance = Instance(problem, trial, looks["train"].source, looks["val"].source)
-        est = measured_estimate(
-            instance, self.estimator, state.w, key=looks.key, outer_step=k, v0=state.v, explain=False
-        )
+        est = self.estimator.estimate(instance, state.w, key=looks.key, outer_step=k, v0=state.v)
         s, y = sub(trial, state.lam), sub(est.value, state.gradient)
         # f(trial) <= f(lam) + c <g, s>, where f(lam) is infinite at the first step; NaN is refused
         slope, value = vdot(state.gradient, s), est.outer_value
