@@ -159,17 +159,19 @@ def counted(case):
 @pytest.mark.parametrize("case", CASES)
 def test_its_cost_is_what_the_program_reads(case):
     b, b_val = (source.rows_per_batch for source in CASES[case][3:])
-    calls = {"iid": 50, "blocks": 50, "every row": 8, "own curvature": 10, "own, every row": 1, "map": 0}[case]
-    least = {"iid": 10, "blocks": 10, "every row": 2}.get(case, calls) * b + 16 * (b + b_val)
+    products = {"iid": 50, "blocks": 50, "every row": 8, "own curvature": 10, "own, every row": 1, "map": 0}[case]
+    least = {"iid": 10, "blocks": 10, "every row": 2}.get(case, products) * b + 16 * (b + b_val)
     for samples in (1, least, 40 * (b + b_val), 100_000):
         found, reads = measured(case, samples=samples)
-        cost, steps = found.cost, found.cost.gradients.calls
+        cost, steps = found.cost, found.cost.gradients.reads
         inner = cost.gradients, cost.hvps, cost.cross, cost.measuring
-        hvps = steps + 3 * steps // 4  # of the multiplier, and of an error that decays
-        # an error decays along a second look at the minibatch that is in hand
-        assert reads == [sum(part.samples for part in inner) / b + hvps - steps, steps]
-        assert [part.calls for part in (*inner[1:3], cost.outer_gradients)] == [hvps, steps, steps]
-        assert cost.measuring.calls == calls
+        # three quarters of the steps are differentiated, and have a product with an error that decays,
+        # along a second look at the minibatch that is in hand
+        more = 3 * steps // 4
+        assert reads == [sum(part.samples for part in inner) / b + more, steps]
+        calls = [part.calls for part in (*inner[:3], cost.outer_gradients)]
+        assert calls == [steps + more, steps + 2 * more, steps + more, steps + more]
+        assert cost.measuring.calls == products
         assert 16 <= steps <= 400
         assert cost.samples <= max(samples, least)
         assert cost.samples > samples - 4 * (b + b_val) or steps == 400
@@ -221,7 +223,7 @@ def test_where_every_error_vanishes_at_once_lam_need_not_wait():
     train, val = (bx.Arrays(narrow(x)) for x in (data, TARGETS))
     found = bx.measure_steps(BOXED, Hindered(), *narrow((W0, P.lam)), train, val, key=KEY, samples=10**6)
     found = found.algorithm.outer_step_size(jnp.int32(0))
-    assert 0.1 < float(found) < 2.0
+    assert 0.05 < float(found) < 1.0
 
 
 def test_on_minibatches_they_are_those_of_the_steepest_and_near_it():

@@ -49,7 +49,7 @@ class AmIGO:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(0.5, 0.3, moves=10)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, moves=10)
 
     step_size: Any = None
     ratio: float | None = None

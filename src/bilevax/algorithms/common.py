@@ -88,6 +88,11 @@ def step_sizes(algorithm: TwoSteps, k: Array, w: PyTree, lam: PyTree) -> tuple[P
     return rho, outer_step_size(algorithm, k)
 
 
+def series_step(algorithm: TwoSteps, w: PyTree, lam: PyTree) -> PyTree:
+    """rho_0, the step of a truncated Neumann series: one that falls with rho_k is cut off ever earlier."""
+    return step_sizes(algorithm, jnp.int32(0), w, lam)[0]
+
+
 def check_measured(algorithm: TwoSteps, *names: str) -> None:
     """Refuse to go on where one of these was left to be measured, and was not."""
     if missing := " and its ".join(name for name in names if getattr(algorithm, name) is None):

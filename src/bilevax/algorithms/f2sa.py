@@ -5,7 +5,7 @@ train and of val for each of their moves and for that of lam, as looks. Out, to 
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax import Array
 
 from bilevax.algorithms.common import check_measured, checked_steps, outer_step_size, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import at_least_one, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import at_least_one, check_fields, check_real, config, positive, set_frozen, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
@@ -46,21 +46,21 @@ class F2SA:
         inner_steps: T, from 1 to 256. Default 1.
         multiplier: c_0 in units, positive. Default 10.
         growth: power of k by which c grows, from 0 to 1. Default 1/7.
-        unit: positive, 1 as published; None (default): |grad_1 E| / |grad_1 G| as measured, so that no scale matters.
+        unit: positive, 1 as published; None (default): |grad_1 E| / |grad_1 G| as measured, so that E has no scale.
 
     Raises:
         ParameterError: the problem has no inner loss, or damping (when a run begins).
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, power=0.5)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
     step_size: Any = None
     ratio: float | None = None
-    inner_steps: int = 1
+    inner_steps: int = static(1)
     multiplier: float = 10.0
     growth: float = 1 / 7
-    unit: Any = None
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, inner_steps=at_least_one, multiplier=positive, growth=partial(check_real, low=0.0, high=1.0))
@@ -75,8 +75,10 @@ class F2SA:
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
         """A minibatch of each for every move of w and z, and one for that of lam."""
-        (train, val), number = sources, self.inner_steps
-        return {"inner": Several(train, number), "outer": Several(val, number), "train": train, "val": val}
+        train, val = sources
+        # one a step is the same minibatch without a look-up
+        inner, outer = (x if self.inner_steps == 1 else Several(x, self.inner_steps) for x in sources)
+        return {"inner": inner, "outer": outer, "train": train, "val": val}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Copies:
         """The state before the first step: z is w0 - u0 / c, or w0; lam projected."""
@@ -98,7 +100,8 @@ class F2SA:
     def _penalty(self, k: Array) -> Array:
         """c_k."""
         check_measured(self, "unit")
-        return jnp.asarray(self.unit * self.multiplier * (1.0 + k.astype(float)) ** self.growth)
+        unit = cast(float, self.unit)
+        return unit * self.multiplier * (1.0 + k.astype(float)) ** self.growth
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""

@@ -51,7 +51,7 @@ PHASES = 4
 INNER = 0.5
 """rho of the short run in units of 1 / L, of a map in units of the map."""
 
-LAG = 2.0
+LAG = 1.0
 """The most that lam may move in the time in which w and u follow, in units of 1 / K."""
 
 SLOWEST = 10
@@ -153,12 +153,14 @@ def measure_steps(
 ) -> Measured:
     """Fill in the steps with which an algorithm was built without.
 
-        rho_0   = a / L    L the largest curvature of minibatches of the inner loss, on a walk from w0
-        gamma_0 = c / K    K = |f''(lam) t|, the largest over unit directions t of lam
+        rho_0   = a / L                    L the largest curvature of minibatches of the inner loss, on a walk from w0
+        gamma_0 = min(c, T a r) / K        K = |f''(lam) t|, the largest over unit directions t of lam
 
     f'' t is the derivative of the mean direction of lam along t, by forward differentiation through the moves of w and
-    u at a fixed lam; t is the direction of lam first, and then f'' t (power iteration). a and c are constants of the
-    class, and so is the power by which the steps fall. Scaling the outer loss scales K, and u, and changes no iterate.
+    u at a fixed lam; t is the direction of lam first, and then f'' t (power iteration). r is the rate at which an error
+    of u decays in a move of rho = 1 / L, about the least curvature over L, and T the moves of w in a step: faster than
+    w and u follow lam must not move, else it runs away. a and c are constants of the class, and so is the power by
+    which the steps fall. Scaling the outer loss scales K, and u, and changes no iterate.
     :func:`bilevax.minimize` calls this by itself.
 
     Args:
@@ -176,7 +178,8 @@ def measure_steps(
 
     Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each; 2 and 2 where each is
     every row; one bound of a loss that knows its ``curvature``; none of a map), each step of the short run the calls of
-    one step of :class:`~bilevax.SOBA`, on one minibatch each, and in three quarters of them one more product.
+    one step of :class:`~bilevax.SOBA`, on one minibatch each, and in three quarters of them those of its derivative and
+    one more Hessian-vector product.
     """
     if not isinstance(algorithm, Measurable):
         raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")
@@ -191,9 +194,10 @@ def measure_steps(
     steps = min(max((samples - reads * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
     start = canonicalize(problem), w0, lam, (train, val)
     found = _curvatures(*start, key, jnp.int32(steps // PHASES), minibatches=minibatches)
-    # of the products, all on minibatches that are in hand, those of the rate begin with the second phase
-    hvps = Count(steps + steps * (PHASES - 1) // PHASES, b, 0)
-    cost = Cost(Count(steps, b), hvps, Count(steps, b, 0), Count(steps, b_val), Count(products, b, reads))
+    # each call once in every step, and once more where it is differentiated
+    more = steps // PHASES * (PHASES - 1)
+    train_cost = Count(steps + more, b, steps), Count(steps + 2 * more, b, 0), Count(steps + more, b, 0)
+    cost = Cost(*train_cost, Count(steps + more, b_val, steps), Count(products, b, reads))
     return Measured(filled(algorithm, found), found.w, found.u, cost)
 
 
@@ -263,7 +267,9 @@ def _curvatures(
         # of length 1 at first, e vanishes in no phase
         tangent, e = Point(zeros_like(p.w), zeros_like(p.u), t), unit(e)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
-        p, _, way, e = fold_looks(streams, differentiate, (p, tangent, zeros_like(t), e), (), **ends)
+        # of length 1 at the beginning of each phase, so that it does not vanish in rounding
+        carry = p, tangent, zeros_like(t), unit(nonzero(e))
+        p, _, way, e = fold_looks(streams, differentiate, carry, (), **ends)
         K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
     # e falls by exp(-rate) a step, once its quick parts are gone; what hardly falls in so few steps is not known better
     length, number = norm(e), phase.astype(float)

@@ -5,6 +5,7 @@ H u = grad_1 E, H the Hessian of G, and s plays no part. With any other map Phi 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -200,11 +201,13 @@ def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
     Unbiased where each block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
     """
     # of a full batch, -1, the one row
-    i = jnp.maximum(jnp.asarray(block, jnp.int32), 0)
+    i = jnp.asarray(block, jnp.int32)
     # The row is read behind a branch, and written as old + change: else XLA copies the whole table in each step.
-    old = jax.lax.cond(i >= 0, lambda rows: row(rows, i), lambda rows: zeros_like(new), table.rows)
+    old = jax.lax.cond(i >= -1, lambda rows: row(rows, i), lambda rows: zeros_like(new), table.rows)
     change = sub(new, old)
-    rows = jax.tree.map(lambda a, x, c: a.at[i].set(x + c), table.rows, old, change)
+    # as a slice: a scatter first checks its bounds
+    write = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+    rows = jax.tree.map(lambda a, x, c: write(a, x + c), table.rows, old, change)
     blocks = len(jax.tree.leaves(table.rows)[0])
     return add(change, table.mean), Saga(rows, axpy(1.0 / blocks, change, table.mean))
 

@@ -24,7 +24,6 @@ from bilevax.testing.closed_forms.small import (
     Reference,
     Watched,
     finite_quadratic,
-    minimiser,
     nest,
     nested,
     quadratic,
@@ -140,7 +139,7 @@ def _decrease(algorithm: Algorithm, steps: int, decrease: float) -> None:
     like(f"the lam of {name}", result.lam, jnp.asarray(p.lam))
     like(f"the w of {name}", result.w, jnp.zeros_like(jnp.asarray(p.target)))
     # (f(lam) - min f) / (f(lam_0) - min f)
-    least = p.value(minimiser(p))
+    least = p.value(p.minimiser)
     left = (p.value(np.asarray(result.lam)) - least) / (p.value(p.lam) - least)
     require(
         left <= decrease,
