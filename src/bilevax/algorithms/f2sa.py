@@ -5,7 +5,7 @@ train and of val for each of their moves and for that of lam, as looks. Out, to 
 """
 
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class F2SA:
         inner_steps: T, from 1 to 256. Default 1.
         multiplier: c_0 in units, positive. Default 10.
         growth: power of k by which c grows, from 0 to 1. Default 1/7.
-        unit: positive, 1 as published; None (default): |grad_1 E| / |grad_1 G| as measured, so that E has no scale.
+        unit: positive, 1 as published; None (default): |grad_1 E| / |grad_1 G| as measured, so that no scale matters.
 
     Raises:
         ParameterError: the problem has no inner loss, or damping (when a run begins).
@@ -60,7 +60,7 @@ class F2SA:
     inner_steps: int = static(1)
     multiplier: float = 10.0
     growth: float = 1 / 7
-    unit: float | None = None
+    unit: Any = None
 
     def __post_init__(self) -> None:
         check_fields(self, inner_steps=at_least_one, multiplier=positive, growth=partial(check_real, low=0.0, high=1.0))
@@ -101,8 +101,7 @@ class F2SA:
     def _penalty(self, k: Array) -> Array:
         """c_k."""
         check_measured(self, "unit")
-        unit = cast(float, self.unit)
-        return unit * self.multiplier * (1.0 + k.astype(float)) ** self.growth
+        return jnp.asarray(self.unit * self.multiplier * (1.0 + k.astype(float)) ** self.growth)
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
