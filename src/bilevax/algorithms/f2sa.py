@@ -88,8 +88,7 @@ class F2SA:
         c, (rho, gamma) = self._penalty(k), step_sizes(self, k, state.w, state.lam)
 
         def move(i: Array, p: Copies) -> Copies:
-            seen = (looks[name] if self.inner_steps == 1 else looks[name][i] for name in ("inner", "outer"))
-            d_w, d_z = penalty_descents(problem, p, c, *seen)
+            d_w, d_z = penalty_descents(problem, p, c, looks["inner"][i], looks["outer"][i])
             return Copies(moved_by(rho, d_w, p.w), moved_by(rho, d_z, p.z), p.lam)
 
         p = jax.lax.fori_loop(0, self.inner_steps, move, state)
