@@ -261,11 +261,10 @@ def _curvatures(
 
     ends = {"key": key, "start": jnp.int32(0), "stop": phase}
     p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
-    K, e = zero, nonzero(p.u)
+    K, e = zero, p.u
     for i in range(1, PHASES):
         t = unit(nonzero(way))
-        # of length 1 at first, e vanishes in no phase
-        tangent, e = Point(zeros_like(p.w), zeros_like(p.u), t), unit(e)
+        tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
         # of length 1 at the beginning of each phase, so that it does not vanish in rounding
         carry = p, tangent, zeros_like(t), unit(nonzero(e))
