@@ -11,7 +11,6 @@ docs/algorithms.md says. A cell is kept when it is done, and not asked again.
 """
 
 import argparse
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,8 +28,7 @@ from bilevax.data.looks import stream_key
 
 RHO, GAMMA = (1.0, 0.5, 0.25, 0.125), (0.3, 0.1, 0.05, 0.02, 0.01, 0.005)
 MARKS = np.geomspace(2_000, 1_000_000, 36)
-TENTH, FLOORS, COUNTS, GOAL, LONGEST, LEAST = 0.1, 1.5, 20_000, 3.0, 10.0, 60_000
-FULL_STEPS = 8_000
+TENTH, FLOORS, COUNTS, GOAL, LONGEST, LEAST, FULL_STEPS = 0.1, 1.5, 20_000, 3.0, 10.0, 60_000, 8_000
 
 ALGORITHMS = {a.__name__: a for a in (bx.SOBA, bx.MASOBA, bx.SABA, bx.SRBA, bx.AmIGO, bx.StocBiO, bx.SUSTAIN, bx.F2SA)}
 DOUBLE_LOOPS = "AmIGO", "StocBiO"
@@ -46,6 +44,10 @@ PROBLEMS = tuple(
 """Name and draw. Not asked: pairs, whose entries of lam are in units from 1e-6 to 1e6, so that no gamma serves all."""
 
 
+def stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
 @jax.jit
 def _advance(
     made: bx.Problem, algorithm: Any, settings: Any, states: Any, sources: Any, key: Array, start: Array, stop: Array
@@ -59,7 +61,7 @@ def _advance(
         return bx.fold_looks(chosen.streams(sources), step, state, (), key=key, start=start, stop=stop)
 
     states = jax.vmap(lane)(settings, states)
-    return states, jax.vmap(lambda state: algorithm.solution(state)[1])(states)
+    return states, jax.vmap(algorithm.solution)(states)[1]
 
 
 class Lanes:
@@ -72,8 +74,8 @@ class Lanes:
         self.made, self.spent, self.done = canonicalize(a.p.problem), spent, 0
         chosen, (w, u) = [canonicalize(each) for each in chosen], begin or (a.begin[0], None)
         names = [name for name in ("step_size", "ratio", "unit") if hasattr(chosen[0], name)]
-        self.algorithm, self.settings = chosen[0], _stack([{n: getattr(each, n) for n in names} for each in chosen])
-        self.states = _stack([each.init(self.made, w, a.begin[1], self.sources, u) for each in chosen])
+        self.algorithm, self.settings = chosen[0], stack([{n: getattr(each, n) for n in names} for each in chosen])
+        self.states = stack([each.init(self.made, w, a.begin[1], self.sources, u) for each in chosen])
 
     def at(self, samples: float) -> np.ndarray:
         """Norms of the exact hypergradient after so many samples in all, [lanes]."""
@@ -82,10 +84,6 @@ class Lanes:
         args = self.made, self.algorithm, self.settings, self.states, self.sources, self.key
         (self.states, lams), self.done = _advance(*args, *ends), stop
         return np.linalg.norm(hypergradients(self.asked.p, lams), axis=1)
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def samples_of_step(algorithm: Any, made: bx.Problem, sources: Any) -> float:
@@ -99,7 +97,6 @@ def samples_of_step(algorithm: Any, made: bx.Problem, sources: Any) -> float:
 
 
 def by_hand(a: Asked, name: str) -> list[Any]:
-    """The 24."""
     times, unit = 10 if name in DOUBLE_LOOPS else 1, {}
     if name == "F2SA":
         found = bx.measure_steps(a.p.problem, bx.F2SA(1.0, 1.0), *a.begin, *a.sources, key=jax.random.key(0))
@@ -133,8 +130,7 @@ def default(a: Asked, name: str, seed: int, length: float) -> Lanes:
 
 def cell(a: Asked, name: str, seeds: Iterable[int], marks: np.ndarray) -> dict[str, Any]:
     """What one algorithm needs on one problem, by hand and by default."""
-    began, left = time.process_time(), floor(a, name)
-    goal = max(TENTH * a.start, FLOORS * left)
+    goal = max(TENTH * a.start, FLOORS * (left := floor(a, name)))
     by_seed = [Lanes(a, by_hand(a, name), seed) for seed in seeds]
     hits = np.full((len(by_seed), len(RHO) * len(GAMMA)), np.inf)
     for mark in marks:
@@ -158,7 +154,7 @@ def cell(a: Asked, name: str, seeds: Iterable[int], marks: np.ndarray) -> dict[s
         "ratio": float(np.median(hits)) / best if np.isfinite(best) else np.nan, "spent": by_seed[0].spent,
         "floor": left / a.start, "end": norms / a.start, "best end": beside / a.start, "own rho": float(rho) * a.L,
         "own gamma": float(rho * ratio) * a.K / (10 if name in DOUBLE_LOOPS else 1),
-        "counts": bool(COUNTS <= best < np.inf), "seconds": time.process_time() - began,
+        "counts": bool(COUNTS <= best < np.inf),
     }  # fmt: skip
 
 
@@ -192,15 +188,13 @@ def main(options: argparse.Namespace) -> None:
     table = tables.Table("problem", "algorithm", "best", "rho L", "gamma K", "ratio", "own rho L", "own gamma K", "end")
     for name in names:
         missing = [each for each in chosen if f"{name} {each}" not in cells]
+        missing = [each for each in missing if f"{name[:10]} {each}" != "mean-field F2SA"]  # of a loss alone
         a = asked(name) if missing else None
         for each in missing:
-            if each == "F2SA" and not a.p.problem.has_loss:
-                continue
             found = cells[f"{name} {each}"] = store.plain(cell(a, each, seeds, marks))
             shown = (found[key] for key in ("best", "rho", "gamma", "ratio", "own rho", "own gamma"))
             table(name, each, *shown, max(found["end"]))
             store.keep(options, {"cells": cells})
     if not options.quick:
-        checks = summary(cells)
-        tables.checks(checks)
+        tables.checks(checks := summary(cells))
         store.keep(options, {"checks": checks, "cells": cells})

@@ -291,7 +291,7 @@ NOT_A_NUMBER = "must be a real number"
         (lambda: bx.FixedPoint(True), "steps must be a whole number, got True"),
         (lambda: bx.FixedPoint(3, "fast"), r"step_size must be a number or a schedule such as Harmonic\(beta, gamma\)"),
         (lambda: bx.FixedPoint(3, None), "step_size must be a number or a schedule"),
-        (lambda: bx.FixedPoint(3, 0), "value must lie in"),
+        (lambda: bx.FixedPoint(3, 0), "step_size must lie in"),
         (lambda: bx.CG(tol=0), "tol must lie in"),
         (lambda: bx.CG(max_steps=0), "max_steps must be at least 1, got 0"),
         (lambda: bx.CG(damping=-0.1), "damping must lie in"),

@@ -34,6 +34,13 @@ INSTANCES = {
     "Given": [(bx.Given(), {})],
     "BSGM": [(bx.BSGM(bx.SID(bx.FixedPoint(40), bx.FixedPoint(40), cross_batches=2), bx.optim("sgd", 0.5)), {})],
     "SOBA": [(bx.SOBA(0.5, 0.5), {"steps": 400})],
+    "MASOBA": [(bx.MASOBA(0.5, 0.5, weight=0.3), {"steps": 400})],
+    "SABA": [(bx.SABA(0.5, 0.5), {"steps": 400})],
+    "SRBA": [(bx.SRBA(0.5, 0.5), {"steps": 400})],
+    "AmIGO": [(bx.AmIGO(0.5, 0.5, inner_steps=5, linear_steps=5), {})],
+    "StocBiO": [(bx.StocBiO(0.5, 0.5, inner_steps=5, linear_steps=20), {})],
+    "SUSTAIN": [(bx.SUSTAIN(0.5, 0.5, linear_steps=20, weight=1.0), {"steps": 400})],
+    "F2SA": [(bx.F2SA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],
 }
@@ -122,6 +129,14 @@ def test_no_public_class_is_unknown():
     for name, cls in public_classes().items():
         plain = issubclass(cls, Exception | enum.Enum | tuple)
         assert suites(cls) or plain or name in named, f"bilevax.testing does not know {name}"
+
+
+def test_an_algorithm_is_read_on_one_screen():
+    """Its class with the docstring, of every one that is public."""
+    lines = {name: len(inspect.getsourcelines(cls)[0]) for name, cls in public_classes().items()
+             if check_algorithm in suites(cls)}  # fmt: skip
+    assert len(lines) >= 9
+    assert max(lines.values()) <= 90, lines
 
 
 @pytest.mark.slow
@@ -247,6 +262,14 @@ class Outside(bx.BSGM):
 
 
 @config
+class Uncounted(bx.SOBA):
+    """SOBA that says nothing of what it does with train."""
+
+    def step_cost(self, problem, sources):
+        return super().step_cost(problem, sources)._replace(gradients=Count(), hvps=Count(), cross=Count())
+
+
+@config
 class Unweighted(Counted):
     """Blocks of which the short one counts as much as the others."""
 
@@ -276,10 +299,11 @@ def nothing():
             Outside(bx.SID(bx.LBFGS(tol=1e-9), bx.CG(tol=1e-9)), bx.optim("sgd", 0.5)),
             "left the set Lambda",
         ),
+        pytest.param(check_algorithm, Uncounted(0.5, 0.5), "of train and counts", marks=pytest.mark.slow),
         (check_source, Unweighted(bx.Arrays(TABLE[0], 47, sampling="blocks"), nothing), "is biased"),
         (check_source, OneKey(bx.Arrays(TABLE[0], 7, keys=True), nothing), "brings one key in several draws"),
     ],
-    ids=["linear-solver", "algorithm", "source", "keys"],
+    ids=["linear-solver", "algorithm", "uncounted", "source", "keys"],
 )
 def test_other_wrong_classes_are_caught(suite, thing, message):
     with pytest.raises(AssertionError, match=message):

@@ -391,7 +391,7 @@ def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 10, "last_pass": "sometimes"}, "last_pass must be one of"),
-        ({"steps": 10, "step_size": -1.0}, "value must lie in"),
+        ({"steps": 10, "step_size": -1.0}, "step_size must lie in"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):

@@ -82,15 +82,25 @@ def step_sizes(algorithm: TwoSteps, k: Array, w: PyTree, lam: PyTree) -> tuple[P
     Raises:
         ParameterError: one of them was left to be measured, and was not.
     """
-    if algorithm.step_size is None or algorithm.ratio is None:
-        name = type(algorithm).__name__
-        raise ParameterError(
-            f"{name} was built without its steps, and nobody measured them: bx.minimize does; in a loop of your own,"
-            f" call bx.measure_steps first, or give {name} a step_size and a ratio"
-        )
+    check_measured(algorithm, "step_size", "ratio")
     step = algorithm.step_size
     rho = step.at(k, w, lam) if isinstance(step, CurvatureStep) else step(k)
     return rho, outer_step_size(algorithm, k)
+
+
+def series_step(algorithm: TwoSteps, w: PyTree, lam: PyTree) -> PyTree:
+    """rho_0, the step of a truncated Neumann series: one that falls with rho_k is cut off ever earlier."""
+    return step_sizes(algorithm, jnp.int32(0), w, lam)[0]
+
+
+def check_measured(algorithm: TwoSteps, *names: str) -> None:
+    """Refuse to go on where one of these was left to be measured, and was not."""
+    if missing := " and its ".join(name for name in names if getattr(algorithm, name) is None):
+        cls = type(algorithm).__name__
+        raise ParameterError(
+            f"{cls} was built without its {missing}, and nobody measured that: bx.minimize does; in a loop of your own,"
+            f" call bx.measure_steps first, or give {cls} its {missing}"
+        )
 
 
 def outer_step_size(algorithm: TwoSteps, k: Array) -> Array:

@@ -51,7 +51,6 @@ PHASES = 4
 INNER = 0.5
 """rho of the short run in units of 1 / L, of a map in units of the map."""
 
-
 LAG = 1.0
 """The most that lam may move in the time in which w and u follow, in units of 1 / K."""
 
@@ -154,12 +153,14 @@ def measure_steps(
 ) -> Measured:
     """Fill in the steps with which an algorithm was built without.
 
-        rho_0   = a / L    L the largest curvature of minibatches of the inner loss, on a walk from w0
-        gamma_0 = c / K    K = |f''(lam) t|, the largest over unit directions t of lam
+        rho_0   = a / L                    L the largest curvature of minibatches of the inner loss, on a walk from w0
+        gamma_0 = min(c, T a r) / K        K = |f''(lam) t|, the largest over unit directions t of lam
 
     f'' t is the derivative of the mean direction of lam along t, by forward differentiation through the moves of w and
-    u at a fixed lam; t is the direction of lam first, and then f'' t (power iteration). a and c are constants of the
-    class, and so is the power by which the steps fall. Scaling the outer loss scales K, and u, and changes no iterate.
+    u at a fixed lam; t is the direction of lam first, and then f'' t (power iteration). r is the rate at which an error
+    of u decays in a move of rho = 1 / L, about the least curvature over L, and T the moves of w in a step: faster than
+    w and u follow lam must not move, else it runs away. a and c are constants of the class, and so is the power by
+    which the steps fall. Scaling the outer loss scales K, and u, and changes no iterate.
     :func:`bilevax.minimize` calls this by itself.
 
     Args:
@@ -173,11 +174,12 @@ def measure_steps(
         samples: rows to read for it, at most; at least for 16 steps, at most for 400.
 
     Raises:
-        ParameterError: the algorithm's steps can't be measured, or another argument is wrong.
+        ParameterError: the algorithm's steps cannot be measured, or another argument is wrong.
 
     Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each; 2 and 2 where each is
     every row; one bound of a loss that knows its ``curvature``; none of a map), each step of the short run the calls of
-    one step of :class:`~bilevax.SOBA`, on one minibatch each.
+    one step of :class:`~bilevax.SOBA`, on one minibatch each, and in three quarters of them those of its derivative and
+    one more Hessian-vector product.
     """
     if not isinstance(algorithm, Measurable):
         raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")
@@ -192,15 +194,17 @@ def measure_steps(
     steps = min(max((samples - reads * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
     start = canonicalize(problem), w0, lam, (train, val)
     found = _curvatures(*start, key, jnp.int32(steps // PHASES), minibatches=minibatches)
-    once = Count(steps, b, 0)
-    cost = Cost(Count(steps, b), once, once, Count(steps, b_val), Count(products, b, reads))
+    # each call once in every step, and once more where it is differentiated
+    more = steps // PHASES * (PHASES - 1)
+    train_cost = Count(steps + more, b, steps), Count(steps + 2 * more, b, 0), Count(steps + more, b, 0)
+    cost = Cost(*train_cost, Count(steps + more, b_val, steps), Count(products, b, reads))
     return Measured(filled(algorithm, found), found.w, found.u, cost)
 
 
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
-    """The algorithm with the steps that it lacks, in JAX's default float as numbers that are given."""
+    """The algorithm with the steps that it lacks, in JAX's default float, like numbers that are given."""
     d, rho = algorithm.defaults, algorithm.step_size
-    speed = d.speed(found.rate).astype(float)
+    speed = d.speed(found.rate.astype(float))
     if rho is None:
         # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon ten times the steps in which lam gets somewhere
         L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
@@ -213,6 +217,19 @@ def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
         changes["ratio"] = speed / found.outer.astype(float) / rho(jnp.int32(0))
     if getattr(algorithm, "unit", 0) is None:
         changes["unit"] = found.unit.astype(float)
+    return replace_unchecked(algorithm, **changes)
+
+
+def slower(algorithm: Measurable, given: Measurable) -> Measurable:
+    """The algorithm with rho_k halved and gamma_k / rho_k too, each where ``given`` had left it to be measured."""
+    changes: dict[str, Any] = {}
+    if given.step_size is None:
+        step = algorithm.step_size
+        inner = step.schedule if isinstance(step, CurvatureStep) else step
+        inner = replace_unchecked(inner, value=inner.value / 2)
+        changes["step_size"] = replace_unchecked(step, schedule=inner) if isinstance(step, CurvatureStep) else inner
+    if given.ratio is None:
+        changes["ratio"] = algorithm.ratio / 2
     return replace_unchecked(algorithm, **changes)
 
 
@@ -257,18 +274,19 @@ def _curvatures(
 
     ends = {"key": key, "start": jnp.int32(0), "stop": phase}
     p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
-    K, e = zero, unit(nonzero(p.u))
-    lengths = [norm(e)]
+    K, e = zero, p.u
     for i in range(1, PHASES):
         t = unit(nonzero(way))
         tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
-        p, _, way, e = fold_looks(streams, differentiate, (p, tangent, zeros_like(t), e), (), **ends)
+        # of length 1 at the beginning of each phase, so that it does not vanish in rounding
+        carry = p, tangent, zeros_like(t), unit(nonzero(e))
+        p, _, way, e = fold_looks(streams, differentiate, carry, (), **ends)
         K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
-        lengths.append(norm(e))
     # e falls by exp(-rate) a step, once its quick parts are gone; what hardly falls in so few steps is not known better
-    rate = jnp.log(lengths[-2] / lengths[-1]) / phase
-    rate = jnp.clip(rate, 1.0 / (SLOWEST * PHASES * phase), 1.0) / INNER
+    length, number = norm(e), phase.astype(float)
+    rate = -jnp.log(length).astype(float) / number
+    rate = jnp.clip(jnp.where(length < 1, rate, 0.0), 1.0 / (SLOWEST * PHASES * number), 1.0) / INNER
     # an outer loss that does not depend on lam: every step will do
     K = jnp.where(K > 0, K, 1.0)
     ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)

@@ -11,7 +11,7 @@ from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Algorithm, BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Failure, Info, first_failure
-from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub, where
+from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub
 from bilevax.data.fold import Underway, continued, no_plan
 from bilevax.data.looks import Streams
 from bilevax.solvers.stability import DIVERGED
@@ -122,7 +122,8 @@ def advance(
         at = continued(streams, step, at, (), key=key, start=start, stop=end)
         # a stretch that failed is undone: its record stays, the state is the one before it
         new = record(at, before, first)
-        state = where(new.code < Code.NOT_CONTRACTIVE, at.carry[0], before)
+        # by a branch, which copies one of the two: a select reads both
+        state = jax.lax.cond(new.code < Code.NOT_CONTRACTIVE, lambda: at.carry[0], lambda: before)
         records = jax.tree.map(lambda a, x: a.at[run.number].set(x), run.records, new)
         return _Run(at._replace(carry=(state, nothing)), new.code, records, run.number + 1)
 

@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, double_loop_cost, outer_step_size, step_sizes
+from bilevax.algorithms.common import (
+    check_damping,
+    checked_steps,
+    double_loop_cost,
+    outer_step_size,
+    series_step,
+    step_sizes,
+)
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
@@ -31,11 +38,11 @@ class StocBiO:
     """T moves of w from where it was, a Neumann series of K factors for the multiplier u, and one move of lam.
 
         w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
-        u    = sum_{i=0}^K (I - rho_k H_i) ... (I - rho_k H_1) rho_k grad_1 E            K = ``linear_steps``
+        u    = sum_{i=0}^K (I - rho_0 H_i) ... (I - rho_0 H_1) rho_0 grad_1 E            K = ``linear_steps``
         lam <- P(lam - ratio rho_k (grad_2 E - d2(grad_1 G)^T u))
 
     Steps are in loss form, as in :class:`~bilevax.SOBA`. The series is cut off: in the mean u is
-    (I - (I - rho H)^(K+1)) H^-1 grad_1 E, so that lam ends where that direction is 0, and not at a minimum, unless K
+    (I - (I - rho_0 H)^(K+1)) H^-1 grad_1 E, so that lam ends where that direction is 0, and not at a minimum, unless K
     is some multiple of the condition of H. Assumes G strongly convex and smooth losses. To reach a squared
     hypergradient of eps it takes of the order of eps^-2 samples. Cost: ``inner_steps`` gradients, ``linear_steps``
     Hessian-vector products, one cross product, each on rows of its own, and one outer gradient.
@@ -80,7 +87,7 @@ class StocBiO:
         rho, gamma = step_sizes(self, k, pair.w, lam)
         w = looks["inner"].fold(lambda w, i, draw: inner_move(problem, w, lam, draw, rho), pair.w)
         _, g, direct = outer_directions(problem, Point(w, None, lam), looks["val"])
-        u = neumann(problem, w, lam, g, looks["linear"], rho)
+        u = neumann(problem, w, lam, g, looks["linear"], series_step(self, *pair))
         cross = inner_directions(problem, Point(w, u, lam), looks["train"]).lam
         # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
         return Pair(w, projected(problem, axpy(-gamma, add(direct, cross), lam))), Info()

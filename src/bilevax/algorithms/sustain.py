@@ -6,17 +6,17 @@ val, and K of train for the linear system, as looks. Out, to the loop: the next 
 
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes
+from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, series_step, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, config, set_frozen
+from bilevax.core.config import check_count, check_real, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, scale, zeros_like
 from bilevax.data import Several, Undrawn
+from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import (
     Pair,
     Point,
@@ -27,7 +27,7 @@ from bilevax.solvers.parts import (
     projected,
     storm,
 )
-from bilevax.solvers.schedules import Polynomial, schedule
+from bilevax.solvers.schedules import Constant, Polynomial
 
 
 class State(NamedTuple):
@@ -43,11 +43,11 @@ class SUSTAIN:
     """w and lam move together; the direction of each is corrected by what it was a step before, on the same samples.
 
         D(w, lam) = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
-        u         = K (I - rho_k H_p) ... (I - rho_k H_1) rho_k grad_1 E       p uniform on 0, ..., K - 1
+        u         = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E       p uniform on 0, ..., K - 1
         d_k       = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1}))     D twice, with the same samples and p
         w        <- w + rho_k d_w,    lam <- P(lam - ratio rho_k d_lam)
 
-    u is one term of a truncated Neumann series at random, whose mean over p is (I - (I - rho H)^K) H^-1 grad_1 E: lam
+    u is one term of a truncated Neumann series at random, whose mean over p is (I - (I - rho_0 H)^K) H^-1 grad_1 E: lam
     ends where the mean direction is 0, as with :class:`~bilevax.StocBiO`. With eta_k = 1 there is no memory.
 
     Steps are in loss form, as in :class:`~bilevax.SOBA`. Assumes G strongly convex and smooth losses. With steps of
@@ -72,19 +72,20 @@ class SUSTAIN:
     weight: Any = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
-        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
-        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=schedule(self.weight))
+        linear_steps, eta = check_count("linear_steps", self.linear_steps, low=1), self.weight
+        weight = eta if callable(eta) else Constant(check_real("weight", eta, low=0.0, high=1.0, open_low=True))
+        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=weight)
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse damping without a given inner step."""
         check_damping(self, problem)
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn]:
-        """One minibatch of train, one of val, and K of train for the linear system."""
+    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+        """One minibatch of train, one of val, K of train for the linear system, and how many of these are used."""
         train, val = sources
         linear = Several(train, self.linear_steps)
         sources_ = {"source of train": Undrawn(train), "source of val": Undrawn(val)}
-        return {"train": train, "val": val, "linear": linear, **sources_}
+        return {"train": train, "val": val, "linear": linear, "horizon": Uniform(self.linear_steps), **sources_}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step; u0 plays no part; lam projected."""
@@ -93,14 +94,14 @@ class SUSTAIN:
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """Both moves; the loop evaluates the outer value and the gradient norm."""
-        rho, gamma = step_sizes(self, k, *state.pair)
-        p = jax.random.randint(looks.key, (), 0, self.linear_steps)
+        (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
+        p: Array = looks["horizon"](lambda p: p)
 
         def look(at: Pair) -> Pair:
             w, lam = at
             _, g, direct = outer_directions(problem, Point(w, None, lam), looks["val"])
-            # K (I - rho H_p) ... (I - rho H_1) rho g
-            r = looks["linear"].fold(neumann_factor(problem, w, lam, rho), moved_by(rho, g, zeros_like(g)), stop=p)
+            # K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 g
+            r = looks["linear"].fold(neumann_factor(problem, w, lam, rho_0), moved_by(rho_0, g, zeros_like(g)), stop=p)
             u = scale(self.linear_steps, r)
             inner = inner_directions(problem, Point(w, u, lam), looks["train"])
             return Pair(inner.w, add(direct, inner.lam))

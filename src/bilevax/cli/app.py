@@ -143,3 +143,37 @@ def check(
     from bilevax.cli.check import run
 
     raise typer.Exit(run(problem, html, seed=seed, force=force))
+
+
+@app.command()
+def bench(
+    problems: Annotated[
+        list[str] | None, typer.Argument(metavar="PROBLEM", help="Of bilevax.testing.problems; one or more.")
+    ] = None,
+    algorithms: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="What to compare; without it, all of them.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each.")] = 5,
+    budget: Annotated[float, typer.Option(metavar="N", help="Samples of a run.")] = 200_000,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="CPU seconds of a run, compared beside the samples.")
+    ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Choose each algorithm's steps from 24 pairs, the same for all.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write comparison.json and the pictures there.")
+    ] = None,
+    names: Annotated[bool, typer.Option("--list", help="Show the problems and the algorithms.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the comparison in DIR.")] = False,
+    no_cache: Annotated[bool, _NO_CACHE] = False,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Compare bilevel algorithms with equal budgets, on problems with exact hypergradients."""
+    keep_programs(not no_cache)
+    from bilevax.cli.bench import run, show_names
+
+    if names:
+        show_names()
+        return
+    run(problems or [], algorithms, out, seeds=seeds, budget=budget, seconds=seconds, grid=grid, force=force)

@@ -16,7 +16,7 @@ from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Source, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
-from bilevax.data.permutation import cipher_words, permuted
+from bilevax.data.permutation import cipher_words, permuted, pick
 
 Carry = TypeVar("Carry")
 Leaf: TypeAlias = Array | np.ndarray
@@ -170,7 +170,7 @@ class Arrays:
         return jax.lax.cond(first | (j % CHUNK == 0), lambda: self._choose(key, j), lambda: plan)
 
     def _choose(self, key: Array, j: Array) -> Array | tuple[Array, Array]:
-        """Rows of the chunk of minibatch j, [CHUNK, b]; or blocks, [CHUNK], and which of them is the short one."""
+        """The chunk of minibatch j: rows, [CHUNK, b]; or blocks, [CHUNK], and from each the next short one."""
         n, b, epoch = self.rows, self.rows_per_batch, self._epoch
         if self.sampling == "iid":
             return jax.random.randint(jax.random.fold_in(key, j // CHUNK), (CHUNK, b), 0, n)
@@ -181,17 +181,22 @@ class Arrays:
         met = first + jnp.arange(min(CHUNK, (CHUNK - 1) // epoch + 2), dtype=jnp.int32)  # epochs, a few for a chunk
         words = _words(key, met)
         if self.sampling == "shuffled":
-            return jax.vmap(lambda w, i: permuted(w, i * b + jnp.arange(b, dtype=jnp.int32), n))(words[nth], places)
+            rows = places[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :]
+            return permuted(words, rows, n, nth[:, None])
         if n % b == 0:
-            return jax.vmap(lambda w, i: permuted(w, i, epoch))(words[nth], places), jnp.zeros(CHUNK, bool)
+            return permuted(words, places, epoch, nth), jnp.full(CHUNK, CHUNK, jnp.int32)
         # Where the short block comes is the same for every key, unless blocks are few: so under vmap over keys a
         # program still branches and need not compute both sizes. Which rows are in it is the shuffle's choice.
         common = words if epoch < FEW else _words(jax.random.key(0), met)
         # the short block, number e - 1, comes at place p(0); the others in their order around it
-        last = jax.vmap(lambda w: permuted(w, jnp.int32(0), epoch))(common)[nth]
+        lasts = jax.vmap(lambda w: permuted(w, jnp.int32(0), epoch))(common)
+        last = pick(lasts, nth)
         even = jnp.where(places > last, places - 1, places)
-        even = jax.vmap(lambda w, i: permuted(w, i, epoch - 1))(words[nth], even)
-        return jnp.where(places == last, epoch - 1, even), places == last
+        even = permuted(words, even, epoch - 1, nth)
+        # where in the chunk each epoch's short block is, and of those from a place on the first
+        shorts = (met * epoch + lasts - numbers[0])[:, None]
+        nexts = jnp.where(shorts >= jnp.arange(CHUNK, dtype=jnp.int32)[None, :], shorts, CHUNK)
+        return jnp.where(places == last, epoch - 1, even), jnp.minimum(jnp.min(nexts, axis=0), CHUNK)
 
     def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
@@ -215,8 +220,9 @@ class Arrays:
 
     def next_short(self, plan: PyTree, j: Array) -> Array:
         """The first minibatch from j on that is the short block; where there is none in the chunk, the next chunk."""
-        are_short, places = (plan[0] if self.keys else plan)[1], jnp.arange(CHUNK, dtype=jnp.int32)
-        return j - j % CHUNK + jnp.min(jnp.where(are_short & (places >= j % CHUNK), places, CHUNK))
+        nexts = (plan[0] if self.keys else plan)[1]
+        out: Array = j - j % CHUNK + nexts[j % CHUNK]
+        return out
 
     def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry], short: bool | None = None) -> Carry:
         """``use(draw)`` of minibatch j (see :class:`~bilevax.core.protocols.UnevenSource`)."""
@@ -234,7 +240,7 @@ class Arrays:
             return use(self._block(number, self._short if short else b))
         # blocks of two sizes have two programs
         of_size = [lambda size=size: use(self._block(number, size)) for size in (self._short, b)]
-        out: Carry = jax.lax.cond(plan[1][j % CHUNK], *of_size)
+        out: Carry = jax.lax.cond(plan[1][j % CHUNK] == j % CHUNK, *of_size)
         return out
 
     def at(self, numbers: Array) -> PyTree:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,6 @@ def continued(
     stop: Array,
 ) -> Underway:
     """A loop that began at ``start``, led on to ``stop``; chunks that were planned are not planned again."""
-    uneven = isinstance(source, UnevenSource) and source.uneven
 
     # from one chunk's start to the next, or to the stop: within it no minibatch needs a new plan
     def segment(at: Underway) -> Underway:
@@ -98,12 +97,29 @@ def continued(
         def one(j: Array, carry: Carry, **known: bool) -> Carry:
             return source.visit(plan, j, lambda draw: step(carry, args, j, draw), **known)
 
-        if not uneven:
-            return Underway(end, plan, jax.lax.fori_loop(at.j, end, one, at.carry))
-        # Minibatches of the usual size one after another, then the short one: a branch a sweep, not one a step.
-        until = jnp.minimum(end, cast(UnevenSource, source).next_short(plan, at.j))
-        carry = jax.lax.fori_loop(at.j, until, partial(one, short=False), at.carry)
-        carry = jax.lax.cond(until < end, partial(one, until, short=True), lambda carry: carry, carry)
-        return Underway(jnp.minimum(until + 1, end), plan, carry)
+        return Underway(end, plan, within_chunk(source, plan, one, at.carry, at.j, end))
 
     return jax.lax.while_loop(lambda at: at.j < stop, segment, at)
+
+
+def within_chunk(
+    source: Source, plan: PyTree, one: Callable[..., Carry], carry: Carry, start: Array, end: Array
+) -> Carry:
+    """``carry = one(j, carry)`` for start <= j < end, all in the chunk of the plan.
+
+    Of a source with short minibatches ``one`` takes ``short``, whether j is one.
+    """
+    if not (isinstance(source, UnevenSource) and source.uneven):
+        even: Carry = jax.lax.fori_loop(start, end, one, carry)
+        return even
+
+    # Minibatches of the usual size one after another, then the short one: a branch a sweep, not one a step.
+    def sweep(at: tuple[Array, Carry]) -> tuple[Array, Carry]:
+        j, carry = at
+        until = jnp.minimum(end, source.next_short(plan, j))
+        carry = jax.lax.fori_loop(j, until, partial(one, short=False), carry)
+        carry = jax.lax.cond(until < end, partial(one, until, short=True), lambda carry: carry, carry)
+        return until + 1, carry
+
+    out: Carry = jax.lax.while_loop(lambda at: at[0] < end, sweep, (start, carry))[1]
+    return out

@@ -19,7 +19,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Carry, Draw, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree, is_concrete
 from bilevax.data.arrays import CHUNK
-from bilevax.data.fold import fold
+from bilevax.data.fold import fold, within_chunk
 
 NAMED = 0x80000000
 """Highest bit, set in the number that is folded in for a name, so that no stream has the key of a step."""
@@ -63,47 +63,34 @@ class Several:
         """The first step after k that opens a chunk."""
         return (k // self._steps + 1) * self._steps
 
-    @property
-    def uneven(self) -> bool:
-        """True if the source has a smaller minibatch now and then."""
-        return _is_uneven(self.source)
-
-    def next_short(self, plan: PyTree, k: Array) -> Array:
-        """The first step from k on with a short minibatch; where there is none in the chunk, one beyond."""
-        # step k begins at minibatch `at`; a short one at j is in step k + (j - at) // T
-        at = self._begin(k)
-        return k + (cast(UnevenSource, self.source).next_short(plan, at) - at) // self.number
-
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "LookAtSeveral":
         """The look of step k."""
-        # a short step has a short minibatch among its T: which, is looked up
-        known = {"short": False} if short is False and self.uneven else {}
-        return LookAtSeveral(self, plan, self._begin(k), known)
+        return LookAtSeveral(self, plan, self._begin(k))
 
 
 class LookAtSeveral:
     """What a step sees of :class:`Several`: ``look.fold`` over its minibatches, or ``look[i]``, one of them."""
 
-    def __init__(self, several: Several, plan: PyTree, begin: Array, known: dict[str, bool]) -> None:
-        self._several, self._plan, self._begin, self._known = several, plan, begin, known
+    def __init__(self, several: Several, plan: PyTree, begin: Array) -> None:
+        self._several, self._plan, self._begin = several, plan, begin
 
     def __getitem__(self, i: Array | int) -> "Look":
-        """The look at the step's minibatch i < T."""
+        """The look at the step's minibatch i < T; whether it is a short one is looked up each time."""
         j = self._begin + i
-        return Look(lambda use: self._several.source.visit(self._plan, j, use, **self._known))
+        return Look(lambda use: self._several.source.visit(self._plan, j, use))
 
     def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry, stop: Array | int | None = None) -> Carry:
         """``carry = move(carry, i, draw)`` over the step's minibatches i = 0, ..., T - 1, the same in every fold.
 
         Over the first ``stop`` of them, if that is given.
         """
+        source, begin = self._several.source, self._begin
 
-        def one(i: Array, carry: Carry) -> Carry:
-            return self[i](lambda draw: move(carry, i, draw))
+        def one(j: Array, carry: Carry, **known: bool) -> Carry:
+            return source.visit(self._plan, j, lambda draw: move(carry, j - begin, draw), **known)
 
-        number = self._several.number if stop is None else stop
-        out: Carry = jax.lax.fori_loop(0, jnp.asarray(number, jnp.int32), one, carry)
-        return out
+        end = begin + jnp.asarray(self._several.number if stop is None else stop, jnp.int32)
+        return within_chunk(source, self._plan, one, carry, begin, end)
 
 
 @config
@@ -155,6 +142,35 @@ class Single:
         return Look(lambda use: self.source.visit(plan, k, use, **known))
 
 
+@config
+class Uniform:
+    """A stream of whole numbers, one a step, each of 0, ..., number - 1 as likely: ``looks[name](lambda p: p)``.
+
+    Drawn 256 at once: a number from the step's own key takes as long as a product on a minibatch.
+    """
+
+    number: Array | int
+
+    def plan_chunk(self, plan: PyTree, key: Array, k: Array, first: Array | bool) -> Array:
+        """The numbers of the chunk that step k opens, [CHUNK]."""
+
+        def draw() -> Array:
+            return jax.random.randint(jax.random.fold_in(key, k // CHUNK), (CHUNK,), 0, self.number)
+
+        out: Array = draw() if plan is None else jax.lax.cond(first | (k % CHUNK == 0), draw, lambda: plan)
+        return out
+
+    def chunk_end(self, k: Array) -> Array:
+        """The first step after k that opens a chunk."""
+        return (k // CHUNK + 1) * CHUNK
+
+    def visit(self, plan: Array, k: Array, use: Callable[[Array], Carry]) -> Carry:
+        """``use(p)`` of the number of step k."""
+        return use(plan[k % CHUNK])
+
+    fold = fold
+
+
 class Look:
     """What a step sees of a source: ``look(use)`` is ``use(draw)`` of the step's minibatch, the same at every call.
 
@@ -164,6 +180,10 @@ class Look:
 
     def __init__(self, visit: Callable[[Callable[[Draw], PyTree]], PyTree]) -> None:
         self._visit = visit
+
+    def __getitem__(self, i: Array | int) -> "Look":
+        """Itself: of one minibatch a step, the first is the only one."""
+        return self
 
     def __call__(self, use: Callable[[Draw], Carry]) -> Carry:
         """``use(draw)``."""
@@ -218,12 +238,13 @@ class Streams:
         return jnp.min(jnp.stack([stream.chunk_end(k) for stream in self.streams.values()]))
 
     @property
-    def _uneven(self) -> dict[str, Several | Single]:
-        return {name: x for name, x in self.streams.items() if not isinstance(x, Undrawn) and x.uneven}
+    def _uneven(self) -> dict[str, Single]:
+        # a look at several sweeps over their short ones by itself
+        return {name: x for name, x in self.streams.items() if isinstance(x, Single) and x.uneven}
 
     @property
     def uneven(self) -> bool:
-        """True if any of them has a smaller minibatch now and then."""
+        """True if any of them gives a step a single minibatch, which is smaller now and then."""
         return bool(self._uneven)
 
     def next_short(self, plan: PyTree, k: Array) -> Array:

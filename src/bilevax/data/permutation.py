@@ -30,20 +30,28 @@ def cipher_words(key: Array) -> Array:
     return jax.random.bits(key, (2, ROUNDS), jnp.uint32)  # one call: each more takes long to compile
 
 
-def permuted(words: Array, i: Array, n: int) -> Array:
-    """Entries i of the permutation of 0, ..., n - 1 with these words; see :func:`shuffled`."""
-    # c = centre mod n, biased by at most n / 2^32
-    centres, salts = words
+def permuted(words: Array, i: Array, n: int, nth: Array | None = None) -> Array:
+    """Entries i of the permutation of 0, ..., n - 1 with these words; see :func:`shuffled`.
+
+    Of several permutations, words [E, 2, ROUNDS], ``nth`` says of which each entry is, int32 to broadcast against i.
+    """
+    # c = centre mod n, biased by at most n / 2^32; [ROUNDS], of several [ROUNDS, E]
+    centres, salts = jnp.moveaxis(words, (-2, -1), (0, 1))
     rounds = (centres % n).astype(jnp.int32), salts
 
     def swap(x: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         # x and (c - x) mod n are partners; the larger of the two is hashed, so that both swap or neither
-        centre, salt = pair
+        centre, salt = pair if nth is None else (pick(word, nth) for word in pair)
         partner = jnp.where(x <= centre, centre - x, centre - x + n)
         swapped = _hash(jnp.maximum(x, partner).astype(jnp.uint32) ^ salt) % 2 == 1
         return jnp.where(swapped, partner, x), None
 
     return jax.lax.scan(swap, i, rounds)[0]
+
+
+def pick(each: Array, nth: Array) -> Array:
+    """``each[nth]`` of a vector; of at most two by a select, which is three times faster."""
+    return each[nth] if len(each) > 2 else jnp.where(nth == 0, each[0], each[-1])
 
 
 def hashed_rows(words: Array, places: Array, n: int) -> Array:

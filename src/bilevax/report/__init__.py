@@ -1,6 +1,7 @@
-"""The report: self-contained HTML pages made from plain records, a run's files or the findings of an audit."""
+"""The report, made from plain records: HTML pages of a run's files or of an audit; the picture of a comparison."""
 
+from bilevax.report.courses import write_courses as write_courses
 from bilevax.report.findings import write_findings
 from bilevax.report.page import write_report
 
-__all__ = ["write_findings", "write_report"]
+__all__ = ["write_courses", "write_findings", "write_report"]

@@ -96,14 +96,15 @@ def add_axes(figure: "Figure", left: float, right: float, top: float, bottom: fl
     return figure.add_axes(box)
 
 
-def image(figure: "Figure", description: str) -> str:
-    """The figure as an ``<img>`` element: a document of its own, so that no text in it can be part of the page.
-
-    Equal figures give equal bytes.
-    """
+def drawing(figure: "Figure") -> str:
+    """The figure as an SVG document; equal figures give equal bytes."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     # The first style sheet is matplotlib's, before any text of the figure.
-    drawing = buffer.getvalue().replace("</style>", f"{_SHEET}</style>", 1)
-    data = base64.b64encode(drawing.encode()).decode()
+    return buffer.getvalue().replace("</style>", f"{_SHEET}</style>", 1)
+
+
+def image(figure: "Figure", description: str) -> str:
+    """The figure as an ``<img>`` element: a document of its own, so that no text in it can be part of the page."""
+    data = base64.b64encode(drawing(figure).encode()).decode()
     return f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(description)}">'

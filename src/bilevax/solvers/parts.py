@@ -5,6 +5,7 @@ H u = grad_1 E, H the Hessian of G, and s plays no part. With any other map Phi 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,14 @@ class Pair(NamedTuple):
     """Inner variable w and outer variable lam; or a direction in which they move."""
 
     w: PyTree
+    lam: PyTree
+
+
+class Copies(NamedTuple):
+    """Inner variable w, a copy z of it that feels the outer loss, and the outer variable lam."""
+
+    w: PyTree
+    z: PyTree
     lam: PyTree
 
 
@@ -109,6 +118,29 @@ def loss_gradients(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTre
     return astype_of(by_w, w), astype_of(by_lam, lam)
 
 
+def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> tuple[PyTree, PyTree]:
+    """Along which w and z move: -grad_1 G(w), and -(grad_1 G(z) + grad_1 E(z) / c), both on the same rows of train."""
+
+    def both(draw: Draw) -> tuple[PyTree, PyTree]:
+        d_w, d_z = (descent(problem, x, p.lam, draw.batch) for x in (p.w, p.z))
+        return scale(draw.weight, d_w), scale(draw.weight, d_z)
+
+    d_w, d_z = train(both)
+    _, g, _ = outer_directions(problem, Point(p.z, None, p.lam), val)
+    return d_w, axpy(-1.0 / c, g, d_z)
+
+
+def penalty_direction(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> PyTree:
+    """Against which lam moves: grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w)), both on the same rows of train."""
+
+    def difference(draw: Draw) -> PyTree:
+        at_z, at_w = (loss_gradients(problem, x, p.lam, draw.batch)[1] for x in (p.z, p.w))
+        return scale(c * draw.weight, sub(at_z, at_w))
+
+    _, _, direct = outer_directions(problem, Point(p.z, None, p.lam), val)
+    return add(direct, train(difference))
+
+
 def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:
     """X + rho d, rho a scalar or a tree like x."""
     return axpy(rho, d, x) if jax.tree_util.all_leaves([rho]) else jax.tree.map(lambda r, d, x: x + r * d, rho, d, x)
@@ -169,11 +201,13 @@ def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
     Unbiased where each block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
     """
     # of a full batch, -1, the one row
-    i = jnp.maximum(jnp.asarray(block, jnp.int32), 0)
+    i = jnp.asarray(block, jnp.int32)
     # The row is read behind a branch, and written as old + change: else XLA copies the whole table in each step.
-    old = jax.lax.cond(i >= 0, lambda rows: row(rows, i), lambda rows: zeros_like(new), table.rows)
+    old = jax.lax.cond(i >= -1, lambda rows: row(rows, i), lambda rows: zeros_like(new), table.rows)
     change = sub(new, old)
-    rows = jax.tree.map(lambda a, x, c: a.at[i].set(x + c), table.rows, old, change)
+    # as a slice: a scatter first checks its bounds
+    write = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+    rows = jax.tree.map(lambda a, x, c: write(a, x + c), table.rows, old, change)
     blocks = len(jax.tree.leaves(table.rows)[0])
     return add(change, table.mean), Saga(rows, axpy(1.0 / blocks, change, table.mean))
 

@@ -145,7 +145,7 @@ def schedule(value: Schedule | float, stacklevel: int = 4) -> Schedule:
         return value
     if isinstance(value, str | bool) or value is None:
         raise ParameterError(f"step_size must be a number or a schedule such as Harmonic(beta, gamma), got {value!r}")
-    return Constant(value)
+    return Constant(positive("step_size", value))
 
 
 @config

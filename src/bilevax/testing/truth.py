@@ -104,11 +104,11 @@ class NamedProblem:
         """The truth at ``lam``; computed once."""
         return self._solution
 
-    def solve(self, lam: PyTree) -> Solution:
-        """The truth at any lam. Cost: O(n d^2 + d^3) a step of Newton's method."""
+    def solve(self, lam: PyTree, start: PyTree | None = None) -> Solution:
+        """The truth at any lam, from ``start`` (None: w0). Cost: O(n d^2 + d^3) a step of Newton's method."""
         # float64 before the arrays are made: what they are made in stays
         with float64():
-            args = jax.tree.map(jnp.asarray, (self.w0, lam, self.train))
+            args = jax.tree.map(jnp.asarray, (self.w0 if start is None else start, lam, self.train))
             w = _fixed_point(self.problem, *args)
             v, value, hypergradient = _implicit(self.problem, w, *args[1:], jax.tree.map(jnp.asarray, self.val))
             w, v, hypergradient = jax.tree.map(np.asarray, (w, v, hypergradient))

@@ -1,11 +1,10 @@
-"""Test problems in closed form: everything that an estimator should find is known to machine precision.
+"""A finite sum of quadratics in closed form: what an estimator should find is known to machine precision.
 
-Both give, in numpy and float64, w(lam), v(lam), the value f(lam) = E(w(lam), lam) and its gradient, the curvatures
+It gives, in numpy and float64, w(lam), v(lam), the value f(lam) = E(w(lam), lam) and its gradient, the curvatures
 and the step they call for; and the :class:`~bilevax.Problem` with the arrays of its two sources, on which the same
 functions are met as a user's would be: module-level losses of a minibatch, the data never closed over.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ from bilevax.core.config import config, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.problems.losses import Squared
 from bilevax.problems.problem import Problem
 from bilevax.theory import Constants, Influence, QuadraticMoments, influence
 
@@ -92,7 +90,7 @@ def quadratic_outer_loss(w: Array, lam: Array, batch: PyTree) -> Array:
 
 @config
 class FiniteQuadratic:
-    """A finite sum of quadratics: inner rows 1/2 w'A_i w - w'(b_i + B_i lam), outer 1/2 |w - target|^2 + r/2 |lam|^2.
+    """Sums of quadratics: inner rows 1/2 w'A_i w - w'(b_i + B_i lam), outer 1/2 |w - target_j|^2 + r_j/2 |lam|^2.
 
     Its Jacobians are constant in w and lam, so the moments of every stochastic estimator are known exactly
     (:meth:`moments`).
@@ -101,8 +99,8 @@ class FiniteQuadratic:
         A: symmetric, with a positive definite mean, [n, d, d].
         b: [n, d].
         B: [n, d, m].
-        target: [d].
-        r: not negative.
+        target: [d], or a row each of the outer loss, [n', d].
+        r: not negative; a number, or one a row of the outer loss, [n'].
         lam: the outer variable that goes with the problem, [m].
 
     Examples:
@@ -117,12 +115,15 @@ class FiniteQuadratic:
     b: Floats
     B: Floats
     target: Floats
-    r: float
+    r: float | Floats
     lam: Floats
 
     def __post_init__(self) -> None:
         for name in ("A", "b", "B", "target", "lam"):
             set_frozen(self, **{name: np.asarray(getattr(self, name), np.float64)})
+        rows = [len(self.target)] * (self.target.ndim == 2) + [*np.shape(self.r)]
+        if len(set(rows)) > 1:
+            raise ParameterError(f"target and r must have the same number of rows, got {rows[0]} and {rows[1]}")
         if not np.array_equal(self.A, self.A.transpose(0, 2, 1)):
             raise ParameterError("every A_i must be symmetric")
         if not np.linalg.eigvalsh(self.A.mean(0))[0] > 0:
@@ -155,6 +156,38 @@ class FiniteQuadratic:
             B = B.mean(0) + (A - A.mean(0)) @ rng.normal(size=(d, m))
         return cls(A=A, b=b, B=B, target=target, r=r, lam=lam)
 
+    @classmethod
+    def conditioned(
+        cls, seed: int, *, condition: float = 10.0, n: int = 101, n_val: int = 101, d: int = 4, m: int = 2
+    ) -> "FiniteQuadratic":
+        """A random problem with noise in both levels, the mean A of eigenvalues from 1 to 1 / condition.
+
+        Every A_i exceeds half of the mean, and all eigenvalues of the Hessian of f lie between 1.1 and 1.2: how fast
+        an algorithm is, the inner condition decides.
+
+        Args:
+            seed: of every number drawn.
+            condition: of the mean A.
+            n: rows of the inner loss.
+            n_val: rows of the outer loss.
+            d: inner dimension, not less than m.
+            m: outer dimension.
+        """
+        rng = np.random.default_rng([seed, n, n_val])
+        basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
+        root = basis * np.geomspace(1.0, condition**-0.5, d) @ basis.T
+        # A_i = A^1/2 (I + x_i x_i') A^1/2 / 2, the mean of x_i x_i' the identity exactly
+        X = np.sqrt(n) * np.linalg.qr(rng.normal(size=(n, d)))[0]
+        A = root @ (np.eye(d) + X[:, :, None] * X[:, None, :]) @ root / 2
+        A = (A + A.transpose(0, 2, 1)) / 2
+        # b_i = A_i w + A^1/2 noise, B_i = A_i C + A^1/2 noise less its mean: the Jacobians of a row go together
+        w, C = rng.normal(size=d), np.linalg.qr(rng.normal(size=(d, m)))[0]
+        spread = rng.normal(size=(n, d, m))
+        b, B = A @ w + 0.5 * rng.normal(size=(n, d)) @ root, A @ C + 0.3 * root @ (spread - spread.mean(0))
+        # A^-1 B = C, so grad^2 f = (1 + mean r) I
+        target, r = w + (rng.normal(size=d) + 0.5 * rng.normal(size=(n_val, d))) @ root, rng.uniform(0.05, 0.25, n_val)
+        return cls(A=A, b=b, B=B, target=target, r=r, lam=1.0 + rng.normal(size=m))
+
     @property
     def train_data(self) -> dict[str, Floats]:
         """The arrays of the inner source, n rows."""
@@ -162,8 +195,10 @@ class FiniteQuadratic:
 
     @property
     def val_data(self) -> dict[str, Floats]:
-        """The arrays of the outer source, one row."""
-        return {"target": self.target[None], "r": np.full(1, float(self.r))}
+        """The arrays of the outer source, n' rows: one, unless target or r has more."""
+        target, r = np.atleast_2d(self.target), np.atleast_1d(np.asarray(self.r, np.float64))
+        rows = max(len(target), len(r))
+        return {"target": np.broadcast_to(target, (rows, *target.shape[1:])), "r": np.broadcast_to(r, rows)}
 
     @property
     def problem(self) -> Problem:
@@ -174,6 +209,25 @@ class FiniteQuadratic:
     def means(self) -> tuple[Floats, Floats, Floats]:
         """The means of A, b and B over the rows."""
         return self.A.mean(0), self.b.mean(0), self.B.mean(0)
+
+    @property
+    def outer_means(self) -> tuple[Floats, float]:
+        """The means of target and r over the rows of the outer loss."""
+        return np.atleast_2d(self.target).mean(0), float(np.mean(self.r))
+
+    @property
+    def outer_hessian(self) -> Floats:
+        """The Hessian of f, B'A^-2 B + r I, the same at every lam, [m, m]."""
+        # dw/dlam = A^-1 B
+        G = np.linalg.solve(self.means[0], self.means[2])
+        hessian: Floats = G.T @ G + self.outer_means[1] * np.eye(self.lam.size)
+        return hessian
+
+    @property
+    def minimiser(self) -> Floats:
+        """Where f is least, [m]."""
+        # grad f(lam) = grad f(0) + grad^2 f lam = 0
+        return np.linalg.solve(self.outer_hessian, -self.hypergradient(np.zeros(self.lam.size)))
 
     @property
     def curvature(self) -> Curvature:
@@ -189,21 +243,22 @@ class FiniteQuadratic:
     def v(self, lam: Floats, alpha: float | None = None) -> Floats:
         """The multiplier (alpha A)^-1 (w(lam) - target), [d]; alpha is ``curvature.alpha`` unless given."""
         step = self.curvature.alpha if alpha is None else alpha
-        return np.linalg.solve(step * self.means[0], self.w(lam) - self.target)
+        return np.linalg.solve(step * self.means[0], self.w(lam) - self.outer_means[0])
 
     def value(self, lam: Floats) -> float:
         """The outer loss at the inner solution, f(lam) = E(w(lam), lam)."""
-        return float(0.5 * np.sum((self.w(lam) - self.target) ** 2) + 0.5 * self.r * np.sum(np.square(lam)))
+        distances = np.sum((self.w(lam) - np.atleast_2d(self.target)) ** 2, axis=1)
+        return float(0.5 * np.mean(distances) + 0.5 * np.mean(self.r) * np.sum(np.square(lam)))
 
     def hypergradient(self, lam: Floats) -> Floats:
         """The gradient of f, r lam + B'A^-1 (w(lam) - target), [m]."""
-        return self.r * np.asarray(lam) + self.means[2].T @ self.v(lam, alpha=1.0)
+        return self.outer_means[1] * np.asarray(lam) + self.means[2].T @ self.v(lam, alpha=1.0)
 
     def moments(self, lam: Floats, alpha: float | None = None) -> QuadraticMoments:
-        """What the exact recursions of :mod:`bilevax.theory` read."""
+        """What the exact recursions of :mod:`bilevax.theory` read, every row of the outer loss seen."""
         step = self.curvature.alpha if alpha is None else alpha
-        rows = (self.A, self.b, self.B)
-        return QuadraticMoments.of_rows(rows, np.asarray(lam), target=self.target, r=float(self.r), alpha=step)
+        rows, (target, r) = (self.A, self.b, self.B), self.outer_means
+        return QuadraticMoments.of_rows(rows, np.asarray(lam), target=target, r=r, alpha=step)
 
     def constants(
         self, lam: Floats, *, batch_size: int | None = None, radius: float | None = None, alpha: float | None = None
@@ -227,12 +282,12 @@ class FiniteQuadratic:
         constants = Constants(
             q=self.curvature.contraction(step),
             L_Phi=step * float(np.linalg.norm(rows.B, 2)),
-            L_E=float(np.linalg.norm(rows.w - self.target)) + radius,
+            L_E=float(np.linalg.norm(rows.w - self.outer_means[0])) + radius,
             mu1=1.0, mu2=0.0, nu1=0.0, nu2=0.0,
             L=self.curvature.L, tau=self.curvature.tau, alpha=step,
         )  # fmt: skip
         # sigma1' = step^2 ||E (A_i - A)^2||,  sigma2' = step^2 ||E (B_i - B)(B_i - B)'||
-        return _with_noise(
+        return with_noise(
             constants,
             batch_size,
             at_solution=float(np.trace(rows.noise)),
@@ -246,140 +301,10 @@ class FiniteQuadratic:
         w, (A, _, B) = self.w(lam), self.means
         gradients = self.A @ w - self.b - self.B @ np.asarray(lam)
         G = np.linalg.solve(A, B).T
-        return influence(-self.B, self.A, gradients, outer_gradient=w - self.target, G=G)
+        return influence(-self.B, self.A, gradients, outer_gradient=w - self.outer_means[0], G=G)
 
 
-@config
-class PenalisedRidge:
-    """Ridge regression with one penalty exp(lam_j) per coefficient, and a validation quadratic.
-
-    Inner: mean of 1/2 (x_i'w - y_i)^2 plus 1/2 sum_j exp(lam_j) w_j^2. Outer: mean of 1/2 (z_i'w - u_i)^2. The losses
-    are the shipped :class:`~bilevax.Squared`, so w has the shape [1, d].
-
-    Args:
-        X: training features, [N, d].
-        y: training targets, [N].
-        Z: validation features, [N', d].
-        u: validation targets, [N'].
-        lam: the outer variable that goes with the problem, [d].
-
-    Examples:
-        >>> p = PenalisedRidge.random(0, d=3)
-        >>> p.w(p.lam).shape, p.hypergradient(p.lam).shape
-        ((1, 3), (3,))
-    """
-
-    X: Floats
-    y: Floats
-    Z: Floats
-    u: Floats
-    lam: Floats
-
-    def __post_init__(self) -> None:
-        for name in ("X", "y", "Z", "u", "lam"):
-            set_frozen(self, **{name: np.asarray(getattr(self, name), np.float64)})
-
-    @classmethod
-    def random(cls, seed: int | Sequence[int], *, n: int = 60, d: int = 20, noise: float = 0.5) -> "PenalisedRidge":
-        """A random problem: features of decreasing scale, a true coefficient vector, noisy targets.
-
-        Args:
-            seed: of every number drawn.
-            n: rows of either set.
-            d: features.
-            noise: standard deviation of the targets.
-        """
-        rng = np.random.default_rng(seed)
-        X, Z = rng.normal(size=(2, n, d)) * np.linspace(1.0, 0.2, d)
-        # y = X w + noise, u = Z w + noise, for one w
-        truth = rng.normal(size=d)
-        y, u = X @ truth + noise * rng.normal(size=n), Z @ truth + noise * rng.normal(size=n)
-        return cls(X=X, y=y, Z=Z, u=u, lam=-2.0 + 0.5 * rng.normal(size=d))
-
-    @property
-    def train_data(self) -> tuple[Floats, Floats]:
-        """The arrays of the inner source, N rows."""
-        return self.X, self.y
-
-    @property
-    def val_data(self) -> tuple[Floats, Floats]:
-        """The arrays of the outer source, N' rows."""
-        return self.Z, self.u
-
-    @property
-    def problem(self) -> Problem:
-        """The bilevel problem, with the step ``curvature(self.lam).alpha``."""
-        return Problem(GradientStep(Squared("feature"), self.curvature(self.lam).alpha), Squared())
-
-    def curvature(self, lam: Floats) -> Curvature:
-        """L and tau at lam."""
-        eigenvalues = np.linalg.eigvalsh(self._hessian(lam))
-        return Curvature(float(eigenvalues[-1]), float(eigenvalues[0]))
-
-    def w(self, lam: Floats) -> Floats:
-        """The inner solution H^-1 X'y / N with H = X'X / N + diag(exp(lam)), [1, d]."""
-        return np.linalg.solve(self._hessian(lam), self.X.T @ self.y / len(self.y))[None]
-
-    def v(self, lam: Floats, alpha: float | None = None) -> Floats:
-        """The multiplier (alpha H)^-1 Z'(Z w(lam) - u) / N', [1, d]; alpha is ``curvature(lam).alpha`` unless given."""
-        step = self.curvature(lam).alpha if alpha is None else alpha
-        gradient = self.Z.T @ (self.Z @ self.w(lam)[0] - self.u) / len(self.u)
-        return np.linalg.solve(step * self._hessian(lam), gradient)[None]
-
-    def value(self, lam: Floats) -> float:
-        """The outer loss at the inner solution, f(lam) = E(w(lam))."""
-        return float(0.5 * np.mean((self.Z @ self.w(lam)[0] - self.u) ** 2))
-
-    def hypergradient(self, lam: Floats) -> Floats:
-        """The gradient of f, [d]: -exp(lam_j) w_j (H^-1 grad E)_j."""
-        return -np.exp(lam) * self.w(lam).ravel() * self.v(lam, alpha=1.0).ravel()
-
-    def constants(
-        self, lam: Floats, *, batch_size: int | None = None, radius: float | None = None, alpha: float | None = None
-    ) -> Constants:
-        """The exact constants, for minibatches of independent rows of train and every row of val.
-
-        Args:
-            lam: outer variable, [d].
-            batch_size: b; None: every row.
-            radius: of the ball around w(lam) on which L_E and L_Phi hold; None for |w(lam)|, which an iteration from 0
-                on every row never leaves.
-            alpha: step of the inner map; None for ``curvature(lam).alpha``.
-        """
-        curvature, w, penalty = self.curvature(lam), self.w(lam)[0], np.exp(np.asarray(lam, np.float64))
-        step = curvature.alpha if alpha is None else alpha
-        radius = float(np.linalg.norm(w)) if radius is None else radius
-        # grad_1 E = Z'(Z w - u) / N', and its Hessian Z'Z / N'
-        outer_hessian, outer_gradient = self.Z.T @ self.Z / len(self.u), self.Z.T @ (self.Z @ w - self.u) / len(self.u)
-        # gradients of the rows at w(lam), x_i (x_i'w - y_i), their penalty left out
-        noise = self.X * (self.X @ w - self.y)[:, None]
-        lengths = np.sum(self.X**2, axis=1, keepdims=True)
-        data = self.X.T @ self.X / len(self.y)
-        mu1 = float(np.linalg.norm(outer_hessian, 2))
-        constants = Constants(
-            q=curvature.contraction(step),
-            L_Phi=step * float(np.max(penalty * (np.abs(w) + radius))),
-            L_E=float(np.linalg.norm(outer_gradient)) + mu1 * radius,
-            # d2Phi = -step diag(exp(lam) w), whose derivative in w has the norm step max exp(lam)
-            mu1=mu1, mu2=0.0, nu1=0.0, nu2=step * float(np.max(penalty)),
-            L=curvature.L, tau=curvature.tau, alpha=step,
-        )  # fmt: skip
-        # sigma1' = step^2 ||E |x|^2 x x' - (E x x')^2||; the cross Jacobian has no noise, the penalty being known
-        return _with_noise(
-            constants,
-            batch_size,
-            at_solution=step**2 * float(np.sum((noise - noise.mean(0)) ** 2)) / len(noise),
-            jacobian=step**2 * float(np.linalg.norm((lengths * self.X).T @ self.X / len(self.y) - data @ data, 2)),
-            cross=0.0,
-        )
-
-    def _hessian(self, lam: Floats) -> Floats:
-        """H = X'X / N + diag(exp(lam)), [d, d]."""
-        H: Floats = self.X.T @ self.X / len(self.y) + np.diag(np.exp(np.asarray(lam, np.float64)))
-        return H
-
-
-def _with_noise(
+def with_noise(
     constants: Constants, batch_size: int | None, *, at_solution: float, jacobian: float, cross: float
 ) -> Constants:
     """Constants with the noise of b independent rows, from E|noise|^2 at w(lam), sigma1' and sigma2' of one row.

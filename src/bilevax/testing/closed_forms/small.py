@@ -73,13 +73,6 @@ def quadratic() -> Reference:
     return reference(finite_quadratic())
 
 
-def minimiser(p: FiniteQuadratic) -> np.ndarray:
-    """Where f is least, [m]."""
-    # grad f(lam) = grad f(0) + (G'G + r I) lam = 0
-    G = np.linalg.solve(p.A.mean(0), p.B.mean(0))
-    return np.linalg.solve(G.T @ G + p.r * np.eye(M), -p.hypergradient(np.zeros(M)))
-
-
 def ridge() -> Reference:
     """Ridge regression with a penalty per coefficient: Jacobians that change with w and lam."""
     return reference(PenalisedRidge.random(1, n=N, d=D))

@@ -1,0 +1,142 @@
+"""Stochastic bilevel algorithms on a :class:`FiniteQuadratic`, from their formulas: steps that are affine in the state.
+
+Each function gives a step as stages that draw once each: what it makes of given minibatches is exact, and so are its
+moments over independent ones (:mod:`bilevax.testing.closed_forms.random_maps`). A state is (w, lam, what else is
+carried); steps are in loss form, along
+
+    d_w = b + B lam - A w,    d_u = w - target - A u,    d_lam = r lam + B'u
+
+since grad_1 G = A w - b - B lam, H = A, d2(grad_1 G)'u = -B'u, grad_1 E = w - target and grad_2 E = r lam.
+"""
+
+import numpy as np
+
+from bilevax.testing.closed_forms.quadratic import FiniteQuadratic, Floats
+from bilevax.testing.closed_forms.random_maps import RandomMap, Stage, Stages, coordinates, mixture, moments, state
+
+
+class Rows:
+    """A_i, b_i, B_i', target_j and r_j as matrices that act on coordinates, rows first; and the two dimensions."""
+
+    def __init__(self, p: FiniteQuadratic) -> None:
+        val = p.val_data
+        self.A, self.b, self.B, self.BT = p.A, p.b[:, :, None], p.B, p.B.transpose(0, 2, 1)
+        self.target, self.r = val["target"][:, :, None], val["r"][:, None, None]
+        self.d, self.m = p.B.shape[1:]
+
+    def d_w(self, w: Floats, lam: Floats, one: Floats) -> Floats:
+        """-grad_1 G of each row."""
+        return self.b @ one + self.B @ lam - self.A @ w
+
+
+def soba(p: FiniteQuadratic, rho: float, ratio: float) -> Stages:
+    """(w, lam, u, d): w + rho d_w, u + rho d_u and lam - ratio rho d, d = d_lam, all on one draw of each source."""
+    return masoba(p, rho, ratio, weight=1.0)
+
+
+def masoba(p: FiniteQuadratic, rho: float, ratio: float, *, weight: float) -> Stages:
+    """(w, lam, u, a): as SOBA, lam along the new a = (1 - weight) a + weight d_lam."""
+    rows = Rows(p)
+    w, lam, u, a, one = coordinates(rows.d, rows.m, rows.d, rows.m)
+    directions = Stage(
+        state(w, lam, u, (1 - weight) * a, one),
+        train=state(rho * rows.d_w(w, lam, one), 0 * lam, -rho * rows.A @ u, weight * rows.BT @ u, 0 * one),
+        val=state(0 * w, 0 * lam, rho * (w - rows.target @ one), weight * rows.r * lam, 0 * one),
+    )
+    return directions, Stage(state(w, lam - ratio * rho * a, u, a, one))
+
+
+def amigo(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, linear_steps: int) -> Stages:
+    """(w, lam, u): steps of w; then of u along g - A u, g of one draw, from the u before; then lam."""
+    rows = Rows(p)
+    w, lam, u, one = coordinates(rows.d, rows.m, rows.d)
+    inner = Stage(np.eye(len(w.T)), state(rho * rows.d_w(w, lam, one), 0 * lam, 0 * u, 0 * one), repeat=inner_steps)
+    outer = Stage(
+        state(w, lam, u, 0 * w, 0 * lam, one),
+        val=state(0 * w, 0 * lam, 0 * u, w - rows.target @ one, rows.r * lam, 0 * one),
+    )
+    w, lam, u, g, direct, one = coordinates(rows.d, rows.m, rows.d, rows.d, rows.m)
+    linear = Stage(
+        state(w, lam, u + rho * g, g, direct, one),
+        train=state(0 * w, 0 * lam, -rho * rows.A @ u, 0 * g, 0 * lam, 0 * one),
+        repeat=linear_steps,
+    )
+    gamma = ratio * rho
+    last = Stage(state(w, lam - gamma * direct, u, one), state(0 * w, -gamma * rows.BT @ u, 0 * u, 0 * one))
+    return inner, outer, linear, last
+
+
+def stocbio(
+    p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, linear_steps: int, series: float | None = None
+) -> Stages:
+    """(w, lam): steps of w; u = s sum_{i=0}^K r_i with r_0 = w - target and r_i = (I - s A_i) r_{i-1}; then lam.
+
+    s is ``series``, or rho.
+    """
+    rows, s = Rows(p), rho if series is None else series
+    w, lam, one = coordinates(rows.d, rows.m)
+    inner = Stage(np.eye(len(w.T)), state(rho * rows.d_w(w, lam, one), 0 * lam, 0 * one), repeat=inner_steps)
+    g = w - rows.target @ one
+    outer = Stage(state(w, lam, 0 * w, 0 * w, 0 * lam, one), val=state(0 * w, 0 * lam, g, g, rows.r * lam, 0 * one))
+    w, lam, r, total, direct, one = coordinates(rows.d, rows.m, rows.d, rows.d, rows.m)
+    # r + change and total + r + change
+    change = -s * rows.A @ r
+    linear = Stage(
+        state(w, lam, r, total + r, direct, one),
+        train=state(0 * w, 0 * lam, change, change, 0 * lam, 0 * one),
+        repeat=linear_steps,
+    )
+    gamma = ratio * rho
+    last = Stage(state(w, lam - gamma * direct, one), state(0 * w, -gamma * rows.BT @ (s * total), 0 * one))
+    return inner, outer, linear, last
+
+
+def plain(
+    p: FiniteQuadratic, rho: float, ratio: float, *, linear_steps: int, horizon: int, series: float | None = None
+) -> Stages:
+    """(w, lam): u = K s prod_{i <= horizon} (I - s A_i) (w - target), w and lam together: SUSTAIN of weight 1.
+
+    s is ``series``, or rho.
+    """
+    rows, s = Rows(p), rho if series is None else series
+    w, lam, one = coordinates(rows.d, rows.m)
+    outer = Stage(
+        state(w, lam, 0 * w, 0 * lam, one),
+        val=state(0 * w, 0 * lam, linear_steps * s * (w - rows.target @ one), rows.r * lam, 0 * one),
+    )
+    w, lam, u, direct, one = coordinates(rows.d, rows.m, rows.d, rows.m)
+    zero = 0 * w, 0 * lam
+    linear = Stage(np.eye(len(w.T)), state(*zero, -s * rows.A @ u, 0 * lam, 0 * one), repeat=horizon)
+    gamma = ratio * rho
+    last = Stage(state(w, lam - gamma * direct, one), state(rho * rows.d_w(w, lam, one), -gamma * rows.BT @ u, 0 * one))
+    return outer, linear, last
+
+
+def sustain(
+    p: FiniteQuadratic, rho: float, ratio: float, *, linear_steps: int, sizes: tuple[int | None, int | None]
+) -> RandomMap:
+    """The step of :func:`plain` with a horizon of 0 to linear_steps - 1, each as likely.
+
+    With any weight E d is the mean direction at E(w, lam), if it is so at first, so the mean of SUSTAIN is this one's.
+    """
+    horizons = range(linear_steps)
+    return mixture([moments(plain(p, rho, ratio, linear_steps=linear_steps, horizon=h), *sizes) for h in horizons])
+
+
+def f2sa(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, multiplier: float) -> Stages:
+    """(w, lam, z): w along -grad_1 G(w), z along -grad_1 G(z) - grad_1 E(z) / c; then lam, at one draw for both."""
+    rows, c = Rows(p), multiplier
+    w, lam, z, one = coordinates(rows.d, rows.m, rows.d)
+    inner = Stage(
+        np.eye(len(w.T)),
+        train=state(rho * rows.d_w(w, lam, one), 0 * lam, rho * rows.d_w(z, lam, one), 0 * one),
+        val=state(0 * w, 0 * lam, -rho / c * (z - rows.target @ one), 0 * one),
+        repeat=inner_steps,
+    )
+    # grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w)) = r lam - c B'(z - w)
+    last = Stage(
+        state(w, lam, z, one),
+        train=state(0 * w, ratio * rho * c * rows.BT @ (z - w), 0 * z, 0 * one),
+        val=state(0 * w, -ratio * rho * rows.r * lam, 0 * z, 0 * one),
+    )
+    return inner, last

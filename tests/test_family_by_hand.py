@@ -1,0 +1,159 @@
+"""Algorithms written out in numpy on losses whose every derivative changes with w and lam, on the same draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevax as bx
+from bilevax.testing.draws import row_weights, whole_numbers
+
+N, B, D, M = 60, 8, 4, 2
+KEY = jax.random.key(11)
+RHO, RATIO, STEPS, T, K, C = 0.3, 0.5, 12, 2, 3, 20.0
+RNG = np.random.default_rng(0)
+W0, LAM = np.linspace(-1.0, 1.0, D), np.array([0.5, -1.0])
+X, Z, Y, Q = (RNG.normal(size=(N, width)) for width in (D, M, D, M))
+SOURCES = bx.Arrays({"x": X, "z": Z}, B), bx.Arrays({"y": Y, "q": Q}, B)
+
+
+def inner(w, lam, batch):
+    """Mean log 2 cosh(x'w - z'lam) + .1 |w|^2."""
+    s = batch["x"] @ w - batch["z"] @ lam
+    return jnp.mean(jnp.logaddexp(s, -s)) + 0.1 * w @ w
+
+
+def outer(w, lam, batch):
+    """Mean (y'w + q'lam - 1)^4 / 4 + .1 |lam|^2."""
+    return jnp.mean((batch["y"] @ w + batch["q"] @ lam - 1.0) ** 4) / 4 + 0.1 * lam @ lam
+
+
+PROBLEM = bx.Problem(bx.GradientStep(inner), outer)
+
+
+# ---- derivatives, on rows of these weights
+
+
+def grad_g(w, lam, rows):
+    """By w and by lam."""
+    slopes = rows * np.tanh(X @ w - Z @ lam)
+    return slopes @ X + 0.2 * w, -slopes @ Z
+
+
+def products(w, lam, u, rows):
+    """H u and d2(grad_1 G)'u."""
+    curved = rows / np.cosh(X @ w - Z @ lam) ** 2 * (X @ u)
+    return curved @ X + 0.2 * u, -curved @ Z
+
+
+def grad_e(w, lam, rows):
+    """By w and by lam."""
+    slopes = rows * (Y @ w + Q @ lam - 1.0) ** 3
+    return slopes @ Y, slopes @ Q + 0.2 * lam
+
+
+# ---- algorithms: a generator of (w, lam) after each step, from a function that gives the rows of a stream
+
+
+def soba(draw):
+    w, u, lam = W0, np.zeros(D), LAM
+    for k in range(STEPS):
+        (train,), (val,) = draw("train", k), draw("val", k)
+        (by_w, _), (g, direct), (Hu, cross) = grad_g(w, lam, train), grad_e(w, lam, val), products(w, lam, u, train)
+        w, u, lam = w - RHO * by_w, u + RHO * (g - Hu), lam - RATIO * RHO * (direct - cross)
+        yield w, lam
+
+
+def inner_moves(w, lam, rows):
+    for row in rows:
+        w = w - RHO * grad_g(w, lam, row)[0]
+    return w
+
+
+def amigo(draw):
+    w, u, lam = W0, np.zeros(D), LAM
+    for k in range(STEPS):
+        w = inner_moves(w, lam, draw("inner", k, T))
+        g, direct = grad_e(w, lam, *draw("val", k))
+        for row in draw("linear", k, K):
+            u = u + RHO * (g - products(w, lam, u, row)[0])
+        lam = lam - RATIO * RHO * (direct - products(w, lam, u, *draw("train", k))[1])
+        yield w, lam
+
+
+def stocbio(draw):
+    w, lam = W0, LAM
+    for k in range(STEPS):
+        w = inner_moves(w, lam, draw("inner", k, T))
+        r, direct = grad_e(w, lam, *draw("val", k))
+        u = RHO * r
+        for row in draw("linear", k, K):
+            r = r - RHO * products(w, lam, r, row)[0]
+            u = u + RHO * r
+        lam = lam - RATIO * RHO * (direct - products(w, lam, u, *draw("train", k))[1])
+        yield w, lam
+
+
+def sustain(draw):
+    """Weights (1 + k)^(-2/3); the horizon is the same at both points."""
+    x, before, d = (W0, LAM), (W0, LAM), [0.0, 0.0]
+    for k in range(STEPS):
+        horizon = whole_numbers(KEY, "horizon", K, k + 1)[k]
+        (train,), (val,) = draw("train", k), draw("val", k)
+
+        def look(w, lam, horizon=horizon, train=train, val=val, k=k):
+            g, direct = grad_e(w, lam, val)
+            for row in draw("linear", k, K)[:horizon]:
+                g = g - RHO * products(w, lam, g, row)[0]
+            return -grad_g(w, lam, train)[0], direct - products(w, lam, K * RHO * g, train)[1]
+
+        memory = 1 - (1 + k) ** (-2 / 3)
+        d = [now + memory * (old - then) for now, old, then in zip(look(*x), d, look(*before), strict=True)]
+        before, x = x, (x[0] + RHO * d[0], x[1] - RATIO * RHO * d[1])
+        yield x
+
+
+def f2sa(draw):
+    """As SOBA in turn, of which derivatives along u are differences over 1 / c, and grad E is at w - u / c."""
+    w, u, lam = W0, np.zeros(D), LAM
+    for k in range(STEPS):
+        for train, val in zip(draw("inner", k, T), draw("outer", k, T), strict=True):
+            by_w, at_z = (grad_g(at, lam, train)[0] for at in (w, w - u / C))
+            # H u = c (grad_1 G(w) - grad_1 G(w - u / c))
+            w, u = w - RHO * by_w, u + RHO * (grad_e(w - u / C, lam, val)[0] - C * (by_w - at_z))
+        by_lam, at_z = (grad_g(at, lam, *draw("train", k))[1] for at in (w, w - u / C))
+        lam = lam - RATIO * RHO * (grad_e(w - u / C, lam, *draw("val", k))[1] - C * (by_lam - at_z))
+        yield w, lam
+
+
+CASES = {
+    "SOBA": (bx.SOBA(RHO, RATIO), soba),
+    "AmIGO": (bx.AmIGO(RHO, RATIO, T, K), amigo),
+    "StocBiO": (bx.StocBiO(RHO, RATIO, T, K), stocbio),
+    "SUSTAIN": (bx.SUSTAIN(RHO, RATIO, K), sustain),
+    "F2SA": (bx.F2SA(RHO, RATIO, T, multiplier=C, growth=0.0, unit=1.0), f2sa),
+}
+
+
+def draw(name, k, number=1):
+    source = SOURCES[name in ("val", "outer")]
+    return row_weights(source, name, KEY, STEPS, number)[k]
+
+
+@jax.jit
+def loop(algorithm, start):
+    def step(state, args, k, looks):
+        return args.step(PROBLEM, state, looks, k)[0]
+
+    state, stops = algorithm.init(PROBLEM, *start, SOURCES), jnp.arange(1, STEPS + 1)
+    state = bx.fold_looks(algorithm.streams(SOURCES), step, state, algorithm, key=KEY, start=0, stop=stops)
+    return algorithm.solution(state)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_those_written_out(name):
+    algorithm, by_hand = CASES[name]
+    for expected, found in zip(zip(*by_hand(draw), strict=True), loop(algorithm, (W0, LAM)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+        # every step moves
+        assert np.all(np.abs(np.diff(found, axis=0)).max(axis=1) > 1e-4)
