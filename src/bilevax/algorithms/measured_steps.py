@@ -65,18 +65,24 @@ class Defaults(NamedTuple):
         inner: a = rho_0 L; of a map rho_0.
         outer: c, the most that gamma_0 K may be.
         moves: of w in a step.
+        truncated: u is a series of K = ``linear_steps`` factors, which never sees what is slower than these.
         power: by which both fall, (1 + k / horizon)^(-power).
     """
 
     inner: float
     outer: float
     moves: int = 1
+    truncated: bool = False
     power: float = 0.0
 
-    def speed(self, rate: Array) -> Array:
+    def speed(self, rate: Array, factors: Array | int) -> Array:
         """gamma_0 K: lam moves on while w and u follow by ``rate`` a move, and no faster than that allows."""
         # min(c, LAG T a rate): a loop that answers after T' steps is stable up to gains of the order of 1 / T'
-        return jnp.minimum(self.outer, LAG * self.moves * self.inner * rate)
+        # of a direction that is slower than 1 / K a move a series of K factors sees little: it does not count
+        rate = self.inner * rate
+        return jnp.minimum(
+            self.outer, LAG * self.moves * (jnp.maximum(rate, 1.0 / factors) if self.truncated else rate)
+        )
 
 
 @runtime_checkable
@@ -204,7 +210,7 @@ def measure_steps(
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
     """The algorithm with the steps that it lacks, in JAX's default float, like numbers that are given."""
     d, rho = algorithm.defaults, algorithm.step_size
-    speed = d.speed(found.rate.astype(float))
+    speed = d.speed(found.rate.astype(float), getattr(algorithm, "linear_steps", 1))
     if rho is None:
         # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon ten times the steps in which lam gets somewhere
         L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
