@@ -95,7 +95,7 @@ def main(options: argparse.Namespace) -> None:
         ))  # fmt: skip
         store.keep(options, record)
     print(figures(found))
-    if options.out and not options.grid:
+    if options.out and not options.grid and not options.quick:
         write_page(found)
 
 
