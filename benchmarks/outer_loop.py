@@ -235,7 +235,8 @@ def main(options: argparse.Namespace) -> None:
     rounds, rows = 3 if options.quick else options.rounds, []
     runs = [
         partial(timed, name, sampling, d, options.quick, rounds)
-        for name in options.names
+        for name in NAMES
+        if name in options.names
         for d in ((22,) if options.quick else (22, 54))
         for sampling in SAMPLINGS
         if not (name == "SABA" and sampling != "blocks") and (sampling != "shuffled" or (name == "SOBA" and d == 22))

@@ -262,6 +262,14 @@ class Outside(bx.BSGM):
 
 
 @config
+class Uncounted(bx.SOBA):
+    """SOBA that says nothing of what it does with train."""
+
+    def step_cost(self, problem, sources):
+        return super().step_cost(problem, sources)._replace(gradients=Count(), hvps=Count(), cross=Count())
+
+
+@config
 class Unweighted(Counted):
     """Blocks of which the short one counts as much as the others."""
 
@@ -291,10 +299,11 @@ def nothing():
             Outside(bx.SID(bx.LBFGS(tol=1e-9), bx.CG(tol=1e-9)), bx.optim("sgd", 0.5)),
             "left the set Lambda",
         ),
+        pytest.param(check_algorithm, Uncounted(0.5, 0.5), "of train and counts", marks=pytest.mark.slow),
         (check_source, Unweighted(bx.Arrays(TABLE[0], 47, sampling="blocks"), nothing), "is biased"),
         (check_source, OneKey(bx.Arrays(TABLE[0], 7, keys=True), nothing), "brings one key in several draws"),
     ],
-    ids=["linear-solver", "algorithm", "source", "keys"],
+    ids=["linear-solver", "algorithm", "uncounted", "source", "keys"],
 )
 def test_other_wrong_classes_are_caught(suite, thing, message):
     with pytest.raises(AssertionError, match=message):

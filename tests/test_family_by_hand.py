@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.testing.draws import row_weights
+from bilevax.testing.draws import row_weights, whole_numbers
 
 N, B, D, M = 60, 8, 4, 2
 KEY = jax.random.key(11)
@@ -98,7 +98,7 @@ def sustain(draw):
     """Weights (1 + k)^(-2/3); the horizon is the same at both points."""
     x, before, d = (W0, LAM), (W0, LAM), [0.0, 0.0]
     for k in range(STEPS):
-        horizon = int(jax.random.randint(jax.random.fold_in(KEY, k), (), 0, K))
+        horizon = whole_numbers(KEY, "horizon", K, k + 1)[k]
         (train,), (val,) = draw("train", k), draw("val", k)
 
         def look(w, lam, horizon=horizon, train=train, val=val, k=k):

@@ -17,7 +17,7 @@ import pytest
 import bilevax as bx
 from bilevax.testing.closed_forms import FiniteQuadratic, family
 from bilevax.testing.closed_forms.random_maps import Stages, moments
-from bilevax.testing.draws import row_weights
+from bilevax.testing.draws import row_weights, whole_numbers
 
 D, M, B = 4, 2, 16
 KEY = jax.random.key(3)
@@ -148,8 +148,8 @@ def test_steps_on_given_minibatches(name):
 
 
 def horizons(key, steps):
-    """p of each step, which the key of the step decides."""
-    return [int(jax.random.randint(jax.random.fold_in(key, k), (), 0, K)) for k in range(steps)]
+    """p of each step."""
+    return whole_numbers(key, "horizon", K, steps)
 
 
 def sustain_by_hand(p, key, weight):

@@ -355,3 +355,26 @@ WRONG = {
 def test_what_is_wrong_is_refused_before_anything_is_compiled(refused, case):
     call, message = WRONG[case]
     refused(call, bx.ParameterError, message)
+
+
+@config
+class Hasty(bx.SOBA):
+    """SOBA with measured steps that are four times too long."""
+
+    defaults: ClassVar[Defaults] = Defaults(8.0, 0.1)
+
+
+def test_a_stretch_that_diverged_is_made_again_with_slower_steps():
+    """And the run ends as if they had been so from there on; its last failure is not its own."""
+    problem, w0, lam, *_ = CASES["every row"]
+    sources = CASES["every row"][3:]
+    result = bx.minimize(problem, Hasty(), w0, lam, *sources, steps=2000, key=KEY)
+    assert result.code < bx.Code.DIVERGED
+    assert 1 <= len(result.config["slower_from"]) <= 4
+    assert np.all(np.isfinite(result.w))
+    assert result.history.step[-1] == 2000
+    # each stretch that was undone is counted too
+    assert result.cost.gradients.reads > result.cost.outer_gradients.reads - 1 >= 2000
+    given = bx.minimize(problem, bx.SOBA(8.0 / P.curvature.L, 0.01), w0, lam, *sources, steps=2000, key=KEY)
+    assert given.code >= bx.Code.DIVERGED
+    assert "slower_from" not in given.config

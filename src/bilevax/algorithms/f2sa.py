@@ -5,7 +5,7 @@ train and of val for each of their moves and for that of lam, as looks. Out, to 
 """
 
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,8 @@ class F2SA:
         lam <- P(lam - ratio rho_k (grad_2 E(z) + c_k (grad_2 G(z) - grad_2 G(w))))
         c_k  = unit ``multiplier`` (1 + k)^``growth``
 
-    The direction of lam is that of :class:`~bilevax.SOBA` with its derivatives taken as differences over 1 / c: as c
-    grows the bias, of order 1 / c, falls, and the noise of a difference grows. As published the copies see minibatches
-    of their own; here the same, so that their noise has a difference too.
+    The direction of lam is that of :class:`~bilevax.SOBA` with differences over 1 / c for derivatives: as c grows its
+    bias falls as 1 / c, and its noise grows; less so than with minibatches of their own for both copies, as published.
 
     Steps are in loss form. Assumes an inner loss, strongly convex, with Lipschitz second derivatives, and smooth
     losses. With the published rates (c_k of order k^(1/7)) the squared hypergradient falls as k^(-2/7) in the mean.
@@ -46,7 +45,7 @@ class F2SA:
         inner_steps: T, from 1 to 256. Default 1.
         multiplier: c_0 in units, positive. Default 10.
         growth: power of k by which c grows, from 0 to 1. Default 1/7.
-        unit: positive, 1 as published; None (default): |grad_1 E| / |grad_1 G| as measured, so that E has no scale.
+        unit: positive, 1 as published; None (default): |grad_1 E| / |grad_1 G| as measured, so that E may be scaled.
 
     Raises:
         ParameterError: the problem has no inner loss, or damping (when a run begins).
@@ -60,7 +59,7 @@ class F2SA:
     inner_steps: int = static(1)
     multiplier: float = 10.0
     growth: float = 1 / 7
-    unit: float | None = None
+    unit: Any = None
 
     def __post_init__(self) -> None:
         check_fields(self, inner_steps=at_least_one, multiplier=positive, growth=partial(check_real, low=0.0, high=1.0))
@@ -75,10 +74,9 @@ class F2SA:
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
         """A minibatch of each for every move of w and z, and one for that of lam."""
-        train, val = sources
         # one a step is the same minibatch without a look-up
         inner, outer = (x if self.inner_steps == 1 else Several(x, self.inner_steps) for x in sources)
-        return {"inner": inner, "outer": outer, "train": train, "val": val}
+        return {"inner": inner, "outer": outer, "train": sources[0], "val": sources[1]}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Copies:
         """The state before the first step: z is w0 - u0 / c, or w0; lam projected."""
@@ -100,8 +98,7 @@ class F2SA:
     def _penalty(self, k: Array) -> Array:
         """c_k."""
         check_measured(self, "unit")
-        unit = cast(float, self.unit)
-        return unit * self.multiplier * (1.0 + k.astype(float)) ** self.growth
+        return jnp.asarray(self.unit * self.multiplier * (1.0 + k.astype(float)) ** self.growth)
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""

@@ -220,6 +220,19 @@ def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
     return replace_unchecked(algorithm, **changes)
 
 
+def slower(algorithm: Measurable, given: Measurable) -> Measurable:
+    """The algorithm with rho_k halved and gamma_k / rho_k too, each where ``given`` had left it to be measured."""
+    changes: dict[str, Any] = {}
+    if given.step_size is None:
+        step = algorithm.step_size
+        inner = step.schedule if isinstance(step, CurvatureStep) else step
+        inner = replace_unchecked(inner, value=inner.value / 2)
+        changes["step_size"] = replace_unchecked(step, schedule=inner) if isinstance(step, CurvatureStep) else inner
+    if given.ratio is None:
+        changes["ratio"] = algorithm.ratio / 2
+    return replace_unchecked(algorithm, **changes)
+
+
 @partial(jax.jit, static_argnames="minibatches")
 def _curvatures(
     problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, key: Array, phase: Array, *, minibatches: int
@@ -261,11 +274,10 @@ def _curvatures(
 
     ends = {"key": key, "start": jnp.int32(0), "stop": phase}
     p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
-    K, e = zero, nonzero(p.u)
+    K, e = zero, p.u
     for i in range(1, PHASES):
         t = unit(nonzero(way))
-        # of length 1 at first, e vanishes in no phase
-        tangent, e = Point(zeros_like(p.w), zeros_like(p.u), t), unit(e)
+        tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
         # of length 1 at the beginning of each phase, so that it does not vanish in rounding
         carry = p, tangent, zeros_like(t), unit(nonzero(e))

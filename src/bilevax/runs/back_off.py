@@ -1,10 +1,13 @@
-"""What a run does about an outer step that failed: its linear system is damped, and the step is made again."""
+"""What a run does about outer steps that failed: they are made again, the linear system damped, or slower."""
 
 from collections.abc import Iterator
+from itertools import repeat
 
+from bilevax.algorithms.measured_steps import Measurable, needs_measuring, slower
 from bilevax.algorithms.outer_loop import Record
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
+from bilevax.core.protocols import Algorithm
 from bilevax.core.records import STAGES
 from bilevax.problems.problem import Problem
 
@@ -32,3 +35,23 @@ def damped(problem: Problem, last: Record, left: Iterator[float]) -> Problem | N
     # each is tried once: a problem that fails at all of them is not mended by damping
     damping = next(left, None)
     return None if damping is None else replace_unchecked(problem, damping=damping)
+
+
+SLOWER = 4
+"""How often steps that were measured are made slower."""
+
+
+def slowings(given: Algorithm) -> Iterator[Algorithm]:
+    """The algorithm as it was given, as often as it may be made slower: never if its steps were."""
+    return repeat(given, SLOWER if needs_measuring(given) else 0)
+
+
+def slowed(algorithm: Algorithm, last: Record, left: Iterator[Algorithm]) -> Algorithm | None:
+    """The algorithm with its measured steps cut; None if the last stretch did not diverge, or no cut is left.
+
+    Where lam moves on, the curvature that was measured at the start may be left behind.
+    """
+    if Code(int(last.code)) not in (Code.DIVERGED, Code.NONFINITE):
+        return None
+    given = next(left, None)
+    return slower(algorithm, given) if isinstance(given, Measurable) and isinstance(algorithm, Measurable) else None

@@ -22,7 +22,7 @@ from bilevax.data.looks import stream_key
 from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
-from bilevax.runs.back_off import damped, dampings
+from bilevax.runs.back_off import damped, dampings, slowed, slowings
 from bilevax.runs.history import Log
 
 CALL_SECONDS = 0.25
@@ -67,6 +67,8 @@ def minimize(
     failed (NOT_CONTRACTIVE or worse) moves nothing and ends the run with the w and lam before it; ``message`` says at
     which outer steps. But first, where an inner loss is not convex and the problem's ``damping`` is None, it is made
     again with each damping of :data:`~bilevax.runs.back_off.DAMPINGS`, and the run goes on with the first that will do.
+    And where the algorithm was built without its steps, a stretch that diverged is made again with rho halved and gamma
+    a quarter, four times at most; ``config["slower_from"]`` lists the outer steps.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
@@ -90,6 +92,7 @@ def minimize(
     w0, lam, key, sources = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key), (train, val)
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
     clock = time.monotonic()
+    cuts, slowing = slowings(algorithm), []
     algorithm, state, spent = _begin(problem, algorithm, w0, lam, sources, key, steps)
     # before the arrays of problem and algorithm go to the device
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
@@ -107,15 +110,21 @@ def minimize(
             number, first, calls, state = int(out.number), done, calls + 1, out.state
             records = row(jax.tree.map(np.asarray, out.records), slice(number))
             done, last = int(out.step), row(records, -1)
-            again = damped(problem, last, left)
-            if again is not None:  # the last stretch has moved nothing: it is made again
-                problem, ready = again, (canonicalize(again), ready[1])
+            calmer = damped(problem, last, left)
+            slower = slowed(algorithm, last, cuts) if calmer is None else None
+            again = calmer is not None or slower is not None
+            if again:  # the last stretch has moved nothing: it is made again
+                problem, algorithm = calmer or problem, slower or algorithm
+                ready = canonicalize(problem), canonicalize(algorithm)
                 done = int(records.step[-2]) if number > 1 else first
                 log.spend(row(records, slice(-1, None)), done)
                 records = row(records, slice(-1))
-                damping.append([done, problem.damping])
+                if calmer is not None:
+                    damping.append([done, problem.damping])
+                else:
+                    slowing.append(done)
             log.append(records, first, time.monotonic() - clock)
-            failed = again is None and int(last.code) >= Code.NOT_CONTRACTIVE
+            failed = not again and int(last.code) >= Code.NOT_CONTRACTIVE
             if callback and done and (every is None or done == target or failed):
                 w, lam = algorithm.solution(state)
                 stop = bool(callback(Progress(done, steps, w, lam, log.history)))
@@ -128,7 +137,7 @@ def minimize(
         if calls > 1:
             pace.learn(number, time.monotonic() - began)
     w, lam = algorithm.solution(state)
-    settings |= {"damping": damping} if damping else {}
+    settings |= ({"damping": damping} if damping else {}) | ({"slower_from": slowing} if slowing else {})
     held = getattr(problem.project, "at_bound", None)
     at_bound = None if held is None else held(lam)
     return Result(w, lam, log.code, log.failure, log.history, log.cost, settings, interrupted, at_bound)

@@ -3,19 +3,18 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.measured_steps import Measurable, measure_steps
+from bilevax.algorithms.measured_steps import Measurable, Measured, measure_steps
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Algorithm, Sources
-from bilevax.core.records import Result
+from bilevax.core.records import Cost, Count, Result
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays, Looks, fold_looks
 from bilevax.data.looks import stream_key
@@ -55,7 +54,7 @@ FEW = 7
 
 BOX = Box(lower=-0.2, upper=0.1)
 
-UNEVEN, EVEN = (8, 2), (10, 1)
+UNEVEN, EVEN = (11, 2), (10, 1)
 """Rows of a minibatch of train, of 30, and of val, of 5; the first such that in blocks both have a short last one."""
 
 READ = Counter()
@@ -231,16 +230,22 @@ def _counted(algorithm: Algorithm) -> None:
     if isinstance(algorithm, Measurable):
         algorithm = type(algorithm)()
     problem, w0, lam, (train, val) = _start(reference, EVEN, _sampling(algorithm, reference))
-    sources, before = (Counted(train, READ), val), READ.after(())
-    start, key = (problem, algorithm, w0, lam, *sources), jax.random.key(0)
+    sources, key = (Counted(train, READ), val), jax.random.key(0)
+    start: PyTree = problem, algorithm, w0, lam, *sources
+    first = READ.after(())
+    # what measuring reads and costs is no matter of the algorithm's own cost
+    measured = measure_steps(*start, key=stream_key(key, "measuring")) if isinstance(algorithm, Measurable) else None
+    before = READ.after(measured)
     base = minimize(*start, steps=FEW, key=key)
+    spent = [int(part.calls) for part in measured.cost] if measured else [0] * len(base.cost)
+    cost = Cost(*(Count(int(part.calls) - calls, part.rows) for part, calls in zip(base.cost, spent, strict=True)))
     # minibatches of train as the running program reads them, against what the cost says
-    counted_in_full(name, base.cost, train.rows_per_batch, READ.after(base.lam) - before)
+    counted_in_full(name, cost, train.rows_per_batch, READ.after(base.lam) - before - (before - first))
     rising = np.all(np.diff(base.history.samples) > 0) and base.history.samples[-1] == base.cost.samples
     require(rising, f"the samples that {name} records must rise at every step, to those of the whole run")
     if isinstance(algorithm, Measurable):
         _measured(name, base, minimize(*start, steps=FEW, key=key))
-    _own_loop(algorithm, start, base)
+    _own_loop(start, measured, base)
 
 
 def _sampling(algorithm: Algorithm, reference: Reference) -> str:
@@ -264,13 +269,12 @@ def _measured(name: str, result: Result, again: Result) -> None:
     require(result.code < Code.DIVERGED, f"{name}() ends with {Code(result.code).name} on FiniteQuadratic")
 
 
-def _own_loop(algorithm: Algorithm, start: PyTree, base: Result) -> None:
+def _own_loop(start: PyTree, measured: Measured | None, base: Result) -> None:
     """A user's own loop over the steps, of two keys at once: the first is that of the base run."""
-    (problem, _, w0, lam, *pair), key = start, jax.random.key(0)
-    sources, u0 = (pair[0], pair[1]), cast(tuple[PyTree, ...], ())
-    if isinstance(algorithm, Measurable):
-        found = measure_steps(problem, algorithm, w0, lam, *sources, key=stream_key(key, "measuring"))
-        algorithm, w0, u0 = found.algorithm, found.w0, (found.u0,)
+    (problem, algorithm, w0, lam, *pair), key = start, jax.random.key(0)
+    sources, u0 = (pair[0], pair[1]), []
+    if measured:
+        algorithm, w0, u0 = measured.algorithm, measured.w0, [measured.u0]
     algorithm = canonicalize(algorithm)
 
     def step(state: PyTree, _: PyTree, k: Array, looks: Looks) -> PyTree:

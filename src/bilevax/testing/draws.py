@@ -8,6 +8,7 @@ from jax import Array
 from bilevax.core.protocols import Draw
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
+from bilevax.data.arrays import CHUNK
 from bilevax.data.looks import stream_key
 from bilevax.testing.closed_forms.quadratic import Floats
 
@@ -44,3 +45,10 @@ def _weights(numbers: Arrays, key: Array) -> Array:
         return out.at[j].add(jnp.zeros_like(out[0]).at[draw.batch].add(share))
 
     return numbers.fold(note, jnp.zeros((256, numbers.rows)), (), key=key, start=0, stop=256)
+
+
+def whole_numbers(key: Array, name: str, number: int, steps: int) -> list[int]:
+    """What a stream of :class:`~bilevax.data.looks.Uniform` numbers of this name has in each step."""
+    chunks = [jax.random.fold_in(stream_key(key, name), i) for i in range(-(-steps // CHUNK))]
+    drawn = np.concatenate([jax.random.randint(chunk, (CHUNK,), 0, number) for chunk in chunks])
+    return [int(p) for p in drawn[:steps]]
