@@ -35,6 +35,9 @@ class Solver(BaseSolver):
         samples = self._minimize(2 * few, few).history.samples
         self.each = max(float(samples[-1] - samples[-2]) / few, 1.0)
 
+    def get_next(self, stop_val):
+        return max(1, 2 * stop_val)
+
     def warm_up(self):
         self.run(1)
 
