@@ -80,9 +80,8 @@ class Defaults(NamedTuple):
         # min(c, LAG T a rate): a loop that answers after T' steps is stable up to gains of the order of 1 / T'
         # of a direction that is slower than 1 / K a move a series of K factors sees little: it does not count
         rate = self.inner * rate
-        return jnp.minimum(
-            self.outer, LAG * self.moves * (jnp.maximum(rate, 1.0 / factors) if self.truncated else rate)
-        )
+        rate = jnp.maximum(rate, 1.0 / factors) if self.truncated else rate
+        return jnp.minimum(self.outer, LAG * self.moves * rate)
 
 
 @runtime_checkable
