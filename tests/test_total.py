@@ -30,7 +30,7 @@ class Halves:
     rows = property(lambda self: self.first.rows + self.second.rows)
     rows_per_batch = property(lambda self: self.first.rows_per_batch)
     keys = property(lambda self: self.first.keys)
-    is_full_batch, all_rows = False, None
+    is_full_batch, all_rows, blocks = False, None, None
 
     def total(self, fn, args):
         parts = [(half.rows / self.rows, half.total(fn, args)) for half in (self.first, self.second)]
