@@ -8,21 +8,28 @@ from typing import Any, ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, double_loop_cost, outer_step_size, step_sizes
+from bilevax.algorithms.common import (
+    check_damping,
+    checked_steps,
+    double_loop_cost,
+    double_loop_streams,
+    outer_step_size,
+    step_sizes,
+)
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
-from bilevax.core.trees import PyTree, add, axpy
+from bilevax.core.trees import PyTree, add
 from bilevax.data import Several
 from bilevax.solvers.parts import (
     Point,
     inner_directions,
-    inner_move,
+    inner_moves,
     minus_hessian_product,
     moved_by,
     outer_directions,
-    projected,
+    outer_move,
     start,
 )
 
@@ -66,9 +73,7 @@ class AmIGO:
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
         """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val."""
-        train, val = sources
-        inner, linear = Several(train, self.inner_steps), Several(train, self.linear_steps)
-        return {"inner": inner, "linear": linear, "train": train, "val": val}
+        return double_loop_streams(sources, self.inner_steps, self.linear_steps)
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Point:
         """The state before the first step: u is u0, or 0; lam projected."""
@@ -77,8 +82,8 @@ class AmIGO:
     def step(self, problem: BilevelProblem, p: Point, looks: StepLooks, k: Array) -> tuple[Point, Info]:
         """The moves of w, of u, of lam; the loop evaluates the outer value and the gradient norm."""
         rho, gamma = step_sizes(self, k, p.w, p.lam)
-        w = looks["inner"].fold(lambda w, i, draw: inner_move(problem, w, p.lam, draw, rho), p.w)
-        _, g, direct = outer_directions(problem, Point(w, p.u, p.lam), looks["val"])
+        w = inner_moves(problem, p.w, p.lam, looks["inner"], rho)
+        g, direct = outer_directions(problem, w, p.lam, looks["val"])
 
         def linear_move(u: PyTree, i: Array, draw: Draw) -> PyTree:
             # u + rho (grad_1 E - H u), grad_1 E the same in every move
@@ -87,7 +92,7 @@ class AmIGO:
         u = looks["linear"].fold(linear_move, p.u)
         cross = inner_directions(problem, Point(w, u, p.lam), looks["train"]).lam
         # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
-        return Point(w, u, projected(problem, axpy(-gamma, add(direct, cross), p.lam))), Info()
+        return Point(w, u, outer_move(problem, p.lam, add(direct, cross), gamma)), Info()
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""

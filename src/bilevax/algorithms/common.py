@@ -9,9 +9,10 @@ from jax import Array
 
 from bilevax.core.config import check_real, config
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import BilevelProblem, Sources
+from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count
 from bilevax.core.trees import PyTree
+from bilevax.data import Several, Undrawn
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.solvers.schedules import Polynomial, schedule
 
@@ -26,6 +27,10 @@ class TwoSteps(Protocol):
     @property
     def ratio(self) -> Any:
         """gamma_k / rho_k; None: not measured yet."""
+
+
+WHOLE = "source of train", "source of val"
+"""Names of the streams of :func:`undrawn`."""
 
 
 def checked_steps(algorithm: TwoSteps) -> dict[str, Any]:
@@ -50,22 +55,20 @@ class CurvatureStep:
     Args:
         schedule: a_k / L.
         curvature: L, the largest curvature that was met.
-        penalty: (w, lam) -> p, to broadcast against w; None: 0.
+        penalty: (w, lam) -> p, to broadcast against w.
     """
 
     schedule: Polynomial
     curvature: Array
-    penalty: Callable[[PyTree, PyTree], PyTree] | None
+    penalty: Callable[[PyTree, PyTree], PyTree]
 
     def __call__(self, k: Array) -> Array:
         """a_k / L."""
         return self.schedule(k)
 
     def at(self, k: Array, w: PyTree, lam: PyTree) -> PyTree:
-        """A scalar, or a tree like w."""
+        """A tree like w."""
         rho = self.schedule(k)
-        if self.penalty is None:
-            return rho
 
         def entry(x: Array, p: Array) -> Array:
             # (a_k / L) L / (L + p)
@@ -131,3 +134,20 @@ def double_loop_cost(sources: Sources, inner: Array | int, linear: Array | int) 
     """Of so many inner gradients and Hessian-vector products, each on rows of its own, a cross product, and grad E."""
     train, val = (source.rows_per_batch for source in sources)
     return Cost(Count(inner, train), Count(linear, train), Count(1, train), Count(1, val))
+
+
+def double_loop_streams(sources: Sources, inner: Array | int, linear: Array | int) -> dict[str, RowSource | Several]:
+    """So many fresh minibatches of train for moves of w and for products, one for the cross product, and one of val."""
+    train, val = sources
+    return {"inner": Several(train, inner), "linear": Several(train, linear), "train": train, "val": val}
+
+
+def undrawn(sources: Sources) -> dict[str, Undrawn]:
+    """Streams that draw nothing, of which a step has the sources themselves (:func:`sources_of`)."""
+    return dict(zip(WHOLE, map(Undrawn, sources), strict=True))
+
+
+def sources_of(looks: StepLooks) -> Sources:
+    """(train, val) from the looks at :func:`undrawn` streams."""
+    train, val = (looks[name].source for name in WHOLE)
+    return train, val

@@ -19,7 +19,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, axpy
 from bilevax.data import Several
-from bilevax.solvers.parts import Copies, moved_by, penalty_descents, penalty_direction, projected
+from bilevax.solvers.parts import Copies, moved_by, outer_move, penalty_descents, penalty_direction, projected
 
 
 @config
@@ -93,7 +93,7 @@ class F2SA:
 
         p = jax.lax.fori_loop(0, self.inner_steps, move, state)
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
-        return p._replace(lam=projected(problem, axpy(-gamma, d_lam, p.lam))), Info()
+        return p._replace(lam=outer_move(problem, p.lam, d_lam, gamma)), Info()
 
     def _penalty(self, k: Array) -> Array:
         """c_k."""

@@ -1,8 +1,8 @@
 """Default steps: rho_k and gamma_k of an algorithm that was built without them, measured at the start of its run.
 
 In, from a run: the problem, the start (w0, lam) and both sources. A short run at lam, w and u moving as in SOBA, meets
-the curvature L of the inner loss and, with its tangents, the curvature K of f. Out, to the run: the algorithm with
-rho_0 = a / L and gamma_0 = c / K in it, a and c being constants of its class, and where w and u have come to.
+the curvature L of the inner loss and, with its tangents, the curvature K of f; and how fast an error of u decays. Out,
+to the run: the algorithm with rho_0 and gamma_0 in it, in these units, and where w and u have come to.
 """
 
 from functools import partial
@@ -24,6 +24,7 @@ from bilevax.linalg.power import nonzero, unit
 from bilevax.problems.gradient_step import GradientStep, InverseCurvature, measuring_products
 from bilevax.solvers.parts import (
     Point,
+    directions,
     inner_directions,
     joined,
     minus_hessian_product,
@@ -229,13 +230,16 @@ def slower(algorithm: Measurable, given: Measurable) -> Measurable:
     """The algorithm with rho_k halved and gamma_k / rho_k too, each where ``given`` had left it to be measured."""
     changes: dict[str, Any] = {}
     if given.step_size is None:
-        step = algorithm.step_size
-        inner = step.schedule if isinstance(step, CurvatureStep) else step
-        inner = replace_unchecked(inner, value=inner.value / 2)
-        changes["step_size"] = replace_unchecked(step, schedule=inner) if isinstance(step, CurvatureStep) else inner
+        changes["step_size"] = _halved(algorithm.step_size)
     if given.ratio is None:
         changes["ratio"] = algorithm.ratio / 2
     return replace_unchecked(algorithm, **changes)
+
+
+def _halved(step: CurvatureStep | Polynomial) -> CurvatureStep | Polynomial:
+    if isinstance(step, CurvatureStep):
+        return replace_unchecked(step, schedule=_halved(step.schedule))
+    return replace_unchecked(step, value=step.value / 2)
 
 
 @partial(jax.jit, static_argnames="minibatches")
@@ -255,24 +259,19 @@ def _curvatures(
         # w and u as in SOBA, lam stays
         return Point(moved_by(rho, d.w, p.w), moved_by(rho, d.u, p.u), p.lam)
 
-    def directions(p: Point, looks: StepLooks) -> tuple[Point, tuple[Array, Array]]:
-        inner = inner_directions(problem, p, looks["train"])
-        _, g, direct = outer_directions(problem, p, looks["val"])
-        return joined(inner, (g, direct)), (norm(g) ** 2, norm(inner.w) ** 2)
-
     def in_second_half(k: Array) -> Array:
         return jnp.where(k % phase >= half, 1.0 / (phase - half).astype(float), 0.0)
 
     def lead_near(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
         p, mean, squares = carry
-        d, new = directions(p, looks)
-        squares = tuple(a + b for a, b in zip(squares, new, strict=True))
+        inner, outer = inner_directions(problem, p, looks["train"]), outer_directions(problem, p.w, p.lam, looks["val"])
+        d, squares = joined(inner, outer), (squares[0] + norm(outer[0]) ** 2, squares[1] + norm(inner.w) ** 2)
         return moved(p, d), axpy(in_second_half(k), d.lam, mean), squares
 
     def differentiate(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
         p, tangent, mean, e = carry
         # the derivatives of (d_w, d_u, d_lam) along (w', u', t)
-        d, dot = jax.jvp(lambda p: directions(p, looks)[0], (p,), (tangent,))
+        d, dot = jax.jvp(lambda p: directions(problem, p, looks["train"], looks["val"]), (p,), (tangent,))
         # (I - rho H) e: how an error of u decays
         e = moved_by(rho, looks["train"](lambda draw: minus_hessian_product(problem, p.w, p.lam, draw, e)), e)
         return moved(p, d), moved(tangent, dot), axpy(in_second_half(k), dot.lam, mean), e

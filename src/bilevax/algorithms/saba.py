@@ -91,7 +91,7 @@ class SABA:
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
         p, train, val = state.p, looks["train"], looks["val"]
         inner, of_train = saga(state.inner, inner_directions(problem, p, train), train.block)
-        outer, of_val = saga(state.outer, outer_directions(problem, p, val)[1:], val.block)
+        outer, of_val = saga(state.outer, outer_directions(problem, p.w, p.lam, val), val.block)
         p = moved(problem, p, joined(inner, outer), *step_sizes(self, k, p.w, p.lam))
         return State(p, of_train, of_val), Info()
 

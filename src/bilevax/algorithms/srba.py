@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes
+from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, sources_of, step_sizes, undrawn
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, add, sub, zeros_like
+from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Undrawn, refuse_keys
-from bilevax.solvers.parts import Point, directions, mean_directions, moved, start
+from bilevax.solvers.parts import Point, directions, mean_directions, moved, start, storm
 
 
 class State(NamedTuple):
@@ -70,7 +70,7 @@ class SRBA:
         """One minibatch of train and one of val a step, and the sources themselves."""
         train, val = sources
         refuse_keys("SRBA", "use bx.SOBA", train=train, val=val)
-        return {"train": train, "val": val, "source of train": Undrawn(train), "source of val": Undrawn(val)}
+        return {"train": train, "val": val, **undrawn(sources)}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step: u is u0, or 0; lam projected."""
@@ -80,12 +80,13 @@ class SRBA:
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
         p, before, d = state
-        train, val = (looks[f"source of {name}"].source for name in ("train", "val"))
+        train, val = sources_of(looks)
 
         def recursive() -> Point:
             # d + D(p) - D(before), on the same rows
             now, then = (directions(problem, at, looks["train"], looks["val"]) for at in (p, before))
-            return Point(*add(d, sub(now, then)))
+            out: Point = storm(d, now, then, 0.0)
+            return out
 
         whole = k % self._period(train, val) == 0
         d = jax.lax.cond(whole, lambda: mean_directions(problem, p, train, val), recursive)

@@ -12,6 +12,7 @@ from bilevax.algorithms.common import (
     check_damping,
     checked_steps,
     double_loop_cost,
+    double_loop_streams,
     outer_step_size,
     series_step,
     step_sizes,
@@ -20,15 +21,16 @@ from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
-from bilevax.core.trees import PyTree, add, axpy
+from bilevax.core.trees import PyTree, add
 from bilevax.data import Several
 from bilevax.solvers.parts import (
     Pair,
     Point,
     inner_directions,
-    inner_move,
+    inner_moves,
     neumann,
     outer_directions,
+    outer_move,
     projected,
 )
 
@@ -73,9 +75,7 @@ class StocBiO:
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
         """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val."""
-        train, val = sources
-        inner, linear = Several(train, self.inner_steps), Several(train, self.linear_steps)
-        return {"inner": inner, "linear": linear, "train": train, "val": val}
+        return double_loop_streams(sources, self.inner_steps, self.linear_steps)
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
         """The state before the first step; u0 plays no part; lam projected."""
@@ -85,12 +85,12 @@ class StocBiO:
         """The moves of w, the series, the move of lam; the loop evaluates the outer value and the gradient norm."""
         lam = pair.lam
         rho, gamma = step_sizes(self, k, pair.w, lam)
-        w = looks["inner"].fold(lambda w, i, draw: inner_move(problem, w, lam, draw, rho), pair.w)
-        _, g, direct = outer_directions(problem, Point(w, None, lam), looks["val"])
+        w = inner_moves(problem, pair.w, lam, looks["inner"], rho)
+        g, direct = outer_directions(problem, w, lam, looks["val"])
         u = neumann(problem, w, lam, g, looks["linear"], series_step(self, *pair))
         cross = inner_directions(problem, Point(w, u, lam), looks["train"]).lam
         # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
-        return Pair(w, projected(problem, axpy(-gamma, add(direct, cross), lam))), Info()
+        return Pair(w, outer_move(problem, lam, add(direct, cross), gamma)), Info()
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""

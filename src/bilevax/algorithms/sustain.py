@@ -9,12 +9,20 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, series_step, step_sizes
+from bilevax.algorithms.common import (
+    check_damping,
+    checked_steps,
+    outer_step_size,
+    series_step,
+    sources_of,
+    step_sizes,
+    undrawn,
+)
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, check_real, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, add, axpy, scale, zeros_like
+from bilevax.core.trees import PyTree, add, scale, zeros_like
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import (
@@ -24,6 +32,7 @@ from bilevax.solvers.parts import (
     moved_by,
     neumann_factor,
     outer_directions,
+    outer_move,
     projected,
     storm,
 )
@@ -83,9 +92,8 @@ class SUSTAIN:
     def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
         """One minibatch of train, one of val, K of train for the linear system, and how many of these are used."""
         train, val = sources
-        linear = Several(train, self.linear_steps)
-        sources_ = {"source of train": Undrawn(train), "source of val": Undrawn(val)}
-        return {"train": train, "val": val, "linear": linear, "horizon": Uniform(self.linear_steps), **sources_}
+        linear, horizon = Several(train, self.linear_steps), Uniform(self.linear_steps)
+        return {"train": train, "val": val, "linear": linear, "horizon": horizon, **undrawn(sources)}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step; u0 plays no part; lam projected."""
@@ -99,7 +107,7 @@ class SUSTAIN:
 
         def look(at: Pair) -> Pair:
             w, lam = at
-            _, g, direct = outer_directions(problem, Point(w, None, lam), looks["val"])
+            g, direct = outer_directions(problem, w, lam, looks["val"])
             # K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 g
             r = looks["linear"].fold(neumann_factor(problem, w, lam, rho_0), moved_by(rho_0, g, zeros_like(g)), stop=p)
             u = scale(self.linear_steps, r)
@@ -108,7 +116,7 @@ class SUSTAIN:
 
         eta = jnp.where(k == 0, 1.0, self.weight(k))
         d = storm(state.d, look(state.pair), look(state.before), eta)
-        new = Pair(moved_by(rho, d.w, state.pair.w), projected(problem, axpy(-gamma, d.lam, state.pair.lam)))
+        new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
         return State(new, state.pair, d), Info(cost=_cost(p, looks))
 
     def outer_step_size(self, k: Array) -> Array:
@@ -124,6 +132,6 @@ class SUSTAIN:
 
 
 def _cost(p: Array, looks: StepLooks) -> Cost:
-    train, val = (looks[f"source of {name}"].source.rows_per_batch for name in ("train", "val"))
+    train, val = (source.rows_per_batch for source in sources_of(looks))
     # each at two points on one minibatch, which is read once
     return Cost(Count(2, train, 1), Count(2 * p, train, p), Count(2, train, 0), Count(2, val, 1))

@@ -75,12 +75,12 @@ def inner_directions(problem: BilevelProblem, p: Point, look: Look) -> Point:
     return look(use)
 
 
-def outer_directions(problem: BilevelProblem, p: Point, look: Look) -> tuple[Array, PyTree, PyTree]:
-    """E, grad_1 E and grad_2 E at (w, lam) on an outer minibatch."""
+def outer_directions(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Look) -> tuple[PyTree, PyTree]:
+    """The outer minibatch's part of the directions: grad_1 E and grad_2 E at (w, lam)."""
 
-    def use(draw: Draw) -> tuple[Array, PyTree, PyTree]:
-        value, g, direct = scale(draw.weight, problem.outer_gradients(p.w, p.lam, draw.batch))
-        return value, g, direct
+    def use(draw: Draw) -> tuple[PyTree, PyTree]:
+        _, g, direct = problem.outer_gradients(w, lam, draw.batch)
+        return scale(draw.weight, g), scale(draw.weight, direct)
 
     return look(use)
 
@@ -92,7 +92,7 @@ def directions(problem: BilevelProblem, p: Point, train: Look, val: Look) -> Poi
         d_w = -grad_1 G, along which w moves; d_u = grad_1 E - H u, along which u moves; and
         d_lam = grad_2 E - d2(grad_1 G)^T u, against which lam moves.
     """
-    return joined(inner_directions(problem, p, train), outer_directions(problem, p, val)[1:])
+    return joined(inner_directions(problem, p, train), outer_directions(problem, p.w, p.lam, val))
 
 
 def mean_directions(problem: BilevelProblem, p: Point, train: RowSource, val: RowSource) -> Point:
@@ -102,7 +102,7 @@ def mean_directions(problem: BilevelProblem, p: Point, train: RowSource, val: Ro
         return lambda use: use(Draw(batch, -1, 1.0))
 
     inner = train.total(lambda p, batch: inner_directions(problem, p, look_at(batch)), p)
-    return joined(inner, val.total(lambda p, batch: outer_directions(problem, p, look_at(batch))[1:], p))
+    return joined(inner, val.total(lambda p, batch: outer_directions(problem, p.w, p.lam, look_at(batch)), p))
 
 
 def joined(inner: Point, outer: tuple[PyTree, PyTree]) -> Point:
@@ -110,12 +110,6 @@ def joined(inner: Point, outer: tuple[PyTree, PyTree]) -> Point:
     g, direct = outer
     # (-grad_1 G, grad_1 E - H u, grad_2 E - d2(grad_1 G)^T u)
     return Point(inner.w, add(inner.u, g), add(inner.lam, direct))
-
-
-def loss_gradients(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-    """grad_1 G and grad_2 G of the inner loss on a minibatch, like w and like lam."""
-    by_w, by_lam = jax.grad(problem.inner_loss, (0, 1))(w, lam, batch)
-    return astype_of(by_w, w), astype_of(by_lam, lam)
 
 
 def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> tuple[PyTree, PyTree]:
@@ -126,7 +120,7 @@ def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, 
         return scale(draw.weight, d_w), scale(draw.weight, d_z)
 
     d_w, d_z = train(both)
-    _, g, _ = outer_directions(problem, Point(p.z, None, p.lam), val)
+    g, _ = outer_directions(problem, p.z, p.lam, val)
     return d_w, axpy(-1.0 / c, g, d_z)
 
 
@@ -134,10 +128,11 @@ def penalty_direction(problem: BilevelProblem, p: Copies, c: Array, train: Look,
     """Against which lam moves: grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w)), both on the same rows of train."""
 
     def difference(draw: Draw) -> PyTree:
-        at_z, at_w = (loss_gradients(problem, x, p.lam, draw.batch)[1] for x in (p.z, p.w))
+        by_lam = jax.grad(problem.inner_loss, 1)
+        at_z, at_w = (astype_of(by_lam(x, p.lam, draw.batch), p.lam) for x in (p.z, p.w))
         return scale(c * draw.weight, sub(at_z, at_w))
 
-    _, _, direct = outer_directions(problem, Point(p.z, None, p.lam), val)
+    _, direct = outer_directions(problem, p.z, p.lam, val)
     return add(direct, train(difference))
 
 
@@ -146,9 +141,19 @@ def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:
     return axpy(rho, d, x) if jax.tree_util.all_leaves([rho]) else jax.tree.map(lambda r, d, x: x + r * d, rho, d, x)
 
 
-def inner_move(problem: BilevelProblem, w: PyTree, lam: PyTree, draw: Draw, rho: PyTree) -> PyTree:
-    """W + rho d_w, on one minibatch of train; d_w as of :func:`descent`."""
-    return moved_by(rho, scale(draw.weight, descent(problem, w, lam, draw.batch)), w)
+def inner_moves(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Looks, rho: PyTree) -> PyTree:
+    """W after a move along d_w on each of several minibatches of train; d_w as of :func:`descent`."""
+
+    def move(w: PyTree, i: Array, draw: Draw) -> PyTree:
+        # w + rho d_w
+        return moved_by(rho, scale(draw.weight, descent(problem, w, lam, draw.batch)), w)
+
+    return look.fold(move, w)
+
+
+def outer_move(problem: BilevelProblem, lam: PyTree, d: PyTree, gamma: Array) -> PyTree:
+    """P(lam - gamma d), d a direction of lam."""
+    return projected(problem, axpy(-gamma, d, lam))
 
 
 def minus_hessian_product(problem: BilevelProblem, w: PyTree, lam: PyTree, draw: Draw, u: PyTree) -> PyTree:
@@ -212,7 +217,7 @@ def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
     return add(change, table.mean), Saga(rows, axpy(1.0 / blocks, change, table.mean))
 
 
-def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array) -> PyTree:
+def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array | float) -> PyTree:
     """STORM's estimate: now + (1 - weight) (d - before), now and before on the same minibatch at two points.
 
     Source: Cutkosky, Orabona (2019), arXiv:1905.10018. With weight 0 it is SPIDER's (Fang, Li, Lin, Zhang 2018,
@@ -224,8 +229,7 @@ def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array) -> PyTree:
 def moved(problem: BilevelProblem, p: Point, d: Point, rho: PyTree, gamma: Array) -> Point:
     """A step: w and u by rho along their directions, lam by gamma against its own, then onto Lambda."""
     # w + rho d_w, u + rho d_u, P(lam - gamma d_lam)
-    lam = axpy(-gamma, d.lam, p.lam)
-    return Point(moved_by(rho, d.w, p.w), moved_by(rho, d.u, p.u), projected(problem, lam))
+    return Point(moved_by(rho, d.w, p.w), moved_by(rho, d.u, p.u), outer_move(problem, p.lam, d.lam, gamma))
 
 
 def projected(problem: BilevelProblem, lam: PyTree) -> PyTree:
