@@ -1,7 +1,7 @@
 """What a run does about outer steps that failed: they are made again, the linear system damped, or slower."""
 
-from collections.abc import Iterator
 from itertools import repeat
+from typing import Any, cast
 
 from bilevax.algorithms.measured_steps import Measurable, needs_measuring, slower
 from bilevax.algorithms.outer_loop import Record
@@ -15,43 +15,50 @@ DAMPINGS = (0.01, 0.04, 0.16, 0.64)
 """Tried one after another, in units in which a gradient step of 1 / L has curvatures of at most 1."""
 
 
-def dampings(problem: Problem) -> Iterator[float]:
-    """Those that a run may try: of an inner loss, unless one was given."""
-    return iter(DAMPINGS if problem.has_loss and problem.damping is None else ())
+SLOWER = 4
+"""How often steps that were measured are made slower."""
 
 
-def damped(problem: Problem, last: Record, left: Iterator[float]) -> Problem | None:
-    """The problem with the next damping; None if the last step did not fail, or none is left or would help.
+class BackOff:
+    """What a run may still try, and at which outer steps it did.
 
-    It may help against a linear system that is not positive definite, or whose solution overflowed, not against
-    a step above 2 / L, nor where w diverges.
+    Args:
+        problem: its system is damped if it has an inner loss, unless a damping was given.
+        algorithm: as it was given; made slower if its steps are to be measured.
+
+    Attributes:
+        tried: for a result's ``config``: under "damping" pairs (outer step, damping), under "slower_from" outer steps.
+    """
+
+    def __init__(self, problem: Problem, algorithm: Algorithm) -> None:
+        self._dampings = iter(DAMPINGS if problem.has_loss and problem.damping is None else ())
+        self._given = repeat(algorithm, SLOWER) if needs_measuring(algorithm) else iter(())
+        self.tried: dict[str, list[Any]] = {}
+
+    def again(
+        self, problem: Problem, algorithm: Algorithm, last: Record, step: int
+    ) -> tuple[Problem, Algorithm] | None:
+        """With what the last stretch, from this step on, is made again; None if it did not fail or nothing would help.
+
+        Each damping is tried once: a problem that fails at all of them is not mended by damping.
+        """
+        if _damping_helps(last) and (damping := next(self._dampings, None)) is not None:
+            self.tried.setdefault("damping", []).append([step, damping])
+            return replace_unchecked(problem, damping=damping), algorithm
+        # where lam moves on, the curvature that was measured at the start may be left behind
+        if int(last.code) in (Code.DIVERGED, Code.NONFINITE) and (given := next(self._given, None)) is not None:
+            self.tried.setdefault("slower_from", []).append(step)
+            return problem, slower(cast(Measurable, algorithm), given)
+        return None
+
+
+def _damping_helps(last: Record) -> bool:
+    """Against a linear system that is not positive definite, or whose solution overflowed.
+
+    Not against a step above 2 / L, nor where w diverges.
     """
     code, failure = Code(int(last.code)), last.failure
     # (I - d1Phi^T + delta I) v = g has a smaller solution, and is definite once delta exceeds the negative curvature
     linear = code in (Code.DIVERGED, Code.NONFINITE) and STAGES[int(failure.stage)] in ("linear", "cross")
     indefinite = code in (Code.NOT_CONTRACTIVE, Code.UNSTABLE, Code.SINGULAR, Code.INDEFINITE)
-    if not (linear or indefinite) or failure.relative_step > 2.0:
-        return None
-    # each is tried once: a problem that fails at all of them is not mended by damping
-    damping = next(left, None)
-    return None if damping is None else replace_unchecked(problem, damping=damping)
-
-
-SLOWER = 4
-"""How often steps that were measured are made slower."""
-
-
-def slowings(given: Algorithm) -> Iterator[Algorithm]:
-    """The algorithm as it was given, as often as it may be made slower: never if its steps were."""
-    return repeat(given, SLOWER if needs_measuring(given) else 0)
-
-
-def slowed(algorithm: Algorithm, last: Record, left: Iterator[Algorithm]) -> Algorithm | None:
-    """The algorithm with its measured steps cut; None if the last stretch did not diverge, or no cut is left.
-
-    Where lam moves on, the curvature that was measured at the start may be left behind.
-    """
-    if Code(int(last.code)) not in (Code.DIVERGED, Code.NONFINITE):
-        return None
-    given = next(left, None)
-    return slower(algorithm, given) if isinstance(given, Measurable) and isinstance(algorithm, Measurable) else None
+    return (linear or indefinite) and not failure.relative_step > 2.0

@@ -22,7 +22,7 @@ from bilevax.data.looks import stream_key
 from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
-from bilevax.runs.back_off import damped, dampings, slowed, slowings
+from bilevax.runs.back_off import BackOff
 from bilevax.runs.history import Log
 
 CALL_SECONDS = 0.25
@@ -92,13 +92,12 @@ def minimize(
     w0, lam, key, sources = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key), (train, val)
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
     clock = time.monotonic()
-    cuts, slowing = slowings(algorithm), []
+    back_off = BackOff(problem, algorithm)
     algorithm, state, spent = _begin(problem, algorithm, w0, lam, sources, key, steps)
     # before the arrays of problem and algorithm go to the device
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
     ready = canonicalize(problem), canonicalize(algorithm)
     log = Log(algorithm.step_cost(problem, sources), spent)
-    left, damping = dampings(problem), []
     pace, done, calls, stop, interrupted = _Pace(algorithm.steps_per_record), 0, 0, False, False
     while done < steps and not stop:
         target = steps if every is None else min(steps, (done // every + 1) * every)
@@ -110,21 +109,15 @@ def minimize(
             number, first, calls, state = int(out.number), done, calls + 1, out.state
             records = row(jax.tree.map(np.asarray, out.records), slice(number))
             done, last = int(out.step), row(records, -1)
-            calmer = damped(problem, last, left)
-            slower = slowed(algorithm, last, cuts) if calmer is None else None
-            again = calmer is not None or slower is not None
-            if again:  # the last stretch has moved nothing: it is made again
-                problem, algorithm = calmer or problem, slower or algorithm
+            before_last = int(records.step[-2]) if number > 1 else first
+            again = back_off.again(problem, algorithm, last, before_last)
+            if again is not None:  # the last stretch has moved nothing: it is made again
+                (problem, algorithm), done = again, before_last
                 ready = canonicalize(problem), canonicalize(algorithm)
-                done = int(records.step[-2]) if number > 1 else first
                 log.spend(row(records, slice(-1, None)), done)
                 records = row(records, slice(-1))
-                if calmer is not None:
-                    damping.append([done, problem.damping])
-                else:
-                    slowing.append(done)
             log.append(records, first, time.monotonic() - clock)
-            failed = not again and int(last.code) >= Code.NOT_CONTRACTIVE
+            failed = again is None and int(last.code) >= Code.NOT_CONTRACTIVE
             if callback and done and (every is None or done == target or failed):
                 w, lam = algorithm.solution(state)
                 stop = bool(callback(Progress(done, steps, w, lam, log.history)))
@@ -137,7 +130,7 @@ def minimize(
         if calls > 1:
             pace.learn(number, time.monotonic() - began)
     w, lam = algorithm.solution(state)
-    settings |= ({"damping": damping} if damping else {}) | ({"slower_from": slowing} if slowing else {})
+    settings |= back_off.tried
     held = getattr(problem.project, "at_bound", None)
     at_bound = None if held is None else held(lam)
     return Result(w, lam, log.code, log.failure, log.history, log.cost, settings, interrupted, at_bound)
@@ -165,9 +158,9 @@ def _begin(
 ) -> tuple[Algorithm, PyTree, Cost]:
     """The algorithm with every step filled in, its first state, and what it cost to measure the steps."""
     problem = canonicalize(problem)
+    _check(problem, w0, lam, sources)
     if not needs_measuring(algorithm):
         return algorithm, _init(problem, canonicalize(algorithm), w0, lam, sources), Cost()
-    _check(problem, w0, lam, sources)
     step_cost = algorithm.step_cost(problem, sources)
     of_step = sum(source.rows_per_batch for source in sources) if step_cost is None else step_cost.samples
     samples = max(SAMPLES, int(SHARE * steps * of_step))
@@ -182,7 +175,6 @@ def _check(problem: Problem, w0: PyTree, lam: PyTree, sources: Sources) -> None:
 
 @jax.jit
 def _init(problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, *u0: PyTree) -> PyTree:
-    check_functions(problem, w0, lam, *sources)
     return algorithm.init(problem, w0, lam, sources, *u0)
 
 

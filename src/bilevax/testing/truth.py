@@ -110,7 +110,7 @@ class NamedProblem:
         with float64():
             args = jax.tree.map(jnp.asarray, (self.w0 if start is None else start, lam, self.train))
             w = _fixed_point(self.problem, *args)
-            v, value, hypergradient = _implicit(self.problem, w, *args[1:], jax.tree.map(jnp.asarray, self.val))
+            v, value, hypergradient = implicit(self.problem, w, *args[1:], jax.tree.map(jnp.asarray, self.val))
             w, v, hypergradient = jax.tree.map(np.asarray, (w, v, hypergradient))
             return Solution(w, v, float(value), hypergradient)
 
@@ -168,7 +168,7 @@ def _fixed_point(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> PyT
 
 
 @jax.jit
-def _implicit(problem: Problem, w: PyTree, lam: PyTree, train: PyTree, val: PyTree) -> tuple[PyTree, Array, PyTree]:
+def implicit(problem: Problem, w: PyTree, lam: PyTree, train: PyTree, val: PyTree) -> tuple[PyTree, Array, PyTree]:
     """The multiplier v by a direct solve, E and the hypergradient."""
     x, residual = _flat(problem, w, lam, train)
     tree = ravel_pytree(w)[1]
