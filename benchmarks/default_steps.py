@@ -25,6 +25,7 @@ from benchmarks.exact import Asked, asked, hypergradients
 from bilevax.algorithms.measured_steps import SAMPLES, SHARE
 from bilevax.core.config import canonicalize, replace_unchecked
 from bilevax.data.looks import stream_key
+from bilevax.testing.entrants import Steps
 
 RHO, GAMMA = (1.0, 0.5, 0.25, 0.125), (0.3, 0.1, 0.05, 0.02, 0.01, 0.005)
 MARKS = np.geomspace(2_000, 1_000_000, 36)
@@ -101,7 +102,8 @@ def by_hand(a: Asked, name: str) -> list[Any]:
     if name == "F2SA":
         found = bx.measure_steps(a.p.problem, bx.F2SA(1.0, 1.0), *a.begin, *a.sources, key=jax.random.key(0))
         unit = {"unit": found.algorithm.unit}
-    return [ALGORITHMS[name](r / a.L, times * g / a.K / (r / a.L), **unit) for r in RHO for g in GAMMA]
+    settings = [Steps(r, times * g, a.L, a.K) for r in RHO for g in GAMMA]
+    return [ALGORITHMS[name](each.rho, each.ratio, **unit) for each in settings]
 
 
 def floor(a: Asked, name: str) -> float:
