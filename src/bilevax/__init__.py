@@ -44,6 +44,7 @@ __all__ = [
     "GMRES",
     "ITD",
     "LBFGS",
+    "MAID",
     "MASOBA",
     "SABA",
     "SID",

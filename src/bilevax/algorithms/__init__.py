@@ -3,6 +3,7 @@
 from bilevax.algorithms.amigo import AmIGO as AmIGO
 from bilevax.algorithms.bsgm import BSGM as BSGM
 from bilevax.algorithms.f2sa import F2SA as F2SA
+from bilevax.algorithms.maid import MAID as MAID
 from bilevax.algorithms.masoba import MASOBA as MASOBA
 from bilevax.algorithms.measured_steps import measure_steps as measure_steps
 from bilevax.algorithms.optim import optim as optim
