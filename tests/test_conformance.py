@@ -69,7 +69,7 @@ MORE = [
 NO_SUITE = {
     "inner maps and problems": ["GradientStep", "ProximalStep", "Problem"],
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
-    "projections": ["Box", "L2Ball", "NonNegative", "Simplex"],
+    "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
     "records": ["Constants", "Count", "Finding", "Findings", "Plan"],

@@ -55,6 +55,7 @@ __all__ = [
     "BilevaxError",
     "BinaryLogistic",
     "Box",
+    "CappedSimplex",
     "Code",
     "Constant",
     "Constants",
