@@ -25,6 +25,7 @@ INSTANCES = {
     "SID": [(bx.SID(T, T, cross_batches=3), {"calls": {"gradients": 100, "hvps": 100, "cross": 3}})],
     "JointSID": [(bx.JointSID(600, last_pass="never"), {"calls": {"gradients": 1200, "hvps": 1320, "cross": 1200}})],
     "ITD": [(bx.ITD(100), {"stochastic": False})],
+    "Piggyback": [(bx.Piggyback(T), {"calls": {"gradients": 100, "hvps": 300, "cross": 300}})],
     "FixedPoint": [(T, {})],
     "CG": [(bx.CG(tol=1e-9), {})],
     "GMRES": [(bx.GMRES(tol=1e-9), {})],
@@ -190,7 +191,7 @@ class Broken:
 FAULTS = {
     "value": "value of Broken has a relative error of 1.0e-03 on FiniteQuadratic",
     "start": "at outer step 3 from a given v0",
-    "code": "ends with OK, not NONFINITE, where the inner loss is NaN",
+    "code": "ends with TOLERANCE_NOT_MET, not NONFINITE, where the inner loss is NaN",
     "dtype": "where all arguments are float32",
     "cost": "reads 201 minibatches of train and counts 101",
     "seed": "gives the same value for every key",

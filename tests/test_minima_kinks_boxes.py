@@ -1,5 +1,7 @@
 """Faults C13 to C15 (docs/faults.md): two minima, kinks, and outer variables that run away."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,7 +145,7 @@ def from_the_breakpoints(x, total):
         return np.clip(x, 0, 1)
     kinks = np.unique(np.concatenate([x, x - 1.0, [0.0]]))
     kinks = kinks[kinks >= 0]
-    for low, high in zip(kinks[:-1], kinks[1:], strict=True):
+    for low, high in itertools.pairwise(kinks):
         sums = [np.clip(x - tau, 0, 1).sum() for tau in (low, high)]
         if sums[0] >= total >= sums[1]:
             return np.clip(x - np.interp(-total, [-sums[0], -sums[1]], [low, high]), 0, 1)

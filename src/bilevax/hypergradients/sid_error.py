@@ -303,6 +303,11 @@ def _solve_many(
     return rate, _split_like(jax.tree.map(lambda x: x[1:], x), right_hand_sides)
 
 
+def relaxation_rate(instance: Instance, w: PyTree, direction: PyTree, *, number: Array, key: Array) -> RelaxationRate:
+    """The curvatures of the system at w along a direction that shrinks to the slowest, on so many minibatches."""
+    return _solve_many(instance, w, direction, {}, number=number, key=key)[0]
+
+
 def _products(instance: Instance, w: PyTree, v: PyTree, *, number: Array, key: Array) -> tuple[PyTree, PyTree]:
     """Mean and standard deviation over so many minibatches of d2Phi^T v, [L, ...]."""
 

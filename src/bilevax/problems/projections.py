@@ -104,7 +104,7 @@ class Simplex:
 
 @config
 class CappedSimplex:
-    """{0 <= lam <= 1, sum lam <= total}, over all entries of all leaves: probabilities of choosing ``total`` at most."""
+    """{0 <= lam <= 1, sum lam <= total}, over all entries of all leaves: probabilities, of so many choices at most."""
 
     total: float = 1.0
 
