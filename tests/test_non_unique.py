@@ -54,6 +54,12 @@ def test_plain_unrolling_is_stuck_where_aggregated_descent_is_not(steps, reached
         np.testing.assert_allclose(float(result.lam), wanted, atol=5e-4)
 
 
+def test_the_penalty_method_chooses_the_best_solution_at_any_multiplier():
+    algorithm = bx.BSGM(bx.Penalty(bx.LBFGS(1e-10), 10.0, unit=1.0), bx.optim("sgd", 0.5))
+    result = bx.minimize(PROBLEM, algorithm, np.zeros(2), np.float64(0.0), ROWS, ROWS, steps=60, key=KEY)
+    np.testing.assert_allclose(float(result.lam), 1.0, atol=1e-6)
+
+
 def test_of_a_problem_without_a_hypergradient_none_is_said_to_be_right():
     est = bx.hypergradient(PROBLEM, bx.ITD(16), np.zeros(2), np.float64(0.3), ROWS, ROWS, key=KEY)
     # the derivative of E(w_16(lam), lam) = lam^2 / 2 + (lam - 1)^2 / 2

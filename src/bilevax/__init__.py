@@ -81,6 +81,7 @@ __all__ = [
     "Neumann",
     "NonNegative",
     "ParameterError",
+    "Penalty",
     "Piggyback",
     "Plan",
     "Polynomial",

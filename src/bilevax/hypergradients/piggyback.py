@@ -52,7 +52,8 @@ class Piggyback:
         J <- J + eta_j (d1Phi(w, lam; zeta_j) J + d2Phi(w, lam; zeta_j) - J)        on the same minibatch, J from 0
         value = grad_2 E(w, lam) + J^T grad_1 E(w, lam)
 
-    J is the derivative of the iterates themselves, and its noise that of both. With steps as 1 / j the mean square
+    J is the derivative of the iterates themselves, and its noise that of both; their covariance, of the order of eta_j,
+    is a bias of the value. With steps as 1 / j the mean square
     error of J falls about as 1 / j, with constant steps to a floor; where every minibatch has the same solution and the
     same derivative of it, geometrically. On full batches it is :class:`~bilevax.ITD` in forward mode.
 
