@@ -174,6 +174,17 @@ def _report(value: PyTree, off: PyTree, changes: tuple[PyTree, PyTree], curvatur
     )
 
 
+def report_of_bias(value: PyTree, bias: PyTree, contraction: Array) -> ErrorReport:
+    """Where nothing was sampled, of an estimate without v: its bias, estimated elsewhere, hypot rounding."""
+    size = norm(value)
+    rounding = scale(ROUNDING * float(jnp.finfo(size.dtype).eps), value)
+    bias, unknown = jax.tree.map(jnp.hypot, bias, rounding), jnp.full_like(size, jnp.nan)
+    none, zero = zeros_like(value), jnp.zeros_like(size)
+    return ErrorReport(
+        value, none, bias, jnp.int32(CERTAIN), unknown, unknown, zero, contraction.astype(size.dtype), samples=zero
+    )
+
+
 def _solved(space: "_Space | None", ds: PyTree, v_size: Array, g_size: Array) -> PyTree:
     """A^-1 ds: the Galerkin solution, and its residual as it is; without a space |v| / |g| ds."""
     if space is None:

@@ -189,7 +189,7 @@ class SID:
         if stage not in ("inner", "linear") or not isinstance(solver, FixedPoint | Neumann):
             return None
         if stage == "inner":
-            solved = self._solve_inner(instance, run.before.w, key=stream(key, "inner"), segment=segment)
+            solved = solve_inner(self.inner, instance, run.before.w, key=stream(key, "inner"), segment=segment)
             w = solved.value
         else:
             (_, g, _), *_ = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
@@ -212,7 +212,7 @@ class SID:
         train, val = instance.train, instance.val
         self._check_keys(train, val)
         # w ~ w(lam)
-        inner = self._solve_inner(instance, w0, key=stream(key, "inner"), segment=segment)
+        inner = solve_inner(self.inner, instance, w0, key=stream(key, "inner"), segment=segment)
         w = inner.value
         # E, grad_1 E, grad_2 E at w
         (value, g, direct), halves, outer = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
@@ -252,25 +252,6 @@ class SID:
             refuse_keys("cross_batches=None", "pass a number of cross batches", train=train)
         if self.outer_batches is None:
             refuse_keys("outer_batches=None", "pass a number of outer batches", val=val)
-
-    def _solve_inner(self, instance: Instance, w0: PyTree, *, key: Array, segment: Segment) -> Solution:
-        """The fixed point of Phi(., lam)."""
-        if isinstance(self.inner, Given):
-            return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
-        if not self.inner.stochastic:
-            # min over w of the inner loss, on every row
-            return self.inner.solve(instance.problem.inner_loss, w0, instance.lam, instance.train)
-
-        def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
-            return oracle.inner_image(w, batch)
-
-        # w <- w + eta_j (Phi(w; zeta_j) - w)
-        solved = segment.solve(self.inner, image, w0, instance.oracle, instance.train, key=key)
-        if instance.problem.damping is None:
-            return solved
-        # damping lets v contract, not w
-        lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)
-        return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
     def _solve_linear(
         self, instance: Instance, w: PyTree, g: PyTree, v0: PyTree | None, *, key: Array, segment: Segment
@@ -330,6 +311,28 @@ class SID:
         # (1/J) sum_i d2Phi(w; zeta_i)^T v
         mean, deviation = batch_spread(product, args, train, key=key, number=number, first=first)
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
+
+
+def solve_inner(
+    solver: InnerSolver | Given, instance: Instance, w0: PyTree, *, key: Array, segment: Segment
+) -> Solution:
+    """The fixed point of Phi(., lam)."""
+    if isinstance(solver, Given):
+        return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
+    if not solver.stochastic:
+        # min over w of the inner loss, on every row
+        return solver.solve(instance.problem.inner_loss, w0, instance.lam, instance.train)
+
+    def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
+        return oracle.inner_image(w, batch)
+
+    # w <- w + eta_j (Phi(w; zeta_j) - w)
+    solved = segment.solve(solver, image, w0, instance.oracle, instance.train, key=key)
+    if instance.problem.damping is None:
+        return solved
+    # damping lets v contract, not w
+    lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)
+    return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
 
 def _checks(solver: InnerSolver | LinearSolver | Given, solved: Solution, source: RowSource) -> Count:

@@ -9,6 +9,7 @@ from bilevax.problems.problem import Problem as Problem
 from bilevax.problems.problem import directions as directions
 from bilevax.problems.problem import lagrangian as lagrangian
 from bilevax.problems.projections import Box as Box
+from bilevax.problems.projections import CappedSimplex as CappedSimplex
 from bilevax.problems.projections import L2Ball as L2Ball
 from bilevax.problems.projections import NonNegative as NonNegative
 from bilevax.problems.projections import Simplex as Simplex
