@@ -13,8 +13,9 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count
 from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
+from bilevax.data.looks import Uniform
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.solvers.schedules import Polynomial, schedule
+from bilevax.solvers.schedules import Constant, Polynomial, schedule
 
 
 class TwoSteps(Protocol):
@@ -44,6 +45,15 @@ def checked_steps(algorithm: TwoSteps) -> dict[str, Any]:
         "step_size": None if rho is None else schedule(rho, stacklevel=5),
         "ratio": None if ratio is None else check_real("ratio", ratio, low=0.0, open_low=True),
     }
+
+
+def memory_weight(weight: Any) -> Any:
+    """The weights eta_k of STORM as a schedule, from one or from a number in (0, 1].
+
+    Raises:
+        ParameterError: neither.
+    """
+    return weight if callable(weight) else Constant(check_real("weight", weight, low=0.0, high=1.0, open_low=True))
 
 
 @config
@@ -140,6 +150,16 @@ def double_loop_streams(sources: Sources, inner: Array | int, linear: Array | in
     """So many fresh minibatches of train for moves of w and for products, one for the cross product, and one of val."""
     train, val = sources
     return {"inner": Several(train, inner), "linear": Several(train, linear), "train": train, "val": val}
+
+
+def drawn_streams(sources: Sources, linear: Array | int) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+    """Of ``drawn_directions``: a minibatch of train, one of val, K of train for products, and how many of these count.
+
+    And the sources themselves, as a step's cost depends on that number.
+    """
+    train, val = sources
+    series = {"linear": Several(train, linear), "horizon": Uniform(linear)}
+    return {"train": train, "val": val, **series, **undrawn(sources)}
 
 
 def undrawn(sources: Sources) -> dict[str, Undrawn]:
