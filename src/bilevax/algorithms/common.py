@@ -30,6 +30,14 @@ class TwoSteps(Protocol):
         """gamma_k / rho_k; None: not measured yet."""
 
 
+class TwoTimescales(TwoSteps, Protocol):
+    """An algorithm whose lam moves by ever smaller steps than w."""
+
+    @property
+    def outer_power(self) -> Any:
+        """a, of gamma_k = ratio rho_0 (rho_k / rho_0)^a."""
+
+
 WHOLE = "source of train", "source of val"
 """Names of the streams of :func:`undrawn`."""
 
@@ -119,6 +127,13 @@ def check_measured(algorithm: TwoSteps, *names: str) -> None:
 def outer_step_size(algorithm: TwoSteps, k: Array) -> Array:
     """gamma_k = ratio rho_k."""
     step: Array = algorithm.ratio * algorithm.step_size(k)
+    return step
+
+
+def slower_step_size(algorithm: TwoTimescales, k: Array) -> Array:
+    """gamma_k = ratio rho_0 (rho_k / rho_0)^a: of order k^(-a b) where rho_k is of order k^(-b), a at least 1."""
+    rho_0 = algorithm.step_size(jnp.int32(0))
+    step: Array = algorithm.ratio * rho_0 * (algorithm.step_size(k) / rho_0) ** algorithm.outer_power
     return step
 
 

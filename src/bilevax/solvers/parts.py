@@ -141,6 +141,12 @@ def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:
     return axpy(rho, d, x) if jax.tree_util.all_leaves([rho]) else jax.tree.map(lambda r, d, x: x + r * d, rho, d, x)
 
 
+def inner_move(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Look, rho: PyTree) -> PyTree:
+    """W after a move along d_w on a minibatch of train; d_w as of :func:`descent`."""
+    # w + rho d_w
+    return moved_by(rho, look(lambda draw: scale(draw.weight, descent(problem, w, lam, draw.batch))), w)
+
+
 def inner_moves(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Looks, rho: PyTree) -> PyTree:
     """W after a move along d_w on each of several minibatches of train; d_w as of :func:`descent`."""
 
