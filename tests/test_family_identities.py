@@ -114,11 +114,8 @@ def test_ttsa_is_a_move_of_w_and_then_sustains_of_lam_without_memory():
     sustain = bx.SUSTAIN(bx.Polynomial(RHO, 0.4), RATIO, 3, weight=1.0)
 
     def other(problem, state, new, looks, k):
-        at = Pair(new.w, state.lam)
-        lam = sustain.step(problem, sustain.init(problem, *at, BLOCKS)._replace(pair=at, before=at), looks, k)[
-            0
-        ].pair.lam
-        return jnp.concatenate([new.w, lam])
+        from_there = sustain.init(problem, new.w, state.lam, BLOCKS)
+        return jnp.concatenate([new.w, sustain.step(problem, from_there, looks, k)[0].pair.lam])
 
     ttsa = bx.TTSA(bx.Polynomial(RHO, 0.4), RATIO, outer_power=1.0, linear_steps=3)
     assert beside(ttsa, other) <= 1e-15
