@@ -242,3 +242,23 @@ def f2sa(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, mult
         val=state(0 * w, -ratio * rho * rows.r * lam, 0 * z, 0 * one),
     )
     return inner, last
+
+
+def scgd(p: FiniteQuadratic, rho: float, ratio: float, *, every_row: bool = False) -> RandomMap:
+    """(w, lam): w + rho (b + B lam - w), then lam - ratio rho (r lam + B'(w - target)), at the new w, B the same.
+
+    Of g = b_i + B_i lam; A plays no part. On one row of each source, each pair as likely, or on every row.
+    """
+    rows = Rows(p)
+    B, b, target, r = rows.B[:, None], rows.b[:, None], rows.target, rows.r
+    if every_row:
+        B, b, target, r = (x.mean(axis=0) for x in (rows.B, rows.b, rows.target, rows.r))
+    w, lam, one = coordinates(rows.d, rows.m)
+    new = (1 - rho) * w + rho * (b @ one + B @ lam)
+    pulled = np.swapaxes(B, -1, -2) @ (new - target @ one)
+    M = state(new, lam - ratio * rho * (r * lam + pulled), one)
+    size = len(w.T)
+    M = M.reshape(-1, size, size)
+    # mean of M kron M: entries (a, c), (b, d) to [(a, b), (c, d)]
+    second = np.einsum("nac,nbd->abcd", M, M, optimize=True).reshape(2 * (size**2,)) / len(M)
+    return RandomMap(M.mean(axis=0), second)
