@@ -47,6 +47,7 @@ __all__ = [
     "GMRES",
     "ITD",
     "LBFGS",
+    "MAID",
     "MASOBA",
     "MSTSA",
     "SABA",

@@ -6,6 +6,7 @@ from bilevax.algorithms.bsa import BSA as BSA
 from bilevax.algorithms.bsgm import BSGM as BSGM
 from bilevax.algorithms.f2sa import F2SA as F2SA
 from bilevax.algorithms.fsla import FSLA as FSLA
+from bilevax.algorithms.maid import MAID as MAID
 from bilevax.algorithms.masoba import MASOBA as MASOBA
 from bilevax.algorithms.measured_steps import measure_steps as measure_steps
 from bilevax.algorithms.mstsa import MSTSA as MSTSA
