@@ -44,10 +44,16 @@ INSTANCES = {
     "MASOBA": [(bx.MASOBA(0.5, 0.5, weight=0.3), {"steps": 400})],
     "SABA": [(bx.SABA(0.5, 0.5), {"steps": 400})],
     "SRBA": [(bx.SRBA(0.5, 0.5), {"steps": 400})],
+    "FSLA": [(bx.FSLA(0.5, 0.5), {"steps": 400})],
     "AmIGO": [(bx.AmIGO(0.5, 0.5, inner_steps=5, linear_steps=5), {})],
     "StocBiO": [(bx.StocBiO(0.5, 0.5, inner_steps=5, linear_steps=20), {})],
+    "BSA": [(bx.BSA(0.5, 0.5, inner_steps=5, linear_steps=10), {"steps": 400})],
+    "ALSET": [(bx.ALSET(0.5, 0.3, linear_steps=10), {"steps": 600})],
+    "TTSA": [(bx.TTSA(0.5, 0.3, linear_steps=10), {"steps": 600})],
+    "MSTSA": [(bx.MSTSA(0.5, 0.3, linear_steps=10), {"steps": 600})],
     "SUSTAIN": [(bx.SUSTAIN(0.5, 0.5, linear_steps=20, weight=1.0), {"steps": 400})],
     "F2SA": [(bx.F2SA(0.5, 0.5, unit=1.0), {"steps": 400})],
+    "SCGD": [(bx.SCGD(0.5, 0.5), {"steps": 400})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],
 }
@@ -79,7 +85,7 @@ MORE = [
 ]
 
 NO_SUITE = {
-    "inner maps and problems": ["GradientStep", "ProximalStep", "Problem"],
+    "inner maps and problems": ["Composition", "GradientStep", "ProximalStep", "Problem"],
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],

@@ -68,6 +68,7 @@ def exact(stages, **options):
 
 
 COUNTS = {"inner_steps": T, "linear_steps": K}
+ONE_TERM = {"linear_steps": 1, "horizon": 0}
 F2SA = partial(bx.F2SA, inner_steps=T, growth=0.0, unit=1.0)
 CASES = {
     "SOBA": Case(bx.SOBA, exact(family.soba)),
@@ -76,8 +77,14 @@ CASES = {
     "SRBA": Case(partial(bx.SRBA, period=4), exact(family.soba)),
     "AmIGO": Case(partial(bx.AmIGO, **COUNTS), exact(family.amigo, **COUNTS)),
     "StocBiO": Case(partial(bx.StocBiO, **COUNTS), exact(family.stocbio, **COUNTS)),
+    # on every row what is remembered is right: SOBA in turn
+    "FSLA": Case(partial(bx.FSLA, weight=0.3), exact(family.amigo, inner_steps=1, linear_steps=1)),
     # of longer series the horizon is random on every row too
-    "SUSTAIN": Case(partial(bx.SUSTAIN, linear_steps=1), exact(family.plain, linear_steps=1, horizon=0)),
+    "BSA": Case(partial(bx.BSA, inner_steps=T, linear_steps=1), exact(family.in_turn, inner_steps=T, **ONE_TERM)),
+    "ALSET": Case(partial(bx.ALSET, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "TTSA": Case(partial(bx.TTSA, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "MSTSA": Case(partial(bx.MSTSA, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "SUSTAIN": Case(partial(bx.SUSTAIN, linear_steps=1), exact(family.plain, **ONE_TERM)),
     "F2SA": Case(partial(F2SA, multiplier=10.0), exact(family.f2sa, inner_steps=T, multiplier=10.0)),
 }
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import BilevelProblem, Draw, Look, Looks, RowSource
+from bilevax.core.protocols import BilevelProblem, Draw, Look, Looks, RowSource, StepLooks
 from bilevax.core.trees import PyTree, add, astype_of, axpy, row, scale, sub, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
 
@@ -141,6 +141,12 @@ def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:
     return axpy(rho, d, x) if jax.tree_util.all_leaves([rho]) else jax.tree.map(lambda r, d, x: x + r * d, rho, d, x)
 
 
+def inner_move(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Look, rho: PyTree) -> PyTree:
+    """W after a move along d_w on a minibatch of train; d_w as of :func:`descent`."""
+    # w + rho d_w
+    return moved_by(rho, look(lambda draw: scale(draw.weight, descent(problem, w, lam, draw.batch))), w)
+
+
 def inner_moves(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Looks, rho: PyTree) -> PyTree:
     """W after a move along d_w on each of several minibatches of train; d_w as of :func:`descent`."""
 
@@ -186,6 +192,29 @@ def neumann_factor(problem: BilevelProblem, w: PyTree, lam: PyTree, rho: PyTree)
         return moved_by(rho, minus_hessian_product(problem, w, lam, draw, r), r)
 
     return factor
+
+
+def horizon(looks: StepLooks) -> Array:
+    """The step's number of factors of :func:`drawn_directions`, from the stream "horizon"."""
+    p: Array = looks["horizon"](lambda p: p)
+    return p
+
+
+def drawn_directions(problem: BilevelProblem, at: Pair, looks: StepLooks, rho: PyTree, terms: Array | int) -> Pair:
+    """(d_w, d_lam) at (w, lam), with one term of a truncated Neumann series, drawn at random, for the multiplier.
+
+    u = K (I - rho H_p) ... (I - rho H_1) rho grad_1 E, K = ``terms`` and p uniform on 0, ..., K - 1: its mean over p is
+    (I - (I - rho H)^K) H^-1 grad_1 E. The streams are "train", "val", "linear", which has K minibatches, and "horizon",
+    which has p. Source: Ghadimi, Wang (2018), arXiv:1802.02246.
+    """
+    w, lam = at
+    g, direct = outer_directions(problem, w, lam, looks["val"])
+    # K (I - rho H_p) ... (I - rho H_1) rho g
+    r = moved_by(rho, g, zeros_like(g))
+    r = looks["linear"].fold(neumann_factor(problem, w, lam, rho), r, stop=horizon(looks))
+    inner = inner_directions(problem, Point(w, scale(terms, r), lam), looks["train"])
+    # (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
+    return Pair(inner.w, add(direct, inner.lam))
 
 
 class Saga(NamedTuple):
