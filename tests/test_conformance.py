@@ -40,6 +40,8 @@ INSTANCES = {
     "AmIGO": [(bx.AmIGO(0.5, 0.5, inner_steps=5, linear_steps=5), {})],
     "StocBiO": [(bx.StocBiO(0.5, 0.5, inner_steps=5, linear_steps=20), {})],
     "SUSTAIN": [(bx.SUSTAIN(0.5, 0.5, linear_steps=20, weight=1.0), {"steps": 400})],
+    "MRBO": [(bx.MRBO(0.5, 0.5, linear_steps=20), {"steps": 400})],
+    "VRBO": [(bx.VRBO(0.5, 0.5, linear_steps=20), {})],
     "F2SA": [(bx.F2SA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],

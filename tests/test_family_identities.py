@@ -93,6 +93,11 @@ IN_BLOCKS = {
         partial(family.f2sa, inner_steps=2, multiplier=5.0),
         ([("inner", 2), ("train", 1)], [("outer", 2), ("val", 1)]),
     ),
+    "MRBO": (
+        bx.MRBO(RHO, RATIO, linear_steps=3, weight=1.0),
+        partial(family.mrbo, linear_steps=3),
+        ([("linear", 3), ("train", 1)], [("val", 1)]),
+    ),
     "SUSTAIN": (
         bx.SUSTAIN(RHO, RATIO, linear_steps=1, weight=1.0),
         partial(family.plain, linear_steps=1, horizon=0),
@@ -101,7 +106,7 @@ IN_BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("AmIGO", marks=pytest.mark.slow), "StocBiO", "F2SA", "SUSTAIN"])
+@pytest.mark.parametrize("name", [pytest.param("AmIGO", marks=pytest.mark.slow), "StocBiO", "F2SA", "MRBO", "SUSTAIN"])
 def test_steps_in_blocks_with_a_short_one(name):
     algorithm, stages, names = IN_BLOCKS[name]
     streams = [

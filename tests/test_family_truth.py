@@ -19,6 +19,7 @@ STAGES = {
     "AmIGO": family.amigo(P, RHO, RATIO, inner_steps=2, linear_steps=2),
     "StocBiO": family.stocbio(P, RHO, RATIO, inner_steps=2, linear_steps=2),
     "SUSTAIN": family.plain(P, RHO, RATIO, linear_steps=3, horizon=2),
+    "MRBO": family.mrbo(P, RHO, RATIO, linear_steps=2),
     "F2SA": family.f2sa(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
 }
 
@@ -91,11 +92,13 @@ def cut_off(terms):
 def test_the_bias_of_a_series_that_is_cut_off():
     """K factors are K + 1 terms; a random horizon below K is K terms in the mean. Of many it is small."""
     product_form = partial(family.stocbio, P, RHO, RATIO, inner_steps=2)
+    together = partial(family.mrbo, P, RHO, RATIO)
     random_horizon = partial(family.sustain, P, RHO, RATIO, sizes=(None, None))
     gaps = []
     for steps in (1, 3, 10, 60):
         found = moments(product_form(linear_steps=steps)).fixed_point[D:]
         np.testing.assert_allclose(found, cut_off(steps + 1), rtol=1e-10)
+        np.testing.assert_allclose(moments(together(linear_steps=steps)).fixed_point[D:], found, rtol=1e-10)
         np.testing.assert_allclose(random_horizon(linear_steps=steps).fixed_point[D:], cut_off(steps), rtol=1e-10)
         gaps.append(np.linalg.norm(P.hypergradient(found)))
     assert gaps[-1] < 0.05 * min(gaps[:-1])
