@@ -141,12 +141,14 @@ def _period(algorithm: VRBO, train: RowSource, val: RowSource) -> Array:
     if algorithm.period is not None:
         return jnp.asarray(algorithm.period)
 
-    def rows(b: int, b_val: int) -> Array | int:
-        # of train once and in each factor, of val once
-        return (1 + algorithm.linear_steps) * b + b_val
+    looks, uses = (jnp.asarray(number + 1, float) for number in (algorithm.inner_steps, algorithm.linear_steps))
 
-    whole, each = rows(train.rows, val.rows), rows(train.rows_per_batch, val.rows_per_batch)
-    return jnp.maximum(jnp.round(whole / (algorithm.inner_steps + 1) / each).astype(jnp.int32), 1)
+    def rows(b: int, b_val: int) -> Array:
+        # of train once and in each factor, of val once
+        return uses * b + b_val
+
+    steps = rows(train.rows, val.rows) / (looks * rows(train.rows_per_batch, val.rows_per_batch))
+    return jnp.maximum(jnp.round(steps).astype(jnp.int32), 1)
 
 
 def _cost(algorithm: VRBO, whole: Array, train: RowSource, val: RowSource) -> Cost:
