@@ -28,9 +28,7 @@ INSTANCES = {
     # its bias, at this multiplier of 1e-6, is part of the method
     "Penalty": [(bx.Penalty(T, 1000.0), {"rtol": 1e-5, "calls": {"gradients": 303}})],
     # J and w come of the same minibatches: of J^T grad_1 E their covariance is a bias, which falls with the steps
-    "Piggyback": [
-        (bx.Piggyback(T), {"is_unbiased": False, "calls": {"gradients": 100, "hvps": 300, "cross": 300}})
-    ],
+    "Piggyback": [(bx.Piggyback(T), {"is_unbiased": False, "calls": {"gradients": 100, "hvps": 300, "cross": 300}})],
     "FixedPoint": [(T, {})],
     "CG": [(bx.CG(tol=1e-9), {})],
     "GMRES": [(bx.GMRES(tol=1e-9), {})],
@@ -52,6 +50,8 @@ INSTANCES = {
     "TTSA": [(bx.TTSA(0.5, 0.3, linear_steps=10), {"steps": 600})],
     "MSTSA": [(bx.MSTSA(0.5, 0.3, linear_steps=10), {"steps": 600})],
     "SUSTAIN": [(bx.SUSTAIN(0.5, 0.5, linear_steps=20, weight=1.0), {"steps": 400})],
+    "MRBO": [(bx.MRBO(0.5, 0.5, linear_steps=20), {"steps": 400})],
+    "VRBO": [(bx.VRBO(0.5, 0.5, linear_steps=20), {})],
     "F2SA": [(bx.F2SA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "SCGD": [(bx.SCGD(0.5, 0.5), {"steps": 400})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],

@@ -158,6 +158,45 @@ def fsla(draw):
         yield w, lam
 
 
+def series_directions(w, lam, train, val, linear):
+    """Along which w moves and against which lam does, u by the series of StocBiO."""
+    r, direct = grad_e(w, lam, val)
+    u = RHO * r
+    for row in linear:
+        r = r - RHO * products(w, lam, r, row)[0]
+        u = u + RHO * r
+    return -grad_g(w, lam, train)[0], direct - products(w, lam, u, train)[1]
+
+
+def mrbo(draw):
+    """Weights (1 + k)^(-2/3)."""
+    x, before, d = (W0, LAM), (W0, LAM), [0.0, 0.0]
+    for k in range(STEPS):
+        given, memory = (*draw("train", k), *draw("val", k), draw("linear", k, K)), 1 - (1 + k) ** (-2 / 3)
+        now, then = (series_directions(*at, *given) for at in (x, before))
+        d = [a + memory * (old - b) for a, old, b in zip(now, d, then, strict=True)]
+        before, x = x, (x[0] + RHO * d[0], x[1] - RATIO * RHO * d[1])
+        yield x
+
+
+def vrbo(draw):
+    """On every row in each fourth step; T moves of w, and T + 1 differences."""
+    w, lam, d = W0, LAM, None
+    for k in range(STEPS):
+        if k % 4 == 0:
+            every = np.full(N, 1 / N)
+            d = series_directions(w, lam, every, every, [every] * K)
+        old, lam = (w, lam), lam - RATIO * RHO * d[1]
+        linear = draw("linear", k, (T + 1) * K)
+        for i, (train, val) in enumerate(zip(draw("inner", k, T + 1), draw("outer", k, T + 1), strict=True)):
+            given = train, val, linear[i * K : (i + 1) * K]
+            now, then = series_directions(w, lam, *given), series_directions(*old, *given)
+            d = [a + now_ - then_ for a, now_, then_ in zip(d, now, then, strict=True)]
+            old = w, lam
+            w = w + RHO * d[0] if i < T else w
+        yield w, lam
+
+
 def f2sa(draw):
     """As SOBA in turn, of which derivatives along u are differences over 1 / c, and grad E is at w - u / c."""
     w, u, lam = W0, np.zeros(D), LAM
@@ -181,6 +220,8 @@ CASES = {
     "ALSET": (bx.ALSET(RHO, RATIO, linear_steps=K), partial(bsa, number=1)),
     "TTSA": (bx.TTSA(RHO, RATIO, linear_steps=K), partial(bsa, number=1)),
     "MSTSA": (bx.MSTSA(RHO, RATIO, K, ETA), mstsa),
+    "MRBO": (bx.MRBO(RHO, RATIO, K), mrbo),
+    "VRBO": (bx.VRBO(RHO, RATIO, T, K, period=4), vrbo),
     "F2SA": (bx.F2SA(RHO, RATIO, T, multiplier=C, growth=0.0, unit=1.0), f2sa),
 }
 

@@ -184,6 +184,11 @@ IN_BLOCKS = {
         partial(family.fsla, weight=0.3),
         ([("inner", 1), ("linear", 1), ("train", 1)], [("outer", 1), ("val", 1)]),
     ),
+    "MRBO": (
+        bx.MRBO(RHO, RATIO, linear_steps=3, weight=1.0),
+        partial(family.mrbo, linear_steps=3),
+        ([("linear", 3), ("train", 1)], [("val", 1)]),
+    ),
     "SUSTAIN": (
         bx.SUSTAIN(RHO, RATIO, linear_steps=1, weight=1.0),
         partial(family.plain, linear_steps=1, horizon=0),

@@ -44,6 +44,11 @@ CASES = {
     "MASOBA": Case(partial(bx.MASOBA, weight=WEIGHT), partial(family.masoba, weight=WEIGHT)),
     "AmIGO": Case(partial(bx.AmIGO, **COUNTS), partial(family.amigo, **COUNTS), DOUBLE),
     "StocBiO": Case(partial(bx.StocBiO, **COUNTS), partial(family.stocbio, **COUNTS), DOUBLE),
+    "MRBO": Case(
+        partial(bx.MRBO, linear_steps=K, weight=1.0),
+        partial(family.mrbo, linear_steps=K),
+        (("linear", K), ("train", 1)),
+    ),
     "F2SA": Case(
         partial(bx.F2SA, inner_steps=T, multiplier=C, growth=0.0, unit=1.0),
         partial(family.f2sa, inner_steps=T, multiplier=C),
@@ -162,7 +167,7 @@ def rho_of(k):
 def test_steps_on_given_minibatches(name):
     """Steps fall, but for that of a Neumann series."""
     case = CASES[name]
-    fixed = {"series": rho_of(0)} if name == "StocBiO" else {}
+    fixed = {"series": rho_of(0)} if name in ("StocBiO", "MRBO") else {}
     expected = by_hand(case, quadratic(), lambda k: case.stages(quadratic(), rho_of(k), RATIO, **fixed), FIRST, STEPS)
     found, *_ = run(name, quadratic(), RHO, RATIO, np.arange(1, STEPS + 1))
     np.testing.assert_allclose(found[0], expected, rtol=1e-10)
@@ -250,7 +255,7 @@ def settles(name, p, rho, ratio, *, number, length, precision, size=B):
 
 
 RATIOS = {"SOBA": 0.1, "MASOBA": 0.1, "FSLA": 0.1, "AmIGO": 0.2, "StocBiO": 0.5, "BSA": 0.5, "F2SA": 0.3}
-RATIOS |= dict.fromkeys(("SUSTAIN", "ALSET", "TTSA", "MSTSA"), 0.4)
+RATIOS |= dict.fromkeys(("SUSTAIN", "MRBO", "ALSET", "TTSA", "MSTSA"), 0.4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -278,6 +283,7 @@ RATES = {
     "MASOBA": (1 / 2, 1 / 2),  # Chen et al. 2023
     "AmIGO": (1 / 2, 1 / 2),  # Arbel, Mairal 2022: eps^-2 samples
     "StocBiO": (1 / 2, 1 / 2),  # Ji et al. 2021: eps^-2 samples
+    "MRBO": (1 / 3, 2 / 3),  # Yang et al. 2021; weights fall as k^(-2/3)
     "F2SA": (4 / 7, 2 / 7),  # Kwon et al. 2023, noise in both levels; the multiplier grows as k^(1/7)
     "SUSTAIN": (1 / 3, 2 / 3),  # Khanduri et al. 2021; weights fall as k^(-2/3)
     "FSLA": (1 / 2, 1 / 2),  # Li, Gu, Huang 2022: eps^-2 samples; weights fall as k^(-1/2)
@@ -294,7 +300,8 @@ def slope(name, p, rho, ratio, last):
     The limit is where the mean direction is 0; the minimum, where the multiplier of a penalty grows. Steps are nearly
     constant for some 250, so that the start is forgotten.
     """
-    options = {"F2SA": {"growth": 1 / 7}, "SUSTAIN": {"weight": bx.Polynomial(1.0, 2 / 3)}}
+    falling = {"weight": bx.Polynomial(1.0, 2 / 3)}
+    options = {"F2SA": {"growth": 1 / 7}, "SUSTAIN": falling, "MRBO": falling}
     options = (options | {"FSLA": {"weight": bx.Polynomial(1.0, 0.5)}}).get(name, {})
     limit = p.minimiser if name == "F2SA" else step_moments(name, p, rho, ratio).fixed_point[D : D + M]
     stops = np.geomspace(last / 16, last, STEPS).astype(int)

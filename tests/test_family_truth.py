@@ -22,6 +22,7 @@ STAGES = {
     "FSLA": family.fsla(P, RHO, RATIO, weight=0.3),
     "BSA": family.in_turn(P, RHO, RATIO, linear_steps=3, horizon=1, inner_steps=2),
     "MSTSA": family.mstsa(P, RHO, RATIO, linear_steps=3, horizon=1, weight=0.3),
+    "MRBO": family.mrbo(P, RHO, RATIO, linear_steps=2),
     "F2SA": family.f2sa(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
 }
 
@@ -95,6 +96,7 @@ def test_the_bias_of_a_series_that_is_cut_off():
     """K factors are K + 1 terms; a random horizon below K is K terms in the mean. Of many it is small."""
     product_form = partial(family.stocbio, P, RHO, RATIO, inner_steps=2)
     drawn = [family.plain, partial(family.in_turn, inner_steps=2), partial(family.mstsa, weight=0.3)]
+    together = partial(family.mrbo, P, RHO, RATIO)
     gaps = []
     for steps in (1, 3, 10, 60):
         found = moments(product_form(linear_steps=steps)).fixed_point[D:]
@@ -102,6 +104,7 @@ def test_the_bias_of_a_series_that_is_cut_off():
         for stages in drawn:
             ends = family.over_horizons(partial(stages, P, RHO, RATIO), steps, (None, None)).fixed_point
             np.testing.assert_allclose(ends[D : D + M], cut_off(steps), rtol=1e-10)
+        np.testing.assert_allclose(moments(together(linear_steps=steps)).fixed_point[D:], found, rtol=1e-10)
         gaps.append(np.linalg.norm(P.hypergradient(found)))
     assert gaps[-1] < 0.05 * min(gaps[:-1])
 

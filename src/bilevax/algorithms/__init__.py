@@ -9,6 +9,7 @@ from bilevax.algorithms.fsla import FSLA as FSLA
 from bilevax.algorithms.maid import MAID as MAID
 from bilevax.algorithms.masoba import MASOBA as MASOBA
 from bilevax.algorithms.measured_steps import measure_steps as measure_steps
+from bilevax.algorithms.mrbo import MRBO as MRBO
 from bilevax.algorithms.mstsa import MSTSA as MSTSA
 from bilevax.algorithms.optim import optim as optim
 from bilevax.algorithms.saba import SABA as SABA
@@ -18,3 +19,4 @@ from bilevax.algorithms.srba import SRBA as SRBA
 from bilevax.algorithms.stocbio import StocBiO as StocBiO
 from bilevax.algorithms.sustain import SUSTAIN as SUSTAIN
 from bilevax.algorithms.ttsa import TTSA as TTSA
+from bilevax.algorithms.vrbo import VRBO as VRBO

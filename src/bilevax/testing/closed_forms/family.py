@@ -101,9 +101,29 @@ def stocbio(
 
     s is ``series``, or rho.
     """
-    rows, s = Rows(p), rho if series is None else series
+    rows = Rows(p)
     w, lam, one = coordinates(rows.d, rows.m)
     inner = Stage(np.eye(len(w.T)), state(rho * rows.d_w(w, lam, one), 0 * lam, 0 * one), repeat=inner_steps)
+    return inner, *product_form(
+        p, 0.0, ratio * rho, linear_steps=linear_steps, series=rho if series is None else series
+    )
+
+
+def mrbo(p: FiniteQuadratic, rho: float, ratio: float, *, linear_steps: int, series: float | None = None) -> Stages:
+    """(w, lam): u as in :func:`stocbio`, then w and lam together: MRBO of weight 1."""
+    return product_form(p, rho, ratio * rho, linear_steps=linear_steps, series=rho if series is None else series)
+
+
+def vrbo(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, linear_steps: int) -> Stages:
+    """(w, lam) on every row: u as in :func:`stocbio`, then lam, then the steps of w."""
+    inner, *lam = stocbio(p, rho, ratio, inner_steps=inner_steps, linear_steps=linear_steps)
+    return *lam, inner
+
+
+def product_form(p: FiniteQuadratic, rho: float, gamma: float, *, linear_steps: int, series: float) -> Stages:
+    """(w, lam): u as in :func:`stocbio` with s = ``series``, then w by rho and lam by gamma, together."""
+    rows, s = Rows(p), series
+    w, lam, one = coordinates(rows.d, rows.m)
     g = w - rows.target @ one
     outer = Stage(state(w, lam, 0 * w, 0 * w, 0 * lam, one), val=state(0 * w, 0 * lam, g, g, rows.r * lam, 0 * one))
     w, lam, r, total, direct, one = coordinates(rows.d, rows.m, rows.d, rows.d, rows.m)
@@ -114,9 +134,8 @@ def stocbio(
         train=state(0 * w, 0 * lam, change, change, 0 * lam, 0 * one),
         repeat=linear_steps,
     )
-    gamma = ratio * rho
-    last = Stage(state(w, lam - gamma * direct, one), state(0 * w, -gamma * rows.BT @ (s * total), 0 * one))
-    return inner, outer, linear, last
+    moves = state(rho * rows.d_w(w, lam, one), -gamma * rows.BT @ (s * total), 0 * one)
+    return outer, linear, Stage(state(w, lam - gamma * direct, one), moves)
 
 
 def plain(
