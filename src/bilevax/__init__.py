@@ -30,8 +30,10 @@ if TYPE_CHECKING:
         Given,
         Growing,
         Harmonic,
+        MixedFP,
         Neumann,
         Polynomial,
+        ProductNeumann,
     )
     from bilevax.theory import Constants
 
@@ -45,6 +47,7 @@ __all__ = [
     "ITD",
     "LBFGS",
     "MASOBA",
+    "NSID",
     "SABA",
     "SID",
     "SOBA",
@@ -76,6 +79,7 @@ __all__ = [
     "Instance",
     "JointSID",
     "L2Ball",
+    "MixedFP",
     "MultinomialLogistic",
     "Neumann",
     "NonNegative",
@@ -83,6 +87,7 @@ __all__ = [
     "Plan",
     "Polynomial",
     "Problem",
+    "ProductNeumann",
     "Progress",
     "ProximalStep",
     "Result",
@@ -92,6 +97,7 @@ __all__ = [
     "SparseRows",
     "Squared",
     "StocBiO",
+    "StochasticReverse",
     "StorageError",
     "UsageError",
     "check",

@@ -4,4 +4,6 @@ from bilevax.hypergradients.estimate import hypergradient as hypergradient
 from bilevax.hypergradients.estimate import value_and_hypergradient as value_and_hypergradient
 from bilevax.hypergradients.itd import ITD as ITD
 from bilevax.hypergradients.joint_sid import JointSID as JointSID
+from bilevax.hypergradients.nsid import NSID as NSID
 from bilevax.hypergradients.sid import SID as SID
+from bilevax.hypergradients.stochastic_reverse import StochasticReverse as StochasticReverse
