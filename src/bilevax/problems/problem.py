@@ -134,7 +134,7 @@ class Problem:
         return astype_of(step.proximal(u, w, lam, eta), w) if isinstance(step, ProximalStep) else u
 
     def linearised(self, u: PyTree) -> "Problem":
-        """The problem with its proximal step linearised at u, like w (``LinearisedStep``); itself, without such a step."""
+        """The problem with its proximal step linearised at u, like w (``LinearisedStep``); without one, itself."""
         step = self.inner_map
         return replace_unchecked(self, inner_map=LinearisedStep(step, u)) if isinstance(step, ProximalStep) else self
 

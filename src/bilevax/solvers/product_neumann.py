@@ -92,12 +92,13 @@ class ProductNeumann:
     def _factors(self, steps: Array, key: Array) -> tuple[Array, Array | float]:
         """How many factors, and one over the probability to go on after each."""
         if self.truncation == "uniform":  # 0 to K - 1, each with probability 1/K
-            return jax.random.randint(key, (), 0, jnp.maximum(steps, 1)), 1.0
+            return jax.random.randint(key, (), 0, jnp.maximum(steps, 1), jnp.int32), 1.0
         most = jnp.maximum(steps - 1, 0)
         if self.truncation is None:
             return most, 1.0
         # P(N >= j) = rho^j: N = floor(X / -ln rho), X exponential; K = 1 never goes on
-        rho = most.astype(jnp.result_type(float)) / jnp.maximum(steps, 1)
+        real = jnp.result_type(float)
+        rho = most.astype(real) / jnp.maximum(steps, 1).astype(real)
         number = jnp.floor(jax.random.exponential(key, (), rho.dtype) / -jnp.log(rho)).astype(jnp.int32)
         return number, 1.0 / jnp.maximum(rho, 0.5)
 
