@@ -30,8 +30,10 @@ if TYPE_CHECKING:
         Given,
         Growing,
         Harmonic,
+        MixedFP,
         Neumann,
         Polynomial,
+        ProductNeumann,
     )
     from bilevax.theory import Constants
 
@@ -51,6 +53,7 @@ __all__ = [
     "MASOBA",
     "MRBO",
     "MSTSA",
+    "NSID",
     "SABA",
     "SCGD",
     "SID",
@@ -87,6 +90,7 @@ __all__ = [
     "Instance",
     "JointSID",
     "L2Ball",
+    "MixedFP",
     "MultinomialLogistic",
     "Neumann",
     "NonNegative",
@@ -96,6 +100,7 @@ __all__ = [
     "Plan",
     "Polynomial",
     "Problem",
+    "ProductNeumann",
     "Progress",
     "ProximalStep",
     "Result",
@@ -105,6 +110,7 @@ __all__ = [
     "SparseRows",
     "Squared",
     "StocBiO",
+    "StochasticReverse",
     "StorageError",
     "UsageError",
     "check",

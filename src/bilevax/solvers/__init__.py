@@ -6,7 +6,9 @@ from bilevax.solvers.fixed_point import FixedPoint as FixedPoint
 from bilevax.solvers.fixed_point import Given as Given
 from bilevax.solvers.gmres import GMRES as GMRES
 from bilevax.solvers.lbfgs import LBFGS as LBFGS
+from bilevax.solvers.mixed import MixedFP as MixedFP
 from bilevax.solvers.neumann import Neumann as Neumann
+from bilevax.solvers.product_neumann import ProductNeumann as ProductNeumann
 from bilevax.solvers.schedules import Constant as Constant
 from bilevax.solvers.schedules import Growing as Growing
 from bilevax.solvers.schedules import Harmonic as Harmonic

@@ -118,14 +118,13 @@ class FixedPoint:
 
         def step(carry: Iterate, args: PyTree, j: Array, draw: Draw) -> Iterate:
             x, lost, cumulative_step = carry
-            # x <- x + eta_j (T(x; zeta_j) - x)
             eta = self.step_size(j) * draw.weight
-            move = sub(image(x, args, draw.batch), x)
-            new, cumulative_step = axpy(eta, move, x), cumulative_step + jnp.asarray(eta).astype(cumulative_step.dtype)
+            new = self._moved(image, x, args, draw.batch, eta)
+            cumulative_step = cumulative_step + jnp.asarray(eta).astype(cumulative_step.dtype)
             if not self.confirm:
                 return new, lost, cumulative_step
             # the last finite x, and the step at which the next was not
-            good = (lost < 0) & jnp.isfinite(_sum(move))
+            good = (lost < 0) & jnp.isfinite(_sum(new))
             return where(good, new, x), jnp.where(good | (lost >= 0), lost, j), cumulative_step
 
         stops = first + boundaries(steps)
@@ -150,6 +149,10 @@ class FixedPoint:
             end = where(lost < 0, end, start)
         last_step = jnp.where(lost < 0, first + steps, lost + 1)
         return Solution(end, code, steps, last_step, checks, Snapshots(points, cumulative_step, step_sizes))
+
+    def _moved(self, image: Image, x: PyTree, args: PyTree, batch: PyTree, eta: Array) -> PyTree:
+        # x + eta_j (T(x; zeta_j) - x)
+        return axpy(eta, sub(image(x, args, batch), x), x)
 
     def _on_full_batch(
         self, image: Image, start: PyTree, args: PyTree, source: RowSource, steps: Array, first: Array | int
