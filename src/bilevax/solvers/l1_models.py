@@ -1,4 +1,4 @@
-"""K linear models with l1 and l2 penalties, each trained without one fold, and the hypergradient of their held-out loss.
+"""K linear models with l1 and l2 penalties, each trained without one fold, and the hypergradient of their loss on it.
 
 On the host, in float64. A model without fold k minimises
 
@@ -16,25 +16,18 @@ working sets Massias, Gramfort, Salmon (2018), arXiv:1802.07481.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse
-from scipy.special import expit, xlogy
 
-from bilevax.solvers.l1_quadratic import minimise_l1_quadratic, solve_on_support
+from bilevax.linalg.columns import Matrix
 
 FEW = 200
 """Columns up to which all are active from the start."""
 
 GROWTH = 20
-"""Columns that become active at a time, at least; at most as many as are."""
-
-NEWTON = 100
-"""Proximal Newton steps at most."""
-
-Matrix = np.ndarray | scipy.sparse.csc_array
-"""Rows of features, [n, p]."""
+"""Columns that become active at a time, at least; at most as many as are in the largest support."""
 
 
 class HeldOut(NamedTuple):
@@ -51,6 +44,31 @@ class HeldOut(NamedTuple):
     l2: np.ndarray
 
 
+class CrossFitted(Protocol):
+    """K models of one table, as a search of penalties sees them.
+
+    Attributes:
+        X: the features, [n, p].
+        weights: [p, K].
+        bias: [K].
+        trained_on: rows of each model, [K].
+    """
+
+    X: Matrix
+    weights: np.ndarray
+    bias: np.ndarray
+    trained_on: np.ndarray
+
+    def begin(self, weights: np.ndarray, bias: float) -> None:
+        """Start from one model, [p]."""
+
+    def solve(self, l1: np.ndarray, l2: np.ndarray, tolerance: float = 1e-9) -> None:
+        """Move the models to their minima at these penalties, [p] each."""
+
+    def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:
+        """The held-out loss of the solution at these penalties, and its derivatives."""
+
+
 class L1Models(ABC):
     """K models; :meth:`solve` moves them to new penalties, from where they are.
 
@@ -59,6 +77,7 @@ class L1Models(ABC):
         y: targets [n].
         fold: of each row [n], from 0 to K - 1; -1 of a row that every model is trained on.
         K: number of models.
+        few: up to so many columns all are active from the start.
 
     Attributes:
         weights: of the models, [p, K].
@@ -67,7 +86,7 @@ class L1Models(ABC):
         gradient: of the mean losses in the weights, without penalties, [p, K]; of the last solution.
     """
 
-    def __init__(self, X: Matrix, y: np.ndarray, fold: np.ndarray, K: int) -> None:
+    def __init__(self, X: Matrix, y: np.ndarray, fold: np.ndarray, K: int, *, few: int = FEW) -> None:
         order = np.argsort(fold, kind="stable")
         # Dense columns are contiguous, and the rows of a fold are too.
         self.X = X[order] if scipy.sparse.issparse(X) else np.asfortranarray(X[order])
@@ -78,18 +97,24 @@ class L1Models(ABC):
         self.weights, self.bias = np.zeros((X.shape[1], K)), np.zeros(K)
         self.active = np.arange(0)
         self._start()
-        if X.shape[1] <= FEW:
-            self._activate(np.arange(X.shape[1]))
+        first = np.arange(X.shape[1] if X.shape[1] <= few else 0)
+        self._add_columns(first)
+        self.active = first
         self.gradient = self._gradients()
-        self._l1 = np.full(X.shape[1], np.inf)
 
     @abstractmethod
     def _start(self) -> None:
         """Prepare what does not depend on the active columns, and the models without any."""
 
     def largest_l1(self) -> float:
-        """The least l1 at which every weight of a model without any is zero, for the models as they start."""
+        """The least l1 at which every weight is zero, of models that have not moved yet."""
         return float(np.max(np.abs(self.gradient)))
+
+    def begin(self, weights: np.ndarray, bias: float) -> None:
+        """Start from one model, [p]."""
+        self._activate(np.setdiff1d(np.flatnonzero(weights), self.active))
+        self.weights[:], self.bias[:] = weights[:, None], bias
+        self.gradient = self._gradients()
 
     def solve(self, l1: np.ndarray, l2: np.ndarray, tolerance: float = 1e-9) -> None:
         """Move the models to their minima.
@@ -99,9 +124,7 @@ class L1Models(ABC):
             l2: penalties [p], at least 0.
             tolerance: part of the largest l1 by which optimality may be missed.
         """
-        # Gradients change by at most about as much as l1 does: the sequential strong rule of Tibshirani et al. (2012).
-        change = np.where(np.isfinite(self._l1), np.maximum(self._l1 - l1, 0.0), 0.0)
-        self._activate(self._worst(l1 - change))
+        self._activate(self._worst(l1))
         while True:
             for k in range(len(self.bias)):
                 self._solve_one(k, l1[self.active], l2[self.active], tolerance)
@@ -110,7 +133,6 @@ class L1Models(ABC):
             if not violating.size:
                 break
             self._activate(violating)
-        self._l1 = l1
 
     def _worst(self, bound: np.ndarray) -> np.ndarray:
         """Inactive columns whose gradient exceeds the bound in some model, as many of the worst as may be added."""
@@ -118,7 +140,8 @@ class L1Models(ABC):
             return np.arange(0)
         excess = np.max(np.abs(self.gradient), axis=1) - bound
         excess[self.active] = -np.inf
-        number = min(max(GROWTH, len(self.active)), int(np.sum(excess > 0.0)))
+        support = int(np.max(np.sum(self.weights[self.active] != 0.0, axis=0), initial=0))
+        number = min(max(GROWTH, support), int(np.sum(excess > 0.0)))
         return np.sort(np.argpartition(-excess, number - 1)[:number]) if number else np.arange(0)
 
     def _activate(self, columns: np.ndarray) -> None:
@@ -135,7 +158,7 @@ class L1Models(ABC):
             on = np.flatnonzero(w)
             S = self.active[on]
             loss, v = self._held_out_one(k, on, l2[S])
-            value += loss / n
+            value += float(loss) / n
             # dE / dlog l1_j = -l1_j sign(w_j) v_j and dE / dlog l2_j = -l2_j w_j v_j
             by_l1[S] -= l1[S] * np.sign(w[on]) * v / n
             by_l2[S] -= l2[S] * w[on] * v / n
@@ -181,182 +204,3 @@ class L1Models(ABC):
     @abstractmethod
     def _dual(self, k: int) -> tuple[float, np.ndarray, Callable[[float], float]]:
         """Mean loss of model k, theta [n], and s -> -f*(-s theta)."""
-
-
-class L1SquaredModels(L1Models):
-    """With the loss 1/2 (score - y)^2, from second moments of the active columns: no pass over rows while they serve.
-
-    Cost of a solution: what the quadratic solves cost, and one product of X^T with K residuals for each set of columns
-    that become active.
-    """
-
-    def _start(self) -> None:
-        parts = [self.y[part] for part in self.held]
-        # over the held-out rows: sum y, sum y^2
-        self._y, self._yy = np.array([part.sum() for part in parts]), np.array([part @ part for part in parts])
-        self._xx, self._all_xx = np.zeros((len(parts), 0, 0)), np.zeros((0, 0))
-        self._x, self._xy = np.zeros((len(parts), 0)), np.zeros((len(parts), 0))
-        self._all_x, self._all_xy = np.zeros(0), np.zeros(0)
-        self._mean_y = (self.y.sum() - self._y) / self.trained_on
-        self.bias = self._mean_y.copy()
-
-    def _add_columns(self, columns: np.ndarray) -> None:
-        number = len(self.active)
-        both = np.concatenate([self.active, columns])
-        new = np.zeros((len(self.held) + 1, len(both), len(columns)))
-        x, xy = np.zeros((len(new), len(columns))), np.zeros((len(new), len(columns)))
-        for k, part in enumerate((*self.held, self.rest)):
-            B = self.X[part][:, both]
-            added = B[:, number:]
-            product = B.T @ added
-            new[k] = product.toarray() if scipy.sparse.issparse(product) else product
-            x[k], xy[k] = np.asarray(added.sum(axis=0)).ravel(), self.y[part] @ added
-        self._xx = np.stack([_bordered(old, border) for old, border in zip(self._xx, new[:-1], strict=True)])
-        self._all_xx = _bordered(self._all_xx, new.sum(axis=0))
-        self._x, self._xy = np.hstack([self._x, x[:-1]]), np.hstack([self._xy, xy[:-1]])
-        self._all_x, self._all_xy = np.append(self._all_x, x.sum(axis=0)), np.append(self._all_xy, xy.sum(axis=0))
-        # second moments of the rows that a model is trained on, about their means
-        n = self.trained_on[:, None]
-        self._mean = (self._all_x - self._x) / n
-        self._H = (self._all_xx - self._xx) / n[:, None] - self._mean[:, :, None] * self._mean[:, None, :]
-        self._q = (self._all_xy - self._xy) / n - self._mean * self._mean_y[:, None]
-
-    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, tolerance: float) -> None:
-        w = minimise_l1_quadratic(self._H[k] + np.diag(l2), self._q[k], l1, self.weights[self.active, k])
-        self.weights[self.active, k] = w
-        # the mean residual is 0
-        self.bias[k] = self._mean_y[k] - self._mean[k] @ w
-
-    def _gradients(self) -> np.ndarray:
-        if len(self.active) == len(self.weights):
-            out = np.empty_like(self.weights)
-            # H w - q
-            out[self.active] = np.einsum("kij,jk->ik", self._H, self.weights[self.active]) - self._q.T
-            return out
-        residual = self._scores(slice(None)) - self.y[:, None]
-        for k, part in enumerate(self.held):
-            residual[part, k] = 0.0
-        return np.asarray(self.X.T @ (residual / self.trained_on))
-
-    def _held_out_one(self, k: int, on: np.ndarray, l2: np.ndarray) -> tuple[float, np.ndarray]:
-        w, b, n = self.weights[self.active[on], k], self.bias[k], self.held[k].stop - self.held[k].start
-        x, xy, S = self._x[k, on], self._xy[k, on], np.ix_(on, on)
-        moved = self._xx[k][S] @ w
-        # sum of 1/2 (y - x . w - b)^2 over the fold
-        squares = self._yy[k] + w @ moved + n * b**2 - 2.0 * (w @ xy + b * self._y[k] - b * (x @ w))
-        # its gradient, b = mean y - mean x . w being moved along
-        g = moved + b * x - xy - self._mean[k, on] * (n * b + x @ w - self._y[k])
-        return 0.5 * float(squares), solve_on_support(self._H[k][S] + np.diag(l2), g)
-
-    def _dual(self, k: int) -> tuple[float, np.ndarray, Callable[[float], float]]:
-        residual, n = self.y - self._scores(k), self.trained_on[k]
-        residual[self.held[k]] = 0.0
-        squares, product = residual @ residual / n, residual @ self.y / n
-        # s residual'y / n - s^2 residual'residual / (2 n)
-        return 0.5 * squares, residual / n, lambda s: s * product - 0.5 * s**2 * squares
-
-
-class L1LogisticModels(L1Models):
-    """With the loss log(1 + exp(-(2 y - 1) score)), y 0 or 1, by proximal Newton steps.
-
-    Cost of a step: the Hessian of the active columns that move, [s, s], from the rows; the quadratic solve; a few
-    products with these columns.
-    """
-
-    def _start(self) -> None:
-        self._share = np.ones((len(self.y), len(self.held)))
-        for k, part in enumerate(self.held):
-            self._share[part, k] = 0.0
-        self._share /= self.trained_on
-        mean = self.y @ self._share
-        self.bias = np.log(mean / (1.0 - mean))
-        self._X = self.X[:, self.active]
-        self._score = np.tile(self.bias, (len(self.y), 1))
-
-    def _add_columns(self, columns: np.ndarray) -> None:
-        self._X = self.X[:, np.concatenate([self.active, columns])]
-
-    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, tolerance: float) -> None:
-        w, b, score, c = self.weights[self.active, k], self.bias[k], self._score[:, k], self._share[:, k]
-
-        def value(w: np.ndarray, score: np.ndarray) -> float:
-            loss = c @ (np.logaddexp(0.0, score) - self.y * score)
-            return float(loss + l1 @ np.abs(w) + 0.5 * l2 @ w**2)
-
-        for _ in range(NEWTON):
-            p = expit(score)
-            r = c * (p - self.y)
-            g, by_b = r @ self._X + l2 * w, r.sum()
-            missed = np.where(w != 0.0, np.abs(g + l1 * np.sign(w)), np.abs(g) - l1)
-            if max(np.max(missed, initial=0.0), abs(by_b)) <= tolerance * np.max(l1):
-                break
-            V = np.flatnonzero((w != 0.0) | (missed > 0.0))
-            X, u, slope = self._X[:, V], np.append(w[V], b), np.append(g[V], by_b)
-            H = _logistic_hessian(X, c * p * (1.0 - p), l2[V])
-            # the minimum of the quadratic model, with the l1 penalties
-            step = minimise_l1_quadratic(H, H @ u - slope, np.append(l1[V], 0.0), u) - u
-            along = X @ step[:-1] + step[-1]
-            promised = slope @ step + l1[V] @ (np.abs(u + step) - np.abs(u))[:-1]
-            size, before = 1.0, value(w, score)
-            while True:
-                new = w.copy()
-                new[V] = u[:-1] + size * step[:-1]
-                # Armijo, up to rounding
-                if value(new, score + size * along) <= before + 1e-4 * size * promised + 1e-14 * abs(before):
-                    break
-                size *= 0.5
-            w, b, score = new, b + size * step[-1], score + size * along
-        self.weights[self.active, k], self.bias[k], self._score[:, k] = w, b, score
-
-    def _gradients(self) -> np.ndarray:
-        return np.asarray(self.X.T @ (self._share * (expit(self._score) - self.y[:, None])))
-
-    def _held_out_one(self, k: int, on: np.ndarray, l2: np.ndarray) -> tuple[float, np.ndarray]:
-        X, score, part = self._X[:, on], self._score[:, k], self.held[k]
-        p = expit(score)
-        loss = np.sum(np.logaddexp(0.0, score[part]) - self.y[part] * score[part])
-        r = p[part] - self.y[part]
-        g = np.append(r @ X[part], r.sum())
-        return float(loss), solve_on_support(_logistic_hessian(X, self._share[:, k] * p * (1.0 - p), l2), g)[:-1]
-
-    def _dual(self, k: int) -> tuple[float, np.ndarray, Callable[[float], float]]:
-        c, score = self._share[:, k], self._scores(k)
-        p = expit(score)
-        # y - p, made to sum to 0 over the rows, as the bias asks, by less on the side that has more
-        theta = c * (self.y - p)
-        up, down = theta[theta > 0.0].sum(), -theta[theta < 0.0].sum()
-        theta = theta * np.where(theta > 0.0, min(1.0, down / up), min(1.0, up / down))
-        on = c > 0.0
-
-        def conjugate(s: float) -> float:
-            # - sum c (q log q + (1 - q) log(1 - q)), q = y - s theta / c
-            q = np.clip(self.y[on] - s * theta[on] / c[on], 0.0, 1.0)
-            return -float(c[on] @ (xlogy(q, q) + xlogy(1.0 - q, 1.0 - q)))
-
-        return float(c @ (np.logaddexp(0.0, score) - self.y * score)), theta, conjugate
-
-
-def _bordered(A: np.ndarray, border: np.ndarray) -> np.ndarray:
-    """A symmetric matrix [a, a] with more columns [a + b, b], and as many rows."""
-    return np.block([[A, border[: len(A)]], [border.T]])
-
-
-def _logistic_hessian(X: Matrix, d: np.ndarray, l2: np.ndarray) -> np.ndarray:
-    """Of the mean loss with l2 penalties, in weights and bias, [s + 1, s + 1]."""
-    s = X.shape[1]
-    H = np.empty((s + 1, s + 1))
-    # (X, 1)' diag(d) (X, 1)
-    H[:s, :s], H[s, :s], H[s, s] = _weighted_gram(X, d), d @ X, d.sum()
-    H[:s, s] = H[s, :s]
-    H[np.arange(s), np.arange(s)] += l2
-    return H
-
-
-def _weighted_gram(X: Matrix, d: np.ndarray) -> np.ndarray:
-    """X' diag(d) X, dense."""
-    if scipy.sparse.issparse(X):
-        weighted = X.copy()
-        weighted.data *= d[X.indices]
-        out: np.ndarray = (X.T @ weighted).toarray()
-        return out
-    return X.T @ (X * d[:, None])

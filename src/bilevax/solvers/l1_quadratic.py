@@ -12,6 +12,9 @@ SWEEPS = 1000
 SLACK = 1e-10
 """Part of l1 by which a gradient may exceed it off the support."""
 
+SIZE = 50
+"""Of the support, for which the system is solved after one sweep more."""
+
 SINGULAR = 1e-7
 """Part of its diagonal that is added to a singular matrix."""
 
@@ -40,12 +43,16 @@ def minimise_l1_quadratic(H: np.ndarray, q: np.ndarray, l1: np.ndarray, w: np.nd
         violating = (np.abs(h) > l1 + slack) & (w == 0.0) & ~free
         if minimal and not violating.any():
             break
-        _sweep(H, l1, w, h, np.flatnonzero((w != 0.0) | free | violating))
+        # as many sweeps as take about as long as the system does
+        for _ in range(1 + np.count_nonzero(w) // SIZE):
+            _sweep(H, l1, w, h, np.flatnonzero((w != 0.0) | free | (np.abs(h) > l1)))
     return w
 
 
 def solve_on_support(H: np.ndarray, g: np.ndarray) -> np.ndarray:
     """v = H^-1 g by Cholesky; of a singular H, of H plus a little of its diagonal."""
+    if not g.size:
+        return g
     _, v, info = lapack.dposv(H, g, lower=1)
     # of a nearly singular H rounding leaves v'Hv = g'v wrong
     if info != 0 or abs(v @ H @ v - g @ v) > 1e-6 * abs(g @ v):
