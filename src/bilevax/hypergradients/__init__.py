@@ -6,4 +6,7 @@ from bilevax.hypergradients.itd import ITD as ITD
 from bilevax.hypergradients.joint_sid import JointSID as JointSID
 from bilevax.hypergradients.penalty import Penalty as Penalty
 from bilevax.hypergradients.piggyback import Piggyback as Piggyback
+from bilevax.hypergradients.score import Bernoulli as Bernoulli
+from bilevax.hypergradients.score import Gaussian as Gaussian
+from bilevax.hypergradients.score import ScoreFunction as ScoreFunction
 from bilevax.hypergradients.sid import SID as SID
