@@ -29,6 +29,13 @@ INSTANCES = {
     "Penalty": [(bx.Penalty(T, 1000.0), {"rtol": 1e-5, "calls": {"gradients": 303}})],
     # J and w come of the same minibatches: of J^T grad_1 E their covariance is a bias, which falls with the steps
     "Piggyback": [(bx.Piggyback(T), {"is_unbiased": False, "calls": {"gradients": 100, "hvps": 300, "cross": 300}})],
+    # noise of 1 / sqrt(samples) on every row too; that its mean is right, enumeration shows (test_score_function.py)
+    "ScoreFunction": [
+        (
+            bx.ScoreFunction(T, 4000, bx.Gaussian(0.1)),
+            {"rtol": 0.15, "is_unbiased": False, "differentiates": False, "calls": {"gradients": 400_000}},
+        )
+    ],
     "FixedPoint": [(T, {})],
     "CG": [(bx.CG(tol=1e-9), {})],
     "GMRES": [(bx.GMRES(tol=1e-9), {})],
@@ -89,6 +96,7 @@ NO_SUITE = {
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],
+    "distributions": ["Bernoulli", "Gaussian"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
     "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
 }
