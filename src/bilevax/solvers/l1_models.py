@@ -122,12 +122,13 @@ class L1Models(ABC):
         Args:
             l1: penalties [p], at least 0.
             l2: penalties [p], at least 0.
-            tolerance: part of the largest l1 by which optimality may be missed.
+            tolerance: part of l1, of its median, by which optimality may be missed.
         """
         self._activate(self._worst(l1))
+        allowed = tolerance * float(np.median(l1))
         while True:
             for k in range(len(self.bias)):
-                self._solve_one(k, l1[self.active], l2[self.active], tolerance)
+                self._solve_one(k, l1[self.active], l2[self.active], allowed)
             self.gradient = self._gradients()
             violating = self._worst(l1 * (1.0 + tolerance))
             if not violating.size:
@@ -190,8 +191,8 @@ class L1Models(ABC):
         """Prepare for more active columns; they follow those that are."""
 
     @abstractmethod
-    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, tolerance: float) -> None:
-        """Move model k to its minimum over the active columns."""
+    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, allowed: float) -> None:
+        """Move model k to its minimum over the active columns, where no gradient misses optimality by more."""
 
     @abstractmethod
     def _gradients(self) -> np.ndarray:

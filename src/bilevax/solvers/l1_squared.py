@@ -46,7 +46,7 @@ class L1SquaredModels(L1Models):
         self._H = (self._all_xx - self._xx) / n[:, None] - self._mean[:, :, None] * self._mean[:, None, :]
         self._q = (self._all_xy - self._xy) / n - self._mean * self._mean_y[:, None]
 
-    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, tolerance: float) -> None:
+    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, allowed: float) -> None:
         w = minimise_l1_quadratic(self._H[k] + np.diag(l2), self._q[k], l1, self.weights[self.active, k])
         self.weights[self.active, k] = w
         # the mean residual is 0
