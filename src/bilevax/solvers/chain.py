@@ -59,6 +59,7 @@ class View(NamedTuple):
     """What a move sees of its step.
 
     Attributes:
+        batch: the minibatch; None where it is every row.
         number: of steps made before it in this chain.
         eta: the step size, in map form.
         weight: of the minibatch, a factor on its direction.
@@ -67,6 +68,7 @@ class View(NamedTuple):
         mean_direction: x -> T(x) - x, on every row.
     """
 
+    batch: PyTree
     number: Array
     eta: Array
     weight: Array | float
@@ -96,13 +98,13 @@ class Rule(NamedTuple):
     pace: Callable[[Array], Array] = lambda eta: eta
 
 
-def _plain(x: PyTree, memory: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
-    # x <- x + eta_j (T(x; zeta_j) - x)
+def plain(x: PyTree, memory: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
+    """X <- x + eta_j (T(x; zeta_j) - x)."""
     d = view.direction(x)
     return axpy(view.eta * view.weight, d, x), memory, d
 
 
-PLAIN = Rule(lambda x: (), _plain)
+PLAIN = Rule(lambda x: (), plain)
 """Stochastic approximation, without a memory."""
 
 
@@ -244,7 +246,7 @@ def _view(image: Image, args: PyTree, source: RowSource, draw: Draw) -> Callable
     def mean_direction(x: PyTree) -> PyTree:
         return sub(_mean_image(image, args, source)(x), x)
 
-    return lambda number, eta: View(number, eta, draw.weight, draw.block, direction, mean_direction)
+    return lambda number, eta: View(draw.batch, number, eta, draw.weight, draw.block, direction, mean_direction)
 
 
 def _mean_image(image: Image, args: PyTree, source: RowSource) -> Operator:
@@ -309,7 +311,7 @@ def _on_every_row(
         return sub(mean_image(x), x)
 
     def moved(z: tuple[PyTree, PyTree], j: Array) -> tuple[PyTree, PyTree, PyTree]:
-        return rule.move(*z, View(j, _size(solver, first + j), 1.0, -1, direction, direction))
+        return rule.move(*z, View(None, j, _size(solver, first + j), 1.0, -1, direction, direction))
 
     def vjp(z: PyTree, j: Array) -> Operator:
         # of the derivative's transpose, the only product that a custom_vjp has

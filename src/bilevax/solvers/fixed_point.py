@@ -9,7 +9,7 @@ from bilevax.core.config import check_count, check_fields, check_real, config, p
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree
-from bilevax.solvers.chain import PLAIN, Image, run
+from bilevax.solvers.chain import PLAIN, Image, Rule, run
 from bilevax.solvers.schedules import Constant, schedule
 
 
@@ -89,9 +89,13 @@ class FixedPoint:
                 bit the one that was not stopped.
         """
         return run(
-            PLAIN, self, image, start, args, source,
+            self._rule(args), self, image, start, args, source,
             key=key, outer_step=outer_step, first=first, average=self.average,
         )  # fmt: skip
+
+    def _rule(self, args: PyTree) -> Rule:
+        """How x moves on a minibatch; ``args`` are those of T."""
+        return PLAIN
 
 
 @config
