@@ -18,7 +18,7 @@ from bilevax.hypergradients.batches import batch_mean
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid import SID, Segment, SIDState, cost_of_inner, solve_inner
 from bilevax.solvers import FixedPoint, Given
-from bilevax.solvers.chain import PLAIN, Image, Rule, View, plain
+from bilevax.solvers.chain import PLAIN, Rule, View, plain
 
 
 @config
