@@ -88,13 +88,13 @@ class Snapshots(NamedTuple):
 
     Attributes:
         points: [SNAPSHOTS, ...].
-        cumulative_step: sum of the step sizes up to there, [SNAPSHOTS].
-        step_sizes: of the step that led there, [SNAPSHOTS].
+        cumulative_step: sum of the step sizes up to there, [SNAPSHOTS]; None of moves without a step size.
+        step_sizes: of the step that led there, [SNAPSHOTS]; likewise.
     """
 
     points: PyTree
-    cumulative_step: Array
-    step_sizes: Array
+    cumulative_step: Array | None
+    step_sizes: Array | None
 
 
 SNAPSHOTS = 8

@@ -28,8 +28,8 @@ from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
-from bilevax.solvers import FixedPoint, Given, Neumann, at_step
-from bilevax.solvers.fixed_point import Image, has_grown
+from bilevax.solvers import Given, at_step
+from bilevax.solvers.chain import Image, confirms, has_grown
 
 
 class SIDState(NamedTuple):
@@ -183,14 +183,14 @@ class SID:
     def suspecting(self) -> "SID":
         """The same, but a suspicion that an iteration does not contract is not tested."""
         solvers = {"inner": self.inner, "linear": self.linear}
-        suspects = {name: solver for name, solver in solvers.items() if isinstance(solver, FixedPoint | Neumann)}
+        suspects = {name: solver for name, solver in solvers.items() if confirms(solver)}
         return replace_unchecked(self, **{name: replace_unchecked(x, confirm=False) for name, x in suspects.items()})
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The stage that failed, repeated alone, with what was suspected tested."""
         segment, w, v = Segment(0, run.doublings), estimate.w, estimate.v
         solver = self.inner if stage == "inner" else self.linear
-        if stage not in ("inner", "linear") or not isinstance(solver, FixedPoint | Neumann):
+        if stage not in ("inner", "linear") or not confirms(solver):
             return None
         if stage == "inner":
             solved = solve_inner(self.inner, instance, run.before.w, key=stream(key, "inner"), segment=segment)

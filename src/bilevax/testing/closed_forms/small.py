@@ -44,10 +44,10 @@ class Reference(NamedTuple):
     val: PyTree
     truth: Solution
 
-    def start(self, batch_size: int | None = None) -> tuple[Instance, PyTree]:
+    def start(self, batch_size: int | None = None, sampling: str = "iid") -> tuple[Instance, PyTree]:
         """The instance and w0 as arrays of JAX, val on every row."""
         w0, lam = jax.tree.map(jnp.asarray, (self.w0, self.lam))
-        return Instance(canonicalize(self.problem), lam, Arrays(self.train, batch_size), Arrays(self.val)), w0
+        return Instance(canonicalize(self.problem), lam, Arrays(self.train, batch_size, sampling), Arrays(self.val)), w0
 
     def single(self) -> "Reference":
         """The same in float32."""
