@@ -24,6 +24,10 @@ TABLE = np.arange(50, dtype=np.float32), np.arange(100).reshape(50, 2)
 INSTANCES = {
     "SID": [(bx.SID(T, T, cross_batches=3), {"calls": {"gradients": 100, "hvps": 100, "cross": 3}})],
     "JointSID": [(bx.JointSID(600, last_pass="never"), {"calls": {"gradients": 1200, "hvps": 1320, "cross": 1200}})],
+    "NSID": [(bx.NSID(T, T, cross_batches=3), {"calls": {"gradients": 100, "hvps": 100, "cross": 3}})],
+    "StochasticReverse": [
+        (bx.StochasticReverse(T, 100), {"calls": {"gradients": 100, "hvps": 100, "cross": 100}}),
+    ],
     "ITD": [(bx.ITD(100), {"stochastic": False})],
     # its bias, at this multiplier of 1e-6, is part of the method
     "Penalty": [(bx.Penalty(T, 1000.0), {"rtol": 1e-5, "calls": {"gradients": 303}})],
@@ -47,6 +51,8 @@ INSTANCES = {
     "GMRES": [(bx.GMRES(tol=1e-9), {})],
     "Neumann": [(bx.Neumann(tol=1e-9), {})],
     "Exact": [(bx.Exact(), {})],
+    "MixedFP": [(bx.MixedFP(100, 0.1), {}), (bx.MixedFP(200, 0.1, 0.5), {})],
+    "ProductNeumann": [(bx.ProductNeumann(100), {})],
     "LBFGS": [(bx.LBFGS(tol=1e-9), {})],
     "Given": [(bx.Given(), {})],
     "BSGM": [(bx.BSGM(bx.SID(bx.FixedPoint(40), bx.FixedPoint(40), cross_batches=2), bx.optim("sgd", 0.5)), {})],
@@ -75,6 +81,7 @@ MORE = [
     (check_estimator, bx.SID(bx.LBFGS(tol=1e-12), bx.CG(tol=1e-12)), {"stochastic": False}),
     (check_estimator, bx.SID(bx.FixedPoint(200, 0.5), bx.GMRES(tol=1e-12), cross_batches=2), {}),
     (check_estimator, bx.SID(bx.FixedPoint(300, bx.Constant(0.5)), T, cross_batches=bx.Growing(2.0)), {}),
+    (check_estimator, bx.SID(T, bx.MixedFP(100, 0.1), cross_batches=3), {"calls": {"gradients": 100, "hvps": 199}}),
     (check_estimator, bx.JointSID(400, 0.5, extrapolate=False, last_pass="always"), {}),
     (check_estimator, bx.SID(bx.HeavyBall(200, 0.5, 0.3), bx.Nesterov(200, 0.5, 0.3), cross_batches=2), {}),
     (check_estimator, bx.ITD(100, mode="forward"), {"stochastic": False}),
@@ -119,6 +126,8 @@ def suites(cls):
         return [check_source]
     if all(hasattr(cls, name) for name in ("init", "step", "solution")):
         return [check_algorithm]
+    if getattr(cls, "affine", False):  # its map is affine, as that of the inner problem need not be
+        return [check_linear_solver]
     if hasattr(cls, "solve"):
         first = list(inspect.signature(cls.solve).parameters)[1]
         return {"matvec": [check_linear_solver], "loss": [check_inner_solver]}.get(
