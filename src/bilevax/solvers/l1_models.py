@@ -153,7 +153,7 @@ class L1Models(ABC):
     def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:
         """The held-out loss of the solution at these penalties, and its derivatives."""
         value, by_l1, by_l2 = 0.0, np.zeros(len(l1)), np.zeros(len(l1))
-        n = sum(part.stop - part.start for part in self.held)
+        n = max(1, sum(int(part.stop - part.start) for part in self.held))
         for k in range(len(self.bias)):
             w = self.weights[self.active, k]
             on = np.flatnonzero(w)
