@@ -27,6 +27,8 @@ ALGORITHMS = {
     "AmIGO": bx.AmIGO(inner_steps=3, linear_steps=3),
     "StocBiO": bx.StocBiO(inner_steps=3, linear_steps=3),
     "SUSTAIN": bx.SUSTAIN(linear_steps=3),
+    "MRBO": bx.MRBO(linear_steps=3),
+    "VRBO": bx.VRBO(inner_steps=2, linear_steps=3),
     "F2SA": bx.F2SA(),
 }
 SOBA, RIDGE = bx.SOBA(), PenalisedRidge.random(0, n=60, d=4)
@@ -336,6 +338,7 @@ WRONG = {
     "step": (lambda: bx.SOBA(step_size=-1), "step_size must lie in"),
     "weight": (lambda: bx.SUSTAIN(weight=1.5), r"weight must lie in \]0, 1\]"),
     "ratio": (lambda: bx.SABA(ratio=0.0), "ratio must lie in"),
+    "drawn": (lambda: bx.VRBO(inner_steps=30), r"\(inner_steps \+ 1\) linear_steps must be at most 256, got 310"),
     "unit": (lambda: bx.F2SA(unit=-2.0), "unit must lie in"),
     "no steps of its own": (lambda: measured("iid", algorithm=bx.CG()), "the steps of a CG cannot be measured"),
     "samples": (lambda: measured("iid", samples=0), "samples must be at least 1"),

@@ -12,22 +12,28 @@ from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, Diagnosis, LinearSolver, Run
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, sub
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import batch_mean
 from bilevax.hypergradients.residual_error import SolverErrors
-from bilevax.hypergradients.sid import SID, Segment, SIDState, cost_of_inner
+from bilevax.hypergradients.sid import SID, Segment, SIDState, cost_of_inner, solve_inner
 from bilevax.solvers import FixedPoint, Given
-from bilevax.solvers.fixed_point import Image
+from bilevax.solvers.chain import PLAIN, Rule, View, plain
 
 
 @config
 class ProximalMoves(FixedPoint):
     """w_{j+1} = prox(w_j - eta_j s grad loss(w_j; zeta_j), lam, eta_j s): the chain of a composite map."""
 
-    def _moved(self, image: Image, x: PyTree, args: Oracle, batch: PyTree, eta: Array) -> PyTree:
-        # G_eta((1 - eta) w + eta That(w; zeta))
-        return args.problem.relaxed_image(x, args.lam, batch, eta)
+    def _rule(self, args: Oracle) -> Rule:
+        def move(x: PyTree, memory: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
+            if view.batch is None:
+                return plain(x, memory, view)
+            # G_eta((1 - eta) w + eta That(w; zeta))
+            new = args.problem.relaxed_image(x, args.lam, view.batch, view.eta * view.weight)
+            return new, memory, sub(new, x)
+
+        return Rule(PLAIN.begin, move)
 
 
 @config
@@ -74,7 +80,7 @@ class NSID:
         """The same of a smooth map, but that its inner chain makes proximal moves."""
         inner = self.inner
         if isinstance(inner, FixedPoint):
-            inner = ProximalMoves(inner.steps, inner.step_size, inner.tol, inner.confirm)
+            inner = ProximalMoves(inner.steps, inner.step_size, inner.tol, inner.confirm, inner.average)
         return SID(inner, self.linear, self.cross_batches, self.outer_batches)
 
     @property
@@ -142,7 +148,7 @@ class NSID:
         """The inner solution, the instance whose proximal step is linearised there, and the cost of both."""
         train = instance.train
         refuse_keys("the report on NSID", "take bx.JointSID", train=train, val=instance.val)
-        inner = self._sid.solve_inner(instance, w0, key=stream(key, "inner"), segment=segment)
+        inner = solve_inner(self._sid.inner, instance, w0, key=stream(key, "inner"), segment=segment)
         instance, means = self._linearised(instance, inner.value, key=key, segment=segment)
         return inner, instance, cost_of_inner(self.inner, inner, train).plus(Cost(gradients=means))
 

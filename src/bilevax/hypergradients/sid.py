@@ -28,8 +28,8 @@ from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
-from bilevax.solvers import FixedPoint, Given, Neumann, at_step
-from bilevax.solvers.fixed_point import Image, has_grown
+from bilevax.solvers import Given, at_step
+from bilevax.solvers.chain import Image, confirms, has_grown
 
 
 class SIDState(NamedTuple):
@@ -183,17 +183,17 @@ class SID:
     def suspecting(self) -> "SID":
         """The same, but a suspicion that an iteration does not contract is not tested."""
         solvers = {"inner": self.inner, "linear": self.linear}
-        suspects = {name: solver for name, solver in solvers.items() if isinstance(solver, FixedPoint | Neumann)}
+        suspects = {name: solver for name, solver in solvers.items() if confirms(solver)}
         return replace_unchecked(self, **{name: replace_unchecked(x, confirm=False) for name, x in suspects.items()})
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The stage that failed, repeated alone, with what was suspected tested."""
         segment, w, v = Segment(0, run.doublings), estimate.w, estimate.v
         solver = self.inner if stage == "inner" else self.linear
-        if stage not in ("inner", "linear") or not isinstance(solver, FixedPoint | Neumann):
+        if stage not in ("inner", "linear") or not confirms(solver):
             return None
         if stage == "inner":
-            solved = self.solve_inner(instance, run.before.w, key=stream(key, "inner"), segment=segment)
+            solved = solve_inner(self.inner, instance, run.before.w, key=stream(key, "inner"), segment=segment)
             w = solved.value
         else:
             (_, g, _), *_ = self.outer(instance, w, key=stream(key, "outer"), segment=segment)
@@ -216,7 +216,7 @@ class SID:
         train, val = instance.train, instance.val
         self._check_keys(train, val)
         # w ~ w(lam)
-        inner = self.solve_inner(instance, w0, key=stream(key, "inner"), segment=segment)
+        inner = solve_inner(self.inner, instance, w0, key=stream(key, "inner"), segment=segment)
         w = inner.value
         # E, grad_1 E, grad_2 E at w
         (value, g, direct), halves, outer = self.outer(instance, w, key=stream(key, "outer"), segment=segment)
@@ -260,25 +260,6 @@ class SID:
             refuse_keys("cross_batches=None", "pass a number of cross batches", train=train)
         if self.outer_batches is None:
             refuse_keys("outer_batches=None", "pass a number of outer batches", val=val)
-
-    def solve_inner(self, instance: Instance, w0: PyTree, *, key: Array, segment: Segment) -> Solution:
-        """The fixed point of Phi(., lam), by its stage alone."""
-        if isinstance(self.inner, Given):
-            return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
-        if not self.inner.stochastic:
-            # min over w of the inner loss, on every row
-            return self.inner.solve(instance.problem.inner_loss, w0, instance.lam, instance.train)
-
-        def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
-            return oracle.inner_image(w, batch)
-
-        # w <- w + eta_j (Phi(w; zeta_j) - w)
-        solved = segment.solve(self.inner, image, w0, instance.oracle, instance.train, key=key)
-        if instance.problem.damping is None:
-            return solved
-        # damping lets v contract, not w
-        lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)
-        return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
     def _solve_linear(
         self, instance: Instance, w: PyTree, g: PyTree, v0: PyTree | None, *, key: Array, segment: Segment
@@ -338,6 +319,28 @@ class SID:
         # (1/J) sum_i d2Phi(w; zeta_i)^T v
         mean, deviation = batch_spread(product, args, train, key=key, number=number, first=first)
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
+
+
+def solve_inner(
+    solver: InnerSolver | Given, instance: Instance, w0: PyTree, *, key: Array, segment: Segment
+) -> Solution:
+    """The fixed point of Phi(., lam)."""
+    if isinstance(solver, Given):
+        return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
+    if not solver.stochastic:
+        # min over w of the inner loss, on every row
+        return solver.solve(instance.problem.inner_loss, w0, instance.lam, instance.train)
+
+    def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
+        return oracle.inner_image(w, batch)
+
+    # w <- w + eta_j (Phi(w; zeta_j) - w)
+    solved = segment.solve(solver, image, w0, instance.oracle, instance.train, key=key)
+    if instance.problem.damping is None:
+        return solved
+    # damping lets v contract, not w
+    lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)
+    return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
 
 def cost_of_inner(solver: InnerSolver | Given, solved: Solution, source: RowSource) -> Cost:

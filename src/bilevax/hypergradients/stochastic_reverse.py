@@ -13,7 +13,7 @@ from bilevax.core.records import Cost, Count, Estimate, Failure, first_failure, 
 from bilevax.core.trees import PyTree, add, axpy, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.residual_error import SolverErrors
-from bilevax.hypergradients.sid import SID, Segment, SIDState, cost_of_inner
+from bilevax.hypergradients.sid import SID, Segment, SIDState, cost_of_inner, solve_inner
 from bilevax.solvers import Given, ProductNeumann, at_step
 from bilevax.solvers.product_neumann import series_solution
 
@@ -109,7 +109,7 @@ class StochasticReverse:
         """The estimate, and what its report goes by."""
         train, sid, segment, steps = instance.train, self._sid, Segment(outer_step), at_step(self.steps, outer_step)
         refuse_keys("the report on StochasticReverse", "take bx.JointSID", train=train, val=instance.val)
-        inner = sid.solve_inner(instance, w0, key=stream(key, "inner"), segment=segment)
+        inner = solve_inner(sid.inner, instance, w0, key=stream(key, "inner"), segment=segment)
         w = inner.value
         (value, g, direct), _, outer = sid.outer(instance, w, key=stream(key, "outer"), segment=segment)
 

@@ -10,7 +10,7 @@ from bilevax.core.config import check_count, check_fields, check_real, config, p
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, axpy, scale, sub
-from bilevax.solvers.fixed_point import Image
+from bilevax.solvers.chain import Image
 from bilevax.solvers.product_neumann import first_residual, series_solution
 from bilevax.solvers.schedules import Constant, at_step, schedule
 

@@ -12,7 +12,7 @@ from bilevax.core.config import check_choice, check_count, check_fields, config,
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, scale, sub, where, zeros_like
-from bilevax.solvers.fixed_point import Image, has_grown
+from bilevax.solvers.chain import Image, has_grown
 from bilevax.solvers.schedules import at_step
 
 
