@@ -88,13 +88,13 @@ class Snapshots(NamedTuple):
 
     Attributes:
         points: [SNAPSHOTS, ...].
-        cumulative_step: sum of the step sizes up to there, [SNAPSHOTS].
-        step_sizes: of the step that led there, [SNAPSHOTS].
+        cumulative_step: sum of the step sizes up to there, [SNAPSHOTS]; None of moves without a step size.
+        step_sizes: of the step that led there, [SNAPSHOTS]; likewise.
     """
 
     points: PyTree
-    cumulative_step: Array
-    step_sizes: Array
+    cumulative_step: Array | None
+    step_sizes: Array | None
 
 
 SNAPSHOTS = 8
@@ -127,6 +127,7 @@ class Solution(NamedTuple):
         diagnostic_products: with the linearised map, beside the calls, to test whether it contracts.
         snapshots: earlier iterates of a chain of minibatches; None of a deterministic solver.
         error: of a deterministic solver that can estimate it; else None.
+        reads: minibatches read for the calls; None: as many as calls.
     """
 
     value: PyTree
@@ -136,6 +137,7 @@ class Solution(NamedTuple):
     diagnostic_products: Array | int = 0
     snapshots: Snapshots | None = None
     error: SolverError | None = None
+    reads: Array | int | None = None
 
 
 # Written into records by number: a new stage goes to the end.

@@ -144,6 +144,7 @@ class Piggyback:
         rate = relaxation_rate(drawn, solved.value.w, drift, number=number, key=stream(key, "measure"))
         # the value at each snapshot
         values = jax.vmap(lambda at: of_carried(instance, at)[1])(chain.points)
+        assert chain.step_sizes is not None
         error, size = last_point_error(chain._replace(points=values), rate), norm(value)
         spread, unknown = jnp.sqrt(sum_of_entries(error.squares)), jnp.full_like(size, jnp.nan)
         return ErrorReport(

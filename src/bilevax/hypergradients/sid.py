@@ -28,8 +28,8 @@ from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
-from bilevax.solvers import FixedPoint, Given, Neumann, at_step
-from bilevax.solvers.fixed_point import Image, has_grown
+from bilevax.solvers import Given, at_step
+from bilevax.solvers.chain import Image, confirms, has_grown
 
 
 class SIDState(NamedTuple):
@@ -125,6 +125,10 @@ class SID:
             solver = getattr(self, name)
             if not (hasattr(solver, "solve") or (name == "inner" and isinstance(solver, Given))):
                 raise ParameterError(f"{name} must be a solver such as bx.FixedPoint(steps=100), got {solver!r}")
+        if getattr(self.inner, "affine", False):
+            raise ParameterError(
+                f"inner must solve any map, and {type(self.inner).__name__} solves affine ones; use bx.FixedPoint(...)"
+            )
         # None is no count: every row
         given = [name for name in ("cross_batches", "outer_batches") if getattr(self, name) is not None]
         check_fields(self, **dict.fromkeys(given, at_least_one))
@@ -179,20 +183,20 @@ class SID:
     def suspecting(self) -> "SID":
         """The same, but a suspicion that an iteration does not contract is not tested."""
         solvers = {"inner": self.inner, "linear": self.linear}
-        suspects = {name: solver for name, solver in solvers.items() if isinstance(solver, FixedPoint | Neumann)}
+        suspects = {name: solver for name, solver in solvers.items() if confirms(solver)}
         return replace_unchecked(self, **{name: replace_unchecked(x, confirm=False) for name, x in suspects.items()})
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The stage that failed, repeated alone, with what was suspected tested."""
         segment, w, v = Segment(0, run.doublings), estimate.w, estimate.v
         solver = self.inner if stage == "inner" else self.linear
-        if stage not in ("inner", "linear") or not isinstance(solver, FixedPoint | Neumann):
+        if stage not in ("inner", "linear") or not confirms(solver):
             return None
         if stage == "inner":
             solved = solve_inner(self.inner, instance, run.before.w, key=stream(key, "inner"), segment=segment)
             w = solved.value
         else:
-            (_, g, _), *_ = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
+            (_, g, _), *_ = self.outer(instance, w, key=stream(key, "outer"), segment=segment)
             solved = self._solve_linear(instance, w, g, run.before.v, key=stream(key, "linear"), segment=segment)
             v = solved.value
         checks = _checks(solver, solved, instance.train)
@@ -215,7 +219,7 @@ class SID:
         inner = solve_inner(self.inner, instance, w0, key=stream(key, "inner"), segment=segment)
         w = inner.value
         # E, grad_1 E, grad_2 E at w
-        (value, g, direct), halves, outer = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
+        (value, g, direct), halves, outer = self.outer(instance, w, key=stream(key, "outer"), segment=segment)
         # v ~ (I - d1Phi^T)^-1 grad_1 E
         linear = self._solve_linear(instance, w, g, v0, key=stream(key, "linear"), segment=segment)
         v = linear.value
@@ -224,7 +228,7 @@ class SID:
         hypergradient = add(direct, product)
         cost = Cost(
             gradients=Count(inner.calls, _rows(self.inner, train)),
-            hvps=Count(linear.calls, _rows(self.linear, train)),
+            hvps=Count(linear.calls, _rows(self.linear, train), linear.reads),
             cross=cross,
             outer_gradients=outer,
             measuring=_checks(self.inner, inner, train) + _checks(self.linear, linear, train),
@@ -241,6 +245,10 @@ class SID:
         trace: ChainTrace | SolverErrors = ChainTrace(inner.snapshots, linear.snapshots, spread, halves)
         if self.deterministic(instance):
             trace = SolverErrors(inner.error, linear.error, inner.calls + linear.calls)
+        elif self.linear.stochastic and linear.snapshots is None:
+            # no snapshots tell its noise: every row does
+            refuse_keys(f"the report on {type(self.linear).__name__}", "take bx.FixedPoint", train=train, val=val)
+            trace = SolverErrors()
         return Estimate(hypergradient, value, w, v, code, cost, failure, steps=steps), trace
 
     def _check_keys(self, train: RowSource, val: RowSource) -> None:
@@ -273,7 +281,7 @@ class SID:
         start = zeros_like(w) if v0 is None else v0
         return segment.solve(self.linear, image, start, (problem, w, lam, g), train, key=key)
 
-    def _outer(
+    def outer(
         self, instance: Instance, w: PyTree, *, key: Array, segment: Segment
     ) -> tuple[tuple[Array, PyTree, PyTree], Sampled | None, Count]:
         """E, grad_1 E, grad_2 E, from the same minibatches, and the noise of the gradients."""
@@ -335,10 +343,17 @@ def solve_inner(
     return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
 
+def cost_of_inner(solver: InnerSolver | Given, solved: Solution, source: RowSource) -> Cost:
+    """What the inner stage cost."""
+    return Cost(gradients=Count(solved.calls, _rows(solver, source)), measuring=_checks(solver, solved, source))
+
+
 def _checks(solver: InnerSolver | LinearSolver | Given, solved: Solution, source: RowSource) -> Count:
     return Count(jnp.asarray(solved.diagnostic_products, jnp.int32), _rows(solver, source))
 
 
 def _rows(solver: InnerSolver | LinearSolver | Given, source: RowSource) -> int:
     """Of each of its oracle calls."""
-    return source.rows if isinstance(solver, Given) or not solver.stochastic else source.rows_per_batch
+    if isinstance(solver, Given):
+        return 0
+    return source.rows_per_batch if solver.stochastic else source.rows

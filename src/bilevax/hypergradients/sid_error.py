@@ -116,8 +116,9 @@ def snapshot_report(instance: Instance, estimate: Estimate, trace: ChainTrace, *
     if trace.last is None:
         rest = residual_error(instance, None, points)._replace(value=estimate.value)
     else:
-        bias = {name: error.bias for name, error in errors.items()}
-        rest = _bias_only(estimate.value, bias, 1.0 - rate.seen * trace.last.step_sizes[-1])
+        bias, sizes = {name: error.bias for name, error in errors.items()}, trace.last.step_sizes
+        assert sizes is not None
+        rest = _bias_only(estimate.value, bias, 1.0 - rate.seen * sizes[-1])
     if trace.unseen is not None:
         rest = rest._replace(bias=add(rest.bias, trace.unseen))
     # every minibatch that is read once for the changes of w, where it has a chain, and once for the products

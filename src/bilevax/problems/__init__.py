@@ -1,5 +1,6 @@
 """The two oracles of a bilevel problem: inner maps, losses, projections."""
 
+from bilevax.problems.composition import Composition as Composition
 from bilevax.problems.gradient_step import GradientStep as GradientStep
 from bilevax.problems.losses import BinaryLogistic as BinaryLogistic
 from bilevax.problems.losses import Groups as Groups
