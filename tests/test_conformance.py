@@ -28,6 +28,7 @@ INSTANCES = {
     "FixedPoint": [(T, {})],
     "CG": [(bx.CG(tol=1e-9), {})],
     "GMRES": [(bx.GMRES(tol=1e-9), {})],
+    "CoordinateDescent": [(bx.CoordinateDescent(tol=1e-9), {})],
     "Neumann": [(bx.Neumann(tol=1e-9), {})],
     "Exact": [(bx.Exact(), {})],
     "LBFGS": [(bx.LBFGS(tol=1e-9), {})],

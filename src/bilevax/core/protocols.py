@@ -194,6 +194,10 @@ class BilevelProblem(Protocol):
         """True if the inner map is a gradient step of a smooth loss."""
 
     @property
+    def composite(self) -> bool:
+        """True if the inner map is a proximal step."""
+
+    @property
     def symmetric(self) -> bool:
         """True if I - d1Phi is self-adjoint in the metric."""
 
@@ -267,7 +271,10 @@ class StochasticSolver(Protocol):
 
 
 class LossSolver(Protocol):
-    """A minimiser of the inner loss on every row."""
+    """A minimiser of the inner loss on every row.
+
+    One that says ``takes_prox = True`` takes a :class:`~bilevax.ProximalStep` too, and adds its penalty to its loss.
+    """
 
     @property
     def stochastic(self) -> Literal[False]:
