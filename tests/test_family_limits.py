@@ -43,13 +43,14 @@ def chains(problem, algorithm, start, sources, keys, origin, stops):
     return jax.vmap(run)(keys)
 
 
-def run(p, algorithm, stops, *, batch_size=None, sampling="blocks", number=1, seed=0):
+def run(p, algorithm, stops, *, batch_size=None, sampling="blocks", number=1, seed=0, origin=None):
     """[chains, stops, d + m], and the sums, [chains, stops]."""
     sources = tuple(bx.Arrays(data, batch_size, sampling, seed=seed) for data in (p.train_data, p.val_data))
     start, keys = (jnp.asarray(W0), jnp.asarray(p.lam)), jax.random.split(jax.random.key(2), number)
     # as many stops whatever is asked for: one program
     padded = jnp.asarray([*stops, *[stops[-1]] * (STOPS - len(stops))])
-    found = chains(p.problem, algorithm, start, sources, keys, jnp.asarray(p.minimiser), padded)
+    origin = jnp.asarray(p.minimiser if origin is None else origin)
+    found = chains(p.problem, algorithm, start, sources, keys, origin, padded)
     return [np.asarray(x)[:, : len(stops)] for x in found]
 
 
@@ -68,6 +69,7 @@ def exact(stages, **options):
 
 
 COUNTS = {"inner_steps": T, "linear_steps": K}
+ONE_TERM = {"linear_steps": 1, "horizon": 0}
 F2SA = partial(bx.F2SA, inner_steps=T, growth=0.0, unit=1.0)
 CASES = {
     "SOBA": Case(bx.SOBA, exact(family.soba)),
@@ -76,8 +78,16 @@ CASES = {
     "SRBA": Case(partial(bx.SRBA, period=4), exact(family.soba)),
     "AmIGO": Case(partial(bx.AmIGO, **COUNTS), exact(family.amigo, **COUNTS)),
     "StocBiO": Case(partial(bx.StocBiO, **COUNTS), exact(family.stocbio, **COUNTS)),
+    # on every row what is remembered is right: SOBA in turn
+    "FSLA": Case(partial(bx.FSLA, weight=0.3), exact(family.amigo, inner_steps=1, linear_steps=1)),
     # of longer series the horizon is random on every row too
-    "SUSTAIN": Case(partial(bx.SUSTAIN, linear_steps=1), exact(family.plain, linear_steps=1, horizon=0)),
+    "BSA": Case(partial(bx.BSA, inner_steps=T, linear_steps=1), exact(family.in_turn, inner_steps=T, **ONE_TERM)),
+    "ALSET": Case(partial(bx.ALSET, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "TTSA": Case(partial(bx.TTSA, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "MSTSA": Case(partial(bx.MSTSA, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "SUSTAIN": Case(partial(bx.SUSTAIN, linear_steps=1), exact(family.plain, **ONE_TERM)),
+    "MRBO": Case(partial(bx.MRBO, linear_steps=K), exact(family.mrbo, linear_steps=K)),
+    "VRBO": Case(partial(bx.VRBO, period=4, **COUNTS), exact(family.vrbo, **COUNTS)),
     "F2SA": Case(partial(F2SA, multiplier=10.0), exact(family.f2sa, inner_steps=T, multiplier=10.0)),
 }
 
@@ -192,17 +202,18 @@ def test_variance_reduction_on_given_minibatches(name):
     np.testing.assert_allclose(found, path, rtol=1e-10)
 
 
-def settled(p, algorithm, steps, sampling):
-    """|grad f|^2 at the end, and the mean |lam - best|^2 of the second half of the steps, each of its chain."""
-    found, total = run(p, algorithm, [steps // 2, steps], batch_size=B, sampling=sampling, number=2)
-    return [squared(p, x[-1, D:]) for x in found], (total[:, 1] - total[:, 0]) / (steps - steps // 2)
+def settled(p, algorithm, steps, sampling, origin=None):
+    """lam at the end, and the mean |lam - origin|^2 of the second half of the steps, each of its chain."""
+    found, total = run(p, algorithm, [steps // 2, steps], batch_size=B, sampling=sampling, number=2, origin=origin)
+    return found[:, -1, D:], (total[:, 1] - total[:, 0]) / (steps - steps // 2)
 
 
 def noise_dies_out(name, condition, n, sampling="blocks"):
     """To 1e-20 of the start; in the mean, to a millionth of what SOBA keeps. |grad f|^2 is c |lam - best|^2 here."""
     p, rho, steps = quadratic(condition, n), bx.Polynomial(0.2, 0.0), {10: 6000, 100: 32_000}[condition]
     np.testing.assert_allclose(p.outer_hessian, p.outer_hessian[0, 0] * np.eye(M), atol=1e-12)
-    ends, level = settled(p, REDUCED[name](rho, 0.1), steps, sampling)
+    found, level = settled(p, REDUCED[name](rho, 0.1), steps, sampling)
+    ends = [squared(p, lam) for lam in found]
     _, floor = settled(p, bx.SOBA(rho, 0.1), steps, sampling)
     assert max(ends) < 1e-20
     assert max(level) < 1e-6 * min(floor)
@@ -220,6 +231,37 @@ def test_with_variance_reduction_constant_steps_lead_to_the_solution(name, condi
 @pytest.mark.parametrize("sampling", ["iid", "shuffled"])
 def test_srba_needs_no_blocks(sampling, condition):
     noise_dies_out("SRBA", condition, 101, sampling)
+
+
+def direction_of_series(p, rho, lam):
+    """r lam + B'u at w(lam), u of K + 1 terms."""
+    (A, _, _), (target, r) = p.means, p.outer_means
+    u = rho * sum(np.linalg.matrix_power(np.eye(D) - rho * A, i) for i in range(K + 1)) @ (p.w(lam) - target)
+    return r * lam + p.means[2].T @ u
+
+
+def settles_at_its_own_point(condition, n, sampling="blocks"):
+    """VRBO: the direction in which lam moves to 1e-20 of the start; in the mean, a millionth of what SOBA keeps."""
+    p, rho, steps = quadratic(condition, n), 0.2, {10: 2000, 100: 12_000}[condition]
+    own = moments(family.vrbo(p, rho, 0.3, **COUNTS)).fixed_point[D:]
+    found, level = settled(p, bx.VRBO(bx.Polynomial(rho, 0.0), 0.3, **COUNTS), steps, sampling, own)
+    first, *ends = (np.sum(direction_of_series(p, rho, lam) ** 2) for lam in (p.lam, *found))
+    _, floor = settled(p, bx.SOBA(bx.Polynomial(rho, 0.0), 0.3), steps, sampling)
+    assert max(ends) < 1e-20 * first
+    assert max(level) < 1e-6 * min(floor)
+
+
+@pytest.mark.parametrize(("condition", "n"), [(10, 101), *SLOW])
+def test_vrbo_settles_at_its_own_point(condition, n):
+    """In blocks, of 101 rows with a short last one."""
+    settles_at_its_own_point(condition, n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", [10, 100])
+@pytest.mark.parametrize("sampling", ["iid", "shuffled"])
+def test_vrbo_needs_no_blocks(sampling, condition):
+    settles_at_its_own_point(condition, 101, sampling)
 
 
 # ---- STORM
@@ -244,13 +286,18 @@ def direction_noise(problem, algorithm, start, sources, keys, mean, stops):
     return jax.vmap(run)(keys)
 
 
-def noise_of(p, power, steps):
+RECURSIVE = {"SUSTAIN": (bx.SUSTAIN, K), "MRBO": (bx.MRBO, K + 1)}
+"""And the terms of the series in the mean."""
+
+
+def noise_of(name, p, power, steps):
     """The mean square of the noise of both directions over the last tenth of the steps."""
     rho, ratio = 0.3, 0.4
     # d_w and d_lam in the mean: M x - x = (rho d_w, -ratio rho d_lam)
-    change = family.sustain(p, rho, ratio, linear_steps=K, sizes=(None, None)).mean[:-1] - np.eye(D + M, D + M + 1)
+    kind, terms = RECURSIVE[name]
+    change = family.sustain(p, rho, ratio, linear_steps=terms, sizes=(None, None)).mean[:-1] - np.eye(D + M, D + M + 1)
     mean = change / np.repeat([rho, -ratio * rho], [D, M])[:, None]
-    algorithm = bx.SUSTAIN(bx.Polynomial(rho, 1 / 3), ratio, linear_steps=K, weight=bx.Polynomial(1.0, power))
+    algorithm = kind(bx.Polynomial(rho, 1 / 3), ratio, linear_steps=K, weight=bx.Polynomial(1.0, power))
     sources = tuple(bx.Arrays(data, B) for data in (p.train_data, p.val_data))
     start, keys = (jnp.asarray(W0), jnp.asarray(p.lam)), jax.random.split(jax.random.key(2), 4)
     stops = jnp.asarray([steps - steps // 10, steps])
@@ -258,18 +305,20 @@ def noise_of(p, power, steps):
     return np.mean(total[:, 1] - total[:, 0], axis=0)
 
 
-def falling_weights_halve_the_noise(condition, n, steps):
+def falling_weights_halve_the_noise(name, condition, n, steps):
     """On as many samples; of w and of lam."""
     p = quadratic(condition, n)
-    assert np.all(noise_of(p, 2 / 3, steps) < 0.5 * noise_of(p, 0.0, steps))
+    assert np.all(noise_of(name, p, 2 / 3, steps) < 0.5 * noise_of(name, p, 0.0, steps))
 
 
-def test_falling_weights_halve_the_noise_of_the_direction():
-    falling_weights_halve_the_noise(10, 101, 2000)
+@pytest.mark.parametrize("name", RECURSIVE)
+def test_falling_weights_halve_the_noise_of_the_direction(name):
+    falling_weights_halve_the_noise(name, 10, 101, 2000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [101, 512])
 @pytest.mark.parametrize("condition", [10, 100])
-def test_falling_weights_after_ten_thousand_steps(condition, n):
-    falling_weights_halve_the_noise(condition, n, 10_000)
+@pytest.mark.parametrize("name", RECURSIVE)
+def test_falling_weights_after_ten_thousand_steps(name, condition, n):
+    falling_weights_halve_the_noise(name, condition, n, 10_000)

@@ -19,6 +19,10 @@ STAGES = {
     "AmIGO": family.amigo(P, RHO, RATIO, inner_steps=2, linear_steps=2),
     "StocBiO": family.stocbio(P, RHO, RATIO, inner_steps=2, linear_steps=2),
     "SUSTAIN": family.plain(P, RHO, RATIO, linear_steps=3, horizon=2),
+    "FSLA": family.fsla(P, RHO, RATIO, weight=0.3),
+    "BSA": family.in_turn(P, RHO, RATIO, linear_steps=3, horizon=1, inner_steps=2),
+    "MSTSA": family.mstsa(P, RHO, RATIO, linear_steps=3, horizon=1, weight=0.3),
+    "MRBO": family.mrbo(P, RHO, RATIO, linear_steps=2),
     "F2SA": family.f2sa(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
 }
 
@@ -72,7 +76,7 @@ def test_where_moments_settle():
 # ---- stationary points, by formulas of their own
 
 
-@pytest.mark.parametrize("name", ["SOBA", "MASOBA", "AmIGO"])
+@pytest.mark.parametrize("name", ["SOBA", "MASOBA", "AmIGO", "FSLA"])
 def test_a_carried_multiplier_has_no_bias(name):
     fixed = moments(STAGES[name]).fixed_point
     np.testing.assert_allclose(fixed[D : D + M], P.minimiser, rtol=1e-10)
@@ -91,12 +95,16 @@ def cut_off(terms):
 def test_the_bias_of_a_series_that_is_cut_off():
     """K factors are K + 1 terms; a random horizon below K is K terms in the mean. Of many it is small."""
     product_form = partial(family.stocbio, P, RHO, RATIO, inner_steps=2)
-    random_horizon = partial(family.sustain, P, RHO, RATIO, sizes=(None, None))
+    drawn = [family.plain, partial(family.in_turn, inner_steps=2), partial(family.mstsa, weight=0.3)]
+    together = partial(family.mrbo, P, RHO, RATIO)
     gaps = []
     for steps in (1, 3, 10, 60):
         found = moments(product_form(linear_steps=steps)).fixed_point[D:]
         np.testing.assert_allclose(found, cut_off(steps + 1), rtol=1e-10)
-        np.testing.assert_allclose(random_horizon(linear_steps=steps).fixed_point[D:], cut_off(steps), rtol=1e-10)
+        for stages in drawn:
+            ends = family.over_horizons(partial(stages, P, RHO, RATIO), steps, (None, None)).fixed_point
+            np.testing.assert_allclose(ends[D : D + M], cut_off(steps), rtol=1e-10)
+        np.testing.assert_allclose(moments(together(linear_steps=steps)).fixed_point[D:], found, rtol=1e-10)
         gaps.append(np.linalg.norm(P.hypergradient(found)))
     assert gaps[-1] < 0.05 * min(gaps[:-1])
 

@@ -13,8 +13,9 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count
 from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
+from bilevax.data.looks import Uniform
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.solvers.schedules import Polynomial, schedule
+from bilevax.solvers.schedules import Constant, Polynomial, schedule
 
 
 class TwoSteps(Protocol):
@@ -27,6 +28,14 @@ class TwoSteps(Protocol):
     @property
     def ratio(self) -> Any:
         """gamma_k / rho_k; None: not measured yet."""
+
+
+class TwoTimescales(TwoSteps, Protocol):
+    """An algorithm whose lam moves by ever smaller steps than w."""
+
+    @property
+    def outer_power(self) -> Any:
+        """a, of gamma_k = ratio rho_0 (rho_k / rho_0)^a."""
 
 
 WHOLE = "source of train", "source of val"
@@ -44,6 +53,15 @@ def checked_steps(algorithm: TwoSteps) -> dict[str, Any]:
         "step_size": None if rho is None else schedule(rho, stacklevel=5),
         "ratio": None if ratio is None else check_real("ratio", ratio, low=0.0, open_low=True),
     }
+
+
+def memory_weight(weight: Any) -> Any:
+    """The weights eta_k of STORM as a schedule, from one or from a number in (0, 1].
+
+    Raises:
+        ParameterError: neither.
+    """
+    return weight if callable(weight) else Constant(check_real("weight", weight, low=0.0, high=1.0, open_low=True))
 
 
 @config
@@ -112,6 +130,13 @@ def outer_step_size(algorithm: TwoSteps, k: Array) -> Array:
     return step
 
 
+def slower_step_size(algorithm: TwoTimescales, k: Array) -> Array:
+    """gamma_k = ratio rho_0 (rho_k / rho_0)^a: of order k^(-a b) where rho_k is of order k^(-b), a at least 1."""
+    rho_0 = algorithm.step_size(jnp.int32(0))
+    step: Array = algorithm.ratio * rho_0 * (algorithm.step_size(k) / rho_0) ** algorithm.outer_power
+    return step
+
+
 def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:
     """Refuse damping without a given inner step s: in loss form it adds delta / s to H."""
     step = problem.inner_map
@@ -140,6 +165,16 @@ def double_loop_streams(sources: Sources, inner: Array | int, linear: Array | in
     """So many fresh minibatches of train for moves of w and for products, one for the cross product, and one of val."""
     train, val = sources
     return {"inner": Several(train, inner), "linear": Several(train, linear), "train": train, "val": val}
+
+
+def drawn_streams(sources: Sources, linear: Array | int) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+    """Of ``drawn_directions``: a minibatch of train, one of val, K of train for products, and how many of these count.
+
+    And the sources themselves, as a step's cost depends on that number.
+    """
+    train, val = sources
+    series = {"linear": Several(train, linear), "horizon": Uniform(linear)}
+    return {"train": train, "val": val, **series, **undrawn(sources)}
 
 
 def undrawn(sources: Sources) -> dict[str, Undrawn]:

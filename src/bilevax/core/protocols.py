@@ -195,7 +195,7 @@ class BilevelProblem(Protocol):
 
     @property
     def composite(self) -> bool:
-        """True if the inner map is a proximal step."""
+        """True if the inner map is known as G(That), the sample in That alone and G a proximal step."""
 
     @property
     def symmetric(self) -> bool:
@@ -227,6 +227,15 @@ class BilevelProblem(Protocol):
 
     def inner_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """Phi(w, lam; zeta), like w."""
+
+    def smooth_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """That(w, lam; zeta), like w; Phi itself of a gradient step."""
+
+    def relaxed_image(self, w: PyTree, lam: PyTree, batch: PyTree, eta: Array) -> PyTree:
+        """G_eta((1 - eta) w + eta That(w, lam; zeta)), like w, G_eta with a step shorter by eta."""
+
+    def linearised(self, u: PyTree) -> "BilevelProblem":
+        """Itself with G linearised at u; where that is the identity, itself."""
 
     def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam; zeta)^T v, like w."""

@@ -16,8 +16,8 @@ from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import PyTree, all_finite, norm, where
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.problems import ProximalStep
+from bilevax.solvers.chain import has_grown
 from bilevax.solvers.exact import LARGEST
-from bilevax.solvers.fixed_point import has_grown
 
 Prox: TypeAlias = Callable[[Array, Array], Array]
 """(w, s) -> prox, entry by entry, [d]."""
