@@ -249,32 +249,37 @@ def mean_series_directions(
 
 
 class Saga(NamedTuple):
-    """The last value of each block, [blocks, ...], and their mean."""
+    """The last value of each block, [blocks, ...], their mean, and what rounding took from it."""
 
     rows: PyTree
     mean: PyTree
+    lost: PyTree
 
 
 def saga_table(like: PyTree, blocks: int) -> Saga:
     """A table of zeros for values like this."""
-    return Saga(jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like))
+    return Saga(jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like), zeros_like(like))
 
 
 def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
     """SAGA's estimate of the mean over blocks, new - old + mean, and the table in which new replaces old.
 
-    Unbiased where each block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
+    The mean stays that of the rows to rounding, however many steps are made (Kahan's summation). Unbiased where each block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
     """
     # of a full batch, -1, the one row
     i = jnp.asarray(block, jnp.int32)
     # The row is read behind a branch, and written as old + change: else XLA copies the whole table in each step.
     old = jax.lax.cond(i >= -1, lambda rows: row(rows, i), lambda rows: zeros_like(new), table.rows)
     change = sub(new, old)
+    written = add(old, change)
     # as a slice: a scatter first checks its bounds
     write = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
-    rows = jax.tree.map(lambda a, x, c: write(a, x + c), table.rows, old, change)
+    rows = jax.tree.map(write, table.rows, written)
     blocks = len(jax.tree.leaves(table.rows)[0])
-    return add(change, table.mean), Saga(rows, axpy(1.0 / blocks, change, table.mean))
+    # mean + (written - old) / blocks, less what was added too much before
+    addend = axpy(1.0 / blocks, sub(written, old), scale(-1.0, table.lost))
+    mean = add(table.mean, addend)
+    return add(change, table.mean), Saga(rows, mean, sub(sub(mean, table.mean), addend))
 
 
 def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array | float) -> PyTree:
