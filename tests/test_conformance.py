@@ -49,6 +49,7 @@ INSTANCES = {
     "CG": [(bx.CG(tol=1e-9), {})],
     "NormalEquations": [(bx.NormalEquations(tol=1e-9), {})],
     "GMRES": [(bx.GMRES(tol=1e-9), {})],
+    "CoordinateDescent": [(bx.CoordinateDescent(tol=1e-9), {})],
     "Neumann": [(bx.Neumann(tol=1e-9), {})],
     "Exact": [(bx.Exact(), {})],
     "MixedFP": [(bx.MixedFP(100, 0.1), {}), (bx.MixedFP(200, 0.1, 0.5), {})],
