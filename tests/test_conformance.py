@@ -86,6 +86,13 @@ MORE = [
     (check_estimator, bx.JointSID(400, 0.5, extrapolate=False, last_pass="always"), {}),
     (check_estimator, bx.SID(bx.HeavyBall(200, 0.5, 0.3), bx.Nesterov(200, 0.5, 0.3), cross_batches=2), {}),
     (check_estimator, bx.ITD(100, mode="forward"), {"stochastic": False}),
+    # a bias of order 1 / steps is part of the method
+    (
+        check_estimator,
+        bx.ITD(400, 0.5, outer_weight=bx.Harmonic(0.5, 1.0)),
+        {"stochastic": False, "rtol": 0.02},
+    ),
+    (check_estimator, bx.Penalty(bx.LBFGS(1e-12), 1000.0), {"stochastic": False, "rtol": 1e-5}),
     (check_linear_solver, bx.NormalEquations(tol=1e-9, step_size=0.5), {}),
     (check_linear_solver, bx.FixedPoint(400, 0.5, average=0.5), {}),
     (

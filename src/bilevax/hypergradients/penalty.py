@@ -139,8 +139,9 @@ class Penalty:
         start = Minima(w0, tuple(axpy(-1.0 / x, back, w0) for x in c))
         at, solved, cost = self._minima(instance, start, c, key=stream(key, "inner"), outer_step=outer_step)
         args, both = (instance.oracle, at, c, shares), Paired(train, val)
+        reads: tuple[Array | int, Array | int] = epoch(train), epoch(val)
         if self.cross_batches is None:
-            number, spread, reads = jnp.int32(1), None, (epoch(train), epoch(val))
+            spread = None
             outer_value, value, change = both.total(_values, args)
         else:
             number = at_step(self.cross_batches, outer_step)
