@@ -55,6 +55,12 @@ CASES = {
         (("outer", T), ("val", 1)),
         copies=True,
     ),
+    "VPBGD": Case(
+        partial(bx.VPBGD, inner_steps=T, multiplier=C, growth=0.0, unit=1.0),
+        partial(family.vpbgd, inner_steps=T, multiplier=C),
+        (("inner", T), ("train", 1)),
+        copies=True,
+    ),
     "SUSTAIN": Case(
         partial(bx.SUSTAIN, linear_steps=K, weight=bx.Polynomial(1.0, 0.0)),
         partial(family.plain, linear_steps=K),
@@ -99,7 +105,8 @@ def sources_of(p, size=B):
 def run(name, p, rho, ratio, stops, *, number=32, size=B, origin=None, **options):
     """The chains of an algorithm, as numpy arrays [chains, stops, d + m]; rho a schedule, or a number."""
     rho = rho if callable(rho) else bx.Polynomial(rho, 0.0)
-    algorithm = CASES[name].algorithm(rho, ratio, **options)
+    kind = partial(bx.PZOBO, inner_steps=T, radius=1.0) if name == "PZOBO" else CASES[name].algorithm
+    algorithm = kind(rho, ratio, **options)
     origin = np.zeros(D + M) if origin is None else origin
     # as many stops whatever is asked for: one program
     padded = jnp.asarray([*stops, *[stops[-1]] * (STEPS - len(stops))])
@@ -187,8 +194,10 @@ def test_steps_of_sustain_on_given_minibatches(power):
 # ---- where they settle
 
 
-def step_moments(name, p, rho, ratio, size=B):
+def step_moments(name, p, rho, ratio, size=B, **options):
     """The exact moments of a step with constant settings."""
+    if name == "PZOBO":
+        return family.pzobo(p, rho, ratio, inner_steps=T, **options)
     if name == "SUSTAIN":
         return family.sustain(p, rho, ratio, linear_steps=K, sizes=(size, size))
     return moments(CASES[name].stages(p, rho, ratio), size, size)
@@ -202,22 +211,31 @@ def within(samples, truth, precision):
     assert np.all(np.abs(deviation) <= 4), deviation
 
 
-def settles(name, p, rho, ratio, *, number, length, precision, size=B):
+def settles(name, p, rho, ratio, *, number, length, precision, size=B, **options):
     """The mean and the mean square of every entry of (w, lam), once the start is forgotten."""
-    step = step_moments(name, p, rho, ratio, size)
+    step = step_moments(name, p, rho, ratio, size, **options)
     second = step.stationary
     mean = second[: D + M, -1]
     variance = second.diagonal()[: D + M] - mean**2
     # a millionth of the start is left
     burn = int(np.log(1e-6) / np.log(step.rate))
     stop = int((1 + length) * burn)
-    _, *sums = run(name, p, rho, ratio, [burn, stop], origin=mean, number=number, size=size)
+    _, *sums = run(name, p, rho, ratio, [burn, stop], origin=mean, number=number, size=size, **options)
     first, square = ((x[:, 1] - x[:, 0]) / (stop - burn) for x in sums)
     within(first, 0.0, precision * np.sqrt(variance))
     within(square, variance, precision * variance)
 
 
-RATIOS = {"SOBA": 0.1, "MASOBA": 0.1, "AmIGO": 0.2, "StocBiO": 0.5, "MRBO": 0.4, "F2SA": 0.3, "SUSTAIN": 0.4}
+RATIOS = {
+    "SOBA": 0.1,
+    "MASOBA": 0.1,
+    "AmIGO": 0.2,
+    "StocBiO": 0.5,
+    "MRBO": 0.4,
+    "F2SA": 0.3,
+    "VPBGD": 0.1,
+    "SUSTAIN": 0.4,
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -236,6 +254,14 @@ def test_mean_and_floor_at_other_conditions_and_sizes(name, condition, n):
 @pytest.mark.slow
 def test_on_every_row_a_random_horizon_leaves_a_floor_of_its_own():
     settles("SUSTAIN", quadratic(), 0.2, RATIOS["SUSTAIN"], number=64, length=3, precision=0.1, size=None)
+
+
+@pytest.mark.parametrize("perturbations", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_mean_and_floor_of_zeroth_order_differences_on_every_row(perturbations):
+    """Of a quadratic the Gaussian smoothing changes nothing: what is left is the noise of the directions."""
+    settles(
+        "PZOBO", quadratic(), 0.3, 0.3, number=32, length=1.5, precision=0.2, size=None, perturbations=perturbations
+    )
 
 
 # what is promised: the power of the steps, and that of the squared hypergradient
@@ -273,6 +299,6 @@ def test_with_falling_steps_the_error_falls_as_published():
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [101, 512])
 @pytest.mark.parametrize("condition", [10, 100])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", RATES)
 def test_falling_steps_at_other_conditions_and_sizes(name, condition, n):
     assert slope(name, quadratic(condition, n), 0.5, 0.3, 32_000) <= -RATES[name][1] + 0.1

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BOME",
     "BSGM",
     "CG",
     "F2SA",
@@ -45,12 +46,15 @@ __all__ = [
     "ITD",
     "LBFGS",
     "MASOBA",
+    "MEHA",
     "MRBO",
+    "PZOBO",
     "SABA",
     "SID",
     "SOBA",
     "SRBA",
     "SUSTAIN",
+    "VPBGD",
     "VRBO",
     "AmIGO",
     "Arrays",
