@@ -181,10 +181,10 @@ def meha(draw):
     theta, w, lam, s = W0, W0, LAM, 5.0 * RHO
     for k in range(STEPS):
         (inner,), (outer,), (train,), (val,) = (draw(name, k) for name in ("inner", "outer", "train", "val"))
-        theta = theta - RHO * (grad_g(theta, lam, inner)[0] + (theta - w) / s)
-        gap = grad_g(w, lam, train)[1] - grad_g(theta, lam, train)[1]
-        lam = lam - RATIO * RHO * (grad_e(w, lam, val)[1] + C * gap)
+        moved = theta - RHO * (grad_g(theta, lam, inner)[0] + (theta - w) / s)
         w = w - RHO * (grad_g(w, lam, inner)[0] + grad_e(w, lam, outer)[0] / C - (w - theta) / s)
+        theta, gap = moved, grad_g(w, lam, train)[1] - grad_g(moved, lam, train)[1]
+        lam = lam - RATIO * RHO * (grad_e(w, lam, val)[1] + C * gap)
         yield w, lam
 
 

@@ -61,6 +61,13 @@ CASES = {
         (("inner", T), ("train", 1)),
         copies=True,
     ),
+    "MEHA": Case(
+        partial(bx.MEHA, proximal=5.0, multiplier=C, growth=0.0, unit=1.0),
+        partial(family.meha, proximal=5.0, multiplier=C),
+        (("inner", 1), ("train", 1)),
+        (("outer", 1), ("val", 1)),
+        copies=True,
+    ),
     "SUSTAIN": Case(
         partial(bx.SUSTAIN, linear_steps=K, weight=bx.Polynomial(1.0, 0.0)),
         partial(family.plain, linear_steps=K),
@@ -153,8 +160,14 @@ def rho_of(k):
 def test_steps_on_given_minibatches(name):
     """Steps fall, but for that of a Neumann series."""
     case = CASES[name]
-    fixed = {"series": rho_of(0)} if name in ("StocBiO", "MRBO") else {}
-    expected = by_hand(case, quadratic(), lambda k: case.stages(quadratic(), rho_of(k), RATIO, **fixed), FIRST, STEPS)
+
+    def stages(k):
+        # what is made of rho_0 stays
+        series = {"series": rho_of(0)} if name in ("StocBiO", "MRBO") else {}
+        fixed = {"proximal": 5.0 * rho_of(0) / rho_of(k)} if name == "MEHA" else series
+        return case.stages(quadratic(), rho_of(k), RATIO, **fixed)
+
+    expected = by_hand(case, quadratic(), stages, FIRST, STEPS)
     found, *_ = run(name, quadratic(), RHO, RATIO, np.arange(1, STEPS + 1))
     np.testing.assert_allclose(found[0], expected, rtol=1e-10)
 
@@ -234,6 +247,7 @@ RATIOS = {
     "MRBO": 0.4,
     "F2SA": 0.3,
     "VPBGD": 0.1,
+    "MEHA": 0.3,
     "SUSTAIN": 0.4,
 }
 

@@ -21,6 +21,7 @@ STAGES = {
     "SUSTAIN": family.plain(P, RHO, RATIO, linear_steps=3, horizon=2),
     "MRBO": family.mrbo(P, RHO, RATIO, linear_steps=2),
     "F2SA": family.f2sa(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
+    "MEHA": family.meha(P, RHO, RATIO, proximal=5.0, multiplier=5.0),
     "VPBGD": family.vpbgd(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
 }
 

@@ -22,31 +22,23 @@ from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_fields, check_real, config, positive, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, add, axpy, scale, sub
-from bilevax.solvers.parts import (
-    Copies,
-    descent_on,
-    moved_by,
-    outer_directions,
-    outer_move,
-    penalty_direction,
-    projected,
-)
+from bilevax.core.trees import PyTree, axpy, sub
+from bilevax.solvers.parts import Copies, moved_by, outer_move, penalty_descents, penalty_direction, projected
 
 
 @config
 class MEHA:
     """Moreau envelope: (w, lam) descends E / c_k + G - v, v(w, lam) = min G(., lam) + |. - w|^2 / (2 s), one loop.
 
-        theta <- theta - rho_k (grad_1 G(theta, lam) + (theta - w) / s)               towards the prox of w
-        lam   <- P(lam - ratio rho_k (grad_2 E(w, lam) + c_k (grad_2 G(w, lam) - grad_2 G(theta, lam))))
-        w     <- w - rho_k (grad_1 G(w, lam) + grad_1 E(w, lam) / c_k - (w - theta) / s)      at the new lam
+        theta <- theta - rho_k (grad_1 G(theta) + (theta - w) / s)                        towards the prox of w
+        w     <- w - rho_k (grad_1 G(w) + grad_1 E(w) / c_k - (w - theta) / s)            on the same minibatches
+        lam   <- P(lam - ratio rho_k (grad_2 E(w) + c_k (grad_2 G(w) - grad_2 G(theta))))
         c_k    = unit ``multiplier`` (1 + k)^``growth``,    s = ``proximal`` rho_0
 
-    The published step of lam is ratio rho_k c_k times E / c_k + ...: a constant one is that of rho_k / c_k here. w and
-    theta are on the same minibatches of train. The inner problem need be neither strongly convex nor of a single
-    solution, if s is below the inverse of its least curvature: w is a solution that makes E small. The bias is of order
-    1 / c.
+    So it is :class:`~bilevax.F2SA` with a force (w - theta) / s on both copies, and F2SA itself as s grows. The
+    published step of lam is along E / c_k + ...: a constant one there is rho_k / c_k here. The inner problem need be
+    neither strongly convex nor of a single solution, if s is below the inverse of its least curvature: w is a solution
+    that makes E small. The bias is of order 1 / c.
 
     Steps are in loss form. Assumes an inner loss, weakly convex, and smooth losses. On every row, as published, and
     with c_k of order k^p, p < 1/2, the squared gradient of the penalised loss, over c, falls as K^(2p - 1). Cost: four
@@ -95,17 +87,15 @@ class MEHA:
         return Copies(w0, w0, projected(problem, lam))
 
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
-        """The moves of theta, lam and w; the loop evaluates the outer value and the gradient norm."""
+        """The moves of theta and w, and that of lam; the loop evaluates the outer value and the gradient norm."""
         c, (rho, gamma) = penalty(self, k), step_sizes(self, k, state.z, state.lam)
         (theta, w, lam), s = state, self.proximal * self.step_size(jnp.int32(0))
-        d = axpy(1.0 / s, sub(w, theta), descent_on(problem, theta, lam, looks["inner"]))
-        theta = moved_by(rho, d, theta)
-        d_lam = penalty_direction(problem, Copies(theta, w, lam), c, looks["train"], looks["val"])
-        lam = outer_move(problem, lam, d_lam, gamma)
-        g, _ = outer_directions(problem, w, lam, looks["outer"])
-        # -grad_1 G - grad_1 E / c + (w - theta) / s
-        pull = add(scale(-1.0 / c, g), scale(1.0 / s, sub(w, theta)))
-        return Copies(theta, moved_by(rho, add(descent_on(problem, w, lam, looks["inner"]), pull), w), lam), Info()
+        d_theta, d_w = penalty_descents(problem, state, c, looks["inner"], looks["outer"])
+        # -grad_1 G(theta) + (w - theta) / s and -(grad_1 G(w) + grad_1 E(w) / c) + (w - theta) / s
+        d_theta, d_w = axpy(1.0 / s, sub(w, theta), d_theta), axpy(1.0 / s, sub(w, theta), d_w)
+        p = Copies(moved_by(rho, d_theta, theta), moved_by(rho, d_w, w), lam)
+        d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
+        return p._replace(lam=outer_move(problem, lam, d_lam, gamma)), Info()
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""

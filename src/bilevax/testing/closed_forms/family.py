@@ -204,22 +204,19 @@ def _pairs(m: int) -> Floats:
 
 
 def meha(p: FiniteQuadratic, rho: float, ratio: float, *, proximal: float, multiplier: float) -> Stages:
-    """(w, lam, theta) on every row: theta towards the prox, lam, w at the new lam; s = proximal rho."""
+    """(w, lam, theta): theta towards the prox and w on one draw; then lam; s = proximal rho."""
     rows, c = Rows(p), multiplier
     w, lam, theta, one = coordinates(rows.d, rows.m, rows.d)
     # rho (w - theta) / s
     pull = (w - theta) / proximal
-    towards_prox = Stage(
-        state(w, lam, theta + pull, one), state(0 * w, 0 * lam, rho * rows.d_w(theta, lam, one), 0 * one)
+    both = Stage(
+        state(w + pull, lam, theta + pull, one),
+        train=state(rho * rows.d_w(w, lam, one), 0 * lam, rho * rows.d_w(theta, lam, one), 0 * one),
+        val=state(-rho / c * (w - rows.target @ one), 0 * lam, 0 * w, 0 * one),
     )
-    outer = Stage(
-        np.eye(len(w.T)),
+    last = Stage(
+        state(w, lam, theta, one),
         train=state(0 * w, ratio * rho * c * rows.BT @ (w - theta), 0 * w, 0 * one),
         val=state(0 * w, -ratio * rho * rows.r * lam, 0 * w, 0 * one),
     )
-    inner = Stage(
-        state(w + pull, lam, theta, one),
-        train=state(rho * rows.d_w(w, lam, one), 0 * lam, 0 * w, 0 * one),
-        val=state(-rho / c * (w - rows.target @ one), 0 * lam, 0 * w, 0 * one),
-    )
-    return towards_prox, outer, inner
+    return both, last
