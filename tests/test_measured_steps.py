@@ -33,6 +33,10 @@ ALGORITHMS = {
     "SUSTAIN": bx.SUSTAIN(linear_steps=3),
     "MRBO": bx.MRBO(linear_steps=3),
     "VRBO": bx.VRBO(inner_steps=2, linear_steps=3),
+    "PZOBO": bx.PZOBO(inner_steps=3, perturbations=2),
+    "BOME": bx.BOME(inner_steps=3),
+    "VPBGD": bx.VPBGD(inner_steps=2),
+    "MEHA": bx.MEHA(),
     "F2SA": bx.F2SA(),
     "FSLA": bx.FSLA(),
     "BSA": bx.BSA(inner_steps=3, linear_steps=3),
@@ -317,6 +321,15 @@ WRONG = {
     "no steps of its own": (lambda: measured("iid", algorithm=bx.CG()), "the steps of a CG cannot be measured"),
     "samples": (lambda: measured("iid", samples=0), "samples must be at least 1"),
     "lam": (lambda: measured("iid", lam=np.arange(3)), "leaf lam is int64; pass a float array"),
+    "proximal": (lambda: bx.MEHA(proximal=0.0), "proximal must lie in"),
+    "perturbations": (lambda: bx.PZOBO(perturbations=0), "perturbations must be at least 1"),
+    **{
+        f"a map for {kind.__name__}": (
+            lambda kind=kind: bx.minimize(MAP.problem, kind(), *CASES["map"][1:], steps=10, key=KEY),
+            f"{kind.__name__} needs an inner loss",
+        )
+        for kind in (bx.BOME, bx.VPBGD, bx.MEHA)
+    },
     "no blocks": (
         lambda: bx.minimize(P.problem, bx.SABA(), W0, P.lam, *CASES["iid"][3:], steps=10, key=KEY),
         "SABA remembers blocks, and train has none",

@@ -48,6 +48,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "ALSET",
+    "BOME",
     "BSA",
     "BSGM",
     "CG",
@@ -58,9 +59,11 @@ __all__ = [
     "LBFGS",
     "MAID",
     "MASOBA",
+    "MEHA",
     "MRBO",
     "MSTSA",
     "NSID",
+    "PZOBO",
     "SABA",
     "SAGA",
     "SCGD",
@@ -70,6 +73,7 @@ __all__ = [
     "SUSTAIN",
     "SVRG",
     "TTSA",
+    "VPBGD",
     "VRBO",
     "AmIGO",
     "Arrays",

@@ -60,6 +60,11 @@ def descent(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTree) -> P
     return axpy(-jnp.asarray(problem.damping), shift, out)
 
 
+def descent_on(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Look) -> PyTree:
+    """:func:`descent` on a minibatch of train."""
+    return look(lambda draw: scale(draw.weight, descent(problem, w, lam, draw.batch)))
+
+
 def inner_directions(problem: BilevelProblem, p: Point, look: Look) -> Point:
     """The inner minibatch's part of the three directions, from one vector-Jacobian product.
 
@@ -127,14 +132,23 @@ def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, 
 
 def penalty_direction(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> PyTree:
     """Against which lam moves: grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w)), both on the same rows of train."""
-
-    def difference(draw: Draw) -> PyTree:
-        by_lam = jax.grad(problem.inner_loss, 1)
-        at_z, at_w = (astype_of(by_lam(x, p.lam, draw.batch), p.lam) for x in (p.z, p.w))
-        return scale(c * draw.weight, sub(at_z, at_w))
-
     _, direct = outer_directions(problem, p.z, p.lam, val)
-    return add(direct, train(difference))
+    return add(direct, train(lambda draw: scale(c * draw.weight, _gap_by_lam(problem, p, draw))))
+
+
+def gap_gradients(problem: BilevelProblem, p: Copies, train: Look) -> Pair:
+    """The gradient of q(z, lam) = G(z) - G(w), w held: (grad_1 G(z), grad_2 G(z) - grad_2 G(w)) on the same rows."""
+
+    def use(draw: Draw) -> Pair:
+        by_z = scale(-draw.weight, descent(problem, p.z, p.lam, draw.batch))
+        return Pair(by_z, scale(draw.weight, _gap_by_lam(problem, p, draw)))
+
+    return train(use)
+
+
+def _gap_by_lam(problem: BilevelProblem, p: Copies, draw: Draw) -> PyTree:
+    by_lam = jax.grad(problem.inner_loss, 1)
+    return sub(*(astype_of(by_lam(x, p.lam, draw.batch), p.lam) for x in (p.z, p.w)))
 
 
 def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:
@@ -258,7 +272,9 @@ class Saga(NamedTuple):
 
 def saga_table(like: PyTree, blocks: int) -> Saga:
     """A table of zeros for values like this."""
-    return Saga(jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like), zeros_like(like))
+    return Saga(
+        jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like), zeros_like(like)
+    )
 
 
 def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
