@@ -245,10 +245,10 @@ def test_columns_that_retire_and_come_back_change_nothing(kind, monkeypatch):
     y = y if kind == "squared" else (y > 0.0).astype(float)
     fold, l1 = folds(len(y)), strengths(kind, X, y)[0]
     models, sizes = MODELS[kind](X, y, fold, 3, few=0), []
-    for scale in (0.2, 15.0, 0.5, 15.0, 1.0):
+    for scale in (0.2, 15.0, 12.0, 0.5, 1.0):
         models.solve(scale * l1, 0.1 * scale * l1, 1e-11)
         sizes.append(len(models.active))
-    assert max(sizes[1], sizes[3]) < min(sizes[0], sizes[2])
+    assert sizes[2] < min(sizes[1], sizes[3])
     cold = MODELS[kind](X, y, fold, 3)
     cold.solve(l1, 0.1 * l1, 1e-11)
     np.testing.assert_allclose(models.weights, cold.weights, atol=1e-7)

@@ -43,8 +43,7 @@ class L1SquaredModels(L1Models):
         self._center()
 
     def _keep_columns(self, index: np.ndarray) -> None:
-        square = np.ix_(index, index)
-        self._xx, self._all_xx = self._xx[:, *square], self._all_xx[square]
+        self._xx, self._all_xx = self._xx[:, index][:, :, index], self._all_xx[index][:, index]
         self._x, self._xy = self._x[:, index], self._xy[:, index]
         self._all_x, self._all_xy = self._all_x[index], self._all_xy[index]
         self._center()
