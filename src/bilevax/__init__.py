@@ -72,6 +72,8 @@ __all__ = [
     "VRBO",
     "AmIGO",
     "Arrays",
+    "BiSLS",
+    "BiSPS",
     "BilevaxError",
     "BinaryLogistic",
     "Box",
