@@ -110,6 +110,8 @@ MORE = [
         {"stochastic": False},
     ),
     (check_algorithm, bx.SOBA(bx.Polynomial(0.5, 0.1, 100.0), 0.5), {"steps": 400}),
+    (check_algorithm, bx.AmIGO(bx.BiSLS(10.0, 10.0), inner_steps=5, linear_steps=5), {}),
+    (check_algorithm, bx.StocBiO(bx.BiSPS(10.0, 10.0, lower=-100.0), inner_steps=5, linear_steps=20), {}),
     (check_source, bx.Arrays(TABLE, 7, sampling="shuffled"), {}),
     (check_source, bx.Arrays(TABLE, 50), {}),
     (check_source, bx.Arrays(TABLE, 49, sampling="blocks"), {}),
@@ -125,6 +127,7 @@ NO_SUITE = {
     "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],
     "distributions": ["Bernoulli", "Gaussian"],
+    "step rules": ["BiSLS", "BiSPS"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
     "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
 }

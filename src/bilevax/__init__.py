@@ -78,6 +78,8 @@ __all__ = [
     "AmIGO",
     "Arrays",
     "Bernoulli",
+    "BiSLS",
+    "BiSPS",
     "BilevaxError",
     "BinaryLogistic",
     "Box",

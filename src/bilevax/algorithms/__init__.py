@@ -19,6 +19,8 @@ from bilevax.algorithms.saba import SABA as SABA
 from bilevax.algorithms.scgd import SCGD as SCGD
 from bilevax.algorithms.soba import SOBA as SOBA
 from bilevax.algorithms.srba import SRBA as SRBA
+from bilevax.algorithms.step_rules import BiSLS as BiSLS
+from bilevax.algorithms.step_rules import BiSPS as BiSPS
 from bilevax.algorithms.stocbio import StocBiO as StocBiO
 from bilevax.algorithms.sustain import SUSTAIN as SUSTAIN
 from bilevax.algorithms.ttsa import TTSA as TTSA

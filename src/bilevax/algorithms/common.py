@@ -1,7 +1,7 @@
 """What algorithms have in common: steps rho_k of the inner and gamma_k = ratio rho_k of the outer level, and costs."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +38,51 @@ class TwoTimescales(TwoSteps, Protocol):
         """a, of gamma_k = ratio rho_0 (rho_k / rho_0)^a."""
 
 
+@runtime_checkable
+class StepRule(Protocol):
+    """What chooses the steps of both levels; see :class:`~bilevax.BiSLS`."""
+
+    @property
+    def outer(self) -> Any:
+        """Envelope of the outer step."""
+
+    @property
+    def outer_decrease(self) -> Any:
+        """p, of the decrease that a step of lam promises."""
+
+    @property
+    def slack(self) -> Any:
+        """What E may rise by, as a part of itself."""
+
+    @property
+    def halvings(self) -> Any:
+        """The most in one search."""
+
+    def inner_step(
+        self, loss: Callable[[PyTree], Array], w: PyTree, at: tuple[Array, PyTree], k: Array
+    ) -> tuple[Array, Array]:
+        """The step of w against a gradient, in loss form, and how many values of the loss were asked for."""
+
+
 WHOLE = "source of train", "source of val"
 """Names of the streams of :func:`undrawn`."""
 
 
-def checked_steps(algorithm: TwoSteps) -> dict[str, Any]:
+def checked_steps(algorithm: TwoSteps, *, rules: bool = False) -> dict[str, Any]:
     """Its step size as a schedule and its ratio, each None where it is to be measured.
 
     Raises:
-        ParameterError: the step size is no schedule and no positive number, or the ratio is not positive.
+        ParameterError: the step size is no schedule and no positive number, or the ratio is not positive; or it is a
+            rule, and ``rules`` says that there is nothing for it to choose, or a ratio is given beside it.
     """
     rho, ratio = algorithm.step_size, algorithm.ratio
+    if isinstance(rho, StepRule):
+        cls, name = type(algorithm).__name__, type(rho).__name__
+        if not rules:
+            raise ParameterError(f"{name} chooses the steps of a double loop such as bx.AmIGO; give {cls} a step size")
+        if ratio is not None:
+            raise ParameterError(f"{name} owns the steps of both levels, and their ratio plays no part: leave it out")
+        return {"step_size": rho, "ratio": None}
     return {
         "step_size": None if rho is None else schedule(rho, stacklevel=5),
         "ratio": None if ratio is None else check_real("ratio", ratio, low=0.0, open_low=True),

@@ -280,7 +280,8 @@ def saga_table(like: PyTree, blocks: int) -> Saga:
 def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
     """SAGA's estimate of the mean over blocks, new - old + mean, and the table in which new replaces old.
 
-    The mean stays that of the rows to rounding, however many steps are made (Kahan's summation). Unbiased where each block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
+    The mean stays that of the rows to rounding, however many steps are made (Kahan's summation). Unbiased where each
+    block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
     """
     # of a full batch, -1, the one row
     i = jnp.asarray(block, jnp.int32)
