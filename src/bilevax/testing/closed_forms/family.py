@@ -224,8 +224,8 @@ def mstsa(
         state(w, lam, w, lam, d, one),
         state(0 * w, 0 * lam, 0 * w, 0 * lam, rows.BT @ (u - memory * u_0), 0 * one),
     )
-    w, lam, *rest, d, one = coordinates(rows.d, rows.m, rows.d, rows.m, rows.m)
-    return inner, outer, linear, cross, Stage(state(w, lam - ratio * rho * d, *rest, d, one))
+    w, lam, *others, d, one = coordinates(rows.d, rows.m, rows.d, rows.m, rows.m)
+    return inner, outer, linear, cross, Stage(state(w, lam - ratio * rho * d, *others, d, one))
 
 
 def over_horizons(stages: Callable[..., Stages], linear_steps: int, sizes: tuple[int | None, int | None]) -> RandomMap:
