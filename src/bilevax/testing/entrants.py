@@ -5,19 +5,23 @@ from typing import NamedTuple, TypeAlias
 
 from bilevax.algorithms import (
     ALSET,
+    BOME,
     BSA,
     BSGM,
     F2SA,
     FSLA,
     MAID,
     MASOBA,
+    MEHA,
     MRBO,
     MSTSA,
+    PZOBO,
     SABA,
     SOBA,
     SRBA,
     SUSTAIN,
     TTSA,
+    VPBGD,
     VRBO,
     AmIGO,
     StocBiO,
@@ -76,7 +80,8 @@ def maid(steps: Steps | None) -> MAID:
 
 
 BY_TWO_STEPS = (
-    SOBA, MASOBA, SABA, SRBA, FSLA, AmIGO, StocBiO, BSA, ALSET, TTSA, MSTSA, SUSTAIN, MRBO, VRBO, F2SA,
+    SOBA, MASOBA, SABA, SRBA, FSLA, AmIGO, StocBiO, BSA, ALSET, TTSA, MSTSA, SUSTAIN, MRBO, VRBO, F2SA, VPBGD,
+    MEHA, BOME, PZOBO,
 )  # fmt: skip
 
 
