@@ -32,8 +32,10 @@ TENTH, FLOORS, COUNTS, GOAL, LEAST, FULL_STEPS = 0.1, 1.5, 20_000, 3.0, 60_000, 
 LOOKS = 64
 """Most points at which a default run is looked at."""
 
-ALGORITHMS = {a.__name__: a for a in (bx.SOBA, bx.MASOBA, bx.SABA, bx.SRBA, bx.AmIGO, bx.StocBiO, bx.SUSTAIN, bx.F2SA)}
-DOUBLE_LOOPS = "AmIGO", "StocBiO"
+ALGORITHMS: dict[str, Any] = {a.__name__: a for a in (bx.SOBA, bx.MASOBA, bx.SABA, bx.SRBA, bx.AmIGO, bx.StocBiO)}
+ALGORITHMS |= {a.__name__: a for a in (bx.SUSTAIN, bx.F2SA, bx.FSLA, bx.BSA, bx.ALSET, bx.TTSA, bx.MSTSA)}
+DOUBLE_LOOPS = "AmIGO", "StocBiO", "BSA"
+DRAWN = "SUSTAIN", "BSA", "ALSET", "TTSA", "MSTSA"  # whose multiplier is a drawn term of a series
 
 PROBLEMS = tuple(
     f"{name} {draw}"
@@ -91,8 +93,9 @@ def samples_of_step(algorithm: Any, made: bx.Problem, sources: Any) -> float:
     b, b_val = (source.rows_per_batch for source in sources)
     if type(algorithm) is bx.SRBA:
         return 2 * (b + b_val)  # a pass as soon as minibatches have read as many rows
-    if type(algorithm) is bx.SUSTAIN:
-        return b + b_val + (algorithm.linear_steps - 1) / 2 * b  # p factors, uniform on 0, ..., K - 1
+    if type(algorithm).__name__ in DRAWN:  # p factors, uniform on 0, ..., K - 1
+        moves = 0 if type(algorithm) is bx.SUSTAIN else getattr(algorithm, "inner_steps", 1)
+        return b + b_val + (moves + (algorithm.linear_steps - 1) / 2) * b
     return float(algorithm.step_cost(made, sources).samples)
 
 
@@ -107,11 +110,11 @@ def by_hand(a: Asked, name: str) -> list[Any]:
 
 def floor(a: Asked, name: str) -> float:
     """What truncation (rho = 1 / L) or penalty leaves: least norm on full batches, 0 where it is not settled."""
-    if name not in ("StocBiO", "SUSTAIN", "F2SA"):
+    if name not in ("StocBiO", "F2SA", *DRAWN):
         return 0.0
     chosen = by_hand(a, "F2SA" if name == "F2SA" else "StocBiO")[:3]
-    if name == "SUSTAIN":  # its mean direction is StocBiO's with a factor less
-        chosen = [replace_unchecked(each, linear_steps=bx.SUSTAIN().linear_steps - 1) for each in chosen]
+    if name in DRAWN:  # the mean direction is StocBiO's with a factor less
+        chosen = [replace_unchecked(each, linear_steps=ALGORITHMS[name]().linear_steps - 1) for each in chosen]
     full = tuple(replace_unchecked(source, batch_size=None) for source in a.sources)
     lanes, seen = Lanes(a, chosen, 0, sources=full), [a.start]
     step = samples_of_step(lanes.algorithm, lanes.made, full)

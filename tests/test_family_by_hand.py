@@ -1,5 +1,7 @@
 """Algorithms written out in numpy on losses whose every derivative changes with w and lam, on the same draws."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from bilevax.testing.draws import row_weights, whole_numbers
 
 N, B, D, M = 60, 8, 4, 2
 KEY = jax.random.key(11)
-RHO, RATIO, STEPS, T, K, C = 0.3, 0.5, 12, 2, 3, 20.0
+RHO, RATIO, STEPS, T, K, C, ETA = 0.3, 0.5, 12, 2, 3, 20.0, 0.4
 RNG = np.random.default_rng(0)
 W0, LAM = np.linspace(-1.0, 1.0, D), np.array([0.5, -1.0])
 X, Z, Y, Q = (RNG.normal(size=(N, width)) for width in (D, M, D, M))
@@ -114,6 +116,88 @@ def sustain(draw):
         yield x
 
 
+def drawn_direction(draw, k, w, lam):
+    """d_lam with one term of the series: u = K rho_0 (I - rho_0 H_p) ... grad_1 E."""
+    g, direct = grad_e(w, lam, *draw("val", k))
+    for row in draw("linear", k, K)[: whole_numbers(KEY, "horizon", K, k + 1)[k]]:
+        g = g - RHO * products(w, lam, g, row)[0]
+    return direct - products(w, lam, K * RHO * g, *draw("train", k))[1]
+
+
+def bsa(draw, number=T):
+    w, lam = W0, LAM
+    for k in range(STEPS):
+        w = inner_moves(w, lam, draw("inner", k, number))
+        lam = lam - RATIO * RHO * drawn_direction(draw, k, w, lam)
+        yield w, lam
+
+
+def mstsa(draw):
+    """The direction was estimated last at the new w and the lam of the step before; the first weight is 1."""
+    w, lam, d, before = W0, LAM, 0.0, LAM
+    for k in range(STEPS):
+        then = w, before
+        w, before = inner_moves(w, lam, draw("inner", k)), lam
+        memory = 0.0 if k == 0 else 1 - ETA
+        d = drawn_direction(draw, k, w, lam) + memory * (d - drawn_direction(draw, k, *then))
+        lam = lam - RATIO * RHO * d
+        yield w, lam
+
+
+def fsla(draw):
+    """The weights of the memory are (1 + k)^(-1/2)."""
+    w, u, lam, d, then = W0, np.zeros(D), LAM, 0.0, (W0, np.zeros(D), LAM)
+    for k in range(STEPS):
+
+        def direction(w, u, lam, k=k):
+            return grad_e(w, lam, *draw("val", k))[1] - products(w, lam, u, *draw("train", k))[1]
+
+        w = inner_moves(w, lam, draw("inner", k))
+        u = u + RHO * (grad_e(w, lam, *draw("outer", k))[0] - products(w, lam, u, *draw("linear", k))[0])
+        d = direction(w, u, lam) + (1 - (1 + k) ** -0.5) * (d - direction(*then))
+        then, lam = (w, u, lam), lam - RATIO * RHO * d
+        yield w, lam
+
+
+def series_directions(w, lam, train, val, linear):
+    """Along which w moves and against which lam does, u by the series of StocBiO."""
+    r, direct = grad_e(w, lam, val)
+    u = RHO * r
+    for row in linear:
+        r = r - RHO * products(w, lam, r, row)[0]
+        u = u + RHO * r
+    return -grad_g(w, lam, train)[0], direct - products(w, lam, u, train)[1]
+
+
+def mrbo(draw):
+    """Weights (1 + k)^(-2/3)."""
+    x, before, d = (W0, LAM), (W0, LAM), [0.0, 0.0]
+    for k in range(STEPS):
+        given, memory = (*draw("train", k), *draw("val", k), draw("linear", k, K)), 1 - (1 + k) ** (-2 / 3)
+        now, then = (series_directions(*at, *given) for at in (x, before))
+        d = [a + memory * (old - b) for a, old, b in zip(now, d, then, strict=True)]
+        before, x = x, (x[0] + RHO * d[0], x[1] - RATIO * RHO * d[1])
+        yield x
+
+
+def vrbo(draw):
+    """On every row in each fourth step; T moves of w, and T + 1 differences."""
+    w, lam, d = W0, LAM, None
+    for k in range(STEPS):
+        if k % 4 == 0:
+            every = np.full(N, 1 / N)
+            d = series_directions(w, lam, every, every, [every] * K)
+        old, lam = (w, lam), lam - RATIO * RHO * d[1]
+        linear = draw("linear", k, (T + 1) * K)
+        for i, (train, val) in enumerate(zip(draw("inner", k, T + 1), draw("outer", k, T + 1), strict=True)):
+            given = train, val, linear[i * K : (i + 1) * K]
+            now, then = series_directions(w, lam, *given), series_directions(*old, *given)
+            d = [a + now_ - then_ for a, now_, then_ in zip(d, now, then, strict=True)]
+            old = w, lam
+            w = w + RHO * d[0] if i < T else w
+        yield w, lam
+
+
 def f2sa(draw):
     """As SOBA in turn, of which derivatives along u are differences over 1 / c, and grad E is at w - u / c."""
     w, u, lam = W0, np.zeros(D), LAM
@@ -127,12 +211,72 @@ def f2sa(draw):
         yield w, lam
 
 
+def vpbgd(draw):
+    """c grows as the square root; the step of lam falls with it."""
+    w, z, lam = W0, W0, LAM
+    for k in range(STEPS):
+        (train,), (val,), rows, grown = draw("train", k), draw("val", k), draw("inner", k, T), (1 + k) ** 0.5
+        w, c = inner_moves(w, lam, rows), C * grown
+        gap, (g, direct) = grad_g(z, lam, train)[1] - grad_g(w, lam, train)[1], grad_e(z, lam, val)
+        z, lam = z - RHO * (grad_g(z, lam, rows[-1])[0] + g / c), lam - RATIO * RHO / grown * (direct + c * gap)
+        yield z, lam
+
+
+def meha(draw):
+    """s = 5 rho."""
+    theta, w, lam, s = W0, W0, LAM, 5.0 * RHO
+    for k in range(STEPS):
+        (inner,), (outer,), (train,), (val,) = (draw(name, k) for name in ("inner", "outer", "train", "val"))
+        moved = theta - RHO * (grad_g(theta, lam, inner)[0] + (theta - w) / s)
+        w = w - RHO * (grad_g(w, lam, inner)[0] + grad_e(w, lam, outer)[0] / C - (w - theta) / s)
+        theta, gap = moved, grad_g(w, lam, train)[1] - grad_g(moved, lam, train)[1]
+        lam = lam - RATIO * RHO * (grad_e(w, lam, val)[1] + C * gap)
+        yield w, lam
+
+
+def bome(draw):
+    """As published, in units of lam in which rho / c is the step of both: lam = a x, a^2 = ratio c."""
+    w, lam, a, xi = W0, LAM, np.sqrt(RATIO * C), RHO / C
+    for k in range(STEPS):
+        (train,), (val,), z = draw("train", k), draw("val", k), inner_moves(w, lam, draw("inner", k, T))
+        by_w, by_lam = grad_g(w, lam, train)
+        q = np.concatenate([by_w, a * (by_lam - grad_g(z, lam, train)[1])])
+        g, direct = grad_e(w, lam, val)
+        e = np.concatenate([g, a * direct])
+        step = e + max(C * (q @ q) - e @ q, 0.0) / (q @ q) * q
+        w, lam = w - xi * step[:D], a * (lam / a - xi * step[D:])
+        yield w, lam
+
+
+def pzobo(draw):
+    w, lam, radius, directions = W0, LAM, 0.1, 3
+    for k in range(STEPS):
+        key = jax.random.split(jax.random.fold_in(KEY, k), 1)[0]
+        rows, normal = draw("inner", k, T), np.asarray(jax.random.normal(key, (directions, M)))
+        end = inner_moves(w, lam, rows)
+        g, direct = grad_e(end, lam, *draw("val", k))
+        changes = [(inner_moves(w, lam + radius * v, rows) - end) @ g / radius for v in normal]
+        w, lam = end, lam - RATIO * RHO * (direct + changes @ normal / directions)
+        yield w, lam
+
+
 CASES = {
     "SOBA": (bx.SOBA(RHO, RATIO), soba),
     "AmIGO": (bx.AmIGO(RHO, RATIO, T, K), amigo),
     "StocBiO": (bx.StocBiO(RHO, RATIO, T, K), stocbio),
     "SUSTAIN": (bx.SUSTAIN(RHO, RATIO, K), sustain),
+    "FSLA": (bx.FSLA(RHO, RATIO), fsla),
+    "BSA": (bx.BSA(RHO, RATIO, T, K), bsa),
+    "ALSET": (bx.ALSET(RHO, RATIO, linear_steps=K), partial(bsa, number=1)),
+    "TTSA": (bx.TTSA(RHO, RATIO, linear_steps=K), partial(bsa, number=1)),
+    "MSTSA": (bx.MSTSA(RHO, RATIO, K, ETA), mstsa),
+    "MRBO": (bx.MRBO(RHO, RATIO, K), mrbo),
+    "VRBO": (bx.VRBO(RHO, RATIO, T, K, period=4), vrbo),
     "F2SA": (bx.F2SA(RHO, RATIO, T, multiplier=C, growth=0.0, unit=1.0), f2sa),
+    "VPBGD": (bx.VPBGD(RHO, RATIO, T, multiplier=C, growth=0.5, unit=1.0), vpbgd),
+    "MEHA": (bx.MEHA(RHO, RATIO, 5.0, multiplier=C, growth=0.0, unit=1.0), meha),
+    "BOME": (bx.BOME(RHO, RATIO, T, multiplier=C, unit=1.0), bome),
+    "PZOBO": (bx.PZOBO(RHO, RATIO, T, perturbations=3, radius=0.1), pzobo),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.testing.closed_forms import FiniteQuadratic, family
-from bilevax.testing.draws import row_weights
+from bilevax.testing.draws import row_weights, whole_numbers
 
 D, M, N, B = 4, 2, 101, 16
 P = FiniteQuadratic.conditioned(1, n=N, n_val=96, d=D, m=M)
@@ -81,6 +81,96 @@ def test_on_every_row_the_product_and_the_fixed_point_form_are_one():
     np.testing.assert_allclose(*first, rtol=1e-13)
 
 
+def test_one_move_of_w_and_a_drawn_term_are_bsa_alset_ttsa_and_mstsa_without_memory():
+    """In blocks with a short one; constant steps are on one timescale, which falling ones of TTSA are with power 1."""
+    counts = {"inner_steps": 1, "linear_steps": 3}
+    bsa, alset = path(bx.BSA(RHO, RATIO, **counts), BLOCKS), path(bx.ALSET(RHO, RATIO, **counts), BLOCKS)
+    np.testing.assert_allclose(alset, bsa, rtol=1e-13)
+    np.testing.assert_allclose(path(bx.TTSA(RHO, RATIO, linear_steps=3), BLOCKS), bsa, rtol=1e-12)
+    falling = bx.Polynomial(RHO, 0.4)
+    ttsa = path(bx.TTSA(falling, RATIO, outer_power=1.0, linear_steps=3), BLOCKS)
+    np.testing.assert_allclose(path(bx.MSTSA(falling, RATIO, 3, weight=1.0), BLOCKS), ttsa, rtol=1e-12)
+
+
+def beside(algorithm, other):
+    """How far (w, lam) after a step is at most from what another makes of the same point, on the same looks."""
+
+    @jax.jit
+    def run(problem, sources):
+        def step(carry, problem, k, looks):
+            state, far = carry
+            new = algorithm.step(problem, state, looks, k)[0]
+            found = jnp.concatenate([jnp.ravel(x) for x in algorithm.solution(new)])
+            return new, jnp.maximum(far, jnp.max(jnp.abs(found - other(problem, state, new, looks, k))))
+
+        carry = algorithm.init(problem, jnp.asarray(W0), jnp.asarray(P.lam), sources), jnp.zeros(())
+        return bx.fold_looks(algorithm.streams(sources), step, carry, problem, key=KEY, start=0, stop=STEPS)[1]
+
+    return float(run(P.problem, BLOCKS))
+
+
+def test_ttsa_is_a_move_of_w_and_then_sustains_of_lam_without_memory():
+    """On the same draws and schedules: SUSTAIN with weight 1 is TTSA with w and lam together."""
+    sustain = bx.SUSTAIN(bx.Polynomial(RHO, 0.4), RATIO, 3, weight=1.0)
+
+    def other(problem, state, new, looks, k):
+        from_there = sustain.init(problem, new.w, state.lam, BLOCKS)
+        return jnp.concatenate([new.w, sustain.step(problem, from_there, looks, k)[0].pair.lam])
+
+    ttsa = bx.TTSA(bx.Polynomial(RHO, 0.4), RATIO, outer_power=1.0, linear_steps=3)
+    assert beside(ttsa, other) <= 1e-15
+
+
+def test_fsla_without_memory_is_soba_in_turn():
+    """One block of each of three steps of SOBA, each on draws of its own."""
+    soba = bx.SOBA(RHO, RATIO)
+
+    def other(problem, state, new, looks, k):
+        def after(p, train, val):
+            return soba.step(problem, p, {"train": looks[train], "val": looks[val]}, k)[0]
+
+        p = state.p._replace(w=after(state.p, "inner", "outer").w)
+        p = p._replace(u=after(p, "linear", "outer").u)
+        return jnp.concatenate([p.w, after(p, "train", "val").lam])
+
+    assert beside(bx.FSLA(RHO, RATIO, weight=1.0), other) <= 1e-15
+
+
+def test_on_every_row_fsla_is_amigo_of_one_step_each_whatever_it_remembers():
+    np.testing.assert_allclose(path(bx.FSLA(RHO, RATIO)), path(bx.AmIGO(RHO, RATIO, 1, 1)), rtol=1e-11)
+
+
+def test_the_mean_over_horizons_of_alset_is_stocbio():
+    """On every row, of one move of w: K + 1 drawn terms have the mean of K factors."""
+    terms, start, seen = 4, (jnp.asarray(W0), jnp.asarray(P.lam)), {}
+    alset = bx.ALSET(RHO, RATIO, linear_steps=terms)
+
+    @jax.jit
+    def first(key):
+        def step(state, args, k, looks):
+            return alset.step(P.problem, state, looks, k)[0]
+
+        state = alset.init(P.problem, *start, FULL)
+        return alset.solution(bx.fold_looks(alset.streams(FULL), step, state, (), key=key, start=0, stop=1))
+
+    for seed in range(40):
+        (p,), key = whole_numbers(jax.random.key(seed), "horizon", terms, 1), jax.random.key(seed)
+        seen.setdefault(p, np.concatenate(first(key)))
+    assert sorted(seen) == list(range(terms))
+    assert np.ptp([x[D] for x in seen.values()]) > 1e-3
+    expected = path(bx.StocBiO(RHO, RATIO, 1, terms - 1))[0]
+    np.testing.assert_allclose(np.mean([*seen.values()], axis=0), expected, rtol=1e-12)
+
+
+def test_a_moreau_envelope_of_a_long_step_is_two_copies():
+    """In blocks with a short one; solution() is the copy that feels E of the one, and the other of the other."""
+    given = {"multiplier": 5.0, "unit": 1.0}
+    meha, f2sa = (
+        path(make, BLOCKS)[:, D:] for make in (bx.MEHA(RHO, RATIO, 1e14, **given), bx.F2SA(RHO, RATIO, **given))
+    )
+    np.testing.assert_allclose(meha, f2sa, rtol=1e-11)
+
+
 # ---- in blocks with a short one, whose draws weigh less
 
 COUNTS = {"inner_steps": 2, "linear_steps": 3}
@@ -93,6 +183,21 @@ IN_BLOCKS = {
         partial(family.f2sa, inner_steps=2, multiplier=5.0),
         ([("inner", 2), ("train", 1)], [("outer", 2), ("val", 1)]),
     ),
+    "BSA": (
+        bx.BSA(RHO, RATIO, 2, linear_steps=1),
+        partial(family.in_turn, inner_steps=2, linear_steps=1, horizon=0),
+        ([("inner", 2), ("train", 1)], [("val", 1)]),
+    ),
+    "FSLA": (
+        bx.FSLA(RHO, RATIO, weight=0.3),
+        partial(family.fsla, weight=0.3),
+        ([("inner", 1), ("linear", 1), ("train", 1)], [("outer", 1), ("val", 1)]),
+    ),
+    "MRBO": (
+        bx.MRBO(RHO, RATIO, linear_steps=3, weight=1.0),
+        partial(family.mrbo, linear_steps=3),
+        ([("linear", 3), ("train", 1)], [("val", 1)]),
+    ),
     "SUSTAIN": (
         bx.SUSTAIN(RHO, RATIO, linear_steps=1, weight=1.0),
         partial(family.plain, linear_steps=1, horizon=0),
@@ -101,14 +206,17 @@ IN_BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("AmIGO", marks=pytest.mark.slow), "StocBiO", "F2SA", "SUSTAIN"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("AmIGO", marks=pytest.mark.slow), *[name for name in IN_BLOCKS if name != "AmIGO"]]
+)
 def test_steps_in_blocks_with_a_short_one(name):
     algorithm, stages, names = IN_BLOCKS[name]
     streams = [
         [row_weights(source, stream, KEY, STEPS, number) for stream, number in part]
         for part, source in zip(names, BLOCKS, strict=True)
     ]
-    x = np.concatenate([W0, P.lam, {"AmIGO": np.zeros(D), "F2SA": W0}.get(name, []), [1.0]])
+    rest = {"AmIGO": np.zeros(D), "F2SA": W0, "FSLA": np.zeros(3 * D + 2 * M)}.get(name, [])
+    x = np.concatenate([W0, P.lam, rest, [1.0]])
     expected = []
     for k in range(STEPS):
         train, val = (iter(np.concatenate([stream[k] for stream in part])) for part in streams)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 import bilevax as bx
 from bilevax.testing.closed_forms import FiniteQuadratic, family
@@ -43,13 +44,14 @@ def chains(problem, algorithm, start, sources, keys, origin, stops):
     return jax.vmap(run)(keys)
 
 
-def run(p, algorithm, stops, *, batch_size=None, sampling="blocks", number=1, seed=0):
+def run(p, algorithm, stops, *, batch_size=None, sampling="blocks", number=1, seed=0, origin=None):
     """[chains, stops, d + m], and the sums, [chains, stops]."""
     sources = tuple(bx.Arrays(data, batch_size, sampling, seed=seed) for data in (p.train_data, p.val_data))
     start, keys = (jnp.asarray(W0), jnp.asarray(p.lam)), jax.random.split(jax.random.key(2), number)
     # as many stops whatever is asked for: one program
     padded = jnp.asarray([*stops, *[stops[-1]] * (STOPS - len(stops))])
-    found = chains(p.problem, algorithm, start, sources, keys, jnp.asarray(p.minimiser), padded)
+    origin = jnp.asarray(p.minimiser if origin is None else origin)
+    found = chains(p.problem, algorithm, start, sources, keys, origin, padded)
     return [np.asarray(x)[:, : len(stops)] for x in found]
 
 
@@ -68,7 +70,9 @@ def exact(stages, **options):
 
 
 COUNTS = {"inner_steps": T, "linear_steps": K}
+ONE_TERM = {"linear_steps": 1, "horizon": 0}
 F2SA = partial(bx.F2SA, inner_steps=T, growth=0.0, unit=1.0)
+PENALTY = {"growth": 0.0, "unit": 1.0, "multiplier": 10.0}
 CASES = {
     "SOBA": Case(bx.SOBA, exact(family.soba)),
     "MASOBA": Case(partial(bx.MASOBA, weight=0.3), exact(family.masoba, weight=0.3)),
@@ -76,10 +80,21 @@ CASES = {
     "SRBA": Case(partial(bx.SRBA, period=4), exact(family.soba)),
     "AmIGO": Case(partial(bx.AmIGO, **COUNTS), exact(family.amigo, **COUNTS)),
     "StocBiO": Case(partial(bx.StocBiO, **COUNTS), exact(family.stocbio, **COUNTS)),
+    # on every row what is remembered is right: SOBA in turn
+    "FSLA": Case(partial(bx.FSLA, weight=0.3), exact(family.amigo, inner_steps=1, linear_steps=1)),
     # of longer series the horizon is random on every row too
-    "SUSTAIN": Case(partial(bx.SUSTAIN, linear_steps=1), exact(family.plain, linear_steps=1, horizon=0)),
+    "BSA": Case(partial(bx.BSA, inner_steps=T, linear_steps=1), exact(family.in_turn, inner_steps=T, **ONE_TERM)),
+    "ALSET": Case(partial(bx.ALSET, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "TTSA": Case(partial(bx.TTSA, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "MSTSA": Case(partial(bx.MSTSA, linear_steps=1), exact(family.in_turn, **ONE_TERM)),
+    "SUSTAIN": Case(partial(bx.SUSTAIN, linear_steps=1), exact(family.plain, **ONE_TERM)),
+    "MRBO": Case(partial(bx.MRBO, linear_steps=K), exact(family.mrbo, linear_steps=K)),
+    "VRBO": Case(partial(bx.VRBO, period=4, **COUNTS), exact(family.vrbo, **COUNTS)),
     "F2SA": Case(partial(F2SA, multiplier=10.0), exact(family.f2sa, inner_steps=T, multiplier=10.0)),
+    "VPBGD": Case(partial(bx.VPBGD, inner_steps=T, **PENALTY), exact(family.vpbgd, inner_steps=T, multiplier=10.0)),
+    "MEHA": Case(partial(bx.MEHA, proximal=5.0, **PENALTY), exact(family.meha, proximal=5.0, multiplier=10.0)),
 }
+COPIES = "F2SA", "VPBGD", "MEHA"
 
 
 @pytest.mark.parametrize(("condition", "n"), [(10, 101), *SLOW])
@@ -92,7 +107,7 @@ def test_on_every_row_it_goes_linearly_to_its_stationary_point(name, condition, 
     # 1e-13 of the start is left
     stops = [1, 2, 5, 25, 125, int(np.log(1e-13) / np.log(step.mean_rate))]
     found = run(p, CASES[name].algorithm(bx.Polynomial(rho, 0.0), ratio), stops)[0][0]
-    start = np.concatenate([W0, p.lam, W0 if name == "F2SA" else np.zeros(len(step.mean) - D - M - 1)])
+    start = np.concatenate([W0, p.lam, W0 if name in COPIES else np.zeros(len(step.mean) - D - M - 1)])
     for k, x in zip(stops, found, strict=True):
         expected = step.power(k).moments(start)[0][: D + M]
         assert np.linalg.norm(x - expected) <= 1e-11 * np.linalg.norm(expected), k
@@ -127,6 +142,75 @@ def test_f2sa_on_every_row_ends_at_the_floor_of_its_multiplier(multiplier, condi
     np.testing.assert_allclose(squared(p, found), squared(p, lam), rtol=1e-4)
     # the bias is of order 1 / c
     assert squared(p, lam) < 200 / multiplier**2
+
+
+def where_bome_sways(p, rho, ratio, c):
+    """The stationary point of E + m c q, at the m at which the longest curvature of E / c + m q times the steps is 2.
+
+    Below it m grows, since q falls; above it steps overshoot, and q grows.
+    """
+    (A, b, B), (target, r) = p.means, p.outer_means
+    # grad_2 q = -B'(w - z) = -B'S (w - w(lam)) after T moves of z, S = I - (I - rho A)^T
+    S = np.eye(D) - np.linalg.matrix_power(np.eye(D) - rho * A, T)
+    q = np.block([[A, -B], [-B.T @ S, B.T @ S @ np.linalg.solve(A, B)]])
+    e, steps = np.repeat([1.0, r], [D, M]) / c, np.repeat([rho, ratio * rho * c], [D, M])
+    at_zero = np.concatenate([-b, B.T @ S @ np.linalg.solve(A, b)])
+
+    def above(m):
+        return np.linalg.eigvals(steps[:, None] * (np.diag(e) + m * q)).real.max() - 2.0
+
+    m = scipy.optimize.brentq(above, 0.0, 1e3)
+    return m, np.linalg.solve(np.diag(e) + m * q, np.concatenate([target / c, np.zeros(M)]) - m * at_zero)[D:]
+
+
+@pytest.mark.parametrize(("condition", "n"), [(10, 101), *SLOW])
+@pytest.mark.parametrize("ratio", [0.1, 0.02])
+def test_bome_on_every_row_sways_about_its_floor(ratio, condition, n):
+    """Between two points; their middle is known to a fiftieth of how far it is from the minimum."""
+    p, c, rho, number = quadratic(condition, n), 5.0, 0.5, {10: 4000, 100: 12_000}[condition]
+    _, expected = where_bome_sways(p, rho, ratio, c)
+    algorithm = bx.BOME(bx.Polynomial(rho, 0.0), ratio, T, multiplier=c, unit=1.0)
+    found = run(p, algorithm, [number - 2, number - 1, number])[0][0]
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-6)
+    assert np.linalg.norm(found[2, :D] - found[1, :D]) > 1e-3
+    bias = np.linalg.norm(expected - p.minimiser)
+    assert np.linalg.norm(found[1:, D:].mean(axis=0) - expected) < bias / 50
+
+
+# ---- an inner problem of more than one solution
+
+
+def one_of_many(w, lam, batch):
+    """w_1^2 / 2 - lam w_1: w_2 is free."""
+    return jnp.mean(batch) * (w[0] ** 2 / 2 - lam[0] * w[0])
+
+
+def choosing_among_them(w, lam, batch):
+    """(lam - w_2)^2 / 2 + (w_1 - 1)^2 / 2, least at lam = 1."""
+    return jnp.mean(batch) * ((lam[0] - w[1]) ** 2 + (w[0] - 1.0) ** 2) / 2
+
+
+MANY = bx.Problem(bx.GradientStep(one_of_many, 1.0), choosing_among_them)
+FROM_ZERO = np.zeros(2), np.zeros(1), bx.Arrays(np.ones(1)), bx.Arrays(np.ones(1))
+AMONG_MANY = {
+    "VPBGD": bx.VPBGD(0.5, 0.02, multiplier=2.0, unit=1.0, growth=0.1),
+    "MEHA": bx.MEHA(0.5, 0.02, multiplier=2.0, unit=1.0, growth=0.1),
+    "BOME": bx.BOME(0.5, 0.2, multiplier=2.0, unit=1.0),
+}
+
+
+@pytest.mark.parametrize("name", AMONG_MANY)
+def test_a_penalty_chooses_among_solutions_of_the_inner_problem(name):
+    """To four digits."""
+    result = bx.minimize(MANY, AMONG_MANY[name], *FROM_ZERO, steps=20_000, key=jax.random.key(0))
+    np.testing.assert_allclose(result.lam, 1.0, atol=5e-5)
+    np.testing.assert_allclose(result.w, 1.0, atol=5e-5)
+
+
+def test_an_implicit_derivative_does_not_choose():
+    """w_2 stays where it is, at 0."""
+    result = bx.minimize(MANY, bx.StocBiO(0.5, 0.2, linear_steps=50), *FROM_ZERO, steps=2000, key=jax.random.key(0))
+    np.testing.assert_allclose(result.lam, 0.5, atol=1e-6)
 
 
 # ---- variance reduction
@@ -192,17 +276,18 @@ def test_variance_reduction_on_given_minibatches(name):
     np.testing.assert_allclose(found, path, rtol=1e-10)
 
 
-def settled(p, algorithm, steps, sampling):
-    """|grad f|^2 at the end, and the mean |lam - best|^2 of the second half of the steps, each of its chain."""
-    found, total = run(p, algorithm, [steps // 2, steps], batch_size=B, sampling=sampling, number=2)
-    return [squared(p, x[-1, D:]) for x in found], (total[:, 1] - total[:, 0]) / (steps - steps // 2)
+def settled(p, algorithm, steps, sampling, origin=None):
+    """lam at the end, and the mean |lam - origin|^2 of the second half of the steps, each of its chain."""
+    found, total = run(p, algorithm, [steps // 2, steps], batch_size=B, sampling=sampling, number=2, origin=origin)
+    return found[:, -1, D:], (total[:, 1] - total[:, 0]) / (steps - steps // 2)
 
 
 def noise_dies_out(name, condition, n, sampling="blocks"):
     """To 1e-20 of the start; in the mean, to a millionth of what SOBA keeps. |grad f|^2 is c |lam - best|^2 here."""
     p, rho, steps = quadratic(condition, n), bx.Polynomial(0.2, 0.0), {10: 6000, 100: 32_000}[condition]
     np.testing.assert_allclose(p.outer_hessian, p.outer_hessian[0, 0] * np.eye(M), atol=1e-12)
-    ends, level = settled(p, REDUCED[name](rho, 0.1), steps, sampling)
+    found, level = settled(p, REDUCED[name](rho, 0.1), steps, sampling)
+    ends = [squared(p, lam) for lam in found]
     _, floor = settled(p, bx.SOBA(rho, 0.1), steps, sampling)
     assert max(ends) < 1e-20
     assert max(level) < 1e-6 * min(floor)
@@ -220,6 +305,37 @@ def test_with_variance_reduction_constant_steps_lead_to_the_solution(name, condi
 @pytest.mark.parametrize("sampling", ["iid", "shuffled"])
 def test_srba_needs_no_blocks(sampling, condition):
     noise_dies_out("SRBA", condition, 101, sampling)
+
+
+def direction_of_series(p, rho, lam):
+    """r lam + B'u at w(lam), u of K + 1 terms."""
+    (A, _, _), (target, r) = p.means, p.outer_means
+    u = rho * sum(np.linalg.matrix_power(np.eye(D) - rho * A, i) for i in range(K + 1)) @ (p.w(lam) - target)
+    return r * lam + p.means[2].T @ u
+
+
+def settles_at_its_own_point(condition, n, sampling="blocks"):
+    """VRBO: the direction in which lam moves to 1e-20 of the start; in the mean, a millionth of what SOBA keeps."""
+    p, rho, steps = quadratic(condition, n), 0.2, {10: 2000, 100: 12_000}[condition]
+    own = moments(family.vrbo(p, rho, 0.3, **COUNTS)).fixed_point[D:]
+    found, level = settled(p, bx.VRBO(bx.Polynomial(rho, 0.0), 0.3, **COUNTS), steps, sampling, own)
+    first, *ends = (np.sum(direction_of_series(p, rho, lam) ** 2) for lam in (p.lam, *found))
+    _, floor = settled(p, bx.SOBA(bx.Polynomial(rho, 0.0), 0.3), steps, sampling)
+    assert max(ends) < 1e-20 * first
+    assert max(level) < 1e-6 * min(floor)
+
+
+@pytest.mark.parametrize(("condition", "n"), [(10, 101), *SLOW])
+def test_vrbo_settles_at_its_own_point(condition, n):
+    """In blocks, of 101 rows with a short last one."""
+    settles_at_its_own_point(condition, n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", [10, 100])
+@pytest.mark.parametrize("sampling", ["iid", "shuffled"])
+def test_vrbo_needs_no_blocks(sampling, condition):
+    settles_at_its_own_point(condition, 101, sampling)
 
 
 # ---- STORM
@@ -244,13 +360,18 @@ def direction_noise(problem, algorithm, start, sources, keys, mean, stops):
     return jax.vmap(run)(keys)
 
 
-def noise_of(p, power, steps):
+RECURSIVE = {"SUSTAIN": (bx.SUSTAIN, K), "MRBO": (bx.MRBO, K + 1)}
+"""And the terms of the series in the mean."""
+
+
+def noise_of(name, p, power, steps):
     """The mean square of the noise of both directions over the last tenth of the steps."""
     rho, ratio = 0.3, 0.4
     # d_w and d_lam in the mean: M x - x = (rho d_w, -ratio rho d_lam)
-    change = family.sustain(p, rho, ratio, linear_steps=K, sizes=(None, None)).mean[:-1] - np.eye(D + M, D + M + 1)
+    kind, terms = RECURSIVE[name]
+    change = family.sustain(p, rho, ratio, linear_steps=terms, sizes=(None, None)).mean[:-1] - np.eye(D + M, D + M + 1)
     mean = change / np.repeat([rho, -ratio * rho], [D, M])[:, None]
-    algorithm = bx.SUSTAIN(bx.Polynomial(rho, 1 / 3), ratio, linear_steps=K, weight=bx.Polynomial(1.0, power))
+    algorithm = kind(bx.Polynomial(rho, 1 / 3), ratio, linear_steps=K, weight=bx.Polynomial(1.0, power))
     sources = tuple(bx.Arrays(data, B) for data in (p.train_data, p.val_data))
     start, keys = (jnp.asarray(W0), jnp.asarray(p.lam)), jax.random.split(jax.random.key(2), 4)
     stops = jnp.asarray([steps - steps // 10, steps])
@@ -258,18 +379,20 @@ def noise_of(p, power, steps):
     return np.mean(total[:, 1] - total[:, 0], axis=0)
 
 
-def falling_weights_halve_the_noise(condition, n, steps):
+def falling_weights_halve_the_noise(name, condition, n, steps):
     """On as many samples; of w and of lam."""
     p = quadratic(condition, n)
-    assert np.all(noise_of(p, 2 / 3, steps) < 0.5 * noise_of(p, 0.0, steps))
+    assert np.all(noise_of(name, p, 2 / 3, steps) < 0.5 * noise_of(name, p, 0.0, steps))
 
 
-def test_falling_weights_halve_the_noise_of_the_direction():
-    falling_weights_halve_the_noise(10, 101, 2000)
+@pytest.mark.parametrize("name", RECURSIVE)
+def test_falling_weights_halve_the_noise_of_the_direction(name):
+    falling_weights_halve_the_noise(name, 10, 101, 2000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [101, 512])
 @pytest.mark.parametrize("condition", [10, 100])
-def test_falling_weights_after_ten_thousand_steps(condition, n):
-    falling_weights_halve_the_noise(condition, n, 10_000)
+@pytest.mark.parametrize("name", RECURSIVE)
+def test_falling_weights_after_ten_thousand_steps(name, condition, n):
+    falling_weights_halve_the_noise(name, condition, n, 10_000)

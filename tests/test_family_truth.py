@@ -19,7 +19,13 @@ STAGES = {
     "AmIGO": family.amigo(P, RHO, RATIO, inner_steps=2, linear_steps=2),
     "StocBiO": family.stocbio(P, RHO, RATIO, inner_steps=2, linear_steps=2),
     "SUSTAIN": family.plain(P, RHO, RATIO, linear_steps=3, horizon=2),
+    "FSLA": family.fsla(P, RHO, RATIO, weight=0.3),
+    "BSA": family.in_turn(P, RHO, RATIO, linear_steps=3, horizon=1, inner_steps=2),
+    "MSTSA": family.mstsa(P, RHO, RATIO, linear_steps=3, horizon=1, weight=0.3),
+    "MRBO": family.mrbo(P, RHO, RATIO, linear_steps=2),
     "F2SA": family.f2sa(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
+    "MEHA": family.meha(P, RHO, RATIO, proximal=5.0, multiplier=5.0),
+    "VPBGD": family.vpbgd(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
 }
 
 
@@ -72,7 +78,7 @@ def test_where_moments_settle():
 # ---- stationary points, by formulas of their own
 
 
-@pytest.mark.parametrize("name", ["SOBA", "MASOBA", "AmIGO"])
+@pytest.mark.parametrize("name", ["SOBA", "MASOBA", "AmIGO", "FSLA"])
 def test_a_carried_multiplier_has_no_bias(name):
     fixed = moments(STAGES[name]).fixed_point
     np.testing.assert_allclose(fixed[D : D + M], P.minimiser, rtol=1e-10)
@@ -91,12 +97,16 @@ def cut_off(terms):
 def test_the_bias_of_a_series_that_is_cut_off():
     """K factors are K + 1 terms; a random horizon below K is K terms in the mean. Of many it is small."""
     product_form = partial(family.stocbio, P, RHO, RATIO, inner_steps=2)
-    random_horizon = partial(family.sustain, P, RHO, RATIO, sizes=(None, None))
+    drawn = [family.plain, partial(family.in_turn, inner_steps=2), partial(family.mstsa, weight=0.3)]
+    together = partial(family.mrbo, P, RHO, RATIO)
     gaps = []
     for steps in (1, 3, 10, 60):
         found = moments(product_form(linear_steps=steps)).fixed_point[D:]
         np.testing.assert_allclose(found, cut_off(steps + 1), rtol=1e-10)
-        np.testing.assert_allclose(random_horizon(linear_steps=steps).fixed_point[D:], cut_off(steps), rtol=1e-10)
+        for stages in drawn:
+            ends = family.over_horizons(partial(stages, P, RHO, RATIO), steps, (None, None)).fixed_point
+            np.testing.assert_allclose(ends[D : D + M], cut_off(steps), rtol=1e-10)
+        np.testing.assert_allclose(moments(together(linear_steps=steps)).fixed_point[D:], found, rtol=1e-10)
         gaps.append(np.linalg.norm(P.hypergradient(found)))
     assert gaps[-1] < 0.05 * min(gaps[:-1])
 
@@ -123,6 +133,47 @@ def test_the_bias_of_a_penalty():
         found = moments(family.f2sa(P, RHO, RATIO, inner_steps=2, multiplier=c)).fixed_point
         np.testing.assert_allclose(found[D : D + M], lam, rtol=1e-9)
         np.testing.assert_allclose(c * (found[:D] - found[D + M :]), damped @ (P.w(lam) - target), rtol=1e-8)
+
+
+def test_a_descent_on_the_penalised_loss_ends_where_two_copies_do():
+    """Whatever the moves of w: A (z - w) = -(z - target) / c."""
+    expected = moments(family.f2sa(P, RHO, RATIO, inner_steps=1, multiplier=10.0)).fixed_point
+    w, lam, z = np.split(expected, [D, D + M])
+    for T in (1, 4):
+        found = moments(family.vpbgd(P, RHO, RATIO, inner_steps=T, multiplier=10.0)).fixed_point
+        np.testing.assert_allclose(found, np.concatenate([z, lam, w]), rtol=1e-8)
+
+
+def test_the_bias_of_a_moreau_envelope():
+    """(w - target) / c + S A (w - w(lam)) = 0 and r lam = c B'S (w - w(lam)), S = s A (I + s A)^-1; s alone moves w."""
+    (A, b, B), (target, r) = P.means, P.outer_means
+    for c, proximal in ((3.0, 2.0), (100.0, 50.0)):
+        s = proximal * RHO
+        S = s * A @ np.linalg.inv(np.eye(D) + s * A)
+        root, base = np.linalg.solve(A, B), np.linalg.solve(A, b)
+        system = np.block([[np.eye(D) / c + S @ A, -S @ A @ root], [-c * B.T @ S, r * np.eye(M) + c * B.T @ S @ root]])
+        expected = np.linalg.solve(system, np.concatenate([target / c + S @ A @ base, -c * B.T @ S @ base]))
+        found = moments(family.meha(P, RHO, RATIO, proximal=proximal, multiplier=c)).fixed_point
+        np.testing.assert_allclose(found[: D + M], expected, rtol=1e-8)
+        w, lam, theta = np.split(found, [D, D + M])
+        # theta is the prox of w
+        np.testing.assert_allclose(theta, P.w(lam) + np.linalg.solve(np.eye(D) + s * A, w - P.w(lam)), rtol=1e-8)
+
+
+def test_the_mean_of_zeroth_order_differences_is_a_series_that_is_cut_off():
+    """T moves of w are T terms; and the noise of Q directions is (|a|^2 I + a a') / Q, by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(4)
+    weights = weights / weights.sum()
+    x = np.linspace(-1.0, 1.0, D + M)
+    for T in (1, 3):
+        step = family.pzobo(P, RHO, RATIO, inner_steps=T, perturbations=1)
+        np.testing.assert_allclose(step.fixed_point[D:], cut_off(T), rtol=1e-10)
+        mean, second = step.moments(x)
+        # lam - gamma (r lam + v^2 a) of one normal v
+        fixed = x[D:] * (1 - RATIO * RHO * P.outer_means[1])
+        ends = [fixed + v**2 * (mean[D:] - fixed) for v in nodes]
+        expected = sum(weight * np.outer(end, end) for weight, end in zip(weights, ends, strict=True))
+        np.testing.assert_allclose(second[D : D + M, D : D + M], expected, rtol=1e-10)
 
 
 # ---- the problem

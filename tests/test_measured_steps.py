@@ -31,7 +31,18 @@ ALGORITHMS = {
     "AmIGO": bx.AmIGO(inner_steps=3, linear_steps=3),
     "StocBiO": bx.StocBiO(inner_steps=3, linear_steps=3),
     "SUSTAIN": bx.SUSTAIN(linear_steps=3),
+    "MRBO": bx.MRBO(linear_steps=3),
+    "VRBO": bx.VRBO(inner_steps=2, linear_steps=3),
+    "PZOBO": bx.PZOBO(inner_steps=3, perturbations=2),
+    "BOME": bx.BOME(inner_steps=3),
+    "VPBGD": bx.VPBGD(inner_steps=2),
+    "MEHA": bx.MEHA(),
     "F2SA": bx.F2SA(),
+    "FSLA": bx.FSLA(),
+    "BSA": bx.BSA(inner_steps=3, linear_steps=3),
+    "ALSET": bx.ALSET(linear_steps=3),
+    "TTSA": bx.TTSA(linear_steps=3),
+    "MSTSA": bx.MSTSA(linear_steps=3),
 }
 SOBA, RIDGE = bx.SOBA(), PenalisedRidge.random(0, n=60, d=4)
 
@@ -62,11 +73,14 @@ def run(name, *, dtype=np.float64, steps=300, step_size=0.2, **outer):
 
 
 LONG = [name for name in ALGORITHMS if name not in ("SOBA", "F2SA")]
+# what they have that the others have not is their draws
+LATER = "FSLA", "BSA", "ALSET", "MSTSA"
+IN_TURN = [pytest.param(name, marks=pytest.mark.slow if name in LATER else ()) for name in ALGORITHMS]
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, np.float64) for name in ALGORITHMS]
+    [pytest.param(name, np.float64, marks=pytest.mark.slow if name in LATER else ()) for name in ALGORITHMS]
     + [pytest.param(name, np.float32, marks=pytest.mark.slow if name in LONG else ()) for name in ALGORITHMS],
 )
 def test_neither_the_scale_of_the_outer_loss_nor_the_step_of_the_map_changes_a_run(name, dtype):
@@ -87,7 +101,7 @@ def test_a_map_without_a_step_gives_the_same_run():
     assert np.array_equal(run("SOBA", step_size=None).lam, run("SOBA").lam)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", IN_TURN)
 def test_the_step_follows_a_penalty_that_grows(name):
     """From exp(-2) to exp(8), 3,000 times the curvature that was met."""
     result = run(name, push=1.0)
@@ -302,10 +316,20 @@ WRONG = {
     "step": (lambda: bx.SOBA(step_size=-1), "step_size must lie in"),
     "weight": (lambda: bx.SUSTAIN(weight=1.5), r"weight must lie in \]0, 1\]"),
     "ratio": (lambda: bx.SABA(ratio=0.0), "ratio must lie in"),
+    "drawn": (lambda: bx.VRBO(inner_steps=30), r"\(inner_steps \+ 1\) linear_steps must be at most 256, got 310"),
     "unit": (lambda: bx.F2SA(unit=-2.0), "unit must lie in"),
     "no steps of its own": (lambda: measured("iid", algorithm=bx.CG()), "the steps of a CG cannot be measured"),
     "samples": (lambda: measured("iid", samples=0), "samples must be at least 1"),
     "lam": (lambda: measured("iid", lam=np.arange(3)), "leaf lam is int64; pass a float array"),
+    "proximal": (lambda: bx.MEHA(proximal=0.0), "proximal must lie in"),
+    "perturbations": (lambda: bx.PZOBO(perturbations=0), "perturbations must be at least 1"),
+    **{
+        f"a map for {kind.__name__}": (
+            lambda kind=kind: bx.minimize(MAP.problem, kind(), *CASES["map"][1:], steps=10, key=KEY),
+            f"{kind.__name__} needs an inner loss",
+        )
+        for kind in (bx.BOME, bx.VPBGD, bx.MEHA)
+    },
     "no blocks": (
         lambda: bx.minimize(P.problem, bx.SABA(), W0, P.lam, *CASES["iid"][3:], steps=10, key=KEY),
         "SABA remembers blocks, and train has none",

@@ -1,5 +1,7 @@
 """Faults C13 to C15 (docs/faults.md): two minima, kinks, and outer variables that run away."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,7 @@ def test_c15_without_a_box_what_overflows_ends_the_run_with_finite_values():
         (bx.Box(0.0, np.array([1.0, 2.0, 3.0])), [0.0, 1.0, 3.0], [True, False, True]),
         (bx.NonNegative(), [0.0, 1.0, 3.0], [True, False, False]),
         (bx.Simplex(), [0.0, 0.25, 0.75], [True, False, False]),
+        (bx.CappedSimplex(2.0), [0.0, 0.25, 1.0], [True, False, True]),
         (bx.L2Ball(5.0), [0.0, 3.0, 4.0], [True, True, True]),
         (bx.L2Ball(5.0), [0.0, 3.0, 3.0], [False, False, False]),
         (bx.Box(), [0.0, 1.0, 2.0], [False, False, False]),
@@ -134,3 +137,33 @@ def test_c15_what_a_set_holds_back(project, lam, held):
     np.testing.assert_array_equal(project.at_bound(lam), held)
     with jax.numpy_dtype_promotion("standard"):  # which optax needs for a simplex
         np.testing.assert_allclose(project(lam), lam, atol=1e-15)
+
+
+def from_the_breakpoints(x, total):
+    """The projection onto {0 <= s <= 1, sum s <= total}, by trying every interval between the kinks of the sum."""
+    if np.clip(x, 0, 1).sum() <= total:
+        return np.clip(x, 0, 1)
+    kinks = np.unique(np.concatenate([x, x - 1.0, [0.0]]))
+    kinks = kinks[kinks >= 0]
+    for low, high in itertools.pairwise(kinks):
+        sums = [np.clip(x - tau, 0, 1).sum() for tau in (low, high)]
+        if sums[0] >= total >= sums[1]:
+            return np.clip(x - np.interp(-total, [-sums[0], -sums[1]], [low, high]), 0, 1)
+    raise AssertionError("the sum never crosses the total")
+
+
+@pytest.mark.parametrize("total", [0.3, 1.0, 2.5, 6.0])
+def test_c15_the_capped_simplex_is_nearest_and_feasible(total):
+    rng = np.random.default_rng(3)
+    project = jax.jit(jax.vmap(bx.CappedSimplex(total)))
+    many = rng.normal(size=(200, 8)) * rng.choice([0.1, 1.0, 5.0], size=(200, 1)) + rng.normal(size=(200, 1))
+    found = np.asarray(project(jnp.asarray(many)))
+    np.testing.assert_allclose(found, [from_the_breakpoints(x, total) for x in many], atol=1e-13)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert found.sum(1).max() <= total * (1 + 1e-15 * len(many[0]))
+    # what is in the set stays, and leaves count together
+    np.testing.assert_allclose(project(jnp.asarray(found)), found, atol=1e-14)
+    tree = {"a": jnp.asarray(many[0, :3]), "b": jnp.asarray(many[0, 3:])}
+    both = bx.CappedSimplex(total)(tree)
+    np.testing.assert_array_equal(np.concatenate([both["a"], both["b"]]), project(jnp.asarray(many[:1]))[0])

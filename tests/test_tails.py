@@ -13,7 +13,7 @@ from bilevax.core.config import canonicalize
 from bilevax.core.records import SNAPSHOTS, Snapshots
 from bilevax.core.trees import norm, sub
 from bilevax.hypergradients.sid_error import RelaxationRate, last_point_error
-from bilevax.solvers.fixed_point import boundaries
+from bilevax.solvers.chain import boundaries
 from bilevax.testing.closed_forms import FiniteQuadratic
 from bilevax.testing.problems import problem
 

@@ -5,7 +5,8 @@ estimator draws from these and returns one hypergradient, the optimiser the upda
 and the outer value, gradient norm, code and cost of the estimate.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, TypeVar
 
 import optax
 from jax import Array
@@ -21,6 +22,11 @@ from bilevax.core.trees import PyTree, norm, zeros_like
 from bilevax.data import Undrawn
 from bilevax.hypergradients.estimate import measured_estimate, suspecting
 from bilevax.solvers.parts import projected
+
+SOLVERS = "inner", "linear"
+"""The two of an estimator."""
+
+Method = TypeVar("Method")
 
 
 class BSGMState(NamedTuple):
@@ -50,11 +56,20 @@ class BSGM:
     and few steps it is in the spirit of AmIGO. Cost: that of one estimate a step.
     Source: Grazzi, Pontil, Salzo (2023), arXiv:2202.03397.
 
+    With ``tolerance``, deterministic solvers and one minibatch of val a step it is inexact stochastic gradient descent:
+    SGD whose hypergradients are the more exact the later (ISGD; Salehi, Mukherjee, Roberts, Ehrhardt 2024,
+    arXiv:2412.12049).
+
     Args:
         estimator: of the hypergradient, such as :class:`~bilevax.SID`.
         outer: :func:`~bilevax.optim` (a changed number compiles nothing) or any optax transformation.
         warm_start: start both solvers from where they ended at the last step; default False: from w0 and from 0.
         confirm: whether a suspicion of divergence is tested; as in :class:`~bilevax.FixedPoint`.
+        tolerance: k -> the ``tol`` of both solvers of a :class:`~bilevax.SID` at outer step k, such as
+            :class:`~bilevax.Polynomial`; None (default): their own.
+
+    Raises:
+        ParameterError: an estimator or optimiser that is none, or a tolerance of solvers that have none to be replaced.
     """
 
     steps_per_record: ClassVar[int] = 1
@@ -63,6 +78,7 @@ class BSGM:
     outer: Optim | optax.GradientTransformation
     warm_start: bool = False
     confirm: bool = True
+    tolerance: Callable[[Array], Array] | None = None
 
     def __post_init__(self) -> None:
         if not hasattr(self.estimator, "estimate"):
@@ -71,6 +87,7 @@ class BSGM:
             raise ParameterError(
                 f"outer must be bx.optim('adam', learning_rate=0.05) or an optax transformation, got {self.outer!r}"
             )
+        _check_tolerance(self.tolerance, self.estimator)
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem that lacks what the estimator needs."""
@@ -106,9 +123,8 @@ class BSGM:
         instance = Instance(problem, state.lam, looks["train"].source, looks["val"].source)
         # cold: every estimate from w0 and v = 0
         start, v0 = (state.w, state.v) if self.warm_start else (state.w0, None)
-        return measured_estimate(
-            instance, self.estimator, start, key=looks.key, outer_step=k, v0=v0, explain=self.confirm
-        )
+        estimator = self.estimator if self.tolerance is None else with_tolerance(self.estimator, self.tolerance(k))
+        return measured_estimate(instance, estimator, start, key=looks.key, outer_step=k, v0=v0, explain=self.confirm)
 
     def solution(self, state: BSGMState) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""
@@ -119,3 +135,18 @@ class BSGM:
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
         """None: every step reports the cost of its estimate in ``info``."""
+
+
+def with_tolerance(estimator: Method, tol: Array) -> Method:
+    """The estimator with this tolerance in both of its solvers."""
+    return replace_unchecked(estimator, **{x: replace_unchecked(getattr(estimator, x), tol=tol) for x in SOLVERS})
+
+
+def _check_tolerance(tolerance: object, estimator: Estimator) -> None:
+    solvers = [getattr(estimator, name, None) for name in SOLVERS]
+    served = all(hasattr(x, "tol") and not getattr(x, "stochastic", True) for x in solvers)
+    if tolerance is not None and not (callable(tolerance) and served):
+        raise ParameterError(
+            "tolerance is a schedule such as bx.Polynomial(0.1, 1.0), for deterministic solvers of an estimator such as"
+            f" bx.SID(bx.LBFGS(), bx.CG()); got {tolerance!r} for {estimator!r}"
+        )

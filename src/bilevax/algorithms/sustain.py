@@ -12,31 +12,22 @@ from jax import Array
 from bilevax.algorithms.common import (
     check_damping,
     checked_steps,
+    drawn_streams,
+    memory_weight,
     outer_step_size,
     series_step,
     sources_of,
     step_sizes,
-    undrawn,
 )
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, check_real, config, set_frozen
+from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, add, scale, zeros_like
+from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
-from bilevax.solvers.parts import (
-    Pair,
-    Point,
-    inner_directions,
-    moved_by,
-    neumann_factor,
-    outer_directions,
-    outer_move,
-    projected,
-    storm,
-)
-from bilevax.solvers.schedules import Constant, Polynomial
+from bilevax.solvers.parts import Pair, drawn_directions, horizon, moved_by, outer_move, projected, storm
+from bilevax.solvers.schedules import Polynomial
 
 
 class State(NamedTuple):
@@ -81,9 +72,8 @@ class SUSTAIN:
     weight: Any = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
-        linear_steps, eta = check_count("linear_steps", self.linear_steps, low=1), self.weight
-        weight = eta if callable(eta) else Constant(check_real("weight", eta, low=0.0, high=1.0, open_low=True))
-        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=weight)
+        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
+        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=memory_weight(self.weight))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse damping without a given inner step."""
@@ -91,9 +81,7 @@ class SUSTAIN:
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
         """One minibatch of train, one of val, K of train for the linear system, and how many of these are used."""
-        train, val = sources
-        linear, horizon = Several(train, self.linear_steps), Uniform(self.linear_steps)
-        return {"train": train, "val": val, "linear": linear, "horizon": horizon, **undrawn(sources)}
+        return drawn_streams(sources, self.linear_steps)
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step; u0 plays no part; lam projected."""
@@ -103,21 +91,14 @@ class SUSTAIN:
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """Both moves; the loop evaluates the outer value and the gradient norm."""
         (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
-        p: Array = looks["horizon"](lambda p: p)
 
         def look(at: Pair) -> Pair:
-            w, lam = at
-            g, direct = outer_directions(problem, w, lam, looks["val"])
-            # K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 g
-            r = looks["linear"].fold(neumann_factor(problem, w, lam, rho_0), moved_by(rho_0, g, zeros_like(g)), stop=p)
-            u = scale(self.linear_steps, r)
-            inner = inner_directions(problem, Point(w, u, lam), looks["train"])
-            return Pair(inner.w, add(direct, inner.lam))
+            return drawn_directions(problem, at, looks, rho_0, self.linear_steps)
 
         eta = jnp.where(k == 0, 1.0, self.weight(k))
         d = storm(state.d, look(state.pair), look(state.before), eta)
         new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
-        return State(new, state.pair, d), Info(cost=_cost(p, looks))
+        return State(new, state.pair, d), Info(cost=_cost(looks))
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
@@ -131,7 +112,7 @@ class SUSTAIN:
         """None: every step reports its own, which depends on p."""
 
 
-def _cost(p: Array, looks: StepLooks) -> Cost:
-    train, val = (source.rows_per_batch for source in sources_of(looks))
+def _cost(looks: StepLooks) -> Cost:
+    (train, val), p = (source.rows_per_batch for source in sources_of(looks)), horizon(looks)
     # each at two points on one minibatch, which is read once
     return Cost(Count(2, train, 1), Count(2 * p, train, p), Count(2, train, 0), Count(2, val, 1))

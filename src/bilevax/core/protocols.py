@@ -194,6 +194,10 @@ class BilevelProblem(Protocol):
         """True if the inner map is a gradient step of a smooth loss."""
 
     @property
+    def composite(self) -> bool:
+        """True if the inner map is known as G(That), the sample in That alone and G a proximal step."""
+
+    @property
     def symmetric(self) -> bool:
         """True if I - d1Phi is self-adjoint in the metric."""
 
@@ -223,6 +227,15 @@ class BilevelProblem(Protocol):
 
     def inner_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """Phi(w, lam; zeta), like w."""
+
+    def smooth_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """That(w, lam; zeta), like w; Phi itself of a gradient step."""
+
+    def relaxed_image(self, w: PyTree, lam: PyTree, batch: PyTree, eta: Array) -> PyTree:
+        """G_eta((1 - eta) w + eta That(w, lam; zeta)), like w, G_eta with a step shorter by eta."""
+
+    def linearised(self, u: PyTree) -> "BilevelProblem":
+        """Itself with G linearised at u; where that is the identity, itself."""
 
     def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam; zeta)^T v, like w."""
@@ -267,7 +280,10 @@ class StochasticSolver(Protocol):
 
 
 class LossSolver(Protocol):
-    """A minimiser of the inner loss on every row."""
+    """A minimiser of the inner loss on every row.
+
+    One that says ``takes_prox = True`` takes a :class:`~bilevax.ProximalStep` too, and adds its penalty to its loss.
+    """
 
     @property
     def stochastic(self) -> Literal[False]:

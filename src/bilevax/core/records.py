@@ -88,13 +88,13 @@ class Snapshots(NamedTuple):
 
     Attributes:
         points: [SNAPSHOTS, ...].
-        cumulative_step: sum of the step sizes up to there, [SNAPSHOTS].
-        step_sizes: of the step that led there, [SNAPSHOTS].
+        cumulative_step: sum of the step sizes up to there, [SNAPSHOTS]; None of moves without a step size.
+        step_sizes: of the step that led there, [SNAPSHOTS]; likewise.
     """
 
     points: PyTree
-    cumulative_step: Array
-    step_sizes: Array
+    cumulative_step: Array | None
+    step_sizes: Array | None
 
 
 SNAPSHOTS = 8
@@ -127,6 +127,7 @@ class Solution(NamedTuple):
         diagnostic_products: with the linearised map, beside the calls, to test whether it contracts.
         snapshots: earlier iterates of a chain of minibatches; None of a deterministic solver.
         error: of a deterministic solver that can estimate it; else None.
+        reads: minibatches read for the calls; None: as many as calls.
     """
 
     value: PyTree
@@ -136,6 +137,7 @@ class Solution(NamedTuple):
     diagnostic_products: Array | int = 0
     snapshots: Snapshots | None = None
     error: SolverError | None = None
+    reads: Array | int | None = None
 
 
 # Written into records by number: a new stage goes to the end.
@@ -242,8 +244,10 @@ class Estimate(NamedTuple):
         names = [leaf_name("lam", path) for path, unused in leaves if bool(unused)]
         note = f" {', '.join(names)} unused: in neither the inner map nor the outer loss." if names else ""
         code = Code(int(self.code))
+        if self.error is None and code == Code.TOLERANCE_NOT_MET and self.failure.stage == 0:
+            return _NO_REPORT + note
         advice = ""
-        if self.error is not None and code == Code.TOLERANCE_NOT_MET and self.failure.stage == 0:
+        if code == Code.TOLERANCE_NOT_MET and self.failure.stage == 0 and self.error is not None:
             advice = f" {self.error.advice}"
             if self.steps is not None and self.tol is not None:
                 advice += _in_steps(self.error.steps_needed(int(self.steps), float(self.tol)), int(self.steps))
@@ -261,6 +265,12 @@ class Estimate(NamedTuple):
             f"outer_value {shown.number(self.outer_value)}, |w| {shown.size(self.w, axes)}; "
             f"value {shown.shape(self.value)}; w {shown.shape(self.w)})"
         )
+
+
+_NO_REPORT = (
+    "TOLERANCE_NOT_MET. Nothing is known of the error, as this estimator does not report it. Try `replicas`, which show"
+    " its noise; `report=False` takes the estimator's own code."
+)
 
 
 def _in_steps(needed: float, made: int) -> str:

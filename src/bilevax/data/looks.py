@@ -79,6 +79,10 @@ class LookAtSeveral:
         j = self._begin + i
         return Look(lambda use: self._several.source.visit(self._plan, j, use))
 
+    def part(self, i: Array | int, number: Array | int) -> "LookAtSeveral":
+        """The look at the i-th ``number`` of them."""
+        return LookAtSeveral(Several(self._several.source, number), self._plan, self._begin + i * number)
+
     def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry, stop: Array | int | None = None) -> Carry:
         """``carry = move(carry, i, draw)`` over the step's minibatches i = 0, ..., T - 1, the same in every fold.
 

@@ -24,6 +24,7 @@ from bilevax.hypergradients.report import (
     attach_report,
     average_replicas,
     report_is_due,
+    unjudged,
     unknown_if_failed,
 )
 from bilevax.hypergradients.sid_report import leads_on
@@ -87,7 +88,8 @@ def hypergradient(
     How ``error`` is had from one run: that of :class:`~bilevax.JointSID` from its batch means; that of
     :class:`~bilevax.SID` from every row after long chains of minibatches, and from snapshots of shorter ones, with few
     degrees of freedom (:func:`~bilevax.hypergradients.sid_report.sid_report`); that of a deterministic estimate from
-    the residuals of its two equations (:func:`~bilevax.hypergradients.residual_error.residual_error`). Replicas show
+    the residuals of its two equations (:func:`~bilevax.hypergradients.residual_error.residual_error`); of others, their
+    docstrings say. Replicas show
     all noise of any estimator, with few degrees of freedom; they share the start and the curvature of the problem, so
     that they do not show the bias of these: theirs is the mean of what each reports.
 
@@ -100,7 +102,7 @@ def hypergradient(
         val: source of outer minibatches.
         key: a JAX random key.
         tol: the code is OK only if ``error.upper``, the .95 upper limit of the relative error, is at most this; else
-            TOLERANCE_NOT_MET or worse. Default 0.1.
+            TOLERANCE_NOT_MET or worse, as of an estimator that says nothing of its error. Default 0.1.
         replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1.
         constants: of the problem; ``error.bound`` of a deterministic estimate follows from them.
         target: a relative error, in place of ``tol``: the run goes on, and is never begun again, to twice, four times,
@@ -287,6 +289,8 @@ def _estimate(
             led = None if replicas == 1 else False
             estimate = attach_report(estimate, after.trace, ready, estimator, constants, key=key, led=led)
             estimate = unknown_if_failed(estimate, constants) if due else estimate
+            # replicas show noise at least
+            estimate = unjudged(estimate) if estimate.error is None and replicas == 1 else estimate
         return estimate, ready.problem, Run(before, after, doublings)
 
     if replicas == 1:

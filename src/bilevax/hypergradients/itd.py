@@ -21,10 +21,23 @@ from bilevax.core.config import (
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import BilevelProblem, Diagnosis, Run
-from bilevax.core.records import Cost, Count, Estimate, Failure, first_failure, nonfinite_code
-from bilevax.core.trees import Operator, PyTree, add, all_finite, astype_of, axpy, entries, sub, where, zeros_like
+from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, first_failure, nonfinite_code
+from bilevax.core.trees import (
+    Operator,
+    PyTree,
+    add,
+    all_finite,
+    astype_of,
+    axpy,
+    entries,
+    norm,
+    scale,
+    sub,
+    where,
+    zeros_like,
+)
 from bilevax.data import refuse_keys
-from bilevax.hypergradients.residual_error import SolverErrors
+from bilevax.hypergradients.residual_error import SAFETY, SolverErrors, report_of_bias
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, schedule
 from bilevax.solvers.stability import MoveHistory, empty_history, final_code, monitor
@@ -33,7 +46,7 @@ from bilevax.solvers.stability import MoveHistory, empty_history, final_code, mo
 class ITDState(NamedTuple):
     """The state of a run: where w started or ended, and the evidence for its error report; None before the first step.
 
-    Forward mode leaves none: it has no v, which a report needs.
+    Forward mode leaves none: it has no v, which such a report needs.
     """
 
     w: PyTree
@@ -49,10 +62,25 @@ class ITD:
     chain rule goes through the last k steps only, w_{t-k} counting as a constant: the error has a floor that falls as
     q^k.
 
-    Assumes nothing of the map; the hypergradient is right as t grows if it contracts. Cost: t + k gradients, and in
-    reverse k Hessian-vector and k cross products; memory of order sqrt(k). Source: Franceschi, Donini, Frasconi, Pontil
-    (2017), arXiv:1703.01785; Grazzi, Franceschi, Pontil, Salzo (2020), arXiv:2006.16218; truncated: Shaban, Cheng,
-    Hatch, Boots (2019), arXiv:1810.10667.
+    Two options are for inner problems with more than one solution, where there is no hypergradient, and the derivative
+    of the trajectory is all that there is. With ``outer_weight`` the steps descend the outer loss too, ever less
+    (bi-level descent aggregation), so that of all solutions w tends to one that is best for E:
+
+        w <- w + eta_j (Phi(w, lam) - w) - a_j grad_1 E(w, lam)
+
+    The published mu and a_j = mu / (j + 1) are ``ITD(steps, 1 - mu, outer_weight=Harmonic(mu, 1.0))``. Where the
+    solution is one this has a bias of order a_t. With ``truncate="worst"`` it is the gradient of
+    lam -> max_j E(w_j(lam), lam), 1 <= j <= t: through the steps up to the point of the largest outer loss
+    (pessimistic trajectory truncation, of IAPTT-GM); w is that point.
+
+    Assumes nothing of the map; the hypergradient is right as t grows if it contracts. ``error`` is from the residuals
+    of the two equations; in forward mode from the last move of the value, which shows nothing of directions in which
+    the map does not contract, and there is none with ``truncate``. Cost: t + k gradients, and in reverse k
+    Hessian-vector and k cross products; memory of order sqrt(k); one outer gradient, t + 2 k more with
+    ``outer_weight``, t more with ``truncate``. Source: Franceschi, Donini, Frasconi, Pontil (2017), arXiv:1703.01785;
+    Grazzi, Franceschi, Pontil, Salzo (2020), arXiv:2006.16218; truncated: Shaban, Cheng, Hatch, Boots (2019),
+    arXiv:1810.10667; aggregation: Liu, Mu, Yuan, Zeng, Zhang (2020), arXiv:2006.04045; worst point: Liu, Liu, Zeng,
+    Zhang (2021), arXiv:2110.00455.
 
     Args:
         steps: t, a count of at least 1; a changed one compiles anew.
@@ -62,6 +90,8 @@ class ITD:
             0.1.
         last: k, a count from 1 to t; a changed one compiles anew. None (default): t.
         confirm: as in :class:`~bilevax.FixedPoint`.
+        outer_weight: a_j, a schedule such as :class:`~bilevax.Harmonic`, or a number; None (default): 0.
+        truncate: ``"worst"``, not with ``last``; None (default): the last point.
     """
 
     extensible: ClassVar[bool] = False
@@ -72,6 +102,8 @@ class ITD:
     tol: float = 0.1
     last: int | None = static(None)
     confirm: bool = True
+    outer_weight: Any = None
+    truncate: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, ("reverse", "forward"))
@@ -80,7 +112,14 @@ class ITD:
             check_fields(self, last=at_least_one)
             if self.last > self.steps:
                 raise ParameterError(f"last must lie in [1, steps={self.steps}], got {self.last}")
+        if self.truncate is not None:
+            check_choice("truncate", self.truncate, ("worst",))
+            if self.last is not None:
+                raise ParameterError('truncate="worst" says where the chain rule ends: leave last away')
         set_frozen(self, step_size=schedule(self.step_size))
+        if self.outer_weight is not None:
+            weight = self.outer_weight
+            set_frozen(self, outer_weight=schedule(weight if callable(weight) else positive("outer_weight", weight)))
 
     def check(self, problem: BilevelProblem) -> None:
         """Every problem will do."""
@@ -109,7 +148,7 @@ class ITD:
         """The estimate, and where w ended; its counts are fixed, so that no run goes on and ``doublings`` is 0."""
         w0, train, val = state.w, instance.train, instance.val
         refuse_keys("ITD", "take bx.JointSID", train=train, val=val)
-        end, value, gradient, v = self._differentiated(instance, w0)
+        end, (value, gradient, v), before = self._differentiated(instance, w0)
         inner, checks = self._final_code(instance, w0, end)
         code, failure = first_failure(
             (inner, self._failure(end)),
@@ -118,20 +157,24 @@ class ITD:
         reverse, back = self.mode == "reverse", self._back
         # forward mode moves m tangents through each step
         products = back if reverse else back * entries(instance.lam)
+        outer = 1 + (self.steps + 2 * back if self.outer_weight is not None else 0)
         cost = Cost(
             gradients=Count(jnp.int32(self.steps + (back if reverse else 0)), train.rows),
             hvps=Count(jnp.int32(products), train.rows),
             cross=Count(jnp.int32(products), train.rows),
-            outer_gradients=Count(jnp.int32(1), val.rows),
+            outer_gradients=Count(jnp.int32(outer + (self.steps if self.truncate else 0)), val.rows),
             measuring=Count(checks, train.rows),
         )
-        trace = None
-        if reverse:
-            # of v, the sum of the multipliers, no move is known, but w's curvature is its own
-            error = moves_left(end.moves.lengths, jnp.int32(self.steps), end.w, None, self._last_step)
-            trace = SolverErrors(error, error._replace(least=jnp.full_like(error.least, jnp.inf)))
-        estimate = Estimate(astype_of(gradient, instance.lam), value, end.w, v, code, cost, failure)
-        return estimate, ITDState(end.w, trace)
+        gradient, w = astype_of(gradient, instance.lam), end.w if end.worst is None else end.worst.w
+        # of v, the sum of the multipliers, no move is known, but w's curvature is its own
+        left = moves_left(end.moves.lengths, jnp.int32(self.steps), end.w, None, self._last_step)
+        trace, error = None, None
+        if before is not None:
+            error = _of_last_move(gradient, sub(gradient, before), 1.0 - left.least * self._last_step)
+        elif reverse and end.worst is None:
+            trace = SolverErrors(left, left._replace(least=jnp.full_like(left.least, jnp.inf)))
+        estimate = Estimate(gradient, value, w, v, code, cost, failure, error)
+        return estimate, ITDState(w, trace)
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The trajectory alone, with what is suspected of the map tested."""
@@ -156,26 +199,42 @@ class ITD:
         eta: Array = self.step_size(jnp.int32(self.steps - 1))
         return eta
 
-    def _differentiated(self, instance: Instance, w0: PyTree) -> tuple["Trajectory", Array, PyTree, PyTree | None]:
-        """The trajectory, E at its end, the gradient of that in lam, and the sum of the multipliers."""
+    def _differentiated(
+        self, instance: Instance, w0: PyTree
+    ) -> tuple["Trajectory", tuple[Array, PyTree, PyTree | None], PyTree | None]:
+        """The trajectory; E at its end, the gradient of that in lam and the sum of the multipliers.
+
+        And, in forward mode, the gradient after one step less.
+        """
         lam, none, first = instance.lam, zeros_like(w0), self.steps - self._back
-        begun = Trajectory.of(w0)
+        begun = Trajectory.of(w0, worst=self.truncate is not None)
         # w_{t-k} counts as a constant
         if first:
             begun = jax.lax.stop_gradient(unrolled(self, instance, begun, (lam, none), 0, first))
 
+        def outer(at: Trajectory, lam: PyTree) -> Array:
+            # E(w_t(lam), lam), or the largest on the way
+            return instance._replace(lam=lam).mean_outer_loss(at.w) if at.worst is None else at.worst.value
+
         def objective(lam: PyTree, offset: PyTree) -> tuple[Array, Trajectory]:
             end = unrolled(self, instance, begun, (lam, offset), first, self._back)
-            # E(w_t(lam), lam)
-            return instance._replace(lam=lam).mean_outer_loss(end.w), end
+            return outer(end, lam), end
+
+        def last_two(lam: PyTree) -> tuple[tuple[Array, Array], Trajectory]:
+            before = unrolled(self, instance, begun, (lam, none), first, self._back - 1)
+            end = unrolled(self, instance, before, (lam, none), self.steps - 1, 1)
+            return (outer(before, lam), outer(end, lam)), end
 
         if self.mode == "reverse":
             # d/d offset = sum_j of the multipliers
             (value, end), (gradient, v) = jax.value_and_grad(objective, (0, 1), has_aux=True)(lam, none)
-            return end, value, gradient, v
+            return end, (value, gradient, v), None
+        if self.truncate is not None:
+            gradient, end = jax.jacfwd(objective, has_aux=True)(lam, none)
+            return end, (end.worst.value, gradient, None), None
         # d w_t / d lam is carried along: m tangents
-        gradient, end = jax.jacfwd(objective, has_aux=True)(lam, none)
-        return end, instance.mean_outer_loss(end.w), gradient, None
+        (before, gradient), end = jax.jacfwd(last_two, has_aux=True)(lam)
+        return end, (instance.mean_outer_loss(end.w), gradient, None), before
 
     def _final_code(self, instance: Instance, w0: PyTree, end: "Trajectory") -> tuple[Array, Array]:
         """The code of the trajectory, and the diagnostic products."""
@@ -184,23 +243,40 @@ class ITD:
         return final_code(end.moves, jnp.int32(self.steps), (w0, end.w), way, vjp, self.tol, confirm=self.confirm)
 
 
+def _of_last_move(value: PyTree, move: PyTree, q: Array) -> ErrorReport:
+    """The report on a value that came by this move, of which the next are shorter by q each."""
+    # move (q + q^2 + ...) is left to go; q is 1 - least curvature, or -inf where the moves are rounding
+    left = jnp.where(jnp.isfinite(q), q / (1.0 - q), 1.0)
+    return report_of_bias(value, scale(SAFETY * left, jax.tree.map(jnp.abs, move)), jnp.maximum(q, 0.0))
+
+
+class Worst(NamedTuple):
+    """The point of the largest outer loss so far; both have derivatives."""
+
+    value: Array
+    w: PyTree
+
+
 class Trajectory(NamedTuple):
-    """A point of a trajectory, and the moves that led there; only ``w`` has a derivative.
+    """A point of a trajectory, and the moves that led there; only ``w`` and ``worst`` have a derivative.
 
     Attributes:
         w: the last finite point.
         moves: as recorded by :func:`~bilevax.solvers.stability.monitor`, up to the first failure.
         step: of that failure.
+        worst: None where it is not asked for.
     """
 
     w: PyTree
     moves: MoveHistory
     step: Array
+    worst: Worst | None = None
 
     @staticmethod
-    def of(w: PyTree) -> "Trajectory":
+    def of(w: PyTree, *, worst: bool = False) -> "Trajectory":
         """Before the first step."""
-        return Trajectory(w, empty_history(w), jnp.int32(0))
+        none = Worst(jnp.full((), -jnp.inf, norm(w).dtype), w) if worst else None
+        return Trajectory(w, empty_history(w), jnp.int32(0), none)
 
 
 def unrolled(
@@ -214,18 +290,26 @@ def unrolled(
     lam, offset = point
 
     def step(at: Trajectory, j: Array) -> tuple[Trajectory, None]:
-        # w <- w + eta_j (Phi(w, lam) + offset - w)
+        # w <- w + eta_j (Phi(w, lam) + offset - w) - a_j grad_1 E(w, lam)
         move = sub(add(instance.mean_image(at.w, lam), offset), at.w)
+        if method.outer_weight is not None:
+            _, g, _ = instance._replace(lam=lam).mean_outer_gradients(at.w)
+            move = axpy(-method.outer_weight(j) / method.step_size(j), g, move)
         # Not from the history of moves: the backward pass computes this anew, and only this.
         finite = all_finite(move)
-        before = jax.lax.stop_gradient(at._replace(w=()))
+        before = jax.lax.stop_gradient(at._replace(w=(), worst=None))
         vjp = vjp_of_step(instance, at.w, lam, method.step_size(j))
         new = monitor(before.moves, j, *jax.lax.stop_gradient((at.w, move)), vjp, confirm=method.confirm)
         failed = new.code != Code.OK
         new = new._replace(look=jnp.where(failed, NEVER, new.look))
         over = before.moves.code != Code.OK
         moves, number = where(over, (before.moves, before.step), (new, jnp.where(failed, j + 1, 0)))
-        return Trajectory(where(finite, axpy(method.step_size(j), move, at.w), at.w), moves, number), None
+        w, worst = where(finite, axpy(method.step_size(j), move, at.w), at.w), at.worst
+        if worst is not None:
+            value = instance._replace(lam=lam).mean_outer_loss(w)
+            # a loss of NaN is kept, and told
+            worst = where(~(value <= worst.value), Worst(value, w), worst)
+        return Trajectory(w, moves, number, worst), None
 
     # segments of sqrt(steps) steps, of which the backward pass keeps the first point and computes the others again
     length = max(1, math.isqrt(steps))

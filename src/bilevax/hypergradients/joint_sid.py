@@ -21,7 +21,7 @@ from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.linalg.power import contraction_rate, walk_curvature
 from bilevax.problems.gradient_step import MEASURED_WHOLE
 from bilevax.solvers import at_step
-from bilevax.solvers.fixed_point import SUSPICIOUS, has_grown
+from bilevax.solvers.chain import SUSPICIOUS, has_grown
 from bilevax.solvers.left import slowest
 from bilevax.solvers.schedules import Schedule, schedule
 from bilevax.solvers.stability import confirm_divergence

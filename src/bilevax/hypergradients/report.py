@@ -78,6 +78,14 @@ def unknown_if_failed(estimate: Estimate, constants: Constants | None) -> Estima
     return estimate._replace(error=unknown)
 
 
+def unjudged(estimate: Estimate) -> Estimate:
+    """The estimate, of whose error nothing is known and nothing will be: no OK comes of that."""
+    code, failure = first_failure(
+        (estimate.code, estimate.failure), (jnp.int32(Code.TOLERANCE_NOT_MET), Failure.of("none"))
+    )
+    return estimate._replace(code=code, failure=failure)
+
+
 def apply_tolerance(estimate: Estimate, tol: Array | float) -> Estimate:
     """The estimate, with code TOLERANCE_NOT_MET where the upper limit of its relative error is more than ``tol``.
 

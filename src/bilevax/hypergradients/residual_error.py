@@ -135,11 +135,16 @@ def residual_error(
     residuals = norm(v), norm(s) + ROUNDING * eps * norm(v), norm(r) + ROUNDING * eps * norm(w)
     report = _report(value, sub(h, value), (of_r, of_s), (least, most))
     rows = instance.train.rows, instance.val.rows
-    further = jnp.maximum(jnp.asarray(solvers.calls) // 10 - 4, 0).astype(report.inner.dtype)
+    products = report_products(solvers).astype(report.inner.dtype)
     return report._replace(
         bound=None if constants is None else _bound(constants, *residuals, ROUNDING * eps * norm(value)),
-        samples=(5.0 + further) * rows[0] + 2.0 * rows[1],
+        samples=products * rows[0] + 2.0 * rows[1],
     )
+
+
+def report_products(solvers: SolverErrors) -> Array:
+    """Passes over every row of train of :func:`residual_error`; it makes two over val."""
+    return 5 + jnp.maximum(jnp.asarray(solvers.calls) // 10 - 4, 0)
 
 
 def _linearised(
@@ -166,6 +171,17 @@ def _report(value: PyTree, off: PyTree, changes: tuple[PyTree, PyTree], curvatur
         linear=norm(of_s),
         sampling=jnp.zeros_like(size),
         contraction=(1.0 - jnp.minimum(least, 1.0)).astype(size.dtype),
+    )
+
+
+def report_of_bias(value: PyTree, bias: PyTree, contraction: Array) -> ErrorReport:
+    """Where nothing was sampled, of an estimate without v: its bias, estimated elsewhere, hypot rounding."""
+    size = norm(value)
+    rounding = scale(ROUNDING * float(jnp.finfo(size.dtype).eps), value)
+    bias, unknown = jax.tree.map(jnp.hypot, bias, rounding), jnp.full_like(size, jnp.nan)
+    none, zero = zeros_like(value), jnp.zeros_like(size)
+    return ErrorReport(
+        value, none, bias, jnp.int32(CERTAIN), unknown, unknown, zero, contraction.astype(size.dtype), samples=zero
     )
 
 

@@ -28,8 +28,8 @@ from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
-from bilevax.solvers import FixedPoint, Given, Neumann, at_step
-from bilevax.solvers.fixed_point import Image, has_grown
+from bilevax.solvers import Given, at_step
+from bilevax.solvers.chain import Image, confirms, has_grown
 
 
 class SIDState(NamedTuple):
@@ -107,7 +107,8 @@ class SID:
     Source: Grazzi, Pontil, Salzo (2021), arXiv:2011.07122.
 
     Args:
-        inner: :class:`~bilevax.FixedPoint`, :class:`~bilevax.LBFGS`, or :class:`~bilevax.Given`: w0 is the solution.
+        inner: :class:`~bilevax.FixedPoint`, :class:`~bilevax.LBFGS`, :class:`~bilevax.CoordinateDescent`, or
+            :class:`~bilevax.Given`: w0 is the solution.
         linear: :class:`~bilevax.FixedPoint` or :class:`~bilevax.CG`.
         cross_batches: J, at least 1, or :class:`~bilevax.Growing`; None: every row of train once.
         outer_batches: J1, minibatches of val for E and its gradients, likewise; None (default): every row of val once.
@@ -125,6 +126,10 @@ class SID:
             solver = getattr(self, name)
             if not (hasattr(solver, "solve") or (name == "inner" and isinstance(solver, Given))):
                 raise ParameterError(f"{name} must be a solver such as bx.FixedPoint(steps=100), got {solver!r}")
+        if getattr(self.inner, "affine", False):
+            raise ParameterError(
+                f"inner must solve any map, and {type(self.inner).__name__} solves affine ones; use bx.FixedPoint(...)"
+            )
         # None is no count: every row
         given = [name for name in ("cross_batches", "outer_batches") if getattr(self, name) is not None]
         check_fields(self, **dict.fromkeys(given, at_least_one))
@@ -140,10 +145,12 @@ class SID:
                 f"{type(self.linear).__name__} needs a symmetric system, and the inner map is not known to be a"
                 " gradient step; use bx.GradientStep(loss), or linear=bx.GMRES() or bx.FixedPoint(steps=...)"
             )
-        if not isinstance(self.inner, Given) and not self.inner.stochastic and not problem.has_loss:
+        if isinstance(self.inner, Given) or self.inner.stochastic or problem.has_loss:
+            return
+        if not (problem.composite and getattr(self.inner, "takes_prox", False)):
             raise ParameterError(
                 f"{type(self.inner).__name__} needs an inner loss without a prox, and the inner map has none; "
-                "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...)"
+                "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...), or bx.CoordinateDescent() with a prox"
             )
 
     def estimate(
@@ -179,20 +186,20 @@ class SID:
     def suspecting(self) -> "SID":
         """The same, but a suspicion that an iteration does not contract is not tested."""
         solvers = {"inner": self.inner, "linear": self.linear}
-        suspects = {name: solver for name, solver in solvers.items() if isinstance(solver, FixedPoint | Neumann)}
+        suspects = {name: solver for name, solver in solvers.items() if confirms(solver)}
         return replace_unchecked(self, **{name: replace_unchecked(x, confirm=False) for name, x in suspects.items()})
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The stage that failed, repeated alone, with what was suspected tested."""
         segment, w, v = Segment(0, run.doublings), estimate.w, estimate.v
         solver = self.inner if stage == "inner" else self.linear
-        if stage not in ("inner", "linear") or not isinstance(solver, FixedPoint | Neumann):
+        if stage not in ("inner", "linear") or not confirms(solver):
             return None
         if stage == "inner":
-            solved = self._solve_inner(instance, run.before.w, key=stream(key, "inner"), segment=segment)
+            solved = solve_inner(self.inner, instance, run.before.w, key=stream(key, "inner"), segment=segment)
             w = solved.value
         else:
-            (_, g, _), *_ = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
+            (_, g, _), *_ = self.outer(instance, w, key=stream(key, "outer"), segment=segment)
             solved = self._solve_linear(instance, w, g, run.before.v, key=stream(key, "linear"), segment=segment)
             v = solved.value
         checks = _checks(solver, solved, instance.train)
@@ -212,10 +219,10 @@ class SID:
         train, val = instance.train, instance.val
         self._check_keys(train, val)
         # w ~ w(lam)
-        inner = self._solve_inner(instance, w0, key=stream(key, "inner"), segment=segment)
+        inner = solve_inner(self.inner, instance, w0, key=stream(key, "inner"), segment=segment)
         w = inner.value
         # E, grad_1 E, grad_2 E at w
-        (value, g, direct), halves, outer = self._outer(instance, w, key=stream(key, "outer"), segment=segment)
+        (value, g, direct), halves, outer = self.outer(instance, w, key=stream(key, "outer"), segment=segment)
         # v ~ (I - d1Phi^T)^-1 grad_1 E
         linear = self._solve_linear(instance, w, g, v0, key=stream(key, "linear"), segment=segment)
         v = linear.value
@@ -224,7 +231,7 @@ class SID:
         hypergradient = add(direct, product)
         cost = Cost(
             gradients=Count(inner.calls, _rows(self.inner, train)),
-            hvps=Count(linear.calls, _rows(self.linear, train)),
+            hvps=Count(linear.calls, _rows(self.linear, train), linear.reads),
             cross=cross,
             outer_gradients=outer,
             measuring=_checks(self.inner, inner, train) + _checks(self.linear, linear, train),
@@ -241,6 +248,10 @@ class SID:
         trace: ChainTrace | SolverErrors = ChainTrace(inner.snapshots, linear.snapshots, spread, halves)
         if self.deterministic(instance):
             trace = SolverErrors(inner.error, linear.error, inner.calls + linear.calls)
+        elif self.linear.stochastic and linear.snapshots is None:
+            # no snapshots tell its noise: every row does
+            refuse_keys(f"the report on {type(self.linear).__name__}", "take bx.FixedPoint", train=train, val=val)
+            trace = SolverErrors()
         return Estimate(hypergradient, value, w, v, code, cost, failure, steps=steps), trace
 
     def _check_keys(self, train: RowSource, val: RowSource) -> None:
@@ -252,25 +263,6 @@ class SID:
             refuse_keys("cross_batches=None", "pass a number of cross batches", train=train)
         if self.outer_batches is None:
             refuse_keys("outer_batches=None", "pass a number of outer batches", val=val)
-
-    def _solve_inner(self, instance: Instance, w0: PyTree, *, key: Array, segment: Segment) -> Solution:
-        """The fixed point of Phi(., lam)."""
-        if isinstance(self.inner, Given):
-            return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
-        if not self.inner.stochastic:
-            # min over w of the inner loss, on every row
-            return self.inner.solve(instance.problem.inner_loss, w0, instance.lam, instance.train)
-
-        def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
-            return oracle.inner_image(w, batch)
-
-        # w <- w + eta_j (Phi(w; zeta_j) - w)
-        solved = segment.solve(self.inner, image, w0, instance.oracle, instance.train, key=key)
-        if instance.problem.damping is None:
-            return solved
-        # damping lets v contract, not w
-        lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)
-        return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
 
     def _solve_linear(
         self, instance: Instance, w: PyTree, g: PyTree, v0: PyTree | None, *, key: Array, segment: Segment
@@ -292,7 +284,7 @@ class SID:
         start = zeros_like(w) if v0 is None else v0
         return segment.solve(self.linear, image, start, (problem, w, lam, g), train, key=key)
 
-    def _outer(
+    def outer(
         self, instance: Instance, w: PyTree, *, key: Array, segment: Segment
     ) -> tuple[tuple[Array, PyTree, PyTree], Sampled | None, Count]:
         """E, grad_1 E, grad_2 E, from the same minibatches, and the noise of the gradients."""
@@ -332,10 +324,41 @@ class SID:
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
 
 
+def solve_inner(
+    solver: InnerSolver | Given, instance: Instance, w0: PyTree, *, key: Array, segment: Segment
+) -> Solution:
+    """The fixed point of Phi(., lam)."""
+    if isinstance(solver, Given):
+        return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
+    if not solver.stochastic:
+        # min over w of the inner loss, on every row
+        problem = instance.problem
+        loss = problem.inner_loss if problem.has_loss else problem.inner_map
+        return solver.solve(loss, w0, instance.lam, instance.train)
+
+    def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
+        return oracle.inner_image(w, batch)
+
+    # w <- w + eta_j (Phi(w; zeta_j) - w)
+    solved = segment.solve(solver, image, w0, instance.oracle, instance.train, key=key)
+    if instance.problem.damping is None:
+        return solved
+    # damping lets v contract, not w
+    lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)
+    return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
+
+
+def cost_of_inner(solver: InnerSolver | Given, solved: Solution, source: RowSource) -> Cost:
+    """What the inner stage cost."""
+    return Cost(gradients=Count(solved.calls, _rows(solver, source)), measuring=_checks(solver, solved, source))
+
+
 def _checks(solver: InnerSolver | LinearSolver | Given, solved: Solution, source: RowSource) -> Count:
     return Count(jnp.asarray(solved.diagnostic_products, jnp.int32), _rows(solver, source))
 
 
 def _rows(solver: InnerSolver | LinearSolver | Given, source: RowSource) -> int:
     """Of each of its oracle calls."""
-    return source.rows if isinstance(solver, Given) or not solver.stochastic else source.rows_per_batch
+    if isinstance(solver, Given):
+        return 0
+    return source.rows_per_batch if solver.stochastic else source.rows

@@ -53,12 +53,14 @@ class ChainTrace(NamedTuple):
         cross: of the products of cross batches.
         outer: of (grad_1 E, grad_2 E): half of the difference between the means of the two halves of the outer batches,
             times the root of their number.
+        unseen: bias of the value of which neither chain shows anything, in absolute value, like lam; None: none.
     """
 
     inner: Snapshots | None
     linear: Snapshots | None
     cross: Sampled | None
     outer: Sampled | None
+    unseen: PyTree = None
 
     @property
     def last(self) -> Snapshots | None:
@@ -114,8 +116,11 @@ def snapshot_report(instance: Instance, estimate: Estimate, trace: ChainTrace, *
     if trace.last is None:
         rest = residual_error(instance, None, points)._replace(value=estimate.value)
     else:
-        bias = {name: error.bias for name, error in errors.items()}
-        rest = _bias_only(estimate.value, bias, 1.0 - rate.seen * trace.last.step_sizes[-1])
+        bias, sizes = {name: error.bias for name, error in errors.items()}, trace.last.step_sizes
+        assert sizes is not None
+        rest = _bias_only(estimate.value, bias, 1.0 - rate.seen * sizes[-1])
+    if trace.unseen is not None:
+        rest = rest._replace(bias=add(rest.bias, trace.unseen))
     # every minibatch that is read once for the changes of w, where it has a chain, and once for the products
     twice = int(trace.inner is not None)
     minibatches = solving + (1 + twice) * reading[0], twice * reading[1]
@@ -301,6 +306,11 @@ def _solve_many(
     slowest = jnp.maximum(seen - UNRESOLVED / jnp.maximum(cumulative_step, tiny), LEAST * seen)
     rate = RelaxationRate(*(x.astype(jnp.result_type(float)) for x in (seen, slowest)))
     return rate, _split_like(jax.tree.map(lambda x: x[1:], x), right_hand_sides)
+
+
+def relaxation_rate(instance: Instance, w: PyTree, direction: PyTree, *, number: Array, key: Array) -> RelaxationRate:
+    """The curvatures of the system at w along a direction that shrinks to the slowest, on so many minibatches."""
+    return _solve_many(instance, w, direction, {}, number=number, key=key)[0]
 
 
 def _products(instance: Instance, w: PyTree, v: PyTree, *, number: Array, key: Array) -> tuple[PyTree, PyTree]:

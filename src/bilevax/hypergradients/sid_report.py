@@ -71,12 +71,25 @@ def sid_report(
         return _led_on(with_independent(instance), estimate, trace, key=key)
 
     def snapshots() -> ErrorReport:
+        if any(chain.cumulative_step is None for chain in trace.chains.values()):
+            return _nothing_known(estimate, jax.eval_shape(every_row))
         return snapshot_report(instance, estimate, trace, key=key)
 
     if isinstance(choice, bool):
         return every_row() if choice else snapshots()
     report: ErrorReport = jax.lax.cond(choice, every_row, snapshots)
     return report
+
+
+def _nothing_known(estimate: Estimate, like: ErrorReport) -> ErrorReport:
+    """The report on a short chain of which no step size tells how far it is: every error may be there."""
+    sizes = like._replace(degrees_of_freedom=like.inner)
+    unknown: ErrorReport = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), sizes)
+    nowhere = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), estimate.value)
+    none = jnp.zeros_like(unknown.samples)
+    return unknown._replace(
+        value=estimate.value, standard_error=nowhere, bias=nowhere, degrees_of_freedom=jnp.int32(0), samples=none
+    )
 
 
 def _led_on(instance: Instance, estimate: Estimate, trace: ChainTrace, *, key: Array) -> ErrorReport:
@@ -109,8 +122,15 @@ def _led_on(instance: Instance, estimate: Estimate, trace: ChainTrace, *, key: A
         inner=of_w,
         linear=of_v,
         sampling=norm(sub(estimate.value, way.value)),
-        # exp(rate) in a step of eta; in the last step eta_k of the chain exp(rate eta_k / eta)
-        contraction=jnp.exp(rate * last.step_sizes[-1].astype(rate.dtype) / eta).astype(left.dtype),
+        # exp(rate) in a step of eta
+        contraction=_contraction(rate, last.step_sizes, eta).astype(left.dtype),
         samples=samples.astype(jnp.result_type(float)),
         order=jnp.full((), 0.5, jnp.result_type(float)),
     )
+
+
+def _contraction(rate: Array, step_sizes: Array | None, eta: Array) -> Array:
+    """exp(rate eta_k / eta) of the last step eta_k of the chain; NaN where it has none."""
+    if step_sizes is None:
+        return jnp.full_like(rate, jnp.nan)
+    return jnp.exp(rate * step_sizes[-1].astype(rate.dtype) / eta)

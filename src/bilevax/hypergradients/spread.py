@@ -56,6 +56,8 @@ def last_point_error(chain: Snapshots, rate: RelaxationRate) -> PointError:
     with that of noise which decorrelates FASTER times as fast, by their likelihoods. And what moved by D along a
     segment of length S has at most D / (exp(h S) - 1) to go, where noise does not explain D: the least over segments.
     """
+    assert chain.cumulative_step is not None
+    assert chain.step_sizes is not None
     real = chain.cumulative_step.dtype
     h, s, sizes = (x.astype(real) for x in (rate.seen, chain.cumulative_step, chain.step_sizes))
     # y_i = x_i / sqrt(eta_i / eta_L): of equal variance

@@ -1,5 +1,6 @@
 """The two oracles of a bilevel problem: inner maps, losses, projections."""
 
+from bilevax.problems.composition import Composition as Composition
 from bilevax.problems.gradient_step import GradientStep as GradientStep
 from bilevax.problems.losses import BinaryLogistic as BinaryLogistic
 from bilevax.problems.losses import Groups as Groups
@@ -9,6 +10,7 @@ from bilevax.problems.problem import Problem as Problem
 from bilevax.problems.problem import directions as directions
 from bilevax.problems.problem import lagrangian as lagrangian
 from bilevax.problems.projections import Box as Box
+from bilevax.problems.projections import CappedSimplex as CappedSimplex
 from bilevax.problems.projections import L2Ball as L2Ball
 from bilevax.problems.projections import NonNegative as NonNegative
 from bilevax.problems.projections import Simplex as Simplex

@@ -12,7 +12,7 @@ from bilevax.core.protocols import Loss, RowSource
 from bilevax.core.trees import PyTree, add, astype_of, axpy, sub, vdot
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.problems.gradient_step import GradientStep, measuring_products
-from bilevax.problems.proximal_step import ProximalStep
+from bilevax.problems.proximal_step import LinearisedStep, ProximalStep
 
 
 @config
@@ -122,6 +122,21 @@ class Problem:
             return image
         # Phi(w) - delta (w - w'): not at w' = w, but in its derivative it is damped
         return axpy(-self.damping, sub(w, jax.lax.stop_gradient(w)), image)
+
+    def smooth_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """That(w, lam; zeta), where the inner map is Phi = G(E That): all of it but a proximal step G at its end."""
+        step = self.inner_map
+        return astype_of((step.smooth if isinstance(step, ProximalStep) else step)(w, lam, batch), w)
+
+    def relaxed_image(self, w: PyTree, lam: PyTree, batch: PyTree, eta: Array) -> PyTree:
+        """prox((1 - eta) w + eta That(w, lam; zeta), lam, eta s): a gradient step of eta s, and its proximal step."""
+        step, u = self.inner_map, axpy(eta, sub(self.smooth_image(w, lam, batch), w), w)
+        return astype_of(step.proximal(u, w, lam, eta), w) if isinstance(step, ProximalStep) else u
+
+    def linearised(self, u: PyTree) -> "Problem":
+        """The problem with its proximal step linearised at u, like w (``LinearisedStep``); without one, itself."""
+        step = self.inner_map
+        return replace_unchecked(self, inner_map=LinearisedStep(step, u)) if isinstance(step, ProximalStep) else self
 
     def adjoint_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam; zeta)^T v, less delta v. Cost: one Hessian-vector product a row."""

@@ -6,6 +6,8 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from bilevax.core.config import check_fields, check_real, config, is_scalar, positive
 from bilevax.core.errors import ParameterError
@@ -98,6 +100,41 @@ class Simplex:
     def at_bound(self, lam: PyTree) -> PyTree:
         """Where an entry is 0."""
         return jax.tree.map(lambda x: x <= 0, lam)
+
+
+@config
+class CappedSimplex:
+    """{0 <= lam <= 1, sum lam <= total}, over all entries of all leaves: probabilities, of so many choices at most."""
+
+    total: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, total=positive)
+
+    def __call__(self, lam: PyTree) -> PyTree:
+        """The nearest point of the set."""
+        x, unravel = ravel_pytree(lam)
+        total = jnp.asarray(self.total).astype(x.dtype)
+
+        def halved(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = 0.5 * (low + high)
+            above = jnp.sum(_capped(x - middle)) > total
+            return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+        # clip(lam - tau, 0, 1), tau >= 0 the least for which the sum is at most the total: 0, or by bisection to the
+        # last place, from where the sum is 0
+        ends = jnp.zeros((), x.dtype), jnp.maximum(jnp.max(x), 0.0)
+        high = jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 10, halved, ends)[1]
+        return unravel(_capped(x - jnp.where(jnp.sum(_capped(x)) > total, high, 0.0)))
+
+    def at_bound(self, lam: PyTree) -> PyTree:
+        """Where an entry is 0 or 1."""
+        return jax.tree.map(lambda x: (x <= 0) | (x >= 1), lam)
+
+
+def _capped(x: Array) -> Array:
+    return jnp.clip(x, 0.0, 1.0)
 
 
 def _like(bound: PyTree, lam: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ from jax import Array
 from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, add, scale, sub
 from bilevax.problems.gradient_step import GradientStep
 
 
@@ -55,13 +55,39 @@ class ProximalStep:
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """One proximal gradient step on the loss of the batch."""
-        # prox(w - s grad, lam, s): at the fixed point grad + d penalty contains 0 for every s: s has no derivative
-        smooth = self.smooth
-        s = jax.lax.stop_gradient(smooth.metric(w, lam))
-        return self.prox(smooth(w, lam, batch), lam, s)
+        return self.proximal(self.smooth(w, lam, batch), w, lam)
+
+    def proximal(self, u: PyTree, w: PyTree, lam: PyTree, eta: Array | float = 1.0) -> PyTree:
+        """G = prox(u, lam, eta s), with the step s at w."""
+        # at the fixed point grad + d penalty contains 0 for every s: s has no derivative
+        return self.prox(u, lam, scale(eta, jax.lax.stop_gradient(self.smooth.metric(w, lam))))
 
     def measured(
         self, w: PyTree, lam: PyTree, source: RowSource, key: Array, minibatches: int | None = None
     ) -> "ProximalStep":
         """This map with its step filled in; see :meth:`GradientStep.measured`."""
         return replace_unchecked(self, step_size=self.smooth.measured(w, lam, source, key, minibatches).step_size)
+
+
+@config
+class LinearisedStep:
+    """G(u, lam) + D_1G(u, lam) (That(w, lam; zeta) - u): a proximal step G(That) whose prox is linearised at u.
+
+    So the sample enters linearly: of a minibatch it is unbiased, and its derivatives are D_1G D_1That, and
+    D_1G D_2That + D_2G where That is u in the mean; D_1G itself counts as a constant.
+
+    Args:
+        step: the proximal step.
+        u: where its prox is linearised, like w: the mean of That over many rows.
+    """
+
+    step: ProximalStep
+    u: PyTree
+
+    def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+        """The step on the loss of the batch."""
+        u, at = jax.lax.stop_gradient((self.u, (w, lam)))
+        value, pullback = jax.vjp(lambda x: self.step.proximal(x, *at), u)
+        # D_1G (That - u), as the transpose of its transpose: a prox may have a derivative of its own in reverse only
+        (change,) = jax.linear_transpose(lambda v: pullback(v)[0], value)(sub(self.step.smooth(w, lam, batch), u))
+        return add(self.step.proximal(u, w, lam), change)

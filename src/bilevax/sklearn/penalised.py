@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import GroupKFold, GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
+from bilevax.linalg.columns import column_moments
 from bilevax.sklearn import tuning
 from bilevax.sklearn.crossfit import LinearLoss, Rows, pad_columns, pad_rows
 from bilevax.sklearn.final_fit import second_moment, solve
+from bilevax.sklearn.row_splits import deal_folds, validation_rows
 
 
 class PenalisedModel(BaseEstimator, ABC):
@@ -79,13 +79,13 @@ class PenalisedModel(BaseEstimator, ABC):
         """
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        validated = _validation_rows(strata, groups, validation, self.validation_fraction, seed)
+        validated = validation_rows(strata, groups, validation, self.validation_fraction, seed)
         train = np.flatnonzero(~validated)
-        self.feature_mean_, self.feature_scale_ = _moments(X[train])
+        self.feature_mean_, self.feature_scale_ = column_moments(X[train])
         # z = (x - mean) / scale
         Z = pad_columns(((X - self.feature_mean_) / self.feature_scale_).astype(default_float()))
         method = tuning.choose_method(self.method, len(train), X.shape[1], self._outputs)
-        folds = _folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
+        folds = deal_folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         (inner_weight, outer_weight), outputs, p = weights, self._outputs, Z.shape[1]
         *_, inner = pad_rows(inner_weight[train])
         rows = Rows(*map(jax.device_put, (*pad_rows(outer_weight[train], Z[train], y[train], folds), inner)))
@@ -132,53 +132,3 @@ class PenalisedModel(BaseEstimator, ABC):
 def default_float() -> np.dtype[np.floating]:
     """JAX's default float, as a numpy dtype."""
     return np.dtype(jnp.result_type(float))
-
-
-def _moments(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every column; 1 where it does not vary."""
-    mean, scale = X.mean(axis=0), X.std(axis=0)
-    # A spread within rounding of the mean is none.
-    return mean, np.where(scale > 10 * np.finfo(float).eps * np.maximum(1, np.abs(mean)), scale, 1.0)
-
-
-def _validation_rows(
-    strata: np.ndarray, groups: ArrayLike | None, given: ArrayLike | None, fraction: float, seed: int
-) -> np.ndarray:
-    """True for validation rows, [n]."""
-    n = len(strata)
-    if given is not None:
-        mask = np.asarray(given)
-        if mask.dtype != bool or mask.shape != (n,) or not mask.any() or mask.sum() > n - 2:
-            raise ParameterError(
-                f"validation must be a boolean vector of {n} rows, some and at most n - 2 of them True"
-            )
-        return mask
-    # At least one row validates, whatever the fraction.
-    held = max(1, round(fraction * n))
-    classes, counts = np.unique(strata, return_counts=True)
-    if groups is not None:
-        splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
-    elif counts.min() >= 2 and min(held, n - held) >= len(classes):
-        splitter = StratifiedShuffleSplit(1, test_size=held, random_state=seed)
-    else:
-        splitter = ShuffleSplit(1, test_size=held, random_state=seed)
-    mask = np.zeros(n, bool)
-    mask[next(splitter.split(strata, strata, groups))[1]] = True
-    return mask
-
-
-def _folds(strata: np.ndarray, groups: np.ndarray | None, most: int, random: np.random.RandomState) -> np.ndarray:
-    """Fold of each training row: of equal size and stratified; by group where there are groups."""
-    n = len(strata)
-    folds = np.empty(n, int)
-    if groups is None:
-        # Dealt out class by class, which unlike StratifiedKFold takes classes with fewer rows than there are folds.
-        folds[np.lexsort((random.permutation(n), strata))] = np.arange(n) % min(most, n)
-        return folds
-    _, index = np.unique(groups, return_inverse=True)
-    k = min(most, index.max() + 1)
-    if k < 2:
-        raise ParameterError("groups must leave at least two groups in training; pass more groups")
-    for fold, (_, rows) in enumerate(GroupKFold(k).split(strata, groups=index)):
-        folds[rows] = fold
-    return folds

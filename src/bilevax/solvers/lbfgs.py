@@ -12,7 +12,7 @@ from bilevax.core.protocols import Loss, RowSource
 from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
-from bilevax.solvers.fixed_point import has_grown
+from bilevax.solvers.chain import has_grown
 
 MEMORY = 40, 10
 """Pairs of differences for few and for many unknowns. Forty save a half of the steps that ten take; of many unknowns,

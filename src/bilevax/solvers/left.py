@@ -1,5 +1,6 @@
 """The error of a deterministic solver, estimated from its own iterates."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -81,18 +82,27 @@ def slowest(seen: Array, j: Array) -> Array:
     return jnp.maximum(jnp.maximum(discounted, 0.5 * seen), jnp.finfo(seen.dtype).eps)
 
 
-def moves_left(lengths: Array, j: Array, x: PyTree, move: PyTree | None, eta: Array) -> SolverError:
+def moves_left(
+    lengths: Array,
+    j: Array,
+    x: PyTree,
+    move: PyTree | None,
+    eta: Array,
+    curvature: Callable[[Array], Array] = lambda slow: slow,
+) -> SolverError:
     """The error of an iteration of step eta after its move j - 1; ``lengths`` are as in ``MoveHistory``.
 
     Moves that shrink by q go move (q + q^2 + ...) further. Of a sum of exponentials q only grows, so that 1 - q is
-    discounted (:func:`slowest`). Moves that are rounding of x show nothing.
+    discounted (:func:`slowest`). Moves that are rounding of x show nothing. ``curvature`` is eta times that of a
+    direction that shrinks by q, 1 - q without momentum.
     """
     last, q, _ = mean_contraction(lengths, j)
     slow = slowest(jnp.maximum(1.0 - q, 0.0), j)
     rounding = is_rounding(last, x)
-    # 1 - q = eta times the curvature
-    least = jnp.where(rounding, jnp.inf, slow / eta.astype(slow.dtype))
+    # 1 - q = eta h, h the curvature
+    relative = curvature(slow).astype(slow.dtype)
+    least = jnp.where(rounding, jnp.inf, relative / eta.astype(slow.dtype))
     if move is not None:
-        # move q / (1 - q), in units of x: the moves T(x) - x are eta times as long in x
-        move = scale(eta * jnp.where(rounding, 1.0, (1.0 - slow) / slow), move)
+        # the next move over h, move q / h: the moves T(x) - x are eta times as long in x
+        move = scale(eta * jnp.where(rounding, 1.0, (1.0 - slow) / relative), move)
     return SolverError(move, least, jnp.ones_like(slow))

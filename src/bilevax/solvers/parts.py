@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import BilevelProblem, Draw, Look, Looks, RowSource
+from bilevax.core.protocols import BilevelProblem, Draw, Look, Looks, RowSource, StepLooks
 from bilevax.core.trees import PyTree, add, astype_of, axpy, row, scale, sub, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
 
@@ -60,6 +60,11 @@ def descent(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTree) -> P
     return axpy(-jnp.asarray(problem.damping), shift, out)
 
 
+def descent_on(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Look) -> PyTree:
+    """:func:`descent` on a minibatch of train."""
+    return look(lambda draw: scale(draw.weight, descent(problem, w, lam, draw.batch)))
+
+
 def inner_directions(problem: BilevelProblem, p: Point, look: Look) -> Point:
     """The inner minibatch's part of the three directions, from one vector-Jacobian product.
 
@@ -97,12 +102,13 @@ def directions(problem: BilevelProblem, p: Point, train: Look, val: Look) -> Poi
 
 def mean_directions(problem: BilevelProblem, p: Point, train: RowSource, val: RowSource) -> Point:
     """The three directions on every row."""
+    inner = train.total(lambda p, batch: inner_directions(problem, p, every_row(batch)), p)
+    return joined(inner, val.total(lambda p, batch: outer_directions(problem, p.w, p.lam, every_row(batch)), p))
 
-    def look_at(batch: PyTree) -> Look:
-        return lambda use: use(Draw(batch, -1, 1.0))
 
-    inner = train.total(lambda p, batch: inner_directions(problem, p, look_at(batch)), p)
-    return joined(inner, val.total(lambda p, batch: outer_directions(problem, p.w, p.lam, look_at(batch)), p))
+def every_row(batch: PyTree) -> Look:
+    """A batch of every row as a look."""
+    return lambda use: use(Draw(batch, -1, 1.0))
 
 
 def joined(inner: Point, outer: tuple[PyTree, PyTree]) -> Point:
@@ -126,19 +132,34 @@ def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, 
 
 def penalty_direction(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> PyTree:
     """Against which lam moves: grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w)), both on the same rows of train."""
-
-    def difference(draw: Draw) -> PyTree:
-        by_lam = jax.grad(problem.inner_loss, 1)
-        at_z, at_w = (astype_of(by_lam(x, p.lam, draw.batch), p.lam) for x in (p.z, p.w))
-        return scale(c * draw.weight, sub(at_z, at_w))
-
     _, direct = outer_directions(problem, p.z, p.lam, val)
-    return add(direct, train(difference))
+    return add(direct, train(lambda draw: scale(c * draw.weight, _gap_by_lam(problem, p, draw))))
+
+
+def gap_gradients(problem: BilevelProblem, p: Copies, train: Look) -> Pair:
+    """The gradient of q(z, lam) = G(z) - G(w), w held: (grad_1 G(z), grad_2 G(z) - grad_2 G(w)) on the same rows."""
+
+    def use(draw: Draw) -> Pair:
+        by_z = scale(-draw.weight, descent(problem, p.z, p.lam, draw.batch))
+        return Pair(by_z, scale(draw.weight, _gap_by_lam(problem, p, draw)))
+
+    return train(use)
+
+
+def _gap_by_lam(problem: BilevelProblem, p: Copies, draw: Draw) -> PyTree:
+    by_lam = jax.grad(problem.inner_loss, 1)
+    return sub(*(astype_of(by_lam(x, p.lam, draw.batch), p.lam) for x in (p.z, p.w)))
 
 
 def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:
     """X + rho d, rho a scalar or a tree like x."""
     return axpy(rho, d, x) if jax.tree_util.all_leaves([rho]) else jax.tree.map(lambda r, d, x: x + r * d, rho, d, x)
+
+
+def inner_move(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Look, rho: PyTree) -> PyTree:
+    """W after a move along d_w on a minibatch of train; d_w as of :func:`descent`."""
+    # w + rho d_w
+    return moved_by(rho, look(lambda draw: scale(draw.weight, descent(problem, w, lam, draw.batch))), w)
 
 
 def inner_moves(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Looks, rho: PyTree) -> PyTree:
@@ -179,6 +200,15 @@ def neumann(problem: BilevelProblem, w: PyTree, lam: PyTree, g: PyTree, look: Lo
     return out
 
 
+def series_directions(problem: BilevelProblem, at: Pair, train: Look, val: Look, linear: Looks, rho: PyTree) -> Pair:
+    """(d_w, d_lam) at (w, lam), the multiplier by :func:`neumann` on the minibatches of ``linear``."""
+    w, lam = at
+    g, direct = outer_directions(problem, w, lam, val)
+    inner = inner_directions(problem, Point(w, neumann(problem, w, lam, g, linear, rho), lam), train)
+    # (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
+    return Pair(inner.w, add(direct, inner.lam))
+
+
 def neumann_factor(problem: BilevelProblem, w: PyTree, lam: PyTree, rho: PyTree) -> Callable[..., PyTree]:
     """(r, i, draw) -> (I - rho H_i) r, with H_i of a minibatch of train."""
 
@@ -186,6 +216,50 @@ def neumann_factor(problem: BilevelProblem, w: PyTree, lam: PyTree, rho: PyTree)
         return moved_by(rho, minus_hessian_product(problem, w, lam, draw, r), r)
 
     return factor
+
+
+def horizon(looks: StepLooks) -> Array:
+    """The step's number of factors of :func:`drawn_directions`, from the stream "horizon"."""
+    p: Array = looks["horizon"](lambda p: p)
+    return p
+
+
+def drawn_directions(problem: BilevelProblem, at: Pair, looks: StepLooks, rho: PyTree, terms: Array | int) -> Pair:
+    """(d_w, d_lam) at (w, lam), with one term of a truncated Neumann series, drawn at random, for the multiplier.
+
+    u = K (I - rho H_p) ... (I - rho H_1) rho grad_1 E, K = ``terms`` and p uniform on 0, ..., K - 1: its mean over p is
+    (I - (I - rho H)^K) H^-1 grad_1 E. The streams are "train", "val", "linear", which has K minibatches, and "horizon",
+    which has p. Source: Ghadimi, Wang (2018), arXiv:1802.02246.
+    """
+    w, lam = at
+    g, direct = outer_directions(problem, w, lam, looks["val"])
+    # K (I - rho H_p) ... (I - rho H_1) rho g
+    r = moved_by(rho, g, zeros_like(g))
+    r = looks["linear"].fold(neumann_factor(problem, w, lam, rho), r, stop=horizon(looks))
+    inner = inner_directions(problem, Point(w, scale(terms, r), lam), looks["train"])
+    # (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
+    return Pair(inner.w, add(direct, inner.lam))
+
+
+def mean_series_directions(
+    problem: BilevelProblem, at: Pair, train: RowSource, val: RowSource, number: Array | int, rho: PyTree
+) -> Pair:
+    """The directions of :func:`series_directions` on every row, with ``number`` factors I - rho H."""
+    g, direct = val.total(lambda at, batch: outer_directions(problem, at.w, at.lam, every_row(batch)), at)
+
+    def factor(args: PyTree, batch: PyTree) -> PyTree:
+        w, lam, rho, r = args
+        return neumann_factor(problem, w, lam, rho)(r, jnp.int32(0), Draw(batch, -1, 1.0))
+
+    def term(_: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        # r, r + total with r = (I - rho H) r
+        r = train.total(factor, (*at, rho, carry[0]))
+        return r, add(carry[1], r)
+
+    r = moved_by(rho, g, zeros_like(g))
+    p = Point(at.w, jax.lax.fori_loop(0, number, term, (r, r))[1], at.lam)
+    inner = train.total(lambda p, batch: inner_directions(problem, p, every_row(batch)), p)
+    return Pair(inner.w, add(direct, inner.lam))
 
 
 class Saga(NamedTuple):

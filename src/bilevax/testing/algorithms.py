@@ -23,6 +23,7 @@ from bilevax.runs import Progress, minimize
 from bilevax.testing.closed_forms.small import (
     Reference,
     Watched,
+    composed,
     finite_quadratic,
     nest,
     nested,
@@ -109,9 +110,13 @@ def _noisy(watch: Watched) -> Watched:
 
 
 def _start(
-    reference: Reference, sizes: tuple[int | None, int | None], sampling: str
+    algorithm: Algorithm, reference: Reference, sizes: tuple[int | None, int | None], sampling: str
 ) -> tuple[PyTree, PyTree, PyTree, Sources]:
-    """Problem, w0, lam and the sources."""
+    """Problem, as a composition where the algorithm asks for one, w0, lam and the sources."""
+    try:
+        algorithm.check(reference.problem)
+    except ParameterError:
+        reference = composed(reference)
     (problem, lam, *_), w0 = reference.start()
     train, val = (Arrays(x, size, sampling) for x, size in zip((reference.train, reference.val), sizes, strict=True))
     return problem, w0, lam, (train, val)
@@ -127,7 +132,7 @@ def _run(
     callback: Callable[[Progress], None] | None = None,
 ) -> Result:
     """A run in blocks; with a callback, one call of the compiled program a step."""
-    problem, w0, lam, sources = _start(reference, sizes, "blocks")
+    problem, w0, lam, sources = _start(algorithm, reference, sizes, "blocks")
     start, every = (problem, algorithm, w0, lam, *sources), None if callback is None else 1
     return minimize(*start, steps=steps, key=jax.random.key(seed), callback=callback, every=every)
 
@@ -173,7 +178,7 @@ def _cut(algorithm: Algorithm, reference: Reference, base: Result) -> None:
     inside = all(np.all((np.asarray(lam) >= -0.2) & (np.asarray(lam) <= 0.1)) for lam in seen)
     require(inside, f"an iterate of {name} left the set Lambda")
     # a lam outside of the box
-    problem, w0, lam, sources = _start(reference._replace(lam=np.array([5.0, -5.0, 0.0])), UNEVEN, "blocks")
+    problem, w0, lam, sources = _start(algorithm, reference._replace(lam=np.array([5.0, -5.0, 0.0])), UNEVEN, "blocks")
     state = canonicalize(algorithm).init(problem, w0, lam, sources)
     require(same_bits(algorithm.solution(state)[1], BOX(lam)), f"{name}.init must project lam onto Lambda")
 
@@ -229,7 +234,7 @@ def _counted(algorithm: Algorithm) -> None:
     reference = reference._replace(problem=replace_unchecked(quadratic().problem, project=BOX))
     if isinstance(algorithm, Measurable):
         algorithm = type(algorithm)()
-    problem, w0, lam, (train, val) = _start(reference, EVEN, _sampling(algorithm, reference))
+    problem, w0, lam, (train, val) = _start(algorithm, reference, EVEN, _sampling(algorithm, reference))
     sources, key = (Counted(train, READ), val), jax.random.key(0)
     start: PyTree = problem, algorithm, w0, lam, *sources
     first = READ.after(())
@@ -243,21 +248,21 @@ def _counted(algorithm: Algorithm) -> None:
     counted_in_full(name, cost, train.rows_per_batch, READ.after(base.lam) - before - (before - first))
     rising = np.all(np.diff(base.history.samples) > 0) and base.history.samples[-1] == base.cost.samples
     require(rising, f"the samples that {name} records must rise at every step, to those of the whole run")
-    if isinstance(algorithm, Measurable):
-        _measured(name, base, minimize(*start, steps=FEW, key=key))
+    if measured:
+        _measured(name, measured, base, minimize(*start, steps=FEW, key=key))
     _own_loop(start, measured, base)
 
 
 def _sampling(algorithm: Algorithm, reference: Reference) -> str:
     """How rows are drawn: each on its own, but for an algorithm that refuses that."""
     try:
-        algorithm.streams(_start(reference, EVEN, "iid")[-1])
+        algorithm.streams(_start(algorithm, reference, EVEN, "iid")[-1])
     except ParameterError:
         return "blocks"
     return "iid"
 
 
-def _measured(name: str, result: Result, again: Result) -> None:
+def _measured(name: str, measured: Measured, result: Result, again: Result) -> None:
     for field in ("lam", "w", "cost"):
         same = same_bits(getattr(result, field), getattr(again, field))
         require(same, f"{name}() gives another {field} for the same key")
@@ -265,7 +270,8 @@ def _measured(name: str, result: Result, again: Result) -> None:
     filled = all(settings[step] is not None for step in ("step_size", "ratio"))
     require(filled, f"the settings of a run of {name}() must have the steps that were measured")
     json.dumps(result.config, allow_nan=False)
-    require(int(result.cost.measuring.calls) > 0, f"the cost of {name}() must include that of measuring its steps")
+    included = same_bits(result.cost.measuring, measured.cost.measuring)
+    require(included, f"the cost of {name}() must include that of measuring its steps")
     require(result.code < Code.DIVERGED, f"{name}() ends with {Code(result.code).name} on FiniteQuadratic")
 
 

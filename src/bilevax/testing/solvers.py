@@ -91,7 +91,8 @@ def _system(*, symmetric: bool) -> System:
 
 def _solve(
     solver: Solver, rows: Array, g: PyTree, start: PyTree | None, number: Array | float = 0.0, *,
-    metric: Array, key: Array | None = None, batch_size: int | None = None, note: Callable[[], None] | None = None,
+    metric: Array, key: Array | None = None, batch_size: int | None = None, sampling: str = "iid",
+    note: Callable[[], None] | None = None,
 ) -> Solution:  # fmt: skip
     """The linear solver on (mean of rows) v = g; trees of :func:`nest` are solved as such."""
     into, out = (lambda x: x, lambda x: x) if isinstance(g, Array) else (nest, flat)
@@ -109,10 +110,12 @@ def _solve(
         return add(sub(v, product(jnp.mean(batch, axis=0), v)), g)
 
     begin = zeros_like(g) if start is None else start
-    return solver.solve(image, begin, g, Arrays(rows, batch_size), key=jax.random.key(0) if key is None else key)
+    return solver.solve(
+        image, begin, g, Arrays(rows, batch_size, sampling), key=jax.random.key(0) if key is None else key
+    )
 
 
-def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool = True) -> None:
+def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool = True, sampling: str = "iid") -> None:
     """Check a solver of (I - d1Phi^T) v = g, such as ``bilevax.CG()`` or ``bilevax.FixedPoint(100)``.
 
     A stochastic one has ``solve(image, start, args, source, *, key, outer_step)``, others ``solve(matvec, g, metric,
@@ -125,6 +128,7 @@ def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool
         solver: what is checked.
         rtol: relative error it may have.
         is_unbiased: for a stochastic one, whether its mean is right, once converged.
+        sampling: of the minibatches that a stochastic one is given.
 
     Raises:
         AssertionError: says the first contract that is violated.
@@ -138,7 +142,8 @@ def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool
         system = _system(symmetric=True)
         rows, g, metric = (jnp.asarray(x) for x in system[:3])
         run = partial(
-            jax.jit(partial(_solve, metric=metric), static_argnames=("batch_size", "note")), canonicalize(solver)
+            jax.jit(partial(_solve, metric=metric), static_argnames=("batch_size", "sampling", "note")),
+            canonicalize(solver),
         )
         for s in (system,) if getattr(solver, "needs_symmetry", False) else (system, _system(symmetric=False)):
             kind = "a symmetric system" if s.symmetric else "a system that is not symmetric"
@@ -156,10 +161,11 @@ def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool
         singular = run(jnp.swapaxes(flat_system, 1, 2) @ flat_system, jnp.ones(D), None)
         require(singular.code != Code.OK, f"{name} says OK of a singular system without a solution")
         if solver.stochastic:
-            _randomness(name, lambda key: run(rows, g, None, key=key, batch_size=B).value, system.v, is_unbiased)
+            drawn = partial(run, rows, g, None, batch_size=B, sampling=sampling)
+            _randomness(name, lambda key: drawn(key=key).value, system.v, is_unbiased)
 
 
-def check_inner_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool = True) -> None:
+def check_inner_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool = True, sampling: str = "iid") -> None:
     """Check a solver of w = Phi(w, lam), such as ``bilevax.FixedPoint(100)`` or ``bilevax.LBFGS()``.
 
     A stochastic one has ``solve(image, start, args, source, *, key, outer_step)``, others ``solve(loss, w0, lam,
@@ -170,6 +176,7 @@ def check_inner_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool 
         solver: what is checked.
         rtol: relative error it may have.
         is_unbiased: for a stochastic one, whether its mean is right, once converged, where the map is affine.
+        sampling: of the minibatches that a stochastic one is given.
 
     Raises:
         AssertionError: says the first contract that is violated.
@@ -192,14 +199,20 @@ def check_inner_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool 
         _counted(name, solver)
         _nan(name, _inner(solver, watch.flawed("inner")))
         if solver.stochastic:
-            value = partial(_inner, solver, watch.reference, B)
-            _randomness(name, lambda key: value(key).value, watch.reference.truth.w, is_unbiased)
+            drawn = partial(_inner, solver, watch.reference, B, sampling=sampling)
+            _randomness(name, lambda key: drawn(key=key).value, watch.reference.truth.w, is_unbiased)
 
 
-def _inner(solver: Solver, reference: Reference, batch_size: int | None = None, key: Array | None = None) -> Solution:
+def _inner(
+    solver: Solver,
+    reference: Reference,
+    batch_size: int | None = None,
+    key: Array | None = None,
+    sampling: str = "iid",
+) -> Solution:
     """The inner solver on a reference."""
     key = jax.random.key(0) if key is None else key
-    return _inner_jit(canonicalize(solver), *reference.start(batch_size), key)
+    return _inner_jit(canonicalize(solver), *reference.start(batch_size, sampling), key)
 
 
 def _inner_solution(solver: Solver, instance: Instance, start: PyTree, key: Array) -> Solution:

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from bilevax.core.config import canonicalize, config, replace_unchecked
 from bilevax.core.instance import Instance
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Arrays
-from bilevax.problems import GradientStep, Problem
+from bilevax.problems import Composition, GradientStep, Problem
 from bilevax.testing.closed_forms import FiniteAffine, FiniteQuadratic, PenalisedRidge, Solution
 from bilevax.testing.closed_forms.quadratic import quadratic_inner_loss, quadratic_outer_loss
 from bilevax.testing.tools import Tally
@@ -43,10 +44,10 @@ class Reference(NamedTuple):
     val: PyTree
     truth: Solution
 
-    def start(self, batch_size: int | None = None) -> tuple[Instance, PyTree]:
+    def start(self, batch_size: int | None = None, sampling: str = "iid") -> tuple[Instance, PyTree]:
         """The instance and w0 as arrays of JAX, val on every row."""
         w0, lam = jax.tree.map(jnp.asarray, (self.w0, self.lam))
-        return Instance(canonicalize(self.problem), lam, Arrays(self.train, batch_size), Arrays(self.val)), w0
+        return Instance(canonicalize(self.problem), lam, Arrays(self.train, batch_size, sampling), Arrays(self.val)), w0
 
     def single(self) -> "Reference":
         """The same in float32."""
@@ -109,6 +110,31 @@ def nested(given: Reference) -> Reference:
     step, outer, project = given.problem.inner_map, given.problem.outer_loss, given.problem.project
     new = Problem(GradientStep(Nested(step.loss), step.step_size), Nested(outer), project)
     return given._replace(problem=new, w0=nest(given.w0), lam=nest(given.lam))
+
+
+@config
+class Solved:
+    """(lam, batch) -> A^-1 (b + B lam) of a loss of :func:`quadratic`, A of every row; its mean is the same w(lam).
+
+    Args:
+        loss: whose gradient at w = 0 is -(b + B lam).
+        like: a tree like w.
+    """
+
+    loss: Callable[[PyTree, PyTree, PyTree], Array]
+    like: PyTree
+
+    def __call__(self, lam: PyTree, batch: PyTree) -> PyTree:
+        """The w of the batch."""
+        slope, tree = ravel_pytree(jax.grad(self.loss)(zeros_like(self.like), lam, batch))
+        inverse = np.linalg.inv(finite_quadratic().A.mean(axis=0))
+        return tree(-jnp.asarray(inverse, slope.dtype) @ slope)
+
+
+def composed(given: Reference) -> Reference:
+    """:func:`quadratic`, or what was made of it, as a composition: f, its minimum and w(lam) stay what they are."""
+    inner, outer, project = given.problem.inner_map, given.problem.outer_loss, given.problem.project
+    return given._replace(problem=Problem(Composition(Solved(inner.loss, given.w0)), outer, project))
 
 
 @jax.custom_jvp

@@ -1,0 +1,94 @@
+"""BSA: a few warm-started moves of w, one drawn term of a Neumann series for the multiplier, and one move of lam.
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, lam), one minibatch of val, and as many
+of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
+"""
+
+from typing import Any, ClassVar
+
+from jax import Array
+
+from bilevax.algorithms.common import (
+    check_damping,
+    checked_steps,
+    double_loop_cost,
+    drawn_streams,
+    outer_step_size,
+    sources_of,
+)
+from bilevax.algorithms.measured_steps import Defaults
+from bilevax.algorithms.step_rules import check_rule, is_ruled, moves_of
+from bilevax.core.config import check_count, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.records import Cost, Info
+from bilevax.core.trees import PyTree
+from bilevax.data import Several, Undrawn
+from bilevax.data.looks import Uniform
+from bilevax.solvers.parts import Pair, drawn_directions, horizon, projected
+
+
+@config
+class BSA:
+    """T moves of w from where it was, and one of lam along a direction whose multiplier is one term of a series.
+
+        w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
+        u    = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E      p uniform on 0, ..., K - 1; ``linear_steps``
+        lam <- P(lam - ratio rho_k (grad_2 E - d2(grad_1 G)^T u))        at the new w
+
+    Steps are in loss form, as in :class:`~bilevax.SOBA`. In the mean over p u is (I - (I - rho_0 H)^K) H^-1 grad_1 E,
+    so that lam ends where that direction is 0, as with :class:`~bilevax.StocBiO`, whose series has every term and less
+    noise. Assumes G strongly convex and smooth losses. With T growing it takes of the order of eps^-3 samples to a
+    squared hypergradient of eps. Cost: ``inner_steps`` gradients, p Hessian-vector products, one cross product, each on
+    rows of its own, and one outer gradient. Source: Ghadimi, Wang (2018), arXiv:1802.02246.
+
+    Args:
+        step_size: rho_k, a number or a schedule; :class:`~bilevax.BiSLS` or :class:`~bilevax.BiSPS`, which find the
+            steps of both levels; None (default): measured at the start of the run.
+        ratio: gamma_k / rho_k, positive; None (default): measured.
+        inner_steps: T, from 1 to 256. Default 10.
+        linear_steps: K, from 1 to 256. Default 10.
+    """
+
+    steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.5, power=0.5)
+
+    step_size: Any = None
+    ratio: float | None = None
+    inner_steps: int = 10
+    linear_steps: int = 10
+
+    def __post_init__(self) -> None:
+        counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
+        set_frozen(self, **checked_steps(self, rules=True), **counts)
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step, and a rule without an inner loss."""
+        check_damping(self, problem)
+        check_rule(self, problem)
+
+    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+        """Fresh minibatches of train for each move of w, and those of ``drawn_directions``."""
+        return {"inner": Several(sources[0], self.inner_steps), **drawn_streams(sources, self.linear_steps)}
+
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
+        """The state before the first step; u0 plays no part; lam projected."""
+        return Pair(w0, projected(problem, lam))
+
+    def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
+        """The moves of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
+        w, by = moves_of(self, problem, looks, k, pair).inner(*pair)
+        d = drawn_directions(problem, Pair(w, pair.lam), looks, by.series(w, pair.lam), self.linear_steps)
+        lam, info = by.outer(w, pair.lam, d.lam)
+        cost = double_loop_cost(sources_of(looks), self.inner_steps, horizon(looks))
+        return Pair(w, lam), info._replace(cost=cost.plus(info.cost or Cost()))
+
+    def outer_step_size(self, k: Array) -> Array | None:
+        """gamma_k, the step of lam; None where a rule finds it."""
+        return None if is_ruled(self) else outer_step_size(self, k)
+
+    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return pair.w, pair.lam
+
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
+        """None: every step reports its own, which depends on p."""

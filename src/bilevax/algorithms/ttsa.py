@@ -1,0 +1,95 @@
+"""TTSA: one move of w and a slower one of lam, on two timescales; one drawn term of a Neumann series is the multiplier.
+
+In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, lam), one minibatch of train for w, and
+those of ``solvers.parts.drawn_directions`` for lam, as looks. Out, to the loop: the next (w, lam).
+"""
+
+from typing import Any, ClassVar
+
+from jax import Array
+
+from bilevax.algorithms.common import (
+    check_damping,
+    checked_steps,
+    double_loop_cost,
+    drawn_streams,
+    series_step,
+    slower_step_size,
+    sources_of,
+    step_sizes,
+)
+from bilevax.algorithms.measured_steps import Defaults
+from bilevax.core.config import check_count, check_real, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.records import Info
+from bilevax.core.trees import PyTree
+from bilevax.data import Several, Undrawn
+from bilevax.data.looks import Uniform
+from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_move, outer_move, projected
+
+
+@config
+class TTSA:
+    """w moves, then lam with a step that falls faster, along a direction whose multiplier is one term of a series.
+
+        w   <- w + rho_k (-grad_1 G)
+        u    = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E      p uniform on 0, ..., K - 1; ``linear_steps``
+        lam <- P(lam - gamma_k (grad_2 E - d2(grad_1 G)^T u))            at the new w
+        gamma_k = ratio rho_0 (rho_k / rho_0)^a                          a = ``outer_power``
+
+    Steps are in loss form, as in :class:`~bilevax.SOBA`. Where rho_k is of order k^(-2/5) gamma_k is of order
+    k^(-3/5), the paper's two timescales; constant steps stay constant. lam ends where the mean direction is 0, whose
+    multiplier is (I - (I - rho_0 H)^K) H^-1 grad_1 E. Assumes G strongly convex and smooth losses. The squared
+    hypergradient falls as k^(-2/5). Cost: one gradient, p Hessian-vector products, one cross product, each on rows of
+    its own, and one outer gradient. Source: Hong, Wai, Wang, Yang (2020), arXiv:2007.05170.
+
+    Args:
+        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
+        ratio: gamma_0 / rho_0, positive; None (default): measured.
+        outer_power: a, at least 1. Default 3/2.
+        linear_steps: K, from 1 to 256. Default 10.
+    """
+
+    steps_per_record: ClassVar[int] = 256
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.4)
+
+    step_size: Any = None
+    ratio: float | None = None
+    outer_power: float = 1.5
+    linear_steps: int = 10
+
+    def __post_init__(self) -> None:
+        power = check_real("outer_power", self.outer_power, low=1.0)
+        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
+        set_frozen(self, **checked_steps(self), outer_power=power, linear_steps=linear_steps)
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step."""
+        check_damping(self, problem)
+
+    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+        """A minibatch of train for w, and those of ``drawn_directions``."""
+        return {"inner": sources[0], **drawn_streams(sources, self.linear_steps)}
+
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
+        """The state before the first step; u0 plays no part; lam projected."""
+        return Pair(w0, projected(problem, lam))
+
+    def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
+        """The move of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
+        (rho, _), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
+        w = inner_move(problem, pair.w, pair.lam, looks["inner"], rho)
+        d = drawn_directions(problem, Pair(w, pair.lam), looks, rho_0, self.linear_steps)
+        cost = double_loop_cost(sources_of(looks), 1, horizon(looks))
+        return Pair(w, outer_move(problem, pair.lam, d.lam, self.outer_step_size(k))), Info(cost=cost)
+
+    def outer_step_size(self, k: Array) -> Array:
+        """gamma_k, the step of lam."""
+        return slower_step_size(self, k)
+
+    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return pair.w, pair.lam
+
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
+        """None: every step reports its own, which depends on p."""
