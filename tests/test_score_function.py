@@ -169,7 +169,7 @@ def test_a_learned_coreset_of_digits_beats_random_ones():
 
     X, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(y))
-    X, y = (X[order] / 16.0).astype(np.float32), y[order].astype(np.int32)
+    X, y = (X[order] / 16.0).astype(np.float32), y[order]
     pool, test = (X[:POOL], y[:POOL]), (X[POOL:], y[POOL:])
     rows, w0, inner = bx.Arrays(pool), np.zeros((10, 65), np.float32), bx.LBFGS(1e-3, 60, 10)
     problem = bx.Problem(bx.GradientStep(on_chosen, 1.0), on_all, bx.CappedSimplex(float(CHOSEN)))

@@ -152,7 +152,8 @@ class ScoreFunction:
             at = instance._replace(lam=unravel(x))
             solved = solve_inner(self.inner, at, w0, key=key, segment=Segment(outer_step))
             # L_c, and what it was or will be
-            return solved._replace(snapshots=None, error=None), *map(at.mean_outer_loss, (solved.value, _other(solved)))
+            loss, other = at.mean_outer_loss(solved.value), at.mean_outer_loss(_other(solved))
+            return solved._replace(snapshots=None, error=None), loss, other
 
         solved, losses, others = jax.vmap(one)(x, jax.random.split(stream(key, "inner"), number))
         score = self.distribution.score(lam, x)
