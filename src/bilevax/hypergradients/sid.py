@@ -99,8 +99,8 @@ class SID:
     640 steps, w and v are iterated to where both equations of every row hold, and the value's distance from the
     hypergradient there is ``bias``, kinks and all. Of shorter chains, noise and bias are estimated from eight snapshots
     of both, which errs on the side of caution (:func:`~bilevax.hypergradients.sid_report.sid_report`). Of
-    :class:`~bilevax.MixedFP` and :class:`~bilevax.ProductNeumann`, whose chains do not show their noise, it comes of the
-    residuals on every row.
+    :class:`~bilevax.MixedFP` and :class:`~bilevax.ProductNeumann`, whose chains do not show their noise, it comes
+    of the residuals on every row.
 
     Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient; products
     that test whether an iteration contracts are ``cost.measuring``, and what the report reads ``error.samples``: every
