@@ -11,7 +11,6 @@ minibatches, as in the paper; NSID reads its J twice.
 """
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -96,27 +95,29 @@ def slope(steps: Any, errors: Any) -> float:
     return float(np.polyfit(np.log(np.asarray(steps)[kept]), np.log(np.asarray(errors)[kept]), 1)[0])
 
 
-def curves(nets: list[ElasticNet], steps: Any, runs: int) -> dict[str, np.ndarray]:
+WAYS = {
+    "NSID": (bx.NSID, False),
+    "SID": (bx.SID, False),
+    "NSID, constant": (bx.NSID, True),
+    "SID, constant": (bx.SID, True),
+}
+"""Estimators, and whether their steps are constant."""
+
+
+def curves(nets: list[ElasticNet], steps: Any, runs: int, names: Any = tuple(WAYS)) -> dict[str, np.ndarray]:
     """Squared relative errors, [draws, steps, runs], by method."""
-    each = [errors(net, steps, runs) for net in nets]
-    return {name: np.array([found[name] for found in each]) for name in each[0]}
-
-
-def errors(net: ElasticNet, steps: Any, runs: int) -> dict[str, list[np.ndarray]]:
-    """Of one draw of the data."""
-    best = 2 / (1 - net.q**2)
-    beta, gamma = 0.5 * best, 2 * best
-    ways: dict[str, tuple[Callable[..., Any], Any]] = {
-        "NSID": (bx.NSID, bx.Harmonic(beta, gamma)),
-        "SID": (bx.SID, bx.Harmonic(beta, gamma)),
-        "NSID, constant steps": (bx.NSID, beta / gamma),
-        "SID, constant steps": (bx.SID, beta / gamma),
+    return {
+        name: np.array([[one.errors(runs, lanes=runs)[0] for one in at(net, name, steps)] for net in nets])
+        for name in names
     }
-    case, found = net.case(), {}
-    for name, (method, eta) in ways.items():
-        at = [method(bx.Given(), bx.FixedPoint(k, eta), cross_batches=k + 1) for k in steps]
-        found[name] = [case.by(each).errors(runs, lanes=runs)[0] for each in at]
-    return found
+
+
+def at(net: ElasticNet, name: str, steps: Any) -> list[Case]:
+    """A method after so many steps."""
+    best, (method, constant) = 2 / (1 - net.q**2), WAYS[name]
+    beta, gamma = 0.5 * best, 2 * best
+    eta, case = bx.Constant(beta / gamma) if constant else bx.Harmonic(beta, gamma), net.case()
+    return [case.by(method(bx.Given(), bx.FixedPoint(k, eta), cross_batches=k + 1)) for k in steps]
 
 
 def checks(squares: dict[str, np.ndarray], steps: Any) -> list[tables.Check]:

@@ -4,6 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 and as many of train as moves, as looks. Out, to the loop: the next point.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jax import Array
@@ -14,22 +15,20 @@ from bilevax.algorithms.common import (
     double_loop_cost,
     double_loop_streams,
     outer_step_size,
-    step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
+from bilevax.algorithms.step_rules import check_rule, counted, is_ruled, moves_of, ruled_streams
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, add
-from bilevax.data import Several
+from bilevax.data import Several, Undrawn
 from bilevax.solvers.parts import (
     Point,
     inner_directions,
-    inner_moves,
     minus_hessian_product,
     moved_by,
     outer_directions,
-    outer_move,
     start,
 )
 
@@ -49,7 +48,8 @@ class AmIGO:
     Source: Arbel, Mairal (2022), arXiv:2111.14580.
 
     Args:
-        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
+        step_size: rho_k, a number or a schedule; :class:`~bilevax.BiSLS` or :class:`~bilevax.BiSPS`, which find the
+            steps of both levels; None (default): measured at the start of the run.
         ratio: gamma_k / rho_k, positive; None (default): measured.
         inner_steps: T, from 1 to 256. Default 10.
         linear_steps: K, from 1 to 256. Default 10.
@@ -65,15 +65,16 @@ class AmIGO:
 
     def __post_init__(self) -> None:
         counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
-        set_frozen(self, **checked_steps(self), **counts)
+        set_frozen(self, **checked_steps(self, rules=True), **counts)
 
     def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
+        """Refuse damping without a given inner step, and a rule without an inner loss."""
         check_damping(self, problem)
+        check_rule(self, problem)
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+    def streams(self, sources: Sources) -> Mapping[str, RowSource | Several | Undrawn]:
         """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val."""
-        return double_loop_streams(sources, self.inner_steps, self.linear_steps)
+        return {**double_loop_streams(sources, self.inner_steps, self.linear_steps), **ruled_streams(self, sources)}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Point:
         """The state before the first step: u is u0, or 0; lam projected."""
@@ -81,8 +82,8 @@ class AmIGO:
 
     def step(self, problem: BilevelProblem, p: Point, looks: StepLooks, k: Array) -> tuple[Point, Info]:
         """The moves of w, of u, of lam; the loop evaluates the outer value and the gradient norm."""
-        rho, gamma = step_sizes(self, k, p.w, p.lam)
-        w = inner_moves(problem, p.w, p.lam, looks["inner"], rho)
+        w, by = moves_of(self, problem, looks, k, (p.w, p.lam)).inner(p.w, p.lam)
+        rho = by.linear(w, p.lam)
         g, direct = outer_directions(problem, w, p.lam, looks["val"])
 
         def linear_move(u: PyTree, i: Array, draw: Draw) -> PyTree:
@@ -92,16 +93,17 @@ class AmIGO:
         u = looks["linear"].fold(linear_move, p.u)
         cross = inner_directions(problem, Point(w, u, p.lam), looks["train"]).lam
         # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
-        return Point(w, u, outer_move(problem, p.lam, add(direct, cross), gamma)), Info()
+        lam, info = by.outer(w, p.lam, add(direct, cross))
+        return Point(w, u, lam), counted(self, info, looks)
 
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
+    def outer_step_size(self, k: Array) -> Array | None:
+        """gamma_k, the step of lam; None where a rule finds it."""
+        return None if is_ruled(self) else outer_step_size(self, k)
 
     def solution(self, p: Point) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""
         return p.w, p.lam
 
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost | None:
         """As many gradients and products as steps, each on rows of its own; a cross product; an outer gradient."""
-        return double_loop_cost(sources, self.inner_steps, self.linear_steps)
+        return None if is_ruled(self) else double_loop_cost(sources, self.inner_steps, self.linear_steps)

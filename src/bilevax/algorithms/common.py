@@ -1,7 +1,7 @@
 """What algorithms have in common: steps rho_k of the inner and gamma_k = ratio rho_k of the outer level, and costs."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +38,51 @@ class TwoTimescales(TwoSteps, Protocol):
         """a, of gamma_k = ratio rho_0 (rho_k / rho_0)^a."""
 
 
+@runtime_checkable
+class StepRule(Protocol):
+    """What chooses the steps of both levels; see :class:`~bilevax.BiSLS`."""
+
+    @property
+    def outer(self) -> Any:
+        """Envelope of the outer step."""
+
+    @property
+    def outer_decrease(self) -> Any:
+        """p, of the decrease that a step of lam promises."""
+
+    @property
+    def slack(self) -> Any:
+        """What E may rise by, as a part of itself."""
+
+    @property
+    def halvings(self) -> Any:
+        """The most in one search."""
+
+    def inner_step(
+        self, loss: Callable[[PyTree], Array], w: PyTree, at: tuple[Array, PyTree], k: Array
+    ) -> tuple[Array, Array]:
+        """The step of w against a gradient, in loss form, and how many values of the loss were asked for."""
+
+
 WHOLE = "source of train", "source of val"
 """Names of the streams of :func:`undrawn`."""
 
 
-def checked_steps(algorithm: TwoSteps) -> dict[str, Any]:
+def checked_steps(algorithm: TwoSteps, *, rules: bool = False) -> dict[str, Any]:
     """Its step size as a schedule and its ratio, each None where it is to be measured.
 
     Raises:
-        ParameterError: the step size is no schedule and no positive number, or the ratio is not positive.
+        ParameterError: the step size is no schedule and no positive number, or the ratio is not positive; or it is a
+            rule, and ``rules`` says that there is nothing for it to choose, or a ratio is given beside it.
     """
     rho, ratio = algorithm.step_size, algorithm.ratio
+    if isinstance(rho, StepRule):
+        cls, name = type(algorithm).__name__, type(rho).__name__
+        if not rules:
+            raise ParameterError(f"{name} chooses the steps of a double loop such as bx.AmIGO; give {cls} a step size")
+        if ratio is not None:
+            raise ParameterError(f"{name} owns the steps of both levels, and their ratio plays no part: leave it out")
+        return {"step_size": rho, "ratio": None}
     return {
         "step_size": None if rho is None else schedule(rho, stacklevel=5),
         "ratio": None if ratio is None else check_real("ratio", ratio, low=0.0, open_low=True),
@@ -137,6 +171,38 @@ def slower_step_size(algorithm: TwoTimescales, k: Array) -> Array:
     return step
 
 
+class Penalised(TwoSteps, Protocol):
+    """An algorithm with a multiplier that grows, in units of the measured ratio of gradients."""
+
+    @property
+    def multiplier(self) -> Any:
+        """c_0 in units."""
+
+    @property
+    def growth(self) -> Any:
+        """The power of k."""
+
+    @property
+    def unit(self) -> Any:
+        """|grad_1 E| / |grad_1 G|; None: not measured yet."""
+
+
+def penalty(algorithm: Penalised, k: Array) -> Array:
+    """c_k = unit multiplier (1 + k)^growth.
+
+    Raises:
+        ParameterError: the unit was left to be measured, and was not.
+    """
+    check_measured(algorithm, "unit")
+    return jnp.asarray(algorithm.unit * algorithm.multiplier * growth(algorithm, k))
+
+
+def growth(algorithm: Penalised, k: Array) -> Array:
+    """(1 + k)^growth, c_k / c_0."""
+    out: Array = (1.0 + k.astype(float)) ** algorithm.growth
+    return out
+
+
 def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:
     """Refuse damping without a given inner step s: in loss form it adds delta / s to H."""
     step = problem.inner_map
@@ -145,6 +211,20 @@ def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:
             f"damping is in units of the inner step, and {type(algorithm).__name__} measures none: give GradientStep"
             " one"
         )
+
+
+def check_inner_loss(algorithm: object, problem: BilevelProblem) -> None:
+    """Refuse a map that is no gradient step."""
+    if not problem.has_loss:
+        name = type(algorithm).__name__
+        raise ParameterError(f"{name} needs an inner loss: give Problem a GradientStep, or use bx.SOBA")
+
+
+def check_no_damping(algorithm: object, problem: BilevelProblem) -> None:
+    """Refuse damping."""
+    if problem.damping is not None:
+        name = type(algorithm).__name__
+        raise ParameterError(f"{name} solves no linear system, which damping could change: leave damping away")
 
 
 def together_cost(sources: Sources) -> Cost:
@@ -173,8 +253,9 @@ def drawn_streams(sources: Sources, linear: Array | int) -> dict[str, RowSource 
     And the sources themselves, as a step's cost depends on that number.
     """
     train, val = sources
-    series = {"linear": Several(train, linear), "horizon": Uniform(linear)}
-    return {"train": train, "val": val, **series, **undrawn(sources)}
+    return {
+        "train": train, "val": val, "linear": Several(train, linear), "horizon": Uniform(linear), **undrawn(sources)
+    }  # fmt: skip
 
 
 def undrawn(sources: Sources) -> dict[str, Undrawn]:

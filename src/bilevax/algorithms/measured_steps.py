@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import CurvatureStep
+from bilevax.algorithms.common import CurvatureStep, StepRule
 from bilevax.core.config import canonicalize, check_count, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
@@ -130,6 +130,8 @@ class Measured(NamedTuple):
 
 def needs_measuring(algorithm: object) -> TypeGuard[Measurable]:
     """True if the algorithm was built without one of its steps."""
+    if isinstance(getattr(algorithm, "step_size", None), StepRule):
+        return False
     return isinstance(algorithm, Measurable) and any(
         getattr(algorithm, name, 0) is None for name in ("step_size", "ratio", "unit")
     )

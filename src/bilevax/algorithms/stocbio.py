@@ -4,6 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jax import Array
@@ -14,23 +15,20 @@ from bilevax.algorithms.common import (
     double_loop_cost,
     double_loop_streams,
     outer_step_size,
-    series_step,
-    step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
+from bilevax.algorithms.step_rules import check_rule, counted, is_ruled, moves_of, ruled_streams
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, add
-from bilevax.data import Several
+from bilevax.data import Several, Undrawn
 from bilevax.solvers.parts import (
     Pair,
     Point,
     inner_directions,
-    inner_moves,
     neumann,
     outer_directions,
-    outer_move,
     projected,
 )
 
@@ -51,7 +49,8 @@ class StocBiO:
     Source: Ji, Yang, Liang (2021), arXiv:2010.07962.
 
     Args:
-        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
+        step_size: rho_k, a number or a schedule; :class:`~bilevax.BiSLS` or :class:`~bilevax.BiSPS`, which find the
+            steps of both levels; None (default): measured at the start of the run.
         ratio: gamma_k / rho_k, positive; None (default): measured.
         inner_steps: T, from 1 to 256. Default 10.
         linear_steps: K, from 1 to 256. Default 10.
@@ -67,15 +66,16 @@ class StocBiO:
 
     def __post_init__(self) -> None:
         counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
-        set_frozen(self, **checked_steps(self), **counts)
+        set_frozen(self, **checked_steps(self, rules=True), **counts)
 
     def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
+        """Refuse damping without a given inner step, and a rule without an inner loss."""
         check_damping(self, problem)
+        check_rule(self, problem)
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+    def streams(self, sources: Sources) -> Mapping[str, RowSource | Several | Undrawn]:
         """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val."""
-        return double_loop_streams(sources, self.inner_steps, self.linear_steps)
+        return {**double_loop_streams(sources, self.inner_steps, self.linear_steps), **ruled_streams(self, sources)}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
         """The state before the first step; u0 plays no part; lam projected."""
@@ -84,22 +84,22 @@ class StocBiO:
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, the series, the move of lam; the loop evaluates the outer value and the gradient norm."""
         lam = pair.lam
-        rho, gamma = step_sizes(self, k, pair.w, lam)
-        w = inner_moves(problem, pair.w, lam, looks["inner"], rho)
+        w, by = moves_of(self, problem, looks, k, pair).inner(pair.w, lam)
         g, direct = outer_directions(problem, w, lam, looks["val"])
-        u = neumann(problem, w, lam, g, looks["linear"], series_step(self, *pair))
+        u = neumann(problem, w, lam, g, looks["linear"], by.series(w, lam))
         cross = inner_directions(problem, Point(w, u, lam), looks["train"]).lam
         # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
-        return Pair(w, outer_move(problem, lam, add(direct, cross), gamma)), Info()
+        lam, info = by.outer(w, lam, add(direct, cross))
+        return Pair(w, lam), counted(self, info, looks)
 
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
+    def outer_step_size(self, k: Array) -> Array | None:
+        """gamma_k, the step of lam; None where a rule finds it."""
+        return None if is_ruled(self) else outer_step_size(self, k)
 
     def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""
         return pair.w, pair.lam
 
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost | None:
         """As many gradients and products as steps, each on rows of its own; a cross product; an outer gradient."""
-        return double_loop_cost(sources, self.inner_steps, self.linear_steps)
+        return None if is_ruled(self) else double_loop_cost(sources, self.inner_steps, self.linear_steps)

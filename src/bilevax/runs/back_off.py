@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bilevax.algorithms.measured_steps import GROWN, Measurable, needs_measuring, slower
@@ -37,7 +37,9 @@ class BackOff:
     def __init__(self, problem: Problem, algorithm: Algorithm) -> None:
         self._dampings = iter(DAMPINGS if problem.has_loss and problem.damping is None else ())
         self._given, self._cuts = algorithm, iter(range(CUTS if needs_measuring(algorithm) else 0))
-        self.limit: Array | float = jnp.inf
+        self.limit: Array | float = np.inf
+        # the outer step at which the last stretch that failed began, and its direction's length
+        self._beyond = -1, np.inf
         self.tried: dict[str, list[Any]] = {}
 
     def again(
@@ -52,15 +54,17 @@ class BackOff:
             return replace_unchecked(problem, damping=damping), algorithm
         if int(last.code) not in (Code.DIVERGED, Code.NONFINITE):
             return None
-        if self.tried.get("slower_from", [])[-1:] == [step] and self.limit < last.gradient_norm < jnp.inf:
-            # slower steps do not help against a direction that is as long from the stretch's start on
-            self.limit = GROWN * last.gradient_norm
+        # slower steps do not help against a direction that is as long from the stretch's start on
+        size, before = float(last.gradient_norm), self._beyond
+        self._beyond = step, size
+        if before[0] == step and 0.5 * before[1] < size < np.inf and size > self.limit:
+            self.limit = GROWN * size
             return problem, algorithm
         # where lam moves on, the curvature that was measured at the start may be left behind; or w and u stay behind
         if (cut := next(self._cuts, None)) is not None:
             self.tried.setdefault("slower_from", []).append(step)
             # the last one goes without
-            self.limit = jnp.inf if cut == CUTS - 1 else self.limit
+            self.limit = np.inf if cut == CUTS - 1 else self.limit
             given = cast(Measurable, self._given)
             return problem, slower(cast(Measurable, algorithm), given, both=cut % 3 == 2)
         return None

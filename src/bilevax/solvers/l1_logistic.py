@@ -38,6 +38,9 @@ class L1LogisticModels(L1Models):
     def _add_columns(self, columns: np.ndarray) -> None:
         self._X = self.X[:, np.concatenate([self.active, columns])]
 
+    def _keep_columns(self, index: np.ndarray) -> None:
+        self._X = self._X[:, index]
+
     def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, allowed: float) -> None:
         w, b, score, c = self.weights[self.active, k], self.bias[k], self._score[:, k], self._share[:, k]
 

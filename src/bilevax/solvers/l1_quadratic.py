@@ -39,7 +39,9 @@ def minimise_l1_quadratic(H: np.ndarray, q: np.ndarray, l1: np.ndarray, w: np.nd
     slack = SLACK * l1 + 1e-14 * np.max(np.abs(q), initial=0.0)
     for _ in range(SWEEPS):
         minimal = _to_minimum_on_support(H, q, l1, w)
-        h = q - H @ w
+        # H is symmetric: its rows are contiguous
+        on = np.flatnonzero(w)
+        h = q - w[on] @ H[on]
         violating = (np.abs(h) > l1 + slack) & (w == 0.0) & ~free
         if minimal and not violating.any():
             break

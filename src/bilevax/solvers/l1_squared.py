@@ -40,7 +40,16 @@ class L1SquaredModels(L1Models):
         self._all_xx = _bordered(self._all_xx, new.sum(axis=0))
         self._x, self._xy = np.hstack([self._x, x[:-1]]), np.hstack([self._xy, xy[:-1]])
         self._all_x, self._all_xy = np.append(self._all_x, x.sum(axis=0)), np.append(self._all_xy, xy.sum(axis=0))
-        # second moments of the rows that a model is trained on, about their means
+        self._center()
+
+    def _keep_columns(self, index: np.ndarray) -> None:
+        self._xx, self._all_xx = self._xx[:, index][:, :, index], self._all_xx[index][:, index]
+        self._x, self._xy = self._x[:, index], self._xy[:, index]
+        self._all_x, self._all_xy = self._all_x[index], self._all_xy[index]
+        self._center()
+
+    def _center(self) -> None:
+        """Second moments of the rows that a model is trained on, about their means."""
         n = self.trained_on[:, None]
         self._mean = (self._all_x - self._x) / n
         self._H = (self._all_xx - self._xx) / n[:, None] - self._mean[:, :, None] * self._mean[:, None, :]

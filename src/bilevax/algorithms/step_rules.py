@@ -1,0 +1,310 @@
+"""Rules by which a double loop finds its steps as it goes, in place of step sizes: BiSLS and BiSPS.
+
+In, from an algorithm's step: the problem, its looks, and the points it moves. Out, to it: the moves of w, the step of
+its linear system, the move of lam, and what they cost. :class:`Scheduled` makes the same moves with given steps.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bilevax.algorithms.common import (
+    StepRule,
+    TwoSteps,
+    double_loop_cost,
+    outer_step_size,
+    series_step,
+    sources_of,
+    step_sizes,
+    undrawn,
+)
+from bilevax.core.config import check_count, check_fields, check_real, config, nonnegative, positive, set_frozen
+from bilevax.core.errors import ParameterError
+from bilevax.core.protocols import BilevelProblem, Draw, Sources, StepLooks
+from bilevax.core.records import Cost, Count, Info
+from bilevax.core.trees import PyTree, axpy, norm, scale, sub, vdot, where
+from bilevax.data import Undrawn
+from bilevax.linalg.power import POWER_STEPS, nonzero, power_iteration
+from bilevax.linalg.row_chunks import value_and_grad
+from bilevax.solvers import parts
+from bilevax.solvers.schedules import schedule
+
+ROUNDING = 10.0
+"""Units in the last place of a loss, by which a step may seem to raise it."""
+
+
+def _checked(rule: Any) -> None:
+    check_fields(rule, outer_decrease=positive, slack=nonnegative, halvings=partial(check_count, low=1))
+    set_frozen(rule, inner=schedule(rule.inner, stacklevel=6), outer=schedule(rule.outer, stacklevel=6))
+    check_fields(rule, decrease=partial(check_real, low=0.0, open_low=True))
+
+
+@config
+class BiSLS:
+    """Stochastic line searches for both levels of a double loop: ``bx.AmIGO(step_size=bx.BiSLS(1.0, 10.0))``.
+
+    Each move of w, on a minibatch with the loss G_i and the gradient g, starts at s = b_k and halves s until
+
+        G_i(w - s g) <= G_i(w) - c s |g|^2
+
+    The move of lam, along -d, d the algorithm's direction, on a minibatch with the outer loss E_j, starts at s = a_k
+    and halves s until, with lam' = P(lam - s d) and w' one move of w at lam' (by the last step that was found),
+
+        E_j(w', lam') <= E_j(w, lam) - p |lam' - lam|^2 / s + slack |E_j(w, lam)|
+
+    Each search begins at its envelope (reset), b_k and a_k, never where the last one ended: a step that once collapsed
+    does not stay small. Without a step that will do, none is made. The step of the linear system is 1 / L, L the
+    largest curvature of G on one minibatch, by power iterations. So starts far too large are no harm.
+
+    Assumes an inner loss. Cost of a step, beside the algorithm's: a value of G or of E and an inner gradient for each
+    trial, on minibatches in hand, and 12 Hessian-vector products. In the spirit of Fan, Chone-Ducasse, Schmidt,
+    Thrampoulidis (2023), arXiv:2305.18666.
+
+    Args:
+        inner: b_k in loss form, a number or a schedule; published: ``bx.Polynomial(b_0, 0.5)``.
+        outer: a_k, likewise.
+        decrease: c, in ]0, 1]; of a quadratic G_i, s <= 2 (1 - c) / (its curvature along g). Default 0.7.
+        outer_decrease: p, positive. Default 0.01.
+        slack: at least 0; for errors of the hypergradient. Default 0.001.
+        halvings: of one search, at most, at least 1. Default 50.
+    """
+
+    inner: Any
+    outer: Any
+    decrease: float = 0.7
+    outer_decrease: float = 0.01
+    slack: float = 0.001
+    halvings: int = 50
+
+    def __post_init__(self) -> None:
+        _checked(self)
+        check_fields(self, decrease=partial(check_real, high=1.0))
+
+    def inner_step(
+        self, loss: Callable[[PyTree], Array], w: PyTree, at: tuple[Array, PyTree], k: Array
+    ) -> tuple[Array, Array]:
+        """The step of w against the gradient, and the values of the loss that were asked for."""
+        value, g = at
+        square, c = vdot(g, g), jnp.asarray(self.decrease)
+        rounding = ROUNDING * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+        def accepted(s: Array) -> Array:
+            # G_i(w - s g) <= G_i(w) - c s |g|^2
+            return loss(axpy(-s, g, w)) <= value - (c * s).astype(value.dtype) * square + rounding
+
+        return halved(accepted, self.inner(k), self.halvings)
+
+
+@config
+class BiSPS:
+    """Polyak's steps for w, capped by an envelope, and the search of :class:`BiSLS` for lam.
+
+        w <- w - min(b_k, (G_i(w) - l) / (c |g|^2)) g
+
+    with l a lower bound of the loss of a minibatch. Everything else is as there. Cost of a step, beside the
+    algorithm's: a value of E and an inner gradient for each trial of lam, and 12 Hessian-vector products. In the spirit
+    of Fan, Chone-Ducasse, Schmidt, Thrampoulidis (2023), arXiv:2305.18666.
+
+    Args:
+        inner: b_k in loss form, a number or a schedule; published: ``bx.Polynomial(b_0, 0.5)``.
+        outer: a_k, likewise.
+        lower: l. Default 0.
+        decrease: c, positive; 1/2 where l is the least value of each minibatch. Default 20, for losses with penalties,
+            whose least values are far above 0.
+        outer_decrease: as in :class:`BiSLS`.
+        slack: likewise.
+        halvings: likewise.
+    """
+
+    inner: Any
+    outer: Any
+    lower: float = 0.0
+    decrease: float = 20.0
+    outer_decrease: float = 0.01
+    slack: float = 0.001
+    halvings: int = 50
+
+    def __post_init__(self) -> None:
+        _checked(self)
+        check_fields(self, lower=check_real)
+
+    def inner_step(
+        self, loss: Callable[[PyTree], Array], w: PyTree, at: tuple[Array, PyTree], k: Array
+    ) -> tuple[Array, Array]:
+        """The step of w against the gradient; no further value of the loss is asked for."""
+        value, g = at
+        # (G_i - l) / (c |g|^2), at most b_k
+        square = jnp.asarray(self.decrease).astype(value.dtype) * vdot(g, g)
+        gap = jnp.maximum(value - jnp.asarray(self.lower).astype(value.dtype), 0.0)
+        step = gap / jnp.maximum(square, jnp.finfo(value.dtype).tiny)
+        return jnp.minimum(step, self.inner(k).astype(value.dtype)), jnp.int32(0)
+
+
+def halved(accepted: Callable[[Array], Array], first: Array, halvings: Array | int) -> tuple[Array, Array]:
+    """The first of s, s / 2, s / 4, ... that is accepted, 0 where none is; and how many were tried."""
+
+    def trial(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        s, _, number = state
+        s = jnp.where(number > 0, 0.5 * s, s)
+        return s, accepted(s), number + 1
+
+    def going_on(state: tuple[Array, Array, Array]) -> Array:
+        return ~state[1] & (state[2] <= halvings)
+
+    s, found, number = jax.lax.while_loop(going_on, trial, (jnp.asarray(first), jnp.bool_(False), jnp.int32(0)))
+    return jnp.where(found, s, 0.0), number
+
+
+class Scheduled(NamedTuple):
+    """The moves of a double loop with its step sizes rho_k and gamma_k.
+
+    Attributes:
+        algorithm: whose they are.
+        problem: the maps.
+        looks: of the step.
+        k: its number.
+        begin: (w, lam) before it.
+    """
+
+    algorithm: TwoSteps
+    problem: BilevelProblem
+    looks: StepLooks
+    k: Array
+    begin: tuple[PyTree, PyTree]
+
+    def inner(self, w: PyTree, lam: PyTree) -> tuple[PyTree, "Scheduled"]:
+        """The moves of w."""
+        return parts.inner_moves(self.problem, w, lam, self.looks["inner"], self.linear(w, lam)), self
+
+    def linear(self, w: PyTree, lam: PyTree) -> PyTree:
+        """The step of an iteration for u."""
+        return step_sizes(self.algorithm, self.k, *self.begin)[0]
+
+    def series(self, w: PyTree, lam: PyTree) -> PyTree:
+        """The step of a Neumann series."""
+        return series_step(self.algorithm, *self.begin)
+
+    def outer(self, w: PyTree, lam: PyTree, d: PyTree) -> tuple[PyTree, Info]:
+        """The move of lam."""
+        return parts.outer_move(self.problem, lam, d, outer_step_size(self.algorithm, self.k)), Info()
+
+
+class Searched(NamedTuple):
+    """The moves of a double loop by a rule; see :class:`Scheduled`.
+
+    Attributes:
+        rule: that chooses.
+        problem: the maps.
+        looks: of the step.
+        k: its number.
+        found: the last step of w.
+        values: of the inner loss that were asked for.
+    """
+
+    rule: StepRule
+    problem: BilevelProblem
+    looks: StepLooks
+    k: Array
+    found: Array | float = 0.0
+    values: Array | int = 0
+
+    def inner(self, w: PyTree, lam: PyTree) -> tuple[PyTree, "Searched"]:
+        """The moves of w."""
+        loss, kind = self.problem.inner_loss, jnp.result_type(float)
+
+        def move(carry: tuple[PyTree, Array, Array], i: Array, draw: Draw) -> tuple[PyTree, Array, Array]:
+            w, _, values = carry
+            at = value_and_grad(loss, w, lam, draw.batch)
+            s, more = self.rule.inner_step(lambda x: loss(x, lam, draw.batch), w, at, self.k)
+            # w - s grad_1 G_i
+            return axpy(-s * draw.weight, at[1], w), s.astype(kind), values + more
+
+        w, found, values = self.looks["inner"].fold(move, (w, jnp.zeros((), kind), jnp.int32(0)))
+        return w, self._replace(found=found, values=values)
+
+    def linear(self, w: PyTree, lam: PyTree) -> Array:
+        """1 / L, L the largest curvature of G on the first minibatch of the products."""
+
+        def largest(draw: Draw) -> Array:
+            product = partial(parts.minus_hessian_product, self.problem, w, lam, draw._replace(weight=1.0))
+            return power_iteration(product, nonzero(w))
+
+        L = self.looks["linear"][0](largest)
+        return jnp.where(L > 0, 1.0 / jnp.where(L > 0, L, 1.0), 1.0)
+
+    def series(self, w: PyTree, lam: PyTree) -> Array:
+        """The step of a Neumann series, the same."""
+        return self.linear(w, lam)
+
+    def outer(self, w: PyTree, lam: PyTree, d: PyTree) -> tuple[PyTree, Info]:
+        """The move of lam, and what the searches of the step have cost."""
+        problem, rule, train, val = self.problem, self.rule, self.looks["train"], self.looks["val"]
+
+        def outer_loss(w: PyTree, lam: PyTree) -> Array:
+            value: Array = val(lambda draw: problem.outer_loss(w, lam, draw.batch))
+            return value
+
+        value = outer_loss(w, lam)
+        allowed = jnp.asarray(rule.slack).astype(value.dtype) * jnp.abs(value)
+
+        def accepted(s: Array) -> Array:
+            # lam' = P(lam - s d), w' = w - s_w grad_1 G(w, lam')
+            new = parts.outer_move(problem, lam, d, s)
+            d_w = train(lambda draw: scale(draw.weight, parts.descent(problem, w, new, draw.batch)))
+            # E_j(w', lam') <= E_j(w, lam) - p |lam' - lam|^2 / s + slack |E_j|
+            promised = jnp.asarray(rule.outer_decrease) * (norm(sub(new, lam)) ** 2).astype(s.dtype) / s
+            return outer_loss(axpy(self.found, d_w, w), new) <= value - promised.astype(value.dtype) + allowed
+
+        s, trials = halved(accepted, rule.outer(self.k), rule.halvings)
+        lam = where(s > 0, parts.outer_move(problem, lam, d, s), lam)
+        return lam, Info(gradient_norm=norm(d), cost=self._cost(trials))
+
+    def _cost(self, trials: Array) -> Cost:
+        """Of the searches, whose minibatches are in hand."""
+        train, val = (source.rows_per_batch for source in sources_of(self.looks))
+        # a value of the loss counts as a gradient
+        inner, linear = Count(self.values + trials, train, 0), Count(POWER_STEPS, train, 0)
+        return Cost(inner, linear, outer_gradients=Count(trials + 1, val, 0))
+
+
+Moves = Scheduled | Searched
+
+
+def moves_of(
+    algorithm: Any, problem: BilevelProblem, looks: StepLooks, k: Array, begin: tuple[PyTree, PyTree]
+) -> Moves:
+    """How a double loop moves in step k: by its rule, or by its step sizes."""
+    if not is_ruled(algorithm):
+        return Scheduled(algorithm, problem, looks, k, begin)
+    return Searched(algorithm.step_size, problem, looks, k)
+
+
+def is_ruled(algorithm: Any) -> bool:
+    """True where a rule owns the steps of both levels."""
+    return isinstance(algorithm.step_size, StepRule)
+
+
+def ruled_streams(algorithm: Any, sources: Sources) -> dict[str, Undrawn]:
+    """The sources themselves, for the cost of a step that only the step knows."""
+    return undrawn(sources) if is_ruled(algorithm) else {}
+
+
+def counted(algorithm: Any, info: Info, looks: StepLooks) -> Info:
+    """With the cost of the algorithm's own calls beside that of the searches of its rule."""
+    if info.cost is None:
+        return info
+    own = double_loop_cost(sources_of(looks), algorithm.inner_steps, algorithm.linear_steps)
+    return info._replace(cost=own.plus(info.cost))
+
+
+def check_rule(algorithm: Any, problem: BilevelProblem) -> None:
+    """Refuse a rule where there is no loss to search along."""
+    if is_ruled(algorithm) and not problem.has_loss:
+        name = type(algorithm.step_size).__name__
+        raise ParameterError(
+            f"{name} needs an inner loss to search along, and the inner map has none: use GradientStep"
+        )
