@@ -253,9 +253,8 @@ def drawn_streams(sources: Sources, linear: Array | int) -> dict[str, RowSource 
     And the sources themselves, as a step's cost depends on that number.
     """
     train, val = sources
-    return {
-        "train": train, "val": val, "linear": Several(train, linear), "horizon": Uniform(linear), **undrawn(sources)
-    }  # fmt: skip
+    horizon = Uniform(linear)
+    return {"train": train, "val": val, "linear": Several(train, linear), "horizon": horizon, **undrawn(sources)}
 
 
 def undrawn(sources: Sources) -> dict[str, Undrawn]:
