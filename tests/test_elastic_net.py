@@ -117,7 +117,7 @@ def test_descent_from_the_path_lowers_the_cross_validated_loss():
 
 
 def test_the_descent_begins_at_the_least_cubic_between_two_values():
-    """Of (x - 1.3)^2 (x + 1.6)^2 - x / 2, x = log alpha, whose better minimum lies between two values that are worse."""
+    """Of (x - 1.3)^2 (x + 1.6)^2 - x / 2, x = log alpha: its better minimum lies between two values that are worse."""
     quartic = np.polynomial.Polynomial.fromroots([1.3, 1.3, -1.6, -1.6]) - np.polynomial.Polynomial([0.0, 0.5])
     x = np.array([3.0, 2.0, 0.5, -1.0, -1.65, -3.0])
     path = np.stack([np.exp(x), quartic(x), quartic.deriv()(x)], axis=1)
