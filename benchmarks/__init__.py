@@ -17,5 +17,6 @@ QUESTIONS = (
     "core", "first_calls", "outer_loop", "two_commits", "structure",
     "verdicts", "coverage", "deterministic", "contraction",
     "planner", "targets", "joint_sid", "paper",
-    "newsgroups", "against_grid", "networks", "compare", "default_steps", "step_rules",
+    "nsid", "mixed_fp", "newsgroups", "against_grid", "elastic_net", "networks",
+    "compare", "default_steps", "step_rules",
 )  # fmt: skip

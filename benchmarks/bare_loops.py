@@ -165,6 +165,49 @@ def sustain(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
     return (p[0] - rho * d[0], p[1] - gamma * d[1]), p, d
 
 
+def drawn(o: Oracle, w: Any, lam: Any, at: Any, rho: Any) -> Any:
+    """grad_2 E - d2(grad_1 G)^T u with one term of the series, of as many factors as were drawn, for u."""
+    by_w, by_lam = o.outer(w, lam, o.val(at["val"]))
+    factor = lambda i, r: r - rho * o.product(w, r, lam, o.train(at["linear"][i]))  # noqa: E731
+    u = LINEAR * rho * jax.lax.fori_loop(0, at["horizon"], factor, by_w)
+    return by_lam - o.cross(w, u, lam, o.train(at["train"]))
+
+
+def bsa(o: Oracle, p: Any, at: Any, rho: Any, gamma: Any) -> Any:
+    """State (w, lam)."""
+    w, lam = moves(o, p[0], p[1], at["inner"], rho), p[1]
+    return w, lam - gamma * drawn(o, w, lam, at, rho)
+
+
+def ttsa(o: Oracle, p: Any, at: Any, rho: Any, gamma: Any) -> Any:
+    """State (w, lam); of ALSET too, whose one move of w has its place in a list of one."""
+    (w, lam), place = p, at["inner"]
+    place = place[0] if place.ndim == at["linear"].ndim else place
+    w = w - rho * o.slope(w, lam, o.train(place))
+    return w, lam - gamma * drawn(o, w, lam, at, rho)
+
+
+def mstsa(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
+    """State (where d was estimated, d, (w, lam))."""
+    before, d, (w, lam) = state
+    w = w - rho * o.slope(w, lam, o.train(at["inner"]))
+    memory = jnp.where(at["k"] == 0, 0.0, 0.5)
+    d = drawn(o, w, lam, at, rho) + memory * (d - drawn(o, *before, at, rho))
+    return (w, lam), d, (w, lam - gamma * d)
+
+
+def fsla(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
+    """State (where d was estimated, d, (w, u, lam))."""
+    before, d, (w, u, lam) = state
+    w = w - rho * o.slope(w, lam, o.train(at["inner"]))
+    u = u + rho * (o.outer(w, lam, o.val(at["outer"]))[0] - o.product(w, u, lam, o.train(at["linear"])))
+    rows, held = o.train(at["train"]), o.val(at["val"])
+    by_lam = lambda w, u, lam: o.outer(w, lam, held)[1] - o.cross(w, u, lam, rows)  # noqa: E731
+    memory = 1.0 - (1.0 + at["k"].astype(float)) ** -0.5
+    d = by_lam(w, u, lam) + memory * (d - by_lam(*before))
+    return (w, u, lam), d, (w, u, lam - gamma * d)
+
+
 def f2sa(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
     """State (w, z, lam)."""
     w, z, lam = state
@@ -191,6 +234,11 @@ def start(name: str, w: Any, lam: Any, epochs: list[int]) -> Any:
         "SRBA": lambda: (p, p, tuple(map(zero, p))),
         "AmIGO": lambda: p,
         "StocBiO": lambda: (w, lam),
+        "FSLA": lambda: (p, zero(lam), p),
+        "BSA": lambda: (w, lam),
+        "ALSET": lambda: (w, lam),
+        "TTSA": lambda: (w, lam),
+        "MSTSA": lambda: ((w, lam), zero(lam), (w, lam)),
         "SUSTAIN": lambda: ((w, lam), (w, lam), (zero(w), zero(lam))),
         "F2SA": lambda: (w, w, lam),
     }[name]()
@@ -203,6 +251,11 @@ STEPS: dict[str, Callable[..., Any]] = {
     "SRBA": srba,
     "AmIGO": amigo,
     "StocBiO": stocbio,
+    "FSLA": fsla,
+    "BSA": bsa,
+    "ALSET": ttsa,
+    "TTSA": ttsa,
+    "MSTSA": mstsa,
     "SUSTAIN": sustain,
     "F2SA": f2sa,
 }
@@ -210,6 +263,8 @@ STEPS: dict[str, Callable[..., Any]] = {
 
 def lam_of(name: str, state: Any) -> Any:
     """The outer variable of a state."""
+    if name in ("FSLA", "MSTSA"):
+        return state[-1][-1]
     return state[0][-1] if name in ("MASOBA", "SABA", "SRBA", "SUSTAIN") else state[-1]
 
 

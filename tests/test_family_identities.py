@@ -162,6 +162,15 @@ def test_the_mean_over_horizons_of_alset_is_stocbio():
     np.testing.assert_allclose(np.mean([*seen.values()], axis=0), expected, rtol=1e-12)
 
 
+def test_a_moreau_envelope_of_a_long_step_is_two_copies():
+    """In blocks with a short one; solution() is the copy that feels E of the one, and the other of the other."""
+    given = {"multiplier": 5.0, "unit": 1.0}
+    meha, f2sa = (
+        path(make, BLOCKS)[:, D:] for make in (bx.MEHA(RHO, RATIO, 1e14, **given), bx.F2SA(RHO, RATIO, **given))
+    )
+    np.testing.assert_allclose(meha, f2sa, rtol=1e-11)
+
+
 # ---- in blocks with a short one, whose draws weigh less
 
 COUNTS = {"inner_steps": 2, "linear_steps": 3}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 import bilevax as bx
 from bilevax.testing.closed_forms import FiniteQuadratic, family
@@ -71,6 +72,7 @@ def exact(stages, **options):
 COUNTS = {"inner_steps": T, "linear_steps": K}
 ONE_TERM = {"linear_steps": 1, "horizon": 0}
 F2SA = partial(bx.F2SA, inner_steps=T, growth=0.0, unit=1.0)
+PENALTY = {"growth": 0.0, "unit": 1.0, "multiplier": 10.0}
 CASES = {
     "SOBA": Case(bx.SOBA, exact(family.soba)),
     "MASOBA": Case(partial(bx.MASOBA, weight=0.3), exact(family.masoba, weight=0.3)),
@@ -89,7 +91,10 @@ CASES = {
     "MRBO": Case(partial(bx.MRBO, linear_steps=K), exact(family.mrbo, linear_steps=K)),
     "VRBO": Case(partial(bx.VRBO, period=4, **COUNTS), exact(family.vrbo, **COUNTS)),
     "F2SA": Case(partial(F2SA, multiplier=10.0), exact(family.f2sa, inner_steps=T, multiplier=10.0)),
+    "VPBGD": Case(partial(bx.VPBGD, inner_steps=T, **PENALTY), exact(family.vpbgd, inner_steps=T, multiplier=10.0)),
+    "MEHA": Case(partial(bx.MEHA, proximal=5.0, **PENALTY), exact(family.meha, proximal=5.0, multiplier=10.0)),
 }
+COPIES = "F2SA", "VPBGD", "MEHA"
 
 
 @pytest.mark.parametrize(("condition", "n"), [(10, 101), *SLOW])
@@ -102,7 +107,7 @@ def test_on_every_row_it_goes_linearly_to_its_stationary_point(name, condition, 
     # 1e-13 of the start is left
     stops = [1, 2, 5, 25, 125, int(np.log(1e-13) / np.log(step.mean_rate))]
     found = run(p, CASES[name].algorithm(bx.Polynomial(rho, 0.0), ratio), stops)[0][0]
-    start = np.concatenate([W0, p.lam, W0 if name == "F2SA" else np.zeros(len(step.mean) - D - M - 1)])
+    start = np.concatenate([W0, p.lam, W0 if name in COPIES else np.zeros(len(step.mean) - D - M - 1)])
     for k, x in zip(stops, found, strict=True):
         expected = step.power(k).moments(start)[0][: D + M]
         assert np.linalg.norm(x - expected) <= 1e-11 * np.linalg.norm(expected), k
@@ -137,6 +142,75 @@ def test_f2sa_on_every_row_ends_at_the_floor_of_its_multiplier(multiplier, condi
     np.testing.assert_allclose(squared(p, found), squared(p, lam), rtol=1e-4)
     # the bias is of order 1 / c
     assert squared(p, lam) < 200 / multiplier**2
+
+
+def where_bome_sways(p, rho, ratio, c):
+    """The stationary point of E + m c q, at the m at which the longest curvature of E / c + m q times the steps is 2.
+
+    Below it m grows, since q falls; above it steps overshoot, and q grows.
+    """
+    (A, b, B), (target, r) = p.means, p.outer_means
+    # grad_2 q = -B'(w - z) = -B'S (w - w(lam)) after T moves of z, S = I - (I - rho A)^T
+    S = np.eye(D) - np.linalg.matrix_power(np.eye(D) - rho * A, T)
+    q = np.block([[A, -B], [-B.T @ S, B.T @ S @ np.linalg.solve(A, B)]])
+    e, steps = np.repeat([1.0, r], [D, M]) / c, np.repeat([rho, ratio * rho * c], [D, M])
+    at_zero = np.concatenate([-b, B.T @ S @ np.linalg.solve(A, b)])
+
+    def above(m):
+        return np.linalg.eigvals(steps[:, None] * (np.diag(e) + m * q)).real.max() - 2.0
+
+    m = scipy.optimize.brentq(above, 0.0, 1e3)
+    return m, np.linalg.solve(np.diag(e) + m * q, np.concatenate([target / c, np.zeros(M)]) - m * at_zero)[D:]
+
+
+@pytest.mark.parametrize(("condition", "n"), [(10, 101), *SLOW])
+@pytest.mark.parametrize("ratio", [0.1, 0.02])
+def test_bome_on_every_row_sways_about_its_floor(ratio, condition, n):
+    """Between two points; their middle is known to a fiftieth of how far it is from the minimum."""
+    p, c, rho, number = quadratic(condition, n), 5.0, 0.5, {10: 4000, 100: 12_000}[condition]
+    _, expected = where_bome_sways(p, rho, ratio, c)
+    algorithm = bx.BOME(bx.Polynomial(rho, 0.0), ratio, T, multiplier=c, unit=1.0)
+    found = run(p, algorithm, [number - 2, number - 1, number])[0][0]
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-6)
+    assert np.linalg.norm(found[2, :D] - found[1, :D]) > 1e-3
+    bias = np.linalg.norm(expected - p.minimiser)
+    assert np.linalg.norm(found[1:, D:].mean(axis=0) - expected) < bias / 50
+
+
+# ---- an inner problem of more than one solution
+
+
+def one_of_many(w, lam, batch):
+    """w_1^2 / 2 - lam w_1: w_2 is free."""
+    return jnp.mean(batch) * (w[0] ** 2 / 2 - lam[0] * w[0])
+
+
+def choosing_among_them(w, lam, batch):
+    """(lam - w_2)^2 / 2 + (w_1 - 1)^2 / 2, least at lam = 1."""
+    return jnp.mean(batch) * ((lam[0] - w[1]) ** 2 + (w[0] - 1.0) ** 2) / 2
+
+
+MANY = bx.Problem(bx.GradientStep(one_of_many, 1.0), choosing_among_them)
+FROM_ZERO = np.zeros(2), np.zeros(1), bx.Arrays(np.ones(1)), bx.Arrays(np.ones(1))
+AMONG_MANY = {
+    "VPBGD": bx.VPBGD(0.5, 0.02, multiplier=2.0, unit=1.0, growth=0.1),
+    "MEHA": bx.MEHA(0.5, 0.02, multiplier=2.0, unit=1.0, growth=0.1),
+    "BOME": bx.BOME(0.5, 0.2, multiplier=2.0, unit=1.0),
+}
+
+
+@pytest.mark.parametrize("name", AMONG_MANY)
+def test_a_penalty_chooses_among_solutions_of_the_inner_problem(name):
+    """To four digits."""
+    result = bx.minimize(MANY, AMONG_MANY[name], *FROM_ZERO, steps=20_000, key=jax.random.key(0))
+    np.testing.assert_allclose(result.lam, 1.0, atol=5e-5)
+    np.testing.assert_allclose(result.w, 1.0, atol=5e-5)
+
+
+def test_an_implicit_derivative_does_not_choose():
+    """w_2 stays where it is, at 0."""
+    result = bx.minimize(MANY, bx.StocBiO(0.5, 0.2, linear_steps=50), *FROM_ZERO, steps=2000, key=jax.random.key(0))
+    np.testing.assert_allclose(result.lam, 0.5, atol=1e-6)
 
 
 # ---- variance reduction

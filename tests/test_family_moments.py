@@ -56,6 +56,19 @@ CASES = {
         (("outer", T), ("val", 1)),
         copies=True,
     ),
+    "VPBGD": Case(
+        partial(bx.VPBGD, inner_steps=T, multiplier=C, growth=0.0, unit=1.0),
+        partial(family.vpbgd, inner_steps=T, multiplier=C),
+        (("inner", T), ("train", 1)),
+        copies=True,
+    ),
+    "MEHA": Case(
+        partial(bx.MEHA, proximal=5.0, multiplier=C, growth=0.0, unit=1.0),
+        partial(family.meha, proximal=5.0, multiplier=C),
+        (("inner", 1), ("train", 1)),
+        (("outer", 1), ("val", 1)),
+        copies=True,
+    ),
     "SUSTAIN": Case(
         partial(bx.SUSTAIN, linear_steps=K, weight=bx.Polynomial(1.0, 0.0)),
         partial(family.plain, linear_steps=K),
@@ -116,7 +129,8 @@ def sources_of(p, size=B):
 def run(name, p, rho, ratio, stops, *, number=32, size=B, origin=None, **options):
     """The chains of an algorithm, as numpy arrays [chains, stops, d + m]; rho a schedule, or a number."""
     rho = rho if callable(rho) else bx.Polynomial(rho, 0.0)
-    algorithm = CASES[name].algorithm(rho, ratio, **options)
+    kind = partial(bx.PZOBO, inner_steps=T, radius=1.0) if name == "PZOBO" else CASES[name].algorithm
+    algorithm = kind(rho, ratio, **options)
     origin = np.zeros(D + M) if origin is None else origin
     # as many stops whatever is asked for: one program
     padded = jnp.asarray([*stops, *[stops[-1]] * (STEPS - len(stops))])
@@ -167,8 +181,14 @@ def rho_of(k):
 def test_steps_on_given_minibatches(name):
     """Steps fall, but for that of a Neumann series."""
     case = CASES[name]
-    fixed = {"series": rho_of(0)} if name in ("StocBiO", "MRBO") else {}
-    expected = by_hand(case, quadratic(), lambda k: case.stages(quadratic(), rho_of(k), RATIO, **fixed), FIRST, STEPS)
+
+    def stages(k):
+        # what is made of rho_0 stays
+        series = {"series": rho_of(0)} if name in ("StocBiO", "MRBO") else {}
+        fixed = {"proximal": 5.0 * rho_of(0) / rho_of(k)} if name == "MEHA" else series
+        return case.stages(quadratic(), rho_of(k), RATIO, **fixed)
+
+    expected = by_hand(case, quadratic(), stages, FIRST, STEPS)
     found, *_ = run(name, quadratic(), RHO, RATIO, np.arange(1, STEPS + 1))
     np.testing.assert_allclose(found[0], expected, rtol=1e-10)
 
@@ -224,10 +244,12 @@ def test_steps_of_sustain_on_given_minibatches(power):
 # ---- where they settle
 
 
-def step_moments(name, p, rho, ratio, size=B):
+def step_moments(name, p, rho, ratio, size=B, **options):
     """The exact moments of a step with constant settings."""
     if name in DRAWN:
         return family.over_horizons(partial(CASES[name].stages, p, rho, ratio), K, (size, size))
+    if name == "PZOBO":
+        return family.pzobo(p, rho, ratio, inner_steps=T, **options)
     return moments(CASES[name].stages(p, rho, ratio), size, size)
 
 
@@ -239,22 +261,23 @@ def within(samples, truth, precision):
     assert np.all(np.abs(deviation) <= 4), deviation
 
 
-def settles(name, p, rho, ratio, *, number, length, precision, size=B):
+def settles(name, p, rho, ratio, *, number, length, precision, size=B, **options):
     """The mean and the mean square of every entry of (w, lam), once the start is forgotten."""
-    step = step_moments(name, p, rho, ratio, size)
+    step = step_moments(name, p, rho, ratio, size, **options)
     second = step.stationary
     mean = second[: D + M, -1]
     variance = second.diagonal()[: D + M] - mean**2
     # a millionth of the start is left
     burn = int(np.log(1e-6) / np.log(step.rate))
     stop = int((1 + length) * burn)
-    _, *sums = run(name, p, rho, ratio, [burn, stop], origin=mean, number=number, size=size)
+    _, *sums = run(name, p, rho, ratio, [burn, stop], origin=mean, number=number, size=size, **options)
     first, square = ((x[:, 1] - x[:, 0]) / (stop - burn) for x in sums)
     within(first, 0.0, precision * np.sqrt(variance))
     within(square, variance, precision * variance)
 
 
 RATIOS = {"SOBA": 0.1, "MASOBA": 0.1, "FSLA": 0.1, "AmIGO": 0.2, "StocBiO": 0.5, "BSA": 0.5, "F2SA": 0.3}
+RATIOS |= {"VPBGD": 0.1, "MEHA": 0.3}
 RATIOS |= dict.fromkeys(("SUSTAIN", "MRBO", "ALSET", "TTSA", "MSTSA"), 0.4)
 
 
@@ -275,6 +298,14 @@ def test_mean_and_floor_at_other_conditions_and_sizes(name, condition, n):
 @pytest.mark.parametrize("name", DRAWN)
 def test_on_every_row_a_random_horizon_leaves_a_floor_of_its_own(name):
     settles(name, quadratic(), 0.2, RATIOS[name], number=64, length=3, precision=0.1, size=None)
+
+
+@pytest.mark.parametrize("perturbations", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_mean_and_floor_of_zeroth_order_differences_on_every_row(perturbations):
+    """Of a quadratic the Gaussian smoothing changes nothing: what is left is the noise of the directions."""
+    settles(
+        "PZOBO", quadratic(), 0.3, 0.3, number=32, length=1.5, precision=0.2, size=None, perturbations=perturbations
+    )
 
 
 # what is promised: the power of the steps, and that of the squared hypergradient
@@ -318,6 +349,6 @@ def test_with_falling_steps_the_error_falls_as_published():
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [101, 512])
 @pytest.mark.parametrize("condition", [10, 100])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", RATES)
 def test_falling_steps_at_other_conditions_and_sizes(name, condition, n):
     assert slope(name, quadratic(condition, n), 0.5, 0.3, 32_000) <= -RATES[name][1] + 0.1

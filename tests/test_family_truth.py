@@ -24,6 +24,8 @@ STAGES = {
     "MSTSA": family.mstsa(P, RHO, RATIO, linear_steps=3, horizon=1, weight=0.3),
     "MRBO": family.mrbo(P, RHO, RATIO, linear_steps=2),
     "F2SA": family.f2sa(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
+    "MEHA": family.meha(P, RHO, RATIO, proximal=5.0, multiplier=5.0),
+    "VPBGD": family.vpbgd(P, RHO, RATIO, inner_steps=2, multiplier=5.0),
 }
 
 
@@ -131,6 +133,47 @@ def test_the_bias_of_a_penalty():
         found = moments(family.f2sa(P, RHO, RATIO, inner_steps=2, multiplier=c)).fixed_point
         np.testing.assert_allclose(found[D : D + M], lam, rtol=1e-9)
         np.testing.assert_allclose(c * (found[:D] - found[D + M :]), damped @ (P.w(lam) - target), rtol=1e-8)
+
+
+def test_a_descent_on_the_penalised_loss_ends_where_two_copies_do():
+    """Whatever the moves of w: A (z - w) = -(z - target) / c."""
+    expected = moments(family.f2sa(P, RHO, RATIO, inner_steps=1, multiplier=10.0)).fixed_point
+    w, lam, z = np.split(expected, [D, D + M])
+    for T in (1, 4):
+        found = moments(family.vpbgd(P, RHO, RATIO, inner_steps=T, multiplier=10.0)).fixed_point
+        np.testing.assert_allclose(found, np.concatenate([z, lam, w]), rtol=1e-8)
+
+
+def test_the_bias_of_a_moreau_envelope():
+    """(w - target) / c + S A (w - w(lam)) = 0 and r lam = c B'S (w - w(lam)), S = s A (I + s A)^-1; s alone moves w."""
+    (A, b, B), (target, r) = P.means, P.outer_means
+    for c, proximal in ((3.0, 2.0), (100.0, 50.0)):
+        s = proximal * RHO
+        S = s * A @ np.linalg.inv(np.eye(D) + s * A)
+        root, base = np.linalg.solve(A, B), np.linalg.solve(A, b)
+        system = np.block([[np.eye(D) / c + S @ A, -S @ A @ root], [-c * B.T @ S, r * np.eye(M) + c * B.T @ S @ root]])
+        expected = np.linalg.solve(system, np.concatenate([target / c + S @ A @ base, -c * B.T @ S @ base]))
+        found = moments(family.meha(P, RHO, RATIO, proximal=proximal, multiplier=c)).fixed_point
+        np.testing.assert_allclose(found[: D + M], expected, rtol=1e-8)
+        w, lam, theta = np.split(found, [D, D + M])
+        # theta is the prox of w
+        np.testing.assert_allclose(theta, P.w(lam) + np.linalg.solve(np.eye(D) + s * A, w - P.w(lam)), rtol=1e-8)
+
+
+def test_the_mean_of_zeroth_order_differences_is_a_series_that_is_cut_off():
+    """T moves of w are T terms; and the noise of Q directions is (|a|^2 I + a a') / Q, by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(4)
+    weights = weights / weights.sum()
+    x = np.linspace(-1.0, 1.0, D + M)
+    for T in (1, 3):
+        step = family.pzobo(P, RHO, RATIO, inner_steps=T, perturbations=1)
+        np.testing.assert_allclose(step.fixed_point[D:], cut_off(T), rtol=1e-10)
+        mean, second = step.moments(x)
+        # lam - gamma (r lam + v^2 a) of one normal v
+        fixed = x[D:] * (1 - RATIO * RHO * P.outer_means[1])
+        ends = [fixed + v**2 * (mean[D:] - fixed) for v in nodes]
+        expected = sum(weight * np.outer(end, end) for weight, end in zip(weights, ends, strict=True))
+        np.testing.assert_allclose(second[D : D + M, D : D + M], expected, rtol=1e-10)
 
 
 # ---- the problem

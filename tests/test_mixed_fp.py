@@ -11,7 +11,7 @@ import pytest
 import bilevax as bx
 from bilevax.core.config import canonicalize
 from bilevax.core.keys import stream
-from bilevax.testing.closed_forms import FiniteAffine
+from bilevax.testing.closed_forms import FiniteAffine, FiniteQuadratic
 
 N, D, M, K = 7, 3, 2, 9
 P = FiniteAffine.random(3, n=N, d=D, m=M, q=0.8, noise=0.3)
@@ -215,3 +215,77 @@ def test_what_is_wrong_is_refused(refused):
         problem = bx.Problem(bx.GradientStep(lambda w, lam, batch: jnp.sum(w**2), 0.1), P.problem.outer_loss)
         with pytest.raises(bx.ParameterError, match="keys=True"):
             bx.hypergradient(problem, method, np.zeros(D), P.lam, keyed, bx.Arrays(P.val_data), key=KEY)
+
+
+@jax.jit
+def many(solver, source, g, keys):
+    return jax.vmap(lambda key: solver.solve(image, jnp.zeros_like(g), g, source, key=key).value)(keys)
+
+
+@pytest.mark.slow
+def test_mixing_is_better_than_either_end_and_averaging_better_still():
+    """1,000 symmetric matrices of 100 columns (Terashita, Hara 2025), a row a step, 10,000 steps."""
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.normal(size=(1000, 100, 100)))[0]
+    A = (Q * rng.uniform(0, 0.99, size=(1000, 1, 100))) @ Q.transpose(0, 2, 1)
+    B, g = rng.uniform(size=(100, 100)), rng.normal(size=100)
+    truth, keys = B.T @ np.linalg.solve(A.mean(0), g), jax.random.split(KEY, 3)
+    source = bx.Arrays(np.eye(100, dtype=np.float32) - A.astype(np.float32), 1)
+
+    def error(solver):
+        v = np.asarray(many(canonicalize(solver), source, jnp.asarray(g, jnp.float32), keys), np.float64)
+        return np.mean(np.linalg.norm(v @ B - truth, axis=1))
+
+    n = 10_000
+    ends = min(error(bx.FixedPoint(n, confirm=False)), error(bx.ProductNeumann(n)))
+    mixed = {a: error(bx.MixedFP(n, a)) for a in (1e-3, 1e-2)}
+    averaged = min(error(bx.MixedFP(n, 1e-2, eta)) for eta in (1e-2, bx.Harmonic(100.0, 101.0)))
+    assert all(ends > 5 * x for x in mixed.values())
+    assert averaged < 0.8 * min(mixed.values())
+
+
+@pytest.mark.slow
+def test_series_cut_off_at_random_are_right_in_the_mean():
+    """20,000 runs each: "uniform" has the mean of the K terms, "geometric" that of all."""
+    source, number = bx.Arrays(ROWS, 2), 20_000
+    keys, T = jax.random.split(KEY, number), ROWS.mean(0)
+    partial_sum = sum(np.linalg.matrix_power(T, j) @ G for j in range(4))
+    wanted = {None: partial_sum, "uniform": partial_sum, "geometric": np.linalg.solve(np.eye(D) - T, G)}
+    for truncation, mean in wanted.items():
+        samples = np.asarray(many(canonicalize(bx.ProductNeumann(4, truncation)), source, jnp.asarray(G), keys))
+        error = samples.mean(0) - mean
+        assert number * error @ np.linalg.solve(np.cov(samples.T), error) < 21.1  # chi^2 of 3, .9999
+
+
+METHODS = {
+    "mixed": lambda t: bx.SID(
+        bx.FixedPoint(4 * t, bx.Harmonic(4.0, 8.0)), bx.MixedFP(t, 0.05, bx.Harmonic(4.0, 8.0)), t
+    ),
+    "series": lambda t: bx.SID(bx.FixedPoint(4 * t, bx.Harmonic(4.0, 8.0)), bx.ProductNeumann(t), t),
+    "uniform": lambda t: bx.SID(bx.FixedPoint(4 * t, bx.Harmonic(4.0, 8.0)), bx.ProductNeumann(t, "uniform"), t),
+    "reverse": lambda t: bx.StochasticReverse(bx.FixedPoint(4 * t, bx.Harmonic(4.0, 8.0)), t),
+    "nsid": lambda t: bx.NSID(bx.FixedPoint(4 * t, bx.Harmonic(4.0, 8.0)), bx.FixedPoint(t, bx.Harmonic(4.0, 8.0)), t),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_the_report_is_not_below_the_error(name):
+    """Of short, biased runs and of longer ones: an upper limit at .95 that holds in at least 90 of 100 runs."""
+    p = FiniteQuadratic.conditioned(2, condition=8.0, d=6, m=3)
+    sources = bx.Arrays(p.train_data, 8), bx.Arrays(p.val_data)
+    truth, keys = p.hypergradient(p.lam), jax.random.split(KEY, 100)
+
+    @jax.jit
+    def run(method, key):
+        est = bx.hypergradient(p.problem, method, jnp.zeros(6), jnp.asarray(p.lam), *sources, key=key)
+        return est.value, est.error.upper, est.code
+
+    for t in (3, 100):
+        method = canonicalize(METHODS[name](t))
+        value, upper, code = map(np.asarray, jax.vmap(run, (None, 0))(method, keys))
+        error = np.linalg.norm(value - truth, axis=1) / np.linalg.norm(value, axis=1)
+        assert np.mean(error <= upper) >= 0.9
+        assert np.mean((code == bx.Code.OK) & (error > 0.1)) <= 0.05
+        if t == 3:
+            assert np.mean(code == bx.Code.OK) <= 0.05

@@ -55,8 +55,8 @@ class AmIGO:
         linear_steps: K, from 1 to 256. Default 10.
     """
 
-    steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, moves=10)
+    steps_per_record: ClassVar[int] = 16
+    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0)
 
     step_size: Any = None
     ratio: float | None = None

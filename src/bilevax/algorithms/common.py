@@ -171,6 +171,38 @@ def slower_step_size(algorithm: TwoTimescales, k: Array) -> Array:
     return step
 
 
+class Penalised(TwoSteps, Protocol):
+    """An algorithm with a multiplier that grows, in units of the measured ratio of gradients."""
+
+    @property
+    def multiplier(self) -> Any:
+        """c_0 in units."""
+
+    @property
+    def growth(self) -> Any:
+        """The power of k."""
+
+    @property
+    def unit(self) -> Any:
+        """|grad_1 E| / |grad_1 G|; None: not measured yet."""
+
+
+def penalty(algorithm: Penalised, k: Array) -> Array:
+    """c_k = unit multiplier (1 + k)^growth.
+
+    Raises:
+        ParameterError: the unit was left to be measured, and was not.
+    """
+    check_measured(algorithm, "unit")
+    return jnp.asarray(algorithm.unit * algorithm.multiplier * growth(algorithm, k))
+
+
+def growth(algorithm: Penalised, k: Array) -> Array:
+    """(1 + k)^growth, c_k / c_0."""
+    out: Array = (1.0 + k.astype(float)) ** algorithm.growth
+    return out
+
+
 def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:
     """Refuse damping without a given inner step s: in loss form it adds delta / s to H."""
     step = problem.inner_map
@@ -179,6 +211,20 @@ def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:
             f"damping is in units of the inner step, and {type(algorithm).__name__} measures none: give GradientStep"
             " one"
         )
+
+
+def check_inner_loss(algorithm: object, problem: BilevelProblem) -> None:
+    """Refuse a map that is no gradient step."""
+    if not problem.has_loss:
+        name = type(algorithm).__name__
+        raise ParameterError(f"{name} needs an inner loss: give Problem a GradientStep, or use bx.SOBA")
+
+
+def check_no_damping(algorithm: object, problem: BilevelProblem) -> None:
+    """Refuse damping."""
+    if problem.damping is not None:
+        name = type(algorithm).__name__
+        raise ParameterError(f"{name} solves no linear system, which damping could change: leave damping away")
 
 
 def together_cost(sources: Sources) -> Cost:
@@ -207,8 +253,8 @@ def drawn_streams(sources: Sources, linear: Array | int) -> dict[str, RowSource 
     And the sources themselves, as a step's cost depends on that number.
     """
     train, val = sources
-    series = {"linear": Several(train, linear), "horizon": Uniform(linear)}
-    return {"train": train, "val": val, **series, **undrawn(sources)}
+    horizon = Uniform(linear)
+    return {"train": train, "val": val, "linear": Several(train, linear), "horizon": horizon, **undrawn(sources)}
 
 
 def undrawn(sources: Sources) -> dict[str, Undrawn]:

@@ -11,10 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_measured, checked_steps, outer_step_size, step_sizes
+from bilevax.algorithms.common import (
+    check_inner_loss,
+    check_no_damping,
+    checked_steps,
+    outer_step_size,
+    penalty,
+    step_sizes,
+)
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import at_least_one, check_fields, check_real, config, positive, set_frozen, static
-from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, axpy
@@ -52,7 +58,7 @@ class F2SA:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, power=0.5)
 
     step_size: Any = None
     ratio: float | None = None
@@ -67,10 +73,8 @@ class F2SA:
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a map that is no gradient step, and damping."""
-        if not problem.has_loss:
-            raise ParameterError("F2SA needs an inner loss: give Problem a GradientStep, or use bx.SOBA")
-        if problem.damping is not None:
-            raise ParameterError("F2SA solves no linear system, which damping could change: leave damping away")
+        check_inner_loss(self, problem)
+        check_no_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
         """A minibatch of each for every move of w and z, and one for that of lam."""
@@ -80,12 +84,12 @@ class F2SA:
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Copies:
         """The state before the first step: z is w0 - u0 / c, or w0; lam projected."""
-        z = w0 if u0 is None else axpy(-1.0 / self._penalty(jnp.int32(0)), u0, w0)
+        z = w0 if u0 is None else axpy(-1.0 / penalty(self, jnp.int32(0)), u0, w0)
         return Copies(w0, z, projected(problem, lam))
 
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
         """The moves of w and z, and that of lam; the loop evaluates the outer value and the gradient norm."""
-        c, (rho, gamma) = self._penalty(k), step_sizes(self, k, state.w, state.lam)
+        c, (rho, gamma) = penalty(self, k), step_sizes(self, k, state.w, state.lam)
 
         def move(i: Array, p: Copies) -> Copies:
             d_w, d_z = penalty_descents(problem, p, c, looks["inner"][i], looks["outer"][i])
@@ -94,11 +98,6 @@ class F2SA:
         p = jax.lax.fori_loop(0, self.inner_steps, move, state)
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         return p._replace(lam=outer_move(problem, p.lam, d_lam, gamma)), Info()
-
-    def _penalty(self, k: Array) -> Array:
-        """c_k."""
-        check_measured(self, "unit")
-        return jnp.asarray(self.unit * self.multiplier * (1.0 + k.astype(float)) ** self.growth)
 
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""

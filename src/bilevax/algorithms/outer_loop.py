@@ -67,12 +67,13 @@ def advance(
     key: Array,
     start: Array,
     stop: Array,
+    limit: Array | float = jnp.inf,
 ) -> Advanced:
     """Outer steps start <= k < stop, in stretches that end at multiples of ``algorithm.steps_per_record``.
 
     At most RECORDED stretches. Ends early with a stretch whose code is NOT_CONTRACTIVE or worse, in which an entry of
-    the state became infinite or NaN (NONFINITE), or one of w or lam passed 1e12 (DIVERGED); the state is then the one
-    before that stretch. How a run is cut into calls changes no iterate.
+    the state became infinite or NaN (NONFINITE), or one of w or lam passed 1e12, or the recorded gradient norm its
+    ``limit`` (DIVERGED); the state is then the one before that stretch. How a run is cut into calls changes no iterate.
 
     Args:
         problem: the maps.
@@ -82,6 +83,7 @@ def advance(
         key: a JAX random key, the same in every call of a run.
         start: first outer step.
         stop: one past the last.
+        limit: of the gradient norm of a stretch.
     """
     streams = Streams(algorithm.streams(sources), key)
     length = algorithm.steps_per_record
@@ -100,18 +102,20 @@ def advance(
             value = streams.visit(at.plan, end - 1, partial(_outer_value, problem, points[1]))
         else:
             value = _mean(value, end - first)
-        # DIVERGED where w or lam passed the bound in this stretch, NONFINITE where an entry of the state was lost
+        # DIVERGED where w or lam passed the bound in this stretch, or the norm its limit; NONFINITE where an entry of
+        # the state was lost
         far = [at_least_single(largest(point)) > DIVERGED for point in points]
-        grown = jnp.where(far[1] & ~far[0], jnp.int32(Code.DIVERGED), jnp.int32(Code.OK))
-        lost = jnp.where(stays_finite(before, after), grown, jnp.int32(Code.NONFINITE))
-        seen = () if total.outcome is None else (total.outcome,)
-        code, failure = first_failure(*seen, (lost, Failure.of("none")))
         size = total.gradient_norm
         if size is None:
             way = norm(sub(points[1][1], points[0][1]))
             size = way / _sum_of_steps(algorithm, first, end).astype(way.dtype)  # |P-step| / sum of gamma_k
         else:
             size = _mean(size, end - first)
+        beyond = (far[1] & ~far[0]) | (size > jnp.asarray(limit).astype(size.dtype))
+        grown = jnp.where(beyond, jnp.int32(Code.DIVERGED), jnp.int32(Code.OK))
+        lost = jnp.where(stays_finite(before, after), grown, jnp.int32(Code.NONFINITE))
+        seen = () if total.outcome is None else (total.outcome,)
+        code, failure = first_failure(*seen, (lost, Failure.of("none")))
         return Record(value, size, code, failure, total.cost, end)
 
     def stretch(run: _Run) -> _Run:

@@ -63,8 +63,8 @@ class SUSTAIN:
         weight: eta_k, a number in (0, 1] or a schedule; the first is taken as 1. Default (1 + k)^(-2/3).
     """
 
-    steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, truncated=True, power=1 / 3)
+    steps_per_record: ClassVar[int] = 64
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, power=1 / 3)
 
     step_size: Any = None
     ratio: float | None = None

@@ -23,7 +23,7 @@ _ADVICE = {
     "linear": "what is left of the linear system: try more linear steps",
     "both": "what is left of the two equations: try more steps of both solvers",
     "sampling": "the noise of the cross products and outer batches: try more cross batches, and more outer batches",
-    "noise": "the noise of the minibatches: try more steps, or larger batches",
+    "noise": "the noise of the minibatches: try more steps, or larger batches (of a score function: more samples)",
     "bias": "bias, since the start is not forgotten or the steps are too long: try more steps",
 }
 

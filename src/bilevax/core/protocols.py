@@ -280,7 +280,10 @@ class StochasticSolver(Protocol):
 
 
 class LossSolver(Protocol):
-    """A minimiser of the inner loss on every row."""
+    """A minimiser of the inner loss on every row.
+
+    One that says ``takes_prox = True`` takes a :class:`~bilevax.ProximalStep` too, and adds its penalty to its loss.
+    """
 
     @property
     def stochastic(self) -> Literal[False]:

@@ -88,7 +88,8 @@ def hypergradient(
     How ``error`` is had from one run: that of :class:`~bilevax.JointSID` from its batch means; that of
     :class:`~bilevax.SID` from every row after long chains of minibatches, and from snapshots of shorter ones, with few
     degrees of freedom (:func:`~bilevax.hypergradients.sid_report.sid_report`); that of a deterministic estimate from
-    the residuals of its two equations (:func:`~bilevax.hypergradients.residual_error.residual_error`). Replicas show
+    the residuals of its two equations (:func:`~bilevax.hypergradients.residual_error.residual_error`); of others, their
+    docstrings say. Replicas show
     all noise of any estimator, with few degrees of freedom; they share the start and the curvature of the problem, so
     that they do not show the bias of these: theirs is the mean of what each reports.
 

@@ -73,13 +73,14 @@ class ITD:
     lam -> max_j E(w_j(lam), lam), 1 <= j <= t: through the steps up to the point of the largest outer loss
     (pessimistic trajectory truncation, of IAPTT-GM); w is that point.
 
-    Assumes nothing of the map; the hypergradient is right as t grows if it contracts. Cost: t + k gradients, and in
-    reverse k Hessian-vector and k cross products; memory of order sqrt(k); one outer gradient, t + 2 k more with
-    ``outer_weight``, t more with ``truncate``. ``error`` is from the residuals of the two equations, in forward mode
-    from the last move of the value. Source: Franceschi, Donini, Frasconi, Pontil
-    (2017), arXiv:1703.01785; Grazzi, Franceschi, Pontil, Salzo (2020), arXiv:2006.16218; truncated: Shaban, Cheng,
-    Hatch, Boots (2019), arXiv:1810.10667; aggregation: Liu, Mu, Yuan, Zeng, Zhang (2020), arXiv:2006.04045; worst
-    point: Liu, Liu, Zeng, Zhang (2021), arXiv:2110.00455.
+    Assumes nothing of the map; the hypergradient is right as t grows if it contracts. ``error`` is from the residuals
+    of the two equations; in forward mode from the last move of the value, which shows nothing of directions in which
+    the map does not contract, and there is none with ``truncate``. Cost: t + k gradients, and in reverse k
+    Hessian-vector and k cross products; memory of order sqrt(k); one outer gradient, t + 2 k more with
+    ``outer_weight``, t more with ``truncate``. Source: Franceschi, Donini, Frasconi, Pontil (2017), arXiv:1703.01785;
+    Grazzi, Franceschi, Pontil, Salzo (2020), arXiv:2006.16218; truncated: Shaban, Cheng, Hatch, Boots (2019),
+    arXiv:1810.10667; aggregation: Liu, Mu, Yuan, Zeng, Zhang (2020), arXiv:2006.04045; worst point: Liu, Liu, Zeng,
+    Zhang (2021), arXiv:2110.00455.
 
     Args:
         steps: t, a count of at least 1; a changed one compiles anew.

@@ -129,16 +129,19 @@ class Penalty:
         c, shares = ((first, 2.0 * first), (-1.0, 2.0)) if self.extrapolate else ((first,), (1.0,))
 
         def v_of(at: Minima) -> PyTree:
-            # c (w - z) / s
+            # c (w - z) / s, or 2 (2 c (w - z_2)) - c (w - z_1)
             u = [scale(share * x, sub(at.w, z)) for share, x, z in zip(shares, c, at.z, strict=True)]
-            return jax.tree.map(jnp.divide, functools.reduce(add, u), problem.metric(at.w, lam))
+            # XLA would multiply by the reciprocal of s, and round otherwise where that is a constant
+            s = jax.lax.optimization_barrier(problem.metric(at.w, lam))
+            return jax.tree.map(jnp.divide, functools.reduce(add, u), s)
 
         back = zeros_like(w0) if v0 is None else jax.tree.map(jnp.multiply, problem.metric(w0, lam), v0)
         start = Minima(w0, tuple(axpy(-1.0 / x, back, w0) for x in c))
         at, solved, cost = self._minima(instance, start, c, key=stream(key, "inner"), outer_step=outer_step)
         args, both = (instance.oracle, at, c, shares), Paired(train, val)
+        reads: tuple[Array | int, Array | int] = epoch(train), epoch(val)
         if self.cross_batches is None:
-            number, spread, reads = jnp.int32(1), None, (epoch(train), epoch(val))
+            spread = None
             outer_value, value, change = both.total(_values, args)
         else:
             number = at_step(self.cross_batches, outer_step)

@@ -98,7 +98,9 @@ class SID:
     ``error``, made by :func:`~bilevax.hypergradient`, is of this one value: after chains of at least 20 epochs, and of
     640 steps, w and v are iterated to where both equations of every row hold, and the value's distance from the
     hypergradient there is ``bias``, kinks and all. Of shorter chains, noise and bias are estimated from eight snapshots
-    of both, which errs on the side of caution (:func:`~bilevax.hypergradients.sid_report.sid_report`).
+    of both, which errs on the side of caution (:func:`~bilevax.hypergradients.sid_report.sid_report`). Of
+    :class:`~bilevax.MixedFP` and :class:`~bilevax.ProductNeumann`, whose chains do not show their noise, it comes
+    of the residuals on every row.
 
     Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient; products
     that test whether an iteration contracts are ``cost.measuring``, and what the report reads ``error.samples``: every
@@ -107,8 +109,9 @@ class SID:
     Source: Grazzi, Pontil, Salzo (2021), arXiv:2011.07122.
 
     Args:
-        inner: :class:`~bilevax.FixedPoint`, :class:`~bilevax.LBFGS`, or :class:`~bilevax.Given`: w0 is the solution.
-        linear: :class:`~bilevax.FixedPoint` or :class:`~bilevax.CG`.
+        inner: :class:`~bilevax.FixedPoint`, :class:`~bilevax.LBFGS`, :class:`~bilevax.CoordinateDescent`, or
+            :class:`~bilevax.Given`: w0 is the solution.
+        linear: :class:`~bilevax.FixedPoint`, :class:`~bilevax.MixedFP`, :class:`~bilevax.CG`, or any other.
         cross_batches: J, at least 1, or :class:`~bilevax.Growing`; None: every row of train once.
         outer_batches: J1, minibatches of val for E and its gradients, likewise; None (default): every row of val once.
     """
@@ -144,10 +147,12 @@ class SID:
                 f"{type(self.linear).__name__} needs a symmetric system, and the inner map is not known to be a"
                 " gradient step; use bx.GradientStep(loss), or linear=bx.GMRES() or bx.FixedPoint(steps=...)"
             )
-        if not isinstance(self.inner, Given) and not self.inner.stochastic and not problem.has_loss:
+        if isinstance(self.inner, Given) or self.inner.stochastic or problem.has_loss:
+            return
+        if not (problem.composite and getattr(self.inner, "takes_prox", False)):
             raise ParameterError(
                 f"{type(self.inner).__name__} needs an inner loss without a prox, and the inner map has none; "
-                "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...)"
+                "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...), or bx.CoordinateDescent() with a prox"
             )
 
     def estimate(
@@ -329,7 +334,9 @@ def solve_inner(
         return Solution(w0, jnp.int32(Code.OK), jnp.int32(0), jnp.int32(0))
     if not solver.stochastic:
         # min over w of the inner loss, on every row
-        return solver.solve(instance.problem.inner_loss, w0, instance.lam, instance.train)
+        problem = instance.problem
+        loss = problem.inner_loss if problem.has_loss else problem.inner_map
+        return solver.solve(loss, w0, instance.lam, instance.train)
 
     def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
         return oracle.inner_image(w, batch)

@@ -10,7 +10,7 @@ from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, Diagnosis, Draw, InnerSolver, Run
 from bilevax.core.records import Cost, Count, Estimate, Failure, first_failure, nonfinite_code
-from bilevax.core.trees import PyTree, add, axpy, norm, sub, zeros_like
+from bilevax.core.trees import PyTree, add, axpy, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid import SID, Segment, SIDState, cost_of_inner, solve_inner
@@ -121,7 +121,7 @@ class StochasticReverse:
 
         start, args = (g, zeros_like(g), direct), (instance.oracle, w)
         u, v, h = train.fold(step, start, args, key=stream(key, "linear"), start=0, stop=steps)
-        solved = series_solution(v, zeros_like(v), (norm(u), self.tol * norm(g)), calls=steps, last_step=steps)
+        solved = series_solution(v, zeros_like(v), (u, g, self.tol), calls=steps, last_step=steps)
         code, failure = first_failure(
             (inner.code, Failure.of("inner", inner.last_step)),
             (nonfinite_code((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),

@@ -36,10 +36,12 @@ def divide_columns(X: Matrix, scale: np.ndarray) -> Matrix:
 
 def column_moments(X: Matrix) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every column; 1 where it does not vary."""
-    if scipy.sparse.issparse(X):
-        mean = np.asarray(X.mean(axis=0)).ravel()
+    sparse = scipy.sparse.issparse(X)
+    mean = np.asarray(X.mean(axis=0)).ravel()
+    if sparse:
         scale = np.sqrt(np.maximum(np.asarray(X.multiply(X).mean(axis=0)).ravel() - mean**2, 0.0))
     else:
-        mean, scale = X.mean(axis=0), X.std(axis=0)
-    # A spread within rounding of the mean is none.
-    return mean, np.where(scale > 10 * np.finfo(float).eps * np.maximum(1, np.abs(mean)), scale, 1.0)
+        scale = X.std(axis=0)
+    # A spread within the rounding of a sum of n values is none; the mean is then the value, without rounding.
+    varies = scale > max(10, X.shape[0]) * np.finfo(float).eps * np.maximum(1, np.abs(mean))
+    return mean if sparse else np.where(varies, mean, X[0]), np.where(varies, scale, 1.0)

@@ -1,9 +1,11 @@
 """What a run does about outer steps that failed: they are made again, the linear system damped, or slower."""
 
-from itertools import repeat
 from typing import Any, cast
 
-from bilevax.algorithms.measured_steps import Measurable, needs_measuring, slower
+import numpy as np
+from jax import Array
+
+from bilevax.algorithms.measured_steps import GROWN, Measurable, needs_measuring, slower
 from bilevax.algorithms.outer_loop import Record
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
@@ -15,8 +17,8 @@ DAMPINGS = (0.01, 0.04, 0.16, 0.64)
 """Tried one after another, in units in which a gradient step of 1 / L has curvatures of at most 1."""
 
 
-SLOWER = 4
-"""How often steps that were measured are made slower."""
+CUTS = 6
+"""How often steps that were measured are made slower; rho every third time."""
 
 
 class BackOff:
@@ -27,12 +29,17 @@ class BackOff:
         algorithm: as it was given; made slower if its steps are to be measured.
 
     Attributes:
+        limit: of the mean direction of lam over a stretch, of steps that were measured; infinite where no more is
+            tried against it.
         tried: for a result's ``config``: under "damping" pairs (outer step, damping), under "slower_from" outer steps.
     """
 
     def __init__(self, problem: Problem, algorithm: Algorithm) -> None:
         self._dampings = iter(DAMPINGS if problem.has_loss and problem.damping is None else ())
-        self._given = repeat(algorithm, SLOWER) if needs_measuring(algorithm) else iter(())
+        self._given, self._cuts = algorithm, iter(range(CUTS if needs_measuring(algorithm) else 0))
+        self.limit: Array | float = np.inf
+        # the outer step at which the last stretch that failed began, and its direction's length
+        self._beyond = -1, np.inf
         self.tried: dict[str, list[Any]] = {}
 
     def again(
@@ -45,10 +52,21 @@ class BackOff:
         if _damping_helps(last) and (damping := next(self._dampings, None)) is not None:
             self.tried.setdefault("damping", []).append([step, damping])
             return replace_unchecked(problem, damping=damping), algorithm
-        # where lam moves on, the curvature that was measured at the start may be left behind
-        if int(last.code) in (Code.DIVERGED, Code.NONFINITE) and (given := next(self._given, None)) is not None:
+        if int(last.code) not in (Code.DIVERGED, Code.NONFINITE):
+            return None
+        # slower steps do not help against a direction that is as long from the stretch's start on
+        size, before = float(last.gradient_norm), self._beyond
+        self._beyond = step, size
+        if before[0] == step and 0.5 * before[1] < size < np.inf and size > self.limit:
+            self.limit = GROWN * size
+            return problem, algorithm
+        # where lam moves on, the curvature that was measured at the start may be left behind; or w and u stay behind
+        if (cut := next(self._cuts, None)) is not None:
             self.tried.setdefault("slower_from", []).append(step)
-            return problem, slower(cast(Measurable, algorithm), given)
+            # the last one goes without
+            self.limit = np.inf if cut == CUTS - 1 else self.limit
+            given = cast(Measurable, self._given)
+            return problem, slower(cast(Measurable, algorithm), given, both=cut % 3 == 2)
         return None
 
 

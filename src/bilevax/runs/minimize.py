@@ -67,8 +67,9 @@ def minimize(
     failed (NOT_CONTRACTIVE or worse) moves nothing and ends the run with the w and lam before it; ``message`` says at
     which outer steps. But first, where an inner loss is not convex and the problem's ``damping`` is None, it is made
     again with each damping of :data:`~bilevax.runs.back_off.DAMPINGS`, and the run goes on with the first that will do.
-    And where the algorithm was built without its steps, a stretch that diverged is made again with rho halved and gamma
-    a quarter, four times at most; ``config["slower_from"]`` lists the outer steps.
+    And where the algorithm was built without its steps, a stretch that diverged, or whose mean direction of lam is five
+    times as long as that at the start, is made again with gamma a third, and every third time rho half, six times at
+    most; ``config["slower_from"]`` lists the outer steps.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
@@ -93,7 +94,7 @@ def minimize(
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
     clock = time.monotonic()
     back_off = BackOff(problem, algorithm)
-    algorithm, state, spent = _begin(problem, algorithm, w0, lam, sources, key, steps)
+    algorithm, state, spent, back_off.limit = _begin(problem, algorithm, w0, lam, sources, key, steps)
     # before the arrays of problem and algorithm go to the device
     settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
     ready = canonicalize(problem), canonicalize(algorithm)
@@ -104,7 +105,9 @@ def minimize(
         try:
             began = time.monotonic()
             ends = {"start": jnp.int32(done), "stop": jnp.int32(min(pace.end(done), target))}
-            call = partial(_advance, state=state, sources=sources, key=key, **ends)
+            call = partial(
+                _advance, state=state, sources=sources, key=key, limit=np.asarray(back_off.limit, float), **ends
+            )
             out = jax.block_until_ready(_quick_if_sound(call, *ready))
             number, first, calls, state = int(out.number), done, calls + 1, out.state
             records = row(jax.tree.map(np.asarray, out.records), slice(number))
@@ -155,17 +158,18 @@ class _Pace:
 
 def _begin(
     problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, key: Array, steps: int
-) -> tuple[Algorithm, PyTree, Cost]:
-    """The algorithm with every step filled in, its first state, and what it cost to measure the steps."""
+) -> tuple[Algorithm, PyTree, Cost, Array | float]:
+    """The algorithm with every step filled in, its first state, what it cost to measure the steps, and their limit."""
     problem = canonicalize(problem)
     _check(problem, w0, lam, sources)
     if not needs_measuring(algorithm):
-        return algorithm, _init(problem, canonicalize(algorithm), w0, lam, sources), Cost()
+        return algorithm, _init(problem, canonicalize(algorithm), w0, lam, sources), Cost(), jnp.inf
     step_cost = algorithm.step_cost(problem, sources)
     of_step = sum(source.rows_per_batch for source in sources) if step_cost is None else step_cost.samples
     samples = max(SAMPLES, int(SHARE * steps * of_step))
     found = measure_steps(problem, algorithm, w0, lam, *sources, key=stream_key(key, "measuring"), samples=samples)
-    return found.algorithm, _init(problem, canonicalize(found.algorithm), found.w0, lam, sources, found.u0), found.cost
+    state = _init(problem, canonicalize(found.algorithm), found.w0, lam, sources, found.u0)
+    return found.algorithm, state, found.cost, found.limit
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """Moves: how w and v get to where their residual is zero, and the schedules of step sizes and counts."""
 
 from bilevax.solvers.conjugate_gradient import CG as CG
+from bilevax.solvers.coordinate_descent import CoordinateDescent as CoordinateDescent
 from bilevax.solvers.exact import Exact as Exact
 from bilevax.solvers.fixed_point import FixedPoint as FixedPoint
 from bilevax.solvers.fixed_point import Given as Given

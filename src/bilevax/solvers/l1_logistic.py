@@ -38,7 +38,10 @@ class L1LogisticModels(L1Models):
     def _add_columns(self, columns: np.ndarray) -> None:
         self._X = self.X[:, np.concatenate([self.active, columns])]
 
-    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, tolerance: float) -> None:
+    def _keep_columns(self, index: np.ndarray) -> None:
+        self._X = self._X[:, index]
+
+    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, allowed: float) -> None:
         w, b, score, c = self.weights[self.active, k], self.bias[k], self._score[:, k], self._share[:, k]
 
         def value(w: np.ndarray, score: np.ndarray) -> float:
@@ -50,7 +53,7 @@ class L1LogisticModels(L1Models):
             r = c * (p - self.y)
             g, by_b = r @ self._X + l2 * w, r.sum()
             missed = np.where(w != 0.0, np.abs(g + l1 * np.sign(w)), np.abs(g) - l1)
-            if max(np.max(missed, initial=0.0), abs(by_b)) <= tolerance * np.max(l1):
+            if max(np.max(missed, initial=0.0), abs(by_b)) <= allowed + np.finfo(float).eps:
                 break
             V = np.flatnonzero((w != 0.0) | (missed > 0.0))
             X, u, slope = self._X[:, V], np.append(w[V], b), np.append(g[V], by_b)

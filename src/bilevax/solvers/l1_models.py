@@ -29,6 +29,9 @@ FEW = 200
 GROWTH = 20
 """Columns that become active at a time, at least; at most as many as are in the largest support."""
 
+IDLE = 3
+"""Active columns for each that is used, from which the others retire."""
+
 
 class HeldOut(NamedTuple):
     """The mean loss of the rows that are held out, each under the model trained without it, and its derivatives.
@@ -98,6 +101,7 @@ class L1Models(ABC):
         self.active = np.arange(0)
         self._start()
         first = np.arange(X.shape[1] if X.shape[1] <= few else 0)
+        self._all_active = len(first) > 0
         self._add_columns(first)
         self.active = first
         self.gradient = self._gradients()
@@ -122,12 +126,14 @@ class L1Models(ABC):
         Args:
             l1: penalties [p], at least 0.
             l2: penalties [p], at least 0.
-            tolerance: part of the largest l1 by which optimality may be missed.
+            tolerance: part of l1, of its median, by which optimality may be missed.
         """
+        self._retire()
         self._activate(self._worst(l1))
+        allowed = tolerance * float(np.median(l1))
         while True:
             for k in range(len(self.bias)):
-                self._solve_one(k, l1[self.active], l2[self.active], tolerance)
+                self._solve_one(k, l1[self.active], l2[self.active], allowed)
             self.gradient = self._gradients()
             violating = self._worst(l1 * (1.0 + tolerance))
             if not violating.size:
@@ -144,6 +150,14 @@ class L1Models(ABC):
         number = min(max(GROWTH, support), int(np.sum(excess > 0.0)))
         return np.sort(np.argpartition(-excess, number - 1)[:number]) if number else np.arange(0)
 
+    def _retire(self) -> None:
+        """Take inactive again what no model uses, where that is most of the active columns."""
+        used = np.flatnonzero(np.any(self.weights[self.active] != 0.0, axis=1))
+        if self._all_active or len(self.active) <= IDLE * len(used) + 2 * GROWTH:
+            return
+        self._keep_columns(used)
+        self.active = self.active[used]
+
     def _activate(self, columns: np.ndarray) -> None:
         if columns.size:
             self._add_columns(columns)
@@ -152,7 +166,7 @@ class L1Models(ABC):
     def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:
         """The held-out loss of the solution at these penalties, and its derivatives."""
         value, by_l1, by_l2 = 0.0, np.zeros(len(l1)), np.zeros(len(l1))
-        n = sum(part.stop - part.start for part in self.held)
+        n = max(1, sum(int(part.stop - part.start) for part in self.held))
         for k in range(len(self.bias)):
             w = self.weights[self.active, k]
             on = np.flatnonzero(w)
@@ -190,8 +204,12 @@ class L1Models(ABC):
         """Prepare for more active columns; they follow those that are."""
 
     @abstractmethod
-    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, tolerance: float) -> None:
-        """Move model k to its minimum over the active columns."""
+    def _keep_columns(self, index: np.ndarray) -> None:
+        """Keep the active columns with these numbers alone."""
+
+    @abstractmethod
+    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, allowed: float) -> None:
+        """Move model k to its minimum over the active columns, where no gradient misses optimality by more."""
 
     @abstractmethod
     def _gradients(self) -> np.ndarray:

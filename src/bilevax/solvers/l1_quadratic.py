@@ -12,7 +12,7 @@ SWEEPS = 1000
 SLACK = 1e-10
 """Part of l1 by which a gradient may exceed it off the support."""
 
-SIZE = 50
+SIZE = 150
 """Of the support, for which the system is solved after one sweep more."""
 
 SINGULAR = 1e-7
@@ -39,7 +39,9 @@ def minimise_l1_quadratic(H: np.ndarray, q: np.ndarray, l1: np.ndarray, w: np.nd
     slack = SLACK * l1 + 1e-14 * np.max(np.abs(q), initial=0.0)
     for _ in range(SWEEPS):
         minimal = _to_minimum_on_support(H, q, l1, w)
-        h = q - H @ w
+        # H is symmetric: its rows are contiguous
+        on = np.flatnonzero(w)
+        h = q - w[on] @ H[on]
         violating = (np.abs(h) > l1 + slack) & (w == 0.0) & ~free
         if minimal and not violating.any():
             break
@@ -64,13 +66,14 @@ def solve_on_support(H: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 def _sweep(H: np.ndarray, l1: np.ndarray, w: np.ndarray, h: np.ndarray, coordinates: np.ndarray) -> None:
     """Each coordinate to its minimum in turn, in place; h = q - H w is kept up to date."""
-    for j, threshold in zip(coordinates.tolist(), l1[coordinates].tolist(), strict=True):
-        curvature, old = H.item(j, j), w.item(j)
-        if curvature <= 0.0:
-            continue
+    at = (a[coordinates].tolist() for a in (H.diagonal(), l1, w))
+    for j, curvature, threshold, old in zip(coordinates.tolist(), *at, strict=True):
         # w_j <- S(h_j + H_jj w_j, l1_j) / H_jj, S the soft threshold
         z = h.item(j) + curvature * old
-        new = (z - threshold) / curvature if z > threshold else (z + threshold) / curvature if z < -threshold else 0.0
+        if -threshold <= z <= threshold or curvature <= 0.0:
+            new = 0.0
+        else:
+            new = (z - threshold if z > 0.0 else z + threshold) / curvature
         if new != old:
             w[j] = new
             h -= (new - old) * H[j]

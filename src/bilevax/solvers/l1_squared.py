@@ -40,13 +40,22 @@ class L1SquaredModels(L1Models):
         self._all_xx = _bordered(self._all_xx, new.sum(axis=0))
         self._x, self._xy = np.hstack([self._x, x[:-1]]), np.hstack([self._xy, xy[:-1]])
         self._all_x, self._all_xy = np.append(self._all_x, x.sum(axis=0)), np.append(self._all_xy, xy.sum(axis=0))
-        # second moments of the rows that a model is trained on, about their means
+        self._center()
+
+    def _keep_columns(self, index: np.ndarray) -> None:
+        self._xx, self._all_xx = self._xx[:, index][:, :, index], self._all_xx[index][:, index]
+        self._x, self._xy = self._x[:, index], self._xy[:, index]
+        self._all_x, self._all_xy = self._all_x[index], self._all_xy[index]
+        self._center()
+
+    def _center(self) -> None:
+        """Second moments of the rows that a model is trained on, about their means."""
         n = self.trained_on[:, None]
         self._mean = (self._all_x - self._x) / n
         self._H = (self._all_xx - self._xx) / n[:, None] - self._mean[:, :, None] * self._mean[:, None, :]
         self._q = (self._all_xy - self._xy) / n - self._mean * self._mean_y[:, None]
 
-    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, tolerance: float) -> None:
+    def _solve_one(self, k: int, l1: np.ndarray, l2: np.ndarray, allowed: float) -> None:
         w = minimise_l1_quadratic(self._H[k] + np.diag(l2), self._q[k], l1, self.weights[self.active, k])
         self.weights[self.active, k] = w
         # the mean residual is 0
@@ -74,11 +83,14 @@ class L1SquaredModels(L1Models):
         return 0.5 * float(squares), solve_on_support(self._H[k][S] + np.diag(l2), g)
 
     def _dual(self, k: int) -> tuple[float, np.ndarray, Callable[[float], float]]:
-        residual, n = self.y - self._scores(k), self.trained_on[k]
-        residual[self.held[k]] = 0.0
-        squares, product = residual @ residual / n, residual @ self.y / n
-        # s residual'y / n - s^2 residual'residual / (2 n)
-        return 0.5 * squares, residual / n, lambda s: s * product - 0.5 * s**2 * squares
+        trained, n = np.full(len(self.y), 1.0), self.trained_on[k]
+        trained[self.held[k]] = 0.0
+        residual = trained * (self.y - self._scores(k))
+        # of mean 0 over the rows, as the bias asks
+        theta = (residual - trained * (residual.sum() / n)) / n
+        square, product = n * (theta @ theta), theta @ self.y
+        # s theta'y - s^2 n theta'theta / 2
+        return 0.5 * float(residual @ residual) / n, theta, lambda s: s * product - 0.5 * s**2 * square
 
 
 def _bordered(A: np.ndarray, border: np.ndarray) -> np.ndarray:

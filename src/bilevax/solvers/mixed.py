@@ -9,7 +9,7 @@ from jax import Array
 from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
-from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub
+from bilevax.core.trees import PyTree, add, axpy, scale, sub
 from bilevax.solvers.chain import Image
 from bilevax.solvers.product_neumann import first_residual, series_solution
 from bilevax.solvers.schedules import Constant, at_step, schedule
@@ -88,6 +88,6 @@ class MixedFP:
         begin = mixed((start, add(start, r), r), first)
         z, _, u = source.fold(step, begin, args, key=key, start=begun, stop=first + steps)
         return series_solution(
-            z, start, (norm(u), self.tol * norm(r)),
+            z, start, (u, r, self.tol),
             calls=jnp.maximum(2 * steps - 1, 0), last_step=first + steps, reads=steps,
         )  # fmt: skip

@@ -60,6 +60,11 @@ def descent(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTree) -> P
     return axpy(-jnp.asarray(problem.damping), shift, out)
 
 
+def descent_on(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Look) -> PyTree:
+    """:func:`descent` on a minibatch of train."""
+    return look(lambda draw: scale(draw.weight, descent(problem, w, lam, draw.batch)))
+
+
 def inner_directions(problem: BilevelProblem, p: Point, look: Look) -> Point:
     """The inner minibatch's part of the three directions, from one vector-Jacobian product.
 
@@ -127,14 +132,23 @@ def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, 
 
 def penalty_direction(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> PyTree:
     """Against which lam moves: grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w)), both on the same rows of train."""
-
-    def difference(draw: Draw) -> PyTree:
-        by_lam = jax.grad(problem.inner_loss, 1)
-        at_z, at_w = (astype_of(by_lam(x, p.lam, draw.batch), p.lam) for x in (p.z, p.w))
-        return scale(c * draw.weight, sub(at_z, at_w))
-
     _, direct = outer_directions(problem, p.z, p.lam, val)
-    return add(direct, train(difference))
+    return add(direct, train(lambda draw: scale(c * draw.weight, _gap_by_lam(problem, p, draw))))
+
+
+def gap_gradients(problem: BilevelProblem, p: Copies, train: Look) -> Pair:
+    """The gradient of q(z, lam) = G(z) - G(w), w held: (grad_1 G(z), grad_2 G(z) - grad_2 G(w)) on the same rows."""
+
+    def use(draw: Draw) -> Pair:
+        by_z = scale(-draw.weight, descent(problem, p.z, p.lam, draw.batch))
+        return Pair(by_z, scale(draw.weight, _gap_by_lam(problem, p, draw)))
+
+    return train(use)
+
+
+def _gap_by_lam(problem: BilevelProblem, p: Copies, draw: Draw) -> PyTree:
+    by_lam = jax.grad(problem.inner_loss, 1)
+    return sub(*(astype_of(by_lam(x, p.lam, draw.batch), p.lam) for x in (p.z, p.w)))
 
 
 def moved_by(rho: PyTree, d: PyTree, x: PyTree) -> PyTree:
@@ -249,32 +263,39 @@ def mean_series_directions(
 
 
 class Saga(NamedTuple):
-    """The last value of each block, [blocks, ...], and their mean."""
+    """The last value of each block, [blocks, ...], their mean, and what rounding took from it."""
 
     rows: PyTree
     mean: PyTree
+    lost: PyTree
 
 
 def saga_table(like: PyTree, blocks: int) -> Saga:
     """A table of zeros for values like this."""
-    return Saga(jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like))
+    rows = jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like)
+    return Saga(rows, zeros_like(like), zeros_like(like))
 
 
 def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
     """SAGA's estimate of the mean over blocks, new - old + mean, and the table in which new replaces old.
 
-    Unbiased where each block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
+    The mean stays that of the rows to rounding, however many steps are made (Kahan's summation). Unbiased where each
+    block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
     """
     # of a full batch, -1, the one row
     i = jnp.asarray(block, jnp.int32)
     # The row is read behind a branch, and written as old + change: else XLA copies the whole table in each step.
     old = jax.lax.cond(i >= -1, lambda rows: row(rows, i), lambda rows: zeros_like(new), table.rows)
     change = sub(new, old)
+    written = add(old, change)
     # as a slice: a scatter first checks its bounds
     write = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
-    rows = jax.tree.map(lambda a, x, c: write(a, x + c), table.rows, old, change)
+    rows = jax.tree.map(write, table.rows, written)
     blocks = len(jax.tree.leaves(table.rows)[0])
-    return add(change, table.mean), Saga(rows, axpy(1.0 / blocks, change, table.mean))
+    # mean + (written - old) / blocks, less what was added too much before
+    addend = axpy(1.0 / blocks, sub(written, old), scale(-1.0, table.lost))
+    mean = add(table.mean, addend)
+    return add(change, table.mean), Saga(rows, mean, sub(sub(mean, table.mean), addend))
 
 
 def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array | float) -> PyTree:

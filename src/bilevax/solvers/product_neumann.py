@@ -86,7 +86,7 @@ class ProductNeumann:
         total, u = source.fold(step, (add(start, r), r), args, key=key, start=begun, stop=begun + factors)
         # one term of the K, times K
         v = axpy(steps.astype(jnp.result_type(float)), u, start) if self.truncation == "uniform" else total
-        left = (jnp.zeros(()), 1.0) if self.truncation else (norm(u), self.tol * norm(r))
+        left = None if self.truncation else (u, r, self.tol)
         return series_solution(v, start, left, calls=begun - first + factors, last_step=first + steps)
 
     def _factors(self, steps: Array, key: Array) -> tuple[Array, Array | float]:
@@ -125,15 +125,18 @@ def first_residual(
 def series_solution(
     v: PyTree,
     start: PyTree,
-    left: tuple[Array, Array | float],
+    left: tuple[PyTree, PyTree, Array | float] | None,
     *,
     calls: Array,
     last_step: Array,
     reads: Array | None = None,
 ) -> Solution:
-    """A solution whose ``left`` = (what is left of the residual, what may be left of it) says if it has converged."""
-    finite, (rest, most) = all_finite(v), left
-    code = jnp.where(rest > most, jnp.int32(Code.TOLERANCE_NOT_MET), jnp.int32(Code.OK))
+    """A solution, and its code: ``left`` is (u, r, tol), u what is left of the residual r; None: not known."""
+    code = jnp.int32(Code.OK)
+    if left is not None:
+        u, r, tol = left
+        code = jnp.where(norm(u) > scale(tol, norm(r)), jnp.int32(Code.TOLERANCE_NOT_MET), code)
     code = jnp.where(has_grown(start, v), jnp.int32(Code.DIVERGED), code)
+    finite = all_finite(v)
     code = jnp.where(finite, code, jnp.int32(Code.NONFINITE))
     return Solution(where(finite, v, start), code, calls, last_step, reads=reads)

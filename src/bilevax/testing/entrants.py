@@ -3,7 +3,30 @@
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from bilevax.algorithms import BSGM, F2SA, MASOBA, SABA, SOBA, SRBA, SUSTAIN, AmIGO, StocBiO, optim
+from bilevax.algorithms import (
+    ALSET,
+    BOME,
+    BSA,
+    BSGM,
+    F2SA,
+    FSLA,
+    MAID,
+    MASOBA,
+    MEHA,
+    MRBO,
+    MSTSA,
+    PZOBO,
+    SABA,
+    SOBA,
+    SRBA,
+    SUSTAIN,
+    TTSA,
+    VPBGD,
+    VRBO,
+    AmIGO,
+    StocBiO,
+    optim,
+)
 from bilevax.core.protocols import Algorithm
 from bilevax.hypergradients import SID
 from bilevax.solvers import FixedPoint, Growing
@@ -51,12 +74,24 @@ def bsgm(steps: Steps | None) -> BSGM:
     return BSGM(SID(chain, chain, Growing(1.0, 0.5), Growing(1.0, 0.5)), outer, warm_start=True)
 
 
+def maid(steps: Steps | None) -> MAID:
+    """Of the two steps it has that of lam, and only at first."""
+    return MAID() if steps is None else MAID(steps.outer / steps.K)
+
+
+BY_TWO_STEPS = (
+    SOBA, MASOBA, SABA, SRBA, FSLA, AmIGO, StocBiO, BSA, ALSET, TTSA, MSTSA, SUSTAIN, MRBO, VRBO, F2SA, VPBGD,
+    MEHA, BOME, PZOBO,
+)  # fmt: skip
+
+
 def _by_two_steps(kind: Callable[..., Algorithm]) -> Entrant:
     return lambda steps: kind() if steps is None else kind(steps.rho, steps.ratio)
 
 
 ENTRANTS: dict[str, Entrant] = {
-    **{kind.__name__: _by_two_steps(kind) for kind in (SOBA, MASOBA, SABA, SRBA, AmIGO, StocBiO, SUSTAIN, F2SA)},
+    **{kind.__name__: _by_two_steps(kind) for kind in BY_TWO_STEPS},
+    "MAID": maid,
     "BSGM": bsgm,
     "Descent": lambda steps: Descent(),
 }

@@ -199,8 +199,8 @@ def mstsa(
     """
     rows, s = Rows(p), rho if series is None else series
     w, lam, w_0, lam_0, d, one = coordinates(rows.d, rows.m, rows.d, rows.m, rows.m)
-    rest = w_0, lam_0, d
-    inner = Stage(np.eye(len(w.T)), state(rho * rows.d_w(w, lam, one), 0 * lam, *(0 * part for part in rest), 0 * one))
+    zero = 0 * w_0, 0 * lam_0, 0 * d
+    inner = Stage(np.eye(len(w.T)), state(rho * rows.d_w(w, lam, one), 0 * lam, *zero, 0 * one))
     memory, scale = 1 - weight, linear_steps * s
     # d + D - memory D there, of which the parts of r and of the two u are found first
     outer = Stage(
@@ -224,8 +224,8 @@ def mstsa(
         state(w, lam, w, lam, d, one),
         state(0 * w, 0 * lam, 0 * w, 0 * lam, rows.BT @ (u - memory * u_0), 0 * one),
     )
-    w, lam, *rest, d, one = coordinates(rows.d, rows.m, rows.d, rows.m, rows.m)
-    return inner, outer, linear, cross, Stage(state(w, lam - ratio * rho * d, *rest, d, one))
+    w, lam, w_0, lam_0, d, one = coordinates(rows.d, rows.m, rows.d, rows.m, rows.m)
+    return inner, outer, linear, cross, Stage(state(w, lam - ratio * rho * d, w_0, lam_0, d, one))
 
 
 def over_horizons(stages: Callable[..., Stages], linear_steps: int, sizes: tuple[int | None, int | None]) -> RandomMap:
@@ -281,3 +281,64 @@ def scgd(p: FiniteQuadratic, rho: float, ratio: float, *, every_row: bool = Fals
     # mean of M kron M: entries (a, c), (b, d) to [(a, b), (c, d)]
     second = np.einsum("nac,nbd->abcd", M, M, optimize=True).reshape(2 * (size**2,)) / len(M)
     return RandomMap(M.mean(axis=0), second)
+
+
+def vpbgd(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, multiplier: float) -> Stages:
+    """(z, lam, w): w along -grad_1 G(w), z's gradient on the last of its draws; then z and lam, lam at the old z."""
+    rows, c = Rows(p), multiplier
+    z, lam, w, one = coordinates(rows.d, rows.m, rows.d)
+    moves = state(0 * z, 0 * lam, rho * rows.d_w(w, lam, one), 0 * one)
+    inner = [Stage(np.eye(len(w.T)), moves, repeat=inner_steps - 1)] if inner_steps > 1 else []
+    both = Stage(
+        state(z, lam, w, 0 * z, one),
+        state(0 * z, 0 * lam, rho * rows.d_w(w, lam, one), rho * rows.d_w(z, lam, one), 0 * one),
+    )
+    z, lam, w, change, one = coordinates(rows.d, rows.m, rows.d, rows.d)
+    descent = Stage(
+        state(z + change, lam, w, one),
+        train=state(0 * z, ratio * rho * c * rows.BT @ (z - w), 0 * w, 0 * one),
+        val=state(-rho / c * (z - rows.target @ one), -ratio * rho * rows.r * lam, 0 * w, 0 * one),
+    )
+    return *inner, both, descent
+
+
+def pzobo(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, perturbations: int) -> RandomMap:
+    """(w, lam) on every row: T steps of w; then lam along r lam + mean v v'a, a = w'(lam)'(w - target), v normal."""
+    rows, (A, b, B), (target, r) = Rows(p), p.means, p.outer_means
+    w, lam, one = coordinates(rows.d, rows.m)
+    left = np.linalg.matrix_power(np.eye(rows.d) - rho * A, inner_steps)
+    solved = np.linalg.solve(A, np.eye(rows.d) - left)
+    w = left @ w + solved @ (b[:, None] @ one + B @ lam)
+    a = (solved @ B).T @ (w - target[:, None] @ one)
+    gamma, m, Q = ratio * rho, rows.m, perturbations
+    # gamma / Q sum v v'a: E[v_i v_k v_j v_l] = d_ik d_jl + d_ij d_kl + d_il d_kj, of which the first is of the mean
+    mean = state(w, lam - gamma * (r * lam + a), one)
+    up = np.eye(len(mean))[:, rows.d : rows.d + m]
+    noise = np.kron(up, up) @ _pairs(m) @ np.kron(a, a) * gamma**2 / Q
+    return RandomMap(mean, np.kron(mean, mean) + noise)
+
+
+def _pairs(m: int) -> Floats:
+    """d_ij d_kl + d_il d_kj at row (i, j) and column (k, l), [m^2, m^2]."""
+    e = np.eye(m)
+    both: Floats = np.einsum("ij,kl->ijkl", e, e) + np.einsum("il,kj->ijkl", e, e)
+    return both.reshape(m * m, m * m)
+
+
+def meha(p: FiniteQuadratic, rho: float, ratio: float, *, proximal: float, multiplier: float) -> Stages:
+    """(w, lam, theta): theta towards the prox and w on one draw; then lam; s = proximal rho."""
+    rows, c = Rows(p), multiplier
+    w, lam, theta, one = coordinates(rows.d, rows.m, rows.d)
+    # rho (w - theta) / s
+    pull = (w - theta) / proximal
+    both = Stage(
+        state(w + pull, lam, theta + pull, one),
+        train=state(rho * rows.d_w(w, lam, one), 0 * lam, rho * rows.d_w(theta, lam, one), 0 * one),
+        val=state(-rho / c * (w - rows.target @ one), 0 * lam, 0 * w, 0 * one),
+    )
+    last = Stage(
+        state(w, lam, theta, one),
+        train=state(0 * w, ratio * rho * c * rows.BT @ (w - theta), 0 * w, 0 * one),
+        val=state(0 * w, -ratio * rho * rows.r * lam, 0 * w, 0 * one),
+    )
+    return both, last
