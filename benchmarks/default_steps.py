@@ -148,12 +148,11 @@ def default(a: Asked, name: str, seeds: range, asked_for: dict[str, Any]) -> dic
     length = max(GOAL * best, LEAST) if np.isfinite(best) else LEAST
     runs = [_run(a, name, seed, length) for seed in seeds]
     hits = [float(np.min(samples[norms <= asked_for["goal"]], initial=np.inf)) for samples, norms, _ in runs]
-    steps = runs[0][2].config["algorithm"]
     return {
         "hits": hits, "ratio": float(np.median(hits)) / best if np.isfinite(best) else None,
         "end": [norms[-1] for _, norms, _ in runs], "worst": [norms.max() for _, norms, _ in runs],
         "code": [bx.Code(int(result.code)).name for _, _, result in runs],
-        "slower_from": [result.config.get("slower_from", []) for _, _, result in runs], "steps": steps,
+        "slower_from": [result.config.get("slower_from", []) for _, _, result in runs],
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import optax
 import bilevax as bx
 from benchmarks import datasets, store, tables
 
-UNITS, PENALTY, BATCH, STEPS, KEYS = 32, 1e-2, 64, 600, 5
+UNITS, PENALTY, BATCH, STEPS, KEYS = 32, 1e-2, 64, 600, 3
 RHO, GAMMA = (0.25, 0.5, 1.0), (3.0, 6.0, 12.0, 24.0)
 FACTORS, GOAL, SPREAD = (1.0, 10.0, 100.0, 1e3, 1e4), 1.5, 1.2
 SEARCHED, LAM_STARTS = (0.05, 0.5, 5.0, 50.0, 500.0), 30.0

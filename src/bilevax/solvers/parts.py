@@ -272,9 +272,8 @@ class Saga(NamedTuple):
 
 def saga_table(like: PyTree, blocks: int) -> Saga:
     """A table of zeros for values like this."""
-    return Saga(
-        jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like), zeros_like(like)
-    )
+    rows = jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like)
+    return Saga(rows, zeros_like(like), zeros_like(like))
 
 
 def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
