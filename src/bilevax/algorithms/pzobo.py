@@ -16,7 +16,7 @@ from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import at_least_one, check_fields, config, positive, set_frozen, static
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, add, axpy, entries, scale, sub, vdot
+from bilevax.core.trees import PyTree, add, axpy, entries, scale, shrink, sub, vdot
 from bilevax.data import Several
 from bilevax.solvers.parts import Pair, inner_moves, outer_directions, outer_move, projected
 
@@ -84,7 +84,7 @@ class PZOBO:
 
         def along(v: PyTree) -> PyTree:
             # <(w(lam + r v) - w(lam)) / r, grad_1 E> v
-            return scale(vdot(sub(end(axpy(self.radius, v, lam)), w), g) / self.radius, v)
+            return scale(vdot(sub(end(axpy(self.radius, v, lam)), w), g), shrink(self.radius, v))
 
         each = jax.vmap(along)(_normal(looks.key, lam, self.perturbations))
         d = add(direct, jax.tree.map(lambda x: jnp.mean(x, axis=0), each))
