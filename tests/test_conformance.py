@@ -72,7 +72,7 @@ INSTANCES = {
     "SUSTAIN": [(bx.SUSTAIN(0.5, 0.5, linear_steps=20, weight=1.0), {"steps": 400})],
     "MRBO": [(bx.MRBO(0.5, 0.5, linear_steps=20), {"steps": 400})],
     "VRBO": [(bx.VRBO(0.5, 0.5, linear_steps=20), {})],
-    "PZOBO": [(bx.PZOBO(0.5, 0.1), {"steps": 400})],
+    "PZOBO": [(bx.PZOBO(0.5, 0.1), {"steps": 400, "cross": False})],
     "BOME": [(bx.BOME(0.5, 0.1, multiplier=10.0, unit=1.0), {"steps": 400})],
     "VPBGD": [(bx.VPBGD(0.5, 0.2, unit=1.0), {"steps": 400})],
     "MEHA": [(bx.MEHA(0.5, 0.5, unit=1.0), {"steps": 400})],

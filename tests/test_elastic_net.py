@@ -243,6 +243,11 @@ def test_bad_input_is_refused_in_a_sentence(kind):
         kind(steps=0).fit(X, y)
 
 
+def test_a_text_is_no_number():
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        TunedRidge().fit(diabetes()[0], np.array(["a"] * 442))
+
+
 def test_one_class_and_three_are_refused():
     X, _ = diabetes()
     with pytest.raises(ValueError, match="only one class"):

@@ -104,7 +104,7 @@ def test_a_map_without_a_step_gives_the_same_run():
 @pytest.mark.parametrize("name", IN_TURN)
 def test_the_step_follows_a_penalty_that_grows(name):
     """From exp(-2) to exp(8), 3,000 times the curvature that was met."""
-    result = run(name, push=1.0)
+    result = run(name, push=1.0, steps=600)
     assert result.code == bx.Code.OK
     np.testing.assert_array_equal(result.lam, 8.0)
     np.testing.assert_allclose(result.w, RIDGE.w(np.full(4, 8.0)), atol=5e-3)
