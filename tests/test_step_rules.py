@@ -135,6 +135,14 @@ def test_a_trial_that_is_not_finite_is_too_long():
     assert outer(result.w, result.lam, 0.0) < 0.3 * outer(W0, LAM0, 0.0)
 
 
+@pytest.mark.parametrize("rule", [bx.BiSLS(1.0, 1.0), bx.BiSPS(1.0, 1.0, lower=-10.0)], ids=["BiSLS", "BiSPS"])
+def test_where_nothing_is_finite_the_run_says_so(rule):
+    """No trial is better than NaN: that is no step of zero."""
+    for losses in ((inner, lambda *at: jnp.nan * outer(*at)), (lambda *at: jnp.nan * inner(*at), outer)):
+        result = run(rule, 2, bx.Problem(bx.GradientStep(losses[0], 1.0), losses[1]))
+        assert result.code == bx.Code.NONFINITE
+
+
 P = FiniteQuadratic.random(3, n=40, d=4, m=3)
 
 
@@ -162,7 +170,7 @@ def test_starts_up_to_ten_thousand_times_too_long_cost_less_than_half():
     for name in ("AmIGO, BiSLS", "AmIGO, BiSPS", "StocBiO, BiSLS"):
         values = [question.median(makes[name](f), at, question.STEPS, [0, 1, 2]) for f in factors]
         assert max(values) <= question.GOAL * best, (name, values, best)
-    of_w = question.spread(at, question.STEPS, [0, 1, 2])
+    of_w = question.spread(at, question.STEPS, [0, 1, 2], question.LAM_STARTS[-1])
     assert max(of_w) < question.SPREAD * min(of_w), of_w
 
 

@@ -102,7 +102,9 @@ class BiSLS:
             # G_i(w - s g) <= G_i(w) - c s |g|^2
             return loss(axpy(-s, g, w)) <= value - (c * s).astype(value.dtype) * square + rounding
 
-        return halved(accepted, self.inner(k), self.halvings)
+        s, number = halved(accepted, self.inner(k), self.halvings)
+        # where nothing is known no step is right: NaN, which ends the run
+        return jnp.where(jnp.isfinite(value + square), s, jnp.nan), number
 
 
 @config
@@ -266,8 +268,10 @@ class Searched(NamedTuple):
             return outer_loss(axpy(self.found, d_w, w), new) <= value - promised.astype(value.dtype) + allowed
 
         s, trials = halved(accepted, rule.outer(self.k), rule.halvings)
-        lam = where(s > 0, parts.outer_move(problem, lam, d, s), lam)
-        return lam, Info(gradient_norm=norm(d), cost=self._cost(trials))
+        size = norm(d)
+        s = jnp.where(jnp.isfinite(value) & jnp.isfinite(size), s, jnp.nan)
+        lam = where(s == 0, lam, parts.outer_move(problem, lam, d, s))
+        return lam, Info(gradient_norm=size, cost=self._cost(trials))
 
     def _cost(self, trials: Array) -> Cost:
         """Of the searches, whose minibatches are in hand."""
