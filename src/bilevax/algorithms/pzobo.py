@@ -107,7 +107,8 @@ class PZOBO:
 def _normal(key: Array, like: PyTree, number: int) -> PyTree:
     """So many standard normal trees, stacked; how entries are grouped in leaves plays no part."""
     leaves, structure = jax.tree.flatten(like)
-    rows = jax.random.normal(key, (number, entries(like)), jnp.result_type(*leaves))
+    # in float32, as the draws of another dtype are others
+    rows = jax.random.normal(key, (number, entries(like)), jnp.float32)
     parts = jnp.split(rows, np.cumsum([x.size for x in leaves])[:-1], axis=1)
     drawn = [part.reshape(number, *x.shape).astype(x.dtype) for part, x in zip(parts, leaves, strict=True)]
     out: PyTree = jax.tree.unflatten(structure, drawn)
