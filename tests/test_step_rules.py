@@ -170,8 +170,10 @@ def test_starts_up_to_ten_thousand_times_too_long_cost_less_than_half():
     for name in ("AmIGO, BiSLS", "AmIGO, BiSPS", "StocBiO, BiSLS"):
         values = [question.median(makes[name](f), at, question.STEPS, [0, 1, 2]) for f in factors]
         assert max(values) <= question.GOAL * best, (name, values, best)
-    of_w = question.spread(at, question.STEPS, [0, 1, 2], question.LAM_STARTS[-1])
-    assert max(of_w) < question.SPREAD * min(of_w), of_w
+    for start in question.LAM_STARTS:
+        of_w = question.spread(at, question.STEPS, [0, 1, 2], start)
+        # 1.17 to 1.25 were measured
+        assert max(of_w) < 1.3 * min(of_w), (start, of_w)
 
 
 @pytest.mark.parametrize(
