@@ -208,6 +208,62 @@ def fsla(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
     return (w, u, lam), d, (w, u, lam - gamma * d)
 
 
+def series_directions(o: Oracle, w: Any, lam: Any, rows: tuple[Tree, Tree], linear: Any, rho: Any) -> tuple[Any, Any]:
+    """grad_1 G and grad_2 E - d2(grad_1 G)^T u, u by StocBiO's series on the minibatches at ``linear``."""
+    by_w, by_lam = o.outer(w, lam, rows[1])
+
+    def factor(carry: Any, at: Any) -> Any:
+        r, total = carry
+        r = r - rho * o.product(w, r, lam, o.train(at))
+        return (r, total + r), None
+
+    u = rho * jax.lax.scan(factor, (by_w, by_w), linear)[0][1]
+    g, _, cross = o.inner(w, u, lam, rows[0])
+    return g, by_lam - cross
+
+
+def mrbo(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
+    """State ((w, lam), the same before, the directions)."""
+    p, before, d = state
+    rows = o.train(at["train"]), o.val(at["val"])
+    now, then = (series_directions(o, *x, rows, at["linear"], rho) for x in (p, before))
+    eta = (1.0 + at["k"].astype(float)) ** (-2 / 3)
+    d = jax.tree.map(lambda d, now, then: now + (1 - eta) * (d - then), d, now, then)
+    return (p[0] - rho * d[0], p[1] - gamma * d[1]), p, d
+
+
+def vrbo(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
+    """State ((w, lam), the directions); the default period."""
+    (w, lam), d = state
+    looks, (n, n_val) = len(at["inner"]), (len(jax.tree.leaves(table)[0]) for table in o.tables)
+
+    def mean() -> Any:
+        by_w, by_lam = o.outer(w, lam, o.tables[1])
+
+        def factor(_: int, carry: Any) -> Any:
+            r = carry[0] - rho * o.product(w, carry[0], lam, o.tables[0])
+            return r, carry[1] + r
+
+        u = rho * jax.lax.fori_loop(0, LINEAR, factor, (by_w, by_w))[1]
+        g, _, cross = o.inner(w, u, lam, o.tables[0])
+        return g, by_lam - cross
+
+    period = round(((LINEAR + 1) * n + n_val) / (looks * (LINEAR + 2) * BATCH))
+    d = jax.lax.cond(at["k"] % period == 0, mean, lambda: d)
+
+    def move(carry: Any, at: Any) -> Any:
+        before, p, d = carry
+        rows = o.train(at[0]), o.val(at[1])
+        now, then = (series_directions(o, *x, rows, at[2], rho) for x in (p, before))
+        d = jax.tree.map(lambda d, now, then: d + now - then, d, now, then)
+        return (p, (p[0] - rho * d[0], p[1]), d), None
+
+    linear = at["linear"].reshape(looks, LINEAR, *at["linear"].shape[1:])
+    start = (w, lam), (w, lam - gamma * d[1]), d
+    p, _, d = jax.lax.scan(move, start, (at["inner"], at["outer"], linear))[0]
+    return p, d
+
+
 def f2sa(o: Oracle, state: Any, at: Any, rho: Any, gamma: Any) -> Any:
     """State (w, z, lam)."""
     w, z, lam = state
@@ -240,6 +296,8 @@ def start(name: str, w: Any, lam: Any, epochs: list[int]) -> Any:
         "TTSA": lambda: (w, lam),
         "MSTSA": lambda: ((w, lam), zero(lam), (w, lam)),
         "SUSTAIN": lambda: ((w, lam), (w, lam), (zero(w), zero(lam))),
+        "MRBO": lambda: ((w, lam), (w, lam), (zero(w), zero(lam))),
+        "VRBO": lambda: ((w, lam), (zero(w), zero(lam))),
         "F2SA": lambda: (w, w, lam),
     }[name]()
 
@@ -257,6 +315,8 @@ STEPS: dict[str, Callable[..., Any]] = {
     "TTSA": ttsa,
     "MSTSA": mstsa,
     "SUSTAIN": sustain,
+    "MRBO": mrbo,
+    "VRBO": vrbo,
     "F2SA": f2sa,
 }
 
@@ -265,7 +325,7 @@ def lam_of(name: str, state: Any) -> Any:
     """The outer variable of a state."""
     if name in ("FSLA", "MSTSA"):
         return state[-1][-1]
-    return state[0][-1] if name in ("MASOBA", "SABA", "SRBA", "SUSTAIN") else state[-1]
+    return state[0][-1] if name in ("MASOBA", "SABA", "SRBA", "SUSTAIN", "MRBO", "VRBO") else state[-1]
 
 
 def bare(name: str, problem: Any, blocks: bool) -> Callable[..., Any]:

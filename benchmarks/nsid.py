@@ -98,8 +98,8 @@ def slope(steps: Any, errors: Any) -> float:
 WAYS = {
     "NSID": (bx.NSID, False),
     "SID": (bx.SID, False),
-    "NSID, constant": (bx.NSID, True),
-    "SID, constant": (bx.SID, True),
+    "NSID, constant steps": (bx.NSID, True),
+    "SID, constant steps": (bx.SID, True),
 }
 """Estimators, and whether their steps are constant."""
 

@@ -24,8 +24,8 @@ from typing import Any
 from benchmarks import machine, store
 
 NAMES = ("SOBA", "MASOBA", "SABA", "SRBA", "AmIGO", "StocBiO", "SUSTAIN", "F2SA",
-         "FSLA", "BSA", "ALSET", "TTSA", "MSTSA")  # fmt: skip
-DOUBLE = ("AmIGO", "StocBiO", "SUSTAIN", "F2SA", "FSLA", "BSA", "ALSET", "TTSA", "MSTSA")
+         "FSLA", "BSA", "ALSET", "TTSA", "MSTSA", "MRBO", "VRBO")  # fmt: skip
+DOUBLE = ("AmIGO", "StocBiO", "SUSTAIN", "F2SA", "FSLA", "BSA", "ALSET", "TTSA", "MSTSA", "MRBO", "VRBO")
 SHORT = ("F2SA", "FSLA")  # without a loop in the loop
 LATER = NAMES[8:]
 STEPS = {False: 16_384, True: 4096}  # of a run, by whether it has a loop in the loop

@@ -8,13 +8,14 @@ import scipy.sparse
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import ElasticNet, LassoCV, LogisticRegression, Ridge
-from sklearn.model_selection import KFold, ShuffleSplit, cross_val_score
+from sklearn.model_selection import KFold, ShuffleSplit, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax import ParameterError
 from bilevax.sklearn import TunedElasticNet, TunedElasticNetClassifier, TunedRidge
+from bilevax.sklearn.penalty_search import promising
 
 KINDS = [TunedElasticNet, TunedElasticNetClassifier, TunedRidge]
 
@@ -77,6 +78,14 @@ def test_the_ridge_is_scikit_learns_at_the_penalties_found(rows):
         np.testing.assert_allclose(model.predict(X), Ridge(1.0).fit(Z, y).predict(Z), rtol=1e-7)
 
 
+def test_the_ridge_penalty_found_is_that_of_the_sum_over_the_rows():
+    """The final model has more rows than those of the folds and the same alpha, as RidgeCV has it."""
+    X, y = diabetes()
+    model = TunedRidge("global", standardize=False, cv=KFold(2)).fit(X, y)
+    predicted = cross_val_predict(Ridge(model.alpha_, solver="cholesky"), X, y, cv=KFold(2))
+    assert model.cv_loss_ == pytest.approx(0.5 * np.mean((predicted - y) ** 2), rel=1e-8)
+
+
 def test_the_lasso_found_is_as_good_as_that_of_a_grid():
     """Of 100 values, on the same folds."""
     X, y = diabetes()
@@ -105,6 +114,17 @@ def test_descent_from_the_path_lowers_the_cross_validated_loss():
     # where there are no kinks, until nothing is left of the slope
     ridge = TunedRidge(validation_fraction=0.0, random_state=0).fit(X, y)
     assert ridge.history_[-1]["gradient_norm"] < 0.1 * ridge.history_[0]["gradient_norm"]
+
+
+def test_the_descent_begins_at_the_least_cubic_between_two_values():
+    """Of (x - 1.3)^2 (x + 1.6)^2 - x / 2, x = log alpha: its better minimum lies between two values that are worse."""
+    quartic = np.polynomial.Polynomial.fromroots([1.3, 1.3, -1.6, -1.6]) - np.polynomial.Polynomial([0.0, 0.5])
+    x = np.array([3.0, 2.0, 0.5, -1.0, -1.65, -3.0])
+    path = np.stack([np.exp(x), quartic(x), quartic.deriv()(x)], axis=1)
+    assert np.argmin(path[:, 1]) == 4
+    alpha, value = promising(path)
+    assert np.log(alpha) == pytest.approx(1.3, abs=0.2)
+    assert value < quartic(-1.6)
 
 
 def sparse_problem(kind):
@@ -154,10 +174,13 @@ def test_ridge_penalties_find_the_columns_that_matter():
 
 
 def test_the_single_penalty_is_kept_where_validation_rows_do_not_confirm_many():
+    """The loss of the validation rows falls by 7 % along the way, less than its standard error: there is only noise."""
     X, _ = noisy(80)
-    y = np.random.default_rng(0).normal(size=80)
+    y = np.random.default_rng(11).normal(size=80)
     for model in (TunedRidge(random_state=0), TunedElasticNet(1.0, penalty_per="feature", random_state=0)):
         model.fit(X, y)
+        losses = [record["validation_loss"] for record in model.history_]
+        assert min(losses) < 0.95 * losses[0]
         assert model.chosen_step_ == 0
         assert len(set(model.alpha_)) == 1
 
@@ -218,6 +241,11 @@ def test_bad_input_is_refused_in_a_sentence(kind):
         kind(cv=ShuffleSplit(3)).fit(X, y)
     with pytest.raises(ValueError, match="'steps' parameter"):
         kind(steps=0).fit(X, y)
+
+
+def test_a_text_is_no_number():
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        TunedRidge().fit(diabetes()[0], np.array(["a"] * 442))
 
 
 def test_one_class_and_three_are_refused():

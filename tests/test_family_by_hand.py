@@ -251,8 +251,8 @@ def bome(draw):
 def pzobo(draw):
     w, lam, radius, directions = W0, LAM, 0.1, 3
     for k in range(STEPS):
-        key = jax.random.split(jax.random.fold_in(KEY, k), 1)[0]
-        rows, normal = draw("inner", k, T), np.asarray(jax.random.normal(key, (directions, M)))
+        key = jax.random.fold_in(KEY, k)
+        rows, normal = draw("inner", k, T), np.float64(jax.random.normal(key, (directions, M), np.float32))
         end = inner_moves(w, lam, rows)
         g, direct = grad_e(end, lam, *draw("val", k))
         changes = [(inner_moves(w, lam + radius * v, rows) - end) @ g / radius for v in normal]

@@ -225,6 +225,10 @@ def test_the_gap_bounds_what_is_left_to_gain(kind):
     assert over > 1e-5
     assert over <= rough.gaps(l1, l2)[0] <= 100 * over
     assert abs(best.gaps(l1, l2)[0]) < 1e-9
+    # a bias that is off leaves no dual point feasible as it is
+    best.bias += 0.1
+    over = objective(best) - objective(on_all_rows(kind, X, y, l1, l2))
+    assert 0.0 < over <= best.gaps(l1, l2)[0] <= 100 * over
 
 
 def test_a_warm_start_changes_nothing():

@@ -14,17 +14,18 @@ from bilevax.algorithms.common import (
     double_loop_cost,
     drawn_streams,
     outer_step_size,
+    series_step,
     sources_of,
+    step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.algorithms.step_rules import check_rule, is_ruled, moves_of
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
-from bilevax.core.records import Cost, Info
+from bilevax.core.records import Info
 from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
-from bilevax.solvers.parts import Pair, drawn_directions, horizon, projected
+from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_moves, outer_move, projected
 
 
 @config
@@ -42,8 +43,7 @@ class BSA:
     rows of its own, and one outer gradient. Source: Ghadimi, Wang (2018), arXiv:1802.02246.
 
     Args:
-        step_size: rho_k, a number or a schedule; :class:`~bilevax.BiSLS` or :class:`~bilevax.BiSPS`, which find the
-            steps of both levels; None (default): measured at the start of the run.
+        step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
         ratio: gamma_k / rho_k, positive; None (default): measured.
         inner_steps: T, from 1 to 256. Default 10.
         linear_steps: K, from 1 to 256. Default 10.
@@ -59,12 +59,11 @@ class BSA:
 
     def __post_init__(self) -> None:
         counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
-        set_frozen(self, **checked_steps(self, rules=True), **counts)
+        set_frozen(self, **checked_steps(self), **counts)
 
     def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step, and a rule without an inner loss."""
+        """Refuse damping without a given inner step."""
         check_damping(self, problem)
-        check_rule(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
         """Fresh minibatches of train for each move of w, and those of ``drawn_directions``."""
@@ -76,15 +75,15 @@ class BSA:
 
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
-        w, by = moves_of(self, problem, looks, k, pair).inner(*pair)
-        d = drawn_directions(problem, Pair(w, pair.lam), looks, by.series(w, pair.lam), self.linear_steps)
-        lam, info = by.outer(w, pair.lam, d.lam)
+        (rho, gamma), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
+        w = inner_moves(problem, pair.w, pair.lam, looks["inner"], rho)
+        d = drawn_directions(problem, Pair(w, pair.lam), looks, rho_0, self.linear_steps)
         cost = double_loop_cost(sources_of(looks), self.inner_steps, horizon(looks))
-        return Pair(w, lam), info._replace(cost=cost.plus(info.cost or Cost()))
+        return Pair(w, outer_move(problem, pair.lam, d.lam, gamma)), Info(cost=cost)
 
-    def outer_step_size(self, k: Array) -> Array | None:
-        """gamma_k, the step of lam; None where a rule finds it."""
-        return None if is_ruled(self) else outer_step_size(self, k)
+    def outer_step_size(self, k: Array) -> Array:
+        """gamma_k, the step of lam."""
+        return outer_step_size(self, k)
 
     def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -79,7 +79,7 @@ def checked_steps(algorithm: TwoSteps, *, rules: bool = False) -> dict[str, Any]
     if isinstance(rho, StepRule):
         cls, name = type(algorithm).__name__, type(rho).__name__
         if not rules:
-            raise ParameterError(f"{name} chooses the steps of a double loop such as bx.AmIGO; give {cls} a step size")
+            raise ParameterError(f"{name} chooses the steps of bx.AmIGO and bx.StocBiO alone; give {cls} a step size")
         if ratio is not None:
             raise ParameterError(f"{name} owns the steps of both levels, and their ratio plays no part: leave it out")
         return {"step_size": rho, "ratio": None}
@@ -253,9 +253,8 @@ def drawn_streams(sources: Sources, linear: Array | int) -> dict[str, RowSource 
     And the sources themselves, as a step's cost depends on that number.
     """
     train, val = sources
-    return {
-        "train": train, "val": val, "linear": Several(train, linear), "horizon": Uniform(linear), **undrawn(sources)
-    }  # fmt: skip
+    horizon = Uniform(linear)
+    return {"train": train, "val": val, "linear": Several(train, linear), "horizon": horizon, **undrawn(sources)}
 
 
 def undrawn(sources: Sources) -> dict[str, Undrawn]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bilevax.algorithms.common import check_no_damping, checked_steps, outer_step_size, step_sizes
@@ -15,7 +16,7 @@ from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import at_least_one, check_fields, config, positive, set_frozen, static
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, add, axpy, scale, sub, vdot
+from bilevax.core.trees import PyTree, add, axpy, entries, scale, shrink, sub, vdot
 from bilevax.data import Several
 from bilevax.solvers.parts import Pair, inner_moves, outer_directions, outer_move, projected
 
@@ -83,7 +84,7 @@ class PZOBO:
 
         def along(v: PyTree) -> PyTree:
             # <(w(lam + r v) - w(lam)) / r, grad_1 E> v
-            return scale(vdot(sub(end(axpy(self.radius, v, lam)), w), g) / self.radius, v)
+            return scale(vdot(sub(end(axpy(self.radius, v, lam)), w), g), shrink(self.radius, v))
 
         each = jax.vmap(along)(_normal(looks.key, lam, self.perturbations))
         d = add(direct, jax.tree.map(lambda x: jnp.mean(x, axis=0), each))
@@ -104,9 +105,11 @@ class PZOBO:
 
 
 def _normal(key: Array, like: PyTree, number: int) -> PyTree:
-    """So many standard normal trees, stacked."""
+    """So many standard normal trees, stacked; how entries are grouped in leaves plays no part."""
     leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, (number, *x.shape), x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    # in float32, as the draws of another dtype are others
+    rows = jax.random.normal(key, (number, entries(like)), jnp.float32)
+    parts = jnp.split(rows, np.cumsum([x.size for x in leaves])[:-1], axis=1)
+    drawn = [part.reshape(number, *x.shape).astype(x.dtype) for part, x in zip(parts, leaves, strict=True)]
     out: PyTree = jax.tree.unflatten(structure, drawn)
     return out

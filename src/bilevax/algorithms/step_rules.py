@@ -31,16 +31,20 @@ from bilevax.data import Undrawn
 from bilevax.linalg.power import POWER_STEPS, nonzero, power_iteration
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.solvers import parts
-from bilevax.solvers.schedules import schedule
+from bilevax.solvers.schedules import Constant, Schedule, schedule
 
 ROUNDING = 10.0
 """Units in the last place of a loss, by which a step may seem to raise it."""
 
 
+def _envelope(name: str, value: Any) -> Schedule:
+    return schedule(value, stacklevel=7) if callable(value) else Constant(positive(name, value))
+
+
 def _checked(rule: Any) -> None:
     check_fields(rule, outer_decrease=positive, slack=nonnegative, halvings=partial(check_count, low=1))
-    set_frozen(rule, inner=schedule(rule.inner, stacklevel=6), outer=schedule(rule.outer, stacklevel=6))
-    check_fields(rule, decrease=partial(check_real, low=0.0, open_low=True))
+    set_frozen(rule, **{name: _envelope(name, getattr(rule, name)) for name in ("inner", "outer")})
+    check_fields(rule, decrease=positive)
 
 
 @config
@@ -60,29 +64,31 @@ class BiSLS:
     does not stay small. Without a step that will do, none is made. The step of the linear system is 1 / L, L the
     largest curvature of G on one minibatch, by power iterations. So starts far too large are no harm.
 
-    Assumes an inner loss. Cost of a step, beside the algorithm's: a value of G or of E and an inner gradient for each
-    trial, on minibatches in hand, and 12 Hessian-vector products. In the spirit of Fan, Chone-Ducasse, Schmidt,
-    Thrampoulidis (2023), arXiv:2305.18666.
+    Assumes an inner loss, and directions of lam without much noise: of :class:`~bilevax.AmIGO` and
+    :class:`~bilevax.StocBiO`. One move of w follows lam less than w(lam) does, so that a test with a small p lets lam
+    run away. Cost of a step, beside the algorithm's: a value of G or of E and an inner gradient for each trial, on
+    minibatches in hand, and 12 Hessian-vector products. In the spirit of Fan, Chone-Ducasse, Schmidt, Thrampoulidis
+    (2023), arXiv:2305.18666.
 
     Args:
         inner: b_k in loss form, a number or a schedule; published: ``bx.Polynomial(b_0, 0.5)``.
         outer: a_k, likewise.
-        decrease: c, in ]0, 1]; of a quadratic G_i, s <= 2 (1 - c) / (its curvature along g). Default 0.7.
-        outer_decrease: p, positive. Default 0.01.
+        decrease: c, in ]0, 1]; of a quadratic G_i, s <= 2 (1 - c) / (its curvature along g). Default 0.5.
+        outer_decrease: p, positive; less than 1. Default 0.3.
         slack: at least 0; for errors of the hypergradient. Default 0.001.
         halvings: of one search, at most, at least 1. Default 50.
     """
 
     inner: Any
     outer: Any
-    decrease: float = 0.7
-    outer_decrease: float = 0.01
+    decrease: float = 0.5
+    outer_decrease: float = 0.3
     slack: float = 0.001
     halvings: int = 50
 
     def __post_init__(self) -> None:
         _checked(self)
-        check_fields(self, decrease=partial(check_real, high=1.0))
+        check_fields(self, decrease=partial(check_real, low=0.0, high=1.0, open_low=True))
 
     def inner_step(
         self, loss: Callable[[PyTree], Array], w: PyTree, at: tuple[Array, PyTree], k: Array
@@ -96,7 +102,9 @@ class BiSLS:
             # G_i(w - s g) <= G_i(w) - c s |g|^2
             return loss(axpy(-s, g, w)) <= value - (c * s).astype(value.dtype) * square + rounding
 
-        return halved(accepted, self.inner(k), self.halvings)
+        s, number = halved(accepted, self.inner(k), self.halvings)
+        # where nothing is known no step is right: NaN, which ends the run
+        return jnp.where(jnp.isfinite(value + square), s, jnp.nan), number
 
 
 @config
@@ -124,7 +132,7 @@ class BiSPS:
     outer: Any
     lower: float = 0.0
     decrease: float = 20.0
-    outer_decrease: float = 0.01
+    outer_decrease: float = 0.3
     slack: float = 0.001
     halvings: int = 50
 
@@ -260,8 +268,10 @@ class Searched(NamedTuple):
             return outer_loss(axpy(self.found, d_w, w), new) <= value - promised.astype(value.dtype) + allowed
 
         s, trials = halved(accepted, rule.outer(self.k), rule.halvings)
-        lam = where(s > 0, parts.outer_move(problem, lam, d, s), lam)
-        return lam, Info(gradient_norm=norm(d), cost=self._cost(trials))
+        size = norm(d)
+        s = jnp.where(jnp.isfinite(value) & jnp.isfinite(size), s, jnp.nan)
+        lam = where(s == 0, lam, parts.outer_move(problem, lam, d, s))
+        return lam, Info(gradient_norm=size, cost=self._cost(trials))
 
     def _cost(self, trials: Array) -> Cost:
         """Of the searches, whose minibatches are in hand."""

@@ -170,8 +170,10 @@ class ITD:
         left = moves_left(end.moves.lengths, jnp.int32(self.steps), end.w, None, self._last_step)
         trace, error = None, None
         if before is not None:
-            error = _of_last_move(gradient, sub(gradient, before), 1.0 - left.least * self._last_step)
-        elif reverse and end.worst is None:
+            q = 1.0 - left.least * self._last_step.astype(left.least.dtype)
+            error = _of_last_move(gradient, sub(gradient, before), q)
+        elif reverse and end.worst is None and self.outer_weight is None:
+            # (moves that follow a_j say nothing of the curvature)
             trace = SolverErrors(left, left._replace(least=jnp.full_like(left.least, jnp.inf)))
         estimate = Estimate(gradient, value, w, v, code, cost, failure, error)
         return estimate, ITDState(w, trace)

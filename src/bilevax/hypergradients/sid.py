@@ -98,7 +98,9 @@ class SID:
     ``error``, made by :func:`~bilevax.hypergradient`, is of this one value: after chains of at least 20 epochs, and of
     640 steps, w and v are iterated to where both equations of every row hold, and the value's distance from the
     hypergradient there is ``bias``, kinks and all. Of shorter chains, noise and bias are estimated from eight snapshots
-    of both, which errs on the side of caution (:func:`~bilevax.hypergradients.sid_report.sid_report`).
+    of both, which errs on the side of caution (:func:`~bilevax.hypergradients.sid_report.sid_report`). Of
+    :class:`~bilevax.MixedFP` and :class:`~bilevax.ProductNeumann`, whose chains do not show their noise, it comes
+    of the residuals on every row.
 
     Cost: t gradients, k Hessian-vector products and J cross products on minibatches, and one outer gradient; products
     that test whether an iteration contracts are ``cost.measuring``, and what the report reads ``error.samples``: every
@@ -109,7 +111,7 @@ class SID:
     Args:
         inner: :class:`~bilevax.FixedPoint`, :class:`~bilevax.LBFGS`, :class:`~bilevax.CoordinateDescent`, or
             :class:`~bilevax.Given`: w0 is the solution.
-        linear: :class:`~bilevax.FixedPoint` or :class:`~bilevax.CG`.
+        linear: :class:`~bilevax.FixedPoint`, :class:`~bilevax.MixedFP`, :class:`~bilevax.CG`, or any other.
         cross_batches: J, at least 1, or :class:`~bilevax.Growing`; None: every row of train once.
         outer_batches: J1, minibatches of val for E and its gradients, likewise; None (default): every row of val once.
     """

@@ -113,7 +113,7 @@ class TunedElasticNet(_ElasticNet, TunedRegressor):
         >>> X, y = load_diabetes(return_X_y=True)
         >>> lasso = TunedElasticNet(l1_ratio=1.0, random_state=0).fit(X, y)
         >>> int((lasso.coef_ != 0).sum()), bool(lasso.dual_gap_ < 1e-6)
-        (8, True)
+        (7, True)
     """
 
     def fit(

@@ -157,7 +157,7 @@ class Search:
             found = []
             for ratio in self.shares.ratios:
                 first = largest_l1 / (ratio or 1.0)
-                alpha, value = _promising(self._follow(ratio, first * np.geomspace(1.0, lowest, PATH)))
+                alpha, value = promising(self._follow(ratio, first * np.geomspace(1.0, lowest, PATH)))
                 found.append((value, ratio, alpha))
             _, ratio, alpha = min(found)
             self._descend(self.shares.single(alpha, ratio), np.log(first), steps)
@@ -240,7 +240,7 @@ class Search:
         return bool(self.callback(record)) if self.callback else False
 
 
-def _promising(path: np.ndarray) -> tuple[float, float]:
+def promising(path: np.ndarray) -> tuple[float, float]:
     """The alpha at which the cubics through neighbours' values and slopes are least, and that value; path [k, 3]."""
     alpha, least, _ = path[np.argmin(path[:, 1])]
     for (a, value, slope), (b, other, other_slope) in pairwise(path):

@@ -212,7 +212,8 @@ class TunedRegressor(RegressorMixin, TunedLinear):
         self._validate_params()
         options = {"accept_sparse": "csc", "dtype": np.float64, "ensure_min_samples": 2}
         rows, numbers = validate_data(self, X, y, y_numeric=True, **options)
-        mean, strata = np.mean(numbers), np.zeros(len(numbers), int)
+        numbers = numbers.astype(np.float64)
+        mean, strata = numbers.mean(), np.zeros(len(numbers), int)
         self._fit(rows, numbers - mean, strata=strata, groups=groups, validation=validation, callback=callback)
         self.coef_, self.intercept_ = self._coef, self._intercept + mean
 

@@ -83,11 +83,14 @@ class L1SquaredModels(L1Models):
         return 0.5 * float(squares), solve_on_support(self._H[k][S] + np.diag(l2), g)
 
     def _dual(self, k: int) -> tuple[float, np.ndarray, Callable[[float], float]]:
-        residual, n = self.y - self._scores(k), self.trained_on[k]
-        residual[self.held[k]] = 0.0
-        squares, product = residual @ residual / n, residual @ self.y / n
-        # s residual'y / n - s^2 residual'residual / (2 n)
-        return 0.5 * squares, residual / n, lambda s: s * product - 0.5 * s**2 * squares
+        trained, n = np.full(len(self.y), 1.0), self.trained_on[k]
+        trained[self.held[k]] = 0.0
+        residual = trained * (self.y - self._scores(k))
+        # of mean 0 over the rows, as the bias asks
+        theta = (residual - trained * (residual.sum() / n)) / n
+        square, product = n * (theta @ theta), theta @ self.y
+        # s theta'y - s^2 n theta'theta / 2
+        return 0.5 * float(residual @ residual) / n, theta, lambda s: s * product - 0.5 * s**2 * square
 
 
 def _bordered(A: np.ndarray, border: np.ndarray) -> np.ndarray:

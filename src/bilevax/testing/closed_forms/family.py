@@ -199,8 +199,8 @@ def mstsa(
     """
     rows, s = Rows(p), rho if series is None else series
     w, lam, w_0, lam_0, d, one = coordinates(rows.d, rows.m, rows.d, rows.m, rows.m)
-    rest = w_0, lam_0, d
-    inner = Stage(np.eye(len(w.T)), state(rho * rows.d_w(w, lam, one), 0 * lam, *(0 * part for part in rest), 0 * one))
+    zero = 0 * w_0, 0 * lam_0, 0 * d
+    inner = Stage(np.eye(len(w.T)), state(rho * rows.d_w(w, lam, one), 0 * lam, *zero, 0 * one))
     memory, scale = 1 - weight, linear_steps * s
     # d + D - memory D there, of which the parts of r and of the two u are found first
     outer = Stage(
@@ -224,8 +224,8 @@ def mstsa(
         state(w, lam, w, lam, d, one),
         state(0 * w, 0 * lam, 0 * w, 0 * lam, rows.BT @ (u - memory * u_0), 0 * one),
     )
-    w, lam, *others, d, one = coordinates(rows.d, rows.m, rows.d, rows.m, rows.m)
-    return inner, outer, linear, cross, Stage(state(w, lam - ratio * rho * d, *others, d, one))
+    w, lam, w_0, lam_0, d, one = coordinates(rows.d, rows.m, rows.d, rows.m, rows.m)
+    return inner, outer, linear, cross, Stage(state(w, lam - ratio * rho * d, w_0, lam_0, d, one))
 
 
 def over_horizons(stages: Callable[..., Stages], linear_steps: int, sizes: tuple[int | None, int | None]) -> RandomMap:
