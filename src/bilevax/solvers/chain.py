@@ -192,11 +192,11 @@ def run(
 
     def step(at: Iterate, args: PyTree, j: Array, draw: Draw) -> Iterate:
         view = _view(image, args, source, draw)(j - first, _size(solver, j))
-        new, memory, _ = rule.move(at.x, at.memory, view)
+        new, memory, d = rule.move(at.x, at.memory, view)
         clock, lost = at.clock + jnp.where(view.number < led, rule.pace(view.eta), 0.0).astype(at.clock.dtype), at.lost
         if recorded:
-            # the last finite x, and the step at which the next was not
-            good = (lost < 0) & jnp.isfinite(_sum(new))
+            # the last x at which the direction was finite, and the step at which it was not
+            good = (lost < 0) & jnp.isfinite(_sum(d))
             new, lost = where(good, new, at.x), jnp.where(good | (lost >= 0), lost, j)
         # mean <- mean + (x - mean) / (number of points)
         points = jnp.maximum(view.number - led + 1, 1).astype(at.clock.dtype)
