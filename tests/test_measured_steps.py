@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.algorithms.measured_steps import GROWN, SLOWER, Defaults
+from bilevax.algorithms.measured_steps import GROWN, LAG, SLOWER, Defaults
 from bilevax.algorithms.outer_loop import advance
 from bilevax.core.config import config
 from bilevax.core.records import Failure
@@ -118,6 +118,23 @@ def test_a_step_that_does_not_follow_it_diverges():
 # ---- what is measured
 
 
+@config
+class Unhindered(bx.SOBA):
+    """SOBA whose lam does not wait for w and u."""
+
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02, moves=10**9)
+
+
+@config
+class Hindered(bx.SOBA):
+    """SOBA whose lam moves as quickly as w and u follow."""
+
+    defaults: ClassVar[Defaults] = Defaults(0.5, 1e9)
+
+
+UNHINDERED = Unhindered()
+
+
 def steps_of(algorithm):
     """L and K that its steps stand for."""
     a, c = algorithm.defaults.inner, algorithm.defaults.outer
@@ -145,7 +162,7 @@ CASES = {
 }  # fmt: skip
 
 
-def measured(case, *, algorithm=SOBA, samples=100_000, lam=None):
+def measured(case, *, algorithm=UNHINDERED, samples=100_000, lam=None):
     """And how many minibatches of train and of val the program read for it."""
     (problem, w0, start, *_), before = CASES[case], [seen.after(()) for seen in SEEN]
     lam = start if lam is None else lam
@@ -161,37 +178,38 @@ def counted(case):
 def test_its_cost_is_what_the_program_reads(case):
     b, b_val = (source.rows_per_batch for source in CASES[case][3:])
     products = {"iid": 50, "blocks": 50, "every row": 8, "own curvature": 10, "own, every row": 1, "map": 0}[case]
-    least = {"iid": 10, "blocks": 10, "every row": 2}.get(case, products) * b + 15 * (b + b_val)
+    least = {"iid": 10, "blocks": 10, "every row": 2}.get(case, products) * b + 16 * (b + b_val)
     for samples in (1, least, 40 * (b + b_val), 100_000):
         found, reads = measured(case, samples=samples)
         cost, steps = found.cost, found.cost.gradients.reads
         inner = cost.gradients, cost.hvps, cost.cross, cost.measuring
-        # two thirds of the steps are differentiated
-        more = 2 * steps // 3
-        assert reads == [sum(part.samples for part in inner) / b, steps]
+        # three quarters of the steps are differentiated, and have a product with an error that decays,
+        # along a second look at the minibatch that is in hand
+        more = 3 * steps // 4
+        assert reads == [sum(part.samples for part in inner) / b + more, steps]
         calls = [part.calls for part in (*inner[:3], cost.outer_gradients)]
-        assert calls == [steps + more] * 4
+        assert calls == [steps + more, steps + 2 * more, steps + more, steps + more]
         assert cost.measuring.calls == products
-        assert 15 <= steps <= 399
+        assert 16 <= steps <= 400
         assert cost.samples <= max(samples, least)
-        assert cost.samples > samples - 3 * (b + b_val) or steps == 399
+        assert cost.samples > samples - 4 * (b + b_val) or steps == 400
 
 
 def test_a_run_takes_a_share_of_its_samples_for_it():
-    """5,000 of a short one, else a twentieth; in whole steps, of which three are one of its phases."""
+    """5,000 of a short one, else a twentieth; in whole steps, of which four are one of its phases."""
     problem, w0, lam, *_ = CASES["every row"]
     for steps, allowed in ((10, 5000), (2000, 11_000)):
         result = bx.minimize(problem, SOBA, w0, lam, *counted("every row"), steps=steps, key=KEY)
         measuring = result.cost.samples - 110 * steps
-        assert allowed - 3 * 110 < measuring <= allowed
+        assert allowed - 4 * 110 < measuring <= allowed
         assert result.history.samples[0] == measuring + 110 * min(steps, 256)
         assert result.history.samples[-1] == result.cost.samples
 
 
 def longest(H, t):
-    """The longer of H t and the next, from t along grad f on, each of unit length before."""
+    """The longest of H t and its next two, from t along grad f on, each of unit length before."""
     lengths = []
-    for _ in range(2):
+    for _ in range(3):
         t = H @ (t / np.linalg.norm(t))
         lengths.append(np.linalg.norm(t))
     return max(lengths)
@@ -204,6 +222,26 @@ def test_on_every_row_both_curvatures_are_those_of_the_closed_form():
     H = G.T @ G + 0.1 * np.eye(M)
     np.testing.assert_allclose(K, longest(H, G.T @ (P.w(P.lam) - TARGETS["target"].mean(0)) + 0.1 * P.lam), rtol=1e-5)
     assert 0.9 < K / np.linalg.eigvalsh(H)[-1] < 1.0001
+
+
+def test_lam_moves_as_quickly_as_the_slowest_error_of_w_decays():
+    """By 2 rate, rate = tau / L to the first order: of a move by 1 / (2 L), twice as much as of that by 1 / (4 L)."""
+    found = measured("every row")[0].algorithm
+    _, K = steps_of(found)
+    L, _ = steps_of(found)
+    gamma = float(measured("every row", algorithm=Hindered())[0].algorithm.outer_step_size(jnp.int32(0)))
+    rate = -np.log(1 - 0.5 * P.curvature.tau / L) / 0.5
+    np.testing.assert_allclose(gamma * K, LAG * Hindered().defaults.inner * rate, rtol=1e-3)
+
+
+def test_where_every_error_vanishes_at_once_lam_need_not_wait():
+    """In float32 what decays by .1 a step for 100 steps is 0."""
+    narrow = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float32))
+    data = {"A": np.tile(np.eye(D), (N, 1, 1)), "b": P.b, "B": P.B}
+    train, val = (bx.Arrays(narrow(x)) for x in (data, TARGETS))
+    found = bx.measure_steps(BOXED, Hindered(), *narrow((W0, P.lam)), train, val, key=KEY, samples=10**6)
+    found = found.algorithm.outer_step_size(jnp.int32(0))
+    assert 0.05 < float(found) < 1.0
 
 
 def test_on_minibatches_they_are_those_of_the_steepest_and_near_it():
@@ -253,11 +291,11 @@ def test_a_lam_outside_of_lambda_is_projected_before():
 
 
 def test_what_is_given_stays():
-    given = measured("iid", algorithm=bx.SOBA(0.3))[0].algorithm
+    given = measured("iid", algorithm=Unhindered(0.3))[0].algorithm
     assert given.step_size == bx.Constant(0.3)
     (_, K), (_, same) = (steps_of(x) for x in (given, measured("iid")[0].algorithm))
     np.testing.assert_allclose(K, same, rtol=1e-12)
-    given = measured("iid", algorithm=bx.SOBA(ratio=0.3))[0].algorithm
+    given = measured("iid", algorithm=Unhindered(ratio=0.3))[0].algorithm
     assert given.ratio == 0.3
     assert steps_of(given)[0] == steps_of(measured("iid")[0].algorithm)[0]
     assert measured("iid", algorithm=bx.F2SA(0.3, 0.2, unit=2.0))[0].algorithm == bx.F2SA(0.3, 0.2, unit=2.0)
@@ -267,8 +305,8 @@ def test_the_unit_of_a_penalty_is_the_ratio_of_the_gradients_that_were_met():
     """Of F2SA: on every row, along the recursion of w from w0."""
     found = measured("every row", algorithm=bx.F2SA())[0].algorithm
     A, b, B = P.means
-    rho, w, squares = 1.0 / steps_of(measured("every row")[0].algorithm)[0], W0, np.zeros(2)
-    for _ in range(133):
+    rho, w, squares = 0.5 / steps_of(measured("every row")[0].algorithm)[0], W0, np.zeros(2)
+    for _ in range(100):
         inner, outer = A @ w - b - B @ P.lam, w - TARGETS["target"].mean(0)
         squares += inner @ inner, outer @ outer
         w = w - rho * inner
@@ -375,7 +413,7 @@ def test_a_stretch_that_diverged_is_made_again_with_slower_steps():
 class Rash(bx.SOBA):
     """SOBA whose lam moves a hundred times as far as it should."""
 
-    defaults: ClassVar[Defaults] = Defaults(1.0, 20.0)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 20.0, moves=10**9)
 
 
 def test_a_stretch_in_which_the_direction_of_lam_grows_is_made_again_with_a_third_of_gamma():
@@ -389,7 +427,7 @@ def test_a_stretch_in_which_the_direction_of_lam_grows_is_made_again_with_a_thir
     assert result.code < bx.Code.DIVERGED
     # gamma K from 20 to 20 / 81
     assert result.config["slower_from"] == [0, 0, 0, 0]
-    assert result.history.gradient_norm[-1] < 1e-6 * np.linalg.norm(gradient)
+    assert result.history.gradient_norm[-1] < 1e-5 * np.linalg.norm(gradient)
 
 
 def test_a_stretch_beyond_the_limit_fails_and_moves_nothing():

@@ -56,7 +56,7 @@ class AmIGO:
     """
 
     steps_per_record: ClassVar[int] = 16
-    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, moves=10)
 
     step_size: Any = None
     ratio: float | None = None

@@ -46,7 +46,7 @@ class MASOBA:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.1)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
     step_size: Any = None
     ratio: float | None = None

@@ -1,7 +1,7 @@
 """Default steps: rho_k and gamma_k of an algorithm that was built without them, measured at the start of its run.
 
 In, from a run: the problem, the start (w0, lam) and both sources. A short run at lam, w and u moving as in SOBA, meets
-the curvature L of the inner loss and, with its tangents, the curvature K of f. Out,
+the curvature L of the inner loss and, with its tangents, the curvature K of f; and how fast an error of u decays. Out,
 to the run: the algorithm with rho_0 and gamma_0 in it, in these units, and where w and u have come to.
 """
 
@@ -18,7 +18,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
 from bilevax.core.protocols import Algorithm, BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count
-from bilevax.core.trees import PyTree, all_finite, as_parameters, axpy, norm, where, zeros_like
+from bilevax.core.trees import PyTree, all_finite, as_parameters, axpy, norm, scale, where, zeros_like
 from bilevax.data import fold_looks
 from bilevax.linalg.power import nonzero, unit
 from bilevax.problems.gradient_step import GradientStep, InverseCurvature, measuring_products
@@ -27,6 +27,7 @@ from bilevax.solvers.parts import (
     directions,
     inner_directions,
     joined,
+    minus_hessian_product,
     moved_by,
     outer_directions,
     start,
@@ -42,11 +43,20 @@ SHARE = 0.05
 LOOKS, WHOLE = 10, 2
 """Minibatches on which L is measured; the same where each is every row."""
 
-LEAST, MOST = 15, 399
+LEAST, MOST = 16, 400
 """Steps of the short run: fewer tell nothing, more do not tell more."""
 
-PHASES = 3
+PHASES = 4
 """Of the short run: one to lead w and u near, the others for K, each from the direction that the last one found."""
+
+INNER = 0.5
+"""rho of the short run in units of 1 / L, of a map in units of the map."""
+
+LAG = 1.0
+"""The most that lam may move in the time in which w and u follow, in units of 1 / K."""
+
+SLOWEST = 10
+"""Times the length of the short run: the slowest decay that it can tell."""
 
 GROWN = 5.0
 """Times its size at the start, a direction of lam that says that the steps are too long."""
@@ -54,22 +64,31 @@ GROWN = 5.0
 SLOWER = 3.0
 """By which gamma is divided where the steps were too long."""
 
-HORIZON = 100.0
-"""Steps in units of 1 / (gamma_0 K) before which steps that fall hardly do."""
-
 
 class Defaults(NamedTuple):
     """Constants of a class: its steps in units of what is measured.
 
     Attributes:
         inner: a = rho_0 L; of a map rho_0.
-        outer: c = gamma_0 K.
+        outer: c, the most that gamma_0 K may be.
+        moves: of w in a step.
+        truncated: u is a series of K = ``linear_steps`` factors, which never sees what is slower than these.
         power: by which both fall, (1 + k / horizon)^(-power).
     """
 
     inner: float
     outer: float
+    moves: int = 1
+    truncated: bool = False
     power: float = 0.0
+
+    def speed(self, rate: Array, factors: Array | int) -> Array:
+        """gamma_0 K: lam moves on while w and u follow by ``rate`` a move, and no faster than that allows."""
+        # min(c, LAG T a rate): a loop that answers after T' steps is stable up to gains of the order of 1 / T'
+        # of a direction that is slower than 1 / K a move a series of K factors sees little: it does not count
+        rate = self.inner * rate
+        rate = jnp.maximum(rate, 1.0 / factors) if self.truncated else rate
+        return jnp.minimum(self.outer, LAG * self.moves * rate)
 
 
 @runtime_checkable
@@ -96,7 +115,8 @@ class Curvatures(NamedTuple):
         inner: 1 / (L + p(lam)), L the largest curvature of a minibatch of the inner loss that was met, p that
             of its penalty where the loss tells it, else None; None of a map.
         outer: K, the largest curvature of f that was met, |f'' t| of unit directions t.
-        size: of the mean direction of lam at the end of the first phase.
+        rate: by which an error of w or u falls in a step of rho = 1 / L, about the least curvature over L.
+        size: of the mean direction of lam at the end.
         unit: |grad_1 E| / |grad_1 G|, root mean squares over minibatches.
         w: the inner variable.
         u: the multiplier.
@@ -104,6 +124,7 @@ class Curvatures(NamedTuple):
 
     inner: InverseCurvature | None
     outer: Array
+    rate: Array
     size: Array
     unit: Array
     w: PyTree
@@ -150,14 +171,15 @@ def measure_steps(
 ) -> Measured:
     """Fill in the steps with which an algorithm was built without.
 
-        rho_0   = a / L        L the largest curvature of minibatches of the inner loss, on a walk from w0
-        gamma_0 = c / K        K = |f''(lam) t|, the larger of two unit directions t of lam
+        rho_0   = a / L                    L the largest curvature of minibatches of the inner loss, on a walk from w0
+        gamma_0 = min(c, T a r) / K        K = |f''(lam) t|, the largest over unit directions t of lam
 
     f'' t is the derivative of the mean direction of lam along t, by forward differentiation through the moves of w and
-    u at a fixed lam; t is the direction of lam first, and then f'' t (power iteration). a and c are constants of the
-    class, and so is the power by which the steps fall. Scaling the outer loss scales K, and u, and changes no iterate.
-    Whether w and u follow a lam that moves so fast no short run can tell: a run whose direction of lam grows beyond
-    ``limit`` moves too fast.
+    u at a fixed lam; t is the direction of lam first, and then f'' t (power iteration). r is the rate at which an error
+    of u decays in a move of rho = 1 / L, about the least curvature over L, and T the moves of w in a step: faster than
+    w and u follow lam must not move, else it runs away. a and c are constants of the class, and so is the power by
+    which the steps fall. Scaling the outer loss scales K, and u, and changes no iterate. What so short a run can not
+    tell is seen later: a run whose direction of lam grows beyond ``limit`` moves too fast.
     :func:`bilevax.minimize` calls this by itself.
 
     Args:
@@ -168,14 +190,15 @@ def measure_steps(
         train: source of inner minibatches.
         val: source of outer minibatches.
         key: a JAX random key.
-        samples: rows to read for it, at most; at least for 15 steps, at most for 399.
+        samples: rows to read for it, at most; at least for 16 steps, at most for 400.
 
     Raises:
         ParameterError: the algorithm's steps cannot be measured, or another argument is wrong.
 
     Cost: L takes 10 minibatches of train (3 Hessian-vector products and 2 gradients on each; 2 and 2 where each is
     every row; one bound of a loss that knows its ``curvature``; none of a map), each step of the short run the calls of
-    one step of :class:`~bilevax.SOBA`, on one minibatch each, and in two thirds of them those of its derivative.
+    one step of :class:`~bilevax.SOBA`, on one minibatch each, and in three quarters of them those of its derivative and
+    one more Hessian-vector product.
     """
     if not isinstance(algorithm, Measurable):
         raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")
@@ -192,7 +215,7 @@ def measure_steps(
     found = _curvatures(*start, key, jnp.int32(steps // PHASES), minibatches=minibatches)
     # each call once in every step, and once more where it is differentiated
     more = steps // PHASES * (PHASES - 1)
-    train_cost = Count(steps + more, b, steps), Count(steps + more, b, 0), Count(steps + more, b, 0)
+    train_cost = Count(steps + more, b, steps), Count(steps + 2 * more, b, 0), Count(steps + more, b, 0)
     cost = Cost(*train_cost, Count(steps + more, b_val, steps), Count(products, b, reads))
     return Measured(filled(algorithm, found), found.w, found.u, GROWN * found.size, cost)
 
@@ -200,16 +223,17 @@ def measure_steps(
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
     """The algorithm with the steps that it lacks, in JAX's default float, like numbers that are given."""
     d, rho = algorithm.defaults, algorithm.step_size
+    speed = d.speed(found.rate.astype(float), getattr(algorithm, "linear_steps", 1))
     if rho is None:
-        # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon far beyond the steps in which lam gets somewhere
+        # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon ten times the steps in which lam gets somewhere
         L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
         L = jnp.where(L > 0, L, 1.0).astype(float)  # without any curvature every step will do
-        falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=HORIZON / d.outer)
+        falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=10.0 / speed)
         rho = falling if penalty is None else CurvatureStep(falling, L, penalty)
     changes = {"step_size": rho}
     if algorithm.ratio is None:
-        # gamma_0 / rho_0, gamma_0 = c / K
-        changes["ratio"] = d.outer / found.outer.astype(float) / rho(jnp.int32(0))
+        # gamma_0 / rho_0, gamma_0 = speed / K
+        changes["ratio"] = speed / found.outer.astype(float) / rho(jnp.int32(0))
     if getattr(algorithm, "unit", 0) is None:
         changes["unit"] = found.unit.astype(float)
     return replace_unchecked(algorithm, **changes)
@@ -239,10 +263,10 @@ def _curvatures(
     walk_key, key = jax.random.split(key)
     streams, half = dict(zip(("train", "val"), sources, strict=True)), phase // 2
     p = begin = start(problem, w0, lam)
-    rho, met, zero = 1.0, None, jnp.zeros((), jnp.result_type(*jax.tree.leaves(w0)))
+    rho, met, zero = INNER, None, jnp.zeros((), jnp.result_type(*jax.tree.leaves(w0)))
     if problem.has_loss:
         step = GradientStep(problem.inner_loss).measured(p.w, p.lam, sources[0], walk_key, minibatches)
-        rho = step.metric(p.w, p.lam)
+        rho = scale(INNER, step.metric(p.w, p.lam))
         met = cast(InverseCurvature, step.step_size)
 
     def moved(p: Point, d: Point) -> Point:
@@ -259,23 +283,32 @@ def _curvatures(
         return moved(p, d), axpy(in_second_half(k), d.lam, mean), squares
 
     def differentiate(carry: PyTree, args: PyTree, k: Array, looks: StepLooks) -> PyTree:
-        p, tangent, mean = carry
+        p, tangent, mean, e, way = carry
         # the derivatives of (d_w, d_u, d_lam) along (w', u', t)
         d, dot = jax.jvp(lambda p: directions(problem, p, looks["train"], looks["val"]), (p,), (tangent,))
-        return moved(p, d), moved(tangent, dot), axpy(in_second_half(k), dot.lam, mean)
+        # (I - rho H) e: how an error of u decays
+        e = moved_by(rho, looks["train"](lambda draw: minus_hessian_product(problem, p.w, p.lam, draw, e)), e)
+        means = axpy(in_second_half(k), dot.lam, mean), e, axpy(in_second_half(k), d.lam, way)
+        return moved(p, d), moved(tangent, dot), *means
 
     ends = {"key": key, "start": jnp.int32(0), "stop": phase}
     p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
-    K, size = zero, norm(way)
+    K, e = zero, p.u
     for i in range(1, PHASES):
         t = unit(nonzero(way))
         tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
         ends = {"key": key, "start": i * phase, "stop": (i + 1) * phase}
-        p, _, way = fold_looks(streams, differentiate, (p, tangent, zeros_like(t)), (), **ends)
+        # of length 1 at the beginning of each phase, so that it does not vanish in rounding
+        carry = p, tangent, zeros_like(t), unit(nonzero(e)), zeros_like(t)
+        p, _, way, e, direction = fold_looks(streams, differentiate, carry, (), **ends)
         K = jnp.maximum(K, norm(way).astype(K.dtype))  # |f'' t|
+    # e falls by exp(-rate) a step, once its quick parts are gone; what hardly falls in so few steps is not known better
+    length, number = norm(e), phase.astype(float)
+    rate = -jnp.log(length).astype(float) / number
+    rate = jnp.clip(jnp.where(length < 1, rate, 0.0), 1.0 / (SLOWEST * PHASES * number), 1.0) / INNER
     # an outer loss that does not depend on lam: every step will do
     K = jnp.where(K > 0, K, 1.0)
     ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)
     # where the short run diverged its end is of no use, and the run will say so itself
     found = where(all_finite(p), p, begin)
-    return Curvatures(met, K, size, ratio, found.w, found.u)
+    return Curvatures(met, K, rate, norm(direction), ratio, found.w, found.u)

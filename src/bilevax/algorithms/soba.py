@@ -41,7 +41,7 @@ class SOBA:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, power=0.5)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
     step_size: Any = None
     ratio: float | None = None

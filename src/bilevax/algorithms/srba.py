@@ -52,7 +52,7 @@ class SRBA:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.1)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
     step_size: Any = None
     ratio: float | None = None

@@ -57,7 +57,7 @@ class StocBiO:
     """
 
     steps_per_record: ClassVar[int] = 16
-    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, moves=10, truncated=True)
 
     step_size: Any = None
     ratio: float | None = None
