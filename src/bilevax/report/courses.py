@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _PANEL, _MARGIN, _COLUMNS = 190, 60, 2
-# Okabe and Ito's colours, which all kinds of eyes tell apart; the second round is dashed.
+# Okabe and Ito's colours, which all kinds of eyes tell apart; each round of them has dashes of its own.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
 _TITLES = {"samples": "samples", "seconds": "CPU seconds"}
 _MEASURE = "|grad f|² over that at the start"
 # Below this a figure is rounding alone.
@@ -64,8 +65,8 @@ def write_courses(path: Path, records: Sequence[Plain], *, by: str = "samples") 
 
 def _line(ax: "Axes", x: np.ndarray, y: np.ndarray, names: Sequence[str], name: str) -> "Line2D":
     number = names.index(name)
-    colour, dashed = _COLOURS[number % len(_COLOURS)], number >= len(_COLOURS)
-    return ax.plot(x, y, color=colour, linestyle=(0, (4, 2)) if dashed else "solid", linewidth=1.5)[0]
+    colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)]
+    return ax.plot(x, y, color=colour, linestyle=dashes, linewidth=1.5)[0]
 
 
 def _draw(ax: "Axes", problem: Plain, names: Sequence[str], budgets: Sequence[float], by: str) -> None:
