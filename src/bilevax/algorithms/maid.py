@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.bsgm import with_tolerance
-from bilevax.algorithms.common import sources_of, undrawn
+from bilevax.algorithms.common import check_inner_loss, sources_of, undrawn
 from bilevax.core.codes import Code
 from bilevax.core.config import check_fields, config, positive, replace_unchecked
-from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Failure, Info
@@ -106,8 +105,7 @@ class MAID:
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a map that is no gradient step."""
-        if not problem.has_loss:
-            raise ParameterError("MAID needs an inner loss without a prox: give Problem a GradientStep")
+        check_inner_loss(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, Undrawn]:
         """The sources themselves: every row is read."""

@@ -1,4 +1,4 @@
-"""The one stochastic solver: it finds w, and it solves the linear system for v."""
+"""Stochastic approximation of a fixed point: it finds w, and it solves the linear system for v."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
