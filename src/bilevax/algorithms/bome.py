@@ -14,6 +14,7 @@ from bilevax.algorithms.common import (
     check_measured,
     check_no_damping,
     checked_steps,
+    checked_unit,
     outer_step_size,
     step_sizes,
 )
@@ -78,7 +79,7 @@ class BOME:
 
     def __post_init__(self) -> None:
         check_fields(self, inner_steps=at_least_one, multiplier=positive)
-        set_frozen(self, **checked_steps(self), unit=None if self.unit is None else positive("unit", self.unit))
+        set_frozen(self, **checked_steps(self), unit=checked_unit(self.unit))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a map that is no gradient step, and damping."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_real, config
+from bilevax.core.config import check_real, config, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count
@@ -185,6 +185,11 @@ class Penalised(TwoSteps, Protocol):
     @property
     def unit(self) -> Any:
         """|grad_1 E| / |grad_1 G|; None: not measured yet."""
+
+
+def checked_unit(unit: Any) -> Any:
+    """The unit of a multiplier, positive, or None where it is to be measured."""
+    return None if unit is None else positive("unit", unit)
 
 
 def penalty(algorithm: Penalised, k: Array) -> Array:

@@ -15,6 +15,7 @@ from bilevax.algorithms.common import (
     check_inner_loss,
     check_no_damping,
     checked_steps,
+    checked_unit,
     outer_step_size,
     penalty,
     step_sizes,
@@ -69,7 +70,7 @@ class F2SA:
 
     def __post_init__(self) -> None:
         check_fields(self, inner_steps=at_least_one, multiplier=positive, growth=partial(check_real, low=0.0, high=1.0))
-        set_frozen(self, **checked_steps(self), unit=None if self.unit is None else positive("unit", self.unit))
+        set_frozen(self, **checked_steps(self), unit=checked_unit(self.unit))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a map that is no gradient step, and damping."""

@@ -14,6 +14,7 @@ from bilevax.algorithms.common import (
     check_inner_loss,
     check_no_damping,
     checked_steps,
+    checked_unit,
     growth,
     outer_step_size,
     penalty,
@@ -81,7 +82,7 @@ class VPBGD:
     def __post_init__(self) -> None:
         count, power = partial(check_count, low=1), partial(check_real, low=0.0, high=1.0)
         check_fields(self, inner_steps=count, multiplier=positive, growth=power)
-        set_frozen(self, **checked_steps(self), unit=None if self.unit is None else positive("unit", self.unit))
+        set_frozen(self, **checked_steps(self), unit=checked_unit(self.unit))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a map that is no gradient step, and damping."""
