@@ -35,3 +35,25 @@ class StorageError(BilevaxError, OSError):
     """A file could not be written or read; the message names the path and the system's reason."""
 
     exit_code = 7
+
+
+class CheckpointError(BilevaxError):
+    """What a run has written cannot be used; each kind is a class of its own."""
+
+    exit_code = 6
+
+
+class CorruptError(CheckpointError):
+    """A file of a run was changed, cut or lost after it was written; the message names it."""
+
+
+class MismatchError(CheckpointError):
+    """A run was begun with other settings or data than it is to go on with; the message names each that differs."""
+
+
+class LockedError(CheckpointError):
+    """Another run writes the directory; the message names its process."""
+
+
+class TooNewError(CheckpointError):
+    """A later release of bilevax wrote it; the message names both formats."""

@@ -1,12 +1,36 @@
-"""The only module that opens a file for writing: every write is whole or not at all."""
+"""The only module that opens a file for writing: a write is whole or not at all, a directory has one writer at a time.
 
+What it leaves when it is killed has names of its own, ``.NAME.tmp-PID-WORD``: see :func:`remove_leftovers`.
+"""
+
+import contextlib
+import datetime
+import errno
+import itertools
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
+import re
+import secrets
+import socket
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from bilevax.core.errors import StorageError
+from bilevax.core.errors import LockedError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: two runs in one directory are then not refused
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = "run.lock"
+"""In a directory that is being written: locked by its writer, in which the pid, the host and the time are said."""
+
+ATTEMPTS = 5
+"""To get a lock that is held, a fiftieth of a second apart."""
+
+_LEFTOVER = re.compile(r"\..+\.tmp-\d+-[0-9a-f]{8}")
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -16,35 +40,65 @@ def write(path: Path, content: bytes | str) -> None:
         StorageError: the system refused; the file at ``path`` is as it was.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = None
-    try:
-        # In the same directory: a rename is atomic within one file system only.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
-        with os.fdopen(descriptor, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are the owner's alone
-        os.replace(temporary, path)
-    except OSError as e:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise StorageError(e.errno, f"cannot write {path}: {e.strerror}") from e
+    temporary = temporary_name(path)
+    with _refused("write", path):
+        try:
+            _write_new(temporary, data)
+            # Within one directory, so within one file system: there a rename is atomic.
+            os.replace(temporary, path)
+        except BaseException:  # Ctrl-C as well
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        sync_directory(path.parent)
 
 
-def append_line(path: Path, record: Mapping[str, object]) -> None:
-    """Append one JSON record and a newline in a single write.
+def temporary_name(path: Path) -> Path:
+    """A name beside it for what is not yet whole; :func:`remove_leftovers` knows it."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that nobody reads yet, such as one in a directory that is itself renamed later; flushed to the disk.
 
     Raises:
-        StorageError: the system refused.
+        StorageError: the system refused, or the file is there.
+    """
+    with _refused("write", path):
+        _write_new(path, content)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        left = memoryview(content)
+        # a write may be cut short: by a signal, beyond 2 GB, on a disk that is nearly full
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_line(path: Path, record: Mapping[str, object]) -> bytes:
+    """Append one JSON record and a newline in a single write, and return them; the file ends with whole lines.
+
+    Raises:
+        StorageError: the system refused; the file is as it was.
     """
     # One write of a line, in append mode: a run that is killed leaves whole lines, and perhaps one without its end.
-    line = json.dumps(record, allow_nan=False) + "\n"
-    try:
-        with open(path, "ab") as f:
-            f.write(line.encode())
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot write {path}: {e.strerror}") from e
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    with _refused("write", path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if os.write(descriptor, line) < len(line):
+                # what comes later must not continue half a line
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+    return line
 
 
 def write_json(path: Path, record: object) -> None:
@@ -52,9 +106,9 @@ def write_json(path: Path, record: object) -> None:
     write(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def write_toml(path: Path, tables: Mapping[str, Mapping[str, object]]) -> None:
-    """Write flat TOML tables atomically; None values are left out."""
-    write(path, "\n".join(_toml(tables)) + "\n")
+def toml(tables: Mapping[str, Mapping[str, object]]) -> str:
+    """Flat TOML tables; None values are left out."""
+    return "\n".join(_toml(tables)) + "\n"
 
 
 def _toml(tables: Mapping[str, Mapping[str, object]]) -> Iterable[str]:
@@ -69,12 +123,208 @@ def _toml(tables: Mapping[str, Mapping[str, object]]) -> Iterable[str]:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents.
+    """Create a directory and its parents, if they are not there.
 
     Raises:
         StorageError: the system refused.
     """
+    with _refused("create", path):
+        if path.is_dir():
+            return
+        if not path.parent.is_dir():
+            make_directory(path.parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        sync_directory(path.parent)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Rename a file, or a directory to a name that is free (or an empty directory's); not synced.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with _refused("rename", old):
+        os.rename(old, new)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk: renames before it outlive a power cut.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with _refused("write", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all that is in it, if it is there; a link is removed, never followed.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with _refused("remove", path), contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            os.unlink(path)
+            return
+        for entry in sorted(os.listdir(path)):
+            remove(path / entry)
+        os.rmdir(path)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what writers of this directory left when they were killed, known by its names; for who holds its lock.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    for name in names(directory):
+        if _LEFTOVER.fullmatch(name):
+            remove(directory / name)
+
+
+def names(directory: Path) -> list[str]:
+    """What a directory holds, in order; nothing where there is none.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with _refused("read", directory):
+        try:
+            return sorted(os.listdir(directory))
+        except FileNotFoundError:
+            return []
+
+
+def read(path: Path) -> bytes | None:
+    """A file's bytes; None where there is none.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with _refused("read", path):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+class Lock:
+    """A directory's ``run.lock``, held until :meth:`release`, and by no process that is dead.
+
+    Args:
+        directory: which is there.
+
+    Raises:
+        LockedError: another run holds it; its pid, host and start are named.
+        StorageError: the system refused.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / LOCK
+        with _refused("write", self._path):
+            for attempt in itertools.count():
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                try:
+                    if fcntl is not None:
+                        # freed by the kernel when its holder ends, however it ends
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # removed, or the directory replaced, between the open and the lock: another holds the new one
+                    if _is_at(descriptor, self._path):
+                        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+                        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+                        os.ftruncate(descriptor, 0)
+                        os.write(descriptor, json.dumps(holder).encode())
+                        break
+                except BlockingIOError:
+                    holder_text = _holder(descriptor)
+                    os.close(descriptor)
+                    # once more: is_locked holds it for an instant
+                    if attempt < ATTEMPTS:
+                        time.sleep(0.02)
+                        continue
+                    raise LockedError(
+                        f"{directory} is in use by {holder_text}; wait for it, or choose another directory"
+                    ) from None
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                os.close(descriptor)
+        self._descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        """Give it up, and remove the file."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        with contextlib.suppress(OSError):
+            if _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
+                os.unlink(self._path)
+        os.close(descriptor)
+
+    def moved(self, directory: Path) -> None:
+        """The directory has a new name now."""
+        self._path = directory / LOCK
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def is_locked(directory: Path) -> bool:
+    """True while a process that lives holds the directory's lock.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with _refused("read", directory / LOCK):
+        try:
+            descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """True if that open file is the one of this name."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {holder['pid']:d} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, TypeError, KeyError):  # it is just being written
+        return "another process"
+
+
+@contextlib.contextmanager
+def _refused(what: str, path: Path) -> Iterator[None]:
+    """What the system refuses, with the path and its reason."""
+    try:
+        yield
+    except StorageError:
+        raise
     except OSError as e:
-        raise StorageError(e.errno, f"cannot create {path}: {e.strerror}") from e
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; free some space, or choose another place" if full else ""
+        raise StorageError(e.errno, f"cannot {what} {path}: {e.strerror or e}{advice}") from e

@@ -72,7 +72,7 @@ class RunDirectory:
     def finish(self, study: "Study") -> None:
         """Write everything else and put the run in its place."""
         check_model(study.model)
-        files.write_toml(self._target / "config.toml", study.config())
+        files.write(self._target / "config.toml", files.toml(study.config()))
         files.write_json(self._target / "coefficients.json", study.model.to_plain())
         files.write(self._target / "model.safetensors", _model_bytes(study.model))
         if not self._replaces:
