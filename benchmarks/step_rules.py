@@ -25,7 +25,7 @@ SEARCHED, LAM_STARTS = (0.05, 0.5, 5.0, 50.0, 500.0), (30.0, 240.0, 2400.0)
 
 def softmax_loss(w, lam, batch):
     x, y = batch
-    scores = jnp.tanh(x @ lam["W"] + lam["b"]) @ w["V"] + w["c"]
+    scores = jnp.tanh(x @ lam["W"] + lam["b"][None]) @ w["V"] + w["c"][None]
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, y))
 
 
