@@ -242,6 +242,7 @@ class Lock:
                         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
                         os.ftruncate(descriptor, 0)
                         os.write(descriptor, json.dumps(holder).encode())
+                        self._descriptor: int | None = descriptor
                         break
                 except BlockingIOError:
                     holder_text = _holder(descriptor)
@@ -257,7 +258,6 @@ class Lock:
                     os.close(descriptor)
                     raise
                 os.close(descriptor)
-        self._descriptor: int | None = descriptor
 
     def release(self) -> None:
         """Give it up, and remove the file."""
@@ -265,9 +265,11 @@ class Lock:
         if descriptor is None:
             return
         with contextlib.suppress(OSError):
-            if _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
-                os.unlink(self._path)
-        os.close(descriptor)
+            try:
+                if _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
+                    os.unlink(self._path)
+            finally:  # after Ctrl-C as well, or this process would hold it to its end
+                os.close(descriptor)
 
     def moved(self, directory: Path) -> None:
         """The directory has a new name now."""
