@@ -1,7 +1,7 @@
 """A disk on which every file-system call of the package is counted, recorded, and made to fail in turn.
 
-:class:`Disk` stands in for the module ``os`` (and ``fcntl``). What it has recorded tells what is found after the process
-was killed, or the power cut, before any of the calls: see :meth:`Disk.found`.
+:class:`Disk` stands in for the module ``os`` (and ``fcntl``). What it has recorded tells what is found after the
+process was killed, or the power cut, before any of the calls: see :meth:`Disk.found`.
 """
 
 import contextlib
@@ -141,8 +141,8 @@ class Disk:
     def found(self, number):
         """{what happened before the call of that number: the tree that is found afterwards}, no two the same.
 
-        After a kill all is there. After a power cut no bytes are there that were not fsynced, and of the names that were
-        not synced since they changed there are those of each prefix, as a journal keeps them, of one folder only, or none.
+        After a kill all is there. After a power cut no bytes are there that were not fsynced (or all), and of the names
+        that were not synced since they changed: each prefix, as a journal keeps them; those of one folder only; none.
         """
         start = self._start + [type(node)() for node in self._nodes[len(self._start) :]]
         names, durable, written, synced = [], [], dict(enumerate(start)), dict(enumerate(start))

@@ -1,13 +1,11 @@
 """The process is killed, the power cut, the disk full, Ctrl-C pressed, at each file-system call in turn."""
 
-import json
 from functools import partial
 
 import pytest
 from crash_rig import FAULTS, FILLING, Rig, Scenario
 
 from bilevax.core import files, manifest
-from bilevax.core.errors import CorruptError
 
 CONTENT = {"steps": 3}
 
@@ -37,10 +35,7 @@ def a_directory():
         manifest.write_directory(root / "step", "checkpoint", 1, {"a.npy": b"123", "b.npy": b""}, CONTENT)
 
     def look(root):
-        try:
-            return manifest.read(root / "step", "checkpoint", 1)
-        except CorruptError as e:
-            assert "there is no directory" in str(e)
+        return manifest.read(root / "step", "checkpoint", 1) if (root / "step").exists() else None
 
     return Scenario(lambda root: None, act, look)
 
