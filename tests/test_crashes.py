@@ -2,10 +2,12 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 from crash_rig import FAULTS, FILLING, Rig, Scenario
 
 from bilevax.core import files, manifest
+from bilevax.runs.checkpoints import Checkpoints, Run, _read
 
 CONTENT = {"steps": 3}
 
@@ -72,12 +74,32 @@ def a_lock():
     return Scenario(lambda root: None, act, lambda root: one_file(root / "a" / "b" / "c"))
 
 
+def a_checkpoint():
+    """The fourth of a run that keeps three."""
+
+    def save(root, step):
+        with Checkpoints(Run(root / "run")) as store:
+            store.newest()
+            store.save(step, {"step": step}, {"w": np.full(3, step), "k": np.int64(7)})
+
+    def look(root):
+        found = [_read(path) for path in sorted((root / "run").glob("step_*"))]
+        assert len(found) >= 3
+        return found[-1].step, found[-1].content, found[-1].arrays["w"].tolist()
+
+    def tidy(root):
+        return len(list((root / "run").iterdir()))
+
+    return Scenario(lambda root: [save(root, step) for step in (1, 2, 3)], lambda root: save(root, 4), look, tidy)
+
+
 SCENARIOS = {
     "a new file": partial(writing, None),
     "another file": partial(writing, b"old"),
     "a directory": a_directory,
     "a manifest": a_seal,
     "a lock": a_lock,
+    "a checkpoint": a_checkpoint,
 }
 
 
@@ -86,16 +108,27 @@ def rig_of(request, tmp_path):
     return Rig(SCENARIOS[request.param](), tmp_path / "root")
 
 
-def test_killed_or_without_power_before_each_call(rig):
-    for number in range(len(rig.disk.calls)):
+SAMPLED = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
+
+
+def numbers(rig, every):
+    """Of the calls that fail: all, or a dozen of many."""
+    calls = len(rig.disk.calls)
+    return range(calls) if every or calls < 30 else sorted({i * (calls - 1) // 11 for i in range(12)})
+
+
+@SAMPLED
+def test_killed_or_without_power_before_each_call(rig, every):
+    for number in numbers(rig, every):
         rig.stop_before(number)
     rig.lasts()
 
 
+@SAMPLED
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_at_each_call(rig, fault):
-    for number, call in enumerate(rig.disk.calls):
-        raised = rig.fail(fault, number)
+def test_a_fault_at_each_call(rig, fault, every):
+    for number in numbers(rig, every):
+        raised, call = rig.fail(fault, number), rig.disk.calls[number]
         where = f"{fault} at call {number} of {rig.disk.calls}"
         if fault == "short":
             assert raised is None, where

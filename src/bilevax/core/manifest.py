@@ -22,6 +22,7 @@ from bilevax.core.events import Plain
 NAME = "manifest.json"
 
 _NO_FILE = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.ENAMETOOLONG)
+"""What the system says of a link, a socket, a name that no writer gave: damage; all else is no fault of the files."""
 
 _LONGEST = 1 << 26  # bytes of a manifest
 
@@ -104,7 +105,7 @@ def read(directory: Path, kind: str, version: int, *, without: Collection[str] =
         StorageError: the system refused.
     """
     while True:
-        with _opened(directory) as descriptor:
+        with files.refused("read", directory), _opened(directory) as descriptor:
             try:
                 return _read(directory, descriptor, kind, version, without)
             except (CorruptError, TooNewError):
@@ -146,32 +147,31 @@ def _read(directory: Path, descriptor: int, kind: str, version: int, without: Co
 def _file(directory: Path, descriptor: int, name: str, said: Plain | None) -> bytes:
     """Its bytes, as the manifest says that they are."""
     path = directory / name
-    try:
-        # by the open directory, whatever its name is now; a link is not followed
-        opened = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
-    except FileNotFoundError:
-        raise CorruptError(f"{path} is missing") from None
-    except OSError as e:
-        # of a link, a socket, a name that no writer gave: damage; whatever else is no fault of what was written
-        reason = f"cannot read {path}: {e.strerror}"
-        if e.errno in _NO_FILE:
-            raise CorruptError(reason) from None
-        raise StorageError(e.errno, reason) from e
-    try:
-        status = os.fstat(opened)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptError(f"{path} is no file")
-        # before anything is read into memory
-        if said is None and status.st_size > _LONGEST:
-            raise CorruptError(f"{path} is damaged: it has {status.st_size:,} bytes")
-        if said is not None and status.st_size != said["bytes"]:
-            raise CorruptError(f"{path} is damaged: it has {status.st_size:,} bytes, {said['bytes']:,} were written")
-        with os.fdopen(opened, "rb", closefd=False) as file:
-            content = file.read()
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
-    finally:
-        os.close(opened)
+    with files.refused("read", path):
+        try:
+            # by the open directory, whatever its name is now; a link is not followed
+            opened = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
+        except FileNotFoundError:
+            raise CorruptError(f"{path} is missing") from None
+        except OSError as e:
+            if e.errno not in _NO_FILE:
+                raise
+            raise CorruptError(f"{path} is damaged: {e.strerror}") from None
+        try:
+            status = os.fstat(opened)
+            if not stat.S_ISREG(status.st_mode):
+                raise CorruptError(f"{path} is no file")
+            # before anything is read into memory
+            if said is None and status.st_size > _LONGEST:
+                raise CorruptError(f"{path} is damaged: it has {status.st_size:,} bytes")
+            if said is not None and status.st_size != said["bytes"]:
+                raise CorruptError(
+                    f"{path} is damaged: it has {status.st_size:,} bytes, {said['bytes']:,} were written"
+                )
+            with os.fdopen(opened, "rb", closefd=False) as file:
+                content = file.read()
+        finally:
+            os.close(opened)
     if said is not None and fingerprint(content) != said:
         raise CorruptError(f"{path} is damaged: its checksum does not agree")
     return content
@@ -183,8 +183,6 @@ def _opened(directory: Path) -> Iterator[int]:
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     except FileNotFoundError:
         raise CorruptError(f"there is no directory {directory}") from None
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {directory}: {e.strerror}") from e
     try:
         yield descriptor
     finally:
