@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from bilevax.algorithms import *
     from bilevax.audit import *
     from bilevax.core.codes import Code
-    from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
+    from bilevax.core.errors import (
+        BilevaxError,
+        DataError,
+        ParameterError,
+        ResourceError,
+        SolveError,
+        StorageError,
+        UsageError,
+    )
     from bilevax.core.instance import Instance
     from bilevax.core.records import Cost, Count, ErrorReport, Estimate, History, Result
     from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
@@ -125,6 +133,7 @@ __all__ = [
     "ProductNeumann",
     "Progress",
     "ProximalStep",
+    "ResourceError",
     "Result",
     "ScoreFunction",
     "Several",
