@@ -122,6 +122,25 @@ def _toml(tables: Mapping[str, Mapping[str, object]]) -> Iterable[str]:
         yield ""
 
 
+def require_place(path: Path, *, directory: bool = False) -> None:
+    """Refuse, before anything is computed for it, a file or a directory that could not be written.
+
+    Raises:
+        StorageError: it is of the other kind, what it would be in is no directory, or that may not be written to.
+    """
+    with _refused("write", path):
+        if path.is_dir() and not directory:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        above = path.absolute().parents
+        # of a directory those above it are made, if need be
+        place = next(p for p in (path.absolute(), *above) if p.exists()) if directory else above[0]
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is no directory")
+        # false on a file system that is read-only, too, for whomever
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write in {place}")
+
+
 def make_directory(path: Path) -> None:
     """Create a directory and its parents, if they are not there.
 
