@@ -1,7 +1,7 @@
 """The one driver: runs an algorithm in compiled calls, records, reports progress, and ends cleanly when stopped."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
 from bilevax.runs.back_off import BackOff
+from bilevax.runs.callbacks import Callback, Callbacks
 from bilevax.runs.history import Log
 
 CALL_SECONDS = 0.25
@@ -57,7 +58,7 @@ def minimize(
     *,
     steps: int,
     key: Array,
-    callback: Callable[[Progress], bool | None] | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     every: int | None = None,
 ) -> Result:
     """Minimise E(w(lam), lam) over Lambda.
@@ -80,7 +81,8 @@ def minimize(
         val: source of outer minibatches.
         steps: number of outer steps, at least 1.
         key: a JAX random key.
-        callback: called with a :class:`Progress` between calls; returning True ends the run.
+        callback: called with a :class:`Progress` between calls; returning True ends the run. Or several, such as
+            ``[bx.ShowProgress(), bx.TimeLimit(3600.0)]``, which are all called.
         every: outer steps from one callback to the next, which also end a stretch; None: as many as take about a
             quarter of a second.
 
@@ -92,7 +94,7 @@ def minimize(
     algorithm.check(problem)
     w0, lam, key, sources = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key), (train, val)
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
-    clock = time.monotonic()
+    callbacks, clock = Callbacks(callback), time.monotonic()
     back_off = BackOff(problem, algorithm)
     algorithm, state, spent, back_off.limit = _begin(problem, algorithm, w0, lam, sources, key, steps)
     # before the arrays of problem and algorithm go to the device
@@ -100,38 +102,42 @@ def minimize(
     ready = canonicalize(problem), canonicalize(algorithm)
     log = Log(algorithm.step_cost(problem, sources), spent)
     pace, done, calls, stop, interrupted = _Pace(algorithm.steps_per_record), 0, 0, False, False
-    while done < steps and not stop:
-        target = steps if every is None else min(steps, (done // every + 1) * every)
-        try:
-            began = time.monotonic()
-            ends = {"start": jnp.int32(done), "stop": jnp.int32(min(pace.end(done), target))}
-            call = partial(
-                _advance, state=state, sources=sources, key=key, limit=np.asarray(back_off.limit, float), **ends
-            )
-            out = jax.block_until_ready(_quick_if_sound(call, *ready))
-            number, first, calls, state = int(out.number), done, calls + 1, out.state
-            records = row(jax.tree.map(np.asarray, out.records), slice(number))
-            done, last = int(out.step), row(records, -1)
-            before_last = int(records.step[-2]) if number > 1 else first
-            again = back_off.again(problem, algorithm, last, before_last)
-            if again is not None:  # the last stretch has moved nothing: it is made again
-                (problem, algorithm), done = again, before_last
-                ready = canonicalize(problem), canonicalize(algorithm)
-                log.spend(row(records, slice(-1, None)), done)
-                records = row(records, slice(-1))
-            log.append(records, first, time.monotonic() - clock)
-            failed = again is None and int(last.code) >= Code.NOT_CONTRACTIVE
-            if callback and done and (every is None or done == target or failed):
-                w, lam = algorithm.solution(state)
-                stop = bool(callback(Progress(done, steps, w, lam, log.history)))
-            stop = stop or failed
-        # the state is that of the last call that ended
-        except KeyboardInterrupt:
-            interrupted = True
-            break
-        # the first call compiles: its time says nothing of the next
-        if calls > 1:
-            pace.learn(number, time.monotonic() - began)
+    callbacks.begin(Progress(done, steps, *algorithm.solution(state), log.history))
+    try:
+        while done < steps and not stop:
+            target = steps if every is None else min(steps, (done // every + 1) * every)
+            try:
+                began = time.monotonic()
+                ends = {"start": jnp.int32(done), "stop": jnp.int32(min(pace.end(done), target))}
+                call = partial(
+                    _advance, state=state, sources=sources, key=key, limit=np.asarray(back_off.limit, float), **ends
+                )
+                out = jax.block_until_ready(_quick_if_sound(call, *ready))
+                number, first, calls, state = int(out.number), done, calls + 1, out.state
+                records = row(jax.tree.map(np.asarray, out.records), slice(number))
+                done, last = int(out.step), row(records, -1)
+                before_last = int(records.step[-2]) if number > 1 else first
+                again = back_off.again(problem, algorithm, last, before_last)
+                if again is not None:  # the last stretch has moved nothing: it is made again
+                    (problem, algorithm), done = again, before_last
+                    ready = canonicalize(problem), canonicalize(algorithm)
+                    log.spend(row(records, slice(-1, None)), done)
+                    records = row(records, slice(-1))
+                log.append(records, first, time.monotonic() - clock)
+                failed = again is None and int(last.code) >= Code.NOT_CONTRACTIVE
+                if callbacks and done and (every is None or done == target or failed):
+                    w, lam = algorithm.solution(state)
+                    stop = callbacks(Progress(done, steps, w, lam, log.history))
+                stop = stop or failed
+            # the state is that of the last call that ended
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+            # the first call compiles: its time says nothing of the next
+            if calls > 1:
+                pace.learn(number, time.monotonic() - began)
+    finally:
+        callbacks.end(Progress(done, steps, *algorithm.solution(state), log.history))
     w, lam = algorithm.solution(state)
     settings |= back_off.tried
     held = getattr(problem.project, "at_bound", None)
