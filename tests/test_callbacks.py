@@ -24,10 +24,13 @@ SOURCES = bx.Arrays(P.train_data, 2), bx.Arrays(VAL, 1)
 SOBA = bx.SOBA(0.3 / P.curvature.L, 0.02)
 
 
-def run(callback=None, steps=600, every=10):
+START = P.problem, SOBA, np.zeros(3), np.full(2, 3.0), *SOURCES
+KEY = jax.random.key(0)
+
+
+def run(callback=None, steps=600, every=10, directory=None):
     """One program serves all of these."""
-    start = P.problem, SOBA, np.zeros(3), np.full(2, 3.0)
-    return bx.minimize(*start, *SOURCES, steps=steps, key=jax.random.key(0), callback=callback, every=every)
+    return bx.minimize(*START, steps=steps, key=KEY, callback=callback, every=every, run=directory)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,9 @@ def test_states_go_to_the_callback_of_the_same_class_and_number():
 
     state = Callbacks([Kept(1), print, Kept(2), Told([], "a")]).state()
     new = Kept(), Kept(), Kept()
-    Callbacks([Told([], "a"), *new]).begin(progress([]), state)
+    callbacks = Callbacks([Told([], "a"), *new])
+    callbacks.resume(state)
+    callbacks.begin(progress([]))
     assert [kept.value for kept in new] == [1, 2, None]
 
 
@@ -243,6 +248,81 @@ def test_early_stopping_that_is_resumed_decides_as_undisturbed(score):
         assert feed(then, left) == ended - at // 3
         assert (then.best.step, then.best.value) == (whole.best.step, whole.best.value)
         jax.tree.map(np.testing.assert_array_equal, (then.best.w, then.best.lam), (whole.best.w, whole.best.lam))
+
+
+@pytest.mark.parametrize("at", [90, 260])
+def test_a_run_that_goes_on_is_told_and_stopped_as_if_it_had_never_ended(tmp_path, at):
+    """Killed after its last checkpoint, which was at some step; the log has more entries than that."""
+    path, board = tmp_path / "lines", tmp_path / "board"
+
+    def callbacks():
+        return [bx.EarlyStopping(150), bx.JSONLines(path), bx.TensorBoard(board)]
+
+    whole, *_ = stopped = callbacks()
+    result = run(stopped)
+    lines = records(result.history)
+    assert read(path) == lines
+    path.unlink()
+
+    def kill(progress):
+        if progress.step == at:
+            raise RuntimeError("killed")
+
+    begun = bx.Run(tmp_path / "run", seconds=0.0)
+    with pytest.raises(RuntimeError, match="killed"):
+        run([*callbacks(), kill], directory=begun)
+    assert read(path)[-1]["step"] == at  # the checkpoint is of the call before
+    log = []
+    stopping, *others = callbacks()
+    again = run([Told(log, "a"), *others, stopping], directory=tmp_path / "run")
+    assert log[0][:2] == ("a", "begin")
+    assert log[0][2] in (at - 10, 256)  # as 256 too may end a call
+    assert log[-1] == ("a", "end", result.history.step[-1])
+    for name in ("step", "value", "w", "lam"):
+        np.testing.assert_array_equal(getattr(stopping.best, name), getattr(whole.best, name))
+    np.testing.assert_array_equal(again.lam, result.lam)
+    assert read(path) == records(again.history)
+    assert [timeless(record) for record in read(path)] == [timeless(record) for record in lines]
+    shown = [step for tag, step, _ in scalars(board) if tag == "outer_value"]
+    assert shown == result.history.step.tolist()
+    # of a run that has ended the best point is there, and nothing is made again
+    finished = bx.EarlyStopping(150)
+    run([finished, bx.JSONLines(path)], directory=begun)
+    np.testing.assert_array_equal(finished.best.lam, whole.best.lam)
+    assert isinstance(finished.best.lam, jax.Array)
+    assert read(path) == records(again.history)
+
+
+def timeless(record):
+    return {name: value for name, value in record.items() if name != "seconds"}
+
+
+def test_a_callback_that_raises_leaves_the_last_checkpoint(tmp_path):
+    def fault(progress):
+        if progress.step == 50:
+            raise ValueError("mine")
+
+    kept = bx.Run(tmp_path, seconds=0.0)
+    with pytest.raises(ValueError, match="mine"):
+        run(fault, steps=100, directory=kept)
+    seen = []
+    result = run(lambda at: seen.append(at.step), steps=100, directory=kept)
+    assert seen == [50, 60, 70, 80, 90, 100]
+    np.testing.assert_array_equal(result.lam, run(steps=100).lam)
+
+
+def test_a_time_limit_goes_on_from_what_the_run_took_before(tmp_path):
+    """And a callback that is new when the run goes on begins then."""
+    kept = bx.Run(tmp_path, seconds=0.0)
+    first = run(bx.TimeLimit(1e-9), steps=50, directory=kept)
+    assert first.history.step[-1] == 10
+    stopping, spent = bx.EarlyStopping(30, lambda w, lam: np.nan), float(first.history.seconds[-1])
+    go_on = bx.Run(tmp_path, seconds=0.0, override=("ended",))
+    result = run([bx.TimeLimit(spent + 1e-9), stopping], steps=50, directory=go_on)
+    assert result.history.step.tolist() == [10, 20]
+    result = run([bx.TimeLimit(1e9), stopping], steps=50, directory=go_on)
+    assert result.history.step[-1] == 40  # 30 after it began, at 10
+    assert np.all(np.diff(result.history.seconds) > 0)
 
 
 def json_round_trip(state):

@@ -128,6 +128,7 @@ __all__ = [
     "Progress",
     "ProximalStep",
     "Result",
+    "Run",
     "ScoreFunction",
     "Several",
     "ShowProgress",

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,30 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import at_least_one, check_fields, nonnegative, positive
 from bilevax.core.errors import ParameterError
+from bilevax.core.records import History
 from bilevax.core.trees import PyTree
 
-if TYPE_CHECKING:
-    from bilevax.runs.minimize import Progress
 
-Callback: TypeAlias = Callable[["Progress"], bool | None]
+class Progress(NamedTuple):
+    """What a callback sees.
+
+    Attributes:
+        step: outer steps done.
+        steps: outer steps of the run.
+        w: the inner variable.
+        lam: the outer variable.
+        history: all steps so far; its arrays do not change any more.
+    """
+
+    step: int
+    steps: int
+    w: PyTree
+    lam: PyTree
+    history: History
+
+
+Callback: TypeAlias = Callable[[Progress], bool | None]
+"""Called between compiled calls; True ends the run."""
 
 
 class Callbacks:
@@ -41,6 +59,7 @@ class Callbacks:
     def __init__(self, given: Callback | Sequence[Callback] | None) -> None:
         several = given if isinstance(given, list | tuple) else [] if given is None else [given]
         self._named: dict[str, Callback] = {}
+        self._carried: Mapping[str, Any] = {}
         for callback in several:
             if isinstance(callback, type):
                 raise ParameterError(
@@ -56,15 +75,19 @@ class Callbacks:
         """True if there is one."""
         return bool(self._named)
 
-    def begin(self, progress: "Progress", states: Mapping[str, Any] | None = None) -> None:
-        """Before the first step; with the ``states`` of the checkpoint that the run goes on from."""
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Before ``begin``: what a checkpoint carried; a callback that was not there then begins as it is."""
+        self._carried = state
+
+    def begin(self, progress: Progress) -> None:
+        """Before the first step, of the run or of its going on."""
         for name, callback in self._named.items():
             if hasattr(callback, "begin"):
                 callback.begin(progress)
-            if states and name in states and hasattr(callback, "resume"):
-                callback.resume(states[name])
+            if name in self._carried and hasattr(callback, "resume"):
+                callback.resume(self._carried[name])
 
-    def __call__(self, progress: "Progress") -> bool:
+    def __call__(self, progress: Progress) -> bool:
         """True if the run is to end."""
         # a list: the first True does not keep the others from being called
         return any([bool(callback(progress)) for callback in self._named.values()])  # noqa: C419
@@ -73,7 +96,7 @@ class Callbacks:
         """That of each which has one, by its name."""
         return {name: callback.state() for name, callback in self._named.items() if hasattr(callback, "state")}
 
-    def end(self, progress: "Progress") -> None:
+    def end(self, progress: Progress) -> None:
         """After the last step, or what else ended the run; each is told, even if one raises."""
         with contextlib.ExitStack() as stack:
             # the last that is put on the stack is called first
@@ -138,12 +161,12 @@ class EarlyStopping:
         if self.score is not None and not callable(self.score):
             raise ParameterError(f"score must be a function of (w, lam), got {self.score!r}")
 
-    def begin(self, progress: "Progress") -> None:
+    def begin(self, progress: Progress) -> None:
         """Nothing is known of this run yet."""
         self.best, self._since, self._seen = None, progress.step, len(progress.history.step)
         self._trees = jax.tree.structure(progress.w), jax.tree.structure(progress.lam)
 
-    def __call__(self, progress: "Progress") -> bool:
+    def __call__(self, progress: Progress) -> bool:
         """True if there was no better point for ``patience`` steps."""
         value = self._value(progress)
         self._seen = len(progress.history.step)
@@ -151,7 +174,7 @@ class EarlyStopping:
             self.best, self._since = Best(progress.step, value, progress.w, progress.lam), progress.step
         return progress.step - self._since >= self.patience
 
-    def _value(self, progress: "Progress") -> float:
+    def _value(self, progress: Progress) -> float:
         if self.score is not None:
             value = self.score(progress.w, progress.lam)
             if np.ndim(value) != 0:
@@ -206,6 +229,6 @@ class TimeLimit:
     def __post_init__(self) -> None:
         check_fields(self, seconds=positive)
 
-    def __call__(self, progress: "Progress") -> bool:
+    def __call__(self, progress: Progress) -> bool:
         """True once they are over."""
         return bool(progress.history.seconds[-1] >= self.seconds)

@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import at_least_one, check_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import History
-
-if TYPE_CHECKING:
-    from bilevax.runs.minimize import Progress
+from bilevax.runs.callbacks import Progress
 
 _LINE_START = b'{"step": '
 
@@ -52,13 +50,13 @@ class JSONLines:
         self._file = as_path("path", self.path)
         check_fields(self, every=at_least_one)
 
-    def begin(self, progress: "Progress") -> None:
+    def begin(self, progress: Progress) -> None:
         """The file becomes what the history is so far."""
         self._lines = None
         files.make_directory(self._file.parent)
         self(progress)
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: Progress) -> None:
         """Write the entries that are new."""
         written = self._lines or 0
         lines = [
@@ -72,7 +70,7 @@ class JSONLines:
         # until there is a line it is not known whether what the file holds is of this run
         self._lines = written + len(lines) or None
 
-    def end(self, progress: "Progress") -> None:
+    def end(self, progress: Progress) -> None:
         """Write what the last call has not seen."""
         self(progress)
 

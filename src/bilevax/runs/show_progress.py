@@ -6,13 +6,10 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from bilevax.core.codes import Code
 from bilevax.core.text import count, duration, short_count, significant
-
-if TYPE_CHECKING:
-    from bilevax.runs.minimize import Progress
+from bilevax.runs.callbacks import Progress
 
 _ON_TERMINAL, _ELSEWHERE = 0.2, 5.0
 """Seconds from one line to the next."""
@@ -34,14 +31,14 @@ class ShowProgress:
     _shown: tuple[int, float] = field(default=(0, -math.inf), init=False, repr=False)  # step, and when
     _first: tuple[int, float] | None = field(default=None, init=False, repr=False)
 
-    def begin(self, progress: "Progress") -> None:
+    def begin(self, progress: Progress) -> None:
         """Nothing is shown before the first call."""
         self._terminal = False
         with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
             self._terminal = bool(sys.stderr and sys.stderr.isatty())
         self._shown, self._first = (progress.step, -math.inf), None
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: Progress) -> None:
         """Show a line if it is time."""
         now = time.monotonic()
         # speed is measured from the end of the first call on, which compiled
@@ -49,21 +46,21 @@ class ShowProgress:
         if now - self._shown[1] >= (_ON_TERMINAL if self._terminal else _ELSEWHERE):
             self._show(progress, now)
 
-    def end(self, progress: "Progress") -> None:
+    def end(self, progress: Progress) -> None:
         """Show where the run ended."""
         if progress.step > self._shown[0]:
             self._show(progress, time.monotonic())
         if self._terminal and self._shown[1] > -math.inf:
             _write("\n")
 
-    def _show(self, progress: "Progress", now: float) -> None:
+    def _show(self, progress: Progress, now: float) -> None:
         text = _line(progress, *(self._first or (progress.step, now)), now)
         self._shown = progress.step, now
         # back to the start of the line, and nothing of the one before beyond its end
         _write(f"\r{text[: shutil.get_terminal_size().columns - 1]}\x1b[K" if self._terminal else f"{text}\n")
 
 
-def _line(progress: "Progress", first: int, since: float, now: float) -> str:
+def _line(progress: Progress, first: int, since: float, now: float) -> str:
     step, steps, history = progress.step, progress.steps, progress.history
     parts = [
         f"step {count(step)} of {count(steps)}",

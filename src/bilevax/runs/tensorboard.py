@@ -7,17 +7,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bilevax.core import files
 from bilevax.core.errors import UsageError
 from bilevax.core.records import History
+from bilevax.runs.callbacks import Progress
 from bilevax.runs.json_lines import as_path
-
-if TYPE_CHECKING:
-    from bilevax.runs.minimize import Progress
 
 
 @dataclass
@@ -52,7 +50,7 @@ class TensorBoard:
             raise UsageError(f"{e.name} is not installed; pip install 'bilevax[tensorboard]' brings it") from e
         self._directory = as_path("directory", self.directory)
 
-    def begin(self, progress: "Progress") -> None:
+    def begin(self, progress: Progress) -> None:
         """A new event file, with the history so far."""
         files.make_directory(self._directory)
         now, seconds = time.time(), progress.history.seconds
@@ -66,7 +64,7 @@ class TensorBoard:
         files.write_new(self._path, _encoded([version, start]))
         self(progress)
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: Progress) -> None:
         """Write the entries that are new."""
         if self._path is None:  # in a loop of one's own
             self.begin(progress)
@@ -80,7 +78,7 @@ class TensorBoard:
         if events:
             files.append(self._path, _encoded(events))
 
-    def end(self, progress: "Progress") -> None:
+    def end(self, progress: Progress) -> None:
         """Write what the last call has not seen."""
         self(progress)
 
