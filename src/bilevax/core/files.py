@@ -86,19 +86,28 @@ def append_line(path: Path, record: Mapping[str, object]) -> bytes:
     Raises:
         StorageError: the system refused; the file is as it was.
     """
-    # One write of a line, in append mode: a run that is killed leaves whole lines, and perhaps one without its end.
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    append(path, line)
+    return line
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file in a single write; made if it is not there.
+
+    Raises:
+        StorageError: the system refused; the file is as it was.
+    """
+    # One write, in append mode: a run that is killed leaves whole lines, and perhaps one without its end.
     with _refused("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            if os.write(descriptor, line) < len(line):
-                # what comes later must not continue half a line
+            if os.write(descriptor, content) < len(content):
+                # what comes later must not continue half of it
                 os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
-    return line
 
 
 def write_json(path: Path, record: object) -> None:
