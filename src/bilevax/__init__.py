@@ -126,6 +126,7 @@ __all__ = [
     "Progress",
     "ProximalStep",
     "Result",
+    "Run",
     "ScoreFunction",
     "Several",
     "Simplex",

@@ -1,5 +1,7 @@
 """One driver for every algorithm."""
 
-from bilevax.runs.minimize import Progress, minimize
+from bilevax.runs.checkpoints import Run
+from bilevax.runs.course import Progress
+from bilevax.runs.minimize import minimize
 
-__all__ = ["Progress", "minimize"]
+__all__ = ["Progress", "Run", "minimize"]
