@@ -52,6 +52,10 @@ Callback: TypeAlias = Callable[[Event], bool | None]
 """Called with a record after every outer step; True ends the run."""
 
 
+RECORD = ("step", "seconds", "visits", "tuning_loss", "validation_loss", "gradient_norm", "code")
+"""What a record of an outer step says."""
+
+
 class TuningTask(NamedTuple):
     """What is to be tuned.
 
@@ -257,7 +261,9 @@ class _EarlyStopping:
     def resume(self, state: Mapping[str, Any]) -> None:
         """As it was at a checkpoint; the user's callback gets the records that it had."""
         self.best, self.lam = Candidate.from_plain(state["best"]), jnp.asarray(state["lam"])
-        self.history, self.clock = list(state["history"]), time.monotonic() - state["seconds"]
+        self.clock = time.monotonic() - state["seconds"]
+        # a file has names in another order
+        self.history = [{name: record[name] for name in RECORD} for record in state["history"]]
         if self.callback:
             for record in self.history:
                 self.callback(record)
@@ -270,15 +276,16 @@ class _EarlyStopping:
         if candidate.validation_loss < self.best.validation_loss:
             self.best = candidate
         self.lam = progress.lam
-        record = {
-            "step": step,
-            "seconds": time.monotonic() - self.clock,
-            "visits": int(history.samples[-1]),
-            "tuning_loss": candidate.tuning_loss,
-            "validation_loss": candidate.validation_loss,
-            "gradient_norm": float(history.gradient_norm[-1]),
-            "code": Code(int(history.code[-1])).name,
-        }
+        values = (
+            step,
+            time.monotonic() - self.clock,
+            int(history.samples[-1]),
+            candidate.tuning_loss,
+            candidate.validation_loss,
+            float(history.gradient_norm[-1]),
+            Code(int(history.code[-1])).name,
+        )
+        record = dict(zip(RECORD, values, strict=True))
         self.history.append(record)
         stopped = bool(self.callback(record)) if self.callback else False
         return stopped or step - self.best.step >= PATIENCE
