@@ -129,7 +129,7 @@ NO_SUITE = {
     "distributions": ["Bernoulli", "Gaussian"],
     "step rules": ["BiSLS", "BiSPS"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
-    "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
+    "records": ["Constants", "Count", "Finding", "Findings", "Plan", "Run"],
 }
 
 

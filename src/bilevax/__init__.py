@@ -12,7 +12,19 @@ if TYPE_CHECKING:
     from bilevax.algorithms import *
     from bilevax.audit import *
     from bilevax.core.codes import Code
-    from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
+    from bilevax.core.errors import (
+        BilevaxError,
+        CheckpointError,
+        CorruptError,
+        DataError,
+        LockedError,
+        MismatchError,
+        ParameterError,
+        SolveError,
+        StorageError,
+        TooNewError,
+        UsageError,
+    )
     from bilevax.core.instance import Instance
     from bilevax.core.records import Cost, Count, ErrorReport, Estimate, History, Result
     from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
@@ -84,11 +96,13 @@ __all__ = [
     "BinaryLogistic",
     "Box",
     "CappedSimplex",
+    "CheckpointError",
     "Code",
     "Composition",
     "Constant",
     "Constants",
     "CoordinateDescent",
+    "CorruptError",
     "Cost",
     "Count",
     "DataError",
@@ -109,6 +123,8 @@ __all__ = [
     "Instance",
     "JointSID",
     "L2Ball",
+    "LockedError",
+    "MismatchError",
     "MixedFP",
     "MultinomialLogistic",
     "Nesterov",
@@ -136,6 +152,7 @@ __all__ = [
     "StocBiO",
     "StochasticReverse",
     "StorageError",
+    "TooNewError",
     "UsageError",
     "check",
     "directions",

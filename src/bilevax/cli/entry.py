@@ -1,21 +1,21 @@
 """Where the command begins and ends: faults become one line on stderr and an exit code."""
 
+import contextlib
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn, Protocol, runtime_checkable
 
 from bilevax.core.errors import BilevaxError
+from bilevax.core.signals import Stops
 from bilevax.core.text import clean
 
 _USAGE = 2
 _INTERRUPTED = 130
-_TERMINATED = 143
 _BROKEN_PIPE = 141
+_SIGNALLED = 128
 
 
 @runtime_checkable
@@ -26,27 +26,17 @@ class _Misuse(Protocol):
         """What is wrong with it."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run as Ctrl-C does."""
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code.
 
     0: done; 1: a check that found errors, or a fault of bilevax itself; 2: called wrongly; 3: a wrong value; 4: a fault
-    of the data; 5: a computation that failed; 7: a file could not be read or written; 130 and 143: interrupted and
-    terminated, with what was reached.
+    of the data; 5: a computation that failed; 6: what a run has written cannot be used; 7: a file could not be read or
+    written; 128 and the number of the signal that ended it (130: Ctrl-C, 143: SIGTERM, 129: SIGHUP), with what was
+    reached.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    terminated: list[int] = []
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        terminated.append(number)
-        raise Terminated
-
-    # Raised in the main thread, so that a run that is stopped writes what it reached.
-    before = signal.signal(signal.SIGTERM, terminate)
-    with warnings.catch_warnings():
+    # A signal is raised in the main thread, so that a run that is stopped writes what it reached.
+    with warnings.catch_warnings(), Stops(hold=False) as stops:
         warnings.showwarning = lambda message, category, *_: _print(f"{category.__name__}: {message}")
         try:
             code = _code_of(words, debug="--debug" in words)
@@ -55,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = _BROKEN_PIPE
-    signal.signal(signal.SIGTERM, before)
-    sys.exit(_TERMINATED if terminated else code)
+        # it has been obeyed: not to be delivered once more
+        number, stops.number = stops.number, 0
+    sys.exit(_SIGNALLED + number if number else code)
 
 
 def _code_of(words: list[str], *, debug: bool) -> int:
@@ -106,7 +97,9 @@ def _say(message: str, code: int, debug: bool) -> int:
 
 
 def _print(text: str) -> None:
-    print(f"bilevax: {clean(text)}", file=sys.stderr)
+    # the terminal may be gone
+    with contextlib.suppress(OSError):
+        print(f"bilevax: {clean(text)}", file=sys.stderr)
 
 
 def _misused(error: _Misuse) -> int:
