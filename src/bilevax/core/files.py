@@ -207,6 +207,20 @@ def remove(path: Path) -> None:
         os.rmdir(path)
 
 
+def remove_empty(path: Path) -> None:
+    """Remove a directory, if it is there and nothing is in it.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with _refused("remove", path):
+        try:
+            os.rmdir(path)
+        except OSError as e:
+            if e.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove what writers of this directory left when they were killed, known by its names; for who holds its lock.
 
@@ -214,8 +228,13 @@ def remove_leftovers(directory: Path) -> None:
         StorageError: the system refused.
     """
     for name in names(directory):
-        if _LEFTOVER.fullmatch(name):
+        if is_leftover(name):
             remove(directory / name)
+
+
+def is_leftover(name: str) -> bool:
+    """True of the name of what was not yet whole when its writer was killed."""
+    return bool(_LEFTOVER.fullmatch(name))
 
 
 def names(directory: Path) -> list[str]:
@@ -287,13 +306,13 @@ class Lock:
                 os.close(descriptor)
         self._descriptor: int | None = descriptor
 
-    def release(self) -> None:
-        """Give it up, and remove the file."""
+    def release(self, *, remove: bool = True) -> None:
+        """Give it up, and remove the file, unless a directory is left that is known by it."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
         with contextlib.suppress(OSError):
-            if _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
+            if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
                 os.unlink(self._path)
         os.close(descriptor)
 
