@@ -6,10 +6,13 @@ import tomllib
 from functools import partial
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from crash_rig import FAULTS, FILLING, Rig, Scenario
 
+import bilevax as bx
 from bilevax.core import files, manifest
 from bilevax.core.errors import DataError
 from bilevax.core.run_files import read_run_files
@@ -198,7 +201,7 @@ def rig_of(request, tmp_path):
     return Rig(SCENARIOS[request.param](), tmp_path / "root")
 
 
-SAMPLED = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
+EVERY = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
 
 
 def numbers(rig, every):
@@ -207,14 +210,14 @@ def numbers(rig, every):
     return range(calls) if every or calls < 30 else sorted({i * (calls - 1) // 11 for i in range(12)})
 
 
-@SAMPLED
+@EVERY
 def test_killed_or_without_power_before_each_call(rig, every):
     for number in numbers(rig, every):
         rig.stop_before(number)
     rig.lasts()
 
 
-@SAMPLED
+@EVERY
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_each_call(rig, fault, every):
     for number in numbers(rig, every):
@@ -226,3 +229,41 @@ def test_a_fault_at_each_call(rig, fault, every):
             assert raised is not None, where
         elif fault == "full" and call in FILLING:
             assert "free some space" in str(raised), where
+
+
+def a_minimisation():
+    """Of a ridge regression, with a checkpoint after each of three steps, of which two are kept."""
+    X, y = np.random.default_rng(0).normal(size=(8, 2)), np.arange(8.0)
+
+    def inner_loss(w, lam, batch):
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2) + lam * w @ w
+
+    def outer_loss(w, lam, batch):
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2)
+
+    problem, rows = bx.Problem(bx.GradientStep(inner_loss), outer_loss), bx.Arrays((X, y), 2)
+    given = (problem, bx.SOBA(0.1, 0.5), np.zeros(2), np.ones(()), rows, rows)
+
+    def act(root):
+        run = Run(root / "run", seconds=0, keep=2)
+        result = bx.minimize(*given, steps=3, every=1, key=jax.random.key(0), run=run)
+        return [np.asarray(x).tobytes() for x in jax.tree.leaves(result[:4] + result.history[:3])]
+
+    def look(root):
+        for path in (root / "run").glob("step_*"):
+            _read(path)
+
+    return Scenario(
+        lambda root: None, act, act, look, lambda root: {path.name[:5] for path in (root / "run").iterdir()}
+    )
+
+
+@EVERY
+def test_minimize_goes_on_to_the_same_bits(tmp_path, every):
+    rig = Rig(a_minimisation(), tmp_path / "root")
+    calls = len(rig.disk.calls)
+    for number in range(calls) if every else (calls // 3, 2 * calls // 3, calls - 1):
+        rig.stop_before(number)
+    for i, fault in enumerate(FAULTS):
+        for number in range(calls) if every else ((i + 1) * calls // 6,):
+            rig.fail(fault, number)

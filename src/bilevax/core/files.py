@@ -86,19 +86,28 @@ def append_line(path: Path, record: Mapping[str, object]) -> bytes:
     Raises:
         StorageError: the system refused; the file is as it was.
     """
-    # One write of a line, in append mode: a run that is killed leaves whole lines, and perhaps one without its end.
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    append(path, line)
+    return line
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file in a single write; made if it is not there.
+
+    Raises:
+        StorageError: the system refused; the file is as it was.
+    """
+    # One write, in append mode: a run that is killed leaves whole lines, and perhaps one without its end.
     with refused("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            if os.write(descriptor, line) < len(line):
-                # what comes later must not continue half a line
+            if os.write(descriptor, content) < len(content):
+                # what comes later must not continue half of it
                 os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
-    return line
 
 
 def write_json(path: Path, record: object) -> None:
@@ -120,6 +129,25 @@ def _toml(tables: Mapping[str, Mapping[str, object]]) -> Iterable[str]:
                 text = json.dumps(value, allow_nan=False, ensure_ascii=False).replace("\x7f", "\\u007f")
                 yield f"{key} = {text}"
         yield ""
+
+
+def require_place(path: Path, *, directory: bool = False) -> None:
+    """Refuse, before anything is computed for it, a file or a directory that could not be written.
+
+    Raises:
+        StorageError: it is of the other kind, what it would be in is no directory, or that may not be written to.
+    """
+    with refused("write", path):
+        if path.is_dir() and not directory:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        above = path.absolute().parents
+        # of a directory those above it are made, if need be
+        place = next(p for p in (path.absolute(), *above) if p.exists()) if directory else above[0]
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is no directory")
+        # false on a file system that is read-only, too, for whomever
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write in {place}")
 
 
 def make_directory(path: Path) -> None:
@@ -300,11 +328,9 @@ class Lock:
         if descriptor is None:
             return
         with contextlib.suppress(OSError):
-            try:
-                if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
-                    os.unlink(self._path)
-            finally:  # after Ctrl-C as well, or this process would hold it to its end
-                os.close(descriptor)
+            if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
+                os.unlink(self._path)
+        os.close(descriptor)
 
     def moved(self, directory: Path) -> None:
         """The directory has a new name now."""
