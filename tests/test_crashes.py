@@ -204,10 +204,10 @@ def rig_of(request, tmp_path):
 EVERY = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
 
 
-def numbers(rig, every):
-    """Of the calls that fail: all, or a dozen of many."""
+def numbers(rig, every, first=0):
+    """Of the calls that fail: all, or some of many."""
     calls = len(rig.disk.calls)
-    return range(calls) if every or calls < 30 else sorted({i * (calls - 1) // 11 for i in range(12)})
+    return range(calls) if every or calls < 30 else range((first + 1) * calls // 36, calls, calls // 6)
 
 
 @EVERY
@@ -220,11 +220,11 @@ def test_killed_or_without_power_before_each_call(rig, every):
 @EVERY
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_each_call(rig, fault, every):
-    for number in numbers(rig, every):
+    for number in numbers(rig, every, FAULTS.index(fault)):
         raised, call = rig.fail(fault, number), rig.disk.calls[number]
         where = f"{fault} at call {number} of {rig.disk.calls}"
-        if fault == "short":
-            assert raised is None, where
+        if fault == "short":  # of a line, which is then not there at all
+            assert raised is None or ("cannot write" in str(raised) and "metrics.jsonl" in str(raised)), where
         elif fault in ("before", "after"):
             assert raised is not None, where
         elif fault == "full" and call in FILLING:

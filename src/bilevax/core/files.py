@@ -328,9 +328,11 @@ class Lock:
         if descriptor is None:
             return
         with contextlib.suppress(OSError):
-            if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
-                os.unlink(self._path)
-        os.close(descriptor)
+            try:
+                if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
+                    os.unlink(self._path)
+            finally:  # after Ctrl-C as well, or this process would hold it to its end
+                os.close(descriptor)
 
     def moved(self, directory: Path) -> None:
         """The directory has a new name now."""
