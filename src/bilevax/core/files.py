@@ -37,7 +37,7 @@ def write(path: Path, content: bytes | str) -> None:
     """Write a file atomically: a temporary file beside it, flushed to the disk, then renamed over it.
 
     Raises:
-        StorageError: the system refused; the file at ``path`` is as it was.
+        StorageError: the system refused; the file at ``path`` is as it was, or the new one.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = temporary_name(path)
