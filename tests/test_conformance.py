@@ -130,7 +130,7 @@ NO_SUITE = {
     "step rules": ["BiSLS", "BiSPS"],
     "callbacks": ["EarlyStopping", "JSONLines", "ShowProgress", "TensorBoard", "TimeLimit"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
-    "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
+    "records": ["Constants", "Count", "Finding", "Findings", "Plan", "Run"],
 }
 
 

@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     from bilevax.algorithms import *
     from bilevax.audit import *
     from bilevax.core.codes import Code
-    from bilevax.core.errors import BilevaxError, DataError, ParameterError, SolveError, StorageError, UsageError
+    from bilevax.core.errors import (
+        BilevaxError,
+        CheckpointError,
+        CorruptError,
+        DataError,
+        LockedError,
+        MismatchError,
+        ParameterError,
+        ResourceError,
+        SolveError,
+        StorageError,
+        TooNewError,
+        UsageError,
+    )
     from bilevax.core.instance import Instance
     from bilevax.core.records import Cost, Count, ErrorReport, Estimate, History, Result
     from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
@@ -84,11 +97,13 @@ __all__ = [
     "BinaryLogistic",
     "Box",
     "CappedSimplex",
+    "CheckpointError",
     "Code",
     "Composition",
     "Constant",
     "Constants",
     "CoordinateDescent",
+    "CorruptError",
     "Cost",
     "Count",
     "DataError",
@@ -111,6 +126,8 @@ __all__ = [
     "JSONLines",
     "JointSID",
     "L2Ball",
+    "LockedError",
+    "MismatchError",
     "MixedFP",
     "MultinomialLogistic",
     "Nesterov",
@@ -127,6 +144,7 @@ __all__ = [
     "ProductNeumann",
     "Progress",
     "ProximalStep",
+    "ResourceError",
     "Result",
     "Run",
     "ScoreFunction",
@@ -141,6 +159,7 @@ __all__ = [
     "StorageError",
     "TensorBoard",
     "TimeLimit",
+    "TooNewError",
     "UsageError",
     "check",
     "directions",

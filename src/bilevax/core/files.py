@@ -131,6 +131,25 @@ def _toml(tables: Mapping[str, Mapping[str, object]]) -> Iterable[str]:
         yield ""
 
 
+def require_place(path: Path, *, directory: bool = False) -> None:
+    """Refuse, before anything is computed for it, a file or a directory that could not be written.
+
+    Raises:
+        StorageError: it is of the other kind, what it would be in is no directory, or that may not be written to.
+    """
+    with _refused("write", path):
+        if path.is_dir() and not directory:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        above = path.absolute().parents
+        # of a directory those above it are made, if need be
+        place = next(p for p in (path.absolute(), *above) if p.exists()) if directory else above[0]
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is no directory")
+        # false on a file system that is read-only, too, for whomever
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write in {place}")
+
+
 def make_directory(path: Path) -> None:
     """Create a directory and its parents, if they are not there.
 
@@ -188,6 +207,20 @@ def remove(path: Path) -> None:
         os.rmdir(path)
 
 
+def remove_empty(path: Path) -> None:
+    """Remove a directory, if it is there and nothing is in it.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with _refused("remove", path):
+        try:
+            os.rmdir(path)
+        except OSError as e:
+            if e.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove what writers of this directory left when they were killed, known by its names; for who holds its lock.
 
@@ -195,8 +228,13 @@ def remove_leftovers(directory: Path) -> None:
         StorageError: the system refused.
     """
     for name in names(directory):
-        if _LEFTOVER.fullmatch(name):
+        if is_leftover(name):
             remove(directory / name)
+
+
+def is_leftover(name: str) -> bool:
+    """True of the name of what was not yet whole when its writer was killed."""
+    return bool(_LEFTOVER.fullmatch(name))
 
 
 def names(directory: Path) -> list[str]:
@@ -268,13 +306,13 @@ class Lock:
                 os.close(descriptor)
         self._descriptor: int | None = descriptor
 
-    def release(self) -> None:
-        """Give it up, and remove the file."""
+    def release(self, *, remove: bool = True) -> None:
+        """Give it up, and remove the file, unless a directory is left that is known by it."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
         with contextlib.suppress(OSError):
-            if _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
+            if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
                 os.unlink(self._path)
         os.close(descriptor)
 

@@ -70,7 +70,7 @@ def described(value: PyTree) -> PyTree:
         return {str(name): described(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
         return [described(x) for x in value]
-    if not jax.tree_util.all_leaves([value]):  # a node of another kind
+    if value is not None and not jax.tree_util.all_leaves([value]):  # a node of another kind
         return {leaf_name("", path): described(x) for path, x in jax.tree_util.tree_leaves_with_path(value)}
     plain = to_plain(value)
     return {"function": _nameless(plain["function"])} if isinstance(plain, dict) and "function" in plain else plain
@@ -122,16 +122,18 @@ def check_same(
 def _differences(name: str, saved: PyTree, given: PyTree) -> Iterator[tuple[str, str]]:
     if saved == given:
         return
-    if (
-        isinstance(saved, dict)
-        and isinstance(given, dict)
-        and saved.keys() == given.keys()
-        and saved.keys() not in ARRAYS
-    ):
-        for key in saved:
+    if _is_alike(saved, given):
+        for key in given:
             yield from _differences(f"{name}.{key}" if name else key, saved[key], given[key])
     else:
         yield name, f"{_short(saved)} -> {_short(given)}"
+
+
+def _is_alike(saved: PyTree, given: PyTree) -> bool:
+    """True for two descriptions whose parts can be compared one by one."""
+    if not (isinstance(saved, dict) and isinstance(given, dict)) or saved.keys() in ARRAYS:
+        return False
+    return saved.keys() == given.keys() and saved.get("type") == given.get("type")
 
 
 def _short(value: PyTree) -> str:
