@@ -254,7 +254,7 @@ def test_a_state_that_is_not_plain_is_refused(tmp_path):
         def resume(self, state):
             pass
 
-    with pytest.raises(bx.ParameterError, match=r"callback 0\.a\[0\] must be a number"):
+    with pytest.raises(bx.ParameterError, match=r"callbacks\.Odd-0\.a\[0\] must be a number"):
         run(run=tmp_path / "run", callback=Odd())
 
 

@@ -94,7 +94,7 @@ class Callbacks:
 
     def state(self) -> dict[str, Any]:
         """That of each which has one, by its name."""
-        states = {}
+        states: dict[str, Any] = {}
         for name, callback in self._named.items():
             if isinstance(callback, Resumable):
                 states[name] = callback.state()
