@@ -15,6 +15,7 @@ from bilevax.core import files
 from bilevax.core.records import History
 from bilevax.runs import show_progress
 from bilevax.runs.callbacks import Callbacks
+from bilevax.runs.checkpoints import kept_state
 from bilevax.testing.closed_forms import FiniteQuadratic
 
 P = FiniteQuadratic.random(0, n=20, d=3, m=2)
@@ -297,6 +298,17 @@ def test_a_run_that_goes_on_is_told_and_stopped_as_if_it_had_never_ended(tmp_pat
 
 def timeless(record):
     return {name: value for name, value in record.items() if name != "seconds"}
+
+
+def test_what_a_callback_kept_can_be_read_before_the_run_goes_on(tmp_path):
+    assert kept_state(tmp_path) is None
+    run(steps=10, directory=tmp_path / "without")
+    assert kept_state(tmp_path / "without") is None
+    stopping = bx.EarlyStopping(100)
+    run([stopping, print], steps=50, directory=tmp_path / "with")
+    kept = kept_state(tmp_path / "with")
+    assert kept["best"]["value"] == stopping.best.value
+    np.testing.assert_array_equal(kept["best"]["lam"][0], stopping.best.lam)
 
 
 def test_a_callback_that_raises_leaves_the_last_checkpoint(tmp_path):
