@@ -105,7 +105,11 @@ class Checkpoints:
         self._lock = files.Lock(self.directory)
 
     def __enter__(self) -> "Checkpoints":
-        files.remove_leftovers(self.directory)
+        try:
+            files.remove_leftovers(self.directory)
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,9 +155,9 @@ class Checkpoints:
         path = self.directory / (f"step_{step:08}" + (f"-{number}" if number else ""))
         manifest.write_directory(path, KIND, FORMAT, contents, body)
         while self._damaged:
-            files.remove(self.directory / self._damaged.pop())
+            files.discard(self.directory / self._damaged.pop())
         for old in self._names()[: -self._keep]:
-            files.remove(self.directory / old)
+            files.discard(self.directory / old)
 
     def _names(self) -> list[str]:
         """Of the checkpoints, the oldest first."""
