@@ -261,6 +261,8 @@ class Lock:
                         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
                         os.ftruncate(descriptor, 0)
                         os.write(descriptor, json.dumps(holder).encode())
+                        # whose directory it is, is known by it after a power cut, too
+                        os.fsync(descriptor)
                         break
                 except BlockingIOError:
                     holder_text = _holder(descriptor)
