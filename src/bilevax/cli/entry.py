@@ -67,7 +67,8 @@ def _code_of(words: list[str], *, debug: bool) -> int:
         return _say("not enough memory for a table of this size", 1, debug)
     except Exception as e:
         # That a file cannot be written is a StorageError: this is standard output.
-        if isinstance(e, OSError) and e.filename is None and e.errno in _OUTPUT_REFUSED:
+        refused = isinstance(e, OSError) and e.filename is None and e.errno in _OUTPUT_REFUSED
+        if refused or isinstance(e, BrokenPipeError):
             raise
         if isinstance(e, _Misuse):
             return _misused(e)
