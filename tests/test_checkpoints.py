@@ -395,7 +395,7 @@ def run_of_whole_numbers(**options):
     problem = bx.Problem(bx.GradientStep(whole_inner, 0.03125), whole_outer)
     data = bx.Arrays(WHOLE, 5, "iid"), bx.Arrays(-WHOLE, 5, "iid")
     best = bx.EarlyStopping(patience=10**6, score=lambda w, lam: jnp.sum(w**2))
-    given = {"algorithm": bx.SOBA(1.0, 0.5), "problem": problem, "data": data, "start": (np.ones(4), 0.0)}
+    given = {"algorithm": bx.SOBA(0.03125, 0.5), "problem": problem, "data": data, "start": (np.ones(4), 0.0)}
     return run(**given, steps=800, every=200, callback=best, **options)
 
 
