@@ -128,6 +128,7 @@ NO_SUITE = {
     "streams": ["Several"],
     "distributions": ["Bernoulli", "Gaussian"],
     "step rules": ["BiSLS", "BiSPS"],
+    "callbacks": ["EarlyStopping", "JSONLines", "ShowProgress", "TensorBoard", "TimeLimit"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
     "records": ["Constants", "Count", "Finding", "Findings", "Plan", "Run"],
 }

@@ -167,7 +167,7 @@ def check(
     keep_programs(not no_cache)
     from bilevax.cli.check import run
 
-    raise typer.Exit(run(problem, html, seed=seed, force=force))
+    raise typer.Exit(run(problem, html, seed=seed, force=force, debug=debug))
 
 
 @app.command()

@@ -1,17 +1,17 @@
 """What the user sees while a table is tuned, and at the end."""
 
 import math
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from bilevax.cli.output import Output
 from bilevax.core.events import Event
 from bilevax.core.run_files import REPORT
 from bilevax.core.text import clean, counted, duration, short_count
@@ -34,7 +34,7 @@ class Display:
     """
 
     def __init__(self, steps: int) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Output(progress=True)
         self._steps = steps
         self._losses: list[float] = []
         self._status = ""
@@ -140,8 +140,7 @@ def _data_line(event: Event) -> str:
 
 def print_outcome(study: "Study", directory: Path) -> None:
     """The comparison, the verdict, and where everything is, on standard output."""
-    # A pipe has no width: 120 columns hold the table.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Output()
     console.print(_comparison(study))
     run = read_run(directory)
     console.print(Text(verdict(run).sentence))

@@ -1,6 +1,7 @@
 """Where the command begins and ends: faults become one line on stderr and an exit code."""
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -8,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, Protocol, runtime_checkable
 
-from bilevax.core.errors import BilevaxError
+from bilevax.core.errors import BilevaxError, StorageError
 from bilevax.core.signals import Stops
 from bilevax.core.text import clean
 
@@ -16,6 +17,7 @@ _USAGE = 2
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _SIGNALLED = 128
+_OUTPUT_REFUSED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @runtime_checkable
@@ -31,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     0: done; 1: a check that found errors, or a fault of bilevax itself; 2: called wrongly; 3: a wrong value; 4: a fault
     of the data; 5: a computation that failed; 6: what a run has written cannot be used; 7: a file could not be read or
-    written; 128 and the number of the signal that ended it (130: Ctrl-C, 143: SIGTERM, 129: SIGHUP), with what was
-    reached.
+    written; 8: too little memory; 9: a fault of the user's code; 128 and the number of the signal that ended it (130:
+    Ctrl-C, 143: SIGTERM, 129: SIGHUP), with what was reached; 141: the reader went away.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # A signal is raised in the main thread, so that a run that is stopped writes what it reached.
@@ -41,10 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         try:
             code = _code_of(words, debug="--debug" in words)
             sys.stdout.flush()
-        # The reader of a pipe went away: nothing to say, and nobody to say it to. Python flushes once more at the end.
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = _BROKEN_PIPE
+        except OSError as e:
+            code = _without_output(e)
         # it has been obeyed: not to be delivered once more
         number, stops.number = stops.number, 0
     sys.exit(_SIGNALLED + number if number else code)
@@ -56,8 +56,6 @@ def _code_of(words: list[str], *, debug: bool) -> int:
         return _run(words)
     except KeyboardInterrupt:
         return _say("interrupted", _INTERRUPTED, debug)
-    except BrokenPipeError:
-        raise
     except BilevaxError as e:
         message = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         return _say(message, e.exit_code, debug)
@@ -68,6 +66,10 @@ def _code_of(words: list[str], *, debug: bool) -> int:
     except MemoryError:
         return _say("not enough memory for a table of this size", 1, debug)
     except Exception as e:
+        # That a file cannot be written is a StorageError: this is standard output.
+        refused = isinstance(e, OSError) and e.filename is None and e.errno in _OUTPUT_REFUSED
+        if refused or isinstance(e, BrokenPipeError):
+            raise
         if isinstance(e, _Misuse):
             return _misused(e)
         return _say(f"{type(e).__name__}: {e} (a fault of bilevax; --debug shows where)", 1, debug)
@@ -87,6 +89,15 @@ def _run(words: list[str]) -> int:
     except typer.Exit as e:
         return e.exit_code
     return 0
+
+
+def _without_output(e: OSError) -> int:
+    """What is left to do where standard output takes no more: the reader of a pipe went away, or a disk is full."""
+    # Python flushes once more at the end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(e, BrokenPipeError):  # nothing to say, and nobody to say it to
+        return _BROKEN_PIPE
+    return _say(f"cannot write to standard output: {e.strerror}", StorageError.exit_code, False)
 
 
 def _say(message: str, code: int, debug: bool) -> int:

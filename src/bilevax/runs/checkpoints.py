@@ -105,7 +105,11 @@ class Checkpoints:
         self._lock = files.Lock(self.directory)
 
     def __enter__(self) -> "Checkpoints":
-        files.remove_leftovers(self.directory)
+        try:
+            files.remove_leftovers(self.directory)
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,9 +155,9 @@ class Checkpoints:
         path = self.directory / (f"step_{step:08}" + (f"-{number}" if number else ""))
         manifest.write_directory(path, KIND, FORMAT, contents, body)
         while self._damaged:
-            files.remove(self.directory / self._damaged.pop())
+            files.discard(self.directory / self._damaged.pop())
         for old in self._names()[: -self._keep]:
-            files.remove(self.directory / old)
+            files.discard(self.directory / old)
 
     def _names(self) -> list[str]:
         """Of the checkpoints, the oldest first."""
@@ -242,11 +246,12 @@ def unpack(value: Any, arrays: Mapping[str, PyTree]) -> Any:
 
 
 def kept_state(run: Run | str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What the first callback of a run kept in its newest checkpoint, before the run goes on; None where there is none.
+    """What the one callback of a run kept in its newest checkpoint, before the run goes on; None where there is none.
 
     Raises:
         CheckpointError: as of :meth:`Checkpoints.newest`, or another process uses the directory.
     """
     with Checkpoints(run if isinstance(run, Run) else Run(run)) as store:
         found = store.newest()
-    return None if found is None else unpack(found.content["parts"].get("callback 0"), found.arrays)
+    kept = [] if found is None else [unpack(x, found.arrays) for x in found.content["parts"]["callbacks"].values()]
+    return kept[0] if kept else None

@@ -3,8 +3,7 @@
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,37 +14,16 @@ from bilevax.core.config import canonicalize, replace_unchecked, to_plain
 from bilevax.core.errors import CorruptError
 from bilevax.core.events import Plain
 from bilevax.core.protocols import Algorithm, Sources
-from bilevax.core.records import Cost, History, Result
+from bilevax.core.records import Cost, Result
 from bilevax.core.trees import PyTree
 from bilevax.data.looks import stream_key
 from bilevax.problems.problem import Problem
 from bilevax.problems.validate import check_functions
 from bilevax.runs.back_off import BackOff
+from bilevax.runs.callbacks import Callbacks, Progress
 from bilevax.runs.checkpoints import Checkpoint, Resumable, pack, unpack
 from bilevax.runs.history import Log
 from bilevax.runs.identity import check_same, machine
-
-
-class Progress(NamedTuple):
-    """What a callback sees.
-
-    Attributes:
-        step: outer steps done.
-        steps: outer steps of the run.
-        w: the inner variable.
-        lam: the outer variable.
-        history: all steps so far; its arrays do not change any more.
-    """
-
-    step: int
-    steps: int
-    w: PyTree
-    lam: PyTree
-    history: History
-
-
-Callback: TypeAlias = Callable[[Progress], bool | None]
-"""Called between compiled calls; True ends the run."""
 
 
 class Setting(NamedTuple):
@@ -67,7 +45,7 @@ class Setting(NamedTuple):
     sources: Sources
     key: Array
     steps: int
-    callbacks: Sequence[Callback] = ()
+    callbacks: Callbacks
 
 
 @dataclasses.dataclass
@@ -112,6 +90,7 @@ class Course:
     @staticmethod
     def begun(given: Setting) -> "Course":
         """At its start."""
+        given.callbacks.begin(Progress(0, given.steps, *given.start, Log(None, Cost()).history))
         clock, back_off = time.monotonic(), BackOff(given.problem, given.algorithm)
         algorithm, state, spent, back_off.limit = _begin(given)
         log = Log(algorithm.step_cost(given.problem, given.sources), spent)
@@ -151,9 +130,8 @@ class Course:
         course.ended = "" if differs or "ended" in override else content["ended"]
         course.resumed = content["resumed"]
         for name, part in course._parts.items():
-            # a callback that was not there before begins as it is
-            if name in content["parts"]:
-                part.resume(unpack(content["parts"][name], found.arrays))
+            part.resume(unpack(content["parts"][name], found.arrays))
+        given.callbacks.begin(course.progress)
         if differs or changed:
             course.resumed.append({"step": found.step, **differs, **changed})
         if changed:
@@ -163,11 +141,7 @@ class Course:
 
     @property
     def _parts(self) -> dict[str, Resumable]:
-        parts: dict[str, Resumable] = {"log": self.log, "back_off": self.back_off}
-        for i, callback in enumerate(self.given.callbacks):
-            if isinstance(callback, Resumable):
-                parts[f"callback {i}"] = callback
-        return parts
+        return {"log": self.log, "back_off": self.back_off, "callbacks": self.given.callbacks}
 
     def kept(self, named: Plain) -> tuple[Plain, dict[str, PyTree]]:
         """What a checkpoint keeps: plain values, and arrays by name."""

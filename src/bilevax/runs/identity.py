@@ -123,7 +123,7 @@ def _differences(name: str, saved: PyTree, given: PyTree) -> Iterator[tuple[str,
     if saved == given:
         return
     if _is_alike(saved, given):
-        for key in saved:
+        for key in given:
             yield from _differences(f"{name}.{key}" if name else key, saved[key], given[key])
     else:
         yield name, f"{_short(saved)} -> {_short(given)}"

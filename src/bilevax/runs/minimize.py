@@ -22,8 +22,9 @@ from bilevax.core.signals import Stopped, Stops
 from bilevax.core.trees import PyTree, as_parameters, row
 from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
+from bilevax.runs.callbacks import Callback, Callbacks
 from bilevax.runs.checkpoints import Checkpoints, Run
-from bilevax.runs.course import Callback, Course, Setting
+from bilevax.runs.course import Course, Setting
 from bilevax.runs.identity import identity
 
 CALL_SECONDS = 0.25
@@ -64,8 +65,8 @@ def minimize(
         val: source of outer minibatches.
         steps: number of outer steps, at least 1.
         key: a JAX random key.
-        callback: called with a :class:`Progress` between calls, or several, in their order; one that returns True ends
-            the run.
+        callback: called with a :class:`Progress` between calls; True ends the run. Or several, such as
+            ``[bx.ShowProgress(), bx.TimeLimit(3600.0)]``, which are all called, in their order.
         every: outer steps from one callback to the next, which also end a stretch; None: as many as take about a
             quarter of a second.
         run: a directory, or a :class:`Run`, in which checkpoints of this run are kept. A run that was killed goes on
@@ -82,12 +83,11 @@ def minimize(
         UsageError: it holds other things.
         StorageError: the system would not let it be written.
     """
-    steps = check_count("steps", steps, low=1)
+    callbacks, steps = Callbacks(callback), check_count("steps", steps, low=1)
     every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
     start, key, sources = (as_parameters("w0", w0), as_parameters("lam", lam)), as_key(key), (train, val)
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
-    callbacks = () if callback is None else (callback,) if callable(callback) else tuple(callback)
     given = Setting(problem, algorithm, start, sources, key, steps, callbacks)
     if run is None:
         with Stops((signal.SIGINT,)) as stops:
@@ -109,22 +109,30 @@ def minimize(
 
 
 def _go_on(course: Course, every: int | None, stops: Stops, keep: "_Keep | None" = None) -> None:
-    """Call after call, until the run ends or is stopped."""
+    """Call after call, until the run ends or is stopped, of which the callbacks are told."""
+    try:
+        _make_calls(course, every, stops, keep)
+    finally:
+        course.given.callbacks.end(course.progress)
+
+
+def _make_calls(course: Course, every: int | None, stops: Stops, keep: "_Keep | None") -> None:
+    """Until the run ends or is stopped."""
     pace, calls, steps = _Pace(course.algorithm.steps_per_record), 0, course.given.steps
+    callbacks = course.given.callbacks
     while not course.ended and not stops.number:
         began, calls = time.monotonic(), calls + 1
         target = steps if every is None else min(steps, (course.step // every + 1) * every)
         number = _call(course, min(pace.end(course.step), target))
         due = course.step and (every is None or course.step == target or course.ended)
         try:
-            # each is called, whatever the others say
-            stop = [bool(call(course.progress)) for call in course.given.callbacks if due]
+            stop = due and callbacks and callbacks(course.progress)
         except Stopped:
             raise
         except KeyboardInterrupt:
             stops.number = signal.SIGINT
             return
-        course.ended = course.ended or ("stopped" if any(stop) else "finished" if course.step == steps else "")
+        course.ended = course.ended or ("stopped" if stop else "finished" if course.step == steps else "")
         # the first call compiles: its time says nothing of the next
         if calls > 1:
             pace.learn(number, time.monotonic() - began)

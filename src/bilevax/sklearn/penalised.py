@@ -68,7 +68,7 @@ class PenalisedModel(BaseEstimator, ABC):
         groups: ArrayLike | None,
         validation: ArrayLike | None,
         callback: Callable[[Event], bool | None] | None,
-        run: Run | str | os.PathLike[str] | None,
+        run: Run | str | os.PathLike[str] | None = None,
     ) -> None:
         """Tune the penalties, then train the model.
 

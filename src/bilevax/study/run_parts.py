@@ -7,7 +7,7 @@ from pathlib import Path
 from bilevax.core import files, manifest
 from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS
 
-STEP = re.compile(r"step_\d+")
+STEP = re.compile(r"step_\d+(-\d+)?")
 """Names of checkpoints."""
 
 

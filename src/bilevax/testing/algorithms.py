@@ -70,11 +70,11 @@ def check_algorithm(
     """Check an algorithm, such as ``bilevax.BSGM(...)``, against all contracts.
 
     It must be given steps for an outer function of curvature between 0.1 and 1. In order: it is a configuration; on
-    every row it comes near the minimum; in blocks, of which the last is short, how a run is cut, a checkpoint that it goes on
-    from, float32 and rebuilding change nothing; no iterate leaves Lambda; NaN ends a run with finite variables; nested trees change nothing; its
-    randomness is the key's. Then, on independent rows unless it refuses them, and built without arguments where its
-    steps can be measured: its cost is at least what it read; its settings can be written as JSON, with every step; a
-    loop of one's own and vmap change nothing.
+    every row it comes near the minimum; in blocks, of which the last is short, how a run is cut, a checkpoint that it
+    goes on from, float32 and rebuilding change nothing; no iterate leaves Lambda; NaN ends a run with finite variables;
+    nested trees change nothing; its randomness is the key's. Then, on independent rows unless it refuses them, and
+    built without arguments where its steps can be measured: its cost is at least what it read; its settings can be
+    written as JSON, with every step; a loop of one's own and vmap change nothing.
 
     Args:
         algorithm: what is checked.
