@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import warnings
 from pathlib import Path
@@ -583,3 +584,111 @@ def test_checkpoints_of_minimize_are_not_the_commands(command, tmp_path, words):
     assert names(tmp_path / "run") == ["step_00000004"]
     assert command("resume", "nowhere")[::2] == (4, "bilevax: nowhere is not a run directory\n")
     assert command("resume", "t.csv")[0] == 7
+
+
+# ---- the real thing
+
+OFTEN = """
+import os, signal, sys
+from bilevax.cli.cache import keep_programs
+keep_programs(True)
+from bilevax.cli import main
+from bilevax.runs import checkpoints
+
+calls = [words.split() for words in sys.argv[2:]]
+made, save = checkpoints.Run.__post_init__, checkpoints.Checkpoints.save
+
+def often(run):
+    made(run)
+    object.__setattr__(run, "seconds", 0.0)
+
+def saved(self, step, *parts):
+    save(self, step, *parts)
+    if step == int(sys.argv[1]) and "killed" in str(self.directory):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints.Run.__post_init__, checkpoints.Checkpoints.save = often, saved
+for words in calls:
+    try:
+        main(words)
+    except SystemExit as e:
+        assert not e.code
+"""
+"""Commands in one process, with a checkpoint after every step; killed at one of them in a directory called so."""
+
+
+def without_seconds(directory):
+    """The records of the tuning, and of the comparison what is no time."""
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+TUNED = "tune t.csv --target y --steps 6 --out"
+
+
+def process(directory, *words):
+    """With the programs that processes before it have compiled; a process that was started."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(directory / "cache")}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", OFTEN, *words], cwd=directory, env=environment, **pipes)
+
+
+def same(a, b):
+    """Two runs that ended alike."""
+    for name in ("model.safetensors", "coefficients.json"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+    assert without_seconds(a) == without_seconds(b)
+    assert names(a) == names(b) == ALL
+
+
+def test_kill_9_and_resume_end_with_the_same_model(tmp_path):
+    write_table(tmp_path / "t.csv", n=60)
+    with process(tmp_path, "3", f"{TUNED} undisturbed", f"{TUNED} killed") as first:
+        err = first.stderr.read()
+    assert first.returncode == -9, err
+    assert names(tmp_path / "killed" / "checkpoints") == ["run.lock", *(f"step_0000000{i}" for i in (1, 2, 3))]
+    with process(tmp_path, "-1", "resume killed") as second:
+        err = second.stderr.read()
+    assert second.returncode == 0, err
+    same(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+@pytest.fixture(name="undisturbed", scope="module")
+def undisturbed_run(tmp_path_factory):
+    """A directory with a run, and the seconds that it takes where all is compiled."""
+    directory = tmp_path_factory.mktemp("kills")
+    write_table(directory / "t.csv", n=60)
+    for name in ("compiling", "undisturbed"):
+        began = time.monotonic()
+        with process(directory, "-1", f"{TUNED} {name}") as whole:
+            err = whole.stderr.read()
+        assert whole.returncode == 0, err
+    return directory, time.monotonic() - began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_ten_kills_at_random_times(undisturbed, seed):
+    """Of tune and of resume, over nothing and over an earlier run; all in all 200."""
+    (directory, seconds), random, kills = undisturbed, np.random.default_rng(seed), 0
+    target = directory / f"run{seed}"
+    over = seed % 2 == 1
+    if over:
+        shutil.copytree(directory / "compiling", target)
+    while True:
+        resumed = any(path.exists() for path in (target / "checkpoints", *directory.glob(f"run{seed}.new-*")))
+        words = f"resume {target.name}" if resumed else f"{TUNED} {target.name}" + " --force" * target.exists()
+        with process(directory, "-1", words) as running:
+            time.sleep(random.uniform(0.3, 1.1) * seconds)
+            if kills < 10:
+                running.kill()
+            err = running.stderr.read()
+        assert running.returncode in (0, -9), err
+        kills += running.returncode == -9
+        if over or running.returncode == 0:
+            read_model(target)
+        if running.returncode == 0:
+            same(target, directory / "undisturbed")
+            if kills >= 10:
+                break
+            files.remove(target)
