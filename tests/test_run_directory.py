@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,23 @@ from sklearn.linear_model import LogisticRegression
 from bilevax.cli import main
 from bilevax.core import files, manifest
 from bilevax.core.codes import Code
-from bilevax.core.errors import CorruptError, DataError, LockedError, StorageError, TooNewError, UsageError
+from bilevax.core.errors import (
+    CorruptError,
+    DataError,
+    LockedError,
+    MismatchError,
+    ParameterError,
+    StorageError,
+    TooNewError,
+    UsageError,
+)
 from bilevax.core.run_files import FILES, FORMAT, KIND, read_run_files
+from bilevax.hypergradients import SID
 from bilevax.report import render_report, write_report
+from bilevax.runs import Run, checkpoints
+from bilevax.sklearn import TunedLogisticRegression, tuning, tuning_method
+from bilevax.sklearn.tuning_method import Method
+from bilevax.solvers import FixedPoint, Harmonic
 from bilevax.study import read_model, study
 from bilevax.study.run_directory import RunDirectory
 from bilevax.tables.linear import LinearModel
@@ -429,6 +444,15 @@ assert not {"jax", "sklearn"} & set(sys.modules)
 """
 
 
+def test_the_page_has_the_formats_of_the_code():
+    page = (ASSET.parents[2] / "docs" / "formats.md").read_text()
+    said = re.findall(r"^\| `(run|checkpoint)` \| (\d+) \|", page, re.MULTILINE)
+    assert {kind: int(number) for kind, number in said} == {KIND: FORMAT, checkpoints.KIND: checkpoints.FORMAT}
+    for kind, number in said:  # of each format an asset
+        assert all((ASSET.parent / f"{kind}_format_{i}").is_dir() for i in range(1, int(number) + 1))
+    assert all(f"| `{name}` |" in page for name in (*FILES, manifest.NAME))
+
+
 def test_readers_import_neither_jax_nor_scikit_learn(tmp_path):
     shutil.copytree(ASSET, tmp_path / "run")
     shutil.copy(ASSET.parent / "run_format_1.csv", tmp_path / "t.csv")
@@ -594,6 +618,7 @@ from bilevax.cli.cache import keep_programs
 keep_programs(True)
 from bilevax.cli import main
 from bilevax.runs import checkpoints
+from bilevax.sklearn import tuning
 
 calls = [words.split() for words in sys.argv[2:]]
 made, save = checkpoints.Run.__post_init__, checkpoints.Checkpoints.save
@@ -604,8 +629,11 @@ def often(run):
 
 def saved(self, step, *parts):
     save(self, step, *parts)
-    if step == int(sys.argv[1]) and "killed" in str(self.directory):
+    if str(step) == sys.argv[1] and "killed" in str(self.directory):
         os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[1] == "the start is kept":
+    tuning._single_penalty = None
 
 checkpoints.Run.__post_init__, checkpoints.Checkpoints.save = often, saved
 for words in calls:
@@ -614,7 +642,7 @@ for words in calls:
     except SystemExit as e:
         assert not e.code
 """
-"""Commands in one process, with a checkpoint after every step; killed at one of them in a directory called so."""
+"""Commands in one process, with a checkpoint after every step; in "killed" the process is killed at one of them."""
 
 
 def without_seconds(directory):
@@ -647,7 +675,7 @@ def test_kill_9_and_resume_end_with_the_same_model(tmp_path):
         err = first.stderr.read()
     assert first.returncode == -9, err
     assert names(tmp_path / "killed" / "checkpoints") == ["run.lock", *(f"step_0000000{i}" for i in (1, 2, 3))]
-    with process(tmp_path, "-1", "resume killed") as second:
+    with process(tmp_path, "the start is kept", "resume killed") as second:
         err = second.stderr.read()
     assert second.returncode == 0, err
     same(tmp_path / "killed", tmp_path / "undisturbed")
@@ -685,10 +713,56 @@ def test_ten_kills_at_random_times(undisturbed, seed):
             err = running.stderr.read()
         assert running.returncode in (0, -9), err
         kills += running.returncode == -9
-        if over or running.returncode == 0:
+        if over:
             read_model(target)
         if running.returncode == 0:
             same(target, directory / "undisturbed")
             if kills >= 10:
                 break
             files.remove(target)
+            over = False
+
+
+def test_a_planned_method_is_kept_as_it_was():
+    given = Method(
+        "stochastic",
+        "soonest",
+        3,
+        SID(FixedPoint(400, Harmonic(0.3, 7)), FixedPoint(200, 0.1 + 0.2), cross_batches=4),
+        (64, None),
+    )
+    assert Method.from_plain(json.loads(json.dumps(given.to_plain()))) == given
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("near", [1e9, -1.0])  # minibatches, or full batches after all
+def test_a_planned_run_goes_on_without_its_plan(tmp_path, monkeypatch, near):
+    monkeypatch.setattr(tuning_method, "FULL_BATCH_LIMIT", 0.0)
+    monkeypatch.setattr(tuning_method, "NEAR", near)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(900, 8))
+    y = X @ rng.normal(size=8) + rng.logistic(size=900) > 0
+    whole = TunedLogisticRegression(steps=6, random_state=0).fit(X, y)
+    seen = []
+
+    def die(record):
+        seen.append(record)
+        if record["step"] == 3:
+            raise StorageError(28, "the log is full")
+
+    run, model = Run(tmp_path / "run", seconds=0), TunedLogisticRegression(steps=6, random_state=0)
+    with pytest.raises(StorageError):
+        model.fit(X, y, callback=die, run=run)
+    monkeypatch.setattr(tuning, "plan_method", None)
+    monkeypatch.setattr(tuning, "_single_penalty", None)
+    again = []
+    model.fit(X, y, callback=again.append, run=run)
+    assert np.array_equal(model.coef_, whole.coef_)
+    assert np.array_equal(model.penalties_, whole.penalties_)
+    assert (model.method_, model.method_reason_) == (whole.method_, whole.method_reason_)
+    assert again[:3] == seen[:3]  # with their own seconds
+    assert [record["step"] for record in again] == list(range(6))
+    with pytest.raises(MismatchError, match="train"):
+        TunedLogisticRegression(steps=6, random_state=1).fit(X, y, run=run)
+    with pytest.raises(ParameterError, match="random_state must be an integer where a run is kept"):
+        TunedLogisticRegression().fit(X, y, run=run)
