@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import tokenize
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,7 +179,8 @@ def _read(path: Path) -> Checkpoint:
         arrays = {name: _decode(sealed.files[of["file"]], of) for name, of in said.items()}
         if sealed.content["step"] != step:
             raise ValueError(f"it is of step {sealed.content['step']}")
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    # the last two of a header that is no Python
+    except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, tokenize.TokenError) as e:
         raise CorruptError(f"{path} is damaged: {e}") from None
     return Checkpoint(step, content, arrays)
 
