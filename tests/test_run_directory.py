@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -35,6 +36,7 @@ from bilevax.hypergradients import SID
 from bilevax.report import render_report, write_report
 from bilevax.runs import Run, checkpoints
 from bilevax.sklearn import TunedLogisticRegression, tuning, tuning_method
+from bilevax.sklearn.tuning import Candidate
 from bilevax.sklearn.tuning_method import Method
 from bilevax.solvers import FixedPoint, Harmonic
 from bilevax.study import read_model, study
@@ -48,7 +50,7 @@ ALL = sorted([*FILES, manifest.NAME])
 
 
 def names(directory):
-    return sorted(path.name for path in directory.iterdir())
+    return files.names(directory)
 
 
 def study_of(slope, *, interrupted=False):
@@ -85,7 +87,11 @@ def killed(directory, *, checkpoint=True, **options):
 
 
 def slope_in(directory):
-    return read_model(directory).coef[0, 0]
+    """Which run a reader finds; None where none has ended."""
+    try:
+        return read_model(directory).coef[0, 0]
+    except DataError:
+        return None
 
 
 def flip(path, position):
@@ -533,7 +539,7 @@ def test_an_interrupted_run_is_resumed_by_the_command(command, monkeypatch, tmp_
     assert (code, Quick.given.directory.name) == (0, "checkpoints")
     assert names(tmp_path / "run") == ALL
     again = tomllib.loads(Path("run/config.toml").read_text())
-    assert again["resumed"] == {"times": 1, "override": [], "differing": []}
+    assert again["resumed"] == {"times": 1, "override": [], "differing": [], "elsewhere": []}
     assert again["tune"] == config["tune"]
     code, out, err = command("resume", "run")
     assert (code, out, err) == (0, "", "bilevax: run is finished; there is nothing to go on with\n")
@@ -595,6 +601,21 @@ def test_resume_names_what_differs_and_records_what_may(command, tmp_path):
     assert config["resumed"]["differing"][0] == "steps: 5 -> 6"
     assert config["tune"]["steps"] == 6
     assert config["source"]["path"] == str(tmp_path / "moved.csv")
+
+
+def test_another_version_or_machine_is_recorded(command, tmp_path):
+    Quick.interrupts = 2
+    assert command(*TUNE)[0] == 130
+    content = read_run_files(tmp_path / "run").content
+    content["config"]["versions"]["jax"], content["config"]["machine"]["cores"] = "0.0", 1000
+    manifest.write(tmp_path / "run", KIND, FORMAT, {}, content)
+    for _ in range(2):
+        command("resume", "run")
+    Quick.interrupts = 0
+    assert command("resume", "run")[0] == 0
+    config = tomllib.loads(Path("run/config.toml").read_text())
+    now = config["versions"]["jax"], config["machine"]["cores"]
+    assert config["resumed"]["elsewhere"] == [f"jax: 0.0 -> {now[0]}", f"cores: 1000 -> {now[1]}"]
 
 
 @pytest.mark.parametrize("words", [("resume", "run"), (*TUNE, "--force")])
@@ -721,6 +742,31 @@ def test_ten_kills_at_random_times(undisturbed, seed):
                 break
             files.remove(target)
             over = False
+
+
+def test_the_stopping_rule_goes_on_as_it_was():
+    def candidate(step):
+        return Candidate(
+            step, np.full(2, 0.1 * step), {"weights": np.ones((1, 2, 1)), "bias": np.zeros((1, 2))}, 0.5, 0.4
+        )
+
+    def stopping(callback=None):
+        return tuning._EarlyStopping(None, candidate(0), planned, None, time.monotonic(), callback)
+
+    planned = Method("deterministic", "soonest", 3, SID(FixedPoint(3, 0.5), FixedPoint(2, 0.5)))
+    before, replayed = stopping(), []
+    before.best, before.lam, before.clock = candidate(2), np.full(2, 0.7), time.monotonic() - 100.0
+    before.history = [dict.fromkeys(tuning.RECORD, 0.5) | {"step": step} for step in range(4)]
+    arrays = {}
+    plain = json.loads(json.dumps(checkpoints.pack(before.state(), "", arrays)))
+    kept, after = checkpoints.unpack(plain, arrays), stopping(replayed.append)
+    after.resume(kept)
+    assert jax.tree.all(jax.tree.map(np.array_equal, after.best, before.best))
+    assert np.array_equal(after.lam, before.lam)
+    assert replayed == after.history == before.history
+    assert 100.0 <= time.monotonic() - after.clock < 200.0
+    assert jax.tree.all(jax.tree.map(np.array_equal, Candidate.from_plain(kept["start"]), candidate(0)))
+    assert Method.from_plain(kept["planned"]) == planned
 
 
 def test_a_planned_method_is_kept_as_it_was():
