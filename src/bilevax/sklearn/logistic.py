@@ -14,7 +14,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
+from bilevax.core.limits import said
 from bilevax.problems import BinaryLogistic, MultinomialLogistic
+from bilevax.sklearn.memory import HELPS
 from bilevax.sklearn.penalised import PenalisedModel, default_float
 from bilevax.tables.labels import Label
 
@@ -101,6 +103,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.steps = steps
         self.random_state = random_state
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: ArrayLike,

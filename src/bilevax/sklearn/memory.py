@@ -1,0 +1,32 @@
+"""What memory tuning takes, in bytes: formulas fitted to measured peaks (``python -m benchmarks memory``).
+
+They were 0.95 to 1.4 times the peaks of 15 tables, of 1,000 to 400,000 rows, 5 to 4,000 columns, and 2 to 40 classes.
+"""
+
+from bilevax.core.limits import MB
+from bilevax.sklearn.final_fit import WIDEST
+
+PROGRAMS = 600 * MB
+"""Compiled programs, their compiler, and the memory that is freed and not given back."""
+
+MAPPED = 700 * MB
+"""Address space that they reserve beyond that, on two cores."""
+
+HELPS = "fewer rows or columns (--drop) take less"
+
+
+def fit_memory(n: int, p: int, outputs: int, folds: int) -> int:
+    """Of a fit on features [n, p], beside these and PROGRAMS."""
+    # 4 copies of the features in float64: standardised, padded, whitened, and those of the final fit, in passing
+    features = 4 * 8 * n * p
+    # L, L^-1 and the moment [p, p], each in both precisions and in passing
+    moments = 6 * 8 * p * p if p <= WIDEST else 0
+    # ten pairs of L-BFGS for the K models, on the host and in the solver
+    models = 60 * 8 * folds * outputs * p
+    return features + moments + models
+
+
+def study_memory(n: int, p: int, outputs: int, folds: int) -> int:
+    """Of a study of a table of n rows that p terms encode, beside the table and PROGRAMS."""
+    # the matrix, and that of the rows which are tuned on
+    return fit_memory(n, p, outputs, folds) + int(1.5 * 8 * n * p)
