@@ -2,7 +2,7 @@
 
 Peaks of resident memory and of address space beyond what a process had before, of tuning drawn tables (few steps, as
 steps take no more) and of programs on rows of many columns; each in a process of its own, beside the estimate. The
-formulas: ``bilevax.sklearn.memory``, ``bilevax.core.programs``.
+formulas: ``bilevax.tables.memory``, ``bilevax.core.programs``.
 """
 
 import argparse
@@ -87,10 +87,9 @@ def tuned(n: int, p: int, classes: int) -> Row:
     X = rng.normal(size=(n, p))
     score = X[:, 0] + rng.logistic(size=n)
     y = np.searchsorted(np.quantile(score, np.linspace(0, 1, classes + 1)[1:-1]), score)
-    table = table_from_frame(
-        pa.table({f"x{j}": X[:, j] for j in range(p)} | {"y": np.char.add("class", y.astype(str))})
-    )
-    del X
+    columns = {f"x{j}": X[:, j] for j in range(p)} | {"y": np.char.add("class", y.astype(str))}
+    table = table_from_frame(pa.table(columns))
+    del X, columns
     # fewer of the same: their number takes time alone
     study.single_penalty_grid = functools.partial(study.single_penalty_grid, points=2, max_iter=3)  # type: ignore
     study.untuned = functools.partial(study.untuned, max_iter=3)  # type: ignore[attr-defined]
@@ -122,7 +121,8 @@ def programmed(name: str, d: int) -> Row:
     algorithms = {"SOBA": bx.SOBA(0.05, 0.01), "SABA": bx.SABA(0.05, 0.01), "SRBA": bx.SRBA(0.05, 0.01)}
     fixed = bx.FixedPoint(200)
     estimators = {
-        "SID": bx.SID(fixed, fixed, cross_batches=2), "JointSID": bx.JointSID(400), "SVRG": bx.SID(bx.SVRG(2, 64), fixed),
+        "SID": bx.SID(fixed, fixed, cross_batches=2), "JointSID": bx.JointSID(400),
+        "SVRG": bx.SID(bx.SVRG(2, 64), fixed),
         "SAGA": bx.SID(bx.SAGA(200), fixed), "L-BFGS and CG": bx.SID(bx.LBFGS(), bx.CG()),
         "GMRES": bx.SID(bx.LBFGS(), bx.GMRES()),
     }  # fmt: skip

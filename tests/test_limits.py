@@ -54,7 +54,10 @@ def test_only_the_address_space_counts_what_is_reserved(having):
     having(GB, place=2)
     limits.require(0.5 * GB, "it", mapped=2 * GB)
     having(GB, place=0)
-    with pytest.raises(ResourceError, match=r"2\.5 GB"):
+    limits.require(0.5 * GB, "it", mapped=0.4 * GB)
+    with pytest.raises(ResourceError):
+        limits.require(1.01 * GB, "it")
+    with pytest.raises(ResourceError, match=r"2\.1 GB"):
         limits.require(0.5 * GB, "it", mapped=2 * GB)
 
 
@@ -194,6 +197,51 @@ def test_a_hypergradient_that_does_not_fit_is_refused_before_anything_is_compile
     refused(call, ResourceError, message)
 
 
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_compiled(having, refused):
+    n, d = 100, 50_000
+    train, val = (bx.Arrays((np.ones((n, d), "f"), np.ones(n, "f")), batch_size=1, sampling="blocks") for _ in range(2))
+    problem, zeros = bx.Problem(bx.GradientStep(inner, 0.1), outer), jnp.zeros(d, "f")
+
+    def call():
+        bx.minimize(problem, bx.SABA(0.1, 0.1), zeros, zeros, train, val, steps=2, key=jax.random.key(0))
+
+    # tables of 3 d numbers for each of 100 blocks of train, and of 2 d for each of val: 0.1 GB
+    having(0.29 * GB)
+    with pytest.raises(ResourceError):
+        call()  # as above
+    refused(
+        call, ResourceError, r"^the first state of the algorithm takes about 39\d MB of memory, and 290 MB are free; "
+    )
+
+
+def test_e14_a_run_whose_memory_ends_keeps_its_checkpoint_and_goes_on_to_the_same_bits(monkeypatch, tmp_path):
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    rows = bx.Arrays((X, X @ np.ones(3)), batch_size=4)
+    problem, zeros = bx.Problem(bx.GradientStep(inner, 0.1), outer), np.zeros(3)
+    module, calls = importlib.import_module("bilevax.runs.minimize"), []
+    advance = module._advance
+
+    def go(**where):
+        return bx.minimize(
+            problem, bx.SOBA(0.1, 0.1), zeros, zeros, rows, rows, steps=900, key=jax.random.key(0), every=300, **where
+        )
+
+    def ends(*args, **named):
+        calls.append(args)
+        if len(calls) == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+        return advance(*args, **named)
+
+    monkeypatch.setattr(module, "_advance", ends)
+    with pytest.raises(ResourceError, match=r"^there is too little memory for this run \(RESOURCE_EXHAUSTED: Out of"):
+        go(run=bx.Run(tmp_path / "run", seconds=0))
+    monkeypatch.setattr(module, "_advance", advance)
+    resumed, undisturbed = go(run=tmp_path / "run"), go()
+    assert len(calls) == 2
+    assert resumed.lam.tobytes() == undisturbed.lam.tobytes()
+    assert int(resumed.history.step[-1]) == 900
+
+
 @pytest.mark.parametrize("door", ["check", "plan"])
 def test_other_doors_say_it_too(monkeypatch, door):
     def ends(*args, **named):
@@ -254,15 +302,15 @@ def test_tune_refuses_within_an_address_space_that_would_abort_it(tmp_path):
     table = np.random.default_rng(0).normal(size=(60, 3)).round(2)
     rows = [",".join(map(str, row)) + f",{'ab'[int(row[0] > 0)]}" for row in table]
     (tmp_path / "t.csv").write_text("\n".join(["x,y,z,class", *rows]))
-    # what is mapped when everything is imported, and 0.4 GB
-    before = "import bilevax.study.study, pyarrow.csv\nfrom bilevax.core import limits\n"
+    # what is mapped when the table can be read, and 1 GB: JAX would abort while it starts, or compiles
+    before = "import pyarrow.csv, rich.console, rich.live\nfrom bilevax.core import limits\n"
     before += "mapped = limits._number('/proc/self/statm') * limits._PAGE"
     words = "tune", "t.csv", "--target", "class", "--out", "run", "--no-cache"
-    done = limited("RLIMIT_AS", "mapped + 4e8", *words, cwd=tmp_path, before=before)
+    done = limited("RLIMIT_AS", "mapped + 1e9", *words, cwd=tmp_path, before=before)
     assert done.returncode == 8, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("bilevax: ")]
     assert len(said) == 1
-    assert said[0].startswith("bilevax: tuning 60 rows, of 3 terms, takes about 1.4 GB of memory, and ")
+    assert said[0].startswith("bilevax: tuning 60 rows with 3 columns of numbers takes about 1.9 GB of memory, and ")
     assert said[0].endswith("are left (ulimit -v); fewer rows or columns (--drop) take less")
     assert not (tmp_path / "run").exists()
 
@@ -314,7 +362,8 @@ import sys
 from types import SimpleNamespace
 def tune_table(table, target, *, on_event, **more):
     on_event({"kind": "note", "text": "some words"})
-sys.modules["bilevax.study.study"] = SimpleNamespace(tune_table=tune_table)
+sys.modules["bilevax.study.study"] = SimpleNamespace(tune_table=tune_table, config_at_start=lambda *args: {})
+sys.modules["bilevax.runs"] = SimpleNamespace(Run=lambda *args, **more: None)
 """
 
 COMPARING = """
@@ -331,7 +380,7 @@ bilevax.cli.bench.show = print
 """What stands in for the parts of the command that take long."""
 
 WRITING = {
-    "tune": (TUNING, ("table.csv", "--target", "x", "--out", "place"), "place/metrics.jsonl"),
+    "tune": (TUNING, ("table.csv", "--target", "x", "--out", "place"), "{tmp_path}/place/manifest.json"),
     "predict": (PREDICTING, ("run", "table.csv", "--out", "place"), "place"),
     "check": ("", ("audited.py:given", "--html", "place"), "place"),
     "bench": (COMPARING, ("ridge", "--out", "place"), "place/comparison.json"),
@@ -345,8 +394,10 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(command, tmp_path):
     before, words, path = WRITING[command]
     done = limited("RLIMIT_FSIZE", 10, command, *words, cwd=tmp_path, before=before)
     assert done.returncode == 7, done.stderr
-    reason = "No space left on device" if command == "tune" else "File too large"
-    assert f"bilevax: cannot write {path}: {reason}; free some space, or choose another place\n" in done.stderr
+    assert (
+        f"bilevax: cannot write {path.format(tmp_path=tmp_path)}: File too large; free some space, or choose another place\n"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert {p.name for p in tmp_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts} == {
         "audited.py",

@@ -1,23 +1,23 @@
 """Where the command begins and ends: faults become one line on stderr and an exit code."""
 
+import contextlib
 import errno
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn, Protocol, runtime_checkable
 
 from bilevax.core.errors import BilevaxError, StorageError
 from bilevax.core.limits import said
+from bilevax.core.signals import Stops
 from bilevax.core.text import clean
 
 _USAGE = 2
 _INTERRUPTED = 130
-_TERMINATED = 143
 _BROKEN_PIPE = 141
+_SIGNALLED = 128
 _OUTPUT_REFUSED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -29,35 +29,26 @@ class _Misuse(Protocol):
         """What is wrong with it."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run as Ctrl-C does."""
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code.
 
     0: done; 1: a check that found errors, or a fault of bilevax itself; 2: called wrongly; 3: a wrong value; 4: a fault
-    of the data; 5: a computation that failed; 7: a file could not be read or written; 8: too little memory; 9: a fault
-    of the user's code; 130 and 143: interrupted and terminated, with what was reached; 141: the reader went away.
+    of the data; 5: a computation that failed; 6: what a run has written cannot be used; 7: a file could not be read or
+    written; 8: too little memory; 9: a fault of the user's code; 128 and the number of the signal that ended it (130:
+    Ctrl-C, 143: SIGTERM, 129: SIGHUP), with what was reached; 141: the reader went away.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    terminated: list[int] = []
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        terminated.append(number)
-        raise Terminated
-
-    # Raised in the main thread, so that a run that is stopped writes what it reached.
-    before = signal.signal(signal.SIGTERM, terminate)
-    with warnings.catch_warnings():
+    # A signal is raised in the main thread, so that a run that is stopped writes what it reached.
+    with warnings.catch_warnings(), Stops(hold=False) as stops:
         warnings.showwarning = lambda message, category, *_: _print(f"{category.__name__}: {message}")
         try:
             code = _code_of(words, debug="--debug" in words)
             sys.stdout.flush()
         except OSError as e:
             code = _without_output(e)
-    signal.signal(signal.SIGTERM, before)
-    sys.exit(_TERMINATED if terminated else code)
+        # it has been obeyed: not to be delivered once more
+        number, stops.number = stops.number, 0
+    sys.exit(_SIGNALLED + number if number else code)
 
 
 def _code_of(words: list[str], *, debug: bool) -> int:
@@ -76,7 +67,8 @@ def _code_of(words: list[str], *, debug: bool) -> int:
         )
     except Exception as e:
         # That a file cannot be written is a StorageError: this is standard output.
-        if isinstance(e, OSError) and e.filename is None and e.errno in _OUTPUT_REFUSED:
+        refused = isinstance(e, OSError) and e.filename is None and e.errno in _OUTPUT_REFUSED
+        if refused or isinstance(e, BrokenPipeError):
             raise
         if isinstance(e, _Misuse):
             return _misused(e)
@@ -116,7 +108,9 @@ def _say(message: str, code: int, debug: bool) -> int:
 
 
 def _print(text: str) -> None:
-    print(f"bilevax: {clean(text)}", file=sys.stderr)
+    # the terminal may be gone
+    with contextlib.suppress(OSError):
+        print(f"bilevax: {clean(text)}", file=sys.stderr)
 
 
 def _misused(error: _Misuse) -> int:

@@ -1,6 +1,6 @@
 """Memory: what is left, and one sentence where that is too little.
 
-What programs take, :mod:`bilevax.core.programs` says; what tuning takes, :mod:`bilevax.sklearn.memory`.
+What programs take, :mod:`bilevax.core.programs` says; what tuning takes, :mod:`bilevax.tables.memory`.
 """
 
 import os
@@ -61,20 +61,21 @@ def require(need: float, what: str, helps: str = HELPS, *, compiler: float = 0.0
         mapped: address space that is reserved beyond that, which only ``ulimit -v`` counts; likewise.
 
     Raises:
-        ResourceError: it takes clearly more than there is; where it takes just about as much, that is a warning.
+        ResourceError: it takes more address space, or clearly more memory, than there is; where it takes just about as
+            much memory as there is, that is a warning.
     """
     kept = max(compiler - _granted[0], LEAST) if compiler else 0.0
     needs = need + kept + max(mapped - _granted[1], 0), need + kept, need + kept
+    # where the address space ends the compiler aborts the process: no benefit of the doubt there
+    bounds = 1.0, CLEARLY, CLEARLY
     # the one that is exceeded by the largest factor
-    need, have = max(zip(needs, left(), strict=True), key=lambda pair: pair[0] / max(pair[1].bytes, 1.0))
-    if need <= CLEARLY * have.bytes:
-        _granted[:] = max(_granted[0], compiler), max(_granted[1], mapped)
-    if need <= have.bytes:
-        return
+    need, have, bound = max(zip(needs, left(), bounds, strict=True), key=lambda each: each[0] / max(each[1].bytes, 1.0))
     sentence = f"{what} takes about {size(need)} of memory, and {size(have.bytes)} {have.of}; {helps}"
-    if need > CLEARLY * have.bytes:
+    if need > bound * have.bytes:
         raise ResourceError(sentence)
-    warnings.warn(f"memory may not be enough: {sentence}", stacklevel=3)
+    _granted[:] = max(_granted[0], compiler), max(_granted[1], mapped)
+    if need > have.bytes:
+        warnings.warn(f"memory may not be enough: {sentence}", stacklevel=3)
 
 
 @contextmanager

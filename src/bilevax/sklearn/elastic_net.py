@@ -15,12 +15,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from bilevax.core.events import Event
 from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix
-from bilevax.sklearn.memory import HELPS
 from bilevax.sklearn.penalty_search import Shares
 from bilevax.sklearn.tuned_linear import TunedLinear, TunedRegressor
 from bilevax.solvers.l1_logistic import L1LogisticModels
 from bilevax.solvers.l1_models import CrossFitted, L1Models
 from bilevax.solvers.l1_squared import L1SquaredModels
+from bilevax.tables.memory import HELPS
 
 
 class _ElasticNet(TunedLinear):

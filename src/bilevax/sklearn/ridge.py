@@ -9,12 +9,12 @@ from numpy.typing import ArrayLike
 from bilevax.core.events import Event
 from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, column_moments
-from bilevax.sklearn.memory import HELPS
 from bilevax.sklearn.penalty_search import Shares
 from bilevax.sklearn.tuned_linear import TunedRegressor
 from bilevax.solvers.l1_models import CrossFitted
 from bilevax.solvers.l1_squared import L1SquaredModels
 from bilevax.solvers.ridge_models import KernelRidgeModels
+from bilevax.tables.memory import HELPS
 
 
 class TunedRidge(TunedRegressor):

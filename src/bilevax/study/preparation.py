@@ -7,8 +7,7 @@ import numpy as np
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.limits import require
 from bilevax.sklearn.encoder import TableEncoder
-from bilevax.sklearn.memory import HELPS, MAPPED, PROGRAMS, study_memory
-from bilevax.sklearn.tuning import choose_method
+from bilevax.sklearn.tuning_method import choose_method
 from bilevax.study.evaluation import Scorer, scorer_for
 from bilevax.study.settings import TuneSettings
 from bilevax.study.splits import (
@@ -21,6 +20,7 @@ from bilevax.study.splits import (
     split_stratified,
 )
 from bilevax.tables.labels import Labels, encode_labels
+from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
 from bilevax.tables.table import Table
 
 _FEWEST_ROWS = 20
