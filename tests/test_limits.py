@@ -394,15 +394,11 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(command, tmp_path):
     before, words, path = WRITING[command]
     done = limited("RLIMIT_FSIZE", 10, command, *words, cwd=tmp_path, before=before)
     assert done.returncode == 7, done.stderr
-    assert (
-        f"bilevax: cannot write {path.format(tmp_path=tmp_path)}: File too large; free some space, or choose another place\n"
-        in done.stderr
-    )
+    place = path.format(tmp_path=tmp_path)
+    assert f"bilevax: cannot write {place}: File too large; free some space, or choose another place\n" in done.stderr
     assert "Traceback" not in done.stderr
-    assert {p.name for p in tmp_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts} == {
-        "audited.py",
-        "table.csv",
-    }
+    left = {p.name for p in tmp_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert left == {"audited.py", "table.csv"}
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
