@@ -11,7 +11,9 @@ from bilevax.cli.display import Display, print_outcome
 from bilevax.cli.source import open_table
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event
-from bilevax.core.text import clean
+from bilevax.core.limits import require
+from bilevax.core.text import clean, counted
+from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, STARTING, study_memory
 from bilevax.tables.table import Table
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def carry_out(
         more: tables for ``config.toml``.
         override: as of :class:`bilevax.Run`.
     """
+    _require_memory(table, settings)
     # The import takes seconds; faults of the file have been found by now.
     display({"kind": "stage", "name": "starting JAX"})
     from bilevax.report import render_report
@@ -79,6 +82,14 @@ def carry_out(
     display.close()
     print_outcome(study, directory.path)
     return _INTERRUPTED if study.interrupted else 0
+
+
+def _require_memory(table: Table, settings: "TuneSettings") -> None:
+    """Refuse a table of which the numbers alone take too much, before JAX is started: it aborts where memory ends."""
+    numbers = sum(column.kind != "text" and column.name not in settings.drop for column in table.columns)
+    what = f"tuning {table.rows:,} rows with {counted(numbers, 'column')} of numbers"
+    need, programs = study_memory(table.rows, numbers, 1, 3), PROGRAMS + STARTING
+    require(need, what, HELPS, compiler=programs, mapped=MAPPED + STARTING)
 
 
 def described(source: str) -> dict[str, object]:
