@@ -182,6 +182,16 @@ def a_minimisation():
     )
 
 
+def test_a_lock_is_given_up_where_its_block_is_not_entered(tmp_path, monkeypatch):
+    def interrupt(directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "remove_leftovers", interrupt)
+    with pytest.raises(KeyboardInterrupt), Checkpoints(Run(tmp_path)):
+        pass
+    assert not files.is_locked(tmp_path)
+
+
 @EVERY
 def test_minimize_goes_on_to_the_same_bits(tmp_path, every):
     rig = Rig(a_minimisation(), tmp_path / "root")
