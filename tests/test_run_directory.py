@@ -627,6 +627,8 @@ def test_checkpoints_of_minimize_are_not_the_commands(command, tmp_path, words):
     assert code == 2
     assert ("call it again with the same arguments and run='run'" in err) == (words[0] == "resume")
     assert names(tmp_path / "run") == ["step_00000004"]
+    killed(tmp_path / "api")
+    assert command("resume", "api")[0] == 2
     assert command("resume", "nowhere")[::2] == (4, "bilevax: nowhere is not a run directory\n")
     assert command("resume", "t.csv")[0] == 7
 
