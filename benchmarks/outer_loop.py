@@ -4,7 +4,7 @@ The shape is that of W5: binary logistic regression, 50,000 rows of train and of
 feature, minibatches of 64 from both; in blocks the last one has 16 rows. Of each algorithm it measures
 
 - *bare*: the scan of ``bare_loops``, over minibatches that were chosen beforehand, nothing recorded;
-- *loop*: what ``bx.minimize`` compiles, with an entry of the history every 256 steps;
+- *loop*: what ``bx.minimize`` compiles, with its entries of the history, in one call of at most 64 of them;
 - of SOBA also *own loop*, ``bx.fold_looks`` over its ``step``, nothing recorded, and *minimize*, all of it.
 
 In blocks with 22 features bare SOBA takes its turn with each algorithm, as the unit. Cases take turns, on one thread of
@@ -101,11 +101,13 @@ def timed(name: str, sampling: str, d: int, quick: bool, rounds: int) -> list[di
 
     import bilevax as bx
     from benchmarks.bare_loops import bare, start
-    from bilevax.algorithms.outer_loop import advance
+    from bilevax.algorithms.outer_loop import RECORDED, advance
     from bilevax.core.config import canonicalize
 
-    c, steps = case(sampling, quick, d), 64 if quick else STEPS[name in DOUBLE and name not in SHORT]
-    sources, key, given = (c.train, c.val), jax.random.key(0), built(name)
+    c, given = case(sampling, quick, d), built(name)
+    # as many as one call of the loop makes at most
+    steps = 64 if quick else min(STEPS[name in DOUBLE and name not in SHORT], RECORDED * given.steps_per_record)
+    sources, key = (c.train, c.val), jax.random.key(0)
     ready = problem, algorithm = canonicalize(c.problem), canonicalize(given)
     state = algorithm.init(problem, c.w0, c.lam, sources)
     sizes, epochs = (jnp.float32(RHO), jnp.float32(RHO * RATIO)), [-(-s.rows // s.rows_per_batch) for s in sources]

@@ -101,6 +101,34 @@ def tune(
 
 
 @app.command()
+def resume(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of a run that was killed or interrupted.")
+    ],
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="TABLE", help="Where its table is now, if it was moved.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of tune anew; may be repeated.")
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Setting that may differ, or sha256 of the table; may be repeated."),
+    ] = None,
+    deterministic: Annotated[bool, _DETERMINISTIC] = False,
+    no_cache: Annotated[bool, _NO_CACHE] = False,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Go on with a run that was killed or interrupted, to the same model as if it had not been."""
+    if deterministic:
+        one_thread()
+    keep_programs(not no_cache)
+    from bilevax.cli.resume import run
+
+    raise typer.Exit(run(directory, table, settings or [], override or []))
+
+
+@app.command()
 def predict(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run.")],
     table: Annotated[str, _TABLE],
@@ -149,7 +177,7 @@ def check(
     keep_programs(not no_cache)
     from bilevax.cli.check import run
 
-    raise typer.Exit(run(problem, html, seed=seed, force=force))
+    raise typer.Exit(run(problem, html, seed=seed, force=force, debug=debug))
 
 
 @app.command()

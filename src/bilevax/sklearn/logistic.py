@@ -1,5 +1,6 @@
 """Logistic regression whose penalties, one per feature or finer, are tuned by hypergradients."""
 
+import os
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
 from bilevax.linalg.columns import linear_scores
 from bilevax.problems import BinaryLogistic, MultinomialLogistic
+from bilevax.runs import Run
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.penalised import PenalisedModel, default_float
 from bilevax.tables.labels import Label
@@ -110,6 +112,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
         callback: Callable[[Event], bool | None] | None = None,
+        run: Run | str | os.PathLike[str] | None = None,
     ) -> "TunedLogisticRegression":
         """Tune the penalties and train the model.
 
@@ -119,19 +122,25 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
             groups: a group per row, [n]: no group is split between training and validation, or between folds.
             validation: True for validation rows, [n]; None: a stratified random share.
             callback: called with a record after every outer step; returning True ends the tuning.
+            run: a directory, or a :class:`bilevax.Run`, in which checkpoints are kept: the same call goes on where a
+                process that was killed had come to, to the same bits, and ``callback`` gets the earlier records again.
+                ``random_state`` must be an integer then. None: nothing is kept.
 
         Raises:
             ParameterError: a parameter is wrong.
+            CheckpointError: the directory is of another run, in use, or damaged.
             ValueError: scikit-learn's, on bad X and y.
         """
         self._validate_params()
+        if run is not None and not isinstance(self.random_state, int | np.integer):
+            raise ParameterError(f"random_state must be an integer where a run is kept, got {self.random_state!r}")
         if self.scoring not in get_scorer_names():
             raise ParameterError(f"scoring must be the name of a scikit-learn scorer, got {self.scoring!r}")
         check_labels(y)
         rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         self.classes_, codes = encode_classes(labels, validation)
         weights = self._weights(codes)
-        self._fit(rows, codes, weights, strata=codes, groups=groups, validation=validation, callback=callback)
+        self._fit(rows, codes, weights, strata=codes, groups=groups, validation=validation, callback=callback, run=run)
         return self
 
     @property

@@ -263,39 +263,39 @@ def mean_series_directions(
 
 
 class Saga(NamedTuple):
-    """The last value of each block, [blocks, ...], their mean, and what rounding took from it."""
+    """The last value of each block, [blocks, ...], and their mean."""
 
     rows: PyTree
     mean: PyTree
-    lost: PyTree
 
 
 def saga_table(like: PyTree, blocks: int) -> Saga:
     """A table of zeros for values like this."""
-    rows = jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like)
-    return Saga(rows, zeros_like(like), zeros_like(like))
+    return Saga(jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like))
 
 
 def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
     """SAGA's estimate of the mean over blocks, new - old + mean, and the table in which new replaces old.
 
-    The mean stays that of the rows to rounding, however many steps are made (Kahan's summation). Unbiased where each
-    block is as likely as any other. Source: Defazio, Bach, Lacoste-Julien (2014), arXiv:1407.0202.
+    Where block 0 comes, once an epoch, the mean is taken anew from the rows: it stays theirs to the rounding of one
+    epoch, however many steps are made. Unbiased where each block is as likely as any other. Source: Defazio, Bach,
+    Lacoste-Julien (2014), arXiv:1407.0202.
     """
     # of a full batch, -1, the one row
     i = jnp.asarray(block, jnp.int32)
+
+    def anew(rows: PyTree, mean: PyTree) -> tuple[PyTree, PyTree]:
+        # mean + mean of (rows - mean), which rounds what is left and no large sum
+        return row(rows, i), jax.tree.map(lambda a, m: m + jnp.mean(a - m[None], axis=0), rows, mean)
+
     # The row is read behind a branch, and written as old + change: else XLA copies the whole table in each step.
-    old = jax.lax.cond(i >= -1, lambda rows: row(rows, i), lambda rows: zeros_like(new), table.rows)
+    old, mean = jax.lax.cond(i <= 0, anew, lambda rows, mean: (row(rows, i), mean), *table)
     change = sub(new, old)
-    written = add(old, change)
     # as a slice: a scatter first checks its bounds
     write = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
-    rows = jax.tree.map(write, table.rows, written)
-    blocks = len(jax.tree.leaves(table.rows)[0])
-    # mean + (written - old) / blocks, less what was added too much before
-    addend = axpy(1.0 / blocks, sub(written, old), scale(-1.0, table.lost))
-    mean = add(table.mean, addend)
-    return add(change, table.mean), Saga(rows, mean, sub(sub(mean, table.mean), addend))
+    rows = jax.tree.map(write, table.rows, add(old, change))
+    blocks = len(jax.tree.leaves(rows)[0])
+    return add(change, mean), Saga(rows, axpy(1.0 / blocks, change, mean))
 
 
 def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array | float) -> PyTree:

@@ -1,7 +1,6 @@
 """A tuned model as plain numbers: it predicts from a table with numpy alone."""
 
 import dataclasses
-import json
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -144,8 +143,3 @@ def penalties_by_term(penalties: ArrayLike, penalty_per: str, count: int) -> tup
         return tuple(values.tolist())
     # One for all terms: a scalar, or one for each class.
     return (values.tolist(),) * count
-
-
-def canonical(plain: Plain) -> bytes:
-    """One spelling of plain values, for checksums."""
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,269 @@
+"""The process is killed, the power cut, the disk full, Ctrl-C pressed, at each file-system call in turn."""
+
+import contextlib
+import json
+import tomllib
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from crash_rig import FAULTS, FILLING, Rig, Scenario
+
+import bilevax as bx
+from bilevax.core import files, manifest
+from bilevax.core.errors import DataError
+from bilevax.core.run_files import read_run_files
+from bilevax.runs.checkpoints import Checkpoints, Run, _read
+from bilevax.study import read_model
+from bilevax.study.run_directory import RunDirectory
+from bilevax.tables.linear import LinearModel
+from bilevax.tables.terms import Term
+
+CONTENT = {"steps": 3}
+
+
+def one_file(path):
+    return path.read_bytes() if path.exists() else None
+
+
+def writing(old):
+    """A file is written over another, or where none is."""
+
+    def prepare(root):
+        if old is not None:
+            (root / "a.json").write_bytes(old)
+
+    def act(root):
+        files.remove_leftovers(root)
+        files.write(root / "a.json", b"new" * 100)
+
+    return Scenario(prepare, act, act, lambda root: one_file(root / "a.json"))
+
+
+def a_directory():
+    def act(root):
+        files.remove_leftovers(root)
+        files.remove(root / "step")
+        manifest.write_directory(root / "step", "checkpoint", 1, {"a.npy": b"123", "b.npy": b""}, CONTENT)
+
+    def look(root):
+        return manifest.read(root / "step", "checkpoint", 1) if (root / "step").exists() else None
+
+    return Scenario(lambda root: None, act, act, look)
+
+
+def a_seal():
+    """A manifest that lists more than the one before."""
+
+    def seal(root, *names):
+        listed = {name: manifest.fingerprint((root / name).read_bytes()) for name in names}
+        manifest.write(root, "run", 1, listed, {"state": "finished" if "model" in names else "running"})
+
+    def prepare(root):
+        files.write(root / "config", b"c")
+        seal(root, "config")
+
+    def act(root):
+        files.remove_leftovers(root)
+        files.write(root / "model", b"m" * 100)
+        seal(root, "config", "model")
+
+    return Scenario(prepare, act, act, lambda root: manifest.read(root, "run", 1))
+
+
+def a_lock():
+    """A writer that holds the directory, and has made it."""
+
+    def act(root):
+        files.make_directory(root / "a" / "b")
+        with files.Lock(root / "a" / "b"):
+            files.remove_leftovers(root / "a" / "b")
+            files.write(root / "a" / "b" / "c", b"new")
+        assert not files.is_locked(root / "a" / "b")
+
+    return Scenario(lambda root: None, act, act, lambda root: one_file(root / "a" / "b" / "c"))
+
+
+def a_checkpoint():
+    """The fourth of a run that keeps three."""
+
+    def save(root, step):
+        with Checkpoints(Run(root / "run")) as store:
+            store.newest()
+            store.save(step, {"step": step}, {"w": np.full(3, step), "k": np.int64(7)})
+
+    def look(root):
+        found = [_read(path) for path in sorted((root / "run").glob("step_*"))]
+        assert len(found) >= 3
+        return found[-1].step, found[-1].content, found[-1].arrays["w"].tolist()
+
+    def tidy(root):
+        return len(list((root / "run").iterdir()))
+
+    def act(root):
+        save(root, 4)
+
+    return Scenario(lambda root: [save(root, step) for step in (1, 2, 3)], act, act, look, tidy)
+
+
+def study_of(slope):
+    """What the command hands to a run directory, without any tuning."""
+    terms = (Term("x", "number", "number"),)
+    model = LinearModel("y", ("a", "b"), np.zeros(1), np.array([[slope]]), terms, (1.0,))
+    events = [{"kind": "step", "step": step, "loss": slope / (1 + step)} for step in range(3)]
+    config = {"data": {"slope": slope}}
+    return SimpleNamespace(model=model, events=events, interrupted=False, config=lambda: config)
+
+
+def tune(root, slope, **options):
+    """The life of a run: True if it was already over."""
+    study = study_of(slope)
+    with RunDirectory(root / "run", **options) as run:
+        if run.ended:
+            return
+        run.begin({"tune": {"slope": slope}})
+        for step, event in enumerate(study.events):
+            run.append(event)
+            with Checkpoints(Run(run.checkpoints, keep=1)) as store:
+                if store.newest() is None:
+                    store.save(step, {}, {"w": np.full(2, slope)})
+        run.finish(study, lambda found: f"<p>{slope}</p>")
+
+
+def resume(root, slope):
+    """By ``resume`` where there is something to be resumed, else by ``--force``."""
+    with contextlib.suppress(DataError):
+        tune(root, slope, resume=True)
+    if run_in(root) != run_of(slope):
+        tune(root, slope, force=True)
+
+
+def run_of(slope):
+    study = study_of(slope)
+    return study.model.to_plain(), study.events, study.config() | {"tune": {"slope": slope}}
+
+
+def run_in(root):
+    """What a reader sees; None where none has ended."""
+    notes = list(root.rglob("notes.txt"))
+    assert [path.read_text() for path in notes] == ["mine"] * len(notes)
+    try:
+        found = read_run_files(root / "run", without=())
+    except DataError:
+        return None
+    if not found.finished:
+        return None
+    contents, model = found.files, read_model(root / "run")
+    events = [json.loads(line) for line in contents["metrics.jsonl"].splitlines()]
+    assert json.loads(contents["coefficients.json"]) == model.to_plain()
+    assert contents["report.html"].decode() == f"<p>{model.coef[0, 0]}</p>"
+    return model.to_plain(), events, tomllib.loads(contents["config.toml"].decode())
+
+
+def a_run(again):
+    """In a directory that is not there."""
+    return Scenario(lambda root: None, partial(tune, slope=2.0), partial(again, slope=2.0), run_in)
+
+
+def a_swap(again):
+    """Over an earlier run, beside which the user keeps notes."""
+
+    def prepare(root):
+        tune(root, 1.0)
+        (root / "run" / "notes.txt").write_text("mine")
+
+    def look(root):
+        assert len(list(root.rglob("notes.txt"))) == 1
+        return run_in(root)
+
+    return Scenario(prepare, partial(tune, slope=2.0, force=True), partial(again, slope=2.0), look)
+
+
+SCENARIOS = {
+    "a new file": partial(writing, None),
+    "another file": partial(writing, b"old"),
+    "a directory": a_directory,
+    "a manifest": a_seal,
+    "a lock": a_lock,
+    "a checkpoint": a_checkpoint,
+    "a run": partial(a_run, partial(tune, force=True)),
+    "a run, resumed": partial(a_run, resume),
+    "a swap": partial(a_swap, partial(tune, force=True)),
+    "a swap, resumed": partial(a_swap, resume),
+}
+
+
+@pytest.fixture(name="rig", params=SCENARIOS)
+def rig_of(request, tmp_path):
+    return Rig(SCENARIOS[request.param](), tmp_path / "root")
+
+
+EVERY = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
+
+
+def numbers(rig, every):
+    """Of the calls that fail: all, or a dozen of many."""
+    calls = len(rig.disk.calls)
+    return range(calls) if every or calls < 30 else sorted({i * (calls - 1) // 11 for i in range(12)})
+
+
+@EVERY
+def test_killed_or_without_power_before_each_call(rig, every):
+    for number in numbers(rig, every):
+        rig.stop_before(number)
+    rig.lasts()
+
+
+@EVERY
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_at_each_call(rig, fault, every):
+    for number in numbers(rig, every):
+        raised, call = rig.fail(fault, number), rig.disk.calls[number]
+        where = f"{fault} at call {number} of {rig.disk.calls}"
+        if fault == "short":
+            assert raised is None, where
+        elif fault in ("before", "after"):
+            assert raised is not None, where
+        elif fault == "full" and call in FILLING:
+            assert "free some space" in str(raised), where
+
+
+def a_minimisation():
+    """Of a ridge regression, with a checkpoint after each of three steps, of which two are kept."""
+    X, y = np.random.default_rng(0).normal(size=(8, 2)), np.arange(8.0)
+
+    def inner_loss(w, lam, batch):
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2) + lam * w @ w
+
+    def outer_loss(w, lam, batch):
+        return jnp.mean((batch[0] @ w - batch[1]) ** 2)
+
+    problem, rows = bx.Problem(bx.GradientStep(inner_loss), outer_loss), bx.Arrays((X, y), 2)
+    given = (problem, bx.SOBA(0.1, 0.5), np.zeros(2), np.ones(()), rows, rows)
+
+    def act(root):
+        run = Run(root / "run", seconds=0, keep=2)
+        result = bx.minimize(*given, steps=3, every=1, key=jax.random.key(0), run=run)
+        return [np.asarray(x).tobytes() for x in jax.tree.leaves(result[:4] + result.history[:3])]
+
+    def look(root):
+        for path in (root / "run").glob("step_*"):
+            _read(path)
+
+    return Scenario(
+        lambda root: None, act, act, look, lambda root: {path.name[:5] for path in (root / "run").iterdir()}
+    )
+
+
+@EVERY
+def test_minimize_goes_on_to_the_same_bits(tmp_path, every):
+    rig = Rig(a_minimisation(), tmp_path / "root")
+    calls = len(rig.disk.calls)
+    for number in range(calls) if every else (calls // 3, 2 * calls // 3, calls - 1):
+        rig.stop_before(number)
+    for i, fault in enumerate(FAULTS):
+        for number in range(calls) if every else ((i + 1) * calls // 6,):
+            rig.fail(fault, number)
