@@ -1,9 +1,16 @@
 """Processes that do something at the same moment, again and again."""
 
 import json
+import select
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+_HERE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+"""
 
 _LOOP = """
 import json, sys, time
@@ -28,16 +35,20 @@ class Racers:
     """
 
     def __init__(self, program, number=2):
-        command = [sys.executable, "-c", program + _LOOP]
+        command = [sys.executable, "-c", _HERE + program + _LOOP]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.processes = [subprocess.Popen(command, **pipes) for _ in range(number)]
 
-    def race(self, *arguments):
-        """What each returned for its argument, or [the name of what it raised, its message]."""
+    def start(self, *arguments):
+        """Each with its argument, at the same moment."""
         moment = time.monotonic() + 0.005  # one clock for all processes
         for process, argument in zip(self.processes, arguments, strict=True):
             self.send(process, argument, moment)
-        return [self.receive(process) for process in self.processes]
+
+    def first(self):
+        """The process that is the first to answer."""
+        ready, _, _ = select.select([process.stdout for process in self.processes], [], [], 60)
+        return next(process for process in self.processes if process.stdout is ready[0])
 
     @staticmethod
     def send(process, argument, moment=0.0):
@@ -46,6 +57,7 @@ class Racers:
 
     @staticmethod
     def receive(process):
+        """What it returned, or [the name of what it raised, its message]."""
         return json.loads(process.stdout.readline())
 
     def __enter__(self):

@@ -15,6 +15,7 @@ from bilevax.core import files
 from bilevax.core.records import History
 from bilevax.runs import show_progress
 from bilevax.runs.callbacks import Callbacks
+from bilevax.runs.checkpoints import kept_state
 from bilevax.testing.closed_forms import FiniteQuadratic
 
 P = FiniteQuadratic.random(0, n=20, d=3, m=2)
@@ -137,7 +138,9 @@ def test_states_go_to_the_callback_of_the_same_class_and_number():
         def resume(self, state):
             self.value = state["value"]
 
-    state = Callbacks([Kept(1), print, Kept(2), Told([], "a")]).state()
+    busy = Told([], "a")
+    busy.state = "a word of its own"
+    state = Callbacks([Kept(1), print, Kept(2), busy]).state()
     new = Kept(), Kept(), Kept()
     callbacks = Callbacks([Told([], "a"), *new])
     callbacks.resume(state)
@@ -297,6 +300,17 @@ def timeless(record):
     return {name: value for name, value in record.items() if name != "seconds"}
 
 
+def test_what_a_callback_kept_can_be_read_before_the_run_goes_on(tmp_path):
+    assert kept_state(tmp_path) is None
+    run(steps=10, directory=tmp_path / "without")
+    assert kept_state(tmp_path / "without") is None
+    stopping = bx.EarlyStopping(100)
+    run([stopping, print], steps=50, directory=tmp_path / "with")
+    kept = kept_state(tmp_path / "with")
+    assert kept["best"]["value"] == stopping.best.value
+    np.testing.assert_array_equal(kept["best"]["lam"][0], stopping.best.lam)
+
+
 def test_a_callback_that_raises_leaves_the_last_checkpoint(tmp_path):
     def fault(progress):
         if progress.step == 50:
@@ -339,12 +353,13 @@ def json_round_trip(state):
 
 
 def test_a_callback_that_serves_a_second_run_begins_anew(tmp_path):
-    stopping, lines = bx.EarlyStopping(10**6), bx.JSONLines(tmp_path / "lines")
-    first, second = (run([stopping, lines], steps=n) for n in (40, 20))
-    assert (stopping.best.step, stopping.best.value) != (40, None)
-    assert stopping.best.step <= 20
-    assert [record["step"] for record in read(tmp_path / "lines")] == second.history.step.tolist()
-    assert len(first.history.step) == 4
+    stopping, fresh, lines = bx.EarlyStopping(10**6), bx.EarlyStopping(10**6), bx.JSONLines(tmp_path / "lines")
+    run([stopping, lines], steps=40)
+    first = stopping.best
+    second = run([stopping, fresh, lines], steps=10)
+    assert first.value < fresh.best.value  # else what was kept of the first run would be seen
+    assert (stopping.best.step, stopping.best.value) == (10, fresh.best.value)
+    assert read(tmp_path / "lines") == records(second.history)
 
 
 def test_a_time_limit_counts_the_whole_run():
@@ -361,7 +376,7 @@ def read(path):
 def records(history):
     """As the file has them."""
     codes = [bx.Code(int(code)).name for code in history.code]
-    names = History._fields
+    names = "step", "outer_value", "gradient_norm", "code", "samples", "seconds"
     rows = zip(*(codes if name == "code" else getattr(history, name).tolist() for name in names), strict=True)
     return [dict(zip(names, row, strict=True)) for row in rows]
 
@@ -404,17 +419,17 @@ def test_a_resumed_run_goes_on_from_the_entries_it_has(tmp_path, every):
     path = tmp_path / "lines"
     bx.JSONLines(path, every=every)(whole)
     text = path.read_bytes()
-    expected = records(again.history)[every - 1 :: every]
+    expected = [json.dumps(record) + "\n" for record in records(again.history)[every - 1 :: every]]
     for length in [*range(0, len(text), 41), len(text)]:
         path.write_bytes(text[:length])  # killed, perhaps within a line
         lines = bx.JSONLines(path, every=every)
         for n in (5, 6, 9):
             part = again._replace(step=n, history=History(*(column[:n] for column in again.history)))
             (lines.begin if n == 5 else lines)(part)
-            assert read(path) == expected[: n // every], length
+            assert path.read_text() == "".join(expected[: n // every]), length
     path.unlink()
     bx.JSONLines(path, every=every).begin(again)
-    assert read(path) == expected
+    assert path.read_text() == "".join(expected)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_the_file_anew(tmp_path):

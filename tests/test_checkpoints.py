@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -373,3 +375,35 @@ def test_arrays_of_every_kind_are_kept():
         assert (back.dtype, back.shape) == (array.dtype, array.shape)
         as_numbers = jax.random.key_data if "key" in said else np.asarray
         assert np.array_equal(as_numbers(back), as_numbers(array))
+
+
+# ---- a checkpoint of every format
+
+ASSETS = Path(__file__).parent / "assets"
+WHOLE = np.arange(40.0).reshape(10, 4) % 7 - 3  # exact on every machine
+
+
+def whole_inner(w, lam, batch):
+    return 0.5 * jnp.mean((batch @ w - 1.0) ** 2) + 0.5 * jnp.exp(lam) * jnp.sum(w**2)
+
+
+def whole_outer(w, lam, batch):
+    return 0.5 * jnp.mean((batch @ w - 1.0) ** 2)
+
+
+def run_of_whole_numbers(**options):
+    problem = bx.Problem(bx.GradientStep(whole_inner, 0.03125), whole_outer)
+    data = bx.Arrays(WHOLE, 5, "iid"), bx.Arrays(-WHOLE, 5, "iid")
+    best = bx.EarlyStopping(patience=10**6, score=lambda w, lam: jnp.sum(w**2))
+    given = {"algorithm": bx.SOBA(0.03125, 0.5), "problem": problem, "data": data, "start": (np.ones(4), 0.0)}
+    return run(**given, steps=800, every=200, callback=best, **options)
+
+
+@pytest.mark.parametrize("version", range(1, checkpoints.FORMAT + 1))
+@pytest.mark.filterwarnings("ignore:the run was begun elsewhere")
+def test_a_checkpoint_of_every_format_is_gone_on_from(tmp_path, version):
+    """Written by the release of that format: ``run_of_whole_numbers`` killed after step 400."""
+    shutil.copytree(ASSETS / f"checkpoint_format_{version}", tmp_path / "run")
+    result = run_of_whole_numbers(run=tmp_path / "run")
+    assert result.config.get("resumed", [{"step": 400}])[0]["step"] == 400
+    np.testing.assert_allclose(result.lam, run_of_whole_numbers().lam, rtol=1e-9)

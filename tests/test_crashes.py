@@ -1,26 +1,17 @@
 """The process is killed, the power cut, the disk full, Ctrl-C pressed, at each file-system call in turn."""
 
-import contextlib
-import json
-import tomllib
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from crash_rig import FAULTS, FILLING, Rig, Scenario
+from stand_in import resume, run_in, tune
 
 import bilevax as bx
 from bilevax.core import files, manifest
-from bilevax.core.errors import DataError
-from bilevax.core.run_files import read_run_files
 from bilevax.runs.checkpoints import Checkpoints, Run, _read
-from bilevax.study import read_model
-from bilevax.study.run_directory import RunDirectory
-from bilevax.tables.linear import LinearModel
-from bilevax.tables.terms import Term
 
 CONTENT = {"steps": 3}
 
@@ -109,60 +100,6 @@ def a_checkpoint():
     return Scenario(lambda root: [save(root, step) for step in (1, 2, 3)], act, act, look, tidy)
 
 
-def study_of(slope):
-    """What the command hands to a run directory, without any tuning."""
-    terms = (Term("x", "number", "number"),)
-    model = LinearModel("y", ("a", "b"), np.zeros(1), np.array([[slope]]), terms, (1.0,))
-    events = [{"kind": "step", "step": step, "loss": slope / (1 + step)} for step in range(3)]
-    config = {"data": {"slope": slope}}
-    return SimpleNamespace(model=model, events=events, interrupted=False, config=lambda: config)
-
-
-def tune(root, slope, **options):
-    """The life of a run: True if it was already over."""
-    study = study_of(slope)
-    with RunDirectory(root / "run", **options) as run:
-        if run.ended:
-            return
-        run.begin({"tune": {"slope": slope}})
-        for step, event in enumerate(study.events):
-            run.append(event)
-            with Checkpoints(Run(run.checkpoints, keep=1)) as store:
-                if store.newest() is None:
-                    store.save(step, {}, {"w": np.full(2, slope)})
-        run.finish(study, lambda found: f"<p>{slope}</p>")
-
-
-def resume(root, slope):
-    """By ``resume`` where there is something to be resumed, else by ``--force``."""
-    with contextlib.suppress(DataError):
-        tune(root, slope, resume=True)
-    if run_in(root) != run_of(slope):
-        tune(root, slope, force=True)
-
-
-def run_of(slope):
-    study = study_of(slope)
-    return study.model.to_plain(), study.events, study.config() | {"tune": {"slope": slope}}
-
-
-def run_in(root):
-    """What a reader sees; None where none has ended."""
-    notes = list(root.rglob("notes.txt"))
-    assert [path.read_text() for path in notes] == ["mine"] * len(notes)
-    try:
-        found = read_run_files(root / "run", without=())
-    except DataError:
-        return None
-    if not found.finished:
-        return None
-    contents, model = found.files, read_model(root / "run")
-    events = [json.loads(line) for line in contents["metrics.jsonl"].splitlines()]
-    assert json.loads(contents["coefficients.json"]) == model.to_plain()
-    assert contents["report.html"].decode() == f"<p>{model.coef[0, 0]}</p>"
-    return model.to_plain(), events, tomllib.loads(contents["config.toml"].decode())
-
-
 def a_run(again):
     """In a directory that is not there."""
     return Scenario(lambda root: None, partial(tune, slope=2.0), partial(again, slope=2.0), run_in)
@@ -176,7 +113,7 @@ def a_swap(again):
         (root / "run" / "notes.txt").write_text("mine")
 
     def look(root):
-        assert len(list(root.rglob("notes.txt"))) == 1
+        assert [path.read_text() for path in root.rglob("notes.txt")] == ["mine"]
         return run_in(root)
 
     return Scenario(prepare, partial(tune, slope=2.0, force=True), partial(again, slope=2.0), look)
@@ -204,10 +141,10 @@ def rig_of(request, tmp_path):
 EVERY = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
 
 
-def numbers(rig, every):
-    """Of the calls that fail: all, or a dozen of many."""
+def numbers(rig, every, first=0):
+    """Of the calls that fail: all, or some of many."""
     calls = len(rig.disk.calls)
-    return range(calls) if every or calls < 30 else sorted({i * (calls - 1) // 11 for i in range(12)})
+    return range(calls) if every or calls < 30 else range((first + 1) * calls // 36, calls, calls // 6)
 
 
 @EVERY
@@ -220,11 +157,11 @@ def test_killed_or_without_power_before_each_call(rig, every):
 @EVERY
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_each_call(rig, fault, every):
-    for number in numbers(rig, every):
+    for number in numbers(rig, every, FAULTS.index(fault)):
         raised, call = rig.fail(fault, number), rig.disk.calls[number]
         where = f"{fault} at call {number} of {rig.disk.calls}"
-        if fault == "short":
-            assert raised is None, where
+        if fault == "short":  # of a line, which is then not there at all
+            assert raised is None or ("cannot write" in str(raised) and "metrics.jsonl" in str(raised)), where
         elif fault in ("before", "after"):
             assert raised is not None, where
         elif fault == "full" and call in FILLING:

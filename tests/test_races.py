@@ -3,7 +3,9 @@
 import os
 import re
 
+import pytest
 from race import Racers
+from stand_in import run_in, run_of, tune
 
 LOCKING = """
 import os, time
@@ -11,46 +13,124 @@ from pathlib import Path
 from bilevax.core import files
 
 def act(argument):
-    path, seconds = argument
-    with files.Lock(Path(path)):
-        time.sleep(seconds)
+    path, until = map(Path, argument)
+    with files.Lock(path):
+        while not until.exists():
+            time.sleep(0.001)
     return os.getpid()
 """
 
 
 def test_one_of_two_gets_a_lock_and_the_other_is_told_who_has_it(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
     with Racers(LOCKING) as racers:
-        for _ in range(20):
-            outs = racers.race(*[[str(tmp_path), 0.15]] * 2)
-            (winner,), ((kind, message),) = ([out for out in outs if isinstance(out, t)] for t in (int, list))
+        for trial in range(20):
+            over = tmp_path / f"over {trial}"
+            racers.start(*[[str(directory), str(over)]] * 2)
+            loser = racers.first()
+            (winner,) = {*racers.processes} - {loser}
+            kind, message = racers.receive(loser)
             assert kind == "LockedError"
             assert re.fullmatch(
-                rf"{tmp_path} is in use by process {winner} on \S+, since \d{{4}}-.*; wait for it, or choose .*",
-                message,
+                rf"{directory} is in use by process {winner.pid} on \S+, since \d{{4}}-.*; wait for it, or .*", message
             )
-            assert os.listdir(tmp_path) == []
-
-
-def test_short_holders_wait_for_each_other(tmp_path):
-    with Racers(LOCKING) as racers:
-        for _ in range(50):
-            outs = racers.race(*[[str(tmp_path), 0.0]] * 2)
-            assert sorted(outs) == sorted(process.pid for process in racers.processes)
-            assert os.listdir(tmp_path) == []
+            over.touch()
+            assert racers.receive(winner) == winner.pid
+            assert os.listdir(directory) == []
 
 
 def test_a_lock_of_a_dead_process_is_taken_over(tmp_path):
     with Racers(LOCKING) as racers:
         first, second = racers.processes
-        racers.send(first, [str(tmp_path), 60])
+        racers.send(first, [str(tmp_path), str(tmp_path / "never")])
         while not (tmp_path / "run.lock").exists() or not (tmp_path / "run.lock").read_bytes():
             pass
-        racers.send(second, [str(tmp_path), 0])
+        racers.send(second, [str(tmp_path), str(tmp_path)])
         kind, message = racers.receive(second)
         assert (kind, f"process {first.pid} " in message) == ("LockedError", True)
         first.kill()
         first.wait()
         assert (tmp_path / "run.lock").exists()
-        racers.send(second, [str(tmp_path), 0])
+        racers.send(second, [str(tmp_path), str(tmp_path)])
         assert racers.receive(second) == second.pid
         assert os.listdir(tmp_path) == []
+
+
+TUNING = """
+import os, time
+from functools import partial
+from pathlib import Path
+from stand_in import tune
+
+def until(path):
+    while not path.exists():
+        time.sleep(0.001)
+
+def act(argument):
+    root, slope, force, over = argument
+    tune(Path(root), slope, force=force, wait=partial(until, Path(over)))
+    return slope
+"""
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_one_of_two_runs_gets_the_directory(tmp_path, force):
+    with Racers(TUNING) as racers:
+        for trial in range(20):
+            root, over = tmp_path / f"{trial}", tmp_path / f"over {trial}"
+            root.mkdir()
+            if force:
+                tune(root, 5.0)
+            racers.start(*[[str(root), slope, force, str(over)] for slope in (1.0, 2.0)])
+            loser = racers.first()
+            (winner,) = {*racers.processes} - {loser}
+            kind, message = racers.receive(loser)
+            assert kind == "LockedError"
+            assert re.match(rf"{root / 'run'} is in use by process {winner.pid} on \S+, since \d{{4}}-", message)
+            assert run_in(root) == (run_of(5.0) if force else None)
+            over.touch()
+            slope = racers.receive(winner)
+            assert slope == 1.0 + racers.processes.index(winner)
+            assert run_in(root) == run_of(slope)
+            assert os.listdir(root) == ["run"]
+
+
+def test_two_that_do_not_wait_leave_one_whole_run(tmp_path):
+    """The later one may come when the first has ended; it then replaces the whole run."""
+    with Racers(TUNING) as racers:
+        for _ in range(20):
+            racers.start(*[[str(tmp_path), slope, True, str(tmp_path)] for slope in (1.0, 2.0)])
+            outs = [racers.receive(process) for process in racers.processes]
+            ended = [out for out in outs if isinstance(out, float)]
+            assert ended
+            assert all(out[0] == "LockedError" for out in outs if out not in ended), outs
+            assert run_in(tmp_path) in [run_of(slope) for slope in ended]
+            assert os.listdir(tmp_path) == ["run"]
+
+
+REPLACING = """
+from pathlib import Path
+from stand_in import tune
+
+def act(argument):
+    root, number = argument
+    for slope in range(1, number + 1):
+        tune(Path(root), float(slope), force=True)
+"""
+
+
+@pytest.mark.parametrize("number", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_reader_sees_a_whole_run_while_it_is_replaced(tmp_path, number):
+    tune(tmp_path, 0.0)
+    with Racers(REPLACING, 1) as racers:
+        racers.start([str(tmp_path), number])
+        seen, slope = {0.0}, 0.0
+        while slope < number:
+            found, before = run_in(tmp_path), slope
+            slope = found[1][0]["loss"]
+            assert slope >= before
+            assert found == run_of(slope)
+            seen.add(slope)
+        assert racers.receive(racers.processes[0]) is None
+    assert len(seen) > number / 4

@@ -37,7 +37,7 @@ def write(path: Path, content: bytes | str) -> None:
     """Write a file atomically: a temporary file beside it, flushed to the disk, then renamed over it.
 
     Raises:
-        StorageError: the system refused; the file at ``path`` is as it was.
+        StorageError: the system refused; the file at ``path`` is as it was, or the new one.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = temporary_name(path)
@@ -328,9 +328,11 @@ class Lock:
         if descriptor is None:
             return
         with contextlib.suppress(OSError):
-            if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
-                os.unlink(self._path)
-        os.close(descriptor)
+            try:
+                if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
+                    os.unlink(self._path)
+            finally:  # after Ctrl-C as well, or this process would hold it to its end
+                os.close(descriptor)
 
     def moved(self, directory: Path) -> None:
         """The directory has a new name now."""

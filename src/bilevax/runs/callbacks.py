@@ -22,6 +22,7 @@ from bilevax.core.config import at_least_one, check_fields, nonnegative, positiv
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import History
 from bilevax.core.trees import PyTree
+from bilevax.runs.checkpoints import Resumable
 
 
 class Progress(NamedTuple):
@@ -82,9 +83,8 @@ class Callbacks:
     def begin(self, progress: Progress) -> None:
         """Before the first step, of the run or of its going on."""
         for name, callback in self._named.items():
-            if hasattr(callback, "begin"):
-                callback.begin(progress)
-            if name in self._carried and hasattr(callback, "resume"):
+            _tell(callback, "begin", progress)
+            if name in self._carried and isinstance(callback, Resumable):
                 callback.resume(self._carried[name])
 
     def __call__(self, progress: Progress) -> bool:
@@ -94,15 +94,25 @@ class Callbacks:
 
     def state(self) -> dict[str, Any]:
         """That of each which has one, by its name."""
-        return {name: callback.state() for name, callback in self._named.items() if hasattr(callback, "state")}
+        states: dict[str, Any] = {}
+        for name, callback in self._named.items():
+            if isinstance(callback, Resumable):
+                states[name] = callback.state()
+        return states
 
     def end(self, progress: Progress) -> None:
         """After the last step, or what else ended the run; each is told, even if one raises."""
         with contextlib.ExitStack() as stack:
             # the last that is put on the stack is called first
             for callback in reversed(self._named.values()):
-                if hasattr(callback, "end"):
-                    stack.callback(callback.end, progress)
+                stack.callback(_tell, callback, "end", progress)
+
+
+def _tell(callback: Callback, what: str, progress: Progress) -> None:
+    """Call the method of that name, if there is one."""
+    method = getattr(callback, what, None)
+    if callable(method):
+        method(progress)
 
 
 class Best(NamedTuple):

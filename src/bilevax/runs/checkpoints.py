@@ -179,7 +179,8 @@ def _read(path: Path) -> Checkpoint:
         arrays = {name: _decode(sealed.files[of["file"]], of) for name, of in said.items()}
         if sealed.content["step"] != step:
             raise ValueError(f"it is of step {sealed.content['step']}")
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    # the last two of a header that is no Python
+    except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, tokenize.TokenError) as e:
         raise CorruptError(f"{path} is damaged: {e}") from None
     return Checkpoint(step, content, arrays)
 
@@ -251,11 +252,12 @@ def unpack(value: Any, arrays: Mapping[str, PyTree]) -> Any:
 
 
 def kept_state(run: Run | str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What the first callback of a run kept in its newest checkpoint, before the run goes on; None where there is none.
+    """What the one callback of a run kept in its newest checkpoint, before the run goes on; None where there is none.
 
     Raises:
         CheckpointError: as of :meth:`Checkpoints.newest`, or another process uses the directory.
     """
     with Checkpoints(run if isinstance(run, Run) else Run(run)) as store:
         found = store.newest()
-    return None if found is None else unpack(found.content["parts"].get("callback 0"), found.arrays)
+    kept = [] if found is None else [unpack(x, found.arrays) for x in found.content["parts"]["callbacks"].values()]
+    return kept[0] if kept else None

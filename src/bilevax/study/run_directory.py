@@ -243,6 +243,8 @@ class RunDirectory:
     def _swap(self, new: Path, lock: files.Lock) -> None:
         """Put a finished directory in its place; what was there is removed at last."""
         old = _beside(self._place, "old")
+        # with the lock, by which the old one is known
+        files.sync_directory(self._place)
         files.rename(self._place, old)
         # in between, readers find the new one by its name
         files.rename(new, self._place)
