@@ -112,6 +112,30 @@ def test_a11_a_step_whose_curvature_overflows_is_not_zero():
     assert np.isnan(step.metric(jnp.zeros((1, 2)), jnp.zeros(()))).all()
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [(np.float32, (3e6, 1e8, 1e15)), (np.float64, (1e15, 1e100))])
+def test_a11_columns_that_differ_beyond_the_type_are_not_called_solved(kind, sizes):
+    """One column is so large that no step of the map moves the other weights, and no residual shows it."""
+    X, y = table()
+    assert np.isfinite(estimate(X * np.array([10.0, 1.0, 1.0, 1.0]), y, kind).error.relative)
+    for size in sizes:
+        Z = (X * np.array([size, 1.0, 1.0, 1.0])).astype(kind)
+        est = estimate(Z, y, kind)
+        assert error(est, truth(Z, y)) > 0.5
+        assert est.code == bx.Code.TOLERANCE_NOT_MET
+        assert "bring the columns of the data to one scale" in est.message
+
+
+@pytest.mark.slow
+def test_a11_long_chains_of_minibatches_are_not_called_solved_either():
+    X, y = table()
+    X = (X * np.array([1e8, 1.0, 1.0, 1.0])).astype(np.float32)
+    train, val = (bx.Arrays((X[part], y[part].astype(np.float32)), 4) for part in (slice(N), slice(N, None)))
+    sid, start = bx.SID(bx.FixedPoint(2000), bx.FixedPoint(2000)), (np.zeros((1, D), "f"), np.full(D, LAM, "f"))
+    est = bx.hypergradient(RIDGE, sid, *start, train, val, key=KEY)
+    assert est.code != bx.Code.OK
+    assert "to one scale" in est.message or est.code >= bx.Code.NOT_CONTRACTIVE
+
+
 @pytest.mark.parametrize("size", [1e-200, 1e-30, 1e-13, 1e30, 1e200])
 @pytest.mark.parametrize("make", [np.asarray, sp.csc_array])
 def test_a11_the_unit_of_a_column_does_not_decide_whether_it_varies(size, make):
