@@ -241,7 +241,7 @@ class Rig:
     """
 
     def __init__(self, scenario, root):
-        self.scenario, self.root = scenario, root
+        self.scenario, self.root, self._seen = scenario, root, []
         root.mkdir()
         scenario.prepare(root)
         self.before, self.old = tree(root), scenario.look(root)
@@ -252,12 +252,12 @@ class Rig:
         assert self.disk.tree() == tree(root), "the disk changed by other ways than the calls that are counted"
 
     def stop_before(self, number):
-        """Killed, or the power cut, before the call of that number; how many different trees that leaves."""
-        found = self.disk.found(number)
-        for label, content in found.items():
-            plant(self.root, content)
-            self._goes_on(f"call {number} of {self.disk.calls}: {label}")
-        return len(found)
+        """Killed, or the power cut, before the call of that number: each tree that leaves, if it is a new one."""
+        for label, content in self.disk.found(number).items():
+            if content not in self._seen:
+                self._seen.append(content)
+                plant(self.root, content)
+                self._goes_on(f"call {number} of {self.disk.calls}: {label}")
 
     def fail(self, fault, number):
         """A fault at the call of that number; what was raised, or None."""

@@ -19,7 +19,7 @@ from bilevax.core import files
 from bilevax.core.config import config
 from bilevax.core.signals import Stops
 from bilevax.runs import checkpoints, course
-from bilevax.runs.identity import identity
+from bilevax.runs.identity import described, identity
 from bilevax.testing.closed_forms import FiniteQuadratic
 
 KEY = jax.random.key(5)
@@ -166,6 +166,14 @@ def test_a_constant_that_a_loss_closes_over_is_seen():
         return named["functions"]["outer"]
 
     assert outer(np.float64(1.0)) == outer(np.float64(1.0)) != outer(np.float64(2.0))
+
+
+def test_a_schedule_is_told_by_what_it_computes():
+    def told(value):
+        return described(bx.SOBA(lambda k: value / (1.0 + k.astype(float)), 0.1))
+
+    assert told(0.1) == told(0.1) != told(0.2)
+    assert described(whole_inner) == {"function": "whole_inner"}  # run as a script or imported
 
 
 def test_what_may_differ_is_recorded(begun):

@@ -73,7 +73,16 @@ def described(value: PyTree) -> PyTree:
     if value is not None and not jax.tree_util.all_leaves([value]):  # a node of another kind
         return {leaf_name("", path): described(x) for path, x in jax.tree_util.tree_leaves_with_path(value)}
     plain = to_plain(value)
-    return {"function": _nameless(plain["function"])} if isinstance(plain, dict) and "function" in plain else plain
+    return _function(value, plain["function"]) if isinstance(plain, dict) and "function" in plain else plain
+
+
+def _function(function: Callable[..., PyTree], name: str) -> Plain:
+    """By name, without its module, which is another where a script is run or imported; a schedule by its program."""
+    told = {"function": _nameless(name.rpartition(":")[2])}
+    try:
+        return told | {"program": _program(function, np.int32(0))}
+    except Exception:  # whatever a function raises that is none of a step's number
+        return told
 
 
 def _program(function: Callable[..., PyTree], *arguments: PyTree) -> str:
@@ -142,7 +151,7 @@ def _short(value: PyTree) -> str:
         return f"{value['dtype']}{value['shape']} {value['sha256'][:8]}"
     if isinstance(value, dict) and value.keys() == {"key", "impl"}:
         return str(value["key"]["array"])
-    if isinstance(value, dict) and (value.keys() == {"function"} or value.keys() == {"array", "dtype"}):
+    if isinstance(value, dict) and ("function" in value or value.keys() == {"array", "dtype"}):
         return str(value.get("function", value.get("array")))
     if isinstance(value, dict) and "type" in value:
         return str(value["type"]).rpartition(":")[2]
