@@ -1,4 +1,7 @@
-"""kill -9 at random times, with the persistent compile cache: runs end with the bits of one that was left alone."""
+"""kill -9 at random times, with the persistent compile cache: runs end with the bits of one that was left alone.
+
+The environment variable ``BILEVAX_KILLS`` says how often each is killed.
+"""
 
 import os
 
