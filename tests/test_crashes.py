@@ -146,6 +146,13 @@ def numbers(rig, every, first=0):
     return range(calls) if every or calls < 30 else range((first + 1) * calls // 36, calls, calls // 6)
 
 
+@pytest.mark.parametrize("name", ["a checkpoint", "a run", "a swap"])
+def test_there_is_much_that_can_fail(tmp_path, name):
+    calls = Rig(SCENARIOS[name](), tmp_path / "root").disk.calls
+    assert len(calls) >= 40
+    assert {*calls} >= {"open", "write", "fsync", "close", "flock", "mkdir", "rename", "unlink", "rmdir", "listdir"}
+
+
 @EVERY
 def test_killed_or_without_power_before_each_call(rig, every):
     for number in numbers(rig, every):
