@@ -71,7 +71,10 @@ def carry_out(
             directory.append(event)
         display(event)
 
-    directory.begin({**config_at_start(table, target, settings), **more})
+    config = {**config_at_start(table, target, settings), **more}
+    if "resumed" in more:
+        config["resumed"] = {**more["resumed"], "elsewhere": _elsewhere(directory.config, config)}
+    directory.begin(config)
     kept = Run(directory.checkpoints, override=override)
     study = tune_table(table, target, settings=settings, on_event=record, run=kept)
     display({"kind": "stage", "name": "writing the model and the report"})
@@ -92,6 +95,16 @@ def _require_memory(table: Table, settings: "TuneSettings") -> None:
 def described(source: str) -> dict[str, object]:
     """Where a table is found again: as it was given, and the path of a file."""
     return {"given": source, "path": os.path.abspath(source) if Path(source).exists() else None}
+
+
+def _elsewhere(saved: "Tables", now: "Tables") -> list[object]:
+    """What was another version or machine than now, each time that a run went on; its last bits may be others since."""
+    before = saved.get("resumed", {}).get("elsewhere", [])
+    pairs = [
+        (name, was, now[table].get(name)) for table in ("versions", "machine") for name, was in saved[table].items()
+    ]
+    assert isinstance(before, list)
+    return [*before, *(f"{name}: {was} -> {is_now}" for name, was, is_now in pairs if was != is_now)]
 
 
 @contextlib.contextmanager
