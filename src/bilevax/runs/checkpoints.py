@@ -204,7 +204,11 @@ def _decode(content: bytes, said: Plain) -> np.ndarray | jax.Array:
     file = io.BytesIO(content)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("an array is of another version of .npy")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    # numpy looks at what is no header as at Python's tokens
+    except (SyntaxError, tokenize.TokenError):
+        raise ValueError("an array has no header") from None
     wanted, start = jax.numpy.dtype(said["dtype"]), file.tell()
     stored = np.dtype(f"u{wanted.itemsize}") if wanted.kind == "V" else wanted
     if (list(shape), dtype, fortran) != (said["shape"], stored, False):

@@ -18,6 +18,8 @@ __all__ = ["TableEncoder", "Term", "design_from_terms"]
 _FEW = 20
 # Beyond it, the squares in a standard deviation overflow.
 _LARGEST = 1e100
+# Below it, they vanish.
+_SMALLEST = 1e-100
 
 
 class TableEncoder:
@@ -61,7 +63,7 @@ class TableEncoder:
         """Learn medians, means, scales and categories from the rows of a table.
 
         Raises:
-            DataError: no column is left, or one has values too large to be standardised.
+            DataError: no column is left, or one has values too large or too small to be standardised.
         """
         kept: list[str] = []
         left_out: dict[str, list[str]] = {}
@@ -73,9 +75,12 @@ class TableEncoder:
         texts = [name for name in kept if table.column(name).kind == "text"]
         for name in numbers:
             largest = np.nanmax(np.abs(table.column(name).values))
-            if largest > _LARGEST:
-                fault = f"column '{name}' has values up to {largest:.0e}; divide it or leave it out"
-                raise DataError(f"{table.name}: {fault}")
+            spread = np.ptp(table.column(name).values[~table.column(name).missing])
+            fault = f"has values up to {largest:.0e}; divide it" if largest > _LARGEST else ""
+            if 0 < spread < _SMALLEST:
+                fault = f"has values that differ by {spread:.0e}; multiply it"
+            if fault:
+                raise DataError(f"{table.name}: column '{name}' {fault} or leave it out")
         impute = SimpleImputer(strategy="median", add_indicator=True)
         scaler = Pipeline([("impute", impute), ("scale", StandardScaler())])
         one_hot = OneHotEncoder(
