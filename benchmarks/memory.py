@@ -117,6 +117,7 @@ def programmed(name: str, d: int) -> Row:
     X = np.random.default_rng(0).random(size=(128, d), dtype=np.float32) / np.sqrt(d, dtype=np.float32)
     train, val = (bx.Arrays((half, half[:, 0].copy()), 8, sampling="blocks") for half in (X[:64], X[64:]))
     del X
+    jax.block_until_ready((train.data, val.data))
     problem, start = bx.Problem(bx.GradientStep(inner, 0.05), outer), np.zeros(d, np.float32)
     algorithms = {"SOBA": bx.SOBA(0.05, 0.01), "SABA": bx.SABA(0.05, 0.01), "SRBA": bx.SRBA(0.05, 0.01)}
     fixed = bx.FixedPoint(200)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from bilevax.core import files, manifest
-from bilevax.core.errors import StorageError
+from bilevax.core.errors import BilevaxError, StorageError
 
 CHANGING = ("open", "write", "fsync", "close", "replace", "rename", "mkdir", "unlink", "rmdir", "ftruncate", "flock")
 CALLS = (*CHANGING, "listdir", "fstat", "lstat", "stat", "pread")
@@ -284,9 +284,14 @@ class Rig:
             assert self.scenario.look(self.root) == self.new, label
 
     def _goes_on(self, where):
-        seen = self.scenario.look(self.root)
+        try:
+            seen = self.scenario.look(self.root)
+            with Disk(self.root).mounted():
+                result = self.scenario.again(self.root)
+            new = self.scenario.look(self.root)
+        except (BilevaxError, OSError) as e:
+            raise AssertionError(f"{type(e).__name__}: {e}: {where}") from e
         assert seen in (self.old, self.new), where
-        with Disk(self.root).mounted():
-            assert self.scenario.again(self.root) == self.result, where
-        assert self.scenario.look(self.root) == self.new, where
+        assert result == self.result, where
+        assert new == self.new, where
         assert self.scenario.tidy(self.root) == self.tidy, where

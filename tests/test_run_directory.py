@@ -627,6 +627,8 @@ def test_checkpoints_of_minimize_are_not_the_commands(command, tmp_path, words):
     assert code == 2
     assert ("call it again with the same arguments and run='run'" in err) == (words[0] == "resume")
     assert names(tmp_path / "run") == ["step_00000004"]
+    killed(tmp_path / "api")
+    assert command("resume", "api")[0] == 2
     assert command("resume", "nowhere")[::2] == (4, "bilevax: nowhere is not a run directory\n")
     assert command("resume", "t.csv")[0] == 7
 
@@ -682,14 +684,6 @@ def process(directory, *words):
     return subprocess.Popen([sys.executable, "-c", OFTEN, *words], cwd=directory, env=environment, **pipes)
 
 
-def same(a, b):
-    """Two runs that ended alike."""
-    for name in ("model.safetensors", "coefficients.json"):
-        assert (a / name).read_bytes() == (b / name).read_bytes()
-    assert without_seconds(a) == without_seconds(b)
-    assert names(a) == names(b) == ALL
-
-
 def test_kill_9_and_resume_end_with_the_same_model(tmp_path):
     write_table(tmp_path / "t.csv", n=60)
     with process(tmp_path, "3", f"{TUNED} undisturbed", f"{TUNED} killed") as first:
@@ -699,49 +693,11 @@ def test_kill_9_and_resume_end_with_the_same_model(tmp_path):
     with process(tmp_path, "the start is kept", "resume killed") as second:
         err = second.stderr.read()
     assert second.returncode == 0, err
-    same(tmp_path / "killed", tmp_path / "undisturbed")
-
-
-@pytest.fixture(name="undisturbed", scope="module")
-def undisturbed_run(tmp_path_factory):
-    """A directory with a run, and the seconds that it takes where all is compiled."""
-    directory = tmp_path_factory.mktemp("kills")
-    write_table(directory / "t.csv", n=60)
-    for name in ("compiling", "undisturbed"):
-        began = time.monotonic()
-        with process(directory, "-1", f"{TUNED} {name}") as whole:
-            err = whole.stderr.read()
-        assert whole.returncode == 0, err
-    return directory, time.monotonic() - began
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
-def test_ten_kills_at_random_times(undisturbed, seed):
-    """Of tune and of resume, over nothing and over an earlier run; all in all 200."""
-    (directory, seconds), random, kills = undisturbed, np.random.default_rng(seed), 0
-    target = directory / f"run{seed}"
-    over = seed % 2 == 1
-    if over:
-        shutil.copytree(directory / "compiling", target)
-    while True:
-        resumed = any(path.exists() for path in (target / "checkpoints", *directory.glob(f"run{seed}.new-*")))
-        words = f"resume {target.name}" if resumed else f"{TUNED} {target.name}" + " --force" * target.exists()
-        with process(directory, "-1", words) as running:
-            time.sleep(random.uniform(0.3, 1.1) * seconds)
-            if kills < 10:
-                running.kill()
-            err = running.stderr.read()
-        assert running.returncode in (0, -9), err
-        kills += running.returncode == -9
-        if over:
-            read_model(target)
-        if running.returncode == 0:
-            same(target, directory / "undisturbed")
-            if kills >= 10:
-                break
-            files.remove(target)
-            over = False
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for name in ("model.safetensors", "coefficients.json"):
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert without_seconds(killed) == without_seconds(undisturbed)
+    assert names(killed) == names(undisturbed) == ALL
 
 
 def test_the_stopping_rule_goes_on_as_it_was():

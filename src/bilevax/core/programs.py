@@ -1,7 +1,7 @@
 """Functions as compiled programs of their own, with the compiler options that suit them; what memory they take.
 
 What a program takes beside its inputs is read off its trace, before it is compiled: COPIES times the most that its
-variables hold at once, where each is freed after its last use. With what the compiler takes that was 0.85 to 1.65 times
+variables hold at once, where each is freed after its last use. With what the compiler takes that was 0.6 to 1.65 times
 what was measured, of programs beyond 200 MB (``python -m benchmarks memory``).
 """
 
