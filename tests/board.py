@@ -81,7 +81,7 @@ def missing(board):
 
 
 def run(board, *, slow, processes):
-    """{test: whether it passed}, in the default suite and, if ``slow``, in the slow one; skipped whole is not passed."""
+    """{test: whether it passed}, in the default suite and, if ``slow``, the slow one; skipped whole is not passed."""
     # of one that is missing pytest would run none
     named = [test.split("::") for test in {test for row in board for test in row.ids} - set(missing(board))]
     named.sort(key=lambda test: (test[0], functions(test[0])[test[1]]))  # some share what the first of them compiled
