@@ -68,10 +68,10 @@ def rows():
 
 @functools.cache
 def functions(file):
-    """The tests of a file."""
+    """The tests of a file, each with its line."""
     path = TESTS / f"{file}.py"
     found = ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else ()
-    return {node.name for node in found if isinstance(node, ast.FunctionDef)}
+    return {node.name: node.lineno for node in found if isinstance(node, ast.FunctionDef)}
 
 
 def missing(board):
@@ -81,11 +81,12 @@ def missing(board):
 
 
 def run(board, *, slow, processes):
-    """{test: whether it passed}, in the default suite and, if ``slow``, in the slow one; skipped is not passed."""
+    """{test: whether it passed}, in the default suite and, if ``slow``, the slow one; skipped whole is not passed."""
     # of one that is missing pytest would run none
-    named = {test for row in board for test in row.ids} - set(missing(board))
-    nodes = sorted(f"tests/{test.replace('::', '.py::')}" for test in named)
-    outcomes = defaultdict(lambda: True)
+    named = [test.split("::") for test in {test for row in board for test in row.ids} - set(missing(board))]
+    named.sort(key=lambda test: (test[0], functions(test[0])[test[1]]))  # some share what the first of them compiled
+    nodes = [f"tests/{file}.py::{name}" for file, name in named]
+    cases = defaultdict(list)
     for marked in ["not slow", "slow"] if slow else ["not slow"]:
         with tempfile.TemporaryDirectory() as directory:
             out = Path(directory) / "out.xml"
@@ -94,8 +95,10 @@ def run(board, *, slow, processes):
             subprocess.run(command, cwd=TESTS.parent, check=False)
             for case in ElementTree.parse(out).iter("testcase"):
                 test = f"{case.get('classname').rpartition('.')[2]}::{case.get('name').partition('[')[0]}"
-                outcomes[test] &= not any(case.find(kind) is not None for kind in ("failure", "error", "skipped"))
-    return dict(outcomes)
+                cases[test] += [
+                    next((kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None), "")
+                ]
+    return {test: "" in kinds and not {*kinds} & {"failure", "error"} for test, kinds in cases.items()}
 
 
 def summary(scores, board):

@@ -56,7 +56,7 @@ def test_a_sum_says_what_is_at_minus_two():
 
 
 def test_tests_are_run_and_each_of_their_cases_counts(tmp_path, monkeypatch):
-    """One case fails, one is skipped, one errs in its fixture; another function passes."""
+    """One case fails, one function is skipped whole, one errs in its fixture; others pass, one with a case skipped."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(
         "import pytest\n"
@@ -64,11 +64,13 @@ def test_tests_are_run_and_each_of_their_cases_counts(tmp_path, monkeypatch):
         "def test_b():\n    pytest.skip('')\n"
         "def test_c(none):\n    pass\n"
         "@pytest.mark.parametrize('x', ['a::b', '[]'])\ndef test_d(x):\n    pass\n"
+        "@pytest.mark.parametrize('x', [1, 2])\ndef test_e(x):\n    x == 1 or pytest.skip('')\n"
     )
     monkeypatch.setattr(board, "TESTS", tmp_path / "tests")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
-    row = board.Row("A1", "", "", [f"test_it::test_{x}" for x in "abcd"])
+    row = board.Row("A1", "", "", [f"test_it::test_{x}" for x in "abcde"])
     outcomes = board.run([row], slow=False, processes=0)
     assert outcomes == {"test_it::test_a": False, "test_it::test_b": False, "test_it::test_c": False} | {
-        "test_it::test_d": True
+        "test_it::test_d": True,
+        "test_it::test_e": True,
     }

@@ -287,7 +287,7 @@ def test_b18_a_million_columns():
     rng = np.random.default_rng(0)
     X = sp.random(60, 10**6, 1e-4, format="csc", random_state=0)
     y = X[:, [7]].toarray().ravel() + rng.normal(size=60)
-    assert np.isfinite(TunedElasticNet(random_state=0).fit(X, y).predict(X)).all()
+    assert np.isfinite(TunedRidge(random_state=0).fit(X, y).predict(X)).all()
     source = bx.SparseRows((X, y))
     sid = bx.SID(bx.FixedPoint(20), bx.FixedPoint(20))
     problem = bx.Problem(bx.GradientStep(bx.Squared("global")), bx.Squared())
