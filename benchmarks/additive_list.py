@@ -206,6 +206,11 @@ TABLES = {
 }  # fmt: skip
 
 
+def words(X: pd.DataFrame) -> list[str]:
+    """The category columns."""
+    return [name for name in X if not pd.api.types.is_numeric_dtype(X[name])]
+
+
 @cache
 def whole(name: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:
     """X, y and the groups of a table; categories are text, numbers float64."""
@@ -215,9 +220,9 @@ def whole(name: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:
     groups = rows.pop(table.groups).to_numpy() if table.groups else None
     if rows.shape != (table.rows, table.columns):
         raise RuntimeError(f"{name} has {rows.shape} rows and columns, not {table.rows, table.columns}")
-    words = [column for column in rows if not pd.api.types.is_numeric_dtype(rows[column])]
-    rows = rows.astype({column: object if column in words else np.float64 for column in rows})
-    rows[words] = rows[words].where(rows[words].notna(), np.nan)
+    categories = words(rows)
+    rows = rows.astype({column: object if column in categories else np.float64 for column in rows})
+    rows[categories] = rows[categories].where(rows[categories].notna(), np.nan)
     if table.family in CLASSES:
         return rows, np.unique(y, return_inverse=True)[1], groups
     return rows, y.astype(np.float64), groups

@@ -1,6 +1,5 @@
 """The questions of ``python -m benchmarks``: each is listed, says in a line what it asks, and runs with --quick."""
 
-import hashlib
 import importlib
 import json
 import os
@@ -9,14 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = {"core": ["--only", "w1", "memory"]}  # all of it takes longer than two minutes
-SHARED = {"additive_list", "bare_jax", "bare_loops", "cases", "datasets", "exact", "families", "fresh", "machine",
-          "measures", "planner_rivals", "reported", "rival_torch", "rivals", "store", "tables",
-          "verdict_figures", "verdict_runs"}  # fmt: skip
+SHARED = {"additive_figures", "additive_list", "additive_rivals", "bare_jax", "bare_loops", "cases", "datasets",
+          "exact", "families", "fresh", "machine", "measures", "planner_rivals", "reported", "rival_torch", "rivals",
+          "store", "tables", "verdict_figures", "verdict_runs"}  # fmt: skip
 
 
 def module(name):
@@ -81,40 +79,6 @@ def test_a_table_has_a_line_a_row(capsys):
         "|  |",
         "| 1 / 2.5 |",
     ]
-
-
-def test_the_list_of_tables_is_as_it_was_agreed():
-    listed = module("benchmarks.additive_list")
-    assert len(listed.TABLES) == 20
-    assert sum(table.small for table in listed.TABLES.values()) == 13
-    assert {t.family for t in listed.TABLES.values()} == {"binary", "multinomial", "gaussian", "poisson", "gamma"}
-    fixed = repr([(name, *t._replace(read=None)) for name, t in listed.TABLES.items()] + [listed.SPLITS])
-    assert hashlib.sha256(fixed.encode()).hexdigest()[:16] == "e32cd40ebd5f306c"
-
-
-@pytest.mark.parametrize("name", ["breast_cancer", "diabetes"])
-def test_a_table_is_split_by_its_seed(name):
-    listed = module("benchmarks.additive_list")
-    X, y, _ = listed.whole(name)
-    parts = [listed.split(name, seed) for seed in listed.SPLITS]
-    for part in parts:
-        both = np.column_stack([np.vstack([part.X, part.X_test]), np.concatenate([part.y, part.y_test])])
-        assert np.array_equal(np.sort(both, axis=0), np.sort(np.column_stack([X, y]), axis=0))
-        assert len(part.y_test) == -(-len(y) // 4)
-    again = listed.split(name, 0)
-    assert np.array_equal(again.X_test, parts[0].X_test)
-    assert not np.array_equal(parts[1].y_test, parts[0].y_test)
-
-
-def test_groups_are_not_divided(monkeypatch):
-    listed = module("benchmarks.additive_list")
-    groups = np.repeat(np.arange(8), 5)
-    rows = pd.DataFrame({"x": np.arange(40.0)})
-    monkeypatch.setattr(listed, "whole", lambda name: (rows, np.tile([0, 1], 20), groups))
-    part = listed.split("bio", 1)
-    train = set(part.groups)
-    assert len(train) == 6
-    assert set(part.X_test["x"] // 5) == set(range(8)) - train
 
 
 def kept():
