@@ -78,7 +78,7 @@ def table(runs: Runs, key: str) -> str:
     for name in TABLES:
         if name in runs:
             t = TABLES[name]
-            about = f"{name} ({t.family}, {t.rows:,} x {t.columns}{', *' if t.seen == 'additive' else ''})"
+            about = f"{name} ({t.family}, {t.rows:,} x {t.columns}{', seen' if t.seen == 'additive' else ''})"
             rows.append([about, *(cell(runs[name].get(method, {}), key) for method in methods)])
     return tables.text(["table", *(HEADS[method] for method in methods)], rows)
 
@@ -112,9 +112,19 @@ def goals(runs: Runs) -> list[tables.Check]:
     return out
 
 
+def listing() -> str:
+    """The tables, where they are, and what of them had been looked at before."""
+    rows = [
+        [name, t.family, t.rows, t.columns, f"`{t.package}`", f"`{t.path}`", t.seen or "no"]
+        for name, t in TABLES.items()
+    ]
+    return tables.text(("table", "family", "rows", "columns", "package", "path", "seen before"), rows)
+
+
 def page(runs: Runs) -> str:
-    """Markdown: losses, seconds, goals."""
+    """Markdown: the list, losses, seconds, goals."""
     parts = [
+        listing(),
         "Test log-loss or mean deviance, mean of three splits:", table(runs, "loss"),
         "CPU seconds of a fit on one thread:", table(runs, "cpu"),
     ]  # fmt: skip
