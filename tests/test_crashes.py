@@ -2,14 +2,11 @@
 
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from crash_rig import FAULTS, FILLING, Rig, Scenario
-from stand_in import resume, run_in, tune
+from stand_in import minimise, resume, run_in, tune
 
-import bilevax as bx
 from bilevax.core import files, manifest
 from bilevax.runs.checkpoints import Checkpoints, Run, _read
 
@@ -138,6 +135,8 @@ def rig_of(request, tmp_path):
     return Rig(SCENARIOS[request.param](), tmp_path / "root")
 
 
+pytestmark = pytest.mark.timeout(3600)
+
 EVERY = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
 
 
@@ -169,22 +168,10 @@ def test_a_fault_at_each_call(rig, fault, every):
 
 
 def a_minimisation():
-    """Of a ridge regression, with a checkpoint after each of three steps, of which two are kept."""
-    X, y = np.random.default_rng(0).normal(size=(8, 2)), np.arange(8.0)
-
-    def inner_loss(w, lam, batch):
-        return jnp.mean((batch[0] @ w - batch[1]) ** 2) + lam * w @ w
-
-    def outer_loss(w, lam, batch):
-        return jnp.mean((batch[0] @ w - batch[1]) ** 2)
-
-    problem, rows = bx.Problem(bx.GradientStep(inner_loss), outer_loss), bx.Arrays((X, y), 2)
-    given = (problem, bx.SOBA(0.1, 0.5), np.zeros(2), np.ones(()), rows, rows)
+    """With a checkpoint after each of three steps, of which two are kept."""
 
     def act(root):
-        run = Run(root / "run", seconds=0, keep=2)
-        result = bx.minimize(*given, steps=3, every=1, key=jax.random.key(0), run=run)
-        return [np.asarray(x).tobytes() for x in jax.tree.leaves(result[:4] + result.history[:3])]
+        return minimise(Run(root / "run", seconds=0, keep=2))
 
     def look(root):
         for path in (root / "run").glob("step_*"):
@@ -193,6 +180,16 @@ def a_minimisation():
     return Scenario(
         lambda root: None, act, act, look, lambda root: {path.name[:5] for path in (root / "run").iterdir()}
     )
+
+
+def test_a_lock_is_given_up_where_its_block_is_not_entered(tmp_path, monkeypatch):
+    def interrupt(directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "remove_leftovers", interrupt)
+    with pytest.raises(KeyboardInterrupt), Checkpoints(Run(tmp_path)):
+        pass
+    assert not files.is_locked(tmp_path)
 
 
 @EVERY

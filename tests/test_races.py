@@ -109,6 +109,44 @@ def test_two_that_do_not_wait_leave_one_whole_run(tmp_path):
             assert os.listdir(tmp_path) == ["run"]
 
 
+MINIMISING = """
+import os, time
+from pathlib import Path
+import jax
+from stand_in import minimise
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
+
+def act(argument):
+    directory, over = map(Path, argument)
+
+    def wait(progress):
+        while not over.exists():
+            time.sleep(0.001)
+
+    return minimise(directory, wait)
+"""
+
+
+@pytest.mark.slow
+def test_one_of_two_minimisations_gets_the_directory(tmp_path):
+    with Racers(MINIMISING) as racers:
+        for trial in range(20):
+            directory, over = tmp_path / f"{trial}", tmp_path / f"over {trial}"
+            racers.start(*[[str(directory), str(over)]] * 2)
+            loser = racers.first()
+            (winner,) = {*racers.processes} - {loser}
+            kind, message = racers.receive(loser)
+            assert kind == "LockedError"
+            assert re.match(rf"{directory} is in use by process {winner.pid} on \S+, since \d{{4}}-", message)
+            over.touch()
+            result = racers.receive(winner)
+            # the other has it afterwards, and the same result at once
+            racers.send(loser, [str(directory), str(over)])
+            assert racers.receive(loser) == result
+            assert sorted(path.name for path in directory.iterdir()) == [f"step_0000000{step}" for step in (0, 3)]
+
+
 REPLACING = """
 from pathlib import Path
 from stand_in import tune

@@ -13,12 +13,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevax.core.events import Event
+from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix
 from bilevax.sklearn.penalty_search import Shares
 from bilevax.sklearn.tuned_linear import TunedLinear, TunedRegressor
 from bilevax.solvers.l1_logistic import L1LogisticModels
 from bilevax.solvers.l1_models import CrossFitted, L1Models
 from bilevax.solvers.l1_squared import L1SquaredModels
+from bilevax.tables.memory import HELPS
 
 
 class _ElasticNet(TunedLinear):
@@ -116,6 +118,7 @@ class TunedElasticNet(_ElasticNet, TunedRegressor):
         (7, True)
     """
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: ArrayLike,
@@ -165,6 +168,7 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         True
     """
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: ArrayLike,

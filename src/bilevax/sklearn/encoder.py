@@ -1,5 +1,6 @@
 """From a table to a matrix by scikit-learn's preprocessing, and back to plain terms that need none of it."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +42,20 @@ class TableEncoder:
         self.max_categories = max_categories
         self.terms: tuple[Term, ...] = ()
         self.notes: tuple[str, ...] = ()
+
+    def width(self, table: Table, columns: Sequence[str]) -> int:
+        """About as many terms as :meth:`fit` finds, and at most a few more: nothing is encoded for it."""
+        out = 0
+        for column in map(table.column, columns):
+            if _reason_to_drop(column):
+                continue
+            if column.kind == "text":
+                times = Counter(column.values.tolist()).values()
+                # those that are frequent, and one for the others
+                out += min(sum(n >= self.min_frequency for n in times) + 1, self.max_categories)
+            else:
+                out += 1 + bool(column.missing.any())
+        return out
 
     def fit(self, table: Table, columns: Sequence[str]) -> "TableEncoder":
         """Learn medians, means, scales and categories from the rows of a table.

@@ -15,10 +15,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
+from bilevax.core.limits import said
 from bilevax.problems import BinaryLogistic, MultinomialLogistic
 from bilevax.runs import Run
 from bilevax.sklearn.penalised import PenalisedModel, default_float
 from bilevax.tables.labels import Label
+from bilevax.tables.memory import HELPS
 
 BALANCED_SCORES = frozenset({"balanced_accuracy", "f1_macro", "recall_macro", "precision_macro", "jaccard_macro"})
 """Scores that count every class alike; the tuned loss then does so too."""
@@ -103,6 +105,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.steps = steps
         self.random_state = random_state
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: ArrayLike,
