@@ -1,8 +1,12 @@
 """``bilevax check``: how a problem is named, what is printed and written, and with which code it ends."""
 
 import importlib.util
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,21 +15,26 @@ import pytest
 
 import bilevax.audit
 from bilevax.cli import main
+from bilevax.cli.user_code import load
 from bilevax.report import write_findings
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "check_me.py"
 
 STAND_IN = """
-import bilevax.audit
-from bilevax import Finding, Findings
-from bilevax.audit.findings import Figure
+import sys
+from types import SimpleNamespace
 
 def check(problem, w0, lam, train, val, *, key, estimator="none"):
-    print(problem, w0, lam, train, val, estimator)
-    return Findings(FOUND, (Figure("spectral radius", 0.5),))
+    print("audited", problem, w0, lam, train, val, estimator)
+    found = FOUND
+    keys = "code", "severity", "measured", "advice"
+    worst = next((s for s in ("error", "warning") if s in [f[1] for f in found]), None)
+    records = [dict(zip(keys, f)) for f in found]
+    return SimpleNamespace(records=lambda: records, worst=worst, figures=[SimpleNamespace(name="radius", value=0.5)])
 
-bilevax.audit.check = check
+sys.modules["jax"] = SimpleNamespace(random=SimpleNamespace(key=int))  # which takes a second to import
+sys.modules["bilevax.audit"] = SimpleNamespace(check=check)
 given = {"problem": 1, "w0": 2, "lam": 3, "train": 4, "val": 5}
 """
 
@@ -51,14 +60,12 @@ def elements(path):
 @pytest.fixture(name="run")
 def runner(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", ["", *sys.path])
-    monkeypatch.setattr("bilevax.audit.check", None)
 
     def run(*words):
         with pytest.raises(SystemExit) as ended:
             main(["check", *map(str, words)])
         out, err = capfd.readouterr()
-        assert "\x1b" not in out + err
+        assert "\x1b" not in out
         return ended.value.code, out, err
 
     return run
@@ -68,27 +75,27 @@ def module(path, found="()", more=""):
     path.write_text(f"{STAND_IN.replace('FOUND', found)}\n{more}\n")
 
 
-ERROR = "(Finding('SUM', 'error', 'It is \\x1b[31ma sum.', 'Take the mean.'), Finding('SLOW', 'warning', 'q', 'r'))"
-WARNING = "(Finding('SLOW', 'warning', 'q', 'r'), Finding('COMPOSITE', 'note', 's', 't'))"
+ERROR = "(('SUM', 'error', 'It is \\x1b[31ma sum.', 'Take the mean.'), ('SLOW', 'warning', 'q', 'r'))"
+WARNING = "(('SLOW', 'warning', 'q', 'r'), ('COMPOSITE', 'note', 's', 't'))"
 
 
 @pytest.mark.parametrize(("found", "code"), [("()", 0), (WARNING, 0), (ERROR, 1)])
 def test_the_exit_code_is_one_where_there_are_errors(run, tmp_path, found, code):
-    module(tmp_path / f"mine{code}{len(found)}.py", found)
-    ended, out, err = run(f"mine{code}{len(found)}:given")
-    assert (ended, err) == (code, "")
-    assert "1 2 3 4 5 none\n" in out
-    assert "spectral radius: 0.5" in out
+    module(tmp_path / "mine.py", found)
+    ended, out, err = run("mine:given")
+    assert (ended, err) == (code, "audited 1 2 3 4 5 none\n")
+    assert "audited" not in out
+    assert "radius: 0.5" in out
     assert ("nothing found" in out) == (found == "()")
     if code:
         assert re.search(r"error +SUM +It is a sum. *\n +Take the mean.", out)
 
 
 def test_a_problem_is_a_dictionary_a_record_or_a_function(run, tmp_path):
-    more = "from types import SimpleNamespace\nrecord = SimpleNamespace(estimator=6, other=7, **given)\n"
+    more = "record = SimpleNamespace(estimator=6, other=7, **given)\n"
     module(tmp_path / "parts.py", more=more + "def posed(): return record\n")
     for name, said in (("given", "none"), ("record", "6"), ("posed", "6")):
-        assert f"1 2 3 4 5 {said}\n" in run(f"parts.py:{name}")[1]
+        assert run(f"parts.py:{name}")[2] == f"audited 1 2 3 4 5 {said}\n"
 
 
 @pytest.mark.parametrize(
@@ -99,16 +106,14 @@ def test_a_problem_is_a_dictionary_a_record_or_a_function(run, tmp_path):
         ("none.such:x", 2, "there is no module 'none'"),
         ("faulty.py:other", 2, "faulty.py has no 'other'; it has"),
         ("faulty.py:less", 3, "lam, val is missing"),
-        ("faulty.py:fails", 3, "faulty.py:fails raises ZeroDivisionError"),
-        ("broken.py:x", 3, "broken.py cannot be imported: SyntaxError"),
-        ("leaving.py:x", 3, "leaving.py ends the program when it is imported: sys.exit(0)"),
-        ("faulty.py:leaves", 3, "faulty.py:leaves ends the program: sys.exit(0)"),
-        ("lacking.py:x", 3, "lacking.py cannot be imported: No module named 'not_installed'"),
+        ("faulty.py:fails", 9, "faulty.py:fails raises ZeroDivisionError"),
+        ("faulty.py:leaves", 9, "faulty.py:leaves ends the program: sys.exit(0)"),
+        ("broken.py:x", 9, "broken.py, when it is imported, raises SyntaxError"),
+        ("lacking.py:x", 9, "lacking.py, when it is imported, raises ModuleNotFoundError: No module named 'not_ins"),
     ],
 )
 def test_a_wrong_name_is_said_in_one_line(run, tmp_path, name, code, said):
     more = "less = {'problem': 1, 'w0': 2, 'train': 4}\ndef fails(): return 1 / 0\ndef leaves(): raise SystemExit(0)"
-    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)")
     module(tmp_path / "faulty.py", more=more)
     (tmp_path / "broken.py").write_text("def (")
     (tmp_path / "lacking.py").write_text("import not_installed")
@@ -117,6 +122,109 @@ def test_a_wrong_name_is_said_in_one_line(run, tmp_path, name, code, said):
     assert said in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+ENDING = {
+    "import sys; sys.exit(0)": "bad.py, when it is imported, ends the program: sys.exit(0)",
+    "import os; os._exit(0)": "bad.py:x ended the process, with exit code 0, while it is imported",
+    "class Odd(BaseException): pass\nraise Odd('no')": "bad.py, when it is imported, raises Odd: no",
+    "class Odd(Exception):\n  def __str__(self): raise self\nraise Odd": "bad.py, when it is imported, raises Odd",
+    "def f(): return f()\nf()": "bad.py, when it is imported, raises RecursionError: maximum recursion",
+    "import ctypes; ctypes.string_at(0)": "bad.py:x crashed the process (SIGSEGV) while it is imported",
+    "import os\ndef x(): os.kill(os.getpid(), 9)": "bad.py:x crashed the process (SIGKILL, perhaps for want of memory)",
+    "import os, sys; sys.stdout.close(); os.close(2); os.chdir('/'); exit(3)": "",  # with nothing to say it on
+    "import sys, time, subprocess; subprocess.Popen(['sleep', '30'], stdout=sys.__stdout__); sys.exit(4)": "exit(4)",
+}
+
+
+@pytest.mark.parametrize("code", ENDING)
+def test_the_command_survives_what_it_audits(run, tmp_path, code):
+    """None of these is taken for an audit that found nothing, or for one that found errors."""
+    (tmp_path / "bad.py").write_text(code)
+    ended, out, err = run("bad.py:x")
+    assert (ended, out) == (9, "")
+    assert ENDING[code] in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+CLUTTER = """
+import atexit, os, signal, threading, time
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
+atexit.register(time.sleep, 60)
+threading.Thread(target=time.sleep, args=(60,)).start()
+os.system("echo from a child")
+print("printed", flush=True)
+print("left in the buffer")
+os.chdir("/")
+"""
+
+
+def test_what_a_module_prints_and_leaves_behind_is_not_in_the_way(run, tmp_path):
+    module(tmp_path / "clutter.py", ERROR, more=CLUTTER)
+    before = time.monotonic()
+    ended, out, err = run("clutter.py:given", "--html", "audit.html")
+    assert time.monotonic() - before < 30
+    assert ended == 1
+    assert (tmp_path / "audit.html").exists()
+    assert "SUM" in out
+    for said in ("from a child", "printed", "left in the buffer"):
+        assert said in err
+        assert said not in out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_audit_too(tmp_path, number, code):
+    stubborn = "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    (tmp_path / "slow.py").write_text(stubborn + "open('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    command = [sys.executable, "-c", "from bilevax.cli import main; main()", "check", "slow.py:x"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert err == "bilevax: interrupted\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_closed_pipe_is_no_finding(tmp_path):
+    module(tmp_path / "mine.py", ERROR)
+    command = [sys.executable, "-c", "from bilevax.cli import main; main()", "check", "mine.py:given"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # rich, left alone, exits with 1
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (141, "audited 1 2 3 4 5 none\n")
+
+
+IN_A_LOSS = """
+import os, sys
+import bilevax as bx, numpy as np
+
+def outer(w, lam, batch):
+    LEAVING
+
+rows = bx.Arrays((np.ones((6, 2), "f"), np.ones(6, "f")))
+problem = bx.Problem(bx.GradientStep(bx.Squared("feature")), outer)
+given = {"problem": problem, "w0": np.zeros((1, 2), "f"), "lam": np.zeros(2, "f"), "train": rows, "val": rows}
+"""
+
+
+def test_a_loss_may_end_the_process(run, tmp_path):
+    (tmp_path / "loss.py").write_text(IN_A_LOSS.replace("LEAVING", "os._exit(0)"))
+    ended, out, err = run("loss.py:given", "--no-cache")
+    assert (ended, out) == (9, "")
+    assert "loss.py:given ended the process, with exit code 0, while it is audited; nothing was found out" in err
+
+
+def test_a_loss_that_exits_is_found(tmp_path, monkeypatch):
+    (tmp_path / "loss.py").write_text(IN_A_LOSS.replace("LEAVING", "sys.exit(0)"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    found = bilevax.audit.check(**load("loss.py:given"), key=jax.random.key(0))
+    assert found.codes == ("RAISES",)
+    assert "SystemExit: 0" in found.items[0].measured
 
 
 def test_a_page_is_written_once(run, tmp_path):

@@ -46,7 +46,7 @@ class Quick(ClassifierMixin, BaseEstimator):
         self.penalty_per, self.class_weight, self.scoring = penalty_per, class_weight, scoring
         self.method, self.steps, self.random_state = method, steps, random_state
 
-    def fit(self, X, y, *, groups=None, validation=None, callback=None):
+    def fit(self, X, y, *, groups=None, validation=None, callback=None, run=None):
         self.n_iter_, self.interrupted_ = 0, False
         try:
             for step in range(4):
@@ -143,7 +143,8 @@ def test_a_table_is_tuned_applied_and_reported(tmp_path):
     done = subprocess.run(keeping, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"config.toml", "metrics.jsonl", "model.safetensors", "coefficients.json", "report.html"}
+    written = {"config.toml", "metrics.jsonl", "model.safetensors", "coefficients.json", "report.html"}
+    assert files == {*written, "manifest.json"}
     for said in (
         "one penalty per feature (bilevax)",
         "single penalty, grid of 20",

@@ -128,8 +128,9 @@ NO_SUITE = {
     "streams": ["Several"],
     "distributions": ["Bernoulli", "Gaussian"],
     "step rules": ["BiSLS", "BiSPS"],
+    "callbacks": ["EarlyStopping", "JSONLines", "ShowProgress", "TensorBoard", "TimeLimit"],
     "schedules": ["Constant", "Growing", "Harmonic", "Polynomial"],
-    "records": ["Constants", "Count", "Finding", "Findings", "Plan"],
+    "records": ["Constants", "Count", "Finding", "Findings", "Plan", "Run"],
 }
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevax.core.errors import DataError
+from bilevax.core import manifest
+from bilevax.core.errors import CorruptError, DataError
+from bilevax.core.run_files import FILES, FORMAT, KIND, REPORT
 from bilevax.core.text import clean, shorten, significant
 from bilevax.report import write_report
 from bilevax.report.penalties import pixels
@@ -178,6 +180,17 @@ def make_run(
             "terms": terms(names, len(labels)) + (extra or []),
         }
         (directory / "coefficients.json").write_text(json.dumps(coefficients))
+    return seal(directory)
+
+
+def seal(directory: Path, *, running: bool = False) -> Path:
+    """With a manifest: of a finished run, or of one that goes on, none of whose files is listed."""
+    there = [name for name in FILES if name != REPORT and (directory / name).exists()]
+    listed = {name: manifest.fingerprint((directory / name).read_bytes()) for name in there}
+    if running:
+        manifest.write(directory, KIND, FORMAT, {}, {"state": "running", "config": {}})
+    else:
+        manifest.write(directory, KIND, FORMAT, listed, {"state": "finished", "interrupted": False})
     return directory
 
 
@@ -216,6 +229,7 @@ def hostile_and_benign(directory: Path) -> tuple[Path, Path]:
         )
         with (run / "config.toml").open("a", encoding="utf-8") as f:
             f.write(toml({json.dumps(strings[1]): {json.dumps(s): s for s in strings}}))
+        seal(run)
         pages.append(write_report(run))
     return pages[0], pages[1]
 
@@ -385,6 +399,7 @@ def test_any_one_file_is_enough(tmp_path: Path, kept: str) -> None:
     for path in list(run.iterdir()):
         if path.name != kept:
             path.unlink()
+    seal(run)
     assert "</html>" in write_report(run).read_text(encoding="utf-8")
 
 
@@ -392,7 +407,7 @@ def test_any_one_file_is_enough(tmp_path: Path, kept: str) -> None:
 
 
 def test_torn_last_line_is_ignored(tmp_path: Path) -> None:
-    whole, torn = make_run(tmp_path / "a", model=False), make_run(tmp_path / "b", model=False)
+    whole, torn = (seal(make_run(tmp_path / name, model=False), running=True) for name in "ab")
     with (torn / "metrics.jsonl").open("ab") as f:
         f.write(b'{"kind": "end", "code": "DIVERGED", "mess\xff')
     assert write_report(whole).read_bytes() == write_report(torn).read_bytes()
@@ -400,10 +415,10 @@ def test_torn_last_line_is_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("torn", [b'{"kind": "st', b"12", b"\xff\xfe", b"[" * 100_000])
 def test_torn_middle_line_is_refused_by_file_and_line(tmp_path: Path, torn: bytes) -> None:
-    run = make_run(tmp_path)
+    run = seal(make_run(tmp_path), running=True)
     lines = (run / "metrics.jsonl").read_bytes().split(b"\n")
     (run / "metrics.jsonl").write_bytes(b"\n".join([*lines[:4], torn, *lines[4:]]))
-    with pytest.raises(DataError, match=r"metrics\.jsonl:5 "):
+    with pytest.raises(CorruptError, match=r"metrics\.jsonl:5 "):
         write_report(run)
     assert not (run / "report.html").exists()
 
@@ -412,8 +427,9 @@ def test_torn_middle_line_is_refused_by_file_and_line(tmp_path: Path, torn: byte
 def test_damaged_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path)
     (run / name).write_bytes(b'{"a": = \xff')
-    with pytest.raises(DataError, match=re.escape(name)):
-        write_report(run)
+    for again in (False, True):  # damaged, and written so
+        with pytest.raises(CorruptError, match=re.escape(name)):
+            write_report(seal(run) if again else run)
 
 
 def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -479,7 +495,7 @@ def test_one_shared_penalty_needs_no_picture(tmp_path: Path) -> None:
     for term in model["terms"]:
         term["penalty"] = 0.25
     (run / "coefficients.json").write_text(json.dumps(model))
-    page = write_report(run).read_text(encoding="utf-8")
+    page = write_report(seal(run)).read_text(encoding="utf-8")
     assert "All features share the penalty 0.250." in page
     assert "Every feature" not in page
 
@@ -490,7 +506,7 @@ def test_penalties_per_class_are_shown_as_ranges(tmp_path: Path) -> None:
     for i, term in enumerate(model["terms"]):
         term["penalty"] = [0.01, 0.1, 1.0 + i]
     (run / "coefficients.json").write_text(json.dumps(model))
-    page = write_report(run).read_text(encoding="utf-8")
+    page = write_report(seal(run)).read_text(encoding="utf-8")
     assert "<td>0.0100 to 3.00</td>" in page
     assert '<dt>penalties tuned</dt><dd class="value">9</dd>' in page
 

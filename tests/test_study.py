@@ -11,11 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
+from bilevax.core import manifest
 from bilevax.core.codes import Code
-from bilevax.core.errors import DataError, ParameterError, UsageError
+from bilevax.core.errors import CorruptError, DataError, ParameterError, UsageError
+from bilevax.core.run_files import FILES
 from bilevax.study import read_model, study, tune_table, write_run
 from bilevax.study.baselines import row_losses
-from bilevax.study.run_directory import FILES, RunDirectory
+from bilevax.study.run_directory import RunDirectory
 from bilevax.study.settings import TuneSettings, settings_from
 from bilevax.tables.table import Column, Table, object_array
 
@@ -27,7 +29,7 @@ class QuickEstimator(ClassifierMixin, BaseEstimator):
         self.penalty_per, self.class_weight, self.scoring = penalty_per, class_weight, scoring
         self.method, self.steps, self.random_state = method, steps, random_state
 
-    def fit(self, X, y, *, groups=None, validation=None, callback=None):
+    def fit(self, X, y, *, groups=None, validation=None, callback=None, run=None):
         self.given_ = (X, y, groups, validation)
         self.interrupted_, self.history_ = False, []
         for step in range(self.steps):
@@ -350,15 +352,19 @@ def test_a_damaged_model_is_refused(tmp_path):
         damaged = bytearray(whole)
         damaged[position] ^= 0x01
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match="damaged"):
+        with pytest.raises(CorruptError, match=r"model\.safetensors is damaged"):
             read_model(tmp_path / "run")
     for content in (b"", whole[:100], whole[:-1], b"\0" * 50):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="damaged"):
+        with pytest.raises(CorruptError, match=r"model\.safetensors is damaged"):
             read_model(tmp_path / "run")
     path.unlink()
-    with pytest.raises(DataError, match=r"has no model\.safetensors: the run did not end"):
+    with pytest.raises(CorruptError, match=r"model\.safetensors is missing"):
         read_model(tmp_path / "run")
+    with RunDirectory(tmp_path / "begun") as begun:
+        begun.begin({})
+        with pytest.raises(DataError, match=r"has no model\.safetensors: the run did not end"):
+            read_model(tmp_path / "begun")
     with pytest.raises(DataError, match="it is no run directory"):
         read_model(tmp_path)
 
@@ -372,7 +378,7 @@ def test_a_run_is_replaced_whole_or_not_at_all(tmp_path):
     (directory / "report.html").write_text("the first run's")
     with pytest.raises(UsageError, match="is not empty; choose another directory, or give --force"):
         write_run(first, directory)
-    before = {name: (directory / name).read_bytes() for name in FILES if (directory / name).exists()}
+    before = {name: (directory / name).read_bytes() for name in (*FILES, manifest.NAME) if (directory / name).exists()}
     failed = RunDirectory(directory, force=True)
     failed.append({"kind": "data"})
     assert {name: (directory / name).read_bytes() for name in before} == before

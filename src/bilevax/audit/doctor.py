@@ -22,6 +22,7 @@ from bilevax.audit.subject import AuditedProblem
 from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
+from bilevax.core.limits import exhausted, said
 from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.problems.problem import Problem
@@ -30,6 +31,7 @@ STOPS = {"INTEGER_LEAF", "BAD_LEAF", "STRUCTURE", "RAISES", "IMPURE", "NONFINITE
 """Findings after which the checks that follow would speak of nothing."""
 
 
+@said("this audit")
 def check(
     problem: Problem,
     w0: PyTree,
@@ -96,7 +98,10 @@ def check(
             seen.append(found)
             if isinstance(found, Finding) and found.code in STOPS:
                 break
-    except Exception as e:
+    # a function that ends the program is as wrong as one that raises
+    except (Exception, SystemExit) as e:
+        if exhausted(e):
+            raise
         seen.append(_raised(e, (train, val)))
     # a stable sort: of one severity in the order of the checks
     items = sorted((x for x in seen if isinstance(x, Finding)), key=lambda f: -SEVERITIES.index(f.severity))
@@ -142,7 +147,7 @@ def _host(tree: PyTree) -> PyTree:
     return jax.tree.map(np.asarray, tree)
 
 
-def _raised(e: Exception, sources: tuple[RowSource, RowSource]) -> Finding:
+def _raised(e: BaseException, sources: tuple[RowSource, RowSource]) -> Finding:
     """An exception of the user's, with its line; shapes that do not fit, with those of the batches."""
     advice = "Every function must run on arrays that JAX traces."
     if isinstance(e, TypeError | ValueError) and any(word in str(e) for word in ("shape", "broadcast", "rank")):
@@ -158,7 +163,7 @@ def _kinds(source: RowSource) -> list[str]:
     return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(source.example())]
 
 
-def _place(e: Exception) -> str:
+def _place(e: BaseException) -> str:
     """The user's line that an exception comes from, if there is one."""
     # the innermost frame that is in no library
     frames = traceback.extract_tb(e.__traceback__)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from bilevax.cli.cache import keep_programs
+from bilevax.cli.threads import one_thread
 
 app = typer.Typer(
     name="bilevax",
@@ -22,6 +23,9 @@ _TABLE = typer.Argument(
 )
 _NO_CACHE = typer.Option(
     "--no-cache", help="Compile anew: do not keep compiled programs in ~/.cache/bilevax, nor use those kept."
+)
+_DETERMINISTIC = typer.Option(
+    "--deterministic", help="Compute with one thread: another number of threads changes the last bits of sums."
 )
 _DEBUG = typer.Option("--debug", help="Show where an error came from.")
 
@@ -82,15 +86,46 @@ def tune(
     ] = "auto",
     steps: Annotated[int, typer.Option(metavar="N", help="Outer steps at most.")] = 100,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
+    deterministic: Annotated[bool, _DETERMINISTIC] = False,
     no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
     """Tune penalties on a table and write model, metrics and report to a directory."""
+    if deterministic:
+        one_thread()
     keep_programs(not no_cache)
     from bilevax.cli.tune import run
 
     # The context holds all options by name; those that are fields of TuneSettings are picked from it.
     raise typer.Exit(run(table, target, out, context.params, force=force))
+
+
+@app.command()
+def resume(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of a run that was killed or interrupted.")
+    ],
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="TABLE", help="Where its table is now, if it was moved.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of tune anew; may be repeated.")
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Setting that may differ, or sha256 of the table; may be repeated."),
+    ] = None,
+    deterministic: Annotated[bool, _DETERMINISTIC] = False,
+    no_cache: Annotated[bool, _NO_CACHE] = False,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Go on with a run that was killed or interrupted, to the same model as if it had not been."""
+    if deterministic:
+        one_thread()
+    keep_programs(not no_cache)
+    from bilevax.cli.resume import run
+
+    raise typer.Exit(run(directory, table, settings or [], override or []))
 
 
 @app.command()
@@ -142,7 +177,7 @@ def check(
     keep_programs(not no_cache)
     from bilevax.cli.check import run
 
-    raise typer.Exit(run(problem, html, seed=seed, force=force))
+    raise typer.Exit(run(problem, html, seed=seed, force=force, debug=debug))
 
 
 @app.command()

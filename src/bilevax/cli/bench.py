@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event, Plain
-from bilevax.core.files import make_directory, write_json
+from bilevax.core.files import make_directory, require_place, write_json
 from bilevax.core.text import clean, count, duration, significant
 from bilevax.tables.table import suggestion
 
@@ -25,8 +25,10 @@ def run(
     force: bool,
 ) -> None:
     """Compare, print a table a problem, and write the record and its pictures where that is wanted."""
-    if out is not None and (out / JSON).exists() and not force:
-        raise UsageError(f"{out} has a comparison; choose another directory, or give --force to replace it")
+    if out is not None:
+        if (out / JSON).exists() and not force:
+            raise UsageError(f"{out} has a comparison; choose another directory, or give --force to replace it")
+        require_place(out, directory=True)
     from bilevax.testing.entrants import ENTRANTS, GRID
     from bilevax.testing.problems import families, problems
 
@@ -76,11 +78,12 @@ def _say(event: Event) -> None:
 
 def show(record: Plain) -> None:
     """A table for each problem on standard output: where the budgets had led to, the best first."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    from bilevax.cli.output import Output
+
+    console = Output()
     for problem in record["problems"]:
         budgets = record["budgets"]
         title = ", ".join(f"{count(x[-1]) if kind == 'samples' else x[-1]} {kind}" for kind, x in budgets.items())

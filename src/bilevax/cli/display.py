@@ -1,18 +1,19 @@
 """What the user sees while a table is tuned, and at the end."""
 
 import math
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from bilevax.cli.output import Output
 from bilevax.core.events import Event
+from bilevax.core.run_files import REPORT
 from bilevax.core.text import clean, counted, duration, short_count
 from bilevax.report.comparison import SHOWN_ANYHOW
 from bilevax.report.records import read_run
@@ -33,7 +34,7 @@ class Display:
     """
 
     def __init__(self, steps: int) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Output(progress=True)
         self._steps = steps
         self._losses: list[float] = []
         self._status = ""
@@ -48,6 +49,10 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Show no more."""
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
@@ -133,10 +138,9 @@ def _data_line(event: Event) -> str:
     )
 
 
-def print_outcome(study: "Study", directory: Path, report: Path) -> None:
+def print_outcome(study: "Study", directory: Path) -> None:
     """The comparison, the verdict, and where everything is, on standard output."""
-    # A pipe has no width: 120 columns hold the table.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Output()
     console.print(_comparison(study))
     run = read_run(directory)
     console.print(Text(verdict(run).sentence))
@@ -147,7 +151,9 @@ def print_outcome(study: "Study", directory: Path, report: Path) -> None:
         console.print(Text(f"Part of the fall of the tuning loss that the validation rows do not confirm: {fall}"))
     for notice in ending(run):
         console.print(Text(notice))
-    console.print(Text(f"report  {clean(report)}"), soft_wrap=True)
+    if study.interrupted:
+        console.print(Text(f"go on   bilevax resume {clean(directory)}"), soft_wrap=True)
+    console.print(Text(f"report  {clean(directory / REPORT)}"), soft_wrap=True)
     console.print(Text(f"apply   bilevax predict {clean(directory)} TABLE"), soft_wrap=True)
 
 

@@ -1,21 +1,24 @@
 """Where the command begins and ends: faults become one line on stderr and an exit code."""
 
+import contextlib
+import errno
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn, Protocol, runtime_checkable
 
-from bilevax.core.errors import BilevaxError
+from bilevax.core.errors import BilevaxError, StorageError
+from bilevax.core.limits import said
+from bilevax.core.signals import Stops
 from bilevax.core.text import clean
 
 _USAGE = 2
 _INTERRUPTED = 130
-_TERMINATED = 143
 _BROKEN_PIPE = 141
+_SIGNALLED = 128
+_OUTPUT_REFUSED = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @runtime_checkable
@@ -26,47 +29,35 @@ class _Misuse(Protocol):
         """What is wrong with it."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run as Ctrl-C does."""
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code.
 
     0: done; 1: a check that found errors, or a fault of bilevax itself; 2: called wrongly; 3: a wrong value; 4: a fault
-    of the data; 5: a computation that failed; 7: a file could not be read or written; 130 and 143: interrupted and
-    terminated, with what was reached.
+    of the data; 5: a computation that failed; 6: what a run has written cannot be used; 7: a file could not be read or
+    written; 8: too little memory; 9: a fault of the user's code; 128 and the number of the signal that ended it (130:
+    Ctrl-C, 143: SIGTERM, 129: SIGHUP), with what was reached; 141: the reader went away.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    terminated: list[int] = []
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        terminated.append(number)
-        raise Terminated
-
-    # Raised in the main thread, so that a run that is stopped writes what it reached.
-    before = signal.signal(signal.SIGTERM, terminate)
-    with warnings.catch_warnings():
+    # A signal is raised in the main thread, so that a run that is stopped writes what it reached.
+    with warnings.catch_warnings(), Stops(hold=False) as stops:
         warnings.showwarning = lambda message, category, *_: _print(f"{category.__name__}: {message}")
         try:
             code = _code_of(words, debug="--debug" in words)
             sys.stdout.flush()
-        # The reader of a pipe went away: nothing to say, and nobody to say it to. Python flushes once more at the end.
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = _BROKEN_PIPE
-    signal.signal(signal.SIGTERM, before)
-    sys.exit(_TERMINATED if terminated else code)
+        except OSError as e:
+            code = _without_output(e)
+        # it has been obeyed: not to be delivered once more
+        number, stops.number = stops.number, 0
+    sys.exit(_SIGNALLED + number if number else code)
 
 
 def _code_of(words: list[str], *, debug: bool) -> int:
     """Run the command; a fault is said in one line."""
     try:
-        return _run(words)
+        with said("this command", "a smaller table takes less"):
+            return _run(words)
     except KeyboardInterrupt:
         return _say("interrupted", _INTERRUPTED, debug)
-    except BrokenPipeError:
-        raise
     except BilevaxError as e:
         message = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
         return _say(message, e.exit_code, debug)
@@ -74,9 +65,11 @@ def _code_of(words: list[str], *, debug: bool) -> int:
         return _say(
             f"{e.name} is not installed; pip install 'bilevax[cli]' brings all that the command needs", _USAGE, debug
         )
-    except MemoryError:
-        return _say("not enough memory for a table of this size", 1, debug)
     except Exception as e:
+        # That a file cannot be written is a StorageError: this is standard output.
+        refused = isinstance(e, OSError) and e.filename is None and e.errno in _OUTPUT_REFUSED
+        if refused or isinstance(e, BrokenPipeError):
+            raise
         if isinstance(e, _Misuse):
             return _misused(e)
         return _say(f"{type(e).__name__}: {e} (a fault of bilevax; --debug shows where)", 1, debug)
@@ -98,6 +91,15 @@ def _run(words: list[str]) -> int:
     return 0
 
 
+def _without_output(e: OSError) -> int:
+    """What is left to do where standard output takes no more: the reader of a pipe went away, or a disk is full."""
+    # Python flushes once more at the end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(e, BrokenPipeError):  # nothing to say, and nobody to say it to
+        return _BROKEN_PIPE
+    return _say(f"cannot write to standard output: {e.strerror}", StorageError.exit_code, False)
+
+
 def _say(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
@@ -106,7 +108,9 @@ def _say(message: str, code: int, debug: bool) -> int:
 
 
 def _print(text: str) -> None:
-    print(f"bilevax: {clean(text)}", file=sys.stderr)
+    # the terminal may be gone
+    with contextlib.suppress(OSError):
+        print(f"bilevax: {clean(text)}", file=sys.stderr)
 
 
 def _misused(error: _Misuse) -> int:

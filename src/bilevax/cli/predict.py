@@ -19,8 +19,10 @@ def run(directory: Path, source: str, out: Path | None, *, force: bool) -> None:
     from bilevax.study.run_directory import read_model
     from bilevax.tables.labels import label_text
 
-    if out is not None and out.exists() and not force:
-        raise UsageError(f"{out} exists; choose another file, or give --force to replace it")
+    if out is not None:
+        if out.exists() and not force:
+            raise UsageError(f"{out} exists; choose another file, or give --force to replace it")
+        files.require_place(out)
     model = read_model(directory)
     table, _ = open_table(source, text=model.text_columns)
     probabilities = model.predict_proba(table)

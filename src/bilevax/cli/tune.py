@@ -1,13 +1,24 @@
 """``bilevax tune``: read, tune, compare, write."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bilevax.cli.display import Display, print_outcome
 from bilevax.cli.source import open_table
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event
+from bilevax.core.limits import require
+from bilevax.core.text import clean, counted
+from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, STARTING, study_memory
 from bilevax.tables.table import Table
+
+if TYPE_CHECKING:
+    from bilevax.study.run_directory import RunDirectory, Tables
+    from bilevax.study.settings import TuneSettings
 
 _INTERRUPTED = 130
 
@@ -21,32 +32,92 @@ def run(source: str, target: str | None, out: Path, options: Mapping[str, object
     from bilevax.study.settings import TuneSettings, settings_from
 
     settings = settings_from({name: options[name] for name in TuneSettings.model_fields if options[name] is not None})
-    directory = RunDirectory(out, force=force)
-    with Display(settings.steps) as display:
+    with said_if_kept(RunDirectory(out, force=force)) as directory, Display(settings.steps) as display:
         display({"kind": "stage", "name": "reading the table"})
         table, target = _table(source, target, settings.text)
-        # The import takes seconds; faults of the file have been found by now.
-        display({"kind": "stage", "name": "starting JAX"})
-        from bilevax.study.study import tune_table
+        return carry_out(directory, display, table, target, settings, {"source": described(source)})
 
-        def record(event: Event) -> None:
-            if event["kind"] != "stage":
-                directory.append(event)
-            display(event)
 
-        try:
-            study = tune_table(table, target, settings=settings, on_event=record)
-            display({"kind": "stage", "name": "writing the model and the report"})
-            directory.finish(study)
-        # Ctrl-C before the first step too: an earlier run stays as it was.
-        except BaseException:
-            directory.discard()
-            raise
-        from bilevax.report import write_report
+def carry_out(
+    directory: "RunDirectory",
+    display: Display,
+    table: Table,
+    target: str,
+    settings: "TuneSettings",
+    more: "Tables",
+    *,
+    override: tuple[str, ...] = (),
+) -> int:
+    """Begin the run or go on with it, to its end; the exit code is returned.
 
-        report = write_report(out)
-    print_outcome(study, out, report)
+    Args:
+        directory: where.
+        display: shows the records.
+        table: what is tuned.
+        target: the column to predict.
+        settings: how.
+        more: tables for ``config.toml``.
+        override: as of :class:`bilevax.Run`.
+    """
+    _require_memory(table, settings)
+    # The import takes seconds; faults of the file have been found by now.
+    display({"kind": "stage", "name": "starting JAX"})
+    from bilevax.report import render_report
+    from bilevax.runs import Run
+    from bilevax.study.study import config_at_start, tune_table
+
+    def record(event: Event) -> None:
+        if event["kind"] != "stage":
+            directory.append(event)
+        display(event)
+
+    config = {**config_at_start(table, target, settings), **more}
+    if "resumed" in more:
+        config["resumed"] = {**more["resumed"], "elsewhere": _elsewhere(directory.config, config)}
+    directory.begin(config)
+    kept = Run(directory.checkpoints, override=override)
+    study = tune_table(table, target, settings=settings, on_event=record, run=kept)
+    display({"kind": "stage", "name": "writing the model and the report"})
+    directory.finish(study, render_report)
+    display.close()
+    print_outcome(study, directory.path)
     return _INTERRUPTED if study.interrupted else 0
+
+
+def _require_memory(table: Table, settings: "TuneSettings") -> None:
+    """Refuse a table of which the numbers alone take too much, before JAX is started: it aborts where memory ends."""
+    numbers = sum(column.kind != "text" and column.name not in settings.drop for column in table.columns)
+    what = f"tuning {table.rows:,} rows with {counted(numbers, 'column')} of numbers"
+    need, programs = study_memory(table.rows, numbers, 1, 3), PROGRAMS + STARTING
+    require(need, what, HELPS, compiler=programs, mapped=MAPPED + STARTING)
+
+
+def described(source: str) -> dict[str, object]:
+    """Where a table is found again: as it was given, and the path of a file."""
+    return {"given": source, "path": os.path.abspath(source) if Path(source).exists() else None}
+
+
+def _elsewhere(saved: "Tables", now: "Tables") -> list[object]:
+    """What was another version or machine than now, each time that a run went on; its last bits may be others since."""
+    before = saved.get("resumed", {}).get("elsewhere", [])
+    pairs = [
+        (name, was, now[table].get(name)) for table in ("versions", "machine") for name, was in saved[table].items()
+    ]
+    assert isinstance(before, list)
+    return [*before, *(f"{name}: {was} -> {is_now}" for name, was, is_now in pairs if was != is_now)]
+
+
+@contextlib.contextmanager
+def said_if_kept(directory: "RunDirectory") -> Iterator["RunDirectory"]:
+    """The directory while it is written; if that fails, what was reached may be worth going on with."""
+    try:
+        with directory:
+            yield directory
+    except BaseException:
+        if directory.kept:
+            path = clean(directory.path)
+            print(f"bilevax: what was reached is kept: bilevax resume {path}", file=sys.stderr)
+        raise
 
 
 def _table(source: str, target: str | None, text: tuple[str, ...]) -> tuple[Table, str]:

@@ -37,6 +37,18 @@ class StorageError(BilevaxError, OSError):
     exit_code = 7
 
 
+class ResourceError(BilevaxError, MemoryError):
+    """There is too little memory; the message has the figures, where they are known, and what would help."""
+
+    exit_code = 8
+
+
+class UserCodeError(BilevaxError):
+    """Code of the user's own, run by a command, raised an exception, ended the process, or crashed it."""
+
+    exit_code = 9
+
+
 class CheckpointError(BilevaxError):
     """What a run has written cannot be used; each kind is a class of its own."""
 

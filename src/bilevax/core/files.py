@@ -37,11 +37,11 @@ def write(path: Path, content: bytes | str) -> None:
     """Write a file atomically: a temporary file beside it, flushed to the disk, then renamed over it.
 
     Raises:
-        StorageError: the system refused; the file at ``path`` is as it was.
+        StorageError: the system refused; the file at ``path`` is as it was, or the new one.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = temporary_name(path)
-    with _refused("write", path):
+    with refused("write", path):
         try:
             _write_new(temporary, data)
             # Within one directory, so within one file system: there a rename is atomic.
@@ -64,7 +64,7 @@ def write_new(path: Path, content: bytes) -> None:
     Raises:
         StorageError: the system refused, or the file is there.
     """
-    with _refused("write", path):
+    with refused("write", path):
         _write_new(path, content)
 
 
@@ -86,19 +86,28 @@ def append_line(path: Path, record: Mapping[str, object]) -> bytes:
     Raises:
         StorageError: the system refused; the file is as it was.
     """
-    # One write of a line, in append mode: a run that is killed leaves whole lines, and perhaps one without its end.
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
-    with _refused("write", path):
+    append(path, line)
+    return line
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file in a single write; made if it is not there.
+
+    Raises:
+        StorageError: the system refused; the file is as it was.
+    """
+    # One write, in append mode: a run that is killed leaves whole lines, and perhaps one without its end.
+    with refused("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            if os.write(descriptor, line) < len(line):
-                # what comes later must not continue half a line
+            if os.write(descriptor, content) < len(content):
+                # what comes later must not continue half of it
                 os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
-    return line
 
 
 def write_json(path: Path, record: object) -> None:
@@ -122,13 +131,28 @@ def _toml(tables: Mapping[str, Mapping[str, object]]) -> Iterable[str]:
         yield ""
 
 
+def require_place(path: Path, *, directory: bool = False) -> None:
+    """Refuse, by a StorageError and before anything is computed for it, what could not be written there."""
+    with refused("write", path):
+        if path.is_dir() and not directory:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        here = path.absolute()
+        # of a directory those above it are made, if need be
+        place = next(p for p in (here, *here.parents) if p.exists()) if directory else here.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is no directory")
+        # false on a file system that is read-only, too, for whomever
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write in {place}")
+
+
 def make_directory(path: Path) -> None:
     """Create a directory and its parents, if they are not there.
 
     Raises:
         StorageError: the system refused.
     """
-    with _refused("create", path):
+    with refused("create", path):
         if path.is_dir():
             return
         if not path.parent.is_dir():
@@ -146,7 +170,7 @@ def rename(old: Path, new: Path) -> None:
     Raises:
         StorageError: the system refused.
     """
-    with _refused("rename", old):
+    with refused("rename", old):
         os.rename(old, new)
 
 
@@ -156,7 +180,7 @@ def sync_directory(path: Path) -> None:
     Raises:
         StorageError: the system refused.
     """
-    with _refused("write", path):
+    with refused("write", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -170,13 +194,40 @@ def remove(path: Path) -> None:
     Raises:
         StorageError: the system refused.
     """
-    with _refused("remove", path), contextlib.suppress(FileNotFoundError):
+    with refused("remove", path), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             os.unlink(path)
             return
         for entry in sorted(os.listdir(path)):
             remove(path / entry)
         os.rmdir(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a directory that others may read: whole, or, if the process is killed meanwhile, by its name a leftover.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    leftover = temporary_name(path)
+    rename(path, leftover)
+    # or a power cut might leave the old name, of what is no longer whole
+    sync_directory(path.parent)
+    remove(leftover)
+
+
+def remove_empty(path: Path) -> None:
+    """Remove a directory, if it is there and nothing is in it.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    with refused("remove", path):
+        try:
+            os.rmdir(path)
+        except OSError as e:
+            if e.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -186,8 +237,13 @@ def remove_leftovers(directory: Path) -> None:
         StorageError: the system refused.
     """
     for name in names(directory):
-        if _LEFTOVER.fullmatch(name):
+        if is_leftover(name):
             remove(directory / name)
+
+
+def is_leftover(name: str) -> bool:
+    """True of the name of what was not yet whole when its writer was killed."""
+    return bool(_LEFTOVER.fullmatch(name))
 
 
 def names(directory: Path) -> list[str]:
@@ -196,7 +252,7 @@ def names(directory: Path) -> list[str]:
     Raises:
         StorageError: the system refused.
     """
-    with _refused("read", directory):
+    with refused("read", directory):
         try:
             return sorted(os.listdir(directory))
         except FileNotFoundError:
@@ -209,7 +265,7 @@ def read(path: Path) -> bytes | None:
     Raises:
         StorageError: the system refused.
     """
-    with _refused("read", path):
+    with refused("read", path):
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -229,7 +285,7 @@ class Lock:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / LOCK
-        with _refused("write", self._path):
+        with refused("write", self._path):
             for attempt in itertools.count():
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 try:
@@ -242,6 +298,10 @@ class Lock:
                         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
                         os.ftruncate(descriptor, 0)
                         os.write(descriptor, json.dumps(holder).encode())
+                        # a directory that is left after a power cut is known by it
+                        os.fsync(descriptor)
+                        sync_directory(directory)
+                        self._descriptor: int | None = descriptor
                         break
                 except BlockingIOError:
                     holder_text = _holder(descriptor)
@@ -257,17 +317,18 @@ class Lock:
                     os.close(descriptor)
                     raise
                 os.close(descriptor)
-        self._descriptor: int | None = descriptor
 
-    def release(self) -> None:
-        """Give it up, and remove the file."""
+    def release(self, *, remove: bool = True) -> None:
+        """Give it up, and remove the file, unless a directory is left that is known by it."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
         with contextlib.suppress(OSError):
-            if _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
-                os.unlink(self._path)
-        os.close(descriptor)
+            try:
+                if remove and _is_at(descriptor, self._path):  # the directory may have been renamed meanwhile
+                    os.unlink(self._path)
+            finally:  # after Ctrl-C as well, or this process would hold it to its end
+                os.close(descriptor)
 
     def moved(self, directory: Path) -> None:
         """The directory has a new name now."""
@@ -286,7 +347,7 @@ def is_locked(directory: Path) -> bool:
     Raises:
         StorageError: the system refused.
     """
-    with _refused("read", directory / LOCK):
+    with refused("read", directory / LOCK):
         try:
             descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -318,8 +379,13 @@ def _holder(descriptor: int) -> str:
 
 
 @contextlib.contextmanager
-def _refused(what: str, path: Path) -> Iterator[None]:
-    """What the system refuses, with the path and its reason."""
+def refused(what: str, path: Path) -> Iterator[None]:
+    """Make a StorageError of what the system refuses, with the path and its reason.
+
+    Args:
+        what: that could not be done.
+        path: to this.
+    """
     try:
         yield
     except StorageError:

@@ -5,6 +5,7 @@ is the same in every format, so that each release can tell what a later one wrot
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,11 @@ from bilevax.core.errors import CorruptError, StorageError, TooNewError
 from bilevax.core.events import Plain
 
 NAME = "manifest.json"
+
+_NO_FILE = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.ENAMETOOLONG)
+"""What the system says of a link, a socket, a name that no writer gave: damage; all else is no fault of the files."""
+
+_LONGEST = 1 << 26  # bytes of a manifest
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -99,7 +105,7 @@ def read(directory: Path, kind: str, version: int, *, without: Collection[str] =
         StorageError: the system refused.
     """
     while True:
-        with _opened(directory) as descriptor:
+        with files.refused("read", directory), _opened(directory) as descriptor:
             try:
                 return _read(directory, descriptor, kind, version, without)
             except (CorruptError, TooNewError):
@@ -117,9 +123,11 @@ def _read(directory: Path, descriptor: int, kind: str, version: int, without: Co
         listed, found_kind, found = body.pop("files"), body.pop("kind"), body.pop("format")
         # the exact bytes that such values have: not one of them was changed
         intact = encode(found_kind, found, listed, body) == raw
+        # and of the types that are written, whoever computed that checksum
+        plain = type(found) is int and all(type(said["bytes"]) is int for said in listed.values())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
+        intact = plain = False
+    if not intact or not plain:
         raise CorruptError(f"{path} is damaged: its checksum does not agree")
     if found_kind != kind:
         raise CorruptError(f"{directory} holds a {found_kind}, not a {kind}")
@@ -139,26 +147,31 @@ def _read(directory: Path, descriptor: int, kind: str, version: int, without: Co
 def _file(directory: Path, descriptor: int, name: str, said: Plain | None) -> bytes:
     """Its bytes, as the manifest says that they are."""
     path = directory / name
-    try:
-        # by the open directory, whatever its name is now; a link is not followed
-        opened = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
-    except FileNotFoundError:
-        raise CorruptError(f"{path} is missing") from None
-    except OSError as e:
-        raise CorruptError(f"{path} cannot be read: {e.strerror}") from None
-    try:
-        status = os.fstat(opened)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptError(f"{path} is no file")
-        # before anything is read into memory
-        if said is not None and status.st_size != said["bytes"]:
-            raise CorruptError(f"{path} is damaged: it has {status.st_size:,} bytes, {said['bytes']:,} were written")
-        with os.fdopen(opened, "rb", closefd=False) as file:
-            content = file.read()
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
-    finally:
-        os.close(opened)
+    with files.refused("read", path):
+        try:
+            # by the open directory, whatever its name is now; a link is not followed
+            opened = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
+        except FileNotFoundError:
+            raise CorruptError(f"{path} is missing") from None
+        except OSError as e:
+            if e.errno not in _NO_FILE:
+                raise
+            raise CorruptError(f"{path} is damaged: {e.strerror}") from None
+        try:
+            status = os.fstat(opened)
+            if not stat.S_ISREG(status.st_mode):
+                raise CorruptError(f"{path} is no file")
+            # before anything is read into memory
+            if said is None and status.st_size > _LONGEST:
+                raise CorruptError(f"{path} is damaged: it has {status.st_size:,} bytes")
+            if said is not None and status.st_size != said["bytes"]:
+                raise CorruptError(
+                    f"{path} is damaged: it has {status.st_size:,} bytes, {said['bytes']:,} were written"
+                )
+            with os.fdopen(opened, "rb", closefd=False) as file:
+                content = file.read()
+        finally:
+            os.close(opened)
     if said is not None and fingerprint(content) != said:
         raise CorruptError(f"{path} is damaged: its checksum does not agree")
     return content
@@ -170,8 +183,6 @@ def _opened(directory: Path) -> Iterator[int]:
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     except FileNotFoundError:
         raise CorruptError(f"there is no directory {directory}") from None
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {directory}: {e.strerror}") from e
     try:
         yield descriptor
     finally:
@@ -183,4 +194,4 @@ def _is_there(directory: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(directory))
     except FileNotFoundError:
-        return True  # nothing else to be read
+        return False

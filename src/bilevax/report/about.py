@@ -113,11 +113,11 @@ def use_section(run: Run) -> Use | None:
 
 
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The configuration, table by table; the method has a section of its own."""
+    """The configuration, table by table; the method has a section of its own, and paths concern nobody else."""
     return [
         (clean(name), [(clean(key), _value(value)) for key, value in table.items()])
         for name, table in run.config.items()
-        if table and name != "method"
+        if table and name not in ("method", "source")
     ]
 
 

@@ -1,37 +1,75 @@
 """The page put together: sections from plain records, the template from the package, one file written whole."""
 
+import warnings
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from bilevax.core.files import write
+from bilevax.core import manifest
+from bilevax.core.files import Lock, read, write
+from bilevax.core.run_files import FORMAT, KIND, REPORT, RunFiles, read_run_files
 from bilevax.core.text import shorten
 from bilevax.report.about import data_section, method_section, settings, use_section
 from bilevax.report.comparison import comparison
 from bilevax.report.penalties import LISTED, penalties_section
 from bilevax.report.progress import course_section, gap_section
-from bilevax.report.records import Run, read_run
+from bilevax.report.records import Run, run_of
 from bilevax.report.summary import notices, tiles, verdict
 
 
 def write_report(directory: Path) -> Path:
     """Read a run directory and write ``report.html`` into it: one file, no script, nothing remote.
 
-    Equal directories give equal pages, to the byte. What the run did not record is left out.
+    Equal directories give equal pages, to the byte. What the run did not record is left out. Of a finished run the
+    manifest is written anew, with the page; a page that was changed since it was written is replaced with a warning.
 
     Args:
-        directory: holds ``config.toml``, ``metrics.jsonl`` and ``coefficients.json``, each optional.
+        directory: of a run, whether it has ended or not.
 
     Returns:
         The path of the page.
 
     Raises:
-        DataError: the directory holds none of these files, or one is torn; the message names file and line.
+        DataError: it is no run directory.
+        CorruptError: a file of it was damaged; the message names it.
+        LockedError: it is finished, and another process is replacing it.
         StorageError: a file could not be read or written.
     """
-    path = directory / "report.html"
-    write(path, render("template.html.j2", _page(read_run(directory))))
-    return path
+    found = read_run_files(directory)
+    while not found.finished:
+        write(found.path / REPORT, render_report(found))
+        found = read_run_files(directory)
+        # it has not ended meanwhile, nor was it replaced
+        if not found.finished:
+            return found.path / REPORT
+    lock = Lock(found.path)
+    try:
+        found = read_run_files(found.path)
+        _write_sealed(found)
+    finally:
+        # a directory beside, which is still to be renamed, is known by its lock
+        lock.release(remove=found.path == directory)
+    return found.path / REPORT
+
+
+def _write_sealed(found: RunFiles) -> None:
+    path, content = found.path / REPORT, render_report(found).encode()
+    there, said, listed = read(path), found.listed.get(REPORT), manifest.fingerprint(content)
+    if there is not None and said is not None and manifest.fingerprint(there) != said:
+        warnings.warn(f"{path} was changed since it was written; it is written anew", stacklevel=3)
+    if there != content:
+        write(path, content)
+    if said != listed:
+        manifest.write(found.path, KIND, FORMAT, {**found.listed, REPORT: listed}, found.content)
+
+
+def render_report(found: RunFiles) -> str:
+    """The page of a run's files.
+
+    Raises:
+        CorruptError: one is torn.
+    """
+    return render("template.html.j2", _page(run_of(found)))
 
 
 def _page(run: Run) -> dict[str, object]:

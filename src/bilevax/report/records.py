@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from bilevax.core.errors import DataError, StorageError
+from bilevax.core.errors import CorruptError
+from bilevax.core.run_files import COEFFICIENTS, CONFIG, METRICS, RunFiles, read_run_files
 from bilevax.core.text import clean
 
 # Sums and squares of plotted values stay finite below it.
@@ -144,20 +145,28 @@ def read_run(directory: Path) -> Run:
     """Read ``config.toml``, ``metrics.jsonl`` and ``coefficients.json``, each as far as it is there.
 
     Raises:
-        DataError: none of them is there, or one is torn; the message names the file and the line.
+        DataError: it is no run directory.
+        CorruptError: a file was damaged; the message names it and, of a run that goes on, the line.
         StorageError: the system refused to read.
     """
-    texts = {name: _bytes(directory / name) for name in ("config.toml", "metrics.jsonl", "coefficients.json")}
-    if all(text is None for text in texts.values()):
-        raise DataError(f"{directory} is not a run directory: it has none of {', '.join(texts)}")
-    coefficients = _json_object(directory / "coefficients.json", texts["coefficients.json"])
+    return run_of(read_run_files(directory))
+
+
+def run_of(found: RunFiles) -> Run:
+    """What the files of a run say.
+
+    Raises:
+        CorruptError: one is torn; the message names it and the line.
+    """
+    path, contents = found.path, found.files
+    coefficients = _json_object(path / COEFFICIENTS, contents.get(COEFFICIENTS))
     by_kind: dict[str, list[dict[str, object]]] = defaultdict(list)
-    for record in _lines(directory / "metrics.jsonl", texts["metrics.jsonl"]):
+    for record in _lines(path / METRICS, contents.get(METRICS)):
         by_kind[str(record.get("kind"))].append(record)
 
-    # Of what is said twice (a resumed run) the last word counts.
+    # Of what is said twice the last word counts.
     return Run(
-        config=_toml(directory / "config.toml", texts["config.toml"]),
+        config=_toml(path / CONFIG, contents.get(CONFIG)) if found.finished else found.content.get("config", {}),
         data=next(map(_data, reversed(by_kind["data"])), None),
         steps=tuple(_record(Step, r) for r in by_kind["step"]),
         models=tuple({m.name: m for m in (_record(Model, r) for r in by_kind["comparison"])}.values()),
@@ -171,21 +180,12 @@ def read_run(directory: Path) -> Run:
     )
 
 
-def _bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
-
-
 def _toml(path: Path, content: bytes | None) -> dict[str, dict[str, object]]:
     try:
         tables = tomllib.loads((content or b"").decode())
     # A decoding error of either kind is a ValueError.
     except (ValueError, RecursionError) as e:
-        raise DataError(f"{path} is not TOML: {clean(e)}") from e
+        raise CorruptError(f"{path} is not TOML: {clean(e)}") from e
     return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
 
@@ -195,9 +195,9 @@ def _json_object(path: Path, content: bytes | None) -> dict[str, object]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as e:
-        raise DataError(f"{path} is not JSON: {clean(e)}") from e
+        raise CorruptError(f"{path} is not JSON: {clean(e)}") from e
     if not isinstance(value, dict):
-        raise DataError(f"{path} is not a JSON object")
+        raise CorruptError(f"{path} is not a JSON object")
     return value
 
 
@@ -213,7 +213,7 @@ def _lines(path: Path, content: bytes | None) -> list[dict[str, object]]:
             records.append(record)
         # The last line may be torn: a run that was killed while it wrote.
         elif i != numbered[-1][0]:
-            raise DataError(f"{path}:{i} is not a JSON record; the file was damaged after it was written")
+            raise CorruptError(f"{path}:{i} is not a JSON record; the file was damaged after it was written")
     return records
 
 

@@ -1,5 +1,6 @@
 """What a run does about outer steps that failed: they are made again, the linear system damped, or slower."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -35,8 +36,10 @@ class BackOff:
     """
 
     def __init__(self, problem: Problem, algorithm: Algorithm) -> None:
-        self._dampings = iter(DAMPINGS if problem.has_loss and problem.damping is None else ())
-        self._given, self._cuts = algorithm, iter(range(CUTS if needs_measuring(algorithm) else 0))
+        self._given = algorithm
+        self._dampings = DAMPINGS if problem.has_loss and problem.damping is None else ()
+        self._cuts = CUTS if needs_measuring(algorithm) else 0
+        self._damped = self._cut = 0
         self.limit: Array | float = np.inf
         # the outer step at which the last stretch that failed began, and its direction's length
         self._beyond = -1, np.inf
@@ -49,7 +52,8 @@ class BackOff:
 
         Each damping is tried once: a problem that fails at all of them is not mended by damping.
         """
-        if _damping_helps(last) and (damping := next(self._dampings, None)) is not None:
+        if _damping_helps(last) and self._damped < len(self._dampings):
+            damping, self._damped = self._dampings[self._damped], self._damped + 1
             self.tried.setdefault("damping", []).append([step, damping])
             return replace_unchecked(problem, damping=damping), algorithm
         if int(last.code) not in (Code.DIVERGED, Code.NONFINITE):
@@ -61,13 +65,24 @@ class BackOff:
             self.limit = GROWN * size
             return problem, algorithm
         # where lam moves on, the curvature that was measured at the start may be left behind; or w and u stay behind
-        if (cut := next(self._cuts, None)) is not None:
+        if self._cut < self._cuts:
+            cut, self._cut = self._cut, self._cut + 1
             self.tried.setdefault("slower_from", []).append(step)
             # the last one goes without
             self.limit = np.inf if cut == CUTS - 1 else self.limit
             given = cast(Measurable, self._given)
             return problem, slower(cast(Measurable, algorithm), given, both=cut % 3 == 2)
         return None
+
+    def state(self) -> dict[str, Any]:
+        """What has been tried, for a checkpoint."""
+        counts = {"damped": self._damped, "cut": self._cut, "beyond": list(self._beyond)}
+        return counts | {"limit": np.asarray(self.limit), "tried": self.tried}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """As it was at a checkpoint."""
+        self._damped, self._cut, self._beyond = state["damped"], state["cut"], tuple(state["beyond"])
+        self.limit, self.tried = state["limit"], dict(state["tried"])
 
 
 def _damping_helps(last: Record) -> bool:

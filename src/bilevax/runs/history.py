@@ -1,5 +1,8 @@
 """What a run has seen and spent so far: appended to, never rebuilt."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from bilevax.algorithms.outer_loop import Record
@@ -8,6 +11,9 @@ from bilevax.core.trees import row
 
 FIRST_ROOM = 64
 """Entries for which there is room before the columns are first enlarged."""
+
+KINDS = float, float, np.int32, np.int64, float, np.int64
+"""Types of the columns."""
 
 
 class Log:
@@ -20,8 +26,7 @@ class Log:
 
     def __init__(self, step_cost: Cost | None, before: Cost) -> None:
         self._step_cost = step_cost
-        kinds = float, float, np.int32, np.int64, float, np.int64
-        self._columns = History(*(np.empty(FIRST_ROOM, kind) for kind in kinds))
+        self._columns = History(*(np.empty(FIRST_ROOM, kind) for kind in KINDS))
         self._entries = 0
         # calls, rows of one, reads
         self._totals = [(int(c.calls), c.rows, int(c.calls if c.reads is None else c.reads)) for c in before]
@@ -68,3 +73,14 @@ class Log:
     def history(self) -> History:
         """The entries so far, not copied: they do not change."""
         return History(*(column[: self._entries] for column in self._columns))
+
+    def state(self) -> dict[str, Any]:
+        """The entries and the sums so far, for a checkpoint."""
+        worst = {"code": self.code, "failure": [np.asarray(x) for x in self.failure]}
+        return worst | {"history": self.history._asdict(), "totals": self._totals, "before": self._before}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """As it was at a checkpoint."""
+        self._columns = History(**state["history"])
+        self._entries, self._totals = len(self._columns.step), [tuple(total) for total in state["totals"]]
+        self._before, self.code, self.failure = state["before"], state["code"], Failure(*state["failure"])

@@ -1,52 +1,39 @@
 """The one driver: runs an algorithm in compiled calls, records, reports progress, and ends cleanly when stopped."""
 
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.measured_steps import SAMPLES, SHARE, measure_steps, needs_measuring
 from bilevax.algorithms.outer_loop import RECORDED, Advanced, advance
 from bilevax.core.codes import Code
-from bilevax.core.config import canonicalize, check_count, to_plain
+from bilevax.core.config import check_count
+from bilevax.core.events import Plain
 from bilevax.core.keys import as_key
-from bilevax.core.protocols import Algorithm, RowSource, Sources
-from bilevax.core.records import Cost, History, Result
+from bilevax.core.limits import said
+from bilevax.core.programs import weighed
+from bilevax.core.protocols import Algorithm, RowSource
+from bilevax.core.records import Result
+from bilevax.core.signals import Stopped, Stops
 from bilevax.core.trees import PyTree, as_parameters, row
-from bilevax.data.looks import stream_key
 from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
-from bilevax.problems.validate import check_functions
-from bilevax.runs.back_off import BackOff
-from bilevax.runs.history import Log
+from bilevax.runs.callbacks import Callback, Callbacks
+from bilevax.runs.checkpoints import Checkpoints, Run
+from bilevax.runs.course import Course, Setting
+from bilevax.runs.identity import identity
 
 CALL_SECONDS = 0.25
 """How long a compiled call should take, so that progress is live and Ctrl-C takes effect."""
 
 
-class Progress(NamedTuple):
-    """What a callback sees.
-
-    Attributes:
-        step: outer steps done.
-        steps: outer steps of the run.
-        w: the inner variable.
-        lam: the outer variable.
-        history: all steps so far; its arrays do not change any more.
-    """
-
-    step: int
-    steps: int
-    w: PyTree
-    lam: PyTree
-    history: History
-
-
+@said("this run")
 def minimize(
     problem: Problem,
     algorithm: Algorithm,
@@ -57,19 +44,20 @@ def minimize(
     *,
     steps: int,
     key: Array,
-    callback: Callable[[Progress], bool | None] | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     every: int | None = None,
+    run: Run | str | os.PathLike[str] | None = None,
 ) -> Result:
     """Minimise E(w(lam), lam) over Lambda.
 
     The run is cut into compiled calls of whole stretches (``algorithm.steps_per_record`` outer steps); how it is cut
-    changes no bit of the result. Ctrl-C ends it after the call that is under way, with what was reached. A stretch that
-    failed (NOT_CONTRACTIVE or worse) moves nothing and ends the run with the w and lam before it; ``message`` says at
-    which outer steps. But first, where an inner loss is not convex and the problem's ``damping`` is None, it is made
-    again with each damping of :data:`~bilevax.runs.back_off.DAMPINGS`, and the run goes on with the first that will do.
-    And where the algorithm was built without its steps, a stretch that diverged, or whose mean direction of lam is five
-    times as long as that at the start, is made again with gamma a third, and every third time rho half, six times at
-    most; ``config["slower_from"]`` lists the outer steps.
+    changes no bit of the result. Ctrl-C ends it after the call that is under way, with what was reached; a second one
+    stops it at once. A stretch that failed (NOT_CONTRACTIVE or worse) moves nothing and ends the run with the w and lam
+    before it; ``message`` says at which outer steps. But first, where an inner loss is not convex and the problem's
+    ``damping`` is None, it is made again with each damping of :data:`~bilevax.runs.back_off.DAMPINGS`, and the run goes
+    on with the first that will do. And where the algorithm was built without its steps, a stretch that diverged, or
+    whose mean direction of lam is five times as long as that at the start, is made again with gamma a third, and every
+    third time rho half, six times at most; ``config["slower_from"]`` lists the outer steps.
 
     Args:
         problem: the inner map, the outer loss, the set Lambda.
@@ -80,63 +68,126 @@ def minimize(
         val: source of outer minibatches.
         steps: number of outer steps, at least 1.
         key: a JAX random key.
-        callback: called with a :class:`Progress` between calls; returning True ends the run.
+        callback: called with a :class:`Progress` between calls; True ends the run. Or several, such as
+            ``[bx.ShowProgress(), bx.TimeLimit(3600.0)]``, which are all called, in their order.
         every: outer steps from one callback to the next, which also end a stretch; None: as many as take about a
             quarter of a second.
+        run: a directory, or a :class:`Run`, in which checkpoints of this run are kept. A run that was killed goes on
+            from the newest, to the same bits on the same machine with the same number of cores; one that has ended
+            gives its result at once. SIGTERM and SIGHUP then end it as Ctrl-C does, and reach the process after the
+            last checkpoint. None: nothing is kept.
 
     Raises:
         ParameterError: a wrong argument; see :func:`bilevax.hypergradient`.
+        MismatchError: the directory is of a run with other arguments or data; each that differs is named.
+        LockedError: another run uses the directory.
+        CorruptError: all its checkpoints are damaged. If only the newest is, the one before serves, with a warning.
+        TooNewError: a later release wrote them.
+        UsageError: it holds other things.
+        StorageError: the system would not let it be written.
     """
-    steps = check_count("steps", steps, low=1)
+    callbacks, steps = Callbacks(callback), check_count("steps", steps, low=1)
     every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
-    w0, lam, key, sources = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key), (train, val)
+    start, key, sources = (as_parameters("w0", w0), as_parameters("lam", lam)), as_key(key), (train, val)
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
-    clock = time.monotonic()
-    back_off = BackOff(problem, algorithm)
-    algorithm, state, spent, back_off.limit = _begin(problem, algorithm, w0, lam, sources, key, steps)
-    # before the arrays of problem and algorithm go to the device
-    settings = {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": steps}
-    ready = canonicalize(problem), canonicalize(algorithm)
-    log = Log(algorithm.step_cost(problem, sources), spent)
-    pace, done, calls, stop, interrupted = _Pace(algorithm.steps_per_record), 0, 0, False, False
-    while done < steps and not stop:
-        target = steps if every is None else min(steps, (done // every + 1) * every)
+    given = Setting(problem, algorithm, start, sources, key, steps, callbacks)
+    if run is None:
+        with Stops((signal.SIGINT,)) as stops:
+            course = Course.begun(given)
+            _go_on(course, every, stops)
+        return course.result(bool(stops.number))
+    run = run if isinstance(run, Run) else Run(run)
+    named = identity(problem, algorithm, start, sources, key, steps=steps, every=every)
+    with Checkpoints(run) as store, Stops() as stops:
+        found = store.newest()
+        course = Course.begun(given) if found is None else Course.gone_on(given, found, named, run.override)
+        keep = _Keep(store, course, named, run.seconds)
+        if found is None:
+            keep.save()
+        _go_on(course, every, stops, keep)
+        if (course.step, course.ended) != keep.last:
+            keep.save()
+    return course.result(bool(stops.number))
+
+
+def _go_on(course: Course, every: int | None, stops: Stops, keep: "_Keep | None" = None) -> None:
+    """Call after call, until the run ends or is stopped, of which the callbacks are told."""
+    try:
+        _make_calls(course, every, stops, keep)
+    finally:
+        course.given.callbacks.end(course.progress)
+
+
+def _make_calls(course: Course, every: int | None, stops: Stops, keep: "_Keep | None") -> None:
+    """Until the run ends or is stopped."""
+    pace, calls, steps = _Pace(course.algorithm.steps_per_record), 0, course.given.steps
+    callbacks = course.given.callbacks
+    while not course.ended and not stops.number:
+        began, calls = time.monotonic(), calls + 1
+        target = steps if every is None else min(steps, (course.step // every + 1) * every)
+        number = _call(course, min(pace.end(course.step), target))
+        due = course.step and (every is None or course.step == target or course.ended)
         try:
-            began = time.monotonic()
-            ends = {"start": jnp.int32(done), "stop": jnp.int32(min(pace.end(done), target))}
-            call = partial(
-                _advance, state=state, sources=sources, key=key, limit=np.asarray(back_off.limit, float), **ends
-            )
-            out = jax.block_until_ready(_quick_if_sound(call, *ready))
-            number, first, calls, state = int(out.number), done, calls + 1, out.state
-            records = row(jax.tree.map(np.asarray, out.records), slice(number))
-            done, last = int(out.step), row(records, -1)
-            before_last = int(records.step[-2]) if number > 1 else first
-            again = back_off.again(problem, algorithm, last, before_last)
-            if again is not None:  # the last stretch has moved nothing: it is made again
-                (problem, algorithm), done = again, before_last
-                ready = canonicalize(problem), canonicalize(algorithm)
-                log.spend(row(records, slice(-1, None)), done)
-                records = row(records, slice(-1))
-            log.append(records, first, time.monotonic() - clock)
-            failed = again is None and int(last.code) >= Code.NOT_CONTRACTIVE
-            if callback and done and (every is None or done == target or failed):
-                w, lam = algorithm.solution(state)
-                stop = bool(callback(Progress(done, steps, w, lam, log.history)))
-            stop = stop or failed
-        # the state is that of the last call that ended
+            stop = due and callbacks and callbacks(course.progress)
+        except Stopped:
+            raise
         except KeyboardInterrupt:
-            interrupted = True
-            break
+            stops.number = signal.SIGINT
+            return
+        course.ended = course.ended or ("stopped" if stop else "finished" if course.step == steps else "")
         # the first call compiles: its time says nothing of the next
         if calls > 1:
             pace.learn(number, time.monotonic() - began)
-    w, lam = algorithm.solution(state)
-    settings |= back_off.tried
-    held = getattr(problem.project, "at_bound", None)
-    at_bound = None if held is None else held(lam)
-    return Result(w, lam, log.code, log.failure, log.history, log.cost, settings, interrupted, at_bound)
+        if keep is not None and keep.due:
+            keep.save()
+
+
+def _call(course: Course, stop: int) -> int:
+    """One compiled call of outer steps up to ``stop``, and its records; the number of its stretches."""
+    first, given, limit = course.step, course.given, np.asarray(course.back_off.limit, float)
+    ends = {"start": jnp.int32(first), "stop": jnp.int32(stop)}
+    call = partial(_advance, state=course.state, sources=given.sources, key=given.key, limit=limit, **ends)
+    out = jax.block_until_ready(_quick_if_sound(call, *course.ready))
+    number, course.state, course.step = int(out.number), out.state, int(out.step)
+    records = row(jax.tree.map(np.asarray, out.records), slice(number))
+    last, before_last = row(records, -1), int(records.step[-2]) if number > 1 else first
+    again = course.back_off.again(course.problem, course.algorithm, last, before_last)
+    if again is not None:  # the last stretch has moved nothing: it is made again
+        course.step = before_last
+        course.change(*again)
+        course.log.spend(row(records, slice(-1, None)), before_last)
+        records = row(records, slice(-1))
+    elif int(last.code) >= Code.NOT_CONTRACTIVE:
+        course.ended = "failed"
+    course.log.append(records, first, time.monotonic() - course.clock)
+    return number
+
+
+class _Keep:
+    """Checkpoints of a run, when it is time for one.
+
+    Args:
+        store: where.
+        course: the run.
+        named: its identity.
+        seconds: from one to the next.
+    """
+
+    def __init__(self, store: Checkpoints, course: Course, named: Plain, seconds: float) -> None:
+        self._store, self._course, self._named, self._seconds = store, course, named, seconds
+        self._saved, self.last = time.monotonic(), (course.step, course.ended)
+
+    @property
+    def due(self) -> bool:
+        """True if it is time."""
+        return time.monotonic() - self._saved >= self._seconds
+
+    def save(self) -> None:
+        """Write one."""
+        self.last = self._course.step, self._course.ended
+        self._store.save(self._course.step, *self._course.kept(self._named))
+        self._saved = time.monotonic()
 
 
 class _Pace:
@@ -156,33 +207,7 @@ class _Pace:
         self._stretches = int(np.clip(wanted, 1, min(2 * self._stretches, RECORDED)))
 
 
-def _begin(
-    problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, key: Array, steps: int
-) -> tuple[Algorithm, PyTree, Cost, Array | float]:
-    """The algorithm with every step filled in, its first state, what it cost to measure the steps, and their limit."""
-    problem = canonicalize(problem)
-    _check(problem, w0, lam, sources)
-    if not needs_measuring(algorithm):
-        return algorithm, _init(problem, canonicalize(algorithm), w0, lam, sources), Cost(), jnp.inf
-    step_cost = algorithm.step_cost(problem, sources)
-    of_step = sum(source.rows_per_batch for source in sources) if step_cost is None else step_cost.samples
-    samples = max(SAMPLES, int(SHARE * steps * of_step))
-    found = measure_steps(problem, algorithm, w0, lam, *sources, key=stream_key(key, "measuring"), samples=samples)
-    state = _init(problem, canonicalize(found.algorithm), found.w0, lam, sources, found.u0)
-    return found.algorithm, state, found.cost, found.limit
-
-
-@jax.jit
-def _check(problem: Problem, w0: PyTree, lam: PyTree, sources: Sources) -> None:
-    check_functions(problem, w0, lam, *sources)
-
-
-@jax.jit
-def _init(problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, *u0: PyTree) -> PyTree:
-    return algorithm.init(problem, w0, lam, sources, *u0)
-
-
-_advance: Callable[..., Advanced] = jax.jit(advance)
+_advance: Callable[..., Advanced] = weighed(jax.jit(advance), "an outer step")
 
 
 def _quick_if_sound(call: Callable[..., Advanced], problem: Problem, algorithm: Algorithm) -> Advanced:

@@ -4,10 +4,10 @@ In, from ``PenalisedModel`` in ``penalised``: a :class:`TuningTask` (standardise
 the :class:`Method`. Out, to it: a :class:`TuningResult`, whose penalties it rescales and trains the final model with.
 """
 
-import dataclasses
+import os
 import time
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +18,14 @@ from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
 from bilevax.core.events import Event
-from bilevax.core.protocols import Estimator, RowSource
-from bilevax.core.trees import PyTree, norm, sub
+from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
-from bilevax.hypergradients import SID, hypergradient
-from bilevax.planning.pilot import SAMPLED
-from bilevax.planning.planner import plan
 from bilevax.problems import Box, GradientStep, Problem
-from bilevax.runs import Progress, minimize
+from bilevax.runs import Progress, Run, minimize
+from bilevax.runs.checkpoints import kept_state
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, LinearLoss, Rows, losses_of_models
 from bilevax.sklearn.final_fit import Whitened, apply_basis, change_basis, coordinates, solve
-from bilevax.solvers import CG, LBFGS, FixedPoint
-
-MANY_ROWS = 10_000
-"""Training rows up to which five models are cross-fitted; three beyond."""
-
-PLANNED = 0.1
-"""Relative error of a hypergradient that the method is planned for where a pass is long."""
-
-NEAR = 0.3
-"""Relative error up to which the first hypergradient on minibatches is good enough to tune by."""
-
-FULL_BATCH_PRICE = 0.3
-"""Time per row of a full batch over the time per row of a minibatch."""
+from bilevax.sklearn.tuning_method import BATCH, Method, full_batch, plan_method
 
 BOX = (-25.0, 12.0)
 """Bounds of lam, the logarithm of a penalty against a mean loss: exp(lam) neither overflows nor vanishes."""
@@ -63,93 +48,12 @@ PATH_ROWS = 10_000
 SIGNIFICANT = 1.0
 """Standard errors by which tuned penalties must be better than the single one on the validation rows."""
 
-FULL_BATCH_LIMIT = 3e8
-"""Multiplications in one pass (rows * weights) up to which full batches are the faster choice: nothing is planned."""
-
 Callback: TypeAlias = Callable[[Event], bool | None]
 """Called with a record after every outer step; True ends the run."""
 
-DETERMINISTIC = SID(LBFGS(tol=1e-4, max_steps=100), CG(tol=1e-2, max_steps=100))
-"""Estimator on full batches."""
 
-STOCHASTIC = SID(
-    inner=FixedPoint(steps=400, step_size=0.5),
-    linear=FixedPoint(steps=200, step_size=0.5),
-    # lam enters the penalty alone: every minibatch gives the product exactly.
-    cross_batches=1,
-    outer_batches=32,
-)
-"""Estimator on minibatches of BATCH rows."""
-
-BATCH = 512
-"""Rows of a minibatch, where none is planned."""
-
-
-class Method(NamedTuple):
-    """The estimator of the hypergradients, and why it was chosen; without one it is to be planned.
-
-    Attributes:
-        name: ``"deterministic"``, ``"stochastic"``, or ``"planned"``.
-        reason: one sentence.
-        folds: K.
-        estimator: None: to be planned.
-        sources: (train, val) that were planned; None: every row, or minibatches of 512.
-    """
-
-    name: str
-    reason: str
-    folds: int
-    estimator: Estimator | None = None
-    sources: tuple[RowSource, RowSource] | None = None
-
-
-def choose_method(name: str, n: int, p: int, outputs: int) -> Method:
-    """Full batches or minibatches; ``name`` may ask for either, and a plan decides where a pass is long."""
-    # A pass is a product of X [n, p] with the weights of all scores.
-    weights, folds = p * outputs, 5 if n <= MANY_ROWS else 3
-    size = f"{n:,} training rows for {weights:,} weights"
-    if name == "auto" and n * weights > FULL_BATCH_LIMIT:
-        return Method("planned", size, folds)
-    if name == "auto":
-        return Method("deterministic", f"{size}: a pass is so short that full batches are faster", folds, DETERMINISTIC)
-    estimator = DETERMINISTIC if name == "deterministic" else STOCHASTIC
-    return Method(name, f"asked for; {size}", folds, estimator)
-
-
-def plan_method(
-    method: Method, problem: Problem, w: PyTree, lam: Array, sources: tuple[Arrays, Arrays], *, key: Array
-) -> Method:
-    """The method that a plan for the first hypergradient chooses.
-
-    Minibatches are chosen only if their estimate is within NEAR of the full-batch hypergradient: near a stationary
-    point the hypergradient is small, and the bias that noise gives the models is not.
-
-    Args:
-        method: from :func:`choose_method`, without an estimator.
-        problem: whose hypergradients are wanted.
-        w: the K models at lam.
-        lam: log of the single penalty.
-        sources: the training rows in minibatches, and as one full batch.
-        key: of the pilot.
-    """
-    batches, full = sources
-    plan_key, run_key = jax.random.split(key)
-    planned = plan(problem, w, lam, batches, batches, key=plan_key, target=PLANNED, full_batch_price=FULL_BATCH_PRICE)
-    reason = f"{method.reason}: {planned.method} is planned to come within {PLANNED:.0%} of a hypergradient soonest"
-    if planned.method in SAMPLED:
-        sampled = planned.run(key=run_key).value
-        exact = hypergradient(full_batch(problem), DETERMINISTIC, w, lam, full, full, key=run_key).value
-        # ||sampled - exact|| / ||exact||
-        error = float(norm(sub(sampled, exact)) / jnp.maximum(norm(exact), np.finfo(lam.dtype).tiny))
-        if error <= NEAR:
-            return Method("stochastic", reason, method.folds, planned.estimator, (planned.train, planned.val))
-        reason = f"{method.reason}: {planned.method} came no nearer than {error:.1g} times its size to a hypergradient"
-    return Method("deterministic", reason, method.folds, DETERMINISTIC)
-
-
-def full_batch(problem: Problem) -> Problem:
-    """The problem with a step of 1: full-batch solvers choose their own."""
-    return replace_unchecked(problem, inner_map=replace_unchecked(problem.inner_map, step_size=1.0))
+RECORD = ("step", "seconds", "visits", "tuning_loss", "validation_loss", "gradient_norm", "code")
+"""What a record of an outer step says."""
 
 
 class TuningTask(NamedTuple):
@@ -193,6 +97,11 @@ class Candidate(NamedTuple):
     tuning_loss: float
     validation_loss: float
 
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> "Candidate":
+        """From a dictionary of its parts, the arrays in whatever memory."""
+        return Candidate(**plain)._replace(lam=jnp.asarray(plain["lam"]), w=jax.tree.map(jnp.asarray, plain["w"]))
+
 
 class TuningResult(NamedTuple):
     """Where tuning ended.
@@ -224,7 +133,15 @@ class TuningResult(NamedTuple):
     method: Method
 
 
-def tune(task: TuningTask, method: Method, *, steps: int, seed: int, callback: Callback | None = None) -> TuningResult:
+def tune(
+    task: TuningTask,
+    method: Method,
+    *,
+    steps: int,
+    seed: int,
+    callback: Callback | None = None,
+    run: Run | str | os.PathLike[str] | None = None,
+) -> TuningResult:
     """Tune log-penalties on the training rows, and let the validation rows say where to stop.
 
     Args:
@@ -233,33 +150,48 @@ def tune(task: TuningTask, method: Method, *, steps: int, seed: int, callback: C
         steps: at most so many outer steps.
         seed: of the minibatches.
         callback: called with a record after every outer step; True ends the run.
+        run: where checkpoints are kept, as of :func:`bilevax.minimize`. A run that goes on makes neither its start nor
+            its plan again; the records of its earlier steps are handed to ``callback`` once more.
     """
     clock = time.monotonic()
-    start, interrupted = _single_penalty(task)
+    # of a run that goes on, all that comes before the first outer step
+    kept = (None if run is None else kept_state(run)) or {}
+    start, interrupted = _kept_start(task, kept), False
+    if start is None:
+        start, interrupted = _single_penalty(task)
     # From here on weights = u L^-1, basis = L^-1: minibatch steps and L-BFGS need a well-conditioned loss.
     cholesky, basis = coordinates(task.moment, start.lam)
-    stopping = _EarlyStopping(task, start, start.lam, basis, clock, callback)
     if interrupted:
+        stopping = _EarlyStopping(task, start, None, basis, clock, callback)
         return _decide(task, start, stopping, Code.OK, interrupted, method)
     u, key = change_basis(start.w, cholesky), jax.random.key(seed)
     # x . (u L^-1) = (x L^-T) . u: x <- x L^-T once, and the scores need no L
     whitened = task.rows._replace(X=apply_basis(task.rows.X, basis.T))
 
     def table(batch_size: int | None) -> Arrays:
-        return Arrays(whitened, batch_size=batch_size, sampling="blocks", seed=seed)
+        b = None if batch_size is None else min(batch_size, whitened.y.shape[0])
+        return Arrays(whitened, batch_size=b, sampling="blocks", seed=seed)
 
     inner_map = GradientStep(CrossFitLoss(Whitened(task.penalised, basis)))
     problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))
+    planned = None
     if method.estimator is None:
-        method = plan_method(method, problem, u, start.lam, (table(BATCH), table(None)), key=jax.random.fold_in(key, 1))
+        tables, plan_key = (table(BATCH), table(None)), jax.random.fold_in(key, 1)
+        planned = Method.from_plain(kept["planned"]) if kept.get("planned") else None
+        method = planned = planned or plan_method(method, problem, u, start.lam, tables, key=plan_key)
     # L-BFGS and conjugate gradients choose their own steps.
     if method.name == "deterministic":
         problem = full_batch(problem)
     # One table serves both levels: a row's fold says which models train on it and which does not.
-    train, val = method.sources or 2 * (table(None if method.name == "deterministic" else BATCH),)
+    train = val = table(None if method.name == "deterministic" else BATCH)
+    if method.batches is not None:
+        train, val = (replace_unchecked(train, batch_size=b) for b in method.batches)
     assert method.estimator is not None
     algorithm = BSGM(method.estimator, optim("adam", learning_rate=LEARNING_RATE), warm_start=True)
-    result = minimize(problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1)
+    stopping = _EarlyStopping(task, start, planned, basis, clock, callback)
+    result = minimize(
+        problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1, run=run
+    )
     return _decide(task, start, stopping, Code(result.code), result.interrupted, method)
 
 
@@ -291,27 +223,51 @@ def _decide(
     return TuningResult(chosen, start, model, task.moment, validation_loss, gap, gap_se, *ended)
 
 
-@dataclasses.dataclass
 class _EarlyStopping:
     """Follows a run: keeps the record and the best step on the validation rows, and says when to stop.
 
-    Attributes:
+    Args:
         task: what is tuned.
-        best: the step of the least validation loss so far.
-        lam: of the step that comes next.
+        start: where it begins.
+        planned: the method, if it was to be planned.
         basis: of the coordinates that the run is in.
         clock: when tuning began.
         callback: the user's.
+
+    Attributes:
+        best: the step of the least validation loss so far.
+        lam: of the step that comes next.
         history: the records.
     """
 
-    task: TuningTask
-    best: Candidate
-    lam: Array
-    basis: Array
-    clock: float
-    callback: Callback | None
-    history: list[Event] = dataclasses.field(default_factory=list)
+    def __init__(
+        self,
+        task: TuningTask,
+        start: Candidate,
+        planned: Method | None,
+        basis: Array,
+        clock: float,
+        callback: Callback | None,
+    ) -> None:
+        self.task, self.start, self.planned, self.basis = task, start, planned, basis
+        self.clock, self.callback = clock, callback
+        self.best, self.lam, self.history = start, start.lam, list[Event]()
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: what it has seen, and all that came before the first step."""
+        begun = {"start": self.start._asdict(), "planned": self.planned and self.planned.to_plain()}
+        seen = {"best": self.best._asdict(), "lam": self.lam, "history": self.history}
+        return {**begun, **seen, "seconds": time.monotonic() - self.clock}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """As it was at a checkpoint; the user's callback gets the records that it had."""
+        self.best, self.lam = Candidate.from_plain(state["best"]), jnp.asarray(state["lam"])
+        self.clock = time.monotonic() - state["seconds"]
+        # a file has names in another order
+        self.history = [{name: record[name] for name in RECORD} for record in state["history"]]
+        if self.callback:
+            for record in self.history:
+                self.callback(record)
 
     def __call__(self, progress: Progress) -> bool:
         # The step has moved lam: progress.w belongs to the lam before it, self.lam.
@@ -321,18 +277,26 @@ class _EarlyStopping:
         if candidate.validation_loss < self.best.validation_loss:
             self.best = candidate
         self.lam = progress.lam
-        record = {
-            "step": step,
-            "seconds": time.monotonic() - self.clock,
-            "visits": int(history.samples[-1]),
-            "tuning_loss": candidate.tuning_loss,
-            "validation_loss": candidate.validation_loss,
-            "gradient_norm": float(history.gradient_norm[-1]),
-            "code": Code(int(history.code[-1])).name,
-        }
+        values = (
+            step,
+            time.monotonic() - self.clock,
+            int(history.samples[-1]),
+            candidate.tuning_loss,
+            candidate.validation_loss,
+            float(history.gradient_norm[-1]),
+            Code(int(history.code[-1])).name,
+        )
+        record = dict(zip(RECORD, values, strict=True))
         self.history.append(record)
         stopped = bool(self.callback(record)) if self.callback else False
         return stopped or step - self.best.step >= PATIENCE
+
+
+def _kept_start(task: TuningTask, kept: Mapping[str, Any]) -> Candidate | None:
+    """Where a run began that goes on; None where it is not of such a task, as is then found by its data."""
+    start = Candidate.from_plain(kept["start"]) if "start" in kept else None
+    shapes = task.lam_shape, (task.folds, task.outputs, task.rows.X.shape[1])
+    return start if start and (start.lam.shape, start.w["weights"].shape) == shapes else None
 
 
 def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:

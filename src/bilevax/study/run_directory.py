@@ -1,95 +1,276 @@
-"""The run directory: settings, metrics, the model, and its coefficients in words anyone can read.
+"""The run directory: settings, metrics, the model, its coefficients in words anyone can read, the page, the manifest.
 
-``config.toml``, ``metrics.jsonl`` (appended to while it runs), ``model.safetensors``, ``coefficients.json``; the report
-is written beside them by ``bilevax.report``.
+Whoever writes it holds its ``run.lock``. At every moment its manifest says what is there: a run that goes on, or a
+finished one with the size and the SHA-256 of each file. See ``docs/formats.md``.
 """
 
-import hashlib
+import errno
 import json
 import os
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bilevax.core import files
+from bilevax.core import files, manifest
 from bilevax.core.errors import DataError, StorageError, UsageError
-from bilevax.core.events import Event, Plain
-from bilevax.tables.linear import LinearModel, canonical, check_model, linear_from_plain
+from bilevax.core.events import Event
+from bilevax.core.run_files import (
+    CHECKPOINTS,
+    COEFFICIENTS,
+    CONFIG,
+    FINISHED,
+    FORMAT,
+    KIND,
+    METRICS,
+    MODEL,
+    REPORT,
+    RUNNING,
+    RunFiles,
+    content_of,
+    read_run_files,
+    siblings,
+    state_of,
+)
+from bilevax.study.model_file import model_bytes, model_from_bytes
+from bilevax.study.run_parts import STEP, erase, holds_run, is_ours, occupied, remove_checkpoints, remove_run
+from bilevax.tables.linear import LinearModel, check_model
 
 if TYPE_CHECKING:
     from bilevax.study.study import Study
 
-FILES = ("config.toml", "metrics.jsonl", "model.safetensors", "coefficients.json", "report.html")
-"""The files of a run, all that is ever replaced or removed."""
-
-_STAGING = ".new-run"
+Tables = Mapping[str, Mapping[str, object]]
+"""Of a TOML file."""
 
 
 class RunDirectory:
-    """A run directory that is being written.
+    """A run directory that is being written, by this process alone; to be used in a ``with`` statement.
 
-    A directory that holds an earlier run is left as it is until the new run is complete: the new files are written in a
-    directory within, the old ones are then removed, and the new ones moved to their place.
+    A new or empty directory is written in place. An earlier run stays as it is until the new one is finished, beside
+    it; then it is replaced by two renames, and removed at last. What a process that was killed left is put in order
+    first.
+
+    What has failed before there was anything worth keeping is removed.
 
     Args:
-        path: the directory; it is made when there is something to be written.
+        path: the directory; it is made.
         force: replace the run that is there.
+        resume: go on with the run that is there, which did not end or was interrupted.
+
+    Attributes:
+        path: as given.
+        config: of the run that is resumed, the tables of its ``config.toml``.
+        ended: True if the run to be resumed has nothing left to do.
+        kept: True if it failed, and ``resume`` goes on from what it had reached.
 
     Raises:
         UsageError: the directory is not empty and ``force`` is not given, or it holds other things than a run.
+        DataError: there is no run to be resumed.
+        CheckpointError: another process writes it; or a file of the run to be resumed is damaged.
         StorageError: the system would not let it be written.
     """
 
-    def __init__(self, path: Path, *, force: bool = False) -> None:
-        self.path = path
-        self._replaces = _occupied(path)
-        if self._replaces and not force:
-            raise UsageError(f"{path} is not empty; choose another directory, or give --force to replace the run in it")
-        if self._replaces and not _holds_run(path):
-            raise UsageError(
-                f"{path} holds other files and no run; --force replaces runs only, choose another directory"
-            )
-        # The nearest directory above that is there decides whether this one can be made.
-        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            reason = "no permission" if existing.is_dir() else f"{existing} is no directory"
-            raise StorageError(13, f"cannot write {path}: {reason}")
-        self._target = path / _STAGING if self._replaces else path
-        self._begun = False
-        self._made = not path.exists()
+    def __init__(self, path: Path, *, force: bool = False, resume: bool = False) -> None:
+        self.path, self.config, self.ended, self.kept = path, dict[str, dict[str, object]](), False, False
+        # a link to a directory stays one to it
+        self._place = self._target = Path(os.path.realpath(path))
+        self._force, self._resumes, self._begun, self._lines = force, resume, False, list[bytes]()
+        self._target_lock: files.Lock | None = None
+        self._continues = self._closed = False
+        if resume:
+            _check_there(path)
+        _check_writable(path)
+        self._lock, self._made = _locked(self._place)
+        try:
+            self._put_in_order()
+            if resume:
+                self._open()
+            else:
+                self._check()
+        except BaseException:
+            self._close()
+            raise
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the tuning keeps what it has reached."""
+        return self._target / CHECKPOINTS
+
+    def begin(self, config: Tables) -> None:
+        """Say that a run goes on here, and with what settings; None values are left out."""
+        self._begun = True
+        self.config = {name: {k: v for k, v in t.items() if v is not None} for name, t in config.items()}
+        content: dict[str, object] = {"state": RUNNING, "config": self.config}
+        if not self._resumes:
+            for left in self._left("new"):
+                erase(left)
+        in_place = not occupied(self._place) or (self._resumes and self._unfinished())
+        if self._target == self._place and not in_place:
+            self._target = _beside(self._place, "new")
+            files.make_directory(self._target)
+            self._target_lock = files.Lock(self._target)
+            # what an interrupted run reached becomes this one's
+            self._continues = self._resumes
+        files.remove_leftovers(self._target)
+        if self._target != self._place:
+            content |= {"replaces": self._place.name, "continues": self._continues}
+        manifest.write(self._target, KIND, FORMAT, {}, content)
+        if self._resumes:
+            # its records are all made again
+            files.remove(self._target / METRICS)
+        self._take_checkpoints()
 
     def append(self, record: Event) -> None:
         """Append a record to the metrics."""
         if not self._begun:
-            files.make_directory(self._target)
-            if self._replaces:
-                # What a run that was killed left there.
-                _remove(self._target)
-            self._begun = True
-        files.append_line(self._target / "metrics.jsonl", record)
+            self.begin({})
+        self._lines.append(files.append_line(self._target / METRICS, record))
 
-    def finish(self, study: "Study") -> None:
-        """Write everything else and put the run in its place."""
+    def finish(self, study: "Study", page: Callable[[RunFiles], str] | None = None) -> None:
+        """Write everything else and put the run in its place.
+
+        Args:
+            study: what came out.
+            page: writes the report, of these files.
+        """
         check_model(study.model)
-        files.write(self._target / "config.toml", files.toml(study.config()))
-        files.write_json(self._target / "coefficients.json", study.model.to_plain())
-        files.write(self._target / "model.safetensors", _model_bytes(study.model))
-        if not self._replaces:
-            return
-        # All new files are complete: from here on only names change.
-        _remove(self.path)
-        for name in FILES:
-            if (self._target / name).exists():
-                os.replace(self._target / name, self.path / name)
-        self._target.rmdir()
+        if not self._begun:
+            self.begin({})
+        config = study.config()
+        names = [*config, *(name for name in self.config if name not in config)]
+        config = {name: {**self.config.get(name, {}), **config.get(name, {})} for name in names}
+        coefficients = json.dumps(study.model.to_plain(), indent=1, allow_nan=False) + "\n"
+        contents = {
+            CONFIG: files.toml(config).encode(),
+            METRICS: b"".join(self._lines),
+            COEFFICIENTS: coefficients.encode(),
+            MODEL: model_bytes(study.model),
+        }
+        content = {"state": FINISHED, "interrupted": study.interrupted}
+        if page is not None:
+            contents[REPORT] = page(RunFiles(self.path, content, contents, {})).encode()
+        for name, data in contents.items():
+            files.write(self._target / name, data)
+        if self._target != self._place:
+            content["replaces"] = self._place.name
+        listed = {name: manifest.fingerprint(data) for name, data in contents.items()}
+        # with this the run is finished: from here on only names change
+        manifest.write(self._target, KIND, FORMAT, listed, content)
+        if self._target_lock is not None:
+            self._swap(self._target, self._target_lock)
+        if not study.interrupted:
+            remove_checkpoints(self._place)
+        self._close()
 
     def discard(self) -> None:
-        """After a failure: remove what the new run has written, and nothing else."""
-        if self._begun:
-            _remove(self._target)
-            if self._replaces or self._made:
-                self._target.rmdir()
+        """Remove what a run that failed has written, unless it is worth keeping; nothing of one that is finished."""
+        if self._closed:
+            return
+        state = state_of(self._target) if self._begun else None
+        reached = any(map(STEP.fullmatch, files.names(self.checkpoints)))
+        self.kept = state == RUNNING and (reached or self._resumes)
+        if self._begun and state != FINISHED and not self.kept:
+            (remove_run if self._target == self._place else erase)(self._target)
+        self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._target_lock is not None:
+            # it is known by its lock, to whom puts it in order
+            self._target_lock.release(remove=False)
+        self._lock.release()
+        for made in self._made:
+            files.remove_empty(made)
+
+    def _check(self) -> None:
+        """Refuse what is not to be replaced."""
+        path = self.path
+        if not self._force and (self._unfinished() or any(map(_is_unfinished, self._left("new")))):
+            raise UsageError(
+                f"{path} holds a run that did not end; `bilevax resume {path}` goes on with it, --force begins anew"
+            )
+        if not occupied(self._place):
+            return
+        if not self._force:
+            raise UsageError(f"{path} is not empty; choose another directory, or give --force to replace the run in it")
+        if not holds_run(self._place):
+            raise UsageError(
+                f"{path} holds other files and no run; --force replaces runs only, choose another directory"
+            )
+        if os.path.ismount(self._place):
+            raise UsageError(f"{path} is a mount point, which cannot be replaced whole; choose a directory in it")
+        _check_writable(self._place.parent)
+
+    def _open(self) -> None:
+        """Find the run that is to go on, here or beside."""
+        unfinished = next(filter(_is_unfinished, self._left("new")), None)
+        if unfinished is not None:
+            self._target, self._target_lock = unfinished, files.Lock(unfinished)
+        found = read_run_files(self._target)
+        self._continues = bool(found.content.get("continues"))
+        if found.finished:
+            self.config = tomllib.loads(found.files[CONFIG].decode())
+            self.ended = not found.content["interrupted"]
+        else:
+            self.config = found.content["config"]
+
+    def _unfinished(self) -> bool:
+        return _is_unfinished(self._place)
+
+    def _left(self, what: str) -> list[Path]:
+        """The siblings of processes that are dead."""
+        return [path for path in siblings(self._place, what) if not files.is_locked(path)]
+
+    def _put_in_order(self) -> None:
+        """End what processes that were killed had begun."""
+        for old in self._left("old"):
+            self._retire(old)
+        for new in self._left("new"):
+            if state_of(new) == FINISHED:
+                self._swap(new, files.Lock(new))
+        content = content_of(self._place) or {}
+        if content.get("state") == FINISHED and not content["interrupted"]:
+            remove_checkpoints(self._place)
+        if holds_run(self._place):
+            files.remove_leftovers(self._place)
+
+    def _swap(self, new: Path, lock: files.Lock) -> None:
+        """Put a finished directory in its place; what was there is removed at last."""
+        old = _beside(self._place, "old")
+        # with the lock, by which the old one is known
+        files.sync_directory(self._place)
+        files.rename(self._place, old)
+        # in between, readers find the new one by its name
+        files.rename(new, self._place)
+        files.sync_directory(self._place.parent)
+        lock.moved(self._place)
+        self._lock, before = lock, self._lock
+        if new == self._target:
+            self._target, self._target_lock = self._place, None
+        try:
+            self._retire(old)
+        finally:
+            before.release()
+
+    def _retire(self, old: Path) -> None:
+        """Remove a run that was replaced; what is not of a run is moved to where it was."""
+        for name in files.names(old):
+            if not is_ours(name) and not os.path.lexists(self._place / name):
+                files.rename(old / name, self._place / name)
+        files.sync_directory(self._place)
+        erase(old)
+
+    def _take_checkpoints(self) -> None:
+        earlier = self._place / CHECKPOINTS
+        if self._target != self._place and self._continues and earlier.is_dir() and not self.checkpoints.is_dir():
+            files.rename(earlier, self.checkpoints)
+            files.sync_directory(self._target)
 
 
 def write_run(study: "Study", directory: Path) -> None:
@@ -97,80 +278,85 @@ def write_run(study: "Study", directory: Path) -> None:
 
     Raises:
         UsageError: the directory is not empty.
+        CheckpointError: another process writes it.
         StorageError: the system refused.
     """
-    run = RunDirectory(directory)
-    for event in study.events:
-        run.append(event)
-    run.finish(study)
+    with RunDirectory(directory) as run:
+        for event in study.events:
+            run.append(event)
+        run.finish(study)
 
 
 def read_model(directory: Path) -> LinearModel:
-    """The tuned model of a run directory.
+    """The tuned model of a run directory, whose files are all checked.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: there is none.
+        CheckpointError: a file is damaged, or a later release wrote it.
+        StorageError: the system refused to read.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = directory / "model.safetensors"
-    if not path.is_file():
-        reason = "the run did not end" if _holds_run(directory) else "it is no run directory"
-        raise DataError(f"{directory} has no model.safetensors: {reason}")
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
-        plain = json.loads(metadata["model"])
-        # Over labels, terms and penalties as well as the numbers.
-        intact = metadata["sha256"] == _digest(plain, coef, intercept)
-        for entry, weight in zip(plain["terms"], coef.T.tolist(), strict=True):
-            entry["weight"] = weight
-        plain["intercept"] = intercept.tolist()
-    # Whatever a damaged file makes its readers raise.
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError):
-        raise DataError(f"{path} is damaged, or was not written by bilevax") from None
-    if not intact:
-        raise DataError(f"{path} is damaged: its checksum does not agree")
-    return linear_from_plain(plain)
+        found = read_run_files(directory)
+    except DataError:
+        raise DataError(f"{directory} has no {MODEL}: it is no run directory") from None
+    if not found.finished:
+        raise DataError(f"{directory} has no {MODEL}: the run did not end")
+    return model_from_bytes(found.files[MODEL], found.path / MODEL)
 
 
-def _model_bytes(model: LinearModel) -> bytes:
-    from safetensors.numpy import save
-
-    plain = model.to_plain()
-    # Words are for coefficients.json; the numbers are tensors of their own.
-    del plain["formula"], plain["intercept"]
-    for entry in plain["terms"]:
-        del entry["weight"]
-    coef, intercept = np.ascontiguousarray(model.coef), np.ascontiguousarray(model.intercept)
-    metadata = {"model": canonical(plain).decode(), "sha256": _digest(plain, coef, intercept)}
-    return save({"coef": coef, "intercept": intercept}, metadata)
-
-
-def _digest(plain: Plain, coef: np.ndarray, intercept: np.ndarray) -> str:
-    # Little-endian on every machine.
-    parts = (canonical(plain), coef.astype("<f8").tobytes(), intercept.astype("<f8").tobytes())
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+def _locked(place: Path) -> tuple[files.Lock, list[Path]]:
+    """The lock of the directory, and what had to be made for it, the innermost first."""
+    while True:
+        try:
+            if not place.exists() and (lock := _put_back(place)):
+                return lock, []
+            missing = [path for path in (place, *place.parents) if not path.exists()]
+            files.make_directory(place)
+            return files.Lock(place), missing
+        except StorageError as e:
+            # who had made or moved it was quicker
+            if e.errno != errno.ENOENT:
+                raise
 
 
-def _occupied(path: Path) -> bool:
-    try:
-        return path.is_dir() and any(path.iterdir())
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
+def _put_back(place: Path) -> files.Lock | None:
+    """The lock of a finished directory that was beside, of a process that was killed between the renames of a swap."""
+    for path in (*siblings(place, "new"), *siblings(place, "old")):
+        if state_of(path) == FINISHED and not files.is_locked(path):
+            lock = files.Lock(path)
+            files.rename(path, place)
+            files.sync_directory(place.parent)
+            lock.moved(place)
+            return lock
+    return None
 
 
-def _holds_run(path: Path) -> bool:
-    """True if the metrics of a run are there."""
-    try:
-        with open(path / "metrics.jsonl", "rb") as file:
-            record = json.loads(file.readline(1 << 20))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and "kind" in record
+def _check_there(path: Path) -> None:
+    """Refuse to resume where there is nothing, or what the command did not begin."""
+    if not path.exists() and not any(siblings(Path(os.path.realpath(path)), "new")):
+        raise DataError(f"{path} is not a run directory")
+    if any(map(STEP.fullmatch, files.names(path))) and not holds_run(path):
+        raise UsageError(
+            f"{path} holds checkpoints of bilevax.minimize, or of a fit, whose functions and data no file has; call it "
+            f"again with the same arguments and run={str(path)!r}, and it goes on"
+        )
 
 
-def _remove(directory: Path) -> None:
-    for name in FILES:
-        (directory / name).unlink(missing_ok=True)
+def _check_writable(path: Path) -> None:
+    # The nearest directory above that is there decides whether this one can be made.
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "no permission" if existing.is_dir() else f"{existing} is no directory"
+        raise StorageError(errno.EACCES, f"cannot write {path}: {reason}")
+
+
+def _beside(place: Path, what: str) -> Path:
+    """A free name for a directory in a swap."""
+    path = place.with_name(f"{place.name}.{what}-{os.getpid()}")
+    if os.path.lexists(path):
+        raise StorageError(errno.EEXIST, f"cannot create {path}: it is there; rename or remove it")
+    return path
+
+
+def _is_unfinished(directory: Path) -> bool:
+    return state_of(directory) == RUNNING

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-import platform
+import os
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -11,6 +11,8 @@ import numpy as np
 
 from bilevax.core.codes import Code
 from bilevax.core.events import Event
+from bilevax.runs import Run
+from bilevax.runs.identity import machine
 from bilevax.sklearn.logistic import TunedLogisticRegression
 from bilevax.study.baselines import Baseline, row_losses, single_penalty_grid, untuned
 from bilevax.study.evaluation import Classifier, mean_and_error, paired_interval, score
@@ -72,24 +74,38 @@ class Study:
     def config(self) -> dict[str, dict[str, object]]:
         """The tables of ``config.toml``."""
         table = self.prepared.table
+        begun = config_at_start(table, self.target, self.settings)
         return {
+            **begun,
             "data": {
-                "table": self.table,
-                "target": self.target,
+                **begun["data"],
                 "rows": table.rows,
                 "columns": len(table.columns),
                 "classes": [label_text(label) for label in self.model.classes],
-                "group": self.settings.group,
-                "time": self.settings.time,
-                "sha256": table.sha256 or None,
             },
-            "tune": self.settings.model_dump(mode="json", exclude={"group", "time"}),
             "method": {"name": str(self.estimator.method_), "reason": str(self.estimator.method_reason_)},
-            "versions": {
-                **{name: importlib.metadata.version(name) for name in ("bilevax", "jax", "numpy", "scikit-learn")},
-                "python": platform.python_version(),
-            },
         }
+
+
+def config_at_start(table: Table, target: str, settings: TuneSettings) -> dict[str, dict[str, object]]:
+    """What ``config.toml`` will say that is known before anything is computed."""
+    now = machine()
+    return {
+        "data": {
+            "table": table.name,
+            "target": target,
+            "group": settings.group,
+            "time": settings.time,
+            "sha256": table.sha256 or None,
+        },
+        "tune": settings.model_dump(mode="json", exclude={"group", "time"}),
+        "versions": {
+            **{name: now[name] for name in ("bilevax", "jax", "numpy")},
+            "scikit-learn": importlib.metadata.version("scikit-learn"),
+            "python": now["python"],
+        },
+        "machine": {name: now[name] for name in ("device", "cores")},
+    }
 
 
 def tune_table(
@@ -98,6 +114,7 @@ def tune_table(
     *,
     settings: TuneSettings | None = None,
     on_event: Callable[[Event], object] | None = None,
+    run: Run | str | os.PathLike[str] | None = None,
 ) -> Study:
     """Tune penalties on a table and compare with what the user would have otherwise.
 
@@ -110,10 +127,13 @@ def tune_table(
         settings: see :class:`TuneSettings`.
         on_event: called with every record as it happens: ``stage`` (what begins now), ``note``, ``data``, ``step``,
             ``gap``, ``comparison``, ``paired``, ``end``; what it returns for a ``step`` stops the tuning if true.
+        run: where checkpoints of the tuning are kept, as of :func:`bilevax.minimize`; the same call then goes on, and
+            ``on_event`` gets every record again.
 
     Raises:
         DataError: a fault of the table.
         ParameterError: a setting does not suit the table.
+        CheckpointError: the checkpoints are of another run, in use, or damaged.
     """
     start = time.perf_counter()
     settings = settings or TuneSettings()
@@ -133,7 +153,9 @@ def tune_table(
     emit("data", **_data(prepared))
     # No test row is seen from here to the comparison.
     emit("stage", name="compiling, then tuning", long=True)
-    estimator, seconds = _fit(prepared, settings, emit)
+    before = time.perf_counter() - start
+    estimator, seconds = _fit(prepared, settings, emit, run)
+    start = time.perf_counter() - before - seconds
     model = _plain_model(estimator, prepared, target, settings)
     gap, error = estimator.validation_gap_, estimator.validation_gap_se_
     emit("gap", validation_gap=_or_none(gap), standard_error=_or_none(error))
@@ -175,7 +197,9 @@ def _tuning_rows(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.arange(len(rows)) >= len(train)
 
 
-def _fit(prepared: Prepared, settings: TuneSettings, emit: _Emit) -> tuple[TunedLogisticRegression, float]:
+def _fit(
+    prepared: Prepared, settings: TuneSettings, emit: _Emit, run: Run | str | os.PathLike[str] | None
+) -> tuple[TunedLogisticRegression, float]:
     rows, validation = _tuning_rows(prepared)
     estimator = TunedLogisticRegression(
         settings.penalty_per,
@@ -186,18 +210,23 @@ def _fit(prepared: Prepared, settings: TuneSettings, emit: _Emit) -> tuple[Tuned
         random_state=settings.seed,
     )
 
+    # With compilation: that is what the user waits for.
+    start = time.perf_counter()
+
     def step(record: Event) -> bool:
+        nonlocal start
+        # the records of a run that goes on count from where it was begun, in another process
+        start = min(start, time.perf_counter() - record["seconds"])
         plain = {name: _or_none(value) if isinstance(value, float) else value for name, value in record.items()}
         return bool(emit("step", **plain))
 
-    # With compilation: that is what the user waits for.
-    start = time.perf_counter()
     estimator.fit(
         prepared.X[rows],
         prepared.labels.codes[rows],
         groups=None if settings.group is None else prepared.table.column(settings.group).values[rows],
         validation=validation,
         callback=step,
+        run=run,
     )
     return estimator, time.perf_counter() - start
 

@@ -1,6 +1,8 @@
 """What every algorithm of the outer loop must satisfy."""
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Callable
 from functools import partial
 
@@ -19,7 +21,7 @@ from bilevax.core.trees import PyTree
 from bilevax.data import Arrays, Looks, fold_looks
 from bilevax.data.looks import stream_key
 from bilevax.problems import Box
-from bilevax.runs import Progress, minimize
+from bilevax.runs import Progress, Run, minimize
 from bilevax.testing.closed_forms.small import (
     Reference,
     Watched,
@@ -68,11 +70,11 @@ def check_algorithm(
     """Check an algorithm, such as ``bilevax.BSGM(...)``, against all contracts.
 
     It must be given steps for an outer function of curvature between 0.1 and 1. In order: it is a configuration; on
-    every row it comes near the minimum; in blocks, of which the last is short, how a run is cut, float32 and rebuilding
-    change nothing; no iterate leaves Lambda; NaN ends a run with finite variables; nested trees change nothing; its
-    randomness is the key's. Then, on independent rows unless it refuses them, and built without arguments where its
-    steps can be measured: its cost is at least what it read; its settings can be written as JSON, with every step; a
-    loop of one's own and vmap change nothing.
+    every row it comes near the minimum; in blocks, of which the last is short, how a run is cut, a checkpoint that it
+    goes on from, float32 and rebuilding change nothing; no iterate leaves Lambda; NaN ends a run with finite variables;
+    nested trees change nothing; its randomness is the key's. Then, on independent rows unless it refuses them, and
+    built without arguments where its steps can be measured: its cost is at least what it read; its settings can be
+    written as JSON, with every step; a loop of one's own and vmap change nothing.
 
     Args:
         algorithm: what is checked.
@@ -97,6 +99,7 @@ def check_algorithm(
         base = _run(algorithm, watch.reference)
         _record(algorithm, base)
         _cut(algorithm, watch.reference, base)
+        _resumed(algorithm, watch.reference, base)
         _traces(algorithm, watch)
         _faults(algorithm, watch, ("inner", "outer", "cross") if cross else ("inner", "outer"))
         _trees(algorithm)
@@ -133,11 +136,12 @@ def _run(
     seed: int = 0,
     sizes: tuple[int | None, int | None] = UNEVEN,
     callback: Callable[[Progress], None] | None = None,
+    kept: Run | None = None,
 ) -> Result:
     """A run in blocks; with a callback, one call of the compiled program a step."""
     problem, w0, lam, sources = _start(algorithm, reference, sizes, "blocks")
     start, every = (problem, algorithm, w0, lam, *sources), None if callback is None else 1
-    return minimize(*start, steps=steps, key=jax.random.key(seed), callback=callback, every=every)
+    return minimize(*start, steps=steps, key=jax.random.key(seed), callback=callback, every=every, run=kept)
 
 
 def _decrease(algorithm: Algorithm, steps: int, decrease: float) -> None:
@@ -184,6 +188,30 @@ def _cut(algorithm: Algorithm, reference: Reference, base: Result) -> None:
     problem, w0, lam, sources = _start(algorithm, reference._replace(lam=np.array([5.0, -5.0, 0.0])), UNEVEN, "blocks")
     state = canonicalize(algorithm).init(problem, w0, lam, sources)
     require(same_bits(algorithm.solution(state)[1], BOX(lam)), f"{name}.init must project lam onto Lambda")
+
+
+class _KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def _resumed(algorithm: Algorithm, reference: Reference, base: Result) -> None:
+    """A run that ended without a word, and goes on from its last checkpoint."""
+
+    def die(progress: Progress) -> None:
+        if progress.step == FEW - 2 and not died:
+            died.append(True)
+            raise _KilledError
+
+    name, died = title(algorithm), list[bool]()
+    with tempfile.TemporaryDirectory() as directory:
+        kept = Run(directory, seconds=0)
+        with contextlib.suppress(_KilledError):
+            _run(algorithm, reference, callback=die, kept=kept)
+        whole = _run(algorithm, reference, callback=die, kept=kept)
+    require(bool(died), f"{name} did not come to step {FEW - 2}")
+    for field in ("lam", "w", "code", "cost"):
+        same = same_bits(getattr(whole, field), getattr(base, field))
+        require(same, f"{field} of a run of {name} is another where it went on from a checkpoint")
 
 
 def _traces(algorithm: Algorithm, watch: Watched) -> None:

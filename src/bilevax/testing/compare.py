@@ -23,8 +23,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event, Plain
 from bilevax.core.protocols import Algorithm
 from bilevax.core.trees import PyTree
-from bilevax.runs import minimize
-from bilevax.runs.minimize import Progress
+from bilevax.runs import Progress, minimize
 from bilevax.testing.entrants import ENTRANTS, GRID, Entrant, Steps
 from bilevax.testing.tasks import Task, named_task
 from bilevax.testing.tools import vector
