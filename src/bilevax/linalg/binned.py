@@ -124,7 +124,7 @@ class BinnedColumns:
         return [(k, min(k + together, p)) for k in range(j + 1, p, together)]
 
     def _pair_codes(self, j: int, first: int, last: int) -> np.ndarray:
-        """Places of the rows in the tables of bins of j by bins of each column from first to last, [last - first, n]."""
+        """Places of the rows in the tables of bins of j by those of columns from first to last, [last - first, n]."""
         width = self._bins[last] - self._bins[first]
         offset = (self._bins[first:last] - self._bins[first])[:, None]
         out: np.ndarray = self.codes[first:last] + offset + self.codes[j] * width
