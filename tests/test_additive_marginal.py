@@ -9,7 +9,9 @@ from scipy.stats import multivariate_normal, norm, poisson
 from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multinomial, Poisson
 from bilevax.solvers.additive_fit import data, fit, penalties
-from bilevax.solvers.additive_marginal import Marginal
+from bilevax.solvers.additive_folds import Folds
+from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors
+from bilevax.solvers.additive_search import Found, minimise, prior, tied, tune
 
 FAMILIES = {
     "gaussian": Gaussian(),
@@ -181,6 +183,27 @@ def test_the_hypergradient_is_the_central_difference(name):
         np.testing.assert_allclose(found.hessian, hessian, rtol=1e-5, atol=1e-7)
 
 
+def test_doubts_of_curves_are_the_posterior_of_gaussian_rows():
+    """Cov(f | y) = K - K C^-1 K of the process itself, the intercept's flat prior as one of a large variance."""
+    family = FAMILIES["gaussian"]
+    d, part = rows(family, weights=False)
+    V, rho = Marginal(d, family, part), np.array([0.3, -0.5, 1.0])
+    outer = V(rho)
+    known = Found(rho, outer, 1e12 * np.eye(3), 1, True)  # rho without doubt
+    Z = d.X.bases[1]
+    errors = curve_errors(Z, slice(1, 5), covariance(V, known), 1)[:, 0]
+    X, lam = d.X.dense()[:, 1:], np.exp(rho)[part]
+    C = np.eye(len(d.y)) + (X / lam) @ X.T + 1e7
+    K = (Z / lam[:4]) @ X[:, :4].T
+    posterior = (Z / lam[:4]) @ Z.T - K @ np.linalg.solve(C, K.T)
+    np.testing.assert_allclose(errors, np.sqrt(outer.phi * np.diag(posterior)), rtol=1e-4)
+    doubted = curve_errors(Z, slice(1, 5), covariance(V, known._replace(hessian=np.eye(3))), 1)[:, 0]
+    J = jacobian(lambda r: Z @ Marginal(d, family, part)(r).fits[0].b[1:5, 0], rho)
+    np.testing.assert_allclose(doubted**2 - errors**2, np.sum(J**2, axis=1), rtol=1e-4)
+    freedom = np.trace(np.linalg.solve(C, (X / lam) @ X.T))
+    assert V.freedom(rho, outer).sum() == pytest.approx(freedom, rel=0.02)
+
+
 def test_laplace_is_near_the_integral_of_one_weight():
     """One column, one weight, no intercept's doubt to speak of: the integral by quadrature."""
     rng = np.random.default_rng(0)
@@ -217,3 +240,93 @@ def test_separated_rows_end_by_the_penalty(name):
         sizes.append(np.abs(found.b).max())
     assert np.all(np.diff(sizes) > 1.0)
     assert sizes[-1] < 20.0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_hypergradient_of_the_folds_is_the_central_difference(name):
+    family = FAMILIES[name]
+    d, part = rows(family)
+    rho = np.array([0.3, -0.5, 1.0])
+    fold = np.arange(len(d.y)) % 4 - 1
+    E = Folds(d, family, part, fold, tolerance=1e-18)
+    found = E(rho)
+    expected = jacobian(lambda r: E(r).value, rho, 1e-4)
+    np.testing.assert_allclose(found.gradient, expected, rtol=1e-5, atol=1e-7)
+    assert np.min(np.abs(expected)) > 1e-3
+    if name == "gaussian":
+        hessian = jacobian(lambda r: E(r).gradient, rho, 1e-4)
+        np.testing.assert_allclose(found.hessian, hessian, rtol=1e-5, atol=1e-7)
+
+
+def test_the_loss_of_the_folds_is_that_of_ridges():
+    """Each row's squared error under the ridge of the others; 1/2 sum of log(2 pi e mean) of them."""
+    family = FAMILIES["gaussian"]
+    d, part = rows(family, weights=False)
+    rho, fold = np.array([0.3, -0.5, 1.0]), np.arange(len(d.y)) % 3
+    X, y = d.X.dense(), d.y - d.offset[:, 0]
+    errors = np.empty(len(y))
+    for k in range(3):
+        t = fold != k
+        b = np.linalg.solve(X[t].T @ X[t] + np.diag(penalties(rho, part)), X[t].T @ y[t])
+        errors[~t] = y[~t] - X[~t] @ b
+    expected = 0.5 * len(y) * np.log(2.0 * np.pi * np.e * np.mean(errors**2))
+    assert Folds(d, family, part, fold)(rho).value == pytest.approx(expected, rel=1e-10)
+    once = Folds(d, family, part, fold, score_weight=(fold == 0).astype(float))(rho)
+    assert once.phi == pytest.approx(np.mean(errors[fold == 0] ** 2))
+
+
+def many_parts(seed=0, n=300, p=6):
+    """Columns of one part each, of which the first two have effects."""
+    rng = np.random.default_rng(seed)
+    codes = [rng.integers(0, 8, n) for _ in range(p)]
+    Z = np.linalg.svd(np.eye(8) - 1 / 8)[0][:, :7]
+    y = Z[codes[0], 0] * 3.0 + Z[codes[1], 2] * 6.0 + rng.normal(size=n)
+    return data(BinnedColumns(codes, [Z] * p), y, Gaussian()), np.repeat(np.arange(p), 7)
+
+
+@pytest.mark.parametrize("loss", ["marginal", "folds"])
+def test_tuned_penalties_are_a_minimum_and_noise_goes(loss):
+    d, part = many_parts()
+    outer = Marginal(d, Gaussian(), part) if loss == "marginal" else Folds(d, Gaussian(), part, np.arange(len(d.y)) % 5)
+    found = tune(outer, np.zeros(6, int), spread=4.0)
+    assert found.converged
+    Q = prior(np.zeros(6, int), 4.0)
+    gradient = outer(found.rho).gradient + Q @ found.rho
+    assert np.max(np.abs(gradient)) < 2e-2
+    np.testing.assert_allclose(Q @ np.arange(6.0), (np.arange(6.0) - 2.5) / 16.0)
+    assert max(found.rho[:2]) < min(found.rho[2:]) - 1.0
+
+    def objective(r):
+        return outer(r).value + 0.5 * r @ Q @ r
+
+    best = minimize(objective, np.zeros(6), method="L-BFGS-B", bounds=[(-8.0, 18.0)] * 6)
+    assert objective(found.rho) <= best.fun + 1e-3
+    loose = tune(outer, np.zeros(6, int), spread=100.0)
+    assert np.ptp(loose.rho) > np.ptp(found.rho) + 1.0
+    tight = tune(outer, np.array([0, 0, 0, 1, 1, 1]), spread=0.01)
+    assert max(np.ptp(tight.rho[:3]), np.ptp(tight.rho[3:])) < 0.1
+    assert abs(tight.rho[0] - tight.rho[3]) > 1.0
+
+
+def test_tied_penalties_are_one():
+    d, part = many_parts()
+    V, group = Marginal(d, Gaussian(), part), np.array([0, 0, 1, 1, 1, 0])
+    theta = np.array([1.0, 2.0])
+    shared = tied(V, group)(theta, None)
+    np.testing.assert_allclose(shared.gradient, jacobian(lambda t: V(t[group]).value, theta, 1e-4), rtol=1e-6)
+    np.testing.assert_allclose(shared.hessian, jacobian(lambda t: tied(V, group)(t, None).gradient, theta), rtol=1e-5)
+    found = minimise(tied(V, group), theta, np.zeros((2, 2)))
+    assert found.converged
+    assert found.rho.shape == (2,)
+
+
+def test_penalties_stay_within_their_bounds():
+    """No signal at all, and no noise at all."""
+    d, part = many_parts()
+    noise = d._replace(y=np.random.default_rng(1).normal(size=len(d.y)))
+    exact = d._replace(y=np.asarray(d.X.dense()[:, 1]))
+    for rows_, low, high in ((noise, -8.0, 18.0), (exact, -8.0, 18.0)):
+        found = tune(Marginal(rows_, Gaussian(), part), np.arange(6))
+        assert np.all((found.rho >= low) & (found.rho <= high))
+        assert np.isfinite(found.outer.value)
+    assert np.corrcoef(found.outer.fits[0].scores[:, 0], exact.y)[0, 1] > 0.999

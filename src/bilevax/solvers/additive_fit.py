@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import cho_solve
 from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.sparse import csr_array
 
 from bilevax.core.errors import ParameterError
 from bilevax.linalg.binned import BinnedColumns
@@ -95,6 +96,11 @@ class Fit(NamedTuple):
         """H^-1 r, [1 + P, S]."""
         return _solve(self.factor, r)
 
+    def solve_all(self, r: np.ndarray) -> np.ndarray:
+        """H^-1 r of r [S (1 + P), m], laid out like H."""
+        out: np.ndarray = cho_solve((self.factor, True), r, check_finite=False)
+        return out
+
     def inverse(self) -> np.ndarray:
         """H^-1, laid out like H."""
         lower, _ = dpotri(self.factor, lower=1)
@@ -110,6 +116,13 @@ def _solve(factor: np.ndarray, r: np.ndarray) -> np.ndarray:
     x = cho_solve((factor, True), r.T.ravel(), check_finite=False)
     out: np.ndarray = x.reshape(r.shape[1], -1).T
     return out
+
+
+def part_sums(part: np.ndarray, S: int) -> csr_array:
+    """[m, S (1 + P)], 1 where a row of H is of a part; part as in :func:`penalties`."""
+    P = len(part)
+    at = (np.arange(1, P + 1) + np.arange(S)[:, None] * (P + 1)).ravel()
+    return csr_array((np.ones(S * P), (np.tile(part, S), at)), shape=(int(part.max(initial=-1)) + 1, S * (P + 1)))
 
 
 def penalties(rho: np.ndarray, part: np.ndarray) -> np.ndarray:

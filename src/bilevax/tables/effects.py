@@ -215,7 +215,7 @@ def category(
 
 
 def date_parts(days: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of numbers of a date in days since 1970-01-01 with fractions: year, month, day, weekday (0: Monday), hour.
+    """Numbers of a date in days since 1970-01-01 with fractions: year, month, day, weekday (0: Monday), hour.
 
     A part that does not vary is left out, but the year; NaN stays NaN.
     """
