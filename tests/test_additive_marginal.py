@@ -10,7 +10,7 @@ from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multinomial, Poisson
 from bilevax.solvers.additive_fit import data, fit, penalties
 from bilevax.solvers.additive_folds import Folds
-from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors
+from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
 from bilevax.solvers.additive_search import Found, minimise, prior, tied, tune
 
 FAMILIES = {
@@ -202,6 +202,27 @@ def test_doubts_of_curves_are_the_posterior_of_gaussian_rows():
     np.testing.assert_allclose(doubted**2 - errors**2, np.sum(J**2, axis=1), rtol=1e-4)
     freedom = np.trace(np.linalg.solve(C, (X / lam) @ X.T))
     assert V.freedom(rho, outer).sum() == pytest.approx(freedom, rel=0.02)
+
+
+def test_evidence_is_a_ratio_of_marginal_likelihoods():
+    """log p(y) with a column and without, at one phi: of Gaussian rows, whose law is known."""
+    family = FAMILIES["gaussian"]
+    d, part = rows(family, weights=False)
+    V, rho = Marginal(d, family, part), np.array([0.3, -0.5, 1.0])
+    outer = V(rho)
+    found = Found(rho, outer, np.eye(3), 1, True)
+    lam, large = np.exp(rho)[part], 1e5
+
+    def log_p(columns):
+        X = d.X.dense()[:, 1:][:, columns]
+        C = np.eye(len(d.y)) + (X / lam[columns]) @ X.T + large
+        return multivariate_normal(np.zeros(len(d.y)), outer.phi * C).logpdf(d.y - d.offset[:, 0])
+
+    every = np.arange(7)
+    for columns in (slice(1, 5), slice(5, 8)):
+        expected = log_p(every) - log_p(np.delete(every, np.arange(columns.start, columns.stop) - 1))
+        assert evidence(V, found, columns) == pytest.approx(expected, abs=1e-3)
+        assert abs(expected) > 0.1
 
 
 def test_laplace_is_near_the_integral_of_one_weight():
