@@ -11,7 +11,7 @@ from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multino
 from bilevax.solvers.additive_fit import data, fit, penalties
 from bilevax.solvers.additive_folds import Folds
 from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
-from bilevax.solvers.additive_search import Found, minimise, prior, tied, tune
+from bilevax.solvers.additive_search import CENTRE, LEVEL, Found, minimise, prior, tied, tune
 
 FAMILIES = {
     "gaussian": Gaussian(),
@@ -309,22 +309,25 @@ def many_parts(seed=0, n=300, p=6):
 def test_tuned_penalties_are_a_minimum_and_noise_goes(loss):
     d, part = many_parts()
     outer = Marginal(d, Gaussian(), part) if loss == "marginal" else Folds(d, Gaussian(), part, np.arange(len(d.y)) % 5)
-    found = tune(outer, np.zeros(6, int), spread=4.0)
+    found = tune(outer, np.zeros(6, int), spread=4.0, tolerance=1e-9)
     assert found.converged
     Q = prior(np.zeros(6, int), 4.0)
-    gradient = outer(found.rho).gradient + Q @ found.rho
-    assert np.max(np.abs(gradient)) < 2e-2
-    np.testing.assert_allclose(Q @ np.arange(6.0), (np.arange(6.0) - 2.5) / 16.0)
+    gradient = outer(found.rho).gradient + Q @ (found.rho - CENTRE)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-3)
+    np.testing.assert_allclose(Q @ np.arange(6.0), (np.arange(6.0) - 2.5) / 16.0 + np.arange(6.0) / LEVEL**2)
     assert max(found.rho[:2]) < min(found.rho[2:]) - 1.0
 
     def objective(r):
-        return outer(r).value + 0.5 * r @ Q @ r
+        return outer(r).value + 0.5 * (r - CENTRE) @ Q @ (r - CENTRE)
 
     best = minimize(objective, np.zeros(6), method="L-BFGS-B", bounds=[(-8.0, 18.0)] * 6)
-    assert objective(found.rho) <= best.fun + 1e-3
-    loose = tune(outer, np.zeros(6, int), spread=100.0)
+    assert objective(found.rho) <= best.fun + 1e-5
+    quick = tune(outer, np.zeros(6, int), spread=4.0)
+    assert objective(quick.rho) <= best.fun + 0.05
+    assert quick.evaluations < 15
+    loose = tune(outer, np.zeros(6, int), spread=100.0, level=100.0)
     assert np.ptp(loose.rho) > np.ptp(found.rho) + 1.0
-    tight = tune(outer, np.array([0, 0, 0, 1, 1, 1]), spread=0.01)
+    tight = tune(outer, np.array([0, 0, 0, 1, 1, 1]), spread=0.01, level=100.0)
     assert max(np.ptp(tight.rho[:3]), np.ptp(tight.rho[3:])) < 0.1
     assert abs(tight.rho[0] - tight.rho[3]) > 1.0
 

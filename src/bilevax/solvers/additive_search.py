@@ -14,11 +14,14 @@ LONGEST = 4.0
 """What a step changes a rho by, at most."""
 
 
-SPREAD = 5.0
+SPREAD = 3.0
 """Standard deviation of log penalties of a kind around their common value."""
 
-START = 2.0
-"""Of the rho that all parts share."""
+LEVEL = 3.0
+"""Standard deviation of log penalties around CENTRE."""
+
+CENTRE = 2.0
+"""Middle of the prior of log penalties, and the start of the one that all parts share."""
 
 
 class Outer(NamedTuple):
@@ -51,7 +54,7 @@ class Found(NamedTuple):
         outer: the loss there, without the prior.
         hessian: of the objective, the prior's included, [m, m].
         evaluations: of the outer loss.
-        converged: whether the projected gradient came below the tolerance.
+        converged: whether a step promised no more than the tolerance.
     """
 
     rho: np.ndarray
@@ -72,28 +75,32 @@ def tied(loss: OuterLoss, group: np.ndarray) -> OuterLoss:
     return shared
 
 
-def prior(kind: np.ndarray, spread: float = SPREAD) -> np.ndarray:
-    """Q [m, m], with rho' Q rho / 2 = 1/2 sum_j (rho_j - mean of its kind)^2 / spread^2; kind [m].
+def prior(kind: np.ndarray, spread: float = SPREAD, level: float = LEVEL) -> np.ndarray:
+    """Q [m, m] with r' Q r / 2 = 1/2 sum_j (r_j - mean of its kind)^2 / spread^2 + 1/2 sum_j r_j^2 / level^2, kind [m].
 
-    Log penalties of a kind are normal around a common value: it ties many penalties on few rows.
+    With r = rho - CENTRE. The first term ties many penalties on few rows. The second holds them where the likelihood
+    does not: of rows that a plane separates, Laplace's approximation may grow without end as penalties fall.
     """
     same = kind[:, None] == kind
     out: np.ndarray = (np.eye(len(kind)) - same / same.sum(axis=1, keepdims=True)) / spread**2
-    return out
+    return out + np.eye(len(kind)) / level**2
 
 
-def tune(loss: OuterLoss, kind: np.ndarray, *, spread: float = SPREAD, start: float = START) -> Found:
+def tune(
+    loss: OuterLoss, kind: np.ndarray, *, spread: float = SPREAD, level: float = LEVEL, tolerance: float = 1e-2
+) -> Found:
     """A penalty for every part, from the best that all share.
 
     Args:
         loss: the outer loss.
         kind: number of each part's kind, within which the prior ties penalties, [m].
         spread: of the prior.
-        start: of the shared rho.
+        level: of the prior.
+        tolerance: of :func:`minimise`.
     """
     m = len(kind)
-    one = minimise(tied(loss, np.zeros(m, int)), np.array([start]), np.zeros((1, 1)), tolerance=0.5)
-    found = minimise(loss, np.full(m, one.rho[0]), prior(kind, spread), near=one.outer)
+    one = minimise(tied(loss, np.zeros(m, int)), np.array([CENTRE]), np.full((1, 1), m / level**2), tolerance=0.1)
+    found = minimise(loss, np.full(m, one.rho[0]), prior(kind, spread, level), near=one.outer, tolerance=tolerance)
     return found._replace(evaluations=found.evaluations + one.evaluations)
 
 
@@ -106,47 +113,56 @@ def minimise(
     tolerance: float = 1e-2,
     most: int = 60,
 ) -> Found:
-    """Newton's method in rho within bounds; the objective is loss + rho' precision rho / 2.
+    """Newton's method in rho within bounds; the objective is loss + r' precision r / 2, r = rho - CENTRE.
 
-    The eigenvalues of the Hessian are taken by their size, and no rho moves by more than LONGEST; a step is cut until
-    the objective falls.
+    What the Hessian leaves out is learnt from the gradients along the way, by symmetric rank-one updates. Its
+    eigenvalues are taken by their size, and no rho moves by more than LONGEST; a step is cut until the objective falls.
 
     Args:
         loss: the outer loss.
         rho: start, [m].
         precision: of the prior, [m, m].
         near: the loss at other penalties, from whose fits the first ones start.
-        tolerance: of the largest component of the projected gradient, in units of a log-likelihood.
+        tolerance: of the decrease that a step promises, in units of a log-likelihood.
         most: evaluations.
     """
     outer, evaluations, converged = loss(rho, near), 1, False
-    value = outer.value + 0.5 * float(rho @ precision @ rho)
+    learnt = np.zeros_like(precision)
     while True:
-        gradient, hessian = outer.gradient + precision @ rho, outer.hessian + precision
+        r = rho - CENTRE
+        value = outer.value + 0.5 * float(r @ precision @ r)
+        gradient, hessian = outer.gradient + precision @ r, outer.hessian + precision
         free = ~((rho <= LOWEST) & (gradient > 0.0) | (rho >= HIGHEST) & (gradient < 0.0))
-        converged = bool(np.max(np.abs(gradient[free]), initial=0.0) <= tolerance)
-        if converged:
-            break
         step = np.zeros(len(rho))
-        step[free] = _newton(gradient[free], hessian[np.ix_(free, free)])
+        step[free] = _newton(gradient[free], (hessian + learnt)[np.ix_(free, free)])
+        converged = -float(gradient @ step) <= 2.0 * tolerance
         fell = False
-        while not fell and evaluations < most and np.max(np.abs(step)) > 1e-6:
+        while not fell and not converged and evaluations < most and np.max(np.abs(step)) > 1e-6:
             new = np.clip(rho + step, LOWEST, HIGHEST)
             trial = loss(new, outer)
             evaluations += 1
-            trial_value = trial.value + 0.5 * float(new @ precision @ new)
-            fell = trial_value <= value + 1e-4 * float(gradient @ (new - rho))
+            r = new - CENTRE
+            fell = trial.value + 0.5 * float(r @ precision @ r) <= value + 1e-4 * float(gradient @ (new - rho))
+            learnt = learnt + _secant(trial.gradient - outer.gradient, trial.hessian + learnt, new - rho)
             step *= 0.3
         if not fell:
-            break
-        rho, outer, value = new, trial, trial_value
-    return Found(rho, outer, hessian, evaluations, converged)
+            return Found(rho, outer, hessian, evaluations, converged)
+        rho, outer = new, trial
+
+
+def _secant(change: np.ndarray, hessian: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """The matrix of rank one by which a Hessian turns a step into the change of the gradient."""
+    r = change - hessian @ step
+    size = float(r @ step)
+    if abs(size) <= 1e-6 * float(np.linalg.norm(r) * np.linalg.norm(step)):
+        return np.zeros_like(hessian)
+    return np.outer(r, r) / size
 
 
 def _newton(gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """The step against the gradient, no component longer than LONGEST."""
     e, U = np.linalg.eigh(0.5 * (hessian + hessian.T))
     size = np.abs(e)
-    step = -U @ ((U.T @ gradient) / np.maximum(size, max(1e-3, 1e-6 * float(size.max()))))
-    out: np.ndarray = step * min(1.0, LONGEST / max(float(np.max(np.abs(step))), 1e-300))
+    step = -U @ ((U.T @ gradient) / np.maximum(size, max(1e-3, 1e-6 * float(np.max(size, initial=0.0)))))
+    out: np.ndarray = step * min(1.0, LONGEST / max(float(np.max(np.abs(step), initial=0.0)), 1e-300))
     return out
