@@ -103,8 +103,10 @@ class Fit(NamedTuple):
 
     def inverse(self) -> np.ndarray:
         """H^-1, laid out like H."""
+        # The upper triangle of the factor is 0, and stays so.
         lower, _ = dpotri(self.factor, lower=1)
-        out: np.ndarray = np.tril(lower) + np.tril(lower, -1).T
+        out: np.ndarray = lower + lower.T
+        out[np.diag_indices(len(out))] *= 0.5
         return out
 
     def log_det(self) -> float:

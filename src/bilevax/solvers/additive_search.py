@@ -14,7 +14,7 @@ LONGEST = 4.0
 """What a step changes a rho by, at most."""
 
 
-SPREAD = 3.0
+SPREAD = 2.0
 """Standard deviation of log penalties of a kind around their common value."""
 
 LEVEL = 3.0
