@@ -1,5 +1,8 @@
 """Penalised fits and their marginal likelihood: against closed forms and central differences in float64."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -354,3 +357,9 @@ def test_penalties_stay_within_their_bounds():
         assert np.all((found.rho >= low) & (found.rho <= high))
         assert np.isfinite(found.outer.value)
     assert np.corrcoef(found.outer.fits[0].scores[:, 0], exact.y)[0, 1] > 0.999
+
+
+def test_jax_is_not_imported():
+    code = "import sys, bilevax.tables.effects, bilevax.solvers.additive_folds; "
+    code += "assert not {'jax', 'sklearn', 'pandas', 'pyarrow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
