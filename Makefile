@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-slow test-wheel test-lowest test-newest mutants lint check bench paper clean
+.PHONY: run test test-slow test-wheel test-lowest test-newest mutants board lint check bench paper clean
 
 run: $(STAMP)  ## tune a model on real data and say where the report is
 	$(BIN)/bilevax tune digits --target digit --out runs/digits --seed 0 --force
@@ -28,6 +28,9 @@ test-newest:  ## a part of the tests with the newest Python that jax supports, a
 
 mutants: $(STAMP)  ## break the package in one place at a time: do the tests see it?
 	$(BIN)/python tests/mutants/run.py
+
+board: $(STAMP)  ## what goes wrong, and what the tests say of it: the table of docs/reliability.md, scored
+	$(BIN)/python tests/board.py
 
 lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -34,8 +34,10 @@ LOOKS = 64
 
 ALGORITHMS: dict[str, Any] = {a.__name__: a for a in (bx.SOBA, bx.MASOBA, bx.SABA, bx.SRBA, bx.AmIGO, bx.StocBiO)}
 ALGORITHMS |= {a.__name__: a for a in (bx.SUSTAIN, bx.F2SA, bx.FSLA, bx.BSA, bx.ALSET, bx.TTSA, bx.MSTSA)}
+ALGORITHMS |= {a.__name__: a for a in (bx.MRBO, bx.VRBO)}
 DOUBLE_LOOPS = "AmIGO", "StocBiO", "BSA"
 DRAWN = "SUSTAIN", "BSA", "ALSET", "TTSA", "MSTSA"  # whose multiplier is a drawn term of a series
+SERIES = "StocBiO", "MRBO", "VRBO"  # the whole of it
 
 PROBLEMS = tuple(
     f"{name} {draw}"
@@ -93,6 +95,11 @@ def samples_of_step(algorithm: Any, made: bx.Problem, sources: Any) -> float:
     b, b_val = (source.rows_per_batch for source in sources)
     if type(algorithm) is bx.SRBA:
         return 2 * (b + b_val)  # a pass as soon as minibatches have read as many rows
+    if type(algorithm) is bx.VRBO:  # likewise, in whole steps
+        uses, looks = algorithm.linear_steps + 1, algorithm.inner_steps + 1
+        whole = uses * -(-sources[0].rows // b) * b + -(-sources[1].rows // b_val) * b_val
+        step = looks * (uses * b + b_val)
+        return step + whole / max(round((uses * sources[0].rows + sources[1].rows) / step), 1)
     if type(algorithm).__name__ in DRAWN:  # p factors, uniform on 0, ..., K - 1
         moves = 0 if type(algorithm) is bx.SUSTAIN else getattr(algorithm, "inner_steps", 1)
         return b + b_val + (moves + (algorithm.linear_steps - 1) / 2) * b
@@ -110,7 +117,7 @@ def by_hand(a: Asked, name: str) -> list[Any]:
 
 def floor(a: Asked, name: str) -> float:
     """What truncation (rho = 1 / L) or penalty leaves: least norm on full batches, 0 where it is not settled."""
-    if name not in ("StocBiO", "F2SA", *DRAWN):
+    if name not in ("F2SA", *SERIES, *DRAWN):
         return 0.0
     chosen = by_hand(a, "F2SA" if name == "F2SA" else "StocBiO")[:3]
     if name in DRAWN:  # the mean direction is StocBiO's with a factor less

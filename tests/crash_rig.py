@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from bilevax.core import files, manifest
-from bilevax.core.errors import StorageError
+from bilevax.core.errors import BilevaxError, StorageError
 
 CHANGING = ("open", "write", "fsync", "close", "replace", "rename", "mkdir", "unlink", "rmdir", "ftruncate", "flock")
 CALLS = (*CHANGING, "listdir", "fstat", "lstat", "stat", "pread")
@@ -241,7 +241,7 @@ class Rig:
     """
 
     def __init__(self, scenario, root):
-        self.scenario, self.root = scenario, root
+        self.scenario, self.root, self._seen = scenario, root, []
         root.mkdir()
         scenario.prepare(root)
         self.before, self.old = tree(root), scenario.look(root)
@@ -252,12 +252,12 @@ class Rig:
         assert self.disk.tree() == tree(root), "the disk changed by other ways than the calls that are counted"
 
     def stop_before(self, number):
-        """Killed, or the power cut, before the call of that number; how many different trees that leaves."""
-        found = self.disk.found(number)
-        for label, content in found.items():
-            plant(self.root, content)
-            self._goes_on(f"call {number} of {self.disk.calls}: {label}")
-        return len(found)
+        """Killed, or the power cut, before the call of that number: each tree that leaves, if it is a new one."""
+        for label, content in self.disk.found(number).items():
+            if content not in self._seen:
+                self._seen.append(content)
+                plant(self.root, content)
+                self._goes_on(f"call {number} of {self.disk.calls}: {label}")
 
     def fail(self, fault, number):
         """A fault at the call of that number; what was raised, or None."""
@@ -284,9 +284,14 @@ class Rig:
             assert self.scenario.look(self.root) == self.new, label
 
     def _goes_on(self, where):
-        seen = self.scenario.look(self.root)
+        try:
+            seen = self.scenario.look(self.root)
+            with Disk(self.root).mounted():
+                result = self.scenario.again(self.root)
+            new = self.scenario.look(self.root)
+        except (BilevaxError, OSError) as e:
+            raise AssertionError(f"{type(e).__name__}: {e}: {where}") from e
         assert seen in (self.old, self.new), where
-        with Disk(self.root).mounted():
-            assert self.scenario.again(self.root) == self.result, where
-        assert self.scenario.look(self.root) == self.new, where
+        assert result == self.result, where
+        assert new == self.new, where
         assert self.scenario.tidy(self.root) == self.tidy, where

@@ -1,7 +1,8 @@
-"""Runs that are killed with SIGKILL at random times, and go on until they end: ``python tests/kill_rig.py KILLS``.
+"""Runs that are killed with SIGKILL at random times, and go on until they end.
 
-Each run is a process of its own, forked from one that has imported everything and computed nothing; compiled programs
-come from JAX's persistent cache.
+``python tests/kill_rig.py KILLS [NAME ...]`` kills each of them, or of those that are named, so many times. Each run is
+a process of its own, forked from one that has imported everything and computed nothing; compiled programs come from
+JAX's persistent cache.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 ALGORITHMS = ("SOBA", "SABA", "AmIGO")
@@ -70,6 +72,36 @@ def minimise(name, directory):
     return {part: _digest(tree) for part, tree in parts.items()}
 
 
+def tune(directory):
+    """The digests of what the command writes for a table, but for the seconds; it goes on where it was killed."""
+    from functools import partial
+
+    import bilevax.runs
+    from bilevax.cli import main
+
+    bilevax.runs.Run = partial(bilevax.runs.Run, seconds=0)
+    begun = any((path / "manifest.json").exists() for path in directory.parent.glob(f"{directory.name}*"))
+    words = ["resume", str(directory)] if begun else ["tune", "iris", "--out", str(directory), "--steps", "30"]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        try:
+            main(words)
+        except SystemExit as ended:
+            code = ended.code
+    assert code == 0, (words, code)
+    found = {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+    records = [json.loads(line) for line in found["metrics.jsonl"].splitlines()]
+    for record in records:
+        record.pop("seconds", None)
+    found["metrics.jsonl"] = json.dumps(records).encode()
+    # which says that it was resumed
+    settings = tomllib.loads(found["config.toml"].decode())
+    settings.pop("resumed", None)
+    found["config.toml"] = json.dumps(settings).encode()
+    # which hold seconds, too
+    del found["report.html"], found["manifest.json"]
+    return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+
+
 def _digest(tree):
     import jax
     import numpy as np
@@ -84,8 +116,9 @@ def serve():
 
     import jax
 
-    import bilevax.algorithms
-    import bilevax.runs  # noqa: F401
+    import bilevax.cli.tune
+    import bilevax.study  # noqa: F401
+    from bilevax.study.study import tune_table  # noqa: F401
 
     warnings.simplefilter("ignore", RuntimeWarning)  # of a fork, before which nothing is computed
     jax.config.update("jax_enable_x64", True)
@@ -96,7 +129,7 @@ def serve():
             status = 1
             with contextlib.suppress(BaseException):
                 try:
-                    digests = minimise(name, directory)
+                    digests = tune(Path(directory)) if name == "tune" else minimise(name, directory)
                     Path(out).write_text(json.dumps(digests))
                     status = 0
                 except BaseException:
@@ -148,7 +181,8 @@ def kill(root, name, kills, seed=0):
     with Server(root) as server:
         # killed while it compiles for the first time, too
         server.run(name, root / name, 1.5)
-        wanted = server.run(name, None)
+        # undisturbed: minimize without any directory
+        wanted = server.run(name, root / "undisturbed" if name == "tune" else None)
         shutil.rmtree(root / name, ignore_errors=True)
         began = time.monotonic()
         assert server.run(name, root / name) == wanted
@@ -159,7 +193,7 @@ def kill(root, name, kills, seed=0):
             if found is None:
                 killed += 1
                 continue
-            assert found == wanted, name
+            assert not {part for part in wanted if found[part] != wanted[part]}, name
             assert server.run(name, root / name) == wanted  # at once
             ended += 1
             shutil.rmtree(root / name)
@@ -167,18 +201,15 @@ def kill(root, name, kills, seed=0):
     return ended + 1
 
 
-def main(kills):
-    """All algorithms, and what that took."""
+def main(kills, names):
+    """Kill each so many times, and say what that took."""
     with tempfile.TemporaryDirectory() as root:
-        for name in ALGORITHMS:
+        for name in names:
             began = time.monotonic()
-            ended = kill(Path(root), name, -(-kills // len(ALGORITHMS)))
-            print(
-                f"{name}: {-(-kills // len(ALGORITHMS))} kills, {ended} runs ended, bits equal, "
-                f"{time.monotonic() - began:.0f} s",
-                flush=True,
-            )
+            ended = kill(Path(root), name, kills)
+            seconds = time.monotonic() - began
+            print(f"{name}: {kills} kills, {ended} runs ended, bits equal, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    serve() if sys.argv[1] == "serve" else main(int(sys.argv[1]))
+    serve() if sys.argv[1] == "serve" else main(int(sys.argv[1]), sys.argv[2:] or (*ALGORITHMS, "tune"))

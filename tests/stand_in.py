@@ -1,12 +1,15 @@
-"""A run of the command as its directory sees it, without any tuning: all follows from one number."""
+"""Runs that take no time: of the command as its directory sees it, where all follows from one number; of minimize."""
 
 import contextlib
 import json
 import tomllib
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+import bilevax as bx
 from bilevax.core.errors import DataError
 from bilevax.core.run_files import read_run_files
 from bilevax.runs.checkpoints import Checkpoints, Run
@@ -69,3 +72,22 @@ def run_in(root):
     assert json.loads(contents["coefficients.json"]) == model.to_plain()
     assert contents["report.html"].decode() == f"<p>{model.coef[0, 0]}</p>"
     return model.to_plain(), events, tomllib.loads(contents["config.toml"].decode())
+
+
+X, Y = np.random.default_rng(0).normal(size=(8, 2)), np.arange(8.0)
+
+
+def outer_loss(w, lam, batch):
+    return jnp.mean((batch[0] @ w - batch[1]) ** 2)
+
+
+def inner_loss(w, lam, batch):
+    return outer_loss(w, lam, batch) + lam * w @ w
+
+
+def minimise(run, callback=None):
+    """Three steps of a ridge regression; the bits of what is returned."""
+    problem, rows = bx.Problem(bx.GradientStep(inner_loss), outer_loss), bx.Arrays((X, Y), 2)
+    given = (problem, bx.SOBA(0.1, 0.5), np.zeros(2), np.ones(()), rows, rows)
+    result = bx.minimize(*given, steps=3, every=1, key=jax.random.key(0), run=run, callback=callback)
+    return [np.asarray(x).tobytes().hex() for x in jax.tree.leaves(result[:4] + result.history[:3])]

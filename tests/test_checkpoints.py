@@ -32,6 +32,9 @@ STEPS = 1100
 SABA = bx.SABA()  # measures its steps, and keeps a table
 
 
+ODD = {"a": {"array": "x"}, "b": {"number": 3}}  # what a description of an array or a number looks like elsewhere
+
+
 class KilledError(Exception):
     """Stands for the end of the process."""
 
@@ -230,10 +233,10 @@ def test_callbacks_end_a_run_and_are_carried(tmp_path):
             return len(self.seen) == 4
 
         def state(self):
-            return {"seen": self.seen, "lam": self.lam, "nothing": None, "inf": np.inf, "pair": (1, "a")}
+            return {"seen": self.seen, "lam": self.lam, "nothing": None, "inf": np.inf, "pair": (1, "a"), "odd": ODD}
 
         def resume(self, state):
-            assert (state["nothing"], state["inf"], state["pair"]) == (None, np.inf, [1, "a"])
+            assert (state["nothing"], state["inf"], state["pair"], state["odd"]) == (None, np.inf, [1, "a"], ODD)
             self.seen, self.lam = state["seen"], state["lam"]
 
     whole, first, second = Counts(), Counts(), Counts()

@@ -127,15 +127,47 @@ def test_a_manifest_beyond_all_size_is_not_read_into_memory(tmp_path):
         read(path)
 
 
+class Meanwhile:
+    """Stands in for ``os``: something happens when ``a.npy`` is opened for the first time."""
+
+    def __init__(self, happens):
+        self._happens = happens
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def open(self, name, *args, **options):
+        if name == "a.npy" and self._happens:
+            happens, self._happens = self._happens, None
+            happens()
+        return os.open(name, *args, **options)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_directory_that_is_replaced_meanwhile_is_read_again(tmp_path, monkeypatch, again):
+    path = made(tmp_path / "step")
+
+    def replace():
+        path.rename(tmp_path / "old")
+        (tmp_path / "old" / "a.npy").unlink()
+        if again:
+            made(path)
+
+    monkeypatch.setattr(manifest, "os", Meanwhile(replace))
+    if again:
+        assert read(path).files == CONTENTS
+    else:  # and of one that is gone no file is called damaged
+        with pytest.raises(CorruptError, match=f"there is no directory {path}"):
+            read(path)
+
+
 def test_what_the_system_refuses_is_no_damage(tmp_path, monkeypatch):
     """Too many open files, say: the checkpoint is whole, and must not be taken for a damaged one."""
     path = made(tmp_path / "step")
 
-    def refuse(name, *args, dir_fd=None):
-        if dir_fd is not None:
-            raise OSError(24, "Too many open files")
-        return os.open(name, *args)
+    def refuse():
+        raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(manifest, "os", type("Refusing", (), {**vars(os), "open": staticmethod(refuse)}))
-    with pytest.raises(StorageError, match=r"cannot read .*manifest\.json: Too many open files"):
+    monkeypatch.setattr(manifest, "os", Meanwhile(refuse))
+    with pytest.raises(StorageError, match=r"cannot read .*a\.npy: Too many open files"):
         read(path)

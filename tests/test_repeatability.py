@@ -223,6 +223,44 @@ def test_e11_no_key_is_used_twice_in_a_run():
     assert len(result.history.code) == 3
 
 
+STEPS = 0.1, 0.1
+ALGORITHMS = {
+    "SOBA": bx.SOBA(*STEPS),
+    **{
+        name: pytest.param(algorithm, marks=pytest.mark.slow, id=name)
+        for name, algorithm in {
+            "SOBA, measured": bx.SOBA(),
+            "SABA": bx.SABA(*STEPS),
+            "SRBA": bx.SRBA(*STEPS),
+            "MASOBA": bx.MASOBA(*STEPS),
+            "FSLA": bx.FSLA(*STEPS),
+            "AmIGO": bx.AmIGO(*STEPS),
+            "StocBiO": bx.StocBiO(*STEPS),
+            "BSA": bx.BSA(*STEPS),
+            "TTSA": bx.TTSA(*STEPS),
+            "SUSTAIN": bx.SUSTAIN(*STEPS),
+            "MRBO": bx.MRBO(*STEPS),
+            "VRBO": bx.VRBO(*STEPS),
+            "PZOBO": bx.PZOBO(*STEPS),
+            "F2SA": bx.F2SA(*STEPS, unit=1.0),
+            "JointSID": bx.BSGM(bx.JointSID(20), bx.optim("sgd", 0.1)),
+            "MixedFP": bx.BSGM(bx.SID(bx.SVRG(5), bx.MixedFP(5, 0.1)), bx.optim("sgd", 0.1)),
+            "Neumann": bx.BSGM(bx.SID(bx.FixedPoint(5), bx.ProductNeumann(5)), bx.optim("sgd", 0.1)),
+        }.items()
+    },
+}
+
+
+@pytest.mark.usefixtures("no_reuse")
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values())
+def test_e11_no_key_is_used_twice_by_an_algorithm(algorithm):
+    """Of each kind: single loops, variance reduction, double loops, a random horizon, zeroth order, penalties."""
+    _, _, *start, train, val = of_a_measured_step("blocks")
+    problem = bx.Problem(bx.GradientStep(lambda w, lam, batch: measured_loss(w, lam, batch)), outer_loss)
+    result = bx.minimize(problem, algorithm, *start, train, val, steps=3, key=jax.random.key(11))
+    assert result.history.step[-1] >= 1
+
+
 @pytest.mark.usefixtures("no_reuse")
 def test_e11_control_a_key_that_is_used_twice_is_seen():
     key = jax.random.key(0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -19,9 +21,24 @@ from sklearn.linear_model import LogisticRegression
 from bilevax.cli import main
 from bilevax.core import files, manifest
 from bilevax.core.codes import Code
-from bilevax.core.errors import CorruptError, DataError, LockedError, StorageError, TooNewError, UsageError
+from bilevax.core.errors import (
+    CorruptError,
+    DataError,
+    LockedError,
+    MismatchError,
+    ParameterError,
+    StorageError,
+    TooNewError,
+    UsageError,
+)
 from bilevax.core.run_files import FILES, FORMAT, KIND, read_run_files
+from bilevax.hypergradients import SID
 from bilevax.report import render_report, write_report
+from bilevax.runs import Run, checkpoints
+from bilevax.sklearn import TunedLogisticRegression, tuning, tuning_method
+from bilevax.sklearn.tuning import Candidate
+from bilevax.sklearn.tuning_method import Method
+from bilevax.solvers import FixedPoint, Harmonic
 from bilevax.study import read_model, study
 from bilevax.study.run_directory import RunDirectory
 from bilevax.tables.linear import LinearModel
@@ -33,7 +50,7 @@ ALL = sorted([*FILES, manifest.NAME])
 
 
 def names(directory):
-    return sorted(path.name for path in directory.iterdir())
+    return files.names(directory)
 
 
 def study_of(slope, *, interrupted=False):
@@ -70,7 +87,11 @@ def killed(directory, *, checkpoint=True, **options):
 
 
 def slope_in(directory):
-    return read_model(directory).coef[0, 0]
+    """Which run a reader finds; None where none has ended."""
+    try:
+        return read_model(directory).coef[0, 0]
+    except DataError:
+        return None
 
 
 def flip(path, position):
@@ -429,6 +450,15 @@ assert not {"jax", "sklearn"} & set(sys.modules)
 """
 
 
+def test_the_page_has_the_formats_of_the_code():
+    page = (ASSET.parents[2] / "docs" / "formats.md").read_text()
+    said = re.findall(r"^\| `(run|checkpoint)` \| (\d+) \|", page, re.MULTILINE)
+    assert {kind: int(number) for kind, number in said} == {KIND: FORMAT, checkpoints.KIND: checkpoints.FORMAT}
+    for kind, number in said:  # of each format an asset
+        assert all((ASSET.parent / f"{kind}_format_{i}").is_dir() for i in range(1, int(number) + 1))
+    assert all(f"| `{name}` |" in page for name in (*FILES, manifest.NAME))
+
+
 def test_readers_import_neither_jax_nor_scikit_learn(tmp_path):
     shutil.copytree(ASSET, tmp_path / "run")
     shutil.copy(ASSET.parent / "run_format_1.csv", tmp_path / "t.csv")
@@ -509,7 +539,7 @@ def test_an_interrupted_run_is_resumed_by_the_command(command, monkeypatch, tmp_
     assert (code, Quick.given.directory.name) == (0, "checkpoints")
     assert names(tmp_path / "run") == ALL
     again = tomllib.loads(Path("run/config.toml").read_text())
-    assert again["resumed"] == {"times": 1, "override": [], "differing": []}
+    assert again["resumed"] == {"times": 1, "override": [], "differing": [], "elsewhere": []}
     assert again["tune"] == config["tune"]
     code, out, err = command("resume", "run")
     assert (code, out, err) == (0, "", "bilevax: run is finished; there is nothing to go on with\n")
@@ -573,6 +603,21 @@ def test_resume_names_what_differs_and_records_what_may(command, tmp_path):
     assert config["source"]["path"] == str(tmp_path / "moved.csv")
 
 
+def test_another_version_or_machine_is_recorded(command, tmp_path):
+    Quick.interrupts = 2
+    assert command(*TUNE)[0] == 130
+    content = read_run_files(tmp_path / "run").content
+    content["config"]["versions"]["jax"], content["config"]["machine"]["cores"] = "0.0", 1000
+    manifest.write(tmp_path / "run", KIND, FORMAT, {}, content)
+    for _ in range(2):
+        command("resume", "run")
+    Quick.interrupts = 0
+    assert command("resume", "run")[0] == 0
+    config = tomllib.loads(Path("run/config.toml").read_text())
+    now = config["versions"]["jax"], config["machine"]["cores"]
+    assert config["resumed"]["elsewhere"] == [f"jax: 0.0 -> {now[0]}", f"cores: 1000 -> {now[1]}"]
+
+
 @pytest.mark.parametrize("words", [("resume", "run"), (*TUNE, "--force")])
 def test_checkpoints_of_minimize_are_not_the_commands(command, tmp_path, words):
     manifest.write_directory(tmp_path / "step", "checkpoint", 1, {}, {})
@@ -582,6 +627,8 @@ def test_checkpoints_of_minimize_are_not_the_commands(command, tmp_path, words):
     assert code == 2
     assert ("call it again with the same arguments and run='run'" in err) == (words[0] == "resume")
     assert names(tmp_path / "run") == ["step_00000004"]
+    killed(tmp_path / "api")
+    assert command("resume", "api")[0] == 2
     assert command("resume", "nowhere")[::2] == (4, "bilevax: nowhere is not a run directory\n")
     assert command("resume", "t.csv")[0] == 7
 
@@ -594,6 +641,7 @@ from bilevax.cli.cache import keep_programs
 keep_programs(True)
 from bilevax.cli import main
 from bilevax.runs import checkpoints
+from bilevax.sklearn import tuning
 
 calls = [words.split() for words in sys.argv[2:]]
 made, save = checkpoints.Run.__post_init__, checkpoints.Checkpoints.save
@@ -604,8 +652,11 @@ def often(run):
 
 def saved(self, step, *parts):
     save(self, step, *parts)
-    if step == int(sys.argv[1]) and "killed" in str(self.directory):
+    if str(step) == sys.argv[1] and "killed" in str(self.directory):
         os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[1] == "the start is kept":
+    tuning._single_penalty = None
 
 checkpoints.Run.__post_init__, checkpoints.Checkpoints.save = often, saved
 for words in calls:
@@ -614,7 +665,7 @@ for words in calls:
     except SystemExit as e:
         assert not e.code
 """
-"""Commands in one process, with a checkpoint after every step; killed at one of them in a directory called so."""
+"""Commands in one process, with a checkpoint after every step; in "killed" the process is killed at one of them."""
 
 
 def without_seconds(directory):
@@ -633,62 +684,87 @@ def process(directory, *words):
     return subprocess.Popen([sys.executable, "-c", OFTEN, *words], cwd=directory, env=environment, **pipes)
 
 
-def same(a, b):
-    """Two runs that ended alike."""
-    for name in ("model.safetensors", "coefficients.json"):
-        assert (a / name).read_bytes() == (b / name).read_bytes()
-    assert without_seconds(a) == without_seconds(b)
-    assert names(a) == names(b) == ALL
-
-
 def test_kill_9_and_resume_end_with_the_same_model(tmp_path):
     write_table(tmp_path / "t.csv", n=60)
     with process(tmp_path, "3", f"{TUNED} undisturbed", f"{TUNED} killed") as first:
         err = first.stderr.read()
     assert first.returncode == -9, err
     assert names(tmp_path / "killed" / "checkpoints") == ["run.lock", *(f"step_0000000{i}" for i in (1, 2, 3))]
-    with process(tmp_path, "-1", "resume killed") as second:
+    with process(tmp_path, "the start is kept", "resume killed") as second:
         err = second.stderr.read()
     assert second.returncode == 0, err
-    same(tmp_path / "killed", tmp_path / "undisturbed")
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for name in ("model.safetensors", "coefficients.json"):
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert without_seconds(killed) == without_seconds(undisturbed)
+    assert names(killed) == names(undisturbed) == ALL
 
 
-@pytest.fixture(name="undisturbed", scope="module")
-def undisturbed_run(tmp_path_factory):
-    """A directory with a run, and the seconds that it takes where all is compiled."""
-    directory = tmp_path_factory.mktemp("kills")
-    write_table(directory / "t.csv", n=60)
-    for name in ("compiling", "undisturbed"):
-        began = time.monotonic()
-        with process(directory, "-1", f"{TUNED} {name}") as whole:
-            err = whole.stderr.read()
-        assert whole.returncode == 0, err
-    return directory, time.monotonic() - began
+def test_the_stopping_rule_goes_on_as_it_was():
+    def candidate(step):
+        return Candidate(
+            step, np.full(2, 0.1 * step), {"weights": np.ones((1, 2, 1)), "bias": np.zeros((1, 2))}, 0.5, 0.4
+        )
+
+    def stopping(callback=None):
+        return tuning._EarlyStopping(None, candidate(0), planned, None, time.monotonic(), callback)
+
+    planned = Method("deterministic", "soonest", 3, SID(FixedPoint(3, 0.5), FixedPoint(2, 0.5)))
+    before, replayed = stopping(), []
+    before.best, before.lam, before.clock = candidate(2), np.full(2, 0.7), time.monotonic() - 100.0
+    before.history = [dict.fromkeys(tuning.RECORD, 0.5) | {"step": step} for step in range(4)]
+    arrays = {}
+    plain = json.loads(json.dumps(checkpoints.pack(before.state(), "", arrays)))
+    kept, after = checkpoints.unpack(plain, arrays), stopping(replayed.append)
+    after.resume(kept)
+    assert jax.tree.all(jax.tree.map(np.array_equal, after.best, before.best))
+    assert np.array_equal(after.lam, before.lam)
+    assert replayed == after.history == before.history
+    assert 100.0 <= time.monotonic() - after.clock < 200.0
+    assert jax.tree.all(jax.tree.map(np.array_equal, Candidate.from_plain(kept["start"]), candidate(0)))
+    assert Method.from_plain(kept["planned"]) == planned
+
+
+def test_a_planned_method_is_kept_as_it_was():
+    given = Method(
+        "stochastic",
+        "soonest",
+        3,
+        SID(FixedPoint(400, Harmonic(0.3, 7)), FixedPoint(200, 0.1 + 0.2), cross_batches=4),
+        (64, None),
+    )
+    assert Method.from_plain(json.loads(json.dumps(given.to_plain()))) == given
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
-def test_ten_kills_at_random_times(undisturbed, seed):
-    """Of tune and of resume, over nothing and over an earlier run; all in all 200."""
-    (directory, seconds), random, kills = undisturbed, np.random.default_rng(seed), 0
-    target = directory / f"run{seed}"
-    over = seed % 2 == 1
-    if over:
-        shutil.copytree(directory / "compiling", target)
-    while True:
-        resumed = any(path.exists() for path in (target / "checkpoints", *directory.glob(f"run{seed}.new-*")))
-        words = f"resume {target.name}" if resumed else f"{TUNED} {target.name}" + " --force" * target.exists()
-        with process(directory, "-1", words) as running:
-            time.sleep(random.uniform(0.3, 1.1) * seconds)
-            if kills < 10:
-                running.kill()
-            err = running.stderr.read()
-        assert running.returncode in (0, -9), err
-        kills += running.returncode == -9
-        if over or running.returncode == 0:
-            read_model(target)
-        if running.returncode == 0:
-            same(target, directory / "undisturbed")
-            if kills >= 10:
-                break
-            files.remove(target)
+@pytest.mark.parametrize("near", [1e9, -1.0])  # minibatches, or full batches after all
+def test_a_planned_run_goes_on_without_its_plan(tmp_path, monkeypatch, near):
+    monkeypatch.setattr(tuning_method, "FULL_BATCH_LIMIT", 0.0)
+    monkeypatch.setattr(tuning_method, "NEAR", near)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(900, 8))
+    y = X @ rng.normal(size=8) + rng.logistic(size=900) > 0
+    whole = TunedLogisticRegression(steps=6, random_state=0).fit(X, y)
+    seen = []
+
+    def die(record):
+        seen.append(record)
+        if record["step"] == 3:
+            raise StorageError(28, "the log is full")
+
+    run, model = Run(tmp_path / "run", seconds=0), TunedLogisticRegression(steps=6, random_state=0)
+    with pytest.raises(StorageError):
+        model.fit(X, y, callback=die, run=run)
+    monkeypatch.setattr(tuning, "plan_method", None)
+    monkeypatch.setattr(tuning, "_single_penalty", None)
+    again = []
+    model.fit(X, y, callback=again.append, run=run)
+    assert np.array_equal(model.coef_, whole.coef_)
+    assert np.array_equal(model.penalties_, whole.penalties_)
+    assert (model.method_, model.method_reason_) == (whole.method_, whole.method_reason_)
+    assert again[:3] == seen[:3]  # with their own seconds
+    assert [record["step"] for record in again] == list(range(6))
+    with pytest.raises(MismatchError, match="train"):
+        TunedLogisticRegression(steps=6, random_state=1).fit(X, y, run=run)
+    with pytest.raises(ParameterError, match="random_state must be an integer where a run is kept"):
+        TunedLogisticRegression().fit(X, y, run=run)

@@ -107,7 +107,7 @@ def test_a_column_has_one_meaning(read):
         "id": ("text", ["12345678901234567890", "1", "2"]),  # not exact in float64
         "none": ("number", [None, None, None]),
     }
-    assert [note.split("'")[1] for note in table.notes] == ["code", "id", "none"]
+    assert [note.split("'")[1] for note in table.notes] == ["code", "hex", "id", "none"]
 
 
 def test_a_decimal_comma_is_read_where_it_can_only_be_one(read):
@@ -129,6 +129,19 @@ def test_text_columns_can_be_asked_for(read):
 def test_what_may_be_a_lost_header_or_foreign_dates_is_noted(read):
     assert "is the header missing" in read("1,2\n3,4\n").notes[0]
     assert "2024-12-31" in read("d,x\n31/12/2020,1\n01/02/2021,2\n").notes[0]
+
+
+def test_f3_a_column_that_is_text_for_a_few_cells_is_noted(read):
+    """One of them may be the mark of a missing value."""
+    (note,) = read("a,b,c\n" + "1,x,0x1F\n" * 10 + "?,x,0xfe\n" * 5).notes[:1]
+    assert note == (
+        "column 'a' is read as text, one value a category, for 5 of 15 cells are no numbers, such as '?' "
+        "(file.csv:12); leave such cells empty if they are not known"
+    )
+    assert read("a,b\n1,0x1F\n2,0xfe\n").notes == (
+        "column 'b' is read as text; numbers are read when written in decimals",
+    )
+    assert read("a\nx1\ny2\n3\n").notes == ()
 
 
 def test_an_unreadable_path_is_a_storage_error(tmp_path):

@@ -22,6 +22,7 @@ from bilevax.audit.subject import AuditedProblem
 from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
+from bilevax.core.limits import exhausted, said
 from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.problems.problem import Problem
@@ -30,6 +31,7 @@ STOPS = {"INTEGER_LEAF", "BAD_LEAF", "STRUCTURE", "RAISES", "IMPURE", "NONFINITE
 """Findings after which the checks that follow would speak of nothing."""
 
 
+@said("this audit")
 def check(
     problem: Problem,
     w0: PyTree,
@@ -98,6 +100,8 @@ def check(
                 break
     # a function that ends the program is as wrong as one that raises
     except (Exception, SystemExit) as e:
+        if exhausted(e):
+            raise
         seen.append(_raised(e, (train, val)))
     # a stable sort: of one severity in the order of the checks
     items = sorted((x for x in seen if isinstance(x, Finding)), key=lambda f: -SEVERITIES.index(f.severity))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from bilevax.cli.cache import keep_programs
+from bilevax.cli.threads import one_thread
 
 app = typer.Typer(
     name="bilevax",
@@ -22,6 +23,9 @@ _TABLE = typer.Argument(
 )
 _NO_CACHE = typer.Option(
     "--no-cache", help="Compile anew: do not keep compiled programs in ~/.cache/bilevax, nor use those kept."
+)
+_DETERMINISTIC = typer.Option(
+    "--deterministic", help="Compute with one thread: another number of threads changes the last bits of sums."
 )
 _DEBUG = typer.Option("--debug", help="Show where an error came from.")
 
@@ -82,10 +86,13 @@ def tune(
     ] = "auto",
     steps: Annotated[int, typer.Option(metavar="N", help="Outer steps at most.")] = 100,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
+    deterministic: Annotated[bool, _DETERMINISTIC] = False,
     no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
     """Tune penalties on a table and write model, metrics and report to a directory."""
+    if deterministic:
+        one_thread()
     keep_programs(not no_cache)
     from bilevax.cli.tune import run
 
@@ -108,10 +115,13 @@ def resume(
         list[str] | None,
         typer.Option(metavar="NAME", help="Setting that may differ, or sha256 of the table; may be repeated."),
     ] = None,
+    deterministic: Annotated[bool, _DETERMINISTIC] = False,
     no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
     """Go on with a run that was killed or interrupted, to the same model as if it had not been."""
+    if deterministic:
+        one_thread()
     keep_programs(not no_cache)
     from bilevax.cli.resume import run
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol, runtime_checkable
 
 from bilevax.core.errors import BilevaxError, StorageError
+from bilevax.core.limits import said
 from bilevax.core.signals import Stops
 from bilevax.core.text import clean
 
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _code_of(words: list[str], *, debug: bool) -> int:
     """Run the command; a fault is said in one line."""
     try:
-        return _run(words)
+        with said("this command", "a smaller table takes less"):
+            return _run(words)
     except KeyboardInterrupt:
         return _say("interrupted", _INTERRUPTED, debug)
     except BilevaxError as e:
@@ -63,8 +65,6 @@ def _code_of(words: list[str], *, debug: bool) -> int:
         return _say(
             f"{e.name} is not installed; pip install 'bilevax[cli]' brings all that the command needs", _USAGE, debug
         )
-    except MemoryError:
-        return _say("not enough memory for a table of this size", 1, debug)
     except Exception as e:
         # That a file cannot be written is a StorageError: this is standard output.
         refused = isinstance(e, OSError) and e.filename is None and e.errno in _OUTPUT_REFUSED

@@ -37,6 +37,8 @@ def run(path: Path, table: str | None, settings: Sequence[str], override: Sequen
         if directory.ended:
             print(f"bilevax: {clean(path)} is finished; there is nothing to go on with", file=sys.stderr)
             return 0
+        if not {"data", "tune", "source"} <= config.keys():
+            raise UsageError(f"{path} was not begun by `bilevax tune`, and does not say where its table is")
         given, differs = _settings(config, settings)
         source = table or config["source"].get("path") or config["source"]["given"]
         with Display(given.steps) as display:

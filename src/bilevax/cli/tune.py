@@ -11,7 +11,9 @@ from bilevax.cli.display import Display, print_outcome
 from bilevax.cli.source import open_table
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event
-from bilevax.core.text import clean
+from bilevax.core.limits import require
+from bilevax.core.text import clean, counted
+from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, STARTING, study_memory
 from bilevax.tables.table import Table
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def carry_out(
         more: tables for ``config.toml``.
         override: as of :class:`bilevax.Run`.
     """
+    _require_memory(table, settings)
     # The import takes seconds; faults of the file have been found by now.
     display({"kind": "stage", "name": "starting JAX"})
     from bilevax.report import render_report
@@ -68,7 +71,10 @@ def carry_out(
             directory.append(event)
         display(event)
 
-    directory.begin({**config_at_start(table, target, settings), **more})
+    config = {**config_at_start(table, target, settings), **more}
+    if "resumed" in more:
+        config["resumed"] = {**more["resumed"], "elsewhere": _elsewhere(directory.config, config)}
+    directory.begin(config)
     kept = Run(directory.checkpoints, override=override)
     study = tune_table(table, target, settings=settings, on_event=record, run=kept)
     display({"kind": "stage", "name": "writing the model and the report"})
@@ -78,9 +84,27 @@ def carry_out(
     return _INTERRUPTED if study.interrupted else 0
 
 
+def _require_memory(table: Table, settings: "TuneSettings") -> None:
+    """Refuse a table of which the numbers alone take too much, before JAX is started: it aborts where memory ends."""
+    numbers = sum(column.kind != "text" and column.name not in settings.drop for column in table.columns)
+    what = f"tuning {table.rows:,} rows with {counted(numbers, 'column')} of numbers"
+    need, programs = study_memory(table.rows, numbers, 1, 3), PROGRAMS + STARTING
+    require(need, what, HELPS, compiler=programs, mapped=MAPPED + STARTING)
+
+
 def described(source: str) -> dict[str, object]:
     """Where a table is found again: as it was given, and the path of a file."""
     return {"given": source, "path": os.path.abspath(source) if Path(source).exists() else None}
+
+
+def _elsewhere(saved: "Tables", now: "Tables") -> list[object]:
+    """What was another version or machine than now, each time that a run went on; its last bits may be others since."""
+    before = saved.get("resumed", {}).get("elsewhere", [])
+    pairs = [
+        (name, was, now[table].get(name)) for table in ("versions", "machine") for name, was in saved[table].items()
+    ]
+    assert isinstance(before, list)
+    return [*before, *(f"{name}: {was} -> {is_now}" for name, was, is_now in pairs if was != is_now)]
 
 
 @contextlib.contextmanager

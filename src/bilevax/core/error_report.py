@@ -27,6 +27,11 @@ _ADVICE = {
     "bias": "bias, since the start is not forgotten or the steps are too long: try more steps",
 }
 
+_HIDDEN = (
+    "In some entries of w rounding hides the steps of the map, so that nothing is known of them: bring the columns of "
+    "the data to one scale, or use float64."
+)
+
 LEVEL = 0.95
 """Probability of an upper limit."""
 
@@ -111,6 +116,8 @@ class ErrorReport(NamedTuple):
     @property
     def advice(self) -> str:
         """The largest known part of the error, and what makes it smaller; outside of compiled programs."""
+        if np.isinf(float(self._bias_norm)) and float(self.contraction) == 1.0:
+            return _HIDDEN
         known = {name: float(getattr(self, name)) for name in ("inner", "linear", "sampling")}
         known = {name: size for name, size in known.items() if size > 0}
         if "sampling" not in known:

@@ -132,17 +132,13 @@ def _toml(tables: Mapping[str, Mapping[str, object]]) -> Iterable[str]:
 
 
 def require_place(path: Path, *, directory: bool = False) -> None:
-    """Refuse, before anything is computed for it, a file or a directory that could not be written.
-
-    Raises:
-        StorageError: it is of the other kind, what it would be in is no directory, or that may not be written to.
-    """
+    """Refuse, by a StorageError and before anything is computed for it, what could not be written there."""
     with refused("write", path):
         if path.is_dir() and not directory:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        above = path.absolute().parents
+        here = path.absolute()
         # of a directory those above it are made, if need be
-        place = next(p for p in (path.absolute(), *above) if p.exists()) if directory else above[0]
+        place = next(p for p in (here, *here.parents) if p.exists()) if directory else here.parent
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{place} is no directory")
         # false on a file system that is read-only, too, for whomever

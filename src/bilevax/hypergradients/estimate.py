@@ -13,7 +13,8 @@ from bilevax.core.config import canonicalize, check_count, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
-from bilevax.core.programs import BRIEFLY, PLAINLY, compiled
+from bilevax.core.limits import said
+from bilevax.core.programs import BRIEFLY, PLAINLY, compiled, weighed
 from bilevax.core.protocols import BilevelProblem, Estimator, ExtensibleEstimator, RowSource, Run, Suspecting
 from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
 from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, where
@@ -57,6 +58,7 @@ class Options(TypedDict):
     report: bool
 
 
+@said("this hypergradient")
 def hypergradient(
     problem: Problem,
     estimator: Estimator,
@@ -352,9 +354,9 @@ def _diagnosis(
 
 _STATIC = "replicas", "report", "apart"
 # Without options: inside a program of the user's the same estimate has none.
-_traced = jax.jit(_estimate, static_argnames=_STATIC)
+_traced = weighed(jax.jit(_estimate, static_argnames=_STATIC), "this hypergradient")
 _briefly = compiled(_estimate, BRIEFLY, _STATIC)
-_reported = compiled(_report, PLAINLY, ("replicas", "led"))
+_reported = compiled(_report, PLAINLY, ("replicas", "led"), "the error report of this hypergradient")
 _diagnosed = {
     long: compiled(_diagnosis, PLAINLY if long else BRIEFLY, ("replicas", "report", "stages")) for long in (False, True)
 }

@@ -8,11 +8,12 @@ from jax import Array
 
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.protocols import Draw
-from bilevax.core.trees import PyTree, add, axpy, per_row, scale, sub
+from bilevax.core.trees import PyTree, add, axpy, per_row, row, scale, sub
 from bilevax.data import join
 from bilevax.hypergradients.batch_means import BatchMeans
 from bilevax.hypergradients.batches import each
 from bilevax.hypergradients.joint_chains import moved
+from bilevax.hypergradients.resolution import signs, unresolved
 
 PARTS = 16
 """Consecutive parts of the iteration; it is taken to have arrived in the last half of them."""
@@ -31,11 +32,13 @@ class Way(NamedTuple):
         value: the hypergradient at (w, v), on every row.
         means: of h(w', v') - h(w, v) over the parts.
         resolved: fraction of the slowest direction that it has gone, 1 - exp(rate steps).
+        lost: whether rounding hides a step of the map (:func:`~bilevax.hypergradients.resolution.unresolved`).
     """
 
     value: PyTree
     means: BatchMeans
     resolved: Array
+    lost: Array
 
     @property
     def truth(self) -> PyTree:
@@ -82,8 +85,11 @@ def way_on_every_row(
     (w, v), (eta, number) = points, steps
     # Phi(w), d1Phi^T v, d2Phi^T v, E and its gradients, on every row
     image, pullback = instance.mean_adjoint(w)
-    by_w, by_lam = pullback(v)
+    vectors = jax.tree.map(lambda x, u: jnp.concatenate([x[None], u]), v, signs(v))
+    images, crossed = each(instance.train.example())(pullback, vectors)
+    by_w, by_lam = row(images, 0), row(crossed, 0)
     _, g, direct = instance.mean_outer_gradients(w)
+    lost = unresolved(row(vectors, slice(1, 3)), row(images, slice(1, 3)), g)
     # Phi(w) - w and grad_1 E + d1Phi^T v - v, on every row
     residuals = sub(image, w), sub(add(g, by_w), v)
 
@@ -111,4 +117,4 @@ def way_on_every_row(
     means = jax.tree.map(lambda x: x / per_row(jnp.maximum(counts, 1), x), totals)
     # 1 - exp(rate steps)
     resolved = jnp.maximum(1.0 - jnp.exp(rate * number.astype(rate.dtype)), LEAST_RESOLVED)
-    return Way(add(direct, by_lam), BatchMeans(means, counts), resolved)
+    return Way(add(direct, by_lam), BatchMeans(means, counts), resolved, lost)

@@ -25,6 +25,7 @@ from bilevax.core.trees import (
     where,
     zeros_like,
 )
+from bilevax.hypergradients.resolution import signs, unresolved
 from bilevax.theory import Constants, a_posteriori_bound
 
 CERTAIN: int = jnp.iinfo(jnp.int32).max
@@ -82,7 +83,8 @@ def residual_error(
     grad_1 E. The residual of the conjugate gradients is counted with the curvature sqrt(least most).
     ``bias`` is 3 times the change of h as w moves (``inner``), and as v moves (``linear``), hypot the change of
     ``value`` to h, hypot rounding: 2 units in the last place times the condition, most / least. It is an estimate, no
-    bound: along a direction of which neither v nor a residual has a share nothing is seen.
+    bound: along a direction of which neither v nor a residual has a share nothing is seen. Where rounding hides a step
+    of the map (:func:`~bilevax.hypergradients.resolution.unresolved`) it is infinite.
 
     ``bound`` is there if constants are given, and holds if they do; r, s and h are 10 units in the last place of w, v
     and h larger in it.
@@ -107,8 +109,11 @@ def residual_error(
     # dw ~ the solver's own move
     own = _move(solvers.inner, r, least)
     metric = instance.problem.metric(w, instance.lam) if instance.problem.symmetric else None
-    vectors = _stack(v, own if metric is None else jax.tree.map(jnp.divide, own, metric))
+    pair = _stack(v, own if metric is None else jax.tree.map(jnp.divide, own, metric))
+    vectors = jax.tree.map(lambda *x: jnp.concatenate(x), pair, signs(v))
     by_w, by_lam = jax.vmap(pullback)(vectors)
+    lost = unresolved(row(vectors, slice(2, 4)), row(by_w, slice(2, 4)), g)
+    vectors, by_w = row(vectors, slice(2)), row(by_w, slice(2))
     # s = grad_1 E - A v, h = grad_2 E + d2Phi^T v
     s, h = sub(g, sub(v, row(by_w, 0))), add(direct, row(by_lam, 0))
     dw, dv, space = own, _move(solvers.linear, s, least), None
@@ -133,7 +138,8 @@ def residual_error(
     value = h if value is None else value
     eps = float(jnp.finfo(norm(value).dtype).eps)
     residuals = norm(v), norm(s) + ROUNDING * eps * norm(v), norm(r) + ROUNDING * eps * norm(w)
-    report = _report(value, sub(h, value), (of_r, of_s), (least, most))
+    of_s = jax.tree.map(lambda x: jnp.where(lost, jnp.inf, x), of_s)
+    report = _report(value, sub(h, value), (of_r, of_s), (jnp.where(lost, 0.0, least), most))
     rows = instance.train.rows, instance.val.rows
     products = report_products(solvers).astype(report.inner.dtype)
     return report._replace(
@@ -161,7 +167,8 @@ def _report(value: PyTree, off: PyTree, changes: tuple[PyTree, PyTree], curvatur
     (of_r, of_s), (least, most) = changes, curvatures
     size = norm(value)
     # 2 eps |value| most / least: w and v solve their equations to rounding at best
-    rounding = scale(2.0 * float(jnp.finfo(size.dtype).eps) * jnp.maximum(most / least, 1.0), value)
+    condition = jnp.where(least > 0, jnp.maximum(most / jnp.where(least > 0, least, 1.0), 1.0), 1.0)
+    rounding = scale(2.0 * float(jnp.finfo(size.dtype).eps) * condition, value)
     return ErrorReport(
         value=value,
         standard_error=zeros_like(value),

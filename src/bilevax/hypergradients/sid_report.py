@@ -117,13 +117,13 @@ def _led_on(instance: Instance, estimate: Estimate, trace: ChainTrace, *, key: A
     return ErrorReport(
         value=estimate.value,
         standard_error=as_others(way.standard_error),
-        bias=as_others(jax.tree.map(jnp.abs, distance)),
+        bias=jax.tree.map(lambda x: jnp.where(way.lost, jnp.inf, x), as_others(jax.tree.map(jnp.abs, distance))),
         degrees_of_freedom=jnp.clip(enough, 0, way.degrees_of_freedom),
         inner=of_w,
         linear=of_v,
         sampling=norm(sub(estimate.value, way.value)),
         # exp(rate) in a step of eta
-        contraction=_contraction(rate, last.step_sizes, eta).astype(left.dtype),
+        contraction=jnp.where(way.lost, 1.0, _contraction(rate, last.step_sizes, eta)).astype(left.dtype),
         samples=samples.astype(jnp.result_type(float)),
         order=jnp.full((), 0.5, jnp.result_type(float)),
     )

@@ -5,8 +5,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.sparse
 
+from bilevax.core.errors import DataError
+
 Matrix: TypeAlias = Any
 """Float64 [n, p]: an array, or scipy's sparse array in CSC format."""
+
+SMALLEST = 1e-290
+"""Spread of a column that is none: 1 / it would overflow in the weights."""
 
 
 def dense(A: Matrix) -> np.ndarray:
@@ -35,13 +40,36 @@ def divide_columns(X: Matrix, scale: np.ndarray) -> Matrix:
 
 
 def column_moments(X: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every column; 1 where it does not vary."""
+    """Mean and standard deviation of every column; 1 where it does not vary. Columns may be of any size."""
+    if X.shape[0] == 0 or X.shape[1] == 0:
+        return np.zeros(X.shape[1]), np.ones(X.shape[1])
     sparse = scipy.sparse.issparse(X)
-    mean = np.asarray(X.mean(axis=0)).ravel()
+    largest = abs(X).max(axis=0)
+    largest = largest.toarray().ravel() if sparse else largest
+    # in units of a power of 2 near the largest entry, which round nothing: no square overflows or vanishes
+    unit = np.ldexp(1.0, np.frexp(np.where(largest > SMALLEST, largest, 1.0))[1] - 1)
+    Y = divide_columns(X, unit)
+    mean = np.asarray(Y.mean(axis=0)).ravel()
     if sparse:
-        scale = np.sqrt(np.maximum(np.asarray(X.multiply(X).mean(axis=0)).ravel() - mean**2, 0.0))
+        scale = np.sqrt(np.maximum(np.asarray(Y.multiply(Y).mean(axis=0)).ravel() - mean**2, 0.0))
     else:
-        scale = X.std(axis=0)
+        scale = Y.std(axis=0)
     # A spread within the rounding of a sum of n values is none; the mean is then the value, without rounding.
-    varies = scale > max(10, X.shape[0]) * np.finfo(float).eps * np.maximum(1, np.abs(mean))
+    varies = scale > max(10, X.shape[0]) * np.finfo(float).eps * np.abs(mean)
+    mean, scale, varies = mean * unit, scale * unit, varies & (scale * unit > SMALLEST)
     return mean if sparse else np.where(varies, mean, X[0]), np.where(varies, scale, 1.0)
+
+
+def linear_scores(X: Matrix, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    """X coef + intercept, [n] or [n, C].
+
+    Raises:
+        DataError: an entry is so large that the score of its row overflows.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores: np.ndarray = X @ coef + intercept
+    finite = np.isfinite(scores)
+    if not finite.all():
+        row = int(np.argmin(finite.reshape(len(scores), -1).all(axis=1)))
+        raise DataError(f"row {row} of X is so large that its score overflows; is it in the units of training?")
+    return scores

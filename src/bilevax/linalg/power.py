@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.protocols import Draw, RowSource
-from bilevax.core.trees import Operator, PyTree, axpy, norm, scale, sub, vdot, where
+from bilevax.core.trees import Operator, PyTree, axpy, norm, scale, sub, where
 
 POWER_STEPS = 12
 """Power iterations on one matrix."""
@@ -34,14 +34,13 @@ def nonzero(direction: PyTree) -> PyTree:
 
 def power_iteration(matvec: Operator, start: PyTree) -> Array:
     """|largest eigenvalue| of a symmetric linear map, with a margin of 10 %."""
-    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(start)))
 
     def step(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
         # u <- A u / ||u||; ||A u|| / ||u|| rises to |largest eigenvalue|, as A is symmetric
-        image = matvec(unit(state[0]))
-        return image, jnp.sqrt(vdot(image, image))
+        image = matvec(unit(*state))
+        return image, norm(image)
 
-    largest: Array = jax.lax.fori_loop(0, POWER_STEPS, step, (start, zero))[1]
+    largest: Array = jax.lax.fori_loop(0, POWER_STEPS, step, (start, norm(start)))[1]
     return MARGIN * largest
 
 

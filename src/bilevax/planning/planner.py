@@ -11,6 +11,7 @@ from jax import Array
 from bilevax.core.config import canonicalize, check_count, check_real, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
+from bilevax.core.limits import said
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, entries, norm, sub
@@ -160,6 +161,7 @@ class Plan:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
+@said("this plan")
 def plan(
     problem: Problem,
     w0: PyTree,

@@ -135,7 +135,9 @@ class InverseCurvature:
 
     def __call__(self, w: PyTree, lam: PyTree) -> PyTree:
         """The step, a scalar or a tree to broadcast against w."""
+        # a step of 0, from a curvature that overflows, would leave w where it is and call that solved
+        bound = jnp.where(jnp.isfinite(self.bound), self.bound, jnp.nan)
         if self.penalty is None:  # without any curvature every step will do
-            return jnp.where(self.bound > 0, 1.0 / self.bound, 1.0)
+            return jnp.where(bound > 0, 1.0 / bound, jnp.where(bound == 0, 1.0, jnp.nan))
         # H <= (L I + diag p), so that |I - s H| <= 1 for s = 1 / (L + p), entry by entry
-        return jax.tree.map(lambda p: 1.0 / (self.bound.astype(p.dtype) + p), self.penalty(w, lam))
+        return jax.tree.map(lambda p: 1.0 / (bound.astype(p.dtype) + p), self.penalty(w, lam))

@@ -111,7 +111,10 @@ def notices(run: Run) -> list[str]:
 def ending(run: Run) -> list[str]:
     """How the run ended, unless it ended well."""
     if run.end is None:
-        return ["The run has not written its end: it is still going, or it was killed. This is what it had written."]
+        return [
+            "The run has not written its end: it is still going, or it was killed. This is what it had written; "
+            "`bilevax resume` goes on from there."
+        ]
     out = []
     if run.end.interrupted:
         reached = f" after {counted(int(run.end.steps), 'step')}" if math.isfinite(run.end.steps) else ""

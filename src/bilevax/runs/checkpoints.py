@@ -19,13 +19,16 @@ import jax
 import numpy as np
 
 from bilevax.core import files, manifest
-from bilevax.core.config import at_least_one, check_fields, from_plain, nonnegative, set_frozen, to_plain
+from bilevax.core.config import at_least_one, check_fields, nonnegative, set_frozen, to_plain
 from bilevax.core.errors import CheckpointError, CorruptError, ParameterError, TooNewError, UsageError
 from bilevax.core.events import Plain
 from bilevax.core.keys import is_key
 from bilevax.core.trees import PyTree
 
 KIND, FORMAT = "checkpoint", 1
+
+ARRAY, NUMBER = "$array", "$number"
+"""What stands in JSON for an array, and for a number that JSON has not."""
 
 _STEP = re.compile(r"step_(\d{8,})(?:-(\d+))?")
 
@@ -204,7 +207,11 @@ def _decode(content: bytes, said: Plain) -> np.ndarray | jax.Array:
     file = io.BytesIO(content)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("an array is of another version of .npy")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    # numpy looks at what is no header as at Python's tokens
+    except (SyntaxError, tokenize.TokenError):
+        raise ValueError("an array has no header") from None
     wanted, start = jax.numpy.dtype(said["dtype"]), file.tell()
     stored = np.dtype(f"u{wanted.itemsize}") if wanted.kind == "V" else wanted
     if (list(shape), dtype, fortran) != (said["shape"], stored, False):
@@ -228,9 +235,10 @@ def pack(value: Any, name: str, arrays: dict[str, PyTree]) -> Any:
         return [pack(x, f"{name}[{i}]", arrays) for i, x in enumerate(value)]
     if isinstance(value, np.ndarray | jax.Array):
         arrays[name] = value
-        return {"array": name}
+        return {ARRAY: name}
     if value is None or isinstance(value, bool | int | float | str | np.generic):
-        return to_plain(value)
+        plain = to_plain(value)
+        return {NUMBER: plain["number"]} if isinstance(plain, dict) else plain
     raise ParameterError(f"{name} must be a number, a string, an array, a list or a dictionary, got {value!r}")
 
 
@@ -240,10 +248,10 @@ def unpack(value: Any, arrays: Mapping[str, PyTree]) -> Any:
         return [unpack(x, arrays) for x in value]
     if not isinstance(value, dict):
         return value
-    if value.keys() == {"array"}:
-        return arrays[value["array"]]
-    if value.keys() == {"number"}:
-        return from_plain(value)
+    if value.keys() == {ARRAY}:
+        return arrays[value[ARRAY]]
+    if value.keys() == {NUMBER}:
+        return float(value[NUMBER])
     return {key: unpack(x, arrays) for key, x in value.items()}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from bilevax.algorithms.measured_steps import SAMPLES, SHARE, measure_steps, nee
 from bilevax.core.config import canonicalize, replace_unchecked, to_plain
 from bilevax.core.errors import CorruptError
 from bilevax.core.events import Plain
+from bilevax.core.programs import weighed
 from bilevax.core.protocols import Algorithm, Sources
 from bilevax.core.records import Cost, Result
 from bilevax.core.trees import PyTree
@@ -204,7 +206,7 @@ def _arrays(algorithm: Algorithm, state: PyTree) -> tuple[Algorithm, PyTree]:
 def _begin(given: Setting) -> tuple[Algorithm, PyTree, Cost, Array | float]:
     """The algorithm with every step filled in, its first state, what it cost to measure the steps, and their limit."""
     problem, algorithm, (w0, lam), sources = canonicalize(given.problem), given.algorithm, given.start, given.sources
-    _check(problem, w0, lam, sources)
+    _check.eval_shape(problem, w0, lam, sources)  # traced, never compiled
     if not needs_measuring(algorithm):
         return algorithm, _init(problem, canonicalize(algorithm), w0, lam, sources), Cost(), jnp.inf
     step_cost = algorithm.step_cost(problem, sources)
@@ -221,6 +223,7 @@ def _check(problem: Problem, w0: PyTree, lam: PyTree, sources: Sources) -> None:
     check_functions(problem, w0, lam, *sources)
 
 
+@partial(weighed, what="the first state of the algorithm")
 @jax.jit
 def _init(problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, *u0: PyTree) -> PyTree:
     return algorithm.init(problem, w0, lam, sources, *u0)

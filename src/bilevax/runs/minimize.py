@@ -16,6 +16,8 @@ from bilevax.core.codes import Code
 from bilevax.core.config import check_count
 from bilevax.core.events import Plain
 from bilevax.core.keys import as_key
+from bilevax.core.limits import said
+from bilevax.core.programs import weighed
 from bilevax.core.protocols import Algorithm, RowSource
 from bilevax.core.records import Result
 from bilevax.core.signals import Stopped, Stops
@@ -31,6 +33,7 @@ CALL_SECONDS = 0.25
 """How long a compiled call should take, so that progress is live and Ctrl-C takes effect."""
 
 
+@said("this run")
 def minimize(
     problem: Problem,
     algorithm: Algorithm,
@@ -204,7 +207,7 @@ class _Pace:
         self._stretches = int(np.clip(wanted, 1, min(2 * self._stretches, RECORDED)))
 
 
-_advance: Callable[..., Advanced] = jax.jit(advance)
+_advance: Callable[..., Advanced] = weighed(jax.jit(advance), "an outer step")
 
 
 def _quick_if_sound(call: Callable[..., Advanced], problem: Problem, algorithm: Algorithm) -> Advanced:

@@ -9,16 +9,18 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 from sklearn.base import ClassifierMixin
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevax.core.events import Event
-from bilevax.linalg.columns import Matrix
+from bilevax.core.limits import said
+from bilevax.linalg.columns import Matrix, linear_scores
+from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.penalty_search import Shares
 from bilevax.sklearn.tuned_linear import TunedLinear, TunedRegressor
 from bilevax.solvers.l1_logistic import L1LogisticModels
 from bilevax.solvers.l1_models import CrossFitted, L1Models
 from bilevax.solvers.l1_squared import L1SquaredModels
+from bilevax.tables.memory import HELPS
 
 
 class _ElasticNet(TunedLinear):
@@ -116,6 +118,7 @@ class TunedElasticNet(_ElasticNet, TunedRegressor):
         (7, True)
     """
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: ArrayLike,
@@ -165,6 +168,7 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         True
     """
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: ArrayLike,
@@ -182,11 +186,9 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         """
         self._validate_params()
         options = {"accept_sparse": "csc", "dtype": np.float64, "ensure_min_samples": 2}
+        check_labels(y)
         rows, labels = validate_data(self, X, y, **options)
-        check_classification_targets(labels)
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"Classifier can't train when only one class is present: {self.classes_[0]!r}")
+        self.classes_, codes = encode_classes(labels, validation)
         if len(self.classes_) > 2:
             raise ValueError(
                 f"Only binary classification is supported, and there are {len(self.classes_)} classes; "
@@ -210,8 +212,7 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         """Scores of the second class, [n]."""
         check_is_fitted(self)
         rows = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
-        scores: np.ndarray = rows @ self.coef_[0] + self.intercept_[0]
-        return scores
+        return linear_scores(rows, self.coef_[0], self.intercept_[0])
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """The more probable label of each row, [n]."""

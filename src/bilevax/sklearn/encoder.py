@@ -1,5 +1,6 @@
 """From a table to a matrix by scikit-learn's preprocessing, and back to plain terms that need none of it."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ __all__ = ["TableEncoder", "Term", "design_from_terms"]
 _FEW = 20
 # Beyond it, the squares in a standard deviation overflow.
 _LARGEST = 1e100
+# Below it, they vanish.
+_SMALLEST = 1e-100
 
 
 class TableEncoder:
@@ -42,11 +45,25 @@ class TableEncoder:
         self.terms: tuple[Term, ...] = ()
         self.notes: tuple[str, ...] = ()
 
+    def width(self, table: Table, columns: Sequence[str]) -> int:
+        """About as many terms as :meth:`fit` finds, and at most a few more: nothing is encoded for it."""
+        out = 0
+        for column in map(table.column, columns):
+            if _reason_to_drop(column):
+                continue
+            if column.kind == "text":
+                times = Counter(column.values.tolist()).values()
+                # those that are frequent, and one for the others
+                out += min(sum(n >= self.min_frequency for n in times) + 1, self.max_categories)
+            else:
+                out += 1 + bool(column.missing.any())
+        return out
+
     def fit(self, table: Table, columns: Sequence[str]) -> "TableEncoder":
         """Learn medians, means, scales and categories from the rows of a table.
 
         Raises:
-            DataError: no column is left, or one has values too large to be standardised.
+            DataError: no column is left, or one has values too large or too small to be standardised.
         """
         kept: list[str] = []
         left_out: dict[str, list[str]] = {}
@@ -58,9 +75,12 @@ class TableEncoder:
         texts = [name for name in kept if table.column(name).kind == "text"]
         for name in numbers:
             largest = np.nanmax(np.abs(table.column(name).values))
-            if largest > _LARGEST:
-                fault = f"column '{name}' has values up to {largest:.0e}; divide it or leave it out"
-                raise DataError(f"{table.name}: {fault}")
+            spread = np.ptp(table.column(name).values[~table.column(name).missing])
+            fault = f"has values up to {largest:.0e}; divide it" if largest > _LARGEST else ""
+            if 0 < spread < _SMALLEST:
+                fault = f"has values that differ by {spread:.0e}; multiply it"
+            if fault:
+                raise DataError(f"{table.name}: column '{name}' {fault} or leave it out")
         impute = SimpleImputer(strategy="median", add_indicator=True)
         scaler = Pipeline([("impute", impute), ("scale", StandardScaler())])
         one_hot = OneHotEncoder(

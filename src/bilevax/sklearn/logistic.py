@@ -10,15 +10,18 @@ from sklearn.base import ClassifierMixin
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
+from bilevax.core.limits import said
+from bilevax.linalg.columns import linear_scores
 from bilevax.problems import BinaryLogistic, MultinomialLogistic
 from bilevax.runs import Run
+from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.penalised import PenalisedModel, default_float
 from bilevax.tables.labels import Label
+from bilevax.tables.memory import HELPS
 
 BALANCED_SCORES = frozenset({"balanced_accuracy", "f1_macro", "recall_macro", "precision_macro", "jaccard_macro"})
 """Scores that count every class alike; the tuned loss then does so too."""
@@ -103,6 +106,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.steps = steps
         self.random_state = random_state
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: ArrayLike,
@@ -135,11 +139,9 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
             raise ParameterError(f"random_state must be an integer where a run is kept, got {self.random_state!r}")
         if self.scoring not in get_scorer_names():
             raise ParameterError(f"scoring must be the name of a scikit-learn scorer, got {self.scoring!r}")
+        check_labels(y)
         rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        check_classification_targets(labels)
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"Classifier can't train when only one class is present: {self.classes_[0]!r}")
+        self.classes_, codes = encode_classes(labels, validation)
         weights = self._weights(codes)
         self._fit(rows, codes, weights, strata=codes, groups=groups, validation=validation, callback=callback, run=run)
         return self
@@ -166,7 +168,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         """Scores, [n, C]; [n] if there are two classes."""
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float64, reset=False)
-        scores: np.ndarray = rows @ self.coef_.T + self.intercept_
+        scores = linear_scores(rows, self.coef_.T, self.intercept_)
         return scores[:, 0] if self._outputs == 1 else scores
 
     def predict(self, X: ArrayLike) -> np.ndarray:

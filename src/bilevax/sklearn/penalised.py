@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from bilevax.core.events import Event
+from bilevax.core.limits import require
 from bilevax.linalg.columns import column_moments
 from bilevax.runs import Run
 from bilevax.sklearn import tuning
@@ -22,6 +23,7 @@ from bilevax.sklearn.crossfit import LinearLoss, Rows, pad_columns, pad_rows
 from bilevax.sklearn.final_fit import second_moment, solve
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.tuning_method import choose_method
+from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, fit_memory
 
 
 class PenalisedModel(BaseEstimator, ABC):
@@ -86,10 +88,17 @@ class PenalisedModel(BaseEstimator, ABC):
         seed = int(random.randint(2**31 - 1))
         validated = validation_rows(strata, groups, validation, self.validation_fraction, seed)
         train = np.flatnonzero(~validated)
+        method = choose_method(self.method, len(train), X.shape[1], self._outputs)
+        require(
+            fit_memory(len(y), X.shape[1], self._outputs, method.folds),
+            f"tuning on {len(y):,} rows of {X.shape[1]:,} columns",
+            HELPS,
+            compiler=PROGRAMS,
+            mapped=MAPPED,
+        )
         self.feature_mean_, self.feature_scale_ = column_moments(X[train])
         # z = (x - mean) / scale
         Z = pad_columns(((X - self.feature_mean_) / self.feature_scale_).astype(default_float()))
-        method = choose_method(self.method, len(train), X.shape[1], self._outputs)
         folds = deal_folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         (inner_weight, outer_weight), outputs, p = weights, self._outputs, Z.shape[1]
         *_, inner = pad_rows(inner_weight[train])

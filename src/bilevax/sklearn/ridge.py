@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bilevax.core.events import Event
+from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, column_moments
 from bilevax.sklearn.penalty_search import Shares
 from bilevax.sklearn.tuned_linear import TunedRegressor
 from bilevax.solvers.l1_models import CrossFitted
 from bilevax.solvers.l1_squared import L1SquaredModels
 from bilevax.solvers.ridge_models import KernelRidgeModels
+from bilevax.tables.memory import HELPS
 
 
 class TunedRidge(TunedRegressor):
@@ -66,6 +68,7 @@ class TunedRidge(TunedRegressor):
         self.steps = steps
         self.random_state = random_state
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: ArrayLike,

@@ -18,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
-from bilevax.linalg.columns import Matrix, column_moments, divide_columns
+from bilevax.linalg.columns import Matrix, column_moments, divide_columns, linear_scores
 from bilevax.sklearn.penalty_search import LOWEST, Search, Shares
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.solvers.l1_models import CrossFitted
@@ -221,8 +221,7 @@ class TunedRegressor(RegressorMixin, TunedLinear):
         """x . coef + intercept of each row, [n]."""
         check_is_fitted(self)
         rows = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
-        scores: np.ndarray = rows @ self.coef_ + self.intercept_
-        return scores
+        return linear_scores(rows, self.coef_, self.intercept_)
 
     def _losses(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
         losses: np.ndarray = 0.5 * (scores - y) ** 2

@@ -169,7 +169,8 @@ def tune(
     whitened = task.rows._replace(X=apply_basis(task.rows.X, basis.T))
 
     def table(batch_size: int | None) -> Arrays:
-        return Arrays(whitened, batch_size=batch_size, sampling="blocks", seed=seed)
+        b = None if batch_size is None else min(batch_size, whitened.y.shape[0])
+        return Arrays(whitened, batch_size=b, sampling="blocks", seed=seed)
 
     inner_map = GradientStep(CrossFitLoss(Whitened(task.penalised, basis)))
     problem = Problem(inner_map, HeldOutLoss(task.plain), project=Box(*BOX))

@@ -74,7 +74,8 @@ class Method(NamedTuple):
     @staticmethod
     def from_plain(plain: Plain) -> "Method":
         """The inverse."""
-        return Method(**{name: from_plain(value) for name, value in plain.items()})
+        method = Method(**{name: from_plain(value) for name, value in plain.items()})
+        return method._replace(batches=method.batches and (method.batches[0], method.batches[1]))
 
 
 def choose_method(name: str, n: int, p: int, outputs: int) -> Method:

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.limits import require
 from bilevax.sklearn.encoder import TableEncoder
+from bilevax.sklearn.tuning_method import choose_method
 from bilevax.study.evaluation import Scorer, scorer_for
 from bilevax.study.settings import TuneSettings
 from bilevax.study.splits import (
@@ -18,6 +20,7 @@ from bilevax.study.splits import (
     split_stratified,
 )
 from bilevax.tables.labels import Labels, encode_labels
+from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
 from bilevax.tables.table import Table
 
 _FEWEST_ROWS = 20
@@ -60,7 +63,9 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     split = _split(table, labels, settings)
     check_classes(split, labels.codes, list(labels.counts()))
     # Medians, scales and categories are those of the training rows.
-    encoder = TableEncoder().fit(table.take(split.train), features)
+    train, encoder = table.take(split.train), TableEncoder()
+    _require_memory(table, encoder.width(train, features), labels, settings)
+    encoder.fit(train, features)
     notes += encoder.notes
     seen = rows_seen_before(table, encoder.columns, split)
     if seen:
@@ -69,6 +74,16 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
             "if they are copies, the test is too kind (--group keeps rows together that belong together)"
         )
     return Prepared(table, labels, split, encoder, encoder.transform(table), scorer, tuple(notes))
+
+
+def _require_memory(table: Table, p: int, labels: Labels, settings: TuneSettings) -> None:
+    """Refuse a table that memory is clearly too small for, before it is encoded."""
+    classes, tuned = len(labels.classes), int(table.rows * (1.0 - settings.test_size))
+    outputs = 1 if classes == 2 else classes
+    folds = choose_method(settings.method, tuned, p, outputs).folds
+    what = f"tuning {table.rows:,} rows, of {p:,} terms,"
+    need = study_memory(table.rows, p, outputs, folds)
+    require(need, what, HELPS, compiler=PROGRAMS, mapped=MAPPED)
 
 
 def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[Table, list[str]]:

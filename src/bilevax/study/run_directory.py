@@ -337,8 +337,8 @@ def _check_there(path: Path) -> None:
         raise DataError(f"{path} is not a run directory")
     if any(map(STEP.fullmatch, files.names(path))) and not holds_run(path):
         raise UsageError(
-            f"{path} holds checkpoints of bilevax.minimize, which knows neither its functions nor its data from them; "
-            f"call it again with the same arguments and run={str(path)!r}, and it goes on"
+            f"{path} holds checkpoints of bilevax.minimize, or of a fit, whose functions and data no file has; call it "
+            f"again with the same arguments and run={str(path)!r}, and it goes on"
         )
 
 

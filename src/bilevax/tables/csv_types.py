@@ -18,6 +18,9 @@ MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "-nan", 
 NEARLY_ALL = 0.9
 """A column with at least this share of numbers is refused for its other cells."""
 
+MOST = 0.5
+"""A column with at least this share of numbers is text with a note."""
+
 # Above it, float64 does not hold every integer.
 _EXACT = 2.0**53
 # Patterns for pyarrow's RE2; \x{a0} and \x{202f} are spaces that do not break.
@@ -25,6 +28,7 @@ _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 _ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
 _OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
+_HEXADECIMAL = r"^(?i:[+-]?0x[0-9a-f]+)$"
 _COMMA = r"^[+-]?\d*,\d+([eE][+-]?\d+)?$"
 _THOUSANDS = r"^[+-]?\d{1,3}([,.' \x{a0}\x{202f}]\d{3})+([.,]\d*)?$"
 _COMMA_THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
@@ -51,10 +55,24 @@ def column_of_cells(name: str, cells: pa.ChunkedArray, lines: Lines, *, text: bo
     if other is not None:
         return other, ""
     _refuse_nearly_numbers(name, values, lines)
-    note = ""
+    return _text(name, values), _note_on_text(name, values, lines)
+
+
+def _note_on_text(name: str, values: pa.ChunkedArray, lines: Lines) -> str:
+    """What the user should know of a column that is text after all, and may be meant as something else."""
     if _all_match(values, _OTHER_DATE):
-        note = f"column '{name}' is read as text; dates are read when written as 2024-12-31"
-    return _text(name, values), note
+        return f"column '{name}' is read as text; dates are read when written as 2024-12-31"
+    if _all_match(values, _HEXADECIMAL):
+        return f"column '{name}' is read as text; numbers are read when written in decimals"
+    known, pattern = len(values) - values.null_count, f"^{_NUMBER}$"
+    numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()
+    if numbers < MOST * known:
+        return ""
+    row, cell = _first(values, pattern, matching=False)
+    return (
+        f"column '{name}' is read as text, one value a category, for {known - numbers:,} of {known:,} cells are no "
+        f"numbers, such as {cell} ({lines.of(row)}); leave such cells empty if they are not known"
+    )
 
 
 def _text(name: str, values: pa.ChunkedArray) -> Column:

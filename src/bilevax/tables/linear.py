@@ -48,9 +48,15 @@ class LinearModel:
         """Probabilities [rows, classes]; columns are found by name.
 
         Raises:
-            DataError: the table lacks a column, or holds text where the model knows numbers.
+            DataError: the table lacks a column, or holds text where the model knows numbers, or a number so large that
+                a score overflows.
         """
-        scores = design_from_terms(self.terms, table) @ self.coef.T + self.intercept
+        design = design_from_terms(self.terms, table)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = design @ self.coef.T + self.intercept
+        overflowing = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if overflowing.size:
+            raise DataError(self._overflow(table, int(overflowing[0]), design))
         # One score is that of the second class; the first has 0.
         if scores.shape[1] == 1:
             scores = np.hstack([np.zeros_like(scores), scores])
@@ -59,6 +65,13 @@ class LinearModel:
         odds: np.ndarray = np.exp(scores)
         odds /= odds.sum(axis=1, keepdims=True)
         return odds
+
+    def _overflow(self, table: Table, row: int, design: np.ndarray) -> str:
+        """Which cell makes the score of a row overflow."""
+        with np.errstate(over="ignore"):
+            name = self.terms[int(np.argmax(np.abs(design[row]) * np.abs(self.coef).max(axis=0)))].column
+        cell = table.column(name).values[row]
+        return f"{table.name}: {cell} in column '{name}', row {row + 1}, is so large that the model's score overflows"
 
     def predict(self, table: Table) -> list[Label]:
         """The most probable label of each row."""

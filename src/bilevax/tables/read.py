@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from bilevax.core.errors import DataError, ParameterError, StorageError
+from bilevax.core.limits import require, said
 from bilevax.tables.csv_file import read_csv_text
 from bilevax.tables.csv_types import column_of_cells, days
 from bilevax.tables.table import Column, Table, check_names, object_array
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Column", "Table", "read_table", "table_from_frame"]
 
 _EXACT = 2**53
+# What reading takes, measured: in sizes of a CSV file, and in copies of what a Parquet file holds.
+_CSV_SIZES, _COPIES = 5, 3
+_HELPS = "fewer rows or columns take less"
 _SVMLIGHT = re.compile(rb"[-+.\deE]+(?:[ \t]+\d+:[-+.\deE]+)+\s*(?:#|[\r\n]|$)")
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
@@ -42,13 +46,21 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
         StorageError: the file could not be read.
     """
     path = Path(source)
+    with said(f"reading {path.name}", _HELPS):
+        return _read(path, text)
+
+
+def _read(path: Path, text: Collection[str]) -> Table:
+    parquet_name = path.suffix.lower() in (".parquet", ".pq")
     try:
+        if not parquet_name:
+            require(_CSV_SIZES * path.stat().st_size, f"reading {path.name}", _HELPS)
         data = path.read_bytes()
     except OSError as e:
         raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
     digest = hashlib.sha256(data).hexdigest()
     # What a file is, its first bytes say; names may lie.
-    if data.startswith(b"PAR1") or path.suffix.lower() in (".parquet", ".pq"):
+    if data.startswith(b"PAR1") or parquet_name:
         return _from_arrow(path.name, _read_parquet(path.name, data), text=text, sha256=digest)
     # Zip (xlsx too), gzip, and the Excel of old.
     if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
@@ -109,6 +121,10 @@ def _is_number(name: str) -> bool:
 
 def _read_parquet(name: str, data: bytes) -> pa.Table:
     try:
+        about = parquet.read_metadata(pa.BufferReader(data))
+        groups = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        # a column of one value takes a few bytes in the file, and eight a row here
+        require(_COPIES * max(groups, 8 * about.num_rows * about.num_columns), f"reading {name}", _HELPS)
         table = parquet.read_table(pa.BufferReader(data))
         index = [label for label in table.column_names if _PANDAS_INDEX.fullmatch(label)]
         return table.drop_columns(index)

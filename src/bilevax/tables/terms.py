@@ -1,6 +1,7 @@
 """The terms of a linear model on a table, as plain values, and the matrix they make: numpy is all that it takes."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -71,9 +72,12 @@ def terms_from_plain(plain: Iterable[Plain]) -> tuple[Term, ...]:
         terms = tuple(Term(**{name: value for name, value in entry.items() if name in fields}) for entry in plain)
         for term in terms:
             # Raises where a field is of the wrong type.
-            _ = float(term.mean), float(term.scale), float(term.fill or 0.0), term.column + (term.value or "")
+            numbers = float(term.mean), float(term.scale), float(term.fill or 0.0)
+            _ = term.column + (term.value or "")
             if term.kind not in ("number", "category", "missing"):
                 raise ValueError(term.kind)
+            if not all(map(math.isfinite, numbers)) or term.scale <= 0:
+                raise ValueError(f"column '{term.column}' has mean, scale and fill {numbers}; scale must be positive")
     except (TypeError, AttributeError, ValueError) as e:
         raise DataError(f"not the terms of a model: {e}") from None
     return terms
@@ -105,7 +109,8 @@ def design_from_terms(terms: Sequence[Term], table: Table) -> np.ndarray:
         else:
             raw = _numbers(table.name, column, missing, own)
         for j, x in zip(positions, raw, strict=True):
-            design[:, j] = (x - terms[j].mean) / terms[j].scale
+            with np.errstate(over="ignore"):
+                design[:, j] = (x - terms[j].mean) / terms[j].scale
     return np.ascontiguousarray(design)
 
 

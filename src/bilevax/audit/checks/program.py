@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from types import CellType
 from typing import TypeAlias
@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from bilevax.audit.findings import Finding
 from bilevax.audit.subject import AuditedProblem, leaf_names
 from bilevax.core.keys import is_key
+from bilevax.core.programs import programs_in
 from bilevax.core.trees import PyTree
 from bilevax.problems.problem import Problem
 
@@ -94,7 +95,7 @@ def dependencies(jaxpr: Jaxpr, labels: list[Labels], random: list[Labels] | None
             random.append(everything)
         # by default each output depends on each input
         outputs = [everything for _ in equation.outvars]
-        inner = list(_programs(equation.params.values()))
+        inner = list(programs_in(equation.params.values()))
         parts = [dependencies(p, _aligned(inputs, len(p.invars), everything), random) for p in inner]
         if parts and equation.primitive.name in _CALLS:
             # of a call as its program says; of branches as any of them says, and on the choice among them
@@ -107,16 +108,6 @@ def dependencies(jaxpr: Jaxpr, labels: list[Labels], random: list[Labels] | None
 def _aligned(inputs: list[Labels], number: int, everything: Labels) -> list[Labels]:
     """The labels of a program inside an equation: its inputs are the last of the equation's."""
     return inputs[-number:] if 0 < number <= len(inputs) else [everything] * number
-
-
-def _programs(values: Iterable[object]) -> Iterator[Jaxpr]:
-    for value in values:
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _programs(value)
 
 
 def _labels(name: str, s: AuditedProblem, argument: str) -> list[Labels]:
@@ -155,7 +146,7 @@ def held_by(closed: ClosedJaxpr) -> Iterator[Constant]:
                 for part in value if isinstance(value, tuple | list) else (value,):
                     if isinstance(part, ClosedJaxpr):
                         yield from (x for x in part.consts if hasattr(x, "dtype"))
-            stack.extend(_programs(equation.params.values()))
+            stack.extend(programs_in(equation.params.values()))
 
 
 def _constants(name: str, closed: ClosedJaxpr, s: AuditedProblem) -> Iterator[Finding]:

@@ -1,0 +1,52 @@
+"""Labels of classifiers as numbers, and what is no set of labels refused by name."""
+
+from numbers import Number
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils.multiclass import check_classification_targets
+
+from bilevax.core.errors import DataError
+
+
+def check_labels(y: ArrayLike) -> None:
+    """Refuse what cannot be sorted into classes.
+
+    Raises:
+        DataError: labels of several types, as where one is missing.
+    """
+    labels = y if hasattr(y, "dtype") else np.asarray(y)
+    kinds = sorted(set(map(_kind, np.asarray(labels, object)))) if _is_object(labels) else []
+    if len(kinds) > 1:
+        raise DataError(f"y mixes labels of the types {', '.join(kinds)}; make them all strings, or all numbers")
+
+
+def encode_classes(labels: np.ndarray, validation: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+    """The classes, sorted, and the class of each row, [n].
+
+    Args:
+        labels: of the rows, [n].
+        validation: True for the rows that validate, [n], where the user says so.
+
+    Raises:
+        DataError: one class only, or one without a training row.
+    """
+    check_classification_targets(labels)
+    classes, codes = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(f"Classifier can't train when only one class is present: '{classes[0]}'")
+    if validation is not None and np.shape(validation) == codes.shape:
+        unseen = np.setdiff1d(codes, codes[~np.asarray(validation, bool)])
+        if unseen.size:
+            raise DataError(f"no training row is of class '{classes[unseen[0]]}', of which validation rows are")
+    return classes, codes
+
+
+def _is_object(labels: Any) -> bool:
+    # types of pandas have names of their own, and hold its mark of the missing
+    return np.ndim(labels) == 1 and (str(labels.dtype) in ("string", "category", "object", "str"))
+
+
+def _kind(label: object) -> str:
+    return "str" if isinstance(label, str) else "number" if isinstance(label, Number) else type(label).__name__
