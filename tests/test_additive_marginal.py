@@ -14,7 +14,7 @@ from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multino
 from bilevax.solvers.additive_fit import data, fit, penalties
 from bilevax.solvers.additive_folds import Folds
 from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
-from bilevax.solvers.additive_search import CENTRE, LEVEL, Found, minimise, prior, tied, tune
+from bilevax.solvers.additive_search import CENTRE, LEVEL, Found, Outer, minimise, tied, tune, with_prior
 
 FAMILIES = {
     "gaussian": Gaussian(),
@@ -192,7 +192,7 @@ def test_doubts_of_curves_are_the_posterior_of_gaussian_rows():
     d, part = rows(family, weights=False)
     V, rho = Marginal(d, family, part), np.array([0.3, -0.5, 1.0])
     outer = V(rho)
-    known = Found(rho, outer, 1e12 * np.eye(3), 1, True)  # rho without doubt
+    known = Found(rho, outer._replace(hessian=1e12 * np.eye(3)), 1, True)  # rho without doubt
     Z = d.X.bases[1]
     errors = curve_errors(Z, slice(1, 5), covariance(V, known), 1)[:, 0]
     X, lam = d.X.dense()[:, 1:], np.exp(rho)[part]
@@ -200,7 +200,9 @@ def test_doubts_of_curves_are_the_posterior_of_gaussian_rows():
     K = (Z / lam[:4]) @ X[:, :4].T
     posterior = (Z / lam[:4]) @ Z.T - K @ np.linalg.solve(C, K.T)
     np.testing.assert_allclose(errors, np.sqrt(outer.phi * np.diag(posterior)), rtol=1e-4)
-    doubted = curve_errors(Z, slice(1, 5), covariance(V, known._replace(hessian=np.eye(3))), 1)[:, 0]
+    doubted = curve_errors(Z, slice(1, 5), covariance(V, known._replace(outer=outer._replace(hessian=np.eye(3)))), 1)[
+        :, 0
+    ]
     J = jacobian(lambda r: Z @ Marginal(d, family, part)(r).fits[0].b[1:5, 0], rho)
     np.testing.assert_allclose(doubted**2 - errors**2, np.sum(J**2, axis=1), rtol=1e-4)
     freedom = np.trace(np.linalg.solve(C, (X / lam) @ X.T))
@@ -213,7 +215,7 @@ def test_evidence_is_a_ratio_of_marginal_likelihoods():
     d, part = rows(family, weights=False)
     V, rho = Marginal(d, family, part), np.array([0.3, -0.5, 1.0])
     outer = V(rho)
-    found = Found(rho, outer, np.eye(3), 1, True)
+    found = Found(rho, outer, 1, True)
     lam, large = np.exp(rho)[part], 1e5
 
     def log_p(columns):
@@ -314,20 +316,21 @@ def test_tuned_penalties_are_a_minimum_and_noise_goes(loss):
     outer = Marginal(d, Gaussian(), part) if loss == "marginal" else Folds(d, Gaussian(), part, np.arange(len(d.y)) % 5)
     found = tune(outer, np.zeros(6, int), spread=4.0, tolerance=1e-9)
     assert found.converged
-    Q = prior(np.zeros(6, int), 4.0)
-    gradient = outer(found.rho).gradient + Q @ (found.rho - CENTRE)
-    np.testing.assert_allclose(gradient, 0.0, atol=1e-3)
-    np.testing.assert_allclose(Q @ np.arange(6.0), (np.arange(6.0) - 2.5) / 16.0 + np.arange(6.0) / LEVEL**2)
+    np.testing.assert_allclose(found.outer.gradient, 0.0, atol=1e-3)
     assert max(found.rho[:2]) < min(found.rho[2:]) - 1.0
 
     def objective(r):
-        return outer(r).value + 0.5 * (r - CENTRE) @ Q @ (r - CENTRE)
+        held = np.minimum(r - CENTRE, 0.0) / LEVEL
+        return outer(r).value + 0.5 * np.sum((r - r.mean()) ** 2) / 16.0 + 0.5 * np.sum(held**2)
+
+    assert found.outer.value == pytest.approx(objective(found.rho), rel=1e-9)
+    assert found.outer.value - found.outer.prior == pytest.approx(outer(found.rho).value, rel=1e-9)
 
     best = minimize(objective, np.zeros(6), method="L-BFGS-B", bounds=[(-8.0, 18.0)] * 6)
     assert objective(found.rho) <= best.fun + 1e-5
     quick = tune(outer, np.zeros(6, int), spread=4.0)
     assert objective(quick.rho) <= best.fun + 0.05
-    assert quick.evaluations < 15
+    assert quick.evaluations < 25
     loose = tune(outer, np.zeros(6, int), spread=100.0, level=100.0)
     assert np.ptp(loose.rho) > np.ptp(found.rho) + 1.0
     tight = tune(outer, np.array([0, 0, 0, 1, 1, 1]), spread=0.01, level=100.0)
@@ -342,7 +345,7 @@ def test_tied_penalties_are_one():
     shared = tied(V, group)(theta, None)
     np.testing.assert_allclose(shared.gradient, jacobian(lambda t: V(t[group]).value, theta, 1e-4), rtol=1e-6)
     np.testing.assert_allclose(shared.hessian, jacobian(lambda t: tied(V, group)(t, None).gradient, theta), rtol=1e-5)
-    found = minimise(tied(V, group), theta, np.zeros((2, 2)))
+    found = minimise(tied(V, group), theta)
     assert found.converged
     assert found.rho.shape == (2,)
 
@@ -363,3 +366,11 @@ def test_jax_is_not_imported():
     code = "import sys, bilevax.tables.effects, bilevax.solvers.additive_folds; "
     code += "assert not {'jax', 'sklearn', 'pandas', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_priors_derivatives_are_central_differences():
+    kind, zeros = np.array([0, 1, 0, 1, 1]), np.zeros(5)
+    loss = with_prior(lambda rho, near: Outer(0.0, zeros, np.zeros((5, 5)), (), 1.0), kind, spread=1.5, level=0.7)
+    rho = CENTRE + np.array([-3.0, -1.0, 2.0, 0.5, -0.2])
+    np.testing.assert_allclose(loss(rho, None).gradient, jacobian(lambda r: loss(r, None).value, rho), rtol=1e-7)
+    np.testing.assert_allclose(loss(rho, None).hessian, jacobian(lambda r: loss(r, None).gradient, rho), atol=1e-8)

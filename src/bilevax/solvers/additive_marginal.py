@@ -111,7 +111,7 @@ def covariance(model: Marginal, found: Found) -> np.ndarray:
     A = fitted.inverse()
     b, lam = fitted.b.T.ravel(), np.tile(penalties(found.rho, model.part), model.family.scores)
     J = A @ (part_sums(model.part, model.family.scores).multiply(lam * b)).T.toarray()
-    e, U = np.linalg.eigh(0.5 * (found.hessian + found.hessian.T))
+    e, U = np.linalg.eigh(0.5 * (found.outer.hessian + found.outer.hessian.T))
     spread = J @ (U / np.sqrt(np.maximum(e, FLATTEST)))
     out: np.ndarray = found.outer.phi * A + spread @ spread.T
     return out

@@ -18,10 +18,10 @@ SPREAD = 2.0
 """Standard deviation of log penalties of a kind around their common value."""
 
 LEVEL = 3.0
-"""Standard deviation of log penalties around CENTRE."""
+"""Standard deviation of log penalties below CENTRE."""
 
 CENTRE = 2.0
-"""Middle of the prior of log penalties, and the start of the one that all parts share."""
+"""Below it the prior holds log penalties; the start of the one that all parts share."""
 
 
 class Outer(NamedTuple):
@@ -33,6 +33,7 @@ class Outer(NamedTuple):
         hessian: in rho, [m, m], approximate: as if the curvature did not depend on b.
         fits: the minima of F at rho that it was made of.
         phi: dispersion.
+        prior: the prior's part of the value.
     """
 
     value: float
@@ -40,6 +41,7 @@ class Outer(NamedTuple):
     hessian: np.ndarray
     fits: tuple[Fit, ...]
     phi: float
+    prior: float = 0.0
 
 
 OuterLoss = Callable[[np.ndarray, Outer | None], Outer]
@@ -51,15 +53,13 @@ class Found(NamedTuple):
 
     Attributes:
         rho: [m].
-        outer: the loss there, without the prior.
-        hessian: of the objective, the prior's included, [m, m].
+        outer: the loss there, the prior included.
         evaluations: of the outer loss.
         converged: whether a step promised no more than the tolerance.
     """
 
     rho: np.ndarray
     outer: Outer
-    hessian: np.ndarray
     evaluations: int
     converged: bool
 
@@ -75,15 +75,28 @@ def tied(loss: OuterLoss, group: np.ndarray) -> OuterLoss:
     return shared
 
 
-def prior(kind: np.ndarray, spread: float = SPREAD, level: float = LEVEL) -> np.ndarray:
-    """Q [m, m] with r' Q r / 2 = 1/2 sum_j (r_j - mean of its kind)^2 / spread^2 + 1/2 sum_j r_j^2 / level^2, kind [m].
+def with_prior(loss: OuterLoss, kind: np.ndarray, *, spread: float = SPREAD, level: float = LEVEL) -> OuterLoss:
+    """The loss and 1/2 sum_j (rho_j - mean of its kind)^2 / spread^2 + 1/2 sum_j min(0, rho_j - CENTRE)^2 / level^2.
 
-    With r = rho - CENTRE. The first term ties many penalties on few rows. The second holds them where the likelihood
-    does not: of rows that a plane separates, Laplace's approximation may grow without end as penalties fall.
+    The first term ties many penalties on few rows. The second holds them where the likelihood does not: of rows that a
+    plane separates, Laplace's approximation may grow without end as penalties fall.
+
+    Args:
+        loss: of rho.
+        kind: number of each part's kind, [m].
+        spread: of log penalties within a kind.
+        level: of log penalties below CENTRE.
     """
     same = kind[:, None] == kind
-    out: np.ndarray = (np.eye(len(kind)) - same / same.sum(axis=1, keepdims=True)) / spread**2
-    return out + np.eye(len(kind)) / level**2
+    Q = (np.eye(len(kind)) - same / same.sum(axis=1, keepdims=True)) / spread**2
+
+    def both(rho: np.ndarray, near: Outer | None) -> Outer:
+        out, below = loss(rho, near), np.minimum(rho - CENTRE, 0.0)
+        value = 0.5 * float(rho @ Q @ rho) + 0.5 * float(below @ below) / level**2
+        gradient, hessian = Q @ rho + below / level**2, Q + np.diag((below < 0.0) / level**2)
+        return Outer(out.value + value, out.gradient + gradient, out.hessian + hessian, out.fits, out.phi, value)
+
+    return both
 
 
 def tune(
@@ -98,22 +111,21 @@ def tune(
         level: of the prior.
         tolerance: of :func:`minimise`.
     """
-    m = len(kind)
-    one = minimise(tied(loss, np.zeros(m, int)), np.array([CENTRE]), np.full((1, 1), m / level**2), tolerance=0.1)
-    found = minimise(loss, np.full(m, one.rho[0]), prior(kind, spread, level), near=one.outer, tolerance=tolerance)
+    m, objective = len(kind), with_prior(loss, kind, spread=spread, level=level)
+    one = minimise(tied(objective, np.zeros(m, int)), np.array([CENTRE]), tolerance=0.1)
+    found = minimise(objective, np.full(m, one.rho[0]), near=one.outer, tolerance=tolerance)
     return found._replace(evaluations=found.evaluations + one.evaluations)
 
 
 def minimise(
     loss: OuterLoss,
     rho: np.ndarray,
-    precision: np.ndarray,
     *,
     near: Outer | None = None,
     tolerance: float = 1e-2,
     most: int = 60,
 ) -> Found:
-    """Newton's method in rho within bounds; the objective is loss + r' precision r / 2, r = rho - CENTRE.
+    """Newton's method in rho within bounds.
 
     What the Hessian leaves out is learnt from the gradients along the way, by symmetric rank-one updates. Its
     eigenvalues are taken by their size, and no rho moves by more than LONGEST; a step is cut until the objective falls.
@@ -121,32 +133,28 @@ def minimise(
     Args:
         loss: the outer loss.
         rho: start, [m].
-        precision: of the prior, [m, m].
         near: the loss at other penalties, from whose fits the first ones start.
         tolerance: of the decrease that a step promises, in units of a log-likelihood.
         most: evaluations.
     """
-    outer, evaluations, converged = loss(rho, near), 1, False
-    learnt = np.zeros_like(precision)
+    outer, evaluations = loss(rho, near), 1
+    learnt = np.zeros_like(outer.hessian)
     while True:
-        r = rho - CENTRE
-        value = outer.value + 0.5 * float(r @ precision @ r)
-        gradient, hessian = outer.gradient + precision @ r, outer.hessian + precision
+        gradient = outer.gradient
         free = ~((rho <= LOWEST) & (gradient > 0.0) | (rho >= HIGHEST) & (gradient < 0.0))
         step = np.zeros(len(rho))
-        step[free] = _newton(gradient[free], (hessian + learnt)[np.ix_(free, free)])
+        step[free] = _newton(gradient[free], (outer.hessian + learnt)[np.ix_(free, free)])
         converged = -float(gradient @ step) <= 2.0 * tolerance
         fell = False
         while not fell and not converged and evaluations < most and np.max(np.abs(step)) > 1e-6:
             new = np.clip(rho + step, LOWEST, HIGHEST)
             trial = loss(new, outer)
             evaluations += 1
-            r = new - CENTRE
-            fell = trial.value + 0.5 * float(r @ precision @ r) <= value + 1e-4 * float(gradient @ (new - rho))
-            learnt = learnt + _secant(trial.gradient - outer.gradient, trial.hessian + learnt, new - rho)
+            fell = trial.value <= outer.value + 1e-4 * float(gradient @ (new - rho))
+            learnt = learnt + _secant(trial.gradient - gradient, trial.hessian + learnt, new - rho)
             step *= 0.3
         if not fell:
-            return Found(rho, outer, hessian, evaluations, converged)
+            return Found(rho, outer, evaluations, converged)
         rho, outer = new, trial
 
 
