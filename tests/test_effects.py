@@ -152,6 +152,12 @@ def test_the_smooth_penalty_is_that_of_second_differences():
     np.testing.assert_allclose(np.diff(part(effect, "linear")[:-1, 0], n=2), 0.0, atol=1e-12)
 
 
+def test_a_smooth_part_is_the_same_from_either_end():
+    x = np.repeat(np.exp(np.linspace(0.0, 5.0, 60)), np.random.default_rng(0).integers(1, 6, 60))
+    Z, mirrored = (part(number("x", sign * x), "smooth")[:-1] for sign in (1.0, -1.0))
+    np.testing.assert_allclose(Z @ Z.T, (mirrored @ mirrored.T)[::-1, ::-1], atol=1e-8)
+
+
 def text(cells):
     out = np.empty(len(cells), object)
     out[:] = cells
