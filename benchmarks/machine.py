@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -57,10 +58,15 @@ def arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument("--core", type=int, default=0, help="the core to run on")
 
 
-def fresh(function: str, *args: Any, cache: str | None = None, **environment: str) -> Any:
+def fresh(
+    function: str, *args: Any, cache: str | None = None, cpu_seconds: int | None = None, **environment: str
+) -> Any:
     """What a function, ``module:name``, returns in a process of its own: JSON.
 
     What it prints is printed. Its cache of compiled programs is the folder ``cache``, or none.
+
+    Raises:
+        TimeoutError: it, or a process that it started, wanted more CPU seconds than it may have.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
     if cache:
@@ -70,7 +76,13 @@ def fresh(function: str, *args: Any, cache: str | None = None, **environment: st
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
     command = [sys.executable, "-m", "benchmarks.machine", function, json.dumps(args)]
-    done = subprocess.run(command, env=kept | environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    limit = cpu_seconds and (lambda: resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 10)))
+    done = subprocess.run(
+        command, env=kept | environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=limit
+    )
+    if done.returncode == -signal.SIGXCPU:
+        raise TimeoutError(f"{function} took more than {cpu_seconds} CPU seconds")
+    done.check_returncode()
     return json.loads(done.stdout)
 
 

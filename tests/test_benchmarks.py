@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = {"core": ["--only", "w1", "memory"]}  # all of it takes longer than two minutes
-SHARED = {"bare_jax", "bare_loops", "cases", "datasets", "exact", "families", "fresh", "machine", "measures",
-          "planner_rivals", "reported", "rival_torch", "rivals", "store", "tables",
-          "verdict_figures", "verdict_runs"}  # fmt: skip
+SHARED = {"additive_figures", "additive_list", "additive_rivals", "bare_jax", "bare_loops", "cases", "datasets",
+          "exact", "families", "fresh", "machine", "measures", "planner_rivals", "reported", "rival_torch", "rivals",
+          "store", "tables", "verdict_figures", "verdict_runs"}  # fmt: skip
 
 
 def module(name):
