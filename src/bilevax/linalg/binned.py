@@ -1,0 +1,159 @@
+"""A model matrix of binned columns, X = [E_1 Z_1, ..., E_p Z_p], and its products, by histograms or dense."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+COUNT = 60
+"""Multiplications of dense matrices in the time in which one row enters a histogram, or a table is looked up."""
+
+DENSE = 20_000_000
+"""Entries up to which X is formed once and kept, where dense products are the cheaper ones."""
+
+CHUNK = 65_536
+"""Rows at a time in what needs memory for each row and each column."""
+
+
+class BinnedColumns:
+    """X = [E_1 Z_1, ..., E_p Z_p], with E_j the one-hot rows of the bins of column j and Z_j what its bins stand for.
+
+    X' diag(w) X has the blocks Z_j' N_jk Z_k, with N_jk[a, b] the sum of w over the rows in bins a and b: p^2 / 2
+    additions a row instead of P^2 / 2 multiplications; x_i' A x_i is likewise a sum of entries of Z_j A_jk Z_k'.
+
+    Args:
+        codes: the bin of every row in each column, p of integers [n].
+        bases: Z_j [bins_j, k_j], p of them; P = sum of k_j.
+        histograms: True or False forces the way of the products; None takes the cheaper one by a count of operations.
+    """
+
+    def __init__(
+        self, codes: Sequence[np.ndarray], bases: Sequence[np.ndarray], *, histograms: bool | None = None
+    ) -> None:
+        self.bases = [np.ascontiguousarray(Z, float) for Z in bases]
+        self.codes = np.array([np.asarray(c) for c in codes], np.intp).reshape(len(self.bases), -1)
+        self.starts = np.cumsum([0, *(Z.shape[1] for Z in self.bases)])
+        self.shape = (self.codes.shape[1], int(self.starts[-1]))
+        self._bins = np.cumsum([0, *(len(Z) for Z in self.bases)])
+        self.forced = histograms
+        self._kept: np.ndarray | None = None
+        self.histograms = self._cheaper() if histograms is None else histograms
+
+    def _cheaper(self) -> bool:
+        """Whether histograms take fewer operations than dense products."""
+        n, P = self.shape
+        p = len(self.bases)
+        k = np.diff(self.starts)
+        B = np.diff(self._bins)
+        # B_j B_k k_k + B_j k_j k_k of every pair j <= k
+        later = np.cumsum((B * k)[::-1])[::-1], np.cumsum(k[::-1])[::-1]
+        blocks = float(np.sum(B * later[0] + B * k * later[1]))
+        return COUNT * n * p * (p + 1) / 2 + blocks < n * P * (P + 1) / 2
+
+    def rows(self, index: np.ndarray) -> "BinnedColumns":
+        """The matrix of these rows."""
+        return BinnedColumns(list(self.codes[:, index]), self.bases, histograms=self.forced)
+
+    def block(self, j: int) -> slice:
+        """The columns of X that are column j's."""
+        return slice(int(self.starts[j]), int(self.starts[j + 1]))
+
+    def dot(self, beta: np.ndarray) -> np.ndarray:
+        """X beta, [n, S] of [P, S]."""
+        out = np.zeros((self.shape[0], beta.shape[1]))
+        for j, Z in enumerate(self.bases):
+            out += np.take(Z @ beta[self.block(j)], self.codes[j], axis=0)
+        return out
+
+    def transposed_dot(self, r: np.ndarray) -> np.ndarray:
+        """X' r, [P, S] of [n, S]."""
+        out = np.empty((self.shape[1], r.shape[1]))
+        for j, Z in enumerate(self.bases):
+            sums = [np.bincount(self.codes[j], column, len(Z)) for column in r.T]
+            out[self.block(j)] = Z.T @ np.array(sums).T
+        return out
+
+    def dense(self, rows: slice = slice(None)) -> np.ndarray:
+        """X itself, [n, P], or some of its rows."""
+        return np.concatenate(
+            [np.take(Z, c[rows], axis=0) for Z, c in zip(self.bases, self.codes, strict=True)], axis=1
+        )
+
+    def _pieces(self, length: int) -> list[slice]:
+        return [slice(i, i + length) for i in range(0, self.shape[0], length)]
+
+    def _dense_pieces(self) -> list[tuple[slice, np.ndarray | None]]:
+        """Slices of rows, with the rows of X where they are kept."""
+        n, P = self.shape
+        if n * P > DENSE:
+            return [(piece, None) for piece in self._pieces(max(1, DENSE // (4 * P)))]
+        if self._kept is None:
+            self._kept = self.dense()
+        return [(slice(0, n), self._kept)]
+
+    def gram(self, w: np.ndarray) -> np.ndarray:
+        """X' diag(w) X, [P, P] of [n]; weights of any sign."""
+        if self.histograms:
+            return self._gram_by_histograms(w)
+        out = np.zeros((self.shape[1], self.shape[1]))
+        same_sign = bool(np.all(w >= 0.0))
+        root = np.sqrt(w) if same_sign else w
+        for piece, X in self._dense_pieces():
+            X = self.dense(piece) if X is None else X
+            Y = X * root[piece, None]
+            # Y'Y takes half of what a product of two matrices does.
+            out += Y.T @ Y if same_sign else X.T @ Y
+        return out
+
+    def _gram_by_histograms(self, w: np.ndarray) -> np.ndarray:
+        out = np.empty((self.shape[1], self.shape[1]))
+        for j, Z in enumerate(self.bases):
+            at = self.block(j)
+            out[at, at] = (Z.T * np.bincount(self.codes[j], w, len(Z))) @ Z
+            for first, last in self._groups(j):
+                N = self._histogram(j, first, last, w)
+                for k in range(first, last):
+                    bins = slice(self._bins[k] - self._bins[first], self._bins[k + 1] - self._bins[first])
+                    to = self.block(k)
+                    out[at, to] = Z.T @ (N[:, bins] @ self.bases[k])
+                    out[to, at] = out[at, to].T
+        return out
+
+    def _groups(self, j: int) -> list[tuple[int, int]]:
+        """Ranges of columns after j that are counted in one pass."""
+        p, together = len(self.bases), max(1, CHUNK // max(1, self.shape[0]))
+        return [(k, min(k + together, p)) for k in range(j + 1, p, together)]
+
+    def _pair_codes(self, j: int, first: int, last: int) -> np.ndarray:
+        """Places of the rows in the tables of bins of j by those of columns from first to last, [last - first, n]."""
+        width = self._bins[last] - self._bins[first]
+        offset = (self._bins[first:last] - self._bins[first])[:, None]
+        out: np.ndarray = self.codes[first:last] + offset + self.codes[j] * width
+        return out
+
+    def _histogram(self, j: int, first: int, last: int, w: np.ndarray) -> np.ndarray:
+        """Sums of w by the bins of j and those of the columns from first to last, [bins_j, bins]."""
+        width = int(self._bins[last] - self._bins[first])
+        codes = self._pair_codes(j, first, last).ravel()
+        weights = w if last == first + 1 else np.tile(w, last - first)
+        return np.bincount(codes, weights, len(self.bases[j]) * width).reshape(-1, width)
+
+    def quadratic(self, A: np.ndarray) -> np.ndarray:
+        """x_i' A x_i of every row, [n]; of A [P, P] the symmetric part counts."""
+        if self.histograms:
+            return self._quadratic_by_tables(0.5 * (A + A.T))
+        out = np.empty(self.shape[0])
+        for piece, X in self._dense_pieces():
+            X = self.dense(piece) if X is None else X
+            out[piece] = np.einsum("ij,ij->i", X @ A, X)
+        return out
+
+    def _quadratic_by_tables(self, A: np.ndarray) -> np.ndarray:
+        out = np.zeros(self.shape[0])
+        for j, Z in enumerate(self.bases):
+            at = self.block(j)
+            out += np.take(np.einsum("ij,ij->i", Z @ A[at, at], Z), self.codes[j])
+            for first, last in self._groups(j):
+                tables = [(Z @ A[at, self.block(k)]) @ self.bases[k].T for k in range(first, last)]
+                found = np.take(np.concatenate(tables, axis=1).ravel(), self._pair_codes(j, first, last))
+                out += 2.0 * found.sum(axis=0)
+        return out

@@ -1,0 +1,237 @@
+"""A penalised generalised linear model on binned columns, fitted by Newton's method.
+
+    F(b) = sum_i w_i d(y_i, s_i) + 1/2 sum_j exp(rho_j) |b_j|^2,    s_i = X_i b + offset_i
+
+with d half the unit deviance of a family, and j the *parts*: groups of columns that share a penalty. A column of ones
+without a penalty stands before X. With several scores, b is [1 + P, S], and a part is its columns in all scores.
+With a dispersion phi the likelihood is exp(-d / phi), and the prior of b_j N(0, phi / exp(rho_j)), so that b does not
+depend on phi.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import cho_solve
+from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.sparse import csr_array
+
+from bilevax.core.errors import ParameterError
+from bilevax.linalg.binned import BinnedColumns
+from bilevax.solvers.additive_families import Family, Losses
+
+MOST_STEPS = 100
+"""Newton steps of a fit, at most."""
+
+ROUNDING = 1e-13
+"""Part of F by which its sum over the rows may be wrong."""
+
+CHORD = 0.1
+"""A Hessian is kept while each step with it leaves at most this part of the decrement."""
+
+
+class Data(NamedTuple):
+    """Rows to fit to.
+
+    Attributes:
+        X: [n, P], without the column of ones.
+        y: targets [n].
+        weight: [n]; a row of weight 2 counts as two rows.
+        offset: added to the scores, [n, S].
+    """
+
+    X: BinnedColumns
+    y: np.ndarray
+    weight: np.ndarray
+    offset: np.ndarray
+
+    def rows(self, index: np.ndarray) -> "Data":
+        """These rows alone."""
+        return Data(self.X.rows(index), self.y[index], self.weight[index], self.offset[index])
+
+
+def data(
+    X: BinnedColumns, y: np.ndarray, family: Family, weight: np.ndarray | None = None, offset: np.ndarray | None = None
+) -> Data:
+    """Rows to fit to; a column of ones is put before X, weights are 1 and offsets 0 where they are None.
+
+    Raises:
+        ParameterError: the rows of the parts differ in number, or weights are negative, not finite or all 0.
+    """
+    n = len(y)
+    ones = BinnedColumns([np.zeros(n, int), *X.codes], [np.ones((1, 1)), *X.bases], histograms=X.forced)
+    w = np.ones(n) if weight is None else np.asarray(weight, float)
+    o = np.zeros((n, family.scores)) if offset is None else np.asarray(offset, float).reshape(n, -1)
+    if X.shape[0] != n or w.shape != (n,) or o.shape != (n, family.scores):
+        shapes = f"{X.shape[0]}, {n}, {w.shape} and {o.shape}"
+        raise ParameterError(f"rows of X and y, weight and offset are {shapes}; n, n, (n,), (n, {family.scores}) fit")
+    if not (np.all(np.isfinite(w)) and np.all(w >= 0.0) and np.any(w > 0.0)):
+        raise ParameterError("weights are negative, not finite or all zero; give numbers of at least 0")
+    return Data(ones, np.asarray(y), w, o)
+
+
+class Fit(NamedTuple):
+    """A minimum of F.
+
+    Attributes:
+        b: weights, the intercept first, [1 + P, S].
+        scores: [n, S].
+        losses: of the rows at b.
+        value: F(b).
+        gram: X' W X at b, score by score, [S (1 + P), S (1 + P)].
+        factor: lower Cholesky factor of H = X' W X + diag(penalties), laid out likewise.
+        steps: Newton steps taken.
+        converged: whether the decrement came below the tolerance.
+    """
+
+    b: np.ndarray
+    scores: np.ndarray
+    losses: Losses
+    value: float
+    gram: np.ndarray
+    factor: np.ndarray
+    steps: int
+    converged: bool
+
+    def solve(self, r: np.ndarray) -> np.ndarray:
+        """H^-1 r, [1 + P, S]."""
+        return _solve(self.factor, r)
+
+    def solve_all(self, r: np.ndarray) -> np.ndarray:
+        """H^-1 r of r [S (1 + P), m], laid out like H."""
+        out: np.ndarray = cho_solve((self.factor, True), r, check_finite=False)
+        return out
+
+    def inverse(self) -> np.ndarray:
+        """H^-1, laid out like H."""
+        # The upper triangle of the factor is 0, and stays so.
+        lower, _ = dpotri(self.factor, lower=1)
+        out: np.ndarray = lower + lower.T
+        out[np.diag_indices(len(out))] *= 0.5
+        return out
+
+    def log_det(self) -> float:
+        """log |H|."""
+        return 2.0 * float(np.sum(np.log(np.diag(self.factor))))
+
+
+def _solve(factor: np.ndarray, r: np.ndarray) -> np.ndarray:
+    x = cho_solve((factor, True), r.T.ravel(), check_finite=False)
+    out: np.ndarray = x.reshape(r.shape[1], -1).T
+    return out
+
+
+def part_sums(part: np.ndarray, S: int) -> csr_array:
+    """[m, S (1 + P)], 1 where a row of H is of a part; part as in :func:`penalties`."""
+    P = len(part)
+    at = (np.arange(1, P + 1) + np.arange(S)[:, None] * (P + 1)).ravel()
+    return csr_array((np.ones(S * P), (np.tile(part, S), at)), shape=(int(part.max(initial=-1)) + 1, S * (P + 1)))
+
+
+def penalties(rho: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """exp(rho_j) of each column's part, 0 of the intercept, [1 + P]; part [P] has the number of each column's part."""
+    return np.concatenate([[0.0], np.exp(rho)[part]])
+
+
+def curvature(d: Data, losses: Losses) -> np.ndarray:
+    """X' W X, score by score, [S (1 + P), S (1 + P)]."""
+    P, S = d.X.shape[1], losses.slope.shape[1]
+    out = np.empty((S, P, S, P))
+    for t in range(S):
+        for u in range(t + 1):
+            out[t, :, u] = d.X.gram(d.weight * losses.curvature[:, t, u])
+            out[u, :, t] = out[t, :, u]
+    return out.reshape(S * P, S * P)
+
+
+def factorised(G: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    """Lower Cholesky factor of G + diag(penalty, once for each score)."""
+    at = np.arange(len(G))
+    diagonal = G[at, at] + np.tile(penalty, len(G) // len(penalty))
+    jitter = 0.0
+    while True:
+        H = np.array(G, order="F")
+        H[at, at] = diagonal + jitter * (diagonal + np.finfo(float).tiny)
+        factor, info = dpotrf(H, lower=1, clean=1, overwrite_a=1)
+        if info == 0:
+            return np.asarray(factor)
+        # Rounding, or rows whose curvature vanished: but for these H is positive definite.
+        jitter = max(1e-14, 100.0 * jitter)
+
+
+class _Point(NamedTuple):
+    """F at b, and what it was made of."""
+
+    b: np.ndarray
+    scores: np.ndarray
+    losses: Losses
+    value: float
+
+
+def _point(d: Data, family: Family, penalty: np.ndarray, b: np.ndarray) -> _Point:
+    s = d.X.dot(b) + d.offset
+    losses = family.losses(s, d.y)
+    return _Point(b, s, losses, float(d.weight @ losses.value) + 0.5 * float(penalty @ np.sum(b * b, axis=1)))
+
+
+def fit(d: Data, family: Family, penalty: np.ndarray, *, near: Fit | None = None, tolerance: float = 1e-9) -> Fit:
+    """The minimum of F, from a fit at other penalties, or from a model of an intercept alone.
+
+    Newton steps H v = -grad F, halved until F falls by a part of what its slope promises, until the decrement
+    grad F' H^-1 grad F / 2 is at most ``tolerance`` (F is in units of a log-likelihood). The curvature X' W X serves
+    further steps while these converge fast; that of the result is the one at the minimum.
+
+    Args:
+        d: the rows.
+        family: of the loss.
+        penalty: of every row of b, [1 + P], 0 for none.
+        near: start.
+        tolerance: of the decrement.
+
+    Cost: a gradient is n p additions; a curvature S (S + 1) / 2 of :meth:`BinnedColumns.gram`; S^3 P^3 / 3 a factor.
+    """
+    if near is None:
+        b = np.zeros((d.X.shape[1], family.scores))
+        b[0] = family.start(d.y, d.weight)
+        at = _point(d, family, penalty, b)
+        G, W = curvature(d, at.losses), at.losses.curvature
+    else:
+        at = _point(d, family, penalty, near.b)
+        G, W = near.gram, near.losses.curvature
+    factor = factorised(G, penalty)
+    last, converged, steps = np.inf, False, 0
+    while steps < MOST_STEPS:
+        gradient = d.X.transposed_dot(d.weight[:, None] * at.losses.slope) + penalty[:, None] * at.b
+        move = -_solve(factor, gradient)
+        decrement = -0.5 * float(np.sum(gradient * move))
+        converged = decrement <= tolerance
+        if converged:
+            break
+        here = W is at.losses.curvature or np.array_equal(W, at.losses.curvature)
+        moved = _halved(d, family, penalty, at, move, decrement) if here or decrement <= CHORD * last else None
+        if moved is None and here:
+            break  # no step lowers F: it is at its rounding
+        if moved is None:
+            G, W = curvature(d, at.losses), at.losses.curvature
+            factor = factorised(G, penalty)
+            continue
+        # A halved step says that the curvature is another one.
+        last = decrement if moved[1] == 1.0 else 0.0
+        at = moved[0]
+        steps += 1
+    if not np.array_equal(W, at.losses.curvature):
+        G = curvature(d, at.losses)
+        factor = factorised(G, penalty)
+    return Fit(*at, G, factor, steps, converged)
+
+
+def _halved(
+    d: Data, family: Family, penalty: np.ndarray, at: _Point, move: np.ndarray, decrement: float
+) -> tuple[_Point, float] | None:
+    """Where F falls by a ten-thousandth of what its slope promises, and the part of the step; None: nowhere."""
+    size = 1.0
+    while size > 1e-8:
+        new = _point(d, family, penalty, at.b + size * move)
+        if new.value <= at.value - 2e-4 * size * decrement + ROUNDING * abs(at.value):
+            return new, size
+        size *= 0.5
+    return None

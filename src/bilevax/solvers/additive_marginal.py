@@ -1,0 +1,155 @@
+"""The Laplace approximate marginal likelihood of an additive model as an outer loss of its penalties.
+
+With Gaussian priors, b_j ~ N(0, phi / exp(rho_j)) for part j of r_j weights and a flat one of the M intercepts, the
+integral of the likelihood over b is approximated around the minimum of F (Wood 2011, J. R. Stat. Soc. B 73:3):
+
+    V = F(b) / phi + c(phi) - M/2 log(2 pi phi) - 1/2 sum_j r_j rho_j + 1/2 log |H|,     H = X' W X + diag(penalties)
+
+phi = 1 where there is no dispersion; else it minimises V. For Gaussian rows V is exact. W depends on b and b on rho, so
+
+    dV/drho_j = 1/2 (exp(rho_j) (|b_j|^2 / phi + tr (H^-1)_jj - b_j' (H^-1 g)_j) - r_j),     g = X' (dW/ds : h)
+
+with h the leverages x_i' H^-1 x_i: one more solve, db/drho_j = -exp(rho_j) H^-1 b_j.
+"""
+
+import numpy as np
+from scipy.optimize import brentq
+
+from bilevax.solvers.additive_families import Family
+from bilevax.solvers.additive_fit import Data, Fit, fit, part_sums, penalties
+from bilevax.solvers.additive_search import Found, Outer
+
+LOG_PHI = (-40.0, 40.0)
+"""Between these the logarithm of the dispersion is looked for."""
+
+
+FLATTEST = 0.1
+"""Least curvature of V that the doubt of a log penalty is taken from."""
+
+
+class Marginal:
+    """V and its derivatives, as a function of rho.
+
+    Args:
+        data: the rows.
+        family: of the likelihood.
+        part: the number of each column's part, [P], from 0 to m - 1.
+        tolerance: of the decrement of F.
+
+    Cost: a fit, then S^3 P^3 / 3 twice for H^-1, and the leverages, S (S + 1) / 2 of :meth:`BinnedColumns.quadratic`.
+    """
+
+    def __init__(self, data: Data, family: Family, part: np.ndarray, *, tolerance: float = 1e-7) -> None:
+        self.data, self.family, self.part, self.tolerance = data, family, part, tolerance
+        self._sums = part_sums(part, family.scores)
+        self.rank = self._sums.sum(axis=1)
+
+    def __call__(self, rho: np.ndarray, near: Outer | None = None) -> Outer:
+        """V at rho, [m]; ``near`` is V at another one, from which the fit starts."""
+        penalty, M = penalties(rho, self.part), self.family.scores
+        found = fit(self.data, self.family, penalty, near=near and near.fits[0], tolerance=self.tolerance)
+        log_phi, bend = dispersion(self.family, found.value, self.data.weight, M)
+        phi = float(np.exp(log_phi))
+        A = found.inverse()
+        b, lam = found.b.T.ravel(), np.tile(penalty, M)
+        size, trace = self._sums @ (lam * b * b / phi), self._sums @ (lam * np.diag(A))
+        value = found.value / phi + self.family.normaliser(log_phi, self.data.weight)[0]
+        value += 0.5 * (found.log_det() - float(self.rank @ rho) - M * (np.log(2.0 * np.pi) + log_phi))
+        through = self._sums @ (lam * b * found.solve(self._bending(found, A)).T.ravel())
+        # As if W were constant: - exp(rho_j + rho_k) (b_j' A_jk b_k / phi + |A_jk|^2 / 2) off the diagonal
+        inner = A * (0.5 * A + np.outer(b, b / phi)) * lam[:, None] * lam
+        hessian = np.diag(0.5 * (size + trace)) - self._sums @ (self._sums @ inner).T
+        if bend > 0.0:  # phi follows rho
+            hessian -= np.outer(size, size) / (4.0 * bend)
+        gradient = 0.5 * (size + trace - through - self.rank)
+        return Outer(float(value), gradient, hessian, (found,), phi)
+
+    def freedom(self, rho: np.ndarray, outer: Outer) -> np.ndarray:
+        """Effective degrees of freedom of the parts, r_j - exp(rho_j) tr (H^-1)_jj, [m]."""
+        lam = np.tile(penalties(rho, self.part), self.family.scores)
+        out: np.ndarray = self.rank - self._sums @ (lam * np.diag(outer.fits[0].inverse()))
+        return out
+
+    def _bending(self, found: Fit, A: np.ndarray) -> np.ndarray:
+        """g = X' (dW/ds : h), [1 + P, S]."""
+        d, S = self.data, self.family.scores
+        P = d.X.shape[1]
+        if not self.family.bends:
+            return np.zeros((P, S))
+        h = np.empty((len(d.y), S, S))
+        for t in range(S):
+            for u in range(t + 1):
+                h[:, t, u] = h[:, u, t] = d.X.quadratic(A[t * P : (t + 1) * P, u * P : (u + 1) * P])
+        return d.X.transposed_dot(d.weight[:, None] * self.family.bend(found.scores, d.y, h))
+
+
+def dispersion(family: Family, F: float, w: np.ndarray, M: int) -> tuple[float, float]:
+    """log phi that minimises F / phi + c(phi) - M/2 log(phi), and the second derivative there; 0, 0 without one."""
+    if not family.dispersed:
+        return 0.0, 0.0
+
+    def slope(log_phi: float) -> float:
+        return -F * float(np.exp(-log_phi)) + family.normaliser(log_phi, w)[1] - 0.5 * M
+
+    low, high = LOG_PHI
+    if slope(low) >= 0.0:
+        log_phi = low
+    elif slope(high) <= 0.0:
+        log_phi = high
+    else:
+        log_phi = float(brentq(slope, low, high, xtol=1e-12, rtol=1e-14))
+    return log_phi, F * float(np.exp(-log_phi)) + family.normaliser(log_phi, w)[2]
+
+
+def covariance(model: Marginal, found: Found) -> np.ndarray:
+    """Of the weights, phi H^-1 + J V_rho J', score by score, [S (1 + P), S (1 + P)].
+
+    The second term is what rho may be wrong by (Wood, Pya, Saefken 2016, arXiv:1511.03864): J = db/drho, V_rho the
+    inverse of the Hessian of V and the prior, whose eigenvalues below FLATTEST are raised to it.
+    """
+    fitted = found.outer.fits[0]
+    A = fitted.inverse()
+    b, lam = fitted.b.T.ravel(), np.tile(penalties(found.rho, model.part), model.family.scores)
+    J = A @ (part_sums(model.part, model.family.scores).multiply(lam * b)).T.toarray()
+    e, U = np.linalg.eigh(0.5 * (found.outer.hessian + found.outer.hessian.T))
+    spread = J @ (U / np.sqrt(np.maximum(e, FLATTEST)))
+    out: np.ndarray = found.outer.phi * A + spread @ spread.T
+    return out
+
+
+def curve_errors(Z: np.ndarray, columns: slice, covariance: np.ndarray, S: int) -> np.ndarray:
+    """Standard errors of Z b for a column's weights, [bins, S].
+
+    Args:
+        Z: what its bins stand for, [bins, k].
+        columns: its rows of b, the intercept being row 0.
+        covariance: of the weights, [S (1 + P), S (1 + P)].
+        S: number of scores.
+    """
+    P = len(covariance) // S
+    own = [slice(t * P + columns.start, t * P + columns.stop) for t in range(S)]
+    variances = [np.einsum("bi,bi->b", Z @ covariance[at, at], Z) for at in own]
+    out: np.ndarray = np.sqrt(np.array(variances).T)
+    return out
+
+
+def evidence(model: Marginal, found: Found, columns: slice) -> float:
+    """log p(y) less log p(y) without a column, by the ratio of prior and posterior density of its weights at 0.
+
+    1/2 (b_j' (A_jj)^-1 b_j / phi + log |A_jj diag(penalties_j)|), A = H^-1 (Savage, Dickey 1971); exact for Gaussian
+    rows at this phi.
+
+    Args:
+        model: the marginal likelihood.
+        found: tuned penalties.
+        columns: of X with the column of ones, those of the column.
+    """
+    fitted, S = found.outer.fits[0], model.family.scores
+    P = len(fitted.b)
+    at = (np.arange(columns.start, columns.stop) + np.arange(S)[:, None] * P).ravel()
+    A = fitted.inverse()[np.ix_(at, at)]
+    b = fitted.b.T.ravel()[at]
+    lam = np.tile(penalties(found.rho, model.part)[columns], S)
+    # of A_jj diag(penalties_j), whose eigenvalues are between 0 and 1
+    log_det = np.linalg.slogdet(np.sqrt(lam)[:, None] * A * np.sqrt(lam))[1]
+    return 0.5 * (float(b @ np.linalg.solve(A, b)) / found.outer.phi + float(log_det))
