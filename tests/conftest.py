@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads that wait for each other do so at full speed
 
@@ -13,6 +14,9 @@ from bilevax.core.config import config
 from bilevax.core.keys import stream
 from bilevax.core.protocols import Draw
 from bilevax.testing.tools import Table
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's job in the background has it from birth
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
