@@ -75,11 +75,9 @@ def fresh(
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-    command = [sys.executable, "-m", "benchmarks.machine", function, json.dumps(args)]
-    limit = cpu_seconds and (lambda: resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 10)))
-    done = subprocess.run(
-        command, env=kept | environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=limit
-    )
+    # it limits itself: a process in which JAX runs should not fork to do it
+    command = [sys.executable, "-m", "benchmarks.machine", function, json.dumps(args), str(cpu_seconds or "")]
+    done = subprocess.run(command, env=kept | environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode == -signal.SIGXCPU:
         raise TimeoutError(f"{function} took more than {cpu_seconds} CPU seconds")
     done.check_returncode()
@@ -215,6 +213,8 @@ def peak_bytes() -> int:
 
 if __name__ == "__main__":
     module, _, name = sys.argv[1].partition(":")
+    if sys.argv[3]:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[3]), int(sys.argv[3]) + 10))
     with contextlib.redirect_stdout(sys.stderr):  # only what it returns goes to where the caller reads
         out = getattr(import_module(module), name)(*json.loads(sys.argv[2]))
     print(json.dumps(out))
