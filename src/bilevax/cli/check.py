@@ -8,8 +8,9 @@ import sys
 import threading
 from pathlib import Path
 
-from bilevax.core import errors, files
-from bilevax.core.errors import BilevaxError, UsageError, UserCodeError
+from bilevax.cli.place import require_free
+from bilevax.core import errors
+from bilevax.core.errors import BilevaxError, UserCodeError
 from bilevax.core.events import Plain
 from bilevax.core.text import clean
 
@@ -26,9 +27,7 @@ _CHILD = [
 def run(name: str, html: Path | None, *, seed: int, force: bool, debug: bool = False) -> int:
     """Print the findings, and write them as a page where that is wanted; 1 where there is an error among them."""
     if html is not None:
-        if html.exists() and not force:
-            raise UsageError(f"{html} exists; choose another file, or give --force to replace it")
-        files.require_place(html)
+        require_free(html, force=force)
     found = audited({"name": name, "seed": seed, "debug": debug, "path": sys.path})
     _show(name, found["findings"], found["figures"])
     if html is not None:

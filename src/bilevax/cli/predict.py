@@ -5,9 +5,9 @@ import io
 import sys
 from pathlib import Path
 
+from bilevax.cli.place import require_free
 from bilevax.cli.source import open_table
 from bilevax.core import files
-from bilevax.core.errors import UsageError
 from bilevax.core.text import clean
 
 # What a spreadsheet takes for the beginning of a formula.
@@ -20,9 +20,7 @@ def run(directory: Path, source: str, out: Path | None, *, force: bool) -> None:
     from bilevax.tables.labels import label_text
 
     if out is not None:
-        if out.exists() and not force:
-            raise UsageError(f"{out} exists; choose another file, or give --force to replace it")
-        files.require_place(out)
+        require_free(out, force=force)
     model = read_model(directory)
     table, _ = open_table(source, text=model.text_columns)
     probabilities = model.predict_proba(table)

@@ -9,9 +9,11 @@ import dataclasses
 import functools
 import inspect
 import numbers
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast, dataclass_transform
 
 import jax
@@ -207,6 +209,17 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ParameterError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value
+
+
+def as_path(name: str, value: Any) -> Path:
+    """The path that a string or a path is.
+
+    Raises:
+        ParameterError: it is neither.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ParameterError(f"{name} must be a path, got {value!r}")
+    return Path(value)
 
 
 def set_frozen(obj: object, /, **values: object) -> None:

@@ -26,6 +26,9 @@ FILES = (CONFIG, METRICS, MODEL, COEFFICIENTS, REPORT)
 CHECKPOINTS = "checkpoints"
 """Directory within, where the tuning keeps what it has reached, until the run is finished."""
 
+STEP = re.compile(r"step_(\d{8,})(?:-(\d+))?")
+"""Names of checkpoints: the outer steps done, and of several of one step which."""
+
 RUNNING, FINISHED = "running", "finished"
 """What a manifest calls the run's ``state``."""
 

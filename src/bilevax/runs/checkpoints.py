@@ -7,7 +7,6 @@
 import io
 import math
 import os
-import re
 import tokenize
 import warnings
 from collections.abc import Mapping
@@ -19,18 +18,17 @@ import jax
 import numpy as np
 
 from bilevax.core import files, manifest
-from bilevax.core.config import at_least_one, check_fields, nonnegative, set_frozen, to_plain
+from bilevax.core.config import as_path, at_least_one, check_fields, nonnegative, set_frozen, to_plain
 from bilevax.core.errors import CheckpointError, CorruptError, ParameterError, TooNewError, UsageError
 from bilevax.core.events import Plain
 from bilevax.core.keys import is_key
+from bilevax.core.run_files import STEP
 from bilevax.core.trees import PyTree
 
 KIND, FORMAT = "checkpoint", 1
 
 ARRAY, NUMBER = "$array", "$number"
 """What stands in JSON for an array, and for a number that JSON has not."""
-
-_STEP = re.compile(r"step_(\d{8,})(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,9 @@ class Run:
     override: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.directory, str | os.PathLike):
-            raise ParameterError(f"directory must be a path, got {self.directory!r}")
         names = (self.override,) if isinstance(self.override, str) else tuple(self.override)
-        set_frozen(self, directory=Path(self.directory), override=names)
-        check_fields(self, seconds=nonnegative, keep=at_least_one)
+        set_frozen(self, override=names)
+        check_fields(self, directory=as_path, seconds=nonnegative, keep=at_least_one)
 
 
 @runtime_checkable
@@ -102,7 +98,7 @@ class Checkpoints:
     def __init__(self, run: Run) -> None:
         self.directory, self._keep = Path(run.directory), run.keep
         self._damaged: list[str] = []
-        foreign = [n for n in files.names(self.directory) if not (_STEP.fullmatch(n) or n[0] == "." or n == files.LOCK)]
+        foreign = [n for n in files.names(self.directory) if not (STEP.fullmatch(n) or n[0] == "." or n == files.LOCK)]
         if foreign:
             raise UsageError(f"{self.directory} holds {foreign[0]!r}, which is no checkpoint; choose another directory")
         files.make_directory(self.directory)
@@ -165,11 +161,11 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         """Of the checkpoints, the oldest first."""
-        return sorted(filter(_STEP.fullmatch, files.names(self.directory)), key=_order)
+        return sorted(filter(STEP.fullmatch, files.names(self.directory)), key=_order)
 
 
 def _order(name: str) -> tuple[int, int]:
-    match = _STEP.fullmatch(name)
+    match = STEP.fullmatch(name)
     assert match is not None
     return int(match[1]), int(match[2] or 0)
 

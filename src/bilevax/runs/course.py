@@ -147,7 +147,9 @@ class Course:
 
     def kept(self, named: Plain) -> tuple[Plain, dict[str, PyTree]]:
         """What a checkpoint keeps: plain values, and arrays by name."""
-        arrays = _named("algorithm", self.ready[1]) | _named("state", self.state)
+        arrays = _named("state", self.state)
+        if needs_measuring(self.given.algorithm):  # its steps are not given again
+            arrays |= _named("algorithm", self.ready[1])
         parts = {name: pack(part.state(), name, arrays) for name, part in self._parts.items()}
         content = {
             "identity": named,

@@ -1,6 +1,7 @@
 """What makes two runs the same: their settings, their functions, their data, and what computes them."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -49,6 +50,7 @@ def identity(
     }
 
 
+@functools.cache
 def machine() -> Plain:
     """What else the bits of a run depend on: versions, device, threads."""
     device = jax.devices()[0]

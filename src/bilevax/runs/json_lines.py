@@ -4,13 +4,12 @@ import json
 import os
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bilevax.core import files
 from bilevax.core.codes import Code
-from bilevax.core.config import at_least_one, check_fields
+from bilevax.core.config import as_path, at_least_one, check_fields
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import History
 from bilevax.runs.callbacks import Progress
@@ -100,14 +99,3 @@ def _line(history: History, i: int) -> bytes:
 
 def _finite(x: float) -> float | None:
     return float(x) if np.isfinite(x) else None
-
-
-def as_path(name: str, value: Any) -> Path:
-    """The path that a string or a path is.
-
-    Raises:
-        ParameterError: it is neither.
-    """
-    if not isinstance(value, str | os.PathLike):
-        raise ParameterError(f"{name} must be a path, got {value!r}")
-    return Path(value)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from bilevax.core import files
+from bilevax.core.config import as_path
 from bilevax.core.errors import UsageError
 from bilevax.core.records import History
 from bilevax.runs.callbacks import Progress
-from bilevax.runs.json_lines import as_path
 
 
 @dataclass

@@ -26,6 +26,7 @@ from bilevax.core.run_files import (
     MODEL,
     REPORT,
     RUNNING,
+    STEP,
     RunFiles,
     content_of,
     read_run_files,
@@ -33,7 +34,7 @@ from bilevax.core.run_files import (
     state_of,
 )
 from bilevax.study.model_file import model_bytes, model_from_bytes
-from bilevax.study.run_parts import STEP, erase, holds_run, is_ours, occupied, remove_checkpoints, remove_run
+from bilevax.study.run_parts import erase, holds_run, is_ours, occupied, remove_checkpoints, remove_run
 from bilevax.tables.linear import LinearModel, check_model
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class RunDirectory:
         self._continues = self._closed = False
         if resume:
             _check_there(path)
-        _check_writable(path)
+        files.require_place(path, directory=True)
         self._lock, self._made = _locked(self._place)
         try:
             self._put_in_order()
@@ -205,7 +206,7 @@ class RunDirectory:
             )
         if os.path.ismount(self._place):
             raise UsageError(f"{path} is a mount point, which cannot be replaced whole; choose a directory in it")
-        _check_writable(self._place.parent)
+        files.require_place(self._place.parent, directory=True)
 
     def _open(self) -> None:
         """Find the run that is to go on, here or beside."""
@@ -340,14 +341,6 @@ def _check_there(path: Path) -> None:
             f"{path} holds checkpoints of bilevax.minimize, or of a fit, whose functions and data no file has; call it "
             f"again with the same arguments and run={str(path)!r}, and it goes on"
         )
-
-
-def _check_writable(path: Path) -> None:
-    # The nearest directory above that is there decides whether this one can be made.
-    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "no permission" if existing.is_dir() else f"{existing} is no directory"
-        raise StorageError(errno.EACCES, f"cannot write {path}: {reason}")
 
 
 def _beside(place: Path, what: str) -> Path:

@@ -1,14 +1,10 @@
 """What in a directory is of a run, and how it is removed: nothing else ever is."""
 
 import json
-import re
 from pathlib import Path
 
 from bilevax.core import files, manifest
-from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS
-
-STEP = re.compile(r"step_\d+(-\d+)?")
-"""Names of checkpoints."""
+from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS, STEP
 
 
 def occupied(path: Path) -> bool:
