@@ -51,7 +51,7 @@ def columns(n=600, seed=0):
 def test_a_pair_is_orthogonal_to_every_function_of_one_column(a, rough):
     effects, codes, weight = columns()
     for b in range(a + 1, 5):
-        ma, mb = margin(effects[a]), margin(effects[b])
+        ma, mb = (margin(effects[j], 20, 20) for j in (a, b))
         shape = len(ma.weight), len(mb.weight)
         ga, gb = ma.group[codes[a]], mb.group[codes[b]]
         N = np.zeros(shape)
@@ -105,7 +105,7 @@ def off_margins(x, K):
 
 def test_the_prior_is_the_product_of_two_random_walks():
     x, effects, codes = levels_of(80, (5, 4))
-    a, b = map(margin, effects)
+    a, b = (margin(effect, 20, 20) for effect in effects)
     N = np.zeros((len(a.weight), len(b.weight)))
     np.add.at(N, (a.group[codes[0]], b.group[codes[1]]), 1.0)
     rows = pure_basis(a, b, N, rough=True)[a.group[codes[0]].astype(int) * len(b.weight) + b.group[codes[1]]]

@@ -29,6 +29,9 @@ GROUPS = 12
 FUNCTIONS = 5
 """Functions of a column there, at most."""
 
+FINE = 20, 32
+"""Groups of a column of a pair that is kept: half the root of the number of rows, but within these."""
+
 LEVEL = 0.05
 """Pairs that a screen keeps on average where none has an effect, at most."""
 
@@ -82,15 +85,19 @@ def screened(
     """
     r, w = rotated(slope, curvature)
     r, w = -r * (weight / phi)[:, None], w * (weight / phi)[:, None]
-    margins = [margin(effect, GROUPS, FUNCTIONS) for effect in effects]
-    groups = [m.group[c] for m, c in zip(margins, codes, strict=True)]
+    coarse = _Columns(codes, [margin(effect, GROUPS, FUNCTIONS) for effect in effects])
     columns = [pair for pair in combinations(range(len(effects)), 2) if pair not in known]
     # Of twice as many variables, smooth and rough, that are 0 in half of the cases, and else half of a chi-squared one.
     least = 0.5 * float(chdtri(1.0, min(1.0, level / max(len(columns), 1))))
-    tested = promising(margins, groups, r, w, columns)
-    found = [_Found(*_best(margins[a], margins[b], groups[a], groups[b], r, w), (a, b)) for a, b in tested]
+    found = [_best(coarse, pair, r, w) for pair in promising(coarse, r, w, columns)]
     kept = sorted((f for f in found if f.gain > least), key=lambda f: -f.gain)[:most]
-    made = [_pair(effects, codes, weight, f, phi) for f in kept]
+    # Once more with all their groups and functions.
+    G = int(np.clip(np.sqrt(len(weight)) / 2.0, *FINE))
+    used = {j for f in kept for j in f.columns}
+    fine = _Columns(codes, [margin(effect, G if j in used else 1, G) for j, effect in enumerate(effects)])
+    kept = sorted((_best(fine, f.columns, r, w) for f in kept), key=lambda f: -f.gain)
+    kept = [f for f in kept if f.gain > 0.0]
+    made = [_pair(effects, fine, weight, f, phi) for f in kept]
     told = [f.tau * float(w.sum()) / w.shape[1] * _squares(pair) for f, pair in zip(kept, made, strict=True)]
     strongest = np.sort(np.concatenate([np.zeros(0), *told]))[::-1]
     floor = max(LEAST, strongest[budget] if len(strongest) > budget else 0.0)
@@ -118,19 +125,34 @@ def gain(u: np.ndarray, C: np.ndarray) -> tuple[float, float]:
     return float(gains[best]), float(tau[best, 0])
 
 
-def _best(
-    a: Margin, b: Margin, of_a: np.ndarray, of_b: np.ndarray, r: np.ndarray, w: np.ndarray
-) -> tuple[float, float, bool]:
-    """The gain of a pair, its tau, and whether it is had by rough effects."""
-    shape = len(a.weight), len(b.weight)
-    F = [products(a.smooth, b.smooth)]
-    if a.rough is not None or b.rough is not None:
-        F.append(products(*(m.smooth if m.rough is None else m.rough for m in (a, b))))
-    code = of_a * np.uint16(shape[1]) + of_b
-    sums = [[np.bincount(code, x, shape[0] * shape[1]) for x in z.T] for z in (r, w)]
-    pure = [Purifier(W.reshape(shape))(np.concatenate(F, axis=1)) for W in sums[1]]
-    out, start = (0.0, 0.0, False), 0
-    for rough, Z in enumerate(F):
+class _Columns:
+    """Columns and the groups of the rows in each."""
+
+    def __init__(self, codes: Sequence[np.ndarray], margins: Sequence[Margin]) -> None:
+        self.margins = margins
+        self.groups = [m.group[c] for m, c in zip(margins, codes, strict=True)]
+
+    def shape(self, pair: tuple[int, int]) -> tuple[int, int]:
+        """Groups of the two columns."""
+        a, b = (len(self.margins[j].weight) for j in pair)
+        return a, b
+
+    def table(self, pair: tuple[int, int], x: np.ndarray) -> np.ndarray:
+        """Sums of x [n] in the joint bins of a pair."""
+        a, b = self.shape(pair)
+        code = self.groups[pair[0]] * np.uint16(b) + self.groups[pair[1]]
+        return np.bincount(code, x, a * b).reshape(a, b)
+
+
+def _best(columns: _Columns, pair: tuple[int, int], r: np.ndarray, w: np.ndarray) -> _Found:
+    """The gain of a pair, by smooth or by rough effects."""
+    a, b = (columns.margins[j] for j in pair)
+    kinds = [False] if a.rough is None and b.rough is None else [False, True]
+    F = [products(a, b, rough=rough) for rough in kinds]
+    sums = [[columns.table(pair, x).ravel() for x in z.T] for z in (r, w)]
+    pure = [Purifier(W.reshape(columns.shape(pair)))(np.concatenate(F, axis=1)) for W in sums[1]]
+    out, start = _Found(0.0, 0.0, False, pair), 0
+    for rough, Z in zip(kinds, F, strict=True):
         own = slice(start, start + Z.shape[1])
         start = own.stop
         u = np.array([P[:, own].T @ R for P, R in zip(pure, sums[0], strict=True)])
@@ -139,24 +161,18 @@ def _best(
         mass, trace = float(np.sum(sums[1])), float(np.trace(C, axis1=1, axis2=2).sum())
         if trace > PURE * sum(float(W @ np.sum(Z**2, axis=1)) for W in sums[1]):
             found = gain(u * np.sqrt(mass / trace), C * (mass / trace))
-            out = max(out, (*found, bool(rough)))
+            out = max(out, _Found(*found, rough, pair))
     return out
 
 
-def promising(
-    margins: Sequence[Margin],
-    groups: Sequence[np.ndarray],
-    r: np.ndarray,
-    w: np.ndarray,
-    columns: list[tuple[int, int]],
-) -> list[tuple[int, int]]:
+def promising(columns: _Columns, r: np.ndarray, w: np.ndarray, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """TESTED of the pairs, by the products of their columns' first two functions: sum of (sum r g h)^2 / sum w g^2 h^2.
 
     Cost: 2 S n (2 p)^2 multiplications, where there are more.
     """
-    if len(columns) <= TESTED:
-        return columns
-    G = [m.smooth[:, :2][g] for m, g in zip(margins, groups, strict=True)]
+    if len(pairs) <= TESTED:
+        return pairs
+    G = [m.smooth[:, :2][g] for m, g in zip(columns.margins, columns.groups, strict=True)]
     owner = np.repeat(np.arange(len(G)), [g.shape[1] for g in G])
     X = np.concatenate(G, axis=1)
     ratio = np.zeros((len(owner), len(owner)))
@@ -165,22 +181,17 @@ def promising(
         ratio += ((X * slope[:, None]).T @ X) ** 2 / np.maximum(variance, np.finfo(float).tiny)
     one = (np.arange(len(G))[:, None] == owner).astype(float)
     statistic = one @ ratio @ one.T / np.maximum(one.sum(axis=1)[:, None] * one.sum(axis=1), 1.0)
-    order = sorted(columns, key=lambda pair: -statistic[pair])
+    order = sorted(pairs, key=lambda pair: -statistic[pair])
     return sorted(order[:TESTED])
 
 
-def _pair(
-    effects: Sequence[Effect], codes: Sequence[np.ndarray], weight: np.ndarray, found: _Found, phi: float
-) -> Pair:
+def _pair(effects: Sequence[Effect], columns: _Columns, weight: np.ndarray, found: _Found, phi: float) -> Pair:
     """A pair with all its functions."""
     i, j = found.columns
-    a, b = margin(effects[i]), margin(effects[j])
-    shape = len(a.weight), len(b.weight)
-    code = a.group[codes[i]] * np.uint16(shape[1]) + b.group[codes[j]]
-    N = np.bincount(code, weight, shape[0] * shape[1]).reshape(shape)
+    a, b, N = columns.margins[i], columns.margins[j], columns.table(found.columns, weight)
     Z = pure_basis(a, b, N, rough=found.rough)
-    names, start = (effects[i].name, effects[j].name), float(np.log(phi / found.tau))
-    return Pair(names, found.columns, (a.group, b.group), Z, _part(Z), N, found.gain, start)
+    start = float(np.log(phi / found.tau))
+    return Pair((effects[i].name, effects[j].name), (i, j), (a.group, b.group), Z, _part(Z), N, found.gain, start)
 
 
 def _squares(pair: Pair) -> np.ndarray:

@@ -19,10 +19,7 @@ from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
 from bilevax.tables.effects import Effect, Part, first_of_groups, linear_part, principal, smooth_part, steps
 
-GROUPS = 20
-"""Groups of a column, at most, that of missing cells aside."""
-
-PRODUCTS = 64
+PRODUCTS = 100
 """Products of the functions of two columns that a pair is made of, at most."""
 
 PURE = 1e-9
@@ -114,7 +111,7 @@ class Margin(NamedTuple):
     rough: np.ndarray | None
 
 
-def margin(effect: Effect, groups: int = GROUPS, functions: int = GROUPS) -> Margin:
+def margin(effect: Effect, groups: int, functions: int) -> Margin:
     """Groups of about equally many rows; of categories, the most frequent levels and the rest.
 
     Args:
@@ -153,10 +150,20 @@ def _or_missing(Z: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return out
 
 
-def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """All products of a function of one group and one of the other, [joint bins, k_a k_b]."""
-    out: np.ndarray = np.einsum("ai,bj->abij", a, b)
-    return out.reshape(len(a) * len(b), -1)
+def products(a: Margin, b: Margin, most: int = PRODUCTS, *, rough: bool) -> np.ndarray:
+    """Products of a function of one column and one of the other, [joint bins, k]: the largest on the training rows.
+
+    Args:
+        a: the first column.
+        b: the second.
+        most: k, at most.
+        rough: whether the functions of numbers are the rough ones.
+    """
+    f, g = (m.rough if rough and m.rough is not None else m.smooth for m in (a, b))
+    size = np.outer(a.weight @ f**2, b.weight @ g**2).ravel()
+    i, j = np.unravel_index(np.argsort(-size, kind="stable")[:most], (f.shape[1], g.shape[1]))
+    out: np.ndarray = f[:, None, i] * g[None, :, j]
+    return out.reshape(len(f) * len(g), -1)
 
 
 class Purifier:
@@ -190,12 +197,9 @@ def pure_basis(a: Margin, b: Margin, N: np.ndarray, *, rough: bool) -> np.ndarra
         N: weight of the training rows, [groups_a, groups_b].
         rough: whether effects of numbers are rough.
     """
-    w = N.ravel() / N.sum()
-    F = products(*(m.rough if rough and m.rough is not None else m.smooth for m in (a, b)))
-    size = w @ F**2
-    F = F[:, np.argsort(-size, kind="stable")[:PRODUCTS]]
+    w, F = N.ravel() / N.sum(), products(a, b, rough=rough)
     pure = Purifier(N)(F)
     pure[np.logical_or.outer(a.weight <= 0.0, b.weight <= 0.0).ravel()] = 0.0
-    if np.sum(w @ pure**2) <= PURE * np.sum(size):
+    if np.sum(w @ pure**2) <= PURE * np.sum(w @ F**2):
         return np.zeros((len(F), 0))
     return principal(pure, N.ravel(), most=PRODUCTS, scaled=True)
