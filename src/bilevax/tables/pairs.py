@@ -22,6 +22,9 @@ from bilevax.tables.effects import Effect, Part, first_of_groups, linear_part, p
 PRODUCTS = 100
 """Products of the functions of two columns that a pair is made of, at most."""
 
+LARGEST = 3.0
+"""Prior standard deviation of f in a joint bin over its root mean square on the training rows, about, at most."""
+
 PURE = 1e-9
 """Part of its mean square that a pair's covariance keeps when it is made pure; with less there is no such pair."""
 
@@ -198,8 +201,14 @@ def pure_basis(a: Margin, b: Margin, N: np.ndarray, *, rough: bool) -> np.ndarra
         rough: whether effects of numbers are rough.
     """
     w, F = N.ravel() / N.sum(), products(a, b, rough=rough)
-    pure = Purifier(N)(F)
-    pure[np.logical_or.outer(a.weight <= 0.0, b.weight <= 0.0).ravel()] = 0.0
+    purifier, there = Purifier(N), np.logical_and.outer(a.weight > 0.0, b.weight > 0.0).reshape(-1, 1)
+    pure = purifier(F) * there
     if np.sum(w @ pure**2) <= PURE * np.sum(w @ F**2):
         return np.zeros((len(F), 0))
+    # Of columns that go together, most rows are where the pure effect is small: elsewhere it would be any.
+    for _ in range(3):
+        variance = np.sum(pure**2, axis=1)
+        size = np.sqrt(variance / (w @ variance))
+        F = F * (LARGEST / np.maximum(size, LARGEST))[:, None]
+        pure = purifier(F) * there
     return principal(pure, N.ravel(), most=PRODUCTS, scaled=True)
