@@ -274,6 +274,22 @@ def test_columns_that_say_the_same_make_no_pair():
     assert screened(effects, codes, slope, np.ones((300, 1, 1)), np.ones(300), budget=99, level=1e9) == []
 
 
+@pytest.mark.parametrize("rough", [False, True])
+def test_no_joint_bin_of_columns_that_go_together_is_free(rough):
+    """Most rows are where the two are alike, and there the pure effect is small: over it, others are not large."""
+    x = np.random.default_rng(0).normal(size=2000)
+    cells = x, x + 0.3 * np.random.default_rng(1).standard_t(1.0, size=2000)
+    effects = [number(str(j), row) for j, row in enumerate(cells)]
+    a, b = (margin(effect, 20, 20) for effect in effects)
+    N = np.zeros((len(a.weight), len(b.weight)))
+    np.add.at(N, tuple(m.group[e.codes(row)] for m, e, row in zip((a, b), effects, cells, strict=True)), 1.0)
+    largest = np.max(np.linalg.norm(pure_basis(a, b, N, rough=rough), axis=1))
+    free = Purifier(N)(np.kron(*(m.rough if rough else m.smooth for m in (a, b))))
+    square = np.sum(free**2, axis=1)
+    assert np.sqrt(np.max(square) / np.average(square, weights=N.ravel())) > 4.5
+    assert largest < 3.8
+
+
 def test_json_and_back():
     effects, codes, weight = columns()
     slope = np.random.default_rng(3).normal(size=(600, 1))

@@ -23,7 +23,7 @@ PRODUCTS = 100
 """Products of the functions of two columns that a pair is made of, at most."""
 
 LARGEST = 3.0
-"""Prior standard deviation of f in a joint bin over its root mean square on the training rows, about, at most."""
+"""Prior standard deviation of f in a joint bin, over its root mean square on the rows, to which larger ones are cut."""
 
 PURE = 1e-9
 """Part of its mean square that a pair's covariance keeps when it is made pure; with less there is no such pair."""
@@ -205,7 +205,8 @@ def pure_basis(a: Margin, b: Margin, N: np.ndarray, *, rough: bool) -> np.ndarra
     pure = purifier(F) * there
     if np.sum(w @ pure**2) <= PURE * np.sum(w @ F**2):
         return np.zeros((len(F), 0))
-    # Of columns that go together, most rows are where the pure effect is small: elsewhere it would be any.
+    # Of columns that go together, most rows are where the pure effect is small; elsewhere it would be at large. Making
+    # it pure again brings some of that back.
     for _ in range(3):
         variance = np.sum(pure**2, axis=1)
         size = np.sqrt(variance / (w @ variance))
