@@ -51,7 +51,7 @@ def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
 
-def frame(n=300, seed=0):
+def frame(n=300, seed=0, gaps=0.1):
     """Numbers, text, missing cells and dates; what the score is."""
     rng = np.random.default_rng(seed)
     X = pd.DataFrame(
@@ -65,7 +65,7 @@ def frame(n=300, seed=0):
     )
     steps = {"small": 0.0, "middle": 0.8, "large": 1.0}
     score = np.sin(2 * X["wave"]) + 1.5 * (X["town"] == "Chur") + X["size"].map(steps) - (X["when"].dt.year == 2022)
-    X.loc[rng.random(n) < 0.1, "wave"] = np.nan
+    X.loc[rng.random(n) < gaps, "wave"] = np.nan
     return X, score.to_numpy(), rng
 
 
@@ -151,7 +151,7 @@ def test_weights_are_repeated_rows():
 
 
 def test_counts_amounts_and_offsets():
-    X, score, rng = frame(600)
+    X, score, rng = frame(600, gaps=0.0)
     exposure = rng.uniform(0.2, 5.0, 600)
     counts = rng.poisson(exposure * np.exp(score))
     poisson = TunedAdditiveRegressor("poisson", **UNCHOSEN).fit(X, counts, offset=np.log(exposure))
