@@ -1,6 +1,8 @@
 """TunedElasticNet, its classifier and TunedRidge: scikit-learn's contract, its solutions, and honest tuning."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +32,23 @@ KINDS = [TunedElasticNet, TunedElasticNetClassifier, TunedRidge]
 )
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
+
+
+def test_nothing_imports_jax():
+    """Neither the estimators' import and fit, nor what they share with others that nothing is compiled for."""
+    code = """
+import sys
+import numpy as np
+from bilevax.sklearn import TableEncoder, TunedElasticNet, TunedElasticNetClassifier, TunedRidge
+import bilevax.sklearn.classes, bilevax.sklearn.frames, bilevax.sklearn.row_splits
+from bilevax.tables import LinearModel, Table, read_table, table_from_frame
+X = np.random.default_rng(0).normal(size=(40, 3))
+Z = TableEncoder().fit_transform(X)
+for kind in (TunedElasticNet, TunedRidge, TunedElasticNetClassifier):
+    kind(steps=1).fit(Z, X[:, 0] > 0).predict(Z)
+assert "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def table(kind):

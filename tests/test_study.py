@@ -231,20 +231,21 @@ def test_the_comparison_is_right():
     given = result.estimator.given_
     np.testing.assert_array_equal(given[0], X[both])
     np.testing.assert_array_equal(given[3], np.isin(both, validation))
-    scaler = StandardScaler().fit(X[train])
+    # numbers are standardised on the training rows, and categories 0 and 1
+    scaled = X[:, [term.kind == "number" for term in prepared.encoder.terms_]][train]
+    np.testing.assert_allclose(scaled, StandardScaler().fit_transform(scaled), atol=1e-12)
+    assert np.isin(X[:, [term.kind != "number" for term in prepared.encoder.terms_]], (0.0, 1.0)).all()
     models = {}
     for c in np.logspace(-4, 4, 20):
-        fitted = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(X[train]), y[train])
-        models[c] = log_loss(y[validation], fitted.predict_proba(scaler.transform(X[validation])))
+        fitted = LogisticRegression(C=c, max_iter=1000).fit(X[train], y[train])
+        models[c] = log_loss(y[validation], fitted.predict_proba(X[validation]))
     best = min(models, key=models.get)
-    final = LogisticRegression(C=best, max_iter=1000).fit(scaler.transform(X[both]), y[both])
+    final = LogisticRegression(C=best, max_iter=1000).fit(X[both], y[both])
     tuned, grid, default = result.of_kind("comparison")
-    expected = log_loss(y[test], final.predict_proba(scaler.transform(X[test])))
+    expected = log_loss(y[test], final.predict_proba(X[test]))
     assert grid["test_log_loss"] == pytest.approx(expected, abs=1e-3)
     assert grid["validation_log_loss"] == pytest.approx(models[best], abs=1e-3)
-    assert default["test_accuracy"] == np.mean(
-        LogisticRegression().fit(scaler.transform(X[both]), y[both]).predict(scaler.transform(X[test])) == y[test]
-    )
+    assert default["test_accuracy"] == np.mean(LogisticRegression().fit(X[both], y[both]).predict(X[test]) == y[test])
     losses = row_losses(result.estimator.predict_proba(X[test]), y[test])
     assert tuned["test_log_loss"] == pytest.approx(losses.mean())
     assert tuned["test_log_loss_se"] == pytest.approx(losses.std(ddof=1) / math.sqrt(len(test)))
@@ -260,8 +261,8 @@ def test_group_and_time_columns_split_and_are_no_features():
     n = 300
     table = table_of(n, patient=np.arange(n) // 5 * 1.0, day=np.random.default_rng(1).permutation(n) * 1.0)
     grouped = tune_table(table, "target", settings=TuneSettings(group="patient", drop=("day",)))
-    assert "patient" not in grouped.prepared.encoder.columns
-    assert "day" not in grouped.prepared.encoder.columns
+    assert "patient" not in grouped.prepared.encoder.columns_
+    assert "day" not in grouped.prepared.encoder.columns_
     rows = np.concatenate(grouped.prepared.split[:2])
     np.testing.assert_array_equal(grouped.estimator.given_[2], table.column("patient").values[rows])
     timed = tune_table(table, "target", settings=TuneSettings(time="day"))

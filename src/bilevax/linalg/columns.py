@@ -39,6 +39,12 @@ def divide_columns(X: Matrix, scale: np.ndarray) -> Matrix:
     return out
 
 
+def are_zero_one(X: np.ndarray) -> np.ndarray:
+    """True of columns that hold 0 and 1 alone, bool [p]: a category, a mark, a truth value."""
+    out: np.ndarray = np.all((X == 0.0) | (X == 1.0), axis=0)
+    return out
+
+
 def column_moments(X: Matrix) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every column; 1 where it does not vary. Columns may be of any size."""
     if X.shape[0] == 0 or X.shape[1] == 0:

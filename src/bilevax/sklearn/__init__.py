@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 
 __all__ = ["TableEncoder", "TunedElasticNet", "TunedElasticNetClassifier", "TunedLogisticRegression", "TunedRidge"]
 
-__getattr__, __dir__ = attach(__name__, ["encoder", "elastic_net", "logistic", "ridge"], __all__)
+__getattr__, __dir__ = attach(__name__, ["encoder", "elastic_net", "ridge", "logistic"], __all__)

@@ -183,10 +183,10 @@ def _data(prepared: Prepared) -> Event:
     table = prepared.table
     return {
         "rows": {part: len(rows) for part, rows in prepared.split._asdict().items()},
-        "features": len(prepared.encoder.columns),
+        "features": len(prepared.encoder.columns_),
         "design_columns": prepared.X.shape[1],
         "classes": prepared.labels.counts(),
-        "missing_cells": int(sum(table.column(name).missing.sum() for name in prepared.encoder.columns)),
+        "missing_cells": int(sum(table.column(name).missing.sum() for name in prepared.encoder.columns_)),
     }
 
 
@@ -239,7 +239,7 @@ def _or_none(value: float | None) -> float | None:
 def _plain_model(
     estimator: TunedLogisticRegression, prepared: Prepared, target: str, settings: TuneSettings
 ) -> LinearModel:
-    terms = prepared.encoder.terms
+    terms = prepared.encoder.terms_
     return LinearModel(
         target=target,
         classes=prepared.labels.classes,

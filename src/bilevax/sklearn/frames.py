@@ -1,0 +1,57 @@
+"""What an estimator is given as a table: a data frame, an array, or a table, after scikit-learn's checks."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import _check_feature_names_in, validate_data
+
+from bilevax.tables.table import Table
+
+Rows: TypeAlias = Any
+"""Features: a data frame that narwhals knows, a :class:`~bilevax.tables.Table`, or an array [n, p]."""
+
+
+def is_frame(X: Rows) -> bool:
+    """True for what has named columns: data frames and tables."""
+    return hasattr(X, "columns")
+
+
+def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
+    """Features as a table; the columns of an array are called x0, x1, ..., or as in the frame of ``fit``.
+
+    Args:
+        estimator: that was given them: its ``n_features_in_`` and ``feature_names_in_`` are set, or compared with.
+        X: the features. Missing cells are NaN or None. The columns of a frame must be those of ``fit``, as scikit-learn
+            has it; a table is passed on as it is, for its columns are found by name.
+        reset: True in ``fit``.
+
+    Raises:
+        DataError: a column mixes types, or has one that no model can use.
+        TypeError: a cell of an array is neither a number nor text.
+        ValueError: scikit-learn's, on a wrong shape, or on other columns than in ``fit``.
+    """
+    if isinstance(X, Table):
+        if reset:
+            estimator.n_features_in_, estimator.feature_names_in_ = len(X.names), np.array(X.names, object)
+        return X
+    from bilevax.tables.read import table_from_array, table_from_frame
+
+    if is_frame(X):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        table = table_from_frame(X, name="X")
+        # labels that are no strings are no names
+        return table if hasattr(estimator, "feature_names_in_") else table.renamed(_names(estimator))
+    least = 2 if reset else 1
+    X = validate_data(estimator, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=least)
+    return table_from_array(X, _names(estimator))
+
+
+def are_numbers(table: Table) -> bool:
+    """True of numbers and truth values alone, without a missing cell: a matrix as they are."""
+    return all(c.kind in ("number", "integer", "boolean") and not c.missing.any() for c in table.columns)
+
+
+def _names(estimator: BaseEstimator) -> list[str]:
+    names: list[str] = _check_feature_names_in(estimator).tolist()
+    return names
