@@ -3,9 +3,11 @@
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_feature_names_in, validate_data
+from sklearn.utils.validation import _check_feature_names_in, _check_sample_weight, validate_data
 
+from bilevax.core.errors import ParameterError
 from bilevax.tables.table import Table
 
 Rows: TypeAlias = Any
@@ -50,6 +52,19 @@ def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
 def are_numbers(table: Table) -> bool:
     """True of numbers and truth values alone, without a missing cell: a matrix as they are."""
     return all(c.kind in ("number", "integer", "boolean") and not c.missing.any() for c in table.columns)
+
+
+def check_sample_weight(sample_weight: ArrayLike | None, y: np.ndarray) -> np.ndarray:
+    """Weights of the rows as float64 [n]; 1 for None.
+
+    Raises:
+        ParameterError: all are 0.
+        ValueError: scikit-learn's, where there are not n finite weights of at least 0.
+    """
+    weight: np.ndarray = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+    if not weight.any():
+        raise ParameterError("sample_weight is zero in every row; at least one must be positive")
+    return weight
 
 
 def _names(estimator: BaseEstimator) -> list[str]:
