@@ -47,8 +47,11 @@ class QuickEstimator(ClassifierMixin, BaseEstimator):
         model = LogisticRegression(C=0.5, class_weight=self.class_weight, max_iter=500).fit(X, y)
         self.classes_, self.coef_, self.intercept_ = model.classes_, model.coef_, model.intercept_
         (scores, p), self.n_features_in_ = model.coef_.shape, X.shape[1]
-        shape = {"feature": (p,), "class": (scores,), "weight": (scores, p), "global": ()}[self.penalty_per]
-        self.penalties_ = np.arange(1.0, 1.0 + math.prod(shape)).reshape(shape)
+        if isinstance(self.penalty_per, str):
+            shape = {"feature": (p,), "class": (scores,), "weight": (scores, p), "global": ()}[self.penalty_per]
+            self.penalties_ = np.arange(1.0, 1.0 + math.prod(shape)).reshape(shape)
+        else:
+            self.penalties_ = 1.0 + self.penalty_per
         self.method_, self.method_reason_, self.code_ = "deterministic", "asked for", Code.STALLED
         self.validation_loss_, self.validation_gap_, self.validation_gap_se_ = 0.5, 0.01, None
         self.n_iter_, self.visits_ = len(self.history_), 100
@@ -184,7 +187,7 @@ def plain_probabilities(model, row):
     return [math.exp(score) / total for score in scores]
 
 
-@pytest.mark.parametrize("per", ["feature", "class", "weight", "global"])
+@pytest.mark.parametrize("per", ["feature", "column", "class", "weight", "global"])
 @pytest.mark.usefixtures("quick")
 def test_each_term_has_its_own_penalty(per):
     result = tune_table(table_of(classes=(0, 1, 2)), "target", settings=TuneSettings(penalty_per=per))
@@ -194,6 +197,7 @@ def test_each_term_has_its_own_penalty(per):
         found
         == {
             "feature": [1.0 + j for j in range(p)],
+            "column": [1.0] * 2 + [2.0] * 4 + [3.0],  # x and its mark, colours and theirs, noise
             "class": [[1.0, 2.0, 3.0]] * p,
             "weight": [[1.0 + j, 1.0 + p + j, 1.0 + 2 * p + j] for j in range(p)],
             "global": [1.0] * p,
@@ -309,7 +313,10 @@ def test_what_does_not_suit_the_table_is_refused_before_any_fit():
 
 def test_settings_are_checked_in_a_sentence():
     for values, message in (
-        ({"penalty_per": "row"}, "penalty_per: Input should be 'feature', 'class', 'weight' or 'global', got 'row'"),
+        (
+            {"penalty_per": "row"},
+            "penalty_per: Input should be 'feature', 'column', 'class', 'weight' or 'global', got 'row'",
+        ),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1, got 0"),
         ({"stpes": 3}, "stpes: Extra inputs are not permitted"),
         ({"test_size": 0.6, "validation_size": 0.4}, "leave no row to train"),

@@ -26,6 +26,7 @@ __all__ = ["GRID", "TUNED", "UNTUNED", "Study", "TuneSettings", "tune_table"]
 
 TUNED = {
     "feature": "one penalty per feature (bilevax)",
+    "column": "one penalty per column (bilevax)",
     "class": "one penalty per class (bilevax)",
     "weight": "one penalty per weight (bilevax)",
     "global": "one penalty (bilevax)",
@@ -202,7 +203,7 @@ def _fit(
 ) -> tuple[TunedLogisticRegression, float]:
     rows, validation = _tuning_rows(prepared)
     estimator = TunedLogisticRegression(
-        settings.penalty_per,
+        _penalty_per(prepared, settings),
         class_weight=settings.class_weight,
         scoring=settings.scoring,
         method=settings.method,
@@ -229,6 +230,14 @@ def _fit(
         run=run,
     )
     return estimator, time.perf_counter() - start
+
+
+def _penalty_per(prepared: Prepared, settings: TuneSettings) -> str | np.ndarray:
+    """For a penalty per column the number of each term's column: the estimator sees terms."""
+    if settings.penalty_per != "column":
+        return settings.penalty_per
+    encoder = prepared.encoder
+    return np.array([encoder.columns_.index(term.column) for term in encoder.terms_])
 
 
 def _or_none(value: float | None) -> float | None:
