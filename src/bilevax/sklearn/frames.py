@@ -3,6 +3,7 @@
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_feature_names_in, _check_sample_weight, validate_data
@@ -65,6 +66,13 @@ def check_sample_weight(sample_weight: ArrayLike | None, y: np.ndarray) -> np.nd
     if not weight.any():
         raise ParameterError("sample_weight is zero in every row; at least one must be positive")
     return weight
+
+
+def select(A: Any, there: np.ndarray) -> Any:
+    """The rows of an array, dense or sparse, where ``there`` [n] is True; A itself for all, or if it has not n rows."""
+    if A is None or there.all() or np.shape(A)[:1] != there.shape:
+        return A
+    return (A if scipy.sparse.issparse(A) else np.asarray(A))[there]
 
 
 def _names(estimator: BaseEstimator) -> list[str]:

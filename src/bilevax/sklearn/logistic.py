@@ -21,7 +21,7 @@ from bilevax.problems.losses import Groups
 from bilevax.runs import Run
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.encoder import TableEncoder
-from bilevax.sklearn.frames import Rows, are_numbers, as_table, check_sample_weight, is_frame
+from bilevax.sklearn.frames import Rows, are_numbers, as_table, check_sample_weight, is_frame, select
 from bilevax.sklearn.penalised import PenalisedModel, RowWeights, default_float
 from bilevax.tables.labels import Label
 from bilevax.tables.memory import HELPS
@@ -155,9 +155,8 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         check_labels(y)
         rows, labels, sample = self._read(X, y, sample_weight)
         there = sample > 0.0
-        if not there.all():
-            rows, labels, sample = rows[there], labels[there], sample[there]
-            groups, validation = (a if a is None else np.asarray(a)[there] for a in (groups, validation))
+        rows, labels, sample = (select(a, there) for a in (rows, labels, sample))
+        groups, validation = select(groups, there), select(validation, there)
         self.classes_, codes = encode_classes(labels, validation)
         weights, per = self._weights(codes, sample), self._per()
         self._fit(
