@@ -141,6 +141,9 @@ def test_a_frame_is_taken_as_it_is_and_categories_share_a_penalty(monkeypatch: p
         model.predict(other.rename(columns={"age": "years"}))
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(other), model.predict_proba(other))
+    # groups of columns: job and member, age and start
+    grouped = again.set_params(penalty_per=np.array([2, 0, 1, 2, 1]))._per()
+    np.testing.assert_array_equal(grouped, [1] * 5 + [0, 0, 1, 0])
     with pytest.raises(ParameterError, match="penalty_per must have the group number of each of the 5 columns, from 0"):
         small(penalty_per=np.arange(3)).fit(frame, y)
 
