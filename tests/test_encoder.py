@@ -145,6 +145,25 @@ def test_names_say_what_terms_are_and_frames_come_out():
     assert list(unnamed.get_feature_names_out(["f", "g"])) == ["f = a", "f = b", "g"]
 
 
+def test_types_of_pandas_are_what_they_say():
+    n, rng = 60, np.random.default_rng(0)
+    cells = {
+        "cat": pd.Categorical(rng.choice(["a", "b"], n)),
+        "int": pd.array(rng.integers(0, 99, n), "Int64"),
+        "text": pd.array(rng.choice(["u", "v"], n), "string"),
+        "truth": pd.array(rng.random(n) < 0.5, "boolean"),
+        "for": pd.to_timedelta(rng.integers(0, 999, n), "s"),
+    }
+    frame = pd.DataFrame(cells, index=rng.permutation(n))
+    frame.loc[frame.index[::7], ["int", "text", "truth", "cat"]] = pd.NA
+    encoder = TableEncoder().set_output(transform="pandas").fit(frame)
+    names = ["cat = a", "cat = b", "cat is missing", "int", "int is missing", "text = u", "text = v"]
+    assert list(encoder.get_feature_names_out()) == [*names, "text is missing", "truth", "truth is missing", "for"]
+    out = encoder.transform(frame)
+    assert list(out.index) == list(frame.index)
+    np.testing.assert_array_equal(out["cat = a"], (frame["cat"] == "a").to_numpy(float, na_value=0.0))
+
+
 def test_a_copy_and_what_is_read_back_encode_alike():
     table = frame(mixed())
     encoder = TableEncoder(min_frequency=10, max_categories=4).fit(table)
@@ -170,6 +189,9 @@ def test_cells_that_are_no_numbers_and_no_text_are_refused():
         TableEncoder().fit(np.array([[{}, "a"], [2.0, "b"]], object))
     with pytest.raises(DataError, match="X: column 'a' has 1 infinite value, first in row 2"):
         TableEncoder().fit(pd.DataFrame({"a": [1.0, np.inf]}))
+    twice = pd.DataFrame(np.eye(3), columns=["a", "b", "a"])
+    with pytest.raises(DataError, match="X: columns 1 and 3 are both called 'a'; rename one"):
+        TableEncoder().fit(twice)
     with pytest.raises(ValueError, match="'max_categories' parameter of TableEncoder must be an int"):
         TableEncoder(max_categories=1).fit(frame(mixed()))
 

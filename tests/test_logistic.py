@@ -158,6 +158,8 @@ def test_rows_of_weight_zero_teach_a_frames_encoder_nothing() -> None:
     np.testing.assert_array_equal(same.coef_, model.coef_)
     with pytest.raises(ValueError, match="zero"):
         small().fit(frame, y, 0.0 * weight)
+    with pytest.raises(ParameterError, match=r"sample_weight is -1\.0 in row 1; weights must be at least 0"):
+        small().fit(frame, y, np.where(np.arange(len(y)) == 1, -1.0, weight))
 
 
 def test_a_frame_of_numbers_is_its_array_and_its_columns_are_features() -> None:

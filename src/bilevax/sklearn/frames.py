@@ -41,8 +41,8 @@ def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
     from bilevax.tables.read import table_from_array, table_from_frame
 
     if is_frame(X):
-        validate_data(estimator, X, reset=reset, skip_check_array=True)
         table = table_from_frame(X, name="X")
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
         # labels that are no strings are no names
         return table if hasattr(estimator, "feature_names_in_") else table.renamed(_names(estimator))
     least = 2 if reset else 1
@@ -59,10 +59,13 @@ def check_sample_weight(sample_weight: ArrayLike | None, y: np.ndarray) -> np.nd
     """Weights of the rows as float64 [n]; 1 for None.
 
     Raises:
-        ParameterError: all are 0.
-        ValueError: scikit-learn's, where there are not n finite weights of at least 0.
+        ParameterError: one is negative, or all are 0.
+        ValueError: scikit-learn's, where there are not n finite weights.
     """
-    weight: np.ndarray = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+    weight: np.ndarray = _check_sample_weight(sample_weight, y, dtype=np.float64)
+    if np.any(weight < 0.0):
+        row = int(np.argmax(weight < 0.0))
+        raise ParameterError(f"sample_weight is {weight[row]} in row {row}; weights must be at least 0")
     if not weight.any():
         raise ParameterError("sample_weight is zero in every row; at least one must be positive")
     return weight
