@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cache
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import ThreadpoolController
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
@@ -22,6 +20,7 @@ from bilevax.linalg.columns import Matrix, column_moments, divide_columns, linea
 from bilevax.sklearn.frames import check_sample_weight, select
 from bilevax.sklearn.penalty_search import LOWEST, Search, Shares
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
+from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.l1_models import CrossFitted
 
 SIGNIFICANT = 1.0
@@ -100,7 +99,7 @@ class TunedLinear(BaseEstimator, ABC):
             callback: as in ``fit``.
         """
         there = weight > 0.0
-        with _libraries().limit(limits=1, user_api="blas"):
+        with one_thread():
             random = check_random_state(self.random_state)
             shares = Shares(self._group(X.shape[1]), self._ratio())
             validated = self._validated(shares, strata, groups, validation, there, int(random.randint(2**31 - 1)))
@@ -238,9 +237,3 @@ class TunedRegressor(RegressorMixin, TunedLinear):
     def _losses(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
         losses: np.ndarray = 0.5 * (scores - y) ** 2
         return losses
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    """The numerical libraries of this process."""
-    return ThreadpoolController()
