@@ -24,4 +24,4 @@ __all__ = [
     "TunedRidge",
 ]
 
-__getattr__, __dir__ = attach(__name__, ["additive", "encoder", "elastic_net", "logistic", "ridge"], __all__)
+__getattr__, __dir__ = attach(__name__, ["additive", "encoder", "elastic_net", "ridge", "logistic"], __all__)
