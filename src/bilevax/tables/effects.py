@@ -25,8 +25,12 @@ import numpy as np
 
 from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
+from bilevax.tables.terms import OTHER
 
 PartKind = Literal["linear", "smooth", "rough", "levels", "steps", "missing", "pair"]
+
+MISSING = "(missing)"
+"""The bin of missing cells."""
 
 BINS = 128
 """Fine bins of a column of numbers, at most."""
@@ -94,6 +98,17 @@ class Effect:
         known = {level: b for b, level in enumerate(self.levels)}
         found = (last if cell is None else known.get(cell, last - 1) for cell in values.tolist())
         return np.fromiter(found, kind, len(values))
+
+    @property
+    def in_order(self) -> int:
+        """How many bins have an order, the first ones: all but those of other levels and of missing cells."""
+        return len(self.levels) if self.edges is None else len(self.edges) + 1
+
+    def labels(self) -> tuple[float | str, ...]:
+        """What is in the bins: the mean of their numbers, or levels and ``OTHER``; ``MISSING`` is the last."""
+        if self.centre is not None:
+            return (*self.centre.tolist(), MISSING)
+        return (*self.levels, OTHER, MISSING)
 
     def to_plain(self) -> Plain:
         """Bins and parts as JSON values, without Z: a fitted model has its curves, one number a bin."""
@@ -214,10 +229,10 @@ def category(
     return _assembled(name, [("steps", np.concatenate([Z, np.zeros((1, Z.shape[1]))]))], total, levels=levels)
 
 
-def date_parts(days: np.ndarray) -> dict[str, np.ndarray]:
+def date_parts(days: np.ndarray, *, every: bool = False) -> dict[str, np.ndarray]:
     """Numbers of a date in days since 1970-01-01 with fractions: year, month, day, weekday (0: Monday), hour.
 
-    A part that does not vary is left out, but the year; NaN stays NaN.
+    A part that does not vary is left out, but the year, unless ``every`` one is asked for; NaN stays NaN.
     """
     missing = ~np.isfinite(days)
     whole = np.floor(np.where(missing, 0.0, days))
@@ -232,8 +247,7 @@ def date_parts(days: np.ndarray) -> dict[str, np.ndarray]:
         "hour": np.where(missing, 0.0, days - whole) * 24.0,
     }
     out = {part: np.where(missing, np.nan, x) for part, x in out.items()}
-    varies = {part: len(np.unique(x[~missing])) > 1 for part, x in out.items()}
-    return {part: x for part, x in out.items() if varies[part] or part == "year"}
+    return {part: x for part, x in out.items() if every or part == "year" or len(np.unique(x[~missing])) > 1}
 
 
 def first_of_groups(mass: np.ndarray, count: int) -> np.ndarray:
