@@ -147,13 +147,16 @@ def factorised(G: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     """Lower Cholesky factor of G + diag(penalty, once for each score)."""
     at = np.arange(len(G))
     diagonal = G[at, at] + np.tile(penalty, len(G) // len(penalty))
-    jitter = 0.0
+    # A curvature that vanished may round to less than 0.
+    unit, jitter = np.abs(diagonal) + np.finfo(float).eps * np.max(diagonal), 0.0
     while True:
         H = np.array(G, order="F")
-        H[at, at] = diagonal + jitter * (diagonal + np.finfo(float).tiny)
+        H[at, at] = diagonal + jitter * unit
         factor, info = dpotrf(H, lower=1, clean=1, overwrite_a=1)
         if info == 0:
             return np.asarray(factor)
+        if not np.all(np.isfinite(diagonal)):
+            raise FloatingPointError("the curvature of the likelihood is not finite")
         # Rounding, or rows whose curvature vanished: but for these H is positive definite.
         jitter = max(1e-14, 100.0 * jitter)
 
