@@ -148,10 +148,10 @@ def factorised(G: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     at = np.arange(len(G))
     diagonal = G[at, at] + np.tile(penalty, len(G) // len(penalty))
     # A curvature that vanished may round to less than 0.
-    unit, jitter = np.abs(diagonal) + np.finfo(float).eps * np.max(diagonal), 0.0
+    diagonal, jitter = np.maximum(diagonal, np.finfo(float).eps * np.max(diagonal)), 0.0
     while True:
         H = np.array(G, order="F")
-        H[at, at] = diagonal + jitter * unit
+        H[at, at] = diagonal * (1.0 + jitter)
         factor, info = dpotrf(H, lower=1, clean=1, overwrite_a=1)
         if info == 0:
             return np.asarray(factor)
