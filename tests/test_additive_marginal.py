@@ -379,5 +379,3 @@ def test_a_curvature_that_vanished_is_factorised():
     G = np.diag([-5e-17, 1.0, 2.0])
     factor = factorised(G, np.zeros(3))
     np.testing.assert_allclose((factor @ factor.T)[1:, 1:], G[1:, 1:], rtol=1e-6)
-    with pytest.raises(FloatingPointError, match="not finite"):
-        factorised(np.full((2, 2), np.nan), np.zeros(2))

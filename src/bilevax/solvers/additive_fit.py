@@ -155,8 +155,6 @@ def factorised(G: np.ndarray, penalty: np.ndarray) -> np.ndarray:
         factor, info = dpotrf(H, lower=1, clean=1, overwrite_a=1)
         if info == 0:
             return np.asarray(factor)
-        if not np.all(np.isfinite(diagonal)):
-            raise FloatingPointError("the curvature of the likelihood is not finite")
         # Rounding, or rows whose curvature vanished: but for these H is positive definite.
         jitter = max(1e-14, 100.0 * jitter)
 
