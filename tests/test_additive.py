@@ -414,7 +414,7 @@ def test_two_processes_and_pickles():
         ({}, {"groups": [1, 2]}, r"groups has the shape \(2,\); give one group for each of the 60 rows"),
         ({}, {"offset": [1.0]}, "offset must be a finite number for each of the 60 rows"),
         ({"tuned_by": "magic"}, {}, "tuned_by"),
-        ({}, {"sample_weight": -np.ones(60)}, "sample_weight has negative weights"),
+        ({}, {"sample_weight": -np.ones(60)}, r"sample_weight is -1.0 in row 0; weights must be at least 0"),
     ],
 )
 def test_what_is_wrong_is_said(options, fit, message):

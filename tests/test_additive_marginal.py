@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal, norm, poisson
 
 from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multinomial, Poisson
-from bilevax.solvers.additive_fit import data, fit, penalties
+from bilevax.solvers.additive_fit import data, factorised, fit, penalties
 from bilevax.solvers.additive_folds import Folds
 from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
 from bilevax.solvers.additive_search import CENTRE, LEVEL, Found, Outer, minimise, tied, tune, with_prior
@@ -373,3 +373,9 @@ def test_the_priors_derivatives_are_central_differences():
     rho = CENTRE + np.array([-3.0, -1.0, 2.0, 0.5, -0.2])
     np.testing.assert_allclose(loss(rho, None).gradient, jacobian(lambda r: loss(r, None).value, rho), rtol=1e-7)
     np.testing.assert_allclose(loss(rho, None).hessian, jacobian(lambda r: loss(r, None).gradient, rho), atol=1e-8)
+
+
+def test_a_curvature_that_vanished_is_factorised():
+    G = np.diag([-5e-17, 1.0, 2.0])
+    factor = factorised(G, np.zeros(3))
+    np.testing.assert_allclose((factor @ factor.T)[1:, 1:], G[1:, 1:], rtol=1e-6)

@@ -1,251 +1,29 @@
 """Additive models that one can read: a curve for every column, each of whose penalties is tuned."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_array, check_random_state, column_or_1d
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.validation import assert_all_finite, check_consistent_length, check_is_fitted
+from sklearn.utils.validation import assert_all_finite
 
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.sklearn.additive_choice import Compared, choose
-from bilevax.sklearn.additive_table import as_table, binned, directions, ordered_levels, row_weights
+from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
+from bilevax.sklearn.additive_table import ordered_levels
 from bilevax.sklearn.classes import check_labels, encode_classes
-from bilevax.sklearn.row_splits import deal_folds
-from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.additive_families import Binomial, Family, Gamma, Gaussian, Multinomial, Poisson
-from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PENALTY_EACH, AdditiveFit, Candidate, Rows
-from bilevax.tables.additive import AdditiveModel, Link, Source
+from bilevax.solvers.additive_models import ADDITIVE, AdditiveFit, Rows
+from bilevax.tables.additive import Link
 from bilevax.tables.labels import Label
-from bilevax.tables.table import Table
 
 _FAMILIES: dict[str, Family] = {"gaussian": Gaussian(), "poisson": Poisson(dispersed=True), "gamma": Gamma()}
 
-CANDIDATES = ONE_PENALTY, PENALTY_EACH, ADDITIVE
 
-GAINED = 1.0
-"""Log evidence below which a column can be dropped: e to 1."""
-
-FOLDS = 5
-"""Of the K-fold loss that tunes penalties."""
-
-
-class Curve(NamedTuple):
-    """What a column adds to the score.
-
-    Attributes:
-        name: of the column, with the part of a date in brackets.
-        at: mean of the numbers in each bin, [bins], or levels and ``"(other values)"``; a missing cell comes last.
-        effect: [bins]; [bins, C] for more than two classes. Its mean over the training rows is 0.
-        lower: of the 95 % band, likewise.
-        upper: likewise.
-        weight: of the training rows in each bin, [bins].
-    """
-
-    name: str
-    at: tuple[float | str, ...]
-    effect: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-    weight: np.ndarray
-
-
-class Penalty(NamedTuple):
-    """A penalty of the final model.
-
-    Attributes:
-        name: of the column.
-        kind: what it is on: ``linear``, ``smooth``, ``rough``, ``levels``, ``steps`` or ``missing``.
-        penalty: of 1/2 |b|^2 beside the sum of half the deviances, for functions of mean square 1; divided by the
-            dispersion it is the inverse of the prior variance.
-        freedom: effective degrees of freedom, all scores together.
-        candidate: the model of the mixture that has it.
-    """
-
-    name: str
-    kind: str
-    penalty: float
-    freedom: float
-    candidate: str
-
-
-class _Given(NamedTuple):
-    """Rows whose weight is above 0: a table, targets, weights, groups, and their places."""
-
-    table: Table
-    y: np.ndarray
-    weight: np.ndarray
-    groups: np.ndarray | None
-    places: np.ndarray
-
-
-class _Units(NamedTuple):
-    """Scores in the units of y: shift + scale s."""
-
-    shift: float = 0.0
-    scale: float = 1.0
-
-
-PLAIN = _Units()
-
-
-class _TunedAdditive(BaseEstimator, ABC):
-    """The parameters of both, and what they learn."""
-
-    _parameter_constraints: ClassVar[dict[str, list[object]]] = {
-        "choose": ["boolean"],
-        "tuned_by": [StrOptions({"auto", "marginal", "folds"})],
-        "ordered": [dict, None],
-        "monotone": [dict, None],
-        "random_state": ["random_state"],
-    }
-
-    choose: bool
-    tuned_by: str
-    ordered: Mapping[str, Sequence[str]] | None
-    monotone: Mapping[str, int] | None
-    random_state: int | np.random.RandomState | None
-
-    @property
-    @abstractmethod
-    def _link(self) -> Link:
-        """From scores to means."""
-
-    def _given(self, X: Any, y: np.ndarray, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> _Given:
-        """What there is to learn from."""
-        table, n = as_table(self, X, reset=True), len(y)
-        check_consistent_length(table.columns[0].values, y)
-        of_rows = None if groups is None else np.asarray(groups)
-        if of_rows is not None and of_rows.shape != (n,):
-            raise ParameterError(f"groups has the shape {of_rows.shape}; give one group for each of the {n} rows")
-        weight = row_weights(sample_weight, n)
-        there = np.flatnonzero(weight > 0.0)
-        if len(there) < n:
-            table, y, weight = table.take(there), y[there], weight[there]
-            of_rows = None if of_rows is None else of_rows[there]
-        return _Given(table, y, weight, of_rows, there)
-
-    def _fit(
-        self,
-        given: _Given,
-        y: np.ndarray,
-        family: Family,
-        *,
-        levels: Mapping[str, tuple[str, ...]],
-        offset: np.ndarray | None = None,
-        strata: np.ndarray,
-        by_folds: bool,
-        units: _Units = PLAIN,
-    ) -> None:
-        """Choose, tune and fit.
-
-        Args:
-            given: the rows.
-            y: targets as the family takes them, [n].
-            family: of the likelihood.
-            levels: of ordered columns.
-            offset: [n].
-            strata: classes that folds have in equal shares, [n].
-            by_folds: whether penalties are tuned by the K-fold loss.
-            units: of the scores.
-        """
-        random = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
-        fold = deal_folds(strata, given.groups, FOLDS, random) if by_folds else None
-        start = np.zeros((len(y), family.scores)) if offset is None else offset[:, None]
-        kept: tuple[tuple[Candidate, float], ...] = ((ADDITIVE, 1.0),)
-        self.choice_: tuple[Compared, ...] = ()
-        self.notes_: tuple[str, ...] = ()
-        with one_thread():
-            bins = binned(given.table, given.weight, levels, family.scores)
-            turns = directions(bins.sources, levels, self.monotone or {}, family.scores)
-            rows = Rows(bins.effects, bins.codes, y, given.weight, start, family, turns, fold)
-            rows = self._dispersed(rows)
-            if self.choose:
-                choice = choose(rows, CANDIDATES, strata, given.groups, random)
-                kept, self.choice_ = choice.kept, choice.compared
-                if choice.rows < len(y):
-                    self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
-            fits = [AdditiveFit(rows, candidate) for candidate, _ in kept]
-            self._keep(bins.sources, fits, [share for _, share in kept], units)
-
-    def _dispersed(self, rows: Rows) -> Rows:
-        """The rows with the family whose dispersion suits them."""
-        return rows
-
-    def _keep(self, sources: tuple[Source, ...], fits: list[AdditiveFit], shares: list[float], units: _Units) -> None:
-        """The mixture as one additive model."""
-        names, family = [source.name for source in sources], fits[0].rows.family
-        # of more than two classes the scores of all
-        Q = units.scale * (family.contrasts if isinstance(family, Multinomial) else np.eye(1))
-        curves = [[curve @ Q.T for curve in fit.curves] for fit in fits]
-        mixed = tuple(np.tensordot(shares, [own[j] for own in curves], 1) for j in range(len(names)))
-        intercept = units.shift + np.tensordot(shares, [fit.intercept @ Q.T for fit in fits], 1)
-        classes: tuple[Label, ...] = tuple(getattr(self, "classes_", np.zeros(0)).tolist())
-        self.model_ = AdditiveModel(self._link, classes, intercept, sources, fits[0].rows.effects, mixed)
-        self.intercept_ = float(intercept[0]) if len(Q) == 1 else intercept
-        self.mixture_ = {fit.candidate.name: share for share, fit in zip(shares, fits, strict=True)}
-        self.curves_ = self._bands(fits, shares, curves, Q)
-        self.penalties_ = tuple(
-            Penalty(names[part.effect], part.kind, part.penalty, part.freedom, fit.candidate.name)
-            for fit in fits
-            for part in fit.parts()
-        )
-        freedom = dict.fromkeys(names, 0.0)
-        for penalty in self.penalties_:
-            freedom[penalty.name] += self.mixture_[penalty.candidate] * penalty.freedom
-        self.effective_degrees_of_freedom_ = freedom
-        richest = fits[-1]
-        self.evidence_ = dict(zip(names, richest.evidence().tolist(), strict=True))
-        self.drop_columns_ = self._without_evidence()
-        self.dispersion_ = richest.found.outer.phi * units.scale**2
-
-    def _bands(
-        self, fits: list[AdditiveFit], shares: list[float], curves: list[list[np.ndarray]], Q: np.ndarray
-    ) -> dict[str, Curve]:
-        errors, out = [fit.errors(Q) for fit in fits], {}
-        for j, (source, effect) in enumerate(zip(self.model_.sources, self.model_.effects, strict=True)):
-            f = self.model_.curves[j]
-            # sum_c a_c (se_c^2 + (f_c - f)^2) (Buckland, Burnham, Augustin 1997)
-            spread = [error[j] ** 2 + (own[j] - f) ** 2 for error, own in zip(errors, curves, strict=True)]
-            half = 1.96 * np.sqrt(np.tensordot(shares, spread, 1))
-            f, low, high = (x[:, 0] if len(Q) == 1 else x for x in (f, f - half, f + half))
-            out[source.name] = Curve(source.name, effect.labels(), f, low, high, effect.weight)
-        return out
-
-    def _without_evidence(self) -> tuple[str, ...]:
-        """Columns none of whose effects has evidence."""
-        most: dict[str, float] = {}
-        for source in self.model_.sources:
-            most[source.column] = max(most.get(source.column, -np.inf), self.evidence_[source.name])
-        return tuple(name for name, log_evidence in most.items() if log_evidence < GAINED)
-
-    def _scores(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        return self.model_.scores(self.model_.codes(as_table(self, X, reset=False)))
-
-    def contributions(self, X: Any) -> np.ndarray:
-        """What every effect adds to the scores of each row, [n, effects], or [n, effects, C] for more than two classes.
-
-        With the intercept they sum to the scores; the effects are in the order of ``curves_``.
-        """
-        check_is_fitted(self)
-        found = self.model_.contributions(self.model_.codes(as_table(self, X, reset=False)))
-        return found[:, :, 0] if found.shape[2] == 1 else found
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.input_tags.string = True
-        tags.input_tags.categorical = True
-        return tags
-
-
-class TunedAdditiveClassifier(ClassifierMixin, _TunedAdditive):
+class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
     """An additive model of two or more classes: a curve for every column, all of whose penalties are tuned.
 
     score = intercept + sum over the columns of f_j(x_j); the probability is 1 / (1 + exp(-score)), or the softmax of a
@@ -295,7 +73,7 @@ class TunedAdditiveClassifier(ClassifierMixin, _TunedAdditive):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
-        **_TunedAdditive._parameter_constraints,
+        **TunedAdditive._parameter_constraints,
         "class_weight": [StrOptions({"balanced"}), dict, None],
     }
 
@@ -333,11 +111,11 @@ class TunedAdditiveClassifier(ClassifierMixin, _TunedAdditive):
             ValueError: scikit-learn's, on bad X and y.
         """
         self._validate_params()
-        _require_target(self, y)
+        require_target(self, y)
         check_labels(y)
         labels = column_or_1d(y, warn=True)
         assert_all_finite(labels, input_name="y")
-        given = self._given(X, labels, sample_weight, groups)
+        given = self._read(X, labels, sample_weight, groups)
         self.classes_, codes = encode_classes(given.y, None)
         given = given._replace(weight=given.weight * compute_sample_weight(self.class_weight, given.y))
         C = len(self.classes_)
@@ -375,7 +153,7 @@ class TunedAdditiveClassifier(ClassifierMixin, _TunedAdditive):
         return labels
 
 
-class TunedAdditiveRegressor(RegressorMixin, _TunedAdditive):
+class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     """An additive model of a number, a count or an amount: a curve for every column, all of whose penalties are tuned.
 
     The mean is the score, or its exponential for counts and amounts; else as :class:`TunedAdditiveClassifier`. The
@@ -405,7 +183,7 @@ class TunedAdditiveRegressor(RegressorMixin, _TunedAdditive):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
-        **_TunedAdditive._parameter_constraints,
+        **TunedAdditive._parameter_constraints,
         "family": [StrOptions(set(_FAMILIES))],
     }
 
@@ -450,9 +228,9 @@ class TunedAdditiveRegressor(RegressorMixin, _TunedAdditive):
             ValueError: scikit-learn's, on bad X and y.
         """
         self._validate_params()
-        _require_target(self, y)
+        require_target(self, y)
         numbers = column_or_1d(check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"), warn=True)
-        given = self._given(X, numbers, sample_weight, groups)
+        given = self._read(X, numbers, sample_weight, groups)
         added = _offset(offset, len(numbers))[given.places]
         _require_range(self.family, given.y)
         units = self._units(given.y, given.weight)
@@ -476,12 +254,12 @@ class TunedAdditiveRegressor(RegressorMixin, _TunedAdditive):
             return rows._replace(family=Poisson())
         return rows
 
-    def _units(self, y: np.ndarray, weight: np.ndarray) -> _Units:
+    def _units(self, y: np.ndarray, weight: np.ndarray) -> Units:
         mean = float(np.average(y, weights=weight))
         if self.family == "gaussian":
             deviation = float(np.sqrt(np.average((y - mean) ** 2, weights=weight)))
-            return _Units(mean, deviation or 1.0)
-        return _Units(float(np.log(mean))) if self.family == "gamma" else _Units()
+            return Units(mean, deviation or 1.0)
+        return Units(float(np.log(mean))) if self.family == "gamma" else Units()
 
     @property
     def _link(self) -> Link:
@@ -491,11 +269,6 @@ class TunedAdditiveRegressor(RegressorMixin, _TunedAdditive):
         """The mean of each row, [n]; offset [n] as in ``fit``."""
         scores = self._scores(X)
         return self.model_.mean(scores + _offset(offset, len(scores))[:, None])
-
-
-def _require_target(estimator: BaseEstimator, y: object) -> None:
-    if y is None:
-        raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
 
 
 def _require_range(family: str, y: np.ndarray) -> None:

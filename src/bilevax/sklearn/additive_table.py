@@ -5,15 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
 
 from bilevax.core.errors import ParameterError
 from bilevax.tables.additive import Source, cells, sources_of
 from bilevax.tables.effects import BUDGET, Effect, category, number, resolution
-from bilevax.tables.read import table_from_frame
-from bilevax.tables.table import Column, Table, object_array
+from bilevax.tables.table import Table
 
 ROWS_OF_A_STEP = 8
 """Of a rough part, at least, on average."""
@@ -31,33 +27,6 @@ class Binned(NamedTuple):
     sources: tuple[Source, ...]
     effects: tuple[Effect, ...]
     codes: tuple[np.ndarray, ...]
-
-
-def as_table(estimator: BaseEstimator, X: Any, *, reset: bool) -> Table:
-    """X with named columns; numbers of an array are called x0, x1, ...
-
-    Raises:
-        ValueError: scikit-learn's, on what is no table of numbers, or one of other columns than were fitted.
-        DataError: a column mixes types, or two have one name.
-    """
-    if isinstance(X, Table):
-        return X
-    if hasattr(X, "columns") and hasattr(X, "shape"):
-        table = table_from_frame(X, name="X")
-        validate_data(estimator, X, reset=reset, skip_check_array=True)
-        return table
-    options = {"ensure_all_finite": "allow-nan", "dtype": None, "reset": reset}
-    array = validate_data(estimator, X, ensure_min_samples=2 if reset else 1, **options)
-    return Table("X", tuple(_column(f"x{j}", x) for j, x in enumerate(array.T)))
-
-
-def _column(name: str, x: np.ndarray) -> Column:
-    if x.dtype.kind in "biuf":
-        return Column(name, "number", x.astype(float))
-    missing = np.array([cell is None or cell != cell for cell in x])
-    if all(isinstance(cell, str) for cell in x[~missing]):
-        return Column(name, "text", object_array([cell if isinstance(cell, str) else None for cell in x]))
-    return Column(name, "number", np.where(missing, np.nan, x).astype(float))
 
 
 def ordered_levels(X: Any, ordered: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
@@ -108,24 +77,6 @@ def _levels(source: Source, x: np.ndarray, ordered: Mapping[str, tuple[str, ...]
         if len(set(levels)) < len(levels):
             raise ParameterError(f"the ordered levels of column '{source.column}' name one twice")
     return levels
-
-
-def row_weights(sample_weight: ArrayLike | None, n: int) -> np.ndarray:
-    """Weights of the rows, [n].
-
-    Raises:
-        ValueError: they are not n finite numbers of at least 0, one of them above.
-    """
-    if sample_weight is None:
-        return np.ones(n)
-    w = np.asarray(sample_weight, float)
-    if w.ndim == 0:
-        w = np.full(n, float(w))
-    if w.shape != (n,):
-        raise ValueError(f"sample_weight.shape == {w.shape}, expected {(n,)}: one number a row")
-    if not (np.all(np.isfinite(w)) and np.all(w >= 0.0) and np.any(w > 0.0)):
-        raise ValueError("sample_weight has negative weights, infinite ones, or none above zero")
-    return w
 
 
 def directions(
