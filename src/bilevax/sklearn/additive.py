@@ -34,12 +34,15 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
 
     The penalties minimise the Laplace approximate marginal likelihood (Wood 2011, J. R. Stat. Soc. B 73:3) by its exact
     hypergradient, or the loss of held-out folds where rows are grouped or classes weighted. Whether so much freedom
-    pays is asked of rows that no candidate has seen: one penalty for a linear model, a penalty a column, and the
-    additive model are each tuned inside five outer folds (four times over below 2,000 rows), and the mixture that
-    predicts best is kept (stacking; Wolpert 1992, Breiman 1996): a mixture of additive models is one.
+    pays is asked of rows that no candidate has seen: one penalty for a linear model, a penalty a column, the additive
+    model, and one with pairs are each tuned inside five outer folds (four times over below 2,000 rows), and the mixture
+    that predicts best is kept (stacking; Wolpert 1992, Breiman 1996): a mixture of additive models is one. The last
+    candidate has those pairs of columns that would add more to the marginal likelihood than chance would, each a
+    surface that takes nothing from the curves of its two columns.
 
     Args:
         choose: whether the candidates are compared and mixed. Default True; False: the additive model.
+        pairs: whether there is a candidate with pairs of columns. Default True.
         tuned_by: ``"marginal"``, ``"folds"``, or ``"auto"`` (default): folds with ``class_weight`` or ``groups``.
         ordered: the levels of ordered categories in their order, by column; ordered categoricals of pandas need none.
         monotone: 1 for a curve that rises and -1 for one that falls, by column of numbers, dates' years or ordered
@@ -51,6 +54,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         classes_: the labels, [C].
         intercept_: a number, or [C] for more than two classes.
         curves_: a :class:`Curve` for each effect, by name, with 95 % bands: of a column, or of a part of its dates.
+        pairs_: a :class:`Surface` for each pair of columns, by the names with `` x `` between them.
         penalties_: a :class:`Penalty` for each part of each effect.
         effective_degrees_of_freedom_: of each effect, by name.
         evidence_: log of the evidence for each effect, by name: of the rows with it over those without.
@@ -81,6 +85,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         self,
         *,
         choose: bool = True,
+        pairs: bool = True,
         tuned_by: str = "auto",
         ordered: Mapping[str, Sequence[str]] | None = None,
         monotone: Mapping[str, int] | None = None,
@@ -88,6 +93,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.choose = choose
+        self.pairs = pairs
         self.tuned_by = tuned_by
         self.ordered = ordered
         self.monotone = monotone
@@ -163,6 +169,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     Args:
         family: ``"gaussian"`` (default), ``"poisson"`` for counts, ``"gamma"`` for amounts above 0.
         choose: as in :class:`TunedAdditiveClassifier`.
+        pairs: likewise.
         tuned_by: likewise.
         ordered: likewise.
         monotone: likewise.
@@ -192,6 +199,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         family: Literal["gaussian", "poisson", "gamma"] = "gaussian",
         *,
         choose: bool = True,
+        pairs: bool = True,
         tuned_by: str = "auto",
         ordered: Mapping[str, Sequence[str]] | None = None,
         monotone: Mapping[str, int] | None = None,
@@ -199,6 +207,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     ) -> None:
         self.family = family
         self.choose = choose
+        self.pairs = pairs
         self.tuned_by = tuned_by
         self.ordered = ordered
         self.monotone = monotone

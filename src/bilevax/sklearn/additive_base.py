@@ -18,12 +18,16 @@ from bilevax.sklearn.frames import as_table, check_sample_weight
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.additive_families import Family, Multinomial
-from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PENALTY_EACH, AdditiveFit, Candidate, Rows
-from bilevax.tables.additive import AdditiveModel, Link, Source
+from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PAIRS, PENALTY_EACH, AdditiveFit, Candidate, Rows
+from bilevax.solvers.additive_stack import fitted
+from bilevax.tables.additive import AdditiveModel, Link, Source, pair_name
+from bilevax.tables.effects import MISSING, Effect
 from bilevax.tables.labels import Label
+from bilevax.tables.pairs import Pair
 from bilevax.tables.table import Table
+from bilevax.tables.terms import OTHER
 
-CANDIDATES = ONE_PENALTY, PENALTY_EACH, ADDITIVE
+CANDIDATES = ONE_PENALTY, PENALTY_EACH, ADDITIVE, PAIRS
 
 GAINED = 1.0
 """Log evidence below which a column can be dropped: e to 1."""
@@ -71,6 +75,29 @@ class Penalty(NamedTuple):
     candidate: str
 
 
+class Surface(NamedTuple):
+    """What a pair of columns adds to the score, beside what each adds by itself.
+
+    Attributes:
+        names: of the two columns.
+        at_first: the groups of the first: mean of their numbers, or their levels; the missing cells' comes last.
+        at_second: of the second.
+        effect: [groups, groups]; [groups, groups, C] for more than two classes. In every row and column of it the mean
+            over the training rows is 0.
+        lower: of the 95 % band, likewise.
+        upper: likewise.
+        weight: of the training rows, [groups, groups].
+    """
+
+    names: tuple[str, str]
+    at_first: tuple[float | str, ...]
+    at_second: tuple[float | str, ...]
+    effect: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    weight: np.ndarray
+
+
 class Given(NamedTuple):
     """Rows whose weight is above 0: a table, targets, weights, groups, and their places."""
 
@@ -96,6 +123,7 @@ class TunedAdditive(BaseEstimator, ABC):
 
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
         "choose": ["boolean"],
+        "pairs": ["boolean"],
         "tuned_by": [StrOptions({"auto", "marginal", "folds"})],
         "ordered": [dict, None],
         "monotone": [dict, None],
@@ -103,6 +131,7 @@ class TunedAdditive(BaseEstimator, ABC):
     }
 
     choose: bool
+    pairs: bool
     tuned_by: str
     ordered: Mapping[str, Sequence[str]] | None
     monotone: Mapping[str, int] | None
@@ -154,7 +183,8 @@ class TunedAdditive(BaseEstimator, ABC):
         random = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
         fold = deal_folds(strata, given.groups, FOLDS, random) if by_folds else None
         start = np.zeros((len(y), family.scores)) if offset is None else offset[:, None]
-        kept: tuple[tuple[Candidate, float], ...] = ((ADDITIVE, 1.0),)
+        candidates = CANDIDATES if self.pairs else CANDIDATES[:-1]
+        kept: tuple[tuple[Candidate, float], ...] = ((candidates[-1], 1.0),)
         self.choice_: tuple[Compared, ...] = ()
         self.notes_: tuple[str, ...] = ()
         with one_thread():
@@ -163,30 +193,51 @@ class TunedAdditive(BaseEstimator, ABC):
             rows = Rows(bins.effects, bins.codes, y, given.weight, start, family, turns, fold)
             rows = self._dispersed(rows)
             if self.choose:
-                choice = choose(rows, CANDIDATES, strata, given.groups, random)
+                choice = choose(rows, candidates, strata, given.groups, random)
                 kept, self.choice_ = choice.kept, choice.compared
                 if choice.rows < len(y):
                     self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
-            fits = [AdditiveFit(rows, candidate) for candidate, _ in kept]
-            self._keep(bins.sources, fits, [share for _, share in kept], units)
+            fits = fitted(rows, [candidate for candidate, _ in kept])
+            # a model without a pair that adds something is the one without pairs
+            shares = {id(fit): 0.0 for fit in fits}
+            for fit, (_, share) in zip(fits, kept, strict=True):
+                shares[id(fit)] += share
+            self._keep(bins.sources, [(fit, shares[id(fit)]) for fit in dict.fromkeys(fits)], units)
 
     def _dispersed(self, rows: Rows) -> Rows:
         """The rows with the family whose dispersion suits them."""
         return rows
 
-    def _keep(self, sources: tuple[Source, ...], fits: list[AdditiveFit], shares: list[float], units: Units) -> None:
+    def _keep(self, sources: tuple[Source, ...], mixture: Sequence[tuple[AdditiveFit, float]], units: Units) -> None:
         """The mixture as one additive model."""
-        names, family = [source.name for source in sources], fits[0].rows.family
+        fits, shares = [fit for fit, _ in mixture], [share for _, share in mixture]
+        richest, family = fits[-1], fits[0].rows.family
         # of more than two classes the scores of all
         Q = units.scale * (family.contrasts if isinstance(family, Multinomial) else np.eye(1))
-        curves = [[curve @ Q.T for curve in fit.curves] for fit in fits]
-        mixed = tuple(np.tensordot(shares, [own[j] for own in curves], 1) for j in range(len(names)))
+        effects = richest.rows.effects
+        curves = [_padded([curve @ Q.T for curve in fit.curves], richest) for fit in fits]
+        mixed = tuple(np.tensordot(shares, own, 1) for own in zip(*curves, strict=True))
         intercept = units.shift + np.tensordot(shares, [fit.intercept @ Q.T for fit in fits], 1)
         classes: tuple[Label, ...] = tuple(getattr(self, "classes_", np.zeros(0)).tolist())
-        self.model_ = AdditiveModel(self._link, classes, intercept, sources, fits[0].rows.effects, mixed)
+        self.model_ = AdditiveModel(self._link, classes, intercept, sources, effects, mixed, richest.pairs)
         self.intercept_ = float(intercept[0]) if len(Q) == 1 else intercept
-        self.mixture_ = {fit.candidate.name: share for share, fit in zip(shares, fits, strict=True)}
-        self.curves_ = self._bands(fits, shares, curves, Q)
+        self.mixture_ = {fit.candidate.name: share for fit, share in mixture}
+        errors = [_padded(list(fit.errors(Q)), richest) for fit in fits]
+        # sum_c a_c (se_c^2 + (f_c - f)^2) (Buckland, Burnham, Augustin 1997)
+        spreads = [
+            np.sqrt(np.tensordot(shares, [e**2 + (own - f) ** 2 for e, own in zip(se, each, strict=True)], 1))
+            for f, se, each in zip(mixed, zip(*errors, strict=True), zip(*curves, strict=True), strict=True)
+        ]
+        self.curves_ = {
+            source.name: Curve(source.name, effect.labels(), *_band(f, 1.96 * error), effect.weight)
+            for source, effect, f, error in zip(sources, effects, mixed, spreads, strict=False)
+        }
+        after = len(effects)
+        self.pairs_ = {
+            pair_name(pair): _surface(pair, effects, *_band(f, 1.96 * error))
+            for pair, f, error in zip(richest.pairs, mixed[after:], spreads[after:], strict=True)
+        }
+        names = self.model_.names
         self.penalties_ = tuple(
             Penalty(names[part.effect], part.kind, part.penalty, part.freedom, fit.candidate.name)
             for fit in fits
@@ -196,29 +247,19 @@ class TunedAdditive(BaseEstimator, ABC):
         for penalty in self.penalties_:
             freedom[penalty.name] += self.mixture_[penalty.candidate] * penalty.freedom
         self.effective_degrees_of_freedom_ = freedom
-        richest = fits[-1]
         self.evidence_ = dict(zip(names, richest.evidence().tolist(), strict=True))
         self.drop_columns_ = self._without_evidence()
         self.dispersion_ = richest.found.outer.phi * units.scale**2
 
-    def _bands(
-        self, fits: list[AdditiveFit], shares: list[float], curves: list[list[np.ndarray]], Q: np.ndarray
-    ) -> dict[str, Curve]:
-        errors, out = [fit.errors(Q) for fit in fits], {}
-        for j, (source, effect) in enumerate(zip(self.model_.sources, self.model_.effects, strict=True)):
-            f = self.model_.curves[j]
-            # sum_c a_c (se_c^2 + (f_c - f)^2) (Buckland, Burnham, Augustin 1997)
-            spread = [error[j] ** 2 + (own[j] - f) ** 2 for error, own in zip(errors, curves, strict=True)]
-            half = 1.96 * np.sqrt(np.tensordot(shares, spread, 1))
-            f, low, high = (x[:, 0] if len(Q) == 1 else x for x in (f, f - half, f + half))
-            out[source.name] = Curve(source.name, effect.labels(), f, low, high, effect.weight)
-        return out
-
     def _without_evidence(self) -> tuple[str, ...]:
         """Columns none of whose effects has evidence."""
-        most: dict[str, float] = {}
-        for source in self.model_.sources:
-            most[source.column] = max(most.get(source.column, -np.inf), self.evidence_[source.name])
+        sources = self.model_.sources
+        most = {source.column: -np.inf for source in sources}
+        for source in sources:
+            most[source.column] = max(most[source.column], self.evidence_[source.name])
+        for pair in self.model_.pairs:
+            for j in pair.columns:
+                most[sources[j].column] = max(most[sources[j].column], self.evidence_[pair_name(pair)])
         return tuple(name for name, log_evidence in most.items() if log_evidence < GAINED)
 
     def _scores(self, X: Any) -> np.ndarray:
@@ -228,7 +269,7 @@ class TunedAdditive(BaseEstimator, ABC):
     def contributions(self, X: Any) -> np.ndarray:
         """What every effect adds to the scores of each row, [n, effects], or [n, effects, C] for more than two classes.
 
-        With the intercept they sum to the scores; the effects are in the order of ``curves_``.
+        With the intercept they sum to the scores; the effects are in the order of ``curves_``, then of ``pairs_``.
         """
         check_is_fitted(self)
         found = self.model_.contributions(self.model_.codes(as_table(self, X, reset=False)))
@@ -240,6 +281,40 @@ class TunedAdditive(BaseEstimator, ABC):
         tags.input_tags.string = True
         tags.input_tags.categorical = True
         return tags
+
+
+def _padded(curves: list[np.ndarray], richest: AdditiveFit) -> list[np.ndarray]:
+    """With curves of 0 for the pairs that only the richest has."""
+    absent = richest.curves[len(curves) :]
+    return curves + [np.zeros((len(other), curves[0].shape[1] if curves else 1)) for other in absent]
+
+
+def _band(f: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The middle and both ends; [bins] of one score."""
+    if f.shape[1] == 1:
+        f, half = f[:, 0], half[:, 0]
+    return f, f - half, f + half
+
+
+def _surface(pair: Pair, effects: Sequence[Effect], *band: np.ndarray) -> Surface:
+    at = [_group_labels(effects[j], group) for j, group in zip(pair.columns, pair.groups, strict=True)]
+    shape = pair.weight.shape
+    f, low, high = (x.reshape(*shape, *x.shape[1:]) for x in band)
+    return Surface(pair.names, at[0], at[1], f, low, high, pair.weight)
+
+
+def _group_labels(effect: Effect, group: np.ndarray) -> tuple[float | str, ...]:
+    """Of each group: the mean of its numbers, or its level, and ``OTHER`` for several."""
+    labels = effect.labels()
+    out: list[float | str] = []
+    for g in range(int(group[-1])):
+        own = np.flatnonzero(group == g)
+        if effect.centre is not None:
+            mass = effect.weight[own]
+            out.append(float(np.average(effect.centre[own], weights=mass if mass.any() else None)))
+        else:
+            out.append(labels[own[0]] if len(own) == 1 else OTHER)
+    return (*out, MISSING)
 
 
 def require_target(estimator: BaseEstimator, y: object) -> None:

@@ -11,8 +11,10 @@ from bilevax.solvers.additive_fit import data, penalties
 from bilevax.solvers.additive_folds import Folds
 from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
 from bilevax.solvers.additive_monotone import constrained, rising
-from bilevax.solvers.additive_search import CENTRE, Found, minimise, tied, tune, with_prior
+from bilevax.solvers.additive_search import CENTRE, HIGHEST, LOWEST, Found, minimise, tied, tune, with_prior
 from bilevax.tables.effects import Effect, PartKind
+from bilevax.tables.pair_screen import screened
+from bilevax.tables.pairs import Pair
 
 
 class Rows(NamedTuple):
@@ -64,13 +66,21 @@ LINEAR: tuple[PartKind, ...] = ("linear", "levels", "steps", "missing")
 ONE_PENALTY = Candidate("one penalty", LINEAR, shared=True)
 PENALTY_EACH = Candidate("a penalty a column", LINEAR)
 ADDITIVE = Candidate("additive", (*LINEAR, "smooth", "rough"))
+PAIRS = Candidate("additive with pairs", (*ADDITIVE.kinds, "pair"))
+"""In the order of what they may do."""
+
+MOST_PAIRS, ROUNDS = 30, 3
+"""Pairs of columns of a model, and how often they are screened for, at most."""
+
+WEIGHTS_OF_PAIRS, WEIGHTS = 1000, 2000
+"""Of pairs, and of a model with pairs, about, at most."""
 
 
 class TunedPart(NamedTuple):
     """A part of an effect in a tuned model.
 
     Attributes:
-        effect: number of the effect.
+        effect: number of the effect; those of pairs follow those of columns.
         kind: of the part.
         penalty: exp(rho), of weights whose functions have mean square 1.
         freedom: effective degrees of freedom.
@@ -88,34 +98,44 @@ class AdditiveFit:
     Args:
         rows: what to fit to.
         candidate: which.
+        pairs: of columns.
+        start: log penalties of the parts to start from; None: the best that all share.
 
     Attributes:
         intercept: [S].
-        curves: of every effect, [bins, S]; 0 where the candidate has no part of it.
+        curves: of every effect [bins, S], and of every pair [joint bins, S]; 0 where the candidate has no part of it.
         found: penalties, and the outer loss.
     """
 
-    def __init__(self, rows: Rows, candidate: Candidate) -> None:
-        self.rows, self.candidate = rows, candidate
-        self._columns = [_columns(effect, candidate.kinds) for effect in rows.effects]
-        self._used = [j for j, columns in enumerate(self._columns) if columns.size]
-        bases = [rows.effects[j].basis[:, self._columns[j]] for j in self._used]
-        self._X = BinnedColumns([rows.codes[j] for j in self._used], bases) if bases else _no_columns(len(rows.y))
-        self._parts = [(j, part) for j in self._used for part in rows.effects[j].parts if part.kind in candidate.kinds]
+    def __init__(
+        self, rows: Rows, candidate: Candidate, pairs: tuple[Pair, ...] = (), start: np.ndarray | None = None
+    ) -> None:
+        self.rows, self.candidate, self.pairs = rows, candidate, pairs
+        effects: tuple[Effect | Pair, ...] = (*rows.effects, *pairs)
+        columns = [_columns(effect, candidate.kinds) for effect in effects]
+        self._used = [j for j, own in enumerate(columns) if own.size]
+        self._bins = [len(effect.basis) for effect in effects]
+        codes = self._with_pairs(rows.codes)
+        bases = [effects[j].basis[:, columns[j]] for j in self._used]
+        self._X = BinnedColumns([codes[j] for j in self._used], bases) if bases else _no_columns(len(rows.y))
+        self._parts = [(j, part) for j in self._used for part in effects[j].parts if part.kind in candidate.kinds]
         sizes = [part.stop - part.start for _, part in self._parts]
         d = data(self._X, rows.y, rows.family, rows.weight, rows.offset)
         self._part = np.repeat(np.arange(len(sizes)), sizes)
         self._together = np.zeros(len(sizes), int) if candidate.shared else None
         # also where penalties are tuned by folds: the bands are the posterior's
         self.marginal = Marginal(d, rows.family, self._part)
-        self.found = self._tuned()
-        fitted = self.marginal(self.found.rho, None) if rows.fold is not None else self.found.outer
-        self.found = self.found._replace(outer=fitted)
-        b = self._within(fitted.fits[0].b)
+        self.found = self._tuned(start)
+        if rows.fold is not None:
+            self.found = self.found._replace(outer=self.marginal(self.found.rho, None))
+        b = self._within(self.found.outer.fits[0].b)
         self.intercept: np.ndarray = b[0]
         self.curves = self._curves(b)
 
-    def _tuned(self) -> Found:
+    def _with_pairs(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
+
+    def _tuned(self, start: np.ndarray | None) -> Found:
         fold = self.rows.fold
         loss = self.marginal if fold is None else Folds(self.marginal.data, self.rows.family, self._part, fold)
         m = len(self._parts)
@@ -125,22 +145,24 @@ class AdditiveFit:
         if self._together is not None:
             found = minimise(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
             return found._replace(rho=found.rho[self._together])
-        return tune(loss, kind)
+        return tune(loss, kind) if start is None else minimise(with_prior(loss, kind), start)
 
     def _within(self, b: np.ndarray) -> np.ndarray:
         """The weights whose curves rise and fall as they should; penalties are tuned without that."""
-        directions = [self.rows.directions[j] for j in self._used]
+        directions = [self.rows.directions[j] if j < len(self.rows.effects) else 0 for j in self._used]
         if not any(directions):
             return b
-        A = rising(self._X.bases, directions, [self.rows.effects[j].in_order for j in self._used])
+        orders = [self.rows.effects[j].in_order if j < len(self.rows.effects) else 0 for j in self._used]
+        A = rising(self._X.bases, directions, orders)
         penalty = penalties(self.found.rho, self._part)
         return constrained(self.marginal.data, self.rows.family, penalty, b, A)
 
     def _curves(self, b: np.ndarray) -> tuple[np.ndarray, ...]:
-        curves = [np.zeros((len(effect.basis), b.shape[1])) for effect in self.rows.effects]
+        curves = [np.zeros((bins, b.shape[1])) for bins in self._bins]
         for k, j in enumerate(self._used):
             curves[j] = self._X.bases[k] @ b[self._block(k)]
-            if direction := self.rows.directions[j]:  # but for rounding it is so already
+        for j, direction in enumerate(self.rows.directions):
+            if direction:  # but for rounding it is so already
                 curve = curves[j][: self.rows.effects[j].in_order]
                 curve[:] = direction * np.maximum.accumulate(direction * curve)
         return tuple(curves)
@@ -150,10 +172,11 @@ class AdditiveFit:
         return slice(1 + at.start, 1 + at.stop)
 
     def scores(self, codes: Sequence[np.ndarray]) -> np.ndarray:
-        """Without an offset, [n, S]."""
+        """Without an offset, of the bins of the columns, [n, S]."""
         out = np.tile(self.intercept, (len(codes[0]), 1))
+        every = self._with_pairs(codes)
         for j in self._used:
-            out += np.take(self.curves[j], codes[j], axis=0)
+            out += np.take(self.curves[j], every[j], axis=0)
         return out
 
     def parts(self) -> list[TunedPart]:
@@ -166,7 +189,7 @@ class AdditiveFit:
 
     def errors(self, contrasts: np.ndarray) -> tuple[np.ndarray, ...]:
         """Standard errors of curve @ contrasts', [bins, C] each; contrasts [C, S]."""
-        out = [np.zeros((len(effect.basis), len(contrasts))) for effect in self.rows.effects]
+        out = [np.zeros((bins, len(contrasts))) for bins in self._bins]
         if self._used:
             C = covariance(self.marginal, self.found, self._together)
             for k, j in enumerate(self._used):
@@ -174,14 +197,48 @@ class AdditiveFit:
         return tuple(out)
 
     def evidence(self) -> np.ndarray:
-        """log of the evidence for each effect, [p]: see :func:`~bilevax.solvers.additive_marginal.evidence`."""
-        out = np.zeros(len(self.rows.effects))
+        """log of the evidence for each effect and pair: see :func:`~bilevax.solvers.additive_marginal.evidence`."""
+        out = np.zeros(len(self._bins))
         for k, j in enumerate(self._used):
             out[j] = evidence(self.marginal, self.found, self._block(k))
         return out
 
+    def screened(self, known: frozenset[tuple[int, int]]) -> list[Pair]:
+        """Pairs that would add to the marginal likelihood, none of which are known."""
+        rows, at = self.rows, self.found.outer.fits[0]
+        S, n = rows.family.scores, int(rows.weight.sum())
+        have = sum(pair.basis.shape[1] for pair in self.pairs)
+        budget = min(WEIGHTS_OF_PAIRS, n, WEIGHTS - S * (self._X.shape[1] - have)) // S - have
+        if budget <= 0 or len(self.pairs) >= MOST_PAIRS:
+            return []
+        return screened(
+            rows.effects,
+            rows.codes,
+            at.losses.slope,
+            at.losses.curvature,
+            rows.weight,
+            budget=budget,
+            phi=self.found.outer.phi,
+            known=known,
+            most=MOST_PAIRS - len(self.pairs),
+        )
 
-def _columns(effect: Effect, kinds: Sequence[PartKind]) -> np.ndarray:
+
+def with_pairs(fit: AdditiveFit) -> AdditiveFit:
+    """The additive model with the pairs of columns that it lacks; itself, where it lacks none.
+
+    Pairs that neighbours of others imitate, and those that the noise hid, show when the others are there.
+    """
+    for _ in range(ROUNDS):
+        new = fit.screened(frozenset(pair.columns for pair in fit.pairs))
+        if not new:
+            break
+        start = np.clip([*fit.found.rho, *(pair.start for pair in new)], LOWEST, HIGHEST)
+        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start)
+    return fit
+
+
+def _columns(effect: Effect | Pair, kinds: Sequence[PartKind]) -> np.ndarray:
     """Columns of an effect's basis that are of these kinds of parts."""
     ranges = [np.arange(part.start, part.stop) for part in effect.parts if part.kind in kinds]
     return np.concatenate([np.zeros(0, int), *ranges])

@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_marginal import dispersion
-from bilevax.solvers.additive_models import AdditiveFit, Candidate, Rows
+from bilevax.solvers.additive_models import ADDITIVE, PAIRS, AdditiveFit, Candidate, Rows, with_pairs
 
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
@@ -24,9 +24,20 @@ def out_of_fold(rows: Rows, candidates: Sequence[Candidate], fold: np.ndarray) -
     for k in range(int(fold.max()) + 1):
         held = np.flatnonzero(fold == k)
         train, codes = rows.take(np.flatnonzero(fold != k)), [c[held] for c in rows.codes]
-        for c, candidate in enumerate(candidates):
-            out[c, held] = AdditiveFit(train, candidate).scores(codes) + rows.offset[held]
+        for c, fit in enumerate(fitted(train, candidates)):
+            out[c, held] = fit.scores(codes) + rows.offset[held]
     return out
+
+
+def fitted(rows: Rows, candidates: Sequence[Candidate]) -> list[AdditiveFit]:
+    """The candidates, tuned and fitted; that with pairs begins where the one without ends."""
+    fits: dict[str, AdditiveFit] = {}
+    for candidate in candidates:
+        if candidate is PAIRS:
+            fits[candidate.name] = with_pairs(fits.get(ADDITIVE.name) or AdditiveFit(rows, ADDITIVE))
+        else:
+            fits[candidate.name] = AdditiveFit(rows, candidate)
+    return list(fits.values())
 
 
 def stacked(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray, doubt: float = DOUBT) -> np.ndarray:

@@ -10,6 +10,7 @@ from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
 from bilevax.tables.effects import Effect, date_parts, effect_from_plain
 from bilevax.tables.labels import Label
+from bilevax.tables.pairs import Pair, pair_from_plain
 from bilevax.tables.table import Column, Table
 
 FORMAT = "bilevax-additive-1"
@@ -84,7 +85,9 @@ class AdditiveModel:
         intercept: [S]; S is 1, or the number of classes if there are more than two.
         sources: where the cells of every effect come from.
         effects: bins of every column.
-        curves: what each effect adds in each of its bins, [bins, S], with mean 0 over the training rows.
+        curves: what each effect adds in each of its bins, [bins, S], with mean 0 over the training rows; then what each
+            pair adds, [joint bins, S].
+        pairs: joint bins of pairs of columns.
     """
 
     link: Link
@@ -93,18 +96,25 @@ class AdditiveModel:
     sources: tuple[Source, ...]
     effects: tuple[Effect, ...]
     curves: tuple[np.ndarray, ...] = field(repr=False)
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the effects, then of the pairs."""
+        return (*(source.name for source in self.sources), *map(pair_name, self.pairs))
 
     def codes(self, table: Table) -> list[np.ndarray]:
-        """The bin of every row in each effect.
+        """The bin of every row in each effect and pair.
 
         Raises:
             DataError: the table lacks a column, or holds other cells than those the model knows.
         """
         table.require(source.column for source in self.sources)
-        return [effect.codes(cells(table, source)) for source, effect in zip(self.sources, self.effects, strict=True)]
+        codes = [effect.codes(cells(table, source)) for source, effect in zip(self.sources, self.effects, strict=True)]
+        return codes + [pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs]
 
     def contributions(self, codes: Sequence[np.ndarray]) -> np.ndarray:
-        """What every effect adds to the scores of each row, [n, effects, S]; with the intercept they sum to them."""
+        """What every effect and pair adds to the scores of each row, [n, effects, S]: with the intercept their sum."""
         return np.stack([np.take(curve, c, axis=0) for curve, c in zip(self.curves, codes, strict=True)], axis=1)
 
     def scores(self, codes: Sequence[np.ndarray]) -> np.ndarray:
@@ -136,9 +146,23 @@ class AdditiveModel:
             "intercept": self.intercept.tolist(),
             "effects": [
                 {"source": source._asdict(), **effect.to_plain(), "curve": curve.tolist()}
-                for source, effect, curve in zip(self.sources, self.effects, self.curves, strict=True)
+                for source, effect, curve in zip(self.sources, self.effects, self.curves, strict=False)
+            ],
+            "pairs": [
+                {**pair.to_plain(), "curve": curve.tolist()}
+                for pair, curve in zip(self.pairs, self.curves[len(self.effects) :], strict=True)
             ],
         }
+
+
+def pair_name(pair: Pair) -> str:
+    """The two columns."""
+    return " x ".join(pair.names)
+
+
+def _fits(pair: Pair, effects: tuple[Effect, ...]) -> bool:
+    known = all(0 <= j < len(effects) for j in pair.columns)
+    return known and all(len(effects[j].weight) == len(g) for j, g in zip(pair.columns, pair.groups, strict=True))
 
 
 def additive_from_plain(plain: object) -> AdditiveModel:
@@ -150,22 +174,24 @@ def additive_from_plain(plain: object) -> AdditiveModel:
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise DataError(f"not a model of the format {FORMAT}")
     try:
-        entries = list(plain["effects"])
+        entries, pairs = list(plain["effects"]), list(plain["pairs"])
         model = AdditiveModel(
             link=plain["link"],
             classes=tuple(plain["classes"]),
             intercept=np.asarray(plain["intercept"], float),
             sources=tuple(Source(**entry["source"]) for entry in entries),
             effects=tuple(effect_from_plain(entry) for entry in entries),
-            curves=tuple(np.asarray(entry["curve"], float) for entry in entries),
+            curves=tuple(np.asarray(entry["curve"], float) for entry in (*entries, *pairs)),
+            pairs=tuple(pair_from_plain(entry) for entry in pairs),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f"the model lacks a part or has a wrong one: {e}") from None
     S = len(model.classes) if model.link == "softmax" else 1
+    sizes = [weight.size for weight in (*(e.weight for e in model.effects), *(pair.weight for pair in model.pairs))]
     shapes = all(
-        curve.shape == (len(effect.weight), S) and bool(np.all(np.isfinite(curve)))
-        for curve, effect in zip(model.curves, model.effects, strict=True)
-    )
+        curve.shape == (bins, S) and bool(np.all(np.isfinite(curve)))
+        for curve, bins in zip(model.curves, sizes, strict=True)
+    ) and all(_fits(pair, model.effects) for pair in model.pairs)
     known = model.link in ("identity", "log", "logit", "softmax") and (model.link != "logit" or len(model.classes) == 2)
     if not (shapes and known and model.intercept.shape == (S,) and bool(np.all(np.isfinite(model.intercept)))):
         raise DataError("the model's link, classes, intercept and curves do not fit together")
