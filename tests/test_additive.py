@@ -257,6 +257,44 @@ def test_curves_rise_and_fall_on_request():
     assert np.ptp(up.curves_["size"].effect[:3]) < 1e-9 < 0.5 < np.ptp(down.curves_["size"].effect[:3])
 
 
+# Pairs
+
+
+def test_a_planted_pair_is_found_and_is_pure():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"a": rng.normal(size=400), "b": rng.normal(size=400), "c": rng.choice(list("uvw"), 400)})
+    y = X["a"] * X["b"] + np.sin(X["a"]) + 0.3 * rng.normal(size=400)
+    model = TunedAdditiveRegressor(random_state=0).fit(X, y)
+    assert list(model.pairs_) == ["a x b"]
+    assert model.mixture_["additive with pairs"] > 0.9
+    assert model.score(X, y) > 0.85
+    # b has an effect in the pair alone
+    assert model.drop_columns_ == ("c",)
+    assert model.evidence_["a x b"] > 50
+    surface = model.pairs_["a x b"]
+    sums = surface.weight * surface.effect
+    np.testing.assert_allclose(sums.sum(axis=0), 0.0, atol=1e-9)
+    np.testing.assert_allclose(sums.sum(axis=1), 0.0, atol=1e-9)
+    # against what of a b is no sum of functions of a and of b, in these rows
+    at, N = [np.array(groups[:-1]) for groups in (surface.at_first, surface.at_second)], surface.weight[:-1, :-1]
+    sides = np.concatenate([np.kron(np.eye(len(at[0])), np.ones((len(at[1]), 1))),
+                            np.kron(np.ones((len(at[0]), 1)), np.eye(len(at[1])))], axis=1)  # fmt: skip
+    root, product = np.sqrt(N.ravel())[:, None], np.outer(*at).reshape(-1, 1)
+    truth = (product - sides @ np.linalg.lstsq(root * sides, root * product)[0]).reshape(N.shape)
+    inside = (surface.lower[:-1, :-1] <= truth) & (truth <= surface.upper[:-1, :-1])
+    assert N[inside].sum() > 0.85 * N.sum()
+    np.testing.assert_allclose(model.contributions(X).sum(axis=1) + model.intercept_, model.predict(X))
+    again = additive_from_plain(json.loads(json.dumps(model.model_.to_plain())))
+    np.testing.assert_array_equal(again.mean(again.scores(again.codes(table_from_frame(X)))), model.predict(X))
+    plain = model.model_.to_plain()
+    plain["pairs"][0]["columns"] = [0, 7]
+    with pytest.raises(DataError):
+        additive_from_plain(plain)
+    without = TunedAdditiveRegressor(random_state=0, pairs=False, choose=False).fit(X, y)
+    assert without.pairs_ == {}
+    assert without.score(X, y) < 0.5
+
+
 # The choice
 
 
@@ -298,7 +336,7 @@ def test_the_doubt_is_in_nats():
 def test_what_is_kept_and_how_sure():
     X, score, rng = frame(240)
     y = score + 0.3 * rng.normal(size=240)
-    model = TunedAdditiveRegressor(random_state=0).fit(X[["wave", "town"]], y)
+    model = TunedAdditiveRegressor(random_state=0, pairs=False).fit(X[["wave", "town"]], y)
     assert [c.candidate for c in model.choice_] == ["one penalty", "a penalty a column", "additive", "mixture"]
     one, _, additive, mixture = model.choice_
     assert one.difference == one.standard_error == 0.0
@@ -307,9 +345,9 @@ def test_what_is_kept_and_how_sure():
     assert model.mixture_["additive"] > 0.8
     assert sum(model.mixture_.values()) == pytest.approx(1.0)
     assert mixture.loss <= additive.loss + 1e-3
-    line = TunedAdditiveRegressor(random_state=0).fit(X[["noise"]], X["noise"] + rng.normal(size=240))
+    line = TunedAdditiveRegressor(random_state=0, pairs=False).fit(X[["noise"]], X["noise"] + rng.normal(size=240))
     assert line.mixture_["one penalty"] > 0.9
-    again = TunedAdditiveRegressor(random_state=0).fit(X[["wave", "town"]], y)
+    again = TunedAdditiveRegressor(random_state=0, pairs=False).fit(X[["wave", "town"]], y)
     np.testing.assert_array_equal(again.predict(X[["wave", "town"]]), model.predict(X[["wave", "town"]]))
 
 
