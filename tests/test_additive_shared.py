@@ -47,6 +47,18 @@ def test_where_there_is_room_every_part_has_its_penalty():
     assert linear.back.shape == (model.X.shape[1], 3)
 
 
+def test_a_penalty_takes_rows():
+    effects, codes, x = table(60, 9)
+    parts = 8 + 8 + 2  # linear and smooth; levels, missing
+    assert sum(len(e.parts) for e in effects) == parts
+    for classes, apart in ((2, False), (3, True)):
+        family = Multinomial(classes)
+        model = additive_model(effects, codes, (x[1] > 0.0).astype(int), family)
+        assert (len(model.kind) == parts and not model.note) == apart
+    assert additive_model(effects, codes, x[1], Gaussian(), kinds=("linear", "smooth")).note.startswith("there are too")
+    assert additive_model(effects, codes, x[1], Gaussian(), kinds=("linear",)).note == ""
+
+
 def alike(model, whole_model):
     """The penalty in a shared model of each one of the whole model."""
     return np.array([m for _, _, m in model.parts])

@@ -1,10 +1,11 @@
 """Additive models of any number of columns: where there is no room for all, columns share penalties.
 
-A table whose parts have more weights than there is room for, or than it has rows, is treated as one whose columns are
-alike: the parts of a kind share a penalty. Then the model is one of X_kind = [E_1 Z_1, ..., E_p Z_p] V, V the principal
-directions of the rows, of which there are no more than rows: without those left out for want of room it is the same
-model, of columns b_j = V_j u. Penalties are tuned for it, and parts whose effect is larger than that of n of their kind
-by chance, once in the whole table, have functions and penalties of their own in the model that is given back.
+A table with too few rows for a penalty for each part, or whose parts have more weights than there is room for, is
+treated as one whose columns are alike: the parts of a kind share a penalty. Then the model is one of
+X_kind = [E_1 Z_1, ..., E_p Z_p] V, V the principal directions of the rows, of which there are no more than rows: without
+those left out for want of room it is the same model, of columns b_j = V_j u. Penalties are tuned for it, and parts whose
+effect is so much larger than their kind's that chance would bring it less than once in the whole table have functions
+and penalties of their own in the model that is given back.
 
 For part j, with A = H^-1 and M_j = V_j (I - exp(rho) A) V_j', the statistic exp(rho) |b_j|^2 / phi has mean tr M_j
 and variance 2 tr M_j^2 if the prior holds; its law is taken for that of a gamma variable.
@@ -32,6 +33,9 @@ FIRST = 4
 
 EXACT = 500
 """Weights of all scores up to which the Hessian is taken whole."""
+
+ROWS = 4
+"""Rows, once for each score, that a penalty takes at least."""
 
 TOLERANCE = 0.1
 """Of the outer loss of many penalties, in units of a log-likelihood."""
@@ -157,8 +161,9 @@ class _Table:
 
     def _note(self, alone: np.ndarray) -> str:
         return (
-            f"there is no room for a penalty for each of the {len(alone):,} parts of {len(self.effects):,} columns: "
-            f"{int(alone.sum()):,} with strong effects have one of their own, the others of a kind share one"
+            f"there are too few rows, or too many weights, for a penalty for each of the {len(alone):,} parts of "
+            f"{len(self.effects):,} columns: {int(alone.sum()):,} with strong effects have one of their own, "
+            "the others of a kind share one"
         )
 
 
@@ -200,8 +205,8 @@ def additive_model(
 ) -> Model:
     """Columns and parts of a model of the effects, whose size is bounded.
 
-    A penalty for every part where neither ``budget`` weights nor the rows are too few for that; else shared ones, and
-    those of parts with strong effects, which take half of the budget at most.
+    A penalty for every part where ``budget`` weights are enough, and ROWS rows for each penalty there; else shared
+    ones, and those of parts with strong effects, which take half of the budget at most.
 
     Args:
         effects: of the table's columns.
@@ -221,7 +226,7 @@ def additive_model(
     table = _Table(effects, codes, kinds)
     C = family.scores + 1 if isinstance(family, Multinomial) else 1
     budget = room(C) if budget is None else budget
-    if int(table.sizes.sum()) <= min(budget, len(y)):
+    if int(table.sizes.sum()) <= budget and ROWS * len(table.parts) <= len(y) * family.scores:
         return table.model(np.ones(len(table.parts), bool), budget)[0]
     alone = np.zeros(len(table.parts), bool)
     model, groups = table.model(alone, budget)
