@@ -147,10 +147,11 @@ def factorised(G: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     """Lower Cholesky factor of G + diag(penalty, once for each score)."""
     at = np.arange(len(G))
     diagonal = G[at, at] + np.tile(penalty, len(G) // len(penalty))
-    jitter = 0.0
+    # A curvature that vanished may round to less than 0.
+    diagonal, jitter = np.maximum(diagonal, np.finfo(float).eps * np.max(diagonal)), 0.0
     while True:
         H = np.array(G, order="F")
-        H[at, at] = diagonal + jitter * (diagonal + np.finfo(float).tiny)
+        H[at, at] = diagonal * (1.0 + jitter)
         factor, info = dpotrf(H, lower=1, clean=1, overwrite_a=1)
         if info == 0:
             return np.asarray(factor)
