@@ -2,9 +2,9 @@
 
 A table with too few rows for a penalty for each part, or whose parts have more weights than there is room for, is
 treated as one whose columns are alike: the parts of a kind share a penalty. Then the model is one of
-X_kind = [E_1 Z_1, ..., E_p Z_p] V, V the principal directions of the rows, of which there are no more than rows: without
-those left out for want of room it is the same model, of columns b_j = V_j u. Penalties are tuned for it, and parts whose
-effect is so much larger than their kind's that chance would bring it less than once in the whole table have functions
+X_kind = [E_1 Z_1, ..., E_p Z_p] V, V the principal directions of the rows, of which there are no more than rows; but
+for those left out for want of room it is the same model, of columns b_j = V_j u. Penalties are tuned for it. Parts with
+an effect so much larger than their kind's that chance would bring it less than once in the whole table have functions
 and penalties of their own in the model that is given back.
 
 For part j, with A = H^-1 and M_j = V_j (I - exp(rho) A) V_j', the statistic exp(rho) |b_j|^2 / phi has mean tr M_j
