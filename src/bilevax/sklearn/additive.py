@@ -57,7 +57,8 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         pairs_: a :class:`Surface` for each pair of columns, by the names with `` x `` between them.
         penalties_: a :class:`Penalty` for each part of each effect.
         effective_degrees_of_freedom_: of each effect, by name.
-        evidence_: log of the evidence for each effect, by name: of the rows with it over those without.
+        evidence_: log of the evidence for each effect, by name: of the rows with it over those without; NaN where it
+            shares its penalties with others, for want of rows or of room, which ``notes_`` say.
         drop_columns_: names of the columns whose evidence is below e to 1: they may be left out.
         mixture_: weights of the candidates that are kept, by name.
         choice_: a :class:`Compared` for each candidate and the mixture; empty without a choice.

@@ -212,6 +212,7 @@ class TunedAdditive(BaseEstimator, ABC):
         """The mixture as one additive model."""
         fits, shares = [fit for fit, _ in mixture], [share for _, share in mixture]
         richest, family = fits[-1], fits[0].rows.family
+        self.notes_ += (richest.model.note,) if richest.model.note else ()
         # of more than two classes the scores of all
         Q = units.scale * (family.contrasts if isinstance(family, Multinomial) else np.eye(1))
         effects = richest.rows.effects
@@ -252,14 +253,14 @@ class TunedAdditive(BaseEstimator, ABC):
         self.dispersion_ = richest.found.outer.phi * units.scale**2
 
     def _without_evidence(self) -> tuple[str, ...]:
-        """Columns none of whose effects has evidence."""
+        """Columns none of whose effects has evidence; it is not known of one that shares its penalties."""
         sources = self.model_.sources
         most = {source.column: -np.inf for source in sources}
         for source in sources:
-            most[source.column] = max(most[source.column], self.evidence_[source.name])
+            most[source.column] = np.maximum(most[source.column], self.evidence_[source.name])
         for pair in self.model_.pairs:
             for j in pair.columns:
-                most[sources[j].column] = max(most[sources[j].column], self.evidence_[pair_name(pair)])
+                most[sources[j].column] = np.maximum(most[sources[j].column], self.evidence_[pair_name(pair)])
         return tuple(name for name, log_evidence in most.items() if log_evidence < GAINED)
 
     def _scores(self, X: Any) -> np.ndarray:

@@ -67,6 +67,21 @@ class Model(NamedTuple):
         start = sum(e.basis.shape[1] for e in self.effects[:j])
         return self.back[start : start + self.effects[j].basis.shape[1]]
 
+    def parts_weights(self) -> list[csr_array]:
+        """Rows of ``back`` that are each part's."""
+        out, starts = [], np.cumsum([0, *(e.basis.shape[1] for e in self.effects)])
+        for j, kind, _ in self.parts:
+            part = next(part for part in self.effects[j].parts if part.kind == kind)
+            out.append(self.back[starts[j] + part.start : starts[j] + part.stop])
+        return out
+
+    def own_columns(self, j: int) -> np.ndarray | None:
+        """Rows of b, the intercept being row 0, that are effect j's alone; None if it shares all its penalties."""
+        W = self.weights(j).tocoo()
+        alone = np.unique(W.coords[1])
+        alone = alone[np.bincount(self.back.tocoo().coords[1], minlength=self.back.shape[1])[alone] == 1]
+        return None if W.nnz and not len(alone) else 1 + alone
+
     def curves(self, b: np.ndarray) -> tuple[np.ndarray, ...]:
         """Of every effect, [bins, S], from b [1 + P, S]."""
         every = self.back @ b[1:]
