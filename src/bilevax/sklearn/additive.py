@@ -12,6 +12,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import assert_all_finite
 
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.limits import said
 from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
 from bilevax.sklearn.additive_table import ordered_levels
 from bilevax.sklearn.classes import check_labels, encode_classes
@@ -19,6 +20,7 @@ from bilevax.solvers.additive_families import Binomial, Family, Gamma, Gaussian,
 from bilevax.solvers.additive_models import ADDITIVE, AdditiveFit, Rows
 from bilevax.tables.additive import Link
 from bilevax.tables.labels import Label
+from bilevax.tables.memory import HELPS
 
 _FAMILIES: dict[str, Family] = {"gaussian": Gaussian(), "poisson": Poisson(dispersed=True), "gamma": Gamma()}
 
@@ -101,6 +103,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         self.class_weight = class_weight
         self.random_state = random_state
 
+    @said("this fit", HELPS)
     def fit(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, *, groups: ArrayLike | None = None
     ) -> "TunedAdditiveClassifier":
@@ -124,7 +127,9 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         assert_all_finite(labels, input_name="y")
         given = self._read(X, labels, sample_weight, groups)
         self.classes_, codes = encode_classes(given.y, None)
-        given = given._replace(weight=given.weight * compute_sample_weight(self.class_weight, given.y))
+        weight = given.weight * compute_sample_weight(self.class_weight, given.y)
+        # what classes weigh says nothing of how many rows there are
+        given = given._replace(weight=weight * (given.weight.sum() / weight.sum()))
         C = len(self.classes_)
         family: Family = Binomial() if C == 2 else Multinomial(C)
         doubtful = self.class_weight is not None or groups is not None
@@ -214,6 +219,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         self.monotone = monotone
         self.random_state = random_state
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: Any,
