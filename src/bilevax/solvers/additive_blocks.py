@@ -102,14 +102,15 @@ class Blocks:
             total += 0.5 * (float(b_c @ np.linalg.solve(A_c, b_c)) + float(log_det))
         return total * self.family.scores / len(self.Q)
 
-    def covariances(self, found: Found) -> np.ndarray:
+    def covariances(self, found: Found, group: np.ndarray | None = None) -> np.ndarray:
         """Of the weights of every class, B_c^-1 + J V_rho J' as :func:`covariance` has it, [C, 1 + P, 1 + P]."""
         fitted = found.outer.fits[0]
         out, lam = fitted.inverse(), penalties(found.rho, self.part)
+        sums = self._sums if group is None else part_sums(group[self.part], 1)
         e, U = np.linalg.eigh(0.5 * (found.outer.hessian + found.outer.hessian.T))
         root = U / np.sqrt(np.maximum(e, FLATTEST))
         for A, b in zip(out, (fitted.b @ self.Q.T).T, strict=True):
-            spread = A @ (self._sums.multiply(lam * b).T @ root)
+            spread = A @ (sums.multiply(lam * b).T @ root)
             A += spread @ spread.T
         return out
 

@@ -13,7 +13,7 @@ from bilevax.solvers.additive_fit import data, penalties
 from bilevax.solvers.additive_folds import Folds
 from bilevax.solvers.additive_marginal import covariance, evidence
 from bilevax.solvers.additive_monotone import constrained
-from bilevax.solvers.additive_search import CENTRE, HIGHEST, LOWEST, Found, minimise, tied, tune, with_prior
+from bilevax.solvers.additive_search import CENTRE, HIGHEST, LOWEST, Found, Outer, minimise, tied, tune, with_prior
 from bilevax.solvers.additive_shared import additive_model, outer_loss
 from bilevax.tables.effects import Effect, PartKind, room
 from bilevax.tables.pair_screen import screened
@@ -131,7 +131,7 @@ class AdditiveFit:
         self.marginal = outer_loss(d, rows.family, self._part)
         self.found = self._tuned(start)
         if rows.fold is not None:
-            self.found = self.found._replace(outer=self.marginal(self.found.rho, None))
+            self.found = self.found._replace(outer=self._at_penalties())
         b = self._within(self.found.outer.fits[0].b)
         self.intercept: np.ndarray = b[0]
         self.curves = self._curves(b)
@@ -148,6 +148,12 @@ class AdditiveFit:
             found = minimise(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
             return found._replace(rho=found.rho[self._together])
         return tune(loss, kind) if start is None else minimise(with_prior(loss, kind), start)
+
+    def _at_penalties(self) -> Outer:
+        """The marginal likelihood at the penalties that the folds chose."""
+        if self._together is None:
+            return self.marginal(self.found.rho, None)
+        return tied(self.marginal, self._together)(self.found.rho[:1], None)
 
     def _within(self, b: np.ndarray) -> np.ndarray:
         """The weights whose curves rise and fall as they should; penalties are tuned without that."""
@@ -205,7 +211,7 @@ class AdditiveFit:
         loss = self.marginal
         if isinstance(loss, Blocks):
             inverses = self.found.outer.fits[0].inverse()
-            return inverses, inverses if contrasts is None else loss.covariances(self.found)
+            return inverses, inverses if contrasts is None else loss.covariances(self.found, self._together)
         S, P = loss.family.scores, 1 + self._X.shape[1]
         at = np.arange(S)
         inverses = self.found.outer.fits[0].inverse().reshape(S, P, S, P)[at, :, at]
