@@ -21,7 +21,7 @@ from bilevax.solvers.additive_families import Binomial, Gaussian, Multinomial
 from bilevax.solvers.additive_fit import data, penalties
 from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PENALTY_EACH, AdditiveFit, Rows
 from bilevax.solvers.additive_monotone import constrained
-from bilevax.solvers.additive_stack import stacked
+from bilevax.solvers.additive_stack import out_of_fold, stacked
 from bilevax.tables.additive import additive_from_plain
 from bilevax.tables.effects import category, number
 from bilevax.tables.read import table_from_frame
@@ -490,3 +490,28 @@ def test_targets_that_do_not_suit():
         TunedAdditiveClassifier(monotone={"wave": 1}).fit(X, np.arange(60) % 3)
     with pytest.raises(DataError, match="both called 'a'"):
         TunedAdditiveClassifier().fit(pd.DataFrame(np.ones((4, 2)), columns=["a", "a"]), [0, 1, 0, 1])
+
+
+def test_evidence_class_by_class_is_that_of_the_whole(monkeypatch):
+    """Of classes that are equally frequent the blocks say about what the whole Hessian says."""
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(400, 2))
+    y = np.argmax(x[:, :1] * [1.0, -1.0, 0.0, 0.0] + rng.gumbel(size=(400, 4)), axis=1)
+    effects = tuple(number(f"x{j}", x[:, j], smooth=4, coarse=8) for j in range(2))
+    codes = tuple(e.codes(x[:, j]) for j, e in enumerate(effects))
+    rows = Rows(effects, codes, y, np.ones(400), np.zeros((400, 3)), Multinomial(4), (0, 0))
+    whole = AdditiveFit(rows, PENALTY_EACH).evidence()
+    monkeypatch.setattr("bilevax.solvers.additive_shared.EXACT", 0)
+    blocks = AdditiveFit(rows, PENALTY_EACH).evidence()
+    assert whole[0] > 40
+    np.testing.assert_allclose(blocks, whole, rtol=0.2, atol=0.5)
+
+
+def test_offsets_are_in_the_scores_that_are_stacked():
+    rng = np.random.default_rng(9)
+    x, offset = rng.normal(size=200), rng.normal(size=200)
+    effects = (number("x", x, smooth=4, coarse=8),)
+    y = x + 5.0 * offset + 0.1 * rng.normal(size=200)
+    rows = Rows(effects, (effects[0].codes(x),), y, np.ones(200), 5.0 * offset[:, None], Gaussian(), (0,))
+    scores = out_of_fold(rows, (PENALTY_EACH,), np.arange(200) % 5)
+    assert np.std(scores[0, :, 0] - y) < 0.3
