@@ -93,14 +93,14 @@ class Blocks:
     def evidence(self, found: Found, columns: np.ndarray, inverses: np.ndarray) -> float:
         """log p(y) less log p(y) without some columns, as :func:`evidence` has it, of the blocks.
 
-        Of C classes one follows from the others, so that it is (C - 1) / C of their sum.
+        1/2 sum_c (b_c' (A_c)^-1 b_c + (C - 1) / C log |A_c diag(penalties)|): of C scores one follows from the others.
         """
         b, lam = found.outer.fits[0].b @ self.Q.T, penalties(found.rho, self.part)[columns]
         total = 0.0
         for A_c, b_c in zip(inverses[:, columns[:, None], columns], b[columns].T, strict=True):
             log_det = np.linalg.slogdet(np.sqrt(lam)[:, None] * A_c * np.sqrt(lam))[1]
-            total += 0.5 * (float(b_c @ np.linalg.solve(A_c, b_c)) + float(log_det))
-        return total * self.family.scores / len(self.Q)
+            total += 0.5 * (float(b_c @ np.linalg.solve(A_c, b_c)) + self.family.scores / len(self.Q) * float(log_det))
+        return total
 
     def covariances(self, found: Found, group: np.ndarray | None = None) -> np.ndarray:
         """Of the weights of every class, B_c^-1 + J V_rho J' as :func:`covariance` has it, [C, 1 + P, 1 + P]."""
