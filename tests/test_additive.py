@@ -515,3 +515,14 @@ def test_offsets_are_in_the_scores_that_are_stacked():
     rows = Rows(effects, (effects[0].codes(x),), y, np.ones(200), 5.0 * offset[:, None], Gaussian(), (0,))
     scores = out_of_fold(rows, (PENALTY_EACH,), np.arange(200) % 5)
     assert np.std(scores[0, :, 0] - y) < 0.3
+
+
+def test_numbers_of_any_size():
+    X, score, rng = frame(100)
+    X = X[["wave", "town"]]
+    y = score + 0.1 * rng.normal(size=100)
+    plain = TunedAdditiveRegressor(**UNCHOSEN).fit(X, y).predict(X)
+    for unit in (1e-290, 1e290):
+        with np.errstate(all="raise", under="ignore"):
+            model = TunedAdditiveRegressor(**UNCHOSEN).fit(X.assign(wave=unit * X["wave"]), unit * y)
+        np.testing.assert_allclose(model.predict(X.assign(wave=unit * X["wave"])), unit * plain, rtol=1e-6)

@@ -271,11 +271,13 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         return rows
 
     def _units(self, y: np.ndarray, weight: np.ndarray) -> Units:
-        mean = float(np.average(y, weights=weight))
+        # Divided first: squares of the largest floats overflow.
+        largest = float(np.max(np.abs(y))) or 1.0
+        mean = float(np.average(y / largest, weights=weight))
         if self.family == "gaussian":
-            deviation = float(np.sqrt(np.average((y - mean) ** 2, weights=weight)))
-            return Units(mean, deviation or 1.0)
-        return Units(float(np.log(mean))) if self.family == "gamma" else Units()
+            deviation = float(np.sqrt(np.average((y / largest - mean) ** 2, weights=weight)))
+            return Units(mean * largest, deviation * largest or 1.0)
+        return Units(float(np.log(mean) + np.log(largest))) if self.family == "gamma" else Units()
 
     @property
     def _link(self) -> Link:
