@@ -345,6 +345,63 @@ def test_predictions_say_what_they_ignore_and_refuse_what_they_lack(run, table, 
     assert "no column 'plan'; did you mean 'Plans'?" in err
 
 
+def spoiled(table, column, cells):
+    """The file with other cells in the last rows of a column."""
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    j = rows[0].index(column)
+    for row, cell in zip(rows[-len(cells) :], cells, strict=True):
+        row[j] = cell
+    path = table.with_name("spoiled.csv")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("cells", [["1e999"], ["2024-02-31", "x"]])
+def test_f2_f3_a_fault_that_is_not_used_is_no_fault(run, table, cells):
+    tuned = ("tune", table, "--target", "outcome", "--out")
+    run(*tuned, "run")
+    sound = run("predict", "run", table)
+    for column in ("id", "outcome"):
+        assert run("predict", "run", spoiled(table, column, cells)) == sound
+    code, out, err = run("predict", "run", spoiled(table, "age", ["1.5.0"]))
+    assert (code, out) == (4, "")
+    assert err == "bilevax: spoiled.csv:201: '1.5.0' in column 'age', which the model knows as numbers\n"
+    without_age = ("--drop", "age", "--drop", "id")
+    assert run(*tuned, "sound", *without_age)[0] == 0
+    assert run("tune", spoiled(table, "age", cells), *tuned[2:], "dropped", *without_age)[0] == 0
+    assert run("predict", "dropped", table)[1] == run("predict", "sound", table)[1]
+
+
+@pytest.mark.parametrize("label", ["NA", "null"])
+def test_f5_a_class_that_is_called_na_stays(run, tmp_path, label):
+    table = write_table(tmp_path / "churn.csv", labels=("stays", label))
+    with open(table, encoding="utf-8") as file:
+        rows = sum(line.endswith(f",{label}\n") for line in file.read().splitlines(keepends=True))
+    code, _, err = run("tune", table, "--target", "outcome", "--out", "run")
+    assert code == 0
+    assert f"'{label}' is kept as a value in {rows} cells of column 'outcome'" in err
+    assert run("predict", "run", table)[1].count(f"\n{label},") > 20
+    code, _, err = run("tune", table, "--target", "outcome", "--out", "none", "--missing", f"outcome={label}")
+    assert (code, "one class" in err or "'stays' in every row" in err) == (4, True)
+
+
+@pytest.mark.parametrize("word", ["unk", "-"])
+def test_f4_marks_are_the_model_s_too(run, table, word):
+    marked = spoiled(table, "age", [word] * 30)
+    empty = table.with_name("empty.csv")
+    empty.write_text(spoiled(table, "age", [""] * 30).read_text(encoding="utf-8"), encoding="utf-8")
+    marked = spoiled(table, "age", [word] * 30)
+    code, _, err = run("tune", marked, "--target", "outcome", "--out", "run")
+    assert code == 4
+    assert f"spoiled.csv:172: '{word}' in column 'age'" in err
+    assert run("tune", marked, "--target", "outcome", "--out", "run", "--missing", f"?,{word}")[0] == 0
+    assert run("tune", empty, "--target", "outcome", "--out", "other")[0] == 0
+    code, out, _ = run("predict", "run", marked)
+    assert (code, out) == run("predict", "other", empty)[:2]
+
+
 def test_what_would_be_a_formula_is_marked_as_text():
     assert [safe_cell(text, text) for text in ("=a", "+a", "-a", "@a", "\ta", "a=", "")] == [
         "'=a", "'+a", "'-a", "'@a", "'\ta", "a=", "",

@@ -353,7 +353,8 @@ given = dict.fromkeys(("problem", "w0", "lam", "train", "val"), 0)
 PREDICTING = """
 import numpy as np, bilevax.study.run_directory as directory
 from types import SimpleNamespace
-model = SimpleNamespace(text_columns=(), columns=("x",), target="y", classes=("a", "b"))
+model = SimpleNamespace(text_columns=(), number_columns=("x",), columns=("x",), missing={})
+model.target, model.classes = "y", ("a", "b")
 model.predict_proba = lambda table: np.full((table.rows, 2), 0.5)
 directory.read_model = lambda path: model
 """

@@ -17,6 +17,7 @@ from bilevax.core.errors import CorruptError, DataError, ParameterError, UsageEr
 from bilevax.core.run_files import FILES
 from bilevax.study import read_model, study, tune_table, write_run
 from bilevax.study.baselines import row_losses
+from bilevax.study.preparation import prepare
 from bilevax.study.run_directory import RunDirectory
 from bilevax.study.settings import TuneSettings, settings_from
 from bilevax.tables.table import Column, Table, object_array
@@ -275,6 +276,22 @@ def test_group_and_time_columns_split_and_are_no_features():
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["Yes", "yes", "No", "no"], ["'Yes' (20 rows), 'yes' (20 rows)", "'No' (20 rows), 'no' (20 rows)"]),
+        (["straße", "STRASSE", "weg 1", "weg  2"], ["'STRASSE' (20 rows), 'straße' (20 rows)"]),
+        (["a b", "a  b", "c"], ["'a  b' (20 rows), 'a b' (20 rows)"]),
+        (["yes", "no"], []),
+    ],
+)
+def test_f6_classes_that_differ_by_case_are_noted(words, note):
+    rows = 20 * len(words)
+    table = Table("t", (Column("x", "number", np.random.default_rng(0).normal(size=rows)), text("y", words * 20)))
+    notes = [said for said in prepare(table, "y", TuneSettings()).notes if "differ only by case" in said]
+    assert [said.removeprefix("classes ").split(" of 'y'")[0] for said in sorted(notes, reverse=True)] == note
+
+
 def test_copies_and_missing_labels_are_noted():
     table = table_of(200)
     doubled = table.take(np.arange(400) % 200)

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from bilevax.core.errors import BilevaxError, DataError, ParameterError, StorageError
 from bilevax.tables.read import read_table, table_from_frame
+from bilevax.tables.reading import marks_from_words
 
 
 @pytest.fixture(name="read")
@@ -103,11 +104,11 @@ def test_a_column_has_one_meaning(read):
         "when": ("date", [19723.5, 19723.25, None]),
         "code": ("text", ["007", "010", "12"]),  # a leading zero is no number's
         "hex": ("text", ["0x10", "0x11", None]),
-        "word": ("text", ["NA b", "y", None]),
+        "word": ("text", ["NA b", "y", "null"]),  # among texts a value, if no other is said
         "id": ("text", ["12345678901234567890", "1", "2"]),  # not exact in float64
         "none": ("number", [None, None, None]),
     }
-    assert [note.split("'")[1] for note in table.notes] == ["code", "hex", "id", "none"]
+    assert [note.split("'")[1] for note in table.notes[:4]] == ["code", "hex", "id", "none"]
 
 
 def test_a_decimal_comma_is_read_where_it_can_only_be_one(read):
@@ -133,10 +134,10 @@ def test_what_may_be_a_lost_header_or_foreign_dates_is_noted(read):
 
 def test_f3_a_column_that_is_text_for_a_few_cells_is_noted(read):
     """One of them may be the mark of a missing value."""
-    (note,) = read("a,b,c\n" + "1,x,0x1F\n" * 10 + "?,x,0xfe\n" * 5).notes[:1]
+    (note,) = read("a,b,c\n" + "1,x,0x1F\n" * 10 + "-,x,0xfe\n" * 5).notes[:1]
     assert note == (
-        "column 'a' is read as text, one value a category, for 5 of 15 cells are no numbers, such as '?' "
-        "(file.csv:12); leave such cells empty if they are not known"
+        "column 'a' is read as text, one value a category, for 5 of 15 cells are no numbers, such as '-' "
+        "(file.csv:12); leave such cells empty, or give the mark (--missing), if they are not known"
     )
     assert read("a,b\n1,0x1F\n2,0xfe\n").notes == (
         "column 'b' is read as text; numbers are read when written in decimals",
@@ -246,3 +247,152 @@ def test_a_svmlight_file_is_named_and_not_made_dense(tmp_path, line):
     (tmp_path / "x.svm").write_text(f"{line}\n0 2:1\n")
     with pytest.raises(DataError, match=r"x\.svm: a svmlight file.*use bx\.SparseRows"):
         read_table(tmp_path / "x.svm")
+
+
+@pytest.mark.parametrize(
+    ("content", "bad"),
+    [
+        ('x,spoiled\n1,1e400\n2,"5\n"\n3,3\n', "spoiled"),
+        ("spoiled,x\n2024-02-31,1\n2024-02-01,2\n2024-02-02,3\n", "spoiled"),
+        ("a,x,a\nv,1,w\nv,2,w\nv,3,w\n", "a"),  # an own name twice
+        (",x\n0,1\n1,2\n2,3\n", ""),  # the index of pandas
+        ("x,é\n1,a\n2,ü\n3,b\n".replace("é", "e").encode("latin-1"), "e"),
+    ],
+)
+def test_f2_f3_what_is_not_asked_for_is_not_looked_at(read, content, bad):
+    with pytest.raises(DataError):
+        read(content)
+    table = read(content, only=["x"])
+    assert cells(table) == {"x": ("integer", [1.0, 2.0, 3.0])}
+    assert set(table.unread) == {bad}
+    if bad and bad != "a":
+        assert cells(read(content, drop=[bad])) == cells(table)
+
+
+def test_f2_a_fault_in_a_column_asked_for_is_still_named(read):
+    with pytest.raises(DataError, match=r"file\.csv:3: byte 0xfc is not UTF-8"):
+        read("x,e\n1,a\nü,\n3,b\n".encode("latin-1"), only=["x"])
+    with pytest.raises(DataError, match=r"file\.csv:3: 'y' in column 'x', which the model knows as numbers$"):
+        read("x,e\n1,a\ny,\n3,b\n", numbers=["x"])
+    assert cells(read("x,e\n007,a\n9007199254740993,\n", numbers=["x"]))["x"] == ("integer", [7.0, 2.0**53])
+    with pytest.raises(DataError, match=r"no column 'Age'; did you mean 'age'\?"):
+        read("age,b\n1,2\n", only=["Age"])
+    with pytest.raises(DataError, match=r"no column 'agee'; did you mean 'age'\?"):
+        read("age,b\n1,2\n", drop=["agee"])
+
+
+def test_f2_f3_parquet_reads_what_is_asked_for(tmp_path):
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"x": [1, 2], "l": [[1], [2]], "inf": [math.inf, 0.0]}), path)
+    for options in ({"only": ["x"]}, {"drop": ["l", "inf"]}):
+        table = read_table(path, **options)
+        assert (cells(table), table.unread) == ({"x": ("integer", [1.0, 2.0])}, ("l", "inf"))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.15, 0.9])
+@pytest.mark.parametrize("mark", ["?", "NA", "N/A", "nan(1)", "-NaN(ind)", ".", "1.#QNAN", "None"])
+def test_f4_a_mark_among_numbers_is_missing_in_any_share(read, share, mark):
+    marks = round(400 * share)
+    numbers = [f"{k}.5" for k in range(400 - marks)]
+    table = read("a,b\n" + "".join(f"{cell},1\n" for cell in [*numbers, *[mark] * marks]))
+    column = table.column("a")
+    assert column.kind == "number"
+    assert column.values[: 400 - marks].tolist() == [float(cell) for cell in numbers]
+    assert np.isnan(column.values[400 - marks :]).all()
+    assert table.notes == (f"'{mark}' is read as missing in {marks} cells of column 'a'",)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.15, 0.9])
+def test_f4_a_word_among_many_numbers_is_refused_in_any_share(read, share):
+    words = round(400 * share)
+    content = "a,b\n" + "".join(f"{k},1\n" for k in range(400 - words)) + "unk,1\n" * words
+    with pytest.raises(DataError, match=rf"file.csv:{402 - words}: 'unk' in column 'a'.*\(--missing 'a=unk'\)"):
+        read(content)
+    for missing in ({"": ["unk"]}, {"a": ["x", "unk"]}):
+        assert np.isnan(read(content, missing=missing).column("a").values).sum() == words
+    assert read(content, text=["a"]).column("a").values[-1] == "unk"
+
+
+def test_f5_among_texts_only_the_empty_cell_is_missing(read):
+    content = "country,when,yes,note\nNA,2024-01-01,true,?\nDE,NA,None,\n,2024-01-03,false,x\n"
+    table = read(content)
+    assert table.column("country").values.tolist() == ["NA", "DE", None]
+    assert table.column("note").values.tolist() == ["?", None, "x"]
+    assert [table.column(name).kind for name in ("when", "yes")] == ["date", "boolean"]
+    assert table.notes == (
+        "'NA' is read as missing in 1 cell of column 'when'",
+        "'None' is read as missing in 1 cell of column 'yes'",
+        "'NA' is kept as a value in 1 cell of column 'country'; --missing 'country=NA' makes it missing",
+        "'?' is kept as a value in 1 cell of column 'note'; --missing 'note=?' makes it missing",
+    )
+    assert read(content, missing={"": ["NA"]}).column("country").values.tolist() == [None, "DE", None]
+    own = read(content, missing={"": ["NA", "?"], "country": []})
+    assert own.column("country").values.tolist() == ["NA", "DE", None]
+    assert own.column("note").values.tolist() == [None, None, "x"]
+    with pytest.raises(DataError, match=r"no column 'County'; did you mean 'country'\?"):
+        read(content, missing={"County": ["NA"]})
+
+
+def test_f5_marks_that_are_numbers_count_by_value_in_every_kind_of_file(read, tmp_path):
+    missing = {"": ["-999", "NA"], "s": ["x"]}
+    pd.DataFrame({"i": [1, -999, 2], "f": [-999.0, 0.5, 0.0], "s": ["NA", "x", "y"]}).to_parquet(tmp_path / "t.parquet")
+    for table in (
+        read("i,f,s\n1,-999.0,NA\n-999,.5,x\n2,0,y\n", missing=missing),
+        read_table(tmp_path / "t.parquet", missing=missing),
+    ):
+        found = {c.name: [None if x != x else x for x in c.values.tolist()] for c in table.columns}
+        assert found == {"i": [1.0, None, 2.0], "f": [None, 0.5, 0.0], "s": ["NA", None, "y"]}
+
+
+def test_marks_are_written_for_all_columns_or_one():
+    assert marks_from_words(["?, NA", "a=-", "b=x=y"]) == {"": ("?", "NA"), "a": ("-",), "b=x": ("y",)}
+    assert marks_from_words(["a="]) == {"a": ()}
+    with pytest.raises(ParameterError, match="COLUMN=MARK"):
+        marks_from_words([" , "])
+
+
+@pytest.mark.parametrize(
+    ("content", "found", "notes"),
+    [
+        ("sep=;\na;b\n1,5;2\n", {"a": [1.5], "b": [2.0]}, 0),
+        ("SEP=,\r\na,b\r\n1;2,2\r\n", {"a": ["1;2"], "b": [2.0]}, 0),
+        ("sep=^\na^b\n1^2\n", {"a": [1.0], "b": [2.0]}, 0),
+        ("# made by x, y\n# on a day\na,b\n1,2\n", {"a": [1.0], "b": [2.0]}, 1),
+        ("##v=1\n#a\tb\n1\t2\n", {"#a": [1.0], "b": [2.0]}, 1),
+        ("\n##one\n\n# two\na,b\n#3,4\n", {"a": ["#3"], "b": [4.0]}, 1),
+        ("#,b\n1,2\n", {"#": [1.0], "b": [2.0]}, 0),
+        ("a,b\n1,2,\n3,4,\n", {"a": [1.0, 3.0], "b": [2.0, 4.0]}, 1),
+        ("a;b;\n1;2;\n3;4; \n", {"a": [1.0, 3.0], "b": [2.0, 4.0]}, 1),
+        ("a,b,,\n1,2,,\n3,,,\n", {"a": [1.0, 3.0], "b": [2.0, None]}, 1),
+    ],
+)
+def test_lines_above_the_header_and_delimiters_at_the_end_are_left_out(read, content, found, notes):
+    table = read(content)
+    assert {c.name: [None if x != x else x for x in c.values.tolist()] for c in table.columns} == found
+    assert sum("left out" in note for note in table.notes) == notes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sep=;\na;b\n1;2\n\n3\n", "file.csv:5: 1 field, expected 2"),
+        ("# x\n# y\na,b\n1,2\n3\n", "file.csv:5: 1 field, expected 2"),
+        ("# a,b\na,b\n1,2\n", "file.csv:1: the line begins with '#' and has as many fields as the next"),
+        ("#made by x,y\na,b\n1,2\n", "file.csv:1: the line begins with '#' and has as many fields as the next"),
+        ("# a\nb\n1\n", "file.csv:1: the line begins with '#' and has as many fields as the next"),
+        ("a,b\n1,2\n# the end\n", "file.csv:3: 1 field, expected 2: is it a comment?"),
+        ("a,b\n1,2\n3,4,\n", "file.csv:3: 3 fields, expected 2: the line ends with a delimiter, others do not"),
+        ("a,b\n1,2,\n3,4\n", "file.csv:3: 2 fields, expected 3"),
+        ("a,b\n1,2,\n3,4,5\n", "file.csv:3: 3 fields, expected 2"),
+        ("a,b,\n1,2,\n3,4,5\n", "file.csv:1: column 3 has no name"),
+        ("sep=;\n", "file.csv: a header and no rows"),
+        ('{"a": 1}\n{"a": 2}\n', "file.csv: the file is JSON lines, one object a line, which is not read"),
+        ('\ufeff{"a": [1,\n 2]}\n', "file.csv: the file is JSON, which is not read"),
+        ('[{"a": 1}, {"a": 2}]', "file.csv: the file is JSON, which is not read"),
+        ("<!DOCTYPE html>\n<p>,\n", "file.csv: a web page or XML, no table"),
+        ("<?xml version='1.0'?>\n<a>1,2</a>\n", "file.csv: a web page or XML, no table"),
+    ],
+)
+def test_the_cause_is_named_by_which_a_file_is_no_table(read, content, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        read(content)

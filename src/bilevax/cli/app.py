@@ -71,10 +71,17 @@ def tune(
         str | None, typer.Option(metavar="COLUMN", help="Train on the oldest rows by it, test on the newest.")
     ] = None,
     drop: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column that is no feature; may be repeated.")
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column that is not looked at; may be repeated.")
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
+    ] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MARKS",
+            help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split and of the tuning.")] = 0,
     test_size: Annotated[float, typer.Option(metavar="F", help="Share of the rows that no tuning sees.")] = 0.2,

@@ -9,6 +9,7 @@ from bilevax.cli.place import require_free
 from bilevax.cli.source import open_table
 from bilevax.core import files
 from bilevax.core.text import clean
+from bilevax.tables.reading import Reading
 
 # What a spreadsheet takes for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -22,9 +23,13 @@ def run(directory: Path, source: str, out: Path | None, *, force: bool) -> None:
     if out is not None:
         require_free(out, force=force)
     model = read_model(directory)
-    table, _ = open_table(source, text=model.text_columns)
+    # A fault elsewhere, in the label column say, is no fault here.
+    reading = Reading(model.text_columns, model.number_columns, only=model.columns, missing=model.missing)
+    table, _ = open_table(source, reading)
     probabilities = model.predict_proba(table)
-    unused = [name for name in table.names if name not in (*model.columns, model.target)]
+    unused = [
+        name for name in (*table.names, *filter(None, table.unread)) if name not in (*model.columns, model.target)
+    ]
     if unused:
         shown = ", ".join(unused[:8]) + (", ..." if len(unused) > 8 else "")
         print(f"bilevax: not used by the model: {clean(shown)}", file=sys.stderr)

@@ -1,13 +1,13 @@
 """The TABLE argument: a file, or the name of a bundled data set."""
 
-from collections.abc import Collection
 from pathlib import Path
 
 from bilevax.core.errors import UsageError
+from bilevax.tables.reading import Reading
 from bilevax.tables.table import Table, suggestion
 
 
-def open_table(name: str, *, text: Collection[str] = ()) -> tuple[Table, str | None]:
+def open_table(name: str, reading: Reading) -> tuple[Table, str | None]:
     """The table, and its target where it is a bundled data set.
 
     Raises:
@@ -18,7 +18,7 @@ def open_table(name: str, *, text: Collection[str] = ()) -> tuple[Table, str | N
     # A file of that name comes before the data set.
     path = Path(name)
     if path.exists():
-        return read_table(path, text=text), None
+        return read_table(path, **reading._asdict()), None
     from bilevax.study.bundled import NAMES, bundled_target, load_bundled
 
     if name in NAMES:

@@ -14,6 +14,7 @@ from bilevax.core.events import Event
 from bilevax.core.limits import require
 from bilevax.core.text import clean, counted
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, STARTING, study_memory
+from bilevax.tables.reading import Reading, marks_from_words
 from bilevax.tables.table import Table
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run(source: str, target: str | None, out: Path, options: Mapping[str, object
     settings = settings_from({name: options[name] for name in TuneSettings.model_fields if options[name] is not None})
     with said_if_kept(RunDirectory(out, force=force)) as directory, Display(settings.steps) as display:
         display({"kind": "stage", "name": "reading the table"})
-        table, target = _table(source, target, settings.text)
+        table, target = _table(source, target, reading_of(settings))
         return carry_out(directory, display, table, target, settings, {"source": described(source)})
 
 
@@ -120,8 +121,13 @@ def said_if_kept(directory: "RunDirectory") -> Iterator["RunDirectory"]:
         raise
 
 
-def _table(source: str, target: str | None, text: tuple[str, ...]) -> tuple[Table, str]:
-    table, known = open_table(source, text=text)
+def reading_of(settings: "TuneSettings") -> Reading:
+    """What these settings say on how a file is read."""
+    return Reading(settings.text, drop=settings.drop, missing=marks_from_words(settings.missing))
+
+
+def _table(source: str, target: str | None, reading: Reading) -> tuple[Table, str]:
+    table, known = open_table(source, reading)
     target = target or known
     if target is None:
         raise UsageError(

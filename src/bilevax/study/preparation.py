@@ -1,5 +1,6 @@
 """From a table to what an estimator fits: labels, split, matrix; every fault of the table is found here."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ from bilevax.study.splits import (
     split_by_time,
     split_stratified,
 )
-from bilevax.tables.labels import Labels, encode_labels
+from bilevax.tables.labels import Labels, encode_labels, notes_on_case
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
+from bilevax.tables.reading import Reading, marks_from_words, without
 from bilevax.tables.table import Table
 
 _FEWEST_ROWS = 20
@@ -58,6 +60,7 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     notes = list(table.notes)
     table, features = _chosen_columns(table, target, settings)
     labels = encode_labels(table.column(target), table.name)
+    notes += notes_on_case(labels, target)
     table, labels = _labelled_rows(table, labels, target, notes)
     scorer = scorer_for(settings.scoring, labels.codes)
     split = _split(table, labels, settings)
@@ -90,17 +93,28 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
     """The table with its text columns as text, and the names of its features."""
     # The columns that say which rows belong together, or which came first.
     splitting = [name for name in (settings.group, settings.time) if name is not None]
-    table.require([target, *splitting, *settings.drop, *settings.text])
     for name in (*splitting, *settings.drop):
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
-    columns = tuple(column.as_text() if column.name in settings.text else column for column in table.columns)
-    apart = {target, *splitting, *settings.drop}
+    reading = Reading(settings.text, drop=settings.drop, missing=marks_from_words(settings.missing))
+    reading.choose(table.name, [*table.names, *table.unread])
+    dropped = [name for name in settings.drop if name not in table.unread]
+    table.require([target, *splitting])
+    columns = tuple(
+        without(column.as_text() if column.name in settings.text else column, reading.marks(column.name))
+        for column in table.columns
+        if column.name not in dropped
+    )
+    apart = {target, *splitting}
     features = [column.name for column in columns if column.name not in apart]
     if not features:
-        hint = "; is the file delimited by commas, semicolons, tabs or bars?" if len(columns) == 1 else ""
+        hint = (
+            "; is the file delimited by commas, semicolons, tabs or bars?"
+            if len(columns) + len(table.unread) == 1
+            else ""
+        )
         raise DataError(f"{table.name}: no column is left to learn from{hint}")
-    return Table(table.name, columns, table.notes, table.sha256), features
+    return dataclasses.replace(table, columns=columns, unread=(*table.unread, *dropped)), features
 
 
 def _labelled_rows(table: Table, labels: Labels, target: str, notes: list[str]) -> tuple[Table, Labels]:

@@ -21,8 +21,10 @@ class TuneSettings(BaseModel):
         validation_size: share of the rows that choose among the penalties reached, and C in the grid.
         group: column whose groups stay whole in one part; it is no feature.
         time: column of dates or numbers; the oldest rows train, the newest test; it is no feature.
-        drop: columns that are no features.
+        drop: columns that are no features; of a file they are not looked at.
         text: columns whose cells are taken as text.
+        missing: cells that say that nothing is known, besides the empty one: ``?,NA``, or of one column
+            ``COLUMN=?,NA``.
         method: ``stochastic``, ``deterministic``, or the one that suits the size of the table.
         steps: outer steps at most; tuning ends before when the validation rows say so.
     """
@@ -39,6 +41,7 @@ class TuneSettings(BaseModel):
     time: str | None = None
     drop: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     method: Literal["auto", "stochastic", "deterministic"] = "auto"
     steps: int = Field(default=100, ge=1)
 

@@ -20,6 +20,7 @@ from bilevax.study.preparation import Prepared, prepare
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.labels import label_text
 from bilevax.tables.linear import LinearModel, penalties_by_term
+from bilevax.tables.reading import Reading, marks_from_words
 from bilevax.tables.table import Table
 
 __all__ = ["GRID", "TUNED", "UNTUNED", "Study", "TuneSettings", "tune_table"]
@@ -248,7 +249,7 @@ def _or_none(value: float | None) -> float | None:
 def _plain_model(
     estimator: TunedLogisticRegression, prepared: Prepared, target: str, settings: TuneSettings
 ) -> LinearModel:
-    terms = prepared.encoder.terms_
+    terms, marks = prepared.encoder.terms_, Reading(missing=marks_from_words(settings.missing))
     return LinearModel(
         target=target,
         classes=prepared.labels.classes,
@@ -256,6 +257,7 @@ def _plain_model(
         coef=np.asarray(estimator.coef_, np.float64),
         terms=terms,
         penalties=penalties_by_term(estimator.penalties_, settings.penalty_per, len(terms)),
+        missing={name: found for name in prepared.encoder.columns_ if (found := marks.marks(name))},
     )
 
 

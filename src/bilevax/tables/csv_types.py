@@ -1,7 +1,8 @@
 """What a column of text cells is: numbers, truth values, dates, or text after all.
 
-One rule for a whole column, never one for a cell: a column is numbers when every cell that is not missing is a number.
-A column that is nearly so is refused by line, for a model that took it for names would be a bad one in silence.
+One rule for a whole column, never one for a cell: a column is numbers when every cell that is not missing is a number,
+in whatever share of the rows that is. A column that is nearly so, or in which one word stands between many numbers, is
+refused by line, for a model that took it for names would be a bad one in silence.
 """
 
 import numpy as np
@@ -10,10 +11,9 @@ import pyarrow.compute as pc
 
 from bilevax.core.errors import DataError
 from bilevax.tables.csv_file import Lines
+from bilevax.tables.marks import without_marks
+from bilevax.tables.reading import Reading
 from bilevax.tables.table import Column, object_array
-
-MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "-nan", "null", "NULL", "NaT")
-"""The cells of a delimited file that say that nothing is known, blanks around them apart."""
 
 NEARLY_ALL = 0.9
 """A column with at least this share of numbers is refused for its other cells."""
@@ -21,10 +21,14 @@ NEARLY_ALL = 0.9
 MOST = 0.5
 """A column with at least this share of numbers is text with a note."""
 
-# Above it, float64 does not hold every integer.
+MANY = 20
+"""With more different numbers than this, one or two words beside them are refused: they may be marks."""
+
+# From here on, float64 does not hold every integer.
 _EXACT = 2.0**53
 # Patterns for pyarrow's RE2; \x{a0} and \x{202f} are spaces that do not break.
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+_ZERO = r"^[+-]?0\d"
 _DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 _ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
 _OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
@@ -35,27 +39,41 @@ _COMMA_THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
 _DECORATED = r"^[$€£¥]?\s?[+-]?[\d.,]*\d\s?[%$€£¥]?$"
 
 
-def column_of_cells(name: str, cells: pa.ChunkedArray, lines: Lines, *, text: bool) -> tuple[Column, str]:
-    """A column of a delimited file, and a note on it (empty when there is nothing to say).
+def column_of_cells(
+    name: str, cells: pa.ChunkedArray, lines: Lines, reading: Reading
+) -> tuple[Column, str, dict[str, int]]:
+    """A column of a delimited file, a note on it (empty when there is nothing to say), and how often it has each mark.
 
     Raises:
         DataError: the cells are nearly a column of numbers, or of numbers written in a way that is not read.
     """
     trimmed = pc.utf8_trim_whitespace(cells)
-    missing = pc.is_in(trimmed, value_set=pa.array(MISSING))
+    missing = pc.is_in(trimmed, value_set=pa.array(["", *reading.marks(name)], pa.string()))
     values = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
-    if text:
-        return _text(name, values), ""
-    if values.null_count == len(values):
-        return Column(name, "number", np.full(len(values), np.nan)), f"column '{name}' has no value in any row"
-    numbers = _as_numbers(name, values, lines)
-    if numbers is not None:
-        return numbers
-    other = _as_boolean(name, values) or _as_date(name, values, lines) or _as_comma_numbers(name, values, lines)
+    if name in reading.text:
+        return _text(name, values), "", {}
+    known, marks = without_marks(values)
+    if known.null_count == len(known):
+        return Column(name, "number", np.full(len(known), np.nan)), f"column '{name}' has no value in any row", marks
+    column, note = _interpreted(name, known, lines, numbers=name in reading.numbers)
+    # Among texts the marks are values like others.
+    return (_text(name, values) if column is None else column), note, marks
+
+
+def _interpreted(name: str, values: pa.ChunkedArray, lines: Lines, *, numbers: bool) -> tuple[Column | None, str]:
+    """The column, None for text, and a note."""
+    plain = _as_floats(name, values, lines)
+    if plain is not None:
+        reason = "" if numbers else _reason_for_text(values, plain)
+        return (None, f"column '{name}' is read as text: {reason}") if reason else (_numbers(name, values, plain), "")
+    other = _as_boolean(name, values) or _as_date(name, values, lines)
     if other is not None:
         return other, ""
-    _refuse_nearly_numbers(name, values, lines)
-    return _text(name, values), _note_on_text(name, values, lines)
+    column = _as_comma_numbers(name, values, lines)
+    if column is not None:
+        return column, ""
+    _refuse_nearly_numbers(name, values, lines, known=numbers)
+    return None, _note_on_text(name, values, lines)
 
 
 def _note_on_text(name: str, values: pa.ChunkedArray, lines: Lines) -> str:
@@ -71,7 +89,8 @@ def _note_on_text(name: str, values: pa.ChunkedArray, lines: Lines) -> str:
     row, cell = _first(values, pattern, matching=False)
     return (
         f"column '{name}' is read as text, one value a category, for {known - numbers:,} of {known:,} cells are no "
-        f"numbers, such as {cell} ({lines.of(row)}); leave such cells empty if they are not known"
+        f"numbers, such as {cell} ({lines.of(row)}); leave such cells empty, or give the mark (--missing), if they are "
+        "not known"
     )
 
 
@@ -102,9 +121,10 @@ def _shown(cell: str) -> str:
     return repr(cell if len(cell) <= 40 else cell[:39] + "…")
 
 
-def _as_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> tuple[Column, str] | None:
+def _as_floats(name: str, values: pa.ChunkedArray, lines: Lines) -> np.ndarray | None:
+    """The cells as float64, or None if one is no number."""
     try:
-        numbers = pc.cast(values, pa.float64()).to_numpy()
+        numbers: np.ndarray = pc.cast(values, pa.float64()).to_numpy()
     except pa.ArrowInvalid:
         return None
     infinite = np.flatnonzero(np.isinf(numbers))
@@ -113,16 +133,27 @@ def _as_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> tuple[Colum
         cell = values[row].as_py()
         fault = "is not finite" if "inf" in cell.lower() else "overflows: no number above 1.8e308 is held"
         raise DataError(f"{lines.of(row)}: {_shown(cell)} in column '{name}' {fault}")
+    return numbers
+
+
+def _reason_for_text(values: pa.ChunkedArray, numbers: np.ndarray) -> str:
+    """Why cells that could be numbers are none; empty if they are."""
+    # 007 as a number would lose its zeros.
+    if _any_matches(values, _ZERO):
+        return f"{_first(values, _ZERO, matching=True)[1]} begins with a zero, as codes do"
+    # A whole number that float64 would change: 9007199254740993 is none of its values.
+    for row in np.flatnonzero(np.abs(numbers) >= _EXACT):
+        cell = values[int(row)].as_py()
+        if cell.lstrip("+-").isdigit():
+            return f"its integers are too long for a number, such as {_shown(cell)}"
+    return ""
+
+
+def _numbers(name: str, values: pa.ChunkedArray, numbers: np.ndarray) -> Column:
     finite = numbers[~np.isnan(numbers)]
     # 2.0 and 2e3 are whole numbers, but no column of counts is written so.
     whole = bool(np.all(finite == np.rint(finite))) and not _any_matches(values, "[.eE]")
-    # 007 as a number would lose its zeros.
-    if _any_matches(values, r"^[+-]?0\d"):
-        _, cell = _first(values, r"^[+-]?0\d", matching=True)
-        return _text(name, values), f"column '{name}' is read as text: {cell} begins with a zero, as codes do"
-    if whole and np.max(np.abs(finite)) > _EXACT:
-        return _text(name, values), f"column '{name}' is read as text: its integers are too long for a number"
-    return Column(name, "integer" if whole else "number", numbers), ""
+    return Column(name, "integer" if whole else "number", numbers)
 
 
 def _as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
@@ -188,13 +219,23 @@ def _as_comma_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> Colum
     return None
 
 
-def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> None:
+def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Lines, *, known: bool) -> None:
+    """Refuse the cells that are no numbers, where the rest is a quantity; or where the column is known to be one."""
     pattern = f"^{_NUMBER}$"
-    known = len(values) - values.null_count
+    matching = pc.fill_null(pc.match_substring_regex(values, pattern), True)
+    words = pc.unique(values.filter(pc.invert(matching)))
+    cells = len(values) - values.null_count
     numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()
-    if numbers >= NEARLY_ALL * known and not _any_matches(values, r"^[+-]?0\d"):
-        row, cell = _first(values, pattern, matching=False)
+    row, cell = _first(values, pattern, matching=False)
+    if known:
+        raise DataError(f"{lines.of(row)}: {cell} in column '{name}', which the model knows as numbers")
+    if _any_matches(values, _ZERO):
+        return
+    # One or two words, in whatever share, may be marks.
+    quantity = len(words) <= 2 and len(pc.unique(values.filter(matching))) > MANY
+    if numbers >= NEARLY_ALL * cells or quantity:
         raise DataError(
-            f"{lines.of(row)}: {cell} in column '{name}', which holds numbers in {numbers:,} of {known:,} cells; "
-            f"correct it, leave it empty if it is not known, or have the column read as text (--text '{name}')"
+            f"{lines.of(row)}: {cell} in column '{name}', which holds numbers in {numbers:,} of {cells:,} cells; "
+            f"correct it, leave it empty or give it as a mark if it is not known (--missing "
+            f"'{name}={values[row].as_py()[:40]}'), or have the column read as text (--text '{name}')"
         )

@@ -1,6 +1,7 @@
 """A tuned model as plain numbers: it predicts from a table with numpy alone."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +26,7 @@ class LinearModel:
         coef: weights of the terms, [C, p].
         terms: the p terms.
         penalties: for each term its penalty, a list of one for each score, or None where there is none.
+        missing: for columns, what says in a file that nothing is known, besides what always does.
     """
 
     target: str
@@ -33,6 +35,7 @@ class LinearModel:
     coef: np.ndarray
     terms: tuple[Term, ...]
     penalties: tuple[float | list[float] | None, ...]
+    missing: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,6 +46,11 @@ class LinearModel:
     def text_columns(self) -> tuple[str, ...]:
         """Those of them that are to be read as text."""
         return text_columns(self.terms)
+
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Those that are to be read as numbers."""
+        return tuple(dict.fromkeys(term.column for term in self.terms if term.kind == "number" and term.type != "date"))
 
     def predict_proba(self, table: Table) -> np.ndarray:
         """Probabilities [rows, classes]; columns are found by name.
@@ -90,6 +98,7 @@ class LinearModel:
             "formula": list(FORMULA),
             "intercept": self.intercept.tolist(),
             "terms": terms,
+            **({"missing": {name: list(marks) for name, marks in self.missing.items()}} if self.missing else {}),
         }
 
 
@@ -110,6 +119,7 @@ def linear_from_plain(plain: object) -> LinearModel:
             coef=np.asarray([entry["weight"] for entry in entries], np.float64).T,
             terms=terms_from_plain(entries),
             penalties=tuple(entry.get("penalty") for entry in entries),
+            missing={str(name): tuple(map(str, marks)) for name, marks in plain.get("missing", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f"the model lacks a part or has a wrong one: {e}") from None

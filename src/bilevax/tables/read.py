@@ -1,6 +1,7 @@
 """Tables from files and frames: CSV and Parquet, pandas and polars."""
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -17,6 +18,8 @@ from bilevax.core.errors import DataError, ParameterError, StorageError
 from bilevax.core.limits import require, said
 from bilevax.tables.csv_file import read_csv_text
 from bilevax.tables.csv_types import column_of_cells, days
+from bilevax.tables.marks import notes_on_marks
+from bilevax.tables.reading import Marks, Reading, without
 from bilevax.tables.table import Column, Table, check_names, object_array
 
 if TYPE_CHECKING:
@@ -29,18 +32,33 @@ _EXACT = 2**53
 _CSV_SIZES, _COPIES = 5, 3
 _HELPS = "fewer rows or columns take less"
 _SVMLIGHT = re.compile(rb"[-+.\deE]+(?:[ \t]+\d+:[-+.\deE]+)+\s*(?:#|[\r\n]|$)")
+_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\{\s*"[^"\r\n]*"\s*:|\[\s*[{\[])')
+_MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|table|\?xml)\b", re.IGNORECASE)
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
-def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
+def read_table(
+    source: str | Path,
+    *,
+    text: Collection[str] = (),
+    numbers: Collection[str] = (),
+    drop: Collection[str] = (),
+    only: Collection[str] | None = None,
+    missing: Marks | None = None,
+) -> Table:
     """Read a CSV or Parquet file.
 
     A CSV file is UTF-8 with a header; commas, semicolons, tabs and bars are recognised as delimiters. A column is
-    numbers, truth values, ISO dates or text, by all of its cells; ``NA``, ``NaN``, ``null`` and blank are missing.
+    numbers, truth values, ISO dates, times or text, by all of its cells. An empty cell is missing; ``?``, ``NA``,
+    ``NaN``, ``null`` and the like are missing among numbers, truth values and dates, and are values among texts.
 
     Args:
         source: path of the file; what ends in ``.parquet`` or begins as Parquet does is read as that.
         text: columns to read as text whatever their cells are (codes that look like numbers).
+        numbers: columns that are known to hold numbers; a cell that is none is refused by line.
+        drop: columns that are not looked at, whatever is in them.
+        only: the only columns to look at; all without it.
+        missing: for a column (``""``: for all others) more cells that say that nothing is known.
 
     Raises:
         DataError: the file has a fault; the message gives file and line.
@@ -48,10 +66,10 @@ def read_table(source: str | Path, *, text: Collection[str] = ()) -> Table:
     """
     path = Path(source)
     with said(f"reading {path.name}", _HELPS):
-        return _read(path, text)
+        return _read(path, Reading(text, numbers, drop, only, missing or {}))
 
 
-def _read(path: Path, text: Collection[str]) -> Table:
+def _read(path: Path, reading: Reading) -> Table:
     parquet_name = path.suffix.lower() in (".parquet", ".pq")
     try:
         if not parquet_name:
@@ -62,26 +80,46 @@ def _read(path: Path, text: Collection[str]) -> Table:
     digest = hashlib.sha256(data).hexdigest()
     # What a file is, its first bytes say; names may lie.
     if data.startswith(b"PAR1") or parquet_name:
-        return _from_arrow(path.name, _read_parquet(path.name, data), text=text, sha256=digest)
-    # Zip (xlsx too), gzip, and the Excel of old.
-    if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
-        raise DataError(f"{path.name}: the file is compressed, or a spreadsheet; save it as CSV or Parquet")
-    if _SVMLIGHT.match(data):
-        raise DataError(
-            f"{path.name}: a svmlight file, whose rows are sparse; a table would make them dense. Read it with "
-            "scikit-learn's load_svmlight_file, and use bx.SparseRows or the dense array"
-        )
-    file = read_csv_text(path.name, data)
-    # A misspelt name in ``text`` is refused before the cells are looked at.
-    Table(path.name, tuple(Column(name, "text", np.empty(0)) for name in file.names)).require(text)
-    columns, notes = [], []
+        return _from_arrow(path.name, _read_parquet(path.name, data, reading), reading, sha256=digest)
+    _refuse_other_formats(path.name, data)
+    file = read_csv_text(path.name, data, lambda names: reading.choose(path.name, names))
+    names = [file.names[j] for j in file.wanted]
+    columns, notes, seen = [], file.notes, []
     if all(_is_number(name) for name in file.names):
         notes.append("all column names are numbers: is the header missing, and the first row taken for it?")
-    for name, cells in zip(file.names, file.columns, strict=True):
-        column, note = column_of_cells(name, cells, file.lines, text=name in text)
-        columns.append(column)
+    for name, cells in zip(names, file.columns, strict=True):
+        column, note, marks = column_of_cells(name, cells, file.lines, reading)
+        columns.append(without(column, reading.marks(name)))
         notes += [note] if note else []
-    return Table(path.name, tuple(columns), tuple(notes), digest)
+        seen.append((column, marks))
+    notes += notes_on_marks(seen)
+    unread = tuple(name for j, name in enumerate(file.names) if j not in set(file.wanted))
+    return Table(path.name, tuple(columns), tuple(notes), digest, unread)
+
+
+def _refuse_other_formats(name: str, data: bytes) -> None:
+    # Zip (xlsx too), gzip, and the Excel of old.
+    if data.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
+        raise DataError(f"{name}: the file is compressed, or a spreadsheet; save it as CSV or Parquet")
+    if _MARKUP.match(data):
+        raise DataError(f"{name}: a web page or XML, no table; save the table alone, as CSV")
+    if _JSON.match(data):
+        lines = "JSON lines, one object a line" if _is_json_line(data) else "JSON"
+        raise DataError(
+            f"{name}: the file is {lines}, which is not read; pandas reads it (read_json), and writes CSV or Parquet"
+        )
+    if _SVMLIGHT.match(data):
+        raise DataError(
+            f"{name}: a svmlight file, whose rows are sparse; a table would make them dense. Read it with "
+            "scikit-learn's load_svmlight_file, and use bx.SparseRows or the dense array"
+        )
+
+
+def _is_json_line(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data.lstrip().splitlines()[0]), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def table_from_frame(frame: "IntoDataFrame", *, name: str = "frame", text: Collection[str] = ()) -> Table:
@@ -109,7 +147,7 @@ def table_from_frame(frame: "IntoDataFrame", *, name: str = "frame", text: Colle
             arrays.append(pa.chunked_array([series.to_arrow()]))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
             raise DataError(f"{name}: column '{series.name}' mixes types; make it one of numbers or text") from None
-    return _from_arrow(name, pa.table(arrays, names=narwhal.columns), text=text)
+    return _from_arrow(name, pa.table(arrays, names=narwhal.columns), Reading(text))
 
 
 def table_from_array(X: np.ndarray, names: Sequence[str], *, name: str = "X") -> Table:
@@ -131,7 +169,7 @@ def table_from_array(X: np.ndarray, names: Sequence[str], *, name: str = "X") ->
                     f"{name}: column '{label}' holds a {kind}; the argument must be a string or a number"
                 ) from None
             raise DataError(f"{name}: column '{label}' mixes types; make it one of numbers or text") from None
-    return _from_arrow(name, pa.table(arrays, names=list(names)), text=())
+    return _from_arrow(name, pa.table(arrays, names=list(names)), Reading())
 
 
 def _is_number(name: str) -> bool:
@@ -142,29 +180,35 @@ def _is_number(name: str) -> bool:
     return True
 
 
-def _read_parquet(name: str, data: bytes) -> pa.Table:
+def _read_parquet(name: str, data: bytes, reading: Reading) -> pa.Table:
+    """The table; columns that are not looked at are of null."""
     try:
         about = parquet.read_metadata(pa.BufferReader(data))
         groups = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
         # a column of one value takes a few bytes in the file, and eight a row here
         require(_COPIES * max(groups, 8 * about.num_rows * about.num_columns), f"reading {name}", _HELPS)
-        table = parquet.read_table(pa.BufferReader(data))
-        index = [label for label in table.column_names if _PANDAS_INDEX.fullmatch(label)]
-        return table.drop_columns(index)
+        names = [label for label in about.schema.to_arrow_schema().names if not _PANDAS_INDEX.fullmatch(label)]
+        wanted = [names[j] for j in reading.choose(name, names)]
+        table = parquet.read_table(pa.BufferReader(data), columns=wanted)
+        unread = pa.nulls(about.num_rows)
+        return pa.table([table.column(label) if label in set(wanted) else unread for label in names], names=names)
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{name}: no readable Parquet file ({str(e).splitlines()[0]})") from None
 
 
-def _from_arrow(name: str, table: pa.Table, *, text: Collection[str], sha256: str = "") -> Table:
+def _from_arrow(name: str, table: pa.Table, reading: Reading, *, sha256: str = "") -> Table:
     names = [str(label) for label in table.column_names]
-    check_names(name, names)
+    wanted = reading.choose(name, names)
+    check_names(name, names, wanted)
     if table.num_rows == 0 or not names:
         raise DataError(f"{name}: no rows")
-    columns = [_column(name, label, values) for label, values in zip(names, table.columns, strict=True)]
-    out = Table(name, tuple(columns), sha256=sha256)
-    out.require(text)
-    chosen = tuple(column.as_text() if column.name in text else column for column in columns)
-    return Table(name, chosen, sha256=sha256)
+    columns = []
+    for label, values in ((names[j], table.column(j)) for j in wanted):
+        column = _column(name, label, values)
+        column = column.as_text() if label in reading.text else column
+        columns.append(without(column, reading.marks(label)))
+    unread = tuple(label for j, label in enumerate(names) if j not in set(wanted))
+    return Table(name, tuple(columns), sha256=sha256, unread=unread)
 
 
 def _column(source: str, name: str, values: pa.ChunkedArray) -> Column:

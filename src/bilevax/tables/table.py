@@ -70,12 +70,14 @@ class Table:
         columns: the columns in their order in the file.
         notes: what the reader saw that its user should know, one sentence each.
         sha256: of the file that was read; empty when there was none.
+        unread: names of columns of the file that were not looked at.
     """
 
     name: str
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
     sha256: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,7 +103,7 @@ class Table:
         return self.columns[self._positions[name]]
 
     def require(self, names: Iterable[str]) -> None:
-        """Check that columns are there.
+        """Check that columns are there, and were read.
 
         Raises:
             DataError: some are not; the message names them, and the nearest of those that are.
@@ -111,7 +113,10 @@ class Table:
             return
         listed = ", ".join(f"'{name}'" for name in absent[:5]) + (", ..." if len(absent) > 5 else "")
         plural = "s" if len(absent) > 1 else ""
-        raise DataError(f"{self.name}: no column{plural} {listed}; {suggestion(absent[0], self.names)}")
+        if absent[0] in self.unread:
+            raise DataError(f"{self.name}: column '{absent[0]}' was not read; do not drop it")
+        known = (*self.names, *filter(None, self.unread))
+        raise DataError(f"{self.name}: no column{plural} {listed}; {suggestion(absent[0], known)}")
 
     def select(self, names: Sequence[str]) -> "Table":
         """The table of the columns with these names, in their order.
@@ -143,14 +148,15 @@ def suggestion(name: str, names: Sequence[str]) -> str:
     return f"there are {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def check_names(source: str, names: Sequence[str]) -> None:
-    """Check a header.
+def check_names(source: str, names: Sequence[str], wanted: Iterable[int] | None = None) -> None:
+    """Check a header: of the columns at the wanted positions, or of all.
 
     Raises:
         DataError: a name is empty or stands there twice.
     """
     seen: dict[str, int] = {}
-    for position, name in enumerate(names, start=1):
+    for position in range(1, len(names) + 1) if wanted is None else (j + 1 for j in wanted):
+        name = names[position - 1]
         if not name:
             raise DataError(
                 f"{source}: column {position} has no name; name it, or leave it out "
