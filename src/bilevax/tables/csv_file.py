@@ -17,6 +17,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from bilevax.core.errors import DataError
+from bilevax.core.text import counted
 from bilevax.tables.csv_opening import LINE_END, comments_end, without_comments, without_sep
 from bilevax.tables.table import check_names
 
@@ -94,7 +95,7 @@ def read_csv_text(name: str, data: bytes, choose: Callable[[list[str]], list[int
             names, below, rows, width = _checked_structure(name, data, delimiter)
         except csv.Error as e:
             raise DataError(_quote_fault(name, data, delimiter, e)) from None
-    notes = [f"{comments} lines above the header that begin with '#' are left out"] if comments else []
+    notes = [f"{counted(comments, 'line')} of comment above the header, with '#', left out"] if comments else []
     if width > len(names):
         notes.append(f"what follows the delimiter after '{names[-1]}' is left out: it is empty in every row")
     wanted = choose(names)

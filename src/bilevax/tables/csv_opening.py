@@ -10,7 +10,6 @@ from bilevax.core.errors import DataError
 
 LINE_END = re.compile(rb"\r\n|\n|\r")
 _SEP = re.compile(rb'"?sep=([^\s"]|\t)"?[ ]*(?=[\r\n])', re.IGNORECASE)
-_LINE = re.compile(rb"[^\r\n]*")
 _COMMENTS = re.compile(rb"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r))*")
 
 
@@ -24,8 +23,9 @@ def without_sep(data: bytes) -> tuple[bytes, str | None]:
 
 def comments_end(data: bytes) -> int:
     """Where the lines end that stand first and are blank or begin with ``#``; 0 if there are no others."""
-    end = _COMMENTS.match(data)[0]  # type: ignore[index]
-    return len(end) if b"#" in end and data[len(end) :].strip() else 0
+    found = _COMMENTS.match(data)
+    end = found.end() if found else 0
+    return end if b"#" in data[:end] and data[end:].strip() else 0
 
 
 def blanked(data: bytes, end: int) -> bytes:
@@ -47,7 +47,7 @@ def without_comments(name: str, data: bytes, width: Callable[[bytes], int]) -> t
     starts = [0, *(found.end() for found in LINE_END.finditer(data, 0, end))]
     marked = [(row, start) for row, start in enumerate(starts) if data[start:end].lstrip(b" \t").startswith(b"#")]
     row, start = next(pair for pair in reversed(marked) if data[pair[1] : end].strip())
-    last, below = _LINE.match(data, start)[0], _LINE.match(data, end)[0]  # type: ignore[index]
+    last, below = _line(data, start), _line(data, end)
     if last.startswith(b"##") or width(last) != width(below):
         return blanked(data, end), len(marked)
     # A name follows the # of a header, and somewhere below it there are numbers.
@@ -57,3 +57,8 @@ def without_comments(name: str, data: bytes, width: Callable[[bytes], int]) -> t
             "header? Delete the line, or the '#'"
         )
     return blanked(data, start), len(marked) - 1
+
+
+def _line(data: bytes, start: int) -> bytes:
+    found = LINE_END.search(data, start)
+    return data[start : found.start() if found else None]
