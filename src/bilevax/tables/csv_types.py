@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from bilevax.core.errors import DataError
 from bilevax.tables.csv_file import Lines
+from bilevax.tables.csv_numbers import UnclearError, clock_times, written_numbers
 from bilevax.tables.marks import without_marks
 from bilevax.tables.reading import Reading
 from bilevax.tables.table import Column, object_array
@@ -33,10 +34,6 @@ _DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?
 _ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
 _OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
 _HEXADECIMAL = r"^(?i:[+-]?0x[0-9a-f]+)$"
-_COMMA = r"^[+-]?\d*,\d+([eE][+-]?\d+)?$"
-_THOUSANDS = r"^[+-]?\d{1,3}([,.' \x{a0}\x{202f}]\d{3})+([.,]\d*)?$"
-_COMMA_THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
-_DECORATED = r"^[$€£¥]?\s?[+-]?[\d.,]*\d\s?[%$€£¥]?$"
 
 
 def column_of_cells(
@@ -69,9 +66,9 @@ def _interpreted(name: str, values: pa.ChunkedArray, lines: Lines, *, numbers: b
     other = _as_boolean(name, values) or _as_date(name, values, lines)
     if other is not None:
         return other, ""
-    column = _as_comma_numbers(name, values, lines)
-    if column is not None:
-        return column, ""
+    written = _as_written(name, values, lines)
+    if written is not None:
+        return written
     _refuse_nearly_numbers(name, values, lines, known=numbers)
     return None, _note_on_text(name, values, lines)
 
@@ -127,13 +124,17 @@ def _as_floats(name: str, values: pa.ChunkedArray, lines: Lines) -> np.ndarray |
         numbers: np.ndarray = pc.cast(values, pa.float64()).to_numpy()
     except pa.ArrowInvalid:
         return None
+    _require_finite(name, values, numbers, lines)
+    return numbers
+
+
+def _require_finite(name: str, values: pa.ChunkedArray, numbers: np.ndarray, lines: Lines) -> None:
     infinite = np.flatnonzero(np.isinf(numbers))
     if infinite.size:
         row = int(infinite[0])
         cell = values[row].as_py()
         fault = "is not finite" if "inf" in cell.lower() else "overflows: no number above 1.8e308 is held"
         raise DataError(f"{lines.of(row)}: {_shown(cell)} in column '{name}' {fault}")
-    return numbers
 
 
 def _reason_for_text(values: pa.ChunkedArray, numbers: np.ndarray) -> str:
@@ -199,24 +200,18 @@ def days(stamps: pa.ChunkedArray) -> np.ndarray:
     return out
 
 
-def _as_comma_numbers(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
-    """Numbers with a decimal comma; the comma must be seen to be no thousands separator."""
-    # 1,234 may be 1234 or 1.234: another cell must say which.
-    plain = rf"(?:{_COMMA})|(?:^[+-]?\d+$)"
-    if _all_match(values, plain) and not _all_match(values, rf"(?:{_COMMA_THOUSANDS})|(?:^[+-]?\d+$)"):
-        numbers = pc.cast(pc.replace_substring(values, ",", "."), pa.float64()).to_numpy()
-        if not np.isinf(numbers).any():
-            return Column(name, "number", numbers)
-    if _all_match(values, rf"(?:{_THOUSANDS})|(?:{_COMMA})|(?:^{_NUMBER}$)"):
-        row, cell = _first(values, f"^{_NUMBER}$", matching=False)
+def _as_written(name: str, values: pa.ChunkedArray, lines: Lines) -> tuple[Column, str] | None:
+    """Numbers and times that are written as people do."""
+    try:
+        found = written_numbers(name, values) or clock_times(name, values)
+    except UnclearError as e:
+        cell = _shown(values[e.row].as_py())
         raise DataError(
-            f"{lines.of(row)}: {cell} in column '{name}' is a number with separators, which can be read in two ways; "
-            "write it with a decimal point and without separators"
-        )
-    if _any_matches(values, "[$€£¥%]") and _all_match(values, _DECORATED):
-        row, cell = _first(values, "[$€£¥%]", matching=True)
-        raise DataError(f"{lines.of(row)}: {cell} in column '{name}' is a number with a sign; write the number alone")
-    return None
+            f"{lines.of(e.row)}: {cell} in column '{name}' {e}, or have the column read as text (--text '{name}')"
+        ) from None
+    if found is not None:
+        _require_finite(name, values, found[0].values, lines)
+    return found
 
 
 def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Lines, *, known: bool) -> None:
