@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import decimal
 import io
 import math
 import re
@@ -434,6 +435,7 @@ def test_numbers_and_times_as_people_write_them(read, written, numbers):
         (["$1.500", "$2"], 0, "which can be read in two ways"),
         (["1.500,2", "1,500.2"], 0, "no one way of reading them fits"),
         (["1.5", "1,5"], 1, "no one way of reading them fits"),
+        (["0.125", "2,5"], 1, "no one way of reading them fits"),
         (["5%", "0.05"], 1, "without the sign '%'"),
         (["0.5", "5%"], 0, "without the sign '%'"),
         (["$5", "€5"], 0, "another sign than other cells"),
@@ -476,3 +478,37 @@ def test_whole_numbers_that_float64_would_change_stay_as_written(read, long, oth
     assert cells(table)["a"] == ("text", [long, other])
     assert f"too long for a number, such as '{long}'" in table.notes[0]
     assert cells(read("a,b\n9007199254740991,1\n"))["a"] == ("integer", [2.0**53 - 1])
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_parquet_faults_are_named_by_column(tmp_path, at):
+    words = [f"w{k}" for k in range(8)]
+    offsets = np.arange(0, 17, 2, dtype=np.int32)
+    letters = bytearray("".join(words).encode())
+    letters[2 * at] = 0xFF
+    bad = pa.StringArray.from_buffers(8, pa.py_buffer(offsets), pa.py_buffer(bytes(letters)))
+    late = pa.array([0] * at + [2**60] + [0] * (7 - at), pa.timestamp("ms"))
+    path = tmp_path / "t.parquet"
+    for column, message in ((bad, "holds bytes that are not UTF-8"), (late, "has dates that are out of range")):
+        parquet.write_table(pa.table({"x": words, "bad": column}), path)
+        with pytest.raises(DataError, match=rf"t\.parquet: column 'bad' {message}"):
+            read_table(path)
+        assert cells(read_table(path, only=["x"])) == {"x": ("text", words)}
+    parquet.write_table(
+        pa.table({"x": words}), path, write_page_checksum=True, compression="none", use_dictionary=False
+    )
+    data = path.read_bytes()
+    path.write_bytes(data.replace(words[at].encode(), b"zz", 1))
+    with pytest.raises(DataError, match=r"t\.parquet: no readable Parquet file"):
+        read_table(path)
+
+
+def test_parquet_times_and_whole_decimals(tmp_path):
+    path = tmp_path / "t.parquet"
+    long = [decimal.Decimal(2**53 + 1), decimal.Decimal(1)]
+    times = pa.array([datetime.time(6), datetime.time(12, 30)], pa.time64("ns"))
+    parquet.write_table(pa.table({"long": pa.array(long, pa.decimal128(20, 0)), "t": times}), path)
+    assert cells(read_table(path)) == {
+        "long": ("text", [str(2**53 + 1), "1"]),
+        "t": ("number", [0.25, 12.5 / 24]),
+    }

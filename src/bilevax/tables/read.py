@@ -189,7 +189,7 @@ def _read_parquet(name: str, data: bytes, reading: Reading) -> pa.Table:
         require(_COPIES * max(groups, 8 * about.num_rows * about.num_columns), f"reading {name}", _HELPS)
         names = [label for label in about.schema.to_arrow_schema().names if not _PANDAS_INDEX.fullmatch(label)]
         wanted = [names[j] for j in reading.choose(name, names)]
-        table = parquet.read_table(pa.BufferReader(data), columns=wanted)
+        table = parquet.read_table(pa.BufferReader(data), columns=wanted, page_checksum_verification=True)
         unread = pa.nulls(about.num_rows)
         return pa.table([table.column(label) if label in set(wanted) else unread for label in names], names=names)
     except (pa.ArrowException, OSError) as e:
@@ -220,19 +220,39 @@ def _column(source: str, name: str, values: pa.ChunkedArray) -> Column:
         return Column(name, "number", np.full(len(values), np.nan))
     if pa.types.is_boolean(kind):
         return Column(name, "boolean", pc.cast(values, pa.float64()).to_numpy())
-    if pa.types.is_integer(kind):
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= 0):
         return _integers(name, values)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return _floats(source, name, pc.cast(values, pa.float64()).to_numpy())
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return Column(name, "date", days(pc.cast(values, pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)))
+        return Column(name, "date", days(_microseconds(source, name, values)))
     # As dates are, durations are counted in days.
     if pa.types.is_duration(kind):
         return Column(name, "number", days(pc.cast(values, pa.duration("us"), safe=False)))
+    if pa.types.is_time(kind):
+        return Column(name, "number", days(pc.cast(values, pa.time64("us"), safe=False)))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        _require_utf8(source, name, values)
         cells = pc.utf8_trim_whitespace(pc.cast(values, pa.large_string())).to_pylist()
         return Column(name, "text", object_array([cell or None for cell in cells]))
     raise DataError(f"{source}: column '{name}' holds {kind}; numbers, text, truth values and dates can be used")
+
+
+def _microseconds(source: str, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = values.type
+    try:
+        # Nanoseconds are cut; of seconds, some have no microseconds in 64 bits.
+        fine = getattr(kind, "unit", "") == "ns"
+        return pc.cast(values, pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=not fine)
+    except pa.ArrowInvalid:
+        raise DataError(f"{source}: column '{name}' has dates that are out of range (292,000 years)") from None
+
+
+def _require_utf8(source: str, name: str, values: pa.ChunkedArray) -> None:
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        raise DataError(f"{source}: column '{name}' holds bytes that are not UTF-8") from None
 
 
 def _integers(name: str, values: pa.ChunkedArray) -> Column:
