@@ -454,6 +454,10 @@ def test_numbers_and_times_that_may_be_others_are_refused(read, written, row, ca
         DataError, match=rf"file\.csv:{row + 2}: '{re.escape(written[row])}' in column 'a' .*{re.escape(cause)}"
     ):
         read("a;b\n" + "".join(f"{cell};x\n" for cell in written))
+    with pytest.raises(DataError) as known:
+        read("a;b\n" + "".join(f"{cell};x\n" for cell in written), numbers=["a"])
+    assert cause in str(known.value)
+    assert "--text" not in str(known.value)
 
 
 @pytest.mark.parametrize(

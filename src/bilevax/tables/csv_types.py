@@ -66,7 +66,7 @@ def _interpreted(name: str, values: pa.ChunkedArray, lines: Lines, *, numbers: b
     other = _as_boolean(name, values) or _as_date(name, values, lines)
     if other is not None:
         return other, ""
-    written = _as_written(name, values, lines)
+    written = _as_written(name, values, lines, known=numbers)
     if written is not None:
         return written
     _refuse_nearly_numbers(name, values, lines, known=numbers)
@@ -200,15 +200,15 @@ def days(stamps: pa.ChunkedArray) -> np.ndarray:
     return out
 
 
-def _as_written(name: str, values: pa.ChunkedArray, lines: Lines) -> tuple[Column, str] | None:
+def _as_written(name: str, values: pa.ChunkedArray, lines: Lines, *, known: bool) -> tuple[Column, str] | None:
     """Numbers and times that are written as people do."""
     try:
         found = written_numbers(name, values) or clock_times(name, values)
     except UnclearError as e:
         cell = _shown(values[e.row].as_py())
-        raise DataError(
-            f"{lines.of(e.row)}: {cell} in column '{name}' {e}, or have the column read as text (--text '{name}')"
-        ) from None
+        # A column that a model knows as numbers cannot be text.
+        advice = "" if known else f", or have the column read as text (--text '{name}')"
+        raise DataError(f"{lines.of(e.row)}: {cell} in column '{name}' {e}{advice}") from None
     if found is not None:
         _require_finite(name, values, found[0].values, lines)
     return found
