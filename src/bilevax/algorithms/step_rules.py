@@ -75,7 +75,7 @@ class BiSLS:
         outer: a_k, likewise.
         decrease: c, in ]0, 1]; of a quadratic G_i, s <= 2 (1 - c) / (its curvature along g). Default 0.5.
         outer_decrease: p, positive; less than 1. Default 0.3.
-        slack: at least 0; for errors of the hypergradient. Default 0.001.
+        slack: at least 0; for errors of the hypergradient. Default 0.03.
         halvings: of one search, at most, at least 1. Default 50.
     """
 
@@ -83,7 +83,7 @@ class BiSLS:
     outer: Any
     decrease: float = 0.5
     outer_decrease: float = 0.3
-    slack: float = 0.001
+    slack: float = 0.03
     halvings: int = 50
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class BiSPS:
     lower: float = 0.0
     decrease: float = 20.0
     outer_decrease: float = 0.3
-    slack: float = 0.001
+    slack: float = 0.03
     halvings: int = 50
 
     def __post_init__(self) -> None:
