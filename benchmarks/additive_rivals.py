@@ -198,7 +198,9 @@ def additive(s: Split, **options: Any) -> Fitted:
     model = getattr(bilevax.sklearn, name)(random_state=0, **options)
     fit = {} if s.groups is None else {"groups": s.groups}
     out = fitted(model, s, encoded=False, **fit)
-    return out._replace(about={"weights": int(np.size(model.coef_))})
+    made = model.model_
+    weights = sum(part.stop - part.start for effect in made.effects for part in effect.parts)
+    return out._replace(about={"weights": weights * max(1, len(made.intercept) - 1), "mixture": model.mixture_})
 
 
 METHODS: dict[str, Callable[[Split], Fitted | None]] = {
@@ -208,9 +210,9 @@ METHODS: dict[str, Callable[[Split], Fitted | None]] = {
     "ebm": lambda s: ebm(s, interactions=0),
     "ebm_pairs": ebm,
     "boosting": boosting,
-    "additive": lambda s: additive(s, choose=False),
+    "additive": lambda s: additive(s, choose=False, pairs=False),
+    "pairs": lambda s: additive(s, choose=False),
     "chosen": additive,
-    "pairs": lambda s: additive(s, pairs=True),
 }
 OURS = "additive", "chosen", "pairs"
 

@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal, norm, poisson
 
 from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multinomial, Poisson
-from bilevax.solvers.additive_fit import data, fit, penalties
+from bilevax.solvers.additive_fit import data, factorised, fit, penalties
 from bilevax.solvers.additive_folds import Folds
 from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
 from bilevax.solvers.additive_search import CENTRE, LEVEL, Found, Outer, minimise, tied, tune, with_prior
@@ -194,15 +194,14 @@ def test_doubts_of_curves_are_the_posterior_of_gaussian_rows():
     outer = V(rho)
     known = Found(rho, outer._replace(hessian=1e12 * np.eye(3)), 1, True)  # rho without doubt
     Z = d.X.bases[1]
-    errors = curve_errors(Z, slice(1, 5), covariance(V, known), 1)[:, 0]
+    errors = curve_errors(Z, slice(1, 5), covariance(V, known), np.eye(1))[:, 0]
     X, lam = d.X.dense()[:, 1:], np.exp(rho)[part]
     C = np.eye(len(d.y)) + (X / lam) @ X.T + 1e7
     K = (Z / lam[:4]) @ X[:, :4].T
     posterior = (Z / lam[:4]) @ Z.T - K @ np.linalg.solve(C, K.T)
     np.testing.assert_allclose(errors, np.sqrt(outer.phi * np.diag(posterior)), rtol=1e-4)
-    doubted = curve_errors(Z, slice(1, 5), covariance(V, known._replace(outer=outer._replace(hessian=np.eye(3)))), 1)[
-        :, 0
-    ]
+    doubtful = known._replace(outer=outer._replace(hessian=np.eye(3)))
+    doubted = curve_errors(Z, slice(1, 5), covariance(V, doubtful), np.eye(1))[:, 0]
     J = jacobian(lambda r: Z @ Marginal(d, family, part)(r).fits[0].b[1:5, 0], rho)
     np.testing.assert_allclose(doubted**2 - errors**2, np.sum(J**2, axis=1), rtol=1e-4)
     freedom = np.trace(np.linalg.solve(C, (X / lam) @ X.T))
@@ -374,3 +373,9 @@ def test_the_priors_derivatives_are_central_differences():
     rho = CENTRE + np.array([-3.0, -1.0, 2.0, 0.5, -0.2])
     np.testing.assert_allclose(loss(rho, None).gradient, jacobian(lambda r: loss(r, None).value, rho), rtol=1e-7)
     np.testing.assert_allclose(loss(rho, None).hessian, jacobian(lambda r: loss(r, None).gradient, rho), atol=1e-8)
+
+
+def test_a_curvature_that_vanished_is_factorised():
+    G = np.diag([-5e-17, 1.0, 2.0])
+    factor = factorised(G, np.zeros(3))
+    np.testing.assert_allclose((factor @ factor.T)[1:, 1:], G[1:, 1:], rtol=1e-6)

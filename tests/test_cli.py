@@ -231,7 +231,7 @@ def test_a_bundled_data_set_knows_its_target(run):
         ("tune digit --out o", 2, "did you mean 'digits'?"),
         ("tune churn.csv --target outcome --out o --trget x", 2, "No such option: --trget"),
         ("tune churn.csv --target outcome --out o --seed banana", 2, "Invalid value for '--seed'"),
-        ("tune churn.csv --target outcome --out o --penalty-per row", 2, "'row' is not one of 'feature', 'class'"),
+        ("tune churn.csv --target outcome --out o --penalty-per row", 2, "'row' is not one of 'feature', 'column'"),
         ("tune churn.csv --target outcome --out o --seed", 2, "Option '--seed' requires an argument"),
         ("tune churn.csv --target outcome --out o --steps 0", 3, "steps: Input should be greater than or equal to 1"),
         ("tune churn.csv --target outcome --out o --scoring acuracy", 3, "did you mean 'accuracy'"),

@@ -189,6 +189,32 @@ def test_the_held_out_loss_is_that_of_the_rows_left_out():
 
 
 @pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("kind", ["squared", "logistic", "kernel"])
+def test_a_row_of_weight_two_is_as_two_rows(kind, sparse):
+    """In solutions, held-out losses, hypergradients and gaps; only the weights' proportions matter."""
+    X, y = wide() if kind == "kernel" else table(kind)
+    X, y = X[:150], y[:150]
+    times, fold = np.random.default_rng(2).integers(1, 4, len(y)), folds(len(y))
+    l1, l2 = (np.zeros(90), np.full(90, 0.1)) if kind == "kernel" else strengths(kind, X, y)
+    make = KernelRidgeModels if kind == "kernel" else MODELS[kind]
+    few = {} if kind == "kernel" or not sparse else {"few": 0}
+    copies = make(X.repeat(times, axis=0), y.repeat(times), fold.repeat(times), 3)
+    weighted = make(scipy.sparse.csc_array(X) if sparse else X, y, fold, 3, weight=0.37 * times, **few)
+    np.testing.assert_allclose(weighted.trained_on, 0.37 * copies.trained_on)
+    found = []
+    for models in (copies, weighted):
+        largest = 0.0 if kind == "kernel" else models.largest_l1()
+        models.solve(l1, l2, 1e-11)
+        found.append((largest, models.weights.copy(), models.bias, *models.held_out(l1, l2)))
+        if kind != "kernel":
+            assert np.all(np.abs(models.gaps(l1, l2)) < 1e-9)
+            models.weights *= 1.1
+            found[-1] += (models.gaps(l1, l2),)
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
 def test_hypergradients_of_ridges_from_either_side(sparse):
     X, y = wide(n=30, p=40)
     l2, l1, fold = np.exp(np.sin(np.arange(40))), np.zeros(40), np.repeat([0, 1, 2, -1], [5, 8, 10, 7])

@@ -4,6 +4,8 @@ import pickle
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_classification
@@ -15,14 +17,55 @@ from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax import ParameterError, Squared
-from bilevax.sklearn import TunedLogisticRegression, tuning
-from bilevax.sklearn.penalised import PenalisedModel
+from bilevax.sklearn import TableEncoder, TunedLogisticRegression, penalised, tuning
+from bilevax.sklearn.penalised import PenalisedModel, RowWeights
 from bilevax.study import single_penalty_grid
 
 
-@parametrize_with_checks([TunedLogisticRegression(steps=2, random_state=0)])
+def failing(_: Any) -> dict[str, str]:
+    """What cannot hold where rows are dealt out at random; see the test of weights for what holds instead."""
+    return {"check_sample_weight_equivalence_on_dense_data": "two copies of a row may be in two folds, it is in one"}
+
+
+@parametrize_with_checks(
+    [TunedLogisticRegression(steps=2, random_state=0)],
+    expected_failed_checks=failing,
+)
 def test_scikit_learn_contract(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+def repeated_or_weighted(times: np.ndarray, repeated: bool, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """A fit in which a row counts as often as is said, by copies or by weights; the same rows are in the folds."""
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = X[: len(times), :6], y[: len(times)]
+    validation = np.arange(len(times)) % 4 == 0
+    rows = np.repeat(np.arange(len(times)), times) if repeated else np.flatnonzero(times)
+    train = rows[~validation[rows]]
+    monkeypatch.setattr(penalised, "deal_folds", lambda *_: train % 3)
+    model = TunedLogisticRegression(steps=3, random_state=0, **options)
+    if repeated:
+        return model.fit(X[rows], y[rows], validation=validation[rows])
+    return model.fit(X, y, times, validation=validation)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_a_row_of_weight_two_is_as_two_rows_in_every_loss(
+    class_weight: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one of weight 0 is not there; what is left are the standard errors, which decide."""
+    times = np.random.default_rng(0).integers(0, 4, 200)
+    a, b = (repeated_or_weighted(times, again, monkeypatch, class_weight=class_weight) for again in (True, False))
+    np.testing.assert_allclose(b.feature_mean_, a.feature_mean_, rtol=1e-12)
+    np.testing.assert_allclose(b.feature_scale_, a.feature_scale_, rtol=1e-12)
+    assert b.start_penalty_ == pytest.approx(a.start_penalty_, rel=1e-6)
+    for name in ("tuning_loss", "validation_loss", "gradient_norm"):
+        np.testing.assert_allclose([r[name] for r in b.history_], [r[name] for r in a.history_], rtol=1e-3)
+    assert b.validation_gap_ == pytest.approx(a.validation_gap_, rel=1e-3)
+    if b.chosen_step_ == a.chosen_step_:
+        np.testing.assert_allclose(b.penalties_, a.penalties_, rtol=1e-4)
+        np.testing.assert_allclose(b.coef_, a.coef_, rtol=0.02)
+    assert class_weight or b.chosen_step_ == a.chosen_step_
 
 
 def small(**options: Any) -> TunedLogisticRegression:
@@ -60,6 +103,77 @@ def test_shapes_of_penalties(penalty_per: str, shape: tuple[int, ...]) -> None:
     assert np.all(model.penalties_ > 0)
 
 
+def people(n: int = 240, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
+    """Texts, truth values, dates and numbers, some of them missing."""
+    rng = np.random.default_rng(seed)
+    job, age, member = rng.choice(["a", "b", "c", "d"], n), rng.normal(40, 10, n), rng.random(n) < 0.5
+    y = (age - 40) / 10 + 1.5 * (job == "a") + member + rng.logistic(size=n) > 1
+    start = np.datetime64("2020-01-01") + rng.integers(0, 900, n).astype("timedelta64[D]")
+    frame = pd.DataFrame({"job": job, "same": "x", "age": age, "member": member, "start": start})
+    frame.loc[::9, "age"] = np.nan
+    frame.loc[1::7, "job"] = None
+    return frame, np.where(y, "yes", "no")
+
+
+def test_a_frame_is_taken_as_it_is_and_categories_share_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame, y = people()
+    monkeypatch.setattr(tuning, "SIGNIFICANT", -np.inf)  # whatever the steps gain, they are kept
+    model = small(penalty_per="column").fit(frame, y)
+    features = [*(f"job = {job}" for job in "abcd"), "job is missing", "age", "age is missing", "member", "start"]
+    assert list(model.encoder_.get_feature_names_out()) == features
+    assert (model.n_features_in_, list(model.feature_names_in_)) == (5, list(frame))
+    assert len(set(model.penalties_[:5])) == len(set(model.penalties_[5:7])) == 1
+    assert len(set(model.penalties_)) == 4
+    # the estimator on the encoder's matrix, with these groups
+    X = TableEncoder().fit_transform(frame)
+    same = small(penalty_per=np.array([4] * 5 + [1, 1, 0, 3])).fit(X, y)
+    np.testing.assert_allclose(same.penalties_, model.penalties_, rtol=1e-4)
+    np.testing.assert_allclose(model.feature_scale_, [1, 1, 1, 1, 1, *X[:, [5]].std(axis=0), 1, 1, 1], rtol=0.2)
+    np.testing.assert_array_equal(model.feature_scale_[[0, 1, 2, 3, 4, 6, 7]], 1.0)
+    # scikit-learn's with these penalties
+    expected = reference(model, X, y)
+    Z = (X - model.feature_mean_) / model.feature_scale_ / np.sqrt(model.penalties_)
+    np.testing.assert_allclose(model.predict_proba(frame), expected.predict_proba(Z), atol=2e-3)
+    # by other libraries' frames, on rows never seen
+    other, _ = people(seed=1)
+    np.testing.assert_array_equal(model.predict_proba(pl.from_pandas(other)), model.predict_proba(other))
+    with pytest.raises(ValueError, match="The feature names should match"):
+        model.predict(other.rename(columns={"age": "years"}))
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(other), model.predict_proba(other))
+    # groups of columns: job and member, age and start
+    grouped = again.set_params(penalty_per=np.array([2, 0, 1, 2, 1]))._per()
+    np.testing.assert_array_equal(grouped, [1] * 5 + [0, 0, 1, 0])
+    with pytest.raises(ParameterError, match="penalty_per must have the group number of each of the 5 columns, from 0"):
+        small(penalty_per=np.arange(3)).fit(frame, y)
+
+
+def test_rows_of_weight_zero_teach_a_frames_encoder_nothing() -> None:
+    frame, y = people()
+    weight = (frame["job"] != "b").to_numpy(float)
+    left = weight > 0
+    model = small(penalty_per="column").fit(frame, y, weight, groups=np.arange(len(y)))
+    assert "job = b" not in model.encoder_.get_feature_names_out()
+    same = small(penalty_per="column").fit(frame[left], y[left], groups=np.flatnonzero(left))
+    np.testing.assert_array_equal(same.coef_, model.coef_)
+    with pytest.raises(ValueError, match="zero"):
+        small().fit(frame, y, 0.0 * weight)
+    with pytest.raises(ParameterError, match=r"sample_weight is -1\.0 in row 1; weights must be at least 0"):
+        small().fit(frame, y, np.where(np.arange(len(y)) == 1, -1.0, weight))
+
+
+def test_a_frame_of_numbers_is_its_array_and_its_columns_are_features() -> None:
+    X, y = load_iris(return_X_y=True)
+    X[:, 3] = X[:, 3] > 1.0  # a feature of 0 and 1
+    names = ["a", "b", "c", "d"]
+    frame = pd.DataFrame(X, columns=names).astype({"d": bool})
+    array, model = small().fit(X, y), small(penalty_per="column").fit(frame, y)
+    assert model.encoder_ is None
+    np.testing.assert_allclose(model.coef_, array.coef_, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(model.penalties_, array.penalties_, rtol=1e-4)
+    assert array.feature_scale_[3] == 1.0 != array.feature_scale_[2]
+
+
 def test_pipeline_clone_cross_validation_and_pickling() -> None:
     X, y = load_breast_cancer(return_X_y=True)
     names = np.array(["benign", "malignant"])[y]
@@ -78,7 +192,7 @@ class Ridge(PenalisedModel):
         self.penalty_per, self.validation_fraction, self.method, self.steps = penalty_per, 0.25, "auto", 2
         self.random_state = 0
 
-    def _loss(self, penalty_per: str | None) -> Squared:
+    def _loss(self, penalty_per: Any) -> Squared:
         return Squared(penalty_per)
 
     @property
@@ -91,7 +205,7 @@ class Ridge(PenalisedModel):
     def fit(self, X: np.ndarray, y: np.ndarray) -> "Ridge":
         self.n_features_in_, one = X.shape[1], np.ones(len(y))
         options = {"strata": np.zeros(len(y)), "groups": None, "validation": None, "callback": None}
-        self._fit(X, y, (one, one), **options)
+        self._fit(X, y, RowWeights(one, one, one), per=self.penalty_per, **options)
         return self
 
 

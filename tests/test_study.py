@@ -47,8 +47,11 @@ class QuickEstimator(ClassifierMixin, BaseEstimator):
         model = LogisticRegression(C=0.5, class_weight=self.class_weight, max_iter=500).fit(X, y)
         self.classes_, self.coef_, self.intercept_ = model.classes_, model.coef_, model.intercept_
         (scores, p), self.n_features_in_ = model.coef_.shape, X.shape[1]
-        shape = {"feature": (p,), "class": (scores,), "weight": (scores, p), "global": ()}[self.penalty_per]
-        self.penalties_ = np.arange(1.0, 1.0 + math.prod(shape)).reshape(shape)
+        if isinstance(self.penalty_per, str):
+            shape = {"feature": (p,), "class": (scores,), "weight": (scores, p), "global": ()}[self.penalty_per]
+            self.penalties_ = np.arange(1.0, 1.0 + math.prod(shape)).reshape(shape)
+        else:
+            self.penalties_ = 1.0 + self.penalty_per
         self.method_, self.method_reason_, self.code_ = "deterministic", "asked for", Code.STALLED
         self.validation_loss_, self.validation_gap_, self.validation_gap_se_ = 0.5, 0.01, None
         self.n_iter_, self.visits_ = len(self.history_), 100
@@ -184,7 +187,7 @@ def plain_probabilities(model, row):
     return [math.exp(score) / total for score in scores]
 
 
-@pytest.mark.parametrize("per", ["feature", "class", "weight", "global"])
+@pytest.mark.parametrize("per", ["feature", "column", "class", "weight", "global"])
 @pytest.mark.usefixtures("quick")
 def test_each_term_has_its_own_penalty(per):
     result = tune_table(table_of(classes=(0, 1, 2)), "target", settings=TuneSettings(penalty_per=per))
@@ -194,6 +197,7 @@ def test_each_term_has_its_own_penalty(per):
         found
         == {
             "feature": [1.0 + j for j in range(p)],
+            "column": [1.0] * 2 + [2.0] * 4 + [3.0],  # x and its mark, colours and theirs, noise
             "class": [[1.0, 2.0, 3.0]] * p,
             "weight": [[1.0 + j, 1.0 + p + j, 1.0 + 2 * p + j] for j in range(p)],
             "global": [1.0] * p,
@@ -231,20 +235,21 @@ def test_the_comparison_is_right():
     given = result.estimator.given_
     np.testing.assert_array_equal(given[0], X[both])
     np.testing.assert_array_equal(given[3], np.isin(both, validation))
-    scaler = StandardScaler().fit(X[train])
+    # numbers are standardised on the training rows, and categories 0 and 1
+    scaled = X[:, [term.kind == "number" for term in prepared.encoder.terms_]][train]
+    np.testing.assert_allclose(scaled, StandardScaler().fit_transform(scaled), atol=1e-12)
+    assert np.isin(X[:, [term.kind != "number" for term in prepared.encoder.terms_]], (0.0, 1.0)).all()
     models = {}
     for c in np.logspace(-4, 4, 20):
-        fitted = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(X[train]), y[train])
-        models[c] = log_loss(y[validation], fitted.predict_proba(scaler.transform(X[validation])))
+        fitted = LogisticRegression(C=c, max_iter=1000).fit(X[train], y[train])
+        models[c] = log_loss(y[validation], fitted.predict_proba(X[validation]))
     best = min(models, key=models.get)
-    final = LogisticRegression(C=best, max_iter=1000).fit(scaler.transform(X[both]), y[both])
+    final = LogisticRegression(C=best, max_iter=1000).fit(X[both], y[both])
     tuned, grid, default = result.of_kind("comparison")
-    expected = log_loss(y[test], final.predict_proba(scaler.transform(X[test])))
+    expected = log_loss(y[test], final.predict_proba(X[test]))
     assert grid["test_log_loss"] == pytest.approx(expected, abs=1e-3)
     assert grid["validation_log_loss"] == pytest.approx(models[best], abs=1e-3)
-    assert default["test_accuracy"] == np.mean(
-        LogisticRegression().fit(scaler.transform(X[both]), y[both]).predict(scaler.transform(X[test])) == y[test]
-    )
+    assert default["test_accuracy"] == np.mean(LogisticRegression().fit(X[both], y[both]).predict(X[test]) == y[test])
     losses = row_losses(result.estimator.predict_proba(X[test]), y[test])
     assert tuned["test_log_loss"] == pytest.approx(losses.mean())
     assert tuned["test_log_loss_se"] == pytest.approx(losses.std(ddof=1) / math.sqrt(len(test)))
@@ -260,8 +265,8 @@ def test_group_and_time_columns_split_and_are_no_features():
     n = 300
     table = table_of(n, patient=np.arange(n) // 5 * 1.0, day=np.random.default_rng(1).permutation(n) * 1.0)
     grouped = tune_table(table, "target", settings=TuneSettings(group="patient", drop=("day",)))
-    assert "patient" not in grouped.prepared.encoder.columns
-    assert "day" not in grouped.prepared.encoder.columns
+    assert "patient" not in grouped.prepared.encoder.columns_
+    assert "day" not in grouped.prepared.encoder.columns_
     rows = np.concatenate(grouped.prepared.split[:2])
     np.testing.assert_array_equal(grouped.estimator.given_[2], table.column("patient").values[rows])
     timed = tune_table(table, "target", settings=TuneSettings(time="day"))
@@ -308,7 +313,10 @@ def test_what_does_not_suit_the_table_is_refused_before_any_fit():
 
 def test_settings_are_checked_in_a_sentence():
     for values, message in (
-        ({"penalty_per": "row"}, "penalty_per: Input should be 'feature', 'class', 'weight' or 'global', got 'row'"),
+        (
+            {"penalty_per": "row"},
+            "penalty_per: Input should be 'feature', 'column', 'class', 'weight' or 'global', got 'row'",
+        ),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1, got 0"),
         ({"stpes": 3}, "stpes: Extra inputs are not permitted"),
         ({"test_size": 0.6, "validation_size": 0.4}, "leave no row to train"),

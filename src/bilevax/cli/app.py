@@ -56,7 +56,7 @@ def tune(
         str | None, typer.Option("--target", metavar="COLUMN", help="Column to predict; bundled data sets know theirs.")
     ] = None,
     penalty_per: Annotated[
-        Literal["feature", "class", "weight", "global"], typer.Option(help="What has a penalty of its own.")
+        Literal["feature", "column", "class", "weight", "global"], typer.Option(help="What has a penalty of its own.")
     ] = "feature",
     scoring: Annotated[
         str, typer.Option(metavar="NAME", help="A score of scikit-learn, reported beside log-loss and accuracy.")

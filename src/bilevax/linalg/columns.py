@@ -39,8 +39,19 @@ def divide_columns(X: Matrix, scale: np.ndarray) -> Matrix:
     return out
 
 
-def column_moments(X: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every column; 1 where it does not vary. Columns may be of any size."""
+def are_zero_one(X: np.ndarray) -> np.ndarray:
+    """True of columns that hold 0 and 1 alone, bool [p]: a category, a mark, a truth value."""
+    out: np.ndarray = np.all((X == 0.0) | (X == 1.0), axis=0)
+    return out
+
+
+def column_moments(X: Matrix, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every column; 1 where it does not vary. Columns may be of any size.
+
+    Args:
+        X: the columns.
+        weight: of the rows, [n], positive; None: 1.
+    """
     if X.shape[0] == 0 or X.shape[1] == 0:
         return np.zeros(X.shape[1]), np.ones(X.shape[1])
     sparse = scipy.sparse.issparse(X)
@@ -49,15 +60,20 @@ def column_moments(X: Matrix) -> tuple[np.ndarray, np.ndarray]:
     # in units of a power of 2 near the largest entry, which round nothing: no square overflows or vanishes
     unit = np.ldexp(1.0, np.frexp(np.where(largest > SMALLEST, largest, 1.0))[1] - 1)
     Y = divide_columns(X, unit)
-    mean = np.asarray(Y.mean(axis=0)).ravel()
+    mean = _mean(Y, weight)
     if sparse:
-        scale = np.sqrt(np.maximum(np.asarray(Y.multiply(Y).mean(axis=0)).ravel() - mean**2, 0.0))
+        scale = np.sqrt(np.maximum(_mean(Y.multiply(Y), weight) - mean**2, 0.0))
     else:
-        scale = Y.std(axis=0)
+        scale = np.sqrt(_mean((Y - mean) ** 2, weight))
     # A spread within the rounding of a sum of n values is none; the mean is then the value, without rounding.
     varies = scale > max(10, X.shape[0]) * np.finfo(float).eps * np.abs(mean)
     mean, scale, varies = mean * unit, scale * unit, varies & (scale * unit > SMALLEST)
     return mean if sparse else np.where(varies, mean, X[0]), np.where(varies, scale, 1.0)
+
+
+def _mean(X: Matrix, weight: np.ndarray | None) -> np.ndarray:
+    """Of every column, [p]."""
+    return np.asarray(X.mean(axis=0) if weight is None else weight @ X / weight.sum()).ravel()
 
 
 def linear_scores(X: Matrix, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from bilevax.report.records import End, Model, Paired, Run
 NORMAL = 1.96
 _PER = {
     "feature": "one penalty per feature",
+    "column": "one penalty per column",
     "class": "one penalty per class",
     "group": "one penalty per group",
     "weight": "one penalty per weight",
@@ -132,7 +133,7 @@ def penalty_count(run: Run) -> int:
         return min(1, len(found))
     if per == "class":
         return max(map(len, found), default=0)
-    if per == "group":
+    if per in ("column", "group"):
         return len(set(found))
     return sum(map(len, found))
 

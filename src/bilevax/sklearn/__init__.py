@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING
 from bilevax.core.lazy import attach
 
 if TYPE_CHECKING:
+    from bilevax.sklearn.additive import TunedAdditiveClassifier, TunedAdditiveRegressor
     from bilevax.sklearn.elastic_net import TunedElasticNet, TunedElasticNetClassifier
     from bilevax.sklearn.encoder import TableEncoder
     from bilevax.sklearn.logistic import TunedLogisticRegression
     from bilevax.sklearn.ridge import TunedRidge
 
-__all__ = ["TableEncoder", "TunedElasticNet", "TunedElasticNetClassifier", "TunedLogisticRegression", "TunedRidge"]
+__all__ = [
+    "TableEncoder",
+    "TunedAdditiveClassifier",
+    "TunedAdditiveRegressor",
+    "TunedElasticNet",
+    "TunedElasticNetClassifier",
+    "TunedLogisticRegression",
+    "TunedRidge",
+]
 
-__getattr__, __dir__ = attach(__name__, ["encoder", "elastic_net", "logistic", "ridge"], __all__)
+__getattr__, __dir__ = attach(__name__, ["additive", "encoder", "elastic_net", "ridge", "logistic"], __all__)

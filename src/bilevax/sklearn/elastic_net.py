@@ -15,6 +15,7 @@ from bilevax.core.events import Event
 from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, linear_scores
 from bilevax.sklearn.classes import check_labels, encode_classes
+from bilevax.sklearn.frames import check_sample_weight, select
 from bilevax.sklearn.penalty_search import Shares
 from bilevax.sklearn.tuned_linear import TunedLinear, TunedRegressor
 from bilevax.solvers.l1_logistic import L1LogisticModels
@@ -85,8 +86,8 @@ class TunedElasticNet(_ElasticNet, TunedRegressor):
         penalty_per: ``"global"`` (default), ``"feature"``, or the group number of each column, [p], from 0.
         standardize: divide columns by their standard deviations before they are penalised. Default True; False for
             columns that share a unit, such as tf-idf.
-        cv: number of folds, which are dealt out at random, or a splitter of scikit-learn that holds out every row once.
-            Default 5.
+        cv: number of folds, which are dealt out at random, or a splitter of scikit-learn, or a list of what one yields,
+            that holds out every row once. Default 5.
         validation_fraction: of the rows that validate. Default None: a quarter with more than one penalty, else 0.
         steps: at most so many steps of L-BFGS. Default 50.
         random_state: of the folds and the validation rows.
@@ -123,6 +124,7 @@ class TunedElasticNet(_ElasticNet, TunedRegressor):
         self,
         X: ArrayLike,
         y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
@@ -133,6 +135,8 @@ class TunedElasticNet(_ElasticNet, TunedRegressor):
         Args:
             X: features, [n, p], dense or sparse.
             y: numbers, [n].
+            sample_weight: of the rows, [n], in every loss: a row of weight 2 is as two, and one of weight 0 is not
+                there. None: 1. They play no part in how rows are dealt out, nor in standard errors.
             groups: a group per row, [n]: no group is split between folds, or between training and validation.
             validation: True for validation rows, [n]; None: a random share.
             callback: called with a record after every step; returning True ends the tuning.
@@ -141,11 +145,11 @@ class TunedElasticNet(_ElasticNet, TunedRegressor):
             ParameterError: a parameter is wrong.
             ValueError: scikit-learn's, on bad X and y.
         """
-        self._fit_numbers(X, y, groups, validation, callback)
+        self._fit_numbers(X, y, sample_weight, groups, validation, callback)
         return self
 
-    def _models(self, X: Matrix, y: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
-        return L1SquaredModels(X, y, fold, K)
+    def _models(self, X: Matrix, y: np.ndarray, weight: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
+        return L1SquaredModels(X, y, fold, K, weight=weight)
 
 
 class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
@@ -173,6 +177,7 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         self,
         X: ArrayLike,
         y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
@@ -188,21 +193,24 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         options = {"accept_sparse": "csc", "dtype": np.float64, "ensure_min_samples": 2}
         check_labels(y)
         rows, labels = validate_data(self, X, y, **options)
-        self.classes_, codes = encode_classes(labels, validation)
+        weight = check_sample_weight(sample_weight, labels)
+        there, codes = weight > 0.0, np.zeros(len(labels), int)
+        self.classes_, codes[there] = encode_classes(labels[there], select(validation, there))
         if len(self.classes_) > 2:
             raise ValueError(
                 f"Only binary classification is supported, and there are {len(self.classes_)} classes; "
                 "wrap the model in sklearn.multiclass.OneVsRestClassifier"
             )
-        self._fit(rows, codes.astype(float), strata=codes, groups=groups, validation=validation, callback=callback)
+        targets = codes.astype(float)
+        self._fit(rows, targets, weight, strata=codes, groups=groups, validation=validation, callback=callback)
         self.coef_, self.intercept_ = self._coef[None, :], np.array([self._intercept])
         return self
 
-    def _models(self, X: Matrix, y: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
+    def _models(self, X: Matrix, y: np.ndarray, weight: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
         for k in range(-1, K):
             if len(np.unique(y[fold != k])) < 2 <= len(y[fold != k]):
                 raise ValueError("without one fold there is only one class; every class needs rows in several folds")
-        return L1LogisticModels(X, y, fold, K)
+        return L1LogisticModels(X, y, fold, K, weight=weight)
 
     def _losses(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
         losses: np.ndarray = np.logaddexp(0.0, scores) - y * scores

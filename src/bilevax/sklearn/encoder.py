@@ -1,18 +1,21 @@
-"""From a table to a matrix by scikit-learn's preprocessing, and back to plain terms that need none of it."""
+"""From a table to the matrix of a linear model: a transformer whose terms are plain values."""
 
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from bilevax.core.errors import DataError
+from bilevax.linalg.columns import are_zero_one, column_moments
+from bilevax.sklearn.frames import Rows, as_table
 from bilevax.tables.table import Column, Table
 from bilevax.tables.terms import OTHER, NumberType, Term, design_from_terms
-
-__all__ = ["TableEncoder", "Term", "design_from_terms"]
 
 # Below this many different values no column is taken for an identifier.
 _FEW = 20
@@ -22,33 +25,50 @@ _LARGEST = 1e100
 _SMALLEST = 1e-100
 
 
-class TableEncoder:
+class TableEncoder(TransformerMixin, BaseEstimator):
     """Numbers imputed by their median and standardised, with a column that marks the missing; text as categories.
 
-    Left out, with a note: columns that say nothing (no value, one value), text that differs from row to row, and
-    integers that merely number the rows. A value of a text column that is rare, or that ``transform`` sees first, is
-    counted among the column's other values; a missing cell is a category of its own.
+    Categories, marks and numbers that are all 0 or 1 are left as 0 and 1: standardised, a category that few rows have
+    would hardly be penalised. Left out, with a note: columns that say nothing (no value, one value), text that differs
+    from row to row, and integers that merely number the rows. A value of a text column that is rare, or that
+    ``transform`` sees first, is counted among the column's other values; a missing cell is a category of its own.
+
+    It takes a data frame (pandas, polars, pyarrow), an array of numbers, text or objects, or a
+    :class:`~bilevax.tables.Table`, whose columns are found by name.
 
     Args:
-        min_frequency: rows in which a category must occur to be a term of its own.
-        max_categories: the most terms that a text column may have.
+        min_frequency: rows in which a category must occur to be a term of its own. Default 5.
+        max_categories: the most terms that a text column may have. Default 200.
 
     Attributes:
-        terms: one :class:`~bilevax.tables.terms.Term` for each column of the matrix.
-        columns: the columns of the table that are used.
-        notes: what was left out and why, one sentence each.
+        terms_: one :class:`~bilevax.tables.terms.Term` for each column of the matrix.
+        columns_: the columns of the table that are used.
+        notes_: what was left out and why, one sentence each.
+        n_features_in_: the number of columns of the table.
+        feature_names_in_: their names, where they have any.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.sklearn import TableEncoder
+        >>> X = np.array([["red", 1.0], ["blue", 2.5], ["red", None]], dtype=object)
+        >>> encoder = TableEncoder(min_frequency=1).fit(X)
+        >>> list(encoder.get_feature_names_out())
+        ['x0 = blue', 'x0 = red', 'x1', 'x1 is missing']
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[object]]] = {
+        "min_frequency": [Interval(Integral, 1, None, closed="left")],
+        "max_categories": [Interval(Integral, 2, None, closed="left")],
+    }
 
     def __init__(self, *, min_frequency: int = 5, max_categories: int = 200) -> None:
         self.min_frequency = min_frequency
         self.max_categories = max_categories
-        self.terms: tuple[Term, ...] = ()
-        self.notes: tuple[str, ...] = ()
 
-    def width(self, table: Table, columns: Sequence[str]) -> int:
+    def width(self, table: Table) -> int:
         """About as many terms as :meth:`fit` finds, and at most a few more: nothing is encoded for it."""
         out = 0
-        for column in map(table.column, columns):
+        for column in table.columns:
             if _reason_to_drop(column):
                 continue
             if column.kind == "text":
@@ -59,96 +79,113 @@ class TableEncoder:
                 out += 1 + bool(column.missing.any())
         return out
 
-    def fit(self, table: Table, columns: Sequence[str]) -> "TableEncoder":
-        """Learn medians, means, scales and categories from the rows of a table.
+    def fit(self, X: Rows, y: ArrayLike | None = None) -> "TableEncoder":
+        """Learn medians, means, scales and categories.
+
+        Args:
+            X: the rows to learn from.
+            y: not used.
 
         Raises:
-            DataError: no column is left, or one has values too large or too small to be standardised.
+            DataError: no column is left, or one mixes types, or has values too large or too small to be standardised.
+            ValueError: scikit-learn's, on a wrong shape.
         """
-        kept: list[str] = []
+        self._validate_params()
+        table = as_table(self, X, reset=True)
+        terms: list[Term] = []
         left_out: dict[str, list[str]] = {}
-        for name in columns:
-            reason = _reason_to_drop(table.column(name))
-            (left_out.setdefault(reason, []) if reason else kept).append(name)
-        self.notes = tuple(_note(reason, names) for reason, names in left_out.items())
-        numbers = [name for name in kept if table.column(name).kind != "text"]
-        texts = [name for name in kept if table.column(name).kind == "text"]
-        for name in numbers:
-            largest = np.nanmax(np.abs(table.column(name).values))
-            spread = np.ptp(table.column(name).values[~table.column(name).missing])
-            fault = f"has values up to {largest:.0e}; divide it" if largest > _LARGEST else ""
-            if 0 < spread < _SMALLEST:
-                fault = f"has values that differ by {spread:.0e}; multiply it"
-            if fault:
-                raise DataError(f"{table.name}: column '{name}' {fault} or leave it out")
-        impute = SimpleImputer(strategy="median", add_indicator=True)
-        scaler = Pipeline([("impute", impute), ("scale", StandardScaler())])
-        one_hot = OneHotEncoder(
-            handle_unknown="infrequent_if_exist",
-            min_frequency=self.min_frequency,
-            max_categories=self.max_categories,
-            sparse_output=False,
-        )
-        # scikit-learn's transformers refuse a matrix without columns.
-        self._parts = [part for part in ((_matrix, numbers, scaler), (_cells, texts, one_hot)) if part[1]]
-        if not self._parts:
-            raise DataError(
-                f"{table.name}: no column is left to learn from" + "".join(f"; {note}" for note in self.notes)
-            )
-        X = np.hstack([transformer.fit_transform(read(table, names)) for read, names, transformer in self._parts])
-        terms = _number_terms(table, numbers, scaler) if numbers else []
-        terms += _category_terms(texts, one_hot) if texts else []
-        # What is the same in every training row teaches nothing, such as the mark of a cell that is never missing.
-        self._kept = np.flatnonzero(np.ptp(X, axis=0) > 0)
-        self.terms = tuple(terms[j] for j in self._kept)
-        if not self.terms:
-            raise DataError(f"{table.name}: no column is left to learn from; each has the same value in every row")
-        used = {term.column for term in self.terms}
-        self.columns = tuple(name for name in kept if name in used)
+        for column in table.columns:
+            reason = _reason_to_drop(column)
+            own = [] if reason else self._terms(table.name, column)
+            if not own:
+                reason = reason or f"no value in {self.min_frequency} training rows"
+                left_out.setdefault(reason, []).append(column.name)
+            terms += own
+        self.notes_ = tuple(_note(reason, names) for reason, names in left_out.items())
+        if not terms:
+            raise DataError(f"{table.name}: no column is left to learn from; " + "; ".join(self.notes_))
+        self.terms_ = tuple(terms)
+        self.columns_ = tuple(dict.fromkeys(term.column for term in terms))
         return self
 
-    def transform(self, table: Table) -> np.ndarray:
-        """The matrix [rows, terms] of a table, by scikit-learn's transformers."""
-        blocks = [transformer.transform(read(table, names)) for read, names, transformer in self._parts]
-        return np.hstack(blocks)[:, self._kept]
+    def _terms(self, source: str, column: Column) -> list[Term]:
+        """Those of a column that vary over the rows."""
+        if column.kind == "text":
+            return _category_terms(column, self.min_frequency, self.max_categories)
+        return _number_terms(source, column)
+
+    def transform(self, X: Rows) -> np.ndarray:
+        """The matrix [n, terms].
+
+        Raises:
+            DataError: a column holds text where there were numbers, or a table lacks one.
+            ValueError: scikit-learn's, on other columns than in ``fit``.
+        """
+        check_is_fitted(self)
+        return design_from_terms(self.terms_, as_table(self, X, reset=False))
+
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> np.ndarray:
+        """What the columns of the matrix say, [terms]: ``age``, ``age is missing``, ``colour = red``.
+
+        Args:
+            input_features: names of the columns; those of ``fit``, where it had any.
+        """
+        check_is_fitted(self)
+        known = _check_feature_names_in(self)
+        names = dict(zip(known, _check_feature_names_in(self, input_features), strict=True))
+        return np.array([_say(term, names[term.column]) for term in self.terms_], dtype=object)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.categorical = True
+        return tags
 
 
-def _number_terms(table: Table, names: Sequence[str], pipeline: Pipeline) -> list[Term]:
-    imputer, scaler = pipeline["impute"], pipeline["scale"]
-    means, scales, fills = scaler.mean_.tolist(), scaler.scale_.tolist(), imputer.statistics_.tolist()
-    terms = []
-    for j, name in enumerate(names):
-        kind = table.column(name).kind
-        known: NumberType = "boolean" if kind == "boolean" else "date" if kind == "date" else "number"
-        terms.append(Term(name, "number", known, mean=means[j], scale=scales[j], fill=fills[j]))
-    # The marks of the missing follow the numbers, one for each column that lacks a cell.
-    for k, j in enumerate(imputer.indicator_.features_.tolist(), start=len(names)):
-        terms.append(Term(names[j], "missing", mean=means[k], scale=scales[k]))
-    return terms
+def _number_terms(source: str, column: Column) -> list[Term]:
+    missing = column.missing
+    known = column.values[~missing]
+    spread = np.ptp(known)
+    _check_size(source, column.name, float(np.max(np.abs(known))), float(spread))
+    kind: NumberType = "boolean" if column.kind == "boolean" else "date" if column.kind == "date" else "number"
+    zero_one, fill = bool(are_zero_one(known[:, None])[0]), float(np.median(known))
+    mean, scale = 0.0, 1.0
+    if zero_one:
+        # the more frequent of the two
+        fill = float(np.floor(fill))
+    else:
+        mean, scale = (float(x[0]) for x in column_moments(np.where(missing, fill, column.values)[:, None]))
+    terms = [Term(column.name, "number", kind, mean=mean, scale=scale, fill=fill)] if spread > 0 else []
+    return terms + ([Term(column.name, "missing")] if missing.any() else [])
 
 
-def _category_terms(names: Sequence[str], one_hot: OneHotEncoder) -> list[Term]:
-    terms = []
-    for name, categories, rare in zip(names, one_hot.categories_, one_hot.infrequent_categories_, strict=True):
-        # scikit-learn puts all rare values into one last column.
-        infrequent = set() if rare is None else set(rare)
-        for value in categories:
-            if value not in infrequent:
-                terms.append(Term(name, "missing") if value is None else Term(name, "category", value=value))
-        if infrequent:
-            terms.append(Term(name, "category", value=OTHER, other=True))
-    return terms
+def _check_size(source: str, name: str, largest: float, spread: float) -> None:
+    fault = f"has values up to {largest:.0e}; divide it" if largest > _LARGEST else ""
+    if 0 < spread < _SMALLEST:
+        fault = f"has values that differ by {spread:.0e}; multiply it"
+    if fault:
+        raise DataError(f"{source}: column '{name}' {fault} or leave it out")
 
 
-def _matrix(table: Table, names: Sequence[str]) -> np.ndarray:
-    return np.column_stack([table.column(name).values for name in names])
+def _category_terms(column: Column, min_frequency: int, max_categories: int) -> list[Term]:
+    # None is a value like another
+    times = Counter(column.values.tolist())
+    frequent = [value for value, n in times.most_common() if n >= min_frequency]
+    if len(frequent) + (len(frequent) < len(times)) > max_categories:
+        # one is for the others
+        frequent = frequent[: max_categories - 1]
+    terms = [Term(column.name, "category", value=value) for value in sorted(v for v in frequent if v is not None)]
+    if None in frequent:
+        terms.append(Term(column.name, "missing"))
+    if len(frequent) < len(times):
+        terms.append(Term(column.name, "category", value=OTHER, other=True))
+    # What is the same in every row teaches nothing.
+    return terms if len(terms) > 1 else []
 
 
-def _cells(table: Table, names: Sequence[str]) -> np.ndarray:
-    cells = np.empty((table.rows, len(names)), dtype=object)
-    for j, name in enumerate(names):
-        cells[:, j] = table.column(name).as_text().values
-    return cells
+def _say(term: Term, name: str) -> str:
+    if term.kind == "category":
+        return f"{name} = {term.value}"
+    return f"{name} is missing" if term.kind == "missing" else name
 
 
 def _note(reason: str, names: Sequence[str]) -> str:

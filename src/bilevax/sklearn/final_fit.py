@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from bilevax.core.config import config
 from bilevax.core.protocols import Loss
 from bilevax.core.trees import PyTree
+from bilevax.problems.losses import Groups
 from bilevax.sklearn.crossfit import RowLoss
 
 WIDEST = 2000
@@ -110,7 +111,7 @@ def solve(
         tolerance: relative decrease of the loss in one iteration below which it ends.
     """
     real = w0["weights"].dtype
-    cholesky, basis = coordinates(moment, lam)
+    cholesky, basis = coordinates(moment, _per_feature(loss, lam))
     # u_0 = w_0 L
     flat, unravel = ravel_pytree(change_basis(w0, cholesky))
 
@@ -122,6 +123,12 @@ def solve(
     out = scipy.optimize.minimize(objective, np.asarray(flat, np.float64), jac=True, method="L-BFGS-B", options=options)
     # w = u L^-1
     return change_basis(unravel(jnp.asarray(out.x, real)), basis)
+
+
+def _per_feature(loss: Loss, lam: Array) -> Array:
+    """lam of each feature, where groups of features share one."""
+    per = getattr(getattr(loss, "loss", loss), "penalty", None)
+    return lam[per.index] if isinstance(per, Groups) else lam
 
 
 def _penalties(lam: Array, p: int) -> np.ndarray:

@@ -10,16 +10,19 @@ from sklearn.base import ClassifierMixin
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
 from bilevax.core.limits import said
 from bilevax.linalg.columns import linear_scores
 from bilevax.problems import BinaryLogistic, MultinomialLogistic
+from bilevax.problems.losses import Groups
 from bilevax.runs import Run
 from bilevax.sklearn.classes import check_labels, encode_classes
-from bilevax.sklearn.penalised import PenalisedModel, default_float
+from bilevax.sklearn.encoder import TableEncoder
+from bilevax.sklearn.frames import Rows, are_numbers, as_table, check_sample_weight, is_frame, select
+from bilevax.sklearn.penalised import PenalisedModel, RowWeights, default_float
 from bilevax.tables.labels import Label
 from bilevax.tables.memory import HELPS
 
@@ -28,10 +31,14 @@ BALANCED_SCORES = frozenset({"balanced_accuracy", "f1_macro", "recall_macro", "p
 
 
 class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
-    """Logistic regression with an L2 penalty per feature, class, weight, or one for all, tuned by hypergradients.
+    """Logistic regression with an L2 penalty per feature, column, class, weight, or one for all, that is tuned.
 
     Minimises sum_i loss_i + 1/2 sum_j penalty_j weight_j^2 on standardised features, as scikit-learn's
-    ``LogisticRegression`` with penalty = 1/C. The rows are split in two. On the training rows, K models are each
+    ``LogisticRegression`` with penalty = 1/C; features that are 0 or 1 in every row keep their unit. A data frame with
+    text, dates or missing cells is taken as it is: a :class:`~bilevax.sklearn.TableEncoder` makes the features, several
+    of a column. Of numbers without a missing cell every column is a feature, of a frame as of an array.
+
+    Tuning is by hypergradients. The rows are split in two. On the training rows, K models are each
     trained without one fold, and the penalties descend the hypergradient of the loss on that fold, from the best single
     penalty. The validation rows, on which no penalty is tuned, say where to stop; the single penalty is kept unless the
     tuned ones are better there by a standard error. The final model is trained on all rows.
@@ -41,7 +48,8 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
     2021, arXiv:2011.07122), if that comes near the hypergradient on every row; ``method_reason_`` says why.
 
     Args:
-        penalty_per: ``"feature"`` (default), ``"class"``, ``"weight"`` or ``"global"``.
+        penalty_per: ``"feature"`` (default), ``"column"`` (of the table: its categories share one), ``"class"``,
+            ``"weight"``, ``"global"``, or the group number of each column of the table, from 0.
         class_weight: None, a weight for each label, or ``"balanced"``: inverse to the class frequencies; in all losses.
         scoring: name of a scikit-learn scorer; for one that counts every class alike, such as
             ``"balanced_accuracy"``, so does the loss that is tuned. Default ``"neg_log_loss"``.
@@ -54,10 +62,11 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         classes_: the labels, [C].
         coef_: weights in the units of X, [C, p]; [1, p] if there are two classes.
         intercept_: [C], or [1].
-        penalties_: on the standardised features, in the units of 1/C: [p], [C], [C, p] or a number.
+        encoder_: that made the p features of a data frame's columns; None where every column is one.
+        penalties_: on the standardised features, in the units of 1/C: of each feature [p], [C], [C, p] or a number.
         start_penalty_: the single penalty that tuning began with.
         feature_mean_: of the training rows, [p].
-        feature_scale_: their standard deviations, [p]; 1 for a constant feature.
+        feature_scale_: their standard deviations, [p]; 1 for a constant feature, and for one of 0 and 1.
         method_: ``"deterministic"`` or ``"stochastic"``; ``"planned"`` if the user stopped it before it was.
         method_reason_: one sentence.
         history_: one record an outer step, among them the tuning loss and the validation loss.
@@ -70,7 +79,8 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         visits_: rows read while tuning.
         code_: the worst :class:`bilevax.Code` of the run.
         interrupted_: True if the user stopped it; the model is then trained with the penalties reached.
-        n_features_in_: p.
+        n_features_in_: the number of columns.
+        feature_names_in_: their names, of a data frame.
 
     Examples:
         >>> from sklearn.datasets import load_iris
@@ -89,7 +99,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
 
     def __init__(
         self,
-        penalty_per: str = "feature",
+        penalty_per: str | ArrayLike = "feature",
         *,
         class_weight: str | dict[Label, float] | None = None,
         scoring: str = "neg_log_loss",
@@ -109,8 +119,9 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
     @said("this fit", HELPS)
     def fit(
         self,
-        X: ArrayLike,
+        X: Rows,
         y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
@@ -120,8 +131,10 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         """Tune the penalties and train the model.
 
         Args:
-            X: features, [n, p].
+            X: an array of features, [n, p], or a data frame.
             y: labels, [n].
+            sample_weight: of the rows, [n], in every loss: a row of weight 2 is as two, and one of weight 0 is not
+                there. None: 1. They play no part in how rows are dealt out, nor in standard errors.
             groups: a group per row, [n]: no group is split between training and validation, or between folds.
             validation: True for validation rows, [n]; None: a stratified random share.
             callback: called with a record after every outer step; returning True ends the tuning.
@@ -140,38 +153,91 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         if self.scoring not in get_scorer_names():
             raise ParameterError(f"scoring must be the name of a scikit-learn scorer, got {self.scoring!r}")
         check_labels(y)
-        rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        rows, labels, sample = self._read(X, y, sample_weight)
+        there = sample > 0.0
+        rows, labels, sample = (select(a, there) for a in (rows, labels, sample))
+        groups, validation = select(groups, there), select(validation, there)
         self.classes_, codes = encode_classes(labels, validation)
-        weights = self._weights(codes)
-        self._fit(rows, codes, weights, strata=codes, groups=groups, validation=validation, callback=callback, run=run)
+        weights, per = self._weights(codes, sample), self._per()
+        self._fit(
+            rows,
+            codes,
+            weights,
+            per=per,
+            strata=codes,
+            groups=groups,
+            validation=validation,
+            callback=callback,
+            run=run,
+        )
         return self
+
+    def _read(
+        self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features [n, p], labels and weights [n]."""
+        self.encoder_ = None
+        table = as_table(self, X, reset=True) if is_frame(X) else None
+        if table is None or (table is not X and are_numbers(table)):
+            rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+            return rows, labels, check_sample_weight(sample_weight, labels)
+        _, labels = check_X_y(np.zeros((table.rows, 1)), y, ensure_min_samples=2, estimator=self)
+        sample = check_sample_weight(sample_weight, labels)
+        self.encoder_ = TableEncoder().fit(table if sample.all() else table.take(sample > 0.0))
+        return self.encoder_.transform(table), labels, sample
+
+    def _features(self, X: Rows) -> np.ndarray:
+        """Features [n, p] of rows to predict."""
+        if self.encoder_ is not None:
+            return self.encoder_.transform(as_table(self, X, reset=False))
+        rows: np.ndarray = validate_data(self, X, dtype=np.float64, reset=False)
+        return rows
+
+    def _per(self) -> str | np.ndarray:
+        """What has a penalty of its own: a word, or the group number of each feature."""
+        if isinstance(self.penalty_per, str) and self.penalty_per != "column":
+            return self.penalty_per
+        columns = np.arange(self.n_features_in_)
+        group = columns if isinstance(self.penalty_per, str) else np.asarray(self.penalty_per)
+        if group.shape != columns.shape or group.dtype.kind not in "iu" or group.min() < 0:
+            raise ParameterError(
+                f"penalty_per must have the group number of each of the {len(columns)} columns, from 0"
+            )
+        if self.encoder_ is not None:
+            names = list(self.encoder_.feature_names_in_)
+            group = group[[names.index(term.column) for term in self.encoder_.terms_]]
+        # Columns may have no feature, and groups no column.
+        _, index = np.unique(group, return_inverse=True)
+        return index
 
     @property
     def _outputs(self) -> int:
         """The number of scores."""
         return 1 if len(self.classes_) == 2 else len(self.classes_)
 
-    def _loss(self, penalty_per: str | None) -> BinaryLogistic | MultinomialLogistic:
+    def _loss(self, penalty_per: str | Groups | None) -> BinaryLogistic | MultinomialLogistic:
         return (BinaryLogistic if self._outputs == 1 else MultinomialLogistic)(penalty_per)
 
     def _set_coefficients(self, coef: np.ndarray, intercept: np.ndarray) -> None:
         self.coef_, self.intercept_ = coef, intercept
 
-    def _weights(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of the rows in training, and in the losses that penalties are chosen by."""
+    def _weights(self, codes: np.ndarray, sample: np.ndarray) -> RowWeights:
+        # n / (C n_c): every class has the same share
+        balanced = sample * (sample.sum() / (len(self.classes_) * np.bincount(codes, sample)))[codes]
         # A score that counts every class alike is chosen for by a loss that does so too.
-        train = compute_sample_weight(self.class_weight, self.classes_[codes])
-        held = compute_sample_weight("balanced", codes) if self.scoring in BALANCED_SCORES else train
-        return train.astype(default_float()), held.astype(default_float())
+        train = balanced
+        if self.class_weight != "balanced":
+            train = sample * compute_sample_weight(self.class_weight, self.classes_[codes])
+        held = balanced if self.scoring in BALANCED_SCORES else train
+        return RowWeights(sample, train.astype(default_float()), held.astype(default_float()))
 
-    def decision_function(self, X: ArrayLike) -> np.ndarray:
+    def decision_function(self, X: Rows) -> np.ndarray:
         """Scores, [n, C]; [n] if there are two classes."""
         check_is_fitted(self)
-        rows = validate_data(self, X, dtype=np.float64, reset=False)
-        scores = linear_scores(rows, self.coef_.T, self.intercept_)
+        scores = linear_scores(self._features(X), self.coef_.T, self.intercept_)
         return scores[:, 0] if self._outputs == 1 else scores
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Rows) -> np.ndarray:
         """The most probable label of each row, [n]."""
         scores = self.decision_function(X)
         # One score is positive where the second class is the more probable.
@@ -179,7 +245,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         labels: np.ndarray = self.classes_[index]
         return labels
 
-    def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
+    def predict_log_proba(self, X: Rows) -> np.ndarray:
         """Log-probabilities of the classes, [n, C]."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
@@ -190,7 +256,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         scores -= np.log(np.sum(np.exp(scores), axis=1, keepdims=True))
         return scores
 
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+    def predict_proba(self, X: Rows) -> np.ndarray:
         """Probabilities of the classes, [n, C]."""
         probabilities: np.ndarray = np.exp(self.predict_log_proba(X))
         return probabilities

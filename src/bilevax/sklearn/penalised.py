@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from bilevax.core.events import Event
 from bilevax.core.limits import require
-from bilevax.linalg.columns import column_moments
+from bilevax.linalg.columns import are_zero_one, column_moments
+from bilevax.problems.losses import Groups
 from bilevax.runs import Run
 from bilevax.sklearn import tuning
 from bilevax.sklearn.crossfit import LinearLoss, Rows, pad_columns, pad_rows
@@ -24,6 +25,20 @@ from bilevax.sklearn.final_fit import second_moment, solve
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.tuning_method import choose_method
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, fit_memory
+
+
+class RowWeights(NamedTuple):
+    """Weights of the rows, [n] each.
+
+    Attributes:
+        sample: how often a row counts; positive.
+        training: in the loss that models are trained on.
+        held_out: in the losses that penalties are chosen by.
+    """
+
+    sample: np.ndarray
+    training: np.ndarray
+    held_out: np.ndarray
 
 
 class PenalisedModel(BaseEstimator, ABC):
@@ -34,21 +49,21 @@ class PenalisedModel(BaseEstimator, ABC):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
-        "penalty_per": [StrOptions({"feature", "class", "weight", "global"})],
+        "penalty_per": [StrOptions({"feature", "column", "class", "weight", "global"}), "array-like"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "method": [StrOptions({"auto", "deterministic", "stochastic"})],
         "steps": [Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
     }
 
-    penalty_per: str
+    penalty_per: str | ArrayLike
     validation_fraction: float
     method: str
     steps: int
     random_state: int | np.random.RandomState | None
 
     @abstractmethod
-    def _loss(self, penalty_per: str | None) -> LinearLoss:
+    def _loss(self, penalty_per: str | Groups | None) -> LinearLoss:
         """The loss of one model; without a penalty for None."""
 
     @property
@@ -64,8 +79,9 @@ class PenalisedModel(BaseEstimator, ABC):
         self,
         X: np.ndarray,
         y: np.ndarray,
-        weights: tuple[np.ndarray, np.ndarray],
+        weights: RowWeights,
         *,
+        per: str | np.ndarray,
         strata: np.ndarray,
         groups: ArrayLike | None,
         validation: ArrayLike | None,
@@ -77,7 +93,9 @@ class PenalisedModel(BaseEstimator, ABC):
         Args:
             X: features, float64 [n, p].
             y: targets as the loss takes them, [n].
-            weights: of the rows in training, and in the losses that penalties are chosen by, both [n].
+            weights: of the rows.
+            per: what has a penalty of its own: ``"feature"``, ``"class"``, ``"weight"``, ``"global"``, or the group
+                number of each column of X, [p], from 0.
             strata: classes that folds and validation rows have in equal shares, [n].
             groups: as in ``fit``.
             validation: as in ``fit``.
@@ -96,26 +114,65 @@ class PenalisedModel(BaseEstimator, ABC):
             compiler=PROGRAMS,
             mapped=MAPPED,
         )
-        self.feature_mean_, self.feature_scale_ = column_moments(X[train])
-        # z = (x - mean) / scale
-        Z = pad_columns(((X - self.feature_mean_) / self.feature_scale_).astype(default_float()))
+        Z = self._standardized(X, train, weights.sample[train])
         folds = deal_folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
-        (inner_weight, outer_weight), outputs, p = weights, self._outputs, Z.shape[1]
-        *_, inner = pad_rows(inner_weight[train])
-        rows = Rows(*map(jax.device_put, (*pad_rows(outer_weight[train], Z[train], y[train], folds), inner)))
-        task = tuning.TuningTask(
-            penalised=self._loss(self.penalty_per),
+        task = self._task((Z, y, weights), train, validated, folds, per)
+        tuned = tuning.tune(task, method, steps=self.steps, seed=seed, callback=callback, run=run)
+        self._record(tuned)
+        lam = jnp.asarray(self._rescale(task, tuned, per, X.shape[1]), Z.dtype)
+        # The final model, on all rows.
+        rows = jax.device_put(pad_rows(weights.training, Z, y))
+        w = solve(
+            task.penalised,
+            tuned.model,
+            jnp.asarray(lam, Z.dtype),
+            rows,
+            moment=tuned.moment,
+            tolerance=1e-9,
+            max_steps=500,
+        )
+        # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
+        coef = np.asarray(w["weights"], np.float64)[:, : X.shape[1]] / self.feature_scale_
+        self._set_coefficients(coef, np.asarray(w["bias"], np.float64) - coef @ self.feature_mean_)
+
+    def _standardized(self, X: np.ndarray, train: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """By the means and scales of the training rows, and padded."""
+        self.feature_mean_, scale = column_moments(X[train], sample)
+        # Categories keep their unit: standardised, a rare one would hardly be penalised.
+        self.feature_scale_ = np.where(are_zero_one(X[train]), 1.0, scale)
+        # z = (x - mean) / scale
+        return pad_columns(((X - self.feature_mean_) / self.feature_scale_).astype(default_float()))
+
+    def _task(
+        self,
+        table: tuple[np.ndarray, np.ndarray, RowWeights],
+        train: np.ndarray,
+        validated: np.ndarray,
+        folds: np.ndarray,
+        per: str | np.ndarray,
+    ) -> tuning.TuningTask:
+        (Z, y, weights), outputs = table, self._outputs
+        sample, training, held_out = (weight[train] for weight in weights)
+        *_, training = pad_rows(training)
+        rows = Rows(*map(jax.device_put, (*pad_rows(held_out, Z[train], y[train], folds), training)))
+        p = Z.shape[1]
+        if isinstance(per, str):
+            penalty: str | Groups = per
+            shape = {"feature": (p,), "class": (outputs,), "weight": (outputs, p), "global": ()}[per]
+        else:
+            # Columns that pad have weights of 0: any group will do.
+            penalty, shape = Groups(np.pad(per, (0, p - len(per)))), (int(per.max()) + 1,)
+        return tuning.TuningTask(
+            penalised=self._loss(penalty),
             plain=self._loss(None),
             rows=rows,
-            folds=folds.max() + 1,
-            validation=jax.device_put(pad_rows(outer_weight[validated], Z[validated], y[validated])),
-            lam_shape={"feature": (p,), "class": (outputs,), "weight": (outputs, p), "global": ()}[self.penalty_per],
+            folds=int(folds.max()) + 1,
+            validation=jax.device_put(pad_rows(weights.held_out[validated], Z[validated], y[validated])),
+            sizes=(float(sample.sum()), float(weights.sample[validated].sum())),
+            lam_shape=shape,
             outputs=outputs,
             moment=second_moment(rows.X, rows.inner_weight),
         )
-        tuned = tuning.tune(task, method, steps=self.steps, seed=seed, callback=callback, run=run)
-        self._record(tuned)
-        self._train(Z, y, inner_weight, tuned, len(train), task.folds)
 
     def _record(self, tuned: tuning.TuningResult) -> None:
         self.method_, self.method_reason_ = tuned.method.name, tuned.method.reason
@@ -125,22 +182,21 @@ class PenalisedModel(BaseEstimator, ABC):
         self.validation_gap_, self.validation_gap_se_ = tuned.gap, tuned.gap_se
         self.chosen_step_, self.code_, self.interrupted_ = tuned.chosen.step, tuned.code, tuned.interrupted
 
-    def _train(
-        self, Z: np.ndarray, y: np.ndarray, weight: np.ndarray, tuned: tuning.TuningResult, rows_tuned: int, folds: int
-    ) -> None:
-        """The final model, on all rows, from the penalties in units of 1/C."""
-        n, p = len(y), self.n_features_in_
-        # n exp(lam) = rows_tuned exp(tuned lam): a penalty on the sum of the losses does not grow with the rows.
-        lam = np.asarray(tuned.chosen.lam, np.float64) + np.log(rows_tuned / n)
-        self.penalties_ = n * np.exp(lam[..., :p] if self.penalty_per in {"feature", "weight"} else lam)
+    def _rescale(
+        self, task: tuning.TuningTask, tuned: tuning.TuningResult, per: str | np.ndarray, p: int
+    ) -> np.ndarray:
+        """Keep the penalties in units of 1/C; log-penalties of the final model, against its mean loss on all rows."""
+        size, n = task.sizes[0], sum(task.sizes)
+        # n exp(lam) = n_train exp(tuned lam): a penalty on the sum of the losses does not grow with the rows.
+        lam: np.ndarray = np.asarray(tuned.chosen.lam, np.float64) + np.log(size / n)
+        penalties = n * np.exp(lam)
+        if isinstance(per, str):
+            self.penalties_ = penalties[..., :p] if per in {"feature", "weight"} else penalties
+        else:
+            self.penalties_ = penalties[per]
         # n_train (K - 1) / K exp(lam): on the sum of the losses that each of the K models saw
-        self.start_penalty_ = float(rows_tuned * (folds - 1) / folds * np.exp(np.ravel(tuned.start.lam)[0]))
-        rows = jax.device_put(pad_rows(weight, Z, y))
-        loss, lam = self._loss(self.penalty_per), jnp.asarray(lam, Z.dtype)
-        w = solve(loss, tuned.model, lam, rows, moment=tuned.moment, tolerance=1e-9, max_steps=500)
-        # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
-        coef = np.asarray(w["weights"], np.float64)[:, :p] / self.feature_scale_
-        self._set_coefficients(coef, np.asarray(w["bias"], np.float64) - coef @ self.feature_mean_)
+        self.start_penalty_ = float(size * (task.folds - 1) / task.folds * np.exp(np.ravel(tuned.start.lam)[0]))
+        return lam
 
 
 def default_float() -> np.dtype[np.floating]:

@@ -73,25 +73,28 @@ class TunedRidge(TunedRegressor):
         self,
         X: ArrayLike,
         y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
         *,
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
         callback: Callable[[Event], bool | None] | None = None,
     ) -> "TunedRidge":
         """As :meth:`TunedElasticNet.fit`."""
-        self._fit_numbers(X, y, groups, validation, callback)
+        self._fit_numbers(X, y, sample_weight, groups, validation, callback)
         return self
 
     def _ratio(self) -> float:
         return 0.0
 
-    def _models(self, X: Matrix, y: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
+    def _models(self, X: Matrix, y: np.ndarray, weight: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
         n, p = X.shape
-        return KernelRidgeModels(X, y, fold, K) if p > n else L1SquaredModels(X, y, fold, K, few=p)
+        if p > n:
+            return KernelRidgeModels(X, y, fold, K, weight=weight)
+        return L1SquaredModels(X, y, fold, K, weight=weight, few=p)
 
     def _largest(self, models: CrossFitted) -> float:
         # the trace of the second moments of the columns: at least the largest curvature
-        return float(np.sum(column_moments(models.X)[1] ** 2))
+        return float(np.sum(column_moments(models.X, models.weight)[1] ** 2))
 
     def _kept(self, l1: np.ndarray, l2: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
         # the penalty on the sum over the rows is the same for more of them, as the precision of a prior is

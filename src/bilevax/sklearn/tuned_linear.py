@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cache
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -14,13 +13,14 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import ThreadpoolController
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
 from bilevax.linalg.columns import Matrix, column_moments, divide_columns, linear_scores
+from bilevax.sklearn.frames import check_sample_weight, select
 from bilevax.sklearn.penalty_search import LOWEST, Search, Shares
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
+from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.l1_models import CrossFitted
 
 SIGNIFICANT = 1.0
@@ -42,7 +42,7 @@ class TunedLinear(BaseEstimator, ABC):
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
         "penalty_per": [StrOptions({"global", "feature"}), "array-like"],
         "standardize": ["boolean"],
-        "cv": [Interval(Integral, 2, None, closed="left"), HasMethods(["split", "get_n_splits"])],
+        "cv": [Interval(Integral, 2, None, closed="left"), HasMethods(["split", "get_n_splits"]), list],
         "validation_fraction": [Interval(Real, 0, 1, closed="left"), None],
         "steps": [Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
@@ -57,7 +57,7 @@ class TunedLinear(BaseEstimator, ABC):
     random_state: int | np.random.RandomState | None
 
     @abstractmethod
-    def _models(self, X: Matrix, y: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
+    def _models(self, X: Matrix, y: np.ndarray, weight: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
         """K models, each trained without one fold; fold -1 is in all."""
 
     @abstractmethod
@@ -80,6 +80,7 @@ class TunedLinear(BaseEstimator, ABC):
         self,
         X: Matrix,
         y: np.ndarray,
+        weight: np.ndarray,
         *,
         strata: np.ndarray,
         groups: ArrayLike | None,
@@ -91,48 +92,52 @@ class TunedLinear(BaseEstimator, ABC):
         Args:
             X: features, float64 [n, p], dense or CSC.
             y: targets as the models take them, [n].
+            weight: of the rows, [n]; one of weight 0 is seen by a splitter alone.
             strata: classes that folds and validation rows have in equal shares, [n].
             groups: as in ``fit``.
             validation: as in ``fit``.
             callback: as in ``fit``.
         """
-        with _libraries().limit(limits=1, user_api="blas"):
-            search, Z = self._search(X, y, strata, groups, validation, callback)
-            self._train(Z, y, search)
+        there = weight > 0.0
+        with one_thread():
+            random = check_random_state(self.random_state)
+            shares = Shares(self._group(X.shape[1]), self._ratio())
+            validated = self._validated(shares, strata, groups, validation, there, int(random.randint(2**31 - 1)))
+            train, held_out, split = there & ~validated, there & validated, ~validated
+            Z = self._standardized(X, train, weight)
+            folds = self._folds(select(Z, split), strata[split], select(groups, split), there[split], random)
+            held, targets, held_weight = Z[held_out], y[held_out][:, None], weight[held_out]
+            if held_out.any():
+                held_weight = held_weight / held_weight.mean()
+            search = Search(
+                self._models(select(Z, train), y[train], weight[train], folds, int(folds.max()) + 1),
+                shares,
+                lambda models: held_weight * self._losses(held @ models.weights + models.bias, targets).mean(axis=1),
+                callback,
+            )
+            # 0 where the target or every column is constant
+            search.run(max(self._largest(search.models), LEAST), self.steps, lowest=self._lowest)
+            self._train(select(Z, there), y[there], weight[there], search)
 
-    def _search(
+    def _validated(
         self,
-        X: Matrix,
-        y: np.ndarray,
+        shares: Shares,
         strata: np.ndarray,
         groups: ArrayLike | None,
         validation: ArrayLike | None,
-        callback: Callable[[Event], bool | None] | None,
-    ) -> tuple[Search, Matrix]:
-        """The penalties, and the columns as they are penalised."""
-        random = check_random_state(self.random_state)
-        shares = Shares(self._group(X.shape[1]), self._ratio())
-        seed, of_rows = int(random.randint(2**31 - 1)), None if groups is None else np.asarray(groups)
+        there: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
+        """True for validation rows, [n]."""
+        out = np.zeros(len(strata), bool) if validation is None else np.array(validation, bool)
         # Several penalties would overfit the cross-validated loss; one cannot.
         fraction = self.validation_fraction
         if fraction is None:
             fraction = VALIDATION if shares.groups > 1 else 0.0
-        validated = np.zeros(len(y), bool)
         if fraction or validation is not None:
-            validated = validation_rows(strata, groups, validation, fraction, seed)
-        train = np.flatnonzero(~validated)
-        Z = self._standardized(X, train)
-        folds = self._folds(Z[train], strata[train], None if of_rows is None else of_rows[train], random)
-        held, targets = Z[validated], y[validated][:, None]
-        search = Search(
-            self._models(Z[train], y[train], folds, int(folds.max()) + 1),
-            shares,
-            lambda models: self._losses(held @ models.weights + models.bias, targets).mean(axis=1),
-            callback,
-        )
-        # 0 where the target or every column is constant
-        search.run(max(self._largest(search.models), LEAST), self.steps, lowest=self._lowest)
-        return search, Z
+            groups, validation = select(groups, there), select(validation, there)
+            out[there] = validation_rows(strata[there], groups, validation, fraction, seed)
+        return out
 
     def _group(self, p: int) -> np.ndarray:
         """Number of the penalty of each column, [p]."""
@@ -145,27 +150,31 @@ class TunedLinear(BaseEstimator, ABC):
             )
         return group
 
-    def _standardized(self, X: Matrix, train: np.ndarray) -> Matrix:
+    def _standardized(self, X: Matrix, train: np.ndarray, weight: np.ndarray) -> Matrix:
         """Columns about their means and by their scales, of the training rows; sparse ones are not moved."""
         sparse = scipy.sparse.issparse(X)
-        mean, scale = column_moments(X[train])
+        mean, scale = column_moments(select(X, train), weight[train])
         self.feature_mean_ = np.zeros_like(mean) if sparse else mean
         self.feature_scale_ = scale if self.standardize else np.ones_like(scale)
         return divide_columns(X if sparse else X - mean, self.feature_scale_)
 
-    def _folds(self, X: Matrix, strata: np.ndarray, groups: np.ndarray | None, random: Any) -> np.ndarray:
-        """Fold of each training row."""
+    def _folds(
+        self, X: Matrix, strata: np.ndarray, groups: np.ndarray | None, there: np.ndarray, random: Any
+    ) -> np.ndarray:
+        """Fold of each training row that is there."""
         if isinstance(self.cv, Integral):
-            return deal_folds(strata, groups, int(self.cv), random)
+            return deal_folds(strata[there], select(groups, there), int(self.cv), random)
         folds, times = np.full(len(strata), -1), np.zeros(len(strata), int)
         for k, (_, rows) in enumerate(check_cv(self.cv).split(X, strata, groups)):
+            if np.asarray(rows).dtype != bool and np.max(rows, initial=0) >= len(folds):
+                raise ParameterError(f"cv holds out row {np.max(rows)} of {len(folds)}; count those that train alone")
             folds[rows] = k
             times[rows] += 1
         if np.any(times != 1):
             raise ParameterError("cv must hold out every row once, as KFold does, so that each has one model to test")
-        return folds
+        return np.unique(folds[there], return_inverse=True)[1]
 
-    def _train(self, Z: Matrix, y: np.ndarray, search: Search) -> None:
+    def _train(self, Z: Matrix, y: np.ndarray, weight: np.ndarray, search: Search) -> None:
         """The final model, on every row."""
         step = search.best
         if step.row_losses.size and step.number:
@@ -173,8 +182,8 @@ class TunedLinear(BaseEstimator, ABC):
             # mean of the changes >= - SIGNIFICANT std / sqrt(n), their standard error: the single penalty is kept
             if change.mean() >= -SIGNIFICANT * change.std() / np.sqrt(len(change)):
                 step = search.start
-        l1, l2 = self._kept(*search.shares.penalties(step.lam), float(search.models.trained_on.mean()) / len(y))
-        final = self._models(Z, y, np.full(len(y), -1), 1)
+        l1, l2 = self._kept(*search.shares.penalties(step.lam), float(search.models.trained_on.mean() / weight.sum()))
+        final = self._models(Z, y, weight, np.full(len(y), -1), 1)
         final.begin(step.weights.mean(axis=1), float(step.bias.mean()))
         final.solve(l1, l2)
         self._keep(final, l1, l2, search.shares)
@@ -204,6 +213,7 @@ class TunedRegressor(RegressorMixin, TunedLinear):
         self,
         X: ArrayLike,
         y: ArrayLike,
+        sample_weight: ArrayLike | None,
         groups: ArrayLike | None,
         validation: ArrayLike | None,
         callback: Callable[[Event], bool | None] | None,
@@ -213,8 +223,9 @@ class TunedRegressor(RegressorMixin, TunedLinear):
         options = {"accept_sparse": "csc", "dtype": np.float64, "ensure_min_samples": 2}
         rows, numbers = validate_data(self, X, y, y_numeric=True, **options)
         numbers = numbers.astype(np.float64)
-        mean, strata = numbers.mean(), np.zeros(len(numbers), int)
-        self._fit(rows, numbers - mean, strata=strata, groups=groups, validation=validation, callback=callback)
+        weight = check_sample_weight(sample_weight, numbers)
+        mean, strata = np.average(numbers, weights=weight), np.zeros(len(numbers), int)
+        self._fit(rows, numbers - mean, weight, strata=strata, groups=groups, validation=validation, callback=callback)
         self.coef_, self.intercept_ = self._coef, self._intercept + mean
 
     def predict(self, X: ArrayLike) -> np.ndarray:
@@ -226,9 +237,3 @@ class TunedRegressor(RegressorMixin, TunedLinear):
     def _losses(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
         losses: np.ndarray = 0.5 * (scores - y) ** 2
         return losses
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    """The numerical libraries of this process."""
-    return ThreadpoolController()

@@ -65,6 +65,7 @@ class TuningTask(NamedTuple):
         rows: the training rows with their folds, [n], some of weight 0 that pad the table.
         folds: K.
         validation: X, y, and weight of mean 1, of the validation rows; they choose the step, and are not trained on.
+        sizes: how many training and how many validation rows there are, by their sample weights.
         lam_shape: of the log-penalties.
         outputs: C, the number of scores.
         moment: of the training rows; see :func:`bilevax.sklearn.final_fit.second_moment`.
@@ -75,6 +76,7 @@ class TuningTask(NamedTuple):
     rows: Rows
     folds: int
     validation: tuple[Array, Array, Array]
+    sizes: tuple[float, float]
     lam_shape: tuple[int, ...]
     outputs: int
     moment: np.ndarray
@@ -311,8 +313,8 @@ def _single_penalty(task: TuningTask) -> tuple[Candidate, bool]:
     if n > PATH_ROWS:
         drawn = np.random.default_rng(0).choice(n, PATH_ROWS, replace=False)
         subset = task._replace(rows=jax.tree.map(lambda a: a[drawn], task.rows))
-    # n_t and n_v, without the padding of weight 0
-    counts = np.count_nonzero(subset.rows.outer_weight), np.count_nonzero(task.validation[2])
+    # n_t and n_v
+    counts = task.sizes[0] * subset.rows.y.shape[0] / n, task.sizes[1]
     real = jnp.result_type(float)
     shape = task.folds, task.outputs
     w = {"weights": jnp.zeros((*shape, task.rows.X.shape[1]), real), "bias": jnp.zeros(shape, real)}

@@ -101,39 +101,47 @@ def dispersion(family: Family, F: float, w: np.ndarray, M: int) -> tuple[float, 
     return log_phi, F * float(np.exp(-log_phi)) + family.normaliser(log_phi, w)[2]
 
 
-def covariance(model: Marginal, found: Found) -> np.ndarray:
+def covariance(model: Marginal, found: Found, group: np.ndarray | None = None) -> np.ndarray:
     """Of the weights, phi H^-1 + J V_rho J', score by score, [S (1 + P), S (1 + P)].
 
     The second term is what rho may be wrong by (Wood, Pya, Saefken 2016, arXiv:1511.03864): J = db/drho, V_rho the
     inverse of the Hessian of V and the prior, whose eigenvalues below FLATTEST are raised to it.
+
+    Args:
+        model: the marginal likelihood.
+        found: tuned penalties.
+        group: as in :func:`~bilevax.solvers.additive_search.tied`, where parts share penalties, [m].
     """
     fitted = found.outer.fits[0]
     A = fitted.inverse()
     b, lam = fitted.b.T.ravel(), np.tile(penalties(found.rho, model.part), model.family.scores)
-    J = A @ (part_sums(model.part, model.family.scores).multiply(lam * b)).T.toarray()
+    part = model.part if group is None else group[model.part]
+    J = A @ (part_sums(part, model.family.scores).multiply(lam * b)).T.toarray()
     e, U = np.linalg.eigh(0.5 * (found.outer.hessian + found.outer.hessian.T))
     spread = J @ (U / np.sqrt(np.maximum(e, FLATTEST)))
     out: np.ndarray = found.outer.phi * A + spread @ spread.T
     return out
 
 
-def curve_errors(Z: np.ndarray, columns: slice, covariance: np.ndarray, S: int) -> np.ndarray:
-    """Standard errors of Z b for a column's weights, [bins, S].
+def curve_errors(Z: np.ndarray, columns: slice, covariance: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
+    """Standard errors of Z b Q' for a column's weights, [bins, C].
 
     Args:
         Z: what its bins stand for, [bins, k].
         columns: its rows of b, the intercept being row 0.
         covariance: of the weights, [S (1 + P), S (1 + P)].
-        S: number of scores.
+        contrasts: Q, [C, S].
     """
-    P = len(covariance) // S
-    own = [slice(t * P + columns.start, t * P + columns.stop) for t in range(S)]
-    variances = [np.einsum("bi,bi->b", Z @ covariance[at, at], Z) for at in own]
-    out: np.ndarray = np.sqrt(np.array(variances).T)
+    C, S = contrasts.shape
+    P, k = len(covariance) // S, Z.shape[1]
+    at = (np.arange(columns.start, columns.stop) + np.arange(S)[:, None] * P).ravel()
+    own = covariance[np.ix_(at, at)].reshape(S, k, S, k)
+    variances = [np.einsum("bi,bi->b", Z @ np.einsum("t,tiuj,u->ij", q, own, q), Z) for q in contrasts]
+    out: np.ndarray = np.sqrt(np.maximum(np.array(variances).reshape(C, -1).T, 0.0))
     return out
 
 
-def evidence(model: Marginal, found: Found, columns: slice) -> float:
+def evidence(model: Marginal, found: Found, columns: slice | np.ndarray, inverse: np.ndarray | None = None) -> float:
     """log p(y) less log p(y) without a column, by the ratio of prior and posterior density of its weights at 0.
 
     1/2 (b_j' (A_jj)^-1 b_j / phi + log |A_jj diag(penalties_j)|), A = H^-1 (Savage, Dickey 1971); exact for Gaussian
@@ -143,11 +151,12 @@ def evidence(model: Marginal, found: Found, columns: slice) -> float:
         model: the marginal likelihood.
         found: tuned penalties.
         columns: of X with the column of ones, those of the column.
+        inverse: H^-1, where it is there already.
     """
     fitted, S = found.outer.fits[0], model.family.scores
     P = len(fitted.b)
-    at = (np.arange(columns.start, columns.stop) + np.arange(S)[:, None] * P).ravel()
-    A = fitted.inverse()[np.ix_(at, at)]
+    at = (np.arange(P)[columns] + np.arange(S)[:, None] * P).ravel()
+    A = (fitted.inverse() if inverse is None else inverse)[np.ix_(at, at)]
     b = fitted.b.T.ravel()[at]
     lam = np.tile(penalties(found.rho, model.part)[columns], S)
     # of A_jj diag(penalties_j), whose eigenvalues are between 0 and 1

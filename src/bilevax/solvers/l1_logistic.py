@@ -21,7 +21,7 @@ class L1LogisticModels(L1Models):
     """
 
     def _start(self) -> None:
-        self._share = np.ones((len(self.y), len(self.held)))
+        self._share = np.tile(self.weight[:, None], len(self.held))
         for k, part in enumerate(self.held):
             self._share[part, k] = 0.0
         self._share /= self.trained_on
@@ -79,8 +79,9 @@ class L1LogisticModels(L1Models):
     def _held_out_one(self, k: int, on: np.ndarray, l2: np.ndarray) -> tuple[float, np.ndarray]:
         X, score, part = self._X[:, on], self._score[:, k], self.held[k]
         p = expit(score)
-        loss = np.sum(np.logaddexp(0.0, score[part]) - self.y[part] * score[part])
-        r = p[part] - self.y[part]
+        c = self.weight[part]
+        loss = c @ (np.logaddexp(0.0, score[part]) - self.y[part] * score[part])
+        r = c * (p[part] - self.y[part])
         g = np.append(r @ X[part], r.sum())
         return float(loss), solve_on_support(_logistic_hessian(X, self._share[:, k] * p * (1.0 - p), l2), g)[:-1]
 

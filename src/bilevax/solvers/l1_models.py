@@ -4,6 +4,8 @@ On the host, in float64. A model without fold k minimises
 
     F_k(w, b) = mean of l(x_i . w + b, y_i) over its rows + sum_j l1_j |w_j| + 1/2 sum_j l2_j w_j^2
 
+Where rows have weights, every mean is weighted: a row of weight two is as two rows.
+
 The models are solved together, so that one pass over the columns serves them all. Only *active* columns are looked at
 closely: those that entered some model so far. On the support S of a model its solution is smooth in the penalties, and
 off it constant, so that with E the mean held-out loss
@@ -52,12 +54,14 @@ class CrossFitted(Protocol):
 
     Attributes:
         X: the features, [n, p].
+        weight: of the rows, [n].
         weights: [p, K].
         bias: [K].
-        trained_on: rows of each model, [K].
+        trained_on: the weight of the rows of each model, [K].
     """
 
     X: Matrix
+    weight: np.ndarray
     weights: np.ndarray
     bias: np.ndarray
     trained_on: np.ndarray
@@ -80,6 +84,7 @@ class L1Models(ABC):
         y: targets [n].
         fold: of each row [n], from 0 to K - 1; -1 of a row that every model is trained on.
         K: number of models.
+        weight: of the rows [n], positive; None: 1.
         few: up to so many columns all are active from the start.
 
     Attributes:
@@ -89,14 +94,25 @@ class L1Models(ABC):
         gradient: of the mean losses in the weights, without penalties, [p, K]; of the last solution.
     """
 
-    def __init__(self, X: Matrix, y: np.ndarray, fold: np.ndarray, K: int, *, few: int = FEW) -> None:
+    def __init__(
+        self,
+        X: Matrix,
+        y: np.ndarray,
+        fold: np.ndarray,
+        K: int,
+        *,
+        weight: np.ndarray | None = None,
+        few: int = FEW,
+    ) -> None:
         order = np.argsort(fold, kind="stable")
         # Dense columns are contiguous, and the rows of a fold are too.
         self.X = X[order] if scipy.sparse.issparse(X) else np.asfortranarray(X[order])
         self.y = y[order]
+        self.weight = np.ones(len(y)) if weight is None else weight[order]
         ends = np.searchsorted(fold[order], np.arange(-1, K + 1))
         self.rest, self.held = slice(0, ends[1]), [slice(ends[k + 1], ends[k + 2]) for k in range(K)]
-        self.trained_on = np.array([len(y) - (part.stop - part.start) for part in self.held])
+        self.held_on = np.array([self.weight[part].sum() for part in self.held])
+        self.trained_on = self.weight.sum() - self.held_on
         self.weights, self.bias = np.zeros((X.shape[1], K)), np.zeros(K)
         self.active = np.arange(0)
         self._start()
@@ -166,7 +182,7 @@ class L1Models(ABC):
     def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:
         """The held-out loss of the solution at these penalties, and its derivatives."""
         value, by_l1, by_l2 = 0.0, np.zeros(len(l1)), np.zeros(len(l1))
-        n = max(1, sum(int(part.stop - part.start) for part in self.held))
+        n = float(self.held_on.sum()) or 1.0
         for k in range(len(self.bias)):
             w = self.weights[self.active, k]
             on = np.flatnonzero(w)

@@ -17,13 +17,16 @@ class L1SquaredModels(L1Models):
     """
 
     def _start(self) -> None:
-        parts = [self.y[part] for part in self.held]
-        # over the held-out rows: sum y, sum y^2
-        self._y, self._yy = np.array([part.sum() for part in parts]), np.array([part @ part for part in parts])
-        self._xx, self._all_xx = np.zeros((len(parts), 0, 0)), np.zeros((0, 0))
-        self._x, self._xy = np.zeros((len(parts), 0)), np.zeros((len(parts), 0))
+        # over the held-out rows: sum c y, sum c y^2, c their weights
+        self._cy = self.weight * self.y
+        self._y = np.array([self._cy[part].sum() for part in self.held])
+        self._yy = np.array([self._cy[part] @ self.y[part] for part in self.held])
+        self._equal = bool(np.all(self.weight == 1.0))
+        K = len(self.held)
+        self._xx, self._all_xx = np.zeros((K, 0, 0)), np.zeros((0, 0))
+        self._x, self._xy = np.zeros((K, 0)), np.zeros((K, 0))
         self._all_x, self._all_xy = np.zeros(0), np.zeros(0)
-        self._mean_y = (self.y.sum() - self._y) / self.trained_on
+        self._mean_y = (self._cy.sum() - self._y) / self.trained_on
         self.bias = self._mean_y.copy()
 
     def _add_columns(self, columns: np.ndarray) -> None:
@@ -34,8 +37,9 @@ class L1SquaredModels(L1Models):
         for k, part in enumerate((*self.held, self.rest)):
             B = self.X[part][:, both]
             added = B[:, number:]
-            new[k] = gram(B, added)
-            x[k], xy[k] = np.asarray(added.sum(axis=0)).ravel(), self.y[part] @ added
+            c = self.weight[part]
+            new[k] = gram(B, added, None if self._equal else c)
+            x[k], xy[k] = c @ added, self._cy[part] @ added
         self._xx = np.stack([_bordered(old, border) for old, border in zip(self._xx, new[:-1], strict=True)])
         self._all_xx = _bordered(self._all_xx, new.sum(axis=0))
         self._x, self._xy = np.hstack([self._x, x[:-1]]), np.hstack([self._xy, xy[:-1]])
@@ -70,27 +74,28 @@ class L1SquaredModels(L1Models):
         residual = self._scores(slice(None)) - self.y[:, None]
         for k, part in enumerate(self.held):
             residual[part, k] = 0.0
-        return np.asarray(self.X.T @ (residual / self.trained_on))
+        return np.asarray(self.X.T @ (residual * self.weight[:, None] / self.trained_on))
 
     def _held_out_one(self, k: int, on: np.ndarray, l2: np.ndarray) -> tuple[float, np.ndarray]:
-        w, b, n = self.weights[self.active[on], k], self.bias[k], self.held[k].stop - self.held[k].start
+        w, b, n = self.weights[self.active[on], k], self.bias[k], self.held_on[k]
         x, xy, S = self._x[k, on], self._xy[k, on], np.ix_(on, on)
         moved = self._xx[k][S] @ w
-        # sum of 1/2 (y - x . w - b)^2 over the fold
+        # sum of c / 2 (y - x . w - b)^2 over the fold
         squares = self._yy[k] + w @ moved + n * b**2 - 2.0 * (w @ xy + b * self._y[k] - b * (x @ w))
         # its gradient, b = mean y - mean x . w being moved along
         g = moved + b * x - xy - self._mean[k, on] * (n * b + x @ w - self._y[k])
         return 0.5 * float(squares), solve_on_support(self._H[k][S] + np.diag(l2), g)
 
     def _dual(self, k: int) -> tuple[float, np.ndarray, Callable[[float], float]]:
-        trained, n = np.full(len(self.y), 1.0), self.trained_on[k]
-        trained[self.held[k]] = 0.0
-        residual = trained * (self.y - self._scores(k))
+        c, n = self.weight.copy(), self.trained_on[k]
+        c[self.held[k]] = 0.0
+        residual = self.y - self._scores(k)
         # of mean 0 over the rows, as the bias asks
-        theta = (residual - trained * (residual.sum() / n)) / n
-        square, product = n * (theta @ theta), theta @ self.y
-        # s theta'y - s^2 n theta'theta / 2
-        return 0.5 * float(residual @ residual) / n, theta, lambda s: s * product - 0.5 * s**2 * square
+        centred = residual - c @ residual / n
+        theta = c * centred / n
+        square, product = theta @ centred, theta @ self.y
+        # s theta'y - s^2 n sum theta^2 / c / 2
+        return 0.5 * float(c @ residual**2) / n, theta, lambda s: s * product - 0.5 * s**2 * square
 
 
 def _bordered(A: np.ndarray, border: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from bilevax.linalg.columns import are_zero_one
 from bilevax.tables.labels import Label
 
 ClassWeight: TypeAlias = Literal["balanced"] | dict[Label, float] | None
@@ -90,8 +91,9 @@ def _search(
 ) -> Baseline:
     start = time.perf_counter()
     validation = np.asarray(validation, bool)
-    # Means and scales are those of the training rows, in the refit too.
+    # Means and scales are those of the training rows, in the refit too; categories stay 0 and 1.
     scaler = StandardScaler().fit(X[~validation])
+    scaler.scale_[are_zero_one(X[~validation])] = 1.0
     scaled = scaler.transform(X)
     classes, codes = np.unique(y, return_inverse=True)
     losses, converged = [], True

@@ -63,11 +63,11 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     split = _split(table, labels, settings)
     check_classes(split, labels.codes, list(labels.counts()))
     # Medians, scales and categories are those of the training rows.
-    train, encoder = table.take(split.train), TableEncoder()
-    _require_memory(table, encoder.width(train, features), labels, settings)
-    encoder.fit(train, features)
-    notes += encoder.notes
-    seen = rows_seen_before(table, encoder.columns, split)
+    train, encoder = table.select(features).take(split.train), TableEncoder()
+    _require_memory(table, encoder.width(train), labels, settings)
+    encoder.fit(train)
+    notes += encoder.notes_
+    seen = rows_seen_before(table, encoder.columns_, split)
     if seen:
         notes.append(
             f"{seen:,} of {len(split.test):,} test rows agree in every feature with a row that is trained or tuned on; "

@@ -11,7 +11,8 @@ class TuneSettings(BaseModel):
     """Settings of :func:`~bilevax.study.study.tune_table`.
 
     Attributes:
-        penalty_per: what has a penalty of its own: each ``feature``, ``class``, ``weight``, or none (``global``).
+        penalty_per: what has a penalty of its own: each ``feature``, ``column`` (whose categories share it), ``class``,
+            ``weight``, or none (``global``).
         scoring: scikit-learn's name of a score that is reported beside log-loss and accuracy; one that counts classes
             alike (``balanced_accuracy``, ``f1_macro``) is tuned for as well.
         class_weight: ``balanced`` gives rare classes the weight of frequent ones.
@@ -28,7 +29,7 @@ class TuneSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    penalty_per: Literal["feature", "class", "weight", "global"] = "feature"
+    penalty_per: Literal["feature", "column", "class", "weight", "global"] = "feature"
     scoring: str = "neg_log_loss"
     class_weight: Literal["balanced"] | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -26,6 +26,7 @@ __all__ = ["GRID", "TUNED", "UNTUNED", "Study", "TuneSettings", "tune_table"]
 
 TUNED = {
     "feature": "one penalty per feature (bilevax)",
+    "column": "one penalty per column (bilevax)",
     "class": "one penalty per class (bilevax)",
     "weight": "one penalty per weight (bilevax)",
     "global": "one penalty (bilevax)",
@@ -183,10 +184,10 @@ def _data(prepared: Prepared) -> Event:
     table = prepared.table
     return {
         "rows": {part: len(rows) for part, rows in prepared.split._asdict().items()},
-        "features": len(prepared.encoder.columns),
+        "features": len(prepared.encoder.columns_),
         "design_columns": prepared.X.shape[1],
         "classes": prepared.labels.counts(),
-        "missing_cells": int(sum(table.column(name).missing.sum() for name in prepared.encoder.columns)),
+        "missing_cells": int(sum(table.column(name).missing.sum() for name in prepared.encoder.columns_)),
     }
 
 
@@ -202,7 +203,7 @@ def _fit(
 ) -> tuple[TunedLogisticRegression, float]:
     rows, validation = _tuning_rows(prepared)
     estimator = TunedLogisticRegression(
-        settings.penalty_per,
+        _penalty_per(prepared, settings),
         class_weight=settings.class_weight,
         scoring=settings.scoring,
         method=settings.method,
@@ -231,6 +232,14 @@ def _fit(
     return estimator, time.perf_counter() - start
 
 
+def _penalty_per(prepared: Prepared, settings: TuneSettings) -> str | np.ndarray:
+    """For a penalty per column the number of each term's column: the estimator sees terms."""
+    if settings.penalty_per != "column":
+        return settings.penalty_per
+    encoder = prepared.encoder
+    return np.array([encoder.columns_.index(term.column) for term in encoder.terms_])
+
+
 def _or_none(value: float | None) -> float | None:
     """The value; None, as JSON has no NaN, where it is not finite."""
     return None if value is None or not np.isfinite(value) else float(value)
@@ -239,7 +248,7 @@ def _or_none(value: float | None) -> float | None:
 def _plain_model(
     estimator: TunedLogisticRegression, prepared: Prepared, target: str, settings: TuneSettings
 ) -> LinearModel:
-    terms = prepared.encoder.terms
+    terms = prepared.encoder.terms_
     return LinearModel(
         target=target,
         classes=prepared.labels.classes,

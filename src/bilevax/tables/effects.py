@@ -25,8 +25,12 @@ import numpy as np
 
 from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
+from bilevax.tables.terms import OTHER
 
-PartKind = Literal["linear", "smooth", "rough", "levels", "steps", "missing"]
+PartKind = Literal["linear", "smooth", "rough", "levels", "steps", "missing", "pair"]
+
+MISSING = "(missing)"
+"""The bin of missing cells."""
 
 BINS = 128
 """Fine bins of a column of numbers, at most."""
@@ -42,6 +46,9 @@ LEVELS = 250
 
 BUDGET = 1500
 """Weights of a model, about, at most."""
+
+FEW_SMOOTH, LEAST = 6, 3
+"""Functions of a smooth part where there is little room, and functions of any part for which there has to be room."""
 
 VARIANCE = 1e-6
 """What the functions left out of a part may be of its variance."""
@@ -95,6 +102,17 @@ class Effect:
         found = (last if cell is None else known.get(cell, last - 1) for cell in values.tolist())
         return np.fromiter(found, kind, len(values))
 
+    @property
+    def in_order(self) -> int:
+        """How many bins have an order, the first ones: all but those of other levels and of missing cells."""
+        return len(self.levels) if self.edges is None else len(self.edges) + 1
+
+    def labels(self) -> tuple[float | str, ...]:
+        """What is in the bins: the mean of their numbers, or levels and ``OTHER``; ``MISSING`` is the last."""
+        if self.centre is not None:
+            return (*self.centre.tolist(), MISSING)
+        return (*self.levels, OTHER, MISSING)
+
     def to_plain(self) -> Plain:
         """Bins and parts as JSON values, without Z: a fitted model has its curves, one number a bin."""
         return {
@@ -127,8 +145,23 @@ def effect_from_plain(plain: Plain) -> Effect:
         raise DataError(f"not the effect of a column: {e}") from None
 
 
+def room(classes: int, budget: int = BUDGET) -> int:
+    """Weights that a score may have, BUDGET / sqrt(C) where each of C classes has a score.
+
+    A Hessian that is taken class by class then has BUDGET^2 entries, however many classes there are.
+
+    Args:
+        classes: C; 1 of families with one score.
+        budget: weights of a model of one score.
+    """
+    return int(budget / np.sqrt(classes))
+
+
 def resolution(numbers: int, others: int, budget: int = BUDGET) -> tuple[int, int]:
     """Functions of smooth parts and bins of rough parts, with which a table's weights are about ``budget`` at most.
+
+    Where there is little room smooth parts have up to FEW_SMOOTH functions, and rough ones what is left, or none. So
+    many columns that there is room for less than LEAST each are to share penalties, and have smooth parts alone.
 
     Args:
         numbers: columns of numbers.
@@ -136,8 +169,11 @@ def resolution(numbers: int, others: int, budget: int = BUDGET) -> tuple[int, in
         budget: weights of the model.
     """
     each = (budget - others) // max(numbers, 1) - 1
-    smooth = int(np.clip(each // 4, 6, SMOOTH))
-    return smooth, int(np.clip(each - smooth, 8, COARSE))
+    if each < LEAST:
+        return FEW_SMOOTH, 1
+    smooth = int(np.clip(each // 4, min(each, FEW_SMOOTH), SMOOTH))
+    coarse = min(each - smooth, COARSE)
+    return smooth, coarse if coarse > LEAST else 1
 
 
 def number(
@@ -156,7 +192,7 @@ def number(
         values: float64 [n], NaN where missing; infinite ones fall in the end bins.
         weight: of the rows, [n]; 1 if None.
         bins: fine bins, at most.
-        coarse: bins of the rough part, at most.
+        coarse: bins of the rough part, at most; 1: there is none.
         smooth: functions of the smooth part, at most.
     """
     x = np.clip(np.asarray(values, float), -np.finfo(float).max, np.finfo(float).max)
@@ -164,15 +200,15 @@ def number(
     there = ~np.isnan(x) & (w > 0.0)
     distinct, inverse = np.unique(x[there], return_inverse=True)
     mass = np.bincount(inverse, w[there], len(distinct))
-    first = _first_of_groups(mass, bins)
+    first = first_of_groups(mass, bins)
     edges = _between(distinct[first[1:] - 1], distinct[first[1:]])
     group = np.searchsorted(first, np.arange(len(distinct)), side="right") - 1
     bin_mass = np.bincount(group, mass, len(first)) if len(first) else np.zeros(1)
     # Divided first: sums of the largest floats overflow.
     centre = np.bincount(group, mass / bin_mass[group] * distinct, len(first)) if len(first) else np.zeros(1)
-    parts: list[tuple[PartKind, np.ndarray]] = [("linear", _linear(centre, bin_mass))]
+    parts: list[tuple[PartKind, np.ndarray]] = [("linear", linear_part(centre, bin_mass))]
     if len(centre) > 2:
-        parts += [("smooth", _smooth(centre, bin_mass, smooth)), ("rough", _rough(bin_mass, coarse))]
+        parts += [("smooth", smooth_part(centre, bin_mass, smooth)), ("rough", _rough(bin_mass, coarse))]
     total = np.append(bin_mass, w[np.isnan(x)].sum())
     return _assembled(name, parts, total, edges=edges, centre=centre)
 
@@ -207,17 +243,17 @@ def category(
     bare = Effect(name, None, levels, np.zeros((len(levels) + 2, 0)), (), np.zeros(0), None)
     total = np.bincount(bare.codes(values), w, len(levels) + 2)
     if ordered is None:
-        Z = _principal(np.eye(len(levels) + 1)[:, total[:-1] > 0.0], total[:-1], scaled=False)
+        Z = principal(np.eye(len(levels) + 1)[:, total[:-1] > 0.0], total[:-1], scaled=False)
         return _assembled(name, [("levels", Z)], total, levels=levels)
-    Z = _principal(_steps(np.arange(len(levels))), total[:-2], scaled=True)
+    Z = principal(steps(np.arange(len(levels))), total[:-2], scaled=True)
     # The bin of other cells has the mean effect, 0.
     return _assembled(name, [("steps", np.concatenate([Z, np.zeros((1, Z.shape[1]))]))], total, levels=levels)
 
 
-def date_parts(days: np.ndarray) -> dict[str, np.ndarray]:
+def date_parts(days: np.ndarray, *, every: bool = False) -> dict[str, np.ndarray]:
     """Numbers of a date in days since 1970-01-01 with fractions: year, month, day, weekday (0: Monday), hour.
 
-    A part that does not vary is left out, but the year; NaN stays NaN.
+    A part that does not vary is left out, but the year, unless ``every`` one is asked for; NaN stays NaN.
     """
     missing = ~np.isfinite(days)
     whole = np.floor(np.where(missing, 0.0, days))
@@ -232,11 +268,10 @@ def date_parts(days: np.ndarray) -> dict[str, np.ndarray]:
         "hour": np.where(missing, 0.0, days - whole) * 24.0,
     }
     out = {part: np.where(missing, np.nan, x) for part, x in out.items()}
-    varies = {part: len(np.unique(x[~missing])) > 1 for part, x in out.items()}
-    return {part: x for part, x in out.items() if varies[part] or part == "year"}
+    return {part: x for part, x in out.items() if every or part == "year" or len(np.unique(x[~missing])) > 1}
 
 
-def _first_of_groups(mass: np.ndarray, count: int) -> np.ndarray:
+def first_of_groups(mass: np.ndarray, count: int) -> np.ndarray:
     """The first value of each group of neighbours, at most ``count``: half way between equal rows and equal values."""
     if len(mass) <= count:
         return np.arange(len(mass))
@@ -253,7 +288,7 @@ def _between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.where(middle > low, middle, high)
 
 
-def _principal(F: np.ndarray, mass: np.ndarray, *, most: int | None = None, scaled: bool) -> np.ndarray:
+def principal(F: np.ndarray, mass: np.ndarray, *, most: int | None = None, scaled: bool) -> np.ndarray:
     """Z with the covariance of F u, u ~ N(0, 1), less the mean; its principal functions on the training rows."""
     if not F.size or mass.sum() <= 0.0:
         return np.zeros((len(F), 0))
@@ -269,22 +304,24 @@ def _principal(F: np.ndarray, mass: np.ndarray, *, most: int | None = None, scal
     return Z / np.sqrt(variance) if scaled else Z
 
 
-def _linear(centre: np.ndarray, mass: np.ndarray) -> np.ndarray:
+def linear_part(centre: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """A line in the bins' centres, [bins, 1]; [bins, 0] if they are one."""
     # From one of the values, so that far-away ones keep their digits; half of it, so that nothing overflows.
     x = (0.5 * centre - 0.5 * centre[len(centre) // 2])[:, None]
-    return _principal(x / max(float(np.max(np.abs(x))), np.finfo(float).tiny), mass, scaled=True)
+    return principal(x / max(float(np.max(np.abs(x))), np.finfo(float).tiny), mass, scaled=True)
 
 
-def _smooth(centre: np.ndarray, mass: np.ndarray, most: int) -> np.ndarray:
+def smooth_part(centre: np.ndarray, mass: np.ndarray, most: int) -> np.ndarray:
     """Hinges (t - m)_+ with independent weights, t the number of the bin; and a line in t, where it is none in x."""
     t = np.arange(float(len(centre)))
     w = mass / mass.sum()
     hinges = np.maximum(t[:, None] - t[1:-1], 0.0)
-    line = _linear(t, mass)
+    line = linear_part(t, mass)
     hinges = _less(_less(hinges, np.ones((len(t), 1)), w), line, w)
-    hinges /= max(np.sqrt(np.sum(w @ hinges**2)), np.finfo(float).tiny)
-    F = _less(np.concatenate([hinges, line], axis=1), _linear(centre, mass), w)
-    return _principal(F, mass, most=most, scaled=True)
+    size = np.sqrt(np.sum(w @ hinges**2))
+    hinges = hinges / size if size > 1e-9 * len(t) else hinges[:, :0]  # rows in two bins alone: rounding
+    F = _less(np.concatenate([hinges, line], axis=1), linear_part(centre, mass), w)
+    return principal(F, mass, most=most, scaled=True)
 
 
 def _less(F: np.ndarray, direction: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -294,12 +331,12 @@ def _less(F: np.ndarray, direction: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _rough(mass: np.ndarray, coarse: int) -> np.ndarray:
-    first = _first_of_groups(mass, coarse)
+    first = first_of_groups(mass, coarse)
     group = np.searchsorted(first, np.arange(len(mass)), side="right") - 1
-    return _principal(_steps(group), mass, scaled=True)
+    return principal(steps(group), mass, scaled=True)
 
 
-def _steps(group: np.ndarray) -> np.ndarray:
+def steps(group: np.ndarray) -> np.ndarray:
     """1 from each group on, [bins, groups - 1]."""
     return (group[:, None] >= np.arange(1, group.max(initial=0) + 1)).astype(float)
 

@@ -135,11 +135,11 @@ def check_model(model: LinearModel) -> None:
 
 
 def penalties_by_term(penalties: ArrayLike, penalty_per: str, count: int) -> tuple[float | list[float] | None, ...]:
-    """For each of the terms its penalty, from the estimator's: a scalar, one a class, one a feature, or both."""
+    """For each of the terms its penalty, from the estimator's: a scalar, one a class, one a term, or both."""
     values = np.asarray(penalties, np.float64)
     if penalty_per == "weight" and values.ndim == 2:
         return tuple(values.T.tolist())
-    if penalty_per == "feature" and values.ndim == 1:
+    if penalty_per in ("feature", "column") and values.ndim == 1:
         return tuple(values.tolist())
     # One for all terms: a scalar, or one for each class.
     return (values.tolist(),) * count

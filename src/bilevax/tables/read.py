@@ -3,7 +3,8 @@
 import hashlib
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from bilevax.tables.table import Column, Table, check_names, object_array
 if TYPE_CHECKING:
     from narwhals.typing import IntoDataFrame
 
-__all__ = ["Column", "Table", "read_table", "table_from_frame"]
+__all__ = ["Column", "Table", "read_table", "table_from_array", "table_from_frame"]
 
 _EXACT = 2**53
 # What reading takes, measured: in sizes of a CSV file, and in copies of what a Parquet file holds.
@@ -109,6 +110,28 @@ def table_from_frame(frame: "IntoDataFrame", *, name: str = "frame", text: Colle
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
             raise DataError(f"{name}: column '{series.name}' mixes types; make it one of numbers or text") from None
     return _from_arrow(name, pa.table(arrays, names=narwhal.columns), text=text)
+
+
+def table_from_array(X: np.ndarray, names: Sequence[str], *, name: str = "X") -> Table:
+    """A table of an array [n, p] of numbers, truth values, texts or objects; None and NaN are missing.
+
+    Raises:
+        DataError: a column mixes types, or has one that no model can use.
+        TypeError: a cell is neither a number nor text.
+    """
+    arrays = []
+    for label, cells in zip(names, X.T, strict=True):
+        try:
+            arrays.append(pa.chunked_array([pa.array(cells, from_pandas=True)]))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            other = next((cell for cell in cells if not isinstance(cell, str | Number | np.generic | None)), None)
+            if other is not None:
+                kind = type(other).__name__
+                raise TypeError(
+                    f"{name}: column '{label}' holds a {kind}; the argument must be a string or a number"
+                ) from None
+            raise DataError(f"{name}: column '{label}' mixes types; make it one of numbers or text") from None
+    return _from_arrow(name, pa.table(arrays, names=list(names)), text=())
 
 
 def _is_number(name: str) -> bool:

@@ -113,6 +113,19 @@ class Table:
         plural = "s" if len(absent) > 1 else ""
         raise DataError(f"{self.name}: no column{plural} {listed}; {suggestion(absent[0], self.names)}")
 
+    def select(self, names: Sequence[str]) -> "Table":
+        """The table of the columns with these names, in their order.
+
+        Raises:
+            DataError: there is none of that name.
+        """
+        return dataclasses.replace(self, columns=tuple(map(self.column, names)))
+
+    def renamed(self, names: Sequence[str]) -> "Table":
+        """The same columns by other names."""
+        columns = (dataclasses.replace(c, name=name) for c, name in zip(self.columns, names, strict=True))
+        return dataclasses.replace(self, columns=tuple(columns))
+
     def take(self, rows: np.ndarray) -> "Table":
         """The table of the given rows (indices, or a boolean mask)."""
         columns = tuple(Column(c.name, c.kind, c.values[rows]) for c in self.columns)

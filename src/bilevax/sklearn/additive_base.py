@@ -1,0 +1,335 @@
+"""What additive models share as estimators: rows binned, candidates compared, the mixture kept as curves."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from bilevax.core.errors import ParameterError
+from bilevax.sklearn.additive_choice import Compared, choose
+from bilevax.sklearn.additive_table import binned, directions
+from bilevax.sklearn.frames import as_table, check_sample_weight
+from bilevax.sklearn.row_splits import deal_folds
+from bilevax.sklearn.threads import one_thread
+from bilevax.solvers.additive_families import Family, Multinomial
+from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PAIRS, PENALTY_EACH, AdditiveFit, Candidate, Rows
+from bilevax.solvers.additive_stack import fitted
+from bilevax.tables.additive import AdditiveModel, Link, Source, pair_name
+from bilevax.tables.effects import MISSING, Effect
+from bilevax.tables.labels import Label
+from bilevax.tables.pairs import Pair
+from bilevax.tables.table import Table
+from bilevax.tables.terms import OTHER
+
+CANDIDATES = ONE_PENALTY, PENALTY_EACH, ADDITIVE, PAIRS
+
+GAINED = 1.0
+"""Log evidence below which a column can be dropped: e to 1."""
+
+FOLDS = 5
+"""Of the K-fold loss that tunes penalties."""
+
+
+class Curve(NamedTuple):
+    """What a column adds to the score.
+
+    Attributes:
+        name: of the column, with the part of a date in brackets.
+        at: mean of the numbers in each bin, [bins], or levels and ``"(other values)"``; a missing cell comes last.
+        effect: [bins]; [bins, C] for more than two classes. Its mean over the training rows is 0.
+        lower: of the 95 % band, likewise.
+        upper: likewise.
+        weight: of the training rows in each bin, [bins].
+    """
+
+    name: str
+    at: tuple[float | str, ...]
+    effect: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    weight: np.ndarray
+
+
+class Penalty(NamedTuple):
+    """A penalty of the final model.
+
+    Attributes:
+        name: of the column.
+        kind: what it is on: ``linear``, ``smooth``, ``rough``, ``levels``, ``steps`` or ``missing``.
+        penalty: of 1/2 |b|^2 beside the sum of half the deviances, for functions of mean square 1; divided by the
+            dispersion it is the inverse of the prior variance.
+        freedom: effective degrees of freedom, all scores together.
+        candidate: the model of the mixture that has it.
+    """
+
+    name: str
+    kind: str
+    penalty: float
+    freedom: float
+    candidate: str
+
+
+class Surface(NamedTuple):
+    """What a pair of columns adds to the score, beside what each adds by itself.
+
+    Attributes:
+        names: of the two columns.
+        at_first: the groups of the first: mean of their numbers, or their levels; the missing cells' comes last.
+        at_second: of the second.
+        effect: [groups, groups]; [groups, groups, C] for more than two classes. In every row and column of it the mean
+            over the training rows is 0.
+        lower: of the 95 % band, likewise.
+        upper: likewise.
+        weight: of the training rows, [groups, groups].
+    """
+
+    names: tuple[str, str]
+    at_first: tuple[float | str, ...]
+    at_second: tuple[float | str, ...]
+    effect: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    weight: np.ndarray
+
+
+class Given(NamedTuple):
+    """Rows whose weight is above 0: a table, targets, weights, groups, and their places."""
+
+    table: Table
+    y: np.ndarray
+    weight: np.ndarray
+    groups: np.ndarray | None
+    places: np.ndarray
+
+
+class Units(NamedTuple):
+    """Scores in the units of y: shift + scale s."""
+
+    shift: float = 0.0
+    scale: float = 1.0
+
+
+PLAIN = Units()
+
+
+class TunedAdditive(BaseEstimator, ABC):
+    """The parameters of both, and what they learn."""
+
+    _parameter_constraints: ClassVar[dict[str, list[object]]] = {
+        "choose": ["boolean"],
+        "pairs": ["boolean"],
+        "tuned_by": [StrOptions({"auto", "marginal", "folds"})],
+        "ordered": [dict, None],
+        "monotone": [dict, None],
+        "random_state": ["random_state"],
+    }
+
+    choose: bool
+    pairs: bool
+    tuned_by: str
+    ordered: Mapping[str, Sequence[str]] | None
+    monotone: Mapping[str, int] | None
+    random_state: int | np.random.RandomState | None
+
+    @property
+    @abstractmethod
+    def _link(self) -> Link:
+        """From scores to means."""
+
+    def _read(self, X: Any, y: np.ndarray, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> Given:
+        """What there is to learn from."""
+        table, n = as_table(self, X, reset=True), len(y)
+        check_consistent_length(table.columns[0].values, y)
+        of_rows = None if groups is None else np.asarray(groups)
+        if of_rows is not None and of_rows.shape != (n,):
+            raise ParameterError(f"groups has the shape {of_rows.shape}; give one group for each of the {n} rows")
+        weight = check_sample_weight(sample_weight, y)
+        there = np.flatnonzero(weight > 0.0)
+        if len(there) < n:
+            table, y, weight = table.take(there), y[there], weight[there]
+            of_rows = None if of_rows is None else of_rows[there]
+        return Given(table, y, weight, of_rows, there)
+
+    def _fit(
+        self,
+        given: Given,
+        y: np.ndarray,
+        family: Family,
+        *,
+        levels: Mapping[str, tuple[str, ...]],
+        offset: np.ndarray | None = None,
+        strata: np.ndarray,
+        by_folds: bool,
+        units: Units = PLAIN,
+    ) -> None:
+        """Choose, tune and fit.
+
+        Args:
+            given: the rows.
+            y: targets as the family takes them, [n].
+            family: of the likelihood.
+            levels: of ordered columns.
+            offset: [n].
+            strata: classes that folds have in equal shares, [n].
+            by_folds: whether penalties are tuned by the K-fold loss.
+            units: of the scores.
+        """
+        random = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
+        fold = deal_folds(strata, given.groups, FOLDS, random) if by_folds else None
+        start = np.zeros((len(y), family.scores)) if offset is None else offset[:, None]
+        candidates = CANDIDATES if self.pairs else CANDIDATES[:-1]
+        kept: tuple[tuple[Candidate, float], ...] = ((candidates[-1], 1.0),)
+        self.choice_: tuple[Compared, ...] = ()
+        self.notes_: tuple[str, ...] = ()
+        with one_thread():
+            bins = binned(given.table, given.weight, levels, family.scores)
+            turns = directions(bins.sources, levels, self.monotone or {}, family.scores)
+            rows = Rows(bins.effects, bins.codes, y, given.weight, start, family, turns, fold)
+            rows = self._dispersed(rows)
+            if self.choose:
+                choice = choose(rows, candidates, strata, given.groups, random)
+                kept, self.choice_ = choice.kept, choice.compared
+                if choice.rows < len(y):
+                    self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
+            fits = fitted(rows, [candidate for candidate, _ in kept])
+            # a model without a pair that adds something is the one without pairs
+            shares = {id(fit): 0.0 for fit in fits}
+            for fit, (_, share) in zip(fits, kept, strict=True):
+                shares[id(fit)] += share
+            self._keep(bins.sources, [(fit, shares[id(fit)]) for fit in dict.fromkeys(fits)], units)
+
+    def _dispersed(self, rows: Rows) -> Rows:
+        """The rows with the family whose dispersion suits them."""
+        return rows
+
+    def _keep(self, sources: tuple[Source, ...], mixture: Sequence[tuple[AdditiveFit, float]], units: Units) -> None:
+        """The mixture as one additive model."""
+        fits, shares = [fit for fit, _ in mixture], [share for _, share in mixture]
+        richest, family = fits[-1], fits[0].rows.family
+        effects = richest.rows.effects
+        self.notes_ += (richest.model.note,) if richest.model.note else ()
+        # of more than two classes the scores of all
+        Q = family.contrasts if isinstance(family, Multinomial) else np.eye(1)
+        mixed, errors = _mixed(fits, shares, Q)
+        curves, halves = ([units.scale * f for f in each] for each in (mixed, errors))
+        intercept = units.shift + units.scale * np.tensordot(shares, [fit.intercept @ Q.T for fit in fits], 1)
+        classes: tuple[Label, ...] = tuple(getattr(self, "classes_", np.zeros(0)).tolist())
+        self.model_ = AdditiveModel(self._link, classes, intercept, sources, effects, tuple(curves), richest.pairs)
+        self.intercept_ = float(intercept[0]) if len(Q) == 1 else intercept
+        self.mixture_ = {fit.candidate.name: share for fit, share in mixture}
+        bands = [_band(f, 1.96 * error) for f, error in zip(curves, halves, strict=True)]
+        self.curves_ = {
+            source.name: Curve(source.name, effect.labels(), *band, effect.weight)
+            for source, effect, band in zip(sources, effects, bands, strict=False)
+        }
+        self.pairs_ = {
+            pair_name(pair): _surface(pair, effects, *band)
+            for pair, band in zip(richest.pairs, bands[len(effects) :], strict=True)
+        }
+        self._keep_penalties(fits)
+        self.evidence_ = dict(zip(self.model_.names, richest.evidence().tolist(), strict=True))
+        self.drop_columns_ = self._without_evidence()
+        self.dispersion_ = richest.found.outer.phi * units.scale * units.scale
+
+    def _keep_penalties(self, fits: Sequence[AdditiveFit]) -> None:
+        names = self.model_.names
+        self.penalties_ = tuple(
+            Penalty(names[part.effect], part.kind, part.penalty, part.freedom, fit.candidate.name)
+            for fit in fits
+            for part in fit.parts()
+        )
+        self.effective_degrees_of_freedom_ = dict.fromkeys(names, 0.0)
+        for penalty in self.penalties_:
+            self.effective_degrees_of_freedom_[penalty.name] += self.mixture_[penalty.candidate] * penalty.freedom
+
+    def _without_evidence(self) -> tuple[str, ...]:
+        """Columns none of whose effects has evidence; it is not known of one that shares its penalties."""
+        sources = self.model_.sources
+        most = {source.column: -np.inf for source in sources}
+        for source in sources:
+            most[source.column] = np.maximum(most[source.column], self.evidence_[source.name])
+        for pair in self.model_.pairs:
+            for j in pair.columns:
+                most[sources[j].column] = np.maximum(most[sources[j].column], self.evidence_[pair_name(pair)])
+        return tuple(name for name, log_evidence in most.items() if log_evidence < GAINED)
+
+    def _scores(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return self.model_.scores(self.model_.codes(as_table(self, X, reset=False)))
+
+    def contributions(self, X: Any) -> np.ndarray:
+        """What every effect adds to the scores of each row, [n, effects], or [n, effects, C] for more than two classes.
+
+        With the intercept they sum to the scores; the effects are in the order of ``curves_``, then of ``pairs_``.
+        """
+        check_is_fitted(self)
+        found = self.model_.contributions(self.model_.codes(as_table(self, X, reset=False)))
+        return found[:, :, 0] if found.shape[2] == 1 else found
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.input_tags.categorical = True
+        return tags
+
+
+def _mixed(
+    fits: Sequence[AdditiveFit], shares: Sequence[float], Q: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Curves of the mixture and their standard errors, [bins, C] each."""
+    curves = [_padded([curve @ Q.T for curve in fit.curves], fits[-1]) for fit in fits]
+    errors = [_padded(list(fit.errors(Q)), fits[-1]) for fit in fits]
+    mixed = [np.tensordot(shares, own, 1) for own in zip(*curves, strict=True)]
+    # sum_c a_c (se_c^2 + (f_c - f)^2) (Buckland, Burnham, Augustin 1997)
+    spreads = [
+        np.sqrt(np.tensordot(shares, [e**2 + (own - f) ** 2 for e, own in zip(se, each, strict=True)], 1))
+        for f, se, each in zip(mixed, zip(*errors, strict=True), zip(*curves, strict=True), strict=True)
+    ]
+    return mixed, spreads
+
+
+def _padded(curves: list[np.ndarray], richest: AdditiveFit) -> list[np.ndarray]:
+    """With curves of 0 for the pairs that only the richest has."""
+    absent = richest.curves[len(curves) :]
+    return curves + [np.zeros((len(other), curves[0].shape[1] if curves else 1)) for other in absent]
+
+
+def _band(f: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The middle and both ends; [bins] of one score."""
+    if f.shape[1] == 1:
+        f, half = f[:, 0], half[:, 0]
+    return f, f - half, f + half
+
+
+def _surface(pair: Pair, effects: Sequence[Effect], *band: np.ndarray) -> Surface:
+    at = [_group_labels(effects[j], group) for j, group in zip(pair.columns, pair.groups, strict=True)]
+    shape = pair.weight.shape
+    f, low, high = (x.reshape(*shape, *x.shape[1:]) for x in band)
+    return Surface(pair.names, at[0], at[1], f, low, high, pair.weight)
+
+
+def _group_labels(effect: Effect, group: np.ndarray) -> tuple[float | str, ...]:
+    """Of each group: the mean of its numbers, or its level, and ``OTHER`` for several."""
+    labels = effect.labels()
+    out: list[float | str] = []
+    for g in range(int(group[-1])):
+        own = np.flatnonzero(group == g)
+        if effect.centre is not None:
+            mass = effect.weight[own]
+            out.append(float(np.average(effect.centre[own], weights=mass if mass.any() else None)))
+        else:
+            out.append(labels[own[0]] if len(own) == 1 else OTHER)
+    return (*out, MISSING)
+
+
+def require_target(estimator: BaseEstimator, y: object) -> None:
+    """Refuse a fit without targets, in scikit-learn's words."""
+    if y is None:
+        raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")

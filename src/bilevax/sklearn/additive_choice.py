@@ -1,0 +1,118 @@
+"""The choice among additive models: each is tuned inside outer folds, and what it says of held-out rows is stacked."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bilevax.sklearn.row_splits import deal_folds
+from bilevax.solvers.additive_families import Family
+from bilevax.solvers.additive_models import Candidate, Rows
+from bilevax.solvers.additive_stack import out_of_fold, stacked
+from bilevax.tables.effects import BUDGET
+
+FOLDS, FEW, REPEATS = 5, 2000, 4
+"""Outer folds, dealt out anew REPEATS times below FEW rows, and up to BUDGET weights of all scores."""
+
+ROWS = 50_000
+"""Rows that the choice is made on, at most."""
+
+
+class Compared(NamedTuple):
+    """A candidate on rows that it had not seen.
+
+    Attributes:
+        candidate: its name.
+        loss: mean over the held-out rows: log-loss, or half the deviance.
+        difference: of its loss from that of the first candidate.
+        standard_error: of the difference (Nadeau, Bengio 2003).
+        weight: of the candidate in the mixture that is kept; the last entry, ``"mixture"``, has 1.
+    """
+
+    candidate: str
+    loss: float
+    difference: float
+    standard_error: float
+    weight: float
+
+
+class Choice(NamedTuple):
+    """What is kept.
+
+    Attributes:
+        kept: the candidates that are kept, the richest last, with their weights.
+        compared: of the candidates, and of their mixture.
+        rows: number of rows that the choice was made on.
+    """
+
+    kept: tuple[tuple[Candidate, float], ...]
+    compared: tuple[Compared, ...]
+    rows: int
+
+
+def choose(
+    rows: Rows,
+    candidates: Sequence[Candidate],
+    strata: np.ndarray,
+    groups: np.ndarray | None,
+    random: np.random.RandomState,
+) -> Choice:
+    """Weights of the candidates, the simplest of which is first.
+
+    Args:
+        rows: to choose on; ROWS of them, drawn at random, where there are more.
+        candidates: what is compared.
+        strata: classes that folds have in equal shares, [n].
+        groups: a group per row, which no two folds share, [n].
+        random: of the draw and the folds.
+    """
+    drawn = _drawn(len(rows.y), groups, random)
+    rows, strata = rows.take(drawn), strata[drawn]
+    of_rows = None if groups is None else groups[drawn]
+    weights = rows.family.scores * sum(effect.basis.shape[1] for effect in rows.effects)
+    repeats = REPEATS if len(drawn) < FEW and weights <= BUDGET else 1
+    folds = [deal_folds(strata, of_rows, FOLDS, random) for _ in range(repeats)]
+    scores = np.array([out_of_fold(rows, candidates, fold) for fold in folds])
+    weight = stacked(rows.family, scores, rows.y, rows.weight)
+    mixed = np.einsum("c,rcis->ris", weight, scores)[:, None]
+    losses = _fold_losses(rows.family, np.concatenate([scores, mixed], axis=1), rows.y, rows.weight, folds)
+    names = [*(candidate.name for candidate in candidates), "mixture"]
+    weights = [*weight.tolist(), 1.0]
+    compared = (_compared(*entry, losses) for entry in zip(names, weights, range(len(names)), strict=True))
+    kept = tuple((candidate, a) for candidate, a in zip(candidates, weights, strict=False) if a > 0.0)
+    return Choice(kept, tuple(compared), len(drawn))
+
+
+def _drawn(n: int, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
+    """Rows to choose on, in their order: whole groups, as many as fit."""
+    if n <= ROWS:
+        return np.arange(n)
+    if groups is None:
+        return np.sort(random.choice(n, ROWS, replace=False))
+    _, code, count = np.unique(groups, return_inverse=True, return_counts=True)
+    order = random.permutation(len(count))
+    fits = order[np.cumsum(count[order]) <= max(ROWS, count[order[0]])]
+    return np.flatnonzero(np.isin(code, fits))
+
+
+def _fold_losses(
+    family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Mean loss of each candidate in each fold of each repeat, and the fold's weight, [folds, candidates + 1]."""
+    out = []
+    for of_candidates, fold in zip(scores, folds, strict=True):
+        losses = np.array([family.losses(s, y).value for s in of_candidates])
+        for k in range(int(fold.max()) + 1):
+            w = weight * (fold == k)
+            if w.sum() > 0.0:
+                out.append([*(losses @ w / w.sum()), w.sum()])
+    return np.array(out)
+
+
+def _compared(name: str, weight: float, c: int, losses: np.ndarray) -> Compared:
+    share = losses[:, -1] / losses[:, -1].sum()
+    difference = losses[:, c] - losses[:, 0]
+    J = len(losses)
+    # (1/J + n_test / n_train) s^2
+    variance = (1.0 / J + 1.0 / (FOLDS - 1)) * float(np.var(difference, ddof=1)) if J > 1 else 0.0
+    return Compared(name, float(share @ losses[:, c]), float(share @ difference), float(np.sqrt(variance)), weight)

@@ -1,0 +1,83 @@
+"""What an estimator is given as a table: a data frame, an array, or a table, after scikit-learn's checks."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import _check_feature_names_in, _check_sample_weight, validate_data
+
+from bilevax.core.errors import ParameterError
+from bilevax.tables.table import Table
+
+Rows: TypeAlias = Any
+"""Features: a data frame that narwhals knows, a :class:`~bilevax.tables.Table`, or an array [n, p]."""
+
+
+def is_frame(X: Rows) -> bool:
+    """True for what has named columns: data frames and tables."""
+    return hasattr(X, "columns")
+
+
+def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
+    """Features as a table; the columns of an array are called x0, x1, ..., or as in the frame of ``fit``.
+
+    Args:
+        estimator: that was given them: its ``n_features_in_`` and ``feature_names_in_`` are set, or compared with.
+        X: the features. Missing cells are NaN or None. The columns of a frame must be those of ``fit``, as scikit-learn
+            has it; a table is passed on as it is, for its columns are found by name.
+        reset: True in ``fit``.
+
+    Raises:
+        DataError: a column mixes types, or has one that no model can use.
+        TypeError: a cell of an array is neither a number nor text.
+        ValueError: scikit-learn's, on a wrong shape, or on other columns than in ``fit``.
+    """
+    if isinstance(X, Table):
+        if reset:
+            estimator.n_features_in_, estimator.feature_names_in_ = len(X.names), np.array(X.names, object)
+        return X
+    from bilevax.tables.read import table_from_array, table_from_frame
+
+    if is_frame(X):
+        table = table_from_frame(X, name="X")
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        # labels that are no strings are no names
+        return table if hasattr(estimator, "feature_names_in_") else table.renamed(_names(estimator))
+    least = 2 if reset else 1
+    X = validate_data(estimator, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=least)
+    return table_from_array(X, _names(estimator))
+
+
+def are_numbers(table: Table) -> bool:
+    """True of numbers and truth values alone, without a missing cell: a matrix as they are."""
+    return all(c.kind in ("number", "integer", "boolean") and not c.missing.any() for c in table.columns)
+
+
+def check_sample_weight(sample_weight: ArrayLike | None, y: np.ndarray) -> np.ndarray:
+    """Weights of the rows as float64 [n]; 1 for None.
+
+    Raises:
+        ParameterError: one is negative, or all are 0.
+        ValueError: scikit-learn's, where there are not n finite weights.
+    """
+    weight: np.ndarray = _check_sample_weight(sample_weight, y, dtype=np.float64)
+    if np.any(weight < 0.0):
+        row = int(np.argmax(weight < 0.0))
+        raise ParameterError(f"sample_weight is {weight[row]} in row {row}; weights must be at least 0")
+    if not weight.any():
+        raise ParameterError("sample_weight is zero in every row; at least one must be positive")
+    return weight
+
+
+def select(A: Any, there: np.ndarray) -> Any:
+    """The rows of an array, dense or sparse, where ``there`` [n] is True; A itself for all, or if it has not n rows."""
+    if A is None or there.all() or np.shape(A)[:1] != there.shape:
+        return A
+    return (A if scipy.sparse.issparse(A) else np.asarray(A))[there]
+
+
+def _names(estimator: BaseEstimator) -> list[str]:
+    names: list[str] = _check_feature_names_in(estimator).tolist()
+    return names

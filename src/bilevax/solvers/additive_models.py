@@ -1,0 +1,283 @@
+"""Additive models of a table's columns: which parts of the effects a candidate has, and how its penalties are tuned."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from bilevax.linalg.binned import BinnedColumns
+from bilevax.solvers.additive_blocks import Blocks
+from bilevax.solvers.additive_families import Family
+from bilevax.solvers.additive_fit import data, penalties
+from bilevax.solvers.additive_folds import Folds
+from bilevax.solvers.additive_marginal import covariance, evidence
+from bilevax.solvers.additive_monotone import constrained
+from bilevax.solvers.additive_search import CENTRE, HIGHEST, LOWEST, Found, Outer, minimise, tied, tune, with_prior
+from bilevax.solvers.additive_shared import additive_model, outer_loss
+from bilevax.tables.effects import Effect, PartKind, room
+from bilevax.tables.pair_screen import screened
+from bilevax.tables.pairs import Pair
+
+
+class Rows(NamedTuple):
+    """What additive models are fitted to.
+
+    Attributes:
+        effects: bins of every column, and what they may do.
+        codes: the bin of each row in every column, [n] each.
+        y: targets as the family takes them, [n].
+        weight: [n].
+        offset: added to the scores, [n, S].
+        family: of the likelihood.
+        directions: of every curve: 1: it rises, -1: it falls, 0: it may do both.
+        fold: of each row [n] where penalties are tuned by the K-fold loss; None: by the marginal likelihood.
+    """
+
+    effects: tuple[Effect, ...]
+    codes: tuple[np.ndarray, ...]
+    y: np.ndarray
+    weight: np.ndarray
+    offset: np.ndarray
+    family: Family
+    directions: tuple[int, ...]
+    fold: np.ndarray | None = None
+
+    def take(self, index: np.ndarray) -> "Rows":
+        """These rows alone."""
+        fold = None if self.fold is None else self.fold[index]
+        codes = tuple(c[index] for c in self.codes)
+        y, weight, offset = self.y[index], self.weight[index], self.offset[index]
+        return self._replace(codes=codes, y=y, weight=weight, offset=offset, fold=fold)
+
+
+class Candidate(NamedTuple):
+    """A kind of model.
+
+    Attributes:
+        name: what it is called.
+        kinds: of the parts that it has.
+        shared: whether they all share one penalty.
+    """
+
+    name: str
+    kinds: tuple[PartKind, ...]
+    shared: bool = False
+
+
+LINEAR: tuple[PartKind, ...] = ("linear", "levels", "steps", "missing")
+ONE_PENALTY = Candidate("one penalty", LINEAR, shared=True)
+PENALTY_EACH = Candidate("a penalty a column", LINEAR)
+ADDITIVE = Candidate("additive", (*LINEAR, "smooth", "rough"))
+PAIRS = Candidate("additive with pairs", (*ADDITIVE.kinds, "pair"))
+"""In the order of what they may do."""
+
+MOST_PAIRS, ROUNDS = 30, 3
+"""Pairs of columns of a model, and how often they are screened for, at most."""
+
+WEIGHTS_OF_PAIRS, WEIGHTS = 1000, 2000
+"""Of pairs, and of a model with pairs, at most: see :func:`~bilevax.tables.effects.room`."""
+
+
+class TunedPart(NamedTuple):
+    """A part of an effect in a tuned model.
+
+    Attributes:
+        effect: number of the effect; those of pairs follow those of columns.
+        kind: of the part.
+        penalty: exp(rho), of weights whose functions have mean square 1.
+        freedom: effective degrees of freedom.
+    """
+
+    effect: int
+    kind: PartKind
+    penalty: float
+    freedom: float
+
+
+class AdditiveFit:
+    """A candidate, tuned and fitted.
+
+    Args:
+        rows: what to fit to.
+        candidate: which.
+        pairs: of columns.
+        start: log penalties of the parts to start from; None: the best that all share.
+
+    Attributes:
+        intercept: [S].
+        curves: of every effect [bins, S], and of every pair [joint bins, S]; 0 where the candidate has no part of it.
+        found: penalties, and the outer loss.
+    """
+
+    def __init__(
+        self, rows: Rows, candidate: Candidate, pairs: tuple[Pair, ...] = (), start: np.ndarray | None = None
+    ) -> None:
+        self.rows, self.candidate, self.pairs = rows, candidate, pairs
+        effects, pair_codes = rows.effects, self._with_pairs(rows.codes)[len(rows.effects) :]
+        self.model = additive_model(
+            effects, rows.codes, rows.y, rows.family, rows.weight, rows.offset,
+            kinds=candidate.kinds, apart=not candidate.shared,
+        )  # fmt: skip
+        X, m = self.model.X, len(self.model.kind)
+        self._X = BinnedColumns([*X.codes, *pair_codes], [*X.bases, *(p.basis for p in pairs)], histograms=X.forced)
+        sizes = [pair.basis.shape[1] for pair in pairs]
+        self._part = np.concatenate([self.model.part, np.repeat(m + np.arange(len(pairs)), sizes)])
+        # pairs are a kind of their own
+        self._kind = np.concatenate([self.model.kind, np.full(len(pairs), self.model.kind.max(initial=-1) + 1)])
+        self._together = np.zeros(m, int) if candidate.shared else None
+        d = data(self._X, rows.y, rows.family, rows.weight, rows.offset)
+        # also where penalties are tuned by folds: the bands are the posterior's
+        self.marginal = outer_loss(d, rows.family, self._part)
+        self.found = self._tuned(start)
+        if rows.fold is not None:
+            self.found = self.found._replace(outer=self._at_penalties())
+        b = self._within(self.found.outer.fits[0].b)
+        self.intercept: np.ndarray = b[0]
+        self.curves = self._curves(b)
+
+    def _with_pairs(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
+
+    def _tuned(self, start: np.ndarray | None) -> Found:
+        fold, kind = self.rows.fold, self._kind
+        loss = self.marginal if fold is None else Folds(self.marginal.data, self.rows.family, self._part, fold)
+        if not len(kind):
+            return Found(np.zeros(0), loss(np.zeros(0), None), 1, True)
+        if self._together is not None:
+            found = minimise(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
+            return found._replace(rho=found.rho[self._together])
+        return tune(loss, kind) if start is None else minimise(with_prior(loss, kind), start)
+
+    def _at_penalties(self) -> Outer:
+        """The marginal likelihood at the penalties that the folds chose."""
+        if self._together is None:
+            return self.marginal(self.found.rho, None)
+        return tied(self.marginal, self._together)(self.found.rho[:1], None)
+
+    def _within(self, b: np.ndarray) -> np.ndarray:
+        """The weights whose curves rise and fall as they should; penalties are tuned without that."""
+        if not any(self.rows.directions):
+            return b
+        A = np.zeros((0, len(b)))
+        for j, direction in enumerate(self.rows.directions):
+            if direction:
+                effect = self.rows.effects[j]
+                steps = direction * np.diff(effect.basis[: effect.in_order], axis=0) @ self.model.weights(j)
+                A = np.concatenate([A, np.pad(steps, ((0, 0), (1, len(b) - 1 - steps.shape[1])))])
+        penalty = penalties(self.found.rho, self._part)
+        return constrained(self.marginal.data, self.rows.family, penalty, b, A)
+
+    def _curves(self, b: np.ndarray) -> tuple[np.ndarray, ...]:
+        curves = list(self.model.curves(b[: 1 + len(self.model.part)]))
+        for j, direction in enumerate(self.rows.directions):
+            if direction:  # but for rounding it is so already
+                curve = curves[j][: self.rows.effects[j].in_order]
+                curve[:] = direction * np.maximum.accumulate(direction * curve)
+        return (*curves, *(pair.basis @ b[at] for pair, at in zip(self.pairs, self._of_pairs(), strict=True)))
+
+    def _of_pairs(self) -> list[slice]:
+        """Rows of b that are each pair's."""
+        stops = 1 + len(self.model.part) + np.cumsum([0, *(pair.basis.shape[1] for pair in self.pairs)])
+        return [slice(int(start), int(stop)) for start, stop in pairwise(stops)]
+
+    def scores(self, codes: Sequence[np.ndarray]) -> np.ndarray:
+        """Without an offset, of the bins of the columns, [n, S]."""
+        out = np.tile(self.intercept, (len(codes[0]), 1))
+        for curve, c in zip(self.curves, self._with_pairs(codes), strict=True):
+            out += np.take(curve, c, axis=0)
+        return out
+
+    def parts(self) -> list[TunedPart]:
+        """Penalties and degrees of freedom."""
+        rho, (inverses, _) = self.found.rho, self._by_class(None)
+        lam = penalties(rho, self._part)[1:]
+        # of part j, with W_j its weights from those of X: tr W_j (1 - A diag(lam)) W_j'
+        F = len(inverses) * np.eye(len(lam)) - inverses.sum(axis=0)[1:, 1:] * lam
+        out = []
+        for (j, kind, number), W in zip(self.model.parts, self.model.parts_weights(), strict=True):
+            if number >= 0:
+                P = W.shape[1]
+                freedom = float(np.sum((W @ F[:P, :P]) * W.toarray()))
+                out.append(TunedPart(j, kind, float(np.exp(rho[number])), freedom))
+        for k, at in enumerate(self._of_pairs()):
+            own = slice(at.start - 1, at.stop - 1)
+            penalty = float(np.exp(rho[len(self.model.kind) + k]))
+            out.append(TunedPart(len(self.rows.effects) + k, "pair", penalty, float(np.trace(F[own, own]))))
+        return out
+
+    def _by_class(self, contrasts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """H^-1 and the covariance of the weights, of every score or class: [S or C, 1 + P, 1 + P] each."""
+        loss = self.marginal
+        if isinstance(loss, Blocks):
+            inverses = self.found.outer.fits[0].inverse()
+            return inverses, inverses if contrasts is None else loss.covariances(self.found, self._together)
+        S, P = loss.family.scores, 1 + self._X.shape[1]
+        at = np.arange(S)
+        inverses = self.found.outer.fits[0].inverse().reshape(S, P, S, P)[at, :, at]
+        if contrasts is None:
+            return inverses, inverses
+        C = covariance(loss, self.found, self._together).reshape(S, P, S, P)
+        return inverses, np.einsum("ct,tiuj,cu->cij", contrasts, C, contrasts, optimize=True)
+
+    def errors(self, contrasts: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Standard errors of curve @ contrasts', [bins, C] each; contrasts [C, S]."""
+        covariances, P = self._by_class(contrasts)[1], 1 + len(self.model.part)
+        out = list(self.model.errors(covariances[:, :P, :P]))
+        for pair, at in zip(self.pairs, self._of_pairs(), strict=True):
+            variances = np.einsum("bi,cij,bj->bc", pair.basis, covariances[:, at, at], pair.basis, optimize=True)
+            out.append(np.sqrt(np.maximum(variances, 0.0)))
+        return tuple(out)
+
+    def evidence(self) -> np.ndarray:
+        """log of the evidence for each effect and pair: see :func:`~bilevax.solvers.additive_marginal.evidence`.
+
+        NaN where an effect shares its penalties with others: there is none for it alone.
+        """
+        alone = [self.model.own_columns(j) for j in range(len(self.rows.effects))]
+        columns = [*alone, *(np.arange(at.start, at.stop) for at in self._of_pairs())]
+        inverse = self.found.outer.fits[0].inverse()
+        return np.array([np.nan if at is None else self._evidence(at, inverse) for at in columns])
+
+    def _evidence(self, at: np.ndarray, inverse: np.ndarray) -> float:
+        if not len(at):
+            return 0.0
+        loss, found = self.marginal, self.found
+        return loss.evidence(found, at, inverse) if isinstance(loss, Blocks) else evidence(loss, found, at, inverse)
+
+    def screened(self, known: frozenset[tuple[int, int]]) -> list[Pair]:
+        """Pairs that would add to the marginal likelihood, none of which are known."""
+        rows, at = self.rows, self.found.outer.fits[0]
+        S, n = rows.family.scores, int(rows.weight.sum())
+        if self.model.note:
+            return []  # for want of room
+        have = sum(pair.basis.shape[1] for pair in self.pairs)
+        C = S + 1 if S > 1 else 1
+        budget = min(room(C, WEIGHTS_OF_PAIRS), n, room(C, WEIGHTS) - len(self.model.part)) - have
+        if budget <= 0 or len(self.pairs) >= MOST_PAIRS:
+            return []
+        return screened(
+            rows.effects,
+            rows.codes,
+            at.losses.slope,
+            at.losses.curvature,
+            rows.weight,
+            budget=budget,
+            phi=self.found.outer.phi,
+            known=known,
+            most=MOST_PAIRS - len(self.pairs),
+        )
+
+
+def with_pairs(fit: AdditiveFit) -> AdditiveFit:
+    """The additive model with the pairs of columns that it lacks; itself, where it lacks none.
+
+    Pairs that neighbours of others imitate, and those that the noise hid, show when the others are there.
+    """
+    for _ in range(ROUNDS):
+        new = fit.screened(frozenset(pair.columns for pair in fit.pairs))
+        if not new:
+            break
+        start = np.clip([*fit.found.rho, *(pair.start for pair in new)], LOWEST, HIGHEST)
+        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start)
+    return fit

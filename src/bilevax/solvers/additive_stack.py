@@ -1,0 +1,86 @@
+"""Which of several additive models, in which proportion: convex stacking of their scores for rows they had not seen."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.optimize import minimize
+
+from bilevax.solvers.additive_families import Family
+from bilevax.solvers.additive_marginal import dispersion
+from bilevax.solvers.additive_models import ADDITIVE, PAIRS, AdditiveFit, Candidate, Rows, with_pairs
+
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+SMALLEST = 0.05
+"""Weights below it are 0."""
+
+DOUBT = 4.0
+"""Nats by which the others together must be better before they are mixed in."""
+
+
+def out_of_fold(rows: Rows, candidates: Sequence[Candidate], fold: np.ndarray) -> np.ndarray:
+    """Scores of each candidate for every row, tuned and fitted without the row's fold, [candidates, n, S]."""
+    out = np.empty((len(candidates), len(rows.y), rows.family.scores))
+    for k in range(int(fold.max()) + 1):
+        held = np.flatnonzero(fold == k)
+        train, codes = rows.take(np.flatnonzero(fold != k)), [c[held] for c in rows.codes]
+        for c, fit in enumerate(fitted(train, candidates)):
+            out[c, held] = fit.scores(codes) + rows.offset[held]
+    return out
+
+
+def fitted(rows: Rows, candidates: Sequence[Candidate]) -> list[AdditiveFit]:
+    """The candidates, tuned and fitted; that with pairs begins where the one without ends."""
+    fits: dict[str, AdditiveFit] = {}
+    for candidate in candidates:
+        if candidate is PAIRS:
+            fits[candidate.name] = with_pairs(fits.get(ADDITIVE.name) or AdditiveFit(rows, ADDITIVE))
+        else:
+            fits[candidate.name] = AdditiveFit(rows, candidate)
+    return list(fits.values())
+
+
+def stacked(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray, doubt: float = DOUBT) -> np.ndarray:
+    """a >= 0 of sum 1 that minimises sum_i w_i d(y_i, sum_c a_c s_ci) / (R phi) + DOUBT (1 - a_0), [candidates].
+
+    A mixture of additive models on the scale of the scores is additive. The dispersion phi is that of the best of them.
+
+    Args:
+        family: of the losses.
+        scores: of R repeats, [R, candidates, n, S], the simplest candidate first.
+        y: [n].
+        weight: [n].
+        doubt: nats.
+    """
+    R, K = scores.shape[:2]
+    least = min(float(weight @ sum(family.losses(s, y).value for s in of_one)) for of_one in scores.swapaxes(0, 1))
+    unit = R * float(np.exp(dispersion(family, least / R, weight, 0)[0]))
+
+    def objective(a: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = doubt * (1.0 - a[0]), np.zeros(K)
+        slope[0] = -doubt
+        for s in scores:
+            losses = family.losses(np.tensordot(a, s, 1), y)
+            value += float(weight @ losses.value) / unit
+            slope += np.einsum("i,is,cis->c", weight, losses.slope, s) / unit
+        return value, slope
+
+    kept = np.ones(K, bool)
+    a = np.full(K, 1.0 / K)
+    while True:
+        a = _on_simplex(objective, np.where(kept, a, 0.0), kept)
+        small = kept & (a < SMALLEST)
+        if not small.any():
+            return a
+        kept &= ~small
+
+
+def _on_simplex(objective: Objective, start: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """A minimum over a >= 0 of sum 1 that is 0 but where it is kept."""
+    a = start / start.sum()
+    if kept.sum() > 1:
+        bounds = [(0.0, 1.0 if k else 0.0) for k in kept]
+        total = {"type": "eq", "fun": lambda a: a.sum() - 1.0, "jac": np.ones_like}
+        a = np.clip(minimize(objective, a, jac=True, method="SLSQP", bounds=bounds, constraints=[total]).x, 0.0, 1.0)
+    out: np.ndarray = a / a.sum()
+    return out
