@@ -1,6 +1,7 @@
 """Additive models of a table's columns: which parts of the effects a candidate has, and how its penalties are tuned."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,9 @@ from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_fit import data, penalties
 from bilevax.solvers.additive_folds import Folds
-from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
+from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence, settled
 from bilevax.solvers.additive_monotone import constrained, rising
-from bilevax.solvers.additive_search import CENTRE, HIGHEST, LOWEST, Found, minimise, tied, tune, with_prior
+from bilevax.solvers.additive_search import CENTRE, HIGHEST, LOWEST, Found, Search, minimise, tied, tune, with_prior
 from bilevax.tables.effects import Effect, PartKind
 from bilevax.tables.pair_screen import screened
 from bilevax.tables.pairs import Pair
@@ -100,6 +101,7 @@ class AdditiveFit:
         candidate: which.
         pairs: of columns.
         start: log penalties of the parts to start from; None: the best that all share.
+        least: dispersion to start from; 0: that around an intercept.
 
     Attributes:
         intercept: [S].
@@ -108,7 +110,12 @@ class AdditiveFit:
     """
 
     def __init__(
-        self, rows: Rows, candidate: Candidate, pairs: tuple[Pair, ...] = (), start: np.ndarray | None = None
+        self,
+        rows: Rows,
+        candidate: Candidate,
+        pairs: tuple[Pair, ...] = (),
+        start: np.ndarray | None = None,
+        least: float = 0.0,
     ) -> None:
         self.rows, self.candidate, self.pairs = rows, candidate, pairs
         effects: tuple[Effect | Pair, ...] = (*rows.effects, *pairs)
@@ -125,7 +132,7 @@ class AdditiveFit:
         self._together = np.zeros(len(sizes), int) if candidate.shared else None
         # also where penalties are tuned by folds: the bands are the posterior's
         self.marginal = Marginal(d, rows.family, self._part)
-        self.found = self._tuned(start)
+        self.found = self._tuned(start, least)
         if rows.fold is not None:
             self.found = self.found._replace(outer=self.marginal(self.found.rho, None))
         b = self._within(self.found.outer.fits[0].b)
@@ -135,17 +142,20 @@ class AdditiveFit:
     def _with_pairs(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
 
-    def _tuned(self, start: np.ndarray | None) -> Found:
-        fold = self.rows.fold
-        loss = self.marginal if fold is None else Folds(self.marginal.data, self.rows.family, self._part, fold)
-        m = len(self._parts)
+    def _tuned(self, start: np.ndarray | None, least: float) -> Found:
+        model, fold, m = self.marginal, self.rows.fold, len(self._parts)
+        loss = model if fold is None else Folds(model.data, self.rows.family, self._part, fold)
         if not m:
             return Found(np.zeros(0), loss(np.zeros(0), None), 1, True)
+        search: Search = minimise
+        if fold is None and self.rows.family.dispersed:
+            model.least = least or model.spread(model(np.full(m, HIGHEST)))
+            search = partial(settled, model)
         kind = np.unique([part.kind for _, part in self._parts], return_inverse=True)[1]
         if self._together is not None:
-            found = minimise(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
+            found = search(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
             return found._replace(rho=found.rho[self._together])
-        return tune(loss, kind) if start is None else minimise(with_prior(loss, kind), start)
+        return tune(loss, kind, search=search) if start is None else search(with_prior(loss, kind), start)
 
     def _within(self, b: np.ndarray) -> np.ndarray:
         """The weights whose curves rise and fall as they should; penalties are tuned without that."""
@@ -234,7 +244,7 @@ def with_pairs(fit: AdditiveFit) -> AdditiveFit:
         if not new:
             break
         start = np.clip([*fit.found.rho, *(pair.start for pair in new)], LOWEST, HIGHEST)
-        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start)
+        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start, fit.marginal.least)
     return fit
 
 
