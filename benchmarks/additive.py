@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import additive_figures as figures
-from benchmarks import machine, store, tables
+from benchmarks import additive_times, machine, store, tables
 from benchmarks.additive_list import SPLITS, TABLES
 from benchmarks.additive_rivals import METHODS
 
@@ -32,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--again", action="store_true", help="measure anew what is there")
     parser.add_argument("--show", action="store_true", help="measure nothing: the tables of what is there")
     parser.add_argument("--page", type=Path, metavar="FILE.md", help="write them between the marks of a page, too")
+    parser.add_argument("--times", action="store_true", help="a first fit, and a million rows, instead of the tables")
     parser.add_argument("--core", type=int, default=0, help="the core to run on")
 
 
@@ -39,6 +40,10 @@ def main(options: argparse.Namespace) -> None:
     machine.pin(options.core, options.quick)
     record = store.kept(options)
     runs = record.setdefault("runs", {})
+    if options.times:
+        record["times"] = additive_times.show() | {"tree": machine.commit(described=True)}
+        store.keep(options, record)
+        return
     if not options.show:
         measure(options, record, runs)
     text = figures.page(runs)

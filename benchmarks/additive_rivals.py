@@ -210,9 +210,9 @@ METHODS: dict[str, Callable[[Split], Fitted | None]] = {
     "ebm": lambda s: ebm(s, interactions=0),
     "ebm_pairs": ebm,
     "boosting": boosting,
-    "additive": lambda s: additive(s, choose=False),
+    "additive": lambda s: additive(s, choose=False, pairs=False),
+    "pairs": lambda s: additive(s, choose=False),
     "chosen": additive,
-    "pairs": lambda s: additive(s, pairs=True),
 }
 OURS = "additive", "chosen", "pairs"
 

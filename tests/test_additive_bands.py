@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bilevax.linalg.binned import BinnedColumns
+from bilevax.sklearn import TunedAdditiveClassifier, TunedAdditiveRegressor
 from bilevax.solvers.additive_families import Binomial, Gaussian, Poisson
 from bilevax.solvers.additive_fit import data
 from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
@@ -65,3 +66,60 @@ def test_bands_cover_in_every_family(family, n):
     assert 0.9 <= np.mean(covered) <= 0.98
     assert np.mean(np.array(evidences)[:, 4:] < 1.0) >= 0.8
     assert np.mean(np.array(evidences)[:, :4] >= 1.0) >= 0.95
+
+
+def table(family, n, seed, noise=20):
+    """Rows of CURVES and noise, with the true curve of each column."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-2.0, 2.0, (len(CURVES) + noise, n))
+    true = np.array([f(row) for f, row in zip(CURVES.values(), x, strict=False)])
+    s = true.sum(axis=0)
+    y = {
+        "gaussian": lambda: s + 0.7 * rng.normal(size=n),
+        "poisson": lambda: rng.poisson(np.exp(s)).astype(float),
+        "binary": lambda: (rng.random(n) < 1.0 / (1.0 + np.exp(-s))).astype(int),
+    }[family]()
+    return x.T, y, true
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "n"), [("gaussian", 500), ("gaussian", 5000), ("poisson", 1000), ("binary", 2000), ("binary", 5000)]
+)
+def test_the_estimators_bands_and_dropped_columns(family, n):
+    """The choice included."""
+    covered, dropped, lost = [], [], []
+    for seed in range(3):
+        X, y, true = table(family, n, seed)
+        model = TunedAdditiveClassifier(random_state=0) if family == "binary" else TunedAdditiveRegressor(
+            family, random_state=0
+        )  # fmt: skip
+        model.fit(X, y)
+        for j, f in enumerate(true):
+            curve, bins = model.curves_[f"x{j}"], model.model_.effects[j].codes(X[:, j])
+            inside = (curve.lower[bins] <= f - f.mean()) & (f - f.mean() <= curve.upper[bins])
+            covered.append(inside.mean())
+        out = {int(name[1:]) for name in model.drop_columns_}
+        dropped.append(sum(j >= len(CURVES) for j in out) / 20)
+        lost.append(sum(j < len(CURVES) for j in out) / len(CURVES))
+    print(family, n, np.mean(covered), np.mean(dropped), np.mean(lost))
+    assert 0.9 <= np.mean(covered) <= 0.98
+    assert np.mean(dropped) >= 0.8
+    assert np.mean(lost) <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gaussian", "binary"])
+def test_another_seed_changes_no_loss_by_more_than_its_standard_error(family):
+    X, y, _ = table(family, 1300, 9, noise=4)
+    train, test = slice(0, 400), slice(400, None)
+    losses = []
+    for seed in range(3):
+        if family == "binary":
+            model = TunedAdditiveClassifier(random_state=seed).fit(X[train], y[train])
+            losses.append(-np.log(model.predict_proba(X[test])[np.arange(900), y[test]]))
+        else:
+            model = TunedAdditiveRegressor(random_state=seed).fit(X[train], y[train])
+            losses.append((y[test] - model.predict(X[test])) ** 2)
+    error = np.std(losses[0]) / np.sqrt(900)
+    assert np.ptp(np.mean(losses, axis=1)) < error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bilevax.core.errors import DataError
-from bilevax.tables.effects import category, date_parts, effect_from_plain, number, resolution
+from bilevax.tables.effects import category, date_parts, effect_from_plain, number, resolution, room
 
 
 def part(effect, kind):
@@ -248,4 +248,17 @@ def test_resolution_keeps_to_the_budget():
         smooth, coarse = resolution(numbers, 50)
         assert 1350 < 50 + numbers * (smooth + coarse) <= 1500
     assert resolution(0, 10) == (24, 128)
-    assert resolution(1000, 10) == (6, 8)
+    # 6 smooth functions and the rest; those alone; less; penalties are shared
+    assert resolution(100, 10) == (6, 7)
+    assert resolution(100, 0, 800) == (6, 1)
+    assert resolution(100, 0, 500) == (4, 1)
+    assert resolution(1000, 10) == (6, 1)
+    for numbers in range(1, 300):
+        smooth, coarse = resolution(numbers, 10, 1000)
+        assert 10 + numbers * (smooth + coarse) <= 1000 or numbers > 990 // 4
+    kinds = [part.kind for part in number("x", np.arange(100.0), coarse=1).parts]
+    assert kinds == ["linear", "smooth"]
+
+
+def test_room_for_classes():
+    assert [room(classes) for classes in (1, 4, 9, 26)] == [1500, 750, 500, 294]

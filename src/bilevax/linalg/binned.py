@@ -59,6 +59,9 @@ class BinnedColumns:
 
     def dot(self, beta: np.ndarray) -> np.ndarray:
         """X beta, [n, S] of [P, S]."""
+        if (X := self._whole()) is not None:
+            product: np.ndarray = X @ beta
+            return product
         out = np.zeros((self.shape[0], beta.shape[1]))
         for j, Z in enumerate(self.bases):
             out += np.take(Z @ beta[self.block(j)], self.codes[j], axis=0)
@@ -66,6 +69,9 @@ class BinnedColumns:
 
     def transposed_dot(self, r: np.ndarray) -> np.ndarray:
         """X' r, [P, S] of [n, S]."""
+        if (X := self._whole()) is not None:
+            product: np.ndarray = X.T @ r
+            return product
         out = np.empty((self.shape[1], r.shape[1]))
         for j, Z in enumerate(self.bases):
             sums = [np.bincount(self.codes[j], column, len(Z)) for column in r.T]
@@ -81,14 +87,19 @@ class BinnedColumns:
     def _pieces(self, length: int) -> list[slice]:
         return [slice(i, i + length) for i in range(0, self.shape[0], length)]
 
+    def _whole(self) -> np.ndarray | None:
+        """X where its products are dense and it may be kept; it is formed once."""
+        if self.histograms or self.shape[0] * self.shape[1] > DENSE:
+            return None
+        if self._kept is None:
+            self._kept = self.dense()
+        return self._kept
+
     def _dense_pieces(self) -> list[tuple[slice, np.ndarray | None]]:
         """Slices of rows, with the rows of X where they are kept."""
         n, P = self.shape
-        if n * P > DENSE:
-            return [(piece, None) for piece in self._pieces(max(1, DENSE // (4 * P)))]
-        if self._kept is None:
-            self._kept = self.dense()
-        return [(slice(0, n), self._kept)]
+        X = self._whole()
+        return [(piece, None) for piece in self._pieces(max(1, DENSE // (4 * P)))] if X is None else [(slice(0, n), X)]
 
     def gram(self, w: np.ndarray) -> np.ndarray:
         """X' diag(w) X, [P, P] of [n]; weights of any sign."""

@@ -12,6 +12,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import assert_all_finite
 
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.limits import said
 from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
 from bilevax.sklearn.additive_table import ordered_levels
 from bilevax.sklearn.classes import check_labels, encode_classes
@@ -19,6 +20,7 @@ from bilevax.solvers.additive_families import Binomial, Family, Gamma, Gaussian,
 from bilevax.solvers.additive_models import ADDITIVE, AdditiveFit, Rows
 from bilevax.tables.additive import Link
 from bilevax.tables.labels import Label
+from bilevax.tables.memory import HELPS
 
 _FAMILIES: dict[str, Family] = {"gaussian": Gaussian(), "poisson": Poisson(dispersed=True), "gamma": Gamma()}
 
@@ -57,7 +59,8 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         pairs_: a :class:`Surface` for each pair of columns, by the names with `` x `` between them.
         penalties_: a :class:`Penalty` for each part of each effect.
         effective_degrees_of_freedom_: of each effect, by name.
-        evidence_: log of the evidence for each effect, by name: of the rows with it over those without.
+        evidence_: log of the evidence for each effect, by name: of the rows with it over those without; NaN where it
+            shares its penalties with others, for want of rows or of room, which ``notes_`` say.
         drop_columns_: names of the columns whose evidence is below e to 1: they may be left out.
         mixture_: weights of the candidates that are kept, by name.
         choice_: a :class:`Compared` for each candidate and the mixture; empty without a choice.
@@ -100,6 +103,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         self.class_weight = class_weight
         self.random_state = random_state
 
+    @said("this fit", HELPS)
     def fit(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, *, groups: ArrayLike | None = None
     ) -> "TunedAdditiveClassifier":
@@ -123,7 +127,9 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         assert_all_finite(labels, input_name="y")
         given = self._read(X, labels, sample_weight, groups)
         self.classes_, codes = encode_classes(given.y, None)
-        given = given._replace(weight=given.weight * compute_sample_weight(self.class_weight, given.y))
+        weight = given.weight * compute_sample_weight(self.class_weight, given.y)
+        # what classes weigh says nothing of how many rows there are
+        given = given._replace(weight=weight * (given.weight.sum() / weight.sum()))
         C = len(self.classes_)
         family: Family = Binomial() if C == 2 else Multinomial(C)
         doubtful = self.class_weight is not None or groups is not None
@@ -213,6 +219,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         self.monotone = monotone
         self.random_state = random_state
 
+    @said("this fit", HELPS)
     def fit(
         self,
         X: Any,
@@ -264,11 +271,13 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         return rows
 
     def _units(self, y: np.ndarray, weight: np.ndarray) -> Units:
-        mean = float(np.average(y, weights=weight))
+        # Divided first: squares of the largest floats overflow.
+        largest = float(np.max(np.abs(y))) or 1.0
+        mean = float(np.average(y / largest, weights=weight))
         if self.family == "gaussian":
-            deviation = float(np.sqrt(np.average((y - mean) ** 2, weights=weight)))
-            return Units(mean, deviation or 1.0)
-        return Units(float(np.log(mean))) if self.family == "gamma" else Units()
+            deviation = float(np.sqrt(np.average((y / largest - mean) ** 2, weights=weight)))
+            return Units(mean * largest, deviation * largest or 1.0)
+        return Units(float(np.log(mean) + np.log(largest))) if self.family == "gamma" else Units()
 
     @property
     def _link(self) -> Link:

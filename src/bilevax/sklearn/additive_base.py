@@ -212,54 +212,51 @@ class TunedAdditive(BaseEstimator, ABC):
         """The mixture as one additive model."""
         fits, shares = [fit for fit, _ in mixture], [share for _, share in mixture]
         richest, family = fits[-1], fits[0].rows.family
-        # of more than two classes the scores of all
-        Q = units.scale * (family.contrasts if isinstance(family, Multinomial) else np.eye(1))
         effects = richest.rows.effects
-        curves = [_padded([curve @ Q.T for curve in fit.curves], richest) for fit in fits]
-        mixed = tuple(np.tensordot(shares, own, 1) for own in zip(*curves, strict=True))
-        intercept = units.shift + np.tensordot(shares, [fit.intercept @ Q.T for fit in fits], 1)
+        self.notes_ += (richest.model.note,) if richest.model.note else ()
+        # of more than two classes the scores of all
+        Q = family.contrasts if isinstance(family, Multinomial) else np.eye(1)
+        mixed, errors = _mixed(fits, shares, Q)
+        curves, halves = ([units.scale * f for f in each] for each in (mixed, errors))
+        intercept = units.shift + units.scale * np.tensordot(shares, [fit.intercept @ Q.T for fit in fits], 1)
         classes: tuple[Label, ...] = tuple(getattr(self, "classes_", np.zeros(0)).tolist())
-        self.model_ = AdditiveModel(self._link, classes, intercept, sources, effects, mixed, richest.pairs)
+        self.model_ = AdditiveModel(self._link, classes, intercept, sources, effects, tuple(curves), richest.pairs)
         self.intercept_ = float(intercept[0]) if len(Q) == 1 else intercept
         self.mixture_ = {fit.candidate.name: share for fit, share in mixture}
-        errors = [_padded(list(fit.errors(Q)), richest) for fit in fits]
-        # sum_c a_c (se_c^2 + (f_c - f)^2) (Buckland, Burnham, Augustin 1997)
-        spreads = [
-            np.sqrt(np.tensordot(shares, [e**2 + (own - f) ** 2 for e, own in zip(se, each, strict=True)], 1))
-            for f, se, each in zip(mixed, zip(*errors, strict=True), zip(*curves, strict=True), strict=True)
-        ]
+        bands = [_band(f, 1.96 * error) for f, error in zip(curves, halves, strict=True)]
         self.curves_ = {
-            source.name: Curve(source.name, effect.labels(), *_band(f, 1.96 * error), effect.weight)
-            for source, effect, f, error in zip(sources, effects, mixed, spreads, strict=False)
+            source.name: Curve(source.name, effect.labels(), *band, effect.weight)
+            for source, effect, band in zip(sources, effects, bands, strict=False)
         }
-        after = len(effects)
         self.pairs_ = {
-            pair_name(pair): _surface(pair, effects, *_band(f, 1.96 * error))
-            for pair, f, error in zip(richest.pairs, mixed[after:], spreads[after:], strict=True)
+            pair_name(pair): _surface(pair, effects, *band)
+            for pair, band in zip(richest.pairs, bands[len(effects) :], strict=True)
         }
+        self._keep_penalties(fits)
+        self.evidence_ = dict(zip(self.model_.names, richest.evidence().tolist(), strict=True))
+        self.drop_columns_ = self._without_evidence()
+        self.dispersion_ = richest.found.outer.phi * units.scale * units.scale
+
+    def _keep_penalties(self, fits: Sequence[AdditiveFit]) -> None:
         names = self.model_.names
         self.penalties_ = tuple(
             Penalty(names[part.effect], part.kind, part.penalty, part.freedom, fit.candidate.name)
             for fit in fits
             for part in fit.parts()
         )
-        freedom = dict.fromkeys(names, 0.0)
+        self.effective_degrees_of_freedom_ = dict.fromkeys(names, 0.0)
         for penalty in self.penalties_:
-            freedom[penalty.name] += self.mixture_[penalty.candidate] * penalty.freedom
-        self.effective_degrees_of_freedom_ = freedom
-        self.evidence_ = dict(zip(names, richest.evidence().tolist(), strict=True))
-        self.drop_columns_ = self._without_evidence()
-        self.dispersion_ = richest.found.outer.phi * units.scale**2
+            self.effective_degrees_of_freedom_[penalty.name] += self.mixture_[penalty.candidate] * penalty.freedom
 
     def _without_evidence(self) -> tuple[str, ...]:
-        """Columns none of whose effects has evidence."""
+        """Columns none of whose effects has evidence; it is not known of one that shares its penalties."""
         sources = self.model_.sources
         most = {source.column: -np.inf for source in sources}
         for source in sources:
-            most[source.column] = max(most[source.column], self.evidence_[source.name])
+            most[source.column] = np.maximum(most[source.column], self.evidence_[source.name])
         for pair in self.model_.pairs:
             for j in pair.columns:
-                most[sources[j].column] = max(most[sources[j].column], self.evidence_[pair_name(pair)])
+                most[sources[j].column] = np.maximum(most[sources[j].column], self.evidence_[pair_name(pair)])
         return tuple(name for name, log_evidence in most.items() if log_evidence < GAINED)
 
     def _scores(self, X: Any) -> np.ndarray:
@@ -281,6 +278,21 @@ class TunedAdditive(BaseEstimator, ABC):
         tags.input_tags.string = True
         tags.input_tags.categorical = True
         return tags
+
+
+def _mixed(
+    fits: Sequence[AdditiveFit], shares: Sequence[float], Q: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Curves of the mixture and their standard errors, [bins, C] each."""
+    curves = [_padded([curve @ Q.T for curve in fit.curves], fits[-1]) for fit in fits]
+    errors = [_padded(list(fit.errors(Q)), fits[-1]) for fit in fits]
+    mixed = [np.tensordot(shares, own, 1) for own in zip(*curves, strict=True)]
+    # sum_c a_c (se_c^2 + (f_c - f)^2) (Buckland, Burnham, Augustin 1997)
+    spreads = [
+        np.sqrt(np.tensordot(shares, [e**2 + (own - f) ** 2 for e, own in zip(se, each, strict=True)], 1))
+        for f, se, each in zip(mixed, zip(*errors, strict=True), zip(*curves, strict=True), strict=True)
+    ]
+    return mixed, spreads
 
 
 def _padded(curves: list[np.ndarray], richest: AdditiveFit) -> list[np.ndarray]:

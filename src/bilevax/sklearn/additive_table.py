@@ -8,7 +8,7 @@ import numpy as np
 
 from bilevax.core.errors import ParameterError
 from bilevax.tables.additive import Source, cells, sources_of
-from bilevax.tables.effects import BUDGET, Effect, category, number, resolution
+from bilevax.tables.effects import Effect, category, number, resolution, room
 from bilevax.tables.table import Table
 
 ROWS_OF_A_STEP = 8
@@ -41,7 +41,7 @@ def ordered_levels(X: Any, ordered: Mapping[str, Sequence[str]] | None) -> dict[
 
 
 def binned(table: Table, weight: np.ndarray, ordered: Mapping[str, tuple[str, ...]], scores: int) -> Binned:
-    """The effects of a table's columns, of about BUDGET weights over all scores at most.
+    """The effects of a table's columns, of about as many weights as there is :func:`room` for.
 
     Raises:
         ParameterError: an ordered column is not there, or has other levels.
@@ -56,9 +56,9 @@ def binned(table: Table, weight: np.ndarray, ordered: Mapping[str, tuple[str, ..
         if source.kind == "text":
             effects[j] = category(source.name, x, weight, ordered=_levels(source, x, ordered))
     others = sum(effect.basis.shape[1] for effect in effects.values())
-    n = int(weight.sum())
-    smooth, coarse = resolution(len(sources) - len(effects), others, min(BUDGET, n) // scores)
-    coarse = int(np.clip(n // ROWS_OF_A_STEP, 8, coarse))
+    n, C = int(weight.sum()), scores + 1 if scores > 1 else 1
+    smooth, coarse = resolution(len(sources) - len(effects), others, min(room(C), n * scores))
+    coarse = min(coarse, max(n // ROWS_OF_A_STEP, 8))
     for j, (source, x) in enumerate(zip(sources, values, strict=True)):
         if j not in effects:
             effects[j] = number(source.name, x, weight, smooth=smooth, coarse=coarse)

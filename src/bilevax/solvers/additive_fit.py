@@ -159,7 +159,7 @@ def factorised(G: np.ndarray, penalty: np.ndarray) -> np.ndarray:
         jitter = max(1e-14, 100.0 * jitter)
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """F at b, and what it was made of."""
 
     b: np.ndarray
@@ -168,10 +168,11 @@ class _Point(NamedTuple):
     value: float
 
 
-def _point(d: Data, family: Family, penalty: np.ndarray, b: np.ndarray) -> _Point:
+def point(d: Data, family: Family, penalty: np.ndarray, b: np.ndarray) -> Point:
+    """F at b."""
     s = d.X.dot(b) + d.offset
     losses = family.losses(s, d.y)
-    return _Point(b, s, losses, float(d.weight @ losses.value) + 0.5 * float(penalty @ np.sum(b * b, axis=1)))
+    return Point(b, s, losses, float(d.weight @ losses.value) + 0.5 * float(penalty @ np.sum(b * b, axis=1)))
 
 
 def fit(d: Data, family: Family, penalty: np.ndarray, *, near: Fit | None = None, tolerance: float = 1e-9) -> Fit:
@@ -193,10 +194,10 @@ def fit(d: Data, family: Family, penalty: np.ndarray, *, near: Fit | None = None
     if near is None:
         b = np.zeros((d.X.shape[1], family.scores))
         b[0] = family.start(d.y, d.weight)
-        at = _point(d, family, penalty, b)
+        at = point(d, family, penalty, b)
         G, W = curvature(d, at.losses), at.losses.curvature
     else:
-        at = _point(d, family, penalty, near.b)
+        at = point(d, family, penalty, near.b)
         G, W = near.gram, near.losses.curvature
     factor = factorised(G, penalty)
     last, converged, steps = np.inf, False, 0
@@ -208,7 +209,7 @@ def fit(d: Data, family: Family, penalty: np.ndarray, *, near: Fit | None = None
         if converged:
             break
         here = W is at.losses.curvature or np.array_equal(W, at.losses.curvature)
-        moved = _halved(d, family, penalty, at, move, decrement) if here or decrement <= CHORD * last else None
+        moved = halved(d, family, penalty, at, move, decrement) if here or decrement <= CHORD * last else None
         if moved is None and here:
             break  # no step lowers F: it is at its rounding
         if moved is None:
@@ -225,13 +226,13 @@ def fit(d: Data, family: Family, penalty: np.ndarray, *, near: Fit | None = None
     return Fit(*at, G, factor, steps, converged)
 
 
-def _halved(
-    d: Data, family: Family, penalty: np.ndarray, at: _Point, move: np.ndarray, decrement: float
-) -> tuple[_Point, float] | None:
+def halved(
+    d: Data, family: Family, penalty: np.ndarray, at: Point, move: np.ndarray, decrement: float
+) -> tuple[Point, float] | None:
     """Where F falls by a ten-thousandth of what its slope promises, and the part of the step; None: nowhere."""
     size = 1.0
     while size > 1e-8:
-        new = _point(d, family, penalty, at.b + size * move)
+        new = point(d, family, penalty, at.b + size * move)
         if new.value <= at.value - 2e-4 * size * decrement + ROUNDING * abs(at.value):
             return new, size
         size *= 0.5

@@ -191,7 +191,7 @@ def curve_errors(Z: np.ndarray, columns: slice, covariance: np.ndarray, contrast
     return out
 
 
-def evidence(model: Marginal, found: Found, columns: slice) -> float:
+def evidence(model: Marginal, found: Found, columns: slice | np.ndarray, inverse: np.ndarray | None = None) -> float:
     """log p(y) less log p(y) without a column, by the ratio of prior and posterior density of its weights at 0.
 
     1/2 (b_j' (A_jj)^-1 b_j / phi + log |A_jj diag(penalties_j)|), A = H^-1 (Savage, Dickey 1971); exact for Gaussian
@@ -201,11 +201,12 @@ def evidence(model: Marginal, found: Found, columns: slice) -> float:
         model: the marginal likelihood.
         found: tuned penalties.
         columns: of X with the column of ones, those of the column.
+        inverse: H^-1, where it is there already.
     """
     fitted, S = found.outer.fits[0], model.family.scores
     P = len(fitted.b)
-    at = (np.arange(columns.start, columns.stop) + np.arange(S)[:, None] * P).ravel()
-    A = fitted.inverse()[np.ix_(at, at)]
+    at = (np.arange(P)[columns] + np.arange(S)[:, None] * P).ravel()
+    A = (fitted.inverse() if inverse is None else inverse)[np.ix_(at, at)]
     b = fitted.b.T.ravel()[at]
     lam = np.tile(penalties(found.rho, model.part)[columns], S)
     # of A_jj diag(penalties_j), whose eigenvalues are between 0 and 1

@@ -2,18 +2,32 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from bilevax.linalg.binned import BinnedColumns
+from bilevax.solvers.additive_blocks import Blocks
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_fit import data, penalties
 from bilevax.solvers.additive_folds import Folds
-from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence, settled
-from bilevax.solvers.additive_monotone import constrained, rising
-from bilevax.solvers.additive_search import CENTRE, HIGHEST, LOWEST, Found, Search, minimise, tied, tune, with_prior
-from bilevax.tables.effects import Effect, PartKind
+from bilevax.solvers.additive_marginal import Marginal, covariance, evidence, settled
+from bilevax.solvers.additive_monotone import constrained
+from bilevax.solvers.additive_search import (
+    CENTRE,
+    HIGHEST,
+    LOWEST,
+    Found,
+    Outer,
+    Search,
+    minimise,
+    tied,
+    tune,
+    with_prior,
+)
+from bilevax.solvers.additive_shared import additive_model, outer_loss
+from bilevax.tables.effects import Effect, PartKind, room
 from bilevax.tables.pair_screen import screened
 from bilevax.tables.pairs import Pair
 
@@ -74,7 +88,7 @@ MOST_PAIRS, ROUNDS = 30, 3
 """Pairs of columns of a model, and how often they are screened for, at most."""
 
 WEIGHTS_OF_PAIRS, WEIGHTS = 1000, 2000
-"""Of pairs, and of a model with pairs, about, at most."""
+"""Of pairs, and of a model with pairs, at most: see :func:`~bilevax.tables.effects.room`."""
 
 
 class TunedPart(NamedTuple):
@@ -118,23 +132,24 @@ class AdditiveFit:
         least: float = 0.0,
     ) -> None:
         self.rows, self.candidate, self.pairs = rows, candidate, pairs
-        effects: tuple[Effect | Pair, ...] = (*rows.effects, *pairs)
-        columns = [_columns(effect, candidate.kinds) for effect in effects]
-        self._used = [j for j, own in enumerate(columns) if own.size]
-        self._bins = [len(effect.basis) for effect in effects]
-        codes = self._with_pairs(rows.codes)
-        bases = [effects[j].basis[:, columns[j]] for j in self._used]
-        self._X = BinnedColumns([codes[j] for j in self._used], bases) if bases else _no_columns(len(rows.y))
-        self._parts = [(j, part) for j in self._used for part in effects[j].parts if part.kind in candidate.kinds]
-        sizes = [part.stop - part.start for _, part in self._parts]
+        effects, pair_codes = rows.effects, self._with_pairs(rows.codes)[len(rows.effects) :]
+        self.model = additive_model(
+            effects, rows.codes, rows.y, rows.family, rows.weight, rows.offset,
+            kinds=candidate.kinds, apart=not candidate.shared,
+        )  # fmt: skip
+        X, m = self.model.X, len(self.model.kind)
+        self._X = BinnedColumns([*X.codes, *pair_codes], [*X.bases, *(p.basis for p in pairs)], histograms=X.forced)
+        sizes = [pair.basis.shape[1] for pair in pairs]
+        self._part = np.concatenate([self.model.part, np.repeat(m + np.arange(len(pairs)), sizes)])
+        # pairs are a kind of their own
+        self._kind = np.concatenate([self.model.kind, np.full(len(pairs), self.model.kind.max(initial=-1) + 1)])
+        self._together = np.zeros(m, int) if candidate.shared else None
         d = data(self._X, rows.y, rows.family, rows.weight, rows.offset)
-        self._part = np.repeat(np.arange(len(sizes)), sizes)
-        self._together = np.zeros(len(sizes), int) if candidate.shared else None
         # also where penalties are tuned by folds: the bands are the posterior's
-        self.marginal = Marginal(d, rows.family, self._part)
+        self.marginal = outer_loss(d, rows.family, self._part)
         self.found = self._tuned(start, least)
         if rows.fold is not None:
-            self.found = self.found._replace(outer=self.marginal(self.found.rho, None))
+            self.found = self.found._replace(outer=self._at_penalties())
         b = self._within(self.found.outer.fits[0].b)
         self.intercept: np.ndarray = b[0]
         self.curves = self._curves(b)
@@ -143,82 +158,124 @@ class AdditiveFit:
         return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
 
     def _tuned(self, start: np.ndarray | None, least: float) -> Found:
-        model, fold, m = self.marginal, self.rows.fold, len(self._parts)
+        model, fold, kind = self.marginal, self.rows.fold, self._kind
         loss = model if fold is None else Folds(model.data, self.rows.family, self._part, fold)
-        if not m:
+        if not len(kind):
             return Found(np.zeros(0), loss(np.zeros(0), None), 1, True)
         search: Search = minimise
-        if fold is None and self.rows.family.dispersed:
-            model.least = least or model.spread(model(np.full(m, HIGHEST)))
+        if fold is None and isinstance(model, Marginal) and self.rows.family.dispersed:
+            model.least = least or model.spread(model(np.full(len(kind), HIGHEST)))
             search = partial(settled, model)
-        kind = np.unique([part.kind for _, part in self._parts], return_inverse=True)[1]
         if self._together is not None:
             found = search(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
             return found._replace(rho=found.rho[self._together])
         return tune(loss, kind, search=search) if start is None else search(with_prior(loss, kind), start)
 
+    def _at_penalties(self) -> Outer:
+        """The marginal likelihood at the penalties that the folds chose."""
+        if self._together is None:
+            return self.marginal(self.found.rho, None)
+        return tied(self.marginal, self._together)(self.found.rho[:1], None)
+
     def _within(self, b: np.ndarray) -> np.ndarray:
         """The weights whose curves rise and fall as they should; penalties are tuned without that."""
-        directions = [self.rows.directions[j] if j < len(self.rows.effects) else 0 for j in self._used]
-        if not any(directions):
+        if not any(self.rows.directions):
             return b
-        orders = [self.rows.effects[j].in_order if j < len(self.rows.effects) else 0 for j in self._used]
-        A = rising(self._X.bases, directions, orders)
+        A = np.zeros((0, len(b)))
+        for j, direction in enumerate(self.rows.directions):
+            if direction:
+                effect = self.rows.effects[j]
+                steps = direction * np.diff(effect.basis[: effect.in_order], axis=0) @ self.model.weights(j)
+                A = np.concatenate([A, np.pad(steps, ((0, 0), (1, len(b) - 1 - steps.shape[1])))])
         penalty = penalties(self.found.rho, self._part)
         return constrained(self.marginal.data, self.rows.family, penalty, b, A)
 
     def _curves(self, b: np.ndarray) -> tuple[np.ndarray, ...]:
-        curves = [np.zeros((bins, b.shape[1])) for bins in self._bins]
-        for k, j in enumerate(self._used):
-            curves[j] = self._X.bases[k] @ b[self._block(k)]
+        curves = list(self.model.curves(b[: 1 + len(self.model.part)]))
         for j, direction in enumerate(self.rows.directions):
             if direction:  # but for rounding it is so already
                 curve = curves[j][: self.rows.effects[j].in_order]
                 curve[:] = direction * np.maximum.accumulate(direction * curve)
-        return tuple(curves)
+        return (*curves, *(pair.basis @ b[at] for pair, at in zip(self.pairs, self._of_pairs(), strict=True)))
 
-    def _block(self, k: int) -> slice:
-        at = self._X.block(k)
-        return slice(1 + at.start, 1 + at.stop)
+    def _of_pairs(self) -> list[slice]:
+        """Rows of b that are each pair's."""
+        stops = 1 + len(self.model.part) + np.cumsum([0, *(pair.basis.shape[1] for pair in self.pairs)])
+        return [slice(int(start), int(stop)) for start, stop in pairwise(stops)]
 
     def scores(self, codes: Sequence[np.ndarray]) -> np.ndarray:
         """Without an offset, of the bins of the columns, [n, S]."""
         out = np.tile(self.intercept, (len(codes[0]), 1))
-        every = self._with_pairs(codes)
-        for j in self._used:
-            out += np.take(self.curves[j], every[j], axis=0)
+        for curve, c in zip(self.curves, self._with_pairs(codes), strict=True):
+            out += np.take(curve, c, axis=0)
         return out
 
     def parts(self) -> list[TunedPart]:
         """Penalties and degrees of freedom."""
-        freedom = self.marginal.freedom(self.found.rho, self.found.outer)
-        return [
-            TunedPart(j, part.kind, float(np.exp(rho)), float(df))
-            for (j, part), rho, df in zip(self._parts, self.found.rho, freedom, strict=True)
-        ]
+        rho, (inverses, _) = self.found.rho, self._by_class(None)
+        lam = penalties(rho, self._part)[1:]
+        # of part j, with W_j its weights from those of X: tr W_j (1 - A diag(lam)) W_j'
+        F = len(inverses) * np.eye(len(lam)) - inverses.sum(axis=0)[1:, 1:] * lam
+        out = []
+        for (j, kind, number), W in zip(self.model.parts, self.model.parts_weights(), strict=True):
+            if number >= 0:
+                P = W.shape[1]
+                freedom = float(np.sum((W @ F[:P, :P]) * W.toarray()))
+                out.append(TunedPart(j, kind, float(np.exp(rho[number])), freedom))
+        for k, at in enumerate(self._of_pairs()):
+            own = slice(at.start - 1, at.stop - 1)
+            penalty = float(np.exp(rho[len(self.model.kind) + k]))
+            out.append(TunedPart(len(self.rows.effects) + k, "pair", penalty, float(np.trace(F[own, own]))))
+        return out
+
+    def _by_class(self, contrasts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """H^-1 and the covariance of the weights, of every score or class: [S or C, 1 + P, 1 + P] each."""
+        loss = self.marginal
+        if isinstance(loss, Blocks):
+            inverses = self.found.outer.fits[0].inverse()
+            return inverses, inverses if contrasts is None else loss.covariances(self.found, self._together)
+        S, P = loss.family.scores, 1 + self._X.shape[1]
+        at = np.arange(S)
+        inverses = self.found.outer.fits[0].inverse().reshape(S, P, S, P)[at, :, at]
+        if contrasts is None:
+            return inverses, inverses
+        C = covariance(loss, self.found, self._together).reshape(S, P, S, P)
+        return inverses, np.einsum("ct,tiuj,cu->cij", contrasts, C, contrasts, optimize=True)
 
     def errors(self, contrasts: np.ndarray) -> tuple[np.ndarray, ...]:
         """Standard errors of curve @ contrasts', [bins, C] each; contrasts [C, S]."""
-        out = [np.zeros((bins, len(contrasts))) for bins in self._bins]
-        if self._used:
-            C = covariance(self.marginal, self.found, self._together)
-            for k, j in enumerate(self._used):
-                out[j] = curve_errors(self._X.bases[k], self._block(k), C, contrasts)
+        covariances, P = self._by_class(contrasts)[1], 1 + len(self.model.part)
+        out = list(self.model.errors(covariances[:, :P, :P]))
+        for pair, at in zip(self.pairs, self._of_pairs(), strict=True):
+            variances = np.einsum("bi,cij,bj->bc", pair.basis, covariances[:, at, at], pair.basis, optimize=True)
+            out.append(np.sqrt(np.maximum(variances, 0.0)))
         return tuple(out)
 
     def evidence(self) -> np.ndarray:
-        """log of the evidence for each effect and pair: see :func:`~bilevax.solvers.additive_marginal.evidence`."""
-        out = np.zeros(len(self._bins))
-        for k, j in enumerate(self._used):
-            out[j] = evidence(self.marginal, self.found, self._block(k))
-        return out
+        """log of the evidence for each effect and pair: see :func:`~bilevax.solvers.additive_marginal.evidence`.
+
+        NaN where an effect shares its penalties with others: there is none for it alone.
+        """
+        alone = [self.model.own_columns(j) for j in range(len(self.rows.effects))]
+        columns = [*alone, *(np.arange(at.start, at.stop) for at in self._of_pairs())]
+        inverse = self.found.outer.fits[0].inverse()
+        return np.array([np.nan if at is None else self._evidence(at, inverse) for at in columns])
+
+    def _evidence(self, at: np.ndarray, inverse: np.ndarray) -> float:
+        if not len(at):
+            return 0.0
+        loss, found = self.marginal, self.found
+        return loss.evidence(found, at, inverse) if isinstance(loss, Blocks) else evidence(loss, found, at, inverse)
 
     def screened(self, known: frozenset[tuple[int, int]]) -> list[Pair]:
         """Pairs that would add to the marginal likelihood, none of which are known."""
         rows, at = self.rows, self.found.outer.fits[0]
         S, n = rows.family.scores, int(rows.weight.sum())
+        if self.model.note:
+            return []  # for want of room
         have = sum(pair.basis.shape[1] for pair in self.pairs)
-        budget = min(WEIGHTS_OF_PAIRS, n, WEIGHTS - S * (self._X.shape[1] - have)) // S - have
+        C = S + 1 if S > 1 else 1
+        budget = min(room(C, WEIGHTS_OF_PAIRS), n, room(C, WEIGHTS) - len(self.model.part)) - have
         if budget <= 0 or len(self.pairs) >= MOST_PAIRS:
             return []
         return screened(
@@ -244,15 +301,5 @@ def with_pairs(fit: AdditiveFit) -> AdditiveFit:
         if not new:
             break
         start = np.clip([*fit.found.rho, *(pair.start for pair in new)], LOWEST, HIGHEST)
-        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start, fit.marginal.least)
+        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start, fit.found.outer.phi)
     return fit
-
-
-def _columns(effect: Effect | Pair, kinds: Sequence[PartKind]) -> np.ndarray:
-    """Columns of an effect's basis that are of these kinds of parts."""
-    ranges = [np.arange(part.start, part.stop) for part in effect.parts if part.kind in kinds]
-    return np.concatenate([np.zeros(0, int), *ranges])
-
-
-def _no_columns(n: int) -> BinnedColumns:
-    return BinnedColumns([np.zeros(n, int)], [np.zeros((1, 0))])

@@ -1,7 +1,5 @@
 """The minimum of an additive model's penalised loss among curves that rise or fall."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
@@ -11,24 +9,6 @@ from bilevax.solvers.additive_fit import Data, curvature, factorised
 
 MOST_STEPS = 50
 """Newton steps, at most."""
-
-
-def rising(bases: Sequence[np.ndarray], directions: Sequence[int], bins: Sequence[int]) -> np.ndarray:
-    """A with A b >= 0 where the curve of each column with a direction has no step against it, [m, 1 + P].
-
-    Args:
-        bases: Z of every column, [bins, k].
-        directions: 1: the curve rises, -1: it falls, 0: it may do both.
-        bins: how many bins are in an order, the first ones.
-    """
-    blocks, start, P = [], 1, 1 + sum(Z.shape[1] for Z in bases)
-    for Z, direction, count in zip(bases, directions, bins, strict=True):
-        if direction:
-            A = np.zeros((count - 1, P))
-            A[:, start : start + Z.shape[1]] = direction * np.diff(Z[:count], axis=0)
-            blocks.append(A)
-        start += Z.shape[1]
-    return np.concatenate([np.zeros((0, P)), *blocks])
 
 
 def constrained(

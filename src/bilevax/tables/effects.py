@@ -47,6 +47,9 @@ LEVELS = 250
 BUDGET = 1500
 """Weights of a model, about, at most."""
 
+FEW_SMOOTH, LEAST = 6, 3
+"""Functions of a smooth part where there is little room, and functions of any part for which there has to be room."""
+
 VARIANCE = 1e-6
 """What the functions left out of a part may be of its variance."""
 
@@ -142,8 +145,23 @@ def effect_from_plain(plain: Plain) -> Effect:
         raise DataError(f"not the effect of a column: {e}") from None
 
 
+def room(classes: int, budget: int = BUDGET) -> int:
+    """Weights that a score may have, BUDGET / sqrt(C) where each of C classes has a score.
+
+    A Hessian that is taken class by class then has BUDGET^2 entries, however many classes there are.
+
+    Args:
+        classes: C; 1 of families with one score.
+        budget: weights of a model of one score.
+    """
+    return int(budget / np.sqrt(classes))
+
+
 def resolution(numbers: int, others: int, budget: int = BUDGET) -> tuple[int, int]:
     """Functions of smooth parts and bins of rough parts, with which a table's weights are about ``budget`` at most.
+
+    Where there is little room smooth parts have up to FEW_SMOOTH functions, and rough ones what is left, or none. So
+    many columns that there is room for less than LEAST each are to share penalties, and have smooth parts alone.
 
     Args:
         numbers: columns of numbers.
@@ -151,8 +169,11 @@ def resolution(numbers: int, others: int, budget: int = BUDGET) -> tuple[int, in
         budget: weights of the model.
     """
     each = (budget - others) // max(numbers, 1) - 1
-    smooth = int(np.clip(each // 4, 6, SMOOTH))
-    return smooth, int(np.clip(each - smooth, 8, COARSE))
+    if each < LEAST:
+        return FEW_SMOOTH, 1
+    smooth = int(np.clip(each // 4, min(each, FEW_SMOOTH), SMOOTH))
+    coarse = min(each - smooth, COARSE)
+    return smooth, coarse if coarse > LEAST else 1
 
 
 def number(
@@ -171,7 +192,7 @@ def number(
         values: float64 [n], NaN where missing; infinite ones fall in the end bins.
         weight: of the rows, [n]; 1 if None.
         bins: fine bins, at most.
-        coarse: bins of the rough part, at most.
+        coarse: bins of the rough part, at most; 1: there is none.
         smooth: functions of the smooth part, at most.
     """
     x = np.clip(np.asarray(values, float), -np.finfo(float).max, np.finfo(float).max)
@@ -297,7 +318,8 @@ def smooth_part(centre: np.ndarray, mass: np.ndarray, most: int) -> np.ndarray:
     hinges = np.maximum(t[:, None] - t[1:-1], 0.0)
     line = linear_part(t, mass)
     hinges = _less(_less(hinges, np.ones((len(t), 1)), w), line, w)
-    hinges /= max(np.sqrt(np.sum(w @ hinges**2)), np.finfo(float).tiny)
+    size = np.sqrt(np.sum(w @ hinges**2))
+    hinges = hinges / size if size > 1e-9 * len(t) else hinges[:, :0]  # rows in two bins alone: rounding
     F = _less(np.concatenate([hinges, line], axis=1), linear_part(centre, mass), w)
     return principal(F, mass, most=most, scaled=True)
 
