@@ -37,10 +37,10 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
     The penalties minimise the Laplace approximate marginal likelihood (Wood 2011, J. R. Stat. Soc. B 73:3) by its exact
     hypergradient, or the loss of held-out folds where rows are grouped or classes weighted. Whether so much freedom
     pays is asked of rows that no candidate has seen: one penalty for a linear model, a penalty a column, the additive
-    model, and one with pairs are each tuned inside five outer folds (four times over below 2,000 rows), and the mixture
-    that predicts best is kept (stacking; Wolpert 1992, Breiman 1996): a mixture of additive models is one. The last
-    candidate has those pairs of columns that would add more to the marginal likelihood than chance would, each a
-    surface that takes nothing from the curves of its two columns.
+    model, and one with pairs are each tuned inside five outer folds (four times over below 2,000 rows, if models have
+    1,500 weights at most), and the mixture that predicts best is kept (stacking; Wolpert 1992, Breiman 1996): a
+    mixture of additive models is one. The last candidate has those pairs of columns that would add more to the marginal
+    likelihood than chance would, each a surface that takes nothing from the curves of its two columns.
 
     Args:
         choose: whether the candidates are compared and mixed. Default True; False: the additive model.
