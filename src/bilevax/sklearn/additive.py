@@ -169,8 +169,9 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     """An additive model of a number, a count or an amount: a curve for every column, all of whose penalties are tuned.
 
     The mean is the score, or its exponential for counts and amounts; else as :class:`TunedAdditiveClassifier`. The
-    dispersion phi is estimated: y has variance phi (Gaussian), phi mean (Poisson) or phi mean^2 (gamma). Folds tune the
-    penalties where rows are grouped.
+    dispersion phi is estimated: y has variance phi (Gaussian), phi mean (Poisson) or phi mean^2 (gamma), the mean of
+    the rows that the curves depend on where these vary more than others. Folds tune the penalties where rows are
+    grouped.
 
     Args:
         family: ``"gaussian"`` (default), ``"poisson"`` for counts, ``"gamma"`` for amounts above 0.
