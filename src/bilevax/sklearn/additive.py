@@ -183,7 +183,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         random_state: likewise.
 
     Attributes:
-        dispersion_: phi; 1 for counts that vary no more than those of Poisson.
+        dispersion_: phi; 1 for counts that are seen to vary no more than those of Poisson.
 
     The others are those of :class:`TunedAdditiveClassifier`.
 
