@@ -186,7 +186,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=tuple(ALGORITHMS))
     parser.add_argument("--seeds", type=int, default=3, help="an odd number")
     parser.add_argument("--by-hand", action="store_true", help="nothing but what is asked of settings by hand")
-    parser.add_argument("--again", action="store_true", help="make the default runs that are there again")
+    parser.add_argument("--again", action="store_true", help="make the default runs asked for again")
 
 
 def summary(hands: dict[str, Any], defaults: dict[str, Any]) -> list[tables.Check]:
@@ -207,8 +207,11 @@ def summary(hands: dict[str, Any], defaults: dict[str, Any]) -> list[tables.Chec
 
 def main(options: argparse.Namespace) -> None:
     kept = {} if options.quick else store.kept(options)
-    hands, defaults = kept.get("hands", {}), {} if options.again else kept.get("defaults", {})
+    hands, defaults = kept.get("hands", {}), kept.get("defaults", {})
     names, chosen, seeds = options.problems, options.algorithms, range(options.seeds)
+    if options.again:
+        asked_for = {f"{name} {each}" for name in names for each in chosen}
+        defaults = {key: each for key, each in defaults.items() if key not in asked_for}
     if options.quick:
         names, chosen, seeds = names[:1], ("SOBA", "StocBiO"), range(1)
     table = tables.Table("problem", "algorithm", "best", "rho L", "gamma K", "ratio", "end", "worst", "slower from")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multinomial, Poisson
 from bilevax.solvers.additive_fit import data, factorised, fit, penalties
 from bilevax.solvers.additive_folds import Folds
-from bilevax.solvers.additive_marginal import Marginal, covariance, curve_errors, evidence
-from bilevax.solvers.additive_search import CENTRE, LEVEL, Found, Outer, minimise, tied, tune, with_prior
+from bilevax.solvers.additive_marginal import SETTLED, Marginal, covariance, curve_errors, evidence, settled
+from bilevax.solvers.additive_search import CENTRE, HIGHEST, LEVEL, Found, Outer, minimise, tied, tune, with_prior
+from bilevax.tables.effects import number
 
 FAMILIES = {
     "gaussian": Gaussian(),
@@ -184,6 +186,79 @@ def test_the_hypergradient_is_the_central_difference(name):
     if name == "gaussian":
         hessian = jacobian(lambda r: V(r).gradient, rho, 1e-4)
         np.testing.assert_allclose(found.hessian, hessian, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "quasi-poisson", "gamma"])
+def test_the_hypergradient_where_the_dispersion_is_a_given_one(name):
+    family = FAMILIES[name]
+    d, part = rows(family)
+    rho = np.array([0.3, -0.5, 1.0])
+    V = Marginal(d, family, part, tolerance=1e-18)
+    own = V(rho)
+    V.least = 0.9 * own.phi
+    assert V(rho).value == own.value
+    V.least = 3.0 * own.phi
+    found = V(rho)
+    assert found.phi == pytest.approx(V.least)
+    assert found.value > own.value  # at its own phi V is least
+    np.testing.assert_allclose(found.gradient, jacobian(lambda r: V(r).value, rho, 1e-4), rtol=1e-6, atol=1e-7)
+    if name == "gaussian":
+        np.testing.assert_allclose(found.hessian, jacobian(lambda r: V(r).gradient, rho, 1e-4), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "quasi-poisson", "gamma"])
+def test_the_spread_is_the_variance_of_the_gradient(name):
+    """tr (H^-1 J) / tr (H^-1 X'WX), a row of weight 3 as three rows."""
+    family = FAMILIES[name]
+    d, part = rows(family)
+    V, rho = Marginal(d, family, part, tolerance=1e-18), np.array([0.3, -0.5, 1.0])
+    found = V(rho)
+    at = np.repeat(np.arange(len(d.y)), d.weight.astype(int))
+    X, losses = d.X.dense()[at], family.losses(found.fits[0].scores[at], d.y[at])
+    G = X.T @ (losses.curvature[:, 0] * X)
+    A = np.linalg.inv(G + np.diag(penalties(rho, part)))
+    J = sum(
+        np.outer(x, x) * r**2 / (1.0 - W * x @ A @ x)
+        for x, r, W in zip(X, losses.slope[:, 0], losses.curvature[:, 0, 0], strict=True)
+    )
+    assert V.spread(found) == pytest.approx(np.trace(A @ J) / np.trace(A @ G), rel=1e-6)
+    # of rows of weight 1/4, of which no leverage exceeds 1
+    light = Marginal(d._replace(weight=0.25 * d.weight), family, part)
+    assert 0.2 < light.spread(light(rho - 4.0)) / light(rho - 4.0).phi < 20.0
+
+
+def test_the_spread_is_the_dispersion_where_there_is_one():
+    """Of Gaussian rows of variance 2, and of 20 where the one column's leverage is."""
+    rng = np.random.default_rng(8)
+    codes = np.repeat([0, 1, 2], [20, 20, 960])
+    X = BinnedColumns([codes], [np.array([[1.0], [-1.0], [0.0]])])
+    for high, expected in ((2.0, 2.0), (20.0, 11.0)):  # the mean of the column's and the intercept's
+        scale = np.sqrt(np.where(codes < 2, high, 2.0))
+        spreads = []
+        for _ in range(40):
+            V = Marginal(data(X, scale * rng.normal(size=1000), Gaussian()), Gaussian(), np.zeros(1, int))
+            spreads.append(V.spread(V(np.array([-6.0]))))
+        assert np.mean(spreads) == pytest.approx(expected, rel=0.12)
+
+
+def test_counts_whose_variance_rises_faster_do_not_fit_single_rows():
+    """Columns of noise, and counts of variance mean + 5 mean^2: V alone meets the largest of them."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(5, 400))
+    y = rng.poisson(np.exp(1.0 + 0.8 * x[0]) * rng.gamma(0.2, 5.0, 400)).astype(float)
+    effects = [number(str(j), row, smooth=8, coarse=64) for j, row in enumerate(x)]
+    X = BinnedColumns([e.codes(row) for e, row in zip(effects, x, strict=True)], [e.basis for e in effects])
+    sizes = [part.stop - part.start for effect in effects for part in effect.parts]
+    kind = np.tile([0, 1, 2], 5)
+    family = Poisson(dispersed=True)
+    V = Marginal(data(X, y, family), family, np.repeat(np.arange(15), sizes))
+    alone = tune(V, kind)
+    V.least = V.spread(V(np.full(15, HIGHEST)))
+    # nothing but an intercept: Pearson's
+    assert V.least == pytest.approx(np.sum((y - y.mean()) ** 2) / y.mean() / (len(y) - 1), rel=0.05)
+    found = tune(V, kind, search=partial(settled, V))
+    assert abs(np.log(found.outer.phi / V.spread(found.outer))) <= SETTLED
+    assert V.freedom(found.rho, found.outer).sum() < 0.3 * V.freedom(alone.rho, alone.outer).sum()
 
 
 def test_doubts_of_curves_are_the_posterior_of_gaussian_rows():

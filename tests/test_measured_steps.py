@@ -120,9 +120,9 @@ def test_a_step_that_does_not_follow_it_diverges():
 
 @config
 class Unhindered(bx.SOBA):
-    """SOBA whose lam does not wait for w and u."""
+    """SOBA whose lam does not wait for w and u, as where each step makes its own multiplier."""
 
-    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02, moves=10**9)
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.02, carried=False)
 
 
 @config
@@ -232,6 +232,87 @@ def test_lam_moves_as_quickly_as_the_slowest_error_of_w_decays():
     gamma = float(measured("every row", algorithm=Hindered())[0].algorithm.outer_step_size(jnp.int32(0)))
     rate = -np.log(1 - 0.5 * P.curvature.tau / L) / 0.5
     np.testing.assert_allclose(gamma * K, LAG * Hindered().defaults.inner * rate, rtol=1e-3)
+
+
+@config
+class HinderedCopies(bx.F2SA):
+    """F2SA whose lam moves as quickly as both copies follow."""
+
+    defaults: ClassVar[Defaults] = Defaults(0.5, 1e9)
+
+
+@config
+class HinderedLoop(bx.AmIGO):
+    """AmIGO, likewise."""
+
+    defaults: ClassVar[Defaults] = Defaults(0.5, 1e9)
+
+
+def test_more_moves_of_w_and_a_penalty_make_lam_wait_less():
+    """T (r + 1 / multiplier), T = 1 and no multiplier in SOBA."""
+
+    def outer_step(algorithm):
+        return float(measured("every row", algorithm=algorithm)[0].algorithm.outer_step_size(jnp.int32(0)))
+
+    a, (_, K) = 0.5, steps_of(measured("every row")[0].algorithm)
+    r = K * (base := outer_step(Hindered())) / a
+    for T in (1, 4):
+        np.testing.assert_allclose(outer_step(HinderedLoop(inner_steps=T)), T * base, rtol=1e-10)
+    for multiplier in (5.0, 20.0):
+        found = outer_step(HinderedCopies(multiplier=multiplier))
+        np.testing.assert_allclose(found * K, a * (r + 1 / multiplier), rtol=1e-10)
+
+
+def carried(r, g):
+    """w + r (lam - w), u + w - r u, lam - g r u: of G = h (w - lam)^2 / 2 and E = w^2 / 2, r = rho h, u over rho."""
+    return [[1 - r, 0, r], [1, 1 - r, 0], [0, -g * r, 1]]
+
+
+def carried_in_turn(r, g, T=10):
+    """T moves of w, T of u, one of lam."""
+    W = (1 - r) ** T
+    u = np.array([[1, 0, 0], [(1 - W) / r, W, 0], [0, 0, 1]])
+    return np.array([[1, 0, 0], [0, 1, 0], [0, -g * r, 1]]) @ u @ np.array([[W, 0, 1 - W], [0, 1, 0], [0, 0, 1]])
+
+
+def anew(r, g):
+    """u = w / h."""
+    return [[1 - r, r], [-g, 1]]
+
+
+def anew_in_turn(r, g):
+    return np.array([[1, 0], [-g, 1]]) @ np.array([[1 - r, r], [0, 1]])
+
+
+def copies(r, g, c=10.0):
+    """z + r (lam - z) - rho z / c, lam - gamma c h (w - z)."""
+    return [[1 - r, 0, r], [0, 1 - r - 1 / c, r], [-g * c * r, g * c * r, 1]]
+
+
+MOVES = {
+    carried: (bx.SOBA, bx.SABA, bx.SRBA),
+    carried_in_turn: (bx.AmIGO,),
+    anew: (bx.SUSTAIN, bx.MRBO, bx.VRBO, bx.BOME),
+    anew_in_turn: (bx.StocBiO, bx.BSA, bx.ALSET, bx.TTSA, bx.MSTSA, bx.PZOBO, bx.SCGD),
+    copies: (bx.F2SA, bx.VPBGD),
+}
+
+
+@pytest.mark.parametrize("moves", MOVES, ids=lambda moves: moves.__name__)
+def test_lam_does_not_run_away_from_what_lags_behind_it(moves):
+    """The moves of a step as a matrix. Where u is carried, three times that speed is too fast."""
+    for algorithm in MOVES[moves]:
+        d, made = algorithm.defaults, algorithm()
+        T, multiplier = getattr(made, "inner_steps", 1), getattr(made, "multiplier", np.inf)
+        for rate in (1e-3, 1e-2, 0.1, 0.5):
+            r, g = d.inner * rate, float(d.speed(jnp.asarray(rate), T, multiplier))
+            assert radius(moves(r, g)) < 1.0
+            assert moves not in (anew, anew_in_turn) or g == pytest.approx(d.outer)
+            assert moves not in (carried, carried_in_turn) or g == d.outer or radius(moves(r, 3.0 * g)) > 1.0
+
+
+def radius(matrix):
+    return np.abs(np.linalg.eigvals(np.array(matrix))).max()
 
 
 def test_where_every_error_vanishes_at_once_lam_need_not_wait():
@@ -413,7 +494,7 @@ def test_a_stretch_that_diverged_is_made_again_with_slower_steps():
 class Rash(bx.SOBA):
     """SOBA whose lam moves a hundred times as far as it should."""
 
-    defaults: ClassVar[Defaults] = Defaults(1.0, 20.0, moves=10**9)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 20.0, carried=False)
 
 
 def test_a_stretch_in_which_the_direction_of_lam_grows_is_made_again_with_a_third_of_gamma():

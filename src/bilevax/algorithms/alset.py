@@ -51,7 +51,7 @@ class ALSET:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, truncated=True, power=0.5)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=0.5)
 
     step_size: Any = None
     ratio: float | None = None

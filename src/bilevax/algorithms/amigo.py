@@ -56,7 +56,7 @@ class AmIGO:
     """
 
     steps_per_record: ClassVar[int] = 16
-    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, moves=10)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0)
 
     step_size: Any = None
     ratio: float | None = None
@@ -91,10 +91,11 @@ class AmIGO:
             return moved_by(rho, add(g, minus_hessian_product(problem, w, p.lam, draw, u)), u)
 
         u = looks["linear"].fold(linear_move, p.u)
-        cross = inner_directions(problem, Point(w, u, p.lam), looks["train"]).lam
+        p = Point(w, u, p.lam)
+        d = add(direct, inner_directions(problem, p, looks["train"]).lam)
         # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
-        lam, info = by.outer(w, p.lam, add(direct, cross))
-        return Point(w, u, lam), counted(self, info, looks)
+        lam, info = by.outer(p, g, d, rho)
+        return p._replace(lam=lam), counted(self, info, looks)
 
     def outer_step_size(self, k: Array) -> Array | None:
         """gamma_k, the step of lam; None where a rule finds it."""

@@ -69,7 +69,7 @@ class BOME:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(0.5, 0.1, power=0.5)
+    defaults: ClassVar[Defaults] = Defaults(0.5, 0.1, carried=False, power=0.5)
 
     step_size: Any = None
     ratio: float | None = None

@@ -50,7 +50,7 @@ class BSA:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.5, moves=10, truncated=True, power=0.5)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.5, carried=False, power=0.5)
 
     step_size: Any = None
     ratio: float | None = None

@@ -55,6 +55,9 @@ INNER = 0.5
 LAG = 1.0
 """The most that lam may move in the time in which w and u follow, in units of 1 / K."""
 
+HORIZON = 30.0
+"""Steps in units of 1 / (gamma_0 K) before which steps that fall hardly do."""
+
 SLOWEST = 10
 """Times the length of the short run: the slowest decay that it can tell."""
 
@@ -71,24 +74,22 @@ class Defaults(NamedTuple):
     Attributes:
         inner: a = rho_0 L; of a map rho_0.
         outer: c, the most that gamma_0 K may be.
-        moves: of w in a step.
-        truncated: u is a series of K = ``linear_steps`` factors, which never sees what is slower than these.
+        carried: the multiplier goes on from step to step, and follows w as w follows lam; else each step makes its own.
         power: by which both fall, (1 + k / horizon)^(-power).
     """
 
     inner: float
     outer: float
-    moves: int = 1
-    truncated: bool = False
+    carried: bool = True
     power: float = 0.0
 
-    def speed(self, rate: Array, factors: Array | int) -> Array:
-        """gamma_0 K: lam moves on while w and u follow by ``rate`` a move, and no faster than that allows."""
-        # min(c, LAG T a rate): a loop that answers after T' steps is stable up to gains of the order of 1 / T'
-        # of a direction that is slower than 1 / K a move a series of K factors sees little: it does not count
-        rate = self.inner * rate
-        rate = jnp.maximum(rate, 1.0 / factors) if self.truncated else rate
-        return jnp.minimum(self.outer, LAG * self.moves * rate)
+    def speed(self, rate: Array, moves: Array | int, multiplier: Array | float) -> Array:
+        """gamma_0 K, where an error of w falls by ``rate`` a move."""
+        # two lags in line, s (s + r)^2 + g r^2 = 0, are stable for g < 2 r; one, s (s + r) + g r = 0, for every g > 0
+        if not self.carried:
+            return jnp.asarray(self.outer, rate.dtype)
+        # min(c, LAG T a (r + 1 / multiplier)): c (w - z) follows faster than w, by what E / c adds to the curvature
+        return jnp.minimum(self.outer, LAG * moves * self.inner * (rate + 1.0 / multiplier))
 
 
 @runtime_checkable
@@ -115,7 +116,7 @@ class Curvatures(NamedTuple):
         inner: 1 / (L + p(lam)), L the largest curvature of a minibatch of the inner loss that was met, p that
             of its penalty where the loss tells it, else None; None of a map.
         outer: K, the largest curvature of f that was met, |f'' t| of unit directions t.
-        rate: by which an error of w or u falls in a step of rho = 1 / L, about the least curvature over L.
+        rate: by which an error of w or u falls in a move of rho = 1 / L, about the least curvature over L.
         size: of the mean direction of lam at the end.
         unit: |grad_1 E| / |grad_1 G|, root mean squares over minibatches.
         w: the inner variable.
@@ -172,15 +173,19 @@ def measure_steps(
     """Fill in the steps with which an algorithm was built without.
 
         rho_0   = a / L                    L the largest curvature of minibatches of the inner loss, on a walk from w0
-        gamma_0 = min(c, T a r) / K        K = |f''(lam) t|, the largest over unit directions t of lam
+        gamma_0 = min(c, bound) / K        K = |f''(lam) t|, the largest over unit directions t of lam
+        bound   = T a (r + 1 / multiplier), or none
 
     f'' t is the derivative of the mean direction of lam along t, by forward differentiation through the moves of w and
     u at a fixed lam; t is the direction of lam first, and then f'' t (power iteration). r is the rate at which an error
-    of u decays in a move of rho = 1 / L, about the least curvature over L, and T the moves of w in a step: faster than
-    w and u follow lam must not move, else it runs away. a and c are constants of the class, and so is the power by
-    which the steps fall. Scaling the outer loss scales K, and u, and changes no iterate. What so short a run can not
-    tell is seen later: a run whose direction of lam grows beyond ``limit`` moves too fast.
-    :func:`bilevax.minimize` calls this by itself.
+    of w or u decays in a move of rho = 1 / L, about the least curvature over L, and T the moves of w in a step.
+
+    w follows lam with a lag of 1 / (T a r) steps, and a multiplier that is carried from step to step follows w with
+    another: faster than both lam must not move, else it runs away. That of a penalty, multiplier (w - z), lags less, as
+    E adds curvature to z. One that each step makes anew adds no lag, and there is no bound. a and c are constants of
+    the class, and so is the power by which the steps fall. Scaling the outer loss scales K, and u, and changes no
+    iterate. What so short a run can not tell is seen later: a run whose direction of lam grows beyond ``limit`` moves
+    too fast. :func:`bilevax.minimize` calls this by itself.
 
     Args:
         problem: the maps.
@@ -223,12 +228,13 @@ def measure_steps(
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
     """The algorithm with the steps that it lacks, in JAX's default float, like numbers that are given."""
     d, rho = algorithm.defaults, algorithm.step_size
-    speed = d.speed(found.rate.astype(float), getattr(algorithm, "linear_steps", 1))
+    moves, multiplier = getattr(algorithm, "inner_steps", 1), getattr(algorithm, "multiplier", jnp.inf)
+    speed = d.speed(found.rate.astype(float), moves, multiplier)
     if rho is None:
-        # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon ten times the steps in which lam gets somewhere
+        # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon thirty times the steps in which lam gets somewhere
         L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
         L = jnp.where(L > 0, L, 1.0).astype(float)  # without any curvature every step will do
-        falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=10.0 / speed)
+        falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=HORIZON / speed)
         rho = falling if penalty is None else CurvatureStep(falling, L, penalty)
     changes = {"step_size": rho}
     if algorithm.ratio is None:

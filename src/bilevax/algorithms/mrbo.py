@@ -54,7 +54,7 @@ class MRBO:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, truncated=True, power=1 / 3)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=1 / 3)
 
     step_size: Any = None
     ratio: float | None = None

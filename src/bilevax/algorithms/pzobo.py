@@ -47,7 +47,7 @@ class PZOBO:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, moves=10, power=0.5)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, carried=False, power=0.5)
 
     step_size: Any = None
     ratio: float | None = None

@@ -59,7 +59,7 @@ class SABA:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(0.5, 0.2)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
     step_size: Any = None
     ratio: float | None = None

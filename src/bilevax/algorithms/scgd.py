@@ -43,7 +43,7 @@ class SCGD:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(0.3, 0.1, power=0.5)
+    defaults: ClassVar[Defaults] = Defaults(0.3, 0.1, carried=False, power=0.5)
 
     step_size: Any = None
     ratio: float | None = None

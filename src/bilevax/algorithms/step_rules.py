@@ -26,7 +26,7 @@ from bilevax.core.config import check_count, check_fields, check_real, config, n
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, Draw, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, axpy, norm, scale, sub, vdot, where
+from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, vdot, where, zeros_like
 from bilevax.data import Undrawn
 from bilevax.linalg.power import POWER_STEPS, nonzero, power_iteration
 from bilevax.linalg.row_chunks import value_and_grad
@@ -56,34 +56,37 @@ class BiSLS:
         G_i(w - s g) <= G_i(w) - c s |g|^2
 
     The move of lam, along -d, d the algorithm's direction, on a minibatch with the outer loss E_j, starts at s = a_k
-    and halves s until, with lam' = P(lam - s d) and w' one move of w at lam' (by the last step that was found),
+    and halves s until, with lam' = P(lam - s d) and r the way of w(lam) along -d,
 
-        E_j(w', lam') <= E_j(w, lam) - p |lam' - lam|^2 / s + slack |E_j(w, lam)|
+        E_j(w + s r, lam') <= E_j(w, lam) - p |lam' - lam|^2 / s + slack |E_j(w, lam)|
+        H r = d2(grad_1 G) d      by as many moves from 0 as the linear system takes, and then by g = grad_1 E_j
+        r  <- r + (<u, d2(grad_1 G) d> - <g, r>) g / |g|^2
+
+    so that the left side falls as |d|^2 to the first order, as f does, however far the solution of the system has come.
 
     Each search begins at its envelope (reset), b_k and a_k, never where the last one ended: a step that once collapsed
     does not stay small. Without a step that will do, none is made. The step of the linear system is 1 / L, L the
     largest curvature of G on one minibatch, by power iterations. So starts far too large are no harm.
 
     Assumes an inner loss, and directions of lam without much noise: of :class:`~bilevax.AmIGO` and
-    :class:`~bilevax.StocBiO`. One move of w follows lam less than w(lam) does, so that a test with a small p lets lam
-    run away. Cost of a step, beside the algorithm's: a value of G or of E and an inner gradient for each trial, on
-    minibatches in hand, and 12 Hessian-vector products. In the spirit of Fan, Chone-Ducasse, Schmidt, Thrampoulidis
-    (2023), arXiv:2305.18666.
+    :class:`~bilevax.StocBiO`. Cost of a step, beside the algorithm's: a value of G for each trial of w and one of E for
+    each of lam, on minibatches in hand, ``linear_steps`` + 12 Hessian-vector products, and a cross product. In the
+    spirit of Fan, Chone-Ducasse, Schmidt, Thrampoulidis (2023), arXiv:2305.18666, where w at lam' is one move from w.
 
     Args:
         inner: b_k in loss form, a number or a schedule; published: ``bx.Polynomial(b_0, 0.5)``.
         outer: a_k, likewise.
-        decrease: c, in ]0, 1]; of a quadratic G_i, s <= 2 (1 - c) / (its curvature along g). Default 0.5.
+        decrease: c, in ]0, 1]; of a quadratic G_i, s <= 2 (1 - c) / (its curvature along g). Default 0.7.
         outer_decrease: p, positive; less than 1. Default 0.3.
-        slack: at least 0; for errors of the hypergradient. Default 0.001.
+        slack: at least 0; for errors of the hypergradient. Default 0.03.
         halvings: of one search, at most, at least 1. Default 50.
     """
 
     inner: Any
     outer: Any
-    decrease: float = 0.5
+    decrease: float = 0.7
     outer_decrease: float = 0.3
-    slack: float = 0.001
+    slack: float = 0.03
     halvings: int = 50
 
     def __post_init__(self) -> None:
@@ -114,8 +117,8 @@ class BiSPS:
         w <- w - min(b_k, (G_i(w) - l) / (c |g|^2)) g
 
     with l a lower bound of the loss of a minibatch. Everything else is as there. Cost of a step, beside the
-    algorithm's: a value of E and an inner gradient for each trial of lam, and 12 Hessian-vector products. In the spirit
-    of Fan, Chone-Ducasse, Schmidt, Thrampoulidis (2023), arXiv:2305.18666.
+    algorithm's: a value of E for each trial of lam, ``linear_steps`` + 12 Hessian-vector products, and a cross product.
+    In the spirit of Fan, Chone-Ducasse, Schmidt, Thrampoulidis (2023), arXiv:2305.18666.
 
     Args:
         inner: b_k in loss form, a number or a schedule; published: ``bx.Polynomial(b_0, 0.5)``.
@@ -133,7 +136,7 @@ class BiSPS:
     lower: float = 0.0
     decrease: float = 20.0
     outer_decrease: float = 0.3
-    slack: float = 0.001
+    slack: float = 0.03
     halvings: int = 50
 
     def __post_init__(self) -> None:
@@ -196,9 +199,9 @@ class Scheduled(NamedTuple):
         """The step of a Neumann series."""
         return series_step(self.algorithm, *self.begin)
 
-    def outer(self, w: PyTree, lam: PyTree, d: PyTree) -> tuple[PyTree, Info]:
+    def outer(self, p: parts.Point, g: PyTree, d: PyTree, rho: PyTree) -> tuple[PyTree, Info]:
         """The move of lam."""
-        return parts.outer_move(self.problem, lam, d, outer_step_size(self.algorithm, self.k)), Info()
+        return parts.outer_move(self.problem, p.lam, d, outer_step_size(self.algorithm, self.k)), Info()
 
 
 class Searched(NamedTuple):
@@ -209,7 +212,7 @@ class Searched(NamedTuple):
         problem: the maps.
         looks: of the step.
         k: its number.
-        found: the last step of w.
+        linear_steps: products of a linear solve.
         values: of the inner loss that were asked for.
     """
 
@@ -217,22 +220,22 @@ class Searched(NamedTuple):
     problem: BilevelProblem
     looks: StepLooks
     k: Array
-    found: Array | float = 0.0
+    linear_steps: Array | int
     values: Array | int = 0
 
     def inner(self, w: PyTree, lam: PyTree) -> tuple[PyTree, "Searched"]:
         """The moves of w."""
-        loss, kind = self.problem.inner_loss, jnp.result_type(float)
+        loss = self.problem.inner_loss
 
-        def move(carry: tuple[PyTree, Array, Array], i: Array, draw: Draw) -> tuple[PyTree, Array, Array]:
-            w, _, values = carry
+        def move(carry: tuple[PyTree, Array], i: Array, draw: Draw) -> tuple[PyTree, Array]:
+            w, values = carry
             at = value_and_grad(loss, w, lam, draw.batch)
             s, more = self.rule.inner_step(lambda x: loss(x, lam, draw.batch), w, at, self.k)
             # w - s grad_1 G_i
-            return axpy(-s * draw.weight, at[1], w), s.astype(kind), values + more
+            return axpy(-s * draw.weight, at[1], w), values + more
 
-        w, found, values = self.looks["inner"].fold(move, (w, jnp.zeros((), kind), jnp.int32(0)))
-        return w, self._replace(found=found, values=values)
+        w, values = self.looks["inner"].fold(move, (w, jnp.int32(0)))
+        return w, self._replace(values=values)
 
     def linear(self, w: PyTree, lam: PyTree) -> Array:
         """1 / L, L the largest curvature of G on the first minibatch of the products."""
@@ -248,24 +251,22 @@ class Searched(NamedTuple):
         """The step of a Neumann series, the same."""
         return self.linear(w, lam)
 
-    def outer(self, w: PyTree, lam: PyTree, d: PyTree) -> tuple[PyTree, Info]:
-        """The move of lam, and what the searches of the step have cost."""
-        problem, rule, train, val = self.problem, self.rule, self.looks["train"], self.looks["val"]
+    def outer(self, p: parts.Point, g: PyTree, d: PyTree, rho: PyTree) -> tuple[PyTree, Info]:
+        """The move of lam along -d from p, with g = grad_1 E, and what the searches of the step have cost."""
+        problem, rule, val, lam = self.problem, self.rule, self.looks["val"], p.lam
 
         def outer_loss(w: PyTree, lam: PyTree) -> Array:
             value: Array = val(lambda draw: problem.outer_loss(w, lam, draw.batch))
             return value
 
-        value = outer_loss(w, lam)
+        value, way = outer_loss(p.w, lam), self._way(p, g, d, rho)
         allowed = jnp.asarray(rule.slack).astype(value.dtype) * jnp.abs(value)
 
         def accepted(s: Array) -> Array:
-            # lam' = P(lam - s d), w' = w - s_w grad_1 G(w, lam')
+            # E_j(w + s r, lam') <= E_j(w, lam) - p |lam' - lam|^2 / s + slack |E_j|,  lam' = P(lam - s d)
             new = parts.outer_move(problem, lam, d, s)
-            d_w = train(lambda draw: scale(draw.weight, parts.descent(problem, w, new, draw.batch)))
-            # E_j(w', lam') <= E_j(w, lam) - p |lam' - lam|^2 / s + slack |E_j|
             promised = jnp.asarray(rule.outer_decrease) * (norm(sub(new, lam)) ** 2).astype(s.dtype) / s
-            return outer_loss(axpy(self.found, d_w, w), new) <= value - promised.astype(value.dtype) + allowed
+            return outer_loss(axpy(s, way, p.w), new) <= value - promised.astype(value.dtype) + allowed
 
         s, trials = halved(accepted, rule.outer(self.k), rule.halvings)
         size = norm(d)
@@ -273,12 +274,30 @@ class Searched(NamedTuple):
         lam = where(s == 0, lam, parts.outer_move(problem, lam, d, s))
         return lam, Info(gradient_norm=size, cost=self._cost(trials))
 
+    def _way(self, p: parts.Point, g: PyTree, d: PyTree, rho: PyTree) -> PyTree:
+        """r, along which w(lam) moves as lam moves along -d."""
+
+        def change(draw: Draw) -> PyTree:
+            moved = jax.jvp(lambda lam: parts.descent(self.problem, p.w, lam, draw.batch), (p.lam,), (scale(-1.0, d),))
+            return scale(draw.weight, moved[1])
+
+        # H r = b, b = d2(grad_1 G) d: r + rho (b - H r), from 0
+        b = self.looks["train"](change)
+
+        def move(r: PyTree, i: Array, draw: Draw) -> PyTree:
+            return parts.moved_by(rho, add(b, parts.minus_hessian_product(self.problem, p.w, p.lam, draw, r)), r)
+
+        r = self.looks["linear"].fold(move, zeros_like(p.w))
+        # r + (<u, b> - <g, r>) g / |g|^2: so E falls along it as d says
+        square = vdot(g, g)
+        return axpy((vdot(p.u, b) - vdot(g, r)) / jnp.where(square > 0, square, 1.0), g, r)
+
     def _cost(self, trials: Array) -> Cost:
         """Of the searches, whose minibatches are in hand."""
         train, val = (source.rows_per_batch for source in sources_of(self.looks))
         # a value of the loss counts as a gradient
-        inner, linear = Count(self.values + trials, train, 0), Count(POWER_STEPS, train, 0)
-        return Cost(inner, linear, outer_gradients=Count(trials + 1, val, 0))
+        inner, linear = Count(self.values, train, 0), Count(POWER_STEPS + self.linear_steps, train, 0)
+        return Cost(inner, linear, Count(1, train, 0), Count(trials + 1, val, 0))
 
 
 Moves = Scheduled | Searched
@@ -290,7 +309,7 @@ def moves_of(
     """How a double loop moves in step k: by its rule, or by its step sizes."""
     if not is_ruled(algorithm):
         return Scheduled(algorithm, problem, looks, k, begin)
-    return Searched(algorithm.step_size, problem, looks, k)
+    return Searched(algorithm.step_size, problem, looks, k, algorithm.linear_steps)
 
 
 def is_ruled(algorithm: Any) -> bool:

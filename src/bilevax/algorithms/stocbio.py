@@ -57,7 +57,7 @@ class StocBiO:
     """
 
     steps_per_record: ClassVar[int] = 16
-    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, moves=10, truncated=True)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, carried=False)
 
     step_size: Any = None
     ratio: float | None = None
@@ -86,10 +86,12 @@ class StocBiO:
         lam = pair.lam
         w, by = moves_of(self, problem, looks, k, pair).inner(pair.w, lam)
         g, direct = outer_directions(problem, w, lam, looks["val"])
-        u = neumann(problem, w, lam, g, looks["linear"], by.series(w, lam))
-        cross = inner_directions(problem, Point(w, u, lam), looks["train"]).lam
+        rho = by.series(w, lam)
+        u = neumann(problem, w, lam, g, looks["linear"], rho)
+        p = Point(w, u, lam)
+        d = add(direct, inner_directions(problem, p, looks["train"]).lam)
         # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
-        lam, info = by.outer(w, lam, add(direct, cross))
+        lam, info = by.outer(p, g, d, rho)
         return Pair(w, lam), counted(self, info, looks)
 
     def outer_step_size(self, k: Array) -> Array | None:

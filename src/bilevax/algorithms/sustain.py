@@ -64,7 +64,7 @@ class SUSTAIN:
     """
 
     steps_per_record: ClassVar[int] = 64
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, truncated=True, power=1 / 3)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=1 / 3)
 
     step_size: Any = None
     ratio: float | None = None

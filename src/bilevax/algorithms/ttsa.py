@@ -51,7 +51,7 @@ class TTSA:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, truncated=True, power=0.4)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False, power=0.4)
 
     step_size: Any = None
     ratio: float | None = None

@@ -73,7 +73,7 @@ class VRBO:
     """
 
     steps_per_record: ClassVar[int] = 256
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, moves=3, truncated=True)
+    defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False)
 
     step_size: Any = None
     ratio: float | None = None

@@ -37,10 +37,10 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
     The penalties minimise the Laplace approximate marginal likelihood (Wood 2011, J. R. Stat. Soc. B 73:3) by its exact
     hypergradient, or the loss of held-out folds where rows are grouped or classes weighted. Whether so much freedom
     pays is asked of rows that no candidate has seen: one penalty for a linear model, a penalty a column, the additive
-    model, and one with pairs are each tuned inside five outer folds (four times over below 2,000 rows), and the mixture
-    that predicts best is kept (stacking; Wolpert 1992, Breiman 1996): a mixture of additive models is one. The last
-    candidate has those pairs of columns that would add more to the marginal likelihood than chance would, each a
-    surface that takes nothing from the curves of its two columns.
+    model, and one with pairs are each tuned inside five outer folds (four times over below 2,000 rows, if models have
+    1,500 weights at most), and the mixture that predicts best is kept (stacking; Wolpert 1992, Breiman 1996): a
+    mixture of additive models is one. The last candidate has those pairs of columns that would add more to the marginal
+    likelihood than chance would, each a surface that takes nothing from the curves of its two columns.
 
     Args:
         choose: whether the candidates are compared and mixed. Default True; False: the additive model.
@@ -169,8 +169,9 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     """An additive model of a number, a count or an amount: a curve for every column, all of whose penalties are tuned.
 
     The mean is the score, or its exponential for counts and amounts; else as :class:`TunedAdditiveClassifier`. The
-    dispersion phi is estimated: y has variance phi (Gaussian), phi mean (Poisson) or phi mean^2 (gamma). Folds tune the
-    penalties where rows are grouped.
+    dispersion phi is estimated: y has variance phi (Gaussian), phi mean (Poisson) or phi mean^2 (gamma), the mean of
+    the rows that the curves depend on where these vary more than others. Folds tune the penalties where rows are
+    grouped.
 
     Args:
         family: ``"gaussian"`` (default), ``"poisson"`` for counts, ``"gamma"`` for amounts above 0.
@@ -182,7 +183,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         random_state: likewise.
 
     Attributes:
-        dispersion_: phi; 1 for counts that vary no more than those of Poisson.
+        dispersion_: phi; 1 for counts that are seen to vary no more than those of Poisson.
 
     The others are those of :class:`TunedAdditiveClassifier`.
 

@@ -9,9 +9,10 @@ from bilevax.sklearn.row_splits import deal_folds
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_models import Candidate, Rows
 from bilevax.solvers.additive_stack import out_of_fold, stacked
+from bilevax.tables.effects import BUDGET
 
 FOLDS, FEW, REPEATS = 5, 2000, 4
-"""Outer folds, dealt out anew REPEATS times below FEW rows."""
+"""Outer folds, dealt out anew REPEATS times below FEW rows, and up to BUDGET weights of all scores."""
 
 ROWS = 50_000
 """Rows that the choice is made on, at most."""
@@ -68,7 +69,8 @@ def choose(
     drawn = _drawn(len(rows.y), groups, random)
     rows, strata = rows.take(drawn), strata[drawn]
     of_rows = None if groups is None else groups[drawn]
-    repeats = REPEATS if len(drawn) < FEW else 1
+    weights = rows.family.scores * sum(effect.basis.shape[1] for effect in rows.effects)
+    repeats = REPEATS if len(drawn) < FEW and weights <= BUDGET else 1
     folds = [deal_folds(strata, of_rows, FOLDS, random) for _ in range(repeats)]
     scores = np.array([out_of_fold(rows, candidates, fold) for fold in folds])
     weight = stacked(rows.family, scores, rows.y, rows.weight)

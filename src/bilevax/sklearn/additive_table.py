@@ -57,7 +57,7 @@ def binned(table: Table, weight: np.ndarray, ordered: Mapping[str, tuple[str, ..
             effects[j] = category(source.name, x, weight, ordered=_levels(source, x, ordered))
     others = sum(effect.basis.shape[1] for effect in effects.values())
     n, C = int(weight.sum()), scores + 1 if scores > 1 else 1
-    smooth, coarse = resolution(len(sources) - len(effects), others, min(room(C), n * scores))
+    smooth, coarse = resolution(len(sources) - len(effects), others, min(room(C), 2 * n * scores))
     coarse = min(coarse, max(n // ROWS_OF_A_STEP, 8))
     for j, (source, x) in enumerate(zip(sources, values, strict=True)):
         if j not in effects:

@@ -5,7 +5,8 @@ integral of the likelihood over b is approximated around the minimum of F (Wood 
 
     V = F(b) / phi + c(phi) - M/2 log(2 pi phi) - 1/2 sum_j r_j rho_j + 1/2 log |H|,     H = X' W X + diag(penalties)
 
-phi = 1 where there is no dispersion; else it minimises V. For Gaussian rows V is exact. W depends on b and b on rho, so
+phi = 1 where there is no dispersion; else it minimises V, or is at least a given one. For Gaussian rows V is exact. W
+depends on b and b on rho, so
 
     dV/drho_j = 1/2 (exp(rho_j) (|b_j|^2 / phi + tr (H^-1)_jj - b_j' (H^-1 g)_j) - r_j),     g = X' (dW/ds : h)
 
@@ -17,11 +18,14 @@ from scipy.optimize import brentq
 
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_fit import Data, Fit, fit, part_sums, penalties
-from bilevax.solvers.additive_search import Found, Outer
+from bilevax.solvers.additive_search import Found, Outer, OuterLoss, minimise
 
 LOG_PHI = (-40.0, 40.0)
 """Between these the logarithm of the dispersion is looked for."""
 
+
+SETTLING, SETTLED = 8, 0.1
+"""How often the dispersion is taken anew, at most, and the change of its logarithm that is none."""
 
 FLATTEST = 0.1
 """Least curvature of V that the doubt of a log penalty is taken from."""
@@ -36,6 +40,9 @@ class Marginal:
         part: the number of each column's part, [P], from 0 to m - 1.
         tolerance: of the decrement of F.
 
+    Attributes:
+        least: phi is at least this where there is one; 0 at first.
+
     Cost: a fit, then S^3 P^3 / 3 twice for H^-1, and the leverages, S (S + 1) / 2 of :meth:`BinnedColumns.quadratic`.
     """
 
@@ -43,12 +50,15 @@ class Marginal:
         self.data, self.family, self.part, self.tolerance = data, family, part, tolerance
         self._sums = part_sums(part, family.scores)
         self.rank = self._sums.sum(axis=1)
+        self.least = 0.0
 
     def __call__(self, rho: np.ndarray, near: Outer | None = None) -> Outer:
         """V at rho, [m]; ``near`` is V at another one, from which the fit starts."""
         penalty, M = penalties(rho, self.part), self.family.scores
         found = fit(self.data, self.family, penalty, near=near and near.fits[0], tolerance=self.tolerance)
         log_phi, bend = dispersion(self.family, found.value, self.data.weight, M)
+        if self.family.dispersed and self.least > np.exp(log_phi):
+            log_phi, bend = float(np.log(self.least)), 0.0
         phi = float(np.exp(log_phi))
         A = found.inverse()
         b, lam = found.b.T.ravel(), np.tile(penalty, M)
@@ -69,6 +79,20 @@ class Marginal:
         lam = np.tile(penalties(rho, self.part), self.family.scores)
         out: np.ndarray = self.rank - self._sums @ (lam * np.diag(outer.fits[0].inverse()))
         return out
+
+    def spread(self, outer: Outer) -> float:
+        """The dispersion of the rows that the weights depend on, tr (H^-1 J) / tr (H^-1 X' W X).
+
+        J = sum_i x_i x_i' r_i^2 / (1 - h_i), r the slopes of the losses and h = W x' H^-1 x the leverages: the variance
+        of the gradient (Takeuchi 1976), each row seen by a model without it. Where the variance rises faster than the
+        family says, rows of high leverage have more than the mean of the others, which phi of V is.
+        """
+        d, found = self.data, outer.fits[0]
+        w, r, W = d.weight, found.losses.slope[:, 0], found.losses.curvature[:, 0, 0]
+        q = d.X.quadratic(found.inverse())
+        # one of the rows that a weight stands for
+        rest = np.maximum(1.0 - np.minimum(w, 1.0) * W * q, 1e-6)
+        return float(np.sum(w * q * r * r / rest) / np.sum(w * W * q))
 
     def _bending(self, found: Fit, A: np.ndarray) -> np.ndarray:
         """g = X' (dW/ds : h), [1 + P, S]."""
@@ -99,6 +123,32 @@ def dispersion(family: Family, F: float, w: np.ndarray, M: int) -> tuple[float, 
     else:
         log_phi = float(brentq(slope, low, high, xtol=1e-12, rtol=1e-14))
     return log_phi, F * float(np.exp(-log_phi)) + family.normaliser(log_phi, w)[2]
+
+
+def settled(
+    model: Marginal, loss: OuterLoss, rho: np.ndarray, *, near: Outer | None = None, tolerance: float = 1e-2
+) -> Found:
+    """Penalties at which phi is what it is of V, and no less than the spread of their own fit.
+
+    Were phi free, penalties would fall until a few rows of large variance are met, and phi with them. So it begins
+    high, and follows the spread.
+
+    Args:
+        model: the marginal likelihood, with a first ``least``.
+        loss: made of it.
+        rho: start, [m].
+        near: as in :func:`~bilevax.solvers.additive_search.minimise`.
+        tolerance: likewise.
+    """
+    for _ in range(SETTLING):
+        found = minimise(loss, rho, near=near, tolerance=tolerance)
+        fitted = found.outer.fits[0]
+        own = float(np.exp(dispersion(model.family, fitted.value, model.data.weight, model.family.scores)[0]))
+        spread = model.spread(found.outer)
+        if abs(np.log(max(spread, own) / found.outer.phi)) <= SETTLED:
+            break
+        model.least, rho, near = spread, found.rho, found.outer
+    return found
 
 
 def covariance(model: Marginal, found: Found, group: np.ndarray | None = None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Additive models of a table's columns: which parts of the effects a candidate has, and how its penalties are tuned."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,9 +12,20 @@ from bilevax.solvers.additive_blocks import Blocks
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_fit import data, penalties
 from bilevax.solvers.additive_folds import Folds
-from bilevax.solvers.additive_marginal import covariance, evidence
+from bilevax.solvers.additive_marginal import Marginal, covariance, evidence, settled
 from bilevax.solvers.additive_monotone import constrained
-from bilevax.solvers.additive_search import CENTRE, HIGHEST, LOWEST, Found, Outer, minimise, tied, tune, with_prior
+from bilevax.solvers.additive_search import (
+    CENTRE,
+    HIGHEST,
+    LOWEST,
+    Found,
+    Outer,
+    Search,
+    minimise,
+    tied,
+    tune,
+    with_prior,
+)
 from bilevax.solvers.additive_shared import additive_model, outer_loss
 from bilevax.tables.effects import Effect, PartKind, room
 from bilevax.tables.pair_screen import screened
@@ -103,6 +115,7 @@ class AdditiveFit:
         candidate: which.
         pairs: of columns.
         start: log penalties of the parts to start from; None: the best that all share.
+        least: dispersion to start from; 0: that around an intercept.
 
     Attributes:
         intercept: [S].
@@ -111,7 +124,12 @@ class AdditiveFit:
     """
 
     def __init__(
-        self, rows: Rows, candidate: Candidate, pairs: tuple[Pair, ...] = (), start: np.ndarray | None = None
+        self,
+        rows: Rows,
+        candidate: Candidate,
+        pairs: tuple[Pair, ...] = (),
+        start: np.ndarray | None = None,
+        least: float = 0.0,
     ) -> None:
         self.rows, self.candidate, self.pairs = rows, candidate, pairs
         effects, pair_codes = rows.effects, self._with_pairs(rows.codes)[len(rows.effects) :]
@@ -129,7 +147,7 @@ class AdditiveFit:
         d = data(self._X, rows.y, rows.family, rows.weight, rows.offset)
         # also where penalties are tuned by folds: the bands are the posterior's
         self.marginal = outer_loss(d, rows.family, self._part)
-        self.found = self._tuned(start)
+        self.found = self._tuned(start, least)
         if rows.fold is not None:
             self.found = self.found._replace(outer=self._at_penalties())
         b = self._within(self.found.outer.fits[0].b)
@@ -139,15 +157,19 @@ class AdditiveFit:
     def _with_pairs(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
 
-    def _tuned(self, start: np.ndarray | None) -> Found:
-        fold, kind = self.rows.fold, self._kind
-        loss = self.marginal if fold is None else Folds(self.marginal.data, self.rows.family, self._part, fold)
+    def _tuned(self, start: np.ndarray | None, least: float) -> Found:
+        model, fold, kind = self.marginal, self.rows.fold, self._kind
+        loss = model if fold is None else Folds(model.data, self.rows.family, self._part, fold)
         if not len(kind):
             return Found(np.zeros(0), loss(np.zeros(0), None), 1, True)
+        search: Search = minimise
+        if fold is None and isinstance(model, Marginal) and self.rows.family.dispersed:
+            model.least = least or model.spread(model(np.full(len(kind), HIGHEST)))
+            search = partial(settled, model)
         if self._together is not None:
-            found = minimise(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
+            found = search(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
             return found._replace(rho=found.rho[self._together])
-        return tune(loss, kind) if start is None else minimise(with_prior(loss, kind), start)
+        return tune(loss, kind, search=search) if start is None else search(with_prior(loss, kind), start)
 
     def _at_penalties(self) -> Outer:
         """The marginal likelihood at the penalties that the folds chose."""
@@ -279,5 +301,5 @@ def with_pairs(fit: AdditiveFit) -> AdditiveFit:
         if not new:
             break
         start = np.clip([*fit.found.rho, *(pair.start for pair in new)], LOWEST, HIGHEST)
-        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start)
+        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start, fit.found.outer.phi)
     return fit

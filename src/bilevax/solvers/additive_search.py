@@ -1,7 +1,7 @@
 """Penalties that minimise an outer loss of an additive model and a prior, by Newton's method in their logarithms."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -99,8 +99,23 @@ def with_prior(loss: OuterLoss, kind: np.ndarray, *, spread: float = SPREAD, lev
     return both
 
 
+class Search(Protocol):
+    """What finds penalties that minimise a loss, as :func:`minimise` does."""
+
+    def __call__(
+        self, loss: OuterLoss, rho: np.ndarray, *, near: Outer | None = None, tolerance: float = 1e-2
+    ) -> Found:
+        """From rho, [m]."""
+
+
 def tune(
-    loss: OuterLoss, kind: np.ndarray, *, spread: float = SPREAD, level: float = LEVEL, tolerance: float = 1e-2
+    loss: OuterLoss,
+    kind: np.ndarray,
+    *,
+    spread: float = SPREAD,
+    level: float = LEVEL,
+    tolerance: float = 1e-2,
+    search: Search | None = None,
 ) -> Found:
     """A penalty for every part, from the best that all share.
 
@@ -109,11 +124,12 @@ def tune(
         kind: number of each part's kind, within which the prior ties penalties, [m].
         spread: of the prior.
         level: of the prior.
-        tolerance: of :func:`minimise`.
+        tolerance: of the search.
+        search: :func:`minimise` if None.
     """
-    m, objective = len(kind), with_prior(loss, kind, spread=spread, level=level)
-    one = minimise(tied(objective, np.zeros(m, int)), np.array([CENTRE]), tolerance=0.1)
-    found = minimise(objective, np.full(m, one.rho[0]), near=one.outer, tolerance=tolerance)
+    m, objective, search = len(kind), with_prior(loss, kind, spread=spread, level=level), search or minimise
+    one = search(tied(objective, np.zeros(m, int)), np.array([CENTRE]), tolerance=0.1)
+    found = search(objective, np.full(m, one.rho[0]), near=one.outer, tolerance=tolerance)
     return found._replace(evaluations=found.evaluations + one.evaluations)
 
 

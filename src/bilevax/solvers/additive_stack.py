@@ -41,9 +41,10 @@ def fitted(rows: Rows, candidates: Sequence[Candidate]) -> list[AdditiveFit]:
 
 
 def stacked(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray, doubt: float = DOUBT) -> np.ndarray:
-    """a >= 0 of sum 1 that minimises sum_i w_i d(y_i, sum_c a_c s_ci) / (R phi) + DOUBT (1 - a_0), [candidates].
+    """a >= 0 of sum 1 that minimises sum_i w_i d(y_i, sum_c a_c s_ci) / R + DOUBT sum_(c > 0) phi_c a_c, [candidates].
 
-    A mixture of additive models on the scale of the scores is additive. The dispersion phi is that of the best of them.
+    A mixture of additive models on the scale of the scores is additive. phi_c is 1, or the dispersion: that of the best
+    of them, or that of the rows on which c differs from the first, if it is larger (see :func:`_units`).
 
     Args:
         family: of the losses.
@@ -53,12 +54,13 @@ def stacked(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarra
         doubt: nats.
     """
     R, K = scores.shape[:2]
-    least = min(float(weight @ sum(family.losses(s, y).value for s in of_one)) for of_one in scores.swapaxes(0, 1))
-    unit = R * float(np.exp(dispersion(family, least / R, weight, 0)[0]))
+    phi = _units(family, scores, y, weight)
+    # the least phi makes nats of it
+    unit, doubts = R * phi.min(), doubt * phi / phi.min()
+    doubts[0] = 0.0
 
     def objective(a: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = doubt * (1.0 - a[0]), np.zeros(K)
-        slope[0] = -doubt
+        value, slope = float(doubts @ a), doubts.copy()
         for s in scores:
             losses = family.losses(np.tensordot(a, s, 1), y)
             value += float(weight @ losses.value) / unit
@@ -73,6 +75,26 @@ def stacked(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarra
         if not small.any():
             return a
         kept &= ~small
+
+
+def _units(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """phi_c, what a nat is in the loss of candidate c, [candidates].
+
+    The variance of the slope of the loss along delta = s_c - s_0 over its curvature, at the first candidate:
+    sum_i w_i (r_i delta_i)^2 / sum_i w_i W_i delta_i^2, r and W the first derivatives and the second.
+    """
+    K = scores.shape[1]
+    if not family.dispersed:
+        return np.ones(K)
+    least = min(float(weight @ sum(family.losses(s, y).value for s in of_one)) for of_one in scores.swapaxes(0, 1))
+    best = float(np.exp(dispersion(family, least / len(scores), weight, 0)[0]))
+    variance, curvature = np.zeros(K), np.zeros(K)
+    for s in scores[..., 0]:
+        at, squares = family.losses(s[0][:, None], y), (s - s[0]) ** 2
+        variance += squares @ (weight * at.slope[:, 0] ** 2)
+        curvature += squares @ (weight * at.curvature[:, 0, 0])
+    out: np.ndarray = np.maximum(best, np.divide(variance, curvature, out=np.zeros(K), where=curvature > 0.0))
+    return out
 
 
 def _on_simplex(objective: Objective, start: np.ndarray, kept: np.ndarray) -> np.ndarray:
