@@ -1,5 +1,6 @@
 """Cells that say that nothing is known, in columns of numbers, truth values and dates; among texts they are values."""
 
+import contextlib
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -13,6 +14,10 @@ _MARK = r"^(?i:\?|\.|na|n/a|n\.a\.|#n/?a|<na>|null|none|nat|[+-]?(nan(\([^()]*\)
 
 def without_marks(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[str, int]]:
     """The cells, null where they are marks, and how often each mark occurs."""
+    # The usual column needs no pattern: numbers alone, of which pyarrow takes nan(1) for one.
+    with contextlib.suppress(pa.ArrowInvalid):
+        if not pc.any(pc.is_nan(pc.cast(values, pa.float64()))).as_py():
+            return values, {}
     found = pc.fill_null(pc.match_substring_regex(values, _MARK), False)
     counts = pc.value_counts(values.filter(found))
     marks = {pair["values"]: pair["counts"] for pair in counts.to_pylist()}

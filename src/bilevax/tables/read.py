@@ -93,8 +93,7 @@ def _read(path: Path, reading: Reading) -> Table:
         notes += [note] if note else []
         seen.append((column, marks))
     notes += notes_on_marks(seen)
-    unread = tuple(name for j, name in enumerate(file.names) if j not in set(file.wanted))
-    return Table(path.name, tuple(columns), tuple(notes), digest, unread)
+    return Table(path.name, tuple(columns), tuple(notes), digest, _others(file.names, file.wanted))
 
 
 def _refuse_other_formats(name: str, data: bytes) -> None:
@@ -113,6 +112,12 @@ def _refuse_other_formats(name: str, data: bytes) -> None:
             f"{name}: a svmlight file, whose rows are sparse; a table would make them dense. Read it with "
             "scikit-learn's load_svmlight_file, and use bx.SparseRows or the dense array"
         )
+
+
+def _others(names: Sequence[str], wanted: Sequence[int]) -> tuple[str, ...]:
+    """The names of the columns that are not wanted."""
+    read = set(wanted)
+    return tuple(name for j, name in enumerate(names) if j not in read)
 
 
 def _is_json_line(data: bytes) -> bool:
@@ -191,7 +196,8 @@ def _read_parquet(name: str, data: bytes, reading: Reading) -> pa.Table:
         wanted = [names[j] for j in reading.choose(name, names)]
         table = parquet.read_table(pa.BufferReader(data), columns=wanted, page_checksum_verification=True)
         unread = pa.nulls(about.num_rows)
-        return pa.table([table.column(label) if label in set(wanted) else unread for label in names], names=names)
+        read = set(wanted)
+        return pa.table([table.column(label) if label in read else unread for label in names], names=names)
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{name}: no readable Parquet file ({str(e).splitlines()[0]})") from None
 
@@ -207,8 +213,7 @@ def _from_arrow(name: str, table: pa.Table, reading: Reading, *, sha256: str = "
         column = _column(name, label, values)
         column = column.as_text() if label in reading.text else column
         columns.append(without(column, reading.marks(label)))
-    unread = tuple(label for j, label in enumerate(names) if j not in set(wanted))
-    return Table(name, tuple(columns), sha256=sha256, unread=unread)
+    return Table(name, tuple(columns), sha256=sha256, unread=_others(names, wanted))
 
 
 def _column(source: str, name: str, values: pa.ChunkedArray) -> Column:
