@@ -359,7 +359,7 @@ def spoiled(table, column, cells):
 
 
 @pytest.mark.parametrize("cells", [["1e999"], ["2024-02-31", "x"]])
-def test_f2_f3_a_fault_that_is_not_used_is_no_fault(run, table, cells):
+def test_a_fault_that_is_not_used_is_no_fault(run, table, cells):
     tuned = ("tune", table, "--target", "outcome", "--out")
     run(*tuned, "run")
     sound = run("predict", "run", table)
@@ -375,7 +375,7 @@ def test_f2_f3_a_fault_that_is_not_used_is_no_fault(run, table, cells):
 
 
 @pytest.mark.parametrize("label", ["NA", "null"])
-def test_f5_a_class_that_is_called_na_stays(run, tmp_path, label):
+def test_a_class_that_is_called_na_stays(run, tmp_path, label):
     table = write_table(tmp_path / "churn.csv", labels=("stays", label))
     with open(table, encoding="utf-8") as file:
         rows = sum(line.endswith(f",{label}\n") for line in file.read().splitlines(keepends=True))
@@ -388,7 +388,7 @@ def test_f5_a_class_that_is_called_na_stays(run, tmp_path, label):
 
 
 @pytest.mark.parametrize("word", ["unk", "-"])
-def test_f4_marks_are_the_model_s_too(run, table, word):
+def test_marks_are_the_model_s_too(run, table, word):
     marked = spoiled(table, "age", [word] * 30)
     empty = table.with_name("empty.csv")
     empty.write_text(spoiled(table, "age", [""] * 30).read_text(encoding="utf-8"), encoding="utf-8")

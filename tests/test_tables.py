@@ -258,7 +258,7 @@ def test_a_svmlight_file_is_named_and_not_made_dense(tmp_path, line):
         ("x,é\n1,a\n2,ü\n3,b\n".replace("é", "e").encode("latin-1"), "e"),
     ],
 )
-def test_f2_f3_what_is_not_asked_for_is_not_looked_at(read, content, bad):
+def test_what_is_not_asked_for_is_not_looked_at(read, content, bad):
     with pytest.raises(DataError):
         read(content)
     table = read(content, only=["x"])
@@ -268,7 +268,7 @@ def test_f2_f3_what_is_not_asked_for_is_not_looked_at(read, content, bad):
         assert cells(read(content, drop=[bad])) == cells(table)
 
 
-def test_f2_a_fault_in_a_column_asked_for_is_still_named(read):
+def test_a_fault_in_a_column_asked_for_is_still_named(read):
     with pytest.raises(DataError, match=r"file\.csv:3: byte 0xfc is not UTF-8"):
         read("x,e\n1,a\nü,\n3,b\n".encode("latin-1"), only=["x"])
     with pytest.raises(DataError, match=r"file\.csv:3: 'y' in column 'x', which the model knows as numbers$"):
@@ -280,7 +280,7 @@ def test_f2_a_fault_in_a_column_asked_for_is_still_named(read):
         read("age,b\n1,2\n", drop=["agee"])
 
 
-def test_f2_f3_parquet_reads_what_is_asked_for(tmp_path):
+def test_parquet_reads_what_is_asked_for(tmp_path):
     path = tmp_path / "t.parquet"
     parquet.write_table(pa.table({"x": [1, 2], "l": [[1], [2]], "inf": [math.inf, 0.0]}), path)
     for options in ({"only": ["x"]}, {"drop": ["l", "inf"]}):
@@ -290,7 +290,7 @@ def test_f2_f3_parquet_reads_what_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("share", [0.01, 0.15, 0.9])
 @pytest.mark.parametrize("mark", ["?", "NA", "N/A", "nan(1)", "-NaN(ind)", ".", "1.#QNAN", "None"])
-def test_f4_a_mark_among_numbers_is_missing_in_any_share(read, share, mark):
+def test_a_mark_among_numbers_is_missing_in_any_share(read, share, mark):
     marks = round(400 * share)
     numbers = [f"{k}.5" for k in range(400 - marks)]
     table = read("a,b\n" + "".join(f"{cell},1\n" for cell in [*numbers, *[mark] * marks]))
@@ -302,7 +302,7 @@ def test_f4_a_mark_among_numbers_is_missing_in_any_share(read, share, mark):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.15, 0.9])
-def test_f4_a_word_among_many_numbers_is_refused_in_any_share(read, share):
+def test_a_word_among_many_numbers_is_refused_in_any_share(read, share):
     words = round(400 * share)
     content = "a,b\n" + "".join(f"{k},1\n" for k in range(400 - words)) + "unk,1\n" * words
     with pytest.raises(DataError, match=rf"file.csv:{402 - words}: 'unk' in column 'a'.*\(--missing 'a=unk'\)"):
@@ -312,7 +312,7 @@ def test_f4_a_word_among_many_numbers_is_refused_in_any_share(read, share):
     assert read(content, text=["a"]).column("a").values[-1] == "unk"
 
 
-def test_f5_among_texts_only_the_empty_cell_is_missing(read):
+def test_among_texts_only_the_empty_cell_is_missing(read):
     content = "country,when,yes,note\nNA,2024-01-01,true,?\nDE,NA,None,\n,2024-01-03,false,x\n"
     table = read(content)
     assert table.column("country").values.tolist() == ["NA", "DE", None]
@@ -332,7 +332,7 @@ def test_f5_among_texts_only_the_empty_cell_is_missing(read):
         read(content, missing={"County": ["NA"]})
 
 
-def test_f5_marks_that_are_numbers_count_by_value_in_every_kind_of_file(read, tmp_path):
+def test_marks_that_are_numbers_count_by_value_in_every_kind_of_file(read, tmp_path):
     missing = {"": ["-999", "NA"], "s": ["x"]}
     pd.DataFrame({"i": [1, -999, 2], "f": [-999.0, 0.5, 0.0], "s": ["NA", "x", "y"]}).to_parquet(tmp_path / "t.parquet")
     for table in (
