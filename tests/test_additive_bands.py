@@ -45,7 +45,7 @@ def simulated(family, n, noise, seed):
         evidences.append(evidence(model, found, columns))
         if j < len(CURVES):
             error = (Z @ found.outer.fits[0].b[columns])[codes[j], 0] - true[j] + true[j].mean()
-            covered.append(np.mean(np.abs(error) <= 1.96 * curve_errors(Z, columns, C, np.eye(1))[codes[j], 0]))
+            covered.append(np.mean(np.abs(error) <= 1.96 * curve_errors(Z, C[None, columns, columns])[codes[j], 0]))
     return covered, evidences
 
 

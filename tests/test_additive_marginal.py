@@ -269,14 +269,14 @@ def test_doubts_of_curves_are_the_posterior_of_gaussian_rows():
     outer = V(rho)
     known = Found(rho, outer._replace(hessian=1e12 * np.eye(3)), 1, True)  # rho without doubt
     Z = d.X.bases[1]
-    errors = curve_errors(Z, slice(1, 5), covariance(V, known), np.eye(1))[:, 0]
+    errors = curve_errors(Z, covariance(V, known)[None, 1:5, 1:5])[:, 0]
     X, lam = d.X.dense()[:, 1:], np.exp(rho)[part]
     C = np.eye(len(d.y)) + (X / lam) @ X.T + 1e7
     K = (Z / lam[:4]) @ X[:, :4].T
     posterior = (Z / lam[:4]) @ Z.T - K @ np.linalg.solve(C, K.T)
     np.testing.assert_allclose(errors, np.sqrt(outer.phi * np.diag(posterior)), rtol=1e-4)
     doubtful = known._replace(outer=outer._replace(hessian=np.eye(3)))
-    doubted = curve_errors(Z, slice(1, 5), covariance(V, doubtful), np.eye(1))[:, 0]
+    doubted = curve_errors(Z, covariance(V, doubtful)[None, 1:5, 1:5])[:, 0]
     J = jacobian(lambda r: Z @ Marginal(d, family, part)(r).fits[0].b[1:5, 0], rho)
     np.testing.assert_allclose(doubted**2 - errors**2, np.sum(J**2, axis=1), rtol=1e-4)
     freedom = np.trace(np.linalg.solve(C, (X / lam) @ X.T))

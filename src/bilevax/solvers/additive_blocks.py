@@ -16,12 +16,21 @@ g = X' (dW/ds : Q' diag(h) Q): exact for V as it stands.
 """
 
 import numpy as np
-from scipy.linalg.lapack import dpotri
 
 from bilevax.core.errors import ParameterError
 from bilevax.solvers.additive_families import Family, Losses, Multinomial
-from bilevax.solvers.additive_fit import MOST_STEPS, Data, Fit, factorised, halved, part_sums, penalties, point
-from bilevax.solvers.additive_marginal import FLATTEST
+from bilevax.solvers.additive_fit import (
+    MOST_STEPS,
+    Data,
+    Fit,
+    factorised,
+    halved,
+    inverted,
+    part_sums,
+    penalties,
+    point,
+)
+from bilevax.solvers.additive_marginal import density_ratio, doubt
 from bilevax.solvers.additive_search import Found, Outer
 
 NEWTON, EXACT = 0.05, 1e-6
@@ -98,8 +107,8 @@ class Blocks:
         b, lam = found.outer.fits[0].b @ self.Q.T, penalties(found.rho, self.part)[columns]
         total = 0.0
         for A_c, b_c in zip(inverses[:, columns[:, None], columns], b[columns].T, strict=True):
-            log_det = np.linalg.slogdet(np.sqrt(lam)[:, None] * A_c * np.sqrt(lam))[1]
-            total += 0.5 * (float(b_c @ np.linalg.solve(A_c, b_c)) + self.family.scores / len(self.Q) * float(log_det))
+            square, log_det = density_ratio(A_c, b_c, lam)
+            total += 0.5 * (square + self.family.scores / len(self.Q) * log_det)
         return total
 
     def covariances(self, found: Found, group: np.ndarray | None = None) -> np.ndarray:
@@ -107,8 +116,7 @@ class Blocks:
         fitted = found.outer.fits[0]
         out, lam = fitted.inverse(), penalties(found.rho, self.part)
         sums = self._sums if group is None else part_sums(group[self.part], 1)
-        e, U = np.linalg.eigh(0.5 * (found.outer.hessian + found.outer.hessian.T))
-        root = U / np.sqrt(np.maximum(e, FLATTEST))
+        root = doubt(found)
         for A, b in zip(out, (fitted.b @ self.Q.T).T, strict=True):
             spread = A @ (sums.multiply(lam * b).T @ root)
             A += spread @ spread.T
@@ -191,10 +199,4 @@ def _factors(grams: np.ndarray, penalty: np.ndarray) -> np.ndarray:
 
 def _inverses(factors: np.ndarray) -> np.ndarray:
     """Of the blocks, from their factors."""
-    out = np.empty_like(factors)
-    for A, factor in zip(out, factors, strict=True):
-        lower, _ = dpotri(factor, lower=1)
-        # The upper triangle of the factor is 0, and stays so.
-        A[:] = lower + lower.T
-        A[np.diag_indices(len(A))] *= 0.5
-    return out
+    return np.array([inverted(factor) for factor in factors])

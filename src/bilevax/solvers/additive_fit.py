@@ -103,15 +103,20 @@ class Fit(NamedTuple):
 
     def inverse(self) -> np.ndarray:
         """H^-1, laid out like H."""
-        # The upper triangle of the factor is 0, and stays so.
-        lower, _ = dpotri(self.factor, lower=1)
-        out: np.ndarray = lower + lower.T
-        out[np.diag_indices(len(out))] *= 0.5
-        return out
+        return inverted(self.factor)
 
     def log_det(self) -> float:
         """log |H|."""
         return 2.0 * float(np.sum(np.log(np.diag(self.factor))))
+
+
+def inverted(factor: np.ndarray) -> np.ndarray:
+    """The inverse of a matrix, from its lower Cholesky factor."""
+    # The upper triangle of the factor is 0, and stays so.
+    lower, _ = dpotri(factor, lower=1)
+    out: np.ndarray = lower + lower.T
+    out[np.diag_indices(len(out))] *= 0.5
+    return out
 
 
 def _solve(factor: np.ndarray, r: np.ndarray) -> np.ndarray:

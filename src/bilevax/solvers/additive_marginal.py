@@ -151,7 +151,16 @@ def settled(
     return found
 
 
-def covariance(model: Marginal, found: Found, group: np.ndarray | None = None) -> np.ndarray:
+def doubt(found: Found) -> np.ndarray:
+    """A root of V_rho, the covariance of what the log penalties may be wrong by, [m, m]."""
+    e, U = np.linalg.eigh(0.5 * (found.outer.hessian + found.outer.hessian.T))
+    out: np.ndarray = U / np.sqrt(np.maximum(e, FLATTEST))
+    return out
+
+
+def covariance(
+    model: Marginal, found: Found, group: np.ndarray | None = None, inverse: np.ndarray | None = None
+) -> np.ndarray:
     """Of the weights, phi H^-1 + J V_rho J', score by score, [S (1 + P), S (1 + P)].
 
     The second term is what rho may be wrong by (Wood, Pya, Saefken 2016, arXiv:1511.03864): J = db/drho, V_rho the
@@ -161,33 +170,36 @@ def covariance(model: Marginal, found: Found, group: np.ndarray | None = None) -
         model: the marginal likelihood.
         found: tuned penalties.
         group: as in :func:`~bilevax.solvers.additive_search.tied`, where parts share penalties, [m].
+        inverse: H^-1, where it is there already.
     """
     fitted = found.outer.fits[0]
-    A = fitted.inverse()
+    A = fitted.inverse() if inverse is None else inverse
     b, lam = fitted.b.T.ravel(), np.tile(penalties(found.rho, model.part), model.family.scores)
     part = model.part if group is None else group[model.part]
     J = A @ (part_sums(part, model.family.scores).multiply(lam * b)).T.toarray()
-    e, U = np.linalg.eigh(0.5 * (found.outer.hessian + found.outer.hessian.T))
-    spread = J @ (U / np.sqrt(np.maximum(e, FLATTEST)))
+    spread = J @ doubt(found)
     out: np.ndarray = found.outer.phi * A + spread @ spread.T
     return out
 
 
-def curve_errors(Z: np.ndarray, columns: slice, covariance: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
-    """Standard errors of Z b Q' for a column's weights, [bins, C].
+def class_covariances(covariance: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
+    """Of the weights b Q' of every class, [C, 1 + P, 1 + P], from that of b; Q the contrasts, [C, S]."""
+    S = contrasts.shape[1]
+    P = len(covariance) // S
+    own = covariance.reshape(S, P, S, P)
+    out: np.ndarray = np.einsum("ct,tiuj,cu->cij", contrasts, own, contrasts, optimize=True)
+    return out
+
+
+def curve_errors(Z: np.ndarray, covariances: np.ndarray) -> np.ndarray:
+    """Standard errors of Z b in each class, [bins, C].
 
     Args:
-        Z: what its bins stand for, [bins, k].
-        columns: its rows of b, the intercept being row 0.
-        covariance: of the weights, [S (1 + P), S (1 + P)].
-        contrasts: Q, [C, S].
+        Z: what the bins stand for, [bins, k].
+        covariances: of b, [C, k, k].
     """
-    C, S = contrasts.shape
-    P, k = len(covariance) // S, Z.shape[1]
-    at = (np.arange(columns.start, columns.stop) + np.arange(S)[:, None] * P).ravel()
-    own = covariance[np.ix_(at, at)].reshape(S, k, S, k)
-    variances = [np.einsum("bi,bi->b", Z @ np.einsum("t,tiuj,u->ij", q, own, q), Z) for q in contrasts]
-    out: np.ndarray = np.sqrt(np.maximum(np.array(variances).reshape(C, -1).T, 0.0))
+    variances = np.array([np.einsum("bi,bi->b", Z @ V, Z) for V in covariances])
+    out: np.ndarray = np.sqrt(np.maximum(variances.T, 0.0))
     return out
 
 
@@ -209,6 +221,12 @@ def evidence(model: Marginal, found: Found, columns: slice | np.ndarray, inverse
     A = (fitted.inverse() if inverse is None else inverse)[np.ix_(at, at)]
     b = fitted.b.T.ravel()[at]
     lam = np.tile(penalties(found.rho, model.part)[columns], S)
-    # of A_jj diag(penalties_j), whose eigenvalues are between 0 and 1
+    square, log_det = density_ratio(A, b, lam)
+    return 0.5 * (square / found.outer.phi + log_det)
+
+
+def density_ratio(A: np.ndarray, b: np.ndarray, lam: np.ndarray) -> tuple[float, float]:
+    """b' A^-1 b and log |A diag(lam)|, of which the log ratio of prior and posterior density at 0 is made."""
+    # The eigenvalues of A diag(lam) are between 0 and 1.
     log_det = np.linalg.slogdet(np.sqrt(lam)[:, None] * A * np.sqrt(lam))[1]
-    return 0.5 * (float(b @ np.linalg.solve(A, b)) / found.outer.phi + float(log_det))
+    return float(b @ np.linalg.solve(A, b)), float(log_det)

@@ -1,7 +1,7 @@
 """Additive models of a table's columns: which parts of the effects a candidate has, and how its penalties are tuned."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from bilevax.solvers.additive_blocks import Blocks
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_fit import data, penalties
 from bilevax.solvers.additive_folds import Folds
-from bilevax.solvers.additive_marginal import Marginal, covariance, evidence, settled
+from bilevax.solvers.additive_marginal import Marginal, class_covariances, covariance, curve_errors, evidence, settled
 from bilevax.solvers.additive_monotone import constrained
 from bilevax.solvers.additive_search import (
     CENTRE,
@@ -28,7 +28,7 @@ from bilevax.solvers.additive_search import (
 )
 from bilevax.solvers.additive_shared import additive_model, outer_loss
 from bilevax.tables.effects import Effect, PartKind, room
-from bilevax.tables.pair_screen import screened
+from bilevax.tables.pair_screen import MOST, screened
 from bilevax.tables.pairs import Pair
 
 
@@ -84,8 +84,8 @@ ADDITIVE = Candidate("additive", (*LINEAR, "smooth", "rough"))
 PAIRS = Candidate("additive with pairs", (*ADDITIVE.kinds, "pair"))
 """In the order of what they may do."""
 
-MOST_PAIRS, ROUNDS = 30, 3
-"""Pairs of columns of a model, and how often they are screened for, at most."""
+ROUNDS = 3
+"""How often pairs of columns are screened for, at most."""
 
 WEIGHTS_OF_PAIRS, WEIGHTS = 1000, 2000
 """Of pairs, and of a model with pairs, at most: see :func:`~bilevax.tables.effects.room`."""
@@ -212,7 +212,7 @@ class AdditiveFit:
 
     def parts(self) -> list[TunedPart]:
         """Penalties and degrees of freedom."""
-        rho, (inverses, _) = self.found.rho, self._by_class(None)
+        rho, inverses = self.found.rho, self._inverses()
         lam = penalties(rho, self._part)[1:]
         # of part j, with W_j its weights from those of X: tr W_j (1 - A diag(lam)) W_j'
         F = len(inverses) * np.eye(len(lam)) - inverses.sum(axis=0)[1:, 1:] * lam
@@ -228,28 +228,32 @@ class AdditiveFit:
             out.append(TunedPart(len(self.rows.effects) + k, "pair", penalty, float(np.trace(F[own, own]))))
         return out
 
-    def _by_class(self, contrasts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """H^-1 and the covariance of the weights, of every score or class: [S or C, 1 + P, 1 + P] each."""
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        """H^-1, laid out like H."""
+        return self.found.outer.fits[0].inverse()
+
+    def _inverses(self) -> np.ndarray:
+        """The diagonal blocks of H^-1, of every score, [S, 1 + P, 1 + P]; or of every class."""
+        if isinstance(self.marginal, Blocks):
+            return self._inverse
+        S, P = self.rows.family.scores, 1 + self._X.shape[1]
+        at = np.arange(S)
+        return self._inverse.reshape(S, P, S, P)[at, :, at]
+
+    def _covariances(self, contrasts: np.ndarray) -> np.ndarray:
+        """Of the weights of every class, [C, 1 + P, 1 + P]."""
         loss = self.marginal
         if isinstance(loss, Blocks):
-            inverses = self.found.outer.fits[0].inverse()
-            return inverses, inverses if contrasts is None else loss.covariances(self.found, self._together)
-        S, P = loss.family.scores, 1 + self._X.shape[1]
-        at = np.arange(S)
-        inverses = self.found.outer.fits[0].inverse().reshape(S, P, S, P)[at, :, at]
-        if contrasts is None:
-            return inverses, inverses
-        C = covariance(loss, self.found, self._together).reshape(S, P, S, P)
-        return inverses, np.einsum("ct,tiuj,cu->cij", contrasts, C, contrasts, optimize=True)
+            return loss.covariances(self.found, self._together)
+        return class_covariances(covariance(loss, self.found, self._together, self._inverse), contrasts)
 
     def errors(self, contrasts: np.ndarray) -> tuple[np.ndarray, ...]:
         """Standard errors of curve @ contrasts', [bins, C] each; contrasts [C, S]."""
-        covariances, P = self._by_class(contrasts)[1], 1 + len(self.model.part)
-        out = list(self.model.errors(covariances[:, :P, :P]))
-        for pair, at in zip(self.pairs, self._of_pairs(), strict=True):
-            variances = np.einsum("bi,cij,bj->bc", pair.basis, covariances[:, at, at], pair.basis, optimize=True)
-            out.append(np.sqrt(np.maximum(variances, 0.0)))
-        return tuple(out)
+        covariances, P = self._covariances(contrasts), 1 + len(self.model.part)
+        of_pairs = zip(self.pairs, self._of_pairs(), strict=True)
+        errors = (curve_errors(pair.basis, covariances[:, at, at]) for pair, at in of_pairs)
+        return (*self.model.errors(covariances[:, :P, :P]), *errors)
 
     def evidence(self) -> np.ndarray:
         """log of the evidence for each effect and pair: see :func:`~bilevax.solvers.additive_marginal.evidence`.
@@ -258,13 +262,12 @@ class AdditiveFit:
         """
         alone = [self.model.own_columns(j) for j in range(len(self.rows.effects))]
         columns = [*alone, *(np.arange(at.start, at.stop) for at in self._of_pairs())]
-        inverse = self.found.outer.fits[0].inverse()
-        return np.array([np.nan if at is None else self._evidence(at, inverse) for at in columns])
+        return np.array([np.nan if at is None else self._evidence(at) for at in columns])
 
-    def _evidence(self, at: np.ndarray, inverse: np.ndarray) -> float:
+    def _evidence(self, at: np.ndarray) -> float:
         if not len(at):
             return 0.0
-        loss, found = self.marginal, self.found
+        loss, found, inverse = self.marginal, self.found, self._inverse
         return loss.evidence(found, at, inverse) if isinstance(loss, Blocks) else evidence(loss, found, at, inverse)
 
     def screened(self, known: frozenset[tuple[int, int]]) -> list[Pair]:
@@ -276,7 +279,7 @@ class AdditiveFit:
         have = sum(pair.basis.shape[1] for pair in self.pairs)
         C = S + 1 if S > 1 else 1
         budget = min(room(C, WEIGHTS_OF_PAIRS), n, room(C, WEIGHTS) - len(self.model.part)) - have
-        if budget <= 0 or len(self.pairs) >= MOST_PAIRS:
+        if budget <= 0 or len(self.pairs) >= MOST:
             return []
         return screened(
             rows.effects,
@@ -287,7 +290,7 @@ class AdditiveFit:
             budget=budget,
             phi=self.found.outer.phi,
             known=known,
-            most=MOST_PAIRS - len(self.pairs),
+            most=MOST - len(self.pairs),
         )
 
 

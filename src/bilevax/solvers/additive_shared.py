@@ -23,7 +23,7 @@ from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_blocks import Blocks
 from bilevax.solvers.additive_families import Family, Multinomial
 from bilevax.solvers.additive_fit import Data, data
-from bilevax.solvers.additive_marginal import Marginal
+from bilevax.solvers.additive_marginal import Marginal, curve_errors
 from bilevax.solvers.additive_search import Found, tune
 from bilevax.tables.effects import Effect, PartKind, room
 
@@ -92,9 +92,8 @@ class Model(NamedTuple):
         """Standard errors of every effect, [bins, C], from covariances of b by class, [C, 1 + P, 1 + P]."""
         out = []
         for j, effect in enumerate(self.effects):
-            W, Z = self.weights(j), effect.basis
-            own = [W @ (W @ V[1:, 1:]).T for V in covariances]
-            out.append(np.sqrt(np.maximum([np.einsum("bi,ij,bj->b", Z, V, Z, optimize=True) for V in own], 0.0)).T)
+            W = self.weights(j)
+            out.append(curve_errors(effect.basis, np.array([W @ (W @ V[1:, 1:]).T for V in covariances])))
         return tuple(out)
 
 
