@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bilevax.cli.display import Display
 from bilevax.cli.source import open_table
-from bilevax.cli.tune import carry_out, described, reading_of, said_if_kept
+from bilevax.cli.tune import carry_out, described, said_if_kept
 from bilevax.core.errors import MismatchError, UsageError
 from bilevax.core.text import clean
 
@@ -43,7 +43,7 @@ def run(path: Path, table: str | None, settings: Sequence[str], override: Sequen
         source = table or config["source"].get("path") or config["source"]["given"]
         with Display(given.steps) as display:
             display({"kind": "stage", "name": "reading the table"})
-            found, _ = open_table(source, reading_of(given))
+            found, _ = open_table(source, given.reading)
             was, now = config["data"].get(_TABLE, ""), found.sha256
             if was != now:
                 differs[_TABLE] = f"{was[:8] or 'none'} -> {now[:8] or 'none'}"

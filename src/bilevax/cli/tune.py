@@ -14,7 +14,7 @@ from bilevax.core.events import Event
 from bilevax.core.limits import require
 from bilevax.core.text import clean, counted
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, STARTING, study_memory
-from bilevax.tables.reading import Reading, marks_from_words
+from bilevax.tables.reading import Reading
 from bilevax.tables.table import Table
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run(source: str, target: str | None, out: Path, options: Mapping[str, object
     settings = settings_from({name: options[name] for name in TuneSettings.model_fields if options[name] is not None})
     with said_if_kept(RunDirectory(out, force=force)) as directory, Display(settings.steps) as display:
         display({"kind": "stage", "name": "reading the table"})
-        table, target = _table(source, target, reading_of(settings))
+        table, target = _table(source, target, settings.reading)
         return carry_out(directory, display, table, target, settings, {"source": described(source)})
 
 
@@ -119,11 +119,6 @@ def said_if_kept(directory: "RunDirectory") -> Iterator["RunDirectory"]:
             path = clean(directory.path)
             print(f"bilevax: what was reached is kept: bilevax resume {path}", file=sys.stderr)
         raise
-
-
-def reading_of(settings: "TuneSettings") -> Reading:
-    """What these settings say on how a file is read."""
-    return Reading(settings.text, drop=settings.drop, missing=marks_from_words(settings.missing))
 
 
 def _table(source: str, target: str | None, reading: Reading) -> tuple[Table, str]:

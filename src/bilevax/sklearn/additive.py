@@ -14,7 +14,6 @@ from sklearn.utils.validation import assert_all_finite
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.limits import said
 from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
-from bilevax.sklearn.additive_table import ordered_levels
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.solvers.additive_families import Binomial, Family, Gamma, Gaussian, Multinomial, Poisson
 from bilevax.solvers.additive_models import ADDITIVE, AdditiveFit, Rows
@@ -132,11 +131,8 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         given = given._replace(weight=weight * (given.weight.sum() / weight.sum()))
         C = len(self.classes_)
         family: Family = Binomial() if C == 2 else Multinomial(C)
-        doubtful = self.class_weight is not None or groups is not None
-        by_folds = self.tuned_by == "folds" or (self.tuned_by == "auto" and doubtful)
         y_numbers = codes.astype(float) if C == 2 else codes
-        levels = ordered_levels(X, self.ordered)
-        self._fit(given, y_numbers, family, levels=levels, strata=codes, by_folds=by_folds)
+        self._fit(given, y_numbers, family, strata=codes, doubtful=self.class_weight is not None)
         return self
 
     @property
@@ -258,18 +254,17 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
             given,
             y_units,
             family,
-            levels=ordered_levels(X, self.ordered),
             offset=added / units.scale,
             strata=np.zeros(len(y_units), int),
-            by_folds=self.tuned_by == "folds" or (self.tuned_by == "auto" and groups is not None),
             units=units,
         )
         return self
 
-    def _dispersed(self, rows: Rows) -> Rows:
-        if self.family == "poisson" and AdditiveFit(rows, ADDITIVE).found.outer.phi < 1.0:
-            return rows._replace(family=Poisson())
-        return rows
+    def _dispersed(self, rows: Rows) -> tuple[Rows, AdditiveFit | None]:
+        if self.family != "poisson":
+            return rows, None
+        additive = AdditiveFit(rows, ADDITIVE)
+        return (rows._replace(family=Poisson()), None) if additive.found.outer.phi < 1.0 else (rows, additive)
 
     def _units(self, y: np.ndarray, weight: np.ndarray) -> Units:
         # Divided first: squares of the largest floats overflow.

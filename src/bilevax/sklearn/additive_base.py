@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from bilevax.core.errors import ParameterError
 from bilevax.sklearn.additive_choice import Compared, choose
-from bilevax.sklearn.additive_table import binned, directions
+from bilevax.sklearn.additive_table import binned, directions, ordered_levels
 from bilevax.sklearn.frames import as_table, check_sample_weight
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
@@ -99,13 +99,14 @@ class Surface(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Rows whose weight is above 0: a table, targets, weights, groups, and their places."""
+    """Rows whose weight is above 0: a table, targets, weights, groups, places; levels of ordered columns."""
 
     table: Table
     y: np.ndarray
     weight: np.ndarray
     groups: np.ndarray | None
     places: np.ndarray
+    levels: Mapping[str, tuple[str, ...]]
 
 
 class Units(NamedTuple):
@@ -154,7 +155,7 @@ class TunedAdditive(BaseEstimator, ABC):
         if len(there) < n:
             table, y, weight = table.take(there), y[there], weight[there]
             of_rows = None if of_rows is None else of_rows[there]
-        return Given(table, y, weight, of_rows, there)
+        return Given(table, y, weight, of_rows, there, ordered_levels(X, self.ordered))
 
     def _fit(
         self,
@@ -162,10 +163,9 @@ class TunedAdditive(BaseEstimator, ABC):
         y: np.ndarray,
         family: Family,
         *,
-        levels: Mapping[str, tuple[str, ...]],
         offset: np.ndarray | None = None,
         strata: np.ndarray,
-        by_folds: bool,
+        doubtful: bool = False,
         units: Units = PLAIN,
     ) -> None:
         """Choose, tune and fit.
@@ -174,13 +174,13 @@ class TunedAdditive(BaseEstimator, ABC):
             given: the rows.
             y: targets as the family takes them, [n].
             family: of the likelihood.
-            levels: of ordered columns.
             offset: [n].
             strata: classes that folds have in equal shares, [n].
-            by_folds: whether penalties are tuned by the K-fold loss.
+            doubtful: whether the likelihood is, so that the K-fold loss tunes penalties, as where rows are grouped.
             units: of the scores.
         """
         random = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
+        by_folds = self.tuned_by == "folds" or (self.tuned_by == "auto" and (doubtful or given.groups is not None))
         fold = deal_folds(strata, given.groups, FOLDS, random) if by_folds else None
         start = np.zeros((len(y), family.scores)) if offset is None else offset[:, None]
         candidates = CANDIDATES if self.pairs else CANDIDATES[:-1]
@@ -188,25 +188,25 @@ class TunedAdditive(BaseEstimator, ABC):
         self.choice_: tuple[Compared, ...] = ()
         self.notes_: tuple[str, ...] = ()
         with one_thread():
-            bins = binned(given.table, given.weight, levels, family.scores)
-            turns = directions(bins.sources, levels, self.monotone or {}, family.scores)
+            bins = binned(given.table, given.weight, given.levels, family.scores)
+            turns = directions(bins.sources, given.levels, self.monotone or {}, family.scores)
             rows = Rows(bins.effects, bins.codes, y, given.weight, start, family, turns, fold)
-            rows = self._dispersed(rows)
+            rows, additive = self._dispersed(rows)
             if self.choose:
                 choice = choose(rows, candidates, strata, given.groups, random)
                 kept, self.choice_ = choice.kept, choice.compared
                 if choice.rows < len(y):
                     self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
-            fits = fitted(rows, [candidate for candidate, _ in kept])
+            fits = fitted(rows, [candidate for candidate, _ in kept], additive)
             # a model without a pair that adds something is the one without pairs
             shares = {id(fit): 0.0 for fit in fits}
             for fit, (_, share) in zip(fits, kept, strict=True):
                 shares[id(fit)] += share
             self._keep(bins.sources, [(fit, shares[id(fit)]) for fit in dict.fromkeys(fits)], units)
 
-    def _dispersed(self, rows: Rows) -> Rows:
-        """The rows with the family whose dispersion suits them."""
-        return rows
+    def _dispersed(self, rows: Rows) -> tuple[Rows, AdditiveFit | None]:
+        """The rows with the family whose dispersion suits them, and their additive model, if that told it."""
+        return rows, None
 
     def _keep(self, sources: tuple[Source, ...], mixture: Sequence[tuple[AdditiveFit, float]], units: Units) -> None:
         """The mixture as one additive model."""

@@ -29,15 +29,22 @@ def out_of_fold(rows: Rows, candidates: Sequence[Candidate], fold: np.ndarray) -
     return out
 
 
-def fitted(rows: Rows, candidates: Sequence[Candidate]) -> list[AdditiveFit]:
-    """The candidates, tuned and fitted; that with pairs begins where the one without ends."""
-    fits: dict[str, AdditiveFit] = {}
+def fitted(rows: Rows, candidates: Sequence[Candidate], additive: AdditiveFit | None = None) -> list[AdditiveFit]:
+    """The candidates, tuned and fitted; that with pairs begins where the one without ends.
+
+    Args:
+        rows: to fit to.
+        candidates: which.
+        additive: the additive model of these rows, where it is there already.
+    """
+    fits = []
     for candidate in candidates:
-        if candidate is PAIRS:
-            fits[candidate.name] = with_pairs(fits.get(ADDITIVE.name) or AdditiveFit(rows, ADDITIVE))
+        if candidate in (ADDITIVE, PAIRS):
+            additive = additive or AdditiveFit(rows, ADDITIVE)
+            fits.append(with_pairs(additive) if candidate is PAIRS else additive)
         else:
-            fits[candidate.name] = AdditiveFit(rows, candidate)
-    return list(fits.values())
+            fits.append(AdditiveFit(rows, candidate))
+    return fits
 
 
 def stacked(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray, doubt: float = DOUBT) -> np.ndarray:

@@ -22,7 +22,7 @@ from bilevax.study.splits import (
 )
 from bilevax.tables.labels import Labels, encode_labels, notes_on_case
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
-from bilevax.tables.reading import Reading, marks_from_words, without
+from bilevax.tables.reading import without
 from bilevax.tables.table import Table
 
 _FEWEST_ROWS = 20
@@ -96,7 +96,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
     for name in (*splitting, *settings.drop):
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
-    reading = Reading(settings.text, drop=settings.drop, missing=marks_from_words(settings.missing))
+    reading = settings.reading
     reading.choose(table.name, [*table.names, *table.unread])
     dropped = [name for name in settings.drop if name not in table.unread]
     table.require([target, *splitting])

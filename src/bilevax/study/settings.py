@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bilevax.core.errors import ParameterError
+from bilevax.tables.reading import Reading, marks_from_words
 
 
 class TuneSettings(BaseModel):
@@ -44,6 +45,11 @@ class TuneSettings(BaseModel):
     missing: tuple[str, ...] = ()
     method: Literal["auto", "stochastic", "deterministic"] = "auto"
     steps: int = Field(default=100, ge=1)
+
+    @property
+    def reading(self) -> Reading:
+        """How a file is read."""
+        return Reading(self.text, drop=self.drop, missing=marks_from_words(self.missing))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "TuneSettings":

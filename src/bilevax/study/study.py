@@ -20,7 +20,6 @@ from bilevax.study.preparation import Prepared, prepare
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.labels import label_text
 from bilevax.tables.linear import LinearModel, penalties_by_term
-from bilevax.tables.reading import Reading, marks_from_words
 from bilevax.tables.table import Table
 
 __all__ = ["GRID", "TUNED", "UNTUNED", "Study", "TuneSettings", "tune_table"]
@@ -249,7 +248,7 @@ def _or_none(value: float | None) -> float | None:
 def _plain_model(
     estimator: TunedLogisticRegression, prepared: Prepared, target: str, settings: TuneSettings
 ) -> LinearModel:
-    terms, marks = prepared.encoder.terms_, Reading(missing=marks_from_words(settings.missing))
+    terms, reading = prepared.encoder.terms_, settings.reading
     return LinearModel(
         target=target,
         classes=prepared.labels.classes,
@@ -257,7 +256,7 @@ def _plain_model(
         coef=np.asarray(estimator.coef_, np.float64),
         terms=terms,
         penalties=penalties_by_term(estimator.penalties_, settings.penalty_per, len(terms)),
-        missing={name: found for name in prepared.encoder.columns_ if (found := marks.marks(name))},
+        missing={name: found for name in prepared.encoder.columns_ if (found := reading.marks(name))},
     )
 
 

@@ -64,14 +64,10 @@ def cells(table: Table, source: Source) -> np.ndarray:
     column = table.column(source.column)
     if source.kind == "text":
         return column.as_text().values
-    missing = column.missing
-    if missing.all():
-        return np.full(len(missing), np.nan)
-    found = column.kind if column.kind in ("date", "text") else "number"
-    if found != source.kind:
-        row = int(np.flatnonzero(~missing)[0])
-        cell = f" such as {column.values[row]!r} in row {row + 1}" if found == "text" else ""
-        raise DataError(f"{table.name}: column '{column.name}' holds {found}s{cell}; the model knows {source.kind}s")
+    if found := column.other_than(source.kind):
+        raise DataError(f"{table.name}: column '{column.name}' holds {found}; the model knows {source.kind}s")
+    if column.kind == "text":  # without a cell
+        return np.full(table.rows, np.nan)
     return date_parts(column.values, every=True)[source.part] if source.part else column.values
 
 

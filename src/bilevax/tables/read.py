@@ -19,7 +19,7 @@ from bilevax.core.limits import require, said
 from bilevax.tables.csv_file import read_csv_text
 from bilevax.tables.csv_types import column_of_cells, days
 from bilevax.tables.marks import notes_on_marks
-from bilevax.tables.reading import Marks, Reading, without
+from bilevax.tables.reading import Marks, Reading, number_of, without
 from bilevax.tables.table import Column, Table, check_names, object_array
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _read(path: Path, reading: Reading) -> Table:
     file = read_csv_text(path.name, data, lambda names: reading.choose(path.name, names))
     names = [file.names[j] for j in file.wanted]
     columns, notes, seen = [], file.notes, []
-    if all(_is_number(name) for name in file.names):
+    if all(number_of(name) is not None for name in file.names):
         notes.append("all column names are numbers: is the header missing, and the first row taken for it?")
     for name, cells in zip(names, file.columns, strict=True):
         column, note, marks = column_of_cells(name, cells, file.lines, reading)
@@ -175,14 +175,6 @@ def table_from_array(X: np.ndarray, names: Sequence[str], *, name: str = "X") ->
                 ) from None
             raise DataError(f"{name}: column '{label}' mixes types; make it one of numbers or text") from None
     return _from_arrow(name, pa.table(arrays, names=list(names)), Reading())
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_parquet(name: str, data: bytes, reading: Reading) -> pa.Table:

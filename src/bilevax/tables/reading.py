@@ -76,12 +76,13 @@ def without(column: Column, marks: Sequence[str]) -> Column:
         known = set(marks)
         values[[cell in known for cell in values.tolist()]] = None
     else:
-        values[np.isin(values, [x for x in map(_number, marks) if x is not None])] = np.nan
+        values[np.isin(values, [x for x in map(number_of, marks) if x is not None])] = np.nan
     return Column(column.name, column.kind, values)
 
 
-def _number(mark: str) -> float | None:
+def number_of(text: str) -> float | None:
+    """The number that a text is; None if it is none."""
     try:
-        return float(mark)
+        return float(text)
     except ValueError:
         return None

@@ -36,6 +36,15 @@ class Column:
         missing: np.ndarray = np.isnan(self.values)
         return missing
 
+    def other_than(self, known: Literal["number", "date"]) -> str:
+        """What the column holds in place of numbers or dates: ``texts such as 'x' in row 1``; empty if it does not."""
+        there = np.flatnonzero(~self.missing)
+        found = self.kind if self.kind in ("date", "text") else "number"
+        if found == known or not there.size:
+            return ""
+        row = int(there[0])
+        return f"{found}s" + (f" such as {self.values[row]!r} in row {row + 1}" if found == "text" else "")
+
     def as_text(self) -> "Column":
         """The same column with every cell as text: 3.0 is written ``3``, true is written ``true``."""
         if self.kind == "text":

@@ -131,17 +131,9 @@ def _numbers(source: str, column: Column, missing: np.ndarray, terms: Sequence[T
         if term.kind == "missing":
             out.append(missing.astype(float))
             continue
-        if not missing.all():
-            _check_type(source, column, missing, term)
+        known: Literal["number", "date"] = "date" if term.type == "date" else "number"
+        if found := column.other_than(known):
+            raise DataError(f"{source}: column '{column.name}' holds {found}; the model knows it as {known}s")
         cells = np.full(len(missing), np.nan) if column.kind == "text" else column.values
         out.append(np.where(missing, np.nan if term.fill is None else term.fill, cells))
     return out
-
-
-def _check_type(source: str, column: Column, missing: np.ndarray, term: Term) -> None:
-    known = "date" if term.type == "date" else "number"
-    found = column.kind if column.kind in ("date", "text") else "number"
-    if known != found:
-        row = int(np.flatnonzero(~missing)[0])
-        cell = f" such as {column.values[row]!r} in row {row + 1}" if found == "text" else ""
-        raise DataError(f"{source}: column '{column.name}' holds {found}s{cell}; the model knows it as {known}s")
