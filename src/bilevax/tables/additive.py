@@ -1,6 +1,6 @@
 """An additive model as plain numbers: a curve for every column, and the predictions they sum to, with numpy alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -84,6 +84,8 @@ class AdditiveModel:
         curves: what each effect adds in each of its bins, [bins, S], with mean 0 over the training rows; then what each
             pair adds, [joint bins, S].
         pairs: joint bins of pairs of columns.
+        target: the column that it predicts, where that is known.
+        missing: for columns, what says in a file that nothing is known, besides what always does.
     """
 
     link: Link
@@ -93,6 +95,26 @@ class AdditiveModel:
     effects: tuple[Effect, ...]
     curves: tuple[np.ndarray, ...] = field(repr=False)
     pairs: tuple[Pair, ...] = ()
+    target: str = ""
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a table must have."""
+        return tuple(dict.fromkeys(source.column for source in self.sources))
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Those of them that are to be read as text."""
+        return self._of_kind("text")
+
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Those that are to be read as numbers."""
+        return self._of_kind("number")
+
+    def _of_kind(self, kind: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(source.column for source in self.sources if source.kind == kind))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,10 +155,20 @@ class AdditiveModel:
         odds = np.exp(scores - scores.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
+    def predict_mean(self, table: Table) -> np.ndarray:
+        """Means [n], or probabilities [n, C]; columns are found by name.
+
+        Raises:
+            DataError: the table lacks a column, or holds other cells than those the model knows.
+        """
+        return self.mean(self.scores(self.codes(table)))
+
     def to_plain(self) -> Plain:
         """The model as JSON values."""
         return {
             "format": FORMAT,
+            "target": self.target,
+            "missing": {name: list(marks) for name, marks in self.missing.items()},
             "link": self.link,
             "classes": list(self.classes),
             "intercept": self.intercept.tolist(),
@@ -179,6 +211,8 @@ def additive_from_plain(plain: object) -> AdditiveModel:
             effects=tuple(effect_from_plain(entry) for entry in entries),
             curves=tuple(np.asarray(entry["curve"], float) for entry in (*entries, *pairs)),
             pairs=tuple(pair_from_plain(entry) for entry in pairs),
+            target=str(plain["target"]),
+            missing={str(name): tuple(map(str, marks)) for name, marks in plain["missing"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f"the model lacks a part or has a wrong one: {e}") from None

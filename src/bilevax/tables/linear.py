@@ -74,6 +74,10 @@ class LinearModel:
         odds /= odds.sum(axis=1, keepdims=True)
         return odds
 
+    def predict_mean(self, table: Table) -> np.ndarray:
+        """:meth:`predict_proba`."""
+        return self.predict_proba(table)
+
     def _overflow(self, table: Table, row: int, design: np.ndarray) -> str:
         """Which cell makes the score of a row overflow."""
         with np.errstate(over="ignore"):
