@@ -54,7 +54,9 @@ class Quick(ClassifierMixin, BaseEstimator):
                     "step": step,
                     "seconds": 0.5,
                     "visits": 10 * step,
+                    "tuning_loss": 0.5,
                     "validation_loss": 0.5 - 0.1 * step,
+                    "gradient_norm": 0.1,
                     "code": "OK",
                 }
                 self.n_iter_ += 1
@@ -197,7 +199,7 @@ def test_the_outcome_is_said_and_the_report_written(run, table, tmp_path):
         "single penalty, grid of 20",
         "no tuning (C = 1)",
     ]
-    assert "test log-loss" in out
+    assert "test rows it" in out
     assert "do not confirm: 0.0100 ± 0.0039" in out
     assert "step 0 of at most 100: validation loss 0.5000" in err
     assert "4 steps: validation loss 0.5000 to 0.2000" in err

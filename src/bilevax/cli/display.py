@@ -15,9 +15,9 @@ from bilevax.cli.output import Output
 from bilevax.core.events import Event
 from bilevax.core.run_files import REPORT
 from bilevax.core.text import clean, counted, duration, short_count
-from bilevax.report.comparison import SHOWN_ANYHOW
-from bilevax.report.records import read_run
+from bilevax.report.run import read_run
 from bilevax.report.summary import NORMAL, ending, verdict
+from bilevax.report.words import SHOWN_ANYHOW
 
 if TYPE_CHECKING:
     from bilevax.study.study import Study
@@ -143,13 +143,13 @@ def print_outcome(study: "Study", directory: Path) -> None:
     console = Output()
     console.print(_comparison(study))
     run = read_run(directory)
-    console.print(Text(verdict(run).sentence))
+    console.print(Text(verdict(run.records, run.config).sentence))
     gap = study.of_kind("gap")[0]
     if gap["validation_gap"] is not None:
         error = f" ± {NORMAL * gap['standard_error']:.4f}" if gap["standard_error"] is not None else ""
         fall = f"{gap['validation_gap']:.4f}{error}"
         console.print(Text(f"Part of the fall of the tuning loss that the validation rows do not confirm: {fall}"))
-    for notice in ending(run):
+    for notice in ending(run.records):
         console.print(Text(notice))
     if study.interrupted:
         console.print(Text(f"go on   bilevax resume {clean(directory)}"), soft_wrap=True)
