@@ -16,8 +16,8 @@ from bilevax.study.settings import TuneSettings
 
 NAME = "additive model (bilevax)"
 
-CURVES, POINTS, PAIRS = 60, 80, 20
-"""Effects whose curves are recorded, points of a curve, and pairs, at most: the most important ones."""
+CURVES, PAIRS = 40, 20
+"""Effects whose curves are recorded, and pairs, at most: the most important ones."""
 
 _FAMILIES = {"number": "gaussian", "count": "poisson", "amount": "gamma"}
 
@@ -144,35 +144,21 @@ def _importance(effect: np.ndarray, weight: np.ndarray) -> float:
 
 
 def _points(curve: Curve) -> dict[str, object]:
-    """The curve at not more than POINTS bins: neighbours of few rows are put together."""
-    numbers = sum(isinstance(at, float) for at in curve.at)
-    first = _groups(curve.weight[:numbers]) if numbers > POINTS else np.arange(numbers)
-    group = np.concatenate([first, (first[-1] + 1 if numbers else 0) + np.arange(len(curve.at) - numbers)]).astype(int)
-    mass = np.bincount(group, curve.weight)
-    # a bin without rows counts a little, so that a group has a mean
-    w = np.maximum(curve.weight, 1e-9 * curve.weight.sum())
+    def told(values: np.ndarray) -> list[list[float]]:
+        return [[_short(x) for x in row] for row in values.reshape(len(curve.at), -1).tolist()]
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        flat = values.reshape(len(group), -1)
-        sums = np.stack([np.bincount(group, w * column) for column in flat.T], axis=1)
-        return np.asarray(sums / np.bincount(group, w)[:, None])
-
-    x = mean(np.array([at if isinstance(at, float) else 0.0 for at in curve.at]))[:, 0]
-    names = [at for at in curve.at if not isinstance(at, float)]
     return {
-        "at": [*x[: len(mass) - len(names)].tolist(), *names],
-        "curve": mean(curve.effect).tolist(),
-        "lower": mean(curve.lower).tolist(),
-        "upper": mean(curve.upper).tolist(),
-        "weight": mass.tolist(),
+        "at": [_short(at) if isinstance(at, float) else at for at in curve.at],
+        "curve": told(curve.effect),
+        "lower": told(curve.lower),
+        "upper": told(curve.upper),
+        "weight": curve.weight.tolist(),
     }
 
 
-def _groups(weight: np.ndarray) -> np.ndarray:
-    """Of bins in order the number of their group, POINTS of about equal weight."""
-    middle = np.cumsum(weight) - weight / 2
-    group = np.floor(middle / weight.sum() * POINTS).clip(0, POINTS - 1)
-    return np.unique(group, return_inverse=True)[1]
+def _short(x: float) -> float:
+    """To six digits: what is drawn needs no more."""
+    return float(f"{x:.6g}")
 
 
 def _pair(surface: Surface, log_evidence: float) -> Pair:
@@ -183,6 +169,6 @@ def _pair(surface: Surface, log_evidence: float) -> Pair:
         log_evidence=or_none(log_evidence),
         first=list(surface.at_first),
         second=list(surface.at_second),
-        surface=surface.effect.reshape(*shape, -1).tolist(),
+        surface=[[list(map(_short, s)) for s in row] for row in surface.effect.reshape(*shape, -1).tolist()],
         weight=surface.weight.tolist(),
     )
