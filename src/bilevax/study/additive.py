@@ -55,7 +55,7 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
         emit(Note(text=text, about="model"))
     if estimator.interrupted_:
         emit(Note(text=_ended(estimator, interrupted=interrupted), about="model"))
-    for record in (*candidates(estimator), *effects(estimator)):
+    for record in (*candidates(estimator, _unit(prepared)), *effects(estimator)):
         emit(record)
     reading = settings.reading
     marks = {name: found for name in prepared.features.names if (found := reading.marks(name))}
@@ -97,14 +97,20 @@ def _ended(estimator: TunedAdditiveClassifier | TunedAdditiveRegressor, *, inter
     return f"{why} before all candidates were compared: {known}"
 
 
-def candidates(estimator: TunedAdditiveClassifier | TunedAdditiveRegressor) -> list[Record]:
-    """Records of what was compared."""
+def _unit(prepared: Prepared) -> float:
+    """Of a candidate's loss, in that of the comparison: half the deviance, of a number that is scaled to variance 1."""
+    task, y = prepared.target.task, prepared.target.values[prepared.split.train]
+    return {"classes": 1.0, "number": 2.0 * float(np.var(y)), "count": 2.0, "amount": 2.0}[task]
+
+
+def candidates(estimator: TunedAdditiveClassifier | TunedAdditiveRegressor, unit: float) -> list[Record]:
+    """Records of what was compared, with losses in a unit."""
     return [
         Candidate(
             name=c.candidate,
-            loss=c.loss,
-            difference=c.difference,
-            standard_error=c.standard_error,
+            loss=unit * c.loss,
+            difference=unit * c.difference,
+            standard_error=unit * c.standard_error,
             weight=c.weight,
         )
         for c in estimator.choice_
