@@ -15,12 +15,14 @@ _EXACT = "2024-12-31"
 _MONTH = r"(jan|feb|mar|apr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez)[a-z]*\.?"
 _CLOCK = r"([T ,]+\d{1,2}:\d\d(:\d\d(\.\d+)?)?\s*([ap]\.?m\.?)?(\s*(z|utc|gmt|[+-]\d\d:?\d\d))?)?"
 _DAY = r"((mon|tue|wed|thu|fri|sat|sun)[a-z]*,?\s+)?"
+_YEAR = r"(1[6-9]|20)\d\d"
+_ISO = re.compile(rf"{_YEAR}-\d\d-\d\d([T ].*)?")
 _TEXTS = re.compile(
     rf"{_DAY}("
-    r"\d{1,2}[./-]\d{1,2}[./-](19|20)\d\d|\d{1,2}/\d{1,2}/\d\d|\d\d[.-]\d\d[.-]\d\d|(19|20)\d\d[./-]\d{1,2}[./-]\d{1,2}|"
+    rf"\d{{1,2}}[./-]\d{{1,2}}[./-]{_YEAR}|\d{{1,2}}/\d{{1,2}}/\d\d|\d\d[.-]\d\d[.-]\d\d|{_YEAR}[./-]\d{{1,2}}[./-]\d{{1,2}}|"
     rf"\d{{1,2}}[. -]*{_MONTH}[, -]*(\d{{4}}|\d\d)|{_MONTH}\s*\d{{1,2}}(st|nd|rd|th)?,?\s+\d{{4}}|"
-    rf"{_MONTH}[ -]*\d{{4}}|\d{{1,2}}/(19|20)\d\d|(19|20)\d\d-(0\d|1[0-2])|\d{{4}}-?w\d\d(-?\d)?|\d{{4}}[ -]?q[1-4]|q[1-4][ -/]?\d{{4}}|"
-    rf"\d{{8}}t?(\d{{4}}|\d{{6}})?z?){_CLOCK}",
+    rf"{_MONTH}[ -]*\d{{4}}|\d{{1,2}}/{_YEAR}|{_YEAR}-(0\d|1[0-2])|{_YEAR}-?w\d\d(-?\d)?|{_YEAR}[ -]?q[1-4]|"
+    rf"q[1-4][ -/]?{_YEAR}|\d{{8}}t?(\d{{4}}|\d{{6}})?z?){_CLOCK}",
     re.IGNORECASE,
 )
 _LOOKED_AT = 1000
@@ -40,7 +42,7 @@ def _in_digits(column: Levels, values: np.ndarray) -> str:
     found = next((form for form, is_one in _FORMS.items() if is_one(values, words.time)), "")
     if not found:
         return ""
-    if found.startswith("Excel") or found.startswith("Unix"):
+    if found.startswith(("days", "Unix")):
         why = "which as numbers are in order, but have neither months nor days of the week"
     else:
         why = "between which a number has gaps at the end of each month or year"
@@ -54,7 +56,7 @@ def _dates(year: np.ndarray, month: np.ndarray, day: np.ndarray) -> bool:
     longest = np.array([0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])[month * ((month >= 1) & (month <= 12))]
     valid = (year >= _FIRST_YEAR) & (year <= _LAST_YEAR) & (day >= 1) & (day <= longest)
     # A mark such as 99999999 may stand among them.
-    return np.count_nonzero(valid) >= max(0.98 * len(year), 1) and np.count_nonzero(~valid) <= 2
+    return bool(np.count_nonzero(valid) >= max(0.98 * len(year), 1) and np.count_nonzero(~valid) <= 2)
 
 
 def _day_at_the_end(x: np.ndarray, named: bool) -> bool:
@@ -77,7 +79,7 @@ def _unix(x: np.ndarray, named: bool, unit: int = 1) -> bool:
     """Seconds from 1989 to 2033."""
     if x.min() < 600_000_000 * unit or x.max() >= 2_000_000_000 * unit:
         return False
-    return named or len(x) >= _FEWEST and bool(np.all(x % (60 * unit) == 0))
+    return named or (len(x) >= _FEWEST and bool(np.all(x % (60 * unit) == 0)))
 
 
 def _milliseconds(x: np.ndarray, named: bool) -> bool:
@@ -95,7 +97,7 @@ _FORMS: dict[str, Callable[[np.ndarray, bool], bool]] = {
     "months as numbers (year, month)": _month_at_the_end,
     "Unix time in seconds": _unix,
     "Unix time in milliseconds": _milliseconds,
-    "Excel's numbers of days": _excel,
+    "days by their numbers, as in Excel": _excel,
 }
 
 
@@ -109,9 +111,11 @@ def _in_text(column: Levels) -> str:
     if all(text.isdigit() for text in some) and not _digits_are_dates(some):
         return ""
     but = f" (but not in {others[0]!r})" if others else ""
+    written = all(_ISO.fullmatch(text) for text in some)
+    advice = "make it a column of dates" if written else f"write them as {_EXACT}"
     return (
-        f"column '{column.name}' has dates such as {such_as(column, 2)}{but}, and is read as text, one value a category: "
-        f"write them as {_EXACT}, or leave them out ({option('--drop', column.name)})"
+        f"column '{column.name}' has dates such as {such_as(column, 2)}{but}, and is read as text, one value a "
+        f"category: {advice}, or leave it out ({option('--drop', column.name)})"
     )
 
 

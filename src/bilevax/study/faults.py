@@ -1,5 +1,6 @@
 """What is wrong with columns, labels and rows, whatever the target is."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -10,26 +11,15 @@ from bilevax.core.text import counted, listed
 from bilevax.study.levels import Levels, option, rows_in, such_as
 
 _MANY_LEVELS = 5000
-_FIRST_MARKS = (
-    -1.0,
-    -9.0,
-    -99.0,
-    -999.0,
-    -9999.0,
-    -99999.0,
-    -999999.0,
-    -8.0,
-    -88.0,
-    -888.0,
-    -8888.0,
-    -7.0,
-    -77.0,
-    -777.0,
-)
-_LAST_MARKS = (99.0, 999.0, 9999.0, 99999.0, 999999.0, 9999999.0, 888.0, 8888.0, 777.0, 7777.0)
-# A mark occurs more than twice, and stands apart from the quantity: in its standard deviations, from its middle and from
-# its nearest value.
-_OFTEN, _FAR, _APART = 3, 3.5, 1.3
+# What has more values may be a quantity of a group, such as a county's income, beside the group's name.
+_RECODED = 50
+_FIRST_MARKS = (-1.0, *(-float(digit * n) for digit in "978" for n in range(1, 7)))
+_LAST_MARKS = tuple(float(digit * n) for digit in "978" for n in range(2, 8))
+# A mark occurs more than twice, and stands apart from the quantity: in standard deviations, from its middle and its
+# nearest value; and in steps between the values that are near to it.
+_OFTEN, _FAR, _APART, _STEPS = 3, 3.5, 1.3, 5.0
+# A zero in more rows is a value: of those who have none.
+_ZEROS = 0.05
 
 
 def constant(column: Levels) -> str:
@@ -54,8 +44,9 @@ def mark(column: Levels) -> str:
     least, most = column.levels[0], column.levels[-1]
     negative = least in _FIRST_MARKS and column.levels[1] >= 0 and column.whole
     for value, at in ((least, 0), (most, -1)):
-        known = _FIRST_MARKS + (0.0,) if at == 0 else _LAST_MARKS
-        if value not in known or column.counts[at] < _OFTEN:
+        known = value in (_FIRST_MARKS if at == 0 else _LAST_MARKS)
+        zero = value == 0 and at == 0 and column.counts[0] <= _ZEROS * column.known
+        if not (known or zero) or column.counts[at] < _OFTEN:
             continue
         nearest, far = _apart(column, at)
         if far or (at == 0 and negative):
@@ -81,36 +72,39 @@ def _apart(column: Levels, at: int) -> tuple[float, bool]:
     quarter, middle, upper = (float(others[np.searchsorted(below, p)]) for p in (0.25, 0.5, 0.75))
     spread = (upper - quarter) / 1.349
     value = float(column.levels[at])
+    step = float(np.median(np.diff(others[: _OFTEN * 3] if at == 0 else others[-_OFTEN * 3 :])))
+    if abs(value - nearest) < _STEPS * step:
+        return nearest, False
     return nearest, bool(abs(value - middle) > _FAR * spread > 0 and abs(value - nearest) > _APART * spread)
 
 
-def alike(column: Levels, *, target: bool) -> list[str]:
-    """A sentence for each set of levels of a text column that differ by case, blanks or punctuation alone."""
+def alike(column: Levels, *, target: bool) -> str:
+    """A sentence where levels of a text column differ by case, blanks or punctuation alone."""
     if column.kind != "text" or not 2 <= len(column.levels) <= _MANY_LEVELS:
-        return []
+        return ""
     same: dict[str, list[int]] = {}
     for i, level in enumerate(column.levels.tolist()):
         same.setdefault(_bare(level), []).append(i)
     what = "classes" if target else "values"
     found = sorted((of for of in same.values() if len(of) > 1), key=lambda of: -column.counts[of].sum())
-    sentences = [
-        f"{what} {listed(f'{column.levels[i]!r} ({column.counts[i]:,} rows)' for i in of[:4])} of '{column.name}' differ "
-        "only by case, blanks or punctuation; if they mean the same, write them alike"
-        for of in found[:1]
-    ]
-    if len(found) > 1:
-        sentences[0] += f" (and so do {counted(len(found) - 1, 'other set')} of {what})"
-    return sentences
+    if not found:
+        return ""
+    said = listed(f"{column.levels[i]!r} ({counted(int(column.counts[i]), 'row')})" for i in found[0][:4])
+    more = f" (and so do {counted(len(found) - 1, 'other set')} of {what})" if len(found) > 1 else ""
+    return (
+        f"{what} {said} of '{column.name}' differ only by case, blanks or punctuation; if they mean the same, write "
+        f"them alike{more}"
+    )
+
+
+# At the end of a word, around one, or between two.
+_PUNCTUATION = re.compile(r"""(?<=\w)[.,;:!?]+$|["'`´’,;:()_]|(?<=\w)[-./ ]+(?=\w)""")
 
 
 def _bare(level: str) -> str:
     text = " ".join(unicodedata.normalize("NFKC", level).casefold().split())
-    # Beside digits, points and hyphens mean something; alone, a mark is a value.
-    return (
-        text
-        if re.search(r"\d", text)
-        else re.sub(r"""(?<=\w)[.,;:!?]+$|["'`´’,;:()_]|(?<=\w)[-./ ]+(?=\w)""", "", text) or text
-    )
+    # Beside digits, points and hyphens mean something; a mark alone is a value.
+    return text if re.search(r"\d", text) else _PUNCTUATION.sub("", text) or text
 
 
 class SameColumns:
@@ -139,7 +133,7 @@ def _fingerprints(column: Levels) -> Iterable[tuple[str, bytes]]:
         # Rising and falling functions have one fingerprint: that of the direction in which the first row is low.
         first = codes[codes >= 0][0]
         yield "is a rising or falling function of column", _hash(falling if 2 * first >= len(column.levels) else codes)
-    if len(column.levels) <= 0.5 * known:
+    if len(column.levels) <= min(_RECODED, 0.5 * known):
         yield "has, one to one, the values of column", _hash(_by_appearance(column))
 
 
@@ -158,13 +152,12 @@ def _by_appearance(column: Levels) -> np.ndarray:
     first[column.codes[rows]] = rows  # the last that is written is the first row
     rank = np.empty(len(first) + 1, np.int32)
     rank[np.argsort(first)], rank[-1] = np.arange(len(first)), -1
-    return rank[column.codes]
+    ranks: np.ndarray = rank[column.codes]
+    return ranks
 
 
 def _hash(codes: np.ndarray, levels: np.ndarray | None = None) -> bytes:
-    import hashlib
-
-    found = hashlib.blake2b(np.ascontiguousarray(codes, np.int32), digest_size=16)
+    found = hashlib.blake2b(codes.astype(np.int32).tobytes(), digest_size=16)
     if levels is not None:
         found.update(levels.tobytes() if levels.dtype != object else "\0".join(levels.tolist()).encode())
     return found.digest()

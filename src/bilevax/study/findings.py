@@ -21,27 +21,23 @@ _NAMED = 8
 
 About: TypeAlias = Literal["leak", "identifier", "date", "duplicates", "constant", "labels", "table"]
 
-_ORDER: dict[str, tuple[int, About]] = {
-    kind: (rank, about)
-    for rank, (kind, about) in enumerate(
-        {
-            "leak": "leak",
-            "sum": "leak",
-            "target": "labels",
-            "alike": "labels",
-            "rows": "duplicates",
-            "identifier": "identifier",
-            "date": "date",
-            "mark": "table",
-            "code": "table",
-            "levels": "labels",
-            "columns": "duplicates",
-            "constant": "constant",
-            "group": "table",
-            "time": "table",
-            "order": "table",
-        }.items()
-    )
+# Most serious first, and what each is about.
+_KINDS: dict[str, About] = {
+    "leak": "leak",
+    "sum": "leak",
+    "target": "labels",
+    "alike": "labels",
+    "rows": "duplicates",
+    "identifier": "identifier",
+    "date": "date",
+    "mark": "table",
+    "code": "table",
+    "levels": "labels",
+    "columns": "duplicates",
+    "constant": "constant",
+    "group": "table",
+    "time": "table",
+    "order": "table",
 }
 
 
@@ -70,12 +66,11 @@ def findings(
         table.require([target])
     if table.rows < _FEWEST_ROWS:
         return ()
-    found = sorted(_all(table, target, task, {group, time} - {None}), key=lambda one: _ORDER[one.kind][0])
-    return tuple(_a_few_of_each(found))
+    return tuple(_a_few_of_each(list(_all(table, target, task, {group, time} - {None}))))
 
 
 def _a_few_of_each(found: list[_Found]) -> Iterator[Note]:
-    for kind, (_, about) in _ORDER.items():
+    for kind, about in _KINDS.items():
         of_kind = [one for one in found if one.kind == kind]
         # One more is shown as easily as named.
         shown = _SHOWN if len(of_kind) > _SHOWN + 1 else len(of_kind)
@@ -92,7 +87,8 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
     if of_target is not None:
         classes = targets.is_classes(of_target, task)
         yield from (_Found("target", of_target.name, text) for text in targets.faults_of(of_target, classes=classes))
-        yield from (_Found("alike", of_target.name, text) for text in faults.alike(of_target, target=True))
+        if text := faults.alike(of_target, target=True):
+            yield _Found("alike", of_target.name, text)
         if len(of_target.levels) > 1:
             asked = leaks.target_of(of_target, classes=classes)
     same_columns, same_rows, told = faults.SameColumns(), faults.SameRows(table.rows), _Order(asked)
@@ -132,8 +128,8 @@ class _Order:
         """The rows are sorted by the target."""
         assert self.asked is not None
         return (
-            f"the rows are sorted by '{self.asked.name}': what comes from their order (a running number, the time of "
-            "collection) would tell it"
+            f"the rows are sorted by '{self.asked.name}': a column that goes with their order, such as a running number, "
+            "would tell it"
         )
 
 
@@ -158,7 +154,7 @@ def _of_column(column: Levels, told: _Order, *, suggested: bool) -> Iterator[_Fo
     if not suggested:
         yield from one("group", identifiers.group(column))
     yield from one("mark", faults.mark(column))
-    yield from (_Found("levels", column.name, text) for text in faults.alike(column, target=False))
+    yield from one("levels", faults.alike(column, target=False))
 
 
 def _of_target(column: Levels, told: _Order, *, in_time: bool) -> Iterator[_Found]:

@@ -31,7 +31,8 @@ def identifier(column: Levels) -> str:
             return f"column '{column.name}' is free text, which is not read word by word: leave it out ({drop})"
         return (
             f"column '{column.name}' has a text of its own in nearly every row ({len(column.levels):,} of "
-            f"{column.known:,}), {what}, such as {such_as(column, 2)}: no model can learn from it; leave it out ({drop})"
+            f"{column.known:,}), {what}, such as {such_as(column, 1)}: nothing can be learned from it; leave it out "
+            f"({drop})"
         )
     words = words_of(column.name)
     if not column.whole or (words.time and not words.identifier):
@@ -51,7 +52,9 @@ def _text_that_is_unique(column: Levels) -> str:
 def _reason_for_an_identifier(column: Levels, *, named: bool) -> str:
     levels, n = column.levels, len(column.levels)
     if levels[-1] - levels[0] + 1 == n and n == column.known:
-        return "counts the rows" if column.steady else f"numbers the rows from {levels[0]:.0f} to {levels[-1]:.0f}"
+        if column.steady:
+            return f"counts the rows (if it says which are older, give it as {option('--time', column.name)})"
+        return f"numbers the rows from {levels[0]:.0f} to {levels[-1]:.0f}"
     if named:
         return "is an identifier by its name, with a number of its own in nearly every row"
     if n < column.known:

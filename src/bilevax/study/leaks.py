@@ -22,6 +22,9 @@ _MANY = 10
 _LEFT_BY_LEVELS, _LEFT_BY_QUANTITY, _LEFT_BY_PRESENCE = 0.025, 0.01, 0.1
 # Share of the variance of the ranks that may be left where a number is predicted.
 _LEFT_OF_VARIANCE = 0.005
+# Below so many rows a law of nature may hold as well; then only a rising or falling function is a leak, whose ends
+# alone are one rank off.
+_FEWEST, _ROWS, _ENDS = 30, 100, 2.0
 # Rows that are not of the most frequent class; with fewer, chance separates them.
 _OTHERS = 10
 
@@ -45,7 +48,7 @@ class Target(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How well a column predicts: rows looked at, and the error that is left as a share of that of a guess."""
+    """How well a column predicts: rows looked at, error left as a share of that of a guess, share of the rows right."""
 
     rows: int
     left: float
@@ -109,15 +112,14 @@ def leak(column: Levels, target: Target) -> str:
     leave = f"is it known before '{y}' is? If not, leave it out ({x})"
     codes = column.codes[target.rows]
     if _copies(codes, target):
-        return f"column '{column.name}' is a copy of '{y}', or a recoding: to each value belongs one of '{y}'; {leave}"
+        return f"column '{column.name}' is a copy of '{y}' or a recoding, value for value: {leave}"
     found = score(column.codes, target, ordered=column.ordered)
     if _tells(column, found, target):
-        sampled = f" ({found.rows:,} rows were looked at)" if found.rows == SAMPLE else ""
+        sampled = f" ({found.rows:,} were looked at)" if found.rows == SAMPLE else ""
         if target.classes:
-            rows = f"in {cut_percent(found.right)} of the rows" if found.right < 1 else "in every row"
-            return f"column '{column.name}' alone predicts '{y}' {rows}{sampled}: {leave}"
-        share = cut_percent(1 - found.left) if found.left > 1e-4 else "all"
-        return f"column '{column.name}' alone tells {share} of the order of '{y}'{sampled}: {leave}"
+            return f"column '{column.name}' alone predicts '{y}' in {_rows(found)}{sampled}: {leave}"
+        share = "all" if found.left * target.guess <= _ENDS else cut_percent(1 - found.left)
+        return f"column '{column.name}' alone tells {share} of how the rows are ordered by '{y}'{sampled}: {leave}"
     return _presence(column, target, leave)
 
 
@@ -138,9 +140,14 @@ def _copies(codes: np.ndarray, target: Target) -> bool:
 
 def _tells(column: Levels, found: Score, target: Target) -> bool:
     if not target.classes:
-        return found.rows >= 30 and found.left <= _LEFT_OF_VARIANCE
+        wanted = _LEFT_OF_VARIANCE if found.rows >= _ROWS else _ENDS / target.guess
+        return found.rows >= _FEWEST and found.left <= wanted
     few = len(column.levels) * _MANY <= found.rows
     return target.guess >= _OTHERS and found.left <= (_LEFT_BY_LEVELS if few else _LEFT_BY_QUANTITY)
+
+
+def _rows(found: Score) -> str:
+    return f"{cut_percent(found.right)} of the rows" if found.right < 1 else "every row"
 
 
 def _presence(column: Levels, target: Target, leave: str) -> str:
@@ -151,12 +158,11 @@ def _presence(column: Levels, target: Target, leave: str) -> str:
         return ""
     asked, what = target, f"'{target.name}'"
     if not target.classes:
-        values, y, counts = np.unique(target.y, return_inverse=True, return_counts=True)
+        _, y, counts = np.unique(target.y, return_inverse=True, return_counts=True)
         usual = (y == counts.argmax()).astype(np.int64)
         asked = target._replace(y=usual, classes=True, guess=float(min(usual.sum(), len(usual) - usual.sum())))
         what = f"whether '{target.name}' has its most frequent value"
     found = score(there, asked, ordered=False)
     if asked.guess < _OTHERS or found.left > (_LEFT_BY_PRESENCE if target.classes else _LEFT_BY_LEVELS):
         return ""
-    rows = f"in {cut_percent(found.right)} of the rows" if found.right < 1 else "in every row"
-    return f"whether a cell of column '{column.name}' is empty tells {what} {rows}: {leave}"
+    return f"whether a cell of column '{column.name}' is empty tells {what} in {_rows(found)}: {leave}"

@@ -82,26 +82,11 @@ class Words(NamedTuple):
 
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_IDENTIFIER = {
-    "id",
-    "ids",
-    "uuid",
-    "guid",
-    "key",
-    "pk",
-    "identifier",
-    "rownum",
-    "rowid",
-    "index",
-    "idx",
-    "nr",
-    "serial",
-}
-_OWNER = (
-    "account|booking|case|client|customer|device|employee|household|invoice|member|order|participant|passenger|patient|"
-    "person|product|record|row|sample|session|student|subject|ticket|transaction|user"
-)
-_OWNED = re.compile(rf"({_OWNER})s?(id|no|nr|num|number)?$")
+_IDENTIFIER = {"id", "ids", "uuid", "guid", "key", "pk", "identifier", "rownum", "nr", "serial"}
+_PEOPLE = "case|client|customer|household|participant|passenger|patient|person|student|subject|user"
+_THINGS = "account|booking|device|employee|invoice|member|order|product|record|row|sample|session|ticket|transaction"
+# A customer may be a number of a customer, but customers are counted.
+_OWNED = re.compile(rf"({_PEOPLE})|({_PEOPLE}|{_THINGS})s?(id|no|nr|num|number)")
 _CODE = {"zip", "zipcode", "postcode", "postal", "plz", "fips", "code", "codes", "naics", "sic", "icd", "iata", "npi"}
 _TIME = {
     "date", "datum", "day", "time", "timestamp", "ts", "datetime", "dob", "birthday", "birthdate", "created", "updated",

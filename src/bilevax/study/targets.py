@@ -46,7 +46,7 @@ def faults_of(column: Levels, *, classes: bool) -> list[str]:
     label = such_as(Levels("", column.kind, column.codes, column.levels[rarest:], column.counts), 1)
     if len(column.levels) == 1:
         found.append(f"'{column.name}' is {label} in every row: there is nothing to predict")
-    elif rows < _RARE_ROWS and column.known >= 10 * _RARE_ROWS or share < _RARE_SHARE:
+    elif (rows < _RARE_ROWS and column.known >= 10 * _RARE_ROWS) or share < _RARE_SHARE:
         tail = (
             f": always predicting the most frequent class is right in {percent(float(most))} of the rows, so accuracy "
             "says little; score by roc_auc or average_precision (--scoring)"
@@ -59,7 +59,7 @@ def faults_of(column: Levels, *, classes: bool) -> list[str]:
 
 def made_of(table: Table, target: str) -> str:
     """A sentence where the target is a sum, or a product, of two or more columns in every row."""
-    numbers = [c for c in table.columns if c.kind in ("integer", "number") and not np.ptp(c.values) == 0]
+    numbers = [c for c in table.columns if c.kind in ("integer", "number") and np.ptp(c.values) != 0]
     y = next((c.values for c in numbers if c.name == target), None)
     others = [c for c in numbers if c.name != target]
     if y is None or not 2 <= len(others) <= _COLUMNS or len(np.unique(y)) <= _FEW_NUMBERS:
@@ -100,6 +100,6 @@ def _exact(X: np.ndarray, y: np.ndarray) -> list[int]:
 def _made(target: str, names: list[str], how: str) -> str:
     shown = listed(f"'{name}'" for name in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return (
-        f"'{target}' is {how} of columns {shown} in every row: are these known before '{target}' is? If not, leave them "
-        f"out ({' '.join(option('--drop', name) for name in names[:6])})"
+        f"'{target}' is {how} of columns {shown} in every row: are these known before '{target}' is? If not, leave "
+        f"them out ({' '.join(option('--drop', name) for name in names[:6])})"
     )
