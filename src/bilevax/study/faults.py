@@ -20,6 +20,7 @@ _LAST_MARKS = tuple(float(digit * n) for digit in "978" for n in range(2, 8))
 _OFTEN, _FAR, _APART, _STEPS = 3, 3.5, 1.3, 5.0
 # A zero in more rows is a value: of those who have none.
 _ZEROS = 0.05
+_TOGETHER = 0.6
 
 
 def constant(column: Levels) -> str:
@@ -168,29 +169,25 @@ class SameRows:
 
     def __init__(self, rows: int) -> None:
         self._hashes = np.zeros(rows, np.uint64)
-        self._columns = 0
-        # Of pairs of rows, the log of the share that agree in independent columns of these levels.
-        self._chance = 0.0
+        self._agree: list[float] = []
 
     def add(self, column: Levels) -> None:
         """One more column in which rows agree or not."""
         self._hashes = _mixed(self._hashes * np.uint64(0x9E3779B97F4A7C15) + (column.codes + 2).astype(np.uint64))
-        self._columns += 1
-        shares = np.append(column.counts, len(column.codes) - column.known) / max(len(column.codes), 1)
-        self._chance += float(np.log(np.sum(shares**2)))
+        counts = np.append(column.counts, len(column.codes) - column.known).astype(float)
+        self._agree.append(float(np.sum(counts * (counts - 1)) / 2))
 
     def found(self, target: Levels | None) -> str:
         """A sentence where more rows are copies than columns as coarse as these would have."""
         n = len(self._hashes)
-        _, which, counts = np.unique(self._hashes, return_inverse=True, return_counts=True)
-        copies = n - len(counts)
-        expected = n * (n - 1) / 2 * np.exp(self._chance)
-        # Columns that go together agree more often than independent ones: their chance is taken to a power below 1.
-        together = n * (n - 1) / 2 * np.exp(0.6 * self._chance)
-        if self._columns < 2 or copies < max(2, 0.001 * n) or copies < 3 * max(expected, together):
+        different, which = np.unique(self._hashes, return_inverse=True)
+        copies = n - len(different)
+        if len(self._agree) < 2 or copies < max(2, 0.001 * n) or copies < 3 * self._by_chance():
             return ""
         repeated = f"{rows_in(copies, n)} {'is a copy' if copies == 1 else 'are copies'} of an earlier one"
-        advice = "; copies of a row on both sides of a split make its test too kind: leave them out"
+        advice = (
+            "; if they are one case written twice, leave them out: on both sides of a split they make its test too kind"
+        )
         if target is None:
             return f"{repeated} in every column{advice}"
         known = target.codes >= 0
@@ -202,6 +199,15 @@ class SameRows:
             f"{repeated} in every column but '{target.name}', and {other:,} of them {'has' if other == 1 else 'have'} "
             f"another '{target.name}' than before: no model is right in all of these; see which are mistakes"
         )
+
+    def _by_chance(self) -> float:
+        """Of the pairs of rows that agree in the finest column, those that would agree in all others, too.
+
+        Columns that go together agree more often than independent ones: their chance is taken to a power below 1.
+        """
+        finest, *others = sorted(self._agree)
+        n = len(self._hashes)
+        return float(finest * np.prod(np.array(others) / (n * (n - 1) / 2)) ** _TOGETHER)
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

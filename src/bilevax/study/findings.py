@@ -102,13 +102,21 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
         if column.name not in apart:
             yield from of_column
         if not any(one.kind in ("identifier", "leak") for one in of_column):
-            same_rows.add(column)
             if text := same_columns.add(column):
                 yield _Found("columns", column.name, text)
+            else:
+                same_rows.add(column)
     if text := same_rows.found(of_target):
         yield _Found("rows", table.name, text)
     if target is not None and asked is not None and (text := targets.made_of(table, target)):
         yield _Found("sum", target, text)
+
+
+def _sorted(asked: leaks.Target) -> bool:
+    steps = np.diff(asked.y)
+    if asked.classes:
+        return int(np.count_nonzero(steps)) < len(np.unique(asked.y))
+    return bool(np.all(steps >= 0)) or bool(np.all(steps <= 0))
 
 
 class _Order:
@@ -116,20 +124,14 @@ class _Order:
 
     def __init__(self, asked: leaks.Target | None) -> None:
         self.asked = asked
-        self.sorted = False
-        if asked is not None and len(asked.y) >= 30:
-            steps = np.diff(asked.y)
-            jumps = np.count_nonzero(steps)
-            self.sorted = (
-                jumps < len(np.unique(asked.y)) if asked.classes else bool(np.all(steps >= 0) | np.all(steps <= 0))
-            )
+        self.sorted = asked is not None and len(asked.y) >= 30 and _sorted(asked)
 
     def sentence(self) -> str:
         """The rows are sorted by the target."""
         assert self.asked is not None
         return (
-            f"the rows are sorted by '{self.asked.name}': a column that goes with their order, such as a running number, "
-            "would tell it"
+            f"the rows are sorted by '{self.asked.name}': a column that goes with their order, such as a running "
+            "number, would tell it"
         )
 
 

@@ -113,6 +113,8 @@ def leak(column: Levels, target: Target) -> str:
     codes = column.codes[target.rows]
     if _copies(codes, target):
         return f"column '{column.name}' is a copy of '{y}' or a recoding, value for value: {leave}"
+    if text := _presence(column, target, leave):
+        return text
     found = score(column.codes, target, ordered=column.ordered)
     if _tells(column, found, target):
         sampled = f" ({found.rows:,} were looked at)" if found.rows == SAMPLE else ""
@@ -120,7 +122,7 @@ def leak(column: Levels, target: Target) -> str:
             return f"column '{column.name}' alone predicts '{y}' in {_rows(found)}{sampled}: {leave}"
         share = "all" if found.left * target.guess <= _ENDS else cut_percent(1 - found.left)
         return f"column '{column.name}' alone tells {share} of how the rows are ordered by '{y}'{sampled}: {leave}"
-    return _presence(column, target, leave)
+    return ""
 
 
 def _copies(codes: np.ndarray, target: Target) -> bool:
