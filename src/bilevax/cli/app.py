@@ -194,27 +194,50 @@ def report(
 
 @app.command()
 def check(
-    problem: Annotated[
+    context: typer.Context,
+    subject: Annotated[
         str,
         typer.Argument(
-            metavar="MODULE:PROBLEM",
-            help="A module or a .py file, and in it a dictionary, a record, or a function that returns one.",
+            metavar="TABLE|MODULE:PROBLEM",
+            help="A table, or a module or a .py file and in it a dictionary, a record, or a function that returns one.",
         ),
     ],
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the findings as a page, too.")
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="COLUMN", help="Of a table: the column to predict.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that the audit draws.")] = 0,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Of a table: column that is not looked at.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Of a table: column to read as text.")
+    ] = None,
+    missing: Annotated[
+        list[str] | None, typer.Option(metavar="MARKS", help="Of a table: cells that say that nothing is known.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of a table: what is found, as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Of a problem: write the findings as a page, too.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of a problem: seed of all that the audit draws.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
-    """Audit a bilevel problem of your own: biased losses, steps that are too long, lam that does nothing, and more."""
+    """Look through a table before any fit: leaks, identifiers, copies, dates as numbers; or audit a bilevel problem."""
+    from bilevax.cli import check_table
+
+    if check_table.is_table(subject):
+        check_table.refuse_options(context, ("html", "seed", "force", "no_cache"), "a table")
+        from bilevax.tables.reading import Reading, marks_from_words
+
+        reading = Reading(text or (), drop=drop or (), missing=marks_from_words(missing or ()))
+        raise typer.Exit(check_table.run(subject, target, reading, as_json=as_json))
+    check_table.refuse_options(context, ("target", "drop", "text", "missing", "as_json"), "a problem in a module")
     # Before JAX is imported, which reads its settings then.
     keep_programs(not no_cache)
     from bilevax.cli.check import run
 
-    raise typer.Exit(run(problem, html, seed=seed, force=force, debug=debug))
+    raise typer.Exit(run(subject, html, seed=seed, force=force, debug=debug))
 
 
 @app.command()
