@@ -46,6 +46,7 @@ from bilevax.core.run_records import (
     read_records,
 )
 from bilevax.study import linear, read_model, tune_table, write_run
+from bilevax.study.findings import findings
 from bilevax.study.preparation import prepare
 from bilevax.study.run_directory import RunDirectory
 from bilevax.study.settings import TuneSettings, settings_from
@@ -487,17 +488,18 @@ def test_group_and_time_columns_split_and_are_no_features(model):
 @pytest.mark.parametrize(
     ("words", "note"),
     [
-        (["Yes", "yes", "No", "no"], ["'Yes' (20 rows), 'yes' (20 rows)", "'No' (20 rows), 'no' (20 rows)"]),
-        (["straße", "STRASSE", "weg 1", "weg  2"], ["'STRASSE' (20 rows), 'straße' (20 rows)"]),
-        (["a b", "a  b", "c"], ["'a  b' (20 rows), 'a b' (20 rows)"]),
-        (["yes", "no"], []),
+        (["Yes", "yes", "No", "no"], "'No' (20 rows) and 'no' (20 rows)"),
+        (["straße", "STRASSE", "weg 1", "weg  2"], "'STRASSE' (20 rows) and 'straße' (20 rows)"),
+        (["a b", "a  b", "c"], "'a  b' (20 rows) and 'a b' (20 rows)"),
+        (["yes", "no"], None),
     ],
 )
 def test_f6_classes_that_differ_by_case_are_noted(words, note):
     rows = 20 * len(words)
     table = Table("t", (Column("x", "number", np.random.default_rng(0).normal(size=rows)), text("y", words * 20)))
-    notes = [note.text for note in prepare(table, "y", TuneSettings()).notes if "differ only by case" in note.text]
-    assert [said.removeprefix("classes ").split(" of 'y'")[0] for said in sorted(notes, reverse=True)] == note
+    notes = [found.text for found in findings(table, "y") if "differ only by case" in found.text]
+    assert [said.removeprefix("classes ").split(" of 'y'")[0] for said in notes] == ([] if note is None else [note])
+    assert [said for said in notes if "1 other set of classes" in said] == (notes if "Yes" in words else [])
 
 
 def test_copies_and_missing_labels_are_noted():

@@ -19,7 +19,6 @@ from bilevax.study.splits import (
     split_stratified,
 )
 from bilevax.study.target import Target, require_task, target_of
-from bilevax.tables.labels import notes_on_case
 from bilevax.tables.reading import without
 from bilevax.tables.table import Table
 
@@ -68,7 +67,6 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     table, names = _chosen_columns(table, target, settings)
     goal, note = target_of(table, target, settings.task)
     require_task(goal, settings.model)
-    notes += [Note(text=text, about="labels") for text in notes_on_case(goal.labels, target)] if goal.labels else []
     notes += [Note(text=note)] if note else []
     places = np.flatnonzero(~goal.missing)
     if len(places) < table.rows:

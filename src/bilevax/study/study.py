@@ -141,15 +141,13 @@ def tune_table(
     prepared = prepare(table, target, settings)
     for note in prepared.notes:
         emit(note)
+    told = {note.about for note in prepared.notes}
     columns = (*prepared.features.names, target)
-    for note in findings(
-        prepared.table.select(columns),
-        target,
-        task=prepared.target.task,
-        group=settings.group,
-        time=settings.time_column,
-    ):
-        emit(note)
+    given = {"group": settings.group, "time": settings.time_column}
+    for note in findings(prepared.table.select(columns), target, task=prepared.target.task, **given):
+        # of copies it is said already how many the test has
+        if note.about != "duplicates" or note.about not in told:
+            emit(note)
     loss, known = LOSSES[prepared.target.task], prepared.scorer is not None
     asked, weighted = settings.scoring if known else None, settings.class_weight is not None
     emit(Scoring(task=prepared.target.task, loss=loss, score=asked, class_weight=weighted))

@@ -66,20 +66,6 @@ def encode_labels(column: Column, source: str) -> Labels:
     return labels
 
 
-def notes_on_case(labels: Labels, target: str) -> list[str]:
-    """A note for each set of classes that differ only by case or blanks: they may be meant to be one."""
-    alike: dict[str, list[str]] = {}
-    counts = labels.counts()
-    for label in counts:
-        alike.setdefault(" ".join(label.casefold().split()), []).append(label)
-    return [
-        f"classes {', '.join(f'{label!r} ({counts[label]:,} rows)' for label in same)} of '{target}' differ only by "
-        "case or blanks; if they mean the same, write them alike"
-        for same in alike.values()
-        if len(same) > 1
-    ]
-
-
 def _label(value: Label, column: Column) -> Label:
     if isinstance(value, float):
         if column.kind == "boolean":
