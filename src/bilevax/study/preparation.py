@@ -7,6 +7,7 @@ import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.run_records import Note
+from bilevax.sklearn.encoder import worthless
 from bilevax.study.judging import Scorer, scorer_for
 from bilevax.study.settings import TuneSettings
 from bilevax.study.splits import (
@@ -81,7 +82,11 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     split = _split(table, goal, settings)
     if goal.labels is not None:
         check_classes(split, goal.values, list(goal.labels.counts()))
-    features = table.select(names)
+    left_out, why = worthless(table.select(names).take(split.train))
+    if len(left_out) == len(names):
+        raise DataError(f"{table.name}: no column is left to learn from; {'; '.join(why)}")
+    notes += [Note(text=text) for text in why]
+    features = table.select([name for name in names if name not in left_out])
     seen = rows_seen_before(features, features.names, split)
     if seen:
         text = (
