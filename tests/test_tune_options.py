@@ -1,4 +1,4 @@
-"""The options of ``tune``: from the command line, a TOML file, or the run of another day; what is shown of the outcome."""
+"""The options of ``tune``: by the command line, a TOML file, or an earlier run; what is shown of the outcome."""
 
 import json
 import tomllib
@@ -86,7 +86,7 @@ def test_times(text, seconds):
 @pytest.mark.parametrize("text", ["soon", "5d", "", "s", "-3"])
 def test_f9_a_time_that_is_none(text):
     with pytest.raises(
-        (UsageError, ParameterError), match=r"--time takes seconds|time: Input should be greater than 0"
+        (UsageError, ParameterError), match=r"--time takes|time: Input should be greater than 0"
     ):
         settings_of({"time": text}, None)
 
@@ -117,5 +117,5 @@ def test_what_only_the_other_model_has_is_not_taken_over(tmp_path):
     path.write_text("[tune]\nsteps = 7\n")
     with pytest.raises(ParameterError, match="steps is a setting of model 'linear'"):
         settings_of({}, path)
-    with pytest.raises(UsageError, match="cannot read none.toml: no such file"):
+    with pytest.raises(UsageError, match=r"cannot read none\.toml: no such file"):
         settings_of({}, tmp_path.relative_to(tmp_path) / "none.toml")
