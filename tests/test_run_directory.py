@@ -40,7 +40,7 @@ from bilevax.sklearn import TunedLogisticRegression, tuning, tuning_method
 from bilevax.sklearn.tuning import Candidate
 from bilevax.sklearn.tuning_method import Method
 from bilevax.solvers import FixedPoint, Harmonic
-from bilevax.study import read_model, study
+from bilevax.study import linear, read_model, study
 from bilevax.study.run_directory import RunDirectory
 from bilevax.tables.linear import LinearModel
 from bilevax.tables.read import read_table
@@ -511,7 +511,8 @@ class Quick(ClassifierMixin, BaseEstimator):
 
 @pytest.fixture(name="command")
 def runner(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(study, "TunedLogisticRegression", Quick)
+    monkeypatch.setattr(linear, "TunedLogisticRegression", Quick)
+    monkeypatch.setattr(study, "rivals", lambda *args: iter(()))
     monkeypatch.setattr(Quick, "interrupts", 0)
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path / "t.csv")
@@ -531,7 +532,7 @@ def write_table(path, n=120):
     path.write_text("x,z,y\n" + "".join(f"{a:.4f},{i % 7},{b}\n" for i, (a, b) in enumerate(zip(x, y, strict=True))))
 
 
-TUNE = ("tune", "t.csv", "--target", "y", "--out", "run")
+TUNE = ("tune", "t.csv", "--target", "y", "--out", "run", "--model", "linear")
 
 
 def test_an_interrupted_run_is_resumed_by_the_command(command, monkeypatch, tmp_path):
@@ -583,7 +584,7 @@ def test_resume_names_what_differs_and_records_what_may(command, tmp_path):
     assert "given now: seed: 0 -> 3 (give the same ones, or --override seed " in err
     for words, said in (
         (["--set", "steps"], "--set takes NAME=VALUE, got 'steps'"),
-        (["--override", "stps"], "--override names 'stps', which is none of penalty_per, "),
+        (["--override", "stps"], "--override names 'stps', which is none of model, task, "),
     ):
         code, _, err = command("resume", "run", *words)
         assert code == 2
