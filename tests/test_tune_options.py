@@ -85,9 +85,7 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["soon", "5d", "", "s", "-3"])
 def test_f9_a_time_that_is_none(text):
-    with pytest.raises(
-        (UsageError, ParameterError), match=r"--time takes|time: Input should be greater than 0"
-    ):
+    with pytest.raises((UsageError, ParameterError), match=r"--time takes|time: Input should be greater than 0"):
         settings_of({"time": text}, None)
 
 
