@@ -68,8 +68,8 @@ LEAKS = {
     "a sum paid where there was one": (YES, np.where(YES, AMOUNT, 0.0), "99.9\u202f%"),
     "a cell that is filled in afterwards": (YES, only(flipped(YES, range(12)), NOISE[:, 0]), "empty tells 'y' in 98.8"),
     "a text that is filled in afterwards": (YES, only(YES, ["12 B", "7 A"] * (N // 2)), "empty tells 'y' in every row"),
-    "a number in other units": (AMOUNT, 0.3 * AMOUNT + 5, "all of how the rows are ordered"),
-    "a falling function": (AMOUNT, -np.log(AMOUNT), "all of how the rows are ordered"),
+    "a number in other units": (AMOUNT, 0.3 * AMOUNT + 5, "rising or falling function of 'y'"),
+    "a falling function": (AMOUNT, -np.log(AMOUNT), "rising or falling function of 'y'"),
     "a number with a little noise": (AMOUNT, AMOUNT * np.exp(0.01 * NOISE[:, 1]), "99.9"),
     "a count as text": (RNG.poisson(3, N) + 30.5, None, ""),
 }
@@ -455,7 +455,9 @@ def test_the_command_ends_with_one_where_there_is_a_leak(run, tmp_path):
     written(tmp_path / "t.csv", a=np.round(NOISE[:, 0], 4), copy=YES + 3, y=np.where(YES, "yes", "no"))
     code, out, err = run("t.csv", "--target", "y")
     assert (code, err) == (1, "")
-    assert out.startswith("t.csv: 1,000 rows, 3 columns (2 of numbers and 1 of text), no missing cell\ntarget 'y'\n")
+    assert out.startswith(
+        "t.csv: 1,000 rows, 3 columns (2 of numbers and 1 of text), no missing cell\ntarget 'y', 2 classes: 'no' in 602 rows, "
+    )
     assert "leak" in out
     assert run("t.csv", "--target", "y", "--drop", "copy")[0] == 0
     code, out, _ = run("t.csv")

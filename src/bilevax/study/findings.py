@@ -72,6 +72,8 @@ def findings(
 def _a_few_of_each(found: list[_Found]) -> Iterator[Note]:
     for kind, about in _KINDS.items():
         of_kind = [one for one in found if one.kind == kind]
+        if kind == "time":  # one column is asked for
+            del of_kind[1:]
         # One more is shown as easily as named.
         shown = _SHOWN if len(of_kind) > _SHOWN + 1 else len(of_kind)
         yield from (Note(text=one.text, about=about) for one in of_kind[:shown])
