@@ -114,7 +114,7 @@ def test_a_trend_in_time_is_no_leak():
     days = Column("sold", "date", np.arange(N) + 17_000.0)
     found = findings(Table("t", (days, column("a", NOISE[:, 1]), column("y", trend))), "y")
     assert not texts(found, "leak")
-    assert "--time sold" in texts(found, "table")[0]
+    assert "--time-column sold" in texts(found, "table")[0]
     assert not texts(findings(table(year=1000 + np.arange(N), a=NOISE[:, 1], y=trend), "y"), "leak")
     # ... and without a name of time, it is one
     assert texts(findings(table(level=steps, y=trend), "y"), "leak")

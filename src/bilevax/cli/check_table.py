@@ -79,7 +79,7 @@ def _missing(table: Table) -> int:
 
 def _summary(table: Table, target: str | None) -> str:
     from bilevax.study.levels import levels_of
-    from bilevax.study.targets import described
+    from bilevax.study.target_faults import described
 
     kinds = Counter(_KINDS[column.kind] for column in table.columns)
     of = listed(f"{number:,} of {kind}" for kind, number in kinds.items())

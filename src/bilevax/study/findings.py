@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from bilevax.core.run_records import Note, Task
-from bilevax.study import dates, faults, identifiers, leaks, targets
+from bilevax.study import dates, faults, identifiers, leaks, target_faults
 from bilevax.study.levels import Levels, levels_of, option, words_of
 from bilevax.tables.table import Table
 
@@ -88,8 +88,9 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
     of_target = None if target is None else levels_of(table.column(target))
     asked = None
     if of_target is not None:
-        classes = targets.is_classes(of_target, task)
-        yield from (_Found("target", of_target.name, text) for text in targets.faults_of(of_target, classes=classes))
+        classes = target_faults.is_classes(of_target, task)
+        texts = target_faults.faults_of(of_target, classes=classes)
+        yield from (_Found("target", of_target.name, text) for text in texts)
         if text := faults.alike(of_target, target=True):
             yield _Found("alike", of_target.name, text)
         if len(of_target.levels) > 1:
@@ -111,7 +112,7 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
                 same_rows.add(column)
     if text := same_rows.found(of_target):
         yield _Found("rows", table.name, text)
-    if target is not None and asked is not None and (text := targets.made_of(table, target)):
+    if target is not None and asked is not None and (text := target_faults.made_of(table, target)):
         yield _Found("sum", target, text)
 
 
@@ -180,5 +181,5 @@ def _time(column: Levels) -> str:
     sorted_by = "the rows are in its order" if column.steady else "it holds dates"
     return (
         f"column '{column.name}' says when a row was made ({sorted_by}): if it is later rows that are to be predicted, "
-        f"{option('--time', column.name)} tests on the latest"
+        f"{option('--time-column', column.name)} tests on the latest"
     )

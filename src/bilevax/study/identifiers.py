@@ -40,7 +40,9 @@ def identifier(column: Levels) -> str:
     reason = _reason_for_an_identifier(column, named=words.identifier)
     if not reason:
         return ""
-    older = f", or, if it says which are older, give it as {option('--time', column.name)}" if column.steady else ""
+    older = (
+        f", or, if it says which are older, give it as {option('--time-column', column.name)}" if column.steady else ""
+    )
     return f"column '{column.name}' {reason}: leave it out ({drop}){older}"
 
 
