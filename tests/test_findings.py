@@ -68,8 +68,8 @@ LEAKS = {
     "a sum paid where there was one": (YES, np.where(YES, AMOUNT, 0.0), "99.9\u202f%"),
     "a cell that is filled in afterwards": (YES, only(flipped(YES, range(12)), NOISE[:, 0]), "empty tells 'y' in 98.8"),
     "a text that is filled in afterwards": (YES, only(YES, ["12 B", "7 A"] * (N // 2)), "empty tells 'y' in every row"),
-    "a number in other units": (AMOUNT, 0.3 * AMOUNT + 5, "all of how the rows are ordered"),
-    "a falling function": (AMOUNT, -np.log(AMOUNT), "all of how the rows are ordered"),
+    "a number in other units": (AMOUNT, 0.3 * AMOUNT + 5, "rising or falling function of 'y'"),
+    "a falling function": (AMOUNT, -np.log(AMOUNT), "rising or falling function of 'y'"),
     "a number with a little noise": (AMOUNT, AMOUNT * np.exp(0.01 * NOISE[:, 1]), "99.9"),
     "a count as text": (RNG.poisson(3, N) + 30.5, None, ""),
 }
@@ -417,6 +417,29 @@ def test_codes_that_are_read_as_quantities():
         assert not texts(findings(table(**{name: zips}, y=YES), "y"), "table")
 
 
+WEIGHTS = RNG.integers(100, 900, N)
+QUANTITIES = {
+    "units": [f"{w / 10} kg" if i % 3 else f"{2.2 * w / 10:.1f} lb" for i, w in enumerate(WEIGHTS)],
+    "money": [f"${w / 10:,.2f}" for w in WEIGHTS],
+    "texts": [f"{w}" for w in WEIGHTS],
+    "distances": [f"{i}.5km" for i in draw.sample(range(5000), N)],
+}
+NO_QUANTITIES = {
+    "padded": [f"{w:05}" for w in WEIGHTS],
+    "houses": [f"{w}{'abcdef'[w % 6]}" for w in WEIGHTS],
+    "models": [f"{w} {('GT', 'SE', 'LX', 'XL', 'RS')[w % 5]}" for w in WEIGHTS],
+    "ages": [f"{10 * (w % 7)}-{10 * (w % 7) + 9}" for w in WEIGHTS],
+}
+
+
+@pytest.mark.parametrize("name", QUANTITIES | NO_QUANTITIES)
+def test_numbers_that_are_read_as_text(name):
+    cells = (QUANTITIES | NO_QUANTITIES)[name]
+    found = findings(table(x=cells, a=NOISE[:, 0], y=YES), "y")
+    assert sum("of numbers" in note.text or "with units" in note.text for note in found) == (name in QUANTITIES)
+    assert not texts(found, "identifier")
+
+
 def test_many_of_a_kind_are_named_in_one_line():
     columns = {f"c{j}": ["x"] * N for j in range(20)}
     found = texts(findings(table(**columns, a=NOISE[:, 0], y=YES), "y"), "constant")
@@ -455,7 +478,7 @@ def test_the_command_ends_with_one_where_there_is_a_leak(run, tmp_path):
     written(tmp_path / "t.csv", a=np.round(NOISE[:, 0], 4), copy=YES + 3, y=np.where(YES, "yes", "no"))
     code, out, err = run("t.csv", "--target", "y")
     assert (code, err) == (1, "")
-    assert out.startswith("t.csv: 1,000 rows, 3 columns (2 of numbers and 1 of text), no missing cell\ntarget 'y'\n")
+    assert out.startswith("t.csv: 1,000 rows, 3 columns (2 of numbers and 1 of text), no missing cell\ntarget 'y', 2 c")
     assert "leak" in out
     assert run("t.csv", "--target", "y", "--drop", "copy")[0] == 0
     code, out, _ = run("t.csv")

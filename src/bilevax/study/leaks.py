@@ -21,10 +21,9 @@ _MANY = 10
 # measurement may separate small classes; that cells are there says little, unless they were filled in afterwards.
 _LEFT_BY_LEVELS, _LEFT_BY_QUANTITY, _LEFT_BY_PRESENCE = 0.025, 0.01, 0.1
 # Share of the variance of the ranks that may be left where a number is predicted.
-_LEFT_OF_VARIANCE = 0.005
-# Below so many rows a law of nature may hold as well; then only a rising or falling function is a leak, whose ends
-# alone are one rank off.
-_FEWEST, _ROWS, _ENDS = 30, 100, 2.0
+_LEFT_OF_VARIANCE = 0.002
+# Below so many rows a law of nature may leave as little; then only a rising or falling function is a leak.
+_FEWEST, _ROWS = 30, 100
 # Rows that are not of the most frequent class; with fewer, chance separates them.
 _OTHERS = 10
 
@@ -113,6 +112,8 @@ def leak(column: Levels, target: Target) -> str:
     codes = column.codes[target.rows]
     if _copies(codes, target):
         return f"column '{column.name}' is a copy of '{y}' or a recoding, value for value: {leave}"
+    if column.ordered and _monotone(codes, target):
+        return f"column '{column.name}' is a rising or falling function of '{y}': {leave}"
     if text := _presence(column, target, leave):
         return text
     found = score(column.codes, target, ordered=column.ordered)
@@ -120,7 +121,7 @@ def leak(column: Levels, target: Target) -> str:
         sampled = f" ({found.rows:,} were looked at)" if found.rows == SAMPLE else ""
         if target.classes:
             return f"column '{column.name}' alone predicts '{y}' in {_rows(found)}{sampled}: {leave}"
-        share = "all" if found.left * target.guess <= _ENDS else cut_percent(1 - found.left)
+        share = cut_percent(1 - found.left)
         return f"column '{column.name}' alone tells {share} of how the rows are ordered by '{y}'{sampled}: {leave}"
     return ""
 
@@ -140,10 +141,20 @@ def _copies(codes: np.ndarray, target: Target) -> bool:
     return chance > 40 and len(np.unique(x * (y.max() + 1) + y)) == values
 
 
+def _monotone(codes: np.ndarray, target: Target) -> bool:
+    """True where a number is a rising or falling function of the target, in the rows where it is known."""
+    known = codes >= 0
+    if target.classes or np.count_nonzero(known) < max(_FEWEST, 0.99 * len(codes)):
+        return False
+    order = np.argsort(codes[known], kind="stable")
+    steps, moves = np.diff(codes[known][order]) > 0, np.diff(target.y[known][order])
+    # Both move at the same places, and always the same way.
+    return bool(np.all((moves != 0) == steps) and (np.all(moves >= 0) or np.all(moves <= 0)) and steps.any())
+
+
 def _tells(column: Levels, found: Score, target: Target) -> bool:
     if not target.classes:
-        wanted = _LEFT_OF_VARIANCE if found.rows >= _ROWS else _ENDS / target.guess
-        return found.rows >= _FEWEST and found.left <= wanted
+        return found.rows >= _ROWS and found.left <= _LEFT_OF_VARIANCE
     few = len(column.levels) * _MANY <= found.rows
     return target.guess >= _OTHERS and found.left <= (_LEFT_BY_LEVELS if few else _LEFT_BY_QUANTITY)
 

@@ -127,10 +127,11 @@ def cut_percent(share: float) -> str:
 
 def such_as(column: Levels, number: int = 3) -> str:
     """The first levels, for a sentence."""
-    return listed(_shown(value) for value in column.levels[:number].tolist())
+    return listed(map(shown, column.levels[:number]))
 
 
-def _shown(value: str | float) -> str:
+def shown(value: str | float) -> str:
+    """A level as a sentence has it: a text in quotes, a whole number without decimals."""
     if isinstance(value, str):
         return repr(value if len(value) <= 30 else value[:29] + "…")
-    return str(int(value)) if value.is_integer() else f"{value:g}"
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
