@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from bilevax.core.errors import DataError
 from bilevax.tables.csv_file import Lines
 from bilevax.tables.csv_numbers import UnclearError, clock_times, written_numbers
+from bilevax.tables.csv_plain import EXACT, NUMBER, ZERO, text_cells
 from bilevax.tables.marks import without_marks
 from bilevax.tables.reading import Reading
-from bilevax.tables.table import Column, object_array
+from bilevax.tables.table import Column
 
 NEARLY_ALL = 0.9
 """A column with at least this share of numbers is refused for its other cells."""
@@ -25,11 +26,7 @@ MOST = 0.5
 MANY = 20
 """With more different numbers than this, one or two words beside them are refused: they may be marks."""
 
-# From here on, float64 does not hold every integer.
-_EXACT = 2.0**53
 # Patterns for pyarrow's RE2; \x{a0} and \x{202f} are spaces that do not break.
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-_ZERO = r"^[+-]?0\d"
 _DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 _ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
 _OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
@@ -79,7 +76,7 @@ def _note_on_text(name: str, values: pa.ChunkedArray, lines: Lines) -> str:
         return f"column '{name}' is read as text; dates are read when written as 2024-12-31"
     if _all_match(values, _HEXADECIMAL):
         return f"column '{name}' is read as text; numbers are read when written in decimals"
-    known, pattern = len(values) - values.null_count, f"^{_NUMBER}$"
+    known, pattern = len(values) - values.null_count, f"^{NUMBER}$"
     numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()
     if numbers < MOST * known:
         return ""
@@ -92,10 +89,7 @@ def _note_on_text(name: str, values: pa.ChunkedArray, lines: Lines) -> str:
 
 
 def _text(name: str, values: pa.ChunkedArray) -> Column:
-    coded = values.combine_chunks().dictionary_encode()
-    # A missing cell has the index -1, that of the last word: None.
-    words = object_array([*coded.dictionary.to_pylist(), None])
-    return Column(name, "text", words[coded.indices.fill_null(-1).to_numpy()])
+    return Column(name, "text", text_cells(values))
 
 
 def _all_match(values: pa.ChunkedArray, pattern: str) -> bool:
@@ -140,10 +134,10 @@ def _require_finite(name: str, values: pa.ChunkedArray, numbers: np.ndarray, lin
 def _reason_for_text(values: pa.ChunkedArray, numbers: np.ndarray) -> str:
     """Why cells that could be numbers are none; empty if they are."""
     # 007 as a number would lose its zeros.
-    if _any_matches(values, _ZERO):
-        return f"{_first(values, _ZERO, matching=True)[1]} begins with a zero, as codes do"
+    if _any_matches(values, ZERO):
+        return f"{_first(values, ZERO, matching=True)[1]} begins with a zero, as codes do"
     # A whole number that float64 would change: 9007199254740993 is none of its values.
-    for row in np.flatnonzero(np.abs(numbers) >= _EXACT):
+    for row in np.flatnonzero(np.abs(numbers) >= EXACT):
         cell = values[int(row)].as_py()
         if cell.lstrip("+-").isdigit():
             return f"its integers are too long for a number, such as {_shown(cell)}"
@@ -216,7 +210,7 @@ def _as_written(name: str, values: pa.ChunkedArray, lines: Lines, *, known: bool
 
 def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Lines, *, known: bool) -> None:
     """Refuse the cells that are no numbers, where the rest is a quantity; or where the column is known to be one."""
-    pattern = f"^{_NUMBER}$"
+    pattern = f"^{NUMBER}$"
     matching = pc.fill_null(pc.match_substring_regex(values, pattern), True)
     words = pc.unique(values.filter(pc.invert(matching)))
     cells = len(values) - values.null_count
@@ -224,7 +218,7 @@ def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Lines, *, 
     row, cell = _first(values, pattern, matching=False)
     if known:
         raise DataError(f"{lines.of(row)}: {cell} in column '{name}', which the model knows as numbers")
-    if _any_matches(values, _ZERO):
+    if _any_matches(values, ZERO):
         return
     # One or two words, in whatever share, may be marks.
     quantity = len(words) <= 2 and len(pc.unique(values.filter(matching))) > MANY

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from bilevax.core.errors import DataError, ParameterError, StorageError
 from bilevax.core.limits import require, said
 from bilevax.tables.csv_file import read_csv_text
+from bilevax.tables.csv_plain import plain_columns
 from bilevax.tables.csv_types import column_of_cells, days
 from bilevax.tables.marks import notes_on_marks
 from bilevax.tables.reading import Marks, Reading, number_of, without
@@ -87,8 +88,8 @@ def _read(path: Path, reading: Reading) -> Table:
     columns, notes, seen = [], file.notes, []
     if all(number_of(name) is not None for name in file.names):
         notes.append("all column names are numbers: is the header missing, and the first row taken for it?")
-    for name, cells in zip(names, file.columns, strict=True):
-        column, note, marks = column_of_cells(name, cells, file.lines, reading)
+    for name, cells, plain in zip(names, file.columns, plain_columns(names, file.columns, reading), strict=True):
+        column, note, marks = plain or column_of_cells(name, cells, file.lines, reading)
         columns.append(without(column, reading.marks(name)))
         notes += [note] if note else []
         seen.append((column, marks))

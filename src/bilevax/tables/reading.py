@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from bilevax.tables.table import Column, Table
 
 EVERY = ""
 """Stands for every column that has no marks of its own: no column has an empty name."""
+
+Type = Literal["text", "number", "date"]
+"""What a column can be said to be."""
 
 Marks = Mapping[str, Sequence[str]]
 """For columns the cells that say that nothing is known; those of ``EVERY`` hold for all other columns."""
@@ -25,6 +28,8 @@ class Reading(NamedTuple):
         drop: columns that are not looked at.
         only: the only columns that are looked at; None: all.
         missing: cells that say that nothing is known, besides the empty one.
+        types: what columns are, instead of what their cells look like.
+        keep: columns that are passed through: no model learns from them.
     """
 
     text: Collection[str] = ()
@@ -32,6 +37,8 @@ class Reading(NamedTuple):
     drop: Collection[str] = ()
     only: Collection[str] | None = None
     missing: Marks = MappingProxyType({})
+    types: Mapping[str, Type] = MappingProxyType({})
+    keep: Collection[str] = ()
 
     def choose(self, source: str, names: Sequence[str]) -> list[int]:
         """The positions of the columns that are read, of those with these names.
@@ -39,11 +46,16 @@ class Reading(NamedTuple):
         Raises:
             DataError: a column that is asked for is not there.
         """
-        asked = [*self.text, *self.drop, *(self.only or ()), *(name for name in self.missing if name != EVERY)]
+        named = (self.text, self.drop, self.only or (), self.types, self.keep, set(self.missing) - {EVERY})
+        asked = [name for names_ in named for name in names_]
         known = Table(source, tuple(Column(name, "text", np.empty(0)) for name in names))
         known.require(dict.fromkeys(asked))
         only, drop = set(names if self.only is None else self.only), set(self.drop)
         return [j for j, name in enumerate(names) if name in only and name not in drop]
+
+    def type_of(self, name: str) -> Type | None:
+        """What a column is said to be; None where its cells say it."""
+        return "text" if name in self.text else "number" if name in self.numbers else self.types.get(name)
 
     def marks(self, name: str) -> tuple[str, ...]:
         """Those of a column."""
@@ -64,6 +76,22 @@ def marks_from_words(words: Iterable[str]) -> dict[str, tuple[str, ...]]:
         if not marks and not (equals and name):
             raise ParameterError(f"missing takes MARK,MARK or COLUMN=MARK,MARK, got '{word}'")
         out[name] = (*out.get(name, ()), *marks)
+    return out
+
+
+def types_from_words(words: Iterable[str]) -> dict[str, Type]:
+    """Types as one writes them: ``COLUMN=text``, ``COLUMN=number`` or ``COLUMN=date``.
+
+    Raises:
+        ParameterError: a word is none of these, or a column has two types.
+    """
+    out: dict[str, Type] = {}
+    for word in words:
+        name, _, kind = word.rpartition("=")
+        if not name or kind not in get_args(Type):
+            raise ParameterError(f"types takes COLUMN=text, COLUMN=number or COLUMN=date, got '{word}'")
+        if out.setdefault(name, cast(Type, kind)) != kind:
+            raise ParameterError(f"types says of '{name}' that it is {out[name]} and that it is {kind}; give one")
     return out
 
 
