@@ -241,13 +241,6 @@ def test_any_bytes_are_a_table_or_a_refusal(content, tmp_path_factory):
     assert len({len(column.values) for column in table.columns}) == 1
 
 
-@pytest.mark.parametrize("line", ["1 1:0.5 3:2", "-1\t7:-1e-3 # comment", "0.5 12:1"])
-def test_a_svmlight_file_is_named_and_not_made_dense(tmp_path, line):
-    (tmp_path / "x.svm").write_text(f"{line}\n0 2:1\n")
-    with pytest.raises(DataError, match=r"x\.svm: a svmlight file.*use bx\.SparseRows"):
-        read_table(tmp_path / "x.svm")
-
-
 @pytest.mark.parametrize(
     ("content", "bad"),
     [

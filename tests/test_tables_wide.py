@@ -1,5 +1,6 @@
 """Many columns at once: what one look at all of them says, a look at each says too, and a wide table takes seconds."""
 
+import io
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bilevax.core.errors import DataError
+from bilevax.tables.csv_content import Content
 from bilevax.tables.csv_file import Lines
 from bilevax.tables.csv_plain import plain_columns
 from bilevax.tables.csv_types import column_of_cells
@@ -55,7 +57,9 @@ def test_what_is_plain_is_what_a_closer_look_finds(columns, number):
     rows = ("\n".join(["h", *("x",) * 4]) + "\n").encode()
     for name, array, plain in zip(names, arrays, plain_columns(names, arrays, reading), strict=True):
         if plain is not None:
-            column, note, marks = column_of_cells(name, array, Lines("t.csv", rows, ","), reading)
+            column, note, marks = column_of_cells(
+                name, array, Lines("t.csv", Content(lambda: io.BytesIO(rows)), ","), reading
+            )
             assert (plain.column.kind, plain.note, plain.marks) == (column.kind, note, marks)
             np.testing.assert_array_equal(plain.column.values, column.values)
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bilevax.core.errors import ParameterError
-from bilevax.tables.reading import Reading, marks_from_words
+from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
 
 
 class TuneSettings(BaseModel):
@@ -26,6 +26,9 @@ class TuneSettings(BaseModel):
         text: columns whose cells are taken as text.
         missing: cells that say that nothing is known, besides the empty one: ``?,NA``, or of one column
             ``COLUMN=?,NA``.
+        types: what columns are, instead of what their cells look like: ``COLUMN=text``, ``=number`` or ``=date``.
+        keep: columns that are no features and stand beside the predictions, as identifiers do.
+        max_cells: rows x columns at most of a Parquet or svmlight file, a few bytes of which may stand for many cells.
         method: ``stochastic``, ``deterministic``, or the one that suits the size of the table.
         steps: outer steps at most; tuning ends before when the validation rows say so.
     """
@@ -43,13 +46,23 @@ class TuneSettings(BaseModel):
     drop: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    max_cells: int = Field(default=MAX_CELLS, ge=1)
     method: Literal["auto", "stochastic", "deterministic"] = "auto"
     steps: int = Field(default=100, ge=1)
 
     @property
     def reading(self) -> Reading:
         """How a file is read."""
-        return Reading(self.text, drop=self.drop, missing=marks_from_words(self.missing))
+        return Reading(
+            self.text,
+            drop=self.drop,
+            missing=marks_from_words(self.missing),
+            types=types_from_words(self.types),
+            keep=self.keep,
+            max_cells=self.max_cells,
+        )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "TuneSettings":

@@ -67,7 +67,7 @@ def _plain(names: Sequence[str], columns: Sequence[pa.ChunkedArray], marks: Sequ
         plain = (number | empty | marked).all(axis=1)
         words = (_matching(values, _WORD, shape) & ~_matching(values, _NO_WORD, shape) & ~marked) | empty
         texts = np.flatnonzero(words.all(axis=1) & ~plain)
-        for j, text in zip(texts, _texts(values, texts, shape), strict=True):
+        for j, text in zip(texts.tolist(), _texts(values, texts, shape), strict=True):
             out[j] = Plain(Column(names[j], "text", text), "", {})
     plain &= ~_matching(values, ZERO, shape).any(axis=1)
     for j, kind, x, counted in _numbers(values, plain, number, marked):
@@ -109,6 +109,12 @@ def text_cells(values: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([words[chunk.indices.fill_null(-1).to_numpy()] for chunk in chunks])
 
 
+def kept_cells(values: pa.ChunkedArray) -> np.ndarray:
+    """Cells that are passed through."""
+    trimmed = pc.utf8_trim_whitespace(values)
+    return text_cells(pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed))
+
+
 def _numbers(
     values: pa.ChunkedArray, plain: np.ndarray, number: np.ndarray, marked: np.ndarray
 ) -> Iterator[tuple[int, Kind, np.ndarray, dict[str, int]]]:
@@ -116,10 +122,10 @@ def _numbers(
     bare = pc.if_else(pa.array((number & plain[:, None]).ravel()), values, pa.scalar(None, pa.string()))
     numbers = pc.cast(bare, pa.float64()).to_numpy().reshape(number.shape)
     with np.errstate(invalid="ignore"):
-        inexact = (np.abs(numbers) >= EXACT).any(axis=1)
-    integer = number.any(axis=1) & ~_matching(bare, "[.eE]", number.shape).any(axis=1)
+        inexact = np.any(np.abs(numbers) >= EXACT, axis=1)
+    integer = np.any(number, axis=1) & ~_matching(bare, "[.eE]", number.shape).any(axis=1)
     counts: dict[int, Counter[str]] = {}
-    at = np.flatnonzero((marked & plain[:, None]).ravel())
+    at = np.flatnonzero(marked & plain[:, None])
     for j, mark in zip((at // number.shape[1]).tolist(), values.take(pa.array(at)).to_pylist(), strict=True):
         counts.setdefault(j, Counter())[mark] += 1
     for j in np.flatnonzero(plain & ~inexact).tolist():
