@@ -27,6 +27,10 @@ def open_table(name: str, reading: Reading) -> tuple[Table, str | None]:
         return load_bundled(name), bundled_target(name)
     folder = path.parent
     files = [str(folder / file.name) for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
-    tables = [file for file in files if file.lower().endswith((".csv", ".tsv", ".txt", ".parquet", ".svm", ".svmlight", ".libsvm"))]
+    tables = [
+        file
+        for file in files
+        if file.lower().endswith((".csv", ".tsv", ".txt", ".parquet", ".svm", ".svmlight", ".libsvm"))
+    ]
     hint = suggestion(name, [*NAMES, *sorted(tables)])
     raise UsageError(f"there is no file '{name}', and no bundled data set of that name; {hint}")

@@ -32,7 +32,9 @@ def run(source: str, target: str | None, out: Path, options: Mapping[str, object
     from bilevax.study.run_directory import RunDirectory
     from bilevax.study.settings import TuneSettings, settings_from
 
-    settings = settings_from({name: options[name] for name in TuneSettings.model_fields if options.get(name) is not None})
+    settings = settings_from(
+        {name: options[name] for name in TuneSettings.model_fields if options.get(name) is not None}
+    )
     with said_if_kept(RunDirectory(out, force=force)) as directory, Display(settings.steps) as display:
         display({"kind": "stage", "name": "reading the table"})
         table, target = _table(source, target, settings.reading)

@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
@@ -30,6 +31,8 @@ _DELIMITERS = "\t;|,"
 _LONGEST_CELL = 1 << 24
 # Bytes that are read at once.
 _BLOCK, _LONGEST_BLOCK = 1 << 25, (1 << 31) - 1
+
+_BEGINNING_BOM = re.compile(rb"\A([\r\n]*)\xef\xbb\xbf")
 
 T = TypeVar("T")
 
@@ -152,7 +155,8 @@ def open_csv_text(name: str, start: Callable[[], BinaryIO], choose: Callable[[li
         delimiter = said or _delimiter(head[comments_end(head) :])
         try:
             head, comments = without_comments(name, head, lambda line: _fields(line, delimiter))
-            content = content._replace(head=head)
+            # What made the line above may have left the mark where it was.
+            content = content._replace(head=_BEGINNING_BOM.sub(rb"\1", head))
             found = _checked_structure(name, content, delimiter)
         except csv.Error as e:
             raise DataError(_quote_fault(name, content, delimiter, e)) from None
@@ -194,19 +198,23 @@ def _undecoded(content: Content, delimiter: str, wanted: list[int]) -> tuple[int
 
 
 def _delimiter(data: bytes) -> str:
-    """The delimiter that splits the first records evenly, into the most fields."""
+    """The delimiter that splits the first records evenly, into the most columns in which something stands."""
     ends = [match.end() for match in itertools.islice(LINE_END.finditer(data), SAMPLED)]
     sample = data if len(ends) < SAMPLED else data[: ends[-1]]
     best, score = ",", (False, 1)
     for delimiter in _DELIMITERS:
         try:
-            widths = [len(row) for row in _rows(io.BytesIO(sample), delimiter, strict=False) if row]
+            rows = [row for row in _rows(io.BytesIO(sample), delimiter, strict=False) if row]
         except csv.Error:
             continue
+        (usual, times), *_ = Counter(map(len, rows)).most_common(1) or [(0, 0)]
         # Even first, then many: a sentence with commas splits into many fields, but unevenly.
-        even = sum(width == widths[0] for width in widths) > len(widths) // 2
-        if widths and widths[0] > 1 and (even, widths[0]) > score:
-            best, score = delimiter, (even, widths[0])
+        even = times > len(rows) // 2
+        # If the header does not split, it is no header.
+        width = usual if even else len(rows[0]) if rows else 0
+        filled = sum(any(row[j].strip() for row in rows if j < len(row)) for j in range(width))
+        if filled > 1 and (even, filled) > score:
+            best, score = delimiter, (even, filled)
     return best
 
 
@@ -256,7 +264,8 @@ def _checked_structure(name: str, content: Content, delimiter: str) -> Structure
         if len(row) != width:
             # A blank line has no field, and is no row.
             if row:
-                raise DataError(f"{name}:{line}: {_ragged(row, width)}")
+                title = f": is line {lines} a title? The header comes first" if width == 1 and not rows else ""
+                raise DataError(f"{name}:{line}: {_ragged(row, width)}{title}")
         else:
             rows += 1
             if named < width and any(cell.strip() for cell in row[named:]):

@@ -251,6 +251,6 @@ def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Places, as
     if numbers >= NEARLY_ALL * cells or quantity:
         raise DataError(
             f"{lines.of(row)}: {cell} in column '{name}', which holds numbers in {numbers:,} of {cells:,} cells; "
-            f"correct it, leave it empty or give it as a mark if it is not known (--missing "
-            f"'{name}={values[row].as_py()[:40]}'), or have the column read as text (--text '{name}')"
+            f"correct it, leave it empty or give it as a mark if it is not known (--missing '{name}={cell[1:-1]}'), or "
+            f"have the column read as text (--text '{name}')"
         )
