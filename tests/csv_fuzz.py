@@ -200,10 +200,26 @@ def headers(text):
 
 def read_by_pandas(text, delimiter):
     """{name: cells}, blanks at their ends left out; None if pandas reads no table."""
+    frame = frame_of(text, delimiter)
+    if frame is None:  # rows may end with a delimiter, and the header not
+        header = frame_of(text, delimiter, nrows=1)
+        frame = None if header is None else frame_of(text, delimiter, names=range(header.shape[1] + 1))
+    if frame is None:
+        return None
+    names, cells = [str(name).removeprefix("\ufeff").strip() for name in frame.iloc[0]], frame.iloc[1:]
+    while (
+        names and names[-1] in ("", "nan") and not (cells.iloc[:, len(names) - 1].astype(str).str.strip() != "").any()
+    ):
+        names.pop()
+    return {name: [str(cell).strip() for cell in cells.iloc[:, j]] for j, name in enumerate(names)}
+
+
+def frame_of(text, delimiter, **options):
+    """Every cell as text, the header as the first row; None if pandas reads no table."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            frame = pd.read_csv(
+            return pd.read_csv(
                 io.StringIO(text, newline=""),
                 sep=delimiter,
                 dtype=str,
@@ -211,13 +227,10 @@ def read_by_pandas(text, delimiter):
                 index_col=False,
                 header=None,
                 na_filter=False,
+                **options,
             )
     except (ValueError, OverflowError, pd.errors.ParserWarning, pd.errors.ParserError):
         return None
-    names, cells = [str(name).removeprefix("\ufeff").strip() for name in frame.iloc[0]], frame.iloc[1:]
-    while names and not names[-1] and not (cells.iloc[:, len(names) - 1].astype(str).str.strip() != "").any():
-        names.pop()
-    return {name: [str(cell).strip() for cell in cells.iloc[:, j]] for j, name in enumerate(names)}
 
 
 def same(table, data, delimiter, names):
@@ -233,7 +246,11 @@ def same(table, data, delimiter, names):
             if faults := [fault for c in table.columns if (fault := differs(c, found[c.name]))]:
                 return faults[0]
             header = delimiter.join(names)
-            return f"split at {other!r}" if len(found) > 1 and header in text and other not in (delimiter, told) else ""
+            return (
+                f"split at {other!r}"
+                if len(names) > 1 < len(found) and header in text and other not in (delimiter, told)
+                else ""
+            )
     return "no reading of pandas has these names" if not tried else ""
 
 

@@ -486,7 +486,10 @@ def test_parquet_faults_are_named_by_column(tmp_path, at):
     bad = pa.StringArray.from_buffers(8, pa.py_buffer(offsets), pa.py_buffer(bytes(letters)))
     late = pa.array([0] * at + [2**60] + [0] * (7 - at), pa.timestamp("ms"))
     path = tmp_path / "t.parquet"
-    for column, message in ((bad, "holds bytes that are not UTF-8"), (late, "has dates that are out of range")):
+    for column, message in (
+        (bad, "holds bytes that are not UTF-8"),
+        (late, "has dates or times that are out of range"),
+    ):
         parquet.write_table(pa.table({"x": words, "bad": column}), path)
         with pytest.raises(DataError, match=rf"t\.parquet: column 'bad' {message}"):
             read_table(path)

@@ -65,7 +65,7 @@ def arrow_column(source: str, name: str, values: pa.ChunkedArray, reading: Readi
     kind = reading.type_of(name)
     if kind == "text":
         return without(kept_column(source, name, values), reading.marks(name))
-    column = without(_column(source, name, values, before), reading.marks(name))
+    column = without(_sound_column(source, name, values, before), reading.marks(name))
     if kind == "number" and column.kind == "date" and not column.missing.all():
         raise DataError(f"{source}: column '{name}' holds dates; it is to hold numbers")
     if (kind is not None and column.kind == "text") or (kind == "date" and column.kind in ("number", "integer")):
@@ -78,14 +78,24 @@ def kept_column(source: str, name: str, values: pa.ChunkedArray) -> Column:
     """Every cell as text: 3.0 is written ``3``, a date as 2024-12-31."""
     kind = values.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        written = pc.cast(_microseconds(source, name, values), pa.string())
+        written = pc.cast(_microseconds(source, name, values, _moments(kind)), pa.string())
         return Column(name, "text", object_array(pc.replace_substring_regex(written, r"(\.0+)?Z?$", "").to_pylist()))
-    return _column(source, name, values).as_text()
+    return _sound_column(source, name, values).as_text()
 
 
-def _column(source: str, name: str, values: pa.ChunkedArray, before: int = 0) -> Column:
+def _sound_column(source: str, name: str, values: pa.ChunkedArray, before: int = 0) -> Column:
+    try:
+        return _column(source, name, values, before)
+    except pa.ArrowException as e:
+        words = (str(e).splitlines() or ["damaged"])[0]
+        raise DataError(f"{source}: column '{name}' cannot be read ({words})") from None
+
+
+def _column(source: str, name: str, values: pa.ChunkedArray, before: int) -> Column:
     kind = values.type
     if pa.types.is_dictionary(kind):
+        # A damaged file may point beyond its dictionary.
+        values.validate(full=True)
         values = pc.cast(values, kind.value_type)
         kind = values.type
     if pa.types.is_null(kind):
@@ -94,13 +104,16 @@ def _column(source: str, name: str, values: pa.ChunkedArray, before: int = 0) ->
         return Column(name, "boolean", pc.cast(values, pa.float64()).to_numpy())
     if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= 0):
         return _integers(name, values)
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_decimal(kind):
+        # By way of the digits: pyarrow's own conversion is not the nearest float.
+        return Column(name, "number", pc.cast(pc.cast(values, pa.string()), pa.float64()).to_numpy())
+    if pa.types.is_floating(kind):
         return _floats(source, name, pc.cast(values, pa.float64()).to_numpy(), before)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return Column(name, "date", days(_microseconds(source, name, values)))
+        return Column(name, "date", days(_microseconds(source, name, values, _moments(kind))))
     # As dates are, durations are counted in days.
     if pa.types.is_duration(kind):
-        return Column(name, "number", days(pc.cast(values, pa.duration("us"), safe=False)))
+        return Column(name, "number", days(_microseconds(source, name, values, pa.duration("us"))))
     if pa.types.is_time(kind):
         return Column(name, "number", days(pc.cast(values, pa.time64("us"), safe=False)))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -110,14 +123,17 @@ def _column(source: str, name: str, values: pa.ChunkedArray, before: int = 0) ->
     raise DataError(f"{source}: column '{name}' holds {kind}; numbers, text, truth values and dates can be used")
 
 
-def _microseconds(source: str, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = values.type
+def _moments(kind: pa.DataType) -> pa.DataType:
+    return pa.timestamp("us", tz=getattr(kind, "tz", None))
+
+
+def _microseconds(source: str, name: str, values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Moments or durations as microseconds, of the type."""
     try:
         # Nanoseconds are cut; of seconds, some have no microseconds in 64 bits.
-        fine = getattr(kind, "unit", "") == "ns"
-        return pc.cast(values, pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=not fine)
+        return pc.cast(values, kind, safe=getattr(values.type, "unit", "") != "ns")
     except pa.ArrowInvalid:
-        raise DataError(f"{source}: column '{name}' has dates that are out of range (292,000 years)") from None
+        raise DataError(f"{source}: column '{name}' has dates or times that are out of range (292,000 years)") from None
 
 
 def _require_utf8(source: str, name: str, values: pa.ChunkedArray) -> None:

@@ -201,7 +201,7 @@ def _delimiter(data: bytes) -> str:
     """The delimiter that splits the first records evenly, into the most columns in which something stands."""
     ends = [match.end() for match in itertools.islice(LINE_END.finditer(data), SAMPLED)]
     sample = data if len(ends) < SAMPLED else data[: ends[-1]]
-    best, score = ",", (False, 1)
+    best, score = ",", (False, False, 1)
     for delimiter in _DELIMITERS:
         try:
             rows = [row for row in _rows(io.BytesIO(sample), delimiter, strict=False) if row]
@@ -213,8 +213,9 @@ def _delimiter(data: bytes) -> str:
         # If the header does not split, it is no header.
         width = usual if even else len(rows[0]) if rows else 0
         filled = sum(any(row[j].strip() for row in rows if j < len(row)) for j in range(width))
-        if filled > 1 and (even, filled) > score:
-            best, score = delimiter, (even, filled)
+        found = even, bool(rows) and len(rows[0]) > 1, filled
+        if filled > 1 and found > score:
+            best, score = delimiter, found
     return best
 
 

@@ -50,6 +50,7 @@ def parquet_names(about: parquet.FileMetaData) -> list[str]:
 def _readable(name: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        # Damaged files have names in any bytes.
         words = (str(e).splitlines() or ["damaged"])[0]
         raise DataError(f"{name}: no readable Parquet file ({words})") from None
