@@ -101,7 +101,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
     """The table with its text columns as text, and the names of its features."""
     # The columns that say which rows belong together, or which came first.
     splitting = [name for name in (settings.group, settings.time_column) if name is not None]
-    for name in (*splitting, *settings.drop):
+    for name in (*splitting, *settings.drop, *settings.keep):
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
     reading = settings.reading
@@ -113,7 +113,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
         for column in table.columns
         if column.name not in dropped
     )
-    apart = {target, *splitting}
+    apart = {target, *splitting, *settings.keep}
     features = [column.name for column in columns if column.name not in apart]
     if not features:
         hint = (
