@@ -93,6 +93,17 @@ def tune(
             help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
         ),
     ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=TYPE", help="What a column is: text, number or date; may be repeated."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column that is not learned from, as identifiers are; may be repeated."),
+    ] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", help="Rows x columns of a Parquet or svmlight file, at most.")
+    ] = None,
     test_size: Annotated[
         float | None, typer.Option(metavar="F", help="Share of the rows that no tuning sees (default: 0.2).")
     ] = None,

@@ -22,9 +22,15 @@ def open_table(name: str, reading: Reading) -> tuple[Table, str | None]:
     from bilevax.study.bundled import NAMES, bundled_target, load_bundled
 
     if name in NAMES:
+        if reading.types or reading.keep:
+            raise UsageError(f"--types and --keep say how a file is read; '{name}' is a bundled data set")
         return load_bundled(name), bundled_target(name)
     folder = path.parent
     files = [str(folder / file.name) for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
-    tables = [file for file in files if file.lower().endswith((".csv", ".tsv", ".txt", ".parquet"))]
+    tables = [
+        file
+        for file in files
+        if file.lower().endswith((".csv", ".tsv", ".txt", ".parquet", ".svm", ".svmlight", ".libsvm"))
+    ]
     hint = suggestion(name, [*NAMES, *sorted(tables)])
     raise UsageError(f"there is no file '{name}', and no bundled data set of that name; {hint}")

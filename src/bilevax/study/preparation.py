@@ -7,6 +7,7 @@ import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.run_records import Note
+from bilevax.sklearn.encoder import worthless
 from bilevax.study.judging import Scorer, scorer_for
 from bilevax.study.settings import TuneSettings
 from bilevax.study.splits import (
@@ -81,7 +82,11 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     split = _split(table, goal, settings)
     if goal.labels is not None:
         check_classes(split, goal.values, list(goal.labels.counts()))
-    features = table.select(names)
+    left_out, why = worthless(table.select(names).take(split.train))
+    if len(left_out) == len(names):
+        raise DataError(f"{table.name}: no column is left to learn from; {'; '.join(why)}")
+    notes += [Note(text=text) for text in why]
+    features = table.select([name for name in names if name not in left_out])
     seen = rows_seen_before(features, features.names, split)
     if seen:
         text = (
@@ -96,7 +101,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
     """The table with its text columns as text, and the names of its features."""
     # The columns that say which rows belong together, or which came first.
     splitting = [name for name in (settings.group, settings.time_column) if name is not None]
-    for name in (*splitting, *settings.drop):
+    for name in (*splitting, *settings.drop, *settings.keep):
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
     reading = settings.reading
@@ -108,7 +113,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
         for column in table.columns
         if column.name not in dropped
     )
-    apart = {target, *splitting}
+    apart = {target, *splitting, *settings.keep}
     features = [column.name for column in columns if column.name not in apart]
     if not features:
         hint = (

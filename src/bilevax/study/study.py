@@ -93,10 +93,13 @@ def config_at_start(table: Table, target: str, settings: TuneSettings) -> dict[s
 def _machine(settings: TuneSettings) -> dict[str, dict[str, object]]:
     names = ["bilevax", "numpy", "scipy", "scikit-learn", *(["jax"] if settings.is_linear else [])]
     versions = {name: importlib.metadata.version(name) for name in names}
-    return {
-        "versions": {**versions, "python": platform.python_version()},
-        "machine": {"cores": os.cpu_count()},
-    }
+    found: dict[str, object] = {"cores": os.cpu_count()}
+    if settings.is_linear:
+        # JAX is imported for it alone
+        from bilevax.runs.identity import machine
+
+        found["device"] = machine()["device"]
+    return {"versions": {**versions, "python": platform.python_version()}, "machine": found}
 
 
 def tune_table(
