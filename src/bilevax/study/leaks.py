@@ -74,7 +74,8 @@ def score(codes: np.ndarray, target: Target, *, ordered: bool) -> Score:
     frequent = last - first >= _MANY
     near = ~frequent & (x >= 0) & ordered
     errors = (y != np.bincount(y).argmax()) + 0.0 if target.classes else (y - y.mean()) ** 2
-    errors[frequent] = _within(first[frequent], y[frequent], target)
+    if frequent.any():
+        errors[frequent] = _within(first[frequent], y[frequent], target)
     # Missing cells come first, and are no neighbours.
     before, after = first[near] - 1, last[near]
     before = np.where(before < np.searchsorted(x, 0), after, before).clip(0, n - 1)
@@ -108,7 +109,7 @@ def leak(column: Levels, target: Target) -> str:
     x, y = option("--drop", column.name), target.name
     leave = f"is it known before '{y}' is? If not, leave it out ({x})"
     codes = column.codes[target.rows]
-    if _copies(codes, target):
+    if len(column.levels) <= 0.5 * len(codes) and _copies(codes, target):
         return f"column '{column.name}' is a copy of '{y}' or a recoding, value for value: {leave}"
     if column.ordered and _monotone(codes, target):
         return f"column '{column.name}' is a rising or falling function of '{y}': {leave}"
@@ -132,7 +133,7 @@ def _copies(codes: np.ndarray, target: Target) -> bool:
     x, y = codes[known].astype(np.int64), np.unique(target.y[known], return_inverse=True)[1]
     counts = np.bincount(x)
     values = np.count_nonzero(counts)
-    if values != y.max() + 1 or values > 0.5 * len(x):
+    if values != y.max() + 1:
         return False
     shares = counts[counts > 0] / len(x)
     chance = -len(x) * float(np.sum(shares * np.log2(shares)))  # bits that agree
