@@ -12,6 +12,8 @@ from sklearn import datasets
 from bilevax.cli import main
 from bilevax.study.bundled import NAMES, bundled_target, load_bundled
 from bilevax.study.findings import findings
+from bilevax.study.leaks import score, target_of
+from bilevax.study.levels import levels_of
 from bilevax.tables.table import Column, Table, object_array
 
 N = 1000
@@ -19,6 +21,7 @@ RNG = np.random.default_rng(7)
 NOISE = RNG.normal(size=(N, 8))
 YES = (RNG.random(N) < 0.4).astype(int)
 AMOUNT = np.exp(RNG.normal(8, 1, N))
+SHUFFLED = RNG.permutation(N)
 DAYS = [datetime.date(2019, 1, 1) + datetime.timedelta(int(d)) for d in RNG.integers(0, 1500, N)]
 
 
@@ -98,6 +101,8 @@ HONEST = {
     "cells that are missing as often as not": (YES, only(flipped(YES, range(120)), NOISE[:, 0])),
     "a quantity of groups whose rows agree": (OF_GROUP, RNG.normal(size=N)[GROUPS]),
     "names of groups whose rows agree": (OF_GROUP, [f"g{g}" for g in GROUPS]),
+    "a flag of five rare rows": (np.arange(N) % 200 == 7, (np.arange(N) % 200 == 7) * 2 + (NOISE[:, 0] > 0)),
+    "cells that are missing in nine rare rows": (np.arange(N) % 111 == 7, only(np.arange(N) % 111 != 7, NOISE[:, 0])),
     "a count beside a number": (AMOUNT, np.floor(2 * np.log(AMOUNT)).astype(int)),
 }
 
@@ -108,6 +113,47 @@ def test_a_strong_column_is_no_leak(name):
     assert not texts(findings(table(a=NOISE[:, 3], x=x, y=y), "y"), "leak")
 
 
+def by_hand(x, y, *, ordered, classes):
+    """The error of each row by the rule, row by row, as a share of that of the best constant guess."""
+    levels, values = sorted(set(x) - {None}), sorted(set(y))
+    rank = {v: np.mean([i for i, w in enumerate(sorted(y)) if w == v]) + 1 for v in values}
+    r = np.array([rank[v] for v in y])
+    most = max(values, key=y.count)
+    guess = np.array([v != most for v in y], float) if classes else (r - r.mean()) ** 2
+    error = 0.0
+    for i, level in enumerate(x):
+        same = [j for j in range(len(x)) if x[j] == level]
+        near = [k for k in (-1, 1) if level is not None and 0 <= levels.index(level) + k < len(levels)]
+        if len(same) >= 10:
+            usual = max(values, key=[y[j] for j in same].count)
+            error += np.mean([y[j] != usual for j in same]) if classes else (r[i] - r[same].mean()) ** 2
+        elif ordered and near:
+            rows = [[j for j in range(len(x)) if x[j] == levels[levels.index(level) + k]] for k in near]
+            # of the rows of a level next to it, the nearest in the order of the table
+            ends = [of[-1] if k < 0 else of[0] for of, k in zip(rows, near, strict=True)]
+            wrong = np.mean([y[j] != y[i] for j in ends]) if classes else (r[i] - r[ends].mean()) ** 2
+            error += wrong
+        else:
+            error += guess[i]
+    return error / guess.sum()
+
+
+@pytest.mark.parametrize("classes", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_error_that_is_left_is_that_of_the_rule(classes, ordered):
+    rng = np.random.default_rng(11)
+    for _ in range(5):
+        number = rng.choice([1, 2, 3, *range(20, 40)], 60, p=[0.3, 0.2, 0.04, *[0.023] * 20]).tolist()
+        x = [
+            None if hidden else (v if ordered else f"v{v}")
+            for v, hidden in zip(number, rng.random(60) < 0.1, strict=True)
+        ]
+        y = [v // 3 % 3 for v in number] if classes else [v + rng.integers(0, 4) for v in number]
+        found, of_y = levels_of(column("x", x)), levels_of(column("y", y))
+        left = score(found.codes, target_of(of_y, classes=classes), ordered=ordered).left
+        assert left == pytest.approx(by_hand(x, y, ordered=ordered, classes=classes), rel=1e-12)
+
+
 def test_a_trend_in_time_is_no_leak():
     steps = np.cumsum(RNG.random(N))
     trend = steps + 0.01 * NOISE[:, 0]
@@ -115,6 +161,8 @@ def test_a_trend_in_time_is_no_leak():
     found = findings(Table("t", (days, column("a", NOISE[:, 1]), column("y", trend))), "y")
     assert not texts(found, "leak")
     assert "--time-column sold" in texts(found, "table")[0]
+    mixed = Table("t", (days, column("a", NOISE[:, 1]), column("y", trend))).take(SHUFFLED)
+    assert not texts(findings(mixed, "y"), "leak")
     assert not texts(findings(table(year=1000 + np.arange(N), a=NOISE[:, 1], y=trend), "y"), "leak")
     # ... and without a name of time, it is one
     assert texts(findings(table(level=steps, y=trend), "y"), "leak")
@@ -154,7 +202,6 @@ def test_bundled_regressions_have_no_leak():
         assert not {"leak", "identifier", "date"} & {note.about for note in found}
 
 
-SHUFFLED = RNG.permutation(N)
 draw = random.Random(3)
 IDENTIFIERS = {
     "a running number": (range(1, N + 1), "counts the rows"),
@@ -241,7 +288,10 @@ def test_numbers_that_are_dates_by_name_alone():
 NO_DATES = {
     "eight digits": RNG.integers(10_000_000, 99_999_999, N),
     "prices": RNG.integers(190_000, 210_000, N),
-    "telephones": draw.sample(range(2_010_000_000, 2_019_999_999), N),
+    "telephones": draw.sample(range(2_010_000_000, 2_019_999_960, 60), N),
+    "invoices": 20_190_000 + RNG.integers(0, 3000, N),
+    "three codes": RNG.choice([20_190_101, 20_190_102, 20_190_103], N),
+    "batches": 100 * RNG.integers(1910, 2000, N) + RNG.integers(1, 7, N),
     "PIN codes": 201_000 + 10 * RNG.integers(1, 60, N),
     "years": RNG.integers(1990, 2020, N),
     "versions": [f"1.{i % 4}.{i % 30}" for i in range(N)],
@@ -360,6 +410,7 @@ def test_a_number_that_stands_for_what_is_not_known(mark):
 NO_MARKS = {
     "counts": RNG.poisson(4, N),
     "pay of some": np.where(NOISE[:, 5] > 1, 0, RNG.integers(5_000, 90_000, N)),
+    "readings of some": np.where(NOISE[:, 5] > 1, 0, GLUCOSE),
     "temperatures": np.round(10 * NOISE[:, 0]),
     "differences": np.round(3 * NOISE[:, 0]).astype(int),
     "ages": RNG.integers(18, 100, N),
@@ -405,6 +456,9 @@ def test_columns_that_say_what_belongs_together():
     assert "250 values for 1,000 rows" in texts(found, "table")[0]
     assert "--group patient" in texts(found, "table")[0]
     assert not texts(findings(table(patient=GROUPS, a=NOISE[:, 0], y=YES), "y", group="patient"), "table")
+    own = table(patient=SHUFFLED, a=NOISE[:, 0], y=YES)
+    assert texts(findings(own, "y"), "identifier")
+    assert not findings(own, "y", group="patient")
     for name in ("patients", "floors", "order"):
         assert not texts(findings(table(**{name: GROUPS}, a=NOISE[:, 0], y=YES), "y"), "table")
 

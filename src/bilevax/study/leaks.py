@@ -15,7 +15,7 @@ from bilevax.study.levels import Levels, cut_percent, option
 SAMPLE = 50_000
 """Rows that are looked at, at most."""
 
-# Rows of a value that predict each other.
+# Rows of a value that predict each other; fewer of a class, or of empty cells, tell nothing.
 _MANY = 10
 # Share of the error that may be left: of a flag or a category, of a quantity, of the presence of cells. A single honest
 # measurement may separate small classes; that cells are there says little, unless they were filled in afterwards.
@@ -24,8 +24,6 @@ _LEFT_BY_LEVELS, _LEFT_BY_QUANTITY, _LEFT_BY_PRESENCE = 0.025, 0.01, 0.1
 _LEFT_OF_VARIANCE = 0.002
 # Below so many rows a law of nature may leave as little; then only a rising or falling function is a leak.
 _FEWEST, _ROWS = 30, 100
-# Rows that are not of the most frequent class; with fewer, chance separates them.
-_OTHERS = 10
 
 
 class Target(NamedTuple):
@@ -75,14 +73,15 @@ def score(codes: np.ndarray, target: Target, *, ordered: bool) -> Score:
     first, last = np.searchsorted(x, x, "left"), np.searchsorted(x, x, "right")
     frequent = last - first >= _MANY
     near = ~frequent & (x >= 0) & ordered
-    errors = np.full(n, target.guess / n)
-    errors[frequent] = _within(first[frequent], y[frequent], target)
+    errors = (y != np.bincount(y).argmax()) + 0.0 if target.classes else (y - y.mean()) ** 2
+    if frequent.any():
+        errors[frequent] = _within(first[frequent], y[frequent], target)
     # Missing cells come first, and are no neighbours.
     before, after = first[near] - 1, last[near]
     before = np.where(before < np.searchsorted(x, 0), after, before).clip(0, n - 1)
     after = np.where(after >= n, before, after)
     if target.classes:
-        errors[near] = 0.5 * ((y[before] != y[near]) + 0.0 + (y[after] != y[near]))
+        errors[near] = 0.5 * (y[before] != y[near]) + 0.5 * (y[after] != y[near])
     else:
         errors[near] = (y[near] - 0.5 * (y[before] + y[after])) ** 2
     error = float(errors.sum())
@@ -110,7 +109,7 @@ def leak(column: Levels, target: Target) -> str:
     x, y = option("--drop", column.name), target.name
     leave = f"is it known before '{y}' is? If not, leave it out ({x})"
     codes = column.codes[target.rows]
-    if _copies(codes, target):
+    if len(column.levels) <= 0.5 * len(codes) and _copies(codes, target):
         return f"column '{column.name}' is a copy of '{y}' or a recoding, value for value: {leave}"
     if column.ordered and _monotone(codes, target):
         return f"column '{column.name}' is a rising or falling function of '{y}': {leave}"
@@ -134,7 +133,7 @@ def _copies(codes: np.ndarray, target: Target) -> bool:
     x, y = codes[known].astype(np.int64), np.unique(target.y[known], return_inverse=True)[1]
     counts = np.bincount(x)
     values = np.count_nonzero(counts)
-    if values != y.max() + 1 or values > 0.5 * len(x):
+    if values != y.max() + 1:
         return False
     shares = counts[counts > 0] / len(x)
     chance = -len(x) * float(np.sum(shares * np.log2(shares)))  # bits that agree
@@ -156,7 +155,7 @@ def _tells(column: Levels, found: Score, target: Target) -> bool:
     if not target.classes:
         return found.rows >= _ROWS and found.left <= _LEFT_OF_VARIANCE
     few = len(column.levels) * _MANY <= found.rows
-    return target.guess >= _OTHERS and found.left <= (_LEFT_BY_LEVELS if few else _LEFT_BY_QUANTITY)
+    return found.left <= (_LEFT_BY_LEVELS if few else _LEFT_BY_QUANTITY)
 
 
 def _rows(found: Score) -> str:
@@ -166,8 +165,7 @@ def _rows(found: Score) -> str:
 def _presence(column: Levels, target: Target, leave: str) -> str:
     """A sentence where what is missing tells the target: its class, or whether a number is its most frequent one."""
     there = (column.codes >= 0).astype(np.int32)
-    empty, filled = np.bincount(there[target.rows], minlength=2).tolist()
-    if min(empty, filled) < _OTHERS:
+    if there.all():
         return ""
     asked, what = target, f"'{target.name}'"
     if not target.classes:
@@ -176,6 +174,6 @@ def _presence(column: Levels, target: Target, leave: str) -> str:
         asked = target._replace(y=usual, classes=True, guess=float(min(usual.sum(), len(usual) - usual.sum())))
         what = f"whether '{target.name}' has its most frequent value"
     found = score(there, asked, ordered=False)
-    if asked.guess < _OTHERS or found.left > (_LEFT_BY_PRESENCE if target.classes else _LEFT_BY_LEVELS):
+    if found.left > (_LEFT_BY_PRESENCE if target.classes else _LEFT_BY_LEVELS):
         return ""
     return f"whether a cell of column '{column.name}' is empty tells {what} in {_rows(found)}: {leave}"
