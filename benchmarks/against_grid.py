@@ -16,9 +16,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from benchmarks import datasets, store, tables
+from benchmarks.single_penalty import single_penalty_grid
 from bilevax.sklearn import TunedLogisticRegression
-from bilevax.study import single_penalty_grid
-from bilevax.study.baselines import row_losses
+from bilevax.study.judging import row_losses
 
 GRID_ITERATIONS = 100  # scikit-learn's default; each fit begins where the last ended
 
@@ -54,7 +54,7 @@ def compare(name: str, control: str, seed: int, rows: int | None) -> dict[str, A
     seconds = time.perf_counter() - clock
     grid = single_penalty_grid(X, y, validation, max_iter=GRID_ITERATIONS)
     codes = np.searchsorted(tuned.classes_, y_test)
-    ours, theirs = (row_losses(m.predict_proba(X_test), codes) for m in (tuned, grid.model))
+    ours, theirs = (row_losses("classes", m.predict_proba(X_test), codes) for m in (tuned, grid.model))
     out = {
         "data": name, "control": control, "seed": seed, "rows": len(y), "columns": X.shape[1],
         "tuned": float(ours.mean()), "grid": float(theirs.mean()),

@@ -6,7 +6,6 @@ formulas: ``bilevax.tables.memory``, ``bilevax.core.programs``.
 """
 
 import argparse
-import functools
 import threading
 import time
 from collections.abc import Callable
@@ -57,7 +56,7 @@ def asked_for(call: Callable[[], object]) -> tuple[float, float]:
     """Runs it, and gives the largest of its estimates, counted from the beginning, resident and mapped."""
     from bilevax.core import limits, programs
     from bilevax.sklearn import penalised
-    from bilevax.study import preparation
+    from bilevax.study import linear
 
     most, begun = [0.0, 0.0], Watch._now()
 
@@ -68,7 +67,7 @@ def asked_for(call: Callable[[], object]) -> tuple[float, float]:
         each = held[0] + need, held[1] + need + (0.0 if any(most) else mapped)
         most[:] = map(max, most, each)
 
-    for module in (limits, programs, penalised, preparation):
+    for module in (limits, programs, penalised, linear):
         module.require = require  # type: ignore[attr-defined]
     call()
     return most[0] / MB, most[1] / MB
@@ -90,12 +89,10 @@ def tuned(n: int, p: int, classes: int) -> Row:
     columns = {f"x{j}": X[:, j] for j in range(p)} | {"y": np.char.add("class", y.astype(str))}
     table = table_from_frame(pa.table(columns))
     del X, columns
-    # fewer of the same: their number takes time alone
-    study.single_penalty_grid = functools.partial(study.single_penalty_grid, points=2, max_iter=3)  # type: ignore
-    study.untuned = functools.partial(study.untuned, max_iter=3)  # type: ignore[attr-defined]
+    study.rivals = lambda *_: iter(())  # type: ignore[attr-defined]
     tuning.PATH = tuning.PATH[:2]
     watch = Watch()
-    estimate = asked_for(lambda: study.tune_table(table, "y", settings=TuneSettings(steps=2)))
+    estimate = asked_for(lambda: study.tune_table(table, "y", settings=TuneSettings(model="linear", steps=2)))
     return {"what": f"tune {n:,} x {p:,}, {classes} classes", "estimate": estimate, "taken": watch.end()}
 
 

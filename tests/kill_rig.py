@@ -72,6 +72,9 @@ def minimise(name, directory):
     return {part: _digest(tree) for part, tree in parts.items()}
 
 
+LINEAR = ("--model", "linear", "--steps", "30")
+
+
 def tune(directory):
     """The digests of what the command writes for a table, but for the seconds; it goes on where it was killed."""
     from functools import partial
@@ -81,7 +84,7 @@ def tune(directory):
 
     bilevax.runs.Run = partial(bilevax.runs.Run, seconds=0)
     begun = any((path / "manifest.json").exists() for path in directory.parent.glob(f"{directory.name}*"))
-    words = ["resume", str(directory)] if begun else ["tune", "iris", "--out", str(directory), "--steps", "30"]
+    words = ["resume", str(directory)] if begun else ["tune", "iris", "--out", str(directory), *LINEAR]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
             main(words)
@@ -118,6 +121,7 @@ def serve():
 
     import bilevax.cli.tune
     import bilevax.study  # noqa: F401
+    from bilevax.study.linear import fit_linear  # noqa: F401
     from bilevax.study.study import tune_table  # noqa: F401
 
     warnings.simplefilter("ignore", RuntimeWarning)  # of a fork, before which nothing is computed

@@ -21,7 +21,7 @@ from bilevax.solvers.additive_families import Binomial, Gaussian, Multinomial, P
 from bilevax.solvers.additive_fit import data, penalties
 from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PENALTY_EACH, AdditiveFit, Rows
 from bilevax.solvers.additive_monotone import constrained
-from bilevax.solvers.additive_stack import out_of_fold, stacked
+from bilevax.solvers.additive_stack import held_out, stacked
 from bilevax.tables.additive import additive_from_plain
 from bilevax.tables.effects import category, number
 from bilevax.tables.read import table_from_frame
@@ -379,16 +379,15 @@ def test_standard_errors_know_that_folds_share_rows(monkeypatch):
     rows = Rows(effects, (effects[0].codes(x),), y, np.ones(100), np.zeros((100, 1)), Gaussian(), (0,))
     folds = []
 
-    def known(rows, candidates, fold):
-        folds.append(fold)
-        return np.array([np.zeros((100, 1)), fold[:, None] / 10.0])
+    def known(rows, candidates, held):
+        folds.append(held)
+        k = (len(folds) - 1) % FOLDS
+        return np.array([np.zeros((len(held), 1)), np.full((len(held), 1), k / 10.0)])
 
-    monkeypatch.setattr("bilevax.sklearn.additive_choice.out_of_fold", known)
+    monkeypatch.setattr("bilevax.sklearn.additive_choice.held_out", known)
     found = choose(rows, (ONE_PENALTY, ADDITIVE), np.zeros(100, int), None, np.random.RandomState(0))
-    differences = [
-        np.mean(0.5 * (y[fold == k] - k / 10) ** 2 - 0.5 * y[fold == k] ** 2) for fold in folds for k in range(FOLDS)
-    ]
-    assert len(folds) == 4
+    differences = [np.mean(0.5 * (y[held] - i % FOLDS / 10) ** 2 - 0.5 * y[held] ** 2) for i, held in enumerate(folds)]
+    assert len(folds) == 4 * FOLDS
     error = np.sqrt((1 / 20 + 1 / 4) * np.var(differences, ddof=1))
     assert found.compared[1].standard_error == pytest.approx(error)
     assert found.compared[1].difference == pytest.approx(np.mean(differences))
@@ -397,17 +396,68 @@ def test_standard_errors_know_that_folds_share_rows(monkeypatch):
 def test_groups_stay_together_in_the_choice(monkeypatch):
     seen = []
 
-    def known(rows, candidates, fold):
-        seen.append(fold)
-        return np.zeros((len(candidates), len(rows.y), 1))
+    def known(rows, candidates, held):
+        seen.append((len(rows.y), held))
+        return np.zeros((len(candidates), len(held), 1))
 
-    monkeypatch.setattr("bilevax.sklearn.additive_choice.out_of_fold", known)
+    monkeypatch.setattr("bilevax.sklearn.additive_choice.held_out", known)
     monkeypatch.setattr("bilevax.sklearn.additive_choice.ROWS", 60)
     group = np.repeat(np.arange(20), 5)
     X = pd.DataFrame({"x": np.arange(100.0)})
     model = TunedAdditiveRegressor(tuned_by="marginal", random_state=0).fit(X, np.sin(X["x"]), groups=group)
     assert model.notes_ == ("the candidates were compared on 60 of 100 rows",)
-    assert all(len(fold) == 60 for fold in seen)
+    assert all(rows == 60 and len(held) % 5 == 0 for rows, held in seen)
+
+
+def test_a_comparison_that_is_ended_decides_by_what_it_knows():
+    X, score, rng = frame(150)
+    X, y = X[["wave", "town"]], score + 0.3 * rng.normal(size=150)
+    records = []
+
+    def ends_at(fold):
+        def callback(record):
+            records.append(record)
+            return record["fold"] == fold
+
+        return callback
+
+    def fit(callback):
+        return TunedAdditiveRegressor(pairs=False, random_state=0).fit(X, y, callback=callback)
+
+    whole = fit(records.append).choice_
+    assert [record["fold"] for record in records] == list(range(20))
+    assert {record["of"] for record in records} == {20}
+    first = fit(ends_at(7))
+    assert first.interrupted_
+    assert len(first.choice_) == len(whole)
+    # one whole repeat: the first five folds
+    assert first.choice_[0].loss == fit(ends_at(5)).choice_[0].loss
+    part = fit(ends_at(2))
+    assert part.choice_[0].loss != first.choice_[0].loss
+    assert "the candidates were compared on 60 of 150 rows" in part.notes_
+    none = fit(ends_at(0))
+    assert none.mixture_ == {"additive": 1.0}
+    assert none.choice_ == ()
+
+
+def test_the_influence_of_a_row_is_what_leaving_it_out_does():
+    rng = np.random.default_rng(4)
+    x, w = rng.normal(size=60), rng.integers(1, 4, 60).astype(float)
+    y = np.sin(2 * x) + 0.3 * rng.normal(size=60)
+    y[7] += 3.0
+    effects = (number("x", x, smooth=6, coarse=8),)
+    rows = Rows(effects, (effects[0].codes(x),), y, w, np.zeros((60, 1)), Gaussian(), (0,))
+    fit = AdditiveFit(rows, PENALTY_EACH)
+    X = np.column_stack([np.ones(60), effects[0].basis[rows.codes[0]][:, :1]])
+    H = X.T @ (w[:, None] * X) + np.diag([0.0, np.exp(fit.found.rho[0])])
+    b = np.linalg.solve(H, X.T @ (w * y))
+    exact = []
+    for i in range(60):
+        others = np.where(np.arange(60) == i, 0.0, w)
+        d = np.linalg.solve(H - w[i] * np.outer(X[i], X[i]), X.T @ (others * y)) - b
+        exact.append(d @ H @ d / fit.found.outer.phi)
+    np.testing.assert_allclose(fit.influence(), exact, rtol=1e-8)
+    assert np.argmax(exact) == 7
 
 
 @pytest.mark.parametrize("by", ["marginal", "folds"])
@@ -536,8 +586,9 @@ def test_offsets_are_in_the_scores_that_are_stacked():
     effects = (number("x", x, smooth=4, coarse=8),)
     y = x + 5.0 * offset + 0.1 * rng.normal(size=200)
     rows = Rows(effects, (effects[0].codes(x),), y, np.ones(200), 5.0 * offset[:, None], Gaussian(), (0,))
-    scores = out_of_fold(rows, (PENALTY_EACH,), np.arange(200) % 5)
-    assert np.std(scores[0, :, 0] - y) < 0.3
+    held = np.arange(0, 200, 5)
+    scores = held_out(rows, (PENALTY_EACH,), held)
+    assert np.std(scores[0, :, 0] - y[held]) < 0.3
 
 
 def test_numbers_of_any_size():

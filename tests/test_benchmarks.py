@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.preprocessing import StandardScaler
 
 ROOT = Path(__file__).parents[1]
 PARTS = {"core": ["--only", "w1", "memory"]}  # all of it takes longer than two minutes
 SHARED = {"additive_figures", "additive_list", "additive_rivals", "additive_times", "bare_jax", "bare_loops", "cases",
           "datasets", "exact", "families", "fresh", "machine", "measures", "planner_rivals", "reported", "rival_torch",
-          "rivals", "store", "tables", "verdict_figures", "verdict_runs"}  # fmt: skip
+          "rivals", "single_penalty", "store", "tables", "verdict_figures", "verdict_runs"}  # fmt: skip
 
 
 def module(name):
@@ -121,3 +122,21 @@ def test_a_problem_on_real_data_learns_from_what_it_should(name):
     score = case.score(result.w, result.lam)
     assert score["accuracy"] > {"fashion": 0.7, "newsgroups": 0.3, "cleaning": 0.9}[name]
     assert score.get("auc", 1.0) > 0.85
+
+
+def test_the_grid_says_what_it_found():
+    grid_of = module("benchmarks.single_penalty").single_penalty_grid
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(200, 5)) * [1, 10, 100, 0.1, 1]
+    y = np.where(X[:, 0] + rng.normal(size=200) > 0, "b", "a")
+    validation = np.arange(200) % 4 == 0
+    grid = grid_of(X, y, validation, points=5)
+    assert grid.grid.tolist() == pytest.approx([1e-4, 1e-2, 1, 1e2, 1e4])
+    assert grid.validation_loss == grid.grid_losses.min()
+    assert grid.c == grid.grid[grid.grid_losses.argmin()]
+    assert grid.converged
+    assert grid.model.predict(X[:1])[0] in ("a", "b")
+    np.testing.assert_array_equal(grid.model["scale"].mean_, StandardScaler().fit(X[~validation]).mean_)
+    assert not grid_of(X, y, validation, points=5, max_iter=1).converged  # noted, not printed
+    balanced = grid_of(X, y, validation, points=1, class_weight="balanced").model["logistic"]
+    assert balanced.get_params()["class_weight"] == "balanced"

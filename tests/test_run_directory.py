@@ -32,6 +32,7 @@ from bilevax.core.errors import (
     UsageError,
 )
 from bilevax.core.run_files import FILES, FORMAT, KIND, read_run_files
+from bilevax.core.run_records import Step
 from bilevax.hypergradients import SID
 from bilevax.report import render_report, write_report
 from bilevax.runs import Run, checkpoints
@@ -39,7 +40,7 @@ from bilevax.sklearn import TunedLogisticRegression, tuning, tuning_method
 from bilevax.sklearn.tuning import Candidate
 from bilevax.sklearn.tuning_method import Method
 from bilevax.solvers import FixedPoint, Harmonic
-from bilevax.study import read_model, study
+from bilevax.study import linear, read_model, study
 from bilevax.study.run_directory import RunDirectory
 from bilevax.tables.linear import LinearModel
 from bilevax.tables.read import read_table
@@ -53,12 +54,19 @@ def names(directory):
     return files.names(directory)
 
 
+def step_record(step, loss=None):
+    record = Step(
+        step=step, code="OK", seconds=1.0, visits=9, tuning_loss=loss, validation_loss=None, gradient_norm=None
+    )
+    return record.model_dump()
+
+
 def study_of(slope, *, interrupted=False):
     """What a run directory is handed, without any tuning."""
     terms = (Term("x", "number", "number"),)
     model = LinearModel("y", ("a", "b"), np.zeros(1), np.array([[slope]]), terms, (1.0,))
     config = {"data": {"table": "t.csv", "slope": slope}, "tune": {"steps": 3}}
-    events = [{"kind": "step", "step": step, "seconds": 1.0, "tuning_loss": slope} for step in range(3)]
+    events = [step_record(step, slope) for step in range(3)]
     return SimpleNamespace(model=model, events=events, interrupted=interrupted, config=lambda: config)
 
 
@@ -77,7 +85,7 @@ def killed(directory, *, checkpoint=True, **options):
     """A run whose process is killed while it tunes: its files stay, and its locks are free."""
     run = RunDirectory(directory, **options)
     run.begin({"tune": {"steps": 3}})
-    run.append({"kind": "step", "step": 0})
+    run.append(step_record(0))
     if checkpoint:
         files.make_directory(run.checkpoints / "step_00000001")
     for lock in (run._lock, run._target_lock):
@@ -403,7 +411,7 @@ def test_another_format_or_kind_is_named(run):
         lambda path: RunDirectory(path, force=True),
         lambda path: RunDirectory(path, resume=True),
     ):
-        with pytest.raises(TooNewError, match="of format 2, written by a later bilevax; this one reads formats up"):
+        with pytest.raises(TooNewError, match="of format 3, written by a later bilevax; this one reads formats up to 2"):
             read(run)
     manifest.write(run, "checkpoint", 1, {}, {})
     with pytest.raises(CorruptError, match="holds a checkpoint, not a run"):
@@ -482,7 +490,8 @@ class Quick(ClassifierMixin, BaseEstimator):
     def fit(self, X, y, *, groups=None, validation=None, callback=None, run=None):
         type(self).given = run
         files.make_directory(run.directory / "step_00000001")
-        callback({"step": 0, "seconds": 0.5, "visits": 10, "validation_loss": 0.5, "code": "OK"})
+        losses = {"tuning_loss": 0.5, "validation_loss": 0.5, "gradient_norm": 0.1}
+        callback({"step": 0, "seconds": 0.5, "visits": 10, "code": "OK", **losses})
         if self.interrupts == 2:
             raise KeyboardInterrupt
         self.model_ = LogisticRegression(C=0.1 * self.steps, max_iter=500).fit(X, y)
@@ -502,7 +511,8 @@ class Quick(ClassifierMixin, BaseEstimator):
 
 @pytest.fixture(name="command")
 def runner(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(study, "TunedLogisticRegression", Quick)
+    monkeypatch.setattr(linear, "TunedLogisticRegression", Quick)
+    monkeypatch.setattr(study, "rivals", lambda *args: iter(()))
     monkeypatch.setattr(Quick, "interrupts", 0)
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path / "t.csv")
@@ -522,7 +532,7 @@ def write_table(path, n=120):
     path.write_text("x,z,y\n" + "".join(f"{a:.4f},{i % 7},{b}\n" for i, (a, b) in enumerate(zip(x, y, strict=True))))
 
 
-TUNE = ("tune", "t.csv", "--target", "y", "--out", "run")
+TUNE = ("tune", "t.csv", "--target", "y", "--out", "run", "--model", "linear")
 
 
 def test_an_interrupted_run_is_resumed_by_the_command(command, monkeypatch, tmp_path):
@@ -574,7 +584,7 @@ def test_resume_names_what_differs_and_records_what_may(command, tmp_path):
     assert "given now: seed: 0 -> 3 (give the same ones, or --override seed " in err
     for words, said in (
         (["--set", "steps"], "--set takes NAME=VALUE, got 'steps'"),
-        (["--override", "stps"], "--override names 'stps', which is none of penalty_per, "),
+        (["--override", "stps"], "--override names 'stps', which is none of model, task, "),
     ):
         code, _, err = command("resume", "run", *words)
         assert code == 2
@@ -674,7 +684,7 @@ def without_seconds(directory):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-TUNED = "tune t.csv --target y --steps 6 --out"
+TUNED = "tune t.csv --target y --model linear --steps 6 --out"
 
 
 def process(directory, *words):

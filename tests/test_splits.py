@@ -5,7 +5,7 @@ import pytest
 
 from bilevax.core.errors import DataError
 from bilevax.study.splits import Sizes, Split, rows_seen_before, split_by_group, split_by_time, split_stratified
-from bilevax.tables.labels import encode_labels
+from bilevax.tables.labels import encode_labels, is_quantity
 from bilevax.tables.table import Column, Table, object_array
 
 
@@ -78,14 +78,21 @@ def test_rows_seen_before_are_counted():
         (text("y", ["a"] * 60), "has 'a' in every row; two classes"),
         (text("y", [None] * 60), "has no value in any row"),
         (text("y", ["a"] * 58 + ["b", "c"]), r"fewer than 5 rows: 'b' \(1\), 'c' \(1\)"),
-        (Column("y", "number", np.linspace(0, 1, 60)), "60 different numbers, a quantity"),
-        (Column("y", "integer", np.arange(60.0)), "60 different numbers, a quantity"),
         (Column("y", "date", np.arange(60.0)), "holds dates"),
     ],
 )
 def test_a_target_that_is_no_set_of_classes_is_refused(target, message):
     with pytest.raises(DataError, match=message):
         encode_labels(target, "t.csv")
+
+
+def test_many_numbers_are_a_quantity():
+    assert is_quantity(Column("y", "number", np.linspace(0, 1, 60)))
+    assert is_quantity(Column("y", "integer", np.arange(60.0)))
+    assert not is_quantity(Column("y", "integer", np.arange(60.0) % 20))
+    assert not is_quantity(Column("y", "integer", np.arange(5000.0) % 100))  # fifty rows to each
+    assert is_quantity(Column("y", "number", np.arange(5000.0) % 100 / 10))
+    assert not is_quantity(text("y", map(str, range(60))))
 
 
 def test_labels_keep_their_kind():

@@ -10,16 +10,17 @@ from bilevax.cli.threads import one_thread
 
 app = typer.Typer(
     name="bilevax",
-    help="Tune thousands of penalties by stochastic hypergradients, apply the model, read the report; audit a problem.",
+    help="Tune a model of a table that one can read, apply it, read the report; audit a bilevel problem.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 # What more than one command takes. --debug is read by the entry point, around all commands.
 _TABLE = typer.Argument(
-    metavar="TABLE", help="CSV or Parquet file, or a bundled data set: breast_cancer, digits, iris, wine."
+    metavar="TABLE",
+    help="CSV or Parquet file, or a bundled data set: airfoil, breast_cancer, diabetes, digits, iris, wine.",
 )
 _NO_CACHE = typer.Option(
     "--no-cache", help="Compile anew: do not keep compiled programs in ~/.cache/bilevax, nor use those kept."
@@ -50,24 +51,33 @@ def _all(
 @app.command()
 def tune(
     context: typer.Context,
-    table: Annotated[str, _TABLE],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of the run; it is made.")],
+    table: Annotated[str | None, _TABLE] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Directory of the run; it is made.")] = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="COLUMN", help="Column to predict; bundled data sets know theirs.")
     ] = None,
-    penalty_per: Annotated[
-        Literal["feature", "column", "class", "weight", "global"], typer.Option(help="What has a penalty of its own.")
-    ] = "feature",
+    model: Annotated[
+        Literal["additive", "linear"] | None,
+        typer.Option(help="additive (default): a curve for every column; linear: logistic regression, by JAX."),
+    ] = None,
+    task: Annotated[
+        Literal["auto", "classes", "number", "count", "amount"] | None,
+        typer.Option(help="What is predicted; auto (default): classes, or a number where there are many."),
+    ] = None,
+    pairs: Annotated[
+        bool | None,
+        typer.Option("--pairs/--no-pairs", help="Whether pairs of columns may act together (default: yes)."),
+    ] = None,
     scoring: Annotated[
-        str, typer.Option(metavar="NAME", help="A score of scikit-learn, reported beside log-loss and accuracy.")
-    ] = "neg_log_loss",
+        str | None, typer.Option(metavar="NAME", help="A score of scikit-learn that the report leads with.")
+    ] = None,
     class_weight: Annotated[
         Literal["balanced"] | None, typer.Option(help="Give rare classes the weight of frequent ones.")
     ] = None,
     group: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Rows that agree in it stay together in one part of the split.")
     ] = None,
-    time: Annotated[
+    time_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Train on the oldest rows by it, test on the newest.")
     ] = None,
     drop: Annotated[
@@ -83,28 +93,59 @@ def tune(
             help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split and of the tuning.")] = 0,
-    test_size: Annotated[float, typer.Option(metavar="F", help="Share of the rows that no tuning sees.")] = 0.2,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=TYPE", help="What a column is: text, number or date; may be repeated."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column that is not learned from, as identifiers are; may be repeated."),
+    ] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", help="Rows x columns of a Parquet or svmlight file, at most.")
+    ] = None,
+    test_size: Annotated[
+        float | None, typer.Option(metavar="F", help="Share of the rows that no tuning sees (default: 0.2).")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="90s, 5m, 1h: then compare no more models, and keep the best so far."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the split and of the tuning (default: 0).")] = None,
+    penalty_per: Annotated[
+        Literal["feature", "column", "class", "weight", "global"] | None,
+        typer.Option(help="Of a linear model: what has a penalty of its own (default: feature)."),
+    ] = None,
     validation_size: Annotated[
-        float, typer.Option(metavar="F", help="Share of the rows that say where tuning stops.")
-    ] = 0.2,
+        float | None,
+        typer.Option(metavar="F", help="Of a linear model: share of the rows that end the tuning (default: 0.2)."),
+    ] = None,
     method: Annotated[
-        Literal["auto", "stochastic", "deterministic"], typer.Option(help="auto: what suits the table's size.")
-    ] = "auto",
-    steps: Annotated[int, typer.Option(metavar="N", help="Outer steps at most.")] = 100,
+        Literal["auto", "stochastic", "deterministic"] | None,
+        typer.Option(help="Of a linear model; auto (default): what suits the table's size."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Of a linear model: outer steps at most (default: 100).")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML file with these options, or the config.toml of a run."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Show the outcome as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show the path of the report and faults alone.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
     deterministic: Annotated[bool, _DETERMINISTIC] = False,
     no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
-    """Tune penalties on a table and write model, metrics and report to a directory."""
+    """Tune a model of a table, compare it with others, and write model, metrics and report to a directory."""
     if deterministic:
         one_thread()
     keep_programs(not no_cache)
-    from bilevax.cli.tune import run
+    from bilevax.cli.tune import begin
 
     # The context holds all options by name; those that are fields of TuneSettings are picked from it.
-    raise typer.Exit(run(table, target, out, context.params, force=force))
+    raise typer.Exit(begin(context.params))
 
 
 @app.command()
@@ -164,27 +205,50 @@ def report(
 
 @app.command()
 def check(
-    problem: Annotated[
+    context: typer.Context,
+    subject: Annotated[
         str,
         typer.Argument(
-            metavar="MODULE:PROBLEM",
-            help="A module or a .py file, and in it a dictionary, a record, or a function that returns one.",
+            metavar="TABLE|MODULE:PROBLEM",
+            help="A table, or a module or a .py file and in it a dictionary, a record, or a function that returns one.",
         ),
     ],
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the findings as a page, too.")
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="COLUMN", help="Of a table: the column to predict.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that the audit draws.")] = 0,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Of a table: column that is not looked at.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Of a table: column to read as text.")
+    ] = None,
+    missing: Annotated[
+        list[str] | None, typer.Option(metavar="MARKS", help="Of a table: cells that say that nothing is known.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of a table: what is found, as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Of a problem: write the findings as a page, too.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of a problem: seed of all that the audit draws.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
-    """Audit a bilevel problem of your own: biased losses, steps that are too long, lam that does nothing, and more."""
+    """Look through a table before any fit: leaks, identifiers, copies, dates as numbers; or audit a bilevel problem."""
+    from bilevax.cli import check_table
+
+    if check_table.is_table(subject):
+        check_table.refuse_options(context, ("html", "seed", "force", "no_cache"), "a table")
+        from bilevax.tables.reading import Reading, marks_from_words
+
+        reading = Reading(text or (), drop=drop or (), missing=marks_from_words(missing or ()))
+        raise typer.Exit(check_table.run(subject, target, reading, as_json=as_json))
+    check_table.refuse_options(context, ("target", "drop", "text", "missing", "as_json"), "a problem in a module")
     # Before JAX is imported, which reads its settings then.
     keep_programs(not no_cache)
     from bilevax.cli.check import run
 
-    raise typer.Exit(run(problem, html, seed=seed, force=force, debug=debug))
+    raise typer.Exit(run(subject, html, seed=seed, force=force, debug=debug))
 
 
 @app.command()

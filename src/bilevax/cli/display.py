@@ -1,9 +1,11 @@
 """What the user sees while a table is tuned, and at the end."""
 
+import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -14,13 +16,9 @@ from rich.text import Text
 from bilevax.cli.output import Output
 from bilevax.core.events import Event
 from bilevax.core.run_files import REPORT
+from bilevax.core.run_records import Compared, End, Paired, Records, Scoring
 from bilevax.core.text import clean, counted, duration, short_count
-from bilevax.report.comparison import SHOWN_ANYHOW
-from bilevax.report.records import read_run
 from bilevax.report.summary import NORMAL, ending, verdict
-
-if TYPE_CHECKING:
-    from bilevax.study.study import Study
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SECONDS_BETWEEN_LINES = 5.0
@@ -30,12 +28,14 @@ class Display:
     """Progress on stderr: a live line on a terminal, an occasional plain line elsewhere.
 
     Args:
-        steps: the largest number of outer steps.
+        steps: the largest number of outer steps, of a linear model.
+        quiet: nothing but faults, and the path of the report at the end.
+        as_json: the outcome as one JSON object, on standard output.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, *, quiet: bool = False, as_json: bool = False) -> None:
         self._console = Output(progress=True)
-        self._steps = steps
+        self._steps, self._quiet, self._as_json = steps, quiet, as_json
         self._losses: list[float] = []
         self._status = ""
         self._stage = ""
@@ -44,7 +44,7 @@ class Display:
         self._live = Live(console=self._console, get_renderable=self._render, transient=True, refresh_per_second=8)
 
     def __enter__(self) -> "Display":
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._quiet:
             self._live.start()
         return self
 
@@ -57,9 +57,13 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show a record of the study."""
+        if self._quiet:
+            return
         match event["kind"]:
+            case "stage" if "done" in event:
+                self._progress(event)
             case "stage":
-                self._stage, self._since = event["name"], time.monotonic()
+                self._stage, self._since, self._status = event["name"], time.monotonic(), ""
                 if event.get("long") and not self._console.is_terminal:
                     self._line(f"{self._stage} ...")
             case "note":
@@ -71,8 +75,39 @@ class Display:
             case "gap":
                 self._end_of_steps()
 
+    def outcome(self, records: Records, config: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
+        """The comparison, the verdict, and where everything is, on standard output."""
+        console, end, report = Output(), records.last(End), directory / REPORT
+        interrupted = end is not None and end.interrupted
+        if self._as_json:
+            print(json.dumps(_as_json(records, verdict(records, config).sentence, directory)))
+            return
+        if self._quiet:
+            console.print(Text(clean(report)), soft_wrap=True)
+            return
+        console.print(_comparison(records))
+        for text in (verdict(records, config).sentence, *ending(records)):
+            console.print(Text(text))
+        places = {"go on ": f"bilevax resume {clean(directory)}"} if interrupted else {}
+        places |= {"report": clean(report), "apply ": f"bilevax predict {clean(directory)} TABLE"}
+        for what, text in places.items():
+            console.print(Text(f"{what}  {text}"), soft_wrap=True)
+
     def _line(self, text: str) -> None:
         self._console.print(Text(clean(text)), soft_wrap=not self._console.is_terminal)
+
+    def _progress(self, event: Event) -> None:
+        left = event.get("seconds_left")
+        rest = "" if left is None else f", about {duration(left)} left"
+        self._stage = f"{event['name']}: {event['done']} of {event['of']}{rest}"
+        self._now_and_then(self._stage)
+
+    def _now_and_then(self, text: str) -> None:
+        """A log file gets a line now and then, a terminal has the live one."""
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._line(text)
 
     def _step(self, event: Event) -> None:
         loss = event.get("validation_loss")
@@ -83,11 +118,7 @@ class Display:
             f"step {event['step']} of at most {self._steps}: validation loss {_loss(loss)}, best {best}, "
             f"{short_count(event['visits'])} row visits"
         )
-        # A log file gets a line now and then, a terminal has the live one.
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            self._line(f"{self._status}, {duration(now - self._since)}")
+        self._now_and_then(f"{self._status}, {duration(time.monotonic() - self._since)}")
 
     def _end_of_steps(self) -> None:
         if self._status:
@@ -128,55 +159,57 @@ def _loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def _as_json(records: Records, sentence: str, directory: Path) -> Event:
+    end = records.last(End)
+    return {
+        "directory": str(directory),
+        "report": str(directory / REPORT),
+        "verdict": sentence,
+        "interrupted": end is not None and end.interrupted,
+        "models": [record.model_dump(mode="json") for record in records.of(Compared)],
+        "paired": [record.model_dump(mode="json") for record in records.of(Paired)],
+    }
+
+
 def _data_line(event: Event) -> str:
-    rows = event["rows"]
-    missing = event["missing_cells"]
+    rows, missing, terms = event["rows"], event["missing_cells"], event.get("terms")
+    parts = [f"{rows['train']:,} train", *([f"{rows['validation']:,} validate"] if rows["validation"] else [])]
+    become = "" if terms is None else f" become {counted(terms, 'term')}"
+    classes = event.get("classes")
     return (
-        f"{sum(rows.values()):,} rows: {rows['train']:,} train, {rows['validation']:,} validate, {rows['test']:,} test"
-        f"; {counted(event['features'], 'column')} become {counted(event['design_columns'], 'term')}; "
-        f"{counted(len(event['classes']), 'class')}" + (f"; {counted(missing, 'missing cell')}" if missing else "")
+        f"{sum(rows.values()):,} rows: {', '.join(parts)}, {rows['test']:,} test; "
+        f"{counted(event['features'], 'column')}{become}"
+        + (f"; {counted(len(classes), 'class')}" if classes else "")
+        + (f"; {counted(missing, 'missing cell')}" if missing else "")
     )
 
 
-def print_outcome(study: "Study", directory: Path) -> None:
-    """The comparison, the verdict, and where everything is, on standard output."""
-    console = Output()
-    console.print(_comparison(study))
-    run = read_run(directory)
-    console.print(Text(verdict(run).sentence))
-    gap = study.of_kind("gap")[0]
-    if gap["validation_gap"] is not None:
-        error = f" ± {NORMAL * gap['standard_error']:.4f}" if gap["standard_error"] is not None else ""
-        fall = f"{gap['validation_gap']:.4f}{error}"
-        console.print(Text(f"Part of the fall of the tuning loss that the validation rows do not confirm: {fall}"))
-    for notice in ending(run):
-        console.print(Text(notice))
-    if study.interrupted:
-        console.print(Text(f"go on   bilevax resume {clean(directory)}"), soft_wrap=True)
-    console.print(Text(f"report  {clean(directory / REPORT)}"), soft_wrap=True)
-    console.print(Text(f"apply   bilevax predict {clean(directory)} TABLE"), soft_wrap=True)
-
-
-def _comparison(study: "Study") -> Table:
-    models = study.of_kind("comparison")
-    paired = {record["name"]: record for record in study.of_kind("paired")}
-    name = models[0]["score_name"]
-    # Log-loss and accuracy have columns already.
-    scored = name not in SHOWN_ANYHOW
+def _comparison(records: Records) -> Table:
+    models, scoring = records.of(Compared), records.last(Scoring)
+    paired = {record.name: record for record in records.of(Paired) if record.measure == "loss"}
+    loss, score = (scoring.loss, scoring.score) if scoring else ("loss", None)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("on the test rows")
-    headings = ("log-loss, 95 %", "tuned minus it, 95 %", "accuracy", *((name,) if scored else ()), "seconds")
+    accuracy = any(model.accuracy is not None for model in models)
+    shown = score is not None and score != "accuracy"
+    headings = (
+        *((str(score),) if shown else ()),
+        f"{loss}, 95 %",
+        "kept minus it, 95 %",
+        *(("accuracy",) if accuracy else ()),
+        "seconds",
+    )
     for heading in headings:
         table.add_column(clean(heading), justify="right", no_wrap=True)
     for model in models:
-        difference = paired.get(model["name"])
+        difference = paired.get(model.name)
         cells = [
-            clean(model["name"]),
-            f"{model['test_log_loss']:.4f} ± {NORMAL * model['test_log_loss_se']:.4f}",
-            "" if difference is None else f"{difference['low']:+.4f} to {difference['high']:+.4f}",
-            f"{model['test_accuracy']:.4f}",
-            *((_loss(model["score"]),) if scored else ()),
-            f"{model['seconds']:.1f}",
+            clean(model.name),
+            *((_loss(model.score),) if shown else ()),
+            f"{model.loss:.4g} ± {NORMAL * model.loss_se:.2g}",
+            "" if difference is None else f"{difference.low:+.3g} to {difference.high:+.3g}",
+            *((_loss(model.accuracy),) if accuracy else ()),
+            f"{model.seconds:.1f}",
         ]
         table.add_row(*map(Text, cells))
     return table

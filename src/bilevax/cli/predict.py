@@ -26,7 +26,7 @@ def run(directory: Path, source: str, out: Path | None, *, force: bool) -> None:
     # A fault elsewhere, in the label column say, is no fault here.
     reading = Reading(model.text_columns, model.number_columns, only=model.columns, missing=model.missing)
     table, _ = open_table(source, reading)
-    probabilities = model.predict_proba(table)
+    probabilities = model.predict_mean(table)
     unused = [
         name for name in (*table.names, *filter(None, table.unread)) if name not in (*model.columns, model.target)
     ]

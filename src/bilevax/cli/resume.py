@@ -64,7 +64,7 @@ def _settings(config: dict[str, dict[str, Any]], words: Sequence[str]) -> tuple[
     """The settings of the run, those given anew instead, and how these differ by name."""
     from bilevax.study.settings import TuneSettings, settings_from
 
-    saved = {**config["tune"], **{name: config["data"].get(name) for name in ("group", "time")}}
+    saved = {**config["tune"], **{name: config["data"].get(name) for name in ("group", "time_column")}}
     given: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")

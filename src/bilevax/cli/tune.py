@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bilevax.cli.display import Display, print_outcome
+from bilevax.cli.config_file import read_config
+from bilevax.cli.display import Display
 from bilevax.cli.source import open_table
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event
@@ -22,22 +23,27 @@ if TYPE_CHECKING:
     from bilevax.study.settings import TuneSettings
 
 _INTERRUPTED = 130
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def run(source: str, target: str | None, out: Path, options: Mapping[str, object], *, force: bool) -> int:
+def begin(options: Mapping[str, Any]) -> int:
     """Tune a table and write the run; the exit code is returned.
 
-    Among the options are the fields of :class:`~bilevax.study.settings.TuneSettings`, None where not given.
+    Args:
+        options: of the command, by name, None where not given: among them the fields of
+            :class:`~bilevax.study.settings.TuneSettings`.
     """
     from bilevax.study.run_directory import RunDirectory
-    from bilevax.study.settings import TuneSettings, settings_from
 
-    settings = settings_from(
-        {name: options[name] for name in TuneSettings.model_fields if options.get(name) is not None}
-    )
-    with said_if_kept(RunDirectory(out, force=force)) as directory, Display(settings.steps) as display:
+    settings, rest = settings_of(options, options["config"])
+    source, out = (options[name] or rest.get(name) for name in ("table", "out"))
+    if source is None or out is None:
+        missing = "argument 'TABLE'" if source is None else "option '--out'"
+        raise UsageError(f"Missing {missing}; `bilevax tune --help` has an overview")
+    display = Display(settings.steps, quiet=options["quiet"], as_json=options["as_json"])
+    with said_if_kept(RunDirectory(Path(out), force=options["force"])) as directory, display:
         display({"kind": "stage", "name": "reading the table"})
-        table, target = _table(source, target, settings.reading)
+        table, target = _table(source, options["target"] or rest.get("target"), settings.reading)
         return carry_out(directory, display, table, target, settings, {"source": described(source)})
 
 
@@ -62,29 +68,40 @@ def carry_out(
         more: tables for ``config.toml``.
         override: as of :class:`bilevax.Run`.
     """
-    _require_memory(table, settings)
-    # The import takes seconds; faults of the file have been found by now.
-    display({"kind": "stage", "name": "starting JAX"})
+    if settings.is_linear:
+        _require_memory(table, settings)
+        # The import takes seconds; faults of the file have been found by now.
+        display({"kind": "stage", "name": "starting JAX"})
     from bilevax.report import render_report
-    from bilevax.runs import Run
     from bilevax.study.study import config_at_start, tune_table
 
-    def record(event: Event) -> None:
+    def record(event: Event) -> bool:
         if event["kind"] != "stage":
             directory.append(event)
         display(event)
+        return False
 
     config = {**config_at_start(table, target, settings), **more}
     if "resumed" in more:
         config["resumed"] = {**more["resumed"], "elsewhere": _elsewhere(directory.config, config)}
     directory.begin(config)
-    kept = Run(directory.checkpoints, override=override)
-    study = tune_table(table, target, settings=settings, on_event=record, run=kept)
+    study = tune_table(
+        table, target, settings=settings, on_event=record, run=_checkpoints(directory, settings, override)
+    )
     display({"kind": "stage", "name": "writing the model and the report"})
     directory.finish(study, render_report)
     display.close()
-    print_outcome(study, directory.path)
+    display.outcome(study.records, study.config(), directory.path)
     return _INTERRUPTED if study.interrupted else 0
+
+
+def _checkpoints(directory: "RunDirectory", settings: "TuneSettings", override: tuple[str, ...]) -> object:
+    """Of a linear model's tuning; an additive one takes no time worth keeping."""
+    if not settings.is_linear:
+        return None
+    from bilevax.runs import Run
+
+    return Run(directory.checkpoints, override=override)
 
 
 def _require_memory(table: Table, settings: "TuneSettings") -> None:
@@ -131,3 +148,31 @@ def _table(source: str, target: str | None, reading: Reading) -> tuple[Table, st
             f"Missing option '--target'; the last of the {len(table.names)} columns is '{table.names[-1]}'"
         )
     return table, target
+
+
+def settings_of(options: Mapping[str, Any], config: Path | None) -> tuple["TuneSettings", dict[str, Any]]:
+    """Settings by the command line, else by a TOML file, and what else that file says: table, target, out.
+
+    Raises:
+        UsageError: there is no such file, or it is no TOML.
+        ParameterError: a setting is wrong.
+    """
+    from bilevax.study.settings import OF_LINEAR, TuneSettings, settings_from
+
+    given = {name: options[name] for name in TuneSettings.model_fields if options.get(name) is not None}
+    if "time" in given:
+        given["time"] = _seconds(given["time"])
+    found, rest = ({}, {}) if config is None else read_config(config)
+    # of what one model has and the other has not, none is taken over
+    if given.get("model", found.get("model")) != found.get("model"):
+        found = {name: value for name, value in found.items() if name not in OF_LINEAR}
+    return settings_from({**found, **given}), rest
+
+
+def _seconds(text: str) -> float:
+    """Of 90, 90s, 5m or 1h."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    try:
+        return float(number) * _UNITS[unit]
+    except ValueError:
+        raise UsageError(f"--time takes seconds, or 90s, 5m, 1h; got '{clean(text)}'") from None

@@ -15,7 +15,7 @@ from bilevax.core import files, manifest
 from bilevax.core.errors import CorruptError, DataError
 from bilevax.core.events import Plain
 
-KIND, FORMAT = "run", 1
+KIND, FORMAT = "run", 2
 
 CONFIG, METRICS, MODEL = "config.toml", "metrics.jsonl", "model.safetensors"
 COEFFICIENTS, REPORT = "coefficients.json", "report.html"

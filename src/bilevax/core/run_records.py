@@ -19,10 +19,16 @@ LOSSES: dict[Task, str] = {
 """The mean of what, over the rows, a model of the task is fitted to make small."""
 
 
-class Record(BaseModel):
+class Values(BaseModel):
     """Numbers are finite; None where one is not known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Record(Values):
+    """A line; ``kind`` says which."""
+
+    kind: str
 
 
 class Note(Record):
@@ -35,7 +41,7 @@ class Note(Record):
     )
 
 
-class Rows(Record):
+class Rows(Values):
     """How many rows train, validate (none where folds do) and test."""
 
     train: int
@@ -160,7 +166,7 @@ class Paired(Record):
     main: bool = False
 
 
-class Part(Record):
+class Part(Values):
     """A part of an effect and its penalty: ``linear``, ``smooth``, ``rough``, ``levels``, ``steps``, ``missing``."""
 
     part: str
@@ -214,7 +220,7 @@ class Pair(Record):
     weight: list[list[float]]
 
 
-class Threshold(Record):
+class Threshold(Values):
     """Test rows of two classes by whether the probability of the second is at least ``at``."""
 
     at: float
@@ -249,7 +255,7 @@ class Discrimination(Record):
     thresholds: list[Threshold] = []
 
 
-class Group(Record):
+class Group(Values):
     """Test rows of like predictions: their mean, what was observed, its 95 % interval, and how many they are."""
 
     predicted: float
@@ -291,7 +297,7 @@ class Errors(Record):
     explained: float | None
 
 
-class Contribution(Record):
+class Contribution(Values):
     """What a cell, or a pair of cells, adds to a row's score (of the true class, if there are more than two)."""
 
     name: str

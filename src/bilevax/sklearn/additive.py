@@ -14,6 +14,7 @@ from sklearn.utils.validation import assert_all_finite
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.limits import said
 from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
+from bilevax.sklearn.additive_choice import Callback
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.solvers.additive_families import Binomial, Family, Gamma, Gaussian, Multinomial, Poisson
 from bilevax.solvers.additive_models import ADDITIVE, AdditiveFit, Rows
@@ -63,6 +64,9 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         drop_columns_: names of the columns whose evidence is below e to 1: they may be left out.
         mixture_: weights of the candidates that are kept, by name.
         choice_: a :class:`Compared` for each candidate and the mixture; empty without a choice.
+        influence_: how far leaving a row out would move the model, [rows of a weight above 0] (Cook's distance without
+            its divisor, to one Newton step); None for more than two classes.
+        interrupted_: True if the callback ended the comparison of the candidates.
         dispersion_: 1.
         model_: the whole as plain numbers, a :class:`~bilevax.tables.additive.AdditiveModel`.
         notes_: what the user should know, one sentence each.
@@ -104,7 +108,13 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
 
     @said("this fit", HELPS)
     def fit(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, *, groups: ArrayLike | None = None
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        groups: ArrayLike | None = None,
+        callback: Callback | None = None,
     ) -> "TunedAdditiveClassifier":
         """Tune, choose and fit.
 
@@ -113,6 +123,8 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
             y: labels, [n].
             sample_weight: a row of weight 2 counts as two rows, [n].
             groups: a group per row, [n]: no two folds share one.
+            callback: called before each fold of the comparison of the candidates with ``fold`` (how many are done),
+                ``of`` and ``seconds``; True ends the comparison, and what is known by then decides.
 
         Raises:
             ParameterError: a parameter is wrong.
@@ -132,7 +144,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         C = len(self.classes_)
         family: Family = Binomial() if C == 2 else Multinomial(C)
         y_numbers = codes.astype(float) if C == 2 else codes
-        self._fit(given, y_numbers, family, strata=codes, doubtful=self.class_weight is not None)
+        self._fit(given, y_numbers, family, strata=codes, doubtful=self.class_weight is not None, callback=callback)
         return self
 
     @property
@@ -225,6 +237,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         *,
         groups: ArrayLike | None = None,
         offset: ArrayLike | None = None,
+        callback: Callback | None = None,
     ) -> "TunedAdditiveRegressor":
         """Tune, choose and fit.
 
@@ -234,6 +247,8 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
             sample_weight: a row of weight 2 counts as two rows, [n].
             groups: a group per row, [n]: no two folds share one.
             offset: added to the score of each row, [n], such as the logarithm of an exposure.
+            callback: called before each fold of the comparison of the candidates with ``fold`` (how many are done),
+                ``of`` and ``seconds``; True ends the comparison, and what is known by then decides.
 
         Raises:
             ParameterError: a parameter is wrong.
@@ -257,6 +272,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
             offset=added / units.scale,
             strata=np.zeros(len(y_units), int),
             units=units,
+            callback=callback,
         )
         return self
 

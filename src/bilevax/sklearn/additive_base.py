@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from bilevax.core.errors import ParameterError
-from bilevax.sklearn.additive_choice import Compared, choose
+from bilevax.sklearn.additive_choice import Callback, Compared, choose
 from bilevax.sklearn.additive_table import binned, directions, ordered_levels
 from bilevax.sklearn.frames import as_table, check_sample_weight
 from bilevax.sklearn.row_splits import deal_folds
@@ -167,6 +167,7 @@ class TunedAdditive(BaseEstimator, ABC):
         strata: np.ndarray,
         doubtful: bool = False,
         units: Units = PLAIN,
+        callback: Callback | None = None,
     ) -> None:
         """Choose, tune and fit.
 
@@ -178,6 +179,7 @@ class TunedAdditive(BaseEstimator, ABC):
             strata: classes that folds have in equal shares, [n].
             doubtful: whether the likelihood is, so that the K-fold loss tunes penalties, as where rows are grouped.
             units: of the scores.
+            callback: of the choice.
         """
         random = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
         by_folds = self.tuned_by == "folds" or (self.tuned_by == "auto" and (doubtful or given.groups is not None))
@@ -187,15 +189,16 @@ class TunedAdditive(BaseEstimator, ABC):
         kept: tuple[tuple[Candidate, float], ...] = ((candidates[-1], 1.0),)
         self.choice_: tuple[Compared, ...] = ()
         self.notes_: tuple[str, ...] = ()
+        self.interrupted_ = False
         with one_thread():
             bins = binned(given.table, given.weight, given.levels, family.scores)
             turns = directions(bins.sources, given.levels, self.monotone or {}, family.scores)
             rows = Rows(bins.effects, bins.codes, y, given.weight, start, family, turns, fold)
             rows, additive = self._dispersed(rows)
             if self.choose:
-                choice = choose(rows, candidates, strata, given.groups, random)
-                kept, self.choice_ = choice.kept, choice.compared
-                if choice.rows < len(y):
+                choice = choose(rows, candidates, strata, given.groups, random, callback)
+                kept, self.choice_, self.interrupted_ = choice.kept, choice.compared, choice.ended
+                if 0 < choice.rows < len(y):
                     self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
             fits = fitted(rows, [candidate for candidate, _ in kept], additive)
             # a model without a pair that adds something is the one without pairs
@@ -203,6 +206,7 @@ class TunedAdditive(BaseEstimator, ABC):
             for fit, (_, share) in zip(fits, kept, strict=True):
                 shares[id(fit)] += share
             self._keep(bins.sources, [(fit, shares[id(fit)]) for fit in dict.fromkeys(fits)], units)
+            self.influence_ = fits[-1].influence()
 
     def _dispersed(self, rows: Rows) -> tuple[Rows, AdditiveFit | None]:
         """The rows with the family whose dispersion suits them, and their additive model, if that told it."""

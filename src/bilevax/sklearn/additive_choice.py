@@ -1,14 +1,16 @@
 """The choice among additive models: each is tuned inside outer folds, and what it says of held-out rows is stacked."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from bilevax.core.events import Event
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_models import Candidate, Rows
-from bilevax.solvers.additive_stack import out_of_fold, stacked
+from bilevax.solvers.additive_stack import held_out, stacked
 from bilevax.tables.effects import BUDGET
 
 FOLDS, FEW, REPEATS = 5, 2000, 4
@@ -16,6 +18,9 @@ FOLDS, FEW, REPEATS = 5, 2000, 4
 
 ROWS = 50_000
 """Rows that the choice is made on, at most."""
+
+Callback = Callable[[Event], bool | None]
+"""Called before each fold with ``fold`` (how many are done), ``of`` and ``seconds``; True ends the comparison."""
 
 
 class Compared(NamedTuple):
@@ -43,11 +48,13 @@ class Choice(NamedTuple):
         kept: the candidates that are kept, the richest last, with their weights.
         compared: of the candidates, and of their mixture.
         rows: number of rows that the choice was made on.
+        ended: True if the callback ended it: it was made on the folds that were done by then, if any was.
     """
 
     kept: tuple[tuple[Candidate, float], ...]
     compared: tuple[Compared, ...]
     rows: int
+    ended: bool
 
 
 def choose(
@@ -56,6 +63,7 @@ def choose(
     strata: np.ndarray,
     groups: np.ndarray | None,
     random: np.random.RandomState,
+    callback: Callback | None = None,
 ) -> Choice:
     """Weights of the candidates, the simplest of which is first.
 
@@ -65,14 +73,35 @@ def choose(
         strata: classes that folds have in equal shares, [n].
         groups: a group per row, which no two folds share, [n].
         random: of the draw and the folds.
+        callback: may end the comparison; the richest candidate is kept where no fold was done.
     """
     drawn = _drawn(len(rows.y), groups, random)
     rows, strata = rows.take(drawn), strata[drawn]
     of_rows = None if groups is None else groups[drawn]
     weights = rows.family.scores * sum(effect.basis.shape[1] for effect in rows.effects)
     repeats = REPEATS if len(drawn) < FEW and weights <= BUDGET else 1
-    folds = [deal_folds(strata, of_rows, FOLDS, random) for _ in range(repeats)]
-    scores = np.array([out_of_fold(rows, candidates, fold) for fold in folds])
+    folds = np.array([deal_folds(strata, of_rows, FOLDS, random) for _ in range(repeats)])
+    scores = np.full((repeats, len(candidates), len(rows.y), rows.family.scores), np.nan)
+    turns = [(r, np.flatnonzero(fold == k)) for r, fold in enumerate(folds) for k in range(int(fold.max()) + 1)]
+    start, ended = time.perf_counter(), False
+    for done, (r, held) in enumerate(turns):
+        seconds = time.perf_counter() - start
+        ended = callback is not None and bool(callback({"fold": done, "of": len(turns), "seconds": seconds}))
+        if ended:
+            break
+        scores[r][:, held] = held_out(rows, candidates, held)
+    # whole repeats; or the rows of the folds that were done of the first
+    known = ~np.isnan(scores[:, 0, :, 0])
+    whole, there = known.all(axis=1), known[0]
+    if not there.any():
+        return Choice(((candidates[-1], 1.0),), (), 0, ended)
+    scores, folds = (scores[whole], folds[whole]) if whole.any() else (scores[:1, :, there], folds[:1, there])
+    rows = rows if whole.any() else rows.take(np.flatnonzero(there))
+    return _made(rows, candidates, scores, folds)._replace(ended=ended)
+
+
+def _made(rows: Rows, candidates: Sequence[Candidate], scores: np.ndarray, folds: np.ndarray) -> Choice:
+    """The choice by scores of R repeats for rows that no fit of theirs had seen, [R, candidates, n, S]."""
     weight = stacked(rows.family, scores, rows.y, rows.weight)
     mixed = np.einsum("c,rcis->ris", weight, scores)[:, None]
     losses = _fold_losses(rows.family, np.concatenate([scores, mixed], axis=1), rows.y, rows.weight, folds)
@@ -80,7 +109,7 @@ def choose(
     weights = [*weight.tolist(), 1.0]
     compared = (_compared(*entry, losses) for entry in zip(names, weights, range(len(names)), strict=True))
     kept = tuple((candidate, a) for candidate, a in zip(candidates, weights, strict=False) if a > 0.0)
-    return Choice(kept, tuple(compared), len(drawn))
+    return Choice(kept, tuple(compared), len(rows.y), False)
 
 
 def _drawn(n: int, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
@@ -96,7 +125,7 @@ def _drawn(n: int, groups: np.ndarray | None, random: np.random.RandomState) -> 
 
 
 def _fold_losses(
-    family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: Sequence[np.ndarray]
+    family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray, folds: np.ndarray
 ) -> np.ndarray:
     """Mean loss of each candidate in each fold of each repeat, and the fold's weight, [folds, candidates + 1]."""
     out = []

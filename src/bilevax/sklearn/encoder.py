@@ -141,6 +141,16 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         return tags
 
 
+def worthless(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns that can teach nothing (constants, names and identifiers, row numbers), and a note on each cause."""
+    left_out: dict[str, list[str]] = {}
+    for column in table.columns:
+        if reason := _reason_to_drop(column):
+            left_out.setdefault(reason, []).append(column.name)
+    names = tuple(name for of_reason in left_out.values() for name in of_reason)
+    return names, tuple(_note(reason, of_reason) for reason, of_reason in left_out.items())
+
+
 def _number_terms(source: str, column: Column) -> list[Term]:
     missing = column.missing
     known = column.values[~missing]

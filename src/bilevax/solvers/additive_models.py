@@ -255,6 +255,19 @@ class AdditiveFit:
         errors = (curve_errors(pair.basis, covariances[:, at, at]) for pair, at in of_pairs)
         return (*self.model.errors(covariances[:, :P, :P]), *errors)
 
+    def influence(self) -> np.ndarray | None:
+        """d' H d / phi, with d what leaving a row out does to the weights (Cook 1977), [n]; None for several scores.
+
+        With h = w W x' H^-1 x the leverage and r the slope of the loss, a Newton step is d = H^-1 x w r / (1 - h).
+        """
+        if self.rows.family.scores > 1:
+            return None
+        at, w, phi = self.found.outer.fits[0].losses, self.rows.weight, self.found.outer.phi
+        q = self.marginal.data.X.quadratic(self._inverse)
+        rest = np.maximum(1.0 - w * at.curvature[:, 0, 0] * q, 1e-6)
+        out: np.ndarray = q * (w * at.slope[:, 0] / rest) ** 2 / phi
+        return out
+
     def evidence(self) -> np.ndarray:
         """log of the evidence for each effect and pair: see :func:`~bilevax.solvers.additive_marginal.evidence`.
 

@@ -18,15 +18,10 @@ DOUBT = 4.0
 """Nats by which the others together must be better before they are mixed in."""
 
 
-def out_of_fold(rows: Rows, candidates: Sequence[Candidate], fold: np.ndarray) -> np.ndarray:
-    """Scores of each candidate for every row, tuned and fitted without the row's fold, [candidates, n, S]."""
-    out = np.empty((len(candidates), len(rows.y), rows.family.scores))
-    for k in range(int(fold.max()) + 1):
-        held = np.flatnonzero(fold == k)
-        train, codes = rows.take(np.flatnonzero(fold != k)), [c[held] for c in rows.codes]
-        for c, fit in enumerate(fitted(train, candidates)):
-            out[c, held] = fit.scores(codes) + rows.offset[held]
-    return out
+def held_out(rows: Rows, candidates: Sequence[Candidate], held: np.ndarray) -> np.ndarray:
+    """Scores of each candidate for some rows [n'], tuned and fitted without them, [candidates, n', S]."""
+    train, codes = rows.take(np.setdiff1d(np.arange(len(rows.y)), held)), [c[held] for c in rows.codes]
+    return np.array([fit.scores(codes) + rows.offset[held] for fit in fitted(train, candidates)])
 
 
 def fitted(rows: Rows, candidates: Sequence[Candidate], additive: AdditiveFit | None = None) -> list[AdditiveFit]:

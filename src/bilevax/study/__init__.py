@@ -1,4 +1,4 @@
-"""A table from file to verdict: splits, the tuned model, its rivals, their evaluation, and the files of a run.
+"""A table from file to verdict: splits, the model, its rivals, their evaluation, and the files of a run.
 
 Names are imported when they are first used: reading a run needs neither JAX nor scikit-learn.
 """
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from bilevax.core.lazy import attach
 
 if TYPE_CHECKING:
-    from bilevax.study.baselines import single_penalty_grid, untuned
     from bilevax.study.bundled import load_bundled
     from bilevax.study.run_directory import read_model, write_run
     from bilevax.study.settings import TuneSettings
@@ -19,10 +18,8 @@ __all__ = [
     "TuneSettings",
     "load_bundled",
     "read_model",
-    "single_penalty_grid",
     "tune_table",
-    "untuned",
     "write_run",
 ]
 
-__getattr__, __dir__ = attach(__name__, ["settings", "run_directory", "bundled", "baselines", "study"], __all__)
+__getattr__, __dir__ = attach(__name__, ["settings", "run_directory", "bundled", "study"], __all__)

@@ -1,4 +1,4 @@
-"""From a table to what an estimator fits: labels, split, matrix; every fault of the table is found here."""
+"""From a table to rows that train and rows that test; every fault of the table is found here."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,10 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.core.limits import require
-from bilevax.sklearn.encoder import TableEncoder
-from bilevax.sklearn.tuning_method import choose_method
-from bilevax.study.evaluation import Scorer, scorer_for
+from bilevax.core.run_records import Note
+from bilevax.sklearn.encoder import worthless
+from bilevax.study.judging import Scorer, scorer_for
 from bilevax.study.settings import TuneSettings
 from bilevax.study.splits import (
     Sizes,
@@ -20,8 +19,7 @@ from bilevax.study.splits import (
     split_by_time,
     split_stratified,
 )
-from bilevax.tables.labels import Labels, encode_labels, notes_on_case
-from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
+from bilevax.study.target import Target, require_task, target_of
 from bilevax.tables.reading import without
 from bilevax.tables.table import Table
 
@@ -32,68 +30,78 @@ class Prepared(NamedTuple):
     """A table made ready.
 
     Attributes:
-        table: the rows that have a label.
-        labels: their classes.
-        split: train, validation and test rows.
-        encoder: fitted on the training rows.
-        X: the design matrix of all rows, [n, p].
-        scorer: the score that is reported.
+        table: the rows that have a target.
+        features: the columns to learn from, of these rows.
+        places: their row numbers in the table as it was given, [n].
+        target: what is predicted.
+        split: train, validation (none, but for a linear model) and test rows.
+        scorer: the score that was asked for; None where it is the loss.
         notes: what the user should know, one sentence each.
     """
 
     table: Table
-    labels: Labels
+    features: Table
+    places: np.ndarray
+    target: Target
     split: Split
-    encoder: TableEncoder
-    X: np.ndarray
-    scorer: Scorer
-    notes: tuple[str, ...]
+    scorer: Scorer | None
+    notes: tuple[Note, ...]
+
+    @property
+    def tuning(self) -> np.ndarray:
+        """The rows that are not kept for the test, training rows first."""
+        return np.concatenate([self.split.train, self.split.validation])
+
+    def groups(self, settings: TuneSettings) -> np.ndarray | None:
+        """The group of each row [n], where rows belong together."""
+        return None if settings.group is None else self.table.column(settings.group).values
 
 
 def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
-    """Check, split and encode a table.
+    """Check and split a table.
 
     Raises:
         DataError: a fault of the table.
         ParameterError: a setting does not suit it.
     """
-    notes = list(table.notes)
-    table, features = _chosen_columns(table, target, settings)
-    labels = encode_labels(table.column(target), table.name)
-    notes += notes_on_case(labels, target)
-    table, labels = _labelled_rows(table, labels, target, notes)
-    scorer = scorer_for(settings.scoring, labels.codes)
-    split = _split(table, labels, settings)
-    check_classes(split, labels.codes, list(labels.counts()))
-    # Medians, scales and categories are those of the training rows.
-    train, encoder = table.select(features).take(split.train), TableEncoder()
-    _require_memory(table, encoder.width(train), labels, settings)
-    encoder.fit(train)
-    notes += encoder.notes_
-    seen = rows_seen_before(table, encoder.columns_, split)
-    if seen:
-        notes.append(
-            f"{seen:,} of {len(split.test):,} test rows agree in every feature with a row that is trained or tuned on; "
-            "if they are copies, the test is too kind (--group keeps rows together that belong together)"
+    notes = [Note(text=text) for text in table.notes]
+    table, names = _chosen_columns(table, target, settings)
+    goal, note = target_of(table, target, settings.task)
+    require_task(goal, settings.model)
+    notes += [Note(text=note)] if note else []
+    places = np.flatnonzero(~goal.missing)
+    if len(places) < table.rows:
+        left = table.rows - len(places)
+        notes.append(Note(text=f"{left:,} of {table.rows:,} rows are left out: '{target}' is missing there"))
+        table, goal = table.take(places), goal.take(places)
+    if table.rows < _FEWEST_ROWS:
+        raise DataError(
+            f"{table.name}: {table.rows} rows with a target; {_FEWEST_ROWS} are the least that can be split"
         )
-    return Prepared(table, labels, split, encoder, encoder.transform(table), scorer, tuple(notes))
-
-
-def _require_memory(table: Table, p: int, labels: Labels, settings: TuneSettings) -> None:
-    """Refuse a table that memory is clearly too small for, before it is encoded."""
-    classes, tuned = len(labels.classes), int(table.rows * (1.0 - settings.test_size))
-    outputs = 1 if classes == 2 else classes
-    folds = choose_method(settings.method, tuned, p, outputs).folds
-    what = f"tuning {table.rows:,} rows, of {p:,} terms,"
-    need = study_memory(table.rows, p, outputs, folds)
-    require(need, what, HELPS, compiler=PROGRAMS, mapped=MAPPED)
+    scorer = None if settings.scoring is None else scorer_for(settings.scoring, goal)
+    split = _split(table, goal, settings)
+    if goal.labels is not None:
+        check_classes(split, goal.values, list(goal.labels.counts()))
+    left_out, why = worthless(table.select(names).take(split.train))
+    if len(left_out) == len(names):
+        raise DataError(f"{table.name}: no column is left to learn from; {'; '.join(why)}")
+    notes += [Note(text=text) for text in why]
+    features = table.select([name for name in names if name not in left_out])
+    seen = rows_seen_before(features, features.names, split)
+    if seen:
+        text = (
+            f"{seen:,} of {len(split.test):,} test rows agree in every column with a row that is trained on; if they "
+            "are copies, the test is too kind (--group keeps rows together that belong together)"
+        )
+        notes.append(Note(text=text, about="duplicates"))
+    return Prepared(table, features, places, goal, split, scorer, tuple(notes))
 
 
 def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[Table, list[str]]:
     """The table with its text columns as text, and the names of its features."""
     # The columns that say which rows belong together, or which came first.
-    splitting = [name for name in (settings.group, settings.time) if name is not None]
-    for name in (*splitting, *settings.drop):
+    splitting = [name for name in (settings.group, settings.time_column) if name is not None]
+    for name in (*splitting, *settings.drop, *settings.keep):
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
     reading = settings.reading
@@ -105,7 +113,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
         for column in table.columns
         if column.name not in dropped
     )
-    apart = {target, *splitting}
+    apart = {target, *splitting, *settings.keep}
     features = [column.name for column in columns if column.name not in apart]
     if not features:
         hint = (
@@ -117,21 +125,11 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
     return dataclasses.replace(table, columns=columns, unread=(*table.unread, *dropped)), features
 
 
-def _labelled_rows(table: Table, labels: Labels, target: str, notes: list[str]) -> tuple[Table, Labels]:
-    known = labels.codes >= 0
-    missing = int(np.sum(~known))
-    if missing:
-        notes.append(f"{missing:,} of {len(known):,} rows are left out: '{target}' is missing there")
-        table, labels = table.take(known), labels._replace(codes=labels.codes[known])
-    if table.rows < _FEWEST_ROWS:
-        raise DataError(f"{table.name}: {table.rows} rows with a label; {_FEWEST_ROWS} are the least that can be split")
-    return table, labels
-
-
-def _split(table: Table, labels: Labels, settings: TuneSettings) -> Split:
-    sizes = Sizes(settings.validation_size, settings.test_size)
+def _split(table: Table, target: Target, settings: TuneSettings) -> Split:
+    # an additive model is chosen by folds of its training rows
+    sizes = Sizes(settings.validation_size if settings.is_linear else 0.0, settings.test_size)
     if settings.group is not None:
-        return split_by_group(table.column(settings.group), labels.codes, sizes, settings.seed)
-    if settings.time is not None:
-        return split_by_time(table.column(settings.time), sizes)
-    return split_stratified(labels.codes, sizes, settings.seed)
+        return split_by_group(table.column(settings.group), target.codes, sizes, settings.seed)
+    if settings.time_column is not None:
+        return split_by_time(table.column(settings.time_column), sizes)
+    return split_stratified(target.codes, sizes, settings.seed)

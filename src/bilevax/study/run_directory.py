@@ -33,9 +33,9 @@ from bilevax.core.run_files import (
     siblings,
     state_of,
 )
+from bilevax.study.kept import TableModel
 from bilevax.study.model_file import model_bytes, model_from_bytes
 from bilevax.study.run_parts import erase, holds_run, is_ours, occupied, remove_checkpoints, remove_run
-from bilevax.tables.linear import LinearModel, check_model
 
 if TYPE_CHECKING:
     from bilevax.study.study import Study
@@ -140,7 +140,7 @@ class RunDirectory:
             study: what came out.
             page: writes the report, of these files.
         """
-        check_model(study.model)
+        model = model_bytes(study.model)
         if not self._begun:
             self.begin({})
         config = study.config()
@@ -151,7 +151,7 @@ class RunDirectory:
             CONFIG: files.toml(config).encode(),
             METRICS: b"".join(self._lines),
             COEFFICIENTS: coefficients.encode(),
-            MODEL: model_bytes(study.model),
+            MODEL: model,
         }
         content = {"state": FINISHED, "interrupted": study.interrupted}
         if page is not None:
@@ -288,7 +288,7 @@ def write_run(study: "Study", directory: Path) -> None:
         run.finish(study)
 
 
-def read_model(directory: Path) -> LinearModel:
+def read_model(directory: Path) -> TableModel:
     """The tuned model of a run directory, whose files are all checked.
 
     Raises:

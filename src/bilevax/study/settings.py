@@ -7,21 +7,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bilevax.core.errors import ParameterError
 from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
 
+OF_LINEAR = ("penalty_per", "validation_size", "method", "steps")
+"""Settings that only a linear model has."""
+
 
 class TuneSettings(BaseModel):
     """Settings of :func:`~bilevax.study.study.tune_table`.
 
     Attributes:
-        penalty_per: what has a penalty of its own: each ``feature``, ``column`` (whose categories share it), ``class``,
-            ``weight``, or none (``global``).
-        scoring: scikit-learn's name of a score that is reported beside log-loss and accuracy; one that counts classes
-            alike (``balanced_accuracy``, ``f1_macro``) is tuned for as well.
+        model: ``additive``, a curve for every column and a surface for some pairs; or ``linear``, a logistic regression
+            whose penalties are tuned by stochastic hypergradients.
+        task: what is predicted: ``classes``, a ``number``, a ``count`` (Poisson) or an ``amount`` above 0 (gamma);
+            ``auto``: classes, or a number where the target holds many of them.
+        pairs: whether an additive model may have pairs of columns.
+        scoring: scikit-learn's name of a score that the report leads with; None: the loss. Of a linear model, one that
+            counts classes alike (``balanced_accuracy``, ``f1_macro``) is tuned for as well.
         class_weight: ``balanced`` gives rare classes the weight of frequent ones.
         seed: of the split and of the tuning.
         test_size: share of the rows for the test that no tuning sees.
-        validation_size: share of the rows that choose among the penalties reached, and C in the grid.
         group: column whose groups stay whole in one part; it is no feature.
-        time: column of dates or numbers; the oldest rows train, the newest test; it is no feature.
+        time_column: column of dates or numbers; the oldest rows train, the newest test; it is no feature.
         drop: columns that are no features; of a file they are not looked at.
         text: columns whose cells are taken as text.
         missing: cells that say that nothing is known, besides the empty one: ``?,NA``, or of one column
@@ -29,26 +34,34 @@ class TuneSettings(BaseModel):
         types: what columns are, instead of what their cells look like: ``COLUMN=text``, ``=number`` or ``=date``.
         keep: columns that are no features and stand beside the predictions, as identifiers do.
         max_cells: rows x columns at most of a Parquet or svmlight file, a few bytes of which may stand for many cells.
-        method: ``stochastic``, ``deterministic``, or the one that suits the size of the table.
-        steps: outer steps at most; tuning ends before when the validation rows say so.
+        time: seconds after which no more candidates are compared and no more rivals fitted; None: all are.
+        penalty_per: of a linear model, what has a penalty of its own: each ``feature``, ``column`` (whose categories
+            share it), ``class``, ``weight``, or none (``global``).
+        validation_size: of a linear model, share of the rows that choose among the penalties reached.
+        method: of a linear model, ``stochastic``, ``deterministic``, or the one that suits the size of the table.
+        steps: of a linear model, outer steps at most; tuning ends before when the validation rows say so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    penalty_per: Literal["feature", "column", "class", "weight", "global"] = "feature"
-    scoring: str = "neg_log_loss"
+    model: Literal["additive", "linear"] = "additive"
+    task: Literal["auto", "classes", "number", "count", "amount"] = "auto"
+    pairs: bool = True
+    scoring: str | None = None
     class_weight: Literal["balanced"] | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     test_size: float = Field(default=0.2, gt=0, lt=1)
-    validation_size: float = Field(default=0.2, gt=0, lt=1)
     group: str | None = None
-    time: str | None = None
+    time_column: str | None = None
     drop: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     max_cells: int = Field(default=MAX_CELLS, ge=1)
+    time: float | None = Field(default=None, gt=0)
+    penalty_per: Literal["feature", "column", "class", "weight", "global"] = "feature"
+    validation_size: float = Field(default=0.2, gt=0, lt=1)
     method: Literal["auto", "stochastic", "deterministic"] = "auto"
     steps: int = Field(default=100, ge=1)
 
@@ -64,12 +77,28 @@ class TuneSettings(BaseModel):
             max_cells=self.max_cells,
         )
 
+    def plain(self) -> dict[str, object]:
+        """What is set or taken for granted, as JSON values; without what the model does not have."""
+        return self.model_dump(mode="json", exclude=set() if self.is_linear else set(OF_LINEAR))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the model is linear."""
+        return self.model == "linear"
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "TuneSettings":
-        if self.test_size + self.validation_size >= 1:
+        if self.is_linear and self.test_size + self.validation_size >= 1:
             raise ValueError("test_size and validation_size leave no row to train")
-        if self.group is not None and self.time is not None:
-            raise ValueError("group and time cannot both split the rows; give one")
+        if self.group is not None and self.time_column is not None:
+            raise ValueError("group and time_column cannot both split the rows; give one")
+        if self.is_linear and self.task not in ("auto", "classes"):
+            raise ValueError(f"a linear model is for classes; a {self.task} is predicted by model 'additive'")
+        if self.class_weight is not None and self.task not in ("auto", "classes"):
+            raise ValueError(f"class_weight is for classes, and the task is to predict a {self.task}")
+        idle = [name for name in OF_LINEAR if name in self.model_fields_set and not self.is_linear]
+        if idle:
+            raise ValueError(f"{idle[0]} is a setting of model 'linear', and the model is '{self.model}'")
         return self
 
 

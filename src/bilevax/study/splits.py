@@ -21,7 +21,7 @@ class Split(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Shares of the rows; what is left trains."""
+    """Shares of the rows; what is left trains. No row validates where its share is 0."""
 
     validation: float
     test: float
@@ -33,12 +33,14 @@ def split_stratified(codes: np.ndarray, sizes: Sizes, seed: int) -> Split:
     Raises:
         DataError: there are too few rows.
     """
-    rows = np.arange(len(codes))
+    rows, none = np.arange(len(codes)), np.zeros(0, np.int64)
     classes = int(codes.max()) + 1
     for part, size in sizes._asdict().items():
-        if round(len(codes) * size) < classes:
+        if size > 0 and round(len(codes) * size) < classes:
             raise DataError(f"the {part} part has {round(len(codes) * size)} rows, too few for {classes} classes")
     rest, test = train_test_split(rows, test_size=sizes.test, stratify=codes, random_state=seed)
+    if sizes.validation == 0:
+        return Split(np.sort(rest), none, np.sort(test))
     # Of the rows that are left: v / (1 - t).
     share = sizes.validation / (1 - sizes.test)
     train, validation = train_test_split(rest, test_size=share, stratify=codes[rest], random_state=seed)
@@ -73,13 +75,14 @@ def split_by_group(groups: Column, codes: np.ndarray, sizes: Sizes, seed: int) -
 
 
 def _assign(order: np.ndarray, weights: np.ndarray, sizes: Sizes) -> np.ndarray:
-    """Groups in the order given fill the test part, then the validation part; at least one each, two train."""
+    """Groups in the order given fill the test part, then the validation part, if any; at least one each, two train."""
     part = np.zeros(len(order), np.int64)
     # Where the middle of each group lies, if the groups are laid end to end.
     reached = np.cumsum(weights[order]) - weights[order] / 2
     total = weights.sum()
     last = max(1, min(int(np.searchsorted(reached, sizes.test * total)), len(order) - 3))
     end = max(last + 1, min(int(np.searchsorted(reached, (sizes.test + sizes.validation) * total)), len(order) - 2))
+    end = end if sizes.validation > 0 else last
     part[order[:last]], part[order[last:end]] = 2, 1
     return part
 
@@ -97,11 +100,11 @@ def split_by_time(times: Column, sizes: Sizes) -> Split:
     n = len(times.values)
     # The boundaries lie between moments, as near to the shares as those allow.
     begin = _nearest(first, (1 - sizes.test) * n)
-    middle = _nearest(first[:begin], (1 - sizes.test - sizes.validation) * n)
-    if not 0 < middle < begin:
+    middle = _nearest(first[:begin], (1 - sizes.test - sizes.validation) * n) if sizes.validation > 0 else begin
+    if not (0 < middle < begin or 0 < middle == begin < len(moments)):
         raise DataError(f"time column '{times.name}' has {len(moments)} moments, too few to split the rows by them")
-    validates, tests = times.values >= moments[middle], times.values >= moments[begin]
-    return Split(np.flatnonzero(~validates), np.flatnonzero(validates & ~tests), np.flatnonzero(tests))
+    later, tests = times.values >= moments[middle], times.values >= moments[begin]
+    return Split(np.flatnonzero(~later), np.flatnonzero(later & ~tests), np.flatnonzero(tests))
 
 
 def _nearest(first: np.ndarray, target: float) -> int:
@@ -128,7 +131,7 @@ def check_classes(split: Split, codes: np.ndarray, labels: list[str]) -> None:
         raise DataError(f"no training row is of class {listed}; split the rows otherwise, or leave the class out")
     for name, rows in split._asdict().items():
         found = np.unique(codes[rows])
-        if len(found) < 2:
+        if len(found) < 2 and (len(rows) or name != "validation"):
             only = f"class '{labels[found[0]]}' only" if len(found) else "no row"
             raise DataError(f"the {name} part has {only}; split the rows otherwise")
 

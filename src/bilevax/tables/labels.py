@@ -41,7 +41,7 @@ def encode_labels(column: Column, source: str) -> Labels:
     """The classes of a target column and each row's class.
 
     Raises:
-        DataError: the column is no set of classes (dates, a quantity, one class only), or a class has too few rows.
+        DataError: the column is no set of classes (dates, one class only), or a class has too few rows.
     """
     where = f"{source}: target '{column.name}'"
     if column.kind == "date":
@@ -55,11 +55,6 @@ def encode_labels(column: Column, source: str) -> Labels:
     if len(counts) < 2:
         only = f"'{next(iter(counts))}' in every row" if counts else "no value in any row"
         raise DataError(f"{where} has {only}; two classes are the least there can be")
-    if _is_quantity(column, values, counts):
-        raise DataError(
-            f"{where} holds {len(values):,} different numbers, a quantity and no set of classes; "
-            f"cut the quantity into a few ranges, or, if these are classes, say so (--text '{column.name}')"
-        )
     rare = {label: count for label, count in counts.items() if count < _FEWEST}
     if rare:
         listed = ", ".join(f"'{label}' ({count})" for label, count in list(rare.items())[:5])
@@ -71,20 +66,6 @@ def encode_labels(column: Column, source: str) -> Labels:
     return labels
 
 
-def notes_on_case(labels: Labels, target: str) -> list[str]:
-    """A note for each set of classes that differ only by case or blanks: they may be meant to be one."""
-    alike: dict[str, list[str]] = {}
-    counts = labels.counts()
-    for label in counts:
-        alike.setdefault(" ".join(label.casefold().split()), []).append(label)
-    return [
-        f"classes {', '.join(f'{label!r} ({counts[label]:,} rows)' for label in same)} of '{target}' differ only by "
-        "case or blanks; if they mean the same, write them alike"
-        for same in alike.values()
-        if len(same) > 1
-    ]
-
-
 def _label(value: Label, column: Column) -> Label:
     if isinstance(value, float):
         if column.kind == "boolean":
@@ -93,10 +74,12 @@ def _label(value: Label, column: Column) -> Label:
     return value
 
 
-def _is_quantity(column: Column, values: np.ndarray, counts: dict[str, int]) -> bool:
+def is_quantity(column: Column) -> bool:
     """True for many different numbers: fractions, or integers of which each has few rows."""
-    if column.kind == "text" or len(values) <= _MANY:
+    if column.kind not in ("number", "integer"):
         return False
-    if column.kind == "number" and any(not value.is_integer() for value in values.tolist()):
-        return True
-    return sum(counts.values()) < _ROWS_OF_A_CLASS * len(counts)
+    known = column.values[~column.missing]
+    values = np.unique(known)
+    if len(values) <= _MANY:
+        return False
+    return bool(np.any(values != np.rint(values))) or len(known) < _ROWS_OF_A_CLASS * len(values)

@@ -1,4 +1,4 @@
-"""What a user would have without bilevax: a single penalty from a grid, and no tuning at all."""
+"""What a user would have without bilevax: a single penalty from a grid."""
 
 import time
 import warnings
@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bilevax.linalg.columns import are_zero_one
+from bilevax.study.judging import row_losses
 from bilevax.tables.labels import Label
 
 ClassWeight: TypeAlias = Literal["balanced"] | dict[Label, float] | None
@@ -41,14 +42,6 @@ class Baseline(NamedTuple):
     grid_losses: np.ndarray
 
 
-def row_losses(probabilities: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Log-loss of each row [n], from probabilities [n, classes] and the index of each row's class."""
-    # - log p_i(y_i); a probability of 0 would cost infinitely much
-    chosen = probabilities[np.arange(len(codes)), codes].astype(np.float64)
-    losses: np.ndarray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
-    return losses
-
-
 def single_penalty_grid(
     X: np.ndarray,
     y: np.ndarray,
@@ -75,15 +68,6 @@ def single_penalty_grid(
     """
     regression = LogisticRegression(class_weight=class_weight, max_iter=max_iter, warm_start=warm_start)
     return _search(X, y, validation, np.logspace(-4, 4, points), regression)
-
-
-def untuned(
-    X: np.ndarray, y: np.ndarray, validation: np.ndarray, *, class_weight: ClassWeight = None, max_iter: int = 1000
-) -> Baseline:
-    """Logistic regression with C = 1, scikit-learn's default, on training and validation rows."""
-    baseline = _search(X, y, validation, np.ones(1), LogisticRegression(class_weight=class_weight, max_iter=max_iter))
-    # There was no search: C was known.
-    return baseline._replace(seconds=baseline.refit_seconds)
 
 
 def _search(
@@ -122,7 +106,7 @@ def _validation_loss(model: LogisticRegression, X: np.ndarray, codes: np.ndarray
     # A class without a training row has probability 0.
     probabilities = np.zeros((len(X), len(classes)))
     probabilities[:, np.searchsorted(classes, model.classes_)] = model.predict_proba(X)
-    return float(row_losses(probabilities, codes).mean())
+    return float(row_losses("classes", probabilities, codes).mean())
 
 
 def _fit(model: LogisticRegression, X: np.ndarray, y: np.ndarray) -> bool:

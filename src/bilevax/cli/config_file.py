@@ -1,0 +1,56 @@
+"""Options of ``tune`` in a TOML file: one that a user wrote, or the ``config.toml`` of a run."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from bilevax.core.errors import ParameterError, UsageError
+from bilevax.core.text import clean
+from bilevax.tables.table import suggestion
+
+_LARGEST = 1_000_000
+"""Bytes of a file."""
+
+_ELSEWHERE = ("table", "target", "out")
+_OF_RUN = ("data", "tune", "source", "versions", "machine", "method", "resumed")
+_OF_DATA = ("group", "time_column")
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings, and what else the file says of ``table``, ``target`` and ``out``.
+
+    Raises:
+        UsageError: there is no such file, or it is no TOML.
+        ParameterError: it names what is no setting.
+    """
+    tables = _toml(path)
+    if "data" in tables and "versions" in tables:
+        return _of_run(tables)
+    settings = tables.pop("tune", {})
+    if not isinstance(settings, dict):
+        raise ParameterError(f"{clean(path)}: tune is {settings!r}; it is a table of settings, [tune]")
+    unknown = [name for name in tables if name not in _ELSEWHERE]
+    if unknown:
+        hint = suggestion(unknown[0], [*_ELSEWHERE, "tune"])
+        raise ParameterError(f"{clean(path)} has '{clean(unknown[0])}', which is no setting there; {hint}")
+    return settings, tables
+
+
+def _of_run(tables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run was begun with: its settings, its table, and its target."""
+    data, source = tables["data"], tables.get("source", {})
+    settings = {**tables.get("tune", {}), **{name: data[name] for name in _OF_DATA if name in data}}
+    return settings, {"table": source.get("path") or source.get("given"), "target": data.get("target")}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+        if len(content) > _LARGEST:
+            raise UsageError(f"{clean(path)} has {len(content):,} bytes; options take less than {_LARGEST:,}")
+        return tomllib.loads(content.decode())
+    except OSError as e:
+        raise UsageError(f"cannot read {clean(path)}: {(e.strerror or str(e)).lower()}") from None
+    # A decoding error of either kind is a ValueError.
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"{clean(path)} is not TOML: {clean(e)}") from None

@@ -1,0 +1,185 @@
+"""What is seen in a table before any fit: leaks, identifiers, dates as numbers, copies, constants, labels that differ.
+
+One pass over the columns; each is looked at by its different values, in time linear in the table up to their sorting.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from bilevax.core.run_records import Note, Task
+from bilevax.study import dates, faults, identifiers, leaks, target_faults
+from bilevax.study.levels import Levels, levels_of, option, words_of
+from bilevax.tables.table import Table
+
+__all__ = ["findings"]
+
+_FEWEST_ROWS = 10
+_SHOWN = 3
+_NAMED = 8
+
+About: TypeAlias = Literal["leak", "identifier", "date", "duplicates", "constant", "labels", "table"]
+
+# Most serious first, and what each is about.
+_KINDS: dict[str, About] = {
+    "leak": "leak",
+    "sum": "leak",
+    "target": "labels",
+    "alike": "labels",
+    "rows": "duplicates",
+    "identifier": "identifier",
+    "date": "date",
+    "quantity": "table",
+    "mark": "table",
+    "code": "table",
+    "levels": "labels",
+    "columns": "duplicates",
+    "constant": "constant",
+    "group": "table",
+    "time": "table",
+    "order": "table",
+}
+
+
+class _Found(NamedTuple):
+    kind: str
+    column: str
+    text: str
+
+
+def findings(
+    table: Table, target: str | None, *, task: Task | None = None, group: str | None = None, time: str | None = None
+) -> tuple[Note, ...]:
+    """What is wrong with a table, or may be, most serious first; a few of each kind, the others by name.
+
+    Args:
+        table: as it was read.
+        target: the column to predict; None: what needs one is left out.
+        task: what is predicted; None: by the target's values.
+        group: the column whose values keep rows together, if one was given.
+        time: the column that says which rows are older, likewise.
+
+    Raises:
+        DataError: there is no such target.
+    """
+    if target is not None:
+        table.require([target])
+    if table.rows < _FEWEST_ROWS:
+        return ()
+    return tuple(_a_few_of_each(list(_all(table, target, task, {group, time} - {None}))))
+
+
+def _a_few_of_each(found: list[_Found]) -> Iterator[Note]:
+    for kind, about in _KINDS.items():
+        of_kind = [one for one in found if one.kind == kind]
+        if kind == "time":  # one column is asked for
+            del of_kind[1:]
+        # One more is shown as easily as named.
+        shown = _SHOWN if len(of_kind) > _SHOWN + 1 else len(of_kind)
+        yield from (Note(text=one.text, about=about) for one in of_kind[:shown])
+        if len(of_kind) > shown:
+            rest = [f"'{one.column}'" for one in of_kind[shown:]]
+            names = ", ".join(rest[:_NAMED]) + (", ..." if len(rest) > _NAMED else "")
+            yield Note(text=f"and {len(rest):,} more columns likewise: {names}", about=about)
+
+
+def _all(table: Table, target: str | None, task: Task | None, apart: set[str | None]) -> Iterator[_Found]:
+    of_target = None if target is None else levels_of(table.column(target))
+    asked = None
+    if of_target is not None:
+        classes = target_faults.is_classes(of_target, task)
+        texts = target_faults.faults_of(of_target, classes=classes)
+        yield from (_Found("target", of_target.name, text) for text in texts)
+        if text := faults.alike(of_target, target=True):
+            yield _Found("alike", of_target.name, text)
+        if len(of_target.levels) > 1:
+            asked = leaks.target_of(of_target, classes=classes)
+    same_columns, same_rows, told = faults.SameColumns(), faults.SameRows(table.rows), _Order(asked)
+    if told.sorted:
+        yield _Found("order", table.name, told.sentence())
+    for given in table.columns:
+        if given.name == target:
+            continue
+        column = levels_of(given)
+        of_column = list(_of_column(column, told, suggested=bool(apart)))
+        if column.name not in apart:
+            yield from of_column
+        if not any(one.kind in ("identifier", "leak") for one in of_column):
+            if text := same_columns.add(column):
+                yield _Found("columns", column.name, text)
+            else:
+                same_rows.add(column)
+    if text := same_rows.found(of_target):
+        yield _Found("rows", table.name, text)
+    if target is not None and asked is not None and (text := target_faults.made_of(table, target)):
+        yield _Found("sum", target, text)
+
+
+def _sorted(asked: leaks.Target) -> bool:
+    steps = np.diff(asked.y)
+    if asked.classes:
+        return int(np.count_nonzero(steps)) < len(np.unique(asked.y))
+    return bool(np.all(steps >= 0)) or bool(np.all(steps <= 0))
+
+
+class _Order:
+    """What the order of the rows tells of the target."""
+
+    def __init__(self, asked: leaks.Target | None) -> None:
+        self.asked = asked
+        self.sorted = asked is not None and len(asked.y) >= 30 and _sorted(asked)
+
+    def sentence(self) -> str:
+        """The rows are sorted by the target."""
+        assert self.asked is not None
+        return (
+            f"the rows are sorted by '{self.asked.name}': a column that goes with their order, such as a running "
+            "number, would tell it"
+        )
+
+
+def _of_column(column: Levels, told: _Order, *, suggested: bool) -> Iterator[_Found]:
+    """What is found in a column: the one kind that explains it best, and what may come beside that."""
+
+    def one(kind: str, text: str) -> Iterable[_Found]:
+        return [_Found(kind, column.name, text)] if text else []
+
+    if constant := faults.constant(column):
+        yield from one("constant", constant)
+        return
+    known = (
+        one("date", dates.date(column))
+        or one("quantity", faults.quantity(column))
+        or one("identifier", identifiers.identifier(column))
+    )
+    yield from known
+    in_time = column.kind == "date" or any(found.kind == "date" for found in known) or words_of(column.name).time
+    yield from _of_target(column, told, in_time=in_time)
+    if in_time and not suggested and (column.kind == "date" or column.steady):
+        yield from one("time", _time(column))
+    if known:
+        return
+    yield from one("code", identifiers.code(column))
+    if not suggested:
+        yield from one("group", identifiers.group(column))
+    yield from one("mark", faults.mark(column))
+    yield from one("levels", faults.alike(column, target=False))
+
+
+def _of_target(column: Levels, told: _Order, *, in_time: bool) -> Iterator[_Found]:
+    """A leak; not where it is time that the target follows, nor where the rows are known to be sorted by it."""
+    if told.asked is None or (column.steady and (told.sorted or in_time)):
+        return
+    if in_time and not told.asked.classes:
+        return
+    if text := leaks.leak(column, told.asked):
+        yield _Found("leak", column.name, text)
+
+
+def _time(column: Levels) -> str:
+    sorted_by = "the rows are in its order" if column.steady else "it holds dates"
+    return (
+        f"column '{column.name}' says when a row was made ({sorted_by}): if it is later rows that are to be predicted, "
+        f"{option('--time-column', column.name)} tests on the latest"
+    )

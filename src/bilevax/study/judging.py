@@ -1,0 +1,185 @@
+"""Models on rows that no tuning saw: losses, the score that was asked for, and how sure a difference is."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from scipy import stats
+from scipy.special import xlogy
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.metrics import get_scorer, get_scorer_names
+
+from bilevax.core.errors import ParameterError
+from bilevax.core.run_records import Task
+from bilevax.study.target import Target
+from bilevax.tables.table import suggestion
+
+Scorer: TypeAlias = Callable[[BaseEstimator, np.ndarray, np.ndarray], float]
+
+RESAMPLES = 200
+"""Of the test rows, for the interval of a difference of scores."""
+
+_NOT_FOR_CLASSES = ("r2", "explained_variance", "rand_score", "mutual_info", "completeness", "homogeneity", "fowlkes",
+                    "v_measure", "_error", "deviance", "d2_")  # fmt: skip
+_FOR_NUMBERS = ("r2", "explained_variance", "_error", "deviance", "d2_absolute")
+_LEAST = 1e-10
+"""Of a mean that has to be above 0."""
+
+
+class Interval(NamedTuple):
+    """A difference and its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def row_losses(task: Task, prediction: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Loss of each row, [n]: log-loss, squared error, or deviance.
+
+    Args:
+        task: what is predicted.
+        prediction: probabilities [n, C], or means [n].
+        values: codes or numbers, [n].
+    """
+    if task == "classes":
+        # - log p_i(y_i); a probability of 0 would cost infinitely much
+        chosen = prediction[np.arange(len(values)), values].astype(np.float64)
+        losses: np.ndarray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
+        return losses
+    if task == "number":
+        return np.asarray((values - prediction) ** 2)
+    mean = np.maximum(prediction, _LEAST)
+    if task == "count":
+        # 2 (y log(y / m) - y + m)
+        return np.asarray(2.0 * (xlogy(values, values / mean) - values + mean))
+    # 2 (log(m / y) + y / m - 1)
+    return np.asarray(2.0 * (np.log(mean / values) + values / mean - 1.0))
+
+
+class Known(BaseEstimator):
+    """A model whose predictions are there already: a row of X is the number of a row."""
+
+    def __init__(self, prediction: np.ndarray) -> None:
+        self.prediction = prediction
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "Known":
+        """There is nothing to be learned."""
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Means, [n]."""
+        return np.asarray(self.prediction[X[:, 0]])
+
+
+class KnownNumbers(RegressorMixin, Known):
+    """Of a number."""
+
+
+class KnownClasses(ClassifierMixin, Known):
+    """Of classes 0, 1, ..."""
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Their codes."""
+        return np.arange(self.prediction.shape[1])
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Probabilities, [n, C]."""
+        return np.asarray(self.prediction[X[:, 0]])
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """The most probable class, [n]."""
+        return np.asarray(self.predict_proba(X).argmax(axis=1))
+
+
+def known(prediction: np.ndarray) -> Known:
+    """A model of scikit-learn's kind that has these predictions, [n, C] or [n]."""
+    return KnownClasses(prediction) if prediction.ndim == 2 else KnownNumbers(prediction)
+
+
+def scorer_for(name: str, target: Target) -> Scorer | None:
+    """scikit-learn's scorer of that name, tried on a constant prediction; None for what is the loss anyhow.
+
+    Raises:
+        ParameterError: there is none, or it cannot score this target; the message says what can.
+    """
+    # scikit-learn does not say which of its scorers are for classes.
+    classes = target.labels is not None
+    found = [
+        scorer
+        for scorer in get_scorer_names()
+        if (not any(p in scorer for p in _NOT_FOR_CLASSES) if classes else any(p in scorer for p in _FOR_NUMBERS))
+    ]
+    if name not in found:
+        what = "classes" if classes else "a number"
+        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {suggestion(name, found)}")
+    scorer: Scorer = get_scorer(name)
+    # A model that knows the frequencies alone; if it cannot be scored, none can.
+    nothing = np.zeros((len(target.values), 1))
+    constant = (DummyClassifier(strategy="prior") if classes else DummyRegressor()).fit(nothing, target.values)
+    try:
+        _quietly(scorer, constant, nothing, target.values)
+    except ValueError as e:
+        near = [other for other in found if other.startswith(name + "_")]
+        advice = f"; there are {', '.join(near)}" if near else ""
+        reason = str(e).splitlines()[0].rstrip(".")
+        what = f"{len(np.unique(target.values))} classes" if classes else "these numbers"
+        raise ParameterError(f"scoring '{name}' cannot score {what}{advice} ({reason})") from None
+    own = {"classes": "neg_log_loss", "number": "neg_mean_squared_error", "count": "neg_mean_poisson_deviance",
+           "amount": "neg_mean_gamma_deviance"}  # fmt: skip
+    return None if name == own[target.task] else scorer
+
+
+def score(scorer: Scorer, prediction: np.ndarray, values: np.ndarray, rows: np.ndarray | None = None) -> float | None:
+    """The score on all rows or some, or None where these do not have one (a class may be absent)."""
+    rows = np.arange(len(values)) if rows is None else rows
+    try:
+        value = _quietly(scorer, known(prediction), rows[:, None], values[rows])
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _quietly(scorer: Scorer, model: BaseEstimator, X: np.ndarray, values: np.ndarray) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(scorer(model, X, values))
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of independent values and its standard error."""
+    if len(values) < 2:
+        return float(values.mean()), 0.0
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def paired_interval(a: np.ndarray, b: np.ndarray) -> Interval:
+    """Mean of a - b over rows, and its 95 % interval by Student's t."""
+    mean, error = mean_and_error(a - b)
+    # mean +- t_{n-1}(.975) s / sqrt(n), with s the standard deviation of the n differences
+    half = float(stats.t.ppf(0.975, max(len(a) - 1, 1))) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired_scores(scorer: Scorer, a: np.ndarray, b: np.ndarray, values: np.ndarray, seed: int) -> Interval | None:
+    """Score of a minus that of b, and its 95 % interval by the percentiles of resampled rows (Efron 1979).
+
+    None where a score is not known, or on most resamples.
+    """
+    first, second = score(scorer, a, values), score(scorer, b, values)
+    if first is None or second is None:
+        return None
+    rng, n, found = np.random.default_rng(seed), len(values), []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(n, size=n)
+        mine, other = score(scorer, a, values, rows), score(scorer, b, values, rows)
+        if mine is not None and other is not None:
+            found.append(mine - other)
+    if 2 * len(found) < RESAMPLES:
+        return None
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Interval(first - second, float(low), float(high))

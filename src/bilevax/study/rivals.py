@@ -1,0 +1,159 @@
+"""What a user would have otherwise: two lines of scikit-learn, each fitted to the same rows."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import GammaRegressor, LassoCV, LogisticRegressionCV, PoissonRegressor, RidgeCV
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedKFold
+
+from bilevax.core.run_records import Task
+from bilevax.sklearn.encoder import TableEncoder
+from bilevax.sklearn.threads import one_thread
+from bilevax.study.preparation import Prepared
+from bilevax.study.settings import TuneSettings
+from bilevax.tables.table import Column, Table
+
+FOLDS, PENALTIES = 5, 20
+
+_LEVELS = 250
+"""Categories that gradient boosting is given, at most: the most frequent ones."""
+
+_CHEAP = 2e8
+"""Cells times scores up to which a linear model is fitted to a grid of l1 penalties: a minute or so."""
+
+
+class Rival(NamedTuple):
+    """A fitted model.
+
+    Attributes:
+        name: what it is.
+        prediction: probabilities [test rows, C], or means [test rows].
+        seconds: to choose and fit it.
+        converged: False if a solver used up its iterations.
+    """
+
+    name: str
+    prediction: np.ndarray
+    seconds: float
+    converged: bool
+
+
+RIDGE = "linear model, one penalty"
+LASSO = "linear model, one L1 penalty"
+BOOSTING = "gradient boosting"
+NAMES = RIDGE, BOOSTING, LASSO
+
+
+def rivals(prepared: Prepared, settings: TuneSettings, stage: Callable[[str], object]) -> Iterator[Rival]:
+    """Each rival, fitted when it is asked for.
+
+    Linear models are given standardised numbers, their missing cells at the median and marked, and categories as 0 and
+    1; a penalty is the best of 20 by five folds. Gradient boosting is scikit-learn's, as it comes.
+
+    Args:
+        prepared: the rows.
+        settings: class weights, groups, and the seed.
+        stage: called with the name of the one that begins.
+    """
+    rows, target = prepared.tuning, prepared.target
+    y, splits = target.values[rows], _folds(prepared, settings)
+    encoder = TableEncoder().fit(prepared.features.take(rows))
+    weight = {} if target.labels is None else {"class_weight": settings.class_weight}
+    X = encoder.transform(prepared.features)
+    yield _fitted(RIDGE, _ridge(target.task, splits, weight), X, y, prepared, stage)
+    trees = boosted_columns(prepared.features, rows)
+    yield _fitted(BOOSTING, _boosting(target.task, trees, settings.seed, weight), trees.X, y, prepared, stage)
+    l1 = _lasso(target.task, splits, weight, len(target.labels.classes) if target.labels else 1)
+    scores = len(target.labels.classes) if target.labels and len(target.labels.classes) > 2 else 1
+    if l1 is not None and X[rows].size * scores * scores <= _CHEAP:
+        yield _fitted(LASSO, l1, X, y, prepared, stage)
+
+
+def _fitted(
+    name: str, model: BaseEstimator, X: np.ndarray, y: np.ndarray, prepared: Prepared, stage: Callable[[str], object]
+) -> Rival:
+    stage(f"fitting: {name}")
+    start = time.perf_counter()
+    # of both libraries: threads that wait take the time of others
+    with one_thread(openmp=True), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(X[prepared.tuning], y)
+    seconds, at = time.perf_counter() - start, X[prepared.split.test]
+    prediction = model.predict_proba(at) if prepared.target.labels is not None else model.predict(at)
+    return Rival(name, prediction, seconds, not caught)
+
+
+def _folds(prepared: Prepared, settings: TuneSettings) -> list[tuple[np.ndarray, np.ndarray]]:
+    rows, groups = prepared.tuning, prepared.groups(settings)
+    if groups is not None:
+        return list(GroupKFold(min(FOLDS, len(np.unique(groups[rows])))).split(rows, groups=groups[rows]))
+    codes = prepared.target.codes[rows]
+    if prepared.target.labels is not None and np.bincount(codes).min() >= FOLDS:
+        return list(StratifiedKFold(FOLDS, shuffle=True, random_state=settings.seed).split(rows, codes))
+    return list(KFold(FOLDS, shuffle=True, random_state=settings.seed).split(rows))
+
+
+def _ridge(task: Task, folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, Any]) -> BaseEstimator:
+    if task == "classes":
+        return _logistic(folds, weight, Cs=PENALTIES, l1_ratios=(0.0,), max_iter=1000)
+    if task == "number":
+        return RidgeCV(np.geomspace(1e-3, 1e5, PENALTIES))
+    kind, grid = PoissonRegressor if task == "count" else GammaRegressor, np.geomspace(1e-6, 1e2, PENALTIES)
+    scoring = f"neg_mean_{'poisson' if task == 'count' else 'gamma'}_deviance"
+    return GridSearchCV(kind(solver="newton-cholesky", max_iter=1000), {"alpha": grid}, cv=folds, scoring=scoring)
+
+
+def _lasso(
+    task: Task, folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, Any], classes: int
+) -> BaseEstimator | None:
+    """None for counts and amounts: scikit-learn has none."""
+    if task == "number":
+        return LassoCV(cv=folds, max_iter=10_000)
+    if task != "classes":
+        return None
+    if classes == 2:
+        return _logistic(folds, weight, Cs=10, l1_ratios=(1.0,), solver="liblinear", intercept_scaling=100.0)
+    return _logistic(folds, weight, Cs=10, l1_ratios=(1.0,), solver="saga", tol=1e-2, max_iter=200)
+
+
+def _logistic(folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, Any], **options: Any) -> BaseEstimator:
+    return LogisticRegressionCV(
+        cv=folds, scoring="neg_log_loss", random_state=0, use_legacy_attributes=False, **weight, **options
+    )
+
+
+def _boosting(task: Task, columns: "BoostedColumns", seed: int, weight: dict[str, Any]) -> BaseEstimator:
+    options = {"categorical_features": columns.categories, "random_state": seed}
+    if task == "classes":
+        return HistGradientBoostingClassifier(**options, **weight)
+    loss = {"number": "squared_error", "count": "poisson", "amount": "gamma"}[task]
+    return HistGradientBoostingRegressor(loss=loss, **options)
+
+
+class BoostedColumns(NamedTuple):
+    """Columns as gradient boosting takes them: numbers, and codes of categories; NaN where missing or rare."""
+
+    X: np.ndarray
+    categories: np.ndarray
+
+
+def boosted_columns(features: Table, rows: np.ndarray) -> BoostedColumns:
+    """The columns of all rows, with the levels of some, [n, p]."""
+    X = np.column_stack([_codes(c, rows) if c.kind == "text" else c.values for c in features.columns])
+    return BoostedColumns(X, np.array([column.kind == "text" for column in features.columns]))
+
+
+def _codes(column: Column, rows: np.ndarray) -> np.ndarray:
+    cells = column.as_text().values
+    there = [cell for cell in cells[rows].tolist() if cell is not None]
+    levels, count = np.unique(np.array(there, dtype=str), return_counts=True)
+    kept = levels[np.argsort(-count, kind="stable")[:_LEVELS]].tolist()
+    code = {level: float(k) for k, level in enumerate(kept)}
+    return np.array([code.get(cell, np.nan) for cell in cells.tolist()])
