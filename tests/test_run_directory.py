@@ -411,7 +411,7 @@ def test_another_format_or_kind_is_named(run):
         lambda path: RunDirectory(path, force=True),
         lambda path: RunDirectory(path, resume=True),
     ):
-        with pytest.raises(TooNewError, match="of format 2, written by a later bilevax; this one reads formats up"):
+        with pytest.raises(TooNewError, match="of format 3, written by a later bilevax; this one reads formats up to 2"):
             read(run)
     manifest.write(run, "checkpoint", 1, {}, {})
     with pytest.raises(CorruptError, match="holds a checkpoint, not a run"):
@@ -684,7 +684,7 @@ def without_seconds(directory):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-TUNED = "tune t.csv --target y --steps 6 --out"
+TUNED = "tune t.csv --target y --model linear --steps 6 --out"
 
 
 def process(directory, *words):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bilevax.core.errors import DataError
+from bilevax.tables.csv_plain import kept_cells
 from bilevax.tables.csv_types import column_of_cells, days
 from bilevax.tables.reading import Reading, without
 from bilevax.tables.table import Column, Table, check_names, object_array
@@ -117,9 +118,8 @@ def _column(source: str, name: str, values: pa.ChunkedArray, before: int) -> Col
     if pa.types.is_time(kind):
         return Column(name, "number", days(pc.cast(values, pa.time64("us"), safe=False)))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        _require_utf8(source, name, values)
-        cells = pc.utf8_trim_whitespace(pc.cast(values, pa.large_string())).to_pylist()
-        return Column(name, "text", object_array([cell or None for cell in cells]))
+        require_utf8(source, name, values)
+        return Column(name, "text", kept_cells(pc.cast(values, pa.large_string())))
     raise DataError(f"{source}: column '{name}' holds {kind}; numbers, text, truth values and dates can be used")
 
 
@@ -136,7 +136,8 @@ def _microseconds(source: str, name: str, values: pa.ChunkedArray, kind: pa.Data
         raise DataError(f"{source}: column '{name}' has dates or times that are out of range (292,000 years)") from None
 
 
-def _require_utf8(source: str, name: str, values: pa.ChunkedArray) -> None:
+def require_utf8(source: str, name: str, values: pa.ChunkedArray) -> None:
+    """Refuse texts that are none."""
     try:
         values.validate(full=True)
     except pa.ArrowInvalid:

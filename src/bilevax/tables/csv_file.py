@@ -61,6 +61,10 @@ class Lines(NamedTuple):
         return f"{self.name}:{line}"
 
 
+class LongRowError(DataError):
+    """A row is longer than the bytes that are read at once."""
+
+
 class CsvText(NamedTuple):
     """A delimited file that is known to be sound, and not yet interpreted.
 
@@ -90,44 +94,49 @@ class CsvText(NamedTuple):
         chosen = self.wanted if positions is None else positions
         if not chosen:
             return []
-        table = self._read(arrow_csv.read_csv, chosen, _BLOCK)
+        for block in (_BLOCK, _LONGEST_BLOCK):
+            try:
+                table = self._read(arrow_csv.read_csv, chosen, block)
+            except pa.ArrowInvalid as e:
+                # A row may be longer than a block; then all rows are one.
+                if block == _LONGEST_BLOCK or "block" not in str(e):
+                    raise DataError(f"{self.name}: {e}") from None
+            else:
+                break
         self._require_rows(table.num_rows)
         return list(table.columns)
 
     def batches(self, block: int) -> Iterator[list[pa.Array]]:
-        """The wanted columns in pieces of rows, each of about so many bytes."""
+        """The wanted columns in pieces of rows, each of about so many bytes.
+
+        Raises:
+            LongRowError: a row is longer.
+        """
         rows = 0
+        if not self.wanted:
+            return
         try:
             for batch in self._read(arrow_csv.open_csv, self.wanted, block):
                 rows += batch.num_rows
                 yield batch.columns
         except pa.ArrowInvalid as e:
-            raise DataError(f"{self.name}: {e}") from None
+            raise (LongRowError if "block" in str(e) else DataError)(f"{self.name}: {e}") from None
         self._require_rows(rows)
 
     def _read(self, read: Callable[..., T], positions: Sequence[int], block: int) -> T:
         # By position: names of columns that are not read may repeat.
         every, chosen = [str(j) for j in range(self.structure.width)], [str(j) for j in positions]
-        # A row may be longer than a block; then all rows are one.
-        for size in (block, _LONGEST_BLOCK):
-            try:
-                return read(
-                    self.lines.content.after(self.structure.lines),
-                    read_options=arrow_csv.ReadOptions(column_names=every, block_size=size),
-                    # pyarrow is faster where no cell may hold a line end, and without a quote none can.
-                    parse_options=arrow_csv.ParseOptions(
-                        delimiter=self.lines.delimiter, newlines_in_values=self.quoted
-                    ),
-                    convert_options=arrow_csv.ConvertOptions(
-                        column_types=dict.fromkeys(chosen, pa.string()),
-                        include_columns=chosen,
-                        strings_can_be_null=False,
-                    ),
-                )
-            except pa.ArrowInvalid as e:
-                if size == _LONGEST_BLOCK or "block" not in str(e):
-                    raise DataError(f"{self.name}: {e}") from None
-        raise AssertionError
+        return read(
+            self.lines.content.after(self.structure.lines),
+            read_options=arrow_csv.ReadOptions(
+                column_names=every, block_size=block, use_threads=read is arrow_csv.read_csv
+            ),
+            # pyarrow is faster where no cell may hold a line end, and without a quote none can.
+            parse_options=arrow_csv.ParseOptions(delimiter=self.lines.delimiter, newlines_in_values=self.quoted),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(chosen, pa.string()), include_columns=chosen, strings_can_be_null=False
+            ),
+        )
 
     def _require_rows(self, rows: int) -> None:
         if rows != self.structure.rows:

@@ -43,19 +43,21 @@ class Plain(NamedTuple):
 def plain_columns(names: Sequence[str], columns: Sequence[pa.ChunkedArray], reading: Reading) -> Iterator[Plain | None]:
     """For each column what is in it, or None where that takes a closer look."""
     width = max(1, _CELLS // max(1, len(columns[0]))) if columns else 1
+    # Columns with marks or a type of their own take a closer look.
     own = set(reading.missing) - {EVERY} | set(reading.types) | set(reading.text)
     for start in range(0, len(names), width):
         batch = [j for j in range(start, min(start + width, len(names))) if names[j] not in own]
-        known = _plain([names[j] for j in batch], [columns[j] for j in batch], reading.marks(EVERY)) if batch else []
+        known = _plain([names[j] for j in batch], [columns[j] for j in batch], reading) if batch else []
         found = dict(zip(batch, known, strict=True))
         yield from (found.get(j) for j in range(start, min(start + width, len(names))))
 
 
-def _plain(names: Sequence[str], columns: Sequence[pa.ChunkedArray], marks: Sequence[str]) -> list[Plain | None]:
+def _plain(names: Sequence[str], columns: Sequence[pa.ChunkedArray], reading: Reading) -> list[Plain | None]:
     """Of columns that have the same marks, those that are plain."""
+    numbers = set(reading.numbers)
     shape = len(names), len(columns[0])
     trimmed = pc.utf8_trim_whitespace(_joined(columns))
-    missing = pc.is_in(trimmed, value_set=pa.array(["", *marks], pa.string()))
+    missing = pc.is_in(trimmed, value_set=pa.array(["", *reading.marks(EVERY)], pa.string()))
     values = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
     empty = missing.to_numpy().reshape(shape)
     number = _matching(values, f"^{NUMBER}$", shape)
@@ -68,7 +70,8 @@ def _plain(names: Sequence[str], columns: Sequence[pa.ChunkedArray], marks: Sequ
         words = (_matching(values, _WORD, shape) & ~_matching(values, _NO_WORD, shape) & ~marked) | empty
         texts = np.flatnonzero(words.all(axis=1) & ~plain)
         for j, text in zip(texts.tolist(), _texts(values, texts, shape), strict=True):
-            out[j] = Plain(Column(names[j], "text", text), "", {})
+            # Of a column that is known to hold numbers the word is named.
+            out[j] = None if names[j] in numbers else Plain(Column(names[j], "text", text), "", {})
     plain &= ~_matching(values, ZERO, shape).any(axis=1)
     for j, kind, x, counted in _numbers(values, plain, number, marked):
         note = "" if number[j].any() else f"column '{names[j]}' has no value in any row"
@@ -112,7 +115,7 @@ def text_cells(values: pa.ChunkedArray) -> np.ndarray:
 def kept_cells(values: pa.ChunkedArray) -> np.ndarray:
     """Cells that are passed through."""
     trimmed = pc.utf8_trim_whitespace(values)
-    return text_cells(pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed))
+    return text_cells(pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed))
 
 
 def _numbers(

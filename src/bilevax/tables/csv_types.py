@@ -5,6 +5,7 @@ in whatever share of the rows that is. A column that is nearly so, or in which o
 refused by line, for a model that took it for names would be a bad one in silence.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,9 +29,9 @@ MOST = 0.5
 MANY = 20
 """With more different numbers than this, one or two words beside them are refused: they may be marks."""
 
-# Patterns for pyarrow's RE2; \x{a0} and \x{202f} are spaces that do not break.
-_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
-_ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
+# Patterns for pyarrow's RE2.
+ISO_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
+WITH_ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
 _OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
 _HEXADECIMAL = r"^(?i:[+-]?0x[0-9a-f]+)$"
 
@@ -51,9 +52,7 @@ def column_of_cells(
     Raises:
         DataError: the cells are nearly a column of numbers, or of numbers written in a way that is not read.
     """
-    trimmed = pc.utf8_trim_whitespace(cells)
-    missing = pc.is_in(trimmed, value_set=pa.array(["", *reading.marks(name)], pa.string()))
-    values = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
+    values = _there(cells, reading.marks(name))
     kind = reading.type_of(name)
     if kind == "text":
         return _text(name, values), "", {}
@@ -68,13 +67,25 @@ def column_of_cells(
     return (_text(name, values) if column is None else column), note, marks
 
 
+def _there(cells: pa.ChunkedArray, marks: Sequence[str]) -> pa.ChunkedArray:
+    """The cells without blanks at their ends, null where they are empty or one of the marks."""
+    trimmed = pc.utf8_trim_whitespace(cells)
+    missing = pc.is_in(trimmed, value_set=pa.array(["", *marks], pa.string()))
+    return pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
+
+
+def known_cells(cells: pa.ChunkedArray, marks: Sequence[str]) -> tuple[pa.ChunkedArray, dict[str, int]]:
+    """The cells of a column that is no text, null where nothing is known, and how often that is by which usual mark."""
+    return without_marks(_there(cells, marks))
+
+
 def _interpreted(name: str, values: pa.ChunkedArray, lines: Places, asked: str) -> tuple[Column | None, str]:
     """The column, None for text, and a note; ``asked``: why it has to be numbers, or empty."""
     plain = _as_floats(name, values, lines)
     if plain is not None:
         reason = "" if asked else _reason_for_text(values, plain)
         return (None, f"column '{name}' is read as text: {reason}") if reason else (_numbers(name, values, plain), "")
-    other = _as_boolean(name, values) or (None if asked else _as_date(name, values, lines))
+    other = as_boolean(name, values) or (None if asked else _as_date(name, values, lines))
     if other is not None:
         return other, ""
     written = _as_written(name, values, lines, asked)
@@ -165,7 +176,8 @@ def _numbers(name: str, values: pa.ChunkedArray, numbers: np.ndarray) -> Column:
     return Column(name, "integer" if whole else "number", numbers)
 
 
-def _as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
+def as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
+    """Truth values, or None if the cells are none."""
     if not _all_match(values, "^(?i:true|false)$"):
         return None
     truth = pc.equal(pc.utf8_lower(values), "true")
@@ -173,18 +185,28 @@ def _as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
 
 
 def _as_date(name: str, values: pa.ChunkedArray, lines: Places) -> Column | None:
-    if not _all_match(values, _DATE):
+    if not _all_match(values, ISO_DATE):
         return None
-    # Among cells with a zone, one without it does not say which moment it is.
-    zoned = _any_matches(values, _ZONE)
-    kind = pa.timestamp("us", tz="UTC" if zoned else None)
-    try:
-        stamps = pc.cast(values, kind)
-    except pa.ArrowInvalid:
-        row, cell = _first_unreadable(values, kind)
+    found, zoned = iso_dates(values)
+    if found is None:
+        row, cell = _first_unreadable(values, _moments(zoned=zoned))
         fault = "has no time zone, other cells have one" if zoned else "is no date of the calendar"
-        raise DataError(f"{lines.of(row)}: {cell} in column '{name}' {fault}") from None
-    return Column(name, "date", days(stamps))
+        raise DataError(f"{lines.of(row)}: {cell} in column '{name}' {fault}")
+    return Column(name, "date", found)
+
+
+def iso_dates(values: pa.ChunkedArray) -> tuple[np.ndarray | None, bool]:
+    """Days of dates as 2024-12-31, None if a cell is none, and whether they have a time zone."""
+    # Among cells with a zone, one without it does not say which moment it is.
+    zoned = _any_matches(values, WITH_ZONE)
+    try:
+        return days(pc.cast(values, _moments(zoned=zoned))) if _all_match(values, ISO_DATE) else None, zoned
+    except pa.ArrowInvalid:
+        return None, zoned
+
+
+def _moments(*, zoned: bool) -> pa.DataType:
+    return pa.timestamp("us", tz="UTC" if zoned else None)
 
 
 def _dates(name: str, values: pa.ChunkedArray, lines: Places) -> tuple[Column, str]:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Literal
 
 from bilevax.core.errors import DataError, StorageError
 from bilevax.core.limits import require, said
@@ -23,6 +24,7 @@ __all__ = ["Column", "Table", "read_table", "table_from_array", "table_from_fram
 
 # What reading takes, measured, in sizes of a CSV file.
 _CSV_SIZES = 5
+_FIRST = 1 << 16
 _HELPS = "fewer rows or columns take less"
 _PARQUET, _SVMLIGHT = (".parquet", ".pq"), (".svm", ".svmlight", ".libsvm")
 _JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\{\s*"[^"\r\n]*"\s*:|\[\s*[{\[])')
@@ -83,6 +85,26 @@ def _read(path: Path, reading: Reading) -> Table:
     if suffix in _SVMLIGHT or looks_like_svmlight(data):
         return read_svmlight(path.name, data, reading, sha256=digest)
     return _read_csv(path.name, data, reading, digest)
+
+
+def format_of(path: Path) -> Literal["csv", "parquet", "other"]:
+    """What a file is that can be read more than once; ``other`` is read whole, or refused.
+
+    Raises:
+        StorageError: it could not be read.
+    """
+    if not path.is_file():
+        return "other"
+    try:
+        with path.open("rb") as file:
+            first = file.read(_FIRST)
+    except OSError as e:
+        raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
+    suffix = path.suffix.lower()
+    if first.startswith(b"PAR1") or suffix in _PARQUET:
+        return "parquet"
+    refuse_other_formats(path.name, first)
+    return "other" if suffix in _SVMLIGHT or looks_like_svmlight(first) else "csv"
 
 
 def _read_csv(name: str, data: bytes, reading: Reading, digest: str) -> Table:
