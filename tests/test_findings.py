@@ -440,6 +440,10 @@ def test_the_target():
     rare = ["a"] * 995 + ["b"] * 5
     assert "class 'b' of 'y' has 5 of 1,000 rows" in texts(findings(table(a=NOISE[:, 0], y=rare), "y"), "labels")[0]
     assert "accuracy" in texts(findings(table(a=NOISE[:, 0], y=rare), "y"), "labels")[0]
+    counts = np.minimum(RNG.poisson(1, N), 4)
+    counts[:3] = 9
+    for y, advised in ((counts, True), ([f"n{count}" for count in counts], False)):
+        assert ("--task number" in texts(findings(table(a=NOISE[:, 0], y=y), "y"), "labels")[0]) == advised
     gaps = only(NOISE[:, 0] > -1, ["a", "b"] * 500)
     assert texts(findings(table(a=NOISE[:, 1], y=gaps), "y"), "labels") == [
         f"'y' is missing in {gaps.count(None)} of 1,000 rows: these are left out"

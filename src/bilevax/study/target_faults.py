@@ -62,11 +62,12 @@ def faults_of(column: Levels, *, classes: bool) -> list[str]:
     if len(column.levels) == 1:
         found.append(f"'{column.name}' is {label} in every row: there is nothing to predict")
     elif (rows < _RARE_ROWS and column.known >= 10 * _RARE_ROWS) or share < _RARE_SHARE:
+        number = "; if it is a quantity, predict a number (--task number)" if column.ordered else ""
         tail = (
             f": always predicting the most frequent class is right in {percent(float(most))} of the rows, so accuracy "
             "says little; score by roc_auc or average_precision (--scoring)"
             if len(column.levels) == 2
-            else ": little is learned of it; merge it into another class, or gather more rows"
+            else f": little is learned of it; merge it into another class, or gather more rows{number}"
         )
         found.append(f"class {label} of '{column.name}' has {rows_in(rows, column.known)}{tail}")
     return found
