@@ -48,8 +48,7 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
             groups=None if groups is None else groups[rows],
             callback=callback,
         )
-        # a signal has been obeyed: what was reached is written
-        interrupted, stops.number = stops.number > 0, 0
+    interrupted = stops.number > 0
     seconds = time.perf_counter() - start
     for text in estimator.notes_:
         emit(Note(text=text, about="model"))
