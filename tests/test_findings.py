@@ -288,6 +288,17 @@ def test_a_date_that_is_read_as_something_else(name):
     assert ("(but not in 'soon')" in text) == (name == "one of them wrong")
 
 
+@pytest.mark.parametrize("name", DATES)
+def test_where_it_is_advised_dates_are_read(run, tmp_path, name):
+    lines = [f"{cell};{y}" for cell, y in zip(DATES[name], YES, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["thing;y", *lines]))
+    out = " ".join(run("t.csv", "--target", "y")[1].split())
+    advised = name in ("year, month, day", "dots", "with a clock")
+    assert ("--types thing=date" in out) == advised
+    if advised:
+        assert "(1 of dates and 1 of numbers)" in run("t.csv", "--target", "y", "--types", "thing=date")[1]
+
+
 def test_numbers_that_are_dates_by_name_alone():
     days = [int((day - datetime.date(1899, 12, 30)).days) for day in DAYS]
     seconds = [second + 12_345 for second in EPOCH]
