@@ -183,13 +183,30 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="CSV file to write; without it, standard output.")
     ] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MARKS",
+            help="More cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column whose cells stand before the prediction; may be repeated."),
+    ] = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="Compare the predictions with the target column, which is in the table.")
+    ] = False,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Rows x columns at most, of a Parquet or svmlight file.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
-    """Apply a tuned model: for each row the predicted label and the probability of every class."""
-    from bilevax.cli.predict import run
+    """Apply a tuned model: for each row the predicted label and the probability of every class, or the number."""
+    from bilevax.cli.predict import PredictOptions, run
 
-    run(directory, table, out, force=force)
+    run(directory, table, out, PredictOptions(missing or (), keep or (), score, max_cells), force=force)
 
 
 @app.command()
