@@ -76,6 +76,13 @@ LEAKS = {
     "a number with a little noise": (AMOUNT, AMOUNT * np.exp(0.01 * NOISE[:, 1]), "99.9"),
     "a count as text": (RNG.poisson(3, N) + 30.5, None, ""),
 }
+GAPS = RNG.random(N) < 0.3
+LEAKS |= {
+    "a copy with gaps": (YES, only(~GAPS, np.where(YES, "left", "stayed")), "copy"),
+    "a flag with gaps": (YES, only(~GAPS, flipped(YES, [5, 50, 500])), "of the rows where it is known"),
+    "a number with gaps": (AMOUNT, only(~GAPS, AMOUNT / 7), "rising or falling function"),
+    "a number with gaps and noise": (AMOUNT, only(~GAPS, AMOUNT * np.exp(0.01 * NOISE[:, 1])), "99.9"),
+}
 LEAKS["a count as text"] = (LEAKS["a count as text"][0], [f"level {v}" for v in LEAKS["a count as text"][0]], "copy")
 LEAKS["a cell where a number is not 0"] = (np.where(YES, AMOUNT, 0.0), only(YES, NOISE[:, 0]), "most frequent value")
 
@@ -97,6 +104,9 @@ HONEST = {
     "a category of high and low rates": (YES, [f"{'ab'[y if i % 20 else 1 - y]}{i % 3}" for i, y in enumerate(YES)]),
     "a number that explains 97 of 100 parts": (np.log(AMOUNT), np.log(AMOUNT) + 0.17 * NOISE[:, 1]),
     "a rare class, where a guess is right in 99 of 100": ((NOISE[:, 0] > 2.4).astype(int), NOISE[:, 1]),
+    "a flag with gaps that is right in 95 of 100 rows": (YES, only(RNG.random(N) < 0.5, flipped(YES, range(50)))),
+    "a detail of one class alone": (YES, only(YES & (RNG.random(N) < 0.8), NOISE[:, 0])),
+    "a few cells that are right": (YES, only(RNG.random(N) < 0.1, YES)),
     "cells that are missing by chance": (YES, only(RNG.random(N) < 0.5, NOISE[:, 0])),
     "cells that are missing as often as not": (YES, only(flipped(YES, range(120)), NOISE[:, 0])),
     "a quantity of groups whose rows agree": (OF_GROUP, RNG.normal(size=N)[GROUPS]),
@@ -181,7 +191,8 @@ def test_few_rows_that_a_measurement_separates_are_no_leak():
 def test_a_target_that_is_made_of_columns(made):
     casual, registered = RNG.integers(1, 500, N), RNG.integers(1, 900, N)
     total = {"sum": casual + registered, "difference": casual - registered, "product": casual * registered}[made]
-    columns = {"casual": casual, "a": NOISE[:, 0], "registered": registered}
+    nearly = np.where(NOISE[:, 1] > 3, np.nan, 7.0)
+    columns = {"casual": casual, "a": NOISE[:, 0], "registered": registered, "nearly constant": nearly}
     (text,) = texts(findings(table(**columns, total=total), "total"), "leak")
     assert "'casual' and 'registered' in every row" in text
     assert ("product" in text) == (made == "product")
@@ -275,6 +286,17 @@ def test_a_date_that_is_read_as_something_else(name):
     assert "column 'thing'" in text
     assert not texts(found, "identifier")
     assert ("(but not in 'soon')" in text) == (name == "one of them wrong")
+
+
+@pytest.mark.parametrize("name", DATES)
+def test_where_it_is_advised_dates_are_read(run, tmp_path, name):
+    lines = [f"{cell};{y}" for cell, y in zip(DATES[name], YES, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["thing;y", *lines]))
+    out = " ".join(run("t.csv", "--target", "y")[1].split())
+    advised = name in ("year, month, day", "dots", "with a clock")
+    assert ("--types thing=date" in out) == advised
+    if advised:
+        assert "(1 of dates and 1 of numbers)" in run("t.csv", "--target", "y", "--types", "thing=date")[1]
 
 
 def test_numbers_that_are_dates_by_name_alone():
@@ -429,6 +451,10 @@ def test_the_target():
     rare = ["a"] * 995 + ["b"] * 5
     assert "class 'b' of 'y' has 5 of 1,000 rows" in texts(findings(table(a=NOISE[:, 0], y=rare), "y"), "labels")[0]
     assert "accuracy" in texts(findings(table(a=NOISE[:, 0], y=rare), "y"), "labels")[0]
+    counts = np.minimum(RNG.poisson(1, N), 4)
+    counts[:3] = 9
+    for y, advised in ((counts, True), ([f"n{count}" for count in counts], False)):
+        assert ("--task number" in texts(findings(table(a=NOISE[:, 0], y=y), "y"), "labels")[0]) == advised
     gaps = only(NOISE[:, 0] > -1, ["a", "b"] * 500)
     assert texts(findings(table(a=NOISE[:, 1], y=gaps), "y"), "labels") == [
         f"'y' is missing in {gaps.count(None)} of 1,000 rows: these are left out"
@@ -508,6 +534,49 @@ def test_the_most_serious_comes_first():
 
 def test_few_rows_say_nothing():
     assert not findings(table(a=[1, 1, 1], y=[1, 1, 1]), "y")
+
+
+CELLS = [None, 0.0, -0.0, 1.0, -999.0, 9999.0, 1e300, 5e-324, 20240101.0, 2.0**53, 2.0**60, 17_000.5, 1.7e9, 1.7e12]
+WORDS = [
+    None,
+    "x",
+    "X ",
+    "01012024",
+    "2024-12-31",
+    "12 kg",
+    "\x1b[31m",
+    "a\nb",
+    "'",
+    '"',
+    "é",
+    "\u202e",
+    "...",
+    "9" * 400,
+    " ",
+]
+
+
+def any_column(rng, name, n):
+    kind = ("number", "integer", "boolean", "date", "text")[rng.integers(5)]
+    pool = WORDS if kind == "text" else CELLS
+    drawn = rng.choice(rng.permutation(len(pool))[: rng.integers(1, len(pool) + 1)], n)
+    if kind == "text":
+        return Column(name, kind, object_array([WORDS[k] for k in drawn]))
+    values = np.array([CELLS[k] for k in drawn], float)
+    values = {"boolean": np.where(np.isnan(values), np.nan, values > 0), "integer": np.rint(values)}.get(kind, values)
+    return Column(name, kind, values)
+
+
+def test_any_table_is_looked_through():
+    rng = np.random.default_rng(5)
+    for i in range(300):
+        n, names = (
+            int(rng.integers(10, 80)),
+            rng.permutation(["date", "id", "zip code", "a", "'"])[: rng.integers(1, 6)],
+        )
+        columns = tuple(any_column(rng, name, n) for name in names.tolist())
+        for note in findings(Table("t", columns), columns[0].name if i % 4 else None):
+            assert note.text
 
 
 @pytest.fixture(name="run")
