@@ -1,6 +1,7 @@
 """Headless Chromium, told what to do over a pipe (the DevTools protocol): no driver, no port."""
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -62,6 +63,9 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(AssertionError, OSError):
+            self._session = None
+            self.call("Browser.close")
         self._process.kill()
         self._process.wait()
         os.close(self._to)

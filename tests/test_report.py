@@ -17,6 +17,7 @@ import pytest
 import report_runs as runs
 from report_runs import GRID, RIVAL, write, write_linear
 
+from bilevax.cli.entry import main
 from bilevax.core.errors import CorruptError, DataError
 from bilevax.core.run_records import Candidate, Effect, Gap, Note, Paired, Record, Records, Scoring
 from bilevax.core.text import clean, shorten, significant
@@ -308,6 +309,13 @@ def test_a_linear_run_says_which_penalties_it_kept(tmp_path: Path, same: bool, w
     assert ("did no better on the validation rows" in page) == same
 
 
+def test_the_command_says_the_same_of_a_linear_run() -> None:
+    """It has no model at hand: the settings say which penalties were kept."""
+    for kept, words in (("global", "one penalty for all columns"), ("feature", "one penalty for each feature")):
+        config = {"tune": {"penalty_per": "feature"}, "method": {"penalty_per": kept}}
+        assert said([paired(-0.012)], config).startswith(f"A linear model was kept: {words}.")
+
+
 def test_detail_has_both_models_figures() -> None:
     records = [
         Scoring(task="classes", loss="log-loss", score="roc_auc"),
@@ -433,6 +441,11 @@ def test_a_score_has_a_column_unless_another_shows_it(tmp_path: Path, score: str
         *runs.scored(0.02),
     ]
     page = page_of(write(tmp_path, [*records, runs.end()]))
+    # the score that was asked for comes first
+    assert (
+        re.findall("<th>([^<]*)</th>", page)[1]
+        == {None: "log-loss", "accuracy": "accuracy: kept minus this", "roc_auc": "area under the ROC curve"}[score]
+    )
     name = "accuracy" if score == "accuracy" else "area under the ROC curve"
     assert sum(name in head for head in re.findall("<th>([^<]*)</th>", page)) == heads + (score == "accuracy")
 
@@ -544,6 +557,17 @@ def test_a_directory_without_records_is_refused(tmp_path: Path, running: bool) -
     with pytest.raises(DataError, match=r"has no metrics\.jsonl: nothing was recorded"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+def test_the_command_refuses_it_with_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write(tmp_path, [])
+    (run / "metrics.jsonl").unlink()
+    runs.seal(run)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run)])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n")) == (DataError.exit_code, "", 1)
+    assert "nothing was recorded" in err
 
 
 def test_torn_last_line_is_ignored(tmp_path: Path) -> None:

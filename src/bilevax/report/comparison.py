@@ -70,17 +70,19 @@ def _table(
     accurate = any(m.accuracy is not None for m in compared)
 
     def cells(m: Compared) -> tuple[str, ...]:
-        out = [f"{decimal(m.loss, places)} ± {decimal(NORMAL * m.loss_se, places)}"]
-        out.append(_difference(differences["loss"].get(m.name)))
+        out = []
         if asked.field == "score":
             out += [_number(m.score, asked.sign)] * scored + [_difference(differences["score"].get(m.name))]
+        out.append(f"{decimal(m.loss, places)} ± {decimal(NORMAL * m.loss_se, places)}")
+        out.append(_difference(differences["loss"].get(m.name)))
         out += ["–" if m.accuracy is None else percent(m.accuracy)] * accurate
         out += [_number(m.validation_loss, 1, places)] * seen
         return (*out, duration(m.seconds))
 
-    heads = [loss.name, f"{loss.name}: kept minus this"]
+    heads = []
     if asked.field == "score":
         heads += [asked.name] * scored + [f"{asked.name}: kept minus this"]
+    heads += [loss.name, f"{loss.name}: kept minus this"]
     heads += ["accuracy"] * accurate + [f"{loss.name} of validation rows"] * seen
     return (*heads, "time"), tuple(Row(m.name or "(no name)", m.role == "kept", cells(m)) for m in compared)
 

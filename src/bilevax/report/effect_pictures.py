@@ -94,7 +94,7 @@ def _levels_shown(bins: Bins, ordered: bool) -> Bins:
 
 def _curve(numbers: Bins, missing: Bins, shown: Sequence[int], *, name: str, unit: str) -> str:
     x = np.array([float(a) for a in numbers.at])
-    figure, ax = svg.panel(200, left=54, right=48 if missing.at else 16, top=8, bottom=30, width=WIDTH)
+    figure, ax = svg.panel(200, left=54, right=56 if missing.at else 16, top=8, bottom=30, width=WIDTH)
     inside = _x_axis(ax, x, numbers.weight)
     _lines(ax, x, numbers, shown)
     if missing.at:
@@ -126,9 +126,9 @@ def _beside(ax: "Axes", missing: Bins, shown: Sequence[int]) -> None:
         colour, _ = svg.look(c)
         if len(shown) <= _BANDS:
             band = missing.low[0, c], missing.high[0, c]
-            ax.plot([1.07, 1.07], band, color=colour, alpha=0.5, transform=place, clip_on=False)
-        ax.plot([1.07], [missing.curve[0, c]], "o", color=colour, markersize=5, transform=place, clip_on=False)
-    ax.text(1.07, -0.075, "missing", transform=ax.transAxes, ha="center", va="top", color=svg.MUTED, fontsize=10)
+            ax.plot([1.13, 1.13], band, color=colour, alpha=0.5, transform=place, clip_on=False)
+        ax.plot([1.13], [missing.curve[0, c]], "o", color=colour, markersize=5, transform=place, clip_on=False)
+    ax.text(1.13, -0.075, "missing", transform=ax.transAxes, ha="center", va="top", color=svg.MUTED, fontsize=10)
 
 
 def _x_axis(ax: "Axes", x: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -111,8 +111,8 @@ def kept(records: Records, config: Config, *, same_penalty: bool = False) -> Kep
     if last:
         return _mixed(list(last.values()), mixture, loss_of(records.last(Scoring)).name)
     per = setting(config, "tune", "penalty_per")
-    wanted = _PER.get(per, "")
-    if same_penalty and per not in ("global", "single", ""):
+    wanted, same = _PER.get(per, ""), same_penalty or setting(config, "method", "penalty_per") == "global"
+    if same and per not in ("global", "single", ""):
         why = f"Tuning began with one penalty for all; {wanted} did no better on the validation rows, and was not kept."
         return Kept(_LINEAR, _PER["global"], why)
     return Kept(_LINEAR if wanted else "the tuned model", wanted, "")

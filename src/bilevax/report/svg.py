@@ -41,7 +41,6 @@ _SETTINGS = {
     "axes.spines.right": False,
     "axes.spines.left": False,
     "axes.facecolor": "none",
-    "savefig.facecolor": "none",
     # A point is a pixel.
     "figure.dpi": 72.0,
     "grid.color": GRID,
@@ -97,10 +96,10 @@ def add_axes(figure: "Figure", left: float, right: float, top: float, bottom: fl
     return figure.add_axes(box)
 
 
-def drawing(figure: "Figure") -> str:
+def drawing(figure: "Figure", *, background: str = "none") -> str:
     """The figure as an SVG document; equal figures give equal bytes."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    buffer, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing, facecolor=background)
     return buffer.getvalue()
 
 

@@ -100,6 +100,7 @@ def fit_linear(
         message=code.message,
         method=str(estimator.method_),
         reason=str(estimator.method_reason_),
+        penalty_per="global" if np.ptp(np.asarray(estimator.penalties_)) == 0.0 else per,
         validation_loss=or_none(estimator.validation_loss_),
         visits=int(estimator.visits_),
         steps=int(estimator.n_iter_),

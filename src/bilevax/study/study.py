@@ -71,7 +71,11 @@ class Study:
                 "columns": len(table.columns),
                 "classes": [label_text(label) for label in self.model.classes],
             },
-            "method": {"name": self.kept.method, "reason": self.kept.reason},
+            "method": {
+                "name": self.kept.method,
+                "reason": self.kept.reason,
+                "penalty_per": self.kept.penalty_per,
+            },
         }
 
 
