@@ -1,11 +1,13 @@
 """Headless Chromium, told what to do over a pipe (the DevTools protocol): no driver, no port."""
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,23 @@ class Browser:
         self._buffer, self._last = b"", 0
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        # it reads commands from descriptor 3 and writes to 4
+        # it reads commands from descriptor 3 and writes to 4, which may be in use here
+        given = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (theirs_in, theirs_out)]
+        code = "import os, sys; a, b, *c = sys.argv[1:]; os.dup2(int(a), 3); os.dup2(int(b), 4); os.execv(c[0], c)"
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
                    "--disable-background-networking", f"--user-data-dir={folder}", "about:blank"]  # fmt: skip
-        shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", *command], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL
+            [sys.executable, "-c", code, *map(str, given), *command], pass_fds=given, stderr=subprocess.DEVNULL
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for fd in (theirs_in, theirs_out, *given):
+            os.close(fd)
+        try:
+            self._attach(dark, width)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _attach(self, dark: bool, width: int) -> None:
         targets = self.call("Target.getTargets")["targetInfos"]
         target = next(t["targetId"] for t in targets if t["type"] == "page")
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

@@ -1,6 +1,8 @@
 """The options of ``tune``: by the command line, a TOML file, or an earlier run; what is shown of the outcome."""
 
 import json
+import os
+import signal
 import tomllib
 
 import numpy as np
@@ -11,6 +13,7 @@ from bilevax.cli.config_file import read_config
 from bilevax.cli.tune import settings_of
 from bilevax.core.errors import ParameterError, UsageError
 from bilevax.core.run_records import Compared, End, Note, read_records
+from bilevax.sklearn import additive_choice
 from bilevax.study import read_model
 from bilevax.study.settings import TuneSettings
 
@@ -117,3 +120,27 @@ def test_what_only_the_other_model_has_is_not_taken_over(tmp_path):
         settings_of({}, path)
     with pytest.raises(UsageError, match=r"cannot read none\.toml: no such file"):
         settings_of({}, tmp_path.relative_to(tmp_path) / "none.toml")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_is_known(table, run, monkeypatch, number, code):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it from birth
+    held_out, calls = additive_choice.held_out, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return held_out(*args)
+
+    monkeypatch.setattr(additive_choice, "held_out", interrupted)
+    ended, out, err = run("tune", "t.csv", "--target", "y", "--out", "run")
+    assert (ended, len(calls)) == (code, 3)
+    assert "go on   bilevax resume run" in out
+    assert "interrupted before all candidates were compared: what the folds that were done say was kept" in err
+    assert records_of(table / "run").last(End).interrupted
+    monkeypatch.setattr(additive_choice, "held_out", held_out)
+    assert run("resume", "run")[0] == 0
+    assert run("tune", "t.csv", "--target", "y", "--out", "whole")[0] == 0
+    assert read_model(table / "run").to_plain() == read_model(table / "whole").to_plain()
+    assert not records_of(table / "run").last(End).interrupted

@@ -242,6 +242,9 @@ def check(
     missing: Annotated[
         list[str] | None, typer.Option(metavar="MARKS", help="Of a table: cells that say that nothing is known.")
     ] = None,
+    types: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=TYPE", help="Of a table: a column is text, number or date.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Of a table: what is found, as JSON.")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Of a problem: write the findings as a page, too.")
@@ -256,11 +259,14 @@ def check(
 
     if check_table.is_table(subject):
         check_table.refuse_options(context, ("html", "seed", "force", "no_cache"), "a table")
-        from bilevax.tables.reading import Reading, marks_from_words
+        from bilevax.tables.reading import Reading, marks_from_words, types_from_words
 
-        reading = Reading(text or (), drop=drop or (), missing=marks_from_words(missing or ()))
+        marks, kinds = marks_from_words(missing or ()), types_from_words(types or ())
+        reading = Reading(text or (), drop=drop or (), missing=marks, types=kinds)
         raise typer.Exit(check_table.run(subject, target, reading, as_json=as_json))
-    check_table.refuse_options(context, ("target", "drop", "text", "missing", "as_json"), "a problem in a module")
+    check_table.refuse_options(
+        context, ("target", "drop", "text", "missing", "types", "as_json"), "a problem in a module"
+    )
     # Before JAX is imported, which reads its settings then.
     keep_programs(not no_cache)
     from bilevax.cli.check import run

@@ -4,7 +4,7 @@ import math
 from importlib.resources import files
 from typing import NamedTuple
 
-from bilevax.core.run_records import LOSSES, Data, Scoring
+from bilevax.core.run_records import LOSSES, Data, Effect, Scoring
 from bilevax.core.text import clean, count, counted, decimal, percent, significant
 from bilevax.report.run import ADDITIVE, Run
 from bilevax.report.summary import notes
@@ -94,8 +94,8 @@ class Method(NamedTuple):
 
 
 def method_section(run: Run) -> Method | None:
-    """The section; None where the method was not recorded."""
-    name = run.setting("method", "name")
+    """The section; None where the method was not recorded, or is told by the mathematics."""
+    name = run.setting("method", "name") if run.records.last(Effect) is None else ""
     return Method(name, run.setting("method", "reason"), _METHODS.get(name, "")) if name else None
 
 

@@ -1,12 +1,12 @@
 """The section on how good the predictions of test rows are."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from bilevax.core.run_records import Calibration, Confusion, Discrimination, Errors, Threshold
 from bilevax.core.text import count, decimal, percent, shorten, significant
 from bilevax.report import diagnostic_pictures as draw
-from bilevax.report.effects import Picture
+from bilevax.report.effects import Picture, legend_of
 from bilevax.report.run import Run
 
 _MOST_THRESHOLDS = 11
@@ -24,6 +24,8 @@ class Cell(NamedTuple):
 class Diagnostics(NamedTuple):
     """Pictures and tables; what was not recorded is empty."""
 
+    legend: tuple[tuple[str, str, bool], ...]
+    classes: int
     pictures: tuple[Picture, ...]
     positive: str
     thresholds: tuple[tuple[str, ...], ...]
@@ -42,8 +44,12 @@ def diagnostics_section(run: Run) -> Diagnostics | None:
         return None
     two = curves[0] if len(curves) == 1 else None
     quantiles = errors.quantiles.items() if errors else ()
+    shown = {run.labels()[c]: c for c in run.shown_labels()}
+    target = run.setting("data", "target")
     return Diagnostics(
-        pictures=tuple(_pictures(curves, calibrations, errors, run.setting("data", "target"))),
+        legend=legend_of(run),
+        classes=len(run.labels()),
+        pictures=tuple(_pictures(_of_shown(curves, shown), _of_shown(calibrations, shown), errors, target)),
         positive=two.label if two else "",
         thresholds=_thresholds(two.thresholds) if two else (),
         labels=tuple(shorten(label, 24) for label in confusion.labels[:_MOST_CLASSES]) if confusion else (),
@@ -54,14 +60,27 @@ def diagnostics_section(run: Run) -> Diagnostics | None:
     )
 
 
+D = TypeVar("D", Discrimination, Calibration)
+
+
+def _of_shown(records: Sequence[D], shown: Mapping[str, int]) -> list[tuple[int, D]]:
+    """Those of the classes that have lines, with the number of the class; the one there is is the first."""
+    if len(records) == 1:
+        return [(0, records[0])]
+    return sorted(((shown[d.label], d) for d in records if d.label in shown), key=lambda pair: pair[0])
+
+
 def _pictures(
-    curves: Sequence[Discrimination], calibrations: Sequence[Calibration], errors: Errors | None, target: str
+    curves: Sequence[tuple[int, Discrimination]],
+    calibrations: Sequence[tuple[int, Calibration]],
+    errors: Errors | None,
+    target: str,
 ) -> list[Picture]:
     out = []
     if curves:
-        of = "" if len(curves) > 1 else f"Area {decimal(curves[0].area, 3)}; the dashed line is guessing."
+        of = "" if len(curves) > 1 else f"Area {decimal(curves[0][1].area, 3)}; the dashed line is guessing."
         out.append(Picture("ROC", of or "Each class against the rest.", draw.roc(curves)))
-        of = "" if len(curves) > 1 else f"Average precision {decimal(curves[0].average_precision, 3)}."
+        of = "" if len(curves) > 1 else f"Average precision {decimal(curves[0][1].average_precision, 3)}."
         out.append(Picture("Precision and recall", of or "Each class against the rest.", draw.precision_recall(curves)))
     if errors and errors.predicted:
         out.append(Picture("Observed against predicted", "A point is a test row.", draw.scatter(errors, target)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from bilevax.core.run_records import Effect, Pair
-from bilevax.core.text import short_count, shorten
+from bilevax.core.text import short_count, shorten, significant
 from bilevax.report import svg
 from bilevax.report.pictures import linear_ticks, log_axis
 
@@ -18,16 +18,13 @@ if TYPE_CHECKING:
 WIDTH = 350
 """Of a picture, in pixels: three stand side by side on a wide page."""
 
-CLASSES = 10
-"""That have a line each."""
-
 LEVELS = 20
 """Of a category that are shown, the most frequent ones."""
 
 _BANDS = 3  # more of them, one upon the other, are mud
 _ROW, _CHARACTER, _LONGEST = 19, 6.6, 21
 _TAILS = 0.005  # rows beyond either end of an axis, where they would take more than half of it
-_DECADES = 20.0  # ratio of the 95 % to the 5 % quantile from which numbers above 0 have a logarithmic axis
+_DECADES = 20.0  # largest over least number from which an axis may be logarithmic
 _MISSING = "(missing)"
 
 
@@ -62,15 +59,27 @@ def bins_of(effect: Effect) -> Bins:
     return Bins(effect.at, curve, low, high, weight).take(np.flatnonzero(weight > 0))
 
 
-def picture(effect: Effect, labels: Sequence[str], unit: str) -> str:
-    """The effect of a column: a curve of numbers, points of levels, a map of levels and classes."""
+def picture(effect: Effect, labels: Sequence[str], unit: str, shown: Sequence[int] = (0,)) -> str:
+    """The effect of a column: a curve of numbers, points of levels, a map of levels and classes.
+
+    Args:
+        effect: with curves of S scores.
+        labels: of the classes.
+        unit: what it is measured in.
+        shown: which of the scores, if S > 1.
+    """
     bins = bins_of(effect)
+    shown = [c for c in shown if c < bins.curve.shape[1]] if bins.curve.shape[1] > 1 else [0]
     numbers = np.array([not isinstance(a, str) for a in bins.at])
     if numbers.any():
-        return _curve(bins.take(np.flatnonzero(numbers)), bins.take(np.flatnonzero(~numbers)), effect.name, unit)
+        parts = bins.take(np.flatnonzero(numbers)), bins.take(np.flatnonzero(~numbers))
+        return _curve(*parts, shown, name=effect.name, unit=unit)
     ordered = any(part.part == "steps" for part in effect.parts)
-    shown = _levels_shown(bins, ordered)
-    return _level_map(shown, effect.name, labels) if shown.curve.shape[1] > 1 else _points(shown, effect.name, unit)
+    levels = _levels_shown(bins, ordered)
+    if levels.curve.shape[1] == 1:
+        return _points(levels, effect.name, unit)
+    names = [labels[c] if c < len(labels) else str(c + 1) for c in shown]
+    return _level_map(levels, effect.name, shown, names)
 
 
 def _levels_shown(bins: Bins, ordered: bool) -> Bins:
@@ -83,13 +92,13 @@ def _levels_shown(bins: Bins, ordered: bool) -> Bins:
     return shown.take(np.argsort(last, kind="stable"))
 
 
-def _curve(numbers: Bins, missing: Bins, name: str, unit: str) -> str:
+def _curve(numbers: Bins, missing: Bins, shown: Sequence[int], *, name: str, unit: str) -> str:
     x = np.array([float(a) for a in numbers.at])
     figure, ax = svg.panel(200, left=54, right=48 if missing.at else 16, top=8, bottom=30, width=WIDTH)
     inside = _x_axis(ax, x, numbers.weight)
-    _lines(ax, x, numbers)
-    for c in range(numbers.curve.shape[1] if missing.at else 0):
-        _beside(ax, missing, c)
+    _lines(ax, x, numbers, shown)
+    if missing.at:
+        _beside(ax, missing, shown)
     _y_axis(ax, numbers, missing, inside)
     _rug(ax, x, numbers.weight)
     ax.set_ylabel(shorten(unit, 24))
@@ -97,38 +106,37 @@ def _curve(numbers: Bins, missing: Bins, name: str, unit: str) -> str:
     return svg.image(figure, f"What {name} adds, from {x.min():.4g} to {x.max():.4g}: {ends}.")
 
 
-def _lines(ax: "Axes", x: np.ndarray, bins: Bins) -> None:
+def _lines(ax: "Axes", x: np.ndarray, bins: Bins, shown: Sequence[int]) -> None:
     """A model of bins is constant within each."""
-    S = bins.curve.shape[1]
-    for c in range(min(S, CLASSES)):
-        if S <= _BANDS:
-            ax.fill_between(
-                x, bins.low[:, c], bins.high[:, c], step="mid", color=svg.COLOURS[c], alpha=0.18, linewidth=0
-            )
-        ax.step(x, bins.curve[:, c], where="mid", color=svg.COLOURS[c], linewidth=1.8 if S <= _BANDS else 1.2)
+    few = len(shown) <= _BANDS
+    for c in shown:
+        colour, dashes = svg.look(c)
+        if few:
+            ax.fill_between(x, bins.low[:, c], bins.high[:, c], step="mid", color=colour, alpha=0.18, linewidth=0)
+        ax.step(x, bins.curve[:, c], where="mid", color=colour, linestyle=dashes, linewidth=1.8 if few else 1.2)
     if len(x) == 1:
         ax.plot(x, bins.curve[:, :1], "o", color=svg.ACCENT, markersize=5)
     ax.axhline(0, color=svg.MUTED, linewidth=0.8, zorder=0)
 
 
-def _beside(ax: "Axes", missing: Bins, c: int) -> None:
+def _beside(ax: "Axes", missing: Bins, shown: Sequence[int]) -> None:
     """The effect of a missing cell, right of the axes."""
-    colour, place = svg.COLOURS[c % len(svg.COLOURS)], ax.get_yaxis_transform()
-    ax.plot(
-        [1.07, 1.07], [missing.low[0, c], missing.high[0, c]], color=colour, alpha=0.5, transform=place, clip_on=False
-    )
-    ax.plot([1.07], [missing.curve[0, c]], "o", color=colour, markersize=5, transform=place, clip_on=False)
-    if c == 0:
-        ax.text(1.07, -0.075, "missing", transform=ax.transAxes, ha="center", va="top", color=svg.MUTED, fontsize=10)
+    place = ax.get_yaxis_transform()
+    for c in shown:
+        colour, _ = svg.look(c)
+        if len(shown) <= _BANDS:
+            band = missing.low[0, c], missing.high[0, c]
+            ax.plot([1.07, 1.07], band, color=colour, alpha=0.5, transform=place, clip_on=False)
+        ax.plot([1.07], [missing.curve[0, c]], "o", color=colour, markersize=5, transform=place, clip_on=False)
+    ax.text(1.07, -0.075, "missing", transform=ax.transAxes, ha="center", va="top", color=svg.MUTED, fontsize=10)
 
 
 def _x_axis(ax: "Axes", x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Limits and ticks by where the rows are; which bins are inside is returned."""
     order = np.cumsum(weight) / weight.sum()
-    low, q5, q95, high = (
-        float(x[min(int(np.searchsorted(order, q)), len(x) - 1)]) for q in (_TAILS, 0.05, 0.95, 1 - _TAILS)
-    )
-    if x.min() > 0 and q95 > _DECADES * q5:
+    at = np.minimum(np.searchsorted(order, (_TAILS, 1 - _TAILS)), len(x) - 1)
+    low, high = x[at].tolist()
+    if x.min() > 0 and x.max() > _DECADES * x.min() and _uneven(np.log(x), order) < 0.5 * _uneven(x, order):
         log_axis(ax, "x", float(x.min()), float(x.max()), ticks=4)
         return np.ones(len(x), bool)
     if high - low > 0.5 * (x.max() - x.min()):
@@ -138,6 +146,11 @@ def _x_axis(ax: "Axes", x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     linear_ticks(ax, "x", 4)
     inside: np.ndarray = (x >= low) & (x <= high)
     return inside
+
+
+def _uneven(x: np.ndarray, order: np.ndarray) -> float:
+    """How far rows are from evenly spread over the axis: the largest difference of the two distributions."""
+    return float(np.max(np.abs((x - x[0]) / (x[-1] - x[0]) - order)))
 
 
 def _y_axis(ax: "Axes", numbers: Bins, missing: Bins, inside: np.ndarray) -> None:
@@ -197,15 +210,15 @@ def _points(bins: Bins, name: str, unit: str) -> str:
     return svg.image(figure, f"What {name} adds: {said}.")
 
 
-def _level_map(bins: Bins, name: str, labels: Sequence[str]) -> str:
+def _level_map(bins: Bins, name: str, shown: Sequence[int], labels: Sequence[str]) -> str:
     names, left = _names(bins.at)
-    C = min(bins.curve.shape[1], CLASSES)
-    shown = [shorten(labels[c] if c < len(labels) else str(c + 1), 12) for c in range(C)]
-    below = 16 + _CHARACTER * max(map(len, shown)) * (1.0 if _crowded(shown, WIDTH - left - 60) else 0.0)
+    labels = [shorten(label, 12) for label in labels]
+    upright = _crowded(labels, WIDTH - left - 60)
+    below = 16 + (_CHARACTER * max(map(len, labels)) if upright else 0.0)
     figure, ax = svg.panel(_ROW * len(names) + 14 + below, left=left, right=60, top=6, bottom=8 + below, width=WIDTH)
-    map_of(figure, ax, bins.curve[::-1, :C], right=60)
+    map_of(figure, ax, bins.curve[::-1, list(shown)], right=60)
     ax.set_yticks(np.arange(len(names)), names[::-1], color=svg.INK)
-    ax.set_xticks(np.arange(C), shown, rotation=90 if _crowded(shown, WIDTH - left - 60) else 0)
+    ax.set_xticks(np.arange(len(shown)), labels, rotation=90 if upright else 0)
     return svg.image(figure, f"What {name} adds, by level and class.")
 
 
@@ -247,14 +260,15 @@ def pair_picture(pair: Pair, labels: Sequence[str]) -> tuple[str, str]:
     figure, ax = svg.panel(250, left=left + 18, right=60, top=8, bottom=44, width=WIDTH)
     map_of(figure, ax, values, right=60)
     _ticks(ax, "y", [_tick(a, _LONGEST) for a in first], most=6)
-    _ticks(ax, "x", [_tick(a, 9) for a in second], most=4)
+    across = [_tick(a, 9) for a in second]
+    _ticks(ax, "x", across, most=int((WIDTH - left - 78) / (_CHARACTER * max(map(len, across)) + 12)))
     ax.set(xlabel=shorten(pair.names[1], 30), ylabel=shorten(pair.names[0], 26))
     label = labels[c] if surface.shape[2] > 1 and c < len(labels) else ""
     return svg.image(figure, f"What {pair.names[0]} and {pair.names[1]} add together."), label
 
 
 def _tick(a: float | str, width: int = _LONGEST) -> str:
-    return shorten(a, width) if isinstance(a, str) else f"{a:.3g}".replace("-", "−")
+    return shorten(a, width) if isinstance(a, str) else significant(a) if a else "0"
 
 
 def _ticks(ax: "Axes", axis: Literal["x", "y"], names: Sequence[str], *, most: int) -> None:

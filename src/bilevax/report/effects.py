@@ -7,10 +7,10 @@ from bilevax.core.run_records import Effect, Pair, Scoring
 from bilevax.core.text import counted, decimal, listed, significant
 from bilevax.report import effect_pictures
 from bilevax.report.run import Run
-from bilevax.report.svg import COLOURS
+from bilevax.report.svg import look
 from bilevax.report.words import odds, unit
 
-OPEN, FOLDED = 12, 12
+OPEN, FOLDED = 12, 8
 """Pictures that are seen at once, and that are behind a fold."""
 
 LISTED = 400
@@ -61,7 +61,8 @@ class Effects(NamedTuple):
     open: tuple[Picture, ...]
     folded: tuple[Picture, ...]
     pairs: tuple[Picture, ...]
-    legend: tuple[tuple[str, str], ...]
+    legend: tuple[tuple[str, str, bool], ...]
+    classes: int
     droppable: str
     several: bool
 
@@ -75,7 +76,8 @@ def effects_section(run: Run) -> Effects | None:
     target = run.setting("data", "target")
     measured = unit(scoring, labels, target)
     curves = [e for e in effects[: OPEN + FOLDED] if e.curve and any(w > 0 for w in e.weight)]
-    drawn = [_picture(e, labels, measured) for e in curves]
+    shown = run.shown_labels()
+    drawn = [_picture(e, labels, measured, shown) for e in curves]
     rows = _importances(effects, pairs)
     several = any(len(e.curve[0]) > 1 for e in effects if e.curve)
     return Effects(
@@ -87,10 +89,18 @@ def effects_section(run: Run) -> Effects | None:
         open=tuple(drawn[:OPEN]),
         folded=tuple(drawn[OPEN:]),
         pairs=tuple(_pair(p, labels) for p in pairs[:OPEN] if any(w > 0 for row in p.weight for w in row)),
-        legend=tuple(zip(labels, COLOURS, strict=False)) if several else (),
+        legend=legend_of(run) if several else (),
+        classes=len(labels),
         droppable=_droppable(effects),
         several=several,
     )
+
+
+def legend_of(run: Run) -> tuple[tuple[str, str, bool], ...]:
+    """The classes that have lines: label, colour, and whether it is dashed."""
+    labels = run.labels()
+    looks = [(labels[c], *look(c)) for c in run.shown_labels()]
+    return tuple((label, colour, dashes != "solid") for label, colour, dashes in looks)
 
 
 def _scale(scoring: Scoring | None, labels: Sequence[str], target: str) -> str:
@@ -100,12 +110,12 @@ def _scale(scoring: Scoring | None, labels: Sequence[str], target: str) -> str:
     return _MANY if len(labels) > 2 else _ODDS
 
 
-def _picture(effect: Effect, labels: list[str], measured: str) -> Picture:
+def _picture(effect: Effect, labels: list[str], measured: str, shown: list[int]) -> Picture:
     note = "" if effect.log_evidence is None else f"evidence {odds(effect.log_evidence)}"
     if sum(w > 0 for w in effect.weight) > effect_pictures.LEVELS and any(p.part == "levels" for p in effect.parts):
         note += f"; the {effect_pictures.LEVELS} most frequent levels"
     return Picture(
-        effect.name or "(no name)", note.removeprefix("; "), effect_pictures.picture(effect, labels, measured)
+        effect.name or "(no name)", note.removeprefix("; "), effect_pictures.picture(effect, labels, measured, shown)
     )
 
 
@@ -145,4 +155,7 @@ def _droppable(effects: Sequence[Effect]) -> str:
         return "No column can be dropped: there is evidence for each."
     names = [e.name if e.log_evidence is None else f"{e.name} ({odds(e.log_evidence)})" for e in found]
     shown = [*names[:8], counted(len(names) - 8, "other")] if len(names) > 9 else names
-    return f"Can be dropped, for want of evidence: {listed(shown)}."
+    said = f"Can be dropped, for want of evidence: {listed(shown)}."
+    if len(found) == 1:
+        return said
+    return f"{said} Each by itself, that is: of columns that go together, one may need to stay."

@@ -12,9 +12,10 @@ _LISTED = 1000
 
 
 class Mathematics(NamedTuple):
-    """Formula of the mean, the table of candidates, and that of penalties."""
+    """Formula of the mean, what tuned the penalties, the table of candidates, and that of penalties."""
 
     mean: str
+    by: str
     candidates: tuple[tuple[str, ...], ...]
     penalties: tuple[tuple[str, ...], ...]
     left_out: int
@@ -43,6 +44,7 @@ def mathematics_section(run: Run) -> Mathematics | None:
     ]
     return Mathematics(
         mean=_MEANS.get(task) or (several if len(labels) > 2 else binary),
+        by=run.setting("method", "name"),
         candidates=tuple(map(_candidate, {c.name: c for c in candidates}.values())),
         penalties=tuple(parts[:_LISTED]),
         left_out=max(0, len(parts) - _LISTED),

@@ -1,12 +1,13 @@
 """The section on rows that deserve a look, and how their predictions come about."""
 
+import math
 from typing import NamedTuple
 
 from bilevax.core.run_records import Row, Scoring
 from bilevax.core.text import count, percent, shorten, significant
 from bilevax.report.run import Run
 
-_MOST = 8
+_MOST = 10
 _WHY = {
     "hardest": (
         "Hardest",
@@ -49,28 +50,35 @@ class Group(NamedTuple):
 
 def rows_section(run: Run) -> list[Group]:
     """The groups that were recorded."""
-    rows, scoring = run.records.of(Row), run.records.last(Scoring)
-    loss = scoring.loss if scoring else "loss"
+    rows, scoring = run.records.of(Row), run.records.last(Scoring) or Scoring(task="classes", loss="log-loss")
     groups = {why: [row for row in rows if row.why == why][:_MOST] for why in _WHY}
-    return [Group(*_WHY[why], tuple(_shown(row, loss) for row in found)) for why, found in groups.items() if found]
+    return [Group(*_WHY[why], tuple(_shown(row, scoring) for row in found)) for why, found in groups.items() if found]
 
 
-def _shown(row: Row, loss: str) -> Shown:
-    figures = []
+def _shown(row: Row, scoring: Scoring) -> Shown:
+    figures, number = [], scoring.task == "number"
     if row.probability is not None:
         figures.append(f"probability of the truth {percent(row.probability)}")
-    if row.loss is not None and row.probability is None:
-        figures.append(f"{loss} {significant(row.loss)}")
+    elif row.loss is not None and number:
+        figures.append(f"off by {significant(math.sqrt(abs(row.loss)))}")
+    elif row.loss is not None:
+        figures.append(f"{scoring.loss} {significant(row.loss)}")
     if row.influence is not None:
         figures.append(f"influence {significant(row.influence, 2)}")
-    title = f"Row {count(row.number)}"
-    return Shown(title, row.truth or "(empty)", row.predicted or "(empty)", ", ".join(figures), _sum(row), _shares(row))
+    return Shown(
+        title=f"Row {count(row.number)}",
+        truth=row.truth or "(empty)",
+        predicted=row.predicted or "(empty)",
+        figures=", ".join(figures),
+        sum=_sum(row, "prediction" if number else "score"),
+        shares=_shares(row),
+    )
 
 
-def _sum(row: Row) -> str:
+def _sum(row: Row, what: str) -> str:
     added = sum(c.adds for c in row.contributions) + row.rest
     score = significant(row.intercept + added)
-    return f"intercept {significant(row.intercept)}, contributions {_signed(added)}: score {score}"
+    return f"intercept {significant(row.intercept)}, contributions {_signed(added)}: {what} {score}"
 
 
 def _shares(row: Row) -> tuple[Share, ...]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bilevax.core.errors import CorruptError, DataError
 from bilevax.core.run_files import COEFFICIENTS, CONFIG, METRICS, RunFiles, read_run_files
-from bilevax.core.run_records import Record, Records, read_records
+from bilevax.core.run_records import Data, Record, Records, read_records
 from bilevax.core.text import clean
 from bilevax.report.earlier import modern
 
@@ -21,6 +21,9 @@ Config = Mapping[str, Mapping[str, object]]
 
 LINEAR, ADDITIVE = "bilevax-linear-1", "bilevax-additive-1"
 """Formats of ``coefficients.json``."""
+
+CLASSES = 12
+"""That have a line each, at most."""
 
 # Sums and products of three plotted values stay finite below it.
 _LARGEST = 1e90
@@ -102,6 +105,13 @@ class Run(NamedTuple):
         """The classes as text, in their order."""
         classes = self.config.get("data", {}).get("classes") or (self.model.classes if self.model else [])
         return [clean(c) for c in classes] if isinstance(classes, list) else []
+
+    def shown_labels(self) -> list[int]:
+        """Which classes have lines: the most frequent ones, in their order."""
+        labels, data = self.labels(), self.records.last(Data)
+        counts = data.classes if data else {}
+        frequent = sorted(range(len(labels)), key=lambda c: -counts.get(labels[c], 0))
+        return sorted(frequent[:CLASSES])
 
 
 def setting(config: Config, table: str, key: str) -> str:

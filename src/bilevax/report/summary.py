@@ -254,13 +254,17 @@ _UNSTABLE = (
 def warnings(records: Records) -> list[str]:
     """Notes on what may be wrong with the table, the gravest first."""
     found = [note for note in records.of(Note) if note.about in WARNINGS and note.text]
-    return [note.text for note in sorted(found, key=lambda note: WARNINGS.index(note.about))]
+    return [_sentence(note.text) for note in sorted(found, key=lambda note: WARNINGS.index(note.about))]
 
 
 def notes(records: Records, about: Iterable[str]) -> list[str]:
     """Notes about something, each once."""
     wanted = set(about)
-    return list(dict.fromkeys(note.text for note in records.of(Note) if note.about in wanted and note.text))
+    return list(dict.fromkeys(_sentence(note.text) for note in records.of(Note) if note.about in wanted and note.text))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}{'' if text[-1] in '.!?' else '.'}"
 
 
 def tiles(run: Run) -> list[Tile]:

@@ -21,7 +21,7 @@ WIDTH = 460
 INK, MUTED, GRID, CARD = "#1b2330", "#5d6776", "#dde2e8", "#ffffff"
 # Blue and vermilion of Okabe and Ito, which all kinds of eyes tell apart.
 ACCENT, SECOND = "#0072b2", "#d55e00"
-# Theirs and some more, for classes.
+# Theirs and some more, for classes; a second round of them is dashed.
 COLOURS = (ACCENT, SECOND, "#009e73", "#cc79a7", "#9a7b00", "#56b4e9", "#7a4fb5", "#8c564b", "#8e97a3", INK)
 
 _SETTINGS = {
@@ -57,6 +57,12 @@ _SETTINGS = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
 }
+_DASHES = "solid", (0, (4, 2))
+
+
+def look(c: int) -> "tuple[str, str | tuple[int, tuple[int, int]]]":
+    """Colour and dashes of the line of a class."""
+    return COLOURS[c % len(COLOURS)], _DASHES[c // len(COLOURS) % 2]
 
 
 @contextlib.contextmanager
