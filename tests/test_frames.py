@@ -34,7 +34,7 @@ HOUR = datetime.timedelta(hours=1)
         ([np.inf, 1.0], "column 'a' has 1 infinite value, first in row 1"),
     ],
 )
-def test_f16_what_cannot_be_used_is_said_in_words_of_a_table(cells, message):
+def test_what_cannot_be_used_is_said_in_words_of_a_table(cells, message):
     with pytest.raises(DataError, match=f"^frame: {message}"):
         table_from_frame(pd.DataFrame({"a": pd.Series(cells), "b": [1, 2]}))
 
@@ -55,7 +55,7 @@ def test_f16_what_cannot_be_used_is_said_in_words_of_a_table(cells, message):
         (pd.DataFrame(index=[1, 2]), "no rows"),
     ],
 )
-def test_f16_frames_that_cannot_be_used(frame, message):
+def test_frames_that_cannot_be_used(frame, message):
     with pytest.raises(DataError, match=f"^frame: {message}"):
         table_from_frame(frame)
 
@@ -89,7 +89,7 @@ def test_what_is_no_frame(value):
         (pa.table({"a": pa.array(["x", ""], pa.string_view())}), "text", ["x", None]),
     ],
 )
-def test_f16_columns_of_every_type_are_what_is_in_them(frame, kind, values):
+def test_columns_of_every_type_are_what_is_in_them(frame, kind, values):
     (column,) = table_from_frame(frame).columns
     assert column.kind == kind
     assert [None if cell is None or cell != cell else cell for cell in column.values.tolist()] == values
