@@ -130,14 +130,17 @@ def test_what_the_model_has_not_seen_is_said_in_one_line_a_column(predict):
     assert said == [
         "bilevax: not used by the model: id",
         "bilevax: column 'x' is in 2 rows far outside of the range trained on, about -1 to 11",
-        "bilevax: column 'c' has in 4 rows 4 values that the model does not know: 'p', 'q', 'r', ...",
+        "bilevax: column 'c' has in 4 rows 4 values ('p', 'q', 'r', ...) that the model does not know",
         "bilevax: column 't' is missing in every row",
     ]
     _, said = predict(linear(), [(1, 4, "b"), (2, 26, "a")], names=("id", "x", "c"))
     assert said[1:] == [
         "bilevax: column 'x' is in 1 row far outside of what was trained on, 5 +- 2",
-        "bilevax: column 'c' has in 1 row a value that the model does not know: 'b'",
+        "bilevax: column 'c' has in 1 row 1 value ('b') that the model does not know",
     ]
+    ids = [(k, 4, f"id{k}") for k in range(10_100)]
+    (said,) = predict(linear(), ids, names=("i", "x", "c"))[1][1:]
+    assert said.startswith("bilevax: column 'c' has in 10,100 rows more than 10,000 values ('id0', 'id1', 'id2', ...)")
     assert predict(additive(), ROWS[:2])[1] == ["bilevax: not used by the model: id"]
 
 
