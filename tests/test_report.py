@@ -469,6 +469,14 @@ def test_levels_without_rows_and_names_that_are_long(tmp_path: Path) -> None:
     assert "the 20 most frequent levels" in page
 
 
+@pytest.mark.parametrize("missing", [0, 9])
+def test_only_bins_with_rows_are_drawn(tmp_path: Path, missing: int) -> None:
+    effects = [runs.levels("city", ["Rome", "Oslo"]), runs.number("age", missing=missing)]
+    points, curve = drawings(page_of(write(tmp_path, effects)))[:2]
+    assert set(re.findall(r">(Rome|Oslo|\([a-z ]+\))<", points)) == {"Rome", "Oslo"}
+    assert (">missing<" in curve) == (missing > 0)
+
+
 def test_thresholds_are_counts_of_the_rows(tmp_path: Path) -> None:
     found = runs.discrimination("yes", 0, thresholds=True)
     page = page_of(write(tmp_path, [found]))

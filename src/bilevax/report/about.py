@@ -13,12 +13,12 @@ _MOST_CLASSES = 30
 _MOST_ITEMS = 24
 _METHODS = {
     "deterministic": (
-        "Deterministic: at every step the model is solved on all training rows, and the linear system behind the "
-        "hypergradient too. Exact to the tolerance, and fastest on tables that are not large."
+        "At every step the model is solved on all training rows, and so is how it would change with each penalty. "
+        "Exact to the tolerance, and fastest on tables that are not large."
     ),
     "stochastic": (
-        "Stochastic: at every step the model and the linear system behind the hypergradient are solved by noisy steps "
-        "on small batches of rows, so that the cost of a step hardly depends on how long the table is."
+        "At every step the model, and how it would change with each penalty, are moved by noisy steps on small "
+        "batches of rows, so that the cost of a step hardly depends on how long the table is."
     ),
 }
 

@@ -268,7 +268,10 @@ def pair_picture(pair: Pair, labels: Sequence[str]) -> tuple[str, str]:
 
 
 def _tick(a: float | str, width: int = _LONGEST) -> str:
-    return shorten(a, width) if isinstance(a, str) else significant(a) if a else "0"
+    if isinstance(a, str):
+        return shorten(a, width)
+    text = significant(a)
+    return text.rstrip("0").rstrip(".") if "." in text and "·" not in text else text
 
 
 def _ticks(ax: "Axes", axis: Literal["x", "y"], names: Sequence[str], *, most: int) -> None:

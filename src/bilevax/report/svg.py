@@ -41,7 +41,6 @@ _SETTINGS = {
     "axes.spines.right": False,
     "axes.spines.left": False,
     "axes.facecolor": "none",
-    "figure.facecolor": "none",
     "savefig.facecolor": "none",
     # A point is a pixel.
     "figure.dpi": 72.0,
