@@ -1,6 +1,7 @@
 """``bilevax predict``: in pieces, with what is kept and scored; what a model has not seen is said, a line a column."""
 
 import csv
+import io
 import math
 import re
 
@@ -129,14 +130,17 @@ def test_what_the_model_has_not_seen_is_said_in_one_line_a_column(predict):
     assert said == [
         "bilevax: not used by the model: id",
         "bilevax: column 'x' is in 2 rows far outside of the range trained on, about -1 to 11",
-        "bilevax: column 'c' has in 4 rows 4 values that the model does not know: 'p', 'q', 'r', ...",
+        "bilevax: column 'c' has in 4 rows 4 values ('p', 'q', 'r', ...) that the model does not know",
         "bilevax: column 't' is missing in every row",
     ]
     _, said = predict(linear(), [(1, 4, "b"), (2, 26, "a")], names=("id", "x", "c"))
     assert said[1:] == [
         "bilevax: column 'x' is in 1 row far outside of what was trained on, 5 +- 2",
-        "bilevax: column 'c' has in 1 row a value that the model does not know: 'b'",
+        "bilevax: column 'c' has in 1 row 1 value ('b') that the model does not know",
     ]
+    ids = [(k, 4, f"id{k}") for k in range(10_100)]
+    (said,) = predict(linear(), ids, names=("i", "x", "c"))[1][1:]
+    assert said.startswith("bilevax: column 'c' has in 10,100 rows more than 10,000 values ('id0', 'id1', 'id2', ...)")
     assert predict(additive(), ROWS[:2])[1] == ["bilevax: not used by the model: id"]
 
 
@@ -231,3 +235,34 @@ def test_what_is_written_in_pieces_is_whole_or_not_there(tmp_path):
     assert path.read_bytes() == b"one two"
     with pytest.raises(StorageError, match="cannot write"), files.written_in_pieces(tmp_path / "no" / "f") as append:
         append(b"x")
+
+
+def test_a_table_whose_columns_are_said_what_they_are_from_tune_to_predict(tmp_path, monkeypatch, capsys):
+    """A column that is kept is not learned from, even if it says which rows belong together."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bilevax.sklearn.additive_choice.REPEATS", 1)
+    rng = np.random.default_rng(0)
+    day = np.datetime64("2020-01-01") + rng.integers(0, 1400, 150)
+    x, code = rng.normal(size=150), rng.choice([7, 12, 30], 150)
+    frame = pd.DataFrame({"id": [f"r{k // 2}" for k in range(150)], "x": x, "code": code, "when": day})
+    frame["y"] = x + 2.0 * (code == 12) + 0.1 * rng.normal(size=150)
+    frame.to_csv("t.csv", index=False, date_format="%d/%m/%Y")
+
+    def run(*words):
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out, err = capsys.readouterr()
+        assert not ended.value.code, err
+        return out, err
+
+    words = ["--types", "code=text", "--types", "when=date", "--keep", "id", "--group", "id", "--quiet"]
+    run("tune", "t.csv", "--target", "y", "--out", "run", *words)
+    model = run_directory.read_model(tmp_path / "run")
+    assert "id" not in model.columns
+    assert model.text_columns == ("code",)
+    out, err = run("predict", "run", "t.csv", "--keep", "id", "--score")
+    written = pd.read_csv(io.StringIO(out))
+    assert written["id"].tolist() == frame["id"].tolist()
+    squares, share = mean_squared_error(frame["y"], written["prediction"]), r2_score(frame["y"], written["prediction"])
+    assert err.splitlines()[-1] == (f"bilevax: scored on 150 rows: mean squared error {squares:.6g}, R^2 {share:.4g}")
+    assert share > 0.9

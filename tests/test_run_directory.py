@@ -431,12 +431,14 @@ def test_a_model_that_agrees_with_the_manifest_alone_is_refused(run):
 # ---- readers
 
 
-def test_a_run_of_format_1_is_read(tmp_path):
-    shutil.copytree(ASSET, tmp_path / "run")
-    table = read_table(ASSET.parent / "run_format_1.csv")
-    expected = np.loadtxt(ASSET.parent / "run_format_1_predictions.csv", delimiter=",")
-    np.testing.assert_allclose(read_model(ASSET).predict_proba(table), expected, rtol=0, atol=1e-12)
-    found = read_run_files(ASSET, without=())
+@pytest.mark.parametrize("number", range(1, FORMAT + 1))
+def test_a_run_of_every_format_is_read(tmp_path, number):
+    asset = ASSET.parent / f"run_format_{number}"
+    shutil.copytree(asset, tmp_path / "run")
+    table = read_table(ASSET.parent / f"run_format_{number}.csv")
+    expected = np.loadtxt(ASSET.parent / f"run_format_{number}_predictions.csv", delimiter=",")
+    np.testing.assert_allclose(read_model(asset).predict_mean(table), expected, rtol=0, atol=1e-12)
+    found = read_run_files(asset, without=())
     assert found.finished
     assert sorted(found.files) == sorted(FILES)
     with warnings.catch_warnings():

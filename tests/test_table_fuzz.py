@@ -53,10 +53,11 @@ def test_parquet_files_are_refused_or_read_as_pyarrow_reads_them(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_f12_ten_thousand_delimited_and_three_thousand_parquet_files(tmp_path):
     """None of them leaves memory behind."""
-    read_all(tmp_path / "t.csv", csv_fuzz.files(0, 2000), csv_fuzz.same)
-    read_all(tmp_path / "t.parquet", parquet_fuzz.files(0, 500), parquet_fuzz.same)
+    read_all(tmp_path / "t.csv", csv_fuzz.files(0, 500), csv_fuzz.same)
+    read_all(tmp_path / "t.parquet", parquet_fuzz.files(0, 200), parquet_fuzz.same)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read_all(tmp_path / "t.csv", csv_fuzz.files(1, 10_000), csv_fuzz.same)
     read_all(tmp_path / "t.parquet", parquet_fuzz.files(1, 3000), parquet_fuzz.same)
@@ -80,6 +81,8 @@ def test_what_crashed_once_is_refused(name, message):
     [
         # Once read as one column, for the first line was taken for the header.
         ("818\na|b|c\n1|2|3\n4|5|6\n", "t.csv:2: 3 fields, expected 1: is line 1 a title? The header comes first"),
+        ("[\na\tb\n1\t2\n3\n", "t.csv:2: 2 fields, expected 1: is line 1 a title? The header comes first"),
+        ("a\tb\n# no\n5\n", "t.csv:2: 1 field, expected 2: is it a comment?"),
         ("Report\n\na;b\n1;2\n4;5\n", "t.csv:3: 2 fields, expected 1: is line 1 a title?"),
     ],
 )

@@ -146,7 +146,7 @@ print(re.search("VmHWM:\\s*([0-9]+)", Path("/proc/self/status").read_text())[1])
 
 
 @pytest.mark.slow
-def test_f5_four_times_the_rows_take_no_more_memory(tmp_path):
+def test_four_times_the_rows_take_no_more_memory(tmp_path):
     """Files of 10 and 40 MB; read at once, the larger one takes 200 MB more."""
     peaks = {}
     for rows in (500_000, 2_000_000):

@@ -266,6 +266,8 @@ def test_a_fault_in_a_column_asked_for_is_still_named(read):
         read("x,e\n1,a\nü,\n3,b\n".encode("latin-1"), only=["x"])
     with pytest.raises(DataError, match=r"file\.csv:3: 'y' in column 'x', which the model knows as numbers$"):
         read("x,e\n1,a\ny,\n3,b\n", numbers=["x"])
+    with pytest.raises(DataError, match=r"file\.csv:2: 'y' in column 'x', which the model knows as numbers$"):
+        read("x,e\ny,a\nz,b\n", numbers=["x"])
     assert cells(read("x,e\n007,a\n9007199254740993,\n", numbers=["x"]))["x"] == ("integer", [7.0, 2.0**53])
     with pytest.raises(DataError, match=r"no column 'Age'; did you mean 'age'\?"):
         read("age,b\n1,2\n", only=["Age"])

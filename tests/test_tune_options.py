@@ -87,7 +87,7 @@ def test_times(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["soon", "5d", "", "s", "-3"])
-def test_f9_a_time_that_is_none(text):
+def test_a_time_that_is_none(text):
     with pytest.raises((UsageError, ParameterError), match=r"--time takes|time: Input should be greater than 0"):
         settings_of({"time": text}, None)
 
@@ -103,7 +103,7 @@ def test_f9_a_time_that_is_none(text):
         (b"tune = 3", ParameterError, "tune is 3; it is a table of settings"),
     ],
 )
-def test_f11_a_file_of_options_that_is_none(tmp_path, content, error, said):
+def test_a_file_of_options_that_is_none(tmp_path, content, error, said):
     path = tmp_path / "o.toml"
     path.write_bytes(content)
     with pytest.raises(error, match=said):

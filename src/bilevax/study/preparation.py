@@ -105,7 +105,10 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
     reading = settings.reading
-    reading.choose(table.name, [*table.names, *table.unread])
+    reading.choose(table.name, [*table.names, *table.unread, *(column.name for column in table.kept)])
+    # What passes through may say which rows belong together.
+    passed = tuple(column for column in table.kept if column.name in splitting)
+    table = dataclasses.replace(table, columns=(*table.columns, *passed))
     dropped = [name for name in settings.drop if name not in table.unread]
     table.require([target, *splitting])
     columns = tuple(

@@ -120,7 +120,20 @@ def _column(source: str, name: str, values: pa.ChunkedArray, before: int) -> Col
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         require_utf8(source, name, values)
         return Column(name, "text", kept_cells(pc.cast(values, pa.large_string())))
-    raise DataError(f"{source}: column '{name}' holds {kind}; numbers, text, truth values and dates can be used")
+    raise DataError(
+        f"{source}: column '{name}' holds {_words(kind)}; numbers, text, truth values and dates can be used"
+    )
+
+
+def _words(kind: pa.DataType) -> str:
+    """What the cells of a type are that cannot be used, as one says it."""
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return "records"
+    if pa.types.is_nested(kind):
+        return "lists"
+    if "binary" in str(kind):
+        return "bytes"
+    return "periods or intervals" if "period" in str(kind) or "interval" in str(kind) else str(kind)
 
 
 def _moments(kind: pa.DataType) -> pa.DataType:

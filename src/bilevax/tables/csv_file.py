@@ -216,9 +216,9 @@ def _delimiter(data: bytes) -> str:
             rows = [row for row in _rows(io.BytesIO(sample), delimiter, strict=False) if row]
         except csv.Error:
             continue
-        (usual, times), *_ = Counter(map(len, rows)).most_common(1) or [(0, 0)]
+        times, usual = max(((count, fields) for fields, count in Counter(map(len, rows)).items()), default=(0, 0))
         # Even first, then many: a sentence with commas splits into many fields, but unevenly.
-        even = times > len(rows) // 2
+        even = usual > 1 and 2 * times >= len(rows)
         # If the header does not split, it is no header.
         width = usual if even else len(rows[0]) if rows else 0
         filled = sum(any(row[j].strip() for row in rows if j < len(row)) for j in range(width))

@@ -47,7 +47,7 @@ class Scores:
         self._codes = {_key(label): code for code, label in enumerate(classes)}
         self._rows = self._loss = self._right = self._first = self._sum = self._squares = 0.0
         self._missing = 0
-        self._others: dict[object, int] = {}
+        self._others, self._unknown = dict[object, None](), 0
 
     def add(self, means: np.ndarray, column: Column) -> None:
         """Count the rows of a piece.
@@ -62,8 +62,10 @@ class Scores:
         if not self._codes:
             return self._add_numbers(means, cells.astype(float))
         codes = np.fromiter((self._codes.get(cell, -1) for cell in cells.tolist()), np.intp, len(cells))
-        for cell in cells[codes < 0].tolist():
-            self._others[cell] = self._others.get(cell, 0) + 1
+        unknown = cells[codes < 0].tolist()
+        self._unknown += len(unknown)
+        # Three are shown.
+        self._others = dict.fromkeys(list(dict.fromkeys([*self._others, *unknown]))[:3])
         codes, means = codes[codes >= 0], means[codes >= 0]
         chosen = means[np.arange(len(codes)), codes]
         # A probability that was rounded to 0 is not infinitely wrong.
@@ -94,10 +96,9 @@ class Scores:
             out += f", R^2 {1.0 - self._loss / spread:.4g}" if spread > 0.0 else ""
         if self._missing:
             out += f"; {counted(self._missing, 'row')} without a value of '{target}'"
-        if self._others:
-            shown = ", ".join(f"'{label}'" for label in list(self._others)[:3])
-            rows = counted(sum(self._others.values()), "row")
-            out += f"; {rows} with a class that the model does not know ({shown}), not scored"
+        if self._unknown:
+            shown = ", ".join(f"'{label}'" for label in self._others)
+            out += f"; {counted(self._unknown, 'row')} with a class that the model does not know ({shown}), not scored"
         return out
 
 

@@ -14,6 +14,7 @@ _SHOWN = 3
 # Standard deviations from the mean, beyond which a number is far outside of what a linear model was trained on.
 _FAR = 10.0
 _LINES = 20
+_HELD = 10_000
 
 
 class _Known(NamedTuple):
@@ -23,6 +24,26 @@ class _Known(NamedTuple):
     low: float = -np.inf
     high: float = np.inf
     words: str = ""
+
+
+class _Unseen:
+    """Counts rows and their values, of which it holds so many at most: a column of identifiers has no end."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._values: dict[str, None] = {}
+
+    def add(self, value: str) -> None:
+        self.rows += 1
+        if len(self._values) <= _HELD:
+            self._values[value] = None
+
+    def __str__(self) -> str:
+        """``4 values ('p', 'q', 'r', ...)``."""
+        number = len(self._values)
+        shown = ", ".join(f"'{value}'" for value in list(self._values)[:_SHOWN]) + (", ..." if number > _SHOWN else "")
+        words = f"more than {_HELD:,} values" if number > _HELD else counted(number, "value")
+        return f"{words} ({shown})"
 
 
 class Unfamiliar:
@@ -38,7 +59,7 @@ class Unfamiliar:
         self._rows = 0
         self._missing = dict.fromkeys(self._columns, 0)
         self._far = dict.fromkeys(self._columns, 0)
-        self._unseen: dict[str, dict[str, int]] = {name: {} for name in self._columns}
+        self._unseen = {name: _Unseen() for name in self._columns}
 
     def add(self, table: Table) -> None:
         """Count the rows of a piece."""
@@ -48,10 +69,9 @@ class Unfamiliar:
             missing = column.missing
             self._missing[name] += int(missing.sum())
             if known.levels is not None:
-                unseen = self._unseen[name]
                 for cell in column.as_text().values[~missing].tolist():
                     if cell not in known.levels:
-                        unseen[cell] = unseen.get(cell, 0) + 1
+                        self._unseen[name].add(cell)
             elif column.kind != "text":
                 there = column.values[~missing]
                 self._far[name] += int(np.sum((there < known.low) | (there > known.high)))
@@ -67,12 +87,8 @@ class Unfamiliar:
         unseen, far = self._unseen[name], self._far[name]
         if self._rows and self._missing[name] == self._rows:
             return f"column '{name}' is missing in every row"
-        if unseen:
-            shown = ", ".join(f"'{level}'" for level in list(unseen)[:_SHOWN])
-            shown += ", ..." if len(unseen) > _SHOWN else ""
-            values = "a value" if len(unseen) == 1 else f"{len(unseen):,} values"
-            rows = counted(sum(unseen.values()), "row")
-            return f"column '{name}' has in {rows} {values} that the model does not know: {shown}"
+        if unseen.rows:
+            return f"column '{name}' has in {counted(unseen.rows, 'row')} {unseen} that the model does not know"
         if far:
             return f"column '{name}' is in {counted(far, 'row')} far outside of {self._known[name].words}"
         return ""
