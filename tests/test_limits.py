@@ -306,7 +306,7 @@ def test_tune_refuses_within_an_address_space_that_would_abort_it(tmp_path):
     # what is mapped when the table can be read, and 1 GB: JAX would abort while it starts, or compiles
     before = "import pyarrow.csv, rich.console, rich.live\nfrom bilevax.core import limits\n"
     before += "mapped = limits._number('/proc/self/statm') * limits._PAGE"
-    words = "tune", "t.csv", "--target", "class", "--out", "run", "--no-cache"
+    words = "tune", "t.csv", "--target", "class", "--out", "run", "--no-cache", "--model", "linear"
     done = limited("RLIMIT_AS", "mapped + 1e9", *words, cwd=tmp_path, before=before)
     assert done.returncode == 8, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("bilevax: ")]

@@ -91,6 +91,7 @@ def test_many_numbers_are_a_quantity():
     assert is_quantity(Column("y", "integer", np.arange(60.0)))
     assert not is_quantity(Column("y", "integer", np.arange(60.0) % 20))
     assert not is_quantity(Column("y", "integer", np.arange(5000.0) % 100))  # fifty rows to each
+    assert is_quantity(Column("y", "integer", np.arange(50_000.0) % 101))
     assert is_quantity(Column("y", "number", np.arange(5000.0) % 100 / 10))
     assert not is_quantity(text("y", map(str, range(60))))
 

@@ -78,13 +78,17 @@ def _missing(table: Table) -> int:
 
 
 def _summary(table: Table, target: str | None) -> str:
+    from bilevax.study.levels import levels_of
+    from bilevax.study.target_faults import described
+
     kinds = Counter(_KINDS[column.kind] for column in table.columns)
     of = listed(f"{number:,} of {kind}" for kind, number in kinds.items())
     missing = _missing(table)
     cells = f"{counted(missing, 'missing cell')}" if missing else "no missing cell"
     shape = f"{counted(table.rows, 'row')}, {counted(len(table.columns), 'column')} ({of}), {cells}"
-    asked = f"target '{target}'" if target is not None else "no target: with --target COLUMN, leaks are looked for, too"
-    return f"{table.name}: {shape}\n{asked}"
+    if target is None:
+        return f"{table.name}: {shape}\nno target: with --target COLUMN, leaks are looked for, too"
+    return f"{table.name}: {shape}\ntarget '{target}', {described(levels_of(table.column(target)))}"
 
 
 def _show(table: Table, target: str | None, found: tuple[Note, ...]) -> None:

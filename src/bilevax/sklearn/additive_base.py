@@ -198,7 +198,7 @@ class TunedAdditive(BaseEstimator, ABC):
             if self.choose:
                 choice = choose(rows, candidates, strata, given.groups, random, callback)
                 kept, self.choice_, self.interrupted_ = choice.kept, choice.compared, choice.ended
-                if choice.rows < len(y):
+                if 0 < choice.rows < len(y):
                     self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
             fits = fitted(rows, [candidate for candidate, _ in kept], additive)
             # a model without a pair that adds something is the one without pairs

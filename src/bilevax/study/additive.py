@@ -10,11 +10,12 @@ from bilevax.core.run_records import Candidate, Effect, Note, Pair, Part, Record
 from bilevax.core.signals import Stops
 from bilevax.sklearn.additive import TunedAdditiveClassifier, TunedAdditiveRegressor
 from bilevax.sklearn.additive_base import Curve, Surface
+from bilevax.solvers.additive_models import ONE_PENALTY, PENALTY_EACH
 from bilevax.study.kept import Emit, Kept, Stage, or_none
 from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
 
-NAME = "additive model (bilevax)"
+_LINEAR = {ONE_PENALTY.name, PENALTY_EACH.name}
 
 CURVES, PAIRS = 40, 20
 """Effects whose curves are recorded, and pairs, at most: the most important ones."""
@@ -48,8 +49,7 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
             groups=None if groups is None else groups[rows],
             callback=callback,
         )
-        # a signal has been obeyed: what was reached is written
-        interrupted, stops.number = stops.number > 0, 0
+    interrupted = stops.number > 0
     seconds = time.perf_counter() - start
     for text in estimator.notes_:
         emit(Note(text=text, about="model"))
@@ -70,7 +70,7 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
     chosen = "stacking of models tuned inside five folds" if estimator.choice_ else "the richest model, not compared"
     by = "marginal likelihood" if settings.group is None and settings.class_weight is None else "held-out folds"
     return Kept(
-        name=NAME,
+        name=f"{'linear' if estimator.mixture_.keys() <= _LINEAR else 'additive'} model (bilevax)",
         model=model,
         seconds=seconds,
         interrupted=interrupted,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from bilevax.core.text import counted, listed
-from bilevax.study.levels import Levels, option, rows_in, such_as
+from bilevax.study.levels import Levels, option, rows_in, shown, such_as, words_of
 
 _MANY_LEVELS = 5000
 # What has more values may be a quantity of a group, such as a county's income, beside the group's name.
@@ -106,6 +106,29 @@ def _bare(level: str) -> str:
     text = " ".join(unicodedata.normalize("NFKC", level).casefold().split())
     # Beside digits, points and hyphens mean something; a mark alone is a value.
     return text if re.search(r"\d", text) else _PUNCTUATION.sub("", text) or text
+
+
+# A number, with a unit before or after it; one letter alone may be that of a house or a class.
+_QUANTITY = re.compile(r"[$€£]?\s*[+-]?\d+([.,]\d+)*\s*([gmlhst%$€£]|[a-zA-Zµ°%/²³]{2,7}|°C|°F)?")
+_LOOKED_AT, _UNITS = 1000, 4
+
+
+def quantity(column: Levels) -> str:
+    """A sentence where texts are numbers, or numbers with their units."""
+    some = column.levels[:_LOOKED_AT].tolist() if column.kind == "text" else []
+    if len(some) < 20 or sum(_QUANTITY.fullmatch(text) is not None for text in some) < 0.95 * len(some):
+        return ""
+    by_unit = {re.sub(r"[\d.,+-]+", "", text).strip(): text for text in reversed(some)}
+    words = words_of(column.name)
+    if len(by_unit) > _UNITS or words.identifier or words.code or any(re.match(r"0\d", text) for text in some):
+        return ""
+    such = listed(map(shown, by_unit.values()))
+    if list(by_unit) == [""]:
+        return f"column '{column.name}' is text though all cells are numbers, such as {such}: make it one of numbers"
+    return (
+        f"column '{column.name}' has numbers with units, such as {such}, and is read as text, one value a category: "
+        "write the numbers alone, in one unit"
+    )
 
 
 class SameColumns:

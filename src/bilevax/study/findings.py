@@ -30,6 +30,7 @@ _KINDS: dict[str, About] = {
     "rows": "duplicates",
     "identifier": "identifier",
     "date": "date",
+    "quantity": "table",
     "mark": "table",
     "code": "table",
     "levels": "labels",
@@ -72,6 +73,8 @@ def findings(
 def _a_few_of_each(found: list[_Found]) -> Iterator[Note]:
     for kind, about in _KINDS.items():
         of_kind = [one for one in found if one.kind == kind]
+        if kind == "time":  # one column is asked for
+            del of_kind[1:]
         # One more is shown as easily as named.
         shown = _SHOWN if len(of_kind) > _SHOWN + 1 else len(of_kind)
         yield from (Note(text=one.text, about=about) for one in of_kind[:shown])
@@ -145,7 +148,11 @@ def _of_column(column: Levels, told: _Order, *, suggested: bool) -> Iterator[_Fo
     if constant := faults.constant(column):
         yield from one("constant", constant)
         return
-    known = one("date", dates.date(column)) or one("identifier", identifiers.identifier(column))
+    known = (
+        one("date", dates.date(column))
+        or one("quantity", faults.quantity(column))
+        or one("identifier", identifiers.identifier(column))
+    )
     yield from known
     in_time = column.kind == "date" or any(found.kind == "date" for found in known) or words_of(column.name).time
     yield from _of_target(column, told, in_time=in_time)

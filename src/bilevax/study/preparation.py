@@ -101,11 +101,14 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
     """The table with its text columns as text, and the names of its features."""
     # The columns that say which rows belong together, or which came first.
     splitting = [name for name in (settings.group, settings.time_column) if name is not None]
-    for name in (*splitting, *settings.drop):
+    for name in (*splitting, *settings.drop, *settings.keep):
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
     reading = settings.reading
-    reading.choose(table.name, [*table.names, *table.unread])
+    reading.choose(table.name, [*table.names, *table.unread, *(column.name for column in table.kept)])
+    # What passes through may say which rows belong together.
+    passed = tuple(column for column in table.kept if column.name in splitting)
+    table = dataclasses.replace(table, columns=(*table.columns, *passed))
     dropped = [name for name in settings.drop if name not in table.unread]
     table.require([target, *splitting])
     columns = tuple(
@@ -113,7 +116,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
         for column in table.columns
         if column.name not in dropped
     )
-    apart = {target, *splitting}
+    apart = {target, *splitting, *settings.keep}
     features = [column.name for column in columns if column.name not in apart]
     if not features:
         hint = (

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bilevax.core.errors import ParameterError
-from bilevax.tables.reading import Reading, marks_from_words
+from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
 
 OF_LINEAR = ("penalty_per", "validation_size", "method", "steps")
 """Settings that only a linear model has."""
@@ -31,6 +31,9 @@ class TuneSettings(BaseModel):
         text: columns whose cells are taken as text.
         missing: cells that say that nothing is known, besides the empty one: ``?,NA``, or of one column
             ``COLUMN=?,NA``.
+        types: what columns are, instead of what their cells look like: ``COLUMN=text``, ``=number`` or ``=date``.
+        keep: columns that are no features and stand beside the predictions, as identifiers do.
+        max_cells: rows x columns at most of a Parquet or svmlight file, a few bytes of which may stand for many cells.
         time: seconds after which no more candidates are compared and no more rivals fitted; None: all are.
         penalty_per: of a linear model, what has a penalty of its own: each ``feature``, ``column`` (whose categories
             share it), ``class``, ``weight``, or none (``global``).
@@ -53,6 +56,9 @@ class TuneSettings(BaseModel):
     drop: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    max_cells: int = Field(default=MAX_CELLS, ge=1)
     time: float | None = Field(default=None, gt=0)
     penalty_per: Literal["feature", "column", "class", "weight", "global"] = "feature"
     validation_size: float = Field(default=0.2, gt=0, lt=1)
@@ -62,7 +68,14 @@ class TuneSettings(BaseModel):
     @property
     def reading(self) -> Reading:
         """How a file is read."""
-        return Reading(self.text, drop=self.drop, missing=marks_from_words(self.missing))
+        return Reading(
+            self.text,
+            drop=self.drop,
+            missing=marks_from_words(self.missing),
+            types=types_from_words(self.types),
+            keep=self.keep,
+            max_cells=self.max_cells,
+        )
 
     def plain(self) -> dict[str, object]:
         """What is set or taken for granted, as JSON values; without what the model does not have."""

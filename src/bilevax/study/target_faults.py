@@ -3,16 +3,17 @@
 import numpy as np
 
 from bilevax.core.run_records import Task
-from bilevax.core.text import listed, percent
-from bilevax.study.levels import Levels, option, rows_in, such_as
+from bilevax.core.text import counted, listed, percent
+from bilevax.study.levels import Levels, option, rows_in, shown, such_as
 from bilevax.tables.table import Table
 
 _MANY = 20
 _ROWS_OF_A_CLASS = 50
 _RARE_ROWS, _RARE_SHARE = 20, 0.01
 _FEW_NUMBERS = 10
+_SHOWN = 5
 # Of a sum that holds in every row: columns, rows for each of them, and the error that rounding leaves.
-_COLUMNS, _ROWS, _ROUNDING = 60, 3, 1e-9
+_COLUMNS, _ROWS, _ROUNDING = 60, 3, 1e-7
 _SAMPLE = 2000
 
 
@@ -24,6 +25,20 @@ def is_classes(column: Levels, task: Task | None) -> bool:
         return True
     few = len(column.levels) <= _MANY
     return column.kind != "date" and (few or (column.whole and column.known >= _ROWS_OF_A_CLASS * len(column.levels)))
+
+
+def described(column: Levels) -> str:
+    """The target in a few words: its classes and their rows, or where its numbers lie."""
+    if not column.known:
+        return "empty in every row"
+    if not is_classes(column, None):
+        if column.kind == "date":
+            return "dates"
+        return f"numbers from {shown(column.levels[0])} to {shown(column.levels[-1])}"
+    order = np.argsort(-column.counts, kind="stable")[:_SHOWN].tolist()
+    named = ", ".join(f"{shown(column.levels[i])} in {counted(int(column.counts[i]), 'row')}" for i in order)
+    more = len(column.levels) - len(order)
+    return f"{counted(len(column.levels), 'class')}: {named}" + (f" and {more:,} more" if more else "")
 
 
 def faults_of(column: Levels, *, classes: bool) -> list[str]:
@@ -43,15 +58,16 @@ def faults_of(column: Levels, *, classes: bool) -> list[str]:
     most = column.counts.max() / column.known
     rarest = int(column.counts.argmin())
     rows, share = int(column.counts[rarest]), column.counts[rarest] / column.known
-    label = such_as(Levels("", column.kind, column.codes, column.levels[rarest:], column.counts), 1)
+    label = shown(column.levels[rarest])
     if len(column.levels) == 1:
         found.append(f"'{column.name}' is {label} in every row: there is nothing to predict")
     elif (rows < _RARE_ROWS and column.known >= 10 * _RARE_ROWS) or share < _RARE_SHARE:
+        number = "; if it is a quantity, predict a number (--task number)" if column.ordered else ""
         tail = (
             f": always predicting the most frequent class is right in {percent(float(most))} of the rows, so accuracy "
             "says little; score by roc_auc or average_precision (--scoring)"
             if len(column.levels) == 2
-            else ": little is learned of it; merge it into another class, or gather more rows"
+            else f": little is learned of it; merge it into another class, or gather more rows{number}"
         )
         found.append(f"class {label} of '{column.name}' has {rows_in(rows, column.known)}{tail}")
     return found
@@ -85,21 +101,28 @@ def _exact(X: np.ndarray, y: np.ndarray) -> list[int]:
     """The two or more columns of which y is a linear function to rounding; empty where it is none."""
     if X.shape[1] < 2 or len(y) < _ROWS * (X.shape[1] + 1):
         return []
-    X, spread = X - X.mean(axis=0), float(np.std(y))
-    scale = np.std(X, axis=0)
-    if not spread or not scale.all():
+    Z, z = _standard(X), _standard(y)
+    if not z.any():
         return []
-    Z, z = X / scale, (y - y.mean()) / spread
-    factors, _, rank, _ = np.linalg.lstsq(Z, z, rcond=1e-10)
-    if np.abs(Z @ factors - z).max() > _ROUNDING * 100 or rank == 0:
+    factors, _, _, _ = np.linalg.lstsq(Z, z, rcond=1e-10)
+    if np.abs(Z @ factors - z).max() > _ROUNDING:
         return []
     used = np.flatnonzero(np.abs(factors) > 1e-6).tolist()
     return used if len(used) >= 2 else []
 
 
+def _standard(x: np.ndarray) -> np.ndarray:
+    """Columns of mean 0 and deviation 1; of 0 where a column is constant."""
+    x = x / np.maximum(np.abs(x).max(axis=0), np.finfo(float).tiny)  # squares do not overflow
+    x = x - x.mean(axis=0)
+    spread = x.std(axis=0)
+    standard: np.ndarray = np.where(spread > 1e-12, x / np.where(spread > 1e-12, spread, 1.0), 0.0)
+    return standard
+
+
 def _made(target: str, names: list[str], how: str) -> str:
-    shown = listed(f"'{name}'" for name in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    listing = listed(f"'{name}'" for name in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return (
-        f"'{target}' is {how} of columns {shown} in every row: are these known before '{target}' is? If not, leave "
+        f"'{target}' is {how} of columns {listing} in every row: are these known before '{target}' is? If not, leave "
         f"them out ({' '.join(option('--drop', name) for name in names[:6])})"
     )

@@ -83,7 +83,8 @@ class LinearModel:
         with np.errstate(over="ignore"):
             name = self.terms[int(np.argmax(np.abs(design[row]) * np.abs(self.coef).max(axis=0)))].column
         cell = table.column(name).values[row]
-        return f"{table.name}: {cell} in column '{name}', row {row + 1}, is so large that the model's score overflows"
+        place = f"row {table.before + row + 1}"
+        return f"{table.name}: {cell} in column '{name}', {place}, is so large that the model's score overflows"
 
     def predict(self, table: Table) -> list[Label]:
         """The most probable label of each row."""

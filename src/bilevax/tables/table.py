@@ -80,6 +80,8 @@ class Table:
         notes: what the reader saw that its user should know, one sentence each.
         sha256: of the file that was read; empty when there was none.
         unread: names of columns of the file that were not looked at.
+        kept: columns that are passed through, as text: no model learns from them.
+        before: rows of the file that stand before those of this table.
     """
 
     name: str
@@ -87,6 +89,8 @@ class Table:
     notes: tuple[str, ...] = ()
     sha256: str = ""
     unread: tuple[str, ...] = ()
+    kept: tuple[Column, ...] = ()
+    before: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -142,8 +146,8 @@ class Table:
 
     def take(self, rows: np.ndarray) -> "Table":
         """The table of the given rows (indices, or a boolean mask)."""
-        columns = tuple(Column(c.name, c.kind, c.values[rows]) for c in self.columns)
-        return dataclasses.replace(self, columns=columns)
+        columns, kept = (tuple(Column(c.name, c.kind, c.values[rows]) for c in of) for of in (self.columns, self.kept))
+        return dataclasses.replace(self, columns=columns, kept=kept)
 
 
 def suggestion(name: str, names: Sequence[str]) -> str:

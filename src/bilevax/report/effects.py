@@ -1,0 +1,161 @@
+"""The sections on what columns, and pairs of columns, add to a prediction."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bilevax.core.run_records import Effect, Pair, Scoring
+from bilevax.core.text import counted, decimal, listed, significant
+from bilevax.report import effect_pictures
+from bilevax.report.run import Run
+from bilevax.report.svg import look
+from bilevax.report.words import odds, unit
+
+OPEN, FOLDED = 12, 8
+"""Pictures that are seen at once, and that are behind a fold."""
+
+LISTED = 400
+"""Rows of a table of effects, at most."""
+
+_ODDS = (
+    "The score is the log of the odds: adding 0.7 to it doubles them, taking 0.7 from it halves them, and the "
+    "contributions of all columns and the intercept are added up."
+)
+_SCALES = {
+    "number": "Contributions are in units of “{target}” and are added up, with the intercept, to the prediction.",
+    "count": "Contributions are added up, with the intercept, to the log of the mean: adding 0.7 doubles the mean.",
+    "amount": "Contributions are added up, with the intercept, to the log of the mean: adding 0.7 doubles the mean.",
+}
+_MANY = (
+    "Each class has a score, and a line; the higher a class's score beside the others', the more probable it is. "
+    "Adding 0.7 to one of them doubles its odds against every other class."
+)
+
+
+class Picture(NamedTuple):
+    """An effect or pair: its name, what is to be said of it, and the image."""
+
+    name: str
+    note: str
+    image: str
+
+
+class Importance(NamedTuple):
+    """A row of the list of effects; ``width`` is in per cent of the largest."""
+
+    name: str
+    value: str
+    width: str
+    evidence: str
+    freedom: str
+    droppable: bool
+
+
+class Effects(NamedTuple):
+    """Everything of the section."""
+
+    scale: str
+    towards: str
+    rows: tuple[Importance, ...]
+    more: tuple[Importance, ...]
+    left_out: int
+    open: tuple[Picture, ...]
+    folded: tuple[Picture, ...]
+    pairs: tuple[Picture, ...]
+    legend: tuple[tuple[str, str, bool], ...]
+    classes: int
+    droppable: str
+    several: bool
+
+
+def effects_section(run: Run) -> Effects | None:
+    """The section; None where no effect was recorded."""
+    effects, pairs = run.records.of(Effect), run.records.of(Pair)
+    if not effects:
+        return None
+    scoring, labels = run.records.last(Scoring), run.labels()
+    target = run.setting("data", "target")
+    measured = unit(scoring, labels, target)
+    curves = [e for e in effects[: OPEN + FOLDED] if e.curve and any(w > 0 for w in e.weight)]
+    shown = run.shown_labels()
+    drawn = [_picture(e, labels, measured, shown) for e in curves]
+    rows = _importances(effects, pairs)
+    several = any(len(e.curve[0]) > 1 for e in effects if e.curve)
+    return Effects(
+        scale=_scale(scoring, labels, target),
+        towards=labels[1] if len(labels) == 2 else "",
+        rows=tuple(rows[:OPEN]),
+        more=tuple(rows[OPEN:LISTED]),
+        left_out=max(0, len(rows) - LISTED),
+        open=tuple(drawn[:OPEN]),
+        folded=tuple(drawn[OPEN:]),
+        pairs=tuple(_pair(p, labels) for p in pairs[:OPEN] if any(w > 0 for row in p.weight for w in row)),
+        legend=legend_of(run) if several else (),
+        classes=len(labels),
+        droppable=_droppable(effects),
+        several=several,
+    )
+
+
+def legend_of(run: Run) -> tuple[tuple[str, str, bool], ...]:
+    """The classes that have lines: label, colour, and whether it is dashed."""
+    labels = run.labels()
+    looks = [(labels[c], *look(c)) for c in run.shown_labels()]
+    return tuple((label, colour, dashes != "solid") for label, colour, dashes in looks)
+
+
+def _scale(scoring: Scoring | None, labels: Sequence[str], target: str) -> str:
+    task = scoring.task if scoring else "classes"
+    if task != "classes":
+        return _SCALES[task].format(target=target or "the target")
+    return _MANY if len(labels) > 2 else _ODDS
+
+
+def _picture(effect: Effect, labels: list[str], measured: str, shown: list[int]) -> Picture:
+    note = "" if effect.log_evidence is None else f"evidence {odds(effect.log_evidence)}"
+    if sum(w > 0 for w in effect.weight) > effect_pictures.LEVELS and any(p.part == "levels" for p in effect.parts):
+        note += f"; the {effect_pictures.LEVELS} most frequent levels"
+    return Picture(
+        effect.name or "(no name)", note.removeprefix("; "), effect_pictures.picture(effect, labels, measured, shown)
+    )
+
+
+def _pair(pair: Pair, labels: Sequence[str]) -> Picture:
+    image, label = effect_pictures.pair_picture(pair, labels)
+    evidence = "" if pair.log_evidence is None else f"evidence {odds(pair.log_evidence)}"
+    of = f"for “{label}”, which it moves most" if label else ""
+    return Picture(_pair_name(pair), ", ".join(filter(None, [evidence, of])), image)
+
+
+def _pair_name(pair: Pair) -> str:
+    return f"{pair.names[0]} × {pair.names[1]}"
+
+
+def _importances(effects: Sequence[Effect], pairs: Sequence[Pair]) -> list[Importance]:
+    entries: list[tuple[str, Effect | Pair]] = [(e.name or "(no name)", e) for e in effects]
+    entries += [(_pair_name(p), p) for p in pairs]
+    entries.sort(key=lambda entry: -entry[1].importance)
+    largest = max(entry.importance for _, entry in entries) or 1.0
+    return [
+        Importance(
+            name=name,
+            value=significant(entry.importance, 2),
+            width=f"{100 * max(0.0, entry.importance) / largest:.2f}",
+            evidence=odds(entry.log_evidence),
+            freedom=decimal(entry.freedom, 1) if isinstance(entry, Effect) else "–",
+            droppable=isinstance(entry, Effect) and entry.droppable,
+        )
+        for name, entry in entries
+    ]
+
+
+def _droppable(effects: Sequence[Effect]) -> str:
+    """Which columns can be left out, those with the clearest evidence against them first."""
+    found = sorted((e for e in effects if e.droppable), key=lambda e: e.log_evidence or 0.0)
+    if not found:
+        return "No column can be dropped: there is evidence for each."
+    names = [e.name if e.log_evidence is None else f"{e.name} ({odds(e.log_evidence)})" for e in found]
+    shown = [*names[:8], counted(len(names) - 8, "other")] if len(names) > 9 else names
+    said = f"Can be dropped, for want of evidence: {listed(shown)}."
+    if len(found) == 1:
+        return said
+    return f"{said} Each by itself, that is: of columns that go together, one may need to stay."

@@ -1,0 +1,88 @@
+"""What the page calls tasks, losses, scores and evidence."""
+
+import math
+from typing import NamedTuple
+
+from bilevax.core import text
+from bilevax.core.run_records import LOSSES, Scoring
+from bilevax.core.text import count, decimal
+
+SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
+"""Scores that have a column of their own in every table of models."""
+
+_SCORES = {
+    "roc_auc": "area under the ROC curve",
+    "roc_auc_ovr": "area under the ROC curve",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+    "r2": "share of the variance that is explained",
+    "f1": "F1 score",
+    "neg_brier_score": "Brier score",
+}
+
+
+class Measure(NamedTuple):
+    """What models are compared by.
+
+    Attributes:
+        field: ``loss`` or ``score``, as records call it.
+        name: in words.
+        sign: -1 where the name is of a loss, but records have its negative.
+        less_is_better: of what is named.
+    """
+
+    field: str
+    name: str
+    sign: int
+    less_is_better: bool
+
+
+def loss_of(scoring: Scoring | None) -> Measure:
+    """The loss that models are compared by."""
+    return Measure("loss", scoring.loss if scoring else LOSSES["classes"], 1, True)
+
+
+def asked_for(scoring: Scoring | None) -> Measure:
+    """The score that was asked for, or else the loss; scikit-learn's negated losses are losses again."""
+    if scoring is None or scoring.score is None:
+        return loss_of(scoring)
+    negated = scoring.score.startswith("neg_")
+    plain = scoring.score.removeprefix("neg_").replace("_", " ")
+    return Measure("score", _SCORES.get(scoring.score, plain), -1 if negated else 1, negated)
+
+
+def places_for(spread: float) -> int:
+    """The decimals that show two significant digits of a spread; of a loss, whose spread is small, at least three.
+
+    >>> places_for(0.0081), places_for(0.4), places_for(1.8), places_for(350.0)
+    (4, 3, 1, 0)
+    """
+    return max(0, 1 - math.floor(math.log10(spread))) if 1.0 <= spread < math.inf else text.places_for(spread)
+
+
+def odds(log_evidence: float | None) -> str:
+    """Evidence as a bet: how many to one, and on which side.
+
+    >>> odds(-3.7), odds(2.0), odds(0.05), odds(30.0)
+    ('40 to 1 against', '7.4 to 1 for', 'even', 'over 1,000 to 1 for')
+    >>> odds(6.2)
+    '490 to 1 for'
+    """
+    if log_evidence is None:
+        return "–"
+    ratio = math.exp(min(abs(log_evidence), 50.0))
+    if ratio < 1.1:
+        return "even"
+    ratio = float(f"{ratio:.2g}")
+    shown = f"over {count(1000)}" if ratio > 1000 else decimal(ratio, 0 if ratio >= 10 else 1)
+    return f"{shown} to 1 {'for' if log_evidence > 0 else 'against'}"
+
+
+def unit(scoring: Scoring | None, labels: list[str], target: str) -> str:
+    """What an effect is measured in."""
+    task = scoring.task if scoring else "classes"
+    if task == "number":
+        return target or "the target"
+    if task in ("count", "amount"):
+        return "log of the mean"
+    return "log-odds" if len(labels) < 3 else "score of a class"

@@ -1,0 +1,268 @@
+"""``bilevax predict``: in pieces, with what is kept and scored; what a model has not seen is said, a line a column."""
+
+import csv
+import io
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, r2_score
+
+from bilevax.cli import main
+from bilevax.core import files
+from bilevax.core.errors import StorageError
+from bilevax.study import run_directory
+from bilevax.tables import pieces
+from bilevax.tables.additive import AdditiveModel, Source
+from bilevax.tables.effects import Effect
+from bilevax.tables.linear import LinearModel
+from bilevax.tables.terms import OTHER, Term
+
+
+def effect(name, edges, levels, bins):
+    centre = (
+        None if edges is None else np.array([edges[0] - 1.0, *((np.array(edges[1:]) + edges[:-1]) / 2), edges[-1] + 1])
+    )
+    edges = None if edges is None else np.array(edges, float)
+    return Effect(name, edges, tuple(levels), np.zeros((bins, 0)), (), np.ones(bins), centre)
+
+
+def additive(link="logit", classes=("no", "yes")):
+    """x in bins below 0, from 0 to 10, from 10 on; c of a, b; truth; the year of a day."""
+    sources = Source("x", "number"), Source("c", "text"), Source("t", "number"), Source("d", "date", "year")
+    effects = (
+        effect("x", [0, 10], (), 4),
+        effect("c", None, ("a", "b"), 4),
+        effect("t", [0.5], (), 3),
+        effect("d (year)", [2021], (), 3),
+    )
+    curves = [-1, 0, 1, 0.5], [0.3, -0.3, 0, 0.1], [0, 0.2, 0], [-2.0, 2.0, 0.0]
+    curves = tuple(np.array(curve, float)[:, None] for curve in curves)
+    return AdditiveModel(link, classes, np.array([0.25]), sources, effects, curves, target="y", missing={"x": ("-",)})
+
+
+def score(x, c, t, d):
+    """Of a row, by the definition above."""
+    of_x = 0.5 if x is None else -1 if x < 0 else 0 if x < 10 else 1
+    of_c = {"a": 0.3, "b": -0.3, None: 0.1}.get(c, 0)
+    of_d = 0 if d is None else -2 if d < "2021" else 2
+    return 0.25 + of_x + of_c + (0.2 if t else 0) + of_d
+
+
+def linear():
+    terms = (
+        Term("x", "number", "number", mean=5, scale=2, fill=5),
+        Term("c", "category", value="a", mean=0.5, scale=1),
+        Term("c", "category", value=OTHER, other=True, mean=0.5, scale=1),
+    )
+    return LinearModel("y", (3, 7), np.array([0.1]), np.array([[0.4, -0.2, 0.7]]), terms, (1.0, 1.0, 1.0))
+
+
+ROWS = [
+    ("007", "-5", "a", "true", "2020-05-05", "no"),
+    ("=1+1", "5", "b", "false", "2024-01-01", "yes"),
+    ("-3", "-", "", "true", "2021-01-01", "yes"),
+    ("", "10", "z", "", "", ""),
+]
+NAMES = ("id", "x", "c", "t", "d", "y")
+
+
+@pytest.fixture(name="predict")
+def predictor(tmp_path, monkeypatch, capsys):
+    """Applies a model to rows, in one of the formats; what was written, line by line, and what was said."""
+    monkeypatch.chdir(tmp_path)
+    # Small pieces.
+    monkeypatch.setitem(pieces.open_pieces.__kwdefaults__, "block", 60)
+    monkeypatch.setitem(pieces.open_pieces.__kwdefaults__, "rows", 2)
+
+    def predict(model, rows, *words, names=NAMES, suffix=".csv", code=0):
+        monkeypatch.setattr(run_directory, "read_model", lambda _: model)
+        if suffix == ".parquet":
+            frame = pd.DataFrame([[cell or None for cell in row] for row in rows], columns=names)
+            frame.to_parquet("t.parquet")
+        elif rows is not None:
+            with open(f"t{suffix}", "w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([names, *rows])
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", "run", f"t{suffix}", *words])
+        out, err = capsys.readouterr()
+        assert ended.value.code == code, err
+        return list(csv.reader(out.splitlines())), err.splitlines()
+
+    return predict
+
+
+def cells(row):
+    _, x, c, t, d, _ = row
+    return None if x in ("-", "") else float(x), c or None, t == "true", d or None
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_probabilities_and_numbers_are_those_of_the_model_piece_by_piece(predict, suffix):
+    rows = ROWS * 10
+    written, _ = predict(additive(), rows, suffix=suffix)
+    assert written[0] == ["prediction", "probability_no", "probability_yes"]
+    expected = [1 / (1 + math.exp(-score(*cells(row)))) for row in rows]
+    np.testing.assert_allclose([float(line[2]) for line in written[1:]], expected, rtol=1e-5)
+    assert [line[0] for line in written[1:]] == ["yes" if p > 0.5 else "no" for p in expected]
+    numbers, _ = predict(additive("identity", ()), rows, suffix=suffix)
+    assert numbers[0] == ["prediction"]
+    np.testing.assert_allclose([float(line[0]) for line in numbers[1:]], [score(*cells(r)) for r in rows], rtol=1e-9)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_that_are_kept_stand_first_as_they_are(predict, suffix):
+    written, _ = predict(additive(), ROWS, "--keep", "id", "--keep", "d", suffix=suffix)
+    assert written[0][:3] == ["id", "d", "prediction"]
+    # A spreadsheet would take =1+1 for a formula, and not -3.
+    assert [line[:2] for line in written[1:]] == [[r[0] if r[0] != "=1+1" else "'=1+1", r[4]] for r in ROWS]
+    _, said = predict(additive(), ROWS, "--keep", "idd", code=4)
+    assert "no column 'idd'; did you mean 'id'?" in said[-1]
+
+
+def test_what_the_model_has_not_seen_is_said_in_one_line_a_column(predict):
+    rows = [
+        (k, x, c, "", "2024-01-01", "no") for k, x, c in zip(range(6), [5, 5, 900, -50, 20, 5], "abpqrs", strict=True)
+    ]
+    _, said = predict(additive(), rows)
+    assert said == [
+        "bilevax: not used by the model: id",
+        "bilevax: column 'x' is in 2 rows far outside of the range trained on, about -1 to 11",
+        "bilevax: column 'c' has in 4 rows 4 values ('p', 'q', 'r', ...) that the model does not know",
+        "bilevax: column 't' is missing in every row",
+    ]
+    _, said = predict(linear(), [(1, 4, "b"), (2, 26, "a")], names=("id", "x", "c"))
+    assert said[1:] == [
+        "bilevax: column 'x' is in 1 row far outside of what was trained on, 5 +- 2",
+        "bilevax: column 'c' has in 1 row 1 value ('b') that the model does not know",
+    ]
+    ids = [(k, 4, f"id{k}") for k in range(10_100)]
+    (said,) = predict(linear(), ids, names=("i", "x", "c"))[1][1:]
+    assert said.startswith("bilevax: column 'c' has in 10,100 rows more than 10,000 values ('id0', 'id1', 'id2', ...)")
+    assert predict(additive(), ROWS[:2])[1] == ["bilevax: not used by the model: id"]
+
+
+def test_a_column_that_the_model_needs_and_is_not_there(predict):
+    names = ("id", "X1", "c", "t", "d", "y")
+    _, said = predict(additive(), ROWS, names=names, code=4)
+    assert said == ["bilevax: t.csv: no column 'x'; there are 'id', 'X1', 'c', 't', 'd', 'y'"]
+    _, said = predict(additive(), ROWS, names=("id", "x", "c", "T", "d", "y"), code=4)
+    assert said == ["bilevax: t.csv: no column 't'; did you mean 'T'?"]
+
+
+def test_more_marks_can_be_given(predict):
+    rows = [("1", "unk", "a", "true", "2020-05-05", "no"), ("2", "-", "n", "false", "2020-05-05", "no")]
+    _, said = predict(additive(), rows, code=4)
+    assert "t.csv:2: 'unk' in column 'x', which the model knows as numbers" in said[-1]
+    # Those that the model has stay.
+    written, _ = predict(additive(), rows, "--missing", "x=unk", "--missing", "c=n")
+    empty, _ = predict(additive(), [(row[0], "", row[2].strip("n"), *row[3:]) for row in rows])
+    assert written == empty
+    _, said = predict(additive(), rows, "--missing", "xx=unk", code=4)
+    assert "no column 'xx'" in said[-1]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_predictions_are_scored_where_the_target_is_there(predict, suffix):
+    rows = [(*row[:5], y) for row, y in zip(ROWS * 5, ["no", "yes", "no", "", "yes"] * 4, strict=True)]
+    known = [row for row in rows if row[5]]
+    written, said = predict(additive(), rows, "--score", suffix=suffix)
+    probability = [1 / (1 + math.exp(-score(*cells(row)))) for row in known]
+    truth = [row[5] for row in known]
+    loss, right = (
+        log_loss(truth, probability),
+        accuracy_score(truth, np.where(np.array(probability) > 0.5, "yes", "no")),
+    )
+    assert said[-1] == (
+        f"bilevax: scored on 16 rows: log-loss {loss:.4g}, accuracy {right:.4g}; 4 rows without a value of 'y'"
+    )
+    assert len(written) == 21
+    odd = [*rows, ("9", "1", "a", "true", "2020-01-01", "maybe")]
+    assert predict(additive(), odd, "--score", suffix=suffix)[1][-1].endswith(
+        "; 1 row with a class that the model does not know ('maybe'), not scored"
+    )
+    assert predict(linear(), [(5, "a", 3), (9, "b", 7)], "--score", names=("x", "c", "y"))[1][-1].startswith(
+        "bilevax: scored on 2 rows: log-loss"
+    )
+
+
+def test_numbers_are_scored_by_their_squares(predict):
+    rows = [(*row[:5], 1e6 + y) for row, y in zip(ROWS * 3, np.random.default_rng(0).normal(size=12), strict=True)]
+    model = additive("identity", ())
+    object.__setattr__(model, "intercept", np.array([1e6 + 0.25]))
+    _, said = predict(model, rows, "--score")
+    truth, means = [row[5] for row in rows], [1e6 + score(*cells(row)) for row in rows]
+    squares, share = mean_squared_error(truth, means), r2_score(truth, means)
+    assert said[-1] == f"bilevax: scored on 12 rows: mean squared error {squares:.6g}, R^2 {share:.4g}"
+    _, said = predict(model, rows, "--score", names=("id", "x", "c", "t", "d", "z"), code=4)
+    assert "no column 'y'" in said[-1]
+
+
+def test_a_score_that_overflows_is_refused_by_its_true_row(predict):
+    rows = [(5, "a")] * 40 + [(1.5e308, "a")]
+    model = linear()
+    object.__setattr__(model, "coef", np.array([[4.0, -0.2, 0.7]]))
+    _, said = predict(model, rows, names=("x", "c"), code=4)
+    assert re.fullmatch(r"bilevax: t\.csv: 1\.5e\+308 in column 'x', row 41, is so large that.*overflows", said[-1])
+
+
+def test_a_file_is_replaced_at_the_end_or_not_at_all(predict, tmp_path):
+    (tmp_path / "p.csv").write_text("before")
+    assert "give --force to replace it" in predict(additive(), ROWS, "--out", "p.csv", code=2)[1][0]
+    assert (tmp_path / "p.csv").read_text() == "before"
+    rows = [(5, "a")] * 40 + [(1.5e308, "a")]
+    model = linear()
+    object.__setattr__(model, "coef", np.array([[4.0, -0.2, 0.7]]))
+    predict(model, rows, "--out", "p.csv", "--force", names=("x", "c"), code=4)
+    assert (tmp_path / "p.csv").read_text() == "before"
+    _, said = predict(additive(), ROWS, "--out", "p.csv", "--force")
+    assert said[-1] == "bilevax: 4 predictions in p.csv"
+    assert (tmp_path / "p.csv").read_text().count("\n") == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "t.csv"]
+
+
+def test_what_is_written_in_pieces_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "f"
+    with pytest.raises(TypeError), files.written_in_pieces(path) as append:
+        append("no bytes")
+    assert not list(tmp_path.iterdir())
+    with files.written_in_pieces(path) as append:
+        append(b"one ")
+        assert not path.exists()
+        append(b"two")
+    assert path.read_bytes() == b"one two"
+    with pytest.raises(StorageError, match="cannot write"), files.written_in_pieces(tmp_path / "no" / "f") as append:
+        append(b"x")
+
+
+def test_a_table_whose_columns_are_said_what_they_are_from_tune_to_predict(tmp_path, monkeypatch, capsys):
+    """A column that is kept is not learned from, even if it says which rows belong together."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bilevax.sklearn.additive_choice.REPEATS", 1)
+    rng = np.random.default_rng(0)
+    day = np.datetime64("2020-01-01") + rng.integers(0, 1400, 150)
+    x, code = rng.normal(size=150), rng.choice([7, 12, 30], 150)
+    frame = pd.DataFrame({"id": [f"r{k // 2}" for k in range(150)], "x": x, "code": code, "when": day})
+    frame["y"] = x + 2.0 * (code == 12) + 0.1 * rng.normal(size=150)
+    frame.to_csv("t.csv", index=False, date_format="%d/%m/%Y")
+
+    def run(*words):
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out, err = capsys.readouterr()
+        assert not ended.value.code, err
+        return out, err
+
+    words = ["--types", "code=text", "--types", "when=date", "--keep", "id", "--group", "id", "--quiet"]
+    run("tune", "t.csv", "--target", "y", "--out", "run", *words)
+    model = run_directory.read_model(tmp_path / "run")
+    assert "id" not in model.columns
+    assert model.text_columns == ("code",)
+    out, err = run("predict", "run", "t.csv", "--keep", "id", "--score")
+    written = pd.read_csv(io.StringIO(out))
+    assert written["id"].tolist() == frame["id"].tolist()
+    squares, share = mean_squared_error(frame["y"], written["prediction"]), r2_score(frame["y"], written["prediction"])
+    assert err.splitlines()[-1] == (f"bilevax: scored on 150 rows: mean squared error {squares:.6g}, R^2 {share:.4g}")
+    assert share > 0.9
