@@ -74,7 +74,10 @@ def assert_moments(p, *, t, k, J, batch_size, gamma):
 
 
 @pytest.mark.parametrize("J", [1, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("batch_size", "correlated"), [(1, False), (2, True)], ids=["b1", "b2-correlated"])
+@pytest.mark.parametrize(
+    ("batch_size", "correlated"),
+    [pytest.param(1, False, id="b1", marks=pytest.mark.slow), pytest.param(2, True, id="b2-correlated")],
+)
 def test_monte_carlo_equals_the_exact_moments(batch_size, correlated, J):
     p = FiniteQuadratic.random(0, correlated=correlated, n=40, d=4, m=3)
     assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=60.0)
