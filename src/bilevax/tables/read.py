@@ -10,6 +10,7 @@ from typing import Literal
 
 from bilevax.core.errors import DataError, StorageError
 from bilevax.core.limits import require, said
+from bilevax.core.text import counted
 from bilevax.tables.csv_file import open_csv_text
 from bilevax.tables.csv_plain import kept_cells, plain_columns
 from bilevax.tables.csv_types import column_of_cells
@@ -22,8 +23,8 @@ from bilevax.tables.table import Column, Table
 
 __all__ = ["Column", "Table", "read_table", "table_from_array", "table_from_frame"]
 
-# What reading takes, measured, in sizes of a CSV file.
-_CSV_SIZES = 5
+# What reading takes, measured: in sizes of a CSV file, and in bytes for each of its columns, however few its rows are.
+_CSV_SIZES, _CSV_COLUMN = 5, 10_000
 _FIRST = 1 << 16
 _HELPS = "fewer rows or columns take less"
 _PARQUET, _SVMLIGHT = (".parquet", ".pq"), (".svm", ".svmlight", ".libsvm")
@@ -109,6 +110,7 @@ def format_of(path: Path) -> Literal["csv", "parquet", "other"]:
 
 def _read_csv(name: str, data: bytes, reading: Reading, digest: str) -> Table:
     file = open_csv_text(name, lambda: io.BytesIO(data), lambda names: csv_columns(name, names, reading))
+    require(_CSV_COLUMN * len(file.wanted), f"reading {counted(len(file.wanted), 'column')} of {name}", _HELPS)
     cells = dict(zip(file.wanted, file.columns(), strict=True))
     notes, seen, columns = [*file.notes], [], []
     if all(number_of(label) is not None for label in file.names):
