@@ -393,7 +393,8 @@ def test_standard_errors_know_that_folds_share_rows(monkeypatch):
     assert found.compared[1].difference == pytest.approx(np.mean(differences))
 
 
-def test_groups_stay_together_in_the_choice(monkeypatch):
+@pytest.mark.parametrize(("by", "most"), [("marginal", "ROWS"), ("folds", "FOLDED")])
+def test_groups_stay_together_in_the_choice(monkeypatch, by, most):
     seen = []
 
     def known(rows, candidates, held):
@@ -401,10 +402,10 @@ def test_groups_stay_together_in_the_choice(monkeypatch):
         return np.zeros((len(candidates), len(held), 1))
 
     monkeypatch.setattr("bilevax.sklearn.additive_choice.held_out", known)
-    monkeypatch.setattr("bilevax.sklearn.additive_choice.ROWS", 60)
+    monkeypatch.setattr(f"bilevax.sklearn.additive_choice.{most}", 60)
     group = np.repeat(np.arange(20), 5)
     X = pd.DataFrame({"x": np.arange(100.0)})
-    model = TunedAdditiveRegressor(tuned_by="marginal", random_state=0).fit(X, np.sin(X["x"]), groups=group)
+    model = TunedAdditiveRegressor(tuned_by=by, random_state=0).fit(X, np.sin(X["x"]), groups=group)
     assert model.notes_ == ("the candidates were compared on 60 of 100 rows",)
     assert all(rows == 60 and len(held) % 5 == 0 for rows, held in seen)
 
