@@ -2,7 +2,7 @@
 
 A file is either refused by one of our errors in one sentence, or read as others read it. "As others": there is a
 delimiter with which pandas (every cell as text, blanks at the ends of a cell left out, no row for a blank line) finds
-the same names and cells, and, if the header is as it was, as many columns as were written. Of each cell,
+the same names and cells, and, if the header comes first as it was, as many columns as were written. Of each cell,
 
     text      is the cell, None where it is empty
     numbers   are missing where the cell is empty or one of MARKS; else one convention for the whole column (decimal
@@ -248,7 +248,9 @@ def same(table, data, delimiter, names):
             header = delimiter.join(names)
             return (
                 f"split at {other!r}"
-                if len(found) < len(names) and header in text and other not in (delimiter, told)
+                if len(found) < len(names)
+                and below.lstrip().removeprefix("\ufeff").startswith(header)
+                and other not in (delimiter, told)
                 else ""
             )
     return "no reading of pandas has these names" if not tried else ""

@@ -354,7 +354,7 @@ PREDICTING = """
 import numpy as np, bilevax.study.run_directory as directory
 from types import SimpleNamespace
 model = SimpleNamespace(text_columns=(), number_columns=("x",), columns=("x",), missing={})
-model.target, model.classes = "y", ("a", "b")
+model.target, model.classes, model.terms = "y", ("a", "b"), ()
 model.predict_mean = lambda table: np.full((table.rows, 2), 0.5)
 directory.read_model = lambda path: model
 """
