@@ -208,6 +208,9 @@ def test_a_bundled_data_set_knows_its_target(run):
         data = next(record for record in map(json.loads, file) if record["kind"] == "data")
     assert data["classes"] == {"setosa": 50, "versicolor": 50, "virginica": 50}
     assert run("predict", "run", "iris")[1].startswith("prediction,probability_setosa,")
+    # a directory of that name is that of a run
+    assert run("tune", "iris", "--out", "iris")[0] == 0
+    assert run("predict", "iris", "iris")[0] == 0
 
 
 @pytest.mark.parametrize(

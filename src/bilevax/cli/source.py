@@ -21,9 +21,8 @@ def open_table(name: str, reading: Reading) -> tuple[Table, str | None]:
     """
     from bilevax.tables.read import read_table
 
-    # A file of that name comes before the data set.
     path = Path(name)
-    if path.exists():
+    if _is_there(path):
         return read_table(path, **reading._asdict()), None
     return _bundled(name, reading)
 
@@ -36,9 +35,18 @@ def open_in_pieces(name: str, reading: Reading) -> "Pieces":
     """
     from bilevax.tables.pieces import open_pieces, pieces_of_table
 
-    if Path(name).exists():
+    if _is_there(Path(name)):
         return open_pieces(Path(name), reading)
     return pieces_of_table(_bundled(name, reading)[0])
+
+
+def _is_there(path: Path) -> bool:
+    """True of a file, which comes before the data set of that name; a directory, as of its run, does not."""
+    if not path.is_dir():
+        return path.exists()
+    from bilevax.study.bundled import NAMES
+
+    return str(path) not in NAMES
 
 
 def _bundled(name: str, reading: Reading) -> tuple[Table, str]:

@@ -91,8 +91,10 @@ def fit_linear(
     gap, error = estimator.validation_gap_, estimator.validation_gap_se_
     emit(Gap(validation_gap=or_none(gap), standard_error=or_none(error)))
     code = Code(int(estimator.code_))
+    # the single penalty that tuning starts from may be the one that is kept
+    kept = "global" if np.ptp(np.asarray(estimator.penalties_)) == 0.0 else per
     return Kept(
-        name=NAMES[per],
+        name=NAMES[kept],
         model=_plain_model(estimator, encoder, prepared, target, settings),
         seconds=seconds,
         interrupted=bool(estimator.interrupted_),
@@ -100,7 +102,7 @@ def fit_linear(
         message=code.message,
         method=str(estimator.method_),
         reason=str(estimator.method_reason_),
-        penalty_per="global" if np.ptp(np.asarray(estimator.penalties_)) == 0.0 else per,
+        penalty_per=kept,
         validation_loss=or_none(estimator.validation_loss_),
         visits=int(estimator.visits_),
         steps=int(estimator.n_iter_),
