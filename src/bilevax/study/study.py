@@ -249,7 +249,7 @@ def _judge(prepared: Prepared, settings: TuneSettings, kept: Kept, emit: Emit, s
 def _against(prepared: Prepared, settings: TuneSettings, mine: np.ndarray, rival: Rival, emit: Emit) -> None:
     target, values = prepared.target, prepared.target.values[prepared.split.test]
     if not rival.converged:
-        text = f"{rival.name}: scikit-learn's solver did not converge within its iterations in every fit"
+        text = f"{rival.name}: scikit-learn's solver used up its iterations in some of the fits"
         emit(Note(text=text, about="comparison"))
     emit(_compared(prepared, rival, "rival"))
     # Row by row: both models meet the same easy and hard rows.
