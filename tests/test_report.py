@@ -263,18 +263,84 @@ def test_verdict_speaks_of_the_main_rival() -> None:
 
 
 @pytest.mark.parametrize(
+    ("score", "measured", "word", "words"),
+    [
+        (None, {"loss": (-0.02, 0.02)}, "Better, but another model is better still", "a lower log-loss by 0.0200"),
+        (None, {"loss": (0.001, 0.02)}, "Another model is better", "a lower log-loss by 0.0200"),
+        (None, {"loss": (0.02, 0.03)}, "Worse", "a lower log-loss by 0.0300"),
+        (None, {"loss": (0.001, 0.002)}, "No measurable difference", ""),
+        (
+            "roc_auc",
+            {"score": (0.001, -0.02), "loss": (0.001, 0.03)},
+            "Another model is better",
+            "a higher area under the ROC curve by 0.0200",
+        ),
+        (
+            "roc_auc",
+            {"score": (0.001, -0.001), "loss": (0.001, 0.02)},
+            "No measurable difference, but another model has a lower log-loss",
+            "a lower log-loss by 0.0200",
+        ),
+    ],
+)
+def test_a_rival_that_is_surely_better_is_told(
+    score: str | None, measured: dict[str, tuple[float, float]], word: str, words: str
+) -> None:
+    records: list[Record] = [Scoring(task="classes", loss="log-loss", score=score)]
+    for measure, (first, other) in measured.items():
+        records += [paired(first, measure=measure), paired(other, measure=measure, name="other", main=False)]
+    found = verdict(Records(records), {})
+    assert found.word == word
+    if not words:
+        assert "other" not in found.sentence
+        return
+    low = float(words[-6:]) - 0.008
+    interval = f"(95\u202f% interval {low:.4f} to {low + 0.016:.4f})"
+    assert found.sentence.endswith(f" “other” has {words} {interval}.")
+    assert found.sentence.count("“other”") == 1
+
+
+def test_the_main_rival_is_told_too_where_its_loss_alone_is_surely_better() -> None:
+    records = [Scoring(task="classes", loss="log-loss", score="roc_auc"), paired(0.02), paired(0.001, measure="score")]
+    assert said(records).endswith(f" “{RIVAL}” has a lower log-loss by 0.0200 (95\u202f% interval 0.0120 to 0.0280).")
+
+
+def test_a_difference_of_one_fold_has_no_interval(tmp_path: Path) -> None:
+    one = [c.model_copy(update={"standard_error": 0.0}) for c in runs.candidates(-0.0198) if isinstance(c, Candidate)]
+    assert verdict(Records(one), {}).detail == (
+        "On held-out training rows, its log-loss was 0.0198 below that of a linear model with one penalty for all "
+        "columns (by one fold; how sure that is cannot be said)."
+    )
+    text = text_of(write(tmp_path, [*runs.win(), *one]))
+    assert "−0.0198 (one fold)" in text
+    assert "± 0.0000" not in text
+
+
+def test_shares_add_up() -> None:
+    sentence = verdict(Records(runs.candidates(-0.046, (1 / 6, 0.0, 5 / 12, 5 / 12))), {}).sentence
+    assert "16\u202f% straight lines that share one penalty, 42\u202f% curves and 42\u202f% curves" in sentence
+
+
+@pytest.mark.parametrize(
     ("weights", "words"),
     [
         ((1.0, 0, 0, 0), "A linear model was kept: one penalty for all columns."),
         ((0, 1.0, 0, 0), "A linear model was kept: a penalty for each column."),
         ((0, 0, 1.0, 0), "An additive model was kept: a curve for each column."),
         ((0, 0, 0, 1.0), "An additive model was kept: a curve for each column, and surfaces for pairs."),
-        ((0, 0, 0.35, 0.65), "An additive model was kept: 35\u202f% curves and 65\u202f% curves and pairs of columns."),
+        (
+            (0, 0, 0.35, 0.65),
+            "An additive model was kept: 35\u202f% curves and 65\u202f% curves with pairs of columns.",
+        ),
         (
             (0.5, 0.5, 0, 0),
-            "A linear model was kept: 50\u202f% lines with one penalty and 50\u202f% lines with a penalty each.",
+            "A linear model was kept: 50\u202f% straight lines that share one penalty "
+            "and 50\u202f% straight lines with a penalty each.",
         ),
-        ((0.1, 0, 0.9, 0.001), "An additive model was kept: 10\u202f% lines with one penalty and 90\u202f% curves."),
+        (
+            (0.1, 0, 0.9, 0.001),
+            "An additive model was kept: 10\u202f% straight lines that share one penalty and 90\u202f% curves.",
+        ),
     ],
 )
 def test_verdict_says_what_was_kept(weights: tuple[float, ...], words: str) -> None:
@@ -379,7 +445,8 @@ def test_sections_of_each_kind_of_run(tmp_path: Path, kind: str) -> None:
     assert "nats" not in text
     assert "sample visits" not in text
     assert "hypergradient" not in text
-    assert {"win": "Better", "tie": "No measurable difference", "many": "Better", "regression": "Worse"}[kind] in text
+    words = {"win": "Better", "tie": "No measurable difference, but", "many": "Better", "regression": "Worse"}
+    assert words[kind] in text
 
 
 def test_tiles_of_a_linear_run(tmp_path: Path) -> None:

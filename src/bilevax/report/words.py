@@ -1,6 +1,7 @@
 """What the page calls tasks, losses, scores and evidence."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bilevax.core import text
@@ -58,6 +59,23 @@ def places_for(spread: float) -> int:
     (4, 3, 1, 0)
     """
     return max(0, 1 - math.floor(math.log10(spread))) if 1.0 <= spread < math.inf else text.places_for(spread)
+
+
+def rounded_shares(weights: Sequence[float]) -> list[int]:
+    """Parts of a whole in per cent, whole numbers that add up to 100: the largest remainders are rounded up.
+
+    >>> rounded_shares([1 / 6, 5 / 12, 5 / 12]), rounded_shares([0.263864, 0.0, 0.304908, 0.431229])
+    ([16, 42, 42], [26, 0, 31, 43])
+    """
+    total = math.fsum(weights)
+    if not total > 0:
+        return [0] * len(weights)
+    exact = [100 * w / total for w in weights]
+    whole = [math.floor(x) for x in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])
+    for i in by_remainder[: 100 - sum(whole)]:
+        whole[i] += 1
+    return whole
 
 
 def odds(log_evidence: float | None) -> str:
