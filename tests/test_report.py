@@ -19,7 +19,19 @@ from report_runs import GRID, RIVAL, write, write_linear
 
 from bilevax.cli.entry import main
 from bilevax.core.errors import CorruptError, DataError
-from bilevax.core.run_records import Candidate, Effect, Gap, Note, Paired, Record, Records, Scoring
+from bilevax.core.run_records import (
+    Calibration,
+    Candidate,
+    Effect,
+    Errors,
+    Gap,
+    Group,
+    Note,
+    Paired,
+    Record,
+    Records,
+    Scoring,
+)
 from bilevax.core.text import clean, shorten, significant
 from bilevax.report import write_report
 from bilevax.report.penalties import pixels
@@ -569,6 +581,40 @@ def test_thresholds_are_counts_of_the_rows(tmp_path: Path) -> None:
     assert cells[1].startswith(f"{half.false_positive} of {others} (")
     assert cells[2] == f"{100 * half.true_positive / (half.true_positive + half.false_positive):.1f}\u202f%"
     assert cells[3] == f"{100 * (half.true_positive + half.true_negative) / (there + others):.1f}\u202f%"
+
+
+@pytest.mark.parametrize(
+    ("shift", "time_column", "words"),
+    [
+        (14.2, "", "Predictions are too low by 14.2 on average on the test rows."),
+        (-14.2, "day", "Predictions are too high by 14.2 on average on the test rows (the newest rows)."),
+        (3.0, "", ""),
+    ],
+)
+def test_a_systematic_error_is_told(tmp_path: Path, shift: float, time_column: str, words: str) -> None:
+    """Of 400 rows with errors of standard deviation 40, three standard errors are 6."""
+    error = np.random.default_rng(0).normal(size=400)
+    error = shift + 40 * (error - error.mean()) / error.std(ddof=1)
+    predicted = np.linspace(50, 250, 400)
+    groups = [
+        Group(predicted=float(p.mean()), observed=float((p + e).mean()), low=0, high=500, rows=len(p))
+        for p, e in zip(np.split(predicted, [150]), np.split(error, [150]), strict=True)
+    ]
+    drawn = slice(None, None, 4)
+    sample = Errors(
+        predicted=predicted[drawn].tolist(), observed=(predicted + error)[drawn].tolist(), quantiles={}, explained=None
+    )
+    config = runs.config_of([])
+    config["data"] |= {"time_column": time_column} if time_column else {}
+    text = text_of(write(tmp_path, [runs.data(), sample, Calibration(groups=groups)], config=config))
+    assert words in text
+    assert ("Predictions are too" in text) == bool(words)
+
+
+def test_probabilities_under_class_weights_are_no_shares(tmp_path: Path) -> None:
+    said = "Probabilities are as if classes were equally frequent (class weights): do not read them as shares."
+    assert said in text_of(write(tmp_path / "tie", runs.tie()))
+    assert said not in text_of(write(tmp_path / "win", runs.win()))
 
 
 def test_bars_of_a_row_are_as_long_as_its_contributions(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bilevax.core import files
 from bilevax.core.text import clean
 from bilevax.tables.labels import label_text
 from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, number_of
-from bilevax.tables.scores import Scores, known_target
+from bilevax.tables.scores import known_target
 from bilevax.tables.table import Table
 from bilevax.tables.unfamiliar import Unfamiliar
 
@@ -45,17 +45,22 @@ class PredictOptions(NamedTuple):
 
 def run(directory: Path, source: str, out: Path | None, options: PredictOptions, *, force: bool) -> None:
     """Write predictions as CSV: columns that are kept, ``prediction``, and ``probability_LABEL`` for every class."""
+    from bilevax.cli import scoring
+    from bilevax.report.run import read_records_of
+    from bilevax.report.words import AS_IF, is_weighted
     from bilevax.study.run_directory import read_model
 
     if out is not None:
         require_free(out, force=force)
-    model = read_model(directory)
+    model, records = read_model(directory), read_records_of(directory)
     pieces = open_in_pieces(source, reading_of(model, options))
     _say(pieces.notes)
     unused = [name for name in pieces.others if name != model.target]
     if unused:
         _say([f"not used by the model: {', '.join(unused[:8])}{', ...' if len(unused) > 8 else ''}"])
-    unfamiliar, scores = Unfamiliar(model), Scores(model.classes) if options.score else None
+    if is_weighted(records):
+        _say([AS_IF])
+    unfamiliar, scores = Unfamiliar(model), scoring.scores_for(model.classes, records) if options.score else None
     with _output(out) as write:
         write(_lines([[*map(safe_cell, options.keep), "prediction", *_probability_names(model)]]))
         for table in pieces.tables():
@@ -66,7 +71,7 @@ def run(directory: Path, source: str, out: Path | None, options: PredictOptions,
             write(_lines(_rows(model, table, means)))
     _say(unfamiliar.lines())
     if scores is not None:
-        _say([scores.line(model.target)])
+        _say([scores.line(model.target, scoring.figures(scores, records))])
     if out is not None:
         _say([f"{pieces.rows:,} predictions in {out}"])
 

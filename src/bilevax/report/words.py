@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bilevax.core import text
-from bilevax.core.run_records import LOSSES, Scoring
+from bilevax.core.run_records import LOSSES, Records, Scoring
 from bilevax.core.text import count, decimal
 
 SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
@@ -20,6 +20,9 @@ _SCORES = {
     "f1": "F1 score",
     "neg_brier_score": "Brier score",
 }
+
+
+AS_IF = "probabilities are as if classes were equally frequent (class weights): do not read them as shares"
 
 
 class Measure(NamedTuple):
@@ -50,6 +53,12 @@ def asked_for(scoring: Scoring | None) -> Measure:
     negated = scoring.score.startswith("neg_")
     plain = scoring.score.removeprefix("neg_").replace("_", " ")
     return Measure("score", _SCORES.get(scoring.score, plain), -1 if negated else 1, negated)
+
+
+def is_weighted(records: Records) -> bool:
+    """True if rare classes weighed as much as frequent ones where the model was fitted."""
+    scoring = records.last(Scoring)
+    return scoring is not None and scoring.class_weight
 
 
 def places_for(spread: float) -> int:
