@@ -542,12 +542,43 @@ def test_effects_are_in_order_and_the_less_important_ones_folded(tmp_path: Path)
     assert sorted(listed) == sorted([*names, f"{names[0]} × {names[-1]}"])
 
 
-def test_evidence_is_told_as_a_bet(tmp_path: Path) -> None:
+def test_evidence_is_told_in_words_and_the_odds_with_the_mathematics(tmp_path: Path) -> None:
     against = runs.number("noise", size=0.01).model_copy(update={"log_evidence": -math.log(40), "droppable": True})
     unknown = runs.number("odd").model_copy(update={"log_evidence": None})
-    text = text_of(write(tmp_path, [runs.number("age"), unknown, against]))
-    assert "Can be dropped, for want of evidence: noise (40 to 1 against)." in text
-    assert "over 1,000 to 1 for" in text
+    page = page_of(write(tmp_path, [runs.number("age"), unknown, against]))
+    effects, mathematics = page[: page.index('id="mathematics"')], page[page.index('id="mathematics"') :]
+    assert "to 1" not in effects
+    assert "bet" not in re.findall(r"\w+", effects)
+    assert 'class="evidence">very clear</span>' in effects
+    assert "40 to 1 against" in mathematics
+    assert "over 1,000 to 1 for" in mathematics
+
+
+def zero(name: str, **changes: Any) -> Effect:
+    """An effect that can be dropped, whose band does not leave 0."""
+    plain = runs.number(name, size=0.01)
+    wide = {"lower": [[-1.0]] * len(plain.at), "upper": [[1.0]] * len(plain.at)}
+    return plain.model_copy(update={**wide, "droppable": True, "log_evidence": 0.5, **changes})
+
+
+def test_all_columns_that_can_be_dropped_are_named_once(tmp_path: Path) -> None:
+    strong = [runs.number(f"strong {i}") for i in range(5)]
+    idle = [zero(f"c{i}") for i in range(8)] + [zero("day (year)"), zero("day (month)")]
+    text = text_of(write(tmp_path, [*strong, *idle]))
+    names = ", ".join(f"c{i}" for i in range(8))
+    assert f"No sign that they matter, so that each can be dropped: {names} and day." in text
+    assert "A date is dropped as a whole" in text
+
+
+def test_what_moves_the_score_is_not_said_to_be_idle(tmp_path: Path) -> None:
+    """Among the five most important, with a band that leaves 0."""
+    twin = zero("twin", lower=runs.number("x").curve, upper=runs.number("x").curve, importance=0.7)
+    strong = [runs.number(f"strong {i}") for i in range(4)]
+    page = page_of(write(tmp_path, [*strong, twin, zero("idle"), zero("late", lower=twin.lower)]))
+    text = parsed(page).text
+    assert "No sign that they matter, so that each can be dropped: idle and late." in text
+    assert "could be dropped too, since what is in it other columns say as well: twin." in text
+    assert page.count("shares its information with others") == 2  # beside its bar and its picture
 
 
 def test_levels_without_rows_and_names_that_are_long(tmp_path: Path) -> None:

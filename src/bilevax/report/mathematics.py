@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from bilevax.core.run_records import Candidate, Effect, Scoring
+from bilevax.core.run_records import Candidate, Effect, Pair, Scoring
 from bilevax.core.text import clean, decimal, significant
 from bilevax.report.run import Run
 from bilevax.report.summary import NORMAL, shares_of
-from bilevax.report.words import places_for
+from bilevax.report.words import odds, places_for
 
 _LISTED = 1000
 
@@ -17,6 +17,7 @@ class Mathematics(NamedTuple):
     mean: str
     by: str
     candidates: tuple[tuple[str, ...], ...]
+    evidence: tuple[tuple[str, str], ...]
     penalties: tuple[tuple[str, ...], ...]
     left_out: int
 
@@ -48,9 +49,17 @@ def mathematics_section(run: Run) -> Mathematics | None:
         mean=_MEANS.get(task) or (several if len(labels) > 2 else binary),
         by=run.setting("method", "name"),
         candidates=tuple(_candidate(c, shares.get(c.name, "")) for c in last.values()),
+        evidence=tuple(_odds(run)[:_LISTED]),
         penalties=tuple(parts[:_LISTED]),
         left_out=max(0, len(parts) - _LISTED),
     )
+
+
+def _odds(run: Run) -> list[tuple[str, str]]:
+    """Of columns and pairs, as far as they are known."""
+    named: list[tuple[str, Effect | Pair]] = [(e.name or "(no name)", e) for e in run.records.of(Effect)]
+    named += [(" × ".join(p.names), p) for p in run.records.of(Pair)]
+    return [(name, odds(entry.log_evidence)) for name, entry in named if entry.log_evidence is not None]
 
 
 def _candidate(c: Candidate, weight: str) -> tuple[str, ...]:

@@ -87,8 +87,25 @@ def rounded_shares(weights: Sequence[float]) -> list[int]:
     return whole
 
 
+NO_SIGN = "no sign that it matters"
+SHARES = "shares its information with others"
+
+
+def strength(log_evidence: float | None) -> str:
+    """Evidence in a word: below e to 1 there is none; 20 to 1 is clear, 150 to 1 very clear (Kass and Raftery 1995).
+
+    >>> strength(-3.7), strength(0.9), strength(2.0), strength(4.0), strength(30.0)
+    ('no sign that it matters', 'no sign that it matters', 'weak', 'clear', 'very clear')
+    """
+    if log_evidence is None:
+        return "–"
+    if log_evidence < 1.0:
+        return NO_SIGN
+    return "weak" if log_evidence < math.log(20) else "clear" if log_evidence < math.log(150) else "very clear"
+
+
 def odds(log_evidence: float | None) -> str:
-    """Evidence as a bet: how many to one, and on which side.
+    """Evidence as odds: how many to one, and on which side.
 
     >>> odds(-3.7), odds(2.0), odds(0.05), odds(30.0)
     ('40 to 1 against', '7.4 to 1 for', 'even', 'over 1,000 to 1 for')
