@@ -270,6 +270,23 @@ def test_the_score_that_was_asked_for_is_that_of_all_rows(predict, weighted):
     )
 
 
+def test_a_threshold_decides_between_two_classes(predict):
+    rows = [(*row[:5], row[5] or "no") for row in ROWS]
+    probability = [1 / (1 + math.exp(-score(*cells(row)))) for row in rows]
+    at = sorted(probability)[2]
+    plain, _ = predict(additive(), rows)
+    written, said = predict(additive(), rows, "--threshold", f"{at - 1e-9:.12f}", "--score")
+    predicted = ["yes" if p >= at else "no" for p in probability]
+    assert [row[0] for row in written[1:]] == predicted
+    assert predicted != [row[0] for row in plain[1:]]
+    assert [row[1:] for row in written] == [row[1:] for row in plain]
+    right = np.mean([row[5] == label for row, label in zip(rows, predicted, strict=True)])
+    assert re.search(rf"accuracy with threshold \S+ {right:.3f} ", said[-1])
+    assert "between 0 and 1" in predict(additive(), rows, "--threshold", "40", code=2)[1][-1]
+    number = additive("identity", ())
+    assert "this one predicts a number" in predict(number, rows, "--threshold", "0.4", code=2)[1][-1]
+
+
 def test_a_score_that_overflows_is_refused_by_its_true_row(predict):
     rows = [(5, "a")] * 40 + [(1.5e308, "a")]
     model = linear()

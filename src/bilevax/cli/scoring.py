@@ -10,10 +10,11 @@ from bilevax.tables.labels import Label
 from bilevax.tables.scores import Scores
 
 
-def scores_for(classes: Sequence[Label], records: Records) -> Scores:
+def scores_for(classes: Sequence[Label], records: Records, threshold: float | None = None) -> Scores:
     """An empty count, by the loss that the run was tuned by."""
     scoring = records.last(Scoring)
-    return Scores(classes, scoring.task if scoring else "number", keep=_asked(scoring) is not None)
+    task, keep = scoring.task if scoring else "number", _asked(scoring) is not None
+    return Scores(classes, task, threshold=threshold, keep=keep)
 
 
 def figures(scores: Scores, records: Records) -> list[str]:
@@ -25,7 +26,10 @@ def figures(scores: Scores, records: Records) -> list[str]:
     out = [_figure(loss, scores.loss.mean, NORMAL * scores.loss.error, own.loss if own else None)]
     if scores.right.count:
         half = accuracy_error(scores.right.mean, scores.right.count)
-        out.append(_figure("accuracy", scores.right.mean, half, own.accuracy if own else None))
+        name, tested = "accuracy", own.accuracy if own else None
+        if scores.threshold is not None:
+            name, tested = f"accuracy with threshold {scores.threshold:g}", None
+        out.append(_figure(name, scores.right.mean, half, tested))
     if scores.explained is not None:
         out.append(_figure("R^2", scores.explained, 0.0, errors.explained if errors else None))
     return _of_score(scores, scoring, own.score if own else None) + out

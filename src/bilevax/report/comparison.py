@@ -77,7 +77,7 @@ def _table(
         out.append(_difference(differences["loss"].get(m.name)))
         out += ["–" if m.accuracy is None else percent(m.accuracy)] * accurate
         out += [_number(m.validation_loss, 1, places)] * seen
-        return (*out, duration(m.seconds))
+        return tuple(_unbroken(cell) for cell in (*out, duration(m.seconds)))
 
     heads = []
     if asked.field == "score":
@@ -85,6 +85,11 @@ def _table(
     heads += [loss.name, f"{loss.name}: kept minus this"]
     heads += ["accuracy"] * accurate + [f"{loss.name} of validation rows"] * seen
     return (*heads, "time"), tuple(Row(m.name or "(no name)", m.role == "kept", cells(m)) for m in compared)
+
+
+def _unbroken(cell: str) -> str:
+    """Breaks before an interval in brackets alone."""
+    return cell.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}(", " (")
 
 
 def _number(value: float | None, sign: int, places: int = 4) -> str:

@@ -16,7 +16,7 @@ OPEN, FOLDED = 12, 8
 LISTED = 400
 """Rows of a table of effects, at most."""
 
-_NAMED, _FOREMOST = 11, 5
+_NAMED, _FOREMOST, _MAPS = 11, 5, 4
 _DATE_PARTS = ("year", "month", "day", "weekday", "hour")
 
 _ODDS = (
@@ -64,6 +64,7 @@ class Effects(NamedTuple):
     open: tuple[Picture, ...]
     folded: tuple[Picture, ...]
     pairs: tuple[Picture, ...]
+    sparse: tuple[Picture, ...]
     legend: tuple[tuple[str, str, bool], ...]
     classes: int
     droppable: str
@@ -81,7 +82,10 @@ def effects_section(run: Run) -> Effects | None:
     curves = [e for e in effects[: OPEN + FOLDED] if e.curve and any(w > 0 for w in e.weight)]
     shown = run.shown_labels()
     sharing = _sharing(effects)
-    drawn = [_picture(e, labels, measured, shown, shares=e.name in sharing) for e in curves]
+    dates = {column_of(e.name) for e in effects if e.name.endswith(" (year)")}
+    drawn = [_picture(e, labels, measured, shown, shares=e.name in sharing, part=_part(e.name, dates)) for e in curves]
+    maps = [p for p in pairs[:OPEN] if any(w > 0 for row in p.weight for w in row)]
+    folded = [p for p in maps[_MAPS:] if effect_pictures.grey(p) > 0.5]
     rows = _importances(effects, pairs, sharing)
     several = any(len(e.curve[0]) > 1 for e in effects if e.curve)
     return Effects(
@@ -92,7 +96,8 @@ def effects_section(run: Run) -> Effects | None:
         left_out=max(0, len(rows) - LISTED),
         open=tuple(drawn[:OPEN]),
         folded=tuple(drawn[OPEN:]),
-        pairs=tuple(_pair(p, labels) for p in pairs[:OPEN] if any(w > 0 for row in p.weight for w in row)),
+        pairs=tuple(_pair(p, labels, dates) for p in maps if p not in folded),
+        sparse=tuple(_pair(p, labels, dates) for p in folded),
         legend=legend_of(run) if several else (),
         classes=len(labels),
         droppable=_droppable(effects, sharing),
@@ -119,20 +124,29 @@ def _evidence(log_evidence: float | None, *, shares: bool = False) -> str:
     return said if said in (NO_SIGN, SHARES) else "" if log_evidence is None else f"evidence: {said}"
 
 
-def _picture(effect: Effect, labels: list[str], measured: str, shown: list[int], *, shares: bool) -> Picture:
+def _picture(effect: Effect, labels: list[str], measured: str, shown: list[int], *, shares: bool, part: str) -> Picture:
     note = _evidence(effect.log_evidence, shares=shares)
     if sum(w > 0 for w in effect.weight) > effect_pictures.LEVELS and any(p.part == "levels" for p in effect.parts):
         note += f"; the {effect_pictures.LEVELS} most frequent levels"
     return Picture(
-        effect.name or "(no name)", note.removeprefix("; "), effect_pictures.picture(effect, labels, measured, shown)
+        effect.name or "(no name)",
+        note.removeprefix("; "),
+        effect_pictures.picture(effect, labels, measured, shown, part=part),
     )
 
 
-def _pair(pair: Pair, labels: Sequence[str]) -> Picture:
-    image, label = effect_pictures.pair_picture(pair, labels)
+def _pair(pair: Pair, labels: Sequence[str], dates: Collection[str]) -> Picture:
+    parts = _part(pair.names[0], dates), _part(pair.names[1], dates)
+    image, label = effect_pictures.pair_picture(pair, labels, parts)
     evidence = _evidence(pair.log_evidence)
     of = f"for “{label}”, which it moves most" if label else ""
     return Picture(_pair_name(pair), ", ".join(filter(None, [evidence, of])), image)
+
+
+def _part(name: str, dates: Collection[str]) -> str:
+    """Which part of a date it is; a column that is only called so is none."""
+    column = column_of(name)
+    return name[len(column) + 2 : -1] if column != name and column in dates else ""
 
 
 def _pair_name(pair: Pair) -> str:

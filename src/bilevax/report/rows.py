@@ -22,7 +22,7 @@ _WHY = {
 }
 
 
-_OF_NUMBERS = "Test rows whose predictions are spread evenly from the lowest to the highest."
+_OF_NUMBERS = "Test rows a quarter, half and three quarters of the way through the predictions, in their order."
 
 
 class Share(NamedTuple):

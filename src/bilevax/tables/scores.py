@@ -64,6 +64,12 @@ def row_losses(task: str, prediction: np.ndarray, values: np.ndarray) -> np.ndar
     return np.asarray(2.0 * (np.log(mean / values) + values / mean - 1.0))
 
 
+def most_probable(means: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    """Codes of the classes that are predicted, [n]; of two the second where its probability is at least a threshold."""
+    codes: np.ndarray = means.argmax(axis=1) if threshold is None else (means[:, 1] >= threshold).astype(int)
+    return codes
+
+
 class Running:
     """Mean of numbers that come in pieces, and its standard error.
 
@@ -99,16 +105,21 @@ class Scores:
     Args:
         classes: the labels; none of a number.
         task: what is predicted where it is no class: ``number``, ``count`` or ``amount``.
+        threshold: of two classes, the probability from which on the second is predicted.
         keep: hold predictions and truths, for a score that is no mean over the rows.
 
     Attributes:
         loss: over the rows that are scored.
-        right: whether the most probable class is the true one, likewise.
+        right: whether the class that is predicted is the true one, likewise.
+        threshold: as given.
     """
 
-    def __init__(self, classes: Sequence[Label], task: str = "number", *, keep: bool = False) -> None:
+    def __init__(
+        self, classes: Sequence[Label], task: str = "number", *, threshold: float | None = None, keep: bool = False
+    ) -> None:
         self.loss, self.right, self._truth = Running(), Running(), Running()
         self._codes = {_key(label): code for code, label in enumerate(classes)}
+        self.threshold = threshold
         self._task = "classes" if classes else task
         self._kept: list[tuple[np.ndarray, np.ndarray]] | None = [] if keep else None
         self._missing = self._unknown = self._outside = 0
@@ -128,7 +139,7 @@ class Scores:
         values, means = values[scored], means[scored]
         self.loss.add(row_losses(self._task, means, values))
         if self._codes:
-            self.right.add((means.argmax(axis=1) == values).astype(float))
+            self.right.add((most_probable(means, self.threshold) == values).astype(float))
         else:
             self._truth.add(values)
         if self._kept is not None:
