@@ -103,9 +103,8 @@ def _curve(numbers: Bins, missing: Bins, shown: Sequence[int], *, name: str, uni
     inside = _x_axis(ax, x, numbers.weight)
     if part in _NAMES:
         # room for every second month
-        ax.set_xticks(
-            x[:: 2 if part == "month" else 1], [part_name(part, a) for a in x[:: 2 if part == "month" else 1]]
-        )
+        some = x[:: 2 if part == "month" else 1]
+        ax.set_xticks(some, [_tick(part_name(part, a)) for a in some.tolist()])
     _lines(ax, x, numbers, shown)
     if missing.at:
         _beside(ax, missing, shown)
