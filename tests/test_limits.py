@@ -351,12 +351,13 @@ given = dict.fromkeys(("problem", "w0", "lam", "train", "val"), 0)
 """
 
 PREDICTING = """
-import numpy as np, bilevax.study.run_directory as directory
+import numpy as np, bilevax.report.run as report, bilevax.study.run_directory as directory
+from bilevax.core.run_records import Records
 from types import SimpleNamespace
 model = SimpleNamespace(text_columns=(), number_columns=("x",), columns=("x",), missing={})
 model.target, model.classes, model.terms = "y", ("a", "b"), ()
 model.predict_mean = lambda table: np.full((table.rows, 2), 0.5)
-directory.read_model = lambda path: model
+directory.read_model, report.read_records_of = lambda path: model, lambda path: Records()
 """
 
 TUNING = """

@@ -8,11 +8,22 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, r2_score
+from scipy.stats import binomtest, sem
+from sklearn.metrics import (
+    accuracy_score,
+    log_loss,
+    mean_gamma_deviance,
+    mean_poisson_deviance,
+    mean_squared_error,
+    r2_score,
+    roc_auc_score,
+)
 
 from bilevax.cli import main
 from bilevax.core import files
 from bilevax.core.errors import StorageError
+from bilevax.core.run_records import Compared, Records, Scoring
+from bilevax.report import run as report_run
 from bilevax.study import run_directory
 from bilevax.tables import pieces
 from bilevax.tables.additive import AdditiveModel, Source
@@ -69,6 +80,11 @@ ROWS = [
 NAMES = ("id", "x", "c", "t", "d", "y")
 
 
+def wilson_half(p, n):
+    found = binomtest(round(p * n), n).proportion_ci(0.95, "wilson")
+    return (found.high - found.low) / 2
+
+
 @pytest.fixture(name="predict")
 def predictor(tmp_path, monkeypatch, capsys):
     """Applies a model to rows, in one of the formats; what was written, line by line, and what was said."""
@@ -77,8 +93,9 @@ def predictor(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(pieces.open_pieces.__kwdefaults__, "block", 60)
     monkeypatch.setitem(pieces.open_pieces.__kwdefaults__, "rows", 2)
 
-    def predict(model, rows, *words, names=NAMES, suffix=".csv", code=0):
+    def predict(model, rows, *words, names=NAMES, suffix=".csv", code=0, records=()):
         monkeypatch.setattr(run_directory, "read_model", lambda _: model)
+        monkeypatch.setattr(report_run, "read_records_of", lambda _: Records(records))
         if suffix == ".parquet":
             frame = pd.DataFrame([[cell or None for cell in row] for row in rows], columns=names)
             frame.to_parquet("t.parquet")
@@ -175,8 +192,11 @@ def test_predictions_are_scored_where_the_target_is_there(predict, suffix):
         log_loss(truth, probability),
         accuracy_score(truth, np.where(np.array(probability) > 0.5, "yes", "no")),
     )
+    of_true = [p if y == "yes" else 1 - p for p, y in zip(probability, truth, strict=True)]
+    half, wilson = 1.96 * sem(-np.log(of_true)), wilson_half(right, 16)
     assert said[-1] == (
-        f"bilevax: scored on 16 rows: log-loss {loss:.4g}, accuracy {right:.4g}; 4 rows without a value of 'y'"
+        f"bilevax: scored on 16 rows, ± 95 %: log-loss {loss:.3f} ± {half:.3f}, accuracy {right:.3f} ± {wilson:.3f}; "
+        "4 rows without a value of 'y'"
     )
     assert len(written) == 21
     odd = [*rows, ("9", "1", "a", "true", "2020-01-01", "maybe")]
@@ -184,7 +204,7 @@ def test_predictions_are_scored_where_the_target_is_there(predict, suffix):
         "; 1 row with a class that the model does not know ('maybe'), not scored"
     )
     assert predict(linear(), [(5, "a", 3), (9, "b", 7)], "--score", names=("x", "c", "y"))[1][-1].startswith(
-        "bilevax: scored on 2 rows: log-loss"
+        "bilevax: scored on 2 rows, ± 95 %: log-loss"
     )
 
 
@@ -195,9 +215,76 @@ def test_numbers_are_scored_by_their_squares(predict):
     _, said = predict(model, rows, "--score")
     truth, means = [row[5] for row in rows], [1e6 + score(*cells(row)) for row in rows]
     squares, share = mean_squared_error(truth, means), r2_score(truth, means)
-    assert said[-1] == f"bilevax: scored on 12 rows: mean squared error {squares:.6g}, R^2 {share:.4g}"
+    half = 1.96 * sem((np.array(truth) - means) ** 2)
+    assert 1 < half < 10
+    assert said[-1] == (
+        f"bilevax: scored on 12 rows, ± 95 %: mean squared error {squares:.1f} ± {half:.1f}, R^2 −{-share:.4f}"
+    )
     _, said = predict(model, rows, "--score", names=("id", "x", "c", "t", "d", "z"), code=4)
     assert "no column 'y'" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "deviance"),
+    [("count", "Poisson deviance", mean_poisson_deviance), ("amount", "gamma deviance", mean_gamma_deviance)],
+)
+def test_counts_and_amounts_are_scored_by_the_deviance_of_the_run(predict, task, loss, deviance):
+    rows = [(*row[:5], 1 + i % 4) for i, row in enumerate(ROWS * 4)]
+    run = [Scoring(task=task, loss=loss), Compared(name="a", role="kept", loss=0.4321, loss_se=0.1, seconds=1)]
+    model = additive("log", ())
+    truth, means = [row[5] for row in rows], [math.exp(score(*cells(row))) for row in rows]
+    whole, each = deviance(truth, means), [deviance([y], [m]) for y, m in zip(truth, means, strict=True)]
+    _, said = predict(model, rows, "--score", records=run)
+    expected = f"{loss} {whole:.1f} ± {1.96 * sem(each):.1f} (test rows of the run: 0.4321)"
+    assert said[-1] == f"bilevax: scored on 16 rows, ± 95 %: {expected}"
+    bad = [*rows, (*rows[0][:5], -1)]
+    assert re.search(
+        r"16 rows.*; 1 row with a value (below 0|of 0 or less)", predict(model, bad, "--score", records=run)[1][-1]
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_score_that_was_asked_for_is_that_of_all_rows(predict, weighted):
+    rng = np.random.default_rng(0)
+    rows = [(*row[:5], "yes" if rng.random() < 0.5 else "no") for row in ROWS * 10]
+    run = [
+        Scoring(task="classes", loss="log-loss", score="roc_auc", class_weight=weighted),
+        Compared(name="a", role="kept", loss=0.4, loss_se=0.1, accuracy=0.77, score=0.88, seconds=1),
+    ]
+    _, said = predict(additive(), rows, "--score", records=run)
+    area = roc_auc_score([row[5] for row in rows], [score(*cells(row)) for row in rows])
+    found = re.fullmatch(
+        r"bilevax: scored on 40 rows, ± 95 %: area under the ROC curve (\S+) ± (\S+) \(test rows of the run: 0.8800\), "
+        r"log-loss .* \(test rows of the run: 0.4000\), accuracy .* \(test rows of the run: 0.7700\)",
+        said[-1],
+    )
+    assert float(found[1]) == round(area, 3)
+    # of 20 against 20 it is known to about a tenth
+    assert 0.08 < float(found[2]) < 0.3
+    shares = [line for line in said if "do not read them as shares" in line]
+    assert len(shares) == weighted
+    one = [row for row in rows if row[5] == "no"]
+    assert (
+        "area under the ROC curve not known of these rows, log-loss"
+        in predict(additive(), one, "--score", records=run)[1][-1]
+    )
+
+
+def test_a_threshold_decides_between_two_classes(predict):
+    rows = [(*row[:5], row[5] or "no") for row in ROWS]
+    probability = [1 / (1 + math.exp(-score(*cells(row)))) for row in rows]
+    at = sorted(probability)[2]
+    plain, _ = predict(additive(), rows)
+    written, said = predict(additive(), rows, "--threshold", f"{at - 1e-9:.12f}", "--score")
+    predicted = ["yes" if p >= at else "no" for p in probability]
+    assert [row[0] for row in written[1:]] == predicted
+    assert predicted != [row[0] for row in plain[1:]]
+    assert [row[1:] for row in written] == [row[1:] for row in plain]
+    right = np.mean([row[5] == label for row, label in zip(rows, predicted, strict=True)])
+    assert re.search(rf"accuracy with threshold \S+ {right:.3f} ", said[-1])
+    assert "between 0 and 1" in predict(additive(), rows, "--threshold", "40", code=2)[1][-1]
+    number = additive("identity", ())
+    assert "this one predicts a number" in predict(number, rows, "--threshold", "0.4", code=2)[1][-1]
 
 
 def test_a_score_that_overflows_is_refused_by_its_true_row(predict):
@@ -264,5 +351,9 @@ def test_a_table_whose_columns_are_said_what_they_are_from_tune_to_predict(tmp_p
     written = pd.read_csv(io.StringIO(out))
     assert written["id"].tolist() == frame["id"].tolist()
     squares, share = mean_squared_error(frame["y"], written["prediction"]), r2_score(frame["y"], written["prediction"])
-    assert err.splitlines()[-1] == (f"bilevax: scored on 150 rows: mean squared error {squares:.6g}, R^2 {share:.4g}")
+    assert re.fullmatch(
+        rf"bilevax: scored on 150 rows, ± 95 %: mean squared error {squares:.3f} ± \S+ \(test rows of the run: \S+\), "
+        rf"R\^2 {share:.4f} \(test rows of the run: \S+\)",
+        err.splitlines()[-1],
+    )
     assert share > 0.9

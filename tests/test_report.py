@@ -19,7 +19,19 @@ from report_runs import GRID, RIVAL, write, write_linear
 
 from bilevax.cli.entry import main
 from bilevax.core.errors import CorruptError, DataError
-from bilevax.core.run_records import Candidate, Effect, Gap, Note, Paired, Record, Records, Scoring
+from bilevax.core.run_records import (
+    Calibration,
+    Candidate,
+    Effect,
+    Errors,
+    Gap,
+    Group,
+    Note,
+    Paired,
+    Record,
+    Records,
+    Scoring,
+)
 from bilevax.core.text import clean, shorten, significant
 from bilevax.report import write_report
 from bilevax.report.penalties import pixels
@@ -263,18 +275,84 @@ def test_verdict_speaks_of_the_main_rival() -> None:
 
 
 @pytest.mark.parametrize(
+    ("score", "measured", "word", "words"),
+    [
+        (None, {"loss": (-0.02, 0.02)}, "Better, but another model is better still", "a lower log-loss by 0.0200"),
+        (None, {"loss": (0.001, 0.02)}, "Another model is better", "a lower log-loss by 0.0200"),
+        (None, {"loss": (0.02, 0.03)}, "Worse", "a lower log-loss by 0.0300"),
+        (None, {"loss": (0.001, 0.002)}, "No measurable difference", ""),
+        (
+            "roc_auc",
+            {"score": (0.001, -0.02), "loss": (0.001, 0.03)},
+            "Another model is better",
+            "a higher area under the ROC curve by 0.0200",
+        ),
+        (
+            "roc_auc",
+            {"score": (0.001, -0.001), "loss": (0.001, 0.02)},
+            "No measurable difference, but another model has a lower log-loss",
+            "a lower log-loss by 0.0200",
+        ),
+    ],
+)
+def test_a_rival_that_is_surely_better_is_told(
+    score: str | None, measured: dict[str, tuple[float, float]], word: str, words: str
+) -> None:
+    records: list[Record] = [Scoring(task="classes", loss="log-loss", score=score)]
+    for measure, (first, other) in measured.items():
+        records += [paired(first, measure=measure), paired(other, measure=measure, name="other", main=False)]
+    found = verdict(Records(records), {})
+    assert found.word == word
+    if not words:
+        assert "other" not in found.sentence
+        return
+    low = float(words[-6:]) - 0.008
+    interval = f"(95\u202f% interval {low:.4f} to {low + 0.016:.4f})"
+    assert found.sentence.endswith(f" “other” has {words} {interval}.")
+    assert found.sentence.count("“other”") == 1
+
+
+def test_the_main_rival_is_told_too_where_its_loss_alone_is_surely_better() -> None:
+    records = [Scoring(task="classes", loss="log-loss", score="roc_auc"), paired(0.02), paired(0.001, measure="score")]
+    assert said(records).endswith(f" “{RIVAL}” has a lower log-loss by 0.0200 (95\u202f% interval 0.0120 to 0.0280).")
+
+
+def test_a_difference_of_one_fold_has_no_interval(tmp_path: Path) -> None:
+    one = [c.model_copy(update={"standard_error": 0.0}) for c in runs.candidates(-0.0198) if isinstance(c, Candidate)]
+    assert verdict(Records(one), {}).detail == (
+        "On held-out training rows, its log-loss was 0.0198 below that of a linear model with one penalty for all "
+        "columns (by one fold; how sure that is cannot be said)."
+    )
+    text = text_of(write(tmp_path, [*runs.win(), *one]))
+    assert "−0.0198 (one fold)" in text
+    assert "± 0.0000" not in text
+
+
+def test_shares_add_up() -> None:
+    sentence = verdict(Records(runs.candidates(-0.046, (1 / 6, 0.0, 5 / 12, 5 / 12))), {}).sentence
+    assert "16\u202f% straight lines that share one penalty, 42\u202f% curves and 42\u202f% curves" in sentence
+
+
+@pytest.mark.parametrize(
     ("weights", "words"),
     [
         ((1.0, 0, 0, 0), "A linear model was kept: one penalty for all columns."),
         ((0, 1.0, 0, 0), "A linear model was kept: a penalty for each column."),
         ((0, 0, 1.0, 0), "An additive model was kept: a curve for each column."),
         ((0, 0, 0, 1.0), "An additive model was kept: a curve for each column, and surfaces for pairs."),
-        ((0, 0, 0.35, 0.65), "An additive model was kept: 35\u202f% curves and 65\u202f% curves and pairs of columns."),
+        (
+            (0, 0, 0.35, 0.65),
+            "An additive model was kept: 35\u202f% curves and 65\u202f% curves with pairs of columns.",
+        ),
         (
             (0.5, 0.5, 0, 0),
-            "A linear model was kept: 50\u202f% lines with one penalty and 50\u202f% lines with a penalty each.",
+            "A linear model was kept: 50\u202f% straight lines that share one penalty "
+            "and 50\u202f% straight lines with a penalty each.",
         ),
-        ((0.1, 0, 0.9, 0.001), "An additive model was kept: 10\u202f% lines with one penalty and 90\u202f% curves."),
+        (
+            (0.1, 0, 0.9, 0.001),
+            "An additive model was kept: 10\u202f% straight lines that share one penalty and 90\u202f% curves.",
+        ),
     ],
 )
 def test_verdict_says_what_was_kept(weights: tuple[float, ...], words: str) -> None:
@@ -379,7 +457,8 @@ def test_sections_of_each_kind_of_run(tmp_path: Path, kind: str) -> None:
     assert "nats" not in text
     assert "sample visits" not in text
     assert "hypergradient" not in text
-    assert {"win": "Better", "tie": "No measurable difference", "many": "Better", "regression": "Worse"}[kind] in text
+    words = {"win": "Better", "tie": "No measurable difference, but", "many": "Better", "regression": "Worse"}
+    assert words[kind] in text
 
 
 def test_tiles_of_a_linear_run(tmp_path: Path) -> None:
@@ -463,12 +542,43 @@ def test_effects_are_in_order_and_the_less_important_ones_folded(tmp_path: Path)
     assert sorted(listed) == sorted([*names, f"{names[0]} × {names[-1]}"])
 
 
-def test_evidence_is_told_as_a_bet(tmp_path: Path) -> None:
+def test_evidence_is_told_in_words_and_the_odds_with_the_mathematics(tmp_path: Path) -> None:
     against = runs.number("noise", size=0.01).model_copy(update={"log_evidence": -math.log(40), "droppable": True})
     unknown = runs.number("odd").model_copy(update={"log_evidence": None})
-    text = text_of(write(tmp_path, [runs.number("age"), unknown, against]))
-    assert "Can be dropped, for want of evidence: noise (40 to 1 against)." in text
-    assert "over 1,000 to 1 for" in text
+    page = page_of(write(tmp_path, [runs.number("age"), unknown, against]))
+    effects, mathematics = page[: page.index('id="mathematics"')], page[page.index('id="mathematics"') :]
+    assert "to 1" not in effects
+    assert "bet" not in re.findall(r"\w+", effects)
+    assert 'class="evidence">very clear</span>' in effects
+    assert "40 to 1 against" in mathematics
+    assert "over 1,000 to 1 for" in mathematics
+
+
+def zero(name: str, **changes: Any) -> Effect:
+    """An effect that can be dropped, whose band does not leave 0."""
+    plain = runs.number(name, size=0.01)
+    wide = {"lower": [[-1.0]] * len(plain.at), "upper": [[1.0]] * len(plain.at)}
+    return plain.model_copy(update={**wide, "droppable": True, "log_evidence": 0.5, **changes})
+
+
+def test_all_columns_that_can_be_dropped_are_named_once(tmp_path: Path) -> None:
+    strong = [runs.number(f"strong {i}") for i in range(5)]
+    idle = [zero(f"c{i}") for i in range(8)] + [zero("day (year)"), zero("day (month)")]
+    text = text_of(write(tmp_path, [*strong, *idle]))
+    names = ", ".join(f"c{i}" for i in range(8))
+    assert f"No sign that they matter, so that each can be dropped: {names} and day." in text
+    assert "A date is dropped as a whole" in text
+
+
+def test_what_moves_the_score_is_not_said_to_be_idle(tmp_path: Path) -> None:
+    """Among the five most important, with a band that leaves 0."""
+    twin = zero("twin", lower=runs.number("x").curve, upper=runs.number("x").curve, importance=0.7)
+    strong = [runs.number(f"strong {i}") for i in range(4)]
+    page = page_of(write(tmp_path, [*strong, twin, zero("idle"), zero("late", lower=twin.lower)]))
+    text = parsed(page).text
+    assert "No sign that they matter, so that each can be dropped: idle and late." in text
+    assert "could be dropped too, since what is in it other columns say as well: twin." in text
+    assert page.count("shares its information with others") == 2  # beside its bar and its picture
 
 
 def test_levels_without_rows_and_names_that_are_long(tmp_path: Path) -> None:
@@ -502,6 +612,40 @@ def test_thresholds_are_counts_of_the_rows(tmp_path: Path) -> None:
     assert cells[1].startswith(f"{half.false_positive} of {others} (")
     assert cells[2] == f"{100 * half.true_positive / (half.true_positive + half.false_positive):.1f}\u202f%"
     assert cells[3] == f"{100 * (half.true_positive + half.true_negative) / (there + others):.1f}\u202f%"
+
+
+@pytest.mark.parametrize(
+    ("shift", "time_column", "words"),
+    [
+        (14.2, "", "Predictions are too low by 14.2 on average on the test rows."),
+        (-14.2, "day", "Predictions are too high by 14.2 on average on the test rows (the newest rows)."),
+        (3.0, "", ""),
+    ],
+)
+def test_a_systematic_error_is_told(tmp_path: Path, shift: float, time_column: str, words: str) -> None:
+    """Of 400 rows with errors of standard deviation 40, three standard errors are 6."""
+    error = np.random.default_rng(0).normal(size=400)
+    error = shift + 40 * (error - error.mean()) / error.std(ddof=1)
+    predicted = np.linspace(50, 250, 400)
+    groups = [
+        Group(predicted=float(p.mean()), observed=float((p + e).mean()), low=0, high=500, rows=len(p))
+        for p, e in zip(np.split(predicted, [150]), np.split(error, [150]), strict=True)
+    ]
+    drawn = slice(None, None, 4)
+    sample = Errors(
+        predicted=predicted[drawn].tolist(), observed=(predicted + error)[drawn].tolist(), quantiles={}, explained=None
+    )
+    config = runs.config_of([])
+    config["data"] |= {"time_column": time_column} if time_column else {}
+    text = text_of(write(tmp_path, [runs.data(), sample, Calibration(groups=groups)], config=config))
+    assert words in text
+    assert ("Predictions are too" in text) == bool(words)
+
+
+def test_probabilities_under_class_weights_are_no_shares(tmp_path: Path) -> None:
+    said = "Probabilities are as if classes were equally frequent (class weights): do not read them as shares."
+    assert said in text_of(write(tmp_path / "tie", runs.tie()))
+    assert said not in text_of(write(tmp_path / "win", runs.win()))
 
 
 def test_bars_of_a_row_are_as_long_as_its_contributions(tmp_path: Path) -> None:

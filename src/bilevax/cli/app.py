@@ -200,13 +200,21 @@ def predict(
     max_cells: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Rows x columns at most, of a Parquet or svmlight file.")
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Of two classes: predict the second where its probability is at least P, not the more probable one.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
     """Apply a tuned model: for each row the predicted label and the probability of every class, or the number."""
     from bilevax.cli.predict import PredictOptions, run
 
-    run(directory, table, out, PredictOptions(missing or (), keep or (), score, max_cells), force=force)
+    options = PredictOptions(missing or (), keep or (), score, max_cells, threshold)
+    run(directory, table, out, options, force=force)
 
 
 @app.command()

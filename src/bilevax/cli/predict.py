@@ -13,10 +13,11 @@ import numpy as np
 from bilevax.cli.place import require_free
 from bilevax.cli.source import open_in_pieces
 from bilevax.core import files
+from bilevax.core.errors import UsageError
 from bilevax.core.text import clean
 from bilevax.tables.labels import label_text
 from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, number_of
-from bilevax.tables.scores import Scores, known_target
+from bilevax.tables.scores import known_target, most_probable
 from bilevax.tables.table import Table
 from bilevax.tables.unfamiliar import Unfamiliar
 
@@ -35,27 +36,37 @@ class PredictOptions(NamedTuple):
         keep: columns that stand before the prediction.
         score: whether the target is there, and the predictions are compared with it.
         max_cells: rows x columns at most of a file of which a few bytes may stand for many cells; None: the usual.
+        threshold: of two classes, the probability from which on the second is predicted; None: the more probable one.
     """
 
     missing: Sequence[str] = ()
     keep: Sequence[str] = ()
     score: bool = False
     max_cells: int | None = None
+    threshold: float | None = None
 
 
 def run(directory: Path, source: str, out: Path | None, options: PredictOptions, *, force: bool) -> None:
     """Write predictions as CSV: columns that are kept, ``prediction``, and ``probability_LABEL`` for every class."""
+    from bilevax.cli import scoring
+    from bilevax.report.run import read_records_of
+    from bilevax.report.words import AS_IF, is_weighted
     from bilevax.study.run_directory import read_model
 
     if out is not None:
         require_free(out, force=force)
-    model = read_model(directory)
+    model, records = read_model(directory), read_records_of(directory)
+    _check_threshold(options.threshold, model.classes)
     pieces = open_in_pieces(source, reading_of(model, options))
     _say(pieces.notes)
     unused = [name for name in pieces.others if name != model.target]
     if unused:
         _say([f"not used by the model: {', '.join(unused[:8])}{', ...' if len(unused) > 8 else ''}"])
-    unfamiliar, scores = Unfamiliar(model), Scores(model.classes) if options.score else None
+    if is_weighted(records):
+        _say([AS_IF])
+    unfamiliar, scores = Unfamiliar(model), None
+    if options.score:
+        scores = scoring.scores_for(model.classes, records, options.threshold)
     with _output(out) as write:
         write(_lines([[*map(safe_cell, options.keep), "prediction", *_probability_names(model)]]))
         for table in pieces.tables():
@@ -63,10 +74,10 @@ def run(directory: Path, source: str, out: Path | None, options: PredictOptions,
             unfamiliar.add(table)
             if scores is not None:
                 scores.add(means, table.column(model.target))
-            write(_lines(_rows(model, table, means)))
+            write(_lines(_rows(model, table, means, options.threshold)))
     _say(unfamiliar.lines())
     if scores is not None:
-        _say([scores.line(model.target)])
+        _say([scores.line(model.target, scoring.figures(scores, records))])
     if out is not None:
         _say([f"{pieces.rows:,} predictions in {out}"])
 
@@ -98,11 +109,21 @@ def _probability_names(model: "TableModel") -> list[str]:
     return [f"probability_{label_text(label)}" for label in model.classes]
 
 
-def _rows(model: "TableModel", table: Table, means: np.ndarray) -> Iterator[list[str]]:
+def _check_threshold(threshold: float | None, classes: Sequence[object]) -> None:
+    if threshold is None:
+        return
+    if len(classes) != 2:
+        what = f"{len(classes)} classes" if classes else "a number"
+        raise UsageError(f"--threshold is for a model of two classes; this one predicts {what}")
+    if not 0.0 <= threshold <= 1.0:
+        raise UsageError(f"--threshold {threshold:g} is no probability; it lies between 0 and 1")
+
+
+def _rows(model: "TableModel", table: Table, means: np.ndarray, threshold: float | None) -> Iterator[list[str]]:
     """The lines of a piece."""
     if model.classes:
         labels = [safe_cell(label_text(label), label) for label in model.classes]
-        predicted = ([labels[code]] for code in means.argmax(axis=1).tolist())
+        predicted = ([labels[code]] for code in most_probable(means, threshold).tolist())
         numbers = [[f"{p:.6g}" for p in row] for row in means.tolist()]
     else:
         predicted, numbers = ([f"{mean:.10g}"] for mean in means.tolist()), [[]] * table.rows

@@ -7,7 +7,7 @@ from bilevax.core.run_records import Compared, Paired, Records, Scoring
 from bilevax.core.text import decimal, duration, percent
 from bilevax.report.pictures import Interval, intervals
 from bilevax.report.run import Run
-from bilevax.report.summary import NORMAL, headline, kept_model, models, notes, pairs
+from bilevax.report.summary import NORMAL, headline, kept_model, loss_places, models, notes, pairs
 from bilevax.report.words import Measure, asked_for, loss_of, places_for
 
 
@@ -65,7 +65,7 @@ def _table(
     seen: bool,
 ) -> tuple[tuple[str, ...], tuple[Row, ...]]:
     asked, loss = measures
-    places = _places(compared)
+    places = loss_places(compared)
     scored = asked.field == "score" and asked.name != "accuracy" and any(m.score is not None for m in compared)
     accurate = any(m.accuracy is not None for m in compared)
 
@@ -77,7 +77,7 @@ def _table(
         out.append(_difference(differences["loss"].get(m.name)))
         out += ["–" if m.accuracy is None else percent(m.accuracy)] * accurate
         out += [_number(m.validation_loss, 1, places)] * seen
-        return (*out, duration(m.seconds))
+        return tuple(_unbroken(cell) for cell in (*out, duration(m.seconds)))
 
     heads = []
     if asked.field == "score":
@@ -85,6 +85,11 @@ def _table(
     heads += [loss.name, f"{loss.name}: kept minus this"]
     heads += ["accuracy"] * accurate + [f"{loss.name} of validation rows"] * seen
     return (*heads, "time"), tuple(Row(m.name or "(no name)", m.role == "kept", cells(m)) for m in compared)
+
+
+def _unbroken(cell: str) -> str:
+    """Breaks before an interval in brackets alone."""
+    return cell.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}(", " (")
 
 
 def _number(value: float | None, sign: int, places: int = 4) -> str:
@@ -98,14 +103,8 @@ def _difference(p: Paired | None) -> str:
     return f"{decimal(p.difference, places)} ({decimal(p.low, places)} to {decimal(p.high, places)})"
 
 
-def _places(compared: Sequence[Compared]) -> int:
-    # The smallest error decides for all, so that the figures can be compared.
-    errors = [m.loss_se for m in compared if m.loss_se > 0]
-    return places_for(NORMAL * min(errors)) if errors else 4
-
-
 def _levels(compared: Sequence[Compared], loss: Measure) -> tuple[str, str, str]:
-    places = _places(compared)
+    places = loss_places(compared)
     rows = []
     for m in compared:
         half = NORMAL * m.loss_se

@@ -1,16 +1,21 @@
 """The section on how good the predictions of test rows are."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from bilevax.core.run_records import Calibration, Confusion, Discrimination, Errors, Threshold
 from bilevax.core.text import count, decimal, percent, shorten, significant
 from bilevax.report import diagnostic_pictures as draw
 from bilevax.report.effects import Picture, legend_of
 from bilevax.report.run import Run
+from bilevax.report.words import AS_IF, is_weighted
 
 _MOST_THRESHOLDS = 11
 _MOST_CLASSES = 30
+_SURELY = 3.0  # standard errors
 
 
 class Cell(NamedTuple):
@@ -34,6 +39,7 @@ class Diagnostics(NamedTuple):
     areas: tuple[tuple[str, ...], ...]
     quantiles: tuple[tuple[str, str], ...]
     explained: str
+    bias: str
 
 
 def diagnostics_section(run: Run) -> Diagnostics | None:
@@ -45,19 +51,35 @@ def diagnostics_section(run: Run) -> Diagnostics | None:
     two = curves[0] if len(curves) == 1 else None
     quantiles = errors.quantiles.items() if errors else ()
     shown = {run.labels()[c]: c for c in run.shown_labels()}
-    target = run.setting("data", "target")
+    target, drawn = run.setting("data", "target"), (_of_shown(curves, shown), _of_shown(calibrations, shown))
     return Diagnostics(
         legend=legend_of(run),
         classes=len(run.labels()),
-        pictures=tuple(_pictures(_of_shown(curves, shown), _of_shown(calibrations, shown), errors, target)),
+        pictures=tuple(_pictures(*drawn, errors, target, weighted=is_weighted(run.records))),
         positive=two.label if two else "",
         thresholds=_thresholds(two.thresholds) if two else (),
         labels=tuple(shorten(label, 24) for label in confusion.labels[:_MOST_CLASSES]) if confusion else (),
         confusion=_confusion(confusion) if confusion else (),
         areas=tuple(map(_area, curves)) if len(curves) > 1 else (),
         quantiles=tuple((_share(share), significant(error)) for share, error in quantiles),
+        bias=_bias(calibrations, errors, newest=bool(run.setting("data", "time_column"))),
         explained=percent(errors.explained) if errors and errors.explained is not None else "",
     )
+
+
+def _bias(calibrations: Sequence[Calibration], errors: Errors | None, *, newest: bool) -> str:
+    """Of a number: that predictions are too low, or too high, where the mean error is surely not 0."""
+    groups = [g for c in calibrations for g in c.groups]
+    if errors is None or len(errors.observed) < 2:
+        return ""
+    off = np.subtract(errors.observed, errors.predicted)
+    # the groups are of all test rows, the sample of some
+    rows = sum(g.rows for g in groups) or len(off)
+    mean = sum(g.rows * (g.observed - g.predicted) for g in groups) / rows if groups else float(off.mean())
+    if abs(mean) <= _SURELY * float(off.std(ddof=1)) / math.sqrt(rows):
+        return ""
+    which = "the test rows (the newest rows)" if newest else "the test rows"
+    return f"Predictions are too {'low' if mean > 0 else 'high'} by {significant(abs(mean))} on average on {which}."
 
 
 D = TypeVar("D", Discrimination, Calibration)
@@ -75,6 +97,8 @@ def _pictures(
     calibrations: Sequence[tuple[int, Calibration]],
     errors: Errors | None,
     target: str,
+    *,
+    weighted: bool,
 ) -> list[Picture]:
     out = []
     if curves:
@@ -86,6 +110,7 @@ def _pictures(
         out.append(Picture("Observed against predicted", "A point is a test row.", draw.scatter(errors, target)))
     if calibrations:
         note = "Groups of rows with like predictions. On the dashed line, what was predicted is what happens."
+        note += f" {AS_IF[0].upper()}{AS_IF[1:]}." if weighted else ""
         out.append(Picture("Calibration", note, draw.calibration(calibrations)))
     return out
 

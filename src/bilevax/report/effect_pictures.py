@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from bilevax.core.run_records import Effect, Pair
-from bilevax.core.text import short_count, shorten, significant
+from bilevax.core.text import count, shorten, significant
 from bilevax.report import svg
 from bilevax.report.pictures import linear_ticks, log_axis
 
@@ -26,6 +26,10 @@ _ROW, _CHARACTER, _LONGEST = 19, 6.6, 21
 _TAILS = 0.005  # rows beyond either end of an axis, where they would take more than half of it
 _DECADES = 20.0  # largest over least number from which an axis may be logarithmic
 _MISSING = "(missing)"
+_NAMES = {
+    "month": ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
+    "weekday": ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"),
+}
 
 
 class Bins(NamedTuple):
@@ -59,7 +63,7 @@ def bins_of(effect: Effect) -> Bins:
     return Bins(effect.at, curve, low, high, weight).take(np.flatnonzero(weight > 0))
 
 
-def picture(effect: Effect, labels: Sequence[str], unit: str, shown: Sequence[int] = (0,)) -> str:
+def picture(effect: Effect, labels: Sequence[str], unit: str, shown: Sequence[int] = (0,), *, part: str = "") -> str:
     """The effect of a column: a curve of numbers, points of levels, a map of levels and classes.
 
     Args:
@@ -67,13 +71,14 @@ def picture(effect: Effect, labels: Sequence[str], unit: str, shown: Sequence[in
         labels: of the classes.
         unit: what it is measured in.
         shown: which of the scores, if S > 1.
+        part: of a date.
     """
     bins = bins_of(effect)
     shown = [c for c in shown if c < bins.curve.shape[1]] if bins.curve.shape[1] > 1 else [0]
     numbers = np.array([not isinstance(a, str) for a in bins.at])
     if numbers.any():
         parts = bins.take(np.flatnonzero(numbers)), bins.take(np.flatnonzero(~numbers))
-        return _curve(*parts, shown, name=effect.name, unit=unit)
+        return _curve(*parts, shown, name=effect.name, unit=unit, part=part)
     ordered = any(part.part == "steps" for part in effect.parts)
     levels = _levels_shown(bins, ordered)
     if levels.curve.shape[1] == 1:
@@ -92,10 +97,14 @@ def _levels_shown(bins: Bins, ordered: bool) -> Bins:
     return shown.take(np.argsort(last, kind="stable"))
 
 
-def _curve(numbers: Bins, missing: Bins, shown: Sequence[int], *, name: str, unit: str) -> str:
+def _curve(numbers: Bins, missing: Bins, shown: Sequence[int], *, name: str, unit: str, part: str) -> str:
     x = np.array([float(a) for a in numbers.at])
-    figure, ax = svg.panel(200, left=54, right=56 if missing.at else 16, top=8, bottom=30, width=WIDTH)
+    figure, ax = svg.panel(200, left=66, right=56 if missing.at else 16, top=8, bottom=30, width=WIDTH)
     inside = _x_axis(ax, x, numbers.weight)
+    if part in _NAMES:
+        # room for every second month
+        some = x[:: 2 if part == "month" else 1]
+        ax.set_xticks(some, [_tick(part_name(part, a)) for a in some.tolist()])
     _lines(ax, x, numbers, shown)
     if missing.at:
         _beside(ax, missing, shown)
@@ -143,7 +152,7 @@ def _x_axis(ax: "Axes", x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         low, high = float(x.min()), float(x.max())
     room = 0.02 * (high - low) or max(0.5, 0.1 * abs(high))
     ax.set_xlim(low - room, high + room)
-    linear_ticks(ax, "x", 4)
+    linear_ticks(ax, "x", 4, whole=bool(np.all(x == np.rint(x))))
     inside: np.ndarray = (x >= low) & (x <= high)
     return inside
 
@@ -200,7 +209,7 @@ def _points(bins: Bins, name: str, unit: str) -> str:
         ax.text(
             1.03,
             row,
-            short_count(round(weight)),
+            _rows(round(weight)),
             transform=ax.get_yaxis_transform(),
             va="center",
             fontsize=10,
@@ -208,6 +217,17 @@ def _points(bins: Bins, name: str, unit: str) -> str:
         )
     said = "; ".join(f"{n} {v:.3g}" for n, v in zip(names, bins.curve[:, 0], strict=True))
     return svg.image(figure, f"What {name} adds: {said}.")
+
+
+def _rows(n: int) -> str:
+    return count(n) if n < 100_000 else f"{n / 1000:,.0f} k"
+
+
+def part_name(part: str, value: float | str) -> float | str:
+    """A month or weekday by its name, in short; else the value."""
+    names, first = _NAMES.get(part, ()), 1 if part == "month" else 0
+    known = not isinstance(value, str) and value == round(value) and 0 <= value - first < len(names)
+    return names[round(float(value)) - first] if known else value
 
 
 def _level_map(bins: Bins, name: str, shown: Sequence[int], labels: Sequence[str]) -> str:
@@ -246,7 +266,14 @@ def map_of(figure: "Figure", ax: "Axes", values: np.ndarray, *, right: float) ->
     linear_ticks(scale, "y", 3 if height < 140 else 5)
 
 
-def pair_picture(pair: Pair, labels: Sequence[str]) -> tuple[str, str]:
+def grey(pair: Pair) -> float:
+    """Share of the map without rows."""
+    there = np.array(pair.weight, float) > 0
+    there = there[there.any(axis=1)][:, there.any(axis=0)]
+    return 1.0 - float(there.mean())
+
+
+def pair_picture(pair: Pair, labels: Sequence[str], parts: tuple[str, str] = ("", "")) -> tuple[str, str]:
     """A map of what two columns add together; of several classes that of the one it moves most, and its label."""
     surface, weight = np.array(pair.surface, float), np.array(pair.weight, float)
     there = weight > 0
@@ -254,15 +281,16 @@ def pair_picture(pair: Pair, labels: Sequence[str]) -> tuple[str, str]:
     size = np.sqrt(np.sum(weight[:, :, None] * surface**2, axis=(0, 1)))
     c = int(np.argmax(size))
     values = np.where(there, surface[:, :, c], np.nan)[rows][:, columns]
-    first = [pair.first[i] for i in np.flatnonzero(rows)]
-    second = [pair.second[i] for i in np.flatnonzero(columns)]
+    first = [part_name(parts[0], pair.first[i]) for i in np.flatnonzero(rows)]
+    second = [part_name(parts[1], pair.second[i]) for i in np.flatnonzero(columns)]
     _, left = _names([_tick(a) for a in first])
-    figure, ax = svg.panel(250, left=left + 18, right=60, top=8, bottom=44, width=WIDTH)
+    figure, ax = svg.panel(250, left=left + 26, right=60, top=8, bottom=44, width=WIDTH)
     map_of(figure, ax, values, right=60)
     _ticks(ax, "y", [_tick(a, _LONGEST) for a in first], most=6)
     across = [_tick(a, 9) for a in second]
-    _ticks(ax, "x", across, most=int((WIDTH - left - 78) / (_CHARACTER * max(map(len, across)) + 12)))
-    ax.set(xlabel=shorten(pair.names[1], 30), ylabel=shorten(pair.names[0], 26))
+    _ticks(ax, "x", across, most=int((WIDTH - left - 86) / (_CHARACTER * max(map(len, across)) + 12)))
+    ax.set_xlabel(shorten(pair.names[1], 26))
+    ax.set_ylabel(shorten(pair.names[0], 26), labelpad=9)
     label = labels[c] if surface.shape[2] > 1 and c < len(labels) else ""
     return svg.image(figure, f"What {pair.names[0]} and {pair.names[1]} add together."), label
 

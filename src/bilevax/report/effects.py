@@ -1,6 +1,6 @@
 """The sections on what columns, and pairs of columns, add to a prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from bilevax.core.run_records import Effect, Pair, Scoring
@@ -8,13 +8,16 @@ from bilevax.core.text import counted, decimal, listed, significant
 from bilevax.report import effect_pictures
 from bilevax.report.run import Run
 from bilevax.report.svg import look
-from bilevax.report.words import odds, unit
+from bilevax.report.words import NO_SIGN, SHARES, strength, unit
 
 OPEN, FOLDED = 12, 8
 """Pictures that are seen at once, and that are behind a fold."""
 
 LISTED = 400
 """Rows of a table of effects, at most."""
+
+_NAMED, _FOREMOST, _MAPS = 11, 5, 4
+_DATE_PARTS = ("year", "month", "day", "weekday", "hour")
 
 _ODDS = (
     "The score is the log of the odds: adding 0.7 to it doubles them, taking 0.7 from it halves them, and the "
@@ -61,6 +64,7 @@ class Effects(NamedTuple):
     open: tuple[Picture, ...]
     folded: tuple[Picture, ...]
     pairs: tuple[Picture, ...]
+    sparse: tuple[Picture, ...]
     legend: tuple[tuple[str, str, bool], ...]
     classes: int
     droppable: str
@@ -77,8 +81,12 @@ def effects_section(run: Run) -> Effects | None:
     measured = unit(scoring, labels, target)
     curves = [e for e in effects[: OPEN + FOLDED] if e.curve and any(w > 0 for w in e.weight)]
     shown = run.shown_labels()
-    drawn = [_picture(e, labels, measured, shown) for e in curves]
-    rows = _importances(effects, pairs)
+    sharing = _sharing(effects)
+    dates = {column_of(e.name) for e in effects if e.name.endswith(" (year)")}
+    drawn = [_picture(e, labels, measured, shown, shares=e.name in sharing, part=_part(e.name, dates)) for e in curves]
+    maps = [p for p in pairs[:OPEN] if any(w > 0 for row in p.weight for w in row)]
+    folded = [p for p in maps[_MAPS:] if effect_pictures.grey(p) > 0.5]
+    rows = _importances(effects, pairs, sharing)
     several = any(len(e.curve[0]) > 1 for e in effects if e.curve)
     return Effects(
         scale=_scale(scoring, labels, target),
@@ -88,10 +96,11 @@ def effects_section(run: Run) -> Effects | None:
         left_out=max(0, len(rows) - LISTED),
         open=tuple(drawn[:OPEN]),
         folded=tuple(drawn[OPEN:]),
-        pairs=tuple(_pair(p, labels) for p in pairs[:OPEN] if any(w > 0 for row in p.weight for w in row)),
+        pairs=tuple(_pair(p, labels, dates) for p in maps if p not in folded),
+        sparse=tuple(_pair(p, labels, dates) for p in folded),
         legend=legend_of(run) if several else (),
         classes=len(labels),
-        droppable=_droppable(effects),
+        droppable=_droppable(effects, sharing),
         several=several,
     )
 
@@ -110,27 +119,41 @@ def _scale(scoring: Scoring | None, labels: Sequence[str], target: str) -> str:
     return _MANY if len(labels) > 2 else _ODDS
 
 
-def _picture(effect: Effect, labels: list[str], measured: str, shown: list[int]) -> Picture:
-    note = "" if effect.log_evidence is None else f"evidence {odds(effect.log_evidence)}"
+def _evidence(log_evidence: float | None, *, shares: bool = False) -> str:
+    said = SHARES if shares else strength(log_evidence)
+    return said if said in (NO_SIGN, SHARES) else "" if log_evidence is None else f"evidence: {said}"
+
+
+def _picture(effect: Effect, labels: list[str], measured: str, shown: list[int], *, shares: bool, part: str) -> Picture:
+    note = _evidence(effect.log_evidence, shares=shares)
     if sum(w > 0 for w in effect.weight) > effect_pictures.LEVELS and any(p.part == "levels" for p in effect.parts):
         note += f"; the {effect_pictures.LEVELS} most frequent levels"
     return Picture(
-        effect.name or "(no name)", note.removeprefix("; "), effect_pictures.picture(effect, labels, measured, shown)
+        effect.name or "(no name)",
+        note.removeprefix("; "),
+        effect_pictures.picture(effect, labels, measured, shown, part=part),
     )
 
 
-def _pair(pair: Pair, labels: Sequence[str]) -> Picture:
-    image, label = effect_pictures.pair_picture(pair, labels)
-    evidence = "" if pair.log_evidence is None else f"evidence {odds(pair.log_evidence)}"
+def _pair(pair: Pair, labels: Sequence[str], dates: Collection[str]) -> Picture:
+    parts = _part(pair.names[0], dates), _part(pair.names[1], dates)
+    image, label = effect_pictures.pair_picture(pair, labels, parts)
+    evidence = _evidence(pair.log_evidence)
     of = f"for “{label}”, which it moves most" if label else ""
     return Picture(_pair_name(pair), ", ".join(filter(None, [evidence, of])), image)
+
+
+def _part(name: str, dates: Collection[str]) -> str:
+    """Which part of a date it is; a column that is only called so is none."""
+    column = column_of(name)
+    return name[len(column) + 2 : -1] if column != name and column in dates else ""
 
 
 def _pair_name(pair: Pair) -> str:
     return f"{pair.names[0]} × {pair.names[1]}"
 
 
-def _importances(effects: Sequence[Effect], pairs: Sequence[Pair]) -> list[Importance]:
+def _importances(effects: Sequence[Effect], pairs: Sequence[Pair], sharing: Collection[str]) -> list[Importance]:
     entries: list[tuple[str, Effect | Pair]] = [(e.name or "(no name)", e) for e in effects]
     entries += [(_pair_name(p), p) for p in pairs]
     entries.sort(key=lambda entry: -entry[1].importance)
@@ -140,7 +163,7 @@ def _importances(effects: Sequence[Effect], pairs: Sequence[Pair]) -> list[Impor
             name=name,
             value=significant(entry.importance, 2),
             width=f"{100 * max(0.0, entry.importance) / largest:.2f}",
-            evidence=odds(entry.log_evidence),
+            evidence=SHARES if name in sharing else strength(entry.log_evidence),
             freedom=decimal(entry.freedom, 1) if isinstance(entry, Effect) else "–",
             droppable=isinstance(entry, Effect) and entry.droppable,
         )
@@ -148,14 +171,50 @@ def _importances(effects: Sequence[Effect], pairs: Sequence[Pair]) -> list[Impor
     ]
 
 
-def _droppable(effects: Sequence[Effect]) -> str:
-    """Which columns can be left out, those with the clearest evidence against them first."""
+def _sharing(effects: Sequence[Effect]) -> set[str]:
+    """Effects that can be dropped although they move the score: among the most important, with a band that leaves 0."""
+    return {e.name for e in effects[:_FOREMOST] if e.droppable and _leaves_zero(e)}
+
+
+def _leaves_zero(effect: Effect) -> bool:
+    bands = zip(effect.lower, effect.upper, effect.weight, strict=False)
+    return any(low > 0 or high < 0 for lows, highs, w in bands if w > 0 for low, high in zip(lows, highs, strict=False))
+
+
+def _droppable(effects: Sequence[Effect], sharing: Collection[str]) -> str:
+    """Which columns can be left out, those with the least evidence first."""
     found = sorted((e for e in effects if e.droppable), key=lambda e: e.log_evidence or 0.0)
     if not found:
         return "No column can be dropped: there is evidence for each."
-    names = [e.name if e.log_evidence is None else f"{e.name} ({odds(e.log_evidence)})" for e in found]
-    shown = [*names[:8], counted(len(names) - 8, "other")] if len(names) > 9 else names
-    said = f"Can be dropped, for want of evidence: {listed(shown)}."
-    if len(found) == 1:
-        return said
-    return f"{said} Each by itself, that is: of columns that go together, one may need to stay."
+    idle = _columns(e for e in found if column_of(e.name) not in set(map(column_of, sharing)))
+    twins = [name for name in _columns(found) if name not in idle]
+    said = [f"No sign that they matter, so that each can be dropped: {_some(idle)}."] if len(idle) > 1 else []
+    said += [f"No sign that it matters, so that it can be dropped: {idle[0]}."] if len(idle) == 1 else []
+    if twins:
+        they = "These move" if len(twins) > 1 else "This one moves"
+        why = "since what is in it other columns say as well"
+        said.append(f"{they} the score, but could be dropped too, {why}: {_some(twins)}.")
+    if len(idle) + len(twins) > 1:
+        said.append("Each by itself, that is: of columns that go together, one may need to stay.")
+    if any(column_of(e.name) != e.name for e in effects):
+        said.append("A date is dropped as a whole: its parts are grey only if none of them is needed.")
+    return " ".join(said)
+
+
+def _columns(effects: Iterable[Effect]) -> list[str]:
+    """The columns of effects, each once."""
+    return list(dict.fromkeys(column_of(e.name) for e in effects))
+
+
+def _some(names: Sequence[str]) -> str:
+    return listed([*names[:_NAMED], counted(len(names) - _NAMED, "other")] if len(names) > _NAMED + 1 else names)
+
+
+def column_of(name: str) -> str:
+    """The column of an effect, which may be of a part of a date.
+
+    >>> column_of("made (weekday)"), column_of("weight (kg)")
+    ('made', 'weight (kg)')
+    """
+    column, _, part = name.rpartition(" (")
+    return column if column and part.removesuffix(")") in _DATE_PARTS else name

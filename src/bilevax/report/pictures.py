@@ -135,15 +135,15 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def linear_ticks(ax: "Axes", axis: str, most: int) -> None:
-    """At most so many ticks more one, as plain numbers."""
+def linear_ticks(ax: "Axes", axis: str, most: int, *, whole: bool = False) -> None:
+    """At most so many ticks more one, as plain numbers, or whole ones."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     # An offset such as "+4.2e-1" in a corner is what no reader finds.
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_powerlimits((-4, 5))
     side = ax.xaxis if axis == "x" else ax.yaxis
-    side.set_major_locator(MaxNLocator(most))
+    side.set_major_locator(MaxNLocator(most, integer=whole))
     side.set_major_formatter(formatter)
 
 

@@ -131,6 +131,17 @@ def read_run(directory: Path) -> Run:
     return run_of(read_run_files(directory))
 
 
+def read_records_of(directory: Path) -> Records:
+    """What a run recorded; nothing where there is nothing.
+
+    Raises:
+        CorruptError: a file was damaged; the message names it.
+        StorageError: the system refused to read.
+    """
+    found = read_run_files(directory)
+    return cleaned(read_records(modern(found.files.get(METRICS, b"")), str(found.path / METRICS)))
+
+
 def run_of(found: RunFiles) -> Run:
     """What the files of a run say.
 

@@ -1,14 +1,14 @@
 """What a reader wants first: what was kept, what it gained, how sure that is, how the run ended."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bilevax.core.codes import Code
 from bilevax.core.run_records import Candidate, Compared, Data, End, Note, Paired, Records, Scoring, Step
-from bilevax.core.text import clean, count, counted, decimal, duration, listed, percent, shorten
+from bilevax.core.text import clean, count, counted, decimal, duration, listed, percent, shorten, significant
 from bilevax.report.run import Config, Run, setting
-from bilevax.report.words import Measure, asked_for, loss_of, places_for
+from bilevax.report.words import Measure, asked_for, loss_of, places_for, rounded_shares
 
 # Half-width of a 95 % interval, in standard errors.
 NORMAL = 1.96
@@ -27,19 +27,21 @@ _PER = {
 }
 _LINEAR, _ADDITIVE = "a linear model", "an additive model"
 _KEPT = {
-    "one penalty": (_LINEAR, "one penalty for all columns", "lines with one penalty"),
-    "a penalty a column": (_LINEAR, "a penalty for each column", "lines with a penalty each"),
+    "one penalty": (_LINEAR, "one penalty for all columns", "straight lines that share one penalty"),
+    "a penalty a column": (_LINEAR, "a penalty for each column", "straight lines with a penalty each"),
     "additive": (_ADDITIVE, "a curve for each column", "curves"),
     "additive with pairs": (
         _ADDITIVE,
         "a curve for each column, and surfaces for pairs",
-        "curves and pairs of columns",
+        "curves with pairs of columns",
     ),
 }
 """Candidates: what each is, what is in it, and how that is called in a mixture."""
 
 _PERCENT = 0.005
 """Weight in a mixture below which a candidate is not named."""
+
+_NOT_SURE = "by one fold; how sure that is cannot be said"
 
 
 class Verdict(NamedTuple):
@@ -119,24 +121,31 @@ def kept(records: Records, config: Config, *, same_penalty: bool = False) -> Kep
 
 
 def _mixed(candidates: list[Candidate], mixture: Candidate | None, loss: str) -> Kept:
-    used = [c for c in candidates if c.weight >= _PERCENT]
+    used, shares = [c for c in candidates if c.weight >= _PERCENT], shares_of(candidates)
     first, rest = candidates[0], [c for c in candidates if c not in used]
     kinds = {_kind(c)[0] for c in used}
     what = kinds.pop() if len(kinds) == 1 else _ADDITIVE
     alone = len(used) == 1
-    parts = _kind(used[0])[1] if alone else listed(f"{percent(c.weight, 0)} {_kind(c)[2]}" for c in used)
+    parts = _kind(used[0])[1] if alone else listed(f"{shares[c.name]} {_kind(c)[2]}" for c in used)
     seen = "On held-out training rows"
     if used == [first] and rest:
         nearest = min(rest, key=lambda c: c.difference)
         side = "above" if nearest.difference > 0 else "below"
-        found = f"the {loss} of {_named(nearest)} was {_spread(nearest)} {side} its own"
+        found = f"the {loss} of {_named(nearest)} was {_spread(nearest)} {side} its own{_unsure(nearest)}"
         why = f"{seen}, nothing richer earned its place: {found}."
         return Kept(what, parts, why)
     judged = mixture or (used[0] if alone else None)
     if judged is None or used == [first]:
         return Kept(what, parts, "")
     side = "below" if judged.difference < 0 else "above"
-    return Kept(what, parts, f"{seen}, its {loss} was {_spread(judged)} {side} that of {_named(first)}.")
+    why = f"{seen}, its {loss} was {_spread(judged)} {side} that of {_named(first)}{_unsure(judged)}."
+    return Kept(what, parts, why)
+
+
+def shares_of(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Weights in a mixture as whole per cents that add up to 100; what is not named has none."""
+    whole = rounded_shares([c.weight if c.weight >= _PERCENT else 0.0 for c in candidates])
+    return {c.name: percent(share / 100, 0) for c, share in zip(candidates, whole, strict=True)}
 
 
 def _kind(candidate: Candidate) -> tuple[str, str, str]:
@@ -150,8 +159,14 @@ def _named(candidate: Candidate) -> str:
 
 def _spread(candidate: Candidate) -> str:
     half = NORMAL * candidate.standard_error
+    if half == 0:
+        return significant(abs(candidate.difference))
     places = places_for(half)
     return f"{decimal(abs(candidate.difference), places)} ± {decimal(half, places)} (95\u202f%)"
+
+
+def _unsure(candidate: Candidate) -> str:
+    return "" if candidate.standard_error > 0 else f" ({_NOT_SURE})"
 
 
 def verdict(records: Records, config: Config, *, same_penalty: bool = False) -> Verdict:
@@ -172,7 +187,44 @@ def verdict(records: Records, config: Config, *, same_penalty: bool = False) -> 
         return Verdict("unknown", "Not compared", sentence, why)
     measure, rival = found
     tone, word, gained = _gain(measure, rival, records.last(Data))
+    others = better_rivals(records, besides=rival.name if tone == "worse" else "")
+    if others:
+        gained = " ".join([gained, *others.values()])
+        tone, word = _beside_others(tone, word, measure in others, loss_of(records.last(Scoring)))
     return Verdict(tone, word, f"{subject}{gained}", " ".join(filter(None, [_levels(records, measure, rival), why])))
+
+
+def _beside_others(tone: str, word: str, by_it: bool, loss: Measure) -> tuple[str, str]:
+    """Tone and word where other rivals are surely better, by what the first sentence speaks of or by the loss alone."""
+    if tone == "worse":
+        return tone, word
+    if not by_it:
+        return tone, f"{word}, but another model has a lower {loss.name}"
+    if tone == "better":
+        return "same", f"{word}, but another model is better still"
+    return "worse", "Another model is better"
+
+
+def better_rivals(records: Records, *, besides: str) -> dict[Measure, str]:
+    """Sentences on rivals that are surely better: by the score that was asked for, or else by the loss."""
+    scoring, out, named = records.last(Scoring), dict[Measure, str](), {besides}
+    for measure in dict.fromkeys((asked_for(scoring), loss_of(scoring))):
+        found = [p for name, p in pairs(records, measure).items() if name not in named and _surely(measure, p)]
+        named |= {p.name for p in found}
+        if found:
+            out[measure] = " ".join(_better(measure, p) for p in found)
+    return out
+
+
+def _surely(measure: Measure, rival: Paired) -> bool:
+    return rival.low > 0 if measure.less_is_better else rival.high < 0
+
+
+def _better(measure: Measure, rival: Paired) -> str:
+    side = "lower" if measure.less_is_better else "higher"
+    ends = sorted((abs(rival.low), abs(rival.high)))
+    name = shorten(clean(rival.name), 80)
+    return f"“{name}” has a {side} {measure.name} by {_by(abs(rival.difference), *ends)}."
 
 
 def _gain(measure: Measure, rival: Paired, data: Data | None) -> tuple[str, str, str]:
@@ -281,15 +333,16 @@ def tiles(run: Run) -> list[Tile]:
         out += _figures(run.records, own, data.rows.test if data else 0)
     end = run.records.last(End) or run.records.last(Step)
     if end is not None:
-        out.append(Tile("time", duration(end.seconds), "from the table to the comparison" if own else ""))
+        whole = duration(end.seconds)
+        note = f"to choose and fit it; {whole} with the comparison" if own else ""
+        out.append(Tile("time", duration(own.seconds) if own else whole, note))
     return out
 
 
 def _figures(records: Records, own: Compared, rows: int) -> list[Tile]:
     scoring = records.last(Scoring)
     asked, loss = asked_for(scoring), loss_of(scoring)
-    half = NORMAL * own.loss_se
-    places = places_for(half)
+    half, places = NORMAL * own.loss_se, loss_places(models(records))
     out = [Tile(f"test {loss.name}", decimal(own.loss, places), f"± {decimal(half, places)} (95\u202f%)")]
     value = _figure(own, asked)
     if asked.field == "score" and value is not None and asked.name != "accuracy":
@@ -298,6 +351,12 @@ def _figures(records: Records, own: Compared, rows: int) -> list[Tile]:
         note = f"± {percent(accuracy_error(own.accuracy, rows))} (95\u202f%)" if rows > 0 else ""
         out.append(Tile("test accuracy", percent(own.accuracy), note))
     return out
+
+
+def loss_places(compared: Sequence[Compared]) -> int:
+    """Decimals of the losses of models: the smallest error decides for all, so that they can be compared."""
+    errors = [m.loss_se for m in compared if m.loss_se > 0]
+    return places_for(NORMAL * min(errors)) if errors else 4
 
 
 def accuracy_error(accuracy: float, rows: int) -> float:

@@ -7,14 +7,13 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from scipy import stats
-from scipy.special import xlogy
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import get_scorer, get_scorer_names
 
 from bilevax.core.errors import ParameterError
-from bilevax.core.run_records import Task
 from bilevax.study.target import Target
+from bilevax.tables.scores import row_losses as row_losses
 from bilevax.tables.table import suggestion
 
 Scorer: TypeAlias = Callable[[BaseEstimator, np.ndarray, np.ndarray], float]
@@ -22,11 +21,12 @@ Scorer: TypeAlias = Callable[[BaseEstimator, np.ndarray, np.ndarray], float]
 RESAMPLES = 200
 """Of the test rows, for the interval of a difference of scores."""
 
+_RESAMPLED = 10_000
+"""Rows of a resample, at most, where one score alone is asked for."""
+
 _NOT_FOR_CLASSES = ("r2", "explained_variance", "rand_score", "mutual_info", "completeness", "homogeneity", "fowlkes",
                     "v_measure", "_error", "deviance", "d2_")  # fmt: skip
 _FOR_NUMBERS = ("r2", "explained_variance", "_error", "deviance", "d2_absolute")
-_LEAST = 1e-10
-"""Of a mean that has to be above 0."""
 
 
 class Interval(NamedTuple):
@@ -35,29 +35,6 @@ class Interval(NamedTuple):
     difference: float
     low: float
     high: float
-
-
-def row_losses(task: Task, prediction: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Loss of each row, [n]: log-loss, squared error, or deviance.
-
-    Args:
-        task: what is predicted.
-        prediction: probabilities [n, C], or means [n].
-        values: codes or numbers, [n].
-    """
-    if task == "classes":
-        # - log p_i(y_i); a probability of 0 would cost infinitely much
-        chosen = prediction[np.arange(len(values)), values].astype(np.float64)
-        losses: np.ndarray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
-        return losses
-    if task == "number":
-        return np.asarray((values - prediction) ** 2)
-    mean = np.maximum(prediction, _LEAST)
-    if task == "count":
-        # 2 (y log(y / m) - y + m)
-        return np.asarray(2.0 * (xlogy(values, values / mean) - values + mean))
-    # 2 (log(m / y) + y / m - 1)
-    return np.asarray(2.0 * (np.log(mean / values) + values / mean - 1.0))
 
 
 class Known(BaseEstimator):
@@ -142,6 +119,27 @@ def score(scorer: Scorer, prediction: np.ndarray, values: np.ndarray, rows: np.n
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def score_and_error(name: str, prediction: np.ndarray, values: np.ndarray) -> tuple[float, float] | None:
+    """A score of scikit-learn on rows, and its standard error by resampled rows; None where it is not known.
+
+    Args:
+        name: scikit-learn's.
+        prediction: probabilities [n, C], or means [n].
+        values: codes or numbers, [n].
+    """
+    scorer: Scorer = get_scorer(name)
+    value, n = score(scorer, prediction, values), len(values)
+    if value is None:
+        return None
+    rng, size = np.random.default_rng(0), min(n, _RESAMPLED)
+    found = [score(scorer, prediction, values, rng.integers(n, size=size)) for _ in range(RESAMPLES)]
+    known_ones = [x for x in found if x is not None]
+    if 2 * len(known_ones) < RESAMPLES:
+        return value, 0.0
+    # of m rows out of n the spread is sqrt(n / m) times as large
+    return value, float(np.std(known_ones, ddof=1) * math.sqrt(size / n))
 
 
 def _quietly(scorer: Scorer, model: BaseEstimator, X: np.ndarray, values: np.ndarray) -> float:
