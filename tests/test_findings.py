@@ -371,10 +371,18 @@ def test_rows_that_are_copies():
     )
     # a number of its own does not make a row another one
     (text,) = texts(findings(table(no=range(N), **columns, y=flipped(y, range(950, 970))), "y"), "duplicates")
-    assert "100 of 1,000 rows are copies of an earlier one in every column but 'y'" in text
+    assert "100 of 1,000 rows are copies of an earlier one in every column but 'no' and 'y'" in text
     assert "20 of them have another 'y'" in text
     (text,) = texts(findings(table(**columns, y=y), None), "duplicates")
-    assert "100 of 1,000 rows" in text
+    assert "100 of 1,000 rows are copies of an earlier one in every column;" in text
+    for target in ("y", None):
+        (text,) = texts(findings(table(no=range(N), **columns, y=y), target), "duplicates")
+        assert "100 of 1,000 rows are copies of an earlier one in every column but 'no';" in text
+    # an identifier that is copied, too, is no exception
+    (text,) = texts(
+        findings(table(no=[f"P{9 * i:05}" for i in range(N)], **columns, y=y).take(rows), None), "duplicates"
+    )
+    assert "in every column;" in text
 
 
 def test_rows_of_coarse_columns_agree_by_chance():
@@ -410,6 +418,17 @@ def test_labels_that_differ_by_how_they_are_written(name, target):
         assert found[0].startswith("classes" if target else "values")
         for level in levels:
             assert f"{level!r} ({cells.count(level):,} rows)" in found[0]
+
+
+def test_a_rare_spelling_is_no_rare_class():
+    cells = np.array(["Yes", "No"])[YES].astype(object)
+    cells[3], cells[YES.argmax()], cells[5] = " yes ", "NO", "yes."
+    first, *others = findings(table(x=NOISE[:, 0], y=cells, z=np.where(YES, 7, 8)), "y")
+    assert first.about == "labels" and "' yes ' (1 row)" in first.text and "'NO' (1 row)" in first.text
+    assert "set" not in first.text and "(3 rows to change)" in first.text
+    assert not [note for note in others if note.about == "labels"]
+    # what is told of the words is told whole
+    assert [note for note in others if "'z'" in note.text and "value for value" in note.text]
 
 
 GLUCOSE = np.clip(120 + 30 * NOISE[:, 0], 44, 199).astype(int)

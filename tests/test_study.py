@@ -488,7 +488,7 @@ def test_group_and_time_columns_split_and_are_no_features(model):
 @pytest.mark.parametrize(
     ("words", "note"),
     [
-        (["Yes", "yes", "No", "no"], "'Yes' (20 rows) and 'yes' (20 rows)"),
+        (["Yes", "yes", "No", "no"], "'Yes' (20 rows) and 'yes' (20 rows); 'No' (20 rows) and 'no' (20 rows)"),
         (["straße", "STRASSE", "weg 1", "weg  2"], "'STRASSE' (20 rows) and 'straße' (20 rows)"),
         (["a b", "a  b", "c"], "'a  b' (20 rows) and 'a b' (20 rows)"),
         (["yes", "no"], None),
@@ -498,9 +498,10 @@ def test_f6_classes_that_differ_by_case_are_noted(words, note):
     rows = 20 * len(words)
     table = Table("t", (Column("x", "number", np.random.default_rng(0).normal(size=rows)), text("y", words * 20)))
     notes = [found.text for found in findings(table, "y") if "differ only by case" in found.text]
-    named = [said.removeprefix("classes ").split(" of 'y'")[0].split(" and ") for said in notes]
-    assert [sorted(names) for names in named] == ([] if note is None else [sorted(note.split(" and "))])
-    assert [said for said in notes if "1 other set of classes" in said] == (notes if "Yes" in words else [])
+    named = [said.removeprefix("classes ").split(" of 'y'")[0].split("; ") for said in notes]
+    assert [[sorted(of.split(" and ")) for of in sets] for sets in named] == (
+        [] if note is None else [[sorted(of.split(" and ")) for of in note.split("; ")]]
+    )
 
 
 def test_copies_and_missing_labels_are_noted():

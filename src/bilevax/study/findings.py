@@ -23,10 +23,10 @@ About: TypeAlias = Literal["leak", "identifier", "date", "duplicates", "constant
 
 # Most serious first, and what each is about.
 _KINDS: dict[str, About] = {
+    "alike": "labels",
     "leak": "leak",
     "sum": "leak",
     "target": "labels",
-    "alike": "labels",
     "rows": "duplicates",
     "identifier": "identifier",
     "date": "date",
@@ -88,11 +88,12 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
     of_target = None if target is None else levels_of(table.column(target))
     asked = None
     if of_target is not None:
+        if text := faults.alike(of_target, target=True):
+            yield _Found("alike", of_target.name, text)
+        of_target = faults.spelled_alike(of_target)
         classes = target_faults.is_classes(of_target, task)
         texts = target_faults.faults_of(of_target, classes=classes)
         yield from (_Found("target", of_target.name, text) for text in texts)
-        if text := faults.alike(of_target, target=True):
-            yield _Found("alike", of_target.name, text)
         if len(of_target.levels) > 1:
             asked = leaks.target_of(of_target, classes=classes)
     same_columns, same_rows, told = faults.SameColumns(), faults.SameRows(table.rows), _Order(asked)
@@ -105,7 +106,9 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
         of_column = list(_of_column(column, told, suggested=bool(apart)))
         if column.name not in apart:
             yield from of_column
-        if not any(one.kind in ("identifier", "leak") for one in of_column):
+        if any(one.kind in ("identifier", "leak") for one in of_column):
+            same_rows.leave_out(column)
+        else:
             if text := same_columns.add(column):
                 yield _Found("columns", column.name, text)
             else:
