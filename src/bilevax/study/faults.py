@@ -23,6 +23,8 @@ _OFTEN, _FAR, _APART, _STEPS = 3, 3.5, 1.3, 5.0
 _ZEROS = 0.05
 _TOGETHER = 0.6
 _SETS = 4
+# What two columns have to agree in, in bits; rows that are compared for indicators, and columns that are named.
+_BITS, _INDICATED, _NAMED = 40, 20_000, 8
 
 
 def constant(column: Levels) -> str:
@@ -91,8 +93,8 @@ def alike(column: Levels, *, target: bool) -> str:
     sets = [listed(f"{column.levels[i]!r} ({counted(int(column.counts[i]), 'row')})" for i in of[:4]) for of in found]
     more = f"; and so do {counted(len(found) - _SETS, 'other set')}" if len(found) > _SETS else ""
     return (
-        f"{what} {'; '.join(sets[:_SETS])} of '{column.name}' differ only by case, blanks or punctuation{more}: if they "
-        f"mean the same, write them alike ({counted(rarer, 'row')} to change)"
+        f"{what} {'; '.join(sets[:_SETS])} of '{column.name}' differ only by case, blanks or punctuation{more}: if "
+        f"they mean the same, write them alike ({counted(rarer, 'row')} to change)"
     )
 
 
@@ -171,7 +173,7 @@ class SameColumns:
 
 def _fingerprints(column: Levels) -> Iterable[tuple[str, bytes]]:
     codes, known = column.codes, column.known
-    if not known or _bits(column) < 40:
+    if not known or _bits(column) < _BITS:
         return
     yield f"has the same {'texts' if column.kind == 'text' else 'values'} as column", _hash(codes, column.levels)
     if column.ordered and len(column.levels) > 2:
@@ -207,6 +209,43 @@ def _hash(codes: np.ndarray, levels: np.ndarray | None = None) -> bytes:
     if levels is not None:
         found.update(levels.tobytes() if levels.dtype != object else "\0".join(levels.tolist()).encode())
     return found.digest()
+
+
+class Indicators:
+    """Columns of two values that tell one level of another column from the rest, found by fingerprints of a sample."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = np.arange(rows)
+        if rows > _INDICATED:
+            self._rows = np.sort(np.random.default_rng(0).choice(rows, _INDICATED, replace=False))
+        self._of_level: dict[bytes, str] = {}
+        self._flags: list[tuple[str, bytes, bytes]] = []
+
+    def add(self, column: Levels) -> None:
+        """One more column."""
+        number, codes = len(column.levels), column.codes[self._rows]
+        if number == 2 and column.known == len(column.codes) and _bits(column) >= _BITS:
+            self._flags.append((column.name, _hash(codes == 0), _hash(codes == 1)))
+        elif 2 < number <= _RECODED:
+            for level in range(number):
+                self._of_level.setdefault(_hash(codes == level), column.name)
+
+    def found(self) -> Iterable[tuple[str, str]]:
+        """For each column whose levels are told by others its name, and a sentence."""
+        told: dict[str, list[str]] = {}
+        for name, low, high in self._flags:
+            if of := self._of_level.get(high) or self._of_level.get(low):
+                told.setdefault(of, []).append(name)
+        for of, names in told.items():
+            said = listed(f"'{name}'" for name in names[:_NAMED])
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            which, one = ("columns", "each tells one of its values") if len(names) > 1 else ("column", "")
+            yield (
+                of,
+                f"{which} {said}{more} {'follow' if one else 'follows'} from column '{of}' "
+                f"({one or 'it tells one of its values'}): leave {'them' if one else 'it'} out "
+                f"({' '.join(option('--drop', name) for name in names[:_NAMED])})",
+            )
 
 
 class SameRows:

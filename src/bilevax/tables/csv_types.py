@@ -32,7 +32,6 @@ MANY = 20
 # Patterns for pyarrow's RE2.
 ISO_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 WITH_ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
-_OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
 _HEXADECIMAL = r"^(?i:[+-]?0x[0-9a-f]+)$"
 
 
@@ -97,8 +96,6 @@ def _interpreted(name: str, values: pa.ChunkedArray, lines: Places, asked: str) 
 
 def _note_on_text(name: str, values: pa.ChunkedArray, lines: Places) -> str:
     """What the user should know of a column that is text after all, and may be meant as something else."""
-    if _all_match(values, _OTHER_DATE):
-        return f"column '{name}' is read as text; dates are read when written as 2024-12-31"
     if _all_match(values, _HEXADECIMAL):
         return f"column '{name}' is read as text; numbers are read when written in decimals"
     known, pattern = len(values) - values.null_count, f"^{NUMBER}$"
