@@ -129,19 +129,40 @@ def test_what_the_model_has_not_seen_is_said_in_one_line_a_column(predict):
     _, said = predict(additive(), rows)
     assert said == [
         "bilevax: not used by the model: id",
-        "bilevax: column 'x' is in 2 rows far outside of the range trained on, about -1 to 11",
-        "bilevax: column 'c' has in 4 rows 4 values ('p', 'q', 'r', ...) that the model does not know",
         "bilevax: column 't' is missing in every row",
+        "bilevax: column 'x' is in 3 rows outside of the range trained on, about -1 to 11 (2 of them far: 900, -50); "
+        "taken as the nearest",
+        "bilevax: column 'c' has in 4 rows 4 values ('p', 'q', 'r', ...) that the model does not know",
     ]
     _, said = predict(linear(), [(1, 4, "b"), (2, 26, "a")], names=("id", "x", "c"))
     assert said[1:] == [
-        "bilevax: column 'x' is in 1 row far outside of what was trained on, 5 +- 2",
+        "bilevax: column 'x' is in 1 row far outside of what was trained on, 5 +- 2 (26)",
         "bilevax: column 'c' has in 1 row 1 value ('b') that the model does not know",
     ]
     ids = [(k, 4, f"id{k}") for k in range(10_100)]
     (said,) = predict(linear(), ids, names=("i", "x", "c"))[1][1:]
-    assert said.startswith("bilevax: column 'c' has in 10,100 rows more than 10,000 values ('id0', 'id1', 'id2', ...)")
-    assert predict(additive(), ROWS[:2])[1] == ["bilevax: not used by the model: id"]
+    assert said.startswith(
+        "bilevax: column 'c' has in all 10,100 rows more than 10,000 values ('id0', 'id1', 'id2', ...)"
+    )
+    assert predict(additive(), ROWS[1:2])[1] == ["bilevax: not used by the model: id"]
+
+
+def test_what_differs_by_case_alone_is_suggested_and_what_is_lost_whole_comes_first(predict):
+    rows = [(k, 24 if k else 99, c, "true", "2024-01-01", "no") for k, c in enumerate(["A", " b  b", "B", "z"])]
+    _, said = predict(additive(), rows)
+    assert said[1:] == [
+        "bilevax: column 'x' is in all 4 rows far outside of the range trained on, about -1 to 11 (99, 24); taken as "
+        "the nearest",
+        "bilevax: column 'c' has in all 4 rows 4 values ('A', 'b b', 'B', ...) that the model does not know; did you "
+        "mean 'a', 'b'?",
+    ]
+    rows = [(k, 12.9 if k else 13.1, c, "true", "2024-01-01", "no") for k, c in enumerate("XYZA")]
+    _, said = predict(additive(), rows)
+    assert said[1:] == [
+        "bilevax: column 'c' has in all 4 rows 4 values ('X', 'Y', 'Z', ...) that the model does not know; did you "
+        "mean 'a'?",
+        "bilevax: column 'x' is in 1 row outside of the range trained on, about -1 to 11; taken as the nearest",
+    ]
 
 
 def test_a_column_that_the_model_needs_and_is_not_there(predict):

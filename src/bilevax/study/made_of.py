@@ -41,7 +41,7 @@ def made_of(table: Table, target: str) -> str:
         return _made(target, [names[j] for j in used], "a sum (with factors)")
     if found := _formula(sample):
         return _made(target, *found)
-    positive: np.ndarray = (X > 0).all(axis=0)
+    positive = np.asarray((X > 0).all(axis=0))
     if (y > 0).all() and (used := _exact(np.log(X[:, positive]), np.log(y), slack / y)):
         kept = [name for name, one in zip(names, positive, strict=True) if one]
         return _made(target, [kept[j] for j in used], "a product (with powers)")
