@@ -280,10 +280,17 @@ def test_a_table_whose_columns_are_said_what_they_are_from_tune_to_predict(tmp_p
     run("tune", "t.csv", "--target", "y", "--out", "run", *words)
     model = run_directory.read_model(tmp_path / "run")
     assert "id" not in model.columns
+    assert model.dates == {"when": "day-first"}
     assert model.text_columns == ("code",)
     out, err = run("predict", "run", "t.csv", "--keep", "id", "--score")
     written = pd.read_csv(io.StringIO(out))
     assert written["id"].tolist() == frame["id"].tolist()
+    # where new rows leave it open, the day comes first as it did
+    early = (frame["when"].dt.day <= 12) & (frame["when"].dt.day != frame["when"].dt.month)
+    frame[early].to_csv("new.csv", index=False, date_format="%d/%m/%Y")
+    some, said = run("predict", "run", "new.csv", "--keep", "id")
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(some)), written[early].reset_index(drop=True))
+    assert f", with the day first, is {frame.loc[early, 'when'].iloc[0]:%Y-%m-%d}" in said
     squares, share = mean_squared_error(frame["y"], written["prediction"]), r2_score(frame["y"], written["prediction"])
     assert err.splitlines()[-1] == (f"bilevax: scored on 150 rows: mean squared error {squares:.6g}, R^2 {share:.4g}")
     assert share > 0.9

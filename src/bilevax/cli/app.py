@@ -95,7 +95,10 @@ def tune(
     ] = None,
     types: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN=TYPE", help="What a column is: text, number or date; may be repeated."),
+        typer.Option(
+            metavar="COLUMN=TYPE",
+            help="What a column is: text, number, date, or dates day-first or month-first; may be repeated.",
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
@@ -243,7 +246,7 @@ def check(
         list[str] | None, typer.Option(metavar="MARKS", help="Of a table: cells that say that nothing is known.")
     ] = None,
     types: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=TYPE", help="Of a table: a column is text, number or date.")
+        list[str] | None, typer.Option(metavar="COLUMN=TYPE", help="Of a table: what a column is, as of tune.")
     ] = None,
     task: Annotated[
         Literal["auto", "classes", "number", "count", "amount"] | None,

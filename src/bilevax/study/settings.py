@@ -31,7 +31,8 @@ class TuneSettings(BaseModel):
         text: columns whose cells are taken as text.
         missing: cells that say that nothing is known, besides the empty one: ``?,NA``, or of one column
             ``COLUMN=?,NA``.
-        types: what columns are, instead of what their cells look like: ``COLUMN=text``, ``=number`` or ``=date``.
+        types: what columns are, instead of what their cells look like: ``COLUMN=text``, ``=number``, ``=date``, or
+            ``=day-first`` or ``=month-first``, of dates that leave it open.
         keep: columns that are no features and stand beside the predictions, as identifiers do.
         max_cells: rows x columns at most of a Parquet or svmlight file, a few bytes of which may stand for many cells.
         time: seconds after which no more candidates are compared and no more rivals fitted; None: all are.

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,10 @@ Kind = Literal["number", "integer", "boolean", "date", "text"]
 """What the cells of a column are. Everything but text is held as float64, with NaN where a cell is missing."""
 
 
+Order = Literal["", "day-first", "month-first"]
+"""What came first in dates as they were written, where one of the two did."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Column:
     """One column of a table.
@@ -22,11 +26,13 @@ class Column:
         name: its name in the header.
         kind: ``number``, ``integer``, ``boolean`` (0 and 1), ``date`` (days since 1970-01-01, with fraction), ``text``.
         values: float64 [n] with NaN where missing; for text an object array [n] of ``str``, None where missing.
+        order: of dates.
     """
 
     name: str
     kind: Kind
     values: np.ndarray
+    order: Order = ""
 
     @property
     def missing(self) -> np.ndarray:
@@ -146,8 +152,29 @@ class Table:
 
     def take(self, rows: np.ndarray) -> "Table":
         """The table of the given rows (indices, or a boolean mask)."""
-        columns, kept = (tuple(Column(c.name, c.kind, c.values[rows]) for c in of) for of in (self.columns, self.kept))
+        columns, kept = (
+            tuple(Column(c.name, c.kind, c.values[rows], c.order) for c in of) for of in (self.columns, self.kept)
+        )
         return dataclasses.replace(self, columns=columns, kept=kept)
+
+
+def orders_of(columns: Iterable[Column]) -> dict[str, Order]:
+    """By name what came first in columns of dates, where one of the two did."""
+    return {column.name: column.order for column in columns if column.order}
+
+
+def orders_from_plain(plain: Mapping[object, object]) -> dict[str, Order]:
+    """The same, from JSON.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    out: dict[str, Order] = {}
+    for name, order in plain.items():
+        if order not in ("day-first", "month-first"):
+            raise ValueError(f"{order!r} is no order of dates")
+        out[str(name)] = "day-first" if order == "day-first" else "month-first"
+    return out
 
 
 def suggestion(name: str, names: Sequence[str]) -> str:
