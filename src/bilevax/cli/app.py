@@ -97,7 +97,7 @@ def tune(
         list[str] | None,
         typer.Option(
             metavar="COLUMN=TYPE",
-            help="What a column is: text, number, date, or dates day-first or month-first; may be repeated.",
+            help="What a column is: text, number, date, day-first or month-first; may be repeated.",
         ),
     ] = None,
     keep: Annotated[
