@@ -75,8 +75,8 @@ def test_a_budget_of_time_keeps_what_there_is(table, run):
     assert code == 0
     assert "the time is used up before all candidates were compared" in err
     records = records_of(table / "run")
-    assert [model.role for model in records.of(Compared)] == ["kept"]
-    assert any("other models are left out" in note.text for note in records.of(Note))
+    assert [model.role for model in records.of(Compared)] == ["kept", "rival"]
+    assert any("some other models are left out" in note.text for note in records.of(Note))
     assert not records.last(End).interrupted
     assert run("predict", "run", "t.csv")[0] == 0
 
@@ -88,7 +88,9 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["soon", "5d", "", "s", "-3"])
 def test_a_time_that_is_none(text):
-    with pytest.raises((UsageError, ParameterError), match=r"--time takes|time: Input should be greater than 0"):
+    with pytest.raises(
+        ParameterError, match=r"time: takes seconds, or 90s, 5m, 1h|time: Input should be greater than 0"
+    ):
         settings_of({"time": text}, None)
 
 
@@ -99,7 +101,8 @@ def test_a_time_that_is_none(text):
         (b"\xff\xfe", UsageError, "is not TOML"),
         (b"a = " + b"[" * 5000, UsageError, "is not TOML"),
         (b"#" * 1_000_001, UsageError, "options take less than 1,000,000"),
-        (b"seed = 3", ParameterError, "has 'seed', which is no setting there"),
+        (b"seed = 3", ParameterError, r"has 'seed', which is no setting there; put it under \[tune\]"),
+        (b"sead = 3", ParameterError, "has 'sead', which is no setting there"),
         (b"tune = 3", ParameterError, "tune is 3; it is a table of settings"),
     ],
 )
@@ -108,6 +111,29 @@ def test_a_file_of_options_that_is_none(tmp_path, content, error, said):
     path.write_bytes(content)
     with pytest.raises(error, match=said):
         read_config(path)
+
+
+def test_lists_of_the_file_hold_unless_one_is_given(tmp_path):
+    path = tmp_path / "o.toml"
+    path.write_text('[tune]\ndrop = ["a", "b"]\ntypes = ["c=date"]\ntime = "5m"\n')
+    none = {"drop": [], "types": (), "text": None, "time": None}
+    assert settings_of(none, path)[0] == TuneSettings(drop=("a", "b"), types=("c=date",), time=300)
+    assert settings_of(none | {"drop": ["d"]}, path)[0].drop == ("d",)
+
+
+def test_a_leak_is_told_however_little_is_asked_for(table, run):
+    lines = (table / "t.csv").read_text().splitlines()
+    copies = [f"{line},{line.rsplit(',', 1)[1]}" for line in lines[1:]]
+    (table / "leak.csv").write_text("\n".join([f"{lines[0]},copy", *copies]) + "\n")
+    words = ("tune", "leak.csv", "--target", "y", "--time", "0.001", "--out")
+    code, out, err = run(*words, "a", "--quiet")
+    assert (code, out) == (0, "a/report.html\n")
+    assert "note: column 'copy'" in err
+    _, out, err = run(*words, "b", "--json")
+    assert "note: column 'copy'" in err
+    assert any(note["about"] == "leak" and "'copy'" in note["text"] for note in json.loads(out)["notes"])
+    _, out, _ = run(*words, "c")
+    assert "Do not believe this before you have looked at it: column 'copy'" in " ".join(out.split())
 
 
 def test_what_only_the_other_model_has_is_not_taken_over(tmp_path):
@@ -137,6 +163,7 @@ def test_a_signal_keeps_what_is_known(table, run, monkeypatch, number, code):
     ended, out, err = run("tune", "t.csv", "--target", "y", "--out", "run")
     assert (ended, len(calls)) == (code, 3)
     assert "go on   bilevax resume run" in out
+    assert "stopping: the model is finished by what is known so far; press again to give up everything" in err
     assert "interrupted before all candidates were compared: what the folds that were done say was kept" in err
     assert records_of(table / "run").last(End).interrupted
     monkeypatch.setattr(additive_choice, "held_out", held_out)

@@ -25,6 +25,9 @@ from bilevax.tables.table import Table
 
 _FEWEST_ROWS = 20
 
+_COPIES = 0.01
+"""Share of the test rows that were seen in training, above which it is said."""
+
 
 class Prepared(NamedTuple):
     """A table made ready.
@@ -88,12 +91,15 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     notes += [Note(text=text) for text in why]
     features = table.select([name for name in names if name not in left_out])
     seen = rows_seen_before(features, features.names, split)
-    if seen:
+    if seen > _COPIES * len(split.test):
+        advice = "" if settings.group else " (--group keeps rows together that belong together)"
         text = (
             f"{seen:,} of {len(split.test):,} test rows agree in every column with a row that is trained on; if they "
-            "are copies, the test is too kind (--group keeps rows together that belong together)"
+            f"are copies, the test is too kind{advice}"
         )
         notes.append(Note(text=text, about="duplicates"))
+    for name, what in ((settings.group, "keeps rows together"), (settings.time_column, "says which rows are older")):
+        notes += [Note(text=f"column '{name}' {what} and is not learned from")] if name else []
     return Prepared(table, features, places, goal, split, scorer, tuple(notes))
 
 

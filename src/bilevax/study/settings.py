@@ -2,13 +2,15 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bilevax.core.errors import ParameterError
 from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
 
 OF_LINEAR = ("penalty_per", "validation_size", "method", "steps")
 """Settings that only a linear model has."""
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class TuneSettings(BaseModel):
@@ -86,6 +88,18 @@ class TuneSettings(BaseModel):
     def is_linear(self) -> bool:
         """Whether the model is linear."""
         return self.model == "linear"
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _seconds(cls, value: object) -> object:
+        """Of 90, 90s, 5m or 1h."""
+        if not isinstance(value, str):
+            return value
+        number, unit = (value[:-1], value[-1]) if value[-1:] in _UNITS else (value, "s")
+        try:
+            return float(number) * _UNITS[unit]
+        except ValueError:
+            raise ValueError("takes seconds, or 90s, 5m, 1h") from None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "TuneSettings":
