@@ -173,6 +173,11 @@ def test_a_column_that_the_model_needs_and_is_not_there(predict):
     assert said == ["bilevax: t.csv: no column 't'; did you mean 'T'?"]
 
 
+def test_columns_that_are_named_otherwise_are_all_suggested(predict):
+    _, said = predict(additive(), ROWS, names=("id", "x", "c", "T", "D", "y"), code=4)
+    assert said == ["bilevax: t.csv: no columns 't', 'd'; did you mean 'T', 'D'?"]
+
+
 def test_more_marks_can_be_given(predict):
     rows = [("1", "unk", "a", "true", "2020-05-05", "no"), ("2", "-", "n", "false", "2020-05-05", "no")]
     _, said = predict(additive(), rows, code=4)

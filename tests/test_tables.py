@@ -54,7 +54,16 @@ NUMBERED = "a,b\n" + "1,2\n" * 30
         ("a,b,a\n1,2,3\n", "file.csv:1: columns 1 and 3 are both called 'a'"),
         ("a, \n1,2\n", "file.csv:1: column 2 has no name"),
         (",a\n0,1\n", "is left out with to_csv(index=False)"),
-        ("a,b\n1,2\n1,é\n".encode("latin-1"), "file.csv:3: byte 0xe9 is not UTF-8; the file looks like latin-1"),
+        (
+            "a,b\n1,2\n1,é\n".encode("latin-1"),
+            "file.csv:3: byte 0xe9 is not UTF-8; the file looks like Windows-1252 (latin-1), in which 'é' stands there "
+            "in column 'b'; save it as UTF-8",
+        ),
+        (
+            "a,Preis \u20ac\n1,2\n".encode("cp1252"),
+            "file.csv:1: byte 0x80 is not UTF-8; the file looks like Windows-1252 (latin-1), in which "
+            "'Preis \u20ac' stands there; save it as UTF-8",
+        ),
         ("a,b\n1,2\n".encode("utf-16"), "file.csv: the file is UTF-16; save it as UTF-8"),
         ("a,b\n1,2\n".encode("utf-16-be"), "file.csv: the file looks like UTF-16"),
         ("a,b\n1,2\n".encode("utf-32"), "file.csv: the file is UTF-32"),

@@ -1,6 +1,7 @@
 """Models on rows that no tuning saw: losses, the score that was asked for, and how sure a difference is."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -18,6 +19,14 @@ from bilevax.study.target import Target
 from bilevax.tables.table import suggestion
 
 Scorer: TypeAlias = Callable[[BaseEstimator, np.ndarray, np.ndarray], float]
+
+_ALIASES = {
+    "auc": "roc_auc", "rocauc": "roc_auc", "prauc": "average_precision", "ap": "average_precision", "acc": "accuracy",
+    "mse": "neg_mean_squared_error", "rmse": "neg_root_mean_squared_error", "mae": "neg_mean_absolute_error",
+    "mape": "neg_mean_absolute_percentage_error", "logloss": "neg_log_loss", "crossentropy": "neg_log_loss",
+    "brier": "neg_brier_score", "fscore": "f1", "f1score": "f1", "rsquared": "r2",
+}  # fmt: skip
+"""What scores are called elsewhere."""
 
 RESAMPLES = 200
 """Of the test rows, for the interval of a difference of scores."""
@@ -116,7 +125,9 @@ def scorer_for(name: str, target: Target) -> Scorer | None:
     ]
     if name not in found:
         what = "classes" if classes else "a number"
-        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {suggestion(name, found)}")
+        alias = _ALIASES.get(re.sub("[^a-z0-9]", "", name.casefold()))
+        near = f"did you mean '{alias}'?" if alias in found else suggestion(name, found)
+        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {near}")
     scorer: Scorer = get_scorer(name)
     # A model that knows the frequencies alone; if it cannot be scored, none can.
     nothing = np.zeros((len(target.values), 1))

@@ -135,7 +135,10 @@ class Table:
         if absent[0] in self.unread:
             raise DataError(f"{self.name}: column '{absent[0]}' was not read; do not drop it")
         known = (*self.names, *filter(None, self.unread))
-        raise DataError(f"{self.name}: no column{plural} {listed}; {suggestion(absent[0], known)}")
+        near = [found[0] for name in absent[:5] if (found := nearest(name, known))]
+        several = "did you mean " + ", ".join(f"'{name}'" for name in near) + "?"
+        advice = several if len(near) > 1 else suggestion(absent[0], known)
+        raise DataError(f"{self.name}: no column{plural} {listed}; {advice}")
 
     def select(self, names: Sequence[str]) -> "Table":
         """The table of the columns with these names, in their order.
@@ -177,13 +180,17 @@ def orders_from_plain(plain: Mapping[object, object]) -> dict[str, Order]:
     return out
 
 
+def nearest(name: str, names: Sequence[str]) -> list[str]:
+    """Up to three names that are near, the nearest first; case does not count."""
+    # Reversed, so that of names that differ in case alone the first is found.
+    near = {known.casefold(): known for known in reversed(names)}
+    return [near[found] for found in difflib.get_close_matches(name.casefold(), list(near), n=3, cutoff=0.75)]
+
+
 def suggestion(name: str, names: Sequence[str]) -> str:
     """``did you mean 'age'?`` where a name is near, otherwise what there is to choose from."""
-    # Reversed, so that of names that differ in case alone the first is suggested.
-    near = {known.casefold(): known for known in reversed(names)}
-    matches = difflib.get_close_matches(name.casefold(), list(near), n=3, cutoff=0.75)
-    if matches:
-        return "did you mean " + " or ".join(f"'{near[match]}'" for match in matches) + "?"
+    if matches := nearest(name, names):
+        return "did you mean " + " or ".join(f"'{match}'" for match in matches) + "?"
     shown = ", ".join(f"'{known}'" for known in names[:12])
     return f"there are {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
