@@ -717,6 +717,38 @@ def test_the_command_prints_json(run, tmp_path):
     assert {"about", "text"} == set(found["findings"][0])
 
 
+def test_the_options_of_tune_say_what_the_columns_are(run, tmp_path):
+    day = [f"{d:%d/%m/%Y}" for d in DAYS]
+    person = SHUFFLED // 4
+    written(
+        tmp_path / "t.csv",
+        a=np.round(NOISE[:, 0], 4),
+        day=day,
+        person_id=person,
+        y=np.minimum(RNG.exponential(2, N).astype(int), 12),
+    )
+    code, out, _ = run("t.csv", "--target", "y")
+    # in a pipe a finding is a line; what a date is read as is told once
+    assert all(line == line.rstrip() for line in out.splitlines())
+    assert [line.split(":")[0] for line in out.splitlines() if "'day'" in line] == ["date"]
+    assert "--group person_id" in out
+    assert ("classes" in out, "--task count" in out) == (True, True)
+    code, out, _ = run("t.csv", "--target", "y", "--task", "count", "--group", "person_id")
+    assert code == 0
+    assert "target 'y', numbers from 0 to" in out
+    assert "--group" not in out
+    assert "--time-column" not in run("t.csv", "--types", "day=date", "--time-column", "day")[1]
+    for words, said in (
+        (["--target", "y", "--group", "persn_id"], "did you mean 'person_id'?"),
+        (["--target", "day", "--task", "count"], "target 'day' holds texts such as"),
+        (["--task", "count"], "--task says how a target is predicted; name it"),
+        (["--target", "y", "--time-column", "y"], "is the target and cannot have another part"),
+    ):
+        code, out, err = run("t.csv", *words)
+        assert (code > 1, out) == (True, "")
+        assert said in err
+
+
 def test_the_argument_says_what_is_checked(run, tmp_path):
     assert run("iris")[0] == 0
     assert "there is no file 'irs.csv'" in run("irs.csv")[2]

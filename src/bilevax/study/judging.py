@@ -126,8 +126,8 @@ def scorer_for(name: str, target: Target) -> Scorer | None:
     if name not in found:
         what = "classes" if classes else "a number"
         alias = _ALIASES.get(re.sub("[^a-z0-9]", "", name.casefold()))
-        near = f"did you mean '{alias}'?" if alias in found else suggestion(name, found)
-        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {near}")
+        advice = f"did you mean '{alias}'?" if alias in found else suggestion(name, found)
+        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {advice}")
     scorer: Scorer = get_scorer(name)
     # A model that knows the frequencies alone; if it cannot be scored, none can.
     nothing = np.zeros((len(target.values), 1))
@@ -136,10 +136,10 @@ def scorer_for(name: str, target: Target) -> Scorer | None:
         _quietly(scorer, constant, nothing, target.values)
     except ValueError as e:
         near = [other for other in found if other.startswith(name + "_")]
-        advice = f"; there are {', '.join(near)}" if near else ""
+        others = f"; there are {', '.join(near)}" if near else ""
         reason = str(e).splitlines()[0].rstrip(".")
         what = f"{len(np.unique(target.values))} classes" if classes else "these numbers"
-        raise ParameterError(f"scoring '{name}' cannot score {what}{advice} ({reason})") from None
+        raise ParameterError(f"scoring '{name}' cannot score {what}{others} ({reason})") from None
     own = {"classes": "neg_log_loss", "number": "neg_mean_squared_error", "count": "neg_mean_poisson_deviance",
            "amount": "neg_mean_gamma_deviance"}  # fmt: skip
     return None if name == own[target.task] else scorer

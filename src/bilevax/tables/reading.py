@@ -80,12 +80,12 @@ class Reading(NamedTuple):
         if name in self.text or name in self.numbers:
             return "text" if name in self.text else "number"
         said = self.types.get(name)
-        return "date" if said in ("day-first", "month-first") else said
+        return "date" if said == "day-first" or said == "month-first" else said
 
     def order_of(self, name: str) -> Order:
         """What comes first in the dates of a column, where that is said."""
         said = self.types.get(name)
-        return said if said in ("day-first", "month-first") else ""
+        return said if said == "day-first" or said == "month-first" else ""
 
     def marks(self, name: str) -> tuple[str, ...]:
         """Those of a column."""
