@@ -1,5 +1,6 @@
 """Additive models as estimators: what they promise of data frames, weights, missing cells, dates, order and choice."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -120,7 +121,15 @@ def test_the_model_is_plain_numbers():
     again = additive_from_plain(plain)
     scores = again.scores(again.codes(table_from_frame(X)))
     np.testing.assert_array_equal(again.mean(scores), model.predict(X))
-    for key, value in {"format": "x", "link": "cauchit", "intercept": [1.0, 2.0], "effects": [{}]}.items():
+    dated = dataclasses.replace(model.model_, dates={"wave": "day-first"})
+    assert additive_from_plain(json.loads(json.dumps(dated.to_plain()))).dates == {"wave": "day-first"}
+    for key, value in {
+        "dates": {"wave": "x"},
+        "format": "x",
+        "link": "cauchit",
+        "intercept": [1.0, 2.0],
+        "effects": [{}],
+    }.items():
         with pytest.raises(DataError):
             additive_from_plain(plain | {key: value})
     with pytest.raises(DataError, match=r"column 'wave' holds texts such as 'x' in row 1; the model knows numbers"):

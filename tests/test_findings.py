@@ -194,9 +194,50 @@ def test_a_target_that_is_made_of_columns(made):
     nearly = np.where(NOISE[:, 1] > 3, np.nan, 7.0)
     columns = {"casual": casual, "a": NOISE[:, 0], "registered": registered, "nearly constant": nearly}
     (text,) = texts(findings(table(**columns, total=total), "total"), "leak")
-    assert "'casual' and 'registered' in every row" in text
-    assert ("product" in text) == (made == "product")
+    assert (
+        "'casual' x 'registered' in every row" if made == "product" else "'casual' and 'registered' in every row"
+    ) in text
     assert not texts(findings(table(**columns, total=total + RNG.integers(-3, 4, N)), "total"), "leak")
+
+
+NIGHTS, DAYS_OFF, RATE = RNG.integers(0, 4, N), RNG.integers(0, 6, N), np.round(50 + 100 * RNG.random(N), 1)
+PAY, TAX, DUES = (np.round(AMOUNT * share, 2) for share in (1.0, 0.3 + 0.1 * RNG.random(N), 0.1 * RNG.random(N)))
+FORMULAS = {
+    "a x b, with zeros": (RATE * NIGHTS, "'a' x 'b'", (RATE, NIGHTS, DAYS_OFF)),
+    "a x (b + c)": (RATE * (NIGHTS + DAYS_OFF), "'a' x ('b' + 'c')", (RATE, NIGHTS, DAYS_OFF)),
+    "a / b": (np.round(PAY / (NIGHTS + 1), 2), "'a' / 'b'", (PAY, NIGHTS + 1, NOISE[:, 0])),
+    "a / b, a of both signs": (np.round(1e3 * NOISE[:, 0] / RATE, 2), "'a' / 'b'", (1e3 * NOISE[:, 0], RATE, DAYS_OFF)),
+    "a / (b + c)": (np.round(PAY / (1 + NIGHTS + RATE), 2), "'a' / ('b' + 'c')", (PAY, 1 + NIGHTS, RATE)),
+    "(a - b) / c": (np.round((PAY - TAX) / RATE, 2), "('a' - 'b') / 'c'", (PAY, TAX, RATE)),
+    "a - b - c, rounded": (
+        np.round(PAY - TAX - DUES),
+        "a sum (with factors) of columns 'a', 'b' and 'c'",
+        (PAY, TAX, DUES),
+    ),
+    "a / b^2, rounded": (
+        np.round(PAY / RATE**2, 3),
+        "a product (with powers) of columns 'a' and 'b'",
+        (PAY, RATE, NIGHTS),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_target_that_is_a_formula_of_columns(name):
+    total, formula, (a, b, c) = FORMULAS[name]
+    columns = {"a": a, "b": b, "c": c, "other": NOISE[:, 3], "few": RNG.integers(0, 5, N)}
+    (text,) = texts(findings(table(**columns, total=total), "total"), "leak")
+    assert text.startswith(f"'total' is {formula} in every row")
+    # one row in which it does not hold, of those that are looked at
+    total = total.copy()
+    total[7] += 5
+    assert not texts(findings(table(**columns, total=total), "total"), "leak")
+
+
+def test_rounded_noise_is_no_formula():
+    columns = {f"x{j}": RNG.integers(0, 3 + 20 * j, N) for j in range(12)}
+    y = np.round(sum(columns.values()) / 3 + 4 * NOISE[:, 0])
+    assert not texts(findings(table(**columns, y=y), "y"), "leak")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -355,6 +396,40 @@ def test_columns_that_are_the_same():
     assert not texts(findings(table(**other, y=YES), "y"), "duplicates")
 
 
+def test_flags_that_tell_the_levels_of_a_column():
+    level = RNG.integers(1, 5, N)
+    flags = {f"is{k}": (level == k).astype(int) for k in range(1, 5)}
+    nearly = flipped(flags["is2"], [5])
+    (text,) = texts(
+        findings(table(is1=flags.pop("is1"), level=level, **flags, nearly=nearly, y=YES), "y"), "duplicates"
+    )
+    assert text.startswith("columns 'is1', 'is2', 'is3' and 'is4' follow from column 'level' (")
+    assert text.endswith("(--drop is1 --drop is2 --drop is3 --drop is4)")
+    named = [f"grade {k}" for k in level]
+    (text,) = texts(findings(table(best=(level != 4).astype(int), grade=named, y=YES), "y"), "duplicates")
+    assert text.startswith("column 'best' follows from column 'grade' (it tells")
+
+
+def test_a_rare_count_is_no_rare_class():
+    visits = np.minimum((RNG.exponential(4, 4 * N)).astype(int), 25)
+    y = np.tile(visits, 5)
+    y[0] = 60
+    counted, x = table(x=np.arange(len(y)) % 97 / 7, y=y), "if it is a quantity, predict a count (--task count)"
+    (text,) = texts(findings(counted, "y"), "labels")
+    assert x in text
+    assert not texts(findings(counted, "y", task="count"), "labels")
+    (text,) = texts(findings(table(x=np.arange(len(y)) % 97 / 7, y=60 - y), "y"), "labels")
+    assert "predict a number (--task number)" in text
+
+
+def test_years_are_a_time():
+    years = RNG.integers(1984, 1989, N)
+    for name, told in (("year", True), ("Year", True), ("birth year", False), ("score", False)):
+        notes = texts(findings(Table("t", (column(name, years), column("y", YES))), "y"), "table")
+        assert any(f"--time-column {name}" in note for note in notes) == told
+    assert not texts(findings(table(year=years, g=years, y=YES), "y", group="g"), "table")
+
+
 def test_two_rare_flags_agree_by_chance():
     a, b = np.zeros(40, int), np.zeros(40, int)
     a[7], b[7], a[9], b[9] = 1, 1, 1, 1
@@ -371,10 +446,18 @@ def test_rows_that_are_copies():
     )
     # a number of its own does not make a row another one
     (text,) = texts(findings(table(no=range(N), **columns, y=flipped(y, range(950, 970))), "y"), "duplicates")
-    assert "100 of 1,000 rows are copies of an earlier one in every column but 'y'" in text
+    assert "100 of 1,000 rows are copies of an earlier one in every column but 'no' and 'y'" in text
     assert "20 of them have another 'y'" in text
     (text,) = texts(findings(table(**columns, y=y), None), "duplicates")
-    assert "100 of 1,000 rows" in text
+    assert "100 of 1,000 rows are copies of an earlier one in every column;" in text
+    for target in ("y", None):
+        (text,) = texts(findings(table(no=range(N), **columns, y=y), target), "duplicates")
+        assert "100 of 1,000 rows are copies of an earlier one in every column but 'no';" in text
+    # an identifier that is copied, too, is no exception
+    (text,) = texts(
+        findings(table(no=[f"P{9 * i:05}" for i in range(N)], **columns, y=y).take(rows), None), "duplicates"
+    )
+    assert "in every column;" in text
 
 
 def test_rows_of_coarse_columns_agree_by_chance():
@@ -410,6 +493,18 @@ def test_labels_that_differ_by_how_they_are_written(name, target):
         assert found[0].startswith("classes" if target else "values")
         for level in levels:
             assert f"{level!r} ({cells.count(level):,} rows)" in found[0]
+
+
+def test_a_rare_spelling_is_no_rare_class():
+    cells = np.array(["Yes", "No"])[YES].astype(object)
+    cells[3], cells[YES.argmax()], cells[5] = " yes ", "NO", "yes."
+    first, *others = findings(table(x=NOISE[:, 0], y=cells, z=np.where(YES, 7, 8)), "y")
+    assert first.about == "labels"
+    assert all(part in first.text for part in ("' yes ' (1 row)", "'NO' (1 row)", "(3 rows to change)"))
+    assert "set" not in first.text
+    assert not [note for note in others if note.about == "labels"]
+    # what is told of the words is told whole
+    assert [note for note in others if "'z'" in note.text and "value for value" in note.text]
 
 
 GLUCOSE = np.clip(120 + 30 * NOISE[:, 0], 44, 199).astype(int)
@@ -454,7 +549,7 @@ def test_the_target():
     counts = np.minimum(RNG.poisson(1, N), 4)
     counts[:3] = 9
     for y, advised in ((counts, True), ([f"n{count}" for count in counts], False)):
-        assert ("--task number" in texts(findings(table(a=NOISE[:, 0], y=y), "y"), "labels")[0]) == advised
+        assert ("--task count" in texts(findings(table(a=NOISE[:, 0], y=y), "y"), "labels")[0]) == advised
     gaps = only(NOISE[:, 0] > -1, ["a", "b"] * 500)
     assert texts(findings(table(a=NOISE[:, 1], y=gaps), "y"), "labels") == [
         f"'y' is missing in {gaps.count(None)} of 1,000 rows: these are left out"
@@ -620,6 +715,38 @@ def test_the_command_prints_json(run, tmp_path):
     assert (found["rows"], found["missing_cells"], found["target"]) == (1000, 1000 - YES.sum(), "y")
     assert found["columns"] == {"a": "number", "copy": "integer", "y": "text"}
     assert {"about", "text"} == set(found["findings"][0])
+
+
+def test_the_options_of_tune_say_what_the_columns_are(run, tmp_path):
+    day = [f"{d:%d/%m/%Y}" for d in DAYS]
+    person = SHUFFLED // 4
+    written(
+        tmp_path / "t.csv",
+        a=np.round(NOISE[:, 0], 4),
+        day=day,
+        person_id=person,
+        y=np.minimum(RNG.exponential(2, N).astype(int), 12),
+    )
+    code, out, _ = run("t.csv", "--target", "y")
+    # in a pipe a finding is a line; what a date is read as is told once
+    assert all(line == line.rstrip() for line in out.splitlines())
+    assert [line.split(":")[0] for line in out.splitlines() if "'day'" in line] == ["date"]
+    assert "--group person_id" in out
+    assert ("classes" in out, "--task count" in out) == (True, True)
+    code, out, _ = run("t.csv", "--target", "y", "--task", "count", "--group", "person_id")
+    assert code == 0
+    assert "target 'y', numbers from 0 to" in out
+    assert "--group" not in out
+    assert "--time-column" not in run("t.csv", "--types", "day=date", "--time-column", "day")[1]
+    for words, said in (
+        (["--target", "y", "--group", "persn_id"], "did you mean 'person_id'?"),
+        (["--target", "day", "--task", "count"], "target 'day' holds texts such as"),
+        (["--task", "count"], "--task says how a target is predicted; name it"),
+        (["--target", "y", "--time-column", "y"], "is the target and cannot have another part"),
+    ):
+        code, out, err = run("t.csv", *words)
+        assert (code > 1, out) == (True, "")
+        assert said in err
 
 
 def test_the_argument_says_what_is_checked(run, tmp_path):

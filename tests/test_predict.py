@@ -146,19 +146,40 @@ def test_what_the_model_has_not_seen_is_said_in_one_line_a_column(predict):
     _, said = predict(additive(), rows)
     assert said == [
         "bilevax: not used by the model: id",
-        "bilevax: column 'x' is in 2 rows far outside of the range trained on, about -1 to 11",
-        "bilevax: column 'c' has in 4 rows 4 values ('p', 'q', 'r', ...) that the model does not know",
         "bilevax: column 't' is missing in every row",
+        "bilevax: column 'x' is in 3 rows outside of the range trained on, about -1 to 11 (2 of them far: 900, -50); "
+        "taken as the nearest",
+        "bilevax: column 'c' has in 4 rows 4 values ('p', 'q', 'r', ...) that the model does not know",
     ]
     _, said = predict(linear(), [(1, 4, "b"), (2, 26, "a")], names=("id", "x", "c"))
     assert said[1:] == [
-        "bilevax: column 'x' is in 1 row far outside of what was trained on, 5 +- 2",
+        "bilevax: column 'x' is in 1 row far outside of what was trained on, 5 +- 2 (26)",
         "bilevax: column 'c' has in 1 row 1 value ('b') that the model does not know",
     ]
     ids = [(k, 4, f"id{k}") for k in range(10_100)]
     (said,) = predict(linear(), ids, names=("i", "x", "c"))[1][1:]
-    assert said.startswith("bilevax: column 'c' has in 10,100 rows more than 10,000 values ('id0', 'id1', 'id2', ...)")
-    assert predict(additive(), ROWS[:2])[1] == ["bilevax: not used by the model: id"]
+    assert said.startswith(
+        "bilevax: column 'c' has in all 10,100 rows more than 10,000 values ('id0', 'id1', 'id2', ...)"
+    )
+    assert predict(additive(), ROWS[1:2])[1] == ["bilevax: not used by the model: id"]
+
+
+def test_what_differs_by_case_alone_is_suggested_and_what_is_lost_whole_comes_first(predict):
+    rows = [(k, 24 if k else 99, c, "true", "2024-01-01", "no") for k, c in enumerate(["A", " b  b", "B", "z"])]
+    _, said = predict(additive(), rows)
+    assert said[1:] == [
+        "bilevax: column 'x' is in all 4 rows far outside of the range trained on, about -1 to 11 (99, 24); taken as "
+        "the nearest",
+        "bilevax: column 'c' has in all 4 rows 4 values ('A', 'b b', 'B', ...) that the model does not know; did you "
+        "mean 'a', 'b'?",
+    ]
+    rows = [(k, 12.9 if k else 13.1, c, "true", "2024-01-01", "no") for k, c in enumerate("XYZA")]
+    _, said = predict(additive(), rows)
+    assert said[1:] == [
+        "bilevax: column 'c' has in all 4 rows 4 values ('X', 'Y', 'Z', ...) that the model does not know; did you "
+        "mean 'a'?",
+        "bilevax: column 'x' is in 1 row outside of the range trained on, about -1 to 11; taken as the nearest",
+    ]
 
 
 def test_a_column_that_the_model_needs_and_is_not_there(predict):
@@ -167,6 +188,11 @@ def test_a_column_that_the_model_needs_and_is_not_there(predict):
     assert said == ["bilevax: t.csv: no column 'x'; there are 'id', 'X1', 'c', 't', 'd', 'y'"]
     _, said = predict(additive(), ROWS, names=("id", "x", "c", "T", "d", "y"), code=4)
     assert said == ["bilevax: t.csv: no column 't'; did you mean 'T'?"]
+
+
+def test_columns_that_are_named_otherwise_are_all_suggested(predict):
+    _, said = predict(additive(), ROWS, names=("id", "x", "c", "T", "D", "y"), code=4)
+    assert said == ["bilevax: t.csv: no columns 't', 'd'; did you mean 'T', 'D'?"]
 
 
 def test_more_marks_can_be_given(predict):
@@ -346,10 +372,17 @@ def test_a_table_whose_columns_are_said_what_they_are_from_tune_to_predict(tmp_p
     run("tune", "t.csv", "--target", "y", "--out", "run", *words)
     model = run_directory.read_model(tmp_path / "run")
     assert "id" not in model.columns
+    assert model.dates == {"when": "day-first"}
     assert model.text_columns == ("code",)
     out, err = run("predict", "run", "t.csv", "--keep", "id", "--score")
     written = pd.read_csv(io.StringIO(out))
     assert written["id"].tolist() == frame["id"].tolist()
+    # where new rows leave it open, the day comes first as it did
+    early = (frame["when"].dt.day <= 12) & (frame["when"].dt.day != frame["when"].dt.month)
+    frame[early].to_csv("new.csv", index=False, date_format="%d/%m/%Y")
+    some, said = run("predict", "run", "new.csv", "--keep", "id")
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(some)), written[early].reset_index(drop=True))
+    assert f", with the day first, is {frame.loc[early, 'when'].iloc[0]:%Y-%m-%d}" in said
     squares, share = mean_squared_error(frame["y"], written["prediction"]), r2_score(frame["y"], written["prediction"])
     assert re.fullmatch(
         rf"bilevax: scored on 150 rows, ± 95 %: mean squared error {squares:.3f} ± \S+ \(test rows of the run: \S+\), "

@@ -54,7 +54,11 @@ def test_a_column_said_to_hold_dates(read, written, days):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (["1/2/2021", "3/4/2021"], "t.csv:2: '1/2/2021' in column 'd' may have the day first or the month"),
+        (
+            ["1/2/2021", "3/4/2021"],
+            "t.csv:2: '1/2/2021' in column 'd' may have the day first or the month; say "
+            "which (--types d=day-first or --types d=month-first)",
+        ),
         (
             ["31/12/2020", "12/31/2020"],
             "t.csv:2: '31/12/2020' in column 'd' is read in no way in which every cell is a",
@@ -70,6 +74,34 @@ def test_a_column_said_to_hold_dates(read, written, days):
 def test_what_may_be_another_date_is_refused(read, written, message):
     with pytest.raises(DataError, match=re.escape(message)):
         read("d;x\n" + "".join(f"{cell};1\n" for cell in written), types={"d": "date"})
+
+
+@pytest.mark.parametrize(
+    ("written", "said", "days", "order"),
+    [
+        (["1/2/2021", "3/4/2021"], "month-first", [day(2021, 1, 2), day(2021, 3, 4)], "month-first"),
+        (["1/2/2021", "3/4/2021"], "day-first", [day(2021, 2, 1), day(2021, 4, 3)], "day-first"),
+        (["1/2/2021", "31/4/2021", "31.5.2021"], "month-first", None, ""),
+        # the cells say it
+        (["1.2.2021", "31.5.2021"], "month-first", [day(2021, 2, 1), day(2021, 5, 31)], "day-first"),
+        (["1/2/2021", "5/31/2021"], "date", [day(2021, 1, 2), day(2021, 5, 31)], "month-first"),
+        # nothing depends on it, or it is not there
+        (["1/1/2021", "2/2/2021"], "day-first", [day(2021, 1, 1), day(2021, 2, 2)], ""),
+        (["2021-02-01", "2021-03-04"], "day-first", [day(2021, 2, 1), day(2021, 3, 4)], ""),
+        (["2021/2/1", "2021/3/4"], "day-first", [day(2021, 2, 1), day(2021, 3, 4)], ""),
+    ],
+)
+def test_what_comes_first_in_dates_can_be_said_and_is_known_afterwards(read, written, said, days, order):
+    content = "d;x\n" + "".join(f"{cell};1\n" for cell in [*written, ""])
+    if days is None:
+        with pytest.raises(DataError, match="in column 'd' is read in no way"):
+            read(content, types={"d": said})
+        return
+    table = read(content, types={"d": said})
+    np.testing.assert_array_equal(table.column("d").values, [*days, np.nan])
+    assert table.take(np.array([0])).column("d").order == order
+    told = [note for note in table.notes if f"with the {order.split('-')[0]} first" in note]
+    assert len(told) == (written[0] == "1/2/2021" and said == order)
 
 
 def test_a_column_said_to_hold_numbers_or_text(read):
@@ -128,7 +160,7 @@ def test_kept_columns_pass_through_as_text(read, tmp_path):
 def test_types_are_written_by_column():
     assert types_from_words(["a=text", "b=c=date", "a=text"]) == {"a": "text", "b=c": "date"}
     for word in ("a", "a=integer", "=text", "text"):
-        with pytest.raises(ParameterError, match=f"COLUMN=text, COLUMN=number or COLUMN=date, got '{word}'"):
+        with pytest.raises(ParameterError, match=f"--types takes .*COLUMN=month-first, got '{word}'"):
             types_from_words([word])
     with pytest.raises(ParameterError, match="'a' that it is text and that it is date"):
         types_from_words(["a=text", "a=date"])

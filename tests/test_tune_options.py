@@ -88,9 +88,7 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["soon", "5d", "", "s", "-3"])
 def test_a_time_that_is_none(text):
-    with pytest.raises(
-        ParameterError, match=r"time: takes seconds, or 90s, 5m, 1h|time: Input should be greater than 0"
-    ):
+    with pytest.raises(ParameterError, match="--time is a number of seconds above 0, or 90s, 5m, 1h, got"):
         settings_of({"time": text}, None)
 
 

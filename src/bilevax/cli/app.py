@@ -95,7 +95,10 @@ def tune(
     ] = None,
     types: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN=TYPE", help="What a column is: text, number or date; may be repeated."),
+        typer.Option(
+            metavar="COLUMN=TYPE",
+            help="What a column is: text, number, date, day-first or month-first; may be repeated.",
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
@@ -251,7 +254,20 @@ def check(
         list[str] | None, typer.Option(metavar="MARKS", help="Of a table: cells that say that nothing is known.")
     ] = None,
     types: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=TYPE", help="Of a table: a column is text, number or date.")
+        list[str] | None, typer.Option(metavar="COLUMN=TYPE", help="Of a table: what a column is, as of tune.")
+    ] = None,
+    task: Annotated[
+        Literal["auto", "classes", "number", "count", "amount"] | None,
+        typer.Option(help="Of a table: what is predicted; auto (default): classes, or a number where there are many."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of a table: rows that agree in it belong together.")
+    ] = None,
+    time_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of a table: column that says which rows are older.")
+    ] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of a Parquet or svmlight file: rows x columns at most.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Of a table: what is found, as JSON.")] = False,
     html: Annotated[
@@ -267,14 +283,14 @@ def check(
 
     if check_table.is_table(subject):
         check_table.refuse_options(context, ("html", "seed", "force", "no_cache"), "a table")
-        from bilevax.tables.reading import Reading, marks_from_words, types_from_words
+        from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
 
         marks, kinds = marks_from_words(missing or ()), types_from_words(types or ())
-        reading = Reading(text or (), drop=drop or (), missing=marks, types=kinds)
-        raise typer.Exit(check_table.run(subject, target, reading, as_json=as_json))
-    check_table.refuse_options(
-        context, ("target", "drop", "text", "missing", "types", "as_json"), "a problem in a module"
-    )
+        reading = Reading(text or (), drop=drop or (), missing=marks, types=kinds, max_cells=max_cells or MAX_CELLS)
+        asked = check_table.Asked(target, None if task == "auto" else task, group, time_column)
+        raise typer.Exit(check_table.run(subject, asked, reading, as_json=as_json))
+    of_tables = ("target", "drop", "text", "missing", "types", "task", "group", "time_column", "max_cells", "as_json")
+    check_table.refuse_options(context, of_tables, "a problem in a module")
     # Before JAX is imported, which reads its settings then.
     keep_programs(not no_cache)
     from bilevax.cli.check import run

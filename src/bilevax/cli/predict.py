@@ -94,7 +94,7 @@ def reading_of(model: "TableModel", options: PredictOptions) -> Reading:
         numbers=(*model.number_columns, *(name for name, kind in target.items() if kind == "number")),
         only=only,
         missing={name: (*known.get(name, ()), *more.get(name, ())) for name in {**known, **more}},
-        types={name: "date" for name in model.columns if name not in typed},
+        types={name: model.dates.get(name) or "date" for name in model.columns if name not in typed},
         keep=options.keep,
         max_cells=options.max_cells or MAX_CELLS,
     )

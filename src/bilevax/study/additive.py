@@ -14,6 +14,7 @@ from bilevax.solvers.additive_models import ONE_PENALTY, PENALTY_EACH
 from bilevax.study.kept import Emit, Kept, Stage, or_none
 from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
+from bilevax.tables.table import orders_of
 
 _LINEAR = {ONE_PENALTY.name, PENALTY_EACH.name}
 
@@ -73,6 +74,7 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
         estimator.model_,
         target=prepared.target.name,
         missing=marks,
+        dates=orders_of(prepared.features.columns),
         classes=labels.classes if labels is not None else (),
     )
     influence = None if estimator.influence_ is None else tuple(estimator.influence_.tolist())

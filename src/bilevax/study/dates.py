@@ -11,6 +11,7 @@ _FIRST_YEAR, _LAST_YEAR = 1900, 2100
 # Different values that have to be dates: by chance, one in thirty whole numbers of eight digits is.
 _FEWEST = 8
 _EXACT = "2024-12-31"
+_YEARS = ("year", "yr", "jahr", "année", "anno", "año")
 
 _MONTH = r"(jan|feb|mar|apr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez)[a-z]*\.?"
 _CLOCK = r"([T ,]+\d{1,2}:\d\d(:\d\d(\.\d+)?)?\s*([ap]\.?m\.?)?(\s*(z|utc|gmt|[+-]\d\d:?\d\d))?)?"
@@ -36,6 +37,13 @@ def date(column: Levels) -> str:
     if not column.whole or len(column.levels) < 3:
         return ""
     return _in_digits(column, column.levels.astype(np.int64))
+
+
+def years(column: Levels) -> bool:
+    """Whether a column named as one holds years, two at least."""
+    if not column.whole or len(column.levels) < 2 or column.name.casefold() not in _YEARS:
+        return False
+    return bool(column.levels[0] >= _FIRST_YEAR and column.levels[-1] <= _LAST_YEAR)
 
 
 def _in_digits(column: Levels, values: np.ndarray) -> str:

@@ -1,6 +1,7 @@
 """Models on rows that no tuning saw: losses, the score that was asked for, and how sure a difference is."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -17,6 +18,14 @@ from bilevax.tables.scores import row_losses as row_losses
 from bilevax.tables.table import suggestion
 
 Scorer: TypeAlias = Callable[[BaseEstimator, np.ndarray, np.ndarray], float]
+
+_ALIASES = {
+    "auc": "roc_auc", "rocauc": "roc_auc", "prauc": "average_precision", "ap": "average_precision", "acc": "accuracy",
+    "mse": "neg_mean_squared_error", "rmse": "neg_root_mean_squared_error", "mae": "neg_mean_absolute_error",
+    "mape": "neg_mean_absolute_percentage_error", "logloss": "neg_log_loss", "crossentropy": "neg_log_loss",
+    "brier": "neg_brier_score", "fscore": "f1", "f1score": "f1", "rsquared": "r2",
+}  # fmt: skip
+"""What scores are called elsewhere."""
 
 RESAMPLES = 200
 """Of the test rows, for the interval of a difference of scores."""
@@ -93,7 +102,9 @@ def scorer_for(name: str, target: Target) -> Scorer | None:
     ]
     if name not in found:
         what = "classes" if classes else "a number"
-        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {suggestion(name, found)}")
+        alias = _ALIASES.get(re.sub("[^a-z0-9]", "", name.casefold()))
+        advice = f"did you mean '{alias}'?" if alias in found else suggestion(name, found)
+        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {advice}")
     scorer: Scorer = get_scorer(name)
     # A model that knows the frequencies alone; if it cannot be scored, none can.
     nothing = np.zeros((len(target.values), 1))
@@ -102,10 +113,10 @@ def scorer_for(name: str, target: Target) -> Scorer | None:
         _quietly(scorer, constant, nothing, target.values)
     except ValueError as e:
         near = [other for other in found if other.startswith(name + "_")]
-        advice = f"; there are {', '.join(near)}" if near else ""
+        others = f"; there are {', '.join(near)}" if near else ""
         reason = str(e).splitlines()[0].rstrip(".")
         what = f"{len(np.unique(target.values))} classes" if classes else "these numbers"
-        raise ParameterError(f"scoring '{name}' cannot score {what}{advice} ({reason})") from None
+        raise ParameterError(f"scoring '{name}' cannot score {what}{others} ({reason})") from None
     own = {"classes": "neg_log_loss", "number": "neg_mean_squared_error", "count": "neg_mean_poisson_deviance",
            "amount": "neg_mean_gamma_deviance"}  # fmt: skip
     return None if name == own[target.task] else scorer

@@ -17,6 +17,7 @@ from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.linear import LinearModel, penalties_by_term
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
+from bilevax.tables.table import orders_of
 
 NAMES = {
     "feature": "one penalty per feature (bilevax)",
@@ -122,6 +123,7 @@ def _plain_model(
         terms=terms,
         penalties=penalties_by_term(estimator.penalties_, settings.penalty_per, len(terms)),
         missing={name: found for name in encoder.columns_ if (found := reading.marks(name))},
+        dates=orders_of(prepared.features.column(name) for name in encoder.columns_),
     )
 
 

@@ -296,6 +296,10 @@ def read_model(directory: Path) -> TableModel:
         CheckpointError: a file is damaged, or a later release wrote it.
         StorageError: the system refused to read.
     """
+    if directory.is_file():
+        raise DataError(f"{directory} is a file: the directory of the run comes first, then the table")
+    if not directory.exists():
+        raise DataError(f"there is no directory {directory}")
     try:
         found = read_run_files(directory)
     except DataError:

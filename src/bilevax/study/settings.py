@@ -3,9 +3,11 @@
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from bilevax.core.errors import ParameterError
 from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
+from bilevax.tables.table import suggestion
 
 OF_LINEAR = ("penalty_per", "validation_size", "method", "steps")
 """Settings that only a linear model has."""
@@ -33,7 +35,8 @@ class TuneSettings(BaseModel):
         text: columns whose cells are taken as text.
         missing: cells that say that nothing is known, besides the empty one: ``?,NA``, or of one column
             ``COLUMN=?,NA``.
-        types: what columns are, instead of what their cells look like: ``COLUMN=text``, ``=number`` or ``=date``.
+        types: what columns are, instead of what their cells look like: ``COLUMN=text``, ``=number``, ``=date``, or
+            ``=day-first`` or ``=month-first``, of dates that leave it open.
         keep: columns that are no features and stand beside the predictions, as identifiers do.
         max_cells: rows x columns at most of a Parquet or svmlight file, a few bytes of which may stand for many cells.
         time: seconds after which no more candidates are compared and no more rivals fitted; None: all are.
@@ -126,8 +129,29 @@ def settings_from(values: dict[str, object]) -> TuneSettings:
         return TuneSettings.model_validate(values)
     except ValidationError as e:
         # Of several faults the first: an error is one sentence.
-        fault = e.errors()[0]
-        name = ".".join(map(str, fault["loc"]))
-        message = fault["msg"].removeprefix("Value error, ")
-        given = f", got {fault['input']!r}" if name else ""
-        raise ParameterError(f"{name}: {message}{given}" if name else message) from None
+        raise ParameterError(_sentence(e.errors()[0])) from None
+
+
+_SHARE, _COUNT, _NAMES = "a share between 0 and 1", "a whole number, 1 or more", "a list of texts"
+# Of fields that have constraints; what a field may be alone, its fault says.
+_TAKES = {
+    "test_size": _SHARE,
+    "validation_size": _SHARE,
+    "seed": f"a whole number from 0 to {2**32 - 1:,}",
+    "steps": _COUNT,
+    "max_cells": _COUNT,
+    "time": "a number of seconds above 0, or 90s, 5m, 1h",
+    "pairs": "true or false",
+    **dict.fromkeys(("drop", "text", "missing", "types", "keep"), _NAMES),
+    **dict.fromkeys(("scoring", "group", "time_column"), "a text"),
+}
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    if not name:
+        return fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return f"'{name}' is no setting; {suggestion(name, list(TuneSettings.model_fields))}"
+    takes = _TAKES.get(name) or fault.get("ctx", {}).get("expected", fault["msg"])
+    return f"--{name.replace('_', '-')} is {takes}, got {fault['input']!r}"

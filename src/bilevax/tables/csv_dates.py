@@ -3,10 +3,13 @@
 One way of reading has to fit every cell; where two do and differ, the cell is refused.
 """
 
+import shlex
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bilevax.tables.csv_numbers import UnclearError
+from bilevax.tables.table import Order
 
 _TIME = r"(?:[ T](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?))?"
 # What a cell is like, and the same with year, month and day in their places, two digits each at least.
@@ -16,10 +19,16 @@ _WAYS = (
     (rf"^(\d{{1,2}})[./-](\d{{1,2}})[./-](\d{{4}}){_TIME}$", r"\3-0\2-0\1 \4"),
     (rf"^(\d{{1,2}})[./-](\d{{1,2}})[./-](\d{{4}}){_TIME}$", r"\3-0\1-0\2 \4"),
 )
+_ORDERS: dict[tuple[str, str], Order] = {_WAYS[2]: "day-first", _WAYS[3]: "month-first"}
 
 
-def written_dates(name: str, values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
-    """Timestamps in microseconds, and a note on how they are read.
+def written_dates(name: str, values: pa.ChunkedArray, order: Order = "") -> tuple[pa.ChunkedArray, str, Order]:
+    """Timestamps in microseconds, a note on how they are read, and what comes first in them, where that matters.
+
+    Args:
+        name: of the column.
+        values: its cells.
+        order: what comes first, where the cells leave it open.
 
     Raises:
         UnclearError: a cell is no date, or may be two.
@@ -31,15 +40,23 @@ def written_dates(name: str, values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, 
         if row < 0:
             raise UnclearError(_first(values), "is a date, but no one way of reading them fits the whole column")
         raise UnclearError(row, "is no date that is read; write it as 2024-12-31, or leave it empty")
-    read = [stamps for stamps in (_stamps(values, *way) for way in known) if stamps is not None]
+    read = {way: stamps for way in known if (stamps := _stamps(values, *way)) is not None}
     if not read:
         raise UnclearError(_first(values), "is read in no way in which every cell is a date of the calendar")
-    for other in read[1:]:
-        row = int(pc.index(pc.equal(read[0], other), False).as_py())
-        if row >= 0:
-            raise UnclearError(row, "may have the day first or the month; write it as 2024-12-31")
-    row = _first(values)
-    return read[0], f"column '{name}' is read as dates: '{values[row].as_py()}' is {read[0][row].as_py():%Y-%m-%d}"
+    way, *others = read
+    row, first = _first(values), _ORDERS.get(way, "")
+    note = f"column '{name}' is read as dates: '{values[row].as_py()}'"
+    for other in others:
+        unlike = int(pc.index(pc.equal(read[way], read[other]), False).as_py())
+        if unlike < 0:
+            first = ""
+        elif not order:
+            given = " or ".join(f"--types {shlex.quote(f'{name}={said}')}" for said in _ORDERS.values())
+            raise UnclearError(unlike, f"may have the day first or the month; say which ({given}), or write 2024-12-31")
+        else:
+            way = next(way for way, said in _ORDERS.items() if said == order)
+            first, note = order, f"{note}, with the {order.removesuffix('-first')} first,"
+    return read[way], f"{note} is {read[way][row].as_py():%Y-%m-%d}", first
 
 
 def _stamps(values: pa.ChunkedArray, pattern: str, written: str) -> pa.ChunkedArray | None:

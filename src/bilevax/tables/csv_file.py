@@ -185,24 +185,33 @@ def _refuse_other_bytes(
     name: str, content: Content, delimiter: str, other: tuple[int, int], wanted: list[int] | None
 ) -> None:
     """Refuse other bytes than UTF-8, in the header and the wanted columns; None: anywhere."""
-    found: tuple[int, int] | None = other
-    if wanted is not None:
-        with _long_cells():
-            found = _undecoded(content, delimiter, wanted)
+    with _long_cells():
+        found = _undecoded(content, delimiter, wanted)
     if found is not None:
+        line, byte, column, cell = found
+        where = "" if column is None else f" in column '{column}'"
         raise DataError(
-            f"{name}:{found[0]}: byte 0x{found[1]:02x} is not UTF-8; the file looks like latin-1 (Windows-1252); save "
-            "it as UTF-8"
+            f"{name}:{line}: byte 0x{byte:02x} is not UTF-8; the file looks like Windows-1252 (latin-1), in which "
+            f"'{cell}' stands there{where}; save it as UTF-8"
         )
+    if wanted is None:
+        raise DataError(f"{name}:{other[0]}: byte 0x{other[1]:02x} is not UTF-8; save the file as UTF-8")
 
 
-def _undecoded(content: Content, delimiter: str, wanted: list[int]) -> tuple[int, int] | None:
-    """The first record whose wanted cells have a byte that is not UTF-8, and the byte."""
+def _undecoded(content: Content, delimiter: str, wanted: list[int] | None) -> tuple[int, int, str | None, str] | None:
+    """The first cell that is wanted, or in the header, with a byte that is not UTF-8.
+
+    Its line, the byte, its column (None in the header), and the cell as Windows-1252.
+    """
+    names: list[str] = []
     for k, (line, row) in enumerate(_records(content, delimiter)):
-        cells = "".join(row if k == 0 else [row[j] for j in wanted])
-        # Python decodes such a byte as a lone surrogate.
-        if escaped := re.search("[\udc80-\udcff]", cells):
-            return line, ord(escaped[0]) - 0xDC00
+        names = names or row
+        for j in range(len(row)) if k == 0 or wanted is None else wanted:
+            # Python decodes such a byte as a lone surrogate.
+            if escaped := re.search("[\udc80-\udcff]", row[j]):
+                cell = row[j].encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+                column = None if k == 0 or j >= len(names) else names[j]
+                return line, ord(escaped[0]) - 0xDC00, column, cell if len(cell) <= 40 else f"{cell[:39]}…"
     return None
 
 

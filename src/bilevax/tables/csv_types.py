@@ -18,7 +18,7 @@ from bilevax.tables.csv_numbers import UnclearError, clock_times, written_number
 from bilevax.tables.csv_plain import EXACT, NUMBER, ZERO, text_cells
 from bilevax.tables.marks import without_marks
 from bilevax.tables.reading import Reading
-from bilevax.tables.table import Column
+from bilevax.tables.table import Column, Order
 
 NEARLY_ALL = 0.9
 """A column with at least this share of numbers is refused for its other cells."""
@@ -32,7 +32,6 @@ MANY = 20
 # Patterns for pyarrow's RE2.
 ISO_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 WITH_ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
-_OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
 _HEXADECIMAL = r"^(?i:[+-]?0x[0-9a-f]+)$"
 
 
@@ -60,7 +59,7 @@ def column_of_cells(
     if known.null_count == len(known):
         return Column(name, "number", np.full(len(known), np.nan)), f"column '{name}' has no value in any row", marks
     if kind == "date":
-        return *_dates(name, known, lines), marks
+        return *_dates(name, known, lines, reading.order_of(name)), marks
     asked = "" if kind is None else "the model knows as numbers" if name in reading.numbers else "is read as numbers"
     column, note = _interpreted(name, known, lines, asked)
     # Among texts the marks are values like others.
@@ -97,8 +96,6 @@ def _interpreted(name: str, values: pa.ChunkedArray, lines: Places, asked: str) 
 
 def _note_on_text(name: str, values: pa.ChunkedArray, lines: Places) -> str:
     """What the user should know of a column that is text after all, and may be meant as something else."""
-    if _all_match(values, _OTHER_DATE):
-        return f"column '{name}' is read as text; dates are read when written as 2024-12-31"
     if _all_match(values, _HEXADECIMAL):
         return f"column '{name}' is read as text; numbers are read when written in decimals"
     known, pattern = len(values) - values.null_count, f"^{NUMBER}$"
@@ -209,16 +206,16 @@ def _moments(*, zoned: bool) -> pa.DataType:
     return pa.timestamp("us", tz="UTC" if zoned else None)
 
 
-def _dates(name: str, values: pa.ChunkedArray, lines: Places) -> tuple[Column, str]:
+def _dates(name: str, values: pa.ChunkedArray, lines: Places, order: Order) -> tuple[Column, str]:
     """A column that is said to hold dates, and a note."""
     column = _as_date(name, values, lines)
     if column is not None:
         return column, ""
     try:
-        stamps, note = written_dates(name, values)
+        stamps, note, first = written_dates(name, values, order)
     except UnclearError as e:
         raise DataError(f"{lines.of(e.row)}: {_shown(values[e.row].as_py())} in column '{name}' {e}") from None
-    return Column(name, "date", days(stamps)), note
+    return Column(name, "date", days(stamps), first), note
 
 
 def _first_unreadable(values: pa.ChunkedArray, kind: pa.DataType) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.tables.table import Column, Table
+from bilevax.tables.table import Column, Order, Table
 
 EVERY = ""
 """Stands for every column that has no marks of its own: no column has an empty name."""
@@ -15,8 +15,8 @@ EVERY = ""
 MAX_CELLS = 500_000_000
 """4 GB of numbers."""
 
-Type = Literal["text", "number", "date"]
-"""What a column can be said to be."""
+Type = Literal["text", "number", "date", "day-first", "month-first"]
+"""What a column can be said to be; the last two are dates, whose order counts where their cells leave it open."""
 
 Marks = Mapping[str, Sequence[str]]
 """For columns the cells that say that nothing is known; those of ``EVERY`` hold for all other columns."""
@@ -75,9 +75,17 @@ class Reading(NamedTuple):
                 f"columns (--drop), or allow so many (--max-cells {rows * columns})"
             )
 
-    def type_of(self, name: str) -> Type | None:
+    def type_of(self, name: str) -> Literal["text", "number", "date"] | None:
         """What a column is said to be; None where its cells say it."""
-        return "text" if name in self.text else "number" if name in self.numbers else self.types.get(name)
+        if name in self.text or name in self.numbers:
+            return "text" if name in self.text else "number"
+        said = self.types.get(name)
+        return "date" if said == "day-first" or said == "month-first" else said
+
+    def order_of(self, name: str) -> Order:
+        """What comes first in the dates of a column, where that is said."""
+        said = self.types.get(name)
+        return said if said == "day-first" or said == "month-first" else ""
 
     def marks(self, name: str) -> tuple[str, ...]:
         """Those of a column."""
@@ -96,13 +104,13 @@ def marks_from_words(words: Iterable[str]) -> dict[str, tuple[str, ...]]:
         name, equals, listed = word.rpartition("=")
         marks = tuple(mark.strip() for mark in listed.split(",") if mark.strip())
         if not marks and not (equals and name):
-            raise ParameterError(f"missing takes MARK,MARK or COLUMN=MARK,MARK, got '{word}'")
+            raise ParameterError(f"--missing takes MARK,MARK or COLUMN=MARK,MARK, got '{word}'")
         out[name] = (*out.get(name, ()), *marks)
     return out
 
 
 def types_from_words(words: Iterable[str]) -> dict[str, Type]:
-    """Types as one writes them: ``COLUMN=text``, ``COLUMN=number`` or ``COLUMN=date``.
+    """Types as one writes them: ``COLUMN=text``, ``=number``, ``=date``, ``=day-first`` or ``=month-first``.
 
     Raises:
         ParameterError: a word is none of these, or a column has two types.
@@ -111,9 +119,12 @@ def types_from_words(words: Iterable[str]) -> dict[str, Type]:
     for word in words:
         name, _, kind = word.rpartition("=")
         if not name or kind not in get_args(Type):
-            raise ParameterError(f"types takes COLUMN=text, COLUMN=number or COLUMN=date, got '{word}'")
+            raise ParameterError(
+                "--types takes COLUMN=text, COLUMN=number, COLUMN=date, COLUMN=day-first or COLUMN=month-first, got "
+                f"'{word}'"
+            )
         if out.setdefault(name, cast(Type, kind)) != kind:
-            raise ParameterError(f"types says of '{name}' that it is {out[name]} and that it is {kind}; give one")
+            raise ParameterError(f"--types says of '{name}' that it is {out[name]} and that it is {kind}; give one")
     return out
 
 
