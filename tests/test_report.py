@@ -22,6 +22,7 @@ from bilevax.core.errors import CorruptError, DataError
 from bilevax.core.run_records import (
     Calibration,
     Candidate,
+    Contribution,
     Effect,
     Errors,
     Gap,
@@ -30,6 +31,7 @@ from bilevax.core.run_records import (
     Paired,
     Record,
     Records,
+    Row,
     Scoring,
 )
 from bilevax.core.text import clean, shorten, significant
@@ -640,6 +642,30 @@ def test_a_systematic_error_is_told(tmp_path: Path, shift: float, time_column: s
     text = text_of(write(tmp_path, [runs.data(), sample, Calibration(groups=groups)], config=config))
     assert words in text
     assert ("Predictions are too" in text) == bool(words)
+
+
+def test_parts_of_dates_have_names_and_whole_numbers_whole_ticks(tmp_path: Path) -> None:
+    def of(name: str, at: Sequence[int]) -> Effect:
+        return runs.number(name, bins=len(at)).model_copy(update={"at": [*map(float, at), "(missing)"]})
+
+    found = [of("day (year)", range(1995, 2004)), of("day (weekday)", range(7)), of("odd (weekday)", range(7))]
+    years, week, odd = drawings(page_of(write(tmp_path, found)))[:3]
+    assert re.findall(r">(199\d|200\d)<", years)
+    assert not re.search(r">(199|200)\d\.\d<", years)
+    names = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+    assert re.findall(r">([A-Z][a-z]{2})<", week) == names
+    # which is a column of its own
+    assert not re.findall(r">([A-Z][a-z]{2})<", odd)
+
+
+def test_cells_of_rows_are_short(tmp_path: Path) -> None:
+    cells = {"day": "1996-11-17T00:00:00", "rate": "127.4759867429546", "a x b": f"{'long ' * 9}end, 127.4759867429546"}
+    adds = [Contribution(name=name, cell=cell, adds=1.0) for name, cell in cells.items()]
+    row = next(r for r in runs.rows(["no"], ["c"]) if isinstance(r, Row)).model_copy(update={"contributions": adds})
+    text = " ".join(text_of(write(tmp_path, [*runs.win(columns=("a", "b")), row])).split())
+    assert "day 1996-11-17 " in text
+    assert "rate 127.476 " in text
+    assert re.search(r" a × b long long.{0,6}….{0,6}end, 127\.476 ", text)
 
 
 def test_probabilities_under_class_weights_are_no_shares(tmp_path: Path) -> None:
