@@ -553,7 +553,7 @@ def test_settings_are_checked_in_a_sentence():
             "--penalty-per is 'feature', 'column', 'class', 'weight' or 'global', got 'row'",
         ),
         ({"model": "linear", "steps": 0}, "--steps is a whole number, 1 or more, got 0"),
-        ({"stpes": 3}, "'stpes' is no setting; did you mean 'steps'?"),
+        ({"stpes": 3}, "'stpes' is no setting; did you mean 'types' or 'steps'?"),
         ({"model": "linear", "test_size": 0.6, "validation_size": 0.4}, "leave no row to train"),
         ({"group": "a", "time_column": "b"}, "group and time_column cannot both split the rows"),
         ({"steps": 3}, "steps is a setting of model 'linear', and the model is 'additive'"),
