@@ -73,8 +73,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
 
     Args:
         model: ``"linear"`` (default), multinomial logistic; ``"additive"``, a :class:`TunedAdditiveClassifier` without
-            the choice; or a classifier with ``predict_proba`` whose ``fit`` takes ``sample_weight``: it is given numbers
-            (of a :class:`TableEncoder`) and trained some forty times, with the weight of the trusted rows fixed.
+            the choice; or a classifier with ``predict_proba`` whose ``fit`` takes ``sample_weight``: it is given the
+            numbers of a :class:`TableEncoder`, and trained some forty times with the weight of trusted rows fixed.
         cv: folds. Default 5.
         random_state: of the folds.
 
@@ -101,9 +101,9 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         >>> from bilevax.sklearn import LabelCleaner
         >>> X, y = load_wine(return_X_y=True)
         >>> given, trusted = y.copy(), np.arange(178) % 5 == 0
-        >>> given[[3, 71, 148]] = 2, 0, 1
+        >>> given[[3, 82, 148]] = 2, 0, 1
         >>> cleaner = LabelCleaner(random_state=0).fit(X, given, trusted=trusted)
-        >>> {3, 71, 148} <= set(cleaner.suspicious_rows_)
+        >>> {3, 82, 148} <= set(cleaner.suspicious_rows_)
         True
     """
 
@@ -146,9 +146,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.classes_ = rows.classes
         with one_thread():
             features = self._encoded(rows.X)
-            found = (
-                self._linear(features, given, random) if self.model == "linear" else self._em(features, given, random)
-            )
+            find = self._linear if self.model == "linear" else self._em
+            found = find(features, given, random)
         self._keep(found, given, rows.own)
         self.notes_ = notes_on(given, rows.classes) + found.notes
         return self
@@ -167,7 +166,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         return fold if all_rows else np.where(given.trusted, -1, fold)
 
     def _linear(self, X: Matrix, given: Given, random: np.random.RandomState) -> Found:
-        some, notes = _some(given, random), ()
+        some = _some(given, random)
+        notes: tuple[str, ...] = ()
         if len(some) < len(given.y):
             notes = (f"the strengths were chosen on {len(some):,} of {len(given.y):,} rows",)
         small = given.take(some)

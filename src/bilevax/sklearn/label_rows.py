@@ -79,7 +79,7 @@ def features_to_predict(estimator: BaseEstimator, X: Any) -> Any:
 
 def _labels(y: ArrayLike) -> np.ndarray:
     check_labels(y)
-    labels = column_or_1d(y, warn=True)
+    labels: np.ndarray = column_or_1d(y, warn=True)
     assert_all_finite(labels, input_name="y")
     return labels
 
@@ -94,8 +94,8 @@ def _mask(trusted: Any, n: int) -> np.ndarray:
     mask = np.asarray(trusted)
     if mask.shape != (n,) or mask.dtype != bool:
         raise ParameterError(
-            f"trusted has the shape {mask.shape} and the type {mask.dtype}; give True or False for each of the {n} rows,"
-            " or (X, y) of other rows"
+            f"trusted has the shape {mask.shape} and the type {mask.dtype}; give True or False for each of the"
+            f" {n} rows, or (X, y) of other rows"
         )
     if not mask.any():
         raise ParameterError("trusted is False in every row; leave it out if no label is known to be right")

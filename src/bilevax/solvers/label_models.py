@@ -163,7 +163,7 @@ class LabelModel:
         )
 
     def solve(
-        self, at: Point, by: Strengths, right: np.ndarray, steps: int = 100, tolerance: float = 1e-3
+        self, at: Point, by: Strengths, right: np.ndarray, *, steps: int = 30, tolerance: float = 1e-2
     ) -> np.ndarray:
         """v with H v = right, by conjugate gradients to a relative residual."""
         v, r = np.zeros_like(right), right.copy()

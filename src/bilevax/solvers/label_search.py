@@ -111,7 +111,7 @@ class _Folds:
         """dE/dlam at the last value."""
         out = np.zeros(4)
         for model, held, at in zip(self.models, self.held, self.points, strict=True):
-            v = model.solve(at, by, held.loss(at, None)[1], steps=30, tolerance=1e-2)
+            v = model.solve(at, by, held.loss(at, None)[1])
             out -= model.by_strengths(at, by, v)
         return out
 
