@@ -27,5 +27,5 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = attach(
-    __name__, ["additive", "encoder", "elastic_net", "ridge", "logistic", "label_cleaner"], __all__
+    __name__, ["additive", "encoder", "elastic_net", "ridge", "label_cleaner", "logistic"], __all__
 )
