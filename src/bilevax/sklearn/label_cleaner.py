@@ -24,7 +24,7 @@ from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.label_intervals import Interval, noise_interval, number_interval
 from bilevax.solvers.label_models import Point
 from bilevax.solvers.label_noise import LEAST, Given, posterior
-from bilevax.solvers.label_search import cross_fitted, fitted, search
+from bilevax.solvers.label_search import cross_fitted, fitted, retrained, search
 
 SEARCHED = 10_000
 """Rows that choose the strengths, at most, beside as many trusted ones."""
@@ -63,7 +63,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     of trusted rows given, from a model of the trusted rows. The prior of T is of flips of one rate to any other class
     (beta and Dirichlet). Four hyperparameters (penalty, weight of the trusted rows, both strengths of the prior) go
     down the held-out loss of trusted rows and given labels by exact hypergradients, and are kept only where it falls.
-    A row's label is suspect by one minus its posterior under a model that has not seen the row.
+    A row's label is suspect by one minus its posterior under a model that has not seen the row; the corrected model is
+    trained on these posteriors.
 
     That flips do not depend on the features, given the true class, is assumed. Without trusted rows it is assumed,
     too, that most labels of each class are right, and whatever the model cannot learn passes for a wrong label.
@@ -173,7 +174,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         small = given.take(some)
         best = search(X[some], small, self._folds(small, random, all_rows=True))
         q = cross_fitted(X, given, self._folds(given, random, all_rows=False), best)
-        final = fitted(X, given, best)
+        final = retrained(X, q, fitted(X, given, best), best.strengths)
         log_T = [at.noise.log_matrix for at in best.points]
         wrong = [_wrong(at.log_p(X), given, log) for at, log in zip(best.points, log_T, strict=True)]
         strengths = {name: float(np.exp(value)) for name, value in best.strengths._asdict().items()}

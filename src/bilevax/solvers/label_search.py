@@ -175,3 +175,13 @@ def fitted(X: Matrix, given: Given, found: Found) -> Point:
     return LabelModel(X, given, weight, found.rate).fit(
         start(X, given, found.strengths, weight), found.strengths, tolerance=ROUGH
     )
+
+
+def retrained(X: Matrix, q: np.ndarray, at: Point, by: Strengths) -> Point:
+    """The classifier of rows of which each is a copy for each class, weighted by posteriors of models that had not it.
+
+    Trusted rows count as one row: what they tell of the others is in the posteriors already.
+    """
+    row, c = np.nonzero(q > 1e-3)
+    copies = Given(c, np.ones(len(c), bool), q.shape[1])
+    return LabelModel(X[row], copies, q[row, c], UNTOLD).fit(at, by._replace(trusted=0.0), tolerance=ROUGH, noise=False)
