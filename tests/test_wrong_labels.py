@@ -158,6 +158,19 @@ def test_the_likelihood_never_falls_in_em():
                                fit_noise(log_p, given, T, prior, 1000), atol=1e-3)  # fmt: skip
 
 
+def test_the_m_step_is_the_maximum():
+    rng = np.random.default_rng(1)
+    counts, prior = 20.0 * rng.random((3, 3)), Prior(0.3, 5.0, 8.0)
+    T = updated(counts, prior)
+
+    def value(M):
+        return np.sum(counts * np.log(M)) + prior.log_density(M)
+
+    for _ in range(50):
+        near = T * np.exp(0.02 * rng.normal(size=(3, 3)))
+        assert value(near / near.sum(axis=1, keepdims=True)) < value(T)
+
+
 def test_a_known_noise_matrix_is_recovered():
     X, y, z, trusted = classes(6000, spread=3.0)
     cleaner = LabelCleaner(random_state=0).fit(X, y, trusted=trusted)

@@ -129,7 +129,6 @@ class LabelModel:
         np.fill_diagonal(dlog_T, -rho * d.noise.r)
         ds = _product(self.X, d.W) + d.b
         dlog = np.take(dlog_T, self.given.y, axis=1).T
-        dlog[self.given.trusted] = 0.0
         dlog += ds
         dp = p * (ds - np.sum(p * ds, axis=1, keepdims=True))
         dq = q * (dlog - np.sum(q * dlog, axis=1, keepdims=True))
