@@ -24,7 +24,8 @@ def study_of(slope):
     """What the command hands to a run directory, without any tuning."""
     terms = (Term("x", "number", "number"),)
     model = LinearModel("y", ("a", "b"), np.zeros(1), np.array([[slope]]), terms, (1.0,))
-    events = [{"kind": "step", "step": step, "loss": slope / (1 + step)} for step in range(3)]
+    plain = {"kind": "step", "code": "OK", "seconds": 1.0, "visits": 9, "validation_loss": None, "gradient_norm": None}
+    events = [{**plain, "step": step, "tuning_loss": slope / (1 + step)} for step in range(3)]
     config = {"data": {"slope": slope}}
     return SimpleNamespace(model=model, events=events, interrupted=False, config=lambda: config)
 

@@ -1,5 +1,6 @@
 """Additive models as estimators: what they promise of data frames, weights, missing cells, dates, order and choice."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -120,7 +121,15 @@ def test_the_model_is_plain_numbers():
     again = additive_from_plain(plain)
     scores = again.scores(again.codes(table_from_frame(X)))
     np.testing.assert_array_equal(again.mean(scores), model.predict(X))
-    for key, value in {"format": "x", "link": "cauchit", "intercept": [1.0, 2.0], "effects": [{}]}.items():
+    dated = dataclasses.replace(model.model_, dates={"wave": "day-first"})
+    assert additive_from_plain(json.loads(json.dumps(dated.to_plain()))).dates == {"wave": "day-first"}
+    for key, value in {
+        "dates": {"wave": "x"},
+        "format": "x",
+        "link": "cauchit",
+        "intercept": [1.0, 2.0],
+        "effects": [{}],
+    }.items():
         with pytest.raises(DataError):
             additive_from_plain(plain | {key: value})
     with pytest.raises(DataError, match=r"column 'wave' holds texts such as 'x' in row 1; the model knows numbers"):
@@ -393,7 +402,8 @@ def test_standard_errors_know_that_folds_share_rows(monkeypatch):
     assert found.compared[1].difference == pytest.approx(np.mean(differences))
 
 
-def test_groups_stay_together_in_the_choice(monkeypatch):
+@pytest.mark.parametrize(("by", "most"), [("marginal", "ROWS"), ("folds", "FOLDED")])
+def test_groups_stay_together_in_the_choice(monkeypatch, by, most):
     seen = []
 
     def known(rows, candidates, held):
@@ -401,10 +411,10 @@ def test_groups_stay_together_in_the_choice(monkeypatch):
         return np.zeros((len(candidates), len(held), 1))
 
     monkeypatch.setattr("bilevax.sklearn.additive_choice.held_out", known)
-    monkeypatch.setattr("bilevax.sklearn.additive_choice.ROWS", 60)
+    monkeypatch.setattr(f"bilevax.sklearn.additive_choice.{most}", 60)
     group = np.repeat(np.arange(20), 5)
     X = pd.DataFrame({"x": np.arange(100.0)})
-    model = TunedAdditiveRegressor(tuned_by="marginal", random_state=0).fit(X, np.sin(X["x"]), groups=group)
+    model = TunedAdditiveRegressor(tuned_by=by, random_state=0).fit(X, np.sin(X["x"]), groups=group)
     assert model.notes_ == ("the candidates were compared on 60 of 100 rows",)
     assert all(rows == 60 and len(held) % 5 == 0 for rows, held in seen)
 

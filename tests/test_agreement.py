@@ -132,8 +132,20 @@ def flat(tree: Any) -> np.ndarray:
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", CASES)
+# each way on a gradient step, and on a map that is none or refused there; each problem by four ways
+QUICK = {
+    "ridge": {"AID-CG", "AID-Neumann", "Exact", "forward"},
+    "quadratic": {"SID", "AID-CG-LBFGS", "AID-GMRES", "ITD"},
+    "logistic": {"SID", "AID-CG-LBFGS", "Exact", "ITD"},
+    "equilibrium": {"SID", "AID-GMRES", "AID-Neumann", "forward"} | SYMMETRIC,
+    "affine": {"SID", "AID-GMRES", "Exact", "ITD"} | SYMMETRIC,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [pytest.param(name, way, marks=() if way in QUICK[name] else pytest.mark.slow) for name in CASES for way in WAYS],
+)
 def test_every_estimator_finds_the_hypergradient(cases: dict[str, Case], name: str, way: str) -> None:
     case = cases[name]
     sources = bx.Arrays(case.train), bx.Arrays(case.val)
@@ -147,8 +159,18 @@ def test_every_estimator_finds_the_hypergradient(cases: dict[str, Case], name: s
     assert error < 1e-6 if name in ("logistic", "equilibrium") else error < 1e-9
 
 
-@pytest.mark.parametrize("solve", IMPLICIT)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "solve"),
+    [
+        pytest.param(name, solve, marks=() if solve == "by default" or name in of else pytest.mark.slow)
+        for solve, of in {
+            "by default": CASES,
+            "CG": ("ridge", "logistic", "affine"),
+            "GMRES": ("logistic", "affine"),
+        }.items()
+        for name in CASES
+    ],
+)
 def test_a_decorated_solver_finds_the_hypergradient(cases: dict[str, Case], name: str, solve: str) -> None:
     """custom_root on the gradient of the inner loss; custom_fixed_point for a map that has none."""
     case = cases[name]

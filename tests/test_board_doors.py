@@ -17,7 +17,7 @@ from bilevax.core import manifest
 from bilevax.core.errors import BilevaxError, CorruptError, UsageError
 from bilevax.core.run_files import FORMAT, KIND, RunFiles
 from bilevax.report import write_report
-from bilevax.report.records import run_of
+from bilevax.report.run import run_of
 from bilevax.tables.read import read_table
 
 SOURCES = Path(bilevax.__file__).parent
@@ -98,8 +98,8 @@ def test_e9_deterministic_is_asked_for_before_jax_is_imported(monkeypatch):
 def test_f11_settings_nested_deeply_are_refused_by_name(tmp_path, name, depth):
     """Or read, where they are not too deep: no error of another library, no end of the stack."""
     nested = "[" * depth + "]" * depth
-    contents = {"metrics.jsonl": '{"kind": "end", "code": "OK"}\n'}
-    contents[name] = f"a = {nested}" if name.endswith("toml") else f'{{"terms": {nested}}}'
+    contents = {"metrics.jsonl": '{"kind": "note", "text": "."}\n'}
+    contents[name] = f"a = {nested}" if name.endswith("toml") else f'{{"more": {nested}}}'
     for file, text in contents.items():
         (tmp_path / file).write_text(text)
     listed = {file: manifest.fingerprint(text.encode()) for file, text in contents.items()}
@@ -129,7 +129,7 @@ def readers(root):
     step.mkdir(parents=True)
 
     def of(file):
-        return lambda content: run_of(RunFiles(root, FINISHED, {file: content}, {}))
+        return lambda content: run_of(RunFiles(root, FINISHED, {"metrics.jsonl": b"", file: content}, {}))
 
     def read(path, reader):
         def write_and_read(content):

@@ -66,7 +66,7 @@ class Quick(ClassifierMixin, BaseEstimator):
             self.interrupted_ = True
         self.model_ = LogisticRegression(C=0.5, max_iter=500).fit(X, y)
         self.classes_, self.coef_, self.intercept_ = self.model_.classes_, self.model_.coef_, self.model_.intercept_
-        self.penalties_ = np.ones(X.shape[1])
+        self.penalties_ = 1.0 + np.arange(X.shape[1])
         self.method_, self.method_reason_, self.code_, self.visits_ = "deterministic", "asked for", Code.OK, 40
         self.validation_loss_, self.validation_gap_, self.validation_gap_se_ = 0.5, 0.01, 0.002
         return self
@@ -117,7 +117,7 @@ def runner(monkeypatch, tmp_path, capfd):
     def run(*words):
         # tuning takes no time, but where a test asks for the model of every day
         if words[:1] == ("tune",) and "--model" not in words and "--config" not in words:
-            words = (*words, "--model", "linear")
+            words = ("tune", "--model", "linear", *words[1:])
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
         out, err = capfd.readouterr()
@@ -158,7 +158,7 @@ def test_a_table_is_tuned_applied_and_reported(tmp_path):
     written = {"config.toml", "metrics.jsonl", "model.safetensors", "coefficients.json", "report.html"}
     assert files == {*written, "manifest.json"}
     for said in (
-        "one penalty per feature (bilevax)",
+        "(bilevax)",
         "linear model, one penalty",
         "gradient boosting",
         "balanced_accuracy",
@@ -208,6 +208,9 @@ def test_a_bundled_data_set_knows_its_target(run):
         data = next(record for record in map(json.loads, file) if record["kind"] == "data")
     assert data["classes"] == {"setosa": 50, "versicolor": 50, "virginica": 50}
     assert run("predict", "run", "iris")[1].startswith("prediction,probability_setosa,")
+    # a directory of that name is that of a run
+    assert run("tune", "iris", "--out", "iris")[0] == 0
+    assert run("predict", "iris", "iris")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,7 @@ def test_a_bundled_data_set_knows_its_target(run):
         ("tune churn.csv --target outcome --out o --seed banana", 2, "Invalid value for '--seed'"),
         ("tune churn.csv --target outcome --out o --penalty-per row", 2, "'row' is not one of 'feature', 'column'"),
         ("tune churn.csv --target outcome --out o --seed", 2, "Option '--seed' requires an argument"),
-        ("tune churn.csv --target outcome --out o --steps 0", 3, "steps: Input should be greater than or equal to 1"),
+        ("tune churn.csv --target outcome --out o --steps 0", 3, "--steps is a whole number, 1 or more, got 0"),
         ("tune churn.csv --target outcome --out o --scoring acuracy", 3, "did you mean 'accuracy'"),
         ("tune churn.csv --target outcome --out o --drop plan --drop pln", 4, "no column 'pln'; did you mean 'plan'?"),
         ("tune churn.csv --target id --out o", 3, "target 'id' holds many numbers, and a linear model is for classes"),
@@ -235,14 +238,31 @@ def test_a_bundled_data_set_knows_its_target(run):
             3,
             "steps is a setting of model 'linear'",
         ),
-        ("tune churn.csv --target outcome --out o --time soon", 2, "--time takes seconds, or 90s, 5m, 1h; got 'soon'"),
+        (
+            "tune churn.csv --target outcome --out o --time soon",
+            3,
+            "above 0, or 90s, 5m, 1h, got 'soon'",
+        ),
         ("tune --config none.toml", 2, "cannot read none.toml: no such file or directory"),
         ("tune --out o --target outcome", 2, "Missing argument 'TABLE'"),
         ("tune churn.csv --target outcome --out churn.csv", 7, "cannot write churn.csv: "),
         ("tune broken.csv --target outcome --out o", 4, "broken.csv:3: 1 field, expected 2"),
         ("tun churn.csv", 2, "No such command 'tun'. Did you mean 'tune'? (see bilevax --help)"),
         ("predict churn.csv", 2, "Missing argument 'TABLE'"),
-        ("predict nowhere churn.csv", 4, "nowhere has no model.safetensors: it is no run directory"),
+        ("predict nowhere churn.csv", 4, "there is no directory nowhere"),
+        ("predict churn.csv nowhere", 4, "churn.csv is a file: the directory of the run comes first, then the table"),
+        ("predict . churn.csv", 4, ". has no model.safetensors: it is no run directory"),
+        (
+            "tune churn.csv --target outcome --out o --test-size 20",
+            3,
+            "--test-size is a share between 0 and 1, got 20.0",
+        ),
+        (
+            "tune churn.csv --target outcome --out o --scoring AUC",
+            3,
+            "; did you mean 'roc_auc'?",
+        ),
+        ("tune churn.csv --target outcome --out o --scoring log-loss", 3, "did you mean 'neg_log_loss'?"),
         ("report nowhere", 4, "nowhere is not a run directory"),
     ],
 )
@@ -310,7 +330,7 @@ def test_a_signal_ends_the_tuning_with_what_was_reached(run, table, monkeypatch,
 
 
 def test_an_interruption_before_the_first_step_leaves_nothing(table, tmp_path):
-    words = [*BILEVAX, "tune", str(table), "--target", "outcome", "--out", "run"]
+    words = [*BILEVAX, "tune", str(table), "--target", "outcome", "--out", "run", "--model", "linear"]
     process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for line in process.stderr:
         if "compiling" in line:
@@ -338,7 +358,9 @@ def test_predictions_say_what_they_ignore_and_refuse_what_they_lack(run, table, 
     run("tune", table, "--target", "outcome", "--out", "run")
     _, out, err = run("predict", "run", table)
     assert out.count("\n") == 201
-    assert err == "bilevax: not used by the model: id\n"
+    marks, unused = err.splitlines()
+    assert unused == "bilevax: not used by the model: id"
+    assert marks.endswith("cells of column 'age'")
     lines = (tmp_path / "churn.csv").read_text(encoding="utf-8").splitlines()
     (tmp_path / "less.csv").write_text("\n".join([lines[0].replace("plan", "Plans"), *lines[1:]]), encoding="utf-8")
     code, out, err = run("predict", "run", "less.csv")

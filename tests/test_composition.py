@@ -94,7 +94,7 @@ def test_on_every_row_without_an_average_it_is_gradient_descent_by_the_chain_rul
 def test_its_hypergradient_is_the_chain_rule():
     """One step of each solver is enough: the map does not depend on w."""
     sid = bx.SID(bx.FixedPoint(1, bx.Constant(1.0)), bx.FixedPoint(1, bx.Constant(1.0)))
-    est = bx.hypergradient(PROBLEM, sid, W0, LAM, bx.Arrays(TRAIN), bx.Arrays(VAL), key=KEY)
+    est = bx.hypergradient(PROBLEM, sid, W0, LAM, bx.Arrays(TRAIN), bx.Arrays(VAL), key=KEY, report=False)
     np.testing.assert_allclose(est.value, jax.grad(f)(jnp.asarray(LAM)), rtol=1e-12)
     np.testing.assert_allclose(est.v, jax.grad(outer)(inner(LAM, TRAIN), jnp.asarray(LAM), VAL), rtol=1e-12)
 

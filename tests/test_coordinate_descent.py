@@ -96,7 +96,7 @@ def lasso():
 def test_three_figures_of_the_lasso_on_diabetes(part):
     problem, sources, largest = lasso()
     lam = jnp.log(largest / part)
-    est = bx.hypergradient(problem, bx.SID(SOLVER, bx.Exact()), jnp.zeros(10), lam, *sources, key=KEY)
+    est = bx.hypergradient(problem, bx.SID(SOLVER, bx.Exact()), jnp.zeros(10), lam, *sources, key=KEY, report=False)
     assert float(est.value) == pytest.approx(FIGURES[part], abs=1e-8)
 
     def value(lam):
@@ -110,7 +110,8 @@ def test_three_figures_of_the_lasso_on_diabetes(part):
 def test_a_penalty_of_a_column_off_the_support_has_no_hypergradient():
     problem, sources, largest = lasso()
     lam = jnp.full(10, np.log(largest / 10))
-    est = bx.hypergradient(problem, bx.SID(SOLVER, bx.GMRES(tol=1e-12)), jnp.zeros(10), lam, *sources, key=KEY)
+    sid = bx.SID(SOLVER, bx.GMRES(tol=1e-12))
+    est = bx.hypergradient(problem, sid, jnp.zeros(10), lam, *sources, key=KEY, report=False)
     off = np.asarray(est.w) == 0.0
     assert 0 < off.sum() < 10
     assert not np.any(np.asarray(est.value)[off])

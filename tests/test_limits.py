@@ -306,7 +306,7 @@ def test_tune_refuses_within_an_address_space_that_would_abort_it(tmp_path):
     # what is mapped when the table can be read, and 1 GB: JAX would abort while it starts, or compiles
     before = "import pyarrow.csv, rich.console, rich.live\nfrom bilevax.core import limits\n"
     before += "mapped = limits._number('/proc/self/statm') * limits._PAGE"
-    words = "tune", "t.csv", "--target", "class", "--out", "run", "--no-cache"
+    words = "tune", "t.csv", "--target", "class", "--out", "run", "--no-cache", "--model", "linear"
     done = limited("RLIMIT_AS", "mapped + 1e9", *words, cwd=tmp_path, before=before)
     assert done.returncode == 8, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("bilevax: ")]
@@ -351,12 +351,13 @@ given = dict.fromkeys(("problem", "w0", "lam", "train", "val"), 0)
 """
 
 PREDICTING = """
-import numpy as np, bilevax.study.run_directory as directory
+import numpy as np, bilevax.report.run as report, bilevax.study.run_directory as directory
+from bilevax.core.run_records import Records
 from types import SimpleNamespace
 model = SimpleNamespace(text_columns=(), number_columns=("x",), columns=("x",), missing={})
-model.target, model.classes = "y", ("a", "b")
+model.target, model.classes, model.terms = "y", ("a", "b"), ()
 model.predict_mean = lambda table: np.full((table.rows, 2), 0.5)
-directory.read_model = lambda path: model
+directory.read_model, report.read_records_of = lambda path: model, lambda path: Records()
 """
 
 TUNING = """

@@ -1,5 +1,7 @@
 """The loop over named streams: which minibatches a step looks at."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,15 +207,20 @@ def test_an_undrawn_stream_is_the_source_and_the_step_has_a_key():
     assert np.array_equal(words, [jax.random.key_data(jax.random.fold_in(KEY, k)) for k in range(5)])
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def permutations(key, epochs, n):
+    """Of n numbers, one an epoch, [epochs, n]."""
+    keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(epochs))
+    return jax.vmap(lambda k: shuffled(k, jnp.arange(n, dtype=jnp.int32), n))(keys)
+
+
 @pytest.mark.parametrize(("n", "b"), [(500, 7), (90, 7), (49, 7), (5, 5)])
 def test_the_order_of_an_epoch_is_the_permutation_of_its_key(n, b):
     """However many epochs a chunk of 256 minibatches meets; without a short block, which comes elsewhere."""
     key, n = jax.random.key(1), n - n % b
     per_epoch = n // b
-    epochs = np.arange(STEPS) // per_epoch
-    keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(epochs[-1] + 1))
-    blocks = jax.vmap(lambda k: shuffled(k, jnp.arange(per_epoch, dtype=jnp.int32), per_epoch))(keys)
-    rows = jax.vmap(lambda k: shuffled(k, jnp.arange(n, dtype=jnp.int32), n))(keys)
+    epochs = (STEPS - 1) // per_epoch + 1
+    blocks, rows = (permutations(key, epochs, count) for count in (per_epoch, n))
     assert np.array_equal(own(numbered(n, b, "blocks"), key)[:, -1], np.ravel(blocks)[:STEPS])
     seen = own(numbered(n, b, "shuffled"), key)
     assert np.array_equal(seen[:, :b], np.reshape(rows, (-1, b))[:STEPS])

@@ -73,8 +73,8 @@ def run(name, *, dtype=np.float64, steps=300, step_size=0.2, **outer):
 
 
 LONG = [name for name in ALGORITHMS if name not in ("SOBA", "F2SA")]
-# what they have that the others have not is their draws
-LATER = "FSLA", "BSA", "ALSET", "MSTSA"
+# what they have that the others have not is their draws; MRBO's directions are those of VRBO
+LATER = "FSLA", "BSA", "ALSET", "TTSA", "MSTSA", "MRBO"
 IN_TURN = [pytest.param(name, marks=pytest.mark.slow if name in LATER else ()) for name in ALGORITHMS]
 
 

@@ -154,7 +154,7 @@ def test_a_series_cut_off_at_random_is_one_of_its_terms_or_their_reweighted_sum(
                                                          ("geometric", lambda p: 0.25 * 0.75**p)])  # fmt: skip
 def test_lengths_have_the_distribution_that_the_weights_undo(truncation, probability):
     keys = jax.random.split(jax.random.key(1), 4000)
-    calls = jax.vmap(lambda solver, key: solve(solver, SOURCES["iid"], V0, key).calls, (None, 0))
+    calls = jax.jit(jax.vmap(lambda solver, key: solve(solver, SOURCES["iid"], V0, key).calls, (None, 0)))
     lengths = np.asarray(calls(canonicalize(bx.ProductNeumann(4, truncation)), keys)) - 1
     for p in range(8):
         chance = probability(p)

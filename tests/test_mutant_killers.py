@@ -52,7 +52,7 @@ def test_a_short_block_moves_w_by_its_weight():
     one = np.ones(1)
     problem = bx.Problem(inner_map, lambda w, lam, batch: jnp.sum(w))
     sid = bx.SID(bx.FixedPoint(8, 0.5), bx.FixedPoint(1))
-    est = bx.hypergradient(problem, sid, one, one, train, bx.Arrays(np.ones(3)), key=KEY)
+    est = bx.hypergradient(problem, sid, one, one, train, bx.Arrays(np.ones(3)), key=KEY, report=False)
     blocks, weights = blocks_of_an_epoch(train)
     w = 1.0
     for block, weight in zip(blocks, weights, strict=True):
@@ -110,7 +110,7 @@ def test_weights_of_rows_reach_the_linear_system():
     found = [
         bx.hypergradient(
             problem, bx.SID(bx.FixedPoint(300), bx.FixedPoint(300)),
-            np.zeros((1, 3)), -np.ones(3), bx.Arrays(train), bx.Arrays((X, y)), key=KEY,
+            np.zeros((1, 3)), -np.ones(3), bx.Arrays(train), bx.Arrays((X, y)), key=KEY, report=False,
         )
         for train in (weighted, repeated)
     ]  # fmt: skip

@@ -84,7 +84,7 @@ def sources():
 def test_aggregated_descent_has_the_derivative_of_its_trajectory(mode):
     estimator = bx.ITD(7, 0.6, mode=mode, outer_weight=bx.Harmonic(0.4, 1.0))
     w0 = P.w(P.lam) + np.linspace(-1.0, 2.0, 4)
-    est = bx.hypergradient(P.problem, estimator, w0, P.lam, *sources(), key=KEY)
+    est = bx.hypergradient(P.problem, estimator, w0, P.lam, *sources(), key=KEY, report=False)
 
     def value(lam):
         # w0 is a number here: it does not move with lam

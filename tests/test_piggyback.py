@@ -70,7 +70,8 @@ def test_on_every_row_it_is_the_forward_mode_of_the_trajectory():
     np.testing.assert_allclose(found[0].value, found[1].value, rtol=1e-12)
     np.testing.assert_allclose(found[0].w, found[1].w, rtol=1e-12)
     # both reports are from the last move, that of the one of w and J, of the other of the value
-    truth = bx.hypergradient(PROBLEM, bx.SID(bx.LBFGS(1e-12), bx.CG(1e-12)), W0, LAM, *rows, key=KEY).value
+    exact = bx.SID(bx.LBFGS(1e-12), bx.CG(1e-12))
+    truth = bx.hypergradient(PROBLEM, exact, W0, LAM, *rows, key=KEY, report=False).value
     for est in found:
         assert np.linalg.norm(est.value - truth) <= float(est.error.upper) * np.linalg.norm(est.value)
 

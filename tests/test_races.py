@@ -160,7 +160,7 @@ def test_a_reader_sees_a_whole_run_while_it_is_replaced(tuners, tmp_path, number
     seen, slope = {0.0}, 0.0
     while slope < number:
         found, before = run_in(tmp_path), slope
-        slope = found[1][0]["loss"]
+        slope = found[1][0]["tuning_loss"]
         assert slope >= before
         assert found == run_of(slope)
         seen.add(slope)

@@ -32,6 +32,7 @@ from bilevax.core.errors import (
     UsageError,
 )
 from bilevax.core.run_files import FILES, FORMAT, KIND, read_run_files
+from bilevax.core.run_records import Step
 from bilevax.hypergradients import SID
 from bilevax.report import render_report, write_report
 from bilevax.runs import Run, checkpoints
@@ -53,12 +54,19 @@ def names(directory):
     return files.names(directory)
 
 
+def step_record(step, loss=None):
+    record = Step(
+        step=step, code="OK", seconds=1.0, visits=9, tuning_loss=loss, validation_loss=None, gradient_norm=None
+    )
+    return record.model_dump()
+
+
 def study_of(slope, *, interrupted=False):
     """What a run directory is handed, without any tuning."""
     terms = (Term("x", "number", "number"),)
     model = LinearModel("y", ("a", "b"), np.zeros(1), np.array([[slope]]), terms, (1.0,))
     config = {"data": {"table": "t.csv", "slope": slope}, "tune": {"steps": 3}}
-    events = [{"kind": "step", "step": step, "seconds": 1.0, "tuning_loss": slope} for step in range(3)]
+    events = [step_record(step, slope) for step in range(3)]
     return SimpleNamespace(model=model, events=events, interrupted=interrupted, config=lambda: config)
 
 
@@ -77,7 +85,7 @@ def killed(directory, *, checkpoint=True, **options):
     """A run whose process is killed while it tunes: its files stay, and its locks are free."""
     run = RunDirectory(directory, **options)
     run.begin({"tune": {"steps": 3}})
-    run.append({"kind": "step", "step": 0})
+    run.append(step_record(0))
     if checkpoint:
         files.make_directory(run.checkpoints / "step_00000001")
     for lock in (run._lock, run._target_lock):
@@ -403,7 +411,7 @@ def test_another_format_or_kind_is_named(run):
         lambda path: RunDirectory(path, force=True),
         lambda path: RunDirectory(path, resume=True),
     ):
-        with pytest.raises(TooNewError, match="of format 2, written by a later bilevax; this one reads formats up"):
+        with pytest.raises(TooNewError, match="of format 3, written by a later bilevax; this one reads formats up"):
             read(run)
     manifest.write(run, "checkpoint", 1, {}, {})
     with pytest.raises(CorruptError, match="holds a checkpoint, not a run"):
@@ -423,12 +431,14 @@ def test_a_model_that_agrees_with_the_manifest_alone_is_refused(run):
 # ---- readers
 
 
-def test_a_run_of_format_1_is_read(tmp_path):
-    shutil.copytree(ASSET, tmp_path / "run")
-    table = read_table(ASSET.parent / "run_format_1.csv")
-    expected = np.loadtxt(ASSET.parent / "run_format_1_predictions.csv", delimiter=",")
-    np.testing.assert_allclose(read_model(ASSET).predict_proba(table), expected, rtol=0, atol=1e-12)
-    found = read_run_files(ASSET, without=())
+@pytest.mark.parametrize("number", range(1, FORMAT + 1))
+def test_a_run_of_every_format_is_read(tmp_path, number):
+    asset = ASSET.parent / f"run_format_{number}"
+    shutil.copytree(asset, tmp_path / "run")
+    table = read_table(ASSET.parent / f"run_format_{number}.csv")
+    expected = np.loadtxt(ASSET.parent / f"run_format_{number}_predictions.csv", delimiter=",")
+    np.testing.assert_allclose(read_model(asset).predict_mean(table), expected, rtol=0, atol=1e-12)
+    found = read_run_files(asset, without=())
     assert found.finished
     assert sorted(found.files) == sorted(FILES)
     with warnings.catch_warnings():
@@ -482,7 +492,8 @@ class Quick(ClassifierMixin, BaseEstimator):
     def fit(self, X, y, *, groups=None, validation=None, callback=None, run=None):
         type(self).given = run
         files.make_directory(run.directory / "step_00000001")
-        callback({"step": 0, "seconds": 0.5, "visits": 10, "validation_loss": 0.5, "code": "OK"})
+        losses = {"tuning_loss": 0.5, "validation_loss": 0.5, "gradient_norm": 0.1}
+        callback({"step": 0, "seconds": 0.5, "visits": 10, "code": "OK", **losses})
         if self.interrupts == 2:
             raise KeyboardInterrupt
         self.model_ = LogisticRegression(C=0.1 * self.steps, max_iter=500).fit(X, y)
@@ -675,7 +686,7 @@ def without_seconds(directory):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-TUNED = "tune t.csv --target y --steps 6 --out"
+TUNED = "tune t.csv --target y --model linear --steps 6 --out"
 
 
 def process(directory, *words):

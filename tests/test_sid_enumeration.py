@@ -73,10 +73,18 @@ def assert_exact(measured, exact):
     np.testing.assert_allclose(measured, exact, rtol=0, atol=1e-12 * np.max(np.abs(exact)))
 
 
+MORE = 2, 3, "constant", "harmonic"
+"""Beside every pair of schedules for two steps of w and of v: one for another number of each."""
+
+
 @pytest.mark.parametrize("correlated", [False, True], ids=["uncorrelated", "correlated"])
-@pytest.mark.parametrize(("inner", "linear"), [("constant", "harmonic"), ("harmonic", "constant"), ("polynomial",) * 2])
 @pytest.mark.parametrize(
-    ("t", "k"), [(2, 2), (2, 3), *(pytest.param(*of, marks=pytest.mark.slow) for of in [(3, 2), (3, 3)])]
+    ("t", "k", "inner", "linear"),
+    [
+        pytest.param(*counts, *of, marks=() if counts == (2, 2) or (*counts, *of) == MORE else pytest.mark.slow)
+        for of in [("constant", "harmonic"), ("harmonic", "constant"), ("polynomial",) * 2]
+        for counts in [(2, 2), (2, 3), (3, 2), (3, 3)]
+    ],
 )
 def test_all_sequences_have_the_exact_moments(enumerate_sid, t, k, inner, linear, correlated):
     p = FiniteQuadratic.random(3, correlated=correlated, n=3, d=3, m=2)

@@ -74,7 +74,10 @@ def assert_moments(p, *, t, k, J, batch_size, gamma):
 
 
 @pytest.mark.parametrize("J", [1, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("batch_size", "correlated"), [(1, False), (2, True)], ids=["b1", "b2-correlated"])
+@pytest.mark.parametrize(
+    ("batch_size", "correlated"),
+    [pytest.param(1, False, id="b1", marks=pytest.mark.slow), pytest.param(2, True, id="b2-correlated")],
+)
 def test_monte_carlo_equals_the_exact_moments(batch_size, correlated, J):
     p = FiniteQuadratic.random(0, correlated=correlated, n=40, d=4, m=3)
     assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=60.0)
@@ -312,7 +315,7 @@ def test_both_doors_hand_the_key_on():
     found = []
     for seed in (0, 0, 1):
         key = jax.random.key(seed)
-        est = bx.hypergradient(p.problem, sid, *start, key=key)
+        est = bx.hypergradient(p.problem, sid, *start, key=key, report=False)
         run = bx.minimize(p.problem, bx.BSGM(sid, bx.optim("sgd", 0.01)), *start, steps=2, key=key)
         found.append([np.asarray(x) for x in (est.value, est.w, est.v, run.lam, run.w)])
     for first, again, other in zip(*found, strict=True):

@@ -130,6 +130,8 @@ def test_reverse_mode_through_heavy_ball_is_heavy_ball_on_the_linear_system(mome
     """The derivative of <g, w_K> in b is b-> d2Phi^T v_K, v_K from as many steps on (I - M^T) v = g from 0."""
     M, g = jnp.asarray(A.mean(0)), jnp.arange(1.0, 1.0 + D)
 
+    @jax.jit
+    @jax.grad
     def unrolled(b):
         w = before = jnp.asarray(X0)
         for _ in range(STEPS):
@@ -139,7 +141,7 @@ def test_reverse_mode_through_heavy_ball_is_heavy_ball_on_the_linear_system(mome
     solver = bx.HeavyBall(STEPS, 0.7, momentum)
     rows = bx.Arrays((A.transpose(0, 2, 1), np.broadcast_to(g, (N, D))))
     out = solver.solve(image, jnp.zeros(D), jnp.asarray(1.0), rows, key=KEY)
-    np.testing.assert_allclose(out.value, jax.grad(unrolled)(jnp.asarray(SHIFT.mean(0))), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(out.value, unrolled(jnp.asarray(SHIFT.mean(0))), rtol=1e-12, atol=1e-13)
 
 
 QUADRATIC = FiniteQuadratic.random(4, n=23, d=4, m=3)

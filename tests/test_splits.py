@@ -53,7 +53,7 @@ def test_the_newest_rows_test():
     assert moment[split.validation].max() < moment[split.test].min()
     assert abs(len(split.test) - 100) < 20
     assert abs(len(split.validation) - 100) < 20
-    with pytest.raises(DataError, match="time column 't' holds text"):
+    with pytest.raises(DataError, match=r"time column 't' holds text; .*--types t=date"):
         split_by_time(text("t", "abc"), Sizes(0.2, 0.2))
     with pytest.raises(DataError, match="2 moments"):
         split_by_time(Column("t", "integer", np.arange(40.0) % 2), Sizes(0.2, 0.2))
@@ -91,6 +91,7 @@ def test_many_numbers_are_a_quantity():
     assert is_quantity(Column("y", "integer", np.arange(60.0)))
     assert not is_quantity(Column("y", "integer", np.arange(60.0) % 20))
     assert not is_quantity(Column("y", "integer", np.arange(5000.0) % 100))  # fifty rows to each
+    assert is_quantity(Column("y", "integer", np.arange(50_000.0) % 101))
     assert is_quantity(Column("y", "number", np.arange(5000.0) % 100 / 10))
     assert not is_quantity(text("y", map(str, range(60))))
 

@@ -26,8 +26,7 @@ def chain(schedule, h, start=0.0):
     x[-1] = 1.0
     points, travel, sizes, s = [], [], [], 0.0
     cuts = np.asarray(boundaries(jnp.int32(STEPS)))
-    for j in range(STEPS):
-        eta = float(schedule(jnp.int32(j)))
+    for j, eta in enumerate(np.asarray(jax.vmap(schedule)(jnp.arange(STEPS, dtype=jnp.int32)), float)):
         x = (1 - eta * h) * x
         x[j] += eta
         s += eta
@@ -40,6 +39,7 @@ def chain(schedule, h, start=0.0):
     return Snapshots(jnp.asarray(points), jnp.asarray(travel), jnp.asarray(sizes))
 
 
+error_of = jax.jit(last_point_error)
 CONSTANT, FALLING = bx.Constant(0.1), bx.Harmonic(20.0, 40.0)
 
 
@@ -56,7 +56,7 @@ CONSTANT, FALLING = bx.Constant(0.1), bx.Harmonic(20.0, 40.0)
 def test_the_noise_of_the_slowest_direction_has_its_variance(schedule, h, low, high):
     """Exact: each noise is one entry, and the squares of independent noises add up."""
     tail = chain(schedule, h)
-    found = last_point_error(tail, RelaxationRate(jnp.asarray(h), jnp.asarray(h)))
+    found = error_of(tail, RelaxationRate(jnp.asarray(h), jnp.asarray(h)))
     variance = float(jnp.sum(tail.points[-1] ** 2))
     assert low < float(jnp.sum(found.squares)) / variance < high
     assert 1.0 <= float(found.degrees_of_freedom) <= SNAPSHOTS - 2
@@ -67,7 +67,7 @@ def test_the_noise_of_the_slowest_direction_has_its_variance(schedule, h, low, h
 def test_that_of_faster_directions_is_rather_too_large(schedule, times):
     h = 0.03
     tail = chain(schedule, times * h)
-    found = last_point_error(tail, RelaxationRate(jnp.asarray(h), jnp.asarray(h)))
+    found = error_of(tail, RelaxationRate(jnp.asarray(h), jnp.asarray(h)))
     assert 0.9 < float(jnp.sum(found.squares) / jnp.sum(tail.points[-1] ** 2)) < 10.0
 
 
@@ -78,45 +78,43 @@ def test_what_is_left_of_a_start_is_seen_without_noise(schedule, h):
     tail = chain(schedule, h, start=1.0)
     alone = tail._replace(points=tail.points[:, -1:])
     left = float(tail.points[-1, -1])
-    exact = last_point_error(alone, RelaxationRate(jnp.asarray(h), jnp.asarray(h)))
+    exact = error_of(alone, RelaxationRate(jnp.asarray(h), jnp.asarray(h)))
     assert float(exact.bias[0]) == pytest.approx(left, rel=0.15)
     assert float(exact.squares[0]) < 1e-4
-    slower = last_point_error(alone, RelaxationRate(jnp.asarray(h), jnp.asarray(0.3 * h)))
+    slower = error_of(alone, RelaxationRate(jnp.asarray(h), jnp.asarray(0.3 * h)))
     assert float(slower.bias[0]) > left
 
 
 def test_a_chain_without_a_step_knows_nothing():
     nothing = Snapshots(jnp.ones((SNAPSHOTS, 3)), jnp.zeros(SNAPSHOTS), jnp.ones(SNAPSHOTS))
-    assert np.all(np.isinf(last_point_error(nothing, RelaxationRate(jnp.asarray(0.1), jnp.asarray(0.1))).bias))
+    assert np.all(np.isinf(error_of(nothing, RelaxationRate(jnp.asarray(0.1), jnp.asarray(0.1))).bias))
 
 
 OTHERS = "logistic-500x20-0.001", "quadratic-10-b32"
 
 
-@pytest.fixture(scope="module")
-def estimates():
-    """name, steps -> (code, estimated and true relative error) of some runs."""
+@jax.jit
+def errors(problem, sid, w0, lam, sources, truth, keys):
+    """(code, estimated and true relative error) of runs; one program for all numbers of steps."""
 
-    def call(name, steps, sid=None, runs=12):
-        p = problem(name)
-        truth = jax.tree.map(jnp.asarray, p.solution().hypergradient)
-        solver = bx.FixedPoint(steps, bx.Harmonic(20.0, 40.0))
-        sid, sources = canonicalize(sid or bx.SID(solver, solver, cross_batches=20)), p.sources()
+    def one(key):
+        est = bx.hypergradient(problem, sid, w0, lam, *sources, key=key)
+        return est.code, est.error.relative, norm(sub(est.value, truth)) / norm(truth)
 
-        @jax.jit
-        def one(key):
-            est = bx.hypergradient(
-                canonicalize(p.problem), sid, jnp.asarray(p.w0), jnp.asarray(p.lam), *sources, key=key
-            )
-            return est.code, est.error.relative, norm(sub(est.value, truth)) / norm(truth)
+    return jax.vmap(one)(keys)
 
-        return tuple(map(np.asarray, jax.vmap(one)(jax.random.split(jax.random.key(5), runs))))
 
-    return call
+def estimates(name, steps, runs=12):
+    """What :func:`errors` finds of some runs of so many steps."""
+    p, solver = problem(name), bx.FixedPoint(steps, bx.Harmonic(20.0, 40.0))
+    sid = bx.SID(solver, solver, cross_batches=20)
+    w0, lam, truth = jax.tree.map(jnp.asarray, (p.w0, p.lam, p.solution().hypergradient))
+    keys = jax.random.split(jax.random.key(5), runs)
+    return jax.tree.map(np.asarray, errors(*canonicalize((p.problem, sid)), w0, lam, p.sources(), truth, keys))
 
 
 @pytest.mark.parametrize("name", ["ridge", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_a_run_that_is_too_short_says_so(estimates, name):
+def test_a_run_that_is_too_short_says_so(name):
     """The one thing that must not happen: OK where the error is ten times what was asked for."""
     for steps in (5, 50):
         codes, estimated, true = estimates(name, steps)
@@ -127,7 +125,7 @@ def test_a_run_that_is_too_short_says_so(estimates, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ridge", "logistic-500x20-0.1", "quadratic-10-b32"])
-def test_a_long_run_knows_its_error(estimates, name):
+def test_a_long_run_knows_its_error(name):
     codes, estimated, true = estimates(name, 5000)
     assert np.mean(codes == bx.Code.OK) > 0.7
     assert 0.8 < np.sqrt(np.mean(estimated**2) / np.mean(true**2)) < 2.5

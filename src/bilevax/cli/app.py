@@ -20,7 +20,7 @@ app = typer.Typer(
 # What more than one command takes. --debug is read by the entry point, around all commands.
 _TABLE = typer.Argument(
     metavar="TABLE",
-    help="CSV or Parquet file, or a bundled data set: airfoil, breast_cancer, diabetes, digits, iris, wine.",
+    help="CSV, Parquet or svmlight file, or a bundled data set: airfoil, breast_cancer, diabetes, digits, iris, wine.",
 )
 _NO_CACHE = typer.Option(
     "--no-cache", help="Compile anew: do not keep compiled programs in ~/.cache/bilevax, nor use those kept."
@@ -92,6 +92,20 @@ def tune(
             metavar="MARKS",
             help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
         ),
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=TYPE",
+            help="What a column is: text, number, date, day-first or month-first; may be repeated.",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column that is not learned from, as identifiers are; may be repeated."),
+    ] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", help="Rows x columns of a Parquet or svmlight file, at most.")
     ] = None,
     test_size: Annotated[
         float | None, typer.Option(metavar="F", help="Share of the rows that no tuning sees (default: 0.2).")
@@ -172,13 +186,38 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="CSV file to write; without it, standard output.")
     ] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MARKS",
+            help="More cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column whose cells stand before the prediction; may be repeated."),
+    ] = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="Compare the predictions with the target column, which is in the table.")
+    ] = False,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Rows x columns at most, of a Parquet or svmlight file.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Of two classes: predict the second where its probability is at least P, not the more probable one.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:
-    """Apply a tuned model: for each row the predicted label and the probability of every class."""
-    from bilevax.cli.predict import run
+    """Apply a tuned model: for each row the predicted label and the probability of every class, or the number."""
+    from bilevax.cli.predict import PredictOptions, run
 
-    run(directory, table, out, force=force)
+    options = PredictOptions(missing or (), keep or (), score, max_cells, threshold)
+    run(directory, table, out, options, force=force)
 
 
 @app.command()
@@ -214,6 +253,22 @@ def check(
     missing: Annotated[
         list[str] | None, typer.Option(metavar="MARKS", help="Of a table: cells that say that nothing is known.")
     ] = None,
+    types: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=TYPE", help="Of a table: what a column is, as of tune.")
+    ] = None,
+    task: Annotated[
+        Literal["auto", "classes", "number", "count", "amount"] | None,
+        typer.Option(help="Of a table: what is predicted; auto (default): classes, or a number where there are many."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of a table: rows that agree in it belong together.")
+    ] = None,
+    time_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Of a table: column that says which rows are older.")
+    ] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of a Parquet or svmlight file: rows x columns at most.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Of a table: what is found, as JSON.")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Of a problem: write the findings as a page, too.")
@@ -228,11 +283,14 @@ def check(
 
     if check_table.is_table(subject):
         check_table.refuse_options(context, ("html", "seed", "force", "no_cache"), "a table")
-        from bilevax.tables.reading import Reading, marks_from_words
+        from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
 
-        reading = Reading(text or (), drop=drop or (), missing=marks_from_words(missing or ()))
-        raise typer.Exit(check_table.run(subject, target, reading, as_json=as_json))
-    check_table.refuse_options(context, ("target", "drop", "text", "missing", "as_json"), "a problem in a module")
+        marks, kinds = marks_from_words(missing or ()), types_from_words(types or ())
+        reading = Reading(text or (), drop=drop or (), missing=marks, types=kinds, max_cells=max_cells or MAX_CELLS)
+        asked = check_table.Asked(target, None if task == "auto" else task, group, time_column)
+        raise typer.Exit(check_table.run(subject, asked, reading, as_json=as_json))
+    of_tables = ("target", "drop", "text", "missing", "types", "task", "group", "time_column", "max_cells", "as_json")
+    check_table.refuse_options(context, of_tables, "a problem in a module")
     # Before JAX is imported, which reads its settings then.
     keep_programs(not no_cache)
     from bilevax.cli.check import run

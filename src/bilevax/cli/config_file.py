@@ -31,7 +31,10 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ParameterError(f"{clean(path)}: tune is {settings!r}; it is a table of settings, [tune]")
     unknown = [name for name in tables if name not in _ELSEWHERE]
     if unknown:
-        hint = suggestion(unknown[0], [*_ELSEWHERE, "tune"])
+        from bilevax.study.settings import TuneSettings
+
+        settings_there = unknown[0] in TuneSettings.model_fields
+        hint = "put it under [tune]" if settings_there else suggestion(unknown[0], [*_ELSEWHERE, "tune"])
         raise ParameterError(f"{clean(path)} has '{clean(unknown[0])}', which is no setting there; {hint}")
     return settings, tables
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -16,7 +16,7 @@ from rich.text import Text
 from bilevax.cli.output import Output
 from bilevax.core.events import Event
 from bilevax.core.run_files import REPORT
-from bilevax.core.run_records import Compared, End, Paired, Records, Scoring
+from bilevax.core.run_records import Compared, End, Note, Paired, Records, Scoring
 from bilevax.core.text import clean, counted, duration, short_count
 from bilevax.report.summary import NORMAL, ending, verdict
 
@@ -79,6 +79,11 @@ class Display:
         """The comparison, the verdict, and where everything is, on standard output."""
         console, end, report = Output(), records.last(End), directory / REPORT
         interrupted = end is not None and end.interrupted
+        leaks = [note.text for note in records.of(Note) if note.about == "leak"]
+        if self._quiet or self._as_json:
+            # the one thing without which the rest misleads
+            for text in leaks:
+                self._line(f"note: {text}")
         if self._as_json:
             print(json.dumps(_as_json(records, verdict(records, config).sentence, directory)))
             return
@@ -86,7 +91,8 @@ class Display:
             console.print(Text(clean(report)), soft_wrap=True)
             return
         console.print(_comparison(records))
-        for text in (verdict(records, config).sentence, *ending(records)):
+        before = [f"Do not believe this before you have looked at it: {clean(text)}" for text in leaks]
+        for text in (verdict(records, config).sentence, *ending(records), *before):
             console.print(Text(text))
         places = {"go on ": f"bilevax resume {clean(directory)}"} if interrupted else {}
         places |= {"report": clean(report), "apply ": f"bilevax predict {clean(directory)} TABLE"}
@@ -166,6 +172,7 @@ def _as_json(records: Records, sentence: str, directory: Path) -> Event:
         "report": str(directory / REPORT),
         "verdict": sentence,
         "interrupted": end is not None and end.interrupted,
+        "notes": [{"about": note.about, "text": note.text} for note in records.of(Note)],
         "models": [record.model_dump(mode="json") for record in records.of(Compared)],
         "paired": [record.model_dump(mode="json") for record in records.of(Paired)],
     }
@@ -186,16 +193,17 @@ def _data_line(event: Event) -> str:
 
 def _comparison(records: Records) -> Table:
     models, scoring = records.of(Compared), records.last(Scoring)
-    paired = {record.name: record for record in records.of(Paired) if record.measure == "loss"}
     loss, score = (scoring.loss, scoring.score) if scoring else ("loss", None)
+    # the score that was asked for, and what of it the kept model has more
+    measure: Literal["loss", "score"] = "loss" if score is None else "score"
+    paired = {record.name: record for record in records.of(Paired) if record.measure == measure}
+    accuracy = any(model.accuracy is not None for model in models) and score != "accuracy"
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("on the test rows")
-    accuracy = any(model.accuracy is not None for model in models)
-    shown = score is not None and score != "accuracy"
     headings = (
-        *((str(score),) if shown else ()),
+        *(() if score is None else (score, "kept minus it, 95 %")),
         f"{loss}, 95 %",
-        "kept minus it, 95 %",
+        *(("kept minus it, 95 %",) if score is None else ()),
         *(("accuracy",) if accuracy else ()),
         "seconds",
     )
@@ -203,11 +211,12 @@ def _comparison(records: Records) -> Table:
         table.add_column(clean(heading), justify="right", no_wrap=True)
     for model in models:
         difference = paired.get(model.name)
+        apart = "" if difference is None else f"{difference.low:+.4f} to {difference.high:+.4f}"
         cells = [
             clean(model.name),
-            *((_loss(model.score),) if shown else ()),
-            f"{model.loss:.4g} ± {NORMAL * model.loss_se:.2g}",
-            "" if difference is None else f"{difference.low:+.3g} to {difference.high:+.3g}",
+            *(() if score is None else (_loss(model.score), apart)),
+            f"{model.loss:.4f} ± {NORMAL * model.loss_se:.4f}",
+            *((apart,) if score is None else ()),
             *((_loss(model.accuracy),) if accuracy else ()),
             f"{model.seconds:.1f}",
         ]

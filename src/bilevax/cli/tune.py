@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from bilevax.study.settings import TuneSettings
 
 _INTERRUPTED = 130
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def begin(options: Mapping[str, Any]) -> int:
@@ -159,20 +158,10 @@ def settings_of(options: Mapping[str, Any], config: Path | None) -> tuple["TuneS
     """
     from bilevax.study.settings import OF_LINEAR, TuneSettings, settings_from
 
-    given = {name: options[name] for name in TuneSettings.model_fields if options.get(name) is not None}
-    if "time" in given:
-        given["time"] = _seconds(given["time"])
+    # a list of which nothing was given is empty
+    given = {name: options[name] for name in TuneSettings.model_fields if options.get(name) not in (None, [], ())}
     found, rest = ({}, {}) if config is None else read_config(config)
     # of what one model has and the other has not, none is taken over
     if given.get("model", found.get("model")) != found.get("model"):
         found = {name: value for name, value in found.items() if name not in OF_LINEAR}
     return settings_from({**found, **given}), rest
-
-
-def _seconds(text: str) -> float:
-    """Of 90, 90s, 5m or 1h."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
-    try:
-        return float(number) * _UNITS[unit]
-    except ValueError:
-        raise UsageError(f"--time takes seconds, or 90s, 5m, 1h; got '{clean(text)}'") from None

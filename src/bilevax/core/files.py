@@ -14,7 +14,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from bilevax.core.errors import LockedError, StorageError
@@ -53,6 +53,37 @@ def write(path: Path, content: bytes | str) -> None:
         sync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def written_in_pieces(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Write a file atomically, by a function that appends to a temporary file, which is renamed at the end.
+
+    Raises:
+        StorageError: the system refused; the file at ``path`` is as it was, or the new one.
+    """
+    temporary = temporary_name(path)
+    with refused("write", path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+    def append_piece(content: bytes) -> None:
+        with refused("write", path):
+            _write_all(descriptor, content)
+
+    try:
+        try:
+            yield append_piece
+            with refused("write", path):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with refused("write", path):
+            os.replace(temporary, path)
+    except BaseException:  # Ctrl-C as well
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_directory(path.parent)
+
+
 def temporary_name(path: Path) -> Path:
     """A name beside it for what is not yet whole; :func:`remove_leftovers` knows it."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
@@ -71,13 +102,17 @@ def write_new(path: Path, content: bytes) -> None:
 def _write_new(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        left = memoryview(content)
-        # a write may be cut short: by a signal, beyond 2 GB, on a disk that is nearly full
-        while left:
-            left = left[os.write(descriptor, left) :]
+        _write_all(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    # a write may be cut short: by a signal, beyond 2 GB, on a disk that is nearly full
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def append_line(path: Path, record: Mapping[str, object]) -> bytes:

@@ -33,13 +33,16 @@ class Stops:
     Args:
         numbers: of the signals.
         hold: False: the first one raises, too.
+        told: called at the first one.
 
     Attributes:
         number: of the first signal; 0 while there was none.
     """
 
-    def __init__(self, numbers: tuple[int, ...] = ENDING, *, hold: bool = True) -> None:
-        self._numbers, self._hold, self.number = numbers, hold, 0
+    def __init__(
+        self, numbers: tuple[int, ...] = ENDING, *, hold: bool = True, told: Callable[[], object] | None = None
+    ) -> None:
+        self._numbers, self._hold, self._told, self.number = numbers, hold, told, 0
         self._before: dict[int, Any] = {}
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
@@ -47,6 +50,8 @@ class Stops:
         again, self.number = self.number, self.number or number
         if again or not self._hold:
             raise Stopped(number)
+        if self._told is not None:
+            self._told()
 
     def __enter__(self) -> "Stops":
         if threading.current_thread() is threading.main_thread():

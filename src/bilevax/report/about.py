@@ -4,19 +4,21 @@ import math
 from importlib.resources import files
 from typing import NamedTuple
 
-from bilevax.core.text import clean, count, counted, decimal, percent
-from bilevax.report.records import Data, Run
+from bilevax.core.run_records import LOSSES, Data, Effect, Scoring
+from bilevax.core.text import clean, count, counted, decimal, percent, significant
+from bilevax.report.run import ADDITIVE, Run
+from bilevax.report.summary import notes
 
 _MOST_CLASSES = 30
 _MOST_ITEMS = 24
 _METHODS = {
     "deterministic": (
-        "Deterministic: at every step the model is solved on all training rows, and the linear system behind the "
-        "hypergradient too. Exact to the tolerance, and fastest on tables that are not large."
+        "At every step the model is solved on all training rows, and so is how it would change with each penalty. "
+        "Exact to the tolerance, and fastest on tables that are not large."
     ),
     "stochastic": (
-        "Stochastic: at every step the model and the linear system behind the hypergradient are solved by noisy steps "
-        "on small batches of rows, so that the cost of a step hardly depends on how long the table is."
+        "At every step the model, and how it would change with each penalty, are moved by noisy steps on small "
+        "batches of rows, so that the cost of a step hardly depends on how long the table is."
     ),
 }
 
@@ -35,20 +37,26 @@ class DataSection(NamedTuple):
 
     splits: tuple[Bar, ...]
     classes: tuple[Bar, ...]
+    quantiles: tuple[tuple[str, str], ...]
     sentences: tuple[str, ...]
 
 
 def data_section(run: Run) -> DataSection | None:
     """The section; None where the data were not recorded."""
-    if run.data is None:
+    d = run.records.last(Data)
+    if d is None:
         return None
-    d = run.data
-    splits = [(name, n) for name, n in (("train", d.train), ("validation", d.validation), ("test", d.test)) if n > 0]
-    classes = sorted(d.classes, key=lambda c: -c[1])
+    splits = {"train": d.rows.train, "validation": d.rows.validation, "test": d.rows.test}
+    classes = sorted(d.classes.items(), key=lambda c: -c[1])
     shown, rest = classes[:_MOST_CLASSES], classes[_MOST_CLASSES:]
     if rest:
         shown.append((f"and {count(len(rest))} more", sum(n for _, n in rest)))
-    return DataSection(_bars(splits, of_total=True), _bars(shown), tuple(_facts(d)))
+    names = "least", "quarter", "half", "three quarters", "largest"
+    quantiles = [(name, significant(q, 4)) for name, q in zip(names, d.quantiles or (), strict=False)]
+    facts = _facts(d, run.records.last(Scoring)) + notes(run.records, ["table", "model"])
+    return DataSection(
+        _bars([s for s in splits.items() if s[1] > 0], of_total=True), _bars(shown), tuple(quantiles), tuple(facts)
+    )
 
 
 def _bars(parts: list[tuple[str, int]], of_total: bool = False) -> tuple[Bar, ...]:
@@ -58,23 +66,21 @@ def _bars(parts: list[tuple[str, int]], of_total: bool = False) -> tuple[Bar, ..
     return tuple(Bar(name, count(n), percent(n / total), f"{100 * n / widest:.2f}") for name, n in parts)
 
 
-def _facts(d: Data) -> list[str]:
+def _facts(d: Data, scoring: Scoring | None) -> list[str]:
     out = []
-    if d.features >= 0 and d.design_columns >= 0:
+    if d.terms is not None:
         out.append(
-            f"{counted(d.features, 'feature')} became {counted(d.design_columns, 'column')} of numbers: one for a "
-            "number, one for each value of a category, one for “is missing” where cells are missing."
+            f"{counted(d.features, 'feature')} became {counted(d.terms, 'column')} of numbers: one for a number, one "
+            "for each value of a category, one for “is missing” where cells are missing."
         )
-    if d.missing_cells >= 0:
-        cells = counted(d.missing_cells, "cell")
-        out.append(f"Empty: {cells}." if d.missing_cells else "No cell is missing.")
-    counts = [n for _, n in d.classes if n > 0]
-    if len(counts) > 1:
+    out.append(f"Empty: {counted(d.missing_cells, 'cell')}." if d.missing_cells else "No cell is missing.")
+    counts = [n for n in d.classes.values() if n > 0]
+    if len(counts) > 1 and (scoring is None or scoring.loss == LOSSES["classes"]):
         # - sum_c p_c log p_c
         entropy = -sum(n / sum(counts) * math.log(n / sum(counts)) for n in counts)
         out.append(
             f"A model that knew only how common each class is would have a log-loss of {decimal(entropy, 3)}: "
-            "what the features add lies below that."
+            "what the columns add lies below that."
         )
     return out
 
@@ -88,14 +94,15 @@ class Method(NamedTuple):
 
 
 def method_section(run: Run) -> Method | None:
-    """The section; None where the method was not recorded."""
-    name = run.setting("method", "name")
+    """The section; None where the method was not recorded, or is told by the mathematics."""
+    name = run.setting("method", "name") if run.records.last(Effect) is None else ""
     return Method(name, run.setting("method", "reason"), _METHODS.get(name, "")) if name else None
 
 
 class Use(NamedTuple):
     """How to apply the model."""
 
+    additive: bool
     binary: bool
     classes: int
     positive: str
@@ -104,12 +111,14 @@ class Use(NamedTuple):
 
 def use_section(run: Run) -> Use | None:
     """The section; None where no model was exported."""
-    if not run.exported:
+    if run.model is None:
         return None
-    code = files("bilevax.report").joinpath("standalone.py").read_text(encoding="utf-8")
-    binary = bool(run.terms) and all(len(t.weights) == 1 for t in run.terms)
-    positive = run.classes[1] if binary and len(run.classes) == 2 else ""
-    return Use(binary, len(run.classes), positive, code)
+    additive = run.model.format == ADDITIVE
+    name = "standalone_additive.py" if additive else "standalone.py"
+    code = files("bilevax.report").joinpath(name).read_text(encoding="utf-8")
+    labels = run.labels()
+    binary = bool(run.model.terms) and all(len(t.weight) == 1 for t in run.model.terms)
+    return Use(additive, binary, len(labels), labels[1] if binary and len(labels) == 2 else "", code)
 
 
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -124,6 +133,8 @@ def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
 def _value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{clean(key)}: {_value(v)}" for key, v in list(value.items())[:_MOST_ITEMS])
     if isinstance(value, list):
         more = f" … and {count(len(value) - _MOST_ITEMS)} more" if len(value) > _MOST_ITEMS else ""
         return ", ".join(clean(v) for v in value[:_MOST_ITEMS]) + more

@@ -1,104 +1,145 @@
-"""The section that compares the tuned model with the models a user would have had without it."""
+"""The section that compares the kept model with what a user would have had without it."""
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from bilevax.core.text import decimal, duration, percent, places_for
+from bilevax.core.run_records import Compared, Paired, Records, Scoring
+from bilevax.core.text import decimal, duration, percent
 from bilevax.report.pictures import Interval, intervals
-from bilevax.report.records import Model, Run
-from bilevax.report.summary import NORMAL, is_known, main_rival, tuned_model
-
-SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
-"""Scores that have a column of their own in every table of models."""
+from bilevax.report.run import Run
+from bilevax.report.summary import NORMAL, headline, kept_model, loss_places, models, notes, pairs
+from bilevax.report.words import Measure, asked_for, loss_of, places_for
 
 
 class Row(NamedTuple):
     """One model, as the table shows it."""
 
     name: str
-    tuned: bool
+    kept: bool
     cells: tuple[str, ...]
 
 
 class Comparison(NamedTuple):
-    """Pictures and table."""
+    """Pictures with their titles and notes, the table, and sentences."""
 
-    levels: str
-    differences: str
+    pictures: tuple[tuple[str, str, str], ...]
     heads: tuple[str, ...]
     rows: tuple[Row, ...]
-    kept: str
+    loss: str
+    sentences: tuple[str, ...]
+    paired: bool
 
 
 def comparison(run: Run) -> Comparison | None:
     """The section; None where no model was compared."""
-    if not run.models:
+    compared = models(run.records)
+    if not compared:
         return None
-    heads, rows = _table(run)
-    return Comparison(_levels(run), _differences(run), heads, rows, _kept(run))
+    scoring = run.records.last(Scoring)
+    asked, loss = asked_for(scoring), loss_of(scoring)
+    differences = {m.field: pairs(run.records, m) for m in (asked, loss)}
+    shown = [m for m in dict.fromkeys((asked, loss)) if differences[m.field]]
+    pictures = [_differences(run.records, m, list(differences[m.field].values())) for m in shown]
+    if len(pictures) < 2:
+        pictures.append(_levels(compared, loss))
+    # of rows that chose, rare classes perhaps weigh more: not like with like
+    seen = not (scoring and scoring.class_weight) and any(m.validation_loss is not None for m in compared)
+    heads, rows = _table(compared, differences, (asked, loss), seen)
+    said = [*_weighted(scoring), _gained_and_kept(run.records) if seen else "", *notes(run.records, ["comparison"])]
+    return Comparison(tuple(pictures), heads, rows, loss.name, tuple(filter(None, said)), bool(shown))
 
 
-def _places(run: Run) -> int:
-    # The smallest error decides for all, so that the figures can be compared.
-    errors = [m.test_log_loss_se for m in run.models if m.test_log_loss_se > 0]
-    return places_for(NORMAL * min(errors)) if errors else 4
+def _weighted(scoring: Scoring | None) -> list[str]:
+    if scoring is None or not scoring.class_weight:
+        return []
+    return [
+        "Where models are fitted, rare classes weigh as much as frequent ones. The figures here are of all models "
+        f"alike: the {scoring.loss} is a mean over the test rows, each of which counts the same."
+    ]
 
 
-def _table(run: Run) -> tuple[tuple[str, ...], tuple[Row, ...]]:
-    tuned, paired, places = tuned_model(run), {p.name: p for p in run.paired}, _places(run)
-    scores = {m.score_name for m in run.models if math.isfinite(m.score)} - SHOWN_ANYHOW
-    score = min(scores) if scores else ""
+def _table(
+    compared: Sequence[Compared],
+    differences: dict[str, dict[str, Paired]],
+    measures: tuple[Measure, Measure],
+    seen: bool,
+) -> tuple[tuple[str, ...], tuple[Row, ...]]:
+    asked, loss = measures
+    places = loss_places(compared)
+    scored = asked.field == "score" and asked.name != "accuracy" and any(m.score is not None for m in compared)
+    accurate = any(m.accuracy is not None for m in compared)
 
-    def cells(m: Model) -> tuple[str, ...]:
-        error = f" ± {decimal(NORMAL * m.test_log_loss_se, places)}" if m.test_log_loss_se >= 0 else ""
-        p, difference = paired.get(m.name), "–"
-        if p is not None:
-            digits = places_for((p.high - p.low) / 2)
-            low, high = decimal(p.low, digits), decimal(p.high, digits)
-            difference = f"{decimal(p.difference, digits)} ({low} to {high})"
-        out = [decimal(m.test_log_loss, places) + error, difference, percent(m.test_accuracy)]
-        out += [decimal(m.score, 4)] if score else []
-        return (*out, decimal(m.validation_log_loss, places), duration(m.seconds))
+    def cells(m: Compared) -> tuple[str, ...]:
+        out = []
+        if asked.field == "score":
+            out += [_number(m.score, asked.sign)] * scored + [_difference(differences["score"].get(m.name))]
+        out.append(f"{decimal(m.loss, places)} ± {decimal(NORMAL * m.loss_se, places)}")
+        out.append(_difference(differences["loss"].get(m.name)))
+        out += ["–" if m.accuracy is None else percent(m.accuracy)] * accurate
+        out += [_number(m.validation_loss, 1, places)] * seen
+        return tuple(_unbroken(cell) for cell in (*out, duration(m.seconds)))
 
-    heads = ["test log-loss", "tuned minus this", "test accuracy", *([f"test {score}"] if score else [])]
-    rows = tuple(Row(m.name, m is tuned, cells(m)) for m in run.models)
-    return (*heads, "validation log-loss", "time"), rows
+    heads = []
+    if asked.field == "score":
+        heads += [asked.name] * scored + [f"{asked.name}: kept minus this"]
+    heads += [loss.name, f"{loss.name}: kept minus this"]
+    heads += ["accuracy"] * accurate + [f"{loss.name} of validation rows"] * seen
+    return (*heads, "time"), tuple(Row(m.name or "(no name)", m.role == "kept", cells(m)) for m in compared)
 
 
-def _levels(run: Run) -> str:
-    tuned, places = tuned_model(run), _places(run)
+def _unbroken(cell: str) -> str:
+    """Breaks before an interval in brackets alone."""
+    return cell.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}(", " (")
+
+
+def _number(value: float | None, sign: int, places: int = 4) -> str:
+    return "–" if value is None else decimal(sign * value, places)
+
+
+def _difference(p: Paired | None) -> str:
+    if p is None:
+        return "–"
+    places = places_for((p.high - p.low) / 2)
+    return f"{decimal(p.difference, places)} ({decimal(p.low, places)} to {decimal(p.high, places)})"
+
+
+def _levels(compared: Sequence[Compared], loss: Measure) -> tuple[str, str, str]:
+    places = loss_places(compared)
     rows = []
-    for m in run.models:
-        half = NORMAL * m.test_log_loss_se
-        text = decimal(m.test_log_loss, places) + (f" ± {decimal(half, places)}" if half >= 0 else "")
-        ends = m.test_log_loss - half, m.test_log_loss + half
-        rows.append(Interval(m.name, m.test_log_loss, *ends, text, m is tuned))
-    rows = [row for row in rows if math.isfinite(row.value)]
-    return intervals(rows, "Test log-loss of each model", xlabel="test log-loss (nats per row)")
+    for m in compared:
+        half = NORMAL * m.loss_se
+        text = f"{decimal(m.loss, places)} ± {decimal(half, places)}"
+        rows.append(Interval(m.name, m.loss, m.loss - half, m.loss + half, text, m.role == "kept"))
+    title = f"Test {loss.name} of each model"
+    return title, intervals(rows, title, xlabel=f"← better · {loss.name}"), "Each by itself, with 95 % intervals."
 
 
-def _differences(run: Run) -> str:
-    rows, rival = [], main_rival(run)
-    for p in filter(is_known, run.paired):
+def _differences(records: Records, measure: Measure, found: Sequence[Paired]) -> tuple[str, str, str]:
+    main = headline(records)
+    rows = []
+    for p in found:
         text = decimal(p.difference, places_for((p.high - p.low) / 2))
-        rows.append(Interval(f"against {p.name}", p.difference, p.low, p.high, text, p is rival))
-    xlabel = "← tuned is better · difference (nats per row) · tuned is worse →"
-    return intervals(rows, "Test log-loss of the tuned model minus the others'", xlabel=xlabel, zero=True)
+        strong = main is not None and p.name == main[1].name
+        rows.append(Interval(f"against {p.name}", p.difference, p.low, p.high, text, strong))
+    sides = ("better", "worse") if measure.less_is_better else ("worse", "better")
+    title = f"Difference in {measure.name}"
+    picture = intervals(rows, title, xlabel=f"← kept is {sides[0]} · {sides[1]} →", zero=True)
+    note = "The kept model minus each other one, on the same rows. An interval off the dashed line is more than chance."
+    return title, picture, note
 
 
-def _kept(run: Run) -> str:
+def _gained_and_kept(records: Records) -> str:
     """How much of what was gained on the validation rows was still there on the test rows."""
-    tuned, rival = tuned_model(run), main_rival(run)
-    other = next((m for m in run.models if rival is not None and m.name == rival.name), None)
-    if tuned is None or other is None or rival is None:
+    own, losses = kept_model(records), pairs(records, loss_of(records.last(Scoring)))
+    main = next((p for p in losses.values() if p.main), None)
+    rival = next((m for m in models(records) if main is not None and m.name == main.name), None)
+    if own is None or main is None or rival is None or own.validation_loss is None or rival.validation_loss is None:
         return ""
-    # Both are the rival's loss minus the tuned model's: positive where tuning helped.
-    seen = other.validation_log_loss - tuned.validation_log_loss
-    if not math.isfinite(seen):
-        return ""
-    places = places_for((rival.high - rival.low) / 2)
-    before, after = (f"{'gained' if x >= 0 else 'lost'} {decimal(abs(x), places)}" for x in (seen, -rival.difference))
+    # Both are the rival's loss minus the kept model's: positive where the kept one is better.
+    seen = rival.validation_loss - own.validation_loss
+    places = places_for((main.high - main.low) / 2)
+    before, after = (f"{'gained' if x >= 0 else 'lost'} {decimal(abs(x), places)}" for x in (seen, -main.difference))
     return (
-        f"On the validation rows, which tuning saw, it {before} over “{rival.name}”; "
-        f"on the test rows, which it did not see, it {after}."
+        f"On the validation rows, which chose, it {before} over “{main.name}”; on the test rows, which it did not see, "
+        f"it {after}."
     )

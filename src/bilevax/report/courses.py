@@ -59,7 +59,8 @@ def write_courses(path: Path, records: Sequence[Plain], *, by: str = "samples") 
         nothing = np.zeros(0)
         handles = [_line(figure.axes[0], nothing, nothing, names, name) for name in names]
         figure.legend(handles, names, loc="upper left", ncol=5, borderaxespad=0.2, labelcolor=svg.INK)
-        write(path, svg.drawing(figure))
+        # on whatever page it is shown, which may be dark
+        write(path, svg.drawing(figure, background=svg.CARD))
     return path
 
 

@@ -8,13 +8,20 @@ from pathlib import Path
 from bilevax.core import manifest
 from bilevax.core.files import Lock, read, write
 from bilevax.core.run_files import FORMAT, KIND, REPORT, RunFiles, read_run_files
+from bilevax.core.run_records import Gap
 from bilevax.core.text import shorten
+from bilevax.report import svg
 from bilevax.report.about import data_section, method_section, settings, use_section
 from bilevax.report.comparison import comparison
+from bilevax.report.diagnostics import diagnostics_section
+from bilevax.report.effects import effects_section
+from bilevax.report.mathematics import mathematics_section
 from bilevax.report.penalties import LISTED, penalties_section
 from bilevax.report.progress import course_section, gap_section
-from bilevax.report.records import Run, run_of
-from bilevax.report.summary import notices, tiles, verdict
+from bilevax.report.rows import rows_section
+from bilevax.report.run import Run, run_of
+from bilevax.report.summary import ending, tiles, verdict
+from bilevax.report.summary import warnings as warnings_of
 
 
 def write_report(directory: Path) -> Path:
@@ -30,7 +37,7 @@ def write_report(directory: Path) -> Path:
         The path of the page.
 
     Raises:
-        DataError: it is no run directory.
+        DataError: it is no run directory, or nothing was recorded in it.
         CorruptError: a file of it was damaged; the message names it.
         LockedError: it is finished, and another process is replacing it.
         StorageError: a file could not be read or written.
@@ -67,25 +74,38 @@ def render_report(found: RunFiles) -> str:
     """The page of a run's files.
 
     Raises:
-        CorruptError: one is torn.
+        DataError: nothing was recorded.
+        CorruptError: a file is torn.
     """
-    return render("template.html.j2", _page(run_of(found)))
+    return page_of(run_of(found))
+
+
+def page_of(run: Run) -> str:
+    """The page of a run."""
+    with svg.style():
+        return render("template.html.j2", _page(run))
 
 
 def _page(run: Run) -> dict[str, object]:
     """What the template shows; a section that is None is left out."""
+    same = run.model is not None and run.model.same_penalty
     return {
         "table": shorten(run.setting("data", "table"), 80),
         "target": shorten(run.setting("data", "target"), 60),
-        "verdict": verdict(run),
-        "notices": notices(run),
+        "verdict": verdict(run.records, run.config, same_penalty=same),
+        "ending": ending(run.records),
+        "warnings": warnings_of(run.records),
         "tiles": tiles(run),
+        "effects": effects_section(run),
+        "weights": penalties_section(run),
         "comparison": comparison(run),
+        "diagnostics": diagnostics_section(run),
+        "rows": rows_section(run),
         "course": course_section(run),
-        "penalties": penalties_section(run),
         "listed": LISTED,
-        "gap": gap_section(run.gap),
+        "gap": gap_section(run.records.last(Gap)),
         "data": data_section(run),
+        "mathematics": mathematics_section(run),
         "method": method_section(run),
         "use": use_section(run),
         "settings": settings(run),

@@ -9,7 +9,8 @@ import numpy as np
 
 from bilevax.core.text import count, counted, listed, percent, significant
 from bilevax.report import penalty_pictures
-from bilevax.report.records import Run, Term
+from bilevax.report.run import LinearTerm as Term
+from bilevax.report.run import Run
 
 SHOWN = 30
 LISTED = 2000
@@ -23,11 +24,11 @@ _PIXEL = re.compile(r"(\D*pix\D*)(\d+)", re.IGNORECASE)
 class Penalties(NamedTuple):
     """Pictures, sentences and the full table, smallest penalty first."""
 
+    title: str
     dots: str
     histogram: str
     scatter: str
     image: str
-    shown: int
     total: int
     signed: bool
     towards: str
@@ -37,21 +38,23 @@ class Penalties(NamedTuple):
 
 def penalties_section(run: Run) -> Penalties | None:
     """The section; None where no penalty is known."""
-    terms = sorted((t for t in run.terms if t.penalty > 0), key=lambda t: t.penalty)
+    every = run.model.terms if run.model else []
+    terms = sorted((t for t in every if t.mean_penalty > 0), key=lambda t: t.mean_penalty)
     if not terms:
         return None
-    values = np.array([t.penalty for t in terms])
-    signed = all(len(t.weights) == 1 for t in terms)
+    values = np.array([t.mean_penalty for t in terms])
+    signed = all(len(t.weight) == 1 for t in terms)
     # Within a ten-thousandth all penalties are one, which needs no picture.
     differ = values[-1] > 1.0001 * values[0]
     many = differ and len(terms) >= _ENOUGH
     weighty = [t for t in terms if t.size > 0 and math.isfinite(t.size)]
-    names = listed([t.name for t in terms[:3]])
+    first = (terms if differ else sorted(weighty, key=lambda t: -t.size))[:SHOWN]
+    names = listed([t.name for t in first[:3]])
     return Penalties(
+        title=_title(len(first), len(terms), differ),
         dots=penalty_pictures.dots(
-            terms[:SHOWN], signed=signed,
-            description=f"Penalties and weights of the features with the smallest penalties: first {names}.",
-        ) if differ else "",
+            first, signed=signed, penalties=bool(differ), description=f"Features and their weights: first {names}."
+        ) if first else "",
         histogram=penalty_pictures.histogram(
             values, description=f"Histogram of {counted(len(terms), 'penalty')}."
         ) if many else "",
@@ -59,19 +62,24 @@ def penalties_section(run: Run) -> Penalties | None:
             weighty, description="Size of the weights against the penalty, a point a feature."
         ) if many and len(weighty) >= _ENOUGH else "",
         image=_image(terms) if many else "",
-        shown=min(SHOWN, len(terms)),
         total=len(terms),
         signed=signed,
-        towards=run.classes[1] if signed and len(run.classes) == 2 else "",
-        sentences=tuple(_sentences(terms, values) + _left_out(len(run.terms) - len(terms))),
+        towards=run.labels()[1] if signed and len(run.labels()) == 2 else "",
+        sentences=tuple(_sentences(terms, values) + _left_out(len(every) - len(terms))),
         rows=tuple(_row(t, signed) for t in terms[:LISTED]),
     )  # fmt: skip
+
+
+def _title(shown: int, total: int, differ: bool) -> str:
+    if shown == total:
+        return "Every feature, " + ("smallest penalty first" if differ else "largest weight first")
+    return f"The {shown} most trusted features" if differ else f"The {shown} largest weights"
 
 
 def _row(term: Term, signed: bool) -> tuple[str, str, str]:
     low, high = min(term.penalties), max(term.penalties)
     penalty = significant(low) if low == high else f"{significant(low)} to {significant(high)}"
-    return term.name, penalty, significant(term.weights[0] if signed else term.size)
+    return term.name, penalty, significant(term.weight[0] if signed and term.weight else term.size)
 
 
 def _sentences(terms: Sequence[Term], values: np.ndarray) -> list[str]:
@@ -109,7 +117,7 @@ def _left_out(n: int) -> list[str]:
 def _image(terms: Sequence[Term]) -> str:
     if len(terms) > _MOST_PIXELS or max(len(t.name) for t in terms) > 40:
         return ""
-    grid = pixels([t.name for t in terms], [t.penalty for t in terms])
+    grid = pixels([t.name for t in terms], [t.mean_penalty for t in terms])
     if grid is None:
         return ""
     rows, columns = grid.shape

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Pixels of one interval with its name above it.
 _ROW = 46
+_WIDTH = 400
 # More than a picture of 460 pixels can show.
 _MOST_POINTS = 600
 
@@ -37,17 +38,16 @@ def intervals(rows: Sequence[Interval], title: str, *, xlabel: str, zero: bool =
     if not rows:
         return ""
     description = f"{title}, with 95 % intervals. {'; '.join(f'{r.name}: {r.text}' for r in rows)}."
-    with svg.style():
-        figure, ax = svg.panel(_ROW * len(rows) + 44, left=10, right=10, top=2, bottom=42)
-        if zero:
-            ax.axvline(0, color=svg.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        for i, row in enumerate(rows):
-            _interval(ax, row, len(rows) - 1 - i)
-        ends = [x for r in rows for x in (r.low, r.high, r.value) if math.isfinite(x)] + [0.0] * zero
-        ax.set(xlim=_padded(min(ends), max(ends)), ylim=(0, len(rows)), yticks=[], xlabel=xlabel)
-        _linear_ticks(ax, "x", 4)
-        ax.grid(axis="x")
-        return svg.image(figure, description)
+    figure, ax = svg.panel(_ROW * len(rows) + 44, left=10, right=10, top=2, bottom=42, width=_WIDTH)
+    if zero:
+        ax.axvline(0, color=svg.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    for i, row in enumerate(rows):
+        _interval(ax, row, len(rows) - 1 - i)
+    ends = [x for r in rows for x in (r.low, r.high, r.value) if math.isfinite(x)] + [0.0] * zero
+    ax.set(xlim=_padded(min(ends), max(ends)), ylim=(0, len(rows)), yticks=[], xlabel=xlabel)
+    linear_ticks(ax, "x", 4)
+    ax.grid(axis="x")
+    return svg.image(figure, description)
 
 
 def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
@@ -58,7 +58,7 @@ def _interval(ax: "Axes", row: Interval, bottom: int) -> None:
     ink = svg.INK if row.strong else svg.MUTED
     # Hides the lines behind the text.
     blank = {"facecolor": svg.CARD, "edgecolor": "none", "pad": 2.0}
-    for x, text, side in ((0, shorten(row.name, 42), "left"), (1, row.text, "right")):
+    for x, text, side in ((0, shorten(row.name, 36), "left"), (1, row.text, "right")):
         ax.text(x, bottom + 0.56, text, transform=ax.get_yaxis_transform(), color=ink, fontsize=12, ha=side, bbox=blank)
 
 
@@ -89,32 +89,31 @@ def course(
     if any(_thinned(x, line.y).shape[1] < 2 for line in lines):
         return ""
     said = "; ".join(f"{line.label} from {_ends(line.y)}" for line in lines)
-    with svg.style():
-        top = 26 if len(lines) > 1 else 8
-        figure, ax = svg.panel(224 + top, left=58, right=14, top=top, bottom=42)
-        values = np.concatenate([np.asarray(line.y, float) for line in lines])
-        values = values[np.isfinite(values)]
-        # A loss that falls to a thirtieth would look like an L on a linear axis.
-        logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
-        for line in lines:
-            colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
-            ax.plot(*_thinned(x, line.y), color=colour, linestyle=dashes, label=line.label)
-        if shade > 0:
-            ax.axvspan(0, shade, color=svg.GRID, linewidth=0, zorder=0)
-        if logarithmic:
-            log_axis(ax, "y", values.min(), values.max())
-        else:
-            ax.set_ylim(*_padded(values.min(), values.max()))
-            _linear_ticks(ax, "y", 5)
-        if from_zero:
-            ax.set_xlim(left=0)
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.xaxis.set_major_formatter(x_text)
-        ax.set(xlabel=xlabel, ylabel=ylabel)
-        ax.grid(axis="y")
-        if len(lines) > 1:
-            ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
-        return svg.image(figure, f"{ylabel} against {xlabel}: {said}.")
+    top = 26 if len(lines) > 1 else 8
+    figure, ax = svg.panel(224 + top, left=58, right=14, top=top, bottom=42)
+    values = np.concatenate([np.asarray(line.y, float) for line in lines])
+    values = values[np.isfinite(values)]
+    # A loss that falls to a thirtieth would look like an L on a linear axis.
+    logarithmic = bool(values.min() > 0 and values.max() > 30 * values.min())
+    for line in lines:
+        colour, dashes = (svg.SECOND, (0, (4, 2))) if line.second else (svg.ACCENT, "solid")
+        ax.plot(*_thinned(x, line.y), color=colour, linestyle=dashes, label=line.label)
+    if shade > 0:
+        ax.axvspan(0, shade, color=svg.GRID, linewidth=0, zorder=0)
+    if logarithmic:
+        log_axis(ax, "y", values.min(), values.max())
+    else:
+        ax.set_ylim(*_padded(values.min(), values.max()))
+        linear_ticks(ax, "y", 5)
+    if from_zero:
+        ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(x_text)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(axis="y")
+    if len(lines) > 1:
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2, borderaxespad=0, labelcolor=svg.INK)
+    return svg.image(figure, f"{ylabel} against {xlabel}: {said}.")
 
 
 def _ends(values: Sequence[float]) -> str:
@@ -136,14 +135,15 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _linear_ticks(ax: "Axes", axis: str, most: int) -> None:
+def linear_ticks(ax: "Axes", axis: str, most: int, *, whole: bool = False) -> None:
+    """At most so many ticks more one, as plain numbers, or whole ones."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     # An offset such as "+4.2e-1" in a corner is what no reader finds.
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_powerlimits((-4, 5))
     side = ax.xaxis if axis == "x" else ax.yaxis
-    side.set_major_locator(MaxNLocator(most))
+    side.set_major_locator(MaxNLocator(most, integer=whole))
     side.set_major_formatter(formatter)
 
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+from bilevax.core.run_records import Gap, Step
 from bilevax.core.text import count, counted, decimal, duration, places_for, short_count
 from bilevax.report.pictures import Line, course
-from bilevax.report.records import Gap, Run, Step
+from bilevax.report.run import Run
 from bilevax.report.summary import NORMAL
 
-_LOSS = "loss (nats per row)"
+_LOSS = "log-loss"
 
 
 class Course(NamedTuple):
@@ -23,27 +24,28 @@ class Course(NamedTuple):
 
 def course_section(run: Run) -> Course | None:
     """The section; None where no step was recorded."""
-    if not run.steps:
+    steps = run.records.of(Step)
+    if not steps:
         return None
-    losses = [Line("tuning loss", _column(run, "tuning_loss"))]
-    validation = Line("validation loss", _column(run, "validation_loss"), second=True)
+    losses = [Line("tuning loss", _column(steps, "tuning_loss"))]
+    validation = Line("validation loss", _column(steps, "validation_loss"), second=True)
     if sum(map(math.isfinite, validation.y)) > 1:
         losses.append(validation)
-    visits, seconds = _column(run, "visits"), _column(run, "seconds")
-    by_visits = partial(course, xlabel="sample visits", ylabel=_LOSS, x_text=short_count)
+    visits, seconds = _column(steps, "visits"), _column(steps, "seconds")
+    by_visits = partial(course, xlabel="rows read", ylabel=_LOSS, x_text=short_count)
     pictures = {
-        "Loss against sample visits": by_visits(visits, losses),
-        "Loss against time": course(seconds, losses, xlabel="seconds", ylabel=_LOSS, shade=_compilation(run.steps)),
+        "Loss against rows read": by_visits(visits, losses),
+        "Loss against time": course(seconds, losses, xlabel="seconds", ylabel=_LOSS, shade=_compilation(steps)),
     }
     late = [line._replace(y=line.y[len(visits) // 4 :]) for line in losses]
     if _is_flat(late, losses):
         pictures["The last three quarters, enlarged"] = by_visits(visits[len(visits) // 4 :], late, from_zero=False)
-    norms = [Line("norm", _column(run, "gradient_norm"))]
-    pictures["Size of the hypergradient"] = course(
-        _column(run, "step"), norms, xlabel="step", ylabel="norm", x_text=short_count
+    norms = [Line("norm", _column(steps, "gradient_norm"))]
+    pictures["Slope of the tuning loss in the penalties"] = course(
+        _column(steps, "step"), norms, xlabel="step", ylabel="norm", x_text=short_count
     )
     shown = tuple((title, picture) for title, picture in pictures.items() if picture)
-    return Course(shown, tuple(_sentences(run)), len(losses) > 1)
+    return Course(shown, tuple(_sentences(steps)), len(losses) > 1)
 
 
 def _is_flat(late: Sequence[Line], whole: Sequence[Line]) -> bool:
@@ -53,8 +55,9 @@ def _is_flat(late: Sequence[Line], whole: Sequence[Line]) -> bool:
     return bool(later) and max(later) - min(later) <= 0.25 * (max(all_of) - min(all_of))
 
 
-def _column(run: Run, name: str) -> list[float]:
-    return [getattr(step, name) for step in run.steps]
+def _column(steps: Sequence[Step], name: str) -> list[float]:
+    values = (getattr(step, name) for step in steps)
+    return [math.nan if value is None else float(value) for value in values]
 
 
 def _pace(steps: Sequence[Step]) -> float:
@@ -70,28 +73,26 @@ def _compilation(steps: Sequence[Step]) -> float:
     return first if pace > 0 and first > 5 * pace else 0.0
 
 
-def _sentences(run: Run) -> list[str]:
-    out = [*_loss("tuning loss", run, "tuning_loss"), *_loss("validation loss", run, "validation_loss")]
-    pace = _pace(run.steps)
-    if _compilation(run.steps):
-        first = duration(run.steps[0].seconds)
+def _sentences(steps: Sequence[Step]) -> list[str]:
+    out = [*_loss("tuning loss", steps, "tuning_loss"), *_loss("validation loss", steps, "validation_loss")]
+    pace = _pace(steps)
+    if _compilation(steps):
+        first = duration(steps[0].seconds)
         out.append(
             f"The first step was done after {first}, most of which is compilation (shaded in the picture); "
             f"later steps took {duration(pace)} each on average."
         )
     elif pace > 0:
         out.append(f"A step took {duration(pace)} on average.")
-    codes = [step.code for step in run.steps if step.code != "OK"]
-    if codes:
-        kinds = "; ".join(f"{code}: {count(codes.count(code))}" for code in sorted(set(codes))[:9])
-        out.append(
-            f"Of {counted(len(run.steps), 'step')}, {count(len(codes))} ended with a code other than OK ({kinds})."
-        )
+    odd = sum(step.code != "OK" for step in steps)
+    if odd:
+        out.append(f"At {count(odd)} of {counted(len(steps), 'step')} the fit was less exact than asked for.")
     return out
 
 
-def _loss(name: str, run: Run, column: str) -> list[str]:
-    points = [(getattr(s, column), s.step) for s in run.steps if math.isfinite(getattr(s, column))]
+def _loss(name: str, steps: Sequence[Step], column: str) -> list[str]:
+    losses = _column(steps, column)
+    points = [(loss, s.step) for loss, s in zip(losses, steps, strict=True) if math.isfinite(loss)]
     if len(points) < 2:
         return []
     (first, _), (last, _), (lowest, at) = points[0], points[-1], min(points)
@@ -111,9 +112,9 @@ class GapSection(NamedTuple):
 
 def gap_section(gap: Gap | None) -> GapSection | None:
     """The section; None where no gap was recorded."""
-    if gap is None or not math.isfinite(gap.validation_gap):
+    if gap is None or gap.validation_gap is None:
         return None
-    half = NORMAL * gap.standard_error
+    half = math.nan if gap.standard_error is None else NORMAL * gap.standard_error
     places = places_for(half)
     value = decimal(gap.validation_gap, places)
     spread = f"± {decimal(half, places)} (95\u202f%)" if math.isfinite(half) else "no standard error was recorded"

@@ -1,4 +1,8 @@
-"""From a matplotlib figure to an image within the page, in the page's fonts and colours, light and dark."""
+"""From a matplotlib figure to an image within the page.
+
+A picture is drawn once, in the light colours and without a background; in the dark the page's style sheet inverts its
+lightness and keeps its hues (``img`` in ``style.css``), maps of colours included.
+"""
 
 import base64
 import contextlib
@@ -14,30 +18,20 @@ if TYPE_CHECKING:
 
 # Of every picture, in pixels: two stand side by side on a wide page, one on a telephone.
 WIDTH = 460
-INK, MUTED, GRID, CARD = "#1b2330", "#5d6776", "#e2e6eb", "#fefefe"
+INK, MUTED, GRID, CARD = "#1b2330", "#5d6776", "#dde2e8", "#ffffff"
 # Blue and vermilion of Okabe and Ito, which all kinds of eyes tell apart.
 ACCENT, SECOND = "#0072b2", "#d55e00"
+# Theirs and some more, for classes; a second round of them is dashed.
+COLOURS = (ACCENT, SECOND, "#009e73", "#cc79a7", "#9a7b00", "#56b4e9", "#7a4fb5", "#8c564b", "#8e97a3", INK)
 
-# The dark colours of the page's style sheet, which a picture does not see; it has one of its own.
-_DARK = {INK: "#e7ebf0", MUTED: "#a3adba", GRID: "#323b47", CARD: "#1a2028", ACCENT: "#5cb2e8", SECOND: "#f39a55"}
-_SWAPS = "".join(
-    f'[style*="{what}: {light}"] {{ {what}: {dark} !important }}\n'
-    for light, dark in _DARK.items()
-    for what in ("fill", "stroke")
-)
-_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
-_SHEET = f"""
-text {{ font-family: {_FONTS} !important }}
-@media (prefers-color-scheme: dark) {{
-{_SWAPS}}}
-"""
 _SETTINGS = {
     # Text stays text, and ids depend on nothing but the figure.
     "svg.fonttype": "none",
     "svg.hashsalt": "bilevax",
     "text.parse_math": False,
-    # Wider than the page's own fonts: what fits here fits there.
-    "font.family": ["DejaVu Sans"],
+    # Comes with matplotlib, and is wider than what browsers have in its stead: what fits here fits there.
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 11.0,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -47,8 +41,6 @@ _SETTINGS = {
     "axes.spines.right": False,
     "axes.spines.left": False,
     "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
     # A point is a pixel.
     "figure.dpi": 72.0,
     "grid.color": GRID,
@@ -63,6 +55,12 @@ _SETTINGS = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
 }
+_DASHES = "solid", (0, (4, 2))
+
+
+def look(c: int) -> "tuple[str, str | tuple[int, tuple[int, int]]]":
+    """Colour and dashes of the line of a class."""
+    return COLOURS[c % len(COLOURS)], _DASHES[c // len(COLOURS) % 2]
 
 
 @contextlib.contextmanager
@@ -81,11 +79,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def panel(height: float, left: float, right: float, top: float, bottom: float) -> "tuple[Figure, Axes]":
-    """A picture of the usual width with one pair of axes; heights and margins in pixels."""
+def panel(
+    height: float, left: float, right: float, top: float, bottom: float, *, width: float = WIDTH
+) -> "tuple[Figure, Axes]":
+    """A picture with one pair of axes; sizes and margins in pixels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    figure = Figure(figsize=(width / 72, height / 72))
     return figure, add_axes(figure, left, right, top, bottom)
 
 
@@ -96,12 +96,11 @@ def add_axes(figure: "Figure", left: float, right: float, top: float, bottom: fl
     return figure.add_axes(box)
 
 
-def drawing(figure: "Figure") -> str:
+def drawing(figure: "Figure", *, background: str = "none") -> str:
     """The figure as an SVG document; equal figures give equal bytes."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    # The first style sheet is matplotlib's, before any text of the figure.
-    return buffer.getvalue().replace("</style>", f"{_SHEET}</style>", 1)
+    buffer, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing, facecolor=background)
+    return buffer.getvalue()
 
 
 def image(figure: "Figure", description: str) -> str:

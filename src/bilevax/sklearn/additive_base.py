@@ -32,8 +32,8 @@ CANDIDATES = ONE_PENALTY, PENALTY_EACH, ADDITIVE, PAIRS
 GAINED = 1.0
 """Log evidence below which a column can be dropped: e to 1."""
 
-FOLDS = 5
-"""Of the K-fold loss that tunes penalties."""
+FOLDS, MANY, FEWER = 5, 10_000, 3
+"""Of the K-fold loss that tunes penalties; above MANY rows FEWER are enough."""
 
 
 class Curve(NamedTuple):
@@ -183,7 +183,8 @@ class TunedAdditive(BaseEstimator, ABC):
         """
         random = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
         by_folds = self.tuned_by == "folds" or (self.tuned_by == "auto" and (doubtful or given.groups is not None))
-        fold = deal_folds(strata, given.groups, FOLDS, random) if by_folds else None
+        K = FOLDS if len(y) <= MANY else FEWER
+        fold = deal_folds(strata, given.groups, K, random) if by_folds else None
         start = np.zeros((len(y), family.scores)) if offset is None else offset[:, None]
         candidates = CANDIDATES if self.pairs else CANDIDATES[:-1]
         kept: tuple[tuple[Candidate, float], ...] = ((candidates[-1], 1.0),)
@@ -198,7 +199,7 @@ class TunedAdditive(BaseEstimator, ABC):
             if self.choose:
                 choice = choose(rows, candidates, strata, given.groups, random, callback)
                 kept, self.choice_, self.interrupted_ = choice.kept, choice.compared, choice.ended
-                if choice.rows < len(y):
+                if 0 < choice.rows < len(y):
                     self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
             fits = fitted(rows, [candidate for candidate, _ in kept], additive)
             # a model without a pair that adds something is the one without pairs

@@ -16,8 +16,8 @@ from bilevax.tables.effects import BUDGET
 FOLDS, FEW, REPEATS = 5, 2000, 4
 """Outer folds, dealt out anew REPEATS times below FEW rows, and up to BUDGET weights of all scores."""
 
-ROWS = 50_000
-"""Rows that the choice is made on, at most."""
+ROWS, FOLDED = 50_000, 10_000
+"""Rows that the choice is made on, at most; where penalties are tuned by folds, too, each model is several."""
 
 Callback = Callable[[Event], bool | None]
 """Called before each fold with ``fold`` (how many are done), ``of`` and ``seconds``; True ends the comparison."""
@@ -68,14 +68,14 @@ def choose(
     """Weights of the candidates, the simplest of which is first.
 
     Args:
-        rows: to choose on; ROWS of them, drawn at random, where there are more.
+        rows: to choose on; ROWS of them, or FOLDED, drawn at random, where there are more.
         candidates: what is compared.
         strata: classes that folds have in equal shares, [n].
         groups: a group per row, which no two folds share, [n].
         random: of the draw and the folds.
         callback: may end the comparison; the richest candidate is kept where no fold was done.
     """
-    drawn = _drawn(len(rows.y), groups, random)
+    drawn = _drawn(len(rows.y), ROWS if rows.fold is None else FOLDED, groups, random)
     rows, strata = rows.take(drawn), strata[drawn]
     of_rows = None if groups is None else groups[drawn]
     weights = rows.family.scores * sum(effect.basis.shape[1] for effect in rows.effects)
@@ -112,15 +112,15 @@ def _made(rows: Rows, candidates: Sequence[Candidate], scores: np.ndarray, folds
     return Choice(kept, tuple(compared), len(rows.y), False)
 
 
-def _drawn(n: int, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
+def _drawn(n: int, most: int, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
     """Rows to choose on, in their order: whole groups, as many as fit."""
-    if n <= ROWS:
+    if n <= most:
         return np.arange(n)
     if groups is None:
-        return np.sort(random.choice(n, ROWS, replace=False))
+        return np.sort(random.choice(n, most, replace=False))
     _, code, count = np.unique(groups, return_inverse=True, return_counts=True)
     order = random.permutation(len(count))
-    fits = order[np.cumsum(count[order]) <= max(ROWS, count[order[0]])]
+    fits = order[np.cumsum(count[order]) <= max(most, count[order[0]])]
     return np.flatnonzero(np.isin(code, fits))
 
 

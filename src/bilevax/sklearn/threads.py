@@ -6,9 +6,13 @@ from functools import cache
 from threadpoolctl import ThreadpoolController
 
 
-def one_thread() -> AbstractContextManager[object]:
-    """One thread of BLAS: the matrices are small, and sums do not depend on the machine."""
-    limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
+def one_thread(*, openmp: bool = False) -> AbstractContextManager[object]:
+    """One thread of BLAS: the matrices are small, and sums do not depend on the machine.
+
+    Args:
+        openmp: whether OpenMP, too, has one.
+    """
+    limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api=None if openmp else "blas")
     return limited
 
 

@@ -10,11 +10,19 @@ from bilevax.core.run_records import Candidate, Effect, Note, Pair, Part, Record
 from bilevax.core.signals import Stops
 from bilevax.sklearn.additive import TunedAdditiveClassifier, TunedAdditiveRegressor
 from bilevax.sklearn.additive_base import Curve, Surface
+from bilevax.solvers.additive_models import ONE_PENALTY, PENALTY_EACH
 from bilevax.study.kept import Emit, Kept, Stage, or_none
 from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
+from bilevax.tables.table import orders_of
 
-NAME = "additive model (bilevax)"
+_LINEAR = {ONE_PENALTY.name, PENALTY_EACH.name}
+
+STOPPING = "stopping: the model is finished by what is known so far; press again to give up everything"
+"""Said at the first signal."""
+
+SHARE = 0.5
+"""Of the time that is allowed, for the comparison of candidates: the final fit and the rivals take some, too."""
 
 CURVES, PAIRS = 40, 20
 """Effects whose curves are recorded, and pairs, at most: the most important ones."""
@@ -22,7 +30,7 @@ CURVES, PAIRS = 40, 20
 _FAMILIES = {"number": "gaussian", "count": "poisson", "amount": "gamma"}
 
 
-def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: Stage) -> Kept:
+def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: Stage, begun: float) -> Kept:
     """Tune, choose and fit on the training rows; a signal, or the end of the time, ends the choice.
 
     Args:
@@ -30,17 +38,20 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
         settings: how.
         emit: gets records of the candidates and effects.
         stage: told how far the comparison of the candidates is.
+        begun: when the time began, by ``time.perf_counter``.
     """
     stage("tuning and comparing models", long=True)
     rows, groups, start = prepared.split.train, prepared.groups(settings), time.perf_counter()
     estimator = _estimator(prepared, settings)
-    with Stops() as stops:
+    with Stops(told=lambda: stage(STOPPING, long=True)) as stops:
 
         def callback(record: Event) -> bool:
             left = record["seconds"] * (record["of"] / record["fold"] - 1) if record["fold"] else None
-            late = settings.time is not None and time.perf_counter() - start > settings.time
+            rest = None if settings.time is None else max(0.0, SHARE * settings.time - (time.perf_counter() - begun))
+            if left is not None and rest is not None:
+                left = min(left, rest)
             told = stage("comparing models", done=record["fold"], of=record["of"], seconds_left=left)
-            return bool(told) or late or stops.number > 0
+            return bool(told) or rest == 0.0 or stops.number > 0
 
         estimator.fit(
             prepared.features.take(rows),
@@ -48,8 +59,7 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
             groups=None if groups is None else groups[rows],
             callback=callback,
         )
-        # a signal has been obeyed: what was reached is written
-        interrupted, stops.number = stops.number > 0, 0
+    interrupted = stops.number > 0
     seconds = time.perf_counter() - start
     for text in estimator.notes_:
         emit(Note(text=text, about="model"))
@@ -64,13 +74,14 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
         estimator.model_,
         target=prepared.target.name,
         missing=marks,
+        dates=orders_of(prepared.features.columns),
         classes=labels.classes if labels is not None else (),
     )
     influence = None if estimator.influence_ is None else tuple(estimator.influence_.tolist())
     chosen = "stacking of models tuned inside five folds" if estimator.choice_ else "the richest model, not compared"
     by = "marginal likelihood" if settings.group is None and settings.class_weight is None else "held-out folds"
     return Kept(
-        name=NAME,
+        name=f"{'linear' if estimator.mixture_.keys() <= _LINEAR else 'additive'} model (bilevax)",
         model=model,
         seconds=seconds,
         interrupted=interrupted,
@@ -93,7 +104,9 @@ def _estimator(prepared: Prepared, settings: TuneSettings) -> TunedAdditiveClass
 
 def _ended(estimator: TunedAdditiveClassifier | TunedAdditiveRegressor, *, interrupted: bool) -> str:
     why = "interrupted" if interrupted else "the time is used up"
-    known = "what the folds that were done say was kept" if estimator.choice_ else "the richest model was kept unseen"
+    richest = "with pairs of columns" if estimator.pairs else "with a curve for each column"
+    unseen = f"the model {richest} was kept without a comparison"
+    known = "what the folds that were done say was kept" if estimator.choice_ else unseen
     return f"{why} before all candidates were compared: {known}"
 
 

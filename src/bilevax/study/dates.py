@@ -11,12 +11,14 @@ _FIRST_YEAR, _LAST_YEAR = 1900, 2100
 # Different values that have to be dates: by chance, one in thirty whole numbers of eight digits is.
 _FEWEST = 8
 _EXACT = "2024-12-31"
+_YEARS = ("year", "yr", "jahr", "année", "anno", "año")
 
 _MONTH = r"(jan|feb|mar|apr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez)[a-z]*\.?"
 _CLOCK = r"([T ,]+\d{1,2}:\d\d(:\d\d(\.\d+)?)?\s*([ap]\.?m\.?)?(\s*(z|utc|gmt|[+-]\d\d:?\d\d))?)?"
 _DAY = r"((mon|tue|wed|thu|fri|sat|sun)[a-z]*,?\s+)?"
 _YEAR = r"(1[6-9]|20)\d\d"
-_ISO = re.compile(rf"{_YEAR}-\d\d-\d\d([T ].*)?")
+# What is read as a date once it is said to be one.
+_READ = re.compile(rf"({_YEAR}-\d\d-\d\d|\d{{1,2}}[./-]\d{{1,2}}[./-]{_YEAR})([T ].*)?")
 _TEXTS = re.compile(
     rf"{_DAY}("
     rf"\d{{1,2}}[./-]\d{{1,2}}[./-]{_YEAR}|\d{{1,2}}/\d{{1,2}}/\d\d|\d\d[.-]\d\d[.-]\d\d|{_YEAR}[./-]\d{{1,2}}[./-]\d{{1,2}}|"
@@ -37,6 +39,13 @@ def date(column: Levels) -> str:
     return _in_digits(column, column.levels.astype(np.int64))
 
 
+def years(column: Levels) -> bool:
+    """Whether a column named as one holds years, two at least."""
+    if not column.whole or len(column.levels) < 2 or column.name.casefold() not in _YEARS:
+        return False
+    return bool(column.levels[0] >= _FIRST_YEAR and column.levels[-1] <= _LAST_YEAR)
+
+
 def _in_digits(column: Levels, values: np.ndarray) -> str:
     words = words_of(column.name)
     found = next((form for form, is_one in _FORMS.items() if is_one(values, words.time)), "")
@@ -46,10 +55,15 @@ def _in_digits(column: Levels, values: np.ndarray) -> str:
         why = "which as numbers are in order, but have neither months nor days of the week"
     else:
         why = "between which a number has gaps at the end of each month or year"
-    return (
-        f"column '{column.name}' holds {found}, such as {such_as(column, 1)}, {why}: write them as {_EXACT}, or leave "
-        f"them out ({option('--drop', column.name)})"
+    advice = _advice(column, found in _READ_DIGITS)
+    return f"column '{column.name}' holds {found}, such as {such_as(column, 1)}, {why}: {advice}"
+
+
+def _advice(column: Levels, readable: bool) -> str:
+    said = (
+        f"have it read as dates ({option('--types', column.name, '=date')})" if readable else f"write them as {_EXACT}"
     )
+    return f"{said}, or leave it out ({option('--drop', column.name)})"
 
 
 def _dates(year: np.ndarray, month: np.ndarray, day: np.ndarray) -> bool:
@@ -91,6 +105,7 @@ def _excel(x: np.ndarray, named: bool) -> bool:
     return named and bool(x.min() >= 10_000 and x.max() < 60_000 and x.max() - x.min() >= 7 and len(x) >= _FEWEST)
 
 
+_READ_DIGITS = ("dates as numbers (year, month, day)",)
 _FORMS: dict[str, Callable[[np.ndarray, bool], bool]] = {
     "dates as numbers (year, month, day)": _day_at_the_end,
     "dates as numbers (with the year at the end)": _year_at_the_end,
@@ -111,11 +126,10 @@ def _in_text(column: Levels) -> str:
     if all(text.isdigit() for text in some) and not _digits_are_dates(some):
         return ""
     but = f" (but not in {others[0]!r})" if others else ""
-    written = all(_ISO.fullmatch(text) for text in some)
-    advice = "make it a column of dates" if written else f"write them as {_EXACT}"
+    readable = not others and all(_READ.fullmatch(text) for text in some)
     return (
         f"column '{column.name}' has dates such as {such_as(column, 2)}{but}, and is read as text, one value a "
-        f"category: {advice}, or leave it out ({option('--drop', column.name)})"
+        f"category: {_advice(column, readable)}"
     )
 
 

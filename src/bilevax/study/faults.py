@@ -1,5 +1,6 @@
 """What is wrong with columns, labels and rows, whatever the target is."""
 
+import dataclasses
 import hashlib
 import re
 import unicodedata
@@ -8,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from bilevax.core.text import counted, listed
-from bilevax.study.levels import Levels, option, rows_in, such_as
+from bilevax.study.levels import Levels, option, rows_in, shown, such_as, words_of
 
 _MANY_LEVELS = 5000
 # What has more values may be a quantity of a group, such as a county's income, beside the group's name.
@@ -21,6 +22,9 @@ _OFTEN, _FAR, _APART, _STEPS = 3, 3.5, 1.3, 5.0
 # A zero in more rows is a value: of those who have none.
 _ZEROS = 0.05
 _TOGETHER = 0.6
+_SETS = 4
+# What two columns have to agree in, in bits; rows that are compared for indicators, and columns that are named.
+_BITS, _INDICATED, _NAMED = 40, 20_000, 8
 
 
 def constant(column: Levels) -> str:
@@ -81,21 +85,41 @@ def _apart(column: Levels, at: int) -> tuple[float, bool]:
 
 def alike(column: Levels, *, target: bool) -> str:
     """A sentence where levels of a text column differ by case, blanks or punctuation alone."""
-    if column.kind != "text" or not 2 <= len(column.levels) <= _MANY_LEVELS:
-        return ""
-    same: dict[str, list[int]] = {}
-    for i, level in enumerate(column.levels.tolist()):
-        same.setdefault(_bare(level), []).append(i)
-    what = "classes" if target else "values"
-    found = sorted((of for of in same.values() if len(of) > 1), key=lambda of: -column.counts[of].sum())
+    found = sorted(_spellings(column), key=lambda of: -column.counts[of].sum())
     if not found:
         return ""
-    said = listed(f"{column.levels[i]!r} ({counted(int(column.counts[i]), 'row')})" for i in found[0][:4])
-    more = f" (and so do {counted(len(found) - 1, 'other set')} of {what})" if len(found) > 1 else ""
+    what = "classes" if target else "values"
+    rarer = int(sum(column.counts[of].sum() - column.counts[of].max() for of in found))
+    sets = [listed(f"{column.levels[i]!r} ({counted(int(column.counts[i]), 'row')})" for i in of[:4]) for of in found]
+    more = f"; and so do {counted(len(found) - _SETS, 'other set')}" if len(found) > _SETS else ""
     return (
-        f"{what} {said} of '{column.name}' differ only by case, blanks or punctuation; if they mean the same, write "
-        f"them alike{more}"
+        f"{what} {'; '.join(sets[:_SETS])} of '{column.name}' differ only by case, blanks or punctuation{more}: if "
+        f"they mean the same, write them alike ({counted(rarer, 'row')} to change)"
     )
+
+
+def _spellings(column: Levels) -> list[list[int]]:
+    """Sets of two or more levels that are one word, the most frequent spelling first."""
+    if column.kind != "text" or not 2 <= len(column.levels) <= _MANY_LEVELS:
+        return []
+    same: dict[str, list[int]] = {}
+    for i in np.argsort(-column.counts, kind="stable").tolist():
+        same.setdefault(_bare(column.levels[i]), []).append(i)
+    return [of for of in same.values() if len(of) > 1]
+
+
+def spelled_alike(column: Levels) -> Levels:
+    """The column with its most frequent spellings, unless all are spellings of one word."""
+    to = np.arange(len(column.levels) + 1)
+    for first, *others in _spellings(column):
+        to[others] = first
+    kept, to[:-1] = np.unique(to[:-1], return_inverse=True)
+    if len(kept) < 2:
+        return column
+    to[-1] = -1
+    codes = to[column.codes].astype(np.int32)
+    counts = np.bincount(codes[codes >= 0], minlength=len(kept))
+    return dataclasses.replace(column, codes=codes, levels=column.levels[kept], counts=counts)
 
 
 # At the end of a word, around one, or between two.
@@ -106,6 +130,29 @@ def _bare(level: str) -> str:
     text = " ".join(unicodedata.normalize("NFKC", level).casefold().split())
     # Beside digits, points and hyphens mean something; a mark alone is a value.
     return text if re.search(r"\d", text) else _PUNCTUATION.sub("", text) or text
+
+
+# A number, with a unit before or after it; one letter alone may be that of a house or a class.
+_QUANTITY = re.compile(r"[$€£]?\s*[+-]?\d+([.,]\d+)*\s*([gmlhst%$€£]|[a-zA-Zµ°%/²³]{2,7}|°C|°F)?")
+_LOOKED_AT, _UNITS = 1000, 4
+
+
+def quantity(column: Levels) -> str:
+    """A sentence where texts are numbers, or numbers with their units."""
+    some = column.levels[:_LOOKED_AT].tolist() if column.kind == "text" else []
+    if len(some) < 20 or sum(_QUANTITY.fullmatch(text) is not None for text in some) < 0.95 * len(some):
+        return ""
+    by_unit = {re.sub(r"[\d.,+-]+", "", text).strip(): text for text in reversed(some)}
+    words = words_of(column.name)
+    if len(by_unit) > _UNITS or words.identifier or words.code or any(re.match(r"0\d", text) for text in some):
+        return ""
+    such = listed(map(shown, by_unit.values()))
+    if list(by_unit) == [""]:
+        return f"column '{column.name}' is text though all cells are numbers, such as {such}: make it one of numbers"
+    return (
+        f"column '{column.name}' has numbers with units, such as {such}, and is read as text, one value a category: "
+        "write the numbers alone, in one unit"
+    )
 
 
 class SameColumns:
@@ -126,7 +173,7 @@ class SameColumns:
 
 def _fingerprints(column: Levels) -> Iterable[tuple[str, bytes]]:
     codes, known = column.codes, column.known
-    if not known or _bits(column) < 40:
+    if not known or _bits(column) < _BITS:
         return
     yield f"has the same {'texts' if column.kind == 'text' else 'values'} as column", _hash(codes, column.levels)
     if column.ordered and len(column.levels) > 2:
@@ -164,18 +211,60 @@ def _hash(codes: np.ndarray, levels: np.ndarray | None = None) -> bytes:
     return found.digest()
 
 
+class Indicators:
+    """Columns of two values that tell one level of another column from the rest, found by fingerprints of a sample."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = np.arange(rows)
+        if rows > _INDICATED:
+            self._rows = np.sort(np.random.default_rng(0).choice(rows, _INDICATED, replace=False))
+        self._of_level: dict[bytes, str] = {}
+        self._flags: list[tuple[str, bytes, bytes]] = []
+
+    def add(self, column: Levels) -> None:
+        """One more column."""
+        number, codes = len(column.levels), column.codes[self._rows]
+        if number == 2 and column.known == len(column.codes) and _bits(column) >= _BITS:
+            self._flags.append((column.name, _hash(codes == 0), _hash(codes == 1)))
+        elif 2 < number <= _RECODED:
+            for level in range(number):
+                self._of_level.setdefault(_hash(codes == level), column.name)
+
+    def found(self) -> Iterable[tuple[str, str]]:
+        """For each column whose levels are told by others its name, and a sentence."""
+        told: dict[str, list[str]] = {}
+        for name, low, high in self._flags:
+            if of := self._of_level.get(high) or self._of_level.get(low):
+                told.setdefault(of, []).append(name)
+        for of, names in told.items():
+            said = listed(f"'{name}'" for name in names[:_NAMED])
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            which, one = ("columns", "each tells one of its values") if len(names) > 1 else ("column", "")
+            yield (
+                of,
+                f"{which} {said}{more} {'follow' if one else 'follows'} from column '{of}' "
+                f"({one or 'it tells one of its values'}): leave {'them' if one else 'it'} out "
+                f"({' '.join(option('--drop', name) for name in names[:_NAMED])})",
+            )
+
+
 class SameRows:
     """Rows that agree in every column, found by a hash of 64 bits a row."""
 
     def __init__(self, rows: int) -> None:
         self._hashes = np.zeros(rows, np.uint64)
         self._agree: list[float] = []
+        self._apart: list[Levels] = []
 
     def add(self, column: Levels) -> None:
         """One more column in which rows agree or not."""
         self._hashes = _mixed(self._hashes * np.uint64(0x9E3779B97F4A7C15) + (column.codes + 2).astype(np.uint64))
         counts = np.append(column.counts, len(column.codes) - column.known).astype(float)
         self._agree.append(float(np.sum(counts * (counts - 1)) / 2))
+
+    def leave_out(self, column: Levels) -> None:
+        """A column that does not make a row another one, as an identifier."""
+        self._apart.append(column)
 
     def found(self, target: Levels | None) -> str:
         """A sentence where more rows are copies than columns as coarse as these would have."""
@@ -188,17 +277,16 @@ class SameRows:
         advice = (
             "; if they are one case written twice, leave them out: on both sides of a split they make its test too kind"
         )
-        if target is None:
-            return f"{repeated} in every column{advice}"
-        known = target.codes >= 0
-        agreeing = len(np.unique(which[known].astype(np.int64) * (len(target.levels) + 1) + target.codes[known]))
-        other = agreeing - len(np.unique(which[known]))
-        if not other:
-            return f"{repeated}, with the same '{target.name}'{advice}"
-        return (
-            f"{repeated} in every column but '{target.name}', and {other:,} of them {'has' if other == 1 else 'have'} "
-            f"another '{target.name}' than before: no model is right in all of these; see which are mistakes"
-        )
+        but = [column.name for column in self._apart if _different(which, column)]
+        if target is not None and (other := _different(which, target)):
+            return (
+                f"{repeated} in every column{_but([*but, target.name])}, and {other:,} of them "
+                f"{'has' if other == 1 else 'have'} another '{target.name}' than before: no model is right in all of "
+                "these; see which are mistakes"
+            )
+        if target is None or but:
+            return f"{repeated} in every column{_but(but)}{advice}"
+        return f"{repeated}, with the same '{target.name}'{advice}"
 
     def _by_chance(self) -> float:
         """Of the pairs of rows that agree in the finest column, those that would agree in all others, too.
@@ -208,6 +296,20 @@ class SameRows:
         finest, *others = sorted(self._agree)
         n = len(self._hashes)
         return float(finest * np.prod(np.array(others) / (n * (n - 1) / 2)) ** _TOGETHER)
+
+
+def _different(which: np.ndarray, column: Levels) -> int:
+    """Rows that have another value in a column than those before them that are otherwise the same."""
+    known = column.codes >= 0
+    pairs = which[known].astype(np.int64) * (len(column.levels) + 1) + column.codes[known]
+    return len(np.unique(pairs)) - len(np.unique(which[known]))
+
+
+def _but(names: list[str]) -> str:
+    shown = [f"'{name}'" for name in names]
+    if len(shown) > _SETS + 1:
+        shown[_SETS:] = [f"{len(names) - _SETS:,} more"]
+    return f" but {listed(shown)}" if names else ""
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 
 from bilevax.core.run_records import Note, Task
 from bilevax.study import dates, faults, identifiers, leaks, target_faults
-from bilevax.study.levels import Levels, levels_of, option, words_of
+from bilevax.study.levels import Levels, levels_of, option, shown, words_of
+from bilevax.study.made_of import made_of
 from bilevax.tables.table import Table
 
 __all__ = ["findings"]
@@ -23,13 +24,14 @@ About: TypeAlias = Literal["leak", "identifier", "date", "duplicates", "constant
 
 # Most serious first, and what each is about.
 _KINDS: dict[str, About] = {
+    "alike": "labels",
     "leak": "leak",
     "sum": "leak",
     "target": "labels",
-    "alike": "labels",
     "rows": "duplicates",
     "identifier": "identifier",
     "date": "date",
+    "quantity": "table",
     "mark": "table",
     "code": "table",
     "levels": "labels",
@@ -72,6 +74,8 @@ def findings(
 def _a_few_of_each(found: list[_Found]) -> Iterator[Note]:
     for kind, about in _KINDS.items():
         of_kind = [one for one in found if one.kind == kind]
+        if kind == "time":  # one column is asked for
+            del of_kind[1:]
         # One more is shown as easily as named.
         shown = _SHOWN if len(of_kind) > _SHOWN + 1 else len(of_kind)
         yield from (Note(text=one.text, about=about) for one in of_kind[:shown])
@@ -85,14 +89,16 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
     of_target = None if target is None else levels_of(table.column(target))
     asked = None
     if of_target is not None:
+        if text := faults.alike(of_target, target=True):
+            yield _Found("alike", of_target.name, text)
+        of_target = faults.spelled_alike(of_target)
         classes = target_faults.is_classes(of_target, task)
         texts = target_faults.faults_of(of_target, classes=classes)
         yield from (_Found("target", of_target.name, text) for text in texts)
-        if text := faults.alike(of_target, target=True):
-            yield _Found("alike", of_target.name, text)
         if len(of_target.levels) > 1:
             asked = leaks.target_of(of_target, classes=classes)
     same_columns, same_rows, told = faults.SameColumns(), faults.SameRows(table.rows), _Order(asked)
+    indicators = faults.Indicators(table.rows)
     if told.sorted:
         yield _Found("order", table.name, told.sentence())
     for given in table.columns:
@@ -102,14 +108,18 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
         of_column = list(_of_column(column, told, suggested=bool(apart)))
         if column.name not in apart:
             yield from of_column
-        if not any(one.kind in ("identifier", "leak") for one in of_column):
+        if any(one.kind in ("identifier", "leak") for one in of_column):
+            same_rows.leave_out(column)
+        else:
             if text := same_columns.add(column):
                 yield _Found("columns", column.name, text)
             else:
                 same_rows.add(column)
+                indicators.add(column)
+    yield from (_Found("columns", *found) for found in indicators.found())
     if text := same_rows.found(of_target):
         yield _Found("rows", table.name, text)
-    if target is not None and asked is not None and (text := target_faults.made_of(table, target)):
+    if target is not None and asked is not None and (text := made_of(table, target)):
         yield _Found("sum", target, text)
 
 
@@ -145,11 +155,15 @@ def _of_column(column: Levels, told: _Order, *, suggested: bool) -> Iterator[_Fo
     if constant := faults.constant(column):
         yield from one("constant", constant)
         return
-    known = one("date", dates.date(column)) or one("identifier", identifiers.identifier(column))
+    known = (
+        one("date", dates.date(column))
+        or one("quantity", faults.quantity(column))
+        or one("identifier", identifiers.identifier(column))
+    )
     yield from known
     in_time = column.kind == "date" or any(found.kind == "date" for found in known) or words_of(column.name).time
     yield from _of_target(column, told, in_time=in_time)
-    if in_time and not suggested and (column.kind == "date" or column.steady):
+    if in_time and not suggested:
         yield from one("time", _time(column))
     if known:
         return
@@ -171,8 +185,16 @@ def _of_target(column: Levels, told: _Order, *, in_time: bool) -> Iterator[_Foun
 
 
 def _time(column: Levels) -> str:
-    sorted_by = "the rows are in its order" if column.steady else "it holds dates"
+    """A sentence where a column may say when a row was made."""
+    if column.steady:
+        why = "the rows are in its order"
+    elif column.kind == "date":
+        why = "it holds dates"
+    elif dates.years(column):
+        why = f"it holds years, {shown(column.levels[0])} to {shown(column.levels[-1])}"
+    else:
+        return ""
     return (
-        f"column '{column.name}' says when a row was made ({sorted_by}): if it is later rows that are to be predicted, "
+        f"column '{column.name}' says when a row was made ({why}): if it is later rows that are to be predicted, "
         f"{option('--time-column', column.name)} tests on the latest"
     )

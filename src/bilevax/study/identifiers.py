@@ -38,7 +38,12 @@ def identifier(column: Levels) -> str:
     if not column.whole or (words.time and not words.identifier):
         return ""
     reason = _reason_for_an_identifier(column, named=words.identifier)
-    return f"column '{column.name}' {reason}: leave it out ({drop})" if reason else ""
+    if not reason:
+        return ""
+    older = (
+        f", or, if it says which are older, give it as {option('--time-column', column.name)}" if column.steady else ""
+    )
+    return f"column '{column.name}' {reason}: leave it out ({drop}){older}"
 
 
 def _text_that_is_unique(column: Levels) -> str:
@@ -52,20 +57,21 @@ def _text_that_is_unique(column: Levels) -> str:
 def _reason_for_an_identifier(column: Levels, *, named: bool) -> str:
     levels, n = column.levels, len(column.levels)
     if levels[-1] - levels[0] + 1 == n and n == column.known:
-        if column.steady:
-            return f"counts the rows (if it says which are older, give it as {option('--time-column', column.name)})"
-        return f"numbers the rows from {levels[0]:.0f} to {levels[-1]:.0f}"
+        return "counts the rows" if column.steady else f"numbers the rows from {levels[0]:.0f} to {levels[-1]:.0f}"
     if named:
         return "is an identifier by its name, with a number of its own in nearly every row"
     if n < column.known:
         return ""
     # Quantities agree by chance as often as they lie one apart, or two; numbers that are given out never do.
-    known = set(levels.tolist())
-    apart = sum(np.count_nonzero(np.isin(levels + d, levels)) for d in range(1, _DISTANCES + 1)) if known else 0
+    apart = sum(np.count_nonzero(np.isin(levels + d, levels)) for d in range(1, _DISTANCES + 1))
     if apart / _DISTANCES / 2 >= _PAIRS:
-        return "has another whole number in every row, though so many lie close together: numbers that were given out"
+        return "has another whole number in every row, where a quantity would have some twice: numbers given out"
     digits = {len(str(int(abs(x)))) for x in levels.tolist()}
-    return "has another number of as many digits in every row" if len(digits) == 1 and min(digits) >= 8 else ""
+    return (
+        "has another number of as many digits in every row, as numbers of an account have"
+        if len(digits) == 1 and min(digits) >= 8
+        else ""
+    )
 
 
 def code(column: Levels) -> str:

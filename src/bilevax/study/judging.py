@@ -1,32 +1,41 @@
 """Models on rows that no tuning saw: losses, the score that was asked for, and how sure a difference is."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from scipy import stats
-from scipy.special import xlogy
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import get_scorer, get_scorer_names
 
 from bilevax.core.errors import ParameterError
-from bilevax.core.run_records import Task
 from bilevax.study.target import Target
+from bilevax.tables.scores import row_losses as row_losses
 from bilevax.tables.table import suggestion
 
 Scorer: TypeAlias = Callable[[BaseEstimator, np.ndarray, np.ndarray], float]
 
+_ALIASES = {
+    "auc": "roc_auc", "rocauc": "roc_auc", "prauc": "average_precision", "ap": "average_precision", "acc": "accuracy",
+    "mse": "neg_mean_squared_error", "rmse": "neg_root_mean_squared_error", "mae": "neg_mean_absolute_error",
+    "mape": "neg_mean_absolute_percentage_error", "logloss": "neg_log_loss", "crossentropy": "neg_log_loss",
+    "brier": "neg_brier_score", "fscore": "f1", "f1score": "f1", "rsquared": "r2",
+}  # fmt: skip
+"""What scores are called elsewhere."""
+
 RESAMPLES = 200
 """Of the test rows, for the interval of a difference of scores."""
+
+_RESAMPLED = 10_000
+"""Rows of a resample, at most, where one score alone is asked for."""
 
 _NOT_FOR_CLASSES = ("r2", "explained_variance", "rand_score", "mutual_info", "completeness", "homogeneity", "fowlkes",
                     "v_measure", "_error", "deviance", "d2_")  # fmt: skip
 _FOR_NUMBERS = ("r2", "explained_variance", "_error", "deviance", "d2_absolute")
-_LEAST = 1e-10
-"""Of a mean that has to be above 0."""
 
 
 class Interval(NamedTuple):
@@ -35,29 +44,6 @@ class Interval(NamedTuple):
     difference: float
     low: float
     high: float
-
-
-def row_losses(task: Task, prediction: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Loss of each row, [n]: log-loss, squared error, or deviance.
-
-    Args:
-        task: what is predicted.
-        prediction: probabilities [n, C], or means [n].
-        values: codes or numbers, [n].
-    """
-    if task == "classes":
-        # - log p_i(y_i); a probability of 0 would cost infinitely much
-        chosen = prediction[np.arange(len(values)), values].astype(np.float64)
-        losses: np.ndarray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
-        return losses
-    if task == "number":
-        return np.asarray((values - prediction) ** 2)
-    mean = np.maximum(prediction, _LEAST)
-    if task == "count":
-        # 2 (y log(y / m) - y + m)
-        return np.asarray(2.0 * (xlogy(values, values / mean) - values + mean))
-    # 2 (log(m / y) + y / m - 1)
-    return np.asarray(2.0 * (np.log(mean / values) + values / mean - 1.0))
 
 
 class Known(BaseEstimator):
@@ -116,7 +102,9 @@ def scorer_for(name: str, target: Target) -> Scorer | None:
     ]
     if name not in found:
         what = "classes" if classes else "a number"
-        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {suggestion(name, found)}")
+        alias = _ALIASES.get(re.sub("[^a-z0-9]", "", name.casefold()))
+        advice = f"did you mean '{alias}'?" if alias in found else suggestion(name, found)
+        raise ParameterError(f"scoring '{name}' is no score of a model of {what}; {advice}")
     scorer: Scorer = get_scorer(name)
     # A model that knows the frequencies alone; if it cannot be scored, none can.
     nothing = np.zeros((len(target.values), 1))
@@ -125,10 +113,10 @@ def scorer_for(name: str, target: Target) -> Scorer | None:
         _quietly(scorer, constant, nothing, target.values)
     except ValueError as e:
         near = [other for other in found if other.startswith(name + "_")]
-        advice = f"; there are {', '.join(near)}" if near else ""
+        others = f"; there are {', '.join(near)}" if near else ""
         reason = str(e).splitlines()[0].rstrip(".")
         what = f"{len(np.unique(target.values))} classes" if classes else "these numbers"
-        raise ParameterError(f"scoring '{name}' cannot score {what}{advice} ({reason})") from None
+        raise ParameterError(f"scoring '{name}' cannot score {what}{others} ({reason})") from None
     own = {"classes": "neg_log_loss", "number": "neg_mean_squared_error", "count": "neg_mean_poisson_deviance",
            "amount": "neg_mean_gamma_deviance"}  # fmt: skip
     return None if name == own[target.task] else scorer
@@ -142,6 +130,27 @@ def score(scorer: Scorer, prediction: np.ndarray, values: np.ndarray, rows: np.n
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def score_and_error(name: str, prediction: np.ndarray, values: np.ndarray) -> tuple[float, float] | None:
+    """A score of scikit-learn on rows, and its standard error by resampled rows; None where it is not known.
+
+    Args:
+        name: scikit-learn's.
+        prediction: probabilities [n, C], or means [n].
+        values: codes or numbers, [n].
+    """
+    scorer: Scorer = get_scorer(name)
+    value, n = score(scorer, prediction, values), len(values)
+    if value is None:
+        return None
+    rng, size = np.random.default_rng(0), min(n, _RESAMPLED)
+    found = [score(scorer, prediction, values, rng.integers(n, size=size)) for _ in range(RESAMPLES)]
+    known_ones = [x for x in found if x is not None]
+    if 2 * len(known_ones) < RESAMPLES:
+        return value, 0.0
+    # of m rows out of n the spread is sqrt(n / m) times as large
+    return value, float(np.std(known_ones, ddof=1) * math.sqrt(size / n))
 
 
 def _quietly(scorer: Scorer, model: BaseEstimator, X: np.ndarray, values: np.ndarray) -> float:

@@ -37,6 +37,7 @@ class Kept(NamedTuple):
         message: of the code.
         method: which method tuned it.
         reason: why that one.
+        penalty_per: of a linear model, what has a penalty of its own; ``global`` where one for all did better.
         validation_loss: of a linear model.
         visits: of rows, by a linear model.
         steps: likewise.
@@ -51,6 +52,7 @@ class Kept(NamedTuple):
     message: str
     method: str
     reason: str
+    penalty_per: str | None = None
     validation_loss: float | None = None
     visits: int | None = None
     steps: int | None = None

@@ -15,18 +15,19 @@ from bilevax.study.levels import Levels, cut_percent, option
 SAMPLE = 50_000
 """Rows that are looked at, at most."""
 
-# Rows of a value that predict each other.
+# Rows of a value that predict each other; fewer of a class, or of empty cells, tell nothing.
 _MANY = 10
 # Share of the error that may be left: of a flag or a category, of a quantity, of the presence of cells. A single honest
 # measurement may separate small classes; that cells are there says little, unless they were filled in afterwards.
 _LEFT_BY_LEVELS, _LEFT_BY_QUANTITY, _LEFT_BY_PRESENCE = 0.025, 0.01, 0.1
 # Share of the variance of the ranks that may be left where a number is predicted.
-_LEFT_OF_VARIANCE = 0.005
-# Below so many rows a law of nature may hold as well; then only a rising or falling function is a leak, whose ends
-# alone are one rank off.
-_FEWEST, _ROWS, _ENDS = 30, 100, 2.0
-# Rows that are not of the most frequent class; with fewer, chance separates them.
-_OTHERS = 10
+_LEFT_OF_VARIANCE = 0.002
+# What two columns have to agree in, so that it is not by chance.
+_BITS = 40
+# Share of a column's cells that are known, from which on the others are left out of account.
+_KNOWN = 0.2
+# Below so many rows a law of nature may leave as little; then only a rising or falling function is a leak.
+_FEWEST, _ROWS = 30, 100
 
 
 class Target(NamedTuple):
@@ -60,12 +61,24 @@ def target_of(column: Levels, *, classes: bool) -> Target:
     rows = np.flatnonzero(column.codes >= 0)
     if len(rows) > SAMPLE:
         rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
-    codes = column.codes[rows].astype(np.int64)
+    return _target(column.name, rows, column.codes[rows].astype(np.int64), classes=classes)
+
+
+def _target(name: str, rows: np.ndarray, codes: np.ndarray, *, classes: bool) -> Target:
     counts = np.bincount(codes)
     if classes:
-        return Target(column.name, codes, True, rows, float(len(rows) - counts.max()))
+        return Target(name, codes, True, rows, float(len(rows) - counts.max()))
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[codes]
-    return Target(column.name, ranks, False, rows, float(np.sum((ranks - ranks.mean()) ** 2)))
+    return Target(name, ranks, False, rows, float(np.sum((ranks - ranks.mean()) ** 2)))
+
+
+def _where_known(column: Levels, target: Target) -> Target:
+    """The target in the rows where a cell of the column is known; all rows where few are."""
+    known = column.codes[target.rows] >= 0
+    if known.all() or np.mean(known) < _KNOWN:
+        return target
+    codes = np.unique(target.y[known], return_inverse=True)[1]
+    return _target(target.name, target.rows[known], codes, classes=target.classes)
 
 
 def score(codes: np.ndarray, target: Target, *, ordered: bool) -> Score:
@@ -76,14 +89,15 @@ def score(codes: np.ndarray, target: Target, *, ordered: bool) -> Score:
     first, last = np.searchsorted(x, x, "left"), np.searchsorted(x, x, "right")
     frequent = last - first >= _MANY
     near = ~frequent & (x >= 0) & ordered
-    errors = np.full(n, target.guess / n)
-    errors[frequent] = _within(first[frequent], y[frequent], target)
+    errors = (y != np.bincount(y).argmax()) + 0.0 if target.classes else (y - y.mean()) ** 2
+    if frequent.any():
+        errors[frequent] = _within(first[frequent], y[frequent], target)
     # Missing cells come first, and are no neighbours.
     before, after = first[near] - 1, last[near]
     before = np.where(before < np.searchsorted(x, 0), after, before).clip(0, n - 1)
     after = np.where(after >= n, before, after)
     if target.classes:
-        errors[near] = 0.5 * ((y[before] != y[near]) + 0.0 + (y[after] != y[near]))
+        errors[near] = 0.5 * (y[before] != y[near]) + 0.5 * (y[after] != y[near])
     else:
         errors[near] = (y[near] - 0.5 * (y[before] + y[after])) ** 2
     error = float(errors.sum())
@@ -110,53 +124,64 @@ def leak(column: Levels, target: Target) -> str:
     """A sentence where a column, or the presence of its cells, tells the target; empty where it does not."""
     x, y = option("--drop", column.name), target.name
     leave = f"is it known before '{y}' is? If not, leave it out ({x})"
-    codes = column.codes[target.rows]
-    if _copies(codes, target):
-        return f"column '{column.name}' is a copy of '{y}' or a recoding, value for value: {leave}"
     if text := _presence(column, target, leave):
         return text
+    all_rows, target = len(target.rows), _where_known(column, target)
+    codes = column.codes[target.rows]
+    if len(column.levels) <= 0.5 * len(codes) and _copies(codes, target):
+        return f"column '{column.name}' is a copy of '{y}' or a recoding, value for value: {leave}"
+    if column.ordered and _monotone(codes, target):
+        return f"column '{column.name}' is a rising or falling function of '{y}': {leave}"
     found = score(column.codes, target, ordered=column.ordered)
-    if _tells(column, found, target):
-        sampled = f" ({found.rows:,} were looked at)" if found.rows == SAMPLE else ""
-        if target.classes:
-            return f"column '{column.name}' alone predicts '{y}' in {_rows(found)}{sampled}: {leave}"
-        share = "all" if found.left * target.guess <= _ENDS else cut_percent(1 - found.left)
-        return f"column '{column.name}' alone tells {share} of how the rows are ordered by '{y}'{sampled}: {leave}"
-    return ""
+    if not _tells(column, found, target):
+        return ""
+    rows = f" ({found.rows:,} of its cells were looked at)" if all_rows == SAMPLE else ""
+    if target.classes:
+        return f"column '{column.name}' alone predicts '{y}' in {_rows(found, all_rows)}{rows}: {leave}"
+    share = cut_percent(1 - found.left)
+    return f"column '{column.name}' alone tells {share} of how the rows are ordered by '{y}'{rows}: {leave}"
 
 
 def _copies(codes: np.ndarray, target: Target) -> bool:
     """True where the levels and the values of the target belong to each other one to one, and not by chance."""
-    known = codes >= 0
-    if np.count_nonzero(known) < max(20, 0.99 * len(codes)) or not target.guess:
+    if codes.min() < 0 or not target.guess:
         return False
-    x, y = codes[known].astype(np.int64), np.unique(target.y[known], return_inverse=True)[1]
+    x, y = codes.astype(np.int64), np.unique(target.y, return_inverse=True)[1]
     counts = np.bincount(x)
     values = np.count_nonzero(counts)
-    if values != y.max() + 1 or values > 0.5 * len(x):
+    if values != y.max() + 1:
         return False
     shares = counts[counts > 0] / len(x)
     chance = -len(x) * float(np.sum(shares * np.log2(shares)))  # bits that agree
-    return chance > 40 and len(np.unique(x * (y.max() + 1) + y)) == values
+    return chance > _BITS and len(np.unique(x * values + y)) == values
+
+
+def _monotone(codes: np.ndarray, target: Target) -> bool:
+    """True where a number is a rising or falling function of the target."""
+    if target.classes or len(codes) < _FEWEST or codes.min() < 0:
+        return False
+    order = np.argsort(codes, kind="stable")
+    steps, moves = np.diff(codes[order]) > 0, np.diff(target.y[order])
+    # Both move at the same places, and always the same way.
+    return bool(np.all((moves != 0) == steps) and (np.all(moves >= 0) or np.all(moves <= 0)) and steps.any())
 
 
 def _tells(column: Levels, found: Score, target: Target) -> bool:
     if not target.classes:
-        wanted = _LEFT_OF_VARIANCE if found.rows >= _ROWS else _ENDS / target.guess
-        return found.rows >= _FEWEST and found.left <= wanted
+        return found.rows >= _ROWS and found.left <= _LEFT_OF_VARIANCE
     few = len(column.levels) * _MANY <= found.rows
-    return target.guess >= _OTHERS and found.left <= (_LEFT_BY_LEVELS if few else _LEFT_BY_QUANTITY)
+    return found.left <= (_LEFT_BY_LEVELS if few else _LEFT_BY_QUANTITY)
 
 
-def _rows(found: Score) -> str:
-    return f"{cut_percent(found.right)} of the rows" if found.right < 1 else "every row"
+def _rows(found: Score, rows: int) -> str:
+    where = "" if found.rows == rows else " where it is known"
+    return (f"{cut_percent(found.right)} of the rows" if found.right < 1 else "every row") + where
 
 
 def _presence(column: Levels, target: Target, leave: str) -> str:
     """A sentence where what is missing tells the target: its class, or whether a number is its most frequent one."""
     there = (column.codes >= 0).astype(np.int32)
-    empty, filled = np.bincount(there[target.rows], minlength=2).tolist()
-    if min(empty, filled) < _OTHERS:
+    if there.all():
         return ""
     asked, what = target, f"'{target.name}'"
     if not target.classes:
@@ -165,6 +190,6 @@ def _presence(column: Levels, target: Target, leave: str) -> str:
         asked = target._replace(y=usual, classes=True, guess=float(min(usual.sum(), len(usual) - usual.sum())))
         what = f"whether '{target.name}' has its most frequent value"
     found = score(there, asked, ordered=False)
-    if asked.guess < _OTHERS or found.left > (_LEFT_BY_PRESENCE if target.classes else _LEFT_BY_LEVELS):
+    if found.left > (_LEFT_BY_PRESENCE if target.classes else _LEFT_BY_LEVELS):
         return ""
-    return f"whether a cell of column '{column.name}' is empty tells {what} in {_rows(found)}: {leave}"
+    return f"whether a cell of column '{column.name}' is empty tells {what} in {_rows(found, found.rows)}: {leave}"

@@ -1,6 +1,7 @@
 """A column by its different values, and what its name says: what the findings before a fit are made of."""
 
 import dataclasses
+import functools
 import re
 import shlex
 from typing import NamedTuple
@@ -30,7 +31,7 @@ class Levels:
     levels: np.ndarray
     counts: np.ndarray
 
-    @property
+    @functools.cached_property
     def known(self) -> int:
         """Cells that are not missing."""
         return int(self.counts.sum())
@@ -40,7 +41,7 @@ class Levels:
         """True where the order of the levels means something: in all but texts."""
         return self.kind != "text"
 
-    @property
+    @functools.cached_property
     def whole(self) -> bool:
         """True for whole numbers that float64 holds."""
         numbers = self.kind in ("integer", "number") and len(self.levels) > 0
@@ -94,6 +95,7 @@ _TIME = {
 }  # fmt: skip
 
 
+@functools.lru_cache(maxsize=8)
 def words_of(name: str) -> Words:
     """What a column's name says of it: ``customerID`` an identifier, ``zip_code`` a code, ``sale_date`` a time."""
     words = [word.lower() for word in _WORD.findall(name)]
@@ -127,10 +129,11 @@ def cut_percent(share: float) -> str:
 
 def such_as(column: Levels, number: int = 3) -> str:
     """The first levels, for a sentence."""
-    return listed(_shown(value) for value in column.levels[:number].tolist())
+    return listed(map(shown, column.levels[:number]))
 
 
-def _shown(value: str | float) -> str:
+def shown(value: str | float) -> str:
+    """A level as a sentence has it: a text in quotes, a whole number without decimals."""
     if isinstance(value, str):
         return repr(value if len(value) <= 30 else value[:29] + "…")
-    return str(int(value)) if value.is_integer() else f"{value:g}"
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"

@@ -17,6 +17,7 @@ from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.linear import LinearModel, penalties_by_term
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
+from bilevax.tables.table import orders_of
 
 NAMES = {
     "feature": "one penalty per feature (bilevax)",
@@ -91,8 +92,10 @@ def fit_linear(
     gap, error = estimator.validation_gap_, estimator.validation_gap_se_
     emit(Gap(validation_gap=or_none(gap), standard_error=or_none(error)))
     code = Code(int(estimator.code_))
+    # the single penalty that tuning starts from may be the one that is kept
+    kept = "global" if np.ptp(np.asarray(estimator.penalties_)) == 0.0 else per
     return Kept(
-        name=NAMES[per],
+        name=NAMES[kept],
         model=_plain_model(estimator, encoder, prepared, target, settings),
         seconds=seconds,
         interrupted=bool(estimator.interrupted_),
@@ -100,6 +103,7 @@ def fit_linear(
         message=code.message,
         method=str(estimator.method_),
         reason=str(estimator.method_reason_),
+        penalty_per=kept,
         validation_loss=or_none(estimator.validation_loss_),
         visits=int(estimator.visits_),
         steps=int(estimator.n_iter_),
@@ -119,6 +123,7 @@ def _plain_model(
         terms=terms,
         penalties=penalties_by_term(estimator.penalties_, settings.penalty_per, len(terms)),
         missing={name: found for name in encoder.columns_ if (found := reading.marks(name))},
+        dates=orders_of(prepared.features.column(name) for name in encoder.columns_),
     )
 
 

@@ -25,6 +25,9 @@ from bilevax.tables.table import Table
 
 _FEWEST_ROWS = 20
 
+_COPIES = 0.01
+"""Share of the test rows that were seen in training, above which it is said."""
+
 
 class Prepared(NamedTuple):
     """A table made ready.
@@ -88,12 +91,15 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     notes += [Note(text=text) for text in why]
     features = table.select([name for name in names if name not in left_out])
     seen = rows_seen_before(features, features.names, split)
-    if seen:
+    if seen > _COPIES * len(split.test):
+        advice = "" if settings.group else " (--group keeps rows together that belong together)"
         text = (
             f"{seen:,} of {len(split.test):,} test rows agree in every column with a row that is trained on; if they "
-            "are copies, the test is too kind (--group keeps rows together that belong together)"
+            f"are copies, the test is too kind{advice}"
         )
         notes.append(Note(text=text, about="duplicates"))
+    for name, what in ((settings.group, "keeps rows together"), (settings.time_column, "says which rows are older")):
+        notes += [Note(text=f"column '{name}' {what} and is not learned from")] if name else []
     return Prepared(table, features, places, goal, split, scorer, tuple(notes))
 
 
@@ -101,11 +107,14 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
     """The table with its text columns as text, and the names of its features."""
     # The columns that say which rows belong together, or which came first.
     splitting = [name for name in (settings.group, settings.time_column) if name is not None]
-    for name in (*splitting, *settings.drop):
+    for name in (*splitting, *settings.drop, *settings.keep):
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
     reading = settings.reading
-    reading.choose(table.name, [*table.names, *table.unread])
+    reading.choose(table.name, [*table.names, *table.unread, *(column.name for column in table.kept)])
+    # What passes through may say which rows belong together.
+    passed = tuple(column for column in table.kept if column.name in splitting)
+    table = dataclasses.replace(table, columns=(*table.columns, *passed))
     dropped = [name for name in settings.drop if name not in table.unread]
     table.require([target, *splitting])
     columns = tuple(
@@ -113,7 +122,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
         for column in table.columns
         if column.name not in dropped
     )
-    apart = {target, *splitting}
+    apart = {target, *splitting, *settings.keep}
     features = [column.name for column in columns if column.name not in apart]
     if not features:
         hint = (

@@ -80,7 +80,8 @@ def _fitted(
 ) -> Rival:
     stage(f"fitting: {name}")
     start = time.perf_counter()
-    with one_thread(), warnings.catch_warnings(record=True) as caught:
+    # of both libraries: threads that wait take the time of others
+    with one_thread(openmp=True), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(X[prepared.tuning], y)

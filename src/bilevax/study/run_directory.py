@@ -296,9 +296,13 @@ def read_model(directory: Path) -> TableModel:
         CheckpointError: a file is damaged, or a later release wrote it.
         StorageError: the system refused to read.
     """
+    if directory.is_file():
+        raise DataError(f"{directory} is a file: the directory of the run comes first, then the table")
     try:
         found = read_run_files(directory)
     except DataError:
+        if not directory.exists():
+            raise DataError(f"there is no directory {directory}") from None
         raise DataError(f"{directory} has no {MODEL}: it is no run directory") from None
     if not found.finished:
         raise DataError(f"{directory} has no {MODEL}: the run did not end")

@@ -2,13 +2,17 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from bilevax.core.errors import ParameterError
-from bilevax.tables.reading import Reading, marks_from_words
+from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
+from bilevax.tables.table import suggestion
 
 OF_LINEAR = ("penalty_per", "validation_size", "method", "steps")
 """Settings that only a linear model has."""
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class TuneSettings(BaseModel):
@@ -31,6 +35,10 @@ class TuneSettings(BaseModel):
         text: columns whose cells are taken as text.
         missing: cells that say that nothing is known, besides the empty one: ``?,NA``, or of one column
             ``COLUMN=?,NA``.
+        types: what columns are, instead of what their cells look like: ``COLUMN=text``, ``=number``, ``=date``, or
+            ``=day-first`` or ``=month-first``, of dates that leave it open.
+        keep: columns that are no features and stand beside the predictions, as identifiers do.
+        max_cells: rows x columns at most of a Parquet or svmlight file, a few bytes of which may stand for many cells.
         time: seconds after which no more candidates are compared and no more rivals fitted; None: all are.
         penalty_per: of a linear model, what has a penalty of its own: each ``feature``, ``column`` (whose categories
             share it), ``class``, ``weight``, or none (``global``).
@@ -53,6 +61,9 @@ class TuneSettings(BaseModel):
     drop: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    max_cells: int = Field(default=MAX_CELLS, ge=1)
     time: float | None = Field(default=None, gt=0)
     penalty_per: Literal["feature", "column", "class", "weight", "global"] = "feature"
     validation_size: float = Field(default=0.2, gt=0, lt=1)
@@ -62,7 +73,14 @@ class TuneSettings(BaseModel):
     @property
     def reading(self) -> Reading:
         """How a file is read."""
-        return Reading(self.text, drop=self.drop, missing=marks_from_words(self.missing))
+        return Reading(
+            self.text,
+            drop=self.drop,
+            missing=marks_from_words(self.missing),
+            types=types_from_words(self.types),
+            keep=self.keep,
+            max_cells=self.max_cells,
+        )
 
     def plain(self) -> dict[str, object]:
         """What is set or taken for granted, as JSON values; without what the model does not have."""
@@ -72,6 +90,18 @@ class TuneSettings(BaseModel):
     def is_linear(self) -> bool:
         """Whether the model is linear."""
         return self.model == "linear"
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _seconds(cls, value: object) -> object:
+        """Of 90, 90s, 5m or 1h."""
+        if not isinstance(value, str):
+            return value
+        number, unit = (value[:-1], value[-1]) if value[-1:] in _UNITS else (value, "s")
+        try:
+            return float(number) * _UNITS[unit]
+        except ValueError:
+            raise ValueError("takes seconds, or 90s, 5m, 1h") from None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "TuneSettings":
@@ -99,8 +129,29 @@ def settings_from(values: dict[str, object]) -> TuneSettings:
         return TuneSettings.model_validate(values)
     except ValidationError as e:
         # Of several faults the first: an error is one sentence.
-        fault = e.errors()[0]
-        name = ".".join(map(str, fault["loc"]))
-        message = fault["msg"].removeprefix("Value error, ")
-        given = f", got {fault['input']!r}" if name else ""
-        raise ParameterError(f"{name}: {message}{given}" if name else message) from None
+        raise ParameterError(_sentence(e.errors()[0])) from None
+
+
+_SHARE, _COUNT, _NAMES = "a share between 0 and 1", "a whole number, 1 or more", "a list of texts"
+# Of fields that have constraints; what a field may be alone, its fault says.
+_TAKES = {
+    "test_size": _SHARE,
+    "validation_size": _SHARE,
+    "seed": f"a whole number from 0 to {2**32 - 1:,}",
+    "steps": _COUNT,
+    "max_cells": _COUNT,
+    "time": "a number of seconds above 0, or 90s, 5m, 1h",
+    "pairs": "true or false",
+    **dict.fromkeys(("drop", "text", "missing", "types", "keep"), _NAMES),
+    **dict.fromkeys(("scoring", "group", "time_column"), "a text"),
+}
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    if not name:
+        return fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return f"'{name}' is no setting; {suggestion(name, list(TuneSettings.model_fields))}"
+    takes = _TAKES.get(name) or fault.get("ctx", {}).get("expected", fault["msg"])
+    return f"--{name.replace('_', '-')} is {takes}, got {fault['input']!r}"

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from bilevax.core.errors import DataError
+from bilevax.study.levels import option
 from bilevax.tables.table import Column, Table
 
 # Assignments of whole groups that are tried.
@@ -94,7 +95,10 @@ def split_by_time(times: Column, sizes: Sizes) -> Split:
         DataError: the column holds text, a cell is missing, or there are too few moments.
     """
     if times.kind == "text":
-        raise DataError(f"time column '{times.name}' holds text; write dates as 2024-12-31, or times as numbers")
+        raise DataError(
+            f"time column '{times.name}' holds text; have its dates read as such "
+            f"({option('--types', times.name, '=date')}), or write dates as 2024-12-31 and times as numbers"
+        )
     _refuse_missing(times, "time")
     moments, first = np.unique(np.sort(times.values), return_index=True)
     n = len(times.values)

@@ -11,7 +11,7 @@ from bilevax.core.events import Plain
 from bilevax.tables.effects import Effect, date_parts, effect_from_plain
 from bilevax.tables.labels import Label
 from bilevax.tables.pairs import Pair, pair_from_plain
-from bilevax.tables.table import Column, Table
+from bilevax.tables.table import Column, Order, Table, orders_from_plain
 
 FORMAT = "bilevax-additive-1"
 
@@ -86,6 +86,7 @@ class AdditiveModel:
         pairs: joint bins of pairs of columns.
         target: the column that it predicts, where that is known.
         missing: for columns, what says in a file that nothing is known, besides what always does.
+        dates: for columns of dates, what came first in them, for new rows that leave it open.
     """
 
     link: Link
@@ -97,6 +98,7 @@ class AdditiveModel:
     pairs: tuple[Pair, ...] = ()
     target: str = ""
     missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dates: Mapping[str, Order] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -169,6 +171,7 @@ class AdditiveModel:
             "format": FORMAT,
             "target": self.target,
             "missing": {name: list(marks) for name, marks in self.missing.items()},
+            **({"dates": dict(self.dates)} if self.dates else {}),
             "link": self.link,
             "classes": list(self.classes),
             "intercept": self.intercept.tolist(),
@@ -213,6 +216,7 @@ def additive_from_plain(plain: object) -> AdditiveModel:
             pairs=tuple(pair_from_plain(entry) for entry in pairs),
             target=str(plain["target"]),
             missing={str(name): tuple(map(str, marks)) for name, marks in plain["missing"].items()},
+            dates=orders_from_plain(plain.get("dates", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f"the model lacks a part or has a wrong one: {e}") from None

@@ -21,10 +21,15 @@ def without_sep(data: bytes) -> tuple[bytes, str | None]:
     return data[found.end() :], found[1].decode()
 
 
-def comments_end(data: bytes) -> int:
-    """Where the lines end that stand first and are blank or begin with ``#``; 0 if there are no others."""
+def above(data: bytes) -> int:
+    """Where the lines end that stand first and are blank or begin with ``#``."""
     found = _COMMENTS.match(data)
-    end = found.end() if found else 0
+    return found.end() if found else 0
+
+
+def comments_end(data: bytes) -> int:
+    """Where the lines end that stand first and are blank or begin with ``#``; 0 if nothing follows or none is one."""
+    end = above(data)
     return end if b"#" in data[:end] and data[end:].strip() else 0
 
 

@@ -5,16 +5,20 @@ in whatever share of the rows that is. A column that is nearly so, or in which o
 refused by line, for a model that took it for names would be a bad one in silence.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bilevax.core.errors import DataError
-from bilevax.tables.csv_file import Lines
+from bilevax.tables.csv_dates import written_dates
 from bilevax.tables.csv_numbers import UnclearError, clock_times, written_numbers
+from bilevax.tables.csv_plain import EXACT, NUMBER, ZERO, text_cells
 from bilevax.tables.marks import without_marks
 from bilevax.tables.reading import Reading
-from bilevax.tables.table import Column, object_array
+from bilevax.tables.table import Column, Order
 
 NEARLY_ALL = 0.9
 """A column with at least this share of numbers is refused for its other cells."""
@@ -25,61 +29,76 @@ MOST = 0.5
 MANY = 20
 """With more different numbers than this, one or two words beside them are refused: they may be marks."""
 
-# From here on, float64 does not hold every integer.
-_EXACT = 2.0**53
-# Patterns for pyarrow's RE2; \x{a0} and \x{202f} are spaces that do not break.
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-_ZERO = r"^[+-]?0\d"
-_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
-_ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
-_OTHER_DATE = r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d\d)|\d{4}/\d\d/\d\d)\b.*$"
+# Patterns for pyarrow's RE2.
+ISO_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?)?$"
+WITH_ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$"
 _HEXADECIMAL = r"^(?i:[+-]?0x[0-9a-f]+)$"
 
 
+class Places(Protocol):
+    """Where the rows of a table are."""
+
+    def of(self, row: int) -> str:
+        """Of a row, counted from 0, as a message begins."""
+        ...
+
+
 def column_of_cells(
-    name: str, cells: pa.ChunkedArray, lines: Lines, reading: Reading
+    name: str, cells: pa.ChunkedArray, lines: Places, reading: Reading
 ) -> tuple[Column, str, dict[str, int]]:
-    """A column of a delimited file, a note on it (empty when there is nothing to say), and how often it has each mark.
+    """A column of cells, a note on it (empty when there is nothing to say), and how often it has each mark.
 
     Raises:
         DataError: the cells are nearly a column of numbers, or of numbers written in a way that is not read.
     """
-    trimmed = pc.utf8_trim_whitespace(cells)
-    missing = pc.is_in(trimmed, value_set=pa.array(["", *reading.marks(name)], pa.string()))
-    values = pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
-    if name in reading.text:
+    values = _there(cells, reading.marks(name))
+    kind = reading.type_of(name)
+    if kind == "text":
         return _text(name, values), "", {}
     known, marks = without_marks(values)
     if known.null_count == len(known):
         return Column(name, "number", np.full(len(known), np.nan)), f"column '{name}' has no value in any row", marks
-    column, note = _interpreted(name, known, lines, numbers=name in reading.numbers)
+    if kind == "date":
+        return *_dates(name, known, lines, reading.order_of(name)), marks
+    asked = "" if kind is None else "the model knows as numbers" if name in reading.numbers else "is read as numbers"
+    column, note = _interpreted(name, known, lines, asked)
     # Among texts the marks are values like others.
     return (_text(name, values) if column is None else column), note, marks
 
 
-def _interpreted(name: str, values: pa.ChunkedArray, lines: Lines, *, numbers: bool) -> tuple[Column | None, str]:
-    """The column, None for text, and a note."""
+def _there(cells: pa.ChunkedArray, marks: Sequence[str]) -> pa.ChunkedArray:
+    """The cells without blanks at their ends, null where they are empty or one of the marks."""
+    trimmed = pc.utf8_trim_whitespace(cells)
+    missing = pc.is_in(trimmed, value_set=pa.array(["", *marks], pa.string()))
+    return pc.if_else(missing, pa.scalar(None, pa.string()), trimmed)
+
+
+def known_cells(cells: pa.ChunkedArray, marks: Sequence[str]) -> tuple[pa.ChunkedArray, dict[str, int]]:
+    """The cells of a column that is no text, null where nothing is known, and how often that is by which usual mark."""
+    return without_marks(_there(cells, marks))
+
+
+def _interpreted(name: str, values: pa.ChunkedArray, lines: Places, asked: str) -> tuple[Column | None, str]:
+    """The column, None for text, and a note; ``asked``: why it has to be numbers, or empty."""
     plain = _as_floats(name, values, lines)
     if plain is not None:
-        reason = "" if numbers else _reason_for_text(values, plain)
+        reason = "" if asked else _reason_for_text(values, plain)
         return (None, f"column '{name}' is read as text: {reason}") if reason else (_numbers(name, values, plain), "")
-    other = _as_boolean(name, values) or _as_date(name, values, lines)
+    other = as_boolean(name, values) or (None if asked else _as_date(name, values, lines))
     if other is not None:
         return other, ""
-    written = _as_written(name, values, lines, known=numbers)
+    written = _as_written(name, values, lines, asked)
     if written is not None:
         return written
-    _refuse_nearly_numbers(name, values, lines, known=numbers)
+    _refuse_nearly_numbers(name, values, lines, asked)
     return None, _note_on_text(name, values, lines)
 
 
-def _note_on_text(name: str, values: pa.ChunkedArray, lines: Lines) -> str:
+def _note_on_text(name: str, values: pa.ChunkedArray, lines: Places) -> str:
     """What the user should know of a column that is text after all, and may be meant as something else."""
-    if _all_match(values, _OTHER_DATE):
-        return f"column '{name}' is read as text; dates are read when written as 2024-12-31"
     if _all_match(values, _HEXADECIMAL):
         return f"column '{name}' is read as text; numbers are read when written in decimals"
-    known, pattern = len(values) - values.null_count, f"^{_NUMBER}$"
+    known, pattern = len(values) - values.null_count, f"^{NUMBER}$"
     numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()
     if numbers < MOST * known:
         return ""
@@ -92,10 +111,7 @@ def _note_on_text(name: str, values: pa.ChunkedArray, lines: Lines) -> str:
 
 
 def _text(name: str, values: pa.ChunkedArray) -> Column:
-    coded = values.combine_chunks().dictionary_encode()
-    # A missing cell has the index -1, that of the last word: None.
-    words = object_array([*coded.dictionary.to_pylist(), None])
-    return Column(name, "text", words[coded.indices.fill_null(-1).to_numpy()])
+    return Column(name, "text", text_cells(values))
 
 
 def _all_match(values: pa.ChunkedArray, pattern: str) -> bool:
@@ -118,7 +134,7 @@ def _shown(cell: str) -> str:
     return repr(cell if len(cell) <= 40 else cell[:39] + "…")
 
 
-def _as_floats(name: str, values: pa.ChunkedArray, lines: Lines) -> np.ndarray | None:
+def _as_floats(name: str, values: pa.ChunkedArray, lines: Places) -> np.ndarray | None:
     """The cells as float64, or None if one is no number."""
     try:
         numbers: np.ndarray = pc.cast(values, pa.float64()).to_numpy()
@@ -128,7 +144,7 @@ def _as_floats(name: str, values: pa.ChunkedArray, lines: Lines) -> np.ndarray |
     return numbers
 
 
-def _require_finite(name: str, values: pa.ChunkedArray, numbers: np.ndarray, lines: Lines) -> None:
+def _require_finite(name: str, values: pa.ChunkedArray, numbers: np.ndarray, lines: Places) -> None:
     infinite = np.flatnonzero(np.isinf(numbers))
     if infinite.size:
         row = int(infinite[0])
@@ -140,10 +156,10 @@ def _require_finite(name: str, values: pa.ChunkedArray, numbers: np.ndarray, lin
 def _reason_for_text(values: pa.ChunkedArray, numbers: np.ndarray) -> str:
     """Why cells that could be numbers are none; empty if they are."""
     # 007 as a number would lose its zeros.
-    if _any_matches(values, _ZERO):
-        return f"{_first(values, _ZERO, matching=True)[1]} begins with a zero, as codes do"
+    if _any_matches(values, ZERO):
+        return f"{_first(values, ZERO, matching=True)[1]} begins with a zero, as codes do"
     # A whole number that float64 would change: 9007199254740993 is none of its values.
-    for row in np.flatnonzero(np.abs(numbers) >= _EXACT):
+    for row in np.flatnonzero(np.abs(numbers) >= EXACT):
         cell = values[int(row)].as_py()
         if cell.lstrip("+-").isdigit():
             return f"its integers are too long for a number, such as {_shown(cell)}"
@@ -157,26 +173,49 @@ def _numbers(name: str, values: pa.ChunkedArray, numbers: np.ndarray) -> Column:
     return Column(name, "integer" if whole else "number", numbers)
 
 
-def _as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
+def as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
+    """Truth values, or None if the cells are none."""
     if not _all_match(values, "^(?i:true|false)$"):
         return None
     truth = pc.equal(pc.utf8_lower(values), "true")
     return Column(name, "boolean", pc.cast(truth, pa.float64()).to_numpy())
 
 
-def _as_date(name: str, values: pa.ChunkedArray, lines: Lines) -> Column | None:
-    if not _all_match(values, _DATE):
+def _as_date(name: str, values: pa.ChunkedArray, lines: Places) -> Column | None:
+    if not _all_match(values, ISO_DATE):
         return None
-    # Among cells with a zone, one without it does not say which moment it is.
-    zoned = _any_matches(values, _ZONE)
-    kind = pa.timestamp("us", tz="UTC" if zoned else None)
-    try:
-        stamps = pc.cast(values, kind)
-    except pa.ArrowInvalid:
-        row, cell = _first_unreadable(values, kind)
+    found, zoned = iso_dates(values)
+    if found is None:
+        row, cell = _first_unreadable(values, _moments(zoned=zoned))
         fault = "has no time zone, other cells have one" if zoned else "is no date of the calendar"
-        raise DataError(f"{lines.of(row)}: {cell} in column '{name}' {fault}") from None
-    return Column(name, "date", days(stamps))
+        raise DataError(f"{lines.of(row)}: {cell} in column '{name}' {fault}")
+    return Column(name, "date", found)
+
+
+def iso_dates(values: pa.ChunkedArray) -> tuple[np.ndarray | None, bool]:
+    """Days of dates as 2024-12-31, None if a cell is none, and whether they have a time zone."""
+    # Among cells with a zone, one without it does not say which moment it is.
+    zoned = _any_matches(values, WITH_ZONE)
+    try:
+        return days(pc.cast(values, _moments(zoned=zoned))) if _all_match(values, ISO_DATE) else None, zoned
+    except pa.ArrowInvalid:
+        return None, zoned
+
+
+def _moments(*, zoned: bool) -> pa.DataType:
+    return pa.timestamp("us", tz="UTC" if zoned else None)
+
+
+def _dates(name: str, values: pa.ChunkedArray, lines: Places, order: Order) -> tuple[Column, str]:
+    """A column that is said to hold dates, and a note."""
+    column = _as_date(name, values, lines)
+    if column is not None:
+        return column, ""
+    try:
+        stamps, note, first = written_dates(name, values, order)
+    except UnclearError as e:
+        raise DataError(f"{lines.of(e.row)}: {_shown(values[e.row].as_py())} in column '{name}' {e}") from None
+    return Column(name, "date", days(stamps), first), note
 
 
 def _first_unreadable(values: pa.ChunkedArray, kind: pa.DataType) -> tuple[int, str]:
@@ -200,37 +239,37 @@ def days(stamps: pa.ChunkedArray) -> np.ndarray:
     return out
 
 
-def _as_written(name: str, values: pa.ChunkedArray, lines: Lines, *, known: bool) -> tuple[Column, str] | None:
+def _as_written(name: str, values: pa.ChunkedArray, lines: Places, asked: str) -> tuple[Column, str] | None:
     """Numbers and times that are written as people do."""
     try:
         found = written_numbers(name, values) or clock_times(name, values)
     except UnclearError as e:
         cell = _shown(values[e.row].as_py())
         # A column that a model knows as numbers cannot be text.
-        advice = "" if known else f", or have the column read as text (--text '{name}')"
+        advice = "" if asked else f", or have the column read as text (--text '{name}')"
         raise DataError(f"{lines.of(e.row)}: {cell} in column '{name}' {e}{advice}") from None
     if found is not None:
         _require_finite(name, values, found[0].values, lines)
     return found
 
 
-def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Lines, *, known: bool) -> None:
+def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Places, asked: str) -> None:
     """Refuse the cells that are no numbers, where the rest is a quantity; or where the column is known to be one."""
-    pattern = f"^{_NUMBER}$"
+    pattern = f"^{NUMBER}$"
     matching = pc.fill_null(pc.match_substring_regex(values, pattern), True)
     words = pc.unique(values.filter(pc.invert(matching)))
     cells = len(values) - values.null_count
     numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()
     row, cell = _first(values, pattern, matching=False)
-    if known:
-        raise DataError(f"{lines.of(row)}: {cell} in column '{name}', which the model knows as numbers")
-    if _any_matches(values, _ZERO):
+    if asked:
+        raise DataError(f"{lines.of(row)}: {cell} in column '{name}', which {asked}")
+    if _any_matches(values, ZERO):
         return
     # One or two words, in whatever share, may be marks.
     quantity = len(words) <= 2 and len(pc.unique(values.filter(matching))) > MANY
     if numbers >= NEARLY_ALL * cells or quantity:
         raise DataError(
             f"{lines.of(row)}: {cell} in column '{name}', which holds numbers in {numbers:,} of {cells:,} cells; "
-            f"correct it, leave it empty or give it as a mark if it is not known (--missing "
-            f"'{name}={values[row].as_py()[:40]}'), or have the column read as text (--text '{name}')"
+            f"correct it, leave it empty or give it as a mark if it is not known (--missing '{name}={cell[1:-1]}'), or "
+            f"have the column read as text (--text '{name}')"
         )

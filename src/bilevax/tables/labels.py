@@ -10,7 +10,7 @@ from bilevax.tables.table import Column
 Label: TypeAlias = str | int | float | bool
 
 _FEWEST = 5
-_MANY = 20
+_MANY, _TOO_MANY = 20, 100
 # With fewer rows to each of many integers, the integers are taken for a quantity.
 _ROWS_OF_A_CLASS = 50
 
@@ -75,11 +75,12 @@ def _label(value: Label, column: Column) -> Label:
 
 
 def is_quantity(column: Column) -> bool:
-    """True for many different numbers: fractions, or integers of which each has few rows."""
+    """True for many different numbers: fractions, very many integers, or such of which each has few rows."""
     if column.kind not in ("number", "integer"):
         return False
     known = column.values[~column.missing]
     values = np.unique(known)
     if len(values) <= _MANY:
         return False
-    return bool(np.any(values != np.rint(values))) or len(known) < _ROWS_OF_A_CLASS * len(values)
+    fractions = bool(np.any(values != np.rint(values)))
+    return fractions or len(values) > _TOO_MANY or len(known) < _ROWS_OF_A_CLASS * len(values)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
 from bilevax.tables.labels import Label
-from bilevax.tables.table import Table
+from bilevax.tables.table import Order, Table, orders_from_plain
 from bilevax.tables.terms import FORMULA, Term, design_from_terms, terms_from_plain, text_columns
 
 FORMAT = "bilevax-linear-1"
@@ -27,6 +27,7 @@ class LinearModel:
         terms: the p terms.
         penalties: for each term its penalty, a list of one for each score, or None where there is none.
         missing: for columns, what says in a file that nothing is known, besides what always does.
+        dates: for columns of dates, what came first in them, for new rows that leave it open.
     """
 
     target: str
@@ -36,6 +37,7 @@ class LinearModel:
     terms: tuple[Term, ...]
     penalties: tuple[float | list[float] | None, ...]
     missing: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    dates: Mapping[str, Order] = dataclasses.field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -83,7 +85,8 @@ class LinearModel:
         with np.errstate(over="ignore"):
             name = self.terms[int(np.argmax(np.abs(design[row]) * np.abs(self.coef).max(axis=0)))].column
         cell = table.column(name).values[row]
-        return f"{table.name}: {cell} in column '{name}', row {row + 1}, is so large that the model's score overflows"
+        place = f"row {table.before + row + 1}"
+        return f"{table.name}: {cell} in column '{name}', {place}, is so large that the model's score overflows"
 
     def predict(self, table: Table) -> list[Label]:
         """The most probable label of each row."""
@@ -103,6 +106,7 @@ class LinearModel:
             "intercept": self.intercept.tolist(),
             "terms": terms,
             **({"missing": {name: list(marks) for name, marks in self.missing.items()}} if self.missing else {}),
+            **({"dates": dict(self.dates)} if self.dates else {}),
         }
 
 
@@ -124,6 +128,7 @@ def linear_from_plain(plain: object) -> LinearModel:
             terms=terms_from_plain(entries),
             penalties=tuple(entry.get("penalty") for entry in entries),
             missing={str(name): tuple(map(str, marks)) for name, marks in plain.get("missing", {}).items()},
+            dates=orders_from_plain(plain.get("dates", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f"the model lacks a part or has a wrong one: {e}") from None

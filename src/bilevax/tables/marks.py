@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from bilevax.tables.table import Column
 
 # What is not known in files of Excel, R, SAS, SQL, pandas, C (nan(ind), 1.#QNAN), UCI. A dash may be a zero.
-_MARK = r"^(?i:\?|\.|na|n/a|n\.a\.|#n/?a|<na>|null|none|nat|[+-]?(nan(\([^()]*\))?|1\.#(qnan|snan|ind)\d*))$"
+MARK = r"^(?i:\?|\.|na|n/a|n\.a\.|#n/?a|<na>|null|none|nat|[+-]?(nan(\([^()]*\))?|1\.#(qnan|snan|ind)\d*))$"
 
 
 def without_marks(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[str, int]]:
@@ -18,7 +18,7 @@ def without_marks(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[str, i
     with contextlib.suppress(pa.ArrowInvalid):
         if not pc.any(pc.is_nan(pc.cast(values, pa.float64()))).as_py():
             return values, {}
-    found = pc.fill_null(pc.match_substring_regex(values, _MARK), False)
+    found = pc.fill_null(pc.match_substring_regex(values, MARK), False)
     counts = pc.value_counts(values.filter(found))
     marks = {pair["values"]: pair["counts"] for pair in counts.to_pylist()}
     return (pc.if_else(found, pa.scalar(None, pa.string()), values), marks) if marks else (values, marks)

@@ -2,15 +2,21 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
-from bilevax.core.errors import ParameterError
-from bilevax.tables.table import Column, Table
+from bilevax.core.errors import DataError, ParameterError
+from bilevax.tables.table import Column, Order, Table
 
 EVERY = ""
 """Stands for every column that has no marks of its own: no column has an empty name."""
+
+MAX_CELLS = 500_000_000
+"""4 GB of numbers."""
+
+Type = Literal["text", "number", "date", "day-first", "month-first"]
+"""What a column can be said to be; the last two are dates, whose order counts where their cells leave it open."""
 
 Marks = Mapping[str, Sequence[str]]
 """For columns the cells that say that nothing is known; those of ``EVERY`` hold for all other columns."""
@@ -25,6 +31,9 @@ class Reading(NamedTuple):
         drop: columns that are not looked at.
         only: the only columns that are looked at; None: all.
         missing: cells that say that nothing is known, besides the empty one.
+        types: what columns are, instead of what their cells look like.
+        keep: columns that are passed through: no model learns from them.
+        max_cells: rows x columns at most, of files of which a few bytes may stand for many cells.
     """
 
     text: Collection[str] = ()
@@ -32,6 +41,9 @@ class Reading(NamedTuple):
     drop: Collection[str] = ()
     only: Collection[str] | None = None
     missing: Marks = MappingProxyType({})
+    types: Mapping[str, Type] = MappingProxyType({})
+    keep: Collection[str] = ()
+    max_cells: int = MAX_CELLS
 
     def choose(self, source: str, names: Sequence[str]) -> list[int]:
         """The positions of the columns that are read, of those with these names.
@@ -39,11 +51,41 @@ class Reading(NamedTuple):
         Raises:
             DataError: a column that is asked for is not there.
         """
-        asked = [*self.text, *self.drop, *(self.only or ()), *(name for name in self.missing if name != EVERY)]
+        named = (self.text, self.drop, self.only or (), self.types, self.keep, set(self.missing) - {EVERY})
+        asked = [name for names_ in named for name in names_]
         known = Table(source, tuple(Column(name, "text", np.empty(0)) for name in names))
         known.require(dict.fromkeys(asked))
-        only, drop = set(names if self.only is None else self.only), set(self.drop)
+        only = set(names) - set(self.keep) if self.only is None else set(self.only)
+        drop = set(self.drop)
         return [j for j, name in enumerate(names) if name in only and name not in drop]
+
+    def kept(self, names: Sequence[str]) -> list[int]:
+        """The positions of the columns that are passed through."""
+        return [names.index(name) for name in self.keep]
+
+    def require_cells(self, source: str, rows: int, columns: int) -> None:
+        """Refuse a file that says it has more rows x columns than ``max_cells``.
+
+        Raises:
+            DataError: it does.
+        """
+        if rows * columns > self.max_cells:
+            raise DataError(
+                f"{source}: {rows:,} rows x {columns:,} columns are more than {self.max_cells:,} cells; read fewer "
+                f"columns (--drop), or allow so many (--max-cells {rows * columns})"
+            )
+
+    def type_of(self, name: str) -> Literal["text", "number", "date"] | None:
+        """What a column is said to be; None where its cells say it."""
+        if name in self.text or name in self.numbers:
+            return "text" if name in self.text else "number"
+        said = self.types.get(name)
+        return "date" if said == "day-first" or said == "month-first" else said
+
+    def order_of(self, name: str) -> Order:
+        """What comes first in the dates of a column, where that is said."""
+        said = self.types.get(name)
+        return said if said == "day-first" or said == "month-first" else ""
 
     def marks(self, name: str) -> tuple[str, ...]:
         """Those of a column."""
@@ -62,8 +104,27 @@ def marks_from_words(words: Iterable[str]) -> dict[str, tuple[str, ...]]:
         name, equals, listed = word.rpartition("=")
         marks = tuple(mark.strip() for mark in listed.split(",") if mark.strip())
         if not marks and not (equals and name):
-            raise ParameterError(f"missing takes MARK,MARK or COLUMN=MARK,MARK, got '{word}'")
+            raise ParameterError(f"--missing takes MARK,MARK or COLUMN=MARK,MARK, got '{word}'")
         out[name] = (*out.get(name, ()), *marks)
+    return out
+
+
+def types_from_words(words: Iterable[str]) -> dict[str, Type]:
+    """Types as one writes them: ``COLUMN=text``, ``=number``, ``=date``, ``=day-first`` or ``=month-first``.
+
+    Raises:
+        ParameterError: a word is none of these, or a column has two types.
+    """
+    out: dict[str, Type] = {}
+    for word in words:
+        name, _, kind = word.rpartition("=")
+        if not name or kind not in get_args(Type):
+            raise ParameterError(
+                "--types takes COLUMN=text, COLUMN=number, COLUMN=date, COLUMN=day-first or COLUMN=month-first, got "
+                f"'{word}'"
+            )
+        if out.setdefault(name, cast(Type, kind)) != kind:
+            raise ParameterError(f"--types says of '{name}' that it is {out[name]} and that it is {kind}; give one")
     return out
 
 
@@ -83,6 +144,7 @@ def without(column: Column, marks: Sequence[str]) -> Column:
 def number_of(text: str) -> float | None:
     """The number that a text is; None if it is none."""
     try:
-        return float(text)
+        # Python takes 1_000 for a number, as no file does.
+        return None if "_" in text else float(text)
     except ValueError:
         return None

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,10 @@ Kind = Literal["number", "integer", "boolean", "date", "text"]
 """What the cells of a column are. Everything but text is held as float64, with NaN where a cell is missing."""
 
 
+Order = Literal["", "day-first", "month-first"]
+"""What came first in dates as they were written, where one of the two did."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Column:
     """One column of a table.
@@ -22,11 +26,13 @@ class Column:
         name: its name in the header.
         kind: ``number``, ``integer``, ``boolean`` (0 and 1), ``date`` (days since 1970-01-01, with fraction), ``text``.
         values: float64 [n] with NaN where missing; for text an object array [n] of ``str``, None where missing.
+        order: of dates.
     """
 
     name: str
     kind: Kind
     values: np.ndarray
+    order: Order = ""
 
     @property
     def missing(self) -> np.ndarray:
@@ -80,6 +86,8 @@ class Table:
         notes: what the reader saw that its user should know, one sentence each.
         sha256: of the file that was read; empty when there was none.
         unread: names of columns of the file that were not looked at.
+        kept: columns that are passed through, as text: no model learns from them.
+        before: rows of the file that stand before those of this table.
     """
 
     name: str
@@ -87,6 +95,8 @@ class Table:
     notes: tuple[str, ...] = ()
     sha256: str = ""
     unread: tuple[str, ...] = ()
+    kept: tuple[Column, ...] = ()
+    before: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,7 +135,10 @@ class Table:
         if absent[0] in self.unread:
             raise DataError(f"{self.name}: column '{absent[0]}' was not read; do not drop it")
         known = (*self.names, *filter(None, self.unread))
-        raise DataError(f"{self.name}: no column{plural} {listed}; {suggestion(absent[0], known)}")
+        near = [found[0] for name in absent[:5] if (found := nearest(name, known))]
+        several = "did you mean " + ", ".join(f"'{name}'" for name in near) + "?"
+        advice = several if len(near) > 1 else suggestion(absent[0], known)
+        raise DataError(f"{self.name}: no column{plural} {listed}; {advice}")
 
     def select(self, names: Sequence[str]) -> "Table":
         """The table of the columns with these names, in their order.
@@ -142,17 +155,42 @@ class Table:
 
     def take(self, rows: np.ndarray) -> "Table":
         """The table of the given rows (indices, or a boolean mask)."""
-        columns = tuple(Column(c.name, c.kind, c.values[rows]) for c in self.columns)
-        return dataclasses.replace(self, columns=columns)
+        columns, kept = (
+            tuple(Column(c.name, c.kind, c.values[rows], c.order) for c in of) for of in (self.columns, self.kept)
+        )
+        return dataclasses.replace(self, columns=columns, kept=kept)
+
+
+def orders_of(columns: Iterable[Column]) -> dict[str, Order]:
+    """By name what came first in columns of dates, where one of the two did."""
+    return {column.name: column.order for column in columns if column.order}
+
+
+def orders_from_plain(plain: Mapping[object, object]) -> dict[str, Order]:
+    """The same, from JSON.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    out: dict[str, Order] = {}
+    for name, order in plain.items():
+        if order not in ("day-first", "month-first"):
+            raise ValueError(f"{order!r} is no order of dates")
+        out[str(name)] = "day-first" if order == "day-first" else "month-first"
+    return out
+
+
+def nearest(name: str, names: Sequence[str]) -> list[str]:
+    """Up to three names that are near, the nearest first; case does not count."""
+    # Reversed, so that of names that differ in case alone the first is found.
+    near = {known.casefold(): known for known in reversed(names)}
+    return [near[found] for found in difflib.get_close_matches(name.casefold(), list(near), n=3, cutoff=0.75)]
 
 
 def suggestion(name: str, names: Sequence[str]) -> str:
     """``did you mean 'age'?`` where a name is near, otherwise what there is to choose from."""
-    # Reversed, so that of names that differ in case alone the first is suggested.
-    near = {known.casefold(): known for known in reversed(names)}
-    matches = difflib.get_close_matches(name.casefold(), list(near), n=3, cutoff=0.75)
-    if matches:
-        return "did you mean " + " or ".join(f"'{near[match]}'" for match in matches) + "?"
+    if matches := nearest(name, names):
+        return "did you mean " + " or ".join(f"'{match}'" for match in matches) + "?"
     shown = ", ".join(f"'{known}'" for known in names[:12])
     return f"there are {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 

@@ -1,0 +1,93 @@
+"""Parquet files: their page checksums are verified, and what they say of their size is believed within limits."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from bilevax.core.errors import DataError
+from bilevax.core.limits import require
+from bilevax.tables.arrow import table_from_arrow
+from bilevax.tables.reading import Reading
+from bilevax.tables.table import Table, check_names
+
+# Copies of what a file holds, in which it is read; measured.
+_COPIES = 3
+_HELPS = "fewer rows or columns take less"
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+
+
+class ParquetFile(NamedTuple):
+    """A file that says what it holds: the names of its columns, the positions of those to read, and its rows."""
+
+    name: str
+    source: Path | pa.Buffer
+    names: list[str]
+    wanted: list[int]
+    rows: int
+
+    def batches(self, rows: int) -> Iterator[list[pa.Array]]:
+        """The wanted columns in pieces of rows, at most so many."""
+        with readable(self.name), self._opened() as file:
+            labels = [self.names[j] for j in self.wanted]
+            for batch in file.iter_batches(rows, columns=labels) if labels else ():
+                yield [batch.column(label) for label in labels]
+
+    def column(self, position: int) -> pa.ChunkedArray:
+        """A column as a whole."""
+        with readable(self.name), self._opened() as file:
+            return file.read([self.names[position]]).column(0)
+
+    def _opened(self) -> parquet.ParquetFile:
+        # A page after the other, not a group of rows at once.
+        return parquet.ParquetFile(self.source, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
+
+
+def open_parquet(name: str, source: Path | pa.Buffer, reading: Reading) -> ParquetFile:
+    """A file, of which only the footer is read.
+
+    Raises:
+        DataError: it is damaged, lacks a column, or says that it has too many cells.
+    """
+    with readable(name), parquet.ParquetFile(source) as file:
+        about = file.metadata
+        names = [label for label in about.schema.to_arrow_schema().names if not _PANDAS_INDEX.fullmatch(label)]
+    wanted = sorted({*reading.choose(name, names), *reading.kept(names)})
+    check_names(name, names, wanted)
+    reading.require_cells(name, about.num_rows, len(wanted))
+    return ParquetFile(name, source, names, wanted, about.num_rows)
+
+
+def read_parquet(name: str, data: bytes, reading: Reading, *, sha256: str = "") -> Table:
+    """The table of a file's bytes.
+
+    Raises:
+        DataError: the file is damaged, has too many cells, or a column that no model can use.
+        ResourceError: it takes more memory than there is.
+    """
+    file = open_parquet(name, pa.py_buffer(data), reading)
+    wanted = [file.names[j] for j in file.wanted]
+    with readable(name):
+        about = parquet.read_metadata(pa.BufferReader(data))
+        groups = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        # A column of one value takes a few bytes in the file, and eight a row here.
+        require(_COPIES * max(groups, 8 * file.rows * len(wanted)), f"reading {name}", _HELPS)
+        table = parquet.read_table(pa.BufferReader(data), columns=wanted, page_checksum_verification=True)
+    read, unread = set(wanted), pa.nulls(table.num_rows)
+    whole = pa.table([table.column(label) if label in read else unread for label in file.names], names=file.names)
+    return table_from_arrow(name, whole, reading, sha256=sha256)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Makes a sentence of what pyarrow says of a damaged file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        # Damaged files have names in any bytes.
+        words = (str(e).splitlines() or ["damaged"])[0]
+        raise DataError(f"{name}: no readable Parquet file ({words})") from None
