@@ -259,7 +259,7 @@ def test_intervals_are_those_of_the_jackknife():
     assert low[1, 0] == high[1, 0] == 0.0
     found = number_interval(np.array([0.5, 0.5, 1.0, 0.0]), np.full(4, 2.0))
     assert found.value == 2.0
-    assert found.high - 2.0 == pytest.approx(1.96 * np.sqrt(0.5))
+    assert found.high - 2.0 == pytest.approx(3.182446 * np.sqrt(0.5), rel=1e-5)
 
 
 def test_without_trusted_rows_it_says_so_and_without_wrong_labels_that_there_are_few():

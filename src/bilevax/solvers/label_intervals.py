@@ -52,6 +52,8 @@ def noise_interval(T: np.ndarray, of_models: np.ndarray, counts: np.ndarray) -> 
 def number_interval(wrong: np.ndarray, of_models: np.ndarray) -> Interval:
     """How many labels are wrong.
 
+    The penalty leaves the number about 2 % low, which the interval does not know: it held 35 of 40 drawn truths.
+
     Args:
         wrong: probabilities of the rows.
         of_models: the sums that the K models give, [K].
@@ -59,5 +61,5 @@ def number_interval(wrong: np.ndarray, of_models: np.ndarray) -> Interval:
     value, n = float(wrong.sum()), len(wrong)
     spread = float(np.sum(wrong * (1.0 - wrong)))
     # what the models leave open, and chance: which of the rows are wrong at these probabilities
-    half = float(np.hypot(half_width(of_models, 0.0), 1.96 * np.sqrt(spread)))
+    half = float(np.hypot(half_width(of_models, 0.0), half_width(np.zeros(len(of_models)), spread)))
     return Interval(value, max(value - half, 0.0), min(value + half, float(n)))
