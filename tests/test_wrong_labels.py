@@ -257,7 +257,7 @@ def test_intervals_are_those_of_the_jackknife():
     low, high = noise_interval(T, np.stack([T] * 4), np.array([100.0, 50.0]))
     assert high[0, 1] - 0.1 == pytest.approx(3.182446 * np.sqrt(0.09 / 100), rel=1e-5)
     assert low[1, 0] == high[1, 0] == 0.0
-    found = number_interval(np.array([0.5, 0.5, 1.0, 0.0]), np.full(4, 2.0))
+    found = number_interval(np.array([0.5, 0.5, 1.0, 0.0, 0.0, 0.0]), np.full(4, 2.0))
     assert found.value == 2.0
     assert found.high - 2.0 == pytest.approx(3.182446 * np.sqrt(0.5), rel=1e-5)
 
