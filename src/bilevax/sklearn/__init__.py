@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from bilevax.sklearn.additive import TunedAdditiveClassifier, TunedAdditiveRegressor
     from bilevax.sklearn.elastic_net import TunedElasticNet, TunedElasticNetClassifier
     from bilevax.sklearn.encoder import TableEncoder
+    from bilevax.sklearn.label_cleaner import LabelCleaner
     from bilevax.sklearn.logistic import TunedLogisticRegression
     from bilevax.sklearn.ridge import TunedRidge
 
 __all__ = [
+    "LabelCleaner",
     "TableEncoder",
     "TunedAdditiveClassifier",
     "TunedAdditiveRegressor",
@@ -24,4 +26,6 @@ __all__ = [
     "TunedRidge",
 ]
 
-__getattr__, __dir__ = attach(__name__, ["additive", "encoder", "elastic_net", "ridge", "logistic"], __all__)
+__getattr__, __dir__ = attach(
+    __name__, ["additive", "encoder", "elastic_net", "ridge", "label_cleaner", "logistic"], __all__
+)

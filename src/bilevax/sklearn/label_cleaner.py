@@ -1,0 +1,269 @@
+"""Which labels are wrong, by a few rows whose labels are known to be right."""
+
+from numbers import Integral
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, StrOptions
+from sklearn.utils._param_validation import Interval as Range
+from sklearn.utils.validation import check_is_fitted
+
+from bilevax.core.errors import DataError
+from bilevax.linalg.columns import Matrix
+from bilevax.sklearn.additive import TunedAdditiveClassifier
+from bilevax.sklearn.additive_base import require_target
+from bilevax.sklearn.encoder import TableEncoder
+from bilevax.sklearn.label_em import EM, Fitted, require_weights
+from bilevax.sklearn.label_rows import features_to_predict, notes_on, read, rows_of
+from bilevax.sklearn.row_splits import deal_folds
+from bilevax.sklearn.threads import one_thread
+from bilevax.solvers.label_intervals import Interval, noise_interval, number_interval
+from bilevax.solvers.label_models import Point
+from bilevax.solvers.label_noise import LEAST, Given, posterior
+from bilevax.solvers.label_search import cross_fitted, fitted, retrained, search
+
+SEARCHED = 10_000
+"""Rows that choose the strengths, at most, beside as many trusted ones."""
+
+
+class Found(NamedTuple):
+    """What both kinds of model find.
+
+    Attributes:
+        q: posteriors of the true classes, each by a model that has not seen the row, [n, C].
+        model: of all rows.
+        T: the noise matrix.
+        of_models: those of models trained without a fold, [K, C, C].
+        wrong: the numbers of wrong labels that these say, [K].
+        strengths: what was chosen, by name.
+        notes: one sentence each.
+    """
+
+    q: np.ndarray
+    model: Point | Fitted
+    T: np.ndarray
+    of_models: np.ndarray
+    wrong: np.ndarray
+    strengths: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+class LabelCleaner(ClassifierMixin, BaseEstimator):
+    """Finds wrong labels in a table, and learns from it as if they were right.
+
+    The true class c of a row is given as j with probability T_cj, so that
+
+        P(label j | x) = sum_c p_c(x) T_cj,        P(true c | x, label j) = p_c(x) T_cj / sum_d p_d(x) T_dj
+
+    The classifier p and the noise matrix T are fitted together: EM over the true classes (Dawid and Skene 1979), those
+    of trusted rows given, from a model of the trusted rows. The prior of T is of flips of one rate to any other class
+    (beta and Dirichlet). Four hyperparameters (penalty, weight of the trusted rows, both strengths of the prior) go
+    down the held-out loss of trusted rows and given labels by exact hypergradients, and are kept only where it falls.
+    A row's label is suspect by one minus its posterior under a model that has not seen the row; the corrected model is
+    trained on these posteriors.
+
+    That flips do not depend on the features, given the true class, is assumed. Without trusted rows it is assumed,
+    too, that most labels of each class are right, and whatever the model cannot learn passes for a wrong label.
+
+    Sources: Patrini et al. (2017), arXiv:1609.03683; Hendrycks et al. (2018), arXiv:1802.05300 (trusted rows);
+    Northcutt, Jiang, Chuang (2021), arXiv:1911.00068 (the same question without any).
+
+    Args:
+        model: ``"linear"`` (default), multinomial logistic; ``"additive"``, a :class:`TunedAdditiveClassifier` without
+            the choice; or a classifier with ``predict_proba`` whose ``fit`` takes ``sample_weight``: it is given the
+            numbers of a :class:`TableEncoder`, and trained some forty times with the weight of trusted rows fixed.
+        cv: folds. Default 5.
+        random_state: of the folds.
+
+    Attributes:
+        classes_: the labels, [C].
+        wrong_label_probability_: of each row of X, [n]; 0 for trusted rows.
+        suggested_: the most probable label of each row, [n].
+        suspicious_rows_: rows whose label is more probably wrong than right, most suspicious first.
+        row_weights_: the posterior of each row's label, [n], as weights for another model.
+        posterior_: of all classes, [n, C].
+        noise_matrix_: T, [C, C]: from the true class to the given label.
+        noise_interval_: 95 % intervals of it, [2, C, C]: the jackknife over the folds, at least that of counts.
+        expected_wrong_: how many labels are wrong: value, low, high; likewise, and chance.
+        strengths_: the hyperparameters by name.
+        model_: the corrected model: a linear :class:`~bilevax.solvers.label_models.Point`, or the estimator.
+        encoder_: the :class:`TableEncoder` of its features; None where it takes them as they are.
+        notes_: what the user should know, one sentence each.
+        n_features_in_: p.
+        feature_names_in_: names of the columns, where X has them.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_wine
+        >>> from bilevax.sklearn import LabelCleaner
+        >>> X, y = load_wine(return_X_y=True)
+        >>> given, trusted = y.copy(), np.arange(178) % 5 == 0
+        >>> given[[3, 82, 148]] = 2, 0, 1
+        >>> cleaner = LabelCleaner(random_state=0).fit(X, given, trusted=trusted)
+        >>> {3, 82, 148} <= set(cleaner.suspicious_rows_)
+        True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[object]]] = {
+        "model": [StrOptions({"linear", "additive"}), HasMethods(["fit", "predict_proba"])],
+        "cv": [Range(Integral, 3, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        model: Any = "linear",
+        *,
+        cv: int = 5,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.model = model
+        self.cv = cv
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: ArrayLike, *, trusted: Any = None) -> "LabelCleaner":
+        """Find the wrong labels and fit the corrected model.
+
+        Args:
+            X: a data frame (pandas, polars, pyarrow), an array or a sparse matrix, [n, p].
+            y: labels as they are given, [n].
+            trusted: True for the rows whose label is known to be right, [n]; or (X, y) of other such rows; None: none.
+
+        Raises:
+            ParameterError: a parameter is wrong, or the mask.
+            DataError: the labels or a column cannot be used, or the trusted rows are too few.
+            ValueError: scikit-learn's, on bad X and y.
+        """
+        self._validate_params()
+        require_target(self, y)
+        rows = read(self, X, y, trusted)
+        given, random = rows.given, np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
+        if np.sum(~given.trusted) < self.cv:
+            raise DataError(f"{np.sum(~given.trusted)} rows with labels to doubt are too few for {self.cv} folds")
+        self.classes_ = rows.classes
+        with one_thread():
+            features = self._encoded(rows.X)
+            find = self._linear if self.model == "linear" else self._em
+            found = find(features, given, random)
+        self._keep(found, given, rows.own)
+        self.notes_ = notes_on(given, rows.classes) + found.notes
+        return self
+
+    def _encoded(self, X: Any) -> Any:
+        """What the model takes: a matrix, or of an additive model a table."""
+        self.encoder_ = None
+        if self.model == "additive" or scipy.sparse.issparse(X):
+            return X
+        self.encoder_ = TableEncoder().fit(X)
+        return self.encoder_.transform(X)
+
+    def _folds(self, given: Given, random: np.random.RandomState, *, all_rows: bool) -> np.ndarray:
+        """Folds in which labels have equal shares; -1 of trusted rows unless they are dealt, too."""
+        fold = deal_folds(given.y + given.classes * given.trusted, None, self.cv, random)
+        return fold if all_rows else np.where(given.trusted, -1, fold)
+
+    def _linear(self, X: Matrix, given: Given, random: np.random.RandomState) -> Found:
+        some = _some(given, random)
+        notes: tuple[str, ...] = ()
+        if len(some) < len(given.y):
+            notes = (f"the strengths were chosen on {len(some):,} of {len(given.y):,} rows",)
+        small = given.take(some)
+        best = search(X[some], small, self._folds(small, random, all_rows=True))
+        q = cross_fitted(X, given, self._folds(given, random, all_rows=False), best)
+        final = retrained(X, q, fitted(X, given, best), best.strengths)
+        log_T = [at.noise.log_matrix for at in best.points]
+        wrong = [_wrong(at.log_p(X), given, log) for at, log in zip(best.points, log_T, strict=True)]
+        strengths = {name: float(np.exp(value)) for name, value in best.strengths._asdict().items()}
+        T = np.exp(final.noise.log_matrix)
+        return Found(q, final, T, np.exp(log_T), np.array(wrong), strengths | {"rate": best.rate}, notes)
+
+    def _em(self, X: Any, given: Given, random: np.random.RandomState) -> Found:
+        estimator = TunedAdditiveClassifier(choose=False, pairs=False) if self.model == "additive" else self.model
+        require_weights(estimator)
+        em = EM(estimator, lambda rows: rows_of(X, rows), given, random)
+        others = em.choose(self._folds(given, random, all_rows=True))
+        fold = self._folds(given, random, all_rows=False)
+        q, Ts, wrong = np.eye(given.classes)[given.y], [], []
+        for k in range(self.cv):
+            at, held = em.fit(np.flatnonzero(fold != k), others), fold == k
+            log_p, log_T = at.log_p(X, given.classes), np.log(np.maximum(at.T, LEAST))
+            q[held] = posterior(log_p, given, log_T)[0][held]
+            Ts.append(at.T)
+            wrong.append(_wrong(log_p, given, log_T))
+        final = em.fit(np.arange(len(fold)), others)
+        return Found(q, final, final.T, np.array(Ts), np.array(wrong), {"others": others})
+
+    def _keep(self, found: Found, given: Given, own: int) -> None:
+        y, doubted = given.y[:own], ~given.trusted[:own]
+        q = found.q[:own]
+        wrong = np.where(doubted, 1.0 - q[np.arange(own), y], 0.0)
+        self.posterior_, self.wrong_label_probability_, self.row_weights_ = q, wrong, 1.0 - wrong
+        self.suggested_ = self.classes_[q.argmax(axis=1)]
+        order = np.argsort(-wrong, kind="stable")
+        self.suspicious_rows_ = order[wrong[order] > 0.5]
+        self.noise_matrix_, self.strengths_ = found.T, found.strengths
+        self.noise_interval_ = noise_interval(found.T, found.of_models, found.q[~given.trusted].sum(axis=0))
+        self.expected_wrong_: Interval = number_interval(wrong[doubted], found.wrong)
+        self._model, self.model_ = found.model, getattr(found.model, "model", found.model)
+
+    def clean(self, X: Any, y: ArrayLike) -> np.ndarray:
+        """Labels of which those that are more probably wrong than right are replaced by the most probable, [n].
+
+        Of the rows of ``fit``, :attr:`suggested_` is by models that have not seen them.
+        """
+        labels = np.asarray(y)
+        codes = np.searchsorted(self.classes_, labels)
+        if not np.isin(labels, self.classes_).all():
+            raise DataError(f"y has the label '{np.setdiff1d(labels, self.classes_)[0]}', which was not there in fit")
+        given = Given(codes, np.zeros(len(codes), bool), len(self.classes_))
+        q, _ = posterior(self._log_p(X), given, np.log(np.maximum(self.noise_matrix_, LEAST)))
+        right = q[np.arange(len(codes)), codes] >= 0.5
+        cleaned: np.ndarray = np.where(right, labels, self.classes_[q.argmax(axis=1)])
+        return cleaned
+
+    def _log_p(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        features = features_to_predict(self, X)
+        if self.encoder_ is not None:
+            features = self.encoder_.transform(features)
+        if isinstance(self._model, Point):
+            return self._model.log_p(features)
+        return self._model.log_p(features, len(self.classes_))
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Log-probabilities of the true classes, [n, C]."""
+        return np.ascontiguousarray(self._log_p(X))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the true classes, [n, C]."""
+        out: np.ndarray = np.exp(self.predict_log_proba(X))
+        return out
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable true label of each row, [n]."""
+        index = self._log_p(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[index]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.sparse = True
+        tags.input_tags.string = tags.input_tags.categorical = True
+        return tags
+
+
+def _some(given: Given, random: np.random.RandomState) -> np.ndarray:
+    """Rows that choose the strengths: the first so many of each kind, in a random order."""
+    parts = [random.permutation(np.flatnonzero(kind))[:SEARCHED] for kind in (~given.trusted, given.trusted)]
+    return np.sort(np.concatenate(parts))
+
+
+def _wrong(log_p: np.ndarray, given: Given, log_T: np.ndarray) -> float:
+    """How many labels are wrong by one model."""
+    q, _ = posterior(log_p, given, log_T)
+    right = q[np.arange(len(q)), given.y]
+    return float(np.sum(1.0 - right[~given.trusted]))
