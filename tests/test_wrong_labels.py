@@ -149,7 +149,7 @@ def test_the_likelihood_never_falls_in_em():
     for _ in range(30):
         q, log_m = posterior(log_p, given, np.log(T))
         values.append(log_m.sum() + prior.log_density(T))
-        T = updated(given.count(q), prior)
+        T = updated(given.expected(q), prior)
         np.testing.assert_allclose(T.sum(axis=1), 1.0)
     assert np.all(np.diff(values) > -1e-9)
     assert values[-1] > values[0] + 1.0

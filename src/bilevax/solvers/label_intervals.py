@@ -46,7 +46,7 @@ def noise_interval(T: np.ndarray, of_models: np.ndarray, counts: np.ndarray) -> 
         counts: rows of each true class, [C].
     """
     half = half_width(of_models, T * (1.0 - T) / np.maximum(counts, 1.0)[:, None])
-    return np.clip(np.stack([T - half, T + half]), 0.0, 1.0)
+    return np.asarray(np.clip(np.stack([T - half, T + half]), 0.0, 1.0))
 
 
 def number_interval(wrong: np.ndarray, of_models: np.ndarray) -> Interval:

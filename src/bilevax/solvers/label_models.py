@@ -89,7 +89,7 @@ class LabelModel:
         q, log_m = posterior(log_p, self.given, at.noise.log_matrix)
         value = -float(c @ log_m) + 0.5 * alpha * float(np.sum(at.W**2)) - prior.log_density(T)
         slope = (np.exp(log_p) - q) * c[:, None]
-        r, R = self._noise_slope(self.given.count(q * c[:, None]), at.noise, prior)
+        r, R = self._noise_slope(self.given.expected(q * c[:, None]), at.noise, prior)
         return value, Point(self.X.T @ slope + alpha * at.W, slope.sum(axis=0), Noise(r, R)).flat()
 
     def _noise_slope(self, N: np.ndarray, noise: Noise, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ class LabelModel:
         dp = p * (ds - np.sum(p * ds, axis=1, keepdims=True))
         dq = q * (dlog - np.sum(q * dlog, axis=1, keepdims=True))
         slope = (dp - dq) * c[:, None]
-        N, dN = self.given.count(q * c[:, None]), self.given.count(dq * c[:, None])
+        N, dN = self.given.expected(q * c[:, None]), self.given.expected(dq * c[:, None])
         flips, dflips = N.sum(axis=1) - np.diag(N), dN.sum(axis=1) - np.diag(dN)
         drho = rho * (1.0 - rho) * d.noise.r
         r = drho * (N.sum(axis=1) + prior.rates) + rho * dN.sum(axis=1) - dflips

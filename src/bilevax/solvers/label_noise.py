@@ -69,7 +69,7 @@ class Noise(NamedTuple):
         """Logarithms of the matrix, [C, C]."""
         R = self.R.copy()
         np.fill_diagonal(R, -np.inf)
-        out = normalised(R)[0] - np.logaddexp(0.0, -self.r)[:, None]
+        out: np.ndarray = normalised(R)[0] - np.logaddexp(0.0, -self.r)[:, None]
         np.fill_diagonal(out, -np.logaddexp(0.0, self.r))
         return out
 
@@ -104,7 +104,7 @@ class Given(NamedTuple):
         out[self.trusted, self.y[self.trusted]] = 0.0
         return out
 
-    def count(self, q: np.ndarray) -> np.ndarray:
+    def expected(self, q: np.ndarray) -> np.ndarray:
         """Expected flips and stays, [C, C]: the sum of q_ic over rows that are not trusted and have the label j."""
         doubted = ~self.trusted
         return np.stack([np.bincount(self.y, q_c * doubted, self.classes) for q_c in q.T])
@@ -148,7 +148,7 @@ def fit_noise(log_p: np.ndarray, given: Given, T: np.ndarray, prior: Prior, step
     """EM for the noise matrix at fixed probabilities of the classes; concave, so from anywhere inside."""
     for _ in range(steps):
         q, _ = posterior(log_p, given, np.log(np.maximum(T, LEAST)))
-        new = updated(given.count(q), prior)
+        new = updated(given.expected(q), prior)
         if np.abs(new - T).max() < 1e-6:
             return new
         T = new
