@@ -161,7 +161,7 @@ def test_a_table_is_tuned_applied_and_reported(tmp_path):
         "(bilevax)",
         "linear model, one penalty",
         "gradient boosting",
-        "balanced_accuracy",
+        "balanced accuracy",
     ):
         assert said in done.stdout
     assert "run/report.html" in done.stdout

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -18,7 +18,8 @@ from bilevax.core.events import Event
 from bilevax.core.run_files import REPORT
 from bilevax.core.run_records import Compared, End, Note, Paired, Records, Scoring
 from bilevax.core.text import clean, counted, duration, short_count
-from bilevax.report.summary import NORMAL, ending, verdict
+from bilevax.report.summary import NORMAL, ending, loss_places, verdict
+from bilevax.report.words import asked_for, loss_of
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SECONDS_BETWEEN_LINES = 5.0
@@ -161,8 +162,8 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(_BLOCKS[round((value - low) * scale)] for value in values)
 
 
-def _loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _loss(value: float | None, sign: int = 1) -> str:
+    return "–" if value is None else f"{sign * value:.4f}"
 
 
 def _as_json(records: Records, sentence: str, directory: Path) -> Event:
@@ -193,32 +194,28 @@ def _data_line(event: Event) -> str:
 
 def _comparison(records: Records) -> Table:
     models, scoring = records.of(Compared), records.last(Scoring)
-    loss, score = (scoring.loss, scoring.score) if scoring else ("loss", None)
     # the score that was asked for, and what of it the kept model has more
-    measure: Literal["loss", "score"] = "loss" if score is None else "score"
-    paired = {record.name: record for record in records.of(Paired) if record.measure == measure}
-    accuracy = any(model.accuracy is not None for model in models) and score != "accuracy"
+    asked, loss = asked_for(scoring), loss_of(scoring)
+    scored, places = asked.field == "score", loss_places(models)
+    paired = {record.name: record for record in records.of(Paired) if record.measure == asked.field}
+    accuracy = any(model.accuracy is not None for model in models) and asked.name != "accuracy"
+    minus = "kept minus it, 95 %"
+    headings = [asked.name, minus, f"{loss.name}, 95 %"] if scored else [f"{loss.name}, 95 %", minus]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("on the test rows")
-    headings = (
-        *(() if score is None else (score, "kept minus it, 95 %")),
-        f"{loss}, 95 %",
-        *(("kept minus it, 95 %",) if score is None else ()),
-        *(("accuracy",) if accuracy else ()),
-        "seconds",
-    )
-    for heading in headings:
+    for heading in (*headings, *(("accuracy",) if accuracy else ()), "seconds"):
         table.add_column(clean(heading), justify="right", no_wrap=True)
     for model in models:
-        difference = paired.get(model.name)
-        apart = "" if difference is None else f"{difference.low:+.4f} to {difference.high:+.4f}"
-        cells = [
-            clean(model.name),
-            *(() if score is None else (_loss(model.score), apart)),
-            f"{model.loss:.4f} ± {NORMAL * model.loss_se:.4f}",
-            *((apart,) if score is None else ()),
-            *((_loss(model.accuracy),) if accuracy else ()),
-            f"{model.seconds:.1f}",
-        ]
-        table.add_row(*map(Text, cells))
+        cells = [f"{model.loss:,.{places}f} ± {NORMAL * model.loss_se:,.{places}f}"]
+        apart = _interval(paired.get(model.name), asked.sign, 4 if scored else places)
+        cells = [_loss(model.score, asked.sign), apart, *cells] if scored else [*cells, apart]
+        accurate = [_loss(model.accuracy)] if accuracy else []
+        table.add_row(*map(Text, [clean(model.name), *cells, *accurate, f"{model.seconds:.1f}"]))
     return table
+
+
+def _interval(difference: Paired | None, sign: int, places: int) -> str:
+    if difference is None:
+        return ""
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    return f"{low:+,.{places}f} to {high:+,.{places}f}"

@@ -151,15 +151,8 @@ def tune_table(
 
     stage("looking at the table")
     prepared = prepare(table, target, settings)
-    for note in prepared.notes:
+    for note in _notes(prepared, target, settings):
         emit(note)
-    told = {note.about for note in prepared.notes}
-    columns = (*prepared.features.names, target)
-    given = {"group": settings.group, "time": settings.time_column}
-    for note in findings(prepared.table.select(columns), target, task=prepared.target.task, **given):
-        # of copies it is said already how many the test has
-        if note.about != "duplicates" or note.about not in told:
-            emit(note)
     loss, known = LOSSES[prepared.target.task], prepared.scorer is not None
     asked, weighted = settings.scoring if known else None, settings.class_weight is not None
     emit(Scoring(task=prepared.target.task, loss=loss, score=asked, class_weight=weighted))
@@ -189,6 +182,16 @@ def tune_table(
 def plain(record: Record) -> Event:
     """A record as JSON values, without those that are as they are where nothing is said."""
     return {"kind": record.kind, **record.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _notes(prepared: Prepared, target: str, settings: TuneSettings) -> list[Note]:
+    """What preparation says, and what is seen in the columns before any fit."""
+    table = prepared.table.select((*prepared.features.names, target))
+    group, when = settings.group, settings.time_column
+    found = findings(table, target, task=prepared.target.task, group=group, time=when)
+    # of copies it is said already how many the test has
+    told = any(note.about == "duplicates" for note in prepared.notes)
+    return [*prepared.notes, *(note for note in found if not (told and note.about == "duplicates"))]
 
 
 def _data(prepared: Prepared) -> Data:
