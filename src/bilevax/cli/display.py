@@ -19,7 +19,7 @@ from bilevax.core.run_files import REPORT
 from bilevax.core.run_records import Compared, End, Note, Paired, Records, Scoring
 from bilevax.core.text import clean, counted, duration, short_count
 from bilevax.report.summary import NORMAL, ending, loss_places, verdict
-from bilevax.report.words import asked_for, loss_of
+from bilevax.report.words import asked_for, loss_of, places_for
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SECONDS_BETWEEN_LINES = 5.0
@@ -207,15 +207,16 @@ def _comparison(records: Records) -> Table:
         table.add_column(clean(heading), justify="right", no_wrap=True)
     for model in models:
         cells = [f"{model.loss:,.{places}f} ± {NORMAL * model.loss_se:,.{places}f}"]
-        apart = _interval(paired.get(model.name), asked.sign, 4 if scored else places)
+        apart = _interval(paired.get(model.name), asked.sign)
         cells = [_loss(model.score, asked.sign), apart, *cells] if scored else [*cells, apart]
         accurate = [_loss(model.accuracy)] if accuracy else []
         table.add_row(*map(Text, [clean(model.name), *cells, *accurate, f"{model.seconds:.1f}"]))
     return table
 
 
-def _interval(difference: Paired | None, sign: int, places: int) -> str:
+def _interval(difference: Paired | None, sign: int) -> str:
     if difference is None:
         return ""
     low, high = sorted((sign * difference.low, sign * difference.high))
+    places = places_for((high - low) / 2) if high > low else 4
     return f"{low:+,.{places}f} to {high:+,.{places}f}"
