@@ -69,7 +69,7 @@ def test_rows_seen_before_are_counted():
     columns = [Column(f"x{j}", "number", x[:, j].copy()) for j in range(64)]
     table = Table("t", (*columns, text("w", word)))
     split = Split(np.arange(50), np.arange(50, 100), np.arange(100, 400))
-    assert rows_seen_before(table, table.names, split) == 2
+    assert rows_seen_before(table, split) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Options of ``tune`` in a TOML file: one that a user wrote, or the ``config.toml`` of a run."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,6 @@ _LARGEST = 1_000_000
 """Bytes of a file."""
 
 _ELSEWHERE = ("table", "target", "out")
-_OF_RUN = ("data", "tune", "source", "versions", "machine", "method", "resumed")
-_OF_DATA = ("group", "time_column")
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -39,11 +38,21 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, tables
 
 
+def settings_of_run(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that a run was begun with; what splits its rows stands with its data."""
+    data = tables["data"]
+    return {**tables.get("tune", {}), **{name: data[name] for name in ("group", "time_column") if name in data}}
+
+
+def table_of_run(tables: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Where its table was: the path of a file, or as it was given."""
+    source = tables.get("source", {})
+    return source.get("path") or source.get("given")
+
+
 def _of_run(tables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a run was begun with: its settings, its table, and its target."""
-    data, source = tables["data"], tables.get("source", {})
-    settings = {**tables.get("tune", {}), **{name: data[name] for name in _OF_DATA if name in data}}
-    return settings, {"table": source.get("path") or source.get("given"), "target": data.get("target")}
+    return settings_of_run(tables), {"table": table_of_run(tables), "target": tables["data"].get("target")}
 
 
 def _toml(path: Path) -> dict[str, Any]:

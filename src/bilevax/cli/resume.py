@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bilevax.cli.config_file import settings_of_run, table_of_run
 from bilevax.cli.display import Display
 from bilevax.cli.source import open_table
 from bilevax.cli.tune import carry_out, described, said_if_kept
@@ -40,7 +41,7 @@ def run(path: Path, table: str | None, settings: Sequence[str], override: Sequen
         if not {"data", "tune", "source"} <= config.keys():
             raise UsageError(f"{path} was not begun by `bilevax tune`, and does not say where its table is")
         given, differs = _settings(config, settings)
-        source = table or config["source"].get("path") or config["source"]["given"]
+        source = table or str(table_of_run(config))
         with Display(given.steps) as display:
             display({"kind": "stage", "name": "reading the table"})
             found, _ = open_table(source, given.reading)
@@ -64,7 +65,7 @@ def _settings(config: dict[str, dict[str, Any]], words: Sequence[str]) -> tuple[
     """The settings of the run, those given anew instead, and how these differ by name."""
     from bilevax.study.settings import TuneSettings, settings_from
 
-    saved = {**config["tune"], **{name: config["data"].get(name) for name in ("group", "time_column")}}
+    saved = settings_of_run(config)
     given: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from bilevax.core.intervals import NORMAL, wilson
 from bilevax.core.run_records import Errors, Records, Scoring
 from bilevax.core.text import decimal, significant
-from bilevax.report.summary import NORMAL, accuracy_error, kept_model
+from bilevax.report.summary import kept_model
 from bilevax.report.words import SHOWN_ANYHOW, asked_for, loss_of, places_for
 from bilevax.tables.labels import Label
 from bilevax.tables.scores import Scores
@@ -25,7 +26,7 @@ def figures(scores: Scores, records: Records) -> list[str]:
     loss = loss_of(scoring).name if scoring or scores.right.count else "mean squared error"
     out = [_figure(loss, scores.loss.mean, NORMAL * scores.loss.error, own.loss if own else None)]
     if scores.right.count:
-        half = accuracy_error(scores.right.mean, scores.right.count)
+        half = wilson(scores.right.mean, scores.right.count)[1]
         name, tested = "accuracy", own.accuracy if own else None
         if scores.threshold is not None:
             name, tested = f"accuracy with threshold {scores.threshold:g}", None

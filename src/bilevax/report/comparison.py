@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bilevax.core.intervals import NORMAL
 from bilevax.core.run_records import Compared, Paired, Records, Scoring
 from bilevax.core.text import decimal, duration, percent
 from bilevax.report.pictures import Interval, intervals
 from bilevax.report.run import Run
-from bilevax.report.summary import NORMAL, headline, kept_model, loss_places, models, notes, pairs
+from bilevax.report.summary import headline, kept_model, loss_places, models, notes, pairs
 from bilevax.report.words import Measure, asked_for, loss_of, places_for
 
 

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+from bilevax.core.intervals import NORMAL
 from bilevax.core.run_records import Candidate, Effect, Pair, Scoring
 from bilevax.core.text import clean, decimal, significant
 from bilevax.report.run import Run
-from bilevax.report.summary import NORMAL, shares_of
+from bilevax.report.summary import shares_of
 from bilevax.report.words import odds, places_for
 
 _LISTED = 1000

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+from bilevax.core.intervals import NORMAL
 from bilevax.core.run_records import Gap, Step
 from bilevax.core.text import count, counted, decimal, duration, places_for, short_count
 from bilevax.report.pictures import Line, course
 from bilevax.report.run import Run
-from bilevax.report.summary import NORMAL
 
 _LOSS = "log-loss"
 

@@ -120,17 +120,6 @@ def setting(config: Config, table: str, key: str) -> str:
     return "" if value is None else clean(value)
 
 
-def read_run(directory: Path) -> Run:
-    """Read the files of a run directory.
-
-    Raises:
-        DataError: it is no run directory, or nothing was recorded in it.
-        CorruptError: a file was damaged; the message names it and, of a run that goes on, the line.
-        StorageError: the system refused to read.
-    """
-    return run_of(read_run_files(directory))
-
-
 def read_records_of(directory: Path) -> Records:
     """What a run recorded; nothing where there is nothing.
 

@@ -1,17 +1,14 @@
 """What a reader wants first: what was kept, what it gained, how sure that is, how the run ended."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bilevax.core.codes import Code
+from bilevax.core.intervals import NORMAL, wilson
 from bilevax.core.run_records import Candidate, Compared, Data, End, Note, Paired, Records, Scoring, Step
 from bilevax.core.text import clean, count, counted, decimal, duration, listed, percent, shorten, significant
 from bilevax.report.run import Config, Run, setting
 from bilevax.report.words import Measure, asked_for, loss_of, places_for, rounded_shares
-
-# Half-width of a 95 % interval, in standard errors.
-NORMAL = 1.96
 
 WARNINGS = ("leak", "identifier", "date", "duplicates", "labels", "constant")
 """What notes are about that come before all else, the gravest first."""
@@ -348,7 +345,7 @@ def _figures(records: Records, own: Compared, rows: int) -> list[Tile]:
     if asked.field == "score" and value is not None and asked.name != "accuracy":
         out.insert(0, Tile(f"test {asked.name}", decimal(value, 4), ""))
     if own.accuracy is not None:
-        note = f"± {percent(accuracy_error(own.accuracy, rows))} (95\u202f%)" if rows > 0 else ""
+        note = f"± {percent(wilson(own.accuracy, rows)[1])} (95\u202f%)" if rows > 0 else ""
         out.append(Tile("test accuracy", percent(own.accuracy), note))
     return out
 
@@ -357,10 +354,3 @@ def loss_places(compared: Sequence[Compared]) -> int:
     """Decimals of the losses of models: the smallest error decides for all, so that they can be compared."""
     errors = [m.loss_se for m in compared if m.loss_se > 0]
     return places_for(NORMAL * min(errors)) if errors else 4
-
-
-def accuracy_error(accuracy: float, rows: int) -> float:
-    """Half-width of the 95 % interval of an accuracy on some rows (Wilson's, which is sane at 0 and 1)."""
-    # z / (n + z^2) sqrt(n p (1 - p) + z^2 / 4)
-    z = NORMAL
-    return z / (rows + z * z) * math.sqrt(rows * max(0.0, accuracy * (1 - accuracy)) + z * z / 4)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import time
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from bilevax.core.events import Event
-from bilevax.core.run_records import Candidate, Effect, Note, Pair, Part, Record
+from bilevax.core.run_records import Candidate, Effect, Note, Pair, Part, Record, Task
 from bilevax.core.signals import Stops
 from bilevax.sklearn.additive import TunedAdditiveClassifier, TunedAdditiveRegressor
 from bilevax.sklearn.additive_base import Curve, Surface
@@ -14,6 +15,7 @@ from bilevax.solvers.additive_models import ONE_PENALTY, PENALTY_EACH
 from bilevax.study.kept import Emit, Kept, Stage, or_none
 from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
+from bilevax.tables.additive import AdditiveModel
 from bilevax.tables.table import orders_of
 
 _LINEAR = {ONE_PENALTY.name, PENALTY_EACH.name}
@@ -27,7 +29,11 @@ SHARE = 0.5
 CURVES, PAIRS = 40, 20
 """Effects whose curves are recorded, and pairs, at most: the most important ones."""
 
-_FAMILIES = {"number": "gaussian", "count": "poisson", "amount": "gamma"}
+Estimator: TypeAlias = TunedAdditiveClassifier | TunedAdditiveRegressor
+
+_FAMILIES: dict[Task, Literal["gaussian", "poisson", "gamma"]] = {
+    "number": "gaussian", "count": "poisson", "amount": "gamma",
+}  # fmt: skip
 
 
 def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: Stage, begun: float) -> Kept:
@@ -67,22 +73,12 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
         emit(Note(text=_ended(estimator, interrupted=interrupted), about="model"))
     for record in (*candidates(estimator, _unit(prepared)), *effects(estimator)):
         emit(record)
-    reading = settings.reading
-    marks = {name: found for name in prepared.features.names if (found := reading.marks(name))}
-    labels = prepared.target.labels
-    model = dataclasses.replace(
-        estimator.model_,
-        target=prepared.target.name,
-        missing=marks,
-        dates=orders_of(prepared.features.columns),
-        classes=labels.classes if labels is not None else (),
-    )
     influence = None if estimator.influence_ is None else tuple(estimator.influence_.tolist())
     chosen = "stacking of models tuned inside five folds" if estimator.choice_ else "the richest model, not compared"
     by = "marginal likelihood" if settings.group is None and settings.class_weight is None else "held-out folds"
     return Kept(
         name=f"{'linear' if estimator.mixture_.keys() <= _LINEAR else 'additive'} model (bilevax)",
-        model=model,
+        model=_plain_model(estimator, prepared, settings),
         seconds=seconds,
         interrupted=interrupted,
         code="OK",
@@ -93,16 +89,27 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
     )
 
 
-def _estimator(prepared: Prepared, settings: TuneSettings) -> TunedAdditiveClassifier | TunedAdditiveRegressor:
+def _plain_model(estimator: Estimator, prepared: Prepared, settings: TuneSettings) -> AdditiveModel:
+    labels = prepared.target.labels
+    return dataclasses.replace(
+        estimator.model_,
+        target=prepared.target.name,
+        missing=prepared.marks(settings),
+        dates=orders_of(prepared.features.columns),
+        classes=labels.classes if labels is not None else (),
+    )
+
+
+def _estimator(prepared: Prepared, settings: TuneSettings) -> Estimator:
     if prepared.target.labels is not None:
         return TunedAdditiveClassifier(
             pairs=settings.pairs, class_weight=settings.class_weight, random_state=settings.seed
         )
     family = _FAMILIES[prepared.target.task]
-    return TunedAdditiveRegressor(family, pairs=settings.pairs, random_state=settings.seed)  # type: ignore[arg-type]
+    return TunedAdditiveRegressor(family, pairs=settings.pairs, random_state=settings.seed)
 
 
-def _ended(estimator: TunedAdditiveClassifier | TunedAdditiveRegressor, *, interrupted: bool) -> str:
+def _ended(estimator: Estimator, *, interrupted: bool) -> str:
     why = "interrupted" if interrupted else "the time is used up"
     richest = "with pairs of columns" if estimator.pairs else "with a curve for each column"
     unseen = f"the model {richest} was kept without a comparison"
@@ -116,7 +123,7 @@ def _unit(prepared: Prepared) -> float:
     return {"classes": 1.0, "number": 2.0 * float(np.var(y)), "count": 2.0, "amount": 2.0}[task]
 
 
-def candidates(estimator: TunedAdditiveClassifier | TunedAdditiveRegressor, unit: float) -> list[Record]:
+def candidates(estimator: Estimator, unit: float) -> list[Record]:
     """Records of what was compared, with losses in a unit."""
     return [
         Candidate(
@@ -130,7 +137,7 @@ def candidates(estimator: TunedAdditiveClassifier | TunedAdditiveRegressor, unit
     ]
 
 
-def effects(estimator: TunedAdditiveClassifier | TunedAdditiveRegressor) -> list[Record]:
+def effects(estimator: Estimator) -> list[Record]:
     """Records of the curves and surfaces, most important first."""
     columns = {source.name: source.column for source in estimator.model_.sources}
     curves = sorted(estimator.curves_.values(), key=lambda c: -_importance(c.effect, c.weight))

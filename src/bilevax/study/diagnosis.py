@@ -1,9 +1,9 @@
 """What the test rows say of the kept model beyond a mean: discrimination, calibration, confusion, errors."""
 
 import numpy as np
-from scipy import stats
 from sklearn.metrics import average_precision_score, precision_recall_curve, r2_score, roc_auc_score, roc_curve
 
+from bilevax.core.intervals import wilson
 from bilevax.core.run_records import (
     Calibration,
     Confusion,
@@ -13,6 +13,7 @@ from bilevax.core.run_records import (
     Record,
     Threshold,
 )
+from bilevax.study.judging import mean_interval
 from bilevax.study.target import Target
 
 POINTS, GROUPS, SAMPLE = 100, 10, 1000
@@ -95,26 +96,13 @@ def calibrated(prediction: np.ndarray, observed: np.ndarray, label: str = "") ->
     out = []
     for g in np.unique(group):
         own = observed[group == g]
-        low, high = _wilson(own.mean(), len(own)) if binary else _student(own)
+        observed_mean, low, high = mean_interval(own)
+        if binary:
+            middle, half = wilson(observed_mean, len(own))
+            low, high = max(0.0, middle - half), min(1.0, middle + half)
         predicted = float(prediction[group == g].mean())
-        out.append(Group(predicted=predicted, observed=float(own.mean()), low=low, high=high, rows=len(own)))
+        out.append(Group(predicted=predicted, observed=observed_mean, low=low, high=high, rows=len(own)))
     return Calibration(label=label, groups=out)
-
-
-def _wilson(p: float, n: int) -> tuple[float, float]:
-    """(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)."""
-    z = 1.96
-    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    middle, scale = p + z * z / (2 * n), 1 + z * z / n
-    return float(max(0.0, (middle - half) / scale)), float(min(1.0, (middle + half) / scale))
-
-
-def _student(values: np.ndarray) -> tuple[float, float]:
-    n, mean = len(values), float(values.mean())
-    if n < 2:
-        return mean, mean
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return mean - half, mean + half
 
 
 def _errors(prediction: np.ndarray, values: np.ndarray, seed: int) -> Errors:

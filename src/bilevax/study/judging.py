@@ -39,7 +39,7 @@ _FOR_NUMBERS = ("r2", "explained_variance", "_error", "deviance", "d2_absolute")
 
 
 class Interval(NamedTuple):
-    """A difference and its 95 % interval."""
+    """A difference, or a mean, and its 95 % interval."""
 
     difference: float
     low: float
@@ -144,13 +144,18 @@ def score_and_error(name: str, prediction: np.ndarray, values: np.ndarray) -> tu
     value, n = score(scorer, prediction, values), len(values)
     if value is None:
         return None
-    rng, size = np.random.default_rng(0), min(n, _RESAMPLED)
-    found = [score(scorer, prediction, values, rng.integers(n, size=size)) for _ in range(RESAMPLES)]
-    known_ones = [x for x in found if x is not None]
-    if 2 * len(known_ones) < RESAMPLES:
-        return value, 0.0
+    size = min(n, _RESAMPLED)
+    found = _resampled(lambda rows: score(scorer, prediction, values, rows), n, size, 0)
     # of m rows out of n the spread is sqrt(n / m) times as large
-    return value, float(np.std(known_ones, ddof=1) * math.sqrt(size / n))
+    return value, 0.0 if found is None else float(np.std(found, ddof=1) * math.sqrt(size / n))
+
+
+def _resampled(measure: Callable[[np.ndarray], float | None], n: int, size: int, seed: int) -> list[float] | None:
+    """What is measured on rows drawn with replacement (Efron 1979), where it is known; None if mostly it is not."""
+    rng = np.random.default_rng(seed)
+    found = [measure(rng.integers(n, size=size)) for _ in range(RESAMPLES)]
+    known_ones = [x for x in found if x is not None]
+    return known_ones if 2 * len(known_ones) >= RESAMPLES else None
 
 
 def _quietly(scorer: Scorer, model: BaseEstimator, X: np.ndarray, values: np.ndarray) -> float:
@@ -166,12 +171,17 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def mean_interval(values: np.ndarray) -> Interval:
+    """The mean of independent values, and its 95 % interval by Student's t."""
+    mean, error = mean_and_error(values)
+    # mean +- t_{n-1}(.975) s / sqrt(n), with s the standard deviation of the n values
+    half = float(stats.t.ppf(0.975, max(len(values) - 1, 1))) * error
+    return Interval(mean, mean - half, mean + half)
+
+
 def paired_interval(a: np.ndarray, b: np.ndarray) -> Interval:
     """Mean of a - b over rows, and its 95 % interval by Student's t."""
-    mean, error = mean_and_error(a - b)
-    # mean +- t_{n-1}(.975) s / sqrt(n), with s the standard deviation of the n differences
-    half = float(stats.t.ppf(0.975, max(len(a) - 1, 1))) * error
-    return Interval(mean, mean - half, mean + half)
+    return mean_interval(a - b)
 
 
 def paired_scores(scorer: Scorer, a: np.ndarray, b: np.ndarray, values: np.ndarray, seed: int) -> Interval | None:
@@ -179,16 +189,14 @@ def paired_scores(scorer: Scorer, a: np.ndarray, b: np.ndarray, values: np.ndarr
 
     None where a score is not known, or on most resamples.
     """
-    first, second = score(scorer, a, values), score(scorer, b, values)
-    if first is None or second is None:
-        return None
-    rng, n, found = np.random.default_rng(seed), len(values), []
-    for _ in range(RESAMPLES):
-        rows = rng.integers(n, size=n)
+
+    def difference(rows: np.ndarray | None = None) -> float | None:
         mine, other = score(scorer, a, values, rows), score(scorer, b, values, rows)
-        if mine is not None and other is not None:
-            found.append(mine - other)
-    if 2 * len(found) < RESAMPLES:
+        return None if mine is None or other is None else mine - other
+
+    whole, n = difference(), len(values)
+    found = None if whole is None else _resampled(difference, n, n, seed)
+    if whole is None or found is None:
         return None
     low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(first - second, float(low), float(high))
+    return Interval(whole, float(low), float(high))

@@ -114,7 +114,7 @@ def _plain_model(
     estimator: TunedLogisticRegression, encoder: TableEncoder, prepared: Prepared, target: str, settings: TuneSettings
 ) -> LinearModel:
     assert prepared.target.labels is not None
-    terms, reading = encoder.terms_, settings.reading
+    terms, marks = encoder.terms_, prepared.marks(settings)
     return LinearModel(
         target=target,
         classes=prepared.target.labels.classes,
@@ -122,7 +122,7 @@ def _plain_model(
         coef=np.asarray(estimator.coef_, np.float64),
         terms=terms,
         penalties=penalties_by_term(estimator.penalties_, settings.penalty_per, len(terms)),
-        missing={name: found for name in encoder.columns_ if (found := reading.marks(name))},
+        missing={name: marks[name] for name in encoder.columns_ if name in marks},
         dates=orders_of(prepared.features.column(name) for name in encoder.columns_),
     )
 

@@ -55,6 +55,11 @@ class Prepared(NamedTuple):
         """The rows that are not kept for the test, training rows first."""
         return np.concatenate([self.split.train, self.split.validation])
 
+    def marks(self, settings: TuneSettings) -> dict[str, tuple[str, ...]]:
+        """Of features, what says in a file that nothing is known, besides what always does."""
+        reading = settings.reading
+        return {name: found for name in self.features.names if (found := reading.marks(name))}
+
     def groups(self, settings: TuneSettings) -> np.ndarray | None:
         """The group of each row [n], where rows belong together."""
         return None if settings.group is None else self.table.column(settings.group).values
@@ -90,7 +95,7 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
         raise DataError(f"{table.name}: no column is left to learn from; {'; '.join(why)}")
     notes += [Note(text=text) for text in why]
     features = table.select([name for name in names if name not in left_out])
-    seen = rows_seen_before(features, features.names, split)
+    seen = rows_seen_before(features, split)
     if seen > _COPIES * len(split.test):
         advice = "" if settings.group else " (--group keeps rows together that belong together)"
         text = (

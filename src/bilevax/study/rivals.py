@@ -69,9 +69,9 @@ def rivals(prepared: Prepared, settings: TuneSettings, stage: Callable[[str], ob
     yield _fitted(RIDGE, _ridge(target.task, splits, weight), X, y, prepared, stage)
     trees = boosted_columns(prepared.features, rows)
     yield _fitted(BOOSTING, _boosting(target.task, trees, settings.seed, weight), trees.X, y, prepared, stage)
-    l1 = _lasso(target.task, splits, weight, len(target.labels.classes) if target.labels else 1)
-    scores = len(target.labels.classes) if target.labels and len(target.labels.classes) > 2 else 1
-    if l1 is not None and X[rows].size * scores * scores <= _CHEAP:
+    classes = len(target.labels.classes) if target.labels else 1
+    l1, scores = _lasso(target.task, splits, weight, classes), classes if classes > 2 else 1
+    if l1 is not None and len(rows) * X.shape[1] * scores * scores <= _CHEAP:
         yield _fitted(LASSO, l1, X, y, prepared, stage)
 
 

@@ -140,11 +140,10 @@ def check_classes(split: Split, codes: np.ndarray, labels: list[str]) -> None:
             raise DataError(f"the {name} part has {only}; split the rows otherwise")
 
 
-def rows_seen_before(table: Table, columns: tuple[str, ...], split: Split) -> int:
-    """The number of test rows that agree with a training or validation row in all the columns."""
+def rows_seen_before(table: Table, split: Split) -> int:
+    """The number of test rows that agree with a training or validation row in all columns."""
     cells = []
-    for name in columns:
-        column = table.column(name)
+    for column in table.columns:
         if column.kind == "text":
             cells.append(np.unique(column.as_text().values.astype(str), return_inverse=True)[1].astype(float))
         else:
