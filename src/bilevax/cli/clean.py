@@ -192,7 +192,7 @@ def _outcome(records: Records, directory: Path, written: list[str], options: Map
             **{name.partition(".")[0]: str(directory / name) for name in (REPORT, *written)},
             "verdict": said.sentence,
             "expected_wrong": dict(zip(("value", "low", "high"), wrong.expected, strict=True)),
-            "suspicious": wrong.suspicious,
+            "probably_wrong": wrong.suspicious,
             "notes": [{"about": note.about, "text": note.text} for note in records.of(Note)],
             "verified": None if verified is None else verified.model_dump(mode="json", exclude={"kind"}),
         }

@@ -90,7 +90,7 @@ def _tiles(records: Records) -> list[Tile]:
     if labelled is None or wrong is None:
         return []
     value, low, high = (x / max(labelled.rows, 1) for x in wrong.expected)
-    sure = f"by {shorten(labelled.trusted_from, 30)}" if labelled.trusted_from else "none is known to be right"
+    sure = shorten(labelled.trusted_from, 30) if labelled.trusted_from else "none is known to be right"
     out = [
         Tile("Labels looked at", count(labelled.rows), f"of {len(labelled.classes)} classes"),
         Tile("Expected to be wrong", percent(value), f"{percent(max(low, 0.0))} to {percent(high)} with 95\u202f%"),

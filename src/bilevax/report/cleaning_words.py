@@ -91,8 +91,8 @@ def checked(found: Verified) -> str:
     right = f" ({percent(found.right / found.suspicious)})" if found.suspicious else ""
     return (
         f"By the true labels {count(found.wrong)} of {count(found.rows)} are wrong: of the {count(found.suspicious)} "
-        f"that are called wrong {count(found.right)} are{right}, and so {percent(found.right / found.wrong)} of all wrong "
-        "ones are found."
+        f"that are called wrong {count(found.right)} are{right}, so {percent(found.right / found.wrong)} of all that "
+        "are wrong are found."
     )
 
 

@@ -148,7 +148,7 @@ def _labels(table: Table, target: str, settings: CleanSettings) -> Labels:
         many = len(np.unique(column.values[~column.missing]))
         raise DataError(
             f"{table.name}: target '{target}' holds {many:,} different numbers, which are no labels; if they are "
-            "classes, say --task classes; the report of `bilevax tune`, which predicts a number, shows the rows that fit worst"
+            "classes, say --task classes; `bilevax tune`, which predicts a number, shows the rows that fit worst"
         )
     # a class that few rows have may be a slip of the pen
     return encode_labels(column, table.name, fewest=1)
@@ -214,7 +214,7 @@ def _rehearsal(rows: Labelled, share: float, trust: int, seed: int) -> Labelled:
         f"a rehearsal: {len(turned):,} of {n:,} labels were turned to another class, each to any with equal chance "
         f"(seed {seed}); what they were is taken for the truth"
     )
-    come_from = rows.trusted_from or (f"{trust:,} rows, drawn" if trust else "")
+    come_from = rows.trusted_from or ("drawn by --trust" if trust else "")
     return rows._replace(
         codes=codes, trusted=mask, truth=truth, trusted_from=come_from, notes=(Note(text=text), *rows.notes)
     )
