@@ -7,6 +7,7 @@ dropout and batch statistics. Truth is central differences of the loop run by ha
 from functools import partial
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ def by_hand(lam, K, key=KEY):
     return guide_loss(w, lam, draw(2))
 
 
-@pytest.mark.parametrize("K", [1, 2, 4])
+@pytest.mark.parametrize("K", [1, 3])
 def test_the_hypergradient_is_that_of_central_differences_through_the_last_updates(K):
     online = bx.Online(train_step, guide_loss, K)
     state, info = online.step(online.init(start(), LAM), draw(1, None if K == 1 else K), draw(2), KEY)
@@ -214,6 +215,32 @@ def test_a_rate_that_is_too_small_by_far_grows_until_the_loop_learns():
     state, info = run(online.init(jnp.ones(3), 1e-4), jax.random.split(KEY, 200))
     assert info.outer_value[-1] < 1e-6 * info.outer_value[0]
     assert 0.1 < state.lam < 2.0
+
+
+def test_a_state_of_equinox_is_not_used_up():
+    """Who updates one makes it useless for whoever handed it over."""
+    norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(FEATURES, "batch", mode="batch")
+    arrays, rest = eqx.partition(norm, eqx.is_inexact_array)
+
+    def normed(arrays, state, x):
+        apply = jax.vmap(eqx.combine(arrays, rest), axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        with usual_promotion():
+            return apply(x, state)
+
+    def update(w, rate, x, key):
+        def loss(arrays):
+            y, state = normed(arrays, w[1], x)
+            return jnp.mean((y - 2.0) ** 2), state
+
+        gradient, state = jax.grad(loss, has_aux=True)(w[0])
+        return jax.tree.map(lambda a, g: a - rate * g, w[0], gradient), state
+
+    online = bx.Online(update, lambda w, rate, x: jnp.mean((normed(*w, x)[0] - 2.0) ** 2), transform="exp")
+    start = online.init((arrays, state), 0.1)
+    _, info = online.step(start, draw(1)[0], draw(2)[0], KEY)
+    _, again = online.step(start, draw(1)[0], draw(2)[0], KEY)
+    np.testing.assert_array_equal(info.outer_value, again.outer_value)
+    assert info.value < 0
 
 
 def test_lam_stays_where_the_guide_loss_is_no_number():

@@ -69,7 +69,9 @@ class Online:
     Assumes that S and E are differentiable in lam. Cost of K = 1: the update and a gradient of E, for rates and decays,
     which S reads after its own gradient; where lam is in the loss also a product with the transposed derivative of that
     gradient in lam. There is no second derivative in w. Each further update has one, and what it computed is kept
-    (``jax.checkpoint(train_step)`` in its place: K states are kept, and the rest is computed twice).
+    (``jax.checkpoint(train_step)`` in its place: K states are kept, and the rest is computed twice). Where lam acts on a
+    gradient that Adam sees, or K > 1, give Adam an ``eps_root``, such as 1e-12: sqrt has no derivative where an entry of
+    the gradient is 0, and the code is NONFINITE.
     Source: Baydin, Cornish, Martinez Rubio, Schmidt, Wood (2018), arXiv:1703.04782 (K = 1, the rate); Franceschi,
     Donini, Frasconi, Pontil (2017), arXiv:1703.01785; on a guide set, of all numbers of an optimiser: Lichtarge,
     Alberti, Kumar (2022), arXiv:2209.04683.
@@ -241,7 +243,7 @@ def _retrained(
 
 def _update(online: Online, w: PyTree, lam: PyTree, batch: PyTree, key: Array) -> PyTree:
     """S(w, lam; batch, key), whose structure, shapes and types are those of w."""
-    new = online.train_step(w, lam, batch, key)
+    new = online.train_step(_fresh(w), lam, batch, key)
     given: PyTree = jax.tree.structure(w)
     got: PyTree = jax.tree.structure(new)
     if given != got:
@@ -258,10 +260,15 @@ def _update(online: Online, w: PyTree, lam: PyTree, batch: PyTree, key: Array) -
 
 
 def _guide_value(online: Online, w: PyTree, lam: PyTree, batch: PyTree) -> Array:
-    value = jnp.asarray(online.guide_loss(w, lam, batch))
+    value = jnp.asarray(online.guide_loss(_fresh(w), lam, batch))
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ParameterError(f"guide_loss must return a real scalar, got {value.dtype}{list(value.shape)}")
     return value
+
+
+def _fresh(w: PyTree) -> PyTree:
+    """The same arrays in another tree: equinox makes a state useless to whoever gave it, once it is updated."""
+    return jax.tree.map(lambda x: x, w)
 
 
 def _carried(w: PyTree) -> PyTree:
