@@ -134,6 +134,7 @@ __all__ = [
     "Neumann",
     "NonNegative",
     "NormalEquations",
+    "Online",
     "Optax",
     "ParameterError",
     "Penalty",
@@ -163,6 +164,7 @@ __all__ = [
     "UsageError",
     "check",
     "directions",
+    "effective_sample_size",
     "estimate_constants",
     "fold_looks",
     "hypergradient",
@@ -173,6 +175,7 @@ __all__ = [
     "minimize",
     "optim",
     "plan",
+    "retrain_gap",
     "value_and_hypergradient",
 ]
 
