@@ -16,7 +16,7 @@ from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Source, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
-from bilevax.data.sampling import CHUNK, Sampled
+from bilevax.data.sampling import CHUNK, Numbered
 
 Carry = TypeVar("Carry")
 Leaf: TypeAlias = Array | np.ndarray
@@ -29,7 +29,7 @@ ALIGNMENT = 64
 
 
 @config
-class Arrays(Sampled):
+class Arrays(Numbered):
     """Rows held in memory: a pytree of arrays that share their leading axis n.
 
     Sampling of minibatch j, a pure function of (key, j):
@@ -91,7 +91,7 @@ class Arrays(Sampled):
         if isinstance(self.data, Keyed):
             set_frozen(self, data=self.data.rows, keys=True)
         data = to_default_precision(map_named(_check_leaf, "data", self.data))
-        n, order = _common_length(data), None
+        n, order = common_length(data), None
         b = self.batch_size
         if b is not None:
             if isinstance(b, bool) or not isinstance(b, int | np.integer):
@@ -190,7 +190,8 @@ def join(**sources: Source) -> Join:
     return Join(dict(sources))
 
 
-def _common_length(data: PyTree) -> int:
+def common_length(data: PyTree) -> int:
+    """Number of rows of every leaf."""
     lengths = {name: leaf.shape[0] for name, leaf in _named_leaves(data)}
     if not lengths:
         raise DataError("data has no arrays")
@@ -206,15 +207,21 @@ def _check_leaf(name: str, given: object) -> Leaf:
     if hasattr(given, "tocsr"):
         raise DataError(f"{name} is a sparse matrix; use bx.SparseRows, or its .toarray() if it may become dense")
     leaf = given if isinstance(given, Array) else np.asarray(given)
-    if not is_key(leaf) and leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if not is_key(leaf):
+        check_numbers(name, leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and is_concrete(leaf):
+        check_finite(name, values := np.asarray(leaf), lambda i: np.unravel_index(i, values.shape))
+    return leaf
+
+
+def check_numbers(name: str, leaf: Leaf) -> None:
+    """Refuse what is not real numbers with an axis of rows."""
+    if leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
         raise DataError(f"{name} has dtype {leaf.dtype}; pass numbers")
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise DataError(f"{name} is complex; pass real numbers")
     if leaf.ndim == 0:
         raise DataError(f"{name} is a scalar; pass an array with one row per example")
-    if jnp.issubdtype(leaf.dtype, jnp.floating) and is_concrete(leaf):
-        check_finite(name, values := np.asarray(leaf), lambda i: np.unravel_index(i, values.shape))
-    return leaf
 
 
 def _copy_to_device(rows: Leaf, order: np.ndarray | None) -> Array:
@@ -233,24 +240,24 @@ def _copy_to_device(rows: Leaf, order: np.ndarray | None) -> Array:
     return jnp.asarray(jax.device_put(own, may_alias=True))
 
 
-def to_default_precision(data: PyTree) -> PyTree:
+def to_default_precision(data: PyTree, name: str = "data", stacklevel: int = 4) -> PyTree:
     """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
     if jnp.result_type(float) == np.float64:
         return data
     # jnp.asarray would narrow it without a word
-    wide = [name for name, leaf in _named_leaves(data) if leaf.dtype == np.float64]
+    wide = [name for name, leaf in _named_leaves(data, name) if leaf.dtype == np.float64]
     if not wide:
         return data
     warnings.warn(
         f"{', '.join(wide)} is float64 and becomes float32; "
         "call jax.config.update('jax_enable_x64', True) first to keep it, or pass float32",
-        stacklevel=4,  # this function, __post_init__, __init__, the caller
+        stacklevel=stacklevel,  # of an array in memory this function, __post_init__, __init__, the caller
     )
     return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, data)
 
 
-def _named_leaves(data: PyTree) -> list[tuple[str, Leaf]]:
-    return [(leaf_name("data", path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
+def _named_leaves(data: PyTree, name: str = "data") -> list[tuple[str, Leaf]]:
+    return [(leaf_name(name, path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
 
 
 def check_finite(name: str, values: np.ndarray, place: Callable[[int], tuple[object, ...]]) -> None:

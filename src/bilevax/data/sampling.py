@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import Draw, Keyed
+from bilevax.core.protocols import Draw, Keyed, Total
 from bilevax.core.trees import PyTree
 from bilevax.data.fold import fold
 from bilevax.data.permutation import cipher_words, permuted, pick
@@ -24,7 +24,7 @@ FEW = 10
 """Blocks of which the order alone would hardly differ from key to key."""
 
 
-class Sampled:
+class Numbered:
     """Minibatches of a table of n rows, chosen by their numbers; a subclass has the table and reads rows of it.
 
     Minibatch j is a pure function of (key, j), as :class:`~bilevax.Arrays` says of each ``sampling``.
@@ -39,8 +39,21 @@ class Sampled:
         """Number of rows, n."""
         raise NotImplementedError
 
+    @property
+    def all_rows(self) -> PyTree:
+        """Every row as one batch; None where they are not in memory."""
+        raise NotImplementedError
+
     def at(self, numbers: Array) -> PyTree:
         """These rows, without a key."""
+        raise NotImplementedError
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean over every row of ``fn(args, batch)`` (see :class:`~bilevax.core.protocols.RowSource`)."""
+        raise NotImplementedError
+
+    def example(self) -> PyTree:
+        """A batch as ``jax.eval_shape`` takes it."""
         raise NotImplementedError
 
     def _everything(self) -> PyTree:
