@@ -528,6 +528,7 @@ def test_the_first_sentence_says_how_many_and_between_which_classes(tmp_path):
     few = page_of(tmp_path / "b", runs.few())
     assert sentence(few) == "Few labels seem wrong: about 4.2 of 900 labels (0.5\u202f%, 0 to 9.9 with 95\u202f%)."
     text = parsed(few).text
+    assert "Of 30 columns the 3 are shown that tell most of the label." in text
     assert "None of these labels is more probably wrong than right." in text
     assert "No row is trusted, which is weaker" in text
     none = Records([runs.labelled(LABELS), runs.wrong(LABELS, (0.02, 0.0, 0.4), 0)])

@@ -100,9 +100,10 @@ def checked(found: Verified) -> str:
 
 def kept_aside(found: KeptAside) -> str:
     """What trusted rows say that a second model has not seen."""
+    rows = counted(found.rows, "trusted row")
     return (
-        f"{counted(found.rows, 'trusted row')} were kept aside from a second model, which judged them with every label, each "
-        "as often as the matrix above gives it: wrong labels are told from right ones with an area under the ROC "
+        f"{rows} were kept aside from a second model, which judged them with every label, "
+        "each as often as the matrix above gives it: wrong labels are told from right ones with an area under the ROC "
         f"curve of {decimal(found.area, 3)}, and the probabilities are off by {decimal(found.calibration_error, 3)} on "
         "average."
     )
