@@ -1,4 +1,4 @@
-"""The site's sources: links lead somewhere, every public name has its place and its example, one version is said everywhere."""
+"""The site: links lead somewhere, every public name has its place and its example, one version is said everywhere."""
 
 import doctest
 import importlib
