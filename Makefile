@@ -8,8 +8,9 @@ DOCS := $(VENV)/.docs
 
 .PHONY: run test test-slow test-wheel test-lowest test-newest mutants board lint check bench paper docs docs-check gallery dist clean
 
-run: $(STAMP)  ## tune a model of a real table and say where its report is
+run: $(STAMP)  ## tune a model of a real table, look for labels that were turned in another, and say where the reports are
 	$(BIN)/bilevax tune airfoil --out runs/airfoil --seed 0 --force
+	$(BIN)/bilevax clean digits --flip 0.2 --trust 200 --out runs/digits --seed 0 --force
 
 test: $(STAMP)  ## the documentation's code as a user would run it, then the tests under strict numerics
 	$(BIN)/python -m pytest -n 2 --dist worksteal README.md CONTRIBUTING.md docs src
