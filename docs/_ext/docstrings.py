@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 CODE = re.compile(r"(``.*?``|:\w+:`[^`]*`|`[^`]*`__?)")
+SECTIONS = {f"{name}:" for name in ("Args", "Attributes", "Returns", "Raises", "Example", "Examples")}
 SPECIAL = re.compile(r"[|*]|(?<=\w)_(?=\W|$)")
 
 
@@ -32,7 +33,7 @@ def structured(lines: list[str]) -> list[str]:
             literal = False
             example = line.startswith((">>>", "...")) or (example and not fresh)
         elif line.strip() and indented and fresh and not literal and above and not above.startswith(" "):
-            literal = not re.fullmatch(r"\w[\w ]*:", above)
+            literal = above not in SECTIONS
             if literal and not above.endswith("::"):
                 done += ["::", ""]
         done.append(line if literal or example or not line.strip() else escaped(line))
