@@ -29,7 +29,7 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_ext", "_recipes", "_templates", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]
 nitpicky = False
-smartquotes = False
+smartquotes_action = "D"  # dashes alone
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
@@ -39,7 +39,7 @@ autosummary_generate = True
 autosummary_imported_members = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature of a page is short; shapes and defaults are in its text
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

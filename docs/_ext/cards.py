@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).parents[1]
 Row = dict[str, str]
+MARKDOWN_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 
 
 def tables(page: str) -> list[dict[str, Row]]:
@@ -21,9 +22,11 @@ def tables(page: str) -> list[dict[str, Row]]:
 
 
 def said(name: str, pages: list[dict[str, Row]]) -> list[str]:
-    """What tables with words say of a name, as fields."""
-    rows = [table[name] for table in pages if name in table]
-    return [f":{head}: {cell.replace('`', '``')}" for row in rows for head, cell in row.items()]
+    """What tables with words say of a name, as a table of two columns."""
+    cells = {head: cell for table in pages for head, cell in table.get(name, {}).items()}
+    plain = {head: re.sub(MARKDOWN_LINK, r"\1", cell).replace("`", "``") for head, cell in cells.items()}
+    rows = [line for head, cell in plain.items() for line in (f"   * - {head}", f"     - {cell}")]
+    return [".. list-table::", "", *rows, ""] if rows else []
 
 
 def measured(name: str, samples: dict[str, Row], seconds: dict[str, Row]) -> list[str]:
@@ -56,7 +59,7 @@ def process(app: "Sphinx", what: str, name: str, obj: Any, options: Any, lines: 
     words = tables((DOCS / "algorithms.md").read_text(encoding="utf-8"))
     samples, seconds = tables((DOCS / "comparison.md").read_text(encoding="utf-8"))[:2]
     if fields := said(short, words):
-        lines += ["", ".. rubric:: Beside the others", "", *fields, ""]
+        lines += ["", ".. rubric:: Beside the others", "", *fields]
     if short in samples:
         lines += ["", ".. rubric:: Measured", "", *measured(short, samples, seconds)]
 

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 CODE = re.compile(r"(``.*?``|:\w+:`[^`]*`|`[^`]*`__?)")
+SECTIONS = {f"{name}:" for name in ("Args", "Attributes", "Returns", "Raises", "Example", "Examples")}
 SPECIAL = re.compile(r"[|*]|(?<=\w)_(?=\W|$)")
 
 
@@ -32,7 +33,7 @@ def structured(lines: list[str]) -> list[str]:
             literal = False
             example = line.startswith((">>>", "...")) or (example and not fresh)
         elif line.strip() and indented and fresh and not literal and above and not above.startswith(" "):
-            literal = not re.fullmatch(r"\w[\w ]*:", above)
+            literal = above not in SECTIONS
             if literal and not above.endswith("::"):
                 done += ["::", ""]
         done.append(line if literal or example or not line.strip() else escaped(line))
@@ -50,8 +51,17 @@ def skip(app: "Sphinx", what: str, name: str, obj: Any, skipped: bool, options: 
     return True if re.fullmatch(r"(set_\w+_request|get_metadata_routing|set_output)", name) else None
 
 
+def without_last_line(app: "Sphinx", tree: Any) -> None:
+    """Blocks of code end with their last line: doctest wants an empty one below it."""
+    from docutils import nodes
+
+    for block in tree.findall(nodes.literal_block):
+        block.children[:] = [nodes.Text(child.astext().rstrip("\n")) for child in block.children[-1:]]
+
+
 def setup(app: "Sphinx") -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", process, priority=400)
     app.connect("autodoc-skip-member", skip)
+    app.connect("doctree-read", without_last_line)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

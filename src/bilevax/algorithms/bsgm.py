@@ -70,6 +70,12 @@ class BSGM:
 
     Raises:
         ParameterError: an estimator or optimiser that is none, or a tolerance of solvers that have none to be replaced.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> sid = bx.SID(bx.LBFGS(), bx.CG())
+        >>> bx.BSGM(sid, outer=bx.optim("adam", learning_rate=0.05), warm_start=True).warm_start
+        True
     """
 
     steps_per_record: ClassVar[int] = 1

@@ -91,6 +91,11 @@ class MAID:
 
     Raises:
         ParameterError: the problem has no inner loss (when a run begins).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.MAID(tol=0.05).tol  # of each hypergradient; steps and tolerances of the solvers are found on the way
+        0.05
     """
 
     steps_per_record: ClassVar[int] = 1

@@ -70,6 +70,11 @@ class VRBO:
 
     Raises:
         ParameterError: a source has keys, so that no pass stands for the mean (when a run begins).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.VRBO(step_size=0.1, ratio=0.3, period=20)
+        VRBO(step_size=Constant(value=0.1), ratio=0.3, inner_steps=3, linear_steps=10, period=20)
     """
 
     steps_per_record: ClassVar[int] = 256

@@ -78,6 +78,14 @@ class Instance(NamedTuple):
         lam: where the hypergradient is wanted.
         train: source of inner minibatches.
         val: source of outer minibatches.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> rows = bx.Arrays((jnp.ones((4, 2)),))
+        >>> layer = bx.Problem(lambda w, lam, batch: 0.5 * w + lam, lambda w, lam, batch: jnp.sum(w**2))
+        >>> bx.Instance(layer, jnp.ones(2), rows, rows).mean_image(jnp.ones(2), jnp.ones(2)).tolist()
+        [1.5, 1.5]
     """
 
     problem: BilevelProblem

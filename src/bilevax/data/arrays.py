@@ -184,7 +184,15 @@ class Join:
 
 
 def join(**sources: Source) -> Join:
-    """Fold several sources at once: ``join(train=..., val=...)`` draws ``{"train": draw, "val": draw}``."""
+    """Fold several sources at once: ``join(train=..., val=...)`` draws ``{"train": draw, "val": draw}``.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> both = bx.join(clean=bx.Arrays(jnp.ones((9, 2)), 3), noisy=bx.Arrays(jnp.ones((50, 2)), 10))
+        >>> sorted(both.sources)  # a draw has a batch of each
+        ['clean', 'noisy']
+    """
     if not sources:
         raise ParameterError("join needs at least one source, as in join(train=..., val=...)")
     return Join(dict(sources))

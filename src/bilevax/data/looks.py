@@ -35,6 +35,13 @@ class Several:
     Args:
         source: where the minibatches come from; its chunks have 256, or it has none.
         number: T, from 1 to 256; it may be traced.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> train = bx.Arrays(jnp.ones((50, 2)), batch_size=5)
+        >>> {"linear": bx.Several(train, 10)}["linear"].number  # ten minibatches a step, in `streams`
+        10
     """
 
     source: Source

@@ -114,6 +114,14 @@ class SID:
         linear: :class:`~bilevax.FixedPoint`, :class:`~bilevax.MixedFP`, :class:`~bilevax.CG`, or any other.
         cross_batches: J, at least 1, or :class:`~bilevax.Growing`; None: every row of train once.
         outer_batches: J1, minibatches of val for E and its gradients, likewise; None (default): every row of val once.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SID(inner=bx.LBFGS(), linear=bx.CG()).cross_batches is None  # every row
+        True
+        >>> sampled = bx.SID(bx.FixedPoint(1000, bx.Harmonic(20, 40)), bx.FixedPoint(1000, bx.Harmonic(20, 40)), 100)
+        >>> sampled.cross_batches
+        100
     """
 
     extensible: ClassVar[bool] = True

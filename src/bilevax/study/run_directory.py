@@ -298,6 +298,17 @@ def write_run(study: "Study", directory: Path) -> None:
         UsageError: the directory is not empty.
         CheckpointError: another process writes it.
         StorageError: the system refused.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from bilevax.study import TuneSettings, load_bundled, tune_table, write_run
+        >>> quick = TuneSettings(pairs=False, time=0.1)
+        >>> study = tune_table(load_bundled("diabetes"), "progression", settings=quick)
+        >>> directory = Path(tempfile.mkdtemp()) / "run"
+        >>> write_run(study, directory)
+        >>> (directory / "report.html").exists()
+        False
     """
     with RunDirectory(directory) as run:
         for event in study.events:
@@ -312,6 +323,17 @@ def read_model(directory: Path) -> TableModel:
         DataError: there is none.
         CheckpointError: a file is damaged, or a later release wrote it.
         StorageError: the system refused to read.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from bilevax.study import TuneSettings, load_bundled, read_model, tune_table, write_run
+        >>> quick = TuneSettings(pairs=False, time=0.1)
+        >>> study = tune_table(load_bundled("diabetes"), "progression", settings=quick)
+        >>> directory = Path(tempfile.mkdtemp()) / "run"
+        >>> write_run(study, directory)
+        >>> type(read_model(directory)).__name__  # NumPy alone applies it
+        'AdditiveModel'
     """
     if directory.is_file():
         raise DataError(f"{directory} is a file: the directory of the run comes first, then the table")
