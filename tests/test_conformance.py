@@ -126,6 +126,7 @@ NO_SUITE = {
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],
+    "training loops": ["Online"],
     "distributions": ["Bernoulli", "Gaussian"],
     "step rules": ["BiSLS", "BiSPS"],
     "callbacks": ["EarlyStopping", "JSONLines", "ShowProgress", "TensorBoard", "TimeLimit"],

@@ -26,7 +26,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, is_concrete, zeros_like
 from bilevax.data import Several, Undrawn, refuse_keys
-from bilevax.data.arrays import CHUNK
+from bilevax.data.sampling import CHUNK
 from bilevax.solvers.parts import (
     Pair,
     mean_series_directions,

@@ -221,6 +221,79 @@ def predict(
 
 
 @app.command()
+def clean(
+    context: typer.Context,
+    table: Annotated[str, _TABLE],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of what is found; it is made.")],
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="COLUMN", help="Column of labels; bundled data sets know theirs.")
+    ] = None,
+    trusted: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="Other rows, with the same columns, whose labels are known to be right."),
+    ] = None,
+    trusted_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Or a column that marks such rows: yes or no, 1 or 0.")
+    ] = None,
+    cleaned: Annotated[
+        bool, typer.Option("--cleaned", help="Write the table, too, with the labels that are probably right.")
+    ] = False,
+    model: Annotated[
+        Literal["linear", "additive"] | None,
+        typer.Option(help="What learns the labels: linear (default), or additive: a curve for every column, slower."),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Of true labels, where they are known: says how right all this is."),
+    ] = None,
+    flip: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F", min=0, max=0.9, help="A rehearsal: turn this share of the labels, and look for them."
+        ),
+    ] = None,
+    trust: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of a rehearsal: so many labels, drawn, are trusted.")
+    ] = None,
+    task: Annotated[
+        Literal["auto", "classes"] | None,
+        typer.Option(help="classes: the many numbers of the target are labels; auto (default): then it is refused."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column that is not looked at; may be repeated.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
+    ] = None,
+    missing: Annotated[
+        list[str] | None, typer.Option(metavar="MARKS", help="Cells that say that nothing is known, as of tune.")
+    ] = None,
+    types: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=TYPE", help="What a column is, as of tune; may be repeated.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column that is not learned from, and stands beside each suspicious row."),
+    ] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Rows x columns at most, of a Parquet or svmlight file.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of folds (default: 0).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Show what was found as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show the path of the report and faults alone.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
+    deterministic: Annotated[bool, _DETERMINISTIC] = False,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Find the rows of a table whose label is probably wrong, by a few whose labels are known to be right."""
+    if deterministic:
+        one_thread()
+    from bilevax.cli.clean import run
+
+    raise typer.Exit(run(context.params))
+
+
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run.")],
     debug: Annotated[bool, _DEBUG] = False,

@@ -18,8 +18,8 @@ from bilevax.core.config import check_count, config
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Carry, Draw, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree, is_concrete
-from bilevax.data.arrays import CHUNK
 from bilevax.data.fold import fold, within_chunk
+from bilevax.data.sampling import CHUNK
 
 NAMED = 0x80000000
 """Highest bit, set in the number that is folded in for a name, so that no stream has the key of a step."""

@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import Steps, at_least_one, check_fields, config, replace_unchecked
 from bilevax.core.errors import ParameterError
-from bilevax.core.instance import Instance, Oracle
+from bilevax.core.instance import InnerImage, Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import (
     BilevelProblem,
@@ -338,11 +338,8 @@ def solve_inner(
         loss = problem.inner_loss if problem.has_loss else problem.inner_map
         return solver.solve(loss, w0, instance.lam, instance.train)
 
-    def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
-        return oracle.inner_image(w, batch)
-
     # w <- w + eta_j (Phi(w; zeta_j) - w)
-    solved = segment.solve(solver, image, w0, instance.oracle, instance.train, key=key)
+    solved = segment.solve(solver, InnerImage(), w0, instance.oracle, instance.train, key=key)
     if instance.problem.damping is None:
         return solved
     # damping lets v contract, not w

@@ -190,8 +190,8 @@ def plan(
 
     Raises:
         ParameterError: not exactly one of ``budget`` and ``target``, one of these or a price that is not positive, a
-            budget of less than four passes over the rows, a wrong leaf of w0 or lam, a source that is neither
-            :class:`~bilevax.Arrays` nor :class:`~bilevax.SparseRows`.
+            budget of less than four passes over the rows, a wrong leaf of w0 or lam, a source that is none of
+            :class:`~bilevax.Arrays`, :class:`~bilevax.SparseRows` and :class:`~bilevax.Stream`.
     """
     # refused before the pilot reads a row
     if (budget is None) == (target is None):

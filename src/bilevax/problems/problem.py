@@ -117,7 +117,13 @@ class Problem:
         With damping delta it is Phi(w) - delta (w - w'), w' a constant that equals w: Phi in value, and
         d1Phi - delta I is its derivative.
         """
-        image = astype_of(self.inner_map(w, lam, batch), w)
+        return self._damped(astype_of(self.inner_map(w, lam, batch), w), w)
+
+    def proximal_image(self, u: PyTree, w: PyTree, lam: PyTree) -> PyTree:
+        """G(u, lam) of a composite map, like w, as :meth:`inner_image` damped: Phi(w, lam), where u is That(w, lam)."""
+        return self._damped(astype_of(self.inner_map.proximal(u, w, lam), w), w)
+
+    def _damped(self, image: PyTree, w: PyTree) -> PyTree:
         if self.damping is None:
             return image
         # Phi(w) - delta (w - w'): not at w' = w, but in its derivative it is damped
