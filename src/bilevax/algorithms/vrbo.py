@@ -56,8 +56,8 @@ class VRBO:
 
     with D of :class:`~bilevax.MRBO`; new and old: (w, lam) after and before a move, on the same K + 2 minibatches.
     Constant steps lead to where the mean direction of :class:`~bilevax.StocBiO` is 0. Assumes G strongly convex, smooth
-    losses; order eps^(-3/2) samples to a squared hypergradient of eps. Cost: at 2 (T + 1) points an inner
-    gradient, K + 1 products, an outer gradient; and these on every row. Source: Yang, Ji, Liang (2021), arXiv:2106.04692.
+    losses; order eps^(-3/2) samples to a squared hypergradient of eps. Cost: at 2 (T + 1) points an inner gradient,
+    K + 1 products, an outer gradient; and these on every row. Source: Yang, Ji, Liang (2021), arXiv:2106.04692.
 
     Args:
         step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
