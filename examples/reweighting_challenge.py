@@ -11,7 +11,9 @@ step of lam (joint: ``SID`` with one step each, warm, which is ``SOBA`` in turn)
 brings it back: the weights become sparse, and the loss of the joint model hides it. ``bx.effective_sample_size`` and
 ``bx.retrain_gap`` show it.
 
-FULL
+With one seed: the effective sample size of 300 rows is 25 jointly, 65 warm and cold; test accuracy is .915 jointly, and
+.862 from scratch with the same weights, a loss of validation rows higher by .18; warm and cold .909 and .910, and the
+same from scratch.
 
 References: Ivanova, Ablin (2023), arXiv:2310.17386; Vicol, Lorraine, Pedregosa, Duvenaud, Grosse (2022),
 arXiv:2212.14032, on cold and warm starts; Dagréou, Ablin, Vaiter, Moreau (2022), arXiv:2201.13409, for SOBA.
