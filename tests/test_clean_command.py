@@ -175,7 +175,7 @@ def test_labels_are_replaced_as_the_file_writes_them(clean):
     pd.testing.assert_frame_equal(cleaned, expected)
 
 
-CELL = st.text(st.sampled_from('ab,;"\n\r \u00e9'), max_size=4).filter(lambda s: s.strip() == s)
+CELL = st.text(st.sampled_from('ab,;"\n \u00e9'), max_size=4).filter(lambda s: s.strip() == s)
 
 
 @settings(max_examples=40, deadline=None)
