@@ -1,5 +1,6 @@
 """What a cleaning says first: how many labels are expected to be wrong, and between which classes."""
 
+import math
 from typing import NamedTuple
 
 from bilevax.core.cleaning_records import KeptAside, Labelled, Verified, Wrong
@@ -61,8 +62,9 @@ def _between(wrong: Wrong) -> str:
     there = [flow for flow in found if flow.rows >= 1.0]
     if not there:
         return ""
-    # the first is no more than what each of as many pairs would have by chance
-    if C > 2 and there[0].rows < 3.0 * sum(flow.rows for flow in found) / len(found):
+    mean = sum(flow.rows for flow in found) / len(found)
+    # the first is no more than the largest of as many equal ones may be by chance, or hardly more than the others
+    if C > 2 and there[0].rows < max(1.5 * mean, mean + 4.0 * math.sqrt(mean)):
         return "between all classes alike"
     named = [f"{flow.truth} given as {flow.given} ({_number(flow.rows)})" for flow in there[:_NAMED]]
     return f"most often {listed(named)}" if len(found) > _NAMED else listed(named)
