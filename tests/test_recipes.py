@@ -30,7 +30,7 @@ def reweight_networks(f):
     ):  # fmt: skip
         assert min(learned, again) > equal + 0.03
         assert auc > 0.65
-        assert 50 < ess < 250
+        assert 200 < ess < 350  # of 400 rows 240 are right
 
 
 def equilibrium_model(f):
