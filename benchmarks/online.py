@@ -207,7 +207,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     machine.pin(options.core, options.quick)
-    shapes = (Shape(16, 8, 4, 100),) if options.quick else (Shape(256, 128, 100), Shape(1024, 128, 10))
+    shapes = (Shape(16, 8, 4, 100),) if options.quick else (Shape(256, 128, 50), Shape(1024, 128, 5))
     rows = []
     for name in ("equinox", "flax"):
         for shape in shapes:

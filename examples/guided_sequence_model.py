@@ -79,7 +79,7 @@ def guide_loss(state, rate, batch):
     return loss(state[0], batch)
 
 
-guided = bx.Online(train_step, guide_loss, outer=bx.optim("adam", learning_rate=0.05), transform="exp")
+guided = bx.Online(train_step, guide_loss, outer=bx.optim("adam", learning_rate=0.02), transform="exp")
 
 
 # %%
@@ -87,7 +87,7 @@ guided = bx.Online(train_step, guide_loss, outer=bx.optim("adam", learning_rate=
 
 
 def main(quick=False):
-    steps = 60 if quick else 1000
+    steps = 60 if quick else 3000
     net, key = Reverser(jax.random.key(0)), jax.random.key(0)
     batches, guides, test = strings((steps, BATCH), 1), strings((steps, BATCH), 2), strings((GUIDES,), 3)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bilevax.core import files, manifest
-from bilevax.core.cleaning_records import Labelled, Shown, Suspect, Verified, Wrong
+from bilevax.core.cleaning_records import KeptAside, Labelled, Shown, Suspect, Verified, Wrong
 from bilevax.core.run_files import FORMAT, KIND
 from bilevax.core.run_records import Calibration, End, Group, Note, Record
 
@@ -99,6 +99,13 @@ def images() -> list[Record]:
     return [*known, *_end()]
 
 
+def aside() -> list[Record]:
+    """Of two classes in a wide table, where half of the trusted rows were kept aside."""
+    said = [KeptAside(rows=25, area=0.987, calibration_error=0.021), verified()[1]]
+    labels = ("no", "yes")
+    return [labelled(labels), wrong(labels), *suspects(labels, ("1.5", "x")), *said, *_end()]
+
+
 def few(labels: Sequence[str] = ("no", "yes")) -> list[Record]:
     """Nothing is wrong, and no row is trusted."""
     said = Note(text="no row is trusted: it is assumed that most labels are right", about="model")
@@ -110,7 +117,7 @@ def _end() -> list[Record]:
     return [End(code="OK", message="", interrupted=False, seconds=12.0)]
 
 
-RUNS = {"table": records, "images": images, "few": few}
+RUNS = {"table": records, "images": images, "few": few, "aside": aside}
 
 
 def write(directory: Path, found: Sequence[Record], table: str = "table.csv", target: str = "income") -> Path:

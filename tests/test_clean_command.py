@@ -29,7 +29,7 @@ from bilevax.core.run_records import Calibration, Records
 from bilevax.report import write_report
 from bilevax.report.cleaning_words import flows, verdict
 from bilevax.report.png import png
-from bilevax.study import cleaning
+from bilevax.study import cleaning, cleaning_check
 from bilevax.study.cleaning_rows import CleanSettings, rows_to_clean
 from bilevax.study.cleaning_shown import Pixels, brightness, pixels_of, telling_columns
 from bilevax.tables.frames import table_from_frame
@@ -147,6 +147,7 @@ def test_rows_are_written_most_suspicious_first_and_counted_as_in_the_file(clean
 
 def test_cleaned_has_the_suggested_labels_and_every_other_byte_of_the_file(clean):
     frame = table()
+    frame.loc[[2, int(frame.p.argmax())], "animal"] = ""  # what is not there stays so
     text = frame.to_csv(index=False, lineterminator="\r\n").replace("animal,p", '"animal",p', 1)
     lines = ("\ufeff# two lines of comment\n# above\n" + text + "\r\n").split("\r\n")
     lines[5] = lines[5].replace(frame.animal[4], f' "{frame.animal[4]}"'.strip())
@@ -154,11 +155,11 @@ def test_cleaned_has_the_suggested_labels_and_every_other_byte_of_the_file(clean
         file.write("\r\n".join(lines))
     clean("animals.csv", "--target", "animal", "--drop", "really", "--drop", "checked", "--out", "run", "--cleaned")
     before, after = (Path(path).read_bytes() for path in ("animals.csv", "run/cleaned.csv"))
-    replaced_rows = frame.index[frame.p > 0.5].tolist()
+    wrong = (frame.p > 0.5) & (frame.animal != "")
     old, new = before.split(b"\r\n"), after.split(b"\r\n")
-    assert [i - 1 for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b] == replaced_rows
+    assert [i - 1 for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b] == frame.index[wrong].tolist()
     cleaned = pd.read_csv("run/cleaned.csv", comment="#", dtype=str, keep_default_na=False)
-    expected = frame.assign(animal=np.where(frame.p > 0.5, frame.s, frame.animal), p=cleaned.p)
+    expected = frame.assign(animal=np.where(wrong, frame.s, frame.animal), p=cleaned.p)
     pd.testing.assert_frame_equal(cleaned, expected.astype(str), check_dtype=False)
 
 
@@ -348,6 +349,62 @@ def test_what_flows_between_classes_is_the_sum_of_posteriors(clean):
     assert wrong.low[0][1] == pytest.approx(wrong.noise[0][1] - 1)
 
 
+def test_trusted_rows_kept_aside_are_judged_as_labels_drawn_for_them_are(monkeypatch):
+    """The weights of all labels are those of labels that are drawn, to the error of 200,000 draws."""
+    T, rng = np.array([[0.7, 0.2, 0.1], [0.05, 0.9, 0.05], [0.3, 0.1, 0.6]]), np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=300), "animal": np.array(LABELS)[rng.integers(0, 3, 300)]})
+    seen = []
+
+    def probabilities(x):
+        scores = np.stack([x, -x, 0.3 * x**2], axis=1)
+        return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+    class Half:
+        classes_, noise_matrix_ = np.array(LABELS), T
+
+        def __init__(self, model, *, random_state): ...
+
+        def fit(self, X, y, *, trusted):
+            seen.append((X.column("x").values, trusted))
+
+        def predict_proba(self, X):
+            seen.append(X.column("x").values)
+            return probabilities(X.column("x").values)
+
+    monkeypatch.setattr(cleaning_check, "LabelCleaner", Half)
+    mask = np.arange(300) < 90
+    rows = rows_to_clean(table_from_frame(frame.assign(sure=mask)), "animal", CleanSettings(trusted_column="sure"))
+    assert cleaning_check.may_be_kept_aside(rows)
+    found, calibration = cleaning_check.kept_aside(rows, CleanSettings())
+    (fitted, trusted), held = seen
+    assert found.rows == len(held) == 45
+    assert set(held) | set(fitted[trusted]) == set(frame.x[mask])
+    assert set(held).isdisjoint(fitted)
+    z = np.array([LABELS.index(frame.animal[frame.x == x].item()) for x in held])
+    i = rng.integers(0, 45, 200_000)
+    j = (rng.random(200_000)[:, None] > T[z[i]].cumsum(axis=1)).sum(axis=1)
+    q = probabilities(held)[i] * T[:, j].T
+    wrong = 1.0 - q[np.arange(200_000), j] / q.sum(axis=1)
+    assert found.area == pytest.approx(roc_auc_score(j != z[i], wrong), abs=0.01)
+    of = pd.DataFrame({"p": wrong, "wrong": j != z[i]}).groupby(np.floor(10 * wrong)).mean()
+    large = [k for k, g in enumerate(calibration.groups) if g.rows >= 3]
+    assert len(large) > 4
+    tenths = {int(10 * g.predicted): g for g in calibration.groups}
+    for tenth, mean in of.iterrows():
+        if tenth in tenths and tenths[tenth].rows >= 3:
+            assert tenths[tenth].predicted == pytest.approx(mean.p, abs=0.02)
+            assert tenths[tenth].observed == pytest.approx(mean.wrong, abs=0.03)
+    # the same rows in a table of their own
+    del seen[:]
+    apart = table_from_frame(frame[mask], name="sure.csv")
+    below = rows_to_clean(table_from_frame(frame[~mask]), "animal", CleanSettings(), apart)
+    again, _ = cleaning_check.kept_aside(below, CleanSettings())
+    (fitted, (others, labels)), held = seen
+    assert (again.rows, len(fitted), len(labels)) == (45, 210, 45)
+    assert set(held) | set(others.column("x").values) == set(frame.x[mask])
+    assert not cleaning_check.may_be_kept_aside(rows._replace(truth=rows.given))
+
+
 # ---- refusals
 
 
@@ -472,8 +529,11 @@ def test_the_first_sentence_says_how_many_and_between_which_classes(tmp_path):
     few = page_of(tmp_path / "b", runs.few())
     assert sentence(few) == "Few labels seem wrong: about 4.2 of 900 labels (0.5\u202f%, 0 to 9.9 with 95\u202f%)."
     text = parsed(few).text
+    assert "Of 30 columns the 3 are shown that tell most of the label." in text
     assert "None of these labels is more probably wrong than right." in text
     assert "No row is trusted, which is weaker" in text
+    none = Records([runs.labelled(LABELS), runs.wrong(LABELS, (0.02, 0.0, 0.4), 0)])
+    assert verdict(none).sentence == "None of 900 labels seems to be wrong."
     found = Records(
         [runs.labelled(LABELS), runs.wrong(LABELS).model_copy(update={"flows": np.full((3, 3), 15.0).tolist()})]
     )
@@ -529,6 +589,9 @@ def test_images_are_those_of_the_rows_and_the_truth_is_beside_them(tmp_path):
     text = parsed(page).text
     assert "By the true labels 93 of 900 are wrong: of the 84 that are called wrong 80 are (95.2 %)" in text
     assert "0.9940" in text
+    aside = parsed(page_of(tmp_path / "aside", runs.aside())).text
+    assert "25 trusted rows were kept aside from a second model" in aside
+    assert "area under the ROC curve of 0.987, and the probabilities are off by 0.021 on average." in aside
 
 
 # ---- the whole

@@ -1,4 +1,4 @@
-"""The recipes of ``examples/``: each runs in quick mode, draws its picture, and its figures are about what they should be.
+"""The recipes of ``examples/``: each runs in quick mode, draws its picture, and its figures are about right.
 
 ``make gallery`` runs them in full; the figures of that are in their docstrings.
 """
@@ -103,7 +103,8 @@ def test_every_recipe_is_tested_and_written_as_the_gallery_reads_it():
     assert set(recipes) == {check.__name__ for check in CHECKS}
     for name, text in recipes.items():
         title, blank, *_ = text.removeprefix('"""').splitlines()
-        assert title.endswith(".") and not blank, name
+        assert title.endswith("."), name
+        assert not blank, name
         assert "References: " in text, name
         assert "\n# %%\n" in text, name
         # neither a solver's loop nor a derivative of a hypergradient by hand

@@ -119,5 +119,5 @@ def test_suspicious_rows_are_put_in_every_order(browser: Browser, tmp_path: Path
             assert browser.run(SEEN) == sorted(range(len(rank)), key=lambda k: sign * rank[k])
     images = browser.run("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
     assert all(images)
-    assert len(images) == {"images": 41, "hostile": 1}.get(kind, 0)
+    assert len(images) == {"images": 41, "hostile": 1, "aside": 1}.get(kind, 0)
     check_harmless(browser, page)

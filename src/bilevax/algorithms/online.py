@@ -69,9 +69,9 @@ class Online:
     Assumes that S and E are differentiable in lam. Cost of K = 1: the update and a gradient of E, for rates and decays,
     which S reads after its own gradient; where lam is in the loss also a product with the transposed derivative of that
     gradient in lam. There is no second derivative in w. Each further update has one, and what it computed is kept
-    (``jax.checkpoint(train_step)`` in its place: K states are kept, and the rest is computed twice). Where lam acts on a
-    gradient that Adam sees, or K > 1, give Adam an ``eps_root``, such as 1e-12: sqrt has no derivative where an entry of
-    the gradient is 0, and the code is NONFINITE.
+    (``jax.checkpoint(train_step)`` in its place: K states are kept, and the rest is computed twice). Where lam acts on
+    a gradient that Adam sees, or K > 1, give Adam an ``eps_root``, such as 1e-12: the square root has no derivative
+    where an entry of the gradient is 0, and the code is NONFINITE.
     Source: Baydin, Cornish, Martinez Rubio, Schmidt, Wood (2018), arXiv:1703.04782 (K = 1, the rate); Franceschi,
     Donini, Frasconi, Pontil (2017), arXiv:1703.01785; on a guide set, of all numbers of an optimiser: Lichtarge,
     Alberti, Kumar (2022), arXiv:2209.04683.

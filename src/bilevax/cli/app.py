@@ -28,6 +28,17 @@ _NO_CACHE = typer.Option(
 _DETERMINISTIC = typer.Option(
     "--deterministic", help="Compute with one thread: another number of threads changes the last bits of sums."
 )
+_DROP = typer.Option(metavar="COLUMN", help="Column that is not looked at; may be repeated.")
+_TEXT = typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
+_MISSING = typer.Option(
+    metavar="MARKS",
+    help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
+)
+_TYPES = typer.Option(
+    metavar="COLUMN=TYPE", help="What a column is: text, number, date, day-first or month-first; may be repeated."
+)
+_FORCE = typer.Option("--force", help="Replace the run in DIR.")
+_QUIET = typer.Option("--quiet", help="Show the path of the report and faults alone.")
 _DEBUG = typer.Option("--debug", help="Show where an error came from.")
 
 
@@ -80,26 +91,10 @@ def tune(
     time_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Train on the oldest rows by it, test on the newest.")
     ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column that is not looked at; may be repeated.")
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
-    ] = None,
-    missing: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MARKS",
-            help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
-        ),
-    ] = None,
-    types: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN=TYPE",
-            help="What a column is: text, number, date, day-first or month-first; may be repeated.",
-        ),
-    ] = None,
+    drop: Annotated[list[str] | None, _DROP] = None,
+    text: Annotated[list[str] | None, _TEXT] = None,
+    missing: Annotated[list[str] | None, _MISSING] = None,
+    types: Annotated[list[str] | None, _TYPES] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Column that is not learned from, as identifiers are; may be repeated."),
@@ -135,8 +130,8 @@ def tune(
         typer.Option(metavar="FILE", help="TOML file with these options, or the config.toml of a run."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Show the outcome as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show the path of the report and faults alone.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
+    quiet: Annotated[bool, _QUIET] = False,
+    force: Annotated[bool, _FORCE] = False,
     deterministic: Annotated[bool, _DETERMINISTIC] = False,
     no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
@@ -259,18 +254,10 @@ def clean(
         Literal["auto", "classes"] | None,
         typer.Option(help="classes: the many numbers of the target are labels; auto (default): then it is refused."),
     ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column that is not looked at; may be repeated.")
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
-    ] = None,
-    missing: Annotated[
-        list[str] | None, typer.Option(metavar="MARKS", help="Cells that say that nothing is known, as of tune.")
-    ] = None,
-    types: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=TYPE", help="What a column is, as of tune; may be repeated.")
-    ] = None,
+    drop: Annotated[list[str] | None, _DROP] = None,
+    text: Annotated[list[str] | None, _TEXT] = None,
+    missing: Annotated[list[str] | None, _MISSING] = None,
+    types: Annotated[list[str] | None, _TYPES] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Column that is not learned from, and stands beside each suspicious row."),
@@ -280,8 +267,8 @@ def clean(
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of folds (default: 0).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Show what was found as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show the path of the report and faults alone.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
+    quiet: Annotated[bool, _QUIET] = False,
+    force: Annotated[bool, _FORCE] = False,
     deterministic: Annotated[bool, _DETERMINISTIC] = False,
     debug: Annotated[bool, _DEBUG] = False,
 ) -> None:

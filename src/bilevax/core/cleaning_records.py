@@ -120,8 +120,26 @@ class Verified(Record):
     calibration_error: float
 
 
+class KeptAside(Record):
+    """What trusted rows say of a model that has not seen them, given labels as the noise matrix gives them.
+
+    Attributes:
+        rows: kept aside.
+        area: under the ROC curve of wrong against right labels.
+        calibration_error: mean distance of probabilities from shares, in groups of rows.
+    """
+
+    kind: Literal["kept_aside"] = "kept_aside"
+    rows: int
+    area: float
+    calibration_error: float
+
+
 _ANY: TypeAdapter[Record] = TypeAdapter(
-    Annotated[Note | Labelled | Wrong | Shown | Suspect | Verified | Calibration | End, Field(discriminator="kind")]
+    Annotated[
+        Note | Labelled | Wrong | Shown | Suspect | Verified | KeptAside | Calibration | End,
+        Field(discriminator="kind"),
+    ]
 )
 
 

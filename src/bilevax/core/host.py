@@ -16,8 +16,8 @@ def note(fault: BilevaxError) -> BilevaxError:
 
 def noted(e: BaseException) -> BilevaxError | None:
     """The fault that ended a program, by what the program's end says; None: another one did."""
-    # JaxRuntimeError, told by its name, so that JAX is not imported for it
-    if type(e).__name__ != "JaxRuntimeError":
+    # JaxRuntimeError where the call waits for it, ValueError later on
+    if isinstance(e, BilevaxError) or not isinstance(e, RuntimeError | ValueError):
         return None
     return next((fault for fault in reversed(_faults) if str(fault) in str(e)), None)
 

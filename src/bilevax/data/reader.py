@@ -164,7 +164,10 @@ class Reader:
             DataError: the rows cannot be had, are not like the first ones, not finite, or did not come in time.
         """
         with self._ready:
-            _, job = self._ahead.pop(_key(now), None) or (0, self._ask(now, self._read, urgent=True))
+            _, job = self._ahead.pop(_key(now), (0, None))
+            # what could not be read ahead is tried again: the fault may have passed
+            if job is None or (job.done() and job.exception() is not None):
+                job = self._ask(now, self._read, urgent=True)
             if then is not None and _key(then) not in self._ahead:
                 self._ahead[_key(then)] = len(then) * self.row_bytes, self._ask(then, self._read)
                 self._forget()

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from bilevax.core.cleaning_records import Labelled, Verified, Wrong, read_cleaning
+from bilevax.core.cleaning_records import KeptAside, Labelled, Verified, Wrong, read_cleaning
 from bilevax.core.errors import DataError
 from bilevax.core.run_files import METRICS, RunFiles
 from bilevax.core.run_records import Calibration, Records
@@ -10,7 +10,7 @@ from bilevax.core.text import count, decimal, percent, shorten
 from bilevax.report import svg
 from bilevax.report.about import Bar, settings
 from bilevax.report.cleaning_suspects import suspects_section
-from bilevax.report.cleaning_words import Flow, checked, flows, verdict
+from bilevax.report.cleaning_words import Flow, checked, flows, kept_aside, verdict
 from bilevax.report.diagnostic_pictures import calibration
 from bilevax.report.run import Run, cleaned, config_from
 from bilevax.report.summary import Tile, notes
@@ -39,11 +39,12 @@ class Matrix(NamedTuple):
 
 
 class Check(NamedTuple):
-    """What the true labels say: a sentence, figures, and the picture of the probabilities."""
+    """What true labels say, or trusted rows: a sentence, figures, and the picture of the probabilities."""
 
     sentence: str
     figures: tuple[tuple[str, str], ...]
     picture: str
+    truth: bool
 
 
 def is_cleaning(found: RunFiles) -> bool:
@@ -139,9 +140,12 @@ def _flow(flow: Flow) -> tuple[str, ...]:
 
 
 def _check(records: Records) -> Check | None:
-    found, groups = records.last(Verified), records.last(Calibration)
-    if found is None or groups is None:
+    found, aside, groups = records.last(Verified), records.last(KeptAside), records.last(Calibration)
+    if groups is None:
         return None
+    picture = calibration([(0, groups)])
+    if found is None:
+        return None if aside is None else Check(kept_aside(aside), (), picture, False)
     figures = [
         ("expected to be wrong", f"{decimal(found.expected, 1)} (are: {count(found.wrong)})"),
         ("of those called wrong, are", f"{count(found.right)} of {count(found.suspicious)}"),
@@ -152,7 +156,7 @@ def _check(records: Records) -> Check | None:
     if found.area is not None:
         figures.append(("area under the ROC curve", decimal(found.area, 4)))
     figures.append(("probabilities are off by, on average", decimal(found.calibration_error, 3)))
-    return Check(checked(found), tuple(figures), calibration([(0, groups)]))
+    return Check(checked(found), tuple(figures), picture, True)
 
 
 def _classes(labelled: Labelled | None) -> tuple[Bar, ...]:

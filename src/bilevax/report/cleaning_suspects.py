@@ -40,17 +40,15 @@ class Suspects(NamedTuple):
     Attributes:
         headings: of the table, or the orders of the images.
         rows: most suspicious first.
-        images: whether they are images, and how many times as large as in the file.
-        total: rows whose label is more probably wrong than right.
-        left_out: names of columns that are not shown.
-        truth: whether the true label is known of some.
+        images: whether they are images.
+        shown: columns of the table that are shown, of so many ``features``.
     """
 
     headings: tuple[Heading, ...]
     rows: tuple[SuspectRow, ...]
     images: bool
-    left_out: int
-    truth: bool
+    shown: int
+    features: int
 
 
 def suspects_section(records: Records) -> Suspects | None:
@@ -69,8 +67,7 @@ def suspects_section(records: Records) -> Suspects | None:
         cells = tuple(text(row) for _, text, _ in columns)
         out.append(SuspectRow(cells, image, places, row.suggested != row.given, wrong))
     headings = tuple(Heading(shorten(name, _HEAD), j) for j, (name, _, _) in enumerate(columns))
-    left = shown.features - len(shown.columns)
-    return Suspects(headings, tuple(out), shown.image is not None, 0 if shown.image else left, truth)
+    return Suspects(headings, tuple(out), shown.image is not None, len(shown.columns), shown.features)
 
 
 def _columns(shown: Shown, *, truth: bool) -> list[tuple[str, Callable[[Suspect], str], Callable[[Suspect], Key]]]:

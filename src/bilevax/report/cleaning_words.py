@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from bilevax.core.cleaning_records import Labelled, Verified, Wrong
+from bilevax.core.cleaning_records import KeptAside, Labelled, Verified, Wrong
 from bilevax.core.run_records import Records
 from bilevax.core.text import count, counted, decimal, listed, percent
 from bilevax.report.summary import Verdict
@@ -41,13 +41,15 @@ def verdict(records: Records) -> Verdict:
     if wrong is None or labelled is None:
         return Verdict("unknown", "Not known", "The run did not end; what it found is not known.", "")
     value, low, high = wrong.expected
-    share = value / max(labelled.rows, 1)
+    share, all_of = value / max(labelled.rows, 1), counted(labelled.rows, "label")
+    if high < 1.0:
+        return Verdict("better", "None", f"None of {all_of} seems to be wrong.", _detail(wrong, labelled))
     interval = f"{_number(max(low, 0.0))} to {_number(high)} with 95\u202f%"
     if share < _FEW:
         word, tone, begin = "Few", "better", "Few labels seem wrong: about"
     else:
         word, tone, begin = ("Many", "worse", "About") if share > _MANY else ("Some", "same", "About")
-    said = f"{begin} {_number(value)} of {counted(labelled.rows, 'label')} ({percent(share)}, {interval})"
+    said = f"{begin} {_number(value)} of {all_of} ({percent(share)}, {interval})"
     said += " are expected to be wrong" if share >= _FEW else ""
     between = _between(wrong)
     sentence = f"{said}{', ' if between else ''}{between}."
@@ -93,6 +95,17 @@ def checked(found: Verified) -> str:
         f"By the true labels {count(found.wrong)} of {count(found.rows)} are wrong: of the {count(found.suspicious)} "
         f"that are called wrong {count(found.right)} are{right}, so {percent(found.right / found.wrong)} of all that "
         "are wrong are found."
+    )
+
+
+def kept_aside(found: KeptAside) -> str:
+    """What trusted rows say that a second model has not seen."""
+    rows = counted(found.rows, "trusted row")
+    return (
+        f"{rows} were kept aside from a second model, which judged them with every label, "
+        "each as often as the matrix above gives it: wrong labels are told from right ones with an area under the ROC "
+        f"curve of {decimal(found.area, 3)}, and the probabilities are off by {decimal(found.calibration_error, 3)} on "
+        "average."
     )
 
 

@@ -14,9 +14,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from bilevax.core.errors import ParameterError, SolveError
 from bilevax.sklearn.additive_base import require_target
 from bilevax.sklearn.classes import check_labels, encode_classes
+from bilevax.sklearn.encoder import TableEncoder
 from bilevax.sklearn.frames import check_sample_weight
 from bilevax.sklearn.jax_kinds import kind
 from bilevax.solvers.label_noise import normalised
+from bilevax.tables.table import Table
 
 
 class JaxClassifier(ClassifierMixin, BaseEstimator):
@@ -176,6 +178,28 @@ def wrapped(model: Any, random: np.random.RandomState) -> Any:
     if hasattr(model, "fit") or kind(model) is None:
         return model
     return JaxClassifier(model, random_state=random.randint(2**31 - 1))
+
+
+class EveryColumn(TableEncoder):
+    """Of a table without categories and missing cells every column in its order, 0 where it would be left out.
+
+    A network has the width that its maker counted. For the rest see :class:`TableEncoder`.
+    """
+
+    def transform(self, X: Table) -> np.ndarray:
+        """The matrix [n, columns], or [n, terms]."""
+        Z: np.ndarray = super().transform(X)
+        if any(term.kind != "number" for term in self.terms_):
+            return Z
+        names = list(self.feature_names_in_)
+        out = np.zeros((len(Z), len(names)))
+        out[:, [names.index(term.column) for term in self.terms_]] = Z
+        return out
+
+
+def encoder_for(model: Any) -> TableEncoder:
+    """Of the features that a label cleaner gives a model."""
+    return EveryColumn() if isinstance(model, JaxClassifier) or kind(model) else TableEncoder()
 
 
 def distinct(X: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

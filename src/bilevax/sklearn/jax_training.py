@@ -250,7 +250,9 @@ def _room(n: int) -> int:
 
 
 def _padded(A: np.ndarray, size: int, dtype: np.dtype[Any]) -> np.ndarray:
-    return np.concatenate([A, np.zeros((size - len(A), A.shape[1]))]).astype(dtype)
+    # beyond the dtype's range is infinite, which the loss tells
+    with np.errstate(over="ignore"):
+        return np.concatenate([A, np.zeros((size - len(A), A.shape[1]))]).astype(dtype)
 
 
 @partial(jax.jit, static_argnums=0)

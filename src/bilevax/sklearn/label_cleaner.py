@@ -16,8 +16,7 @@ from bilevax.core.errors import DataError, ParameterError
 from bilevax.linalg.columns import Matrix
 from bilevax.sklearn.additive import TunedAdditiveClassifier
 from bilevax.sklearn.additive_base import require_target
-from bilevax.sklearn.encoder import TableEncoder
-from bilevax.sklearn.jax_classifier import wrapped
+from bilevax.sklearn.jax_classifier import encoder_for, wrapped
 from bilevax.sklearn.label_em import EM, Fitted, require_weights
 from bilevax.sklearn.label_rows import LabelledRows, features_to_predict, notes_on, read, rows_of
 from bilevax.sklearn.label_weights import PROBABILITIES, notes_on_weights, require_trusted, row_weights
@@ -84,7 +83,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         model: ``"linear"`` (default), multinomial logistic; ``"additive"``, a :class:`TunedAdditiveClassifier` without
             the choice; or a classifier with ``predict_proba`` whose ``fit`` takes ``sample_weight``: it is given the
             numbers of a :class:`TableEncoder`, and trained some forty times with the weight of trusted rows fixed. A
-            JAX model (equinox, flax, or a pair of init and apply) is put into a :class:`JaxClassifier`.
+            JAX model (equinox, flax, or a pair of init and apply) is put into a :class:`JaxClassifier`, and is given
+            every column of a table of numbers, standardised, in its order.
         method: ``"noise_matrix"`` (default), or ``"weights"``, of a linear model and with trusted rows alone.
         cv: folds; of weights, those of the trusted rows that choose the number of steps. Default 5.
         random_state: of the folds.
@@ -190,7 +190,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.encoder_ = None
         if self.model == "additive" or scipy.sparse.issparse(X):
             return X
-        self.encoder_ = TableEncoder().fit(X)
+        self.encoder_ = encoder_for(self.model).fit(X)
         return self.encoder_.transform(X)
 
     def _folds(self, given: Given, random: np.random.RandomState, *, all_rows: bool) -> np.ndarray:

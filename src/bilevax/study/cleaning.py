@@ -8,25 +8,19 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from bilevax.core.cleaning_records import Labelled as LabelledRecord
-from bilevax.core.cleaning_records import Shown, Suspect, Verified, Wrong
+from bilevax.core.cleaning_records import Shown, Suspect, Wrong
 from bilevax.core.events import Event
-from bilevax.core.intervals import wilson
-from bilevax.core.run_records import Calibration, End, Group, Note, Record, Records
+from bilevax.core.run_records import End, Note, Record, Records
 from bilevax.sklearn import LabelCleaner
+from bilevax.study.cleaning_check import kept_aside, may_be_kept_aside, verified
 from bilevax.study.cleaning_rows import CleanSettings, Labelled, rows_to_clean
 from bilevax.study.cleaning_shown import MOST_ROWS, brightness, cells_of, pixels_of, telling_columns
 from bilevax.study.study import plain
 from bilevax.tables.table import Table
 
 __all__ = ["CleanSettings", "Cleaning", "clean_table"]
-
-_GROUPS = 10
-
-WRONG = "wrong"
-"""What is calibrated."""
 
 
 class Cleaning(NamedTuple):
@@ -112,8 +106,16 @@ def clean_table(
     for text in cleaner.notes_:
         emit(Note(text=text, about="model"))
     out = Cleaning(rows, cleaner.wrong_label_probability_, cleaner.suggested_, rows.trusted, Records())
-    for record in (_wrong(rows, cleaner), *_verified(out), *_suspects(out, settings.seed)):
+    for record in (
+        _wrong(rows, cleaner),
+        *verified(rows, out.probability, out.suggested),
+        *_suspects(out, settings.seed),
+    ):
         emit(record)
+    if may_be_kept_aside(rows):
+        stage("fitting once more, without half of the trusted rows")
+        for record in kept_aside(rows, settings):
+            emit(record)
     emit(End(code="OK", message="", interrupted=False, seconds=time.perf_counter() - start))
     return out._replace(records=Records(records))
 
@@ -165,45 +167,6 @@ def _wrong(rows: Labelled, cleaner: LabelCleaner) -> Wrong:
         high=high,
         flows=flows.tolist(),
     )
-
-
-def _verified(out: Cleaning) -> list[Record]:
-    """What the true labels say, where some are known."""
-    rows = out.rows
-    if rows.truth is None:
-        return []
-    known = ~rows.trusted & np.array([label is not None for label in rows.truth.tolist()], bool)
-    if not known.any():
-        return [Note(text="the column of true labels has none for a row that is doubted")]
-    truth, p = rows.truth[known].astype(str), out.probability[known]
-    wrong, suspicious = rows.given[known] != truth, p > 0.5
-    number, both = int(wrong.sum()), bool(wrong.any() and not wrong.all())
-    groups = _groups(p, wrong)
-    error = sum(g.rows * abs(g.predicted - g.observed) for g in groups) / len(p)
-    found = Verified(
-        rows=len(p),
-        wrong=number,
-        expected=float(p.sum()),
-        suspicious=int(suspicious.sum()),
-        right=int(np.sum(suspicious & wrong)),
-        corrected=int(np.sum(suspicious & wrong & (out.suggested[known] == truth))),
-        at_number=float(wrong[np.argsort(-p, kind="stable")[:number]].mean()) if number else None,
-        area=float(roc_auc_score(wrong, p)) if both else None,
-        calibration_error=error,
-    )
-    return [found, Calibration(label=WRONG, groups=groups)]
-
-
-def _groups(p: np.ndarray, wrong: np.ndarray) -> list[Group]:
-    """Rows by tenths of the probability: most are near 0 or 1."""
-    group, out = np.minimum((p * _GROUPS).astype(int), _GROUPS - 1), []
-    for g in np.unique(group):
-        own = wrong[group == g]
-        middle, half = wilson(float(own.mean()), len(own))
-        low, high = max(0.0, middle - half), min(1.0, middle + half)
-        mean = float(p[group == g].mean())
-        out.append(Group(predicted=mean, observed=float(own.mean()), low=low, high=high, rows=len(own)))
-    return out
 
 
 def _suspects(out: Cleaning, seed: int) -> list[Record]:
