@@ -95,7 +95,9 @@ def test_several_minibatches_a_step_are_those_of_arrays():
     """Of a chunk of which the stream holds only some."""
 
     def step(total, args, k, looks):
-        return total.at[k].set(looks["train"].fold(lambda s, i, draw: s + (1 + i).astype(float) * draw.batch[1].sum(), 0.0))
+        return total.at[k].set(
+            looks["train"].fold(lambda s, i, draw: s + (1 + i).astype(float) * draw.batch[1].sum(), 0.0)
+        )
 
     @jax.jit
     def run(source):
