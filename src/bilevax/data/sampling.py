@@ -135,7 +135,8 @@ class Numbered:
         met = first + jnp.arange(min(CHUNK, (CHUNK - 1) // epoch + 2), dtype=jnp.int32)  # epochs, a few for a chunk
         if self.sampling == "windows":
             layouts = jax.vmap(lambda epoch: self._layout(jax.random.fold_in(key, epoch)))(met)
-            return jax.lax.map(lambda at: self._in_windows(row(layouts, at[1]), at[0]), (places, nth))
+            found: Array = jax.lax.map(lambda at: self._in_windows(row(layouts, at[1]), at[0]), (places, nth))
+            return found
         words = _words(key, met)
         if self.sampling == "shuffled":
             rows = places[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :]

@@ -1,6 +1,7 @@
 """Rows that do not fit into memory."""
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -148,7 +149,7 @@ class Stream(Numbered):
                 ' of every one for a minibatch; give sampling="windows"'
             )
         groups, window = checked_groups(sizes if windows else None, self.window, self.sampling, reader.length)
-        largest = 0 if groups is None else int(np.sort(sizes)[-window:].sum()) * reader.row_bytes
+        largest = 0 if sizes is None or not windows else int(np.sort(sizes)[-window:].sum()) * reader.row_bytes
         if largest > self.prefetch_bytes:
             raise ParameterError(
                 f"a window of {window} groups takes up to {largest:,} bytes, more than prefetch_bytes="
@@ -317,10 +318,12 @@ class Stream(Numbered):
 
 def _from_host(read: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], *args: Any) -> list[Array]:
     """What the host reads: of the same arguments always the same, so a call that is made twice does no harm."""
+    arrays = [jnp.asarray(x, jnp.int32) for x in args]
+    on_host = partial(_said, read, [x.shape for x in arrays])
 
     @custom_vmap
-    def fetch(*args: Array) -> list[Array]:
-        out: list[Array] = jax.pure_callback(partial(_said, read), shapes, *args, vmap_method=None)
+    def fetch(packed: Array) -> list[Array]:
+        out: list[Array] = jax.pure_callback(on_host, shapes, packed, vmap_method=None)
         return out
 
     @fetch.def_vmap
@@ -330,13 +333,16 @@ def _from_host(read: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], *ar
             " loop over the keys, or take rows in memory (bx.Arrays)"
         )
 
-    fetched: list[Array] = fetch(*(jnp.asarray(x, jnp.int32) for x in args))
+    # as one: each array that is handed over takes as long as a small product
+    fetched: list[Array] = fetch(jnp.concatenate([x.ravel() for x in arrays]))
     return fetched
 
 
-def _said(read: Callable[..., list[np.ndarray]], fingerprint: Array, *args: Array) -> list[np.ndarray]:
+def _said(read: Callable[..., list[np.ndarray]], shapes: list[tuple[int, ...]], packed: Array) -> list[np.ndarray]:
+    parts = np.split(np.asarray(packed), np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+    fingerprint, *args = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
     try:
-        return read(_reader(int(fingerprint)), *map(np.asarray, args))
+        return read(_reader(int(fingerprint)), *args)
     except BilevaxError as fault:
         raise note(fault) from None
 
