@@ -53,4 +53,5 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # it fetches pages, which a browser refuses where the site is a folder
 html_theme_options = {"navigation_with_keys": True}

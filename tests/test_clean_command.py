@@ -175,7 +175,7 @@ def test_labels_are_replaced_as_the_file_writes_them(clean):
     pd.testing.assert_frame_equal(cleaned, expected)
 
 
-CELL = st.text(st.sampled_from('ab,;"\n\r \u00e9'), max_size=4).filter(lambda s: s.strip() == s)
+CELL = st.text(st.sampled_from('ab,;"\n \u00e9'), max_size=4).filter(lambda s: s.strip() == s)
 
 
 @settings(max_examples=40, deadline=None)
@@ -538,6 +538,11 @@ def test_the_first_sentence_says_how_many_and_between_which_classes(tmp_path):
         [runs.labelled(LABELS), runs.wrong(LABELS).model_copy(update={"flows": np.full((3, 3), 15.0).tolist()})]
     )
     assert verdict(found).sentence.endswith("are expected to be wrong, between all classes alike.")
+    in_turn = [[0.0, 33.0, 1.0], [1.0, 0.0, 33.0], [33.0, 1.0, 0.0]]
+    found = Records([runs.labelled(LABELS), runs.wrong(LABELS).model_copy(update={"flows": in_turn})])
+    assert (
+        "most often cat given as dog (33), dog given as fox (33) and fox given as cat (33)." in verdict(found).sentence
+    )
     first = flows(runs.wrong(LABELS))[0]
     assert (first.truth, first.given, first.rows) == ("cat", "dog", 41.0)
 

@@ -304,7 +304,7 @@ Mutable.__dataclass_params__ = type("Parameters", (), {"frozen": False})
         (Closure(), "compare equal to the same built again"),
         (Mutable(3), "must be a frozen dataclass"),
         (bx.FixedPoint(3), "must have a method check"),
-        (bx.ITD(3), "relative error .*(has it enough steps|try more linear steps)"),
+        pytest.param(bx.ITD(3), "relative error .*(has it enough steps|try more linear steps)", marks=pytest.mark.slow),
     ],
     ids=["closure", "mutable", "another-kind", "few-steps"],
 )

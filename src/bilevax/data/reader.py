@@ -16,6 +16,7 @@ import numpy as np
 from bilevax.core.errors import DataError
 from bilevax.core.trees import PyTree, map_named
 from bilevax.data.arrays import check_finite, check_numbers, common_length, to_default_precision
+from bilevax.data.data_sets import DataSetRows
 
 IDLE = 1.0
 """Seconds without a request after which the thread ends."""
@@ -99,8 +100,11 @@ class Reader:
         again = data if isinstance(data, Reader) else None
         data = again.loader if again else data
         self.loader: Loader = data if callable(getattr(data, "rows", None)) else ArrayRows(data)
+        # rows of a group are read together
+        self.groups: np.ndarray | None = getattr(self.loader, "groups", None)
         self._most, self._timeout = prefetch_bytes, timeout
-        self.name = "data" if isinstance(self.loader, ArrayRows) else f"{type(data).__name__}.rows"
+        own = isinstance(self.loader, ArrayRows | DataSetRows)
+        self.name = "data" if own else f"{type(data).__name__}.rows"
         self._ready = threading.Condition()
         self._jobs: deque[tuple[Numbers, Future[Any], Callable[[Numbers], Any]]] = deque()
         self._ahead: OrderedDict[bytes | range, tuple[int, Future[Rows]]] = OrderedDict()
@@ -124,7 +128,8 @@ class Reader:
 
     def _begin(self) -> None:
         """Structure, shapes and dtypes, and a number by which the table is known, from a few rows."""
-        few = np.unique(np.linspace(0, self.length - 1, LOOKED_AT).astype(np.int64))
+        most = self.length if self.groups is None else int(self.groups[0])
+        few = np.unique(np.linspace(0, most - 1, LOOKED_AT).astype(np.int64))
         tree = self._wait(self._ask(few, self._load), few)
         if not jax.tree.leaves(tree):
             raise DataError(f"{self.name} gave no arrays")
@@ -140,8 +145,9 @@ class Reader:
         self.shapes = [jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in narrow]
         self.row_bytes = sum(s.dtype.itemsize * int(np.prod(s.shape)) for s in self.shapes)
         words = [repr((self.length, self._kinds)).encode(), *(np.ascontiguousarray(x).tobytes() for x in given)]
-        ordered = b"" if self.order is None else self.order[:LOOKED_AT].tobytes()
-        self.fingerprint = zlib.crc32(b"".join([*words, ordered])) >> 1
+        words += [] if self.order is None else [self.order[:LOOKED_AT].tobytes()]
+        words += [self.loader.told()] if isinstance(self.loader, DataSetRows) else []
+        self.fingerprint = zlib.crc32(b"".join(words)) >> 1
 
     # What a program is compiled for is alike; which table it reads it is told when it runs.
     def _alike(self) -> object:

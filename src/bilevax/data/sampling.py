@@ -1,16 +1,19 @@
 """Which rows are minibatch j: one rule for rows in memory and for rows that are not."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from bilevax.core.config import check_count
+from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Draw, Keyed, Total
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, row
 from bilevax.data.fold import fold
-from bilevax.data.permutation import cipher_words, permuted, pick
+from bilevax.data.permutation import cipher_words, permuted, permuted_within, pick
 
 Carry = TypeVar("Carry")
 
@@ -24,6 +27,22 @@ FEW = 10
 """Blocks of which the order alone would hardly differ from key to key."""
 
 
+class Layout(NamedTuple):
+    """The order of the rows in an epoch of ``"windows"``.
+
+    Attributes:
+        words: of the permutations within windows.
+        order: of the groups, [k].
+        ends: one past the last place of each group in this order, [k].
+        turn: places by which the epoch begins later.
+    """
+
+    words: Array
+    order: Array
+    ends: Array
+    turn: Array
+
+
 class Numbered:
     """Minibatches of a table of n rows, chosen by their numbers; a subclass has the table and reads rows of it.
 
@@ -33,6 +52,8 @@ class Numbered:
     batch_size: int | None
     sampling: str
     keys: bool
+    groups: Any
+    window: int
 
     @property
     def rows(self) -> int:
@@ -112,6 +133,10 @@ class Numbered:
         places, first = numbers % epoch, numbers[0] // epoch
         nth = numbers // epoch - first
         met = first + jnp.arange(min(CHUNK, (CHUNK - 1) // epoch + 2), dtype=jnp.int32)  # epochs, a few for a chunk
+        if self.sampling == "windows":
+            layouts = jax.vmap(lambda epoch: self._layout(jax.random.fold_in(key, epoch)))(met)
+            found: Array = jax.lax.map(lambda at: self._in_windows(row(layouts, at[1]), at[0]), (places, nth))
+            return found
         words = _words(key, met)
         if self.sampling == "shuffled":
             rows = places[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :]
@@ -130,6 +155,33 @@ class Numbered:
         shorts = (met * epoch + lasts - numbers[0])[:, None]
         nexts = jnp.where(shorts >= jnp.arange(CHUNK, dtype=jnp.int32)[None, :], shorts, CHUNK)
         return jnp.where(places == last, epoch - 1, even), jnp.minimum(jnp.min(nexts, axis=0), CHUNK)
+
+    def _layout(self, key: Array) -> "Layout":
+        """The order of an epoch of ``"windows"``."""
+        sizes, k = jnp.asarray(self.groups, jnp.int32), len(self.groups)
+        words = cipher_words(key)
+        order = permuted(words, jnp.arange(k, dtype=jnp.int32), k)
+        ends = jnp.cumsum(sizes[order], dtype=jnp.int32)
+        turn = jax.random.randint(key, (), 0, self.rows, jnp.int32)
+        return Layout(cipher_words(jax.random.fold_in(key, 1)), order, ends, turn)
+
+    def _in_windows(self, at: "Layout", place: Array) -> Array:
+        """The rows of the minibatch at a place of an epoch, [b]."""
+        n, b, k, G = self.rows, self.rows_per_batch, len(self.groups), self.window
+        sizes = jnp.asarray(self.groups, jnp.int32)
+        firsts = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
+        # (p + turn) mod n: a turn at random makes every row as likely at every place, whatever the groups' sizes
+        p = place * b + jnp.arange(b, dtype=jnp.int32)
+        p = jnp.where(p >= n - at.turn, p - (n - at.turn), p + at.turn)
+        # window w has the groups w G, ..., w G + G - 1 of the order, and the places from `begin` to before `end`
+        w = jnp.searchsorted(at.ends, p, side="right").astype(jnp.int32) // G
+        begin = jnp.where(w == 0, 0, at.ends[jnp.maximum(w * G - 1, 0)])
+        end = at.ends[jnp.minimum(w * G + G, k) - 1]
+        p = begin + permuted_within(at.words, p - begin, end - begin, w)
+        # and of the group that has place p its row p - (first place of the group)
+        q = jnp.searchsorted(at.ends, p, side="right").astype(jnp.int32)
+        group = at.order[q]
+        return firsts[group] + p - (at.ends[q] - sizes[group])
 
     def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""
@@ -192,6 +244,26 @@ class Numbered:
         return self.rows % self.rows_per_batch if self.sampling == "blocks" else 0
 
     fold = fold
+
+
+SAMPLINGS = "iid", "shuffled", "blocks", "windows"
+
+
+def checked_groups(groups: Any, window: int, sampling: str, n: int) -> tuple[Array | None, int]:
+    """The sizes of the groups, [k] int32, and how many are a window.
+
+    Raises:
+        ParameterError: there are none for ``"windows"``, or some for another sampling; they are no counts of n rows.
+    """
+    window = check_count("window", window, low=1)
+    if (groups is None) == (sampling == "windows"):
+        raise ParameterError('groups= are the numbers of rows of the groups of sampling="windows", and of no other')
+    if groups is None:
+        return None, window
+    sizes = np.asarray(groups)
+    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or np.any(sizes < 1) or int(sizes.sum()) != n:
+        raise ParameterError(f"groups must be whole numbers of at least 1 whose sum is n={n}, got {groups!r}")
+    return jnp.asarray(sizes, jnp.int32), window
 
 
 def _words(key: Array, epochs: Array) -> Array:

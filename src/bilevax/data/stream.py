@@ -1,6 +1,7 @@
 """Rows that do not fit into memory."""
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +19,9 @@ from bilevax.core.host import note
 from bilevax.core.protocols import Total
 from bilevax.core.trees import PyTree, add, scale
 from bilevax.data.arrays import Arrays
+from bilevax.data.data_sets import DataSetRows, is_data_set
 from bilevax.data.reader import Reader
-from bilevax.data.sampling import CHUNK, Numbered
+from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 
 MOST = 32
 """Minibatches in a piece: what one call of the host costs is little beside so many steps."""
@@ -64,13 +66,18 @@ class Stream(Numbered):
     Args:
         data: a pytree of arrays or of paths of ``.npy`` files, such as ``("X.npy", "y.npy")``, which are mapped; or an
             object with ``len`` and ``rows(numbers)``, which gives a pytree of numpy arrays with these rows, in this
-            order, numbers [k] int64, some of them perhaps twice. It is called by one thread at a time.
+            order, numbers [k] int64, some of them perhaps twice. It is called by one thread at a time; or a
+            ``pyarrow.dataset`` of Parquet or Arrow files, whose row groups are read whole.
         batch_size: rows in a minibatch, 1 <= b <= n; None for every row, which what draws needs within
             ``prefetch_bytes``, and what reads them by ``total`` does not.
-        sampling: as of :class:`~bilevax.Arrays`: ``"iid"``, ``"shuffled"`` or ``"blocks"``.
+        sampling: as of :class:`~bilevax.Arrays`. Of a data set ``"windows"`` alone, whose groups are its row groups; so
+            of an object with ``groups``, the numbers of rows [k] of groups that it reads together.
         seed: of the shuffle of ``"blocks"``, which permutes the rows' numbers, 4 n bytes; None: blocks are contiguous,
             the fastest to read, for data that are shuffled already.
         keys: a fresh key in every draw. Default False.
+        columns: of a data set, a pytree of names, a string for a vector [b], a list for a matrix [b, d], such as
+            ``(["age", "income"], "y")``; None: every column, a dict of vectors.
+        window: groups in a window; the rows of a window are in memory together, within ``prefetch_bytes``. Default 4.
         prefetch_bytes: what is read ahead takes at most, and so does a minibatch. Default 256 MB. A piece has at most a
             thirty-second of it, in a pass over every row an eighth, but at least one minibatch.
         timeout: seconds after which a read has failed. Default 60.
@@ -99,25 +106,56 @@ class Stream(Numbered):
     sampling: str = "iid"
     seed: int | None = 0
     keys: bool = dataclasses.field(default=False, kw_only=True)
+    columns: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+    window: int = dataclasses.field(default=4, kw_only=True, metadata={"static": True})
     prefetch_bytes: int = dataclasses.field(default=1 << 28, kw_only=True, metadata={"static": True})
     timeout: float = dataclasses.field(default=60.0, kw_only=True, metadata={"static": True})
+    groups: Any = dataclasses.field(init=False)
     fingerprint: int = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        check_choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
+        check_choice("sampling", self.sampling, SAMPLINGS)
         if not isinstance(self.keys, bool):
             raise ParameterError(f"keys must be True or False, got {self.keys!r}")
         seed = None if self.seed is None else check_count("seed", self.seed)
         most = check_count("prefetch_bytes", self.prefetch_bytes, low=1)
         blocks = self.sampling == "blocks" and self.batch_size is not None
-        reader = Reader(self.data, seed if blocks else None, most, positive("timeout", self.timeout))
+        reader = Reader(self._opened(most), seed if blocks else None, most, positive("timeout", self.timeout))
         b = None if self.batch_size is None else check_count("batch_size", self.batch_size, low=1)
         if b is not None and b > reader.length:
             raise ParameterError(f"batch_size must lie in [1, n={reader.length}], got {b}")
         seed = None if blocks else seed
-        set_frozen(self, data=reader, batch_size=b, seed=seed, fingerprint=reader.fingerprint)
+        groups, window = self._grouped(reader)
+        set_frozen(self, data=reader, batch_size=b, seed=seed, groups=groups, window=window)
+        set_frozen(self, fingerprint=reader.fingerprint, columns=None)
         _readers.setdefault(reader.fingerprint, []).append(weakref.ref(reader))
         _ = self._shape  # which refuses minibatches that are too large
+
+    def _opened(self, most: int) -> Any:
+        if is_data_set(self.data):
+            return DataSetRows(self.data, self.columns, most)
+        if self.columns is not None:
+            raise ParameterError("columns= are those of a pyarrow.dataset, as pyarrow.dataset.dataset(folder) is one")
+        return self.data
+
+    def _grouped(self, reader: Reader) -> tuple[Array | None, int]:
+        """The sizes of the groups of rows that are read together, and how many are a window."""
+        sizes, windows = reader.groups, self.sampling == "windows"
+        if sizes is None and windows:
+            raise ParameterError('sampling="windows" is of rows in groups, as those of a pyarrow.dataset; leave it out')
+        if sizes is not None and not windows and self.batch_size is not None:
+            raise ParameterError(
+                f'these rows are in {len(sizes)} groups that are read whole, and sampling="{self.sampling}" takes some'
+                ' of every one for a minibatch; give sampling="windows"'
+            )
+        groups, window = checked_groups(sizes if windows else None, self.window, self.sampling, reader.length)
+        largest = 0 if sizes is None or not windows else int(np.sort(sizes)[-window:].sum()) * reader.row_bytes
+        if largest > self.prefetch_bytes:
+            raise ParameterError(
+                f"a window of {window} groups takes up to {largest:,} bytes, more than prefetch_bytes="
+                f"{self.prefetch_bytes:,}; give a smaller window or a larger prefetch_bytes"
+            )
+        return groups, window
 
     # Everything below may run while a program is traced, and takes from the reader what of equal ones is equal.
 
@@ -204,7 +242,14 @@ class Stream(Numbered):
         """So many rows at random, at most every one, in memory and drawn i.i.d.; by default as many to a minibatch."""
         words = np.asarray(jax.random.key_data(key)).ravel().tolist()
         number = min(number, self.rows, max(1, self.prefetch_bytes // self.data.row_bytes))
-        numbers = np.random.default_rng(words).choice(self.rows, number, replace=False, shuffle=False)
+        rng, sizes = np.random.default_rng(words), self.data.groups
+        if sizes is None:
+            numbers = rng.choice(self.rows, number, replace=False, shuffle=False)
+        else:  # of some groups, with four times as many rows
+            order = rng.permutation(len(sizes))
+            taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), 4 * number)) + 1]
+            here = np.concatenate([np.arange(sizes[g]) + sizes[:g].sum() for g in taken])
+            numbers = rng.choice(here, number, replace=False)
         rows = jax.tree.unflatten(self.data.structure, self.data(np.sort(numbers)))
         b = self.batch_size if batch_size == -1 else batch_size
         return Arrays(rows, None if b is None else min(b, number), keys=self.keys)
@@ -273,10 +318,12 @@ class Stream(Numbered):
 
 def _from_host(read: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], *args: Any) -> list[Array]:
     """What the host reads: of the same arguments always the same, so a call that is made twice does no harm."""
+    arrays = [jnp.asarray(x, jnp.int32) for x in args]
+    on_host = partial(_said, read, [x.shape for x in arrays])
 
     @custom_vmap
-    def fetch(*args: Array) -> list[Array]:
-        out: list[Array] = jax.pure_callback(partial(_said, read), shapes, *args, vmap_method=None)
+    def fetch(packed: Array) -> list[Array]:
+        out: list[Array] = jax.pure_callback(on_host, shapes, packed, vmap_method=None)
         return out
 
     @fetch.def_vmap
@@ -286,13 +333,16 @@ def _from_host(read: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], *ar
             " loop over the keys, or take rows in memory (bx.Arrays)"
         )
 
-    fetched: list[Array] = fetch(*(jnp.asarray(x, jnp.int32) for x in args))
+    # as one: each array that is handed over takes as long as a small product
+    fetched: list[Array] = fetch(jnp.concatenate([x.ravel() for x in arrays]))
     return fetched
 
 
-def _said(read: Callable[..., list[np.ndarray]], fingerprint: Array, *args: Array) -> list[np.ndarray]:
+def _said(read: Callable[..., list[np.ndarray]], shapes: list[tuple[int, ...]], packed: Array) -> list[np.ndarray]:
+    parts = np.split(np.asarray(packed), np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+    fingerprint, *args = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
     try:
-        return read(_reader(int(fingerprint)), *map(np.asarray, args))
+        return read(_reader(int(fingerprint)), *args)
     except BilevaxError as fault:
         raise note(fault) from None
 

@@ -336,7 +336,8 @@ def independent(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]
 
 def _independent(source: RowSource, rows: int | None) -> RowSource:
     """The source in independent minibatches; full batches in minibatches of so many rows, None: as they are."""
-    if not isinstance(source, Numbered):
+    # rows in windows cannot be read one here, one there, and are nearly independent
+    if not isinstance(source, Numbered) or source.sampling == "windows":
         return source
     if source.is_full_batch:
         return source if rows is None or source.rows <= rows else HashedBatches(source, rows)

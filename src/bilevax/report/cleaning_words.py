@@ -1,5 +1,6 @@
 """What a cleaning says first: how many labels are expected to be wrong, and between which classes."""
 
+import math
 from typing import NamedTuple
 
 from bilevax.core.cleaning_records import KeptAside, Labelled, Verified, Wrong
@@ -61,8 +62,11 @@ def _between(wrong: Wrong) -> str:
     there = [flow for flow in found if flow.rows >= 1.0]
     if not there:
         return ""
-    # the first is no more than what each of as many pairs would have by chance
-    if C > 2 and there[0].rows < 3.0 * sum(flow.rows for flow in found) / len(found):
+    mean = sum(flow.rows for flow in found) / len(found)
+    # Pearson's statistic of equal flows, whose mean is its degrees of freedom, and its variance twice these
+    spread, freedom = sum((flow.rows - mean) ** 2 for flow in found) / mean, len(found) - 1
+    alike = spread < freedom + 3.0 * math.sqrt(2.0 * freedom) or there[0].rows < 1.5 * mean
+    if C > 2 and alike:
         return "between all classes alike"
     named = [f"{flow.truth} given as {flow.given} ({_number(flow.rows)})" for flow in there[:_NAMED]]
     return f"most often {listed(named)}" if len(found) > _NAMED else listed(named)
