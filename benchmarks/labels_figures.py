@@ -112,6 +112,8 @@ def page(record: dict[str, Any]) -> str:
         if "reviews" in found:
             parts += ["The twenty most suspicious of Rotten Tomatoes (1: fresh, 0: rotten):", suspicious(found)]
     if times := record.get("times"):
-        rows = [(name, t["rows"], t["cpu"], t["seconds"], t["goal"], t["cpu"] <= t["goal"]) for name, t in times.items()]
+        rows = [
+            (name, t["rows"], t["cpu"], t["seconds"], t["goal"], t["cpu"] <= t["goal"]) for name, t in times.items()
+        ]
         parts += ["Seconds on one core:", tables.text(("data", "rows", "CPU s", "seconds", "goal", "met"), rows)]
     return "\n\n".join(parts) + "\n"

@@ -60,9 +60,10 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         P(label j | x) = sum_c p_c(x) T_cj,        P(true c | x, label j) = p_c(x) T_cj / sum_d p_d(x) T_dj
 
     The classifier p and the noise matrix T are fitted together: EM over the true classes (Dawid and Skene 1979), those
-    of trusted rows given, from a model of the trusted rows. The prior of T is of flips of one rate to any other class
-    (beta and Dirichlet). Four hyperparameters (penalty, weight of the trusted rows, both strengths of the prior) go
-    down the held-out loss of trusted rows and given labels by exact hypergradients, and are kept only where it falls.
+    of trusted rows given, from a model of the trusted rows. The prior of T is of flips of a class's rate to any other
+    class (beta and Dirichlet). A few hyperparameters (penalty, weight of the trusted rows, the prior's rates, and how
+    many rows and flips it counts as) go down the held-out loss of trusted rows and given labels by exact
+    hypergradients, and are kept only where it falls.
     A row's label is suspect by one minus its posterior under a model that has not seen the row; the corrected model is
     trained on these posteriors.
 

@@ -46,11 +46,6 @@ class Strengths(NamedTuple):
     def named(self, classes: np.ndarray) -> dict[str, float]:
         """Themselves, by name."""
         parts = {name: float(np.exp(value)) for name, value in zip(self._fields, self[:4], strict=False)}
-        return parts | {f"rate of {c}": float(rate) for c, rate in zip(classes, self.prior.rate, strict=True)}
-
-    def named(self, classes: np.ndarray) -> dict[str, float]:
-        """Themselves, by name."""
-        parts = {name: float(np.exp(value)) for name, value in zip(self._fields, self[:4], strict=False)}
         return parts | {f"rate of {c}": float(rate) for c, rate in zip(classes, expit(self.rate), strict=True)}
 
     def flat(self) -> np.ndarray:
@@ -60,7 +55,8 @@ class Strengths(NamedTuple):
     @staticmethod
     def of(flat: np.ndarray) -> "Strengths":
         """From a vector."""
-        return Strengths(*map(float, flat[:4]), flat[4:])
+        penalty, trusted, rates, others = map(float, flat[:4])
+        return Strengths(penalty, trusted, rates, others, flat[4:])
 
 
 class Point(NamedTuple):

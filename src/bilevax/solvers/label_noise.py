@@ -4,8 +4,8 @@ The true class c of a row is given as j with probability T_cj, whatever its feat
 
     T_cc = 1 - rho_c,    T_cj = rho_c U_cj for j other than c,    rho = 1 / (1 + exp(-r)),    U_c = softmax of R_c
 
-and the prior a beta distribution of each rate rho_c about the common rate, and a Dirichlet distribution of each U_c
-about the uniform: flips of one rate to any other class, from which the data depart as far as they tell.
+and the prior a beta distribution of each rate rho_c, and a Dirichlet distribution of each U_c about the uniform: flips
+to any other class, from which the data depart as far as they tell.
 """
 
 from typing import NamedTuple

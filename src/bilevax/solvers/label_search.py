@@ -5,12 +5,14 @@ fold plus that of - log of the probability of the given labels of its others (ea
 
     E = sum_k E_k,    dE/dlam = - sum_k (d(grad F_k)/dlam)' H_k^-1 grad E_k
 
-BFGS goes down E from the best of some starts on the first fold (more penalty; flips that go to any class; rates that the
-prior decides: a classifier of many weights fits every label, and has none left over for flips), and the least that was
-seen is kept. The given labels alone do not tell a wrong label from a wrong model; the trusted rows do.
+BFGS goes down E from the best of some starts on the first fold (more penalty; flips that go to any class), and the
+least that was seen is kept. A classifier of more weights than there are rows fits every label, and has none left over
+for flips: there the prior decides on the rates, and those that it is about are strengths, too; else they are one rate,
+from which the training departs. The given labels alone do not tell a wrong label from a wrong model; the trusted rows
+do.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import logit
@@ -22,14 +24,14 @@ from bilevax.solvers.label_noise import LEAST, Given, Noise, fit_noise, posterio
 MOST = 50.0
 """A trusted row counts at most so much, or a third of the others' share if that is more."""
 
-EVALUATIONS, STEP, LEAST_GAIN = 12, 1.0, 5e-4
+EVALUATIONS, STEP, LEAST_GAIN = 16, 1.0, 1e-4
 """Of E at most; the longest step in a logarithm; what a step is to gain."""
 
 UNTOLD = 0.1
 """The rate of flips to start from where no row is trusted."""
 
 RATES = 0.02, 0.5
-"""Of flips to start from otherwise: at least, at most."""
+"""Of flips that the prior is about at first: at least, at most."""
 
 ROUGH = 1e-5
 """Tolerance of the gradient of F by the number of rows."""
@@ -58,16 +60,16 @@ def first_strengths(X: Matrix, C: int) -> Strengths:
     return Strengths(penalty, np.log(5.0), np.log(20.0), np.log(1.0), np.full(C, logit(UNTOLD)))
 
 
-def start(X: Matrix, given: Given, by: Strengths, weight: np.ndarray) -> Point:
+def start(X: Matrix, given: Given, by: Strengths, weight: np.ndarray, *, told: bool = True) -> Point:
     """A start of F that sees these rows alone: a model of the trusted rows, and EM for the noise at what it says.
 
-    Without trusted rows: a model of the given labels, a tenth of which are taken for flips to any class.
+    Without trusted rows, or ``told`` nothing by them: a model of all labels at the rates that the prior is about.
     """
     C, p = given.classes, X.shape[1]
-    few = uniform_noise(C, UNTOLD)
-    zero = Point(np.zeros((p, C)), np.zeros(C), Noise.of(few))
     trusted = np.flatnonzero(given.trusted)
-    if not len(trusted):
+    few = uniform_noise(C, UNTOLD)
+    zero = Point(np.zeros((p, C)), np.zeros(C), Noise(by.rate, np.zeros((C, C))))
+    if not (told and len(trusted)):
         return LabelModel(X, given, weight).fit(zero, by, steps=50, tolerance=1e-4, noise=False)
     own = LabelModel(X[trusted], given.take(trusted), weight[trusted])
     at = own.fit(zero, by._replace(trusted=0.0), steps=100, tolerance=1e-4, noise=False)
@@ -79,10 +81,8 @@ class _Folds:
     """The K models, and E as a function of the strengths."""
 
     def __init__(self, X: Matrix, given: Given, fold: np.ndarray, first: Strengths) -> None:
-        m = int(given.trusted.sum())
-        n = len(fold) - m
-        # between a row is a row, 1, and equal shares of both kinds, n / m
-        weight = np.where(given.trusted, np.sqrt(n / max(m, 1)), 1.0) / n
+        kinds = given.trusted.astype(int)
+        weight = 1.0 / np.bincount(kinds, minlength=2)[kinds]
         self.models, self.held = [], []
         for k in range(int(fold.max()) + 1):
             rows, out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
@@ -92,17 +92,17 @@ class _Folds:
         self.best: tuple[float, Strengths, list[Point]] = (np.inf, first, [])
         self.evaluations = 0
 
-    def begin(self, starts: list[dict[str, float]]) -> None:
+    def begin(self, starts: list[tuple[dict[str, Any], bool]]) -> None:
         """From the best of the changes, each of the best before it, by the first fold."""
         first, held = self.models[0], self.held[0]
-        least, best = np.inf, self.best[1]
-        for change in starts:
+        least, best, how = np.inf, self.best[1], True
+        for change, told in starts:
             by = best._replace(**change)
-            at = first.fit(start(first.X, first.given, by, first.weight), by, tolerance=ROUGH)
+            at = first.fit(start(first.X, first.given, by, first.weight, told=told), by, tolerance=ROUGH)
             value = held.loss(at, None)[0]
             if value < least:
-                least, best, found = value, by, at
-        others = [start(m.X, m.given, best, m.weight) for m in self.models[1:]]
+                least, best, found, how = value, by, at, told
+        others = [start(m.X, m.given, best, m.weight, told=how) for m in self.models[1:]]
         self.best, self.points = (np.inf, best, []), [found, *others]
 
     def value(self, by: Strengths) -> float:
@@ -153,15 +153,23 @@ def search(X: Matrix, given: Given, fold: np.ndarray) -> Found:
         given: labels.
         fold: of every row, [n], from 0 to K - 1.
     """
-    first, n = first_strengths(X, given.classes), len(fold)
+    (n, p), C = X.shape, given.classes
+    wide, first = p * (C - 1) > n, first_strengths(X, C)
     rho = start(X, given, first, np.ones(n)).noise.rho
-    folds = _Folds(X, given, fold, first._replace(rate=logit(np.clip(rho, *RATES))))
-    starts = [{}, {"penalty": first.penalty + np.log(8.0)}, {"others": np.log(100.0)}, {"rates": np.log(n)}]
-    folds.begin([change for change in starts if given.classes > 2 or "others" not in change])
+    if wide:
+        first = first._replace(rates=float(np.log(n)), rate=logit(np.clip(rho, *RATES)))
+    else:
+        share = np.bincount(given.y[~given.trusted], minlength=C) / np.sum(~given.trusted)
+        first = first._replace(rate=np.full(C, logit(np.clip(rho @ share, *RATES))))
+    starts: list[tuple[dict[str, Any], bool]] = [({}, True), ({"penalty": first.penalty + np.log(8.0)}, True)]
+    folds = _Folds(X, given, fold, first)
+    folds.begin(starts + [({"others": np.log(100.0)}, True)] * (C > 2) + [({}, False)] * wide)
     penalty, trusted = folds.best[1].penalty, int(given.trusted.sum())
     most = max(MOST, (n - trusted) / max(3 * trusted, 1))
-    low = Strengths(penalty - 5.0, 0.0, np.log(0.1), np.log(0.1), np.full(given.classes, logit(1e-3)))
-    high = Strengths(penalty + 5.0, np.log(most), np.log(10.0 * n), np.log(1e4), np.full(given.classes, logit(0.9)))
+    low = Strengths(penalty - 5.0, 0.0, np.log(0.1), np.log(0.1), np.full(C, logit(1e-3)) if wide else first.rate)
+    high = Strengths(
+        penalty + 5.0, np.log(most), np.log(10.0 * n), np.log(1e4), np.full(C, logit(0.9)) if wide else first.rate
+    )
     before = folds.descend(low.flat(), high.flat())
     value, by, points = folds.best
     return Found(by, tuple(points), (before, value), folds.evaluations)
