@@ -4,11 +4,13 @@ NEWEST ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.docs
 
-.PHONY: run test test-slow test-wheel test-lowest test-newest mutants board lint check bench paper clean
+.PHONY: run test test-slow test-wheel test-lowest test-newest mutants board lint check bench paper docs docs-check gallery dist clean
 
-run: $(STAMP)  ## tune a model of a real table and say where its report is
+run: $(STAMP)  ## tune a model of a real table, look for labels that were turned in another, and say where the reports are
 	$(BIN)/bilevax tune airfoil --out runs/airfoil --seed 0 --force
+	$(BIN)/bilevax clean digits --flip 0.2 --trust 200 --out runs/digits --seed 0 --force
 
 test: $(STAMP)  ## the documentation's code as a user would run it, then the tests under strict numerics
 	$(BIN)/python -m pytest -n 2 --dist worksteal README.md CONTRIBUTING.md docs src
@@ -38,7 +40,19 @@ lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test-wheel  ## what CI does
+docs: $(DOCS)  ## the site, in docs/_build/html: every page, every recipe in quick mode, warnings as errors
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+
+docs-check: $(DOCS)  ## the same without running the recipes
+	$(BIN)/python -m sphinx -q -W --keep-going -D plot_gallery=0 docs docs/_build/check
+
+gallery: $(DOCS)  ## the recipes in full: their figures go to docs/figures, which the site shows
+	$(BIN)/python docs/_ext/recipes.py
+
+dist: $(STAMP)  ## the sdist, and the wheel that is built from it
+	$(BIN)/python -m build
+
+check: lint docs-check test-wheel  ## what CI does
 
 bench: $(STAMP)  ## the comparison with a grid search on real data
 	$(BIN)/python -m benchmarks against_grid
@@ -52,5 +66,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist runs docs/_build docs/_recipes docs/gallery docs/api/names .pytest_cache .mypy_cache .ruff_cache .hypothesis

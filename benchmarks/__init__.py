@@ -14,7 +14,7 @@ thread, times in turn, ceilings, processes of their own), ``tables`` (the printe
 """
 
 QUESTIONS = (
-    "core", "first_calls", "memory", "outer_loop", "checkpoints", "two_commits", "structure",
+    "core", "first_calls", "memory", "outer_loop", "online", "checkpoints", "streams", "two_commits", "structure",
     "verdicts", "coverage", "deterministic", "contraction",
     "planner", "targets", "joint_sid", "paper",
     "nsid", "mixed_fp", "newsgroups", "against_grid", "elastic_net", "additive", "labels", "networks",

@@ -93,6 +93,12 @@ def cleaner(c: Cell, seed: int) -> dict[str, float]:
     return known(model.posterior_, c) | accuracy(model, c) | covers | model.strengths_
 
 
+def weights(c: Cell, seed: int) -> dict[str, float]:
+    """A weight per row by hypergradients."""
+    model = LabelCleaner(method="weights", random_state=seed).fit(c.X, c.given, trusted=(c.X_trusted, c.trusted))
+    return ranked(-model.row_weights_, c) | accuracy(model, c)
+
+
 def em(c: Cell, seed: int) -> dict[str, float]:
     """Plain EM: no prior, a trusted row is a row; the first penalty."""
     X, given = joined(c)
@@ -187,7 +193,7 @@ def stopped(c: Cell, seed: int) -> dict[str, float]:
 
 METHODS: dict[str, Callable[[Cell, int], dict[str, float]]] = {
     "cleaner": cleaner, "cleanlab": cleanlab, "trusted": trusted, "glc": glc, "em": em, "ceiling": ceiling,
-    "nothing": nothing, "stopped": stopped,
+    "weights": weights, "nothing": nothing, "stopped": stopped,
 }  # fmt: skip
 
 

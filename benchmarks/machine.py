@@ -33,7 +33,7 @@ QUICK_FLAG = "--xla_backend_optimization_level=0"
 PINNED = "BILEVAX_BENCHMARK_PINNED"
 
 
-def pin(core: int, quick: bool) -> None:
+def pin(core: int | str, quick: bool) -> None:
     """Start this command again, once, with one thread on one core: all of it is read before numpy and jax start.
 
     The same as ``NPROC=1 OMP_NUM_THREADS=1 ... XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c CORE python``.

@@ -275,7 +275,7 @@ def test_value_and_hypergradient_in_ones_own_loop() -> None:
     np.testing.assert_allclose(lam, truth, rtol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["SID", "JointSID", "deterministic"])
+@pytest.mark.parametrize("kind", ["SID", pytest.param("JointSID", marks=pytest.mark.slow), "deterministic"])
 def test_without_a_report_the_estimate_is_the_same(kind: str) -> None:
     case = ridge()
     move = bx.FixedPoint(40, 0.5)

@@ -91,7 +91,9 @@ def test_losses_are_those_of_their_families():
 
 @pytest.mark.filterwarnings("ignore")  # as in a run: ends of a grid do not converge
 @pytest.mark.parametrize("method", ["linear", "lasso", "boosting"])
-@pytest.mark.parametrize("family", ["binary", "gaussian", "poisson", "gamma"])
+@pytest.mark.parametrize(
+    "family", ["binary", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gaussian", "poisson", "gamma"))]
+)
 def test_scikit_learns_rivals_predict(method, family, monkeypatch):
     monkeypatch.setattr(rivals, "GRID", 3)
     s = mixed()._replace(family=family)

@@ -147,7 +147,7 @@ def test_a11_the_unit_of_a_column_does_not_decide_whether_it_varies(size, make):
     np.testing.assert_allclose(scale, X.std(axis=0) * units, rtol=1e-12)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e200])
+@pytest.mark.parametrize("size", [pytest.param(1e-30, marks=pytest.mark.slow), 1e200])
 def test_a11_estimators_fit_the_same_model_in_any_unit(size):
     X, y = table()
     units = np.array([size, 1.0, 1.0, 1.0])

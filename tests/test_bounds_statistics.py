@@ -334,7 +334,7 @@ def noted_estimate(problem, sid, lam, sources):
     return est.cost, est.value
 
 
-@pytest.mark.parametrize("J1", [None, 4])
+@pytest.mark.parametrize("J1", [pytest.param(None, marks=pytest.mark.slow), 4])
 def test_what_is_read_is_what_is_counted(J1):
     p, b = QUADRATICS["small"], 4
     val = {"target": np.ones((6, 4)), "r": np.ones(6)}

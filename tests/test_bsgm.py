@@ -64,6 +64,7 @@ def test_stationarity_falls_as_one_over_the_horizon(start):
     assert -1.3 < slope < -0.8, levels
 
 
+@pytest.mark.slow
 def test_counts_that_grow_with_the_outer_step():
     grow = bx.Growing(1.0)
     counts = (grow, grow, grow)

@@ -13,6 +13,7 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 
+import bilevax
 from bilevax.cli import main
 from bilevax.cli.cache import SMALL_PROGRAMS_TOO, keep_programs
 from bilevax.cli.display import sparkline
@@ -293,7 +294,7 @@ def test_without_words_the_help_is_shown(run):
     code, out, err = run()
     assert (code, err) == (2, "")
     assert "Commands:" in out
-    assert run("--version")[:2] == (0, "bilevax 0.1.0.dev0\n")
+    assert run("--version")[:2] == (0, f"bilevax {bilevax.__version__}\n")
 
 
 def test_an_earlier_run_is_kept_or_replaced_whole(run, table, tmp_path):

@@ -18,6 +18,12 @@ from bilevax.testing.tools import Counted, Wrapped
 T = bx.FixedPoint(100)
 SPARSE = scipy.sparse.random_array((50, 9), density=0.2, dtype=np.float32, rng=0), np.arange(50)
 TABLE = np.arange(50, dtype=np.float32), np.arange(100).reshape(50, 2)
+STREAMS = [
+    bx.Stream(TABLE, 7, sampling="shuffled", prefetch_bytes=4000),
+    bx.Stream(TABLE, 7, sampling="blocks", prefetch_bytes=4000),
+    bx.Stream(TABLE, 7, keys=True, prefetch_bytes=4000),
+    bx.Stream(TABLE),
+]
 
 # What a class is checked with: instances for its suite, and the suite's options. A class that is not here is built
 # without arguments.
@@ -78,6 +84,7 @@ INSTANCES = {
     "MEHA": [(bx.MEHA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "F2SA": [(bx.F2SA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "SCGD": [(bx.SCGD(0.5, 0.5), {"steps": 400})],
+    "Stream": [(bx.Stream(TABLE, 7), {"table": TABLE})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],
 }
@@ -119,6 +126,7 @@ MORE = [
     (check_source, bx.Arrays((*TABLE, jax.random.split(jax.random.key(0), 50)), 4, sampling="blocks", keys=True), {}),
     (check_source, bx.Arrays(TABLE, keys=True), {}),
     (check_source, bx.SparseRows(SPARSE, 7, keys=True), {}),
+    *((check_source, stream, {"table": TABLE}) for stream in STREAMS),
 ]
 
 NO_SUITE = {
@@ -126,6 +134,7 @@ NO_SUITE = {
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],
+    "training loops": ["Online"],
     "distributions": ["Bernoulli", "Gaussian"],
     "step rules": ["BiSLS", "BiSPS"],
     "callbacks": ["EarlyStopping", "JSONLines", "ShowProgress", "TensorBoard", "TimeLimit"],
@@ -295,7 +304,7 @@ Mutable.__dataclass_params__ = type("Parameters", (), {"frozen": False})
         (Closure(), "compare equal to the same built again"),
         (Mutable(3), "must be a frozen dataclass"),
         (bx.FixedPoint(3), "must have a method check"),
-        (bx.ITD(3), "relative error .*(has it enough steps|try more linear steps)"),
+        pytest.param(bx.ITD(3), "relative error .*(has it enough steps|try more linear steps)", marks=pytest.mark.slow),
     ],
     ids=["closure", "mutable", "another-kind", "few-steps"],
 )

@@ -89,6 +89,7 @@ def ridge_errors():
     return found
 
 
+@pytest.mark.slow
 def test_itd_is_behind_aid_at_equal_counts(ridge_errors):
     for of_seeds in ridge_errors.values():
         assert np.median([errors["ITD"] / errors["FP"] for _, errors in of_seeds]) >= 1

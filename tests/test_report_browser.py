@@ -1,9 +1,10 @@
-"""The report in a browser: opened, every fold clicked, and nothing happens but that the folds open."""
+"""The pages in a browser: every fold and order clicked, and nothing happens but that folds open and rows move."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import cleaning_runs
 import pytest
 import report_runs as runs
 from browser import CHROMIUM, Browser
@@ -63,12 +64,60 @@ def test_page_is_opened_and_clicked(browser: Browser, tmp_path: Path, kind: str)
     )
     assert len(pictures) >= 6
     assert all(complete and natural > 0 and width > 200 for complete, natural, width in pictures)
+    check_harmless(browser, page)
+
+
+def check_harmless(browser: Browser, page: Path) -> None:
+    """Nothing sticks out, nothing is asked for but the page and what is within it, and nothing is said."""
     assert browser.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert (
         browser.run("document.querySelectorAll('script, iframe, object, embed, [onerror], [onmouseover]').length") == 0
     )
-    # what the page is, and its pictures, which are within it
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith("data:image/svg+xml;base64,")] == [page.as_uri()]
+    within = ("data:image/svg+xml;base64,", "data:image/png;base64,")
+    assert [url for url in asked if not url.startswith(within)] == [page.as_uri()]
     bad = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
     assert [json.dumps(e) for e in browser.events if e["method"] in bad] == []
+
+
+SEEN = """(() => {
+  const top = row => row.getBoundingClientRect().top, left = row => row.getBoundingClientRect().left;
+  const rows = [...document.querySelectorAll('.in-order')];
+  return rows.map((row, k) => [k, top(row), left(row)]).sort((a, b) => a[1] - b[1] || a[2] - b[2]).map(of => of[0]);
+})()"""
+"""The rows, counted as they stand in the page, in the order in which they are seen."""
+
+
+def hostile_labels() -> list[Record]:
+    found = cleaning_runs.records(HOSTILE, HOSTILE)
+    return [*found, *cleaning_runs.verified(), *(Note(text=s, about="leak") for s in HOSTILE)]
+
+
+CLEANINGS = {**cleaning_runs.RUNS, "hostile": hostile_labels}
+
+
+@pytest.mark.parametrize("kind", CLEANINGS)
+def test_suspicious_rows_are_put_in_every_order(browser: Browser, tmp_path: Path, kind: str) -> None:
+    name = HOSTILE[0] if kind == "hostile" else "table.csv"
+    page = write_report(cleaning_runs.write(tmp_path, CLEANINGS[kind](), table=name))
+    browser.events.clear()
+    browser.open(page)
+    ranks = "[...document.querySelectorAll('.in-order')].map(row => +getComputedStyle(row).getPropertyValue('--o%d'))"
+    assert browser.run(SEEN) == list(range(browser.run("document.querySelectorAll('.in-order').length")))
+    orders = browser.run("document.querySelectorAll('input.order').length") // 2
+    assert orders >= 5
+    for j in range(orders):
+        rank = browser.run(ranks % j)
+        for way, sign in (("u", 1), ("d", -1)):
+            box = browser.run(
+                f"(() => {{ const l = [...document.querySelectorAll('label[for=o{j}{way}]')].at(-1);"
+                " l.scrollIntoView({block: 'center', inline: 'center'});"
+                " const b = l.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            )
+            browser.click(*box)
+            assert browser.run(f"document.getElementById('o{j}{way}').checked")
+            assert browser.run(SEEN) == sorted(range(len(rank)), key=lambda k: sign * rank[k])
+    images = browser.run("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
+    assert all(images)
+    assert len(images) == {"images": 41, "hostile": 1, "aside": 1}.get(kind, 0)
+    check_harmless(browser, page)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from bilevax.core.instance import Instance
     from bilevax.core.records import Cost, Count, ErrorReport, Estimate, History, Result
-    from bilevax.data import Arrays, Several, SparseRows, fold_looks, join
+    from bilevax.data import Arrays, Several, SparseRows, Stream, fold_looks, join
     from bilevax.hypergradients import *
     from bilevax.planning import *
     from bilevax.problems import *
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     )
     from bilevax.theory import Constants
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "ALSET",
@@ -134,6 +134,7 @@ __all__ = [
     "Neumann",
     "NonNegative",
     "NormalEquations",
+    "Online",
     "Optax",
     "ParameterError",
     "Penalty",
@@ -157,12 +158,14 @@ __all__ = [
     "StocBiO",
     "StochasticReverse",
     "StorageError",
+    "Stream",
     "TensorBoard",
     "TimeLimit",
     "TooNewError",
     "UsageError",
     "check",
     "directions",
+    "effective_sample_size",
     "estimate_constants",
     "fold_looks",
     "hypergradient",
@@ -173,6 +176,7 @@ __all__ = [
     "minimize",
     "optim",
     "plan",
+    "retrain_gap",
     "value_and_hypergradient",
 ]
 

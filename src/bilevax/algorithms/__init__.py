@@ -13,8 +13,11 @@ from bilevax.algorithms.measured_steps import measure_steps as measure_steps
 from bilevax.algorithms.meha import MEHA as MEHA
 from bilevax.algorithms.mrbo import MRBO as MRBO
 from bilevax.algorithms.mstsa import MSTSA as MSTSA
+from bilevax.algorithms.online import Online as Online
 from bilevax.algorithms.optim import optim as optim
 from bilevax.algorithms.pzobo import PZOBO as PZOBO
+from bilevax.algorithms.reweighting import effective_sample_size as effective_sample_size
+from bilevax.algorithms.reweighting import retrain_gap as retrain_gap
 from bilevax.algorithms.saba import SABA as SABA
 from bilevax.algorithms.scgd import SCGD as SCGD
 from bilevax.algorithms.soba import SOBA as SOBA

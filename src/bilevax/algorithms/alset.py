@@ -48,6 +48,11 @@ class ALSET:
         ratio: gamma_k / rho_k, positive; None (default): measured.
         inner_steps: T, from 1 to 256. Default 1.
         linear_steps: K, from 1 to 256. Default 10.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.ALSET(step_size=bx.Polynomial(0.1, 0.5), ratio=0.3)
+        ALSET(step_size=Polynomial(value=0.1, power=0.5, horizon=1.0), ratio=0.3, inner_steps=1, linear_steps=10)
     """
 
     steps_per_record: ClassVar[int] = 256

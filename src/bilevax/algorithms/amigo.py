@@ -53,6 +53,11 @@ class AmIGO:
         ratio: gamma_k / rho_k, positive; None (default): measured.
         inner_steps: T, from 1 to 256. Default 10.
         linear_steps: K, from 1 to 256. Default 10.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.AmIGO(step_size=0.1, ratio=0.3, inner_steps=5, linear_steps=5)
+        AmIGO(step_size=Constant(value=0.1), ratio=0.3, inner_steps=5, linear_steps=5)
     """
 
     steps_per_record: ClassVar[int] = 16

@@ -66,6 +66,10 @@ class BOME:
 
     Raises:
         ParameterError: the problem has no inner loss, or damping (when a run begins).
+
+    Examples:
+        >>> BOME(step_size=0.1, ratio=0.3)
+        BOME(step_size=Constant(value=0.1), ratio=0.3, inner_steps=10, multiplier=0.5, unit=None)
     """
 
     steps_per_record: ClassVar[int] = 256

@@ -65,11 +65,15 @@ class BSGM:
         outer: :func:`~bilevax.optim` (a changed number compiles nothing) or any optax transformation.
         warm_start: start both solvers from where they ended at the last step; default False: from w0 and from 0.
         confirm: whether a suspicion of divergence is tested; as in :class:`~bilevax.FixedPoint`.
-        tolerance: k -> the ``tol`` of both solvers of a :class:`~bilevax.SID` at outer step k, such as
-            :class:`~bilevax.Polynomial`; None (default): their own.
+        tolerance: k -> ``tol`` of both solvers at outer step k, such as :class:`~bilevax.Polynomial`; None: their own.
 
     Raises:
         ParameterError: an estimator or optimiser that is none, or a tolerance of solvers that have none to be replaced.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.BSGM(bx.SID(bx.LBFGS(), bx.CG()), outer=bx.optim("adam", learning_rate=0.05)).warm_start
+        False
     """
 
     steps_per_record: ClassVar[int] = 1
@@ -84,9 +88,7 @@ class BSGM:
         if not hasattr(self.estimator, "estimate"):
             raise ParameterError(f"estimator must be one such as bx.SID(...), got {self.estimator!r}")
         if not (hasattr(self.outer, "init") and hasattr(self.outer, "update")):
-            raise ParameterError(
-                f"outer must be bx.optim('adam', learning_rate=0.05) or an optax transformation, got {self.outer!r}"
-            )
+            raise ParameterError(f"outer must be bx.optim('adam', 0.05) or an optax transformation, got {self.outer!r}")
         _check_tolerance(self.tolerance, self.estimator)
 
     def check(self, problem: BilevelProblem) -> None:

@@ -56,6 +56,11 @@ class F2SA:
 
     Raises:
         ParameterError: the problem has no inner loss, or damping (when a run begins).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.F2SA(step_size=0.1, ratio=0.3, multiplier=20.0).multiplier  # less bias, more noise
+        20.0
     """
 
     steps_per_record: ClassVar[int] = 256

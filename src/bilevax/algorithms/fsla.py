@@ -47,6 +47,11 @@ class FSLA:
         step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
         ratio: gamma_k / rho_k, positive; None (default): measured.
         weight: eta_k, a number in (0, 1] or a schedule; the first is taken as 1. Default (1 + k)^(-1/2).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.FSLA(step_size=0.1, ratio=0.3, weight=0.1)
+        FSLA(step_size=Constant(value=0.1), ratio=0.3, weight=Constant(value=0.1))
     """
 
     steps_per_record: ClassVar[int] = 256

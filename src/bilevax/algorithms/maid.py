@@ -75,13 +75,10 @@ class MAID:
         tol  <- tol / 2          else, and where error > (1 - 1e-4) |g|: -g need not be a direction of descent
 
     An outer step is one such trial. slack is |u| |grad_1 G(w)|, to first order a bound, as E changes by <u, grad_1 G>
-    on the way to w(lam); the error is that of the report
-    (:func:`~bilevax.hypergradients.residual_error.residual_error`): no constant of the problem has to be known. The
-    published method tries ten shorter steps before it asks for a finer tolerance; here what left the question open
-    decides.
-
-    Assumes an inner loss, strongly convex. Cost: that of the solvers, and of one report, on every row.
-    Source: Salehi, Mukherjee, Roberts, Ehrhardt (2023), arXiv:2308.10098.
+    on the way to w(lam); the error is that of :func:`~bilevax.hypergradients.residual_error.residual_error`, of no
+    constant of the problem. Published, ten shorter steps are tried before a finer tolerance is asked for; here what
+    left the question open decides. Assumes an inner loss, strongly convex. Cost: the solvers', and that of one report
+    on every row. Source: Salehi, Mukherjee, Roberts, Ehrhardt (2023), arXiv:2308.10098.
 
     Args:
         step_size: beta_0, positive; None (default): the first move has length 1.
@@ -91,6 +88,10 @@ class MAID:
 
     Raises:
         ParameterError: the problem has no inner loss (when a run begins).
+
+    Examples:
+        >>> MAID(tol=0.05).tol
+        0.05
     """
 
     steps_per_record: ClassVar[int] = 1

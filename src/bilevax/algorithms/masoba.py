@@ -43,6 +43,11 @@ class MASOBA:
         step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
         ratio: gamma_k / rho_k, positive; None (default): measured.
         weight: of the newest direction, in (0, 1]. Default .1.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.MASOBA(step_size=0.05, ratio=0.2, weight=0.05)
+        MASOBA(step_size=Constant(value=0.05), ratio=0.2, weight=0.05)
     """
 
     steps_per_record: ClassVar[int] = 256

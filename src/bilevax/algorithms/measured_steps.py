@@ -204,6 +204,17 @@ def measure_steps(
     every row; one bound of a loss that knows its ``curvature``; none of a map), each step of the short run the calls of
     one step of :class:`~bilevax.SOBA`, on one minibatch each, and in three quarters of them those of its derivative and
     one more Hessian-vector product.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax, jax.numpy as jnp
+        >>> inner_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2) + jnp.exp(lam) * w**2
+        >>> outer_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2)
+        >>> train, val = bx.Arrays(jnp.array([1.0, 3.0])), bx.Arrays(jnp.array([1.0]))
+        >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.25), outer_loss)
+        >>> found = bx.measure_steps(problem, bx.SOBA(), 0.0, 0.0, train, val, key=jax.random.key(0))
+        >>> type(found).__name__
+        'Measured'
     """
     if not isinstance(algorithm, Measurable):
         raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")

@@ -56,6 +56,11 @@ class MEHA:
 
     Raises:
         ParameterError: the problem has no inner loss, or damping (when a run begins).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.MEHA(step_size=0.1, ratio=0.3, proximal=100.0).proximal
+        100.0
     """
 
     steps_per_record: ClassVar[int] = 256

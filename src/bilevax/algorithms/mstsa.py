@@ -61,6 +61,11 @@ class MSTSA:
         ratio: gamma_k / rho_k, positive; None (default): measured.
         linear_steps: K, from 1 to 256. Default 10.
         weight: eta_k, a number in (0, 1] or a schedule; the first is taken as 1. Default 0.5.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.MSTSA(step_size=0.1, ratio=0.3, weight=0.5)
+        MSTSA(step_size=Constant(value=0.1), ratio=0.3, linear_steps=10, weight=Constant(value=0.5))
     """
 
     steps_per_record: ClassVar[int] = 256

@@ -44,6 +44,11 @@ class PZOBO:
         inner_steps: T, from 1 to 256. Default 10.
         perturbations: Q, at least 1. Default 10.
         radius: r, in the units of lam, positive. Default 0.01.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.PZOBO(step_size=0.1, ratio=0.3, perturbations=20)
+        PZOBO(step_size=Constant(value=0.1), ratio=0.3, inner_steps=10, perturbations=20, radius=0.01)
     """
 
     steps_per_record: ClassVar[int] = 256

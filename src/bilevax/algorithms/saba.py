@@ -56,6 +56,11 @@ class SABA:
 
     Raises:
         ParameterError: a source is drawn otherwise (when a run begins).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SABA(step_size=0.1, ratio=0.3)  # with sources of sampling="blocks"
+        SABA(step_size=Constant(value=0.1), ratio=0.3)
     """
 
     steps_per_record: ClassVar[int] = 256

@@ -40,6 +40,11 @@ class SCGD:
         step_size: rho_k, a number or a schedule, at most 1; None (default): measured at the start of the run.
         ratio: gamma_0 / rho_0, positive; None (default): measured.
         outer_power: a, at least 1. Default 3/2.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SCGD(step_size=bx.Polynomial(0.5, 0.5), ratio=0.1)  # with bx.Composition(g) as inner map
+        SCGD(step_size=Polynomial(value=0.5, power=0.5, horizon=1.0), ratio=0.1, outer_power=1.5)
     """
 
     steps_per_record: ClassVar[int] = 256

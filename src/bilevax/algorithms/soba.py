@@ -38,6 +38,11 @@ class SOBA:
         step_size: rho_k, a number or a schedule such as ``bx.Polynomial(0.1, 0.5)``; at most 1 / (largest curvature of
             a minibatch of G), or 1 in map form. None (default): measured at the start of the run.
         ratio: gamma_k / rho_k, of the step of lam to that of w and u; positive. None (default): measured.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SOBA(step_size=bx.Polynomial(0.1, 0.5), ratio=0.3)  # bx.SOBA() measures both
+        SOBA(step_size=Polynomial(value=0.1, power=0.5, horizon=1.0), ratio=0.3)
     """
 
     steps_per_record: ClassVar[int] = 256

@@ -49,6 +49,11 @@ class SRBA:
 
     Raises:
         ParameterError: a source has keys, so that no pass stands for the mean (when a run begins).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SRBA(step_size=0.1, ratio=0.3, period=50)
+        SRBA(step_size=Constant(value=0.1), ratio=0.3, period=50)
     """
 
     steps_per_record: ClassVar[int] = 256

@@ -80,6 +80,11 @@ class BiSLS:
         outer_decrease: p, positive; less than 1. Default 0.3.
         slack: at least 0; for errors of the hypergradient. Default 0.03.
         halvings: of one search, at most, at least 1. Default 50.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.AmIGO(step_size=bx.BiSLS(inner=1.0, outer=1.0)).step_size.inner  # where its search begins
+        Constant(value=1.0)
     """
 
     inner: Any
@@ -129,6 +134,11 @@ class BiSPS:
         outer_decrease: as in :class:`BiSLS`.
         slack: likewise.
         halvings: likewise.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.StocBiO(step_size=bx.BiSPS(inner=1.0, outer=1.0)).step_size.inner
+        Constant(value=1.0)
     """
 
     inner: Any

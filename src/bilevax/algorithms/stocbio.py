@@ -54,6 +54,11 @@ class StocBiO:
         ratio: gamma_k / rho_k, positive; None (default): measured.
         inner_steps: T, from 1 to 256. Default 10.
         linear_steps: K, from 1 to 256. Default 10.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.StocBiO(step_size=0.1, ratio=0.3, linear_steps=30)  # a longer series, less bias
+        StocBiO(step_size=Constant(value=0.1), ratio=0.3, inner_steps=10, linear_steps=30)
     """
 
     steps_per_record: ClassVar[int] = 16

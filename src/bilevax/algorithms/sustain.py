@@ -61,6 +61,11 @@ class SUSTAIN:
         ratio: gamma_k / rho_k, positive; None (default): measured.
         linear_steps: K, from 1 to 256. Default 10.
         weight: eta_k, a number in (0, 1] or a schedule; the first is taken as 1. Default (1 + k)^(-2/3).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SUSTAIN(step_size=bx.Polynomial(0.1, 1 / 3), ratio=0.3).linear_steps
+        10
     """
 
     steps_per_record: ClassVar[int] = 64

@@ -48,6 +48,11 @@ class TTSA:
         ratio: gamma_0 / rho_0, positive; None (default): measured.
         outer_power: a, at least 1. Default 3/2.
         linear_steps: K, from 1 to 256. Default 10.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.TTSA(step_size=bx.Polynomial(0.1, 0.4), ratio=0.3)  # lam: 0.03 k^(-3/5)
+        TTSA(step_size=Polynomial(value=0.1, power=0.4, horizon=1.0), ratio=0.3, outer_power=1.5, linear_steps=10)
     """
 
     steps_per_record: ClassVar[int] = 256

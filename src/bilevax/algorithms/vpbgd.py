@@ -67,6 +67,11 @@ class VPBGD:
 
     Raises:
         ParameterError: the problem has no inner loss, or damping (when a run begins).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.VPBGD(step_size=0.1, ratio=0.3, inner_steps=5).inner_steps
+        5
     """
 
     steps_per_record: ClassVar[int] = 256

@@ -26,7 +26,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, is_concrete, zeros_like
 from bilevax.data import Several, Undrawn, refuse_keys
-from bilevax.data.arrays import CHUNK
+from bilevax.data.sampling import CHUNK
 from bilevax.solvers.parts import (
     Pair,
     mean_series_directions,
@@ -54,22 +54,23 @@ class VRBO:
         d   <- d + D(new) - D(old),  w <- w + rho_k d_w                         ``inner_steps`` times
         d   <- d + D(new) - D(old)
 
-    with D of :class:`~bilevax.MRBO`; new and old are (w, lam) after the last move and before it, both on K + 2
-    minibatches drawn anew. Constant steps lead to the very point where the mean direction of :class:`~bilevax.StocBiO`
-    is 0. Steps are in loss form, as there. Assumes G strongly convex, smooth losses, and rows of which every one can be
-    read. It takes of the order of eps^(-3/2) samples to a squared hypergradient of eps. Cost: T + 1 times, at two
-    points, an inner gradient, K products, a cross product, an outer gradient; and these on every row, in minibatches.
-    Source: Yang, Ji, Liang (2021), arXiv:2106.04692.
+    with D of :class:`~bilevax.MRBO`; new and old: (w, lam) after and before a move, on the same K + 2 minibatches.
+    Constant steps lead to where the mean direction of :class:`~bilevax.StocBiO` is 0. Assumes G strongly convex, smooth
+    losses; order eps^(-3/2) samples to a squared hypergradient of eps. Cost: at 2 (T + 1) points an inner gradient,
+    K + 1 products, an outer gradient; and these on every row. Source: Yang, Ji, Liang (2021), arXiv:2106.04692.
 
     Args:
         step_size: rho_k, a number or a schedule; None (default): measured at the start of the run.
         ratio: gamma_k / rho_k, positive; None (default): measured.
         inner_steps: T, at least 1. Default 3.
         linear_steps: K, at least 1; (T + 1) K at most 256. Default 10.
-        period: steps from one pass over every row to the next; None (default): as many as read as many rows as it.
+        period: steps between passes over every row; None (default): until as many rows are read as in one.
 
     Raises:
         ParameterError: a source has keys, so that no pass stands for the mean (when a run begins).
+
+    Examples:
+        >>> algorithm = VRBO(step_size=0.1, period=20)
     """
 
     steps_per_record: ClassVar[int] = 256

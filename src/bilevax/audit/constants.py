@@ -64,6 +64,17 @@ def estimate_constants(
 
     Raises:
         ParameterError: a wrong leaf or function, fewer than two batches, or a map that does not contract at w.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax, jax.numpy as jnp
+        >>> inner_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2) + jnp.exp(lam) * w**2
+        >>> outer_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2)
+        >>> train, val = bx.Arrays(jnp.array([1.0, 3.0])), bx.Arrays(jnp.array([1.0]))
+        >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.25), outer_loss)
+        >>> constants = bx.estimate_constants(problem, 1.0, 0.0, train, val, key=jax.random.key(0), batches=4)
+        >>> round(float(constants.L), 3), round(float(constants.q), 3)  # the curvature 2 + 2 exp(lam); a step of 1 / L
+        (4.0, 0.0)
     """
     w, lam = as_parameters("w", w), as_parameters("lam", lam)
     found = _measure(

@@ -25,7 +25,11 @@ from bilevax.core.keys import as_key
 from bilevax.core.limits import exhausted, said
 from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.trees import PyTree, as_parameters
+from bilevax.data import Stream
 from bilevax.problems.problem import Problem
+
+SOME = 20_000
+"""Rows of a stream that are looked at, at most."""
 
 STOPS = {"INTEGER_LEAF", "BAD_LEAF", "STRUCTURE", "RAISES", "IMPURE", "NONFINITE", "NO_CURVATURE"}
 """Findings after which the checks that follow would speak of nothing."""
@@ -69,8 +73,8 @@ def check(
         problem: the inner map, the outer loss, the set Lambda.
         w0: start of the inner solver, d entries.
         lam: where the hypergradient is wanted, m entries.
-        train: source of inner minibatches.
-        val: source of outer minibatches.
+        train: source of inner minibatches; of a :class:`~bilevax.Stream` 20,000 rows at random are looked at.
+        val: source of outer minibatches; likewise.
         key: a JAX random key, of all that the audit draws.
         estimator: such as :class:`~bilevax.SID`; None: none is audited.
 
@@ -89,6 +93,7 @@ def check(
         ('error', ('INTEGER_LEAF',))
     """
     key = as_key(key)
+    train, val = (_in_memory(source, jax.random.fold_in(key, i)) for i, source in enumerate((train, val)))
     for name, source in (("train", train), ("val", val)):
         if source.all_rows is None:
             raise ParameterError(f"check looks at rows one by one, and {name} is not in memory; pass some as bx.Arrays")
@@ -106,6 +111,11 @@ def check(
     # a stable sort: of one severity in the order of the checks
     items = sorted((x for x in seen if isinstance(x, Finding)), key=lambda f: -SEVERITIES.index(f.severity))
     return Findings(tuple(items), tuple(x for x in seen if isinstance(x, Figure)))
+
+
+def _in_memory(source: RowSource, key: Array) -> RowSource:
+    """Some rows of a stream; every other source as it is."""
+    return source.some(SOME, key) if isinstance(source, Stream) else source
 
 
 def _audit(

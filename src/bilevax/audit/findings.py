@@ -17,6 +17,11 @@ class Finding:
         severity: ``"note"``, ``"warning"`` or ``"error"``.
         measured: what was seen, with its numbers.
         advice: what to do about it.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Finding("SUM", "error", measured="...", advice="...").severity
+        'error'
     """
 
     code: str

@@ -28,6 +28,17 @@ _NO_CACHE = typer.Option(
 _DETERMINISTIC = typer.Option(
     "--deterministic", help="Compute with one thread: another number of threads changes the last bits of sums."
 )
+_DROP = typer.Option(metavar="COLUMN", help="Column that is not looked at; may be repeated.")
+_TEXT = typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
+_MISSING = typer.Option(
+    metavar="MARKS",
+    help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
+)
+_TYPES = typer.Option(
+    metavar="COLUMN=TYPE", help="What a column is: text, number, date, day-first or month-first; may be repeated."
+)
+_FORCE = typer.Option("--force", help="Replace the run in DIR.")
+_QUIET = typer.Option("--quiet", help="Show the path of the report and faults alone.")
 _DEBUG = typer.Option("--debug", help="Show where an error came from.")
 
 
@@ -80,26 +91,10 @@ def tune(
     time_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Train on the oldest rows by it, test on the newest.")
     ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column that is not looked at; may be repeated.")
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
-    ] = None,
-    missing: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MARKS",
-            help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",
-        ),
-    ] = None,
-    types: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN=TYPE",
-            help="What a column is: text, number, date, day-first or month-first; may be repeated.",
-        ),
-    ] = None,
+    drop: Annotated[list[str] | None, _DROP] = None,
+    text: Annotated[list[str] | None, _TEXT] = None,
+    missing: Annotated[list[str] | None, _MISSING] = None,
+    types: Annotated[list[str] | None, _TYPES] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Column that is not learned from, as identifiers are; may be repeated."),
@@ -135,8 +130,8 @@ def tune(
         typer.Option(metavar="FILE", help="TOML file with these options, or the config.toml of a run."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Show the outcome as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show the path of the report and faults alone.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run in DIR.")] = False,
+    quiet: Annotated[bool, _QUIET] = False,
+    force: Annotated[bool, _FORCE] = False,
     deterministic: Annotated[bool, _DETERMINISTIC] = False,
     no_cache: Annotated[bool, _NO_CACHE] = False,
     debug: Annotated[bool, _DEBUG] = False,
@@ -218,6 +213,71 @@ def predict(
 
     options = PredictOptions(missing or (), keep or (), score, max_cells, threshold)
     run(directory, table, out, options, force=force)
+
+
+@app.command()
+def clean(
+    context: typer.Context,
+    table: Annotated[str, _TABLE],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of what is found; it is made.")],
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="COLUMN", help="Column of labels; bundled data sets know theirs.")
+    ] = None,
+    trusted: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="Other rows, with the same columns, whose labels are known to be right."),
+    ] = None,
+    trusted_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Or a column that marks such rows: yes or no, 1 or 0.")
+    ] = None,
+    cleaned: Annotated[
+        bool, typer.Option("--cleaned", help="Write the table, too, with the labels that are probably right.")
+    ] = False,
+    model: Annotated[
+        Literal["linear", "additive"] | None,
+        typer.Option(help="What learns the labels: linear (default), or additive: a curve for every column, slower."),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Of true labels, where they are known: says how right all this is."),
+    ] = None,
+    flip: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F", min=0, max=0.9, help="A rehearsal: turn this share of the labels, and look for them."
+        ),
+    ] = None,
+    trust: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of a rehearsal: so many labels, drawn, are trusted.")
+    ] = None,
+    task: Annotated[
+        Literal["auto", "classes"] | None,
+        typer.Option(help="classes: the many numbers of the target are labels; auto (default): then it is refused."),
+    ] = None,
+    drop: Annotated[list[str] | None, _DROP] = None,
+    text: Annotated[list[str] | None, _TEXT] = None,
+    missing: Annotated[list[str] | None, _MISSING] = None,
+    types: Annotated[list[str] | None, _TYPES] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column that is not learned from, and stands beside each suspicious row."),
+    ] = None,
+    max_cells: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Rows x columns at most, of a Parquet or svmlight file.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of folds (default: 0).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Show what was found as JSON.")] = False,
+    quiet: Annotated[bool, _QUIET] = False,
+    force: Annotated[bool, _FORCE] = False,
+    deterministic: Annotated[bool, _DETERMINISTIC] = False,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Find the rows of a table whose label is probably wrong, by a few whose labels are known to be right."""
+    if deterministic:
+        one_thread()
+    from bilevax.cli.clean import run
+
+    raise typer.Exit(run(context.params))
 
 
 @app.command()

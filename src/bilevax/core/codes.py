@@ -13,6 +13,13 @@ class Code(enum.IntEnum):
     Codes are ordered by severity: the code of a whole is the ``max`` of the codes of its parts, but of stages one
     after the other the first of NOT_CONTRACTIVE or worse, as later failures are its consequences.
     ``Code(code).message`` says what was seen, the likely causes, and what to try.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> max(bx.Code.OK, bx.Code.DIVERGED).name  # of a whole: the worst of its parts
+        'DIVERGED'
+        >>> bx.Code(0).message
+        'No failure was seen.'
     """
 
     # ``max`` compares the numbers, and a History holds them: a new code is inserted by severity and renumbers the rest.

@@ -64,6 +64,17 @@ class ErrorReport(NamedTuple):
         bound: of the norm of the whole error, from constants that were given; None where there are none.
         samples: rows read for this report beside those that the estimate's ``cost`` counts.
         order: power of the number of steps with which ``bias`` falls at least: 1 if it is of a start, 1/2 of noise.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> numbers = map(jnp.asarray, (50.0, 0.0, 0.0, 0.014, 0.9))  # degrees of freedom, three parts, contraction
+        >>> report = bx.ErrorReport(jnp.array([3.0, 4.0]), jnp.full(2, 0.01), jnp.zeros(2), *numbers)
+        >>> round(float(report.relative), 4), bool(report.relative < report.upper < 0.01)
+        (0.0028, True)
+        >>> low, high = report.interval(0.95)
+        >>> [bool(x) for x in low < report.value]
+        [True, True]
     """
 
     value: PyTree

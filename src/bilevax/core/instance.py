@@ -39,6 +39,14 @@ class Oracle(NamedTuple):
         """d2Phi(w, lam; zeta)^T v, like lam."""
         return self.problem.cross_product(w, self.lam, batch, v)
 
+    def mean_image(self, w: PyTree, source: RowSource) -> PyTree:
+        """Phi(w, lam), on every row of a source, like w."""
+        if not self.problem.composite:
+            return source.total(lambda at, batch: at[0].inner_image(at[1], batch), (self, w))
+        # the prox of a mean is not the mean of proxes: rows in pieces go through That, and their mean through G
+        u = source.total(lambda at, batch: at[0].problem.smooth_image(at[1], at[0].lam, batch), (self, w))
+        return self.problem.proximal_image(u, w, self.lam)
+
     # One linearisation of Phi serves both products.
     def inner_pullback(self, w: PyTree, batch: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, PyTree]]]:
         """Phi(w, lam; zeta), and v -> (d1Phi^T v, d2Phi^T v)."""
@@ -50,6 +58,18 @@ class Oracle(NamedTuple):
         return self.problem.outer_gradients(w, self.lam, batch)
 
 
+class InnerImage:
+    """(w, oracle, batch) -> Phi(w, lam; zeta), like w, for a solver of the inner problem."""
+
+    def __call__(self, w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
+        """Phi(w, lam; zeta)."""
+        return oracle.inner_image(w, batch)
+
+    def mean(self, w: PyTree, oracle: Oracle, source: RowSource) -> PyTree:
+        """Phi(w, lam), on every row."""
+        return oracle.mean_image(w, source)
+
+
 class Instance(NamedTuple):
     """A bilevel problem at one lam, with the rows that its two functions are means over.
 
@@ -58,6 +78,14 @@ class Instance(NamedTuple):
         lam: where the hypergradient is wanted.
         train: source of inner minibatches.
         val: source of outer minibatches.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> rows = bx.Arrays((jnp.ones((4, 2)),))
+        >>> layer = bx.Problem(lambda w, lam, batch: 0.5 * w + lam, lambda w, lam, batch: jnp.sum(w**2))
+        >>> bx.Instance(layer, jnp.ones(2), rows, rows).mean_image(jnp.ones(2), jnp.ones(2)).tolist()
+        [1.5, 1.5]
     """
 
     problem: BilevelProblem
@@ -79,7 +107,7 @@ class Instance(NamedTuple):
 
     def mean_image(self, w: PyTree, lam: PyTree) -> PyTree:
         """Phi(w, lam), on every row of train; lam is an argument, so that it can be differentiated in both."""
-        return self.train.total(lambda at, batch: at[0].inner_image(at[1], batch), (Oracle(self.problem, lam), w))
+        return Oracle(self.problem, lam).mean_image(w, self.train)
 
     def mean_adjoint(self, w: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, PyTree]]]:
         """Phi(w, lam), and v -> (d1Phi(w, lam)^T v, d2Phi(w, lam)^T v), on every row of train."""
@@ -88,10 +116,14 @@ class Instance(NamedTuple):
 
     def mean_adjoint_product(self, w: PyTree, v: PyTree) -> PyTree:
         """d1Phi(w, lam)^T v, on every row of train."""
+        if self.problem.composite:
+            return jax.vjp(lambda x: self.mean_image(x, self.lam), w)[1](v)[0]
         return self.train.total(lambda at, batch: at[0].adjoint_product(at[1], batch, at[2]), (self.oracle, w, v))
 
     def mean_cross_product(self, w: PyTree, v: PyTree) -> PyTree:
         """d2Phi(w, lam)^T v, on every row of train."""
+        if self.problem.composite:
+            return jax.vjp(lambda x: self.mean_image(w, x), self.lam)[1](v)[0]
         return self.train.total(lambda at, batch: at[0].cross_product(at[1], batch, at[2]), (self.oracle, w, v))
 
     def mean_inner_loss(self, w: PyTree) -> Array:

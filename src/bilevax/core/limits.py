@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bilevax.core.errors import ResourceError
+from bilevax.core.host import noted
 
 try:
     import resource
@@ -82,6 +83,8 @@ def require(need: float, what: str, helps: str = HELPS, *, compiler: float = 0.0
 def said(what: str, helps: str = HELPS) -> Iterator[None]:
     """Turns what is raised where memory ends, by Python, numpy, pyarrow or JAX, into a sentence; also a decorator.
 
+    So with what a host callback of a compiled program raises: the sentence alone comes out.
+
     Args:
         what: was being done.
         helps: what would take less.
@@ -92,6 +95,8 @@ def said(what: str, helps: str = HELPS) -> Iterator[None]:
     try:
         yield
     except Exception as e:
+        if (fault := noted(e)) is not None:
+            raise fault from None
         if isinstance(e, ResourceError) or not exhausted(e):
             raise
         have = min(left(), key=lambda limit: limit.bytes)

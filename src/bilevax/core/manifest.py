@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,21 @@ class Sealed(NamedTuple):
 def fingerprint(content: bytes) -> Plain:
     """What a manifest says of a file."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def written_in_pieces(path: Path, pieces: Iterable[bytes]) -> Plain:
+    """Write a file piece by piece, and return what a manifest says of it.
+
+    Raises:
+        StorageError: the system refused; nothing is at ``path`` that was not there.
+    """
+    size, digest = 0, hashlib.sha256()
+    with files.written_in_pieces(path) as append:
+        for piece in pieces:
+            size += len(piece)
+            digest.update(piece)
+            append(piece)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def encode(kind: str, version: int, listed: Mapping[str, Plain], content: Plain) -> bytes:

@@ -231,6 +231,9 @@ class BilevelProblem(Protocol):
     def smooth_image(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """That(w, lam; zeta), like w; Phi itself of a gradient step."""
 
+    def proximal_image(self, u: PyTree, w: PyTree, lam: PyTree) -> PyTree:
+        """G(u, lam) of a composite map, like w: Phi(w, lam) where u is That(w, lam)."""
+
     def relaxed_image(self, w: PyTree, lam: PyTree, batch: PyTree, eta: Array) -> PyTree:
         """G_eta((1 - eta) w + eta That(w, lam; zeta)), like w, G_eta with a step shorter by eta."""
 

@@ -25,6 +25,11 @@ class Count:
         rows: of one call.
         reads: minibatches read for these calls; less than ``calls`` where one that is in hand serves several of them.
             None: as many as calls.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Count(1000, 32).samples, bx.Count(1000, 32, 500).samples  # each minibatch read for two calls
+        (32000, 16000)
     """
 
     calls: Array | int = 0
@@ -64,6 +69,11 @@ class Cost(NamedTuple):
         cross: products with d2Phi^T (cross products).
         outer_gradients: gradients of the outer loss.
         measuring: Hessian-vector products of the measured inner step, and of the tests whether a map contracts.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Cost(gradients=bx.Count(1000, 32), outer_gradients=bx.Count(1, 400)).samples
+        32400
     """
 
     gradients: Count = Count()
@@ -222,6 +232,11 @@ class Estimate(NamedTuple):
         unused: like lam; True where a leaf enters neither function, so that its hypergradient is zero by right.
         steps: of the longest of its chains of minibatches; None where there is none.
         tol: relative error by which it was judged; None where it was not.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> "value" in bx.Estimate._fields, "error" in bx.Estimate._fields  # made by bx.hypergradient
+        (True, True)
     """
 
     value: PyTree
@@ -311,6 +326,11 @@ class History(NamedTuple):
         samples: samples up to and including the stretch.
         seconds: time since the start when the compiled call that made it was done, compilation included.
         step: outer steps done at its end.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.History._fields  # an entry for each stretch of steps
+        ('outer_value', 'gradient_norm', 'code', 'samples', 'seconds', 'step')
     """
 
     outer_value: np.ndarray
@@ -335,6 +355,11 @@ class Result(NamedTuple):
         interrupted: True if the user stopped it; everything above is what was reached.
         at_bound: like lam; True where an entry is on the boundary of the set Lambda; None where the projection does not
             say.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Result._fields[:4]  # made by bx.minimize
+        ('w', 'lam', 'code', 'failure')
     """
 
     w: PyTree

@@ -21,7 +21,12 @@ CONFIG, METRICS, MODEL = "config.toml", "metrics.jsonl", "model.safetensors"
 COEFFICIENTS, REPORT = "coefficients.json", "report.html"
 
 FILES = (CONFIG, METRICS, MODEL, COEFFICIENTS, REPORT)
-"""The files of a run."""
+"""The files of a run of ``tune``."""
+
+SUSPICIOUS, CLEANED = "suspicious.csv", ("cleaned.csv", "cleaned.parquet")
+"""Tables that a run of ``clean`` writes for its user, beside settings, metrics and report; it has no model."""
+
+TABLES = (SUSPICIOUS, *CLEANED)
 
 CHECKPOINTS = "checkpoints"
 """Directory within, where the tuning keeps what it has reached, until the run is finished."""
@@ -56,7 +61,7 @@ class RunFiles(NamedTuple):
         return bool(self.content["state"] == FINISHED)
 
 
-def read_run_files(path: Path, *, without: Collection[str] = (REPORT,)) -> RunFiles:
+def read_run_files(path: Path, *, without: Collection[str] = (REPORT, *TABLES)) -> RunFiles:
     """Read a run directory and check every byte of what is listed; the whole old or the whole new one of a swap.
 
     Args:
@@ -76,7 +81,7 @@ def read_run_files(path: Path, *, without: Collection[str] = (REPORT,)) -> RunFi
         except CorruptError:
             if _located(path) != place:
                 continue
-            if {*FILES, manifest.NAME} & {*files.names(place)}:
+            if {*FILES, *TABLES, manifest.NAME} & {*files.names(place)}:
                 raise
             raise DataError(f"{path} is not a run directory: it has none of {', '.join(FILES[:-1])}") from None
         contents = dict(sealed.files)

@@ -384,24 +384,25 @@ class Records(tuple[Record, ...]):
         return next((record for record in reversed(self) if isinstance(record, kind)), None)
 
 
-def read_records(content: bytes, name: str) -> Records:
+def read_records(content: bytes, name: str, kinds: "TypeAdapter[Record]" = _ANY) -> Records:
     """The records of ``metrics.jsonl``; its last line may be torn: a run that was killed while it wrote.
 
     Args:
         content: of the file.
         name: of it, for messages.
+        kinds: those that there may be.
 
     Raises:
         CorruptError: a line is no record; the message names it.
     """
-    return Records(_read(content.split(b"\n"), name))
+    return Records(_read(content.split(b"\n"), name, kinds))
 
 
-def _read(lines: Sequence[bytes], name: str) -> Iterable[Record]:
+def _read(lines: Sequence[bytes], name: str, kinds: "TypeAdapter[Record]") -> Iterable[Record]:
     for i, line in enumerate(lines, 1):
         try:
             if line.strip():
-                yield _ANY.validate_json(line)
+                yield kinds.validate_json(line)
         except ValidationError as e:
             # a whole line ends with a newline, after which an empty one is left
             if i == len(lines) and e.errors()[0]["type"] == "json_invalid":

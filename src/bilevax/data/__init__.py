@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from bilevax.data.fold import refuse_keys
     from bilevax.data.looks import Looks, Several, Undrawn, fold_looks
     from bilevax.data.sparse_rows import SparseRows
+    from bilevax.data.stream import Stream
 
 __all__ = [
     "Arrays",
@@ -16,10 +17,11 @@ __all__ = [
     "Looks",
     "Several",
     "SparseRows",
+    "Stream",
     "Undrawn",
     "fold_looks",
     "join",
     "refuse_keys",
 ]
 
-__getattr__, __dir__ = attach(__name__, ["fold", "arrays", "sparse_rows", "looks"], __all__)
+__getattr__, __dir__ = attach(__name__, ["fold", "arrays", "sparse_rows", "stream", "looks"], __all__)

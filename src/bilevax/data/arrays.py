@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,10 @@ from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Source, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
-from bilevax.data.permutation import cipher_words, permuted, pick
+from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 
 Carry = TypeVar("Carry")
 Leaf: TypeAlias = Array | np.ndarray
-
-CHUNK = 256
-"""Minibatches whose rows are drawn at once: twice as fast as one key a minibatch."""
 
 LARGE = 1 << 22
 """Bytes from which numpy asks for huge pages."""
@@ -30,15 +27,9 @@ LARGE = 1 << 22
 ALIGNMENT = 64
 """Bytes at a multiple of which JAX takes memory as it is."""
 
-KEYS = 0x6B6579
-"""Folded into a stream's key for the keys of its draws."""
-
-FEW = 10
-"""Blocks of which the order alone would hardly differ from key to key."""
-
 
 @config
-class Arrays:
+class Arrays(Numbered):
     """Rows held in memory: a pytree of arrays that share their leading axis n.
 
     Sampling of minibatch j, a pure function of (key, j):
@@ -48,6 +39,9 @@ class Arrays:
       are others in every epoch.
     - ``"blocks"``: contiguous blocks of a copy that is shuffled once (by ``seed``), in a new order each epoch. The
       fastest. A short last block is kept; its draw has a smaller ``weight``, so that every row counts once.
+    - ``"windows"``: the order in which a data set of many files can be read (:class:`~bilevax.Stream`): each epoch
+      permutes the ``groups`` of consecutive rows, cuts them into windows of ``window`` groups, permutes the rows within
+      each, and begins at a random place of that order, going round; so every row is as likely in every minibatch.
 
     With ``keys=True`` the losses see a batch ``batch.rows``, ``batch.key``, for dropout and augmentation: draw j brings
     a key of its own, a function of (key, j) that is the same for every ``sampling`` and batch size. So minibatches of
@@ -62,6 +56,8 @@ class Arrays:
         sampling: see above.
         seed: of the one shuffle of ``"blocks"``; None where the data are shuffled already, as they are in the source.
         keys: a fresh key in every draw. Default False.
+        groups: of ``"windows"``, how many rows each group has, in the order of the rows.
+        window: of ``"windows"``, groups in a window. Default 4.
 
     Raises:
         DataError: lengths differ, or a leaf has NaN or infinite entries (which and where is said).
@@ -90,9 +86,11 @@ class Arrays:
     sampling: str = "iid"
     seed: int | None = 0
     keys: bool = dataclasses.field(default=False, kw_only=True)
+    groups: Any = dataclasses.field(default=None, kw_only=True)
+    window: int = dataclasses.field(default=4, kw_only=True, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        check_choice("sampling", self.sampling, ("iid", "shuffled", "blocks"))
+        check_choice("sampling", self.sampling, SAMPLINGS)
         if not isinstance(self.keys, bool):
             raise ParameterError(f"keys must be True or False, got {self.keys!r}")
         seed = None if self.seed is None else check_count("seed", self.seed)
@@ -100,7 +98,9 @@ class Arrays:
         if isinstance(self.data, Keyed):
             set_frozen(self, data=self.data.rows, keys=True)
         data = to_default_precision(map_named(_check_leaf, "data", self.data))
-        n, order = _common_length(data), None
+        n, order = common_length(data), None
+        groups, window = checked_groups(self.groups, self.window, self.sampling, n)
+        set_frozen(self, groups=groups, window=window)
         b = self.batch_size
         if b is not None:
             if isinstance(b, bool) or not isinstance(b, int | np.integer):
@@ -118,27 +118,10 @@ class Arrays:
         return len(jax.tree.leaves(self.data)[0])
 
     @property
-    def rows_per_batch(self) -> int:
-        """Number of rows in a minibatch, b; n where ``batch_size`` is None."""
-        return self.batch_size or self.rows
-
-    @property
-    def is_full_batch(self) -> bool:
-        """True if each minibatch is every row, and nothing else."""
-        return self.batch_size is None and not self.keys
-
-    @property
-    def blocks(self) -> int | None:
-        """Blocks in an epoch; 1 where each minibatch is every row, None where a draw is no block."""
-        if self.keys:
-            return None
-        return 1 if self.batch_size is None else self._epoch if self.sampling == "blocks" else None
-
-    @property
     def all_rows(self) -> PyTree:
         """Every row at once, with a fixed key if ``keys``."""
         rows = self._seen(self.data)
-        return Keyed(rows, jax.random.fold_in(jax.random.key(0), KEYS)) if self.keys else rows
+        return self.with_fixed_key(rows) if self.keys else rows
 
     def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The mean over every row of ``fn(args, batch)``: one call, on all of them."""
@@ -148,123 +131,32 @@ class Arrays:
         """The shapes and dtypes of a batch of every row."""
         return jax.eval_shape(lambda: self.all_rows)
 
-    @property
-    def _epoch(self) -> int:
-        """Minibatches in an epoch."""
-        # ceil(n / b) blocks, or floor(n / b) minibatches of a permutation
-        n, b = self.rows, self.rows_per_batch
-        return -(-n // b) if self.sampling == "blocks" else n // b
-
-    def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
-        """The plan of the chunk that minibatch j opens (see :class:`~bilevax.data.fold.Source`)."""
-        if not self.keys:
-            return self._renew_rows(plan, key, j, first)
-        return self._renew_rows(plan and plan[0], key, j, first), self.words(key)
-
-    def _renew_rows(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
-        if self.batch_size is None:
-            return ()
+    def _renewed(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         if plan is None:
             return self._choose(key, j)
         # a branch, not a select: a chunk is drawn once in 256 minibatches
         return jax.lax.cond(first | (j % CHUNK == 0), lambda: self._choose(key, j), lambda: plan)
 
-    def _choose(self, key: Array, j: Array) -> Array | tuple[Array, Array]:
-        """The chunk of minibatch j: rows, [CHUNK, b]; or blocks, [CHUNK], and from each the next short one."""
-        n, b, epoch = self.rows, self.rows_per_batch, self._epoch
-        if self.sampling == "iid":
-            return jax.random.randint(jax.random.fold_in(key, j // CHUNK), (CHUNK, b), 0, n)
-        # minibatch j is place j mod e of epoch j // e, e minibatches to an epoch
-        numbers = j // CHUNK * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
-        places, first = numbers % epoch, numbers[0] // epoch
-        nth = numbers // epoch - first
-        met = first + jnp.arange(min(CHUNK, (CHUNK - 1) // epoch + 2), dtype=jnp.int32)  # epochs, a few for a chunk
-        words = _words(key, met)
-        if self.sampling == "shuffled":
-            rows = places[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :]
-            return permuted(words, rows, n, nth[:, None])
-        if n % b == 0:
-            return permuted(words, places, epoch, nth), jnp.full(CHUNK, CHUNK, jnp.int32)
-        # Where the short block comes is the same for every key, unless blocks are few: so under vmap over keys a
-        # program still branches and need not compute both sizes. Which rows are in it is the shuffle's choice.
-        common = words if epoch < FEW else _words(jax.random.key(0), met)
-        # the short block, number e - 1, comes at place p(0); the others in their order around it
-        lasts = jax.vmap(lambda w: permuted(w, jnp.int32(0), epoch))(common)
-        last = pick(lasts, nth)
-        even = jnp.where(places > last, places - 1, places)
-        even = permuted(words, even, epoch - 1, nth)
-        # where in the chunk each epoch's short block is, and of those from a place on the first
-        shorts = (met * epoch + lasts - numbers[0])[:, None]
-        nexts = jnp.where(shorts >= jnp.arange(CHUNK, dtype=jnp.int32)[None, :], shorts, CHUNK)
-        return jnp.where(places == last, epoch - 1, even), jnp.minimum(jnp.min(nexts, axis=0), CHUNK)
+    def _choice(self, plan: PyTree) -> PyTree:
+        return plan
 
-    def chunk_end(self, j: Array) -> Array:
-        """The first minibatch after j that opens a chunk."""
-        return (j // CHUNK + 1) * CHUNK
+    def _everything(self) -> PyTree:
+        return self._seen(self.data)
 
-    @staticmethod
-    def words(key: Array) -> Array:
-        """The stream of the draws' keys as numbers, [2] uint32: a loop carries no keys of any kind."""
-        return jax.random.bits(jax.random.fold_in(key, KEYS), (2,), jnp.uint32)
-
-    def with_key(self, words: Array, j: Array, draw: Draw) -> Draw:
-        """Draw j with a key of its own."""
-        # key of draw j = fold_in(stream, j)
-        stream = jax.random.wrap_key_data(words, impl="threefry2x32")
-        return draw._replace(batch=Keyed(draw.batch, jax.random.fold_in(stream, j)))
-
-    @property
-    def uneven(self) -> bool:
-        """True if there is a short block, and so many blocks that its place is the same for every key."""
-        return bool(self._short) and self._epoch >= FEW
-
-    def next_short(self, plan: PyTree, j: Array) -> Array:
-        """The first minibatch from j on that is the short block; where there is none in the chunk, the next chunk."""
-        nexts = (plan[0] if self.keys else plan)[1]
-        out: Array = j - j % CHUNK + nexts[j % CHUNK]
-        return out
-
-    def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry], short: bool | None = None) -> Carry:
-        """``use(draw)`` of minibatch j (see :class:`~bilevax.core.protocols.UnevenSource`)."""
-        if self.keys:
-            return self._visit_rows(plan[0], j, lambda draw: use(self.with_key(plan[1], j, draw)), short)
-        return self._visit_rows(plan, j, use, short)
-
-    def _visit_rows(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry], short: bool | None) -> Carry:
-        if self.batch_size is None:
-            return use(Draw(self._seen(self.data), -1, 1.0))
+    def _batch(self, plan: PyTree, j: Array, size: int) -> PyTree:
         if self.sampling != "blocks":
-            return use(Draw(self.at(plan[j % CHUNK]), -1, 1.0))
-        number, b = plan[0][j % CHUNK], self.rows_per_batch
-        if not self._short or short is not None:
-            return use(self._block(number, self._short if short else b))
-        # blocks of two sizes have two programs
-        of_size = [lambda size=size: use(self._block(number, size)) for size in (self._short, b)]
-        out: Carry = jax.lax.cond(plan[1][j % CHUNK] == j % CHUNK, *of_size)
-        return out
+            return self.at(plan[j % CHUNK])
+        start = plan[0][j % CHUNK] * self.rows_per_batch
+        return self._seen(jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), self.data))
 
     def at(self, numbers: Array) -> PyTree:
         """These rows, without a key."""
         # without a check of the bounds in the loop: the numbers are drawn from [0, n)
         return self._seen(jax.tree.map(lambda a: a.at[numbers].get(mode="promise_in_bounds"), self.data))
 
-    @property
-    def _short(self) -> int:
-        """Rows in the short block of ``"blocks"``; 0 where there is none."""
-        return self.rows % self.rows_per_batch if self.sampling == "blocks" else 0
-
-    def _block(self, number: Array, size: int) -> Draw:
-        """The first rows, so many, of a block."""
-        # weight e size / n: over the e blocks of an epoch, weight times mean is the mean of every row
-        start = number * self.rows_per_batch
-        rows = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), self.data)
-        return Draw(self._seen(rows), number, size * self._epoch / self.rows)
-
     def _seen(self, batch: PyTree) -> PyTree:
         """The batch as the losses see it."""
         return batch
-
-    fold = fold
 
 
 @config
@@ -301,18 +193,22 @@ class Join:
 
 
 def join(**sources: Source) -> Join:
-    """Fold several sources at once: ``join(train=..., val=...)`` draws ``{"train": draw, "val": draw}``."""
+    """Fold several sources at once: ``join(train=..., val=...)`` draws ``{"train": draw, "val": draw}``.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> both = bx.join(clean=bx.Arrays(jnp.ones((9, 2)), 3), noisy=bx.Arrays(jnp.ones((50, 2)), 10))
+        >>> sorted(both.sources)  # a draw has a batch of each
+        ['clean', 'noisy']
+    """
     if not sources:
         raise ParameterError("join needs at least one source, as in join(train=..., val=...)")
     return Join(dict(sources))
 
 
-def _words(key: Array, epochs: Array) -> Array:
-    """The words of the permutation of each of these epochs, once an epoch."""
-    return jax.vmap(lambda epoch: cipher_words(jax.random.fold_in(key, epoch)))(epochs)
-
-
-def _common_length(data: PyTree) -> int:
+def common_length(data: PyTree) -> int:
+    """Number of rows of every leaf."""
     lengths = {name: leaf.shape[0] for name, leaf in _named_leaves(data)}
     if not lengths:
         raise DataError("data has no arrays")
@@ -328,15 +224,21 @@ def _check_leaf(name: str, given: object) -> Leaf:
     if hasattr(given, "tocsr"):
         raise DataError(f"{name} is a sparse matrix; use bx.SparseRows, or its .toarray() if it may become dense")
     leaf = given if isinstance(given, Array) else np.asarray(given)
-    if not is_key(leaf) and leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if not is_key(leaf):
+        check_numbers(name, leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and is_concrete(leaf):
+        check_finite(name, values := np.asarray(leaf), lambda i: np.unravel_index(i, values.shape))
+    return leaf
+
+
+def check_numbers(name: str, leaf: Leaf) -> None:
+    """Refuse what is not real numbers with an axis of rows."""
+    if leaf.dtype.kind not in "fiub" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
         raise DataError(f"{name} has dtype {leaf.dtype}; pass numbers")
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise DataError(f"{name} is complex; pass real numbers")
     if leaf.ndim == 0:
         raise DataError(f"{name} is a scalar; pass an array with one row per example")
-    if jnp.issubdtype(leaf.dtype, jnp.floating) and is_concrete(leaf):
-        check_finite(name, values := np.asarray(leaf), lambda i: np.unravel_index(i, values.shape))
-    return leaf
 
 
 def _copy_to_device(rows: Leaf, order: np.ndarray | None) -> Array:
@@ -355,24 +257,24 @@ def _copy_to_device(rows: Leaf, order: np.ndarray | None) -> Array:
     return jnp.asarray(jax.device_put(own, may_alias=True))
 
 
-def to_default_precision(data: PyTree) -> PyTree:
+def to_default_precision(data: PyTree, name: str = "data", stacklevel: int = 4) -> PyTree:
     """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
     if jnp.result_type(float) == np.float64:
         return data
     # jnp.asarray would narrow it without a word
-    wide = [name for name, leaf in _named_leaves(data) if leaf.dtype == np.float64]
+    wide = [name for name, leaf in _named_leaves(data, name) if leaf.dtype == np.float64]
     if not wide:
         return data
     warnings.warn(
         f"{', '.join(wide)} is float64 and becomes float32; "
         "call jax.config.update('jax_enable_x64', True) first to keep it, or pass float32",
-        stacklevel=4,  # this function, __post_init__, __init__, the caller
+        stacklevel=stacklevel,  # of an array in memory this function, __post_init__, __init__, the caller
     )
     return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, data)
 
 
-def _named_leaves(data: PyTree) -> list[tuple[str, Leaf]]:
-    return [(leaf_name("data", path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
+def _named_leaves(data: PyTree, name: str = "data") -> list[tuple[str, Leaf]]:
+    return [(leaf_name(name, path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
 
 
 def check_finite(name: str, values: np.ndarray, place: Callable[[int], tuple[object, ...]]) -> None:

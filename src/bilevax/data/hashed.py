@@ -11,9 +11,9 @@ from jax import Array
 from bilevax.core.config import config
 from bilevax.core.protocols import Carry, Draw, Total
 from bilevax.core.trees import PyTree
-from bilevax.data.arrays import Arrays
 from bilevax.data.fold import fold
 from bilevax.data.permutation import hashed_rows
+from bilevax.data.sampling import Numbered
 
 
 @config
@@ -23,7 +23,7 @@ class HashedBatches:
     Drawing random rows takes as long to compile as a small estimator.
     """
 
-    source: Arrays
+    source: Numbered
     rows_per_batch: int
 
     is_full_batch: ClassVar[bool] = False
@@ -41,7 +41,7 @@ class HashedBatches:
 
     @property
     def all_rows(self) -> PyTree:
-        """Every row at once."""
+        """Every row at once; None where they are not in memory."""
         return self.source.all_rows
 
     def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:

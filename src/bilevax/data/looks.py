@@ -18,8 +18,8 @@ from bilevax.core.config import check_count, config
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Carry, Draw, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree, is_concrete
-from bilevax.data.arrays import CHUNK
 from bilevax.data.fold import fold, within_chunk
+from bilevax.data.sampling import CHUNK
 
 NAMED = 0x80000000
 """Highest bit, set in the number that is folded in for a name, so that no stream has the key of a step."""
@@ -35,6 +35,13 @@ class Several:
     Args:
         source: where the minibatches come from; its chunks have 256, or it has none.
         number: T, from 1 to 256; it may be traced.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> train = bx.Arrays(jnp.ones((50, 2)), batch_size=5)
+        >>> {"linear": bx.Several(train, 10)}["linear"].number  # ten minibatches a step, in `streams`
+        10
     """
 
     source: Source

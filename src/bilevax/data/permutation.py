@@ -49,6 +49,22 @@ def permuted(words: Array, i: Array, n: int, nth: Array | None = None) -> Array:
     return jax.lax.scan(swap, i, rounds)[0]
 
 
+def permuted_within(words: Array, i: Array, sizes: Array, salt: Array) -> Array:
+    """Entries i of permutations of 0, ..., size - 1, one of its own for each salt; sizes and salts int32, like i.
+
+    As :func:`permuted`, by the words [2, ROUNDS] with the salt hashed into them.
+    """
+    own = _hash(salt.astype(jnp.uint32))
+
+    def swap(x: Array, pair: Array) -> tuple[Array, None]:
+        centre = (_hash(pair[0] ^ own) % sizes.astype(jnp.uint32)).astype(jnp.int32)
+        partner = jnp.where(x <= centre, centre - x, centre - x + sizes)
+        swapped = _hash(_hash(jnp.maximum(x, partner).astype(jnp.uint32) ^ pair[1]) ^ own) % 2 == 1
+        return jnp.where(swapped, partner, x), None
+
+    return jax.lax.scan(swap, i, words.T)[0]
+
+
 def pick(each: Array, nth: Array) -> Array:
     """``each[nth]`` of a vector; of at most two by a select, which is three times faster."""
     return each[nth] if len(each) > 2 else jnp.where(nth == 0, each[0], each[-1])

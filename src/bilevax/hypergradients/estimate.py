@@ -124,6 +124,22 @@ def hypergradient(
         ParameterError: a wrong leaf of w0 or lam, a function that returns a wrong structure, shape or dtype, an
             estimator that needs what the problem lacks, a wrong ``tol`` or number of replicas; a budget without a
             target, or a target within a trace or of an estimator that cannot go on; no report where one is needed.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax, jax.numpy as jnp
+        >>> inner_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2) + jnp.exp(lam) * w**2
+        >>> outer_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2)
+        >>> train, val = bx.Arrays(jnp.array([1.0, 3.0])), bx.Arrays(jnp.array([1.0]))
+        >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.25), outer_loss)
+        >>> sid = bx.SID(bx.FixedPoint(100), bx.FixedPoint(100))
+        >>> est = bx.hypergradient(problem, sid, 0.0, 0.0, train, val, key=jax.random.key(0))
+        >>> bx.Code(int(est.code)).name, bool(est.error.upper < 1e-3)
+        ('OK', True)
+        >>> round(float(est.w), 4)  # mean / (1 + exp(lam))
+        1.0
+        >>> abs(float(est.value)) < 1e-3  # w is 1, what val has: lam is right
+        True
     """
     estimator.check(problem)
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
@@ -167,6 +183,18 @@ def value_and_hypergradient(
 
     As ``jax.value_and_grad`` of lam -> E(w(lam), lam). The arguments are those of :func:`hypergradient`, whose
     estimate has its error too, its cost, w, and why it failed (a code of DIVERGED or worse).
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax, jax.numpy as jnp
+        >>> inner_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2) + jnp.exp(lam) * w**2
+        >>> outer_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2)
+        >>> train, val = bx.Arrays(jnp.array([1.0, 3.0])), bx.Arrays(jnp.array([1.0]))
+        >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.25), outer_loss)
+        >>> sid = bx.SID(bx.FixedPoint(100), bx.FixedPoint(100))
+        >>> value, slope = bx.value_and_hypergradient(problem, sid, 0.0, 1.0, train, val, key=jax.random.key(0))
+        >>> round(float(value), 3), round(float(slope), 3)
+        (0.214, 0.363)
     """
     est = hypergradient(problem, estimator, w0, lam, train, val, key=key, report=False)
     # milder codes leave numbers that may be used

@@ -92,6 +92,11 @@ class ITD:
         confirm: as in :class:`~bilevax.FixedPoint`.
         outer_weight: a_j, a schedule such as :class:`~bilevax.Harmonic`, or a number; None (default): 0.
         truncate: ``"worst"``, not with ``last``; None (default): the last point.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.ITD(100).mode, bx.ITD(100, last=20).last  # truncated: the last 20 steps alone
+        ('reverse', 20)
     """
 
     extensible: ClassVar[bool] = False

@@ -121,6 +121,11 @@ class JointSID:
             where N b > 3 n or a bias is suspected, if it halves the estimated variance (it can raise it, where the
             noise of the cross products cancels that of v).
         confirm: as in :class:`~bilevax.FixedPoint`.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.JointSID(steps=4000).steps  # the step of the chains is measured
+        4000
     """
 
     extensible: ClassVar[bool] = True

@@ -61,6 +61,11 @@ class NSID:
         linear: as in :class:`~bilevax.SID`.
         cross_batches: J, at least 1, or :class:`~bilevax.Growing`; None: every row of train once.
         outer_batches: J1, minibatches of val, likewise; None (default): every row of val once.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.NSID(bx.FixedPoint(1000, bx.Harmonic(20, 40)), bx.GMRES(), cross_batches=100).linear
+        GMRES(tol=1e-06, max_steps=1000, restart=50, damping=0.0)
     """
 
     extensible: ClassVar[bool] = True

@@ -60,6 +60,11 @@ class Penalty:
         extrapolate: default True.
         cross_batches: J, minibatches of both for the value, at least 1, or :class:`~bilevax.Growing`; None (default):
             every row once.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Penalty(bx.LBFGS(), multiplier=1000.0).multiplier
+        1000.0
     """
 
     extensible: ClassVar[bool] = False

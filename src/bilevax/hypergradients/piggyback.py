@@ -65,6 +65,11 @@ class Piggyback:
 
     Args:
         inner: :class:`~bilevax.FixedPoint`, which moves both.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Piggyback(bx.FixedPoint(5000, bx.Polynomial(1.0, 0.5))).inner.steps
+        5000
     """
 
     extensible: ClassVar[bool] = False

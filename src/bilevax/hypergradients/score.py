@@ -47,6 +47,11 @@ class Bernoulli:
     """Each entry of x is 1 with the probability in lam, else 0; lam in [0, 1], as by :class:`~bilevax.CappedSimplex`.
 
     An entry that is 0 or 1 has the score 0: what is never drawn otherwise shows no difference.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.ScoreFunction(bx.LBFGS(), distribution=bx.Bernoulli()).samples  # lam: logits of a mask
+        5
     """
 
     def draw(self, key: Array, lam: Array, samples: int) -> Array:
@@ -67,6 +72,11 @@ class Gaussian:
 
     Args:
         sigma: positive. The bias is of order sigma^2, and 0 where f is quadratic.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Gaussian(sigma=0.1)
+        Gaussian(sigma=0.1)
     """
 
     sigma: float
@@ -105,6 +115,11 @@ class ScoreFunction:
         samples: C, a count of at least 2; a changed one compiles anew. Default 5.
         distribution: :class:`~bilevax.Bernoulli` (default), :class:`~bilevax.Gaussian`, or any object with ``draw(key,
             lam, samples)`` and ``score(lam, x)``, of vectors.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.ScoreFunction(bx.LBFGS(), samples=20, distribution=bx.Gaussian(0.1))
+        ScoreFunction(inner=LBFGS(tol=1e-06, max_steps=500, memory=None), samples=20, distribution=Gaussian(sigma=0.1))
     """
 
     extensible: ClassVar[bool] = False

@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import Steps, at_least_one, check_fields, config, replace_unchecked
 from bilevax.core.errors import ParameterError
-from bilevax.core.instance import Instance, Oracle
+from bilevax.core.instance import InnerImage, Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import (
     BilevelProblem,
@@ -114,6 +114,14 @@ class SID:
         linear: :class:`~bilevax.FixedPoint`, :class:`~bilevax.MixedFP`, :class:`~bilevax.CG`, or any other.
         cross_batches: J, at least 1, or :class:`~bilevax.Growing`; None: every row of train once.
         outer_batches: J1, minibatches of val for E and its gradients, likewise; None (default): every row of val once.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SID(inner=bx.LBFGS(), linear=bx.CG()).cross_batches is None  # every row
+        True
+        >>> sampled = bx.SID(bx.FixedPoint(1000, bx.Harmonic(20, 40)), bx.FixedPoint(1000, bx.Harmonic(20, 40)), 100)
+        >>> sampled.cross_batches
+        100
     """
 
     extensible: ClassVar[bool] = True
@@ -338,11 +346,8 @@ def solve_inner(
         loss = problem.inner_loss if problem.has_loss else problem.inner_map
         return solver.solve(loss, w0, instance.lam, instance.train)
 
-    def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
-        return oracle.inner_image(w, batch)
-
     # w <- w + eta_j (Phi(w; zeta_j) - w)
-    solved = segment.solve(solver, image, w0, instance.oracle, instance.train, key=key)
+    solved = segment.solve(solver, InnerImage(), w0, instance.oracle, instance.train, key=key)
     if instance.problem.damping is None:
         return solved
     # damping lets v contract, not w

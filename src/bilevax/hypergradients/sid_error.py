@@ -15,8 +15,8 @@ from bilevax.core.keys import stream
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import ErrorReport, Estimate, Snapshots
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, row, scale, sub, vdot, where, zeros_like
-from bilevax.data import Arrays
 from bilevax.data.hashed import HashedBatches
+from bilevax.data.sampling import Numbered
 from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread, each
 from bilevax.hypergradients.residual_error import CERTAIN, residual_error
 from bilevax.hypergradients.spread import RelaxationRate, last_point_error, sum_of_entries
@@ -336,7 +336,8 @@ def independent(train: RowSource, val: RowSource) -> tuple[RowSource, RowSource]
 
 def _independent(source: RowSource, rows: int | None) -> RowSource:
     """The source in independent minibatches; full batches in minibatches of so many rows, None: as they are."""
-    if not isinstance(source, Arrays):
+    # rows in windows cannot be read one here, one there, and are nearly independent
+    if not isinstance(source, Numbered) or source.sampling == "windows":
         return source
     if source.is_full_batch:
         return source if rows is None or source.rows <= rows else HashedBatches(source, rows)

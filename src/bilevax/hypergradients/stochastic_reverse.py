@@ -48,6 +48,11 @@ class StochasticReverse:
         steps: k, a count of at least 0, or :class:`~bilevax.Growing`.
         outer_batches: J1, minibatches of val, or :class:`~bilevax.Growing`; None (default): every row of val once.
         tol: length of the last u against grad_1 E above which the code is TOLERANCE_NOT_MET. Default 0.1.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.StochasticReverse(bx.LBFGS(), steps=200).steps
+        200
     """
 
     extensible: ClassVar[bool] = False

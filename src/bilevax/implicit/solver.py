@@ -44,6 +44,11 @@ class Diagnosis(NamedTuple):
         adjoint: u as ``solve`` returned it, like params, whatever the code (by default, NaN for a singular system).
         optimality: ||F(params)||, or ||params - T(params)||: how far params is from a solution. The derivative is
             that of a solution, so it is as wrong as params is.
+
+    Examples:
+        >>> from bilevax.implicit import Diagnosis
+        >>> Diagnosis._fields  # of the `diagnose` of a decorated solver
+        ('code', 'residual', 'adjoint', 'optimality')
     """
 
     code: Array
@@ -62,6 +67,13 @@ class ImplicitSolver:
 
     It is called as the function that it decorates, with or without jit, vmap, scan, jvp, grad, jacfwd and jacrev.
     Derivatives of any order are derivatives of the implicit formula: ``solve`` and the solver are never differentiated.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from bilevax.implicit import custom_root
+        >>> root = custom_root(lambda x, a: x**2 - a)(lambda x0, a: jnp.sqrt(a))
+        >>> round(float(jax.grad(root, argnums=1)(jnp.array(1.0), jnp.array(4.0))), 4)  # 1 / (2 sqrt(4))
+        0.25
     """
 
     def __init__(self, solver: Callable[..., PyTree], settings: Settings) -> None:

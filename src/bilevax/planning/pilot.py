@@ -17,7 +17,7 @@ from bilevax.core.keys import stream
 from bilevax.core.programs import BRIEFLY, compiled
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, entries, norm, sub, zeros_like
-from bilevax.data import Arrays, refuse_keys
+from bilevax.data import Arrays, Stream, refuse_keys
 from bilevax.hypergradients.estimate import hypergradient
 from bilevax.hypergradients.joint_report import PRICED
 from bilevax.hypergradients.joint_sid import FOLLOWED, JointSID, epoch, measured_step, measuring_calls
@@ -25,7 +25,8 @@ from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint, Harmonic, Polynomial
 
-Sources = tuple[Arrays, Arrays]
+Table = Arrays | Stream
+Sources = tuple[Table, Table]
 Solver = TypeVar("Solver")
 
 SAMPLED = "JointSID", "SID"
@@ -117,7 +118,7 @@ def in_minibatches(train: RowSource, val: RowSource) -> Sources:
     Where steps are as long as the minibatch allows, its size hardly changes what a visit is worth until it exceeds
     R^2 / L, the ratio of the largest curvature of a row to that of the mean.
     """
-    whole = _in_memory("train", train), _in_memory("val", val)
+    whole = _numbered("train", train), _numbered("val", val)
     refuse_keys("a plan", "take bx.JointSID without one", train=train, val=val)
     # b = 2^floor(log2(n / 64)), from 8 to 64
     b = int(2 ** np.clip(np.floor(np.log2(max(train.rows / 64, 1))), 3, 6))
@@ -125,16 +126,16 @@ def in_minibatches(train: RowSource, val: RowSource) -> Sources:
     return _batched(whole[0], b), _batched(whole[1], b // 4 if val.rows > b else None)
 
 
-def _in_memory(name: str, source: RowSource) -> Arrays:
-    if not isinstance(source, Arrays):
+def _numbered(name: str, source: RowSource) -> Table:
+    if not isinstance(source, Table):
         raise ParameterError(
             f"a plan chooses the rows in a minibatch, which {type(source).__name__}, the source {name}, has of its"
-            " own; pass bx.Arrays or bx.SparseRows, or an estimator without a plan"
+            " own; pass bx.Arrays, bx.SparseRows or bx.Stream, or an estimator without a plan"
         )
     return source
 
 
-def _batched(source: Arrays, b: int | None) -> Arrays:
+def _batched(source: Table, b: int | None) -> Table:
     if source.batch_size == b:
         return source
     # the shuffle of "blocks" is not made for whole batches, nor by replacing a field: epochs are shuffled instead
@@ -239,9 +240,11 @@ def _rows_tried(rows: int) -> int:
     return min(max(-(-rows // FEW), FEWEST), MOST, rows)
 
 
-def _subsample(source: Arrays, key: Array) -> Arrays:
+def _subsample(source: Table, key: Array) -> Arrays:
     number = _rows_tried(source.rows)
     b = None if source.batch_size is None else min(source.batch_size, number)
+    if isinstance(source, Stream):
+        return source.some(number, key, b)
     chosen = _chosen(source.data, key, source.rows, number)
     return replace_unchecked(source, data=chosen, batch_size=b, sampling="iid" if b else source.sampling)
 

@@ -101,6 +101,17 @@ class Plan:
         spent: of these, the pilot's.
         goal: relative error above which the code of a run is TOLERANCE_NOT_MET.
         notes: what the user should know, in sentences.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax, jax.numpy as jnp
+        >>> inner_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2) + jnp.exp(lam) * w**2
+        >>> outer_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2)
+        >>> train, val = bx.Arrays(jnp.array([1.0, 3.0])), bx.Arrays(jnp.array([1.0]))
+        >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.25), outer_loss)
+        >>> made = bx.plan(problem, 0.0, 0.0, train, val, key=jax.random.key(0), budget=1000)
+        >>> made.estimator.linear  # ready to use; made.run(key=...) does
+        CG(tol=1.1920928955078125e-06, max_steps=2, damping=0.0)
     """
 
     problem: Problem
@@ -190,8 +201,19 @@ def plan(
 
     Raises:
         ParameterError: not exactly one of ``budget`` and ``target``, one of these or a price that is not positive, a
-            budget of less than four passes over the rows, a wrong leaf of w0 or lam, a source that is neither
-            :class:`~bilevax.Arrays` nor :class:`~bilevax.SparseRows`.
+            budget of less than four passes over the rows, a wrong leaf of w0 or lam, a source that is none of
+            :class:`~bilevax.Arrays`, :class:`~bilevax.SparseRows` and :class:`~bilevax.Stream`.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax, jax.numpy as jnp
+        >>> inner_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2) + jnp.exp(lam) * w**2
+        >>> outer_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2)
+        >>> train, val = bx.Arrays(jnp.array([1.0, 3.0])), bx.Arrays(jnp.array([1.0]))
+        >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.25), outer_loss)
+        >>> made = bx.plan(problem, 0.0, 0.0, train, val, key=jax.random.key(0), budget=1000)
+        >>> made.method, made.spent  # few rows: nothing is tried
+        ('AID-CG', 0)
     """
     # refused before the pilot reads a row
     if (budget is None) == (target is None):

@@ -29,6 +29,15 @@ class GradientStep:
         step_size: s, in units of 1 / curvature: a positive number; a pytree like w; a callable of lam that gives either
             (its derivative in lam is stopped, which is exact at the fixed point); or None: measured on the problem,
             1 / (largest curvature that a short walk from w0 meets), before every hypergradient.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> loss = lambda w, lam, batch: jnp.mean((batch - w) ** 2) + jnp.exp(lam) * w**2
+        >>> bx.GradientStep(loss).step_size is None  # measured before a run
+        True
+        >>> float(bx.GradientStep(loss, 0.25)(jnp.array(0.0), 0.0, jnp.ones(3)))  # w - 0.25 grad
+        0.5
     """
 
     loss: Callable[[PyTree, PyTree, PyTree], Array]

@@ -29,6 +29,11 @@ class Groups:
 
     Args:
         index: group number of each feature, integers [d] from 0 to G - 1; lam has shape [G].
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Squared(penalty=bx.Groups([0, 0, 1])).penalty  # three features, two penalties
+        Groups(index=int32[3])
     """
 
     index: PyTree
@@ -165,6 +170,13 @@ class Squared(_LinearModelLoss):
     Args:
         penalty: None, ``"global"``, ``"class"``, ``"feature"``, ``"weight"`` or :class:`Groups`: lam holds the
             logarithms of the penalties.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> loss = bx.Squared(penalty="feature")  # lam: a log penalty for each of the 2 features
+        >>> float(loss(jnp.ones(2), jnp.zeros(2), (jnp.eye(2), jnp.zeros(2))))
+        1.5
     """
 
     penalty: str | Groups | None = None
@@ -186,6 +198,13 @@ class BinaryLogistic(_LinearModelLoss):
     Args:
         penalty: None, ``"global"``, ``"feature"``, ``"weight"`` or :class:`Groups`: lam holds the logarithms of the
             penalties.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> loss = bx.BinaryLogistic(penalty="feature")  # labels 0 and 1
+        >>> round(float(loss(jnp.zeros((1, 2)), jnp.zeros(2), (jnp.eye(2), jnp.array([0, 1])))), 4)  # log 2
+        0.6931
     """
 
     penalty: str | Groups | None = None
@@ -206,6 +225,13 @@ class MultinomialLogistic(_LinearModelLoss):
     Args:
         penalty: None, ``"global"``, ``"class"``, ``"feature"``, ``"weight"`` or :class:`Groups`: lam holds the
             logarithms of the penalties.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> loss = bx.MultinomialLogistic(penalty="feature")  # weights [classes, features]
+        >>> round(float(loss(jnp.zeros((4, 2)), jnp.zeros(2), (jnp.eye(2), jnp.array([0, 3])))), 4)  # log 4
+        1.3863
     """
 
     penalty: str | Groups | None = None

@@ -30,6 +30,14 @@ class Problem:
             (I - d1Phi^T) v = g (Levenberg), in units in which a gradient step of 1 / L has curvatures of at most 1.
             For an inner loss that is not convex. None (default): 0, and :func:`~bilevax.minimize` raises it where an
             inner loss turns out to be indefinite.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> layer = lambda w, lam, batch: jnp.tanh(0.5 * w + lam)  # any contraction in w
+        >>> problem = bx.Problem(layer, lambda w, lam, batch: jnp.sum(w**2), project=bx.Box(-1.0, 1.0))
+        >>> problem.has_loss, problem.symmetric
+        (False, False)
     """
 
     inner_map: PyTree  # an InnerMap, and what else its class has
@@ -117,7 +125,13 @@ class Problem:
         With damping delta it is Phi(w) - delta (w - w'), w' a constant that equals w: Phi in value, and
         d1Phi - delta I is its derivative.
         """
-        image = astype_of(self.inner_map(w, lam, batch), w)
+        return self._damped(astype_of(self.inner_map(w, lam, batch), w), w)
+
+    def proximal_image(self, u: PyTree, w: PyTree, lam: PyTree) -> PyTree:
+        """G(u, lam) of a composite map, like w, as :meth:`inner_image` damped: Phi(w, lam), where u is That(w, lam)."""
+        return self._damped(astype_of(self.inner_map.proximal(u, w, lam), w), w)
+
+    def _damped(self, image: PyTree, w: PyTree) -> PyTree:
         if self.damping is None:
             return image
         # Phi(w) - delta (w - w'): not at w' = w, but in its derivative it is damped
@@ -178,6 +192,14 @@ def lagrangian(problem: Problem, w: PyTree, v: PyTree, lam: PyTree, batches: tup
         v: multiplier, like w.
         lam: outer variable, m entries.
         batches: (zeta, xi), the inner and the outer minibatch.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> rows = jnp.ones((4, 2))
+        >>> layer = bx.Problem(lambda w, lam, batch: 0.5 * w + lam, lambda w, lam, batch: jnp.sum(w**2))
+        >>> float(bx.lagrangian(layer, jnp.ones(2), jnp.ones(2), jnp.ones(2), (rows, rows)))  # E + <v, Phi - w>
+        3.0
     """
     inner, outer = batches
     # E(w, lam; xi) + <v, Phi(w, lam; zeta) - w>
@@ -194,6 +216,15 @@ def directions(
     Returns:
         dL/dv = Phi - w, along which w moves; dL/dw = grad_1 E + d1Phi^T v - v, along which v moves; and
         dL/dlam = grad_2 E + d2Phi^T v, the hypergradient once the other two are zero.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> rows = jnp.ones((4, 2))
+        >>> layer = bx.Problem(lambda w, lam, batch: 0.5 * w + lam, lambda w, lam, batch: jnp.sum(w**2))
+        >>> at = jnp.ones(2), jnp.ones(2), jnp.ones(2)  # w, v, lam
+        >>> [d.tolist() for d in bx.directions(layer, *at, (rows, rows))]
+        [[0.5, 0.5], [1.5, 1.5], [1.0, 1.0]]
     """
     # dL/dw, dL/dv, dL/dlam
     by_w, by_v, by_lam = jax.grad(lagrangian, (1, 2, 3))(problem, w, v, lam, batches)

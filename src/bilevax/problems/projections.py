@@ -21,6 +21,12 @@ class Box:
     Args:
         lower: a number, or an array or tree that broadcasts against lam.
         upper: likewise, not below ``lower``.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> bx.Box(-8.0, 4.0)(jnp.array([-10.0, 0.0, 5.0])).tolist()
+        [-8.0, 0.0, 4.0]
     """
 
     lower: PyTree = -jnp.inf
@@ -50,7 +56,14 @@ class Box:
 
 @config
 class NonNegative:
-    """{lam: lam >= 0}, entry by entry."""
+    """{lam: lam >= 0}, entry by entry.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> bx.NonNegative()(jnp.array([-1.0, 2.0])).tolist()
+        [0.0, 2.0]
+    """
 
     def __call__(self, lam: PyTree) -> PyTree:
         """The nearest point with no negative entry."""
@@ -63,7 +76,14 @@ class NonNegative:
 
 @config
 class L2Ball:
-    """{lam: ||lam||_2 <= radius}, over all entries of all leaves."""
+    """{lam: ||lam||_2 <= radius}, over all entries of all leaves.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> bx.L2Ball(2.0)(jnp.array([3.0, 0.0])).tolist()
+        [2.0, 0.0]
+    """
 
     radius: float = 1.0
 
@@ -85,7 +105,14 @@ class L2Ball:
 
 @config
 class Simplex:
-    """{lam >= 0, sum lam = total}, over all entries of all leaves."""
+    """{lam >= 0, sum lam = total}, over all entries of all leaves.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> bx.Simplex()(jnp.array([1.0, 1.0, -3.0])).tolist()
+        [0.5, 0.5, 0.0]
+    """
 
     total: float = 1.0
 
@@ -104,7 +131,14 @@ class Simplex:
 
 @config
 class CappedSimplex:
-    """{0 <= lam <= 1, sum lam <= total}, over all entries of all leaves: probabilities, of so many choices at most."""
+    """{0 <= lam <= 1, sum lam <= total}, over all entries of all leaves: probabilities, of so many choices at most.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax.numpy as jnp
+        >>> bx.CappedSimplex(2.0)(jnp.array([9.0, 0.5, 0.5])).tolist()
+        [1.0, 0.5, 0.5]
+    """
 
     total: float = 1.0
 

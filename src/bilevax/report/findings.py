@@ -5,8 +5,8 @@ from pathlib import Path
 
 from bilevax.core.files import write
 from bilevax.core.text import clean, counted, listed, significant
-from bilevax.report.page import render
 from bilevax.report.summary import Tile, Verdict
+from bilevax.report.templates import render
 
 SEVERITIES = ("error", "warning", "note")
 

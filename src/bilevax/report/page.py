@@ -1,8 +1,6 @@
 """The page put together: sections from plain records, the template from the package, one file written whole."""
 
 import warnings
-from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 
 from bilevax.core import manifest
@@ -12,6 +10,7 @@ from bilevax.core.run_records import Gap
 from bilevax.core.text import shorten
 from bilevax.report import svg
 from bilevax.report.about import data_section, method_section, settings, use_section
+from bilevax.report.cleaning import is_cleaning, page_of_cleaning
 from bilevax.report.comparison import comparison
 from bilevax.report.diagnostics import diagnostics_section
 from bilevax.report.effects import effects_section
@@ -22,6 +21,7 @@ from bilevax.report.rows import rows_section
 from bilevax.report.run import Run, run_of
 from bilevax.report.summary import ending, tiles, verdict
 from bilevax.report.summary import warnings as warnings_of
+from bilevax.report.templates import render
 
 
 def write_report(directory: Path) -> Path:
@@ -77,7 +77,7 @@ def render_report(found: RunFiles) -> str:
         DataError: nothing was recorded.
         CorruptError: a file is torn.
     """
-    return page_of(run_of(found))
+    return page_of_cleaning(found) if is_cleaning(found) else page_of(run_of(found))
 
 
 def page_of(run: Run) -> str:
@@ -110,20 +110,3 @@ def _page(run: Run) -> dict[str, object]:
         "use": use_section(run),
         "settings": settings(run),
     }
-
-
-def render(template: str, page: Mapping[str, object]) -> str:
-    """A template of this room, filled in; what a record says is escaped."""
-    # Where nothing is rendered, it need not be installed.
-    import jinja2
-
-    room = files("bilevax.report")
-    # Escaped, a label can become text and nothing else; strict, a section that lacks a part fails its test.
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: room.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(page=page)

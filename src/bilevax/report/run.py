@@ -141,10 +141,22 @@ def run_of(found: RunFiles) -> Run:
     path, contents = found.path, found.files
     if METRICS not in contents:
         raise DataError(f"{path} has no {METRICS}: nothing was recorded, so there is nothing to report")
-    config = _toml(path / CONFIG, contents.get(CONFIG)) if found.finished else found.content.get("config", {})
+    config = config_from(found)
     model = _model(path / COEFFICIENTS, contents.get(COEFFICIENTS))
     records = read_records(modern(contents[METRICS]), str(path / METRICS))
     return Run(cleaned(records), config, model)
+
+
+def config_from(found: RunFiles) -> Config:
+    """The settings of a run, which its manifest has while it goes on.
+
+    Raises:
+        CorruptError: the file is torn.
+    """
+    if not found.finished:
+        config: Config = found.content.get("config", {})
+        return config
+    return _toml(found.path / CONFIG, found.files.get(CONFIG))
 
 
 def cleaned(records: Records) -> Records:

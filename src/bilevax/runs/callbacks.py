@@ -34,6 +34,13 @@ class Progress(NamedTuple):
         w: the inner variable.
         lam: the outer variable.
         history: all steps so far; its arrays do not change any more.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> def stop_at_1000(progress):  # bx.minimize(..., callback=stop_at_1000)
+        ...     return progress.step >= 1000
+        >>> bx.Progress._fields
+        ('step', 'steps', 'w', 'lam', 'history')
     """
 
     step: int

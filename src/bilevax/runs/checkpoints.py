@@ -45,6 +45,11 @@ class Run:
 
     Raises:
         ParameterError: a number is out of its range.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Run("runs/mine", seconds=60.0, override=("steps",)).keep  # bx.minimize(..., run=bx.Run(...))
+        3
     """
 
     directory: str | os.PathLike[str]

@@ -85,6 +85,18 @@ def minimize(
         TooNewError: a later release wrote them.
         UsageError: it holds other things.
         StorageError: the system would not let it be written.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> import jax, jax.numpy as jnp
+        >>> inner_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2) + jnp.exp(lam) * w**2
+        >>> outer_loss = lambda w, lam, batch: jnp.mean((w - batch) ** 2)
+        >>> train, val = bx.Arrays(jnp.array([1.0, 3.0])), bx.Arrays(jnp.array([1.0]))
+        >>> problem = bx.Problem(bx.GradientStep(inner_loss, 0.25), outer_loss)
+        >>> method = bx.SOBA(step_size=0.2, ratio=1.0)
+        >>> result = bx.minimize(problem, method, 0.0, 2.0, train, val, steps=2000, key=jax.random.key(0))
+        >>> bx.Code(int(result.code)).name, round(float(result.w), 2)  # lam is now about 0, and w what val has
+        ('OK', 1.0)
     """
     callbacks, steps = Callbacks(callback), check_count("steps", steps, low=1)
     every = None if every is None else check_count("every", every, low=1)

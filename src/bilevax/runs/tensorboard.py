@@ -35,6 +35,11 @@ class TensorBoard:
     Raises:
         UsageError: tensorboardX is not installed.
         StorageError: the system refused.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.TensorBoard("runs/board").directory  # bx.minimize(..., callback=bx.TensorBoard(...))
+        'runs/board'
     """
 
     directory: str | os.PathLike[str]

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from bilevax.sklearn.additive import TunedAdditiveClassifier, TunedAdditiveRegressor
     from bilevax.sklearn.elastic_net import TunedElasticNet, TunedElasticNetClassifier
     from bilevax.sklearn.encoder import TableEncoder
+    from bilevax.sklearn.jax_classifier import JaxClassifier
     from bilevax.sklearn.label_cleaner import LabelCleaner
     from bilevax.sklearn.logistic import TunedLogisticRegression
     from bilevax.sklearn.ridge import TunedRidge
 
 __all__ = [
+    "JaxClassifier",
     "LabelCleaner",
     "TableEncoder",
     "TunedAdditiveClassifier",
@@ -27,5 +29,5 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = attach(
-    __name__, ["additive", "encoder", "elastic_net", "ridge", "label_cleaner", "logistic"], __all__
+    __name__, ["additive", "encoder", "elastic_net", "ridge", "jax_classifier", "label_cleaner", "logistic"], __all__
 )

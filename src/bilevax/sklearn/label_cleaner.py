@@ -12,18 +12,20 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils._param_validation import Interval as Range
 from sklearn.utils.validation import check_is_fitted
 
-from bilevax.core.errors import DataError
+from bilevax.core.errors import DataError, ParameterError
 from bilevax.linalg.columns import Matrix
 from bilevax.sklearn.additive import TunedAdditiveClassifier
 from bilevax.sklearn.additive_base import require_target
-from bilevax.sklearn.encoder import TableEncoder
+from bilevax.sklearn.jax_classifier import encoder_for, wrapped
 from bilevax.sklearn.label_em import EM, Fitted, require_weights
-from bilevax.sklearn.label_rows import features_to_predict, notes_on, read, rows_of
+from bilevax.sklearn.label_rows import LabelledRows, features_to_predict, notes_on, read, rows_of
+from bilevax.sklearn.label_weights import PROBABILITIES, notes_on_weights, require_trusted, row_weights
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.label_intervals import Interval, noise_interval, number_interval
 from bilevax.solvers.label_models import Point
 from bilevax.solvers.label_noise import LEAST, Given, posterior
+from bilevax.solvers.label_row_weights import Linear, Weighed
 from bilevax.solvers.label_search import cross_fitted, fitted, retrained, search
 
 SEARCHED = 10_000
@@ -70,28 +72,43 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     That flips do not depend on the features, given the true class, is assumed. Without trusted rows it is assumed,
     too, that most labels of each class are right, and whatever the model cannot learn passes for a wrong label.
 
+    ``method="weights"`` is a weight per row by hypergradients instead (:mod:`bilevax.solvers.label_row_weights`): an
+    inner linear model of the weighted rows, the loss of the trusted rows outside. It ranks worse, as there are more
+    weights than trusted rows, and knows no probabilities: of the attributes below, ``wrong_label_probability_``,
+    ``posterior_``, ``noise_matrix_``, ``noise_interval_`` and ``expected_wrong_`` are absent, and so is ``clean``.
+
     Sources: Patrini et al. (2017), arXiv:1609.03683; Hendrycks et al. (2018), arXiv:1802.05300 (trusted rows);
     Northcutt, Jiang, Chuang (2021), arXiv:1911.00068 (the same question without any).
 
     Args:
         model: ``"linear"`` (default), multinomial logistic; ``"additive"``, a :class:`TunedAdditiveClassifier` without
             the choice; or a classifier with ``predict_proba`` whose ``fit`` takes ``sample_weight``: it is given the
-            numbers of a :class:`TableEncoder`, and trained some forty times with the weight of trusted rows fixed.
-        cv: folds. Default 5.
+            numbers of a :class:`TableEncoder`, and trained some forty times with the weight of trusted rows fixed. A
+            JAX model (equinox, flax, or a pair of init and apply) is put into a :class:`JaxClassifier`, and is given
+            every column of a table of numbers, standardised, in its order.
+        method: ``"noise_matrix"`` (default), or ``"weights"``, of a linear model and with trusted rows alone.
+        cv: folds; of weights, those of the trusted rows that choose the number of steps. Default 5.
         random_state: of the folds.
 
     Attributes:
         classes_: the labels, [C].
         wrong_label_probability_: of each row of X, [n]; 0 for trusted rows.
         suggested_: the most probable label of each row, [n].
-        suspicious_rows_: rows whose label is more probably wrong than right, most suspicious first.
-        row_weights_: the posterior of each row's label, [n], as weights for another model.
+        suspicious_rows_: rows whose label is more probably wrong than right, most suspicious first; of weights, those
+            whose weight has fallen.
+        row_weights_: the posterior of each row's label, [n], as weights for another model; of weights, these, from
+            1/2, which is where they begin, down to 0 and up to 1; 1 for trusted rows.
         posterior_: of all classes, [n, C].
         noise_matrix_: T, [C, C]: from the true class to the given label.
         noise_interval_: 95 % intervals of it, [2, C, C]: the jackknife over the folds, at least that of counts.
         expected_wrong_: how many labels are wrong: value, low, high; likewise, and chance.
         strengths_: the hyperparameters by name.
-        model_: the corrected model: a linear :class:`~bilevax.solvers.label_models.Point`, or the estimator.
+        effective_sample_size_: of weights, (sum w)^2 / sum w^2: the rows to doubt count as so many.
+        retrain_gap_: of weights: the loss of the trusted rows under the model trained anew at the final weights, less
+            that under the model that was carried along while they were chosen. Above 0, the weights are worth less
+            than their run said.
+        model_: the corrected model: a linear :class:`~bilevax.solvers.label_models.Point`, of weights a
+            :class:`~bilevax.solvers.label_row_weights.Linear`, or the estimator.
         encoder_: the :class:`TableEncoder` of its features; None where it takes them as they are.
         notes_: what the user should know, one sentence each.
         n_features_in_: p.
@@ -110,19 +127,30 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
-        "model": [StrOptions({"linear", "additive"}), HasMethods(["fit", "predict_proba"])],
+        "model": [
+            StrOptions({"linear", "additive"}),
+            HasMethods(["fit", "predict_proba"]),
+            callable,
+            tuple,
+            HasMethods(["init", "apply"]),
+        ],
+        "method": [StrOptions({"noise_matrix", "weights"})],
         "cv": [Range(Integral, 3, None, closed="left")],
         "random_state": ["random_state"],
     }
+
+    _model: Point | Linear | Fitted
 
     def __init__(
         self,
         model: Any = "linear",
         *,
+        method: str = "noise_matrix",
         cv: int = 5,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.model = model
+        self.method = method
         self.cv = cv
         self.random_state = random_state
 
@@ -141,6 +169,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         """
         self._validate_params()
         require_target(self, y)
+        if self.method == "weights":
+            require_trusted(self.model, trusted)
         rows = read(self, X, y, trusted)
         given, random = rows.given, np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
         if np.sum(~given.trusted) < self.cv:
@@ -148,6 +178,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.classes_ = rows.classes
         with one_thread():
             features = self._encoded(rows.X)
+            if self.method == "weights":
+                return self._keep_weights(row_weights(features, given, self.cv, random), features, rows)
             find = self._linear if self.model == "linear" else self._em
             found = find(features, given, random)
         self._keep(found, given, rows.own)
@@ -159,7 +191,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.encoder_ = None
         if self.model == "additive" or scipy.sparse.issparse(X):
             return X
-        self.encoder_ = TableEncoder().fit(X)
+        self.encoder_ = encoder_for(self.model).fit(X)
         return self.encoder_.transform(X)
 
     def _folds(self, given: Given, random: np.random.RandomState) -> np.ndarray:
@@ -181,6 +213,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
 
     def _em(self, X: Any, given: Given, random: np.random.RandomState) -> Found:
         estimator = TunedAdditiveClassifier(choose=False, pairs=False) if self.model == "additive" else self.model
+        estimator = wrapped(estimator, random)
         require_weights(estimator)
         em = EM(estimator, lambda rows: rows_of(X, rows), given, random)
         fold = self._folds(given, random)
@@ -208,12 +241,38 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.noise_interval_ = noise_interval(found.T, found.of_models, found.q[~given.trusted].sum(axis=0))
         self.expected_wrong_: Interval = number_interval(wrong[doubted], found.wrong)
         self._model, self.model_ = found.model, getattr(found.model, "model", found.model)
+        self._forget("effective_sample_size_", "retrain_gap_")
+
+    def _keep_weights(self, found: Weighed, X: Matrix, rows: LabelledRows) -> "LabelCleaner":
+        given, doubted = rows.given, np.flatnonzero(~rows.given.trusted)
+        self.row_weights_ = np.ones(rows.own)
+        self.row_weights_[doubted] = found.weight
+        order = doubted[np.argsort(found.weight, kind="stable")]
+        self.suspicious_rows_ = order[self.row_weights_[order] < 0.5]
+        codes, fallen = given.y[: rows.own].copy(), self.suspicious_rows_
+        codes[fallen] = found.at.log_p(X[fallen]).argmax(axis=1)
+        self.suggested_ = self.classes_[codes]
+        self.strengths_ = {"penalty": found.penalty, "steps": float(found.steps)}
+        self.effective_sample_size_, self.retrain_gap_ = found.effective_sample_size, found.retrain_gap
+        self._model = self.model_ = found.at
+        self.notes_ = notes_on(given, rows.classes) + notes_on_weights(found)
+        self._forget(*PROBABILITIES)
+        return self
+
+    def _forget(self, *names: str) -> None:
+        """What an earlier fit by the other method had."""
+        for name in names:
+            if hasattr(self, name):
+                delattr(self, name)
 
     def clean(self, X: Any, y: ArrayLike) -> np.ndarray:
         """Labels of which those that are more probably wrong than right are replaced by the most probable, [n].
 
         Of the rows of ``fit``, :attr:`suggested_` is by models that have not seen them.
         """
+        check_is_fitted(self)
+        if not hasattr(self, "noise_matrix_"):
+            raise ParameterError("clean needs a noise matrix, which method='weights' has not; see suggested_")
         labels = np.asarray(y)
         codes = np.searchsorted(self.classes_, labels)
         if not np.isin(labels, self.classes_).all():
@@ -229,7 +288,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         features = features_to_predict(self, X)
         if self.encoder_ is not None:
             features = self.encoder_.transform(features)
-        if isinstance(self._model, Point):
+        if isinstance(self._model, Point | Linear):
             return self._model.log_p(features)
         return self._model.log_p(features, len(self.classes_))
 

@@ -47,7 +47,8 @@ def require_weights(estimator: BaseEstimator) -> None:
     """
     if not (hasattr(estimator, "fit") and hasattr(estimator, "predict_proba")):
         raise ParameterError(
-            f"model must be 'linear', 'additive' or a classifier with fit and predict_proba, got {estimator!r}"
+            "model must be 'linear', 'additive', a classifier with fit and predict_proba, or a JAX model (an equinox or"
+            f" flax module, or a pair of functions init and apply), got {estimator!r}"
         )
 
 

@@ -39,6 +39,7 @@ from bilevax.solvers.stability import (
     confirm_divergence,
     empty_history,
     final_code,
+    mean_over,
     monitor,
 )
 
@@ -244,18 +245,9 @@ def _view(image: Image, args: PyTree, source: RowSource, draw: Draw) -> Callable
         return sub(image(x, args, draw.batch), x)
 
     def mean_direction(x: PyTree) -> PyTree:
-        return sub(_mean_image(image, args, source)(x), x)
+        return sub(mean_over(image, x, args, source), x)
 
     return lambda number, eta: View(draw.batch, number, eta, draw.weight, draw.block, direction, mean_direction)
-
-
-def _mean_image(image: Image, args: PyTree, source: RowSource) -> Operator:
-    """T on every row."""
-
-    def mean_image(x: PyTree) -> PyTree:
-        return source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
-
-    return mean_image
 
 
 def _verdict(
@@ -305,10 +297,9 @@ def _on_every_row(
     first: Array | int,
 ) -> Solution:
     """The deterministic iteration, its moves monitored."""
-    mean_image = _mean_image(image, args, source)
 
     def direction(x: PyTree) -> PyTree:
-        return sub(mean_image(x), x)
+        return sub(mean_over(image, x, args, source), x)
 
     def moved(z: tuple[PyTree, PyTree], j: Array) -> tuple[PyTree, PyTree, PyTree]:
         return rule.move(*z, View(None, j, _size(solver, first + j), 1.0, -1, direction, direction))

@@ -49,6 +49,11 @@ class CG:
         tol: relative residual, positive. Default 1e-6.
         max_steps: a count of at least 1. Default 1000.
         damping: delta >= 0 solves (A + delta I) v = g instead. Default 0.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.CG(tol=1e-8, damping=0.01)
+        CG(tol=1e-08, max_steps=1000, damping=0.01)
     """
 
     stochastic: ClassVar[Literal[False]] = False

@@ -55,6 +55,11 @@ class CoordinateDescent:
         tol: as above, positive. Default 1e-6.
         max_steps: models at most, a count of at least 1. Default 100.
         max_sweeps: sweeps over a model at most, a count of at least 1. Default 1000.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SID(bx.CoordinateDescent(), bx.GMRES()).inner  # an inner map bx.ProximalStep
+        CoordinateDescent(tol=1e-06, max_steps=100, max_sweeps=1000)
     """
 
     stochastic: ClassVar[Literal[False]] = False

@@ -25,6 +25,11 @@ class Exact:
     solution, as the Krylov solvers have it, and the code is SINGULAR where there is none, g having a component outside
     of the range of A. Cost: d full Hessian-vector products, d^2 memory, d^3 time. The truth that other solvers are
     measured against.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SID(bx.LBFGS(), bx.Exact()).linear
+        Exact()
     """
 
     stochastic: ClassVar[Literal[False]] = False

@@ -49,6 +49,13 @@ class FixedPoint:
         average: part of the steps, the last, of whose points the mean is returned, in ]0, 1]; None (default): the last
             point. On full batches there is no noise to average, and it plays no part; a run that is continued goes on
             from the mean.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.FixedPoint(1000)  # whole steps of the map
+        FixedPoint(steps=1000, step_size=Constant(value=1.0), tol=0.1, confirm=True, average=None)
+        >>> bx.FixedPoint(1000, bx.Harmonic(beta=20.0, gamma=40.0)).step_size  # minibatches want falling ones
+        Harmonic(beta=20.0, gamma=40.0)
     """
 
     stochastic: ClassVar[Literal[True]] = True
@@ -100,4 +107,10 @@ class FixedPoint:
 
 @config
 class Given:
-    """The inner problem is solved already: w is the start value. Cost: nothing."""
+    """The inner problem is solved already: w is the start value. Cost: nothing.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SID(bx.Given(), bx.CG())  # w0 is the solution already
+        SID(inner=Given(), linear=CG(tol=1e-06, max_steps=1000, damping=0.0), cross_batches=None, outer_batches=None)
+    """

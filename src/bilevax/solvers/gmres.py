@@ -71,6 +71,11 @@ class GMRES:
         max_steps: a count of at least 1. Default 1000.
         restart: vectors of the basis that are kept. Default 50; a changed one compiles anew.
         damping: delta >= 0 solves (A + delta I) v = g instead. Default 0.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.GMRES(restart=20)
+        GMRES(tol=1e-06, max_steps=1000, restart=20, damping=0.0)
     """
 
     stochastic: ClassVar[Literal[False]] = False

@@ -79,6 +79,11 @@ class LBFGS:
         max_steps: a count of at least 1. Default 500.
         memory: differences that are kept, a count of at least 1; None (default): 40, or 10 of more than 50,000
             unknowns. Each is two copies of w; another number is another program.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.LBFGS(tol=1e-8)
+        LBFGS(tol=1e-08, max_steps=500, memory=None)
     """
 
     stochastic: ClassVar[Literal[False]] = False

@@ -41,6 +41,11 @@ class MixedFP:
         mixing: a in [0, 1].
         step_size: eta_j, as in :class:`FixedPoint`. Default 1: no averaging of Krasnoselskii and Mann.
         tol: length of u against r_0, positive. Default 0.1.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.MixedFP(500, mixing=0.5).mixing
+        0.5
     """
 
     stochastic: ClassVar[Literal[True]] = True

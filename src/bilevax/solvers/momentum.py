@@ -47,6 +47,11 @@ class HeavyBall:
         momentum: beta, in [0, 1[. Default 0.9.
         tol: as in :class:`~bilevax.FixedPoint`.
         confirm: likewise.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.HeavyBall(200, momentum=0.95).momentum
+        0.95
     """
 
     stochastic: ClassVar[Literal[True]] = True
@@ -106,6 +111,11 @@ class Nesterov:
         momentum: beta, in [0, 1[. Default 0.9.
         tol: as in :class:`~bilevax.FixedPoint`.
         confirm: likewise.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Nesterov(200, momentum=0.95).momentum
+        0.95
     """
 
     stochastic: ClassVar[Literal[True]] = True

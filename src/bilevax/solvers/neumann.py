@@ -27,6 +27,11 @@ class Neumann:
         tol: length of the last term against g, positive. Default 1e-6.
         max_steps: k, a count of at least 1. Default 1000.
         confirm: as in :class:`~bilevax.FixedPoint`.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SID(bx.FixedPoint(200), bx.Neumann(max_steps=50)).linear
+        Neumann(tol=1e-06, max_steps=50, confirm=True)
     """
 
     stochastic: ClassVar[Literal[False]] = False

@@ -47,6 +47,11 @@ class NormalEquations:
         tol: relative residual, positive. Default 1e-6.
         max_steps: a count of at least 1. Default 1000.
         step_size: zeta, positive; None (default): conjugate directions.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.NormalEquations(max_steps=200)
+        NormalEquations(tol=1e-06, max_steps=200, step_size=None)
     """
 
     stochastic: ClassVar[Literal[False]] = False

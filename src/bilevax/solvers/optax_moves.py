@@ -45,6 +45,11 @@ class Optax:
         transformation: with ``init`` and ``update``.
         steps: as in :class:`~bilevax.FixedPoint`.
         tol: likewise.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.Optax(bx.optim("adam", learning_rate=0.01), steps=500).steps
+        500
     """
 
     stochastic: ClassVar[Literal[True]] = True

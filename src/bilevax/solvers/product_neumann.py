@@ -36,6 +36,11 @@ class ProductNeumann:
         steps: K, a count of at least 0, or :class:`~bilevax.Growing` with the outer step.
         truncation: None (default), ``"uniform"`` or ``"geometric"``.
         tol: length of the last term against r_0, positive. Default 0.1.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.ProductNeumann(30).steps  # 30 terms, in product form
+        30
     """
 
     stochastic: ClassVar[Literal[True]] = True

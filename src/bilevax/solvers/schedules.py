@@ -24,6 +24,11 @@ class Constant:
 
     Args:
         value: in map form, w <- w + eta (Phi(w) - w); 1 is the map itself. Default 1.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> float(bx.Constant(0.5)(1000))
+        0.5
     """
 
     value: float = 1.0
@@ -103,6 +108,11 @@ class Polynomial:
         value: eta_0, positive.
         power: in [0, 1]; above 1 the steps sum to a finite number, and the iteration stops short of the solution.
         horizon: the number of steps after which the decay sets in, positive.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> round(float(bx.Polynomial(0.1, 0.5)(99)), 6)  # 0.1 (1 + 99)^(-1/2)
+        0.01
     """
 
     value: float = 1.0
@@ -155,6 +165,11 @@ class Growing:
     Args:
         rate: positive.
         power: 1 is linear growth, 0.5 that of a square root.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> [int(bx.Growing(5.0)(k)) for k in range(3)]
+        [5, 10, 15]
     """
 
     rate: float

@@ -31,6 +31,12 @@ BURN_IN = 10
 """Steps of a coupled pair before its direction has settled."""
 
 
+def mean_over(image: Callable[..., PyTree], x: PyTree, args: PyTree, source: RowSource) -> PyTree:
+    """T(x), like x, on every row: by ``image.mean(x, args, source)`` where there is one, as of a prox of a mean."""
+    own = getattr(image, "mean", None)
+    return own(x, args, source) if own else source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
+
+
 class MoveHistory(NamedTuple):
     """The last moves T(x_j) - x_j of a deterministic iteration."""
 
@@ -287,7 +293,7 @@ def confirm_divergence(
     guilty = suspicious & ~grown & (pair.expands | pair.spreads)
 
     def mean_image(x: PyTree) -> PyTree:
-        return source.total(lambda at, batch: image(at[0], at[1], batch), (x, args))
+        return mean_over(image, x, args, source)
 
     # u <- u + eta (d1T^T u - u), T the mean map
     def vjp(u: PyTree) -> PyTree:

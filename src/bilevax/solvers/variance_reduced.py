@@ -33,6 +33,11 @@ class SVRG:
         period: steps to an anchor, a count of at least 1; None (default): two epochs.
         tol: as in :class:`~bilevax.FixedPoint`.
         confirm: likewise.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SVRG(2000, step_size=0.3, period=100).period
+        100
     """
 
     stochastic: ClassVar[Literal[True]] = True
@@ -99,6 +104,11 @@ class SAGA:
 
     Raises:
         ParameterError: (from ``solve``) the minibatches are no blocks.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> bx.SAGA(2000, step_size=0.3).steps  # with a source of sampling="blocks"
+        2000
     """
 
     stochastic: ClassVar[Literal[True]] = True

@@ -37,6 +37,12 @@ def load_bundled(name: str) -> Table:
 
     Raises:
         ParameterError: there is no data set of that name.
+
+    Examples:
+        >>> from bilevax.study import load_bundled
+        >>> table = load_bundled("iris")
+        >>> len(table.columns), table.name
+        (5, 'iris')
     """
     if name not in _TARGETS:
         raise ParameterError(f"no bundled data set '{name}'; {suggestion(name, NAMES)}")

@@ -8,8 +8,9 @@ import errno
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bilevax.core import files, manifest
@@ -141,31 +142,47 @@ class RunDirectory:
             page: writes the report, of these files.
         """
         model = model_bytes(study.model)
+        coefficients = json.dumps(study.model.to_plain(), indent=1, allow_nan=False) + "\n"
+        contents = {COEFFICIENTS: coefficients.encode(), MODEL: model}
+        self.seal(study.config(), contents, page, interrupted=study.interrupted)
+
+    def seal(
+        self,
+        config: Tables,
+        contents: Mapping[str, bytes],
+        page: Callable[[RunFiles], str] | None = None,
+        *,
+        tables: Mapping[str, Iterable[bytes]] = MappingProxyType({}),
+        interrupted: bool = False,
+    ) -> None:
+        """Write settings, metrics and what else came out, and put the run in its place.
+
+        Args:
+            config: the settings, beside those that it was begun with.
+            contents: files by name.
+            page: writes the report, of these files.
+            tables: files by name, in pieces, each written before the next is asked for.
+            interrupted: whether the user ended it.
+        """
         if not self._begun:
             self.begin({})
-        config = study.config()
         names = [*config, *(name for name in self.config if name not in config)]
         config = {name: {**self.config.get(name, {}), **config.get(name, {})} for name in names}
-        coefficients = json.dumps(study.model.to_plain(), indent=1, allow_nan=False) + "\n"
-        contents = {
-            CONFIG: files.toml(config).encode(),
-            METRICS: b"".join(self._lines),
-            COEFFICIENTS: coefficients.encode(),
-            MODEL: model,
-        }
-        content = {"state": FINISHED, "interrupted": study.interrupted}
+        contents = {CONFIG: files.toml(config).encode(), METRICS: b"".join(self._lines), **contents}
+        content: dict[str, object] = {"state": FINISHED, "interrupted": interrupted}
         if page is not None:
             contents[REPORT] = page(RunFiles(self.path, content, contents, {})).encode()
         for name, data in contents.items():
             files.write(self._target / name, data)
+        listed = {name: manifest.fingerprint(data) for name, data in contents.items()}
+        listed |= {name: manifest.written_in_pieces(self._target / name, data) for name, data in tables.items()}
         if self._target != self._place:
             content["replaces"] = self._place.name
-        listed = {name: manifest.fingerprint(data) for name, data in contents.items()}
         # with this the run is finished: from here on only names change
         manifest.write(self._target, KIND, FORMAT, listed, content)
         if self._target_lock is not None:
             self._swap(self._target, self._target_lock)
-        if not study.interrupted:
+        if not interrupted:
             remove_checkpoints(self._place)
         self._close()
 
@@ -281,6 +298,17 @@ def write_run(study: "Study", directory: Path) -> None:
         UsageError: the directory is not empty.
         CheckpointError: another process writes it.
         StorageError: the system refused.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from bilevax.study import TuneSettings, load_bundled, tune_table, write_run
+        >>> quick = TuneSettings(pairs=False, time=0.1)
+        >>> study = tune_table(load_bundled("diabetes"), "progression", settings=quick)
+        >>> directory = Path(tempfile.mkdtemp()) / "run"
+        >>> write_run(study, directory)
+        >>> (directory / "report.html").exists()
+        False
     """
     with RunDirectory(directory) as run:
         for event in study.events:
@@ -295,6 +323,17 @@ def read_model(directory: Path) -> TableModel:
         DataError: there is none.
         CheckpointError: a file is damaged, or a later release wrote it.
         StorageError: the system refused to read.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from bilevax.study import TuneSettings, load_bundled, read_model, tune_table, write_run
+        >>> quick = TuneSettings(pairs=False, time=0.1)
+        >>> study = tune_table(load_bundled("diabetes"), "progression", settings=quick)
+        >>> directory = Path(tempfile.mkdtemp()) / "run"
+        >>> write_run(study, directory)
+        >>> type(read_model(directory)).__name__  # NumPy alone applies it
+        'AdditiveModel'
     """
     if directory.is_file():
         raise DataError(f"{directory} is a file: the directory of the run comes first, then the table")
@@ -306,6 +345,8 @@ def read_model(directory: Path) -> TableModel:
         raise DataError(f"{directory} has no {MODEL}: it is no run directory") from None
     if not found.finished:
         raise DataError(f"{directory} has no {MODEL}: the run did not end")
+    if MODEL not in found.files:
+        raise DataError(f"{directory} has no {MODEL}: `bilevax clean` wrote it, and `bilevax tune` makes models")
     return model_from_bytes(found.files[MODEL], found.path / MODEL)
 
 

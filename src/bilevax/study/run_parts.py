@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bilevax.core import files, manifest
-from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS, STEP
+from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS, STEP, TABLES
 
 
 def occupied(path: Path) -> bool:
@@ -29,14 +29,14 @@ def holds_run(path: Path) -> bool:
 
 def is_ours(name: str) -> bool:
     """True of the names that runs have for what they write."""
-    return name in (*FILES, manifest.NAME, files.LOCK, CHECKPOINTS) or files.is_leftover(name)
+    return name in (*FILES, *TABLES, manifest.NAME, files.LOCK, CHECKPOINTS) or files.is_leftover(name)
 
 
 def remove_run(directory: Path) -> None:
     """Remove all that is of a run, and nothing else; the manifest last, by which it is known."""
     remove_checkpoints(directory)
     files.remove_leftovers(directory)
-    for name in (*FILES, manifest.NAME):
+    for name in (*FILES, *TABLES, manifest.NAME):
         files.remove(directory / name)
 
 

@@ -45,6 +45,11 @@ class TuneSettings(BaseModel):
         validation_size: of a linear model, share of the rows that choose among the penalties reached.
         method: of a linear model, ``stochastic``, ``deterministic``, or the one that suits the size of the table.
         steps: of a linear model, outer steps at most; tuning ends before when the validation rows say so.
+
+    Examples:
+        >>> from bilevax.study import TuneSettings
+        >>> TuneSettings(time="5m", group="patient").time
+        300.0
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -47,6 +47,13 @@ class Study:
         kept: what it is called, and how it came about.
         records: the lines of ``metrics.jsonl``, in their order.
         interrupted: True if the user stopped it; everything else is what was reached.
+
+    Examples:
+        >>> from bilevax.study import TuneSettings, load_bundled, tune_table
+        >>> quick = TuneSettings(pairs=False, time=0.1)
+        >>> study = tune_table(load_bundled("diabetes"), "progression", settings=quick)
+        >>> study.target, type(study.model).__name__
+        ('progression', 'AdditiveModel')
     """
 
     table: str
@@ -137,6 +144,19 @@ def tune_table(
         DataError: a fault of the table.
         ParameterError: a setting does not suit the table.
         CheckpointError: the checkpoints are of another run, in use, or damaged.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from bilevax.study import TuneSettings, load_bundled, read_model, tune_table, write_run
+        >>> settings = TuneSettings(pairs=False, time=0.1)  # a tenth of a second for comparisons
+        >>> study = tune_table(load_bundled("diabetes"), "progression", settings=settings)
+        >>> study.target
+        'progression'
+        >>> directory = Path(tempfile.mkdtemp()) / "run"
+        >>> write_run(study, directory)
+        >>> read_model(directory).to_plain() == study.model.to_plain()
+        True
     """
     begun = start = time.perf_counter()
     settings = settings or TuneSettings()

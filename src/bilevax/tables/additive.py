@@ -87,6 +87,15 @@ class AdditiveModel:
         target: the column that it predicts, where that is known.
         missing: for columns, what says in a file that nothing is known, besides what always does.
         dates: for columns of dates, what came first in them, for new rows that leave it open.
+
+    Examples:
+        >>> from bilevax.tables import AdditiveModel
+        >>> from sklearn.datasets import load_diabetes
+        >>> from bilevax.sklearn import TunedAdditiveRegressor
+        >>> X, y = load_diabetes(return_X_y=True, as_frame=True, scaled=False)
+        >>> model = TunedAdditiveRegressor(choose=False, pairs=False).fit(X[:100], y[:100]).model_
+        >>> isinstance(model, AdditiveModel), sorted(model.to_plain())[:3]
+        (True, ['classes', 'effects', 'format'])
     """
 
     link: Link

@@ -27,6 +27,12 @@ def table_from_frame(frame: "IntoDataFrame", *, name: str = "frame", text: Colle
     Raises:
         ParameterError: it is no data frame.
         DataError: a column mixes types, or has one that no model can use.
+
+    Examples:
+        >>> from bilevax.tables import table_from_frame
+        >>> import pandas as pd
+        >>> table_from_frame(pd.DataFrame({"age": [31.0, 45.0], "city": ["Rome", "Oslo"]})).names
+        ('age', 'city')
     """
     import narwhals as nw
 

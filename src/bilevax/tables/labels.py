@@ -37,8 +37,13 @@ def label_text(label: Label) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
-def encode_labels(column: Column, source: str) -> Labels:
+def encode_labels(column: Column, source: str, fewest: int = _FEWEST) -> Labels:
     """The classes of a target column and each row's class.
+
+    Args:
+        column: the target.
+        source: the table's name, for messages.
+        fewest: rows that a class must have.
 
     Raises:
         DataError: the column is no set of classes (dates, one class only), or a class has too few rows.
@@ -55,12 +60,12 @@ def encode_labels(column: Column, source: str) -> Labels:
     if len(counts) < 2:
         only = f"'{next(iter(counts))}' in every row" if counts else "no value in any row"
         raise DataError(f"{where} has {only}; two classes are the least there can be")
-    rare = {label: count for label, count in counts.items() if count < _FEWEST}
+    rare = {label: count for label, count in counts.items() if count < fewest}
     if rare:
         listed = ", ".join(f"'{label}' ({count})" for label, count in list(rare.items())[:5])
         more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
         raise DataError(
-            f"{where} has classes with fewer than {_FEWEST} rows: {listed}{more}; merge them into others or leave "
+            f"{where} has classes with fewer than {fewest} rows: {listed}{more}; merge them into others or leave "
             "their rows out, for every class has to be trained, validated and tested"
         )
     return labels

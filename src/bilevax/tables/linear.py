@@ -28,6 +28,13 @@ class LinearModel:
         penalties: for each term its penalty, a list of one for each score, or None where there is none.
         missing: for columns, what says in a file that nothing is known, besides what always does.
         dates: for columns of dates, what came first in them, for new rows that leave it open.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.tables import LinearModel
+        >>> model = LinearModel("sick", ("no", "yes"), np.zeros(1), np.zeros((1, 0)), (), ())
+        >>> model.classes
+        ('no', 'yes')
     """
 
     target: str

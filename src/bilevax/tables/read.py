@@ -44,7 +44,7 @@ def read_table(
     keep: Collection[str] = (),
     max_cells: int = MAX_CELLS,
 ) -> Table:
-    """Read a CSV, Parquet or svmlight file.
+    r"""Read a CSV, Parquet or svmlight file.
 
     A CSV file is UTF-8 with a header; commas, semicolons, tabs and bars are recognised as delimiters. A column is
     numbers, truth values, ISO dates, times or text, by all of its cells. An empty cell is missing; ``?``, ``NA``,
@@ -64,6 +64,15 @@ def read_table(
     Raises:
         DataError: the file has a fault; the message gives file and line.
         StorageError: the file could not be read.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from bilevax.tables import read_table
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "people.csv")
+        >>> _ = path.write_text("age,city\n31,Rome\n45,Oslo\n")
+        >>> [(column.name, column.kind) for column in read_table(path).columns]
+        [('age', 'integer'), ('city', 'text')]
     """
     path = Path(source)
     with said(f"reading {path.name}", _HELPS):

@@ -27,6 +27,12 @@ class Column:
         kind: ``number``, ``integer``, ``boolean`` (0 and 1), ``date`` (days since 1970-01-01, with fraction), ``text``.
         values: float64 [n] with NaN where missing; for text an object array [n] of ``str``, None where missing.
         order: of dates.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.tables import Column
+        >>> Column("age", "number", np.array([31.0, np.nan])).kind
+        'number'
     """
 
     name: str
@@ -88,6 +94,13 @@ class Table:
         unread: names of columns of the file that were not looked at.
         kept: columns that are passed through, as text: no model learns from them.
         before: rows of the file that stand before those of this table.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.tables import Column, Table
+        >>> table = Table("people", (Column("age", "number", np.array([31.0, 45.0])),))
+        >>> table.names, table.columns[0].values.tolist()
+        (('age',), [31.0, 45.0])
     """
 
     name: str

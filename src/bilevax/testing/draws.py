@@ -8,8 +8,8 @@ from jax import Array
 from bilevax.core.protocols import Draw
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
-from bilevax.data.arrays import CHUNK
 from bilevax.data.looks import stream_key
+from bilevax.data.sampling import CHUNK
 from bilevax.testing.closed_forms.quadratic import Floats
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bilevax.core.errors import ParameterError
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, RowSource
 from bilevax.core.trees import PyTree
@@ -23,8 +24,9 @@ def check_source(source: RowSource, table: PyTree = None) -> None:
     Minibatch j is a function of (key, j) alone, however the loop is cut; both ends of the loop may be traced; every
     minibatch consists of rows of the table, as many as it says; the mean over minibatches, each by its weight, is that
     of the table. ``total`` is the mean over every row, and so are its derivatives; ``example`` looks like a draw. If
-    batches bring keys, each brings one of its own, of (key, j) alone too. The table needs floating or integer leaves or
-    keys, and at most some thousand rows.
+    batches bring keys, each brings one of its own, of (key, j) alone too. Under ``jax.vmap`` over keys all this holds,
+    or a ParameterError says that it cannot be. The table needs floating or integer leaves or keys, and at most some
+    thousand rows.
 
     Args:
         source: what is checked.
@@ -189,7 +191,11 @@ def _cut(source: RowSource, name: str, rows: PyTree, key: Array, seen: Drawn) ->
         require(same_bits(a, b), sentence)
     nothing = _drawn(source, rows, key, 5, 5)
     require(not np.any(nothing.rows), f"{name} draws a minibatch where start = stop")
-    mapped = jax.vmap(lambda key: _drawn(source, rows, key, 0, 20))(jnp.stack([key, jax.random.key(4)]))
+    try:
+        mapped = jax.vmap(lambda key: _drawn(source, rows, key, 0, 20))(jnp.stack([key, jax.random.key(4)]))
+    except ParameterError as refusal:  # of rows that are read one minibatch after another
+        require("vmap" in str(refusal), f"{name} refuses jax.vmap and does not name it: {refusal}")
+        return
     first = jax.tree.map(lambda x: x[0, :20], mapped)
     alone = jax.tree.map(lambda x: x[:20], seen)
     require(same_bits(first.rows, alone.rows), f"{name} under jax.vmap draws other minibatches than in a loop")

@@ -28,6 +28,14 @@ def bias_bound(constants: Constants, rho: float, linear_bias: float) -> float:
         constants: of the problem.
         rho: bound on E|w_t - w(lam)|^2.
         linear_bias: bound on |E[v_k | w_t] - v(w_t)|: :func:`linear_bias_bound`, or sqrt(sigma).
+
+    Examples:
+        >>> from bilevax.theory import bias_bound
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> constants = p.constants(p.lam, batch_size=10)
+        >>> bias_bound(constants, rho=4e-4, linear_bias=0.0) / bias_bound(constants, rho=1e-4, linear_bias=0.0)
+        2.0
     """
     # h is c1-Lipschitz in w, and linear in v with |d2Phi| <= L_Phi
     return constants.c1 * math.sqrt(rho) + constants.L_Phi * linear_bias
@@ -43,6 +51,11 @@ def linear_bias_bound(q: float, etas: Iterable[float], distance: float) -> float
         q: contraction constant.
         etas: the steps eta_0, ..., eta_{k-1}.
         distance: |v_0 - v(w_t)|; of v_0 = 0 at most L_E / (1 - q).
+
+    Examples:
+        >>> from bilevax.theory import linear_bias_bound
+        >>> linear_bias_bound(0.5, [1.0, 1.0], distance=4.0)  # q^2 4
+        1.0
     """
     # |E v_{j+1} - v| <= |(1 - eta) I + eta d1Phi^T| |E v_j - v|
     return distance * math.prod(abs(1.0 - eta) + eta * q for eta in etas)
@@ -66,6 +79,14 @@ def mse_bound(
         sigma: bound on E|v_k - v(w_t)|^2, v(w_t) for the grad_1 E that was drawn.
         cross_batches: J; None: every row once.
         outer_batches: J1; None: every row of val.
+
+    Examples:
+        >>> from bilevax.theory import mse_bound
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> constants = p.constants(p.lam, batch_size=10)
+        >>> mse_bound(constants, rho=0.0, sigma=0.0, cross_batches=None)  # both solved, the cross product on every row
+        0.0
     """
     c = constants
     # 2 c1^2 rho + 2 L_Phi^2 sigma, the two of |a + b|^2 <= 2 |a|^2 + 2 |b|^2
@@ -111,6 +132,11 @@ def a_posteriori_bound(
         L_H: Lipschitz constant of the Hessian.
         L_B: Lipschitz constant of the cross derivative.
         L_direct: Lipschitz constant of grad_2 F in w.
+
+    Examples:
+        >>> from bilevax.theory import a_posteriori_bound
+        >>> a_posteriori_bound(v=1.0, residual=0.02, distance=0.0, B=2.0, mu=0.5, L_F=1.0, L_H=0.0, L_B=0.0)
+        0.08
     """
     # d = (r + e (L_F + |v| L_H)) / mu: the system at w(lam) has another right-hand side and another matrix
     off = (residual + distance * (L_F + v * L_H)) / mu

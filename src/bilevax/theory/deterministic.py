@@ -16,7 +16,16 @@ from bilevax.theory.constants import Constants
 
 
 def itd_bound(constants: Constants, t: int, distance: float) -> float:
-    """(direct D + jacobians D t/q + system) q^t, for the derivative of E(w_t(lam), lam) by reverse or forward mode."""
+    """(direct D + jacobians D t/q + system) q^t, for the derivative of E(w_t(lam), lam) by reverse or forward mode.
+
+    Examples:
+        >>> from bilevax.theory import aid_fixed_point_bound, itd_bound
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> constants = p.constants(p.lam, batch_size=10)
+        >>> itd_bound(constants, 20, 1.0) >= aid_fixed_point_bound(constants, 20, 20, 1.0)
+        True
+    """
     direct, jacobians, system = _parts(constants)
     q = constants.q
     # sum_{i < t} q^i q^{t-1-i} = t q^(t-1): each of t Jacobians is taken at an iterate, i steps on the way
@@ -33,6 +42,14 @@ def aid_bound(constants: Constants, rho: float, sigma: float, distance: float) -
         rho: |w_t - w(lam)| <= rho D.
         sigma: |v_k - v(w_t)| <= sigma |v(w_t)|.
         distance: D = |w_0 - w(lam)|.
+
+    Examples:
+        >>> from bilevax.theory import aid_bound
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> constants = p.constants(p.lam, batch_size=10)
+        >>> aid_bound(constants, rho=0.0, sigma=0.0, distance=1.0)
+        0.0
     """
     direct, jacobians, system = _parts(constants)
     # |v(w_t) - v(lam)| <= (mu1 + nu1 L_E / (1 - q)) rho D / (1 - q), and |v_k - v(w_t)| <= sigma L_E / (1 - q)
@@ -40,7 +57,16 @@ def aid_bound(constants: Constants, rho: float, sigma: float, distance: float) -
 
 
 def aid_fixed_point_bound(constants: Constants, t: int, k: int, distance: float) -> float:
-    """(direct D + jacobians D (1 - q^k)/(1 - q)) q^t + system q^k, for k fixed-point steps; at k = t below ITD's."""
+    """(direct D + jacobians D (1 - q^k)/(1 - q)) q^t + system q^k, for k fixed-point steps; at k = t below ITD's.
+
+    Examples:
+        >>> from bilevax.theory import aid_fixed_point_bound
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> constants = p.constants(p.lam, batch_size=10)
+        >>> aid_fixed_point_bound(constants, 20, 20, 1.0) < aid_fixed_point_bound(constants, 10, 10, 1.0)
+        True
+    """
     direct, jacobians, system = _parts(constants)
     q = constants.q
     # sum_{i < k} q^i = (1 - q^k) / (1 - q): all of its k Jacobians are at w_t, where the error is q^t D
@@ -56,6 +82,11 @@ def conjugate_gradient_factor(k: int, kappa: float) -> float:
 
     Raises:
         ParameterError: kappa is less than 1.
+
+    Examples:
+        >>> from bilevax.theory import conjugate_gradient_factor
+        >>> conjugate_gradient_factor(10, 4.0) < 1e-4 < conjugate_gradient_factor(10, 100.0)
+        True
     """
     if not kappa >= 1.0:
         raise ParameterError(f"kappa is largest over smallest eigenvalue and at least 1, got {kappa:g}")

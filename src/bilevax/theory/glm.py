@@ -12,6 +12,11 @@ class Link(NamedTuple):
     Attributes:
         second: sup a'', largest curvature.
         third: sup |a'''|, Lipschitz constant of the curvature.
+
+    Examples:
+        >>> from bilevax.theory.glm import LOGISTIC
+        >>> LOGISTIC.second  # the largest second derivative of log(1 + exp(-s))
+        0.25
     """
 
     second: float
@@ -43,6 +48,11 @@ class RowConstants(NamedTuple):
         row_smoothness: largest curvature of one row, sup a'' max |x_i|^2, for ``MeanSquare.of_convex_rows``.
         sigma1_prime: see :class:`~bilevax.theory.Constants`; 0 without a batch size.
         nu1: see :class:`~bilevax.theory.Constants`.
+
+    Examples:
+        >>> from bilevax.theory.glm import RowConstants
+        >>> RowConstants._fields
+        ('L', 'row_smoothness', 'sigma1_prime', 'nu1')
     """
 
     L: float
@@ -61,6 +71,12 @@ def row_constants(X: np.ndarray, link: Link, *, alpha: float, batch_size: int | 
         link: such as :data:`LOGISTIC`.
         alpha: step of the inner map.
         batch_size: b, rows drawn independently with replacement; None: every row.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.theory.glm import row_constants, SQUARED
+        >>> row_constants(np.eye(2), SQUARED, alpha=1.0).L
+        0.5
     """
     X = np.asarray(X, np.float64)
     length = np.linalg.norm(X, axis=1)
@@ -81,6 +97,11 @@ class PenaltyConstants(NamedTuple):
     Attributes:
         L_Phi: see :class:`~bilevax.theory.Constants`.
         nu2: see :class:`~bilevax.theory.Constants`.
+
+    Examples:
+        >>> from bilevax.theory.glm import PenaltyConstants
+        >>> PenaltyConstants(L_Phi=1.0, nu2=0.5).nu2
+        0.5
     """
 
     L_Phi: float
@@ -95,6 +116,12 @@ def penalty_constants(lam: np.ndarray, w: np.ndarray, *, alpha: float, radius: f
         w: weights, [d].
         alpha: step of the inner map.
         radius: of the ball around w on which L_Phi holds.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.theory.glm import penalty_constants
+        >>> penalty_constants(np.zeros(2), np.ones(2), alpha=0.5)
+        PenaltyConstants(L_Phi=0.5, nu2=0.5)
     """
     # d/dlam_j of alpha exp(lam_j) w_j is alpha exp(lam_j) w_j, and that in w_j again alpha exp(lam_j)
     penalty = np.exp(np.asarray(lam, np.float64))

@@ -17,7 +17,13 @@ ROUNDING = 1e-12
 
 
 class HarmonicSteps(NamedTuple):
-    """The steps eta_j = beta / (gamma + j), j = 0, 1, ..."""
+    """The steps eta_j = beta / (gamma + j), j = 0, 1, ...
+
+    Examples:
+        >>> from bilevax.theory import HarmonicSteps
+        >>> HarmonicSteps(beta=2.0, gamma=4.0).beta
+        2.0
+    """
 
     beta: float
     gamma: float

@@ -35,6 +35,13 @@ class Moments(NamedTuple):
     Attributes:
         mean: E[x - x*], [d].
         second: E[(x - x*)(x - x*)'], [d, d].
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.theory import known
+        >>> known(np.ones(2), np.zeros(2)).second  # E (x - truth)(x - truth)'
+        array([[1., 1.],
+               [1., 1.]])
     """
 
     mean: np.ndarray
@@ -53,6 +60,11 @@ class LinearMoments(NamedTuple):
         mean: E[v_k - v*], [d].
         second: E[(v_k - v*)(v_k - v*)'], [d, d].
         with_inner: E[(v_k - v*)(w_t - w*)'], [d, d].
+
+    Examples:
+        >>> from bilevax.theory import linear_moments, LinearMoments
+        >>> LinearMoments._fields  # of v, made by linear_moments
+        ('mean', 'second', 'with_inner')
     """
 
     mean: np.ndarray
@@ -71,6 +83,12 @@ class HypergradientMoments(NamedTuple):
     Attributes:
         bias: E[estimate] - gradient, [m].
         second: E[(estimate - gradient)(estimate - gradient)'], [m, m].
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.theory import HypergradientMoments
+        >>> float(HypergradientMoments(np.zeros(2), np.eye(2)).second.trace())  # the mean square error
+        2.0
     """
 
     bias: np.ndarray
@@ -105,6 +123,13 @@ class QuadraticMoments:
         cross_noise: V -> E[dB'V dB], [m^2, d^2].
         noise: E[xi xi'], [d, d].
         mixed_noise: e -> E[dA e xi'], [d^2, d].
+
+    Examples:
+        >>> from bilevax.theory import QuadraticMoments
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> isinstance(p.moments(p.lam), QuadraticMoments)
+        True
     """
 
     alpha: float
@@ -169,7 +194,14 @@ class QuadraticMoments:
 
 
 def known(x: np.ndarray, truth: np.ndarray) -> Moments:
-    """The moments of a start value that is not random: x against its truth, both [d]."""
+    """The moments of a start value that is not random: x against its truth, both [d].
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.theory import known
+        >>> known(np.ones(2), np.zeros(2)).mean  # less the truth
+        array([1., 1.])
+    """
     error = np.asarray(x, np.float64) - truth
     # of a constant: mean e, second moment e e'
     return Moments(error, np.outer(error, error))
@@ -188,6 +220,17 @@ def inner_moments(problem: QuadraticMoments, start: Moments, steps: Iterable[flo
         start: of w_0; ``known(w0, problem.w)``, or where another run of this function ended.
         steps: eta_0, ..., eta_{t-1}, in map form.
         batch_size: b; None: every row at once, without noise.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.theory import inner_moments, known
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> moments = p.moments(p.lam)
+        >>> start = known(0 * moments.w, moments.w)
+        >>> after = inner_moments(moments, start, [1.0] * 200, None)  # every row: no noise
+        >>> bool(np.trace(after.second) < 1e-3 * np.trace(start.second))
+        True
     """
     e, S = start
     identity, alpha, A = np.eye(e.size), problem.alpha, problem.A
@@ -224,6 +267,16 @@ def linear_moments(
         steps: eta_0, ..., eta_{k-1}.
         batch_size: b; None: every row at once.
         v0: start, [d], not random; None for 0.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.theory import known, linear_moments
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> moments = p.moments(p.lam)
+        >>> v = linear_moments(moments, known(moments.w, moments.w), [1.0] * 400, None)
+        >>> bool(np.trace(v.second) < 1e-3 * (moments.v**2).sum())
+        True
     """
     e, S = inner
     start = known(np.zeros_like(e) if v0 is None else v0, problem.v)
@@ -254,6 +307,13 @@ def second_moment_rate(problem: QuadraticMoments, eta: float, batch_size: int | 
         problem: the moments of the rows.
         eta: the step.
         batch_size: b; None: every row at once.
+
+    Examples:
+        >>> from bilevax.theory import second_moment_rate
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> bool(second_moment_rate(p.moments(p.lam), 0.5, 10) < 1)  # this step is stable for batches of ten
+        True
     """
     M = np.eye(problem.w.size) - eta * problem.alpha * problem.A
     # vec(M S M) = (M (x) M) vec(S)
@@ -279,6 +339,17 @@ def hypergradient_moments(
         linear: of v_k - v*.
         batch_size: b; None: every row at once.
         cross_batches: J; None: every row once.
+
+    Examples:
+        >>> import numpy as np
+        >>> from bilevax.theory import hypergradient_moments, known, linear_moments
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> moments = p.moments(p.lam)
+        >>> solved = known(moments.w, moments.w)
+        >>> v = linear_moments(moments, solved, [1.0] * 2000, None)
+        >>> bool(np.linalg.norm(hypergradient_moments(moments, v, None, None).bias) < 1e-6)
+        True
     """
     alpha, B = problem.alpha, problem.B
     # h - f' = alpha B'(v_k - v*) + alpha (dB of the J minibatches)'v_k, the second centred given v_k

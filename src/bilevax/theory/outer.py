@@ -23,6 +23,14 @@ def smoothness(
         mu2_lam: in lam, of grad_2 E.
         nu1_lam: in lam, of d1Phi.
         nu2_lam: in lam, of d2Phi.
+
+    Examples:
+        >>> from bilevax.theory import smoothness
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> constants = p.constants(p.lam, batch_size=10)
+        >>> smoothness(constants) > 0
+        True
     """
     c, gap = constants, 1.0 - constants.q
     # |w(lam) - w(lam')| <= L_w |lam - lam'|: both arguments of a constant in (w, lam) move
@@ -51,6 +59,11 @@ def stationarity_bound(gap: float, *, L_f: float, step: float, steps: int, mse: 
 
     Raises:
         ParameterError: the step is longer than 1 / (2 L_f).
+
+    Examples:
+        >>> from bilevax.theory import stationarity_bound
+        >>> stationarity_bound(1.0, L_f=2.0, step=0.25, steps=1600, mse=0.0)
+        0.01
     """
     if not 0.0 < step <= 0.5 / L_f:
         raise ParameterError(f"the outer step must lie in ]0, 1/(2 L_f) = {0.5 / L_f:g}], got {step:g}")

@@ -13,6 +13,11 @@ def published_steps(q: float) -> HarmonicSteps:
     """The steps of the authors' code, beta = gamma = 2 / (1 - q^2): eta_0 = 1, whatever the noise.
 
     For moderate batches; where the noise is large, gamma = beta (1 + sigma2) is what the theory asks for.
+
+    Examples:
+        >>> from bilevax.theory import published_steps
+        >>> published_steps(0.5)
+        HarmonicSteps(beta=2.6666666666666665, gamma=2.6666666666666665)
     """
     # beta = 2 / rate, rate = 1 - q^2
     return HarmonicSteps(2.0 / (1.0 - q**2), 2.0 / (1.0 - q**2))
@@ -25,6 +30,11 @@ class Counts(NamedTuple):
         t: of the inner solver.
         k: of the linear solver.
         J: of the cross product; None: every row once.
+
+    Examples:
+        >>> from bilevax.theory import Counts
+        >>> Counts(t=100, k=100, J=None)
+        Counts(t=100, k=100, J=None)
     """
 
     t: int
@@ -42,6 +52,15 @@ def sample_complexity(constants: Constants, target: float, start: float) -> Coun
         constants: of the problem; L_E bounds every row of val's gradient at once.
         target: mean square error of the hypergradient.
         start: |w_0 - w(lam)|^2.
+
+    Examples:
+        >>> from bilevax.theory import sample_complexity
+        >>> from bilevax.testing.closed_forms import FiniteQuadratic
+        >>> p = FiniteQuadratic.random(0)
+        >>> constants = p.constants(p.lam, batch_size=10)
+        >>> few, many = (sample_complexity(constants, target, 1.0) for target in (1e-2, 1e-3))
+        >>> 8 < many.t / few.t < 12  # of order 1 / target
+        True
     """
     c, share = constants, target / 3.0
     # 2 c1^2 rho = 2 L_Phi^2 sigma = (sigma2' / J) E|v_k|^2 = target / 3
@@ -60,6 +79,11 @@ class Split(NamedTuple):
     Attributes:
         counts: t, k and J.
         mse: predicted mean square error, for solvers whose iterates are averaged.
+
+    Examples:
+        >>> from bilevax.theory import optimal_split, Traces
+        >>> optimal_split(Traces(4.0, 1.0, 1.0), budget=400).counts
+        Counts(t=200, k=100, J=100)
     """
 
     counts: Counts
@@ -89,6 +113,12 @@ def optimal_split(
 
     Raises:
         ParameterError: the budget does not cover the burn-in.
+
+    Examples:
+        >>> from bilevax.theory import optimal_split, Traces
+        >>> split = optimal_split(Traces(4.0, 1.0, 1.0), budget=400)
+        >>> split.counts, split.mse  # sqrt(4) : 1 : 1
+        (Counts(t=200, k=100, J=100), 0.04)
     """
     c_t, c_k, _ = costs
     # N' = N - burn-in of both chains
@@ -110,7 +140,13 @@ def optimal_split(
 
 
 def equal_split_mse(traces: Traces, budget: float, *, costs: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> float:
-    """Predicted mean square error of t = k = J, (inner + linear + cross)(c_t + c_k + c_J) / N."""
+    """Predicted mean square error of t = k = J, (inner + linear + cross)(c_t + c_k + c_J) / N.
+
+    Examples:
+        >>> from bilevax.theory import equal_split_mse, Traces
+        >>> equal_split_mse(Traces(4.0, 1.0, 1.0), budget=400)  # the best split has 0.04
+        0.045
+    """
     # t = k = J = N / (c_t + c_k + c_J)
     return sum(traces) * sum(costs) / budget
 
@@ -122,6 +158,11 @@ def burn_in_steps(step: float, tau: float, budget: float) -> float:
         step: alpha eta, the step in units of 1 / curvature.
         tau: smallest curvature of the inner loss.
         budget: N minibatches.
+
+    Examples:
+        >>> from bilevax.theory import burn_in_steps
+        >>> burn_in_steps(step=0.5, tau=0.1, budget=1e4)
+        30.0
     """
     # exp(-step tau n) = exp(-1.5)
     return min(1.5 / (step * tau), budget / 6.0)

@@ -19,6 +19,11 @@ class Contraction(NamedTuple):
     Attributes:
         q: its norm, by which every step contracts.
         radius: its spectral radius, by which steps contract in the long run; less than q for a map that is not normal.
+
+    Examples:
+        >>> from bilevax.testing.closed_forms import Contraction
+        >>> Contraction(q=0.9, radius=1.0).q
+        0.9
     """
 
     q: float

@@ -30,6 +30,11 @@ class Solution(NamedTuple):
         v: solution of (I - d1Phi^T) v = grad_1 E, like w0.
         value: f(lam) = E(w, lam).
         hypergradient: grad f(lam), like lam.
+
+    Examples:
+        >>> from bilevax.testing.closed_forms import Solution
+        >>> Solution(w=1.0, v=0.5, value=0.1, hypergradient=-0.2).hypergradient
+        -0.2
     """
 
     w: PyTree
@@ -44,6 +49,12 @@ class Curvature(NamedTuple):
     Attributes:
         L: largest eigenvalue of the inner Hessian.
         tau: smallest eigenvalue.
+
+    Examples:
+        >>> from bilevax.testing.closed_forms import Curvature
+        >>> curvature = Curvature(L=4.0, tau=1.0)
+        >>> curvature.alpha, round(curvature.contraction(curvature.alpha), 3)  # 2 / (L + tau), (L - tau) / (L + tau)
+        (0.4, 0.6)
     """
 
     L: float

@@ -1,0 +1,120 @@
+"""Guided tuning: the learning rate of a sequence model, found while it trains, wherever it starts.
+
+A recurrent network learns to write strings backwards. Its rate lam moves with every update, along the derivative of the
+loss of held-out strings after that update:
+
+    w   <- w - lam Adam(grad l(w; batch)),           log lam <- log lam - Adam(dE(w(lam)) / d log lam)
+
+No second derivative of the network is needed: dE / dlam = -<grad E(w), Adam(grad l)>, one gradient more an update. The
+loop is run from four rates, a thousandfold apart, once with the rate held and once with the rate guided, all eight side
+by side (``jax.vmap``). The worst of the guided ones should be better than the best of the held ones.
+
+With one seed, after 3,000 updates from rates of 1e-5, 1e-4, 1e-3 and 1e-2, test losses are 2.064, .794, .021 and .030
+with the rate held, .011, .016, .014 and .008 with the rate guided.
+
+References: Lichtarge, Alberti, Kumar (2022), arXiv:2209.04683; Baydin, Cornish, Martínez Rubio, Schmidt, Wood (2018),
+arXiv:1703.04782.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+import bilevax as bx
+
+SYMBOLS, LENGTH, HIDDEN, BATCH, GUIDES = 8, 6, 48, 64, 256
+RATES = np.array([1e-5, 1e-4, 1e-3, 1e-2], np.float32)
+
+
+# %%
+# The network reads a string and writes it, each symbol given the ones before.
+
+
+class Reverser(eqx.Module):
+    """A reader, whose last state is the writer's first, and a readout."""
+
+    reader: eqx.nn.GRUCell
+    writer: eqx.nn.GRUCell
+    readout: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 3)
+        self.reader = eqx.nn.GRUCell(SYMBOLS, HIDDEN, key=keys[0])
+        self.writer = eqx.nn.GRUCell(SYMBOLS, HIDDEN, key=keys[1])
+        self.readout = eqx.nn.Linear(HIDDEN, SYMBOLS, key=keys[2])
+
+    def __call__(self, string):
+        """Logits of the string backwards, [length, symbols]."""
+        symbols = jax.nn.one_hot(string, SYMBOLS)
+        state = jax.lax.scan(lambda h, x: (self.reader(x, h), None), jnp.zeros(HIDDEN), symbols)[0]
+        before = jnp.concatenate([jnp.zeros((1, SYMBOLS)), symbols[:0:-1]])
+        states = jax.lax.scan(lambda h, x: (self.writer(x, h),) * 2, state, before)[1]
+        return jax.vmap(self.readout)(states)
+
+
+def loss(net, strings):
+    logits = jax.vmap(net)(strings)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, strings[:, ::-1]))
+
+
+def strings(number, seed):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, SYMBOLS, (*number, LENGTH)))
+
+
+# %%
+# The loop: what it carries is (network, state of Adam); lam is its rate.
+
+adam = optax.scale_by_adam()
+
+
+def train_step(state, rate, batch, key):
+    net, optimiser = state
+    change, optimiser = adam.update(jax.grad(loss)(net, batch), optimiser)
+    return jax.tree.map(lambda p, c: p - rate * c, net, change), optimiser
+
+
+def guide_loss(state, rate, batch):
+    return loss(state[0], batch)
+
+
+guided = bx.Online(train_step, guide_loss, outer=bx.optim("adam", learning_rate=0.02), transform="exp")
+
+
+# %%
+# From each rate: the loss of other held-out strings in the end, and the course of the rate.
+
+
+def main(quick=False):
+    steps = 60 if quick else 3000
+    net, key = Reverser(jax.random.key(0)), jax.random.key(0)
+    batches, guides, test = strings((steps, BATCH), 1), strings((steps, BATCH), 2), strings((GUIDES,), 3)
+
+    def step(state, draw):
+        state, _ = guided.step(state, *draw, key)
+        return state, state.lam
+
+    @jax.jit
+    @jax.vmap
+    def losses(rate):
+        start = net, adam.init(net)
+        fixed = jax.lax.scan(lambda state, batch: (train_step(state, rate, batch, key), None), start, batches)[0]
+        end, rates = jax.lax.scan(step, guided.init(start, rate), (batches, guides))
+        return loss(fixed[0], test), loss(end.w[0], test), rates
+
+    held, tuned, rates = losses(RATES)
+    axis = plt.subplots(figsize=(6, 3), layout="constrained")[1]
+    axis.semilogy(rates.T)
+    axis.set(xlabel="updates", ylabel="rate")
+    names = [f"{rate:g}" for rate in RATES]
+    figures = {f"loss_held_at_{name}": x for name, x in zip(names, held, strict=True)}
+    figures |= {f"loss_guided_from_{name}": x for name, x in zip(names, tuned, strict=True)}
+    return {name: round(float(x), 4) for name, x in figures.items()}
+
+
+if __name__ == "__main__":
+    for name, figure in main().items():
+        print(f"{name:<32}{figure}")
+    plt.show()

@@ -1,0 +1,289 @@
+"""Rows that a thread reads while a compiled program runs."""
+
+import os
+import threading
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevax.core.errors import DataError
+from bilevax.core.trees import PyTree, map_named
+from bilevax.data.arrays import check_finite, check_numbers, common_length, to_default_precision
+from bilevax.data.data_sets import DataSetRows
+
+IDLE = 1.0
+"""Seconds without a request after which the thread ends."""
+
+LOOKED_AT = 8
+"""Rows by which a table is known again."""
+
+Numbers: TypeAlias = np.ndarray | range
+Rows: TypeAlias = list[np.ndarray]
+
+
+class Loader(Protocol):
+    """Rows by number, wherever they are."""
+
+    def __len__(self) -> int:
+        """Number of rows, n."""
+
+    def rows(self, numbers: np.ndarray, /) -> PyTree:
+        """These rows, a pytree of numpy arrays with leading axis ``len(numbers)``; numbers may repeat, in any order."""
+
+
+class ArrayRows:
+    """Rows of arrays that share their leading axis, such as memory-mapped ``.npy`` files."""
+
+    def __init__(self, data: PyTree) -> None:
+        opened = map_named(_opened, "data", data)
+        self._length = common_length(opened)
+        self._files = [(x.filename, os.path.getsize(x.filename)) for x in jax.tree.leaves(opened) if _has_file(x)]
+        # plain arrays over the same memory: numpy reads them sooner
+        self._data = jax.tree.map(lambda x: x.view(np.ndarray), opened)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def rows(self, numbers: np.ndarray) -> PyTree:
+        """These rows, copied."""
+        # a page beyond the end of a file that was cut would end the process
+        for path, size in self._files:
+            if os.path.getsize(path) < size:
+                raise DataError(f"{path} was cut while it was read")
+        first, last = int(numbers[0]), int(numbers[-1])
+        if last - first + 1 == len(numbers) and np.all(np.diff(numbers) == 1):
+            return jax.tree.map(lambda a: a[first : last + 1].copy(), self._data)
+        return jax.tree.map(lambda a: np.take(a, numbers, axis=0), self._data)
+
+
+def _opened(name: str, x: object) -> np.ndarray:
+    if hasattr(x, "tocsr"):
+        raise DataError(f"{name} is a sparse matrix, which has no rows of one shape; use bx.SparseRows")
+    try:
+        array = (
+            np.load(x, mmap_mode="r")
+            if isinstance(x, str | Path)
+            else x
+            if isinstance(x, np.ndarray)
+            else np.asarray(x)
+        )
+    except (OSError, ValueError) as e:
+        raise DataError(f"{name} cannot be opened: {_told(e)}") from e
+    check_numbers(name, array)
+    return array
+
+
+def _has_file(x: object) -> bool:
+    return isinstance(x, np.memmap) and x.filename is not None
+
+
+class Reader:
+    """Rows by number, the next ones read on a thread while those before are in use.
+
+    What is read ahead is known by its numbers: that it was read is never needed, only waited for.
+
+    Args:
+        data: a :class:`Loader`; or a pytree of arrays or of paths of ``.npy`` files.
+        seed: of a shuffle of the numbers of its rows; None: as they are.
+        prefetch_bytes: what is read ahead takes at most.
+        timeout: seconds that a read may take.
+    """
+
+    def __init__(self, data: Any, seed: int | None, prefetch_bytes: int, timeout: float) -> None:
+        again = data if isinstance(data, Reader) else None
+        data = again.loader if again else data
+        self.loader: Loader = data if callable(getattr(data, "rows", None)) else ArrayRows(data)
+        # rows of a group are read together
+        self.groups: np.ndarray | None = getattr(self.loader, "groups", None)
+        self._most, self._timeout = prefetch_bytes, timeout
+        own = isinstance(self.loader, ArrayRows | DataSetRows)
+        self.name = "data" if own else f"{type(data).__name__}.rows"
+        self._ready = threading.Condition()
+        self._jobs: deque[tuple[Numbers, Future[Any], Callable[[Numbers], Any]]] = deque()
+        self._ahead: OrderedDict[bytes | range, tuple[int, Future[Rows]]] = OrderedDict()
+        self._thread: threading.Thread | None = None
+        self._span = range(0)
+        self._kinds: list[tuple[tuple[int, ...], np.dtype]] = []
+        self.length = self._counted()
+        self.order: np.ndarray | None = again.order if again else None
+        if seed is not None:
+            self.order = np.random.default_rng(seed).permutation(self.length).astype(np.int32)
+        self._begin()
+
+    def _counted(self) -> int:
+        try:
+            n = len(self.loader)
+        except Exception as e:
+            raise DataError(f"len of {type(self.loader).__name__}, the number of its rows, raised {_told(e)}") from e
+        if not 0 < n < 2**31:
+            raise DataError(f"{self.name} has {n} rows; a stream has 1 to 2^31 - 1")
+        return n
+
+    def _begin(self) -> None:
+        """Structure, shapes and dtypes, and a number by which the table is known, from a few rows."""
+        most = self.length if self.groups is None else int(self.groups[0])
+        few = np.unique(np.linspace(0, most - 1, LOOKED_AT).astype(np.int64))
+        tree = self._wait(self._ask(few, self._load), few)
+        if not jax.tree.leaves(tree):
+            raise DataError(f"{self.name} gave no arrays")
+        tree = jax.tree.map(np.asarray, tree)
+        self.names = jax.tree.leaves(map_named(lambda name, _: name, self.name, tree))
+        given: list[np.ndarray] = jax.tree.leaves(tree)
+        for name, x in zip(self.names, given, strict=True):
+            check_numbers(name, x)
+        self.structure: Any = jax.tree.structure(tree)
+        self._kinds = [(x.shape[1:], x.dtype) for x in given]
+        # to_default_precision, this method, __init__, the source's __post_init__ and __init__, the caller
+        narrow = jax.tree.leaves(to_default_precision(tree, self.name, stacklevel=6))
+        self.shapes = [jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in narrow]
+        self.row_bytes = sum(s.dtype.itemsize * int(np.prod(s.shape)) for s in self.shapes)
+        words = [repr((self.length, self._kinds)).encode(), *(np.ascontiguousarray(x).tobytes() for x in given)]
+        words += [] if self.order is None else [self.order[:LOOKED_AT].tobytes()]
+        words += [self.loader.told()] if isinstance(self.loader, DataSetRows) else []
+        self.fingerprint = zlib.crc32(b"".join(words)) >> 1
+
+    # What a program is compiled for is alike; which table it reads it is told when it runs.
+    def _alike(self) -> object:
+        return self.length, self.structure, tuple((s.shape, s.dtype) for s in self.shapes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reader) and self._alike() == other._alike()
+
+    def __hash__(self) -> int:
+        return hash(self._alike())
+
+    def __repr__(self) -> str:
+        kinds = (f"{s.dtype}[{','.join(map(str, (self.length, *s.shape)))}]" for s in self.shapes)
+        return f"rows({', '.join(kinds)})"
+
+    def __call__(self, now: Numbers, then: Numbers | None = None) -> Rows:
+        """The leaves of these rows, each [len(now), ...]; those of ``then`` are read meanwhile.
+
+        Raises:
+            DataError: the rows cannot be had, are not like the first ones, not finite, or did not come in time.
+        """
+        with self._ready:
+            _, job = self._ahead.pop(_key(now), (0, None))
+            # what could not be read ahead is tried again: the fault may have passed
+            if job is None or (job.done() and job.exception() is not None):
+                job = self._ask(now, self._read, urgent=True)
+            if then is not None and _key(then) not in self._ahead:
+                self._ahead[_key(then)] = len(then) * self.row_bytes, self._ask(then, self._read)
+                self._forget()
+        return cast(Rows, self._wait(job, now))
+
+    def span(self, start: int, size: int) -> Rows:
+        """So many rows from one on; what follows them is read meanwhile, or what is before where a pass goes down."""
+        now, last, n = range(start, start + size), self._span, self.length
+        self._span = now
+        down = range(start - size, start)
+        if last == range(start + size, start + 2 * size) and start >= size:
+            return self(now, down)
+        return self(now, range(size) if now.stop >= n else range(now.stop, min(now.stop + size, n)))
+
+    def _forget(self) -> None:
+        """Of what was read ahead and never asked for, the oldest."""
+        while sum(size for size, _ in self._ahead.values()) > max(self._most, next(reversed(self._ahead.values()))[0]):
+            self._ahead.popitem(last=False)[1][1].cancel()
+
+    def _ask(self, numbers: Numbers, read: Callable[[Numbers], Any], *, urgent: bool = False) -> "Future[Any]":
+        job: Future[Any] = Future()
+        with self._ready:
+            (self._jobs.appendleft if urgent else self._jobs.append)((numbers, job, read))
+            if self._thread is None:
+                # a daemon: a loader that stalls must not keep the process from ending
+                self._thread = threading.Thread(target=self._work, name="bilevax-rows", daemon=True)
+                self._thread.start()
+            self._ready.notify()
+        return job
+
+    def _work(self) -> None:
+        me = threading.current_thread()
+        while True:
+            with self._ready:
+                self._ready.wait_for(lambda: self._jobs or self._thread is not me, IDLE)
+                if self._thread is not me:
+                    return
+                if not self._jobs:
+                    self._thread = None
+                    return
+                numbers, job, read = self._jobs.popleft()
+            if job.set_running_or_notify_cancel():
+                try:
+                    job.set_result(read(numbers))
+                except BaseException as e:  # whatever a loader raises, its rows' user is told
+                    job.set_exception(e)
+
+    def _wait(self, job: "Future[Any]", numbers: Numbers) -> Any:
+        try:
+            return job.result(self._timeout)
+        except TimeoutError:
+            if job.done():
+                raise
+            with self._ready:  # the thread is left to itself, and what waits for it is asked for again
+                self._thread = None
+                self._jobs.clear()
+                self._ahead.clear()
+                self._ready.notify_all()
+            raise DataError(
+                f"{self.name} has not returned {_these(numbers)} after {self._timeout:g} s; a slower source needs a"
+                " larger timeout="
+            ) from None
+
+    def _load(self, numbers: Numbers) -> PyTree:
+        """What the loader says of these rows."""
+        wanted = np.asarray(numbers) if self.order is None else self.order[np.asarray(numbers)]
+        try:
+            return self.loader.rows(wanted)
+        except DataError:
+            raise
+        except BaseException as e:
+            raise DataError(f"{self.name} raised {_told(e)}, for {_these(wanted)}") from e
+
+    def _read(self, numbers: Numbers) -> Rows:
+        """The rows, checked, as JAX takes them."""
+        tree = self._load(numbers)
+        if jax.tree.structure(tree) != self.structure:
+            raise DataError(f"{self.name} returned {jax.tree.structure(tree)}, and at first {self.structure}")
+        out = []
+        for name, x, (shape, kind), wanted in zip(
+            self.names, map(np.asarray, jax.tree.leaves(tree)), self._kinds, self.shapes, strict=True
+        ):
+            if (x.shape, x.dtype) != ((len(numbers), *shape), kind):
+                right = f"{kind}{[len(numbers), *shape]}"
+                raise DataError(f"{name} must be {right} for {_these(numbers)}, got {x.dtype}{list(x.shape)}")
+            if jnp.issubdtype(x.dtype, jnp.floating):
+                _check_finite(name, x, numbers)
+            out.append(x.astype(wanted.dtype, copy=False))
+        return out
+
+
+def _check_finite(name: str, x: np.ndarray, numbers: Numbers) -> None:
+    # a sum of squares is the fastest sum there is; it is finite unless an entry is not, or some are huge
+    flat = x.reshape(-1)
+    if x.dtype not in (np.float32, np.float64) or not np.isfinite(np.dot(flat, flat)):
+
+        def place(i: int) -> Sequence[int]:
+            at, *columns = np.unravel_index(i, x.shape)
+            return int(numbers[int(at)]), *map(int, columns)
+
+        check_finite(name, x, lambda i: tuple(place(i)))
+
+
+def _key(numbers: Numbers) -> bytes | range:
+    return numbers if isinstance(numbers, range) else numbers.tobytes()
+
+
+def _these(numbers: Numbers) -> str:
+    return f"{len(numbers):,} rows, the first of them row {int(numbers[0]):,}"
+
+
+def _told(e: BaseException) -> str:
+    return " ".join(f"{type(e).__name__}: {e}".split())

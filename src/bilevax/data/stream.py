@@ -1,0 +1,364 @@
+"""Rows that do not fit into memory."""
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.custom_batching import custom_vmap
+
+from bilevax.core.config import check_choice, check_count, config, positive, set_frozen, static
+from bilevax.core.errors import BilevaxError, DataError, ParameterError
+from bilevax.core.host import note
+from bilevax.core.protocols import Total
+from bilevax.core.trees import PyTree, add, scale
+from bilevax.data.arrays import Arrays
+from bilevax.data.data_sets import DataSetRows, is_data_set
+from bilevax.data.reader import Reader
+from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
+
+MOST = 32
+"""Minibatches in a piece: what one call of the host costs is little beside so many steps."""
+
+SHARE = 32
+"""Pieces to ``prefetch_bytes``: each is small enough for a cache, and a short loop reads little in vain."""
+
+SPANS = 8
+"""Pieces of a pass over every row to ``prefetch_bytes``."""
+
+_readers: dict[int, list["weakref.ref[Reader]"]] = {}
+"""Readers that are in use, by the numbers that programs know them by."""
+
+
+class Piece(NamedTuple):
+    """The plan of a chunk, and the rows of some of its minibatches.
+
+    Attributes:
+        choice: which rows the chunk has, as :meth:`Numbered._choose` says.
+        then: the rows of the first minibatches of the next chunk, [G, b].
+        begin: the place in the chunk of the first minibatch that is here, [].
+        rows: of the minibatches that are here, each leaf [G, b, ...].
+    """
+
+    choice: PyTree
+    then: Array
+    begin: Array
+    rows: PyTree
+
+
+@config
+class Stream(Numbered):
+    """Rows that stay where they are: in memory-mapped files, or wherever an object of the user's finds them.
+
+    Minibatch j has exactly the rows that :class:`~bilevax.Arrays` draws for the same key and ``sampling``, so that all
+    that runs on tables in memory runs on these: hypergradients with their reports, every algorithm, plans, checkpoints.
+    A compiled program asks the host for a piece at a time, some minibatches or a stretch of the table, and while it
+    uses one a thread reads the next. A pass over every row (``total``) is a weighted mean over pieces.
+
+    Not under ``jax.vmap`` over what rows are drawn by, as with ``replicas=``: that is refused.
+
+    Args:
+        data: a pytree of arrays or of paths of ``.npy`` files, such as ``("X.npy", "y.npy")``, which are mapped; or an
+            object with ``len`` and ``rows(numbers)``, which gives a pytree of numpy arrays with these rows, in this
+            order, numbers [k] int64, some of them perhaps twice. It is called by one thread at a time; or a
+            ``pyarrow.dataset`` of Parquet or Arrow files, whose row groups are read whole.
+        batch_size: rows in a minibatch, 1 <= b <= n; None for every row, which what draws needs within
+            ``prefetch_bytes``, and what reads them by ``total`` does not.
+        sampling: as of :class:`~bilevax.Arrays`. Of a data set ``"windows"`` alone, whose groups are its row groups; so
+            of an object with ``groups``, the numbers of rows [k] of groups that it reads together.
+        seed: of the shuffle of ``"blocks"``, which permutes the rows' numbers, 4 n bytes; None: blocks are contiguous,
+            the fastest to read, for data that are shuffled already.
+        keys: a fresh key in every draw. Default False.
+        columns: of a data set, a pytree of names, a string for a vector [b], a list for a matrix [b, d], such as
+            ``(["age", "income"], "y")``; None: every column, a dict of vectors.
+        window: groups in a window; the rows of a window are in memory together, within ``prefetch_bytes``. Default 4.
+        prefetch_bytes: what is read ahead takes at most, and so does a minibatch. Default 256 MB. A piece has at most a
+            thirty-second of it, in a pass over every row an eighth, but at least one minibatch.
+        timeout: seconds after which a read has failed. Default 60.
+
+    Raises:
+        DataError: the data cannot be opened, are no real numbers, or differ in length. While it runs: a read fails, has
+            not come in time, or gives other shapes, NaN or infinite entries. Out of :func:`~bilevax.hypergradient`,
+            :func:`~bilevax.minimize`, :func:`~bilevax.plan` and :func:`~bilevax.check` comes this sentence; out of
+            one's own compiled program JAX's error, which has it.
+        ParameterError: the batch size does not lie in [1, n], or a minibatch takes more than ``prefetch_bytes``.
+
+    Examples:
+        >>> import bilevax as bx
+        >>> class Digits:
+        ...     def __len__(self):
+        ...         return 1000
+        ...     def rows(self, numbers):
+        ...         return (numbers % 10).astype(np.float32)
+        >>> source = bx.Stream(Digits(), batch_size=10)
+        >>> float(source.total(lambda scale, batch: scale * jnp.mean(batch), jnp.float32(2.0)))
+        9.0
+    """
+
+    data: Any
+    batch_size: int | None = static(None)
+    sampling: str = "iid"
+    seed: int | None = 0
+    keys: bool = dataclasses.field(default=False, kw_only=True)
+    columns: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+    window: int = dataclasses.field(default=4, kw_only=True, metadata={"static": True})
+    prefetch_bytes: int = dataclasses.field(default=1 << 28, kw_only=True, metadata={"static": True})
+    timeout: float = dataclasses.field(default=60.0, kw_only=True, metadata={"static": True})
+    groups: Any = dataclasses.field(init=False)
+    fingerprint: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        check_choice("sampling", self.sampling, SAMPLINGS)
+        if not isinstance(self.keys, bool):
+            raise ParameterError(f"keys must be True or False, got {self.keys!r}")
+        seed = None if self.seed is None else check_count("seed", self.seed)
+        most = check_count("prefetch_bytes", self.prefetch_bytes, low=1)
+        blocks = self.sampling == "blocks" and self.batch_size is not None
+        reader = Reader(self._opened(most), seed if blocks else None, most, positive("timeout", self.timeout))
+        b = None if self.batch_size is None else check_count("batch_size", self.batch_size, low=1)
+        if b is not None and b > reader.length:
+            raise ParameterError(f"batch_size must lie in [1, n={reader.length}], got {b}")
+        seed = None if blocks else seed
+        groups, window = self._grouped(reader)
+        set_frozen(self, data=reader, batch_size=b, seed=seed, groups=groups, window=window)
+        set_frozen(self, fingerprint=reader.fingerprint, columns=None)
+        _readers.setdefault(reader.fingerprint, []).append(weakref.ref(reader))
+        _ = self._shape  # which refuses minibatches that are too large
+
+    def _opened(self, most: int) -> Any:
+        if is_data_set(self.data):
+            return DataSetRows(self.data, self.columns, most)
+        if self.columns is not None:
+            raise ParameterError("columns= are those of a pyarrow.dataset, as pyarrow.dataset.dataset(folder) is one")
+        return self.data
+
+    def _grouped(self, reader: Reader) -> tuple[Array | None, int]:
+        """The sizes of the groups of rows that are read together, and how many are a window."""
+        sizes, windows = reader.groups, self.sampling == "windows"
+        if sizes is None and windows:
+            raise ParameterError('sampling="windows" is of rows in groups, as those of a pyarrow.dataset; leave it out')
+        if sizes is not None and not windows and self.batch_size is not None:
+            raise ParameterError(
+                f'these rows are in {len(sizes)} groups that are read whole, and sampling="{self.sampling}" takes some'
+                ' of every one for a minibatch; give sampling="windows"'
+            )
+        groups, window = checked_groups(sizes if windows else None, self.window, self.sampling, reader.length)
+        largest = 0 if sizes is None or not windows else int(np.sort(sizes)[-window:].sum()) * reader.row_bytes
+        if largest > self.prefetch_bytes:
+            raise ParameterError(
+                f"a window of {window} groups takes up to {largest:,} bytes, more than prefetch_bytes="
+                f"{self.prefetch_bytes:,}; give a smaller window or a larger prefetch_bytes"
+            )
+        return groups, window
+
+    # Everything below may run while a program is traced, and takes from the reader what of equal ones is equal.
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, n."""
+        return int(self.data.length)
+
+    @property
+    def all_rows(self) -> None:
+        """None: they are never in memory at once."""
+        return None
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Minibatches in a piece, G, and rows in each, b."""
+        b = self.rows_per_batch
+        size = b * self.data.row_bytes
+        if size > self.prefetch_bytes and self.batch_size is not None:
+            raise ParameterError(
+                f"a minibatch of {b:,} rows takes {size:,} bytes, more than prefetch_bytes={self.prefetch_bytes:,}; "
+                "give a smaller batch_size or a larger prefetch_bytes"
+            )
+        # a power of two, so that pieces fill a chunk
+        whole = max(1, min(MOST, self.prefetch_bytes // SHARE // max(size, 1)))
+        return 1 << (whole.bit_length() - 1), b
+
+    def example(self) -> PyTree:
+        """The shapes and dtypes of a batch."""
+        rows = self._like((self.rows_per_batch,))
+        return jax.eval_shape(self.with_fixed_key, rows) if self.keys else rows
+
+    def _like(self, axes: tuple[int, ...]) -> PyTree:
+        leaves = [jax.ShapeDtypeStruct((*axes, *s.shape), s.dtype) for s in self.data.shapes]
+        return jax.tree.unflatten(self.data.structure, leaves)
+
+    def at(self, numbers: Array, then: Array | None = None) -> PyTree:
+        """These rows, [...] of them, without a key; while they are used those of ``then`` are read, if it is given."""
+        numbers = jnp.asarray(numbers, jnp.int32)
+        then = jnp.zeros(0, jnp.int32) if then is None else then
+        leaves = _from_host(_rows_of, jax.tree.leaves(self._like(numbers.shape)), self.fingerprint, numbers, then)
+        return jax.tree.unflatten(self.data.structure, leaves)
+
+    def _span(self, start: Array | int, size: int) -> PyTree:
+        """So many rows from one on."""
+        read, shapes = partial(_span_of, size=size), jax.tree.leaves(self._like((size,)))
+        leaves = _from_host(read, shapes, self.fingerprint, jnp.asarray(start, jnp.int32))
+        rows = jax.tree.unflatten(self.data.structure, leaves)
+        return self.with_fixed_key(rows) if self.keys else rows
+
+    def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean over every row of ``fn(args, batch)``: sum_p n_p / n fn(args, piece p), in the order of the rows.
+
+        For a derivative in reverse the rows are read again.
+        """
+        n = self.rows
+        # several minibatches at least: a network on few rows takes as long as on some more
+        size = min(
+            n, max(self.prefetch_bytes // SPANS // self.data.row_bytes, self._shape[1] if self.batch_size else 1, 1)
+        )
+        if size == n:
+            return fn(args, self._span(0, n))
+
+        # no piece outlives its turn: else a derivative in reverse would keep every row
+        @partial(jax.checkpoint, prevent_cse=False)
+        def piece(start: Array, args: PyTree) -> Total:
+            part: Total = scale(size / n, fn(args, self._span(start, size)))
+            return part
+
+        def turn(_: Array, at: tuple[Array, Total]) -> tuple[Array, Total]:
+            start, total = at
+            return start + size, add(total, piece(start, args))
+
+        like = jax.eval_shape(piece, jnp.int32(0), args)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+        # the last piece after the others, as the next pass begins after it
+        start, total = jax.lax.fori_loop(0, n // size, turn, (jnp.int32(0), zeros))
+        if n % size:
+            total = add(total, scale(n % size / n, fn(args, self._span(start, n % size))))
+        mean: Total = total
+        return mean
+
+    def some(self, number: int, key: Array, batch_size: int | None = -1) -> Arrays:
+        """So many rows at random, at most every one, in memory and drawn i.i.d.; by default as many to a minibatch."""
+        words = np.asarray(jax.random.key_data(key)).ravel().tolist()
+        number = min(number, self.rows, max(1, self.prefetch_bytes // self.data.row_bytes))
+        rng, sizes = np.random.default_rng(words), self.data.groups
+        if sizes is None:
+            numbers = rng.choice(self.rows, number, replace=False, shuffle=False)
+        else:  # of some groups, with four times as many rows
+            order = rng.permutation(len(sizes))
+            taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), 4 * number)) + 1]
+            here = np.concatenate([np.arange(sizes[g]) + sizes[:g].sum() for g in taken])
+            numbers = rng.choice(here, number, replace=False)
+        rows = jax.tree.unflatten(self.data.structure, self.data(np.sort(numbers)))
+        b = self.batch_size if batch_size == -1 else batch_size
+        return Arrays(rows, None if b is None else min(b, number), keys=self.keys)
+
+    # Minibatches: a plan has the rows of some of them.
+
+    def _renewed(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> Piece:
+        G, _ = self._shape
+
+        def choose() -> tuple[PyTree, Array]:
+            return self._choose(key, j), self._numbers(self._choose(key, j // CHUNK * CHUNK + CHUNK), 0)
+
+        def read(choice: PyTree, then: Array) -> tuple[Array, PyTree]:
+            begin = j % CHUNK // G * G
+            after = jnp.where(begin + G < CHUNK, self._numbers(choice, jnp.minimum(begin + G, CHUNK - G)), then)
+            return begin, self.at(self._numbers(choice, begin), after)
+
+        if plan is None:
+            chosen = choose()
+            return Piece(*chosen, *read(*chosen))
+        chosen = jax.lax.cond(first | (j % CHUNK == 0), choose, lambda: (plan.choice, plan.then))
+        # no piece of a chunk is renewed within it, but at places that no key changes
+        return Piece(
+            *chosen, *jax.lax.cond(first | (j % G == 0), lambda: read(*chosen), lambda: (plan.begin, plan.rows))
+        )
+
+    def _numbers(self, choice: PyTree, begin: Array | int) -> Array:
+        """The numbers of the rows of the minibatches at G places of a chunk, [G, b]."""
+        G, b = self._shape
+        if self.sampling != "blocks":
+            return jax.lax.dynamic_slice_in_dim(choice, begin, G)
+        blocks = jax.lax.dynamic_slice_in_dim(choice[0], begin, G)
+        # behind a short block its last row: never used
+        return jnp.minimum(blocks[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :], self.rows - 1)
+
+    def chunk_end(self, j: Array) -> Array:
+        """The first minibatch after j that opens a piece."""
+        return (j // self._shape[0] + 1) * self._shape[0]
+
+    def _choice(self, plan: Piece) -> PyTree:
+        return plan.choice
+
+    def _everything(self) -> PyTree:
+        size = self.rows * self.data.row_bytes
+        if size > self.prefetch_bytes:
+            raise ParameterError(
+                f"a minibatch of every row takes {size:,} bytes, more than prefetch_bytes={self.prefetch_bytes:,}, and"
+                " this method draws some; give the stream a batch_size"
+            )
+        return self.at(jnp.arange(self.rows, dtype=jnp.int32))
+
+    def _batch(self, plan: Piece, j: Array, size: int) -> PyTree:
+        G, place = self._shape[0], j % CHUNK
+
+        def alone() -> PyTree:
+            # a minibatch of the chunk that is not in this piece, as where a step has several
+            return jax.tree.map(lambda a: a[0], self.at(self._numbers(plan.choice, place)[:1]))
+
+        def held() -> PyTree:
+            return jax.tree.map(lambda a: a[place - plan.begin], plan.rows)
+
+        here = (place >= plan.begin) & (place < plan.begin + G)
+        rows = jax.lax.cond(here, held, alone)
+        return jax.tree.map(lambda a: a[:size], rows)
+
+
+def _from_host(read: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], *args: Any) -> list[Array]:
+    """What the host reads: of the same arguments always the same, so a call that is made twice does no harm."""
+    arrays = [jnp.asarray(x, jnp.int32) for x in args]
+    on_host = partial(_said, read, [x.shape for x in arrays])
+
+    @custom_vmap
+    def fetch(packed: Array) -> list[Array]:
+        out: list[Array] = jax.pure_callback(on_host, shapes, packed, vmap_method=None)
+        return out
+
+    @fetch.def_vmap
+    def _(*_: Any) -> NoReturn:
+        raise ParameterError(
+            "a stream cannot be mapped by jax.vmap, nor have replicas: its rows are read one minibatch after another;"
+            " loop over the keys, or take rows in memory (bx.Arrays)"
+        )
+
+    # as one: each array that is handed over takes as long as a small product
+    fetched: list[Array] = fetch(jnp.concatenate([x.ravel() for x in arrays]))
+    return fetched
+
+
+def _said(read: Callable[..., list[np.ndarray]], shapes: list[tuple[int, ...]], packed: Array) -> list[np.ndarray]:
+    parts = np.split(np.asarray(packed), np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+    fingerprint, *args = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    try:
+        return read(_reader(int(fingerprint)), *args)
+    except BilevaxError as fault:
+        raise note(fault) from None
+
+
+def _rows_of(reader: Reader, now: np.ndarray, then: np.ndarray) -> list[np.ndarray]:
+    leaves = reader(now.reshape(-1), then.reshape(-1) if then.size else None)
+    return [x.reshape(*now.shape, *x.shape[1:]) for x in leaves]
+
+
+def _span_of(reader: Reader, start: np.ndarray, *, size: int) -> list[np.ndarray]:
+    return reader.span(int(start), size)
+
+
+def _reader(fingerprint: int) -> Reader:
+    """The newest reader of a table that is still in use."""
+    for known in reversed(_readers.get(fingerprint, [])):
+        if (reader := known()) is not None:
+            return reader
+    raise DataError("a program asks for rows of a bx.Stream that is gone; keep it until the result is there")
