@@ -95,7 +95,7 @@ def real(found: dict[str, Any]) -> str:
 def suspicious(found: dict[str, Any]) -> str:
     """The most suspicious reviews, by their first words."""
     rows = [[*row[:4], " ".join(row[4].split()[:7]) + " ..."] for row in found["reviews"]["most"]]
-    return tables.text(("row", "probability", "given", "suggested", "begins"), rows)
+    return tables.text(("row", "probability", "given", "or", "begins"), rows)
 
 
 def page(record: dict[str, Any]) -> str:

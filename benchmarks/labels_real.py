@@ -27,7 +27,9 @@ def measured(name: str, quick: bool) -> dict[str, Any]:
     model = LabelCleaner(random_state=0).fit(X, y[rows])
     wrong = model.wrong_label_probability_
     most = np.argsort(-wrong, kind="stable")[:LOOKED_AT]
-    found = [[int(rows[i]), round(float(wrong[i]), 3), int(y[rows[i]]), int(model.suggested_[i])] for i in most]
+    # the most probable other class
+    other = np.where(np.eye(model.posterior_.shape[1], dtype=bool)[y[rows]], -1.0, model.posterior_).argmax(axis=1)
+    found = [[int(rows[i]), round(float(wrong[i]), 3), int(y[rows[i]]), int(other[i])] for i in most]
     if name == "reviews":
         found = [[*row, str(raw[row[0]])] for row in found]
     elif not quick:
@@ -37,7 +39,7 @@ def measured(name: str, quick: bool) -> dict[str, Any]:
 
 
 def draw(name: str, images: np.ndarray, found: list[list[Any]]) -> None:
-    """Twenty images: given, suggested, probability."""
+    """Twenty images: given, the most probable other class, the probability that the given one is wrong."""
     from matplotlib.figure import Figure
 
     side = int(np.sqrt(images.shape[1]))
@@ -45,6 +47,6 @@ def draw(name: str, images: np.ndarray, found: list[list[Any]]) -> None:
     for axes, (row, wrong, given, other) in zip(figure.subplots(4, 5).flat, found, strict=True):
         axes.imshow(images[row].reshape(side, side), cmap="gray_r", interpolation="nearest")
         words = [THINGS[c] if name == "fashion" else c for c in (given, other)]
-        axes.set_title(f"{words[0]} → {words[1]}? {wrong:.2f}", fontsize=7)
+        axes.set_title(f"{words[0]}, or {words[1]}: {wrong:.3f}", fontsize=7)
         axes.set_axis_off()
     figure.savefig(machine.ROOT / "docs" / f"labels_{name}.png", dpi=80)
