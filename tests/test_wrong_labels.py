@@ -190,6 +190,18 @@ def test_a_known_noise_matrix_is_recovered():
     np.testing.assert_array_equal(cleaner.clean(X[:9], y[:9]) == y[:9], cleaner.suggested_[:9] == y[:9])
 
 
+def test_a_classifier_that_could_fit_every_label_leaves_some_for_flips():
+    rng = np.random.default_rng(0)
+    z, trusted = rng.integers(0, 2, 500), np.arange(500) < 80
+    X = rng.normal(size=(500, 600)) + 0.45 * np.outer(2 * z - 1, np.arange(600) < 40)
+    y = np.where((rng.random(500) < 0.4) & (z == 0) & ~trusted, 1, z)
+    cleaner = LabelCleaner(random_state=0).fit(X, y, trusted=trusted)
+    assert cleaner.expected_wrong_.value == pytest.approx(np.sum(y != z), rel=0.25)
+    assert cleaner.noise_matrix_[0, 1] == pytest.approx(0.4, abs=0.1)
+    assert cleaner.noise_matrix_[1, 0] < 0.1
+    assert roc_auc_score((y != z)[~trusted], cleaner.wrong_label_probability_[~trusted]) > 0.98
+
+
 def test_trusted_rows_are_never_suspected_and_decide():
     X, y, z, trusted = classes(400)
     cleaner = LabelCleaner(random_state=0).fit(X, y, trusted=trusted)

@@ -24,9 +24,9 @@ from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.label_intervals import Interval, noise_interval, number_interval
 from bilevax.solvers.label_models import Point
-from bilevax.solvers.label_noise import LEAST, Given, posterior
+from bilevax.solvers.label_noise import LEAST, Given, Prior, posterior, updated
 from bilevax.solvers.label_row_weights import Linear, Weighed
-from bilevax.solvers.label_search import cross_fitted, fitted, retrained, search
+from bilevax.solvers.label_search import UNTOLD, cross_fitted, fitted, retrained, search
 
 SEARCHED = 10_000
 """Rows that choose the strengths, at most, beside as many trusted ones."""
@@ -208,7 +208,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         final = retrained(X, q, fitted(X, given, best), best.strengths)
         log_T = [at.noise.log_matrix for at in best.points]
         wrong = [_wrong(at.log_p(X), given, log) for at, log in zip(best.points, log_T, strict=True)]
-        T = np.exp(final.noise.log_matrix)
+        # as the posteriors have it: where the prior decides on the rates, the model's own is that of training
+        T = updated(given.expected(q), Prior(UNTOLD, 1e-3, 1e-3))
         return Found(q, final, T, np.exp(log_T), np.array(wrong), best.strengths.named(self.classes_), notes)
 
     def _em(self, X: Any, given: Given, random: np.random.RandomState) -> Found:
