@@ -231,15 +231,15 @@ def test_the_trap_of_whole_digits():
 # Models of one's own
 
 
-def linear(outputs=12):
-    def init(key, X):
-        return {"W": 0.1 * jax.random.normal(key, (X.shape[1], outputs)), "b": jnp.zeros(outputs)}
-
-    return init, linear_scores
+def init(key, X):
+    return {"W": 0.1 * jax.random.normal(key, (X.shape[1], 12)), "b": jnp.zeros(12)}
 
 
-def linear_scores(w, X):
+def scores(w, X):
     return X @ w["W"] + w["b"]
+
+
+PAIR = init, scores
 
 
 class Own(eqx.Module):
@@ -283,11 +283,11 @@ class OfNnx(nnx.Module):
         lambda: Own(jax.random.key(0)),
         OfLinen,
         lambda: OfNnx(nnx.Rngs(0)),
-        linear,
+        lambda: PAIR,
     ],
     ids=["equinox", "linen", "nnx", "pair"],
 )
-def test_a_model_of_ones_own_learns_and_is_not_changed(make, request):
+def test_a_model_of_ones_own_learns_and_is_not_changed(make):
     X, y, _, _ = flipped_digits(900, share=0.0)
     model = make()
     network = JaxClassifier(model, learning_rate=0.01, max_epochs=25, random_state=0).fit(X[:400], y[:400])
@@ -297,8 +297,7 @@ def test_a_model_of_ones_own_learns_and_is_not_changed(make, request):
     again = clone(network).fit(X[:400], y[:400])
     np.testing.assert_array_equal(again.predict_proba(X), p)
     assert again.model is model
-    if "pair" not in request.node.name:
-        np.testing.assert_array_equal(pickle.loads(pickle.dumps(network)).predict_proba(X), p)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(network)).predict_proba(X), p)
 
 
 def test_a_bias_becomes_the_weighted_shares_of_the_classes():
@@ -319,7 +318,7 @@ def test_weights_are_repeats_in_any_order():
     X, y = load_wine(return_X_y=True)
     X, rng = (X - X.mean(axis=0)) / X.std(axis=0), np.random.default_rng(0)
     weight = rng.integers(0, 3, 178)
-    model = JaxClassifier(linear(), max_epochs=5, random_state=0)
+    model = JaxClassifier(PAIR, max_epochs=5, random_state=0)
     p = model.fit(X, y, sample_weight=weight).predict_proba(X)
     rows = rng.permutation(np.repeat(np.arange(178), weight))
     np.testing.assert_array_equal(clone(model).fit(X[rows], y[rows]).predict_proba(X), p)
@@ -377,7 +376,8 @@ def test_a_network_stands_in_and_is_about_as_good_as_the_linear_model():
         for cleaner in cleaners:
             cleaner.fit(X, given, trusted=np.arange(400) >= 300)
         areas.append([roc_auc_score(turned[:300], of.wrong_label_probability_[:300]) for of in cleaners])
-        assert np.mean(cleaners[0].suggested_ == y) > np.mean(given == y) + 0.15
+        # more than half of the mistakes are mended
+        assert np.mean(cleaners[0].suggested_ != y) < 0.5 * np.mean(given != y)
     mean, linear_mean = np.mean(areas, axis=0)
     assert mean > linear_mean - 0.02
     assert mean > 0.95
@@ -438,15 +438,17 @@ def test_jax_is_imported_by_its_own_models_alone():
 
 
 class Trusting(LabelCleaner):
-    """Trusts every second row, so that scikit-learn's checks, which know of no trusted rows, can be run."""
+    """Trusts every second row of a class, so that scikit-learn's checks, which know of no trusted rows, can be run."""
 
     def fit(self, X, y, trusted=None):
-        n = X.shape[0] if hasattr(X, "shape") else len(X)
-        return super().fit(X, y, trusted=np.arange(n) % 2 == 0)
+        labels = np.ravel(np.asarray(y)).astype(str)
+        trusted = np.zeros(len(labels), bool)
+        trusted[np.argsort(labels, kind="stable")[::2]] = True
+        return super().fit(X, y, trusted=trusted)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([JaxClassifier(linear(), max_epochs=30, learning_rate=0.03, random_state=0)])
+@parametrize_with_checks([JaxClassifier(PAIR, max_epochs=30, learning_rate=0.03, random_state=0)])
 def test_scikit_learn_contract_of_networks(estimator, check):
     check(estimator)
 

@@ -63,8 +63,10 @@ def _between(wrong: Wrong) -> str:
     if not there:
         return ""
     mean = sum(flow.rows for flow in found) / len(found)
-    # the first is no more than the largest of as many equal ones may be by chance, or hardly more than the others
-    if C > 2 and there[0].rows < max(1.5 * mean, mean + 4.0 * math.sqrt(mean)):
+    # Pearson's statistic of equal flows, whose mean is its degrees of freedom, and its variance twice these
+    spread, freedom = sum((flow.rows - mean) ** 2 for flow in found) / mean, len(found) - 1
+    alike = spread < freedom + 3.0 * math.sqrt(2.0 * freedom) or there[0].rows < 1.5 * mean
+    if C > 2 and alike:
         return "between all classes alike"
     named = [f"{flow.truth} given as {flow.given} ({_number(flow.rows)})" for flow in there[:_NAMED]]
     return f"most often {listed(named)}" if len(found) > _NAMED else listed(named)
