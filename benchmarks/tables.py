@@ -1,6 +1,7 @@
 """Markdown tables, printed row by row as the figures come."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 Check = tuple[str, str, str, bool]
@@ -42,3 +43,10 @@ def checks(rows: Iterable[Check]) -> None:
     table = Table("check", "figure", "goal", "met")
     for row in rows:
         table(*row)
+
+
+def into(page: Path, name: str, text: str) -> None:
+    """Write a question's figures between their marks of a page."""
+    first, last = f"<!-- figures: python -m benchmarks {name} -->", "<!-- end of figures -->"
+    before, _, rest = page.read_text().partition(first)
+    page.write_text(f"{before}{first}\n{text}{last}{rest.partition(last)[2]}")

@@ -13,10 +13,11 @@ from sklearn.preprocessing import StandardScaler
 
 ROOT = Path(__file__).parents[1]
 PARTS = {"core": ["--only", "w1", "memory"]}  # all of it takes longer than two minutes
-SHARED = {"additive_figures", "additive_list", "additive_rivals", "additive_times", "bare_jax",
-          "bare_loops", "cases", "datasets", "exact", "families", "fresh", "labels_rivals", "machine",
-          "measures", "planner_rivals", "reported", "rival_torch", "rivals", "single_penalty", "store",
-          "tables", "verdict_figures", "verdict_runs"}  # fmt: skip
+SHARED = {"additive_figures", "additive_list", "additive_rivals", "additive_times", "bare_jax", "bare_loops",
+          "cases", "datasets", "exact", "families", "fresh", "labels_cells", "labels_figures",
+          "labels_real", "labels_rivals", "labels_times", "machine", "measures", "planner_rivals",
+          "reported", "rival_torch", "rivals", "single_penalty", "store", "tables", "verdict_figures",
+          "verdict_runs"}  # fmt: skip
 
 
 def module(name):

@@ -23,6 +23,9 @@ from bilevax.solvers.label_models import LabelModel, Point, Strengths
 from bilevax.solvers.label_noise import Given, Noise, Prior, fit_noise, posterior, uniform_noise, updated
 from bilevax.solvers.label_search import Found, cross_fitted, retrained, search
 
+RATE = np.array([-0.8, -1.0, 0.2])
+"""Log-odds of the prior's rates."""
+
 T3 = np.array([[0.7, 0.2, 0.1], [0.05, 0.9, 0.05], [0.3, 0.1, 0.6]])
 
 
@@ -52,7 +55,7 @@ def small(seed=0, n=40, p=3, C=3):
     rng = np.random.default_rng(seed)
     given = Given(rng.integers(0, C, n), np.arange(n) < 8, C)
     theta = 0.5 * rng.normal(size=(p + 2) * C + C * C)
-    return LabelModel(rng.normal(size=(n, p)), given, rng.random(n) + 0.5, 0.3), theta, rng
+    return LabelModel(rng.normal(size=(n, p)), given, rng.random(n) + 0.5), theta, rng
 
 
 def test_posteriors_are_those_of_every_true_class_enumerated():
@@ -84,7 +87,7 @@ def test_noise_has_its_parameters_and_back():
 
 def test_derivatives_are_those_of_differences():
     model, theta, rng = small()
-    by, d, e = Strengths(0.3, 0.5, 1.0, 1.5), rng.normal(size=theta.size), 1e-5
+    by, d, e = Strengths(0.3, 0.5, 1.0, 1.5, RATE), rng.normal(size=theta.size), 1e-5
 
     def loss(t, by=by):
         return model.loss(Point.of(t, 3, 3), by)
@@ -95,15 +98,15 @@ def test_derivatives_are_those_of_differences():
     product = model.hessian_product(Point.of(theta, 3, 3), by, d)
     np.testing.assert_allclose((up[1] - down[1]) / (2 * e), product, atol=1e-6)
     by_strengths = model.by_strengths(Point.of(theta, 3, 3), by, d)
-    for k in range(4):
-        more, less = (Strengths(*(np.array(by) + s * e * np.eye(4)[k])) for s in (1, -1))
+    for k in range(7):
+        more, less = (Strengths.of(by.flat() + s * e * np.eye(7)[k]) for s in (1, -1))
         slope = (loss(theta, more)[1] - loss(theta, less)[1]) @ d / (2 * e)
         assert slope == pytest.approx(by_strengths[k], rel=1e-6)
 
 
 def test_the_loss_is_that_of_its_definition():
     model, theta, _ = small()
-    by, at = Strengths(0.3, 0.5, 1.0, 1.5), Point.of(theta, 3, 3)
+    by, at = Strengths(0.3, 0.5, 1.0, 1.5, RATE), Point.of(theta, 3, 3)
     T, value = np.exp(at.noise.log_matrix), 0.0
     for x, y, sure, c in zip(model.X, model.given.y, model.given.trusted, model.weight, strict=True):
         p = np.exp(x @ at.W + at.b)
@@ -113,7 +116,8 @@ def test_the_loss_is_that_of_its_definition():
     b, a = np.exp(1.0), np.exp(1.5)
     for c in range(3):
         rho = 1.0 - T[c, c]
-        value -= b * (0.7 * np.log(1.0 - rho) + 0.3 * np.log(rho))
+        rate = 1.0 / (1.0 + np.exp(-RATE[c]))
+        value -= b * ((1.0 - rate) * np.log(1.0 - rho) + rate * np.log(rho))
         value -= a * np.mean([np.log(T[c, j] / rho) for j in range(3) if j != c])
     assert model.loss(at, by)[0] == pytest.approx(value, rel=1e-10)
 
@@ -121,23 +125,23 @@ def test_the_loss_is_that_of_its_definition():
 def test_the_hypergradient_is_that_of_minima_found_anew():
     X, y, _, trusted = classes(300, m=40)
     given, held = Given(y, trusted, 3), np.arange(300) % 3 == 0
-    model = LabelModel(X[~held], given.take(np.flatnonzero(~held)), np.ones(200), 0.3)
-    out = LabelModel(X[held], given.take(np.flatnonzero(held)), np.ones(100), 0.3)
+    model = LabelModel(X[~held], given.take(np.flatnonzero(~held)), np.ones(200))
+    out = LabelModel(X[held], given.take(np.flatnonzero(held)), np.ones(100))
 
     def minimum(lam):
         def scaled(t):
-            value, gradient = model.loss(Point.of(t, 3, 3), Strengths(*lam))
+            value, gradient = model.loss(Point.of(t, 3, 3), Strengths.of(lam))
             return value / 200, gradient / 200
 
         start = Point(np.zeros((3, 3)), np.zeros(3), Noise.of(uniform_noise(3, 0.2))).flat()
         options = {"gtol": 1e-11, "maxiter": 5000}
         return Point.of(minimize(scaled, start, jac=True, method="BFGS", options=options).x, 3, 3)
 
-    lam = np.log([2.0, 3.0, 20.0, 5.0])
-    at, by = minimum(lam), Strengths(*lam)
+    lam = np.array([*np.log([2.0, 3.0, 20.0, 5.0]), *RATE])
+    at, by = minimum(lam), Strengths.of(lam)
     v = model.solve(at, by, out.loss(at, None)[1], steps=500, tolerance=1e-10)
     for k, slope in enumerate(-model.by_strengths(at, by, v)):
-        values = [out.loss(minimum(lam + s * 1e-3 * np.eye(4)[k]), None)[0] for s in (1, -1)]
+        values = [out.loss(minimum(lam + s * 1e-3 * np.eye(7)[k]), None)[0] for s in (1, -1)]
         assert slope == pytest.approx((values[0] - values[1]) / 2e-3, rel=2e-3, abs=1e-5)
 
 
@@ -186,6 +190,18 @@ def test_a_known_noise_matrix_is_recovered():
     np.testing.assert_array_equal(cleaner.clean(X[:9], y[:9]) == y[:9], cleaner.suggested_[:9] == y[:9])
 
 
+def test_a_classifier_that_could_fit_every_label_leaves_some_for_flips():
+    rng = np.random.default_rng(0)
+    z, trusted = rng.integers(0, 2, 500), np.arange(500) < 80
+    X = rng.normal(size=(500, 600)) + 0.45 * np.outer(2 * z - 1, np.arange(600) < 40)
+    y = np.where((rng.random(500) < 0.4) & (z == 0) & ~trusted, 1, z)
+    cleaner = LabelCleaner(random_state=0).fit(X, y, trusted=trusted)
+    assert cleaner.expected_wrong_.value == pytest.approx(np.sum(y != z), rel=0.25)
+    assert cleaner.noise_matrix_[0, 1] == pytest.approx(0.4, abs=0.1)
+    assert cleaner.noise_matrix_[1, 0] < 0.1
+    assert roc_auc_score((y != z)[~trusted], cleaner.wrong_label_probability_[~trusted]) > 0.98
+
+
 def test_trusted_rows_are_never_suspected_and_decide():
     X, y, z, trusted = classes(400)
     cleaner = LabelCleaner(random_state=0).fit(X, y, trusted=trusted)
@@ -213,15 +229,16 @@ def test_names_of_classes_and_their_order_change_nothing():
     # in another order the folds are the same rows, and sums come in another order
     turned = np.array([2, 0, 1])[y]
     given, fold = Given(y, trusted, 3), np.where(trusted, -1, np.arange(300) % 3)
-    found = Found(Strengths(0.5, 1.0, 2.0, 2.0), 0.3, (), (0.0, 0.0), 1)
+    found = Found(Strengths(0.5, 1.0, 2.0, 2.0, RATE), (), (0.0, 0.0), 1)
     q = cross_fitted(X, given, fold, found)
-    np.testing.assert_allclose(cross_fitted(X, given._replace(y=turned), fold, found)[:, [2, 0, 1]], q, atol=2e-3)
+    other = found._replace(strengths=found.strengths._replace(rate=RATE[[1, 2, 0]]))
+    np.testing.assert_allclose(cross_fitted(X, given._replace(y=turned), fold, other)[:, [2, 0, 1]], q, atol=2e-3)
 
 
 def test_a_label_moves_no_model_that_judges_it():
     X, y, _, trusted = classes(200, m=30)
     fold = np.where(trusted, -1, np.arange(200) % 4)
-    found = Found(Strengths(0.5, 1.0, 2.0, 2.0), 0.3, (), (0.0, 0.0), 1)
+    found = Found(Strengths(0.5, 1.0, 2.0, 2.0, RATE), (), (0.0, 0.0), 1)
     other = y.copy()
     other[5] = (y[5] + 1) % 3
     q, moved = (cross_fitted(X, Given(labels, trusted, 3), fold, found) for labels in (y, other))
@@ -234,7 +251,7 @@ def test_the_corrected_model_is_that_of_weighted_copies():
     X = classes(200)[0]
     q = np.random.default_rng(0).dirichlet(0.2 + 3.0 * np.eye(3)[0], 200)[:, [0, 1, 2]]
     at = Point(np.zeros((3, 3)), np.zeros(3), Noise.of(T3))
-    found = retrained(X, q, at, Strengths(np.log(2.0), 3.0, 0.0, 0.0))
+    found = retrained(X, q, at, Strengths(np.log(2.0), 3.0, 0.0, 0.0, RATE))
     row, c = np.nonzero(q > 1e-3)
     truth = LogisticRegression(C=0.5, tol=1e-8, max_iter=1000).fit(X[row], c, sample_weight=q[row, c])
     np.testing.assert_allclose(np.exp(found.log_p(X)), truth.predict_proba(X), atol=1e-3)

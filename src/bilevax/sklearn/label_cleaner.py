@@ -24,9 +24,9 @@ from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.label_intervals import Interval, noise_interval, number_interval
 from bilevax.solvers.label_models import Point
-from bilevax.solvers.label_noise import LEAST, Given, posterior
+from bilevax.solvers.label_noise import LEAST, Given, Prior, posterior, updated
 from bilevax.solvers.label_row_weights import Linear, Weighed
-from bilevax.solvers.label_search import cross_fitted, fitted, retrained, search
+from bilevax.solvers.label_search import UNTOLD, cross_fitted, fitted, retrained, search
 
 SEARCHED = 10_000
 """Rows that choose the strengths, at most, beside as many trusted ones."""
@@ -62,9 +62,10 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         P(label j | x) = sum_c p_c(x) T_cj,        P(true c | x, label j) = p_c(x) T_cj / sum_d p_d(x) T_dj
 
     The classifier p and the noise matrix T are fitted together: EM over the true classes (Dawid and Skene 1979), those
-    of trusted rows given, from a model of the trusted rows. The prior of T is of flips of one rate to any other class
-    (beta and Dirichlet). Four hyperparameters (penalty, weight of the trusted rows, both strengths of the prior) go
-    down the held-out loss of trusted rows and given labels by exact hypergradients, and are kept only where it falls.
+    of trusted rows given, from a model of the trusted rows. The prior of T is of flips of a class's rate to any other
+    class (beta and Dirichlet). A few hyperparameters (penalty, weight of the trusted rows, the prior's rates, and how
+    many rows and flips it counts as) go down the held-out loss of trusted rows and given labels by exact
+    hypergradients, and are kept only where it falls.
     A row's label is suspect by one minus its posterior under a model that has not seen the row; the corrected model is
     trained on these posteriors.
 
@@ -193,33 +194,32 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.encoder_ = encoder_for(self.model).fit(X)
         return self.encoder_.transform(X)
 
-    def _folds(self, given: Given, random: np.random.RandomState, *, all_rows: bool) -> np.ndarray:
-        """Folds in which labels have equal shares; -1 of trusted rows unless they are dealt, too."""
-        fold = deal_folds(given.y + given.classes * given.trusted, None, self.cv, random)
-        return fold if all_rows else np.where(given.trusted, -1, fold)
+    def _folds(self, given: Given, random: np.random.RandomState) -> np.ndarray:
+        """Folds of all rows in which labels have equal shares."""
+        return deal_folds(given.y + given.classes * given.trusted, None, self.cv, random)
 
     def _linear(self, X: Matrix, given: Given, random: np.random.RandomState) -> Found:
-        some = _some(given, random)
+        some, fold = _some(given, random), self._folds(given, random)
         notes: tuple[str, ...] = ()
         if len(some) < len(given.y):
             notes = (f"the strengths were chosen on {len(some):,} of {len(given.y):,} rows",)
-        small = given.take(some)
-        best = search(X[some], small, self._folds(small, random, all_rows=True))
-        q = cross_fitted(X, given, self._folds(given, random, all_rows=False), best)
+        best = search(X[some], given.take(some), fold[some])
+        q = cross_fitted(X, given, np.where(given.trusted, -1, fold), best)
         final = retrained(X, q, fitted(X, given, best), best.strengths)
         log_T = [at.noise.log_matrix for at in best.points]
         wrong = [_wrong(at.log_p(X), given, log) for at, log in zip(best.points, log_T, strict=True)]
-        strengths = {name: float(np.exp(value)) for name, value in best.strengths._asdict().items()}
-        T = np.exp(final.noise.log_matrix)
-        return Found(q, final, T, np.exp(log_T), np.array(wrong), strengths | {"rate": best.rate}, notes)
+        # as the posteriors have it: where the prior decides on the rates, the model's own is that of training
+        T = updated(given.expected(q), Prior(UNTOLD, 1e-3, 1e-3))
+        return Found(q, final, T, np.exp(log_T), np.array(wrong), best.strengths.named(self.classes_), notes)
 
     def _em(self, X: Any, given: Given, random: np.random.RandomState) -> Found:
         estimator = TunedAdditiveClassifier(choose=False, pairs=False) if self.model == "additive" else self.model
         estimator = wrapped(estimator, random)
         require_weights(estimator)
         em = EM(estimator, lambda rows: rows_of(X, rows), given, random)
-        others = em.choose(self._folds(given, random, all_rows=True))
-        fold = self._folds(given, random, all_rows=False)
+        fold = self._folds(given, random)
+        others = em.choose(fold)
+        fold = np.where(given.trusted, -1, fold)
         q, Ts, wrong = np.eye(given.classes)[given.y], [], []
         for k in range(self.cv):
             at, held = em.fit(np.flatnonzero(fold != k), others), fold == k

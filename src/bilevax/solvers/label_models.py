@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from bilevax.linalg.columns import Matrix
 from bilevax.solvers.label_noise import Given, Noise, Prior, normalised, posterior
@@ -28,16 +29,34 @@ class Strengths(NamedTuple):
         trusted: w, what a trusted row counts.
         rates: b of the :class:`~bilevax.solvers.label_noise.Prior`.
         others: a of it.
+        rate: of flips that it is about, by their log-odds, [C].
     """
 
     penalty: float
     trusted: float
     rates: float
     others: float
+    rate: np.ndarray
 
-    def prior(self, rate: float) -> Prior:
-        """The prior about a rate."""
-        return Prior(rate, float(np.exp(self.rates)), float(np.exp(self.others)))
+    @property
+    def prior(self) -> Prior:
+        """Of the noise matrix."""
+        return Prior(expit(self.rate), float(np.exp(self.rates)), float(np.exp(self.others)))
+
+    def named(self, classes: np.ndarray) -> dict[str, float]:
+        """Themselves, by name."""
+        parts = {name: float(np.exp(value)) for name, value in zip(self._fields, self[:4], strict=False)}
+        return parts | {f"rate of {c}": float(rate) for c, rate in zip(classes, expit(self.rate), strict=True)}
+
+    def flat(self) -> np.ndarray:
+        """As a vector, [4 + C]."""
+        return np.array([*self[:4], *self.rate])
+
+    @staticmethod
+    def of(flat: np.ndarray) -> "Strengths":
+        """From a vector."""
+        penalty, trusted, rates, others = map(float, flat[:4])
+        return Strengths(penalty, trusted, rates, others, flat[4:])
 
 
 class Point(NamedTuple):
@@ -74,16 +93,15 @@ class LabelModel:
         X: features [n, p], dense or CSR.
         given: labels.
         weight: of the rows, [n].
-        rate: of flips that the prior is about.
     """
 
-    def __init__(self, X: Matrix, given: Given, weight: np.ndarray, rate: float) -> None:
-        self.X, self.given, self.weight, self.rate = X, given, weight, rate
+    def __init__(self, X: Matrix, given: Given, weight: np.ndarray) -> None:
+        self.X, self.given, self.weight = X, given, weight
         self.p, self.C = X.shape[1], given.classes
 
     def loss(self, at: Point, by: Strengths | None) -> tuple[float, np.ndarray]:
         """F and its gradient; without strengths, the loss of the rows alone, E."""
-        c, prior = self._row_weight(by), by.prior(self.rate) if by else Prior(0.5, 0.0, 0.0)
+        c, prior = self._row_weight(by), by.prior if by else Prior(0.5, 0.0, 0.0)
         alpha = np.exp(by.penalty) if by else 0.0
         log_p, T = at.log_p(self.X), np.exp(at.noise.log_matrix)
         q, log_m = posterior(log_p, self.given, at.noise.log_matrix)
@@ -119,7 +137,7 @@ class LabelModel:
 
     def hessian_product(self, at: Point, by: Strengths, flat: np.ndarray) -> np.ndarray:
         """H d, exactly."""
-        d, c, prior = Point.of(flat, self.p, self.C), self._row_weight(by), by.prior(self.rate)
+        d, c, prior = Point.of(flat, self.p, self.C), self._row_weight(by), by.prior
         log_p, noise = at.log_p(self.X), at.noise
         p, rho, U = np.exp(log_p), noise.rho, noise.others
         q, _ = posterior(log_p, self.given, noise.log_matrix)
@@ -142,8 +160,8 @@ class LabelModel:
         return Point(self.X.T @ slope + np.exp(by.penalty) * d.W, slope.sum(axis=0), Noise(r, R)).flat()
 
     def by_strengths(self, at: Point, by: Strengths, v: np.ndarray) -> np.ndarray:
-        """v' d(grad F) in the logarithms of the four strengths, [4]."""
-        d, prior, alpha = Point.of(v, self.p, self.C), by.prior(self.rate), np.exp(by.penalty)
+        """v' d(grad F) in the strengths, [4 + C]."""
+        d, prior, alpha = Point.of(v, self.p, self.C), by.prior, np.exp(by.penalty)
         log_p = at.log_p(self.X)
         # of trusted rows the posterior is sure
         trusted = np.flatnonzero(self.given.trusted)
@@ -158,6 +176,7 @@ class LabelModel:
                 np.sum((_product(self.X[trusted], d.W) + d.b) * slope),
                 prior.rates * (at.noise.rho - prior.rate) @ d.noise.r,
                 prior.others * np.sum(off * d.noise.R),
+                *(-prior.rates * prior.rate * (1.0 - prior.rate) * d.noise.r),
             ]
         )
 

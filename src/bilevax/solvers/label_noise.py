@@ -4,8 +4,8 @@ The true class c of a row is given as j with probability T_cj, whatever its feat
 
     T_cc = 1 - rho_c,    T_cj = rho_c U_cj for j other than c,    rho = 1 / (1 + exp(-r)),    U_c = softmax of R_c
 
-and the prior a beta distribution of each rate rho_c about the common rate, and a Dirichlet distribution of each U_c
-about the uniform: flips of one rate to any other class, from which the data depart as far as they tell.
+and the prior a beta distribution of each rate rho_c, and a Dirichlet distribution of each U_c about the uniform: flips
+to any other class, from which the data depart as far as they tell.
 """
 
 from typing import NamedTuple
@@ -21,17 +21,17 @@ class Prior(NamedTuple):
     """Pseudo-counts of flips, of each true class.
 
     Attributes:
-        rate: of flips that the prior is about, in (0, 1).
+        rate: of flips that the prior is about, in (0, 1): one, or of each class [C].
         rates: how many rows it counts as for a class's rate, b.
         others: how many flips it counts as for where they go, a.
     """
 
-    rate: float
+    rate: float | np.ndarray
     rates: float
     others: float
 
     def log_density(self, T: np.ndarray) -> float:
-        """sum_c b ((1 - rate) log(1 - rho_c) + rate log rho_c) + a mean_j log U_cj, j other than c."""
+        """sum_c b ((1 - rate_c) log(1 - rho_c) + rate_c log rho_c) + a mean_j log U_cj, j other than c."""
         C, stay = len(T), np.diag(T)
         off = T[~np.eye(C, dtype=bool)].reshape(C, C - 1)
         out = self.rates * (xlogy(1.0 - self.rate, stay) + xlogy(self.rate, 1.0 - stay)).sum()
