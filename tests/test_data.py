@@ -350,7 +350,7 @@ def test_whole_numbers_of_every_kind_are_batch_sizes(batch_size):
 
 
 def test_an_unknown_sampling_is_refused():
-    with pytest.raises(bx.ParameterError, match="'iid', 'shuffled', 'blocks'; got 'random'"):
+    with pytest.raises(bx.ParameterError, match="'iid', 'shuffled', 'blocks', 'windows'; got 'random'"):
         bx.Arrays(X34, 2, sampling="random")
 
 

@@ -86,8 +86,8 @@ class Arrays(Numbered):
     sampling: str = "iid"
     seed: int | None = 0
     keys: bool = dataclasses.field(default=False, kw_only=True)
-    groups: Any = dataclasses.field(default=None, kw_only=True)
-    window: int = dataclasses.field(default=4, kw_only=True, metadata={"static": True})
+    groups: Any = dataclasses.field(default=None, kw_only=True, metadata={"added": True})
+    window: int = dataclasses.field(default=4, kw_only=True, metadata={"static": True, "added": True})
 
     def __post_init__(self) -> None:
         check_choice("sampling", self.sampling, SAMPLINGS)

@@ -66,8 +66,9 @@ def described(value: PyTree) -> PyTree:
         sha256 = hashlib.sha256(a.reshape(-1).view(np.uint8).data).hexdigest()
         return {"shape": list(a.shape), "dtype": str(a.dtype), "sha256": sha256}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: described(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": qualname(type(value)), **fields}
+        # a field that earlier versions did not have is told where it is not its default, so that their runs go on
+        told = [f.name for f in dataclasses.fields(value) if not ("added" in f.metadata and _is_default(value, f))]
+        return {"type": qualname(type(value)), **{name: described(getattr(value, name)) for name in told}}
     if isinstance(value, Mapping):
         return {str(name): described(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
@@ -76,6 +77,11 @@ def described(value: PyTree) -> PyTree:
         return {leaf_name("", path): described(x) for path, x in jax.tree_util.tree_leaves_with_path(value)}
     plain = to_plain(value)
     return _function(value, plain["function"]) if isinstance(plain, dict) and "function" in plain else plain
+
+
+def _is_default(value: PyTree, field: dataclasses.Field[PyTree]) -> bool:
+    given = getattr(value, field.name)
+    return type(given) is type(field.default) and bool(given == field.default)
 
 
 def _function(function: Callable[..., PyTree], name: str) -> Plain:
