@@ -42,6 +42,7 @@ class Marginal:
 
     Attributes:
         least: phi is at least this where there is one; 0 at first.
+        start: weights that the first fit starts from, [1 + P, S]; None: an intercept alone.
 
     Cost: a fit, then S^3 P^3 / 3 twice for H^-1, and the leverages, S (S + 1) / 2 of :meth:`BinnedColumns.quadratic`.
     """
@@ -51,11 +52,13 @@ class Marginal:
         self._sums = part_sums(part, family.scores)
         self.rank = self._sums.sum(axis=1)
         self.least = 0.0
+        self.start: np.ndarray | None = None
 
     def __call__(self, rho: np.ndarray, near: Outer | None = None) -> Outer:
         """V at rho, [m]; ``near`` is V at another one, from which the fit starts."""
         penalty, M = penalties(rho, self.part), self.family.scores
-        found = fit(self.data, self.family, penalty, near=near and near.fits[0], tolerance=self.tolerance)
+        first = near and near.fits[0]
+        found = fit(self.data, self.family, penalty, near=first, start=self.start, tolerance=self.tolerance)
         log_phi, bend = dispersion(self.family, found.value, self.data.weight, M)
         if self.family.dispersed and self.least > np.exp(log_phi):
             log_phi, bend = float(np.log(self.least)), 0.0

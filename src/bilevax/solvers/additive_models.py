@@ -1,6 +1,6 @@
 """Additive models of a table's columns: which parts of the effects a candidate has, and how its penalties are tuned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -43,7 +43,8 @@ class Rows(NamedTuple):
         offset: added to the scores, [n, S].
         family: of the likelihood.
         directions: of every curve: 1: it rises, -1: it falls, 0: it may do both.
-        fold: of each row [n] where penalties are tuned by the K-fold loss; None: by the marginal likelihood.
+        fold: of each row [n] where penalties are tuned by the K-fold loss, -1 of rows that they are not tuned on; None:
+            they are tuned by the marginal likelihood.
     """
 
     effects: tuple[Effect, ...]
@@ -84,6 +85,9 @@ ADDITIVE = Candidate("additive", (*LINEAR, "smooth", "rough"))
 PAIRS = Candidate("additive with pairs", (*ADDITIVE.kinds, "pair"))
 """In the order of what they may do."""
 
+TOLERANCE = 1e-2
+"""Of the outer loss, in units of a log-likelihood."""
+
 ROUNDS = 3
 """How often pairs of columns are screened for, at most."""
 
@@ -107,6 +111,10 @@ class TunedPart(NamedTuple):
     freedom: float
 
 
+Penalties = Mapping[tuple[int, PartKind] | tuple[int, int], float]
+"""Log penalties of parts, by effect and kind, and of pairs, by their columns."""
+
+
 class AdditiveFit:
     """A candidate, tuned and fitted.
 
@@ -114,8 +122,10 @@ class AdditiveFit:
         rows: what to fit to.
         candidate: which.
         pairs: of columns.
-        start: log penalties of the parts to start from; None: the best that all share.
-        least: dispersion to start from; 0: that around an intercept.
+        near: a fit of the same parts whose weights and dispersion are the start, to other rows or without some of the
+            pairs; None: an intercept alone, and the dispersion around it.
+        known: log penalties to start from; those of ``near`` if None, and without it the best that all parts share.
+        tolerance: of the outer loss.
 
     Attributes:
         intercept: [S].
@@ -128,26 +138,29 @@ class AdditiveFit:
         rows: Rows,
         candidate: Candidate,
         pairs: tuple[Pair, ...] = (),
-        start: np.ndarray | None = None,
-        least: float = 0.0,
+        near: "AdditiveFit | None" = None,
+        known: Penalties | None = None,
+        tolerance: float = TOLERANCE,
     ) -> None:
-        self.rows, self.candidate, self.pairs = rows, candidate, pairs
+        self.rows, self.candidate, self.pairs, self.tolerance = rows, candidate, pairs, tolerance
         effects, pair_codes = rows.effects, self._with_pairs(rows.codes)[len(rows.effects) :]
-        self.model = additive_model(
+        model = additive_model(
             effects, rows.codes, rows.y, rows.family, rows.weight, rows.offset,
             kinds=candidate.kinds, apart=not candidate.shared,
         )  # fmt: skip
-        X, m = self.model.X, len(self.model.kind)
-        self._X = BinnedColumns([*X.codes, *pair_codes], [*X.bases, *(p.basis for p in pairs)], histograms=X.forced)
+        X, m = model.X, len(model.kind)
+        X = BinnedColumns([*X.codes, *pair_codes], [*X.bases, *(p.basis for p in pairs)], histograms=X.forced)
         sizes = [pair.basis.shape[1] for pair in pairs]
-        self._part = np.concatenate([self.model.part, np.repeat(m + np.arange(len(pairs)), sizes)])
+        self._part = np.concatenate([model.part, np.repeat(m + np.arange(len(pairs)), sizes)])
         # pairs are a kind of their own
-        self._kind = np.concatenate([self.model.kind, np.full(len(pairs), self.model.kind.max(initial=-1) + 1)])
+        self._kind = np.concatenate([model.kind, np.full(len(pairs), model.kind.max(initial=-1) + 1)])
         self._together = np.zeros(m, int) if candidate.shared else None
-        d = data(self._X, rows.y, rows.family, rows.weight, rows.offset)
+        d = data(X, rows.y, rows.family, rows.weight, rows.offset)
+        self.model = model._replace(X=d.X)  # one matrix is enough
         # also where penalties are tuned by folds: the bands are the posterior's
         self.marginal = outer_loss(d, rows.family, self._part)
-        self.found = self._tuned(start, least)
+        self.marginal.start = None if near is None else self._weights_of(near)
+        self.found = self._tuned(near, near.log_penalties() if known is None and near else known)
         if rows.fold is not None:
             self.found = self.found._replace(outer=self._at_penalties())
         b = self._within(self.found.outer.fits[0].b)
@@ -157,19 +170,53 @@ class AdditiveFit:
     def _with_pairs(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
 
-    def _tuned(self, start: np.ndarray | None, least: float) -> Found:
+    def _tuned(self, near: "AdditiveFit | None", known: Penalties | None) -> Found:
         model, fold, kind = self.marginal, self.rows.fold, self._kind
-        loss = model if fold is None else Folds(model.data, self.rows.family, self._part, fold)
+        loss = model if fold is None else self._folds(fold)
         if not len(kind):
             return Found(np.zeros(0), loss(np.zeros(0), None), 1, True)
         search: Search = minimise
         if fold is None and isinstance(model, Marginal) and self.rows.family.dispersed:
-            model.least = least or model.spread(model(np.full(len(kind), HIGHEST)))
+            model.least = near.found.outer.phi if near else model.spread(model(np.full(len(kind), HIGHEST)))
             search = partial(settled, model)
+        start = None if known is None else self._start(known)
         if self._together is not None:
-            found = search(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
+            theta = np.array([CENTRE]) if start is None else start[:1]
+            found = search(tied(with_prior(loss, kind), self._together), theta, tolerance=self.tolerance)
             return found._replace(rho=found.rho[self._together])
-        return tune(loss, kind, search=search) if start is None else search(with_prior(loss, kind), start)
+        if start is None:
+            return tune(loss, kind, search=search, tolerance=self.tolerance)
+        return search(with_prior(loss, kind), start, tolerance=self.tolerance)
+
+    def _folds(self, fold: np.ndarray) -> Folds:
+        """The K-fold loss of the rows that have a fold."""
+        there = np.flatnonzero(fold >= 0)
+        out = Folds(self.marginal.data.rows(there), self.rows.family, self._part, fold[there])
+        out.start = self.marginal.start
+        return out
+
+    def _start(self, known: Penalties) -> np.ndarray:
+        """The log penalties of its parts, the mean of what is known of those that share one, [m]."""
+        of_number: list[list[float]] = [[] for _ in self.model.kind]
+        for j, kind, number in self.model.parts:
+            if number >= 0 and (j, kind) in known:
+                of_number[number].append(known[j, kind])
+        own = [float(np.mean(rho)) if rho else CENTRE for rho in of_number]
+        return np.clip([*own, *(known.get(pair.columns, pair.start) for pair in self.pairs)], LOWEST, HIGHEST)
+
+    def _weights_of(self, near: "AdditiveFit") -> np.ndarray | None:
+        """Those of another fit, 0 for pairs that it lacks, [1 + P, S]; None where its columns are other ones."""
+        b = near.found.outer.fits[0].b
+        same = near.pairs == self.pairs[: len(near.pairs)] and np.array_equal(near._part, self._part[: len(b) - 1])
+        if near.model.note or self.model.note or not same:
+            return None
+        return np.pad(b, ((0, 1 + len(self._part) - len(b)), (0, 0)))
+
+    def log_penalties(self) -> Penalties:
+        """What another fit can start from."""
+        rho, m = self.found.rho.tolist(), len(self.model.kind)
+        own = {(j, kind): rho[number] for j, kind, number in self.model.parts if number >= 0}
+        return own | {pair.columns: rho[m + k] for k, pair in enumerate(self.pairs)}
 
     def _at_penalties(self) -> Outer:
         """The marginal likelihood at the penalties that the folds chose."""
@@ -237,7 +284,7 @@ class AdditiveFit:
         """The diagonal blocks of H^-1, of every score, [S, 1 + P, 1 + P]; or of every class."""
         if isinstance(self.marginal, Blocks):
             return self._inverse
-        S, P = self.rows.family.scores, 1 + self._X.shape[1]
+        S, P = self.rows.family.scores, 1 + len(self._part)
         at = np.arange(S)
         return self._inverse.reshape(S, P, S, P)[at, :, at]
 
@@ -307,15 +354,20 @@ class AdditiveFit:
         )
 
 
-def with_pairs(fit: AdditiveFit) -> AdditiveFit:
+def with_pairs(fit: AdditiveFit, near: AdditiveFit | None = None) -> AdditiveFit:
     """The additive model with the pairs of columns that it lacks; itself, where it lacks none.
 
     Pairs that neighbours of others imitate, and those that the noise hid, show when the others are there.
+
+    Args:
+        fit: without pairs.
+        near: the model with pairs of other rows, from whose penalties the search starts.
     """
+    known = near.log_penalties() if near else fit.log_penalties()
     for _ in range(ROUNDS):
         new = fit.screened(frozenset(pair.columns for pair in fit.pairs))
         if not new:
             break
-        start = np.clip([*fit.found.rho, *(pair.start for pair in new)], LOWEST, HIGHEST)
-        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start, fit.found.outer.phi)
+        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), fit, known, fit.tolerance)
+        known = {**known, **fit.log_penalties()}
     return fit
