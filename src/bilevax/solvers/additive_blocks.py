@@ -91,10 +91,10 @@ class Blocks:
         trace = np.einsum("cjj->j", inverses)
         both = self._sums @ (lam * (np.sum(b * b, axis=1) + trace))
         # As if W were constant, and H its blocks: - exp(rho_j + rho_k) sum_c (b_jc' A_jk b_kc + |A_jk|^2 / 2)
-        inner = np.zeros((len(lam), len(lam)))
+        hessian, T = np.diag(0.5 * both), self._sums.multiply(lam).tocsr()
         for A, b_c in zip(inverses, b.T, strict=True):
-            inner += A * (0.5 * A + np.outer(b_c, b_c))
-        hessian = np.diag(0.5 * both) - self._sums @ (self._sums @ (inner * lam[:, None] * lam)).T
+            U = self._sums.multiply(lam * b_c).tocsr()
+            hessian -= 0.5 * T @ (T @ (A * A)).T + U @ (U @ A).T
         gradient = 0.5 * (both - through - C * self.rank)
         return Outer(float(value), gradient, hessian, (found,), 1.0)
 

@@ -70,8 +70,8 @@ class Marginal:
         value += 0.5 * (found.log_det() - float(self.rank @ rho) - M * (np.log(2.0 * np.pi) + log_phi))
         through = self._sums @ (lam * b * found.solve(self._bending(found, A)).T.ravel())
         # As if W were constant: - exp(rho_j + rho_k) (b_j' A_jk b_k / phi + |A_jk|^2 / 2) off the diagonal
-        inner = A * (0.5 * A + np.outer(b, b / phi)) * lam[:, None] * lam
-        hessian = np.diag(0.5 * (size + trace)) - self._sums @ (self._sums @ inner).T
+        T, U = self._sums.multiply(lam).tocsr(), self._sums.multiply(lam * b).tocsr()
+        hessian = np.diag(0.5 * (size + trace)) - 0.5 * T @ (T @ (A * A)).T - U @ (U @ A).T / phi
         if bend > 0.0:  # phi follows rho
             hessian -= np.outer(size, size) / (4.0 * bend)
         gradient = 0.5 * (size + trace - through - self.rank)
@@ -143,15 +143,18 @@ def settled(
         near: as in :func:`~bilevax.solvers.additive_search.minimise`.
         tolerance: likewise.
     """
+    change = 1.0
     for _ in range(SETTLING):
-        found = minimise(loss, rho, near=near, tolerance=tolerance)
-        fitted = found.outer.fits[0]
+        rough = max(tolerance, change)
+        found = minimise(loss, rho, near=near, tolerance=rough)
+        fitted, rho, near = found.outer.fits[0], found.rho, found.outer
         own = float(np.exp(dispersion(model.family, fitted.value, model.data.weight, model.family.scores)[0]))
         spread = model.spread(found.outer)
-        if abs(np.log(max(spread, own) / found.outer.phi)) <= SETTLED:
+        change = abs(np.log(max(spread, own) / found.outer.phi))
+        if change <= SETTLED:
             break
-        model.least, rho, near = spread, found.rho, found.outer
-    return found
+        model.least = spread
+    return found if rough == tolerance else minimise(loss, rho, near=near, tolerance=tolerance)
 
 
 def doubt(found: Found) -> np.ndarray:

@@ -111,8 +111,16 @@ class TunedPart(NamedTuple):
     freedom: float
 
 
-Penalties = Mapping[tuple[int, PartKind] | tuple[int, int], float]
-"""Log penalties of parts, by effect and kind, and of pairs, by their columns."""
+class Start(NamedTuple):
+    """Where a search for penalties starts.
+
+    Attributes:
+        rho: log penalties of parts, by effect and kind, and of pairs, by their columns.
+        phi: dispersion.
+    """
+
+    rho: Mapping[tuple[int, PartKind] | tuple[int, int], float]
+    phi: float
 
 
 class AdditiveFit:
@@ -122,9 +130,9 @@ class AdditiveFit:
         rows: what to fit to.
         candidate: which.
         pairs: of columns.
-        near: a fit of the same parts whose weights and dispersion are the start, to other rows or without some of the
-            pairs; None: an intercept alone, and the dispersion around it.
-        known: log penalties to start from; those of ``near`` if None, and without it the best that all parts share.
+        near: a fit to other rows, or without some of the pairs, whose weights are the start; None: an intercept alone.
+        start: of the search; if None that of ``near``, and without it the best penalty that all parts share and the
+            dispersion around an intercept.
         tolerance: of the outer loss.
 
     Attributes:
@@ -139,7 +147,7 @@ class AdditiveFit:
         candidate: Candidate,
         pairs: tuple[Pair, ...] = (),
         near: "AdditiveFit | None" = None,
-        known: Penalties | None = None,
+        start: Start | None = None,
         tolerance: float = TOLERANCE,
     ) -> None:
         self.rows, self.candidate, self.pairs, self.tolerance = rows, candidate, pairs, tolerance
@@ -160,7 +168,7 @@ class AdditiveFit:
         # also where penalties are tuned by folds: the bands are the posterior's
         self.marginal = outer_loss(d, rows.family, self._part)
         self.marginal.start = None if near is None else self._weights_of(near)
-        self.found = self._tuned(near, near.log_penalties() if known is None and near else known)
+        self.found = self._tuned(near.start() if start is None and near else start)
         if rows.fold is not None:
             self.found = self.found._replace(outer=self._at_penalties())
         b = self._within(self.found.outer.fits[0].b)
@@ -170,23 +178,23 @@ class AdditiveFit:
     def _with_pairs(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
 
-    def _tuned(self, near: "AdditiveFit | None", known: Penalties | None) -> Found:
+    def _tuned(self, start: Start | None) -> Found:
         model, fold, kind = self.marginal, self.rows.fold, self._kind
         loss = model if fold is None else self._folds(fold)
         if not len(kind):
             return Found(np.zeros(0), loss(np.zeros(0), None), 1, True)
         search: Search = minimise
         if fold is None and isinstance(model, Marginal) and self.rows.family.dispersed:
-            model.least = near.found.outer.phi if near else model.spread(model(np.full(len(kind), HIGHEST)))
+            model.least = start.phi if start else model.spread(model(np.full(len(kind), HIGHEST)))
             search = partial(settled, model)
-        start = None if known is None else self._start(known)
+        rho = None if start is None else self._log_penalties(start)
         if self._together is not None:
-            theta = np.array([CENTRE]) if start is None else start[:1]
+            theta = np.array([CENTRE]) if rho is None else rho[:1]
             found = search(tied(with_prior(loss, kind), self._together), theta, tolerance=self.tolerance)
             return found._replace(rho=found.rho[self._together])
-        if start is None:
+        if rho is None:
             return tune(loss, kind, search=search, tolerance=self.tolerance)
-        return search(with_prior(loss, kind), start, tolerance=self.tolerance)
+        return search(with_prior(loss, kind), rho, tolerance=self.tolerance)
 
     def _folds(self, fold: np.ndarray) -> Folds:
         """The K-fold loss of the rows that have a fold."""
@@ -195,14 +203,14 @@ class AdditiveFit:
         out.start = self.marginal.start
         return out
 
-    def _start(self, known: Penalties) -> np.ndarray:
-        """The log penalties of its parts, the mean of what is known of those that share one, [m]."""
-        of_number: list[list[float]] = [[] for _ in self.model.kind]
+    def _log_penalties(self, start: Start) -> np.ndarray:
+        """Of its parts, the mean of what is known of those that share one, [m]."""
+        known: list[list[float]] = [[] for _ in self.model.kind]
         for j, kind, number in self.model.parts:
-            if number >= 0 and (j, kind) in known:
-                of_number[number].append(known[j, kind])
-        own = [float(np.mean(rho)) if rho else CENTRE for rho in of_number]
-        return np.clip([*own, *(known.get(pair.columns, pair.start) for pair in self.pairs)], LOWEST, HIGHEST)
+            if number >= 0 and (j, kind) in start.rho:
+                known[number].append(start.rho[j, kind])
+        own = [float(np.mean(rho)) if rho else CENTRE for rho in known]
+        return np.clip([*own, *(start.rho.get(pair.columns, pair.start) for pair in self.pairs)], LOWEST, HIGHEST)
 
     def _weights_of(self, near: "AdditiveFit") -> np.ndarray | None:
         """Those of another fit, 0 for pairs that it lacks, [1 + P, S]; None where its columns are other ones."""
@@ -212,11 +220,12 @@ class AdditiveFit:
             return None
         return np.pad(b, ((0, 1 + len(self._part) - len(b)), (0, 0)))
 
-    def log_penalties(self) -> Penalties:
-        """What another fit can start from."""
+    def start(self) -> Start:
+        """Where a search for the penalties of another fit can start."""
         rho, m = self.found.rho.tolist(), len(self.model.kind)
         own = {(j, kind): rho[number] for j, kind, number in self.model.parts if number >= 0}
-        return own | {pair.columns: rho[m + k] for k, pair in enumerate(self.pairs)}
+        of_pairs = {pair.columns: rho[m + k] for k, pair in enumerate(self.pairs)}
+        return Start({**own, **of_pairs}, self.found.outer.phi)
 
     def _at_penalties(self) -> Outer:
         """The marginal likelihood at the penalties that the folds chose."""
@@ -363,11 +372,11 @@ def with_pairs(fit: AdditiveFit, near: AdditiveFit | None = None) -> AdditiveFit
         fit: without pairs.
         near: the model with pairs of other rows, from whose penalties the search starts.
     """
-    known = near.log_penalties() if near else fit.log_penalties()
+    start = near.start() if near else fit.start()
     for _ in range(ROUNDS):
         new = fit.screened(frozenset(pair.columns for pair in fit.pairs))
         if not new:
             break
-        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), fit, known, fit.tolerance)
-        known = {**known, **fit.log_penalties()}
+        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), fit, start, fit.tolerance)
+        start = Start({**start.rho, **fit.start().rho}, fit.found.outer.phi)
     return fit
