@@ -134,7 +134,7 @@ def settled(
     """Penalties at which phi is what it is of V, and no less than the spread of their own fit.
 
     Were phi free, penalties would fall until a few rows of large variance are met, and phi with them. So it begins
-    high, and follows the spread.
+    high, and follows the spread; the penalties are found as closely as log phi is known.
 
     Args:
         model: the marginal likelihood, with a first ``least``.
@@ -143,18 +143,17 @@ def settled(
         near: as in :func:`~bilevax.solvers.additive_search.minimise`.
         tolerance: likewise.
     """
-    change = 1.0
+    change, spread = 1.0, model.least
     for _ in range(SETTLING):
-        rough = max(tolerance, change)
-        found = minimise(loss, rho, near=near, tolerance=rough)
+        model.least = spread
+        found = minimise(loss, rho, near=near, tolerance=max(tolerance, change))
         fitted, rho, near = found.outer.fits[0], found.rho, found.outer
         own = float(np.exp(dispersion(model.family, fitted.value, model.data.weight, model.family.scores)[0]))
         spread = model.spread(found.outer)
         change = abs(np.log(max(spread, own) / found.outer.phi))
         if change <= SETTLED:
             break
-        model.least = spread
-    return found if rough == tolerance else minimise(loss, rho, near=near, tolerance=tolerance)
+    return minimise(loss, rho, at=near, tolerance=tolerance)
 
 
 def doubt(found: Found) -> np.ndarray:

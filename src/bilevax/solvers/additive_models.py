@@ -154,7 +154,7 @@ class AdditiveFit:
         effects, pair_codes = rows.effects, self._with_pairs(rows.codes)[len(rows.effects) :]
         model = additive_model(
             effects, rows.codes, rows.y, rows.family, rows.weight, rows.offset,
-            kinds=candidate.kinds, apart=not candidate.shared,
+            kinds=candidate.kinds, apart=not candidate.shared, start=near.model.shared if near else None,
         )  # fmt: skip
         X, m = model.X, len(model.kind)
         X = BinnedColumns([*X.codes, *pair_codes], [*X.bases, *(p.basis for p in pairs)], histograms=X.forced)

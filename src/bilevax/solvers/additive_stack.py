@@ -17,8 +17,9 @@ ROUGH = 0.1
 SMALLEST = 0.05
 """Weights below it are 0."""
 
-DOUBT = 4.0
-"""Nats by which the others together must be better before they are mixed in."""
+DOUBT = 5.0
+"""Nats by which the others together must be better before they are mixed in: 4, and 1 that a start at the fit to all
+rows is worth to them. (Simulated, 300 rows: .4 to 1.3 in the mean of curves with evidence and without.)"""
 
 
 def held_out(
