@@ -18,7 +18,7 @@ from bilevax.sklearn.frames import as_table, check_sample_weight
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.additive_families import Family, Multinomial
-from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PAIRS, PENALTY_EACH, AdditiveFit, Rows
+from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PAIRS, PENALTY_EACH, AdditiveFit, Candidate, Rows
 from bilevax.solvers.additive_stack import fitted
 from bilevax.tables.additive import AdditiveModel, Link, Source, pair_name
 from bilevax.tables.effects import MISSING, Effect
@@ -27,7 +27,7 @@ from bilevax.tables.pairs import Pair
 from bilevax.tables.table import Table
 from bilevax.tables.terms import OTHER
 
-CANDIDATES = ONE_PENALTY, PENALTY_EACH, ADDITIVE, PAIRS
+CANDIDATES: tuple[Candidate, ...] = ONE_PENALTY, PENALTY_EACH, ADDITIVE, PAIRS
 
 GAINED = 1.0
 """Log evidence below which a column can be dropped: e to 1."""
@@ -185,8 +185,8 @@ class TunedAdditive(BaseEstimator, ABC):
         by_folds = self.tuned_by == "folds" or (self.tuned_by == "auto" and (doubtful or given.groups is not None))
         fold = _folds(strata, given.groups, random) if by_folds else None
         start = np.zeros((len(y), family.scores)) if offset is None else offset[:, None]
-        candidates = CANDIDATES if self.pairs else CANDIDATES[:-1]
-        candidates = candidates if self.choose else candidates[-1:]
+        richest = len(CANDIDATES) if self.pairs else len(CANDIDATES) - 1
+        candidates = CANDIDATES[0 if self.choose else richest - 1 : richest]
         kept = {candidates[-1]: 1.0}
         self.choice_: tuple[Compared, ...] = ()
         self.notes_: tuple[str, ...] = ()

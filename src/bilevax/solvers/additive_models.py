@@ -26,7 +26,7 @@ from bilevax.solvers.additive_search import (
     tune,
     with_prior,
 )
-from bilevax.solvers.additive_shared import additive_model, outer_loss
+from bilevax.solvers.additive_shared import Model, additive_model, outer_loss
 from bilevax.tables.effects import Effect, PartKind, room
 from bilevax.tables.pair_screen import MOST, screened
 from bilevax.tables.pairs import Pair
@@ -111,15 +111,19 @@ class TunedPart(NamedTuple):
     freedom: float
 
 
+Name = tuple[int, PartKind] | tuple[int, int]
+"""Of a part: its effect and kind; of a pair: its columns."""
+
+
 class Start(NamedTuple):
     """Where a search for penalties starts.
 
     Attributes:
-        rho: log penalties of parts, by effect and kind, and of pairs, by their columns.
+        rho: log penalties of parts and pairs.
         phi: dispersion.
     """
 
-    rho: Mapping[tuple[int, PartKind] | tuple[int, int], float]
+    rho: Mapping[Name, float]
     phi: float
 
 
@@ -164,7 +168,7 @@ class AdditiveFit:
         self._kind = np.concatenate([model.kind, np.full(len(pairs), model.kind.max(initial=-1) + 1)])
         self._together = np.zeros(m, int) if candidate.shared else None
         d = data(X, rows.y, rows.family, rows.weight, rows.offset)
-        self.model = model._replace(X=d.X)  # one matrix is enough
+        self.model: Model = model._replace(X=d.X)  # one matrix is enough
         # also where penalties are tuned by folds: the bands are the posterior's
         self.marginal = outer_loss(d, rows.family, self._part)
         self.marginal.start = None if near is None else self._weights_of(near)
@@ -223,9 +227,9 @@ class AdditiveFit:
     def start(self) -> Start:
         """Where a search for the penalties of another fit can start."""
         rho, m = self.found.rho.tolist(), len(self.model.kind)
-        own = {(j, kind): rho[number] for j, kind, number in self.model.parts if number >= 0}
-        of_pairs = {pair.columns: rho[m + k] for k, pair in enumerate(self.pairs)}
-        return Start({**own, **of_pairs}, self.found.outer.phi)
+        found: dict[Name, float] = {(j, kind): rho[number] for j, kind, number in self.model.parts if number >= 0}
+        found |= {pair.columns: rho[m + k] for k, pair in enumerate(self.pairs)}
+        return Start(found, self.found.outer.phi)
 
     def _at_penalties(self) -> Outer:
         """The marginal likelihood at the penalties that the folds chose."""

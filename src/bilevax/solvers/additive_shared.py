@@ -254,13 +254,13 @@ def additive_model(
     d = data(model.X, y, family, weight, offset)
     # Its blocks are what the evidence is taken from.
     loss = Blocks(d, family, model.part) if isinstance(family, Multinomial) else Marginal(d, family, model.part)
-    kinds = {number: kind for _, kind, number in model.parts if number >= 0}
+    kind_of = {number: kind for _, kind, number in model.parts if number >= 0}
     if start:
-        rho = np.array([start.get(kinds[m], CENTRE) for m in range(len(kinds))])
+        rho = np.array([start.get(kind_of[m], CENTRE) for m in range(len(kind_of))])
         found = minimise(with_prior(loss, model.kind), rho, tolerance=TOLERANCE)
     else:
         found = tune(loss, model.kind, tolerance=TOLERANCE)
-    shared = {kind: float(found.rho[m]) for m, kind in kinds.items()}
+    shared = {kind: float(found.rho[m]) for m, kind in kind_of.items()}
     chance = _chances(table, groups, loss, found)
     order = np.argsort(chance, kind="stable")
     order = order[chance[order] * len(order) < 1.0]

@@ -52,7 +52,8 @@ def fitted(
         additive: the additive model of these rows, where it is there already.
     """
     fits, tolerance = [], ROUGH if near else TOLERANCE
-    for candidate, start in zip(candidates, near or [None] * len(candidates), strict=True):
+    starts: Sequence[AdditiveFit | None] = near or [None] * len(candidates)
+    for candidate, start in zip(candidates, starts, strict=True):
         if candidate in (ADDITIVE, PAIRS):
             additive = additive or AdditiveFit(rows, ADDITIVE, near=start, tolerance=tolerance)
             fits.append(with_pairs(additive, start) if candidate is PAIRS else additive)
