@@ -388,13 +388,13 @@ def test_standard_errors_know_that_folds_share_rows(monkeypatch):
     rows = Rows(effects, (effects[0].codes(x),), y, np.ones(100), np.zeros((100, 1)), Gaussian(), (0,))
     folds = []
 
-    def known(rows, candidates, held):
+    def known(rows, candidates, held, near):
         folds.append(held)
         k = (len(folds) - 1) % FOLDS
         return np.array([np.zeros((len(held), 1)), np.full((len(held), 1), k / 10.0)])
 
     monkeypatch.setattr("bilevax.sklearn.additive_choice.held_out", known)
-    found = choose(rows, (ONE_PENALTY, ADDITIVE), np.zeros(100, int), None, np.random.RandomState(0))
+    found = choose(rows, (ONE_PENALTY, ADDITIVE), (), np.zeros(100, int), None, np.random.RandomState(0))
     differences = [np.mean(0.5 * (y[held] - i % FOLDS / 10) ** 2 - 0.5 * y[held] ** 2) for i, held in enumerate(folds)]
     assert len(folds) == 4 * FOLDS
     error = np.sqrt((1 / 20 + 1 / 4) * np.var(differences, ddof=1))
@@ -402,16 +402,16 @@ def test_standard_errors_know_that_folds_share_rows(monkeypatch):
     assert found.compared[1].difference == pytest.approx(np.mean(differences))
 
 
-@pytest.mark.parametrize(("by", "most"), [("marginal", "ROWS"), ("folds", "FOLDED")])
+@pytest.mark.parametrize(("by", "most"), [("marginal", "choice.ROWS"), ("folds", "base.FOLDED")])
 def test_groups_stay_together_in_the_choice(monkeypatch, by, most):
     seen = []
 
-    def known(rows, candidates, held):
+    def known(rows, candidates, held, near):
         seen.append((len(rows.y), held))
         return np.zeros((len(candidates), len(held), 1))
 
     monkeypatch.setattr("bilevax.sklearn.additive_choice.held_out", known)
-    monkeypatch.setattr(f"bilevax.sklearn.additive_choice.{most}", 60)
+    monkeypatch.setattr(f"bilevax.sklearn.additive_{most}", 60)
     group = np.repeat(np.arange(20), 5)
     X = pd.DataFrame({"x": np.arange(100.0)})
     model = TunedAdditiveRegressor(tuned_by=by, random_state=0).fit(X, np.sin(X["x"]), groups=group)

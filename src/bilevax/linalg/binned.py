@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-COUNT = 60
-"""Multiplications of dense matrices in the time in which one row enters a histogram, or a table is looked up."""
+COUNT, CELL = 150, 50
+"""Multiplications of dense matrices in the time in which one row enters a histogram, or a table is looked up; and in
+that in which one entry of the table is set to 0, written and read."""
 
 DENSE = 20_000_000
 """Entries up to which X is formed once and kept, where dense products are the cheaper ones."""
@@ -44,8 +45,8 @@ class BinnedColumns:
         p = len(self.bases)
         k = np.diff(self.starts)
         B = np.diff(self._bins)
-        # B_j B_k k_k + B_j k_j k_k of every pair j <= k
-        later = np.cumsum((B * k)[::-1])[::-1], np.cumsum(k[::-1])[::-1]
+        # B_j B_k (k_k + CELL) + B_j k_j k_k of every pair j <= k
+        later = np.cumsum((B * (k + CELL))[::-1])[::-1], np.cumsum(k[::-1])[::-1]
         blocks = float(np.sum(B * later[0] + B * k * later[1]))
         return COUNT * n * p * (p + 1) / 2 + blocks < n * P * (P + 1) / 2
 

@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from bilevax.core.errors import ParameterError
-from bilevax.sklearn.additive_choice import Callback, Compared, choose
+from bilevax.sklearn.additive_choice import Callback, Compared, choose, some_rows
 from bilevax.sklearn.additive_table import binned, directions, ordered_levels
 from bilevax.sklearn.frames import as_table, check_sample_weight
 from bilevax.sklearn.row_splits import deal_folds
@@ -27,13 +27,13 @@ from bilevax.tables.pairs import Pair
 from bilevax.tables.table import Table
 from bilevax.tables.terms import OTHER
 
-CANDIDATES = ONE_PENALTY, PENALTY_EACH, ADDITIVE, PAIRS
+CANDIDATES: tuple[Candidate, ...] = ONE_PENALTY, PENALTY_EACH, ADDITIVE, PAIRS
 
 GAINED = 1.0
 """Log evidence below which a column can be dropped: e to 1."""
 
-FOLDS, MANY, FEWER = 5, 10_000, 3
-"""Of the K-fold loss that tunes penalties; above MANY rows FEWER are enough."""
+FOLDS, FOLDED = 5, 10_000
+"""Of the K-fold loss that tunes penalties, and the rows that it is taken of, at most."""
 
 
 class Curve(NamedTuple):
@@ -183,11 +183,11 @@ class TunedAdditive(BaseEstimator, ABC):
         """
         random = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
         by_folds = self.tuned_by == "folds" or (self.tuned_by == "auto" and (doubtful or given.groups is not None))
-        K = FOLDS if len(y) <= MANY else FEWER
-        fold = deal_folds(strata, given.groups, K, random) if by_folds else None
+        fold = _folds(strata, given.groups, random) if by_folds else None
         start = np.zeros((len(y), family.scores)) if offset is None else offset[:, None]
-        candidates = CANDIDATES if self.pairs else CANDIDATES[:-1]
-        kept: tuple[tuple[Candidate, float], ...] = ((candidates[-1], 1.0),)
+        richest = len(CANDIDATES) if self.pairs else len(CANDIDATES) - 1
+        candidates = CANDIDATES[0 if self.choose else richest - 1 : richest]
+        kept = {candidates[-1]: 1.0}
         self.choice_: tuple[Compared, ...] = ()
         self.notes_: tuple[str, ...] = ()
         self.interrupted_ = False
@@ -196,18 +196,19 @@ class TunedAdditive(BaseEstimator, ABC):
             turns = directions(bins.sources, given.levels, self.monotone or {}, family.scores)
             rows = Rows(bins.effects, bins.codes, y, given.weight, start, family, turns, fold)
             rows, additive = self._dispersed(rows)
+            fits = fitted(rows, candidates, additive=additive)
             if self.choose:
-                choice = choose(rows, candidates, strata, given.groups, random, callback)
-                kept, self.choice_, self.interrupted_ = choice.kept, choice.compared, choice.ended
+                choice = choose(rows, candidates, fits, strata, given.groups, random, callback)
+                kept, self.choice_, self.interrupted_ = dict(choice.kept), choice.compared, choice.ended
                 if 0 < choice.rows < len(y):
                     self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
-            fits = fitted(rows, [candidate for candidate, _ in kept], additive)
             # a model without a pair that adds something is the one without pairs
-            shares = {id(fit): 0.0 for fit in fits}
-            for fit, (_, share) in zip(fits, kept, strict=True):
-                shares[id(fit)] += share
-            self._keep(bins.sources, [(fit, shares[id(fit)]) for fit in dict.fromkeys(fits)], units)
-            self.influence_ = fits[-1].influence()
+            mixture: dict[AdditiveFit, float] = {}
+            for candidate, fit in zip(candidates, fits, strict=True):
+                if candidate in kept:
+                    mixture[fit] = mixture.get(fit, 0.0) + kept[candidate]
+            self._keep(bins.sources, list(mixture.items()), units)
+            self.influence_ = list(mixture)[-1].influence()
 
     def _dispersed(self, rows: Rows) -> tuple[Rows, AdditiveFit | None]:
         """The rows with the family whose dispersion suits them, and their additive model, if that told it."""
@@ -283,6 +284,13 @@ class TunedAdditive(BaseEstimator, ABC):
         tags.input_tags.string = True
         tags.input_tags.categorical = True
         return tags
+
+
+def _folds(strata: np.ndarray, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
+    """Fold of each row, -1 but for FOLDED of them."""
+    drawn, out = some_rows(len(strata), FOLDED, groups, random), np.full(len(strata), -1)
+    out[drawn] = deal_folds(strata[drawn], None if groups is None else groups[drawn], FOLDS, random)
+    return out
 
 
 def _mixed(

@@ -9,15 +9,15 @@ import numpy as np
 from bilevax.core.events import Event
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.solvers.additive_families import Family
-from bilevax.solvers.additive_models import Candidate, Rows
+from bilevax.solvers.additive_models import AdditiveFit, Candidate, Rows
 from bilevax.solvers.additive_stack import held_out, stacked
 from bilevax.tables.effects import BUDGET
 
 FOLDS, FEW, REPEATS = 5, 2000, 4
 """Outer folds, dealt out anew REPEATS times below FEW rows, and up to BUDGET weights of all scores."""
 
-ROWS, FOLDED = 50_000, 10_000
-"""Rows that the choice is made on, at most; where penalties are tuned by folds, too, each model is several."""
+ROWS = 50_000
+"""Rows that the choice is made on, at most; where penalties are tuned by folds, it is those that they are tuned on."""
 
 Callback = Callable[[Event], bool | None]
 """Called before each fold with ``fold`` (how many are done), ``of`` and ``seconds``; True ends the comparison."""
@@ -60,6 +60,7 @@ class Choice(NamedTuple):
 def choose(
     rows: Rows,
     candidates: Sequence[Candidate],
+    fits: Sequence[AdditiveFit],
     strata: np.ndarray,
     groups: np.ndarray | None,
     random: np.random.RandomState,
@@ -68,14 +69,15 @@ def choose(
     """Weights of the candidates, the simplest of which is first.
 
     Args:
-        rows: to choose on; ROWS of them, or FOLDED, drawn at random, where there are more.
+        rows: to choose on; ROWS of them, drawn at random, where there are more.
         candidates: what is compared.
+        fits: of the candidates to all rows: where those to the rows outside of a fold start.
         strata: classes that folds have in equal shares, [n].
         groups: a group per row, which no two folds share, [n].
         random: of the draw and the folds.
         callback: may end the comparison; the richest candidate is kept where no fold was done.
     """
-    drawn = _drawn(len(rows.y), ROWS if rows.fold is None else FOLDED, groups, random)
+    drawn = some_rows(len(rows.y), ROWS, groups, random) if rows.fold is None else np.flatnonzero(rows.fold >= 0)
     rows, strata = rows.take(drawn), strata[drawn]
     of_rows = None if groups is None else groups[drawn]
     weights = rows.family.scores * sum(effect.basis.shape[1] for effect in rows.effects)
@@ -89,7 +91,7 @@ def choose(
         ended = callback is not None and bool(callback({"fold": done, "of": len(turns), "seconds": seconds}))
         if ended:
             break
-        scores[r][:, held] = held_out(rows, candidates, held)
+        scores[r][:, held] = held_out(rows, candidates, held, fits)
     # whole repeats; or the rows of the folds that were done of the first
     known = ~np.isnan(scores[:, 0, :, 0])
     whole, there = known.all(axis=1), known[0]
@@ -112,15 +114,15 @@ def _made(rows: Rows, candidates: Sequence[Candidate], scores: np.ndarray, folds
     return Choice(kept, tuple(compared), len(rows.y), False)
 
 
-def _drawn(n: int, most: int, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
-    """Rows to choose on, in their order: whole groups, as many as fit."""
+def some_rows(n: int, most: int, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
+    """At most so many rows, in their order: whole groups, as many as fit, but FOLDS of them."""
     if n <= most:
         return np.arange(n)
     if groups is None:
         return np.sort(random.choice(n, most, replace=False))
     _, code, count = np.unique(groups, return_inverse=True, return_counts=True)
     order = random.permutation(len(count))
-    fits = order[np.cumsum(count[order]) <= max(most, count[order[0]])]
+    fits = order[(np.cumsum(count[order]) <= most) | (np.arange(len(order)) < FOLDS)]
     return np.flatnonzero(np.isin(code, fits))
 
 

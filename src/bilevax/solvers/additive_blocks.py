@@ -25,6 +25,7 @@ from bilevax.solvers.additive_fit import (
     Fit,
     factorised,
     halved,
+    intercept_alone,
     inverted,
     part_sums,
     penalties,
@@ -61,6 +62,9 @@ class Blocks:
         part: the number of each column's part, [P], from 0 to m - 1.
         tolerance: of the decrement of F.
 
+    Attributes:
+        start: weights that the first fit starts from, [1 + P, S]; None: an intercept alone.
+
     Raises:
         ParameterError: the family is not one of classes.
 
@@ -74,6 +78,7 @@ class Blocks:
         self.Q: np.ndarray = family.contrasts if isinstance(family, Multinomial) else np.ones((1, 1))
         self._sums = part_sums(part, 1)
         self.rank = self._sums.sum(axis=1)
+        self.start: np.ndarray | None = None
 
     def __call__(self, rho: np.ndarray, near: Outer | None = None) -> Outer:
         """V at rho, [m]; ``near`` is V at another one, from which the fit starts."""
@@ -86,10 +91,10 @@ class Blocks:
         trace = np.einsum("cjj->j", inverses)
         both = self._sums @ (lam * (np.sum(b * b, axis=1) + trace))
         # As if W were constant, and H its blocks: - exp(rho_j + rho_k) sum_c (b_jc' A_jk b_kc + |A_jk|^2 / 2)
-        inner = np.zeros((len(lam), len(lam)))
+        hessian, T = np.diag(0.5 * both), self._sums.multiply(lam).tocsr()
         for A, b_c in zip(inverses, b.T, strict=True):
-            inner += A * (0.5 * A + np.outer(b_c, b_c))
-        hessian = np.diag(0.5 * both) - self._sums @ (self._sums @ (inner * lam[:, None] * lam)).T
+            U = self._sums.multiply(lam * b_c).tocsr()
+            hessian -= 0.5 * T @ (T @ (A * A)).T + U @ (U @ A).T
         gradient = 0.5 * (both - through - C * self.rank)
         return Outer(float(value), gradient, hessian, (found,), 1.0)
 
@@ -123,15 +128,13 @@ class Blocks:
         return out
 
     def fit(self, penalty: np.ndarray, near: Fit | None = None) -> BlockFit:
-        """The minimum of F, from a fit at other penalties, or from a model of an intercept alone.
+        """The minimum of F, from a fit at other penalties, or from ``start``.
 
         The blocks are those of the start until a solve takes longer than it takes to make them.
         """
-        d, family = self.data, self.family
-        P, S = d.X.shape[1], family.scores
-        b = near.b if near is not None else np.zeros((P, S))
-        if near is None:
-            b[0] = family.start(d.y, d.weight)
+        d, family, P = self.data, self.family, self.data.X.shape[1]
+        first = intercept_alone(d, family) if self.start is None else self.start
+        b = first if near is None else near.b
         at = point(d, family, penalty, b)
         inverses = _inverses(_factors(self._grams(at.losses) if near is None else near.gram, penalty))
         converged, steps = False, 0

@@ -180,8 +180,16 @@ def point(d: Data, family: Family, penalty: np.ndarray, b: np.ndarray) -> Point:
     return Point(b, s, losses, float(d.weight @ losses.value) + 0.5 * float(penalty @ np.sum(b * b, axis=1)))
 
 
-def fit(d: Data, family: Family, penalty: np.ndarray, *, near: Fit | None = None, tolerance: float = 1e-9) -> Fit:
-    """The minimum of F, from a fit at other penalties, or from a model of an intercept alone.
+def fit(
+    d: Data,
+    family: Family,
+    penalty: np.ndarray,
+    *,
+    near: Fit | None = None,
+    start: np.ndarray | None = None,
+    tolerance: float = 1e-9,
+) -> Fit:
+    """The minimum of F, from a fit at other penalties, from given weights, or from a model of an intercept alone.
 
     Newton steps H v = -grad F, halved until F falls by a part of what its slope promises, until the decrement
     grad F' H^-1 grad F / 2 is at most ``tolerance`` (F is in units of a log-likelihood). The curvature X' W X serves
@@ -191,15 +199,14 @@ def fit(d: Data, family: Family, penalty: np.ndarray, *, near: Fit | None = None
         d: the rows.
         family: of the loss.
         penalty: of every row of b, [1 + P], 0 for none.
-        near: start.
+        near: the fit to start from.
+        start: weights to start from where there is none, [1 + P, S].
         tolerance: of the decrement.
 
     Cost: a gradient is n p additions; a curvature S (S + 1) / 2 of :meth:`BinnedColumns.gram`; S^3 P^3 / 3 a factor.
     """
     if near is None:
-        b = np.zeros((d.X.shape[1], family.scores))
-        b[0] = family.start(d.y, d.weight)
-        at = point(d, family, penalty, b)
+        at = point(d, family, penalty, intercept_alone(d, family) if start is None else start)
         G, W = curvature(d, at.losses), at.losses.curvature
     else:
         at = point(d, family, penalty, near.b)
@@ -229,6 +236,13 @@ def fit(d: Data, family: Family, penalty: np.ndarray, *, near: Fit | None = None
         G = curvature(d, at.losses)
         factor = factorised(G, penalty)
     return Fit(*at, G, factor, steps, converged)
+
+
+def intercept_alone(d: Data, family: Family) -> np.ndarray:
+    """Weights of the model of an intercept alone, [1 + P, S]."""
+    b = np.zeros((d.X.shape[1], family.scores))
+    b[0] = family.start(d.y, d.weight)
+    return b
 
 
 def halved(

@@ -27,6 +27,9 @@ class Folds:
         score_weight: of the rows where they are held out, [n]; those they are trained with if None.
         tolerance: of the decrement of F.
 
+    Attributes:
+        start: weights that the first fits start from, [1 + P, S]; None: an intercept alone.
+
     Cost: K fits, a Hessian of the held-out rows, and m + 1 solves a fold.
     """
 
@@ -46,6 +49,7 @@ class Folds:
         numbers = range(int(fold.max()) + 1)
         self._pairs = [(data.rows(np.flatnonzero(fold != k)), scored.rows(np.flatnonzero(fold == k))) for k in numbers]
         self._weight = scored.weight[fold >= 0]
+        self.start: np.ndarray | None = None
 
     def __call__(self, rho: np.ndarray, near: Outer | None = None) -> Outer:
         """The loss at rho, [m]; ``near`` is that at another one, from which the fits start."""
@@ -53,7 +57,8 @@ class Folds:
         E, gradient, hessian, fits = 0.0, np.zeros(len(rho)), np.zeros((len(rho), len(rho))), []
         lam = np.tile(penalty, S)
         for k, (train, held) in enumerate(self._pairs):
-            found = fit(train, self.family, penalty, near=near and near.fits[k], tolerance=self.tolerance)
+            first = near and near.fits[k]
+            found = fit(train, self.family, penalty, near=first, start=self.start, tolerance=self.tolerance)
             losses = self.family.losses(held.X.dot(found.b) + held.offset, held.y)
             E += float(held.weight @ losses.value)
             b = found.b.T.ravel()

@@ -42,6 +42,7 @@ class Marginal:
 
     Attributes:
         least: phi is at least this where there is one; 0 at first.
+        start: weights that the first fit starts from, [1 + P, S]; None: an intercept alone.
 
     Cost: a fit, then S^3 P^3 / 3 twice for H^-1, and the leverages, S (S + 1) / 2 of :meth:`BinnedColumns.quadratic`.
     """
@@ -51,11 +52,13 @@ class Marginal:
         self._sums = part_sums(part, family.scores)
         self.rank = self._sums.sum(axis=1)
         self.least = 0.0
+        self.start: np.ndarray | None = None
 
     def __call__(self, rho: np.ndarray, near: Outer | None = None) -> Outer:
         """V at rho, [m]; ``near`` is V at another one, from which the fit starts."""
         penalty, M = penalties(rho, self.part), self.family.scores
-        found = fit(self.data, self.family, penalty, near=near and near.fits[0], tolerance=self.tolerance)
+        first = near and near.fits[0]
+        found = fit(self.data, self.family, penalty, near=first, start=self.start, tolerance=self.tolerance)
         log_phi, bend = dispersion(self.family, found.value, self.data.weight, M)
         if self.family.dispersed and self.least > np.exp(log_phi):
             log_phi, bend = float(np.log(self.least)), 0.0
@@ -67,8 +70,8 @@ class Marginal:
         value += 0.5 * (found.log_det() - float(self.rank @ rho) - M * (np.log(2.0 * np.pi) + log_phi))
         through = self._sums @ (lam * b * found.solve(self._bending(found, A)).T.ravel())
         # As if W were constant: - exp(rho_j + rho_k) (b_j' A_jk b_k / phi + |A_jk|^2 / 2) off the diagonal
-        inner = A * (0.5 * A + np.outer(b, b / phi)) * lam[:, None] * lam
-        hessian = np.diag(0.5 * (size + trace)) - self._sums @ (self._sums @ inner).T
+        T, U = self._sums.multiply(lam).tocsr(), self._sums.multiply(lam * b).tocsr()
+        hessian = np.diag(0.5 * (size + trace)) - 0.5 * T @ (T @ (A * A)).T - U @ (U @ A).T / phi
         if bend > 0.0:  # phi follows rho
             hessian -= np.outer(size, size) / (4.0 * bend)
         gradient = 0.5 * (size + trace - through - self.rank)
@@ -131,7 +134,7 @@ def settled(
     """Penalties at which phi is what it is of V, and no less than the spread of their own fit.
 
     Were phi free, penalties would fall until a few rows of large variance are met, and phi with them. So it begins
-    high, and follows the spread.
+    high, and follows the spread; the penalties are found as closely as log phi is known.
 
     Args:
         model: the marginal likelihood, with a first ``least``.
@@ -140,15 +143,17 @@ def settled(
         near: as in :func:`~bilevax.solvers.additive_search.minimise`.
         tolerance: likewise.
     """
+    change, spread = 1.0, model.least
     for _ in range(SETTLING):
-        found = minimise(loss, rho, near=near, tolerance=tolerance)
-        fitted = found.outer.fits[0]
+        model.least = spread
+        found = minimise(loss, rho, near=near, tolerance=max(tolerance, change))
+        fitted, rho, near = found.outer.fits[0], found.rho, found.outer
         own = float(np.exp(dispersion(model.family, fitted.value, model.data.weight, model.family.scores)[0]))
         spread = model.spread(found.outer)
-        if abs(np.log(max(spread, own) / found.outer.phi)) <= SETTLED:
+        change = abs(np.log(max(spread, own) / found.outer.phi))
+        if change <= SETTLED:
             break
-        model.least, rho, near = spread, found.rho, found.outer
-    return found
+    return minimise(loss, rho, at=near, tolerance=tolerance)
 
 
 def doubt(found: Found) -> np.ndarray:

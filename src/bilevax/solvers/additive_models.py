@@ -1,6 +1,6 @@
 """Additive models of a table's columns: which parts of the effects a candidate has, and how its penalties are tuned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from bilevax.solvers.additive_search import (
     tune,
     with_prior,
 )
-from bilevax.solvers.additive_shared import additive_model, outer_loss
+from bilevax.solvers.additive_shared import Model, additive_model, outer_loss
 from bilevax.tables.effects import Effect, PartKind, room
 from bilevax.tables.pair_screen import MOST, screened
 from bilevax.tables.pairs import Pair
@@ -43,7 +43,8 @@ class Rows(NamedTuple):
         offset: added to the scores, [n, S].
         family: of the likelihood.
         directions: of every curve: 1: it rises, -1: it falls, 0: it may do both.
-        fold: of each row [n] where penalties are tuned by the K-fold loss; None: by the marginal likelihood.
+        fold: of each row [n] where penalties are tuned by the K-fold loss, -1 of rows that they are not tuned on; None:
+            they are tuned by the marginal likelihood.
     """
 
     effects: tuple[Effect, ...]
@@ -84,6 +85,9 @@ ADDITIVE = Candidate("additive", (*LINEAR, "smooth", "rough"))
 PAIRS = Candidate("additive with pairs", (*ADDITIVE.kinds, "pair"))
 """In the order of what they may do."""
 
+TOLERANCE = 1e-2
+"""Of the outer loss, in units of a log-likelihood."""
+
 ROUNDS = 3
 """How often pairs of columns are screened for, at most."""
 
@@ -107,6 +111,22 @@ class TunedPart(NamedTuple):
     freedom: float
 
 
+Name = tuple[int, PartKind] | tuple[int, int]
+"""Of a part: its effect and kind; of a pair: its columns."""
+
+
+class Start(NamedTuple):
+    """Where a search for penalties starts.
+
+    Attributes:
+        rho: log penalties of parts and pairs.
+        phi: dispersion.
+    """
+
+    rho: Mapping[Name, float]
+    phi: float
+
+
 class AdditiveFit:
     """A candidate, tuned and fitted.
 
@@ -114,8 +134,10 @@ class AdditiveFit:
         rows: what to fit to.
         candidate: which.
         pairs: of columns.
-        start: log penalties of the parts to start from; None: the best that all share.
-        least: dispersion to start from; 0: that around an intercept.
+        near: a fit to other rows, or without some of the pairs, whose weights are the start; None: an intercept alone.
+        start: of the search; if None that of ``near``, and without it the best penalty that all parts share and the
+            dispersion around an intercept.
+        tolerance: of the outer loss.
 
     Attributes:
         intercept: [S].
@@ -128,26 +150,29 @@ class AdditiveFit:
         rows: Rows,
         candidate: Candidate,
         pairs: tuple[Pair, ...] = (),
-        start: np.ndarray | None = None,
-        least: float = 0.0,
+        near: "AdditiveFit | None" = None,
+        start: Start | None = None,
+        tolerance: float = TOLERANCE,
     ) -> None:
-        self.rows, self.candidate, self.pairs = rows, candidate, pairs
+        self.rows, self.candidate, self.pairs, self.tolerance = rows, candidate, pairs, tolerance
         effects, pair_codes = rows.effects, self._with_pairs(rows.codes)[len(rows.effects) :]
-        self.model = additive_model(
+        model = additive_model(
             effects, rows.codes, rows.y, rows.family, rows.weight, rows.offset,
-            kinds=candidate.kinds, apart=not candidate.shared,
+            kinds=candidate.kinds, apart=not candidate.shared, start=near.model.shared if near else None,
         )  # fmt: skip
-        X, m = self.model.X, len(self.model.kind)
-        self._X = BinnedColumns([*X.codes, *pair_codes], [*X.bases, *(p.basis for p in pairs)], histograms=X.forced)
+        X, m = model.X, len(model.kind)
+        X = BinnedColumns([*X.codes, *pair_codes], [*X.bases, *(p.basis for p in pairs)], histograms=X.forced)
         sizes = [pair.basis.shape[1] for pair in pairs]
-        self._part = np.concatenate([self.model.part, np.repeat(m + np.arange(len(pairs)), sizes)])
+        self._part = np.concatenate([model.part, np.repeat(m + np.arange(len(pairs)), sizes)])
         # pairs are a kind of their own
-        self._kind = np.concatenate([self.model.kind, np.full(len(pairs), self.model.kind.max(initial=-1) + 1)])
+        self._kind = np.concatenate([model.kind, np.full(len(pairs), model.kind.max(initial=-1) + 1)])
         self._together = np.zeros(m, int) if candidate.shared else None
-        d = data(self._X, rows.y, rows.family, rows.weight, rows.offset)
+        d = data(X, rows.y, rows.family, rows.weight, rows.offset)
+        self.model: Model = model._replace(X=d.X)  # one matrix is enough
         # also where penalties are tuned by folds: the bands are the posterior's
         self.marginal = outer_loss(d, rows.family, self._part)
-        self.found = self._tuned(start, least)
+        self.marginal.start = None if near is None else self._weights_of(near)
+        self.found = self._tuned(near.start() if start is None and near else start)
         if rows.fold is not None:
             self.found = self.found._replace(outer=self._at_penalties())
         b = self._within(self.found.outer.fits[0].b)
@@ -157,19 +182,54 @@ class AdditiveFit:
     def _with_pairs(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
 
-    def _tuned(self, start: np.ndarray | None, least: float) -> Found:
+    def _tuned(self, start: Start | None) -> Found:
         model, fold, kind = self.marginal, self.rows.fold, self._kind
-        loss = model if fold is None else Folds(model.data, self.rows.family, self._part, fold)
+        loss = model if fold is None else self._folds(fold)
         if not len(kind):
             return Found(np.zeros(0), loss(np.zeros(0), None), 1, True)
         search: Search = minimise
         if fold is None and isinstance(model, Marginal) and self.rows.family.dispersed:
-            model.least = least or model.spread(model(np.full(len(kind), HIGHEST)))
+            model.least = start.phi if start else model.spread(model(np.full(len(kind), HIGHEST)))
             search = partial(settled, model)
+        rho = None if start is None else self._log_penalties(start)
         if self._together is not None:
-            found = search(tied(with_prior(loss, kind), self._together), np.array([CENTRE]))
+            theta = np.array([CENTRE]) if rho is None else rho[:1]
+            found = search(tied(with_prior(loss, kind), self._together), theta, tolerance=self.tolerance)
             return found._replace(rho=found.rho[self._together])
-        return tune(loss, kind, search=search) if start is None else search(with_prior(loss, kind), start)
+        if rho is None:
+            return tune(loss, kind, search=search, tolerance=self.tolerance)
+        return search(with_prior(loss, kind), rho, tolerance=self.tolerance)
+
+    def _folds(self, fold: np.ndarray) -> Folds:
+        """The K-fold loss of the rows that have a fold."""
+        there = np.flatnonzero(fold >= 0)
+        out = Folds(self.marginal.data.rows(there), self.rows.family, self._part, fold[there])
+        out.start = self.marginal.start
+        return out
+
+    def _log_penalties(self, start: Start) -> np.ndarray:
+        """Of its parts, the mean of what is known of those that share one, [m]."""
+        known: list[list[float]] = [[] for _ in self.model.kind]
+        for j, kind, number in self.model.parts:
+            if number >= 0 and (j, kind) in start.rho:
+                known[number].append(start.rho[j, kind])
+        own = [float(np.mean(rho)) if rho else CENTRE for rho in known]
+        return np.clip([*own, *(start.rho.get(pair.columns, pair.start) for pair in self.pairs)], LOWEST, HIGHEST)
+
+    def _weights_of(self, near: "AdditiveFit") -> np.ndarray | None:
+        """Those of another fit, 0 for pairs that it lacks, [1 + P, S]; None where its columns are other ones."""
+        b = near.found.outer.fits[0].b
+        same = near.pairs == self.pairs[: len(near.pairs)] and np.array_equal(near._part, self._part[: len(b) - 1])
+        if near.model.note or self.model.note or not same:
+            return None
+        return np.pad(b, ((0, 1 + len(self._part) - len(b)), (0, 0)))
+
+    def start(self) -> Start:
+        """Where a search for the penalties of another fit can start."""
+        rho, m = self.found.rho.tolist(), len(self.model.kind)
+        found: dict[Name, float] = {(j, kind): rho[number] for j, kind, number in self.model.parts if number >= 0}
+        found |= {pair.columns: rho[m + k] for k, pair in enumerate(self.pairs)}
+        return Start(found, self.found.outer.phi)
 
     def _at_penalties(self) -> Outer:
         """The marginal likelihood at the penalties that the folds chose."""
@@ -237,7 +297,7 @@ class AdditiveFit:
         """The diagonal blocks of H^-1, of every score, [S, 1 + P, 1 + P]; or of every class."""
         if isinstance(self.marginal, Blocks):
             return self._inverse
-        S, P = self.rows.family.scores, 1 + self._X.shape[1]
+        S, P = self.rows.family.scores, 1 + len(self._part)
         at = np.arange(S)
         return self._inverse.reshape(S, P, S, P)[at, :, at]
 
@@ -307,15 +367,20 @@ class AdditiveFit:
         )
 
 
-def with_pairs(fit: AdditiveFit) -> AdditiveFit:
+def with_pairs(fit: AdditiveFit, near: AdditiveFit | None = None) -> AdditiveFit:
     """The additive model with the pairs of columns that it lacks; itself, where it lacks none.
 
     Pairs that neighbours of others imitate, and those that the noise hid, show when the others are there.
+
+    Args:
+        fit: without pairs.
+        near: the model with pairs of other rows, from whose penalties the search starts.
     """
+    start = near.start() if near else fit.start()
     for _ in range(ROUNDS):
         new = fit.screened(frozenset(pair.columns for pair in fit.pairs))
         if not new:
             break
-        start = np.clip([*fit.found.rho, *(pair.start for pair in new)], LOWEST, HIGHEST)
-        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), start, fit.found.outer.phi)
+        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), fit, start, fit.tolerance)
+        start = Start({**start.rho, **fit.start().rho}, fit.found.outer.phi)
     return fit

@@ -138,6 +138,7 @@ def minimise(
     rho: np.ndarray,
     *,
     near: Outer | None = None,
+    at: Outer | None = None,
     tolerance: float = 1e-2,
     most: int = 60,
 ) -> Found:
@@ -150,10 +151,11 @@ def minimise(
         loss: the outer loss.
         rho: start, [m].
         near: the loss at other penalties, from whose fits the first ones start.
+        at: the loss at rho, where it is there already.
         tolerance: of the decrease that a step promises, in units of a log-likelihood.
         most: evaluations.
     """
-    outer, evaluations = loss(rho, near), 1
+    outer, evaluations = (loss(rho, near), 1) if at is None else (at, 0)
     learnt = np.zeros_like(outer.hessian)
     while True:
         gradient = outer.gradient

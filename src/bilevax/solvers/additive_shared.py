@@ -11,7 +11,8 @@ For part j, with A = H^-1 and M_j = V_j (I - exp(rho) A) V_j', the statistic exp
 and variance 2 tr M_j^2 if the prior holds; its law is taken for that of a gamma variable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from bilevax.solvers.additive_blocks import Blocks
 from bilevax.solvers.additive_families import Family, Multinomial
 from bilevax.solvers.additive_fit import Data, data
 from bilevax.solvers.additive_marginal import Marginal, curve_errors
-from bilevax.solvers.additive_search import Found, tune
+from bilevax.solvers.additive_search import CENTRE, Found, minimise, tune, with_prior
 from bilevax.tables.effects import Effect, PartKind, room
 
 KINDS: tuple[PartKind, ...] = ("linear", "levels", "steps", "missing", "smooth", "rough")
@@ -52,6 +53,7 @@ class Model(NamedTuple):
         back: weights of the effects' bases, one effect after the other, from those of X, [sum of functions, P].
         parts: effect, kind and number of the penalty of every part, -1 where there is no room for it.
         note: what the user should know; empty if every part has a penalty of its own.
+        shared: log penalties of the kinds were all parts of a kind to share one; empty where that was not asked.
     """
 
     effects: tuple[Effect, ...]
@@ -61,6 +63,7 @@ class Model(NamedTuple):
     back: csr_array
     parts: tuple[tuple[int, PartKind, int], ...]
     note: str
+    shared: Mapping[PartKind, float] = MappingProxyType({})
 
     def weights(self, j: int) -> csr_array:
         """Rows of ``back`` that are effect j's."""
@@ -216,6 +219,7 @@ def additive_model(
     kinds: Sequence[PartKind] = KINDS,
     apart: bool = True,
     budget: int | None = None,
+    start: Mapping[PartKind, float] | None = None,
 ) -> Model:
     """Columns and parts of a model of the effects, whose size is bounded.
 
@@ -233,6 +237,7 @@ def additive_model(
         apart: whether parts may have penalties of their own where there is no room for all; False: those of a kind
             share one.
         budget: weights of a score; None: :func:`~bilevax.tables.effects.room`.
+        start: ``shared`` of a model of other rows, from which the search for these penalties starts.
 
     Cost: where penalties are shared, an eigendecomposition of at most n columns a kind, and a search for as many
     penalties as there are kinds.
@@ -249,12 +254,18 @@ def additive_model(
     d = data(model.X, y, family, weight, offset)
     # Its blocks are what the evidence is taken from.
     loss = Blocks(d, family, model.part) if isinstance(family, Multinomial) else Marginal(d, family, model.part)
-    found = tune(loss, model.kind, tolerance=TOLERANCE)
+    kind_of = {number: kind for _, kind, number in model.parts if number >= 0}
+    if start:
+        rho = np.array([start.get(kind_of[m], CENTRE) for m in range(len(kind_of))])
+        found = minimise(with_prior(loss, model.kind), rho, tolerance=TOLERANCE)
+    else:
+        found = tune(loss, model.kind, tolerance=TOLERANCE)
+    shared = {kind: float(found.rho[m]) for m, kind in kind_of.items()}
     chance = _chances(table, groups, loss, found)
     order = np.argsort(chance, kind="stable")
     order = order[chance[order] * len(order) < 1.0]
     alone[order[np.cumsum(table.sizes[order]) <= budget // 2]] = True
-    return table.model(alone, budget)[0] if alone.any() else model
+    return (table.model(alone, budget)[0] if alone.any() else model)._replace(shared=shared)
 
 
 def _chances(table: _Table, groups: Sequence[_Group], loss: Marginal | Blocks, found: Found) -> np.ndarray:

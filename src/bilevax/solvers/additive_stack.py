@@ -7,9 +7,16 @@ from scipy.optimize import minimize
 
 from bilevax.solvers.additive_families import Family
 from bilevax.solvers.additive_marginal import dispersion
-from bilevax.solvers.additive_models import ADDITIVE, PAIRS, AdditiveFit, Candidate, Rows, with_pairs
+from bilevax.solvers.additive_models import ADDITIVE, PAIRS, TOLERANCE, AdditiveFit, Candidate, Rows, with_pairs
 
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+ROUGH = 0.1
+"""Of the outer loss of models that are only compared, in units of a log-likelihood.
+
+A start that has seen the held-out rows says something of them where the outer loss is flat: in simulations of 300 rows
+it favoured additive models by .2 to 1.3 nats over the simplest, of which DOUBT is several times as much.
+"""
 
 SMALLEST = 0.05
 """Weights below it are 0."""
@@ -18,27 +25,40 @@ DOUBT = 4.0
 """Nats by which the others together must be better before they are mixed in."""
 
 
-def held_out(rows: Rows, candidates: Sequence[Candidate], held: np.ndarray) -> np.ndarray:
-    """Scores of each candidate for some rows [n'], tuned and fitted without them, [candidates, n', S]."""
+def held_out(
+    rows: Rows, candidates: Sequence[Candidate], held: np.ndarray, near: Sequence[AdditiveFit] = ()
+) -> np.ndarray:
+    """Scores of each candidate for some rows [n'], tuned and fitted without them, [candidates, n', S].
+
+    Args:
+        rows: all of them.
+        candidates: which.
+        held: numbers of those that are left out.
+        near: as in :func:`fitted`.
+    """
     train, codes = rows.take(np.setdiff1d(np.arange(len(rows.y)), held)), [c[held] for c in rows.codes]
-    return np.array([fit.scores(codes) + rows.offset[held] for fit in fitted(train, candidates)])
+    return np.array([fit.scores(codes) + rows.offset[held] for fit in fitted(train, candidates, near)])
 
 
-def fitted(rows: Rows, candidates: Sequence[Candidate], additive: AdditiveFit | None = None) -> list[AdditiveFit]:
+def fitted(
+    rows: Rows, candidates: Sequence[Candidate], near: Sequence[AdditiveFit] = (), additive: AdditiveFit | None = None
+) -> list[AdditiveFit]:
     """The candidates, tuned and fitted; that with pairs begins where the one without ends.
 
     Args:
         rows: to fit to.
         candidates: which.
+        near: their fits to more rows, from whose penalties and weights the searches start, and go on to ROUGH.
         additive: the additive model of these rows, where it is there already.
     """
-    fits = []
-    for candidate in candidates:
+    fits, tolerance = [], ROUGH if near else TOLERANCE
+    starts: Sequence[AdditiveFit | None] = near or [None] * len(candidates)
+    for candidate, start in zip(candidates, starts, strict=True):
         if candidate in (ADDITIVE, PAIRS):
-            additive = additive or AdditiveFit(rows, ADDITIVE)
-            fits.append(with_pairs(additive) if candidate is PAIRS else additive)
+            additive = additive or AdditiveFit(rows, ADDITIVE, near=start, tolerance=tolerance)
+            fits.append(with_pairs(additive, start) if candidate is PAIRS else additive)
         else:
-            fits.append(AdditiveFit(rows, candidate))
+            fits.append(AdditiveFit(rows, candidate, near=start, tolerance=tolerance))
     return fits
 
 
