@@ -36,13 +36,13 @@ def listed(kinds: tuple[tuple[str, float], ...]) -> list[str]:
 
 
 def table(runs: Runs, about: str, kinds: tuple[tuple[str, float], ...]) -> str:
-    """Means over the seeds."""
+    """Means over the seeds that the cleaner has."""
     cells = [cell for cell in listed(kinds) if average(runs.get(cell, {}), "cleaner", about) is not None]
-    methods = [m for m in HEADS if any(average(runs[cell], m, about, m) is not None for cell in cells)]
+    methods = [m for m in HEADS if any(average(runs[cell], m, about) is not None for cell in cells)]
     rows = []
     for cell in cells:
         seeds = sum("cleaner" in run for run in runs[cell].values())
-        rows.append([cell, seeds, *(shown(average(runs[cell], m, about, m)) for m in methods)])
+        rows.append([cell, seeds, *(shown(average(runs[cell], m, about)) for m in methods)])
     return tables.text(["cell", "seeds", *(HEADS[m] for m in methods)], rows)
 
 
@@ -69,7 +69,7 @@ def goals(runs: Runs) -> list[tables.Check]:
             if of:
                 cell = min(of, key=of.__getitem__)
                 below = sum(x < least for x in of.values())
-                what = f"{name}: {about} over {HEADS[rival]}'s, least ({cell.removeprefix(name + ' ')})"
+                what = f"{name}: {about} over that of {HEADS[rival]}, least ({cell.removeprefix(name + ' ')})"
                 some = f"{of[cell]:+.4f}" + (f"; {below} of {len(of)} cells below" if below else "")
                 out.append((what, some, f"at least {least:g}", not below))
         for about, truth, most in (("ece", 0.0, 0.03), ("expected", 1.0, 0.15)):
@@ -94,7 +94,7 @@ def real(found: dict[str, Any]) -> str:
 
 def suspicious(found: dict[str, Any]) -> str:
     """The most suspicious reviews, by their first words."""
-    rows = [[*row[:4], " ".join(row[4].split()[:7]) + " ..."] for row in found["reviews"]["most"]]
+    rows = [[*row[:4], f"{row[4]} ..."] for row in found["reviews"]["most"]]
     return tables.text(("row", "probability", "given", "or", "begins"), rows)
 
 

@@ -31,7 +31,7 @@ def measured(name: str, quick: bool) -> dict[str, Any]:
     other = np.where(np.eye(model.posterior_.shape[1], dtype=bool)[y[rows]], -1.0, model.posterior_).argmax(axis=1)
     found = [[int(rows[i]), round(float(wrong[i]), 3), int(y[rows[i]]), int(other[i])] for i in most]
     if name == "reviews":
-        found = [[*row, str(raw[row[0]])] for row in found]
+        found = [[*row, " ".join(str(raw[row[0]]).split()[:7])] for row in found]
     elif not quick:
         draw(name, raw, found)
     expected = [float(x) for x in model.expected_wrong_]

@@ -69,7 +69,7 @@ def test_goals_are_of_the_worst_cell_and_of_seeds_that_both_have():
         "digits 200 uniform 20%": {"1": {"cleaner": bad, "cleanlab": {"auc": 0.85}}},
     }
     by = {what.split(",")[0]: (figure, met) for what, figure, _, met in figures.goals(runs)}
-    assert by["digits: auc over cleanlab's"] == ("-0.0500; 1 of 2 cells below", False)
+    assert by["digits: auc over that of cleanlab"] == ("-0.0500; 1 of 2 cells below", False)
     assert by["digits: calibration error"] == ("0.0400", False)
     assert by["digits: expected over true number"] == ("0.1000", True)
     assert "| digits 200 class 20% | 2 | 0.8500 | 0.7000 |" in figures.page({"runs": runs})
