@@ -1,7 +1,7 @@
 """From what users hold to the bins of an additive model: data frames, arrays, tables."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ from bilevax.core.errors import ParameterError
 from bilevax.tables.additive import Source, cells, sources_of
 from bilevax.tables.effects import Effect, category, number, resolution, room
 from bilevax.tables.table import Table
+
+Marginal = Callable[[Source], tuple[np.ndarray, np.ndarray]]
 
 ROWS_OF_A_STEP = 8
 """Of a rough part, at least, on average."""
@@ -40,8 +42,21 @@ def ordered_levels(X: Any, ordered: Mapping[str, Sequence[str]] | None) -> dict[
     return out | {str(name): tuple(str(level) for level in levels) for name, levels in (ordered or {}).items()}
 
 
-def binned(table: Table, weight: np.ndarray, ordered: Mapping[str, tuple[str, ...]], scores: int) -> Binned:
+def binned(
+    table: Table,
+    weight: np.ndarray,
+    ordered: Mapping[str, tuple[str, ...]],
+    scores: int,
+    marginal: Marginal | None = None,
+) -> Binned:
     """The effects of a table's columns, of about as many weights as there is :func:`room` for.
+
+    Args:
+        table: of the rows.
+        weight: of the rows, [n].
+        ordered: levels of columns, in their order.
+        scores: S.
+        marginal: of the cells of an effect in more rows, of which the table has some: they and their weights, [k] each.
 
     Raises:
         ParameterError: an ordered column is not there, or has other levels.
@@ -51,17 +66,20 @@ def binned(table: Table, weight: np.ndarray, ordered: Mapping[str, tuple[str, ..
         raise ParameterError(f"ordered names column '{unknown[0]}', which is not there")
     sources = tuple(source for c in table.columns for source in sources_of(c, text=c.name in ordered))
     values = [cells(table, source) for source in sources]
+    known = [(x, weight) for x in values] if marginal is None else [marginal(source) for source in sources]
+    # of the weight of the rows that are here
+    known = [(x, w * (weight.sum() / w.sum())) for x, w in known]
     effects: dict[int, Effect] = {}
-    for j, (source, x) in enumerate(zip(sources, values, strict=True)):
+    for j, (source, (x, w)) in enumerate(zip(sources, known, strict=True)):
         if source.kind == "text":
-            effects[j] = category(source.name, x, weight, ordered=_levels(source, x, ordered))
+            effects[j] = category(source.name, x, w, ordered=_levels(source, x, ordered))
     others = sum(effect.basis.shape[1] for effect in effects.values())
     n, C = int(weight.sum()), scores + 1 if scores > 1 else 1
     smooth, coarse = resolution(len(sources) - len(effects), others, min(room(C), 2 * n * scores))
     coarse = min(coarse, max(n // ROWS_OF_A_STEP, 8))
-    for j, (source, x) in enumerate(zip(sources, values, strict=True)):
+    for j, (source, (x, w)) in enumerate(zip(sources, known, strict=True)):
         if j not in effects:
-            effects[j] = number(source.name, x, weight, smooth=smooth, coarse=coarse)
+            effects[j] = number(source.name, x, w, smooth=smooth, coarse=coarse)
     found = tuple(effects[j] for j in range(len(sources)))
     return Binned(sources, found, tuple(e.codes(x) for e, x in zip(found, values, strict=True)))
 
