@@ -49,7 +49,7 @@ class RowSet:
         self._goal: Target | None = None
         self._names: list[str] = []
         self._counts: dict[Source, NumberCounts | LevelCounts] = {}
-        self._passes = 0
+        self._passes, self._counted = 0, False
 
     def sample(self) -> Table:
         """Rows at random, of which as many as a choice is made on train, in their order; a pass.
@@ -81,13 +81,13 @@ class RowSet:
         """
         features = prepared.features
         self._goal, self._names, self._ended = prepared.target, list(features.names), ended
-        self._test = prepared.places[prepared.split.test]
+        self._test = self._drawn[prepared.places[prepared.split.test]]
         self._counts = {
             source: LevelCounts() if source.kind == "text" else NumberCounts(cells(features, source))
             for column in features.columns
             for source in sources_of(column)
         }
-        self._passes = 0
+        self._passes, self._counted = 0, False
 
     def of_all(self, prepared: Prepared) -> Prepared:
         """A prepared sample whose rows have their numbers among all."""
@@ -95,17 +95,21 @@ class RowSet:
 
     def marginal(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Cells of an effect, NaN or None where missing, and how many rows have each, [k]; the first time a pass."""
-        if not self._passes:
-            self._passes = 1
-            for table, _ in self._training("counting what columns hold"):
-                for of, counts in self._counts.items():
-                    counts.add(cells(table, of))
+        if not self._counted:
+            self.count()
         return self._counts[source].found()
+
+    def count(self) -> None:
+        """What the columns hold; a pass."""
+        for table, _ in self._training("counting what columns hold"):
+            for source, counts in self._counts.items():
+                counts.add(cells(table, source))
+        self._counted = True
 
     def rows_of_pass(self) -> Iterator[tuple[Table, np.ndarray]]:
         """Features and targets."""
         self._passes += 1
-        yield from self._training(f"fitting to every row, pass {self._passes - 1}")
+        yield from self._training(f"fitting to every row, pass {self._passes}")
 
     def ended(self) -> bool:
         """Whether the passes are to end."""
