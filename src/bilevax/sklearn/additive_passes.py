@@ -10,6 +10,7 @@ from bilevax.solvers.additive_models import AdditiveFit
 from bilevax.solvers.additive_passes import Passing
 from bilevax.tables.additive import Source, cells
 from bilevax.tables.effects import Effect
+from bilevax.tables.marginals import Marginal
 from bilevax.tables.table import Table
 
 PASSES = 20
@@ -19,8 +20,8 @@ PASSES = 20
 class EveryRow(Protocol):
     """All rows, of which a fit has some."""
 
-    def marginal(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Cells of an effect [k], NaN or None where missing, and how many rows have each, [k]."""
+    def marginal(self, source: Source) -> Marginal:
+        """Of the cells of an effect."""
 
     def rows_of_pass(self) -> Iterator[tuple[Table, np.ndarray]]:
         """Features and targets of each piece."""
@@ -79,5 +80,5 @@ def fit_to_every_row(
 
 def _counted(every: EveryRow, source: Source, effect: Effect) -> Effect:
     """The effect with the weights of all rows in its bins."""
-    values, count = every.marginal(source)
-    return replace(effect, weight=np.bincount(effect.codes(values), count, len(effect.weight)))
+    values, rows, _ = every.marginal(source)
+    return replace(effect, weight=np.bincount(effect.codes(values), rows, len(effect.weight)))

@@ -18,7 +18,7 @@ from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_blocks import BlockFit, Blocks
 from bilevax.solvers.additive_families import Family, Losses
 from bilevax.solvers.additive_fit import Data, Fit, curvature, data, factorised, part_sums, penalties, point
-from bilevax.solvers.additive_marginal import Marginal
+from bilevax.solvers.additive_marginal import Marginal, dispersion
 from bilevax.solvers.additive_models import AdditiveFit
 from bilevax.solvers.additive_search import Found
 from bilevax.tables.effects import Effect
@@ -68,8 +68,7 @@ class Expanded(Marginal):
         self.family, self.part, self.summed, self.at = like.family, like.part, summed, b
         self._sums = part_sums(self.part, self.family.scores)
         self.rank = self._sums.sum(axis=1)
-        # the dispersion of the rows that weights depend on is no matter of how many there are
-        self.least = like.least if isinstance(like, Marginal) else 0.0
+        self.least = 0.0
         # of its rows the weight alone is asked for
         none = np.zeros(0)
         X = BinnedColumns([none], [np.zeros((1, len(b)))])
@@ -91,6 +90,10 @@ class Expanded(Marginal):
         return np.zeros_like(found.b)
 
 
+def _dispersion(loss: Marginal, F: float) -> float:
+    return float(np.exp(dispersion(loss.family, F, loss.data.weight, loss.family.scores)[0]))
+
+
 class Passing:
     """A model on its way from its fit to some rows to that to all, which go by.
 
@@ -106,6 +109,11 @@ class Passing:
         self._total: Sums | None = None
         self._before: tuple[np.ndarray, float] | None = None
         self._reached: tuple[Expanded, Found] | None = None
+        # of the dispersion of the rows that weights depend on, over that of all
+        like = fit.marginal
+        self._spread = (
+            like.least / _dispersion(like, fit.found.outer.fits[0].value) if isinstance(like, Marginal) else 1.0
+        )
 
     def add(self, codes: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray) -> None:
         """Rows of the pass, by their bins in each effect, [n] each."""
@@ -123,6 +131,8 @@ class Passing:
             self.b = 0.5 * (self._before[0] + b)  # too far
             return True
         loss = Expanded(self.fit.marginal, total, b)
+        if loss.family.dispersed:
+            loss.least = self._spread * _dispersion(loss, value)
         found = self._found(loss)
         self.rho, self.passes, self._reached = found.rho, self.passes + 1, (loss, found)
         self.b, penalty = found.outer.fits[0].b, penalties(found.rho, loss.part)

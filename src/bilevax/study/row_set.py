@@ -14,7 +14,7 @@ from bilevax.study.target import Target
 from bilevax.tables.additive import Source, cells, sources_of
 from bilevax.tables.file_set import concatenated
 from bilevax.tables.labels import label_text
-from bilevax.tables.marginals import LevelCounts, NumberCounts
+from bilevax.tables.marginals import LevelCounts, Marginal, NumberCounts
 from bilevax.tables.pieces import Pieces
 from bilevax.tables.table import Column, Table
 
@@ -93,8 +93,8 @@ class RowSet:
         """A prepared sample whose rows have their numbers among all."""
         return prepared._replace(places=self._drawn[prepared.places])
 
-    def marginal(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Cells of an effect, NaN or None where missing, and how many rows have each, [k]; the first time a pass."""
+    def marginal(self, source: Source) -> Marginal:
+        """Of the cells of an effect; the first time a pass."""
         if not self._counted:
             self.count()
         return self._counts[source].found()

@@ -184,6 +184,7 @@ def number(
     values: np.ndarray,
     weight: np.ndarray | None = None,
     *,
+    distinct: np.ndarray | None = None,
     bins: int = BINS,
     coarse: int = COARSE,
     smooth: int = SMOOTH,
@@ -194,6 +195,7 @@ def number(
         name: of the column.
         values: float64 [n], NaN where missing; infinite ones fall in the end bins.
         weight: of the rows, [n]; 1 if None.
+        distinct: how many different numbers each value stands for, [n]; 1 if None.
         bins: fine bins, at most.
         coarse: bins of the rough part, at most; 1: there is none.
         smooth: functions of the smooth part, at most.
@@ -201,14 +203,15 @@ def number(
     x = np.clip(np.asarray(values, float), -np.finfo(float).max, np.finfo(float).max)
     w = np.ones(len(x)) if weight is None else np.asarray(weight, float)
     there = ~np.isnan(x) & (w > 0.0)
-    distinct, inverse = np.unique(x[there], return_inverse=True)
-    mass = np.bincount(inverse, w[there], len(distinct))
-    first = first_of_groups(mass, bins)
-    edges = _between(distinct[first[1:] - 1], distinct[first[1:]])
-    group = np.searchsorted(first, np.arange(len(distinct)), side="right") - 1
+    known, inverse = np.unique(x[there], return_inverse=True)
+    mass = np.bincount(inverse, w[there], len(known))
+    many = None if distinct is None else np.bincount(inverse, distinct[there], len(known))
+    first = first_of_groups(mass, bins, many)
+    edges = _between(known[first[1:] - 1], known[first[1:]])
+    group = np.searchsorted(first, np.arange(len(known)), side="right") - 1
     bin_mass = np.bincount(group, mass, len(first)) if len(first) else np.zeros(1)
     # Divided first: sums of the largest floats overflow.
-    centre = np.bincount(group, mass / bin_mass[group] * distinct, len(first)) if len(first) else np.zeros(1)
+    centre = np.bincount(group, mass / bin_mass[group] * known, len(first)) if len(first) else np.zeros(1)
     parts: list[tuple[PartKind, np.ndarray]] = [("linear", linear_part(centre, bin_mass))]
     if len(centre) > 2:
         parts += [("smooth", smooth_part(centre, bin_mass, smooth)), ("rough", _rough(bin_mass, coarse))]
@@ -300,14 +303,21 @@ def _cell(x: np.ndarray, first: float, per: float) -> np.ndarray:
     return cell.astype(np.int32)
 
 
-def first_of_groups(mass: np.ndarray, count: int) -> np.ndarray:
-    """The first value of each group of neighbours, at most ``count``: half way between equal rows and equal values."""
+def first_of_groups(mass: np.ndarray, count: int, distinct: np.ndarray | None = None) -> np.ndarray:
+    """The first value of each group of neighbours, at most ``count``: half way between equal rows and equal values.
+
+    Args:
+        mass: of the values, in their order.
+        count: groups.
+        distinct: how many values each is in truth, 1 if None.
+    """
     if len(mass) <= count:
         return np.arange(len(mass))
     for _ in range(10):  # a value of many rows is one group, whatever its mass
         mass = np.minimum(mass, mass.sum() / count)
-    place = np.cumsum(mass / mass.sum() + 1.0 / len(mass)) / 2.0
-    group = np.minimum((place - 0.5 * (mass / mass.sum() + 1.0 / len(mass)) / 2.0) * count, count - 1).astype(int)
+    values = 1.0 / len(mass) if distinct is None else distinct / distinct.sum()
+    share = (mass / mass.sum() + values) / 2.0
+    group = np.minimum((np.cumsum(share) - 0.5 * share) * count, count - 1).astype(int)
     return np.unique(group, return_index=True)[1]
 
 

@@ -1,16 +1,31 @@
 """How many rows have which cells in a column: counted piece by piece, in bounded memory."""
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
 from bilevax.tables.effects import first_of_groups
 
-GROUPS = 8192
+GROUPS = 32_768
 """Values of a column of numbers that are told apart, at most."""
 
 LEVELS = 100_000
 """Levels of a category that are counted, at most: the rarest are forgotten beyond."""
+
+
+class Marginal(NamedTuple):
+    """What a column holds.
+
+    Attributes:
+        values: numbers, NaN where missing, or levels, None where missing, [k].
+        weight: rows of each, [k].
+        distinct: how many different numbers each stands for, about, [k]; None: one.
+    """
+
+    values: np.ndarray
+    weight: np.ndarray
+    distinct: np.ndarray | None = None
 
 
 class NumberCounts:
@@ -25,8 +40,9 @@ class NumberCounts:
         first = first_of_groups(mass.astype(float), GROUPS)
         group = np.searchsorted(first, np.arange(len(distinct)), side="right") - 1
         self._edges = 0.5 * distinct[first[1:] - 1] + 0.5 * distinct[first[1:]]
-        share = mass / np.bincount(group, mass, len(first))[group]
-        self._values = np.bincount(group, share * distinct, len(first))
+        rows = np.bincount(group, mass, len(first))
+        self._values = np.bincount(group, mass / rows[group] * distinct, len(first))
+        self._distinct = np.append(np.bincount(group, minlength=len(first)) / rows, 1.0)
         self._count = np.zeros(len(first) + 1)
 
     def add(self, values: np.ndarray) -> None:
@@ -36,9 +52,9 @@ class NumberCounts:
         stops = [0, *np.searchsorted(there, self._edges, side="right"), len(there), len(values)]
         self._count += np.diff(stops)
 
-    def found(self) -> tuple[np.ndarray, np.ndarray]:
-        """Values, NaN the last, and their rows."""
-        return np.append(self._values, np.nan), self._count
+    def found(self) -> Marginal:
+        """Values, NaN the last; different ones among all rows of a group, as among those that were known."""
+        return Marginal(np.append(self._values, np.nan), self._count, self._count * self._distinct)
 
 
 class LevelCounts:
@@ -53,8 +69,8 @@ class LevelCounts:
         if len(self._counts) > 2 * LEVELS:
             self._counts = Counter(dict(self._counts.most_common(LEVELS)))
 
-    def found(self) -> tuple[np.ndarray, np.ndarray]:
-        """Levels, and None where one is missing, and their rows."""
+    def found(self) -> Marginal:
+        """Levels, and None where one is missing."""
         values = np.empty(len(self._counts), object)
         values[:] = list(self._counts)
-        return values, np.array(list(self._counts.values()), float)
+        return Marginal(values, np.array(list(self._counts.values()), float))
