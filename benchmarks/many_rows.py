@@ -127,6 +127,7 @@ def learnt(data: Path) -> tuple[Any, Any, Any]:
     every, settings = rows_of(data)
     prepared = prepare(every.sample(), "y", settings)
     every.begin(prepared, lambda: False)
+    every.count()
     rows = prepared.split.train
     estimator = TunedAdditiveRegressor(choose=False, pairs=False, random_state=0)
     learn_from(estimator, every)

@@ -216,6 +216,7 @@ def test_the_model_of_all_rows_is_that_of_the_rows_in_memory(tmp_path, small, ta
     every, settings = opened(write(tmp_path / "set", 6000, task))
     prepared = prepare(every.sample(), "y", settings)
     every.begin(prepared, lambda: False)
+    every.count()
     make = TunedAdditiveRegressor if task == "number" else TunedAdditiveClassifier
     rows = prepared.split.train
     models = [make(choose=False, pairs=False, random_state=0) for _ in range(3)]

@@ -65,6 +65,9 @@ def fit_additive(
 
         if every is not None:
             every.begin(prepared, lambda: stops.number > 0)
+            counting = time.perf_counter()
+            every.count()
+            begun += time.perf_counter() - counting  # the comparison is what is limited
             learn_from(estimator, every)
         estimator.fit(
             prepared.features.take(rows),

@@ -49,7 +49,7 @@ class RowSet:
         self._goal: Target | None = None
         self._names: list[str] = []
         self._counts: dict[Source, NumberCounts | LevelCounts] = {}
-        self._passes, self._counted = 0, False
+        self._passes = 0
 
     def sample(self) -> Table:
         """Rows at random, of which as many as a choice is made on train, in their order; a pass.
@@ -73,7 +73,7 @@ class RowSet:
         return concatenated(self.pieces._replace(notes=(*self.pieces.notes, note)), parts)
 
     def begin(self, prepared: Prepared, ended: Callable[[], bool]) -> None:
-        """Rows are to be those of a prepared sample, without its test.
+        """Rows are to be those of a prepared sample, without its test; :meth:`count` comes next.
 
         Args:
             prepared: the sample.
@@ -87,24 +87,23 @@ class RowSet:
             for column in features.columns
             for source in sources_of(column)
         }
-        self._passes, self._counted = 0, False
+        self._passes = 0
 
     def of_all(self, prepared: Prepared) -> Prepared:
         """A prepared sample whose rows have their numbers among all."""
         return prepared._replace(places=self._drawn[prepared.places])
 
     def marginal(self, source: Source) -> Marginal:
-        """Of the cells of an effect; the first time a pass."""
-        if not self._counted:
-            self.count()
+        """Of the cells of an effect."""
         return self._counts[source].found()
 
     def count(self) -> None:
-        """What the columns hold; a pass."""
+        """What the columns hold; a pass, that of some rows will do if the passes are to end."""
         for table, _ in self._training("counting what columns hold"):
             for source, counts in self._counts.items():
                 counts.add(cells(table, source))
-        self._counted = True
+            if self.ended():
+                return
 
     def rows_of_pass(self) -> Iterator[tuple[Table, np.ndarray]]:
         """Features and targets."""
@@ -121,7 +120,7 @@ class RowSet:
             y = self._values(table)
             there = y >= 0 if y.dtype.kind == "i" else ~np.isnan(y)
             there[self._within(self._test, table) - table.before] = False
-            yield table.select(self._names).take(there), y[there]
+            yield table.select(self._names).take(np.flatnonzero(there)), y[there]
 
     def _within(self, rows: np.ndarray, table: Table) -> np.ndarray:
         start, stop = np.searchsorted(rows, [table.before, table.before + table.rows])

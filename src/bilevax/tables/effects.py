@@ -17,6 +17,7 @@ before it is that of unseen levels. The parts of numbers have mean square 1 on t
 means the same for each; levels are 0 and 1, so that rare ones are shrunken more than common ones.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -101,9 +102,8 @@ class Effect:
         if self.edges is not None:
             x = np.asarray(values, float)
             return np.where(np.isnan(x), last, _places(self.edges, x)).astype(kind)
-        known = {level: b for b, level in enumerate(self.levels)}
-        found = (last if cell is None else known.get(cell, last - 1) for cell in values.tolist())
-        return np.fromiter(found, kind, len(values))
+        known: dict[str | None, int] = {level: b for b, level in enumerate(self.levels)} | {None: last}
+        return np.fromiter(map(known.get, values.tolist(), itertools.repeat(last - 1)), kind, len(values))
 
     @property
     def in_order(self) -> int:
