@@ -20,7 +20,8 @@ app = typer.Typer(
 # What more than one command takes. --debug is read by the entry point, around all commands.
 _TABLE = typer.Argument(
     metavar="TABLE",
-    help="CSV, Parquet or svmlight file, or a bundled data set: airfoil, breast_cancer, diabetes, digits, iris, wine.",
+    help="CSV, Parquet or svmlight file, of tune and predict also a directory or a 'pattern' of Parquet files, or a "
+    "bundled data set: airfoil, breast_cancer, diabetes, digits, iris, wine.",
 )
 _NO_CACHE = typer.Option(
     "--no-cache", help="Compile anew: do not keep compiled programs in ~/.cache/bilevax, nor use those kept."

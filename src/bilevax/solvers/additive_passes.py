@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bilevax.core.limits import require
 from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_blocks import BlockFit, Blocks
 from bilevax.solvers.additive_families import Family, Losses
@@ -22,9 +23,16 @@ from bilevax.solvers.additive_marginal import Marginal, dispersion
 from bilevax.solvers.additive_models import AdditiveFit
 from bilevax.solvers.additive_search import Found
 from bilevax.tables.effects import Effect
+from bilevax.tables.memory import HELPS
 
 CLOSE = 0.1
 """What a step promises of the log-likelihood when it is the last: what it leaves is of second order."""
+
+CURVATURES = 4_000_000
+"""Second derivatives of losses that are there together, at most."""
+
+COPIES = 6
+"""Of a Hessian that a step takes, at most."""
 
 
 class Sums(NamedTuple):
@@ -102,9 +110,14 @@ class Passing:
 
     Attributes:
         passes: how many there were.
+
+    Raises:
+        ResourceError: the Hessian takes more memory than there is.
     """
 
     def __init__(self, fit: AdditiveFit) -> None:
+        size = fit.found.outer.fits[0].b.size
+        require(COPIES * 8 * size**2, f"a Newton step of {size:,} weights", HELPS)
         self.fit, self.b, self.rho, self.passes = fit, fit.found.outer.fits[0].b, fit.found.rho, 0
         self._total: Sums | None = None
         self._before: tuple[np.ndarray, float] | None = None
@@ -118,8 +131,11 @@ class Passing:
     def add(self, codes: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray) -> None:
         """Rows of the pass, by their bins in each effect, [n] each."""
         family = self.fit.rows.family
-        own = sums(data(self.fit.columns(codes), y, family, weight), family, self.b)
-        self._total = own if self._total is None else self._total.plus(own)
+        most = max(1, CURVATURES // family.scores**2)
+        for at in (slice(i, i + most) for i in range(0, len(y), most)):
+            d = data(self.fit.columns([c[at] for c in codes]), y[at], family, weight[at])
+            own = sums(d, family, self.b)
+            self._total = own if self._total is None else self._total.plus(own)
 
     def step(self) -> bool:
         """End the pass; whether another one is needed."""
