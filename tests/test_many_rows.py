@@ -113,6 +113,20 @@ def test_of_gaussian_rows_a_pass_has_the_marginal_likelihood_and_the_best_penalt
     assert np.abs(part.found.rho - best.rho).max() > 0.05
 
 
+def test_rows_that_vary_more_where_weights_depend_on_them_do_so_in_passes():
+    """The dispersion is that of all rows, as far as the rows of high leverage vary more than others in the sample."""
+    rows = rows_of(Gaussian(), 6000)
+    x = rows.effects[0].centre[np.minimum(rows.codes[0], len(rows.effects[0].centre) - 1)]
+    rows = rows._replace(y=rows.y + x**2 * RNG.normal(size=len(rows.y)))
+    part = AdditiveFit(rows.take(np.arange(3000)), PENALTY_EACH)
+    fit = passed(rows, part)
+    whole = Marginal(data(fit.columns(rows.codes), rows.y, rows.family, rows.weight), rows.family, fit.marginal.part)
+    alone = whole(fit.found.rho)
+    right = whole.spread(alone)
+    assert right > 1.3 * alone.phi
+    np.testing.assert_allclose(fit.found.outer.phi, right, rtol=0.15)
+
+
 def test_a_model_whose_parts_share_penalties_has_the_same_columns_of_other_rows():
     x = RNG.normal(size=(60, 40))
     effects = tuple(number(f"x{j}", x[:, j], smooth=4, coarse=1) for j in range(40))
