@@ -14,8 +14,8 @@ thread, times in turn, ceilings, processes of their own), ``tables`` (the printe
 """
 
 QUESTIONS = (
-    "core", "first_calls", "memory", "outer_loop", "online", "checkpoints", "streams", "two_commits", "structure",
-    "verdicts", "coverage", "deterministic", "contraction",
+    "core", "first_calls", "memory", "outer_loop", "online", "checkpoints", "streams", "many_rows", "two_commits",
+    "structure", "verdicts", "coverage", "deterministic", "contraction",
     "planner", "targets", "joint_sid", "paper",
     "nsid", "mixed_fp", "newsgroups", "against_grid", "elastic_net", "additive", "labels", "networks",
     "compare", "default_steps", "step_rules",

@@ -78,6 +78,16 @@ class Model(NamedTuple):
             out.append(self.back[starts[j] + part.start : starts[j] + part.stop])
         return out
 
+    def columns(self, codes: Sequence[np.ndarray]) -> BinnedColumns:
+        """X of other rows, by their bins in each effect, [n'] each."""
+        if self.note:
+            whole = BinnedColumns(codes, [e.basis for e in self.effects]).dense()
+            return BinnedColumns([np.arange(len(whole))], [whole @ self.back], histograms=False)
+        used = [(j, np.unique(self.weights(j).tocoo().coords[1])) for j in range(len(self.effects))]
+        used = [(j, at) for j, at in used if len(at)]
+        bases = [self.effects[j].basis @ self.weights(j)[:, at] for j, at in used]
+        return BinnedColumns([codes[j] for j, _ in used], bases) if used else _nothing(len(codes[0]))
+
     def own_columns(self, j: int) -> np.ndarray | None:
         """Rows of b, the intercept being row 0, that are effect j's alone; None if it shares all its penalties."""
         W = self.weights(j).tocoo()
