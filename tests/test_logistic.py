@@ -48,6 +48,7 @@ def repeated_or_weighted(times: np.ndarray, repeated: bool, monkeypatch: pytest.
     return model.fit(X, y, times, validation=validation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
 def test_a_row_of_weight_two_is_as_two_rows_in_every_loss(
     class_weight: str | None, monkeypatch: pytest.MonkeyPatch

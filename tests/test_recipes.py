@@ -3,18 +3,11 @@
 ``make gallery`` runs them in full; the figures of that are in their docstrings.
 """
 
-import importlib.util
-import json
 import re
-from contextlib import ExitStack
 from pathlib import Path
 
-import jax
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pytest
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from recipe_rig import EXAMPLES, checked, loaded
 
 
 def worth(figures, what):
@@ -70,39 +63,16 @@ CHECKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def _as_users_have_it():
-    """float32 and JAX's own rules, also where a recipe is imported; pictures on no screen."""
-    with ExitStack() as stack:
-        stack.enter_context(jax.enable_x64(False))
-        stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        stack.enter_context(jax.numpy_rank_promotion("allow"))
-        stack.enter_context(mpl.rc_context({"backend": "agg"}))
-        yield
-
-
-def recipe(name):
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.usefixtures("_as_users_have_it")
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_recipe_runs_and_its_figures_are_about_right(check):
-    plt.close("all")
-    figures = recipe(check.__name__).main(quick=True)
-    assert plt.get_fignums()
-    plt.close("all")
-    assert json.loads(json.dumps(figures)) == figures  # numbers alone, which are kept as they are
-    check(figures)
+    checked(check)
 
 
 def test_every_recipe_is_tested_and_written_as_the_gallery_reads_it():
     sources = {path.stem: path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py")}
     recipes = {name: text for name, text in sources.items() if "\ndef main(quick=False):" in text}
-    assert set(recipes) == {check.__name__ for check in CHECKS}
+    tests = [loaded(path) for path in Path(__file__).parent.glob("test_recipes*.py")]
+    assert set(recipes) == {check.__name__ for module in tests for check in module.CHECKS}
     for name, text in recipes.items():
         title, blank, *_ = text.removeprefix('"""').splitlines()
         assert title.endswith("."), name
