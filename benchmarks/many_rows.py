@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ def rows_of(data: Path) -> Any:
     return RowSet(open_set(data.name, files, settings.reading), "y", settings), settings
 
 
-def learnt(data: Path) -> tuple[Any, Any, Any]:
-    """The set, its sample made ready, and the model of all effects, fitted to all rows in passes."""
+def ready(data: Path) -> tuple[Any, Any, Any]:
+    """The set, the rows of its sample that train, and a model of all effects that is to be fitted to every row."""
     from bilevax.sklearn import TunedAdditiveRegressor
     from bilevax.sklearn.additive_base import learn_from
     from bilevax.study.preparation import prepare
@@ -127,11 +128,9 @@ def learnt(data: Path) -> tuple[Any, Any, Any]:
     every, settings = rows_of(data)
     prepared = prepare(every.sample(), "y", settings)
     every.begin(prepared, lambda: False)
-    every.count()
-    rows = prepared.split.train
-    estimator = TunedAdditiveRegressor(choose=False, pairs=False, random_state=0)
+    estimator, rows = TunedAdditiveRegressor(choose=False, pairs=False, random_state=0), prepared.split.train
     learn_from(estimator, every)
-    return every, prepared, estimator.fit(prepared.features.take(rows), prepared.target.values[rows])
+    return every, (prepared.features.take(rows), prepared.target.values[rows]), estimator
 
 
 def equal(data: Path) -> list[dict[str, Any]]:
@@ -141,7 +140,9 @@ def equal(data: Path) -> list[dict[str, Any]]:
     from bilevax.sklearn import TunedAdditiveRegressor
     from bilevax.tables.file_set import concatenated
 
-    every, _, passed = learnt(data)
+    every, rows, passed = ready(data)
+    every.count()
+    passed.fit(*rows)
     parts, y = zip(*every.rows_of_pass(), strict=True)
     whole, values = concatenated(every.pieces, parts), np.concatenate(y)
     del parts, y
@@ -159,55 +160,39 @@ def equal(data: Path) -> list[dict[str, Any]]:
 
 
 def passes(data: Path) -> list[dict[str, Any]]:
-    """Each kind of pass against reading."""
+    """Each kind of pass against reading, which is timed before it; pages are in the system's cache if there is room."""
     import pyarrow.dataset
 
-    def read() -> int:
-        return sum(batch.num_rows for batch in pyarrow.dataset.dataset(data).to_batches())
+    def read() -> None:
+        for _ in pyarrow.dataset.dataset(data).to_batches():
+            pass
 
-    times: dict[str, float] = {}
+    def timed(work: Callable[[], object]) -> float:
+        begun = time.perf_counter()
+        work()
+        return time.perf_counter() - begun
 
-    def stage(name: str, **more: Any) -> None:
-        # the first of a pass begins it
-        if not more["done"]:
-            times[name] = time.perf_counter()
-
-    every, settings = rows_of(data)
     read()
-    begun = time.perf_counter()
-    rows = read()
-    reading = time.perf_counter() - begun
-    from bilevax.sklearn import TunedAdditiveRegressor
-    from bilevax.sklearn.additive_base import learn_from
-    from bilevax.study.preparation import prepare
-
-    seconds = {}
-    every.stage = stage
-    begun = time.perf_counter()
-    prepared = prepare(every.sample(), "y", settings)
-    seconds["drawing rows"] = time.perf_counter() - begun
-    every.begin(prepared, lambda: False)
-    begun = time.perf_counter()
-    every.count()
-    seconds["counting what columns hold"] = time.perf_counter() - begun
-    train = prepared.split.train
-    estimator = TunedAdditiveRegressor(choose=False, pairs=False, random_state=0)
-    learn_from(estimator, every)
-    gone = []
+    reading, drawing = timed(read), timed(lambda: rows_of(data)[0].sample())
+    every, rows, model = ready(data)
+    seconds = {"drawing rows": (drawing, reading)}
+    reading = timed(read)
+    seconds["counting what columns hold"] = timed(every.count), reading
+    reading, found = timed(read), []
     inner = every.rows_of_pass
 
-    def timed() -> Any:
-        start = time.perf_counter()
+    def one_pass() -> Iterator[Any]:
+        begun = time.perf_counter()
         yield from inner()
-        gone.append(time.perf_counter() - start)
+        found.append(time.perf_counter() - begun)
 
-    every.rows_of_pass = timed
-    estimator.fit(prepared.features.take(train), prepared.target.values[train])
-    seconds["a Newton step"] = gone[0]
+    every.rows_of_pass = one_pass
+    model.fit(*rows)
+    seconds["a Newton step"] = found[0], reading
     return [
-        {"what": f"{name} / reading", "value": s / reading, "goal": PASS, "met": s <= PASS * reading,
-         "note": f"{s:.1f} s and {reading:.1f} s, {rows:,} rows"}
-        for name, s in seconds.items()
+        {"what": f"{name} / reading", "value": s / r, "goal": PASS, "met": s <= PASS * r,
+         "note": f"{s:.1f} s and {r:.1f} s, {every.rows:,} rows"}
+        for name, (s, r) in seconds.items()
     ]  # fmt: skip
 
 
