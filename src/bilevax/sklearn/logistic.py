@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, clone
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
@@ -65,6 +65,8 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         validation_fraction: of the rows; none where at most 25 numbers are tuned on sparse rows. Default 0.25.
         method: ``"auto"`` (default), ``"deterministic"`` or ``"stochastic"``.
         steps: at most so many outer steps. Default 100.
+        encoder: of data frames, such as ``TableEncoder(words=["review"])`` for a column of texts; with
+            ``penalty_per="frequency"`` each kind of its n-grams has a level of its own. Default None: as it comes.
         random_state: of the split and the minibatches.
 
     Attributes:
@@ -105,6 +107,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         **PenalisedModel._parameter_constraints,
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "scoring": [str],
+        "encoder": [TableEncoder, None],
     }
 
     def __init__(
@@ -116,6 +119,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         validation_fraction: float = 0.25,
         method: str = "auto",
         steps: int = 100,
+        encoder: TableEncoder | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.penalty_per = penalty_per
@@ -124,6 +128,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.validation_fraction = validation_fraction
         self.method = method
         self.steps = steps
+        self.encoder = encoder
         self.random_state = random_state
 
     @said("this fit", HELPS)
@@ -191,12 +196,13 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         """Features [n, p], labels and weights [n]."""
         self.encoder_ = None
         table = as_table(self, X, reset=True) if is_frame(X) and not is_sparse_frame(X) else None
-        if table is None or (table is not X and are_numbers(table)):
+        if table is None or (self.encoder is None and table is not X and are_numbers(table)):
             rows, labels = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, ensure_min_samples=2)
             return rows, labels, check_sample_weight(sample_weight, labels)
         _, labels = check_X_y(np.zeros((table.rows, 1)), y, ensure_min_samples=2, estimator=self)
         sample = check_sample_weight(sample_weight, labels)
-        self.encoder_ = TableEncoder().fit(table if sample.all() else table.take(sample > 0.0))
+        encoder = TableEncoder() if self.encoder is None else clone(self.encoder)
+        self.encoder_ = encoder.fit(table if sample.all() else table.take(sample > 0.0))
         return self.encoder_.transform(table), labels, sample
 
     def _features(self, X: Rows) -> Matrix:
@@ -244,7 +250,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
             weights,
             classes=len(self.classes_),
             per=per,
-            blocks=np.zeros(X.shape[1], int),
+            blocks=np.zeros(X.shape[1], int) if self.encoder_ is None else self.encoder_.blocks_,
             groups=groups,
             validation=validation,
             validation_fraction=self.validation_fraction,
