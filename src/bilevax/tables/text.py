@@ -51,10 +51,10 @@ def weighted_counts(
     """(1 + log count_ij) weight_j of the text's n-grams, by the norm of the row: CSR [n, j]."""
     import scipy.sparse
 
-    places = {gram: j for j, gram in enumerate(weights)}
+    number = {gram: j for j, gram in enumerate(weights)}
     columns, counts, ends = array("q"), array("q"), [0]
     for cell in cells:
-        found = Counter(j for gram in grams_of(cell, of, buckets) if (j := places.get(gram)) is not None)
+        found = Counter(j for gram in grams_of(cell, of, buckets) if (j := number.get(gram)) is not None)
         columns.extend(found.keys())
         counts.extend(found.values())
         ends.append(len(columns))
@@ -62,6 +62,6 @@ def weighted_counts(
     values = (1.0 + np.log(np.array(counts, float))) * np.fromiter(weights.values(), float, len(weights))[index]
     row = np.repeat(np.arange(len(cells)), np.diff(ends))
     norm = np.sqrt(np.bincount(row, values**2, len(cells)))
-    out = scipy.sparse.csr_array((values / norm[row], index, ends), shape=(len(cells), len(weights)))
-    out.sort_indices()
-    return out
+    # 32 bits, as solvers ask; scipy widens them where there are more entries
+    places = row.astype(np.int32), index.astype(np.int32)
+    return scipy.sparse.csr_array((values / norm[row], places), shape=(len(cells), len(weights)))
