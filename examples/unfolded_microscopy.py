@@ -13,8 +13,8 @@ B a slight blur of width 1: to be one place off is not to be wrong. No tau_t exc
 there is no fixed point. The rival has a width of 2.19 in place of 2.5, as somebody might
 have measured it, momenta t / (t + 3), and mu and one step tau for all t from a grid, the best on the same frames.
 
-With one seed: on other frames the loss is .149 learned and .307 by hand, .268 by hand had the true width been known; the
-width that is learned is 2.54.
+With one seed: on other frames the loss is .149 learned and .307 by hand, .268 by hand had the true width been known;
+the width that is learned is 2.54.
 
 References: Bonettini, Calatroni, Pezzi, Prato (2024), arXiv:2403.17506; Chambolle, Dossal (2015) for the momenta.
 """
