@@ -109,7 +109,7 @@ def picture(found, x, mask):
     """The loss on the way, and the images that were kept."""
     left, right = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")[1]
     left.plot(found.history.step, found.history.outer_value)
-    left.set(xlabel="outer steps", ylabel="loss of the pool, mean of five masks")
+    left.set(xlabel="outer steps", ylabel="loss of the pool")
     kept = x[mask][: len(x[mask]) // 10 * 10].reshape(-1, 10, 8, 8)
     right.imshow(np.pad(kept, ((0, 0), (0, 0), (1, 1), (1, 1))).transpose(0, 2, 1, 3).reshape(-1, 100), cmap="gray_r")
     right.set(xticks=[], yticks=[], title="kept")
