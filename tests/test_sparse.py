@@ -139,6 +139,7 @@ def test_a_product_costs_its_own_rows_not_the_longest(slab):
     assert len(read) == -(-int(jnp.sum(S.extents[:, 1])) // slab)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "penalty", "sampling"),
     [
