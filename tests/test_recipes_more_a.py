@@ -37,7 +37,7 @@ def unfolded_microscopy(f):
     assert abs(f["width_learned"] - 2.5) < 0.2
 
 
-CHECKS = [reward_design, implicit_bias]
+CHECKS = [reward_design, learned_regulariser, coreset, implicit_bias, unfolded_microscopy]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
