@@ -12,6 +12,7 @@ from bilevax.cli import main
 from bilevax.cli.source import open_rows
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.run_records import Data, Effect, Note, read_records
+from bilevax.linalg.places import CELLS
 from bilevax.sklearn import TunedAdditiveClassifier, TunedAdditiveRegressor
 from bilevax.sklearn.additive_base import learn_from
 from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multinomial, Poisson
@@ -23,7 +24,7 @@ from bilevax.solvers.additive_stack import with_pairs
 from bilevax.study import TuneSettings, read_model
 from bilevax.study.preparation import prepare
 from bilevax.study.row_set import RowSet
-from bilevax.tables.effects import CELLS, category, number
+from bilevax.tables.effects import category, number
 from bilevax.tables.file_set import ahead, concatenated, files_of, open_set
 from bilevax.tables.marginals import LevelCounts, NumberCounts
 from bilevax.tables.reading import Reading

@@ -140,6 +140,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         *,
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
+        blocks: ArrayLike | None = None,
         callback: Callable[[Event], bool | None] | None = None,
         run: Run | str | os.PathLike[str] | None = None,
     ) -> "TunedLogisticRegression":
@@ -152,6 +153,8 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
                 there. None: 1. They play no part in how rows are dealt out, nor in standard errors.
             groups: a group per row, [n]: no group is split between training and validation, or between folds.
             validation: True for validation rows, [n]; None: a stratified random share.
+            blocks: with ``penalty_per="frequency"`` the number, from 0, of the block of each column, [p]: words, pairs
+                of words and so on each have a level of their own. None: those of the encoder, or one.
             callback: called with a record after every outer step; returning True ends the tuning.
             run: a directory, or a :class:`bilevax.Run`, in which checkpoints are kept: the same call goes on where a
                 process that was killed had come to, to the same bits, and ``callback`` gets the earlier records again.
@@ -177,8 +180,11 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         if isinstance(per, str) and per == "auto":
             per = "frequency" if scipy.sparse.issparse(rows) or rows.shape[1] > rows.shape[0] else "feature"
         if scipy.sparse.issparse(rows) or (isinstance(per, str) and per == "frequency"):
-            self._fit_on_host(rows, codes, weights, per, groups, validation, callback, run)
+            kinds = self._blocks(blocks, rows.shape[1])
+            self._fit_on_host(rows, codes, weights, per, kinds, groups, validation, callback, run)
             return self
+        if blocks is not None:
+            raise ParameterError("blocks go with penalty_per='frequency'; for others pass group numbers as penalty_per")
         self._fit(
             rows,
             codes,
@@ -228,12 +234,22 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         _, index = np.unique(group, return_inverse=True)
         return index
 
+    def _blocks(self, blocks: ArrayLike | None, p: int) -> np.ndarray:
+        """Number of the block of each column, [p]."""
+        if blocks is None:
+            return np.zeros(p, int) if self.encoder_ is None else self.encoder_.blocks_
+        index = np.asarray(blocks)
+        if index.shape != (p,) or index.dtype.kind not in "iu" or index.min() < 0:
+            raise ParameterError(f"blocks must have the number of the block of each of the {p} columns, from 0")
+        return np.unique(index, return_inverse=True)[1]
+
     def _fit_on_host(
         self,
         X: Matrix,
         y: np.ndarray,
         weights: RowWeights,
         per: str | np.ndarray,
+        blocks: np.ndarray,
         groups: ArrayLike | None,
         validation: ArrayLike | None,
         callback: Callable[[Event], bool | None] | None,
@@ -250,7 +266,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
             weights,
             classes=len(self.classes_),
             per=per,
-            blocks=np.zeros(X.shape[1], int) if self.encoder_ is None else self.encoder_.blocks_,
+            blocks=blocks,
             groups=groups,
             validation=validation,
             validation_fraction=self.validation_fraction,

@@ -90,7 +90,7 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     split = _split(table, goal, settings)
     if goal.labels is not None:
         check_classes(split, goal.values, list(goal.labels.counts()))
-    cells = [name for name in names if name not in settings.read]
+    cells = [name for name in names if name not in settings.texts]
     left_out, why = worthless(table.select(cells).take(split.train))
     if len(left_out) == len(names):
         raise DataError(f"{table.name}: no column is left to learn from; {'; '.join(why)}")
@@ -129,7 +129,7 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
         if column.name not in dropped
     )
     apart = {target, *splitting, *settings.keep}
-    table.require(settings.read)
+    table.require(settings.texts)
     features = [column.name for column in columns if column.name not in apart]
     if not features:
         hint = (

@@ -84,7 +84,7 @@ class TuneSettings(BaseModel):
     def reading(self) -> Reading:
         """How a file is read."""
         return Reading(
-            tuple(dict.fromkeys([*self.text, *self.read])),
+            tuple(dict.fromkeys([*self.text, *self.texts])),
             drop=self.drop,
             missing=marks_from_words(self.missing),
             types=types_from_words(self.types),
@@ -93,7 +93,7 @@ class TuneSettings(BaseModel):
         )
 
     @property
-    def read(self) -> tuple[str, ...]:
+    def texts(self) -> tuple[str, ...]:
         """Columns whose texts are read."""
         return tuple(dict.fromkeys([*self.words, *self.characters]))
 
@@ -122,7 +122,7 @@ class TuneSettings(BaseModel):
     def _parts_fit(self) -> "TuneSettings":
         if self.is_linear and self.test_size + self.validation_size >= 1:
             raise ValueError("test_size and validation_size leave no row to train")
-        if self.read and not self.is_linear:
+        if self.texts and not self.is_linear:
             raise ValueError("words and characters are what a linear model learns from; set model to 'linear'")
         if self.group is not None and self.time_column is not None:
             raise ValueError("group and time_column cannot both split the rows; give one")

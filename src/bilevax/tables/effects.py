@@ -26,6 +26,7 @@ import numpy as np
 
 from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
+from bilevax.linalg.places import places
 from bilevax.tables.terms import OTHER
 
 PartKind = Literal["linear", "smooth", "rough", "levels", "steps", "missing", "pair"]
@@ -50,9 +51,6 @@ BUDGET = 1500
 
 FEW_SMOOTH, LEAST = 6, 3
 """Functions of a smooth part where there is little room, and functions of any part for which there has to be room."""
-
-CELLS, FEW_EDGES = 8192, 16
-"""Cells of a table in which bins are looked up, of as many rows at least, and edges for which it is not made."""
 
 VARIANCE = 1e-6
 """What the functions left out of a part may be of its variance."""
@@ -101,7 +99,7 @@ class Effect:
         last = len(self.basis) - 1
         if self.edges is not None:
             x = np.asarray(values, float)
-            return np.where(np.isnan(x), last, _places(self.edges, x)).astype(kind)
+            return np.where(np.isnan(x), last, places(self.edges, x)).astype(kind)
         known: dict[str | None, int] = {level: b for b, level in enumerate(self.levels)} | {None: last}
         return np.fromiter(map(known.get, values.tolist(), itertools.repeat(last - 1)), kind, len(values))
 
@@ -275,32 +273,6 @@ def date_parts(days: np.ndarray, *, every: bool = False) -> dict[str, np.ndarray
     }
     out = {part: np.where(missing, np.nan, x) for part, x in out.items()}
     return {part: x for part, x in out.items() if every or part == "year" or len(np.unique(x[~missing])) > 1}
-
-
-def _places(edges: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """How many edges are at most x, [n]; by a table of equal cells where that is faster: one look for most rows."""
-    width = float(edges[-1] - edges[0]) if len(x) > CELLS and len(edges) > FEW_EDGES else 0.0
-    if not 1e-300 < width < 1e300:
-        return np.searchsorted(edges, x, side="right")
-    # rises with x, also as it is rounded: a cell without an edge is in one bin
-    at, bounds = (_cell(values, float(edges[0]), CELLS / width) for values in (x, edges))
-    table = np.searchsorted(bounds, np.arange(CELLS + 2), side="right").astype(np.int16)
-    table[bounds] = -1
-    out: np.ndarray = np.take(table, at)
-    doubtful = np.flatnonzero(out < 0)
-    out[doubtful] = np.searchsorted(edges, x[doubtful], side="right")
-    return out
-
-
-def _cell(x: np.ndarray, first: float, per: float) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        cell = x - first
-        cell *= per
-    # of NaN some cell
-    np.fmin(cell, CELLS, out=cell)
-    np.fmax(cell, -1.0, out=cell)
-    cell += 1.0
-    return cell.astype(np.int32)
 
 
 def first_of_groups(mass: np.ndarray, count: int, distinct: np.ndarray | None = None) -> np.ndarray:
