@@ -35,6 +35,15 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), QUICK_TO_COMPILE])
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """``slow_but(*cases)``: a slow test, some cases of which, by their ids, are in the default suite."""
+    for item in items:
+        mark = item.get_closest_marker("slow_but")
+        if mark is not None and item.callspec.id not in mark.args:
+            item.add_marker(pytest.mark.slow)
+
+
 @config
 class Scripted(Table):
     """Rows whose minibatches are written down beforehand, one script a stream.

@@ -7,9 +7,9 @@ from bilevax import ParameterError
 from bilevax.sklearn.additive_choice import some_rows
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.solvers.additive_families import Binomial, Gamma, Gaussian, Multinomial, Poisson
-from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PAIRS, PENALTY_EACH, AdditiveFit, Rows, with_pairs
+from bilevax.solvers.additive_models import ADDITIVE, ONE_PENALTY, PAIRS, PENALTY_EACH, AdditiveFit, Rows
 from bilevax.solvers.additive_search import Outer, minimise, with_prior
-from bilevax.solvers.additive_stack import fitted, held_out
+from bilevax.solvers.additive_stack import fitted, held_out, with_pairs
 from bilevax.tables.effects import category, number
 
 FAMILIES = {"gaussian": Gaussian(), "poisson": Poisson(dispersed=True), "gamma": Gamma(), "binary": Binomial()}

@@ -155,6 +155,7 @@ def test_a_hypergradient_that_is_not_finite_keeps_the_last_finite_lam():
     assert not result.interrupted
 
 
+@pytest.mark.slow
 def test_a_diverged_estimate_does_not_move_lam():
     """An inner step above 2 / L: finite, but beyond all meaning."""
     problem = bx.Problem(bx.GradientStep(P1.problem.inner_map.loss, 40.0), P1.problem.outer_loss)
@@ -212,6 +213,7 @@ def test_visits_count_every_row_that_is_read():
     assert [part.evaluations for part in parts] == [20 * 55, 20 * 90, 20 * 20, 10, 0]
 
 
+@pytest.mark.slow
 def test_the_optimisers_state_is_carried():
     """Momentum, against the recursion written out."""
     rate, momentum = 0.002, 0.8

@@ -108,6 +108,7 @@ class Hasty(bx.SOBA):
     defaults: ClassVar[Defaults] = Defaults(8.0, 0.1)
 
 
+@pytest.mark.slow
 def test_what_was_tried_is_not_tried_again(tmp_path):
     """Steps that were made slower stay slower, and count."""
     given = {"algorithm": Hasty(), "every": 1, "steps": 12}
@@ -119,6 +120,7 @@ def test_what_was_tried_is_not_tried_again(tmp_path):
     same_bits(run(run=tmp_path / "run", **given), whole)
 
 
+@pytest.mark.slow
 def test_a_damping_that_was_found_stays(tmp_path):
     """At the top of a hill, w = 0, the curvature is -1: with the step .2 a damping above .2 is needed."""
 

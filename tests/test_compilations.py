@@ -84,6 +84,7 @@ def same_bits(a, b):
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
+@pytest.mark.slow_but("LBFGS-CG")
 @pytest.mark.parametrize(
     "name",
     [
@@ -106,6 +107,7 @@ def test_c20_jit_is_the_plain_call_to_the_bit_and_is_traced_once(name):
     assert not same_bits(expected[0].value, expected[1].value)
 
 
+@pytest.mark.slow_but("GMRES", "ITD", "LBFGS-CG")
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("name", NAMES)
 def test_c20_a_batch_and_a_scan_are_the_plain_calls_to_rounding(name):
@@ -129,6 +131,7 @@ def test_c20_a_batch_and_a_scan_are_the_plain_calls_to_rounding(name):
     np.testing.assert_allclose(scanned, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hasty")
 def test_c20_a_batch_of_keys_at_one_lam():
     call, _, jitted = transformed("SID")

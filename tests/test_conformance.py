@@ -131,6 +131,7 @@ MORE = [
 
 NO_SUITE = {
     "inner maps and problems": ["Composition", "GradientStep", "ProximalStep", "Problem"],
+    "inner maps of one use": ["LogitResponse", "ProjectionStep", "SoftBellman", "Unrolled"],
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],

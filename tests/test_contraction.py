@@ -66,12 +66,14 @@ TABLE = {
 }
 
 
+@pytest.mark.slow_but("1.3-(0.99, 0.99, 0.99)")
 @pytest.mark.parametrize(("q", "fractions"), TABLE.items(), ids=str)
 def test_growth_is_named_within_20_steps_at_least_as_often_as_in_the_table(q: float, fractions: Any) -> None:
     for s, fraction in zip((0.0, 0.1, 0.3), fractions, strict=True):
         assert np.mean(followed(rows(s), q, 20).expands) >= fraction - 1e-6, s
 
 
+@pytest.mark.slow_but("0.3-0.9")
 @pytest.mark.parametrize("factor", [0.9, 0.99])
 @pytest.mark.parametrize("s", [0.0, 0.1, 0.3])
 def test_false_alarms_are_at_most_one_in_a_hundred(factor: float, s: float) -> None:
@@ -84,6 +86,7 @@ def test_false_alarms_are_at_most_one_in_a_hundred(factor: float, s: float) -> N
     assert alarms.mean() <= 0.01
 
 
+@pytest.mark.slow_but("0.5-0.0", "1.1-0.3")
 @pytest.mark.parametrize(("q", "s"), [(0.9, 0.3), (0.99, 0.1), (1.1, 0.3), (0.5, 0.0), (2.0, 0.0)])
 def test_the_rate_and_its_standard_error_are_right(q: float, s: float) -> None:
     pair = followed(rows(s), q, 400)
@@ -111,6 +114,7 @@ def test_a_contractive_mean_whose_second_moment_grows() -> None:
     np.testing.assert_allclose(np.mean(pair.second_moment), 0.5 * np.log(1.465), atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_shorter_step_contracts_where_the_map_itself_does_not() -> None:
     """q = .9, s = .6: the mean map contracts, the random one has rate ln sqrt(1.17); at eta = .2, ln sqrt(.975)."""
     source = rows(0.6)
@@ -169,6 +173,7 @@ def solved(s: float, q: float, steps: int, x0: float = 0.0, eta: float = 1.0) ->
     return chains(rows(s), jnp.float64(q), canonicalize(bx.FixedPoint(steps, eta)), jnp.full(D, x0))
 
 
+@pytest.mark.slow_but("1.3-0.3-20-0.95")
 @pytest.mark.parametrize(
     ("q", "s", "steps", "least"), [(1.3, 0.1, 20, 0.95), (1.1, 0.1, 50, 0.9), (1.3, 0.3, 20, 0.95)]
 )

@@ -307,6 +307,7 @@ def test_c6_a_map_that_grows_at_first_is_not_accused(A):
             assert estimate(A, 1.0, sid).code in (bx.Code.OK, *SHORT), (steps, way)
 
 
+@pytest.mark.slow_but("jordan-.9-4", "nilpotent")
 @pytest.mark.parametrize("A", LONG.values(), ids=LONG)
 def test_c6_nor_on_minibatches(A):
     for steps in (11, 20, 30, 60, 150):

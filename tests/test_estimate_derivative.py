@@ -82,6 +82,7 @@ def test_with_jit_vmap_and_ones_own_loop() -> None:
     np.testing.assert_allclose(new, lams - 0.5 * slope, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_derivative_of_the_value_is_in_forward_mode_only() -> None:
     np.testing.assert_allclose(jax.jacfwd(lambda lam: estimate(lam).value)(LAM), TRUE_SECOND, rtol=1e-5)
     np.testing.assert_allclose(jax.hessian(lambda lam: estimate(lam).outer_value)(LAM), TRUE_SECOND, rtol=1e-5)

@@ -81,6 +81,7 @@ def test_on_every_row_the_product_and_the_fixed_point_form_are_one():
     np.testing.assert_allclose(*first, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_one_move_of_w_and_a_drawn_term_are_bsa_alset_ttsa_and_mstsa_without_memory():
     """In blocks with a short one; constant steps are on one timescale, which falling ones of TTSA are with power 1."""
     counts = {"inner_steps": 1, "linear_steps": 3}

@@ -325,6 +325,7 @@ def settles_at_its_own_point(condition, n, sampling="blocks"):
     assert max(level) < 1e-6 * min(floor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("condition", "n"), [(10, 101), *SLOW])
 def test_vrbo_settles_at_its_own_point(condition, n):
     """In blocks, of 101 rows with a short last one."""
@@ -385,6 +386,7 @@ def falling_weights_halve_the_noise(name, condition, n, steps):
     assert np.all(noise_of(name, p, 2 / 3, steps) < 0.5 * noise_of(name, p, 0.0, steps))
 
 
+@pytest.mark.slow_but("MRBO")
 @pytest.mark.parametrize("name", RECURSIVE)
 def test_falling_weights_halve_the_noise_of_the_direction(name):
     falling_weights_halve_the_noise(name, 10, 101, 2000)

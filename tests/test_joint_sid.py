@@ -152,6 +152,7 @@ def kept_means(series):
     return [np.mean([point[i] for point in kept], axis=0) for i in range(3)]
 
 
+@pytest.mark.slow_but("True-never-True-True")
 @pytest.mark.parametrize(
     ("extrapolate", "last_pass", "outer", "snapshot"),
     [

@@ -129,6 +129,7 @@ def noisy_outer(w: Array, lam: Array, batch: Keyed) -> Array:
     return inner(w, jnp.full(D, -jnp.inf), batch) - 0.5 * jnp.sum(jnp.asarray((X**2).mean(axis=0)) * w**2)
 
 
+@pytest.mark.slow_but("5")
 @pytest.mark.parametrize("b", [None, 5])
 def test_dropout_is_averaged_over(b: int | None) -> None:
     """The noise of the keys is priced, on every row too, and the mean is that over all masks; in val as well."""

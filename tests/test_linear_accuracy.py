@@ -90,6 +90,7 @@ def test_the_problem_is_the_one_that_is_meant():
     assert abs(np.linalg.norm(P.B[0].T @ V * STEP - P.hypergradient(P.lam))) < 1e-10
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_are_below_chebyshevs_bound_and_as_accurate_as_published_ones_that_are_right(found):
     hypergradients, v = found["CG"]
     size = np.sqrt(V @ A @ V)

@@ -72,6 +72,7 @@ INDEFINITE = {"diagonal": np.diag([-1.0, 1, 2, 3, 4, 5]), "turned": turned(-0.5,
 NAMED = {"Neumann": bx.Code.NOT_CONTRACTIVE, "FixedPoint": bx.Code.NOT_CONTRACTIVE}
 
 
+@pytest.mark.slow_but("diagonal-CG", "turned-FixedPoint", "turned-Exact")
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("H", SINGULAR.values(), ids=SINGULAR)
 def test_c7_a_singular_system_has_no_solution(H, name):
@@ -83,6 +84,7 @@ def test_c7_a_singular_system_has_no_solution(H, name):
     assert np.abs(est.v).max() < 1e6
 
 
+@pytest.mark.slow_but("CG", "FixedPoint")
 @pytest.mark.parametrize("name", ["CG", "GMRES", "Neumann", "FixedPoint"])
 def test_c7_a_singular_system_that_has_solutions_is_solved(name):
     """No component in the null space: each iterative solver finds the solution of least norm."""

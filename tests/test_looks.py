@@ -73,6 +73,7 @@ MIXED = {
 }
 
 
+@pytest.mark.slow_but("one")
 @pytest.mark.parametrize("which", MIXED)
 def test_a_step_sees_the_minibatches_of_the_sources_own_fold(which):
     """Whichever of them have short blocks; and however the loop is cut."""
@@ -106,6 +107,7 @@ def test_hashed_minibatches():
     assert np.array_equal(thrice, hashed.fold(add, zeros, (), key=stream_key(KEY, "inner"), start=0, stop=27))
 
 
+@pytest.mark.slow
 def test_several_keys_at_once():
     streams = MIXED["two"]
     keys = jnp.stack([KEY, jax.random.key(4)])

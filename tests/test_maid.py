@@ -29,6 +29,7 @@ def run(p, problem, algorithm, steps=120):
     return result, np.array(lams)
 
 
+@pytest.mark.slow_but("1000.0-0.4-10", "0.001-0.001-10")
 @pytest.mark.parametrize("condition", [10, 100])
 @pytest.mark.parametrize(("step_size", "tol"), [(None, 0.4), (1e3, 0.4), (1e-3, 1e-3)])
 def test_f_falls_at_every_move_whatever_the_first_step_and_tolerance(condition, step_size, tol):
@@ -72,6 +73,7 @@ def test_what_it_says_of_its_errors_holds():
     assert seen > 10
 
 
+@pytest.mark.slow
 def test_scaling_the_outer_loss_changes_no_iterate():
     p, problem = quadratic()
     _, lams = run(p, problem, bx.MAID(), steps=40)

@@ -78,6 +78,7 @@ LATER = "FSLA", "BSA", "ALSET", "TTSA", "MSTSA", "MRBO"
 IN_TURN = [pytest.param(name, marks=pytest.mark.slow if name in LATER else ()) for name in ALGORITHMS]
 
 
+@pytest.mark.slow_but("SOBA-float64", "StocBiO-float64", "F2SA-float64")
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [pytest.param(name, np.float64, marks=pytest.mark.slow if name in LATER else ()) for name in ALGORITHMS]
@@ -397,6 +398,7 @@ def test_the_unit_of_a_penalty_is_the_ratio_of_the_gradients_that_were_met():
 # ---- what goes wrong
 
 
+@pytest.mark.slow
 def test_where_measuring_becomes_nan_a_run_ends_with_what_it_was_given():
     """The inner loss is NaN."""
     problem = bx.Problem(bx.GradientStep(Nowhere(), 0.2), Pushed(), bx.Box(-8.0, 8.0))

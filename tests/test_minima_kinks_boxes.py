@@ -40,6 +40,7 @@ def test_c13_the_start_chooses_the_minimum_and_its_hypergradient_is_local(side):
     np.testing.assert_array_equal(est.value, again.value)
 
 
+@pytest.mark.slow
 def test_c13_a_warm_start_stays_in_its_well_and_a_cold_one_does_not():
     """Pushed from .1 to below 0, lam makes the left well the deeper one; only a warm start remains in the right one."""
     sid = bx.SID(bx.FixedPoint(200), bx.FixedPoint(200))

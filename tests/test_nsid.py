@@ -117,6 +117,7 @@ LINEAR = [bx.FixedPoint(7, bx.Harmonic(2.0, 3.0), confirm=False), bx.MixedFP(7, 
 STEPS = STEP, lambda lam: 1.0 / (2.0 + jnp.exp(lam["l2"])), STEP
 
 
+@pytest.mark.slow_but("mixed")
 @pytest.mark.parametrize(("linear", "step"), list(zip(LINEAR, STEPS, strict=True)), ids=["fp", "mixed", "gmres"])
 def test_without_a_prox_it_is_sid_on_the_same_draws(linear, step):
     instance = bx.Arrays(sparse(0, 40), 8), bx.Arrays(sparse(1, 30), 5)

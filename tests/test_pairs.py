@@ -201,6 +201,7 @@ def test_classes_that_are_an_exclusive_or():
     assert pair.columns == (1, 2)
 
 
+@pytest.mark.slow_but("100")
 @pytest.mark.parametrize("n", [100, 1000])
 def test_noise_is_found_as_seldom_as_asked(n):
     """Of 15 tables of 28 pairs each and skewed slopes, a screen at a level of 1 a table keeps 15 pairs, or fewer."""

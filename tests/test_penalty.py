@@ -29,6 +29,7 @@ def biased(c):
     return P.r * P.lam + B.T @ multiplied(c)
 
 
+@pytest.mark.slow_but("LBFGS")
 @pytest.mark.parametrize("inner", [bx.FixedPoint(400), bx.LBFGS(1e-13)], ids=["FixedPoint", "LBFGS"])
 def test_its_bias_is_that_of_the_closed_form(inner):
     c = 7.0

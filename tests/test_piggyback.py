@@ -81,6 +81,7 @@ def test_what_cannot_be_differentiated_is_refused():
         bx.Piggyback(bx.LBFGS())
 
 
+@pytest.mark.slow
 def test_a_map_that_expands_is_named():
     """By the test that follows a suspicion, not by the suspicion."""
     rows = bx.Arrays({"x": X, "z": Z}, 4), bx.Arrays({"y": Y})

@@ -31,6 +31,7 @@ class Case:
 CASES = {name: Case(name) for name in ("quadratic-10-b1", "logistic-500x20-0.1", "ridge")}
 
 
+@pytest.mark.slow_but("80-quadratic-10-b1")
 @pytest.mark.parametrize(
     ("passes", "name"),
     [
@@ -220,6 +221,7 @@ def test_full_batches_that_cost_less_are_chosen_sooner():
         case.plan(budget=1e4, full_batch_price=0.0)
 
 
+@pytest.mark.slow
 def test_a_planned_sid_goes_by_its_error_report_and_says_so():
     case = CASES["logistic-500x20-0.1"]
     p = case.plan(budget=5 * case.rows)

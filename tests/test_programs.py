@@ -46,6 +46,7 @@ def said(est):
     return bx.Code(int(est.code)), est.message, cost, bool(est.failure.finite), int(est.failure.step)
 
 
+@pytest.mark.slow_but("True-a chain that overflows", "False-a linear chain that grows")
 @pytest.mark.parametrize("name", FAILING)
 @pytest.mark.parametrize("long", [False, True])
 def test_what_failed_is_said_as_in_one_program(name, long, monkeypatch):
@@ -70,6 +71,7 @@ def test_a_replica_that_fails_leaves_nothing_known():
     assert not est.error.upper <= 1e9
 
 
+@pytest.mark.slow_but("minibatches")
 @pytest.mark.parametrize("sources", [NOISY, WHOLE], ids=["minibatches", "every row"])
 def test_the_report_of_a_program_of_its_own_is_that_of_one_program(sources):
     sid = bx.SID(bx.FixedPoint(40, 0.5), bx.FixedPoint(40, 0.5), cross_batches=6)

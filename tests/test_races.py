@@ -81,6 +81,7 @@ def two_tuners():
         yield racers
 
 
+@pytest.mark.slow_but("True")
 @pytest.mark.parametrize("force", [False, True])
 def test_one_of_two_runs_gets_the_directory(tuners, tmp_path, force):
     for trial in range(20):

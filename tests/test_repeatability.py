@@ -177,6 +177,7 @@ def rows_met(key):
     return jnp.stack([inner[0], linear[0], 2 * two["cross"][0] - one["cross"][0], 2 * two["outer"] - one["outer"]])
 
 
+@pytest.mark.slow
 def test_e10_the_streams_are_pairwise_independent():
     """Minibatch 1 of each of the four, over 2,000 seeds: every row mean is one of the rows', and no two go together."""
     met = np.asarray(jax.jit(jax.vmap(rows_met))(jax.random.split(KEY, 2000)))

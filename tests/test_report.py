@@ -791,6 +791,7 @@ def test_a_model_with_values_of_the_wrong_kind_is_refused_by_name(tmp_path: Path
         write_report(run)
 
 
+@pytest.mark.slow
 def test_numbers_at_the_ends_of_floats_do_not_break_the_page(tmp_path: Path) -> None:
     def extreme(value: Any, x: float) -> Any:
         if isinstance(value, float):

@@ -226,6 +226,7 @@ def product_loss(w, lam, batch):
     return jnp.sum(w * lam) * jnp.mean(batch)
 
 
+@pytest.mark.slow_but("blocks")
 @pytest.mark.parametrize("sampling", ["iid", "shuffled", "blocks"])
 def test_b10_one_row_runs_in_batches_of_one(sampling):
     one = bx.Arrays(np.full(1, 3.0), 1, sampling=sampling)

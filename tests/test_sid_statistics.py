@@ -83,6 +83,7 @@ def test_monte_carlo_equals_the_exact_moments(batch_size, correlated, J):
     assert_moments(p, t=100, k=100, J=J, batch_size=batch_size, gamma=60.0)
 
 
+@pytest.mark.slow
 def test_beyond_the_minibatches_that_are_drawn_at_once():
     """t, k and J all reach into the third chunk of 256 minibatches."""
     p = FiniteQuadratic.random(1, n=40, d=4, m=3)

@@ -155,6 +155,7 @@ def quadratic_estimate(inner, linear, sampling="blocks", batch_size=5, **options
     )  # fmt: skip
 
 
+@pytest.mark.slow_but("SAGA")
 @pytest.mark.parametrize("solver", [bx.SVRG(2500, 0.3), bx.SAGA(2500, 0.3)], ids=["SVRG", "SAGA"])
 def test_variance_reduction_converges_to_rounding_on_a_finite_sum(solver):
     """23 rows in blocks of 5, and one of 3: each row counts once. A plain chain stays at its noise."""
@@ -276,6 +277,7 @@ CONTINUED = [
 ]
 
 
+@pytest.mark.slow_but("FixedPoint", "SAGA")
 @pytest.mark.parametrize("solver", CONTINUED, ids=lambda solver: type(solver).__name__)
 def test_a_run_goes_on_to_its_target(solver):
     est = quadratic_estimate(solver, solver, target=0.05, budget=10**6)

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 import bilevax as bx
 from bilevax.linalg import sparse
-from bilevax.sklearn import TunedLogisticRegression
+from bilevax.sklearn import TunedAdditiveClassifier
 from bilevax.testing.sources import check_source
 
 KEY = jax.random.key(5)
@@ -105,6 +105,19 @@ def test_batches_are_mapped_over():
     close(found, truth)
 
 
+@pytest.mark.parametrize("other_rows", [True, False])
+def test_a_mapped_product_selects_no_result_in_each_turn(other_rows):
+    """As a mapped loop of JAX does, whose counts differ: that would cost all of the result for each slab."""
+    X, _ = table()
+    rows = jnp.asarray([[0, 1, 2], [5, 5, 9], [40, 0, 0], [1, 2, 3]])
+    M = jnp.asarray(np.random.default_rng(3).normal(size=(4, 2, 3)))
+    product = jax.vmap(lambda r, M: M @ batch_of(X, r), in_axes=(0 if other_rows else None, 0))
+    rows = rows if other_rows else rows[0]
+    program = str(jax.make_jaxpr(product)(rows, M))
+    assert f"f64[4,2,{D}] = select_n" not in program
+    close(product(rows, M), jnp.stack([m @ X[r] for m, r in zip(M, jnp.broadcast_to(rows, (4, 3)), strict=True)]))
+
+
 def test_values_are_differentiated_forward():
     """A loss may scale the entries; that derivative comes from the system's own product."""
     X, _ = table()
@@ -139,6 +152,7 @@ def test_a_product_costs_its_own_rows_not_the_longest(slab):
     assert len(read) == -(-int(jnp.sum(S.extents[:, 1])) // slab)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "penalty", "sampling"),
     [
@@ -309,4 +323,4 @@ def test_a_table_of_equal_shape_compiles_nothing():
 def test_b14_estimators_refuse_a_sparse_table_by_name():
     X, y = table()
     with pytest.raises(TypeError, match="Sparse data was passed for X, but dense data is required"):
-        TunedLogisticRegression().fit(sp.csr_matrix(X), y)
+        TunedAdditiveClassifier().fit(sp.csr_matrix(X), y)

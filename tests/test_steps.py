@@ -104,6 +104,7 @@ def counts(seed, rate, n=200, d=4):
     return [bx.Arrays({"x": x[s], "y": y[s]}, batch_size=8) for s in (slice(n), slice(n, None))]
 
 
+@pytest.mark.slow_but("poisson")
 @pytest.mark.parametrize(
     ("inner", "rates"), [(poisson, (1.0, 5.0, 20.0)), (exponential_squares, (3.0,))], ids=["poisson", "exp_squares"]
 )
@@ -156,6 +157,7 @@ def damped_truth(delta, step=STEP):
 ROWS = bx.Arrays(np.array([[0.9], [1.1]]), batch_size=1)
 
 
+@pytest.mark.slow_but("CG", "FixedPoint")
 @pytest.mark.parametrize(
     ("estimator", "rtol"),
     [

@@ -231,7 +231,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(tmp_path):
     for x, y in zip(*map(jax.tree.leaves, ((again.w, again.lam), (whole.w, whole.lam))), strict=True):
         np.testing.assert_array_equal(x, y)
     assert list(again.history.step) == list(whole.history.step)
-    with pytest.raises(bx.MismatchError, match=r"train\.fingerprint"):
+    with pytest.raises(bx.MismatchError, match=r"train\.data\.function: rows"):
         run(bx.Stream((X + 1, Y), B, "shuffled", prefetch_bytes=SMALL), run=tmp_path / "run")
 
 
@@ -375,6 +375,14 @@ def test_rows_are_read_ahead_on_one_thread_within_the_bytes():
     # a pass reads each row once, but for the first piece of the next
     assert sum(map(len, table.asked)) <= N + max(map(len, table.asked))
     np.testing.assert_array_equal(np.unique(np.concatenate(table.asked)), np.arange(N))
+
+
+def test_tables_that_differ_in_one_row_are_two_tables():
+    other = Y.copy()
+    other[100] += 10.0
+    first, second = bx.Stream(Table(X, Y), B), bx.Stream(Table(X, other), B)
+    assert first != second
+    np.testing.assert_allclose([float(mean(first)), float(mean(second))], [Y.mean(), other.mean()], rtol=1e-12)
 
 
 def test_equal_streams_share_a_program():

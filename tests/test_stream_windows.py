@@ -1,6 +1,9 @@
 """Rows in windows of groups: their law, and data sets of many files against the same rows in memory."""
 
 import collections
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +143,9 @@ def test_hypergradients_runs_and_reports_are_those_of_arrays(folder):
     for x, y in zip(*(jax.tree.leaves((r.w, r.lam)) for r in runs), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-6)
     assert bx.check(problem, *start, stream(folder), in_memory(), key=KEY).worst is not None
+    plans = [bx.plan(problem, *start, make, make, key=KEY, budget=30_000) for make in (stream(folder), in_memory())]
+    assert isinstance(plans[0].train, bx.Stream)
+    assert plans[0].estimator == plans[1].estimator
 
 
 @pytest.mark.slow
@@ -164,6 +170,9 @@ def test_draws_of_single_rows_are_refused_and_windows_without_groups(folder, ref
         lambda: bx.Stream(data, B, "windows", columns=("no", "y")), bx.DataError, "part0.parquet has no column 'no'"
     )
     refused(lambda: bx.Stream(data, B, "windows"), bx.DataError, r"data\['text'\] has dtype")
+    problem, start = bx.Problem(bx.GradientStep(inner_loss), outer_loss), (jnp.zeros(D), jnp.zeros(D))
+    saba = lambda: bx.minimize(problem, bx.SABA(), *start, stream(folder), in_memory(), steps=3, key=KEY)  # noqa: E731
+    refused(saba, bx.ParameterError, "blocks")
     refused(lambda: bx.Stream((X, Y), B, columns="y"), bx.ParameterError, "columns= are those of a pyarrow.dataset")
 
 
@@ -202,3 +211,74 @@ def test_two_schemas_are_named(tmp_path):
     )
     with pytest.raises(ENDED, match=r"column 'y' has 1 missing cells in row group 0 of .*part9\.parquet"):
         sums(stream(folder)).block_until_ready()
+
+
+def run(folder, **options):
+    problem, start = bx.Problem(bx.GradientStep(inner_loss), outer_loss), (jnp.zeros(D), jnp.zeros(D))
+    few = 8 * (D + 1) * 100  # a piece has one minibatch, and a window or two are kept
+    sources = stream(folder, prefetch_bytes=few), in_memory()
+    return bx.minimize(problem, bx.SOBA(0.1, 0.1), *start, *sources, steps=300, every=37, key=KEY, **options)
+
+
+def gone(path):
+    path.unlink()
+
+
+def damaged(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + bytes(255 - x for x in whole[4:400]) + whole[400:])
+
+
+FAULTS = {"gone": (gone, r"part1\.parquet is gone"), "damaged": (damaged, r"row group 0 of .*part1\.parquet cannot be")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "sentence"), FAULTS.values(), ids=FAULTS)
+def test_a_run_on_files_that_fail_goes_on_to_the_same_bits(tmp_path, fault, sentence):
+    folder = write(tmp_path / "set")
+    known, path = run(folder), folder / "part1.parquet"
+    whole = path.read_bytes()
+
+    def fail(progress):
+        if progress.step == 111:  # in the middle of the fifth epoch
+            fault(path)
+
+    with pytest.raises(bx.DataError, match=sentence) as caught:
+        run(folder, run=bx.Run(tmp_path / "run", seconds=1e-9), callback=fail)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    steps = []
+    again = run(folder, run=tmp_path / "run", callback=lambda progress: steps.append(progress.step))
+    assert 0 < steps[0] <= 148
+    for x, y in zip(*(jax.tree.leaves((r.w, r.lam)) for r in (again, known)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import jax
+jax.config.update("jax_enable_x64", True)
+sys.path.insert(0, sys.argv[1])
+import bilevax as bx
+from test_stream_windows import run
+
+def kill(progress):
+    if progress.step == 148:
+        os.kill(os.getpid(), 9)
+
+
+run(Path(sys.argv[2]), run=bx.Run(sys.argv[3], seconds=1e-9), callback=kill)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(tmp_path):
+    folder = write(tmp_path / "set")
+    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder), str(tmp_path / "run")]
+    assert subprocess.run(words, capture_output=True, text=True, check=False).returncode == -9
+    steps = []
+    again = run(folder, run=tmp_path / "run", callback=lambda progress: steps.append(progress.step))
+    assert steps[0] > 111
+    for x, y in zip(*(jax.tree.leaves((r.w, r.lam)) for r in (again, run(folder))), strict=True):
+        np.testing.assert_array_equal(x, y)

@@ -148,6 +148,7 @@ def run(sid, start, *, problem=P.problem, sources=DATA, runs=200):
     return jax.tree.map(np.asarray, jax.vmap(one)(jax.random.split(jax.random.key(2), runs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 5])
 def test_cross_batches_are_priced_even_a_single_one(batches):
     sid = bx.SID(bx.Given(), bx.Exact(), cross_batches=batches)
@@ -164,6 +165,7 @@ def noisy_outer_loss(w, lam, batch):
     return 0.5 * jnp.mean(jnp.sum((w[None] - batch["target"]) ** 2, axis=1)) + 0.05 * jnp.sum(lam**2)
 
 
+@pytest.mark.slow
 def test_outer_batches_are_priced_and_a_single_one_is_not_trusted():
     rng = np.random.default_rng(3)
     val = bx.Arrays({"target": P.target + rng.normal(size=(200, 6))}, 5)
@@ -181,6 +183,7 @@ def test_outer_batches_are_priced_and_a_single_one_is_not_trusted():
     assert "more outer batches" in est.message
 
 
+@pytest.mark.slow
 def test_noise_of_w_reaches_the_hypergradient_by_way_of_v():
     """v of conjugate gradients at every w: all noise is that of w, most of it through the right-hand side."""
     sid = bx.SID(bx.FixedPoint(600, 0.2), bx.CG(1e-12))
@@ -215,6 +218,7 @@ def test_the_estimate_is_that_without_a_report():
     np.testing.assert_allclose(est.value, plain, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_directions_over_sparse_rows_are_asked_one_after_another():
     """A batched scatter takes twice the time of as many scatters."""
     X = scipy.sparse.random_array((60, 8), density=0.3, rng=np.random.default_rng(0), format="csr")

@@ -183,6 +183,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow_but("LBFGS, CG", "ITD")
 @pytest.mark.parametrize(("estimator", "tolerance"), METHODS.values(), ids=METHODS)
 def test_hypergradients_of_a_table_in_two_halves(estimator, tolerance):
     """Against the solution of the ridge; where minibatches are read, within what the error report says of itself."""

@@ -121,6 +121,7 @@ def test_a_new_step_of_the_solvers(value):
     assert traced(lambda: both_doors(make(eta=value))) == 0
 
 
+@pytest.mark.slow_but("Growing-int", "Harmonic-float", "Polynomial-numpy float32")
 @pytest.mark.parametrize("value", SCALARS.values(), ids=SCALARS)
 @pytest.mark.parametrize("schedule", [bx.Harmonic, bx.Polynomial, bx.Growing], ids=lambda s: s.__name__)
 def test_new_numbers_in_a_schedule(schedule, value):
@@ -219,6 +220,7 @@ def test_changed_outer_steps(every):
     assert traced(lambda: second_door(make(), steps=17, every=every)) == 0
 
 
+@pytest.mark.slow
 def test_a_count_that_grows_over_fifty_outer_steps():
     """The first step traces everything; the other forty-nine at most the program that looks into a suspicion, once."""
     grow = {"t": bx.Growing(1.0), "k": bx.Growing(2.0), "J": bx.Growing(1.0, 0.5)}

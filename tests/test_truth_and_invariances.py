@@ -40,6 +40,7 @@ def test_c17_the_mean_of_4000_products_is_that_of_the_full_batch():
     assert deviation(products()).max() < 4
 
 
+@pytest.mark.slow
 def test_c17_control_one_stream_for_all_stages_is_biased(monkeypatch):
     """Rows whose two Jacobians go together: shared minibatches would be seen here."""
     monkeypatch.setattr("bilevax.hypergradients.sid.stream", lambda key, name: key)

@@ -60,6 +60,7 @@ def test_a_bias_of_kinks_that_no_extrapolation_sees_is_seen_on_every_row(steps):
     assert 1 / 3 < np.median(reported) / np.median(wrong) < 3.0
 
 
+@pytest.mark.slow
 def test_a_bias_of_kinks_that_the_tails_of_a_chain_do_not_show_is_seen_on_every_row():
     problem, lam, train, val, truth = kinked()
     chain = bx.FixedPoint(4000, 0.5)

@@ -20,7 +20,8 @@ app = typer.Typer(
 # What more than one command takes. --debug is read by the entry point, around all commands.
 _TABLE = typer.Argument(
     metavar="TABLE",
-    help="CSV, Parquet or svmlight file, or a bundled data set: airfoil, breast_cancer, diabetes, digits, iris, wine.",
+    help="CSV, Parquet or svmlight file, of tune and predict also a directory or a 'pattern' of Parquet files, or a "
+    "bundled data set: airfoil, breast_cancer, diabetes, digits, iris, wine.",
 )
 _NO_CACHE = typer.Option(
     "--no-cache", help="Compile anew: do not keep compiled programs in ~/.cache/bilevax, nor use those kept."
@@ -113,6 +114,14 @@ def tune(
     penalty_per: Annotated[
         Literal["feature", "column", "class", "weight", "global"] | None,
         typer.Option(help="Of a linear model: what has a penalty of its own (default: feature)."),
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of a linear model: column of texts, to learn from its words; repeatable."),
+    ] = None,
+    characters: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of a linear model: the same from 3 to 5 characters in a row."),
     ] = None,
     validation_size: Annotated[
         float | None,

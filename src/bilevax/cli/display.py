@@ -107,7 +107,7 @@ class Display:
     def _progress(self, event: Event) -> None:
         left = event.get("seconds_left")
         rest = "" if left is None else f", about {duration(left)} left"
-        self._stage = f"{event['name']}: {event['done']} of {event['of']}{rest}"
+        self._stage = f"{event['name']}: {event['done']:,} of {event['of']:,}{rest}"
         self._now_and_then(self._stage)
 
     def _now_and_then(self, text: str) -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bilevax.cli.config_file import settings_of_run, table_of_run
 from bilevax.cli.display import Display
-from bilevax.cli.source import open_table
-from bilevax.cli.tune import carry_out, described, said_if_kept
+from bilevax.cli.tune import carry_out, described, open_for, said_if_kept
 from bilevax.core.errors import MismatchError, UsageError
 from bilevax.core.text import clean
 
@@ -44,8 +43,8 @@ def run(path: Path, table: str | None, settings: Sequence[str], override: Sequen
         source = table or str(table_of_run(config))
         with Display(given.steps) as display:
             display({"kind": "stage", "name": "reading the table"})
-            found, _ = open_table(source, given.reading)
-            was, now = config["data"].get(_TABLE, ""), found.sha256
+            opened = open_for(source, str(config["data"]["target"]), given, display)
+            was, now = config["data"].get(_TABLE, ""), opened.table.sha256
             if was != now:
                 differs[_TABLE] = f"{was[:8] or 'none'} -> {now[:8] or 'none'}"
             _refuse(path, differs, override, [*type(given).model_fields, _TABLE])
@@ -58,7 +57,7 @@ def run(path: Path, table: str | None, settings: Sequence[str], override: Sequen
             }
             more = {"source": described(source), "resumed": resumed}
             names = () if not allowed else ("steps",) if allowed == ["steps"] else _EVERYTHING
-            return carry_out(directory, display, found, config["data"]["target"], given, more, override=names)
+            return carry_out(directory, display, opened, given, more, override=names)
 
 
 def _settings(config: dict[str, dict[str, Any]], words: Sequence[str]) -> tuple["TuneSettings", dict[str, str]]:

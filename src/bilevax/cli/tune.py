@@ -5,20 +5,20 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bilevax.cli.config_file import read_config
 from bilevax.cli.display import Display
-from bilevax.cli.source import open_table
+from bilevax.cli.source import open_rows
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event
 from bilevax.core.limits import require
 from bilevax.core.text import clean, counted
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, STARTING, study_memory
-from bilevax.tables.reading import Reading
 from bilevax.tables.table import Table
 
 if TYPE_CHECKING:
+    from bilevax.study.row_set import RowSet
     from bilevax.study.run_directory import RunDirectory, Tables
     from bilevax.study.settings import TuneSettings
 
@@ -42,15 +42,14 @@ def begin(options: Mapping[str, Any]) -> int:
     display = Display(settings.steps, quiet=options["quiet"], as_json=options["as_json"])
     with said_if_kept(RunDirectory(Path(out), force=options["force"])) as directory, display:
         display({"kind": "stage", "name": "reading the table"})
-        table, target = _table(source, options["target"] or rest.get("target"), settings.reading)
-        return carry_out(directory, display, table, target, settings, {"source": described(source)})
+        opened = open_for(source, options["target"] or rest.get("target"), settings, display)
+        return carry_out(directory, display, opened, settings, {"source": described(source)})
 
 
 def carry_out(
     directory: "RunDirectory",
     display: Display,
-    table: Table,
-    target: str,
+    opened: "Opened",
     settings: "TuneSettings",
     more: "Tables",
     *,
@@ -61,12 +60,12 @@ def carry_out(
     Args:
         directory: where.
         display: shows the records.
-        table: what is tuned.
-        target: the column to predict.
+        opened: what is tuned.
         settings: how.
         more: tables for ``config.toml``.
         override: as of :class:`bilevax.Run`.
     """
+    table, target, every = opened
     if settings.is_linear:
         _require_memory(table, settings)
         # The import takes seconds; faults of the file have been found by now.
@@ -84,9 +83,8 @@ def carry_out(
     if "resumed" in more:
         config["resumed"] = {**more["resumed"], "elsewhere": _elsewhere(directory.config, config)}
     directory.begin(config)
-    study = tune_table(
-        table, target, settings=settings, on_event=record, run=_checkpoints(directory, settings, override)
-    )
+    run = _checkpoints(directory, settings, override)
+    study = tune_table(table, target, settings=settings, on_event=record, run=run, every=every)
     display({"kind": "stage", "name": "writing the model and the report"})
     directory.finish(study, render_report)
     display.close()
@@ -139,14 +137,34 @@ def said_if_kept(directory: "RunDirectory") -> Iterator["RunDirectory"]:
         raise
 
 
-def _table(source: str, target: str | None, reading: Reading) -> tuple[Table, str]:
-    table, known = open_table(source, reading)
+class Opened(NamedTuple):
+    """The table to tune on, the column to predict, and all rows where the table has some of them."""
+
+    table: Table
+    target: str
+    every: "RowSet | None" = None
+
+
+def open_for(source: str, target: str | None, settings: "TuneSettings", display: Display) -> Opened:
+    """What is tuned; of rows that memory does not hold a sample is drawn.
+
+    Raises:
+        UsageError: there is nothing of that name, or the target is not said.
+    """
+    found, known = open_rows(source, settings.reading)
     target = target or known
+    if isinstance(found, Table):
+        if target is None:
+            last = f"the last of the {len(found.names)} columns is '{found.names[-1]}'"
+            raise UsageError(f"Missing option '--target'; {last}")
+        return Opened(found, target)
+    from bilevax.study.row_set import RowSet
+
     if target is None:
-        raise UsageError(
-            f"Missing option '--target'; the last of the {len(table.names)} columns is '{table.names[-1]}'"
-        )
-    return table, target
+        raise UsageError(f"Missing option '--target'; {found.name} has {found.rows:,} rows and does not say it")
+    every = RowSet(found, target, settings)
+    every.stage = lambda name, **more: display({"kind": "stage", "name": name, **more})
+    return Opened(every.sample(), target, every)
 
 
 def settings_of(options: Mapping[str, Any], config: Path | None) -> tuple["TuneSettings", dict[str, Any]]:

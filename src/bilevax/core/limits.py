@@ -50,6 +50,11 @@ def left() -> tuple[Left, Left, Left]:
     return _address_space(), min(_control_groups(), key=lambda limit: limit.bytes, default=nothing), _machine()
 
 
+def fits(need: float) -> bool:
+    """Whether so many bytes are left."""
+    return need <= min(limit.bytes for limit in left())
+
+
 def require(need: float, what: str, helps: str = HELPS, *, compiler: float = 0.0, mapped: float = 0.0) -> None:
     """Say, before it is begun, that something takes more memory than there is.
 

@@ -1,7 +1,9 @@
 """Rows that a thread reads while a compiled program runs."""
 
+import itertools
 import os
 import threading
+import weakref
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -21,8 +23,8 @@ from bilevax.data.data_sets import DataSetRows
 IDLE = 1.0
 """Seconds without a request after which the thread ends."""
 
-LOOKED_AT = 8
-"""Rows by which a table is known again."""
+LOOKED_AT, OF_ARRAYS = 8, 1000
+"""Rows by which a table is known again: of a loader, and of arrays."""
 
 Numbers: TypeAlias = np.ndarray | range
 Rows: TypeAlias = list[np.ndarray]
@@ -45,6 +47,7 @@ class ArrayRows:
         opened = map_named(_opened, "data", data)
         self._length = common_length(opened)
         self._files = [(x.filename, os.path.getsize(x.filename)) for x in jax.tree.leaves(opened) if _has_file(x)]
+        self.known = tuple(map(_known, jax.tree.leaves(opened)))
         # plain arrays over the same memory: numpy reads them sooner
         self._data = jax.tree.map(lambda x: x.view(np.ndarray), opened)
 
@@ -80,8 +83,45 @@ def _opened(name: str, x: object) -> np.ndarray:
     return array
 
 
+def _known(x: np.ndarray) -> tuple[object, ...]:
+    """What tells an array from others while it is held: its file as it is now, or its memory; and its part of that."""
+    part = x.__array_interface__["data"][0], x.strides, x.shape, x.dtype.str
+    if not _has_file(x):
+        return part
+    now = os.stat(cast(Any, x).filename)
+    return cast(Any, x).filename, now.st_mtime_ns, now.st_size, cast(Any, x).offset, *part[1:]
+
+
 def _has_file(x: object) -> bool:
     return isinstance(x, np.memmap) and x.filename is not None
+
+
+_readers: dict[int, list["weakref.ref[Reader]"]] = {}
+"""Readers that are in use, by the numbers that programs know their tables by."""
+
+_numbers = itertools.count(1)
+
+
+def number_of(reader: "Reader") -> int:
+    """The number that programs know a reader's table by: of the same table, read by another that is in use, its own."""
+    for number, others in list(_readers.items()):
+        alive = [other for other in others if (known := other()) is not None]
+        if not alive:
+            del _readers[number]
+        elif any((known := other()) is not None and known.known == reader.known for other in alive):
+            _readers[number] = [*alive, weakref.ref(reader)]
+            return number
+    number = next(_numbers)
+    _readers[number] = [weakref.ref(reader)]
+    return number
+
+
+def reader_of(number: int) -> "Reader":
+    """The newest reader of a table that is still in use."""
+    for known in reversed(_readers.get(number, [])):
+        if (reader := known()) is not None:
+            return reader
+    raise DataError("a program asks for rows of a bx.Stream that is gone; keep it until the result is there")
 
 
 class Reader:
@@ -129,7 +169,8 @@ class Reader:
     def _begin(self) -> None:
         """Structure, shapes and dtypes, and a number by which the table is known, from a few rows."""
         most = self.length if self.groups is None else int(self.groups[0])
-        few = np.unique(np.linspace(0, most - 1, LOOKED_AT).astype(np.int64))
+        looked_at = OF_ARRAYS if isinstance(self.loader, ArrayRows) else LOOKED_AT
+        few = np.unique(np.linspace(0, most - 1, looked_at).astype(np.int64))
         tree = self._wait(self._ask(few, self._load), few)
         if not jax.tree.leaves(tree):
             raise DataError(f"{self.name} gave no arrays")
@@ -145,9 +186,12 @@ class Reader:
         self.shapes = [jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in narrow]
         self.row_bytes = sum(s.dtype.itemsize * int(np.prod(s.shape)) for s in self.shapes)
         words = [repr((self.length, self._kinds)).encode(), *(np.ascontiguousarray(x).tobytes() for x in given)]
-        words += [] if self.order is None else [self.order[:LOOKED_AT].tobytes()]
+        ordered = b"" if self.order is None else self.order.tobytes()
+        words.append(ordered)
         words += [self.loader.told()] if isinstance(self.loader, DataSetRows) else []
-        self.fingerprint = zlib.crc32(b"".join(words)) >> 1
+        self._fingerprint = zlib.crc32(b"".join(words))
+        # while the loader is held no other has its id
+        self.known = getattr(self.loader, "known", id(self.loader)), ordered
 
     # What a program is compiled for is alike; which table it reads it is told when it runs.
     def _alike(self) -> object:
@@ -161,7 +205,7 @@ class Reader:
 
     def __repr__(self) -> str:
         kinds = (f"{s.dtype}[{','.join(map(str, (self.length, *s.shape)))}]" for s in self.shapes)
-        return f"rows({', '.join(kinds)})"
+        return f"rows({', '.join(kinds)}, crc32={self._fingerprint:08x})"
 
     def __call__(self, now: Numbers, then: Numbers | None = None) -> Rows:
         """The leaves of these rows, each [len(now), ...]; those of ``then`` are read meanwhile.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -14,13 +13,13 @@ from jax import Array
 from jax.custom_batching import custom_vmap
 
 from bilevax.core.config import check_choice, check_count, config, positive, set_frozen, static
-from bilevax.core.errors import BilevaxError, DataError, ParameterError
+from bilevax.core.errors import BilevaxError, ParameterError
 from bilevax.core.host import note
 from bilevax.core.protocols import Total
 from bilevax.core.trees import PyTree, add, scale
 from bilevax.data.arrays import Arrays
 from bilevax.data.data_sets import DataSetRows, is_data_set
-from bilevax.data.reader import Reader
+from bilevax.data.reader import Reader, number_of, reader_of
 from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 
 MOST = 32
@@ -31,9 +30,6 @@ SHARE = 32
 
 SPANS = 8
 """Pieces of a pass over every row to ``prefetch_bytes``."""
-
-_readers: dict[int, list["weakref.ref[Reader]"]] = {}
-"""Readers that are in use, by the numbers that programs know them by."""
 
 
 class Piece(NamedTuple):
@@ -111,7 +107,7 @@ class Stream(Numbered):
     prefetch_bytes: int = dataclasses.field(default=1 << 28, kw_only=True, metadata={"static": True})
     timeout: float = dataclasses.field(default=60.0, kw_only=True, metadata={"static": True})
     groups: Any = dataclasses.field(init=False)
-    fingerprint: int = dataclasses.field(init=False)
+    table: int = dataclasses.field(init=False, metadata={"told": False})
 
     def __post_init__(self) -> None:
         check_choice("sampling", self.sampling, SAMPLINGS)
@@ -127,8 +123,7 @@ class Stream(Numbered):
         seed = None if blocks else seed
         groups, window = self._grouped(reader)
         set_frozen(self, data=reader, batch_size=b, seed=seed, groups=groups, window=window)
-        set_frozen(self, fingerprint=reader.fingerprint, columns=None)
-        _readers.setdefault(reader.fingerprint, []).append(weakref.ref(reader))
+        set_frozen(self, table=number_of(reader), columns=None)
         _ = self._shape  # which refuses minibatches that are too large
 
     def _opened(self, most: int) -> Any:
@@ -196,13 +191,13 @@ class Stream(Numbered):
         """These rows, [...] of them, without a key; while they are used those of ``then`` are read, if it is given."""
         numbers = jnp.asarray(numbers, jnp.int32)
         then = jnp.zeros(0, jnp.int32) if then is None else then
-        leaves = _from_host(_rows_of, jax.tree.leaves(self._like(numbers.shape)), self.fingerprint, numbers, then)
+        leaves = _from_host(_rows_of, jax.tree.leaves(self._like(numbers.shape)), self.table, numbers, then)
         return jax.tree.unflatten(self.data.structure, leaves)
 
     def _span(self, start: Array | int, size: int) -> PyTree:
         """So many rows from one on."""
         read, shapes = partial(_span_of, size=size), jax.tree.leaves(self._like((size,)))
-        leaves = _from_host(read, shapes, self.fingerprint, jnp.asarray(start, jnp.int32))
+        leaves = _from_host(read, shapes, self.table, jnp.asarray(start, jnp.int32))
         rows = jax.tree.unflatten(self.data.structure, leaves)
         return self.with_fixed_key(rows) if self.keys else rows
 
@@ -340,9 +335,9 @@ def _from_host(read: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], *ar
 
 def _said(read: Callable[..., list[np.ndarray]], shapes: list[tuple[int, ...]], packed: Array) -> list[np.ndarray]:
     parts = np.split(np.asarray(packed), np.cumsum([math.prod(shape) for shape in shapes])[:-1])
-    fingerprint, *args = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    table, *args = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
     try:
-        return read(_reader(int(fingerprint)), *args)
+        return read(reader_of(int(table)), *args)
     except BilevaxError as fault:
         raise note(fault) from None
 
@@ -354,11 +349,3 @@ def _rows_of(reader: Reader, now: np.ndarray, then: np.ndarray) -> list[np.ndarr
 
 def _span_of(reader: Reader, start: np.ndarray, *, size: int) -> list[np.ndarray]:
     return reader.span(int(start), size)
-
-
-def _reader(fingerprint: int) -> Reader:
-    """The newest reader of a table that is still in use."""
-    for known in reversed(_readers.get(fingerprint, [])):
-        if (reader := known()) is not None:
-            return reader
-    raise DataError("a program asks for rows of a bx.Stream that is gone; keep it until the result is there")

@@ -31,7 +31,9 @@ class BinnedColumns:
         self, codes: Sequence[np.ndarray], bases: Sequence[np.ndarray], *, histograms: bool | None = None
     ) -> None:
         self.bases = [np.ascontiguousarray(Z, float) for Z in bases]
-        self.codes = np.array([np.asarray(c) for c in codes], np.intp).reshape(len(self.bases), -1)
+        self.codes = np.empty((len(self.bases), len(codes[0]) if len(codes) else 0), np.intp)
+        for row, c in zip(self.codes, codes, strict=True):
+            row[:] = c
         self.starts = np.cumsum([0, *(Z.shape[1] for Z in self.bases)])
         self.shape = (self.codes.shape[1], int(self.starts[-1]))
         self._bins = np.cumsum([0, *(len(Z) for Z in self.bases)])
@@ -135,19 +137,25 @@ class BinnedColumns:
         p, together = len(self.bases), max(1, CHUNK // max(1, self.shape[0]))
         return [(k, min(k + together, p)) for k in range(j + 1, p, together)]
 
-    def _pair_codes(self, j: int, first: int, last: int) -> np.ndarray:
-        """Places of the rows in the tables of bins of j by those of columns from first to last, [last - first, n]."""
+    def _pair_codes(self, j: int, first: int, last: int, rows: slice = slice(None)) -> np.ndarray:
+        """Places of rows in the tables of bins of j by those of columns from first to last, [last - first, n]."""
         width = self._bins[last] - self._bins[first]
-        offset = (self._bins[first:last] - self._bins[first])[:, None]
-        out: np.ndarray = self.codes[first:last] + offset + self.codes[j] * width
+        out = np.repeat(self.codes[j : j + 1, rows] * width, last - first, axis=0)
+        out += self.codes[first:last, rows]
+        if last > first + 1:
+            out += (self._bins[first:last] - self._bins[first])[:, None]
         return out
 
     def _histogram(self, j: int, first: int, last: int, w: np.ndarray) -> np.ndarray:
         """Sums of w by the bins of j and those of the columns from first to last, [bins_j, bins]."""
         width = int(self._bins[last] - self._bins[first])
-        codes = self._pair_codes(j, first, last).ravel()
-        weights = w if last == first + 1 else np.tile(w, last - first)
-        return np.bincount(codes, weights, len(self.bases[j]) * width).reshape(-1, width)
+        out = np.zeros(len(self.bases[j]) * width)
+        # so few at a time that a cache holds their places
+        for rows in self._pieces(CHUNK):
+            codes = self._pair_codes(j, first, last, rows).ravel()
+            weights = w[rows] if last == first + 1 else np.tile(w[rows], last - first)
+            out += np.bincount(codes, weights, len(out))
+        return out.reshape(-1, width)
 
     def quadratic(self, A: np.ndarray) -> np.ndarray:
         """x_i' A x_i of every row, [n]; of A [P, P] the symmetric part counts."""

@@ -1,6 +1,8 @@
 """The two oracles of a bilevel problem: inner maps, losses, projections."""
 
 from bilevax.problems.composition import Composition as Composition
+from bilevax.problems.equilibrium import LogitResponse as LogitResponse
+from bilevax.problems.equilibrium import ProjectionStep as ProjectionStep
 from bilevax.problems.gradient_step import GradientStep as GradientStep
 from bilevax.problems.losses import BinaryLogistic as BinaryLogistic
 from bilevax.problems.losses import Groups as Groups
@@ -15,3 +17,5 @@ from bilevax.problems.projections import L2Ball as L2Ball
 from bilevax.problems.projections import NonNegative as NonNegative
 from bilevax.problems.projections import Simplex as Simplex
 from bilevax.problems.proximal_step import ProximalStep as ProximalStep
+from bilevax.problems.soft_bellman import SoftBellman as SoftBellman
+from bilevax.problems.unrolled import Unrolled as Unrolled

@@ -66,8 +66,10 @@ def described(value: PyTree) -> PyTree:
         sha256 = hashlib.sha256(a.reshape(-1).view(np.uint8).data).hexdigest()
         return {"shape": list(a.shape), "dtype": str(a.dtype), "sha256": sha256}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # a field that earlier versions did not have is told where it is not its default, so that their runs go on
-        told = [f.name for f in dataclasses.fields(value) if not ("added" in f.metadata and _is_default(value, f))]
+        # not what numbers a thing in this process alone; and a field that earlier versions did not have where it is not
+        # its default, so that their runs go on
+        kept = (f for f in dataclasses.fields(value) if f.metadata.get("told", True))
+        told = [f.name for f in kept if not ("added" in f.metadata and _is_default(value, f))]
         return {"type": qualname(type(value)), **{name: described(getattr(value, name)) for name in told}}
     if isinstance(value, Mapping):
         return {str(name): described(x) for name, x in value.items()}

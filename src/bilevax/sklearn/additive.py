@@ -15,6 +15,7 @@ from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.limits import said
 from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
 from bilevax.sklearn.additive_choice import Callback
+from bilevax.sklearn.additive_passes import Targets
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.solvers.additive_families import Binomial, Family, Gamma, Gaussian, Multinomial, Poisson
 from bilevax.solvers.additive_models import ADDITIVE, AdditiveFit, Rows
@@ -140,11 +141,17 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         self.classes_, codes = encode_classes(given.y, None)
         weight = given.weight * compute_sample_weight(self.class_weight, given.y)
         # what classes weigh says nothing of how many rows there are
-        given = given._replace(weight=weight * (given.weight.sum() / weight.sum()))
+        weight *= given.weight.sum() / weight.sum()
+        of_class = np.bincount(codes, weight) / np.bincount(codes, given.weight)
+        given = given._replace(weight=weight)
         C = len(self.classes_)
         family: Family = Binomial() if C == 2 else Multinomial(C)
-        y_numbers = codes.astype(float) if C == 2 else codes
-        self._fit(given, y_numbers, family, strata=codes, doubtful=self.class_weight is not None, callback=callback)
+
+        def of(labels: np.ndarray) -> Targets:
+            codes = np.searchsorted(self.classes_, labels)
+            return Targets(codes.astype(float) if C == 2 else codes, of_class[codes])
+
+        self._fit(given, of, family, strata=codes, doubtful=self.class_weight is not None, callback=callback)
         return self
 
     @property
@@ -263,14 +270,18 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         _require_range(self.family, given.y)
         units = self._units(given.y, given.weight)
         # Gaussian scores are in units of the standard deviation of y, others are logarithms
-        y_units = (given.y - units.shift) / units.scale if self.family == "gaussian" else given.y / np.exp(units.shift)
         family = _FAMILIES[self.family]
+
+        def of(y: np.ndarray) -> Targets:
+            scaled = (y - units.shift) / units.scale if self.family == "gaussian" else y / np.exp(units.shift)
+            return Targets(scaled, np.ones(len(y)))
+
         self._fit(
             given,
-            y_units,
+            of,
             family,
             offset=added / units.scale,
-            strata=np.zeros(len(y_units), int),
+            strata=np.zeros(len(given.y), int),
             units=units,
             callback=callback,
         )

@@ -1,7 +1,7 @@
 """What additive models share as estimators: rows binned, candidates compared, the mixture kept as curves."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from bilevax.core.errors import ParameterError
 from bilevax.sklearn.additive_choice import Callback, Compared, choose, some_rows
+from bilevax.sklearn.additive_passes import EveryRow, Targets, fit_to_every_row
 from bilevax.sklearn.additive_table import binned, directions, ordered_levels
 from bilevax.sklearn.frames import as_table, check_sample_weight
 from bilevax.sklearn.row_splits import deal_folds
@@ -138,6 +139,8 @@ class TunedAdditive(BaseEstimator, ABC):
     monotone: Mapping[str, int] | None
     random_state: int | np.random.RandomState | None
 
+    _every: EveryRow | None = None
+
     @property
     @abstractmethod
     def _link(self) -> Link:
@@ -160,7 +163,7 @@ class TunedAdditive(BaseEstimator, ABC):
     def _fit(
         self,
         given: Given,
-        y: np.ndarray,
+        of: Callable[[Any], Targets],
         family: Family,
         *,
         offset: np.ndarray | None = None,
@@ -173,7 +176,7 @@ class TunedAdditive(BaseEstimator, ABC):
 
         Args:
             given: the rows.
-            y: targets as the family takes them, [n].
+            of: targets as the family takes them, and weights, from those that are given.
             family: of the likelihood.
             offset: [n].
             strata: classes that folds have in equal shares, [n].
@@ -182,6 +185,7 @@ class TunedAdditive(BaseEstimator, ABC):
             callback: of the choice.
         """
         random = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
+        y = of(given.y).y
         by_folds = self.tuned_by == "folds" or (self.tuned_by == "auto" and (doubtful or given.groups is not None))
         fold = _folds(strata, given.groups, random) if by_folds else None
         start = np.zeros((len(y), family.scores)) if offset is None else offset[:, None]
@@ -192,7 +196,8 @@ class TunedAdditive(BaseEstimator, ABC):
         self.notes_: tuple[str, ...] = ()
         self.interrupted_ = False
         with one_thread():
-            bins = binned(given.table, given.weight, given.levels, family.scores)
+            marginal = None if self._every is None else self._every.marginal
+            bins = binned(given.table, given.weight, given.levels, family.scores, marginal)
             turns = directions(bins.sources, given.levels, self.monotone or {}, family.scores)
             rows = Rows(bins.effects, bins.codes, y, given.weight, start, family, turns, fold)
             rows, additive = self._dispersed(rows)
@@ -207,8 +212,13 @@ class TunedAdditive(BaseEstimator, ABC):
             for candidate, fit in zip(candidates, fits, strict=True):
                 if candidate in kept:
                     mixture[fit] = mixture.get(fit, 0.0) + kept[candidate]
-            self._keep(bins.sources, list(mixture.items()), units)
-            self.influence_ = list(mixture)[-1].influence()
+            found = list(mixture.items())
+            if self._every is not None:
+                found, passes, ended = fit_to_every_row(self._every, bins.sources, found, of)
+                self.notes_ += (_passed(passes, ended),)
+            self._keep(bins.sources, found, units)
+            # of the rows that are given, had the model been fitted to them
+            self.influence_ = list(mixture)[-1].influence() if self._every is None else None
 
     def _dispersed(self, rows: Rows) -> tuple[Rows, AdditiveFit | None]:
         """The rows with the family whose dispersion suits them, and their additive model, if that told it."""
@@ -284,6 +294,18 @@ class TunedAdditive(BaseEstimator, ABC):
         tags.input_tags.string = True
         tags.input_tags.categorical = True
         return tags
+
+
+def learn_from(estimator: TunedAdditive, every: EveryRow) -> None:
+    """Have a fit choose on the rows that it is given, and the model be fitted to all."""
+    estimator._every = every
+
+
+def _passed(passes: int, ended: bool) -> str:
+    if not passes:
+        return "ended before a pass over all rows: the model is fitted to the rows that it was chosen on"
+    many = f"{passes} passes" if passes > 1 else "a pass"
+    return f"fitted to all rows in {many}" + (", and ended before its weights had settled" if ended else "")
 
 
 def _folds(strata: np.ndarray, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:

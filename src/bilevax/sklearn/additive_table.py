@@ -1,7 +1,7 @@
 """From what users hold to the bins of an additive model: data frames, arrays, tables."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from bilevax.core.errors import ParameterError
 from bilevax.tables.additive import Source, cells, sources_of
 from bilevax.tables.effects import Effect, category, number, resolution, room
+from bilevax.tables.marginals import Marginal
 from bilevax.tables.table import Table
 
 ROWS_OF_A_STEP = 8
@@ -40,8 +41,21 @@ def ordered_levels(X: Any, ordered: Mapping[str, Sequence[str]] | None) -> dict[
     return out | {str(name): tuple(str(level) for level in levels) for name, levels in (ordered or {}).items()}
 
 
-def binned(table: Table, weight: np.ndarray, ordered: Mapping[str, tuple[str, ...]], scores: int) -> Binned:
+def binned(
+    table: Table,
+    weight: np.ndarray,
+    ordered: Mapping[str, tuple[str, ...]],
+    scores: int,
+    marginal: Callable[[Source], Marginal] | None = None,
+) -> Binned:
     """The effects of a table's columns, of about as many weights as there is :func:`room` for.
+
+    Args:
+        table: of the rows.
+        weight: of the rows, [n].
+        ordered: levels of columns, in their order.
+        scores: S.
+        marginal: of an effect in more rows, of which the table has some.
 
     Raises:
         ParameterError: an ordered column is not there, or has other levels.
@@ -51,17 +65,22 @@ def binned(table: Table, weight: np.ndarray, ordered: Mapping[str, tuple[str, ..
         raise ParameterError(f"ordered names column '{unknown[0]}', which is not there")
     sources = tuple(source for c in table.columns for source in sources_of(c, text=c.name in ordered))
     values = [cells(table, source) for source in sources]
+    known = [
+        Marginal(x, weight) if marginal is None else marginal(source) for source, x in zip(sources, values, strict=True)
+    ]
+    # of the weight of the rows that are here
+    known = [each._replace(weight=each.weight * (weight.sum() / each.weight.sum())) for each in known]
     effects: dict[int, Effect] = {}
-    for j, (source, x) in enumerate(zip(sources, values, strict=True)):
+    for j, (source, (x, w, _)) in enumerate(zip(sources, known, strict=True)):
         if source.kind == "text":
-            effects[j] = category(source.name, x, weight, ordered=_levels(source, x, ordered))
+            effects[j] = category(source.name, x, w, ordered=_levels(source, x, ordered))
     others = sum(effect.basis.shape[1] for effect in effects.values())
     n, C = int(weight.sum()), scores + 1 if scores > 1 else 1
     smooth, coarse = resolution(len(sources) - len(effects), others, min(room(C), 2 * n * scores))
     coarse = min(coarse, max(n // ROWS_OF_A_STEP, 8))
-    for j, (source, x) in enumerate(zip(sources, values, strict=True)):
+    for j, (source, (x, w, distinct)) in enumerate(zip(sources, known, strict=True)):
         if j not in effects:
-            effects[j] = number(source.name, x, weight, smooth=smooth, coarse=coarse)
+            effects[j] = number(source.name, x, w, distinct=distinct, smooth=smooth, coarse=coarse)
     found = tuple(effects[j] for j in range(len(sources)))
     return Binned(sources, found, tuple(e.codes(x) for e, x in zip(found, values, strict=True)))
 

@@ -57,8 +57,7 @@ class Marginal:
     def __call__(self, rho: np.ndarray, near: Outer | None = None) -> Outer:
         """V at rho, [m]; ``near`` is V at another one, from which the fit starts."""
         penalty, M = penalties(rho, self.part), self.family.scores
-        first = near and near.fits[0]
-        found = fit(self.data, self.family, penalty, near=first, start=self.start, tolerance=self.tolerance)
+        found = self._fit(penalty, near and near.fits[0])
         log_phi, bend = dispersion(self.family, found.value, self.data.weight, M)
         if self.family.dispersed and self.least > np.exp(log_phi):
             log_phi, bend = float(np.log(self.least)), 0.0
@@ -76,6 +75,10 @@ class Marginal:
             hessian -= np.outer(size, size) / (4.0 * bend)
         gradient = 0.5 * (size + trace - through - self.rank)
         return Outer(float(value), gradient, hessian, (found,), phi)
+
+    def _fit(self, penalty: np.ndarray, near: Fit | None) -> Fit:
+        """The minimum of F."""
+        return fit(self.data, self.family, penalty, near=near, start=self.start, tolerance=self.tolerance)
 
     def freedom(self, rho: np.ndarray, outer: Outer) -> np.ndarray:
         """Effective degrees of freedom of the parts, r_j - exp(rho_j) tr (H^-1)_jj, [m]."""

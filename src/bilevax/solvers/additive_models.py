@@ -1,5 +1,6 @@
 """Additive models of a table's columns: which parts of the effects a candidate has, and how its penalties are tuned."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
@@ -20,6 +21,7 @@ from bilevax.solvers.additive_search import (
     LOWEST,
     Found,
     Outer,
+    OuterLoss,
     Search,
     minimise,
     tied,
@@ -87,9 +89,6 @@ PAIRS = Candidate("additive with pairs", (*ADDITIVE.kinds, "pair"))
 
 TOLERANCE = 1e-2
 """Of the outer loss, in units of a log-likelihood."""
-
-ROUNDS = 3
-"""How often pairs of columns are screened for, at most."""
 
 WEIGHTS_OF_PAIRS, WEIGHTS = 1000, 2000
 """Of pairs, and of a model with pairs, at most: see :func:`~bilevax.tables.effects.room`."""
@@ -270,6 +269,31 @@ class AdditiveFit:
             out += np.take(curve, c, axis=0)
         return out
 
+    def columns(self, codes: Sequence[np.ndarray]) -> BinnedColumns:
+        """X of other rows, by their bins, without the column of ones."""
+        own, of_pairs = self.model.columns(codes), self._with_pairs(codes)[len(codes) :]
+        bases = [*own.bases, *(pair.basis for pair in self.pairs)]
+        return BinnedColumns([*own.codes, *of_pairs], bases, histograms=own.forced)
+
+    def retuned(self, loss: OuterLoss, rho: np.ndarray) -> Found:
+        """Penalties of another marginal likelihood of its columns, from rho on; those of folds, or of none, stay."""
+        if self.rows.fold is not None or not len(rho):
+            return Found(rho, loss(rho, None), 1, True)
+        loss, group = with_prior(loss, self._kind), self._together
+        if group is None:
+            return minimise(loss, rho, tolerance=self.tolerance)
+        found = minimise(tied(loss, group), rho[:1], tolerance=self.tolerance)
+        return found._replace(rho=found.rho[group])
+
+    def moved(self, loss: Marginal | Blocks, found: Found, effects: tuple[Effect, ...]) -> "AdditiveFit":
+        """The same columns with the weights that other rows give them, whose weights in the bins the effects know."""
+        new = copy.copy(self)
+        new.__dict__.pop("_inverse", None)
+        new.rows, new.model = self.rows._replace(effects=effects), self.model._replace(effects=effects)
+        new.marginal, new.found, b = loss, found, found.outer.fits[0].b
+        new.intercept, new.curves = b[0], new._curves(b)
+        return new
+
     def parts(self) -> list[TunedPart]:
         """Penalties and degrees of freedom."""
         rho, inverses = self.found.rho, self._inverses()
@@ -365,22 +389,3 @@ class AdditiveFit:
             known=known,
             most=MOST - len(self.pairs),
         )
-
-
-def with_pairs(fit: AdditiveFit, near: AdditiveFit | None = None) -> AdditiveFit:
-    """The additive model with the pairs of columns that it lacks; itself, where it lacks none.
-
-    Pairs that neighbours of others imitate, and those that the noise hid, show when the others are there.
-
-    Args:
-        fit: without pairs.
-        near: the model with pairs of other rows, from whose penalties the search starts.
-    """
-    start = near.start() if near else fit.start()
-    for _ in range(ROUNDS):
-        new = fit.screened(frozenset(pair.columns for pair in fit.pairs))
-        if not new:
-            break
-        fit = AdditiveFit(fit.rows, PAIRS, (*fit.pairs, *new), fit, start, fit.tolerance)
-        start = Start({**start.rho, **fit.start().rho}, fit.found.outer.phi)
-    return fit

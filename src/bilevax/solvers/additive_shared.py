@@ -20,7 +20,7 @@ from scipy.linalg import eigh
 from scipy.sparse import csr_array
 from scipy.stats import gamma
 
-from bilevax.linalg.binned import BinnedColumns
+from bilevax.linalg.binned import DENSE, BinnedColumns
 from bilevax.solvers.additive_blocks import Blocks
 from bilevax.solvers.additive_families import Family, Multinomial
 from bilevax.solvers.additive_fit import Data, data
@@ -77,6 +77,19 @@ class Model(NamedTuple):
             part = next(part for part in self.effects[j].parts if part.kind == kind)
             out.append(self.back[starts[j] + part.start : starts[j] + part.stop])
         return out
+
+    def columns(self, codes: Sequence[np.ndarray]) -> BinnedColumns:
+        """X of other rows, by their bins in each effect, [n'] each."""
+        if self.note:
+            whole = BinnedColumns(codes, [e.basis for e in self.effects])
+            n, K = whole.shape
+            pieces = (slice(i, i + max(1, DENSE // K)) for i in range(0, n, max(1, DENSE // K)))
+            X = np.concatenate([whole.dense(piece) @ self.back for piece in pieces])
+            return BinnedColumns([np.arange(n)], [X], histograms=False)
+        used = [(j, np.unique(self.weights(j).tocoo().coords[1])) for j in range(len(self.effects))]
+        used = [(j, at) for j, at in used if len(at)]
+        bases = [self.effects[j].basis @ self.weights(j)[:, at] for j, at in used]
+        return BinnedColumns([codes[j] for j, _ in used], bases) if used else _nothing(len(codes[0]))
 
     def own_columns(self, j: int) -> np.ndarray | None:
         """Rows of b, the intercept being row 0, that are effect j's alone; None if it shares all its penalties."""

@@ -10,10 +10,11 @@ from bilevax.core.events import Event
 from bilevax.core.run_records import Candidate, Effect, Note, Pair, Part, Record, Task
 from bilevax.core.signals import Stops
 from bilevax.sklearn.additive import TunedAdditiveClassifier, TunedAdditiveRegressor
-from bilevax.sklearn.additive_base import Curve, Surface
+from bilevax.sklearn.additive_base import Curve, Surface, learn_from
 from bilevax.solvers.additive_models import ONE_PENALTY, PENALTY_EACH
 from bilevax.study.kept import Emit, Kept, Stage, or_none
 from bilevax.study.preparation import Prepared
+from bilevax.study.row_set import RowSet
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.additive import AdditiveModel
 from bilevax.tables.table import orders_of
@@ -36,7 +37,9 @@ _FAMILIES: dict[Task, Literal["gaussian", "poisson", "gamma"]] = {
 }  # fmt: skip
 
 
-def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: Stage, begun: float) -> Kept:
+def fit_additive(
+    prepared: Prepared, settings: TuneSettings, emit: Emit, stage: Stage, begun: float, every: RowSet | None = None
+) -> Kept:
     """Tune, choose and fit on the training rows; a signal, or the end of the time, ends the choice.
 
     Args:
@@ -45,6 +48,7 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
         emit: gets records of the candidates and effects.
         stage: told how far the comparison of the candidates is.
         begun: when the time began, by ``time.perf_counter``.
+        every: all rows, where those that are prepared are some of them.
     """
     stage("tuning and comparing models", long=True)
     rows, groups, start = prepared.split.train, prepared.groups(settings), time.perf_counter()
@@ -59,6 +63,12 @@ def fit_additive(prepared: Prepared, settings: TuneSettings, emit: Emit, stage: 
             told = stage("comparing models", done=record["fold"], of=record["of"], seconds_left=left)
             return bool(told) or rest == 0.0 or stops.number > 0
 
+        if every is not None:
+            every.begin(prepared, lambda: stops.number > 0)
+            counting = time.perf_counter()
+            every.count()
+            begun += time.perf_counter() - counting  # the comparison is what is limited
+            learn_from(estimator, every)
         estimator.fit(
             prepared.features.take(rows),
             prepared.target.values[rows],

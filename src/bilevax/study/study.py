@@ -20,6 +20,7 @@ from bilevax.study.judging import mean_and_error, paired_interval, paired_scores
 from bilevax.study.kept import Emit, Kept, Stage, TableModel
 from bilevax.study.preparation import Prepared, prepare
 from bilevax.study.rivals import RIDGE, Rival, rivals
+from bilevax.study.row_set import RowSet
 from bilevax.study.rows import telling_rows
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.labels import label_text
@@ -124,6 +125,7 @@ def tune_table(
     settings: TuneSettings | None = None,
     on_event: Callable[[Event], object] | None = None,
     run: Run | str | os.PathLike[str] | None = None,
+    every: RowSet | None = None,
 ) -> Study:
     """Tune a model of a table and compare with what the user would have otherwise.
 
@@ -139,6 +141,7 @@ def tune_table(
             a ``stage`` of the tuning, if true, stops the tuning.
         run: where checkpoints of the tuning of a linear model are kept, as of :func:`bilevax.minimize`; the same call
             then goes on, and ``on_event`` gets every record again.
+        every: all rows, of which the table is a sample: the model is fitted to them.
 
     Raises:
         DataError: a fault of the table.
@@ -171,18 +174,20 @@ def tune_table(
 
     stage("looking at the table")
     prepared = prepare(table, target, settings)
+    if every is not None:
+        every.stage = stage
     for note in _notes(prepared, target, settings):
         emit(note)
     loss, known = LOSSES[prepared.target.task], prepared.scorer is not None
     asked, weighted = settings.scoring if known else None, settings.class_weight is not None
     emit(Scoring(task=prepared.target.task, loss=loss, score=asked, class_weight=weighted))
     before = time.perf_counter() - start
-    kept = _fit(prepared, target, settings, emit, stage, run, begun)
+    kept = _fit(prepared, target, settings, emit, stage, run, begun, every)
     start = time.perf_counter() - before - kept.seconds
     interrupted = kept.interrupted
     # The model is there already: Ctrl-C ends the comparison, not the study.
     try:
-        _judge(prepared, settings, kept, emit, stage, begun)
+        _judge(prepared if every is None else every.of_all(prepared), settings, kept, emit, stage, begun)
     except KeyboardInterrupt:
         interrupted = True
         emit(Note(text="the comparison was interrupted; the model is complete", about="comparison"))
@@ -206,7 +211,9 @@ def plain(record: Record) -> Event:
 
 def _notes(prepared: Prepared, target: str, settings: TuneSettings) -> list[Note]:
     """What preparation says, and what is seen in the columns before any fit."""
-    table = prepared.table.select((*prepared.features.names, target))
+    # nothing is amiss with texts that are read
+    cells = [name for name in prepared.features.names if name not in settings.texts]
+    table = prepared.table.select((*cells, target))
     group, when = settings.group, settings.time_column
     found = findings(table, target, task=prepared.target.task, group=group, time=when)
     # of copies it is said already how many the test has
@@ -228,16 +235,27 @@ def _data(prepared: Prepared) -> Data:
 
 
 def _fit(
-    prepared: Prepared, target: str, settings: TuneSettings, emit: Emit, stage: Stage, run: Run | None, begun: float
+    prepared: Prepared,
+    target: str,
+    settings: TuneSettings,
+    emit: Emit,
+    stage: Stage,
+    run: Run | None,
+    begun: float,
+    every: RowSet | None,
 ) -> Kept:
     data = _data(prepared)
+    if every is not None:
+        data = data.model_copy(
+            update={"rows": Rows(train=every.rows - data.rows.test, validation=0, test=data.rows.test)}
+        )
     if settings.is_linear:
         # JAX is imported for it alone
         from bilevax.study.linear import fit_linear
 
         return fit_linear(prepared, target, settings, emit, stage, data, run)
     emit(data)
-    return additive.fit_additive(prepared, settings, emit, stage, begun)
+    return additive.fit_additive(prepared, settings, emit, stage, begun, every)
 
 
 def _judge(prepared: Prepared, settings: TuneSettings, kept: Kept, emit: Emit, stage: Stage, begun: float) -> None:

@@ -17,6 +17,7 @@ before it is that of unseen levels. The parts of numbers have mean square 1 on t
 means the same for each; levels are 0 and 1, so that rare ones are shrunken more than common ones.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,7 @@ import numpy as np
 
 from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
+from bilevax.linalg.places import places
 from bilevax.tables.terms import OTHER
 
 PartKind = Literal["linear", "smooth", "rough", "levels", "steps", "missing", "pair"]
@@ -97,10 +99,9 @@ class Effect:
         last = len(self.basis) - 1
         if self.edges is not None:
             x = np.asarray(values, float)
-            return np.where(np.isnan(x), last, np.searchsorted(self.edges, x, side="right")).astype(kind)
-        known = {level: b for b, level in enumerate(self.levels)}
-        found = (last if cell is None else known.get(cell, last - 1) for cell in values.tolist())
-        return np.fromiter(found, kind, len(values))
+            return np.where(np.isnan(x), last, places(self.edges, x)).astype(kind)
+        known: dict[str | None, int] = {level: b for b, level in enumerate(self.levels)} | {None: last}
+        return np.fromiter(map(known.get, values.tolist(), itertools.repeat(last - 1)), kind, len(values))
 
     @property
     def in_order(self) -> int:
@@ -181,6 +182,7 @@ def number(
     values: np.ndarray,
     weight: np.ndarray | None = None,
     *,
+    distinct: np.ndarray | None = None,
     bins: int = BINS,
     coarse: int = COARSE,
     smooth: int = SMOOTH,
@@ -191,6 +193,7 @@ def number(
         name: of the column.
         values: float64 [n], NaN where missing; infinite ones fall in the end bins.
         weight: of the rows, [n]; 1 if None.
+        distinct: how many different numbers each value stands for, [n]; 1 if None.
         bins: fine bins, at most.
         coarse: bins of the rough part, at most; 1: there is none.
         smooth: functions of the smooth part, at most.
@@ -198,14 +201,15 @@ def number(
     x = np.clip(np.asarray(values, float), -np.finfo(float).max, np.finfo(float).max)
     w = np.ones(len(x)) if weight is None else np.asarray(weight, float)
     there = ~np.isnan(x) & (w > 0.0)
-    distinct, inverse = np.unique(x[there], return_inverse=True)
-    mass = np.bincount(inverse, w[there], len(distinct))
-    first = first_of_groups(mass, bins)
-    edges = _between(distinct[first[1:] - 1], distinct[first[1:]])
-    group = np.searchsorted(first, np.arange(len(distinct)), side="right") - 1
+    known, inverse = np.unique(x[there], return_inverse=True)
+    mass = np.bincount(inverse, w[there], len(known))
+    many = None if distinct is None else np.bincount(inverse, distinct[there], len(known))
+    first = first_of_groups(mass, bins, many)
+    edges = _between(known[first[1:] - 1], known[first[1:]])
+    group = np.searchsorted(first, np.arange(len(known)), side="right") - 1
     bin_mass = np.bincount(group, mass, len(first)) if len(first) else np.zeros(1)
     # Divided first: sums of the largest floats overflow.
-    centre = np.bincount(group, mass / bin_mass[group] * distinct, len(first)) if len(first) else np.zeros(1)
+    centre = np.bincount(group, mass / bin_mass[group] * known, len(first)) if len(first) else np.zeros(1)
     parts: list[tuple[PartKind, np.ndarray]] = [("linear", linear_part(centre, bin_mass))]
     if len(centre) > 2:
         parts += [("smooth", smooth_part(centre, bin_mass, smooth)), ("rough", _rough(bin_mass, coarse))]
@@ -271,14 +275,21 @@ def date_parts(days: np.ndarray, *, every: bool = False) -> dict[str, np.ndarray
     return {part: x for part, x in out.items() if every or part == "year" or len(np.unique(x[~missing])) > 1}
 
 
-def first_of_groups(mass: np.ndarray, count: int) -> np.ndarray:
-    """The first value of each group of neighbours, at most ``count``: half way between equal rows and equal values."""
+def first_of_groups(mass: np.ndarray, count: int, distinct: np.ndarray | None = None) -> np.ndarray:
+    """The first value of each group of neighbours, at most ``count``: half way between equal rows and equal values.
+
+    Args:
+        mass: of the values, in their order.
+        count: groups.
+        distinct: how many values each is in truth, 1 if None.
+    """
     if len(mass) <= count:
         return np.arange(len(mass))
     for _ in range(10):  # a value of many rows is one group, whatever its mass
         mass = np.minimum(mass, mass.sum() / count)
-    place = np.cumsum(mass / mass.sum() + 1.0 / len(mass)) / 2.0
-    group = np.minimum((place - 0.5 * (mass / mass.sum() + 1.0 / len(mass)) / 2.0) * count, count - 1).astype(int)
+    values = 1.0 / len(mass) if distinct is None else distinct / distinct.sum()
+    share = (mass / mass.sum() + values) / 2.0
+    group = np.minimum((np.cumsum(share) - 0.5 * share) * count, count - 1).astype(int)
     return np.unique(group, return_index=True)[1]
 
 

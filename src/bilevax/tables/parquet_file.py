@@ -22,11 +22,12 @@ _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 class ParquetFile(NamedTuple):
-    """A file that says what it holds: the names of its columns, the positions of those to read, and its rows."""
+    """A file that says what it holds: its columns' names and types, the positions of those to read, and its rows."""
 
     name: str
     source: Path | pa.Buffer
     names: list[str]
+    types: list[pa.DataType]
     wanted: list[int]
     rows: int
 
@@ -55,11 +56,12 @@ def open_parquet(name: str, source: Path | pa.Buffer, reading: Reading) -> Parqu
     """
     with readable(name), parquet.ParquetFile(source) as file:
         about = file.metadata
-        names = [label for label in about.schema.to_arrow_schema().names if not _PANDAS_INDEX.fullmatch(label)]
+        fields = [field for field in about.schema.to_arrow_schema() if not _PANDAS_INDEX.fullmatch(field.name)]
+    names = [field.name for field in fields]
     wanted = sorted({*reading.choose(name, names), *reading.kept(names)})
     check_names(name, names, wanted)
     reading.require_cells(name, about.num_rows, len(wanted))
-    return ParquetFile(name, source, names, wanted, about.num_rows)
+    return ParquetFile(name, source, names, [field.type for field in fields], wanted, about.num_rows)
 
 
 def read_parquet(name: str, data: bytes, reading: Reading, *, sha256: str = "") -> Table:
@@ -87,6 +89,8 @@ def readable(name: str) -> Iterator[None]:
     """Makes a sentence of what pyarrow says of a damaged file."""
     try:
         yield
+    except FileNotFoundError:
+        raise DataError(f"{name} is gone") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         # Damaged files have names in any bytes.
         words = (str(e).splitlines() or ["damaged"])[0]

@@ -43,6 +43,7 @@ class Pieces(NamedTuple):
         others: names of columns of the file that are neither read nor passed through.
         notes: what its user should know.
         tables: gives the pieces, from the first.
+        sha256: by which the files are known again.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Pieces(NamedTuple):
     others: tuple[str, ...]
     notes: tuple[str, ...]
     tables: Callable[[], Iterator[Table]]
+    sha256: str = ""
 
 
 class _File(NamedTuple):

@@ -94,7 +94,7 @@ def _read(path: Path, reading: Reading) -> Table:
     refuse_other_formats(path.name, data)
     if suffix in _SVMLIGHT or looks_like_svmlight(data):
         return read_svmlight(path.name, data, reading, sha256=digest)
-    return _read_csv(path.name, data, reading, digest)
+    return csv_table(path.name, data, reading, digest)
 
 
 def format_of(path: Path) -> Literal["csv", "parquet", "other"]:
@@ -117,7 +117,8 @@ def format_of(path: Path) -> Literal["csv", "parquet", "other"]:
     return "other" if suffix in _SVMLIGHT or looks_like_svmlight(first) else "csv"
 
 
-def _read_csv(name: str, data: bytes, reading: Reading, digest: str) -> Table:
+def csv_table(name: str, data: bytes, reading: Reading, digest: str = "") -> Table:
+    """The table of a delimited file's bytes."""
     file = open_csv_text(name, lambda: io.BytesIO(data), lambda names: csv_columns(name, names, reading))
     require(_CSV_COLUMN * len(file.wanted), f"reading {counted(len(file.wanted), 'column')} of {name}", _HELPS)
     cells = dict(zip(file.wanted, file.columns(), strict=True))

@@ -1,0 +1,84 @@
+"""Rows that are too many to hold: a model is chosen on some of them, and fitted to all in passes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from bilevax.solvers.additive_models import AdditiveFit
+from bilevax.solvers.additive_passes import Passing
+from bilevax.tables.additive import Source, cells
+from bilevax.tables.effects import Effect
+from bilevax.tables.marginals import Marginal
+from bilevax.tables.table import Table
+
+PASSES = 20
+"""Newton steps, at most."""
+
+
+class EveryRow(Protocol):
+    """All rows, of which a fit has some."""
+
+    def marginal(self, source: Source) -> Marginal:
+        """Of the cells of an effect."""
+
+    def rows_of_pass(self) -> Iterator[tuple[Table, np.ndarray]]:
+        """Features and targets of each piece."""
+
+    def ended(self) -> bool:
+        """Whether the passes are to end: what the whole ones say is kept."""
+
+
+class Targets(NamedTuple):
+    """Targets as a family takes them, and weights, [n] each."""
+
+    y: np.ndarray
+    weight: np.ndarray
+
+
+class ByPasses(NamedTuple):
+    """What became of a mixture.
+
+    Attributes:
+        mixture: the fits, and their shares.
+        passes: over all rows, whole ones.
+        ended: whether they were ended before the weights had settled.
+    """
+
+    mixture: list[tuple[AdditiveFit, float]]
+    passes: int
+    ended: bool
+
+
+def fit_to_every_row(
+    every: EveryRow,
+    sources: Sequence[Source],
+    mixture: Sequence[tuple[AdditiveFit, float]],
+    targets: Callable[[Any], Targets],
+) -> ByPasses:
+    """The models of a mixture, fitted to all rows, all of them in the same passes."""
+    models = [Passing(fit) for fit, _ in mixture]
+    effects = mixture[-1][0].rows.effects
+    ended, going = False, models
+    for _ in range(PASSES):
+        for table, y in every.rows_of_pass():
+            if ended := every.ended():
+                break
+            codes = [effect.codes(cells(table, source)) for source, effect in zip(sources, effects, strict=True)]
+            for model in going:
+                model.add(codes, *targets(y))
+        if ended:
+            break
+        going = [model for model in going if model.step()]
+        if not going:
+            break
+    counted = tuple(_counted(every, *each) for each in zip(sources, effects, strict=True))
+    found = [(model.fitted(counted), share) for model, (_, share) in zip(models, mixture, strict=True)]
+    return ByPasses(found, max(model.passes for model in models), ended)
+
+
+def _counted(every: EveryRow, source: Source, effect: Effect) -> Effect:
+    """The effect with the weights of all rows in its bins."""
+    values, rows, _ = every.marginal(source)
+    return replace(effect, weight=np.bincount(effect.codes(values), rows, len(effect.weight)))

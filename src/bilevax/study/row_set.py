@@ -1,0 +1,170 @@
+"""A table that is too large to hold: some rows for all that is looked at and chosen, every row for the final fit."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from bilevax.core.errors import DataError, ParameterError
+from bilevax.sklearn.additive_choice import ROWS
+from bilevax.study.kept import Stage
+from bilevax.study.preparation import Prepared
+from bilevax.study.settings import TuneSettings
+from bilevax.study.target import Target
+from bilevax.tables.additive import Source, cells, sources_of
+from bilevax.tables.file_set import concatenated
+from bilevax.tables.labels import label_text
+from bilevax.tables.marginals import LevelCounts, Marginal, NumberCounts
+from bilevax.tables.pieces import Pieces
+from bilevax.tables.table import Column, Table
+
+
+class RowSet:
+    """All rows, which go by piece by piece.
+
+    Args:
+        pieces: gives them, as often as they are asked for.
+        target: the column that is predicted.
+        settings: how.
+
+    Attributes:
+        rows: those with a target; known after :meth:`sample`.
+        stage: told how far a pass is.
+
+    Raises:
+        ParameterError: a setting needs the rows as a table.
+    """
+
+    def __init__(self, pieces: Pieces, target: str, settings: TuneSettings) -> None:
+        for name in ("group", "time_column"):
+            if getattr(settings, name) is not None:
+                option = "--" + name.replace("_", "-")
+                raise ParameterError(f"{option} splits rows of a table that fits into memory; {pieces.name} does not")
+        if settings.is_linear:
+            raise ParameterError(f"--model linear is of a table that fits into memory; {pieces.name} does not")
+        self.pieces, self.rows, self._target, self._settings = pieces, pieces.rows, target, settings
+        self.stage: Stage = lambda name, **more: None
+        self._drawn, self._test = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._ended: Callable[[], bool] = lambda: False
+        self._goal: Target | None = None
+        self._names: list[str] = []
+        self._counts: dict[Source, NumberCounts | LevelCounts] = {}
+        self._passes = 0
+
+    def sample(self) -> Table:
+        """Rows at random, of which as many as a choice is made on train, in their order; a pass.
+
+        Raises:
+            DataError: a fault of the files.
+        """
+        n, settings = self.pieces.rows, self._settings
+        most = int(np.ceil(ROWS / (1.0 - settings.test_size)))
+        random = np.random.default_rng(settings.seed)
+        self._drawn = np.sort(random.choice(n, min(n, most), replace=False)) if n else self._drawn
+        parts, self.rows = [], 0
+        for table in self._tables("drawing rows"):
+            own = self._within(self._drawn, table) - table.before
+            parts.append(table.take(own))
+            self.rows += int(np.sum(~table.column(self._target).missing))
+        note = (
+            f"{n:,} rows are too many to hold: {len(self._drawn):,} of them, drawn at random, are looked at, chosen on "
+            "and tested on; the model is fitted to all but those of the test"
+        )
+        return concatenated(self.pieces._replace(notes=(*self.pieces.notes, note)), parts)
+
+    def begin(self, prepared: Prepared, ended: Callable[[], bool]) -> None:
+        """Rows are to be those of a prepared sample, without its test; :meth:`count` comes next.
+
+        Args:
+            prepared: the sample.
+            ended: whether the passes are to end.
+        """
+        features = prepared.features
+        self._goal, self._names, self._ended = prepared.target, list(features.names), ended
+        self._test = self._drawn[prepared.places[prepared.split.test]]
+        self._counts = {
+            source: LevelCounts() if source.kind == "text" else NumberCounts(cells(features, source))
+            for column in features.columns
+            for source in sources_of(column)
+        }
+        self._passes = 0
+
+    def of_all(self, prepared: Prepared) -> Prepared:
+        """A prepared sample whose rows have their numbers among all."""
+        return prepared._replace(places=self._drawn[prepared.places])
+
+    def marginal(self, source: Source) -> Marginal:
+        """Of the cells of an effect."""
+        return self._counts[source].found()
+
+    def count(self) -> None:
+        """What the columns hold; a pass, that of some rows will do if the passes are to end."""
+        for table, _ in self._training("counting what columns hold"):
+            for source, counts in self._counts.items():
+                counts.add(cells(table, source))
+            if self.ended():
+                return
+
+    def rows_of_pass(self) -> Iterator[tuple[Table, np.ndarray]]:
+        """Features and targets."""
+        self._passes += 1
+        yield from self._training(f"fitting to every row, pass {self._passes}")
+
+    def ended(self) -> bool:
+        """Whether the passes are to end."""
+        return self._ended()
+
+    def _training(self, name: str) -> Iterator[tuple[Table, np.ndarray]]:
+        """Features and targets of the rows that have one, but those of the test."""
+        for table in self._tables(name):
+            y = self._values(table)
+            there = y >= 0 if y.dtype.kind == "i" else ~np.isnan(y)
+            there[self._within(self._test, table) - table.before] = False
+            yield table.select(self._names).take(np.flatnonzero(there)), y[there]
+
+    def _within(self, rows: np.ndarray, table: Table) -> np.ndarray:
+        start, stop = np.searchsorted(rows, [table.before, table.before + table.rows])
+        return rows[start:stop]
+
+    def _tables(self, name: str) -> Iterator[Table]:
+        """The pieces, and how far they are."""
+        begun, n = time.perf_counter(), self.pieces.rows
+        for table in self.pieces.tables():
+            done, seconds = table.before, time.perf_counter() - begun
+            left = seconds * (n / done - 1.0) if done else None
+            self.stage(name, done=done, of=n, seconds_left=left)
+            yield table
+
+    def _values(self, table: Table) -> np.ndarray:
+        """Targets as the sample has them, -1 or NaN where missing."""
+        assert self._goal is not None
+        column, goal = table.column(self._target), self._goal
+        if goal.labels is not None:
+            return _codes(column, goal, table)
+        if found := column.other_than("number"):
+            raise DataError(f"{table.name}: target '{column.name}' holds {found}; rows before hold numbers")
+        y = column.values
+        least = float(np.nanmin(y, initial=np.inf))
+        if (goal.task == "count" and least < 0.0) or (goal.task == "amount" and least <= 0.0):
+            raise DataError(f"{table.name}: target '{column.name}' holds {least:g}, which no {goal.task} is")
+        return y
+
+
+def _codes(column: Column, goal: Target, table: Table) -> np.ndarray:
+    """The numbers of classes, -1 where missing."""
+    assert goal.labels is not None
+    classes, missing = goal.labels.classes, column.missing
+    text = isinstance(classes[0], str)
+    cells_ = column.as_text().values if text else column.values
+    distinct, inverse = np.unique(cells_[~missing], return_inverse=True)
+    known = {label if text else float(label): code for code, label in enumerate(classes)}
+    of = np.array([known.get(label, -1) for label in distinct.tolist()], np.int64)
+    if (of < 0).any():
+        strange = distinct[int(np.argmin(of))]
+        raise DataError(
+            f"{table.name}: target '{column.name}' has the label '{label_text(strange)}', which none of the rows has "
+            "that were drawn; merge rare labels into others, or leave their rows out"
+        )
+    out = np.full(len(missing), -1, np.int64)
+    out[~missing] = of[inverse]
+    return out

@@ -1,0 +1,134 @@
+"""Tables of many Parquet files, which are read in pieces, the next one while one is in use."""
+
+import glob
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from bilevax.core.errors import DataError
+from bilevax.tables.arrow import arrow_column, kept_column
+from bilevax.tables.parquet_file import ParquetFile, open_parquet
+from bilevax.tables.pieces import Pieces
+from bilevax.tables.reading import Reading
+from bilevax.tables.table import Column, Kind, Table
+
+BYTES, FEWEST, MOST = 1 << 26, 1 << 14, 1 << 18
+"""Of the numbers in a piece, about; its rows."""
+
+_SUFFIXES = (".parquet", ".pq")
+
+T = TypeVar("T")
+
+
+def files_of(name: str) -> list[Path] | None:
+    """The Parquet files in a directory, or those that a pattern such as ``2024/*.parquet`` means; None of others."""
+    path = Path(name)
+    if path.is_dir():
+        found = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        files = [file for file in found if not any(part[0] in "._" for part in file.relative_to(path).parts)]
+    elif not path.exists() and glob.has_magic(name):
+        files = [Path(file) for file in glob.glob(name, recursive=True)]
+    else:
+        return None
+    return sorted(files) or None
+
+
+def open_set(name: str, paths: Sequence[Path], reading: Reading) -> Pieces:
+    """The rows of Parquet files, one file after the other; at first their footers alone are read.
+
+    Args:
+        name: of the set.
+        paths: of the files.
+        reading: which columns, and as what; the cells are not counted, as they are never there together.
+
+    Raises:
+        DataError: a file has a fault, or other columns than the first.
+    """
+    reading = reading._replace(max_cells=2**63)
+    files = [open_parquet(path.name, path, reading) for path in paths]
+    first = files[0]
+    for file in files[1:]:
+        _require_alike(first, file)
+    rows = int(np.clip(BYTES // (8 * max(len(first.wanted), 1)), FEWEST, MOST))
+
+    def tables() -> Iterator[Table]:
+        before = 0
+        for file in files:
+            for table in _tables(file, reading, rows):
+                yield _numbered(table, before)
+                before += table.rows
+
+    others = tuple(label for j, label in enumerate(first.names) if j not in first.wanted and label)
+    by_name = any("=" in part for path in paths for part in path.parts[:-1])
+    notes = ("what the names of directories say (COLUMN=VALUE) is not read",) if by_name else ()
+    told = [(path.name, path.stat().st_size, file.rows) for path, file in zip(paths, files, strict=True)]
+    known = hashlib.sha256(repr(told).encode()).hexdigest()
+    return Pieces(name, sum(file.rows for file in files), others, notes, lambda: ahead(tables()), known)
+
+
+def _require_alike(first: ParquetFile, file: ParquetFile) -> None:
+    known = dict(zip(first.names, first.types, strict=True))
+    for j in file.wanted:
+        label, kind = file.names[j], file.types[j]
+        if label not in known:
+            raise DataError(f"{file.name} has a column '{label}', which {first.name} has not; all must be alike")
+        if kind != known[label]:
+            raise DataError(
+                f"column '{label}' is {known[label]} in {first.name} and {kind} in {file.name}; all must be alike"
+            )
+    if absent := {first.names[j] for j in first.wanted} - set(file.names):
+        raise DataError(f"{file.name} has no column '{min(absent)}', which {first.name} has; all must be alike")
+
+
+def _tables(file: ParquetFile, reading: Reading, rows: int) -> Iterator[Table]:
+    wanted, kept, before = reading.choose(file.name, file.names), reading.kept(file.names), 0
+    for arrays in file.batches(rows):
+        of = {j: pa.chunked_array([array]) for j, array in zip(file.wanted, arrays, strict=True)}
+        columns = tuple(arrow_column(file.name, file.names[j], of[j], reading, before) for j in wanted)
+        passed = tuple(kept_column(file.name, file.names[j], of[j]) for j in kept)
+        yield Table(file.name, columns, kept=passed)
+        before += len(arrays[0])
+
+
+def _numbered(table: Table, before: int) -> Table:
+    return Table(table.name, table.columns, kept=table.kept, before=before)
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, of which a thread makes the next one while one is in use."""
+    with ThreadPoolExecutor(1, "bilevax-rows") as thread:
+        make = iter(items)
+        job = thread.submit(next, make, None)
+        while (item := job.result()) is not None:
+            job = thread.submit(next, make, None)
+            yield item
+
+
+def concatenated(pieces: Pieces, tables: Iterable[Table] | None = None) -> Table:
+    """The rows of all pieces, or those that were taken from them, as a table.
+
+    Raises:
+        DataError: there are none, or a column holds texts in one and other cells in another.
+    """
+    parts = list(pieces.tables() if tables is None else tables)
+    if not parts:
+        raise DataError(f"{pieces.name}: no rows")
+    columns, kept = (
+        tuple(_column(pieces.name, of) for of in zip(*each, strict=True))
+        for each in ([table.columns for table in parts], [table.kept for table in parts])
+    )
+    return Table(pieces.name, columns, pieces.notes, pieces.sha256, pieces.others, kept)
+
+
+def _column(source: str, parts: Sequence[Column]) -> Column:
+    kinds: set[Kind] = {part.kind for part in parts}
+    if len(kinds) > 1 and not kinds <= {"number", "integer"}:
+        told = " and ".join(f"{kind}s" for kind in sorted(kinds))
+        raise DataError(f"{source}: column '{parts[0].name}' holds {told}; have it read as one kind (--types)")
+    kind = parts[0].kind if len(kinds) == 1 else "number"
+    return Column(parts[0].name, kind, np.concatenate([part.values for part in parts]), parts[0].order)
