@@ -13,7 +13,10 @@ Operations may also be judged by their influence: with a factor m_o of each, 1 n
 -dE / dm_o, about, how w answers included. That is one hypergradient at factors of one, of a network in which all
 operations have equal weights.
 
-RESULT
+With three seeds: the networks lose between .201 and 2.3, and of the twenty-five first-order DARTS chose the second best
+each time; iDARTS was at 4.7 in the mean, among the best five but not better, as its paper finds elsewhere;
+the choice by influence was at 6.7. Kendall's tau with what networks with an operation lose in the mean is .17 of DARTS'
+weights, .37 of iDARTS', .00 of influences: on this table they are no better guide than weights.
 
 References: Zhang, Su, Pan, Chang, Abbasnejad, Haffari (2021), arXiv:2106.10784, iDARTS; Liu, Simonyan, Yang (2019),
 arXiv:1806.09055, DARTS; Zhang, Huang, Yang (2022), NeurIPS 35, for operations by influence: in its spirit.
@@ -154,7 +157,7 @@ def agreement(losses, scores):
 
 
 def main(quick=False):
-    updates, batch, seeds, steps = (150, 16, 1, 0) if quick else (600, 64, 3, 400)
+    updates, batch, seeds, steps = (60, 16, 1, 0) if quick else (600, 64, 3, 400)
     train, val, test = jax.tree.map(jnp.asarray, images())
     sources, every = ([bx.Arrays(rows, batch_size=size) for rows in (train, val)] for size in (BATCH, None))
     rows = np.random.default_rng(0).integers(0, 600, (updates, batch))
