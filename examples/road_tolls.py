@@ -13,9 +13,8 @@ equilibrium is one choice, so that the least F is no more. Descent finds a local
 of the best tolls known; that it is the least, nothing here proves.
 
 Braess's network, with four vehicles in place of six, has a road that all of them take and few should: it is tolled, and
-tolls can be tried on a grid. The Sioux Falls network has
-76 links and 528 pairs of places; the four shortest paths of each pair are open, and the twelve links with the largest
-loss are tolled.
+tolls can be tried on a grid. The Sioux Falls network has 76 links and 528 pairs of places; the four shortest paths of
+each pair are open, and the twelve links are tolled where one more vehicle costs the others most.
 
 With one seed, Braess: 325.144 without a toll; above 287.3900, 287.3886 and 287.3856 by 1, 4 and 16 rounds, as far as
 Adam goes, since of a single toll one round tells the direction; 287.384629 at the best of the grid, below 287.384615 by

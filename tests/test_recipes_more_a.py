@@ -6,7 +6,7 @@ from recipe_rig import checked
 
 def reward_design(f):
     assert f["hypergradient_at_last"] < 0.11 * f["hypergradient_at_first"]  # (1 - .008)^300 = .09
-    assert f["standard_errors_off"] < 4
+    assert f["standard_errors_off"] < 4 < 6 < f["standard_errors_of_the_truth"]
 
 
 def road_tolls(f):

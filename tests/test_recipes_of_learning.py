@@ -1,4 +1,4 @@
-"""Recipes of ``examples/`` on learning to learn, what to keep or hide, and rewards, as in ``test_recipes.py``."""
+"""The recipes of ``examples/`` on learning to learn, on what to keep or hide, and on rewards."""
 
 import pytest
 from recipe_rig import checked
