@@ -14,7 +14,7 @@ Operations may also be judged by their influence: with a factor m_o of each, 1 n
 operations have equal weights.
 
 With three seeds: the networks lose between .201 and 2.3, and of the twenty-five first-order DARTS chose the second best
-each time; iDARTS was at 4.7 in the mean, among the best five but not better, as its paper finds elsewhere;
+each time; iDARTS was at 4.7 in the mean, among the best five but no better, unlike in its paper;
 the choice by influence was at 6.7. Kendall's tau with what networks with an operation lose in the mean is .17 of DARTS'
 weights, .37 of iDARTS', .00 of influences: on this table they are no better guide than weights.
 

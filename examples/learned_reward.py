@@ -12,8 +12,9 @@ Whoever tunes to a metric may learn to please it: the true quality of what is wr
 writer knows that the metric follows it (the hypergradient), or does not (``ProductNeumann(0)``, no multiplier). In the
 spirit of the paper, whose writer translates and whose metric was fitted before; features are random here.
 
-With three seeds, 5,000 new sources each: metric and quality of what is written are 1.54 and 1.58 by likelihood alone,
-1.84 and 1.84 by the reward for half of the steps, 1.85 and 1.85 with the multiplier.
+With three seeds, 5,000 new sources each: metric and quality of what is written are 1.67 and 1.71 half-way, 1.54 and
+1.58 if likelihood goes on, 1.84 and 1.84 by the reward, 1.85 and 1.85 with the multiplier: the metric is higher by
+19 %, and true quality with it.
 
 References: Shu, Yoo, Ha (2021), arXiv:2104.07541, for the reward and the loss that ranks.
 """

@@ -53,6 +53,19 @@ def test_one_model_solves_the_elastic_net(ratio):
         np.testing.assert_allclose(out.value, expected.coef_, rtol=1e-8, atol=1e-10)
 
 
+def test_more_columns_than_rows():
+    """The first sweeps keep more columns than there are rows, and the system on these is singular."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 60))
+    X, w = X + 0.7 * np.roll(X, 1, 1), np.where(np.arange(60) % 6 == 0, 1.0, 0.0)
+    y = X @ w + 2.0 * rng.normal(size=30)
+    alpha = np.max(np.abs(X.T @ y)) / 30 / 100
+    out = SOLVER.solve(bx.ProximalStep(squares, soft), jnp.zeros(60), jnp.log(alpha), bx.Arrays((X, y)))
+    expected = ElasticNet(alpha, l1_ratio=1.0, fit_intercept=False, tol=1e-13, max_iter=1_000_000).fit(X, y)
+    assert out.code == bx.Code.OK
+    np.testing.assert_allclose(out.value, expected.coef_, atol=1e-7)
+
+
 def test_logistic_regression_from_far_away():
     """From there the quadratic model is so wrong that its minimum is a worse point: the Hessian must be damped."""
     X, y = standardized(load_breast_cancer)

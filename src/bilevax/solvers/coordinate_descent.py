@@ -162,8 +162,9 @@ class CoordinateDescent:
             # I - D (I - s H)
             system = jnp.diag(1.0 - D) + (D * s)[:, None] * H
             there = u + jnp.linalg.solve(system, residual)
-            # taken if it ends the search alone: sweeps descend, and such a step for another support need not
-            u = jnp.where(solved(there, move(there)), there, u)
+            # taken if it ends the search alone: sweeps descend, and such a step for another support need not, least of
+            # all where the system is singular (a support of more than n) and its length would excuse any residual
+            u = jnp.where(solved(u, move(there)), there, u)
             return u, move(u), k + 1
 
         def solved(u: Array, residual: Array) -> Array:
