@@ -63,8 +63,8 @@ def _texts(kept: dict[str, Any]) -> list[str]:
         return []
     out = [
         f"## Measured on texts\n\n`python -m benchmarks text`, {_day(kept)}; every model has the same"
-        " tf-idf matrix (words alone of the news; of the reviews pairs of words and characters, too). Differences are the"
-        " tuned model's less that of the row, on the same test rows, ± their standard errors. Seconds are of CPU,"
+        " tf-idf matrix (words alone of the news; of the reviews pairs of words and characters, too). Differences are"
+        " the tuned model's less that of the row, on the same test rows, ± their standard errors. Seconds are of CPU,"
         " encoding included, on a machine that was shared.\n"
     ]
     for row in kept["rows"]:
