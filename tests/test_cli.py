@@ -47,7 +47,7 @@ class Quick(ClassifierMixin, BaseEstimator):
         self.penalty_per, self.class_weight, self.scoring = penalty_per, class_weight, scoring
         self.method, self.steps, self.random_state = method, steps, random_state
 
-    def fit(self, X, y, *, groups=None, validation=None, callback=None, run=None):
+    def fit(self, X, y, *, groups=None, validation=None, blocks=None, callback=None, run=None):
         self.n_iter_, self.interrupted_ = 0, False
         try:
             for step in range(4):

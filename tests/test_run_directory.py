@@ -489,7 +489,7 @@ class Quick(ClassifierMixin, BaseEstimator):
     def __init__(self, penalty_per="", *, class_weight=None, scoring="", method="", steps=1, random_state=0):
         self.steps = steps
 
-    def fit(self, X, y, *, groups=None, validation=None, callback=None, run=None):
+    def fit(self, X, y, *, groups=None, validation=None, blocks=None, callback=None, run=None):
         type(self).given = run
         files.make_directory(run.directory / "step_00000001")
         losses = {"tuning_loss": 0.5, "validation_loss": 0.5, "gradient_norm": 0.1}

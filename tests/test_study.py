@@ -61,7 +61,7 @@ class QuickEstimator(ClassifierMixin, BaseEstimator):
         self.penalty_per, self.class_weight, self.scoring = penalty_per, class_weight, scoring
         self.method, self.steps, self.random_state = method, steps, random_state
 
-    def fit(self, X, y, *, groups=None, validation=None, callback=None, run=None):
+    def fit(self, X, y, *, groups=None, validation=None, blocks=None, callback=None, run=None):
         QuickEstimator.last = self
         self.given_ = (X, y, groups, validation)
         self.interrupted_, self.history_ = False, []

@@ -39,7 +39,7 @@ LOWEST = 1e-8
 TOLERANCES = 1e-3, 3e-4
 """Of the models on the path of single penalties, and along the descent."""
 
-FINAL = 1e-5
+FINAL = 1e-4
 """Of the final model."""
 
 
