@@ -17,6 +17,6 @@ QUESTIONS = (
     "core", "first_calls", "memory", "outer_loop", "online", "checkpoints", "streams", "many_rows", "two_commits",
     "structure", "verdicts", "coverage", "deterministic", "contraction",
     "planner", "targets", "joint_sid", "paper",
-    "nsid", "mixed_fp", "newsgroups", "against_grid", "elastic_net", "additive", "labels", "networks",
+    "nsid", "mixed_fp", "newsgroups", "against_grid", "elastic_net", "additive", "labels", "networks", "text", "wide",
     "compare", "default_steps", "step_rules",
 )  # fmt: skip

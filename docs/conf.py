@@ -25,6 +25,7 @@ extensions = [
     "docstrings",
     "cards",
     "recipes",
+    "family",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_ext", "_recipes", "_templates", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]

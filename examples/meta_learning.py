@@ -1,43 +1,48 @@
-"""Meta-learning: a representation for which a few images of new classes are enough.
+"""Meta-learning: a representation for which one image of a new letter is enough, nearly.
 
-A task t has five classes, a few images of each to learn from (support) and others to be judged by (query). A network
-lam turns an image into features; each task fits a linear model w_t of its own to those of its support:
+A task t has five letters, one image of each to learn from (support) and others to be judged by (query). A network lam
+turns an image into features; each task fits a linear model w_t of its own to those of its support:
 
     minimise over lam   E(w(lam), lam) = mean_t mean_query l(w_t; h(x; lam), y),
     w_t(lam) = argmin_w mean_support l(w; h(x; lam), y) + (decay / 2) |w|^2
 
 The hypergradient has two parts: how the query's features change, and how the linear model does, as its support's
-features change. ``BSGM`` solves all tasks' inner problems anew in every step. Beside it stands plain fine-tuning: the
-same network, trained by Adam to tell all classes of the training tasks apart, of which each new task refits the last
-layer, or goes on with all layers. New tasks have classes that no training task has.
+features change. Every step is on new tasks, whose inner problems are solved from scratch: ``value_and_hypergradient``
+in a loop of one's own. Beside it stands plain fine-tuning: the same network, trained by Adam to tell all letters of the
+training tasks apart, of which each new task refits the last layer, or goes on with all layers.
 
-Images are Fashion-MNIST's, averaged to 14 x 14, and each of its ten classes turned by 0, 90, 180 and 270 degrees counts
-as four, so that there are twenty classes to train with and twenty others for new tasks; in a hurry, scikit-learn's
-digits likewise.
+Training tasks are of Latin letters, new ones of Armenian letters, all drawn with twelve fonts that come with
+matplotlib, turned, sheared and moved at random.
+
+With three seeds, 200 new tasks each: accuracy .722 after 600 steps of 20 tasks, beside .642 of fine-tuning the last
+layer, .653 of all layers, .374 without any training; the least gain of a seed over both kinds of fine-tuning is .059.
 
 References: Franceschi, Frasconi, Salzo, Grazzi, Pontil (2018), arXiv:1806.04910, for representations as outer variable;
-Grazzi, Pontil, Salzo (2023), arXiv:2202.03397, for the algorithm, with such an experiment.
+Grazzi, Pontil, Salzo (2023), arXiv:2202.03397, with such an experiment.
 """
 
-import gzip
-import os
+import string
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
+from matplotlib.ft2font import FT2Font
+from scipy import ndimage
 
 import bilevax as bx
 
-WAYS, QUERIES, DECAY = 5, 15, 0.01
-FASHION = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))  # Debian: dataset-fashion-mnist
+WAYS, QUERIES, TASKS, DECAY, SIDE, HIDDEN = 5, 10, 20, 0.01, 14, 64
+LATIN, ARMENIAN = [ord(letter) for letter in string.ascii_letters], range(0x531, 0x557)
+FONTS = sorted(Path(mpl.get_data_path()).glob("fonts/ttf/DejaVu*[!y].ttf"))  # all but those for displays
 
 
 # %%
-# The network, without and with a last layer.
+# The network, and both levels, of all tasks at once: a row of the data is a task, x is [tasks, images, pixels], w
+# [tasks, features, classes].
 
 
 def features(layers, x):
@@ -46,110 +51,159 @@ def features(layers, x):
     return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
 
 
-def losses(w, layers, x, y):
-    return optax.softmax_cross_entropy_with_integer_labels(features(layers, x) @ w, y)
+def query_loss(w, lam, batch):
+    x, y = batch
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(features(lam, x) @ w, y))
 
 
-def start(*sizes, seed):
+def support_loss(w, lam, batch):
+    return query_loss(w, lam, batch) + 0.5 * DECAY * jnp.sum(w**2) / len(w)
+
+
+problem = bx.Problem(bx.GradientStep(support_loss), query_loss)
+solved = bx.SID(inner=bx.LBFGS(tol=1e-3), linear=bx.CG(tol=1e-2))
+
+
+def layers(seed):
     rng = np.random.default_rng(seed)
-    shapes = zip(sizes[:-1], sizes[1:], strict=True)
+    shapes = (SIDE**2, HIDDEN), (HIDDEN, HIDDEN)
     return [(np.float32(rng.normal(size=(a, b)) * (2 / a) ** 0.5), np.zeros(b, np.float32)) for a, b in shapes]
 
 
 # %%
-# The two levels, of all tasks at once: a row of the data is a task, x is [tasks, images, pixels], w [tasks, features,
-# classes].
+# Letters, [letters, images, pixels], and tasks of them.
 
 
-def support_loss(w, lam, batch):
-    data = jnp.mean(losses(w, lam, *batch))
-    return data + 0.5 * DECAY * jnp.sum(w**2) / len(w)
+def drawn(font, code):
+    face = FT2Font(str(font))
+    face.set_size(24, 72)
+    face.set_text(chr(code))
+    face.draw_glyphs_to_bitmap()
+    return ndimage.gaussian_filter(np.array(face.get_image()) / 255, 0.6)
 
 
-def query_loss(w, lam, batch):
-    return jnp.mean(losses(w, lam, *batch))
+def distorted(image, rng):
+    angle, shear = rng.normal(scale=0.2, size=2)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    A = np.exp(rng.normal(scale=0.1)) * max(image.shape) / (SIDE - 2) * turn @ [[1, shear], [0, 1]]
+    middle = (np.array(image.shape) - 1) / 2 - A @ ((SIDE - 1) / 2 + rng.normal(scale=0.7, size=2))
+    return ndimage.affine_transform(image, A, middle, (SIDE, SIDE), order=1).ravel()
 
 
-problem = bx.Problem(bx.GradientStep(support_loss), query_loss)
+def alphabet(codes, fonts, copies, seed):
+    rng = np.random.default_rng(seed)
+    images = [[distorted(drawn(font, code), rng) for font in fonts for _ in range(copies)] for code in codes]
+    return (np.float32(images) - 0.2) / 0.33
 
 
-# %%
-# Images by class, [classes, images, pixels], and tasks of them.
-
-
-def fashion():
-    def read(name, skip):
-        return np.frombuffer(gzip.decompress((FASHION / f"train-{name}.gz").read_bytes()), np.uint8, offset=skip)
-
-    x = read("images-idx3-ubyte", 16).reshape(-1, 14, 2, 14, 2).mean((2, 4)) / 255
-    return x, read("labels-idx1-ubyte", 8)
-
-
-def classes(quick):
-    x, y = load_digits(return_X_y=True) if quick else fashion()
-    x, number = x.reshape(len(x), *2 * [int(x[0].size ** 0.5)]), min(np.bincount(y))
-    by_class = np.stack([x[y == k][:number] for k in range(10)])
-    turned = np.stack([np.rot90(by_class, turns, (2, 3)) for turns in range(4)], 1)
-    turned = (turned - turned.mean()) / turned.std()
-    return np.float32(turned.reshape(2, 20, number, -1))
-
-
-def tasks(images, number, shots, seed):
-    rng, x = np.random.default_rng(seed), []
-    for _ in range(number):
-        ways = rng.choice(len(images), WAYS, replace=False)
-        x.append([images[k, rng.choice(images.shape[1], shots + QUERIES, replace=False)] for k in ways])
-    x, y = np.array(x), np.broadcast_to(np.arange(WAYS)[:, None], (number, WAYS, shots + QUERIES))
-    parts = [(x[:, :, at], y[:, :, at]) for at in (slice(shots), slice(shots, None))]
-    return [bx.Arrays((a.reshape(number, -1, x.shape[-1]), b.reshape(number, -1))) for a, b in parts]
+def tasks(images, seed):
+    rng = np.random.default_rng(seed)
+    ways = np.stack([rng.choice(len(images), WAYS, replace=False) for _ in range(TASKS)])
+    which = np.stack([rng.choice(images.shape[1], 1 + QUERIES, replace=False) for _ in range(TASKS * WAYS)])
+    x = images[ways[:, :, None], which.reshape(TASKS, WAYS, -1)]
+    y = np.broadcast_to(np.arange(WAYS)[:, None], x.shape[:3])
+    parts = [(x[:, :, at], y[:, :, at]) for at in (slice(1), slice(1, None))]
+    return [bx.Arrays((x.reshape(TASKS, -1, SIDE**2), y.reshape(TASKS, -1))) for x, y in parts]
 
 
 # %%
-# The rival: all classes at once.
+# Meta-learning, and the rival, which is a step of Adam on minibatches of rows ``at``.
+
+w0, key = np.zeros((TASKS, HIDDEN, WAYS), np.float32), jax.random.key(0)
+adam = optax.adam(3e-3)
 
 
 @jax.jit
-def trained(layers, w, x, y, batches, rate):
-    adam = optax.adam(rate)
+def moved(lam, moments, gradient):
+    change, moments = adam.update(gradient, moments)
+    return optax.apply_updates(lam, change), moments
+
+
+def meta_learned(lam, images, steps, seed):
+    moments = adam.init(lam)
+    for step in range(steps):
+        new = tasks(images, (seed, step))
+        _, gradient = bx.value_and_hypergradient(problem, solved, w0, lam, *new, key=key)
+        lam, moments = moved(lam, moments, gradient)
+    return lam
+
+
+@jax.jit
+def trained(model, x, y, rows):
+    optimiser = optax.adam(1e-3)
 
     def step(state, at):
         model, moments = state
-        gradient = jax.grad(lambda model: jnp.mean(losses(*model, x[at], y[at])))(model)
-        change, moments = adam.update(gradient, moments)
+        gradient = jax.grad(lambda model: query_loss(*model, (x[at], y[at])))(model)
+        change, moments = optimiser.update(gradient, moments)
         return (optax.apply_updates(model, change), moments), None
 
-    model = w, layers
-    return jax.lax.scan(step, (model, adam.init(model)), batches)[0][0]
+    return jax.lax.scan(step, (model, optimiser.init(model)), rows)[0][0]
+
+
+def told_apart(lam, images, steps, seed):
+    number, copies = images.shape[:2]
+    y, x = np.repeat(np.arange(number), copies), images.reshape(number * copies, -1)
+    rows = np.random.default_rng(seed).integers(0, len(y), (steps, 128))
+    return trained((np.zeros((HIDDEN, number), np.float32), lam), x, y, rows)[1]
+
+
+# %%
+# The accuracy on the queries of new tasks, with the last layer fitted to their support, and all layers from there.
+
+
+@jax.jit
+def right(w, lam, rows):
+    x, y = rows
+    return jnp.mean(jnp.argmax(jax.vmap(features)(lam, x) @ w, -1) == y)
+
+
+def accuracies(lam, images, rounds, seed):
+    out, every = [], np.broadcast_to(np.arange(WAYS), (50, WAYS))
+    copies = jax.tree.map(lambda x: np.broadcast_to(x, (TASKS, *x.shape)), lam)
+    for number in range(rounds):
+        support, query = tasks(images, (seed, number, 1))
+        w = bx.hypergradient(problem, solved, w0, lam, support, query, key=key, report=False).w
+        all_layers = jax.vmap(trained, (0, 0, 0, None))((w, copies), *support.data, every)
+        out.append([right(w, copies, query.data), right(*all_layers, query.data)])
+    return np.mean(out, 0)
 
 
 def main(quick=False):
-    import sys,time
-    shots, number, new, steps, sizes = (3, 20, 20, 15, (64, 32)) if quick else (5, 200, 200, 150, (196, 64, 64))
-    images, key = classes(quick), jax.random.key(0)
-    seeds = (0,) if quick else (0, 1, 2)
-    sid = bx.SID(inner=bx.LBFGS(tol=1e-3), linear=bx.CG(tol=1e-2))
-    bsgm = bx.BSGM(sid, bx.optim("adam", learning_rate=3e-3))
-    for seed in seeds:
-        lam = start(*sizes, seed=seed)
-        support, query = tasks(images[0], number, shots, seed)
-        t=time.time()
-        w0 = np.zeros((number, sizes[-1], WAYS), np.float32)
-        result = bx.minimize(problem, bsgm, w0, lam, support, query, steps=steps, key=key)
-        print(result.code, result.message, [float(v) for v in result.history.outer_value][::10],time.time()-t)
-        s2,q2=tasks(images[1],new,shots,seed+100)
-        def accuracy(lam):
-            w = bx.retrain_gap(problem, np.zeros((new,sizes[-1],WAYS),np.float32), lam, np.zeros((new,sizes[-1],WAYS),np.float32), s2, q2, key=key).w
-            x,y=q2.data
-            return float(jnp.mean(jnp.argmax(features(lam,x)@w,-1)==y))
-        n,m=images[0].shape[:2]
-        x,y=images[0].reshape(n*m,-1),np.repeat(np.arange(n),m)
-        rng=np.random.default_rng(seed)
-        for upd in ((100,) if quick else (1000,5000)):
-            t=time.time()
-            model = trained(lam, np.zeros((sizes[-1],n),np.float32), jnp.asarray(x), jnp.asarray(y), rng.integers(0,n*m,(upd,128)), 1e-3)
-            print("pretrained",upd,accuracy(model[1]),time.time()-t)
-        print("random",accuracy(lam),"meta",accuracy(result.lam))
-    return {}
+    seeds, copies, steps, updates, rounds = (1, 4, 25, 40, 2) if quick else (3, 8, 600, 3000, 10)
+    fonts, latin, armenian = (FONTS[::4], LATIN[:12], ARMENIAN[:12]) if quick else (FONTS, LATIN, ARMENIAN)
+    old, new = (alphabet(codes, fonts, copies, seed) for seed, codes in enumerate((latin, armenian)))
+    found = []
+    for seed in range(seeds):
+        lam = layers(seed)
+        ways = lam, told_apart(lam, old, updates, seed), meta_learned(lam, old, steps, seed)
+        found.append([accuracies(lam, new, rounds, seed) for lam in ways])
+    found = np.array(found)  # [seeds, ways, last layer or all]
+    picture(new, found)
+    figures = {
+        "accuracy_untrained": found[:, 0, 0].mean(),
+        "accuracy_last_layer": found[:, 1, 0].mean(),
+        "accuracy_all_layers": found[:, 1, 1].mean(),
+        "accuracy_meta_learned": found[:, 2, 0].mean(),
+        "least_gain_of_a_seed": np.min(found[:, 2, 0] - found[:, 1].max(1)),
+    }
+    return {name: round(float(x), 4) for name, x in figures.items()}
+
+
+# %%
+# A new task: five letters, of each the one image of its support and some queries; and how many queries were right.
+
+
+def picture(images, found):
+    left, axis = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")[1]
+    support, query = (rows.data[0][0].reshape(WAYS, -1, SIDE, SIDE) for rows in tasks(images, 0))
+    rows = [np.concatenate([support[k, 0], np.full((SIDE, 3), 3.0), *query[k, :6]], 1) for k in range(WAYS)]
+    left.imshow(np.concatenate(rows), cmap="gray_r")
+    left.set(xticks=[], yticks=[], title="support | queries")
+    names, values = ("untrained", "last layer", "all layers", "meta"), found[:, [0, 1, 1, 2], [0, 0, 1, 0]]
+    axis.bar(names, values.mean(0), color="0.8")
+    axis.plot(names, values.T, "k.")
+    axis.set(ylabel="accuracy on new letters", ylim=(0.2, 0.9))
 
 
 if __name__ == "__main__":

@@ -143,16 +143,11 @@ class Rollouts:
         policy = self.maker.policy(V, x, rows)
 
         def one(key):
-            decided, others, luck = (
-                jax.random.uniform(k, shape)
-                for k, shape in zip(
-                    jax.random.split(key, 3),
-                    ((self.number, 2), self.number, (self.longest, 3, self.number)),
-                    strict=True,
-                )
-            )
+            first, second, third = jax.random.split(key, 3)
+            decided, others = (jax.random.uniform(k, (self.number, n)) for k, n in ((first, 2), (second, 1)))
+            luck = jax.random.uniform(third, (self.longest, 3, self.number))
             s, a = self.decide(decided, policy, rows["P"])
-            more = self.visits(luck, s, a, policy) - self.visits(luck, s, chosen(others, policy[s]), policy)
+            more = self.visits(luck, s, a, policy) - self.visits(luck, s, chosen(others[:, 0], policy[s]), policy)
             # grad log pi(a|s) = (grad Q_sa - grad V_s) / tau, each a sum of grad r over the visits
             score = jax.grad(lambda x: jnp.vdot(self.maker.reward(x, rows), more) / self.maker.temperature)(x)
             return jnp.concatenate([a.astype(x.dtype), s.astype(x.dtype), score, x])
@@ -200,13 +195,14 @@ class Sampled:
         return np.float32(0.0), self.places | {"score": 0 * x, "x": x}, self.table, self.table
 
     def farthest(self, x, truth, estimates):
-        """Of the mean of so many estimates, the largest distance of an entry from the truth, in standard errors."""
+        """Of the mean of so many, in standard errors: the distance from the truth, and its size; largest entries."""
 
         def one(key):
             return bx.hypergradient(self.problem, self.score, *self.args(x), key=key, report=False).value["x"]
 
         found = jax.jit(partial(jax.lax.map, one))(jax.random.split(KEY, estimates))
-        return float(jnp.max(jnp.abs(found.mean(0) - truth) / (found.std(0) / estimates**0.5)))
+        error = found.std(0) / estimates**0.5
+        return jnp.max(jnp.abs(found.mean(0) - truth) / error), jnp.max(jnp.abs(truth) / error)
 
     def descended(self, x, decay, step, steps):
         """x after so many steps along estimates, and of its decay."""
@@ -231,12 +227,10 @@ def on_the_random_process(axis, steps, estimates):
     axis.semilogy(found.history.step, found.history.gradient_norm)
     axis.set(xlabel="outer steps", ylabel="norm of the hypergradient", title="random process")
     sampled = Sampled(RANDOM, same_action, single, two_in_one_state, 2)
-    return {
-        "hypergradient_at_first": np.linalg.norm(first),
-        "hypergradient_at_last": np.linalg.norm(last),
-        # of the part that passes through the policy
-        "standard_errors_off": sampled.farthest(np.float32(x), np.float32(first - x), estimates),
-    }
+    # of the part that passes through the policy
+    off, size = sampled.farthest(np.float32(x), np.float32(first - x), estimates)
+    norms = {"hypergradient_at_first": np.linalg.norm(first), "hypergradient_at_last": np.linalg.norm(last)}
+    return norms | {"standard_errors_off": off, "standard_errors_of_the_truth": size}
 
 
 def from_rollouts(steps):
@@ -263,7 +257,8 @@ def on_the_lake(axis, steps, sampled_steps, estimates):
         axis.text(*divmod(s, len(LAKE))[::-1], tile, ha="center", va="center")
     axis.set(xticks=[], yticks=[], title="payments on the lake")
     chances = {f"chance_{name}": 0.5 * MU * float(at[name] @ at[name]) - value for name, value in values.items()}
-    return chances | {"standard_errors_off_on_the_lake": sampled.farthest(middle, truth, estimates)}
+    off, size = sampled.farthest(middle, truth, estimates)
+    return chances | {"standard_errors_off_on_the_lake": off, "standard_errors_of_the_truth_on_the_lake": size}
 
 
 # %%
@@ -273,10 +268,10 @@ def on_the_lake(axis, steps, sampled_steps, estimates):
 def main(quick=False):
     axes = plt.subplots(1, 1 if quick else 2, figsize=(8, 3), layout="constrained", squeeze=False)[1][0]
     if quick:
-        figures = on_the_random_process(axes[0], 300, 50)
+        figures = on_the_random_process(axes[0], 300, 200)
     else:
-        figures = on_the_random_process(axes[0], 3000, 2000) | from_rollouts(600) | on_the_lake(axes[1], 200, 400, 1000)
-    return {name: float(f"{figure:.4g}") for name, figure in figures.items()}
+        figures = on_the_random_process(axes[0], 3000, 2000) | from_rollouts(600) | on_the_lake(axes[1], 200, 400, 2000)
+    return {name: float(f"{float(figure):.4g}") for name, figure in figures.items()}
 
 
 if __name__ == "__main__":

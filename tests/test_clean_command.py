@@ -375,7 +375,7 @@ def test_trusted_rows_kept_aside_are_judged_as_labels_drawn_for_them_are(monkeyp
     mask = np.arange(300) < 90
     rows = rows_to_clean(table_from_frame(frame.assign(sure=mask)), "animal", CleanSettings(trusted_column="sure"))
     assert cleaning_check.may_be_kept_aside(rows)
-    found, calibration = cleaning_check.kept_aside(rows, CleanSettings())
+    found, calibration = cleaning_check.kept_aside(rows, CleanSettings(), T)
     (fitted, trusted), held = seen
     assert found.rows == len(held) == 45
     assert set(held) | set(fitted[trusted]) == set(frame.x[mask])
@@ -398,7 +398,7 @@ def test_trusted_rows_kept_aside_are_judged_as_labels_drawn_for_them_are(monkeyp
     del seen[:]
     apart = table_from_frame(frame[mask], name="sure.csv")
     below = rows_to_clean(table_from_frame(frame[~mask]), "animal", CleanSettings(), apart)
-    again, _ = cleaning_check.kept_aside(below, CleanSettings())
+    again, _ = cleaning_check.kept_aside(below, CleanSettings(), T)
     (fitted, (others, labels)), held = seen
     assert (again.rows, len(fitted), len(labels)) == (45, 210, 45)
     assert set(held) | set(others.column("x").values) == set(frame.x[mask])

@@ -330,14 +330,15 @@ def test_a_wrong_value_is_refused_with_a_sentence(build, message):
         build()
 
 
-def door(problem=None, estimator=None, w0=None, lam=None, **options):
+def door(problem=None, estimator=None, w0=None, lam=None, train=None, **options):
     """bx.hypergradient on a small problem, with some arguments exchanged."""
     rows = np.zeros((4, 3))
     problem = bx.Problem(bx.GradientStep(a_loss, 0.1), a_loss) if problem is None else problem
     estimator = bx.SID(bx.FixedPoint(2), bx.FixedPoint(2)) if estimator is None else estimator
     w0, lam = (np.ones(3) if x is None else x for x in (w0, lam))
     options = {"key": jax.random.key(0)} | options
-    return bx.hypergradient(problem, estimator, w0, lam, bx.Arrays(rows), bx.Arrays(rows), **options)
+    train = bx.Arrays(rows) if train is None else train
+    return bx.hypergradient(problem, estimator, w0, lam, train, bx.Arrays(rows), **options)
 
 
 def test_the_door_opens_for_right_arguments():
@@ -386,6 +387,10 @@ def a_count_loss(w, lam, batch):
         (
             {"problem": bx.Problem(a_narrower_map, a_loss)},
             r"inner_map returns float32\[3\] for leaf w, which is float64",
+        ),
+        (
+            {"train": (np.ones((3, 3)), np.ones(3))},
+            "train must be a source of rows, such as .*, got tuple",
         ),
         ({"problem": bx.Problem(a_nested_map, a_loss)}, "inner_map must return a tree like w"),
         ({"problem": bx.Problem(a_map, a_vector_loss)}, r"outer_loss must return a scalar, got \(3,\); take the mean"),

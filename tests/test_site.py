@@ -58,6 +58,20 @@ def test_a_link_that_leads_nowhere_is_seen(tmp_path):
     assert list(broken(page)) == ["#a-foot", "none.md", "https://example.com/x"]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_is_shown_as_code(page):
+    """A prompt outside of a fence is run by doctest, and shown as a quotation."""
+    assert ">>> " not in FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def test_an_example_is_shown_as_it_is_written(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    structured = importlib.import_module("docstrings").structured
+    example = ["Examples:", "    >>> found.drop_columns_ ** 2", "    a_", "", "    Of x_:", "    >>> 1"]
+    assert structured(example) == [*example[:4], "    Of x\\_:", example[5]]
+    assert structured(["So:", "", "    ``x_`` * 2"])[-1] == "    x_ * 2"
+
+
 def test_every_page_is_in_the_index_once():
     listed = []
     for path in DOCS.rglob("*.md"):

@@ -29,14 +29,16 @@ def structured(lines: list[str]) -> list[str]:
     for line in lines:
         indented = line.startswith("    ")
         fresh = not done or not done[-1].strip()
+        if line.strip():
+            example = line.lstrip().startswith((">>>", "...")) or (example and not fresh)
         if line.strip() and not indented:
             literal = False
-            example = line.startswith((">>>", "...")) or (example and not fresh)
         elif line.strip() and indented and fresh and not literal and above and not above.startswith(" "):
             literal = above not in SECTIONS
             if literal and not above.endswith("::"):
                 done += ["::", ""]
-        done.append(line if literal or example or not line.strip() else escaped(line))
+        code = literal or example or not line.strip()
+        done.append(line.replace("``", "") if literal else line if code else escaped(line))
         above = line if line.strip() else above
     return done
 

@@ -27,6 +27,7 @@ from bilevax.core.protocols import Estimator, RowSource
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.data import Stream
 from bilevax.problems.problem import Problem
+from bilevax.problems.validate import check_are_sources
 
 SOME = 20_000
 """Rows of a stream that are looked at, at most."""
@@ -93,6 +94,7 @@ def check(
         ('error', ('INTEGER_LEAF',))
     """
     key = as_key(key)
+    check_are_sources(train, val)
     train, val = (_in_memory(source, jax.random.fold_in(key, i)) for i, source in enumerate((train, val)))
     for name, source in (("train", train), ("val", val)):
         if source.all_rows is None:

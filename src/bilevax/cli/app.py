@@ -115,6 +115,14 @@ def tune(
         Literal["feature", "column", "class", "weight", "global"] | None,
         typer.Option(help="Of a linear model: what has a penalty of its own (default: feature)."),
     ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of a linear model: column of texts, to learn from its words; repeatable."),
+    ] = None,
+    characters: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of a linear model: the same from 3 to 5 characters in a row."),
+    ] = None,
     validation_size: Annotated[
         float | None,
         typer.Option(metavar="F", help="Of a linear model: share of the rows that end the tuning (default: 0.2)."),

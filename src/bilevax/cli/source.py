@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from bilevax.core.errors import UsageError
 from bilevax.tables.reading import Reading
+from bilevax.tables.svmlight import TARGET
 from bilevax.tables.table import Table, suggestion
 
 if TYPE_CHECKING:
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 HELD = 1_000_000
 """Rows of many files up to which they are read as one table."""
 
-_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".svm", ".svmlight", ".libsvm")
+_SPARSE = (".svm", ".svmlight", ".libsvm")
+_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", *_SPARSE)
 
 
 def open_table(name: str, reading: Reading) -> tuple[Table, str | None]:
-    """The table, and its target where it is a bundled data set.
+    """The table, and its target where it is a bundled data set or a svmlight file.
 
     Raises:
         UsageError: there is neither a file nor a data set of that name.
@@ -26,7 +28,8 @@ def open_table(name: str, reading: Reading) -> tuple[Table, str | None]:
 
     path = Path(name)
     if _is_there(path):
-        return read_table(path, **reading._asdict()), None
+        table = read_table(path, **reading._asdict())
+        return table, TARGET if path.suffix.lower() in _SPARSE and TARGET in table.names else None
     return _bundled(name, reading)
 
 

@@ -39,9 +39,14 @@ def divide_columns(X: Matrix, scale: np.ndarray) -> Matrix:
     return out
 
 
-def are_zero_one(X: np.ndarray) -> np.ndarray:
+def are_zero_one(X: Matrix) -> np.ndarray:
     """True of columns that hold 0 and 1 alone, bool [p]: a category, a mark, a truth value."""
-    out: np.ndarray = np.all((X == 0.0) | (X == 1.0), axis=0)
+    if scipy.sparse.issparse(X):
+        entries = X.tocoo()
+        other = (entries.data != 0.0) & (entries.data != 1.0)
+        out: np.ndarray = np.bincount(entries.col[other], minlength=X.shape[1]) == 0
+    else:
+        out = np.all((X == 0.0) | (X == 1.0), axis=0)
     return out
 
 

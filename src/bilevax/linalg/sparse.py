@@ -4,12 +4,13 @@
 loss multiplies it with dense weights, and gets dense arrays that JAX differentiates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
 from bilevax.core.config import config, static
@@ -27,7 +28,8 @@ class SparseBatch:
     their cost is not that of the longest row.
 
     ``X @ M`` with M [d, C] or [d], and ``M @ X`` with M [C, b] or [b], can be differentiated in M any number of times,
-    forward and in reverse, and mapped. Cost: one multiplication for each non-zero and C, and what it takes to write the
+    forward and in reverse, and mapped: over matrices as one product, over rows one after another. Cost: one
+    multiplication for each non-zero and C, and what it takes to write the
     result.
 
     Attributes:
@@ -117,7 +119,7 @@ def _solution(X: SparseBatch, right: tuple[Array, Array]) -> tuple[Array, Array]
         return r[0], r[1] + _gathered(X, r[0])
 
     def transpose_solve(_: object, r: tuple[Array, Array]) -> tuple[Array, Array]:
-        return r[0] + _scattered(X, r[1]), r[1]
+        return _scattered(X, r[1], r[0]), r[1]
 
     out: tuple[Array, Array] = jax.lax.custom_linear_solve(matvec, right, solve, transpose_solve)
     return out
@@ -134,6 +136,19 @@ def _prefix_sums(X: SparseBatch, W: Array) -> Array:
 
 def _gathered(X: SparseBatch, W: Array) -> Array:
     """W X^T: columns of W are gathered."""
+    out: Array = _gather(X.columns, X.values, X.extents, W)
+    return out
+
+
+def _scattered(X: SparseBatch, R: Array, start: Array) -> Array:
+    """R X + start: columns of the result are added to."""
+    out: Array = _scatter(X.columns, X.values, X.extents, R, start)
+    return out
+
+
+@custom_vmap
+def _gather(columns: Array, values: Array, extents: Array, W: Array) -> Array:
+    X = SparseBatch(columns, values, extents, W.shape[1])
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
         # S_cr += sum_p values_p W_c,columns_p over the pieces of row r
@@ -142,15 +157,44 @@ def _gathered(X: SparseBatch, W: Array) -> Array:
     return _over_slabs(X, add, _zeros(W, X.shape[0]))
 
 
-def _scattered(X: SparseBatch, R: Array) -> Array:
-    """R X: columns of the result are added to."""
+@custom_vmap
+def _scatter(columns: Array, values: Array, extents: Array, R: Array, start: Array) -> Array:
+    X = SparseBatch(columns, values, extents, start.shape[1])
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
         own = R.at[:, row].get(mode="fill", fill_value=0)
         # Q_c,columns_p += R_cr values_p
         return out.at[:, columns].add(values[None] * own[:, :, None])
 
-    return _over_slabs(X, add, _zeros(R, X.shape[1]))
+    return _over_slabs(X, add, start)
+
+
+def _mapped(product: Callable[..., Array]) -> Callable[..., tuple[Array, bool]]:
+    """The rule by which a product with dense matrices, its arguments from the fourth on, is mapped over a new axis.
+
+    A loop that is mapped as it is runs to the longest of its counts, and selects the whole of every result in every
+    turn. Of the same rows the matrices are one with more rows; of other rows the products are taken one after another.
+    """
+
+    def rule(size: int, mapped: Sequence[bool], *args: Array) -> tuple[Array, bool]:
+        if not any(mapped[:3]):
+            stacks = [
+                (M if over else jnp.broadcast_to(M, (size, *M.shape))).reshape(-1, M.shape[-1])
+                for M, over in zip(args[3:], mapped[3:], strict=True)
+            ]
+            out = product(*args[:3], *stacks)
+            return out.reshape(size, -1, out.shape[-1]), True
+
+        def one(i: Array) -> Array:
+            return product(*(arg[i] if over else arg for arg, over in zip(args, mapped, strict=True)))
+
+        return jax.lax.map(one, jnp.arange(size)), True
+
+    return rule
+
+
+_gather.def_vmap(_mapped(_gather))
+_scatter.def_vmap(_mapped(_scatter))
 
 
 def _over_slabs(X: SparseBatch, add: Callable[[Array, Array, Array, Array], Array], out: Array) -> Array:

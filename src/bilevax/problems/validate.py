@@ -18,6 +18,7 @@ def check_functions(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowS
     Raises:
         ParameterError: says which function, which leaf, and what would be right.
     """
+    check_are_sources(train, val)
     # The loss, not the step of it: a step that is not measured yet cannot be evaluated.
     inner_map = problem.inner_map
     if isinstance(inner_map, GradientStep | ProximalStep):
@@ -28,6 +29,19 @@ def check_functions(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowS
     _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.example()))
     if problem.project is not None:
         _check_like("project", jax.eval_shape(partial(problem.project), lam), lam, argument="lam")
+
+
+def check_are_sources(train: object, val: object) -> None:
+    """Refuse arrays that are in no source.
+
+    Raises:
+        ParameterError: says which, and what would be right.
+    """
+    for name, source in (("train", train), ("val", val)):
+        if not hasattr(source, "example"):
+            raise ParameterError(
+                f"{name} must be a source of rows, such as bx.Arrays(data), got {type(source).__name__}"
+            )
 
 
 def _check_scalar(name: str, out: PyTree) -> None:

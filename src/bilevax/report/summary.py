@@ -19,6 +19,7 @@ _PER = {
     "class": "one penalty for each class",
     "group": "one penalty for each group",
     "weight": "one penalty for each weight",
+    "frequency": "penalties tied to the frequency of words",
     "global": "one penalty for all columns",
     "single": "one penalty for all columns",
 }
@@ -109,8 +110,9 @@ def kept(records: Records, config: Config, *, same_penalty: bool = False) -> Kep
     mixture = last.pop("mixture", None)
     if last:
         return _mixed(list(last.values()), mixture, loss_of(records.last(Scoring)).name)
-    per = setting(config, "tune", "penalty_per")
-    wanted, same = _PER.get(per, ""), same_penalty or setting(config, "method", "penalty_per") == "global"
+    found = setting(config, "method", "penalty_per")
+    per = found if found == "frequency" else setting(config, "tune", "penalty_per")
+    wanted, same = _PER.get(per, ""), same_penalty or found == "global"
     if same and per not in ("global", "single", ""):
         why = f"Tuning began with one penalty for all; {wanted} did no better on the validation rows, and was not kept."
         return Kept(_LINEAR, _PER["global"], why)

@@ -1,11 +1,13 @@
 """Additive models that one can read: a curve for every column, each of whose penalties is tuned."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
@@ -267,6 +269,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         numbers = column_or_1d(check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"), warn=True)
         given = self._read(X, numbers, sample_weight, groups)
         added = _offset(offset, len(numbers))[given.places]
+        self._has_offset = offset is not None
         _require_range(self.family, given.y)
         units = self._units(given.y, given.weight)
         # Gaussian scores are in units of the standard deviation of y, others are logarithms
@@ -307,9 +310,17 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         return "identity" if self.family == "gaussian" else "log"
 
     def predict(self, X: Any, offset: ArrayLike | None = None) -> np.ndarray:
-        """The mean of each row, [n]; offset [n] as in ``fit``."""
+        """The mean of each row, [n]; offset [n] as in ``fit``, where it had one: without, a warning, and 0."""
         scores = self._scores(X)
+        if offset is None and self._has_offset:
+            warnings.warn("it was fitted with an offset: without one, predictions are for an offset of 0", stacklevel=2)
         return self.model_.mean(scores + _offset(offset, len(scores))[:, None])
+
+    def score(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, offset: ArrayLike | None = None
+    ) -> float:
+        """R squared of the predictions; offset [n] as in ``fit``."""
+        return float(r2_score(y, self.predict(X, offset), sample_weight=sample_weight))
 
 
 def _require_range(family: str, y: np.ndarray) -> None:

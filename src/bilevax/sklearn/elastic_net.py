@@ -16,7 +16,7 @@ from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, linear_scores
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.frames import check_sample_weight, select
-from bilevax.sklearn.penalty_search import Shares
+from bilevax.sklearn.penalty_search import Tying
 from bilevax.sklearn.tuned_linear import TunedLinear, TunedRegressor
 from bilevax.solvers.l1_logistic import L1LogisticModels
 from bilevax.solvers.l1_models import CrossFitted, L1Models
@@ -54,7 +54,7 @@ class _ElasticNet(TunedLinear):
     def _ratio(self) -> float | None:
         return self.l1_ratio
 
-    def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Shares) -> None:
+    def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Tying) -> None:
         # l1 = l1_ratio alpha, l2 = (1 - l1_ratio) alpha
         alpha = l1 + l2
         ratio = l1 / alpha

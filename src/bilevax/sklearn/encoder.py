@@ -12,10 +12,11 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from bilevax.core.errors import DataError
-from bilevax.linalg.columns import are_zero_one, column_moments
+from bilevax.linalg.columns import Matrix, are_zero_one, column_moments
 from bilevax.sklearn.frames import Rows, as_table
 from bilevax.tables.table import Column, Table
 from bilevax.tables.terms import OTHER, NumberType, Term, design_from_terms
+from bilevax.tables.text import Grams, vocabulary
 
 # Below this many different values no column is taken for an identifier.
 _FEW = 20
@@ -36,9 +37,19 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     It takes a data frame (pandas, polars, pyarrow), an array of numbers, text or objects, or a
     :class:`~bilevax.tables.Table`, whose columns are found by name.
 
+    Texts that are read, not told apart, are named: of a column in ``words`` its words are counted, of one in ``pairs``
+    its pairs of neighbouring words, of one in ``characters`` three to five characters in a row. A count c of a row is
+    weighted, (1 + log c) (1 + log (1 + n) / (1 + n_j)) with n_j of the n rows having it, and divided by the norm of the
+    row in that block; the matrix is then sparse, and these terms are its last.
+
     Args:
         min_frequency: rows in which a category must occur to be a term of its own. Default 5.
         max_categories: the most terms that a text column may have. Default 200.
+        words: names of text columns whose words are terms.
+        pairs: names of text columns whose pairs of words are.
+        characters: names of text columns whose characters are.
+        min_texts: rows in which a word, a pair, or characters must occur to be a term. Default 2.
+        buckets: words and the like are hashed into so many terms of a column; None (default): each is its own.
 
     Attributes:
         terms_: one :class:`~bilevax.tables.terms.Term` for each column of the matrix.
@@ -59,11 +70,31 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
         "min_frequency": [Interval(Integral, 1, None, closed="left")],
         "max_categories": [Interval(Integral, 2, None, closed="left")],
+        "words": ["array-like"],
+        "pairs": ["array-like"],
+        "characters": ["array-like"],
+        "min_texts": [Interval(Integral, 1, None, closed="left")],
+        "buckets": [Interval(Integral, 2, None, closed="left"), None],
     }
 
-    def __init__(self, *, min_frequency: int = 5, max_categories: int = 200) -> None:
+    def __init__(
+        self,
+        *,
+        min_frequency: int = 5,
+        max_categories: int = 200,
+        words: Sequence[str] = (),
+        pairs: Sequence[str] = (),
+        characters: Sequence[str] = (),
+        min_texts: int = 2,
+        buckets: int | None = None,
+    ) -> None:
         self.min_frequency = min_frequency
         self.max_categories = max_categories
+        self.words = words
+        self.pairs = pairs
+        self.characters = characters
+        self.min_texts = min_texts
+        self.buckets = buckets
 
     def width(self, table: Table) -> int:
         """About as many terms as :meth:`fit` finds, and at most a few more: nothing is encoded for it."""
@@ -94,13 +125,25 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         table = as_table(self, X, reset=True)
         terms: list[Term] = []
         left_out: dict[str, list[str]] = {}
+        texts: dict[Grams, Sequence[str]] = {
+            "words": self.words,
+            "pairs": self.pairs,
+            "characters": self.characters,
+        }
+        read = dict.fromkeys(name for names in texts.values() for name in names)
+        table.require(read)
         for column in table.columns:
+            if column.name in read:
+                continue
             reason = _reason_to_drop(column)
             own = [] if reason else self._terms(table.name, column)
             if not own:
                 reason = reason or f"no value in {self.min_frequency} training rows"
                 left_out.setdefault(reason, []).append(column.name)
             terms += own
+        for grams, names in texts.items():
+            for name in names:
+                terms += self._text_terms(table, name, grams)
         self.notes_ = tuple(_note(reason, names) for reason, names in left_out.items())
         if not terms:
             raise DataError(f"{table.name}: no column is left to learn from; " + "; ".join(self.notes_))
@@ -114,8 +157,22 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             return _category_terms(column, self.min_frequency, self.max_categories)
         return _number_terms(source, column)
 
-    def transform(self, X: Rows) -> np.ndarray:
-        """The matrix [n, terms].
+    def _text_terms(self, table: Table, name: str, grams: Grams) -> list[Term]:
+        weights = vocabulary(table.column(name).as_text().values, grams, self.min_texts, self.buckets)
+        return [
+            Term(name, "text", value=gram, scale=1.0 / weight, grams=grams, buckets=self.buckets)
+            for gram, weight in weights.items()
+        ]
+
+    @property
+    def blocks_(self) -> np.ndarray:
+        """The number of the block of each term, [terms]: each kind of n-grams of a column is one, all else another."""
+        kinds = [(term.column, term.grams) if term.kind == "text" else ("", None) for term in self.terms_]
+        numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+        return np.array([numbers[kind] for kind in kinds])
+
+    def transform(self, X: Rows) -> Matrix:
+        """The matrix [n, terms]; sparse, CSR, where there are terms of texts.
 
         Raises:
             DataError: a column holds text where there were numbers, or a table lacks one.
@@ -195,6 +252,8 @@ def _category_terms(column: Column, min_frequency: int, max_categories: int) -> 
 def _say(term: Term, name: str) -> str:
     if term.kind == "category":
         return f"{name} = {term.value}"
+    if term.kind == "text":
+        return f"{name} has '{term.value}'"
     return f"{name} is missing" if term.kind == "missing" else name
 
 

@@ -20,6 +20,12 @@ def is_frame(X: Rows) -> bool:
     return hasattr(X, "columns")
 
 
+def is_sparse_frame(X: Rows) -> bool:
+    """True of a data frame whose columns are all sparse: a matrix, as scikit-learn takes it."""
+    types = getattr(X, "dtypes", ())
+    return len(types) > 0 and all(type(of).__name__ == "SparseDtype" for of in types)
+
+
 def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
     """Features as a table; the columns of an array are called x0, x1, ..., or as in the frame of ``fit``.
 

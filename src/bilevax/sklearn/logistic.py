@@ -2,26 +2,29 @@
 
 import os
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import ArrayLike
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, clone
 from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
+from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
 from bilevax.core.limits import said
-from bilevax.linalg.columns import linear_scores
+from bilevax.linalg.columns import Matrix, linear_scores
 from bilevax.problems import BinaryLogistic, MultinomialLogistic
 from bilevax.problems.losses import Groups
 from bilevax.runs import Run
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.encoder import TableEncoder
-from bilevax.sklearn.frames import Rows, are_numbers, as_table, check_sample_weight, is_frame, select
+from bilevax.sklearn.frames import Rows, are_numbers, as_table, check_sample_weight, is_frame, is_sparse_frame, select
+from bilevax.sklearn.host_fit import tune_on_host
 from bilevax.sklearn.penalised import PenalisedModel, RowWeights, default_float
 from bilevax.tables.labels import Label
 from bilevax.tables.memory import HELPS
@@ -43,19 +46,27 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
     penalty. The validation rows, on which no penalty is tuned, say where to stop; the single penalty is kept unless the
     tuned ones are better there by a standard error. The final model is trained on all rows.
 
+    Sparse rows (CSR, CSC, sparse data frames, what a ColumnTransformer makes) stay sparse, and penalties of thousands
+    of columns are tied: penalty_j = exp(a) frequency_j^b, the frequency being the share of the rows in which the column
+    is not 0. Tied penalties are so few that no rows need validate; nothing is compiled. Columns are not centred, for no
+    intercept is penalised and the weights are the same; those that are 0 in most rows keep their unit.
+
     Method: implicit differentiation by L-BFGS and conjugate gradients where a pass over the rows is short; where it is
     long, what :func:`bilevax.plan` chooses, which may be stochastic implicit differentiation (Grazzi, Pontil, Salzo
     2021, arXiv:2011.07122), if that comes near the hypergradient on every row; ``method_reason_`` says why.
 
     Args:
-        penalty_per: ``"feature"`` (default), ``"column"`` (of the table: its categories share one), ``"class"``,
-            ``"weight"``, ``"global"``, or the group number of each column of the table, from 0.
+        penalty_per: ``"feature"``, ``"column"`` (of the table: its categories share one), ``"class"``, ``"weight"``,
+            ``"global"``, ``"frequency"`` (tied, as above), or the group number of each column of the table, from 0.
+            Default ``"auto"``: ``"frequency"`` of sparse rows, and of more columns than rows; else ``"feature"``.
         class_weight: None, a weight for each label, or ``"balanced"``: inverse to the class frequencies; in all losses.
         scoring: name of a scikit-learn scorer; for one that counts every class alike, such as
             ``"balanced_accuracy"``, so does the loss that is tuned. Default ``"neg_log_loss"``.
-        validation_fraction: of the rows. Default 0.25.
+        validation_fraction: of the rows; none where at most 25 numbers are tuned on sparse rows. Default 0.25.
         method: ``"auto"`` (default), ``"deterministic"`` or ``"stochastic"``.
         steps: at most so many outer steps. Default 100.
+        encoder: of data frames, such as ``TableEncoder(words=["review"])`` for a column of texts; with
+            ``penalty_per="frequency"`` each kind of its n-grams has a level of its own. Default None: as it comes.
         random_state: of the split and the minibatches.
 
     Attributes:
@@ -65,12 +76,13 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         encoder_: that made the p features of a data frame's columns; None where every column is one.
         penalties_: on the standardised features, in the units of 1/C: of each feature [p], [C], [C, p] or a number.
         start_penalty_: the single penalty that tuning began with.
-        feature_mean_: of the training rows, [p].
+        feature_mean_: of the training rows, [p]; 0 where X is sparse or penalties are tied.
         feature_scale_: their standard deviations, [p]; 1 for a constant feature, and for one of 0 and 1.
         method_: ``"deterministic"`` or ``"stochastic"``; ``"planned"`` if the user stopped it before it was.
         method_reason_: one sentence.
         history_: one record an outer step, among them the tuning loss and the validation loss.
-        validation_loss_: mean log-loss of the validation rows at the chosen penalties, before the final training.
+        validation_loss_: mean log-loss of the validation rows at the chosen penalties, before the final training; None
+            where none validate.
         validation_gap_: how much of the fall of the tuning loss the validation rows do not confirm: how far tuning
             overfitted, in log-loss.
         validation_gap_se_: its standard error.
@@ -95,17 +107,19 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         **PenalisedModel._parameter_constraints,
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "scoring": [str],
+        "encoder": [TableEncoder, None],
     }
 
     def __init__(
         self,
-        penalty_per: str | ArrayLike = "feature",
+        penalty_per: str | ArrayLike = "auto",
         *,
         class_weight: str | dict[Label, float] | None = None,
         scoring: str = "neg_log_loss",
         validation_fraction: float = 0.25,
         method: str = "auto",
         steps: int = 100,
+        encoder: TableEncoder | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.penalty_per = penalty_per
@@ -114,6 +128,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.validation_fraction = validation_fraction
         self.method = method
         self.steps = steps
+        self.encoder = encoder
         self.random_state = random_state
 
     @said("this fit", HELPS)
@@ -125,18 +140,21 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         *,
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
+        blocks: ArrayLike | None = None,
         callback: Callable[[Event], bool | None] | None = None,
         run: Run | str | os.PathLike[str] | None = None,
     ) -> "TunedLogisticRegression":
         """Tune the penalties and train the model.
 
         Args:
-            X: an array of features, [n, p], or a data frame.
+            X: an array of features, [n, p], or a sparse one, or a data frame.
             y: labels, [n].
             sample_weight: of the rows, [n], in every loss: a row of weight 2 is as two, and one of weight 0 is not
                 there. None: 1. They play no part in how rows are dealt out, nor in standard errors.
             groups: a group per row, [n]: no group is split between training and validation, or between folds.
             validation: True for validation rows, [n]; None: a stratified random share.
+            blocks: with ``penalty_per="frequency"`` the number, from 0, of the block of each column, [p]: words, pairs
+                of words and so on each have a level of their own. None: those of the encoder, or one.
             callback: called with a record after every outer step; returning True ends the tuning.
             run: a directory, or a :class:`bilevax.Run`, in which checkpoints are kept: the same call goes on where a
                 process that was killed had come to, to the same bits, and ``callback`` gets the earlier records again.
@@ -159,6 +177,14 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         groups, validation = select(groups, there), select(validation, there)
         self.classes_, codes = encode_classes(labels, validation)
         weights, per = self._weights(codes, sample), self._per()
+        if isinstance(per, str) and per == "auto":
+            per = "frequency" if scipy.sparse.issparse(rows) or rows.shape[1] > rows.shape[0] else "feature"
+        if scipy.sparse.issparse(rows) or (isinstance(per, str) and per == "frequency"):
+            kinds = self._blocks(blocks, rows.shape[1])
+            self._fit_on_host(rows, codes, weights, per, kinds, groups, validation, callback, run)
+            return self
+        if blocks is not None:
+            raise ParameterError("blocks go with penalty_per='frequency'; for others pass group numbers as penalty_per")
         self._fit(
             rows,
             codes,
@@ -172,26 +198,24 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         )
         return self
 
-    def _read(
-        self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Matrix, np.ndarray, np.ndarray]:
         """Features [n, p], labels and weights [n]."""
         self.encoder_ = None
-        table = as_table(self, X, reset=True) if is_frame(X) else None
-        if table is None or (table is not X and are_numbers(table)):
-            rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        table = as_table(self, X, reset=True) if is_frame(X) and not is_sparse_frame(X) else None
+        if table is None or (self.encoder is None and table is not X and are_numbers(table)):
+            rows, labels = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, ensure_min_samples=2)
             return rows, labels, check_sample_weight(sample_weight, labels)
         _, labels = check_X_y(np.zeros((table.rows, 1)), y, ensure_min_samples=2, estimator=self)
         sample = check_sample_weight(sample_weight, labels)
-        self.encoder_ = TableEncoder().fit(table if sample.all() else table.take(sample > 0.0))
+        encoder = TableEncoder() if self.encoder is None else clone(self.encoder)
+        self.encoder_ = encoder.fit(table if sample.all() else table.take(sample > 0.0))
         return self.encoder_.transform(table), labels, sample
 
-    def _features(self, X: Rows) -> np.ndarray:
+    def _features(self, X: Rows) -> Matrix:
         """Features [n, p] of rows to predict."""
         if self.encoder_ is not None:
             return self.encoder_.transform(as_table(self, X, reset=False))
-        rows: np.ndarray = validate_data(self, X, dtype=np.float64, reset=False)
-        return rows
+        return validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
 
     def _per(self) -> str | np.ndarray:
         """What has a penalty of its own: a word, or the group number of each feature."""
@@ -209,6 +233,58 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         # Columns may have no feature, and groups no column.
         _, index = np.unique(group, return_inverse=True)
         return index
+
+    def _blocks(self, blocks: ArrayLike | None, p: int) -> np.ndarray:
+        """Number of the block of each column, [p]."""
+        if blocks is None:
+            return np.zeros(p, int) if self.encoder_ is None else self.encoder_.blocks_
+        index = np.asarray(blocks)
+        if index.shape != (p,) or index.dtype.kind not in "iu" or index.min() < 0:
+            raise ParameterError(f"blocks must have the number of the block of each of the {p} columns, from 0")
+        return np.unique(index, return_inverse=True)[1]
+
+    def _fit_on_host(
+        self,
+        X: Matrix,
+        y: np.ndarray,
+        weights: RowWeights,
+        per: str | np.ndarray,
+        blocks: np.ndarray,
+        groups: ArrayLike | None,
+        validation: ArrayLike | None,
+        callback: Callable[[Event], bool | None] | None,
+        run: Run | str | os.PathLike[str] | None,
+    ) -> None:
+        """Tune and train where rows are sparse, or penalties tied."""
+        if self.method == "stochastic":
+            raise ParameterError("method='stochastic' takes neither sparse rows nor penalty_per='frequency'")
+        if run is not None:
+            raise ParameterError("run keeps nothing where rows are sparse or penalties tied: such a fit is short")
+        tuned = tune_on_host(
+            X,
+            y,
+            weights,
+            classes=len(self.classes_),
+            per=per,
+            blocks=blocks,
+            groups=groups,
+            validation=validation,
+            validation_fraction=self.validation_fraction,
+            steps=self.steps,
+            random_state=self.random_state,
+            callback=callback,
+        )
+        self._set_coefficients(tuned.coef, tuned.intercept)
+        self.feature_mean_, self.feature_scale_ = np.zeros(X.shape[1]), tuned.scale
+        self.penalties_ = _as_told(tuned.penalties, per)
+        self.start_penalty_, self.validation_loss_ = tuned.start_penalty, tuned.validation_loss
+        self.validation_gap_, self.validation_gap_se_ = tuned.gap
+        self.method_ = "deterministic"
+        self.method_reason_ = "rows are sparse, or penalties tied: every row is read, and nothing compiled"
+        search = tuned.search
+        self.history_, self.n_iter_ = search.history, max(1, len(search.history))
+        self.visits_, self.chosen_step_, self.code_ = tuned.visits, tuned.chosen.number, Code.OK
+        self.interrupted_ = search.interrupted
 
     @property
     def _outputs(self) -> int:
@@ -260,3 +336,14 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         """Probabilities of the classes, [n, C]."""
         probabilities: np.ndarray = np.exp(self.predict_log_proba(X))
         return probabilities
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def _as_told(penalties: np.ndarray, per: str | np.ndarray) -> np.ndarray:
+    """One number, [C], [C, p] or [p], as the parameter says it."""
+    told: np.ndarray = penalties[0] if isinstance(per, str) and per in ("global", "class") else penalties.T
+    return told

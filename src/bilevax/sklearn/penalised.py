@@ -49,7 +49,10 @@ class PenalisedModel(BaseEstimator, ABC):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
-        "penalty_per": [StrOptions({"feature", "column", "class", "weight", "global"}), "array-like"],
+        "penalty_per": [
+            StrOptions({"auto", "frequency", "feature", "column", "class", "weight", "global"}),
+            "array-like",
+        ],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "method": [StrOptions({"auto", "deterministic", "stochastic"})],
         "steps": [Interval(Integral, 1, None, closed="left")],
@@ -178,7 +181,7 @@ class PenalisedModel(BaseEstimator, ABC):
         self.method_, self.method_reason_ = tuned.method.name, tuned.method.reason
         self.history_, self.n_iter_ = tuned.history, max(1, len(tuned.history))
         self.visits_ = tuned.history[-1]["visits"] if tuned.history else 0
-        self.validation_loss_ = tuned.validation_loss
+        self.validation_loss_: float | None = tuned.validation_loss
         self.validation_gap_, self.validation_gap_se_ = tuned.gap, tuned.gap_se
         self.chosen_step_, self.code_, self.interrupted_ = tuned.chosen.step, tuned.code, tuned.interrupted
 

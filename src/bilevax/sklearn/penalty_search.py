@@ -8,7 +8,7 @@ neighbours; the descent begins at the least of these cubics.
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import scipy.optimize
@@ -37,6 +37,9 @@ FLAT = 1e-6
 
 BOX = -18.0, 2.0
 """Bounds of a log-penalty against the first of the path."""
+
+SIGNIFICANT = 1.0
+"""Standard errors by which many penalties must be better than one on the validation rows."""
 
 PATIENCE = 12
 """Steps without a better validation loss after which the descent ends."""
@@ -87,6 +90,41 @@ class Shares(NamedTuple):
             return np.repeat(np.log([ratio * alpha, (1.0 - ratio) * alpha]), self.groups)
         return np.full(self.groups, np.log(alpha))
 
+    def prior(self, lam: np.ndarray) -> tuple[float, np.ndarray]:
+        """None."""
+        return 0.0, np.zeros_like(lam)
+
+    def bounds(self, top: float) -> list[tuple[float, float]]:
+        """Of lam; the path begins with exp(top)."""
+        return [(top + BOX[0], top + BOX[1])] * (self.groups * (2 if self.l1_ratio is None else 1))
+
+
+class Tying(Protocol):
+    """What a search asks of penalties; see :class:`Shares`."""
+
+    @property
+    def groups(self) -> int:
+        """How many groups of columns there are."""
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Shares of l1 with which a single penalty is tried."""
+
+    def penalties(self, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(l1, l2) of the columns."""
+
+    def slope(self, held: HeldOut) -> np.ndarray:
+        """dE / dlam, like lam."""
+
+    def single(self, alpha: float, ratio: float) -> np.ndarray:
+        """lam of penalties that are the same for every column."""
+
+    def prior(self, lam: np.ndarray) -> tuple[float, np.ndarray]:
+        """What is minimised beside E, and its slope."""
+
+    def bounds(self, top: float) -> list[tuple[float, float]]:
+        """Of lam; the path begins with exp(top)."""
+
 
 class Step(NamedTuple):
     """One choice of penalties.
@@ -121,6 +159,7 @@ class Search:
         shares: of the penalties.
         validate: models -> losses of the validation rows, [n_v]; of none, [0].
         callback: called with a record after every step; True ends the search.
+        tolerances: of the models on the path and along the descent.
 
     Attributes:
         path: the first choices of one penalty, as (l1_ratio, alpha, held-out loss, its slope in log alpha).
@@ -133,10 +172,12 @@ class Search:
     def __init__(
         self,
         models: CrossFitted,
-        shares: Shares,
+        shares: Tying,
         validate: Callable[[CrossFitted], np.ndarray],
         callback: Callback | None = None,
+        tolerances: tuple[float, float] = (ROUGH, FINE),
     ) -> None:
+        self.tolerances = tolerances
         self.models, self.shares, self.validate, self.callback = models, shares, validate, callback
         self.path: list[tuple[float, float, float, float]] = []
         self.history: list[Event] = []
@@ -166,12 +207,21 @@ class Search:
                 raise
             self.interrupted = True
 
+    def decided(self) -> Step:
+        """The best step, or the single penalty where the validation rows do not prefer it by SIGNIFICANT."""
+        if self.best.row_losses.size and self.best.number:
+            change = self.best.row_losses - self.start.row_losses
+            # mean of the changes >= - SIGNIFICANT std / sqrt(n), their standard error
+            if change.mean() >= -SIGNIFICANT * change.std() / np.sqrt(len(change)):
+                return self.start
+        return self.best
+
     def _follow(self, ratio: float, alphas: np.ndarray) -> np.ndarray:
         """Evaluate one penalty after another until they are worse: (alpha, loss, slope) of each, [k, 3]."""
         found: list[tuple[float, float, float]] = []
         for alpha in alphas.tolist():
             lam = self.shares.single(alpha, ratio)
-            held = self._held_out(lam, ROUGH)
+            held = self._held_out(lam, self.tolerances[0])
             found.append((alpha, held.value, float(np.sum(held.l1 + held.l2))))
             self.path.append((ratio, *found[-1]))
             if not hasattr(self, "best") or held.value < self.best.loss:
@@ -185,12 +235,13 @@ class Search:
         tried: dict[bytes, tuple[Step, np.ndarray]] = {}
 
         def evaluated(lam: np.ndarray) -> tuple[Step, np.ndarray]:
-            held = self._held_out(lam, FINE)
+            held = self._held_out(lam, self.tolerances[1])
             return self._step(len(self.history), lam.copy(), held.value), self.shares.slope(held)
 
         def objective(lam: np.ndarray) -> tuple[float, np.ndarray]:
             step, slope = tried[lam.tobytes()] = evaluated(lam)
-            return unit * step.loss, unit * slope
+            value, by_prior = self.shares.prior(lam)
+            return unit * (step.loss + value), unit * (slope + by_prior)
 
         def after(intermediate_result: scipy.optimize.OptimizeResult) -> None:
             before, (step, slope) = self._last, tried[intermediate_result.x.tobytes()]
@@ -208,10 +259,15 @@ class Search:
         # the first step is minus the gradient of what is minimised
         unit = FIRST / max(float(np.max(np.abs(slope))), 1e-300)
 
-        bounds = [(top + BOX[0], top + BOX[1])] * len(lam)
         options = {"maxiter": steps, "ftol": 0.0, "gtol": 0.0}
         scipy.optimize.minimize(
-            objective, lam, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=after
+            objective,
+            lam,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=self.shares.bounds(top),
+            options=options,
+            callback=after,
         )
 
     def _held_out(self, lam: np.ndarray, tolerance: float) -> HeldOut:

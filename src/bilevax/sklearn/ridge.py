@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from bilevax.core.events import Event
 from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, column_moments
-from bilevax.sklearn.penalty_search import Shares
+from bilevax.sklearn.penalty_search import Tying
 from bilevax.sklearn.tuned_linear import TunedRegressor
 from bilevax.solvers.l1_models import CrossFitted
 from bilevax.solvers.l1_squared import L1SquaredModels
@@ -100,7 +100,7 @@ class TunedRidge(TunedRegressor):
         # the penalty on the sum over the rows is the same for more of them, as the precision of a prior is
         return l1, l2 * share
 
-    def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Shares) -> None:
+    def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Tying) -> None:
         # n l2 on the sum of the squares, without the half
         alpha = float(final.trained_on[0]) * l2
         self.alpha_ = float(alpha[0]) if shares.groups == 1 else alpha

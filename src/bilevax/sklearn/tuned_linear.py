@@ -18,13 +18,10 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.events import Event
 from bilevax.linalg.columns import Matrix, column_moments, divide_columns, linear_scores
 from bilevax.sklearn.frames import check_sample_weight, select
-from bilevax.sklearn.penalty_search import LOWEST, Search, Shares
+from bilevax.sklearn.penalty_search import LOWEST, Search, Shares, Tying
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.l1_models import CrossFitted
-
-SIGNIFICANT = 1.0
-"""Standard errors by which many penalties must be better than one on the validation rows."""
 
 LEAST = 1e-100
 """Of the penalty that the path begins with: there is nothing to learn where it would be 0."""
@@ -176,12 +173,7 @@ class TunedLinear(BaseEstimator, ABC):
 
     def _train(self, Z: Matrix, y: np.ndarray, weight: np.ndarray, search: Search) -> None:
         """The final model, on every row."""
-        step = search.best
-        if step.row_losses.size and step.number:
-            change = step.row_losses - search.start.row_losses
-            # mean of the changes >= - SIGNIFICANT std / sqrt(n), their standard error: the single penalty is kept
-            if change.mean() >= -SIGNIFICANT * change.std() / np.sqrt(len(change)):
-                step = search.start
+        step = search.decided()
         l1, l2 = self._kept(*search.shares.penalties(step.lam), float(search.models.trained_on.mean() / weight.sum()))
         final = self._models(Z, y, weight, np.full(len(y), -1), 1)
         final.begin(step.weights.mean(axis=1), float(step.bias.mean()))
@@ -197,7 +189,7 @@ class TunedLinear(BaseEstimator, ABC):
         self.chosen_step_, self.interrupted_ = step.number, search.interrupted
 
     @abstractmethod
-    def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Shares) -> None:
+    def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Tying) -> None:
         """Keep the penalties under scikit-learn's names."""
 
     def __sklearn_tags__(self) -> Any:

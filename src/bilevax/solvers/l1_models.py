@@ -55,16 +55,22 @@ class CrossFitted(Protocol):
     Attributes:
         X: the features, [n, p].
         weight: of the rows, [n].
-        weights: [p, K].
-        bias: [K].
+        weights: [p, K]; of several scores [K, p, C].
+        bias: [K]; of several scores [K, C].
         trained_on: the weight of the rows of each model, [K].
     """
 
     X: Matrix
     weight: np.ndarray
-    weights: np.ndarray
-    bias: np.ndarray
     trained_on: np.ndarray
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Of the models."""
+
+    @property
+    def bias(self) -> np.ndarray:
+        """Of the models."""
 
     def begin(self, weights: np.ndarray, bias: float) -> None:
         """Start from one model, [p]."""

@@ -114,7 +114,7 @@ def clean_table(
         emit(record)
     if may_be_kept_aside(rows):
         stage("fitting once more, without half of the trusted rows")
-        for record in kept_aside(rows, settings):
+        for record in kept_aside(rows, settings, cleaner.noise_matrix_):
             emit(record)
     emit(End(code="OK", message="", interrupted=False, seconds=time.perf_counter() - start))
     return out._replace(records=Records(records))

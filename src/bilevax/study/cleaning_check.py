@@ -56,10 +56,16 @@ def may_be_kept_aside(rows: Labelled) -> bool:
     return rows.truth is None and trusted >= max(_FEWEST, 4 * len(rows.labels)) and cells <= _LARGEST
 
 
-def kept_aside(rows: Labelled, settings: CleanSettings) -> list[Record]:
+def kept_aside(rows: Labelled, settings: CleanSettings, noise: np.ndarray) -> list[Record]:
     """Half of the trusted rows, judged by a model that knows nothing of them.
 
-    Each is given every label j with its probability T_zj, z its true class: as mistakes are assumed to come about.
+    Each is given every label j with its probability T_zj, z its true class: as mistakes come about by the fit that is
+    judged, so that one which finds others without these rows is seen.
+
+    Args:
+        rows: the table's.
+        settings: of the fit.
+        noise: its T, [C, C].
     """
     random, texts = np.random.RandomState(settings.seed), np.array(rows.labels)
     cleaner = LabelCleaner(settings.model, random_state=settings.seed)
@@ -78,8 +84,8 @@ def kept_aside(rows: Labelled, settings: CleanSettings) -> list[Record]:
     p, j = cleaner.predict_proba(X), np.arange(len(T))
     # P(wrong | x, label j) = 1 - p_j T_jj / sum_d p_d T_dj
     wrong = 1.0 - p * np.diag(T) / np.maximum(p @ T, 1e-300)
-    groups = _groups(wrong.ravel(), (z[:, None] != j).ravel(), T[z].ravel())
-    area = roc_auc_score((z[:, None] != j).ravel(), wrong.ravel(), sample_weight=T[z].ravel())
+    groups = _groups(wrong.ravel(), (z[:, None] != j).ravel(), noise[z].ravel())
+    area = roc_auc_score((z[:, None] != j).ravel(), wrong.ravel(), sample_weight=noise[z].ravel())
     found = KeptAside(rows=len(z), area=float(area), calibration_error=_error(groups))
     return [found, Calibration(label=_LABEL, groups=groups)]
 

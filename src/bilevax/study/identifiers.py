@@ -28,7 +28,8 @@ def identifier(column: Levels) -> str:
     if column.kind == "text":
         what = _text_that_is_unique(column)
         if what == "free text":
-            return f"column '{column.name}' is free text, which is not read word by word: leave it out ({drop})"
+            read = option("--words", column.name)
+            return f"column '{column.name}' is free text, which a linear model reads ({read}); or leave it out ({drop})"
         return (
             f"column '{column.name}' has a text of its own in nearly every row ({len(column.levels):,} of "
             f"{column.known:,}), {what}, such as {such_as(column, 1)}: nothing can be learned from it; leave it out "

@@ -8,6 +8,7 @@ from bilevax.core.codes import Code
 from bilevax.core.events import Event
 from bilevax.core.limits import require
 from bilevax.core.run_records import Data, Gap, Note, Step
+from bilevax.linalg.columns import Matrix
 from bilevax.runs import Run
 from bilevax.sklearn.encoder import TableEncoder
 from bilevax.sklearn.logistic import TunedLogisticRegression
@@ -25,12 +26,18 @@ NAMES = {
     "class": "one penalty per class (bilevax)",
     "weight": "one penalty per weight (bilevax)",
     "global": "one penalty (bilevax)",
+    "frequency": "penalties by frequency (bilevax)",
 }
 
 
-def encoded(prepared: Prepared, settings: TuneSettings, emit: Emit) -> tuple[TableEncoder, np.ndarray]:
+def encoder_of(settings: TuneSettings) -> TableEncoder:
+    """Of a table's columns, some of them texts that are read."""
+    return TableEncoder(words=settings.words, pairs=settings.words, characters=settings.characters)
+
+
+def encoded(prepared: Prepared, settings: TuneSettings, emit: Emit) -> tuple[TableEncoder, Matrix]:
     """The design matrix of all rows; medians, scales and categories are those of the training rows."""
-    train, encoder = prepared.features.take(prepared.split.train), TableEncoder()
+    train, encoder = prepared.features.take(prepared.split.train), encoder_of(settings)
     _require_memory(prepared, encoder.width(train), settings)
     encoder.fit(train)
     for text in encoder.notes_:
@@ -56,7 +63,7 @@ def fit_linear(
     emit(data.model_copy(update={"terms": X.shape[1]}))
     # No test row is seen from here to the comparison.
     stage("compiling, then tuning", long=True)
-    rows, per = prepared.tuning, settings.penalty_per
+    rows, per = prepared.tuning, "frequency" if settings.texts else settings.penalty_per
     # the estimator sees terms, whose columns it is told by number
     of_columns = np.array([encoder.columns_.index(term.column) for term in encoder.terms_])
     estimator = TunedLogisticRegression(
@@ -84,9 +91,11 @@ def fit_linear(
         X[rows],
         prepared.target.values[rows],
         groups=None if groups is None else groups[rows],
-        validation=np.arange(len(rows)) >= len(prepared.split.train),
+        # tied penalties are so few that no rows need validate, and such a fit is short
+        validation=None if settings.texts else np.arange(len(rows)) >= len(prepared.split.train),
+        blocks=encoder.blocks_ if settings.texts else None,
         callback=step,
-        run=run,
+        run=None if settings.texts else run,
     )
     seconds = time.perf_counter() - start
     gap, error = estimator.validation_gap_, estimator.validation_gap_se_
@@ -121,7 +130,9 @@ def _plain_model(
         intercept=np.asarray(estimator.intercept_, np.float64).reshape(-1),
         coef=np.asarray(estimator.coef_, np.float64),
         terms=terms,
-        penalties=penalties_by_term(estimator.penalties_, settings.penalty_per, len(terms)),
+        penalties=penalties_by_term(
+            estimator.penalties_, "feature" if settings.texts else settings.penalty_per, len(terms)
+        ),
         missing={name: marks[name] for name in encoder.columns_ if name in marks},
         dates=orders_of(prepared.features.column(name) for name in encoder.columns_),
     )

@@ -90,7 +90,8 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     split = _split(table, goal, settings)
     if goal.labels is not None:
         check_classes(split, goal.values, list(goal.labels.counts()))
-    left_out, why = worthless(table.select(names).take(split.train))
+    cells = [name for name in names if name not in settings.texts]
+    left_out, why = worthless(table.select(cells).take(split.train))
     if len(left_out) == len(names):
         raise DataError(f"{table.name}: no column is left to learn from; {'; '.join(why)}")
     notes += [Note(text=text) for text in why]
@@ -123,11 +124,12 @@ def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[
     dropped = [name for name in settings.drop if name not in table.unread]
     table.require([target, *splitting])
     columns = tuple(
-        without(column.as_text() if column.name in settings.text else column, reading.marks(column.name))
+        without(column.as_text() if column.name in reading.text else column, reading.marks(column.name))
         for column in table.columns
         if column.name not in dropped
     )
     apart = {target, *splitting, *settings.keep}
+    table.require(settings.texts)
     features = [column.name for column in columns if column.name not in apart]
     if not features:
         hint = (

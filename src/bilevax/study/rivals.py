@@ -13,6 +13,7 @@ from sklearn.linear_model import GammaRegressor, LassoCV, LogisticRegressionCV, 
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedKFold
 
 from bilevax.core.run_records import Task
+from bilevax.linalg.columns import Matrix
 from bilevax.sklearn.encoder import TableEncoder
 from bilevax.sklearn.threads import one_thread
 from bilevax.study.preparation import Prepared
@@ -63,7 +64,8 @@ def rivals(prepared: Prepared, settings: TuneSettings, stage: Callable[[str], ob
     """
     rows, target = prepared.tuning, prepared.target
     y, splits = target.values[rows], _folds(prepared, settings)
-    encoder = TableEncoder().fit(prepared.features.take(rows))
+    encoder = TableEncoder(words=settings.words, pairs=settings.words, characters=settings.characters)
+    encoder.fit(prepared.features.take(rows))
     weight = {} if target.labels is None else {"class_weight": settings.class_weight}
     X = encoder.transform(prepared.features)
     yield _fitted(RIDGE, _ridge(target.task, splits, weight), X, y, prepared, stage)
@@ -76,7 +78,7 @@ def rivals(prepared: Prepared, settings: TuneSettings, stage: Callable[[str], ob
 
 
 def _fitted(
-    name: str, model: BaseEstimator, X: np.ndarray, y: np.ndarray, prepared: Prepared, stage: Callable[[str], object]
+    name: str, model: BaseEstimator, X: Matrix, y: np.ndarray, prepared: Prepared, stage: Callable[[str], object]
 ) -> Rival:
     stage(f"fitting: {name}")
     start = time.perf_counter()

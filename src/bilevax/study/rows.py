@@ -111,8 +111,10 @@ def contributions(model: TableModel, table: Table) -> tuple[list[str], np.ndarra
 def _of_columns(model: LinearModel, table: Table) -> tuple[list[str], np.ndarray]:
     design, names = design_from_terms(model.terms, table), list(model.columns)
     adds = np.zeros((table.rows, len(names), len(model.intercept)))
-    for j, term in enumerate(model.terms):
-        adds[:, names.index(term.column)] += design[:, j, None] * model.coef[:, j]
+    of_term = np.array([names.index(term.column) for term in model.terms], int)
+    for k in range(len(names)):
+        own = np.flatnonzero(of_term == k)
+        adds[:, k] = design[:, own] @ model.coef[:, own].T
     return names, adds
 
 

@@ -9,7 +9,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
 from bilevax.tables.table import suggestion
 
-OF_LINEAR = ("penalty_per", "validation_size", "method", "steps")
+OF_LINEAR = ("penalty_per", "validation_size", "method", "steps", "words", "characters")
 """Settings that only a linear model has."""
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -42,6 +42,9 @@ class TuneSettings(BaseModel):
         time: seconds after which no more candidates are compared and no more rivals fitted; None: all are.
         penalty_per: of a linear model, what has a penalty of its own: each ``feature``, ``column`` (whose categories
             share it), ``class``, ``weight``, or none (``global``).
+        words: of a linear model, columns of texts whose words and pairs of neighbouring words it learns from; its
+            penalties are then tied to how frequent they are.
+        characters: of a linear model, columns of texts of which it learns from three to five characters in a row.
         validation_size: of a linear model, share of the rows that choose among the penalties reached.
         method: of a linear model, ``stochastic``, ``deterministic``, or the one that suits the size of the table.
         steps: of a linear model, outer steps at most; tuning ends before when the validation rows say so.
@@ -71,6 +74,8 @@ class TuneSettings(BaseModel):
     max_cells: int = Field(default=MAX_CELLS, ge=1)
     time: float | None = Field(default=None, gt=0)
     penalty_per: Literal["feature", "column", "class", "weight", "global"] = "feature"
+    words: tuple[str, ...] = ()
+    characters: tuple[str, ...] = ()
     validation_size: float = Field(default=0.2, gt=0, lt=1)
     method: Literal["auto", "stochastic", "deterministic"] = "auto"
     steps: int = Field(default=100, ge=1)
@@ -79,13 +84,18 @@ class TuneSettings(BaseModel):
     def reading(self) -> Reading:
         """How a file is read."""
         return Reading(
-            self.text,
+            tuple(dict.fromkeys([*self.text, *self.texts])),
             drop=self.drop,
             missing=marks_from_words(self.missing),
             types=types_from_words(self.types),
             keep=self.keep,
             max_cells=self.max_cells,
         )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Columns whose texts are read."""
+        return tuple(dict.fromkeys([*self.words, *self.characters]))
 
     def plain(self) -> dict[str, object]:
         """What is set or taken for granted, as JSON values; without what the model does not have."""
@@ -112,6 +122,8 @@ class TuneSettings(BaseModel):
     def _parts_fit(self) -> "TuneSettings":
         if self.is_linear and self.test_size + self.validation_size >= 1:
             raise ValueError("test_size and validation_size leave no row to train")
+        if self.texts and not self.is_linear:
+            raise ValueError("words and characters are what a linear model learns from; set model to 'linear'")
         if self.group is not None and self.time_column is not None:
             raise ValueError("group and time_column cannot both split the rows; give one")
         if self.is_linear and self.task not in ("auto", "classes"):

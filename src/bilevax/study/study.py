@@ -211,7 +211,9 @@ def plain(record: Record) -> Event:
 
 def _notes(prepared: Prepared, target: str, settings: TuneSettings) -> list[Note]:
     """What preparation says, and what is seen in the columns before any fit."""
-    table = prepared.table.select((*prepared.features.names, target))
+    # nothing is amiss with texts that are read
+    cells = [name for name in prepared.features.names if name not in settings.texts]
+    table = prepared.table.select((*cells, target))
     group, when = settings.group, settings.time_column
     found = findings(table, target, task=prepared.target.task, group=group, time=when)
     # of copies it is said already how many the test has

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
+from bilevax.linalg.columns import Matrix, dense
 from bilevax.tables.labels import Label
 from bilevax.tables.table import Order, Table, orders_from_plain
 from bilevax.tables.terms import FORMULA, Term, design_from_terms, terms_from_plain, text_columns
@@ -87,10 +88,10 @@ class LinearModel:
         """:meth:`predict_proba`."""
         return self.predict_proba(table)
 
-    def _overflow(self, table: Table, row: int, design: np.ndarray) -> str:
+    def _overflow(self, table: Table, row: int, design: Matrix) -> str:
         """Which cell makes the score of a row overflow."""
         with np.errstate(over="ignore"):
-            name = self.terms[int(np.argmax(np.abs(design[row]) * np.abs(self.coef).max(axis=0)))].column
+            name = self.terms[int(np.argmax(np.abs(dense(design[[row]])[0]) * np.abs(self.coef).max(axis=0)))].column
         cell = table.column(name).values[row]
         place = f"row {table.before + row + 1}"
         return f"{table.name}: {cell} in column '{name}', {place}, is so large that the model's score overflows"

@@ -9,7 +9,9 @@ import numpy as np
 
 from bilevax.core.errors import DataError
 from bilevax.core.events import Plain
+from bilevax.linalg.columns import Matrix
 from bilevax.tables.table import Column, Table
+from bilevax.tables.text import Grams, weighted_counts
 
 NumberType = Literal["number", "boolean", "date"]
 """What the cells of a column of numbers are."""
@@ -24,6 +26,10 @@ FORMULA = (
     "category: x is 1 where the cell, without blanks around it, is the value, else 0",
     "category with other = true: x is 1 where no other term of the same column is 1, else 0",
     "missing: x is 1 where the cell is missing, else 0",
+    "text: x = (1 + log count) / norm, count being how often the value is among the cell's grams, in small letters, "
+    "and norm the root of the sum over the terms of the same column and grams of ((1 + log count) / scale)^2; 0 where "
+    "the count is. words: of two letters and more; pairs: neighbouring words, a blank between; characters: 3 to 5 in a "
+    "row of a word with a blank before and after; with buckets, a gram is # and its CRC-32 modulo buckets",
     "one score: probability of classes[1] = 1 / (1 + exp(-score)), of classes[0] the rest; "
     "several: probability of classes[c] = exp(score[c]) / sum of exp(score)",
 )
@@ -36,24 +42,28 @@ class Term:
 
     Attributes:
         column: the table's column.
-        kind: ``number`` (x is the cell), ``category`` (x is 1 where the cell is ``value``) or ``missing`` (x is 1 where
-            the cell is missing).
+        kind: ``number`` (x is the cell), ``category`` (x is 1 where the cell is ``value``), ``missing`` (x is 1 where
+            the cell is missing) or ``text`` (see :mod:`bilevax.tables.text`).
         type: for numbers, what the cells are: ``number``, ``boolean`` or ``date``.
-        value: the category.
+        value: the category, or the n-gram of a text.
         other: True for the category that stands for all values, missing ones included, that have no term of their own.
         mean: subtracted from x.
         scale: divides x - mean.
         fill: for numbers, x where the cell is missing.
+        grams: of a text: ``words``, ``pairs`` or ``characters``.
+        buckets: of a text whose n-grams are hashed, how many buckets there are.
     """
 
     column: str
-    kind: Literal["number", "category", "missing"]
+    kind: Literal["number", "category", "missing", "text"]
     type: NumberType | None = None
     value: str | None = None
     other: bool = False
     mean: float = 0.0
     scale: float = 1.0
     fill: float | None = None
+    grams: Grams | None = None
+    buckets: int | None = None
 
     def to_plain(self) -> Plain:
         """The term as JSON values; what is None or false is left out."""
@@ -74,7 +84,7 @@ def terms_from_plain(plain: Iterable[Plain]) -> tuple[Term, ...]:
             # Raises where a field is of the wrong type.
             numbers = float(term.mean), float(term.scale), float(term.fill or 0.0)
             _ = term.column + (term.value or "")
-            if term.kind not in ("number", "category", "missing"):
+            if term.kind not in ("number", "category", "missing", "text"):
                 raise ValueError(term.kind)
             if not all(map(math.isfinite, numbers)) or term.scale <= 0:
                 raise ValueError(f"column '{term.column}' has mean, scale and fill {numbers}; scale must be positive")
@@ -84,20 +94,39 @@ def terms_from_plain(plain: Iterable[Plain]) -> tuple[Term, ...]:
 
 
 def text_columns(terms: Iterable[Term]) -> tuple[str, ...]:
-    """The columns that have to be read as text, for their terms are categories."""
-    return tuple(dict.fromkeys(term.column for term in terms if term.kind == "category"))
+    """The columns that have to be read as text, for their terms are categories or n-grams."""
+    return tuple(dict.fromkeys(term.column for term in terms if term.kind in ("category", "text")))
 
 
-def design_from_terms(terms: Sequence[Term], table: Table) -> np.ndarray:
+def design_from_terms(terms: Sequence[Term], table: Table) -> Matrix:
     """The design matrix [rows, terms] of a table; its columns are found by name, in any order, others are ignored.
+
+    It is sparse, CSR, where terms are of texts, which stand behind all others.
 
     Raises:
         DataError: a column is absent, or holds text where the model knows numbers.
     """
+    table.require(dict.fromkeys(term.column for term in terms))
+    cells = [term for term in terms if term.kind != "text"]
+    if len(cells) == len(terms):
+        return _cells_design(terms, table)
+    import scipy.sparse
+
+    parts = [scipy.sparse.csr_array(_cells_design(cells, table))] if cells else []
+    blocks: dict[tuple[str, Grams | None, int | None], dict[str, float]] = {}
+    for term in terms[len(cells) :]:
+        # 1 / scale is the weight of the n-gram
+        blocks.setdefault((term.column, term.grams, term.buckets), {})[str(term.value)] = 1.0 / term.scale
+    for (column, grams, buckets), weights in blocks.items():
+        parts.append(weighted_counts(table.column(column).as_text().values, weights, grams or "words", buckets))
+    return scipy.sparse.hstack(parts, format="csr")
+
+
+def _cells_design(terms: Sequence[Term], table: Table) -> np.ndarray:
+    """Of terms of one cell each."""
     by_column: dict[str, list[int]] = {}
     for j, term in enumerate(terms):
         by_column.setdefault(term.column, []).append(j)
-    table.require(by_column)
     # Filled column by column, so stored by columns until it is full.
     design = np.empty((table.rows, len(terms)), order="F")
     for name, positions in by_column.items():

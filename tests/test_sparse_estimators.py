@@ -1,0 +1,155 @@
+"""Sparse rows in the linear estimators: the models of dense rows, nothing densified, penalties that are tied."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from bilevax import DataError, ParameterError
+from bilevax.sklearn import TunedElasticNet, TunedLogisticRegression, TunedRidge, host_fit
+from bilevax.sklearn.penalty_ties import log_frequency, tied
+from bilevax.solvers.logistic_models import LogisticModels
+
+
+def table(classes: int, n: int = 90, p: int = 12) -> tuple[sp.csr_array, np.ndarray]:
+    rng = np.random.default_rng(classes)
+    X = sp.random_array((n, p), density=0.3, rng=rng, data_sampler=rng.normal, format="csr")
+    # columns of many frequencies, and one that is never 0
+    keep = rng.uniform(size=X.nnz) < np.linspace(0.1, 1.0, p)[X.indices]
+    X.data[~keep] = 0.0
+    X.eliminate_zeros()
+    X = sp.hstack([X, rng.normal(3.0, 2.0, size=(n, 1))], format="csr")
+    scores = 2.0 * X @ rng.normal(size=(p + 1, classes))
+    return X, (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("per", ["frequency", "class"])
+def test_hypergradients_of_ties_are_central_differences_on_sparse_and_dense_rows(classes: int, per: str) -> None:
+    X, y = table(classes)
+    fold, weight = np.arange(len(y)) % 4 - 1, np.random.default_rng(0).uniform(0.5, 2.0, len(y))
+    group, outputs = np.arange(X.shape[1]) % 2, 1 if classes == 2 else classes
+    powers = log_frequency(X, weight, group)
+    ties = tied(group, powers=powers, rows=50.0) if per == "frequency" else tied(group, classes=outputs, rows=50.0)
+    lam = np.random.default_rng(1).normal(size=ties.groups)
+
+    def held_out(rows: Any, lam: np.ndarray) -> Any:
+        models = LogisticModels(rows, y, fold, 3, classes=classes, weight=weight, held_weight=weight**2)
+        models.solve(*ties.penalties(lam), tolerance=1e-10)
+        return models.held_out(*ties.penalties(lam))
+
+    sparse, dense = (held_out(rows, lam) for rows in (X, X.toarray()))
+    np.testing.assert_allclose(sparse.l2, dense.l2, rtol=1e-6, atol=1e-10)
+    h = 1e-4
+    for e in np.eye(len(lam)):
+        difference = (held_out(X, lam + h * e).value - held_out(X, lam - h * e).value) / (2.0 * h)
+        assert e @ ties.slope(sparse) == pytest.approx(difference, rel=1e-5, abs=1e-8)
+
+
+def test_the_prior_of_powers_is_a_normal_density() -> None:
+    ties = tied(np.zeros(3, int), powers=np.arange(3.0)[:, None], rows=10.0)
+    lam = np.array([7.0, 2.0])
+    value, slope = ties.prior(lam)
+    assert value == pytest.approx(0.5 * 2.0**2 / 10.0)
+    np.testing.assert_allclose(slope, [0.0, 0.2])
+    np.testing.assert_allclose(ties.penalties(lam)[1], np.exp(7.0 + 2.0 * np.arange(3.0)))
+
+
+def test_sparse_rows_give_the_model_of_dense_ones_and_are_never_made_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To rounding; at the tolerances as they are, to these."""
+    X, y = table(2)
+    monkeypatch.setattr(host_fit, "TOLERANCES", (1e-9, 1e-9))
+    monkeypatch.setattr(host_fit, "FINAL", 1e-8)
+    dense = TunedLogisticRegression("frequency", random_state=0, steps=2).fit(X.toarray(), y)
+    for rows in (X, sp.csc_matrix(X)):
+        with monkeypatch.context() as refused:
+            for kind, name in itertools.product((sp.csr_array, sp.csc_array, sp.csr_matrix), ("toarray", "todense")):
+                refused.setattr(kind, name, lambda *_: pytest.fail("made dense"))
+            model = TunedLogisticRegression(random_state=0, steps=2).fit(rows, y)
+        np.testing.assert_allclose(model.coef_, dense.coef_, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(model.penalties_, dense.penalties_, rtol=1e-6)
+        np.testing.assert_allclose(model.predict_proba(rows), dense.predict_proba(rows.toarray()), atol=1e-8)
+    assert model.validation_loss_ is None
+    assert model.feature_scale_[-1] == pytest.approx(X.toarray()[:, -1].std())
+    assert np.all(model.feature_scale_[:-1] == 1.0)
+
+
+def test_the_model_is_scikit_learns_at_the_penalties_found() -> None:
+    X, y = table(3)
+    model = TunedLogisticRegression(random_state=0).fit(X, y)
+    Z = X.toarray() / model.feature_scale_ / np.sqrt(model.penalties_)
+    reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=20_000).fit(Z, y)
+    np.testing.assert_allclose(model.predict_proba(X), reference.predict_proba(Z), atol=1e-4)
+
+
+def test_a_rare_column_that_is_noise_is_penalised_more() -> None:
+    """Where frequent columns alone tell, the power of the frequency is negative."""
+    rng = np.random.default_rng(0)
+    frequent, rare = rng.uniform(size=(600, 5)) < 0.4, rng.uniform(size=(600, 200)) < 0.01
+    y = (3.0 * frequent.sum(axis=1) + rng.logistic(size=600) > 6.0).astype(int)
+    X = sp.csr_array(np.hstack([frequent, rare]).astype(float))
+    model = TunedLogisticRegression(random_state=0).fit(X, y)
+    assert np.min(model.penalties_[5:]) > 3.0 * np.max(model.penalties_[:5])
+    single = TunedLogisticRegression("global", random_state=0).fit(X, y)
+    assert model.history_[-1]["tuning_loss"] < single.history_[-1]["tuning_loss"] - 0.01
+
+
+def mixed() -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"colour": rng.choice(["red", "blue", "green"], 80), "size": rng.normal(size=80)})
+    return frame, (frame["size"] + (frame["colour"] == "red") + rng.normal(size=80) > 0.3).to_numpy().astype(int)
+
+
+@pytest.mark.parametrize("kind", [TunedLogisticRegression, TunedRidge, TunedElasticNet])
+def test_a_pipeline_with_the_default_one_hot_encoder(kind: Any) -> None:
+    frame, y = mixed()
+    columns = ColumnTransformer(
+        [("words", OneHotEncoder(), ["colour"]), ("numbers", StandardScaler(), ["size"])], sparse_threshold=1.0
+    )
+    assert sp.issparse(columns.fit_transform(frame))
+    assert make_pipeline(columns, kind(random_state=0)).fit(frame, y).score(frame, y) > 0.2
+
+
+@pytest.mark.parametrize("kind", [TunedLogisticRegression, TunedRidge, TunedElasticNet])
+def test_a_sparse_data_frame_is_a_sparse_matrix_with_names(kind: Any) -> None:
+    X, y = table(2)
+    frame = pd.DataFrame.sparse.from_spmatrix(X).add_prefix("c")
+    a, b = (kind(random_state=0).fit(rows, y) for rows in (frame, X))
+    np.testing.assert_allclose(a.predict(frame), b.predict(X), atol=1e-8)
+    assert a.feature_names_in_[0] == "c0"
+
+
+def test_a_class_of_one_row_is_in_every_model() -> None:
+    X, y = table(2)
+    y[0] = 2
+    model = TunedLogisticRegression(random_state=0).fit(X, y)
+    assert np.isfinite(model.intercept_).all()
+    assert np.isfinite(model.history_[-1]["tuning_loss"])
+    with pytest.raises(DataError, match="in one fold alone"):
+        TunedLogisticRegression().fit(X[:3], [0, 1, 2])
+
+
+def test_validation_rows_decide_where_every_column_has_a_penalty() -> None:
+    X, y = table(2, p=40)
+    validation = np.arange(len(y)) % 3 == 0
+    model = TunedLogisticRegression("feature", random_state=0, steps=3).fit(X, y, validation=validation)
+    first = TunedLogisticRegression("feature", random_state=0, steps=3).fit(X[~validation], y[~validation])
+    assert model.validation_loss_ is not None
+    assert first.validation_loss_ is not None
+    assert model.penalties_.shape == (41,)
+    assert model.chosen_step_ == 0 or np.ptp(model.penalties_) > 0.0
+
+
+def test_what_sparse_rows_are_refused_with() -> None:
+    X, y = table(2)
+    with pytest.raises(ParameterError, match="stochastic"):
+        TunedLogisticRegression(method="stochastic").fit(X, y)
+    with pytest.raises(ParameterError, match="run keeps nothing"):
+        TunedLogisticRegression(random_state=0).fit(X, y, run="nowhere")
