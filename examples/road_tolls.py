@@ -22,7 +22,7 @@ any number of rounds. Sioux Falls, in millions: 7.6968 without tolls; above 7.67
 rounds, below 7.4687, 7.5391 and 7.6402, so that the least F is known to .26 %.
 
 References: Li, Yu, Liu, Nie, Wang (2023), arXiv:2302.09734, for both bounds; Braess (1968); LeBlanc, Morlok, Pierskalla
-(1975) for Sioux Falls, whose data are those of bstabler/TransportationNetworks on GitHub, capacities to the vehicle.
+(1975) for Sioux Falls, with the links and trips that the package aequilibrae has of it, capacities to the vehicle.
 """
 
 from typing import NamedTuple
