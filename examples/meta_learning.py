@@ -16,6 +16,8 @@ matplotlib, turned, sheared and moved at random.
 
 With three seeds, 200 new tasks each: accuracy .722 after 600 steps of 20 tasks, beside .642 of fine-tuning the last
 layer, .653 of all layers, .374 without any training; the least gain of a seed over both kinds of fine-tuning is .059.
+These letters were taken after images of Fashion-MNIST, each turned by quarters to make more classes, on which it did
+not win: .60 beside .59 with one image of a class, .73 to .77 beside .78 to .82 with five.
 
 References: Franceschi, Frasconi, Salzo, Grazzi, Pontil (2018), arXiv:1806.04910, for representations as outer variable;
 Grazzi, Pontil, Salzo (2023), arXiv:2202.03397, with such an experiment.
