@@ -41,8 +41,9 @@ def test_words_are_learned_and_the_files_of_a_run_predict_the_same(tmp_path: Pat
     labels = np.array([label == "yes" for label in table.column("liked").values])
     there = np.array([cell is not None for cell in table.column("review").values])
     assert np.mean((probability[there, 1] > 0.5) == labels[there]) > 0.95
-    exported = json.loads((tmp_path / "run" / "coefficients.json").read_text())["terms"]
-    terms = {term["value"]: term for term in exported if "grams" in term}
+    exported = json.loads((tmp_path / "run" / "coefficients.json").read_text())
+    assert exported["formula"][-1].startswith("text: x = ")
+    terms = {term["value"]: term for term in exported["terms"] if "grams" in term}
     assert terms["great"]["weight"][0] > 0.0 > terms["poor"]["weight"][0]
 
 

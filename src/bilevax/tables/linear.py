@@ -11,7 +11,7 @@ from bilevax.core.events import Plain
 from bilevax.linalg.columns import Matrix, dense
 from bilevax.tables.labels import Label
 from bilevax.tables.table import Order, Table, orders_from_plain
-from bilevax.tables.terms import FORMULA, Term, design_from_terms, terms_from_plain, text_columns
+from bilevax.tables.terms import FORMULA, TEXT_FORMULA, Term, design_from_terms, terms_from_plain, text_columns
 
 FORMAT = "bilevax-linear-1"
 
@@ -110,7 +110,7 @@ class LinearModel:
             "format": FORMAT,
             "target": self.target,
             "classes": list(self.classes),
-            "formula": list(FORMULA),
+            "formula": [*FORMULA, *([TEXT_FORMULA] if any(term.kind == "text" for term in self.terms) else [])],
             "intercept": self.intercept.tolist(),
             "terms": terms,
             **({"missing": {name: list(marks) for name, marks in self.missing.items()}} if self.missing else {}),

@@ -26,14 +26,18 @@ FORMULA = (
     "category: x is 1 where the cell, without blanks around it, is the value, else 0",
     "category with other = true: x is 1 where no other term of the same column is 1, else 0",
     "missing: x is 1 where the cell is missing, else 0",
-    "text: x = (1 + log count) / norm, count being how often the value is among the cell's grams, in small letters, "
-    "and norm the root of the sum over the terms of the same column and grams of ((1 + log count) / scale)^2; 0 where "
-    "the count is. words: of two letters and more; pairs: neighbouring words, a blank between; characters: 3 to 5 in a "
-    "row of a word with a blank before and after; with buckets, a gram is # and its CRC-32 modulo buckets",
     "one score: probability of classes[1] = 1 / (1 + exp(-score)), of classes[0] the rest; "
     "several: probability of classes[c] = exp(score[c]) / sum of exp(score)",
 )
 """How probabilities come from terms, in words; it stands in every exported model."""
+
+TEXT_FORMULA = (
+    "text: x = (1 + log count) / norm, count being how often the value is among the cell's grams, in small letters, "
+    "and norm the root of the sum over the terms of the same column and grams of ((1 + log count) / scale)^2; 0 where "
+    "the count is. words: of two letters and more; pairs: neighbouring words, a blank between; characters: 3 to 5 in a "
+    "row of a word with a blank before and after; with buckets, a gram is # and its CRC-32 modulo buckets"
+)
+"""How terms of texts do; it stands in models that have any."""
 
 
 @dataclasses.dataclass(frozen=True)
