@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parents[1]
 GROUP = re.compile(r"^\.\. rubric:: (.*)\n\n\.\. autosummary::\n((?:.*\n?)*?)(?=\n\.\. rubric|\Z)", re.MULTILINE)
 SOURCE = re.compile(r"(?:Source: |In the\s+spirit of )(.*?)(?:\n\n|\Z)", re.DOTALL)
-RECIPE = re.compile(r"\{recipe (\w+)(?:: ([\w, ]+))?\}")
+RECIPE = re.compile(r"\{recipe (\w+)(?:: ([\w., -]+))?\}")
 COMPARED = re.compile(r"\{compared (\w+)\}")
 MOST = 4
 """Figures of a recipe that are shown where none are named."""
