@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs
 
-.PHONY: run test test-slow test-wheel test-lowest test-newest mutants board lint check bench paper docs docs-check gallery dist clean
+.PHONY: run test test-slow test-wheel test-lowest test-newest mutants board lint check bench paper docs docs-check gallery figures dist clean
 
 run: $(STAMP)  ## tune a model of a real table, look for labels that were turned in another, and say where the reports are
 	$(BIN)/bilevax tune airfoil --out runs/airfoil --seed 0 --force
@@ -48,6 +48,9 @@ docs-check: $(DOCS)  ## the same without running the recipes
 
 gallery: $(DOCS)  ## the recipes in full: their figures go to docs/figures, which the site shows
 	$(BIN)/python docs/_ext/recipes.py
+
+figures: $(DOCS)  ## those of the recipes that take a seed, by five more
+	$(BIN)/python docs/_ext/recipes.py --seeds 5
 
 dist: $(STAMP)  ## the sdist, and the wheel that is built from it
 	$(BIN)/python -m build

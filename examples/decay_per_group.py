@@ -101,11 +101,11 @@ def images(number, guides, seed=0):
     return (train[0], jnp.where(wrong, (train[1] + 1) % 10, train[1])), guide, test
 
 
-def main(quick=False):
+def main(quick=False, seed=0):
     number, guides, steps = (100, 100, 60) if quick else (200, 300, 400)
-    train, guide, test = images(number, guides)
+    train, guide, test = images(number, guides, seed)
     online = bx.Online(train_step, guide_loss, K, outer=bx.optim("adam", learning_rate=0.05), transform="exp")
-    batches = jnp.asarray(np.random.default_rng(0).integers(0, number, (steps, K, BATCH)))
+    batches = jnp.asarray(np.random.default_rng(seed).integers(0, number, (steps, K, BATCH)))
     start = online.init((parameters, statistics, sgd.init(parameters)), dict.fromkeys(LAYERS, 1e-3))
 
     def step(state, draw):
@@ -113,7 +113,7 @@ def main(quick=False):
         state, _ = online.step(state, jax.tree.map(lambda x: x[at], train), guide, key)
         return state, state.lam
 
-    keys = jax.random.split(jax.random.key(1), steps)
+    keys = jax.random.split(jax.random.key(1 + seed), steps)
     end, decays = jax.jit(lambda state: jax.lax.scan(step, state, (batches, keys)))(start)
 
     # the same updates from scratch: with the decays as they were, and as they are now

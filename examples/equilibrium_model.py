@@ -81,10 +81,10 @@ implicit, unrolled = bx.SID(inner=bx.FixedPoint(LAYERS), linear=bx.GMRES(tol=1e-
 # trained on are the fixed point at the lam that was found: ``w`` of a hypergradient.
 
 
-def main(quick=False):
+def main(quick=False, seed=0):
     number, hidden, steps = (100, 8, 15) if quick else (898, 32, 150)
     with jax.enable_x64(True):
-        (train, test), lam = images(number), parameters(hidden)
+        (train, test), lam = images(number, seed), parameters(hidden, seed)
         difference = relative_difference(*(solved(how, train, lam).value for how in (implicit, unrolled)))
 
         sid = bx.SID(inner=bx.FixedPoint(30), linear=bx.Neumann(tol=1e-4))

@@ -87,10 +87,11 @@ guided = bx.Online(train_step, guide_loss, outer=bx.optim("adam", learning_rate=
 # From each rate: the loss of other held-out strings in the end, and the course of the rate.
 
 
-def main(quick=False):
+def main(quick=False, seed=0):
     steps = 60 if quick else 3000
-    net, key = Reverser(jax.random.key(0)), jax.random.key(0)
-    batches, guides, test = strings((steps, BATCH), 1), strings((steps, BATCH), 2), strings((GUIDES,), 3)
+    net, key = Reverser(jax.random.key(seed)), jax.random.key(0)  # nothing is dropped
+    numbers = (steps, BATCH), (steps, BATCH), (GUIDES,)
+    batches, guides, test = (strings(number, 3 * seed + i) for i, number in enumerate(numbers, start=1))
 
     def step(state, draw):
         state, _ = guided.step(state, *draw, key)

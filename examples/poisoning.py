@@ -59,15 +59,15 @@ def images(number, poisoned, seed=0):
 # The same inner problem is solved for every lam that is looked at: nothing, the attack, and random changes.
 
 
-def main(quick=False):
+def main(quick=False, seed=0):
     number, poisoned, steps, draws = (150, 30, 8, 3) if quick else (500, 100, 60, 10)
-    train, val, (x, y) = images(number, poisoned)
+    train, val, (x, y) = images(number, poisoned, seed)
     radius = RADIUS * poisoned**0.5
     problem = bx.Problem(bx.GradientStep(poisoned_loss), minus_outer_loss, project=bx.L2Ball(radius))
-    sid, key = bx.SID(inner=bx.LBFGS(tol=1e-4), linear=bx.CG(tol=1e-3)), jax.random.key(0)
+    sid, key = bx.SID(inner=bx.LBFGS(tol=1e-4), linear=bx.CG(tol=1e-3)), jax.random.key(seed)
     w0, none = np.zeros((64, 10), np.float32), np.zeros((poisoned, 64), np.float32)
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     start = rng.normal(size=none.shape).astype(np.float32)
     attack = bx.BSGM(sid, bx.optim("adam", learning_rate=0.1), warm_start=True)
     result = bx.minimize(problem, attack, w0, 1e-3 * start, train, val, steps=steps, key=key)

@@ -105,7 +105,7 @@ def trained(online, state, batches, guides):
 # the weights that were found.
 
 
-def run(build, number, steps, seed=0):
+def run(build, number, steps, seed):
     train, trusted, test, wrong = rows(number, seed)
     w0, logits = build(seed)
     online, rng = loop(logits), np.random.default_rng(seed)
@@ -142,12 +142,12 @@ def accuracy(logits, w, test):
 # Both networks, and a picture of the weights that rows with right and with wrong labels have in the end.
 
 
-def main(quick=False):
+def main(quick=False, seed=0):
     number, steps = (400, 600) if quick else (800, 2000)
     out, (_, axes) = {}, plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
     for axis, build in zip(axes, (of_equinox, of_flax), strict=True):
         name = build.__name__.removeprefix("of_")
-        figures, weights, wrong = run(build, number, steps)
+        figures, weights, wrong = run(build, number, steps, seed)
         out |= {f"{name}_{what}": x for what, x in figures.items()}
         axis.hist([weights[~wrong], weights[wrong]], bins=20, range=(0, 1), label=["right label", "wrong label"])
         axis.set(title=name, xlabel="weight after training")

@@ -87,9 +87,9 @@ def methods(quick):
 # figures are means over the last four.
 
 
-def main(quick=False):
-    train, val, (x, y), relabelled = images()
-    w0, lam, key = np.zeros((64, 10), np.float32), np.full(TRAIN, 1 / TRAIN, np.float32), jax.random.key(0)
+def main(quick=False, seed=0):
+    train, val, (x, y), relabelled = images(seed)
+    w0, lam, key = np.zeros((64, 10), np.float32), np.full(TRAIN, 1 / TRAIN, np.float32), jax.random.key(seed)
     runs, out = methods(quick), {}
     axes = plt.subplots(1, len(runs), figsize=(9, 3), sharey=True, layout="constrained")[1]
 

@@ -1,12 +1,14 @@
 """The gallery: each recipe of ``examples/`` as a page, run in quick mode, beside the figures of its full run."""
 
+import argparse
 import datetime
 import importlib.util
+import inspect
 import json
 import re
-import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,10 +69,24 @@ def add_figures(app: "Sphinx", name: str, source: list[str]) -> None:
 def table(run: dict[str, Any]) -> str:
     """The figures of a full run, as reStructuredText."""
     lines = ["", "", ".. rubric:: The full run (``make gallery``)", "", ".. list-table::", ""]
+    seeds: list[dict[str, float]] = run.get("seeds", [])
+    if seeds:
+        lines[-1:] = ["   :header-rows: 1", "", "   * -", "     - seed 0", f"     - seeds 1 to {len(seeds)}"]
     for name, value in run["figures"].items():
         lines += [f"   * - {name.replace('_', ' ')}", f"     - {value}"]
+        lines += [f"     - {min(one[name] for one in seeds)} to {max(one[name] for one in seeds)}"] * bool(seeds)
     made = f"{run['seconds']:.0f} s of CPU time; {run['versions']}; {run['date']}."
     return "\n".join([*lines, "", made, ""])
+
+
+def loaded(path: Path) -> ModuleType:
+    """A recipe's module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
 
 
 def run(path: Path) -> dict[str, Any]:
@@ -79,29 +95,34 @@ def run(path: Path) -> dict[str, Any]:
 
     import bilevax
 
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
     begin = time.process_time()
-    spec.loader.exec_module(recipe)
-    figures = recipe.main()
+    figures = loaded(path).main()
     seconds = time.process_time() - begin
     versions = f"bilevax {bilevax.__version__}, jax {jax.__version__}"
     return {"figures": figures, "seconds": seconds, "versions": versions, "date": str(datetime.date.today())}
 
 
-def main(names: list[str]) -> None:
-    """``make gallery``: all recipes, or those that are named, one after another."""
+def keep(path: Path, what: dict[str, Any]) -> None:
+    """What is known of a recipe's full runs."""
+    text = json.dumps(what, indent=1, default=float)
+    (FIGURES / f"{path.stem}.json").write_text(text + "\n", encoding="utf-8")
+    print(path.stem, text)
+
+
+def main(names: list[str], seeds: int) -> None:
+    """All recipes, or those that are named; with seeds, by each of them those that take one."""
     import matplotlib as mpl
 
     mpl.use("agg")
     FIGURES.mkdir(exist_ok=True)
     for path in recipes():
-        if not names or path.stem in names:
-            text = json.dumps(run(path), indent=1, default=float)
-            (FIGURES / f"{path.stem}.json").write_text(text + "\n", encoding="utf-8")
-            print(path.stem, text)
+        if names and path.stem not in names:
+            continue
+        if not seeds:
+            keep(path, run(path))
+        elif "seed" in inspect.signature((recipe := loaded(path)).main).parameters:
+            kept = json.loads((FIGURES / f"{path.stem}.json").read_text(encoding="utf-8"))
+            keep(path, kept | {"seeds": [recipe.main(seed=seed) for seed in range(1, seeds + 1)]})
 
 
 def setup(app: "Sphinx") -> dict[str, bool]:
@@ -112,4 +133,7 @@ def setup(app: "Sphinx") -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Recipes in full; their figures are kept for the site.")
+    parser.add_argument("names", nargs="*", help="of recipes; default: all")
+    parser.add_argument("--seeds", type=int, default=0, help="how many more, beside what a full run has kept")
+    main(**vars(parser.parse_args()))
