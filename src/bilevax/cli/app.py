@@ -376,7 +376,7 @@ def bench(
         str | None, typer.Option(metavar="NAME,NAME", help="What to compare; without it, all of them.")
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each.")] = 5,
-    budget: Annotated[float, typer.Option(metavar="N", help="Rows that a run reads, of all its minibatches together.")] = 200_000,
+    budget: Annotated[float, typer.Option(metavar="N", help="Rows that a run reads, in all minibatches.")] = 200_000,
     seconds: Annotated[
         float | None, typer.Option(metavar="S", help="CPU seconds of a run, compared beside the samples.")
     ] = None,
