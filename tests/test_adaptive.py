@@ -120,6 +120,7 @@ def test_a_target_is_met_within_a_factor_of_two_or_flagged(met):
     assert len({int(est.cost.gradients.calls) for est in met}) > 1  # it is each run that decides
 
 
+@pytest.mark.slow
 def test_numbers_compile_nothing(met, compilations):
     before = compilations.number
     run(bx.JointSID(90), key=jax.random.key(100), target=0.06, budget=10**6)

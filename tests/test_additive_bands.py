@@ -49,6 +49,7 @@ def simulated(family, n, noise, seed):
     return covered, evidences
 
 
+@pytest.mark.slow
 def test_bands_cover_and_noise_has_no_evidence():
     covered, evidences = zip(*(simulated(Gaussian(), 500, 4, seed) for seed in range(4)), strict=True)
     assert 0.9 <= np.mean(covered) <= 0.99

@@ -203,6 +203,7 @@ def test_a_callback_that_returns_true_ends_the_run():
     assert not result.interrupted
 
 
+@pytest.mark.slow
 def test_visits_count_every_row_that_is_read():
     """t = s + 1 gradients, 9 products and 2 cross products on 20 rows each, and one outer gradient on one row."""
     result, _ = run(bx.BSGM(sid(bx.Growing(1.0), 9, 2), bx.optim("sgd", 0.005)), steps=10)

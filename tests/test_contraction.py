@@ -101,6 +101,7 @@ def test_the_rate_and_its_standard_error_are_right(q: float, s: float) -> None:
         np.testing.assert_allclose(pair.standard_error, 0.0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_contractive_mean_whose_second_moment_grows() -> None:
     """A is .2 I or 1.7 I: its mean is .95 I, E ln A = ln sqrt(.34) < 0, E A^2 = 1.465 > 1."""
     factors = np.tile([0.2, 1.7], ROWS // 2)

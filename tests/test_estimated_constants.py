@@ -32,6 +32,7 @@ def quadratics():
     ]
 
 
+@pytest.mark.slow
 def test_what_is_not_sampled_is_exact(quadratics):
     for found, exact in quadratics:
         for name in EXACT:

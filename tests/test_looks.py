@@ -90,6 +90,7 @@ def test_a_step_sees_the_minibatches_of_the_sources_own_fold(which):
         assert np.array_equal(seen[name], cut[name]), name
 
 
+@pytest.mark.slow
 def test_hashed_minibatches():
     """A source without chunks."""
     hashed, key = HashedBatches(numbered(40, 4), 3), stream_key(KEY, "train")

@@ -121,6 +121,7 @@ def test_the_tolerance_of_step_k_is_that_of_its_schedule():
         np.testing.assert_allclose(lams[k + 1], lam, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_falling_tolerance_ends_at_the_solution_and_a_fixed_one_does_not():
     p, problem = quadratic()
 

@@ -98,6 +98,7 @@ def test_neither_the_scale_of_the_outer_loss_nor_the_step_of_the_map_changes_a_r
     assert np.array_equal(run(name, dtype=dtype, step_size=0.1).lam, base.lam)
 
 
+@pytest.mark.slow
 def test_a_map_without_a_step_gives_the_same_run():
     assert np.array_equal(run("SOBA", step_size=None).lam, run("SOBA").lam)
 

@@ -95,6 +95,7 @@ def by_hand(lam, K, key=KEY):
     return guide_loss(w, lam, draw(2))
 
 
+@pytest.mark.slow_but("3")
 @pytest.mark.parametrize("K", [1, 3])
 def test_the_hypergradient_is_that_of_central_differences_through_the_last_updates(K):
     online = bx.Online(train_step, guide_loss, K)

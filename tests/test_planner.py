@@ -212,6 +212,7 @@ def test_a_trial_is_on_rows_drawn_without_replacement_and_on_none_where_it_is_to
     assert pilot.trial_samples(1e6, 100.0) == 256 * 150
 
 
+@pytest.mark.slow
 def test_full_batches_that_cost_less_are_chosen_sooner():
     case = CASES["logistic-500x20-0.1"]
     dear, cheap = (case.plan(budget=5 * case.rows, full_batch_price=price) for price in (1.0, 0.1))

@@ -64,6 +64,7 @@ def test_what_failed_is_said_as_in_one_program(name, long, monkeypatch):
     assert jax.tree.structure(eager) == jax.tree.structure(traced)
 
 
+@pytest.mark.slow
 def test_a_replica_that_fails_leaves_nothing_known():
     estimator, sources, _ = FAILING["a linear chain that grows"]
     est = estimate(estimator, sources, replicas=3)

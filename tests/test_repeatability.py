@@ -208,7 +208,8 @@ def no_reuse():
 
 
 @pytest.mark.usefixtures("no_reuse")
-@pytest.mark.parametrize("sampling", ["iid", pytest.param("shuffled", marks=pytest.mark.slow), "blocks"])
+@pytest.mark.slow_but("blocks")
+@pytest.mark.parametrize("sampling", ["iid", "shuffled", "blocks"])
 def test_e11_no_key_is_used_twice_in_an_estimate(sampling):
     """All five streams, the measured step among them; a new function, so that nothing cached is run."""
     key = jax.random.key(11)

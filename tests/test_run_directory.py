@@ -696,6 +696,7 @@ def process(directory, *words):
     return subprocess.Popen([sys.executable, "-c", OFTEN, *words], cwd=directory, env=environment, **pipes)
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_end_with_the_same_model(tmp_path):
     write_table(tmp_path / "t.csv", n=60)
     with process(tmp_path, "3", f"{TUNED} undisturbed", f"{TUNED} killed") as first:

@@ -57,6 +57,7 @@ def by_hand(steps, data, lam, rho, project):
     return path
 
 
+@pytest.mark.slow_but("blocks")
 @pytest.mark.parametrize("sampling", ["blocks", "iid", "shuffled"])
 def test_its_steps_are_those_of_the_formula_on_the_same_rows(sampling):
     """With a schedule, a box that is felt, and in blocks with short ones of both sources."""

@@ -125,6 +125,7 @@ def test_on_every_row_by_hand(name):
     assert out.calls == STEPS
 
 
+@pytest.mark.slow_but("0.6")
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
 def test_reverse_mode_through_heavy_ball_is_heavy_ball_on_the_linear_system(momentum):
     """The derivative of <g, w_K> in b is b-> d2Phi^T v_K, v_K from as many steps on (I - M^T) v = g from 0."""

@@ -301,6 +301,7 @@ def test_b14_arrays_refuse_a_sparse_matrix_by_name():
         bx.Arrays((sp.csr_matrix(table()[0]), table()[1]))
 
 
+@pytest.mark.slow
 def test_the_source_keeps_the_contracts_of_sources():
     X, y = table()
     check_source(bx.SparseRows((sp.csr_matrix(X.astype(np.float32)), y), 7, sampling="blocks"))

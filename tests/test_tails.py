@@ -113,7 +113,8 @@ def estimates(name, steps, runs=12):
     return jax.tree.map(np.asarray, errors(*canonicalize((p.problem, sid)), w0, lam, p.sources(), truth, keys))
 
 
-@pytest.mark.parametrize("name", ["ridge", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ridge", *OTHERS])
 def test_a_run_that_is_too_short_says_so(name):
     """The one thing that must not happen: OK where the error is ten times what was asked for."""
     for steps in (5, 50):
@@ -194,6 +195,7 @@ def test_noise_of_w_reaches_the_hypergradient_by_way_of_v():
     assert np.all(error.sampling == 0)
 
 
+@pytest.mark.slow
 def test_noise_of_v_alone():
     sid = bx.SID(bx.Given(), bx.FixedPoint(600, 0.2))
     value, error = run(sid, P.w(P.lam))
