@@ -70,7 +70,9 @@ def test_a_recipe_runs_and_its_figures_are_about_right(check):
 
 def test_every_recipe_is_tested_and_written_as_the_gallery_reads_it():
     sources = {path.stem: path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py")}
-    recipes = {name: text for name, text in sources.items() if "\ndef main(quick=False):" in text}
+    recipes = {
+        name: text for name, text in sources.items() if re.search(r"\ndef main\(quick=False(, seed=0)?\):", text)
+    }
     tests = [loaded(path) for path in Path(__file__).parent.glob("test_recipes*.py")]
     assert set(recipes) == {check.__name__ for module in tests for check in module.CHECKS}
     for name, text in recipes.items():

@@ -88,8 +88,9 @@ def _known(x: np.ndarray) -> tuple[object, ...]:
     part = x.__array_interface__["data"][0], x.strides, x.shape, x.dtype.str
     if not _has_file(x):
         return part
+    # what is written into a file all who mapped it see
     now = os.stat(cast(Any, x).filename)
-    return cast(Any, x).filename, now.st_mtime_ns, now.st_size, cast(Any, x).offset, *part[1:]
+    return now.st_dev, now.st_ino, now.st_size, cast(Any, x).offset, *part[1:]
 
 
 def _has_file(x: object) -> bool:
