@@ -127,6 +127,7 @@ def test_numbers_compile_nothing(met, compilations):
     assert compilations.number == before
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_the_code_says_so():
     for budget in (2000, 5000, 12_000, 40_000):
         est = run(bx.JointSID(100, last_pass="never"), target=1e-5, budget=budget)

@@ -197,6 +197,7 @@ def test_a_decorated_solver_finds_the_hypergradient(cases: dict[str, Case], name
     assert error < 1e-6 if name in ("logistic", "equilibrium") else error < 1e-9
 
 
+@pytest.mark.slow
 def test_itd_is_the_gradient_of_the_trajectory_and_checkpoints_change_nothing() -> None:
     """Against plain reverse mode through a Python loop, at counts with and without a remainder."""
     p = PenalisedRidge.random(1, d=6)

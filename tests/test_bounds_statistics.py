@@ -143,6 +143,7 @@ def mean_square(samples, truth):
     return squares.mean(), squares.std(ddof=1) / np.sqrt(len(squares))
 
 
+@pytest.mark.slow
 def test_the_shipped_estimator_is_within_the_bounds():
     p, t = QUADRATICS["small-correlated"], 100
     start = float(np.sum(p.w(p.lam) ** 2))

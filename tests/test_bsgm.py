@@ -116,6 +116,7 @@ def test_iterates_stay_in_lambda():
     assert np.array_equal(result.lam, seen[-1][1])
 
 
+@pytest.mark.slow
 def test_no_warm_start_unless_asked():
     """t = 0 returns the start: w0 at every step, or, warm, where the step before ended."""
     w0 = np.linspace(-1.0, 1.0, 10)

@@ -512,6 +512,7 @@ jnp.linspace(0.0, 1.0, 7)
 """
 
 
+@pytest.mark.slow
 def test_the_command_keeps_what_it_compiles_unless_told_not_to(cache_home, tmp_path):
     (tmp_path / "audited.py").write_text(AUDITED)
 

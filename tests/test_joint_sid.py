@@ -376,6 +376,7 @@ def test_a_map_that_expands_is_named():
     assert code(bx.JointSID(1000))[0] == bx.Code.DIVERGED
 
 
+@pytest.mark.slow
 def test_the_cost_counts_both_chains_the_pass_and_the_report(short):
     p, arguments = short
     cost = bx.hypergradient(p.problem, bx.JointSID(600, last_pass="always"), *arguments, key=KEY).cost

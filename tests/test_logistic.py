@@ -116,6 +116,7 @@ def people(n: int = 240, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     return frame, np.where(y, "yes", "no")
 
 
+@pytest.mark.slow
 def test_a_frame_is_taken_as_it_is_and_categories_share_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     frame, y = people()
     monkeypatch.setattr(tuning, "SIGNIFICANT", -np.inf)  # whatever the steps gain, they are kept

@@ -179,6 +179,7 @@ def test_the_linear_systems_bias_falls_as_its_mean_recursion(gamma):
             np.testing.assert_allclose(found, -np.linalg.matrix_power(M, k) @ exact.v, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_shipped_solvers_bias_is_geometric_at_the_exact_inner_solution():
     """Constant steps: the variance of v_k stays, but its mean is -(I - eta alpha A)^k v* off."""
     p = FiniteQuadratic.random(2, correlated=True, n=40, d=4, m=3)
@@ -192,6 +193,7 @@ def test_the_shipped_solvers_bias_is_geometric_at_the_exact_inner_solution():
         assert_mean(value, p.r * p.lam + p.curvature.alpha * p.B.mean(0).T @ mean)
 
 
+@pytest.mark.slow
 def test_the_shipped_estimators_bias_is_below_the_noise_while_its_error_is_at_the_floor():
     p = FiniteQuadratic.random(0, n=40, d=4, m=3)
     schedule, steps = harmonic(p, 40.0)
@@ -324,6 +326,7 @@ def test_both_doors_hand_the_key_on():
         assert not np.any(first == other)
 
 
+@pytest.mark.slow
 def test_the_errors_of_the_stages_are_uncorrelated():
     """With Jacobians constant and v_k not fed by w_t, any correlation of the two is a shared stream."""
     p = FiniteQuadratic.random(0, n=40, d=4, m=3)

@@ -74,7 +74,9 @@ def table(run: dict[str, Any]) -> str:
         lines[-1:] = ["   :header-rows: 1", "", "   * -", "     - seed 0", f"     - seeds 1 to {len(seeds)}"]
     for name, value in run["figures"].items():
         lines += [f"   * - {name.replace('_', ' ')}", f"     - {value}"]
-        lines += [f"     - {min(one[name] for one in seeds)} to {max(one[name] for one in seeds)}"] * bool(seeds)
+        if seeds:
+            found = [one[name] for one in seeds]
+            lines.append(f"     - {min(found)} to {max(found)}")
     made = f"{run['seconds']:.0f} s of CPU time; {run['versions']}; {run['date']}."
     return "\n".join([*lines, "", made, ""])
 
