@@ -22,7 +22,6 @@ LIMIT = 1800
 """CPU seconds of a run."""
 
 QUICK = "breast_cancer", "diabetes"
-MARKS = "<!-- figures: python -m benchmarks additive -->", "<!-- end of figures -->"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +48,7 @@ def main(options: argparse.Namespace) -> None:
     text = figures.page(runs)
     print(f"\n{text}")
     if options.page:
-        before, _, rest = options.page.read_text().partition(MARKS[0])
-        options.page.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        tables.into(options.page, "additive", text)
 
 
 def measure(options: argparse.Namespace, record: dict[str, Any], runs: figures.Runs) -> None:

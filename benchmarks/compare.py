@@ -43,7 +43,6 @@ BUDGETS = {
 }
 
 PAGE = Path(__file__).parents[1] / "docs" / "comparison.md"
-MARKS = "<!-- figures: python -m benchmarks compare -->", "<!-- end of figures -->"
 TITLES = {"samples": "samples", "seconds": "CPU seconds"}
 
 
@@ -105,9 +104,7 @@ def write_page(found: dict[str, Plain]) -> None:
     measured = {name: found[name] for name in BUDGETS if name in found}
     for by in ("samples", "seconds"):
         write_courses(PAGE.with_name(f"comparison_{by}.svg"), list(measured.values()), by=by)
-    before, _, rest = PAGE.read_text().partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    PAGE.write_text(f"{before}{MARKS[0]}\n{figures(measured)}\n{MARKS[1]}{after}")
+    tables.into(PAGE, "compare", f"{figures(measured)}\n")
 
 
 def brief(record: Any) -> Any:

@@ -4,8 +4,6 @@ from typing import Any
 
 from benchmarks import machine, tables
 
-MARKS = "<!-- figures: python -m benchmarks text -->", "<!-- end of figures -->"
-
 MODELS = {
     "tuned": "tied penalties (bilevax)",
     "grid": "LogisticRegressionCV, by accuracy",
@@ -17,10 +15,8 @@ MODELS = {
 
 def write(text: dict[str, Any], wide: dict[str, Any]) -> None:
     """The tables, between the marks of the page."""
-    page = machine.ROOT / "docs" / "text.md"
-    before, _, rest = page.read_text().partition(MARKS[0])
     figures = "\n".join([*_texts(text), *_wide(wide)]).rstrip()
-    page.write_text(f"{before}{MARKS[0]}\n{figures}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+    tables.into(machine.ROOT / "docs" / "text.md", "text", f"{figures}\n")
 
 
 def _texts(kept: dict[str, Any]) -> list[str]:
