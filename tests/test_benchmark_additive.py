@@ -1,26 +1,17 @@
 """The question ``additive``: the list of tables, what rivals are given, and the figures that are made of a record."""
 
 import hashlib
-import importlib
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from benchmark_rig import module
 
-
-def module(name):
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    try:
-        return importlib.import_module(f"benchmarks.{name}")
-    finally:
-        sys.path.pop(0)
-
-
-listed, rivals, figures, additive, machine = map(
-    module, ("additive_list", "additive_rivals", "additive_figures", "additive", "machine")
+listed, rivals, figures, additive, machine = (
+    module(f"benchmarks.{name}")
+    for name in ("additive_list", "additive_rivals", "additive_figures", "additive", "machine")
 )
 
 
@@ -165,7 +156,7 @@ def test_a_run_is_kept_and_not_made_again(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(additive, "once", once)
     monkeypatch.setattr(machine, "pin", lambda core, quick: None)
-    _, parser = module("__main__").question("additive")
+    _, parser = module("benchmarks.__main__").question("additive")
     words = ["--only", "cpu", "--methods", "linear", "bam", "--out", str(tmp_path / "x.json")]
     for more in ([], [], ["--show", "--again"]):
         additive.main(parser.parse_args([*words, *more]))

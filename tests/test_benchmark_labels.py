@@ -1,22 +1,10 @@
 """The question ``labels``: how labels are flipped, and what its goals say of a record."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from benchmark_rig import module
 
-
-def module(name):
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    try:
-        return importlib.import_module(f"benchmarks.{name}")
-    finally:
-        sys.path.pop(0)
-
-
-cells, figures = module("labels_cells"), module("labels_figures")
+cells, figures = module("benchmarks.labels_cells"), module("benchmarks.labels_figures")
 
 
 def drawn(n=4000):

@@ -1,6 +1,5 @@
 """The questions of ``python -m benchmarks``: each is listed, says in a line what it asks, and runs with --quick."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_rig import ROOT, module
 from sklearn.preprocessing import StandardScaler
 
-ROOT = Path(__file__).parents[1]
 PARTS = {"core": ["--only", "w1", "memory"]}  # all of it takes longer than two minutes
 SHARED = {"additive_figures", "additive_list", "additive_rivals", "additive_times", "bare_jax", "bare_loops",
           "cases", "datasets", "exact", "families", "fresh", "labels_cells", "labels_figures",
@@ -19,14 +18,6 @@ SHARED = {"additive_figures", "additive_list", "additive_rivals", "additive_time
           "reported", "rival_torch", "rivals", "single_penalty", "store", "tables", "text_data", "text_page",
           "verdict_figures",
           "verdict_runs"}  # fmt: skip
-
-
-def module(name):
-    sys.path.insert(0, str(ROOT))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(ROOT))
 
 
 QUESTIONS = module("benchmarks").QUESTIONS

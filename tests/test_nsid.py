@@ -1,14 +1,12 @@
 """NSID: hypergradients of problems with a prox, sampled."""
 
-import importlib
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmark_rig import module
 
 import bilevax as bx
 from bilevax.core.config import canonicalize
@@ -224,11 +222,7 @@ def test_a_run_goes_on_to_its_target():
 @pytest.mark.slow
 def test_it_goes_on_where_sid_has_a_floor():
     """The elastic net of the paper, ten draws of the data, two runs each; the truth is a direct solve in numpy."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    try:
-        question = importlib.import_module("benchmarks.nsid")
-    finally:
-        sys.path.remove(str(Path(__file__).parents[1]))
+    question = module("benchmarks.nsid")
     nets = [question.ElasticNet(50_000, seed) for seed in range(10)]
     steps = (500, 1000, 2000, 4000, 8000)
     squares = question.curves(nets, steps, 2, ("NSID", "SID"))

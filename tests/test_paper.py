@@ -1,24 +1,14 @@
 """The comparison with deterministic differentiation at equal epochs, on the synthetic problem of `make paper`."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from benchmark_rig import module
 
 
 @pytest.fixture(scope="module")
 def errors():
     """Squared relative errors with a penalty per feature: the mean of four runs, by (strength, method) and epochs."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        paper = importlib.import_module("benchmarks.paper.errors")
-        datasets = importlib.import_module("benchmarks.datasets")
-    finally:
-        sys.path.remove(str(ROOT))
+    paper, datasets = module("benchmarks.paper.errors"), module("benchmarks.datasets")
     plan = paper.Plan((1e-1, 1e-3), (10, 20, 100), runs=4)
     result = paper.experiment(datasets.synthetic(), plan, lambda _: None)
     out = {}
