@@ -21,7 +21,6 @@ from bilevax.solvers.additive_search import (
     LOWEST,
     Found,
     Outer,
-    OuterLoss,
     Search,
     minimise,
     tied,
