@@ -132,6 +132,7 @@ MORE = [
 NO_SUITE = {
     "inner maps and problems": ["Composition", "GradientStep", "ProximalStep", "Problem"],
     "inner maps of one use": ["LogitResponse", "ProjectionStep", "SoftBellman", "Unrolled"],
+    "averages over nodes": ["ExactAverage", "Gossip", "PushSum", "Ring"],
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],

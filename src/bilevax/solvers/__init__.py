@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bilevax.solvers.gmres import GMRES
     from bilevax.solvers.lbfgs import LBFGS
     from bilevax.solvers.mixed import MixedFP
+    from bilevax.solvers.mixing import ExactAverage, Gossip, PushSum, Ring
     from bilevax.solvers.momentum import HeavyBall, Nesterov
     from bilevax.solvers.neumann import Neumann
     from bilevax.solvers.normal_equations import NormalEquations
@@ -32,8 +33,10 @@ __all__ = [
     "Constant",
     "CoordinateDescent",
     "Exact",
+    "ExactAverage",
     "FixedPoint",
     "Given",
+    "Gossip",
     "Growing",
     "Harmonic",
     "HeavyBall",
@@ -44,6 +47,8 @@ __all__ = [
     "Optax",
     "Polynomial",
     "ProductNeumann",
+    "PushSum",
+    "Ring",
     "at_step",
 ]
 
@@ -62,6 +67,7 @@ MODULES = [
     "variance_reduced",
     "coordinate_descent",
     "optax_moves",
+    "mixing",
 ]
 
 __getattr__, __dir__ = attach(__name__, MODULES, __all__)
