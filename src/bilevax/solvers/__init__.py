@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bilevax.solvers.exact import Exact
     from bilevax.solvers.fixed_point import FixedPoint, Given
     from bilevax.solvers.gmres import GMRES
+    from bilevax.solvers.gradient_push import GradientPush
     from bilevax.solvers.lbfgs import LBFGS
     from bilevax.solvers.mixed import MixedFP
     from bilevax.solvers.mixing import ExactAverage, Gossip, PushSum, Ring
@@ -37,6 +38,7 @@ __all__ = [
     "FixedPoint",
     "Given",
     "Gossip",
+    "GradientPush",
     "Growing",
     "Harmonic",
     "HeavyBall",
@@ -68,6 +70,7 @@ MODULES = [
     "coordinate_descent",
     "optax_moves",
     "mixing",
+    "gradient_push",
 ]
 
 __getattr__, __dir__ = attach(__name__, MODULES, __all__)
