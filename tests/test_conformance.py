@@ -11,7 +11,7 @@ import scipy.sparse
 
 import bilevax as bx
 from bilevax.core.config import config, replace_unchecked
-from bilevax.core.records import Count
+from bilevax.core.records import Count, Info
 from bilevax.testing import check_algorithm, check_estimator, check_inner_solver, check_linear_solver, check_source
 from bilevax.testing.tools import Counted, Wrapped
 
@@ -66,6 +66,43 @@ class AtNodes:
             replace_unchecked(step, loss=bx.MeanOverNodes(step.loss)) if problem.has_loss else bx.MeanOverNodes(step)
         )
         return replace_unchecked(problem, inner_map=inner, outer_loss=bx.MeanOverNodes(problem.outer_loss))
+
+
+@config
+class CompositionAtNodes:
+    """DSCGD, on a composition that three nodes share, with their w for its mean."""
+
+    base: object
+    steps_per_record = 256
+
+    def check(self, problem):
+        if not isinstance(problem.inner_map, bx.Composition):
+            raise bx.ParameterError("needs bx.Composition(g) as the inner map")
+
+    def streams(self, sources):
+        return self.base.streams(tuple(map(NodeRows, sources)))
+
+    def init(self, problem, w0, lam, sources, u0=None):
+        return self.base.init(problem, jax.tree.map(lambda x: jnp.repeat(x[None], 3, axis=0), w0), lam, sources)
+
+    def step(self, problem, state, looks, k):
+        g, f = bx.StackOverNodes(problem.inner_map.function), bx.MeanOverNodes(problem.outer_loss, own="w")
+        over_nodes = replace_unchecked(problem, inner_map=bx.Composition(g), outer_loss=f)
+        state, _ = self.base.step(over_nodes, state, looks, k)
+        # the outer value is that of one node's rows, the same at each
+        w, lam = self.solution(state)
+        value = looks["val"](lambda draw: problem.outer_loss(w, lam, jax.tree.map(lambda x: x[:, 0], draw.batch)))
+        return state, Info(outer_value=value)
+
+    def solution(self, state):
+        w, lam = self.base.solution(state)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), w), lam
+
+    def outer_step_size(self, k):
+        return self.base.outer_step_size(k)
+
+    def step_cost(self, problem, sources):
+        return self.base.step_cost(problem, sources)
 
 
 # What a class is checked with: instances for its suite, and the suite's options. A class that is not here is built
@@ -133,6 +170,7 @@ INSTANCES = {
     "MEHA": [(bx.MEHA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "F2SA": [(bx.F2SA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "SCGD": [(bx.SCGD(0.5, 0.5), {"steps": 400})],
+    "DSCGD": [(CompositionAtNodes(bx.DSCGD(0.5, 0.5, tracking=x)), {"steps": 400}) for x in (True, False)],
     "Stream": [(bx.Stream(TABLE, 7), {"table": TABLE})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],

@@ -70,6 +70,7 @@ __all__ = [
     "BSA",
     "BSGM",
     "CG",
+    "DSCGD",
     "F2SA",
     "FSLA",
     "GMRES",

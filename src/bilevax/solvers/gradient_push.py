@@ -90,7 +90,7 @@ class GradientPush:
             w = ratio(*at)
             # x + eta (Phi(w) - w), then P
             x = axpy(self.step_size(j) * draw.weight, sub(image(w, args, draw.batch), w), at.x)
-            return Pushed(*rounds(mixing, x, at.om, jax.random.fold_in(keys[1], j)))
+            return Pushed(*rounds(mixing, (x, at.om), jax.random.fold_in(keys[1], j)))
 
         steps = at_step(self.steps, outer_step)
         end = source.fold(step, Pushed(start, masses(start)), args, key=keys[0], start=0, stop=steps)

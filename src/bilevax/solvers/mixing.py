@@ -39,18 +39,16 @@ def averaged(mixing: Mixing, x: PyTree, key: Array) -> PyTree:
     as S grows; of a doubly stochastic P the masses stay 1. Source: Kempe, Dobra, Gehrke (2003); over changing directed
     graphs: Nedic, Olshevsky (2014), arXiv:1406.2075.
     """
-    return ratio(*rounds(mixing, x, masses(x), key))
+    return ratio(*rounds(mixing, (x, masses(x)), key))
 
 
-def rounds(mixing: Mixing, x: PyTree, om: Array, key: Array) -> tuple[PyTree, Array]:
-    """S rounds of values and masses, on the same graphs."""
+def rounds(mixing: Mixing, x: PyTree, key: Array) -> PyTree:
+    """P^S x, on the graphs of the key."""
 
-    def one(s: Array, at: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-        out: tuple[PyTree, Array] = mixing.round(at, jax.random.fold_in(key, s))
-        return out
+    def one(s: Array, x: PyTree) -> PyTree:
+        return mixing.round(x, jax.random.fold_in(key, s))
 
-    out: tuple[PyTree, Array] = jax.lax.fori_loop(0, jnp.asarray(mixing.rounds, jnp.int32), one, (x, om))
-    return out
+    return jax.lax.fori_loop(0, jnp.asarray(mixing.rounds, jnp.int32), one, x)
 
 
 def masses(x: PyTree) -> Array:
@@ -68,7 +66,7 @@ def tracked(mixing: Mixing, y: PyTree, new: PyTree, old: PyTree, key: Array) -> 
 
     Source: Di Lorenzo, Scutari (2016), arXiv:1602.00591.
     """
-    return axpy(1.0, sub(new, old), rounds(mixing, y, masses(y), key)[0])
+    return axpy(1.0, sub(new, old), rounds(mixing, y, key))
 
 
 def node_mean(x: PyTree, axis: str | None) -> PyTree:
