@@ -399,3 +399,19 @@ def bench(
         show_names()
         return
     run(problems or [], algorithms, out, seeds=seeds, budget=budget, seconds=seconds, grid=grid, force=force)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def launch(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="A program, such as python train.py.")],
+    number: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Processes.")],
+    restarts: Annotated[int, typer.Option(metavar="N", min=0, help="How often all are started again.")] = 3,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Seconds for which one of them may be stopped.")
+    ] = 60.0,
+    debug: Annotated[bool, _DEBUG] = False,
+) -> None:
+    """Start a program in several processes that compute together, and again where one of them dies."""
+    from bilevax.cli.launch import run
+
+    raise typer.Exit(run(command, number, restarts, timeout))
