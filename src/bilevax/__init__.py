@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from bilevax.core.instance import Instance
     from bilevax.core.records import Cost, Count, ErrorReport, Estimate, History, Result
-    from bilevax.data import Arrays, Several, SparseRows, Stream, fold_looks, join
+    from bilevax.data import Arrays, Several, SparseRows, Stream, fold_looks, join, sharded
     from bilevax.hypergradients import *
     from bilevax.planning import *
     from bilevax.problems import *
@@ -195,6 +195,7 @@ __all__ = [
     "optim",
     "plan",
     "retrain_gap",
+    "sharded",
     "value_and_hypergradient",
 ]
 
