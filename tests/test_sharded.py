@@ -47,6 +47,16 @@ def test_groups_are_as_one_device(tmp_path, group):
     check_equal(started(tmp_path, *names, **group), names)
 
 
+@pytest.mark.slow
+def test_what_differs_between_processes_is_refused_with_its_number(tmp_path):
+    rows, lengths, mesh, start, steps = started(tmp_path, "refusals", processes=2)["refusals"]
+    assert rows.startswith("the source of sharded must be the same in every process, and in process 1 data is ")
+    assert "rows is 122, not 123" in lengths
+    assert mesh.startswith("each of the 2 processes must have as many devices in the mesh, and they have ")
+    assert start.startswith("what hypergradient is given must be the same in every process, and in process 1 w0 is ")
+    assert steps == "what minimize is given must be the same in every process, and in process 1 steps is 4, not 3"
+
+
 def test_which_rows_are_drawn_of_a_stratum_and_how_they_count():
     """Against rows drawn by hand: stratum s of minibatch j is a function of (key, chunk, s) alone."""
     source, key = bx.sharded(bx.Arrays(ROWS, 8), MESH, 4), jax.random.key(3)

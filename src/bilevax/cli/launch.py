@@ -1,5 +1,6 @@
 """``bilevax launch``: processes of one group on this machine, started again where one of them dies."""
 
+import contextlib
 import math
 import os
 import signal
@@ -46,7 +47,8 @@ class Rank:
         self._process = subprocess.Popen(command, env=os.environ | environment, process_group=0)
         self._still_since: float | None = None
         if cores:
-            os.sched_setaffinity(self._process.pid, cores)
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(self._process.pid, cores)
 
     @property
     def code(self) -> int | None:
@@ -58,7 +60,9 @@ class Rank:
         """Seconds since it was stopped; 0 of one that runs."""
         found = None
         if self.code is None and hasattr(os, "waitid"):
-            found = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+            # of one that has just ended there is nothing to wait for
+            with contextlib.suppress(ChildProcessError):
+                found = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
         if found is not None:
             self._still_since = time.monotonic() if found.si_code == os.CLD_STOPPED else None
         return 0.0 if self._still_since is None or self.code is not None else time.monotonic() - self._still_since
@@ -66,7 +70,8 @@ class Rank:
     def signal(self, number: int) -> None:
         """Send it, and what it has started, a signal."""
         if self.code is None:
-            os.killpg(self._process.pid, number)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
 
     @property
     def fault(self) -> "Fault | None":
