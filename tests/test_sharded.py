@@ -13,6 +13,8 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.strata import Strata
+from bilevax.runs.callbacks import Callbacks, Progress
+from bilevax.runs.checkpoints import Checkpoint, packed, unpacked
 
 RIG = Path(__file__).with_name("distributed_rig.py")
 MESH = jax.make_mesh((1,), ("rows",))
@@ -109,6 +111,23 @@ def test_a_loss_that_knows_its_curvature_has_it_over_strata():
     plain = over_strata(problem, bx.Arrays((X, y)))
     assert plain is problem
     assert over_strata(lifted, source) == lifted
+
+
+def test_a_checkpoint_is_sent_as_it_is_read():
+    arrays = {"x": np.arange(6.0).reshape(2, 3), "key": jax.random.key(3), "short": jnp.ones(2, jnp.bfloat16)}
+    sent = Checkpoint(7, {"a": [1, None, "x"]}, arrays)
+    found = unpacked(packed(sent))
+    assert (found.step, found.content, list(found.arrays)) == (7, {"a": [1, None, "x"]}, list(arrays))
+    np.testing.assert_array_equal(found.arrays["x"], arrays["x"])
+    assert found.arrays["short"].dtype == jnp.bfloat16
+    assert found.arrays["key"] == arrays["key"]
+
+
+def test_one_process_alone_shows_and_writes():
+    seen = []
+    # a history of None is what ShowProgress could not show
+    assert not Callbacks([bx.ShowProgress(), seen.append], writes=False)(Progress(1, 2, 0.0, 0.0, None))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
