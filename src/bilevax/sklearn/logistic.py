@@ -178,8 +178,8 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.classes_, codes = encode_classes(labels, validation)
         weights, per = self._weights(codes, sample), self._per()
         if isinstance(per, str) and per == "auto":
-            per = "frequency" if scipy.sparse.issparse(rows) or rows.shape[1] > rows.shape[0] else "feature"
-        if scipy.sparse.issparse(rows) or (isinstance(per, str) and per == "frequency"):
+            per = "evidence" if scipy.sparse.issparse(rows) or rows.shape[1] > rows.shape[0] else "feature"
+        if scipy.sparse.issparse(rows) or (isinstance(per, str) and per in ("frequency", "evidence")):
             kinds = self._blocks(blocks, rows.shape[1])
             self._fit_on_host(rows, codes, weights, per, kinds, groups, validation, callback, run)
             return self
@@ -275,7 +275,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
             callback=callback,
         )
         self._set_coefficients(tuned.coef, tuned.intercept)
-        self.feature_mean_, self.feature_scale_ = np.zeros(X.shape[1]), tuned.scale
+        self.feature_mean_, self.feature_scale_, self.score_scale_ = tuned.mean, tuned.scale, tuned.score_scale
         self.penalties_ = _as_told(tuned.penalties, per)
         self.start_penalty_, self.validation_loss_ = tuned.start_penalty, tuned.validation_loss
         self.validation_gap_, self.validation_gap_se_ = tuned.gap

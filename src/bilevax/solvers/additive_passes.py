@@ -21,7 +21,7 @@ from bilevax.solvers.additive_families import Family, Losses
 from bilevax.solvers.additive_fit import Data, Fit, curvature, data, factorised, part_sums, penalties, point
 from bilevax.solvers.additive_marginal import Marginal, dispersion
 from bilevax.solvers.additive_models import AdditiveFit
-from bilevax.solvers.additive_search import Found
+from bilevax.solvers.additive_search import Found, Outer
 from bilevax.tables.effects import Effect
 from bilevax.tables.memory import HELPS
 
@@ -70,10 +70,11 @@ class Expanded(Marginal):
         like: the marginal likelihood of other rows, of the same columns.
         summed: over the rows, at b.
         b: [1 + P, S].
+        ratio: of the dispersion of the rows that weights depend on, over that of all.
     """
 
-    def __init__(self, like: Marginal | Blocks, summed: Sums, b: np.ndarray) -> None:
-        self.family, self.part, self.summed, self.at = like.family, like.part, summed, b
+    def __init__(self, like: Marginal | Blocks, summed: Sums, b: np.ndarray, ratio: float = 1.0) -> None:
+        self.family, self.part, self.summed, self.at, self.ratio = like.family, like.part, summed, b, ratio
         self._sums = part_sums(self.part, self.family.scores)
         self.rank = self._sums.sum(axis=1)
         self.least = 0.0
@@ -96,6 +97,10 @@ class Expanded(Marginal):
 
     def _bending(self, found: Fit, A: np.ndarray) -> np.ndarray:
         return np.zeros_like(found.b)
+
+    def spread(self, outer: Outer) -> float:
+        """Of these rows no more is known than their sums."""
+        return self.ratio * _dispersion(self, outer.fits[0].value)
 
 
 def _dispersion(loss: Marginal, F: float) -> float:
@@ -146,7 +151,7 @@ class Passing:
         if self._before is not None and value > self._before[1] + 1e-9 * abs(value):
             self.b = 0.5 * (self._before[0] + b)  # too far
             return True
-        loss = Expanded(self.fit.marginal, total, b)
+        loss = Expanded(self.fit.marginal, total, b, self._spread)
         if loss.family.dispersed:
             loss.least = self._spread * _dispersion(loss, value)
         found = self._found(loss)

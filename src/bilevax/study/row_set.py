@@ -98,11 +98,20 @@ class RowSet:
         return self._counts[source].found()
 
     def count(self) -> None:
-        """What the columns hold; a pass, that of some rows will do if the passes are to end."""
+        """What the columns hold; two passes, of which that of some rows will do if they are to end."""
         for table, _ in self._training("counting what columns hold"):
             for source, counts in self._counts.items():
                 counts.add(cells(table, source))
             if self.ended():
+                return
+        # of numbers, groups of which were counted, those where bins begin
+        some = {s: c for s, c in self._counts.items() if isinstance(c, NumberCounts) and c.choose()}
+        for table, _ in self._training("placing the bins") if some else ():
+            for source, numbers in some.items():
+                numbers.add_around(cells(table, source))
+            if self.ended():
+                for numbers in some.values():
+                    numbers.forget()
                 return
 
     def rows_of_pass(self) -> Iterator[tuple[Table, np.ndarray]]:
