@@ -32,7 +32,17 @@ OWN, ALIKE = PartitionSpec(AXIS), PartitionSpec()
 
 @config
 class Sharded:
-    """Rows in strata, each on one device; made by :func:`sharded`."""
+    """Rows in strata, each on one device; made by :func:`sharded`.
+
+    Attributes:
+        data: the rows, leaves [S, ceil(n / S), ...], dealt by their first axis.
+        sizes: how many rows each stratum has, [S].
+        known: a checksum of each stratum, [S], by which a run that goes on knows its data.
+        rows: n.
+        batch_size: b; None: every row.
+        strata: S.
+        mesh: its devices.
+    """
 
     data: PyTree = dataclasses.field(metadata={"told": False})
     sizes: Array = dataclasses.field(metadata={"told": False})
