@@ -9,6 +9,7 @@ import numpy as np
 from bilevax.solvers.additive_models import AdditiveFit
 from bilevax.solvers.additive_passes import Passing
 from bilevax.tables.additive import Source, cells
+from bilevax.tables.ahead import ahead
 from bilevax.tables.effects import Effect
 from bilevax.tables.marginals import Marginal
 from bilevax.tables.table import Table
@@ -68,15 +69,20 @@ def fit_to_every_row(
     effects = mixture[-1][0].rows.effects
     names = {model: f"model{i}" for i, model in enumerate(models)}
     ended, going = False, [m for m in models if not m.restored(every.kept(names[m])) or m.step()]
+
+    def coded(number: int) -> Iterator[tuple[list[np.ndarray], Targets]]:
+        for table, y in every.rows_of_pass(number):
+            codes = [effect.codes(cells(table, source)) for source, effect in zip(sources, effects, strict=True)]
+            yield codes, targets(y)
+
     for _ in range(PASSES):
         if not going:
             break
-        for table, y in every.rows_of_pass(1 + max(model.passes for model in going)):
+        for codes, of in ahead(coded(1 + max(model.passes for model in going))):
             if ended := every.ended():
                 break
-            codes = [effect.codes(cells(table, source)) for source, effect in zip(sources, effects, strict=True)]
             for model in going:
-                model.add(codes, *targets(y))
+                model.add(codes, *of)
         if ended:
             break
         for model in going:

@@ -51,8 +51,7 @@ class NumberCounts:
         # different ones that are known, and how many there are for each row more: as many as rows that are alone
         self._distinct, self._rows = np.bincount(group, minlength=len(first)), rows
         self._new = np.bincount(group, mass == 1, len(first)) / rows
-        # of each group the rows, and by how much they lie above its value, all together
-        self._count, self._above, self._missing = np.zeros(len(first)), np.zeros(len(first)), 0
+        self._count, self._missing = np.zeros(len(first)), 0
         # groups whose numbers are told apart, from where to where each run of them goes, and the numbers
         self._told = np.zeros(len(first), bool)
         self._runs = np.zeros(0)
@@ -67,11 +66,7 @@ class NumberCounts:
             return
         # group g has edges[g - 1] < x <= edges[g]
         stops = np.array([0, *np.searchsorted(there, self._edges, side="right"), len(there)])
-        count = np.diff(stops)
-        self._count += count
-        some = count > 0
-        if some.any():
-            self._above[some] += np.add.reduceat(there - np.repeat(self._values, count), stops[:-1][some])
+        self._count += np.diff(stops)
 
     def choose(self) -> bool:
         """Of all rows, which went by: whether they are to do so again, for :meth:`add_around`."""
@@ -116,13 +111,13 @@ class NumberCounts:
         if self._around:
             self._merge()
         x, rows = self._around[0] if self._around else (np.zeros(0), np.zeros(0))
-        told = {"count": self._count, "above": self._above, "missing": np.array(self._missing), "told": self._told}
-        return {**told, "around": x, "rows": rows}
+        missing = np.array(self._missing)
+        return {"count": self._count, "missing": missing, "told": self._told, "around": x, "rows": rows}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of :meth:`state`."""
-        self._count, self._above, self._told = state["count"], state["above"], state["told"]
-        self._missing, self._around = int(state["missing"]), [(state["around"], state["rows"])]
+        self._count, self._missing, self._told = state["count"], int(state["missing"]), state["told"]
+        self._around = [(state["around"], state["rows"])]
 
     def forget(self) -> None:
         """The second pass does not count."""
@@ -133,9 +128,8 @@ class NumberCounts:
         state, coarse = self.state(), ~self._told
         x, rows = state["around"], state["rows"]
         mass = self._count[coarse]
-        mean = self._values[coarse] + self._above[coarse] / np.maximum(mass, 1.0)
         return Marginal(
-            np.concatenate([mean, x, [np.nan]]),
+            np.concatenate([self._values[coarse], x, [np.nan]]),
             np.concatenate([mass, rows, [self._missing]]),
             np.concatenate([self._different()[coarse], np.ones(len(x)), [self._missing]]),
         )
