@@ -90,6 +90,14 @@ def test_evidence_is_the_chi_squared_statistic_of_the_rows_that_train() -> None:
     np.testing.assert_allclose(found, expected - expected.mean(), rtol=1e-9, atol=1e-9)
 
 
+def test_no_model_has_the_evidence_of_the_rows_that_it_is_judged_on() -> None:
+    """Of noise, it would tell the held-out labels."""
+    rng = np.random.default_rng(0)
+    X = sp.random_array((150, 400), density=0.05, rng=rng, format="csr")
+    model = TunedLogisticRegression(random_state=0).fit(X, np.arange(150) % 2)
+    assert model.history_[-1]["tuning_loss"] > 0.67
+
+
 def test_the_prior_of_powers_is_a_normal_density() -> None:
     ties = tied(np.zeros(3, int), powers=np.arange(3.0)[:, None], rows=10.0)
     lam = np.array([7.0, 2.0])
