@@ -294,9 +294,7 @@ class Search:
 
     def _step(self, number: int, lam: np.ndarray, loss: float) -> Step:
         models = self.models
-        return Step(
-            number, lam, loss, models.weights.copy(), models.bias.copy(), models.scale, self.validate(models)
-        )
+        return Step(number, lam, loss, models.weights.copy(), models.bias.copy(), models.scale, self.validate(models))
 
     def _record(self, step: Step, slope: np.ndarray) -> bool:
         """A step more; True if the user ends the search."""
