@@ -122,7 +122,7 @@ class Group:
 
 def kills(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Each disturbance against the undisturbed run."""
-    steps, number = (400, 1) if options.quick else (2000, options.kills)
+    steps, number = (200, 1) if options.quick else (400, options.kills)
     rng, rows = random.Random(0), []
     with tempfile.TemporaryDirectory() as folder:
 

@@ -86,7 +86,8 @@ def train(directory: str, out: str, number: int) -> Any:
     import bilevax as bx
 
     rng = np.random.default_rng(0)
-    parts = [(X := rng.normal(size=(n, 5)), X @ np.arange(5.0) + rng.normal(size=n)) for n in (203, 71)]
+    tables = ((X := rng.normal(size=(n, 5)), X @ np.arange(5.0) + rng.normal(size=n)) for n in (203, 71))
+    parts = [tuple(x.astype(np.float32) for x in table) for table in tables]
 
     def outer(w: Any, lam: Any, batch: Any) -> Any:
         return 0.5 * jnp.mean((batch[0] @ w - batch[1]) ** 2)
@@ -95,7 +96,7 @@ def train(directory: str, out: str, number: int) -> Any:
         return outer(w, lam, batch) + 0.5 * jnp.sum(jnp.exp(lam) * w**2)
 
     problem = bx.Problem(bx.GradientStep(inner), outer, bx.Box(-8.0, 2.0))
-    pair, start = sources(parts, (16, 8)), (np.zeros(5), np.zeros(5))
+    pair, start = sources(parts, (16, 8)), (np.zeros(5, np.float32), np.zeros(5, np.float32))
     run, key = bx.Run(directory, seconds=0.0), jax.random.key(1)
     result = bx.minimize(
         problem, bx.SOBA(0.05, 0.3), *start, *pair, steps=number, key=key, every=10, run=run, callback=_noted

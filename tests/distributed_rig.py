@@ -88,6 +88,37 @@ def computed(name, train, val, run=None, steps=40):
     return np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(found)])
 
 
+def refusals():
+    """What each call says whose arguments are not the same in all processes."""
+    import jax
+    import numpy as np
+
+    import bilevax as bx
+
+    rank, mesh, key = jax.process_index(), jax.make_mesh((jax.device_count(),), ("rows",)), jax.random.key(0)
+    (X, y), _ = rows()
+    train, val = sources(jax.device_count())
+    zeros = np.zeros(D)
+
+    def said(call):
+        try:
+            call()
+        except bx.BilevaxError as fault:
+            return str(fault)
+        return ""
+
+    mine = jax.make_mesh((1,), ("rows",), devices=jax.local_devices())
+    return np.array(
+        [
+            said(lambda: bx.sharded(bx.Arrays((X + rank, y), 16), mesh)),
+            said(lambda: bx.sharded(bx.Arrays((X[rank:], y[rank:]), 16), mesh)),
+            said(lambda: bx.sharded(bx.Arrays((X, y), 16), mine)),
+            said(lambda: bx.hypergradient(problem(), estimators()["exact"], zeros + rank, zeros, train, val, key=key)),
+            said(lambda: bx.minimize(problem(), bx.SOBA(), zeros, zeros, train, val, steps=3 + rank, key=key)),
+        ]
+    )
+
+
 def main(out, *names):
     import jax
 
@@ -97,7 +128,7 @@ def main(out, *names):
     import numpy as np
 
     train, val = sources(jax.device_count())
-    found = {name: computed(name, train, val) for name in names}
+    found = {name: refusals() if name == "refusals" else computed(name, train, val) for name in names}
     if jax.process_index() == 0:
         with Path(out).open("wb") as file:
             np.savez(file, **found)

@@ -18,6 +18,7 @@ from bilevax.testing.tools import Counted, Wrapped
 T = bx.FixedPoint(100)
 SPARSE = scipy.sparse.random_array((50, 9), density=0.2, dtype=np.float32, rng=0), np.arange(50)
 TABLE = np.arange(50, dtype=np.float32), np.arange(100).reshape(50, 2)
+MESH = jax.make_mesh((1,), ("rows",))
 STREAMS = [
     bx.Stream(TABLE, 7, sampling="shuffled", prefetch_bytes=4000),
     bx.Stream(TABLE, 7, sampling="blocks", prefetch_bytes=4000),
@@ -215,6 +216,8 @@ MORE = [
     (check_source, bx.Arrays(TABLE, keys=True), {}),
     (check_source, bx.SparseRows(SPARSE, 7, keys=True), {}),
     *((check_source, stream, {"table": TABLE}) for stream in STREAMS),
+    (check_source, bx.sharded(bx.Arrays(TABLE, 16), MESH), {"table": TABLE}),
+    (check_source, bx.sharded(bx.Arrays(TABLE), MESH), {"table": TABLE}),
 ]
 
 NO_SUITE = {

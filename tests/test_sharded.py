@@ -13,6 +13,8 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.strata import Strata
+from bilevax.runs.callbacks import Callbacks, Progress
+from bilevax.runs.checkpoints import Checkpoint, packed, unpacked
 
 RIG = Path(__file__).with_name("distributed_rig.py")
 MESH = jax.make_mesh((1,), ("rows",))
@@ -45,6 +47,16 @@ def test_two_processes_are_as_one(tmp_path):
 def test_groups_are_as_one_device(tmp_path, group):
     names = [*rig.estimators(), *rig.algorithms()]
     check_equal(started(tmp_path, *names, **group), names)
+
+
+@pytest.mark.slow
+def test_what_differs_between_processes_is_refused_with_its_number(tmp_path):
+    rows, lengths, mesh, start, steps = started(tmp_path, "refusals", processes=2)["refusals"]
+    assert rows.startswith("the source of sharded must be the same in every process, and in process 1 data is ")
+    assert "rows is 122, not 123" in lengths
+    assert mesh.startswith("each of the 2 processes must have as many devices in the mesh, and they have ")
+    assert start.startswith("what hypergradient is given must be the same in every process, and in process 1 w0 is ")
+    assert steps == "what minimize is given must be the same in every process, and in process 1 steps is 4, not 3"
 
 
 def test_which_rows_are_drawn_of_a_stratum_and_how_they_count():
@@ -99,6 +111,23 @@ def test_a_loss_that_knows_its_curvature_has_it_over_strata():
     plain = over_strata(problem, bx.Arrays((X, y)))
     assert plain is problem
     assert over_strata(lifted, source) == lifted
+
+
+def test_a_checkpoint_is_sent_as_it_is_read():
+    arrays = {"x": np.arange(6.0).reshape(2, 3), "key": jax.random.key(3), "short": jnp.ones(2, jnp.bfloat16)}
+    sent = Checkpoint(7, {"a": [1, None, "x"]}, arrays)
+    found = unpacked(packed(sent))
+    assert (found.step, found.content, list(found.arrays)) == (7, {"a": [1, None, "x"]}, list(arrays))
+    np.testing.assert_array_equal(found.arrays["x"], arrays["x"])
+    assert found.arrays["short"].dtype == jnp.bfloat16
+    assert found.arrays["key"] == arrays["key"]
+
+
+def test_one_process_alone_shows_and_writes():
+    seen = []
+    # a history of None is what ShowProgress could not show
+    assert not Callbacks([bx.ShowProgress(), seen.append], writes=False)(Progress(1, 2, 0.0, 0.0, None))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """``bilevax launch``: processes of one group on this machine, started again where one of them dies."""
 
+import contextlib
 import math
 import os
 import signal
@@ -8,8 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import typer
+
+from bilevax.cli.app import app
 from bilevax.core.errors import UsageError
 from bilevax.core.signals import Stops
 
@@ -46,7 +50,8 @@ class Rank:
         self._process = subprocess.Popen(command, env=os.environ | environment, process_group=0)
         self._still_since: float | None = None
         if cores:
-            os.sched_setaffinity(self._process.pid, cores)
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(self._process.pid, cores)
 
     @property
     def code(self) -> int | None:
@@ -58,7 +63,9 @@ class Rank:
         """Seconds since it was stopped; 0 of one that runs."""
         found = None
         if self.code is None and hasattr(os, "waitid"):
-            found = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+            # of one that has just ended there is nothing to wait for
+            with contextlib.suppress(ChildProcessError):
+                found = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
         if found is not None:
             self._still_since = time.monotonic() if found.si_code == os.CLD_STOPPED else None
         return 0.0 if self._still_since is None or self.code is not None else time.monotonic() - self._still_since
@@ -66,7 +73,8 @@ class Rank:
     def signal(self, number: int) -> None:
         """Send it, and what it has started, a signal."""
         if self.code is None:
-            os.killpg(self._process.pid, number)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
 
     @property
     def fault(self) -> "Fault | None":
@@ -78,6 +86,20 @@ class Rank:
             return None
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return Fault(f"process {self.number} {how}", code)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def launch(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="A program, such as python train.py.")],
+    number: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Processes.")],
+    restarts: Annotated[int, typer.Option(metavar="N", min=0, help="How often all are started again.")] = 3,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Seconds for which one of them may be stopped.")
+    ] = 60.0,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """Start a program in several processes that compute together, and again where one of them dies."""
+    raise typer.Exit(run(command, number, restarts, timeout))
 
 
 def run(command: Sequence[str], number: int, restarts: int, timeout: float) -> int:

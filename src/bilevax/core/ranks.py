@@ -54,8 +54,13 @@ def same_on_all(what: str, mine: Mapping[str, object]) -> None:
     for rank, other in enumerate(others, 1):
         differs = [name for name, value in first.items() if other.get(name) != value]
         if differs:
-            told = "; ".join(f"{name} is {other.get(name)}, not {first[name]}" for name in differs)
+            told = "; ".join(f"{name} is {_short(other.get(name))}, not {_short(first[name])}" for name in differs)
             raise DataError(f"{what} must be the same in every process, and in process {rank} {told}")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def same_numbers(what: str, **trees: PyTree) -> None:

@@ -32,7 +32,17 @@ OWN, ALIKE = PartitionSpec(AXIS), PartitionSpec()
 
 @config
 class Sharded:
-    """Rows in strata, each on one device; made by :func:`sharded`."""
+    """Rows in strata, each on one device; made by :func:`sharded`.
+
+    Attributes:
+        data: the rows, leaves [S, ceil(n / S), ...], dealt by their first axis.
+        sizes: how many rows each stratum has, [S].
+        known: a checksum of each stratum, [S], by which a run that goes on knows its data.
+        rows: n.
+        batch_size: b; None: every row.
+        strata: S.
+        mesh: its devices.
+    """
 
     data: PyTree = dataclasses.field(metadata={"told": False})
     sizes: Array = dataclasses.field(metadata={"told": False})
@@ -161,7 +171,7 @@ def sharded(source: Arrays | Stream, mesh: Mesh, strata: int = 8) -> Sharded:
     S, n, b = check_count("strata", strata, low=1), _checked(source), source.batch_size
     devices = mesh.devices.ravel()
     _check_fit(S, n, b, devices)
-    same_on_all("a sharded source", {"rows": n, "batch_size": b, "strata": S, **_told(source)})
+    same_on_all("the source of sharded", {"rows": n, "batch_size": b, "strata": S, **_told(source)})
     # Auto: what a user's loss does to the rows is partitioned without being told how
     own = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
     known, parts = np.zeros(S, np.uint32), []

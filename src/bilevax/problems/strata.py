@@ -1,17 +1,18 @@
 """The two functions of a problem on stratified rows: a weighted mean of what they are on each stratum."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from jax import Array
 
 from bilevax.core.config import config, replace_unchecked
-from bilevax.core.protocols import RowSource
+from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.strata import Strata
 from bilevax.core.trees import PyTree
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
+
+AnyProblem = TypeVar("AnyProblem", bound=BilevelProblem)
 
 
 @config
@@ -48,11 +49,11 @@ class OverStrata:
         return out
 
 
-def over_strata(problem: Problem, *sources: RowSource) -> Problem:
+def over_strata(problem: AnyProblem, *sources: RowSource) -> AnyProblem:
     """The problem where a source is in strata (:func:`bilevax.sharded`); on other sources itself."""
     if not any(getattr(source, "strata", 0) for source in sources):
         return problem
-    step = problem.inner_map
+    step: Any = problem.inner_map
     if isinstance(step, GradientStep | ProximalStep):
         step = replace_unchecked(step, loss=_lifted(step.loss))
     else:

@@ -1,7 +1,7 @@
 """Logistic regression with tuned penalties on the host: sparse rows, and penalties that are tied.
 
-Nothing is compiled, and nothing made dense. Columns that are 0 in most rows keep their unit, like those of 0 and 1: what
-few rows have, divided by its small standard deviation, would hardly be penalised. They are not centred, either: no
+Nothing is compiled, and nothing made dense. Columns that are 0 in most rows keep their unit, like those of 0 and 1:
+what few rows have, divided by its small standard deviation, would hardly be penalised. They are not centred, either: no
 intercept is penalised, so that the weights are the same. The others are standardised.
 """
 
@@ -21,7 +21,6 @@ from bilevax.sklearn.penalty_search import Pace, Search, Step
 from bilevax.sklearn.penalty_ties import Ties, log_evidence, log_frequency, tied
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
-from bilevax.sklearn.tuning_method import MANY_ROWS
 from bilevax.solvers.logistic_models import ClassRows, LogisticModels
 
 if TYPE_CHECKING:
@@ -30,13 +29,16 @@ if TYPE_CHECKING:
 FEW = 25
 """Numbers that are tuned up to which no rows validate: the cross-validated loss has little to overfit with."""
 
+SMALL = 2000
+"""Rows up to which there are five folds; three of more."""
+
 LEAST = 1e-100
 """Of the first single penalty: there is nothing to learn where it would be 0."""
 
 FIRST, LOWEST = 1e-3, 1e-5
 """The first single penalty that is tried against the trace of the Hessian, and the last against it."""
 
-PACE = Pace(path=7, worse=0.0, promise=0.03, rough=1e-2, fine=3e-3, first=0.5, flat=5e-4)
+PACE = Pace(path=7, worse=0.0, promise=0.03, rough=1e-2, fine=3e-3, first=0.5, flat=5e-4, worth=5e-4)
 """A fall of the loss by a ten-thousandth is far below what the rows can tell."""
 
 SEARCHED = np.float32
@@ -100,8 +102,9 @@ def tune_on_host(
         y: classes, [n].
         weights: of the rows.
         classes: how many.
-        per: ``"frequency"``, ``"feature"``, ``"class"``, ``"weight"``, ``"global"``, or the group of each column [p].
-        blocks: of columns that have a level each with ``"frequency"``, [p].
+        per: ``"evidence"``, ``"frequency"``, ``"feature"``, ``"class"``, ``"weight"``, ``"global"``, or the group of
+            each column [p].
+        blocks: of columns that have a level each where penalties are tied, [p].
         groups: as in ``fit``.
         validation: as in ``fit``.
         validation_fraction: of the rows, where more than FEW numbers are tuned.
@@ -118,7 +121,7 @@ def tune_on_host(
     train = np.flatnonzero(~validated)
     mean, scale = _moments(X[train], weights.sample[train])
     Z = divide_columns(_less(X, mean), scale)
-    K = 5 if len(train) <= MANY_ROWS else 3
+    K = 5 if len(train) <= SMALL else 3
     fold = deal_folds(y[train], None if groups is None else np.asarray(groups)[train], K, random)
     fold = _always_trained(fold, y[train])
     ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
@@ -176,10 +179,16 @@ def _ties(X: Matrix, weight: np.ndarray, per: str | np.ndarray, blocks: np.ndarr
 
 
 def _moments(X: Matrix, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means and standard deviations; 0 and 1 of columns that are 0 in most rows, or 0 or 1 in all."""
-    mostly_zero = np.asarray((X != 0.0).sum(axis=0)).ravel() <= 0.5 * X.shape[0]
-    kept = mostly_zero | are_zero_one(X)
+    """Means and standard deviations; 0 and 1 of columns that are 0 in most rows, or 0 or 1 in all.
+
+    In a table that is mostly 0 no column is made larger: the weighted counts of a word that most texts have are small
+    because it says little.
+    """
+    times = np.asarray((X != 0.0).sum(axis=0)).ravel()
+    kept = (times <= 0.5 * X.shape[0]) | are_zero_one(X)
     mean, scale = column_moments(X, weight)
+    if times.sum() <= 0.5 * X.shape[0] * X.shape[1]:
+        scale = np.maximum(scale, 1.0)
     return np.where(kept, 0.0, mean), np.where(kept, 1.0, scale)
 
 

@@ -48,6 +48,7 @@ class Pace(NamedTuple):
         fine: of those along the descent.
         first: the longest change of a log-penalty in the first step of the descent.
         flat: relative fall of the held-out loss in a step below which the descent ends.
+        worth: relative fall that the slope must promise of a choice to be evaluated; -inf: it need not.
     """
 
     path: int = 16
@@ -57,6 +58,7 @@ class Pace(NamedTuple):
     fine: float = 1e-7
     first: float = 0.2
     flat: float = 1e-6
+    worth: float = -np.inf
 
 
 CLOSE = Pace()
@@ -259,7 +261,7 @@ class Search:
         def objective(lam: np.ndarray) -> tuple[float, np.ndarray]:
             step, slope = self._last
             # a fall that the slope does not promise is not looked for
-            if lam.tobytes() not in tried and slope @ (step.lam - lam) <= self.pace.flat * abs(step.loss):
+            if lam.tobytes() not in tried and slope @ (step.lam - lam) <= self.pace.worth * abs(step.loss):
                 raise StopIteration
             step, slope = tried[lam.tobytes()] = evaluated(lam)
             value, by_prior = self.shares.prior(lam)

@@ -9,7 +9,7 @@ likelihood are made: exact for Gaussian rows, else as if W were constant near b.
 anew by it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -124,6 +124,7 @@ class Passing:
         size = fit.found.outer.fits[0].b.size
         require(COPIES * 8 * size**2, f"a Newton step of {size:,} weights", HELPS)
         self.fit, self.b, self.rho, self.passes = fit, fit.found.outer.fits[0].b, fit.found.rho, 0
+        self._start = np.append(self.b, self.rho)
         self._total: Sums | None = None
         self._before: tuple[np.ndarray, float] | None = None
         self._reached: tuple[Expanded, Found] | None = None
@@ -141,6 +142,29 @@ class Passing:
             d = data(self.fit.columns([c[at] for c in codes]), y[at], family, weight[at])
             own = sums(d, family, self.b)
             self._total = own if self._total is None else self._total.plus(own)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What there is at the end of a pass, before :meth:`step`."""
+        assert self._total is not None
+        before, last = self._before or (np.zeros(0), 0.0)
+        own = {
+            "start": self._start,
+            "b": self.b,
+            "rho": self.rho,
+            "passes": self.passes,
+            "before": before,
+            "last": last,
+        }
+        return {key: np.asarray(x) for key, x in {**own, **self._total._asdict()}.items()}
+
+    def restored(self, state: Mapping[str, np.ndarray] | None) -> bool:
+        """Whether it is now where it was at the end of a pass: the state may be that of another fit."""
+        if state is None or state["start"].shape != self._start.shape or not np.allclose(state["start"], self._start):
+            return False
+        self.b, self.rho, self.passes = state["b"], state["rho"], int(state["passes"])
+        self._before = (state["before"], float(state["last"])) if state["before"].size else None
+        self._total = Sums(float(state["value"]), state["gradient"], state["gram"], float(state["weight"]))
+        return True
 
     def step(self) -> bool:
         """End the pass; whether another one is needed."""

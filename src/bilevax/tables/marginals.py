@@ -1,6 +1,8 @@
 """How many rows have which cells in a column: counted piece by piece, in bounded memory."""
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -109,16 +111,27 @@ class NumberCounts:
         different: np.ndarray = np.minimum(self._distinct + self._new * more, self._count)
         return different
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What passes have counted."""
+        if self._around:
+            self._merge()
+        x, rows = self._around[0] if self._around else (np.zeros(0), np.zeros(0))
+        told = {"count": self._count, "above": self._above, "missing": np.array(self._missing), "told": self._told}
+        return {**told, "around": x, "rows": rows}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of :meth:`state`."""
+        self._count, self._above, self._told = state["count"], state["above"], state["told"]
+        self._missing, self._around = int(state["missing"]), [(state["around"], state["rows"])]
+
     def forget(self) -> None:
         """The second pass does not count."""
         self._told[:], self._runs, self._around = False, np.zeros(0), []
 
     def found(self) -> Marginal:
         """Values, NaN the last."""
-        if self._around:
-            self._merge()
-        x, rows = self._around[0] if self._around else (np.zeros(0), np.zeros(0))
-        coarse = ~self._told
+        state, coarse = self.state(), ~self._told
+        x, rows = state["around"], state["rows"]
         mass = self._count[coarse]
         mean = self._values[coarse] + self._above[coarse] / np.maximum(mass, 1.0)
         return Marginal(
@@ -144,6 +157,14 @@ class LevelCounts:
         self._counts.update(values.tolist())
         if len(self._counts) > 2 * LEVELS:
             self._counts = Counter(dict(self._counts.most_common(LEVELS)))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What passes have counted."""
+        return {"counts": np.array(json.dumps(list(self._counts.items())))}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of :meth:`state`."""
+        self._counts = Counter(dict(json.loads(str(state["counts"]))))
 
     def found(self) -> Marginal:
         """Levels, and None where one is missing."""
