@@ -61,15 +61,14 @@ def reduced(hosts: int, size: float, latency: float, bandwidth: float) -> float:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Constants, and steps that had no part in them."""
-    times, fitted, judged = (
-        (3, (10**3, 10**4), (3000,)) if quick else (50, (10**3, 10**4, 10**5), (3000, 30_000, 300_000))
-    )
-    groups = (2,) if quick else (2, 4)
+    times, groups = (3, (2,)) if quick else (50, (2, 4))
+    fitted, judged = ((1000, 10_000), (3000,)) if quick else ((10_000, 100_000, 500_000), (30_000, 300_000))
     shapes = [(rows, d) for d in fitted for rows in (ROWS // 4, ROWS)]
-    alone = found("step", shapes, times, False)
-    c0, c1 = line([b * d for b, d in shapes], alone)
-    out: dict[str, Any] = {"c0": c0, "c1": c1, "groups": {}, "checks": []}
-    sizes = [*fitted, fitted[-1] * 10]
+    # what is judged by is timed in the same process: what else runs here changes by the minute
+    alone = found("step", [*shapes, *((ROWS, d) for d in judged)], times)
+    c0, c1 = line([b * d for b, d in shapes], alone[: len(shapes)])
+    out: dict[str, Any] = {"c0": c0, "c1": c1, "shapes": shapes, "alone": alone, "groups": {}, "checks": []}
+    sizes = sorted({1000, *fitted})
     for P in groups:
         seconds = found("reduce", sizes, times, processes=P)
         a, b = line([4 * d for d in sizes], seconds)
@@ -80,7 +79,8 @@ def measure(quick: bool) -> dict[str, Any]:
     for P in (1, *groups):
         wanted = [(ROWS // P, d) for d in judged]
         own = out["groups"].get(P)
-        for (rows, d), seconds in zip(wanted, found("step", wanted, times, True, processes=P), strict=True):
+        seen = alone[len(shapes) :] if P == 1 else found("step", wanted, times, processes=P)
+        for (rows, d), seconds in zip(wanted, seen, strict=True):
             # more processes than cores take turns
             turns = max(1.0, P / len(os.sched_getaffinity(0)))
             model = turns * (c0 + c1 * rows * d) + (reduced(P, d, own["latency"], own["bandwidth"]) if own else 0.0)
@@ -116,7 +116,7 @@ def page(record: dict[str, Any]) -> str:
             [[int(P), f"{1e6 * g['latency']:.3g}", f"{g['bandwidth'] / 1e9:.3g}", ms(g["seconds"][0]),
               f"{ms(g['seconds'][-1])} ({4 * g['sizes'][-1] / 1e6:.3g} MB)"] for P, g in of["groups"].items()],
         ) + "\n",
-        f"Steps of {ROWS} rows, on sizes that the constants were not fitted on:\n",
+        f"Steps of {ROWS} rows that no cache holds, on sizes of w that the constants were not fitted on:\n",
         tables.text(
             ("processes", "entries of w", "measured, ms", "by the model, ms", "model / measured"),
             [[c["processes"], c["size"], ms(c["measured"]), ms(c["model"]), f"{c['model'] / c['measured']:.2f}"]
