@@ -23,14 +23,14 @@ def sources(parts: Any, batches: Any) -> Any:
 
 
 def steps(quick: bool, dealt: bool) -> Any:
-    """Milliseconds of a step of SOBA on W1, on dealt rows or on plain ones: of 256 steps, the median."""
+    """Milliseconds of a step of SOBA on W1, on dealt rows or on plain ones: of 256 at a time, the median."""
     import jax
     import numpy as np
 
     import bilevax as bx
     from benchmarks import cases as w
 
-    shape, number = (w.W1_QUICK, 512) if quick else (w.W1, 2048)
+    shape, number = (w.W1_QUICK, 512) if quick else (w.W1, 1280)
     case, parts, b = w.logistic(shape, "iid"), w.split(shape), shape.batch // STRATA * STRATA
     pair = sources(parts, (b, b)) if dealt else [bx.Arrays(part, b) for part in parts]
     method = bx.SOBA(0.1, 0.1)
