@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def tuned(data: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def rows_of(data: Path) -> Any:
-    """The set, and the settings of its tuning."""
+    """The set."""
     from bilevax.study import TuneSettings
     from bilevax.study.row_set import RowSet
     from bilevax.tables.file_set import files_of, open_set
@@ -116,16 +116,18 @@ def rows_of(data: Path) -> Any:
     settings = TuneSettings(pairs=False)
     files = files_of(str(data))
     assert files is not None
-    return RowSet(open_set(data.name, files, settings.reading), "y", settings), settings
+    return RowSet(open_set(data.name, files, settings.reading), "y", settings)
 
 
-def ready(data: Path) -> tuple[Any, Any, Any]:
+def ready(data: Path, every: Any = None) -> tuple[Any, Any, Any]:
     """The set, the rows of its sample that train, and a model of all effects that is to be fitted to every row."""
     from bilevax.sklearn import TunedAdditiveRegressor
     from bilevax.sklearn.additive_base import learn_from
+    from bilevax.study import TuneSettings
     from bilevax.study.preparation import prepare
 
-    every, settings = rows_of(data)
+    settings = TuneSettings(pairs=False)
+    every = every or rows_of(data)
     prepared = prepare(every.sample(), "y", settings)
     every.begin(prepared, lambda: False)
     estimator, rows = TunedAdditiveRegressor(choose=False, pairs=False, random_state=0), prepared.split.train
@@ -160,39 +162,32 @@ def equal(data: Path) -> list[dict[str, Any]]:
 
 
 def passes(data: Path) -> list[dict[str, Any]]:
-    """Each kind of pass against reading, which is timed before it; pages are in the system's cache if there is room."""
+    """Each pass against reading, which is timed before it; pages are in the system's cache if there is room."""
     import pyarrow.dataset
 
-    def read() -> None:
+    def read() -> float:
+        begun = time.perf_counter()
         for _ in pyarrow.dataset.dataset(data).to_batches():
             pass
-
-    def timed(work: Callable[[], object]) -> float:
-        begun = time.perf_counter()
-        work()
         return time.perf_counter() - begun
 
     read()
-    reading, drawing = timed(read), timed(lambda: rows_of(data)[0].sample())
-    every, rows, model = ready(data)
-    seconds = {"drawing rows": (drawing, reading)}
-    reading = timed(read)
-    seconds["counting what columns hold"] = timed(every.count), reading
-    reading, found = timed(read), []
-    inner = every.rows_of_pass
+    every, found = rows_of(data), dict[str, tuple[float, float]]()
+    inner = every._tables
 
-    def one_pass() -> Iterator[Any]:
-        begun = time.perf_counter()
-        yield from inner()
-        found.append(time.perf_counter() - begun)
+    def timed(name: str) -> Iterator[Any]:
+        reading, begun = read(), time.perf_counter()
+        yield from inner(name)
+        found[name] = time.perf_counter() - begun, reading
 
-    every.rows_of_pass = one_pass
+    every._tables = timed
+    _, rows, model = ready(data, every)
+    every.count()
     model.fit(*rows)
-    seconds["a Newton step"] = found[0], reading
     return [
         {"what": f"{name} / reading", "value": s / r, "goal": PASS, "met": s <= PASS * r,
          "note": f"{s:.1f} s and {r:.1f} s, {every.rows:,} rows"}
-        for name, (s, r) in seconds.items()
+        for name, (s, r) in found.items()
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ N, D, B = 203, 4, 7
 W = RNG.normal(size=D)
 X, V = RNG.normal(size=(N, D)), RNG.normal(size=(90, D))
 Y, Z = X @ W + 0.3 * RNG.normal(size=N), V @ W + 0.3 * RNG.normal(size=90)
-SMALL = 32 * B * 8 * (D + 1)
+SMALL = 16 * B * 8 * (D + 1)
 """Bytes with which a piece has one minibatch, and a pass over every row several pieces."""
 
 
@@ -272,6 +272,7 @@ def test_what_cannot_be_is_refused(refused):
     refused(lambda: bx.Stream((X, Y[:-1])), bx.DataError, "rows differ in number")
     refused(lambda: bx.Stream("nowhere.npy", 3), bx.DataError, "data cannot be opened: FileNotFoundError")
     refused(lambda: bx.Stream(np.array(["a"]), 1), bx.DataError, "pass numbers")
+    refused(lambda: bx.Stream(Y.astype(">f8"), 1), bx.DataError, "data has dtype >f8, bytes in the order of other")
     whole = bx.Stream((X, Y), prefetch_bytes=100)
     refused(lambda: sum_of_draws(whole, 2), bx.ParameterError, "a minibatch of every row takes 8,120 bytes")
 
@@ -350,15 +351,26 @@ def test_out_of_a_call_of_ours_comes_the_sentence_alone(capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_files_are_mapped_and_one_that_was_cut_is_named(tmp_path):
-    path = tmp_path / "y.npy"
-    np.save(path, Y)
-    source = bx.Stream((X, path), B)
+def test_files_are_read_where_they_lie_and_one_that_was_cut_is_named(tmp_path):
+    path = tmp_path / "X.npy"
+    np.save(path, X)
+    file = np.load(path, mmap_mode="r")
+    # one leaf in a file and one in memory
+    source = bx.Stream((file, Y), B, "blocks", prefetch_bytes=SMALL)
+    assert source.mapped[0].unsafe_buffer_pointer() == file.ctypes.data
+    np.testing.assert_array_equal(drawn(source, 0, 600), drawn(bx.Arrays((X, Y), B, "blocks"), 0, 600))
     np.testing.assert_allclose(float(mean(source)), Y.mean(), rtol=1e-12)
+    # the same table is not compared cell by cell
+    assert bx.Stream((file, Y), B, "blocks", prefetch_bytes=SMALL).mapped[0] is source.mapped[0]
+    with path.open("r+b") as file:
+        file.seek(128 + 8 * (17 * D + 2))
+        file.write(np.float64(np.nan).tobytes())
+    with pytest.raises(ENDED, match=r"data\[0\] has 1 NaN, first at row 17, column 2"):
+        drawn(source, 0, 600).block_until_ready()
     with path.open("r+b") as file:
         file.truncate(300)
-    with pytest.raises(ENDED, match=r"y\.npy was cut while it was read"):
-        sum_of_draws(source).block_until_ready()
+    with pytest.raises(ENDED, match=r"X\.npy was cut while it was read"):
+        drawn(source, 0, 600).block_until_ready()
 
 
 def test_rows_are_read_ahead_on_one_thread_within_the_bytes():

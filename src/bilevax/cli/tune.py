@@ -84,6 +84,8 @@ def carry_out(
         config["resumed"] = {**more["resumed"], "elsewhere": _elsewhere(directory.config, config)}
     directory.begin(config)
     run = _checkpoints(directory, settings, override)
+    if every is not None:
+        every.keep_in(directory.checkpoints)
     study = tune_table(table, target, settings=settings, on_event=record, run=run, every=every)
     display({"kind": "stage", "name": "writing the model and the report"})
     directory.finish(study, render_report)
@@ -93,7 +95,7 @@ def carry_out(
 
 
 def _checkpoints(directory: "RunDirectory", settings: "TuneSettings", override: tuple[str, ...]) -> object:
-    """Of a linear model's tuning; an additive one takes no time worth keeping."""
+    """Of a linear model's tuning; of an additive one passes over many rows alone take time worth keeping."""
     if not settings.is_linear:
         return None
     from bilevax.runs import Run

@@ -237,6 +237,8 @@ def check_numbers(name: str, leaf: Leaf) -> None:
         raise DataError(f"{name} has dtype {leaf.dtype}; pass numbers")
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise DataError(f"{name} is complex; pass real numbers")
+    if not leaf.dtype.isnative:
+        raise DataError(f"{name} has dtype {leaf.dtype}, bytes in the order of other machines; convert it by .astype")
     if leaf.ndim == 0:
         raise DataError(f"{name} is a scalar; pass an array with one row per example")
 

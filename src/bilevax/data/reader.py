@@ -1,23 +1,23 @@
 """Rows that a thread reads while a compiled program runs."""
 
 import itertools
-import os
 import threading
 import weakref
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bilevax.core.errors import DataError
 from bilevax.core.trees import PyTree, map_named
-from bilevax.data.arrays import check_finite, check_numbers, common_length, to_default_precision
+from bilevax.data.array_rows import ArrayRows, require_finite
+from bilevax.data.arrays import check_numbers, to_default_precision
 from bilevax.data.data_sets import DataSetRows
 
 IDLE = 1.0
@@ -25,7 +25,6 @@ IDLE = 1.0
 
 LOOKED_AT, OF_ARRAYS = 8, 1000
 """Rows by which a table is known again: of a loader, and of arrays."""
-
 Numbers: TypeAlias = np.ndarray | range
 Rows: TypeAlias = list[np.ndarray]
 
@@ -40,63 +39,6 @@ class Loader(Protocol):
         """These rows, a pytree of numpy arrays with leading axis ``len(numbers)``; numbers may repeat, in any order."""
 
 
-class ArrayRows:
-    """Rows of arrays that share their leading axis, such as memory-mapped ``.npy`` files."""
-
-    def __init__(self, data: PyTree) -> None:
-        opened = map_named(_opened, "data", data)
-        self._length = common_length(opened)
-        self._files = [(x.filename, os.path.getsize(x.filename)) for x in jax.tree.leaves(opened) if _has_file(x)]
-        self.known = tuple(map(_known, jax.tree.leaves(opened)))
-        # plain arrays over the same memory: numpy reads them sooner
-        self._data = jax.tree.map(lambda x: x.view(np.ndarray), opened)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def rows(self, numbers: np.ndarray) -> PyTree:
-        """These rows, copied."""
-        # a page beyond the end of a file that was cut would end the process
-        for path, size in self._files:
-            if os.path.getsize(path) < size:
-                raise DataError(f"{path} was cut while it was read")
-        first, last = int(numbers[0]), int(numbers[-1])
-        if last - first + 1 == len(numbers) and np.all(np.diff(numbers) == 1):
-            return jax.tree.map(lambda a: a[first : last + 1].copy(), self._data)
-        return jax.tree.map(lambda a: np.take(a, numbers, axis=0), self._data)
-
-
-def _opened(name: str, x: object) -> np.ndarray:
-    if hasattr(x, "tocsr"):
-        raise DataError(f"{name} is a sparse matrix, which has no rows of one shape; use bx.SparseRows")
-    try:
-        array = (
-            np.load(x, mmap_mode="r")
-            if isinstance(x, str | Path)
-            else x
-            if isinstance(x, np.ndarray)
-            else np.asarray(x)
-        )
-    except (OSError, ValueError) as e:
-        raise DataError(f"{name} cannot be opened: {_told(e)}") from e
-    check_numbers(name, array)
-    return array
-
-
-def _known(x: np.ndarray) -> tuple[object, ...]:
-    """What tells an array from others while it is held: its file as it is now, or its memory; and its part of that."""
-    part = x.__array_interface__["data"][0], x.strides, x.shape, x.dtype.str
-    if not _has_file(x):
-        return part
-    # what is written into a file all who mapped it see
-    now = os.stat(cast(Any, x).filename)
-    return now.st_dev, now.st_ino, now.st_size, cast(Any, x).offset, *part[1:]
-
-
-def _has_file(x: object) -> bool:
-    return isinstance(x, np.memmap) and x.filename is not None
-
-
 _readers: dict[int, list["weakref.ref[Reader]"]] = {}
 """Readers that are in use, by the numbers that programs know their tables by."""
 
@@ -106,11 +48,12 @@ _numbers = itertools.count(1)
 def number_of(reader: "Reader") -> int:
     """The number that programs know a reader's table by: of the same table, read by another that is in use, its own."""
     for number, others in list(_readers.items()):
-        alive = [other for other in others if (known := other()) is not None]
+        alive = [other for one in others if (other := one()) is not None]
         if not alive:
             del _readers[number]
-        elif any((known := other()) is not None and known.known == reader.known for other in alive):
-            _readers[number] = [*alive, weakref.ref(reader)]
+        elif same := [other for other in alive if other.known == reader.known]:
+            _readers[number] = [weakref.ref(other) for other in (*alive, reader)]
+            reader.mapped = same[0].mapped
             return number
     number = next(_numbers)
     _readers[number] = [weakref.ref(reader)]
@@ -128,13 +71,18 @@ def reader_of(number: int) -> "Reader":
 class Reader:
     """Rows by number, the next ones read on a thread while those before are in use.
 
-    What is read ahead is known by its numbers: that it was read is never needed, only waited for.
+    What is read ahead is known by its numbers: that it was read is never needed, only waited for. Of arrays in files
+    that JAX can read where they lie nothing is handed over but numbers: their rows were looked at, so that they are in
+    memory, finite, and not behind the end of a file.
 
     Args:
         data: a :class:`Loader`; or a pytree of arrays or of paths of ``.npy`` files.
         seed: of a shuffle of the numbers of its rows; None: as they are.
         prefetch_bytes: what is read ahead takes at most.
         timeout: seconds that a read may take.
+
+    Attributes:
+        mapped: of each leaf the array where it lies, or None.
     """
 
     def __init__(self, data: Any, seed: int | None, prefetch_bytes: int, timeout: float) -> None:
@@ -145,6 +93,7 @@ class Reader:
         self.groups: np.ndarray | None = getattr(self.loader, "groups", None)
         self._most, self._timeout = prefetch_bytes, timeout
         own = isinstance(self.loader, ArrayRows | DataSetRows)
+        self.mapped: tuple[Array | None, ...] = self.loader.mapped if isinstance(self.loader, ArrayRows) else ()
         self.name = "data" if own else f"{type(data).__name__}.rows"
         self._ready = threading.Condition()
         self._jobs: deque[tuple[Numbers, Future[Any], Callable[[Numbers], Any]]] = deque()
@@ -172,7 +121,7 @@ class Reader:
         most = self.length if self.groups is None else int(self.groups[0])
         looked_at = OF_ARRAYS if isinstance(self.loader, ArrayRows) else LOOKED_AT
         few = np.unique(np.linspace(0, most - 1, looked_at).astype(np.int64))
-        tree = self._wait(self._ask(few, self._load), few)
+        tree = self._wait(self._ask(few, partial(self._asked, self.loader.rows)), few)
         if not jax.tree.leaves(tree):
             raise DataError(f"{self.name} gave no arrays")
         tree = jax.tree.map(np.asarray, tree)
@@ -182,6 +131,7 @@ class Reader:
             check_numbers(name, x)
         self.structure: Any = jax.tree.structure(tree)
         self._kinds = [(x.shape[1:], x.dtype) for x in given]
+        self.mapped = self.mapped or (None,) * len(given)
         # to_default_precision, this method, __init__, the source's __post_init__ and __init__, the caller
         narrow = jax.tree.leaves(to_default_precision(tree, self.name, stacklevel=6))
         self.shapes = [jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in narrow]
@@ -209,7 +159,9 @@ class Reader:
         return f"rows({', '.join(kinds)}, crc32={self._fingerprint:08x})"
 
     def __call__(self, now: Numbers, then: Numbers | None = None) -> Rows:
-        """The leaves of these rows, each [len(now), ...]; those of ``then`` are read meanwhile.
+        """The numbers of these rows in their files, and the leaves that are not mapped, each [len(now), ...].
+
+        Of a range, rows as they lie there, the first number, []. Those of ``then`` are read meanwhile.
 
         Raises:
             DataError: the rows cannot be had, are not like the first ones, not finite, or did not come in time.
@@ -282,19 +234,34 @@ class Reader:
                 " larger timeout="
             ) from None
 
-    def _load(self, numbers: Numbers) -> PyTree:
+    def rows(self, numbers: np.ndarray) -> Rows:
+        """The leaves of these rows."""
+        return cast(Rows, self._wait(self._ask(numbers, self._checked, urgent=True), numbers))
+
+    def _in_order(self, numbers: Numbers) -> np.ndarray:
+        # a range is of rows as they lie
+        return np.asarray(numbers) if self.order is None or isinstance(numbers, range) else self.order[numbers]
+
+    def _asked(self, read: Callable[[np.ndarray], Any], numbers: Numbers) -> Any:
         """What the loader says of these rows."""
-        wanted = np.asarray(numbers) if self.order is None else self.order[np.asarray(numbers)]
+        wanted = self._in_order(numbers)
         try:
-            return self.loader.rows(wanted)
+            return read(wanted)
         except DataError:
             raise
         except BaseException as e:
             raise DataError(f"{self.name} raised {_told(e)}, for {_these(wanted)}") from e
 
     def _read(self, numbers: Numbers) -> Rows:
+        """What a program is told of the rows."""
+        where = np.asarray(numbers[0] if isinstance(numbers, range) else self._in_order(numbers), np.int32)
+        if isinstance(self.loader, ArrayRows):
+            return [where, *self._asked(self.loader.read, numbers)]
+        return [where, *self._checked(numbers)]
+
+    def _checked(self, numbers: Numbers) -> Rows:
         """The rows, checked, as JAX takes them."""
-        tree = self._load(numbers)
+        tree = self._asked(self.loader.rows, numbers)
         if jax.tree.structure(tree) != self.structure:
             raise DataError(f"{self.name} returned {jax.tree.structure(tree)}, and at first {self.structure}")
         out = []
@@ -304,22 +271,9 @@ class Reader:
             if (x.shape, x.dtype) != ((len(numbers), *shape), kind):
                 right = f"{kind}{[len(numbers), *shape]}"
                 raise DataError(f"{name} must be {right} for {_these(numbers)}, got {x.dtype}{list(x.shape)}")
-            if jnp.issubdtype(x.dtype, jnp.floating):
-                _check_finite(name, x, numbers)
+            require_finite(name, x, numbers)
             out.append(x.astype(wanted.dtype, copy=False))
         return out
-
-
-def _check_finite(name: str, x: np.ndarray, numbers: Numbers) -> None:
-    # a sum of squares is the fastest sum there is; it is finite unless an entry is not, or some are huge
-    flat = x.reshape(-1)
-    if x.dtype not in (np.float32, np.float64) or not np.isfinite(np.dot(flat, flat)):
-
-        def place(i: int) -> Sequence[int]:
-            at, *columns = np.unravel_index(i, x.shape)
-            return int(numbers[int(at)]), *map(int, columns)
-
-        check_finite(name, x, lambda i: tuple(place(i)))
 
 
 def _key(numbers: Numbers) -> bytes | range:

@@ -22,11 +22,11 @@ from bilevax.data.data_sets import DataSetRows, is_data_set
 from bilevax.data.reader import Reader, number_of, reader_of
 from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 
-MOST = 32
+MOST = 64
 """Minibatches in a piece: what one call of the host costs is little beside so many steps."""
 
-SHARE = 32
-"""Pieces to ``prefetch_bytes``: each is small enough for a cache, and a short loop reads little in vain."""
+SHARE = 16
+"""Pieces to ``prefetch_bytes``: a short loop reads little in vain."""
 
 SPANS = 8
 """Pieces of a pass over every row to ``prefetch_bytes``."""
@@ -39,13 +39,13 @@ class Piece(NamedTuple):
         choice: which rows the chunk has, as :meth:`Numbered._choose` says.
         then: the rows of the first minibatches of the next chunk, [G, b].
         begin: the place in the chunk of the first minibatch that is here, [].
-        rows: of the minibatches that are here, each leaf [G, b, ...].
+        rows: of the minibatches that are here what the host said, each array [G, b, ...].
     """
 
     choice: PyTree
     then: Array
     begin: Array
-    rows: PyTree
+    rows: list[Array]
 
 
 @config
@@ -75,7 +75,7 @@ class Stream(Numbered):
             ``(["age", "income"], "y")``; None: every column, a dict of vectors.
         window: groups in a window; the rows of a window are in memory together, within ``prefetch_bytes``. Default 4.
         prefetch_bytes: what is read ahead takes at most, and so does a minibatch. Default 256 MB. A piece has at most a
-            thirty-second of it, in a pass over every row an eighth, but at least one minibatch.
+            sixteenth of it, in a pass over every row an eighth, but at least one minibatch.
         timeout: seconds after which a read has failed. Default 60.
 
     Raises:
@@ -108,6 +108,7 @@ class Stream(Numbered):
     timeout: float = dataclasses.field(default=60.0, kw_only=True, metadata={"static": True})
     groups: Any = dataclasses.field(init=False)
     table: int = dataclasses.field(init=False, metadata={"told": False})
+    mapped: tuple[Array | None, ...] = dataclasses.field(init=False, metadata={"told": False})
 
     def __post_init__(self) -> None:
         check_choice("sampling", self.sampling, SAMPLINGS)
@@ -124,6 +125,7 @@ class Stream(Numbered):
         groups, window = self._grouped(reader)
         set_frozen(self, data=reader, batch_size=b, seed=seed, groups=groups, window=window)
         set_frozen(self, table=number_of(reader), columns=None)
+        set_frozen(self, mapped=reader.mapped)
         _ = self._shape  # which refuses minibatches that are too large
 
     def _opened(self, most: int) -> Any:
@@ -189,16 +191,30 @@ class Stream(Numbered):
 
     def at(self, numbers: Array, then: Array | None = None) -> PyTree:
         """These rows, [...] of them, without a key; while they are used those of ``then`` are read, if it is given."""
-        numbers = jnp.asarray(numbers, jnp.int32)
-        then = jnp.zeros(0, jnp.int32) if then is None else then
-        leaves = _from_host(_rows_of, jax.tree.leaves(self._like(numbers.shape)), self.table, numbers, then)
+        return self._rows(self._told(numbers, jnp.zeros(0, jnp.int32) if then is None else then))
+
+    def _told(self, numbers: Array, then: Array) -> list[Array]:
+        """What the host says of these rows: their numbers in the files, and the rows of leaves that are not mapped."""
+        return _from_host(_rows_of, self._shapes(numbers.shape, numbers.shape), self.table, numbers, then)
+
+    def _shapes(self, where: tuple[int, ...], axes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
+        leaves = zip(jax.tree.leaves(self._like(axes)), self.mapped, strict=True)
+        return [jax.ShapeDtypeStruct(where, jnp.int32), *(like for like, mapped in leaves if mapped is None)]
+
+    def _rows(self, told: list[Array], of: Callable[[Array, Array], Array] | None = None) -> PyTree:
+        """The rows of which this was told; ``of(leaf, where)`` are those of a mapped leaf."""
+        # the host gives the numbers back once it has looked at the rows, so that none is taken before
+        where, others = told[0], iter(told[1:])
+        of = of or (lambda leaf, where: leaf.at[where].get(mode="promise_in_bounds"))
+        leaves = [next(others) if leaf is None else of(leaf, where) for leaf in self.mapped]
         return jax.tree.unflatten(self.data.structure, leaves)
 
     def _span(self, start: Array | int, size: int) -> PyTree:
-        """So many rows from one on."""
-        read, shapes = partial(_span_of, size=size), jax.tree.leaves(self._like((size,)))
-        leaves = _from_host(read, shapes, self.table, jnp.asarray(start, jnp.int32))
-        rows = jax.tree.unflatten(self.data.structure, leaves)
+        """So many rows from one on, and not every one."""
+        told = _from_host(
+            partial(_span_of, size=size), self._shapes((), (size,)), self.table, jnp.asarray(start, jnp.int32)
+        )
+        rows = self._rows(told, lambda leaf, start: jax.lax.dynamic_slice_in_dim(leaf, start, size))
         return self.with_fixed_key(rows) if self.keys else rows
 
     def total(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
@@ -212,7 +228,9 @@ class Stream(Numbered):
             n, max(self.prefetch_bytes // SPANS // self.data.row_bytes, self._shape[1] if self.batch_size else 1, 1)
         )
         if size == n:
-            return fn(args, self._span(0, n))
+            numbers = jnp.arange(n, dtype=jnp.int32)
+            rows = self.at(numbers, numbers)
+            return fn(args, self.with_fixed_key(rows) if self.keys else rows)
 
         # no piece outlives its turn: else a derivative in reverse would keep every row
         @partial(jax.checkpoint, prevent_cse=False)
@@ -245,7 +263,7 @@ class Stream(Numbered):
             taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), 4 * number)) + 1]
             here = np.concatenate([np.arange(sizes[g]) + sizes[:g].sum() for g in taken])
             numbers = rng.choice(here, number, replace=False)
-        rows = jax.tree.unflatten(self.data.structure, self.data(np.sort(numbers)))
+        rows = jax.tree.unflatten(self.data.structure, self.data.rows(np.sort(numbers)))
         b = self.batch_size if batch_size == -1 else batch_size
         return Arrays(rows, None if b is None else min(b, number), keys=self.keys)
 
@@ -257,10 +275,10 @@ class Stream(Numbered):
         def choose() -> tuple[PyTree, Array]:
             return self._choose(key, j), self._numbers(self._choose(key, j // CHUNK * CHUNK + CHUNK), 0)
 
-        def read(choice: PyTree, then: Array) -> tuple[Array, PyTree]:
+        def read(choice: PyTree, then: Array) -> tuple[Array, list[Array]]:
             begin = j % CHUNK // G * G
             after = jnp.where(begin + G < CHUNK, self._numbers(choice, jnp.minimum(begin + G, CHUNK - G)), then)
-            return begin, self.at(self._numbers(choice, begin), after)
+            return begin, self._told(self._numbers(choice, begin), after)
 
         if plan is None:
             chosen = choose()
@@ -299,16 +317,15 @@ class Stream(Numbered):
     def _batch(self, plan: Piece, j: Array, size: int) -> PyTree:
         G, place = self._shape[0], j % CHUNK
 
-        def alone() -> PyTree:
+        def alone() -> list[Array]:
             # a minibatch of the chunk that is not in this piece, as where a step has several
-            return jax.tree.map(lambda a: a[0], self.at(self._numbers(plan.choice, place)[:1]))
+            return self._told(self._numbers(plan.choice, place)[0], jnp.zeros(0, jnp.int32))
 
-        def held() -> PyTree:
-            return jax.tree.map(lambda a: a[place - plan.begin], plan.rows)
+        def held() -> list[Array]:
+            return [a[place - plan.begin] for a in plan.rows]
 
         here = (place >= plan.begin) & (place < plan.begin + G)
-        rows = jax.lax.cond(here, held, alone)
-        return jax.tree.map(lambda a: a[:size], rows)
+        return self._rows([a[:size] for a in jax.lax.cond(here, held, alone)])
 
 
 def _from_host(read: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], *args: Any) -> list[Array]:

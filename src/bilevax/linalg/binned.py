@@ -31,7 +31,9 @@ class BinnedColumns:
         self, codes: Sequence[np.ndarray], bases: Sequence[np.ndarray], *, histograms: bool | None = None
     ) -> None:
         self.bases = [np.ascontiguousarray(Z, float) for Z in bases]
-        self.codes = np.empty((len(self.bases), len(codes[0]) if len(codes) else 0), np.intp)
+        # narrow, so that many are in a cache
+        kind = np.min_scalar_type(max((len(Z) for Z in self.bases), default=1) - 1)
+        self.codes = np.empty((len(self.bases), len(codes[0]) if len(codes) else 0), kind)
         for row, c in zip(self.codes, codes, strict=True):
             row[:] = c
         self.starts = np.cumsum([0, *(Z.shape[1] for Z in self.bases)])
@@ -50,7 +52,7 @@ class BinnedColumns:
         # B_j B_k (k_k + CELL) + B_j k_j k_k of every pair j <= k
         later = np.cumsum((B * (k + CELL))[::-1])[::-1], np.cumsum(k[::-1])[::-1]
         blocks = float(np.sum(B * later[0] + B * k * later[1]))
-        return COUNT * n * p * (p + 1) / 2 + blocks < n * P * (P + 1) / 2
+        return bool(COUNT * n * p * (p + 1) / 2 + blocks < n * P * (P + 1) / 2)
 
     def rows(self, index: np.ndarray) -> "BinnedColumns":
         """The matrix of these rows."""
@@ -120,17 +122,20 @@ class BinnedColumns:
 
     def _gram_by_histograms(self, w: np.ndarray) -> np.ndarray:
         out = np.empty((self.shape[1], self.shape[1]))
+        # of equal weights rows are counted
+        same = w[0] if len(w) and np.all(w == w[0]) else None
+        weight = w if same is None else None
         for j, Z in enumerate(self.bases):
             at = self.block(j)
-            out[at, at] = (Z.T * np.bincount(self.codes[j], w, len(Z))) @ Z
+            out[at, at] = (Z.T * np.bincount(self.codes[j], weight, len(Z))) @ Z
             for first, last in self._groups(j):
-                N = self._histogram(j, first, last, w)
+                N = self._histogram(j, first, last, weight)
                 for k in range(first, last):
                     bins = slice(self._bins[k] - self._bins[first], self._bins[k + 1] - self._bins[first])
                     to = self.block(k)
                     out[at, to] = Z.T @ (N[:, bins] @ self.bases[k])
                     out[to, at] = out[at, to].T
-        return out
+        return out if same is None else same * out
 
     def _groups(self, j: int) -> list[tuple[int, int]]:
         """Ranges of columns after j that are counted in one pass."""
@@ -139,22 +144,21 @@ class BinnedColumns:
 
     def _pair_codes(self, j: int, first: int, last: int, rows: slice = slice(None)) -> np.ndarray:
         """Places of rows in the tables of bins of j by those of columns from first to last, [last - first, n]."""
-        width = self._bins[last] - self._bins[first]
-        out = np.repeat(self.codes[j : j + 1, rows] * width, last - first, axis=0)
-        out += self.codes[first:last, rows]
+        width = int(self._bins[last] - self._bins[first])
+        kind = np.min_scalar_type(len(self.bases[j]) * width)
+        out: np.ndarray = (self.codes[j, rows].astype(kind) * kind.type(width))[None] + self.codes[first:last, rows]
         if last > first + 1:
-            out += (self._bins[first:last] - self._bins[first])[:, None]
+            out += (self._bins[first:last] - self._bins[first]).astype(kind)[:, None]
         return out
 
-    def _histogram(self, j: int, first: int, last: int, w: np.ndarray) -> np.ndarray:
-        """Sums of w by the bins of j and those of the columns from first to last, [bins_j, bins]."""
+    def _histogram(self, j: int, first: int, last: int, w: np.ndarray | None) -> np.ndarray:
+        """Sums of w, or of 1, by the bins of j and those of the columns from first to last, [bins_j, bins]."""
         width = int(self._bins[last] - self._bins[first])
         out = np.zeros(len(self.bases[j]) * width)
         # so few at a time that a cache holds their places
         for rows in self._pieces(CHUNK):
             codes = self._pair_codes(j, first, last, rows).ravel()
-            weights = w[rows] if last == first + 1 else np.tile(w[rows], last - first)
-            out += np.bincount(codes, weights, len(out))
+            out += np.bincount(codes, None if w is None else np.tile(w[rows], last - first), len(out))
         return out.reshape(-1, width)
 
     def quadratic(self, A: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Rows that are too many to hold: a model is chosen on some of them, and fitted to all in passes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -9,6 +9,7 @@ import numpy as np
 from bilevax.solvers.additive_models import AdditiveFit
 from bilevax.solvers.additive_passes import Passing
 from bilevax.tables.additive import Source, cells
+from bilevax.tables.ahead import ahead
 from bilevax.tables.effects import Effect
 from bilevax.tables.marginals import Marginal
 from bilevax.tables.table import Table
@@ -23,8 +24,14 @@ class EveryRow(Protocol):
     def marginal(self, source: Source) -> Marginal:
         """Of the cells of an effect."""
 
-    def rows_of_pass(self) -> Iterator[tuple[Table, np.ndarray]]:
+    def rows_of_pass(self, number: int) -> Iterator[tuple[Table, np.ndarray]]:
         """Features and targets of each piece."""
+
+    def kept(self, name: str) -> Mapping[str, np.ndarray] | None:
+        """What was kept of a pass by an earlier fit to the same rows."""
+
+    def keep(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep what a pass found."""
 
     def ended(self) -> bool:
         """Whether the passes are to end: what the whole ones say is kept."""
@@ -60,19 +67,27 @@ def fit_to_every_row(
     """The models of a mixture, fitted to all rows, all of them in the same passes."""
     models = [Passing(fit) for fit, _ in mixture]
     effects = mixture[-1][0].rows.effects
-    ended, going = False, models
-    for _ in range(PASSES):
-        for table, y in every.rows_of_pass():
-            if ended := every.ended():
-                break
+    names = {model: f"model{i}" for i, model in enumerate(models)}
+    ended, going = False, [m for m in models if not m.restored(every.kept(names[m])) or m.step()]
+
+    def coded(number: int) -> Iterator[tuple[list[np.ndarray], Targets]]:
+        for table, y in every.rows_of_pass(number):
             codes = [effect.codes(cells(table, source)) for source, effect in zip(sources, effects, strict=True)]
-            for model in going:
-                model.add(codes, *targets(y))
-        if ended:
-            break
-        going = [model for model in going if model.step()]
+            yield codes, targets(y)
+
+    for _ in range(PASSES):
         if not going:
             break
+        for codes, of in ahead(coded(1 + max(model.passes for model in going))):
+            if ended := every.ended():
+                break
+            for model in going:
+                model.add(codes, *of)
+        if ended:
+            break
+        for model in going:
+            every.keep(names[model], model.state())
+        going = [model for model in going if model.step()]
     counted = tuple(_counted(every, *each) for each in zip(sources, effects, strict=True))
     found = [(model.fitted(counted), share) for model, (_, share) in zip(models, mixture, strict=True)]
     return ByPasses(found, max(model.passes for model in models), ended)

@@ -21,7 +21,6 @@ from bilevax.solvers.additive_search import (
     LOWEST,
     Found,
     Outer,
-    OuterLoss,
     Search,
     minimise,
     tied,
@@ -182,14 +181,18 @@ class AdditiveFit:
         return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
 
     def _tuned(self, start: Start | None) -> Found:
-        model, fold, kind = self.marginal, self.rows.fold, self._kind
-        loss = model if fold is None else self._folds(fold)
+        if self.rows.fold is not None:
+            return self._searched(self._folds(self.rows.fold), start)
+        return self._searched(self.marginal, start)
+
+    def _searched(self, loss: Marginal | Blocks | Folds, start: Start | None) -> Found:
+        kind = self._kind
         if not len(kind):
             return Found(np.zeros(0), loss(np.zeros(0), None), 1, True)
         search: Search = minimise
-        if fold is None and isinstance(model, Marginal) and self.rows.family.dispersed:
-            model.least = start.phi if start else model.spread(model(np.full(len(kind), HIGHEST)))
-            search = partial(settled, model)
+        if isinstance(loss, Marginal) and self.rows.family.dispersed:
+            loss.least = start.phi if start else loss.spread(loss(np.full(len(kind), HIGHEST)))
+            search = partial(settled, loss)
         rho = None if start is None else self._log_penalties(start)
         if self._together is not None:
             theta = np.array([CENTRE]) if rho is None else rho[:1]
@@ -275,14 +278,19 @@ class AdditiveFit:
         bases = [*own.bases, *(pair.basis for pair in self.pairs)]
         return BinnedColumns([*own.codes, *of_pairs], bases, histograms=own.forced)
 
-    def retuned(self, loss: OuterLoss, rho: np.ndarray) -> Found:
-        """Penalties of another marginal likelihood of its columns, from rho on; those of folds, or of none, stay."""
+    def retuned(self, loss: Marginal, rho: np.ndarray) -> Found:
+        """Penalties of another marginal likelihood of its columns, from rho on; those of folds, or of none, stay.
+
+        Where the likelihood is exact the search is that of a fit to the other rows.
+        """
         if self.rows.fold is not None or not len(rho):
             return Found(rho, loss(rho, None), 1, True)
-        loss, group = with_prior(loss, self._kind), self._together
+        if not self.rows.family.bends and not self.pairs:
+            return self._searched(loss, None)
+        both, group = with_prior(loss, self._kind), self._together
         if group is None:
-            return minimise(loss, rho, tolerance=self.tolerance)
-        found = minimise(tied(loss, group), rho[:1], tolerance=self.tolerance)
+            return minimise(both, rho, tolerance=self.tolerance)
+        found = minimise(tied(both, group), rho[:1], tolerance=self.tolerance)
         return found._replace(rho=found.rho[group])
 
     def moved(self, loss: Marginal | Blocks, found: Found, effects: tuple[Effect, ...]) -> "AdditiveFit":

@@ -9,7 +9,7 @@ likelihood are made: exact for Gaussian rows, else as if W were constant near b.
 anew by it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from bilevax.solvers.additive_families import Family, Losses
 from bilevax.solvers.additive_fit import Data, Fit, curvature, data, factorised, part_sums, penalties, point
 from bilevax.solvers.additive_marginal import Marginal, dispersion
 from bilevax.solvers.additive_models import AdditiveFit
-from bilevax.solvers.additive_search import Found
+from bilevax.solvers.additive_search import Found, Outer
 from bilevax.tables.effects import Effect
 from bilevax.tables.memory import HELPS
 
@@ -70,10 +70,11 @@ class Expanded(Marginal):
         like: the marginal likelihood of other rows, of the same columns.
         summed: over the rows, at b.
         b: [1 + P, S].
+        ratio: of the dispersion of the rows that weights depend on, over that of all.
     """
 
-    def __init__(self, like: Marginal | Blocks, summed: Sums, b: np.ndarray) -> None:
-        self.family, self.part, self.summed, self.at = like.family, like.part, summed, b
+    def __init__(self, like: Marginal | Blocks, summed: Sums, b: np.ndarray, ratio: float = 1.0) -> None:
+        self.family, self.part, self.summed, self.at, self.ratio = like.family, like.part, summed, b, ratio
         self._sums = part_sums(self.part, self.family.scores)
         self.rank = self._sums.sum(axis=1)
         self.least = 0.0
@@ -97,6 +98,10 @@ class Expanded(Marginal):
     def _bending(self, found: Fit, A: np.ndarray) -> np.ndarray:
         return np.zeros_like(found.b)
 
+    def spread(self, outer: Outer) -> float:
+        """Of these rows no more is known than their sums."""
+        return self.ratio * _dispersion(self, outer.fits[0].value)
+
 
 def _dispersion(loss: Marginal, F: float) -> float:
     return float(np.exp(dispersion(loss.family, F, loss.data.weight, loss.family.scores)[0]))
@@ -119,6 +124,7 @@ class Passing:
         size = fit.found.outer.fits[0].b.size
         require(COPIES * 8 * size**2, f"a Newton step of {size:,} weights", HELPS)
         self.fit, self.b, self.rho, self.passes = fit, fit.found.outer.fits[0].b, fit.found.rho, 0
+        self._start = np.append(self.b, self.rho)
         self._total: Sums | None = None
         self._before: tuple[np.ndarray, float] | None = None
         self._reached: tuple[Expanded, Found] | None = None
@@ -137,6 +143,29 @@ class Passing:
             own = sums(d, family, self.b)
             self._total = own if self._total is None else self._total.plus(own)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What there is at the end of a pass, before :meth:`step`."""
+        assert self._total is not None
+        before, last = self._before or (np.zeros(0), 0.0)
+        own = {
+            "start": self._start,
+            "b": self.b,
+            "rho": self.rho,
+            "passes": self.passes,
+            "before": before,
+            "last": last,
+        }
+        return {key: np.asarray(x) for key, x in {**own, **self._total._asdict()}.items()}
+
+    def restored(self, state: Mapping[str, np.ndarray] | None) -> bool:
+        """Whether it is now where it was at the end of a pass: the state may be that of another fit."""
+        if state is None or state["start"].shape != self._start.shape or not np.allclose(state["start"], self._start):
+            return False
+        self.b, self.rho, self.passes = state["b"], state["rho"], int(state["passes"])
+        self._before = (state["before"], float(state["last"])) if state["before"].size else None
+        self._total = Sums(float(state["value"]), state["gradient"], state["gram"], float(state["weight"]))
+        return True
+
     def step(self) -> bool:
         """End the pass; whether another one is needed."""
         assert self._total is not None
@@ -146,7 +175,7 @@ class Passing:
         if self._before is not None and value > self._before[1] + 1e-9 * abs(value):
             self.b = 0.5 * (self._before[0] + b)  # too far
             return True
-        loss = Expanded(self.fit.marginal, total, b)
+        loss = Expanded(self.fit.marginal, total, b, self._spread)
         if loss.family.dispersed:
             loss.least = self._spread * _dispersion(loss, value)
         found = self._found(loss)

@@ -1,13 +1,16 @@
 """A table that is too large to hold: some rows for all that is looked at and chosen, every row for the final fit."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.sklearn.additive_choice import ROWS
 from bilevax.study.kept import Stage
+from bilevax.study.pass_files import Arrays, PassFiles
 from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
 from bilevax.study.target import Target
@@ -49,7 +52,21 @@ class RowSet:
         self._goal: Target | None = None
         self._names: list[str] = []
         self._counts: dict[Source, NumberCounts | LevelCounts] = {}
-        self._passes = 0
+        self._files: PassFiles | None = None
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep there what passes find, and do not make those again that were made for the same sample and settings."""
+        words = self.pieces.sha256, self._settings.model_dump_json(exclude={"time"}), self._drawn.tobytes()
+        self._files = PassFiles(folder, hashlib.sha256(repr(words).encode()).hexdigest())
+
+    def kept(self, name: str) -> Arrays | None:
+        """What was kept under a name."""
+        return None if self._files is None else self._files.read(name)
+
+    def keep(self, name: str, arrays: Arrays) -> None:
+        """Keep what a pass found."""
+        if self._files is not None:
+            self._files.write(name, arrays)
 
     def sample(self) -> Table:
         """Rows at random, of which as many as a choice is made on train, in their order; a pass.
@@ -87,7 +104,6 @@ class RowSet:
             for column in features.columns
             for source in sources_of(column)
         }
-        self._passes = 0
 
     def of_all(self, prepared: Prepared) -> Prepared:
         """A prepared sample whose rows have their numbers among all."""
@@ -98,17 +114,39 @@ class RowSet:
         return self._counts[source].found()
 
     def count(self) -> None:
-        """What the columns hold; a pass, that of some rows will do if the passes are to end."""
-        for table, _ in self._training("counting what columns hold"):
-            for source, counts in self._counts.items():
-                counts.add(cells(table, source))
+        """What the columns hold; two passes, of which that of some rows will do if they are to end."""
+        known = self.kept("counts")
+        if known is None:
+            for table, _ in self._training("counting what columns hold"):
+                for source, counts in self._counts.items():
+                    counts.add(cells(table, source))
+                if self.ended():
+                    return
+            self._keep_counts(passes=1)
+        else:
+            for i, counts in enumerate(self._counts.values()):
+                counts.restore({key.partition(" ")[2]: x for key, x in known.items() if key.startswith(f"{i} ")})
+        # of numbers, groups of which were counted, those where bins begin
+        some = {s: c for s, c in self._counts.items() if isinstance(c, NumberCounts) and c.choose()}
+        if not some or (known is not None and int(known["passes"]) == 2):
+            return
+        for table, _ in self._training("placing the bins"):
+            for source, numbers in some.items():
+                numbers.add_around(cells(table, source))
             if self.ended():
+                for numbers in some.values():
+                    numbers.forget()
                 return
+        self._keep_counts(passes=2)
 
-    def rows_of_pass(self) -> Iterator[tuple[Table, np.ndarray]]:
+    def _keep_counts(self, passes: int) -> None:
+        states = enumerate(counts.state() for counts in self._counts.values())
+        arrays = {f"{i} {key}": x for i, state in states for key, x in state.items()}
+        self.keep("counts", {**arrays, "passes": np.array(passes)})
+
+    def rows_of_pass(self, number: int = 1) -> Iterator[tuple[Table, np.ndarray]]:
         """Features and targets."""
-        self._passes += 1
-        yield from self._training(f"fitting to every row, pass {self._passes}")
+        yield from self._training(f"fitting to every row, pass {number}")
 
     def ended(self) -> bool:
         """Whether the passes are to end."""

@@ -25,6 +25,7 @@ from bilevax.core.run_files import (
     KIND,
     METRICS,
     MODEL,
+    PASS,
     REPORT,
     RUNNING,
     STEP,
@@ -191,7 +192,7 @@ class RunDirectory:
         if self._closed:
             return
         state = state_of(self._target) if self._begun else None
-        reached = any(map(STEP.fullmatch, files.names(self.checkpoints)))
+        reached = any(STEP.fullmatch(name) or PASS.fullmatch(name) for name in files.names(self.checkpoints))
         self.kept = state == RUNNING and (reached or self._resumes)
         if self._begun and state != FINISHED and not self.kept:
             (remove_run if self._target == self._place else erase)(self._target)

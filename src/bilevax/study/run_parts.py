@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bilevax.core import files, manifest
-from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS, STEP, TABLES
+from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS, PASS, STEP, TABLES
 
 
 def occupied(path: Path) -> bool:
@@ -45,7 +45,7 @@ def remove_checkpoints(directory: Path) -> None:
     checkpoints = directory / CHECKPOINTS
     files.remove_leftovers(checkpoints)
     for name in files.names(checkpoints):
-        if STEP.fullmatch(name) or name == files.LOCK:
+        if STEP.fullmatch(name) or PASS.fullmatch(name) or name == files.LOCK:
             files.remove(checkpoints / name)
     files.remove_empty(checkpoints)
 

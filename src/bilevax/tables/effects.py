@@ -285,12 +285,18 @@ def first_of_groups(mass: np.ndarray, count: int, distinct: np.ndarray | None = 
     """
     if len(mass) <= count:
         return np.arange(len(mass))
+    share = shares(mass, count, distinct)
+    group = np.minimum((np.cumsum(share) - 0.5 * share) * count, count - 1).astype(int)
+    return np.unique(group, return_index=True)[1]
+
+
+def shares(mass: np.ndarray, count: int, distinct: np.ndarray | None = None) -> np.ndarray:
+    """What values have of the whole that :func:`first_of_groups` cuts into equal parts."""
     for _ in range(10):  # a value of many rows is one group, whatever its mass
         mass = np.minimum(mass, mass.sum() / count)
     values = 1.0 / len(mass) if distinct is None else distinct / distinct.sum()
-    share = (mass / mass.sum() + values) / 2.0
-    group = np.minimum((np.cumsum(share) - 0.5 * share) * count, count - 1).astype(int)
-    return np.unique(group, return_index=True)[1]
+    out: np.ndarray = (mass / mass.sum() + values) / 2.0
+    return out
 
 
 def _between(low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -3,14 +3,13 @@
 import glob
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from bilevax.core.errors import DataError
+from bilevax.tables.ahead import ahead
 from bilevax.tables.arrow import arrow_column, kept_column
 from bilevax.tables.parquet_file import ParquetFile, open_parquet
 from bilevax.tables.pieces import Pieces
@@ -21,8 +20,6 @@ BYTES, FEWEST, MOST = 1 << 26, 1 << 14, 1 << 18
 """Of the numbers in a piece, about; its rows."""
 
 _SUFFIXES = (".parquet", ".pq")
-
-T = TypeVar("T")
 
 
 def files_of(name: str) -> list[Path] | None:
@@ -97,16 +94,6 @@ def _tables(file: ParquetFile, reading: Reading, rows: int) -> Iterator[Table]:
 
 def _numbered(table: Table, before: int) -> Table:
     return Table(table.name, table.columns, kept=table.kept, before=before)
-
-
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items, of which a thread makes the next one while one is in use."""
-    with ThreadPoolExecutor(1, "bilevax-rows") as thread:
-        make = iter(items)
-        job = thread.submit(next, make, None)
-        while (item := job.result()) is not None:
-            job = thread.submit(next, make, None)
-            yield item
 
 
 def concatenated(pieces: Pieces, tables: Iterable[Table] | None = None) -> Table:

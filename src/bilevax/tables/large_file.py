@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 
 from bilevax.core.limits import fits
-from bilevax.tables.file_set import ahead, open_set
+from bilevax.tables.ahead import ahead
+from bilevax.tables.file_set import open_set
 from bilevax.tables.parquet_file import open_parquet
 from bilevax.tables.pieces import Pieces, open_pieces
 from bilevax.tables.read import csv_table, format_of

@@ -1,14 +1,20 @@
 """How many rows have which cells in a column: counted piece by piece, in bounded memory."""
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from bilevax.tables.effects import first_of_groups
+from bilevax.linalg.places import places
+from bilevax.tables.effects import BINS, first_of_groups, shares
 
 GROUPS = 32_768
 """Values of a column of numbers that are told apart, at most."""
+
+AROUND = 1 << 20
+"""Numbers around the edges of bins that are told apart, at most: of a column of some 250 million different ones."""
 
 LEVELS = 100_000
 """Levels of a category that are counted, at most: the rarest are forgotten beyond."""
@@ -29,32 +35,109 @@ class Marginal(NamedTuple):
 
 
 class NumberCounts:
-    """Rows by numbers that are told apart: those of some rows, or the means of groups of them.
+    """Rows by numbers that are told apart: the means of groups of them, and after a second pass those around edges.
 
     Args:
         known: of some rows, NaN where missing, [m].
     """
 
     def __init__(self, known: np.ndarray) -> None:
-        distinct, mass = np.unique(known[~np.isnan(known)], return_counts=True)
+        distinct, mass = np.unique(_finite(known[~np.isnan(known)]), return_counts=True)
         first = first_of_groups(mass.astype(float), GROUPS)
         group = np.searchsorted(first, np.arange(len(distinct)), side="right") - 1
         self._edges = 0.5 * distinct[first[1:] - 1] + 0.5 * distinct[first[1:]]
         rows = np.bincount(group, mass, len(first))
         self._values = np.bincount(group, mass / rows[group] * distinct, len(first))
-        self._distinct = np.append(np.bincount(group, minlength=len(first)) / rows, 1.0)
-        self._count = np.zeros(len(first) + 1)
+        # different ones that are known, and how many there are for each row more: as many as rows that are alone
+        self._distinct, self._rows = np.bincount(group, minlength=len(first)), rows
+        self._new = np.bincount(group, mass == 1, len(first)) / rows
+        self._count, self._missing = np.zeros(len(first)), 0
+        # groups whose numbers are told apart, from where to where each run of them goes, and the numbers
+        self._told = np.zeros(len(first), bool)
+        self._runs = np.zeros(0)
+        self._around: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, values: np.ndarray) -> None:
         """Rows, [n]."""
-        there = np.sort(values)  # NaN comes last
+        there = np.sort(_finite(values))  # NaN comes last
         there = there[: len(there) - int(np.isnan(values).sum())]
-        stops = [0, *np.searchsorted(there, self._edges, side="right"), len(there), len(values)]
+        self._missing += len(values) - len(there)
+        if not len(self._count):
+            return
+        # group g has edges[g - 1] < x <= edges[g]
+        stops = np.array([0, *np.searchsorted(there, self._edges, side="right"), len(there)])
         self._count += np.diff(stops)
 
+    def choose(self) -> bool:
+        """Of all rows, which went by: whether they are to do so again, for :meth:`add_around`."""
+        n, mass = self._count.sum(), self._count
+        if n == 0.0 or len(mass) <= BINS:
+            return False
+        # a bin begins where the shares come to a multiple of 1 / BINS, with the number before or after
+        ends, at = np.cumsum(shares(mass, BINS, self._different())), np.arange(1, BINS) / BINS
+        for near in (-1.5 / n, 1.5 / n):
+            self._told[np.minimum(np.searchsorted(ends, at + near), len(mass) - 1)] = True
+        bounds = np.concatenate([[-np.inf], np.nextafter(self._edges, np.inf), [np.inf]])
+        turns = np.flatnonzero(np.diff(np.concatenate([[False], self._told, [False]])))
+        runs = bounds[turns]
+        self._runs = runs[:-1] if runs[-1] == np.inf else runs
+        return True
+
+    def add_around(self, values: np.ndarray) -> None:
+        """Rows once more, [n]: their numbers around the edges of bins."""
+        if not len(self._runs):
+            return
+        x = _finite(values)
+        own = x[(places(self._runs, x) % 2 == 1) & ~np.isnan(x)]
+        self._around.append(np.unique(own, return_counts=True))
+        if sum(len(x) for x, _ in self._around[1:]) > len(self._around[0][0]):
+            self._merge()
+
+    def _merge(self) -> None:
+        x, inverse = np.unique(np.concatenate([x for x, _ in self._around]), return_inverse=True)
+        self._around = [(x, np.bincount(inverse, np.concatenate([count for _, count in self._around]), len(x)))]
+        if len(x) > AROUND:
+            self.forget()
+
+    def _different(self) -> np.ndarray:
+        """Numbers of each group, about."""
+        more = np.maximum(self._count - self._rows, 0.0)
+        # a good guess of the share of new ones (Good 1953, Biometrika 40:237)
+        different: np.ndarray = np.minimum(self._distinct + self._new * more, self._count)
+        return different
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What passes have counted."""
+        if self._around:
+            self._merge()
+        x, rows = self._around[0] if self._around else (np.zeros(0), np.zeros(0))
+        missing = np.array(self._missing)
+        return {"count": self._count, "missing": missing, "told": self._told, "around": x, "rows": rows}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of :meth:`state`."""
+        self._count, self._missing, self._told = state["count"], int(state["missing"]), state["told"]
+        self._around = [(state["around"], state["rows"])]
+
+    def forget(self) -> None:
+        """The second pass does not count."""
+        self._told[:], self._runs, self._around = False, np.zeros(0), []
+
     def found(self) -> Marginal:
-        """Values, NaN the last; different ones among all rows of a group, as among those that were known."""
-        return Marginal(np.append(self._values, np.nan), self._count, self._count * self._distinct)
+        """Values, NaN the last."""
+        state, coarse = self.state(), ~self._told
+        x, rows = state["around"], state["rows"]
+        mass = self._count[coarse]
+        return Marginal(
+            np.concatenate([self._values[coarse], x, [np.nan]]),
+            np.concatenate([mass, rows, [self._missing]]),
+            np.concatenate([self._different()[coarse], np.ones(len(x)), [self._missing]]),
+        )
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    out: np.ndarray = np.clip(x, -np.finfo(float).max, np.finfo(float).max)
+    return out
 
 
 class LevelCounts:
@@ -68,6 +151,14 @@ class LevelCounts:
         self._counts.update(values.tolist())
         if len(self._counts) > 2 * LEVELS:
             self._counts = Counter(dict(self._counts.most_common(LEVELS)))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What passes have counted."""
+        return {"counts": np.array(json.dumps(list(self._counts.items())))}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of :meth:`state`."""
+        self._counts = Counter(dict(json.loads(str(state["counts"]))))
 
     def found(self) -> Marginal:
         """Levels, and None where one is missing."""

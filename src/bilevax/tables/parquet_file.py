@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
@@ -34,9 +35,14 @@ class ParquetFile(NamedTuple):
     def batches(self, rows: int) -> Iterator[list[pa.Array]]:
         """The wanted columns in pieces of rows, at most so many."""
         with readable(self.name), self._opened() as file:
-            labels = [self.names[j] for j in self.wanted]
-            for batch in file.iter_batches(rows, columns=labels) if labels else ():
-                yield [batch.column(label) for label in labels]
+            labels, done = [self.names[j] for j in self.wanted], 0
+            try:
+                for batch in file.iter_batches(rows, columns=labels) if labels else ():
+                    yield [batch.column(label) for label in labels]
+                    done += len(batch)
+            except (pa.ArrowException, OSError):
+                with readable(f"{self.name}, row group {_damaged(file, labels, done)}"):
+                    raise
 
     def column(self, position: int) -> pa.ChunkedArray:
         """A column as a whole."""
@@ -82,6 +88,18 @@ def read_parquet(name: str, data: bytes, reading: Reading, *, sha256: str = "") 
     read, unread = set(wanted), pa.nulls(table.num_rows)
     whole = pa.table([table.column(label) if label in read else unread for label in file.names], names=file.names)
     return table_from_arrow(name, whole, reading, sha256=sha256)
+
+
+def _damaged(file: parquet.ParquetFile, labels: list[str], done: int) -> int:
+    """The first row group that cannot be read, where so many rows could."""
+    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+    first = min(int(np.searchsorted(ends, done, side="right")), len(ends) - 1)
+    for group in range(first, len(ends)):
+        try:
+            file.read_row_group(group, columns=labels)
+        except (pa.ArrowException, OSError):
+            return group
+    return first
 
 
 @contextmanager
