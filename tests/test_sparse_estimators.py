@@ -94,7 +94,7 @@ def test_no_model_has_the_evidence_of_the_rows_that_it_is_judged_on() -> None:
     """Of noise, it would tell the held-out labels."""
     rng = np.random.default_rng(0)
     X = sp.random_array((150, 400), density=0.05, rng=rng, format="csr")
-    model = TunedLogisticRegression(random_state=0).fit(X, np.arange(150) % 2)
+    model = TunedLogisticRegression("evidence", random_state=0).fit(X, np.arange(150) % 2)
     assert model.history_[-1]["tuning_loss"] > 0.67
 
 
@@ -118,7 +118,7 @@ def test_sparse_rows_give_the_model_of_dense_ones_and_are_never_made_dense(monke
         with monkeypatch.context() as refused:
             for kind, name in itertools.product((sp.csr_array, sp.csc_array, sp.csr_matrix), ("toarray", "todense")):
                 refused.setattr(kind, name, lambda *_: pytest.fail("made dense"))
-            model = TunedLogisticRegression(random_state=0, steps=2).fit(rows, y)
+            model = TunedLogisticRegression("evidence", random_state=0, steps=2).fit(rows, y)
         np.testing.assert_allclose(model.coef_, dense.coef_, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(model.penalties_, dense.penalties_, rtol=1e-6)
         np.testing.assert_allclose(model.predict_proba(rows), dense.predict_proba(rows.toarray()), atol=1e-8)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 FEW = 25
 """Numbers that are tuned up to which no rows validate: the cross-validated loss has little to overfit with."""
 
+SAY = 500
+"""Rows from which on evidence is used by default; fewer say too little of a column."""
+
 SMALL = 2000
 """Rows up to which there are five folds; three of more."""
 
@@ -42,7 +45,7 @@ PACE = Pace(path=7, worse=0.0, promise=0.03, rough=1e-2, fine=3e-3, first=0.5, f
 """A fall of the loss by a ten-thousandth is far below what the rows can tell."""
 
 SEARCHED = np.float32
-"""Of the models of the search; the final one has double precision."""
+"""Precision of the models of the search on sparse rows; all others have double precision."""
 
 FINAL = 1e-3
 """Of the final model."""
@@ -78,6 +81,11 @@ class Tuned(NamedTuple):
     chosen: Step
     search: Search
     visits: int
+
+
+def default_ties(rows: int, *, sparse: bool) -> str:
+    """What penalties are tied to."""
+    return "evidence" if sparse and rows >= SAY else "frequency"
 
 
 def tune_on_host(
@@ -121,6 +129,7 @@ def tune_on_host(
     train = np.flatnonzero(~validated)
     mean, scale = _moments(X[train], weights.sample[train])
     Z = divide_columns(_less(X, mean), scale)
+    precision = SEARCHED if scipy.sparse.issparse(Z) else np.float64
     K = 5 if len(train) <= SMALL else 3
     fold = deal_folds(y[train], None if groups is None else np.asarray(groups)[train], K, random)
     fold = _always_trained(fold, y[train])
@@ -130,7 +139,7 @@ def tune_on_host(
         outer = outer / outer[validated].mean()
     with one_thread():
         models = LogisticModels(
-            Z[train].astype(SEARCHED),
+            Z[train].astype(precision),
             y[train],
             fold,
             int(fold.max()) + 1,
@@ -140,7 +149,7 @@ def tune_on_host(
         )
         if per == "evidence":
             ties = ties._replace(evidence=np.stack([log_evidence(rows, blocks) for rows in models.trained]))
-        held = ClassRows.of(Z[validated].astype(SEARCHED), y[validated], outer[validated], classes)
+        held = ClassRows.of(Z[validated].astype(precision), y[validated], outer[validated], classes)
         search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), PACE)
         search.run(max(FIRST * models.largest_curvature(), LEAST), steps, lowest=LOWEST)
         step = search.decided()

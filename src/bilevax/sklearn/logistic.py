@@ -24,7 +24,7 @@ from bilevax.runs import Run
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.encoder import TableEncoder
 from bilevax.sklearn.frames import Rows, are_numbers, as_table, check_sample_weight, is_frame, is_sparse_frame, select
-from bilevax.sklearn.host_fit import tune_on_host
+from bilevax.sklearn.host_fit import default_ties, tune_on_host
 from bilevax.sklearn.penalised import PenalisedModel, RowWeights, default_float
 from bilevax.tables.labels import Label
 from bilevax.tables.memory import HELPS
@@ -62,8 +62,8 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
     Args:
         penalty_per: ``"feature"``, ``"column"`` (of the table: its categories share one), ``"class"``, ``"weight"``,
             ``"global"``, ``"evidence"`` (tied, as above), ``"frequency"`` (that with c = 0), or the group number of
-            each column of the table, from 0. Default ``"auto"``: ``"evidence"`` of sparse rows, and of more columns
-            than rows; else ``"feature"``.
+            each column of the table, from 0. Default ``"auto"``: ``"evidence"`` of at least 500 sparse rows,
+            ``"frequency"`` of fewer and of more columns than rows; else ``"feature"``.
         class_weight: None, a weight for each label, or ``"balanced"``: inverse to the class frequencies; in all losses.
         scoring: name of a scikit-learn scorer; for one that counts every class alike, such as
             ``"balanced_accuracy"``, so does the loss that is tuned. Default ``"neg_log_loss"``.
@@ -185,7 +185,9 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.classes_, codes = encode_classes(labels, validation)
         weights, per = self._weights(codes, sample), self._per()
         if isinstance(per, str) and per == "auto":
-            per = "evidence" if scipy.sparse.issparse(rows) or rows.shape[1] > rows.shape[0] else "feature"
+            sparse = scipy.sparse.issparse(rows)
+            tied = sparse or rows.shape[1] > rows.shape[0]
+            per = default_ties(rows.shape[0], sparse=sparse) if tied else "feature"
         if scipy.sparse.issparse(rows) or (isinstance(per, str) and per in TIED):
             kinds = self._blocks(blocks, rows.shape[1])
             self._fit_on_host(rows, codes, weights, per, kinds, groups, validation, callback, run)

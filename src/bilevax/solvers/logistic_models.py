@@ -34,6 +34,9 @@ NEWTON, PRODUCTS = 60, 300
 FORCING, ADJOINT, LOOSER = 0.25, 0.1, 10.0
 """Relative residual of a Newton step; of v at most, and in tolerances of the models."""
 
+BLIND = 3
+"""Newton steps at most that do not lower F."""
+
 SCALES = -3.0, 3.0
 """Bounds of log s."""
 
@@ -200,6 +203,7 @@ class LogisticModels:
     def _solve_one(self, k: int, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """P [n, C] at the minimum and the diagonal of H."""
         rows, theta, rounding = self.trained[k], self._theta[k].copy(), 50.0 * np.finfo(l2.dtype).eps
+        blind = 0
         S = rows.scores(theta)
         value = rows.total(S) + 0.5 * float(np.sum(theta * l2 * theta))
         for _ in range(NEWTON):
@@ -220,7 +224,11 @@ class LogisticModels:
                 if then <= value + 1e-4 * size * slope + rounding * abs(value) or size < 1e-10:
                     break
                 size *= 0.5
+            # of steps that lower F by less than its rounding error the first few may still be better
+            blind += then >= value
             theta, S, value = new, S + size * U, then
+            if blind > BLIND:
+                break
         self._theta[k] = theta
         return P, diagonal
 

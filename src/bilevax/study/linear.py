@@ -11,6 +11,7 @@ from bilevax.core.run_records import Data, Gap, Note, Step
 from bilevax.linalg.columns import Matrix
 from bilevax.runs import Run
 from bilevax.sklearn.encoder import TableEncoder
+from bilevax.sklearn.host_fit import default_ties
 from bilevax.sklearn.logistic import TunedLogisticRegression
 from bilevax.sklearn.tuning_method import choose_method
 from bilevax.study.kept import Emit, Kept, Stage, or_none
@@ -27,6 +28,7 @@ NAMES = {
     "weight": "one penalty per weight (bilevax)",
     "global": "one penalty (bilevax)",
     "evidence": "penalties by evidence (bilevax)",
+    "frequency": "penalties by frequency (bilevax)",
 }
 
 
@@ -63,7 +65,8 @@ def fit_linear(
     emit(data.model_copy(update={"terms": X.shape[1]}))
     # No test row is seen from here to the comparison.
     stage("compiling, then tuning", long=True)
-    rows, per = prepared.tuning, "evidence" if settings.texts else settings.penalty_per
+    rows = prepared.tuning
+    per = default_ties(len(rows), sparse=True) if settings.texts else settings.penalty_per
     # the estimator sees terms, whose columns it is told by number
     of_columns = np.array([encoder.columns_.index(term.column) for term in encoder.terms_])
     estimator = TunedLogisticRegression(
@@ -124,15 +127,15 @@ def _plain_model(
 ) -> LinearModel:
     assert prepared.target.labels is not None
     terms, marks = encoder.terms_, prepared.marks(settings)
+    tied = "weight" if np.ndim(estimator.penalties_) == 2 else "feature"
+    per = tied if settings.texts else settings.penalty_per
     return LinearModel(
         target=target,
         classes=prepared.target.labels.classes,
         intercept=np.asarray(estimator.intercept_, np.float64).reshape(-1),
         coef=np.asarray(estimator.coef_, np.float64),
         terms=terms,
-        penalties=penalties_by_term(
-            estimator.penalties_, "weight" if settings.texts else settings.penalty_per, len(terms)
-        ),
+        penalties=penalties_by_term(estimator.penalties_, per, len(terms)),
         missing={name: marks[name] for name in encoder.columns_ if name in marks},
         dates=orders_of(prepared.features.column(name) for name in encoder.columns_),
     )
