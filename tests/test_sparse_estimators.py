@@ -140,13 +140,13 @@ def test_the_model_is_scikit_learns_at_the_penalties_found() -> None:
 def test_a_rare_column_that_is_noise_is_penalised_more() -> None:
     """Where frequent columns alone tell, the power of the frequency is negative."""
     rng = np.random.default_rng(0)
-    frequent, rare = rng.uniform(size=(600, 5)) < 0.4, rng.uniform(size=(600, 200)) < 0.01
+    frequent, rare = rng.uniform(size=(600, 5)) < 0.4, rng.uniform(size=(600, 200)) < 0.03
     y = (3.0 * frequent.sum(axis=1) + rng.logistic(size=600) > 6.0).astype(int)
     X = sp.csr_array(np.hstack([frequent, rare]).astype(float))
     model = TunedLogisticRegression("frequency", random_state=0).fit(X, y)
     assert np.min(model.penalties_[5:]) > 3.0 * np.max(model.penalties_[:5])
     single = TunedLogisticRegression("global", random_state=0).fit(X, y)
-    assert model.history_[-1]["tuning_loss"] < single.history_[-1]["tuning_loss"] - 0.005
+    assert model.history_[-1]["tuning_loss"] < single.history_[-1]["tuning_loss"] - 0.01
 
 
 def mixed() -> tuple[pd.DataFrame, np.ndarray]:
