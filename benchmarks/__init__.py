@@ -15,6 +15,7 @@ thread, times in turn, ceilings, processes of their own), ``tables`` (the printe
 
 QUESTIONS = (
     "core", "first_calls", "memory", "outer_loop", "online", "checkpoints", "streams", "many_rows", "two_commits",
+    "distributed", "scaling",
     "structure", "verdicts", "coverage", "deterministic", "contraction",
     "planner", "targets", "joint_sid", "paper",
     "nsid", "mixed_fp", "newsgroups", "against_grid", "elastic_net", "additive", "labels", "networks", "text", "wide",

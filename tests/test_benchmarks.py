@@ -13,11 +13,10 @@ from sklearn.preprocessing import StandardScaler
 
 PARTS = {"core": ["--only", "w1", "memory"]}  # all of it takes longer than two minutes
 SHARED = {"additive_figures", "additive_list", "additive_rivals", "additive_times", "bare_jax", "bare_loops",
-          "cases", "datasets", "exact", "families", "fresh", "labels_cells", "labels_figures",
-          "labels_real", "labels_rivals", "labels_times", "machine", "measures", "planner_rivals",
-          "reported", "rival_torch", "rivals", "single_penalty", "store", "tables", "text_data", "text_page",
-          "verdict_figures",
-          "verdict_runs"}  # fmt: skip
+          "cases", "datasets", "distributed_ranks", "exact", "families", "fresh", "labels_cells", "labels_figures",
+          "labels_real", "labels_rivals", "labels_times", "machine", "measures", "planner_rivals", "reported",
+          "rival_torch", "rivals", "scaling_ranks", "single_penalty", "store", "tables", "text_data", "text_page",
+          "verdict_figures", "verdict_runs"}  # fmt: skip
 
 
 QUESTIONS = module("benchmarks").QUESTIONS

@@ -10,20 +10,101 @@ import pytest
 import scipy.sparse
 
 import bilevax as bx
-from bilevax.core.config import config
-from bilevax.core.records import Count
+from bilevax.core.config import config, replace_unchecked
+from bilevax.core.records import Count, Info
 from bilevax.testing import check_algorithm, check_estimator, check_inner_solver, check_linear_solver, check_source
 from bilevax.testing.tools import Counted, Wrapped
 
 T = bx.FixedPoint(100)
 SPARSE = scipy.sparse.random_array((50, 9), density=0.2, dtype=np.float32, rng=0), np.arange(50)
 TABLE = np.arange(50, dtype=np.float32), np.arange(100).reshape(50, 2)
+MESH = jax.make_mesh((1,), ("rows",))
 STREAMS = [
     bx.Stream(TABLE, 7, sampling="shuffled", prefetch_bytes=4000),
     bx.Stream(TABLE, 7, sampling="blocks", prefetch_bytes=4000),
     bx.Stream(TABLE, 7, keys=True, prefetch_bytes=4000),
     bx.Stream(TABLE),
 ]
+
+
+@config
+class NodeRows(Wrapped):
+    """Each row three times, as that of three nodes."""
+
+    def total(self, fn, args):
+        return self.source.total(lambda args, batch: fn(args, self._spread(batch)), args)
+
+    def example(self):
+        return jax.eval_shape(self._spread, self.source.example())
+
+    def visit(self, plan, j, use):
+        return self.source.visit(plan, j, lambda draw: use(draw._replace(batch=self._spread(draw.batch))))
+
+    def _spread(self, batch):
+        return jax.tree.map(lambda x: jnp.repeat(x[:, None], 3, axis=1), batch)
+
+
+@config
+class AtNodes:
+    """An estimator for nodes, on a problem that three nodes share: lam is the same at each."""
+
+    base: object
+
+    def check(self, problem):
+        self.base.check(self._shared(problem))
+
+    def estimate(self, instance, w0, *, key, outer_step=0, v0=None):
+        problem, lam, train, val = instance
+        lams = jax.tree.map(lambda x: jnp.repeat(x[None], 3, axis=0), lam)
+        instance = bx.Instance(self._shared(problem), lams, NodeRows(train), NodeRows(val))
+        est = self.base.estimate(instance, w0, key=key, outer_step=outer_step, v0=v0)
+        # d/dlam is the sum over nodes
+        return est._replace(value=jax.tree.map(lambda x: jnp.sum(x, axis=0), est.value))
+
+    def _shared(self, problem):
+        step = problem.inner_map
+        inner = (
+            replace_unchecked(step, loss=bx.MeanOverNodes(step.loss)) if problem.has_loss else bx.MeanOverNodes(step)
+        )
+        return replace_unchecked(problem, inner_map=inner, outer_loss=bx.MeanOverNodes(problem.outer_loss))
+
+
+@config
+class CompositionAtNodes:
+    """DSCGD, on a composition that three nodes share, with their w for its mean."""
+
+    base: object
+    steps_per_record = 256
+
+    def check(self, problem):
+        if not isinstance(problem.inner_map, bx.Composition):
+            raise bx.ParameterError("needs bx.Composition(g) as the inner map")
+
+    def streams(self, sources):
+        return self.base.streams(tuple(map(NodeRows, sources)))
+
+    def init(self, problem, w0, lam, sources, u0=None):
+        return self.base.init(problem, jax.tree.map(lambda x: jnp.repeat(x[None], 3, axis=0), w0), lam, sources)
+
+    def step(self, problem, state, looks, k):
+        g, f = bx.StackOverNodes(problem.inner_map.function), bx.MeanOverNodes(problem.outer_loss, own="w")
+        over_nodes = replace_unchecked(problem, inner_map=bx.Composition(g), outer_loss=f)
+        state, _ = self.base.step(over_nodes, state, looks, k)
+        # the outer value is that of one node's rows, the same at each
+        w, lam = self.solution(state)
+        value = looks["val"](lambda draw: problem.outer_loss(w, lam, jax.tree.map(lambda x: x[:, 0], draw.batch)))
+        return state, Info(outer_value=value)
+
+    def solution(self, state):
+        w, lam = self.base.solution(state)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), w), lam
+
+    def outer_step_size(self, k):
+        return self.base.outer_step_size(k)
+
+    def step_cost(self, problem, sources):
+        return self.base.step_cost(problem, sources)
+
 
 # What a class is checked with: instances for its suite, and the suite's options. A class that is not here is built
 # without arguments.
@@ -33,6 +114,12 @@ INSTANCES = {
     "NSID": [(bx.NSID(T, T, cross_batches=3), {"calls": {"gradients": 100, "hvps": 100, "cross": 3}})],
     "StochasticReverse": [
         (bx.StochasticReverse(T, 100), {"calls": {"gradients": 100, "hvps": 100, "cross": 100}}),
+    ],
+    "PushSumHypergradient": [
+        (
+            AtNodes(bx.PushSumHypergradient(T, 100, bx.PushSum(2))),
+            {"calls": {"gradients": 100, "hvps": 100, "cross": 100}},
+        ),
     ],
     "ITD": [(bx.ITD(100), {"stochastic": False})],
     # its bias, at this multiplier of 1e-6, is part of the method
@@ -84,6 +171,7 @@ INSTANCES = {
     "MEHA": [(bx.MEHA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "F2SA": [(bx.F2SA(0.5, 0.5, unit=1.0), {"steps": 400})],
     "SCGD": [(bx.SCGD(0.5, 0.5), {"steps": 400})],
+    "DSCGD": [(CompositionAtNodes(bx.DSCGD(0.5, 0.5, tracking=x)), {"steps": 400}) for x in (True, False)],
     "Stream": [(bx.Stream(TABLE, 7), {"table": TABLE})],
     "SparseRows": [(bx.SparseRows(SPARSE, 7), {}), (bx.SparseRows(SPARSE), {})],
     "Arrays": [(bx.Arrays(TABLE, 7), {}), (bx.Arrays(TABLE), {}), (bx.Arrays(TABLE, 7, sampling="blocks"), {})],
@@ -104,6 +192,7 @@ MORE = [
         {"stochastic": False, "rtol": 0.02},
     ),
     (check_estimator, bx.Penalty(bx.LBFGS(1e-12), 1000.0), {"stochastic": False, "rtol": 1e-5}),
+    (check_estimator, AtNodes(bx.PushSumHypergradient(bx.GradientPush(200, 0.5), 100, bx.Ring())), {}),
     (check_linear_solver, bx.NormalEquations(tol=1e-9, step_size=0.5), {}),
     (check_linear_solver, bx.FixedPoint(400, 0.5, average=0.5), {}),
     (
@@ -127,11 +216,15 @@ MORE = [
     (check_source, bx.Arrays(TABLE, keys=True), {}),
     (check_source, bx.SparseRows(SPARSE, 7, keys=True), {}),
     *((check_source, stream, {"table": TABLE}) for stream in STREAMS),
+    (check_source, bx.sharded(bx.Arrays(TABLE, 16), MESH), {"table": TABLE}),
+    (check_source, bx.sharded(bx.Arrays(TABLE), MESH), {"table": TABLE}),
 ]
 
 NO_SUITE = {
     "inner maps and problems": ["Composition", "GradientStep", "ProximalStep", "Problem"],
     "inner maps of one use": ["LogitResponse", "ProjectionStep", "SoftBellman", "Unrolled"],
+    "averages over nodes": ["ExactAverage", "Gossip", "GradientPush", "PushSum", "Ring"],
+    "functions over nodes": ["MeanOverNodes", "StackOverNodes"],
     "losses": ["BinaryLogistic", "Groups", "MultinomialLogistic", "Squared"],
     "projections": ["Box", "CappedSimplex", "L2Ball", "NonNegative", "Simplex"],
     "streams": ["Several"],

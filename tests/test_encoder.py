@@ -15,8 +15,10 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.sklearn import TunedAdditiveRegressor
 from bilevax.sklearn.encoder import TableEncoder
 from bilevax.study.bundled import NAMES, bundled_target, load_bundled
+from bilevax.tables import table_from_frame
 from bilevax.tables.table import Column, Table, object_array
 from bilevax.tables.terms import OTHER, design_from_terms, terms_from_plain, text_columns
 
@@ -195,6 +197,24 @@ def test_cells_that_are_no_numbers_and_no_text_are_refused():
         TableEncoder().fit(twice)
     with pytest.raises(ValueError, match="'max_categories' parameter of TableEncoder must be an int"):
         TableEncoder(max_categories=1).fit(frame(mixed()))
+
+
+def test_a_word_among_numbers_is_said():
+    ages = [*map(str, range(20, 40)), "unknown"] * 5
+    frame = pd.DataFrame(
+        {"age": ages, "code": pd.Categorical(ages), "whole": ["1", "2", "3"] * 35, "x": np.arange(105) % 8}
+    )
+    encoder = TableEncoder().fit(frame)
+    assert encoder.notes_ == (
+        "column 'age' is read as text, one value a category, for 5 of 105 cells are no numbers, such as 'unknown' (X, "
+        "row 21); leave such cells empty if they are not known",
+    )
+    # of a table that was given its reader has said it
+    table = table_from_frame(frame)
+    assert len(table.notes) == 1
+    assert TableEncoder().fit(table).notes_ == ()
+    y = np.arange(105.0) % 7
+    assert TunedAdditiveRegressor(choose=False, pairs=False).fit(frame, y).notes_[0] == encoder.notes_[0]
 
 
 def test_a_rare_a_new_and_a_missing_value_have_their_places():

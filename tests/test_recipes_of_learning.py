@@ -10,6 +10,11 @@ def maml_on_sines(f):
     assert f["gradient_average"] < 0.7 * f["gradient_plug_in"]
 
 
+def personal_models(f):
+    assert f["nodes_better"] >= 8
+    assert f["loss_personal"] < min(f["loss_shared"], f["loss_alone"]) - 0.05
+
+
 def sparse_regression(f):
     assert f["difference_from_formula"] < 1e-10
     assert f["difference_from_differences"] < 1e-7
@@ -50,6 +55,7 @@ def many_solutions(f):
 
 CHECKS = [
     maml_on_sines,
+    personal_models,
     sparse_regression,
     meta_learning,
     influence_of_rows,

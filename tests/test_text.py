@@ -58,7 +58,7 @@ def test_a_model_of_texts_and_numbers_has_a_level_for_each_kind() -> None:
     blocks = model.encoder_.blocks_
     assert blocks.max() == 3
     assert len(np.unique(blocks)) == 4
-    assert model.penalties_.shape == (len(blocks),)
+    assert model.penalties_.shape == (1, len(blocks))
 
 
 def test_a_column_of_texts_that_is_not_there_is_named() -> None:

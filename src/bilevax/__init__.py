@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from bilevax.core.instance import Instance
     from bilevax.core.records import Cost, Count, ErrorReport, Estimate, History, Result
-    from bilevax.data import Arrays, Several, SparseRows, Stream, fold_looks, join
+    from bilevax.data import Arrays, Several, SparseRows, Stream, fold_looks, join, sharded
     from bilevax.hypergradients import *
     from bilevax.planning import *
     from bilevax.problems import *
@@ -42,8 +42,11 @@ if TYPE_CHECKING:
         Constant,
         CoordinateDescent,
         Exact,
+        ExactAverage,
         FixedPoint,
         Given,
+        Gossip,
+        GradientPush,
         Growing,
         Harmonic,
         HeavyBall,
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
         Optax,
         Polynomial,
         ProductNeumann,
+        PushSum,
+        Ring,
     )
     from bilevax.theory import Constants
 
@@ -65,6 +70,7 @@ __all__ = [
     "BSA",
     "BSGM",
     "CG",
+    "DSCGD",
     "F2SA",
     "FSLA",
     "GMRES",
@@ -111,11 +117,14 @@ __all__ = [
     "ErrorReport",
     "Estimate",
     "Exact",
+    "ExactAverage",
     "Finding",
     "Findings",
     "FixedPoint",
     "Gaussian",
     "Given",
+    "Gossip",
+    "GradientPush",
     "GradientStep",
     "Groups",
     "Growing",
@@ -128,6 +137,7 @@ __all__ = [
     "L2Ball",
     "LockedError",
     "LogitResponse",
+    "MeanOverNodes",
     "MismatchError",
     "MixedFP",
     "MultinomialLogistic",
@@ -147,8 +157,11 @@ __all__ = [
     "Progress",
     "ProjectionStep",
     "ProximalStep",
+    "PushSum",
+    "PushSumHypergradient",
     "ResourceError",
     "Result",
+    "Ring",
     "Run",
     "ScoreFunction",
     "Several",
@@ -158,6 +171,7 @@ __all__ = [
     "SolveError",
     "SparseRows",
     "Squared",
+    "StackOverNodes",
     "StocBiO",
     "StochasticReverse",
     "StorageError",
@@ -181,6 +195,7 @@ __all__ = [
     "optim",
     "plan",
     "retrain_gap",
+    "sharded",
     "value_and_hypergradient",
 ]
 

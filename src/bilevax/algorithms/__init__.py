@@ -5,6 +5,7 @@ from bilevax.algorithms.amigo import AmIGO as AmIGO
 from bilevax.algorithms.bome import BOME as BOME
 from bilevax.algorithms.bsa import BSA as BSA
 from bilevax.algorithms.bsgm import BSGM as BSGM
+from bilevax.algorithms.dscgd import DSCGD as DSCGD
 from bilevax.algorithms.f2sa import F2SA as F2SA
 from bilevax.algorithms.fsla import FSLA as FSLA
 from bilevax.algorithms.maid import MAID as MAID

@@ -22,6 +22,7 @@ from bilevax.core.trees import PyTree, all_finite, as_parameters, axpy, norm, sc
 from bilevax.data import fold_looks
 from bilevax.linalg.power import nonzero, unit
 from bilevax.problems.gradient_step import GradientStep, InverseCurvature, measuring_products
+from bilevax.problems.strata import over_strata
 from bilevax.solvers.parts import (
     Point,
     directions,
@@ -218,6 +219,7 @@ def measure_steps(
     """
     if not isinstance(algorithm, Measurable):
         raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")
+    problem = over_strata(problem, train, val)
     samples, key = check_count("samples", samples, low=1), as_key(key)
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     b, b_val = train.rows_per_batch, val.rows_per_batch

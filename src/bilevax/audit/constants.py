@@ -18,6 +18,7 @@ from bilevax.linalg.spectrum import Measured, extreme_eigenvalues, lanczos, spec
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem
 from bilevax.problems.proximal_step import ProximalStep
+from bilevax.problems.strata import over_strata
 from bilevax.problems.validate import check_functions
 from bilevax.theory import Constants
 
@@ -77,9 +78,8 @@ def estimate_constants(
         (4.0, 0.0)
     """
     w, lam = as_parameters("w", w), as_parameters("lam", lam)
-    found = _measure(
-        canonicalize(problem), w, lam, train, val, as_key(key), jnp.int32(check_count("batches", batches, low=2))
-    )
+    problem, batches = over_strata(problem, train, val), check_count("batches", batches, low=2)
+    found = _measure(canonicalize(problem), w, lam, train, val, as_key(key), jnp.int32(batches))
     values = {name: float(m.value) for name, m in found.items()}
     errors = {name: float(m.error) for name, m in found.items()}
     if values["q"] >= 1.0:

@@ -55,13 +55,14 @@ _MESSAGES = {
     ),
     Code.STALLED: (
         "The iterates stopped moving before the tolerance was met. Likely causes: the floor of the floating point "
-        "type, a step size that has decayed to nothing, a flat direction of the loss. Try float64, a slower "
-        "decaying schedule, or a small penalty."
+        "type, a step size that has decayed to nothing, a flat direction of the loss, the bias of `damping`, which no "
+        "step lowers. Try float64, a slower decaying schedule, a small penalty, or less `damping`."
     ),
     Code.NOT_CONTRACTIVE: (
         "The inner map does not contract. Likely causes: a step size above 2 / (largest curvature), an inner loss "
-        "that is not convex, a map whose Jacobian has norm one or more. Try a smaller step, a larger penalty, or more "
-        "`damping` of the problem."
+        "that is not convex, a map whose Jacobian has norm one or more. Try a smaller step, a larger penalty, more "
+        "`damping` where only the linear system fails; of a map that is no step, w + eta (Phi(w) - w) in its place "
+        "(`bx.check` says with which eta)."
     ),
     Code.UNSTABLE: (
         "The mean map contracts, but the second moment of the iterates grows: the step is too large for this batch "

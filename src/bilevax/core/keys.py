@@ -9,8 +9,8 @@ from jax import Array
 from bilevax.core.errors import ParameterError
 
 # New names at the end: see stream().
-STREAMS = ("inner", "linear", "cross", "outer", "measure")
-"""The independent streams of a hypergradient: its three stages, the outer batches, and the measured step."""
+STREAMS = ("inner", "linear", "cross", "outer", "measure", "mixing")
+"""The streams of a hypergradient: its three stages, the outer batches, the measured step, and nodes' random graphs."""
 
 
 def stream(key: Array, name: str) -> Array:

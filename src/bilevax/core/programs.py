@@ -58,8 +58,8 @@ def weighed(program: Callable[P, T], what: str) -> Callable[P, T]:
     def call(*args: P.args, **named: P.kwargs) -> T:
         leaves, tree = jax.tree.flatten((args, named))
         key = tree, *((x.shape, x.dtype) if hasattr(x, "shape") else type(x) for x in leaves)
-        # what other devices have left is not known
-        if key not in known and all(map(is_concrete, leaves)) and jax.default_backend() == "cpu":
+        # what other devices and processes have left is not known
+        if key not in known and all(map(_is_here, leaves)) and jax.default_backend() == "cpu":
             traced = program.trace(*args, **named)  # type: ignore[attr-defined]
             require(COPIES * memory(traced.jaxpr.jaxpr), what, compiler=COMPILING)
             if len(known) == REMEMBERED:
@@ -68,6 +68,11 @@ def weighed(program: Callable[P, T], what: str) -> Callable[P, T]:
         return program(*args, **named)
 
     return call
+
+
+def _is_here(x: object) -> bool:
+    """True of a value that is known, and all of it in this process."""
+    return is_concrete(x) and getattr(x, "is_fully_addressable", True)
 
 
 def memory(jaxpr: Jaxpr) -> int:

@@ -7,6 +7,7 @@ from bilevax.hypergradients.joint_sid import JointSID as JointSID
 from bilevax.hypergradients.nsid import NSID as NSID
 from bilevax.hypergradients.penalty import Penalty as Penalty
 from bilevax.hypergradients.piggyback import Piggyback as Piggyback
+from bilevax.hypergradients.push_sum import PushSumHypergradient as PushSumHypergradient
 from bilevax.hypergradients.score import Bernoulli as Bernoulli
 from bilevax.hypergradients.score import Gaussian as Gaussian
 from bilevax.hypergradients.score import ScoreFunction as ScoreFunction

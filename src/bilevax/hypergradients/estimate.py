@@ -16,6 +16,7 @@ from bilevax.core.keys import as_key
 from bilevax.core.limits import said
 from bilevax.core.programs import BRIEFLY, PLAINLY, compiled, weighed
 from bilevax.core.protocols import BilevelProblem, Estimator, ExtensibleEstimator, RowSource, Run, Suspecting
+from bilevax.core.ranks import is_spread, same_numbers
 from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
 from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, where
 from bilevax.hypergradients.diagnosis import explain_failure, unused_leaves
@@ -30,6 +31,7 @@ from bilevax.hypergradients.report import (
 )
 from bilevax.hypergradients.sid_report import leads_on
 from bilevax.problems.problem import Problem
+from bilevax.problems.strata import over_strata
 from bilevax.problems.validate import check_functions
 from bilevax.theory import Constants
 
@@ -142,6 +144,7 @@ def hypergradient(
         True
     """
     estimator.check(problem)
+    problem = over_strata(problem, train, val)
     w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
     if target is not None:
         tol = positive("target", target)
@@ -157,6 +160,8 @@ def hypergradient(
     problem, estimator, tol, constants = canonicalize((problem, estimator, tol, constants))
     v0 = None if v0 is None else as_parameters("v0", v0)
     call = Call(Instance(problem, lam, train, val), estimator, w0, v0, as_key(key), tol, constants)
+    if is_spread((train, val)) and _is_concrete(call):
+        same_numbers("what hypergradient is given", w0=w0, lam=lam, key=call.key, problem=problem, estimator=estimator)
     if target is not None:
         return _continued_to_target(call._replace(v0=None), replicas=replicas, budget=budget)
     options: Options = {"replicas": replicas, "report": bool(report)}

@@ -8,6 +8,8 @@ from bilevax.problems.losses import BinaryLogistic as BinaryLogistic
 from bilevax.problems.losses import Groups as Groups
 from bilevax.problems.losses import MultinomialLogistic as MultinomialLogistic
 from bilevax.problems.losses import Squared as Squared
+from bilevax.problems.nodes import MeanOverNodes as MeanOverNodes
+from bilevax.problems.nodes import StackOverNodes as StackOverNodes
 from bilevax.problems.problem import Problem as Problem
 from bilevax.problems.problem import directions as directions
 from bilevax.problems.problem import lagrangian as lagrangian

@@ -19,7 +19,7 @@ _PER = {
     "class": "one penalty for each class",
     "group": "one penalty for each group",
     "weight": "one penalty for each weight",
-    "frequency": "penalties tied to the frequency of words",
+    "evidence": "penalties tied to how frequent words are, and to what they say of a class",
     "global": "one penalty for all columns",
     "single": "one penalty for all columns",
 }
@@ -111,7 +111,7 @@ def kept(records: Records, config: Config, *, same_penalty: bool = False) -> Kep
     if last:
         return _mixed(list(last.values()), mixture, loss_of(records.last(Scoring)).name)
     found = setting(config, "method", "penalty_per")
-    per = found if found == "frequency" else setting(config, "tune", "penalty_per")
+    per = found if found == "evidence" else setting(config, "tune", "penalty_per")
     wanted, same = _PER.get(per, ""), same_penalty or found == "global"
     if same and per not in ("global", "single", ""):
         why = f"Tuning began with one penalty for all; {wanted} did no better on the validation rows, and was not kept."

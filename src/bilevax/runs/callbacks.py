@@ -59,12 +59,14 @@ class Callbacks:
 
     Args:
         given: a callback, a list or tuple of them, or None.
+        writes: False in a process of several that is not the first: to that one those are left that show or write what
+            they see, and say so by ``writes``.
 
     Raises:
         ParameterError: one cannot be called, or is a class.
     """
 
-    def __init__(self, given: Callback | Sequence[Callback] | None) -> None:
+    def __init__(self, given: Callback | Sequence[Callback] | None, *, writes: bool = True) -> None:
         several = given if isinstance(given, list | tuple) else [] if given is None else [given]
         self._named: dict[str, Callback] = {}
         self._carried: Mapping[str, Any] = {}
@@ -78,6 +80,8 @@ class Callbacks:
             # by class and number among its kind, so that others may come and go when the run goes on
             kind = type(callback).__name__
             self._named[next(name for i in itertools.count() if (name := f"{kind}-{i}") not in self._named)] = callback
+        if not writes:
+            self._named = {name: x for name, x in self._named.items() if not getattr(x, "writes", False)}
 
     def __bool__(self) -> bool:
         """True if there is one."""

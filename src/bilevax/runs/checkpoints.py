@@ -5,6 +5,7 @@
 """
 
 import io
+import json
 import math
 import os
 import tokenize
@@ -187,6 +188,24 @@ def _read(path: Path) -> Checkpoint:
     except (ValueError, TypeError, KeyError, AttributeError, SyntaxError, tokenize.TokenError) as e:
         raise CorruptError(f"{path} is damaged: {e}") from None
     return Checkpoint(step, content, arrays)
+
+
+def packed(found: Checkpoint) -> bytes:
+    """A checkpoint in one piece, for other processes."""
+    encoded = {name: _encode(array) for name, array in found.arrays.items()}
+    said = {name: (kind, len(data)) for name, (kind, data) in encoded.items()}
+    head = json.dumps({"step": found.step, "content": found.content, "arrays": said}).encode()
+    return len(head).to_bytes(8, "big") + head + b"".join(data for _, data in encoded.values())
+
+
+def unpacked(piece: bytes) -> Checkpoint:
+    """The inverse of :func:`packed`."""
+    start = 8 + int.from_bytes(piece[:8], "big")
+    head, arrays = json.loads(piece[8:start]), {}
+    for name, (kind, size) in head["arrays"].items():
+        arrays[name] = _decode(piece[start : start + size], kind)
+        start += size
+    return Checkpoint(head["step"], head["content"], arrays)
 
 
 def _encode(array: PyTree) -> tuple[Plain, bytes]:

@@ -113,7 +113,9 @@ class Course:
             CorruptError: the checkpoint is not of such a run.
         """
         content, now = found.content, machine()
-        changed = {name: f"{was} -> {now[name]}" for name, was in content["machine"].items() if was != now[name]}
+        before = {"devices": 1} | content["machine"]
+        now = {"devices": 1} | now
+        changed = {name: f"{was} -> {now[name]}" for name, was in before.items() if was != now[name]}
         # other versions trace other programs from the same functions
         differs = check_same(content["identity"], named, override, without=("functions",) if changed else ())
         # what a start would look like; nothing is computed

@@ -56,7 +56,8 @@ def machine() -> Plain:
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return versions | {"python": platform.python_version(), "device": device.device_kind, "cores": cores}
+    several = {"devices": jax.device_count()} if jax.device_count() > 1 else {}
+    return versions | {"python": platform.python_version(), "device": device.device_kind, "cores": cores} | several
 
 
 def described(value: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class JSONLines:
     >>> JSONLines("course.jsonl", every=10)
     JSONLines(path='course.jsonl', every=10)
     """
+
+    writes: ClassVar[bool] = True
 
     path: str | os.PathLike[str]
     _: KW_ONLY

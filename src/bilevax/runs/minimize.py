@@ -19,15 +19,18 @@ from bilevax.core.keys import as_key
 from bilevax.core.limits import said
 from bilevax.core.programs import weighed
 from bilevax.core.protocols import Algorithm, RowSource
+from bilevax.core.ranks import Group, same_on_all
 from bilevax.core.records import Result
 from bilevax.core.signals import Stopped, Stops
 from bilevax.core.trees import PyTree, as_parameters, row
 from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
+from bilevax.problems.strata import over_strata
 from bilevax.runs.callbacks import Callback, Callbacks
-from bilevax.runs.checkpoints import Checkpoints, Run
+from bilevax.runs.checkpoints import Run
 from bilevax.runs.course import Course, Setting
 from bilevax.runs.identity import identity
+from bilevax.runs.kept import Kept
 
 CALL_SECONDS = 0.25
 """How long a compiled call should take, so that progress is live and Ctrl-C takes effect."""
@@ -98,56 +101,66 @@ def minimize(
         >>> bx.Code(int(result.code)).name, round(float(result.w), 2)  # lam is now about 0, and w what val has
         ('OK', 1.0)
     """
-    callbacks, steps = Callbacks(callback), check_count("steps", steps, low=1)
+    group = Group((train, val))
+    callbacks, steps = Callbacks(callback, writes=group.writes), check_count("steps", steps, low=1)
     every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
     start, key, sources = (as_parameters("w0", w0), as_parameters("lam", lam)), as_key(key), (train, val)
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
+    problem = over_strata(problem, *sources)
     given = Setting(problem, algorithm, start, sources, key, steps, callbacks)
+    named = {}
+    if run is not None or group.several:
+        named = identity(problem, algorithm, start, sources, key, steps=steps, every=every)
+    if group.several:
+        same_on_all("what minimize is given", named)
     if run is None:
         with Stops((signal.SIGINT,)) as stops:
             course = Course.begun(given)
-            _go_on(course, every, stops)
+            _go_on(course, every, stops, group)
         return course.result(bool(stops.number))
     run = run if isinstance(run, Run) else Run(run)
-    named = identity(problem, algorithm, start, sources, key, steps=steps, every=every)
-    with Checkpoints(run) as store, Stops() as stops:
+    with Kept(run, group) as store, Stops() as stops:
         found = store.newest()
         course = Course.begun(given) if found is None else Course.gone_on(given, found, named, run.override)
         keep = _Keep(store, course, named, run.seconds)
         if found is None:
             keep.save()
-        _go_on(course, every, stops, keep)
+        _go_on(course, every, stops, group, keep)
         if (course.step, course.ended) != keep.last:
             keep.save()
+        group.largest(0)  # none ends before it is kept
     return course.result(bool(stops.number))
 
 
-def _go_on(course: Course, every: int | None, stops: Stops, keep: "_Keep | None" = None) -> None:
+def _go_on(course: Course, every: int | None, stops: Stops, group: Group, keep: "_Keep | None" = None) -> None:
     """Call after call, until the run ends or is stopped, of which the callbacks are told."""
     try:
-        _make_calls(course, every, stops, keep)
+        _make_calls(course, every, stops, group, keep)
     finally:
         course.given.callbacks.end(course.progress)
 
 
-def _make_calls(course: Course, every: int | None, stops: Stops, keep: "_Keep | None") -> None:
+def _make_calls(course: Course, every: int | None, stops: Stops, group: Group, keep: "_Keep | None") -> None:
     """Until the run ends or is stopped."""
     pace, calls, steps = _Pace(course.algorithm.steps_per_record), 0, course.given.steps
-    callbacks = course.given.callbacks
-    while not course.ended and not stops.number:
+    callbacks, stop = course.given.callbacks, 0
+    while True:
+        # what any process is told ends all of them, and how far a call goes the first one says
+        stop, stops.number = group.largest(stop, stops.number)
+        course.ended = course.ended or ("stopped" if stop else "finished" if course.step == steps else "")
+        if course.ended or stops.number:
+            return
         began, calls = time.monotonic(), calls + 1
         target = steps if every is None else min(steps, (course.step // every + 1) * every)
-        number = _call(course, min(pace.end(course.step), target))
+        number = _call(course, group.of_first(min(pace.end(course.step), target)))
         due = course.step and (every is None or course.step == target or course.ended)
         try:
-            stop = due and callbacks and callbacks(course.progress)
+            stop = int(bool(due and callbacks and callbacks(course.progress)))
         except Stopped:
             raise
         except KeyboardInterrupt:
             stops.number = signal.SIGINT
-            return
-        course.ended = course.ended or ("stopped" if stop else "finished" if course.step == steps else "")
         # the first call compiles: its time says nothing of the next
         if calls > 1:
             pace.learn(number, time.monotonic() - began)
@@ -186,7 +199,7 @@ class _Keep:
         seconds: from one to the next.
     """
 
-    def __init__(self, store: Checkpoints, course: Course, named: Plain, seconds: float) -> None:
+    def __init__(self, store: Kept, course: Course, named: Plain, seconds: float) -> None:
         self._store, self._course, self._named, self._seconds = store, course, named, seconds
         self._saved, self.last = time.monotonic(), (course.step, course.ended)
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from bilevax.core.codes import Code
 from bilevax.core.text import count, duration, short_count, significant
@@ -26,6 +27,8 @@ class ShowProgress:
     >>> ShowProgress()
     ShowProgress()
     """
+
+    writes: ClassVar[bool] = True
 
     _terminal: bool = field(default=False, init=False, repr=False)
     _shown: tuple[int, float] = field(default=(0, -math.inf), init=False, repr=False)  # step, and when

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class TensorBoard:
         >>> bx.TensorBoard("runs/board").directory  # bx.minimize(..., callback=bx.TensorBoard(...))
         'runs/board'
     """
+
+    writes: ClassVar[bool] = True
 
     directory: str | os.PathLike[str]
     _directory: Path = field(init=False, repr=False)

@@ -15,7 +15,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.sklearn.additive_choice import Callback, Compared, choose, some_rows
 from bilevax.sklearn.additive_passes import EveryRow, Targets, fit_to_every_row
 from bilevax.sklearn.additive_table import binned, directions, ordered_levels
-from bilevax.sklearn.frames import as_table, check_sample_weight
+from bilevax.sklearn.frames import as_table, check_sample_weight, notes_on_reading
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.additive_families import Family, Multinomial
@@ -149,6 +149,7 @@ class TunedAdditive(BaseEstimator, ABC):
     def _read(self, X: Any, y: np.ndarray, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> Given:
         """What there is to learn from."""
         table, n = as_table(self, X, reset=True), len(y)
+        self.notes_ = notes_on_reading(X, table)
         check_consistent_length(table.columns[0].values, y)
         of_rows = None if groups is None else np.asarray(groups)
         if of_rows is not None and of_rows.shape != (n,):
@@ -193,7 +194,6 @@ class TunedAdditive(BaseEstimator, ABC):
         candidates = CANDIDATES[0 if self.choose else richest - 1 : richest]
         kept = {candidates[-1]: 1.0}
         self.choice_: tuple[Compared, ...] = ()
-        self.notes_: tuple[str, ...] = ()
         self.interrupted_ = False
         with one_thread():
             marginal = None if self._every is None else self._every.marginal

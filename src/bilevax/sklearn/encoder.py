@@ -13,7 +13,7 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from bilevax.core.errors import DataError
 from bilevax.linalg.columns import Matrix, are_zero_one, column_moments
-from bilevax.sklearn.frames import Rows, as_table
+from bilevax.sklearn.frames import Rows, as_table, notes_on_reading
 from bilevax.tables.table import Column, Table
 from bilevax.tables.terms import OTHER, NumberType, Term, design_from_terms
 from bilevax.tables.text import Grams, vocabulary
@@ -54,7 +54,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     Attributes:
         terms_: one :class:`~bilevax.tables.terms.Term` for each column of the matrix.
         columns_: the columns of the table that are used.
-        notes_: what was left out and why, one sentence each.
+        notes_: what was left out and why, and texts that are mostly numbers, one sentence each.
         n_features_in_: the number of columns of the table.
         feature_names_in_: their names, where they have any.
 
@@ -144,7 +144,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         for grams, names in texts.items():
             for name in names:
                 terms += self._text_terms(table, name, grams)
-        self.notes_ = tuple(_note(reason, names) for reason, names in left_out.items())
+        left = (_note(reason, names) for reason, names in left_out.items())
+        self.notes_ = (*notes_on_reading(X, table), *left)
         if not terms:
             raise DataError(f"{table.name}: no column is left to learn from; " + "; ".join(self.notes_))
         self.terms_ = tuple(terms)

@@ -56,6 +56,11 @@ def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
     return table_from_array(X, _names(estimator))
 
 
+def notes_on_reading(X: Rows, table: Table) -> tuple[str, ...]:
+    """What reading X has shown; of a table that was given, whoever read it knows."""
+    return () if isinstance(X, Table) else table.notes
+
+
 def are_numbers(table: Table) -> bool:
     """True of numbers and truth values alone, without a missing cell: a matrix as they are."""
     return all(c.kind in ("number", "integer", "boolean") and not c.missing.any() for c in table.columns)

@@ -1,8 +1,8 @@
 """Logistic regression with tuned penalties on the host: sparse rows, and penalties that are tied.
 
-Nothing is compiled, and nothing made dense. Columns are not centred: no intercept is penalised, so that the weights are
-the same. Those that are 0 in most rows keep their unit, like those of 0 and 1: what few rows have, divided by its small
-standard deviation, would hardly be penalised. The others are divided by theirs.
+Nothing is compiled, and nothing made dense. Columns that are 0 in most rows keep their unit, like those of 0 and 1:
+what few rows have, divided by its small standard deviation, would hardly be penalised. They are not centred, either: no
+intercept is penalised, so that the weights are the same. The others are standardised.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,10 @@ from bilevax.core.codes import Code
 from bilevax.core.errors import DataError
 from bilevax.core.events import Event
 from bilevax.linalg.columns import Matrix, are_zero_one, column_moments, divide_columns
-from bilevax.sklearn.penalty_search import Search, Step
-from bilevax.sklearn.penalty_ties import Ties, log_frequency, tied
+from bilevax.sklearn.penalty_search import Pace, Search, Step
+from bilevax.sklearn.penalty_ties import Ties, log_evidence, log_frequency, tied
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
-from bilevax.sklearn.tuning_method import MANY_ROWS
 from bilevax.solvers.logistic_models import ClassRows, LogisticModels
 
 if TYPE_CHECKING:
@@ -30,16 +29,22 @@ if TYPE_CHECKING:
 FEW = 25
 """Numbers that are tuned up to which no rows validate: the cross-validated loss has little to overfit with."""
 
+SMALL = 2000
+"""Rows up to which there are five folds; three of more."""
+
 LEAST = 1e-100
 """Of the first single penalty: there is nothing to learn where it would be 0."""
 
-LOWEST = 1e-8
-"""The last single penalty that is tried against the first, the trace of the Hessian."""
+FIRST, LOWEST = 1e-3, 1e-5
+"""The first single penalty that is tried against the trace of the Hessian, and the last against it."""
 
-TOLERANCES = 1e-3, 3e-4
-"""Of the models on the path of single penalties, and along the descent."""
+PACE = Pace(path=7, worse=0.0, promise=0.03, rough=1e-2, fine=3e-3, first=0.5, flat=5e-4, worth=5e-4)
+"""A fall of the loss by a ten-thousandth is far below what the rows can tell."""
 
-FINAL = 1e-4
+SEARCHED = np.float32
+"""Of the models of the search; the final one has double precision."""
+
+FINAL = 1e-3
 """Of the final model."""
 
 
@@ -49,7 +54,9 @@ class Tuned(NamedTuple):
     Attributes:
         coef: in the units of X, [C, p].
         intercept: [C].
-        scale: that columns were divided by, [p].
+        score_scale: that both were multiplied by.
+        mean: that columns were taken about, [p].
+        scale: that they were divided by, [p].
         penalties: on the scaled columns, [p] or [p, C].
         start_penalty: the single one.
         validation_loss: of the chosen step; None where no rows validate.
@@ -61,6 +68,8 @@ class Tuned(NamedTuple):
 
     coef: np.ndarray
     intercept: np.ndarray
+    score_scale: float
+    mean: np.ndarray
     scale: np.ndarray
     penalties: np.ndarray
     start_penalty: float
@@ -93,8 +102,9 @@ def tune_on_host(
         y: classes, [n].
         weights: of the rows.
         classes: how many.
-        per: ``"frequency"``, ``"feature"``, ``"class"``, ``"weight"``, ``"global"``, or the group of each column [p].
-        blocks: of columns that have a level each with ``"frequency"``, [p].
+        per: ``"evidence"``, ``"frequency"``, ``"feature"``, ``"class"``, ``"weight"``, ``"global"``, or the group of
+            each column [p].
+        blocks: of columns that have a level each where penalties are tied, [p].
         groups: as in ``fit``.
         validation: as in ``fit``.
         validation_fraction: of the rows, where more than FEW numbers are tuned.
@@ -109,9 +119,9 @@ def tune_on_host(
     if validation is not None or numbers > FEW:
         validated = validation_rows(y, groups, validation, validation_fraction, seed)
     train = np.flatnonzero(~validated)
-    scale = _scales(X[train], weights.sample[train])
-    Z = divide_columns(X, scale)
-    K = 5 if len(train) <= MANY_ROWS else 3
+    mean, scale = _moments(X[train], weights.sample[train])
+    Z = divide_columns(_less(X, mean), scale)
+    K = 5 if len(train) <= SMALL else 3
     fold = deal_folds(y[train], None if groups is None else np.asarray(groups)[train], K, random)
     fold = _always_trained(fold, y[train])
     ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
@@ -120,7 +130,7 @@ def tune_on_host(
         outer = outer / outer[validated].mean()
     with one_thread():
         models = LogisticModels(
-            Z[train],
+            Z[train].astype(SEARCHED),
             y[train],
             fold,
             int(fold.max()) + 1,
@@ -128,19 +138,25 @@ def tune_on_host(
             weight=inner[train],
             held_weight=outer[train],
         )
-        held = ClassRows.of(Z[validated], y[validated], outer[validated], classes)
-        search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), TOLERANCES)
-        search.run(max(models.largest_curvature(), LEAST), steps, lowest=LOWEST)
+        if per == "evidence":
+            ties = ties._replace(evidence=np.stack([log_evidence(rows, blocks) for rows in models.trained]))
+        held = ClassRows.of(Z[validated].astype(SEARCHED), y[validated], outer[validated], classes)
+        search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), PACE)
+        search.run(max(FIRST * models.largest_curvature(), LEAST), steps, lowest=LOWEST)
         step = search.decided()
-        l1, penalties = ties.penalties(step.lam)
         final = LogisticModels(Z, y, np.full(len(y), -1), 1, classes=classes, weight=inner)
+        if ties.evidence is not None:
+            ties = ties._replace(evidence=log_evidence(final.trained[0], blocks))
+        l1, penalties = ties.penalties(step.lam)
         final.begin(step.weights.mean(axis=0), step.bias.mean(axis=0))
         final.solve(l1, penalties, FINAL)
     start = search.start
     gap, error = _gap(start, search.best)
     return Tuned(
-        coef=final.weights[0].T / scale,
-        intercept=final.bias[0].copy(),
+        coef=step.scale * final.weights[0].T / scale,
+        intercept=step.scale * (final.bias[0] - (mean / scale) @ final.weights[0]),
+        score_scale=step.scale,
+        mean=mean,
         scale=scale,
         penalties=penalties,
         start_penalty=float(np.ravel(ties.penalties(start.lam)[1])[0]),
@@ -156,16 +172,33 @@ def _ties(X: Matrix, weight: np.ndarray, per: str | np.ndarray, blocks: np.ndarr
     p, outputs, rows = X.shape[1], 1 if classes == 2 else classes, float(weight.sum())
     if not isinstance(per, str):
         return tied(per, rows=rows)
-    if per == "frequency":
+    if per in ("frequency", "evidence"):
         return tied(blocks, powers=log_frequency(X, weight, blocks), rows=rows)
     group = np.arange(p) if per in ("feature", "weight") else np.zeros(p, int)
     return tied(group, classes=outputs if per in ("class", "weight") else None, rows=rows)
 
 
-def _scales(X: Matrix, weight: np.ndarray) -> np.ndarray:
-    """Standard deviations; 1 of columns that are 0 in most rows, or 0 or 1 in all."""
-    mostly_zero = np.asarray((X != 0.0).sum(axis=0)).ravel() <= 0.5 * X.shape[0]
-    return np.where(mostly_zero | are_zero_one(X), 1.0, column_moments(X, weight)[1])
+def _moments(X: Matrix, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations; 0 and 1 of columns that are 0 in most rows, or 0 or 1 in all.
+
+    In a table that is mostly 0 no column is made larger: the weighted counts of a word that most texts have are small
+    because it says little.
+    """
+    times = np.asarray((X != 0.0).sum(axis=0)).ravel()
+    kept = (times <= 0.5 * X.shape[0]) | are_zero_one(X)
+    mean, scale = column_moments(X, weight)
+    if times.sum() <= 0.5 * X.shape[0] * X.shape[1]:
+        scale = np.maximum(scale, 1.0)
+    return np.where(kept, 0.0, mean), np.where(kept, 1.0, scale)
+
+
+def _less(X: Matrix, mean: np.ndarray) -> Matrix:
+    """X less the means of its columns; of sparse ones few are not 0."""
+    if not scipy.sparse.issparse(X):
+        return X - mean
+    rows, (full,) = np.arange(X.shape[0]), np.nonzero(mean)
+    at = np.repeat(rows, len(full)), np.tile(full, len(rows))
+    return scipy.sparse.csr_array(X - scipy.sparse.csr_array((np.tile(mean[full], len(rows)), at), shape=X.shape))
 
 
 def _always_trained(fold: np.ndarray, y: np.ndarray) -> np.ndarray:

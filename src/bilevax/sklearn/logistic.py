@@ -29,6 +29,8 @@ from bilevax.sklearn.penalised import PenalisedModel, RowWeights, default_float
 from bilevax.tables.labels import Label
 from bilevax.tables.memory import HELPS
 
+TIED = "evidence", "frequency"
+
 BALANCED_SCORES = frozenset({"balanced_accuracy", "f1_macro", "recall_macro", "precision_macro", "jaccard_macro"})
 """Scores that count every class alike; the tuned loss then does so too."""
 
@@ -47,9 +49,11 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
     tuned ones are better there by a standard error. The final model is trained on all rows.
 
     Sparse rows (CSR, CSC, sparse data frames, what a ColumnTransformer makes) stay sparse, and penalties of thousands
-    of columns are tied: penalty_j = exp(a) frequency_j^b, the frequency being the share of the rows in which the column
-    is not 0. Tied penalties are so few that no rows need validate; nothing is compiled. Columns are not centred, for no
-    intercept is penalised and the weights are the same; those that are 0 in most rows keep their unit.
+    of columns are tied: penalty_jc = exp(a) frequency_j^b / (1 + chi2_jc)^c, the frequency being the share of the rows
+    in which the column is not 0, and chi2 the statistic of its covariance with the class, of those rows alone that a
+    model is trained on. Tied penalties are so few that no rows need validate; nothing is compiled. Columns that are 0
+    in most rows keep their unit. The held-out loss is that of scores times a factor, at which it is least; ``coef_``
+    and ``intercept_`` are the minimiser of the penalised loss times that factor.
 
     Method: implicit differentiation by L-BFGS and conjugate gradients where a pass over the rows is short; where it is
     long, what :func:`bilevax.plan` chooses, which may be stochastic implicit differentiation (Grazzi, Pontil, Salzo
@@ -57,8 +61,9 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
 
     Args:
         penalty_per: ``"feature"``, ``"column"`` (of the table: its categories share one), ``"class"``, ``"weight"``,
-            ``"global"``, ``"frequency"`` (tied, as above), or the group number of each column of the table, from 0.
-            Default ``"auto"``: ``"frequency"`` of sparse rows, and of more columns than rows; else ``"feature"``.
+            ``"global"``, ``"evidence"`` (tied, as above), ``"frequency"`` (that with c = 0), or the group number of
+            each column of the table, from 0. Default ``"auto"``: ``"evidence"`` of sparse rows, and of more columns
+            than rows; else ``"feature"``.
         class_weight: None, a weight for each label, or ``"balanced"``: inverse to the class frequencies; in all losses.
         scoring: name of a scikit-learn scorer; for one that counts every class alike, such as
             ``"balanced_accuracy"``, so does the loss that is tuned. Default ``"neg_log_loss"``.
@@ -66,7 +71,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         method: ``"auto"`` (default), ``"deterministic"`` or ``"stochastic"``.
         steps: at most so many outer steps. Default 100.
         encoder: of data frames, such as ``TableEncoder(words=["review"])`` for a column of texts; with
-            ``penalty_per="frequency"`` each kind of its n-grams has a level of its own. Default None: as it comes.
+            tied penalties each kind of its n-grams has a level of its own. Default None: as it comes.
         random_state: of the split and the minibatches.
 
     Attributes:
@@ -76,8 +81,10 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         encoder_: that made the p features of a data frame's columns; None where every column is one.
         penalties_: on the standardised features, in the units of 1/C: of each feature [p], [C], [C, p] or a number.
         start_penalty_: the single penalty that tuning began with.
-        feature_mean_: of the training rows, [p]; 0 where X is sparse or penalties are tied.
-        feature_scale_: their standard deviations, [p]; 1 for a constant feature, and for one of 0 and 1.
+        feature_mean_: of the training rows, [p]; 0 of columns that keep their unit.
+        feature_scale_: their standard deviations, [p]; 1 for a constant feature, for one of 0 and 1, and, where rows
+            are sparse or penalties tied, for one that is 0 in most rows.
+        score_scale_: the factor of the scores; 1 where rows are dense and penalties not tied.
         method_: ``"deterministic"`` or ``"stochastic"``; ``"planned"`` if the user stopped it before it was.
         method_reason_: one sentence.
         history_: one record an outer step, among them the tuning loss and the validation loss.
@@ -153,8 +160,8 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
                 there. None: 1. They play no part in how rows are dealt out, nor in standard errors.
             groups: a group per row, [n]: no group is split between training and validation, or between folds.
             validation: True for validation rows, [n]; None: a stratified random share.
-            blocks: with ``penalty_per="frequency"`` the number, from 0, of the block of each column, [p]: words, pairs
-                of words and so on each have a level of their own. None: those of the encoder, or one.
+            blocks: with tied penalties the number, from 0, of the block of each column, [p]: words, pairs of words and
+                so on each have a level of their own. None: those of the encoder, or one.
             callback: called with a record after every outer step; returning True ends the tuning.
             run: a directory, or a :class:`bilevax.Run`, in which checkpoints are kept: the same call goes on where a
                 process that was killed had come to, to the same bits, and ``callback`` gets the earlier records again.
@@ -178,13 +185,16 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.classes_, codes = encode_classes(labels, validation)
         weights, per = self._weights(codes, sample), self._per()
         if isinstance(per, str) and per == "auto":
-            per = "frequency" if scipy.sparse.issparse(rows) or rows.shape[1] > rows.shape[0] else "feature"
-        if scipy.sparse.issparse(rows) or (isinstance(per, str) and per == "frequency"):
+            per = "evidence" if scipy.sparse.issparse(rows) or rows.shape[1] > rows.shape[0] else "feature"
+        if scipy.sparse.issparse(rows) or (isinstance(per, str) and per in TIED):
             kinds = self._blocks(blocks, rows.shape[1])
             self._fit_on_host(rows, codes, weights, per, kinds, groups, validation, callback, run)
             return self
         if blocks is not None:
-            raise ParameterError("blocks go with penalty_per='frequency'; for others pass group numbers as penalty_per")
+            raise ParameterError(
+                "blocks go with penalty_per='evidence' or 'frequency'; for others pass group numbers as penalty_per"
+            )
+        self.score_scale_ = 1.0
         self._fit(
             rows,
             codes,
@@ -257,7 +267,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
     ) -> None:
         """Tune and train where rows are sparse, or penalties tied."""
         if self.method == "stochastic":
-            raise ParameterError("method='stochastic' takes neither sparse rows nor penalty_per='frequency'")
+            raise ParameterError("method='stochastic' takes neither sparse rows nor tied penalties")
         if run is not None:
             raise ParameterError("run keeps nothing where rows are sparse or penalties tied: such a fit is short")
         tuned = tune_on_host(
@@ -275,7 +285,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
             callback=callback,
         )
         self._set_coefficients(tuned.coef, tuned.intercept)
-        self.feature_mean_, self.feature_scale_ = np.zeros(X.shape[1]), tuned.scale
+        self.feature_mean_, self.feature_scale_, self.score_scale_ = tuned.mean, tuned.scale, tuned.score_scale
         self.penalties_ = _as_told(tuned.penalties, per)
         self.start_penalty_, self.validation_loss_ = tuned.start_penalty, tuned.validation_loss
         self.validation_gap_, self.validation_gap_se_ = tuned.gap

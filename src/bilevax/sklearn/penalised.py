@@ -50,7 +50,7 @@ class PenalisedModel(BaseEstimator, ABC):
 
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
         "penalty_per": [
-            StrOptions({"auto", "frequency", "feature", "column", "class", "weight", "global"}),
+            StrOptions({"auto", "evidence", "frequency", "feature", "column", "class", "weight", "global"}),
             "array-like",
         ],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],

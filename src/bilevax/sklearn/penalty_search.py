@@ -7,6 +7,7 @@ neighbours; the descent begins at the least of these cubics.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -17,23 +18,11 @@ from scipy.interpolate import CubicHermiteSpline
 from bilevax.core.events import Event
 from bilevax.solvers.l1_models import CrossFitted, HeldOut
 
-PATH, LOWEST = 16, 1e-3
-"""Values of the path, and its last against its first."""
-
-WORSE = 0.01
-"""Part by which a value is worse than the best after which no weaker penalty is tried."""
+LOWEST = 1e-3
+"""The last value of the path against its first."""
 
 RATIOS = 0.5, 0.999
 """Shares of l1 in alpha along the paths, where they are tuned."""
-
-ROUGH, FINE = 1e-3, 1e-7
-"""Tolerances of the models on the path and along the descent."""
-
-FIRST = 0.2
-"""The longest change of a log-penalty in the first step of the descent."""
-
-FLAT = 1e-6
-"""Relative fall of the held-out loss in a step below which the descent ends."""
 
 BOX = -18.0, 2.0
 """Bounds of a log-penalty against the first of the path."""
@@ -46,6 +35,33 @@ PATIENCE = 12
 
 Callback: TypeAlias = Callable[[Event], bool | None]
 """Called with a record after every step; True ends the search."""
+
+
+class Pace(NamedTuple):
+    """How closely one looks.
+
+    Attributes:
+        path: values of the path.
+        worse: part by which a value is worse than the best after which no weaker penalty is tried.
+        promise: part by which a next value must promise to be better, by the slope; -inf: it need not.
+        rough: tolerance of the models on the path.
+        fine: of those along the descent.
+        first: the longest change of a log-penalty in the first step of the descent.
+        flat: relative fall of the held-out loss in a step below which the descent ends.
+        worth: relative fall that the slope must promise of a choice to be evaluated; -inf: it need not.
+    """
+
+    path: int = 16
+    worse: float = 0.01
+    promise: float = -np.inf
+    rough: float = 1e-3
+    fine: float = 1e-7
+    first: float = 0.2
+    flat: float = 1e-6
+    worth: float = -np.inf
+
+
+CLOSE = Pace()
 
 
 class Shares(NamedTuple):
@@ -135,6 +151,7 @@ class Step(NamedTuple):
         loss: held-out loss.
         weights: of the models, [p, K].
         bias: [K].
+        scale: that scores are multiplied by.
         row_losses: of the validation rows, averaged over the models, [n_v].
     """
 
@@ -143,6 +160,7 @@ class Step(NamedTuple):
     loss: float
     weights: np.ndarray
     bias: np.ndarray
+    scale: float
     row_losses: np.ndarray
 
     @property
@@ -159,7 +177,7 @@ class Search:
         shares: of the penalties.
         validate: models -> losses of the validation rows, [n_v]; of none, [0].
         callback: called with a record after every step; True ends the search.
-        tolerances: of the models on the path and along the descent.
+        pace: how closely it looks.
 
     Attributes:
         path: the first choices of one penalty, as (l1_ratio, alpha, held-out loss, its slope in log alpha).
@@ -175,9 +193,9 @@ class Search:
         shares: Tying,
         validate: Callable[[CrossFitted], np.ndarray],
         callback: Callback | None = None,
-        tolerances: tuple[float, float] = (ROUGH, FINE),
+        pace: Pace = CLOSE,
     ) -> None:
-        self.tolerances = tolerances
+        self.pace = pace
         self.models, self.shares, self.validate, self.callback = models, shares, validate, callback
         self.path: list[tuple[float, float, float, float]] = []
         self.history: list[Event] = []
@@ -198,7 +216,7 @@ class Search:
             found = []
             for ratio in self.shares.ratios:
                 first = largest_l1 / (ratio or 1.0)
-                alpha, value = promising(self._follow(ratio, first * np.geomspace(1.0, lowest, PATH)))
+                alpha, value = promising(self._follow(ratio, first * np.geomspace(1.0, lowest, self.pace.path)))
                 found.append((value, ratio, alpha))
             _, ratio, alpha = min(found)
             self._descend(self.shares.single(alpha, ratio), np.log(first), steps)
@@ -219,14 +237,16 @@ class Search:
     def _follow(self, ratio: float, alphas: np.ndarray) -> np.ndarray:
         """Evaluate one penalty after another until they are worse: (alpha, loss, slope) of each, [k, 3]."""
         found: list[tuple[float, float, float]] = []
+        apart = float(np.log(alphas[0] / alphas[1]))
         for alpha in alphas.tolist():
             lam = self.shares.single(alpha, ratio)
-            held = self._held_out(lam, self.tolerances[0])
-            found.append((alpha, held.value, float(np.sum(held.l1 + held.l2))))
+            held = self._held_out(lam, self.pace.rough)
+            found.append((alpha, held.value, float(np.sum(held.l1) + np.sum(held.l2))))
             self.path.append((ratio, *found[-1]))
             if not hasattr(self, "best") or held.value < self.best.loss:
                 self.start = self.best = self._step(0, lam, held.value)
-            if held.value > (1.0 + WORSE) * min(loss for _, loss, _ in found):
+            worse = held.value > (1.0 + self.pace.worse) * min(loss for _, loss, _ in found)
+            if worse or found[-1][2] * apart <= self.pace.promise * held.value:
                 break
         return np.array(found)
 
@@ -235,19 +255,23 @@ class Search:
         tried: dict[bytes, tuple[Step, np.ndarray]] = {}
 
         def evaluated(lam: np.ndarray) -> tuple[Step, np.ndarray]:
-            held = self._held_out(lam, self.tolerances[1])
+            held = self._held_out(lam, self.pace.fine)
             return self._step(len(self.history), lam.copy(), held.value), self.shares.slope(held)
 
         def objective(lam: np.ndarray) -> tuple[float, np.ndarray]:
+            step, slope = self._last
+            # a fall that the slope does not promise is not looked for
+            if lam.tobytes() not in tried and slope @ (step.lam - lam) <= self.pace.worth * abs(step.loss):
+                raise StopIteration
             step, slope = tried[lam.tobytes()] = evaluated(lam)
             value, by_prior = self.shares.prior(lam)
             return unit * (step.loss + value), unit * (slope + by_prior)
 
         def after(intermediate_result: scipy.optimize.OptimizeResult) -> None:
-            before, (step, slope) = self._last, tried[intermediate_result.x.tobytes()]
+            (before, _), (step, slope) = self._last, tried[intermediate_result.x.tobytes()]
             tried.clear()
             stopped = self._record(step, slope)
-            if stopped or before.loss - step.loss <= FLAT * abs(step.loss):
+            if stopped or before.loss - step.loss <= self.pace.flat * abs(step.loss):
                 raise StopIteration
             if step.number - self.best.number >= PATIENCE:
                 raise StopIteration
@@ -257,18 +281,13 @@ class Search:
         if self._record(self.start, slope):
             return
         # the first step is minus the gradient of what is minimised
-        unit = FIRST / max(float(np.max(np.abs(slope))), 1e-300)
-
+        unit = self.pace.first / max(float(np.max(np.abs(slope))), 1e-300)
         options = {"maxiter": steps, "ftol": 0.0, "gtol": 0.0}
-        scipy.optimize.minimize(
-            objective,
-            lam,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=self.shares.bounds(top),
-            options=options,
-            callback=after,
-        )
+        bounds = self.shares.bounds(top)
+        with suppress(StopIteration):
+            scipy.optimize.minimize(
+                objective, lam, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=after
+            )
 
     def _held_out(self, lam: np.ndarray, tolerance: float) -> HeldOut:
         penalties = self.shares.penalties(lam)
@@ -277,11 +296,11 @@ class Search:
 
     def _step(self, number: int, lam: np.ndarray, loss: float) -> Step:
         models = self.models
-        return Step(number, lam, loss, models.weights.copy(), models.bias.copy(), self.validate(models))
+        return Step(number, lam, loss, models.weights.copy(), models.bias.copy(), models.scale, self.validate(models))
 
     def _record(self, step: Step, slope: np.ndarray) -> bool:
         """A step more; True if the user ends the search."""
-        self._last = step
+        self._last = step, slope
         if step.score < self.best.score:
             self.best = step
         record = {

@@ -1,4 +1,8 @@
-"""Penalties of many columns as functions of a few numbers: what is tied, and what a column's frequency says."""
+"""Penalties of many columns as functions of a few numbers: what is tied, and what is known of a column.
+
+The frequency of a column is the share of the rows in which it is not 0; its evidence of a class is the chi-squared
+statistic of their covariance. Both are had without any model.
+"""
 
 from typing import NamedTuple
 
@@ -6,15 +10,18 @@ import numpy as np
 import scipy.sparse
 
 from bilevax.linalg.columns import Matrix
-from bilevax.sklearn.penalty_search import BOX
 from bilevax.solvers.l1_models import HeldOut
+from bilevax.solvers.logistic_models import ClassRows
+
+LEVELS = -16.0, 8.0
+"""Bounds of a level against the first single penalty."""
 
 SLOPES = -3.0, 3.0
-"""Bounds of the power of the frequency."""
+"""Bounds of a power."""
 
 
 class Ties(NamedTuple):
-    """log l2 = basis lam: levels of groups of columns, and powers of what is known of a column.
+    """log l2_kjc = (basis lam)_j - b evidence_kjc: levels of groups of columns, and powers of what is known of them.
 
     A level is free; a power has a standard normal prior, whose density counts like that of the held-out rows. So a few
     rows leave powers near 0, the single penalty.
@@ -24,17 +31,19 @@ class Ties(NamedTuple):
         levels: how many of the q are.
         classes: of lam [q, C], a column of its own for each class; None: lam [q], the same for every class.
         rows: the weight of the held-out rows.
+        evidence: of each model, as a logarithm, [K, p, C], whose power b is the last of lam; None: of no class.
     """
 
     basis: scipy.sparse.csr_array
     levels: int
     classes: int | None
     rows: float
+    evidence: np.ndarray | None = None
 
     @property
     def groups(self) -> int:
         """Numbers that are tuned."""
-        return int(self.basis.shape[1]) * (self.classes or 1)
+        return int(self.basis.shape[1]) * (self.classes or 1) + (self.evidence is not None)
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -42,9 +51,12 @@ class Ties(NamedTuple):
         return (0.0,)
 
     def penalties(self, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(l1, l2), l1 being 0: [p], or [p, C]."""
-        l2 = np.exp(self.basis @ self._shaped(lam))
-        return np.zeros_like(l2), l2
+        """(l1, l2), l1 being 0: [p], [p, C], or of each model [K, p, C]."""
+        if self.evidence is None:
+            l2 = np.exp(self.basis @ self._shaped(lam))
+        else:
+            l2 = np.exp((self.basis @ lam[:-1])[:, None] - lam[-1] * self.evidence)
+        return np.zeros(len(self.basis.indptr) - 1), l2
 
     def single(self, alpha: float, ratio: float) -> np.ndarray:
         """Log-penalties that are the same for every column."""
@@ -54,7 +66,9 @@ class Ties(NamedTuple):
 
     def slope(self, held: HeldOut) -> np.ndarray:
         """dE / dlam, flat."""
-        return np.ravel(self.basis.T @ (held.l2 if self.classes else held.l2.sum(axis=1)))
+        by_column = held.l2.sum(axis=0)
+        own = np.ravel(self.basis.T @ (by_column if self.classes else by_column.sum(axis=1)))
+        return own if self.evidence is None else np.append(own, -np.vdot(held.l2, self.evidence))
 
     def prior(self, lam: np.ndarray) -> tuple[float, np.ndarray]:
         """Minus the log-density of the powers by the number of rows, and its slope, flat."""
@@ -65,7 +79,7 @@ class Ties(NamedTuple):
 
     def bounds(self, top: float) -> list[tuple[float, float]]:
         """Of lam, flat; the single penalty's path begins with exp(top)."""
-        level = top + BOX[0], top + BOX[1]
+        level = top + LEVELS[0], top + LEVELS[1]
         each = self.classes or 1
         return [level] * (self.levels * each) + [SLOPES] * (self.groups - self.levels * each)
 
@@ -78,7 +92,7 @@ def tied(group: np.ndarray, *, powers: np.ndarray | None = None, classes: int | 
 
     Args:
         group: of each column, [p], from 0.
-        powers: what penalties are powers of, by its logarithm, [p, r]; None: of nothing.
+        powers: what is known of each column, as a logarithm, [p, r]; None: of nothing.
         classes: levels are of a class each, too; None: they are not.
         rows: the weight of the held-out rows.
     """
@@ -95,7 +109,27 @@ def log_frequency(X: Matrix, weight: np.ndarray, group: np.ndarray) -> np.ndarra
     """
     share = np.asarray(weight @ (X != 0.0)).ravel() / weight.sum()
     # half a row more, so that a column of zeros has a logarithm
-    log = np.log(share + 0.5 / X.shape[0])
-    number = np.bincount(group)
-    log -= (np.bincount(group, log) / np.maximum(number, 1))[group]
-    return log[:, None] if np.ptp(log) > 1e-9 else np.zeros((len(log), 0))
+    log = _centred(np.log(share + 0.5 / X.shape[0])[:, None], group)
+    return log if np.ptp(log) > 1e-9 else np.zeros((len(log), 0))
+
+
+def log_evidence(rows: ClassRows, group: np.ndarray) -> np.ndarray:
+    """log (1 + chi2_jc), chi2 being that of a column and a class, less its mean over the group and the classes, [p, C].
+
+    chi2_jc = (sum_i c_i x_ij (Y_ic - m_c))^2 / (m_c (1 - m_c) sum_i c_i (x_ij - mean_j)^2), m_c the share of class c:
+    about 1 of a column that has nothing to do with the class. A column that does not vary has 0.
+    """
+    total, share = rows.c.sum(), rows.c @ rows.Y / rows.c.sum()
+    covariance = rows.pulled(rows.c[:, None] * (rows.Y - share))[:-1]
+    sums, squares = rows.c @ rows.X, rows.c @ rows.squares
+    spread = np.maximum(squares - sums**2 / total, 0.0)[:, None] * share * (1.0 - share)
+    floor = 1e-12 * squares[:, None]
+    chi2 = np.divide(covariance**2, spread, out=np.zeros_like(covariance), where=spread > floor)
+    return _centred(np.log1p(chi2), group)
+
+
+def _centred(log: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Less its mean over the group of columns, [p, C]."""
+    mean = np.bincount(group, log.mean(axis=1)) / np.maximum(np.bincount(group), 1)
+    out: np.ndarray = log - mean[group][:, None]
+    return out

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from bilevax.solvers.exact import Exact
     from bilevax.solvers.fixed_point import FixedPoint, Given
     from bilevax.solvers.gmres import GMRES
+    from bilevax.solvers.gradient_push import GradientPush
     from bilevax.solvers.lbfgs import LBFGS
     from bilevax.solvers.mixed import MixedFP
+    from bilevax.solvers.mixing import ExactAverage, Gossip, PushSum, Ring
     from bilevax.solvers.momentum import HeavyBall, Nesterov
     from bilevax.solvers.neumann import Neumann
     from bilevax.solvers.normal_equations import NormalEquations
@@ -32,8 +34,11 @@ __all__ = [
     "Constant",
     "CoordinateDescent",
     "Exact",
+    "ExactAverage",
     "FixedPoint",
     "Given",
+    "Gossip",
+    "GradientPush",
     "Growing",
     "Harmonic",
     "HeavyBall",
@@ -44,6 +49,8 @@ __all__ = [
     "Optax",
     "Polynomial",
     "ProductNeumann",
+    "PushSum",
+    "Ring",
     "at_step",
 ]
 
@@ -62,6 +69,8 @@ MODULES = [
     "variance_reduced",
     "coordinate_descent",
     "optax_moves",
+    "mixing",
+    "gradient_push",
 ]
 
 __getattr__, __dir__ = attach(__name__, MODULES, __all__)

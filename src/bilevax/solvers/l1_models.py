@@ -41,7 +41,7 @@ class HeldOut(NamedTuple):
     Attributes:
         value: E.
         l1: dE / dlog l1, [p].
-        l2: dE / dlog l2, [p].
+        l2: dE / dlog l2, [p]; of several scores [K, p, C].
     """
 
     value: float
@@ -58,11 +58,13 @@ class CrossFitted(Protocol):
         weights: [p, K]; of several scores [K, p, C].
         bias: [K]; of several scores [K, C].
         trained_on: the weight of the rows of each model, [K].
+        scale: that scores are multiplied by in the held-out loss.
     """
 
     X: Matrix
     weight: np.ndarray
     trained_on: np.ndarray
+    scale: float
 
     @property
     def weights(self) -> np.ndarray:
@@ -98,7 +100,10 @@ class L1Models(ABC):
         bias: [K].
         active: columns that entered some model, [a].
         gradient: of the mean losses in the weights, without penalties, [p, K]; of the last solution.
+        scale: 1: scores are taken as they are.
     """
+
+    scale = 1.0
 
     def __init__(
         self,

@@ -8,7 +8,11 @@ of the rows and penalties l2 [p, C], model k minimises
 The intercepts are not penalised, so that columns need not be centred: W is the same, and b takes up what the means
 add. With E the mean loss of the held-out rows, each under the model trained without it, and H_k the Hessian of F_k,
 
-    H_k v = grad E_k,    dE / dlog l2_jc = - sum_k l2_jc W_jc v_jc
+    H_k v = grad E_k,    dE / dlog l2_kjc = - l2_kjc W_kjc v_kjc
+
+where penalties may be of each model, too. E is that of the scores times a factor s, the same for all models, at which E
+plus (log s)^2 / 2 by the number of rows, a standard normal prior of log s, is least; so no derivative of s is needed.
+Strong penalties that leave the better order of the rows may so have scores of any size.
 
 Newton steps, and v, by conjugate gradients that are preconditioned with the diagonal of H_k. Source: Lin, Weng, Keerthi
 (2008), Trust region Newton method for large-scale logistic regression, for truncated Newton steps on sparse rows.
@@ -18,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
+from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from bilevax.linalg.columns import Matrix
@@ -26,8 +31,11 @@ from bilevax.solvers.l1_models import HeldOut
 NEWTON, PRODUCTS = 60, 300
 """Newton steps at most; conjugate gradient steps at most in each."""
 
-FORCING, ADJOINT = 0.1, 3e-3
-"""Relative residual of a Newton step, and of v at most."""
+FORCING, ADJOINT, LOOSER = 0.25, 0.1, 10.0
+"""Relative residual of a Newton step; of v at most, and in tolerances of the models."""
+
+SCALES = -3.0, 3.0
+"""Bounds of log s."""
 
 
 class ClassRows(NamedTuple):
@@ -41,7 +49,7 @@ class ClassRows(NamedTuple):
     @staticmethod
     def of(X: Matrix, y: np.ndarray, c: np.ndarray, classes: int) -> "ClassRows":
         """From classes y [n], integers from 0."""
-        Y = (y[:, None] == np.arange(classes)).astype(float)
+        Y = (y[:, None] == np.arange(classes)).astype(X.dtype)
         if not scipy.sparse.issparse(X):
             return ClassRows(X, X**2, Y[:, int(classes == 2) :], c)
         X = scipy.sparse.csr_array(X)
@@ -61,8 +69,10 @@ class ClassRows(NamedTuple):
 
     def pulled(self, R: np.ndarray) -> np.ndarray:
         """(X, 1)' R, [p + 1, C]."""
-        product = (self.X.T @ R[:, 0])[:, None] if R.shape[1] == 1 else self.X.T @ R
-        return np.vstack([product, R.sum(axis=0)])
+        out = np.empty((self.X.shape[1] + 1, R.shape[1]), R.dtype)
+        out[:-1] = (self.X.T @ R[:, 0])[:, None] if R.shape[1] == 1 else self.X.T @ R
+        out[-1] = R.sum(axis=0)
+        return out
 
     def losses(self, S: np.ndarray) -> np.ndarray:
         """l of each row, [n]."""
@@ -70,6 +80,10 @@ class ClassRows(NamedTuple):
         top = np.logaddexp(0.0, S[:, 0]) if S.shape[1] == 1 else np.logaddexp.reduce(S, axis=1)
         out: np.ndarray = top - np.einsum("ic,ic->i", self.Y, S)
         return out
+
+    def total(self, S: np.ndarray) -> float:
+        """The sum of c l, to double precision."""
+        return float(np.vdot(self.c.astype(np.float64), self.losses(S)))
 
     def probabilities(self, S: np.ndarray) -> np.ndarray:
         """Of the classes, [n, C]; of the second where there are two."""
@@ -111,8 +125,10 @@ class LogisticModels:
         X: as given.
         weight: of the rows in F, [n].
         trained_on: the weight of the rows of each model, [K].
+        trained: the rows of each model.
         weights: of the models, [K, p, C].
         bias: [K, C].
+        scale: s, of the last held-out loss.
         visits: rows read so far, once for each product of X or its transpose.
     """
 
@@ -128,22 +144,24 @@ class LogisticModels:
         held_weight: np.ndarray | None = None,
     ) -> None:
         self.X, self.weight = X, np.ones(len(y)) if weight is None else weight
-        rows = ClassRows.of(X, y, self.weight, classes)
-        outer = rows if held_weight is None else rows._replace(c=held_weight)
-        self._train, self._held = [rows.take(fold != k) for k in range(K)], [outer.take(fold == k) for k in range(K)]
-        self.trained_on = np.array([float(part.c.sum()) for part in self._train])
-        self._theta = np.zeros((K, X.shape[1] + 1, rows.Y.shape[1]))
+        rows = ClassRows.of(X, y, self.weight.astype(X.dtype), classes)
+        outer = rows if held_weight is None else rows._replace(c=held_weight.astype(X.dtype))
+        self.trained, self._held = [rows.take(fold != k) for k in range(K)], [outer.take(fold == k) for k in range(K)]
+        self.trained_on = np.array([float(part.c.sum()) for part in self.trained])
+        self._theta = np.zeros((K, X.shape[1] + 1, rows.Y.shape[1]), X.dtype)
+        self._theta[:, -1] = [_log_shares(part) for part in self.trained]
         self._adjoint = np.zeros_like(self._theta)
         self._points: list[tuple[np.ndarray, np.ndarray]] = []
-        self.visits = 0
+        self.scale, self.visits = 1.0, 0
 
     def largest_curvature(self) -> float:
         """Not exceeded by that of the loss in the weights of a class: a quarter of the sum of the squares."""
-        return float(max(np.sum(rows.diagonal(np.full((len(rows.c), 1), 0.5))[:-1]) for rows in self._train))
+        return float(max(np.sum(rows.diagonal(np.full((len(rows.c), 1), 0.5))[:-1]) for rows in self.trained))
 
     def row_losses(self, rows: ClassRows) -> np.ndarray:
         """c l of other rows, averaged over the models, [n]."""
-        out: np.ndarray = rows.c * np.mean([rows.losses(rows.scores(theta)) for theta in self._theta], axis=0)
+        losses = [rows.losses(self.scale * rows.scores(theta)) for theta in self._theta]
+        out: np.ndarray = rows.c * np.mean(losses, axis=0)
         return out
 
     @property
@@ -157,28 +175,36 @@ class LogisticModels:
         return self._theta[:, -1]
 
     def begin(self, weights: np.ndarray, bias: np.ndarray | float) -> None:
-        """Start from one model, [p, C] and [C]."""
-        self._theta[:] = np.vstack([weights, bias])
+        """Start from one model, [p, C] and [C], or one for each, [K, p, C] and [K, C]."""
+        self.weights[:], self.bias[:] = weights, bias
 
     def solve(self, l1: np.ndarray, l2: np.ndarray, tolerance: float = 1e-4) -> None:
         """Move the models to their minima.
 
         Args:
             l1: 0.
-            l2: penalties, [p] or [p, C].
+            l2: penalties, [p], [p, C] or [K, p, C].
             tolerance: square root of the part of F_k that it may be above its minimum, about.
         """
-        self._tolerance, penalty = tolerance, _with_intercepts(l2, self._theta.shape[2])
-        self._points = [self._solve_one(k, penalty) for k in range(len(self._theta))]
+        self._tolerance = tolerance
+        self._points = [self._solve_one(k, self._penalty(l2, k)) for k in range(len(self._theta))]
+
+    def _penalty(self, l2: np.ndarray, k: int) -> np.ndarray:
+        """Of a model, [p + 1, C], 0 in the last row."""
+        _, rows, outputs = self._theta.shape
+        own = l2[:, None] if l2.ndim == 1 else l2[k] if l2.ndim == 3 else l2
+        out = np.zeros((rows, outputs), self._theta.dtype)
+        out[:-1] = own
+        return out
 
     def _solve_one(self, k: int, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """P [n, C] at the minimum and the diagonal of H."""
-        rows, theta = self._train[k], self._theta[k].copy()
+        rows, theta, rounding = self.trained[k], self._theta[k].copy(), 50.0 * np.finfo(l2.dtype).eps
         S = rows.scores(theta)
-        value = float(rows.c @ rows.losses(S)) + 0.5 * float(np.vdot(theta, l2 * theta))
+        value = rows.total(S) + 0.5 * float(np.sum(theta * l2 * theta))
         for _ in range(NEWTON):
             P = rows.probabilities(S)
-            diagonal = rows.diagonal(P) + l2 + np.finfo(float).tiny
+            diagonal = rows.diagonal(P) + l2 + np.finfo(l2.dtype).tiny
             g = rows.pulled(rows.c[:, None] * (P - rows.Y)) + l2 * theta
             self.visits += 3 * len(P)
             # g' H^-1 g, about: twice what F is above its minimum
@@ -189,9 +215,9 @@ class LogisticModels:
             size, slope = 1.0, float(np.vdot(g, step))
             while True:
                 new = theta + size * step
-                then = float(rows.c @ rows.losses(S + size * U)) + 0.5 * float(np.vdot(new, l2 * new))
+                then = rows.total(S + size * U) + 0.5 * float(np.sum(new * l2 * new))
                 # Armijo, up to rounding
-                if then <= value + 1e-4 * size * slope + 1e-14 * abs(value) or size < 1e-10:
+                if then <= value + 1e-4 * size * slope + rounding * abs(value) or size < 1e-10:
                     break
                 size *= 0.5
             theta, S, value = new, S + size * U, then
@@ -209,44 +235,63 @@ class LogisticModels:
         tolerance: float,
     ) -> tuple[np.ndarray, np.ndarray]:
         """v with H v = right, from a start, to a relative residual, and (X, 1) (v - start)."""
-        rows = self._train[k]
+        rows = self.trained[k]
 
         def product(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             self.visits += 2 * len(P)
             U = rows.scores(d)
-            return rows.pulled(rows.bent(P, U)) + l2 * d, U
+            out = rows.pulled(rows.bent(P, U))
+            out += l2 * d
+            return out, U
 
+        v = v.copy()
         r = right - product(v)[0] if v.any() else right.copy()
         z = r / diagonal
-        d, rz, goal = z, float(np.vdot(r, z)), tolerance**2 * float(np.vdot(right, right / diagonal))
-        along = np.zeros((rows.c.size, v.shape[1]))
+        d, rz, goal = z.copy(), float(np.vdot(r, z)), tolerance**2 * float(np.vdot(right, right / diagonal))
+        along = np.zeros((rows.c.size, v.shape[1]), v.dtype)
         for _ in range(PRODUCTS):
             if rz <= goal:
                 break
             Hd, U = product(d)
             a = rz / float(np.vdot(d, Hd))
-            v, along, r = v + a * d, along + a * U, r - a * Hd
-            z = r / diagonal
+            v += a * d
+            along += a * U
+            r -= a * Hd
+            np.divide(r, diagonal, out=z)
             rz, before = float(np.vdot(r, z)), rz
-            d = z + rz / before * d
+            d *= rz / before
+            d += z
         return v, along
 
     def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:
-        """The mean loss of the held-out rows at the solution, and its derivatives, [p, C]."""
-        n, penalty = sum(float(held.c.sum()) for held in self._held) or 1.0, _with_intercepts(l2, self._theta.shape[2])
-        value, slope, tolerance = 0.0, np.zeros_like(penalty[:-1]), min(ADJOINT, self._tolerance)
-        for k, (held, (P, diagonal)) in enumerate(zip(self._held, self._points, strict=True)):
-            S = held.scores(self._theta[k])
-            value += float(held.c @ held.losses(S)) / n
-            right = held.pulled(held.c[:, None] * (held.probabilities(S) - held.Y)) / n
+        """The mean loss of the held-out rows at the solution, that of log s with it, and its derivatives, [K, p, C]."""
+        n, slope = sum(float(held.c.sum()) for held in self._held) or 1.0, np.zeros_like(self.weights)
+        scores = [held.scores(theta) for held, theta in zip(self._held, self._theta, strict=True)]
+        value, self.scale = self._scaled(scores, n)
+        for k, (held, S, (P, diagonal)) in enumerate(zip(self._held, scores, self._points, strict=True)):
+            s, penalty = self.scale, self._penalty(l2, k)
+            right = held.pulled(s * held.c[:, None] * (held.probabilities(s * S) - held.Y)) / n
+            tolerance = min(ADJOINT, LOOSER * self._tolerance)
             v, _ = self._conjugate_gradients(k, P, penalty, diagonal, right, self._adjoint[k], tolerance)
             self._adjoint[k] = v
-            # dE / dlog l2_jc = - l2_jc W_jc v_jc
-            slope -= (penalty * self._theta[k] * v)[:-1]
-        return HeldOut(value, np.zeros_like(slope), slope)
+            # dE / dlog l2_kjc = - l2_kjc W_kjc v_kjc
+            slope[k] = -(penalty * self._theta[k] * v)[:-1]
+        return HeldOut(value, np.zeros(len(slope[0])), slope)
+
+    def _scaled(self, scores: list[np.ndarray], n: float) -> tuple[float, float]:
+        """The least E + (log s)^2 / 2n, and s."""
+
+        def value(log: float) -> float:
+            parts = zip(self._held, scores, strict=True)
+            return (sum(held.total(float(np.exp(log)) * S) for held, S in parts) + 0.5 * log**2) / n
+
+        least = minimize_scalar(value, bounds=SCALES, method="bounded", options={"xatol": 1e-6})
+        return float(least.fun), float(np.exp(least.x))
 
 
-def _with_intercepts(l2: np.ndarray, outputs: int) -> np.ndarray:
-    """[p + 1, C], 0 in the last row."""
-    penalty = np.broadcast_to(l2[:, None] if l2.ndim == 1 else l2, (len(l2), outputs))
-    return np.vstack([penalty, np.zeros(outputs)])
+def _log_shares(rows: ClassRows) -> np.ndarray:
+    """The intercepts of a model without weights, half a row more in each class, [C]."""
+    ones = rows.c @ rows.Y + 0.5
+    # a log-odds of two classes
+    out: np.ndarray = np.log(ones / (rows.c.sum() + 1.0 - ones)) if len(ones) == 1 else np.log(ones / ones.sum())
+    return out

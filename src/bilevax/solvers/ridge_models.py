@@ -28,7 +28,10 @@ class KernelRidgeModels:
         weights: of the models, [p, K].
         bias: [K].
         trained_on: the weight of the rows of each model, [K].
+        scale: 1: scores are taken as they are.
     """
+
+    scale = 1.0
 
     def __init__(self, X: Matrix, y: np.ndarray, fold: np.ndarray, K: int, *, weight: np.ndarray | None = None) -> None:
         self.X, self.y, self.fold = X, y, fold

@@ -26,7 +26,7 @@ NAMES = {
     "class": "one penalty per class (bilevax)",
     "weight": "one penalty per weight (bilevax)",
     "global": "one penalty (bilevax)",
-    "frequency": "penalties by frequency (bilevax)",
+    "evidence": "penalties by evidence (bilevax)",
 }
 
 
@@ -63,7 +63,7 @@ def fit_linear(
     emit(data.model_copy(update={"terms": X.shape[1]}))
     # No test row is seen from here to the comparison.
     stage("compiling, then tuning", long=True)
-    rows, per = prepared.tuning, "frequency" if settings.texts else settings.penalty_per
+    rows, per = prepared.tuning, "evidence" if settings.texts else settings.penalty_per
     # the estimator sees terms, whose columns it is told by number
     of_columns = np.array([encoder.columns_.index(term.column) for term in encoder.terms_])
     estimator = TunedLogisticRegression(
@@ -131,7 +131,7 @@ def _plain_model(
         coef=np.asarray(estimator.coef_, np.float64),
         terms=terms,
         penalties=penalties_by_term(
-            estimator.penalties_, "feature" if settings.texts else settings.penalty_per, len(terms)
+            estimator.penalties_, "weight" if settings.texts else settings.penalty_per, len(terms)
         ),
         missing={name: marks[name] for name in encoder.columns_ if name in marks},
         dates=orders_of(prepared.features.column(name) for name in encoder.columns_),

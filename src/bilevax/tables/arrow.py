@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from bilevax.core.errors import DataError
 from bilevax.tables.csv_plain import kept_cells
-from bilevax.tables.csv_types import column_of_cells, days
+from bilevax.tables.csv_types import column_of_cells, days, words_among_numbers
 from bilevax.tables.reading import Reading, without
 from bilevax.tables.table import Column, Table, check_names, object_array
 
@@ -40,14 +40,29 @@ def table_from_arrow(
     if table.num_rows == 0 or not names:
         raise DataError(f"{name}: no rows")
     read = {*wanted, *kept}
+    columns = tuple(arrow_column(name, names[j], table.column(j), reading) for j in wanted)
+    meant = (
+        _note_on_text(name, column)
+        for j, column in zip(wanted, columns, strict=True)
+        # categories are meant
+        if reading.type_of(names[j]) != "text" and not pa.types.is_dictionary(table.column(j).type)
+    )
     return Table(
         name,
-        tuple(arrow_column(name, names[j], table.column(j), reading) for j in wanted),
-        tuple(notes),
+        columns,
+        (*notes, *filter(None, meant)),
         sha256,
         tuple(label for j, label in enumerate(names) if j not in read),
         tuple(kept_column(name, names[j], table.column(j)) for j in kept),
     )
+
+
+def _note_on_text(source: str, column: Column) -> str:
+    """A sentence where most cells of a text are numbers, and some are none."""
+    if column.kind != "text":
+        return ""
+    note = words_among_numbers(column.name, pa.chunked_array([pa.array(column.values, pa.string())]), _Rows(source, 0))
+    return note and f"{note} if they are not known"
 
 
 def arrow_column(source: str, name: str, values: pa.ChunkedArray, reading: Reading, before: int = 0) -> Column:

@@ -98,15 +98,20 @@ def _note_on_text(name: str, values: pa.ChunkedArray, lines: Places) -> str:
     """What the user should know of a column that is text after all, and may be meant as something else."""
     if _all_match(values, _HEXADECIMAL):
         return f"column '{name}' is read as text; numbers are read when written in decimals"
+    note = words_among_numbers(name, values, lines)
+    return note and f"{note}, or give the mark (--missing), if they are not known"
+
+
+def words_among_numbers(name: str, values: pa.ChunkedArray, lines: Places) -> str:
+    """The first half of a sentence where most cells of a text are numbers, and some are none; else empty."""
     known, pattern = len(values) - values.null_count, f"^{NUMBER}$"
-    numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py()
-    if numbers < MOST * known:
+    numbers = pc.sum(pc.match_substring_regex(values, pattern)).as_py() or 0
+    if not MOST * known <= numbers < known:
         return ""
     row, cell = _first(values, pattern, matching=False)
     return (
         f"column '{name}' is read as text, one value a category, for {known - numbers:,} of {known:,} cells are no "
-        f"numbers, such as {cell} ({lines.of(row)}); leave such cells empty, or give the mark (--missing), if they are "
-        "not known"
+        f"numbers, such as {cell} ({lines.of(row)}); leave such cells empty"
     )
 
 

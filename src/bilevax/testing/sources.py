@@ -1,5 +1,7 @@
 """What every source of minibatches must satisfy."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ from jax import Array
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, RowSource
+from bilevax.core.strata import Strata
 from bilevax.core.trees import PyTree
 from bilevax.linalg.sparse import SparseBatch
 from bilevax.testing.tools import configuration, methods, require, same_bits, title
@@ -152,10 +155,10 @@ def _described(draw: Draw, full: PyTree) -> Drawn:
     same = jnp.ones((batch[0].shape[0], table[0].shape[0]), bool)
     for x, y in zip(batch, table, strict=True):
         same = same & jnp.all((x[:, None] == y[None]).reshape(*same.shape, -1), axis=2)
-    kinds = [x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float) for x in batch]
+    number = _number(draw.batch, batch[0].shape[0])
     return Drawn(
-        sums=[jnp.sum(x.astype(kind), axis=0) for x, kind in zip(batch, kinds, strict=True)],
-        rows=jnp.int32(batch[0].shape[0]),
+        sums=_sums(draw.batch, number),
+        rows=number,
         weight=jnp.asarray(draw.weight, float),
         block=jnp.asarray(draw.block, jnp.int32),
         member=jnp.all(jnp.any(same, axis=1)),
@@ -163,8 +166,29 @@ def _described(draw: Draw, full: PyTree) -> Drawn:
     )
 
 
+def _sums(batch: PyTree, number: Array) -> list[Array]:
+    """Over its rows; of one in strata so many times the weighted mean."""
+
+    def over(reduce: Callable[..., Array], rows: PyTree) -> list[Array]:
+        leaves = jax.tree.leaves(_dense(rows))
+        kinds = [x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float) for x in leaves]
+        return [reduce(x.astype(kind), axis=0) for x, kind in zip(leaves, kinds, strict=True)]
+
+    if not isinstance(batch, Strata):
+        return over(jnp.sum, batch)
+    return [x * number.astype(x.dtype) for x in batch.mean(partial(over, jnp.mean))]
+
+
+def _number(batch: PyTree, listed: int) -> Array:
+    """Of its rows, those that pad a stratum apart."""
+    padding = batch.pieces[1:] if isinstance(batch, Strata) else ()
+    padded = sum((jnp.sum(piece.weights != 0, dtype=jnp.int32) for piece in padding), jnp.int32(0))
+    number: Array = jnp.int32(listed) - padded
+    return number
+
+
 def _dense(batch: PyTree) -> PyTree:
-    """Its rows, with numbers in place of sparse batches and keys."""
+    """Its rows, with numbers in place of sparse batches and keys, one after another where they are in strata."""
 
     def plain(x: SparseBatch | Array) -> Array:
         if isinstance(x, SparseBatch):
@@ -172,6 +196,8 @@ def _dense(batch: PyTree) -> PyTree:
         return jax.random.key_data(x) if is_key(x) else x
 
     rows = batch.rows if isinstance(batch, Keyed) else batch
+    if isinstance(batch, Strata):
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.pieces[0].rows)
     return jax.tree.map(plain, rows, is_leaf=lambda x: isinstance(x, SparseBatch))
 
 

@@ -1,0 +1,205 @@
+"""``bilevax launch``: processes of one group on this machine, started again where one of them dies."""
+
+import contextlib
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import typer
+
+from bilevax.cli.app import app
+from bilevax.core.errors import UsageError
+from bilevax.core.signals import Stops
+
+GRACE = 5.0
+"""Seconds from SIGTERM to SIGKILL."""
+
+LOOK = 0.02
+"""Seconds from one look at the processes to the next."""
+
+LATER = 0.5
+"""Seconds in which a process that died is found, after another has ended that missed it."""
+
+SIGNALLED = 128
+
+HOPELESS = 2, 3, 4
+"""Codes of a wrong command line, a wrong value and a fault of the data: the same would come again."""
+
+OWN = "tune", "predict", "clean", "check", "bench", "resume", "report"
+"""Commands of bilevax, each of which is one process."""
+
+
+class Rank:
+    """A process of the group.
+
+    Args:
+        number: its place, from 0.
+        command: what it runs.
+        environment: by which it finds the others.
+        cores: that it may use; none: all.
+    """
+
+    def __init__(self, number: int, command: Sequence[str], environment: dict[str, str], cores: Sequence[int]) -> None:
+        self.number = number
+        self._process = subprocess.Popen(command, env=os.environ | environment, process_group=0)
+        self._still_since: float | None = None
+        if cores:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(self._process.pid, cores)
+
+    @property
+    def code(self) -> int | None:
+        """With which it has ended, less than 0 of one that a signal ended; None while it runs."""
+        return self._process.poll()
+
+    @property
+    def still(self) -> float:
+        """Seconds since it was stopped; 0 of one that runs."""
+        found = None
+        if self.code is None and hasattr(os, "waitid"):
+            # of one that has just ended there is nothing to wait for
+            with contextlib.suppress(ChildProcessError):
+                found = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+        if found is not None:
+            self._still_since = time.monotonic() if found.si_code == os.CLD_STOPPED else None
+        return 0.0 if self._still_since is None or self.code is not None else time.monotonic() - self._still_since
+
+    def signal(self, number: int) -> None:
+        """Send it, and what it has started, a signal."""
+        if self.code is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+
+    @property
+    def fault(self) -> "Fault | None":
+        """What is wrong with it; None of one that runs or has ended well."""
+        code, still = self.code, self.still
+        if still:
+            return Fault(f"process {self.number} has stood still for {still:.0f} s", -signal.SIGSTOP)
+        if not code:
+            return None
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return Fault(f"process {self.number} {how}", code)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def launch(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="A program, such as python train.py.")],
+    number: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Processes.")],
+    restarts: Annotated[int, typer.Option(metavar="N", min=0, help="How often all are started again.")] = 3,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Seconds for which one of them may be stopped.")
+    ] = 60.0,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """Start a program in several processes that compute together, and again where one of them dies."""
+    raise typer.Exit(run(command, number, restarts, timeout))
+
+
+def run(command: Sequence[str], number: int, restarts: int, timeout: float) -> int:
+    """Run the command in so many processes to its end; the exit code is returned.
+
+    Args:
+        command: a program and its arguments.
+        number: of processes.
+        restarts: how often the group is started again.
+        timeout: seconds that a process may be stopped for.
+
+    Raises:
+        UsageError: the command is one that is a single process.
+    """
+    if command[0] in OWN:
+        raise UsageError(
+            f"{command[0]} works in one process, with every core of the machine: run it without launch"
+            + (" (a run of it that was killed goes on by `bilevax resume DIR`)" if command[0] == "tune" else "")
+        )
+    with Stops() as stops:
+        for left in reversed(range(restarts + 1)):
+            ranks: list[Rank] = []
+            try:
+                _start(ranks, command, number)
+                faults = _watched(ranks, stops, timeout)
+            finally:
+                _end(ranks)
+            if stops.number or not faults:
+                break
+            code = faults[0].code
+            again = left > 0 and code not in HOPELESS
+            then = [f"starting again, and then {left - 1} times at most"] if again else []
+            print("bilevax: " + "; ".join([*(fault.sentence for fault in faults), *then]), file=sys.stderr, flush=True)
+            if not again:
+                return code if code > 0 else SIGNALLED - code
+    # of a signal the entry point says the code
+    return 0
+
+
+class Fault(NamedTuple):
+    """How a process failed.
+
+    Attributes:
+        sentence: in words, with its number.
+        code: as :attr:`Rank.code`; of one that stands still that of SIGSTOP.
+    """
+
+    sentence: str
+    code: int
+
+
+def _start(ranks: list[Rank], command: Sequence[str], number: int) -> None:
+    """The processes of a group, which find one another as those that Open MPI starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for i in range(number):
+        # what jax.distributed.initialize() reads
+        environment = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_COORDINATOR_BIND_ADDRESS": address,
+            "OMPI_MCA_orte_hnp_uri": "0.0;tcp://127.0.0.1:0",
+            "OMPI_COMM_WORLD_SIZE": str(number),
+            "OMPI_COMM_WORLD_RANK": str(i),
+            "OMPI_COMM_WORLD_LOCAL_RANK": str(i),
+        }
+        share = cores[i * len(cores) // number : (i + 1) * len(cores) // number]
+        try:
+            ranks.append(Rank(i, command, environment, share))
+        except OSError as e:
+            raise UsageError(f"{command[0]} cannot be started: {e.strerror}") from None
+
+
+def _watched(ranks: list[Rank], stops: Stops, timeout: float) -> list[Fault]:
+    """Wait for the end of all, or for the first that fails or stands still for too long: the cause first."""
+    told, last = 0, math.inf
+    while any(rank.code is None for rank in ranks) and time.monotonic() < last:
+        time.sleep(LOOK)
+        if stops.number and not told:
+            told = stops.number
+            for rank in ranks:
+                rank.signal(told)
+        # once one has ended as it was told, the others have some time
+        if told and last == math.inf and any(rank.code is not None for rank in ranks):
+            last = time.monotonic() + GRACE
+        if not told and any(rank.code or rank.still > timeout for rank in ranks):
+            break
+    if not any((rank.code or 0) < 0 or rank.still > timeout for rank in ranks) and any(rank.code for rank in ranks):
+        # what was lost with another process is often said before that one is seen to have ended
+        time.sleep(LATER)
+    found = [(rank.code or 0, fault) for rank in ranks if (fault := rank.fault) is not None]
+    return [fault for _, fault in sorted(found, key=lambda x: x[0] > 0)]
+
+
+def _end(ranks: list[Rank]) -> None:
+    """Whatever still runs: SIGTERM, and SIGKILL after the time of grace."""
+    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, math.inf)):
+        for rank in ranks:
+            rank.signal(number)
+        until = time.monotonic() + seconds
+        while any(rank.code is None for rank in ranks) and time.monotonic() < until:
+            time.sleep(LOOK)

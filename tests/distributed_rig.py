@@ -1,0 +1,138 @@
+"""What a group of processes computes, written down by the first of them.
+
+``python tests/distributed_rig.py OUT NAME ...`` alone, or behind ``bilevax launch -n N --``.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+N, D, STRATA = 123, 4, 8
+
+
+def rows():
+    """(train, val), numbers of rows that nothing divides."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    effect = rng.normal(size=D)
+    for n in (N, 71):
+        X = rng.normal(size=(n, D))
+        yield X, X @ effect + 0.5 * rng.normal(size=n)
+
+
+def problem():
+    import jax.numpy as jnp
+
+    import bilevax as bx
+
+    def loss(w, lam, batch):
+        X, y = batch
+        return 0.5 * jnp.mean((X @ w - y) ** 2)
+
+    def penalised(w, lam, batch):
+        return loss(w, lam, batch) + 0.5 * jnp.sum(jnp.exp(lam) * w**2)
+
+    return bx.Problem(bx.GradientStep(penalised, 0.3), loss, bx.Box(-8.0, 2.0))
+
+
+def sources(devices):
+    """The rows in strata over so many devices."""
+    import jax
+
+    import bilevax as bx
+
+    mesh = jax.make_mesh((devices,), ("rows",), devices=jax.devices()[:devices])
+    return [bx.sharded(bx.Arrays(part, b), mesh, STRATA) for part, b in zip(rows(), (16, 8), strict=True)]
+
+
+def estimators():
+    import bilevax as bx
+
+    steps = bx.FixedPoint(200, bx.Harmonic(2.0, 4.0))
+    return {
+        "JointSID": bx.JointSID(200),
+        "SID": bx.SID(steps, steps, cross_batches=10),
+        "exact": bx.SID(bx.LBFGS(), bx.CG()),
+    }
+
+
+def algorithms():
+    import bilevax as bx
+
+    steps = bx.FixedPoint(20)
+    return {
+        "SOBA": bx.SOBA(0.1, 0.3),
+        "measured": bx.SOBA(),
+        "AmIGO": bx.AmIGO(0.1, 0.3, inner_steps=3, linear_steps=3),
+        "BSGM": bx.BSGM(bx.SID(steps, steps, cross_batches=2), bx.optim("sgd", 0.3)),
+    }
+
+
+def computed(name, train, val, run=None, steps=40):
+    """Its numbers."""
+    import jax
+    import numpy as np
+
+    import bilevax as bx
+
+    key, start = jax.random.key(1), (np.zeros(D), np.zeros(D))
+    if name in algorithms():
+        out = bx.minimize(problem(), algorithms()[name], *start, train, val, steps=steps, key=key, run=run)
+        found = out.w, out.lam, out.history.outer_value, out.history.gradient_norm, out.code
+    elif name in estimators():
+        out = bx.hypergradient(problem(), estimators()[name], *start, train, val, key=key)
+        found = out.value, out.w, out.v, out.outer_value, out.code, out.error
+    else:
+        raise ValueError(name)
+    return np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(found)])
+
+
+def refusals():
+    """What each call says whose arguments are not the same in all processes."""
+    import jax
+    import numpy as np
+
+    import bilevax as bx
+
+    rank, mesh, key = jax.process_index(), jax.make_mesh((jax.device_count(),), ("rows",)), jax.random.key(0)
+    (X, y), _ = rows()
+    train, val = sources(jax.device_count())
+    zeros = np.zeros(D)
+
+    def said(call):
+        try:
+            call()
+        except bx.BilevaxError as fault:
+            return str(fault)
+        return ""
+
+    mine = jax.make_mesh((1,), ("rows",), devices=jax.local_devices())
+    return np.array(
+        [
+            said(lambda: bx.sharded(bx.Arrays((X + rank, y), 16), mesh)),
+            said(lambda: bx.sharded(bx.Arrays((X[rank:], y[rank:]), 16), mesh)),
+            said(lambda: bx.sharded(bx.Arrays((X, y), 16), mine)),
+            said(lambda: bx.hypergradient(problem(), estimators()["exact"], zeros + rank, zeros, train, val, key=key)),
+            said(lambda: bx.minimize(problem(), bx.SOBA(), zeros, zeros, train, val, steps=3 + rank, key=key)),
+        ]
+    )
+
+
+def main(out, *names):
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        jax.distributed.initialize()
+    import numpy as np
+
+    train, val = sources(jax.device_count())
+    found = {name: refusals() if name == "refusals" else computed(name, train, val) for name in names}
+    if jax.process_index() == 0:
+        with Path(out).open("wb") as file:
+            np.savez(file, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
