@@ -264,6 +264,8 @@ def test_what_cannot_be_is_refused(refused):
         jax.vmap(each)(keys)
     sid = bx.SID(bx.FixedPoint(3), bx.FixedPoint(3), cross_batches=1)
     call = lambda: bx.hypergradient(PROBLEM, sid, *START, *streams(), key=KEY, replicas=2)  # noqa: E731
+    with pytest.raises(bx.ParameterError):  # what makes arrays of numbers is compiled once in a process
+        call()
     refused(call, bx.ParameterError, "nor have replicas")
     call = lambda: bx.minimize(PROBLEM, bx.SABA(), *START, *streams(), steps=3, key=KEY)  # noqa: E731
     refused(call, bx.ParameterError, "blocks")
