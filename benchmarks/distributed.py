@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def found(name: str, *arguments: Any, processes: int = 1, devices: int = 1) -> A
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
-def overhead(options: argparse.Namespace) -> list[dict[str, Any]]:
+def overhead(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Milliseconds a step, and times those of plain rows."""
     kinds: dict[str, dict[str, Any]] = {
         "plain rows, one process": {"dealt": False},
@@ -67,23 +67,20 @@ def overhead(options: argparse.Namespace) -> list[dict[str, Any]]:
         "dealt, two processes": {"processes": 2},
         "dealt, four processes": {"processes": 4},
     }
-    rows: list[dict[str, Any]] = []
+    base = 0.0
     for what, kind in list(kinds.items())[: 2 if options.quick else None]:
         ms = found("steps", options.quick, kind.pop("dealt", True), **kind)["ms"]
-        base = rows[0]["value"] if rows else ms
-        rows.append({"what": f"W1, ms a step of SOBA: {what}", "value": ms, "note": f"{ms / base:.2f} times the first"})
-    return rows
+        base = base or ms
+        yield {"what": f"W1, ms a step of SOBA: {what}", "value": ms, "note": f"{ms / base:.2f} times the first"}
 
 
-def chains(options: argparse.Namespace) -> list[dict[str, Any]]:
+def chains(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Errors and seconds of both ways, for one process, two and four."""
-    rows = []
     for processes in (1, 2) if options.quick else (1, 2, 4):
         for how, every_step in (("every step", True), ("once, of whole chains", False)):
             of = found("chains", options.quick, every_step, 3 if options.quick else 12, processes=processes)
             what = f"{processes} processes, averaging {how}"
-            rows.append({"what": what, "value": of["error"], "note": f"relative error; {of['seconds']:.2f} s"})
-    return rows
+            yield {"what": what, "value": of["error"], "note": f"relative error; {of['seconds']:.2f} s"}
 
 
 class Group:
@@ -195,9 +192,9 @@ def main(options: argparse.Namespace) -> None:
     table = tables.Table("", "value", "goal", "met", "note")
     record = store.kept(options)
     for part in options.only:
-        rows = {"overhead": overhead, "chains": chains, "kills": kills}[part](options)
-        for row in rows:
+        record[part] = {"setting": machine.setting(), "rows": []}
+        for row in {"overhead": overhead, "chains": chains, "kills": kills}[part](options):
             row = row if not options.quick else {k: v for k, v in row.items() if k not in ("goal", "met")}
             table(*map(row.get, ("what", "value", "goal", "met", "note")))
-        record[part] = {"setting": machine.setting(), "rows": rows}
-        store.keep(options, record)
+            record[part]["rows"].append(row)
+            store.keep(options, record)

@@ -86,11 +86,12 @@ def test_a_row_that_pads_a_stratum_weighs_nothing():
 
 
 def test_a_streams_rows_are_those_in_memory(tmp_path):
-    np.save(tmp_path / "x.npy", ROWS)
-    one, other = (bx.sharded(x, MESH, 4) for x in (bx.Arrays(ROWS, 8), bx.Stream(tmp_path / "x.npy", 8)))
+    values = ROWS**2
+    np.save(tmp_path / "x.npy", values)
+    one, other = (bx.sharded(x, MESH, 4) for x in (bx.Arrays(values, 8), bx.Stream(tmp_path / "x.npy", 8)))
     np.testing.assert_array_equal(one.data, other.data)
     np.testing.assert_array_equal(one.known, other.known)
-    changed = bx.sharded(bx.Arrays(np.where(ROWS == 6, 7, ROWS), 8), MESH, 4)
+    changed = bx.sharded(bx.Arrays(np.where(ROWS == 6, 7, values), 8), MESH, 4)
     assert np.flatnonzero(one.known != changed.known).tolist() == [2]
 
 

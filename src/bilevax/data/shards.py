@@ -236,7 +236,7 @@ def _stratum(source: Arrays | Stream, s: int, S: int) -> list[np.ndarray]:
         return [np.asarray(x)[s::S] for x in jax.tree.leaves(source.data)]
     numbers = np.arange(s, source.rows, S)
     most = max(1, source.prefetch_bytes // source.data.row_bytes)
-    read = [source.data(numbers[i : i + most]) for i in range(0, len(numbers), most)]
+    read = [source.data.rows(numbers[i : i + most]) for i in range(0, len(numbers), most)]
     return [np.concatenate(leaf) for leaf in zip(*read, strict=True)]
 
 
