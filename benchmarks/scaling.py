@@ -109,7 +109,7 @@ def page(record: dict[str, Any]) -> str:
     of, ms = record["found"], lambda s: f"{1e3 * s:.3g}"
     words = [
         f"`python -m benchmarks scaling`, {str(record['setting']['date'])[:10]}, on a machine of"
-        f" {record['setting']['cores']} cores that was shared. A thread: c0 = {1e6 * of['c0']:.3g} us a step and"
+        f" {record['setting']['cores']} cores. A thread: c0 = {1e6 * of['c0']:.3g} us a step and"
         f" c1 = {1e9 * of['c1']:.3g} ns a row and an entry of w.\n",
         tables.text(
             ("processes", "latency of a message, us", "bandwidth, GB/s", "4 kB, ms", "the largest, ms"),
