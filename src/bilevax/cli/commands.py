@@ -6,7 +6,20 @@ from typing import Annotated, Literal
 import typer
 
 from bilevax.cli.cache import keep_programs
-from bilevax.cli.options import DEBUG, DETERMINISTIC, DROP, FORCE, MISSING, NO_CACHE, QUIET, TABLE, TEXT, TYPES, app
+from bilevax.cli.options import (
+    DEBUG,
+    DETERMINISTIC,
+    DROP,
+    FORCE,
+    MAX_CELLS,
+    MISSING,
+    NO_CACHE,
+    QUIET,
+    TABLE,
+    TEXT,
+    TYPES,
+    app,
+)
 from bilevax.cli.threads import one_thread
 
 
@@ -154,9 +167,7 @@ def predict(
     score: Annotated[
         bool, typer.Option("--score", help="Compare the predictions with the target column, which is in the table.")
     ] = False,
-    max_cells: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Rows x columns at most, of a Parquet or svmlight file.")
-    ] = None,
+    max_cells: Annotated[int | None, MAX_CELLS] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -221,9 +232,7 @@ def clean(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Column that is not learned from, and stands beside each suspicious row."),
     ] = None,
-    max_cells: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Rows x columns at most, of a Parquet or svmlight file.")
-    ] = None,
+    max_cells: Annotated[int | None, MAX_CELLS] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of folds (default: 0).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Show what was found as JSON.")] = False,
     quiet: Annotated[bool, QUIET] = False,

@@ -34,6 +34,7 @@ MISSING = typer.Option(
 TYPES = typer.Option(
     metavar="COLUMN=TYPE", help="What a column is: text, number, date, day-first or month-first; may be repeated."
 )
+MAX_CELLS = typer.Option(metavar="N", min=1, help="Rows x columns at most, of a Parquet or svmlight file.")
 FORCE = typer.Option("--force", help="Replace the run in DIR.")
 QUIET = typer.Option("--quiet", help="Show the path of the report and faults alone.")
 DEBUG = typer.Option("--debug", help="Show where an error came from.")

@@ -13,6 +13,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from bilevax.core.limits import MB, require
+from bilevax.core.ranks import is_spread
 from bilevax.core.trees import is_concrete
 
 P = ParamSpec("P")
@@ -59,7 +60,8 @@ def weighed(program: Callable[P, T], what: str) -> Callable[P, T]:
         leaves, tree = jax.tree.flatten((args, named))
         key = tree, *((x.shape, x.dtype) if hasattr(x, "shape") else type(x) for x in leaves)
         # what other devices and processes have left is not known
-        if key not in known and all(map(_is_here, leaves)) and jax.default_backend() == "cpu":
+        here = all(map(is_concrete, leaves)) and not is_spread(leaves)
+        if key not in known and here and jax.default_backend() == "cpu":
             traced = program.trace(*args, **named)  # type: ignore[attr-defined]
             require(COPIES * memory(traced.jaxpr.jaxpr), what, compiler=COMPILING)
             if len(known) == REMEMBERED:
@@ -68,11 +70,6 @@ def weighed(program: Callable[P, T], what: str) -> Callable[P, T]:
         return program(*args, **named)
 
     return call
-
-
-def _is_here(x: object) -> bool:
-    """True of a value that is known, and all of it in this process."""
-    return is_concrete(x) and getattr(x, "is_fully_addressable", True)
 
 
 def memory(jaxpr: Jaxpr) -> int:

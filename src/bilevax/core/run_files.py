@@ -32,8 +32,10 @@ CHECKPOINTS = "checkpoints"
 """Directory within, where the tuning keeps what it has reached, until the run is finished."""
 
 STEP = re.compile(r"step_(\d{8,})(?:-(\d+))?")
-PASS = re.compile(r"pass_\w+\.npz")
 """Names of checkpoints: the outer steps done, and of several of one step which."""
+
+PASS = re.compile(r"pass_\w+\.npz")
+"""Names of what passes over many rows have found."""
 
 RUNNING, FINISHED = "running", "finished"
 """What a manifest calls the run's ``state``."""
