@@ -280,6 +280,20 @@ def test_a_killed_run_in_place(tmp_path):
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3  # each record once
 
 
+def test_a_reader_that_looks_between_the_renames_of_a_swap_reads_on(run, monkeypatch):
+    def between(directory, *args, **kwargs):
+        monkeypatch.setattr(manifest, "read", read)
+        directory.rename(run.parent / "old")
+        try:
+            return read(directory, *args, **kwargs)
+        finally:
+            (run.parent / "old").rename(directory)
+
+    read = manifest.read
+    monkeypatch.setattr(manifest, "read", between)
+    assert slope_in(run) == 1.0
+
+
 @pytest.mark.parametrize("renames", [0, 1, 2])
 @pytest.mark.parametrize("options", [{"force": True}, {"resume": True}, {}])
 def test_a_swap_that_was_killed_is_ended(run, monkeypatch, renames, options):

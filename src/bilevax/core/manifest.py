@@ -29,6 +29,10 @@ _LONGEST = 1 << 26  # bytes of a manifest
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
+class NoDirectoryError(CorruptError):
+    """Nothing is there; to a reader beside a writer, perhaps for a moment."""
+
+
 class Sealed(NamedTuple):
     """A directory as its manifest says that it is.
 
@@ -197,7 +201,7 @@ def _opened(directory: Path) -> Iterator[int]:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     except FileNotFoundError:
-        raise CorruptError(f"there is no directory {directory}") from None
+        raise NoDirectoryError(f"there is no directory {directory}") from None
     try:
         yield descriptor
     finally:

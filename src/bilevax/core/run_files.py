@@ -81,8 +81,9 @@ def read_run_files(path: Path, *, without: Collection[str] = (REPORT, *TABLES)) 
         place = _located(path)
         try:
             sealed = manifest.read(place, KIND, FORMAT, without=without)
-        except CorruptError:
-            if _located(path) != place:
+        except CorruptError as e:
+            # renamed since it was looked for; a directory that was not there may be there again
+            if _located(path) != place or (isinstance(e, manifest.NoDirectoryError) and place.is_dir()):
                 continue
             if {*FILES, *TABLES, manifest.NAME} & {*files.names(place)}:
                 raise
