@@ -175,6 +175,9 @@ def open_for(source: str, target: str | None, settings: "TuneSettings", display:
     if target is None:
         raise UsageError(f"Missing option '--target'; {found.name} has {found.rows:,} rows and does not say it")
     every = RowSet(found, target, settings, processes)
+    if processes.count > 1:
+        # or each of them would say what the files have not
+        next(found.tables()).require([target])
     asked(processes, source, target, settings)
     every.stage = lambda name, **more: display({"kind": "stage", "name": name, **more})
     return Opened(every.sample(), target, every)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +134,7 @@ class RowSet:
                     counts.add(cells(table, source))
                 if self.ended():
                     break
-            if self._joined():
+            if self._joined(self._counts.values()):
                 return
             self._keep_counts(passes=1)
         else:
@@ -149,15 +149,15 @@ class RowSet:
                 numbers.add_around(cells(table, source))
             if self.ended():
                 break
-        if self._joined():
+        if self._joined(some.values()):
             for numbers in some.values():
                 numbers.forget()
             return
         self._keep_counts(passes=2)
 
-    def _joined(self) -> bool:
+    def _joined(self, counted: Iterable[NumberCounts | LevelCounts]) -> bool:
         """Add up what the processes have counted in a pass; whether it was ended in one of them."""
-        for counts in self._counts.values() if self.processes.count > 1 else ():
+        for counts in counted if self.processes.count > 1 else ():
             every = self.processes.gathered(packed_arrays(counts.state()))
             counts.join([unpacked_arrays(state) for state in every])
         return self.processes.any(self.ended())
