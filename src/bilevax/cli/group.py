@@ -119,16 +119,18 @@ def assist() -> int:
         BilevaxError: its own rows have a fault. Of others the first process tells.
         UsageError: it is in no group.
     """
-    # signals are obeyed by all together, as the first one says
-    with Stops():
+    try:
         processes = joined()
-        if processes is ALONE:
-            raise UsageError("assist is what `bilevax launch` has processes do: give it `tune` or `resume`")
-        with contextlib.suppress(LostError):
-            task = json.loads(processes.of_first(b""))
-            _follow(processes, task["source"], task["target"], task["settings"])
-            # until the first one has ended
-            processes.gathered(b"")
+    except (LostError, KeyboardInterrupt):
+        return 0  # the first one had nothing to be done, or says why not
+    if processes is ALONE:
+        raise UsageError("assist is what `bilevax launch` has processes do: give it `tune` or `resume`")
+    # signals are obeyed by all together, as the first one says
+    with Stops(), contextlib.suppress(LostError):
+        task = json.loads(processes.of_first(b""))
+        _follow(processes, task["source"], task["target"], task["settings"])
+        # until the first one has ended
+        processes.gathered(b"")
     return 0
 
 

@@ -141,7 +141,7 @@ def run(command: Sequence[str], number: int, restarts: int, timeout: float) -> i
             ranks: list[Rank] = []
             try:
                 _start(ranks, command, number, restarts - left)
-                faults = _watched(ranks, stops, timeout)
+                faults = _watched(ranks, stops, timeout, ranks[:1] if command[0] in TOGETHER else ranks)
             finally:
                 _end(ranks)
             if stops.number or not faults:
@@ -198,10 +198,10 @@ def _of_jax(address: str, i: int, number: int) -> dict[str, str]:
     }
 
 
-def _watched(ranks: list[Rank], stops: Stops, timeout: float) -> list[Fault]:
-    """Wait for the end of all, or for the first that fails or stands still for too long: the cause first."""
+def _watched(ranks: list[Rank], stops: Stops, timeout: float, ends: list[Rank]) -> list[Fault]:
+    """Wait for the end of these, or for the first that fails or stands still for too long: the cause first."""
     told, last, running = 0, math.inf, list(ranks)
-    while any(rank.code is None for rank in ranks) and time.monotonic() < last:
+    while any(rank.code is None for rank in ends) and time.monotonic() < last:
         time.sleep(LOOK)
         if stops.number and not told:
             told, running = stops.number, [rank for rank in ranks if rank.code is None]
