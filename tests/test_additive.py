@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -615,3 +616,21 @@ def test_numbers_of_any_size():
         with np.errstate(all="raise", under="ignore"):
             model = TunedAdditiveRegressor(**UNCHOSEN).fit(X.assign(wave=unit * X["wave"]), unit * y)
         np.testing.assert_allclose(model.predict(X.assign(wave=unit * X["wave"])), unit * plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
+def test_folds_that_are_fitted_at_the_same_time_have_the_same_bits(backend):
+    X = np.random.default_rng(5).normal(size=(120, 2))
+    y, done = X[:, 0] + 0.3 * np.random.default_rng(6).normal(size=120), []
+
+    def fitted(n_jobs, end=99):
+        model = TunedAdditiveRegressor(pairs=False, random_state=0, n_jobs=n_jobs)
+        with joblib.parallel_config(backend=backend):
+            model.fit(X, y, callback=lambda event: done.append(event["fold"]) or event["fold"] == end)
+        return model.model_.to_plain(), model.choice_, model.interrupted_
+
+    one = fitted(None)
+    assert done == list(range(20))
+    assert fitted(2) == one
+    # what is under way when the comparison is ended does not count
+    assert fitted(2, end=7) == fitted(None, end=7)

@@ -287,16 +287,13 @@ def test_faults_are_said_once_and_end_all(tmp_path, launch):
     assert (code, said.count("no column")) == (4, 1)
     assert said.splitlines()[-1] == "bilevax: process 0 ended with code 4"
     # of rows of the second process
-    table = parquet.read_table(folder / "part2.parquet")
-    content = bytearray((folder / "part2.parquet").read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
-    (folder / "part2.parquet").write_bytes(content)
+    path = folder / "part2.parquet"
+    whole, start = path.read_bytes(), parquet.read_metadata(path).row_group(1).column(0).data_page_offset
+    path.write_bytes(whole[:start] + bytes(255 - x for x in whole[start : start + 300]) + whole[start + 300 :])
     code, _, said = launch(*TUNE, "--out", "out")
-    assert (code, said.count("part2.parquet, row group ")) == (4, 1)
+    assert (code, said.count("part2.parquet, row group 1")) == (4, 1)
     assert "bilevax: process 1 ended with code 4" in said
     assert not (tmp_path / "out").exists()
-    parquet.write_table(table, folder / "part2.parquet")
-    assert launch(*TUNE, "--out", "out", processes=3)[0] == 3
     assert time.monotonic() - began < 120
 
 

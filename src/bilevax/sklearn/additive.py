@@ -54,6 +54,8 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
             categories; the penalties are tuned without that, and the bands are those of curves that may do both.
         class_weight: None, a weight for each label, or ``"balanced"``: inverse to the class frequencies.
         random_state: of the folds.
+        n_jobs: outer folds that are fitted at the same time, each in a process with one thread; the model has the same
+            bits. None: 1, or as ``joblib.parallel_config`` says; -1: as many as there are cores.
 
     Attributes:
         classes_: the labels, [C].
@@ -100,6 +102,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         monotone: Mapping[str, int] | None = None,
         class_weight: str | dict[Label, float] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        n_jobs: int | None = None,
     ) -> None:
         self.choose = choose
         self.pairs = pairs
@@ -108,6 +111,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         self.monotone = monotone
         self.class_weight = class_weight
         self.random_state = random_state
+        self.n_jobs = n_jobs
 
     @said("this fit", HELPS)
     def fit(
@@ -198,6 +202,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         ordered: likewise.
         monotone: likewise.
         random_state: likewise.
+        n_jobs: likewise.
 
     Attributes:
         dispersion_: phi; 1 for counts that are seen to vary no more than those of Poisson.
@@ -228,6 +233,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         ordered: Mapping[str, Sequence[str]] | None = None,
         monotone: Mapping[str, int] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        n_jobs: int | None = None,
     ) -> None:
         self.family = family
         self.choose = choose
@@ -236,6 +242,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         self.ordered = ordered
         self.monotone = monotone
         self.random_state = random_state
+        self.n_jobs = n_jobs
 
     @said("this fit", HELPS)
     def fit(

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -130,6 +131,7 @@ class TunedAdditive(BaseEstimator, ABC):
         "ordered": [dict, None],
         "monotone": [dict, None],
         "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
     }
 
     choose: bool
@@ -138,6 +140,7 @@ class TunedAdditive(BaseEstimator, ABC):
     ordered: Mapping[str, Sequence[str]] | None
     monotone: Mapping[str, int] | None
     random_state: int | np.random.RandomState | None
+    n_jobs: int | None
 
     _every: EveryRow | None = None
 
@@ -203,7 +206,7 @@ class TunedAdditive(BaseEstimator, ABC):
             rows, additive = self._dispersed(rows)
             fits = fitted(rows, candidates, additive=additive)
             if self.choose:
-                choice = choose(rows, candidates, fits, strata, given.groups, random, callback)
+                choice = choose(rows, candidates, fits, strata, given.groups, random, callback, self.n_jobs)
                 kept, self.choice_, self.interrupted_ = dict(choice.kept), choice.compared, choice.ended
                 if 0 < choice.rows < len(y):
                     self.notes_ += (f"the candidates were compared on {choice.rows:,} of {len(y):,} rows",)
