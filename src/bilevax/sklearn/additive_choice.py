@@ -1,6 +1,7 @@
 """The choice among additive models: each is tuned inside outer folds, and what it says of held-out rows is stacked."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -98,7 +99,9 @@ def choose(
         if ended:
             break
         scores[r][:, held] = next(found)
-    found.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some were begun in vain
+        found.close()
     # whole repeats; or the rows of the folds that were done of the first
     known = ~np.isnan(scores[:, 0, :, 0])
     whole, there = known.all(axis=1), known[0]
