@@ -145,7 +145,7 @@ def equal(data: Path) -> list[dict[str, Any]]:
     every, rows, passed = ready(data)
     every.count()
     passed.fit(*rows)
-    parts, y = zip(*every.rows_of_pass(), strict=True)
+    parts, y = zip(*((table.take(there), y) for table, there, y in every.rows_of_pass()), strict=True)
     whole, values = concatenated(every.pieces, parts), np.concatenate(y)
     del parts, y
     begun = time.perf_counter()

@@ -238,7 +238,7 @@ def test_every_row_trains_once_a_pass_but_those_of_the_test(tmp_path, small):
     assert every.rows == np.sum(~np.isnan(whole.column("y").values)) < whole.rows
     test = prepared.target.values[prepared.split.test]
     for _ in range(2):
-        y = np.concatenate([y for _, y in every.rows_of_pass()])
+        y = np.concatenate([y for _, _, y in every.rows_of_pass()])
         # the values tell the rows apart
         known = whole.column("y").values
         np.testing.assert_array_equal(np.sort(np.concatenate([y, test])), np.sort(known[~np.isnan(known)]))
@@ -258,7 +258,7 @@ def test_the_model_of_all_rows_is_that_of_the_rows_in_memory(tmp_path, small, ta
     models = [make(choose=False, pairs=False, random_state=0) for _ in range(3)]
     learn_from(models[0], every)
     models[0].fit(prepared.features.take(rows), prepared.target.values[rows])
-    tables, y = zip(*every.rows_of_pass(), strict=True)
+    tables, y = zip(*((table.take(there), y) for table, there, y in every.rows_of_pass()), strict=True)
     whole = concatenated(every.pieces, tables)
     models[1].fit(whole, np.concatenate(y))
     models[2].fit(prepared.features.take(rows), prepared.target.values[rows])

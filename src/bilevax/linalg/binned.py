@@ -136,13 +136,14 @@ class BinnedColumns:
         for j, Z in enumerate(self.bases):
             at = self.block(j)
             out[at, at] = (Z.T * np.bincount(self.codes[j], weight, len(Z))) @ Z
-            groups = self._groups(j)
-            for (first, last), N in zip(groups, self._histograms(j, groups, weight), strict=True):
-                for k in range(first, last):
-                    bins = slice(self._bins[k] - self._bins[first], self._bins[k + 1] - self._bins[first])
-                    to = self.block(k)
-                    out[at, to] = Z.T @ (N[:, bins] @ self.bases[k])
-                    out[to, at] = out[at, to].T
+            if j + 1 == len(self.bases):
+                break
+            # Z_j' N_jk of all k at once
+            ZN = Z.T @ np.concatenate(list(self._histograms(j, self._groups(j), weight)), axis=1, dtype=float)
+            for k in range(j + 1, len(self.bases)):
+                to, bins = self.block(k), slice(*(self._bins[k : k + 2] - self._bins[j + 1]))
+                out[at, to] = ZN[:, bins] @ self.bases[k]
+                out[to, at] = out[at, to].T
         return out if same is None else same * out
 
     def _groups(self, j: int) -> list[tuple[int, int]]:

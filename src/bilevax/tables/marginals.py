@@ -59,7 +59,8 @@ class NumberCounts:
 
     def add(self, values: np.ndarray) -> None:
         """Rows, [n]."""
-        there = np.sort(_finite(values))  # NaN comes last
+        there = _finite(values)
+        there.sort()  # NaN comes last
         there = there[: len(there) - int(np.isnan(values).sum())]
         self._missing += len(values) - len(there)
         if not len(self._count):
@@ -146,9 +147,13 @@ class LevelCounts:
     def __init__(self) -> None:
         self._counts: Counter[str | None] = Counter()
 
-    def add(self, values: np.ndarray) -> None:
-        """Rows, text or None, [n]."""
-        self._counts.update(values.tolist())
+    def add(self, values: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """Rows, text or None, [n]; or how many rows have each, [n]."""
+        if rows is None:
+            self._counts.update(values.tolist())
+        else:
+            for i in np.flatnonzero(rows):
+                self._counts[values[i]] += int(rows[i])
         if len(self._counts) > 2 * LEVELS:
             self._counts = Counter(dict(self._counts.most_common(LEVELS)))
 
