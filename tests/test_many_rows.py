@@ -158,6 +158,24 @@ def test_counts_of_pieces_are_those_of_the_column():
     assert dict(zip(*map(list, levels.found()[:2]), strict=True)) == {**there, None: 30}
 
 
+@pytest.mark.parametrize("near", [0.0, 1.7e9])
+def test_numbers_are_told_apart_by_the_edges_of_groups(near):
+    """Also where float32, in which they are sorted, rounds to an edge; numbers far from zero it does not tell apart."""
+    known = near + RNG.normal(size=300)
+    counts = NumberCounts(known)
+    assert (counts._sorted.dtype == np.float32) == (near == 0.0)
+    edges = counts._edges
+    assert np.all(np.diff(np.searchsorted(np.sort(known), edges)) == 1)
+    x = np.concatenate([edges, np.nextafter(edges, np.inf), known, [np.inf, -np.inf, 1e300, np.nan]])
+    counts.add(x)
+    right = np.searchsorted(np.sort(x[:-1]), edges, side="right")
+    np.testing.assert_array_equal(np.cumsum(counts.state()["count"]), [*right, len(x) - 1])
+    assert counts.state()["missing"] == 1
+    nothing = NumberCounts(np.full(3, np.nan))
+    nothing.add(x)
+    assert nothing.found().weight.sum() == 1
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_quantiles_by_counts_are_those_of_all_rows(ties):
     """Of a skewed column, of which 20,000 rows are known before; after a second pass to the row."""

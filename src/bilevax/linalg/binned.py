@@ -133,16 +133,24 @@ class BinnedColumns:
         # of equal weights rows are counted
         same = w[0] if len(w) and np.all(w == w[0]) else None
         weight = w if same is None else None
-        for j, Z in enumerate(self.bases):
-            at = self.block(j)
-            out[at, at] = (Z.T * np.bincount(self.codes[j], weight, len(Z))) @ Z
+        # sums over the bins of columns, the last first: of N_jk, those of j
+        sums = [np.zeros(0) for _ in self.bases]
+        for j, Z in reversed(list(enumerate(self.bases))):
+            at, start = self.block(j), self._bins[j + 1]
             if j + 1 == len(self.bases):
-                break
-            # Z_j' N_jk of all k at once
-            ZN = Z.T @ np.concatenate(list(self._histograms(j, self._groups(j), weight)), axis=1, dtype=float)
+                N = np.zeros((len(Z), 0))
+                sums[j] = np.bincount(self.codes[j], weight, len(Z)).astype(float)
+            elif len(Z) == 1:
+                N = np.concatenate(sums[j + 1 :])[None]
+                sums[j] = np.sum(sums[j + 1], keepdims=True)
+            else:
+                N = np.concatenate(list(self._histograms(j, self._groups(j), weight)), axis=1, dtype=float)
+                sums[j] = N[:, : len(self.bases[j + 1])].sum(axis=1)
+            out[at, at] = (Z.T * sums[j]) @ Z
+            ZN = Z.T @ N
             for k in range(j + 1, len(self.bases)):
-                to, bins = self.block(k), slice(*(self._bins[k : k + 2] - self._bins[j + 1]))
-                out[at, to] = ZN[:, bins] @ self.bases[k]
+                to = self.block(k)
+                out[at, to] = ZN[:, slice(*(self._bins[k : k + 2] - start))] @ self.bases[k]
                 out[to, at] = out[at, to].T
         return out if same is None else same * out
 
