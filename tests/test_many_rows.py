@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +26,14 @@ from bilevax.solvers.additive_passes import Passing
 from bilevax.solvers.additive_stack import with_pairs
 from bilevax.study import TuneSettings, read_model
 from bilevax.study.preparation import prepare
-from bilevax.study.row_set import RowSet
+from bilevax.study.row_set import RowSet, _add
+from bilevax.tables.additive import Source, bins
 from bilevax.tables.ahead import ahead
 from bilevax.tables.effects import category, number
 from bilevax.tables.file_set import concatenated, files_of, open_set
 from bilevax.tables.marginals import LevelCounts, NumberCounts
 from bilevax.tables.reading import Reading
+from bilevax.tables.table import CodedColumn
 
 N = 3000
 RNG = np.random.default_rng(0)
@@ -246,6 +249,27 @@ def opened(folder, **options):
     settings = TuneSettings(pairs=False, **options)
     pieces = open_set(folder.name, files_of(str(folder)), settings.reading)
     return RowSet(pieces, "y", settings), settings
+
+
+def test_texts_that_are_read_as_numbers_of_words_are_those_of_the_file(tmp_path):
+    words = [*["a", " a ", "", None, "b", "?"] * 200, "c"]
+    parquet.write_table(pa.table({"z": words, "x": range(1201)}), tmp_path / "set.parquet", row_group_size=500)
+    reading = Reading(missing={"z": ("?",)})
+    tables = list(open_set("set", [tmp_path / "set.parquet"], reading).tables())
+    right = np.array([None if word in ("", None, "?") else word.strip() for word in words], object)
+    effect, counts, before = category("z", right), LevelCounts(), 0
+    for table in tables:
+        column, there = table.column("z"), right[before : before + table.rows]
+        assert isinstance(column, CodedColumn)
+        np.testing.assert_array_equal(column.missing, np.equal(there, None))
+        np.testing.assert_array_equal(bins(table, Source("z", "text"), effect), effect.codes(there))
+        _add(counts, table, Source("z", "text"), np.arange(table.rows) % 7 > 0)
+        np.testing.assert_array_equal(column.take(np.arange(5)).values, there[:5])
+        np.testing.assert_array_equal(column.values, there)
+        before += table.rows
+    assert before == len(words)
+    used = np.concatenate([np.arange(table.rows) % 7 > 0 for table in tables])
+    assert dict(zip(*map(list, counts.found()[:2]), strict=True)) == Counter(right[used].tolist())
 
 
 def test_every_row_trains_once_a_pass_but_those_of_the_test(tmp_path, small):
