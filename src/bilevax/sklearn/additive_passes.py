@@ -1,6 +1,6 @@
 """Rows that are too many to hold: a model is chosen on some of them, and fitted to all in passes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from bilevax.solvers.additive_models import AdditiveFit
 from bilevax.solvers.additive_passes import Passing
-from bilevax.tables.additive import Source, cells
+from bilevax.tables.additive import Source, bins
 from bilevax.tables.ahead import ahead
 from bilevax.tables.effects import Effect
 from bilevax.tables.marginals import Marginal
@@ -17,6 +17,9 @@ from bilevax.tables.table import Table
 PASSES = 20
 """Newton steps, at most."""
 
+BLOCK = 1 << 25
+"""Bytes of the bins, targets and weights of rows that are summed at once: a sum takes a time of its own."""
+
 
 class EveryRow(Protocol):
     """All rows, of which a fit has some."""
@@ -24,8 +27,8 @@ class EveryRow(Protocol):
     def marginal(self, source: Source) -> Marginal:
         """Of the cells of an effect."""
 
-    def rows_of_pass(self, number: int) -> Iterator[tuple[Table, np.ndarray]]:
-        """Features and targets of each piece."""
+    def rows_of_pass(self, number: int) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
+        """Features of each piece, which of its rows are meant, and the targets of these."""
 
     def kept(self, name: str) -> Mapping[str, np.ndarray] | None:
         """What was kept of a pass by an earlier fit to the same rows."""
@@ -71,14 +74,14 @@ def fit_to_every_row(
     ended, going = False, [m for m in models if not m.restored(every.kept(names[m])) or m.step()]
 
     def coded(number: int) -> Iterator[tuple[list[np.ndarray], Targets]]:
-        for table, y in every.rows_of_pass(number):
-            codes = [effect.codes(cells(table, source)) for source, effect in zip(sources, effects, strict=True)]
+        for table, there, y in every.rows_of_pass(number):
+            codes = [bins(table, source, effect)[there] for source, effect in zip(sources, effects, strict=True)]
             yield codes, targets(y)
 
     for _ in range(PASSES):
         if not going:
             break
-        for codes, of in ahead(coded(1 + max(model.passes for model in going))):
+        for codes, of in ahead(_joined(coded(1 + max(model.passes for model in going)))):
             if ended := every.ended():
                 break
             for model in going:
@@ -91,6 +94,29 @@ def fit_to_every_row(
     counted = tuple(_counted(every, *each) for each in zip(sources, effects, strict=True))
     found = [(model.fitted(counted), share) for model, (_, share) in zip(models, mixture, strict=True)]
     return ByPasses(found, max(model.passes for model in models), ended)
+
+
+Coded = tuple[list[np.ndarray], Targets]
+
+
+def _joined(pieces: Iterable[Coded]) -> Iterator[Coded]:
+    """The same rows in pieces of ``BLOCK``."""
+    parts: list[Coded] = []
+    size = 0
+    for codes, of in pieces:
+        parts.append((codes, of))
+        size += sum(x.nbytes for x in (*codes, *of))
+        if size >= BLOCK:
+            yield _concatenated(parts)
+            parts, size = [], 0
+    if parts:
+        yield _concatenated(parts)
+
+
+def _concatenated(parts: list[Coded]) -> Coded:
+    codes, of = zip(*parts, strict=True)
+    y, weight = map(np.concatenate, zip(*of, strict=True))
+    return [np.concatenate(each) for each in zip(*codes, strict=True)], Targets(y, weight)
 
 
 def _counted(every: EveryRow, source: Source, effect: Effect) -> Effect:

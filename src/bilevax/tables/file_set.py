@@ -84,7 +84,7 @@ def _require_alike(first: ParquetFile, file: ParquetFile) -> None:
 
 def _tables(file: ParquetFile, reading: Reading, rows: int) -> Iterator[Table]:
     wanted, kept, before = reading.choose(file.name, file.names), reading.kept(file.names), 0
-    for arrays in file.batches(rows):
+    for arrays in file.batches(rows, coded=True):
         of = {j: pa.chunked_array([array]) for j, array in zip(file.wanted, arrays, strict=True)}
         columns = tuple(arrow_column(file.name, file.names[j], of[j], reading, before) for j in wanted)
         passed = tuple(kept_column(file.name, file.names[j], of[j]) for j in kept)

@@ -1,7 +1,7 @@
 """Parquet files: their page checksums are verified, and what they say of their size is believed within limits."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,10 +31,11 @@ class ParquetFile(NamedTuple):
     types: list[pa.DataType]
     wanted: list[int]
     rows: int
+    coded: list[str]
 
-    def batches(self, rows: int) -> Iterator[list[pa.Array]]:
-        """The wanted columns in pieces of rows, at most so many."""
-        with readable(self.name), self._opened() as file:
+    def batches(self, rows: int, *, coded: bool = False) -> Iterator[list[pa.Array]]:
+        """The wanted columns in pieces of rows, at most so many; ``coded``: texts as dictionaries, where few differ."""
+        with readable(self.name), self._opened(self.coded if coded else []) as file:
             labels, done = [self.names[j] for j in self.wanted], 0
             try:
                 for batch in file.iter_batches(rows, columns=labels) if labels else ():
@@ -49,9 +50,11 @@ class ParquetFile(NamedTuple):
         with readable(self.name), self._opened() as file:
             return file.read([self.names[position]]).column(0)
 
-    def _opened(self) -> parquet.ParquetFile:
+    def _opened(self, coded: Sequence[str] = ()) -> parquet.ParquetFile:
         # A page after the other, not a group of rows at once.
-        return parquet.ParquetFile(self.source, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
+        return parquet.ParquetFile(
+            self.source, read_dictionary=coded, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+        )
 
 
 def open_parquet(name: str, source: Path | pa.Buffer, reading: Reading) -> ParquetFile:
@@ -67,7 +70,16 @@ def open_parquet(name: str, source: Path | pa.Buffer, reading: Reading) -> Parqu
     wanted = sorted({*reading.choose(name, names), *reading.kept(names)})
     check_names(name, names, wanted)
     reading.require_cells(name, about.num_rows, len(wanted))
-    return ParquetFile(name, source, names, [field.type for field in fields], wanted, about.num_rows)
+    coded = _of_few_words(about, {names[j] for j in wanted if pa.types.is_string(fields[j].type)})
+    return ParquetFile(name, source, names, [field.type for field in fields], wanted, about.num_rows, coded)
+
+
+def _of_few_words(about: parquet.FileMetaData, labels: set[str]) -> list[str]:
+    """Of columns of text those whose cells take two bytes at most, being the numbers of words."""
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    columns = [j for j in range(about.num_columns) if about.schema.column(j).path in labels]
+    sizes = {j: sum(group.column(j).total_uncompressed_size for group in groups) for j in columns}
+    return [about.schema.column(j).path for j in columns if sizes[j] <= 2 * about.num_rows]
 
 
 def read_parquet(name: str, data: bytes, reading: Reading, *, sha256: str = "") -> Table:
