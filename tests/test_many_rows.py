@@ -63,6 +63,7 @@ def passed(rows, fit):
         for start in range(0, len(rows.y), 700):
             at = np.arange(start, min(start + 700, len(rows.y)))
             model.add([c[at] for c in rows.codes], rows.y[at], rows.weight[at])
+        model.end()
         going = model.step()
     return model.fitted(rows.effects)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -138,6 +138,18 @@ class NumberCounts:
         self._count, self._missing, self._told = state["count"], int(state["missing"]), state["told"]
         self._around = [(state["around"], state["rows"])]
 
+    def join(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Of the rows of several processes, which have counted the same pass."""
+        if self._told.any():
+            self._around = [(state["around"], state["rows"]) for state in states]
+            if all(state["told"].any() for state in states):
+                self._merge()
+            else:
+                self.forget()
+            return
+        self._count = np.sum([state["count"] for state in states], axis=0)
+        self._missing = sum(int(state["missing"]) for state in states)
+
     def forget(self) -> None:
         """The second pass does not count."""
         self._told[:], self._runs, self._around = False, np.zeros(0), []
@@ -199,6 +211,12 @@ class LevelCounts:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of :meth:`state`."""
         self._counts = Counter(dict(json.loads(str(state["counts"]))))
+
+    def join(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Of the rows of several processes."""
+        self._counts = Counter()
+        for state in states:
+            self._counts.update(dict(json.loads(str(state["counts"]))))
 
     def found(self) -> Marginal:
         """Levels, and None where one is missing."""
