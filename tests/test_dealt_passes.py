@@ -288,6 +288,7 @@ def test_faults_are_said_once_and_end_all(tmp_path, launch):
     assert said.splitlines()[-1] == "bilevax: process 0 ended with code 4"
     # of rows of the second process
     table = parquet.read_table(folder / "part2.parquet")
+    parquet.write_table(table, folder / "part2.parquet", row_group_size=500, write_page_checksum=True)
     content = bytearray((folder / "part2.parquet").read_bytes())
     content[len(content) // 2 : len(content) // 2 + 50] = bytes(50)
     (folder / "part2.parquet").write_bytes(content)
