@@ -90,7 +90,7 @@ class Expanded(Marginal):
         (value, g, G, _), b, S = self.summed, self.at, self.family.scores
         factor = factorised(G, penalty)
         none = Losses(np.zeros(0), np.zeros((0, S)), np.zeros((0, S, S)))
-        fit = Fit(b, np.zeros((0, S)), none, value, G, factor, 1, True)
+        fit = Fit(b, np.zeros((0, S)), none, value, none.curvature, G, factor, 1, True)
         step = -fit.solve(g + penalty[:, None] * b)
         move = step.T.ravel()
         value += float(np.sum(g * step)) + 0.5 * float(move @ G @ move)
@@ -221,5 +221,5 @@ class Passing:
         grams = np.einsum("ct,tiuj,cu->cij", like.Q, G, like.Q, optimize=True)
         penalty = penalties(found.rho, loss.part)
         factors = np.array([factorised(gram, penalty) for gram in grams])
-        block = BlockFit(at.b, at.scores, at.losses, at.value, grams, factors, 1, True)
+        block = BlockFit(at.b, at.scores, at.losses, at.value, at.curvature, grams, factors, 1, True)
         return self.fit.moved(like, found._replace(outer=found.outer._replace(fits=(block,))), effects)

@@ -21,7 +21,7 @@ from bilevax.tables.labels import label_text
 from bilevax.tables.marginals import LevelCounts, Marginal, NumberCounts
 from bilevax.tables.packed import packed, unpacked
 from bilevax.tables.pieces import Pieces
-from bilevax.tables.table import Column, Table
+from bilevax.tables.table import CodedColumn, Column, Table
 
 
 class RowSet:
@@ -129,9 +129,9 @@ class RowSet:
         """What the columns hold; two passes, of which that of some rows will do if they are to end."""
         known = self.kept("counts")
         if known is None:
-            for table, _ in self._training("counting what columns hold"):
+            for table, there, _ in self._training("counting what columns hold"):
                 for source, counts in self._counts.items():
-                    counts.add(cells(table, source))
+                    _add(counts, table, source, there)
                 if self.ended():
                     break
             if self._joined(self._counts.values()):
@@ -144,9 +144,9 @@ class RowSet:
         some = {s: c for s, c in self._counts.items() if isinstance(c, NumberCounts) and c.choose()}
         if not some or (known is not None and int(known["passes"]) == 2):
             return
-        for table, _ in self._training("placing the bins"):
+        for table, there, _ in self._training("placing the bins"):
             for source, numbers in some.items():
-                numbers.add_around(cells(table, source))
+                numbers.add_around(cells(table, source)[there])
             if self.ended():
                 break
         if self._joined(some.values()):
@@ -167,8 +167,8 @@ class RowSet:
         arrays = {f"{i} {key}": x for i, state in states for key, x in state.items()}
         self.keep("counts", {**arrays, "passes": np.array(passes)})
 
-    def rows_of_pass(self, number: int = 1) -> Iterator[tuple[Table, np.ndarray]]:
-        """Features and targets."""
+    def rows_of_pass(self, number: int = 1) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
+        """Features of each piece, which of its rows are meant, and the targets of these."""
         yield from self._training(f"fitting to every row, pass {number}")
 
     def ended(self) -> bool:
@@ -179,13 +179,13 @@ class RowSet:
         """That of a piece."""
         return self._strata[table.before]
 
-    def _training(self, name: str) -> Iterator[tuple[Table, np.ndarray]]:
-        """Features and targets of the rows that have one, but those of the test."""
+    def _training(self, name: str) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
+        """Features of each piece, which rows have a target and are not of the test, and the targets of these."""
         for table in self._tables(name):
             y = self._values(table)
             there = y >= 0 if y.dtype.kind == "i" else ~np.isnan(y)
             there[self._within(self._test, table) - table.before] = False
-            yield table.select(self._names).take(np.flatnonzero(there)), y[there]
+            yield table.select(self._names), there, y[there]
 
     def _within(self, rows: np.ndarray, table: Table) -> np.ndarray:
         start, stop = np.searchsorted(rows, [table.before, table.before + table.rows])
@@ -219,13 +219,26 @@ class RowSet:
         return y
 
 
+def _add(counts: NumberCounts | LevelCounts, table: Table, source: Source, there: np.ndarray) -> None:
+    """Count the cells of these rows."""
+    column = table.column(source.column)
+    if isinstance(counts, LevelCounts) and isinstance(column, CodedColumn):
+        counts.add(column.words, np.bincount(column.codes[there], minlength=len(column.words)))
+    else:
+        counts.add(cells(table, source)[there])
+
+
 def _codes(column: Column, goal: Target, table: Table) -> np.ndarray:
     """The numbers of classes, -1 where missing."""
     assert goal.labels is not None
     classes, missing = goal.labels.classes, column.missing
     text = isinstance(classes[0], str)
-    cells_ = column.as_text().values if text else column.values
-    distinct, inverse = np.unique(cells_[~missing], return_inverse=True)
+    if isinstance(column, CodedColumn):
+        used, inverse = np.unique(column.codes[~missing], return_inverse=True)
+        distinct = column.words[used]
+    else:
+        cells_ = column.as_text().values if text else column.values
+        distinct, inverse = np.unique(cells_[~missing], return_inverse=True)
     known = {label if text else float(label): code for code, label in enumerate(classes)}
     of = np.array([known.get(label, -1) for label in distinct.tolist()], np.int64)
     if (of < 0).any():

@@ -100,7 +100,7 @@ def _tables(file: ParquetFile, reading: Reading, rows: int, start: int, stop: in
     """Of the row groups that begin from one row to another, in pieces of so many rows."""
     first, last = np.searchsorted(np.cumsum([0, *file.groups[:-1]]), [start, stop])
     wanted, kept, before = reading.choose(file.name, file.names), reading.kept(file.names), sum(file.groups[:first])
-    for arrays in file.batches(rows, range(first, last)):
+    for arrays in file.batches(rows, range(first, last), coded=True):
         of = {j: pa.chunked_array([array]) for j, array in zip(file.wanted, arrays, strict=True)}
         columns = tuple(arrow_column(file.name, file.names[j], of[j], reading, before) for j in wanted)
         passed = tuple(kept_column(file.name, file.names[j], of[j]) for j in kept)
