@@ -30,7 +30,7 @@ ROUNDING = 1e-13
 INEXACT, EXACT = 5e-2, 1e-7
 """Part of the error, in the norm of H, that conjugate gradients leave of a Newton step, and of a solution."""
 
-FEW, MANY = 3, 6
+FEW, MANY = 6, 20
 """Products with H after which they are given up for a new factor, of a Newton step and of a solution."""
 
 
