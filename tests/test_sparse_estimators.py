@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.special import softmax
+from scipy.stats import norm
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -98,13 +99,27 @@ def test_no_model_has_the_evidence_of_the_rows_that_it_is_judged_on() -> None:
     assert model.history_[-1]["tuning_loss"] > 0.67
 
 
-def test_the_prior_of_powers_is_a_normal_density() -> None:
-    ties = tied(np.zeros(3, int), powers=np.arange(3.0)[:, None], rows=10.0)
-    lam = np.array([7.0, 2.0])
+def test_priors_are_normal_densities_of_powers_and_of_the_levels_mean() -> None:
+    ties = tied(np.array([0, 0, 1]), powers=np.arange(3.0)[:, None], rows=10.0)._replace(usual=2.0)
+    lam = np.array([7.0, 9.0, 2.0])
     value, slope = ties.prior(lam)
-    assert value == pytest.approx(0.5 * 2.0**2 / 10.0)
-    np.testing.assert_allclose(slope, [0.0, 0.2])
-    np.testing.assert_allclose(ties.penalties(lam)[1], np.exp(7.0 + 2.0 * np.arange(3.0)))
+    expected = norm(0.0, 1.0).logpdf([0.0, 2.0]) @ [1.0, -1.0] + norm(2.0, 6.0).logpdf([2.0, 8.0]) @ [1.0, -1.0]
+    assert value == pytest.approx(expected / 10.0)
+    np.testing.assert_allclose(slope, np.array([0.5 / 6.0, 0.5 / 6.0, 2.0]) / 10.0)
+    np.testing.assert_allclose(ties.penalties(lam)[1], np.exp([7.0, 9.0, 13.0]))
+
+
+def test_a_single_penalty_sets_the_size_of_scores_and_does_not_vanish_where_classes_are_apart() -> None:
+    """Of a dense table with a rare column, too: it has one penalty, and ten folds."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    X = 10.0 * np.eye(3)[y] @ rng.normal(size=(3, 100)) + rng.normal(size=(60, 100))
+    X[:, 0] = rng.uniform(size=60) < 0.1
+    model = TunedLogisticRegression(random_state=0).fit(X, y)
+    assert np.ptp(model.penalties_) == 0.0
+    assert model.score_scale_ == 1.0
+    assert model.penalties_[0] > 1e-3
+    assert model.score(X, y) == 1.0
 
 
 def test_sparse_rows_give_the_model_of_dense_ones_and_are_never_made_dense(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ FEW = 25
 SAY = 500
 """Rows from which on evidence is used by default; fewer say too little of a column."""
 
-SMALL = 2000
-"""Rows up to which there are five folds; three of more."""
+SMALL, SMALLER = 2000, 500
+"""Rows up to which there are five folds, three of more; and up to which there are ten."""
 
 LEAST = 1e-100
 """Of the first single penalty: there is nothing to learn where it would be 0."""
@@ -130,7 +130,7 @@ def tune_on_host(
     mean, scale = _moments(X[train], weights.sample[train])
     Z = divide_columns(_less(X, mean), scale)
     precision = SEARCHED if scipy.sparse.issparse(Z) else np.float64
-    K = 5 if len(train) <= SMALL else 3
+    K = 10 if len(train) <= SMALLER else 5 if len(train) <= SMALL else 3
     fold = deal_folds(y[train], None if groups is None else np.asarray(groups)[train], K, random)
     fold = _always_trained(fold, y[train])
     ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
@@ -146,7 +146,10 @@ def tune_on_host(
             classes=classes,
             weight=inner[train],
             held_weight=outer[train],
+            scaled=ties.groups > 1 or per == "evidence",
         )
+        # with which scores have the variance 1, before any label
+        ties = ties._replace(usual=np.log(max(4.0 * models.largest_curvature() / models.trained_on.max(), LEAST)))
         if per == "evidence":
             ties = ties._replace(evidence=np.stack([log_evidence(rows, blocks) for rows in models.trained]))
         held = ClassRows.of(Z[validated].astype(precision), y[validated], outer[validated], classes)

@@ -12,7 +12,8 @@ add. With E the mean loss of the held-out rows, each under the model trained wit
 
 where penalties may be of each model, too. E is that of the scores times a factor s, the same for all models, at which E
 plus (log s)^2 / 2 by the number of rows, a standard normal prior of log s, is least; so no derivative of s is needed.
-Strong penalties that leave the better order of the rows may so have scores of any size.
+Strong penalties that leave the better order of the rows may so have scores of any size. A single penalty sets their
+size itself: s = 1 there.
 
 Newton steps, and v, by conjugate gradients that are preconditioned with the diagonal of H_k. Source: Lin, Weng, Keerthi
 (2008), Trust region Newton method for large-scale logistic regression, for truncated Newton steps on sparse rows.
@@ -123,6 +124,7 @@ class LogisticModels:
         classes: how many there are, at least 2.
         weight: of the rows in F, [n], positive; None: 1.
         held_weight: of the rows in E, [n]; None: as in F.
+        scaled: scores are multiplied by s; else s = 1.
 
     Attributes:
         X: as given.
@@ -145,6 +147,7 @@ class LogisticModels:
         classes: int,
         weight: np.ndarray | None = None,
         held_weight: np.ndarray | None = None,
+        scaled: bool = True,
     ) -> None:
         self.X, self.weight = X, np.ones(len(y)) if weight is None else weight
         rows = ClassRows.of(X, y, self.weight.astype(X.dtype), classes)
@@ -155,7 +158,7 @@ class LogisticModels:
         self._theta[:, -1] = [_log_shares(part) for part in self.trained]
         self._adjoint = np.zeros_like(self._theta)
         self._points: list[tuple[np.ndarray, np.ndarray]] = []
-        self.scale, self.visits = 1.0, 0
+        self.scale, self.visits, self._scaled_scores = 1.0, 0, scaled
 
     def largest_curvature(self) -> float:
         """Not exceeded by that of the loss in the weights of a class: a quarter of the sum of the squares."""
@@ -293,6 +296,8 @@ class LogisticModels:
             parts = zip(self._held, scores, strict=True)
             return (sum(held.total(float(np.exp(log)) * S) for held, S in parts) + 0.5 * log**2) / n
 
+        if not self._scaled_scores:
+            return value(0.0), 1.0
         least = minimize_scalar(value, bounds=SCALES, method="bounded", options={"xatol": 1e-6})
         return float(least.fun), float(np.exp(least.x))
 
