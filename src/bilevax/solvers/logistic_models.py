@@ -19,6 +19,7 @@ Newton steps, and v, by conjugate gradients that are preconditioned with the dia
 (2008), Trust region Newton method for large-scale logistic regression, for truncated Newton steps on sparse rows.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -131,6 +132,7 @@ class LogisticModels:
         weight: of the rows in F, [n].
         trained_on: the weight of the rows of each model, [K].
         trained: the rows of each model.
+        held: those that it is judged on.
         weights: of the models, [K, p, C].
         bias: [K, C].
         scale: s, of the last held-out loss.
@@ -152,7 +154,7 @@ class LogisticModels:
         self.X, self.weight = X, np.ones(len(y)) if weight is None else weight
         rows = ClassRows.of(X, y, self.weight.astype(X.dtype), classes)
         outer = rows if held_weight is None else rows._replace(c=held_weight.astype(X.dtype))
-        self.trained, self._held = [rows.take(fold != k) for k in range(K)], [outer.take(fold == k) for k in range(K)]
+        self.trained, self.held = [rows.take(fold != k) for k in range(K)], [outer.take(fold == k) for k in range(K)]
         self.trained_on = np.array([float(part.c.sum()) for part in self.trained])
         self._theta = np.zeros((K, X.shape[1] + 1, rows.Y.shape[1]), X.dtype)
         self._theta[:, -1] = [_log_shares(part) for part in self.trained]
@@ -255,31 +257,14 @@ class LogisticModels:
             out += l2 * d
             return out, U
 
-        v = v.copy()
-        r = right - product(v)[0] if v.any() else right.copy()
-        z = r / diagonal
-        d, rz, goal = z.copy(), float(np.vdot(r, z)), tolerance**2 * float(np.vdot(right, right / diagonal))
-        along = np.zeros((rows.c.size, v.shape[1]), v.dtype)
-        for _ in range(PRODUCTS):
-            if rz <= goal:
-                break
-            Hd, U = product(d)
-            a = rz / float(np.vdot(d, Hd))
-            v += a * d
-            along += a * U
-            r -= a * Hd
-            np.divide(r, diagonal, out=z)
-            rz, before = float(np.vdot(r, z)), rz
-            d *= rz / before
-            d += z
-        return v, along
+        return conjugate_gradients(product, right, v, diagonal, tolerance)
 
     def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:
         """The mean loss of the held-out rows at the solution, that of log s with it, and its derivatives, [K, p, C]."""
-        n, slope = sum(float(held.c.sum()) for held in self._held) or 1.0, np.zeros_like(self.weights)
-        scores = [held.scores(theta) for held, theta in zip(self._held, self._theta, strict=True)]
+        n, slope = sum(float(held.c.sum()) for held in self.held) or 1.0, np.zeros_like(self.weights)
+        scores = [held.scores(theta) for held, theta in zip(self.held, self._theta, strict=True)]
         value, self.scale = self._scaled(scores, n)
-        for k, (held, S, (P, diagonal)) in enumerate(zip(self._held, scores, self._points, strict=True)):
+        for k, (held, S, (P, diagonal)) in enumerate(zip(self.held, scores, self._points, strict=True)):
             s, penalty = self.scale, self._penalty(l2, k)
             right = held.pulled(s * held.c[:, None] * (held.probabilities(s * S) - held.Y)) / n
             tolerance = min(ADJOINT, LOOSER * self._tolerance)
@@ -293,13 +278,49 @@ class LogisticModels:
         """The least E + (log s)^2 / 2n, and s."""
 
         def value(log: float) -> float:
-            parts = zip(self._held, scores, strict=True)
+            parts = zip(self.held, scores, strict=True)
             return (sum(held.total(float(np.exp(log)) * S) for held, S in parts) + 0.5 * log**2) / n
 
         if not self._scaled_scores:
             return value(0.0), 1.0
         least = minimize_scalar(value, bounds=SCALES, method="bounded", options={"xatol": 1e-6})
         return float(least.fun), float(np.exp(least.x))
+
+
+def conjugate_gradients(
+    product: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    right: np.ndarray,
+    v: np.ndarray,
+    diagonal: np.ndarray,
+    tolerance: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """v with H v = right, from a start, to a relative residual in the norm of the preconditioner, and U (v - start).
+
+    Args:
+        product: d -> (H d, U d), with H positive definite.
+        right: of any shape.
+        v: the start.
+        diagonal: of H.
+        tolerance: of the residual.
+    """
+    v = v.copy()
+    r = right - product(v)[0] if v.any() else right.copy()
+    z = r / diagonal
+    d, rz, goal = z.copy(), float(np.vdot(r, z)), tolerance**2 * float(np.vdot(right, right / diagonal))
+    along = np.zeros(())
+    for _ in range(PRODUCTS):
+        if rz <= goal:
+            break
+        Hd, U = product(d)
+        a = rz / float(np.vdot(d, Hd))
+        v += a * d
+        along = along + a * U
+        r -= a * Hd
+        np.divide(r, diagonal, out=z)
+        rz, before = float(np.vdot(r, z)), rz
+        d *= rz / before
+        d += z
+    return v, along
 
 
 def _log_shares(rows: ClassRows) -> np.ndarray:
