@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.special import softmax
+from scipy.stats import norm
 from sklearn.compose import ColumnTransformer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -17,6 +18,7 @@ from bilevax import DataError, ParameterError
 from bilevax.sklearn import TunedElasticNet, TunedLogisticRegression, TunedRidge, host_fit
 from bilevax.sklearn.penalty_ties import log_evidence, log_frequency, tied
 from bilevax.solvers.logistic_models import ClassRows, LogisticModels
+from bilevax.solvers.ridge_scores import ridge, stacked
 
 
 def table(classes: int, n: int = 90, p: int = 12) -> tuple[sp.csr_array, np.ndarray]:
@@ -98,13 +100,27 @@ def test_no_model_has_the_evidence_of_the_rows_that_it_is_judged_on() -> None:
     assert model.history_[-1]["tuning_loss"] > 0.67
 
 
-def test_the_prior_of_powers_is_a_normal_density() -> None:
-    ties = tied(np.zeros(3, int), powers=np.arange(3.0)[:, None], rows=10.0)
-    lam = np.array([7.0, 2.0])
+def test_priors_are_normal_densities_of_powers_and_of_the_levels_mean() -> None:
+    ties = tied(np.array([0, 0, 1]), powers=np.arange(3.0)[:, None], rows=10.0)._replace(usual=2.0)
+    lam = np.array([7.0, 9.0, 2.0])
     value, slope = ties.prior(lam)
-    assert value == pytest.approx(0.5 * 2.0**2 / 10.0)
-    np.testing.assert_allclose(slope, [0.0, 0.2])
-    np.testing.assert_allclose(ties.penalties(lam)[1], np.exp(7.0 + 2.0 * np.arange(3.0)))
+    expected = norm(0.0, 1.0).logpdf([0.0, 2.0]) @ [1.0, -1.0] + norm(2.0, 6.0).logpdf([2.0, 8.0]) @ [1.0, -1.0]
+    assert value == pytest.approx(expected / 10.0)
+    np.testing.assert_allclose(slope, np.array([0.5 / 6.0, 0.5 / 6.0, 2.0]) / 10.0)
+    np.testing.assert_allclose(ties.penalties(lam)[1], np.exp([7.0, 9.0, 13.0]))
+
+
+def test_a_single_penalty_sets_the_size_of_scores_and_does_not_vanish_where_classes_are_apart() -> None:
+    """Of a dense table with a rare column, too: it has one penalty, and ten folds."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    X = 10.0 * np.eye(3)[y] @ rng.normal(size=(3, 100)) + rng.normal(size=(60, 100))
+    X[:, 0] = rng.uniform(size=60) < 0.1
+    model = TunedLogisticRegression(random_state=0).fit(X, y)
+    assert np.ptp(model.penalties_) == 0.0
+    assert model.score_scale_ == 1.0
+    assert model.penalties_[0] > 1e-3
+    assert model.score(X, y) == 1.0
 
 
 def test_sparse_rows_give_the_model_of_dense_ones_and_are_never_made_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +151,45 @@ def test_the_model_is_scikit_learns_at_the_penalties_found() -> None:
     scores = model.score_scale_ * reference.decision_function(Z)
     np.testing.assert_allclose(model.predict_proba(X), softmax(scores, axis=1), atol=2e-3)
     assert model.score_scale_ != 1.0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_ridge_beside_it_is_scikit_learns_and_has_the_weight_of_the_least_held_out_loss(classes: int) -> None:
+    X, y = table(classes)
+    weight = np.random.default_rng(0).uniform(0.5, 2.0, len(y))
+    rows = ClassRows.of(X, y, weight, classes)
+    theta = ridge(rows, 3.0, 1e-10)
+    reference = Ridge(3.0).fit(X.toarray(), rows.Y, sample_weight=weight)
+    np.testing.assert_allclose(theta[:-1], np.reshape(reference.coef_.T, theta[:-1].shape), atol=1e-8)
+    np.testing.assert_allclose(theta[-1], reference.intercept_, atol=1e-8)
+    parts = [ClassRows.of(X[i::2], y[i::2], weight[i::2], classes) for i in range(2)]
+    S, R = ([part.scores(t) for part in parts] for t in (np.random.default_rng(1).normal(size=theta.shape), theta))
+    loss, (a, b) = stacked(parts, S, R)
+
+    def at(a: float, b: float) -> float:
+        return sum(p.total(a * s + b * r) for p, s, r in zip(parts, S, R, strict=True)) / weight.sum()
+
+    assert loss == pytest.approx(at(a, b))
+    assert b > 0.0
+    assert min(at(a + u, b + v) for u in (-0.02, 0.0, 0.02) for v in (-0.02, 0.0, 0.02) if a + u >= 0.0) >= loss - 1e-12
+
+
+def test_scores_of_a_ridge_are_added_where_the_held_out_loss_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less the ridge, what is left is the minimiser at the penalties told."""
+    monkeypatch.setattr(host_fit, "FINAL", 1e-8)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 12, 700)
+    said = (np.arange(60) % 12 == y[:, None]) & (rng.uniform(size=(700, 60)) < 0.3)
+    X = sp.csr_array((said | (rng.uniform(size=(700, 60)) < 0.05)).astype(float))
+    model = TunedLogisticRegression("evidence", steps=2, random_state=0).fit(X, y)
+    alpha, b = model.ridge_
+    assert b > 0.1
+    rows = ClassRows.of(X, y, np.ones(700), 12)
+    theta = np.vstack([model.coef_.T, model.intercept_]) - b * ridge(rows, alpha, host_fit.RESIDUAL)
+    theta /= model.score_scale_
+    pull = rows.pulled(rows.probabilities(rows.scores(theta)) - rows.Y)
+    np.testing.assert_allclose(pull[:-1], -model.penalties_.T * theta[:-1], atol=1e-3)
+    np.testing.assert_allclose(pull[-1], 0.0, atol=1e-3)
 
 
 def test_a_rare_column_that_is_noise_is_penalised_more() -> None:

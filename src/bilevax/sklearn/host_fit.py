@@ -22,6 +22,7 @@ from bilevax.sklearn.penalty_ties import Ties, log_evidence, log_frequency, tied
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.logistic_models import ClassRows, LogisticModels
+from bilevax.solvers.ridge_scores import ridge, stacked
 
 if TYPE_CHECKING:
     from bilevax.sklearn.penalised import RowWeights
@@ -32,8 +33,8 @@ FEW = 25
 SAY = 500
 """Rows from which on evidence is used by default; fewer say too little of a column."""
 
-SMALL = 2000
-"""Rows up to which there are five folds; three of more."""
+SMALL, SMALLER = 2000, 500
+"""Rows up to which there are five folds, three of more; and up to which there are ten."""
 
 LEAST = 1e-100
 """Of the first single penalty: there is nothing to learn where it would be 0."""
@@ -50,6 +51,12 @@ SEARCHED = np.float32
 FINAL = 1e-3
 """Of the final model."""
 
+RIDGES = 1.0, 0.3, 0.1, 0.03
+"""Penalties of a ridge that are tried, by the mean square of a row."""
+
+RESIDUAL = 1e-2
+"""Of a ridge."""
+
 
 class Tuned(NamedTuple):
     """What tuning found.
@@ -57,7 +64,8 @@ class Tuned(NamedTuple):
     Attributes:
         coef: in the units of X, [C, p].
         intercept: [C].
-        score_scale: that both were multiplied by.
+        score_scale: that the logistic model was multiplied by.
+        ridge: the penalty of the ridge beside it, and what that was multiplied by.
         mean: that columns were taken about, [p].
         scale: that they were divided by, [p].
         penalties: on the scaled columns, [p] or [p, C].
@@ -72,6 +80,7 @@ class Tuned(NamedTuple):
     coef: np.ndarray
     intercept: np.ndarray
     score_scale: float
+    ridge: tuple[float, float]
     mean: np.ndarray
     scale: np.ndarray
     penalties: np.ndarray
@@ -130,7 +139,7 @@ def tune_on_host(
     mean, scale = _moments(X[train], weights.sample[train])
     Z = divide_columns(_less(X, mean), scale)
     precision = SEARCHED if scipy.sparse.issparse(Z) else np.float64
-    K = 5 if len(train) <= SMALL else 3
+    K = 10 if len(train) <= SMALLER else 5 if len(train) <= SMALL else 3
     fold = deal_folds(y[train], None if groups is None else np.asarray(groups)[train], K, random)
     fold = _always_trained(fold, y[train])
     ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
@@ -146,7 +155,10 @@ def tune_on_host(
             classes=classes,
             weight=inner[train],
             held_weight=outer[train],
+            scaled=ties.groups > 1 or per == "evidence",
         )
+        # with which scores have the variance 1, before any label
+        ties = ties._replace(usual=np.log(max(4.0 * models.largest_curvature() / models.trained_on.max(), LEAST)))
         if per == "evidence":
             ties = ties._replace(evidence=np.stack([log_evidence(rows, blocks) for rows in models.trained]))
         held = ClassRows.of(Z[validated].astype(precision), y[validated], outer[validated], classes)
@@ -159,12 +171,17 @@ def tune_on_host(
         l1, penalties = ties.penalties(step.lam)
         final.begin(step.weights.mean(axis=0), step.bias.mean(axis=0))
         final.solve(l1, penalties, FINAL)
+        theta = step.scale * np.concatenate([final.weights[0], final.bias])
+        alpha, (a, b) = _beside(models, step, np.exp(ties.usual)) if per == "evidence" else (0.0, (1.0, 0.0))
+        if b > 0.0:
+            theta = a * theta + b * ridge(final.trained[0], alpha, RESIDUAL)
     start = search.start
     gap, error = _gap(start, search.best)
     return Tuned(
-        coef=step.scale * final.weights[0].T / scale,
-        intercept=step.scale * (final.bias[0] - (mean / scale) @ final.weights[0]),
-        score_scale=step.scale,
+        coef=theta[:-1].T / scale,
+        intercept=theta[-1] - (mean / scale) @ theta[:-1],
+        score_scale=a * step.scale,
+        ridge=(alpha, b),
         mean=mean,
         scale=scale,
         penalties=penalties,
@@ -175,6 +192,18 @@ def tune_on_host(
         search=search,
         visits=models.visits,
     )
+
+
+def _beside(models: LogisticModels, step: Step, square: float) -> tuple[float, tuple[float, float]]:
+    """The penalty of a ridge whose scores are added, and the weights (a, b) of both, by the held-out loss."""
+    thetas = np.concatenate([step.weights, step.bias[:, None]], axis=1)
+    S = [step.scale * held.scores(theta) for held, theta in zip(models.held, thetas, strict=True)]
+    found = []
+    for alpha in square * np.array(RIDGES):
+        pairs = zip(models.held, models.trained, strict=True)
+        loss, weights = stacked(models.held, S, [held.scores(ridge(rows, alpha, RESIDUAL)) for held, rows in pairs])
+        found.append((loss, float(alpha), weights))
+    return min(found)[1:]
 
 
 def _ties(X: Matrix, weight: np.ndarray, per: str | np.ndarray, blocks: np.ndarray, classes: int) -> Ties:

@@ -148,7 +148,7 @@ class Step(NamedTuple):
     Attributes:
         number: of the step; 0 is the single penalty.
         lam: log-penalties.
-        loss: held-out loss.
+        loss: held-out loss, with the prior.
         weights: of the models, [p, K].
         bias: [K].
         scale: that scores are multiplied by.
@@ -240,13 +240,14 @@ class Search:
         apart = float(np.log(alphas[0] / alphas[1]))
         for alpha in alphas.tolist():
             lam = self.shares.single(alpha, ratio)
-            held = self._held_out(lam, self.pace.rough)
-            found.append((alpha, held.value, float(np.sum(held.l1) + np.sum(held.l2))))
+            loss, slope = self._held_out(lam, self.pace.rough)
+            # d / dlog alpha
+            found.append((alpha, loss, float(slope @ (self.shares.single(np.e * alpha, ratio) - lam))))
             self.path.append((ratio, *found[-1]))
-            if not hasattr(self, "best") or held.value < self.best.loss:
-                self.start = self.best = self._step(0, lam, held.value)
-            worse = held.value > (1.0 + self.pace.worse) * min(loss for _, loss, _ in found)
-            if worse or found[-1][2] * apart <= self.pace.promise * held.value:
+            if not hasattr(self, "best") or loss < self.best.loss:
+                self.start = self.best = self._step(0, lam, loss)
+            worse = loss > (1.0 + self.pace.worse) * min(loss for _, loss, _ in found)
+            if worse or found[-1][2] * apart <= self.pace.promise * loss:
                 break
         return np.array(found)
 
@@ -255,8 +256,8 @@ class Search:
         tried: dict[bytes, tuple[Step, np.ndarray]] = {}
 
         def evaluated(lam: np.ndarray) -> tuple[Step, np.ndarray]:
-            held = self._held_out(lam, self.pace.fine)
-            return self._step(len(self.history), lam.copy(), held.value), self.shares.slope(held)
+            loss, slope = self._held_out(lam, self.pace.fine)
+            return self._step(len(self.history), lam.copy(), loss), slope
 
         def objective(lam: np.ndarray) -> tuple[float, np.ndarray]:
             step, slope = self._last
@@ -264,8 +265,7 @@ class Search:
             if lam.tobytes() not in tried and slope @ (step.lam - lam) <= self.pace.worth * abs(step.loss):
                 raise StopIteration
             step, slope = tried[lam.tobytes()] = evaluated(lam)
-            value, by_prior = self.shares.prior(lam)
-            return unit * (step.loss + value), unit * (slope + by_prior)
+            return unit * step.loss, unit * slope
 
         def after(intermediate_result: scipy.optimize.OptimizeResult) -> None:
             (before, _), (step, slope) = self._last, tried[intermediate_result.x.tobytes()]
@@ -289,10 +289,13 @@ class Search:
                 objective, lam, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=after
             )
 
-    def _held_out(self, lam: np.ndarray, tolerance: float) -> HeldOut:
+    def _held_out(self, lam: np.ndarray, tolerance: float) -> tuple[float, np.ndarray]:
+        """What is minimised, and its slope: the held-out loss and the prior."""
         penalties = self.shares.penalties(lam)
         self.models.solve(*penalties, tolerance)
-        return self.models.held_out(*penalties)
+        held = self.models.held_out(*penalties)
+        value, by_prior = self.shares.prior(lam)
+        return held.value + value, self.shares.slope(held) + by_prior
 
     def _step(self, number: int, lam: np.ndarray, loss: float) -> Step:
         models = self.models

@@ -19,18 +19,23 @@ LEVELS = -16.0, 8.0
 SLOPES = -3.0, 3.0
 """Bounds of a power."""
 
+WIDTH = 6.0
+"""Standard deviation of the prior of the levels' mean."""
+
 
 class Ties(NamedTuple):
     """log l2_kjc = (basis lam)_j - b evidence_kjc: levels of groups of columns, and powers of what is known of them.
 
-    A level is free; a power has a standard normal prior, whose density counts like that of the held-out rows. So a few
-    rows leave powers near 0, the single penalty.
+    A power has a standard normal prior, and the mean of the levels a wide one, whose densities count like those of the
+    held-out rows. So a few rows leave powers near 0, the single penalty, and where a few rows are told apart without a
+    fault the penalties do not vanish, nor are the probabilities 1.
 
     Attributes:
         basis: sparse [p, q], the first of its columns those of levels, 0 or 1.
         levels: how many of the q are.
         classes: of lam [q, C], a column of its own for each class; None: lam [q], the same for every class.
         rows: the weight of the held-out rows.
+        usual: mean of the prior of the levels' mean.
         evidence: of each model, as a logarithm, [K, p, C], whose power b is the last of lam; None: of no class.
     """
 
@@ -38,6 +43,7 @@ class Ties(NamedTuple):
     levels: int
     classes: int | None
     rows: float
+    usual: float = 0.0
     evidence: np.ndarray | None = None
 
     @property
@@ -71,11 +77,15 @@ class Ties(NamedTuple):
         return own if self.evidence is None else np.append(own, -np.vdot(held.l2, self.evidence))
 
     def prior(self, lam: np.ndarray) -> tuple[float, np.ndarray]:
-        """Minus the log-density of the powers by the number of rows, and its slope, flat."""
-        powers = self._shaped(lam.copy())
-        powers[: self.levels] = 0.0
-        # 1/2 sum_k lam_k^2 / n
-        return 0.5 * float(np.vdot(powers, powers)) / self.rows, np.ravel(powers) / self.rows
+        """Minus the log-density of the powers and of the levels' mean by the number of rows, and its slope, flat."""
+        slope = self._shaped(lam.copy())
+        levels = slope[: self.levels]
+        away = (float(levels.mean()) - self.usual) / WIDTH
+        levels[:] = 0.0
+        # (1/2 sum_k power_k^2 + 1/2 ((mean - usual) / WIDTH)^2) / n
+        value = 0.5 * float(np.vdot(slope, slope)) + 0.5 * away**2
+        levels[:] = away / (WIDTH * levels.size)
+        return value / self.rows, np.ravel(slope) / self.rows
 
     def bounds(self, top: float) -> list[tuple[float, float]]:
         """Of lam, flat; the single penalty's path begins with exp(top)."""
@@ -105,12 +115,13 @@ def tied(group: np.ndarray, *, powers: np.ndarray | None = None, classes: int | 
 def log_frequency(X: Matrix, weight: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Logarithm of the share of the rows in which a column is not 0, less its mean over the group, [p, 0 or 1].
 
-    None where it is the same in all columns of every group.
+    None in a table that is not mostly 0, where some zeros among measurements say nothing, and where it is the same in
+    all columns of every group.
     """
     share = np.asarray(weight @ (X != 0.0)).ravel() / weight.sum()
     # half a row more, so that a column of zeros has a logarithm
     log = _centred(np.log(share + 0.5 / X.shape[0])[:, None], group)
-    return log if np.ptp(log) > 1e-9 else np.zeros((len(log), 0))
+    return log if share.mean() <= 0.5 and np.ptp(log) > 1e-9 else np.zeros((len(log), 0))
 
 
 def log_evidence(rows: ClassRows, group: np.ndarray) -> np.ndarray:

@@ -12,12 +12,14 @@ add. With E the mean loss of the held-out rows, each under the model trained wit
 
 where penalties may be of each model, too. E is that of the scores times a factor s, the same for all models, at which E
 plus (log s)^2 / 2 by the number of rows, a standard normal prior of log s, is least; so no derivative of s is needed.
-Strong penalties that leave the better order of the rows may so have scores of any size.
+Strong penalties that leave the better order of the rows may so have scores of any size. A single penalty sets their
+size itself: s = 1 there.
 
 Newton steps, and v, by conjugate gradients that are preconditioned with the diagonal of H_k. Source: Lin, Weng, Keerthi
 (2008), Trust region Newton method for large-scale logistic regression, for truncated Newton steps on sparse rows.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -123,12 +125,14 @@ class LogisticModels:
         classes: how many there are, at least 2.
         weight: of the rows in F, [n], positive; None: 1.
         held_weight: of the rows in E, [n]; None: as in F.
+        scaled: scores are multiplied by s; else s = 1.
 
     Attributes:
         X: as given.
         weight: of the rows in F, [n].
         trained_on: the weight of the rows of each model, [K].
         trained: the rows of each model.
+        held: those that it is judged on.
         weights: of the models, [K, p, C].
         bias: [K, C].
         scale: s, of the last held-out loss.
@@ -145,17 +149,18 @@ class LogisticModels:
         classes: int,
         weight: np.ndarray | None = None,
         held_weight: np.ndarray | None = None,
+        scaled: bool = True,
     ) -> None:
         self.X, self.weight = X, np.ones(len(y)) if weight is None else weight
         rows = ClassRows.of(X, y, self.weight.astype(X.dtype), classes)
         outer = rows if held_weight is None else rows._replace(c=held_weight.astype(X.dtype))
-        self.trained, self._held = [rows.take(fold != k) for k in range(K)], [outer.take(fold == k) for k in range(K)]
+        self.trained, self.held = [rows.take(fold != k) for k in range(K)], [outer.take(fold == k) for k in range(K)]
         self.trained_on = np.array([float(part.c.sum()) for part in self.trained])
         self._theta = np.zeros((K, X.shape[1] + 1, rows.Y.shape[1]), X.dtype)
         self._theta[:, -1] = [_log_shares(part) for part in self.trained]
         self._adjoint = np.zeros_like(self._theta)
         self._points: list[tuple[np.ndarray, np.ndarray]] = []
-        self.scale, self.visits = 1.0, 0
+        self.scale, self.visits, self._scaled_scores = 1.0, 0, scaled
 
     def largest_curvature(self) -> float:
         """Not exceeded by that of the loss in the weights of a class: a quarter of the sum of the squares."""
@@ -252,31 +257,14 @@ class LogisticModels:
             out += l2 * d
             return out, U
 
-        v = v.copy()
-        r = right - product(v)[0] if v.any() else right.copy()
-        z = r / diagonal
-        d, rz, goal = z.copy(), float(np.vdot(r, z)), tolerance**2 * float(np.vdot(right, right / diagonal))
-        along = np.zeros((rows.c.size, v.shape[1]), v.dtype)
-        for _ in range(PRODUCTS):
-            if rz <= goal:
-                break
-            Hd, U = product(d)
-            a = rz / float(np.vdot(d, Hd))
-            v += a * d
-            along += a * U
-            r -= a * Hd
-            np.divide(r, diagonal, out=z)
-            rz, before = float(np.vdot(r, z)), rz
-            d *= rz / before
-            d += z
-        return v, along
+        return conjugate_gradients(product, right, v, diagonal, tolerance)
 
     def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:
         """The mean loss of the held-out rows at the solution, that of log s with it, and its derivatives, [K, p, C]."""
-        n, slope = sum(float(held.c.sum()) for held in self._held) or 1.0, np.zeros_like(self.weights)
-        scores = [held.scores(theta) for held, theta in zip(self._held, self._theta, strict=True)]
+        n, slope = sum(float(held.c.sum()) for held in self.held) or 1.0, np.zeros_like(self.weights)
+        scores = [held.scores(theta) for held, theta in zip(self.held, self._theta, strict=True)]
         value, self.scale = self._scaled(scores, n)
-        for k, (held, S, (P, diagonal)) in enumerate(zip(self._held, scores, self._points, strict=True)):
+        for k, (held, S, (P, diagonal)) in enumerate(zip(self.held, scores, self._points, strict=True)):
             s, penalty = self.scale, self._penalty(l2, k)
             right = held.pulled(s * held.c[:, None] * (held.probabilities(s * S) - held.Y)) / n
             tolerance = min(ADJOINT, LOOSER * self._tolerance)
@@ -290,11 +278,49 @@ class LogisticModels:
         """The least E + (log s)^2 / 2n, and s."""
 
         def value(log: float) -> float:
-            parts = zip(self._held, scores, strict=True)
+            parts = zip(self.held, scores, strict=True)
             return (sum(held.total(float(np.exp(log)) * S) for held, S in parts) + 0.5 * log**2) / n
 
+        if not self._scaled_scores:
+            return value(0.0), 1.0
         least = minimize_scalar(value, bounds=SCALES, method="bounded", options={"xatol": 1e-6})
         return float(least.fun), float(np.exp(least.x))
+
+
+def conjugate_gradients(
+    product: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    right: np.ndarray,
+    v: np.ndarray,
+    diagonal: np.ndarray,
+    tolerance: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """v with H v = right, from a start, to a relative residual in the norm of the preconditioner, and U (v - start).
+
+    Args:
+        product: d -> (H d, U d), with H positive definite.
+        right: of any shape.
+        v: the start.
+        diagonal: of H.
+        tolerance: of the residual.
+    """
+    v = v.copy()
+    r = right - product(v)[0] if v.any() else right.copy()
+    z = r / diagonal
+    d, rz, goal = z.copy(), float(np.vdot(r, z)), tolerance**2 * float(np.vdot(right, right / diagonal))
+    along = np.zeros(())
+    for _ in range(PRODUCTS):
+        if rz <= goal:
+            break
+        Hd, U = product(d)
+        a = rz / float(np.vdot(d, Hd))
+        v += a * d
+        along = along + a * U
+        r -= a * Hd
+        np.divide(r, diagonal, out=z)
+        rz, before = float(np.vdot(r, z)), rz
+        d *= rz / before
+        d += z
+    return v, along
 
 
 def _log_shares(rows: ClassRows) -> np.ndarray:
