@@ -233,11 +233,10 @@ def test_probabilities_of_a_classifier_that_could_fit_every_label_are_what_happe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rates", [(0.4, 0.0), (0.2, 0.2)])
-def test_they_are_in_many_draws(rates):
+def test_they_are_in_many_draws():
     number, error, covered = [], [], 0
-    for seed in range(12):
-        X, y, z, trusted = wide(seed, rates)
+    for seed in range(24):
+        X, y, z, trusted = wide(100 + seed, ((0.4, 0.0), (0.2, 0.2))[seed % 2])
         cleaner = LabelCleaner(random_state=0).fit(X, y, trusted=trusted)
         wrong, flipped = cleaner.wrong_label_probability_[~trusted], (y != z)[~trusted]
         number.append(wrong.sum() / flipped.sum())
@@ -245,7 +244,7 @@ def test_they_are_in_many_draws(rates):
         covered += cleaner.expected_wrong_.low <= flipped.sum() <= cleaner.expected_wrong_.high
     assert np.mean(number) == pytest.approx(1.0, abs=0.06)
     assert np.mean(error) < 0.035
-    assert covered >= 10
+    assert covered >= 20
 
 
 def test_a_classifier_that_could_fit_every_label_leaves_some_for_flips():
