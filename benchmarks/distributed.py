@@ -9,7 +9,8 @@ On one machine, whose processes have their shares of its cores (``bilevax launch
   minibatch is dealt to the processes, and by a chain in each, averaged once: errors over keys, and seconds;
 - *kills*: a run with checkpoints whose processes are killed at random times, the first (which is the coordinator) among
   them, one that is stopped for 30 s, and one that is stopped for longer than it may be: bits against the undisturbed
-  run, and seconds from the kill to the start of the next processes.
+  run, and seconds from the kill to the start of the next processes;
+- *passes*: passes of ``tune`` over a set of Parquet files of ``--held`` GB, in one process, two and four.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from typing import Any
 
 from benchmarks import machine, store, tables
 
-PARTS = "overhead", "chains", "kills"
+PARTS = "overhead", "chains", "kills", "passes"
 SOON = 15.0
 """Seconds within which a group is started again: the goal."""
 
@@ -37,6 +39,7 @@ SOON = 15.0
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--kills", type=int, default=20, help="default %(default)s; with --quick 1")
+    parser.add_argument("--held", type=float, default=1.0, help="GB of the set of *passes*; default %(default)s")
 
 
 def command(name: str, *arguments: Any, processes: int = 1, launch: tuple[str, ...] = ()) -> list[str]:
@@ -81,6 +84,30 @@ def chains(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             of = found("chains", options.quick, every_step, 3 if options.quick else 12, processes=processes)
             what = f"{processes} processes, averaging {how}"
             yield {"what": what, "value": of["error"], "note": f"relative error; {of['seconds']:.2f} s"}
+
+
+def passes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Seconds of each pass, of the slowest process."""
+    from benchmarks.many_rows import made
+    from bilevax.cli.group import environment
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = made(Path(folder), 1e9 * (0.004 if options.quick else options.held))
+        base: dict[str, float] = {}
+        for count in (1, 2) if options.quick else (1, 2, 4):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                address = f"127.0.0.1:{free.getsockname()[1]}"
+            groups = [os.environ | environment(address, "00", number, count, 0) for number in range(count)]
+            started = [
+                subprocess.Popen(command("passes", str(data)), cwd=machine.ROOT, env=own, stdout=subprocess.PIPE)
+                for own in groups
+            ]
+            said = [process.communicate()[0] for process in started]
+            for name, seconds in json.loads(said[0]).items():
+                base.setdefault(name, seconds)
+                note = f"{base[name] / seconds:.2f} times as fast as one"
+                yield {"what": f"{name}, {count} processes: seconds", "value": seconds, "note": note}
 
 
 class Group:
@@ -193,7 +220,7 @@ def main(options: argparse.Namespace) -> None:
     record = store.kept(options)
     for part in options.only:
         record[part] = {"setting": machine.setting(), "rows": []}
-        for row in {"overhead": overhead, "chains": chains, "kills": kills}[part](options):
+        for row in {"overhead": overhead, "chains": chains, "kills": kills, "passes": passes}[part](options):
             row = row if not options.quick else {k: v for k, v in row.items() if k not in ("goal", "met")}
             table(*map(row.get, ("what", "value", "goal", "met", "note")))
             record[part]["rows"].append(row)

@@ -108,6 +108,31 @@ def train(directory: str, out: str, number: int) -> Any:
     return None
 
 
+def passes(data: str) -> Any:
+    """Seconds of each pass of ``tune``, from when all processes begin it to when all have ended."""
+    from pathlib import Path
+
+    from benchmarks.many_rows import ready, rows_of
+    from bilevax.cli.group import joined
+
+    every, found = rows_of(Path(data)), dict[str, float]()
+    every.processes = processes = joined()
+    inner = every._tables
+
+    def timed(name: str) -> Any:
+        processes.any(False)
+        began = time.perf_counter()
+        yield from inner(name)
+        processes.any(False)
+        found[name] = time.perf_counter() - began
+
+    every._tables = timed
+    _, rows, model = ready(Path(data), every)
+    every.count()
+    model.fit(*rows)
+    return found
+
+
 def _noted(progress: Any) -> bool:
     """As slow as a step that is worth dealing."""
     time.sleep(0.02)
@@ -115,11 +140,14 @@ def _noted(progress: Any) -> bool:
 
 
 def main() -> None:
+    name, arguments = sys.argv[1], json.loads(sys.argv[2])
+    if name == "passes":
+        print(json.dumps(passes(*arguments)))
+        return
     import jax
 
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         jax.distributed.initialize()
-    name, arguments = sys.argv[1], json.loads(sys.argv[2])
     found = {"steps": steps, "chains": chains, "train": train}[name](*arguments)
     if jax.process_index() == 0:
         print(json.dumps(found))

@@ -3,7 +3,7 @@
 A set of Parquet files is made: six columns of numbers and a category with effects on a number, nine columns and a
 category without, some cells missing, as pyarrow writes them by default. Then
 
-- *tune*: ``bilevax tune DIR``, without pairs, in a process of its own: does it end, its largest anonymous resident
+- *tune*: ``bilevax tune DIR`` in a process of its own: does it end, its largest anonymous resident
   memory (goal: 2.5 GB), and whether the columns without effect, and those alone, may be dropped;
 - *equal*: the model of all effects, chosen on some rows and fitted in passes, against the one tuned on all rows in
   memory: root mean square of the difference of their predictions over their standard deviation (goal: .001);
@@ -83,7 +83,7 @@ def tuned(data: Path, folder: Path) -> list[dict[str, Any]]:
     size = sum(file.stat().st_size for file in data.iterdir()) / 1e9
     out, begun = folder / "run", time.perf_counter()
     command = [sys.executable, "-c", RUN, "tune", str(data), "--target", "y", "--out", str(out), "--force"]
-    process = subprocess.Popen([*command, "--no-pairs"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said: list[str] = []
     assert process.stdout is not None
     lines = process.stdout
@@ -145,7 +145,7 @@ def equal(data: Path) -> list[dict[str, Any]]:
     every, rows, passed = ready(data)
     every.count()
     passed.fit(*rows)
-    parts, y = zip(*every.rows_of_pass(), strict=True)
+    parts, y = zip(*((table.take(there), y) for table, there, y in every.rows_of_pass()), strict=True)
     whole, values = concatenated(every.pieces, parts), np.concatenate(y)
     del parts, y
     begun = time.perf_counter()

@@ -16,10 +16,11 @@ def written_out(seed=0, n=300):
 
 
 @pytest.mark.parametrize("histograms", [True, False])
-@pytest.mark.parametrize("chunk", [65_536, 100], ids=["whole", "pieces"])
+@pytest.mark.parametrize("chunk", [65_536, 130], ids=["whole", "pieces"])
 def test_products_are_those_of_the_matrix_written_out(histograms, chunk, monkeypatch):
     monkeypatch.setattr(binned, "CHUNK", chunk)
-    monkeypatch.setattr(binned, "DENSE", 20_000_000 if chunk > 100 else 100)
+    monkeypatch.setattr(binned, "FEW", chunk)
+    monkeypatch.setattr(binned, "DENSE", 20_000_000 if chunk > 130 else 100)
     codes, bases, X = written_out()
     B = BinnedColumns(codes, bases, histograms=histograms)
     rng = np.random.default_rng(1)
@@ -29,7 +30,7 @@ def test_products_are_those_of_the_matrix_written_out(histograms, chunk, monkeyp
     np.testing.assert_allclose(B.dense(), X)
     np.testing.assert_allclose(B.dot(beta), X @ beta, atol=1e-12)
     np.testing.assert_allclose(B.transposed_dot(r), X.T @ r, atol=1e-11)
-    for w in (r[:, 0], r[:, 1] ** 2):
+    for w in (r[:, 0], r[:, 1] ** 2, np.full(len(X), 2.0)):
         np.testing.assert_allclose(B.gram(w), X.T @ (w[:, None] * X), atol=1e-11)
     np.testing.assert_allclose(B.quadratic(A), np.sum((X @ A) * X, axis=1), atol=1e-11)
     some = rng.permutation(len(X))[:50]

@@ -130,6 +130,8 @@ def test_a_penalty_of_a_column_off_the_support_has_no_hypergradient():
     assert not np.any(np.asarray(est.value)[off])
     assert np.all(np.asarray(est.value)[~off])
     assert float(est.value.sum()) == pytest.approx(FIGURES[10], abs=1e-8)
+    again = bx.retrain_gap(problem, est.w, lam, jnp.zeros(10), *sources, key=KEY, inner=SOLVER)
+    assert abs(float(again.gap)) < 1e-10
 
 
 def test_what_cannot_be_solved_is_refused_in_a_sentence():

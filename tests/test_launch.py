@@ -48,6 +48,14 @@ def test_its_code_is_that_of_the_first_that_failed_when_no_start_is_left(tmp_pat
     assert said.splitlines()[-1] == "bilevax: process 1 was ended by SIGTERM; process 0 ended with code 1"
 
 
+def test_who_has_lost_another_process_is_no_cause(tmp_path):
+    # rank 0 has lost rank 1, and ends before it
+    script = f"echo >> {tmp_path}/starts; if {RANK}; then sleep 0.2; exit 4; fi; exit 10"
+    code, said = ended(script)
+    assert (code, said) == (4, "bilevax: process 1 ended with code 4\n")
+    assert times(tmp_path) == 2
+
+
 def test_what_would_fail_again_is_not_started_again(tmp_path):
     assert ended(f"echo >> {tmp_path}/starts; exit 3", processes=1) == (3, "bilevax: process 0 ended with code 3\n")
     assert times(tmp_path) == 1
@@ -97,13 +105,14 @@ def test_one_that_does_not_heed_is_killed_after_the_time_of_grace(tmp_path):
     ("command", "sentence"),
     [
         (["nonesuch"], "nonesuch cannot be started: No such file or directory"),
-        (["tune", "iris"], "tune works in one process, with every core of the machine: run it without launch"),
+        (["predict", "run"], "predict works in one process, with every core of the machine: run it without launch"),
+        (["tune", "iris"], "rows are dealt to 1, 2, 4 or 8 processes, got 3"),
     ],
 )
 def test_what_cannot_be_started_is_said(command, sentence, capsys):
     from bilevax.cli import main
 
     with pytest.raises(SystemExit) as end:
-        main(["launch", "-n", "2", "--", *command])
-    assert end.value.code == 2
+        main(["launch", "-n", "3", "--", *command])
+    assert end.value.code == (3 if command[0] == "tune" else 2)
     assert sentence in capsys.readouterr().err

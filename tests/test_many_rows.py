@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +26,14 @@ from bilevax.solvers.additive_passes import Passing
 from bilevax.solvers.additive_stack import with_pairs
 from bilevax.study import TuneSettings, read_model
 from bilevax.study.preparation import prepare
-from bilevax.study.row_set import RowSet
+from bilevax.study.row_set import RowSet, _add
+from bilevax.tables.additive import Source, bins
 from bilevax.tables.ahead import ahead
 from bilevax.tables.effects import category, number
 from bilevax.tables.file_set import concatenated, files_of, open_set
 from bilevax.tables.marginals import LevelCounts, NumberCounts
 from bilevax.tables.reading import Reading
+from bilevax.tables.table import CodedColumn
 
 N = 3000
 RNG = np.random.default_rng(0)
@@ -60,6 +63,7 @@ def passed(rows, fit):
         for start in range(0, len(rows.y), 700):
             at = np.arange(start, min(start + 700, len(rows.y)))
             model.add([c[at] for c in rows.codes], rows.y[at], rows.weight[at])
+        model.end()
         going = model.step()
     return model.fitted(rows.effects)
 
@@ -158,6 +162,24 @@ def test_counts_of_pieces_are_those_of_the_column():
     assert dict(zip(*map(list, levels.found()[:2]), strict=True)) == {**there, None: 30}
 
 
+@pytest.mark.parametrize("near", [0.0, 1.7e9])
+def test_numbers_are_told_apart_by_the_edges_of_groups(near):
+    """Also where float32, in which they are sorted, rounds to an edge; numbers far from zero it does not tell apart."""
+    known = near + RNG.normal(size=300)
+    counts = NumberCounts(known)
+    assert (counts._sorted.dtype == np.float32) == (near == 0.0)
+    edges = counts._edges
+    assert np.all(np.diff(np.searchsorted(np.sort(known), edges)) == 1)
+    x = np.concatenate([edges, np.nextafter(edges, np.inf), known, [np.inf, -np.inf, 1e300, np.nan]])
+    counts.add(x)
+    right = np.searchsorted(np.sort(x[:-1]), edges, side="right")
+    np.testing.assert_array_equal(np.cumsum(counts.state()["count"]), [*right, len(x) - 1])
+    assert counts.state()["missing"] == 1
+    nothing = NumberCounts(np.full(3, np.nan))
+    nothing.add(x)
+    assert nothing.found().weight.sum() == 1
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_quantiles_by_counts_are_those_of_all_rows(ties):
     """Of a skewed column, of which 20,000 rows are known before; after a second pass to the row."""
@@ -230,6 +252,27 @@ def opened(folder, **options):
     return RowSet(pieces, "y", settings), settings
 
 
+def test_texts_that_are_read_as_numbers_of_words_are_those_of_the_file(tmp_path):
+    words = [*["a", " a ", "", None, "b", "?"] * 200, "c"]
+    parquet.write_table(pa.table({"z": words, "x": range(1201)}), tmp_path / "set.parquet", row_group_size=500)
+    reading = Reading(missing={"z": ("?",)})
+    tables = list(open_set("set", [tmp_path / "set.parquet"], reading).tables())
+    right = np.array([None if word in ("", None, "?") else word.strip() for word in words], object)
+    effect, counts, before = category("z", right), LevelCounts(), 0
+    for table in tables:
+        column, there = table.column("z"), right[before : before + table.rows]
+        assert isinstance(column, CodedColumn)
+        np.testing.assert_array_equal(column.missing, np.equal(there, None))
+        np.testing.assert_array_equal(bins(table, Source("z", "text"), effect), effect.codes(there))
+        _add(counts, table, Source("z", "text"), np.arange(table.rows) % 7 > 0)
+        np.testing.assert_array_equal(column.take(np.arange(5)).values, there[:5])
+        np.testing.assert_array_equal(column.values, there)
+        before += table.rows
+    assert before == len(words)
+    used = np.concatenate([np.arange(table.rows) % 7 > 0 for table in tables])
+    assert dict(zip(*map(list, counts.found()[:2]), strict=True)) == Counter(right[used].tolist())
+
+
 def test_every_row_trains_once_a_pass_but_those_of_the_test(tmp_path, small):
     every, settings = opened(write(tmp_path / "set"))
     prepared = prepare(every.sample(), "y", settings)
@@ -238,7 +281,7 @@ def test_every_row_trains_once_a_pass_but_those_of_the_test(tmp_path, small):
     assert every.rows == np.sum(~np.isnan(whole.column("y").values)) < whole.rows
     test = prepared.target.values[prepared.split.test]
     for _ in range(2):
-        y = np.concatenate([y for _, y in every.rows_of_pass()])
+        y = np.concatenate([y for _, _, y in every.rows_of_pass()])
         # the values tell the rows apart
         known = whole.column("y").values
         np.testing.assert_array_equal(np.sort(np.concatenate([y, test])), np.sort(known[~np.isnan(known)]))
@@ -258,7 +301,7 @@ def test_the_model_of_all_rows_is_that_of_the_rows_in_memory(tmp_path, small, ta
     models = [make(choose=False, pairs=False, random_state=0) for _ in range(3)]
     learn_from(models[0], every)
     models[0].fit(prepared.features.take(rows), prepared.target.values[rows])
-    tables, y = zip(*every.rows_of_pass(), strict=True)
+    tables, y = zip(*((table.take(there), y) for table, there, y in every.rows_of_pass()), strict=True)
     whole = concatenated(every.pieces, tables)
     models[1].fit(whole, np.concatenate(y))
     models[2].fit(prepared.features.take(rows), prepared.target.values[rows])

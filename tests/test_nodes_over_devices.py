@@ -1,4 +1,4 @@
-"""One node a device, over ``jax.shard_map``: the same numbers as with all nodes stacked in one place, to rounding."""
+"""Nodes over devices and processes, by ``jax.shard_map``: the numbers of nodes stacked in one place, to rounding."""
 
 import os
 import subprocess
@@ -7,9 +7,15 @@ import sys
 import pytest
 
 SCRIPT = """
+import os
+
 import jax
+
+if "OMPI_COMM_WORLD_SIZE" in os.environ:
+    jax.distributed.initialize()
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import PartitionSpec as P
 
 import bilevax as bx
@@ -23,7 +29,14 @@ here, rows = P("nodes"), P(None, "nodes")
 
 
 def spread(function, specs, out):
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False))
+    over = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False))
+
+    def whole(*at):
+        found = over(*jax.tree.map(np.asarray, at))
+        assert all(len(a.sharding.device_set) == 4 for a in jax.tree.leaves(found))
+        return process_allgather(found, tiled=True)
+
+    return whole
 
 
 def same(found, wanted):
@@ -89,15 +102,21 @@ def copies(w0, train, val, axis=None):
 
 start = jnp.zeros((NODES, D)), train, val
 same(spread(lambda *at: copies(*at, axis="nodes"), (here, rows, rows), here)(*start), copies(*start))
-print("same")
+print("same in process", jax.process_index(), "of", jax.process_count())
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [pytest.param(4, id="one"), pytest.param(8, id="two")])
-def test_nodes_over_devices_are_those_that_are_stacked(nodes):
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_nodes_over_devices_and_processes_are_those_that_are_stacked(nodes, processes):
     """Messages, hypergradients and compositions, with one node and with two on each of four devices."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT.format(nodes=nodes)], env=os.environ | flags,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.stdout == "same\n", done.stderr[-2000:]
+    flags = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    launch = ["-c", "from bilevax.cli import main; main()", "launch", "-n", str(processes), "--restarts", "0", "--"]
+    words = [*([sys.executable, *launch] if processes > 1 else []), sys.executable, "-c", SCRIPT.format(nodes=nodes)]
+    done = subprocess.run(words, env=os.environ | flags, capture_output=True, text=True, check=False, timeout=1200)
+    said = sorted(line for line in done.stdout.splitlines() if line.startswith("same"))
+    assert said == [f"same in process {i} of {processes}" for i in range(processes)], done.stderr[-2000:]

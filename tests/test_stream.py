@@ -375,6 +375,25 @@ def test_files_are_read_where_they_lie_and_one_that_was_cut_is_named(tmp_path):
         drawn(source, 0, 600).block_until_ready()
 
 
+def test_a_pass_takes_rows_of_files_as_they_lie_once_they_were_looked_at(tmp_path):
+    paths = tmp_path / "X.npy", tmp_path / "Y.npy"
+    for path, x in zip(paths, (X, Y), strict=True):
+        np.save(path, x)
+    total = jax.jit(
+        lambda source, w: jax.value_and_grad(lambda w: source.total(lambda w, rows: outer_loss(w, 0, rows), w))(w)
+    )
+    source = bx.Stream(paths, B)
+    found, right = total(source, START[0] + 1.0), total(bx.Arrays((X, Y), B), START[0] + 1.0)
+    np.testing.assert_allclose(found[0], right[0], rtol=1e-12)
+    np.testing.assert_allclose(found[1], right[1], rtol=1e-12)
+    with paths[0].open("r+b") as file:
+        file.seek(128 + 8 * (17 * D + 2))
+        file.write(np.float64(np.nan).tobytes())
+    total(source, START[0])[0].block_until_ready()  # which was looked at after the pass before
+    with pytest.raises(ENDED, match=r"data\[0\] has 1 NaN, first at row 17, column 2"):
+        jax.block_until_ready(total(source, START[0]))
+
+
 def test_rows_are_read_ahead_on_one_thread_within_the_bytes():
     table = Table(X, Y)
     source = bx.Stream(table, B, prefetch_bytes=SMALL)

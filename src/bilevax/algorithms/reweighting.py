@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.config import canonicalize
-from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key, stream
 from bilevax.core.protocols import InnerSolver, RowSource
 from bilevax.core.trees import PyTree, as_parameters
-from bilevax.hypergradients.sid import Segment, solve_inner
+from bilevax.hypergradients.sid import Segment, require_solvable, solve_inner
 from bilevax.problems.problem import Problem
 from bilevax.solvers.lbfgs import LBFGS
 
@@ -93,9 +92,7 @@ def retrain_gap(
         (0.5, 0.24)
     """
     solver = LBFGS() if inner is None else inner
-    if not solver.stochastic and not problem.has_loss:
-        name = type(solver).__name__
-        raise ParameterError(f"{name} needs an inner loss, and the inner map has none; use inner=bx.FixedPoint(steps)")
+    require_solvable(solver, problem)
     points = as_parameters("w", w), as_parameters("lam", lam), as_parameters("w0", w0)
     ready = canonicalize(problem), canonicalize(solver)
     gap: RetrainGap = _retrained(*ready, points, (train, val), as_key(key))

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,8 +14,10 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from bilevax.cli import group
 from bilevax.cli.app import app
-from bilevax.core.errors import UsageError
+from bilevax.core.errors import LostError, UsageError
+from bilevax.core.processes import Processes
 from bilevax.core.signals import Stops
 
 GRACE = 5.0
@@ -31,8 +34,13 @@ SIGNALLED = 128
 HOPELESS = 2, 3, 4
 """Codes of a wrong command line, a wrong value and a fault of the data: the same would come again."""
 
-OWN = "tune", "predict", "clean", "check", "bench", "resume", "report"
+TOGETHER = "tune", "resume"
+"""Commands of bilevax that several processes can share: the first one runs it, the others assist."""
+
+ALONE = "predict", "clean", "check", "bench", "report"
 """Commands of bilevax, each of which is one process."""
+
+OURS = sys.executable, "-c", "from bilevax.cli import main; main()"
 
 
 class Rank:
@@ -88,9 +96,18 @@ class Rank:
         return Fault(f"process {self.number} {how}", code)
 
 
+@app.command(hidden=True)
+def assist() -> None:
+    """Go through the rows of a process that is not the first of its group."""
+    raise typer.Exit(group.assist())
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def launch(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="A program, such as python train.py.")],
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="-- COMMAND...", help="A program, such as python train.py; or tune, or resume."),
+    ],
     number: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Processes.")],
     restarts: Annotated[int, typer.Option(metavar="N", min=0, help="How often all are started again.")] = 3,
     timeout: Annotated[
@@ -113,18 +130,18 @@ def run(command: Sequence[str], number: int, restarts: int, timeout: float) -> i
 
     Raises:
         UsageError: the command is one that is a single process.
+        ParameterError: its rows cannot be dealt to so many.
     """
-    if command[0] in OWN:
-        raise UsageError(
-            f"{command[0]} works in one process, with every core of the machine: run it without launch"
-            + (" (a run of it that was killed goes on by `bilevax resume DIR`)" if command[0] == "tune" else "")
-        )
+    if command[0] in ALONE:
+        raise UsageError(f"{command[0]} works in one process, with every core of the machine: run it without launch")
+    if command[0] in TOGETHER:
+        Processes(0, number)  # refuses numbers that rows cannot be dealt to
     with Stops() as stops:
         for left in reversed(range(restarts + 1)):
             ranks: list[Rank] = []
             try:
-                _start(ranks, command, number)
-                faults = _watched(ranks, stops, timeout)
+                _start(ranks, command, number, restarts - left)
+                faults = _watched(ranks, stops, timeout, ranks[:1] if command[0] in TOGETHER else ranks)
             finally:
                 _end(ranks)
             if stops.number or not faults:
@@ -151,48 +168,56 @@ class Fault(NamedTuple):
     code: int
 
 
-def _start(ranks: list[Rank], command: Sequence[str], number: int) -> None:
-    """The processes of a group, which find one another as those that Open MPI starts."""
+def _start(ranks: list[Rank], command: Sequence[str], number: int, again: int) -> None:
+    """The processes of a group, which find one another as those that Open MPI starts; those of bilevax by a key."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    ours, key = command[0] in TOGETHER, secrets.token_hex()
+    # what those of bilevax choose, they choose by one thread each
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") and not ours else []
     for i in range(number):
-        # what jax.distributed.initialize() reads
-        environment = {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_COORDINATOR_BIND_ADDRESS": address,
-            "OMPI_MCA_orte_hnp_uri": "0.0;tcp://127.0.0.1:0",
-            "OMPI_COMM_WORLD_SIZE": str(number),
-            "OMPI_COMM_WORLD_RANK": str(i),
-            "OMPI_COMM_WORLD_LOCAL_RANK": str(i),
-        }
+        words = [*OURS, *(command if i == 0 else ["assist"])] if ours else command
         share = cores[i * len(cores) // number : (i + 1) * len(cores) // number]
+        environment = group.environment(address, key, i, number, again) if ours else _of_jax(address, i, number)
         try:
-            ranks.append(Rank(i, command, environment, share))
+            ranks.append(Rank(i, words, environment, share))
         except OSError as e:
             raise UsageError(f"{command[0]} cannot be started: {e.strerror}") from None
 
 
-def _watched(ranks: list[Rank], stops: Stops, timeout: float) -> list[Fault]:
-    """Wait for the end of all, or for the first that fails or stands still for too long: the cause first."""
-    told, last = 0, math.inf
-    while any(rank.code is None for rank in ranks) and time.monotonic() < last:
+def _of_jax(address: str, i: int, number: int) -> dict[str, str]:
+    """What ``jax.distributed.initialize()`` reads."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+        "OMPI_MCA_orte_hnp_uri": "0.0;tcp://127.0.0.1:0",
+        "OMPI_COMM_WORLD_SIZE": str(number),
+        "OMPI_COMM_WORLD_RANK": str(i),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(i),
+    }
+
+
+def _watched(ranks: list[Rank], stops: Stops, timeout: float, ends: list[Rank]) -> list[Fault]:
+    """Wait for the end of these, or for the first that fails or stands still for too long: the cause first."""
+    told, last, running = 0, math.inf, list(ranks)
+    while any(rank.code is None for rank in ends) and time.monotonic() < last:
         time.sleep(LOOK)
         if stops.number and not told:
-            told = stops.number
-            for rank in ranks:
+            told, running = stops.number, [rank for rank in ranks if rank.code is None]
+            for rank in running:
                 rank.signal(told)
         # once one has ended as it was told, the others have some time
-        if told and last == math.inf and any(rank.code is not None for rank in ranks):
+        if told and last == math.inf and any(rank.code is not None for rank in running):
             last = time.monotonic() + GRACE
         if not told and any(rank.code or rank.still > timeout for rank in ranks):
             break
     if not any((rank.code or 0) < 0 or rank.still > timeout for rank in ranks) and any(rank.code for rank in ranks):
         # what was lost with another process is often said before that one is seen to have ended
         time.sleep(LATER)
-    found = [(rank.code or 0, fault) for rank in ranks if (fault := rank.fault) is not None]
-    return [fault for _, fault in sorted(found, key=lambda x: x[0] > 0)]
+    found = [fault for rank in ranks if (fault := rank.fault) is not None]
+    causes = [fault for fault in found if fault.code != LostError.exit_code]
+    return sorted(causes or found, key=lambda fault: fault.code > 0)
 
 
 def _end(ranks: list[Rank]) -> None:

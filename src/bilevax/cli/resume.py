@@ -21,7 +21,15 @@ _EVERYTHING = ("problem", "algorithm", "steps", "key", "w0", "lam", "train", "va
 """What another table, or another setting than ``steps``, may change in the run of the driver."""
 
 
-def run(path: Path, table: str | None, settings: Sequence[str], override: Sequence[str]) -> int:
+def run(
+    path: Path,
+    table: str | None,
+    settings: Sequence[str],
+    override: Sequence[str],
+    *,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> int:
     """Go on with the run; the exit code is returned.
 
     Args:
@@ -29,6 +37,8 @@ def run(path: Path, table: str | None, settings: Sequence[str], override: Sequen
         table: where its table is now; None: where it was.
         settings: given anew, as NAME=VALUE.
         override: names of those that may differ, and ``sha256``.
+        quiet: whether only the place of the report is shown.
+        as_json: whether the outcome is shown as JSON.
     """
     from bilevax.study.run_directory import RunDirectory
 
@@ -41,7 +51,7 @@ def run(path: Path, table: str | None, settings: Sequence[str], override: Sequen
             raise UsageError(f"{path} was not begun by `bilevax tune`, and does not say where its table is")
         given, differs = _settings(config, settings)
         source = table or str(table_of_run(config))
-        with Display(given.steps) as display:
+        with Display(given.steps, quiet=quiet, as_json=as_json) as display:
             display({"kind": "stage", "name": "reading the table"})
             opened = open_for(source, str(config["data"]["target"]), given, display)
             was, now = config["data"].get(_TABLE, ""), opened.table.sha256

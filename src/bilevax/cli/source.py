@@ -33,10 +33,15 @@ def open_table(name: str, reading: Reading) -> tuple[Table, str | None]:
     return _bundled(name, reading)
 
 
-def open_rows(name: str, reading: Reading) -> "tuple[Table | Pieces, str | None]":
+def open_rows(name: str, reading: Reading, *, large: bool = False) -> "tuple[Table | Pieces, str | None]":
     """The table where memory holds it; else its rows in pieces, of a Parquet or CSV file, or of many Parquet files.
 
     And the target, where it is a bundled data set.
+
+    Args:
+        name: of the table.
+        reading: how.
+        large: whether it is known that memory does not hold it.
 
     Raises:
         UsageError: there is nothing of that name.
@@ -45,10 +50,10 @@ def open_rows(name: str, reading: Reading) -> "tuple[Table | Pieces, str | None]
     from bilevax.tables.large_file import open_large
 
     if (paths := _set(name)) is not None:
-        pieces = open_set(name, paths, reading)
-        return pieces if pieces.rows > HELD else concatenated(pieces), None
-    large = open_large(Path(name), reading) if Path(name).is_file() else None
-    return (large, None) if large else open_table(name, reading)
+        files = open_set(name, paths, reading)
+        return files if files.rows > HELD else concatenated(files), None
+    pieces = open_large(Path(name), reading, surely=large) if Path(name).is_file() else None
+    return (pieces, None) if pieces else open_table(name, reading)
 
 
 def open_in_pieces(name: str, reading: Reading) -> "Pieces":

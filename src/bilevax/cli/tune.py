@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bilevax.cli.config_file import read_config
 from bilevax.cli.display import Display
+from bilevax.cli.group import asked, joined, started_again
 from bilevax.cli.source import open_rows
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event
@@ -33,12 +34,17 @@ def begin(options: Mapping[str, Any]) -> int:
             :class:`~bilevax.study.settings.TuneSettings`.
     """
     from bilevax.study.run_directory import RunDirectory
+    from bilevax.study.run_parts import did_not_end
 
     settings, rest = settings_of(options, options["config"])
     source, out = (options[name] or rest.get(name) for name in ("table", "out"))
     if source is None or out is None:
         missing = "argument 'TABLE'" if source is None else "option '--out'"
         raise UsageError(f"Missing {missing}; `bilevax tune --help` has an overview")
+    if started_again() and did_not_end(Path(out)):
+        from bilevax.cli import resume
+
+        return resume.run(Path(out), None, (), (), quiet=options["quiet"], as_json=options["as_json"])
     display = Display(settings.steps, quiet=options["quiet"], as_json=options["as_json"])
     with said_if_kept(RunDirectory(Path(out), force=options["force"])) as directory, display:
         display({"kind": "stage", "name": "reading the table"})
@@ -155,7 +161,11 @@ def open_for(source: str, target: str | None, settings: "TuneSettings", display:
     """
     found, known = open_rows(source, settings.reading)
     target = target or known
+    processes = joined()
     if isinstance(found, Table):
+        if processes.count > 1:
+            text = f"{found.name} fits into memory, where other processes are of no use: one of them tunes"
+            display({"kind": "note", "text": text})
         if target is None:
             last = f"the last of the {len(found.names)} columns is '{found.names[-1]}'"
             raise UsageError(f"Missing option '--target'; {last}")
@@ -164,7 +174,11 @@ def open_for(source: str, target: str | None, settings: "TuneSettings", display:
 
     if target is None:
         raise UsageError(f"Missing option '--target'; {found.name} has {found.rows:,} rows and does not say it")
-    every = RowSet(found, target, settings)
+    every = RowSet(found, target, settings, processes)
+    if processes.count > 1:
+        # or each of them would say what the files have not
+        next(found.tables()).require([target])
+    asked(processes, source, target, settings)
     every.stage = lambda name, **more: display({"kind": "stage", "name": name, **more})
     return Opened(every.sample(), target, every)
 

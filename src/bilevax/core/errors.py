@@ -99,6 +99,12 @@ class UserCodeError(BilevaxError):
     exit_code = 9
 
 
+class LostError(BilevaxError):
+    """Another process of a group is gone, and this one cannot go on without it."""
+
+    exit_code = 10
+
+
 class CheckpointError(BilevaxError):
     """What a run has written cannot be used; each kind is a class of its own.
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from bilevax.core.errors import DataError
 from bilevax.core.keys import is_key
+from bilevax.core.processes import require_same
 from bilevax.core.trees import PyTree, is_concrete, leaf_name
 
 
@@ -50,17 +50,7 @@ def same_on_all(what: str, mine: Mapping[str, object]) -> None:
     Raises:
         DataError: says which process has other values than process 0, and which.
     """
-    first, *others = (json.loads(x) for x in gathered_bytes(json.dumps(mine, default=str).encode()))
-    for rank, other in enumerate(others, 1):
-        differs = [name for name, value in first.items() if other.get(name) != value]
-        if differs:
-            told = "; ".join(f"{name} is {_short(other.get(name))}, not {_short(first[name])}" for name in differs)
-            raise DataError(f"{what} must be the same in every process, and in process {rank} {told}")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    require_same(what, gathered_bytes(json.dumps(mine, default=str).encode()))
 
 
 def same_numbers(what: str, **trees: PyTree) -> None:

@@ -17,6 +17,9 @@ from bilevax.data.arrays import check_finite, check_numbers, common_length
 AT_ONCE = 1 << 20
 """Bytes of rows that are looked at together: they stay in a processor's cache."""
 
+PAGE = 4096
+"""Bytes of which one brings the others into memory."""
+
 
 class ArrayRows:
     """Rows of arrays that share their leading axis, such as memory-mapped ``.npy`` files.
@@ -34,11 +37,14 @@ class ArrayRows:
         self._length = common_length(opened)
         self._names = jax.tree.leaves(map_named(lambda name, _: name, "data", opened))
         leaves = jax.tree.leaves(opened)
-        self._files = [(x.filename, os.path.getsize(x.filename)) for x in leaves if _has_file(x)]
+        self._files = {x.filename: os.path.getsize(x.filename) for x in leaves if _has_file(x)}
+        self._changed = self._times()
         self.known = tuple(map(_known, leaves))
         self.mapped = tuple(map(_as_it_lies, leaves))
         # plain arrays over the same memory: numpy reads them sooner
         self._data = jax.tree.map(lambda x: x.view(np.ndarray), opened)
+        # rows that were found finite
+        self._sound = np.zeros(self._length if any(x is not None for x in self.mapped) else 0, bool)
 
     def __len__(self) -> int:
         return self._length
@@ -49,27 +55,47 @@ class ArrayRows:
         return jax.tree.map(lambda a: np.array(_taken(a, numbers)), self._data)
 
     def read(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """These rows of the leaves that are not mapped; those of the others are looked at, so that they are in memory.
+        """These rows of the leaves that are not mapped; those of the others are brought into memory.
+
+        They are looked at once, and again when their files were written to; then a byte of each page is read.
 
         Raises:
             DataError: an entry is not finite, or a file was cut.
         """
         self._require_whole()
-        out = []
+        out, new = [], numbers[~self._sound[numbers]] if len(self._sound) else numbers
         for name, leaf, mapped in zip(self._names, jax.tree.leaves(self._data), self.mapped, strict=True):
-            if mapped is not None:
-                _see(name, leaf, numbers)
-            else:
+            if mapped is None:
                 rows = _taken(leaf, numbers)
                 require_finite(name, rows, numbers)
                 out.append(rows.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False))
+                continue
+            if len(new):
+                _see(name, leaf, new)
+            if len(new) < len(numbers) and leaf.nbytes > AT_ONCE:
+                _touch(leaf, numbers)
+        if len(self._sound):
+            self._sound[new] = True
         return out
+
+    def _times(self) -> list[int]:
+        return [os.stat(path).st_mtime_ns for path in self._files]
 
     def _require_whole(self) -> None:
         # a page beyond the end of a file that was cut would end the process
-        for path, size in self._files:
+        for path, size in self._files.items():
             if os.path.getsize(path) < size:
                 raise DataError(f"{path} was cut while it was read")
+        if (now := self._times()) != self._changed:
+            self._changed = now
+            self._sound[:] = False
+
+
+def _touch(leaf: np.ndarray, numbers: np.ndarray) -> None:
+    """Read an entry of each page of these rows, by which the system brings them into memory."""
+    flat = leaf.reshape(len(leaf), -1)
+    for start in range(0, flat.shape[1], max(1, PAGE // leaf.itemsize)):
+        flat[:, start][numbers]
 
 
 def _see(name: str, leaf: np.ndarray, numbers: np.ndarray) -> None:

@@ -25,8 +25,8 @@ from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 MOST = 64
 """Minibatches in a piece: what one call of the host costs is little beside so many steps."""
 
-SHARE = 16
-"""Pieces to ``prefetch_bytes``: a short loop reads little in vain."""
+SHARE, MAPPED = 16, 4
+"""Pieces to ``prefetch_bytes``, and where no rows are handed over: a short loop reads little in vain."""
 
 SPANS = 8
 """Pieces of a pass over every row to ``prefetch_bytes``."""
@@ -177,7 +177,8 @@ class Stream(Numbered):
                 "give a smaller batch_size or a larger prefetch_bytes"
             )
         # a power of two, so that pieces fill a chunk
-        whole = max(1, min(MOST, self.prefetch_bytes // SHARE // max(size, 1)))
+        share = MAPPED if all(leaf is not None for leaf in self.mapped) else SHARE
+        whole = max(1, min(MOST, self.prefetch_bytes // share // max(size, 1)))
         return 1 << (whole.bit_length() - 1), b
 
     def example(self) -> PyTree:
@@ -223,6 +224,8 @@ class Stream(Numbered):
         For a derivative in reverse the rows are read again.
         """
         n = self.rows
+        if all(leaf is not None for leaf in self.mapped) and n * self.data.row_bytes <= self.prefetch_bytes:
+            return self._as_they_lie(fn, args)
         # several minibatches at least: a network on few rows takes as long as on some more
         size = min(
             n, max(self.prefetch_bytes // SPANS // self.data.row_bytes, self._shape[1] if self.batch_size else 1, 1)
@@ -250,6 +253,20 @@ class Stream(Numbered):
             total = add(total, scale(n % size / n, fn(args, self._span(start, n % size))))
         mean: Total = total
         return mean
+
+    def _as_they_lie(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
+        """The mean over rows that are all mapped, and of which no copy is made."""
+        told = _from_host(partial(_span_of, size=self.rows), self._shapes((), ()), self.table, jnp.int32(0))
+        leaves = self._rows(told, lambda leaf, _: leaf)
+        rows = self.with_fixed_key(leaves) if self.keys else leaves
+        like = jax.eval_shape(fn, args, rows)
+
+        def nothing(args: PyTree) -> PyTree:
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+
+        # not before the host has looked at them
+        out: Total = jax.lax.cond(told[0] == 0, lambda args: fn(args, rows), nothing, args)
+        return out
 
     def some(self, number: int, key: Array, batch_size: int | None = -1) -> Arrays:
         """So many rows at random, at most every one, in memory and drawn i.i.d.; by default as many to a minibatch."""
@@ -289,9 +306,9 @@ class Stream(Numbered):
             *chosen, *jax.lax.cond(first | (j % G == 0), lambda: read(*chosen), lambda: (plan.begin, plan.rows))
         )
 
-    def _numbers(self, choice: PyTree, begin: Array | int) -> Array:
-        """The numbers of the rows of the minibatches at G places of a chunk, [G, b]."""
-        G, b = self._shape
+    def _numbers(self, choice: PyTree, begin: Array | int, count: int | None = None) -> Array:
+        """The numbers of the rows of the minibatches at so many places of a chunk, by default G, [count, b]."""
+        G, b = count or self._shape[0], self._shape[1]
         if self.sampling != "blocks":
             return jax.lax.dynamic_slice_in_dim(choice, begin, G)
         blocks = jax.lax.dynamic_slice_in_dim(choice[0], begin, G)
@@ -316,13 +333,15 @@ class Stream(Numbered):
 
     def _batch(self, plan: Piece, j: Array, size: int) -> PyTree:
         G, place = self._shape[0], j % CHUNK
+        # outside of the branches, into which what they use is copied
+        numbers, where = self._numbers(plan.choice, place, 1)[0], plan.rows[0][place - plan.begin]
 
         def alone() -> list[Array]:
             # a minibatch of the chunk that is not in this piece, as where a step has several
-            return self._told(self._numbers(plan.choice, place)[0], jnp.zeros(0, jnp.int32))
+            return self._told(numbers, jnp.zeros(0, jnp.int32))
 
         def held() -> list[Array]:
-            return [a[place - plan.begin] for a in plan.rows]
+            return [where, *(a[place - plan.begin] for a in plan.rows[1:])]
 
         here = (place >= plan.begin) & (place < plan.begin + G)
         return self._rows([a[:size] for a in jax.lax.cond(here, held, alone)])

@@ -155,13 +155,7 @@ class SID:
                 f"{type(self.linear).__name__} needs a symmetric system, and the inner map is not known to be a"
                 " gradient step; use bx.GradientStep(loss), or linear=bx.GMRES() or bx.FixedPoint(steps=...)"
             )
-        if isinstance(self.inner, Given) or self.inner.stochastic or problem.has_loss:
-            return
-        if not (problem.composite and getattr(self.inner, "takes_prox", False)):
-            raise ParameterError(
-                f"{type(self.inner).__name__} needs an inner loss without a prox, and the inner map has none; "
-                "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...), or bx.CoordinateDescent() with a prox"
-            )
+        require_solvable(self.inner, problem)
 
     def estimate(
         self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
@@ -332,6 +326,17 @@ class SID:
         # (1/J) sum_i d2Phi(w; zeta_i)^T v
         mean, deviation = batch_spread(product, args, train, key=key, number=number, first=first)
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
+
+
+def require_solvable(solver: InnerSolver | Given, problem: BilevelProblem) -> None:
+    """Refuse an inner map without the loss, or without the penalty, that the solver needs."""
+    if isinstance(solver, Given) or solver.stochastic or problem.has_loss:
+        return
+    if not (problem.composite and getattr(solver, "takes_prox", False)):
+        raise ParameterError(
+            f"{type(solver).__name__} needs an inner loss without a prox, and the inner map has none; "
+            "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...), or bx.CoordinateDescent() with a prox"
+        )
 
 
 def solve_inner(

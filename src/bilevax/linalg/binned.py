@@ -1,8 +1,9 @@
 """A model matrix of binned columns, X = [E_1 Z_1, ..., E_p Z_p], and its products, by histograms or dense."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
 
 COUNT, CELL = 150, 50
 """Multiplications of dense matrices in the time in which one row enters a histogram, or a table is looked up; and in
@@ -11,8 +12,8 @@ that in which one entry of the table is set to 0, written and read."""
 DENSE = 20_000_000
 """Entries up to which X is formed once and kept, where dense products are the cheaper ones."""
 
-CHUNK = 65_536
-"""Rows at a time in what needs memory for each row and each column."""
+CHUNK, FEW = 65_536, 16_384
+"""Rows at a time in what needs memory for each row and each column; and in what needs a few numbers a row."""
 
 
 class BinnedColumns:
@@ -68,8 +69,11 @@ class BinnedColumns:
             product: np.ndarray = X @ beta
             return product
         out = np.zeros((self.shape[0], beta.shape[1]))
-        for j, Z in enumerate(self.bases):
-            out += np.take(Z @ beta[self.block(j)], self.codes[j], axis=0)
+        tables = [Z @ beta[self.block(j)] for j, Z in enumerate(self.bases)]
+        for rows in self._pieces(FEW):
+            own = out[rows]
+            for table, codes in zip(tables, self.codes[:, rows], strict=True):
+                own += np.take(table, codes, axis=0)
         return out
 
     def transposed_dot(self, r: np.ndarray) -> np.ndarray:
@@ -77,10 +81,14 @@ class BinnedColumns:
         if (X := self._whole()) is not None:
             product: np.ndarray = X.T @ r
             return product
+        sums = [np.zeros((r.shape[1], len(Z))) for Z in self.bases]
+        for rows in self._pieces(CHUNK):
+            for s, column in enumerate(np.ascontiguousarray(r[rows].T)):
+                for own, codes in zip(sums, self.codes[:, rows], strict=True):
+                    own[s] += np.bincount(codes, column, own.shape[1])
         out = np.empty((self.shape[1], r.shape[1]))
         for j, Z in enumerate(self.bases):
-            sums = [np.bincount(self.codes[j], column, len(Z)) for column in r.T]
-            out[self.block(j)] = Z.T @ np.array(sums).T
+            out[self.block(j)] = Z.T @ sums[j].T
         return out
 
     def dense(self, rows: slice = slice(None)) -> np.ndarray:
@@ -125,16 +133,25 @@ class BinnedColumns:
         # of equal weights rows are counted
         same = w[0] if len(w) and np.all(w == w[0]) else None
         weight = w if same is None else None
-        for j, Z in enumerate(self.bases):
-            at = self.block(j)
-            out[at, at] = (Z.T * np.bincount(self.codes[j], weight, len(Z))) @ Z
-            for first, last in self._groups(j):
-                N = self._histogram(j, first, last, weight)
-                for k in range(first, last):
-                    bins = slice(self._bins[k] - self._bins[first], self._bins[k + 1] - self._bins[first])
-                    to = self.block(k)
-                    out[at, to] = Z.T @ (N[:, bins] @ self.bases[k])
-                    out[to, at] = out[at, to].T
+        # sums over the bins of columns, the last first: of N_jk, those of j
+        sums = [np.zeros(0) for _ in self.bases]
+        for j, Z in reversed(list(enumerate(self.bases))):
+            at, start = self.block(j), self._bins[j + 1]
+            if j + 1 == len(self.bases):
+                N = np.zeros((len(Z), 0))
+                sums[j] = np.bincount(self.codes[j], weight, len(Z)).astype(float)
+            elif len(Z) == 1:
+                N = np.concatenate(sums[j + 1 :])[None]
+                sums[j] = np.sum(sums[j + 1], keepdims=True)
+            else:
+                N = np.concatenate(list(self._histograms(j, self._groups(j), weight)), axis=1, dtype=float)
+                sums[j] = N[:, : len(self.bases[j + 1])].sum(axis=1)
+            out[at, at] = (Z.T * sums[j]) @ Z
+            ZN = Z.T @ N
+            for k in range(j + 1, len(self.bases)):
+                to = self.block(k)
+                out[at, to] = ZN[:, slice(*(self._bins[k : k + 2] - start))] @ self.bases[k]
+                out[to, at] = out[at, to].T
         return out if same is None else same * out
 
     def _groups(self, j: int) -> list[tuple[int, int]]:
@@ -151,15 +168,33 @@ class BinnedColumns:
             out += (self._bins[first:last] - self._bins[first]).astype(kind)[:, None]
         return out
 
-    def _histogram(self, j: int, first: int, last: int, w: np.ndarray | None) -> np.ndarray:
-        """Sums of w, or of 1, by the bins of j and those of the columns from first to last, [bins_j, bins]."""
-        width = int(self._bins[last] - self._bins[first])
-        out = np.zeros(len(self.bases[j]) * width)
+    def _histograms(self, j: int, groups: Sequence[tuple[int, int]], w: np.ndarray | None) -> Iterator[np.ndarray]:
+        """Sums of w, or of 1, by the bins of j and those of the columns of each group, [bins_j, bins]."""
+        widths = [int(self._bins[last] - self._bins[first]) for first, last in groups]
+        width, together = max(widths, default=0), max((last - first for first, last in groups), default=0)
+        kind = np.min_scalar_type(len(self.bases[j]) * width)
+        # a sparse row, of which SciPy adds up what is at one place: in half the time of bincount
+        most = min(CHUNK, self.shape[0]) * together
+        entries = np.ones(most, np.int32 if w is None else float), np.zeros(most, np.int32), [0, most]
+        row = csr_array(entries, (1, len(self.bases[j]) * width))
+        tables: list[np.ndarray] = []
         # so few at a time that a cache holds their places
-        for rows in self._pieces(CHUNK):
-            codes = self._pair_codes(j, first, last, rows).ravel()
-            out += np.bincount(codes, None if w is None else np.tile(w[rows], last - first), len(out))
-        return out.reshape(-1, width)
+        for rows in self._pieces(CHUNK) or [slice(0, 0)]:
+            own = self.codes[j, rows].astype(kind) * kind.type(width)
+            if w is not None:
+                row.data[: len(own) * together] = np.tile(w[rows], together)
+            for t, (first, last) in enumerate(groups):
+                codes = own + self.codes[first:last, rows]
+                if last > first + 1:
+                    codes += (self._bins[first:last] - self._bins[first]).astype(kind)[:, None]
+                row.indptr[1] = codes.size
+                row.indices[: codes.size] = codes.ravel()
+                if rows.start:
+                    tables[t] = row + tables[t]
+                else:
+                    tables.append(row.toarray())
+        for size, table in zip(widths, tables, strict=True):
+            yield table.reshape(-1, width)[:, :size]
 
     def quadratic(self, A: np.ndarray) -> np.ndarray:
         """x_i' A x_i of every row, [n]; of A [P, P] the symmetric part counts."""

@@ -1,14 +1,17 @@
 """Rows that are too many to hold: a model is chosen on some of them, and fitted to all in passes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from bilevax.core.processes import Processes
 from bilevax.solvers.additive_models import AdditiveFit
 from bilevax.solvers.additive_passes import Passing
-from bilevax.tables.additive import Source, cells
+from bilevax.tables.additive import Source, bins
 from bilevax.tables.ahead import ahead
 from bilevax.tables.effects import Effect
 from bilevax.tables.marginals import Marginal
@@ -17,15 +20,27 @@ from bilevax.tables.table import Table
 PASSES = 20
 """Newton steps, at most."""
 
+BLOCK = 1 << 25
+"""Bytes of the bins, targets and weights of rows that are summed at once: a sum takes a time of its own."""
+
 
 class EveryRow(Protocol):
-    """All rows, of which a fit has some."""
+    """All rows, of which a fit has some.
+
+    Attributes:
+        processes: to which they are dealt.
+    """
+
+    processes: Processes
 
     def marginal(self, source: Source) -> Marginal:
         """Of the cells of an effect."""
 
-    def rows_of_pass(self, number: int) -> Iterator[tuple[Table, np.ndarray]]:
-        """Features and targets of each piece."""
+    def rows_of_pass(self, number: int) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
+        """Features of each piece of this process, which of its rows are meant, their targets; by strata."""
+
+    def stratum(self, table: Table) -> int:
+        """That of a piece."""
 
     def kept(self, name: str) -> Mapping[str, np.ndarray] | None:
         """What was kept of a pass by an earlier fit to the same rows."""
@@ -64,33 +79,65 @@ def fit_to_every_row(
     mixture: Sequence[tuple[AdditiveFit, float]],
     targets: Callable[[Any], Targets],
 ) -> ByPasses:
-    """The models of a mixture, fitted to all rows, all of them in the same passes."""
+    """The models of a mixture, fitted to all rows, all of them in the same passes.
+
+    Raises:
+        DataError: another process starts from other models.
+    """
     models = [Passing(fit) for fit, _ in mixture]
+    found = {f"model {i} (crc32)": model.crc32 for i, model in enumerate(models)}
+    every.processes.require_same("what is chosen on some rows, with processors of one kind,", found)
     effects = mixture[-1][0].rows.effects
     names = {model: f"model{i}" for i, model in enumerate(models)}
     ended, going = False, [m for m in models if not m.restored(every.kept(names[m])) or m.step()]
 
-    def coded(number: int) -> Iterator[tuple[list[np.ndarray], Targets]]:
-        for table, y in every.rows_of_pass(number):
-            codes = [effect.codes(cells(table, source)) for source, effect in zip(sources, effects, strict=True)]
-            yield codes, targets(y)
+    def coded(number: int) -> Iterator[Coded]:
+        for table, there, y in every.rows_of_pass(number):
+            codes = [bins(table, source, effect)[there] for source, effect in zip(sources, effects, strict=True)]
+            yield codes, targets(y), every.stratum(table)
 
     for _ in range(PASSES):
         if not going:
             break
-        for codes, of in ahead(coded(1 + max(model.passes for model in going))):
+        for codes, of, stratum in ahead(_joined(coded(1 + max(model.passes for model in going)))):
             if ended := every.ended():
                 break
             for model in going:
-                model.add(codes, *of)
-        if ended:
+                model.add(codes, *of, stratum)
+        if ended := every.processes.any(ended):
             break
         for model in going:
+            model.end(every.processes)
             every.keep(names[model], model.state())
         going = [model for model in going if model.step()]
     counted = tuple(_counted(every, *each) for each in zip(sources, effects, strict=True))
-    found = [(model.fitted(counted), share) for model, (_, share) in zip(models, mixture, strict=True)]
-    return ByPasses(found, max(model.passes for model in models), ended)
+    fits = [(model.fitted(counted), share) for model, (_, share) in zip(models, mixture, strict=True)]
+    return ByPasses(fits, max(model.passes for model in models), ended)
+
+
+Coded = tuple[list[np.ndarray], Targets, int]
+"""Bins of the columns, targets, stratum."""
+
+
+def _joined(pieces: Iterable[Coded]) -> Iterator[Coded]:
+    """The same rows in pieces of ``BLOCK``, each of one stratum."""
+    for stratum, own in groupby(pieces, itemgetter(2)):
+        parts: list[Coded] = []
+        size = 0
+        for codes, of, _ in own:
+            parts.append((codes, of, stratum))
+            size += sum(x.nbytes for x in (*codes, *of))
+            if size >= BLOCK:
+                yield _concatenated(parts)
+                parts, size = [], 0
+        if parts:
+            yield _concatenated(parts)
+
+
+def _concatenated(parts: list[Coded]) -> Coded:
+    codes, of, strata = zip(*parts, strict=True)
+    y, weight = map(np.concatenate, zip(*of, strict=True))
+    return [np.concatenate(each) for each in zip(*codes, strict=True)], Targets(y, weight), strata[0]
 
 
 def _counted(every: EveryRow, source: Source, effect: Effect) -> Effect:

@@ -15,14 +15,20 @@ b and b on rho, with h_c the leverages x_i' B_c^-1 x_i and b_c = b Q_c',
 g = X' (dW/ds : Q' diag(h) Q): exact for V as it stands.
 """
 
+from functools import partial
+
 import numpy as np
 
 from bilevax.core.errors import ParameterError
 from bilevax.solvers.additive_families import Family, Losses, Multinomial
 from bilevax.solvers.additive_fit import (
+    EXACT,
+    INEXACT,
     MOST_STEPS,
     Data,
     Fit,
+    Solved,
+    conjugate,
     factorised,
     halved,
     intercept_alone,
@@ -33,9 +39,6 @@ from bilevax.solvers.additive_fit import (
 )
 from bilevax.solvers.additive_marginal import density_ratio, doubt
 from bilevax.solvers.additive_search import Found, Outer
-
-NEWTON, EXACT = 0.05, 1e-6
-"""Norms of residuals, over that of the right side: of a Newton step, and of what a gradient is made of."""
 
 MOST_PRODUCTS = 500
 """Products with H of a solve, at most."""
@@ -140,46 +143,29 @@ class Blocks:
         converged, steps = False, 0
         while steps < MOST_STEPS:
             gradient = d.X.transposed_dot(d.weight[:, None] * at.losses.slope) + penalty[:, None] * at.b
-            move, products = self.solve(at.losses, penalty, inverses, -gradient, NEWTON)
+            move, products, _ = self.solve(at.losses, penalty, inverses, -gradient, INEXACT)
             decrement = -0.5 * float(np.sum(gradient * move))
             converged = decrement <= self.tolerance
             moved = None if converged else halved(d, family, penalty, at, move, decrement)
             if moved is None:
                 break
-            at, steps = moved[0], steps + 1
+            at, steps = moved, steps + 1
             # C grams are n P^2 multiplications each, a product with H is 2 n P of each score
             if 4 * products > P:
                 inverses = _inverses(_factors(self._grams(at.losses), penalty))
         grams = self._grams(at.losses)
-        return BlockFit(*at, grams, _factors(grams, penalty), steps, converged)
+        return BlockFit(*at, at.losses.curvature, grams, _factors(grams, penalty), steps, converged)
 
     def solve(
         self, losses: Losses, penalty: np.ndarray, inverses: np.ndarray, r: np.ndarray, tolerance: float
-    ) -> tuple[np.ndarray, int]:
-        """H^-1 r, [1 + P, S], by conjugate gradients, and the products with H."""
-        x, products = np.zeros_like(r), 0
-        z = p = self._preconditioned(inverses, r)
-        size = first = float(np.sum(r * z))
-        while size > tolerance**2 * first and products < MOST_PRODUCTS:
-            Hp = self._product(losses, penalty, p)
-            step = size / float(np.sum(p * Hp))
-            x, r = x + step * p, r - step * Hp
-            z = self._preconditioned(inverses, r)
-            size, last = float(np.sum(r * z)), size
-            p = z + size / last * p
-            products += 1
-        return x, products
+    ) -> Solved:
+        """H^-1 r, [1 + P, S], by conjugate gradients."""
+        known = partial(self._preconditioned, inverses)
+        return conjugate(self.data, losses, penalty, known, r, part=tolerance, most=MOST_PRODUCTS)
 
     def _preconditioned(self, inverses: np.ndarray, r: np.ndarray) -> np.ndarray:
         """sum_c B_c^-1 r Q_c' Q_c."""
         out: np.ndarray = np.matmul(inverses, (r @ self.Q.T).T[:, :, None])[:, :, 0].T @ self.Q
-        return out
-
-    def _product(self, losses: Losses, penalty: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """H v."""
-        d = self.data
-        Wv = np.einsum("ntu,nu->nt", losses.curvature, d.X.dot(v))
-        out: np.ndarray = d.X.transposed_dot(d.weight[:, None] * Wv) + penalty[:, None] * v
         return out
 
     def _grams(self, losses: Losses) -> np.ndarray:

@@ -8,6 +8,8 @@ With a dispersion phi the likelihood is exp(-d / phi), and the prior of b_j N(0,
 depend on phi.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +27,11 @@ MOST_STEPS = 100
 ROUNDING = 1e-13
 """Part of F by which its sum over the rows may be wrong."""
 
-CHORD = 0.1
-"""A Hessian is kept while each step with it leaves at most this part of the decrement."""
+INEXACT, EXACT = 5e-2, 1e-7
+"""Part of the error, in the norm of H, that conjugate gradients leave of a Newton step, and of a solution."""
+
+FEW, MANY = 3, 6
+"""Products with H after which they are given up for a new factor, of a Newton step and of a solution."""
 
 
 class Data(NamedTuple):
@@ -77,7 +82,8 @@ class Fit(NamedTuple):
         scores: [n, S].
         losses: of the rows at b.
         value: F(b).
-        gram: X' W X at b, score by score, [S (1 + P), S (1 + P)].
+        curvature: W [n, S, S], at b or near it.
+        gram: X' W X, score by score, [S (1 + P), S (1 + P)].
         factor: lower Cholesky factor of H = X' W X + diag(penalties), laid out likewise.
         steps: Newton steps taken.
         converged: whether the decrement came below the tolerance.
@@ -87,6 +93,7 @@ class Fit(NamedTuple):
     scores: np.ndarray
     losses: Losses
     value: float
+    curvature: np.ndarray
     gram: np.ndarray
     factor: np.ndarray
     steps: int
@@ -104,6 +111,11 @@ class Fit(NamedTuple):
     def inverse(self) -> np.ndarray:
         """H^-1, laid out like H."""
         return inverted(self.factor)
+
+    def curved(self, d: Data, penalty: np.ndarray) -> "Fit":
+        """With the curvature at b."""
+        G = curvature(d, self.losses)
+        return self._replace(curvature=self.losses.curvature, gram=G, factor=factorised(G, penalty))
 
     def log_det(self) -> float:
         """log |H|."""
@@ -188,12 +200,14 @@ def fit(
     near: Fit | None = None,
     start: np.ndarray | None = None,
     tolerance: float = 1e-9,
+    curved: bool = True,
 ) -> Fit:
     """The minimum of F, from a fit at other penalties, from given weights, or from a model of an intercept alone.
 
     Newton steps H v = -grad F, halved until F falls by a part of what its slope promises, until the decrement
-    grad F' H^-1 grad F / 2 is at most ``tolerance`` (F is in units of a log-likelihood). The curvature X' W X serves
-    further steps while these converge fast; that of the result is the one at the minimum.
+    grad F' H^-1 grad F / 2, or the part of it that a step should leave, is at most ``tolerance`` (F is in units of a
+    log-likelihood). The factor of one Hessian preconditions conjugate gradients on those after it, until these need
+    more than :data:`FEW` products.
 
     Args:
         d: the rows.
@@ -202,40 +216,84 @@ def fit(
         near: the fit to start from.
         start: weights to start from where there is none, [1 + P, S].
         tolerance: of the decrement.
+        curved: whether the curvature of the result is that at the minimum; else one near it.
 
-    Cost: a gradient is n p additions; a curvature S (S + 1) / 2 of :meth:`BinnedColumns.gram`; S^3 P^3 / 3 a factor.
+    Cost: a gradient, or a product with H, is 2 n p additions; a curvature S (S + 1) / 2 of :meth:`BinnedColumns.gram`;
+    S^3 P^3 / 3 a factor.
     """
     if near is None:
         at = point(d, family, penalty, intercept_alone(d, family) if start is None else start)
-        G, W = curvature(d, at.losses), at.losses.curvature
+        W, G = at.losses.curvature, curvature(d, at.losses)
     else:
-        at = point(d, family, penalty, near.b)
-        G, W = near.gram, near.losses.curvature
+        at, W, G = point(d, family, penalty, near.b), near.curvature, near.gram
     factor = factorised(G, penalty)
-    last, converged, steps = np.inf, False, 0
+    steps, converged, here = 0, False, _same(W, at.losses.curvature)
     while steps < MOST_STEPS:
         gradient = d.X.transposed_dot(d.weight[:, None] * at.losses.slope) + penalty[:, None] * at.b
-        move = -_solve(factor, gradient)
-        decrement = -0.5 * float(np.sum(gradient * move))
-        converged = decrement <= tolerance
+        # H v = -grad F
+        solved = Solved(_solve(factor, -gradient), 0, True)
+        if not here:
+            known = partial(_solve, factor)
+            solved = conjugate(d, at.losses, penalty, known, -gradient, part=INEXACT, most=FEW)
+        decrement = -0.5 * float(np.sum(gradient * solved.x))
+        converged = solved.converged and decrement <= tolerance
         if converged:
             break
-        here = W is at.losses.curvature or np.array_equal(W, at.losses.curvature)
-        moved = halved(d, family, penalty, at, move, decrement) if here or decrement <= CHORD * last else None
-        if moved is None and here:
+        moved = halved(d, family, penalty, at, solved.x, decrement) if solved.converged else None
+        if moved is not None:
+            at, steps = moved, steps + 1
+            here = _same(W, at.losses.curvature)
+            converged = INEXACT**2 * decrement <= tolerance
+            if converged:
+                break
+        elif here:
             break  # no step lowers F: it is at its rounding
-        if moved is None:
-            G, W = curvature(d, at.losses), at.losses.curvature
+        else:
+            W, G, here = at.losses.curvature, curvature(d, at.losses), True
             factor = factorised(G, penalty)
-            continue
-        # A halved step says that the curvature is another one.
-        last = decrement if moved[1] == 1.0 else 0.0
-        at = moved[0]
-        steps += 1
-    if not np.array_equal(W, at.losses.curvature):
-        G = curvature(d, at.losses)
-        factor = factorised(G, penalty)
-    return Fit(*at, G, factor, steps, converged)
+    found = Fit(*at, W, G, factor, steps, converged)
+    return found.curved(d, penalty) if curved and not here else found
+
+
+def _same(W: np.ndarray, other: np.ndarray) -> bool:
+    return W is other or np.array_equal(W, other)
+
+
+class Solved(NamedTuple):
+    """What conjugate gradients found, after so many products with H, and whether they left no more than they should."""
+
+    x: np.ndarray
+    products: int
+    converged: bool
+
+
+def conjugate(
+    d: Data,
+    losses: Losses,
+    penalty: np.ndarray,
+    preconditioner: Callable[[np.ndarray], np.ndarray],
+    r: np.ndarray,
+    *,
+    part: float,
+    most: int,
+) -> Solved:
+    """H^-1 r, [1 + P, S], but for a part of it in the norm of H, by preconditioned conjugate gradients.
+
+    H = X' W X + diag(penalties), with W of these losses.
+    """
+    x, products = np.zeros_like(r), 0
+    z = p = preconditioner(r)
+    size = first = float(np.sum(r * z))
+    while size > part**2 * first and products < most:
+        Wp = np.einsum("ntu,nu->nt", losses.curvature, d.X.dot(p))
+        Hp = d.X.transposed_dot(d.weight[:, None] * Wp) + penalty[:, None] * p
+        step = size / float(np.sum(p * Hp))
+        x, r = x + step * p, r - step * Hp
+        z = preconditioner(r)
+        size, last = float(np.sum(r * z)), size
+        p = z + size / last * p
+        products += 1
+    return Solved(x, products, size <= part**2 * first)
 
 
 def intercept_alone(d: Data, family: Family) -> np.ndarray:
@@ -245,14 +303,12 @@ def intercept_alone(d: Data, family: Family) -> np.ndarray:
     return b
 
 
-def halved(
-    d: Data, family: Family, penalty: np.ndarray, at: Point, move: np.ndarray, decrement: float
-) -> tuple[Point, float] | None:
-    """Where F falls by a ten-thousandth of what its slope promises, and the part of the step; None: nowhere."""
+def halved(d: Data, family: Family, penalty: np.ndarray, at: Point, move: np.ndarray, decrement: float) -> Point | None:
+    """Where F falls by a ten-thousandth of what its slope promises; None: nowhere."""
     size = 1.0
     while size > 1e-8:
         new = point(d, family, penalty, at.b + size * move)
         if new.value <= at.value - 2e-4 * size * decrement + ROUNDING * abs(at.value):
-            return new, size
+            return new
         size *= 0.5
     return None

@@ -9,12 +9,14 @@ likelihood are made: exact for Gaussian rows, else as if W were constant near b.
 anew by it.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from bilevax.core.limits import require
+from bilevax.core.processes import ALONE, Pairwise, Processes
 from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_blocks import BlockFit, Blocks
 from bilevax.solvers.additive_families import Family, Losses
@@ -88,7 +90,7 @@ class Expanded(Marginal):
         (value, g, G, _), b, S = self.summed, self.at, self.family.scores
         factor = factorised(G, penalty)
         none = Losses(np.zeros(0), np.zeros((0, S)), np.zeros((0, S, S)))
-        fit = Fit(b, np.zeros((0, S)), none, value, G, factor, 1, True)
+        fit = Fit(b, np.zeros((0, S)), none, value, none.curvature, G, factor, 1, True)
         step = -fit.solve(g + penalty[:, None] * b)
         move = step.T.ravel()
         value += float(np.sum(g * step)) + 0.5 * float(move @ G @ move)
@@ -125,6 +127,7 @@ class Passing:
         require(COPIES * 8 * size**2, f"a Newton step of {size:,} weights", HELPS)
         self.fit, self.b, self.rho, self.passes = fit, fit.found.outer.fits[0].b, fit.found.rho, 0
         self._start = np.append(self.b, self.rho)
+        self._sums = Pairwise(Sums.plus)
         self._total: Sums | None = None
         self._before: tuple[np.ndarray, float] | None = None
         self._reached: tuple[Expanded, Found] | None = None
@@ -134,14 +137,26 @@ class Passing:
             like.least / _dispersion(like, fit.found.outer.fits[0].value) if isinstance(like, Marginal) else 1.0
         )
 
-    def add(self, codes: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray) -> None:
-        """Rows of the pass, by their bins in each effect, [n] each."""
+    def add(self, codes: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray, stratum: int = 0) -> None:
+        """Rows of the pass, by their bins in each effect, [n] each, of a stratum that is not before earlier ones."""
         family = self.fit.rows.family
         most = max(1, CURVATURES // family.scores**2)
         for at in (slice(i, i + most) for i in range(0, len(y), most)):
             d = data(self.fit.columns([c[at] for c in codes]), y[at], family, weight[at])
-            own = sums(d, family, self.b)
-            self._total = own if self._total is None else self._total.plus(own)
+            self._sums.add(stratum, sums(d, family, self.b))
+
+    def end(self, processes: Processes = ALONE) -> None:
+        """End the pass: all rows went by, here or in another process."""
+        S, P = self.b.shape[1], len(self.b)
+        own = self._sums.total() or Sums(0.0, np.zeros_like(self.b), np.zeros((S * P, S * P)), 0.0)
+        value, weight = processes.summed(np.array([own.value, own.weight]))
+        gradient, gram = processes.summed(own.gradient), processes.summed(own.gram)
+        self._total = Sums(float(value), gradient, gram, float(weight))
+
+    @property
+    def crc32(self) -> str:
+        """Of what it starts from, by which processes see whether theirs is the same."""
+        return f"{zlib.crc32(self._start.tobytes()):08x}"
 
     def state(self) -> dict[str, np.ndarray]:
         """What there is at the end of a pass, before :meth:`step`."""
@@ -167,7 +182,7 @@ class Passing:
         return True
 
     def step(self) -> bool:
-        """End the pass; whether another one is needed."""
+        """Move to where the pass says; whether another one is needed."""
         assert self._total is not None
         total, self._total, b = self._total, None, self.b
         penalty = penalties(self.rho, self.fit.marginal.part)
@@ -206,5 +221,5 @@ class Passing:
         grams = np.einsum("ct,tiuj,cu->cij", like.Q, G, like.Q, optimize=True)
         penalty = penalties(found.rho, loss.part)
         factors = np.array([factorised(gram, penalty) for gram in grams])
-        block = BlockFit(at.b, at.scores, at.losses, at.value, grams, factors, 1, True)
+        block = BlockFit(at.b, at.scores, at.losses, at.value, at.curvature, grams, factors, 1, True)
         return self.fit.moved(like, found._replace(outer=found.outer._replace(fits=(block,))), effects)

@@ -33,8 +33,7 @@ class PassFiles:
         if content is None:
             return None
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as found:
-                arrays = {key: found[key] for key in found.files}
+            arrays = unpacked_arrays(content)
         except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError):
             return None
         return arrays if str(arrays.pop("of", "")) == self._of else None
@@ -45,7 +44,18 @@ class PassFiles:
         Raises:
             StorageError: the system refused.
         """
-        content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **{**arrays, "of": np.array(self._of)})
         files.make_directory(self._folder)
-        files.write(self._folder / f"pass_{name}.npz", content.getvalue())
+        files.write(self._folder / f"pass_{name}.npz", packed_arrays({**arrays, "of": np.array(self._of)}))
+
+
+def packed_arrays(arrays: Arrays) -> bytes:
+    """As the bytes of a file."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    return content.getvalue()
+
+
+def unpacked_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The inverse of :func:`packed_arrays`."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as found:
+        return {key: found[key] for key in found.files}

@@ -2,15 +2,16 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.processes import ALONE, STRATA, Processes
 from bilevax.sklearn.additive_choice import ROWS
 from bilevax.study.kept import Stage
-from bilevax.study.pass_files import Arrays, PassFiles
+from bilevax.study.pass_files import Arrays, PassFiles, packed_arrays, unpacked_arrays
 from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
 from bilevax.study.target import Target
@@ -18,8 +19,9 @@ from bilevax.tables.additive import Source, cells, sources_of
 from bilevax.tables.file_set import concatenated
 from bilevax.tables.labels import label_text
 from bilevax.tables.marginals import LevelCounts, Marginal, NumberCounts
+from bilevax.tables.packed import packed, unpacked
 from bilevax.tables.pieces import Pieces
-from bilevax.tables.table import Column, Table
+from bilevax.tables.table import CodedColumn, Column, Table
 
 
 class RowSet:
@@ -29,16 +31,18 @@ class RowSet:
         pieces: gives them, as often as they are asked for.
         target: the column that is predicted.
         settings: how.
+        processes: to which the rows are dealt; every call here is one of all of them.
 
     Attributes:
         rows: those with a target; known after :meth:`sample`.
         stage: told how far a pass is.
+        passing: whether a pass is under way: a fault is then of the rows of this process.
 
     Raises:
         ParameterError: a setting needs the rows as a table.
     """
 
-    def __init__(self, pieces: Pieces, target: str, settings: TuneSettings) -> None:
+    def __init__(self, pieces: Pieces, target: str, settings: TuneSettings, processes: Processes = ALONE) -> None:
         for name in ("group", "time_column"):
             if getattr(settings, name) is not None:
                 option = "--" + name.replace("_", "-")
@@ -46,6 +50,7 @@ class RowSet:
         if settings.is_linear:
             raise ParameterError(f"--model linear is of a table that fits into memory; {pieces.name} does not")
         self.pieces, self.rows, self._target, self._settings = pieces, pieces.rows, target, settings
+        self.processes, self.passing = processes, False
         self.stage: Stage = lambda name, **more: None
         self._drawn, self._test = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._ended: Callable[[], bool] = lambda: False
@@ -53,6 +58,7 @@ class RowSet:
         self._names: list[str] = []
         self._counts: dict[Source, NumberCounts | LevelCounts] = {}
         self._files: PassFiles | None = None
+        self._strata: dict[int, int] = {}
 
     def keep_in(self, folder: Path) -> None:
         """Keep there what passes find, and do not make those again that were made for the same sample and settings."""
@@ -60,8 +66,10 @@ class RowSet:
         self._files = PassFiles(folder, hashlib.sha256(repr(words).encode()).hexdigest())
 
     def kept(self, name: str) -> Arrays | None:
-        """What was kept under a name."""
-        return None if self._files is None else self._files.read(name)
+        """What was kept under a name, by the first process."""
+        found = None if self._files is None else self._files.read(name)
+        content = self.processes.of_first(b"" if found is None else packed_arrays(found))
+        return unpacked_arrays(content) if content else None
 
     def keep(self, name: str, arrays: Arrays) -> None:
         """Keep what a pass found."""
@@ -74,15 +82,19 @@ class RowSet:
         Raises:
             DataError: a fault of the files.
         """
-        n, settings = self.pieces.rows, self._settings
+        n, settings, name = self.pieces.rows, self._settings, self.pieces.name
+        self.processes.require_same(f"the rows of {name}", {"rows": n, "sha256": self.pieces.sha256})
         most = int(np.ceil(ROWS / (1.0 - settings.test_size)))
         random = np.random.default_rng(settings.seed)
         self._drawn = np.sort(random.choice(n, min(n, most), replace=False)) if n else self._drawn
         parts, self.rows = [], 0
         for table in self._tables("drawing rows"):
-            own = self._within(self._drawn, table) - table.before
-            parts.append(table.take(own))
+            parts.append(table.take(self._within(self._drawn, table) - table.before))
             self.rows += int(np.sum(~table.column(self._target).missing))
+        if self.processes.count > 1:
+            own = packed(concatenated(self.pieces, parts)) if parts else b""
+            parts = [unpacked(name, part) for part in self.processes.gathered(own) if part]
+            self.rows = int(self.processes.summed(np.array([float(self.rows)]))[0])
         note = (
             f"{n:,} rows are too many to hold: {len(self._drawn):,} of them, drawn at random, are looked at, chosen on "
             "and tested on; the model is fitted to all but those of the test"
@@ -117,11 +129,13 @@ class RowSet:
         """What the columns hold; two passes, of which that of some rows will do if they are to end."""
         known = self.kept("counts")
         if known is None:
-            for table, _ in self._training("counting what columns hold"):
+            for table, there, _ in self._training("counting what columns hold"):
                 for source, counts in self._counts.items():
-                    counts.add(cells(table, source))
+                    _add(counts, table, source, there)
                 if self.ended():
-                    return
+                    break
+            if self._joined(self._counts.values()):
+                return
             self._keep_counts(passes=1)
         else:
             for i, counts in enumerate(self._counts.values()):
@@ -130,35 +144,48 @@ class RowSet:
         some = {s: c for s, c in self._counts.items() if isinstance(c, NumberCounts) and c.choose()}
         if not some or (known is not None and int(known["passes"]) == 2):
             return
-        for table, _ in self._training("placing the bins"):
+        for table, there, _ in self._training("placing the bins"):
             for source, numbers in some.items():
-                numbers.add_around(cells(table, source))
+                numbers.add_around(cells(table, source)[there])
             if self.ended():
-                for numbers in some.values():
-                    numbers.forget()
-                return
+                break
+        if self._joined(some.values()):
+            for numbers in some.values():
+                numbers.forget()
+            return
         self._keep_counts(passes=2)
+
+    def _joined(self, counted: Iterable[NumberCounts | LevelCounts]) -> bool:
+        """Add up what the processes have counted in a pass; whether it was ended in one of them."""
+        for counts in counted if self.processes.count > 1 else ():
+            every = self.processes.gathered(packed_arrays(counts.state()))
+            counts.join([unpacked_arrays(state) for state in every])
+        return self.processes.any(self.ended())
 
     def _keep_counts(self, passes: int) -> None:
         states = enumerate(counts.state() for counts in self._counts.values())
         arrays = {f"{i} {key}": x for i, state in states for key, x in state.items()}
         self.keep("counts", {**arrays, "passes": np.array(passes)})
 
-    def rows_of_pass(self, number: int = 1) -> Iterator[tuple[Table, np.ndarray]]:
-        """Features and targets."""
+    def rows_of_pass(self, number: int = 1) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
+        """Features of each piece, which of its rows are meant, and the targets of these."""
         yield from self._training(f"fitting to every row, pass {number}")
 
     def ended(self) -> bool:
         """Whether the passes are to end."""
         return self._ended()
 
-    def _training(self, name: str) -> Iterator[tuple[Table, np.ndarray]]:
-        """Features and targets of the rows that have one, but those of the test."""
+    def stratum(self, table: Table) -> int:
+        """That of a piece."""
+        return self._strata[table.before]
+
+    def _training(self, name: str) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
+        """Features of each piece, which rows have a target and are not of the test, and the targets of these."""
         for table in self._tables(name):
             y = self._values(table)
             there = y >= 0 if y.dtype.kind == "i" else ~np.isnan(y)
             there[self._within(self._test, table) - table.before] = False
-            yield table.select(self._names).take(np.flatnonzero(there)), y[there]
+            yield table.select(self._names), there, y[there]
 
     def _within(self, rows: np.ndarray, table: Table) -> np.ndarray:
         start, stop = np.searchsorted(rows, [table.before, table.before + table.rows])
@@ -166,12 +193,16 @@ class RowSet:
 
     def _tables(self, name: str) -> Iterator[Table]:
         """The pieces, and how far they are."""
-        begun, n = time.perf_counter(), self.pieces.rows
-        for table in self.pieces.tables():
-            done, seconds = table.before, time.perf_counter() - begun
-            left = seconds * (n / done - 1.0) if done else None
-            self.stage(name, done=done, of=n, seconds_left=left)
+        begun, n, first = time.perf_counter(), self.pieces.rows, self.processes.strata.start
+        self.passing = True
+        for stratum, table in self.pieces.dealt(self.processes.strata):
+            self._strata[table.before] = stratum
+            # the processes are about as far
+            part = min(max(0.0, self.processes.count * (table.before / n - first / STRATA)), 1.0)
+            left = (time.perf_counter() - begun) * (1.0 / part - 1.0) if part else None
+            self.stage(name, done=round(part * n), of=n, seconds_left=left)
             yield table
+        self.passing = False
 
     def _values(self, table: Table) -> np.ndarray:
         """Targets as the sample has them, -1 or NaN where missing."""
@@ -188,13 +219,26 @@ class RowSet:
         return y
 
 
+def _add(counts: NumberCounts | LevelCounts, table: Table, source: Source, there: np.ndarray) -> None:
+    """Count the cells of these rows."""
+    column = table.column(source.column)
+    if isinstance(counts, LevelCounts) and isinstance(column, CodedColumn):
+        counts.add(column.words, np.bincount(column.codes[there], minlength=len(column.words)))
+    else:
+        counts.add(cells(table, source)[there])
+
+
 def _codes(column: Column, goal: Target, table: Table) -> np.ndarray:
     """The numbers of classes, -1 where missing."""
     assert goal.labels is not None
     classes, missing = goal.labels.classes, column.missing
     text = isinstance(classes[0], str)
-    cells_ = column.as_text().values if text else column.values
-    distinct, inverse = np.unique(cells_[~missing], return_inverse=True)
+    if isinstance(column, CodedColumn):
+        used, inverse = np.unique(column.codes[~missing], return_inverse=True)
+        distinct = column.words[used]
+    else:
+        cells_ = column.as_text().values if text else column.values
+        distinct, inverse = np.unique(cells_[~missing], return_inverse=True)
     known = {label if text else float(label): code for code, label in enumerate(classes)}
     of = np.array([known.get(label, -1) for label in distinct.tolist()], np.int64)
     if (of < 0).any():

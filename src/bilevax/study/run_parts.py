@@ -1,10 +1,11 @@
 """What in a directory is of a run, and how it is removed: nothing else ever is."""
 
 import json
+import os
 from pathlib import Path
 
 from bilevax.core import files, manifest
-from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS, PASS, STEP, TABLES
+from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS, PASS, RUNNING, STEP, TABLES, siblings, state_of
 
 
 def occupied(path: Path) -> bool:
@@ -25,6 +26,12 @@ def holds_run(path: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and "kind" in record
+
+
+def did_not_end(path: Path) -> bool:
+    """True if there is a run that was begun and is not finished, here or beside what it is to replace."""
+    place = Path(os.path.realpath(path))
+    return any(state_of(found) == RUNNING for found in (place, *siblings(place, "new")))
 
 
 def is_ours(name: str) -> bool:

@@ -11,7 +11,7 @@ from bilevax.core.events import Plain
 from bilevax.tables.effects import Effect, date_parts, effect_from_plain
 from bilevax.tables.labels import Label
 from bilevax.tables.pairs import Pair, pair_from_plain
-from bilevax.tables.table import Column, Order, Table, orders_from_plain
+from bilevax.tables.table import CodedColumn, Column, Order, Table, orders_from_plain
 
 FORMAT = "bilevax-additive-1"
 
@@ -69,6 +69,19 @@ def cells(table: Table, source: Source) -> np.ndarray:
     if column.kind == "text":  # without a cell
         return np.full(table.rows, np.nan)
     return date_parts(column.values, every=True)[source.part] if source.part else column.values
+
+
+def bins(table: Table, source: Source, effect: Effect) -> np.ndarray:
+    """The bins of the cells of an effect, uint8 or uint16 [n].
+
+    Raises:
+        DataError: as of :func:`cells`.
+    """
+    column = table.column(source.column)
+    if source.kind == "text" and isinstance(column, CodedColumn):
+        out: np.ndarray = effect.codes(column.words)[column.codes]
+        return out
+    return effect.codes(cells(table, source))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from bilevax.core.errors import DataError
 from bilevax.tables.csv_plain import kept_cells
 from bilevax.tables.csv_types import column_of_cells, days, words_among_numbers
 from bilevax.tables.reading import Reading, without
-from bilevax.tables.table import Column, Table, check_names, object_array
+from bilevax.tables.table import CodedColumn, Column, Table, check_names, object_array
 
 _EXACT = 2**53
 
@@ -112,6 +112,8 @@ def _column(source: str, name: str, values: pa.ChunkedArray, before: int) -> Col
     if pa.types.is_dictionary(kind):
         # A damaged file may point beyond its dictionary.
         values.validate(full=True)
+        if _is_text(kind.value_type):
+            return _coded(name, values)
         values = pc.cast(values, kind.value_type)
         kind = values.type
     if pa.types.is_null(kind):
@@ -132,12 +134,28 @@ def _column(source: str, name: str, values: pa.ChunkedArray, before: int) -> Col
         return Column(name, "number", days(_microseconds(source, name, values, pa.duration("us"))))
     if pa.types.is_time(kind):
         return Column(name, "number", days(pc.cast(values, pa.time64("us"), safe=False)))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if _is_text(kind):
         require_utf8(source, name, values)
         return Column(name, "text", kept_cells(pc.cast(values, pa.large_string())))
     raise DataError(
         f"{source}: column '{name}' holds {_words(kind)}; numbers, text, truth values and dates can be used"
     )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _coded(name: str, values: pa.ChunkedArray) -> Column:
+    """A dictionary's texts, of which each is looked at once."""
+    chunks = values.unify_dictionaries().chunks
+    if not chunks:
+        return Column(name, "text", np.empty(0, object))
+    # a missing cell is the last word: None
+    texts = kept_cells(pa.chunked_array([pc.cast(chunks[0].dictionary, pa.large_string())]))
+    words = object_array([*texts.tolist(), None])
+    codes = [chunk.indices.cast(pa.int32()).fill_null(len(words) - 1).to_numpy() for chunk in chunks]
+    return CodedColumn(name, words, np.concatenate(codes))
 
 
 def _words(kind: pa.DataType) -> str:

@@ -98,8 +98,7 @@ class Effect:
         kind = np.uint8 if len(self.basis) <= 256 else np.uint16
         last = len(self.basis) - 1
         if self.edges is not None:
-            x = np.asarray(values, float)
-            return np.where(np.isnan(x), last, places(self.edges, x)).astype(kind)
+            return places(self.edges, np.asarray(values, float)).astype(kind, copy=False)
         known: dict[str | None, int] = {level: b for b, level in enumerate(self.levels)} | {None: last}
         return np.fromiter(map(known.get, values.tolist(), itertools.repeat(last - 1)), kind, len(values))
 

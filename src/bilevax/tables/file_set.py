@@ -3,12 +3,14 @@
 import glob
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from bilevax.core.errors import DataError
+from bilevax.core.processes import STRATA
 from bilevax.tables.ahead import ahead
 from bilevax.tables.arrow import arrow_column, kept_column
 from bilevax.tables.parquet_file import ParquetFile, open_parquet
@@ -53,19 +55,31 @@ def open_set(name: str, paths: Sequence[Path], reading: Reading) -> Pieces:
         _require_alike(first, file)
     rows = int(np.clip(BYTES // (8 * max(len(first.wanted), 1)), FEWEST, MOST))
 
-    def tables() -> Iterator[Table]:
-        before = 0
-        for file in files:
-            for table in _tables(file, reading, rows):
-                yield _numbered(table, before)
-                before += table.rows
+    starts = _starts(files)
+
+    def between(start: int, stop: int) -> Iterator[Table]:
+        for first, last in pairwise(x for x in sorted(set(starts)) if start <= x <= stop):
+            before = 0
+            for file in files:
+                there = first < before + file.rows and before < last
+                for table in _tables(file, reading, rows, first - before, last - before) if there else ():
+                    yield _numbered(table, before)
+                before += file.rows
 
     others = tuple(label for j, label in enumerate(first.names) if j not in first.wanted and label)
     by_name = any("=" in part for path in paths for part in path.parts[:-1])
     notes = ("what the names of directories say (COLUMN=VALUE) is not read",) if by_name else ()
     told = [(path.name, path.stat().st_size, file.rows) for path, file in zip(paths, files, strict=True)]
     known = hashlib.sha256(repr(told).encode()).hexdigest()
-    return Pieces(name, sum(file.rows for file in files), others, notes, lambda: ahead(tables()), known)
+    every = sum(file.rows for file in files)
+    return Pieces(name, every, others, notes, lambda: ahead(between(0, every)), known, starts, between)
+
+
+def _starts(files: Sequence[ParquetFile]) -> tuple[int, ...]:
+    """Of strata: of the row groups, those that begin next to where equal parts would."""
+    groups = np.cumsum([0, *(rows for file in files for rows in file.groups)])
+    parts = groups[-1] * np.arange(STRATA + 1) / STRATA
+    return tuple(int(groups[np.argmin(np.abs(groups - part))]) for part in parts)
 
 
 def _require_alike(first: ParquetFile, file: ParquetFile) -> None:
@@ -82,18 +96,20 @@ def _require_alike(first: ParquetFile, file: ParquetFile) -> None:
         raise DataError(f"{file.name} has no column '{min(absent)}', which {first.name} has; all must be alike")
 
 
-def _tables(file: ParquetFile, reading: Reading, rows: int) -> Iterator[Table]:
-    wanted, kept, before = reading.choose(file.name, file.names), reading.kept(file.names), 0
-    for arrays in file.batches(rows):
+def _tables(file: ParquetFile, reading: Reading, rows: int, start: int, stop: int) -> Iterator[Table]:
+    """Of the row groups that begin from one row to another, in pieces of so many rows."""
+    first, last = np.searchsorted(np.cumsum([0, *file.groups[:-1]]), [start, stop])
+    wanted, kept, before = reading.choose(file.name, file.names), reading.kept(file.names), sum(file.groups[:first])
+    for arrays in file.batches(rows, range(first, last), coded=True):
         of = {j: pa.chunked_array([array]) for j, array in zip(file.wanted, arrays, strict=True)}
         columns = tuple(arrow_column(file.name, file.names[j], of[j], reading, before) for j in wanted)
         passed = tuple(kept_column(file.name, file.names[j], of[j]) for j in kept)
-        yield Table(file.name, columns, kept=passed)
+        yield Table(file.name, columns, kept=passed, before=before)
         before += len(arrays[0])
 
 
 def _numbered(table: Table, before: int) -> Table:
-    return Table(table.name, table.columns, kept=table.kept, before=before)
+    return Table(table.name, table.columns, kept=table.kept, before=before + table.before)
 
 
 def concatenated(pieces: Pieces, tables: Iterable[Table] | None = None) -> Table:

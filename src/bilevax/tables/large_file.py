@@ -19,8 +19,13 @@ FIRST = 1 << 24
 """Bytes of a CSV file that say what its columns hold."""
 
 
-def open_large(path: Path, reading: Reading) -> Pieces | None:
+def open_large(path: Path, reading: Reading, *, surely: bool = False) -> Pieces | None:
     """The file in pieces, if it is a Parquet or CSV file that memory does not hold; else None.
+
+    Args:
+        path: of the file.
+        reading: how.
+        surely: whether that is known.
 
     Raises:
         DataError: the file has a fault.
@@ -32,8 +37,8 @@ def open_large(path: Path, reading: Reading) -> Pieces | None:
         cells = about.rows * len(about.wanted)
         # cells that take up no room in a file, as of a damaged one, are too many
         large = path.stat().st_size > cells and not (fits(COPIES * 8 * cells) and cells <= reading.max_cells)
-        return open_set(path.name, [path], reading) if large else None
-    if kind == "csv" and not fits(SIZES * path.stat().st_size):
+        return open_set(path.name, [path], reading) if large or surely else None
+    if kind == "csv" and (surely or not fits(SIZES * path.stat().st_size)):
         return _csv(path, reading)
     return None
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,9 @@ GROUPS = 32_768
 
 AROUND = 1 << 20
 """Numbers around the edges of bins that are told apart, at most: of a column of some 250 million different ones."""
+
+TOGETHER = 4
+"""Pieces whose numbers are sorted at once: to find the ends of groups takes as long in fewer."""
 
 LEVELS = 100_000
 """Levels of a category that are counted, at most: the rarest are forgotten beyond."""
@@ -44,14 +47,21 @@ class NumberCounts:
     def __init__(self, known: np.ndarray) -> None:
         distinct, mass = np.unique(_finite(known[~np.isnan(known)]), return_counts=True)
         first = first_of_groups(mass.astype(float), GROUPS)
+        near, apart = _in_single(distinct, first)
+        # of so many numbers a few that float32 does not tell apart may be in one group
+        if apart.all() or (len(distinct) > GROUPS and apart.mean() > 0.99):
+            first, near = np.append(first[:1], first[1:][apart]), near[apart]
+            self._sorted, self._edges = near, _rounded_to(near)
+        else:
+            self._sorted = self._edges = 0.5 * distinct[first[1:] - 1] + 0.5 * distinct[first[1:]]
         group = np.searchsorted(first, np.arange(len(distinct)), side="right") - 1
-        self._edges = 0.5 * distinct[first[1:] - 1] + 0.5 * distinct[first[1:]]
         rows = np.bincount(group, mass, len(first))
         self._values = np.bincount(group, mass / rows[group] * distinct, len(first))
         # different ones that are known, and how many there are for each row more: as many as rows that are alone
         self._distinct, self._rows = np.bincount(group, minlength=len(first)), rows
         self._new = np.bincount(group, mass == 1, len(first)) / rows
         self._count, self._missing = np.zeros(len(first)), 0
+        self._waiting: list[np.ndarray] = []
         # groups whose numbers are told apart, from where to where each run of them goes, and the numbers
         self._told = np.zeros(len(first), bool)
         self._runs = np.zeros(0)
@@ -59,17 +69,25 @@ class NumberCounts:
 
     def add(self, values: np.ndarray) -> None:
         """Rows, [n]."""
-        there = np.sort(_finite(values))  # NaN comes last
-        there = there[: len(there) - int(np.isnan(values).sum())]
-        self._missing += len(values) - len(there)
-        if not len(self._count):
-            return
-        # group g has edges[g - 1] < x <= edges[g]
-        stops = np.array([0, *np.searchsorted(there, self._edges, side="right"), len(there)])
-        self._count += np.diff(stops)
+        with np.errstate(over="ignore"):
+            self._waiting.append(values.astype(self._sorted.dtype))
+        if len(self._waiting) == TOGETHER:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        there = np.concatenate([np.zeros(0, self._sorted.dtype), *self._waiting])
+        self._waiting = []
+        there.sort()  # NaN comes last
+        missing = int(np.isnan(there).sum())
+        self._missing += missing
+        if len(self._count):
+            # group g has edges[g - 1] < x <= edges[g]
+            ends = np.searchsorted(there[: len(there) - missing], self._sorted, side="right")
+            self._count += np.diff(np.array([0, *ends, len(there) - missing]))
 
     def choose(self) -> bool:
         """Of all rows, which went by: whether they are to do so again, for :meth:`add_around`."""
+        self._count_waiting()
         n, mass = self._count.sum(), self._count
         if n == 0.0 or len(mass) <= BINS:
             return False
@@ -108,6 +126,7 @@ class NumberCounts:
 
     def state(self) -> dict[str, np.ndarray]:
         """What passes have counted."""
+        self._count_waiting()
         if self._around:
             self._merge()
         x, rows = self._around[0] if self._around else (np.zeros(0), np.zeros(0))
@@ -118,6 +137,18 @@ class NumberCounts:
         """The inverse of :meth:`state`."""
         self._count, self._missing, self._told = state["count"], int(state["missing"]), state["told"]
         self._around = [(state["around"], state["rows"])]
+
+    def join(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Of the rows of several processes, which have counted the same pass."""
+        if self._told.any():
+            self._around = [(state["around"], state["rows"]) for state in states]
+            if all(state["told"].any() for state in states):
+                self._merge()
+            else:
+                self.forget()
+            return
+        self._count = np.sum([state["count"] for state in states], axis=0)
+        self._missing = sum(int(state["missing"]) for state in states)
 
     def forget(self) -> None:
         """The second pass does not count."""
@@ -135,6 +166,23 @@ class NumberCounts:
         )
 
 
+def _in_single(distinct: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges between groups as float32, which are sorted in half of the time, and which of them part the groups."""
+    with np.errstate(over="ignore"):
+        single = distinct.astype(np.float32)
+        low, high = single[first[1:] - 1], single[first[1:]]
+        middle = (0.5 * distinct[first[1:] - 1] + 0.5 * distinct[first[1:]]).astype(np.float32)
+    return np.where(middle < high, middle, low), (low < high) & np.isfinite(low) & np.isfinite(high)
+
+
+def _rounded_to(edges: np.ndarray) -> np.ndarray:
+    """The largest float64 that float32 rounds to at most each of these."""
+    middle = 0.5 * (edges.astype(float) + np.nextafter(edges, np.float32(np.inf)).astype(float))
+    # what is half way is rounded to the even one
+    out: np.ndarray = np.where(edges.view(np.int32) % 2 == 0, middle, np.nextafter(middle, -np.inf))
+    return out
+
+
 def _finite(x: np.ndarray) -> np.ndarray:
     out: np.ndarray = np.clip(x, -np.finfo(float).max, np.finfo(float).max)
     return out
@@ -146,9 +194,13 @@ class LevelCounts:
     def __init__(self) -> None:
         self._counts: Counter[str | None] = Counter()
 
-    def add(self, values: np.ndarray) -> None:
-        """Rows, text or None, [n]."""
-        self._counts.update(values.tolist())
+    def add(self, values: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """Rows, text or None, [n]; or how many rows have each, [n]."""
+        if rows is None:
+            self._counts.update(values.tolist())
+        else:
+            for i in np.flatnonzero(rows):
+                self._counts[values[i]] += int(rows[i])
         if len(self._counts) > 2 * LEVELS:
             self._counts = Counter(dict(self._counts.most_common(LEVELS)))
 
@@ -159,6 +211,12 @@ class LevelCounts:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of :meth:`state`."""
         self._counts = Counter(dict(json.loads(str(state["counts"]))))
+
+    def join(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Of the rows of several processes."""
+        self._counts = Counter()
+        for state in states:
+            self._counts.update(dict(json.loads(str(state["counts"]))))
 
     def found(self) -> Marginal:
         """Levels, and None where one is missing."""

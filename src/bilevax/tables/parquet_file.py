@@ -1,7 +1,7 @@
 """Parquet files: their page checksums are verified, and what they say of their size is believed within limits."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,21 +23,40 @@ _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 class ParquetFile(NamedTuple):
-    """A file that says what it holds: its columns' names and types, the positions of those to read, and its rows."""
+    """A file that says what it holds.
+
+    Attributes:
+        name: of the file.
+        source: where it is.
+        names: of its columns.
+        types: of its columns.
+        wanted: the positions of those to read.
+        groups: rows of each row group.
+    """
 
     name: str
     source: Path | pa.Buffer
     names: list[str]
     types: list[pa.DataType]
     wanted: list[int]
-    rows: int
+    groups: tuple[int, ...]
+    coded: list[str]
 
-    def batches(self, rows: int) -> Iterator[list[pa.Array]]:
-        """The wanted columns in pieces of rows, at most so many."""
-        with readable(self.name), self._opened() as file:
-            labels, done = [self.names[j] for j in self.wanted], 0
+    @property
+    def rows(self) -> int:
+        """Of all row groups."""
+        return sum(self.groups)
+
+    def batches(self, rows: int, groups: range | None = None, *, coded: bool = False) -> Iterator[list[pa.Array]]:
+        """The wanted columns in pieces of rows, at most so many, of some row groups or of all.
+
+        ``coded``: texts as dictionaries, where few differ.
+        """
+        groups = range(len(self.groups)) if groups is None else groups
+        with readable(self.name), self._opened(self.coded if coded else []) as file:
+            labels, done = [self.names[j] for j in self.wanted], sum(self.groups[: groups.start])
             try:
-                for batch in file.iter_batches(rows, columns=labels) if labels else ():
+                for batch in file.iter_batches(rows, list(groups), labels) if labels and groups else ():
                     yield [batch.column(label) for label in labels]
                     done += len(batch)
             except (pa.ArrowException, OSError):
@@ -49,9 +68,11 @@ class ParquetFile(NamedTuple):
         with readable(self.name), self._opened() as file:
             return file.read([self.names[position]]).column(0)
 
-    def _opened(self) -> parquet.ParquetFile:
+    def _opened(self, coded: Sequence[str] = ()) -> parquet.ParquetFile:
         # A page after the other, not a group of rows at once.
-        return parquet.ParquetFile(self.source, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
+        return parquet.ParquetFile(
+            self.source, read_dictionary=coded, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+        )
 
 
 def open_parquet(name: str, source: Path | pa.Buffer, reading: Reading) -> ParquetFile:
@@ -63,11 +84,21 @@ def open_parquet(name: str, source: Path | pa.Buffer, reading: Reading) -> Parqu
     with readable(name), parquet.ParquetFile(source) as file:
         about = file.metadata
         fields = [field for field in about.schema.to_arrow_schema() if not _PANDAS_INDEX.fullmatch(field.name)]
+        groups = tuple(about.row_group(i).num_rows for i in range(about.num_row_groups))
     names = [field.name for field in fields]
     wanted = sorted({*reading.choose(name, names), *reading.kept(names)})
     check_names(name, names, wanted)
     reading.require_cells(name, about.num_rows, len(wanted))
-    return ParquetFile(name, source, names, [field.type for field in fields], wanted, about.num_rows)
+    coded = _of_few_words(about, {names[j] for j in wanted if pa.types.is_string(fields[j].type)})
+    return ParquetFile(name, source, names, [field.type for field in fields], wanted, groups, coded)
+
+
+def _of_few_words(about: parquet.FileMetaData, labels: set[str]) -> list[str]:
+    """Of columns of text those whose cells take two bytes at most, being the numbers of words."""
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    columns = [j for j in range(about.num_columns) if about.schema.column(j).path in labels]
+    sizes = {j: sum(group.column(j).total_uncompressed_size for group in groups) for j in columns}
+    return [about.schema.column(j).path for j in columns if sizes[j] <= 2 * about.num_rows]
 
 
 def read_parquet(name: str, data: bytes, reading: Reading, *, sha256: str = "") -> Table:

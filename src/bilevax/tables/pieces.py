@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bilevax.core.limits import said
+from bilevax.core.processes import STRATA
+from bilevax.tables.ahead import ahead
 from bilevax.tables.arrow import arrow_column, kept_column, require_utf8
 from bilevax.tables.csv_file import LongRowError, open_csv_text
 from bilevax.tables.csv_types import as_boolean, column_of_cells, iso_dates, known_cells
@@ -44,6 +46,8 @@ class Pieces(NamedTuple):
         notes: what its user should know.
         tables: gives the pieces, from the first.
         sha256: by which the files are known again.
+        starts: first rows of the strata, and the row after the last; if empty, such as have as many rows each.
+        between: gives the pieces from one of these rows to another; None: they are only to be had with all others.
     """
 
     name: str
@@ -52,6 +56,16 @@ class Pieces(NamedTuple):
     notes: tuple[str, ...]
     tables: Callable[[], Iterator[Table]]
     sha256: str = ""
+    starts: tuple[int, ...] = ()
+    between: Callable[[int, int], Iterator[Table]] | None = None
+
+    def dealt(self, strata: range) -> Iterator[tuple[int, Table]]:
+        """The pieces of some strata, neighbours, and which they are of: that of its first row."""
+        starts = self.starts or tuple(self.rows * s // STRATA for s in range(STRATA + 1))
+        start, stop = starts[strata.start], starts[strata.stop]
+        for table in self.tables() if self.between is None else ahead(self.between(start, stop)):
+            if start <= table.before < stop:
+                yield int(np.searchsorted(starts, table.before, side="right")) - 1, table
 
 
 class _File(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.tables.table import Column, Order, Table
+from bilevax.tables.table import CodedColumn, Column, Order, Table
 
 EVERY = ""
 """Stands for every column that has no marks of its own: no column has an empty name."""
@@ -132,6 +132,8 @@ def without(column: Column, marks: Sequence[str]) -> Column:
     """The column, its cells that are marks missing: text as it is written, numbers by their value."""
     if not marks or column.kind == "date":
         return column
+    if isinstance(column, CodedColumn):
+        return CodedColumn(column.name, without(Column(column.name, "text", column.words), marks).values, column.codes)
     values = column.values.copy()
     if column.kind == "text":
         known = set(marks)

@@ -40,6 +40,9 @@ class Column:
     values: np.ndarray
     order: Order = ""
 
+    def __len__(self) -> int:
+        return len(self.values)
+
     @property
     def missing(self) -> np.ndarray:
         """True where the cell is missing, bool [n]."""
@@ -50,12 +53,15 @@ class Column:
 
     def other_than(self, known: Literal["number", "date"]) -> str:
         """What the column holds in place of numbers or dates: ``texts such as 'x' in row 1``; empty if it does not."""
-        there = np.flatnonzero(~self.missing)
         found = self.kind if self.kind in ("date", "text") else "number"
-        if found == known or not there.size:
+        if found == known or self.missing.all():
             return ""
-        row = int(there[0])
+        row = int(np.argmin(self.missing))
         return f"{found}s" + (f" such as {self.values[row]!r} in row {row + 1}" if found == "text" else "")
+
+    def take(self, rows: np.ndarray) -> "Column":
+        """The column of the given rows (indices, or a boolean mask)."""
+        return Column(self.name, self.kind, self.values[rows], self.order)
 
     def as_text(self) -> "Column":
         """The same column with every cell as text: 3.0 is written ``3``, true is written ``true``."""
@@ -64,6 +70,41 @@ class Column:
         write = _write_boolean if self.kind == "boolean" else _write_number
         cells = [None if np.isnan(x) else write(x) for x in self.values.tolist()]
         return Column(self.name, "text", object_array(cells))
+
+
+class CodedColumn(Column):
+    """A column of text by the numbers of its words; the cells as text are made when they are asked for.
+
+    Attributes:
+        words: object [k], text, or None where missing.
+        codes: the word of each cell, integers [n].
+    """
+
+    def __init__(self, name: str, words: np.ndarray, codes: np.ndarray) -> None:
+        for key, value in {"name": name, "kind": "text", "order": "", "words": words, "codes": codes}.items():
+            object.__setattr__(self, key, value)
+
+    words: np.ndarray
+    codes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def missing(self) -> np.ndarray:
+        """True where the cell is missing, bool [n]."""
+        missing: np.ndarray = np.array([word is None for word in self.words])[self.codes]
+        return missing
+
+    @functools.cached_property
+    def values(self) -> np.ndarray:
+        """Object [n] of text, None where missing."""
+        out: np.ndarray = self.words[self.codes]
+        return out
+
+    def take(self, rows: np.ndarray) -> "CodedColumn":
+        """The column of the given rows (indices, or a boolean mask)."""
+        return CodedColumn(self.name, self.words, self.codes[rows])
 
 
 def _write_boolean(x: float) -> str:
@@ -123,7 +164,7 @@ class Table:
     @property
     def rows(self) -> int:
         """The number of rows."""
-        return len(self.columns[0].values) if self.columns else 0
+        return len(self.columns[0]) if self.columns else 0
 
     def column(self, name: str) -> Column:
         """The column of that name.
@@ -163,14 +204,12 @@ class Table:
 
     def renamed(self, names: Sequence[str]) -> "Table":
         """The same columns by other names."""
-        columns = (dataclasses.replace(c, name=name) for c, name in zip(self.columns, names, strict=True))
+        columns = (Column(name, c.kind, c.values, c.order) for c, name in zip(self.columns, names, strict=True))
         return dataclasses.replace(self, columns=tuple(columns))
 
     def take(self, rows: np.ndarray) -> "Table":
         """The table of the given rows (indices, or a boolean mask)."""
-        columns, kept = (
-            tuple(Column(c.name, c.kind, c.values[rows], c.order) for c in of) for of in (self.columns, self.kept)
-        )
+        columns, kept = (tuple(c.take(rows) for c in of) for of in (self.columns, self.kept))
         return dataclasses.replace(self, columns=columns, kept=kept)
 
 
