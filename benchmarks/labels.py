@@ -4,10 +4,10 @@ Digits, Adult (20,000 rows), Fashion-MNIST (10,000), Rotten Tomatoes (8,000); 20
 class (of two, one alone turns) or uniformly; 200, 500 or 1,000 trusted rows; seeds that had no part in any choice. Also
 flips that depend on the features, without a goal. Beside it, with models of the same kind: cleanlab (the best of its
 five scores in each run, ``pip install cleanlab``), the loss under a model of the trusted rows, gold loss correction,
-plain EM, and a ceiling that knows the clean labels and the matrix. Area under the ROC of flipped against other rows,
-precision at the true number, calibration, expected over true number, test accuracy after. ``--real``: the most
-suspicious rows of labels as they are, and their pictures; ``--times``: CPU seconds on one core. What is measured is not
-measured again; --again measures anew.
+plain EM, a model that is told the matrix, and a ceiling that knows the clean labels, too. Area under the ROC of
+flipped against other rows, precision at the true number, calibration, expected over true number, test accuracy after.
+``--real``: the most suspicious rows of labels as they are, and their pictures; ``--times``: CPU seconds on one core.
+What is measured is not measured again; --again measures anew.
 """
 
 import argparse

@@ -16,7 +16,8 @@ ABOUT = {
 }
 HEADS = {
     "cleaner": "LabelCleaner", "cleanlab": "cleanlab", "trusted": "trusted rows", "glc": "GLC", "em": "EM",
-    "weights": "row weights", "ceiling": "ceiling", "nothing": "no cleaning", "stopped": "stopped early",
+    "weights": "row weights", "told": "told the matrix", "ceiling": "ceiling",
+    "nothing": "no cleaning", "stopped": "stopped early",
 }  # fmt: skip
 GOALS = (
     ("auc", "cleanlab", 0.0), ("precision", "cleanlab", 0.0), ("auc", "trusted", 0.0), ("auc", "em", -0.005),

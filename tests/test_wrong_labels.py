@@ -18,6 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from bilevax import DataError, ParameterError
 from bilevax.sklearn import LabelCleaner, label_cleaner
 from bilevax.solvers import label_search
+from bilevax.solvers.label_calibration import calibrated
 from bilevax.solvers.label_intervals import half_width, noise_interval, number_interval
 from bilevax.solvers.label_models import LabelModel, Point, Strengths
 from bilevax.solvers.label_noise import Given, Noise, Prior, fit_noise, posterior, uniform_noise, updated
@@ -188,6 +189,62 @@ def test_a_known_noise_matrix_is_recovered():
     assert np.mean(cleaner.suggested_ == z) > np.mean(y == z) + 0.15
     assert cleaner.score(X, z) > 0.9
     np.testing.assert_array_equal(cleaner.clean(X[:9], y[:9]) == y[:9], cleaner.suggested_[:9] == y[:9])
+
+
+def test_scores_find_their_factor_bias_and_noise():
+    """Scores of true probabilities, shrunk and moved: what made them is found, and the number of wrong labels."""
+    rng, n, bias = np.random.default_rng(0), 20_000, np.array([0.6, 0.0, -0.6])
+    true = 2.0 * rng.normal(size=(n, 3))
+    p = np.exp(true) / np.exp(true).sum(axis=1, keepdims=True)
+    z = (rng.random(n)[:, None] > p.cumsum(axis=1)).sum(axis=1)
+    trusted = np.arange(n) < 5000
+    y = np.where(trusted, z, [rng.choice(3, p=T3[c]) for c in z])
+    given, log_p = Given(y, trusted, 3), (true - bias) / 1.6
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    by = Strengths(3.0, 0.0, np.log(5000.0), 0.0, np.full(3, 2.0))
+    at = calibrated(log_p, given, by, Noise.of(uniform_noise(3, 0.1)))
+    np.testing.assert_allclose(at.W, 1.6 * np.eye(3), atol=0.05)
+    np.testing.assert_allclose(at.b - at.b.mean(), bias, atol=0.08)
+    np.testing.assert_allclose(np.exp(at.noise.log_matrix), T3, atol=0.03)
+    q, _ = posterior(at.log_p(log_p), given, at.noise.log_matrix)
+    assert (1.0 - q[np.arange(n), y]).sum() == pytest.approx(np.sum(y != z), rel=0.03)
+
+
+def wide(seed, rates, n=500, p=600, m=80):
+    """Two clouds in more dimensions than there are rows, labels turned at a rate of each class, trusted rows first."""
+    rng, trusted = np.random.default_rng(seed), np.arange(n) < m
+    z = rng.integers(0, 2, n)
+    X = rng.normal(size=(n, p)) + 0.45 * np.outer(2 * z - 1, np.arange(p) < 40)
+    return X, np.where((rng.random(n) < np.array(rates)[z]) & ~trusted, 1 - z, z), z, trusted
+
+
+def error_of_calibration(wrong, truth):
+    bins = np.minimum((15 * wrong).astype(int), 14)
+    return np.abs(np.bincount(bins, wrong - truth)).sum() / len(wrong)
+
+
+def test_probabilities_of_a_classifier_that_could_fit_every_label_are_what_happens():
+    X, y, z, trusted = wide(2, (0.2, 0.2))
+    cleaner = LabelCleaner(random_state=0).fit(X, y, trusted=trusted)
+    wrong, flipped = cleaner.wrong_label_probability_[~trusted], (y != z)[~trusted]
+    assert cleaner.expected_wrong_.value == pytest.approx(flipped.sum(), rel=0.15)
+    assert error_of_calibration(wrong, flipped) < 0.05
+    np.testing.assert_array_equal(cleaner.posterior_[trusted], np.eye(2)[z[trusted]])
+
+
+@pytest.mark.slow
+def test_they_are_in_many_draws():
+    number, error, covered = [], [], 0
+    for seed in range(24):
+        X, y, z, trusted = wide(100 + seed, ((0.4, 0.0), (0.2, 0.2))[seed % 2])
+        cleaner = LabelCleaner(random_state=0).fit(X, y, trusted=trusted)
+        wrong, flipped = cleaner.wrong_label_probability_[~trusted], (y != z)[~trusted]
+        number.append(wrong.sum() / flipped.sum())
+        error.append(error_of_calibration(wrong, flipped))
+        covered += cleaner.expected_wrong_.low <= flipped.sum() <= cleaner.expected_wrong_.high
+    assert np.mean(number) == pytest.approx(1.0, abs=0.06)
+    assert np.mean(error) < 0.035
+    assert covered >= 20
 
 
 def test_a_classifier_that_could_fit_every_label_leaves_some_for_flips():

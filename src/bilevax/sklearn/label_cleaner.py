@@ -22,11 +22,12 @@ from bilevax.sklearn.label_rows import LabelledRows, features_to_predict, notes_
 from bilevax.sklearn.label_weights import PROBABILITIES, notes_on_weights, require_trusted, row_weights
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
+from bilevax.solvers.label_calibration import judged
 from bilevax.solvers.label_intervals import Interval, noise_interval, number_interval
 from bilevax.solvers.label_models import Point
 from bilevax.solvers.label_noise import LEAST, Given, Prior, posterior, updated
 from bilevax.solvers.label_row_weights import Linear, Weighed
-from bilevax.solvers.label_search import UNTOLD, cross_fitted, fitted, retrained, search
+from bilevax.solvers.label_search import UNTOLD, cross_fitted, fitted, is_wide, retrained, search
 
 SEARCHED = 10_000
 """Rows that choose the strengths, at most, beside as many trusted ones."""
@@ -67,7 +68,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     many rows and flips it counts as) go down the held-out loss of trusted rows and given labels by exact
     hypergradients, and are kept only where it falls.
     A row's label is suspect by one minus its posterior under a model that has not seen the row; the corrected model is
-    trained on these posteriors.
+    trained on these posteriors. Where there are more weights than rows, the posteriors have a factor and a bias of the
+    scores, and a noise matrix, that are fitted to held-out rows (:mod:`bilevax.solvers.label_calibration`).
 
     That flips do not depend on the features, given the true class, is assumed. Without trusted rows it is assumed,
     too, that most labels of each class are right, and whatever the model cannot learn passes for a wrong label.
@@ -204,13 +206,18 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         if len(some) < len(given.y):
             notes = (f"the strengths were chosen on {len(some):,} of {len(given.y):,} rows",)
         best = search(X[some], given.take(some), fold[some])
+        strengths = best.strengths.named(self.classes_)
+        if is_wide(X[some], given.classes) and given.trusted.any():
+            by_scores = judged(X, given, fold, best)
+            final = retrained(X, by_scores.q, fitted(X, given, best), best.strengths)
+            return Found(by_scores.q, final, *by_scores[1:], strengths, notes)
         q = cross_fitted(X, given, np.where(given.trusted, -1, fold), best)
         final = retrained(X, q, fitted(X, given, best), best.strengths)
         log_T = [at.noise.log_matrix for at in best.points]
         wrong = [_wrong(at.log_p(X), given, log) for at, log in zip(best.points, log_T, strict=True)]
         # as the posteriors have it: where the prior decides on the rates, the model's own is that of training
         T = updated(given.expected(q), Prior(UNTOLD, 1e-3, 1e-3))
-        return Found(q, final, T, np.exp(log_T), np.array(wrong), best.strengths.named(self.classes_), notes)
+        return Found(q, final, T, np.exp(log_T), np.array(wrong), strengths, notes)
 
     def _em(self, X: Any, given: Given, random: np.random.RandomState) -> Found:
         estimator = TunedAdditiveClassifier(choose=False, pairs=False) if self.model == "additive" else self.model

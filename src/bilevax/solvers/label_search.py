@@ -27,6 +27,9 @@ MOST = 50.0
 EVALUATIONS, STEP, LEAST_GAIN = 16, 1.0, 1e-4
 """Of E at most; the longest step in a logarithm; what a step is to gain."""
 
+TRUSTED = 5.0
+"""What a trusted row counts at first."""
+
 UNTOLD = 0.1
 """The rate of flips to start from where no row is trusted."""
 
@@ -53,11 +56,17 @@ class Found(NamedTuple):
     evaluations: int
 
 
+def is_wide(X: Matrix, C: int) -> bool:
+    """Whether a classifier has more weights than there are rows."""
+    n, p = X.shape
+    return bool(p * (C - 1) > n)
+
+
 def first_strengths(X: Matrix, C: int) -> Strengths:
     """Where to start: a penalty of 1/20 of the mean squared norm of a row."""
     squares = X.multiply(X).sum() if hasattr(X, "multiply") else np.einsum("ij,ij->", X, X)
     penalty = float(np.log(max(float(squares) / X.shape[0], LEAST) / 20.0))
-    return Strengths(penalty, np.log(5.0), np.log(20.0), np.log(1.0), np.full(C, logit(UNTOLD)))
+    return Strengths(penalty, np.log(TRUSTED), np.log(20.0), np.log(1.0), np.full(C, logit(UNTOLD)))
 
 
 def start(X: Matrix, given: Given, by: Strengths, weight: np.ndarray, *, told: bool = True) -> Point:
@@ -153,8 +162,8 @@ def search(X: Matrix, given: Given, fold: np.ndarray) -> Found:
         given: labels.
         fold: of every row, [n], from 0 to K - 1.
     """
-    (n, p), C = X.shape, given.classes
-    wide, first = p * (C - 1) > n, first_strengths(X, C)
+    n, C = len(given.y), given.classes
+    wide, first = is_wide(X, C), first_strengths(X, C)
     rho = start(X, given, first, np.ones(n)).noise.rho
     if wide:
         first = first._replace(rates=float(np.log(n)), rate=logit(np.clip(rho, *RATES)))

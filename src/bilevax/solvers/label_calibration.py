@@ -1,0 +1,97 @@
+"""Posteriors by scores of models that have not seen the rows: factor, bias and noise matrix fitted to these scores.
+
+A classifier of more weights than there are rows fits the labels that it is trained on. The rates of flips with which it
+learns best are therefore not those of the labels; its bias makes up for the difference, and its scores are shrunk by
+the penalty. Scores log p of rows that were held out are not fitted to their labels, and of few parameters,
+
+    p~(x) = softmax(s log p(x) + b),        P(label j | x) = sum_c p~_c(x) T_cj,
+
+those of most likelihood are true to the rows. The given labels hardly tell b from T; the trusted rows do, which the
+models of the search held out in turn (Platt 1999 and Guo et al. 2017, arXiv:1706.04599, where every label is right).
+They count :data:`~bilevax.solvers.label_search.TRUSTED` times, lest the many others decide on b by the form of a curve
+that is not quite theirs.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+
+from bilevax.linalg.columns import Matrix
+from bilevax.solvers.label_models import LabelModel, Point, Strengths
+from bilevax.solvers.label_noise import Given, Noise, posterior
+from bilevax.solvers.label_search import TRUSTED, Found, fitted
+
+
+class Judged(NamedTuple):
+    """What held-out scores say.
+
+    Attributes:
+        q: posteriors of the true classes, [n, C].
+        T: the noise matrix.
+        of_models: those of all rows but a fold, [K, C, C].
+        wrong: how many labels are wrong by these, [K].
+    """
+
+    q: np.ndarray
+    T: np.ndarray
+    of_models: np.ndarray
+    wrong: np.ndarray
+
+
+def calibrated(log_p: np.ndarray, given: Given, by: Strengths, start: Noise) -> Point:
+    """Factor, bias and noise of most likelihood, as a model of the scores: W = s I.
+
+    Args:
+        log_p: of rows that the classifier has not seen, [n, C].
+        given: labels.
+        by: the prior of where flips go. Of their rates there is none.
+        start: of the noise.
+    """
+    n, C = log_p.shape
+    model = LabelModel(log_p, given, np.ones(n))
+    by = by._replace(penalty=-np.inf, trusted=np.log(TRUSTED), rates=np.log(1e-3))
+
+    def point(flat: np.ndarray) -> Point:
+        return Point.of(np.concatenate([flat[0] * np.eye(C).ravel(), flat[1:]]), C, C)
+
+    def scaled(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = model.loss(point(flat), by)
+        # dF/ds = trace of dF/dW
+        return value / n, np.concatenate([[gradient[: C * C : C + 1].sum()], gradient[C * C :]]) / n
+
+    first = np.concatenate([[1.0], np.zeros(C), start.r, start.R.ravel()])
+    bounds = [(0.0, None)] + [(None, None)] * (len(first) - 1)
+    options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-7}
+    return point(minimize(scaled, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x)
+
+
+def judged(X: Matrix, given: Given, fold: np.ndarray, found: Found) -> Judged:
+    """Every row by a model that was trained without its fold, of the search's models if it is trusted.
+
+    Args:
+        X: features [n, p], dense or CSR.
+        given: labels.
+        fold: of every row, [n], from 0 to K - 1.
+        found: the strengths, and models of them.
+    """
+    K, log_p, noises = len(found.points), np.zeros((len(fold), given.classes), order="F"), []
+    for k, searched in enumerate(found.points):
+        rows = np.flatnonzero((fold != k) | given.trusted)
+        at = fitted(X[rows], given.take(rows), found, k)
+        for model, kind in ((at, ~given.trusted), (searched, given.trusted)):
+            held = np.flatnonzero((fold == k) & kind)
+            log_p[held] = model.log_p(X[held])
+        noises.append(np.exp(at.noise.log_matrix))
+    by, start = found.strengths, Noise.of(np.mean(noises, axis=0))
+    q, T, _ = _judged(log_p, given, calibrated(log_p, given, by, start))
+    parts = [np.flatnonzero(fold != k) for k in range(K)]
+    each = [_judged(log_p, given, calibrated(log_p[rows], given.take(rows), by, start)) for rows in parts]
+    return Judged(q, T, np.stack([T for _, T, _ in each]), np.array([wrong for *_, wrong in each]))
+
+
+def _judged(log_p: np.ndarray, given: Given, at: Point) -> tuple[np.ndarray, np.ndarray, float]:
+    """Posteriors, noise matrix, and how many labels are wrong."""
+    q, _ = posterior(at.log_p(log_p), given, at.noise.log_matrix)
+    wrong = 1.0 - q[np.arange(len(q)), given.y]
+    return q, np.exp(at.noise.log_matrix), float(wrong[~given.trusted].sum())
