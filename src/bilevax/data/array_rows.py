@@ -38,7 +38,6 @@ class ArrayRows:
         self._names = jax.tree.leaves(map_named(lambda name, _: name, "data", opened))
         leaves = jax.tree.leaves(opened)
         self._files = {x.filename: os.path.getsize(x.filename) for x in leaves if _has_file(x)}
-        self._changed = self._times()
         self.known = tuple(map(_known, leaves))
         self.mapped = tuple(map(_as_it_lies, leaves))
         # plain arrays over the same memory: numpy reads them sooner
@@ -57,7 +56,7 @@ class ArrayRows:
     def read(self, numbers: np.ndarray) -> list[np.ndarray]:
         """These rows of the leaves that are not mapped; those of the others are brought into memory.
 
-        They are looked at once, and again when their files were written to; then a byte of each page is read.
+        They are looked at once; when they are asked for again, an entry of each page is read.
 
         Raises:
             DataError: an entry is not finite, or a file was cut.
@@ -78,17 +77,11 @@ class ArrayRows:
             self._sound[new] = True
         return out
 
-    def _times(self) -> list[int]:
-        return [os.stat(path).st_mtime_ns for path in self._files]
-
     def _require_whole(self) -> None:
         # a page beyond the end of a file that was cut would end the process
         for path, size in self._files.items():
             if os.path.getsize(path) < size:
                 raise DataError(f"{path} was cut while it was read")
-        if (now := self._times()) != self._changed:
-            self._changed = now
-            self._sound[:] = False
 
 
 def _touch(leaf: np.ndarray, numbers: np.ndarray) -> None:

@@ -61,7 +61,9 @@ def fit_additive(
             if left is not None and rest is not None:
                 left = min(left, rest)
             told = stage("comparing models", done=record["fold"], of=record["of"], seconds_left=left)
-            return bool(told) or rest == 0.0 or stops.number > 0
+            end = bool(told) or rest == 0.0 or stops.number > 0
+            # all processes compare the same folds
+            return end if every is None else every.processes.any(end)
 
         if every is not None:
             every.begin(prepared, lambda: stops.number > 0)
