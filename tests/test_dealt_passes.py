@@ -20,6 +20,7 @@ from bilevax.core.run_records import Compared, Note, read_records
 from bilevax.sklearn import TunedAdditiveRegressor
 from bilevax.sklearn.additive_base import learn_from
 from bilevax.study import read_model
+from bilevax.study.additive import fit_additive
 from bilevax.study.preparation import prepare
 from bilevax.study.row_set import RowSet
 from bilevax.tables.file_set import concatenated
@@ -196,6 +197,23 @@ def test_the_model_has_the_same_bits_in_four_processes_and_goes_on_in_two(tmp_pa
     monkeypatch.setattr(RowSet, "_training", lambda self, name: read.append(name) or iter(()))
     assert all(found == (rows, notes, one) for found in together(2, work))
     assert not read
+
+
+def test_a_comparison_that_one_ends_is_ended_by_all_at_the_same_fold(tmp_path, small):
+    every, settings = opened(write(tmp_path / "set"))
+
+    def work(processes):
+        rows, said = RowSet(every.pieces, "y", settings, processes), []
+
+        def stage(name, done=0, **more):
+            return processes.number == 1 and name == "comparing models" and done == 2
+
+        fit_additive(prepare(rows.sample(), "y", settings), settings, said.append, stage, time.perf_counter(), rows)
+        return [record.text for record in said if isinstance(record, Note)]
+
+    first, second = together(2, work)
+    assert first == second
+    assert first[0] == "the candidates were compared on 156 of 388 rows"
 
 
 LIMITS = """
