@@ -165,12 +165,7 @@ def tune_on_host(
         search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), PACE)
         search.run(max(FIRST * models.largest_curvature(), LEAST), steps, lowest=LOWEST)
         step = search.decided()
-        final = LogisticModels(Z, y, np.full(len(y), -1), 1, classes=classes, weight=inner)
-        if ties.evidence is not None:
-            ties = ties._replace(evidence=log_evidence(final.trained[0], blocks))
-        l1, penalties = ties.penalties(step.lam)
-        final.begin(step.weights.mean(axis=0), step.bias.mean(axis=0))
-        final.solve(l1, penalties, FINAL)
+        final, penalties = _trained(Z, y, inner, classes, step, ties, blocks)
         theta = step.scale * np.concatenate([final.weights[0], final.bias])
         alpha, (a, b) = _beside(models, step, np.exp(ties.usual)) if per == "evidence" else (0.0, (1.0, 0.0))
         if b > 0.0:
@@ -192,6 +187,19 @@ def tune_on_host(
         search=search,
         visits=models.visits,
     )
+
+
+def _trained(
+    Z: Matrix, y: np.ndarray, weight: np.ndarray, classes: int, step: Step, ties: Ties, blocks: np.ndarray
+) -> tuple[LogisticModels, np.ndarray]:
+    """The model of every row, and its penalties on the scaled columns."""
+    final = LogisticModels(Z, y, np.full(len(y), -1), 1, classes=classes, weight=weight)
+    if ties.evidence is not None:
+        ties = ties._replace(evidence=log_evidence(final.trained[0], blocks))
+    l1, penalties = ties.penalties(step.lam)
+    final.begin(step.weights.mean(axis=0), step.bias.mean(axis=0))
+    final.solve(l1, penalties, FINAL)
+    return final, penalties
 
 
 def _beside(models: LogisticModels, step: Step, square: float) -> tuple[float, tuple[float, float]]:
