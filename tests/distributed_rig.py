@@ -69,14 +69,25 @@ def algorithms():
     }
 
 
+def dealt(w):
+    """An array over all devices, by its leading axis."""
+    import jax
+
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((jax.device_count(),), ("entries",), axis_types=kinds)
+    return jax.device_put(w, jax.NamedSharding(mesh, jax.P("entries")))
+
+
 def computed(name, train, val, run=None, steps=40):
-    """Its numbers."""
+    """Its numbers; of a name that begins with ``dealt``, w is dealt to the devices, too, and stays so."""
     import jax
     import numpy as np
 
     import bilevax as bx
 
-    key, start = jax.random.key(1), (np.zeros(D), np.zeros(D))
+    key, start, apart = jax.random.key(1), (np.zeros(D), np.zeros(D)), name.startswith("dealt ")
+    if apart:
+        name, start = name.removeprefix("dealt "), (dealt(start[0]), start[1])
     if name in algorithms():
         out = bx.minimize(problem(), algorithms()[name], *start, train, val, steps=steps, key=key, run=run)
         found = out.w, out.lam, out.history.outer_value, out.history.gradient_norm, out.code
@@ -85,6 +96,7 @@ def computed(name, train, val, run=None, steps=40):
         found = out.value, out.w, out.v, out.outer_value, out.code, out.error
     else:
         raise ValueError(name)
+    assert not apart or {x.data.shape for x in out.w.addressable_shards} == {(D // jax.device_count(),)}
     return np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(found)])
 
 
@@ -108,6 +120,8 @@ def refusals():
         return ""
 
     mine = jax.make_mesh((1,), ("rows",), devices=jax.local_devices())
+    first = bx.minimize(problem(), bx.SOBA(), zeros, zeros, train, val, steps=3, key=key)
+    again = first.w, first.lam  # in every process, and whole
     return np.array(
         [
             said(lambda: bx.sharded(bx.Arrays((X + rank, y), 16), mesh)),
@@ -115,6 +129,8 @@ def refusals():
             said(lambda: bx.sharded(bx.Arrays((X, y), 16), mine)),
             said(lambda: bx.hypergradient(problem(), estimators()["exact"], zeros + rank, zeros, train, val, key=key)),
             said(lambda: bx.minimize(problem(), bx.SOBA(), zeros, zeros, train, val, steps=3 + rank, key=key)),
+            said(lambda: bx.minimize(problem(), bx.SOBA(), dealt(zeros), zeros, train, val, steps=3, key=key)),
+            said(lambda: bx.minimize(problem(), bx.SOBA(), *again, train, val, steps=3, key=key)),
         ]
     )
 

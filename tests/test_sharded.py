@@ -50,13 +50,22 @@ def test_groups_are_as_one_device(tmp_path, group):
 
 
 @pytest.mark.slow
+def test_w_may_be_dealt_to_the_devices_of_a_process(tmp_path):
+    names = ["SOBA", "BSGM", "SID", "exact"]
+    found = started(tmp_path, *(f"dealt {name}" for name in names), devices=2)
+    check_equal({name: found[f"dealt {name}"] for name in names}, names)
+
+
+@pytest.mark.slow
 def test_what_differs_between_processes_is_refused_with_its_number(tmp_path):
-    rows, lengths, mesh, start, steps = started(tmp_path, "refusals", processes=2)["refusals"]
+    rows, lengths, mesh, start, steps, apart, none = started(tmp_path, "refusals", processes=2)["refusals"]
     assert rows.startswith("the source of sharded must be the same in every process, and in process 1 data is ")
     assert "rows is 122, not 123" in lengths
     assert mesh.startswith("each of the 2 processes must have as many devices in the mesh, and they have ")
     assert start.startswith("what hypergradient is given must be the same in every process, and in process 1 w0 is ")
     assert steps == "what minimize is given must be the same in every process, and in process 1 steps is 4, not 3"
+    assert apart == "leaf w0 is dealt to several processes; give each of them the whole of it"
+    assert not none
 
 
 def test_which_rows_are_drawn_of_a_stratum_and_how_they_count():

@@ -147,7 +147,7 @@ def as_parameters(name: str, tree: PyTree) -> PyTree:
 
     Raises:
         ParameterError: a leaf is an integer, boolean, complex or object array, a function or another object, is empty,
-            or is not finite.
+            is not finite, or has parts in other processes.
     """
     if not jax.tree.leaves(tree):
         raise ParameterError(f"{name} has no leaves; pass at least one float array")
@@ -168,6 +168,8 @@ def _parameter(name: str, x: PyTree) -> Array:
         raise ParameterError(_not_float(name, given, kind))
     if np.size(x) == 0:
         raise ParameterError(f"leaf {name} is empty, shape {np.shape(x)}; pass at least one entry")
+    if is_concrete(x) and isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        raise ParameterError(f"leaf {name} is dealt to several processes; give each of them the whole of it")
     if is_concrete(x) and not np.all(np.isfinite(np.asarray(x, dtype=np.float64))):
         raise ParameterError(f"leaf {name} contains NaN or infinity; pass finite numbers")
     return strongly_typed(x)
