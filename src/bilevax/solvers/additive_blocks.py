@@ -22,7 +22,6 @@ import numpy as np
 from bilevax.core.errors import ParameterError
 from bilevax.solvers.additive_families import Family, Losses, Multinomial
 from bilevax.solvers.additive_fit import (
-    EXACT,
     INEXACT,
     MOST_STEPS,
     Data,
@@ -89,7 +88,7 @@ class Blocks:
         found = self.fit(lam, near and near.fits[0])
         inverses, b = found.inverse(), found.b @ self.Q.T
         value = found.value + 0.5 * (found.log_det() - C * float(self.rank @ rho + np.log(2.0 * np.pi)))
-        v = self.solve(found.losses, lam, inverses, self._bending(found, inverses), EXACT)[0]
+        v = self.solve(found.losses, lam, inverses, self._bending(found, inverses), self.tolerance**0.5)[0]
         through = self._sums @ (lam * np.sum(found.b * v, axis=1))
         trace = np.einsum("cjj->j", inverses)
         both = self._sums @ (lam * (np.sum(b * b, axis=1) + trace))

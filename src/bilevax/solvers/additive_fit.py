@@ -27,8 +27,8 @@ MOST_STEPS = 100
 ROUNDING = 1e-13
 """Part of F by which its sum over the rows may be wrong."""
 
-INEXACT, EXACT = 5e-2, 1e-7
-"""Part of the error, in the norm of H, that conjugate gradients leave of a Newton step, and of a solution."""
+INEXACT = 5e-2
+"""Part of the error, in the norm of H, that conjugate gradients leave of a Newton step."""
 
 FEW, MANY = 6, 20
 """Products with H after which they are given up for a new factor, of a Newton step and of a solution."""

@@ -11,7 +11,7 @@ in units of a log-likelihood.
 import numpy as np
 
 from bilevax.solvers.additive_families import Family
-from bilevax.solvers.additive_fit import EXACT, MANY, Data, conjugate, fit, part_sums, penalties
+from bilevax.solvers.additive_fit import MANY, Data, conjugate, fit, part_sums, penalties
 from bilevax.solvers.additive_marginal import dispersion
 from bilevax.solvers.additive_search import Outer
 
@@ -30,7 +30,7 @@ class Folds:
     Attributes:
         start: weights that the first fits start from, [1 + P, S]; None: an intercept alone.
 
-    Cost: K fits, m products with X of the held-out rows, and 2 m + 1 solves a fold.
+    Cost: K fits, m products with X of the held-out rows, and m + 1 solves a fold.
     """
 
     def __init__(
@@ -65,18 +65,20 @@ class Folds:
             E += float(held.weight @ losses.value)
             b = found.b.T.ravel()
             q = held.X.transposed_dot(held.weight[:, None] * losses.slope)
-            solved = conjugate(train, found.losses, penalty, found.solve, q, part=EXACT, most=MANY)
+            # as closely as b is known
+            exact = self.tolerance**0.5
+            solved = conjugate(train, found.losses, penalty, found.solve, q, part=exact, most=MANY)
             if not solved.converged:
                 found = found.curved(train, penalty)
             v = (solved.x if solved.converged else found.solve(q)).T.ravel()
             gradient -= self._sums @ (lam * b * v)
-            # As if W were constant: db/drho_k = -U_k, dv/drho_k = -T_k - H^-1 G U_k, G of the held-out rows
-            U, T = (found.solve_all(self._sums.multiply(lam * x).T.toarray()) for x in (b, v))
-            cross = self._sums @ (lam[:, None] * (v[:, None] * U + b[:, None] * T))
+            # As if W were constant: db/drho_k = -U_k, dv/drho_k = -H^-1 (exp(rho_k) v_k + G U_k), G of held-out rows
+            U = found.solve_all(self._sums.multiply(lam * b).T.toarray())
+            cross = self._sums.multiply(lam * v) @ U
             # X U of the held-out rows, [n, S, m]
             moved = np.stack([held.X.dot(block) for block in np.split(U, S)], axis=1)
             bent = np.einsum("ntu,num->ntm", held.weight[:, None, None] * losses.curvature, moved)
-            hessian += cross + np.tensordot(moved, bent, axes=((0, 1), (0, 1)))
+            hessian += cross + cross.T + np.tensordot(moved, bent, axes=((0, 1), (0, 1)))
             fits.append(found)
         log_phi, bend = dispersion(self.family, E, self._weight, 0)
         phi = float(np.exp(log_phi))

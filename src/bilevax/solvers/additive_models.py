@@ -89,6 +89,9 @@ PAIRS = Candidate("additive with pairs", (*ADDITIVE.kinds, "pair"))
 TOLERANCE = 1e-2
 """Of the outer loss, in units of a log-likelihood."""
 
+FITTED = 1e-4
+"""Part of it that is the tolerance of the fits of folds."""
+
 WEIGHTS_OF_PAIRS, WEIGHTS = 1000, 2000
 """Of pairs, and of a model with pairs, at most: see :func:`~bilevax.tables.effects.room`."""
 
@@ -205,7 +208,8 @@ class AdditiveFit:
     def _folds(self, fold: np.ndarray) -> Folds:
         """The K-fold loss of the rows that have a fold."""
         there = np.flatnonzero(fold >= 0)
-        out = Folds(self.marginal.data.rows(there), self.rows.family, self._part, fold[there])
+        d, tolerance = self.marginal.data.rows(there), FITTED * self.tolerance
+        out = Folds(d, self.rows.family, self._part, fold[there], tolerance=tolerance)
         out.start = self.marginal.start
         return out
 
