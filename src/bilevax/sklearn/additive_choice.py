@@ -1,7 +1,6 @@
 """The choice among additive models: each is tuned inside outer folds, and what it says of held-out rows is stacked."""
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -91,17 +90,16 @@ def choose(
     scores = np.full((repeats, len(candidates), len(rows.y), rows.family.scores), np.nan)
     turns = [(r, np.flatnonzero(fold == k)) for r, fold in enumerate(folds) for k in range(int(fold.max()) + 1)]
     start, ended = time.perf_counter(), False
-    jobs = Parallel(n_jobs=n_jobs, return_as="generator", pre_dispatch="n_jobs")
-    found = jobs(delayed(_held_out)(rows, candidates, held, fits) for _, held in turns)
+    tasks = (delayed(_held_out)(rows, candidates, held, fits) for _, held in turns if not ended)
+    found = Parallel(n_jobs=n_jobs, return_as="generator", pre_dispatch="n_jobs")(tasks)
     for done, (r, held) in enumerate(turns):
         seconds = time.perf_counter() - start
         ended = callback is not None and bool(callback({"fold": done, "of": len(turns), "seconds": seconds}))
         if ended:
             break
         scores[r][:, held] = next(found)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # some were begun in vain
-        found.close()
+    for _ in found:
+        pass  # begun in vain
     # whole repeats; or the rows of the folds that were done of the first
     known = ~np.isnan(scores[:, 0, :, 0])
     whole, there = known.all(axis=1), known[0]
