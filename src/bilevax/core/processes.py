@@ -6,11 +6,12 @@ neighbours; sums over them are added in pairs, so that they have the same bits h
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bilevax.core.errors import DataError, ParameterError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 STRATA = 8
 """Of the rows of a table that goes by in pieces; a power of two."""
@@ -55,10 +56,12 @@ class Processes:
         """Whether it is so in any of them."""
         return b"\1" in self.gathered(bytes([mine]))
 
-    def summed(self, mine: np.ndarray) -> np.ndarray:
+    def summed(self, mine: "np.ndarray") -> "np.ndarray":
         """The sum over processes, in pairs, of float64."""
         if self.count == 1:
             return mine
+        import numpy as np  # not for the sake of a command's help
+
         flat, out = mine.ravel(), np.empty(mine.size)
         for at in (slice(i, i + SLICE) for i in range(0, mine.size, SLICE)):
             parts = [np.frombuffer(part) for part in self.gathered(flat[at].tobytes())]
