@@ -231,9 +231,10 @@ def fit(
     while steps < MOST_STEPS:
         gradient = d.X.transposed_dot(d.weight[:, None] * at.losses.slope) + penalty[:, None] * at.b
         # H v = -grad F
-        solved = Solved(_solve(factor, -gradient), 0, True)
-        if not here:
-            known = partial(_solve, factor)
+        known = partial(_solve, factor)
+        if here:
+            solved = Solved(known(-gradient), 0, True)
+        else:
             solved = conjugate(d, at.losses, penalty, known, -gradient, part=INEXACT, most=FEW)
         decrement = -0.5 * float(np.sum(gradient * solved.x))
         converged = solved.converged and decrement <= tolerance

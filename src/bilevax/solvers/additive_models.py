@@ -86,11 +86,8 @@ ADDITIVE = Candidate("additive", (*LINEAR, "smooth", "rough"))
 PAIRS = Candidate("additive with pairs", (*ADDITIVE.kinds, "pair"))
 """In the order of what they may do."""
 
-TOLERANCE = 1e-2
-"""Of the outer loss, in units of a log-likelihood."""
-
-FITTED = 1e-4
-"""Part of it that is the tolerance of the fits of folds."""
+TOLERANCE, FITTED = 1e-2, 1e-4
+"""Of the outer loss, in units of a log-likelihood; and the part of it that is the tolerance of the fits of folds."""
 
 WEIGHTS_OF_PAIRS, WEIGHTS = 1000, 2000
 """Of pairs, and of a model with pairs, at most: see :func:`~bilevax.tables.effects.room`."""
