@@ -28,9 +28,8 @@ class SparseBatch:
     their cost is not that of the longest row.
 
     ``X @ M`` with M [d, C] or [d], and ``M @ X`` with M [C, b] or [b], can be differentiated in M any number of times,
-    forward and in reverse, and mapped: over matrices as one product, over rows one after another. Cost: one
-    multiplication for each non-zero and C, and what it takes to write the
-    result.
+    forward and in reverse, and mapped, over matrices as over rows: one loop goes through the pieces of all. Cost: one
+    multiplication for each non-zero and C, and what it takes to write the result.
 
     Attributes:
         columns: of each entry, int32 [P, p]: the P pieces of the whole table, of which these rows have some.
@@ -136,54 +135,64 @@ def _prefix_sums(X: SparseBatch, W: Array) -> Array:
 
 def _gathered(X: SparseBatch, W: Array) -> Array:
     """W X^T: columns of W are gathered."""
-    out: Array = _gather(X.columns, X.values, X.extents, W)
+    out: Array = _gather(X.columns, X.values, X.extents[None], W[None])[0]
     return out
 
 
 def _scattered(X: SparseBatch, R: Array, start: Array) -> Array:
     """R X + start: columns of the result are added to."""
-    out: Array = _scatter(X.columns, X.values, X.extents, R, start)
+    out: Array = _scatter(X.columns, X.values, X.extents[None], R[None], start[None])[0]
     return out
+
+
+# Below L products are made in one loop, each of a matrix and of rows of its own: extents are [L, b, 2], and slot q of
+# row r of all L b rows belongs to product r // b.
 
 
 @custom_vmap
 def _gather(columns: Array, values: Array, extents: Array, W: Array) -> Array:
-    X = SparseBatch(columns, values, extents, W.shape[1])
+    """[L, C, b] of W [L, C, d]."""
+    L, b = extents.shape[:2]
+    X = SparseBatch(columns, values, extents.reshape(-1, 2), W.shape[2])
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
-        # S_cr += sum_p values_p W_c,columns_p over the pieces of row r
-        return out.at[:, row].add(jnp.sum(values[None] * W[:, columns], axis=2), mode="drop")
+        # S_cr += sum_p values_p W_lc,columns_p over the pieces of row r
+        own = jax.vmap(lambda M: M[row[:, None] // b, columns], 1)(W)
+        return out.at[:, row].add(jnp.einsum("kp,ckp->ck", values, own), mode="drop")
 
-    return _over_slabs(X, add, _zeros(W, X.shape[0]))
+    out = _over_slabs(X, add, jnp.zeros((W.shape[1], L * b), W.dtype))
+    return jnp.moveaxis(out.reshape(-1, L, b), 1, 0)
 
 
 @custom_vmap
 def _scatter(columns: Array, values: Array, extents: Array, R: Array, start: Array) -> Array:
-    X = SparseBatch(columns, values, extents, start.shape[1])
+    """[L, C, d] of R [L, C, b] and start [L, C, d]."""
+    b = extents.shape[1]
+    X = SparseBatch(columns, values, extents.reshape(-1, 2), start.shape[2])
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
-        own = R.at[:, row].get(mode="fill", fill_value=0)
-        # Q_c,columns_p += R_cr values_p
-        return out.at[:, columns].add(values[None] * own[:, :, None])
+        own = R[row // b, :, row % b]
+        # Q_lc,columns_p += R_lcr values_p; slots beyond the last have l = L, and are dropped
+        return out.at[row[:, None] // b, :, columns].add(values[:, :, None] * own[:, None, :], mode="drop")
 
     return _over_slabs(X, add, start)
 
 
 def _mapped(product: Callable[..., Array]) -> Callable[..., tuple[Array, bool]]:
-    """The rule by which a product with dense matrices, its arguments from the fourth on, is mapped over a new axis.
+    """The rule by which L products are mapped over a new axis: as one loop of more.
 
     A loop that is mapped as it is runs to the longest of its counts, and selects the whole of every result in every
-    turn. Of the same rows the matrices are one with more rows; of other rows the products are taken one after another.
+    turn. Of other tables the products are taken one after another.
     """
 
     def rule(size: int, mapped: Sequence[bool], *args: Array) -> tuple[Array, bool]:
-        if not any(mapped[:3]):
+        if not any(mapped[:2]):
             stacks = [
-                (M if over else jnp.broadcast_to(M, (size, *M.shape))).reshape(-1, M.shape[-1])
-                for M, over in zip(args[3:], mapped[3:], strict=True)
+                (x if over else jnp.broadcast_to(x, (size, *x.shape))).reshape(-1, *x.shape[x.ndim - 2 :])
+                for x, over in zip(args[2:], mapped[2:], strict=True)
             ]
-            out = product(*args[:3], *stacks)
-            return out.reshape(size, -1, out.shape[-1]), True
+            out = product(*args[:2], *stacks)
+            return out.reshape(size, -1, *out.shape[1:]), True
 
         def one(i: Array) -> Array:
             return product(*(arg[i] if over else arg for arg, over in zip(args, mapped, strict=True)))
@@ -201,7 +210,7 @@ def _over_slabs(X: SparseBatch, add: Callable[[Array, Array, Array, Array], Arra
     """``out = add(out, row, columns, values)`` over the pieces of these rows, SLAB at a time.
 
     ``row`` is [SLAB], ``columns`` and ``values`` are [SLAB, p]. Slots number the pieces of all rows in turn; those
-    beyond the last piece have row b, which ``add`` drops or reads as zero.
+    beyond the last piece have row b, which ``add`` drops.
     """
     first, count = X.extents[:, 0], X.extents[:, 1]
     ends = jnp.cumsum(count, dtype=jnp.int32)

@@ -129,8 +129,8 @@ class _LinearModelLoss:
         """The Hessian of :meth:`_share` in w, times v; args are (w, v)."""
         (w, v), (X, y, *weight) = args, rows
         W, V = _weights(w), _weights(v)
-        # S = X W^T and U = X V^T, from one reading of X
-        both = X @ jnp.concatenate([W, V]).T
+        # S = X W^T and U = X V^T, of a dense X from one reading; of a sparse one to join W and V would cost more
+        both = X @ jnp.concatenate([W, V]).T if isinstance(X, Array) else jnp.concatenate([X @ W.T, X @ V.T], axis=1)
         S, U = both[:, : W.shape[0]], both[:, W.shape[0] :]
         if isinstance(w, dict):
             S, U = S + w["bias"][None, :], U + v["bias"][None, :]
