@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 import bilevax as bx
+from bilevax.hypergradients.batches import revised
 from bilevax.linalg import sparse
 from bilevax.sklearn import TunedAdditiveClassifier
 from bilevax.testing.sources import check_source
@@ -105,6 +106,19 @@ def test_batches_are_mapped_over():
     close(found, truth)
 
 
+def test_a_stack_is_revised_row_by_row_on_sparse_rows_alone():
+    X, _ = table()
+    stack, right = (jnp.asarray(np.random.default_rng(i).normal(size=(3, 2, D))) for i in (5, 6))
+
+    def moved(A):
+        return revised(lambda x, r: x + (A @ x.T).T @ A - r, stack, right, batch=(A, None))
+
+    rows = [0, 1, 7]
+    found, truth = moved(batch_of(X, jnp.asarray(rows))), moved(X[np.asarray(rows)])
+    close(found, truth)
+    close(truth[1], stack[1] + stack[1] @ X[rows].T @ X[rows] - right[1])
+
+
 @pytest.mark.parametrize("other_rows", [True, False])
 def test_a_mapped_product_selects_no_result_in_each_turn(other_rows):
     """As a mapped loop of JAX does, whose counts differ: that would cost all of the result for each slab."""
@@ -192,6 +206,8 @@ def test_losses_on_sparse_rows_are_those_on_arrays(loss, penalty, sampling):
     a, b = (bx.hypergradient(problem, sid, w, lam, s, s, key=KEY) for s in (sparse_rows, arrays))
     close((a.value, a.outer_value, a.w, a.v), (b.value, b.outer_value, b.w, b.v), rtol=1e-10)
     assert (int(a.code), a.cost.samples) == (int(b.code), b.cost.samples)
+    # each of the systems of the report, too, which on sparse rows are solved one after another
+    close(a.error, b.error, rtol=1e-8)
 
 
 @pytest.mark.slow

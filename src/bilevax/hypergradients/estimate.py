@@ -14,11 +14,12 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
 from bilevax.core.limits import said
-from bilevax.core.programs import BRIEFLY, PLAINLY, compiled, weighed
+from bilevax.core.programs import BRIEFLY, PLAINLY, SUMMING, compiled, weighed
 from bilevax.core.protocols import BilevelProblem, Estimator, ExtensibleEstimator, RowSource, Run, Suspecting
 from bilevax.core.ranks import is_spread, same_numbers
 from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
 from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, where
+from bilevax.hypergradients.batches import is_sparse
 from bilevax.hypergradients.diagnosis import explain_failure, unused_leaves
 from bilevax.hypergradients.differentiated import differentiated
 from bilevax.hypergradients.report import (
@@ -389,7 +390,10 @@ _STATIC = "replicas", "report", "apart"
 # Without options: inside a program of the user's the same estimate has none.
 _traced = weighed(jax.jit(_estimate, static_argnames=_STATIC), "this hypergradient")
 _briefly = compiled(_estimate, BRIEFLY, _STATIC)
-_reported = compiled(_report, PLAINLY, ("replicas", "led"), "the error report of this hypergradient")
+_reported = {
+    sparse: compiled(_report, options, ("replicas", "led"), "the error report of this hypergradient")
+    for sparse, options in ((False, PLAINLY), (True, SUMMING))
+}
 _diagnosed = {
     long: compiled(_diagnosis, PLAINLY if long else BRIEFLY, ("replicas", "report", "stages")) for long in (False, True)
 }
@@ -423,7 +427,8 @@ def _eager(
         return outcome.finished, outcome.held
     # Known before it is compiled, the choice of the report spares the program of the other one.
     led = replicas == 1 and bool(leads_on(outcome.estimate, outcome.run.after.trace, call.instance))
-    return _reported(call, outcome.estimate, outcome.held, replicas=replicas, led=led), outcome.held
+    reported = _reported[is_sparse(call.instance.train.example())]
+    return reported(call, outcome.estimate, outcome.held, replicas=replicas, led=led), outcome.held
 
 
 def _is_concrete(call: Call) -> bool:

@@ -17,7 +17,7 @@ from bilevax.core.records import ErrorReport, Estimate, Snapshots
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, row, scale, sub, vdot, where, zeros_like
 from bilevax.data.hashed import HashedBatches
 from bilevax.data.sampling import Numbered
-from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread, each
+from bilevax.hypergradients.batches import Sampled, revised, stack_mean, stack_spread
 from bilevax.hypergradients.residual_error import CERTAIN, residual_error
 from bilevax.hypergradients.spread import RelaxationRate, last_point_error, sum_of_entries
 from bilevax.linalg.power import nonzero
@@ -40,8 +40,8 @@ Parts = dict[str, PyTree]
 
 Stack = TypeVar("Stack")
 
-Systems: TypeAlias = tuple[PyTree, Array, Array, Array]
-"""Solutions of the linear systems in a stack, row 0 a direction; step size; cumulative step; sum of <u, A u>."""
+Systems: TypeAlias = tuple[PyTree, PyTree, Array, Array, Array]
+"""A direction u; solutions of the linear systems in a stack; step size; cumulative step; sum of <u, A u>."""
 
 
 class ChainTrace(NamedTuple):
@@ -239,19 +239,18 @@ def _changes(
     # w itself last: the same minibatches at all points, whose noise drops out of the differences
     here = jax.tree.map(lambda x, b: jnp.concatenate([b, x[None]]), w, before)
 
-    def inner(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
-        oracle, v, here = args
+    def inner(args: tuple[Oracle, PyTree], w: PyTree, batch: PyTree) -> PyTree:
+        oracle, v = args
         # d1Phi^T v, d2Phi^T v
-        return each(batch)(lambda w: oracle.inner_pullback(w, batch)[1](v), here)
+        return oracle.inner_pullback(w, batch)[1](v)
 
-    def outer(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
-        oracle, _, here = args
+    def outer(args: tuple[Oracle, PyTree], w: PyTree, batch: PyTree) -> PyTree:
         # grad_1 E, grad_2 E
-        return each(batch)(lambda w: oracle.outer_gradients(w, batch)[1:], here)
+        return args[0].outer_gradients(w, batch)[1:]
 
-    args = instance.oracle, v, here
+    args = instance.oracle, v
     through, direct = (
-        batch_mean(fn, args, source, key=key, number=number, first=0)
+        stack_mean(fn, args, here, source, key=key, number=number)
         for fn, source, number in zip((inner, outer), (instance.train, instance.val), read, strict=True)
     )
     by_w, by_lam = jax.tree.map(lambda x: x[:-1] - x[-1:], add(through, direct))
@@ -273,39 +272,47 @@ def _solve_many(
 
     A direction u <- u - eta (I - d1Phi^T) u shrinks to the slowest; ``seen`` is the mean of <u, (I - d1Phi^T) u> over
     the last half, each minibatch with the direction that those before it made. The step of all is 1 at first, and
-    halved whenever u grows. Not :func:`~bilevax.linalg.power.contraction_rate`: here u is one row of the stack of
-    systems, which one pass over the rows serves, and its step is sought.
+    halved whenever u grows. Not :func:`~bilevax.linalg.power.contraction_rate`: here one pass over the rows serves u
+    and a stack of systems, and its step is sought.
     """
     real = norm(direction).dtype
     tiny = jnp.finfo(real).tiny
-    start = nonzero(direction)
-    # row 0, of the direction, has the right-hand side 0
-    none = jax.tree.map(lambda x: jnp.zeros_like(x)[None], start)
-    right = jax.tree.map(lambda *x: jnp.concatenate(x), none, *right_hand_sides.values())
+    right = jax.tree.map(lambda *x: jnp.concatenate(x), *right_hand_sides.values()) if right_hand_sides else ()
 
     def step(carry: Systems, args: tuple[Oracle, PyTree, PyTree, Array], j: Array, draw: Draw) -> Systems:
-        (x, eta, cumulative_step, total), (oracle, w, right, number) = carry, args
-        # u <- u / ||u||, u = x_0
-        size = jnp.maximum(norm(row(x, 0)), tiny)
-        x = jax.tree.map(lambda x: x.at[0].divide(size.astype(x.dtype)), x)
-        # x <- x + eta (right - A_B x)
-        images = each(draw.batch)(lambda v: oracle.system_product(w, draw.batch, v), x)
-        new = axpy(eta * draw.weight, sub(right, images), x)
+        (u, x, eta, cumulative_step, total), (oracle, w, right, number) = carry, args
+        # one linearisation at w serves u and all systems: A_B u = u - d1Phi_B^T u
+        _, pullback = jax.vjp(lambda w: oracle.inner_image(w, draw.batch), w)
+
+        def product(u: PyTree) -> PyTree:
+            return sub(u, pullback(u)[0])
+
+        # u <- u / ||u||
+        u = scale(1.0 / jnp.maximum(norm(u), tiny), u)
+        image = product(u)
+        # u <- u - eta A_B u
+        moved = axpy(-eta * draw.weight, image, u)
         # eta <- eta / 2, and no step, where ||u - eta A_B u|| > 1
-        grown = ~(norm(row(new, 0)) <= 1.0)
-        total = total + jnp.where(j >= number // 2, vdot(row(x, 0), row(images, 0)).astype(real), 0.0)
+        grown = ~(norm(moved) <= 1.0)
+
+        def solved(x: PyTree, right: PyTree) -> PyTree:
+            # x <- x + eta (right - A_B x)
+            return where(grown, x, axpy(eta * draw.weight, sub(right, product(x)), x))
+
+        x = revised(solved, x, right, batch=draw.batch) if right_hand_sides else x
+        total = total + jnp.where(j >= number // 2, vdot(u, image).astype(real), 0.0)
         cumulative_step = cumulative_step + jnp.where(grown, 0.0, eta)
-        return where(grown, x, new), jnp.where(grown, 0.5 * eta, eta), cumulative_step, total
+        return where(grown, u, moved), x, jnp.where(grown, 0.5 * eta, eta), cumulative_step, total
 
     zero, one = jnp.zeros((), real), jnp.ones((), real)
-    begin = jax.tree.map(lambda u, r: jnp.zeros_like(r).at[0].set(u), start, right), one, zero, zero
+    begin = nonzero(direction), zeros_like(right), one, zero, zero
     args = instance.oracle, w, right, number
-    x, _, cumulative_step, total = instance.train.fold(step, begin, args, key=key, start=0, stop=number)
+    _, x, _, cumulative_step, total = instance.train.fold(step, begin, args, key=key, start=0, stop=number)
     seen = jnp.maximum(total / (number - number // 2).astype(real), tiny)
     # h >= seen - .67 / s, and .07 seen at least
     slowest = jnp.maximum(seen - UNRESOLVED / jnp.maximum(cumulative_step, tiny), LEAST * seen)
     rate = RelaxationRate(*(x.astype(jnp.result_type(float)) for x in (seen, slowest)))
-    return rate, _split_like(jax.tree.map(lambda x: x[1:], x), right_hand_sides)
+    return rate, _split_like(x, right_hand_sides)
 
 
 def relaxation_rate(instance: Instance, w: PyTree, direction: PyTree, *, number: Array, key: Array) -> RelaxationRate:
@@ -316,11 +323,11 @@ def relaxation_rate(instance: Instance, w: PyTree, direction: PyTree, *, number:
 def _products(instance: Instance, w: PyTree, v: PyTree, *, number: Array, key: Array) -> tuple[PyTree, PyTree]:
     """Mean and standard deviation over so many minibatches of d2Phi^T v, [L, ...]."""
 
-    def products(args: tuple[Oracle, PyTree, PyTree], batch: PyTree) -> PyTree:
-        oracle, w, v = args
-        return each(batch)(lambda v: oracle.cross_product(w, batch, v), v)
+    def products(args: tuple[Oracle, PyTree], v: PyTree, batch: PyTree) -> PyTree:
+        oracle, w = args
+        return oracle.cross_product(w, batch, v)
 
-    return batch_spread(products, (instance.oracle, w, v), instance.train, key=key, number=number, first=0)
+    return stack_spread(products, (instance.oracle, w), v, instance.train, key=key, number=number)
 
 
 def with_independent(instance: Instance) -> Instance:
