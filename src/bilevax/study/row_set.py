@@ -47,6 +47,8 @@ class RowSet:
             if getattr(settings, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise ParameterError(f"{option} splits rows of a table that fits into memory; {pieces.name} does not")
+        if settings.exposure is not None:
+            raise ParameterError(f"--exposure is of a table that fits into memory; {pieces.name} does not")
         if settings.is_linear:
             raise ParameterError(f"--model linear is of a table that fits into memory; {pieces.name} does not")
         self.pieces, self.rows, self._target, self._settings = pieces, pieces.rows, target, settings
