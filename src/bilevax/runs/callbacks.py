@@ -100,8 +100,9 @@ class Callbacks:
 
     def __call__(self, progress: Progress) -> bool:
         """True if the run is to end."""
-        # a list: the first True does not keep the others from being called
-        return any([bool(callback(progress)) for callback in self._named.values()])  # noqa: C419
+        # all are called, before the first True ends anything
+        told = [bool(callback(progress)) for callback in self._named.values()]
+        return any(told)
 
     def state(self) -> dict[str, Any]:
         """That of each which has one, by its name."""
