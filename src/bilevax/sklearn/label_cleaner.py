@@ -33,7 +33,7 @@ SEARCHED = 10_000
 """Rows that choose the strengths, at most, beside as many trusted ones."""
 
 SPLITS = 2
-"""More splits, into twice as many folds, where the classifier has more weights than there are rows."""
+"""Into twice as many folds as ``cv``, by which rows are judged where the classifier has more weights than rows."""
 
 
 class Found(NamedTuple):
@@ -211,8 +211,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         best = search(X[some], given.take(some), fold[some])
         strengths = best.strengths.named(self.classes_)
         if is_wide(X[some], given.classes) and given.trusted.any():
-            splits = [fold, *(self._folds(given, random, times=2) for _ in range(SPLITS))]
-            by_scores = judged(X, given, np.array(splits), best)
+            splits = np.array([self._folds(given, random, times=2) for _ in range(SPLITS)])
+            by_scores = judged(X, given, splits, best)
             final = retrained(X, by_scores.q, fitted(X, given, best), best.strengths)
             return Found(by_scores.q, final, *by_scores[1:], strengths, notes)
         q = cross_fitted(X, given, np.where(given.trusted, -1, fold), best)

@@ -6,8 +6,8 @@ the penalty. Scores log p of rows that were held out are not fitted to their lab
 
     p~(x) = softmax(s log p(x) + b),        P(label j | x) = sum_c p~_c(x) T_cj,
 
-those of most likelihood are true to the rows. The given labels hardly tell b from T; the trusted rows do, which the
-models of the search held out in turn (Platt 1999 and Guo et al. 2017, arXiv:1706.04599, where every label is right).
+those of most likelihood are true to the rows. The given labels hardly tell b from T; the trusted rows do, which other
+models had held out (Platt 1999 and Guo et al. 2017, arXiv:1706.04599, where every label is right).
 They count :data:`~bilevax.solvers.label_search.TRUSTED` times, lest the many others decide on b by the form of a curve
 that is not quite theirs. Scores are means over several splits into folds: what such a classifier says of a row differs
 much by the rows that it was trained on.
@@ -73,14 +73,13 @@ def judged(X: Matrix, given: Given, folds: np.ndarray, found: Found) -> Judged:
     Args:
         X: features [n, p], dense or CSR.
         given: labels.
-        folds: of every row, in each of R splits, [R, n]; the first, of K folds, is that of the search.
+        folds: of every row, from 0 to K - 1, in each of R splits, [R, n].
         found: the strengths, and models of them.
     """
-    K, log_p, noises = len(found.points), np.zeros((len(given.y), given.classes), order="F"), []
-    for r, fold in enumerate(folds):
-        for k in range(int(fold.max()) + 1):
-            at = _without((fold == k) & ~given.trusted, X, given, found, k % K)
-            blind = _without(fold == k, X, given, found, k % K) if r else found.points[k]
+    K, log_p, noises = int(folds.max()) + 1, np.zeros((len(given.y), given.classes), order="F"), []
+    for fold in folds:
+        for k in range(K):
+            at, blind = (_without((fold == k) & of, X, given, found, k) for of in (~given.trusted, True))
             for model, kind in ((at, ~given.trusted), (blind, given.trusted)):
                 held = np.flatnonzero((fold == k) & kind)
                 log_p[held] += model.log_p(X[held]) / len(folds)
@@ -93,9 +92,9 @@ def judged(X: Matrix, given: Given, folds: np.ndarray, found: Found) -> Judged:
 
 
 def _without(left_out: np.ndarray, X: Matrix, given: Given, found: Found, k: int) -> Point:
-    """A model of the other rows, from model k of the search."""
+    """A model of the other rows, from one of the search."""
     rows = np.flatnonzero(~left_out)
-    return fitted(X[rows], given.take(rows), found, k)
+    return fitted(X[rows], given.take(rows), found, k % len(found.points))
 
 
 def _judged(log_p: np.ndarray, given: Given, at: Point) -> tuple[np.ndarray, np.ndarray, float]:
