@@ -60,7 +60,6 @@ class RowSet:
         self._names: list[str] = []
         self._counts: dict[Source, NumberCounts | LevelCounts] = {}
         self._files: PassFiles | None = None
-        self._strata: dict[int, int] = {}
 
     def keep_in(self, folder: Path) -> None:
         """Keep there what passes find, and do not make those again that were made for the same sample and settings."""
@@ -179,7 +178,7 @@ class RowSet:
 
     def stratum(self, table: Table) -> int:
         """That of a piece."""
-        return self._strata[table.before]
+        return self.pieces.stratum(table)
 
     def _training(self, name: str) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
         """Features of each piece, which rows have a target and are not of the test, and the targets of these."""
@@ -197,8 +196,7 @@ class RowSet:
         """The pieces, and how far they are."""
         begun, n, first = time.perf_counter(), self.pieces.rows, self.processes.strata.start
         self.passing = True
-        for stratum, table in self.pieces.dealt(self.processes.strata):
-            self._strata[table.before] = stratum
+        for table in self.pieces.dealt(self.processes.strata):
             # the processes are about as far
             part = min(max(0.0, self.processes.count * (table.before / n - first / STRATA)), 1.0)
             left = (time.perf_counter() - begun) * (1.0 / part - 1.0) if part else None
