@@ -131,8 +131,9 @@ class RowSet:
         known = self.kept("counts")
         if known is None:
             for table, there, _ in self._training("counting what columns hold"):
+                absent = np.flatnonzero(~there)
                 for source, counts in self._counts.items():
-                    _add(counts, table, source, there)
+                    _add(counts, table, source, absent)
                 if self.ended():
                     break
             if self._joined(self._counts.values()):
@@ -219,13 +220,18 @@ class RowSet:
         return y
 
 
-def _add(counts: NumberCounts | LevelCounts, table: Table, source: Source, there: np.ndarray) -> None:
-    """Count the cells of these rows."""
+def _add(counts: NumberCounts | LevelCounts, table: Table, source: Source, absent: np.ndarray) -> None:
+    """Count the cells of all rows but the absent ones."""
     column = table.column(source.column)
-    if isinstance(counts, LevelCounts) and isinstance(column, CodedColumn):
-        counts.add(column.words, np.bincount(column.codes[there], minlength=len(column.words)))
+    if isinstance(counts, NumberCounts):
+        counts.add(cells(table, source), absent)
+    elif isinstance(column, CodedColumn):
+        every, some = (
+            np.bincount(codes, minlength=len(column.words)) for codes in (column.codes, column.codes[absent])
+        )
+        counts.add(column.words, every - some)
     else:
-        counts.add(cells(table, source)[there])
+        counts.add(np.delete(cells(table, source), absent))
 
 
 def _codes(column: Column, goal: Target, table: Table) -> np.ndarray:
