@@ -6,7 +6,9 @@ minibatches of 90), one hypergradient of 1000 + 1000 steps by SID without a repo
 - *memory map*: train and val as ``.npy`` files that the page cache holds, drawn i.i.d., shuffled and in blocks, against
   the same rows in ``bx.Arrays`` (wall time; goal 1.3 of i.i.d. rows);
 - *loader*: an object that gives its rows as late as a step takes, by sleeping, against the slower of the two alone
-  (wall time; goal 1.15); and one that takes half as long, and twice.
+  (wall time; goal 1.15); and one that takes half as long, and twice;
+- *bare*: what can be had: gradient steps of W1 in a plain program of JAX whose argument is a piece of 16 minibatches,
+  which a thread has read meanwhile from a loader as slow, against the slower of the two alone.
 
 XLA computes on one thread, and the reader's thread has a core of its own; the cases run in turn, round by round.
 """
@@ -23,6 +25,9 @@ from benchmarks import machine, store, tables
 MAPPED, LOADED = 1.3, 1.15
 SHARES = 0.5, 1.0, 2.0
 """Time that the loader takes for a minibatch, in steps."""
+
+TOGETHER = 16
+"""Minibatches that are read together for the bare program, as for W1's."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +51,40 @@ class Late:
         time.sleep(max(end - time.perf_counter(), 0.0))
         self.taken += self.seconds * len(numbers)
         return rows
+
+
+def bare(shape: Any, train: Any, drawn: int, rounds: int) -> dict[str, Any]:
+    """The row of the table: a program that takes pieces, and a thread that reads the next, without bilevax between."""
+    import jax
+    import numpy as np
+
+    import bilevax as bx
+    from benchmarks import cases as w
+    from bilevax.tables.ahead import ahead
+
+    loss, lam = bx.MultinomialLogistic(penalty="feature"), w.log_penalties(shape, "feature")
+    start, rng = np.zeros((shape.classes, shape.d), np.float32), np.random.default_rng(0)
+    numbers = rng.integers(0, shape.n, (-(-drawn // TOGETHER), TOGETHER * shape.batch))
+
+    @jax.jit
+    def steps(w: Any, lam: Any, piece: Any) -> Any:
+        return jax.lax.scan(lambda w, batch: (w - 0.01 * jax.grad(loss)(w, lam, batch), None), w, piece)[0]
+
+    def along(pieces: Any) -> Any:
+        at = start
+        for piece in pieces:
+            at = steps(at, lam, tuple(x.reshape(TOGETHER, shape.batch, *x.shape[1:]) for x in piece))
+            jax.block_until_ready(at)
+        return at
+
+    held = [tuple(x[some] for x in train) for some in numbers]
+    alone = median(machine.alternate({"bare": lambda _: along(held)}, rounds)["bare"].wall)
+    late = Late(train, alone / numbers.size)
+    cases = {"thread": lambda _: along(ahead(map(late.rows, numbers))), "bare": lambda _: along(held)}
+    times = machine.alternate(cases, rounds)
+    slower = max(alone, median(times["bare"].wall))
+    what, value = "W1 iid, bare, a loader of 1 step / the slower alone", median(times["thread"].wall) / slower
+    return {"what": what, "value": value, "note": f"steps alone {1e3 * slower:.0f} ms"}
 
 
 def measured(quick: bool, rounds: int, directory: Path) -> list[dict[str, Any]]:
@@ -94,7 +133,7 @@ def measured(quick: bool, rounds: int, directory: Path) -> list[dict[str, Any]]:
         out.append(
             {"what": f"W1 iid, a loader of {share:g} steps / the slower alone", "value": value, "note": note, **goal}
         )
-    return out
+    return [*out, bare(shape, train, drawn, rounds)]
 
 
 def main(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -78,7 +79,26 @@ def dealt(w):
     return jax.device_put(w, jax.NamedSharding(mesh, jax.P("entries")))
 
 
-def computed(name, train, val, run=None, steps=40):
+class Struck:
+    """Ends the last process of a group at outer step 30, once; the steps at which it began are lines of a file."""
+
+    def __init__(self, file):
+        self.file = Path(file)
+
+    def begin(self, progress):
+        import jax
+
+        self.last = jax.process_index() == jax.process_count() - 1
+        if self.last:
+            with self.file.open("a") as file:
+                file.write(f"{progress.step}\n")
+
+    def __call__(self, progress):
+        if self.last and progress.step == 30 and len(self.file.read_text().splitlines()) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def computed(name, train, val, run=None, steps=40, callbacks=()):
     """Its numbers; of a name that begins with ``dealt``, w is dealt to the devices, too, and stays so."""
     import jax
     import numpy as np
@@ -89,15 +109,47 @@ def computed(name, train, val, run=None, steps=40):
     if apart:
         name, start = name.removeprefix("dealt "), (dealt(start[0]), start[1])
     if name in algorithms():
-        out = bx.minimize(problem(), algorithms()[name], *start, train, val, steps=steps, key=key, run=run)
-        found = out.w, out.lam, out.history.outer_value, out.history.gradient_norm, out.code
+        best, ends = bx.EarlyStopping(steps), {"steps": steps, "every": 10}
+        out = bx.minimize(
+            problem(), algorithms()[name], *start, train, val, **ends, key=key, run=run, callback=[best, *callbacks]
+        )
+        found = out.w, best.best.w, out.lam, out.history.outer_value, out.history.gradient_norm, out.code
     elif name in estimators():
         out = bx.hypergradient(problem(), estimators()[name], *start, train, val, key=key)
         found = out.value, out.w, out.v, out.outer_value, out.code, out.error
     else:
         raise ValueError(name)
-    assert not apart or {x.data.shape for x in out.w.addressable_shards} == {(D // jax.device_count(),)}
+    if apart:
+        from jax.experimental.multihost_utils import process_allgather
+
+        of_w = found[:2] if name in algorithms() else found[1:3]
+        assert {s.data.shape for x in of_w for s in x.addressable_shards} == {(D // jax.device_count(),)}
+        assert sum(not getattr(x, "is_fully_replicated", True) for x in jax.tree.leaves(found)) == 2
+        found = [x if getattr(x, "is_fully_replicated", True) else process_allgather(x, tiled=True) for x in found]
     return np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(found)])
+
+
+def struck(directory, train, val):
+    """A run of which a process is killed and that goes on from its checkpoint, and one that is let be."""
+    import bilevax as bx
+
+    found = computed("dealt measured", train, val, bx.Run(directory, 0.0), callbacks=[Struck(f"{directory}.began")])
+    return [found, computed("dealt measured", train, val)]
+
+
+def first_state(train, val):
+    """How many entries a device has of the first w, u and lam."""
+    import jax
+    import numpy as np
+
+    import bilevax as bx
+    from bilevax.problems.strata import over_strata
+    from bilevax.runs.callbacks import Callbacks
+    from bilevax.runs.course import Course, Setting
+
+    start, rows = (dealt(np.zeros(D)), np.zeros(D)), (train, val)
+    given = over_strata(problem(), *rows), bx.SOBA(0.1, 0.3), start, rows, jax.random.key(1), 5, Callbacks(None)
+    return [x.addressable_shards[0].data.size for x in Course.begun(Setting(*given)).state]
 
 
 def refusals():
@@ -110,7 +162,7 @@ def refusals():
     rank, mesh, key = jax.process_index(), jax.make_mesh((jax.device_count(),), ("rows",)), jax.random.key(0)
     (X, y), _ = rows()
     train, val = sources(jax.device_count())
-    zeros = np.zeros(D)
+    zeros, apart = np.zeros(D), dealt(np.zeros(D))
 
     def said(call):
         try:
@@ -129,7 +181,9 @@ def refusals():
             said(lambda: bx.sharded(bx.Arrays((X, y), 16), mine)),
             said(lambda: bx.hypergradient(problem(), estimators()["exact"], zeros + rank, zeros, train, val, key=key)),
             said(lambda: bx.minimize(problem(), bx.SOBA(), zeros, zeros, train, val, steps=3 + rank, key=key)),
-            said(lambda: bx.minimize(problem(), bx.SOBA(), dealt(zeros), zeros, train, val, steps=3, key=key)),
+            said(lambda: bx.minimize(problem(), bx.SOBA(), zeros, apart, train, val, steps=3, key=key)),
+            said(lambda: bx.minimize(problem(), bx.SOBA(), (apart, zeros)[rank], zeros, train, val, steps=3, key=key)),
+            said(lambda: bx.minimize(problem(), bx.SOBA(), apart, zeros, *[bx.Arrays((X, y))] * 2, steps=3, key=key)),
             said(lambda: bx.minimize(problem(), bx.SOBA(), *again, train, val, steps=3, key=key)),
         ]
     )
@@ -144,7 +198,12 @@ def main(out, *names):
     import numpy as np
 
     train, val = sources(jax.device_count())
-    found = {name: refusals() if name == "refusals" else computed(name, train, val) for name in names}
+    others = {
+        "refusals": refusals,
+        "struck": lambda: struck(f"{out}.run", train, val),
+        "first": lambda: first_state(train, val),
+    }
+    found = {name: others[name]() if name in others else computed(name, train, val) for name in names}
     if jax.process_index() == 0:
         with Path(out).open("wb") as file:
             np.savez(file, **found)

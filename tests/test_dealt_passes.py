@@ -124,12 +124,12 @@ def test_every_row_is_of_one_stratum(tmp_path, monkeypatch):
     # row groups of 500 rows; and rows that are only to be had with all others
     for pieces in (every.pieces, every.pieces._replace(starts=(), between=None)):
         dealt = [list(pieces.dealt(range(s, s + 1))) for s in range(STRATA)]
-        assert [{s for s, _ in each} for each in dealt] == [{s} for s in range(STRATA)]
-        tables = [table for each in dealt for _, table in each]
+        assert [{pieces.stratum(t) for t in each} for each in dealt] == [{s} for s in range(STRATA)]
+        tables = [table for each in dealt for table in each]
         np.testing.assert_array_equal(np.concatenate([table.column("wave").values for table in tables]), whole)
         assert [t.before for t in tables] == np.cumsum([0, *(t.rows for t in tables)])[:-1].tolist()
-        assert max(sum(t.rows for _, t in each) for each in dealt) <= 1000
-        assert sum(t.rows for _, t in pieces.dealt(range(4, 8))) == sum(t.rows for each in dealt[4:] for _, t in each)
+        assert max(sum(t.rows for t in each) for each in dealt) <= 1000
+        assert sum(t.rows for t in pieces.dealt(range(4, 8))) == sum(t.rows for each in dealt[4:] for t in each)
 
 
 def test_numbers_around_edges_that_are_too_many_in_all_are_forgotten(monkeypatch):

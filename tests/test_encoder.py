@@ -204,7 +204,8 @@ def test_a_word_among_numbers_is_said():
     frame = pd.DataFrame(
         {"age": ages, "code": pd.Categorical(ages), "whole": ["1", "2", "3"] * 35, "x": np.arange(105) % 8}
     )
-    encoder = TableEncoder().fit(frame)
+    with pytest.warns(UserWarning, match="column 'age' is read as text, .* such as 'unknown'"):
+        encoder = TableEncoder().fit(frame)
     assert encoder.notes_ == (
         "column 'age' is read as text, one value a category, for 5 of 105 cells are no numbers, such as 'unknown' (X, "
         "row 21); leave such cells empty if they are not known",
@@ -214,7 +215,8 @@ def test_a_word_among_numbers_is_said():
     assert len(table.notes) == 1
     assert TableEncoder().fit(table).notes_ == ()
     y = np.arange(105.0) % 7
-    assert TunedAdditiveRegressor(choose=False, pairs=False).fit(frame, y).notes_[0] == encoder.notes_[0]
+    with pytest.warns(UserWarning, match="'unknown'"):
+        assert TunedAdditiveRegressor(choose=False, pairs=False).fit(frame, y).notes_[0] == encoder.notes_[0]
 
 
 def test_a_rare_a_new_and_a_missing_value_have_their_places():

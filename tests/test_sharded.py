@@ -4,15 +4,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import distributed_rig as rig
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import bilevax as bx
+from bilevax.core.dealt import Dealing
 from bilevax.core.strata import Strata
+from bilevax.core.trees import as_parameters
 from bilevax.runs.callbacks import Callbacks, Progress
 from bilevax.runs.checkpoints import Checkpoint, packed, unpacked
 
@@ -21,13 +25,17 @@ MESH = jax.make_mesh((1,), ("rows",))
 ROWS = np.arange(21.0)
 
 
-def started(tmp_path, *names, processes=1, devices=1):
+def started(tmp_path, *names, processes=1, devices=1, restarts=0):
     """What a group of processes computes of these."""
     out = tmp_path / "found.npz"
-    launch = ["-c", "from bilevax.cli import main; main()", "launch", "-n", str(processes), "--restarts", "0", "--"]
+    launch = ["-c", "from bilevax.cli import main; main()", "launch", "-n", str(processes)]
+    launch += ["--restarts", str(restarts), "--"]
     words = [*([sys.executable, *launch] if processes > 1 else []), sys.executable, str(RIG), str(out), *names]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    subprocess.run(words, check=True, env=os.environ | {"XLA_FLAGS": flags}, timeout=1200)
+    # started again, a group finds its programs
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | {"XLA_FLAGS": flags} | (kept if restarts else {})
+    subprocess.run(words, check=True, env=environment, timeout=1200)
     return np.load(out)
 
 
@@ -43,6 +51,7 @@ def test_two_processes_are_as_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("group", [{"devices": 2}, {"processes": 2}, {"processes": 4}], ids=str)
 def test_groups_are_as_one_device(tmp_path, group):
     names = [*rig.estimators(), *rig.algorithms()]
@@ -50,22 +59,73 @@ def test_groups_are_as_one_device(tmp_path, group):
 
 
 @pytest.mark.slow
-def test_w_may_be_dealt_to_the_devices_of_a_process(tmp_path):
-    names = ["SOBA", "BSGM", "SID", "exact"]
-    found = started(tmp_path, *(f"dealt {name}" for name in names), devices=2)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("group", [{"devices": 2}, {"processes": 2}, {"processes": 4}], ids=str)
+def test_w_may_be_dealt_too(tmp_path, group):
+    names = ["SID", "SOBA", "AmIGO", "BSGM"]
+    found = started(tmp_path, "first", *(f"dealt {name}" for name in names), **group)
     check_equal({name: found[f"dealt {name}"] for name in names}, names)
+    # the multiplier is nowhere whole, not even at the start; lam, as long as they, is everywhere
+    part = rig.D // sum(group.values())
+    assert found["first"].tolist() == [part, part, rig.D]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_e12_a_run_whose_w_is_dealt_goes_on_to_the_same_bits_after_a_kill(tmp_path, processes):
+    found, whole = started(tmp_path, "struck", processes=processes, restarts=1)["struck"]
+    np.testing.assert_array_equal(found, whole)
+    assert (tmp_path / "found.npz.run.began").read_text().split() == ["0", "20"]
+    # a checkpoint is whole: in one process, whose w is too, the run goes on to rounding
+    run = bx.Run(tmp_path / "found.npz.run", override=("steps",))
+    train, val = rig.sources(1)
+    with pytest.warns(UserWarning, match="devices"):
+        more = rig.computed("measured", train, val, run, steps=60)
+    np.testing.assert_allclose(more, rig.computed("measured", train, val, steps=60), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow
 def test_what_differs_between_processes_is_refused_with_its_number(tmp_path):
-    rows, lengths, mesh, start, steps, apart, none = started(tmp_path, "refusals", processes=2)["refusals"]
+    found = started(tmp_path, "refusals", processes=2)["refusals"]
+    rows, lengths, mesh, start, steps, apart, mixed, plain, none = found
     assert rows.startswith("the source of sharded must be the same in every process, and in process 1 data is ")
     assert "rows is 122, not 123" in lengths
     assert mesh.startswith("each of the 2 processes must have as many devices in the mesh, and they have ")
     assert start.startswith("what hypergradient is given must be the same in every process, and in process 1 w0 is ")
     assert steps == "what minimize is given must be the same in every process, and in process 1 steps is 4, not 3"
-    assert apart == "leaf w0 is dealt to several processes; give each of them the whole of it"
+    assert apart == "leaf lam is dealt to several processes; give each of them the whole of it"
+    assert "in process 1 w0 is float64[4] (crc32" in mixed
+    assert mixed.endswith("not float64[4] dealt by PartitionSpec('entries',)")
+    assert plain == "leaf w0 is dealt to several processes, so must rows be: use bx.sharded"
     assert not none
+
+
+def test_what_is_as_long_as_a_leaf_of_w_is_dealt_like_that():
+    """By the end of its path, too: leaves of one shape may be dealt each in its way."""
+    rows, columns = (jax.NamedSharding(MESH, jax.P(*spec)) for spec in (("rows",), (None, "rows")))
+    paths = (("['b']['a']", (2, 2), rows), ("['a']", (2, 2), columns))
+    dealing, x, y = Dealing(paths), np.zeros((2, 2)), np.zeros(3)
+    found = dealing.shardings({"m": [{"a": x, "b": {"a": x}}], "a": y, "lam": x})
+    assert found == {"m": [{"a": columns, "b": {"a": rows}}], "a": dealing.whole, "lam": dealing.whole}
+    assert Dealing.of(x).shardings(x) is None
+
+
+def test_axes_of_a_users_mesh_are_left_to_the_compiler():
+    explicit = jax.make_mesh((1,), ("entries",), axis_types=(AxisType.Explicit,))
+    given = jax.device_put(np.ones(4), jax.NamedSharding(explicit, jax.P("entries")))
+    found = as_parameters("w0", {"a": given})["a"]
+    assert found.sharding.mesh.axis_types == (AxisType.Auto,)
+    assert found.sharding.spec == given.sharding.spec
+    np.testing.assert_array_equal(found, given)
+
+
+def test_w_and_rows_are_on_the_same_devices():
+    dealing = Dealing((("['a']", (4,), jax.NamedSharding(MESH, jax.P("rows"))),))
+    elsewhere = SimpleNamespace(mesh=SimpleNamespace(devices=np.array([SimpleNamespace(id=7)])))
+    dealing.check((bx.sharded(bx.Arrays(ROWS, 8), MESH, 4), bx.Arrays(ROWS)))
+    with pytest.raises(bx.ParameterError, match=r"leaf w0\['a'\] is dealt to the devices \[0\], and rows to \[7\]"):
+        dealing.check((elsewhere, bx.Arrays(ROWS)))
 
 
 def test_which_rows_are_drawn_of_a_stratum_and_how_they_count():

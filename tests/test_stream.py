@@ -75,6 +75,9 @@ def drawn(source, start, stop):
 DRAWS = [
     ("iid", SMALL, {}),
     ("blocks", 1 << 20, {}),
+    # of 32 minibatches that are read together two are handed over at a time, and one
+    ("iid", 1 << 19, {"HANDED": 600}),
+    ("blocks", 1 << 19, {"HANDED": 300}),
     pytest.param("shuffled", SMALL, {}, marks=pytest.mark.slow),
     pytest.param("iid", 1 << 20, {}, marks=pytest.mark.slow),
     pytest.param("shuffled", 1 << 20, {}, marks=pytest.mark.slow),
@@ -83,7 +86,9 @@ DRAWS = [
 
 
 @pytest.mark.parametrize(("sampling", "bytes", "more"), DRAWS, ids=str)
-def test_minibatch_j_has_the_rows_that_arrays_draws(sampling, bytes, more):
+def test_minibatch_j_has_the_rows_that_arrays_draws(monkeypatch, sampling, bytes, more):
+    more = dict(more)
+    monkeypatch.setattr("bilevax.data.stream.HANDED", more.pop("HANDED", 1 << 19))
     known = drawn(bx.Arrays((X, Y), B, sampling, **more), 0, 600)
     source = bx.Stream(Table(X, Y), B, sampling, prefetch_bytes=bytes, **more)
     np.testing.assert_array_equal(drawn(source, 0, 600), known)

@@ -45,10 +45,12 @@ from bilevax.core.run_records import (
     Step,
     read_records,
 )
+from bilevax.report import standalone_additive
+from bilevax.sklearn import TunedAdditiveRegressor
 from bilevax.study import linear, read_model, tune_table, write_run
 from bilevax.study.findings import findings
 from bilevax.study.preparation import prepare
-from bilevax.study.rivals import RIDGE
+from bilevax.study.rivals import RIDGE, rivals
 from bilevax.study.run_directory import RunDirectory
 from bilevax.study.settings import TuneSettings, settings_from
 from bilevax.tables.table import Column, Table, object_array
@@ -413,6 +415,53 @@ def test_a_number_is_predicted(task, tmp_path, monkeypatch):
         with pytest.raises(DataError, match="counts are at least 0"):
             tune_table(Table("t", (*table.columns[:-1], Column("target", "number", y - 5))), "target",
                        settings=TuneSettings(task="count"))  # fmt: skip
+
+
+def test_counts_and_amounts_are_in_proportion_to_their_exposure(tmp_path, monkeypatch):
+    rng = np.random.default_rng(5)
+    n = 600
+    town, years = rng.random(n) < 0.4, rng.uniform(0.05, 8.0, n)
+    y = rng.poisson(np.exp(1.0 * town) * years) * 1.0
+    columns = [Column("town", "number", town * 1.0), Column("years", "number", years), Column("target", "number", y)]
+    table = Table("t", tuple(columns))
+    result = quick_study(table, monkeypatch, task="count", exposure="years")
+    write_run(result, tmp_path / "run")
+    model = read_model(tmp_path / "run")
+    train, test = result.prepared.split.train, result.prepared.split.test
+    assert model.columns == ("town", "years")
+    assert any(
+        "'years' is what the target is in proportion to and is not learned" in n.text for n in result.records.of(Note)
+    )
+    # twice the exposure, twice the claims; per year those of the estimator with its logarithm as offset
+    mean, twice = model.predict_mean(table), Table("t", (columns[0], Column("years", "number", 2 * years)))
+    np.testing.assert_allclose(model.predict_mean(twice), 2 * mean, rtol=1e-12)
+    own = TunedAdditiveRegressor("poisson", pairs=False, random_state=0)
+    own.fit(town[train, None] * 1.0, y[train], offset=np.log(years[train]))
+    np.testing.assert_allclose(own.predict(town[:, None] * 1.0, np.log(years)), mean, rtol=1e-9)
+    # the report's program, and what each cell adds
+    plain = json.loads((tmp_path / "run" / "coefficients.json").read_text())
+    assert standalone_additive.predict(plain, {"town": 1.0, "years": 3.0}) == pytest.approx(
+        3.0 * mean[town][0] / years[town][0]
+    )
+    row = next(row for row in result.records.of(Row) if row.why == "hardest")
+    total = row.intercept + sum(c.adds for c in row.contributions) + row.rest
+    assert float(row.predicted) == pytest.approx(math.exp(total), rel=1e-5)
+    assert next(c for c in row.contributions if c.name == "years").adds == pytest.approx(
+        math.log(years[row.number - 1])
+    )
+    # of a rival without a penalty: claims over years, of each town; the mean of rates is far from it
+    ridge = next(rivals(result.prepared, result.settings, lambda name: None))
+    for k in (False, True):
+        there = train[town[train] == k]
+        at = town[test] == k
+        np.testing.assert_allclose(
+            ridge.prediction[at] / years[test][at], y[there].sum() / years[there].sum(), rtol=0.01
+        )
+    zero = Table("t", (columns[0], Column("years", "number", np.where(np.arange(n) == 7, 0.0, years)), columns[2]))
+    with pytest.raises(DataError, match="t: exposure column 'years' holds 0 in row 8; it is to be above 0"):
+        tune_table(zero, "target", settings=TuneSettings(task="count", exposure="years"))
+    with pytest.raises(ParameterError, match="exposure is what counts or amounts are in proportion to"):
+        settings_from({"exposure": "years"})
 
 
 def test_what_is_predicted_follows_from_the_target():

@@ -210,11 +210,11 @@ def test_scores_find_their_factor_bias_and_noise():
     assert (1.0 - q[np.arange(n), y]).sum() == pytest.approx(np.sum(y != z), rel=0.03)
 
 
-def wide(seed, rates, n=500, p=600, m=80):
+def wide(seed, rates, n=500, p=600, m=80, apart=0.45):
     """Two clouds in more dimensions than there are rows, labels turned at a rate of each class, trusted rows first."""
     rng, trusted = np.random.default_rng(seed), np.arange(n) < m
     z = rng.integers(0, 2, n)
-    X = rng.normal(size=(n, p)) + 0.45 * np.outer(2 * z - 1, np.arange(p) < 40)
+    X = rng.normal(size=(n, p)) + apart * np.outer(2 * z - 1, np.arange(p) < 40)
     return X, np.where((rng.random(n) < np.array(rates)[z]) & ~trusted, 1 - z, z), z, trusted
 
 
@@ -245,6 +245,20 @@ def test_they_are_in_many_draws():
     assert np.mean(number) == pytest.approx(1.0, abs=0.06)
     assert np.mean(error) < 0.035
     assert covered >= 20
+
+
+@pytest.mark.slow
+def test_means_over_splits_rank_better(monkeypatch):
+    gain = []
+    for seed in range(12):
+        X, y, z, trusted = wide(300 + seed, (0.2, 0.2), apart=0.2)
+        areas = []
+        for splits in (1, label_cleaner.SPLITS):
+            monkeypatch.setattr(label_cleaner, "SPLITS", splits)
+            wrong = LabelCleaner(random_state=0).fit(X, y, trusted=trusted).wrong_label_probability_
+            areas.append(roc_auc_score((y != z)[~trusted], wrong[~trusted]))
+        gain.append(areas[1] - areas[0])
+    assert np.mean(gain) > 2 * np.std(gain) / 12**0.5
 
 
 def test_a_classifier_that_could_fit_every_label_leaves_some_for_flips():

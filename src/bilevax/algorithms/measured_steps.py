@@ -221,7 +221,7 @@ def measure_steps(
         raise ParameterError(f"the steps of a {type(algorithm).__name__} cannot be measured, those of bx.SOBA() can")
     problem = over_strata(problem, train, val)
     samples, key = check_count("samples", samples, low=1), as_key(key)
-    w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
+    w0, lam = as_parameters("w0", w0, spread=True), as_parameters("lam", lam)
     b, b_val = train.rows_per_batch, val.rows_per_batch
     minibatches = 0 if not problem.has_loss else WHOLE if train.is_full_batch else LOOKS
     known = problem.has_loss and hasattr(problem.inner_loss, "curvature")

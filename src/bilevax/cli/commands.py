@@ -55,6 +55,10 @@ def tune(
     time_column: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Train on the oldest rows by it, test on the newest.")
     ] = None,
+    exposure: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="What counts or amounts are in proportion to, such as years insured."),
+    ] = None,
     drop: Annotated[list[str] | None, DROP] = None,
     text: Annotated[list[str] | None, TEXT] = None,
     missing: Annotated[list[str] | None, MISSING] = None,

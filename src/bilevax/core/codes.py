@@ -60,9 +60,9 @@ _MESSAGES = {
     ),
     Code.NOT_CONTRACTIVE: (
         "The inner map does not contract. Likely causes: a step size above 2 / (largest curvature), an inner loss "
-        "that is not convex, a map whose Jacobian has norm one or more. Try a smaller step, a larger penalty, more "
-        "`damping` where only the linear system fails; of a map that is no step, w + eta (Phi(w) - w) in its place "
-        "(`bx.check` says with which eta)."
+        "that is not convex, a map whose Jacobian has norm one or more. Try a smaller step, a larger penalty; where "
+        "only the linear system fails, as of a trained network, `Problem(damping=...)`, the first of .001, .01, .1 "
+        "that will do; of a map that is no step, w + eta (Phi(w) - w) in its place (`bx.check` says with which eta)."
     ),
     Code.UNSTABLE: (
         "The mean map contracts, but the second moment of the iterates grows: the step is too large for this batch "
@@ -76,12 +76,14 @@ _MESSAGES = {
     ),
     Code.SINGULAR: (
         "The linear system has no unique solution. Likely causes: an unpenalised direction that the data do not "
-        "see, duplicated features, a penalty that underflowed to zero. Try a penalty on every weight or more `damping`."
+        "see, duplicated features, a penalty that underflowed to zero. Try a penalty on every weight, or "
+        "`Problem(damping=...)`."
     ),
     Code.INDEFINITE: (
         "The linear system has a direction of negative curvature, or is not symmetric. Likely causes: an inner point "
         "that is not a minimum, an inner loss that is not convex, a wrong sign in the loss, a derivative of your own "
-        "that is that of no loss. Try more inner steps or more `damping`; `GMRES` where the system is not symmetric."
+        "that is that of no loss. Try more inner steps, or `Problem(damping=...)`; `GMRES` where the system is not "
+        "symmetric."
     ),
     Code.NONFINITE_DATA: (
         "The data contain NaN or infinity. Likely causes: missing cells, a division by zero upstream, an overflow "

@@ -45,8 +45,8 @@ def config(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass, a pytree, and comparable by value (arrays included)."""
     cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
     # Once, not at every flatten: a call of a cached program flattens its arguments several times.
-    names = tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
-    static = {f.name for f in dataclasses.fields(cls) if f.metadata.get("static")}  # type: ignore[arg-type]
+    fields = _fields(cls)
+    names, static = tuple(f.name for f in fields), {f.name for f in fields if f.metadata.get("static")}
 
     def flatten_with_keys(self: T) -> tuple[list[PyTree], PyTree]:
         fields = [(name, getattr(self, name)) for name in names]
@@ -78,11 +78,14 @@ def config(cls: type[T]) -> type[T]:
         return f"{cls.__name__}({fields})"
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    cls.__eq__ = equal  # type: ignore[method-assign]
-    # Equal objects have equal structure; numbers play no part, since a tracer has no hash.
-    cls.__hash__ = lambda self: hash(jax.tree.structure(self))  # type: ignore[method-assign]
-    cls.__repr__ = show  # type: ignore[method-assign]
+    made: Any = cls
+    # Equal objects have equal structure; numbers play no part in the hash, since a tracer has none.
+    made.__eq__, made.__hash__, made.__repr__ = equal, lambda self: hash(jax.tree.structure(self)), show
     return cls
+
+
+def _fields(of: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(of)
 
 
 def static(default: Any = dataclasses.MISSING) -> Any:
@@ -123,7 +126,7 @@ def qualname(function: object) -> str:
 def replace_unchecked(obj: T, /, **changes: object) -> T:
     """A copy of a configuration with some fields changed, without validation: safe on tracers."""
     new: T = object.__new__(type(obj))
-    names = [field.name for field in dataclasses.fields(obj)]  # type: ignore[arg-type]
+    names = [field.name for field in _fields(obj)]
     set_frozen(new, **{name: changes.get(name, getattr(obj, name)) for name in names})
     return new
 

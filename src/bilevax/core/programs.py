@@ -13,8 +13,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from bilevax.core.limits import MB, require
-from bilevax.core.ranks import is_spread
-from bilevax.core.trees import is_concrete
+from bilevax.core.trees import is_concrete, is_spread
 
 P = ParamSpec("P")
 T = TypeVar("T")

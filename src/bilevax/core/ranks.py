@@ -12,7 +12,7 @@ import numpy as np
 
 from bilevax.core.keys import is_key
 from bilevax.core.processes import require_same
-from bilevax.core.trees import PyTree, is_concrete, leaf_name
+from bilevax.core.trees import PyTree, is_spread, leaf_name
 
 
 def gathered(mine: np.ndarray) -> np.ndarray:
@@ -36,12 +36,13 @@ def gathered_bytes(mine: bytes) -> list[bytes]:
 
 def of_first(mine: bytes) -> bytes:
     """What process 0 has, of any length."""
-    return gathered_bytes(mine if jax.process_index() == 0 else b"")[0]
+    size, first = int(gathered(np.asarray(len(mine)))[0]), jax.process_index() == 0
+    if jax.process_count() == 1 or not size:
+        return mine if first else b""
+    from jax.experimental import multihost_utils
 
-
-def is_spread(tree: PyTree) -> bool:
-    """True if some array has parts in other processes: who computes with it does so with them."""
-    return any(is_concrete(x) and not getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree))
+    sent = np.frombuffer(mine if first else bytes(size), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()
 
 
 def same_on_all(what: str, mine: Mapping[str, object]) -> None:
@@ -62,6 +63,9 @@ def same_numbers(what: str, **trees: PyTree) -> None:
     told = {}
     for name, tree in trees.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if is_spread(leaf):  # one array of all processes
+                told[leaf_name(name, path)] = f"{leaf.dtype}{list(leaf.shape)} dealt by {leaf.sharding.spec}"
+                continue
             numbers = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
             few = numbers.tolist() if numbers.ndim == 0 else f"{numbers.dtype}{list(numbers.shape)}"
             told[leaf_name(name, path)] = f"{few} (crc32 {zlib.crc32(numbers.tobytes()):08x})"

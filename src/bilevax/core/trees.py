@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from bilevax.core.errors import ParameterError
 
@@ -142,19 +143,27 @@ def leaf_name(name: str, path: tuple[PyTree, ...]) -> str:
     return name + jax.tree_util.keystr(path)
 
 
-def as_parameters(name: str, tree: PyTree) -> PyTree:
+def as_parameters(name: str, tree: PyTree, *, spread: bool = False) -> PyTree:
     """The tree with array leaves, checked: real, not empty, finite.
+
+    A leaf that is dealt over a mesh stays so; of axes that are not ``Auto`` it becomes one that is, as the compiler
+    partitions what is done with it.
+
+    Args:
+        name: of the tree.
+        tree: of arrays and numbers.
+        spread: whether leaves may have parts in other processes. Default False.
 
     Raises:
         ParameterError: a leaf is an integer, boolean, complex or object array, a function or another object, is empty,
-            is not finite, or has parts in other processes.
+            is not finite, or has parts in other processes and must not.
     """
     if not jax.tree.leaves(tree):
         raise ParameterError(f"{name} has no leaves; pass at least one float array")
-    return jax.tree_util.tree_map_with_path(lambda path, x: _parameter(leaf_name(name, path), x), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, x: _parameter(leaf_name(name, path), x, spread), tree)
 
 
-def _parameter(name: str, x: PyTree) -> Array:
+def _parameter(name: str, x: PyTree, spread: bool) -> Array:
     given, kind = x, getattr(x, "dtype", None)
     if kind is None:
         x = np.asarray(x)
@@ -168,11 +177,24 @@ def _parameter(name: str, x: PyTree) -> Array:
         raise ParameterError(_not_float(name, given, kind))
     if np.size(x) == 0:
         raise ParameterError(f"leaf {name} is empty, shape {np.shape(x)}; pass at least one entry")
-    if is_concrete(x) and isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    apart = is_spread(x)
+    if apart and not spread:
         raise ParameterError(f"leaf {name} is dealt to several processes; give each of them the whole of it")
-    if is_concrete(x) and not np.all(np.isfinite(np.asarray(x, dtype=np.float64))):
+    # of what is apart each process looks at its own part
+    parts = [part.data for part in x.addressable_shards] if apart else [x] if is_concrete(x) else []
+    if not all(np.all(np.isfinite(np.asarray(part, dtype=np.float64))) for part in parts):
         raise ParameterError(f"leaf {name} contains NaN or infinity; pass finite numbers")
-    return strongly_typed(x)
+    return strongly_typed(_left_to_the_compiler(x) if parts else x)
+
+
+def _left_to_the_compiler(x: PyTree) -> PyTree:
+    """An array whose mesh has axes of type Auto; others are for a user's own functions, which name them."""
+    sharding = getattr(x, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or set(sharding.mesh.axis_types) == {AxisType.Auto}:
+        return x
+    names, devices = sharding.mesh.axis_names, sharding.mesh.devices
+    mesh = Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+    return jax.device_put(x, NamedSharding(mesh, sharding.spec))
 
 
 _SPLIT = (
@@ -200,7 +222,7 @@ def at_least_single(x: Array) -> Array:
 def strongly_typed(x: PyTree) -> Array:
     """An array of the dtype it has, which no other operand can change."""
     # By way of the host: a cast on the device would compile.
-    if getattr(x, "weak_type", False) and is_concrete(x):
+    if getattr(x, "weak_type", False) and is_concrete(x) and not is_spread(x):
         x = np.asarray(x)
     return jnp.asarray(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype))
 
@@ -208,6 +230,12 @@ def strongly_typed(x: PyTree) -> Array:
 def is_concrete(x: object) -> bool:
     """True unless x is a tracer of a transformation that is under way."""
     return not isinstance(x, jax.core.Tracer)
+
+
+def is_spread(tree: PyTree) -> bool:
+    """True if an array has parts that are in other processes only: who computes with it does so with them."""
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, Array) and is_concrete(x)]
+    return not all(x.is_fully_addressable or x.is_fully_replicated for x in arrays)
 
 
 def map_named(fn: Callable[[str, PyTree], PyTree], name: str, tree: PyTree) -> PyTree:

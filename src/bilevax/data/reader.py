@@ -6,7 +6,7 @@ import weakref
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -27,6 +27,7 @@ LOOKED_AT, OF_ARRAYS = 8, 1000
 """Rows by which a table is known again: of a loader, and of arrays."""
 Numbers: TypeAlias = np.ndarray | range
 Rows: TypeAlias = list[np.ndarray]
+Key: TypeAlias = bytes | range
 
 
 class Loader(Protocol):
@@ -38,6 +39,12 @@ class Loader(Protocol):
     def rows(self, numbers: np.ndarray, /) -> PyTree:
         """These rows, a pytree of numpy arrays with leading axis ``len(numbers)``; numbers may repeat, in any order."""
 
+
+_NOTHING: tuple[Key, "Future[Rows]"] = b"", Future()
+"""No rows, which are never read."""
+
+_looking = ThreadPoolExecutor(1, "bilevax-look")
+"""Looks for NaN, while loaders read on."""
 
 _readers: dict[int, list["weakref.ref[Reader]"]] = {}
 """Readers that are in use, by the numbers that programs know their tables by."""
@@ -97,10 +104,12 @@ class Reader:
         self.name = "data" if own else f"{type(data).__name__}.rows"
         self._ready = threading.Condition()
         self._jobs: deque[tuple[Numbers, Future[Any], Callable[[Numbers], Any]]] = deque()
-        self._ahead: OrderedDict[bytes | range, tuple[int, Future[Rows]]] = OrderedDict()
+        self._ahead: OrderedDict[Key, tuple[int, Future[Rows]]] = OrderedDict()
         self._thread: threading.Thread | None = None
-        self._span = range(0)
+        self._span, self._held = range(0), _NOTHING
+        self._last: Key = b""
         self._kinds: list[tuple[tuple[int, ...], np.dtype]] = []
+        self._unseen: list[str] = []
         self.length = self._counted()
         self.order: np.ndarray | None = again.order if again else None
         if seed is not None:
@@ -132,6 +141,8 @@ class Reader:
         self.structure: Any = jax.tree.structure(tree)
         self._kinds = [(x.shape[1:], x.dtype) for x in given]
         self.mapped = self.mapped or (None,) * len(given)
+        # rows of arrays are looked at where they are read
+        self._unseen = [] if isinstance(self.loader, ArrayRows) else self.names
         # to_default_precision, this method, __init__, the source's __post_init__ and __init__, the caller
         narrow = jax.tree.leaves(to_default_precision(tree, self.name, stacklevel=6))
         self.shapes = [jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in narrow]
@@ -158,40 +169,69 @@ class Reader:
         kinds = (f"{s.dtype}[{','.join(map(str, (self.length, *s.shape)))}]" for s in self.shapes)
         return f"rows({', '.join(kinds)}, crc32={self._fingerprint:08x})"
 
-    def __call__(self, now: Numbers, then: Numbers | None = None) -> Rows:
-        """The numbers of these rows in their files, and the leaves that are not mapped, each [len(now), ...].
+    def __call__(self, now: Numbers, then: Numbers | None, out: Rows, start: int = 0) -> None:
+        """Write some of these rows from one on: their numbers in their files, and the leaves that are not mapped.
 
-        Of a range, rows as they lie there, the first number, []. Those of ``then`` are read meanwhile.
+        Of a range, rows as they lie there, the first number, []. Every row of ``now`` is read, those of ``then``
+        meanwhile; what was read is kept within the bytes.
+
+        Args:
+            now: row numbers, [n].
+            then: those that come next; None: nobody knows.
+            out: the number of each row [k], and the leaves, each [k, ...].
+            start: the first of these rows in ``now``.
 
         Raises:
             DataError: the rows cannot be had, are not like the first ones, not finite, or did not come in time.
         """
+        key, (known, job) = _key(now), self._held
+        if key != known or _failed(job):
+            job = self._job(key, now, then)
+        where, *leaves = self._wait(job, now)
+        some = slice(start, start + len(now if isinstance(now, range) else out[0]))
+        np.copyto(out[0], where[some] if where.ndim else where)
+        for x, room in zip(leaves, out[1:], strict=True):
+            np.copyto(room, x[some])
+        if some.stop == len(now) and key != self._last and where.ndim:
+            # the rows that were used up before these; these stay, as a step may come back
+            with self._ready:
+                self._ahead.pop(self._last, None)
+                self._last = key
+
+    def _job(self, key: Key, now: Numbers, then: Numbers | None) -> "Future[Rows]":
+        """The reading of some rows, which may have been asked for before; those of ``then`` are asked for."""
         with self._ready:
-            _, job = self._ahead.pop(_key(now), (0, None))
-            # what could not be read ahead is tried again: the fault may have passed
-            if job is None or (job.done() and job.exception() is not None):
+            _, job = self._ahead.pop(key, (0, None))
+            # what could not be read is tried again: the fault may have passed
+            if job is None or _failed(job):
                 job = self._ask(now, self._read, urgent=True)
+            if not isinstance(now, range):
+                self._held = key, job
+                self._ahead[key] = len(now) * self.row_bytes, job
             if then is not None and _key(then) not in self._ahead:
                 self._ahead[_key(then)] = len(then) * self.row_bytes, self._ask(then, self._read)
                 self._forget()
-        return cast(Rows, self._wait(job, now))
+        return job
 
-    def span(self, start: int, size: int) -> Rows:
-        """So many rows from one on; what follows them is read meanwhile, or what is before where a pass goes down."""
+    def span(self, start: int, size: int, out: Rows) -> None:
+        """Write so many rows from one on; what follows is read meanwhile, or what is before where a pass goes down."""
         now, last, n = range(start, start + size), self._span, self.length
         self._span = now
         down = range(start - size, start)
         if last == range(start + size, start + 2 * size) and start >= size:
-            return self(now, down)
-        return self(now, range(size) if now.stop >= n else range(now.stop, min(now.stop + size, n)))
+            self(now, down, out)
+        else:
+            self(now, range(size) if now.stop >= n else range(now.stop, min(now.stop + size, n)), out)
 
     def _forget(self) -> None:
-        """Of what was read ahead and never asked for, the oldest."""
+        """Of what was read, what was not asked for longest."""
         while sum(size for size, _ in self._ahead.values()) > max(self._most, next(reversed(self._ahead.values()))[0]):
             self._ahead.popitem(last=False)[1][1].cancel()
 
     def _ask(self, numbers: Numbers, read: Callable[[Numbers], Any], *, urgent: bool = False) -> "Future[Any]":
         job: Future[Any] = Future()
+        if isinstance(numbers, np.ndarray):
+            numbers = numbers.copy()  # a program takes its memory back
         with self._ready:
             (self._jobs.appendleft if urgent else self._jobs.append)((numbers, job, read))
             if self._thread is None:
@@ -214,9 +254,22 @@ class Reader:
                 numbers, job, read = self._jobs.popleft()
             if job.set_running_or_notify_cancel():
                 try:
-                    job.set_result(read(numbers))
+                    rows = read(numbers)
+                    if self._unseen:
+                        _looking.submit(self._look, rows, numbers, job)
+                    else:
+                        job.set_result(rows)
                 except BaseException as e:  # whatever a loader raises, its rows' user is told
                     job.set_exception(e)
+
+    def _look(self, rows: Rows, numbers: Numbers, job: "Future[Any]") -> None:
+        """The end of a reading: what a loader gave is finite."""
+        try:
+            for name, x in zip(self._unseen, rows[1:], strict=True):
+                require_finite(name, x, numbers)
+            job.set_result(rows)
+        except Exception as e:
+            job.set_exception(e)
 
     def _wait(self, job: "Future[Any]", numbers: Numbers) -> Any:
         try:
@@ -228,6 +281,7 @@ class Reader:
                 self._thread = None
                 self._jobs.clear()
                 self._ahead.clear()
+                self._held = _NOTHING
                 self._ready.notify_all()
             raise DataError(
                 f"{self.name} has not returned {_these(numbers)} after {self._timeout:g} s; a slower source needs a"
@@ -236,7 +290,11 @@ class Reader:
 
     def rows(self, numbers: np.ndarray) -> Rows:
         """The leaves of these rows."""
-        return cast(Rows, self._wait(self._ask(numbers, self._checked, urgent=True), numbers))
+
+        def read(numbers: Numbers) -> Rows:
+            return [np.zeros(0), *self._checked(numbers)]
+
+        return cast(Rows, self._wait(self._ask(numbers, read, urgent=True), numbers))[1:]
 
     def _in_order(self, numbers: Numbers) -> np.ndarray:
         # a range is of rows as they lie
@@ -260,7 +318,7 @@ class Reader:
         return [where, *self._checked(numbers)]
 
     def _checked(self, numbers: Numbers) -> Rows:
-        """The rows, checked, as JAX takes them."""
+        """The rows, as JAX takes them, with the shapes and dtypes of the first ones."""
         tree = self._asked(self.loader.rows, numbers)
         if jax.tree.structure(tree) != self.structure:
             raise DataError(f"{self.name} returned {jax.tree.structure(tree)}, and at first {self.structure}")
@@ -271,12 +329,15 @@ class Reader:
             if (x.shape, x.dtype) != ((len(numbers), *shape), kind):
                 right = f"{kind}{[len(numbers), *shape]}"
                 raise DataError(f"{name} must be {right} for {_these(numbers)}, got {x.dtype}{list(x.shape)}")
-            require_finite(name, x, numbers)
             out.append(x.astype(wanted.dtype, copy=False))
         return out
 
 
-def _key(numbers: Numbers) -> bytes | range:
+def _failed(job: "Future[Rows]") -> bool:
+    return job.done() and job.exception() is not None
+
+
+def _key(numbers: Numbers) -> Key:
     return numbers if isinstance(numbers, range) else numbers.tobytes()
 
 

@@ -1,32 +1,33 @@
 """Rows that do not fit into memory."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.custom_batching import custom_vmap
 
 from bilevax.core.config import check_choice, check_count, config, positive, set_frozen, static
-from bilevax.core.errors import BilevaxError, ParameterError
-from bilevax.core.host import note
+from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Total
 from bilevax.core.trees import PyTree, add, scale
 from bilevax.data.arrays import Arrays
 from bilevax.data.data_sets import DataSetRows, is_data_set
-from bilevax.data.reader import Reader, number_of, reader_of
+from bilevax.data.host_calls import from_host
+from bilevax.data.reader import Reader, Rows, number_of, reader_of
 from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 
 MOST = 64
 """Minibatches in a piece: what one call of the host costs is little beside so many steps."""
 
-SHARE, MAPPED = 16, 4
-"""Pieces to ``prefetch_bytes``, and where no rows are handed over: a short loop reads little in vain."""
+HANDED = 1 << 19
+"""Bytes of a piece of rows that are handed over: they are in a processor's cache when a step takes them."""
+
+SHARE, MAPPED = 32, 4
+"""What is read together to ``prefetch_bytes``, and where no rows are handed over: a short loop reads little in vain."""
 
 SPANS = 8
 """Pieces of a pass over every row to ``prefetch_bytes``."""
@@ -37,9 +38,10 @@ class Piece(NamedTuple):
 
     Attributes:
         choice: which rows the chunk has, as :meth:`Numbered._choose` says.
-        then: the rows of the first minibatches of the next chunk, [G, b].
+        then: the rows of the first minibatches of the next chunk, [A, b].
         begin: the place in the chunk of the first minibatch that is here, [].
-        rows: of the minibatches that are here what the host said, each array [G, b, ...].
+        rows: of the minibatches that are here what the host said, each array [G, b, ...]; none where each minibatch is
+            a piece, which the host gives when it is used.
     """
 
     choice: PyTree
@@ -74,8 +76,8 @@ class Stream(Numbered):
         columns: of a data set, a pytree of names, a string for a vector [b], a list for a matrix [b, d], such as
             ``(["age", "income"], "y")``; None: every column, a dict of vectors.
         window: groups in a window; the rows of a window are in memory together, within ``prefetch_bytes``. Default 4.
-        prefetch_bytes: what is read ahead takes at most, and so does a minibatch. Default 256 MB. A piece has at most a
-            sixteenth of it, in a pass over every row an eighth, but at least one minibatch.
+        prefetch_bytes: what is read ahead takes at most, and so does a minibatch. Default 256 MB. At once is read at
+            most a thirty-second of it, in a pass over every row an eighth, but at least one minibatch.
         timeout: seconds after which a read has failed. Default 60.
 
     Raises:
@@ -167,8 +169,8 @@ class Stream(Numbered):
         return None
 
     @property
-    def _shape(self) -> tuple[int, int]:
-        """Minibatches in a piece, G, and rows in each, b."""
+    def _shape(self) -> tuple[int, int, int]:
+        """Minibatches in a piece, G, those that are read together, A, and rows in each, b."""
         b = self.rows_per_batch
         size = b * self.data.row_bytes
         if size > self.prefetch_bytes and self.batch_size is not None:
@@ -176,10 +178,9 @@ class Stream(Numbered):
                 f"a minibatch of {b:,} rows takes {size:,} bytes, more than prefetch_bytes={self.prefetch_bytes:,}; "
                 "give a smaller batch_size or a larger prefetch_bytes"
             )
-        # a power of two, so that pieces fill a chunk
-        share = MAPPED if all(leaf is not None for leaf in self.mapped) else SHARE
-        whole = max(1, min(MOST, self.prefetch_bytes // share // max(size, 1)))
-        return 1 << (whole.bit_length() - 1), b
+        handed = sum(s.size * s.dtype.itemsize for s in self._shapes((), (b,))[1:])
+        together = _whole(self.prefetch_bytes // (SHARE if handed else MAPPED) // max(size, 1))
+        return min(_whole(HANDED // max(handed, 1)), together), together, b
 
     def example(self) -> PyTree:
         """The shapes and dtypes of a batch."""
@@ -192,11 +193,16 @@ class Stream(Numbered):
 
     def at(self, numbers: Array, then: Array | None = None) -> PyTree:
         """These rows, [...] of them, without a key; while they are used those of ``then`` are read, if it is given."""
-        return self._rows(self._told(numbers, jnp.zeros(0, jnp.int32) if then is None else then))
+        none = jnp.zeros(0, jnp.int32)
+        return self._rows(self._told(numbers.shape, numbers, none if then is None else then, 0))
 
-    def _told(self, numbers: Array, then: Array) -> list[Array]:
-        """What the host says of these rows: their numbers in the files, and the rows of leaves that are not mapped."""
-        return _from_host(_rows_of, self._shapes(numbers.shape, numbers.shape), self.table, numbers, then)
+    def _told(self, shape: tuple[int, ...], now: Array, then: Array, start: Array | int) -> list[Array]:
+        """What the host says of so many of the rows ``now``, from one on.
+
+        Their numbers in the files, and the rows of leaves that are not mapped. Every row of ``now`` is read, and those
+        of ``then`` are meanwhile.
+        """
+        return from_host(_rows_of, self._shapes(shape, shape), self.table, start, now, then)
 
     def _shapes(self, where: tuple[int, ...], axes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
         leaves = zip(jax.tree.leaves(self._like(axes)), self.mapped, strict=True)
@@ -212,7 +218,7 @@ class Stream(Numbered):
 
     def _span(self, start: Array | int, size: int) -> PyTree:
         """So many rows from one on, and not every one."""
-        told = _from_host(
+        told = from_host(
             partial(_span_of, size=size), self._shapes((), (size,)), self.table, jnp.asarray(start, jnp.int32)
         )
         rows = self._rows(told, lambda leaf, start: jax.lax.dynamic_slice_in_dim(leaf, start, size))
@@ -228,7 +234,7 @@ class Stream(Numbered):
             return self._as_they_lie(fn, args)
         # several minibatches at least: a network on few rows takes as long as on some more
         size = min(
-            n, max(self.prefetch_bytes // SPANS // self.data.row_bytes, self._shape[1] if self.batch_size else 1, 1)
+            n, max(self.prefetch_bytes // SPANS // self.data.row_bytes, self._shape[2] if self.batch_size else 1, 1)
         )
         if size == n:
             numbers = jnp.arange(n, dtype=jnp.int32)
@@ -256,7 +262,7 @@ class Stream(Numbered):
 
     def _as_they_lie(self, fn: Callable[[PyTree, PyTree], Total], args: PyTree) -> Total:
         """The mean over rows that are all mapped, and of which no copy is made."""
-        told = _from_host(partial(_span_of, size=self.rows), self._shapes((), ()), self.table, jnp.int32(0))
+        told = from_host(partial(_span_of, size=self.rows), self._shapes((), ()), self.table, jnp.int32(0))
         leaves = self._rows(told, lambda leaf, _: leaf)
         rows = self.with_fixed_key(leaves) if self.keys else leaves
         like = jax.eval_shape(fn, args, rows)
@@ -287,15 +293,14 @@ class Stream(Numbered):
     # Minibatches: a plan has the rows of some of them.
 
     def _renewed(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> Piece:
-        G, _ = self._shape
+        G, A, _ = self._shape
 
         def choose() -> tuple[PyTree, Array]:
-            return self._choose(key, j), self._numbers(self._choose(key, j // CHUNK * CHUNK + CHUNK), 0)
+            return self._choose(key, j), self._numbers(self._choose(key, j // CHUNK * CHUNK + CHUNK), 0, A)
 
         def read(choice: PyTree, then: Array) -> tuple[Array, list[Array]]:
             begin = j % CHUNK // G * G
-            after = jnp.where(begin + G < CHUNK, self._numbers(choice, jnp.minimum(begin + G, CHUNK - G)), then)
-            return begin, self._told(self._numbers(choice, begin), after)
+            return begin, self._of_chunk(choice, then, begin, G) if G > 1 else []
 
         if plan is None:
             chosen = choose()
@@ -306,18 +311,26 @@ class Stream(Numbered):
             *chosen, *jax.lax.cond(first | (j % G == 0), lambda: read(*chosen), lambda: (plan.begin, plan.rows))
         )
 
-    def _numbers(self, choice: PyTree, begin: Array | int, count: int | None = None) -> Array:
-        """The numbers of the rows of the minibatches at so many places of a chunk, by default G, [count, b]."""
-        G, b = count or self._shape[0], self._shape[1]
+    def _of_chunk(self, choice: PyTree, then: Array, begin: Array, count: int) -> list[Array]:
+        """What the host says of so many minibatches from a place of a chunk on, of those that are read together."""
+        _, A, b = self._shape
+        first = begin // A * A
+        after = jnp.where(first + A < CHUNK, self._numbers(choice, jnp.minimum(first + A, CHUNK - A), A), then)
+        return self._told((count, b), self._numbers(choice, first, A), after, (begin - first) * b)
+
+    def _numbers(self, choice: PyTree, begin: Array | int, count: int) -> Array:
+        """The numbers of the rows of the minibatches at so many places of a chunk, [count, b]."""
         if self.sampling != "blocks":
-            return jax.lax.dynamic_slice_in_dim(choice, begin, G)
-        blocks = jax.lax.dynamic_slice_in_dim(choice[0], begin, G)
+            return jax.lax.dynamic_slice_in_dim(choice, begin, count)
+        b = self.rows_per_batch
+        blocks = jax.lax.dynamic_slice_in_dim(choice[0], begin, count)
         # behind a short block its last row: never used
         return jnp.minimum(blocks[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :], self.rows - 1)
 
     def chunk_end(self, j: Array) -> Array:
-        """The first minibatch after j that opens a piece."""
-        return (j // self._shape[0] + 1) * self._shape[0]
+        """The first minibatch after j that opens a piece; a chunk, where each minibatch is one."""
+        G = self._shape[0]
+        return (j // G + 1) * G if G > 1 else super().chunk_end(j)
 
     def _choice(self, plan: Piece) -> PyTree:
         return plan.choice
@@ -333,55 +346,33 @@ class Stream(Numbered):
 
     def _batch(self, plan: Piece, j: Array, size: int) -> PyTree:
         G, place = self._shape[0], j % CHUNK
-        # outside of the branches, into which what they use is copied
-        numbers, where = self._numbers(plan.choice, place, 1)[0], plan.rows[0][place - plan.begin]
 
         def alone() -> list[Array]:
-            # a minibatch of the chunk that is not in this piece, as where a step has several
-            return self._told(numbers, jnp.zeros(0, jnp.int32))
+            return [a[0] for a in self._of_chunk(plan.choice, plan.then, place, 1)]
+
+        if G == 1:
+            return self._rows([a[:size] for a in alone()])
+        # outside of the branches, into which what they use is copied
+        where = plan.rows[0][place - plan.begin]
 
         def held() -> list[Array]:
             return [where, *(a[place - plan.begin] for a in plan.rows[1:])]
 
+        # else a minibatch of the chunk that is not in this piece, as where a step has several
         here = (place >= plan.begin) & (place < plan.begin + G)
         return self._rows([a[:size] for a in jax.lax.cond(here, held, alone)])
 
 
-def _from_host(read: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], *args: Any) -> list[Array]:
-    """What the host reads: of the same arguments always the same, so a call that is made twice does no harm."""
-    arrays = [jnp.asarray(x, jnp.int32) for x in args]
-    on_host = partial(_said, read, [x.shape for x in arrays])
-
-    @custom_vmap
-    def fetch(packed: Array) -> list[Array]:
-        out: list[Array] = jax.pure_callback(on_host, shapes, packed, vmap_method=None)
-        return out
-
-    @fetch.def_vmap
-    def _(*_: Any) -> NoReturn:
-        raise ParameterError(
-            "a stream cannot be mapped by jax.vmap, nor have replicas: its rows are read one minibatch after another;"
-            " loop over the keys, or take rows in memory (bx.Arrays)"
-        )
-
-    # as one: each array that is handed over takes as long as a small product
-    fetched: list[Array] = fetch(jnp.concatenate([x.ravel() for x in arrays]))
-    return fetched
+def _whole(count: int) -> int:
+    """The next smaller power of two, so that these fill a chunk, within 1 and ``MOST``."""
+    return 1 << (max(1, min(MOST, count)).bit_length() - 1)
 
 
-def _said(read: Callable[..., list[np.ndarray]], shapes: list[tuple[int, ...]], packed: Array) -> list[np.ndarray]:
-    parts = np.split(np.asarray(packed), np.cumsum([math.prod(shape) for shape in shapes])[:-1])
-    table, *args = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-    try:
-        return read(reader_of(int(table)), *args)
-    except BilevaxError as fault:
-        raise note(fault) from None
+def _rows_of(table: np.ndarray, start: np.ndarray, now: np.ndarray, then: np.ndarray, *, out: Rows) -> None:
+    where = out[0]
+    flat = [x.reshape(where.size, *x.shape[where.ndim :]) for x in out]
+    reader_of(int(table[0]))(now, then if then.size else None, flat, int(start[0]))
 
 
-def _rows_of(reader: Reader, now: np.ndarray, then: np.ndarray) -> list[np.ndarray]:
-    leaves = reader(now.reshape(-1), then.reshape(-1) if then.size else None)
-    return [x.reshape(*now.shape, *x.shape[1:]) for x in leaves]
-
-
-def _span_of(reader: Reader, start: np.ndarray, *, size: int) -> list[np.ndarray]:
-    return reader.span(int(start), size)
+def _span_of(table: np.ndarray, start: np.ndarray, *, out: Rows, size: int) -> None:
+    reader_of(int(table[0])).span(int(start[0]), size, out)

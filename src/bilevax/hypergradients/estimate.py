@@ -10,15 +10,16 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, check_count, positive
+from bilevax.core.dealt import Dealing, placed
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
 from bilevax.core.limits import said
 from bilevax.core.programs import BRIEFLY, PLAINLY, SUMMING, compiled, weighed
 from bilevax.core.protocols import BilevelProblem, Estimator, ExtensibleEstimator, RowSource, Run, Suspecting
-from bilevax.core.ranks import is_spread, same_numbers
+from bilevax.core.ranks import same_numbers
 from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
-from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, where
+from bilevax.core.trees import PyTree, as_parameters, entries, is_concrete, is_spread, where
 from bilevax.hypergradients.batches import is_sparse
 from bilevax.hypergradients.diagnosis import explain_failure, unused_leaves
 from bilevax.hypergradients.differentiated import differentiated
@@ -101,7 +102,8 @@ def hypergradient(
     Args:
         problem: the inner map, the outer loss, the set Lambda.
         estimator: such as :class:`~bilevax.SID`.
-        w0: start of the inner solver, any pytree of floating arrays, d entries.
+        w0: start of the inner solver, any pytree of floating arrays, d entries; where its leaves are dealt to devices,
+            so are those of ``w`` and ``v`` (docs/distributed.md).
         lam: where the hypergradient is wanted, any pytree of floating arrays, m entries.
         train: source of inner minibatches.
         val: source of outer minibatches.
@@ -146,7 +148,9 @@ def hypergradient(
     """
     estimator.check(problem)
     problem = over_strata(problem, train, val)
-    w0, lam = as_parameters("w0", w0), as_parameters("lam", lam)
+    w0, lam = as_parameters("w0", w0, spread=True), as_parameters("lam", lam)
+    dealing = Dealing.of(w0)
+    dealing.check((train, val))
     if target is not None:
         tol = positive("target", target)
         if not (isinstance(estimator, ExtensibleEstimator) and estimator.extensible):
@@ -159,12 +163,13 @@ def hypergradient(
         raise ParameterError("target=, constants= and replicas= ask for an error report; leave out report=False")
     # Python floats and numpy scalars would each be traced on their own.
     problem, estimator, tol, constants = canonicalize((problem, estimator, tol, constants))
-    v0 = None if v0 is None else as_parameters("v0", v0)
+    v0 = None if v0 is None else as_parameters("v0", v0, spread=bool(dealing.leaves))
     call = Call(Instance(problem, lam, train, val), estimator, w0, v0, as_key(key), tol, constants)
     if is_spread((train, val)) and _is_concrete(call):
-        same_numbers("what hypergradient is given", w0=w0, lam=lam, key=call.key, problem=problem, estimator=estimator)
+        told = {"w0": w0, "v0": v0, "lam": lam, "key": call.key, "problem": problem, "estimator": estimator}
+        same_numbers("what hypergradient is given", **told)
     if target is not None:
-        return _continued_to_target(call._replace(v0=None), replicas=replicas, budget=budget)
+        return _where_w_is(_continued_to_target(call._replace(v0=None), replicas=replicas, budget=budget), dealing)
     options: Options = {"replicas": replicas, "report": bool(report)}
 
     def run(lam: PyTree, starts: PyTree, rest: Call) -> Estimate:
@@ -176,7 +181,7 @@ def hypergradient(
         return finished
 
     if _is_concrete(call):
-        return _eager(call, None, **options)[0]
+        return _where_w_is(_eager(call, None, **options)[0], dealing)
     # lam and the starts apart from the rest: in the starts the derivative is zero
     rest = call._replace(instance=call.instance._replace(lam=None), w0=None, v0=None)
     return differentiated(run, lam, (w0, v0), rest)
@@ -236,6 +241,16 @@ def with_measuring_cost(estimate: Estimate, instance: Instance) -> Estimate:
         return estimate
     measuring = Count(jnp.int32(products), instance.train.rows_per_batch)
     return estimate._replace(cost=estimate.cost.plus(Cost(measuring=measuring)))
+
+
+def _where_w_is(estimate: Estimate, dealing: Dealing) -> Estimate:
+    """Of a w0 that is dealt: w and v like it, all else whole on each device, as the compiler may have it otherwise."""
+    if not dealing.leaves:
+        return estimate
+    apart = estimate.w, estimate.v
+    w, v = placed(apart, dealing.shardings(apart))
+    rest: Estimate = jax.tree.map(lambda x: placed(x, dealing.whole), estimate._replace(w=None, v=None))
+    return rest._replace(w=w, v=v)
 
 
 class Call(NamedTuple):

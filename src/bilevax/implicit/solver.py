@@ -180,8 +180,10 @@ class ImplicitSolver:
             return as_vector(product(tree(v)))[0]
 
         def solve(matvec: Callable[[Array], Array], b: Array) -> Array:
-            operator = lambda x: tree(matvec(as_vector(x)[0]))  # noqa: E731
-            out = solved(self._settings.solve, operator, tree(b), self._settings.residual_tol)
+            def of_tree(x: PyTree) -> PyTree:
+                return tree(matvec(as_vector(x)[0]))
+
+            out = solved(self._settings.solve, of_tree, tree(b), self._settings.residual_tol)
             return as_vector(masked(out.value, self._report(out.code, out.residual) == Code.OK))[0]
 
         # with a transposed solve, in reverse and forward mode; where the operator has no transpose, forward mode alone

@@ -18,8 +18,9 @@ def places(edges: np.ndarray, x: np.ndarray) -> np.ndarray:
     width = float(edges[-1] - edges[0]) if len(x) > ROWS // 2 and len(edges) > FEW_EDGES else 0.0
     if not 1e-300 < width < 1e300:
         return np.where(np.isnan(x), last, np.searchsorted(edges, x, side="right"))
-    # a cell rises with x, also as it is rounded: one without an edge is in one bin
-    first, per = float(edges[0]), CELLS / width
+    # a cell rises with x, also as it is rounded: one without an edge is in one bin; the first edge is in cell 1
+    per = CELLS / width
+    first = float(edges[0]) - 1.0 / per
     bounds = _cell(edges, first, per)
     kind = np.min_scalar_type(last + 1)
     table = np.cumsum(np.bincount(bounds, minlength=CELLS + 2)).astype(kind)
@@ -37,11 +38,9 @@ def places(edges: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _cell(x: np.ndarray, first: float, per: float) -> np.ndarray:
-    with np.errstate(over="ignore"):
+    # of NaN some cell; what lies far before the first edge has the lowest number there is, and is clipped
+    with np.errstate(over="ignore", invalid="ignore"):
         cell = x - first
         cell *= per
-    # of NaN some cell
-    np.fmin(cell, CELLS, out=cell)
-    np.fmax(cell, -1.0, out=cell)
-    cell += 1.0
-    return cell.astype(np.intp)
+        np.fmin(cell, CELLS + 1.0, out=cell)
+        return cell.astype(np.intp)

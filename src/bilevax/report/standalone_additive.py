@@ -22,7 +22,7 @@ def predict(model: dict[str, Any], row: dict[str, Any]) -> Any:
     if model["link"] == "identity":
         return scores[0]
     if model["link"] == "log":
-        return math.exp(max(-300.0, min(300.0, scores[0])))
+        return math.exp(max(-300.0, min(300.0, scores[0]))) * (row[model["exposure"]] if "exposure" in model else 1.0)
     if len(scores) == 1:  # two classes: one score, that of the second class
         scores = [0.0, *scores]
     exponentials = [math.exp(score - max(scores)) for score in scores]

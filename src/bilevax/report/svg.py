@@ -10,7 +10,7 @@ import html
 import io
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ ACCENT, SECOND = "#0072b2", "#d55e00"
 # Theirs and some more, for classes; a second round of them is dashed.
 COLOURS = (ACCENT, SECOND, "#009e73", "#cc79a7", "#9a7b00", "#56b4e9", "#7a4fb5", "#8c564b", "#8e97a3", INK)
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     # Text stays text, and ids depend on nothing but the figure.
     "svg.fonttype": "none",
     "svg.hashsalt": "bilevax",
@@ -71,7 +71,7 @@ def style() -> Iterator[None]:
 
     with (
         matplotlib.style.context("default"),
-        matplotlib.rc_context(_SETTINGS),  # type: ignore[arg-type]
+        matplotlib.rc_context(_SETTINGS),
         warnings.catch_warnings(),
     ):
         # The reader's browser has fonts of its own.

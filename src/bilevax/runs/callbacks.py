@@ -13,12 +13,12 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import at_least_one, check_fields, nonnegative, positive
+from bilevax.core.dealt import Dealing, placed
 from bilevax.core.errors import ParameterError
 from bilevax.core.records import History
 from bilevax.core.trees import PyTree
@@ -100,8 +100,9 @@ class Callbacks:
 
     def __call__(self, progress: Progress) -> bool:
         """True if the run is to end."""
-        # a list: the first True does not keep the others from being called
-        return any([bool(callback(progress)) for callback in self._named.values()])  # noqa: C419
+        # all are called, before the first True ends anything
+        told = [bool(callback(progress)) for callback in self._named.values()]
+        return any(told)
 
     def state(self) -> dict[str, Any]:
         """That of each which has one, by its name."""
@@ -176,6 +177,7 @@ class EarlyStopping:
     _since: int = field(default=0, init=False, repr=False)
     _seen: int = field(default=0, init=False, repr=False)
     _trees: Any = field(default=None, init=False, repr=False)  # the structures of w and lam
+    _dealing: Dealing = field(default=Dealing(()), init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(self, patience=at_least_one, min_change=nonnegative)
@@ -186,6 +188,7 @@ class EarlyStopping:
         """Nothing is known of this run yet."""
         self.best, self._since, self._seen = None, progress.step, len(progress.history.step)
         self._trees = jax.tree.structure(progress.w), jax.tree.structure(progress.lam)
+        self._dealing = Dealing.of(progress.w)
 
     def __call__(self, progress: Progress) -> bool:
         """True if there was no better point for ``patience`` steps."""
@@ -211,8 +214,8 @@ class EarlyStopping:
         best = self.best and {
             "step": self.best.step,
             "value": self.best.value,
-            "w": [np.asarray(x) for x in jax.tree.leaves(self.best.w)],
-            "lam": [np.asarray(x) for x in jax.tree.leaves(self.best.lam)],
+            "w": jax.tree.leaves(self.best.w),
+            "lam": jax.tree.leaves(self.best.lam),
         }
         return {"since": self._since, "seen": self._seen, "best": best}
 
@@ -221,9 +224,9 @@ class EarlyStopping:
         self._since, self._seen, best = int(state["since"]), int(state["seen"]), state["best"]
         if best is not None:
             w, lam = (
-                jax.tree.unflatten(tree, [jnp.asarray(x) for x in best[name]])
-                for tree, name in zip(self._trees, ("w", "lam"), strict=True)
+                jax.tree.unflatten(tree, best[name]) for tree, name in zip(self._trees, ("w", "lam"), strict=True)
             )
+            w, lam = placed(w, self._dealing.shardings(w)), placed(lam, None)
             self.best = Best(int(best["step"]), float(best["value"]), w, lam)
 
 

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bilevax.algorithms.measured_steps import SAMPLES, SHARE, measure_steps, needs_measuring
 from bilevax.core.config import canonicalize, replace_unchecked, to_plain
+from bilevax.core.dealt import Dealing, placed, whole
 from bilevax.core.errors import CorruptError
 from bilevax.core.events import Plain
 from bilevax.core.programs import weighed
@@ -49,6 +51,23 @@ class Setting(NamedTuple):
     steps: int
     callbacks: Callbacks
 
+    @property
+    def dealing(self) -> Dealing:
+        """How w0 is dealt."""
+        return Dealing.of(self.start[0])
+
+    def shardings(self, algorithm: Algorithm, state: PyTree) -> PyTree | None:
+        """How states are dealt, that of each call alike, so that calls are one program; None of a w0 that is whole."""
+        shardings = self.dealing.shardings(state)
+        if shardings is None:
+            return None
+        leaves, structure = jax.tree.flatten(shardings)
+        # lam is whole, though it be as long as w: a solution's leaves are those of the state
+        program = jax.make_jaxpr(lambda state: algorithm.solution(state)[1])(state).jaxpr
+        lam = {id(x) for x in program.outvars}
+        leaves = [self.dealing.whole if id(x) in lam else s for x, s in zip(program.invars, leaves, strict=True)]
+        return jax.tree.unflatten(structure, leaves)
+
 
 @dataclasses.dataclass
 class Course:
@@ -62,6 +81,7 @@ class Course:
         log: the history, the worst code, the cost.
         back_off: what may still be tried.
         settings: of the result's ``config``.
+        shardings: of the state; None: of no account.
         clock: at which, in monotonic seconds, the run would have begun if it had never been interrupted.
         step: outer steps done.
         ended: why no step will follow: "finished", "failed", "stopped" by a callback; "" while some will.
@@ -82,6 +102,8 @@ class Course:
 
     def __post_init__(self) -> None:
         self.change(self.problem, self.algorithm)
+        self.shardings = self.given.shardings(self.algorithm, self.state)
+        self.state = placed(self.state, self.shardings)
 
     def change(self, problem: Problem, algorithm: Algorithm) -> None:
         """Go on with these."""
@@ -121,7 +143,11 @@ class Course:
         # what a start would look like; nothing is computed
         algorithm, state = jax.eval_shape(lambda: _arrays(*_begin(given)[:2]))
         state = _filled(state, "state", found)
-        algorithm = _filled(algorithm, "algorithm", found) if needs_measuring(given.algorithm) else given.algorithm
+        if needs_measuring(given.algorithm):
+            algorithm = _filled(algorithm, "algorithm", found)
+            algorithm = placed(algorithm, given.dealing.shardings(algorithm))
+        else:
+            algorithm = given.algorithm
         problem, damping = given.problem, content["damping"]
         problem = problem if damping is None else replace_unchecked(problem, damping=damping)
         log, back_off = (
@@ -164,7 +190,7 @@ class Course:
             "seconds": time.monotonic() - self.clock,
             "resumed": self.resumed,
         }
-        return content, arrays
+        return content, whole(arrays)
 
     @property
     def progress(self) -> Progress:
@@ -182,7 +208,8 @@ class Course:
 
 
 def _settings(given: Setting, algorithm: Algorithm) -> dict[str, PyTree]:
-    return {"problem": to_plain(given.problem), "algorithm": to_plain(algorithm), "steps": given.steps}
+    problem, algorithm = whole((given.problem, algorithm))
+    return {"problem": to_plain(problem), "algorithm": to_plain(algorithm), "steps": given.steps}
 
 
 def _named(name: str, tree: PyTree) -> dict[str, PyTree]:
@@ -193,12 +220,12 @@ def _named(name: str, tree: PyTree) -> dict[str, PyTree]:
 def _filled(shape: PyTree, name: str, found: Checkpoint) -> PyTree:
     """A tree of that shape from the arrays of a checkpoint."""
 
-    def leaf(path: Any, wanted: jax.ShapeDtypeStruct) -> Array:
+    def leaf(path: Any, wanted: jax.ShapeDtypeStruct) -> np.ndarray | Array:
         at = f"{name}{jax.tree_util.keystr(path)}"
         array = found.arrays.get(at)
         if array is None or (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
             raise CorruptError(f"the checkpoint of step {found.step} has no {at} of {wanted.dtype}{list(wanted.shape)}")
-        return jnp.asarray(array)
+        return array
 
     return jax.tree_util.tree_map_with_path(leaf, shape)
 
@@ -212,14 +239,31 @@ def _begin(given: Setting) -> tuple[Algorithm, PyTree, Cost, Array | float]:
     problem, algorithm, (w0, lam), sources = canonicalize(given.problem), given.algorithm, given.start, given.sources
     _check.eval_shape(problem, w0, lam, sources)  # traced, never compiled
     if not needs_measuring(algorithm):
-        return algorithm, _init(problem, canonicalize(algorithm), w0, lam, sources), Cost(), jnp.inf
+        return algorithm, _init(given, algorithm, w0), Cost(), jnp.inf
     step_cost = algorithm.step_cost(problem, sources)
     of_step = sum(source.rows_per_batch for source in sources) if step_cost is None else step_cost.samples
     samples = max(SAMPLES, int(SHARE * given.steps * of_step))
     key = stream_key(given.key, "measuring")
     found = measure_steps(problem, algorithm, w0, lam, *sources, key=key, samples=samples)
-    state = _init(problem, canonicalize(found.algorithm), found.w0, lam, sources, found.u0)
-    return found.algorithm, state, found.cost, found.limit
+    algorithm = _as_w0(given, found.algorithm)
+    return algorithm, _init(given, algorithm, found.w0, found.u0), found.cost, found.limit
+
+
+def _as_w0(given: Setting, algorithm: Algorithm) -> Algorithm:
+    """An algorithm that was measured: what it has of w's shape is where w0 is."""
+    if not given.dealing.leaves:
+        return algorithm
+    algorithm = whole(canonicalize(algorithm))
+    out: Algorithm = placed(algorithm, given.dealing.shardings(algorithm))
+    return out
+
+
+def _init(given: Setting, algorithm: Algorithm, w0: PyTree, *u0: PyTree) -> PyTree:
+    """The first state, which is never whole where w0 is not."""
+    args = canonicalize(given.problem), canonicalize(algorithm), w0, given.start[1], given.sources, *u0
+    if not given.dealing.leaves:
+        return _first(*args)
+    return jax.jit(_first, out_shardings=given.shardings(algorithm, jax.eval_shape(_first, *args)))(*args)
 
 
 @jax.jit
@@ -229,5 +273,5 @@ def _check(problem: Problem, w0: PyTree, lam: PyTree, sources: Sources) -> None:
 
 @partial(weighed, what="the first state of the algorithm")
 @jax.jit
-def _init(problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, *u0: PyTree) -> PyTree:
+def _first(problem: Problem, algorithm: Algorithm, w0: PyTree, lam: PyTree, sources: Sources, *u0: PyTree) -> PyTree:
     return algorithm.init(problem, w0, lam, sources, *u0)

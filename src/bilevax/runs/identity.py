@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from bilevax.core.config import qualname, to_plain
+from bilevax.core.dealt import whole
 from bilevax.core.errors import MismatchError, ParameterError
 from bilevax.core.events import Plain
 from bilevax.core.keys import is_key
@@ -63,7 +64,7 @@ def machine() -> Plain:
 def described(value: PyTree) -> PyTree:
     """A configuration, a source or a tree of arrays in plain values: of equal ones the same, in every process."""
     if isinstance(value, jax.Array | np.ndarray) and not is_key(value) and np.size(value) > FEW:
-        a = np.ascontiguousarray(value)
+        a = np.ascontiguousarray(whole(value))
         sha256 = hashlib.sha256(a.reshape(-1).view(np.uint8).data).hexdigest()
         return {"shape": list(a.shape), "dtype": str(a.dtype), "sha256": sha256}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -78,7 +79,7 @@ def described(value: PyTree) -> PyTree:
         return [described(x) for x in value]
     if value is not None and not jax.tree_util.all_leaves([value]):  # a node of another kind
         return {leaf_name("", path): described(x) for path, x in jax.tree_util.tree_leaves_with_path(value)}
-    plain = to_plain(value)
+    plain = to_plain(whole(value))
     return _function(value, plain["function"]) if isinstance(plain, dict) and "function" in plain else plain
 
 

@@ -14,15 +14,16 @@ from jax import Array
 from bilevax.algorithms.outer_loop import RECORDED, Advanced, advance
 from bilevax.core.codes import Code
 from bilevax.core.config import check_count
+from bilevax.core.dealt import Dealing, placed
 from bilevax.core.events import Plain
 from bilevax.core.keys import as_key
 from bilevax.core.limits import said
 from bilevax.core.programs import weighed
-from bilevax.core.protocols import Algorithm, RowSource
-from bilevax.core.ranks import Group, same_on_all
+from bilevax.core.protocols import Algorithm, RowSource, Sources
+from bilevax.core.ranks import Group, same_numbers, same_on_all
 from bilevax.core.records import Result
 from bilevax.core.signals import Stopped, Stops
-from bilevax.core.trees import PyTree, as_parameters, row
+from bilevax.core.trees import PyTree, as_parameters, is_spread, row
 from bilevax.hypergradients.estimate import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.strata import over_strata
@@ -65,7 +66,8 @@ def minimize(
     Args:
         problem: the inner map, the outer loss, the set Lambda.
         algorithm: such as :class:`~bilevax.BSGM` or :class:`~bilevax.SOBA`.
-        w0: start of the inner variable, d entries.
+        w0: start of the inner variable, d entries; where its leaves are dealt to devices, so is what is as long
+            (docs/distributed.md).
         lam: start of the outer variable, m entries; projected first.
         train: source of inner minibatches.
         val: source of outer minibatches.
@@ -105,7 +107,7 @@ def minimize(
     callbacks, steps = Callbacks(callback, writes=group.writes), check_count("steps", steps, low=1)
     every = None if every is None else check_count("every", every, low=1)
     algorithm.check(problem)
-    start, key, sources = (as_parameters("w0", w0), as_parameters("lam", lam)), as_key(key), (train, val)
+    start, key, sources = _start(w0, lam, (train, val)), as_key(key), (train, val)
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
     problem = over_strata(problem, *sources)
     given = Setting(problem, algorithm, start, sources, key, steps, callbacks)
@@ -133,6 +135,15 @@ def minimize(
     return course.result(bool(stops.number))
 
 
+def _start(w0: PyTree, lam: PyTree, sources: Sources) -> tuple[PyTree, PyTree]:
+    """Checked, and the same in every process, as what is read of it after that is by all of them."""
+    w0, lam = as_parameters("w0", w0, spread=True), as_parameters("lam", lam)
+    Dealing.of(w0).check(sources)
+    if is_spread(sources):
+        same_numbers("what minimize is given", w0=w0, lam=lam)
+    return w0, lam
+
+
 def _go_on(course: Course, every: int | None, stops: Stops, group: Group, keep: "_Keep | None" = None) -> None:
     """Call after call, until the run ends or is stopped, of which the callbacks are told."""
     try:
@@ -147,16 +158,19 @@ def _make_calls(course: Course, every: int | None, stops: Stops, group: Group, k
     callbacks, stop = course.given.callbacks, 0
     while True:
         # what any process is told ends all of them, and how far a call goes the first one says
-        stop, stops.number = group.largest(stop, stops.number)
+        due = int(keep is not None and group.writes and keep.due)
+        stop, stops.number, due = group.largest(stop, stops.number, due)
+        if keep is not None and due:
+            keep.save()
         course.ended = course.ended or ("stopped" if stop else "finished" if course.step == steps else "")
         if course.ended or stops.number:
             return
         began, calls = time.monotonic(), calls + 1
         target = steps if every is None else min(steps, (course.step // every + 1) * every)
         number = _call(course, group.of_first(min(pace.end(course.step), target)))
-        due = course.step and (every is None or course.step == target or course.ended)
+        seen = course.step and (every is None or course.step == target or course.ended)
         try:
-            stop = int(bool(due and callbacks and callbacks(course.progress)))
+            stop = int(bool(seen and callbacks and callbacks(course.progress)))
         except Stopped:
             raise
         except KeyboardInterrupt:
@@ -164,8 +178,6 @@ def _make_calls(course: Course, every: int | None, stops: Stops, group: Group, k
         # the first call compiles: its time says nothing of the next
         if calls > 1:
             pace.learn(number, time.monotonic() - began)
-        if keep is not None and keep.due:
-            keep.save()
 
 
 def _call(course: Course, stop: int) -> int:
@@ -174,7 +186,8 @@ def _call(course: Course, stop: int) -> int:
     ends = {"start": jnp.int32(first), "stop": jnp.int32(stop)}
     call = partial(_advance, state=course.state, sources=given.sources, key=given.key, limit=limit, **ends)
     out = jax.block_until_ready(_quick_if_sound(call, *course.ready))
-    number, course.state, course.step = int(out.number), out.state, int(out.step)
+    number, course.step = int(out.number), int(out.step)
+    course.state = placed(out.state, course.shardings)
     records = row(jax.tree.map(np.asarray, out.records), slice(number))
     last, before_last = row(records, -1), int(records.step[-2]) if number > 1 else first
     again = course.back_off.again(course.problem, course.algorithm, last, before_last)
@@ -205,8 +218,9 @@ class _Keep:
 
     @property
     def due(self) -> bool:
-        """True if it is time."""
-        return time.monotonic() - self._saved >= self._seconds
+        """True if it is time, and there is something new."""
+        come_to = self._course.step, self._course.ended
+        return come_to != self.last and time.monotonic() - self._saved >= self._seconds
 
     def save(self) -> None:
         """Write one."""

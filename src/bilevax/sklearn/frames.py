@@ -1,5 +1,6 @@
 """What an estimator is given as a table: a data frame, an array, or a table, after scikit-learn's checks."""
 
+import warnings
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,7 +34,7 @@ def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
         estimator: that was given them: its ``n_features_in_`` and ``feature_names_in_`` are set, or compared with.
         X: the features. Missing cells are NaN or None. The columns of a frame must be those of ``fit``, as scikit-learn
             has it; a table is passed on as it is, for its columns are found by name.
-        reset: True in ``fit``.
+        reset: True in ``fit``, which warns of texts that are mostly numbers.
 
     Raises:
         DataError: a column mixes types, or has one that no model can use.
@@ -49,11 +50,17 @@ def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
     if is_frame(X):
         table = table_from_frame(X, name="X")
         validate_data(estimator, X, reset=reset, skip_check_array=True)
-        # labels that are no strings are no names
-        return table if hasattr(estimator, "feature_names_in_") else table.renamed(_names(estimator))
-    least = 2 if reset else 1
-    X = validate_data(estimator, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=least)
-    return table_from_array(X, _names(estimator))
+        if not hasattr(estimator, "feature_names_in_"):  # labels that are no strings are no names
+            table = table.renamed(_names(estimator))
+    else:
+        least = 2 if reset else 1
+        X = validate_data(
+            estimator, X, reset=reset, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=least
+        )
+        table = table_from_array(X, _names(estimator))
+    for note in table.notes if reset else ():
+        warnings.warn(note, stacklevel=2)
+    return table
 
 
 def notes_on_reading(X: Rows, table: Table) -> tuple[str, ...]:

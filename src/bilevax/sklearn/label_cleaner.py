@@ -32,6 +32,9 @@ from bilevax.solvers.label_search import UNTOLD, cross_fitted, fitted, is_wide, 
 SEARCHED = 10_000
 """Rows that choose the strengths, at most, beside as many trusted ones."""
 
+SPLITS = 2
+"""Into twice as many folds as ``cv``, by which rows are judged where the classifier has more weights than rows."""
+
 
 class Found(NamedTuple):
     """What both kinds of model find.
@@ -196,9 +199,9 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.encoder_ = encoder_for(self.model).fit(X)
         return self.encoder_.transform(X)
 
-    def _folds(self, given: Given, random: np.random.RandomState) -> np.ndarray:
-        """Folds of all rows in which labels have equal shares."""
-        return deal_folds(given.y + given.classes * given.trusted, None, self.cv, random)
+    def _folds(self, given: Given, random: np.random.RandomState, times: int = 1) -> np.ndarray:
+        """So many times ``cv`` folds of all rows in which labels have equal shares."""
+        return deal_folds(given.y + given.classes * given.trusted, None, times * self.cv, random)
 
     def _linear(self, X: Matrix, given: Given, random: np.random.RandomState) -> Found:
         some, fold = _some(given, random), self._folds(given, random)
@@ -208,7 +211,8 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         best = search(X[some], given.take(some), fold[some])
         strengths = best.strengths.named(self.classes_)
         if is_wide(X[some], given.classes) and given.trusted.any():
-            by_scores = judged(X, given, fold, best)
+            splits = np.array([self._folds(given, random, times=2) for _ in range(SPLITS)])
+            by_scores = judged(X, given, splits, best)
             final = retrained(X, by_scores.q, fitted(X, given, best), best.strengths)
             return Found(by_scores.q, final, *by_scores[1:], strengths, notes)
         q = cross_fitted(X, given, np.where(given.trusted, -1, fold), best)

@@ -6,10 +6,11 @@ the penalty. Scores log p of rows that were held out are not fitted to their lab
 
     p~(x) = softmax(s log p(x) + b),        P(label j | x) = sum_c p~_c(x) T_cj,
 
-those of most likelihood are true to the rows. The given labels hardly tell b from T; the trusted rows do, which the
-models of the search held out in turn (Platt 1999 and Guo et al. 2017, arXiv:1706.04599, where every label is right).
+those of most likelihood are true to the rows. The given labels hardly tell b from T; the trusted rows do, which other
+models had held out (Platt 1999 and Guo et al. 2017, arXiv:1706.04599, where every label is right).
 They count :data:`~bilevax.solvers.label_search.TRUSTED` times, lest the many others decide on b by the form of a curve
-that is not quite theirs.
+that is not quite theirs. Scores are means over several splits into folds: what such a classifier says of a row differs
+much by the rows that it was trained on.
 """
 
 from typing import NamedTuple
@@ -66,28 +67,34 @@ def calibrated(log_p: np.ndarray, given: Given, by: Strengths, start: Noise) -> 
     return point(minimize(scaled, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x)
 
 
-def judged(X: Matrix, given: Given, fold: np.ndarray, found: Found) -> Judged:
-    """Every row by a model that was trained without its fold, of the search's models if it is trusted.
+def judged(X: Matrix, given: Given, folds: np.ndarray, found: Found) -> Judged:
+    """Every row by models that were trained without its fold; without the trusted rows of the fold, too, if it is one.
 
     Args:
         X: features [n, p], dense or CSR.
         given: labels.
-        fold: of every row, [n], from 0 to K - 1.
+        folds: of every row, from 0 to K - 1, in each of R splits, [R, n].
         found: the strengths, and models of them.
     """
-    K, log_p, noises = len(found.points), np.zeros((len(fold), given.classes), order="F"), []
-    for k, searched in enumerate(found.points):
-        rows = np.flatnonzero((fold != k) | given.trusted)
-        at = fitted(X[rows], given.take(rows), found, k)
-        for model, kind in ((at, ~given.trusted), (searched, given.trusted)):
-            held = np.flatnonzero((fold == k) & kind)
-            log_p[held] = model.log_p(X[held])
-        noises.append(np.exp(at.noise.log_matrix))
+    K, log_p, noises = int(folds.max()) + 1, np.zeros((len(given.y), given.classes), order="F"), []
+    for fold in folds:
+        for k in range(K):
+            at, blind = (_without((fold == k) & of, X, given, found, k) for of in (~given.trusted, True))
+            for model, kind in ((at, ~given.trusted), (blind, given.trusted)):
+                held = np.flatnonzero((fold == k) & kind)
+                log_p[held] += model.log_p(X[held]) / len(folds)
+            noises.append(np.exp(at.noise.log_matrix))
     by, start = found.strengths, Noise.of(np.mean(noises, axis=0))
     q, T, _ = _judged(log_p, given, calibrated(log_p, given, by, start))
-    parts = [np.flatnonzero(fold != k) for k in range(K)]
+    parts = [np.flatnonzero(folds[0] != k) for k in range(K)]
     each = [_judged(log_p, given, calibrated(log_p[rows], given.take(rows), by, start)) for rows in parts]
     return Judged(q, T, np.stack([T for _, T, _ in each]), np.array([wrong for *_, wrong in each]))
+
+
+def _without(left_out: np.ndarray, X: Matrix, given: Given, found: Found, k: int) -> Point:
+    """A model of the other rows, from one of the search."""
+    rows = np.flatnonzero(~left_out)
+    return fitted(X[rows], given.take(rows), found, k % len(found.points))
 
 
 def _judged(log_p: np.ndarray, given: Given, at: Point) -> tuple[np.ndarray, np.ndarray, float]:

@@ -51,7 +51,8 @@ def fit_additive(
         every: all rows, where those that are prepared are some of them.
     """
     stage("tuning and comparing models", long=True)
-    rows, groups, start = prepared.split.train, prepared.groups(settings), time.perf_counter()
+    rows, groups, exposure = prepared.split.train, prepared.groups(settings), prepared.exposures(settings)
+    start = time.perf_counter()
     estimator = _estimator(prepared, settings)
     with Stops(told=lambda: stage(STOPPING, long=True)) as stops:
 
@@ -76,6 +77,7 @@ def fit_additive(
             prepared.target.values[rows],
             groups=None if groups is None else groups[rows],
             callback=callback,
+            **({} if exposure is None else {"offset": np.log(exposure[rows])}),
         )
     interrupted = stops.number > 0
     seconds = time.perf_counter() - start
@@ -109,6 +111,7 @@ def _plain_model(estimator: Estimator, prepared: Prepared, settings: TuneSetting
         missing=prepared.marks(settings),
         dates=orders_of(prepared.features.columns),
         classes=labels.classes if labels is not None else (),
+        exposure=settings.exposure or "",
     )
 
 

@@ -93,7 +93,7 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
             yield _Found("alike", of_target.name, text)
         of_target = faults.spelled_alike(of_target)
         classes = target_faults.is_classes(of_target, task)
-        texts = target_faults.faults_of(of_target, classes=classes)
+        texts = target_faults.faults_of(of_target, task, classes=classes)
         yield from (_Found("target", of_target.name, text) for text in texts)
         if len(of_target.levels) > 1:
             asked = leaks.target_of(of_target, classes=classes)

@@ -20,6 +20,7 @@ from bilevax.study.splits import (
     split_stratified,
 )
 from bilevax.study.target import Target, require_task, target_of
+from bilevax.tables.additive import exposures
 from bilevax.tables.reading import without
 from bilevax.tables.table import Table
 
@@ -64,6 +65,10 @@ class Prepared(NamedTuple):
         """The group of each row [n], where rows belong together."""
         return None if settings.group is None else self.table.column(settings.group).values
 
+    def exposures(self, settings: TuneSettings) -> np.ndarray | None:
+        """What the target of each row [n] is in proportion to."""
+        return None if settings.exposure is None else exposures(self.table, settings.exposure)
+
 
 def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     """Check and split a table.
@@ -86,6 +91,8 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
         raise DataError(
             f"{table.name}: {table.rows} rows with a target; {_FEWEST_ROWS} are the least that can be split"
         )
+    if settings.exposure is not None:
+        exposures(table, settings.exposure)
     scorer = None if settings.scoring is None else scorer_for(settings.scoring, goal)
     split = _split(table, goal, settings)
     if goal.labels is not None:
@@ -104,31 +111,35 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
             f"are copies, the test is too kind{advice}"
         )
         notes.append(Note(text=text, about="duplicates"))
-    for name, what in ((settings.group, "keeps rows together"), (settings.time_column, "says which rows are older")):
+    for name, what in (
+        (settings.group, "keeps rows together"),
+        (settings.time_column, "says which rows are older"),
+        (settings.exposure, "is what the target is in proportion to"),
+    ):
         notes += [Note(text=f"column '{name}' {what} and is not learned from")] if name else []
     return Prepared(table, features, places, goal, split, scorer, tuple(notes))
 
 
 def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[Table, list[str]]:
     """The table with its text columns as text, and the names of its features."""
-    # The columns that say which rows belong together, or which came first.
-    splitting = [name for name in (settings.group, settings.time_column) if name is not None]
-    for name in (*splitting, *settings.drop, *settings.keep):
+    # The columns that say which rows belong together, which came first, or how much of the target is to be expected.
+    others = [name for name in (settings.group, settings.time_column, settings.exposure) if name is not None]
+    for name in (*others, *settings.drop, *settings.keep):
         if name == target:
             raise ParameterError(f"column '{target}' is the target and cannot have another part")
     reading = settings.reading
     reading.choose(table.name, [*table.names, *table.unread, *(column.name for column in table.kept)])
     # What passes through may say which rows belong together.
-    passed = tuple(column for column in table.kept if column.name in splitting)
+    passed = tuple(column for column in table.kept if column.name in others)
     table = dataclasses.replace(table, columns=(*table.columns, *passed))
     dropped = [name for name in settings.drop if name not in table.unread]
-    table.require([target, *splitting])
+    table.require([target, *others])
     columns = tuple(
         without(column.as_text() if column.name in reading.text else column, reading.marks(column.name))
         for column in table.columns
         if column.name not in dropped
     )
-    apart = {target, *splitting, *settings.keep}
+    apart = {target, *others, *settings.keep}
     table.require(settings.texts)
     features = [column.name for column in columns if column.name not in apart]
     if not features:

@@ -3,13 +3,16 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import GammaRegressor, LassoCV, LogisticRegressionCV, PoissonRegressor, RidgeCV
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedKFold
 
 from bilevax.core.run_records import Task
@@ -59,36 +62,51 @@ def rivals(prepared: Prepared, settings: TuneSettings, stage: Callable[[str], ob
 
     Args:
         prepared: the rows.
-        settings: class weights, groups, and the seed.
+        settings: class weights, groups, exposures, and the seed.
         stage: called with the name of the one that begins.
     """
     rows, target = prepared.tuning, prepared.target
-    y, splits = target.values[rows], _folds(prepared, settings)
+    fitted, splits = partial(_fitted, prepared, settings, stage), _folds(prepared, settings)
     encoder = TableEncoder(words=settings.words, pairs=settings.words, characters=settings.characters)
     encoder.fit(prepared.features.take(rows))
     weight = {} if target.labels is None else {"class_weight": settings.class_weight}
     X = encoder.transform(prepared.features)
-    yield _fitted(RIDGE, _ridge(target.task, splits, weight), X, y, prepared, stage)
+    yield fitted(RIDGE, _ridge(target.task, splits, weight, settings), X)
     trees = boosted_columns(prepared.features, rows)
-    yield _fitted(BOOSTING, _boosting(target.task, trees, settings.seed, weight), trees.X, y, prepared, stage)
+    yield fitted(BOOSTING, _boosting(target.task, trees, settings.seed, weight), trees.X)
     classes = len(target.labels.classes) if target.labels else 1
     l1, scores = _lasso(target.task, splits, weight, classes), classes if classes > 2 else 1
     if l1 is not None and len(rows) * X.shape[1] * scores * scores <= _CHEAP:
-        yield _fitted(LASSO, l1, X, y, prepared, stage)
+        yield fitted(LASSO, l1, X)
 
 
 def _fitted(
-    name: str, model: BaseEstimator, X: Matrix, y: np.ndarray, prepared: Prepared, stage: Callable[[str], object]
+    prepared: Prepared,
+    settings: TuneSettings,
+    stage: Callable[[str], object],
+    name: str,
+    model: BaseEstimator,
+    X: Matrix,
 ) -> Rival:
     stage(f"fitting: {name}")
-    start = time.perf_counter()
+    start, rows, test = time.perf_counter(), prepared.tuning, prepared.split.test
+    y, exposure, weight = prepared.target.values[rows], prepared.exposures(settings), {}
+    if exposure is not None:
+        # of a count y log(e mu) - e mu is e times the log-likelihood of the rate y / e; of an amount it is that itself
+        y, weight = y / exposure[rows], {"sample_weight": exposure[rows]} if prepared.target.task == "count" else {}
     # of both libraries: threads that wait take the time of others
-    with one_thread(openmp=True), warnings.catch_warnings(record=True) as caught:
+    with (
+        one_thread(openmp=True),
+        config_context(enable_metadata_routing=bool(weight)),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(X[prepared.tuning], y)
-    seconds, at = time.perf_counter() - start, X[prepared.split.test]
-    prediction = model.predict_proba(at) if prepared.target.labels is not None else model.predict(at)
+        model.fit(X[rows], y, **weight)
+    seconds = time.perf_counter() - start
+    prediction = model.predict_proba(X[test]) if prepared.target.labels is not None else model.predict(X[test])
+    if exposure is not None:
+        prediction = prediction * exposure[test]
     return Rival(name, prediction, seconds, not caught)
 
 
@@ -102,14 +120,21 @@ def _folds(prepared: Prepared, settings: TuneSettings) -> list[tuple[np.ndarray,
     return list(KFold(FOLDS, shuffle=True, random_state=settings.seed).split(rows))
 
 
-def _ridge(task: Task, folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, Any]) -> BaseEstimator:
+def _ridge(
+    task: Task, folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, Any], settings: TuneSettings
+) -> BaseEstimator:
     if task == "classes":
         return _logistic(folds, weight, Cs=PENALTIES, l1_ratios=(0.0,), max_iter=1000)
     if task == "number":
         return RidgeCV(np.geomspace(1e-3, 1e5, PENALTIES))
     kind, grid = PoissonRegressor if task == "count" else GammaRegressor, np.geomspace(1e-6, 1e2, PENALTIES)
-    scoring = f"neg_mean_{'poisson' if task == 'count' else 'gamma'}_deviance"
-    return GridSearchCV(kind(solver="newton-cholesky", max_iter=1000), {"alpha": grid}, cv=folds, scoring=scoring)
+    model = kind(solver="newton-cholesky", max_iter=1000)
+    scorer = get_scorer(f"neg_mean_{'poisson' if task == 'count' else 'gamma'}_deviance")
+    if settings.exposure is not None and task == "count":
+        with config_context(enable_metadata_routing=True):
+            model.set_fit_request(sample_weight=True)
+            scorer.set_score_request(sample_weight=True)
+    return GridSearchCV(model, {"alpha": grid}, cv=folds, scoring=scorer)
 
 
 def _lasso(

@@ -47,6 +47,8 @@ class RowSet:
             if getattr(settings, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise ParameterError(f"{option} splits rows of a table that fits into memory; {pieces.name} does not")
+        if settings.exposure is not None:
+            raise ParameterError(f"--exposure is of a table that fits into memory; {pieces.name} does not")
         if settings.is_linear:
             raise ParameterError(f"--model linear is of a table that fits into memory; {pieces.name} does not")
         self.pieces, self.rows, self._target, self._settings = pieces, pieces.rows, target, settings
@@ -58,7 +60,6 @@ class RowSet:
         self._names: list[str] = []
         self._counts: dict[Source, NumberCounts | LevelCounts] = {}
         self._files: PassFiles | None = None
-        self._strata: dict[int, int] = {}
 
     def keep_in(self, folder: Path) -> None:
         """Keep there what passes find, and do not make those again that were made for the same sample and settings."""
@@ -130,8 +131,9 @@ class RowSet:
         known = self.kept("counts")
         if known is None:
             for table, there, _ in self._training("counting what columns hold"):
+                absent = np.flatnonzero(~there)
                 for source, counts in self._counts.items():
-                    _add(counts, table, source, there)
+                    _add(counts, table, source, absent)
                 if self.ended():
                     break
             if self._joined(self._counts.values()):
@@ -177,7 +179,7 @@ class RowSet:
 
     def stratum(self, table: Table) -> int:
         """That of a piece."""
-        return self._strata[table.before]
+        return self.pieces.stratum(table)
 
     def _training(self, name: str) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
         """Features of each piece, which rows have a target and are not of the test, and the targets of these."""
@@ -195,8 +197,7 @@ class RowSet:
         """The pieces, and how far they are."""
         begun, n, first = time.perf_counter(), self.pieces.rows, self.processes.strata.start
         self.passing = True
-        for stratum, table in self.pieces.dealt(self.processes.strata):
-            self._strata[table.before] = stratum
+        for table in self.pieces.dealt(self.processes.strata):
             # the processes are about as far
             part = min(max(0.0, self.processes.count * (table.before / n - first / STRATA)), 1.0)
             left = (time.perf_counter() - begun) * (1.0 / part - 1.0) if part else None
@@ -219,13 +220,18 @@ class RowSet:
         return y
 
 
-def _add(counts: NumberCounts | LevelCounts, table: Table, source: Source, there: np.ndarray) -> None:
-    """Count the cells of these rows."""
+def _add(counts: NumberCounts | LevelCounts, table: Table, source: Source, absent: np.ndarray) -> None:
+    """Count the cells of all rows but the absent ones."""
     column = table.column(source.column)
-    if isinstance(counts, LevelCounts) and isinstance(column, CodedColumn):
-        counts.add(column.words, np.bincount(column.codes[there], minlength=len(column.words)))
+    if isinstance(counts, NumberCounts):
+        counts.add(cells(table, source), absent)
+    elif isinstance(column, CodedColumn):
+        every, some = (
+            np.bincount(codes, minlength=len(column.words)) for codes in (column.codes, column.codes[absent])
+        )
+        counts.add(column.words, every - some)
     else:
-        counts.add(cells(table, source)[there])
+        counts.add(np.delete(cells(table, source), absent))
 
 
 def _codes(column: Column, goal: Target, table: Table) -> np.ndarray:

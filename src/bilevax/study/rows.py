@@ -7,7 +7,7 @@ import numpy as np
 from bilevax.core.run_records import Contribution, Row
 from bilevax.study.kept import TableModel
 from bilevax.study.preparation import Prepared
-from bilevax.tables.additive import AdditiveModel
+from bilevax.tables.additive import AdditiveModel, exposures
 from bilevax.tables.linear import LinearModel
 from bilevax.tables.table import Column, Table
 from bilevax.tables.terms import design_from_terms
@@ -102,9 +102,13 @@ def _rows(
 
 
 def contributions(model: TableModel, table: Table) -> tuple[list[str], np.ndarray]:
-    """What each effect, or each column of a linear model, adds to the scores: names, and [n, effects, S]."""
+    """What each effect and exposure, or each column of a linear model, adds to the scores: names, [n, effects, S]."""
     if isinstance(model, AdditiveModel):
-        return list(model.names), model.contributions(model.codes(table))
+        names, adds = list(model.names), model.contributions(model.codes(table))
+        if not model.exposure:
+            return names, adds
+        added = np.log(exposures(table, model.exposure))[:, None, None]
+        return [*names, model.exposure], np.concatenate([adds, added], axis=1)
     return _of_columns(model, table)
 
 

@@ -31,6 +31,7 @@ class TuneSettings(BaseModel):
         test_size: share of the rows for the test that no tuning sees.
         group: column whose groups stay whole in one part; it is no feature.
         time_column: column of dates or numbers; the oldest rows train, the newest test; it is no feature.
+        exposure: column that counts or amounts are in proportion to, such as years insured; it is no feature.
         drop: columns that are no features; of a file they are not looked at.
         text: columns whose cells are taken as text.
         missing: cells that say that nothing is known, besides the empty one: ``?,NA``, or of one column
@@ -66,6 +67,7 @@ class TuneSettings(BaseModel):
     test_size: float = Field(default=0.2, gt=0, lt=1)
     group: str | None = None
     time_column: str | None = None
+    exposure: str | None = None
     drop: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -130,6 +132,8 @@ class TuneSettings(BaseModel):
             raise ValueError(f"a linear model is for classes; a {self.task} is predicted by model 'additive'")
         if self.class_weight is not None and self.task not in ("auto", "classes"):
             raise ValueError(f"class_weight is for classes, and the task is to predict a {self.task}")
+        if self.exposure is not None and self.task not in ("count", "amount"):
+            raise ValueError("exposure is what counts or amounts are in proportion to; set task to 'count' or 'amount'")
         idle = [name for name in OF_LINEAR if name in self.model_fields_set and not self.is_linear]
         if idle:
             raise ValueError(f"{idle[0]} is a setting of model 'linear', and the model is '{self.model}'")
@@ -160,7 +164,7 @@ _TAKES = {
     "time": "a number of seconds above 0, or 90s, 5m, 1h",
     "pairs": "true or false",
     **dict.fromkeys(("drop", "text", "missing", "types", "keep"), _NAMES),
-    **dict.fromkeys(("scoring", "group", "time_column"), "a text"),
+    **dict.fromkeys(("scoring", "group", "time_column", "exposure"), "a text"),
 }
 
 

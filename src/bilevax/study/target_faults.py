@@ -37,7 +37,7 @@ def described(column: Levels, task: Task | None = None) -> str:
     return f"{counted(len(column.levels), 'class')}: {named}" + (f" and {more:,} more" if more else "")
 
 
-def faults_of(column: Levels, *, classes: bool) -> list[str]:
+def faults_of(column: Levels, task: Task | None, *, classes: bool) -> list[str]:
     """A sentence for each."""
     n, found = len(column.codes), []
     if column.known < n:
@@ -45,7 +45,7 @@ def faults_of(column: Levels, *, classes: bool) -> list[str]:
     if not column.known:
         return found
     if not classes:
-        if len(column.levels) <= _FEW_NUMBERS:
+        if len(column.levels) <= _FEW_NUMBERS and task not in ("count", "amount"):
             found.append(
                 f"'{column.name}' is predicted as a number and has {len(column.levels)} different values "
                 f"({such_as(column, 4)}): are these classes?"

@@ -100,6 +100,7 @@ class AdditiveModel:
         target: the column that it predicts, where that is known.
         missing: for columns, what says in a file that nothing is known, besides what always does.
         dates: for columns of dates, what came first in them, for new rows that leave it open.
+        exposure: the column that means are in proportion to, of the link ``log``; empty: none.
 
     Examples:
         >>> from bilevax.tables import AdditiveModel
@@ -121,11 +122,12 @@ class AdditiveModel:
     target: str = ""
     missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dates: Mapping[str, Order] = field(default_factory=dict)
+    exposure: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that a table must have."""
-        return tuple(dict.fromkeys(source.column for source in self.sources))
+        return (*dict.fromkeys(source.column for source in self.sources), *self._exposures)
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -135,7 +137,11 @@ class AdditiveModel:
     @property
     def number_columns(self) -> tuple[str, ...]:
         """Those that are to be read as numbers."""
-        return self._of_kind("number")
+        return (*self._of_kind("number"), *self._exposures)
+
+    @property
+    def _exposures(self) -> tuple[str, ...]:
+        return (self.exposure,) if self.exposure else ()
 
     def _of_kind(self, kind: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(source.column for source in self.sources if source.kind == kind))
@@ -185,7 +191,8 @@ class AdditiveModel:
         Raises:
             DataError: the table lacks a column, or holds other cells than those the model knows.
         """
-        return self.mean(self.scores(self.codes(table)))
+        means = self.mean(self.scores(self.codes(table)))
+        return means * exposures(table, self.exposure) if self.exposure else means
 
     def to_plain(self) -> Plain:
         """The model as JSON values."""
@@ -194,6 +201,7 @@ class AdditiveModel:
             "target": self.target,
             "missing": {name: list(marks) for name, marks in self.missing.items()},
             **({"dates": dict(self.dates)} if self.dates else {}),
+            **({"exposure": self.exposure} if self.exposure else {}),
             "link": self.link,
             "classes": list(self.classes),
             "intercept": self.intercept.tolist(),
@@ -206,6 +214,24 @@ class AdditiveModel:
                 for pair, curve in zip(self.pairs, self.curves[len(self.effects) :], strict=True)
             ],
         }
+
+
+def exposures(table: Table, name: str) -> np.ndarray:
+    """What the mean of each row is in proportion to, [n].
+
+    Raises:
+        DataError: the column is absent, or does not hold a number above 0 in every row.
+    """
+    column = table.column(name)
+    if found := column.other_than("number"):
+        raise DataError(f"{table.name}: exposure column '{name}' holds {found}; it is to hold numbers above 0")
+    out = np.asarray(column.values, float)
+    wrong = ~(np.isfinite(out) & (out > 0.0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        cell = "nothing" if column.missing[row] else f"{out[row]:g}"
+        raise DataError(f"{table.name}: exposure column '{name}' holds {cell} in row {row + 1}; it is to be above 0")
+    return out
 
 
 def pair_name(pair: Pair) -> str:
@@ -239,6 +265,7 @@ def additive_from_plain(plain: object) -> AdditiveModel:
             target=str(plain["target"]),
             missing={str(name): tuple(map(str, marks)) for name, marks in plain["missing"].items()},
             dates=orders_from_plain(plain.get("dates", {})),
+            exposure=str(plain.get("exposure", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f"the model lacks a part or has a wrong one: {e}") from None
@@ -249,6 +276,7 @@ def additive_from_plain(plain: object) -> AdditiveModel:
         for curve, bins in zip(model.curves, sizes, strict=True)
     ) and all(_fits(pair, model.effects) for pair in model.pairs)
     known = model.link in ("identity", "log", "logit", "softmax") and (model.link != "logit" or len(model.classes) == 2)
+    known = known and (model.link == "log" or not model.exposure)
     if not (shapes and known and model.intercept.shape == (S,) and bool(np.all(np.isfinite(model.intercept)))):
         raise DataError("the model's link, classes, intercept and curves do not fit together")
     return model

@@ -3,10 +3,13 @@
 import codecs
 import io
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from bilevax.core.errors import DataError
 from bilevax.tables.csv_opening import LINE_END, above
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 SAMPLED = 50
 """Lines by which the delimiter is recognised."""
@@ -95,10 +98,11 @@ class _Joined(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        taken = self._head[: len(buffer)] or self._file.read(len(buffer))
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        room = memoryview(buffer)
+        taken = self._head[: len(room)] or self._file.read(len(room))
         self._head = self._head[len(taken) :]
-        buffer[: len(taken)] = taken
+        room[: len(taken)] = taken
         return len(taken)
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ GROUPS = 32_768
 AROUND = 1 << 20
 """Numbers around the edges of bins that are told apart, at most: of a column of some 250 million different ones."""
 
-TOGETHER = 4
-"""Pieces whose numbers are sorted at once: to find the ends of groups takes as long in fewer."""
+TOGETHER = 1 << 18
+"""Numbers that are sorted at once: a cache holds them, and to find the ends of groups takes as long in fewer."""
 
 LEVELS = 100_000
 """Levels of a category that are counted, at most: the rarest are forgotten beyond."""
@@ -67,23 +67,27 @@ class NumberCounts:
         self._runs = np.zeros(0)
         self._around: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def add(self, values: np.ndarray) -> None:
-        """Rows, [n]."""
+    def add(self, values: np.ndarray, without: np.ndarray | None = None) -> None:
+        """Rows, [n], but those with these numbers."""
         with np.errstate(over="ignore"):
-            self._waiting.append(values.astype(self._sorted.dtype))
-        if len(self._waiting) == TOGETHER:
+            own = values.astype(self._sorted.dtype)
+        if without is not None:  # they are few: as if missing, and not counted as such
+            own[without] = np.nan
+            self._missing -= len(without)
+        self._waiting.append(own)
+        if sum(map(len, self._waiting)) >= TOGETHER:
             self._count_waiting()
 
     def _count_waiting(self) -> None:
         there = np.concatenate([np.zeros(0, self._sorted.dtype), *self._waiting])
         self._waiting = []
-        there.sort()  # NaN comes last
-        missing = int(np.isnan(there).sum())
-        self._missing += missing
+        there.sort()
+        numbers = int(np.searchsorted(there, np.nan))  # NaN comes last
+        self._missing += len(there) - numbers
         if len(self._count):
             # group g has edges[g - 1] < x <= edges[g]
-            ends = np.searchsorted(there[: len(there) - missing], self._sorted, side="right")
-            self._count += np.diff(np.array([0, *ends, len(there) - missing]))
+            ends = np.searchsorted(there[:numbers], self._sorted, side="right")
+            self._count += np.diff(ends, prepend=0, append=numbers)
 
     def choose(self) -> bool:
         """Of all rows, which went by: whether they are to do so again, for :meth:`add_around`."""

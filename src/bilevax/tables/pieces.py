@@ -59,13 +59,20 @@ class Pieces(NamedTuple):
     starts: tuple[int, ...] = ()
     between: Callable[[int, int], Iterator[Table]] | None = None
 
-    def dealt(self, strata: range) -> Iterator[tuple[int, Table]]:
-        """The pieces of some strata, neighbours, and which they are of: that of its first row."""
-        starts = self.starts or tuple(self.rows * s // STRATA for s in range(STRATA + 1))
-        start, stop = starts[strata.start], starts[strata.stop]
+    @property
+    def _starts(self) -> tuple[int, ...]:
+        return self.starts or tuple(self.rows * s // STRATA for s in range(STRATA + 1))
+
+    def stratum(self, table: Table) -> int:
+        """That of a piece, or of a selection of its columns: the one of its first row."""
+        return int(np.searchsorted(self._starts, table.before, side="right")) - 1
+
+    def dealt(self, strata: range) -> Iterator[Table]:
+        """The pieces of some strata, neighbours."""
+        start, stop = self._starts[strata.start], self._starts[strata.stop]
         for table in self.tables() if self.between is None else ahead(self.between(start, stop)):
             if start <= table.before < stop:
-                yield int(np.searchsorted(starts, table.before, side="right")) - 1, table
+                yield table
 
 
 class _File(NamedTuple):

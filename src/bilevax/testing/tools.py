@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -107,9 +108,11 @@ def rebuilt(value: PyTree, *, changed: bool = False) -> PyTree:
 
 def configuration(thing: PyTree) -> None:
     """Require a frozen dataclass that is a pytree of numbers, and equal to the same built again."""
-    name = title(thing)
-    frozen = dataclasses.is_dataclass(thing) and getattr(type(thing), "__dataclass_params__").frozen  # noqa: B009
-    require(frozen, f"{name} must be a frozen dataclass, made by bilevax.core.config.config")
+    name, kind = title(thing), cast(Any, type(thing))
+    require(
+        dataclasses.is_dataclass(thing) and kind.__dataclass_params__.frozen,
+        f"{name} must be a frozen dataclass, made by bilevax.core.config.config",
+    )
     treated = not jax.tree_util.all_leaves([thing])
     require(treated, f"{name} must be registered as a pytree, as bilevax.core.config.config does")
     for leaf in jax.tree.leaves(thing):

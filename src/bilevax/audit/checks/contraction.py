@@ -122,7 +122,10 @@ def _of_a_step(s: AuditedProblem, values: np.ndarray, radius: float) -> Iterator
             "error" if settled or high > 1 + SOME else "note",  # on the way to a minimum, a little is no fault
             f"The inner loss has negative curvature at {place}: its least is {1 - high:.3g} / step.",
             "Penalise more, or start nearer to a minimum; look for a wrong sign in the loss"
-            + ("." if settled else ", or for a kink (relu, abs) that the solver is stuck at."),
+            + ("" if settled else ", or for a kink (relu, abs) that the solver is stuck at")
+            # I - d1Phi^T + delta I is positive for delta above this
+            + f"; of a network that is trained as far as it is meant to be, Problem(damping={1.5 * (high - 1):.1g}) "
+            "solves the linear system here, a larger one where a solver ends sooner, at a bias that the report counts.",
         )
     elif radius >= 1 - 1e-5 and high > 0:
         yield Finding(
