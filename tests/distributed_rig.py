@@ -71,10 +71,10 @@ def algorithms():
 
 
 def dealt(w):
-    """An array over all devices, by its leading axis."""
+    """An array over all devices, by its leading axis; of a mesh whose axes are not yet the compiler's."""
     import jax
 
-    kinds = (jax.sharding.AxisType.Auto,)
+    kinds = (jax.sharding.AxisType.Explicit,)
     mesh = jax.make_mesh((jax.device_count(),), ("entries",), axis_types=kinds)
     return jax.device_put(w, jax.NamedSharding(mesh, jax.P("entries")))
 

@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 import bilevax as bx
 from bilevax.core.dealt import Dealing
 from bilevax.core.strata import Strata
-from bilevax.core.trees import as_parameters
 from bilevax.runs.callbacks import Callbacks, Progress
 from bilevax.runs.checkpoints import Checkpoint, packed, unpacked
 
@@ -96,7 +94,7 @@ def test_what_differs_between_processes_is_refused_with_its_number(tmp_path):
     assert steps == "what minimize is given must be the same in every process, and in process 1 steps is 4, not 3"
     assert apart == "leaf lam is dealt to several processes; give each of them the whole of it"
     assert "in process 1 w0 is float64[4] (crc32" in mixed
-    assert mixed.endswith("not float64[4] dealt by PartitionSpec('entries',)")
+    assert mixed.endswith("not float64[4] dealt by P('entries',)")
     assert plain == "leaf w0 is dealt to several processes, so must rows be: use bx.sharded"
     assert not none
 
@@ -109,15 +107,6 @@ def test_what_is_as_long_as_a_leaf_of_w_is_dealt_like_that():
     found = dealing.shardings({"m": [{"a": x, "b": {"a": x}}], "a": y, "lam": x})
     assert found == {"m": [{"a": columns, "b": {"a": rows}}], "a": dealing.whole, "lam": dealing.whole}
     assert Dealing.of(x).shardings(x) is None
-
-
-def test_axes_of_a_users_mesh_are_left_to_the_compiler():
-    explicit = jax.make_mesh((1,), ("entries",), axis_types=(AxisType.Explicit,))
-    given = jax.device_put(np.ones(4), jax.NamedSharding(explicit, jax.P("entries")))
-    found = as_parameters("w0", {"a": given})["a"]
-    assert found.sharding.mesh.axis_types == (AxisType.Auto,)
-    assert found.sharding.spec == given.sharding.spec
-    np.testing.assert_array_equal(found, given)
 
 
 def test_w_and_rows_are_on_the_same_devices():

@@ -188,13 +188,14 @@ def _parameter(name: str, x: PyTree, spread: bool) -> Array:
 
 
 def _left_to_the_compiler(x: PyTree) -> PyTree:
-    """An array whose mesh has axes of type Auto; others are for a user's own functions, which name them."""
+    """An array whose mesh, if it is dealt, has axes of type Auto; others are for functions that name them."""
     sharding = getattr(x, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or set(sharding.mesh.axis_types) == {AxisType.Auto}:
+    if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
         return x
     names, devices = sharding.mesh.axis_names, sharding.mesh.devices
-    mesh = Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
-    return jax.device_put(x, NamedSharding(mesh, sharding.spec))
+    own = NamedSharding(Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names)), sharding.spec)
+    # the parts stay where they are
+    return jax.make_array_from_single_device_arrays(x.shape, own, [part.data for part in x.addressable_shards])
 
 
 _SPLIT = (
