@@ -23,8 +23,8 @@ from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 MOST = 64
 """Minibatches in a piece: what one call of the host costs is little beside so many steps."""
 
-HANDED = 1 << 19
-"""Bytes of a piece of rows that are handed over: they are in a processor's cache when a step takes them."""
+HANDED = 1 << 23
+"""Bytes of a piece of rows that are handed over: what is read together, mostly, as each call of the host takes time."""
 
 SHARE, MAPPED = 32, 4
 """What is read together to ``prefetch_bytes``, and where no rows are handed over: a short loop reads little in vain."""
