@@ -190,7 +190,7 @@ def _parameter(name: str, x: PyTree, spread: bool) -> Array:
 def _left_to_the_compiler(x: PyTree) -> PyTree:
     """An array whose mesh, if it is dealt, has axes of type Auto; others are for functions that name them."""
     sharding = getattr(x, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
+    if not isinstance(sharding, NamedSharding) or not any(sharding.spec):  # by which it is dealt, if to one device
         return x
     names, devices = sharding.mesh.axis_names, sharding.mesh.devices
     own = NamedSharding(Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names)), sharding.spec)
