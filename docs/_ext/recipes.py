@@ -116,8 +116,11 @@ def main(names: list[str], seeds: int) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
+    import matplotlib.pyplot as plt
+
     FIGURES.mkdir(exist_ok=True)
     for path in recipes():
+        plt.close("all")
         if names and path.stem not in names:
             continue
         if not seeds:
