@@ -275,8 +275,11 @@ def additive_from_plain(plain: object) -> AdditiveModel:
         curve.shape == (bins, S) and bool(np.all(np.isfinite(curve)))
         for curve, bins in zip(model.curves, sizes, strict=True)
     ) and all(_fits(pair, model.effects) for pair in model.pairs)
-    known = model.link in ("identity", "log", "logit", "softmax") and (model.link != "logit" or len(model.classes) == 2)
-    known = known and (model.link == "log" or not model.exposure)
+    known = (
+        model.link in ("identity", "log", "logit", "softmax")
+        and (model.link != "logit" or len(model.classes) == 2)
+        and (model.link == "log" or not model.exposure)
+    )
     if not (shapes and known and model.intercept.shape == (S,) and bool(np.all(np.isfinite(model.intercept)))):
         raise DataError("the model's link, classes, intercept and curves do not fit together")
     return model
