@@ -5,10 +5,11 @@ minibatches of 90), one hypergradient of 1000 + 1000 steps by SID without a repo
 
 - *memory map*: train and val as ``.npy`` files that the page cache holds, drawn i.i.d., shuffled and in blocks, against
   the same rows in ``bx.Arrays`` (wall time; goal 1.3 of i.i.d. rows);
-- *loader*: an object that gives its rows as late as a step takes, by sleeping, against the slower of the two alone
-  (wall time; goal 1.15); and one that takes half as long, and twice;
-- *bare*: what can be had: gradient steps of W1 in a plain program of JAX whose argument is a piece of 16 minibatches,
-  which a thread has read meanwhile from a loader as slow, against the slower of the two alone.
+- *loader*: gradient steps of w from an object that gives its rows as late as a step takes, by sleeping, against the
+  slower of the two alone (wall time; goal 1.15); and from one that takes half as long, and twice; of W1, and of a
+  network (W3), whose steps compute for longer on as many bytes;
+- *bare*: what can be had: such steps in a plain program of JAX whose argument is a piece of 16 minibatches, which
+  a thread has read meanwhile from a loader as slow, against the slower of the two alone.
 
 XLA computes on one thread, and the reader's thread has a core of its own; the cases run in turn, round by round.
 """
@@ -27,7 +28,7 @@ SHARES = 0.5, 1.0, 2.0
 """Time that the loader takes for a minibatch, in steps."""
 
 TOGETHER = 16
-"""Minibatches that are read together for the bare program, as for W1's."""
+"""Minibatches that are read together for the bare program, as for the others."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,37 +54,67 @@ class Late:
         return rows
 
 
-def bare(shape: Any, train: Any, drawn: int, rounds: int) -> dict[str, Any]:
-    """The row of the table: a program that takes pieces, and a thread that reads the next, without bilevax between."""
+def steps(case: Any) -> Any:
+    """So many gradient steps of w from its start, by a source of train rows: (source, number of steps) -> w."""
+    import jax
+
+    def move(w: Any, lam: Any, j: Any, draw: Any) -> Any:
+        return case.problem.inner_map(w, lam, draw.batch)
+
+    @jax.jit
+    def run(source: Any, w: Any, lam: Any, number: Any) -> Any:
+        return source.fold(move, w, lam, key=jax.random.key(0), start=0, stop=number)
+
+    return lambda source, number: jax.block_until_ready(run(source, case.w0, case.lam, number))
+
+
+def beside(name: str, case: Any, number: int, share: float, rounds: int) -> dict[str, Any]:
+    """The row of the table: a loader that takes so many steps for a minibatch, against the slower of the two alone."""
     import jax
     import numpy as np
 
     import bilevax as bx
-    from benchmarks import cases as w
+
+    run, data, b = steps(case), jax.tree.map(np.asarray, case.train.data), case.train.batch_size
+    held = {"arrays": lambda _: run(case.train, number)}
+    alone = median(machine.alternate(held, rounds)["arrays"].wall)
+    slow = bx.Stream(Late(data, share * alone / number / b), b)  # type: ignore[arg-type]
+    times = machine.alternate({"loader": lambda _: run(slow, number), **held}, rounds)
+    slower = share * alone, median(times["arrays"].wall)
+    value = median(times["loader"].wall) / max(slower)
+    goal = {"goal": LOADED, "met": value <= LOADED} if share == 1.0 else {}
+    note = f"loader alone {1e3 * slower[0]:.0f} ms, steps alone {1e3 * slower[1]:.0f} ms"
+    return {"what": f"{name}, a loader of {share:g} steps / the slower alone", "value": value, "note": note, **goal}
+
+
+def bare(name: str, case: Any, number: int, rounds: int) -> dict[str, Any]:
+    """The row of the table: a program that takes pieces, and a thread that reads the next, without bilevax between."""
+    import jax
+    import numpy as np
+
     from bilevax.tables.ahead import ahead
 
-    loss, lam = bx.MultinomialLogistic(penalty="feature"), w.log_penalties(shape, "feature")
-    start, rng = np.zeros((shape.classes, shape.d), np.float32), np.random.default_rng(0)
-    numbers = rng.integers(0, shape.n, (-(-drawn // TOGETHER), TOGETHER * shape.batch))
+    data, b, lam = jax.tree.map(np.asarray, case.train.data), case.train.batch_size, case.lam
+    numbers = np.random.default_rng(0).integers(0, len(data[0]), (-(-number // TOGETHER), TOGETHER * b))
 
     @jax.jit
     def steps(w: Any, lam: Any, piece: Any) -> Any:
-        return jax.lax.scan(lambda w, batch: (w - 0.01 * jax.grad(loss)(w, lam, batch), None), w, piece)[0]
+        return jax.lax.scan(lambda w, batch: (case.problem.inner_map(w, lam, batch), None), w, piece)[0]
 
     def along(pieces: Any) -> Any:
-        at = start
+        at = case.w0
         for piece in pieces:
-            at = steps(at, lam, tuple(x.reshape(TOGETHER, shape.batch, *x.shape[1:]) for x in piece))
+            at = steps(at, lam, tuple(x.reshape(TOGETHER, b, *x.shape[1:]) for x in piece))
             jax.block_until_ready(at)
         return at
 
-    held = [tuple(x[some] for x in train) for some in numbers]
+    held = [tuple(x[some] for x in data) for some in numbers]
     alone = median(machine.alternate({"bare": lambda _: along(held)}, rounds)["bare"].wall)
-    late = Late(train, alone / numbers.size)
+    late = Late(data, alone / numbers.size)
     cases = {"thread": lambda _: along(ahead(map(late.rows, numbers))), "bare": lambda _: along(held)}
     times = machine.alternate(cases, rounds)
     slower = max(alone, median(times["bare"].wall))
-    what, value = "W1 iid, bare, a loader of 1 step / the slower alone", median(times["thread"].wall) / slower
+    what, value = f"{name}, bare, a loader of 1 step / the slower alone", median(times["thread"].wall) / slower
     return {"what": what, "value": value, "note": f"steps alone {1e3 * slower:.0f} ms"}
 
 
@@ -118,22 +149,11 @@ def measured(quick: bool, rounds: int, directory: Path) -> list[dict[str, Any]]:
         goal: dict[str, Any] = {"goal": MAPPED, "met": value <= MAPPED} if sampling == "iid" else {}
         note = f"arrays {1e3 * median(times['arrays'].wall):.0f} ms, CPU {found['value']:.2f}"
         out.append({"what": found["what"], "value": value, "note": note, **goal})
-    # loader: time a minibatch of a step is that of the whole over all minibatches that are drawn
-    case = w.logistic(shape, "iid", sources=(bx.Arrays(train, shape.batch), bx.Arrays(val)))
-    steps = median(machine.alternate({"arrays": case.alone}, rounds)["arrays"].wall)
-    drawn = int(case.round(0).cost.gradients.calls) + int(case.round(0).cost.hvps.calls)
-    for share in SHARES:
-        late = Late(train, share * steps / drawn / shape.batch)
-        slow = w.logistic(shape, "iid", sources=(bx.Stream(late, shape.batch), bx.Arrays(val)))  # type: ignore[arg-type]
-        times = machine.alternate({"loader": slow.alone, "arrays": case.alone}, rounds)
-        alone = share * steps, median(times["arrays"].wall)
-        value = median(times["loader"].wall) / max(alone)
-        goal = {"goal": LOADED, "met": value <= LOADED} if share == 1.0 else {}
-        note = f"loader alone {1e3 * alone[0]:.0f} ms, steps alone {1e3 * alone[1]:.0f} ms"
-        out.append(
-            {"what": f"W1 iid, a loader of {share:g} steps / the slower alone", "value": value, "note": note, **goal}
-        )
-    return [*out, bare(shape, train, drawn, rounds)]
+    network = w.weighted_network(w.W3_QUICK if quick else w.W3, "iid")
+    cases = {"W1 iid": (whole("iid"), 2 * shape.steps), "W3 iid": (network, shape.steps)}
+    for name, case in cases.items():
+        out += [*(beside(name, *case, share, rounds) for share in SHARES), bare(name, *case, rounds)]
+    return out
 
 
 def main(options: argparse.Namespace) -> None:

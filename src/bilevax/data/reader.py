@@ -1,5 +1,6 @@
 """Rows that a thread reads while a compiled program runs."""
 
+import dataclasses
 import itertools
 import threading
 import weakref
@@ -16,6 +17,7 @@ from jax import Array
 
 from bilevax.core.errors import DataError
 from bilevax.core.trees import PyTree, map_named
+from bilevax.data.announced import Announced, Chunk, Place
 from bilevax.data.array_rows import ArrayRows, require_finite
 from bilevax.data.arrays import check_numbers, to_default_precision
 from bilevax.data.data_sets import DataSetRows
@@ -25,9 +27,16 @@ IDLE = 1.0
 
 LOOKED_AT, OF_ARRAYS = 8, 1000
 """Rows by which a table is known again: of a loader, and of arrays."""
+
+AHEAD = 2
+"""Pieces of a chunk that are read while one is in use: what a thread waits for the other does not."""
+
+USED = 4
+"""Readings that are kept once they were used, as a step may come back to them."""
+
 Numbers: TypeAlias = np.ndarray | range
 Rows: TypeAlias = list[np.ndarray]
-Key: TypeAlias = bytes | range
+Key: TypeAlias = bytes | range | Place
 
 
 class Loader(Protocol):
@@ -40,8 +49,15 @@ class Loader(Protocol):
         """These rows, a pytree of numpy arrays with leading axis ``len(numbers)``; numbers may repeat, in any order."""
 
 
-_NOTHING: tuple[Key, "Future[Rows]"] = b"", Future()
-"""No rows, which are never read."""
+@dataclasses.dataclass
+class Reading:
+    """Rows that were asked for, and whether they were used."""
+
+    numbers: Numbers
+    job: "Future[Rows]"
+    size: int
+    used: bool = False
+
 
 _looking = ThreadPoolExecutor(1, "bilevax-look")
 """Looks for NaN, while loaders read on."""
@@ -104,10 +120,10 @@ class Reader:
         self.name = "data" if own else f"{type(data).__name__}.rows"
         self._ready = threading.Condition()
         self._jobs: deque[tuple[Numbers, Future[Any], Callable[[Numbers], Any]]] = deque()
-        self._ahead: OrderedDict[Key, tuple[int, Future[Rows]]] = OrderedDict()
+        self._ahead: OrderedDict[Key, Reading] = OrderedDict()
+        self._announced = Announced()
         self._thread: threading.Thread | None = None
-        self._span, self._held = range(0), _NOTHING
-        self._last: Key = b""
+        self._span = range(0)
         self._kinds: list[tuple[tuple[int, ...], np.dtype]] = []
         self._unseen: list[str] = []
         self.length = self._counted()
@@ -169,49 +185,92 @@ class Reader:
         kinds = (f"{s.dtype}[{','.join(map(str, (self.length, *s.shape)))}]" for s in self.shapes)
         return f"rows({', '.join(kinds)}, crc32={self._fingerprint:08x})"
 
-    def __call__(self, now: Numbers, then: Numbers | None, out: Rows, start: int = 0) -> None:
-        """Write some of these rows from one on: their numbers in their files, and the leaves that are not mapped.
+    def __call__(self, now: Numbers, then: Numbers | None, out: Rows) -> None:
+        """Write these rows: their numbers in their files, and the leaves that are not mapped.
 
-        Of a range, rows as they lie there, the first number, []. Every row of ``now`` is read, those of ``then``
-        meanwhile; what was read is kept within the bytes.
+        Of a range, rows as they lie there, the first number, []. Those of ``then`` are read meanwhile; what was read is
+        kept within the bytes.
 
         Args:
             now: row numbers, [n].
             then: those that come next; None: nobody knows.
-            out: the number of each row [k], and the leaves, each [k, ...].
-            start: the first of these rows in ``now``.
+            out: the number of each row [n], and the leaves, each [n, ...].
 
         Raises:
             DataError: the rows cannot be had, are not like the first ones, not finite, or did not come in time.
         """
-        key, (known, job) = _key(now), self._held
-        if key != known or _failed(job):
-            job = self._job(key, now, then)
-        where, *leaves = self._wait(job, now)
-        some = slice(start, start + len(now if isinstance(now, range) else out[0]))
-        np.copyto(out[0], where[some] if where.ndim else where)
-        for x, room in zip(leaves, out[1:], strict=True):
-            np.copyto(room, x[some])
-        if some.stop == len(now) and key != self._last and where.ndim:
-            # the rows that were used up before these; these stay, as a step may come back
-            with self._ready:
-                self._ahead.pop(self._last, None)
-                self._last = key
-
-    def _job(self, key: Key, now: Numbers, then: Numbers | None) -> "Future[Rows]":
-        """The reading of some rows, which may have been asked for before; those of ``then`` are asked for."""
         with self._ready:
-            _, job = self._ahead.pop(key, (0, None))
-            # what could not be read is tried again: the fault may have passed
-            if job is None or _failed(job):
-                job = self._ask(now, self._read, urgent=True)
-            if not isinstance(now, range):
-                self._held = key, job
-                self._ahead[key] = len(now) * self.row_bytes, job
-            if then is not None and _key(then) not in self._ahead:
-                self._ahead[_key(then)] = len(then) * self.row_bytes, self._ask(then, self._read)
-                self._forget()
-        return job
+            reading = self._asked_for(_key(now), now)
+            if isinstance(now, range):
+                del self._ahead[now]
+            if then is not None:
+                self._asked_ahead(_key(then), then)
+        _write(self._wait(reading.job, now), slice(None), out)
+
+    def announce(self, now: np.ndarray, then: np.ndarray, batch_size: int, together: int) -> int:
+        """A number for a chunk that comes now, before another (see :meth:`Announced.announce`)."""
+        with self._ready:
+            return self._announced.announce(now, then, batch_size, together, self.length)
+
+    def minibatches(self, number: int, begin: int, numbers: np.ndarray, out: Rows) -> None:
+        """Write the rows of some minibatches of a chunk that was announced; the pieces that come next are read.
+
+        Args:
+            number: of the chunk.
+            begin: the place of the first of them in it.
+            numbers: their row numbers; of a chunk of which nothing is known any more these are read alone.
+            out: as of a call.
+
+        Raises:
+            DataError: as of a call.
+        """
+        chunk = self._announced[number]
+        if chunk is not None:
+            reading = self._piece((number, begin // chunk.together), chunk)
+            first = begin % chunk.together * chunk.batch_size
+            some = slice(first, first + len(numbers))
+            if np.array_equal(reading.numbers[some], numbers):
+                return _write(self._wait(reading.job, numbers), some, out)
+        return self(numbers, None, out)
+
+    def _piece(self, place: Place, chunk: Chunk) -> Reading:
+        """The reading of a piece of a chunk; when it is first used the next ones are asked for."""
+        reading = self._ahead.get(place)
+        if reading is not None and reading.used and not _failed(reading.job):
+            return reading
+        with self._ready:
+            reading = self._asked_for(place, chunk.numbers(place[1]))
+            following = self._announced.after(place)
+            for _ in range(AHEAD):
+                if following is None or not self._asked_ahead(*following):
+                    break
+                following = self._announced.after(following[0])
+        return reading
+
+    def _asked_for(self, key: Key, numbers: Numbers) -> Reading:
+        """The reading of rows that are used now, which may have been asked for before."""
+        reading = self._ahead.pop(key, None)
+        # what could not be read is tried again: the fault may have passed
+        if reading is None or _failed(reading.job):
+            reading = self._reading(numbers, urgent=True)
+        self._ahead[key], reading.used = reading, True
+        self._forget()
+        return reading
+
+    def _asked_ahead(self, key: Key, numbers: Numbers) -> bool:
+        """Ask for rows that are used later, where the bytes allow it; what was not asked for before is read."""
+        if key not in self._ahead:
+            waiting = sum(reading.size for reading in self._ahead.values() if not reading.used)
+            if waiting and waiting + len(numbers) * self.row_bytes > self._most:
+                return False
+            self._ahead[key] = self._reading(numbers)
+            self._forget()
+        return True
+
+    def _reading(self, numbers: Numbers, *, urgent: bool = False) -> Reading:
+        if isinstance(numbers, np.ndarray):
+            numbers = numbers.copy()  # a program takes its memory back
+        return Reading(numbers, self._ask(numbers, self._read, urgent=urgent), len(numbers) * self.row_bytes)
 
     def span(self, start: int, size: int, out: Rows) -> None:
         """Write so many rows from one on; what follows is read meanwhile, or what is before where a pass goes down."""
@@ -224,14 +283,15 @@ class Reader:
             self(now, range(size) if now.stop >= n else range(now.stop, min(now.stop + size, n)), out)
 
     def _forget(self) -> None:
-        """Of what was read, what was not asked for longest."""
-        while sum(size for size, _ in self._ahead.values()) > max(self._most, next(reversed(self._ahead.values()))[0]):
-            self._ahead.popitem(last=False)[1][1].cancel()
+        """Of what was used, and is not in use, what is most, and of what is read ahead what has waited longest."""
+        used = [key for key, reading in self._ahead.items() if reading.used]
+        for key in used[:-USED]:
+            del self._ahead[key]
+        while len(self._ahead) > 1 and sum(reading.size for reading in self._ahead.values()) > self._most:
+            self._ahead.popitem(last=False)[1].job.cancel()
 
     def _ask(self, numbers: Numbers, read: Callable[[Numbers], Any], *, urgent: bool = False) -> "Future[Any]":
         job: Future[Any] = Future()
-        if isinstance(numbers, np.ndarray):
-            numbers = numbers.copy()  # a program takes its memory back
         with self._ready:
             (self._jobs.appendleft if urgent else self._jobs.append)((numbers, job, read))
             if self._thread is None:
@@ -281,7 +341,6 @@ class Reader:
                 self._thread = None
                 self._jobs.clear()
                 self._ahead.clear()
-                self._held = _NOTHING
                 self._ready.notify_all()
             raise DataError(
                 f"{self.name} has not returned {_these(numbers)} after {self._timeout:g} s; a slower source needs a"
@@ -335,6 +394,14 @@ class Reader:
 
 def _failed(job: "Future[Rows]") -> bool:
     return job.done() and job.exception() is not None
+
+
+def _write(rows: Rows, some: slice, out: Rows) -> None:
+    """Some of these rows to where the program takes them."""
+    where, *leaves = rows
+    np.copyto(out[0], where[some] if where.ndim else where)
+    for x, room in zip(leaves, out[1:], strict=True):
+        np.copyto(room, x[some])
 
 
 def _key(numbers: Numbers) -> Key:

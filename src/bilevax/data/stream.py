@@ -24,7 +24,7 @@ MOST = 64
 """Minibatches in a piece: what one call of the host costs is little beside so many steps."""
 
 HANDED = 1 << 23
-"""Bytes of a piece of rows that are handed over: what is read together, mostly, as each call of the host takes time."""
+"""Bytes of a piece of rows that are handed over, one minibatch at least: each call of the host takes time."""
 
 SHARE, MAPPED = 32, 4
 """What is read together to ``prefetch_bytes``, and where no rows are handed over: a short loop reads little in vain."""
@@ -38,14 +38,14 @@ class Piece(NamedTuple):
 
     Attributes:
         choice: which rows the chunk has, as :meth:`Numbered._choose` says.
-        then: the rows of the first minibatches of the next chunk, [A, b].
+        told: the number by which the host, which reads ahead, knows the chunk, [].
         begin: the place in the chunk of the first minibatch that is here, [].
         rows: of the minibatches that are here what the host said, each array [G, b, ...]; none where each minibatch is
             a piece, which the host gives when it is used.
     """
 
     choice: PyTree
-    then: Array
+    told: Array
     begin: Array
     rows: list[Array]
 
@@ -194,15 +194,8 @@ class Stream(Numbered):
     def at(self, numbers: Array, then: Array | None = None) -> PyTree:
         """These rows, [...] of them, without a key; while they are used those of ``then`` are read, if it is given."""
         none = jnp.zeros(0, jnp.int32)
-        return self._rows(self._told(numbers.shape, numbers, none if then is None else then, 0))
-
-    def _told(self, shape: tuple[int, ...], now: Array, then: Array, start: Array | int) -> list[Array]:
-        """What the host says of so many of the rows ``now``, from one on.
-
-        Their numbers in the files, and the rows of leaves that are not mapped. Every row of ``now`` is read, and those
-        of ``then`` are meanwhile.
-        """
-        return from_host(_rows_of, self._shapes(shape, shape), self.table, start, now, then)
+        shapes = self._shapes(numbers.shape, numbers.shape)
+        return self._rows(from_host(_rows_of, shapes, self.table, numbers, none if then is None else then))
 
     def _shapes(self, where: tuple[int, ...], axes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
         leaves = zip(jax.tree.leaves(self._like(axes)), self.mapped, strict=True)
@@ -293,30 +286,33 @@ class Stream(Numbered):
     # Minibatches: a plan has the rows of some of them.
 
     def _renewed(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> Piece:
-        G, A, _ = self._shape
+        G, A, b = self._shape
 
         def choose() -> tuple[PyTree, Array]:
-            return self._choose(key, j), self._numbers(self._choose(key, j // CHUNK * CHUNK + CHUNK), 0, A)
+            # the host reads ahead, into the chunk after this one, too
+            choice, then = (self._choose(key, at) for at in (j, j // CHUNK * CHUNK + CHUNK))
+            told = partial(_announce, batch_size=b, together=A)
+            rows = [jax.tree.leaves(x)[0] for x in (choice, then)]
+            return choice, from_host(told, self._shapes((), ())[:1], self.table, *rows)[0]
 
-        def read(choice: PyTree, then: Array) -> tuple[Array, list[Array]]:
+        def read(choice: PyTree, told: Array) -> tuple[Array, list[Array]]:
             begin = j % CHUNK // G * G
-            return begin, self._of_chunk(choice, then, begin, G) if G > 1 else []
+            return begin, self._of_chunk(choice, told, begin, G) if G > 1 else []
 
         if plan is None:
             chosen = choose()
             return Piece(*chosen, *read(*chosen))
-        chosen = jax.lax.cond(first | (j % CHUNK == 0), choose, lambda: (plan.choice, plan.then))
+        chosen = jax.lax.cond(first | (j % CHUNK == 0), choose, lambda: (plan.choice, plan.told))
         # no piece of a chunk is renewed within it, but at places that no key changes
         return Piece(
             *chosen, *jax.lax.cond(first | (j % G == 0), lambda: read(*chosen), lambda: (plan.begin, plan.rows))
         )
 
-    def _of_chunk(self, choice: PyTree, then: Array, begin: Array, count: int) -> list[Array]:
-        """What the host says of so many minibatches from a place of a chunk on, of those that are read together."""
-        _, A, b = self._shape
-        first = begin // A * A
-        after = jnp.where(first + A < CHUNK, self._numbers(choice, jnp.minimum(first + A, CHUNK - A), A), then)
-        return self._told((count, b), self._numbers(choice, first, A), after, (begin - first) * b)
+    def _of_chunk(self, choice: PyTree, told: Array, begin: Array, count: int) -> list[Array]:
+        """What the host says of so many minibatches from a place of a chunk on."""
+        shape = count, self.rows_per_batch
+        numbers = self._numbers(choice, begin, count)
+        return from_host(_minibatches, self._shapes(shape, shape), self.table, told, begin, numbers)
 
     def _numbers(self, choice: PyTree, begin: Array | int, count: int) -> Array:
         """The numbers of the rows of the minibatches at so many places of a chunk, [count, b]."""
@@ -348,7 +344,7 @@ class Stream(Numbered):
         G, place = self._shape[0], j % CHUNK
 
         def alone() -> list[Array]:
-            return [a[0] for a in self._of_chunk(plan.choice, plan.then, place, 1)]
+            return [a[0] for a in self._of_chunk(plan.choice, plan.told, place, 1)]
 
         if G == 1:
             return self._rows([a[:size] for a in alone()])
@@ -368,10 +364,24 @@ def _whole(count: int) -> int:
     return 1 << (max(1, min(MOST, count)).bit_length() - 1)
 
 
-def _rows_of(table: np.ndarray, start: np.ndarray, now: np.ndarray, then: np.ndarray, *, out: Rows) -> None:
+def _rows_of(table: np.ndarray, now: np.ndarray, then: np.ndarray, *, out: Rows) -> None:
+    reader_of(int(table[0]))(now, then if then.size else None, _flat(out))
+
+
+def _announce(
+    table: np.ndarray, now: np.ndarray, then: np.ndarray, *, out: Rows, batch_size: int, together: int
+) -> None:
+    out[0][...] = reader_of(int(table[0])).announce(now, then, batch_size, together)
+
+
+def _minibatches(table: np.ndarray, told: np.ndarray, begin: np.ndarray, numbers: np.ndarray, *, out: Rows) -> None:
+    reader_of(int(table[0])).minibatches(int(told[0]), int(begin[0]), numbers, _flat(out))
+
+
+def _flat(out: Rows) -> Rows:
+    """Arrays of rows with one leading axis."""
     where = out[0]
-    flat = [x.reshape(where.size, *x.shape[where.ndim :]) for x in out]
-    reader_of(int(table[0]))(now, then if then.size else None, flat, int(start[0]))
+    return [x.reshape(where.size, *x.shape[where.ndim :]) for x in out]
 
 
 def _span_of(table: np.ndarray, start: np.ndarray, *, out: Rows, size: int) -> None:
