@@ -235,7 +235,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(tmp_path):
     with pytest.raises(bx.DataError, match="the disk is gone"):
         run(train, run=bx.Run(tmp_path / "run", seconds=1e-9), callback=fail)
     table.fault = None
-    again = run(run=tmp_path / "run")
+    again = run(train, run=tmp_path / "run")
     for x, y in zip(*map(jax.tree.leaves, ((again.w, again.lam), (whole.w, whole.lam))), strict=True):
         np.testing.assert_array_equal(x, y)
     assert list(again.history.step) == list(whole.history.step)
