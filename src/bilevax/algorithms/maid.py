@@ -191,7 +191,7 @@ def _value_at(algorithm: MAID, instance: Instance, known: Known, tol: Array) -> 
 def _slack(instance: Instance, w: PyTree, u: PyTree, tol: Array) -> Array:
     """|u| |grad_1 G(w)|, of the type of the tolerance."""
     gradient = instance.train.total(
-        lambda at, batch: value_and_grad(at[0].problem.inner_loss, at[1], at[0].lam, batch)[1], (instance.oracle, w)
+        lambda at, batch: value_and_grad(at[0].problem.inner_loss)(at[1], at[0].lam, batch)[1], (instance.oracle, w)
     )
     return jnp.asarray(norm(u) * norm(gradient), tol.dtype)
 

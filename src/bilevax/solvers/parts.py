@@ -52,7 +52,7 @@ def descent(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTree) -> P
     """
     if not problem.has_loss:
         return sub(problem.inner_image(w, lam, batch), w)
-    out = scale(-1.0, astype_of(value_and_grad(problem.inner_loss, w, lam, batch)[1], w))
+    out = scale(-1.0, astype_of(value_and_grad(problem.inner_loss)(w, lam, batch)[1], w))
     if problem.damping is None:
         return out
     # -grad - delta (w - w') / s, w' a constant that equals w
