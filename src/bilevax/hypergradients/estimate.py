@@ -10,7 +10,7 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, check_count, positive
-from bilevax.core.dealt import Dealing, placed
+from bilevax.core.dealt import Dealing
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
@@ -169,7 +169,7 @@ def hypergradient(
         told = {"w0": w0, "v0": v0, "lam": lam, "key": call.key, "problem": problem, "estimator": estimator}
         same_numbers("what hypergradient is given", **told)
     if target is not None:
-        return _where_w_is(_continued_to_target(call._replace(v0=None), replicas=replicas, budget=budget), dealing)
+        return dealing.restored(_continued_to_target(call._replace(v0=None), replicas=replicas, budget=budget))
     options: Options = {"replicas": replicas, "report": bool(report)}
 
     def run(lam: PyTree, starts: PyTree, rest: Call) -> Estimate:
@@ -181,7 +181,7 @@ def hypergradient(
         return finished
 
     if _is_concrete(call):
-        return _where_w_is(_eager(call, None, **options)[0], dealing)
+        return dealing.restored(_eager(call, None, **options)[0])
     # lam and the starts apart from the rest: in the starts the derivative is zero
     rest = call._replace(instance=call.instance._replace(lam=None), w0=None, v0=None)
     return differentiated(run, lam, (w0, v0), rest)
@@ -241,16 +241,6 @@ def with_measuring_cost(estimate: Estimate, instance: Instance) -> Estimate:
         return estimate
     measuring = Count(jnp.int32(products), instance.train.rows_per_batch)
     return estimate._replace(cost=estimate.cost.plus(Cost(measuring=measuring)))
-
-
-def _where_w_is(estimate: Estimate, dealing: Dealing) -> Estimate:
-    """Of a w0 that is dealt: w and v like it, all else whole on each device, as the compiler may have it otherwise."""
-    if not dealing.leaves:
-        return estimate
-    apart = estimate.w, estimate.v
-    w, v = placed(apart, dealing.shardings(apart))
-    rest: Estimate = jax.tree.map(lambda x: placed(x, dealing.whole), estimate._replace(w=None, v=None))
-    return rest._replace(w=w, v=v)
 
 
 class Call(NamedTuple):

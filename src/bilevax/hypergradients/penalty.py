@@ -18,7 +18,7 @@ from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first
 from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, where, zeros_like
 from bilevax.data import Join, join, refuse_keys
 from bilevax.data.fold import fold
-from bilevax.hypergradients.batches import Sampled, batch_spread
+from bilevax.hypergradients.batches import Sampled, batch_mean, mean_and_deviation, with_squares
 from bilevax.hypergradients.joint_sid import epoch
 from bilevax.hypergradients.once import Once, repeated
 from bilevax.hypergradients.residual_error import SolverErrors
@@ -139,7 +139,9 @@ class Penalty:
             outer_value, value, change = both.total(_values, args)
         else:
             number = at_step(self.cross_batches, outer_step)
-            mean, deviation = batch_spread(_values, args, both, key=stream(key, "cross"), number=number, first=0)
+            squared = with_squares(_values)
+            means = batch_mean(squared, args, both, key=stream(key, "cross"), number=number, first=0)
+            mean, deviation = mean_and_deviation(means, number)
             (outer_value, value, change), spread, reads = mean, Sampled(deviation[1], number), (number, number)
         code, failure = first_failure(
             (solved.code, Failure.of("inner", solved.last_step)),

@@ -25,7 +25,7 @@ from bilevax.core.protocols import (
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
-from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
+from bilevax.hypergradients.batches import Sampled, batch_mean, mean_and_deviation, with_squares
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.solvers import Given, at_step
@@ -322,7 +322,8 @@ class SID:
         first, number = segment.batches(self.cross_batches)
         args = instance.oracle, w, v
         # (1/J) sum_i d2Phi(w; zeta_i)^T v
-        mean, deviation = batch_spread(product, args, train, key=key, number=number, first=first)
+        means = batch_mean(with_squares(product), args, train, key=key, number=number, first=first)
+        mean, deviation = mean_and_deviation(means, number)
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
 
 
