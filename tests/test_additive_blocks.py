@@ -86,7 +86,7 @@ def test_a_solve_is_one_with_the_whole_hessian():
     found = loss.fit(penalty)
     assert found.converged
     r = np.random.default_rng(1).normal(size=found.b.shape)
-    x, products, _ = loss.solve(found.losses, penalty, found.inverse(), r, 1e-10)
+    x, products, *_ = loss.solve(found.losses, penalty, found.inverse(), r, 1e-10)
     assert 5 < products < 40
     np.testing.assert_allclose(np.einsum("atbu,bu->at", hessian(d, family, found, penalty), x), r, atol=1e-7)
 
