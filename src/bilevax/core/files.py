@@ -64,7 +64,8 @@ def written_in_pieces(path: Path) -> Iterator[Callable[[bytes], None]]:
             with refused("write", path):
                 os.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            with refused("write", path):
+                os.close(descriptor)
         with refused("write", path):
             # Within one directory, so within one file system: there a rename is atomic.
             os.replace(temporary, path)
