@@ -20,7 +20,7 @@ from bilevax.core.protocols import BilevelProblem, Estimator, Sources, StepLooks
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
 from bilevax.data import Undrawn
-from bilevax.hypergradients.estimate import measured_estimate, suspecting
+from bilevax.hypergradients.driver import measured_estimate, suspecting
 from bilevax.solvers.parts import projected
 
 SOLVERS = "inner", "linear"

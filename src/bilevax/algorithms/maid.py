@@ -22,7 +22,7 @@ from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Failure, Info
 from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
 from bilevax.data import Undrawn
-from bilevax.hypergradients.estimate import with_measuring_cost
+from bilevax.hypergradients.driver import with_measuring_cost
 from bilevax.hypergradients.residual_error import SolverErrors, report_products, residual_error
 from bilevax.hypergradients.sid import SID
 from bilevax.linalg.row_chunks import value_and_grad

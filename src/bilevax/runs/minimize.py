@@ -24,7 +24,7 @@ from bilevax.core.ranks import Group, same_numbers, same_on_all
 from bilevax.core.records import Result
 from bilevax.core.signals import Stopped, Stops
 from bilevax.core.trees import PyTree, as_parameters, is_spread, row
-from bilevax.hypergradients.estimate import suspecting
+from bilevax.hypergradients.driver import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.strata import over_strata
 from bilevax.runs.callbacks import Callback, Callbacks
