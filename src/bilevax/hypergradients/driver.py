@@ -11,9 +11,10 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import check_count
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Estimator, ExtensibleEstimator, Run, Suspecting
 from bilevax.core.instance import Instance
 from bilevax.core.programs import BRIEFLY, PLAINLY, SUMMING, compiled, weighed
-from bilevax.core.protocols import BilevelProblem, Estimator, ExtensibleEstimator, Run, Suspecting
+from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
 from bilevax.core.trees import PyTree, entries, is_concrete, where
 from bilevax.hypergradients.batches import is_sparse

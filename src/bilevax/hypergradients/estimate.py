@@ -8,10 +8,11 @@ from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, check_count, positive
 from bilevax.core.dealt import Dealing
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Estimator, ExtensibleEstimator
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
 from bilevax.core.limits import said
-from bilevax.core.protocols import Estimator, ExtensibleEstimator, RowSource
+from bilevax.core.protocols import RowSource
 from bilevax.core.ranks import same_numbers
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, is_spread

@@ -19,8 +19,9 @@ from bilevax.core.config import (
     static,
 )
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance
-from bilevax.core.protocols import BilevelProblem, Diagnosis, Run
+from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, first_failure, nonfinite_code
 from bilevax.core.trees import (
     Operator,

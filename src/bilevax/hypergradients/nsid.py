@@ -8,9 +8,10 @@ from jax import Array
 
 from bilevax.core.config import Steps, config, replace_unchecked
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, LinearSolver, RowSource, Run
+from bilevax.core.protocols import BilevelProblem, LinearSolver, RowSource
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure
 from bilevax.core.trees import PyTree, sub
 from bilevax.data import refuse_keys

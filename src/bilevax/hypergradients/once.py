@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from jax import Array
 
+from bilevax.core.estimator import Diagnosis, ExtensibleEstimator, Run
 from bilevax.core.instance import Instance
-from bilevax.core.protocols import Diagnosis, ExtensibleEstimator, Run
 from bilevax.core.trees import PyTree
 
 

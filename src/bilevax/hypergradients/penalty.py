@@ -11,9 +11,10 @@ from jax import Array
 
 from bilevax.core.config import Steps, at_least_one, check_fields, config, positive, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, Draw, InnerSolver, Loss, RowSource, Run, Total
+from bilevax.core.protocols import BilevelProblem, Draw, InnerSolver, Loss, RowSource, Total
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, where, zeros_like
 from bilevax.data import Join, join, refuse_keys

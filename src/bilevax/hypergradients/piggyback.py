@@ -10,9 +10,10 @@ from jax.flatten_util import ravel_pytree
 from bilevax.core.config import config, replace_unchecked
 from bilevax.core.error_report import as_others
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, Run
+from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import (
     Cost,
     Count,

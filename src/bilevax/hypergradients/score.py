@@ -10,9 +10,10 @@ from jax.flatten_util import ravel_pytree
 from bilevax.core.config import check_count, check_fields, config, positive, replace_unchecked, set_frozen, static
 from bilevax.core.error_report import as_others
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, InnerSolver, Run
+from bilevax.core.protocols import BilevelProblem, InnerSolver
 from bilevax.core.records import (
     SNAPSHOTS,
     Cost,

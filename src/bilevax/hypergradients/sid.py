@@ -11,17 +11,10 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import Steps, at_least_one, check_fields, config, replace_unchecked
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import InnerImage, Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import (
-    BilevelProblem,
-    Diagnosis,
-    InnerSolver,
-    LinearSolver,
-    RowSource,
-    Run,
-    StochasticSolver,
-)
+from bilevax.core.protocols import BilevelProblem, InnerSolver, LinearSolver, RowSource, StochasticSolver
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.config import Steps, check_count, check_fields, config, positive, replace_unchecked
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, Draw, InnerSolver, Run
+from bilevax.core.protocols import BilevelProblem, Draw, InnerSolver
 from bilevax.core.records import Cost, Count, Estimate, Failure, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, axpy, sub, zeros_like
 from bilevax.data import refuse_keys
