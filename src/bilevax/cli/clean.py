@@ -17,8 +17,9 @@ from bilevax.cli.tune import described
 from bilevax.core.cleaning_records import Verified, Wrong
 from bilevax.core.errors import ParameterError, UsageError
 from bilevax.core.limits import require
+from bilevax.core.record_lines import Records
 from bilevax.core.run_files import REPORT, SUSPICIOUS
-from bilevax.core.run_records import Note, Records
+from bilevax.core.run_records import Note
 from bilevax.core.text import clean, counted
 from bilevax.tables.memory import HELPS
 from bilevax.tables.reading import EVERY, MAX_CELLS, Reading, marks_from_words, types_from_words

@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bilevax.core.errors import CorruptError, DataError
+from bilevax.core.record_lines import Records, read_records
 from bilevax.core.run_files import COEFFICIENTS, CONFIG, METRICS, RunFiles, read_run_files
-from bilevax.core.run_records import Data, Record, Records, read_records
+from bilevax.core.run_records import Data, Record
 from bilevax.core.text import clean
 from bilevax.report.earlier import modern
 

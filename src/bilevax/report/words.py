@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bilevax.core import text
-from bilevax.core.run_records import LOSSES, Records, Scoring
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import LOSSES, Scoring
 from bilevax.core.text import count, decimal
 
 SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
