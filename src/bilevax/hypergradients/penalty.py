@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from jax import Array
 
 from bilevax.core.config import Steps, at_least_one, check_fields, config, positive, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
-from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, Draw, InnerSolver, Loss, RowSource, Total
@@ -21,7 +20,7 @@ from bilevax.data import Join, join, refuse_keys
 from bilevax.data.fold import fold
 from bilevax.hypergradients.batches import Sampled, batch_mean, mean_and_deviation, with_squares
 from bilevax.hypergradients.joint_sid import epoch
-from bilevax.hypergradients.once import Once, repeated
+from bilevax.hypergradients.once import Once, RunsOnce
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.linalg.row_chunks import value_and_grad
@@ -37,7 +36,7 @@ class Minima(NamedTuple):
 
 
 @config
-class Penalty:
+class Penalty(RunsOnce):
     """H^-1 grad_1 E as c (w - z): w minimises the inner loss G, and z minimises G + E / c.
 
         value = grad_2 E(z, lam) + c (grad_2 G(z, lam) - grad_2 G(w, lam))
@@ -67,8 +66,6 @@ class Penalty:
         >>> bx.Penalty(bx.LBFGS(), multiplier=1000.0).multiplier
         1000.0
     """
-
-    extensible: ClassVar[bool] = False
 
     inner: InnerSolver
     multiplier: float = 100.0
@@ -167,10 +164,6 @@ class Penalty:
         cost = cost.plus(by_lam).plus(measuring)
         est = Estimate(value, outer_value, at.w, v_of(at), code, cost, failure, steps=steps)
         return est, Once(est.w, est.v, trace)
-
-    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
-        """The run repeated, with what was suspected tested."""
-        return repeated(self, instance, run, key=key, stage=stage)
 
     def _multiplier(self, instance: Instance, w0: PyTree) -> tuple[Array, Cost]:
         """The smaller c, and the cost of its unit."""

@@ -28,7 +28,22 @@ def _check_momentum(name: str, value: Any) -> Any:
 
 
 @config
-class HeavyBall(Chain):
+class Momentum(Chain):
+    """The settings of both."""
+
+    steps: Any
+    step_size: Any = Constant(1.0)
+    momentum: float = 0.9
+    tol: float = 0.1
+    confirm: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, tol=positive, steps=check_count, momentum=_check_momentum)
+        set_frozen(self, step_size=schedule(self.step_size))
+
+
+@config
+class HeavyBall(Momentum):
     """x_{j+1} = x_j + eta_j (T(x_j; zeta_j) - x_j) + beta (x_j - x_{j-1}), j < steps, x_{-1} = x_0.
 
     Assumes that I - d1T has real eigenvalues h > 0, as for the gradient step of a quadratic: it converges where
@@ -53,16 +68,6 @@ class HeavyBall(Chain):
         0.95
     """
 
-    steps: Any
-    step_size: Any = Constant(1.0)
-    momentum: float = 0.9
-    tol: float = 0.1
-    confirm: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, tol=positive, steps=check_count, momentum=_check_momentum)
-        set_frozen(self, step_size=schedule(self.step_size))
-
     def rule(self, args: PyTree, source: RowSource) -> Rule:
         """How x moves."""
         beta = jnp.asarray(self.momentum)
@@ -82,7 +87,7 @@ class HeavyBall(Chain):
 
 
 @config
-class Nesterov(Chain):
+class Nesterov(Momentum):
     """y_j = x_j + beta (x_j - x_{j-1}), x_{j+1} = y_j + eta_j (T(y_j; zeta_j) - y_j), j < steps, x_{-1} = x_0.
 
     Assumes that I - d1T has real eigenvalues h > 0: it converges where eta h < 2 (1 + beta) / (1 + 2 beta). With h from
@@ -103,16 +108,6 @@ class Nesterov(Chain):
         >>> bx.Nesterov(200, momentum=0.95).momentum
         0.95
     """
-
-    steps: Any
-    step_size: Any = Constant(1.0)
-    momentum: float = 0.9
-    tol: float = 0.1
-    confirm: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, tol=positive, steps=check_count, momentum=_check_momentum)
-        set_frozen(self, step_size=schedule(self.step_size))
 
     def rule(self, args: PyTree, source: RowSource) -> Rule:
         """How x moves."""
