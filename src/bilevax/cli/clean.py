@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from bilevax.study.cleaning import Cleaning, CleanSettings
 
 _READ = ("drop", "text", "types", "missing", "keep", "max_cells")
+"""Options of how the table is read, which the run records where they are given."""
+
 _AT_ONCE = 10_000
-"""Lines that are written."""
+"""Rows to a piece of the list of suspicious ones."""
 
 _COPIES = 5
 """Of the numbers of a table, in float64, that a fit takes at most."""

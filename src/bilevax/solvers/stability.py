@@ -144,7 +144,7 @@ def is_rounding(length: Array, x: PyTree) -> Array:
     return length <= FLOOR * jnp.finfo(size.dtype).eps * size
 
 
-class Pair(NamedTuple):
+class CoupledPair(NamedTuple):
     """Two points moved by the same minibatches; d is their difference, infinitely small.
 
     Attributes:
@@ -192,7 +192,7 @@ def coupling(
     steps: Array | int,
     step_size: Callable[[Array], Array],
     burn_in: Array | int = BURN_IN,
-) -> Pair:
+) -> CoupledPair:
     """Follow a direction along the iteration x <- x + eta (T(x; zeta) - x), from minibatch ``start`` on.
 
     Additive noise moves both points alike and cancels; the products of the Jacobians remain. Needs about
@@ -244,7 +244,7 @@ def coupling(
     # of h, and of h + ln cosh
     mean = sums[:2] / number
     error = jnp.sqrt(jnp.maximum(sums[2:] / number - mean**2, 0.0) / (number - 1))
-    return Pair(mean[0], error[0], mean[1], error[1], u)
+    return CoupledPair(mean[0], error[0], mean[1], error[1], u)
 
 
 def confirm_divergence(
