@@ -12,7 +12,7 @@ from rich.text import Text
 from bilevax.cli.display import Display
 from bilevax.cli.output import Output
 from bilevax.cli.predict import safe_cell, safe_id
-from bilevax.cli.source import open_table
+from bilevax.cli.source import open_table, required_target
 from bilevax.cli.tune import described
 from bilevax.core.cleaning_records import Verified, Wrong
 from bilevax.core.errors import ParameterError, UsageError
@@ -107,11 +107,7 @@ def _tables(source: str, options: Mapping[str, Any], settings: "CleanSettings") 
         max_cells=options["max_cells"] or MAX_CELLS,
     )
     table, known = open_table(source, reading)
-    target = options["target"] or known
-    if target is None:
-        raise UsageError(
-            f"Missing option '--target'; the last of the {len(table.names)} columns is '{table.names[-1]}'"
-        )
+    target = required_target(table, options["target"] or known)
     for name in reading.keep:
         if name in (target, settings.trusted_column, settings.truth):
             raise ParameterError(f"column '{name}' is kept beside the rows and cannot have another part")
