@@ -13,16 +13,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem
-from bilevax.core.records import (
-    Cost,
-    Count,
-    ErrorReport,
-    Estimate,
-    Failure,
-    Solution,
-    first_failure,
-    nonfinite_code,
-)
+from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, Solution, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, entries, norm, row, scale, sub, vdot
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.once import RunsOnce

@@ -18,15 +18,7 @@ from bilevax.hypergradients.estimate import hypergradient
 from bilevax.hypergradients.joint_sid import JointSID
 from bilevax.hypergradients.sid import SID
 from bilevax.planning.choice import Pilot
-from bilevax.planning.pilot import (
-    DEAREST,
-    SAMPLED,
-    Sources,
-    Start,
-    in_minibatches,
-    subsampled,
-    with_steps_times,
-)
+from bilevax.planning.pilot import DEAREST, SAMPLED, Sources, Start, in_minibatches, subsampled, with_steps_times
 from bilevax.problems.problem import Problem
 
 TOLERABLE = 0.1
