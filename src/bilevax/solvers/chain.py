@@ -194,9 +194,7 @@ class Chain:
             return _on_every_row(rule, self, image, start, args, source, steps=steps, first=first)
         # a rule that is not tested has no confirm, and what it lost is recorded
         recorded = self.confirm or rule.tested is None
-        # the points of steps >= led are averaged
-        kept = 0.0 if average is None else jnp.maximum(jnp.ceil(jnp.asarray(average) * steps.astype(float)), 1.0)
-        led = steps - jnp.asarray(kept).astype(jnp.int32)
+        led = _before_averaging(steps, average)
 
         def step(at: Iterate, args: PyTree, j: Array, draw: Draw) -> Iterate:
             view = _view(image, args, source, draw)(j - first, _size(self, j))
@@ -239,6 +237,12 @@ class Chain:
         last_step = jnp.where(lost < 0, first + steps, lost + 1)
         clock = (None, None) if self.step_size is None else (reached.clock, rule.pace(sizes))
         return Solution(end, code, rule.calls(steps), last_step, checks, Snapshots(points, *clock))
+
+
+def _before_averaging(steps: Array, average: Array | float | None) -> Array:
+    """How many steps there are before those whose points are averaged: a part of all, at least one."""
+    kept = 0.0 if average is None else jnp.maximum(jnp.ceil(jnp.asarray(average) * steps.astype(float)), 1.0)
+    return steps - jnp.asarray(kept).astype(jnp.int32)
 
 
 def _size(solver: Settings, j: Array) -> Array:
