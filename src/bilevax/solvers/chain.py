@@ -34,6 +34,7 @@ from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import at_step
 from bilevax.solvers.stability import (
     DIVERGED,
+    NEVER,
     WINDOW,
     MoveHistory,
     confirm_divergence,
@@ -48,9 +49,6 @@ SUSPICIOUS = 3.0
 
 In the mean it is 1 + q^(t/2), at most 2 for a contraction, and sqrt(1 + q^t) where there is nothing but noise.
 """
-
-NEVER = jnp.iinfo(jnp.int32).max
-"""A step that is not reached."""
 
 Image: TypeAlias = Callable[[PyTree, PyTree, PyTree], PyTree]
 """T as (x, args, batch) -> x."""

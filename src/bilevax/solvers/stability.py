@@ -27,6 +27,9 @@ MEAN_PRODUCTS = 50
 DIVERGED = 1e12
 """Growth that is a divergence: of the largest entry against 1 + the start's; of moves, before one not finite."""
 
+NEVER = jnp.iinfo(jnp.int32).max
+"""A step that is not reached: from there on growth is tested again."""
+
 BURN_IN = 10
 """Steps of a coupled pair before its direction has settled."""
 
