@@ -7,6 +7,7 @@ what the step gives it to the step's minibatch (:class:`Look`), or a fold over i
 
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -98,7 +99,7 @@ class LookAtSeveral:
         source, begin = self._several.source, self._begin
 
         def one(j: Array, carry: Carry, **known: bool) -> Carry:
-            return source.visit(self._plan, j, lambda draw: move(carry, j - begin, draw), **known)
+            return source.visit(self._plan, j, partial(move, carry, j - begin), **known)
 
         end = begin + jnp.asarray(self._several.number if stop is None else stop, jnp.int32)
         return loop_within(source, self._plan)(begin, end, one, carry)
