@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bilevax.core import files, manifest
+from bilevax.core import manifest, toml
 from bilevax.core.cleaning_records import KeptAside, Labelled, Shown, Suspect, Verified, Wrong
 from bilevax.core.run_files import FORMAT, KIND
 from bilevax.core.run_records import Calibration, End, Group, Note, Record
@@ -129,7 +129,7 @@ def write(directory: Path, found: Sequence[Record], table: str = "table.csv", ta
         "versions": {"a": "1"},
     }
     contents = {
-        "config.toml": files.toml(config).encode(),
+        "config.toml": toml.encode(config).encode(),
         "metrics.jsonl": "".join(f"{json.dumps(r.model_dump(mode='json'))}\n" for r in found).encode(),
     }
     for name, content in contents.items():

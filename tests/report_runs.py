@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bilevax.core import files, manifest
+from bilevax.core import manifest, toml
 from bilevax.core.run_files import FILES, FORMAT, KIND, REPORT
 from bilevax.core.run_records import (
     Calibration,
@@ -424,7 +424,7 @@ def write(
     """A run directory of these records, sealed."""
     directory.mkdir(parents=True, exist_ok=True)
     config = config_of(records) if config is None else config
-    (directory / "config.toml").write_text(files.toml(config), encoding="utf-8")
+    (directory / "config.toml").write_text(toml.encode(config), encoding="utf-8")
     (directory / "metrics.jsonl").write_text("".join(f"{r.model_dump_json()}\n" for r in records), encoding="utf-8")
     plain = {"format": "bilevax-additive-1", "classes": config["data"]["classes"]} if model is None else model
     (directory / "coefficients.json").write_text(json.dumps(plain))

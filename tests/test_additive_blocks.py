@@ -10,6 +10,7 @@ from bilevax.solvers.additive_families import Binomial, Gaussian, Multinomial
 from bilevax.solvers.additive_fit import data, fit, penalties
 from bilevax.solvers.additive_marginal import Marginal, covariance
 from bilevax.solvers.additive_search import Found, tune
+from bilevax.solvers.preconditioned import conjugate_gradients
 
 RHO = np.array([0.3, -0.5, 1.0])
 
@@ -79,6 +80,26 @@ def test_of_two_classes_it_is_the_exact_one():
     np.testing.assert_allclose(*bands, atol=1e-6)
 
 
+def test_conjugate_gradients_go_on_from_a_start_and_carry_an_image():
+    rng = np.random.default_rng(3)
+    A, U, start, right = rng.normal(size=(9, 6)), rng.normal(size=(2, 6)), rng.normal(size=6), rng.normal(size=6)
+    H = A.T @ A + np.eye(6)
+
+    def solved(most):
+        return conjugate_gradients(
+            lambda d: (H @ d, U @ d), right, lambda r: r / np.diag(H), tolerance=1e-12, most=most, start=start
+        )
+
+    x = np.linalg.solve(H, right)
+    found, early = solved(20), solved(2)
+    assert found.converged
+    assert found.products <= 9
+    np.testing.assert_allclose(found.x, x, rtol=1e-10)
+    np.testing.assert_allclose(found.image, U @ (x - start), rtol=1e-9)
+    assert early.products == 2
+    assert not early.converged
+
+
 def test_a_solve_is_one_with_the_whole_hessian():
     family = Multinomial(4)
     d, part = rows(family)
@@ -86,7 +107,7 @@ def test_a_solve_is_one_with_the_whole_hessian():
     found = loss.fit(penalty)
     assert found.converged
     r = np.random.default_rng(1).normal(size=found.b.shape)
-    x, products, _ = loss.solve(found.losses, penalty, found.inverse(), r, 1e-10)
+    x, products, *_ = loss.solve(found.losses, penalty, found.inverse(), r, 1e-10)
     assert 5 < products < 40
     np.testing.assert_allclose(np.einsum("atbu,bu->at", hessian(d, family, found, penalty), x), r, atol=1e-7)
 

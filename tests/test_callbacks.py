@@ -12,7 +12,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core import files
-from bilevax.core.records import History
+from bilevax.core.results import History
 from bilevax.runs import show_progress
 from bilevax.runs.callbacks import Callbacks
 from bilevax.runs.checkpoints import kept_state

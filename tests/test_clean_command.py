@@ -25,7 +25,8 @@ from test_report import HOSTILE, outline, parsed, sentence
 from bilevax.cli import main
 from bilevax.core.cleaning_records import Suspect, Verified, Wrong
 from bilevax.core.errors import DataError
-from bilevax.core.run_records import Calibration, Records
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import Calibration
 from bilevax.report import write_report
 from bilevax.report.cleaning_words import flows, verdict
 from bilevax.report.png import png

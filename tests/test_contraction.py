@@ -14,7 +14,7 @@ from jax import Array
 
 import bilevax as bx
 from bilevax.core.config import canonicalize
-from bilevax.solvers.stability import BURN_IN, Pair, coupling
+from bilevax.solvers.stability import BURN_IN, CoupledPair, coupling
 
 OPTIMISED = True
 D, ROWS, SEEDS = 10, 2000, 400
@@ -35,10 +35,10 @@ def rows(s: float, additive: float = 1.0) -> bx.Arrays:
 
 
 @jax.jit
-def pairs(source: bx.Arrays, q: Array, eta: Array, start: Array, steps: Array) -> Pair:
+def pairs(source: bx.Arrays, q: Array, eta: Array, start: Array, steps: Array) -> CoupledPair:
     """One for every key."""
 
-    def one(key: Array) -> Pair:
+    def one(key: Array) -> CoupledPair:
         options = {"key": key, "start": start, "steps": steps, "step_size": lambda j: eta}
         points = jnp.zeros(D), jax.random.normal(jax.random.fold_in(key, np.uint32(2**32 - 1)), (D,))
         return coupling(affine, points, q, source, **options)
@@ -46,7 +46,7 @@ def pairs(source: bx.Arrays, q: Array, eta: Array, start: Array, steps: Array) -
     return jax.vmap(one)(KEYS)
 
 
-def followed(source: bx.Arrays, q: float, steps: int, *, eta: float = 1.0, start: int = 0) -> Pair:
+def followed(source: bx.Arrays, q: float, steps: int, *, eta: float = 1.0, start: int = 0) -> CoupledPair:
     return pairs(source, jnp.float64(q), jnp.float64(eta), jnp.int32(start), jnp.int32(steps))
 
 

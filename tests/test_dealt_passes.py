@@ -16,7 +16,8 @@ from test_many_rows import opened, write
 from bilevax.cli import main
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.processes import STRATA, Pairwise, Processes
-from bilevax.core.run_records import Compared, Note, read_records
+from bilevax.core.record_lines import read_records
+from bilevax.core.run_records import Compared, Note
 from bilevax.sklearn import TunedAdditiveRegressor
 from bilevax.sklearn.additive_base import learn_from
 from bilevax.study import read_model

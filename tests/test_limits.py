@@ -352,7 +352,7 @@ given = dict.fromkeys(("problem", "w0", "lam", "train", "val"), 0)
 
 PREDICTING = """
 import numpy as np, bilevax.report.run as report, bilevax.study.run_directory as directory
-from bilevax.core.run_records import Records
+from bilevax.core.record_lines import Records
 from types import SimpleNamespace
 model = SimpleNamespace(text_columns=(), number_columns=("x",), columns=("x",), missing={})
 model.target, model.classes, model.terms = "y", ("a", "b"), ()

@@ -14,7 +14,8 @@ from pyarrow import parquet
 from bilevax.cli import main
 from bilevax.cli.source import open_rows
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.core.run_records import Data, Effect, Note, read_records
+from bilevax.core.record_lines import read_records
+from bilevax.core.run_records import Data, Effect, Note
 from bilevax.linalg.places import CELLS
 from bilevax.sklearn import TunedAdditiveClassifier, TunedAdditiveRegressor
 from bilevax.sklearn.additive_base import learn_from

@@ -22,7 +22,8 @@ from sklearn.metrics import (
 from bilevax.cli import main
 from bilevax.core import files
 from bilevax.core.errors import StorageError
-from bilevax.core.run_records import Compared, Records, Scoring
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import Compared, Scoring
 from bilevax.report import run as report_run
 from bilevax.study import run_directory
 from bilevax.tables import pieces

@@ -7,7 +7,7 @@ import pytest
 
 import bilevax as bx
 from bilevax.core.config import canonicalize
-from bilevax.hypergradients import estimate as driver
+from bilevax.hypergradients import driver
 from bilevax.testing.closed_forms import FiniteQuadratic
 
 P = FiniteQuadratic.random(0, n=60, d=4, m=3)

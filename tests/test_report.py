@@ -19,6 +19,7 @@ from report_runs import GRID, RIVAL, write, write_linear
 
 from bilevax.cli.entry import main
 from bilevax.core.errors import CorruptError, DataError
+from bilevax.core.record_lines import Records
 from bilevax.core.run_records import (
     Calibration,
     Candidate,
@@ -30,7 +31,6 @@ from bilevax.core.run_records import (
     Note,
     Paired,
     Record,
-    Records,
     Row,
     Scoring,
 )

@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from bilevax.core import manifest
 from bilevax.core.codes import Code
 from bilevax.core.errors import CorruptError, DataError, ParameterError, UsageError
+from bilevax.core.record_lines import read_records
 from bilevax.core.run_files import FILES
 from bilevax.core.run_records import (
     Calibration,
@@ -43,7 +44,6 @@ from bilevax.core.run_records import (
     Row,
     Scoring,
     Step,
-    read_records,
 )
 from bilevax.report import standalone_additive
 from bilevax.sklearn import TunedAdditiveRegressor

@@ -12,7 +12,8 @@ from bilevax.cli import main
 from bilevax.cli.config_file import read_config
 from bilevax.cli.tune import settings_of
 from bilevax.core.errors import ParameterError, UsageError
-from bilevax.core.run_records import Compared, End, Note, read_records
+from bilevax.core.record_lines import read_records
+from bilevax.core.run_records import Compared, End, Note
 from bilevax.sklearn import additive_choice
 from bilevax.study import read_model
 from bilevax.study.settings import TuneSettings

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from bilevax.core.instance import Instance
-    from bilevax.core.records import Cost, Count, ErrorReport, Estimate, History, Result
+    from bilevax.core.records import Cost, Count, ErrorReport, Estimate
+    from bilevax.core.results import History, Result
     from bilevax.data import Arrays, Several, SparseRows, Stream, fold_looks, join, sharded
     from bilevax.hypergradients import *
     from bilevax.planning import *
@@ -203,6 +204,7 @@ _ROOMS = (  # the quickest to import first
     "core.codes",
     "core.errors",
     "core.records",
+    "core.results",
     "core.instance",
     "theory",
     "data",

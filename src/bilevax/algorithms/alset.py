@@ -4,32 +4,15 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from jax import Array
-
-from bilevax.algorithms.common import (
-    check_damping,
-    checked_steps,
-    double_loop_cost,
-    drawn_streams,
-    outer_step_size,
-    series_step,
-    sources_of,
-    step_sizes,
-)
+from bilevax.algorithms.bsa import BSA
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
-from bilevax.core.records import Info
-from bilevax.core.trees import PyTree
-from bilevax.data import Several, Undrawn
-from bilevax.data.looks import Uniform
-from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_moves, outer_move, projected
+from bilevax.core.config import config
 
 
 @config
-class ALSET:
+class ALSET(BSA):
     """Alternating stochastic gradient steps: of w, and of lam with one drawn term of a Neumann series for u.
 
         w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
@@ -55,45 +38,6 @@ class ALSET:
         ALSET(step_size=Polynomial(value=0.1, power=0.5, horizon=1.0), ratio=0.3, inner_steps=1, linear_steps=10)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=0.5)
 
-    step_size: Any = None
-    ratio: float | None = None
     inner_steps: int = 1
-    linear_steps: int = 10
-
-    def __post_init__(self) -> None:
-        counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
-        set_frozen(self, **checked_steps(self), **counts)
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
-
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
-        """Fresh minibatches of train for each move of w, and those of ``drawn_directions``."""
-        return {"inner": Several(sources[0], self.inner_steps), **drawn_streams(sources, self.linear_steps)}
-
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
-        """The state before the first step; u0 plays no part; lam projected."""
-        return Pair(w0, projected(problem, lam))
-
-    def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
-        """The moves of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
-        (rho, gamma), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
-        w = inner_moves(problem, pair.w, pair.lam, looks["inner"], rho)
-        d = drawn_directions(problem, Pair(w, pair.lam), looks, rho_0, self.linear_steps)
-        cost = double_loop_cost(sources_of(looks), self.inner_steps, horizon(looks))
-        return Pair(w, outer_move(problem, pair.lam, d.lam, gamma)), Info(cost=cost)
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
-
-    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return pair.w, pair.lam
-
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
-        """None: every step reports its own, which depends on p."""

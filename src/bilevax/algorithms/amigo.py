@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from jax import Array
 
 from bilevax.algorithms.common import (
+    InLossForm,
     check_damping,
     checked_steps,
     double_loop_cost,
@@ -23,18 +24,11 @@ from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, Ste
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, add
 from bilevax.data import Several, Undrawn
-from bilevax.solvers.parts import (
-    Point,
-    inner_directions,
-    minus_hessian_product,
-    moved_by,
-    outer_directions,
-    start,
-)
+from bilevax.solvers.parts import Point, inner_directions, minus_hessian_product, moved_by, outer_directions, start
 
 
 @config
-class AmIGO:
+class AmIGO(InLossForm):
     """T moves of w and then K of u from where they were, and one of lam, each on fresh minibatches.
 
         w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
@@ -105,10 +99,6 @@ class AmIGO:
     def outer_step_size(self, k: Array) -> Array | None:
         """gamma_k, the step of lam; None where a rule finds it."""
         return None if is_ruled(self) else outer_step_size(self, k)
-
-    def solution(self, p: Point) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return p.w, p.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost | None:
         """As many gradients and products as steps, each on rows of its own; a cross product; an outer gradient."""

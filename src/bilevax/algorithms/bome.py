@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import (
+    InLossForm,
     check_inner_loss,
     check_measured,
     check_no_damping,
     checked_steps,
     checked_unit,
-    outer_step_size,
     step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
@@ -37,7 +37,7 @@ from bilevax.solvers.parts import (
 
 
 @config
-class BOME:
+class BOME(InLossForm):
     """The value function q = G(w) - G(z) as a constraint, with the multiplier that makes q fall.
 
         z    = w after ``inner_steps`` moves z <- z - rho_k grad_1 G(z);   in grad q it is held
@@ -72,7 +72,6 @@ class BOME:
         BOME(step_size=Constant(value=0.1), ratio=0.3, inner_steps=10, multiplier=0.5, unit=None)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(0.5, 0.1, carried=False, power=0.5)
 
     step_size: Any = None
@@ -113,10 +112,6 @@ class BOME:
         m = jnp.maximum(1.0 - vdot(e, weighed) / jnp.where(square > 0, square, 1.0), 0.0)
         d = axpy(m, q, e)
         return Pair(moved_by(rho, scale(-1.0, d.w), w), outer_move(problem, lam, scale(c, d.lam), gamma)), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

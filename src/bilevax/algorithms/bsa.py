@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 from jax import Array
 
 from bilevax.algorithms.common import (
-    check_damping,
+    InLossForm,
     checked_steps,
     double_loop_cost,
     drawn_streams,
-    outer_step_size,
     series_step,
     sources_of,
     step_sizes,
@@ -29,7 +28,7 @@ from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_moves, 
 
 
 @config
-class BSA:
+class BSA(InLossForm):
     """T moves of w from where it was, and one of lam along a direction whose multiplier is one term of a series.
 
         w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
@@ -54,7 +53,6 @@ class BSA:
         BSA(step_size=Polynomial(value=0.1, power=0.5, horizon=1.0), ratio=0.3, inner_steps=10, linear_steps=10)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.5, carried=False, power=0.5)
 
     step_size: Any = None
@@ -65,10 +63,6 @@ class BSA:
     def __post_init__(self) -> None:
         counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
         set_frozen(self, **checked_steps(self), **counts)
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
         """Fresh minibatches of train for each move of w, and those of ``drawn_directions``."""
@@ -85,14 +79,6 @@ class BSA:
         d = drawn_directions(problem, Pair(w, pair.lam), looks, rho_0, self.linear_steps)
         cost = double_loop_cost(sources_of(looks), self.inner_steps, horizon(looks))
         return Pair(w, outer_move(problem, pair.lam, d.lam, gamma)), Info(cost=cost)
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
-
-    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return pair.w, pair.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
         """None: every step reports its own, which depends on p."""

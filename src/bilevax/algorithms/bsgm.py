@@ -14,13 +14,14 @@ from jax import Array
 from bilevax.algorithms.optim import Optim
 from bilevax.core.config import config, replace_unchecked
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Estimator
 from bilevax.core.instance import Instance
 from bilevax.core.promotion import usual_promotion
-from bilevax.core.protocols import BilevelProblem, Estimator, Sources, StepLooks
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Estimate, Info
 from bilevax.core.trees import PyTree, norm, zeros_like
 from bilevax.data import Undrawn
-from bilevax.hypergradients.estimate import measured_estimate, suspecting
+from bilevax.hypergradients.driver import measured_estimate, suspecting
 from bilevax.solvers.parts import projected
 
 SOLVERS = "inner", "linear"

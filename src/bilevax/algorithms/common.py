@@ -1,7 +1,7 @@
 """What algorithms have in common: steps rho_k of the inner and gamma_k = ratio rho_k of the outer level, and costs."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,24 @@ class TwoSteps(Protocol):
     @property
     def ratio(self) -> Any:
         """gamma_k / rho_k; None: not measured yet."""
+
+
+class InLossForm:
+    """What algorithms with these steps, in loss form, have in common, but for those that say otherwise themselves."""
+
+    steps_per_record: ClassVar[int] = 256
+
+    def check(self: TwoSteps, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step."""
+        check_damping(self, problem)
+
+    def outer_step_size(self: TwoSteps, k: Array) -> Array | None:
+        """gamma_k, the step of lam."""
+        return outer_step_size(self, k)
+
+    def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return state.w, state.lam
 
 
 class TwoTimescales(TwoSteps, Protocol):

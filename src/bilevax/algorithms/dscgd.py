@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import checked_steps, slower_step_size, step_sizes, together_cost
+from bilevax.algorithms.common import InLossForm, checked_steps, slower_step_size, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.errors import ParameterError
@@ -41,7 +41,7 @@ class Held(NamedTuple):
 
 
 @config
-class DSCGD:
+class DSCGD(InLossForm):
     """Of compositions (1/N) sum_i E_i(E g_i(lam; zeta), lam) at N nodes: SCGD at each, and lam by messages.
 
         w_i   <- (1 - rho_k) w_i + rho_k g_i(lam_i; zeta)
@@ -73,7 +73,6 @@ class DSCGD:
         Ring(rounds=1, weight=0.3333333333333333, axis=None)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(0.3, 0.1, carried=False, power=0.5)
 
     step_size: Any = None

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import (
+    InLossForm,
     check_inner_loss,
     check_no_damping,
     checked_steps,
     checked_unit,
-    outer_step_size,
     penalty,
     step_sizes,
 )
@@ -30,7 +30,7 @@ from bilevax.solvers.parts import Copies, moved_by, outer_move, penalty_descents
 
 
 @config
-class F2SA:
+class F2SA(InLossForm):
     """Fully first-order: H^-1 grad_1 E is c (w - z), with z the minimiser of G + E / c beside that of G.
 
         w   <- w - rho_k grad_1 G(w)                                     ``inner_steps`` times, on the same
@@ -63,7 +63,6 @@ class F2SA:
         20.0
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
     step_size: Any = None
@@ -104,14 +103,6 @@ class F2SA:
         p = jax.lax.fori_loop(0, self.inner_steps, move, state)
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         return p._replace(lam=outer_move(problem, p.lam, d_lam, gamma)), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
-
-    def solution(self, state: Copies) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.w, state.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """Two gradients on each minibatch of train, which is read once, and one on each of val."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, memory_weight, outer_step_size, step_sizes
+from bilevax.algorithms.common import InLossForm, checked_steps, memory_weight, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
@@ -28,7 +28,7 @@ class State(NamedTuple):
 
 
 @config
-class FSLA:
+class FSLA(InLossForm):
     """One move each of w, u and lam, in turn, each on minibatches of its own; d_lam is corrected by the one before.
 
         w   <- w + rho_k (-grad_1 G)
@@ -54,7 +54,6 @@ class FSLA:
         FSLA(step_size=Constant(value=0.1), ratio=0.3, weight=Constant(value=0.1))
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
     step_size: Any = None
@@ -63,10 +62,6 @@ class FSLA:
 
     def __post_init__(self) -> None:
         set_frozen(self, **checked_steps(self), weight=memory_weight(self.weight))
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource]:
         """A minibatch of train for each of the three moves, and one of val for those of u and of lam."""
@@ -88,10 +83,6 @@ class FSLA:
         now, then = (directions(problem, at, looks["train"], looks["val"]).lam for at in (p, state.before))
         d = storm(state.d, now, then, jnp.where(k == 0, 1.0, self.weight(k)))
         return State(Point(w, u, outer_move(problem, lam, d, gamma)), p, d), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

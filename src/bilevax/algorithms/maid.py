@@ -22,7 +22,7 @@ from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Failure, Info
 from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
 from bilevax.data import Undrawn
-from bilevax.hypergradients.estimate import with_measuring_cost
+from bilevax.hypergradients.driver import with_measuring_cost
 from bilevax.hypergradients.residual_error import SolverErrors, report_products, residual_error
 from bilevax.hypergradients.sid import SID
 from bilevax.linalg.row_chunks import value_and_grad
@@ -191,7 +191,7 @@ def _value_at(algorithm: MAID, instance: Instance, known: Known, tol: Array) -> 
 def _slack(instance: Instance, w: PyTree, u: PyTree, tol: Array) -> Array:
     """|u| |grad_1 G(w)|, of the type of the tolerance."""
     gradient = instance.train.total(
-        lambda at, batch: value_and_grad(at[0].problem.inner_loss, at[1], at[0].lam, batch)[1], (instance.oracle, w)
+        lambda at, batch: value_and_grad(at[0].problem.inner_loss)(at[1], at[0].lam, batch)[1], (instance.oracle, w)
     )
     return jnp.asarray(norm(u) * norm(gradient), tol.dtype)
 

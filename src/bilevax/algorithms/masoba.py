@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes, together_cost
+from bilevax.algorithms.common import InLossForm, checked_steps, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
@@ -25,7 +25,7 @@ class State(NamedTuple):
 
 
 @config
-class MASOBA:
+class MASOBA(InLossForm):
     """SOBA's moves of w and u, and of lam along a moving average a_k of its directions.
 
         w   <- w + rho_k (-grad_1 G)
@@ -50,7 +50,6 @@ class MASOBA:
         MASOBA(step_size=Constant(value=0.05), ratio=0.2, weight=0.05)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
     step_size: Any = None
@@ -60,10 +59,6 @@ class MASOBA:
     def __post_init__(self) -> None:
         weight = check_real("weight", self.weight, low=0.0, high=1.0, open_low=True)
         set_frozen(self, **checked_steps(self), weight=weight)
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource]:
         """One minibatch of train and one of val a step."""
@@ -81,10 +76,6 @@ class MASOBA:
         average = axpy(self.weight, d.lam, scale(1.0 - self.weight, state.average))
         p = moved(problem, state.p, d._replace(lam=average), *step_sizes(self, k, state.p.w, state.p.lam))
         return State(p, average), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

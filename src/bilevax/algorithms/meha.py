@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import (
+    InLossForm,
     check_inner_loss,
     check_no_damping,
     checked_steps,
     checked_unit,
-    outer_step_size,
     penalty,
     step_sizes,
 )
@@ -28,7 +28,7 @@ from bilevax.solvers.parts import Copies, moved_by, outer_move, penalty_descents
 
 
 @config
-class MEHA:
+class MEHA(InLossForm):
     """Moreau envelope: (w, lam) descends E / c_k + G - v, v(w, lam) = min G(., lam) + |. - w|^2 / (2 s), one loop.
 
         theta <- theta - rho_k (grad_1 G(theta) + (theta - w) / s)                        towards the prox of w
@@ -63,7 +63,6 @@ class MEHA:
         100.0
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
     step_size: Any = None
@@ -102,10 +101,6 @@ class MEHA:
         p = Copies(moved_by(rho, d_theta, theta), moved_by(rho, d_w, w), lam)
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         return p._replace(lam=outer_move(problem, lam, d_lam, gamma)), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: Copies) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

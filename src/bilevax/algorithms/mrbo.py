@@ -9,15 +9,15 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, series_step, step_sizes
+from bilevax.algorithms.common import InLossForm, checked_steps, memory_weight, series_step, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, check_real, config, set_frozen
+from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Several
 from bilevax.solvers.parts import Pair, moved_by, outer_move, projected, series_directions, storm
-from bilevax.solvers.schedules import Constant, Polynomial
+from bilevax.solvers.schedules import Polynomial
 
 
 class State(NamedTuple):
@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 
 @config
-class MRBO:
+class MRBO(InLossForm):
     """w and lam move together; the direction of each is corrected by what it was a step before, on the same samples.
 
         D(w, lam) = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
@@ -58,7 +58,6 @@ class MRBO:
         10
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=1 / 3)
 
     step_size: Any = None
@@ -67,13 +66,8 @@ class MRBO:
     weight: Any = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
-        linear_steps, eta = check_count("linear_steps", self.linear_steps, low=1), self.weight
-        weight = eta if callable(eta) else Constant(check_real("weight", eta, low=0.0, high=1.0, open_low=True))
-        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=weight)
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
+        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
+        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=memory_weight(self.weight))
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
         """One minibatch of train, one of val, and K of train for the linear system."""
@@ -93,10 +87,6 @@ class MRBO:
         d = storm(state.d, now, then, jnp.where(k == 0, 1.0, self.weight(k)))
         new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
         return State(new, state.pair, d), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import (
-    check_damping,
+    InLossForm,
     checked_steps,
     drawn_streams,
     memory_weight,
-    outer_step_size,
     series_step,
     sources_of,
     step_sizes,
@@ -38,7 +37,7 @@ class State(NamedTuple):
 
 
 @config
-class MSTSA:
+class MSTSA(InLossForm):
     """w moves, then lam along a direction that is corrected by what it was a step before, on the same samples.
 
         w         <- w + rho_k (-grad_1 G)
@@ -68,7 +67,6 @@ class MSTSA:
         MSTSA(step_size=Constant(value=0.1), ratio=0.3, linear_steps=10, weight=Constant(value=0.5))
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=0.5)
 
     step_size: Any = None
@@ -79,10 +77,6 @@ class MSTSA:
     def __post_init__(self) -> None:
         linear_steps = check_count("linear_steps", self.linear_steps, low=1)
         set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=memory_weight(self.weight))
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
         """A minibatch of train for w, and those of ``drawn_directions``."""
@@ -101,10 +95,6 @@ class MSTSA:
         now, then = (drawn_directions(problem, q, looks, rho_0, self.linear_steps).lam for q in (at, state.before))
         d = storm(state.d, now, then, jnp.where(k == 0, 1.0, self.weight(k)))
         return State(Pair(at.w, outer_move(problem, lam, d, gamma)), at, d), Info(cost=_cost(looks))
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

@@ -123,7 +123,7 @@ def advance(
         # the next multiple of the length: so a run in several calls has the stretches of a run in one
         end = jnp.minimum(stop, (first // length + 1) * length)
         at = run.at._replace(carry=(before, nothing))
-        at = continued(streams, step, at, (), key=key, start=start, stop=end)
+        at, _ = continued(streams, step, (), at, end, key=key, start=start)
         # a stretch that failed is undone: its record stays, the state is the one before it
         new = record(at, before, first)
         # by a branch, which copies one of the two: a select reads both

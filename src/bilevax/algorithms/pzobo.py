@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.common import check_no_damping, checked_steps, outer_step_size, step_sizes
+from bilevax.algorithms.common import InLossForm, check_no_damping, checked_steps, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import at_least_one, check_fields, config, positive, set_frozen, static
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
@@ -22,7 +22,7 @@ from bilevax.solvers.parts import Pair, inner_moves, outer_directions, outer_mov
 
 
 @config
-class PZOBO:
+class PZOBO(InLossForm):
     """The derivative of a T-step inner run, along Gaussian directions, by differences.
 
         w(lam) = w after ``inner_steps`` moves w + rho_k (-grad_1 G(w, lam)), from where w was
@@ -51,7 +51,6 @@ class PZOBO:
         PZOBO(step_size=Constant(value=0.1), ratio=0.3, inner_steps=10, perturbations=20, radius=0.01)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, carried=False, power=0.5)
 
     step_size: Any = None
@@ -94,14 +93,6 @@ class PZOBO:
         each = jax.vmap(along)(_normal(looks.key, lam, self.perturbations))
         d = add(direct, jax.tree.map(lambda x: jnp.mean(x, axis=0), each))
         return Pair(w, outer_move(problem, lam, d, gamma)), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
-
-    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return pair.w, pair.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """Q + 1 gradients on each minibatch of train, which is read once; one on that of val."""

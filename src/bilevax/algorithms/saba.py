@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes, together_cost
+from bilevax.algorithms.common import InLossForm, checked_steps, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import config, set_frozen
 from bilevax.core.errors import ParameterError
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 @config
-class SABA:
+class SABA(InLossForm):
     """The moves of :class:`~bilevax.SOBA`, its directions estimated with memory (SAGA).
 
     Of each block i of train the last (grad_1 G, H u, d2(grad_1 G)^T u) is kept, and of each of val the last
@@ -63,7 +63,6 @@ class SABA:
         SABA(step_size=Constant(value=0.1), ratio=0.3)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
     step_size: Any = None
@@ -71,10 +70,6 @@ class SABA:
 
     def __post_init__(self) -> None:
         set_frozen(self, **checked_steps(self))
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource]:
         """One block of train and one of val a step."""
@@ -99,10 +94,6 @@ class SABA:
         outer, of_val = saga(state.outer, outer_directions(problem, p.w, p.lam, val), val.block)
         p = moved(problem, p, joined(inner, outer), *step_sizes(self, k, p.w, p.lam))
         return State(p, of_train, of_val), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

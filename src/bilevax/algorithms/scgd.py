@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import checked_steps, slower_step_size, step_sizes, together_cost
+from bilevax.algorithms.common import InLossForm, checked_steps, slower_step_size, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.errors import ParameterError
@@ -20,7 +20,7 @@ from bilevax.solvers.parts import Pair, Point, inner_directions, inner_move, out
 
 
 @config
-class SCGD:
+class SCGD(InLossForm):
     """Of a composition f(lam) = E(E g(lam; zeta), lam): w follows the mean of g, and lam moves by the chain rule.
 
         w   <- (1 - rho_k) w + rho_k g(lam; zeta)
@@ -47,7 +47,6 @@ class SCGD:
         SCGD(step_size=Polynomial(value=0.5, power=0.5, horizon=1.0), ratio=0.1, outer_power=1.5)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(0.3, 0.1, carried=False, power=0.5)
 
     step_size: Any = None
@@ -87,10 +86,6 @@ class SCGD:
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
         return slower_step_size(self, k)
-
-    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return pair.w, pair.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """An image and a cross product on one minibatch of train, which is read once, and one outer gradient."""

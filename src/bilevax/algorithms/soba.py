@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, step_sizes, together_cost
+from bilevax.algorithms.common import InLossForm, checked_steps, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
@@ -18,7 +18,7 @@ from bilevax.solvers.parts import Point, directions, moved, start
 
 
 @config
-class SOBA:
+class SOBA(InLossForm):
     """Three moves a step, along directions of one inner and one outer minibatch at (w, u, lam) before it.
 
         w   <- w + rho_k (-grad_1 G)
@@ -45,7 +45,6 @@ class SOBA:
         SOBA(step_size=Polynomial(value=0.1, power=0.5, horizon=1.0), ratio=0.3)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
     step_size: Any = None
@@ -53,10 +52,6 @@ class SOBA:
 
     def __post_init__(self) -> None:
         set_frozen(self, **checked_steps(self))
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource]:
         """One minibatch of train and one of val a step."""
@@ -72,14 +67,6 @@ class SOBA:
         # (d_w, d_u, d_lam), all at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
         return moved(problem, p, d, *step_sizes(self, k, p.w, p.lam)), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
-
-    def solution(self, p: Point) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return p.w, p.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """Three calls on one minibatch of train, which is read once, and one on one of val."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import check_damping, checked_steps, outer_step_size, sources_of, step_sizes, undrawn
+from bilevax.algorithms.common import InLossForm, checked_steps, sources_of, step_sizes, undrawn
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_count, config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 
 @config
-class SRBA:
+class SRBA(InLossForm):
     """The moves of :class:`~bilevax.SOBA` along recursive directions (SPIDER).
 
         d_k = D(p_k), the mean over every row                                      if k is a multiple of ``period``
@@ -56,7 +56,6 @@ class SRBA:
         SRBA(step_size=Constant(value=0.1), ratio=0.3, period=50)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
     step_size: Any = None
@@ -66,10 +65,6 @@ class SRBA:
     def __post_init__(self) -> None:
         period = None if self.period is None else check_count("period", self.period, low=1)
         set_frozen(self, **checked_steps(self), period=period)
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Undrawn]:
         """One minibatch of train and one of val a step, and the sources themselves."""
@@ -101,10 +96,6 @@ class SRBA:
     def _period(self, train: RowSource, val: RowSource) -> Array | int:
         whole = (train.rows + val.rows) / (train.rows_per_batch + val.rows_per_batch)
         return round(whole) if self.period is None else self.period
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

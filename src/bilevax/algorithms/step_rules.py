@@ -239,7 +239,7 @@ class Searched(NamedTuple):
 
         def move(carry: tuple[PyTree, Array], i: Array, draw: Draw) -> tuple[PyTree, Array]:
             w, values = carry
-            at = value_and_grad(loss, w, lam, draw.batch)
+            at = value_and_grad(loss)(w, lam, draw.batch)
             s, more = self.rule.inner_step(lambda x: loss(x, lam, draw.batch), w, at, self.k)
             # w - s grad_1 G_i
             return axpy(-s * draw.weight, at[1], w), values + more

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from jax import Array
 
 from bilevax.algorithms.common import (
+    InLossForm,
     check_damping,
     checked_steps,
     double_loop_cost,
@@ -23,18 +24,11 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, add
 from bilevax.data import Several, Undrawn
-from bilevax.solvers.parts import (
-    Pair,
-    Point,
-    inner_directions,
-    neumann,
-    outer_directions,
-    projected,
-)
+from bilevax.solvers.parts import Pair, Point, inner_directions, neumann, outer_directions, projected
 
 
 @config
-class StocBiO:
+class StocBiO(InLossForm):
     """T moves of w from where it was, a Neumann series of K factors for the multiplier u, and one move of lam.
 
         w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
@@ -102,10 +96,6 @@ class StocBiO:
     def outer_step_size(self, k: Array) -> Array | None:
         """gamma_k, the step of lam; None where a rule finds it."""
         return None if is_ruled(self) else outer_step_size(self, k)
-
-    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return pair.w, pair.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost | None:
         """As many gradients and products as steps, each on rows of its own; a cross product; an outer gradient."""

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import (
-    check_damping,
+    InLossForm,
     checked_steps,
     drawn_streams,
     memory_weight,
-    outer_step_size,
     series_step,
     sources_of,
     step_sizes,
@@ -39,7 +38,7 @@ class State(NamedTuple):
 
 
 @config
-class SUSTAIN:
+class SUSTAIN(InLossForm):
     """w and lam move together; the direction of each is corrected by what it was a step before, on the same samples.
 
         D(w, lam) = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
@@ -80,10 +79,6 @@ class SUSTAIN:
         linear_steps = check_count("linear_steps", self.linear_steps, low=1)
         set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=memory_weight(self.weight))
 
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
-
     def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
         """One minibatch of train, one of val, K of train for the linear system, and how many of these are used."""
         return drawn_streams(sources, self.linear_steps)
@@ -104,10 +99,6 @@ class SUSTAIN:
         d = storm(state.d, look(state.pair), look(state.before), eta)
         new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
         return State(new, state.pair, d), Info(cost=_cost(looks))
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

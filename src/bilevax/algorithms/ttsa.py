@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jax import Array
 
 from bilevax.algorithms.common import (
-    check_damping,
+    InLossForm,
     checked_steps,
     double_loop_cost,
     drawn_streams,
@@ -29,7 +29,7 @@ from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_move, o
 
 
 @config
-class TTSA:
+class TTSA(InLossForm):
     """w moves, then lam with a step that falls faster, along a direction whose multiplier is one term of a series.
 
         w   <- w + rho_k (-grad_1 G)
@@ -55,7 +55,6 @@ class TTSA:
         TTSA(step_size=Polynomial(value=0.1, power=0.4, horizon=1.0), ratio=0.3, outer_power=1.5, linear_steps=10)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False, power=0.4)
 
     step_size: Any = None
@@ -67,10 +66,6 @@ class TTSA:
         power = check_real("outer_power", self.outer_power, low=1.0)
         linear_steps = check_count("linear_steps", self.linear_steps, low=1)
         set_frozen(self, **checked_steps(self), outer_power=power, linear_steps=linear_steps)
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
         """A minibatch of train for w, and those of ``drawn_directions``."""
@@ -91,10 +86,6 @@ class TTSA:
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
         return slower_step_size(self, k)
-
-    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return pair.w, pair.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
         """None: every step reports its own, which depends on p."""

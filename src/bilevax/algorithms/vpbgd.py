@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from jax import Array
 
 from bilevax.algorithms.common import (
+    InLossForm,
     check_inner_loss,
     check_no_damping,
     checked_steps,
@@ -39,7 +40,7 @@ from bilevax.solvers.parts import (
 
 
 @config
-class VPBGD:
+class VPBGD(InLossForm):
     """Value-gap penalty: (z, lam) descends E(z, lam) + c_k (G(z, lam) - min G(., lam)), with w for the minimiser of G.
 
         w   <- w - rho_k grad_1 G(w)                                     ``inner_steps`` times
@@ -74,7 +75,6 @@ class VPBGD:
         5
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, power=0.5)
 
     step_size: Any = None

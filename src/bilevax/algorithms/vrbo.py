@@ -10,15 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import (
-    check_damping,
-    checked_steps,
-    outer_step_size,
-    series_step,
-    sources_of,
-    step_sizes,
-    undrawn,
-)
+from bilevax.algorithms.common import InLossForm, checked_steps, series_step, sources_of, step_sizes, undrawn
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import at_least_one, check_fields, config, set_frozen
 from bilevax.core.errors import ParameterError
@@ -46,7 +38,7 @@ class State(NamedTuple):
 
 
 @config
-class VRBO:
+class VRBO(InLossForm):
     """lam moves, then T times w; after each move the directions of both are led on by their difference (SPIDER).
 
         d    = D(w, lam), the mean over every row                               if k is a multiple of ``period``
@@ -73,7 +65,6 @@ class VRBO:
         >>> algorithm = VRBO(step_size=0.1, period=20)
     """
 
-    steps_per_record: ClassVar[int] = 256
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False)
 
     step_size: Any = None
@@ -88,10 +79,6 @@ class VRBO:
         set_frozen(self, **checked_steps(self), period=period)
         if is_concrete(drawn := (self.inner_steps + 1) * self.linear_steps) and drawn > CHUNK:
             raise ParameterError(f"(inner_steps + 1) linear_steps must be at most {CHUNK}, got {drawn}")
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step."""
-        check_damping(self, problem)
 
     def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn]:
         """T + 1 minibatches of train and of val and K of train for each of them; and the sources themselves."""
@@ -124,10 +111,6 @@ class VRBO:
         first = Pair(pair.w, outer_move(problem, pair.lam, d.lam, gamma))
         new, _, d = jax.lax.fori_loop(0, self.inner_steps + 1, move, (pair, first, d))
         return State(new, d), Info(cost=_cost(self, whole, train, val))
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return outer_step_size(self, k)
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:
         """The inner and the outer variable of a state."""

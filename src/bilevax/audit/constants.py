@@ -145,6 +145,7 @@ class Point(NamedTuple):
 def _measure(
     problem: Problem, w: PyTree, lam: PyTree, train: RowSource, val: RowSource, key: Array, batches: Array
 ) -> dict[str, Measured]:
+    """Every constant but sigma2, by name; each draw has the next of the keys."""
     check_functions(problem, w, lam, train, val)
     keys = iter(jax.random.split(stream(key, "measure"), 12))
     inner_map = problem.inner_map
@@ -156,6 +157,8 @@ def _measure(
     found = {**_contraction(at, train, start), **_outer(at, val, start)}
     found["L_Phi"] = spectral_norm(at.mean(Point.cross, train), at.mean(Point.along_lam, train), start)
     found |= _curvature_of_the_map(at, train, next(keys))
+    # where each minibatch is every row, there is no noise
+    found |= dict.fromkeys(("sigma1", "sigma1_prime", "sigma2_prime", "sigma1_E", "sigma2_E"), _exactly(0.0))
     if not train.is_full_batch:
         full = at.mean(Point.image, train)(at.w, at.lam)
         # sigma1 = 2 V[hatPhi(w)]: a minibatch's Phi - w is 0 in the mean at w(lam), where it is measured
@@ -166,8 +169,6 @@ def _measure(
             ("sigma2_prime", Point.cross, Point.along_lam),
         ):
             found[name] = _worst_variance(adjoint, forward, at, train, start, (next(keys), next(keys)), batches)
-    else:
-        found |= dict.fromkeys(("sigma1", "sigma1_prime", "sigma2_prime"), _exactly(0.0))
     if not val.is_full_batch:
         k, gradients = next(keys), at.mean(Point.outer, val)(at.w)
         for i, name in enumerate(("sigma1_E", "sigma2_E")):

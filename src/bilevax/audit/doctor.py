@@ -21,9 +21,10 @@ from bilevax.audit.findings import SEVERITIES, Figure, Finding, Findings
 from bilevax.audit.subject import AuditedProblem
 from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Estimator
 from bilevax.core.keys import as_key
 from bilevax.core.limits import exhausted, said
-from bilevax.core.protocols import Estimator, RowSource
+from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, as_parameters
 from bilevax.data import Stream
 from bilevax.problems.problem import Problem

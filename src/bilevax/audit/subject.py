@@ -15,7 +15,8 @@ from jax import Array
 from bilevax.audit.oracles import Parts, Rows, flat, inner, like, loss, on_every_row, outer
 from bilevax.audit.solving import descended, iterated
 from bilevax.core.config import canonicalize, replace_unchecked
-from bilevax.core.protocols import Estimator, RowSource
+from bilevax.core.estimator import Estimator
+from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, entries, leaf_name, rounding_unit
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.problem import Problem

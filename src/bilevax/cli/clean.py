@@ -12,13 +12,14 @@ from rich.text import Text
 from bilevax.cli.display import Display
 from bilevax.cli.output import Output
 from bilevax.cli.predict import safe_cell, safe_id
-from bilevax.cli.source import open_table
+from bilevax.cli.source import open_table, required_target
 from bilevax.cli.tune import described
 from bilevax.core.cleaning_records import Verified, Wrong
 from bilevax.core.errors import ParameterError, UsageError
 from bilevax.core.limits import require
+from bilevax.core.record_lines import Records
 from bilevax.core.run_files import REPORT, SUSPICIOUS
-from bilevax.core.run_records import Note, Records
+from bilevax.core.run_records import Note
 from bilevax.core.text import clean, counted
 from bilevax.tables.memory import HELPS
 from bilevax.tables.reading import EVERY, MAX_CELLS, Reading, marks_from_words, types_from_words
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from bilevax.study.cleaning import Cleaning, CleanSettings
 
 _READ = ("drop", "text", "types", "missing", "keep", "max_cells")
+"""Options of how the table is read, which the run records where they are given."""
+
 _AT_ONCE = 10_000
-"""Lines that are written."""
+"""Rows to a piece of the list of suspicious ones."""
 
 _COPIES = 5
 """Of the numbers of a table, in float64, that a fit takes at most."""
@@ -104,11 +107,7 @@ def _tables(source: str, options: Mapping[str, Any], settings: "CleanSettings") 
         max_cells=options["max_cells"] or MAX_CELLS,
     )
     table, known = open_table(source, reading)
-    target = options["target"] or known
-    if target is None:
-        raise UsageError(
-            f"Missing option '--target'; the last of the {len(table.names)} columns is '{table.names[-1]}'"
-        )
+    target = required_target(table, options["target"] or known)
     for name in reading.keep:
         if name in (target, settings.trusted_column, settings.truth):
             raise ParameterError(f"column '{name}' is kept beside the rows and cannot have another part")

@@ -110,9 +110,20 @@ def bench(
     run(problems or [], algorithms, out, seeds=seeds, budget=budget, seconds=seconds, grid=grid, force=force)
 
 
+@app.command(hidden=True)
+def assist() -> None:
+    """Go through the rows of a process that is not the first of its group."""
+    from bilevax.cli import group
+
+    raise typer.Exit(group.assist())
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def launch(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="A program, such as python train.py.")],
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="-- COMMAND...", help="A program, such as python train.py; or tune, or resume."),
+    ],
     number: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Processes.")],
     restarts: Annotated[int, typer.Option(metavar="N", min=0, help="How often all are started again.")] = 3,
     timeout: Annotated[

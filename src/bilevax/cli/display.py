@@ -16,8 +16,9 @@ from rich.text import Text
 from bilevax.cli.output import Output
 from bilevax.core.events import Event
 from bilevax.core.intervals import NORMAL
+from bilevax.core.record_lines import Records
 from bilevax.core.run_files import REPORT
-from bilevax.core.run_records import Compared, End, Note, Paired, Records, Scoring
+from bilevax.core.run_records import Compared, End, Note, Paired, Scoring
 from bilevax.core.text import clean, counted, duration, short_count
 from bilevax.report.summary import ending, loss_places, verdict
 from bilevax.report.words import asked_for, loss_of, places_for

@@ -7,7 +7,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from typing import NoReturn, Protocol, runtime_checkable
 
 from bilevax.core.errors import BilevaxError, StorageError
@@ -82,9 +81,6 @@ def _run(words: list[str]) -> int:
     from typer.main import get_command
 
     from bilevax.cli.app import app
-
-    # one of its commands
-    import_module("bilevax.cli.launch")
 
     command = get_command(app)
     try:

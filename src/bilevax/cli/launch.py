@@ -10,12 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
-
-import typer
+from typing import NamedTuple
 
 from bilevax.cli import group
-from bilevax.cli.app import app
 from bilevax.core.errors import LostError, UsageError
 from bilevax.core.processes import Processes
 from bilevax.core.signals import Stops
@@ -94,29 +91,6 @@ class Rank:
             return None
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return Fault(f"process {self.number} {how}", code)
-
-
-@app.command(hidden=True)
-def assist() -> None:
-    """Go through the rows of a process that is not the first of its group."""
-    raise typer.Exit(group.assist())
-
-
-@app.command(context_settings={"allow_interspersed_args": False})
-def launch(
-    command: Annotated[
-        list[str],
-        typer.Argument(metavar="-- COMMAND...", help="A program, such as python train.py; or tune, or resume."),
-    ],
-    number: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Processes.")],
-    restarts: Annotated[int, typer.Option(metavar="N", min=0, help="How often all are started again.")] = 3,
-    timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Seconds for which one of them may be stopped.")
-    ] = 60.0,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
-) -> None:
-    """Start a program in several processes that compute together, and again where one of them dies."""
-    raise typer.Exit(run(command, number, restarts, timeout))
 
 
 def run(command: Sequence[str], number: int, restarts: int, timeout: float) -> int:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from bilevax.core.intervals import NORMAL, wilson
-from bilevax.core.run_records import Errors, Records, Scoring
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import Errors, Scoring
 from bilevax.core.text import decimal, significant
 from bilevax.report.summary import kept_model
 from bilevax.report.words import SHOWN_ANYHOW, asked_for, loss_of, places_for

@@ -33,6 +33,18 @@ def open_table(name: str, reading: Reading) -> tuple[Table, str | None]:
     return _bundled(name, reading)
 
 
+def required_target(table: Table, target: str | None) -> str:
+    """The column to predict.
+
+    Raises:
+        UsageError: nobody says it.
+    """
+    if target is None:
+        last = f"the last of the {len(table.names)} columns is '{table.names[-1]}'"
+        raise UsageError(f"Missing option '--target'; {last}")
+    return target
+
+
 def open_rows(name: str, reading: Reading, *, large: bool = False) -> "tuple[Table | Pieces, str | None]":
     """The table where memory holds it; else its rows in pieces, of a Parquet or CSV file, or of many Parquet files.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bilevax.cli.config_file import read_config
 from bilevax.cli.display import Display
 from bilevax.cli.group import asked, joined, started_again
-from bilevax.cli.source import open_rows
+from bilevax.cli.source import open_rows, required_target
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event
 from bilevax.core.limits import require
@@ -166,10 +166,7 @@ def open_for(source: str, target: str | None, settings: "TuneSettings", display:
         if processes.count > 1:
             text = f"{found.name} fits into memory, where other processes are of no use: one of them tunes"
             display({"kind": "note", "text": text})
-        if target is None:
-            last = f"the last of the {len(found.names)} columns is '{found.names[-1]}'"
-            raise UsageError(f"Missing option '--target'; {last}")
-        return Opened(found, target)
+        return Opened(found, required_target(found, target))
     from bilevax.study.row_set import RowSet
 
     if target is None:

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from bilevax.core.run_records import Calibration, End, Note, Record, Records, read_records
+from bilevax.core.record_lines import Records, read_records
+from bilevax.core.run_records import Calibration, End, Note, Record
 
 
 class Labelled(Record):

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Sources
+from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, is_concrete, is_spread
 
 
@@ -51,6 +52,15 @@ class Dealing(NamedTuple):
             return next((s for end, shape, s in self.leaves if at.endswith(end) and x.shape == shape), self.whole)
 
         return jax.tree_util.tree_map_with_path(of, tree)
+
+    def restored(self, estimate: Estimate) -> Estimate:
+        """With w and v dealt like w0, and all else whole on each device: a compiler may have left it otherwise."""
+        if not self.leaves:
+            return estimate
+        apart = estimate.w, estimate.v
+        w, v = placed(apart, self.shardings(apart))
+        rest: Estimate = jax.tree.map(lambda x: placed(x, self.whole), estimate._replace(w=None, v=None))
+        return rest._replace(w=w, v=v)
 
     def check(self, sources: Sources) -> None:
         """Refuse rows that are not where w is.

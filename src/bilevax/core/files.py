@@ -14,7 +14,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from bilevax.core.errors import LockedError, StorageError
@@ -39,18 +39,8 @@ def write(path: Path, content: bytes | str) -> None:
     Raises:
         StorageError: the system refused; the file at ``path`` is as it was, or the new one.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = temporary_name(path)
-    with refused("write", path):
-        try:
-            _write_new(temporary, data)
-            # Within one directory, so within one file system: there a rename is atomic.
-            os.replace(temporary, path)
-        except BaseException:  # Ctrl-C as well
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        sync_directory(path.parent)
+    with written_in_pieces(path) as append_piece:
+        append_piece(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
@@ -61,21 +51,23 @@ def written_in_pieces(path: Path) -> Iterator[Callable[[bytes], None]]:
         StorageError: the system refused; the file at ``path`` is as it was, or the new one.
     """
     temporary = temporary_name(path)
-    with refused("write", path):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
     def append_piece(content: bytes) -> None:
         with refused("write", path):
             _write_all(descriptor, content)
 
     try:
+        with refused("write", path):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             yield append_piece
             with refused("write", path):
                 os.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            with refused("write", path):
+                os.close(descriptor)
         with refused("write", path):
+            # Within one directory, so within one file system: there a rename is atomic.
             os.replace(temporary, path)
     except BaseException:  # Ctrl-C as well
         with contextlib.suppress(OSError):
@@ -96,16 +88,12 @@ def write_new(path: Path, content: bytes) -> None:
         StorageError: the system refused, or the file is there.
     """
     with refused("write", path):
-        _write_new(path, content)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        _write_all(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            _write_all(descriptor, content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
@@ -148,22 +136,6 @@ def append(path: Path, content: bytes) -> None:
 def write_json(path: Path, record: object) -> None:
     """Write a JSON file atomically, indented, without NaN."""
     write(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-
-def toml(tables: Mapping[str, Mapping[str, object]]) -> str:
-    """Flat TOML tables; None values are left out."""
-    return "\n".join(_toml(tables)) + "\n"
-
-
-def _toml(tables: Mapping[str, Mapping[str, object]]) -> Iterable[str]:
-    for name, table in tables.items():
-        yield f"[{name}]"
-        for key, value in table.items():
-            # A JSON string, number, boolean or list of these is the same in TOML, but for the character DEL.
-            if value is not None:
-                text = json.dumps(value, allow_nan=False, ensure_ascii=False).replace("\x7f", "\\u007f")
-                yield f"{key} = {text}"
-        yield ""
 
 
 def require_place(path: Path, *, directory: bool = False) -> None:
@@ -415,12 +387,7 @@ def _holder(descriptor: int) -> str:
 
 @contextlib.contextmanager
 def refused(what: str, path: Path) -> Iterator[None]:
-    """Make a StorageError of what the system refuses, with the path and its reason.
-
-    Args:
-        what: that could not be done.
-        path: to this.
-    """
+    """Make a StorageError of what the system refuses: it cannot do ``what`` to the path, and why."""
     try:
         yield
     except StorageError:

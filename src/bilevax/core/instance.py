@@ -63,7 +63,7 @@ class InnerImage:
 
     def __call__(self, w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
         """Phi(w, lam; zeta)."""
-        return oracle.inner_image(w, batch)
+        return oracle.problem.inner_image(w, oracle.lam, batch)
 
     def mean(self, w: PyTree, oracle: Oracle, source: RowSource) -> PyTree:
         """Phi(w, lam), on every row."""

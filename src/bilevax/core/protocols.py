@@ -1,21 +1,16 @@
 """What the rooms ask of one another, and of a user's own classes: structural types, with shapes."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jax import Array
 
 from bilevax.core.config import Steps
-from bilevax.core.records import Cost, Count, Estimate, Failure, Info, Solution
+from bilevax.core.records import Cost, Info, Solution
 from bilevax.core.trees import Operator, PyTree
-
-if TYPE_CHECKING:
-    from bilevax.core.instance import Instance
 
 Carry = TypeVar("Carry")
 Total = TypeVar("Total")
-Used = TypeVar("Used")
-Method = TypeVar("Method")
 
 
 class Draw(NamedTuple):
@@ -30,23 +25,6 @@ class Draw(NamedTuple):
     batch: PyTree
     block: Array | int
     weight: Array | float
-
-
-class Look(Protocol):
-    """One minibatch of a stream, the same at every call."""
-
-    def __call__(self, use: Callable[[Draw], Used], /) -> Used:
-        """``use(draw)``."""
-
-
-class Looks(Protocol):
-    """Several minibatches of a stream, the same at every call."""
-
-    def __getitem__(self, i: Array | int, /) -> Look:
-        """The i-th of them."""
-
-    def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry, stop: Array | int | None = None) -> Carry:
-        """``carry = move(carry, i, draw)`` over them in order, or over the first ``stop``."""
 
 
 class Keyed(NamedTuple):
@@ -317,91 +295,6 @@ InnerSolver: TypeAlias = StochasticSolver | LossSolver
 
 LinearSolver: TypeAlias = StochasticSolver | SystemSolver
 """What finds v."""
-
-
-class Estimator(Protocol):
-    """A hypergradient at one lam."""
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse in a sentence a problem that lacks what the estimator needs."""
-
-    def estimate(
-        self, instance: "Instance", w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
-    ) -> Estimate:
-        """One hypergradient, pure and traceable, from w0 and v0 (like w0; None: 0), of which ``key`` draws all samples.
-
-        The inner step of the instance is measured; ``outer_step`` is for counts that grow.
-        """
-
-
-# Of algorithms as well as of estimators: BSGM has it by way of its estimator.
-@runtime_checkable
-class Suspecting(Protocol):
-    """A method that looks into a suspicion of divergence, which takes as long to compile as all the rest."""
-
-    def suspecting(self: Method) -> Method:
-        """The same, but it takes a suspicion for proof."""
-
-
-class Run(NamedTuple):
-    """States of an estimator before and after it: a diagnosis repeats the failed stage from them.
-
-    Attributes:
-        before: w0 of an estimator without states.
-        after: with its ``trace``.
-        doublings: of the run that was continued; 0 of a run that was not.
-    """
-
-    before: PyTree
-    after: PyTree
-    doublings: Array | int
-
-
-class Diagnosis(NamedTuple):
-    """What was found when the failed stage of an estimate was repeated, alone.
-
-    Attributes:
-        code: OK where a suspicion was refuted.
-        failure: where.
-        w: the last finite one.
-        v: likewise.
-        checks: diagnostic products.
-    """
-
-    code: Array
-    failure: Failure
-    w: PyTree
-    v: PyTree | None
-    checks: Count
-
-
-@runtime_checkable
-class ExtensibleEstimator(Estimator, Suspecting, Protocol):
-    """An estimator with a state, from which a run goes on, a report is made, and a failure is looked into.
-
-    A state is a NamedTuple with a field ``trace``, the evidence for an error report that its estimate does not have: a
-    ``ChainTrace`` of sampled chains, the ``SolverErrors`` of deterministic solvers, or None.
-    """
-
-    @property
-    def extensible(self) -> bool:
-        """True if a run can go on to twice its steps."""
-
-    def deterministic(self, instance: "Instance") -> bool:
-        """True if every stage sees every row."""
-
-    def init(self, instance: "Instance", w0: PyTree, *, key: Array, v0: PyTree | None = None) -> PyTree:
-        """The state of a run without a step."""
-
-    def extend(
-        self, instance: "Instance", state: PyTree, *, key: Array, doublings: Array | int = 0
-    ) -> tuple[Estimate, PyTree]:
-        """The estimate after 2^doublings times the steps, from the state after half of them (of none if 0)."""
-
-    def diagnose(
-        self, instance: "Instance", run: Run, estimate: Estimate, *, key: Array, stage: str
-    ) -> Diagnosis | None:
-        """The failed stage repeated, with what was suspected looked into; None where nothing was."""
 
 
 class StepLooks(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +60,9 @@ def fold(
         stop: one past the last minibatch; or several such, in order, for the carry at each of them, stacked.
     """
     start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
-
-    def lead_on(at: Underway, stop: Array) -> tuple[Underway, Carry]:
-        at = continued(source, step, at, args, key=key, start=start, stop=stop)
-        return at, at.carry
-
+    lead_on = partial(continued, source, step, args, key=key, start=start)
     at = Underway(start, no_plan(source, key), carry)
-    out: Carry = lead_on(at, stop)[1] if stop.ndim == 0 else jax.lax.scan(lead_on, at, stop)[1]
+    out: Carry = (lead_on(at, stop) if stop.ndim == 0 else jax.lax.scan(lead_on, at, stop))[1]
     return out
 
 
@@ -80,14 +76,14 @@ def no_plan(source: Source, key: Array) -> PyTree:
 def continued(
     source: Source,
     step: Callable[..., Carry],
-    at: Underway,
     args: PyTree,
+    at: Underway,
+    stop: Array,
     *,
     key: Array,
     start: Array,
-    stop: Array,
-) -> Underway:
-    """A loop that began at ``start``, led on to ``stop``; chunks that were planned are not planned again."""
+) -> tuple[Underway, Carry]:
+    """A loop that began at ``start``, led on to ``stop``, and its carry; no chunk is planned twice."""
 
     # from one chunk's start to the next, or to the stop: within it no minibatch needs a new plan
     def segment(at: Underway) -> Underway:
@@ -95,31 +91,37 @@ def continued(
         end = jnp.minimum(stop, source.chunk_end(at.j))
 
         def one(j: Array, carry: Carry, **known: bool) -> Carry:
-            return source.visit(plan, j, lambda draw: step(carry, args, j, draw), **known)
+            return source.visit(plan, j, partial(step, carry, args, j), **known)
 
-        return Underway(end, plan, within_chunk(source, plan, one, at.carry, at.j, end))
+        return Underway(end, plan, loop_within(source, plan)(at.j, end, one, at.carry))
 
-    return jax.lax.while_loop(lambda at: at.j < stop, segment, at)
+    at = jax.lax.while_loop(lambda at: at.j < stop, segment, at)
+    return at, at.carry
 
 
-def within_chunk(
-    source: Source, plan: PyTree, one: Callable[..., Carry], carry: Carry, start: Array, end: Array
-) -> Carry:
-    """``carry = one(j, carry)`` for start <= j < end, all in the chunk of the plan.
+def loop_within(source: Source, plan: PyTree) -> Callable[[Array, Array, Callable[..., Carry], Carry], Carry]:
+    """(start, end, one, carry) -> carry: ``carry = one(j, carry)`` for start <= j < end, in the chunk of the plan.
 
     Of a source with short minibatches ``one`` takes ``short``, whether j is one.
     """
-    if not (isinstance(source, UnevenSource) and source.uneven):
-        even: Carry = jax.lax.fori_loop(start, end, one, carry)
-        return even
+    if not is_uneven(source):
+        return jax.lax.fori_loop
 
-    # Minibatches of the usual size one after another, then the short one: a branch a sweep, not one a step.
-    def sweep(at: tuple[Array, Carry]) -> tuple[Array, Carry]:
-        j, carry = at
-        until = jnp.minimum(end, source.next_short(plan, j))
-        carry = jax.lax.fori_loop(j, until, partial(one, short=False), carry)
-        carry = jax.lax.cond(until < end, partial(one, until, short=True), lambda carry: carry, carry)
-        return until + 1, carry
+    def loop(start: Array, end: Array, one: Callable[..., Carry], carry: Carry) -> Carry:
+        # Minibatches of the usual size one after another, then the short one: a branch a sweep, not one a step.
+        def sweep(at: tuple[Array, Carry]) -> tuple[Array, Carry]:
+            j, carry = at
+            until = jnp.minimum(end, source.next_short(plan, j))
+            carry = jax.lax.fori_loop(j, until, partial(one, short=False), carry)
+            carry = jax.lax.cond(until < end, partial(one, until, short=True), lambda carry: carry, carry)
+            return until + 1, carry
 
-    out: Carry = jax.lax.while_loop(lambda at: at[0] < end, sweep, (start, carry))[1]
-    return out
+        out: Carry = jax.lax.while_loop(lambda at: at[0] < end, sweep, (start, carry))[1]
+        return out
+
+    return loop
+
+
+def is_uneven(source: Source) -> TypeGuard[UnevenSource]:
+    """True if the source has a smaller minibatch now and then, and foresees it."""
+    return isinstance(source, UnevenSource) and source.uneven

@@ -7,6 +7,7 @@ what the step gives it to the step's minibatch (:class:`Look`), or a fold over i
 
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -18,7 +19,7 @@ from bilevax.core.config import check_count, config
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Carry, Draw, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree, is_concrete
-from bilevax.data.fold import fold, within_chunk
+from bilevax.data.fold import fold, is_uneven, loop_within
 from bilevax.data.sampling import CHUNK
 
 NAMED = 0x80000000
@@ -98,10 +99,10 @@ class LookAtSeveral:
         source, begin = self._several.source, self._begin
 
         def one(j: Array, carry: Carry, **known: bool) -> Carry:
-            return source.visit(self._plan, j, lambda draw: move(carry, j - begin, draw), **known)
+            return source.visit(self._plan, j, partial(move, carry, j - begin), **known)
 
         end = begin + jnp.asarray(self._several.number if stop is None else stop, jnp.int32)
-        return within_chunk(source, self._plan, one, carry, begin, end)
+        return loop_within(source, self._plan)(begin, end, one, carry)
 
 
 @config
@@ -140,7 +141,7 @@ class Single:
     @property
     def uneven(self) -> bool:
         """True if the source has a smaller minibatch now and then."""
-        return _is_uneven(self.source)
+        return is_uneven(self.source)
 
     def next_short(self, plan: PyTree, k: Array) -> Array:
         """The source's next short minibatch."""
@@ -312,7 +313,3 @@ def fold_looks(
     if not streams:
         raise ParameterError("fold_looks needs at least one stream, as in {'train': train, 'val': val}")
     return Streams(streams, key).fold(step, carry, args, key=key, start=start, stop=stop)
-
-
-def _is_uneven(source: Source) -> bool:
-    return isinstance(source, UnevenSource) and source.uneven

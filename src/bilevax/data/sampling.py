@@ -216,21 +216,17 @@ class Numbered:
 
     def visit(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry], short: bool | None = None) -> Carry:
         """``use(draw)`` of minibatch j (see :class:`~bilevax.core.protocols.UnevenSource`)."""
-        if self.keys:
-            return self._visit_rows(plan[0], j, lambda draw: use(self.with_key(plan[1], j, draw)), short)
-        return self._visit_rows(plan, j, use, short)
-
-    def _visit_rows(self, plan: PyTree, j: Array, use: Callable[[Draw], Carry], short: bool | None) -> Carry:
+        rows, take = (plan[0], lambda draw: use(self.with_key(plan[1], j, draw))) if self.keys else (plan, use)
         if self.batch_size is None:
-            return use(Draw(self._everything(), -1, 1.0))
+            return take(Draw(self._everything(), -1, 1.0))
         n, b, i = self.rows, self.rows_per_batch, j % CHUNK
         if self.sampling != "blocks":
-            return use(Draw(self._batch(plan, j, b), -1, 1.0))
-        number, nexts = (x[i] for x in self._choice(plan))
+            return take(Draw(self._batch(rows, j, b), -1, 1.0))
+        number, nexts = (x[i] for x in self._choice(rows))
 
         def block(size: int) -> Carry:
             # weight e size / n: over the e blocks of an epoch, weight times mean is the mean of every row
-            return use(Draw(self._batch(plan, j, size), number, size * self._epoch / n))
+            return take(Draw(self._batch(rows, j, size), number, size * self._epoch / n))
 
         if not self._short or short is not None:
             return block(self._short if short else b)

@@ -46,22 +46,18 @@ def batch_mean(
     return scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), total)
 
 
-def batch_spread(
-    fn: BatchFunction, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int
-) -> tuple[PyTree, PyTree]:
-    """Mean and standard deviation of fn(args, batch) over so many minibatches, from the first."""
-    means = batch_mean(
-        lambda args, batch: _with_squares(fn(args, batch)), args, source, key=key, number=number, first=first
-    )
-    return _spread(means, number)
+def with_squares(fn: Callable[..., PyTree]) -> Callable[..., tuple[PyTree, PyTree]]:
+    """The function with the squares of its values beside them, for :func:`mean_and_deviation`."""
+
+    def both(*args: PyTree) -> tuple[PyTree, PyTree]:
+        x = fn(*args)
+        return x, jax.tree.map(jnp.square, x)
+
+    return both
 
 
-def _with_squares(x: PyTree) -> tuple[PyTree, PyTree]:
-    return x, jax.tree.map(jnp.square, x)
-
-
-def _spread(means: tuple[PyTree, PyTree], number: Array) -> tuple[PyTree, PyTree]:
-    """Mean and standard deviation, from the means of values and of squares."""
+def mean_and_deviation(means: tuple[PyTree, PyTree], number: Array) -> tuple[PyTree, PyTree]:
+    """Mean and standard deviation, from the means of so many values and of their squares."""
     mean, squares = means
     # sqrt(J / (J - 1) (mean of squares - square of mean))
     count = number.astype(jnp.result_type(float))
@@ -91,16 +87,6 @@ def stack_mean(
 
     totals = source.fold(step, start, (args, stack), key=key, start=0, stop=number)
     return scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), totals)
-
-
-def stack_spread(
-    fn: StackFunction, args: PyTree, stack: PyTree, source: RowSource, *, key: Array, number: Array
-) -> tuple[PyTree, PyTree]:
-    """Mean and standard deviation of fn(args, x, batch) over so many minibatches, likewise."""
-    means = stack_mean(
-        lambda args, x, batch: _with_squares(fn(args, x, batch)), args, stack, source, key=key, number=number
-    )
-    return _spread(means, number)
 
 
 def revised(fn: Callable[..., PyTree], stack: PyTree, *others: PyTree, batch: PyTree) -> PyTree:

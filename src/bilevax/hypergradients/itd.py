@@ -19,8 +19,9 @@ from bilevax.core.config import (
     static,
 )
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance
-from bilevax.core.protocols import BilevelProblem, Diagnosis, Run
+from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, first_failure, nonfinite_code
 from bilevax.core.trees import (
     Operator,
@@ -40,7 +41,7 @@ from bilevax.data import refuse_keys
 from bilevax.hypergradients.residual_error import SAFETY, SolverErrors, report_of_bias
 from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import Constant, schedule
-from bilevax.solvers.stability import MoveHistory, empty_history, final_code, monitor
+from bilevax.solvers.stability import NEVER, MoveHistory, empty_history, final_code, monitor
 
 
 class ITDState(NamedTuple):
@@ -325,10 +326,6 @@ def unrolled(
     segment = jax.checkpoint(lambda at, js: jax.lax.scan(step, at, js))
     at, _ = jax.lax.scan(segment, before, numbers[:whole].reshape(-1, length))
     return jax.lax.scan(step, at, numbers[whole:])[0]
-
-
-NEVER = jnp.iinfo(jnp.int32).max
-"""A step that does not come."""
 
 
 def vjp_of_step(instance: Instance, w: PyTree, lam: PyTree, eta: Array) -> Operator:

@@ -8,9 +8,10 @@ from jax import Array
 
 from bilevax.core.codes import Code
 from bilevax.core.config import Steps, at_least_one, check_choice, check_fields, config, replace_unchecked, set_frozen
-from bilevax.core.instance import Instance, Oracle
+from bilevax.core.estimator import Diagnosis, Run
+from bilevax.core.instance import InnerImage, Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, RowSource, Run
+from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, SolverError, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, norm, row, sub, where, zeros_like
 from bilevax.hypergradients.batch_means import BATCHES, extrapolated
@@ -282,11 +283,8 @@ class JointSID:
         grown = has_grown(begun.w, end.w)
         suspicious = (end.failure.stage == 0) & ~grown & (suspicion.growth > jnp.log(SUSPICIOUS))
 
-        def image(w: PyTree, oracle: Oracle, batch: PyTree) -> PyTree:
-            return oracle.inner_image(w, batch)
-
         code, checks = confirm_divergence(
-            image, row((begun.w, end.w), 0), instance.oracle, instance.train,
+            InnerImage(), row((begun.w, end.w), 0), instance.oracle, instance.train,
             key=stream(key, "linear"), start=suspicion.start, step_size=suspicion.step_size,
             suspicious=suspicious, grown=grown, confirm=self.confirm,
         )  # fmt: skip

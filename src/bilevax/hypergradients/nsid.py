@@ -8,9 +8,10 @@ from jax import Array
 
 from bilevax.core.config import Steps, config, replace_unchecked
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, LinearSolver, Run
+from bilevax.core.protocols import BilevelProblem, LinearSolver, RowSource
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure
 from bilevax.core.trees import PyTree, sub
 from bilevax.data import refuse_keys
@@ -25,7 +26,9 @@ from bilevax.solvers.chain import PLAIN, Rule, View, plain
 class ProximalMoves(FixedPoint):
     """w_{j+1} = prox(w_j - eta_j s grad loss(w_j; zeta_j), lam, eta_j s): the chain of a composite map."""
 
-    def _rule(self, args: Oracle) -> Rule:
+    def rule(self, args: Oracle, source: RowSource) -> Rule:
+        """How w moves."""
+
         def move(x: PyTree, memory: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
             if view.batch is None:
                 return plain(x, memory, view)
@@ -33,7 +36,7 @@ class ProximalMoves(FixedPoint):
             new = args.problem.relaxed_image(x, args.lam, view.batch, view.eta * view.weight)
             return new, memory, sub(new, x)
 
-        return Rule(PLAIN.begin, move)
+        return PLAIN._replace(move=move, average=self.average)
 
 
 @config

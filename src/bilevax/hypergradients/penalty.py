@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ from bilevax.core.config import Steps, at_least_one, check_fields, config, posit
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, Draw, InnerSolver, Loss, RowSource, Run, Total
+from bilevax.core.protocols import BilevelProblem, Draw, InnerSolver, Loss, RowSource, Total
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, where, zeros_like
 from bilevax.data import Join, join, refuse_keys
 from bilevax.data.fold import fold
-from bilevax.hypergradients.batches import Sampled, batch_spread
+from bilevax.hypergradients.batches import Sampled, batch_mean, mean_and_deviation, with_squares
 from bilevax.hypergradients.joint_sid import epoch
-from bilevax.hypergradients.once import Once, repeated
+from bilevax.hypergradients.once import Once, RunsOnce
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.linalg.row_chunks import value_and_grad
@@ -36,7 +36,7 @@ class Minima(NamedTuple):
 
 
 @config
-class Penalty:
+class Penalty(RunsOnce):
     """H^-1 grad_1 E as c (w - z): w minimises the inner loss G, and z minimises G + E / c.
 
         value = grad_2 E(z, lam) + c (grad_2 G(z, lam) - grad_2 G(w, lam))
@@ -66,8 +66,6 @@ class Penalty:
         >>> bx.Penalty(bx.LBFGS(), multiplier=1000.0).multiplier
         1000.0
     """
-
-    extensible: ClassVar[bool] = False
 
     inner: InnerSolver
     multiplier: float = 100.0
@@ -105,28 +103,17 @@ class Penalty:
         self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
     ) -> Estimate:
         """One hypergradient; pure and traceable. Draws from its streams inner and cross; z starts at w0 - s v0 / c."""
-        return self._from(instance, w0, v0, key=key, outer_step=outer_step)[0]
+        return self.extend(instance, self.init(instance, w0, key=key, v0=v0), key=key, outer_step=outer_step)[0]
 
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> Once:
         """A run without a step."""
         return Once(w0, v0)
 
     def extend(
-        self, instance: Instance, state: Once, *, key: Array, doublings: Array | int = 0
+        self, instance: Instance, state: Once, *, key: Array, doublings: Array | int = 0, outer_step: Array | int = 0
     ) -> tuple[Estimate, Once]:
         """The estimate, and where it ended; no run goes on, and ``doublings`` is 0."""
-        est, trace = self._from(instance, state.w, state.v, key=key, outer_step=0)
-        return est, Once(est.w, est.v, trace)
-
-    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
-        """The run repeated, with what was suspected tested."""
-        return repeated(self, instance, run, key=key, stage=stage)
-
-    def _from(
-        self, instance: Instance, w0: PyTree, v0: PyTree | None, *, key: Array, outer_step: Array | int
-    ) -> tuple[Estimate, ChainTrace | SolverErrors]:
-        """An estimate from starts of w and v, and the evidence for its error report."""
-        problem, lam, train, val = instance
+        (problem, lam, train, val), w0, v0 = instance, state.w, state.v
         if not self.inner.stochastic or self.cross_batches is None:
             refuse_keys("Penalty", "take FixedPoint and a number of cross batches", train=train, val=val)
         first, measuring = self._multiplier(instance, w0)
@@ -150,7 +137,9 @@ class Penalty:
             outer_value, value, change = both.total(_values, args)
         else:
             number = at_step(self.cross_batches, outer_step)
-            mean, deviation = batch_spread(_values, args, both, key=stream(key, "cross"), number=number, first=0)
+            squared = with_squares(_values)
+            means = batch_mean(squared, args, both, key=stream(key, "cross"), number=number, first=0)
+            mean, deviation = mean_and_deviation(means, number)
             (outer_value, value, change), spread, reads = mean, Sampled(deviation[1], number), (number, number)
         code, failure = first_failure(
             (solved.code, Failure.of("inner", solved.last_step)),
@@ -173,7 +162,8 @@ class Penalty:
                 trace = trace._replace(inner=chain._replace(points=points[0]), linear=chain._replace(points=points[1]))
         steps = None if solved.snapshots is None else solved.calls
         cost = cost.plus(by_lam).plus(measuring)
-        return Estimate(value, outer_value, at.w, v_of(at), code, cost, failure, steps=steps), trace
+        est = Estimate(value, outer_value, at.w, v_of(at), code, cost, failure, steps=steps)
+        return est, Once(est.w, est.v, trace)
 
     def _multiplier(self, instance: Instance, w0: PyTree) -> tuple[Array, Cost]:
         """The smaller c, and the cost of its unit."""
@@ -242,7 +232,7 @@ class Penalised:
     def value_and_grad(self, w: PyTree, lam: PyTree, batch: tuple[Draw, Draw]) -> tuple[Array, PyTree]:
         """With the gradient in w, each by the loss's own where it has one."""
         pairs = zip((self.inner, self.outer), batch, strict=True)
-        (G, by_inner), (E, by_outer) = (value_and_grad(loss, w, lam, draw.batch) for loss, draw in pairs)
+        (G, by_inner), (E, by_outer) = (value_and_grad(loss)(w, lam, draw.batch) for loss, draw in pairs)
         return G + E / self.c, axpy(1.0 / self.c, by_outer, by_inner)
 
 

@@ -1,6 +1,6 @@
 """Derivatives of stochastic gradient descent: w and its Jacobian in lam move together."""
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,11 @@ from bilevax.core.error_report import as_others
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, Run
-from bilevax.core.records import (
-    Cost,
-    Count,
-    ErrorReport,
-    Estimate,
-    Failure,
-    Solution,
-    first_failure,
-    nonfinite_code,
-)
+from bilevax.core.protocols import BilevelProblem
+from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, Solution, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, entries, norm, row, scale, sub, vdot
 from bilevax.data import refuse_keys
-from bilevax.hypergradients.once import Once, repeated
+from bilevax.hypergradients.once import RunsOnce
 from bilevax.hypergradients.residual_error import SAFETY, report_of_bias
 from bilevax.hypergradients.sid_error import ANSWERED, FEWEST, relaxation_rate, with_independent
 from bilevax.hypergradients.spread import last_point_error, sum_of_entries
@@ -45,7 +36,7 @@ class Carried(NamedTuple):
 
 
 @config
-class Piggyback:
+class Piggyback(RunsOnce):
     """Forward-mode differentiation of stochastic gradient descent: w and J = dw / dlam are carried together.
 
         w <- w + eta_j (Phi(w, lam; zeta_j) - w)
@@ -71,8 +62,6 @@ class Piggyback:
         >>> bx.Piggyback(bx.FixedPoint(5000, bx.Polynomial(1.0, 0.5))).inner.steps
         5000
     """
-
-    extensible: ClassVar[bool] = False
 
     inner: FixedPoint
 
@@ -118,21 +107,6 @@ class Piggyback:
         steps = None if solved.snapshots is None else moves
         error = self._error(instance, solved, value, key=key)
         return Estimate(value, outer_value, w, None, code, cost, failure, error, steps=steps)
-
-    def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> Once:
-        """A run without a step."""
-        return Once(w0)
-
-    def extend(
-        self, instance: Instance, state: Once, *, key: Array, doublings: Array | int = 0
-    ) -> tuple[Estimate, Once]:
-        """The estimate, and where w ended; no run goes on, and ``doublings`` is 0."""
-        est = self.estimate(instance, state.w, key=key)
-        return est, Once(est.w)
-
-    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
-        """The run repeated, with what was suspected tested."""
-        return repeated(self, instance, run, key=key, stage=stage)
 
     def _error(self, instance: Instance, solved: Solution, value: PyTree, *, key: Array) -> ErrorReport:
         if solved.snapshots is None:

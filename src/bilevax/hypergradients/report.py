@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
+from bilevax.core.estimator import Estimator, ExtensibleEstimator
 from bilevax.core.instance import Instance
-from bilevax.core.protocols import Estimator, ExtensibleEstimator
 from bilevax.core.records import ErrorReport, Estimate, Failure, first_failure
 from bilevax.core.trees import PyTree, norm, row, where
 from bilevax.hypergradients.damping import add_damping_bias

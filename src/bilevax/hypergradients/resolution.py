@@ -14,6 +14,7 @@ def signs(like: PyTree) -> PyTree:
     """Two trees of 1 and -1 in no order, [2, ...], a stack."""
 
     def of_leaf(x: Array) -> Array:
+        # cos k and cos(sqrt(2) k) have no period in k, and need no key
         number = jnp.arange(x.size, dtype=jnp.float32) % 65536.0
         rows = [jnp.cos(turn * (1.0 + number)) > 0 for turn in (1.0, 2.0**0.5)]
         return jnp.where(jnp.stack(rows), 1.0, -1.0).astype(x.dtype).reshape(2, *x.shape)

@@ -1,6 +1,6 @@
 """The score-function estimator: lam says how likely each of several inner problems is; values alone are compared."""
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from bilevax.core.error_report import as_others
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, InnerSolver, Run
+from bilevax.core.protocols import BilevelProblem, InnerSolver
 from bilevax.core.records import (
     SNAPSHOTS,
     Cost,
@@ -26,7 +26,7 @@ from bilevax.core.records import (
 )
 from bilevax.core.trees import PyTree, add, norm, row
 from bilevax.data import refuse_keys
-from bilevax.hypergradients.once import Once, repeated
+from bilevax.hypergradients.once import RunsOnce
 from bilevax.hypergradients.residual_error import SAFETY
 from bilevax.hypergradients.sid import Segment, solve_inner
 from bilevax.solvers import FixedPoint, Given
@@ -95,7 +95,7 @@ class Gaussian:
 
 
 @config
-class ScoreFunction:
+class ScoreFunction(RunsOnce):
     """The gradient of lam -> E_x L(x), where x ~ p(.; lam) is what both losses see in the place of lam.
 
         L_c   = E(w(x_c), x_c),   x_c ~ p(.; lam),   c = 1 ... C        w(x) solves the inner problem at x
@@ -121,8 +121,6 @@ class ScoreFunction:
         >>> bx.ScoreFunction(bx.LBFGS(), samples=20, distribution=bx.Gaussian(0.1))
         ScoreFunction(inner=LBFGS(tol=1e-06, max_steps=500, memory=None), samples=20, distribution=Gaussian(sigma=0.1))
     """
-
-    extensible: ClassVar[bool] = False
 
     inner: InnerSolver | Given
     samples: int = static(5)
@@ -195,21 +193,6 @@ class ScoreFunction:
         error = self._error(*map(unravel, (value, as_others(spread), as_others(SAFETY * jnp.abs(change)))))
         w = jax.tree.map(lambda x: jnp.mean(x, axis=0), solved.value)
         return Estimate(unravel(value), jnp.mean(losses), w, None, code, cost, failure, error)
-
-    def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> Once:
-        """A run without a step."""
-        return Once(w0)
-
-    def extend(
-        self, instance: Instance, state: Once, *, key: Array, doublings: Array | int = 0
-    ) -> tuple[Estimate, Once]:
-        """The estimate, and where w ended; no run goes on, and ``doublings`` is 0."""
-        est = self.estimate(instance, state.w, key=key)
-        return est, Once(est.w)
-
-    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
-        """The run repeated, with what was suspected tested."""
-        return repeated(self, instance, run, key=key, stage=stage)
 
     def _error(self, value: PyTree, standard_error: PyTree, bias: PyTree) -> ErrorReport:
         size, unknown = norm(bias), jnp.full_like(norm(value), jnp.nan)

@@ -11,25 +11,18 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import Steps, at_least_one, check_fields, config, replace_unchecked
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import InnerImage, Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import (
-    BilevelProblem,
-    Diagnosis,
-    InnerSolver,
-    LinearSolver,
-    RowSource,
-    Run,
-    StochasticSolver,
-)
+from bilevax.core.protocols import BilevelProblem, InnerSolver, LinearSolver, RowSource, StochasticSolver
 from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
-from bilevax.hypergradients.batches import Sampled, batch_mean, batch_spread
+from bilevax.hypergradients.batches import Sampled, batch_mean, mean_and_deviation, with_squares
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.solvers import Given, at_step
-from bilevax.solvers.chain import Image, confirms, has_grown
+from bilevax.solvers.chain import confirms, has_grown
 
 
 class SIDState(NamedTuple):
@@ -63,17 +56,14 @@ class Segment(NamedTuple):
     def _only(self) -> bool:
         return isinstance(self.doublings, int) and self.doublings == 0
 
-    def solve(
-        self, solver: StochasticSolver, image: Image, start: PyTree, args: PyTree, source: RowSource, *, key: Array
-    ) -> Solution:
-        """A chain of minibatches: its first steps, or as many more as there were before."""
+    def part(self, solver: StochasticSolver) -> tuple[StochasticSolver, dict[str, Array | int]]:
+        """The solver of the first steps of a chain, or of as many more as were before, and what its solve is told."""
         if self._only:
-            return solver.solve(image, start, args, source, key=key, outer_step=self.outer_step)
+            return solver, {"outer_step": self.outer_step}
         steps = at_step(solver.steps, self.outer_step)
         # t steps at first; then from 2^(i-1) t to 2^i t
         first = jnp.where(jnp.asarray(self.doublings) > 0, steps << self.doublings >> 1, 0)
-        solver = replace_unchecked(solver, steps=jnp.maximum(first, steps))
-        return solver.solve(image, start, args, source, key=key, first=first)
+        return replace_unchecked(solver, steps=jnp.maximum(first, steps)), {"first": first}
 
     def batches(self, number: Steps) -> tuple[Array, Array]:
         """The first of the minibatches of a mean, and how many: all of them after those before."""
@@ -169,23 +159,65 @@ class SID:
             outer_step: for counts that grow.
             v0: start of the linear solver; None: 0.
         """
-        return self._from(instance, w0, v0, key=key, segment=Segment(outer_step))[0]
+        state = self.init(instance, w0, key=key, v0=v0)
+        return self.extend(instance, state, key=key, outer_step=outer_step)[0]
 
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> SIDState:
         """A run without a step; its arguments are those of :meth:`estimate`."""
         return SIDState(w0, v0, Cost())
 
     def extend(
-        self, instance: Instance, state: SIDState, *, key: Array, doublings: Array | int = 0
+        self,
+        instance: Instance,
+        state: SIDState,
+        *,
+        key: Array,
+        doublings: Array | int = 0,
+        outer_step: Array | int = 0,
     ) -> tuple[Estimate, SIDState]:
         """The estimate after 2^doublings t and k steps, from a run of half of them (of none if 0), and the run so far.
 
         Both chains go on from where they ended, v for the w that is reached now, with the minibatches and the steps
         that are next; J and J1 are doubled as well, all of them new. Deterministic solvers are called again from there.
         """
-        est, trace = self._from(instance, state.w, state.v, key=key, segment=Segment(0, doublings))
-        est = est._replace(cost=state.cost.plus(est.cost))
-        return est, SIDState(est.w, est.v, est.cost, trace)
+        train, val, segment = instance.train, instance.val, Segment(outer_step, doublings)
+        self._check_keys(train, val)
+        # w ~ w(lam)
+        inner = solve_inner(self.inner, instance, state.w, key=stream(key, "inner"), segment=segment)
+        w = inner.value
+        # E, grad_1 E, grad_2 E at w
+        (value, g, direct), halves, outer = self.outer(instance, w, key=stream(key, "outer"), segment=segment)
+        # v ~ (I - d1Phi^T)^-1 grad_1 E
+        linear = self._solve_linear(instance, w, g, state.v, key=stream(key, "linear"), segment=segment)
+        v = linear.value
+        product, spread, cross = self._cross(instance, w, v, key=stream(key, "cross"), segment=segment)
+        # grad_2 E + d2Phi^T v
+        hypergradient = add(direct, product)
+        cost = Cost(
+            gradients=Count(inner.calls, _rows(self.inner, train)),
+            hvps=Count(linear.calls, _rows(self.linear, train), linear.reads),
+            cross=cross,
+            outer_gradients=outer,
+            measuring=_checks(self.inner, inner, train) + _checks(self.linear, linear, train),
+        )
+        code, failure = first_failure(
+            (inner.code, Failure.of("inner", inner.last_step)),
+            (nonfinite_code((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
+            (linear.code, Failure.of("linear", linear.last_step)),
+            (nonfinite_code(product), Failure.of("cross")),
+        )
+        # the longer one: both noises fall with their own length
+        chains = [solved.calls for solved in (inner, linear) if solved.snapshots is not None]
+        steps = functools.reduce(jnp.maximum, chains) if chains else None
+        trace: ChainTrace | SolverErrors = ChainTrace(inner.snapshots, linear.snapshots, spread, halves)
+        if self.deterministic(instance):
+            trace = SolverErrors(inner.error, linear.error, inner.calls + linear.calls)
+        elif self.linear.stochastic and linear.snapshots is None:
+            # no snapshots tell its noise: every row does
+            refuse_keys(f"the report on {type(self.linear).__name__}", "take bx.FixedPoint", train=train, val=val)
+            trace = SolverErrors()
+        est = Estimate(hypergradient, value, w, v, code, state.cost.plus(cost), failure, steps=steps)
+        return est, SIDState(w, v, est.cost, trace)
 
     def suspecting(self) -> "SID":
         """The same, but a suspicion that an iteration does not contract is not tested."""
@@ -216,48 +248,6 @@ class SID:
         inner = instance.train.is_full_batch or (solvers and not self.linear.stochastic and self.cross_batches is None)
         return inner and (instance.val.is_full_batch or self.outer_batches is None)
 
-    def _from(
-        self, instance: Instance, w0: PyTree, v0: PyTree | None, *, key: Array, segment: Segment
-    ) -> tuple[Estimate, ChainTrace | SolverErrors]:
-        """An estimate from starts of w and v, and the evidence for its error report."""
-        train, val = instance.train, instance.val
-        self._check_keys(train, val)
-        # w ~ w(lam)
-        inner = solve_inner(self.inner, instance, w0, key=stream(key, "inner"), segment=segment)
-        w = inner.value
-        # E, grad_1 E, grad_2 E at w
-        (value, g, direct), halves, outer = self.outer(instance, w, key=stream(key, "outer"), segment=segment)
-        # v ~ (I - d1Phi^T)^-1 grad_1 E
-        linear = self._solve_linear(instance, w, g, v0, key=stream(key, "linear"), segment=segment)
-        v = linear.value
-        product, spread, cross = self._cross(instance, w, v, key=stream(key, "cross"), segment=segment)
-        # grad_2 E + d2Phi^T v
-        hypergradient = add(direct, product)
-        cost = Cost(
-            gradients=Count(inner.calls, _rows(self.inner, train)),
-            hvps=Count(linear.calls, _rows(self.linear, train), linear.reads),
-            cross=cross,
-            outer_gradients=outer,
-            measuring=_checks(self.inner, inner, train) + _checks(self.linear, linear, train),
-        )
-        code, failure = first_failure(
-            (inner.code, Failure.of("inner", inner.last_step)),
-            (nonfinite_code((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
-            (linear.code, Failure.of("linear", linear.last_step)),
-            (nonfinite_code(product), Failure.of("cross")),
-        )
-        # the longer one: both noises fall with their own length
-        chains = [solved.calls for solved in (inner, linear) if solved.snapshots is not None]
-        steps = functools.reduce(jnp.maximum, chains) if chains else None
-        trace: ChainTrace | SolverErrors = ChainTrace(inner.snapshots, linear.snapshots, spread, halves)
-        if self.deterministic(instance):
-            trace = SolverErrors(inner.error, linear.error, inner.calls + linear.calls)
-        elif self.linear.stochastic and linear.snapshots is None:
-            # no snapshots tell its noise: every row does
-            refuse_keys(f"the report on {type(self.linear).__name__}", "take bx.FixedPoint", train=train, val=val)
-            trace = SolverErrors()
-        return Estimate(hypergradient, value, w, v, code, cost, failure, steps=steps), trace
-
     def _check_keys(self, train: RowSource, val: RowSource) -> None:
         """Refuse stages that see every row of a source whose batches bring keys."""
         for solver in (self.inner, self.linear):
@@ -286,7 +276,8 @@ class SID:
             return problem.affine_image(w, lam, batch, g, v)
 
         start = zeros_like(w) if v0 is None else v0
-        return segment.solve(self.linear, image, start, (problem, w, lam, g), train, key=key)
+        solver, part = segment.part(self.linear)
+        return solver.solve(image, start, (problem, w, lam, g), train, key=key, **part)
 
     def outer(
         self, instance: Instance, w: PyTree, *, key: Array, segment: Segment
@@ -324,7 +315,8 @@ class SID:
         first, number = segment.batches(self.cross_batches)
         args = instance.oracle, w, v
         # (1/J) sum_i d2Phi(w; zeta_i)^T v
-        mean, deviation = batch_spread(product, args, train, key=key, number=number, first=first)
+        means = batch_mean(with_squares(product), args, train, key=key, number=number, first=first)
+        mean, deviation = mean_and_deviation(means, number)
         return mean, Sampled(deviation, number), Count(number, train.rows_per_batch)
 
 
@@ -352,7 +344,8 @@ def solve_inner(
         return solver.solve(loss, w0, instance.lam, instance.train)
 
     # w <- w + eta_j (Phi(w; zeta_j) - w)
-    solved = segment.solve(solver, InnerImage(), w0, instance.oracle, instance.train, key=key)
+    solver, part = segment.part(solver)
+    solved = solver.solve(InnerImage(), w0, instance.oracle, instance.train, key=key, **part)
     if instance.problem.damping is None:
         return solved
     # damping lets v contract, not w

@@ -17,7 +17,7 @@ from bilevax.core.records import ErrorReport, Estimate, Snapshots
 from bilevax.core.trees import PyTree, add, astype_of, axpy, norm, row, scale, sub, vdot, where, zeros_like
 from bilevax.data.hashed import HashedBatches
 from bilevax.data.sampling import Numbered
-from bilevax.hypergradients.batches import Sampled, revised, stack_mean, stack_spread
+from bilevax.hypergradients.batches import Sampled, mean_and_deviation, revised, stack_mean, with_squares
 from bilevax.hypergradients.residual_error import CERTAIN, residual_error
 from bilevax.hypergradients.spread import RelaxationRate, last_point_error, sum_of_entries
 from bilevax.linalg.power import nonzero
@@ -327,7 +327,8 @@ def _products(instance: Instance, w: PyTree, v: PyTree, *, number: Array, key: A
         oracle, w = args
         return oracle.cross_product(w, batch, v)
 
-    return stack_spread(products, (instance.oracle, w), v, instance.train, key=key, number=number)
+    args, source = (instance.oracle, w), instance.train
+    return mean_and_deviation(stack_mean(with_squares(products), args, v, source, key=key, number=number), number)
 
 
 def with_independent(instance: Instance) -> Instance:

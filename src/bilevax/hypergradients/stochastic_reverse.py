@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.config import Steps, check_count, check_fields, config, positive, replace_unchecked
+from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
-from bilevax.core.protocols import BilevelProblem, Diagnosis, Draw, InnerSolver, Run
+from bilevax.core.protocols import BilevelProblem, Draw, InnerSolver
 from bilevax.core.records import Cost, Count, Estimate, Failure, first_failure, nonfinite_code
 from bilevax.core.trees import PyTree, add, axpy, sub, zeros_like
 from bilevax.data import refuse_keys
@@ -91,30 +92,25 @@ class StochasticReverse:
         self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
     ) -> Estimate:
         """One hypergradient; pure and traceable; arguments as in :meth:`SID.estimate`, of which v0 plays no part."""
-        return self._from(instance, w0, key=key, outer_step=outer_step)[0]
+        return self.extend(instance, self.init(instance, w0, key=key), key=key, outer_step=outer_step)[0]
 
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> SIDState:
         """A run without a step."""
         return SIDState(w0, None, Cost())
 
     def extend(
-        self, instance: Instance, state: SIDState, *, key: Array, doublings: Array | int = 0
+        self,
+        instance: Instance,
+        state: SIDState,
+        *,
+        key: Array,
+        doublings: Array | int = 0,
+        outer_step: Array | int = 0,
     ) -> tuple[Estimate, SIDState]:
         """The estimate; a path begins at its end, so that none goes on, and ``doublings`` is 0."""
-        est, trace = self._from(instance, state.w, key=key, outer_step=0)
-        return est, SIDState(est.w, est.v, est.cost, trace)
-
-    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
-        """The inner chain, repeated alone, with what was suspected tested."""
-        return self._sid.diagnose(instance, run, estimate, key=key, stage=stage)
-
-    def _from(
-        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int
-    ) -> tuple[Estimate, SolverErrors]:
-        """The estimate, and what its report goes by."""
         train, sid, segment, steps = instance.train, self._sid, Segment(outer_step), at_step(self.steps, outer_step)
         refuse_keys("the report on StochasticReverse", "take bx.JointSID", train=train, val=instance.val)
-        inner = solve_inner(sid.inner, instance, w0, key=stream(key, "inner"), segment=segment)
+        inner = solve_inner(sid.inner, instance, state.w, key=stream(key, "inner"), segment=segment)
         w = inner.value
         (value, g, direct), _, outer = sid.outer(instance, w, key=stream(key, "outer"), segment=segment)
 
@@ -138,4 +134,8 @@ class StochasticReverse:
         path = Cost(hvps=Count(steps, rows), cross=Count(steps, rows, 0), outer_gradients=outer)
         cost = cost_of_inner(self.inner, inner, train).plus(path)
         trace = SolverErrors(inner.error, None, inner.calls) if self.deterministic(instance) else SolverErrors()
-        return Estimate(h, value, w, solved.value, code, cost, failure), trace
+        return Estimate(h, value, w, solved.value, code, cost, failure), SIDState(w, solved.value, cost, trace)
+
+    def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
+        """The inner chain, repeated alone, with what was suspected tested."""
+        return self._sid.diagnose(instance, run, estimate, key=key, stage=stage)

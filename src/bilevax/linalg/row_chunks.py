@@ -23,12 +23,11 @@ KEPT = "kept"
 """Name of what is small beside a piece, and long to compute."""
 
 
-def value_and_grad(loss: Loss, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
-    """The loss and its gradient in w: by the loss's own ``value_and_grad(w, lam, batch)``, or by autodiff."""
+def value_and_grad(loss: Loss) -> Callable[[PyTree, PyTree, PyTree], tuple[Array, PyTree]]:
+    """(w, lam, batch) -> the loss and its gradient in w: the loss's own ``value_and_grad``, or autodiff's."""
     # The losses of linear models know a pass in pieces, which autodiff of their value would not find.
-    own = getattr(loss, "value_and_grad", None) or jax.value_and_grad(loss)
-    value, gradient = own(w, lam, batch)
-    return value, gradient
+    both: Callable[..., tuple[Array, PyTree]] = getattr(loss, "value_and_grad", None) or jax.value_and_grad(loss)
+    return both
 
 
 def many(rows: PyTree) -> bool:

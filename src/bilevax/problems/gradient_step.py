@@ -51,7 +51,7 @@ class GradientStep:
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """One gradient step on the loss of the batch."""
-        _, gradient = value_and_grad(self.loss, w, lam, batch)
+        _, gradient = value_and_grad(self.loss)(w, lam, batch)
         # w - s grad_1 loss
         return jax.tree.map(lambda x, s, g: x - s * g, w, self.metric(w, lam), gradient)
 
@@ -105,7 +105,7 @@ class GradientStep:
         return replace_unchecked(self, step_size=InverseCurvature(bound, penalty))
 
     def _gradient(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
-        return value_and_grad(self.loss, w, lam, batch)[1]
+        return value_and_grad(self.loss)(w, lam, batch)[1]
 
     def _hessian_product(self, w: PyTree, lam: PyTree, batch: PyTree, u: PyTree) -> PyTree:
         # H u = d/dt grad(w + t u)

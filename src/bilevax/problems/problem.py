@@ -178,7 +178,7 @@ class Problem:
     def outer_gradients(self, w: PyTree, lam: PyTree, batch: PyTree) -> tuple[Array, PyTree, PyTree]:
         """E(w, lam; xi), grad_1 E and grad_2 E, like w and lam. Cost: one outer gradient a row."""
         # Two passes: most outer losses do not read lam, and the second is then empty; the first may be the loss's own.
-        value, by_w = value_and_grad(self.outer_loss, w, lam, batch)
+        value, by_w = value_and_grad(self.outer_loss)(w, lam, batch)
         by_lam = jax.grad(self.outer_loss, 1)(w, lam, batch)
         return value, astype_of(by_w, w), astype_of(by_lam, lam)
 

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from bilevax.core.cleaning_records import KeptAside, Labelled, Verified, Wrong, read_cleaning
 from bilevax.core.errors import DataError
+from bilevax.core.record_lines import Records
 from bilevax.core.run_files import METRICS, RunFiles
-from bilevax.core.run_records import Calibration, Records
+from bilevax.core.run_records import Calibration
 from bilevax.core.text import count, decimal, percent, shorten
 from bilevax.report import svg
 from bilevax.report.about import Bar, settings

@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from bilevax.core.cleaning_records import Shown, Suspect
-from bilevax.core.run_records import Records
+from bilevax.core.record_lines import Records
 from bilevax.core.text import count, percent, shorten
 from bilevax.report.png import data_url
 

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from bilevax.core.cleaning_records import KeptAside, Labelled, Verified, Wrong
-from bilevax.core.run_records import Records
+from bilevax.core.record_lines import Records
 from bilevax.core.text import count, counted, decimal, listed, percent
 from bilevax.report.summary import Verdict
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bilevax.core.intervals import NORMAL
-from bilevax.core.run_records import Compared, Paired, Records, Scoring
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import Compared, Paired, Scoring
 from bilevax.core.text import decimal, duration, percent
 from bilevax.report.pictures import Interval, intervals
 from bilevax.report.run import Run

@@ -4,23 +4,24 @@ import json
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bilevax.core.errors import CorruptError, DataError
+from bilevax.core.record_lines import Records, read_records
 from bilevax.core.run_files import COEFFICIENTS, CONFIG, METRICS, RunFiles, read_run_files
-from bilevax.core.run_records import Data, Record, Records, read_records
+from bilevax.core.run_records import Data, Record
 from bilevax.core.text import clean
 from bilevax.report.earlier import modern
 
 Config = Mapping[str, Mapping[str, object]]
 """The tables of ``config.toml``."""
 
-LINEAR, ADDITIVE = "bilevax-linear-1", "bilevax-additive-1"
-"""Formats of ``coefficients.json``."""
+ADDITIVE = "bilevax-additive-1"
+"""The format of an additive model in ``coefficients.json``."""
 
 CLASSES = 12
 """That have a line each, at most."""
@@ -161,11 +162,8 @@ def config_from(found: RunFiles) -> Config:
 
 def cleaned(records: Records) -> Records:
     """The records with texts that are safe to show, and with numbers whose squares can be added up."""
-    return Records(map(_record, records))
-
-
-def _record(record: Record) -> Record:
-    return _walked(record)
+    walked: Iterable[Record] = map(_walked, records)
+    return Records(walked)
 
 
 def _walked(model: M) -> M:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from bilevax.core.codes import Code
 from bilevax.core.intervals import NORMAL, wilson
-from bilevax.core.run_records import Candidate, Compared, Data, End, Note, Paired, Records, Scoring, Step
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import Candidate, Compared, Data, End, Note, Paired, Scoring, Step
 from bilevax.core.text import clean, count, counted, decimal, duration, listed, percent, shorten, significant
 from bilevax.report.run import Config, Run, setting
 from bilevax.report.words import Measure, asked_for, loss_of, places_for, rounded_shares

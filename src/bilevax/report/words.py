@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bilevax.core import text
-from bilevax.core.run_records import LOSSES, Records, Scoring
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import LOSSES, Scoring
 from bilevax.core.text import count, decimal
 
 SHOWN_ANYHOW = {"neg_log_loss", "accuracy"}
@@ -21,8 +22,10 @@ _SCORES = {
     "neg_brier_score": "Brier score",
 }
 
-
 AS_IF = "probabilities are as if classes were equally frequent (class weights): do not read them as shares"
+
+NO_SIGN, SHARES = "no sign that it matters", "shares its information with others"
+"""Of an effect that the evidence does not speak for."""
 
 
 class Measure(NamedTuple):
@@ -85,10 +88,6 @@ def rounded_shares(weights: Sequence[float]) -> list[int]:
     for i in by_remainder[: 100 - sum(whole)]:
         whole[i] += 1
     return whole
-
-
-NO_SIGN = "no sign that it matters"
-SHARES = "shares its information with others"
 
 
 def strength(log_evidence: float | None) -> str:

@@ -20,7 +20,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import at_least_one, check_fields, nonnegative, positive
 from bilevax.core.dealt import Dealing, placed
 from bilevax.core.errors import ParameterError
-from bilevax.core.records import History
+from bilevax.core.results import History
 from bilevax.core.trees import PyTree
 from bilevax.runs.checkpoints import Resumable
 

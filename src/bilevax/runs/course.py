@@ -18,7 +18,8 @@ from bilevax.core.errors import CorruptError
 from bilevax.core.events import Plain
 from bilevax.core.programs import weighed
 from bilevax.core.protocols import Algorithm, Sources
-from bilevax.core.records import Cost, Result
+from bilevax.core.records import Cost
+from bilevax.core.results import Result
 from bilevax.core.trees import PyTree
 from bilevax.data.looks import stream_key
 from bilevax.problems.problem import Problem

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from bilevax.algorithms.outer_loop import Record
-from bilevax.core.records import Cost, Count, Failure, History
+from bilevax.core.records import Cost, Count, Failure
+from bilevax.core.results import History
 from bilevax.core.trees import row
 
 FIRST_ROOM = 64

@@ -12,7 +12,7 @@ from bilevax.core import files
 from bilevax.core.codes import Code
 from bilevax.core.config import as_path, at_least_one, check_fields
 from bilevax.core.errors import ParameterError
-from bilevax.core.records import History
+from bilevax.core.results import History
 from bilevax.runs.callbacks import Progress
 
 _LINE_START = b'{"step": '

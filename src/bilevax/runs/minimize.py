@@ -21,10 +21,10 @@ from bilevax.core.limits import said
 from bilevax.core.programs import weighed
 from bilevax.core.protocols import Algorithm, RowSource, Sources
 from bilevax.core.ranks import Group, same_numbers, same_on_all
-from bilevax.core.records import Result
+from bilevax.core.results import Result
 from bilevax.core.signals import Stopped, Stops
 from bilevax.core.trees import PyTree, as_parameters, is_spread, row
-from bilevax.hypergradients.estimate import suspecting
+from bilevax.hypergradients.driver import suspecting
 from bilevax.problems.problem import Problem
 from bilevax.problems.strata import over_strata
 from bilevax.runs.callbacks import Callback, Callbacks

@@ -14,7 +14,7 @@ import numpy as np
 from bilevax.core import files
 from bilevax.core.config import as_path
 from bilevax.core.errors import UsageError
-from bilevax.core.records import History
+from bilevax.core.results import History
 from bilevax.runs.callbacks import Progress
 
 

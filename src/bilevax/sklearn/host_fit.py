@@ -136,12 +136,9 @@ def tune_on_host(
     if validation is not None or numbers > FEW:
         validated = validation_rows(y, groups, validation, validation_fraction, seed)
     train = np.flatnonzero(~validated)
-    mean, scale = _moments(X[train], weights.sample[train])
-    Z = divide_columns(_less(X, mean), scale)
+    Z, mean, scale = _standardised(X, train, weights.sample[train])
     precision = SEARCHED if scipy.sparse.issparse(Z) else np.float64
-    K = 10 if len(train) <= SMALLER else 5 if len(train) <= SMALL else 3
-    fold = deal_folds(y[train], None if groups is None else np.asarray(groups)[train], K, random)
-    fold = _always_trained(fold, y[train])
+    fold = _folds(y[train], None if groups is None else np.asarray(groups)[train], random)
     ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
     inner, outer = (np.asarray(weight, np.float64) for weight in (weights.training, weights.held_out))
     if validated.any():
@@ -157,10 +154,7 @@ def tune_on_host(
             held_weight=outer[train],
             scaled=ties.groups > 1 or per == "evidence",
         )
-        # with which scores have the variance 1, before any label
-        ties = ties._replace(usual=np.log(max(4.0 * models.largest_curvature() / models.trained_on.max(), LEAST)))
-        if per == "evidence":
-            ties = ties._replace(evidence=np.stack([log_evidence(rows, blocks) for rows in models.trained]))
+        ties = _begun(ties, models, blocks if per == "evidence" else None)
         held = ClassRows.of(Z[validated].astype(precision), y[validated], outer[validated], classes)
         search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), PACE)
         search.run(max(FIRST * models.largest_curvature(), LEAST), steps, lowest=LOWEST)
@@ -187,6 +181,27 @@ def tune_on_host(
         search=search,
         visits=models.visits,
     )
+
+
+def _standardised(X: Matrix, train: np.ndarray, weight: np.ndarray) -> tuple[Matrix, np.ndarray, np.ndarray]:
+    """X by the moments of the training rows, and these."""
+    mean, scale = _moments(X[train], weight)
+    return divide_columns(_less(X, mean), scale), mean, scale
+
+
+def _folds(y: np.ndarray, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
+    """The fold of each training row, -1 of those that every model is trained on."""
+    K = 10 if len(y) <= SMALLER else 5 if len(y) <= SMALL else 3
+    return _always_trained(deal_folds(y, groups, K, random), y)
+
+
+def _begun(ties: Ties, models: LogisticModels, blocks: np.ndarray | None) -> Ties:
+    """What the models tell of usual penalties and, of these blocks of columns, of the evidence for them."""
+    # with which scores have the variance 1, before any label
+    ties = ties._replace(usual=np.log(max(4.0 * models.largest_curvature() / models.trained_on.max(), LEAST)))
+    if blocks is None:
+        return ties
+    return ties._replace(evidence=np.stack([log_evidence(rows, blocks) for rows in models.trained]))
 
 
 def _trained(

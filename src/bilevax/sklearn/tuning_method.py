@@ -8,8 +8,8 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.config import from_plain, replace_unchecked, to_plain
+from bilevax.core.estimator import Estimator
 from bilevax.core.events import Plain
-from bilevax.core.protocols import Estimator
 from bilevax.core.trees import PyTree, norm, sub
 from bilevax.data import Arrays
 from bilevax.hypergradients import SID, hypergradient

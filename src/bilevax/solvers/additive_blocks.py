@@ -26,7 +26,6 @@ from bilevax.solvers.additive_fit import (
     MOST_STEPS,
     Data,
     Fit,
-    Solved,
     conjugate,
     factorised,
     halved,
@@ -38,6 +37,7 @@ from bilevax.solvers.additive_fit import (
 )
 from bilevax.solvers.additive_marginal import density_ratio, doubt
 from bilevax.solvers.additive_search import Found, Outer
+from bilevax.solvers.preconditioned import Solved
 
 MOST_PRODUCTS = 500
 """Products with H of a solve, at most."""
@@ -88,7 +88,7 @@ class Blocks:
         found = self.fit(lam, near and near.fits[0])
         inverses, b = found.inverse(), found.b @ self.Q.T
         value = found.value + 0.5 * (found.log_det() - C * float(self.rank @ rho + np.log(2.0 * np.pi)))
-        v = self.solve(found.losses, lam, inverses, self._bending(found, inverses), self.tolerance**0.5)[0]
+        v = self.solve(found.losses, lam, inverses, self._bending(found, inverses), self.tolerance**0.5).x
         through = self._sums @ (lam * np.sum(found.b * v, axis=1))
         trace = np.einsum("cjj->j", inverses)
         both = self._sums @ (lam * (np.sum(b * b, axis=1) + trace))
@@ -142,15 +142,15 @@ class Blocks:
         converged, steps = False, 0
         while steps < MOST_STEPS:
             gradient = d.X.transposed_dot(d.weight[:, None] * at.losses.slope) + penalty[:, None] * at.b
-            move, products, _ = self.solve(at.losses, penalty, inverses, -gradient, INEXACT)
-            decrement = -0.5 * float(np.sum(gradient * move))
+            solved = self.solve(at.losses, penalty, inverses, -gradient, INEXACT)
+            decrement = -0.5 * float(np.sum(gradient * solved.x))
             converged = decrement <= self.tolerance
-            moved = None if converged else halved(d, family, penalty, at, move, decrement)
+            moved = None if converged else halved(d, family, penalty, at, solved.x, decrement)
             if moved is None:
                 break
             at, steps = moved, steps + 1
             # C grams are n P^2 multiplications each, a product with H is 2 n P of each score
-            if 4 * products > P:
+            if 4 * solved.products > P:
                 inverses = _inverses(_factors(self._grams(at.losses), penalty))
         grams = self._grams(at.losses)
         return BlockFit(*at, at.losses.curvature, grams, _factors(grams, penalty), steps, converged)

@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 from bilevax.core.errors import ParameterError
 from bilevax.linalg.binned import BinnedColumns
 from bilevax.solvers.additive_families import Family, Losses
+from bilevax.solvers.preconditioned import Solved, conjugate_gradients
 
 MOST_STEPS = 100
 """Newton steps of a fit, at most."""
@@ -260,14 +261,6 @@ def _same(W: np.ndarray, other: np.ndarray) -> bool:
     return W is other or np.array_equal(W, other)
 
 
-class Solved(NamedTuple):
-    """What conjugate gradients found, after so many products with H, and whether they left no more than they should."""
-
-    x: np.ndarray
-    products: int
-    converged: bool
-
-
 def conjugate(
     d: Data,
     losses: Losses,
@@ -282,19 +275,12 @@ def conjugate(
 
     H = X' W X + diag(penalties), with W of these losses.
     """
-    x, products = np.zeros_like(r), 0
-    z = p = preconditioner(r)
-    size = first = float(np.sum(r * z))
-    while size > part**2 * first and products < most:
+
+    def product(p: np.ndarray) -> tuple[np.ndarray, float]:
         Wp = np.einsum("ntu,nu->nt", losses.curvature, d.X.dot(p))
-        Hp = d.X.transposed_dot(d.weight[:, None] * Wp) + penalty[:, None] * p
-        step = size / float(np.sum(p * Hp))
-        x, r = x + step * p, r - step * Hp
-        z = preconditioner(r)
-        size, last = float(np.sum(r * z)), size
-        p = z + size / last * p
-        products += 1
-    return Solved(x, products, size <= part**2 * first)
+        return d.X.transposed_dot(d.weight[:, None] * Wp) + penalty[:, None] * p, 0.0
+
+    return conjugate_gradients(product, r, preconditioner, tolerance=part, most=most)
 
 
 def intercept_alone(d: Data, family: Family) -> np.ndarray:

@@ -7,7 +7,7 @@ that is carried. Out: the :class:`~bilevax.core.records.Solution`, its code, and
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from bilevax.solvers.left import moves_left
 from bilevax.solvers.schedules import at_step
 from bilevax.solvers.stability import (
     DIVERGED,
+    NEVER,
     WINDOW,
     MoveHistory,
     confirm_divergence,
@@ -48,9 +49,6 @@ SUSPICIOUS = 3.0
 
 In the mean it is 1 + q^(t/2), at most 2 for a contraction, and sqrt(1 + q^t) where there is nothing but noise.
 """
-
-NEVER = jnp.iinfo(jnp.int32).max
-"""A step that is not reached."""
 
 Image: TypeAlias = Callable[[PyTree, PyTree, PyTree], PyTree]
 """T as (x, args, batch) -> x."""
@@ -89,6 +87,9 @@ class Rule(NamedTuple):
         curvature: 1 - q -> eta times the curvature of a direction that shrinks by q in a step.
         caution: of the estimated error on every row, what 1 - q leaves out: curvature(1 - q) >= caution (1 - q).
         pace: eta -> the plain step in which a direction relaxes no faster than in one of this rule; for the snapshots.
+        average: part of the steps, the last, of whose points the mean is returned; None: the last point. On full
+            batches there is no noise to average: the last point.
+        calls: steps -> oracle calls, each on a minibatch.
     """
 
     begin: Callable[[PyTree], PyTree]
@@ -97,6 +98,8 @@ class Rule(NamedTuple):
     curvature: Callable[[Array], Array] = lambda slow: slow
     caution: Array | float = 1.0
     pace: Callable[[Array], Array] = lambda eta: eta
+    average: Array | float | None = None
+    calls: Callable[[Array], Array] = lambda steps: steps
 
 
 def plain(x: PyTree, memory: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
@@ -128,6 +131,9 @@ class Settings(Protocol):
     def confirm(self) -> bool:
         """Whether a suspicion is tested."""
 
+    def rule(self, args: PyTree, source: RowSource) -> Rule:
+        """How x moves; ``args`` are those of T."""
+
 
 class Iterate(NamedTuple):
     """The loop of a chain.
@@ -152,85 +158,89 @@ def confirms(solver: object) -> bool:
     return dataclasses.is_dataclass(solver) and any(f.name == "confirm" for f in dataclasses.fields(solver))
 
 
-def run(
-    rule: Rule,
-    solver: Settings,
-    image: Image,
-    start: PyTree,
-    args: PyTree,
-    source: RowSource,
-    *,
-    key: Array,
-    outer_step: Array | int,
-    first: Array | int,
-    average: Array | float | None = None,
-    calls: Callable[[Array], Array] = lambda steps: steps,
-) -> Solution:
-    """The chain from ``start``; see :meth:`bilevax.FixedPoint.solve`.
+class Chain:
+    """A solver that runs a chain, with the settings of :class:`~bilevax.FixedPoint` as its fields."""
 
-    Args:
-        rule: how it moves.
-        solver: its settings.
-        image: T as (x, args, batch) -> x.
-        start: x_0.
-        args: what T reads beside x and the batch.
-        source: of the minibatches.
-        key: of the stream.
-        outer_step: for counts that grow.
-        first: number of the first minibatch and step size; the memory begins anew.
-        average: part of the steps, the last, of whose points the mean is returned; None: the last point. On full
-            batches there is no noise to average: the last point.
-        calls: steps -> oracle calls, each on a minibatch.
-    """
-    steps = at_step(solver.steps, outer_step)
-    if source.is_full_batch:
-        return _on_every_row(rule, solver, image, start, args, source, steps=steps, first=first)
-    # a rule that is not tested has no confirm, and what it lost is recorded
-    recorded = solver.confirm or rule.tested is None
-    # the points of steps >= led are averaged
+    stochastic: ClassVar[Literal[True]] = True
+
+    def solve(
+        self: Settings,
+        image: Image,
+        start: PyTree,
+        args: PyTree,
+        source: RowSource,
+        *,
+        key: Array,
+        outer_step: Array | int = 0,
+        first: Array | int = 0,
+    ) -> Solution:
+        """Run the iteration.
+
+        Args:
+            image: T as (x, args, batch) -> x.
+            start: x_0.
+            args: what T reads beside x and the batch.
+            source: where the minibatches come from.
+            key: of this stream.
+            outer_step: for counts that grow.
+            first: number of the first minibatch and step size, those made before. A memory begins anew; without one, a
+                chain that is continued is to the bit the one that was not stopped.
+        """
+        rule = self.rule(args, source)
+        steps, average = at_step(self.steps, outer_step), rule.average
+        if source.is_full_batch:
+            return _on_every_row(rule, self, image, start, args, source, steps=steps, first=first)
+        # a rule that is not tested has no confirm, and what it lost is recorded
+        recorded = self.confirm or rule.tested is None
+        led = _before_averaging(steps, average)
+
+        def step(at: Iterate, args: PyTree, j: Array, draw: Draw) -> Iterate:
+            view = _view(image, args, source, draw)(j - first, _size(self, j))
+            new, memory, d = rule.move(at.x, at.memory, view)
+            clock, lost = at.clock, at.lost
+            clock += jnp.where(view.number < led, rule.pace(view.eta), 0.0).astype(clock.dtype)
+            if recorded:
+                # the last x at which the direction was finite, and the step at which it was not
+                good = (lost < 0) & jnp.isfinite(_sum(d))
+                new, lost = where(good, new, at.x), jnp.where(good | (lost >= 0), lost, j)
+            # mean <- mean + (x - mean) / (number of points)
+            points = jnp.maximum(view.number - led + 1, 1).astype(at.clock.dtype)
+            mean = at.mean if average is None else axpy(1.0 / points, sub(new, at.mean), at.mean)
+            return Iterate(new, memory, lost, clock, mean)
+
+        # one loop, whose carry is returned at each of the stops, [SNAPSHOTS, ...]; where points are averaged the last
+        # but one are those before, and the clock stands still: the mean is as near as the first of its points
+        counted = first + boundaries(led)
+        mean = () if average is None else start
+        begin = Iterate(start, rule.begin(start), jnp.int32(-1), jnp.zeros((), jnp.result_type(float)), mean)
+        reached = source.fold(step, begin, args, key=key, start=first, stop=counted.at[-1].set(first + steps))
+        points, lost = reached.x, reached.lost[-1]
+        if average is not None:
+            points = jax.tree.map(lambda x, m: x.at[-1].set(m[-1]), points, reached.mean)
+        end = row(points, -1)
+        # ||x_t - x_0|| > 3 ||x_{t/2} - x_0||
+        half_way = norm(sub(row(points, SNAPSHOTS - 3), start))
+        suspicious = (led > WINDOW) & (norm(sub(end, start)) > SUSPICIOUS * half_way)
+        if not recorded:
+            lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
+        sizes = jax.vmap(lambda j: _size(self, j))(jnp.maximum(counted - 1, first))
+        code, checks = _verdict(
+            rule, self, image, (start, end), args, source,
+            key=key, start=first + steps, eta=sizes[-1], suspicious=(lost < 0) & suspicious,
+        )  # fmt: skip
+        code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
+        # without a record of the step no last finite x is known
+        if not recorded:
+            end = where(lost < 0, end, start)
+        last_step = jnp.where(lost < 0, first + steps, lost + 1)
+        clock = (None, None) if self.step_size is None else (reached.clock, rule.pace(sizes))
+        return Solution(end, code, rule.calls(steps), last_step, checks, Snapshots(points, *clock))
+
+
+def _before_averaging(steps: Array, average: Array | float | None) -> Array:
+    """How many steps there are before those whose points are averaged: a part of all, at least one."""
     kept = 0.0 if average is None else jnp.maximum(jnp.ceil(jnp.asarray(average) * steps.astype(float)), 1.0)
-    led = steps - jnp.asarray(kept).astype(jnp.int32)
-
-    def step(at: Iterate, args: PyTree, j: Array, draw: Draw) -> Iterate:
-        view = _view(image, args, source, draw)(j - first, _size(solver, j))
-        new, memory, d = rule.move(at.x, at.memory, view)
-        clock, lost = at.clock + jnp.where(view.number < led, rule.pace(view.eta), 0.0).astype(at.clock.dtype), at.lost
-        if recorded:
-            # the last x at which the direction was finite, and the step at which it was not
-            good = (lost < 0) & jnp.isfinite(_sum(d))
-            new, lost = where(good, new, at.x), jnp.where(good | (lost >= 0), lost, j)
-        # mean <- mean + (x - mean) / (number of points)
-        points = jnp.maximum(view.number - led + 1, 1).astype(at.clock.dtype)
-        mean = at.mean if average is None else axpy(1.0 / points, sub(new, at.mean), at.mean)
-        return Iterate(new, memory, lost, clock, mean)
-
-    # one loop, whose carry is returned at each of the stops, [SNAPSHOTS, ...]; where points are averaged the last but
-    # one are those before, and the clock stands still: the mean is as near as the first of its points
-    counted = first + boundaries(led)
-    mean = () if average is None else start
-    begin = Iterate(start, rule.begin(start), jnp.int32(-1), jnp.zeros((), jnp.result_type(float)), mean)
-    reached = source.fold(step, begin, args, key=key, start=first, stop=counted.at[-1].set(first + steps))
-    points, lost = reached.x, reached.lost[-1]
-    if average is not None:
-        points = jax.tree.map(lambda x, m: x.at[-1].set(m[-1]), points, reached.mean)
-    end = row(points, -1)
-    # ||x_t - x_0|| > 3 ||x_{t/2} - x_0||
-    half_way = norm(sub(row(points, SNAPSHOTS - 3), start))
-    suspicious = (led > WINDOW) & (norm(sub(end, start)) > SUSPICIOUS * half_way)
-    if not recorded:
-        lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
-    sizes = jax.vmap(lambda j: _size(solver, j))(jnp.maximum(counted - 1, first))
-    code, checks = _verdict(
-        rule, solver, image, (start, end), args, source,
-        key=key, start=first + steps, eta=sizes[-1], suspicious=(lost < 0) & suspicious,
-    )  # fmt: skip
-    code = jnp.where((lost >= 0) & (code == Code.OK), jnp.int32(Code.NONFINITE), code)
-    # without a record of the step no last finite x is known
-    if not recorded:
-        end = where(lost < 0, end, start)
-    last_step = jnp.where(lost < 0, first + steps, lost + 1)
-    clock = (None, None) if solver.step_size is None else (reached.clock, rule.pace(sizes))
-    return Solution(end, code, calls(steps), last_step, checks, Snapshots(points, *clock))
+    return steps - jnp.asarray(kept).astype(jnp.int32)
 
 
 def _size(solver: Settings, j: Array) -> Array:

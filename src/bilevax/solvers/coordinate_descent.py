@@ -91,7 +91,7 @@ class CoordinateDescent:
 
         def evaluated(w: Array) -> tuple[Array, Array]:
             value, gradient = source.total(
-                lambda at, rows: value_and_grad(smooth, at[0], at[1], rows), (unravel(w), lam)
+                lambda at, rows: value_and_grad(smooth)(at[0], at[1], rows), (unravel(w), lam)
             )
             return value, ravel_pytree(gradient)[0].astype(real)
 

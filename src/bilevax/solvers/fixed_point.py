@@ -1,20 +1,17 @@
 """Stochastic approximation of a fixed point: it finds w, and it solves the linear system for v."""
 
 from functools import partial
-from typing import Any, ClassVar, Literal
-
-from jax import Array
+from typing import Any
 
 from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
 from bilevax.core.protocols import RowSource
-from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree
-from bilevax.solvers.chain import PLAIN, Image, Rule, run
+from bilevax.solvers.chain import PLAIN, Chain, Rule
 from bilevax.solvers.schedules import Constant, schedule
 
 
 @config
-class FixedPoint:
+class FixedPoint(Chain):
     """x_{j+1} = x_j + eta_j (T(x_j; zeta_j) - x_j), j < steps: stochastic approximation of a fixed point.
 
     Assumes that T is a contraction in expectation. For T = Phi(., lam) and Phi a gradient step this is stochastic
@@ -58,8 +55,6 @@ class FixedPoint:
         Harmonic(beta=20.0, gamma=40.0)
     """
 
-    stochastic: ClassVar[Literal[True]] = True
-
     steps: Any
     step_size: Any = Constant(1.0)
     tol: float = 0.1
@@ -72,37 +67,9 @@ class FixedPoint:
             check_fields(self, average=partial(check_real, low=0.0, high=1.0, open_low=True))
         set_frozen(self, step_size=schedule(self.step_size))
 
-    def solve(
-        self,
-        image: Image,
-        start: PyTree,
-        args: PyTree,
-        source: RowSource,
-        *,
-        key: Array,
-        outer_step: Array | int = 0,
-        first: Array | int = 0,
-    ) -> Solution:
-        """Run the iteration.
-
-        Args:
-            image: T as (x, args, batch) -> x.
-            start: x_0.
-            args: what T reads beside x and the batch.
-            source: where the minibatches come from.
-            key: of this stream.
-            outer_step: for counts that grow.
-            first: number of the first minibatch and step size, those made before; a chain that is continued is to the
-                bit the one that was not stopped.
-        """
-        return run(
-            self._rule(args), self, image, start, args, source,
-            key=key, outer_step=outer_step, first=first, average=self.average,
-        )  # fmt: skip
-
-    def _rule(self, args: PyTree) -> Rule:
-        """How x moves on a minibatch; ``args`` are those of T."""
-        return PLAIN
+    def rule(self, args: PyTree, source: RowSource) -> Rule:
+        """How x moves; ``args`` are those of T."""
+        return PLAIN._replace(average=self.average)
 
 
 @config

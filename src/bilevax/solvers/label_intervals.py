@@ -31,9 +31,17 @@ def half_width(of_models: np.ndarray, least: np.ndarray | float) -> np.ndarray:
         of_models: what the models say, [K, ...].
         least: the least variance, [...].
     """
-    K = len(of_models)
-    variance = (K - 1) * of_models.var(axis=0)
-    out: np.ndarray = stdtrit(K - 1, 0.5 + LEVEL / 2.0) * np.sqrt(np.maximum(variance, least))
+    out: np.ndarray = _quantile(of_models) * np.sqrt(np.maximum(_variance(of_models), least))
+    return out
+
+
+def _quantile(of_models: np.ndarray) -> float:
+    return float(stdtrit(len(of_models) - 1, 0.5 + LEVEL / 2.0))
+
+
+def _variance(of_models: np.ndarray) -> np.ndarray:
+    # (K - 1) / K sum_k (a_k - a_.)^2
+    out: np.ndarray = (len(of_models) - 1) * of_models.var(axis=0)
     return out
 
 
@@ -59,7 +67,7 @@ def number_interval(wrong: np.ndarray, of_models: np.ndarray) -> Interval:
         of_models: the sums that the K models give, [K].
     """
     value, n = float(wrong.sum()), len(wrong)
-    spread = float(np.sum(wrong * (1.0 - wrong)))
     # what the models leave open, and chance: which of the rows are wrong at these probabilities
-    half = float(np.hypot(half_width(of_models, 0.0), half_width(np.zeros(len(of_models)), spread)))
+    variance = float(_variance(of_models)) + float(np.sum(wrong * (1.0 - wrong)))
+    half = _quantile(of_models) * variance**0.5
     return Interval(value, max(value - half, 0.0), min(value + half, float(n)))

@@ -57,19 +57,23 @@ class Noise(NamedTuple):
         return out
 
     @property
-    def others(self) -> np.ndarray:
-        """Where flips go, [C, C], 0 on the diagonal."""
+    def log_others(self) -> np.ndarray:
+        """Logarithms of where flips go, [C, C]; -inf on the diagonal."""
         R = self.R.copy()
         np.fill_diagonal(R, -np.inf)
-        out: np.ndarray = np.exp(normalised(R)[0])
+        return normalised(R)[0]
+
+    @property
+    def others(self) -> np.ndarray:
+        """Where flips go, [C, C], 0 on the diagonal."""
+        out: np.ndarray = np.exp(self.log_others)
         return out
 
     @property
     def log_matrix(self) -> np.ndarray:
         """Logarithms of the matrix, [C, C]."""
-        R = self.R.copy()
-        np.fill_diagonal(R, -np.inf)
-        out: np.ndarray = normalised(R)[0] - np.logaddexp(0.0, -self.r)[:, None]
+        # T_cj = rho_c U_cj off the diagonal, 1 - rho_c on it
+        out: np.ndarray = self.log_others - np.logaddexp(0.0, -self.r)[:, None]
         np.fill_diagonal(out, -np.logaddexp(0.0, self.r))
         return out
 

@@ -101,7 +101,7 @@ class LBFGS:
         """Minimise w -> loss(w, lam, every row of the source) from w0."""
 
         def evaluated(w: PyTree) -> tuple[Array, PyTree]:
-            return source.total(lambda at, batch: value_and_grad(loss, at[0], at[1], batch), (w, lam))
+            return source.total(lambda at, batch: value_and_grad(loss)(at[0], at[1], batch), (w, lam))
 
         def small(at: _Search) -> Array:
             # ||grad|| <= tol (1 + ||w||), but not of a w that goes to infinity, against which any gradient is small

@@ -19,7 +19,6 @@ Newton steps, and v, by conjugate gradients that are preconditioned with the dia
 (2008), Trust region Newton method for large-scale logistic regression, for truncated Newton steps on sparse rows.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +28,7 @@ from scipy.special import expit
 
 from bilevax.linalg.columns import Matrix
 from bilevax.solvers.l1_models import HeldOut
+from bilevax.solvers.preconditioned import Solved, conjugate_gradients
 
 NEWTON, PRODUCTS = 60, 300
 """Newton steps at most; conjugate gradient steps at most in each."""
@@ -220,7 +220,8 @@ class LogisticModels:
             decrement = float(np.vdot(g, g / diagonal))
             if decrement <= self._tolerance**2 * value:
                 break
-            step, U = self._conjugate_gradients(k, P, l2, diagonal, -g, np.zeros_like(g), FORCING)
+            solved = self._conjugate_gradients(k, P, l2, diagonal, -g, FORCING)
+            step, U = solved.x, solved.image
             size, slope = 1.0, float(np.vdot(g, step))
             while True:
                 new = theta + size * step
@@ -244,9 +245,9 @@ class LogisticModels:
         l2: np.ndarray,
         diagonal: np.ndarray,
         right: np.ndarray,
-        v: np.ndarray,
         tolerance: float,
-    ) -> tuple[np.ndarray, np.ndarray]:
+        start: np.ndarray | None = None,
+    ) -> Solved:
         """v with H v = right, from a start, to a relative residual, and (X, 1) (v - start)."""
         rows = self.trained[k]
 
@@ -257,7 +258,9 @@ class LogisticModels:
             out += l2 * d
             return out, U
 
-        return conjugate_gradients(product, right, v, diagonal, tolerance)
+        return conjugate_gradients(
+            product, right, lambda r: r / diagonal, tolerance=tolerance, most=PRODUCTS, start=start
+        )
 
     def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:
         """The mean loss of the held-out rows at the solution, that of log s with it, and its derivatives, [K, p, C]."""
@@ -268,7 +271,7 @@ class LogisticModels:
             s, penalty = self.scale, self._penalty(l2, k)
             right = held.pulled(s * held.c[:, None] * (held.probabilities(s * S) - held.Y)) / n
             tolerance = min(ADJOINT, LOOSER * self._tolerance)
-            v, _ = self._conjugate_gradients(k, P, penalty, diagonal, right, self._adjoint[k], tolerance)
+            v = self._conjugate_gradients(k, P, penalty, diagonal, right, tolerance, self._adjoint[k]).x
             self._adjoint[k] = v
             # dE / dlog l2_kjc = - l2_kjc W_kjc v_kjc
             slope[k] = -(penalty * self._theta[k] * v)[:-1]
@@ -285,42 +288,6 @@ class LogisticModels:
             return value(0.0), 1.0
         least = minimize_scalar(value, bounds=SCALES, method="bounded", options={"xatol": 1e-6})
         return float(least.fun), float(np.exp(least.x))
-
-
-def conjugate_gradients(
-    product: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-    right: np.ndarray,
-    v: np.ndarray,
-    diagonal: np.ndarray,
-    tolerance: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """v with H v = right, from a start, to a relative residual in the norm of the preconditioner, and U (v - start).
-
-    Args:
-        product: d -> (H d, U d), with H positive definite.
-        right: of any shape.
-        v: the start.
-        diagonal: of H.
-        tolerance: of the residual.
-    """
-    v = v.copy()
-    r = right - product(v)[0] if v.any() else right.copy()
-    z = r / diagonal
-    d, rz, goal = z.copy(), float(np.vdot(r, z)), tolerance**2 * float(np.vdot(right, right / diagonal))
-    along = np.zeros(())
-    for _ in range(PRODUCTS):
-        if rz <= goal:
-            break
-        Hd, U = product(d)
-        a = rz / float(np.vdot(d, Hd))
-        v += a * d
-        along = along + a * U
-        r -= a * Hd
-        np.divide(r, diagonal, out=z)
-        rz, before = float(np.vdot(r, z)), rz
-        d *= rz / before
-        d += z
-    return v, along
 
 
 def _log_shares(rows: ClassRows) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Fixed-point iterations with momentum, for w and for v: heavy ball and Nesterov's."""
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -9,9 +9,8 @@ from jax import Array
 from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
-from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, axpy, is_concrete, scale, zeros_like
-from bilevax.solvers.chain import Image, Rule, View, run
+from bilevax.solvers.chain import Chain, Rule, View
 from bilevax.solvers.schedules import Constant, schedule
 
 
@@ -29,7 +28,22 @@ def _check_momentum(name: str, value: Any) -> Any:
 
 
 @config
-class HeavyBall:
+class Momentum(Chain):
+    """The settings of both."""
+
+    steps: Any
+    step_size: Any = Constant(1.0)
+    momentum: float = 0.9
+    tol: float = 0.1
+    confirm: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, tol=positive, steps=check_count, momentum=_check_momentum)
+        set_frozen(self, step_size=schedule(self.step_size))
+
+
+@config
+class HeavyBall(Momentum):
     """x_{j+1} = x_j + eta_j (T(x_j; zeta_j) - x_j) + beta (x_j - x_{j-1}), j < steps, x_{-1} = x_0.
 
     Assumes that I - d1T has real eigenvalues h > 0, as for the gradient step of a quadratic: it converges where
@@ -54,30 +68,8 @@ class HeavyBall:
         0.95
     """
 
-    stochastic: ClassVar[Literal[True]] = True
-
-    steps: Any
-    step_size: Any = Constant(1.0)
-    momentum: float = 0.9
-    tol: float = 0.1
-    confirm: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, tol=positive, steps=check_count, momentum=_check_momentum)
-        set_frozen(self, step_size=schedule(self.step_size))
-
-    def solve(
-        self,
-        image: Image,
-        start: PyTree,
-        args: PyTree,
-        source: RowSource,
-        *,
-        key: Array,
-        outer_step: Array | int = 0,
-        first: Array | int = 0,
-    ) -> Solution:
-        """Run the iteration; see :meth:`bilevax.FixedPoint.solve`."""
+    def rule(self, args: PyTree, source: RowSource) -> Rule:
+        """How x moves."""
         beta = jnp.asarray(self.momentum)
 
         def move(x: PyTree, m: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
@@ -91,12 +83,11 @@ class HeavyBall:
             z = jnp.maximum(1.0 - slow, jnp.sqrt(beta).astype(slow.dtype))
             return (1.0 - z) * (1.0 - beta.astype(slow.dtype) / z)
 
-        rule = Rule(zeros_like, move, "pair", curvature, 1.0 - jnp.sqrt(beta), partial(_pace, beta))
-        return run(rule, self, image, start, args, source, key=key, outer_step=outer_step, first=first)
+        return Rule(zeros_like, move, "pair", curvature, 1.0 - jnp.sqrt(beta), partial(_pace, beta))
 
 
 @config
-class Nesterov:
+class Nesterov(Momentum):
     """y_j = x_j + beta (x_j - x_{j-1}), x_{j+1} = y_j + eta_j (T(y_j; zeta_j) - y_j), j < steps, x_{-1} = x_0.
 
     Assumes that I - d1T has real eigenvalues h > 0: it converges where eta h < 2 (1 + beta) / (1 + 2 beta). With h from
@@ -118,30 +109,8 @@ class Nesterov:
         0.95
     """
 
-    stochastic: ClassVar[Literal[True]] = True
-
-    steps: Any
-    step_size: Any = Constant(1.0)
-    momentum: float = 0.9
-    tol: float = 0.1
-    confirm: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, tol=positive, steps=check_count, momentum=_check_momentum)
-        set_frozen(self, step_size=schedule(self.step_size))
-
-    def solve(
-        self,
-        image: Image,
-        start: PyTree,
-        args: PyTree,
-        source: RowSource,
-        *,
-        key: Array,
-        outer_step: Array | int = 0,
-        first: Array | int = 0,
-    ) -> Solution:
-        """Run the iteration; see :meth:`bilevax.FixedPoint.solve`."""
+    def rule(self, args: PyTree, source: RowSource) -> Rule:
+        """How x moves."""
         beta = jnp.asarray(self.momentum)
 
         def move(x: PyTree, m: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
@@ -159,5 +128,4 @@ class Nesterov:
             return (1.0 - z) * (z - b) / ((1.0 + b) * z - b)
 
         # at the double root (z - beta) / ((1 + beta) z - beta) = (1 - beta) / (1 + beta)
-        rule = Rule(zeros_like, move, "pair", curvature, (1.0 - beta) / (1.0 + beta), partial(_pace, beta))
-        return run(rule, self, image, start, args, source, key=key, outer_step=outer_step, first=first)
+        return Rule(zeros_like, move, "pair", curvature, (1.0 - beta) / (1.0 + beta), partial(_pace, beta))

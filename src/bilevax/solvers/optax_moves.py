@@ -1,17 +1,15 @@
 """Any optax transformation as a solver, for w and for v."""
 
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import optax
-from jax import Array
 
 from bilevax.core.config import check_count, check_fields, config, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.promotion import usual_promotion
 from bilevax.core.protocols import RowSource
-from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, scale, sub
-from bilevax.solvers.chain import Image, Rule, View, run
+from bilevax.solvers.chain import Chain, Rule, View
 
 
 @runtime_checkable
@@ -28,7 +26,7 @@ class Transformation(Protocol):
 
 
 @config
-class Optax:
+class Optax(Chain):
     """x_{j+1} = x_j + update(x_j - T(x_j; zeta_j)), j < steps: an optax transformation, whose state is carried.
 
     Its gradient is the residual x - T(x): s grad G of a gradient step of size s, A v - g of the linear system. So
@@ -52,7 +50,6 @@ class Optax:
         500
     """
 
-    stochastic: ClassVar[Literal[True]] = True
     # it brings its own, and no suspicion of it is tested
     step_size: ClassVar[None] = None
     confirm: ClassVar[bool] = False
@@ -69,18 +66,8 @@ class Optax:
                 f" {self.transformation!r}"
             )
 
-    def solve(
-        self,
-        image: Image,
-        start: PyTree,
-        args: PyTree,
-        source: RowSource,
-        *,
-        key: Array,
-        outer_step: Array | int = 0,
-        first: Array | int = 0,
-    ) -> Solution:
-        """Run the iteration; see :meth:`bilevax.FixedPoint.solve`."""
+    def rule(self, args: PyTree, source: RowSource) -> Rule:
+        """How x moves."""
 
         def move(x: PyTree, state: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
             residual = scale(-1.0 * view.weight, view.direction(x))
@@ -90,5 +77,4 @@ class Optax:
                 new = optax.apply_updates(x, change)
             return new, state, sub(new, x)
 
-        rule = Rule(self.transformation.init, move, None)
-        return run(rule, self, image, start, args, source, key=key, outer_step=outer_step, first=first)
+        return Rule(self.transformation.init, move, None)

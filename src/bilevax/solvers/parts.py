@@ -6,15 +6,34 @@ H u = grad_1 E, H the Hessian of G, and s plays no part. With any other map Phi 
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.protocols import BilevelProblem, Draw, Look, Looks, RowSource, StepLooks
+from bilevax.core.protocols import BilevelProblem, Carry, Draw, RowSource, StepLooks
 from bilevax.core.trees import PyTree, add, astype_of, axpy, row, scale, sub, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
+
+Used = TypeVar("Used")
+
+
+class Look(Protocol):
+    """One minibatch of a stream, the same at every call."""
+
+    def __call__(self, use: Callable[[Draw], Used], /) -> Used:
+        """``use(draw)``."""
+
+
+class Looks(Protocol):
+    """Several minibatches of a stream, the same at every call."""
+
+    def __getitem__(self, i: Array | int, /) -> Look:
+        """The i-th of them."""
+
+    def fold(self, move: Callable[[Carry, Array, Draw], Carry], carry: Carry, stop: Array | int | None = None) -> Carry:
+        """``carry = move(carry, i, draw)`` over them in order, or over the first ``stop``."""
 
 
 class Point(NamedTuple):
@@ -52,7 +71,7 @@ def descent(problem: BilevelProblem, w: PyTree, lam: PyTree, batch: PyTree) -> P
     """
     if not problem.has_loss:
         return sub(problem.inner_image(w, lam, batch), w)
-    out = scale(-1.0, astype_of(value_and_grad(problem.inner_loss, w, lam, batch)[1], w))
+    out = scale(-1.0, astype_of(value_and_grad(problem.inner_loss)(w, lam, batch)[1], w))
     if problem.damping is None:
         return out
     # -grad - delta (w - w') / s, w' a constant that equals w

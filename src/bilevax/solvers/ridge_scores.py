@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 
-from bilevax.solvers.logistic_models import ClassRows, conjugate_gradients
+from bilevax.solvers.logistic_models import PRODUCTS, ClassRows
+from bilevax.solvers.preconditioned import conjugate_gradients
 
 
 def ridge(rows: ClassRows, alpha: float, tolerance: float) -> np.ndarray:
@@ -29,11 +30,10 @@ def ridge(rows: ClassRows, alpha: float, tolerance: float) -> np.ndarray:
     # sum_i c_i x_ij^2
     curvature = rows._replace(X=rows.squares).pulled(np.broadcast_to(rows.c[:, None], rows.Y.shape)) + l2
 
-    def product(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        U = rows.scores(d)
-        return rows.pulled(rows.c[:, None] * U) + l2 * d, U
+    def product(d: np.ndarray) -> tuple[np.ndarray, float]:
+        return rows.pulled(rows.c[:, None] * rows.scores(d)) + l2 * d, 0.0
 
-    return conjugate_gradients(product, right, np.zeros_like(right), curvature, tolerance)[0]
+    return conjugate_gradients(product, right, lambda r: r / curvature, tolerance=tolerance, most=PRODUCTS).x
 
 
 def stacked(

@@ -27,6 +27,9 @@ MEAN_PRODUCTS = 50
 DIVERGED = 1e12
 """Growth that is a divergence: of the largest entry against 1 + the start's; of moves, before one not finite."""
 
+NEVER = jnp.iinfo(jnp.int32).max
+"""A step that is not reached: from there on growth is tested again."""
+
 BURN_IN = 10
 """Steps of a coupled pair before its direction has settled."""
 
@@ -144,7 +147,7 @@ def is_rounding(length: Array, x: PyTree) -> Array:
     return length <= FLOOR * jnp.finfo(size.dtype).eps * size
 
 
-class Pair(NamedTuple):
+class CoupledPair(NamedTuple):
     """Two points moved by the same minibatches; d is their difference, infinitely small.
 
     Attributes:
@@ -192,7 +195,7 @@ def coupling(
     steps: Array | int,
     step_size: Callable[[Array], Array],
     burn_in: Array | int = BURN_IN,
-) -> Pair:
+) -> CoupledPair:
     """Follow a direction along the iteration x <- x + eta (T(x; zeta) - x), from minibatch ``start`` on.
 
     Additive noise moves both points alike and cancels; the products of the Jacobians remain. Needs about
@@ -244,7 +247,7 @@ def coupling(
     # of h, and of h + ln cosh
     mean = sums[:2] / number
     error = jnp.sqrt(jnp.maximum(sums[2:] / number - mean**2, 0.0) / (number - 1))
-    return Pair(mean[0], error[0], mean[1], error[1], u)
+    return CoupledPair(mean[0], error[0], mean[1], error[1], u)
 
 
 def confirm_divergence(

@@ -1,6 +1,6 @@
 """Fixed points of finite sums by variance reduction, for w and for v: SVRG and SAGA."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,15 @@ from jax import Array
 from bilevax.core.config import at_least_one, check_count, check_fields, config, positive, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
-from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
-from bilevax.solvers.chain import PLAIN, Image, Rule, View, run
+from bilevax.solvers.chain import PLAIN, Chain, Rule, View
 from bilevax.solvers.parts import saga, saga_table
 from bilevax.solvers.schedules import Constant, schedule
 
 
 @config
-class SVRG:
+class SVRG(Chain):
     """x_{j+1} = x_j + eta_j (T(x_j; zeta_j) - x_j - (T(a; zeta_j) - a) + T(a) - a), a = x_j every ``period`` steps.
 
     Assumes a finite sum, and a constant eta_j of at most about a third of the step at which single minibatches
@@ -40,8 +39,6 @@ class SVRG:
         100
     """
 
-    stochastic: ClassVar[Literal[True]] = True
-
     steps: Any
     step_size: Any = Constant(1.0)
     period: int | None = None
@@ -54,18 +51,8 @@ class SVRG:
             check_fields(self, period=at_least_one)
         set_frozen(self, step_size=schedule(self.step_size))
 
-    def solve(
-        self,
-        image: Image,
-        start: PyTree,
-        args: PyTree,
-        source: RowSource,
-        *,
-        key: Array,
-        outer_step: Array | int = 0,
-        first: Array | int = 0,
-    ) -> Solution:
-        """Run the iteration; see :meth:`bilevax.FixedPoint.solve`."""
+    def rule(self, args: PyTree, source: RowSource) -> Rule:
+        """How x moves."""
         refuse_keys("SVRG", "solve by bx.FixedPoint", train=source)
         epoch = -(-source.rows // source.rows_per_batch)
         period = jnp.asarray(2 * epoch if self.period is None else self.period, jnp.int32)
@@ -78,16 +65,13 @@ class SVRG:
             return axpy(view.eta, d, x), (anchor, mean), d
 
         def calls(steps: Array) -> Array:
-            return steps if source.is_full_batch else 2 * steps + epoch * -(-steps // period)
+            return 2 * steps + epoch * -(-steps // period)
 
-        rule = PLAIN if source.is_full_batch else Rule(lambda x: (x, zeros_like(x)), move)
-        return run(
-            rule, self, image, start, args, source, key=key, outer_step=outer_step, first=first, calls=calls
-        )  # fmt: skip
+        return PLAIN if source.is_full_batch else Rule(lambda x: (x, zeros_like(x)), move, calls=calls)
 
 
 @config
-class SAGA:
+class SAGA(Chain):
     """x_{j+1} = x_j + eta_j (d_i - table_i + mean of the table), d_i = T(x_j; block i) - x_j, which replaces table_i.
 
     Assumes a source in blocks, and a constant eta_j as :class:`~bilevax.SVRG`: the error falls to rounding like q^j,
@@ -111,8 +95,6 @@ class SAGA:
         2000
     """
 
-    stochastic: ClassVar[Literal[True]] = True
-
     steps: Any
     step_size: Any = Constant(1.0)
     tol: float = 0.1
@@ -122,18 +104,8 @@ class SAGA:
         check_fields(self, tol=positive, steps=check_count)
         set_frozen(self, step_size=schedule(self.step_size))
 
-    def solve(
-        self,
-        image: Image,
-        start: PyTree,
-        args: PyTree,
-        source: RowSource,
-        *,
-        key: Array,
-        outer_step: Array | int = 0,
-        first: Array | int = 0,
-    ) -> Solution:
-        """Run the iteration; see :meth:`bilevax.FixedPoint.solve`."""
+    def rule(self, args: PyTree, source: RowSource) -> Rule:
+        """How x moves."""
         blocks = source.blocks
         if blocks is None:
             raise ParameterError(
@@ -146,5 +118,4 @@ class SAGA:
             d, table = saga(table, scale(view.weight, view.direction(x)), view.block)
             return axpy(view.eta, d, x), table, d
 
-        rule = PLAIN if source.is_full_batch else Rule(lambda x: saga_table(x, blocks), move)
-        return run(rule, self, image, start, args, source, key=key, outer_step=outer_step, first=first)
+        return PLAIN if source.is_full_batch else Rule(lambda x: saga_table(x, blocks), move)

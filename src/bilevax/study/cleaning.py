@@ -12,7 +12,8 @@ import numpy as np
 from bilevax.core.cleaning_records import Labelled as LabelledRecord
 from bilevax.core.cleaning_records import Shown, Suspect, Wrong
 from bilevax.core.events import Event
-from bilevax.core.run_records import End, Note, Record, Records
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import End, Note, Record
 from bilevax.sklearn import LabelCleaner
 from bilevax.study.cleaning_check import kept_aside, may_be_kept_aside, verified
 from bilevax.study.cleaning_rows import CleanSettings, Labelled, rows_to_clean

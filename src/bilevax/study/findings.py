@@ -92,11 +92,9 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
         if text := faults.alike(of_target, target=True):
             yield _Found("alike", of_target.name, text)
         of_target = faults.spelled_alike(of_target)
-        classes = target_faults.is_classes(of_target, task)
-        texts = target_faults.faults_of(of_target, task, classes=classes)
-        yield from (_Found("target", of_target.name, text) for text in texts)
+        yield from (_Found("target", of_target.name, text) for text in target_faults.faults_of(of_target, task))
         if len(of_target.levels) > 1:
-            asked = leaks.target_of(of_target, classes=classes)
+            asked = leaks.target_of(of_target, classes=target_faults.is_classes(of_target, task))
     same_columns, same_rows, told = faults.SameColumns(), faults.SameRows(table.rows), _Order(asked)
     indicators = faults.Indicators(table.rows)
     if told.sorted:

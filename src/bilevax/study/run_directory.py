@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bilevax.core import files, manifest
+from bilevax.core import files, manifest, toml
 from bilevax.core.errors import DataError, StorageError, UsageError
 from bilevax.core.events import Event
 from bilevax.core.run_files import (
@@ -113,7 +113,7 @@ class RunDirectory:
         if not self._resumes:
             for left in self._left("new"):
                 erase(left)
-        in_place = not occupied(self._place) or (self._resumes and self._unfinished())
+        in_place = not occupied(self._place) or (self._resumes and _is_unfinished(self._place))
         if self._target == self._place and not in_place:
             self._target = _beside(self._place, "new")
             files.make_directory(self._target)
@@ -169,7 +169,7 @@ class RunDirectory:
             self.begin({})
         names = [*config, *(name for name in self.config if name not in config)]
         config = {name: {**self.config.get(name, {}), **config.get(name, {})} for name in names}
-        contents = {CONFIG: files.toml(config).encode(), METRICS: b"".join(self._lines), **contents}
+        contents = {CONFIG: toml.encode(config).encode(), METRICS: b"".join(self._lines), **contents}
         content: dict[str, object] = {"state": FINISHED, "interrupted": interrupted}
         if page is not None:
             contents[REPORT] = page(RunFiles(self.path, content, contents, {})).encode()
@@ -210,7 +210,7 @@ class RunDirectory:
     def _check(self) -> None:
         """Refuse what is not to be replaced."""
         path = self.path
-        if not self._force and (self._unfinished() or any(map(_is_unfinished, self._left("new")))):
+        if not self._force and (_is_unfinished(self._place) or any(map(_is_unfinished, self._left("new")))):
             raise UsageError(
                 f"{path} holds a run that did not end; `bilevax resume {path}` goes on with it, --force begins anew"
             )
@@ -238,9 +238,6 @@ class RunDirectory:
             self.ended = not found.content["interrupted"]
         else:
             self.config = found.content["config"]
-
-    def _unfinished(self) -> bool:
-        return _is_unfinished(self._place)
 
     def _left(self, what: str) -> list[Path]:
         """The siblings of processes that are dead."""

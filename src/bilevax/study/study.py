@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bilevax.core.events import Event
-from bilevax.core.run_records import LOSSES, Compared, Data, End, Note, Paired, Record, Records, Rows, Scoring
+from bilevax.core.record_lines import Records
+from bilevax.core.run_records import LOSSES, Compared, Data, End, Note, Paired, Record, Rows, Scoring
 from bilevax.study import additive
 from bilevax.study.diagnosis import diagnosis
 from bilevax.study.findings import findings

@@ -37,14 +37,14 @@ def described(column: Levels, task: Task | None = None) -> str:
     return f"{counted(len(column.levels), 'class')}: {named}" + (f" and {more:,} more" if more else "")
 
 
-def faults_of(column: Levels, task: Task | None, *, classes: bool) -> list[str]:
+def faults_of(column: Levels, task: Task | None) -> list[str]:
     """A sentence for each."""
     n, found = len(column.codes), []
     if column.known < n:
         found.append(f"'{column.name}' is missing in {rows_in(n - column.known, n)}: these are left out")
     if not column.known:
         return found
-    if not classes:
+    if not is_classes(column, task):
         if len(column.levels) <= _FEW_NUMBERS and task not in ("count", "amount"):
             found.append(
                 f"'{column.name}' is predicted as a number and has {len(column.levels)} different values "

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -158,7 +158,7 @@ class AdditiveModel:
             DataError: the table lacks a column, or holds other cells than those the model knows.
         """
         table.require(source.column for source in self.sources)
-        codes = [effect.codes(cells(table, source)) for source, effect in zip(self.sources, self.effects, strict=True)]
+        codes = [bins(table, source, effect) for source, effect in zip(self.sources, self.effects, strict=True)]
         return codes + [pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs]
 
     def contributions(self, codes: Sequence[np.ndarray]) -> np.ndarray:
@@ -276,7 +276,7 @@ def additive_from_plain(plain: object) -> AdditiveModel:
         for curve, bins in zip(model.curves, sizes, strict=True)
     ) and all(_fits(pair, model.effects) for pair in model.pairs)
     known = (
-        model.link in ("identity", "log", "logit", "softmax")
+        model.link in get_args(Link)
         and (model.link != "logit" or len(model.classes) == 2)
         and (model.link == "log" or not model.exposure)
     )

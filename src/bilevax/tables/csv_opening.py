@@ -28,7 +28,7 @@ def above(data: bytes) -> int:
 
 
 def comments_end(data: bytes) -> int:
-    """Where the lines end that stand first and are blank or begin with ``#``; 0 if nothing follows or none is one."""
+    """As :func:`above`, but 0 where no line begins with ``#``, or nothing follows."""
     end = above(data)
     return end if b"#" in data[:end] and data[end:].strip() else 0
 

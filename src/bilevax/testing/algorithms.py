@@ -16,7 +16,8 @@ from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Algorithm, Sources
-from bilevax.core.records import Cost, Count, Result
+from bilevax.core.records import Cost, Count
+from bilevax.core.results import Result
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays, Looks, fold_looks
 from bilevax.data.looks import stream_key

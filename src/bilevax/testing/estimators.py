@@ -11,8 +11,9 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
+from bilevax.core.estimator import Estimator
 from bilevax.core.instance import Instance
-from bilevax.core.protocols import Estimator, RowSource
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.hypergradients import hypergradient

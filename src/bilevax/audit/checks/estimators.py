@@ -11,7 +11,8 @@ from bilevax.audit.subject import TINY, AuditedProblem
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import Estimator, RowSource
+from bilevax.core.estimator import Estimator
+from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import rounding_unit
 from bilevax.data import Arrays
