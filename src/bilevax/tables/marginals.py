@@ -16,8 +16,8 @@ GROUPS = 32_768
 AROUND = 1 << 20
 """Numbers around the edges of bins that are told apart, at most: of a column of some 250 million different ones."""
 
-TOGETHER = 1 << 18
-"""Numbers that are sorted at once: a cache holds them, and to find the ends of groups takes as long in fewer."""
+TOGETHER = 1 << 19
+"""Numbers that are sorted at once: to find the ends of groups takes as long in fewer."""
 
 LEVELS = 100_000
 """Levels of a category that are counted, at most: the rarest are forgotten beyond."""
