@@ -172,7 +172,7 @@ def test_a_copy_and_what_is_read_back_encode_alike():
     again = pickle.loads(pickle.dumps(encoder))
     np.testing.assert_array_equal(again.transform(table), encoder.transform(table))
     copy = clone(encoder)
-    texts = {"words": (), "pairs": (), "characters": (), "min_texts": 2, "buckets": None}
+    texts = {"words": (), "pairs": (), "characters": (), "cells": (), "min_texts": 2, "buckets": None}
     assert copy.get_params() == {"min_frequency": 10, "max_categories": 4, **texts}
     assert not hasattr(copy, "terms_")
 

@@ -90,6 +90,13 @@ def tune(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Of a linear model: the same from 3 to 5 characters in a row."),
     ] = None,
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Of a linear model: column of cells NUMBER:VALUE; 'cells' of a svmlight file.",
+        ),
+    ] = None,
     validation_size: Annotated[
         float | None,
         typer.Option(metavar="F", help="Of a linear model: share of the rows that end the tuning (default: 0.2)."),

@@ -21,7 +21,7 @@ _PER = {
     "group": "one penalty for each group",
     "weight": "one penalty for each weight",
     "frequency": "penalties tied to the frequency of words",
-    "evidence": "penalties tied to how frequent words are, and to what they say of a class",
+    "evidence": "penalties tied to how frequent their columns are, and to what they say of a class",
     "global": "one penalty for all columns",
     "single": "one penalty for all columns",
 }

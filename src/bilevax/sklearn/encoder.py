@@ -40,7 +40,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     Texts that are read, not told apart, are named: of a column in ``words`` its words are counted, of one in ``pairs``
     its pairs of neighbouring words, of one in ``characters`` three to five characters in a row. A count c of a row is
     weighted, (1 + log c) (1 + log (1 + n) / (1 + n_j)) with n_j of the n rows having it, and divided by the norm of the
-    row in that block; the matrix is then sparse, and these terms are its last.
+    row in that block. A column in ``cells`` has in each row numbered values, ``3:0.5 17:1``, as lines of svmlight:
+    they are taken as they are, 0 where there is none. The matrix is then sparse, and these terms are its last.
 
     Args:
         min_frequency: rows in which a category must occur to be a term of its own. Default 5.
@@ -48,7 +49,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         words: names of text columns whose words are terms.
         pairs: names of text columns whose pairs of words are.
         characters: names of text columns whose characters are.
-        min_texts: rows in which a word, a pair, or characters must occur to be a term. Default 2.
+        cells: names of columns of numbered values.
+        min_texts: rows in which a word, a pair, characters, or a number must occur to be a term. Default 2.
         buckets: words and the like are hashed into so many terms of a column; None (default): each is its own.
 
     Attributes:
@@ -73,6 +75,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         "words": ["array-like"],
         "pairs": ["array-like"],
         "characters": ["array-like"],
+        "cells": ["array-like"],
         "min_texts": [Interval(Integral, 1, None, closed="left")],
         "buckets": [Interval(Integral, 2, None, closed="left"), None],
     }
@@ -85,6 +88,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         words: Sequence[str] = (),
         pairs: Sequence[str] = (),
         characters: Sequence[str] = (),
+        cells: Sequence[str] = (),
         min_texts: int = 2,
         buckets: int | None = None,
     ) -> None:
@@ -93,6 +97,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         self.words = words
         self.pairs = pairs
         self.characters = characters
+        self.cells = cells
         self.min_texts = min_texts
         self.buckets = buckets
 
@@ -129,6 +134,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             "words": self.words,
             "pairs": self.pairs,
             "characters": self.characters,
+            "cells": self.cells,
         }
         read = dict.fromkeys(name for names in texts.values() for name in names)
         table.require(read)
@@ -253,6 +259,8 @@ def _category_terms(column: Column, min_frequency: int, max_categories: int) -> 
 def _say(term: Term, name: str) -> str:
     if term.kind == "category":
         return f"{name} = {term.value}"
+    if term.grams == "cells":
+        return f"{name} {term.value}"
     if term.kind == "text":
         return f"{name} has '{term.value}'"
     return f"{name} is missing" if term.kind == "missing" else name

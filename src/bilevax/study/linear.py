@@ -15,7 +15,7 @@ from bilevax.sklearn.host_fit import default_ties
 from bilevax.sklearn.logistic import TunedLogisticRegression
 from bilevax.sklearn.tuning_method import choose_method
 from bilevax.study.kept import Emit, Kept, Stage, or_none
-from bilevax.study.preparation import Prepared
+from bilevax.study.preparation import Prepared, encoder_of
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.linear import LinearModel, penalties_by_term
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
@@ -30,11 +30,6 @@ NAMES = {
     "evidence": "penalties by evidence (bilevax)",
     "frequency": "penalties by frequency (bilevax)",
 }
-
-
-def encoder_of(settings: TuneSettings) -> TableEncoder:
-    """Of a table's columns, some of them texts that are read."""
-    return TableEncoder(words=settings.words, pairs=settings.words, characters=settings.characters)
 
 
 def encoded(prepared: Prepared, settings: TuneSettings, emit: Emit) -> tuple[TableEncoder, Matrix]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.core.run_records import Note
-from bilevax.sklearn.encoder import worthless
+from bilevax.sklearn.encoder import TableEncoder, worthless
 from bilevax.study.judging import Scorer, scorer_for
 from bilevax.study.settings import TuneSettings
 from bilevax.study.splits import (
@@ -118,6 +118,12 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
     ):
         notes += [Note(text=f"column '{name}' {what} and is not learned from")] if name else []
     return Prepared(table, features, places, goal, split, scorer, tuple(notes))
+
+
+def encoder_of(settings: TuneSettings) -> TableEncoder:
+    """Of a table's columns, some of them texts that are read."""
+    words, characters, cells = settings.words, settings.characters, settings.cells
+    return TableEncoder(words=words, pairs=words, characters=characters, cells=cells)
 
 
 def _chosen_columns(table: Table, target: str, settings: TuneSettings) -> tuple[Table, list[str]]:

@@ -17,9 +17,8 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedK
 
 from bilevax.core.run_records import Task
 from bilevax.linalg.columns import Matrix
-from bilevax.sklearn.encoder import TableEncoder
 from bilevax.sklearn.threads import one_thread
-from bilevax.study.preparation import Prepared
+from bilevax.study.preparation import Prepared, encoder_of
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.table import Column, Table
 
@@ -58,7 +57,7 @@ def rivals(prepared: Prepared, settings: TuneSettings, stage: Callable[[str], ob
     """Each rival, fitted when it is asked for.
 
     Linear models are given standardised numbers, their missing cells at the median and marked, and categories as 0 and
-    1; a penalty is the best of 20 by five folds. Gradient boosting is scikit-learn's, as it comes.
+    1; a penalty is the best of 20 by five folds. Gradient boosting is scikit-learn's, as it comes; it reads no texts.
 
     Args:
         prepared: the rows.
@@ -67,13 +66,13 @@ def rivals(prepared: Prepared, settings: TuneSettings, stage: Callable[[str], ob
     """
     rows, target = prepared.tuning, prepared.target
     fitted, splits = partial(_fitted, prepared, settings, stage), _folds(prepared, settings)
-    encoder = TableEncoder(words=settings.words, pairs=settings.words, characters=settings.characters)
-    encoder.fit(prepared.features.take(rows))
+    encoder = encoder_of(settings).fit(prepared.features.take(rows))
     weight = {} if target.labels is None else {"class_weight": settings.class_weight}
     X = encoder.transform(prepared.features)
     yield fitted(RIDGE, _ridge(target.task, splits, weight, settings), X)
-    trees = boosted_columns(prepared.features, rows)
-    yield fitted(BOOSTING, _boosting(target.task, trees, settings.seed, weight), trees.X)
+    if others := [name for name in prepared.features.names if name not in settings.texts]:
+        trees = boosted_columns(prepared.features.select(others), rows)
+        yield fitted(BOOSTING, _boosting(target.task, trees, settings.seed, weight), trees.X)
     classes = len(target.labels.classes) if target.labels else 1
     l1, scores = _lasso(target.task, splits, weight, classes), classes if classes > 2 else 1
     if l1 is not None and len(rows) * X.shape[1] * scores * scores <= _CHEAP:

@@ -9,7 +9,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.tables.reading import MAX_CELLS, Reading, marks_from_words, types_from_words
 from bilevax.tables.table import suggestion
 
-OF_LINEAR = ("penalty_per", "validation_size", "method", "steps", "words", "characters")
+OF_LINEAR = ("penalty_per", "validation_size", "method", "steps", "words", "characters", "cells")
 """Settings that only a linear model has."""
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -46,6 +46,7 @@ class TuneSettings(BaseModel):
         words: of a linear model, columns of texts whose words and pairs of neighbouring words it learns from; its
             penalties are then tied to how frequent they are.
         characters: of a linear model, columns of texts of which it learns from three to five characters in a row.
+        cells: of a linear model, columns of numbered values; of a svmlight file all of its columns, read as ``cells``.
         validation_size: of a linear model, share of the rows that choose among the penalties reached.
         method: of a linear model, ``stochastic``, ``deterministic``, or the one that suits the size of the table.
         steps: of a linear model, outer steps at most; tuning ends before when the validation rows say so.
@@ -78,6 +79,7 @@ class TuneSettings(BaseModel):
     penalty_per: Literal["feature", "column", "class", "weight", "global"] = "feature"
     words: tuple[str, ...] = ()
     characters: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()
     validation_size: float = Field(default=0.2, gt=0, lt=1)
     method: Literal["auto", "stochastic", "deterministic"] = "auto"
     steps: int = Field(default=100, ge=1)
@@ -97,7 +99,7 @@ class TuneSettings(BaseModel):
     @property
     def texts(self) -> tuple[str, ...]:
         """Columns whose texts are read."""
-        return tuple(dict.fromkeys([*self.words, *self.characters]))
+        return tuple(dict.fromkeys([*self.words, *self.characters, *self.cells]))
 
     def plain(self) -> dict[str, object]:
         """What is set or taken for granted, as JSON values; without what the model does not have."""
@@ -125,7 +127,7 @@ class TuneSettings(BaseModel):
         if self.is_linear and self.test_size + self.validation_size >= 1:
             raise ValueError("test_size and validation_size leave no row to train")
         if self.texts and not self.is_linear:
-            raise ValueError("words and characters are what a linear model learns from; set model to 'linear'")
+            raise ValueError("words, characters and cells are what a linear model learns from; set model to 'linear'")
         if self.group is not None and self.time_column is not None:
             raise ValueError("group and time_column cannot both split the rows; give one")
         if self.is_linear and self.task not in ("auto", "classes"):

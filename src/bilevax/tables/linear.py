@@ -11,7 +11,15 @@ from bilevax.core.events import Plain
 from bilevax.linalg.columns import Matrix, dense
 from bilevax.tables.labels import Label
 from bilevax.tables.table import Order, Table, orders_from_plain
-from bilevax.tables.terms import FORMULA, TEXT_FORMULA, Term, design_from_terms, terms_from_plain, text_columns
+from bilevax.tables.terms import (
+    CELLS_FORMULA,
+    FORMULA,
+    TEXT_FORMULA,
+    Term,
+    design_from_terms,
+    terms_from_plain,
+    text_columns,
+)
 
 FORMAT = "bilevax-linear-1"
 
@@ -106,11 +114,13 @@ class LinearModel:
             {**term.to_plain(), "weight": weight, "penalty": penalty}
             for term, weight, penalty in zip(self.terms, self.coef.T.tolist(), self.penalties, strict=True)
         ]
+        grams = {term.grams for term in self.terms if term.kind == "text"}
+        texts = [TEXT_FORMULA] * bool(grams - {"cells"}) + [CELLS_FORMULA] * ("cells" in grams)
         return {
             "format": FORMAT,
             "target": self.target,
             "classes": list(self.classes),
-            "formula": [*FORMULA, *([TEXT_FORMULA] if any(term.kind == "text" for term in self.terms) else [])],
+            "formula": [*FORMULA, *texts],
             "intercept": self.intercept.tolist(),
             "terms": terms,
             **({"missing": {name: list(marks) for name, marks in self.missing.items()}} if self.missing else {}),

@@ -63,7 +63,7 @@ class Reading(NamedTuple):
         """The positions of the columns that are passed through."""
         return [names.index(name) for name in self.keep]
 
-    def require_cells(self, source: str, rows: int, columns: int) -> None:
+    def require_cells(self, source: str, rows: int, columns: int, advice: str = "") -> None:
         """Refuse a file that says it has more rows x columns than ``max_cells``.
 
         Raises:
@@ -72,7 +72,7 @@ class Reading(NamedTuple):
         if rows * columns > self.max_cells:
             raise DataError(
                 f"{source}: {rows:,} rows x {columns:,} columns are more than {self.max_cells:,} cells; read fewer "
-                f"columns (--drop), or allow so many (--max-cells {rows * columns})"
+                f"columns (--drop), or allow so many (--max-cells {rows * columns}){advice}"
             )
 
     def type_of(self, name: str) -> Literal["text", "number", "date"] | None:

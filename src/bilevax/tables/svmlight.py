@@ -11,20 +11,87 @@ from bilevax.core.errors import DataError
 from bilevax.core.limits import require
 from bilevax.core.text import counted
 from bilevax.tables.reading import Reading, number_of, without
-from bilevax.tables.table import Column, Table
+from bilevax.tables.table import Column, Table, object_array
+from bilevax.tables.text import numbered_cell
 
-TARGET = "target"
-"""The column of the labels."""
+TARGET, CELLS = "target", "cells"
+"""The column of the labels; and that of all cells of a row as text, where they stay sparse."""
 
 _LINE = re.compile(rb"[-+.\deE]+(?:[ \t]+(?:qid|\d+):[-+.\deE]+)+\s*(?:#|[\r\n]|$)")
-_CELL = re.compile(r"(\d{1,18}):(\S+)")
 _COLUMN = re.compile(r"x(\d{1,18})")
 _COPIES = 2
+_ADVICE = "a linear model learns from them as they are (--model linear --cells cells)"
 
 
 def looks_like_svmlight(data: bytes) -> bool:
     """True if the first line is a label and numbered cells."""
     return bool(_LINE.match(data))
+
+
+def read_svmlight(name: str, data: bytes, reading: Reading, *, sha256: str = "") -> Table:
+    """The columns x1, x2, ... and ``target``; a cell that is not given is 0.
+
+    Where ``cells`` is to be read as text, that column and ``target``: the cells of a row as they are written.
+
+    Raises:
+        DataError: a line is none of such a file, or the table has too many cells.
+        ResourceError: it takes more memory than there is.
+    """
+    sparse = CELLS in reading.text
+    columns = _sparse(name, data) if sparse else _dense(name, data, reading)
+    names = [column.name for column in columns]
+    wanted, kept = reading.choose(name, names), reading.kept(names)
+    unread = set(range(len(names))) - {*wanted, *kept}
+    of = "" if sparse else f" of {counted(len(names) - 1, 'column')}"
+    return Table(
+        name,
+        tuple(_as_said(columns[j], reading) for j in wanted),
+        (f"a svmlight file{of}: a cell that is not given is 0",),
+        sha256,
+        tuple(names[j] for j in sorted(unread)),
+        tuple(columns[j].as_text() for j in kept),
+    )
+
+
+def _sparse(name: str, data: bytes) -> list[Column]:
+    """The cells of each row as they are written, and the labels."""
+    texts, labels = list[str | None](), array("d")
+    for row in _rows(name, data):
+        labels.append(row.label)
+        texts.append(" ".join(row.words))
+    _require_rows(name, labels)
+    return [Column(CELLS, "text", object_array(texts)), _column(TARGET, np.array(labels))]
+
+
+def _dense(name: str, data: bytes, reading: Reading) -> list[Column]:
+    """Every column with its zeros, and the labels."""
+    cells = _cells(name, data)
+    _require_rows(name, cells.labels)
+    numbers = np.frombuffer(cells.columns, np.int64)
+    first = 0 if numbers.size and numbers.min() == 0 else 1
+    # A model may know columns that are 0 in every row of this file.
+    asked = [int(found[1]) for label in reading.only or () if (found := _COLUMN.fullmatch(label))]
+    last = max([*asked, int(numbers.max(initial=0))])
+    rows, width = len(cells.labels), last - first + 1
+    reading.require_cells(name, rows, width + 1, f"; {_ADVICE}")
+    require(_COPIES * 8 * rows * (width + 1), f"reading {name}, whose rows are sparse,", f"fewer rows do; {_ADVICE}")
+    dense = np.zeros((width, rows))
+    dense[numbers - first, np.frombuffer(cells.rows, np.int64)] = np.frombuffer(cells.values)
+    names = [*(f"x{j}" for j in range(first, last + 1)), TARGET]
+    return [_column(*named) for named in zip(names, [*dense, np.frombuffer(cells.labels)], strict=True)]
+
+
+def _column(name: str, values: np.ndarray) -> Column:
+    there = values[~np.isnan(values)]
+    return Column(name, "integer" if bool(np.all(there == np.rint(there))) else "number", values)
+
+
+def _as_said(column: Column, reading: Reading) -> Column:
+    """The column as it is to be read."""
+    if reading.type_of(column.name) == "date":
+        raise DataError(f"column '{column.name}' holds numbers, and no dates: the file is svmlight")
+    own = column.as_text() if reading.type_of(column.name) == "text" else column
+    return without(own, reading.marks(column.name))
 
 
 class _Cells(NamedTuple):
@@ -36,52 +103,30 @@ class _Cells(NamedTuple):
     labels: "array[float]"
 
 
-def read_svmlight(name: str, data: bytes, reading: Reading, *, sha256: str = "") -> Table:
-    """The columns x1, x2, ... and ``target``; a cell that is not given is 0.
-
-    Raises:
-        DataError: a line is none of such a file, or the table has too many cells.
-        ResourceError: it takes more memory than there is.
-    """
-    cells = _cells(name, data)
-    if not cells.labels:
-        raise DataError(f"{name}: no rows")
-    numbers = np.frombuffer(cells.columns, np.int64)
-    first = 0 if numbers.size and numbers.min() == 0 else 1
-    # A model may know columns that are 0 in every row of this file.
-    asked = [int(found[1]) for label in reading.only or () if (found := _COLUMN.fullmatch(label))]
-    last = max([*asked, int(numbers.max(initial=0))])
-    rows, width = len(cells.labels), last - first + 1
-    reading.require_cells(name, rows, width + 1)
-    require(
-        _COPIES * 8 * rows * (width + 1), f"reading {name}, whose rows are sparse,", "fewer rows or columns take less"
-    )
-    dense = np.zeros((width, rows))
-    dense[numbers - first, np.frombuffer(cells.rows, np.int64)] = np.frombuffer(cells.values)
-    names = [*(f"x{j}" for j in range(first, last + 1)), TARGET]
-    of = [*dense, np.frombuffer(cells.labels)]
-    wanted, kept = reading.choose(name, names), reading.kept(names)
-    unread = set(range(len(names))) - {*wanted, *kept}
-    return Table(
-        name,
-        tuple(_column(names[j], of[j], reading) for j in wanted),
-        (f"a svmlight file of {counted(width, 'column')}: a cell that is not given is 0",),
-        sha256,
-        tuple(names[j] for j in sorted(unread)),
-        tuple(_column(names[j], of[j], Reading()).as_text() for j in kept),
-    )
-
-
-def _column(name: str, values: np.ndarray, reading: Reading) -> Column:
-    there = values[~np.isnan(values)]
-    column = Column(name, "integer" if bool(np.all(there == np.rint(there))) else "number", values)
-    if reading.type_of(name) == "date":
-        raise DataError(f"column '{name}' holds numbers, and no dates: the file is svmlight")
-    return without(column.as_text() if reading.type_of(name) == "text" else column, reading.marks(name))
-
-
 def _cells(name: str, data: bytes) -> _Cells:
     out = _Cells(array("q"), array("q"), array("d"), array("d"))
+    for i, row in enumerate(_rows(name, data)):
+        out.labels.append(row.label)
+        out.rows.extend([i] * len(row.cells))
+        out.columns.extend(number for number, _ in row.cells)
+        out.values.extend(value for _, value in row.cells)
+    return out
+
+
+def _require_rows(name: str, labels: "array[float]") -> None:
+    if not labels:
+        raise DataError(f"{name}: no rows")
+
+
+class _Row(NamedTuple):
+    """The label of a row, its cells as they are written, and their numbers and values."""
+
+    label: float
+    words: list[str]
+    cells: list[tuple[int, float]]
+
+
+def _rows(name: str, data: bytes) -> Iterator[_Row]:
     for line, text in _lines(name, data):
         words = text.partition("#")[0].split()
         if not words:
@@ -89,23 +134,16 @@ def _cells(name: str, data: bytes) -> _Cells:
         label, before = number_of(words[0]), -1
         if label is None or not np.isfinite(label):
             raise DataError(f"{name}:{line}: the label '{words[0][:40]}' is no number; one number begins each line")
-        row = len(out.labels)
-        out.labels.append(label)
-        for word in words[1:]:
-            if word.startswith("qid:"):
-                continue
-            found = _CELL.fullmatch(word)
-            value = number_of(found[2]) if found else None
-            if found is None or value is None or np.isinf(value):
-                raise DataError(f"{name}:{line}: '{word[:40]}' is no cell; cells are written as NUMBER:VALUE")
-            column = int(found[1])
+        words = [word for word in words[1:] if not word.startswith("qid:")]
+        try:
+            cells = [(int(number), value) for number, value in map(numbered_cell, words)]
+        except DataError as e:
+            raise DataError(f"{name}:{line}: {e}") from None
+        for column, _ in cells:
             if column <= before:
                 raise DataError(f"{name}:{line}: column {column} after {before}; the numbers of columns rise in a line")
-            out.rows.append(row)
-            out.columns.append(column)
-            out.values.append(value)
             before = column
-    return out
+        yield _Row(label, words, cells)
 
 
 def _lines(name: str, data: bytes) -> Iterator[tuple[int, str]]:

@@ -39,6 +39,9 @@ TEXT_FORMULA = (
 )
 """How terms of texts do; it stands in models that have any."""
 
+CELLS_FORMULA = "text of cells: x is the number that stands in the text behind value and a colon, 0 where there is none"
+"""How terms of numbered values do."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Term:
@@ -54,7 +57,7 @@ class Term:
         mean: subtracted from x.
         scale: divides x - mean.
         fill: for numbers, x where the cell is missing.
-        grams: of a text: ``words``, ``pairs`` or ``characters``.
+        grams: of a text: ``words``, ``pairs``, ``characters`` or ``cells``.
         buckets: of a text whose n-grams are hashed, how many buckets there are.
     """
 
