@@ -195,7 +195,12 @@ class LogisticModels:
             tolerance: square root of the part of F_k that it may be above its minimum, about.
         """
         self._tolerance = tolerance
-        self._points = [self._solve_one(k, self._penalty(l2, k)) for k in range(len(self._theta))]
+        first, self._points = self._theta[0].copy(), []
+        for k, theta in enumerate(self._theta):
+            if k:
+                # the first model's way is most of the others'
+                theta += self._theta[0] - first
+            self._points.append(self._solve_one(k, self._penalty(l2, k)))
 
     def _penalty(self, l2: np.ndarray, k: int) -> np.ndarray:
         """Of a model, [p + 1, C], 0 in the last row."""
