@@ -9,7 +9,8 @@ same tf-idf matrix; so what differs is the penalties:
   whose scorer notes both);
 - svc: LinearSVC, four penalties by five folds; ridge: RidgeClassifier, five penalties, calibrated by five folds.
 
-Differences are of the same test rows, with standard errors. ``--page`` writes docs/text.md from what is kept.
+Differences are of the same test rows, with standard errors. ``--in-turn`` asks the training rows alone: of each
+fifth, as they come, by models of the others. ``--page`` writes docs/text.md from what is kept.
 """
 
 import argparse
@@ -104,6 +105,21 @@ def measured(name: str, rows: int | None) -> dict[str, Any]:
     return {**about, "non-zeros": int(X.nnz), "GB": peak, "encoded": encoded, **summary(found)}
 
 
+def in_turn(name: str, parts: int = 5) -> dict[str, Any]:
+    """How many training rows models of the other parts are right about, LinearSVC beside; parts are as rows come."""
+    warnings.filterwarnings("ignore")
+    data, right = text_data.texts(name), dict[str, list[np.ndarray]](tuned=[], svc=[])
+    for rows in np.array_split(np.arange(len(data.y)), parts):
+        X, y = data.X.drop(index=rows), np.delete(data.y, rows)
+        tuned = TunedLogisticRegression(encoder=encoder(name, data.texts), random_state=0).fit(X, y)
+        X, B = (tuned.encoder_.transform(part) for part in (X, data.X.iloc[rows]))
+        svc = GridSearchCV(LinearSVC(), {"C": [0.1, 0.3, 1.0, 3.0]}).fit(X, y)
+        right["tuned"].append(tuned.predict(data.X.iloc[rows]) == data.y[rows])
+        right["svc"].append(svc.predict(B) == data.y[rows])
+    own, other = (np.concatenate(found).astype(float) for found in right.values())
+    return {"tuned": float(own.mean()), "svc": float(other.mean()), "tuned less svc": paired(own - other)}
+
+
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Means, and of each rival the paired differences of the tuned model to it with their standard errors."""
     out: dict[str, Any] = {}
@@ -124,6 +140,7 @@ def paired(change: np.ndarray) -> list[float]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="*", default=list(text_data.TEXTS))
+    parser.add_argument("--in-turn", action="store_true", help="of the training rows alone, beside LinearSVC")
     parser.add_argument("--page", action="store_true", help="measure nothing, write docs/text.md from what is kept")
 
 
@@ -135,9 +152,13 @@ def main(options: argparse.Namespace) -> None:
     kept = {row["data"]: row for row in store.kept(options).get("rows", [])}
     table = tables.Table("data", "model", "accuracy", "tuned less it", "se", "log-loss", "tuned less it", "se", "s")
     for name in names:
-        kept[name] = row = machine.fresh("benchmarks.text:measured", name, 150 if options.quick else None)
-        for model in ("tuned", *RIVALS):
-            m = row[model]
-            right, loss = (m.get(f"{what} of the tuned less it", [None, None]) for what in ("accuracy", "loss"))
-            table(name, model, m["accuracy"], *right, m.get("loss"), *loss, m["seconds"])
+        if options.in_turn:
+            kept[name]["in turn"] = machine.fresh("benchmarks.text:in_turn", name)
+            print(name, kept[name]["in turn"])
+        else:
+            kept[name] = row = machine.fresh("benchmarks.text:measured", name, 150 if options.quick else None)
+            for model in ("tuned", *RIVALS):
+                m = row[model]
+                right, loss = (m.get(f"{what} of the tuned less it", [None, None]) for what in ("accuracy", "loss"))
+                table(name, model, m["accuracy"], *right, m.get("loss"), *loss, m["seconds"])
         store.keep(options, {"rows": [kept[name] for name in text_data.TEXTS if name in kept]})

@@ -38,6 +38,12 @@ def _texts(kept: dict[str, Any]) -> list[str]:
         head = f"**{row['data'].replace('_', ' ')}** ({about}; peak {row['GB']:.1f} GB)\n"
         names = "model", "accuracy", "tuned less it", "log-loss", "tuned less it", "seconds"
         out.append(head + "\n" + tables.text(names, rows) + "\n")
+        if turn := row.get("in turn"):
+            out.append(
+                "Of each fifth of the training rows, by models of the others (`--in-turn`): accuracy"
+                f" {_number(turn['tuned'])}, LinearSVC's {_number(turn['svc'])},"
+                f" {_difference(turn['tuned less svc'])}.\n"
+            )
     missing = {"newsgroups", "r52", "r8", "rotten_tomatoes", "clothing"} - {row["data"] for row in kept["rows"]}
     return [*out, f"Not measured yet: {', '.join(sorted(missing))}.\n"] if missing else out
 
