@@ -169,7 +169,11 @@ def test_draws_of_single_rows_are_refused_and_windows_without_groups(folder, ref
     refused(
         lambda: bx.Stream(data, B, "windows", columns=("no", "y")), bx.DataError, "part0.parquet has no column 'no'"
     )
-    refused(lambda: bx.Stream(data, B, "windows"), bx.DataError, "column 'text' is string in row group 0 of .*, and no number")
+    refused(
+        lambda: bx.Stream(data, B, "windows"),
+        bx.DataError,
+        "column 'text' is string in row group 0 of .*, and no number",
+    )
     problem, start = bx.Problem(bx.GradientStep(inner_loss), outer_loss), (jnp.zeros(D), jnp.zeros(D))
     saba = lambda: bx.minimize(problem, bx.SABA(), *start, stream(folder), in_memory(), steps=3, key=KEY)  # noqa: E731
     refused(saba, bx.ParameterError, "blocks")
