@@ -60,6 +60,21 @@ class Table:
         return tuple(x[numbers] for x in self.leaves)
 
 
+class Refilled(Table):
+    """A loader that fills so many buffers in turn."""
+
+    def __init__(self, buffers, *leaves):
+        super().__init__(*leaves)
+        self.buffers = [[np.empty((1000, *x.shape[1:])) for x in leaves] for _ in range(buffers)]
+
+    def rows(self, numbers):
+        self.buffers.append(self.buffers.pop(0))
+        room = [x[: len(numbers)] for x in self.buffers[0]]
+        for x, own in zip(super().rows(numbers), room, strict=True):
+            own[:] = x
+        return tuple(room)
+
+
 @jax.jit
 def drawn(source, start, stop):
     """The rows of every minibatch, as their sums, with its weight and block."""
@@ -80,6 +95,8 @@ DRAWS = [
     ("blocks", 1 << 19, {"HANDED": 300}),
     # of a chunk that was forgotten each minibatch is read alone
     ("iid", 1 << 19, {"CHUNKS": 1}),
+    # the loader fills the same arrays at each call
+    ("iid", SMALL, {"buffers": 1}),
     pytest.param("shuffled", SMALL, {}, marks=pytest.mark.slow),
     pytest.param("iid", 1 << 20, {}, marks=pytest.mark.slow),
     pytest.param("shuffled", 1 << 20, {}, marks=pytest.mark.slow),
@@ -92,8 +109,9 @@ def test_minibatch_j_has_the_rows_that_arrays_draws(monkeypatch, sampling, bytes
     more = dict(more)
     monkeypatch.setattr("bilevax.data.stream.HANDED", more.pop("HANDED", 1 << 19))
     monkeypatch.setattr("bilevax.data.announced.CHUNKS", more.pop("CHUNKS", 8))
+    table = Refilled(more.pop("buffers"), X, Y) if "buffers" in more else Table(X, Y)
     known = drawn(bx.Arrays((X, Y), B, sampling, **more), 0, 600)
-    source = bx.Stream(Table(X, Y), B, sampling, prefetch_bytes=bytes, **more)
+    source = bx.Stream(table, B, sampling, prefetch_bytes=bytes, **more)
     np.testing.assert_array_equal(drawn(source, 0, 600), known)
     # entered again in the middle of a piece, across a chunk
     np.testing.assert_array_equal(drawn(source, 251, 262)[251:262], known[251:262])
@@ -409,14 +427,20 @@ def test_rows_are_read_ahead_on_one_thread_within_the_bytes():
     sum_of_draws(source, 40).block_until_ready()
     assert threading.current_thread() not in table.threads
     # a piece of one minibatch at a time, and at most two that nobody asked for
-    assert {len(numbers) for numbers in table.asked[1:]} == {B}
-    assert len(table.asked) <= 1 + 40 + 2
+    assert {len(numbers) for numbers in table.asked[2:]} == {B}
+    assert len(table.asked) <= 2 + 40 + 2
     time.sleep(0.1)
     table.asked.clear()
     mean(source).block_until_ready()
     # a pass reads each row once, but for the first piece of the next
     assert sum(map(len, table.asked)) <= N + max(map(len, table.asked))
     np.testing.assert_array_equal(np.unique(np.concatenate(table.asked)), np.arange(N))
+
+
+def test_a_loader_that_fills_an_array_in_use_is_refused():
+    source = bx.Stream(Refilled(3, X, Y), B, prefetch_bytes=1 << 20)
+    with pytest.raises(ENDED, match=r"Refilled\.rows gave the memory of rows that are in use once more; give a new"):
+        sum_of_draws(source, 600).block_until_ready()
 
 
 def test_tables_that_differ_in_one_row_are_two_tables():

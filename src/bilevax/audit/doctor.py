@@ -22,6 +22,7 @@ from bilevax.audit.subject import AuditedProblem
 from bilevax.core.config import canonicalize
 from bilevax.core.errors import ParameterError
 from bilevax.core.estimator import Estimator
+from bilevax.core.given import require_estimator, require_problem
 from bilevax.core.keys import as_key
 from bilevax.core.limits import exhausted, said
 from bilevax.core.protocols import RowSource
@@ -95,6 +96,9 @@ def check(
         ('error', ('INTEGER_LEAF',))
     """
     key = as_key(key)
+    require_problem(problem)
+    if estimator is not None:
+        require_estimator(estimator)
     check_are_sources(train, val)
     train, val = (_in_memory(source, jax.random.fold_in(key, i)) for i, source in enumerate((train, val)))
     for name, source in (("train", train), ("val", val)):

@@ -133,8 +133,10 @@ def _opened(name: str, x: object) -> np.ndarray:
             if isinstance(x, np.ndarray)
             else np.asarray(x)
         )
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, EOFError) as e:
         raise DataError(f"{name} cannot be opened: {' '.join(f'{type(e).__name__}: {e}'.split())}") from e
+    if isinstance(array, np.lib.npyio.NpzFile):
+        raise DataError(f"{name} is an archive, {x}, of {', '.join(array.files)}; save each array by np.save")
     check_numbers(name, array)
     return array
 

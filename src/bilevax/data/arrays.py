@@ -204,6 +204,10 @@ def join(**sources: Source) -> Join:
     """
     if not sources:
         raise ParameterError("join needs at least one source, as in join(train=..., val=...)")
+    for name, source in sources.items():
+        if not hasattr(source, "plan_chunk"):
+            kind = type(source).__name__
+            raise ParameterError(f"{name} must be a source of rows, such as bx.Arrays(data, batch_size), got {kind}")
     return Join(dict(sources))
 
 

@@ -42,7 +42,11 @@ class DataSetRows:
         self._most = most
         self._groups: list[Any] = []
         self._kinds: dict[str, Any] = {}
-        for fragment in data.get_fragments():
+        try:
+            fragments = list(data.get_fragments())
+        except ValueError as e:
+            raise DataError(f"the data set cannot be read by row groups: {_line(e)}") from None
+        for fragment in fragments:
             self._see(fragment)
         if not self._groups:
             raise DataError("the data set has no files")
@@ -123,6 +127,8 @@ class DataSetRows:
         if column.null_count:
             raise DataError(f"column '{name}' has {column.null_count} missing cells in {where}")
         values: np.ndarray = column.to_numpy()
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"column '{name}' is {column.type} in {where}, and no number; leave it out (columns=)")
         return values
 
     def told(self) -> bytes:

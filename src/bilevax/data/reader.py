@@ -1,6 +1,5 @@
 """Rows that a thread reads while a compiled program runs."""
 
-import dataclasses
 import itertools
 import threading
 import weakref
@@ -21,6 +20,7 @@ from bilevax.data.announced import Announced, Chunk, Place
 from bilevax.data.array_rows import ArrayRows, require_finite
 from bilevax.data.arrays import check_numbers, to_default_precision
 from bilevax.data.data_sets import DataSetRows
+from bilevax.data.readings import Numbers, Reading, Rows, share, write
 
 IDLE = 1.0
 """Seconds without a request after which the thread ends."""
@@ -34,8 +34,6 @@ AHEAD = 2
 USED = 4
 """Readings that are kept once they were used, as a step may come back to them."""
 
-Numbers: TypeAlias = np.ndarray | range
-Rows: TypeAlias = list[np.ndarray]
 Key: TypeAlias = bytes | range | Place
 
 
@@ -47,16 +45,6 @@ class Loader(Protocol):
 
     def rows(self, numbers: np.ndarray, /) -> PyTree:
         """These rows, a pytree of numpy arrays with leading axis ``len(numbers)``; numbers may repeat, in any order."""
-
-
-@dataclasses.dataclass
-class Reading:
-    """Rows that were asked for, and whether they were used."""
-
-    numbers: Numbers
-    job: "Future[Rows]"
-    size: int
-    used: bool = False
 
 
 _looking = ThreadPoolExecutor(1, "bilevax-look")
@@ -146,7 +134,7 @@ class Reader:
         most = self.length if self.groups is None else int(self.groups[0])
         looked_at = OF_ARRAYS if isinstance(self.loader, ArrayRows) else LOOKED_AT
         few = np.unique(np.linspace(0, most - 1, looked_at).astype(np.int64))
-        tree = self._wait(self._ask(few, partial(self._asked, self.loader.rows)), few)
+        tree, again = (self._wait(self._ask(few, partial(self._asked, self.loader.rows)), few) for _ in range(2))
         if not jax.tree.leaves(tree):
             raise DataError(f"{self.name} gave no arrays")
         tree = jax.tree.map(np.asarray, tree)
@@ -155,6 +143,8 @@ class Reader:
         for name, x in zip(self.names, given, strict=True):
             check_numbers(name, x)
         self.structure: Any = jax.tree.structure(tree)
+        # an array that a loader fills again is copied before it can be
+        self._copied = share(given, list(map(np.asarray, jax.tree.leaves(again))))
         self._kinds = [(x.shape[1:], x.dtype) for x in given]
         self.mapped = self.mapped or (None,) * len(given)
         # rows of arrays are looked at where they are read
@@ -205,7 +195,7 @@ class Reader:
                 del self._ahead[now]
             if then is not None:
                 self._asked_ahead(_key(then), then)
-        _write(self._wait(reading.job, now), slice(None), out)
+        write(self._wait(reading.job, now), slice(None), out)
 
     def announce(self, now: np.ndarray, then: np.ndarray, batch_size: int, together: int) -> int:
         """A number for a chunk that comes now, before another (see :meth:`Announced.announce`)."""
@@ -230,13 +220,13 @@ class Reader:
             first = begin % chunk.together * chunk.batch_size
             some = slice(first, first + len(numbers))
             if np.array_equal(reading.numbers[some], numbers):
-                return _write(self._wait(reading.job, numbers), some, out)
+                return write(self._wait(reading.job, numbers), some, out)
         return self(numbers, None, out)
 
     def _piece(self, place: Place, chunk: Chunk) -> Reading:
         """The reading of a piece of a chunk; when it is first used the next ones are asked for."""
         reading = self._ahead.get(place)
-        if reading is not None and reading.used and not _failed(reading.job):
+        if reading is not None and reading.used and not reading.failed:
             return reading
         with self._ready:
             reading = self._asked_for(place, chunk.numbers(place[1]))
@@ -251,7 +241,7 @@ class Reader:
         """The reading of rows that are used now, which may have been asked for before."""
         reading = self._ahead.pop(key, None)
         # what could not be read is tried again: the fault may have passed
-        if reading is None or _failed(reading.job):
+        if reading is None or reading.failed:
             reading = self._reading(numbers, urgent=True)
         self._ahead[key], reading.used = reading, True
         self._forget()
@@ -388,20 +378,14 @@ class Reader:
             if (x.shape, x.dtype) != ((len(numbers), *shape), kind):
                 right = f"{kind}{[len(numbers), *shape]}"
                 raise DataError(f"{name} must be {right} for {_these(numbers)}, got {x.dtype}{list(x.shape)}")
-            out.append(x.astype(wanted.dtype, copy=False))
+            out.append(x.astype(wanted.dtype, copy=self._copied))
+        held = [] if self._copied else [reading.rows for reading in list(self._ahead.values())]
+        if any(share(out, rows[1:]) for rows in held if rows):
+            raise DataError(
+                f"{self.name} gave the memory of rows that are in use once more; give a new array at each call, or the"
+                " same one at every call, which is copied"
+            )
         return out
-
-
-def _failed(job: "Future[Rows]") -> bool:
-    return job.done() and job.exception() is not None
-
-
-def _write(rows: Rows, some: slice, out: Rows) -> None:
-    """Some of these rows to where the program takes them."""
-    where, *leaves = rows
-    np.copyto(out[0], where[some] if where.ndim else where)
-    for x, room in zip(leaves, out[1:], strict=True):
-        np.copyto(room, x[some])
 
 
 def _key(numbers: Numbers) -> Key:

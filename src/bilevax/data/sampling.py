@@ -252,7 +252,9 @@ def checked_groups(groups: Any, window: int, sampling: str, n: int) -> tuple[Arr
         ParameterError: there are none for ``"windows"``, or some for another sampling; they are no counts of n rows.
     """
     window = check_count("window", window, low=1)
-    if (groups is None) == (sampling == "windows"):
+    if groups is None and sampling == "windows":
+        raise ParameterError('sampling="windows" needs groups=, the numbers of rows of the groups that lie together')
+    if groups is not None and sampling != "windows":
         raise ParameterError('groups= are the numbers of rows of the groups of sampling="windows", and of no other')
     if groups is None:
         return None, window

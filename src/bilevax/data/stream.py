@@ -17,7 +17,8 @@ from bilevax.core.trees import PyTree, add, scale
 from bilevax.data.arrays import Arrays
 from bilevax.data.data_sets import DataSetRows, is_data_set
 from bilevax.data.host_calls import from_host
-from bilevax.data.reader import Reader, Rows, number_of, reader_of
+from bilevax.data.reader import Reader, number_of, reader_of
+from bilevax.data.readings import Rows
 from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
 
 MOST = 64
@@ -64,7 +65,8 @@ class Stream(Numbered):
     Args:
         data: a pytree of arrays or of paths of ``.npy`` files, such as ``("X.npy", "y.npy")``, which are mapped; or an
             object with ``len`` and ``rows(numbers)``, which gives a pytree of numpy arrays with these rows, in this
-            order, numbers [k] int64, some of them perhaps twice. It is called by one thread at a time; or a
+            order, numbers [k] int64, some of them perhaps twice. It is called by one thread at a time, and gives new
+            arrays, or the same ones at every call, which are copied; or a
             ``pyarrow.dataset`` of Parquet or Arrow files, whose row groups are read whole.
         batch_size: rows in a minibatch, 1 <= b <= n; None for every row, which what draws needs within
             ``prefetch_bytes``, and what reads them by ``total`` does not.

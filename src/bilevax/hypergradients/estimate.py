@@ -9,6 +9,7 @@ from bilevax.core.config import canonicalize, check_count, positive
 from bilevax.core.dealt import Dealing
 from bilevax.core.errors import ParameterError
 from bilevax.core.estimator import Estimator, ExtensibleEstimator
+from bilevax.core.given import require_estimator, require_like, require_problem
 from bilevax.core.instance import Instance
 from bilevax.core.keys import as_key
 from bilevax.core.limits import said
@@ -107,6 +108,8 @@ def hypergradient(
         >>> abs(float(est.value)) < 1e-3  # w is 1, what val has: lam is right
         True
     """
+    require_problem(problem)
+    require_estimator(estimator)
     estimator.check(problem)
     problem = over_strata(problem, train, val)
     w0, lam = as_parameters("w0", w0, spread=True), as_parameters("lam", lam)
@@ -125,6 +128,8 @@ def hypergradient(
     # Python floats and numpy scalars would each be traced on their own.
     problem, estimator, tol, constants = canonicalize((problem, estimator, tol, constants))
     v0 = None if v0 is None else as_parameters("v0", v0, spread=bool(dealing.leaves))
+    if v0 is not None:
+        require_like("v0", v0, "w0", w0)
     call = Call(Instance(problem, lam, train, val), estimator, w0, v0, as_key(key), tol, constants)
     if is_spread((train, val)) and call.concrete:
         told = {"w0": w0, "v0": v0, "lam": lam, "key": call.key, "problem": problem, "estimator": estimator}

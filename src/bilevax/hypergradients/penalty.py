@@ -11,6 +11,7 @@ from jax import Array
 
 from bilevax.core.config import Steps, at_least_one, check_fields, config, positive, replace_unchecked, set_frozen
 from bilevax.core.errors import ParameterError
+from bilevax.core.given import require_inner_solver
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, Draw, InnerSolver, Loss, RowSource, Total
@@ -74,8 +75,7 @@ class Penalty(RunsOnce):
     cross_batches: Steps | None = None
 
     def __post_init__(self) -> None:
-        if not hasattr(self.inner, "solve"):
-            raise ParameterError(f"inner must be a solver such as bx.FixedPoint(steps=100), got {self.inner!r}")
+        require_inner_solver("inner", self.inner)
         check_fields(self, multiplier=positive)
         set_frozen(self, unit=None if self.unit is None else positive("unit", self.unit))
         if self.cross_batches is not None:

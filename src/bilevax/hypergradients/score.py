@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from bilevax.core.config import check_count, check_fields, config, positive, replace_unchecked, set_frozen, static
 from bilevax.core.error_report import as_others
 from bilevax.core.errors import ParameterError
+from bilevax.core.given import require_inner_solver
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, InnerSolver
@@ -127,8 +128,8 @@ class ScoreFunction(RunsOnce):
     distribution: Distribution = Bernoulli()
 
     def __post_init__(self) -> None:
-        if not (hasattr(self.inner, "solve") or isinstance(self.inner, Given)):
-            raise ParameterError(f"inner must be a solver such as bx.LBFGS(), got {self.inner!r}")
+        if not isinstance(self.inner, Given):
+            require_inner_solver("inner", self.inner)
         if not all(hasattr(self.distribution, name) for name in ("draw", "score")):
             raise ParameterError(f"distribution must be one such as bx.Bernoulli(), got {self.distribution!r}")
         set_frozen(self, samples=check_count("samples", self.samples, low=2))

@@ -12,6 +12,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import Steps, at_least_one, check_fields, config, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.estimator import Diagnosis, Run
+from bilevax.core.given import require_inner_solver, require_linear_solver
 from bilevax.core.instance import InnerImage, Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, InnerSolver, LinearSolver, RowSource, StochasticSolver
@@ -122,14 +123,9 @@ class SID:
     outer_batches: Steps | None = None
 
     def __post_init__(self) -> None:
-        for name in ("inner", "linear"):
-            solver = getattr(self, name)
-            if not (hasattr(solver, "solve") or (name == "inner" and isinstance(solver, Given))):
-                raise ParameterError(f"{name} must be a solver such as bx.FixedPoint(steps=100), got {solver!r}")
-        if getattr(self.inner, "affine", False):
-            raise ParameterError(
-                f"inner must solve any map, and {type(self.inner).__name__} solves affine ones; use bx.FixedPoint(...)"
-            )
+        if not isinstance(self.inner, Given):
+            require_inner_solver("inner", self.inner)
+        require_linear_solver("linear", self.linear)
         # None is no count: every row
         given = [name for name in ("cross_batches", "outer_batches") if getattr(self, name) is not None]
         check_fields(self, **dict.fromkeys(given, at_least_one))

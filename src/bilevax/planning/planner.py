@@ -9,6 +9,7 @@ from jax import Array
 
 from bilevax.core.config import canonicalize, check_count, check_real, replace_unchecked
 from bilevax.core.errors import ParameterError
+from bilevax.core.given import require_problem
 from bilevax.core.keys import as_key
 from bilevax.core.limits import said
 from bilevax.core.protocols import RowSource
@@ -180,6 +181,7 @@ def plan(
     # refused before the pilot reads a row
     if (budget is None) == (target is None):
         raise ParameterError("plan takes a budget (samples) or a target (relative error), exactly one of them")
+    require_problem(problem)
     w0, lam, key = as_parameters("w0", w0), as_parameters("lam", lam), as_key(key)
     price = check_real("full_batch_price", full_batch_price, low=0.0, open_low=True)
     problem, sources = canonicalize(problem), in_minibatches(train, val)

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from bilevax.core import shown
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.trees import PyTree, leaf_name
@@ -28,7 +29,11 @@ def check_functions(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowS
         _check_like("inner_map", image, w)
     _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.example()))
     if problem.project is not None:
-        _check_like("project", jax.eval_shape(partial(problem.project), lam), lam, argument="lam")
+        try:
+            projected = jax.eval_shape(partial(problem.project), lam)
+        except (TypeError, ValueError) as e:
+            raise ParameterError(f"project does not take lam, {shown.shape(lam)}: {' '.join(str(e).split())}") from e
+        _check_like("project", projected, lam, argument="lam")
 
 
 def check_are_sources(train: object, val: object) -> None:
@@ -46,8 +51,11 @@ def check_are_sources(train: object, val: object) -> None:
 
 def _check_scalar(name: str, out: PyTree) -> None:
     if not hasattr(out, "shape") or out.shape != ():
-        got = getattr(out, "shape", jax.tree.structure(out))
-        raise ParameterError(f"{name} must return a scalar, got {got}; take the mean over the rows of the batch")
+        if out is None:
+            raise ParameterError(f"{name} must return a scalar, got None; is its `return` missing?")
+        if not hasattr(out, "shape"):
+            raise ParameterError(f"{name} must return a scalar alone, got {shown.shape(out)}; leave out what is beside")
+        raise ParameterError(f"{name} must return a scalar, got {out.shape}; take the mean over the rows of the batch")
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ParameterError(f"{name} must return a float, got {out.dtype}")
 
@@ -60,6 +68,7 @@ def _check_like(name: str, out: PyTree, like: PyTree, argument: str = "w") -> No
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(like), strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             leaf = leaf_name(argument, path)
+            loss = "; a loss becomes a map by bx.GradientStep(loss)" if name == "inner_map" and a.shape == () else ""
             raise ParameterError(
-                f"{name} returns {a.dtype}{list(a.shape)} for leaf {leaf}, which is {b.dtype}{list(b.shape)}"
+                f"{name} returns {a.dtype}{list(a.shape)} for leaf {leaf}, which is {b.dtype}{list(b.shape)}{loss}"
             )

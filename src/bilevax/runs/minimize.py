@@ -16,6 +16,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import check_count
 from bilevax.core.dealt import Dealing, placed
 from bilevax.core.events import Plain
+from bilevax.core.given import require_algorithm, require_problem
 from bilevax.core.keys import as_key
 from bilevax.core.limits import said
 from bilevax.core.programs import weighed
@@ -106,6 +107,8 @@ def minimize(
     group = Group((train, val))
     callbacks, steps = Callbacks(callback, writes=group.writes), check_count("steps", steps, low=1)
     every = None if every is None else check_count("every", every, low=1)
+    require_problem(problem)
+    require_algorithm(algorithm)
     algorithm.check(problem)
     start, key, sources = _start(w0, lam, (train, val)), as_key(key), (train, val)
     algorithm.streams(sources)  # which refuses a source that it cannot use, before anything is compiled
