@@ -128,7 +128,7 @@ def test_what_cannot_run_is_said(task):
         def check(self, problem):
             raise ParameterError("not here")
 
-        steps_per_record = 1
+        steps_per_record, streams, step = 1, None, None
 
     record = compare([task], ["it"], seeds=1, budget=1000, entrants={"it": lambda steps: Refusing()})
     assert record["problems"][0]["algorithms"][0]["refused"] == "not here"
