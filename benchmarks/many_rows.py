@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import machine, store, tables
@@ -162,7 +163,7 @@ def equal(data: Path) -> list[dict[str, Any]]:
 
 
 def passes(data: Path) -> list[dict[str, Any]]:
-    """Each pass against reading, which is timed before it; pages are in the system's cache if there is room."""
+    """Each pass against reading, the median of five before it; pages are in the system's cache if there is room."""
     import pyarrow.dataset
 
     def read() -> float:
@@ -176,7 +177,7 @@ def passes(data: Path) -> list[dict[str, Any]]:
     inner = every._tables
 
     def timed(name: str) -> Iterator[Any]:
-        reading, begun = read(), time.perf_counter()
+        reading, begun = median(read() for _ in range(5)), time.perf_counter()
         yield from inner(name)
         found[name] = time.perf_counter() - begun, reading
 
