@@ -45,18 +45,23 @@ def known(q: np.ndarray, c: Cell) -> dict[str, float]:
     return ranked(wrong, c) | more
 
 
+def regression(X: Matrix, y: np.ndarray, C: float, steps: int) -> LogisticRegression:
+    """Logistic regression by at most so many steps of L-BFGS, in single precision: half the time, the same scores."""
+    return LogisticRegression(C=C, max_iter=steps).fit(X.astype(np.float32), y)
+
+
 def tuned(X: Matrix, y: np.ndarray, seed: int) -> LogisticRegression:
     """Logistic regression with the penalty of least log-loss in three folds."""
     C, loss = np.unique(y), {}
     for value in GRID:
         losses = []
         for train, test in StratifiedKFold(3, shuffle=True, random_state=seed).split(y, y):
-            model = LogisticRegression(C=value, max_iter=200).fit(X[train], y[train])
+            model = regression(X[train], y[train], value, 200)
             losses.append(log_loss(y[test], model.predict_proba(X[test]), labels=C))
         loss[value] = np.mean(losses)
         if loss[value] > min(loss.values()):
             break
-    return LogisticRegression(C=min(loss, key=loss.__getitem__), max_iter=500).fit(X, y)
+    return regression(X, y, min(loss, key=loss.__getitem__), 500)
 
 
 def accuracy(model: Any, c: Cell) -> dict[str, float]:
@@ -114,7 +119,7 @@ def glc(c: Cell, seed: int) -> dict[str, float]:
     for k in range(FOLDS):
         rows, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
         noisy = rows[rows < len(c.given)]
-        model = LogisticRegression(C=C, max_iter=300).fit(X[noisy], given.y[noisy])
+        model = regression(X[noisy], given.y[noisy], C, 300)
         p = model.predict_proba(c.X_trusted)
         T = np.stack([p[c.trusted == z].mean(axis=0) if np.any(c.trusted == z) else np.eye(c.classes)[z]
                       for z in range(c.classes)])  # fmt: skip
@@ -143,7 +148,7 @@ def cleanlab(c: Cell, seed: int) -> dict[str, float]:
     C, fold = tuned(X, given.y, seed).C, deal(c, seed)
     p = np.zeros((len(fold), c.classes))
     for k in range(FOLDS):
-        model = LogisticRegression(C=C, max_iter=300).fit(X[fold != k], given.y[fold != k])
+        model = regression(X[fold != k], given.y[fold != k], C, 300)
         p[fold == k] = model.predict_proba(X[fold == k])
     p, out = p[: len(c.given)], {}
     for method in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
@@ -153,7 +158,7 @@ def cleanlab(c: Cell, seed: int) -> dict[str, float]:
     best = max(out.values(), key=lambda x: x["auc"])
     precision = max(x["precision"] for x in out.values())
     keep = np.concatenate([~find_label_issues(c.given, p, n_jobs=1), np.ones(len(c.trusted), bool)])
-    after = accuracy(LogisticRegression(C=C, max_iter=500).fit(X[keep], given.y[keep]), c)
+    after = accuracy(regression(X[keep], given.y[keep], C, 500), c)
     scores = {name: value["auc"] for name, value in out.items()}
     return {"auc": best["auc"], "precision": precision} | after | scores
 
@@ -188,7 +193,7 @@ def ceiling(c: Cell, seed: int) -> dict[str, float]:
     C, fold = tuned(c.X, c.true, seed).C, deal(c, seed)[: len(c.given)]
     log_p = np.zeros((len(fold), c.classes))
     for k in range(FOLDS):
-        model = LogisticRegression(C=C, max_iter=300).fit(c.X[fold != k], c.true[fold != k])
+        model = regression(c.X[fold != k], c.true[fold != k], C, 300)
         log_p[fold == k] = model.predict_log_proba(c.X[fold == k])
     q, _ = posterior(log_p, Given(c.given, np.zeros(len(fold), bool), c.classes), matrix(c).log_matrix)
     X, y = stacked(c.X[~c.flipped], c.X_trusted), np.concatenate([c.true[~c.flipped], c.trusted])
@@ -203,11 +208,11 @@ def nothing(c: Cell, seed: int) -> dict[str, float]:
 
 def stopped(c: Cell, seed: int) -> dict[str, float]:
     """No cleaning: penalty and number of iterations by the loss of the trusted rows, of which nothing is learned."""
-    least, best = np.inf, None
+    X, least, best = c.X.astype(np.float32), np.inf, None
     for value in GRID:
         model = LogisticRegression(C=value, max_iter=3, warm_start=True)
         for _ in range(20):
-            p = model.fit(c.X, c.given).predict_proba(c.X_trusted)
+            p = model.fit(X, c.given).predict_proba(c.X_trusted)
             loss = log_loss(c.trusted, p, labels=range(c.classes))
             if loss < least:
                 least, best = loss, copy.deepcopy(model)
