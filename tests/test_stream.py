@@ -95,6 +95,8 @@ DRAWS = [
     ("blocks", 1 << 19, {"HANDED": 300}),
     # of a chunk that was forgotten each minibatch is read alone
     ("iid", 1 << 19, {"CHUNKS": 1}),
+    # no more memory than one minibatch takes
+    ("iid", 8 * B * (D + 1), {}),
     # the loader fills the same arrays at each call
     ("iid", SMALL, {"buffers": 1}),
     pytest.param("shuffled", SMALL, {}, marks=pytest.mark.slow),

@@ -273,12 +273,15 @@ class Reader:
             self(now, range(size) if now.stop >= n else range(now.stop, min(now.stop + size, n)), out)
 
     def _forget(self) -> None:
-        """Of what was used, and is not in use, what is most, and of what is read ahead what has waited longest."""
+        """Of what was used all but the last few; of the rest what was asked for longest ago, beyond the bytes."""
         used = [key for key, reading in self._ahead.items() if reading.used]
         for key in used[:-USED]:
             del self._ahead[key]
         while len(self._ahead) > 1 and sum(reading.size for reading in self._ahead.values()) > self._most:
-            self._ahead.popitem(last=False)[1].job.cancel()
+            gone = self._ahead.popitem(last=False)[1]
+            # what is used may be waited for
+            if not gone.used:
+                gone.job.cancel()
 
     def _ask(self, numbers: Numbers, read: Callable[[Numbers], Any], *, urgent: bool = False) -> "Future[Any]":
         job: Future[Any] = Future()
