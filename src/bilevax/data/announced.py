@@ -56,11 +56,11 @@ class Announced:
             then: that of the other.
             sizes: b, A and n.
         """
-        number, after = (zlib.crc32(choice.tobytes()) >> 1 for choice in (now, then))  # 31 bits
+        number, after = (zlib.crc32(choice.data) >> 1 for choice in (now, then))  # 31 bits
         for at, choice, following in (number, now, after), (after, then, None):
-            known = self._chunks.pop(at, None)
             # a program takes its memory back
-            self._chunks[at] = Chunk(choice.copy(), following or (known and known.then), *sizes)
+            known = self._chunks.pop(at, None) or Chunk(choice.copy(), None, *sizes)
+            self._chunks[at] = known if following is None else known._replace(then=following)
         while len(self._chunks) > CHUNKS:
             self._chunks.popitem(last=False)
         return number
@@ -74,6 +74,8 @@ class Announced:
         number, piece = place[0], place[1] + 1
         chunk = self[number]
         if chunk is not None and piece * chunk.together == CHUNK:
-            number, piece = chunk.then or 0, 0
+            if chunk.then is None:
+                return None
+            number, piece = chunk.then, 0
             chunk = self[number]
         return None if chunk is None else ((number, piece), chunk.numbers(piece))

@@ -20,7 +20,7 @@ from bilevax.data.announced import Announced, Chunk, Place
 from bilevax.data.array_rows import ArrayRows, require_finite
 from bilevax.data.arrays import check_numbers, to_default_precision
 from bilevax.data.data_sets import DataSetRows
-from bilevax.data.readings import Numbers, Reading, Rows, share, write
+from bilevax.data.readings import Numbers, Reading, Rows, share, these, write
 
 IDLE = 1.0
 """Seconds without a request after which the thread ends."""
@@ -103,9 +103,9 @@ class Reader:
         # rows of a group are read together
         self.groups: np.ndarray | None = getattr(self.loader, "groups", None)
         self._most, self._timeout = prefetch_bytes, timeout
-        own = isinstance(self.loader, ArrayRows | DataSetRows)
+        self._own = isinstance(self.loader, ArrayRows | DataSetRows)
         self.mapped: tuple[Array | None, ...] = self.loader.mapped if isinstance(self.loader, ArrayRows) else ()
-        self.name = "data" if own else f"{type(data).__name__}.rows"
+        self.name = "data" if self._own else f"{type(data).__name__}.rows"
         self._ready = threading.Condition()
         self._jobs: deque[tuple[Numbers, Future[Any], Callable[[Numbers], Any]]] = deque()
         self._ahead: OrderedDict[Key, Reading] = OrderedDict()
@@ -134,7 +134,8 @@ class Reader:
         most = self.length if self.groups is None else int(self.groups[0])
         looked_at = OF_ARRAYS if isinstance(self.loader, ArrayRows) else LOOKED_AT
         few = np.unique(np.linspace(0, most - 1, looked_at).astype(np.int64))
-        tree, again = (self._wait(self._ask(few, partial(self._asked, self.loader.rows)), few) for _ in range(2))
+        ask = partial(self._ask, few, partial(self._asked, self.loader.rows))
+        tree = self._wait(ask(), few)
         if not jax.tree.leaves(tree):
             raise DataError(f"{self.name} gave no arrays")
         tree = jax.tree.map(np.asarray, tree)
@@ -144,7 +145,7 @@ class Reader:
             check_numbers(name, x)
         self.structure: Any = jax.tree.structure(tree)
         # an array that a loader fills again is copied before it can be
-        self._copied = share(given, list(map(np.asarray, jax.tree.leaves(again))))
+        self._copied = not self._own and share(given, list(map(np.asarray, jax.tree.leaves(self._wait(ask(), few)))))
         self._kinds = [(x.shape[1:], x.dtype) for x in given]
         self.mapped = self.mapped or (None,) * len(given)
         # rows of arrays are looked at where they are read
@@ -250,8 +251,8 @@ class Reader:
     def _asked_ahead(self, key: Key, numbers: Numbers) -> bool:
         """Ask for rows that are used later, where the bytes allow it; what was not asked for before is read."""
         if key not in self._ahead:
-            waiting = sum(reading.size for reading in self._ahead.values() if not reading.used)
-            if waiting and waiting + len(numbers) * self.row_bytes > self._most:
+            waiting = sum(len(reading.numbers) for reading in self._ahead.values() if not reading.used)
+            if waiting and (waiting + len(numbers)) * self.row_bytes > self._most:
                 return False
             self._ahead[key] = self._reading(numbers)
             self._forget()
@@ -260,7 +261,7 @@ class Reader:
     def _reading(self, numbers: Numbers, *, urgent: bool = False) -> Reading:
         if isinstance(numbers, np.ndarray):
             numbers = numbers.copy()  # a program takes its memory back
-        return Reading(numbers, self._ask(numbers, self._read, urgent=urgent), len(numbers) * self.row_bytes)
+        return Reading(numbers, self._ask(numbers, self._read, urgent=urgent))
 
     def span(self, start: int, size: int, out: Rows) -> None:
         """Write so many rows from one on; what follows is read meanwhile, or what is before where a pass goes down."""
@@ -277,7 +278,8 @@ class Reader:
         used = [key for key, reading in self._ahead.items() if reading.used]
         for key in used[:-USED]:
             del self._ahead[key]
-        while len(self._ahead) > 1 and sum(reading.size for reading in self._ahead.values()) > self._most:
+        most = self._most // self.row_bytes
+        while len(self._ahead) > 1 and sum(len(reading.numbers) for reading in self._ahead.values()) > most:
             gone = self._ahead.popitem(last=False)[1]
             # what is used may be waited for
             if not gone.used:
@@ -336,7 +338,7 @@ class Reader:
                 self._ahead.clear()
                 self._ready.notify_all()
             raise DataError(
-                f"{self.name} has not returned {_these(numbers)} after {self._timeout:g} s; a slower source needs a"
+                f"{self.name} has not returned {these(numbers)} after {self._timeout:g} s; a slower source needs a"
                 " larger timeout="
             ) from None
 
@@ -360,7 +362,7 @@ class Reader:
         except DataError:
             raise
         except BaseException as e:
-            raise DataError(f"{self.name} raised {_told(e)}, for {_these(wanted)}") from e
+            raise DataError(f"{self.name} raised {_told(e)}, for {these(wanted)}") from e
 
     def _read(self, numbers: Numbers) -> Rows:
         """What a program is told of the rows."""
@@ -380,9 +382,9 @@ class Reader:
         ):
             if (x.shape, x.dtype) != ((len(numbers), *shape), kind):
                 right = f"{kind}{[len(numbers), *shape]}"
-                raise DataError(f"{name} must be {right} for {_these(numbers)}, got {x.dtype}{list(x.shape)}")
+                raise DataError(f"{name} must be {right} for {these(numbers)}, got {x.dtype}{list(x.shape)}")
             out.append(x.astype(wanted.dtype, copy=self._copied))
-        held = [] if self._copied else [reading.rows for reading in list(self._ahead.values())]
+        held = [] if self._own or self._copied else [reading.rows for reading in list(self._ahead.values())]
         if any(share(out, rows[1:]) for rows in held if rows):
             raise DataError(
                 f"{self.name} gave the memory of rows that are in use once more; give a new array at each call, or the"
@@ -393,10 +395,6 @@ class Reader:
 
 def _key(numbers: Numbers) -> Key:
     return numbers if isinstance(numbers, range) else numbers.tobytes()
-
-
-def _these(numbers: Numbers) -> str:
-    return f"{len(numbers):,} rows, the first of them row {int(numbers[0]):,}"
 
 
 def _told(e: BaseException) -> str:

@@ -16,7 +16,6 @@ class Reading:
 
     numbers: Numbers
     job: "Future[Rows]"
-    size: int
     used: bool = False
 
     @property
@@ -28,6 +27,11 @@ class Reading:
     def rows(self) -> Rows | None:
         """What was read; None where it is not there."""
         return None if not self.job.done() or self.job.cancelled() or self.failed else self.job.result()
+
+
+def these(numbers: Numbers) -> str:
+    """So many rows, in words."""
+    return f"{len(numbers):,} rows, the first of them row {int(numbers[0]):,}"
 
 
 def share(some: Rows, others: Rows) -> bool:
