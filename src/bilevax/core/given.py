@@ -18,10 +18,7 @@ def require_problem(problem: object) -> None:
     Raises:
         ParameterError: it is none, such as a loss.
     """
-    if inspect.isclass(problem) or not (hasattr(problem, "inner_map") and hasattr(problem, "outer_loss")):
-        raise ParameterError(
-            f"problem must be a bx.Problem(bx.GradientStep(inner_loss), outer_loss), got {_kind(problem)}"
-        )
+    _require("problem", problem, ("inner_map", "outer_loss"), "a bx.Problem(bx.GradientStep(inner_loss), outer_loss)")
 
 
 def require_estimator(estimator: object) -> None:
@@ -30,9 +27,8 @@ def require_estimator(estimator: object) -> None:
     Raises:
         ParameterError: it is none, such as an algorithm.
     """
-    if inspect.isclass(estimator) or not _has(estimator, ESTIMATOR):
-        more = "; algorithms are run by bx.minimize" if _has(estimator, ALGORITHM) else ""
-        raise ParameterError(f"estimator must be one such as bx.SID(bx.LBFGS(), bx.CG()), got {_kind(estimator)}{more}")
+    more = "; algorithms are run by bx.minimize" if _has(estimator, ALGORITHM) else ""
+    _require("estimator", estimator, ESTIMATOR, "one such as bx.SID(bx.LBFGS(), bx.CG())", more)
 
 
 def require_algorithm(algorithm: object) -> None:
@@ -41,9 +37,24 @@ def require_algorithm(algorithm: object) -> None:
     Raises:
         ParameterError: it is none, such as an estimator.
     """
-    if inspect.isclass(algorithm) or not _has(algorithm, ALGORITHM):
-        more = "; bx.BSGM(estimator) takes steps along what it says" if _has(algorithm, ESTIMATOR) else ""
-        raise ParameterError(f"algorithm must be one such as bx.SOBA(), got {_kind(algorithm)}{more}")
+    more = "; bx.BSGM(estimator) takes steps along what it says" if _has(algorithm, ESTIMATOR) else ""
+    _require("algorithm", algorithm, ALGORITHM, "one such as bx.SOBA()", more)
+
+
+def require_source(name: str, source: object, has: str, such_as: str) -> None:
+    """Refuse what is no source of rows.
+
+    Args:
+        name: of it.
+        source: what was given.
+        has: what is asked of it.
+        such_as: one that has it.
+
+    Raises:
+        ParameterError: it is none, such as an array.
+    """
+    if not hasattr(source, has):
+        raise ParameterError(f"{name} must be a source of rows, such as {such_as}, got {type(source).__name__}")
 
 
 def require_inner_solver(name: str, solver: object) -> None:
@@ -52,8 +63,7 @@ def require_inner_solver(name: str, solver: object) -> None:
     Raises:
         ParameterError: it does not.
     """
-    if not hasattr(solver, "solve"):
-        raise ParameterError(f"{name} must be a solver such as bx.FixedPoint(steps=100), got {_kind(solver)}")
+    _require_solver(name, solver)
     if getattr(solver, "affine", False) or hasattr(solver, "needs_symmetry"):
         raise ParameterError(
             f"{name} must solve any map, and {_kind(solver)} solves affine ones; use bx.FixedPoint(...) or bx.LBFGS()"
@@ -66,12 +76,21 @@ def require_linear_solver(name: str, solver: object) -> None:
     Raises:
         ParameterError: it does not.
     """
-    if not hasattr(solver, "solve"):
-        raise ParameterError(f"{name} must be a solver such as bx.FixedPoint(steps=100), got {_kind(solver)}")
+    _require_solver(name, solver)
     if inspect.isclass(solver) or not (getattr(solver, "stochastic", False) or hasattr(solver, "needs_symmetry")):
         raise ParameterError(
             f"{name} must solve linear systems, and {_kind(solver)} does not; use bx.CG() or bx.FixedPoint(...)"
         )
+
+
+def _require_solver(name: str, solver: object) -> None:
+    if not hasattr(solver, "solve"):
+        raise ParameterError(f"{name} must be a solver such as bx.FixedPoint(steps=100), got {_kind(solver)}")
+
+
+def _require(name: str, given: object, has: tuple[str, ...], wanted: str, more: str = "") -> None:
+    if inspect.isclass(given) or not _has(given, has):
+        raise ParameterError(f"{name} must be {wanted}, got {_kind(given)}{more}")
 
 
 def _has(given: object, names: tuple[str, ...]) -> bool:

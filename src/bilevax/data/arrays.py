@@ -12,6 +12,7 @@ from jax import Array
 
 from bilevax.core.config import check_choice, check_count, config, set_frozen, static
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.given import require_source
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Source, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
@@ -205,9 +206,7 @@ def join(**sources: Source) -> Join:
     if not sources:
         raise ParameterError("join needs at least one source, as in join(train=..., val=...)")
     for name, source in sources.items():
-        if not hasattr(source, "plan_chunk"):
-            kind = type(source).__name__
-            raise ParameterError(f"{name} must be a source of rows, such as bx.Arrays(data, batch_size), got {kind}")
+        require_source(name, source, "plan_chunk", "bx.Arrays(data, batch_size)")
     return Join(dict(sources))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bilevax.core import shown
 from bilevax.core.errors import ParameterError
+from bilevax.core.given import require_source
 from bilevax.core.protocols import BilevelProblem, RowSource
 from bilevax.core.trees import PyTree, leaf_name
 from bilevax.problems.gradient_step import GradientStep
@@ -43,10 +44,7 @@ def check_are_sources(train: object, val: object) -> None:
         ParameterError: says which, and what would be right.
     """
     for name, source in (("train", train), ("val", val)):
-        if not hasattr(source, "example"):
-            raise ParameterError(
-                f"{name} must be a source of rows, such as bx.Arrays(data), got {type(source).__name__}"
-            )
+        require_source(name, source, "example", "bx.Arrays(data)")
 
 
 def _check_scalar(name: str, out: PyTree) -> None:
