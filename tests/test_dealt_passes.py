@@ -143,7 +143,8 @@ def test_numbers_around_edges_that_are_too_many_in_all_are_forgotten(monkeypatch
         each.join(states)
         assert each.found().weight.sum() == len(x)
         each.choose()
-        each.add_around(half)
+        sieve = each.sieve()
+        each.add_around(sieve, sieve(half))
     states = [each.state() for each in counts]
     monkeypatch.setattr("bilevax.tables.marginals.AROUND", len(states[0]["around"]) + 1)
     coarse = len(counts[0].found().values)

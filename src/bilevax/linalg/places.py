@@ -18,17 +18,16 @@ def places(edges: np.ndarray, x: np.ndarray) -> np.ndarray:
     width = float(edges[-1] - edges[0]) if len(x) > ROWS // 2 and len(edges) > FEW_EDGES else 0.0
     if not 1e-300 < width < 1e300:
         return np.where(np.isnan(x), last, np.searchsorted(edges, x, side="right"))
-    # a cell rises with x, also as it is rounded: one without an edge is in one bin; the first edge is in cell 1
-    per = CELLS / width
-    first = float(edges[0]) - 1.0 / per
-    bounds = _cell(edges, first, per)
+    # one without an edge is in one bin
+    cell = EqualCells(float(edges[0]), width)
+    bounds = cell(edges)
     kind = np.min_scalar_type(last + 1)
-    table = np.cumsum(np.bincount(bounds, minlength=CELLS + 2)).astype(kind)
+    table = np.cumsum(np.bincount(bounds, minlength=CELLS + 3)).astype(kind)
     table[bounds] = last + 1
     out = np.empty(len(x), kind)
     for start in range(0, len(x), ROWS):
         some = x[start : start + ROWS]
-        own = np.take(table, _cell(some, first, per), out=out[start : start + ROWS], mode="clip")
+        own = np.take(table, cell(some), out=out[start : start + ROWS], mode="clip")
         doubtful = np.flatnonzero(own == last + 1)
         own[doubtful] = np.searchsorted(edges, some[doubtful], side="right")
         missing = np.isnan(some)
@@ -37,10 +36,22 @@ def places(edges: np.ndarray, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def _cell(x: np.ndarray, first: float, per: float) -> np.ndarray:
-    # of NaN some cell; what lies far before the first edge has the lowest number there is, and is clipped
-    with np.errstate(over="ignore", invalid="ignore"):
-        cell = x - first
-        cell *= per
-        np.fmin(cell, CELLS + 1.0, out=cell)
-        return cell.astype(np.intp)
+class EqualCells:
+    """Cells of equal width; the number of that of x rises with x, also as it is rounded.
+
+    Args:
+        first: where cell 1 begins: those before are in cell 0 or less, to be clipped.
+        width: of ``CELLS`` of them together: those after it are in cell CELLS + 2 at most.
+    """
+
+    def __init__(self, first: float, width: float) -> None:
+        self._per = CELLS / width
+        self._first = first - 1.0 / self._per
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Of NaN some cell; what lies far before the first cell has the lowest number there is."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            cell = x - self._first
+            cell *= self._per
+            np.fmin(cell, CELLS + 2.0, out=cell)
+            return cell.astype(np.intp)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
@@ -10,9 +11,9 @@ import numpy as np
 
 from bilevax.core.processes import Processes
 from bilevax.solvers.additive_models import AdditiveFit
-from bilevax.solvers.additive_passes import Passing
+from bilevax.solvers.additive_passes import Passing, Sums
 from bilevax.tables.additive import Source, bins
-from bilevax.tables.ahead import ahead
+from bilevax.tables.ahead import ahead, made_of
 from bilevax.tables.effects import Effect
 from bilevax.tables.marginals import Marginal
 from bilevax.tables.table import Table
@@ -99,11 +100,12 @@ def fit_to_every_row(
     for _ in range(PASSES):
         if not going:
             break
-        for codes, of, stratum in ahead(_joined(coded(1 + max(model.passes for model in going)))):
+        blocks = ahead(_joined(coded(1 + max(model.passes for model in going))))
+        for stratum, each in made_of(blocks, partial(_summed, going)):
             if ended := every.ended():
                 break
-            for model in going:
-                model.add(codes, *of, stratum)
+            for model, parts in zip(going, each, strict=True):
+                model.add(parts, stratum)
         if ended := every.processes.any(ended):
             break
         for model in going:
@@ -117,6 +119,12 @@ def fit_to_every_row(
 
 Coded = tuple[list[np.ndarray], Targets, int]
 """Bins of the columns, targets, stratum."""
+
+
+def _summed(models: Sequence[Passing], block: Coded) -> tuple[int, list[list[Sums]]]:
+    """Its stratum, and what it is to each model."""
+    codes, of, stratum = block
+    return stratum, [model.sums(codes, *of) for model in models]
 
 
 def _joined(pieces: Iterable[Coded]) -> Iterator[Coded]:

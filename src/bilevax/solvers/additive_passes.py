@@ -33,8 +33,8 @@ CLOSE = 0.1
 CURVATURES = 4_000_000
 """Second derivatives of losses that are there together, at most."""
 
-COPIES = 6
-"""Of a Hessian that a step takes, at most."""
+COPIES = 9
+"""Of a Hessian that a step takes, at most: with those of rows that are summed at the same time."""
 
 
 class Sums(NamedTuple):
@@ -137,13 +137,18 @@ class Passing:
             like.least / _dispersion(like, fit.found.outer.fits[0].value) if isinstance(like, Marginal) else 1.0
         )
 
-    def add(self, codes: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray, stratum: int = 0) -> None:
-        """Rows of the pass, by their bins in each effect, [n] each, of a stratum that is not before earlier ones."""
+    def sums(self, codes: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray) -> list[Sums]:
+        """Of rows, by their bins in each effect, [n] each, for :meth:`add`; by any thread."""
         family = self.fit.rows.family
         most = max(1, CURVATURES // family.scores**2)
-        for at in (slice(i, i + most) for i in range(0, len(y), most)):
-            d = data(self.fit.columns([c[at] for c in codes]), y[at], family, weight[at])
-            self._sums.add(stratum, sums(d, family, self.b))
+        parts = (slice(i, i + most) for i in range(0, len(y), most))
+        rows = (data(self.fit.columns([c[at] for c in codes]), y[at], family, weight[at]) for at in parts)
+        return [sums(d, family, self.b) for d in rows]
+
+    def add(self, parts: Sequence[Sums], stratum: int = 0) -> None:
+        """Rows of the pass, of a stratum that is not before earlier ones."""
+        for part in parts:
+            self._sums.add(stratum, part)
 
     def end(self, processes: Processes = ALONE) -> None:
         """End the pass: all rows went by, here or in another process."""

@@ -3,6 +3,8 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
 from bilevax.study.target import Target
 from bilevax.tables.additive import Source, cells, sources_of
+from bilevax.tables.ahead import THREADS
 from bilevax.tables.file_set import concatenated
 from bilevax.tables.labels import label_text
 from bilevax.tables.marginals import LevelCounts, Marginal, NumberCounts
@@ -130,12 +133,12 @@ class RowSet:
         """What the columns hold; two passes, of which that of some rows will do if they are to end."""
         known = self.kept("counts")
         if known is None:
-            for table, there, _ in self._training("counting what columns hold"):
-                absent = np.flatnonzero(~there)
-                for source, counts in self._counts.items():
-                    _add(counts, table, source, absent)
-                if self.ended():
-                    break
+            with ThreadPoolExecutor(THREADS, "bilevax-count") as threads:
+                for table, there, _ in self._training("counting what columns hold"):
+                    add = partial(_add, table, np.flatnonzero(~there))
+                    list(threads.map(add, *zip(*self._counts.items(), strict=True)))
+                    if self.ended():
+                        break
             if self._joined(self._counts.values()):
                 return
             self._keep_counts(passes=1)
@@ -146,11 +149,16 @@ class RowSet:
         some = {s: c for s, c in self._counts.items() if isinstance(c, NumberCounts) and c.choose()}
         if not some or (known is not None and int(known["passes"]) == 2):
             return
-        for table, there, _ in self._training("placing the bins"):
-            for source, numbers in some.items():
-                numbers.add_around(cells(table, source)[there])
-            if self.ended():
-                break
+        sieves = {source: numbers.sieve() for source, numbers in some.items()}
+
+        def place(table: Table, absent: np.ndarray, source: Source) -> None:
+            some[source].add_around(sieves[source], sieves[source](cells(table, source), absent))
+
+        with ThreadPoolExecutor(THREADS, "bilevax-place") as threads:
+            for table, there, _ in self._training("placing the bins"):
+                list(threads.map(partial(place, table, np.flatnonzero(~there)), some))
+                if self.ended():
+                    break
         if self._joined(some.values()):
             for numbers in some.values():
                 numbers.forget()
@@ -220,7 +228,7 @@ class RowSet:
         return y
 
 
-def _add(counts: NumberCounts | LevelCounts, table: Table, source: Source, absent: np.ndarray) -> None:
+def _add(table: Table, absent: np.ndarray, source: Source, counts: NumberCounts | LevelCounts) -> None:
     """Count the cells of all rows but the absent ones."""
     column = table.column(source.column)
     if isinstance(counts, NumberCounts):

@@ -199,11 +199,7 @@ def number(
     """
     x = np.clip(np.asarray(values, float), -np.finfo(float).max, np.finfo(float).max)
     w = np.ones(len(x)) if weight is None else np.asarray(weight, float)
-    there = ~np.isnan(x) & (w > 0.0)
-    known, inverse = np.unique(x[there], return_inverse=True)
-    mass = np.bincount(inverse, w[there], len(known))
-    many = None if distinct is None else np.bincount(inverse, distinct[there], len(known))
-    first = first_of_groups(mass, bins, many)
+    known, mass, first = _grouped(x, w, distinct, bins)
     edges = _between(known[first[1:] - 1], known[first[1:]])
     group = np.searchsorted(first, np.arange(len(known)), side="right") - 1
     bin_mass = np.bincount(group, mass, len(first)) if len(first) else np.zeros(1)
@@ -214,6 +210,23 @@ def number(
         parts += [("smooth", smooth_part(centre, bin_mass, smooth)), ("rough", _rough(bin_mass, coarse))]
     total = np.append(bin_mass, w[np.isnan(x)].sum())
     return _assembled(name, parts, total, edges=edges, centre=centre)
+
+
+def edges_of(values: np.ndarray, weight: np.ndarray, distinct: np.ndarray | None = None) -> np.ndarray:
+    """Between the bins of :func:`number`."""
+    known, _, first = _grouped(values, weight, distinct, BINS)
+    return _between(known[first[1:] - 1], known[first[1:]])
+
+
+def _grouped(
+    x: np.ndarray, w: np.ndarray, distinct: np.ndarray | None, bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Different numbers, their weight, and which of them are the first of a bin."""
+    there = ~np.isnan(x) & (w > 0.0)
+    known, inverse = np.unique(x[there], return_inverse=True)
+    mass = np.bincount(inverse, w[there], len(known))
+    many = None if distinct is None else np.bincount(inverse, distinct[there], len(known))
+    return known, mass, first_of_groups(mass, bins, many)
 
 
 def category(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bilevax.linalg.places import places
-from bilevax.tables.effects import BINS, first_of_groups, shares
+from bilevax.tables.effects import BINS, edges_of, first_of_groups, shares
+from bilevax.tables.sieve import Sieve, Sieved
 
 GROUPS = 32_768
 """Values of a column of numbers that are told apart, at most."""
@@ -16,8 +17,17 @@ GROUPS = 32_768
 AROUND = 1 << 20
 """Numbers around the edges of bins that are told apart, at most: of a column of some 250 million different ones."""
 
-TOGETHER = 1 << 19
+TOGETHER = 1 << 20
 """Numbers that are sorted at once: to find the ends of groups takes as long in fewer."""
+
+FEW = 1 << 16
+"""Numbers around edges that are sorted at once."""
+
+MOVED = 16
+"""Rows by which an edge may be elsewhere than where the first pass has it, and a group more."""
+
+ATOM = 1024
+"""A number is an atom that one row of so many has, and that is alone in its group."""
 
 LEVELS = 100_000
 """Levels of a category that are counted, at most: the rarest are forgotten beyond."""
@@ -61,26 +71,29 @@ class NumberCounts:
         self._distinct, self._rows = np.bincount(group, minlength=len(first)), rows
         self._new = np.bincount(group, mass == 1, len(first)) / rows
         self._count, self._missing = np.zeros(len(first)), 0
-        self._waiting: list[np.ndarray] = []
+        self._room, self._waiting = np.zeros(0, self._sorted.dtype), 0
         # groups whose numbers are told apart, from where to where each run of them goes, and the numbers
-        self._told = np.zeros(len(first), bool)
+        self._told = self._near_told = np.zeros(len(first), bool)
         self._runs = np.zeros(0)
         self._around: list[tuple[np.ndarray, np.ndarray]] = []
+        self._near: list[np.ndarray] = []
 
     def add(self, values: np.ndarray, without: np.ndarray | None = None) -> None:
         """Rows, [n], but those with these numbers."""
+        if self._waiting + len(values) > len(self._room):
+            self._count_waiting()
+        if len(values) > len(self._room):
+            self._room = np.empty(max(len(values), TOGETHER), self._sorted.dtype)
+        own = self._room[self._waiting : self._waiting + len(values)]
         with np.errstate(over="ignore"):
-            own = values.astype(self._sorted.dtype)
+            own[:] = values
         if without is not None:  # they are few: as if missing, and not counted as such
             own[without] = np.nan
             self._missing -= len(without)
-        self._waiting.append(own)
-        if sum(map(len, self._waiting)) >= TOGETHER:
-            self._count_waiting()
+        self._waiting += len(values)
 
     def _count_waiting(self) -> None:
-        there = np.concatenate([np.zeros(0, self._sorted.dtype), *self._waiting])
-        self._waiting = []
+        there, self._waiting = self._room[: self._waiting], 0
         there.sort()
         numbers = int(np.searchsorted(there, np.nan))  # NaN comes last
         self._missing += len(there) - numbers
@@ -99,19 +112,47 @@ class NumberCounts:
         ends, at = np.cumsum(shares(mass, BINS, self._different())), np.arange(1, BINS) / BINS
         for near in (-1.5 / n, 1.5 / n):
             self._told[np.minimum(np.searchsorted(ends, at + near), len(mass) - 1)] = True
-        bounds = np.concatenate([[-np.inf], np.nextafter(self._edges, np.inf), [np.inf]])
-        turns = np.flatnonzero(np.diff(np.concatenate([[False], self._told, [False]])))
-        runs = bounds[turns]
+        # of ties it is guessed how many numbers there are, and the second pass knows it
+        low, high = (np.searchsorted(ends, at + near) for near in (-MOVED / n, MOVED / n))
+        begun, ended = (np.bincount(i, minlength=len(mass) + 3) for i in (np.maximum(low - 1, 0), high + 2))
+        self._near_told = np.cumsum(begun - ended)[: len(mass)] > 0
+        runs = self._bounds(self._told)
         self._runs = runs[:-1] if runs[-1] == np.inf else runs
         return True
 
-    def add_around(self, values: np.ndarray) -> None:
-        """Rows once more, [n]: their numbers around the edges of bins."""
+    def _bounds(self, groups: np.ndarray) -> np.ndarray:
+        """From where to where each run of some groups goes."""
+        bounds = np.concatenate([[-np.inf], np.nextafter(self._edges, np.inf), [np.inf]])
+        return bounds[np.flatnonzero(np.diff(np.concatenate([[False], groups, [False]])))]
+
+    def sieve(self) -> Sieve:
+        """Of the edges to be, after :meth:`choose`: they are in groups that are told apart, or near them."""
+        if not self._told.any():
+            return Sieve(np.repeat(edges_of(*self.found()), 2), np.zeros(0), missing=self._missing > 0)
+        near = self._near_told
+        atoms = near & (self._distinct == 1) & (self._count > self._count.sum() / ATOM)
+        return Sieve(self._bounds(near), self._values[atoms], missing=self._missing > 0)
+
+    def add_around(self, sieve: Sieve, found: Sieved) -> None:
+        """Rows once more, as the sieve has them: their numbers around the edges of bins."""
         if not len(self._runs):
             return
-        x = _finite(values)
-        own = x[(places(self._runs, x) % 2 == 1) & ~np.isnan(x)]
-        self._around.append(np.unique(own, return_counts=True))
+        self._near.append(self._told_apart(found.near))
+        if len(sieve.atoms):
+            rows = sieve.atom_counts(found.codes)
+            atoms = self._told_apart(sieve.atoms[rows > 0])
+            self._around.append((atoms, rows[np.searchsorted(sieve.atoms, atoms)]))
+        if sum(map(len, self._near)) >= FEW:
+            self._sort_near()
+
+    def _told_apart(self, x: np.ndarray) -> np.ndarray:
+        """Those in groups that are."""
+        return _finite(x[places(self._runs, x) % 2 == 1])
+
+    def _sort_near(self) -> None:
+        if self._near:
+            self._around.append(np.unique(np.concatenate(self._near), return_counts=True))
+            self._near = []
         if sum(len(x) for x, _ in self._around[1:]) > len(self._around[0][0]):
             self._merge()
 
@@ -131,7 +172,8 @@ class NumberCounts:
     def state(self) -> dict[str, np.ndarray]:
         """What passes have counted."""
         self._count_waiting()
-        if self._around:
+        if self._around or self._near:
+            self._sort_near()
             self._merge()
         x, rows = self._around[0] if self._around else (np.zeros(0), np.zeros(0))
         missing = np.array(self._missing)
@@ -156,7 +198,7 @@ class NumberCounts:
 
     def forget(self) -> None:
         """The second pass does not count."""
-        self._told[:], self._runs, self._around = False, np.zeros(0), []
+        self._told[:], self._runs, self._around, self._near = False, np.zeros(0), [], []
 
     def found(self) -> Marginal:
         """Values, NaN the last."""
