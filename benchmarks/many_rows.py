@@ -120,8 +120,11 @@ def rows_of(data: Path) -> Any:
     return RowSet(open_set(data.name, files, settings.reading), "y", settings)
 
 
-def ready(data: Path, every: Any = None) -> tuple[Any, Any, Any]:
-    """The set, the rows of its sample that train, and a model of all effects that is to be fitted to every row."""
+def ready(data: Path, every: Any = None, folder: Path | None = None) -> tuple[Any, Any, Any]:
+    """The set, the rows of its sample that train, and a model of all effects that is to be fitted to every row.
+
+    What passes keep is in a folder.
+    """
     from bilevax.sklearn import TunedAdditiveRegressor
     from bilevax.sklearn.additive_base import learn_from
     from bilevax.study import TuneSettings
@@ -130,6 +133,8 @@ def ready(data: Path, every: Any = None) -> tuple[Any, Any, Any]:
     settings = TuneSettings(pairs=False)
     every = every or rows_of(data)
     prepared = prepare(every.sample(), "y", settings)
+    if folder is not None:
+        every.keep_in(folder)
     every.begin(prepared, lambda: False)
     estimator, rows = TunedAdditiveRegressor(choose=False, pairs=False, random_state=0), prepared.split.train
     learn_from(estimator, every)
@@ -174,17 +179,18 @@ def passes(data: Path) -> list[dict[str, Any]]:
 
     read()
     every, found = rows_of(data), dict[str, tuple[float, float]]()
-    inner = every._tables
+    inner = every._gone_through
 
-    def timed(name: str) -> Iterator[Any]:
+    def timed(name: str, *of: Any) -> Iterator[Any]:
         reading, begun = median(read() for _ in range(5)), time.perf_counter()
-        yield from inner(name)
+        yield from inner(name, *of)
         found[name] = time.perf_counter() - begun, reading
 
-    every._tables = timed
-    _, rows, model = ready(data, every)
-    every.count()
-    model.fit(*rows)
+    every._gone_through = timed
+    with tempfile.TemporaryDirectory() as folder:
+        _, rows, model = ready(data, every, Path(folder))
+        every.count()
+        model.fit(*rows)
     return [
         {"what": f"{name} / reading", "value": s / r, "goal": PASS, "met": s <= PASS * r,
          "note": f"{s:.1f} s and {r:.1f} s, {every.rows:,} rows"}

@@ -227,15 +227,15 @@ class Limits:
         sys.meta_path.remove(self)
         import bilevax.cli.source as source, bilevax.study.row_set as rows, bilevax.tables.file_set as files
         rows.ROWS, source.HELD, files.FEWEST, files.MOST = 1500, 100, 300, 300
-        inner, number = rows.RowSet._tables, os.environ.get("BILEVAX_GROUP_NUMBER")
-        def tables(self, name):
+        inner, number = rows.RowSet._gone_through, os.environ.get("BILEVAX_GROUP_NUMBER")
+        def gone_through(self, name, *of):
             os.write(2, f"{number} {name}\\n".encode())
-            for k, table in enumerate(inner(self, name)):
+            for k, item in enumerate(inner(self, name, *of)):
                 if k == 1 and (number, name) == (os.environ.get("WHO"), os.environ.get("END")):
                     if os.environ["BILEVAX_GROUP_STARTS"] == "0":
                         os.kill(os.getpid(), signal.SIGKILL)
-                yield table
-        rows.RowSet._tables = tables
+                yield item
+        rows.RowSet._gone_through = gone_through
 sys.meta_path.insert(0, Limits())
 """
 

@@ -405,12 +405,12 @@ class Passes(RowSet):
         super().__init__(*args)
         self.begun, self.fault = [], None
 
-    def _tables(self, name):
+    def _gone_through(self, name, items, before):
         self.begun.append(name)
-        for table in super()._tables(name):
-            if name == self.fault and table.before > 1000:
+        for item in super()._gone_through(name, items, before):
+            if name == self.fault and before(item) > 1000:
                 raise DataError("the disk is gone")
-            yield table
+            yield item
 
 
 def test_passes_that_were_made_are_not_made_again(tmp_path, small):
@@ -453,14 +453,14 @@ def test_a_run_that_was_killed_goes_on_at_the_pass(tmp_path, run):
 import os, signal, sys
 import bilevax.cli.source, bilevax.study.row_set as rows, bilevax.tables.file_set as files
 rows.ROWS, bilevax.cli.source.HELD, files.FEWEST, files.MOST = 1500, 100, 300, 300
-inner = rows.RowSet._tables
-def tables(self, name):
+inner = rows.RowSet._gone_through
+def gone_through(self, name, items, before):
     print(name, flush=True)
-    for table in inner(self, name):
-        if table.before > 1000 and name == "fitting to every row, pass " + os.environ.get("END", ""):
+    for item in inner(self, name, items, before):
+        if before(item) > 1000 and name == "fitting to every row, pass " + os.environ.get("END", ""):
             os.kill(os.getpid(), signal.SIGKILL)
-        yield table
-rows.RowSet._tables = tables
+        yield item
+rows.RowSet._gone_through = gone_through
 from bilevax.cli import main
 main()
 """
@@ -497,20 +497,20 @@ def test_labels_that_no_drawn_row_has_are_named(tmp_path, small):
 
 def test_a_signal_ends_the_passes_and_keeps_what_there_is(tmp_path, small, run, monkeypatch):
     write(tmp_path / "set")
-    inner = RowSet.rows_of_pass
+    inner = RowSet.bins_of_pass
 
-    def interrupted(self, number):
-        for k, piece in enumerate(inner(self, number)):
+    def interrupted(self, *of, again):
+        for k, piece in enumerate(inner(self, *of, again=again)):
             if k == 2:
                 os.kill(os.getpid(), signal.SIGINT)
             yield piece
 
-    monkeypatch.setattr(RowSet, "rows_of_pass", interrupted)
+    monkeypatch.setattr(RowSet, "bins_of_pass", interrupted)
     code, _, said = run("tune", "set", "--target", "y", "--out", "out", "--no-pairs", "--time", "1s")
     assert code == 130
     assert "the model is fitted to the rows that it was chosen on" in said
     assert read_model(tmp_path / "out").target == "y"
-    monkeypatch.setattr(RowSet, "rows_of_pass", inner)
+    monkeypatch.setattr(RowSet, "bins_of_pass", inner)
     assert run("resume", "out")[0] == 0
     notes = read_records((tmp_path / "out" / "metrics.jsonl").read_bytes(), "metrics.jsonl").of(Note)
     assert "fitted to all rows in a pass" in [note.text for note in notes]

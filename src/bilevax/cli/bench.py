@@ -1,12 +1,13 @@
 """``bilevax bench``: algorithms on the same problems, with equal budgets."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bilevax.core.errors import UsageError
 from bilevax.core.events import Event, Plain
-from bilevax.core.files import make_directory, require_place, write_json
+from bilevax.core.files import make_directory, require_place, write
 from bilevax.core.text import clean, count, duration, significant
 from bilevax.tables.table import suggestion
 
@@ -49,7 +50,7 @@ def run(
         show(found)
     if out is not None:
         make_directory(out)
-        write_json(out / JSON, record)
+        write(out / JSON, json.dumps(record, indent=1, allow_nan=False) + "\n")
         from bilevax.report import write_courses
 
         for by in record["budgets"]:

@@ -6,6 +6,7 @@ What it leaves when it is killed has names of its own, ``.NAME.tmp-PID-WORD``: s
 import contextlib
 import datetime
 import errno
+import io
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import secrets
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -81,6 +83,12 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
+def unnamed(directory: Path) -> io.FileIO:
+    """A file without a name, gone when it is closed or its process ends, however; or a StorageError."""
+    with refused("write", directory):
+        return tempfile.TemporaryFile(dir=directory, buffering=0)
+
+
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that nobody reads yet, such as one in a directory that is itself renamed later; flushed to the disk.
 
@@ -131,11 +139,6 @@ def append(path: Path, content: bytes) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
-
-
-def write_json(path: Path, record: object) -> None:
-    """Write a JSON file atomically, indented, without NaN."""
-    write(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def require_place(path: Path, *, directory: bool = False) -> None:
@@ -202,12 +205,12 @@ def remove(path: Path) -> None:
         StorageError: the system refused.
     """
     with refused("remove", path), contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            for entry in sorted(os.listdir(path)):
+                remove(path / entry)
+            os.rmdir(path)
+        else:
             os.unlink(path)
-            return
-        for entry in sorted(os.listdir(path)):
-            remove(path / entry)
-        os.rmdir(path)
 
 
 def discard(path: Path) -> None:

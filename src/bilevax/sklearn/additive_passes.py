@@ -12,11 +12,10 @@ import numpy as np
 from bilevax.core.processes import Processes
 from bilevax.solvers.additive_models import AdditiveFit
 from bilevax.solvers.additive_passes import Passing, Sums
-from bilevax.tables.additive import Source, bins
+from bilevax.tables.additive import Source
 from bilevax.tables.ahead import ahead, made_of
 from bilevax.tables.effects import Effect
 from bilevax.tables.marginals import Marginal
-from bilevax.tables.table import Table
 
 PASSES = 20
 """Newton steps, at most."""
@@ -37,11 +36,13 @@ class EveryRow(Protocol):
     def marginal(self, source: Source) -> Marginal:
         """Of the cells of an effect."""
 
-    def rows_of_pass(self, number: int) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
-        """Features of each piece of this process, which of its rows are meant, their targets; by strata."""
+    def bins_of_pass(
+        self, sources: Sequence[Source], effects: Sequence[Effect], number: int, *, again: bool
+    ) -> Iterator[tuple[list[np.ndarray], Any, int]]:
+        """Of rows of this process the bins in each effect, the targets, and the stratum, from the first to the last.
 
-    def stratum(self, table: Table) -> int:
-        """That of a piece."""
+        ``again``: whether another pass is likely.
+        """
 
     def kept(self, name: str) -> Mapping[str, np.ndarray] | None:
         """What was kept of a pass by an earlier fit to the same rows."""
@@ -92,10 +93,11 @@ def fit_to_every_row(
     names = {model: f"model{i}" for i, model in enumerate(models)}
     ended, going = False, [m for m in models if not m.restored(every.kept(names[m])) or m.step()]
 
+    again = mixture[-1][0].rows.family.bends
+
     def coded(number: int) -> Iterator[Coded]:
-        for table, there, y in every.rows_of_pass(number):
-            codes = [bins(table, source, effect)[there] for source, effect in zip(sources, effects, strict=True)]
-            yield codes, targets(y), every.stratum(table)
+        for codes, y, stratum in every.bins_of_pass(sources, effects, number, again=again):
+            yield codes, targets(y), stratum
 
     for _ in range(PASSES):
         if not going:

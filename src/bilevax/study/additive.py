@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from contextlib import closing, nullcontext
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -54,7 +55,7 @@ def fit_additive(
     rows, groups, exposure = prepared.split.train, prepared.groups(settings), prepared.exposures(settings)
     start = time.perf_counter()
     estimator = _estimator(prepared, settings)
-    with Stops(told=lambda: stage(STOPPING, long=True)) as stops:
+    with Stops(told=lambda: stage(STOPPING, long=True)) as stops, nullcontext() if every is None else closing(every):
 
         def callback(record: Event) -> bool:
             left = record["seconds"] * (record["of"] / record["fold"] - 1) if record["fold"] else None
@@ -81,7 +82,7 @@ def fit_additive(
         )
     interrupted = stops.number > 0
     seconds = time.perf_counter() - start
-    for text in estimator.notes_:
+    for text in (*estimator.notes_, *(every.notes if every is not None else ())):
         emit(Note(text=text, about="model"))
     if estimator.interrupted_:
         emit(Note(text=_ended(estimator, interrupted=interrupted), about="model"))

@@ -2,29 +2,43 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from bilevax.core.errors import DataError, ParameterError
+from bilevax.core import files
+from bilevax.core.errors import DataError, ParameterError, StorageError
+from bilevax.core.limits import size
 from bilevax.core.processes import ALONE, STRATA, Processes
 from bilevax.sklearn.additive_choice import ROWS
+from bilevax.study.bin_file import BinFile, Kept, Piece, decoders, kept_as, kept_by, kept_cells
 from bilevax.study.kept import Stage
 from bilevax.study.pass_files import Arrays, PassFiles, packed_arrays, unpacked_arrays
 from bilevax.study.preparation import Prepared
 from bilevax.study.settings import TuneSettings
 from bilevax.study.target import Target
-from bilevax.tables.additive import Source, cells, sources_of
+from bilevax.tables.additive import Source, bins, cells, sources_of
 from bilevax.tables.ahead import THREADS
+from bilevax.tables.effects import Effect
 from bilevax.tables.file_set import concatenated
+from bilevax.tables.kept_arrays import has_room
 from bilevax.tables.labels import label_text
 from bilevax.tables.marginals import LevelCounts, Marginal, NumberCounts
 from bilevax.tables.packed import packed, unpacked
 from bilevax.tables.pieces import Pieces
+from bilevax.tables.sieve import Sieve, Sieved
 from bilevax.tables.table import CodedColumn, Column, Table
+
+CELL, TARGET = 2, 8
+"""Bytes that a row takes in a file of bins for each effect, about, and for its target."""
+
+FITTING = "fitting to every row, pass"
+
+T = TypeVar("T")
 
 
 class RowSet:
@@ -40,6 +54,7 @@ class RowSet:
         rows: those with a target; known after :meth:`sample`.
         stage: told how far a pass is.
         passing: whether a pass is under way: a fault is then of the rows of this process.
+        notes: what the user should know of the passes.
 
     Raises:
         ParameterError: a setting needs the rows as a table.
@@ -63,11 +78,14 @@ class RowSet:
         self._names: list[str] = []
         self._counts: dict[Source, NumberCounts | LevelCounts] = {}
         self._files: PassFiles | None = None
+        self._folder: Path | None = None
+        self._bins: BinFile | None = None
+        self.notes: list[str] = []
 
     def keep_in(self, folder: Path) -> None:
         """Keep there what passes find, and do not make those again that were made for the same sample and settings."""
         words = self.pieces.sha256, self._settings.model_dump_json(exclude={"time"}), self._drawn.tobytes()
-        self._files = PassFiles(folder, hashlib.sha256(repr(words).encode()).hexdigest())
+        self._files, self._folder = PassFiles(folder, hashlib.sha256(repr(words).encode()).hexdigest()), folder
 
     def kept(self, name: str) -> Arrays | None:
         """What was kept under a name, by the first process."""
@@ -131,6 +149,8 @@ class RowSet:
 
     def count(self) -> None:
         """What the columns hold; two passes, of which that of some rows will do if they are to end."""
+        folder = self.processes.of_first(b"" if self._folder is None else str(self._folder).encode()).decode()
+        self._folder = Path(folder) if folder else None
         known = self.kept("counts")
         if known is None:
             with ThreadPoolExecutor(THREADS, "bilevax-count") as threads:
@@ -149,21 +169,74 @@ class RowSet:
         some = {s: c for s, c in self._counts.items() if isinstance(c, NumberCounts) and c.choose()}
         if not some or (known is not None and int(known["passes"]) == 2):
             return
-        sieves = {source: numbers.sieve() for source, numbers in some.items()}
-
-        def place(table: Table, absent: np.ndarray, source: Source) -> None:
-            some[source].add_around(sieves[source], sieves[source](cells(table, source), absent))
-
-        with ThreadPoolExecutor(THREADS, "bilevax-place") as threads:
-            for table, there, _ in self._training("placing the bins"):
-                list(threads.map(partial(place, table, np.flatnonzero(~there)), some))
-                if self.ended():
-                    break
+        self._place(some)
         if self._joined(some.values()):
             for numbers in some.values():
                 numbers.forget()
             return
         self._keep_counts(passes=2)
+
+    def _place(self, some: Mapping[Source, NumberCounts]) -> None:
+        """A pass for the places of bins, and for a file of what is known of them."""
+        kept = {source: kept_as(counts) for source, counts in self._counts.items()}
+
+        def counted(source: Source, found: Sieved) -> None:
+            if source in some:
+                how = kept[source]
+                assert isinstance(how, Sieve)
+                some[source].add_around(how, found)
+
+        for _ in self._keeping("placing the bins", kept, counted):
+            if self.ended():
+                break
+
+    def _keeping(
+        self, name: str, kept: Kept, each: Callable[[Source, Sieved], None] = lambda source, found: None
+    ) -> Iterator[tuple[list[Sieved], np.ndarray, int]]:
+        """A pass that keeps cells in a file, where there may be one: these, targets and strata."""
+        self.close()
+        file = self._bin_file(kept)
+
+        def found_in(table: Table, there: np.ndarray, source: Source) -> Sieved:
+            out, found = kept_cells(table, there, source, kept[source])
+            each(source, found)
+            return out
+
+        with ThreadPoolExecutor(THREADS, "bilevax-place") as threads:
+            for table, there, y in self._training(name):
+                found, stratum = list(threads.map(partial(found_in, table, there), kept)), self.stratum(table)
+                if file is not None:
+                    try:
+                        file.add(Piece(table.before, stratum), found, y)
+                    except StorageError as e:
+                        self._note(str(e))
+                        file = None
+                yield found, y, stratum
+        self._bins = file
+
+    def _bin_file(self, kept: Kept) -> BinFile | None:
+        """An empty one, if the run has a folder whose disk has room."""
+        if self._folder is None or self.notes:
+            return None
+        need = self.pieces.rows * (CELL * len(kept) + TARGET) / self.processes.count
+        try:
+            files.make_directory(self._folder)
+            if has_room(self._folder, need):
+                return BinFile(self._folder, kept)
+        except StorageError as e:
+            self._note(str(e))
+            return None
+        self._note(f"{size(need)} are more than half of what is free on the disk of {self._folder}")
+        return None
+
+    def _note(self, why: str) -> None:
+        self.notes.append(f"each pass reads the table, as there is no file of its bins: {why}")
+
+    def close(self) -> None:
+        """Give up what was kept for the passes to come."""
+        if self._bins is not None:
+            self._bins.close()
+        self._bins = None
 
     def _joined(self, counted: Iterable[NumberCounts | LevelCounts]) -> bool:
         """Add up what the processes have counted in a pass; whether it was ended in one of them."""
@@ -179,7 +252,30 @@ class RowSet:
 
     def rows_of_pass(self, number: int = 1) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
         """Features of each piece, which of its rows are meant, and the targets of these."""
-        yield from self._training(f"fitting to every row, pass {number}")
+        yield from self._training(f"{FITTING} {number}")
+
+    def bins_of_pass(
+        self, sources: Sequence[Source], effects: Sequence[Effect], number: int, *, again: bool
+    ) -> Iterator[tuple[list[np.ndarray], np.ndarray, int]]:
+        """Bins in each effect of the rows of a piece that are meant, their targets, and their stratum.
+
+        ``again``: whether another pass is likely; if there is no file of bins one is then made.
+        """
+        name, file = f"{FITTING} {number}", self._bins
+        decode = None if file is None else decoders(file.kept, sources, effects)
+        if file is not None and decode is not None:
+            for piece, found, y in self._gone_through(name, file, lambda item: item[0].before):
+                yield [of(found[i]) for i, of in decode], y, piece.stratum
+        elif again:
+            kept = {source: kept_by(effect) for source, effect in zip(sources, effects, strict=True)}
+            decode = decoders(kept, sources, effects)
+            assert decode is not None
+            for found, y, stratum in self._keeping(name, kept):
+                yield [of(found[i]) for i, of in decode], y, stratum
+        else:
+            for table, there, y in self.rows_of_pass(number):
+                codes = [bins(table, source, effect)[there] for source, effect in zip(sources, effects, strict=True)]
+                yield codes, y, self.stratum(table)
 
     def ended(self) -> bool:
         """Whether the passes are to end."""
@@ -203,14 +299,18 @@ class RowSet:
 
     def _tables(self, name: str) -> Iterator[Table]:
         """The pieces, and how far they are."""
+        yield from self._gone_through(name, self.pieces.dealt(self.processes.strata), lambda table: table.before)
+
+    def _gone_through(self, name: str, items: Iterable[T], before: Callable[[T], int]) -> Iterator[T]:
+        """The items of a pass, each of rows with so many before them."""
         begun, n, first = time.perf_counter(), self.pieces.rows, self.processes.strata.start
         self.passing = True
-        for table in self.pieces.dealt(self.processes.strata):
+        for item in items:
             # the processes are about as far
-            part = min(max(0.0, self.processes.count * (table.before / n - first / STRATA)), 1.0)
+            part = min(max(0.0, self.processes.count * (before(item) / n - first / STRATA)), 1.0)
             left = (time.perf_counter() - begun) * (1.0 / part - 1.0) if part else None
             self.stage(name, done=round(part * n), of=n, seconds_left=left)
-            yield table
+            yield item
         self.passing = False
 
     def _values(self, table: Table) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bilevax.linalg.places import CELLS, ROWS, EqualCells
+from bilevax.tables.effects import Effect
 
 
 class Sieved(NamedTuple):
@@ -78,3 +79,27 @@ class Sieve:
     def atom_counts(self, codes: np.ndarray) -> np.ndarray:
         """Rows of each atom."""
         return np.bincount(codes, minlength=self._near + 1 + len(self.atoms))[self._near + 1 :]
+
+    def bins(self, effect: Effect) -> np.ndarray | None:
+        """Of each code the bin, that of what is near one any; None if an edge is in no interval."""
+        assert effect.edges is not None
+        bounds, edges = np.append(self._bounds, np.inf), effect.edges
+        before = np.searchsorted(self._bounds, edges)
+        if np.any((before % 2 == 0) & (bounds[before] != edges)):
+            return None
+        gaps = np.searchsorted(before // 2, np.arange(self._missing))
+        others = effect.codes(np.concatenate([[np.nan, np.nan], self.atoms]))
+        return np.concatenate([gaps.astype(others.dtype), others])
+
+    def codes(self, effect: Effect, bins: np.ndarray, found: Sieved) -> np.ndarray:
+        """The bins of numbers in an effect, as of :meth:`Effect.codes`; ``bins`` are those of the codes."""
+        codes = found.codes
+        at = np.flatnonzero(codes >= self._near)
+        # mostly there is an edge in each interval
+        same = bins.dtype == codes.dtype and np.array_equal(bins[: self._near], np.arange(self._near))
+        out = codes.copy() if same else np.take(bins, codes)
+        if len(self.atoms):
+            out[at] = bins[codes[at]]
+            at = at[codes[at] == self._near]
+        out[at] = effect.codes(found.near)
+        return out
