@@ -218,7 +218,8 @@ class RowSet:
         """An empty one, if the run has a folder whose disk has room."""
         if self._folder is None or self.notes:
             return None
-        need = self.pieces.rows * (CELL * len(kept) + TARGET) / self.processes.count
+        # with those of other processes
+        need = self.pieces.rows * (CELL * len(kept) + TARGET)
         try:
             files.make_directory(self._folder)
             if has_room(self._folder, need):
