@@ -48,3 +48,11 @@ def test_the_cheaper_way_is_taken():
     assert ways(3000, 5, 30, 30)
     assert not ways(3000, 40, 30, 1)
     assert not ways(100, 5, 255, 30)
+
+
+def test_rows_that_are_all_in_one_bin_are_counted_beyond_16_bits():
+    n = 2**17 + 5
+    B = BinnedColumns([np.zeros(n, int), np.ones(n, int)], [np.eye(2), np.eye(2)], histograms=True)
+    right = np.zeros((4, 4))
+    right[np.ix_([0, 3], [0, 3])] = 0.5 * n
+    np.testing.assert_array_equal(B.gram(np.full(n, 0.5)), right)

@@ -15,6 +15,9 @@ DENSE = 20_000_000
 CHUNK, FEW = 65_536, 16_384
 """Rows at a time in what needs memory for each row and each column; and in what needs a few numbers a row."""
 
+COUNTED = 65_535
+"""Rows that 16 bits count: so narrow a table is filled in less than half of the time."""
+
 
 class BinnedColumns:
     """X = [E_1 Z_1, ..., E_p Z_p], with E_j the one-hot rows of the bins of column j and Z_j what its bins stand for.
@@ -175,11 +178,11 @@ class BinnedColumns:
         kind = np.min_scalar_type(len(self.bases[j]) * width)
         # a sparse row, of which SciPy adds up what is at one place: in half the time of bincount
         most = min(CHUNK, self.shape[0]) * together
-        entries = np.ones(most, np.int32 if w is None else float), np.zeros(most, np.int32), [0, most]
+        entries = np.ones(most, np.uint16 if w is None else float), np.zeros(most, np.int32), [0, most]
         row = csr_array(entries, (1, len(self.bases[j]) * width))
         tables: list[np.ndarray] = []
         # so few at a time that a cache holds their places
-        for rows in self._pieces(CHUNK) or [slice(0, 0)]:
+        for rows in self._pieces(CHUNK if w is not None else min(CHUNK, COUNTED)) or [slice(0, 0)]:
             own = self.codes[j, rows].astype(kind) * kind.type(width)
             if w is not None:
                 row.data[: len(own) * together] = np.tile(w[rows], together)
@@ -189,10 +192,12 @@ class BinnedColumns:
                     codes += (self._bins[first:last] - self._bins[first]).astype(kind)[:, None]
                 row.indptr[1] = codes.size
                 row.indices[: codes.size] = codes.ravel()
-                if rows.start:
-                    tables[t] = row + tables[t]
+                if not rows.start:
+                    tables.append(row.toarray() if w is not None else row.toarray().astype(np.int32))
+                elif w is None:
+                    tables[t] += row.toarray()
                 else:
-                    tables.append(row.toarray())
+                    tables[t] = row + tables[t]
         for size, table in zip(widths, tables, strict=True):
             yield table.reshape(-1, width)[:, :size]
 
