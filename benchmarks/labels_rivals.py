@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,13 @@ def tuned(X: Matrix, y: np.ndarray, seed: int) -> LogisticRegression:
         if loss[value] > min(loss.values()):
             break
     return regression(X, y, min(loss, key=loss.__getitem__), 500)
+
+
+@cache
+def uncleaned(c: Cell, seed: int) -> LogisticRegression:
+    """The tuned model of all labels, trusted ones too."""
+    X, given = joined(c)
+    return tuned(X, given.y, seed)
 
 
 def accuracy(model: Any, c: Cell) -> dict[str, float]:
@@ -145,7 +153,7 @@ def cleanlab(c: Cell, seed: int) -> dict[str, float]:
     from cleanlab.rank import get_label_quality_scores
 
     X, given = joined(c)
-    C, fold = tuned(X, given.y, seed).C, deal(c, seed)
+    C, fold = uncleaned(c, seed).C, deal(c, seed)
     p = np.zeros((len(fold), c.classes))
     for k in range(FOLDS):
         model = regression(X[fold != k], given.y[fold != k], C, 300)
@@ -202,8 +210,7 @@ def ceiling(c: Cell, seed: int) -> dict[str, float]:
 
 def nothing(c: Cell, seed: int) -> dict[str, float]:
     """No cleaning: a tuned model of all labels, trusted ones too."""
-    X, given = joined(c)
-    return accuracy(tuned(X, given.y, seed), c)
+    return accuracy(uncleaned(c, seed), c)
 
 
 def stopped(c: Cell, seed: int) -> dict[str, float]:
