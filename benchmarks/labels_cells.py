@@ -4,7 +4,8 @@ A row of a cell is a data set with a share of its labels flipped, by class or un
 classes or in one region, and trusted rows beside it. All methods are given the same numbers.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,8 @@ LOCATED = ("boundary", 0.2), ("region", 0.2)
 """Flips that depend on the features."""
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Cell:
     """Rows to clean with their true and given labels, trusted rows and test rows; numbers and what they were."""
 
     X: Matrix

@@ -96,7 +96,7 @@ def test_derivatives_are_those_of_differences():
     up, down = loss(theta + e * d), loss(theta - e * d)
     gradient = loss(theta)[1]
     assert (up[0] - down[0]) / (2 * e) == pytest.approx(gradient @ d, rel=1e-7)
-    product = model.hessian_product(Point.of(theta, 3, 3), by, d)
+    product = model.hessian(Point.of(theta, 3, 3), by)(d)
     np.testing.assert_allclose((up[1] - down[1]) / (2 * e), product, atol=1e-6)
     by_strengths = model.by_strengths(Point.of(theta, 3, 3), by, d)
     for k in range(7):
@@ -144,6 +144,24 @@ def test_the_hypergradient_is_that_of_minima_found_anew():
     for k, slope in enumerate(-model.by_strengths(at, by, v)):
         values = [out.loss(minimum(lam + s * 1e-3 * np.eye(7)[k]), None)[0] for s in (1, -1)]
         assert slope == pytest.approx((values[0] - values[1]) / 2e-3, rel=2e-3, abs=1e-5)
+
+
+def test_dense_rows_that_are_almost_collinear_are_fitted_in_a_few_passes(monkeypatch):
+    X, y, _, trusted = classes(300, m=40)
+    X = np.hstack([X, X + 0.02 * np.random.default_rng(1).normal(size=X.shape)]) * [1.0, 30.0, 0.05, 1.0, 1.0, 1.0]
+    by, passes, loss = Strengths(np.log(0.3), 1.0, 2.0, 1.5, RATE), [], LabelModel.loss
+    monkeypatch.setattr(LabelModel, "loss", lambda *a: passes.append(1) or loss(*a))
+    zero, losses, counts = Point(np.zeros((6, 3)), np.zeros(3), Noise.of(T3)), [], []
+    for rows, steps in ((X, 50), (scipy.sparse.csr_matrix(X), 50), (scipy.sparse.csr_matrix(X), 20000)):
+        model = LabelModel(rows, Given(y, trusted, 3), np.ones(300))
+        passes.clear()
+        at = model.fit(zero, by, steps=steps, tolerance=1e-7)
+        counts.append(len(passes))
+        losses.append(model.loss(at, by)[0])
+    # sparse rows keep their coordinates: 50 steps do not bring them there
+    assert losses[0] == pytest.approx(losses[2], abs=1e-3)
+    assert losses[1] > losses[2] + 0.1
+    assert counts[0] < counts[2] / 5
 
 
 def test_the_likelihood_never_falls_in_em():

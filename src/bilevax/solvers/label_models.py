@@ -6,19 +6,25 @@ With p_c(x) = softmax(x W + b)_c the probability of the true class, and T that o
                + 1/2 sum_j alpha_j |W_j|^2 - log prior(T),        theta = (W, b, r, R)
 
 Its gradient in the scores is c (p - q), q the posterior of the true class, which is that of EM's lower bound (Fisher's
-identity). L-BFGS goes down F itself and needs fewer passes than EM. The *hypergradient* of the loss of held-out rows,
-E = - sum of their log-likelihoods, is - v' d(grad F) where H v = grad E: by conjugate gradients on exact products with
-the Hessian H of F.
+identity). L-BFGS goes down F itself and needs fewer passes than EM, of dense rows in coordinates in which the curvature
+of W is about the same in all directions. The *hypergradient* of the loss of held-out rows, E = - sum of their
+log-likelihoods, is - v' d(grad F) where H v = grad E: by conjugate gradients, preconditioned by these coordinates, on
+exact products with the Hessian H of F.
 """
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
+from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from bilevax.linalg.columns import Matrix
 from bilevax.solvers.label_noise import Given, Noise, Prior, normalised, posterior
+from bilevax.solvers.preconditioned import conjugate_gradients
 
 
 class Strengths(NamedTuple):
@@ -81,9 +87,42 @@ class Point(NamedTuple):
         return normalised(_product(X, self.W) + self.b)[0]
 
 
+class Coordinates(NamedTuple):
+    """z, of theta = S z: W = root z_W, and the noise's parameters a multiple.
+
+    Attributes:
+        root: upper triangular [p, p]; None: the identity.
+        noise: the multiple.
+    """
+
+    root: np.ndarray | None
+    noise: float
+
+    def theta(self, z: Point) -> Point:
+        """S z."""
+        return self._mapped(z, None if self.root is None else self.root @ z.W)
+
+    def slope(self, gradient: Point) -> Point:
+        """S' times a gradient in theta: that in z."""
+        return self._mapped(gradient, None if self.root is None else self.root.T @ gradient.W)
+
+    def z(self, theta: Point) -> Point:
+        """S^-1 theta."""
+        inverse = Coordinates(self.root, 1.0 / self.noise)
+        return inverse._mapped(theta, None if self.root is None else solve_triangular(self.root, theta.W))
+
+    def _mapped(self, at: Point, W: np.ndarray | None) -> Point:
+        return Point(at.W if W is None else W, at.b, Noise(self.noise * at.noise.r, self.noise * at.noise.R))
+
+
 def _product(X: Matrix, W: np.ndarray) -> np.ndarray:
     """X W, in Fortran's order."""
     return np.asarray(W.T @ X.T).T
+
+
+def _transposed(X: Matrix, slope: np.ndarray) -> np.ndarray:
+    """X' slope, of a slope in Fortran's order."""
+    return np.asarray(X.T @ slope if scipy.sparse.issparse(X) else (slope.T @ X).T)
 
 
 class LabelModel:
@@ -108,7 +147,7 @@ class LabelModel:
         value = -float(c @ log_m) + 0.5 * alpha * float(np.sum(at.W**2)) - prior.log_density(T)
         slope = (np.exp(log_p) - q) * c[:, None]
         r, R = self._noise_slope(self.given.expected(q * c[:, None]), at.noise, prior)
-        return value, Point(self.X.T @ slope + alpha * at.W, slope.sum(axis=0), Noise(r, R)).flat()
+        return value, Point(_transposed(self.X, slope) + alpha * at.W, slope.sum(axis=0), Noise(r, R)).flat()
 
     def _noise_slope(self, N: np.ndarray, noise: Noise, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
         rho, U = noise.rho, noise.others
@@ -121,47 +160,75 @@ class LabelModel:
     def _row_weight(self, by: Strengths | None) -> np.ndarray:
         return self.weight if by is None else np.where(self.given.trusted, np.exp(by.trusted), 1.0) * self.weight
 
+    @cached_property
+    def _moments(self) -> np.ndarray | None:
+        """X' diag(c) X / sum of c, of dense rows that are more than their columns."""
+        if scipy.sparse.issparse(self.X) or self.p > len(self.weight):
+            return None
+        out: np.ndarray = (self.X.T * (self.weight / self.weight.sum())) @ self.X
+        return out
+
+    def _coordinates(self, by: Strengths) -> Coordinates:
+        if self._moments is None:
+            return Coordinates(None, 1.0)
+        # S S' = (X' X / n + 4 alpha / n)^-1: H / n is at most a quarter of what is inverted in two classes
+        alpha = 4.0 * np.exp(by.penalty) / self.weight.sum()
+        factor = cholesky(self._moments + alpha * np.eye(self.p), lower=True)
+        # the flips of a class depend on some C-th of the rows
+        return Coordinates(solve_triangular(factor, np.eye(self.p), lower=True).T, float(np.sqrt(2.0 * self.C)))
+
     def fit(
         self, start: Point, by: Strengths, *, steps: int = 300, tolerance: float = 1e-6, noise: bool = True
     ) -> Point:
         """The minimiser of F from a start; ``noise``: of T, too."""
-        size, fixed = float(self.weight.sum()), (self.p + 1) * self.C
+        size, fixed, S = float(self.weight.sum()), (self.p + 1) * self.C, self._coordinates(by)
 
         def scaled(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = self.loss(Point.of(flat, self.p, self.C), by)
-            gradient[fixed if not noise else len(gradient) :] = 0.0
-            return value / size, gradient / size
+            value, gradient = self.loss(S.theta(self._point(flat)), by)
+            slope = S.slope(self._point(gradient)).flat()
+            slope[fixed if not noise else len(slope) :] = 0.0
+            return value / size, slope / size
 
         options = {"maxiter": steps, "ftol": 1e-13, "gtol": tolerance}
-        return Point.of(minimize(scaled, start.flat(), jac=True, method="L-BFGS-B", options=options).x, self.p, self.C)
+        found = minimize(scaled, S.z(start).flat(), jac=True, method="L-BFGS-B", options=options).x
+        at = S.theta(self._point(found))
+        return at if noise else at._replace(noise=start.noise)
 
-    def hessian_product(self, at: Point, by: Strengths, flat: np.ndarray) -> np.ndarray:
-        """H d, exactly."""
-        d, c, prior = Point.of(flat, self.p, self.C), self._row_weight(by), by.prior
-        log_p, noise = at.log_p(self.X), at.noise
-        p, rho, U = np.exp(log_p), noise.rho, noise.others
-        q, _ = posterior(log_p, self.given, noise.log_matrix)
-        # dlog T
-        dR = d.noise.R - np.sum(U * d.noise.R, axis=1, keepdims=True)
-        dlog_T = (1.0 - rho)[:, None] * d.noise.r[:, None] + dR
-        np.fill_diagonal(dlog_T, -rho * d.noise.r)
-        ds = _product(self.X, d.W) + d.b
-        dlog = np.take(dlog_T, self.given.y, axis=1).T
-        dlog += ds
-        dp = p * (ds - np.sum(p * ds, axis=1, keepdims=True))
-        dq = q * (dlog - np.sum(q * dlog, axis=1, keepdims=True))
-        slope = (dp - dq) * c[:, None]
-        N, dN = self.given.expected(q * c[:, None]), self.given.expected(dq * c[:, None])
-        flips, dflips = N.sum(axis=1) - np.diag(N), dN.sum(axis=1) - np.diag(dN)
-        drho = rho * (1.0 - rho) * d.noise.r
-        r = drho * (N.sum(axis=1) + prior.rates) + rho * dN.sum(axis=1) - dflips
-        R = dflips[:, None] * U + (flips[:, None] + prior.others) * U * dR - dN
-        np.fill_diagonal(R, 0.0)
-        return Point(self.X.T @ slope + np.exp(by.penalty) * d.W, slope.sum(axis=0), Noise(r, R)).flat()
+    def _point(self, flat: np.ndarray) -> Point:
+        return Point.of(flat, self.p, self.C)
+
+    def hessian(self, at: Point, by: Strengths) -> Callable[[np.ndarray], np.ndarray]:
+        """d -> H d, exactly."""
+        c, prior, noise = self._row_weight(by)[:, None], by.prior, at.noise
+        log_p, rho, U = at.log_p(self.X), noise.rho, noise.others
+        p, (q, _) = np.exp(log_p), posterior(log_p, self.given, noise.log_matrix)
+        N = self.given.expected(q * c)
+        flips = N.sum(axis=1) - np.diag(N)
+
+        def product(flat: np.ndarray) -> np.ndarray:
+            d = self._point(flat)
+            # dlog T
+            dR = d.noise.R - np.sum(U * d.noise.R, axis=1, keepdims=True)
+            dlog_T = (1.0 - rho)[:, None] * d.noise.r[:, None] + dR
+            np.fill_diagonal(dlog_T, -rho * d.noise.r)
+            ds = _product(self.X, d.W) + d.b
+            dlog = np.take(dlog_T, self.given.y, axis=1).T
+            dlog += ds
+            dp = p * (ds - np.sum(p * ds, axis=1, keepdims=True))
+            dq = q * (dlog - np.sum(q * dlog, axis=1, keepdims=True))
+            slope, dN = (dp - dq) * c, self.given.expected(dq * c)
+            dflips, drho = dN.sum(axis=1) - np.diag(dN), rho * (1.0 - rho) * d.noise.r
+            r = drho * (N.sum(axis=1) + prior.rates) + rho * dN.sum(axis=1) - dflips
+            R = dflips[:, None] * U + (flips[:, None] + prior.others) * U * dR - dN
+            np.fill_diagonal(R, 0.0)
+            W = _transposed(self.X, slope) + np.exp(by.penalty) * d.W
+            return Point(W, slope.sum(axis=0), Noise(r, R)).flat()
+
+        return product
 
     def by_strengths(self, at: Point, by: Strengths, v: np.ndarray) -> np.ndarray:
         """v' d(grad F) in the strengths, [4 + C]."""
-        d, prior, alpha = Point.of(v, self.p, self.C), by.prior, np.exp(by.penalty)
+        d, prior, alpha = self._point(v), by.prior, np.exp(by.penalty)
         log_p = at.log_p(self.X)
         # of trusted rows the posterior is sure
         trusted = np.flatnonzero(self.given.trusted)
@@ -183,19 +250,12 @@ class LabelModel:
     def solve(
         self, at: Point, by: Strengths, right: np.ndarray, *, steps: int = 30, tolerance: float = 1e-2
     ) -> np.ndarray:
-        """v with H v = right, by conjugate gradients to a relative residual."""
-        v, r = np.zeros_like(right), right.copy()
-        d, rr = r.copy(), float(r @ r)
-        goal = tolerance**2 * rr
-        for _ in range(steps):
-            if rr <= goal:
-                break
-            Hd = self.hessian_product(at, by, d)
-            curvature = float(d @ Hd)
-            if curvature <= 0.0:
-                break
-            v += rr / curvature * d
-            r -= rr / curvature * Hd
-            rr, before = float(r @ r), rr
-            d = r + rr / before * d
-        return v
+        """v with H v = right, by conjugate gradients to a relative residual, in z."""
+        S, hessian = self._coordinates(by), self.hessian(at, by)
+        return conjugate_gradients(
+            lambda d: (hessian(d), 0.0),
+            right,
+            lambda r: S.theta(S.slope(self._point(r))).flat(),
+            tolerance=tolerance,
+            most=steps,
+        ).x

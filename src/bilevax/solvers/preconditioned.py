@@ -33,8 +33,10 @@ def conjugate_gradients(
 ) -> Solved:
     """x with H x = right: until the residual in the norm of M^-1 is that part of the right-hand side's.
 
+    Along a direction without curvature, which H near a minimum may have, it ends.
+
     Args:
-        product: d -> (H d, U d), with H positive definite and U linear; 0 where no image of the solution is wanted.
+        product: d -> (H d, U d), with H symmetric and U linear; 0 where no image of the solution is wanted.
         right: of any shape.
         precondition: r -> M^-1 r, M near H.
         tolerance: of the residual.
@@ -48,7 +50,10 @@ def conjugate_gradients(
     size, goal = float(np.vdot(r, z)), tolerance**2 * float(np.vdot(right, z if start is None else precondition(right)))
     while size > goal and products < most:
         Hd, Ud = product(d)
-        a = size / float(np.vdot(d, Hd))
+        curvature = float(np.vdot(d, Hd))
+        if curvature <= 0.0:
+            break
+        a = size / curvature
         x += a * d
         image = image + a * Ud
         r -= a * Hd
