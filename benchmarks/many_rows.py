@@ -7,8 +7,8 @@ category without, some cells missing, as pyarrow writes them by default. Then
   memory (goal: 2.5 GB), and whether the columns without effect, and those alone, may be dropped;
 - *equal*: the model of all effects, chosen on some rows and fitted in passes, against the one tuned on all rows in
   memory: root mean square of the difference of their predictions over their standard deviation (goal: .001);
-- *passes*: seconds of each kind of pass over those of ``pyarrow.dataset`` reading the same columns (goal: 2); where other
-  work takes the processor, the seconds of its time say more.
+- *passes*: seconds of each kind of pass over those of ``pyarrow.dataset`` reading the same columns (goal: 2); where
+  other work takes the processor, the seconds of its time say more.
 
 ``--gb`` is the size of the set of *tune*; the other parts run on one of ``--held`` GB.
 """
