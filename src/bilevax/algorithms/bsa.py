@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
@@ -25,6 +25,7 @@ from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_moves, outer_move, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -55,7 +56,7 @@ class BSA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.5, carried=False, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = 10
     linear_steps: int = 10

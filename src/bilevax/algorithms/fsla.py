@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 as looks, one for each move. Out, to the loop: the next state.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -16,7 +16,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.solvers.parts import Point, directions, inner_move, moved_by, outer_move, start, storm
-from bilevax.solvers.schedules import Polynomial
+from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 
 
 class State(NamedTuple):
@@ -56,9 +56,9 @@ class FSLA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
-    weight: Any = Polynomial(1.0, 0.5)
+    weight: StepSize = Polynomial(1.0, 0.5)
 
     def __post_init__(self) -> None:
         set_frozen(self, **checked_steps(self), weight=memory_weight(self.weight))
@@ -81,7 +81,7 @@ class FSLA(InLossForm):
         p = Point(w, u, lam)
         # D at the new point and at the one before
         now, then = (directions(problem, at, looks["train"], looks["val"]).lam for at in (p, state.before))
-        d = storm(state.d, now, then, jnp.where(k == 0, 1.0, self.weight(k)))
+        d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
         return State(Point(w, u, outer_move(problem, lam, d, gamma)), p, d), Info()
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:

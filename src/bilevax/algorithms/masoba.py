@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 and val, as looks. Out, to the loop: the next state. The directions are those of ``solvers.parts``.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jax import Array
 
@@ -15,6 +15,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, axpy, scale, zeros_like
 from bilevax.solvers.parts import Point, directions, moved, start
+from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -52,7 +53,7 @@ class MASOBA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     weight: float = 0.1
 

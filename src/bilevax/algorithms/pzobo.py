@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 runs and one of val, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, entries, scale, shrink, sub, vdot
 from bilevax.data import Several
 from bilevax.solvers.parts import Pair, inner_moves, outer_directions, outer_move, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -53,7 +54,7 @@ class PZOBO(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, carried=False, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = 10
     perturbations: int = static(10)

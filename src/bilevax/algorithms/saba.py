@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 val, as looks. Out, to the loop: the next state. The directions and the tables are those of ``solvers.parts``.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jax import Array
 
@@ -26,6 +26,7 @@ from bilevax.solvers.parts import (
     saga_table,
     start,
 )
+from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -65,7 +66,7 @@ class SABA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
 
     def __post_init__(self) -> None:

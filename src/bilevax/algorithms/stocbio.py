@@ -5,12 +5,13 @@ of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
 from bilevax.algorithms.common import (
     InLossForm,
+    StepRule,
     check_damping,
     checked_steps,
     double_loop_cost,
@@ -25,6 +26,7 @@ from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, add
 from bilevax.data import Several, Undrawn
 from bilevax.solvers.parts import Pair, Point, inner_directions, neumann, outer_directions, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -58,7 +60,7 @@ class StocBiO(InLossForm):
     steps_per_record: ClassVar[int] = 16
     defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, carried=False)
 
-    step_size: Any = None
+    step_size: StepSize | StepRule | None = None
     ratio: float | None = None
     inner_steps: int = 10
     linear_steps: int = 10

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 val, and K of train for the linear system, as looks. Out, to the loop: the next state.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -26,7 +26,7 @@ from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, moved_by, outer_move, projected, storm
-from bilevax.solvers.schedules import Polynomial
+from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 
 
 class State(NamedTuple):
@@ -70,10 +70,10 @@ class SUSTAIN(InLossForm):
     steps_per_record: ClassVar[int] = 64
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=1 / 3)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     linear_steps: int = 10
-    weight: Any = Polynomial(1.0, 2 / 3)
+    weight: StepSize = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
         linear_steps = check_count("linear_steps", self.linear_steps, low=1)
@@ -95,7 +95,7 @@ class SUSTAIN(InLossForm):
         def look(at: Pair) -> Pair:
             return drawn_directions(problem, at, looks, rho_0, self.linear_steps)
 
-        eta = jnp.where(k == 0, 1.0, self.weight(k))
+        eta = jnp.where(k == 0, 1.0, scheduled(self.weight, k))
         d = storm(state.d, look(state.pair), look(state.before), eta)
         new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
         return State(new, state.pair, d), Info(cost=_cost(looks))

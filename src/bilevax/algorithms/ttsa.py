@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 those of ``solvers.parts.drawn_directions`` for lam, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
@@ -26,6 +26,7 @@ from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_move, outer_move, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -57,7 +58,7 @@ class TTSA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False, power=0.4)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     outer_power: float = 1.5
     linear_steps: int = 10

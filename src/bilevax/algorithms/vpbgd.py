@@ -6,7 +6,7 @@ state.
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
@@ -37,6 +37,7 @@ from bilevax.solvers.parts import (
     penalty_direction,
     projected,
 )
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -77,12 +78,12 @@ class VPBGD(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = 1
     multiplier: float = 10.0
     growth: float = 1 / 7
-    unit: Any = None
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         count, power = partial(check_count, low=1), partial(check_real, low=0.0, high=1.0)

@@ -8,7 +8,7 @@ what the step gives it to the step's minibatch (:class:`Look`), or a fold over i
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -208,10 +208,10 @@ class Look:
         return self(lambda draw: jnp.asarray(draw.block, jnp.int32))
 
 
-class Looks(dict[str, Any]):
+class Looks(dict[str, PyTree]):
     """A step's look at each stream, by name."""
 
-    def __init__(self, looks: Mapping[str, Any], key: Array, k: Array) -> None:
+    def __init__(self, looks: Mapping[str, PyTree], key: Array, k: Array) -> None:
         super().__init__(looks)
         self._key, self._k = key, k
 

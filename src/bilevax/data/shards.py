@@ -4,7 +4,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ class Sharded:
         padding = jax.tree.map(lambda a: a[:, m - 1 :], self.data)
         return Strata((whole, Piece(padding, (self.sizes - m).astype(float) / self.rows)))
 
-    def _on_owners(self, fn: Callable[..., Any], specs: tuple[PartitionSpec, ...], *args: Any) -> Any:
+    def _on_owners(self, fn: Callable[..., PyTree], specs: tuple[PartitionSpec, ...], *args: PyTree) -> PyTree:
         """``fn`` on each device's part of the arguments."""
         return jax.shard_map(fn, mesh=self.mesh, in_specs=specs, out_specs=OWN)(*args)
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Penalty(RunsOnce):
 
     inner: InnerSolver
     multiplier: float = 100.0
-    unit: Any = None
+    unit: float | None = None
     extrapolate: bool = True
     cross_batches: Steps | None = None
 

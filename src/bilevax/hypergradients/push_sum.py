@@ -1,13 +1,13 @@
 """Decentralised hypergradients: N nodes with rows and a lam of their own, and messages between neighbours."""
 
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_count, check_fields, config, positive
+from bilevax.core.config import Steps, check_count, check_fields, config, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
@@ -20,7 +20,7 @@ from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.nodes import check_own_lam, node_rows, of_one_node
 from bilevax.solvers import Given, Neumann, PushSum, at_step
 from bilevax.solvers.gradient_push import GradientPush
-from bilevax.solvers.mixing import averaged, checked_mixing, node_mean, nodes_here, number_of_nodes
+from bilevax.solvers.mixing import Mixing, averaged, checked_mixing, node_mean, nodes_here, number_of_nodes
 from bilevax.solvers.product_neumann import series_solution
 
 
@@ -96,8 +96,8 @@ class PushSumHypergradient:
     """
 
     inner: InnerSolver | Given | GradientPush
-    steps: Any
-    mixing: Any = PushSum(10)
+    steps: Steps
+    mixing: Mixing = PushSum(10)
     tol: float = 0.1
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Stochastic reverse mode: back-propagation along a path of minibatches that stays at the inner solution."""
 
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax.numpy as jnp
 from jax import Array
@@ -59,7 +59,7 @@ class StochasticReverse:
     extensible: ClassVar[bool] = False
 
     inner: InnerSolver | Given
-    steps: Any
+    steps: Steps
     outer_batches: Steps | None = None
     tol: float = 0.1
 

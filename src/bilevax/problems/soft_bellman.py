@@ -66,7 +66,7 @@ class SoftBellman:
         return jax.nn.softmax(self.action_values(V, lam, batch) / tau, axis=1)
 
 
-def _below_one(name: str, value: object) -> object:
+def _below_one(name: str, value: float) -> float:
     if (value := check_real(name, value, low=0.0)) >= 1.0:
         raise ParameterError(f"{name} must be less than 1, got {value:g}")
     return value

@@ -1,14 +1,13 @@
 """What a run has seen and spent so far: appended to, never rebuilt."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from bilevax.algorithms.outer_loop import Record
 from bilevax.core.records import Cost, Count, Failure
 from bilevax.core.results import History
-from bilevax.core.trees import row
+from bilevax.core.trees import PyTree, row
 
 FIRST_ROOM = 64
 """Entries for which there is room before the columns are first enlarged."""
@@ -75,12 +74,12 @@ class Log:
         """The entries so far, not copied: they do not change."""
         return History(*(column[: self._entries] for column in self._columns))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, PyTree]:
         """The entries and the sums so far, for a checkpoint."""
         worst = {"code": self.code, "failure": [np.asarray(x) for x in self.failure]}
         return worst | {"history": self.history._asdict(), "totals": self._totals, "before": self._before}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def resume(self, state: Mapping[str, PyTree]) -> None:
         """As it was at a checkpoint."""
         self._columns = History(**state["history"])
         self._entries, self._totals = len(self._columns.step), [tuple(total) for total in state["totals"]]

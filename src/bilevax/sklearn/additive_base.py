@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
@@ -16,7 +16,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.sklearn.additive_choice import Callback, Compared, choose, some_rows
 from bilevax.sklearn.additive_passes import EveryRow, Targets, fit_to_every_row
 from bilevax.sklearn.additive_table import binned, directions, ordered_levels
-from bilevax.sklearn.frames import as_table, check_sample_weight, notes_on_reading
+from bilevax.sklearn.frames import Features, as_table, check_sample_weight, notes_on_reading
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.additive_families import Family, Multinomial
@@ -149,7 +149,7 @@ class TunedAdditive(BaseEstimator, ABC):
     def _link(self) -> Link:
         """From scores to means."""
 
-    def _read(self, X: Any, y: np.ndarray, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> Given:
+    def _read(self, X: Features, y: np.ndarray, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> Given:
         """What there is to learn from."""
         table, n = as_table(self, X, reset=True), len(y)
         self.notes_ = notes_on_reading(X, table)
@@ -167,7 +167,7 @@ class TunedAdditive(BaseEstimator, ABC):
     def _fit(
         self,
         given: Given,
-        of: Callable[[Any], Targets],
+        of: Callable[[np.ndarray], Targets],
         family: Family,
         *,
         offset: np.ndarray | None = None,
@@ -278,11 +278,11 @@ class TunedAdditive(BaseEstimator, ABC):
                 most[sources[j].column] = np.maximum(most[sources[j].column], self.evidence_[pair_name(pair)])
         return tuple(name for name, log_evidence in most.items() if log_evidence < GAINED)
 
-    def _scores(self, X: Any) -> np.ndarray:
+    def _scores(self, X: Features) -> np.ndarray:
         check_is_fitted(self)
         return self.model_.scores(self.model_.codes(as_table(self, X, reset=False)))
 
-    def contributions(self, X: Any) -> np.ndarray:
+    def contributions(self, X: Features) -> np.ndarray:
         """What every effect adds to the scores of each row, [n, effects], or [n, effects, C] for more than two classes.
 
         With the intercept they sum to the scores; the effects are in the order of ``curves_``, then of ``pairs_``.
@@ -291,7 +291,7 @@ class TunedAdditive(BaseEstimator, ABC):
         found = self.model_.contributions(self.model_.codes(as_table(self, X, reset=False)))
         return found[:, :, 0] if found.shape[2] == 1 else found
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.string = True

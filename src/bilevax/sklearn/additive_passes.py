@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def fit_to_every_row(
     every: EveryRow,
     sources: Sequence[Source],
     mixture: Sequence[tuple[AdditiveFit, float]],
-    targets: Callable[[Any], Targets],
+    targets: Callable[[np.ndarray], Targets],
 ) -> ByPasses:
     """The models of a mixture, fitted to all rows, all of them in the same passes.
 

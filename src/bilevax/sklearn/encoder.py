@@ -3,17 +3,18 @@
 from collections import Counter
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from bilevax.core.errors import DataError
 from bilevax.linalg.columns import Matrix, are_zero_one, column_moments
-from bilevax.sklearn.frames import Rows, as_table, notes_on_reading
+from bilevax.sklearn.frames import Features, as_table, notes_on_reading
 from bilevax.tables.table import Column, Table
 from bilevax.tables.terms import OTHER, NumberType, Term, design_from_terms
 from bilevax.tables.text import Grams, vocabulary
@@ -115,7 +116,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 out += 1 + bool(column.missing.any())
         return out
 
-    def fit(self, X: Rows, y: ArrayLike | None = None) -> "TableEncoder":
+    def fit(self, X: Features, y: ArrayLike | None = None) -> "TableEncoder":
         """Learn medians, means, scales and categories.
 
         Args:
@@ -178,7 +179,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
         return np.array([numbers[kind] for kind in kinds])
 
-    def transform(self, X: Rows) -> Matrix:
+    def transform(self, X: Features) -> Matrix:
         """The matrix [n, terms]; sparse, CSR, where there are terms of texts.
 
         Raises:
@@ -199,7 +200,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         names = dict(zip(known, _check_feature_names_in(self, input_features), strict=True))
         return np.array([_say(term, names[term.column]) for term in self.terms_], dtype=object)
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.categorical = True
         return tags

@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.model_selection import check_cv
-from sklearn.utils import check_random_state
+from sklearn.model_selection import BaseCrossValidator, check_cv
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -22,6 +22,9 @@ from bilevax.sklearn.penalty_search import LOWEST, Search, Shares, Tying
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.l1_models import CrossFitted
+
+Folds: TypeAlias = int | BaseCrossValidator | list[tuple[np.ndarray, np.ndarray]]
+"""How many folds, or what yields the rows to train on and those to hold out."""
 
 LEAST = 1e-100
 """Of the penalty that the path begins with: there is nothing to learn where it would be 0."""
@@ -48,7 +51,7 @@ class TunedLinear(BaseEstimator, ABC):
 
     penalty_per: str | ArrayLike
     standardize: bool
-    cv: Any
+    cv: Folds
     validation_fraction: float | None
     steps: int
     random_state: int | np.random.RandomState | None
@@ -156,7 +159,7 @@ class TunedLinear(BaseEstimator, ABC):
         return divide_columns(X if sparse else X - mean, self.feature_scale_)
 
     def _folds(
-        self, X: Matrix, strata: np.ndarray, groups: np.ndarray | None, there: np.ndarray, random: Any
+        self, X: Matrix, strata: np.ndarray, groups: np.ndarray | None, there: np.ndarray, random: np.random.RandomState
     ) -> np.ndarray:
         """Fold of each training row that is there."""
         if isinstance(self.cv, Integral):
@@ -192,7 +195,7 @@ class TunedLinear(BaseEstimator, ABC):
     def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Tying) -> None:
         """Keep the penalties under scikit-learn's names."""
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags

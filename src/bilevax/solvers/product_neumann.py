@@ -1,14 +1,14 @@
 """The Neumann series of the linear system in product form: each factor from a minibatch of its own."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import check_choice, check_count, check_fields, config, positive
+from bilevax.core.config import Steps, check_choice, check_count, check_fields, config, positive
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, scale, sub, where, zeros_like
@@ -46,7 +46,7 @@ class ProductNeumann:
     stochastic: ClassVar[Literal[True]] = True
     affine: ClassVar[bool] = True
 
-    steps: Any
+    steps: Steps
     truncation: str | None = None
     tol: float = 0.1
 

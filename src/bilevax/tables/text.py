@@ -6,12 +6,15 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from bilevax.core.errors import DataError
 from bilevax.tables.reading import number_of
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 Grams: TypeAlias = Literal["words", "pairs", "characters", "cells"]
 """Of a text: its words of two letters and more, pairs of neighbouring ones, or three to five characters of a word; or
@@ -77,7 +80,7 @@ def vocabulary(cells: np.ndarray, of: Grams, least: int, buckets: int | None) ->
 
 def weighted_counts(
     cells: np.ndarray, weights: dict[str, float], of: Grams, buckets: int | None
-) -> Any:  # scipy.sparse.csr_array
+) -> "scipy.sparse.csr_array":
     """(1 + log count_ij) weight_j of the text's n-grams, by the norm of the row, or weight_j value_ij: CSR [n, j]."""
     import scipy.sparse
 
