@@ -83,6 +83,7 @@ class AmIGO(InLossForm):
 
     def step(self, problem: BilevelProblem, p: Point, looks: StepLooks, k: Array) -> tuple[Point, Info]:
         """The moves of w, of u, of lam; the loop evaluates the outer value and the gradient norm."""
+        # w + rho_k (-grad_1 G), T times, or by the rule's steps
         w, by = moves_of(self, problem, looks, k, (p.w, p.lam)).inner(p.w, p.lam)
         rho = by.linear(w, p.lam)
         g, direct = outer_directions(problem, w, p.lam, looks["val"])

@@ -102,15 +102,20 @@ class BOME(InLossForm):
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The move of both; the loop evaluates the outer value and the gradient norm."""
         (w, lam), c, (rho, gamma) = pair, measured_unit(self) * self.multiplier, step_sizes(self, k, *pair)
+        # z - rho_k grad_1 G(z), T times from w
         z = inner_moves(problem, w, lam, looks["inner"], rho)
+        # grad q = (grad_1 G(w), grad_2 G(w) - grad_2 G(z)), z held
         q = gap_gradients(problem, Copies(z, w, lam), looks["train"])
         # grad E / c
         e = scale(1.0 / c, Pair(*outer_directions(problem, w, lam, looks["val"])))
         # by the steps of both, rho of w and gamma c of lam
         weighed = Pair(moved_by(rho, q.w, zeros_like(q.w)), scale(gamma * c, q.lam))
         square = vdot(q, weighed)
+        # m = max(1 - <grad E / c, grad q> / |grad q|^2, 0): the least for which <d, grad q> >= |grad q|^2
         m = jnp.maximum(1.0 - vdot(e, weighed) / jnp.where(square > 0, square, 1.0), 0.0)
+        # grad E / c + m grad q
         d = axpy(m, q, e)
+        # w - rho_k d_w, P(lam - gamma_k c d_lam)
         return Pair(moved_by(rho, scale(-1.0, d.w), w), outer_move(problem, lam, scale(c, d.lam), gamma)), Info()
 
     def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:

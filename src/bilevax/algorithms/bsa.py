@@ -76,9 +76,12 @@ class BSA(InLossForm):
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
         (rho, gamma), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
+        # w + rho_k (-grad_1 G), T times
         w = inner_moves(problem, pair.w, pair.lam, looks["inner"], rho)
+        # d_lam = grad_2 E - d2(grad_1 G)^T u,  u = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E
         d = drawn_directions(problem, Pair(w, pair.lam), looks, rho_0, self.linear_steps)
         cost = double_loop_cost(sources_of(looks), self.inner_steps, horizon(looks))
+        # P(lam - gamma_k d_lam)
         return Pair(w, outer_move(problem, pair.lam, d.lam, gamma)), Info(cost=cost)
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:

@@ -98,10 +98,12 @@ class F2SA(InLossForm):
         c, (rho, gamma) = penalty(self, k), step_sizes(self, k, state.w, state.lam)
 
         def move(i: Array, p: Copies) -> Copies:
+            # -grad_1 G(w) and -(grad_1 G(z) + grad_1 E(z) / c_k), on the same rows
             d_w, d_z = penalty_descents(problem, p, c, looks["inner"][i], looks["outer"][i])
             return Copies(moved_by(rho, d_w, p.w), moved_by(rho, d_z, p.z), p.lam)
 
         p = jax.lax.fori_loop(0, self.inner_steps, move, state)
+        # grad_2 E(z) + c_k (grad_2 G(z) - grad_2 G(w)), where c_k (w - z) stands for H^-1 grad_1 E
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         return p._replace(lam=outer_move(problem, p.lam, d_lam, gamma)), Info()
 

@@ -72,9 +72,11 @@ class MASOBA(InLossForm):
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
+        # (-grad_1 G, grad_1 E - H u, grad_2 E - d2(grad_1 G)^T u)
         d = directions(problem, state.p, looks["train"], looks["val"])
         # a_k = (1 - weight) a_{k-1} + weight d_lam
         average = axpy(self.weight, d.lam, scale(1.0 - self.weight, state.average))
+        # w + rho_k d_w, u + rho_k d_u, P(lam - gamma_k a_k)
         p = moved(problem, state.p, d._replace(lam=average), *step_sizes(self, k, state.p.w, state.p.lam))
         return State(p, average), Info()
 

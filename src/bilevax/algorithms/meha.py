@@ -96,11 +96,14 @@ class MEHA(InLossForm):
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
         """The moves of theta and w, and that of lam; the loop evaluates the outer value and the gradient norm."""
         c, (rho, gamma) = penalty(self, k), step_sizes(self, k, state.z, state.lam)
+        # s = proximal rho_0, of the prox of which v is the Moreau envelope
         (theta, w, lam), s = state, self.proximal * rates(self)[0](jnp.int32(0))
+        # of (w, z) = (theta, w): -grad_1 G(theta) and -(grad_1 G(w) + grad_1 E(w) / c_k)
         d_theta, d_w = penalty_descents(problem, state, c, looks["inner"], looks["outer"])
         # -grad_1 G(theta) + (w - theta) / s and -(grad_1 G(w) + grad_1 E(w) / c) + (w - theta) / s
         d_theta, d_w = axpy(1.0 / s, sub(w, theta), d_theta), axpy(1.0 / s, sub(w, theta), d_w)
         p = Copies(moved_by(rho, d_theta, theta), moved_by(rho, d_w, w), lam)
+        # grad_2 E(w) + c_k (grad_2 G(w) - grad_2 G(theta))
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         return p._replace(lam=outer_move(problem, lam, d_lam, gamma)), Info()
 

@@ -83,8 +83,11 @@ class MRBO(InLossForm):
         """Both moves; the loop evaluates the outer value and the gradient norm."""
         (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
         given = looks["train"], looks["val"], looks["linear"]
+        # D = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u), u the series; at p_k and at p_{k-1}, on the same rows
         now, then = (series_directions(problem, at, *given, rho_0) for at in (state.pair, state.before))
+        # d_k = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1})), of which nothing came before the first: eta_0 = 1
         d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
+        # w + rho_k d_w, P(lam - gamma_k d_lam)
         new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
         return State(new, state.pair, d), Info()
 

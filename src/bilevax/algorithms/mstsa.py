@@ -91,10 +91,13 @@ class MSTSA(InLossForm):
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """The move of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
         (w, lam), ((rho, gamma), rho_0) = state.pair, (step_sizes(self, k, *state.pair), series_step(self, *state.pair))
+        # q_k = (w + rho_k (-grad_1 G), lam)
         at = Pair(inner_move(problem, w, lam, looks["inner"], rho), lam)
         # D at the new point and at the one before
         now, then = (drawn_directions(problem, q, looks, rho_0, self.linear_steps).lam for q in (at, state.before))
+        # d_k = D(q_k) + (1 - eta_k) (d_{k-1} - D(q_{k-1})), of which nothing came before the first: eta_0 = 1
         d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
+        # P(lam - gamma_k d_k)
         return State(Pair(at.w, outer_move(problem, lam, d, gamma)), at, d), Info(cost=_cost(looks))
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:

@@ -82,6 +82,7 @@ class PZOBO(InLossForm):
         lam, (rho, gamma) = pair.lam, step_sizes(self, k, *pair)
 
         def end(lam: PyTree) -> PyTree:
+            # w(lam), by the same minibatches at every lam, so that differences are of lam alone
             return inner_moves(problem, pair.w, lam, looks["inner"], rho)
 
         w = end(lam)
@@ -92,6 +93,7 @@ class PZOBO(InLossForm):
             return scale(vdot(sub(end(axpy(self.radius, v, lam)), w), g), shrink(self.radius, v))
 
         each = jax.vmap(along)(_normal(looks.key, lam, self.perturbations))
+        # grad_2 E + 1/Q sum_j <(w(lam + r v_j) - w(lam)) / r, grad_1 E> v_j
         d = add(direct, jax.tree.map(lambda x: jnp.mean(x, axis=0), each))
         return Pair(w, outer_move(problem, lam, d, gamma)), Info()
 

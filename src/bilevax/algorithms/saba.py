@@ -91,8 +91,11 @@ class SABA(InLossForm):
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
         p, train, val = state.p, looks["train"], looks["val"]
+        # (-grad_1 G, -H u, -d2(grad_1 G)^T u) of block i: new_i - old_i + mean of the table
         inner, of_train = saga(state.inner, inner_directions(problem, p, train), train.block)
+        # (grad_1 E, grad_2 E) of a block of val, likewise
         outer, of_val = saga(state.outer, outer_directions(problem, p.w, p.lam, val), val.block)
+        # the parts added up: (-grad_1 G, grad_1 E - H u, grad_2 E - d2(grad_1 G)^T u)
         p = moved(problem, p, joined(inner, outer), *step_sizes(self, k, p.w, p.lam))
         return State(p, of_train, of_val), Info()
 

@@ -67,6 +67,7 @@ class SOBA(InLossForm):
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
         # (d_w, d_u, d_lam), all at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
+        # w + rho_k d_w, u + rho_k d_u, P(lam - gamma_k d_lam)
         return moved(problem, p, d, *step_sizes(self, k, p.w, p.lam)), Info()
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:

@@ -90,6 +90,7 @@ class SRBA(InLossForm):
             return out
 
         whole = k % self._period(train, val) == 0
+        # every row at k = 0, period, 2 period, ...; between them d gains errors as small as p's moves
         d = jax.lax.cond(whole, lambda: mean_directions(problem, p, train, val), recursive)
         new = moved(problem, p, d, *step_sizes(self, k, p.w, p.lam))
         return State(new, p, d), Info(cost=_cost(whole, train, val))

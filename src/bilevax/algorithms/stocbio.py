@@ -85,9 +85,11 @@ class StocBiO(InLossForm):
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, the series, the move of lam; the loop evaluates the outer value and the gradient norm."""
         lam = pair.lam
+        # w + rho_k (-grad_1 G), T times, or by the rule's steps
         w, by = moves_of(self, problem, looks, k, pair).inner(pair.w, lam)
         g, direct = outer_directions(problem, w, lam, looks["val"])
         rho = by.series(w, lam)
+        # u = sum_{i=0}^K (I - rho H_i) ... (I - rho H_1) rho grad_1 E
         u = neumann(problem, w, lam, g, looks["linear"], rho)
         p = Point(w, u, lam)
         d = add(direct, inner_directions(problem, p, looks["train"]).lam)

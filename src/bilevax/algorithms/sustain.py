@@ -93,10 +93,13 @@ class SUSTAIN(InLossForm):
         (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
 
         def look(at: Pair) -> Pair:
+            # D = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u),  u = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E
             return drawn_directions(problem, at, looks, rho_0, self.linear_steps)
 
         eta = jnp.where(k == 0, 1.0, scheduled(self.weight, k))
+        # d_k = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1})), of which nothing came before the first: eta_0 = 1
         d = storm(state.d, look(state.pair), look(state.before), eta)
+        # w + rho_k d_w, P(lam - gamma_k d_lam)
         new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
         return State(new, state.pair, d), Info(cost=_cost(looks))
 

@@ -79,9 +79,12 @@ class TTSA(InLossForm):
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The move of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
         (rho, _), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
+        # w + rho_k (-grad_1 G)
         w = inner_move(problem, pair.w, pair.lam, looks["inner"], rho)
+        # d_lam = grad_2 E - d2(grad_1 G)^T u,  u = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E
         d = drawn_directions(problem, Pair(w, pair.lam), looks, rho_0, self.linear_steps)
         cost = double_loop_cost(sources_of(looks), 1, horizon(looks))
+        # P(lam - gamma_k d_lam), gamma_k = ratio rho_0 (rho_k / rho_0)^a
         return Pair(w, outer_move(problem, pair.lam, d.lam, self.outer_step_size(k))), Info(cost=cost)
 
     def outer_step_size(self, k: Array) -> Array:

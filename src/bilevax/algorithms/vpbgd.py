@@ -107,11 +107,15 @@ class VPBGD(InLossForm):
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
         """The moves of w, then z and lam together; the loop evaluates the outer value and the gradient norm."""
         c, (rho, _), inner = penalty(self, k), step_sizes(self, k, state.z, state.lam), looks["inner"]
+        # w + rho_k (-grad_1 G(w)), T times
         p = state._replace(w=inner_moves(problem, state.w, state.lam, inner, rho))
+        # -grad_1 G(z), on the rows of the last of these moves
         d_z = descent_on(problem, p.z, p.lam, inner[self.inner_steps - 1])
         g, _ = outer_directions(problem, p.z, p.lam, looks["val"])
+        # grad_2 E(z) + c_k (grad_2 G(z) - grad_2 G(w))
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         lam = outer_move(problem, p.lam, d_lam, self.outer_step_size(k))
+        # z - rho_k (grad_1 G(z) + grad_1 E(z) / c_k)
         return Copies(p.w, moved_by(rho, axpy(-1.0 / c, g, d_z), p.z), lam), Info()
 
     def outer_step_size(self, k: Array) -> Array:

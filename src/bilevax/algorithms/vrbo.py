@@ -98,6 +98,7 @@ class VRBO(InLossForm):
         pair, (train, val), K = state.pair, sources_of(looks), self.linear_steps
         (rho, gamma), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
         whole, every_row = k % _period(self, train, val) == 0, (problem, pair, train, val, K, rho_0)
+        # D(w, lam) on every row at k = 0, period, 2 period, ...; else as the last step has led it on
         d = jax.lax.cond(whole, lambda: mean_series_directions(*every_row), lambda: state.d)
 
         def move(i: Array, carry: tuple[Pair, Pair, Pair]) -> tuple[Pair, Pair, Pair]:

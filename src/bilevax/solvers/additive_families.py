@@ -216,6 +216,7 @@ class Multinomial:
         """- log p_y."""
         Q, log_p = self.contrasts, self._log_probabilities(s)
         p, rows = np.exp(log_p), np.arange(len(y))
+        # - log p_y, its slope Q' (p - e_y)
         value = -log_p[rows, y]
         pQ = p @ Q
         # Q' (diag(p) - p p') Q

@@ -67,6 +67,7 @@ def tracked(mixing: Mixing, y: PyTree, new: PyTree, old: PyTree, key: Array) -> 
 
     Source: Di Lorenzo, Scutari (2016), arXiv:1602.00591.
     """
+    # P^S y + new - old
     return axpy(1.0, sub(new, old), rounds(mixing, y, key))
 
 
@@ -208,6 +209,7 @@ class Gossip:
         A = np.asarray(edges, bool)
         if A.ndim != 2 or A.shape[0] != A.shape[1] or np.any(A != A.T):
             raise ParameterError(f"edges must be a symmetric array [N, N] of who talks to whom, got {A.shape}")
+        # d_i, the number of neighbours; nobody is his own
         A = A & ~np.eye(len(A), dtype=bool)
         d = A.sum(axis=0)
         W = A / (1.0 + np.maximum(d[:, None], d))
@@ -257,6 +259,7 @@ class Ring:
 
         def mix(a: Array) -> Array:
             weight = jnp.asarray(self.weight, a.dtype)
+            # (1 - 2a) x_i + a (x_{i-1} + x_{i+1})
             return (1 - 2 * weight) * a + weight * (_shifted(a, 1, self.axis) + _shifted(a, -1, self.axis))
 
         return jax.tree.map(mix, x)
@@ -266,6 +269,7 @@ def _shifted(a: Array, by: int, axis: str | None) -> Array:
     """What each node's neighbour on one side has: a_{i - by}, by = 1 or -1."""
     if axis is None:
         return jnp.roll(a, by, axis=0)
+    # of the nodes here all but one have their neighbour here too: one row is sent to the next device
     devices = jax.lax.axis_size(axis)
     edge = a[-1:] if by == 1 else a[:1]
     met = jax.lax.ppermute(edge, axis, [(i, (i + by) % devices) for i in range(devices)])

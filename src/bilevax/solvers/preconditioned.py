@@ -52,14 +52,17 @@ def conjugate_gradients(
     while size > goal and products < most:
         Hd, Ud = product(d)
         curvature = float(np.vdot(d, Hd))
+        # to rounding there is none left along d
         if curvature <= 0.0:
             break
+        # a = r' z / d' H d, z = M^-1 r
         a = size / curvature
         x += a * d
         image = image + a * Ud
         r -= a * Hd
         z = precondition(r)
         size, last = float(np.vdot(r, z)), size
+        # d = z + (r' z new / r' z before) d
         d = z + size / last * d
         products += 1
     return Solved(x, products, size <= goal, image)
