@@ -32,6 +32,7 @@ def gram(A: Matrix, B: Matrix, weight: np.ndarray | None = None) -> np.ndarray:
         B.data *= weight[B.indices]
     elif weight is not None:
         B = B * weight[:, None]
+    # A' (diag(weight) B)
     return dense(A.T @ B)
 
 
@@ -40,6 +41,7 @@ def divide_columns(X: Matrix, scale: np.ndarray) -> Matrix:
     if not is_sparse(X):
         return X / scale
     out = scipy.sparse.csc_array(X, copy=True)
+    # entry by entry: column j has indptr[j + 1] - indptr[j] of them, one after the other
     out.data /= np.repeat(scale, np.diff(out.indptr))
     return out
 
@@ -72,6 +74,7 @@ def column_moments(X: Matrix, weight: np.ndarray | None = None) -> tuple[np.ndar
     Y = divide_columns(X, unit)
     mean = _mean(Y, weight)
     if is_sparse(Y):
+        # mean of squares - square of mean: zeros that are not stored stay so
         scale = np.sqrt(np.maximum(_mean(Y.multiply(Y), weight) - mean**2, 0.0))
     else:
         scale = np.sqrt(_mean((Y - mean) ** 2, weight))

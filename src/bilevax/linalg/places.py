@@ -23,6 +23,7 @@ def places(edges: np.ndarray, x: np.ndarray) -> np.ndarray:
     first = float(edges[0]) - 1.0 / per
     bounds = _cell(edges, first, per)
     kind = np.min_scalar_type(last + 1)
+    # a cell without an edge is in the bin of all edges in cells up to it; one with an edge is marked, and looked at
     table = np.cumsum(np.bincount(bounds, minlength=CELLS + 2)).astype(kind)
     table[bounds] = last + 1
     out = np.empty(len(x), kind)
