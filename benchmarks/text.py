@@ -106,18 +106,20 @@ def measured(name: str, rows: int | None) -> dict[str, Any]:
 
 
 def in_turn(name: str, parts: int = 5) -> dict[str, Any]:
-    """How many training rows models of the other parts are right about, LinearSVC beside; parts are as rows come."""
+    """How many training rows models of the other parts are right about, and rivals of them; parts are as rows come."""
     warnings.filterwarnings("ignore")
-    data, right = text_data.texts(name), dict[str, list[np.ndarray]](tuned=[], svc=[])
+    data, right = text_data.texts(name), dict[str, list[np.ndarray]](tuned=[], svc=[], ridge=[])
     for rows in np.array_split(np.arange(len(data.y)), parts):
         X, y = data.X.drop(index=rows), np.delete(data.y, rows)
         tuned = TunedLogisticRegression(encoder=encoder(name, data.texts), random_state=0).fit(X, y)
         X, B = (tuned.encoder_.transform(part) for part in (X, data.X.iloc[rows]))
-        svc = GridSearchCV(LinearSVC(), {"C": [0.1, 0.3, 1.0, 3.0]}).fit(X, y)
+        names, codes = np.unique(y, return_inverse=True)
         right["tuned"].append(tuned.predict(data.X.iloc[rows]) == data.y[rows])
-        right["svc"].append(svc.predict(B) == data.y[rows])
-    own, other = (np.concatenate(found).astype(float) for found in right.values())
-    return {"tuned": float(own.mean()), "svc": float(other.mean()), "tuned less svc": paired(own - other)}
+        for rival, (model, _) in others(X, codes).items():
+            right[rival].append(names[model.predict(B)] == data.y[rows])
+    all_of = {model: np.concatenate(found).astype(float) for model, found in right.items()}
+    less = {f"tuned less {rival}": paired(all_of["tuned"] - all_of[rival]) for rival in ("svc", "ridge")}
+    return {model: float(found.mean()) for model, found in all_of.items()} | less
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def paired(change: np.ndarray) -> list[float]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="*", default=list(text_data.TEXTS))
-    parser.add_argument("--in-turn", action="store_true", help="of the training rows alone, beside LinearSVC")
+    parser.add_argument("--in-turn", action="store_true", help="of the training rows alone, beside LinearSVC and ridge")
     parser.add_argument("--page", action="store_true", help="measure nothing, write docs/text.md from what is kept")
 
 

@@ -189,6 +189,10 @@ def test_what_may_differ_is_recorded(begun):
     again = run(run=begun, steps=1300)
     assert again.config["resumed"] == longer.config["resumed"]
     json.dumps(again.config)
+    with pytest.raises(
+        bx.ParameterError, match=r"^steps=512, but the run is at step 1300: at least so many are needed"
+    ):
+        run(run=bx.Run(begun, override="steps"), steps=512)
     with pytest.raises(bx.ParameterError, match=r"override names 'step', which is none of problem, .*steps"):
         run(run=bx.Run(begun, override=("step",)), steps=1300)
 

@@ -44,6 +44,7 @@ ALGORITHMS = {
     "TTSA": bx.TTSA(linear_steps=3),
     "MSTSA": bx.MSTSA(linear_steps=3),
 }
+TOLD = bx.Squared("feature")
 SOBA, RIDGE = bx.SOBA(), PenalisedRidge.random(0, n=60, d=4)
 
 
@@ -59,13 +60,18 @@ class Pushed:
         return factor * (bx.Squared()(w, lam, batch) - push * jnp.sum(lam))
 
 
-def run(name, *, dtype=np.float64, steps=300, step_size=0.2, **outer):
+def untold(w, lam, batch):
+    """The same loss, which does not tell its curvatures."""
+    return bx.Squared("feature")(w, lam, batch)
+
+
+def run(name, *, dtype=np.float64, steps=300, step_size=0.2, inner_loss=TOLD, **outer):
     """Of an algorithm without steps, or of another; SABA's in blocks. The inner loss tells its penalties' curvature."""
     sampling = "blocks" if name == "SABA" else "iid"
     narrow = functools.partial(jax.tree.map, lambda x: np.asarray(x, dtype))
     sources = bx.Arrays(narrow(RIDGE.train_data), 6, sampling), bx.Arrays(narrow(RIDGE.val_data), 5, sampling)
     algorithm, start = ALGORITHMS.get(name, name), narrow((np.zeros((1, 4)), RIDGE.lam))
-    problem = bx.Problem(bx.GradientStep(bx.Squared("feature"), step_size), Pushed(**outer), bx.Box(-8.0, 8.0))
+    problem = bx.Problem(bx.GradientStep(inner_loss, step_size), Pushed(**outer), bx.Box(-8.0, 8.0))
     return bx.minimize(problem, algorithm, *start, *sources, steps=steps, key=KEY)
 
 
@@ -110,6 +116,18 @@ def test_the_step_follows_a_penalty_that_grows(name):
     assert result.code == bx.Code.OK
     np.testing.assert_array_equal(result.lam, 8.0)
     np.testing.assert_allclose(result.w, RIDGE.w(np.full(4, 8.0)), atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["SOBA", pytest.param("AmIGO", marks=pytest.mark.slow)])
+def test_of_a_loss_that_does_not_tell_it_the_curvature_is_measured_where_a_stretch_failed(name):
+    """A hundred times that at the start, where the same steps would have been unstable."""
+    result = run(name, push=1.0, steps=3000, inner_loss=untold)
+    assert result.code == bx.Code.OK
+    assert result.config["steeper_from"]
+    assert np.all(np.asarray(result.lam) > 3.5)
+    np.testing.assert_allclose(result.w, RIDGE.w(np.asarray(result.lam)), atol=5e-3)
+    # what was measured there is counted, and what failed
+    assert result.history.samples[-1] == result.cost.samples
 
 
 def test_a_step_that_does_not_follow_it_diverges():
@@ -543,22 +561,22 @@ def test_what_is_tried_against_a_direction_that_grows():
     """Gamma a third; where that did not help a higher limit, and no slower steps; after six of these no limit."""
     begin, back_off = bx.SOBA(0.6, 0.3), BackOff(BOXED, SOBA)
     back_off.limit, algorithm = 1.0, begin
-    _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 2.0), 256)
+    _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 2.0), 256, lambda: None)
     assert (float(algorithm.step_size(0)), algorithm.ratio) == (0.6, 0.3 / SLOWER)
     assert back_off.limit == 1.0
-    _, same = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 1.8), 256)
+    _, same = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 1.8), 256, lambda: None)
     assert same is algorithm
     assert back_off.limit == 1.8 * GROWN
-    _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 99.0), 512)
+    _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 99.0), 512, lambda: None)
     # it helped, if not enough
-    _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 40.0), 512)
+    _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 40.0), 512, lambda: None)
     assert back_off.limit == 1.8 * GROWN
     for step in range(1, 4):
-        _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.NONFINITE, np.inf), step)
+        _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.NONFINITE, np.inf), step, lambda: None)
     assert back_off.limit == np.inf
     assert back_off.tried == {"slower_from": [256, 512, 512, 1, 2, 3]}
     # twice rho is halved, and so the ratio is divided by less
     np.testing.assert_allclose(float(algorithm.step_size(0)), 0.6 / 4)
     np.testing.assert_allclose(algorithm.ratio, 0.3 * 4 / SLOWER**6)
-    assert back_off.again(BOXED, algorithm, Last(bx.Code.NONFINITE, np.inf), 9) is None
-    assert BackOff(BOXED, begin).again(BOXED, begin, Last(bx.Code.DIVERGED, 2.0), 1) is None
+    assert back_off.again(BOXED, algorithm, Last(bx.Code.NONFINITE, np.inf), 9, lambda: None) is None
+    assert BackOff(BOXED, begin).again(BOXED, begin, Last(bx.Code.DIVERGED, 2.0), 1, lambda: None) is None

@@ -188,7 +188,6 @@ def check_measured(algorithm: TwoSteps, *names: str) -> None:
 def outer_step_size(algorithm: TwoSteps, k: Array) -> Array:
     """gamma_k = ratio rho_k."""
     rho, ratio = rates(algorithm)
-    # gamma_k = ratio rho_k
     return ratio * rho(k)
 
 
@@ -196,7 +195,6 @@ def slower_step_size(algorithm: TwoTimescales, k: Array) -> Array:
     """gamma_k = ratio rho_0 (rho_k / rho_0)^a: of order k^(-a b) where rho_k is of order k^(-b), a at least 1."""
     rho, ratio = rates(algorithm)
     rho_0 = rho(jnp.int32(0))
-    # gamma_k = ratio rho_0 (rho_k / rho_0)^a
     return ratio * rho_0 * (rho(k) / rho_0) ** algorithm.outer_power
 
 
@@ -241,7 +239,6 @@ def penalty(algorithm: Penalised, k: Array) -> Array:
     Raises:
         ParameterError: the unit was left to be measured, and was not.
     """
-    # c_k = unit multiplier (1 + k)^growth
     return jnp.asarray(measured_unit(algorithm) * algorithm.multiplier * growth(algorithm, k))
 
 

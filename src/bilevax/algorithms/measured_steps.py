@@ -68,6 +68,9 @@ GROWN = 5.0
 SLOWER = 3.0
 """By which gamma is divided where the steps were too long."""
 
+STEEPER = 1.5
+"""Times the curvature that was met, one that says that they were for another inner loss."""
+
 
 class Defaults(NamedTuple):
     """Constants of a class: its steps in units of what is measured.
@@ -223,19 +226,42 @@ def measure_steps(
     samples, key = check_count("samples", samples, low=1), as_key(key)
     w0, lam = as_parameters("w0", w0, spread=True), as_parameters("lam", lam)
     b, b_val = train.rows_per_batch, val.rows_per_batch
-    minibatches = 0 if not problem.has_loss else WHOLE if train.is_full_batch else LOOKS
-    known = problem.has_loss and hasattr(problem.inner_loss, "curvature")
-    products = measuring_products(train, minibatches, known=known)
-    # what a loss knows of its own curvature takes one call a minibatch
-    reads = products if known else minibatches
-    steps = min(max((samples - reads * b) // (b + b_val), LEAST), MOST) // PHASES * PHASES
+    minibatches, looks = _looks(problem, train)
+    steps = min(max((samples - looks.samples) // (b + b_val), LEAST), MOST) // PHASES * PHASES
     start = canonicalize(problem), w0, lam, (train, val)
     found = _curvatures(*start, key, jnp.int32(steps // PHASES), minibatches=minibatches)
     # each call once in every step, and once more where it is differentiated
     more = steps // PHASES * (PHASES - 1)
     train_cost = Count(steps + more, b, steps), Count(steps + 2 * more, b, 0), Count(steps + more, b, 0)
-    cost = Cost(*train_cost, Count(steps + more, b_val, steps), Count(products, b, reads))
+    cost = Cost(*train_cost, Count(steps + more, b_val, steps), looks)
     return Measured(filled(algorithm, found), found.w, found.u, GROWN * found.size, cost)
+
+
+def _looks(problem: BilevelProblem, train: RowSource) -> tuple[int, Count]:
+    """Minibatches on which L is measured, and the products that it takes."""
+    minibatches = 0 if not problem.has_loss else WHOLE if train.is_full_batch else LOOKS
+    known = problem.has_loss and hasattr(problem.inner_loss, "curvature")
+    products = measuring_products(train, minibatches, known=known)
+    # what a loss knows of its own curvature takes one call a minibatch
+    return minibatches, Count(products, train.rows_per_batch, products if known else minibatches)
+
+
+def curvature_at(
+    problem: BilevelProblem, w: PyTree, lam: PyTree, sources: Sources, *, key: Array
+) -> tuple[Array | None, Cost]:
+    """L, the largest curvature of minibatches of the inner loss on a walk from w, and its cost; None of a map."""
+    if not problem.has_loss:
+        return None, Cost()
+    problem = over_strata(problem, *sources)
+    minibatches, looks = _looks(problem, sources[0])
+    bound = _bound(canonicalize(problem), w, lam, sources[0], key, minibatches=minibatches)
+    return bound, Cost(measuring=looks)
+
+
+@partial(jax.jit, static_argnames="minibatches")
+def _bound(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowSource, key: Array, *, minibatches: int) -> Array:
+    step = GradientStep(problem.inner_loss).measured(w, lam, train, key, minibatches)
+    return cast(InverseCurvature, step.step_size).bound
 
 
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
@@ -262,17 +288,38 @@ def slower(algorithm: Measurable, given: Measurable, *, both: bool) -> Measurabl
     """The algorithm with gamma_k a third; ``both``: rho_k half; each where ``given`` had left it to be measured."""
     (rho, ratio), changes = rates(algorithm), dict[str, object]()
     if both and given.step_size is None:
-        changes["step_size"] = _halved(cast(CurvatureStep | Polynomial, rho))
+        changes["step_size"] = _times(cast(CurvatureStep | Polynomial, rho), 0.5)
     if given.ratio is None:
         # gamma_k = ratio rho_k
         changes["ratio"] = ratio / (SLOWER / 2 if both else SLOWER)
     return replace_unchecked(algorithm, **changes)
 
 
-def _halved(step: CurvatureStep | Polynomial) -> CurvatureStep | Polynomial:
+def steeper(algorithm: Measurable, given: Measurable, curvature: Array | None) -> Measurable | None:
+    """The algorithm with rho_k, and gamma_k with it, for this curvature L of the inner loss.
+
+    None where it is hardly more than that for which rho_k is, or not finite, or where rho_k was given.
+    """
+    if given.step_size is not None or curvature is None:
+        return None
+    step = cast(CurvatureStep | Polynomial, algorithm.step_size)
+    # rho_0 = a / L, and r = rho_0 times the slowest curvature falls with it, and gamma_0 = T a r / K
+    part = algorithm.defaults.inner / (_polynomial(step).value * curvature.astype(float))
+    if not 0.0 < part < 1.0 / STEEPER:
+        return None
+    step = _times(step, part)
     if isinstance(step, CurvatureStep):
-        return replace_unchecked(step, schedule=_halved(step.schedule))
-    return replace_unchecked(step, value=step.value / 2)
+        step = replace_unchecked(step, curvature=jnp.maximum(step.curvature, curvature))
+    return replace_unchecked(algorithm, step_size=step)
+
+
+def _polynomial(step: CurvatureStep | Polynomial) -> Polynomial:
+    return step.schedule if isinstance(step, CurvatureStep) else step
+
+
+def _times(step: CurvatureStep | Polynomial, part: Array | float) -> CurvatureStep | Polynomial:
+    polynomial = replace_unchecked(_polynomial(step), value=_polynomial(step).value * part)
+    return replace_unchecked(step, schedule=polynomial) if isinstance(step, CurvatureStep) else polynomial
 
 
 @partial(jax.jit, static_argnames="minibatches")

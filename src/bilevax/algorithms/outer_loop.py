@@ -16,6 +16,9 @@ from bilevax.data.fold import Underway, continued, no_plan
 from bilevax.data.looks import Streams
 from bilevax.solvers.stability import DIVERGED
 
+EXPLODED = 1e4
+"""Times its size before, the size of w that says that steps which were measured are too long."""
+
 RECORDED = 64
 """Most stretches in one call of :func:`advance`."""
 
@@ -73,7 +76,8 @@ def advance(
 
     At most RECORDED stretches. Ends early with a stretch whose code is NOT_CONTRACTIVE or worse, in which an entry of
     the state became infinite or NaN (NONFINITE), or one of w or lam passed 1e12, or the recorded gradient norm its
-    ``limit`` (DIVERGED); the state is then the one before that stretch. How a run is cut into calls changes no iterate.
+    ``limit``, or, of a run that has one, w became 10,000 times as large (DIVERGED); the state is then the one before
+    that stretch. How a run is cut into calls changes no iterate.
 
     Args:
         problem: the maps.
@@ -104,7 +108,8 @@ def advance(
             value = _mean(value, end - first)
         # DIVERGED where w or lam passed the bound in this stretch, or the norm its limit; NONFINITE where an entry of
         # the state was lost
-        far = [at_least_single(largest(point)) > DIVERGED for point in points]
+        sizes = [[at_least_single(largest(x)) for x in point] for point in points]
+        far = [jnp.maximum(*size) > DIVERGED for size in sizes]
         size = total.gradient_norm
         if size is None:
             way = norm(sub(points[1][1], points[0][1]))
@@ -112,6 +117,8 @@ def advance(
         else:
             size = _mean(size, end - first)
         beyond = (far[1] & ~far[0]) | (size > jnp.asarray(limit).astype(size.dtype))
+        # a lam that is held by its set hides a w that explodes
+        beyond |= (jnp.asarray(limit) < jnp.inf) & (sizes[1][0] > EXPLODED * sizes[0][0]) & (sizes[0][0] > 0)
         grown = jnp.where(beyond, jnp.int32(Code.DIVERGED), jnp.int32(Code.OK))
         lost = jnp.where(stays_finite(before, after), grown, jnp.int32(Code.NONFINITE))
         seen = () if total.outcome is None else (total.outcome,)

@@ -93,7 +93,6 @@ class Gaussian:
 
     def score(self, lam: Array, x: Array) -> Array:
         """(x - lam) / sigma^2, [C, m]."""
-        # d log p / d lam = (x - lam) / sigma^2
         return (x - lam[None]) / jnp.asarray(self.sigma).astype(lam.dtype) ** 2
 
 

@@ -208,7 +208,6 @@ class BinnedColumns:
         out = np.empty(self.shape[0])
         for piece, X in self._dense_pieces():
             X = self.dense(piece) if X is None else X
-            # x_i' A x_i
             out[piece] = np.einsum("ij,ij->i", X @ A, X)
         return out
 

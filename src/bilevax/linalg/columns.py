@@ -32,7 +32,6 @@ def gram(A: Matrix, B: Matrix, weight: np.ndarray | None = None) -> np.ndarray:
         B.data *= weight[B.indices]
     elif weight is not None:
         B = B * weight[:, None]
-    # A' (diag(weight) B)
     return dense(A.T @ B)
 
 

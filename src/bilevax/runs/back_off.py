@@ -1,12 +1,12 @@
 """What a run does about outer steps that failed: they are made again, the linear system damped, or slower."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.measured_steps import GROWN, Measurable, needs_measuring, slower
+from bilevax.algorithms.measured_steps import GROWN, Measurable, needs_measuring, slower, steeper
 from bilevax.algorithms.outer_loop import Record
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
@@ -33,7 +33,8 @@ class BackOff:
     Attributes:
         limit: of the mean direction of lam over a stretch, of steps that were measured; infinite where no more is
             tried against it.
-        tried: for a result's ``config``: under "damping" pairs (outer step, damping), under "slower_from" outer steps.
+        tried: for a result's ``config``: under "damping" pairs (outer step, damping), under "slower_from" and
+            "steeper_from" outer steps.
     """
 
     def __init__(self, problem: Problem, algorithm: Algorithm) -> None:
@@ -47,11 +48,17 @@ class BackOff:
         self.tried: dict[str, list[int | list[float]]] = {}
 
     def again(
-        self, problem: Problem, algorithm: Algorithm, last: Record, step: int
+        self,
+        problem: Problem,
+        algorithm: Algorithm,
+        last: Record,
+        step: int,
+        curvature: Callable[[], Array | None],
     ) -> tuple[Problem, Algorithm] | None:
         """With what the last stretch, from this step on, is made again; None if it did not fail or nothing would help.
 
-        Each damping is tried once: a problem that fails at all of them is not mended by damping.
+        Each damping is tried once: a problem that fails at all of them is not mended by damping. ``curvature`` measures
+        that of the inner loss where the run is.
         """
         if _damping_helps(last) and self._damped < len(self._dampings):
             damping, self._damped = self._dampings[self._damped], self._damped + 1
@@ -65,14 +72,18 @@ class BackOff:
         if before[0] == step and 0.5 * before[1] < size < np.inf and size > self.limit:
             self.limit = GROWN * size
             return problem, algorithm
-        # where lam moves on, the curvature that was measured at the start may be left behind; or w and u stay behind
+        # where lam moves on, the curvature that was measured at the start may be left behind
+        given, measured = cast(Measurable, self._given), cast(Measurable, algorithm)
+        if self._cuts and (followed := steeper(measured, given, curvature())) is not None:
+            self.tried.setdefault("steeper_from", []).append(step)
+            return problem, followed
+        # or w and u stay behind
         if self._cut < self._cuts:
             cut, self._cut = self._cut, self._cut + 1
             self.tried.setdefault("slower_from", []).append(step)
             # the last one goes without
             self.limit = np.inf if cut == CUTS - 1 else self.limit
-            given = cast(Measurable, self._given)
-            return problem, slower(cast(Measurable, algorithm), given, both=cut % 3 == 2)
+            return problem, slower(measured, given, both=cut % 3 == 2)
         return None
 
     def state(self) -> dict[str, PyTree]:

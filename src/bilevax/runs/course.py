@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.measured_steps import SAMPLES, SHARE, measure_steps, needs_measuring
+from bilevax.algorithms.measured_steps import SAMPLES, SHARE, curvature_at, measure_steps, needs_measuring
 from bilevax.core.config import canonicalize, replace_unchecked, to_plain
 from bilevax.core.dealt import Dealing, placed, whole
-from bilevax.core.errors import CorruptError
+from bilevax.core.errors import CorruptError, ParameterError
 from bilevax.core.events import Plain
 from bilevax.core.programs import weighed
 from bilevax.core.protocols import Algorithm, Sources
@@ -112,6 +112,13 @@ class Course:
         # their numbers as arrays, which compiled calls take
         self.ready = canonicalize(problem), canonicalize(algorithm)
 
+    def curvature(self) -> Array | None:
+        """Of the inner loss where the run is, measured anew, which its cost includes; None of a map."""
+        key = jax.random.fold_in(stream_key(self.given.key, "measuring"), self.step)
+        bound, cost = curvature_at(self.problem, *self.algorithm.solution(self.state), self.given.sources, key=key)
+        self.log.add(cost)
+        return bound
+
     @staticmethod
     def begun(given: Setting) -> "Course":
         """At its start."""
@@ -133,6 +140,7 @@ class Course:
 
         Raises:
             MismatchError: something else differs.
+            ParameterError: the checkpoint is beyond the last step.
             CorruptError: the checkpoint is not of such a run.
         """
         content, now = found.content, machine()
@@ -141,6 +149,10 @@ class Course:
         changed = {name: f"{was} -> {now[name]}" for name, was in before.items() if was != now[name]}
         # other versions trace other programs from the same functions
         differs = check_same(content["identity"], named, override, without=("functions",) if changed else ())
+        if given.steps < found.step:
+            raise ParameterError(
+                f"steps={given.steps}, but the run is at step {found.step}: at least so many are needed"
+            )
         # what a start would look like; nothing is computed
         algorithm, state = jax.eval_shape(lambda: _arrays(*_begin(given)[:2]))
         state = _filled(state, "state", found)

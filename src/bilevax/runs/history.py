@@ -31,16 +31,19 @@ class Log:
         # calls, rows of one, reads
         self._totals = [(int(c.calls), c.rows, int(c.calls if c.reads is None else c.reads)) for c in before]
         self._before = before.samples
+        self._unrecorded = 0  # rows that were read since the last entry for what has none
         self.code, self.failure = 0, Failure.of("none")
 
     def append(self, records: Record, first: int, seconds: float) -> None:
         """Records of stretches one after another from outer step ``first``, each an array; room doubles."""
-        samples = self.spend(records, first)
+        samples = self._spent(records, first)
         n = self._entries + len(records.step)
         # doubled: appending one entry costs O(1) in the mean, however long the run
         if n > len(self._columns.step):
             self._columns = History(*(np.resize(column, 2 * n) for column in self._columns))
         before = self._columns.samples[self._entries - 1] if self._entries else self._before
+        if len(samples):
+            before, self._unrecorded = before + self._unrecorded, 0
         new = (records.outer_value, records.gradient_norm, records.code, before + np.cumsum(samples), seconds)
         for column, values in zip(self._columns, (*new, records.step), strict=True):
             column[self._entries : n] = values
@@ -50,8 +53,20 @@ class Log:
             worst = int(np.argmax(records.code))
             self.code, self.failure = int(records.code[worst]), row(records.failure, worst)
 
-    def spend(self, records: Record, first: int) -> np.ndarray:
-        """Count the cost of these stretches, without an entry; the rows that each read, int64."""
+    def spend(self, records: Record, first: int) -> None:
+        """Count the cost of these stretches, without an entry."""
+        self._unrecorded += int(self._spent(records, first).sum())
+
+    def add(self, cost: Cost) -> None:
+        """Count what else was spent."""
+        for i, part in enumerate(cost):
+            calls, rows, reads = self._totals[i]
+            more = part.calls if part.reads is None else part.reads
+            self._totals[i] = calls + int(part.calls), max(rows, part.rows), reads + int(more)
+        self._unrecorded += int(cost.samples)
+
+    def _spent(self, records: Record, first: int) -> np.ndarray:
+        """Rows that each stretch read, int64, which the cost now includes."""
         # outer steps of each stretch; int64, as samples of a long run exceed an int32
         steps = np.diff(records.step, prepend=first)
         samples = np.zeros(len(steps), np.int64)
@@ -77,10 +92,16 @@ class Log:
     def state(self) -> dict[str, PyTree]:
         """The entries and the sums so far, for a checkpoint."""
         worst = {"code": self.code, "failure": [np.asarray(x) for x in self.failure]}
-        return worst | {"history": self.history._asdict(), "totals": self._totals, "before": self._before}
+        return worst | {
+            "history": self.history._asdict(),
+            "totals": self._totals,
+            "before": self._before,
+            "unrecorded": self._unrecorded,
+        }
 
     def resume(self, state: Mapping[str, PyTree]) -> None:
         """As it was at a checkpoint."""
         self._columns = History(**state["history"])
         self._entries, self._totals = len(self._columns.step), [tuple(total) for total in state["totals"]]
+        self._unrecorded = state.get("unrecorded", 0)  # not kept by version 0.1.0
         self._before, self.code, self.failure = state["before"], state["code"], Failure(*state["failure"])

@@ -134,7 +134,6 @@ def dispersion(family: Family, F: float, w: np.ndarray, M: int) -> tuple[float, 
         log_phi = high
     else:
         log_phi = float(brentq(slope, low, high, xtol=1e-12, rtol=1e-14))
-    # and the second derivative
     return log_phi, F * float(np.exp(-log_phi)) + family.normaliser(log_phi, w)[2]
 
 

@@ -239,6 +239,7 @@ class Chain:
 
 def _before_averaging(steps: Array, average: Array | float | None) -> Array:
     """How many steps there are before those whose points are averaged: a part of all, at least one."""
+    # ceil(part t), at least one
     kept = 0.0 if average is None else jnp.maximum(jnp.ceil(jnp.asarray(average) * steps.astype(float)), 1.0)
     return steps - jnp.asarray(kept).astype(jnp.int32)
 

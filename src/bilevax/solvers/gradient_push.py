@@ -90,6 +90,7 @@ class GradientPush:
             w = ratio(*at)
             # x + eta (Phi(w) - w), then P
             x = axpy(scheduled(self.step_size, j) * draw.weight, sub(image(w, args, draw.batch), w), at.x)
+            # the masses go with the sums, so that x / om forgets who heard whom
             return Pushed(*rounds(mixing, (x, at.om), jax.random.fold_in(keys[1], j)))
 
         steps = at_step(self.steps, outer_step)

@@ -67,7 +67,6 @@ def tracked(mixing: Mixing, y: PyTree, new: PyTree, old: PyTree, key: Array) -> 
 
     Source: Di Lorenzo, Scutari (2016), arXiv:1602.00591.
     """
-    # P^S y + new - old
     return axpy(1.0, sub(new, old), rounds(mixing, y, key))
 
 

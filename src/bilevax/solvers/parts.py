@@ -155,7 +155,6 @@ def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, 
 def penalty_direction(problem: BilevelProblem, p: Copies, c: Array, train: Look, val: Look) -> PyTree:
     """Against which lam moves: grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w)), both on the same rows of train."""
     _, direct = outer_directions(problem, p.z, p.lam, val)
-    # grad_2 E(z) + c (grad_2 G(z) - grad_2 G(w))
     return add(direct, train(lambda draw: scale(c * draw.weight, _gap_by_lam(problem, p, draw))))
 
 
@@ -333,7 +332,6 @@ def storm(d: PyTree, now: PyTree, before: PyTree, weight: Array | float) -> PyTr
     Source: Cutkosky, Orabona (2019), arXiv:1905.10018. With weight 0 it is SPIDER's (Fang, Li, Lin, Zhang 2018,
     arXiv:1807.01695), d + now - before.
     """
-    # now + (1 - weight) (d - before)
     return axpy(1.0 - weight, sub(d, before), now)
 
 

@@ -56,6 +56,7 @@ class SVRG(Chain):
         period = jnp.asarray(2 * epoch if self.period is None else self.period, jnp.int32)
 
         def move(x: PyTree, memory: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
+            # a <- x and d(a) on every row, each ``period`` steps
             due = view.number % period == 0
             anchor, mean = jax.lax.cond(due, lambda: (x, view.mean_direction(x)), lambda: memory)
             # d(x; zeta) - d(a; zeta) + d(a)
@@ -63,6 +64,7 @@ class SVRG(Chain):
             return axpy(view.eta, d, x), (anchor, mean), d
 
         def calls(steps: Array) -> Array:
+            # two on each minibatch, and an epoch for each anchor
             return 2 * steps + epoch * -(-steps // period)
 
         return PLAIN if source.is_full_batch else Rule(lambda x: (x, zeros_like(x)), move, calls=calls)
