@@ -214,6 +214,7 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         return L1LogisticModels(X, y, fold, K, weight=weight)
 
     def _losses(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # log(1 + e^s) - y s
         losses: np.ndarray = np.logaddexp(0.0, scores) - y * scores
         return losses
 

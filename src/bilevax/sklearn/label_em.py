@@ -35,6 +35,7 @@ class Fitted(NamedTuple):
 
     def log_p(self, X: Features, classes: int) -> np.ndarray:
         """Log-probabilities of the true classes, [n, C]."""
+        # a class that the training rows lack has the probability LEAST_P, not 0
         p = np.full((classes, self.model.predict_proba(X).shape[0]), LEAST_P)
         p[self.model.classes_] += self.model.predict_proba(X).T
         return normalised(self.sharpness * np.log(p).T)[0]
@@ -87,6 +88,7 @@ class EM:
         self, log_p: np.ndarray, given: Given, T: np.ndarray, others: float
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Posterior, noise matrix and sharpness of most likelihood: forests are unsure, and nearest neighbours sure."""
+        # p^sharpness, normalised, for each sharpness: the likeliest with the noise matrix that fits it best
         best = (-np.inf, T, 1.0)
         for sharpness in SHARPNESS:
             at, prior = normalised(sharpness * log_p)[0], self._prior(T, others)
@@ -119,6 +121,7 @@ class EM:
 
     def _trained(self, rows: np.ndarray, q: np.ndarray) -> BaseEstimator:
         """A copy of each row for each class of which it may be."""
+        # row i as class c with the weight q_ic
         row, c = np.nonzero(q > LEAST_SHARE)
         weight = q[row, c] * np.where(self.given.trusted[rows[row]], TRUSTED, 1.0)
         return clone(self.estimator).fit(self.take(rows[row]), c, sample_weight=weight)
@@ -133,6 +136,7 @@ class EM:
         for others in OTHERS:
             fitted = self.fit(rows, others)
             _, log_m = posterior(fitted.log_p(self.take(held), given.classes), given, np.log(fitted.T))
+            # trusted rows and others count alike, however many there are of each
             parts = [log_m[kind] for kind in (given.trusted, ~given.trusted) if kind.any()]
             loss[others] = -sum(float(part.mean()) for part in parts)
         return min(loss, key=loss.__getitem__)

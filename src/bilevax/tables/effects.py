@@ -154,6 +154,7 @@ def room(classes: int, budget: int = BUDGET) -> int:
         classes: C; 1 of families with one score.
         budget: weights of a model of one score.
     """
+    # C scores of P weights cost C P^2: the same at P = BUDGET / sqrt(C)
     return int(budget / np.sqrt(classes))
 
 
@@ -168,6 +169,7 @@ def resolution(numbers: int, others: int, budget: int = BUDGET) -> tuple[int, in
         others: weights that the other columns have.
         budget: weights of the model.
     """
+    # what is left for each column of numbers, beside its line
     each = (budget - others) // max(numbers, 1) - 1
     if each < LEAST:
         return FEW_SMOOTH, 1
@@ -285,6 +287,7 @@ def first_of_groups(mass: np.ndarray, count: int, distinct: np.ndarray | None = 
     if len(mass) <= count:
         return np.arange(len(mass))
     share = shares(mass, count, distinct)
+    # a value is in the group in which the middle of its share lies
     group = np.minimum((np.cumsum(share) - 0.5 * share) * count, count - 1).astype(int)
     return np.unique(group, return_index=True)[1]
 
@@ -300,6 +303,7 @@ def shares(mass: np.ndarray, count: int, distinct: np.ndarray | None = None) -> 
 
 def _between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Edges e with low < e <= high, half way where that is a float."""
+    # each halved first: the sum of two large floats overflows
     middle = 0.5 * low + 0.5 * high
     return np.where(middle > low, middle, high)
 
@@ -309,13 +313,16 @@ def principal(F: np.ndarray, mass: np.ndarray, *, most: int | None = None, scale
     if not F.size or mass.sum() <= 0.0:
         return np.zeros((len(F), 0))
     w = mass / mass.sum()
+    # F u less its mean: sqrt(w) F = U s V', so that the columns of F V have the mean squares s^2, falling
     F = F - w @ F
     _, s, Vt = np.linalg.svd(np.sqrt(w)[:, None] * F, full_matrices=False)
     variance = float(np.sum(s**2))
     if variance <= 1e-20 * float(np.sum(F**2)) or variance == 0.0:
         return np.zeros((len(F), 0))
+    # variance of the i-th function and of all after it
     left_out = np.cumsum((s**2)[::-1])[::-1]
     kept = int(np.sum(left_out > VARIANCE * variance)) if most is not None else int(np.sum(s > 1e-9 * s[0]))
+    # scaled: a part's functions have the mean square 1 together, as one penalty is to mean the same for every part
     Z: np.ndarray = F @ Vt[: min(kept, most or kept)].T
     return Z / np.sqrt(variance) if scaled else Z
 
@@ -333,6 +340,7 @@ def smooth_part(centre: np.ndarray, mass: np.ndarray, most: int) -> np.ndarray:
     w = mass / mass.sum()
     hinges = np.maximum(t[:, None] - t[1:-1], 0.0)
     line = linear_part(t, mass)
+    # hinges less their constant and their line: what bends alone
     hinges = _less(_less(hinges, np.ones((len(t), 1)), w), line, w)
     size = np.sqrt(np.sum(w @ hinges**2))
     hinges = hinges / size if size > 1e-9 * len(t) else hinges[:, :0]  # rows in two bins alone: rounding
@@ -343,6 +351,7 @@ def smooth_part(centre: np.ndarray, mass: np.ndarray, most: int) -> np.ndarray:
 def _less(F: np.ndarray, direction: np.ndarray, w: np.ndarray) -> np.ndarray:
     """F less its projection on a direction [bins, 1 or 0] in the inner product of the training rows."""
     size = float(np.sum(w @ direction**2))
+    # F - d <d, F>_w / <d, d>_w
     return F - direction @ (direction.T @ (w[:, None] * F)) / size if size > 0.0 else F
 
 
@@ -371,6 +380,7 @@ def _assembled(
     if 0.0 < total[-1] < total.sum():
         missing = np.zeros((len(total), 1))
         missing[-1] = 1.0
+        # a mark of the mean 0 over the rows
         blocks.append(("missing", missing - total[-1] / total.sum()))
     blocks = [(kind, Z) for kind, Z in blocks if Z.shape[1]]
     stops = np.cumsum([Z.shape[1] for _, Z in blocks]).tolist()
