@@ -13,7 +13,6 @@ from typing import Protocol, TypeAlias, cast
 import jax
 import numpy as np
 from jax import Array
-from jax.tree_util import PyTreeDef
 
 from bilevax.core.errors import DataError
 from bilevax.core.trees import PyTree, map_named
@@ -144,7 +143,7 @@ class Reader:
         given: list[np.ndarray] = jax.tree.leaves(tree)
         for name, x in zip(self.names, given, strict=True):
             check_numbers(name, x)
-        self.structure: PyTreeDef = jax.tree.structure(tree)
+        self.structure: jax.tree_util.PyTreeDef = jax.tree.structure(tree)
         # an array that a loader fills again is copied before it can be
         self._copied = not self._own and share(given, list(map(np.asarray, jax.tree.leaves(self._wait(ask(), few)))))
         self._kinds = [(x.shape[1:], x.dtype) for x in given]
@@ -157,8 +156,7 @@ class Reader:
         self.row_bytes = sum(s.dtype.itemsize * int(np.prod(s.shape)) for s in self.shapes)
         words = [repr((self.length, self._kinds)).encode(), *(np.ascontiguousarray(x).tobytes() for x in given)]
         ordered = b"" if self.order is None else self.order.tobytes()
-        words.append(ordered)
-        words += [self.loader.told()] if isinstance(self.loader, DataSetRows) else []
+        words += [ordered, *([self.loader.told()] if isinstance(self.loader, DataSetRows) else [])]
         self._fingerprint = zlib.crc32(b"".join(words))
         # while the loader is held no other has its id
         self.known = getattr(self.loader, "known", id(self.loader)), ordered

@@ -99,6 +99,7 @@ class Sharded:
     fold = fold
 
     def _choose(self, key: Array, j: Array) -> Array:
+        # b / S rows of each stratum, with replacement
         number = self.rows_per_batch // self.strata
 
         def of(key: Array, s: Array, size: Array) -> Array:
@@ -243,6 +244,7 @@ def _stratum(source: Arrays | Stream, s: int, S: int) -> list[np.ndarray]:
 def _padded(n: int, S: int) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     """A stratum with as many rows as the longest, ceil(n / S)."""
     m = -(-n // S)
+    # a stratum that is one short repeats a row, whose weight total takes away
     return lambda rows: [x if len(x) == m else np.concatenate([x, x[:1]]) for x in rows]
 
 
