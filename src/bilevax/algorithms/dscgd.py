@@ -116,7 +116,6 @@ class DSCGD(InLossForm):
         d = add(direct, looks["train"](lambda draw: _over_nodes(_pulled, draw, node, w, lam, g)))
         # y_i = (W y)_i + d_i - (d_i before): the mean of the y_i stays that of the d_i
         y = tracked(self.mixing, at.y, d, at.d, to_y) if self.tracking else d
-        # (W lam)_i - gamma_k y_i, then onto Lambda at each node
         lam = axpy(-self.outer_step_size(k), y, rounds(self.mixing, lam, to_lam))
         new = jax.vmap(lambda lam: projected(problem, lam))(lam)
         return Held(w, new, *((y, d) if self.tracking else (at.y, at.d))), Info()

@@ -107,7 +107,6 @@ class VPBGD(InLossForm):
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
         """The moves of w, then z and lam together; the loop evaluates the outer value and the gradient norm."""
         c, (rho, _), inner = penalty(self, k), step_sizes(self, k, state.z, state.lam), looks["inner"]
-        # w + rho_k (-grad_1 G(w)), T times
         p = state._replace(w=inner_moves(problem, state.w, state.lam, inner, rho))
         # -grad_1 G(z), on the rows of the last of these moves
         d_z = descent_on(problem, p.z, p.lam, inner[self.inner_steps - 1])
