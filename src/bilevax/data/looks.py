@@ -69,6 +69,7 @@ class Several:
 
     def chunk_end(self, k: Array) -> Array:
         """The first step after k that opens a chunk."""
+        # 256 // T steps to a chunk
         return (k // self._steps + 1) * self._steps
 
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "LookAtSeveral":
@@ -84,6 +85,7 @@ class LookAtSeveral:
 
     def __getitem__(self, i: Array | int) -> "Look":
         """The look at the step's minibatch i < T; whether it is a short one is looked up each time."""
+        # the i-th of the step's minibatches is number begin + i of the source
         j = self._begin + i
         return Look(lambda use: self._several.source.visit(self._plan, j, use))
 

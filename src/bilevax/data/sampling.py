@@ -140,6 +140,7 @@ class Numbered:
             return found
         words = _words(key, met)
         if self.sampling == "shuffled":
+            # minibatch p of an epoch is the places p b, ..., p b + b - 1 of its permutation
             rows = places[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :]
             return permuted(words, rows, n, nth[:, None])
         if n % b == 0:
@@ -213,6 +214,7 @@ class Numbered:
     def next_short(self, plan: PyTree, j: Array) -> Array:
         """The first minibatch from j on that is the short block; where there is none in the chunk, the next chunk."""
         nexts = self._choice(plan[0] if self.keys else plan)[1]
+        # the chunk's first minibatch, and the place in it
         out: Array = j - j % CHUNK + nexts[j % CHUNK]
         return out
 

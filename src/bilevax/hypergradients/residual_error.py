@@ -216,7 +216,7 @@ def _inner_change(
     longer; u is cut back to the energy |r|^2 / least, which no solution exceeds.
     """
     metric, (inner, least) = known.metric, own
-    # A w' = r with A^T self-adjoint in the metric s: w' = s x, A^T x = r / s
+    # A^T dw = r, A self-adjoint in the metric s: dw = s x with A x = r / s
     right = jax.tree.map(jnp.divide, r, metric)
     # from the Galerkin solution in the space of v and u
     begun = known.solved(right)

@@ -66,7 +66,7 @@ class Marginal:
         b, lam = found.b.T.ravel(), np.tile(penalty, M)
         # exp(rho_j) |b_j|^2 / phi and exp(rho_j) tr A_jj
         size, trace = self._sums @ (lam * b * b / phi), self._sums @ (lam * np.diag(A))
-        # F / phi + n(phi) + (log|H| - rank' rho - M log(2 pi phi)) / 2, M the intercepts
+        # F / phi + c(phi) + (log|H| - rank' rho - M log(2 pi phi)) / 2, M the intercepts
         value = found.value / phi + self.family.normaliser(log_phi, self.data.weight)[0]
         value += 0.5 * (found.log_det() - float(self.rank @ rho) - M * (np.log(2.0 * np.pi) + log_phi))
         # db / drho_j = - A lam_j b_j: log|H| by way of b
@@ -124,7 +124,7 @@ def dispersion(family: Family, F: float, w: np.ndarray, M: int) -> tuple[float, 
         return 0.0, 0.0
 
     def slope(log_phi: float) -> float:
-        # d/dlog phi (F / phi + n(phi) - M log(phi) / 2)
+        # d/dlog phi (F / phi + c(phi) - M/2 log phi)
         return -F * float(np.exp(-log_phi)) + family.normaliser(log_phi, w)[1] - 0.5 * M
 
     low, high = LOG_PHI

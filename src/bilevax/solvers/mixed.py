@@ -90,7 +90,7 @@ class MixedFP:
 
         r = first_residual(image, start, args, source, key=key, first=first, steps=steps)
         begun = first + jnp.minimum(steps, 1)
-        # the first minibatch gives g: w_1 = v_0 + r, and its residual u_1 = r
+        # w_1 = v_0 + r and u_1 = r, of the first minibatch
         begin = mixed((start, add(start, r), r), jnp.asarray(first, jnp.int32))
         z, _, u = source.fold(step, begin, args, key=key, start=begun, stop=first + steps)
         return series_solution(

@@ -108,7 +108,7 @@ def screened(
 
 def rotated(slope: np.ndarray, curvature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slopes and curvatures in scores that are uncorrelated on average, [n, S] each."""
-    # the mean curvature is diagonal in the scores Q's
+    # Q' (mean curvature) Q is diagonal
     Q = np.linalg.eigh(curvature.mean(axis=0))[1]
     return slope @ Q, np.einsum("ts,ntu,us->ns", Q, curvature, Q, optimize=True)
 
