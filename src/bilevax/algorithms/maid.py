@@ -138,6 +138,7 @@ class MAID:
         fell, rose = certain & (rise <= -off) & (change > 0), certain & ~(rise <= off)
         beta *= jnp.where(fell, LONGER, jnp.where(rose, SHORTER, 1.0))
         tol = state.tol * jnp.where(fell, COARSER, jnp.where(rose, 1.0, FINER))
+        # below rounding a solver asks for nothing more
         tol = jnp.clip(tol, 10 * float(jnp.finfo(tol.dtype).eps), COARSEST)
         lam, known = where(fell, lam, state.lam), known._replace(w=where(fell, w, known.w))
         # a step that was too long changes nothing of what is known
@@ -193,6 +194,7 @@ def _slack(instance: Instance, w: PyTree, u: PyTree, tol: Array) -> Array:
     gradient = instance.train.total(
         lambda at, batch: value_and_grad(at[0].problem.inner_loss)(at[1], at[0].lam, batch)[1], (instance.oracle, w)
     )
+    # |E(w) - E(w(lam))| <= |H^-1 grad_1 E| |grad_1 G(w)|, to first order
     return jnp.asarray(norm(u) * norm(gradient), tol.dtype)
 
 

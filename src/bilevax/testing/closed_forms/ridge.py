@@ -141,6 +141,5 @@ class PenalisedRidge:
 
     def _hessian(self, lam: Floats) -> Floats:
         """H = X'X / N + diag(exp(lam)), [d, d]."""
-        # X'X / n + diag(exp(lam))
         H: Floats = self.X.T @ self.X / len(self.y) + np.diag(np.exp(np.asarray(lam, np.float64)))
         return H
