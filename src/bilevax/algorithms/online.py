@@ -235,6 +235,7 @@ def _retrained(
 ) -> RetrainGap:
     number = jax.tree.leaves(batches)[0].shape[0]
     w = updated(online, w0, state.lam, batches, jax.random.split(key, number))
+    # E at the w of the run, and at that of an own run from w0 at the last lam
     before, after = (_guide_value(online, at, state.lam, guide_batch) for at in (state.w, w))
     code = jnp.where(jnp.isfinite(after), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
     # E(w') - E(w)

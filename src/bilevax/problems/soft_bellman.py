@@ -52,6 +52,7 @@ class SoftBellman:
     def __call__(self, V: Array, lam: PyTree, batch: PyTree) -> Array:
         """tau log sum_a exp(Q_sa / tau), [S]."""
         tau = jnp.asarray(self.temperature).astype(V.dtype)
+        # tau log sum_a exp(Q_sa / tau): a gamma-contraction in the largest norm
         return tau * logsumexp(self.action_values(V, lam, batch) / tau, axis=1)
 
     def action_values(self, V: Array, lam: PyTree, batch: PyTree) -> Array:

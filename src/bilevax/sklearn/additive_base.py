@@ -237,6 +237,7 @@ class TunedAdditive(BaseEstimator, ABC):
         Q = family.contrasts if isinstance(family, Multinomial) else np.eye(1)
         mixed, errors = _mixed(fits, shares, Q)
         curves, halves = ([units.scale * f for f in each] for each in (mixed, errors))
+        # of a target in units of its own: y = shift + scale y', of curves the scale alone
         intercept = units.shift + units.scale * np.tensordot(shares, [fit.intercept @ Q.T for fit in fits], 1)
         classes: tuple[Label, ...] = tuple(getattr(self, "classes_", np.zeros(0)).tolist())
         self.model_ = AdditiveModel(self._link, classes, intercept, sources, effects, tuple(curves), richest.pairs)
@@ -254,6 +255,7 @@ class TunedAdditive(BaseEstimator, ABC):
         self._keep_penalties(fits)
         self.evidence_ = dict(zip(self.model_.names, richest.evidence().tolist(), strict=True))
         self.drop_columns_ = self._without_evidence()
+        # a variance, in the squared units of the target
         self.dispersion_ = richest.found.outer.phi * units.scale * units.scale
 
     def _keep_penalties(self, fits: Sequence[AdditiveFit]) -> None:
@@ -272,6 +274,7 @@ class TunedAdditive(BaseEstimator, ABC):
         sources = self.model_.sources
         most = {source.column: -np.inf for source in sources}
         for source in sources:
+            # of a date its parts, and of a column its pairs: the strongest counts
             most[source.column] = np.maximum(most[source.column], self.evidence_[source.name])
         for pair in self.model_.pairs:
             for j in pair.columns:
@@ -335,6 +338,7 @@ def _mixed(
 
 def _padded(curves: list[np.ndarray], richest: AdditiveFit) -> list[np.ndarray]:
     """With curves of 0 for the pairs that only the richest has."""
+    # a candidate without pairs adds 0 there
     absent = richest.curves[len(curves) :]
     return curves + [np.zeros((len(other), curves[0].shape[1] if curves else 1)) for other in absent]
 

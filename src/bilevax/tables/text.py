@@ -62,6 +62,7 @@ def _grams(text: str, of: Grams) -> Iterable[str]:
         return _WORD.findall(text)
     if of == "pairs":
         return map(" ".join, pairwise(_WORD.findall(text)))
+    # with blanks around a word, so that its beginning and its end are told
     padded = [f" {word} " for word in text.split()]
     return (word[i : i + n] for word in padded for n in _LENGTHS for i in range(max(len(word) - n + 1, 0)))
 
@@ -71,9 +72,11 @@ def vocabulary(cells: np.ndarray, of: Grams, least: int, buckets: int | None) ->
 
     Of numbered values, in their order, the weight is 1.
     """
+    # a set for each text: how often it has a gram plays no part
     times = Counter(gram for cell in cells for gram in {gram for gram, _ in grams_of(cell, of, buckets)})
     if of == "cells":
         return {g: 1.0 for g in sorted(times, key=lambda g: int(g.lstrip("#"))) if times[g] >= least}
+    # log((1 + n) / (1 + n_j)) + 1, n_j the texts that have the n-gram
     n = len(cells)
     return {g: float(np.log((1 + n) / (1 + times[g])) + 1.0) for g in sorted(times) if times[g] >= least}
 
@@ -102,6 +105,7 @@ def weighted_counts(
             raise DataError("a cell is missing (nan), which cells that are read as they are cannot be; write a number")
         values = count * weight
     else:
+        # (1 + log count_ij) weight_j, by the norm of row i
         values = (1.0 + np.log(count)) * weight
         values /= np.sqrt(np.bincount(row, values**2, len(cells)))[row]
     # 32 bits, as solvers ask; scipy widens them where there are more entries
