@@ -87,6 +87,7 @@ def stack_mean(
 
         return revised(more, totals, stack, batch=draw.batch)
 
+    # the same minibatches at every row of the stack: what they share drops out of differences
     totals = source.fold(step, start, (args, stack), key=key, start=0, stop=number)
     return scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), totals)
 

@@ -95,6 +95,7 @@ def linear_scores(X: Matrix, coef: np.ndarray, intercept: np.ndarray) -> np.ndar
         DataError: an entry is so large that the score of its row overflows.
     """
     with np.errstate(over="ignore", invalid="ignore"):
+        # X coef + intercept may be inf - inf: NaN
         scores: np.ndarray = X @ coef + intercept
     finite = np.isfinite(scores)
     if not finite.all():

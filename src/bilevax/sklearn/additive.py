@@ -149,6 +149,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         weight = given.weight * compute_sample_weight(self.class_weight, given.y)
         # what classes weigh says nothing of how many rows there are
         weight *= given.weight.sum() / weight.sum()
+        # a factor of each class, which rows that are not given have too
         of_class = np.bincount(codes, weight) / np.bincount(codes, given.weight)
         given = given._replace(weight=weight)
         C = len(self.classes_)
@@ -284,6 +285,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         family = _FAMILIES[self.family]
 
         def of(y: np.ndarray) -> Targets:
+            # (y - shift) / scale; of a gamma y / exp(shift), as its scores are logarithms
             scaled = (y - units.shift) / units.scale if self.family == "gaussian" else y / np.exp(units.shift)
             return Targets(scaled, np.ones(len(y)))
 
@@ -301,12 +303,14 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     def _dispersed(self, rows: Rows) -> tuple[Rows, AdditiveFit | None]:
         if self.family != "poisson":
             return rows, None
+        # a phi below 1 is no dispersion of counts: Poisson's own, 1, then
         additive = AdditiveFit(rows, ADDITIVE)
         return (rows._replace(family=Poisson()), None) if additive.found.outer.phi < 1.0 else (rows, additive)
 
     def _units(self, y: np.ndarray, weight: np.ndarray) -> Units:
         # Divided first: squares of the largest floats overflow.
         largest = float(np.max(np.abs(y))) or 1.0
+        # standard deviation and mean of y / largest, times it
         mean = float(np.average(y / largest, weights=weight))
         if self.family == "gaussian":
             deviation = float(np.sqrt(np.average((y / largest - mean) ** 2, weights=weight)))

@@ -168,6 +168,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     def _text_terms(self, table: Table, name: str, grams: Grams) -> list[Term]:
         weights = vocabulary(table.column(name).as_text().values, grams, self.min_texts, self.buckets)
         return [
+            # a term is count / scale, and an n-gram's count is multiplied by its weight
             Term(name, "text", value=gram, scale=1.0 / weight, grams=grams, buckets=self.buckets)
             for gram, weight in weights.items()
         ]
@@ -175,6 +176,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     @property
     def blocks_(self) -> np.ndarray:
         """The number of the block of each term, [terms]: each kind of n-grams of a column is one, all else another."""
+        # each text column and kind of n-gram is a block, all other terms are one
         kinds = [(term.column, term.grams) if term.kind == "text" else ("", None) for term in self.terms_]
         numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
         return np.array([numbers[kind] for kind in kinds])
@@ -228,6 +230,7 @@ def _number_terms(source: str, column: Column) -> list[Term]:
         # the more frequent of the two
         fill = float(np.floor(fill))
     else:
+        # missing cells count as the median, as they are filled
         mean, scale = (float(x[0]) for x in column_moments(np.where(missing, fill, column.values)[:, None]))
     terms = [Term(column.name, "number", kind, mean=mean, scale=scale, fill=fill)] if spread > 0 else []
     return terms + ([Term(column.name, "missing")] if missing.any() else [])

@@ -203,6 +203,7 @@ def encoder_for(model: object) -> TableEncoder:
 
 def distinct(X: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of X that differ, in an order of their own, and the sums of what is told of each."""
+    # rows as bytes; + 0.0 makes 0 of -0, which is equal to it
     X = np.ascontiguousarray(X + 0.0)
     _, first, row = np.unique(X.view(f"V{X.itemsize * X.shape[1]}").ravel(), return_index=True, return_inverse=True)
     sums = np.zeros((len(first), told.shape[1]))

@@ -227,7 +227,9 @@ def train(
     """
     size = _room(len(rows.X))
     told = tuple(jnp.asarray(_padded(A, size, net.dtype)) for A in rows)
+    # row i is drawn where u lies between the shares of the rows before it and those up to it
     up_to = np.cumsum(rows.weight.sum(axis=1))
+    # ceil(n / b) minibatches an epoch; room for as many as the padded rows would have, so that one program serves
     steps, most = (-(-n // pace.batch_size) for n in (len(rows.X), size))
     drawn = np.zeros((most, pace.batch_size), np.int32)
     state, best = optax.adamw(0.0).init(net.parameters), (net, 0, np.inf)

@@ -245,6 +245,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     def _keep(self, found: Found, given: Given, own: int) -> None:
         y, doubted = given.y[:own], ~given.trusted[:own]
         q = found.q[:own]
+        # P(true class is not the given one)
         wrong = np.where(doubted, 1.0 - q[np.arange(own), y], 0.0)
         self.posterior_, self.wrong_label_probability_, self.row_weights_ = q, wrong, 1.0 - wrong
         self.suggested_ = self.classes_[q.argmax(axis=1)]
@@ -258,6 +259,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
 
     def _keep_weights(self, found: Weighed, X: Matrix, rows: LabelledRows) -> "LabelCleaner":
         given, doubted = rows.given, np.flatnonzero(~rows.given.trusted)
+        # trusted rows count 1
         self.row_weights_ = np.ones(rows.own)
         self.row_weights_[doubted] = found.weight
         order = doubted[np.argsort(found.weight, kind="stable")]

@@ -39,6 +39,7 @@ def row_weights(X: Matrix, given: Given, cv: int, random: np.random.RandomState)
         Rows(X[rows], given.y[rows], given.classes)
         for rows in (np.flatnonzero(~given.trusted), np.flatnonzero(given.trusted))
     )
+    # folds of the trusted rows, in which classes have equal shares
     return weigh(doubted, trusted, deal_folds(trusted.y, None, cv, random))
 
 

@@ -129,6 +129,7 @@ class TunedLinear(BaseEstimator, ABC):
         seed: int,
     ) -> np.ndarray:
         """True for validation rows, [n]."""
+        # those that are given, or a fraction of the rows with a weight
         out = np.zeros(len(strata), bool) if validation is None else np.array(validation, bool)
         # Several penalties would overfit the cross-validated loss; one cannot.
         fraction = self.validation_fraction
@@ -172,6 +173,7 @@ class TunedLinear(BaseEstimator, ABC):
             times[rows] += 1
         if np.any(times != 1):
             raise ParameterError("cv must hold out every row once, as KFold does, so that each has one model to test")
+        # numbered from 0 without a gap: a fold may have lost its rows to weights of 0
         return np.unique(folds[there], return_inverse=True)[1]
 
     def _train(self, Z: Matrix, y: np.ndarray, weight: np.ndarray, search: Search) -> None:
@@ -219,6 +221,7 @@ class TunedRegressor(RegressorMixin, TunedLinear):
         rows, numbers = validate_data(self, X, y, y_numeric=True, **options)
         numbers = numbers.astype(np.float64)
         weight = check_sample_weight(sample_weight, numbers)
+        # about the mean of the target, which the intercept gets back
         mean, strata = np.average(numbers, weights=weight), np.zeros(len(numbers), int)
         self._fit(rows, numbers - mean, weight, strata=strata, groups=groups, validation=validation, callback=callback)
         self.coef_, self.intercept_ = self._coef, self._intercept + mean
@@ -230,5 +233,6 @@ class TunedRegressor(RegressorMixin, TunedLinear):
         return linear_scores(rows, self.coef_, self.intercept_)
 
     def _losses(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # half the squared error
         losses: np.ndarray = 0.5 * (scores - y) ** 2
         return losses

@@ -112,6 +112,7 @@ def _errors(prediction: np.ndarray, values: np.ndarray, seed: int) -> Errors:
     drawn = np.arange(len(values))
     if len(values) > SAMPLE:
         drawn = np.sort(np.random.default_rng(seed).choice(len(values), SAMPLE, replace=False))
+    # |y - prediction|, of every row of the test
     size = np.abs(values - prediction)
     return Errors(
         predicted=prediction[drawn].tolist(),

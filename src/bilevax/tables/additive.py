@@ -194,6 +194,7 @@ class AdditiveModel:
             DataError: the table lacks a column, or holds other cells than those the model knows.
         """
         means = self.mean(self.scores(self.codes(table)))
+        # exposure times the rate that the scores tell
         return means * exposures(table, self.exposure) if self.exposure else means
 
     def to_plain(self) -> Plain:
