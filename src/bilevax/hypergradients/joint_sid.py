@@ -1,7 +1,6 @@
 """The efficient estimator: one minibatch, three directions, averaged."""
 
-from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from bilevax.problems.gradient_step import MEASURED_WHOLE
 from bilevax.solvers import at_step
 from bilevax.solvers.chain import SUSPICIOUS, has_grown
 from bilevax.solvers.left import slowest
-from bilevax.solvers.schedules import Schedule, StepSize, schedule, scheduled
+from bilevax.solvers.schedules import Schedule, StepSize, schedule
 from bilevax.solvers.stability import confirm_divergence
 
 DISCARDED = 4
@@ -314,7 +313,7 @@ class JointSID:
     def _steps(self, measured: Array, steps: Array) -> Schedule:
         """The eta_j of a run that is planned to have so many steps."""
         if self.step_size is not None:
-            return partial(scheduled, self.step_size)
+            return cast(Schedule, self.step_size)
         if self.extrapolate:
             return lambda j: measured
         # without extrapolation the bias of eta falls with it: eta (1 + 10 j / N)^-0.6
