@@ -176,19 +176,23 @@ def test_wrong_arguments_are_refused_in_a_sentence(refused):
         ([3.0, 2.95, 2.91, 2.89, 5.0], {"min_change": 0.1}, None, 4),  # against the best that counts
         ([3.0, 2.95, 2.91, 2.90, 0.0], {"min_change": 0.1}, 4, 1),  # 0.1 is not more than that
         ([np.nan, 2.0, np.nan, np.nan, np.nan], {}, 5, 2),
-        ([np.nan] * 4, {}, 3, None),
         ([-1.0, -2.0, np.inf, -np.inf], {}, None, 4),
     ],
 )
 def test_early_stopping_ends_a_run_after_as_many_steps_without_a_better_one(values, options, stops, best):
     stopping = bx.EarlyStopping(3, **options)
     assert feed(stopping, looks(values)) == stops
-    if best is None:
+    assert (stopping.best.step, stopping.best.value) == (best, values[best - 1])
+    assert stopping.best.w.tolist() == [best, best]
+    assert stopping.best.lam == {"l": 1 - best}
+
+
+def test_a_value_that_was_never_a_number_is_said():
+    for what, options in (("outer_value", {}), ("score", {"score": lambda w, lam: np.nan})):
+        stopping = bx.EarlyStopping(3, **options)
+        with pytest.warns(UserWarning, match=f"^EarlyStopping ends a run whose {what} was never a number: nan$"):
+            assert feed(stopping, looks([np.nan] * 4)) == 3
         assert stopping.best is None
-    else:
-        assert (stopping.best.step, stopping.best.value) == (best, values[best - 1])
-        assert stopping.best.w.tolist() == [best, best]
-        assert stopping.best.lam == {"l": 1 - best}
 
 
 def test_patience_is_in_outer_steps_whatever_the_looks():
@@ -334,7 +338,8 @@ def test_a_time_limit_goes_on_from_what_the_run_took_before(tmp_path):
     go_on = bx.Run(tmp_path, seconds=0.0, override=("ended",))
     result = run([bx.TimeLimit(spent + 1e-9), stopping], steps=50, directory=go_on)
     assert result.history.step.tolist() == [10, 20]
-    result = run([bx.TimeLimit(1e9), stopping], steps=50, directory=go_on)
+    with pytest.warns(UserWarning, match="was never a number"):
+        result = run([bx.TimeLimit(1e9), stopping], steps=50, directory=go_on)
     assert result.history.step[-1] == 40  # 30 after it began, at 10
     assert np.all(np.diff(result.history.seconds) > 0)
 

@@ -19,7 +19,7 @@ from bilevax.core import files
 from bilevax.core.config import config
 from bilevax.core.signals import Stops
 from bilevax.runs import checkpoints, course
-from bilevax.runs.identity import described, identity
+from bilevax.runs.identity import check_same, described, identity
 from bilevax.testing.closed_forms import FiniteQuadratic
 
 KEY = jax.random.key(5)
@@ -157,6 +157,12 @@ def test_other_arguments_are_named(begun):
         with pytest.raises(bx.MismatchError) as caught:
             run(run=begun, **given)
         assert text in str(caught.value)
+    saved, given = ({"train": {"data": [described(x), described(np.ones((9, 2)))]}} for x in (np.ones(99), np.zeros(99)))
+    with pytest.raises(
+        bx.MismatchError, match=r"now: train\.data\[0\]: float64\[99\] \w{8} -> float64\[99\] \w{8} \(give"
+    ):
+        check_same(saved, given, ())
+    assert list(check_same(saved, given, ("train.data",))) == ["train.data[0]"]
     with pytest.raises(bx.MismatchError, match=r"steps: 1100 -> 9; key: \[0, 5\]") as caught:
         run(run=bx.Run(begun, override=("train",)), steps=9, key=jax.random.key(6))
     assert caught.value.exit_code == 6

@@ -348,6 +348,14 @@ def door(problem=None, estimator=None, w0=None, lam=None, train=None, **options)
     return bx.hypergradient(problem, estimator, w0, lam, train, bx.Arrays(rows), **options)
 
 
+def test_what_a_function_of_the_users_raises_is_raised_with_what_it_was_given():
+    problem = bx.Problem(bx.GradientStep(lambda w, lam, batch: jnp.sum((batch @ w) ** 2), 0.1), a_loss)
+    with pytest.raises(TypeError, match="dot_general") as caught:
+        door(problem, w0=np.zeros(5))
+    given = "the inner loss was given w float64[5], lam float64[3] and batch float64[4,3]."
+    assert given in caught.value.__notes__  # beside that of JAX
+
+
 def test_the_door_opens_for_right_arguments():
     assert door(estimator=bx.SID(bx.FixedPoint(200), bx.FixedPoint(200))).code == bx.Code.OK
 

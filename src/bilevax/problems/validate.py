@@ -1,5 +1,6 @@
 """What the user's functions return, looked at while a program is traced."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -19,16 +20,16 @@ def check_functions(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowS
 
     Raises:
         ParameterError: says which function, which leaf, and what would be right.
+        Exception: whatever a function raises, with a note on what it was given.
     """
     check_are_sources(train, val)
     # The loss, not the step of it: a step that is not measured yet cannot be evaluated.
     inner_map = problem.inner_map
     if isinstance(inner_map, GradientStep | ProximalStep):
-        _check_scalar("the inner loss", jax.eval_shape(inner_map.loss, w, lam, train.example()))
+        _check_scalar("the inner loss", _returned("the inner loss", inner_map.loss, w, lam, train.example()))
     else:
-        image = jax.eval_shape(partial(inner_map), w, lam, train.example())
-        _check_like("inner_map", image, w)
-    _check_scalar("outer_loss", jax.eval_shape(partial(problem.outer_loss), w, lam, val.example()))
+        _check_like("inner_map", _returned("inner_map", inner_map, w, lam, train.example()), w)
+    _check_scalar("outer_loss", _returned("outer_loss", problem.outer_loss, w, lam, val.example()))
     if problem.project is not None:
         try:
             projected = jax.eval_shape(partial(problem.project), lam)
@@ -45,6 +46,14 @@ def check_are_sources(train: object, val: object) -> None:
     """
     for name, source in (("train", train), ("val", val)):
         require_source(name, source, "example", "bx.Arrays(data)")
+
+
+def _returned(name: str, fn: Callable[..., PyTree], w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
+    try:
+        return jax.eval_shape(partial(fn), w, lam, batch)
+    except Exception as e:
+        e.add_note(f"{name} was given w {shown.shape(w)}, lam {shown.shape(lam)} and batch {shown.shape(batch)}.")
+        raise
 
 
 def _check_scalar(name: str, out: PyTree) -> None:

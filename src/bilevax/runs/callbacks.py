@@ -8,6 +8,7 @@ run that goes on gives it back, after ``begin``, by ``resume(state)``.
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -197,7 +198,11 @@ class EarlyStopping:
         self._seen = len(progress.history.step)
         if value < (np.inf if self.best is None else self.best.value - self.min_change):
             self.best, self._since = Best(progress.step, value, progress.w, progress.lam), progress.step
-        return progress.step - self._since >= self.patience
+        ends = progress.step - self._since >= self.patience
+        if ends and self.best is None:
+            what = "outer_value" if self.score is None else "score"
+            warnings.warn(f"EarlyStopping ends a run whose {what} was never a number: {value}", stacklevel=2)
+        return ends
 
     def _value(self, progress: Progress) -> float:
         if self.score is not None:

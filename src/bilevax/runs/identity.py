@@ -127,10 +127,12 @@ def check_same(
         ParameterError: there is nothing of such a name.
     """
     for name in override:
-        if name.split(".")[0] not in {*given, "ended"}:
+        if re.split(r"[.[]", name)[0] not in {*given, "ended"}:
             raise ParameterError(f"override names {name!r}, which is none of {', '.join([*given, 'ended'])}")
-    found = {name: text for name, text in _differences("", saved, given) if name.split(".")[0] not in without}
-    refused = {n: text for n, text in found.items() if not any(n == o or n.startswith(f"{o}.") for o in override)}
+    found = {name: text for name, text in _differences("", saved, given) if re.split(r"[.[]", name)[0] not in without}
+    refused = {
+        n: text for n, text in found.items() if not any(n == o or n.startswith((f"{o}.", f"{o}[")) for o in override)
+    }
     if refused:
         told = "; ".join(f"{name}: {text}" for name, text in refused.items())
         raise MismatchError(
@@ -146,6 +148,9 @@ def _differences(name: str, saved: PyTree, given: PyTree) -> Iterator[tuple[str,
     if _is_alike(saved, given):
         for key in given:
             yield from _differences(f"{name}.{key}" if name else key, saved[key], given[key])
+    elif _are_leaves(saved) and _are_leaves(given) and len(saved) == len(given):
+        for i, (a, b) in enumerate(zip(saved, given, strict=True)):
+            yield from _differences(f"{name}[{i}]", a, b)
     else:
         yield name, f"{_short(saved)} -> {_short(given)}"
 
@@ -155,6 +160,11 @@ def _is_alike(saved: PyTree, given: PyTree) -> bool:
     if not (isinstance(saved, dict) and isinstance(given, dict)) or saved.keys() in ARRAYS:
         return False
     return saved.keys() == given.keys() and saved.get("type") == given.get("type")
+
+
+def _are_leaves(value: PyTree) -> bool:
+    """True for descriptions one after another."""
+    return isinstance(value, list) and all(isinstance(x, dict) for x in value)
 
 
 def _short(value: PyTree) -> str:
