@@ -138,7 +138,6 @@ class MAID:
         fell, rose = certain & (rise <= -off) & (change > 0), certain & ~(rise <= off)
         beta *= jnp.where(fell, LONGER, jnp.where(rose, SHORTER, 1.0))
         tol = state.tol * jnp.where(fell, COARSER, jnp.where(rose, 1.0, FINER))
-        # below rounding a solver asks for nothing more
         tol = jnp.clip(tol, 10 * float(jnp.finfo(tol.dtype).eps), COARSEST)
         lam, known = where(fell, lam, state.lam), known._replace(w=where(fell, w, known.w))
         # a step that was too long changes nothing of what is known
