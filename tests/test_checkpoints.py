@@ -157,7 +157,9 @@ def test_other_arguments_are_named(begun):
         with pytest.raises(bx.MismatchError) as caught:
             run(run=begun, **given)
         assert text in str(caught.value)
-    saved, given = ({"train": {"data": [described(x), described(np.ones((9, 2)))]}} for x in (np.ones(99), np.zeros(99)))
+    saved, given = (
+        {"train": {"data": [described(x), described(np.ones((9, 2)))]}} for x in (np.ones(99), np.zeros(99))
+    )
     with pytest.raises(
         bx.MismatchError, match=r"now: train\.data\[0\]: float64\[99\] \w{8} -> float64\[99\] \w{8} \(give"
     ):

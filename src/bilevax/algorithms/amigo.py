@@ -5,12 +5,13 @@ and as many of train as moves, as looks. Out, to the loop: the next point.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
 from bilevax.algorithms.common import (
     InLossForm,
+    StepRule,
     check_damping,
     checked_steps,
     double_loop_cost,
@@ -25,6 +26,7 @@ from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, add
 from bilevax.data import Several, Undrawn
 from bilevax.solvers.parts import Point, inner_directions, minus_hessian_product, moved_by, outer_directions, start
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -57,7 +59,7 @@ class AmIGO(InLossForm):
     steps_per_record: ClassVar[int] = 16
     defaults: ClassVar[Defaults] = Defaults(1.0, 1.0)
 
-    step_size: Any = None
+    step_size: StepSize | StepRule | None = None
     ratio: float | None = None
     inner_steps: int = 10
     linear_steps: int = 10
@@ -81,6 +83,7 @@ class AmIGO(InLossForm):
 
     def step(self, problem: BilevelProblem, p: Point, looks: StepLooks, k: Array) -> tuple[Point, Info]:
         """The moves of w, of u, of lam; the loop evaluates the outer value and the gradient norm."""
+        # w + rho_k (-grad_1 G), T times, or by the rule's steps
         w, by = moves_of(self, problem, looks, k, (p.w, p.lam)).inner(p.w, p.lam)
         rho = by.linear(w, p.lam)
         g, direct = outer_directions(problem, w, p.lam, looks["val"])

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 that estimate min G, and one each of train and val for the descent, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -12,10 +12,10 @@ from jax import Array
 from bilevax.algorithms.common import (
     InLossForm,
     check_inner_loss,
-    check_measured,
     check_no_damping,
     checked_steps,
     checked_unit,
+    measured_unit,
     step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
@@ -34,6 +34,7 @@ from bilevax.solvers.parts import (
     outer_move,
     projected,
 )
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -74,11 +75,11 @@ class BOME(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(0.5, 0.1, carried=False, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = 10
     multiplier: float = 0.5
-    unit: Any = None
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, inner_steps=at_least_one, multiplier=positive)
@@ -100,17 +101,21 @@ class BOME(InLossForm):
 
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The move of both; the loop evaluates the outer value and the gradient norm."""
-        check_measured(self, "unit")
-        (w, lam), c, (rho, gamma) = pair, self.unit * self.multiplier, step_sizes(self, k, *pair)
+        (w, lam), c, (rho, gamma) = pair, measured_unit(self) * self.multiplier, step_sizes(self, k, *pair)
+        # z - rho_k grad_1 G(z), T times from w
         z = inner_moves(problem, w, lam, looks["inner"], rho)
+        # grad q = (grad_1 G(w), grad_2 G(w) - grad_2 G(z)), z held
         q = gap_gradients(problem, Copies(z, w, lam), looks["train"])
         # grad E / c
         e = scale(1.0 / c, Pair(*outer_directions(problem, w, lam, looks["val"])))
         # by the steps of both, rho of w and gamma c of lam
         weighed = Pair(moved_by(rho, q.w, zeros_like(q.w)), scale(gamma * c, q.lam))
         square = vdot(q, weighed)
+        # m = max(1 - <grad E / c, grad q> / |grad q|^2, 0): the least for which <d, grad q> >= |grad q|^2
         m = jnp.maximum(1.0 - vdot(e, weighed) / jnp.where(square > 0, square, 1.0), 0.0)
+        # grad E / c + m grad q
         d = axpy(m, q, e)
+        # w - rho_k d_w, P(lam - gamma_k c d_lam)
         return Pair(moved_by(rho, scale(-1.0, d.w), w), outer_move(problem, lam, scale(c, d.lam), gamma)), Info()
 
     def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:

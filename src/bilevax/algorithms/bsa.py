@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
@@ -25,6 +25,7 @@ from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_moves, outer_move, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -55,7 +56,7 @@ class BSA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.5, carried=False, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = 10
     linear_steps: int = 10
@@ -75,9 +76,12 @@ class BSA(InLossForm):
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
         (rho, gamma), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
+        # w + rho_k (-grad_1 G), T times
         w = inner_moves(problem, pair.w, pair.lam, looks["inner"], rho)
+        # d_lam = grad_2 E - d2(grad_1 G)^T u,  u = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E
         d = drawn_directions(problem, Pair(w, pair.lam), looks, rho_0, self.linear_steps)
         cost = double_loop_cost(sources_of(looks), self.inner_steps, horizon(looks))
+        # P(lam - gamma_k d_lam)
         return Pair(w, outer_move(problem, pair.lam, d.lam, gamma)), Info(cost=cost)
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:

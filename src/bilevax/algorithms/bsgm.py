@@ -142,6 +142,7 @@ class BSGM:
 
 def with_tolerance(estimator: Method, tol: Array) -> Method:
     """The estimator with this tolerance in both of its solvers."""
+    # of both solvers, as their errors add up in the hypergradient
     return replace_unchecked(estimator, **{x: replace_unchecked(getattr(estimator, x), tol=tol) for x in SOLVERS})
 
 

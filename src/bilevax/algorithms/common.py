@@ -1,7 +1,7 @@
 """What algorithms have in common: steps rho_k of the inner and gamma_k = ratio rho_k of the outer level, and costs."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,18 @@ from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.problems.gradient_step import GradientStep
-from bilevax.solvers.schedules import Constant, Polynomial, schedule
+from bilevax.solvers.schedules import Constant, Polynomial, Schedule, StepSize, schedule
 
 
 class TwoSteps(Protocol):
     """An algorithm with these two settings."""
 
     @property
-    def step_size(self) -> Any:
-        """rho_k, a schedule; None: not measured yet."""
+    def step_size(self) -> "StepSize | StepRule | None":
+        """rho_k; None: not measured yet."""
 
     @property
-    def ratio(self) -> Any:
+    def ratio(self) -> float | None:
         """gamma_k / rho_k; None: not measured yet."""
 
 
@@ -52,7 +52,7 @@ class TwoTimescales(TwoSteps, Protocol):
     """An algorithm whose lam moves by ever smaller steps than w."""
 
     @property
-    def outer_power(self) -> Any:
+    def outer_power(self) -> float:
         """a, of gamma_k = ratio rho_0 (rho_k / rho_0)^a."""
 
 
@@ -61,19 +61,19 @@ class StepRule(Protocol):
     """What chooses the steps of both levels; see :class:`~bilevax.BiSLS`."""
 
     @property
-    def outer(self) -> Any:
+    def outer(self) -> StepSize:
         """Envelope of the outer step."""
 
     @property
-    def outer_decrease(self) -> Any:
+    def outer_decrease(self) -> float:
         """p, of the decrease that a step of lam promises."""
 
     @property
-    def slack(self) -> Any:
+    def slack(self) -> float:
         """What E may rise by, as a part of itself."""
 
     @property
-    def halvings(self) -> Any:
+    def halvings(self) -> int:
         """The most in one search."""
 
     def inner_step(
@@ -86,7 +86,7 @@ WHOLE = "source of train", "source of val"
 """Names of the streams of :func:`undrawn`."""
 
 
-def checked_steps(algorithm: TwoSteps, *, rules: bool = False) -> dict[str, Any]:
+def checked_steps(algorithm: TwoSteps, *, rules: bool = False) -> dict[str, object]:
     """Its step size as a schedule and its ratio, each None where it is to be measured.
 
     Raises:
@@ -107,7 +107,7 @@ def checked_steps(algorithm: TwoSteps, *, rules: bool = False) -> dict[str, Any]
     }
 
 
-def memory_weight(weight: Any) -> Any:
+def memory_weight(weight: StepSize) -> Schedule:
     """The weights eta_k of STORM as a schedule, from one or from a number in (0, 1].
 
     Raises:
@@ -155,10 +155,19 @@ def step_sizes(algorithm: TwoSteps, k: Array, w: PyTree, lam: PyTree) -> tuple[P
     Raises:
         ParameterError: one of them was left to be measured, and was not.
     """
-    check_measured(algorithm, "step_size", "ratio")
-    step = algorithm.step_size
+    step, _ = rates(algorithm)
     rho = step.at(k, w, lam) if isinstance(step, CurvatureStep) else step(k)
     return rho, outer_step_size(algorithm, k)
+
+
+def rates(algorithm: TwoSteps) -> tuple[Schedule, float]:
+    """rho, as the function of k that :func:`checked_steps` has made of it, and the ratio gamma_k / rho_k.
+
+    Raises:
+        ParameterError: one of them was left to be measured, and was not.
+    """
+    check_measured(algorithm, "step_size", "ratio")
+    return cast(Schedule, algorithm.step_size), cast(float, algorithm.ratio)
 
 
 def series_step(algorithm: TwoSteps, w: PyTree, lam: PyTree) -> PyTree:
@@ -178,36 +187,50 @@ def check_measured(algorithm: TwoSteps, *names: str) -> None:
 
 def outer_step_size(algorithm: TwoSteps, k: Array) -> Array:
     """gamma_k = ratio rho_k."""
-    step: Array = algorithm.ratio * algorithm.step_size(k)
-    return step
+    rho, ratio = rates(algorithm)
+    return ratio * rho(k)
 
 
 def slower_step_size(algorithm: TwoTimescales, k: Array) -> Array:
     """gamma_k = ratio rho_0 (rho_k / rho_0)^a: of order k^(-a b) where rho_k is of order k^(-b), a at least 1."""
-    rho_0 = algorithm.step_size(jnp.int32(0))
-    step: Array = algorithm.ratio * rho_0 * (algorithm.step_size(k) / rho_0) ** algorithm.outer_power
-    return step
+    rho, ratio = rates(algorithm)
+    rho_0 = rho(jnp.int32(0))
+    return ratio * rho_0 * (rho(k) / rho_0) ** algorithm.outer_power
 
 
-class Penalised(TwoSteps, Protocol):
-    """An algorithm with a multiplier that grows, in units of the measured ratio of gradients."""
+class InUnits(TwoSteps, Protocol):
+    """An algorithm with a multiplier in units of the measured ratio of gradients."""
 
     @property
-    def multiplier(self) -> Any:
+    def multiplier(self) -> float:
         """c_0 in units."""
 
     @property
-    def growth(self) -> Any:
-        """The power of k."""
-
-    @property
-    def unit(self) -> Any:
+    def unit(self) -> float | None:
         """|grad_1 E| / |grad_1 G|; None: not measured yet."""
 
 
-def checked_unit(unit: Any) -> Any:
+class Penalised(InUnits, Protocol):
+    """One whose multiplier grows."""
+
+    @property
+    def growth(self) -> float:
+        """The power of k."""
+
+
+def checked_unit(unit: float | None) -> float | None:
     """The unit of a multiplier, positive, or None where it is to be measured."""
     return None if unit is None else positive("unit", unit)
+
+
+def measured_unit(algorithm: InUnits) -> float:
+    """The unit.
+
+    Raises:
+        ParameterError: it was left to be measured, and was not.
+    """
+    check_measured(algorithm, "unit")
+    return cast(float, algorithm.unit)
 
 
 def penalty(algorithm: Penalised, k: Array) -> Array:
@@ -216,14 +239,12 @@ def penalty(algorithm: Penalised, k: Array) -> Array:
     Raises:
         ParameterError: the unit was left to be measured, and was not.
     """
-    check_measured(algorithm, "unit")
-    return jnp.asarray(algorithm.unit * algorithm.multiplier * growth(algorithm, k))
+    return jnp.asarray(measured_unit(algorithm) * algorithm.multiplier * growth(algorithm, k))
 
 
 def growth(algorithm: Penalised, k: Array) -> Array:
     """(1 + k)^growth, c_k / c_0."""
-    out: Array = (1.0 + k.astype(float)) ** algorithm.growth
-    return out
+    return (1.0 + k.astype(float)) ** algorithm.growth
 
 
 def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:

@@ -6,7 +6,7 @@ of train and val, as looks (a row is one of each node). Out, to the loop: what e
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, Ste
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.problems.nodes import check_own_w, node_rows, of_one_composition
-from bilevax.solvers.mixing import PushSum, Ring, checked_mixing, node_mean, nodes_here, rounds, tracked
+from bilevax.solvers.mixing import Mixing, PushSum, Ring, checked_mixing, node_mean, nodes_here, rounds, tracked
 from bilevax.solvers.parts import moved_by, projected
+from bilevax.solvers.schedules import StepSize
 
 
 class Held(NamedTuple):
@@ -75,10 +76,10 @@ class DSCGD(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(0.3, 0.1, carried=False, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     tracking: bool = True
-    mixing: Any = Ring()
+    mixing: Mixing = Ring()
     outer_power: float = 1.5
 
     def __post_init__(self) -> None:
@@ -113,6 +114,7 @@ class DSCGD(InLossForm):
         g, direct = looks["val"](lambda draw: _over_nodes(_outer_gradients, draw, node, w, lam))
         # grad_2 E_i + dg_i^T grad_1 E_i
         d = add(direct, looks["train"](lambda draw: _over_nodes(_pulled, draw, node, w, lam, g)))
+        # y_i = (W y)_i + d_i - (d_i before): the mean of the y_i stays that of the d_i
         y = tracked(self.mixing, at.y, d, at.d, to_y) if self.tracking else d
         lam = axpy(-self.outer_step_size(k), y, rounds(self.mixing, lam, to_lam))
         new = jax.vmap(lambda lam: projected(problem, lam))(lam)

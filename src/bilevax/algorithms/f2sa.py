@@ -5,7 +5,7 @@ train and of val for each of their moves and for that of lam, as looks. Out, to 
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, axpy
 from bilevax.data import Several
 from bilevax.solvers.parts import Copies, moved_by, outer_move, penalty_descents, penalty_direction, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -65,12 +66,12 @@ class F2SA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = static(1)
     multiplier: float = 10.0
     growth: float = 1 / 7
-    unit: Any = None
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, inner_steps=at_least_one, multiplier=positive, growth=partial(check_real, low=0.0, high=1.0))
@@ -97,10 +98,12 @@ class F2SA(InLossForm):
         c, (rho, gamma) = penalty(self, k), step_sizes(self, k, state.w, state.lam)
 
         def move(i: Array, p: Copies) -> Copies:
+            # -grad_1 G(w) and -(grad_1 G(z) + grad_1 E(z) / c_k), on the same rows
             d_w, d_z = penalty_descents(problem, p, c, looks["inner"][i], looks["outer"][i])
             return Copies(moved_by(rho, d_w, p.w), moved_by(rho, d_z, p.z), p.lam)
 
         p = jax.lax.fori_loop(0, self.inner_steps, move, state)
+        # grad_2 E(z) + c_k (grad_2 G(z) - grad_2 G(w)), where c_k (w - z) stands for H^-1 grad_1 E
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         return p._replace(lam=outer_move(problem, p.lam, d_lam, gamma)), Info()
 

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 as looks, one for each move. Out, to the loop: the next state.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -16,7 +16,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.solvers.parts import Point, directions, inner_move, moved_by, outer_move, start, storm
-from bilevax.solvers.schedules import Polynomial
+from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 
 
 class State(NamedTuple):
@@ -56,9 +56,9 @@ class FSLA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
-    weight: Any = Polynomial(1.0, 0.5)
+    weight: StepSize = Polynomial(1.0, 0.5)
 
     def __post_init__(self) -> None:
         set_frozen(self, **checked_steps(self), weight=memory_weight(self.weight))
@@ -76,12 +76,16 @@ class FSLA(InLossForm):
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """The moves of w, of u, of lam; the loop evaluates the outer value and the gradient norm."""
         (w, u, lam), (rho, gamma) = state.p, step_sizes(self, k, state.p.w, state.p.lam)
+        # w + rho_k (-grad_1 G)
         w = inner_move(problem, w, lam, looks["inner"], rho)
+        # u + rho_k (grad_1 E - H u), at the new w
         u = moved_by(rho, directions(problem, Point(w, u, lam), looks["linear"], looks["outer"]).u, u)
         p = Point(w, u, lam)
         # D at the new point and at the one before
         now, then = (directions(problem, at, looks["train"], looks["val"]).lam for at in (p, state.before))
-        d = storm(state.d, now, then, jnp.where(k == 0, 1.0, self.weight(k)))
+        # d_k = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1})), of which nothing came before the first: eta_0 = 1
+        d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
+        # P(lam - gamma_k d_k)
         return State(Point(w, u, outer_move(problem, lam, d, gamma)), p, d), Info()
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:

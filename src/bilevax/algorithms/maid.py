@@ -193,6 +193,7 @@ def _slack(instance: Instance, w: PyTree, u: PyTree, tol: Array) -> Array:
     gradient = instance.train.total(
         lambda at, batch: value_and_grad(at[0].problem.inner_loss)(at[1], at[0].lam, batch)[1], (instance.oracle, w)
     )
+    # |E(w) - E(w(lam))| <= |H^-1 grad_1 E| |grad_1 G(w)|, to first order
     return jnp.asarray(norm(u) * norm(gradient), tol.dtype)
 
 

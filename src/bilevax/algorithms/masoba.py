@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 and val, as looks. Out, to the loop: the next state. The directions are those of ``solvers.parts``.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jax import Array
 
@@ -15,6 +15,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, axpy, scale, zeros_like
 from bilevax.solvers.parts import Point, directions, moved, start
+from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -52,7 +53,7 @@ class MASOBA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     weight: float = 0.1
 
@@ -71,9 +72,11 @@ class MASOBA(InLossForm):
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
+        # (-grad_1 G, grad_1 E - H u, grad_2 E - d2(grad_1 G)^T u)
         d = directions(problem, state.p, looks["train"], looks["val"])
         # a_k = (1 - weight) a_{k-1} + weight d_lam
         average = axpy(self.weight, d.lam, scale(1.0 - self.weight, state.average))
+        # w + rho_k d_w, u + rho_k d_u, P(lam - gamma_k a_k)
         p = moved(problem, state.p, d._replace(lam=average), *step_sizes(self, k, state.p.w, state.p.lam))
         return State(p, average), Info()
 

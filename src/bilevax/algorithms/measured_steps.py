@@ -6,13 +6,13 @@ to the run: the algorithm with rho_0 and gamma_0 in it, in these units, and wher
 """
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeGuard, cast, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import CurvatureStep, StepRule
+from bilevax.algorithms.common import CurvatureStep, StepRule, rates
 from bilevax.core.config import canonicalize, check_count, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key
@@ -33,7 +33,7 @@ from bilevax.solvers.parts import (
     outer_directions,
     start,
 )
-from bilevax.solvers.schedules import Polynomial
+from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 
 SAMPLES = 5000
 """Rows that measuring reads at most, where they are more than SHARE of the run."""
@@ -101,11 +101,11 @@ class Measurable(Algorithm, Protocol):
     """An algorithm that may be built without its steps."""
 
     @property
-    def step_size(self) -> Any:
+    def step_size(self) -> StepSize | StepRule | None:
         """rho_k; None: to be measured."""
 
     @property
-    def ratio(self) -> Any:
+    def ratio(self) -> float | None:
         """gamma_k / rho_k; None: to be measured."""
 
     @property
@@ -147,7 +147,7 @@ class Measured(NamedTuple):
         cost: oracle calls.
     """
 
-    algorithm: Any
+    algorithm: Measurable
     w0: PyTree
     u0: PyTree
     limit: Array
@@ -275,10 +275,10 @@ def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
         L = jnp.where(L > 0, L, 1.0).astype(float)  # without any curvature every step will do
         falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=HORIZON / speed)
         rho = falling if penalty is None else CurvatureStep(falling, L, penalty)
-    changes = {"step_size": rho}
+    changes: dict[str, object] = {"step_size": rho}
     if algorithm.ratio is None:
         # gamma_0 / rho_0, gamma_0 = speed / K
-        changes["ratio"] = speed / found.outer.astype(float) / rho(jnp.int32(0))
+        changes["ratio"] = speed / found.outer.astype(float) / scheduled(cast(StepSize, rho), jnp.int32(0))
     if getattr(algorithm, "unit", 0) is None:
         changes["unit"] = found.unit.astype(float)
     return replace_unchecked(algorithm, **changes)
@@ -286,12 +286,12 @@ def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
 
 def slower(algorithm: Measurable, given: Measurable, *, both: bool) -> Measurable:
     """The algorithm with gamma_k a third; ``both``: rho_k half; each where ``given`` had left it to be measured."""
-    changes: dict[str, Any] = {}
+    (rho, ratio), changes = rates(algorithm), dict[str, object]()
     if both and given.step_size is None:
-        changes["step_size"] = _times(algorithm.step_size, 0.5)
+        changes["step_size"] = _times(cast(CurvatureStep | Polynomial, rho), 0.5)
     if given.ratio is None:
         # gamma_k = ratio rho_k
-        changes["ratio"] = algorithm.ratio / (SLOWER / 2 if both else SLOWER)
+        changes["ratio"] = ratio / (SLOWER / 2 if both else SLOWER)
     return replace_unchecked(algorithm, **changes)
 
 
@@ -302,7 +302,7 @@ def steeper(algorithm: Measurable, given: Measurable, curvature: Array | None) -
     """
     if given.step_size is not None or curvature is None:
         return None
-    step = algorithm.step_size
+    step = cast(CurvatureStep | Polynomial, algorithm.step_size)
     # rho_0 = a / L, and r = rho_0 times the slowest curvature falls with it, and gamma_0 = T a r / K
     part = algorithm.defaults.inner / (_polynomial(step).value * curvature.astype(float))
     if not 0.0 < part < 1.0 / STEEPER:

@@ -5,7 +5,7 @@ train and val for the moves of the first two and for that of lam, as looks. Out,
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,6 +17,7 @@ from bilevax.algorithms.common import (
     checked_steps,
     checked_unit,
     penalty,
+    rates,
     step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
@@ -25,6 +26,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, axpy, sub
 from bilevax.solvers.parts import Copies, moved_by, outer_move, penalty_descents, penalty_direction, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -65,12 +67,12 @@ class MEHA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     proximal: float = 100.0
     multiplier: float = 10.0
     growth: float = 1 / 7
-    unit: Any = None
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         power = partial(check_real, low=0.0, high=1.0)
@@ -94,11 +96,14 @@ class MEHA(InLossForm):
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
         """The moves of theta and w, and that of lam; the loop evaluates the outer value and the gradient norm."""
         c, (rho, gamma) = penalty(self, k), step_sizes(self, k, state.z, state.lam)
-        (theta, w, lam), s = state, self.proximal * self.step_size(jnp.int32(0))
+        # s = proximal rho_0, of the prox of which v is the Moreau envelope
+        (theta, w, lam), s = state, self.proximal * rates(self)[0](jnp.int32(0))
+        # of (w, z) = (theta, w): -grad_1 G(theta) and -(grad_1 G(w) + grad_1 E(w) / c_k)
         d_theta, d_w = penalty_descents(problem, state, c, looks["inner"], looks["outer"])
         # -grad_1 G(theta) + (w - theta) / s and -(grad_1 G(w) + grad_1 E(w) / c) + (w - theta) / s
         d_theta, d_w = axpy(1.0 / s, sub(w, theta), d_theta), axpy(1.0 / s, sub(w, theta), d_w)
         p = Copies(moved_by(rho, d_theta, theta), moved_by(rho, d_w, w), lam)
+        # grad_2 E(w) + c_k (grad_2 G(w) - grad_2 G(theta))
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         return p._replace(lam=outer_move(problem, lam, d_lam, gamma)), Info()
 

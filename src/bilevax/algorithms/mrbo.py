@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 val, and K of train for the linear system, as looks. Out, to the loop: the next state.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,7 +17,7 @@ from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Several
 from bilevax.solvers.parts import Pair, moved_by, outer_move, projected, series_directions, storm
-from bilevax.solvers.schedules import Polynomial
+from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 
 
 class State(NamedTuple):
@@ -60,10 +60,10 @@ class MRBO(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=1 / 3)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     linear_steps: int = 10
-    weight: Any = Polynomial(1.0, 2 / 3)
+    weight: StepSize = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
         linear_steps = check_count("linear_steps", self.linear_steps, low=1)
@@ -83,8 +83,11 @@ class MRBO(InLossForm):
         """Both moves; the loop evaluates the outer value and the gradient norm."""
         (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
         given = looks["train"], looks["val"], looks["linear"]
+        # D = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u), u the series; at p_k and at p_{k-1}, on the same rows
         now, then = (series_directions(problem, at, *given, rho_0) for at in (state.pair, state.before))
-        d = storm(state.d, now, then, jnp.where(k == 0, 1.0, self.weight(k)))
+        # d_k = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1})), of which nothing came before the first: eta_0 = 1
+        d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
+        # w + rho_k d_w, P(lam - gamma_k d_lam)
         new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
         return State(new, state.pair, d), Info()
 

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 those of ``solvers.parts.drawn_directions`` for lam, as looks. Out, to the loop: the next state.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -26,6 +26,7 @@ from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_move, outer_move, projected, storm
+from bilevax.solvers.schedules import StepSize, scheduled
 
 
 class State(NamedTuple):
@@ -69,10 +70,10 @@ class MSTSA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     linear_steps: int = 10
-    weight: Any = 0.5
+    weight: StepSize = 0.5
 
     def __post_init__(self) -> None:
         linear_steps = check_count("linear_steps", self.linear_steps, low=1)
@@ -90,10 +91,13 @@ class MSTSA(InLossForm):
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """The move of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
         (w, lam), ((rho, gamma), rho_0) = state.pair, (step_sizes(self, k, *state.pair), series_step(self, *state.pair))
+        # q_k = (w + rho_k (-grad_1 G), lam)
         at = Pair(inner_move(problem, w, lam, looks["inner"], rho), lam)
         # D at the new point and at the one before
         now, then = (drawn_directions(problem, q, looks, rho_0, self.linear_steps).lam for q in (at, state.before))
-        d = storm(state.d, now, then, jnp.where(k == 0, 1.0, self.weight(k)))
+        # d_k = D(q_k) + (1 - eta_k) (d_{k-1} - D(q_{k-1})), of which nothing came before the first: eta_0 = 1
+        d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
+        # P(lam - gamma_k d_k)
         return State(Pair(at.w, outer_move(problem, lam, d, gamma)), at, d), Info(cost=_cost(looks))
 
     def solution(self, state: State) -> tuple[PyTree, PyTree]:

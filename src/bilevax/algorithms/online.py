@@ -6,7 +6,7 @@ and the hypergradient through the last updates. There is no inner problem to be 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ class Online:
     guide_loss: Callable[[PyTree, PyTree, PyTree], Array]
     K: int = static(1)
     outer: Optim | optax.GradientTransformation = optim("adam", 0.01)
-    transform: Any = "identity"
+    transform: PyTree = "identity"
 
     def __post_init__(self) -> None:
         for name, of in {"train_step": "(w, lam, batch, key)", "guide_loss": "(w, lam, batch)"}.items():
@@ -235,6 +235,7 @@ def _retrained(
 ) -> RetrainGap:
     number = jax.tree.leaves(batches)[0].shape[0]
     w = updated(online, w0, state.lam, batches, jax.random.split(key, number))
+    # E at the w of the run, and at that of an own run from w0 at the last lam
     before, after = (_guide_value(online, at, state.lam, guide_batch) for at in (state.w, w))
     code = jnp.where(jnp.isfinite(after), jnp.int32(Code.OK), jnp.int32(Code.NONFINITE))
     # E(w') - E(w)

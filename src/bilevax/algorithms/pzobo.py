@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 runs and one of val, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, entries, scale, shrink, sub, vdot
 from bilevax.data import Several
 from bilevax.solvers.parts import Pair, inner_moves, outer_directions, outer_move, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -53,7 +54,7 @@ class PZOBO(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, carried=False, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = 10
     perturbations: int = static(10)
@@ -81,6 +82,7 @@ class PZOBO(InLossForm):
         lam, (rho, gamma) = pair.lam, step_sizes(self, k, *pair)
 
         def end(lam: PyTree) -> PyTree:
+            # w(lam), by the same minibatches at every lam, so that differences are of lam alone
             return inner_moves(problem, pair.w, lam, looks["inner"], rho)
 
         w = end(lam)
@@ -91,6 +93,7 @@ class PZOBO(InLossForm):
             return scale(vdot(sub(end(axpy(self.radius, v, lam)), w), g), shrink(self.radius, v))
 
         each = jax.vmap(along)(_normal(looks.key, lam, self.perturbations))
+        # grad_2 E + 1/Q sum_j <(w(lam + r v_j) - w(lam)) / r, grad_1 E> v_j
         d = add(direct, jax.tree.map(lambda x: jnp.mean(x, axis=0), each))
         return Pair(w, outer_move(problem, lam, d, gamma)), Info()
 

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 val, as looks. Out, to the loop: the next state. The directions and the tables are those of ``solvers.parts``.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jax import Array
 
@@ -26,6 +26,7 @@ from bilevax.solvers.parts import (
     saga_table,
     start,
 )
+from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -65,7 +66,7 @@ class SABA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
 
     def __post_init__(self) -> None:
@@ -90,8 +91,11 @@ class SABA(InLossForm):
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
         p, train, val = state.p, looks["train"], looks["val"]
+        # (-grad_1 G, -H u, -d2(grad_1 G)^T u) of block i: new_i - old_i + mean of the table
         inner, of_train = saga(state.inner, inner_directions(problem, p, train), train.block)
+        # (grad_1 E, grad_2 E) of a block of val, likewise
         outer, of_val = saga(state.outer, outer_directions(problem, p.w, p.lam, val), val.block)
+        # the parts added up: (-grad_1 G, grad_1 E - H u, grad_2 E - d2(grad_1 G)^T u)
         p = moved(problem, p, joined(inner, outer), *step_sizes(self, k, p.w, p.lam))
         return State(p, of_train, of_val), Info()
 

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 val, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
@@ -17,6 +17,7 @@ from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add
 from bilevax.problems.composition import Composition
 from bilevax.solvers.parts import Pair, Point, inner_directions, inner_move, outer_directions, outer_move, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -49,7 +50,7 @@ class SCGD(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(0.3, 0.1, carried=False, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     outer_power: float = 1.5
 

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 of train and val, as looks. Out, to the loop: the next point. The directions are those of ``solvers.parts``.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
@@ -15,6 +15,7 @@ from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree
 from bilevax.solvers.parts import Point, directions, moved, start
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -47,7 +48,7 @@ class SOBA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +67,7 @@ class SOBA(InLossForm):
         """One step of all three; the loop evaluates the outer value and the gradient norm."""
         # (d_w, d_u, d_lam), all at the same point and, of train, on the same rows
         d = directions(problem, p, looks["train"], looks["val"])
+        # w + rho_k d_w, u + rho_k d_u, P(lam - gamma_k d_lam)
         return moved(problem, p, d, *step_sizes(self, k, p.w, p.lam)), Info()
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 val, as looks, and the sources. Out, to the loop: the next state. The directions are those of ``solvers.parts``.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Undrawn, refuse_keys
 from bilevax.solvers.parts import Point, directions, mean_directions, moved, start, storm
+from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -58,7 +59,7 @@ class SRBA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     period: int | None = None
 
@@ -89,6 +90,7 @@ class SRBA(InLossForm):
             return out
 
         whole = k % self._period(train, val) == 0
+        # every row at k = 0, period, 2 period, ...; between them d gains errors as small as p's moves
         d = jax.lax.cond(whole, lambda: mean_directions(problem, p, train, val), recursive)
         new = moved(problem, p, d, *step_sizes(self, k, p.w, p.lam))
         return State(new, p, d), Info(cost=_cost(whole, train, val))

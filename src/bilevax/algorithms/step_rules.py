@@ -6,7 +6,7 @@ its linear system, the move of lam, and what they cost. :class:`Scheduled` makes
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,20 +31,32 @@ from bilevax.data import Undrawn
 from bilevax.linalg.power import POWER_STEPS, nonzero, power_iteration
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.solvers import parts
-from bilevax.solvers.schedules import Constant, Schedule, schedule
+from bilevax.solvers.schedules import Constant, Schedule, StepSize, schedule, scheduled
 
 ROUNDING = 10.0
 """Units in the last place of a loss, by which a step may seem to raise it."""
 
 
-def _envelope(name: str, value: Any) -> Schedule:
+def _envelope(name: str, value: StepSize) -> Schedule:
     return schedule(value, stacklevel=7) if callable(value) else Constant(positive(name, value))
 
 
-def _checked(rule: Any) -> None:
+def _checked(rule: StepRule) -> None:
     check_fields(rule, outer_decrease=positive, slack=nonnegative, halvings=partial(check_count, low=1))
     set_frozen(rule, **{name: _envelope(name, getattr(rule, name)) for name in ("inner", "outer")})
     check_fields(rule, decrease=positive)
+
+
+class DoubleLoop(TwoSteps, Protocol):
+    """An algorithm whose steps make several moves of w and several of its linear system."""
+
+    @property
+    def inner_steps(self) -> int:
+        """T."""
+
+    @property
+    def linear_steps(self) -> int:
+        """K."""
 
 
 @config
@@ -87,8 +99,8 @@ class BiSLS:
         Constant(value=1.0)
     """
 
-    inner: Any
-    outer: Any
+    inner: StepSize
+    outer: StepSize
     decrease: float = 0.7
     outer_decrease: float = 0.3
     slack: float = 0.03
@@ -110,7 +122,7 @@ class BiSLS:
             # G_i(w - s g) <= G_i(w) - c s |g|^2
             return loss(axpy(-s, g, w)) <= value - (c * s).astype(value.dtype) * square + rounding
 
-        s, number = halved(accepted, self.inner(k), self.halvings)
+        s, number = halved(accepted, scheduled(self.inner, k), self.halvings)
         # where nothing is known no step is right: NaN, which ends the run
         return jnp.where(jnp.isfinite(value + square), s, jnp.nan), number
 
@@ -141,8 +153,8 @@ class BiSPS:
         Constant(value=1.0)
     """
 
-    inner: Any
-    outer: Any
+    inner: StepSize
+    outer: StepSize
     lower: float = 0.0
     decrease: float = 20.0
     outer_decrease: float = 0.3
@@ -162,7 +174,7 @@ class BiSPS:
         square = jnp.asarray(self.decrease).astype(value.dtype) * vdot(g, g)
         gap = jnp.maximum(value - jnp.asarray(self.lower).astype(value.dtype), 0.0)
         step = gap / jnp.maximum(square, jnp.finfo(value.dtype).tiny)
-        return jnp.minimum(step, self.inner(k).astype(value.dtype)), jnp.int32(0)
+        return jnp.minimum(step, scheduled(self.inner, k).astype(value.dtype)), jnp.int32(0)
 
 
 def halved(accepted: Callable[[Array], Array], first: Array, halvings: Array | int) -> tuple[Array, Array]:
@@ -278,7 +290,7 @@ class Searched(NamedTuple):
             promised = jnp.asarray(rule.outer_decrease) * (norm(sub(new, lam)) ** 2).astype(s.dtype) / s
             return outer_loss(axpy(s, way, p.w), new) <= value - promised.astype(value.dtype) + allowed
 
-        s, trials = halved(accepted, rule.outer(self.k), rule.halvings)
+        s, trials = halved(accepted, scheduled(rule.outer, self.k), rule.halvings)
         size = norm(d)
         s = jnp.where(jnp.isfinite(value) & jnp.isfinite(size), s, jnp.nan)
         lam = where(s == 0, lam, parts.outer_move(problem, lam, d, s))
@@ -314,25 +326,25 @@ Moves = Scheduled | Searched
 
 
 def moves_of(
-    algorithm: Any, problem: BilevelProblem, looks: StepLooks, k: Array, begin: tuple[PyTree, PyTree]
+    algorithm: DoubleLoop, problem: BilevelProblem, looks: StepLooks, k: Array, begin: tuple[PyTree, PyTree]
 ) -> Moves:
     """How a double loop moves in step k: by its rule, or by its step sizes."""
-    if not is_ruled(algorithm):
+    if not isinstance(algorithm.step_size, StepRule):
         return Scheduled(algorithm, problem, looks, k, begin)
     return Searched(algorithm.step_size, problem, looks, k, algorithm.linear_steps)
 
 
-def is_ruled(algorithm: Any) -> bool:
+def is_ruled(algorithm: TwoSteps) -> bool:
     """True where a rule owns the steps of both levels."""
     return isinstance(algorithm.step_size, StepRule)
 
 
-def ruled_streams(algorithm: Any, sources: Sources) -> dict[str, Undrawn]:
+def ruled_streams(algorithm: TwoSteps, sources: Sources) -> dict[str, Undrawn]:
     """The sources themselves, for the cost of a step that only the step knows."""
     return undrawn(sources) if is_ruled(algorithm) else {}
 
 
-def counted(algorithm: Any, info: Info, looks: StepLooks) -> Info:
+def counted(algorithm: DoubleLoop, info: Info, looks: StepLooks) -> Info:
     """With the cost of the algorithm's own calls beside that of the searches of its rule."""
     if info.cost is None:
         return info
@@ -340,7 +352,7 @@ def counted(algorithm: Any, info: Info, looks: StepLooks) -> Info:
     return info._replace(cost=own.plus(info.cost))
 
 
-def check_rule(algorithm: Any, problem: BilevelProblem) -> None:
+def check_rule(algorithm: TwoSteps, problem: BilevelProblem) -> None:
     """Refuse a rule where there is no loss to search along."""
     if is_ruled(algorithm) and not problem.has_loss:
         name = type(algorithm.step_size).__name__

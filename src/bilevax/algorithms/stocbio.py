@@ -5,12 +5,13 @@ of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
 from bilevax.algorithms.common import (
     InLossForm,
+    StepRule,
     check_damping,
     checked_steps,
     double_loop_cost,
@@ -25,6 +26,7 @@ from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, add
 from bilevax.data import Several, Undrawn
 from bilevax.solvers.parts import Pair, Point, inner_directions, neumann, outer_directions, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -58,7 +60,7 @@ class StocBiO(InLossForm):
     steps_per_record: ClassVar[int] = 16
     defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, carried=False)
 
-    step_size: Any = None
+    step_size: StepSize | StepRule | None = None
     ratio: float | None = None
     inner_steps: int = 10
     linear_steps: int = 10
@@ -83,9 +85,11 @@ class StocBiO(InLossForm):
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, the series, the move of lam; the loop evaluates the outer value and the gradient norm."""
         lam = pair.lam
+        # w + rho_k (-grad_1 G), T times, or by the rule's steps
         w, by = moves_of(self, problem, looks, k, pair).inner(pair.w, lam)
         g, direct = outer_directions(problem, w, lam, looks["val"])
         rho = by.series(w, lam)
+        # u = sum_{i=0}^K (I - rho H_i) ... (I - rho H_1) rho grad_1 E
         u = neumann(problem, w, lam, g, looks["linear"], rho)
         p = Point(w, u, lam)
         d = add(direct, inner_directions(problem, p, looks["train"]).lam)

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 val, and K of train for the linear system, as looks. Out, to the loop: the next state.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -26,7 +26,7 @@ from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, moved_by, outer_move, projected, storm
-from bilevax.solvers.schedules import Polynomial
+from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 
 
 class State(NamedTuple):
@@ -70,10 +70,10 @@ class SUSTAIN(InLossForm):
     steps_per_record: ClassVar[int] = 64
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=1 / 3)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     linear_steps: int = 10
-    weight: Any = Polynomial(1.0, 2 / 3)
+    weight: StepSize = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
         linear_steps = check_count("linear_steps", self.linear_steps, low=1)
@@ -93,10 +93,13 @@ class SUSTAIN(InLossForm):
         (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
 
         def look(at: Pair) -> Pair:
+            # D = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u),  u = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E
             return drawn_directions(problem, at, looks, rho_0, self.linear_steps)
 
-        eta = jnp.where(k == 0, 1.0, self.weight(k))
+        eta = jnp.where(k == 0, 1.0, scheduled(self.weight, k))
+        # d_k = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1})), of which nothing came before the first: eta_0 = 1
         d = storm(state.d, look(state.pair), look(state.before), eta)
+        # w + rho_k d_w, P(lam - gamma_k d_lam)
         new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
         return State(new, state.pair, d), Info(cost=_cost(looks))
 

@@ -12,6 +12,7 @@ from bilevax.core.config import check_choice, config
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, is_concrete, leaf_name
 
+# lam = T(x), x = T^-1(lam), and where lam may lie
 TRANSFORMS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array], str]] = {
     "identity": (lambda x: x, lambda lam: lam, "any number"),
     "exp": (jnp.exp, jnp.log, "positive"),

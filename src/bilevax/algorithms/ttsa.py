@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 those of ``solvers.parts.drawn_directions`` for lam, as looks. Out, to the loop: the next (w, lam).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
@@ -26,6 +26,7 @@ from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
 from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_move, outer_move, projected
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -57,7 +58,7 @@ class TTSA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False, power=0.4)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     outer_power: float = 1.5
     linear_steps: int = 10
@@ -78,9 +79,12 @@ class TTSA(InLossForm):
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The move of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
         (rho, _), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
+        # w + rho_k (-grad_1 G)
         w = inner_move(problem, pair.w, pair.lam, looks["inner"], rho)
+        # d_lam = grad_2 E - d2(grad_1 G)^T u,  u = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E
         d = drawn_directions(problem, Pair(w, pair.lam), looks, rho_0, self.linear_steps)
         cost = double_loop_cost(sources_of(looks), 1, horizon(looks))
+        # P(lam - gamma_k d_lam), gamma_k = ratio rho_0 (rho_k / rho_0)^a
         return Pair(w, outer_move(problem, pair.lam, d.lam, self.outer_step_size(k))), Info(cost=cost)
 
     def outer_step_size(self, k: Array) -> Array:

@@ -6,7 +6,7 @@ state.
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jax import Array
 
@@ -37,6 +37,7 @@ from bilevax.solvers.parts import (
     penalty_direction,
     projected,
 )
+from bilevax.solvers.schedules import StepSize
 
 
 @config
@@ -77,12 +78,12 @@ class VPBGD(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, power=0.5)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = 1
     multiplier: float = 10.0
     growth: float = 1 / 7
-    unit: Any = None
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         count, power = partial(check_count, low=1), partial(check_real, low=0.0, high=1.0)
@@ -107,10 +108,13 @@ class VPBGD(InLossForm):
         """The moves of w, then z and lam together; the loop evaluates the outer value and the gradient norm."""
         c, (rho, _), inner = penalty(self, k), step_sizes(self, k, state.z, state.lam), looks["inner"]
         p = state._replace(w=inner_moves(problem, state.w, state.lam, inner, rho))
+        # -grad_1 G(z), on the rows of the last of these moves
         d_z = descent_on(problem, p.z, p.lam, inner[self.inner_steps - 1])
         g, _ = outer_directions(problem, p.z, p.lam, looks["val"])
+        # grad_2 E(z) + c_k (grad_2 G(z) - grad_2 G(w))
         d_lam = penalty_direction(problem, p, c, looks["train"], looks["val"])
         lam = outer_move(problem, p.lam, d_lam, self.outer_step_size(k))
+        # z - rho_k (grad_1 G(z) + grad_1 E(z) / c_k)
         return Copies(p.w, moved_by(rho, axpy(-1.0 / c, g, d_z), p.z), lam), Info()
 
     def outer_step_size(self, k: Array) -> Array:

@@ -4,7 +4,7 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 and K of train for every evaluation, as looks, and the sources. Out, to the loop: the next state.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from bilevax.solvers.parts import (
     series_directions,
     storm,
 )
+from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -67,7 +68,7 @@ class VRBO(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False)
 
-    step_size: Any = None
+    step_size: StepSize | None = None
     ratio: float | None = None
     inner_steps: int = 3
     linear_steps: int = 10
@@ -97,6 +98,7 @@ class VRBO(InLossForm):
         pair, (train, val), K = state.pair, sources_of(looks), self.linear_steps
         (rho, gamma), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
         whole, every_row = k % _period(self, train, val) == 0, (problem, pair, train, val, K, rho_0)
+        # D(w, lam) on every row at k = 0, period, 2 period, ...; else as the last step has led it on
         d = jax.lax.cond(whole, lambda: mean_series_directions(*every_row), lambda: state.d)
 
         def move(i: Array, carry: tuple[Pair, Pair, Pair]) -> tuple[Pair, Pair, Pair]:

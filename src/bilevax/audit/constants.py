@@ -275,6 +275,7 @@ def _worst_variance(
 def _largest_modulus(product: Callable[[Array], Array], start: Array) -> Measured:
     """The largest |eigenvalue| of a symmetric map."""
     low, high = extreme_eigenvalues(product, start)
+    # max |eigenvalue| is at one of the two ends
     return Measured(jnp.maximum(-low.value, high.value), jnp.maximum(low.error, high.error))
 
 

@@ -3,12 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from bilevax.cli.config_file import Options
 from bilevax.cli.display import Display
 from bilevax.cli.output import Output
 from bilevax.cli.predict import safe_cell, safe_id
@@ -38,7 +39,7 @@ _COPIES = 5
 """Of the numbers of a table, in float64, that a fit takes at most."""
 
 
-def run(options: Mapping[str, Any]) -> int:
+def run(options: Options) -> int:
     """Find wrong labels and write the run; the exit code is returned.
 
     Args:
@@ -78,7 +79,7 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def _settings(options: Mapping[str, Any]) -> "CleanSettings":
+def _settings(options: Options) -> "CleanSettings":
     """What was asked for; what does not go together is refused."""
     from bilevax.study.cleaning_rows import CleanSettings
 
@@ -95,7 +96,7 @@ def _settings(options: Mapping[str, Any]) -> "CleanSettings":
     return CleanSettings(**{name: options[name] for name in CleanSettings._fields if options[name] is not None})
 
 
-def _tables(source: str, options: Mapping[str, Any], settings: "CleanSettings") -> tuple[Table, str, Table | None]:
+def _tables(source: str, options: Options, settings: "CleanSettings") -> tuple[Table, str, Table | None]:
     """What is cleaned, the column of labels, and the other table, if there is one."""
     marks, kinds = marks_from_words(options["missing"] or ()), types_from_words(options["types"] or ())
     reading = Reading(
@@ -131,7 +132,7 @@ def _trusted(source: str, table: Table, settings: "CleanSettings", reading: Read
     return open_table(source, like)[0]
 
 
-def _cleaned(source: str, options: Mapping[str, Any]) -> str:
+def _cleaned(source: str, options: Options) -> str:
     """The suffix of the cleaned copy; refused where none can be made."""
     path = Path(source)
     if not path.exists():
@@ -177,7 +178,7 @@ def _lines(rows: Iterable[list[str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _outcome(records: Records, directory: Path, written: list[str], options: Mapping[str, Any]) -> None:
+def _outcome(records: Records, directory: Path, written: list[str], options: Options) -> None:
     """The sentence, and where everything is, on standard output."""
     from bilevax.report.cleaning_words import checked, verdict
 

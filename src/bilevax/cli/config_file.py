@@ -3,11 +3,15 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bilevax.core.errors import ParameterError, UsageError
+from bilevax.core.events import Plain
 from bilevax.core.text import clean
 from bilevax.tables.table import suggestion
+
+Options: TypeAlias = Mapping[str, Any]
+"""Options of a command by name, as it was given them; None where not given."""
 
 _LARGEST = 1_000_000
 """Bytes of a file."""
@@ -15,7 +19,7 @@ _LARGEST = 1_000_000
 _ELSEWHERE = ("table", "target", "out")
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_config(path: Path) -> tuple[Plain, Plain]:
     """Settings, and what else the file says of ``table``, ``target`` and ``out``.
 
     Raises:
@@ -38,24 +42,24 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, tables
 
 
-def settings_of_run(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def settings_of_run(tables: Mapping[str, Plain]) -> Plain:
     """The settings that a run was begun with; what splits its rows stands with its data."""
     data = tables["data"]
     return {**tables.get("tune", {}), **{name: data[name] for name in ("group", "time_column") if name in data}}
 
 
-def table_of_run(tables: Mapping[str, Mapping[str, Any]]) -> str | None:
+def table_of_run(tables: Mapping[str, Plain]) -> str | None:
     """Where its table was: the path of a file, or as it was given."""
     source = tables.get("source", {})
     return source.get("path") or source.get("given")
 
 
-def _of_run(tables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_run(tables: Plain) -> tuple[Plain, Plain]:
     """What a run was begun with: its settings, its table, and its target."""
     return settings_of_run(tables), {"table": table_of_run(tables), "target": tables["data"].get("target")}
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def _toml(path: Path) -> Plain:
     try:
         content = path.read_bytes()
         if len(content) > _LARGEST:

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bilevax.cli.output import Output
-from bilevax.core.events import Event
+from bilevax.core.events import Event, Plain
 from bilevax.core.intervals import NORMAL
 from bilevax.core.record_lines import Records
 from bilevax.core.run_files import REPORT
@@ -78,7 +77,7 @@ class Display:
             case "gap":
                 self._end_of_steps()
 
-    def outcome(self, records: Records, config: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
+    def outcome(self, records: Records, config: Mapping[str, Plain], directory: Path) -> None:
         """The comparison, the verdict, and where everything is, on standard output."""
         console, end, report = Output(), records.last(End), directory / REPORT
         interrupted = end is not None and end.interrupted

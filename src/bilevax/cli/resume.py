@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bilevax.cli.config_file import settings_of_run, table_of_run
 from bilevax.cli.display import Display
 from bilevax.cli.tune import carry_out, described, open_for, said_if_kept
 from bilevax.core.errors import MismatchError, UsageError
+from bilevax.core.events import Plain
 from bilevax.core.text import clean
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(
     from bilevax.study.run_directory import RunDirectory
 
     with said_if_kept(RunDirectory(path, resume=True)) as directory:
-        config: dict[str, dict[str, Any]] = directory.config
+        config: dict[str, Plain] = directory.config
         if directory.ended:
             print(f"bilevax: {clean(path)} is finished; there is nothing to go on with", file=sys.stderr)
             return 0
@@ -70,12 +71,12 @@ def run(
             return carry_out(directory, display, opened, given, more, override=names)
 
 
-def _settings(config: dict[str, dict[str, Any]], words: Sequence[str]) -> tuple["TuneSettings", dict[str, str]]:
+def _settings(config: dict[str, Plain], words: Sequence[str]) -> tuple["TuneSettings", dict[str, str]]:
     """The settings of the run, those given anew instead, and how these differ by name."""
     from bilevax.study.settings import TuneSettings, settings_from
 
     saved = settings_of_run(config)
-    given: dict[str, Any] = {}
+    given: Plain = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:

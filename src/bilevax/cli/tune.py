@@ -3,22 +3,23 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from bilevax.cli.config_file import read_config
+from bilevax.cli.config_file import Options, read_config
 from bilevax.cli.display import Display
 from bilevax.cli.group import asked, joined, started_again
 from bilevax.cli.source import open_rows, required_target
 from bilevax.core.errors import UsageError
-from bilevax.core.events import Event
+from bilevax.core.events import Event, Plain
 from bilevax.core.limits import require
 from bilevax.core.text import clean, counted
 from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, STARTING, study_memory
 from bilevax.tables.table import Table
 
 if TYPE_CHECKING:
+    from bilevax.runs import Run
     from bilevax.study.row_set import RowSet
     from bilevax.study.run_directory import RunDirectory, Tables
     from bilevax.study.settings import TuneSettings
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-def begin(options: Mapping[str, Any]) -> int:
+def begin(options: Options) -> int:
     """Tune a table and write the run; the exit code is returned.
 
     Args:
@@ -100,7 +101,7 @@ def carry_out(
     return _INTERRUPTED if study.interrupted else 0
 
 
-def _checkpoints(directory: "RunDirectory", settings: "TuneSettings", override: tuple[str, ...]) -> object:
+def _checkpoints(directory: "RunDirectory", settings: "TuneSettings", override: tuple[str, ...]) -> "Run | None":
     """Of a linear model's tuning; of an additive one passes over many rows alone take time worth keeping."""
     if not settings.is_linear:
         return None
@@ -180,7 +181,7 @@ def open_for(source: str, target: str | None, settings: "TuneSettings", display:
     return Opened(every.sample(), target, every)
 
 
-def settings_of(options: Mapping[str, Any], config: Path | None) -> tuple["TuneSettings", dict[str, Any]]:
+def settings_of(options: Options, config: Path | None) -> tuple["TuneSettings", Plain]:
     """Settings by the command line, else by a TOML file, and what else that file says: table, target, out.
 
     Raises:

@@ -88,7 +88,7 @@ def _fields(of: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(of)
 
 
-def static(default: Any = dataclasses.MISSING) -> Any:
+def static(default: PyTree = dataclasses.MISSING) -> PyTree:
     """A field whose value (a batch size, a name) belongs to the structure: changing it compiles anew."""
     # Such a number would be a child otherwise, as all numbers are.
     return dataclasses.field(default=default, metadata={"static": True})
@@ -153,14 +153,16 @@ def _strong(x: PyTree) -> PyTree:
     return x
 
 
-def check_real(name: str, value: Any, *, low: float = -np.inf, high: float = np.inf, open_low: bool = False) -> Any:
+def check_real(
+    name: str, value: jax.Array | float, *, low: float = -np.inf, high: float = np.inf, open_low: bool = False
+) -> float:
     """A number field as a Python float, range-checked; a tracer passes unchecked.
 
     Raises:
         ParameterError: the value is no real scalar or lies outside [low, high] (or ]low, high]).
     """
     if not is_concrete(value):
-        return value
+        return cast(float, value)
     try:
         if isinstance(value, bool | np.bool_ | str) or np.ndim(value) != 0:
             raise TypeError
@@ -182,7 +184,7 @@ def is_scalar(value: PyTree) -> bool:
     return value is not None and not callable(value) and jax.tree_util.all_leaves([value]) and np.ndim(value) == 0
 
 
-def check_count(name: str, value: Any, *, low: int = 0) -> Any:
+def check_count(name: str, value: Steps, *, low: int = 0) -> int:
     """A count field as a Python int, range-checked; a tracer or a rule of growth passes unchecked.
 
     Raises:
@@ -190,7 +192,7 @@ def check_count(name: str, value: Any, *, low: int = 0) -> Any:
     """
     # a tracer has no value yet, and a rule of growth gives its counts later
     if not is_concrete(value) or callable(value):
-        return value
+        return cast(int, value)
     if isinstance(value, bool | np.bool_ | str) or np.ndim(value) != 0 or not float(value).is_integer():
         raise ParameterError(f"{name} must be a whole number, got {value!r}")
     if int(value) < low:
@@ -203,7 +205,7 @@ def check_count(name: str, value: Any, *, low: int = 0) -> Any:
 at_least_one = partial(check_count, low=1)
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
     """A name field, checked against what is allowed.
 
     Raises:
@@ -214,7 +216,7 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def as_path(name: str, value: Any) -> Path:
+def as_path(name: str, value: object) -> Path:
     """The path that a string or a path is.
 
     Raises:

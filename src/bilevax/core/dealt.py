@@ -4,7 +4,7 @@ Programs are partitioned by the compiler, and know nothing of it. Here is what i
 dealt, so that no device has to hold the whole of something as long as w, and how its numbers come to one place.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Dealing(NamedTuple):
         if not self.leaves:
             return None
 
-        def of(path: Any, x: PyTree) -> NamedSharding:
+        def of(path: tuple[object, ...], x: PyTree) -> NamedSharding:
             at = jax.tree_util.keystr(path)
             return next((s for end, shape, s in self.leaves if at.endswith(end) and x.shape == shape), self.whole)
 

@@ -32,8 +32,6 @@ LOCK = "run.lock"
 ATTEMPTS = 5
 """To get a lock that is held, a fiftieth of a second apart."""
 
-_LEFTOVER = re.compile(r"\..+\.tmp-\d+-[0-9a-f]{8}")
-
 
 def write(path: Path, content: bytes | str) -> None:
     """Write a file atomically: a temporary file beside it, flushed to the disk, then renamed over it.
@@ -253,7 +251,7 @@ def remove_leftovers(directory: Path) -> None:
 
 def is_leftover(name: str) -> bool:
     """True of the name of what was not yet whole when its writer was killed."""
-    return bool(_LEFTOVER.fullmatch(name))
+    return bool(re.fullmatch(r"\..+\.tmp-\d+-[0-9a-f]{8}", name))
 
 
 def names(directory: Path) -> list[str]:

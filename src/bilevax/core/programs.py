@@ -7,7 +7,7 @@ what was measured, of programs beyond 200 MB (``python -m benchmarks memory``).
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
@@ -55,7 +55,7 @@ def weighed(program: Callable[P, T], what: str) -> Callable[P, T]:
     Raises:
         ResourceError: (when it is called) there is too little memory.
     """
-    known: set[Any] = set()
+    known: set[tuple[object, ...]] = set()
 
     @functools.wraps(program)
     def call(*args: P.args, **named: P.kwargs) -> T:

@@ -1,6 +1,6 @@
 """What estimators and runs return: plain records of arrays."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +37,12 @@ class Count:
     reads: Array | int | None = None
 
     @property
-    def evaluations(self) -> Any:
+    def evaluations(self) -> Array | int:
         """Rows the calls are on: calls * rows."""
         return self._times_rows(self.calls)
 
     @property
-    def samples(self) -> Any:
+    def samples(self) -> Array | int:
         """Rows read: reads * rows."""
         return self._times_rows(self._known_reads)
 
@@ -83,7 +83,7 @@ class Cost(NamedTuple):
     measuring: Count = Count()
 
     @property
-    def samples(self) -> Any:
+    def samples(self) -> Array | int:
         """Samples: rows read, over all kinds; a row in hand that serves several calls is read once."""
         # sum of reads * rows over the kinds
         return sum(part.samples for part in self)

@@ -5,7 +5,9 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TypeAlias
+
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | signal.Handlers
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C, a scheduler that wants the machine back, a terminal that was closed."""
@@ -43,7 +45,7 @@ class Stops:
         self, numbers: tuple[int, ...] = ENDING, *, hold: bool = True, told: Callable[[], object] | None = None
     ) -> None:
         self._numbers, self._hold, self._told, self.number = numbers, hold, told, 0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Handler | int | None] = {}
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
         """The handler."""
@@ -73,7 +75,7 @@ class Stops:
             _deliver(self.number, before)
 
 
-def _deliver(number: int, handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+def _deliver(number: int, handler: Handler | int) -> None:
     """What would have happened without us."""
     if callable(handler):
         handler(number, None)

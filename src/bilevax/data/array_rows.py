@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -144,11 +143,11 @@ def _opened(name: str, x: object) -> np.ndarray:
 def _known(x: np.ndarray) -> tuple[object, ...]:
     """What tells an array from others while it is held: its file as it is now, or its memory; and its part of that."""
     part = x.__array_interface__["data"][0], x.strides, x.shape, x.dtype.str
-    if not _has_file(x):
+    if not isinstance(x, np.memmap) or x.filename is None:
         return part
     # what is written into a file all who mapped it see
-    now = os.stat(cast(Any, x).filename)
-    return now.st_dev, now.st_ino, now.st_size, cast(Any, x).offset, *part[1:]
+    now = os.stat(x.filename)
+    return now.st_dev, now.st_ino, now.st_size, x.offset, *part[1:]
 
 
 def _has_file(x: object) -> bool:

@@ -3,12 +3,13 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from bilevax.core.config import check_choice, check_count, config, set_frozen, static
 from bilevax.core.errors import DataError, ParameterError
@@ -87,7 +88,7 @@ class Arrays(Numbered):
     sampling: str = "iid"
     seed: int | None = 0
     keys: bool = dataclasses.field(default=False, kw_only=True)
-    groups: Any = dataclasses.field(default=None, kw_only=True, metadata={"added": True})
+    groups: ArrayLike | None = dataclasses.field(default=None, kw_only=True, metadata={"added": True})
     window: int = dataclasses.field(default=4, kw_only=True, metadata={"static": True, "added": True})
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from bilevax.core.trees import PyTree
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.dataset
 
 Columns = str | Sequence[str]
 
@@ -32,7 +33,7 @@ class DataSetRows:
         most: bytes that the groups that are kept take at most, but for those that are asked for together.
     """
 
-    def __init__(self, data: Any, columns: PyTree, most: int) -> None:
+    def __init__(self, data: "pyarrow.dataset.Dataset", columns: PyTree, most: int) -> None:
         named = columns if columns is not None else {name: name for name in data.schema.names}
         leaves, self._structure = jax.tree.flatten(named, is_leaf=lambda x: isinstance(x, str | list))
         self._leaves: list[Columns] = leaves
@@ -40,8 +41,8 @@ class DataSetRows:
             dict.fromkeys(name for leaf in leaves for name in ([leaf] if isinstance(leaf, str) else leaf))
         )
         self._most = most
-        self._groups: list[Any] = []
-        self._kinds: dict[str, Any] = {}
+        self._groups: list[pyarrow.dataset.Fragment] = []
+        self._kinds: dict[str, tuple[pyarrow.DataType, str]] = {}
         try:
             fragments = list(data.get_fragments())
         except ValueError as e:
@@ -57,7 +58,7 @@ class DataSetRows:
         self._ends = np.cumsum(self.groups)
         self._kept: OrderedDict[int, list[np.ndarray]] = OrderedDict()
 
-    def _see(self, fragment: Any) -> None:
+    def _see(self, fragment: "pyarrow.dataset.Fragment") -> None:
         """The row groups of a file, whose columns must be those of the files before it."""
         try:
             schema = fragment.physical_schema
@@ -137,7 +138,7 @@ class DataSetRows:
         return repr((names, self.groups.tolist(), self._leaves)).encode()
 
 
-def _rows(group: Any) -> int:
+def _rows(group: "pyarrow.dataset.Fragment") -> int:
     # a part of a Parquet file knows its own; its count would be that of the file
     parts = getattr(group, "row_groups", None)
     return int(sum(part.num_rows for part in parts) if parts else group.count_rows())

@@ -62,6 +62,7 @@ def fold(
     start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     lead_on = partial(continued, source, step, args, key=key, start=start)
     at = Underway(start, no_plan(source, key), carry)
+    # of several stops a scan, whose plan goes over from one to the next
     out: Carry = (lead_on(at, stop) if stop.ndim == 0 else jax.lax.scan(lead_on, at, stop))[1]
     return out
 

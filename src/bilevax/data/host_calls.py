@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.custom_batching import custom_vmap
 from jax.experimental.buffer_callback import buffer_callback
+from numpy.typing import ArrayLike
 
 from bilevax.core.errors import BilevaxError, ParameterError
 from bilevax.core.host import note
@@ -35,7 +36,7 @@ def from_host(write: Callable[..., None], shapes: Sequence[jax.ShapeDtypeStruct]
         return out
 
     @fetch.def_vmap
-    def _(*_: Any) -> NoReturn:
+    def _(*_: object) -> NoReturn:
         raise ParameterError(
             "a stream cannot be mapped by jax.vmap, nor have replicas: its rows are read one minibatch after another;"
             " loop over the keys, or take rows in memory (bx.Arrays)"
@@ -46,7 +47,7 @@ def from_host(write: Callable[..., None], shapes: Sequence[jax.ShapeDtypeStruct]
     return fetched
 
 
-def _write(write: Callable[..., None], parts: list[slice], _: Any, out: list[Any], packed: Any) -> None:
+def _write(write: Callable[..., None], parts: list[slice], _: object, out: list[ArrayLike], packed: ArrayLike) -> None:
     given = np.asarray(packed)
     try:
         write(*(given[part] for part in parts), out=[np.asarray(x) for x in out])

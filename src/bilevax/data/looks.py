@@ -8,7 +8,7 @@ what the step gives it to the step's minibatch (:class:`Look`), or a fold over i
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,7 @@ class Several:
 
     def chunk_end(self, k: Array) -> Array:
         """The first step after k that opens a chunk."""
+        # 256 // T steps to a chunk
         return (k // self._steps + 1) * self._steps
 
     def look(self, plan: PyTree, k: Array, short: bool | None) -> "LookAtSeveral":
@@ -84,6 +85,7 @@ class LookAtSeveral:
 
     def __getitem__(self, i: Array | int) -> "Look":
         """The look at the step's minibatch i < T; whether it is a short one is looked up each time."""
+        # the i-th of the step's minibatches is number begin + i of the source
         j = self._begin + i
         return Look(lambda use: self._several.source.visit(self._plan, j, use))
 
@@ -208,10 +210,10 @@ class Look:
         return self(lambda draw: jnp.asarray(draw.block, jnp.int32))
 
 
-class Looks(dict[str, Any]):
+class Looks(dict[str, PyTree]):
     """A step's look at each stream, by name."""
 
-    def __init__(self, looks: Mapping[str, Any], key: Array, k: Array) -> None:
+    def __init__(self, looks: Mapping[str, PyTree], key: Array, k: Array) -> None:
         super().__init__(looks)
         self._key, self._k = key, k
 

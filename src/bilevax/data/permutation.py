@@ -59,6 +59,7 @@ def permuted_within(words: Array, i: Array, sizes: Array, salt: Array) -> Array:
     def swap(x: Array, pair: Array) -> tuple[Array, None]:
         centre = (_hash(pair[0] ^ own) % sizes.astype(jnp.uint32)).astype(jnp.int32)
         partner = jnp.where(x <= centre, centre - x, centre - x + sizes)
+        # hashed with the set's own salt: sets of one size are permuted apart
         swapped = _hash(_hash(jnp.maximum(x, partner).astype(jnp.uint32) ^ pair[1]) ^ own) % 2 == 1
         return jnp.where(swapped, partner, x), None
 

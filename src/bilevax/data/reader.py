@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -96,7 +96,7 @@ class Reader:
         mapped: of each leaf the array where it lies, or None.
     """
 
-    def __init__(self, data: Any, seed: int | None, prefetch_bytes: int, timeout: float) -> None:
+    def __init__(self, data: PyTree, seed: int | None, prefetch_bytes: int, timeout: float) -> None:
         again = data if isinstance(data, Reader) else None
         data = again.loader if again else data
         self.loader: Loader = data if callable(getattr(data, "rows", None)) else ArrayRows(data)
@@ -107,7 +107,7 @@ class Reader:
         self.mapped: tuple[Array | None, ...] = self.loader.mapped if isinstance(self.loader, ArrayRows) else ()
         self.name = "data" if self._own else f"{type(data).__name__}.rows"
         self._ready = threading.Condition()
-        self._jobs: deque[tuple[Numbers, Future[Any], Callable[[Numbers], Any]]] = deque()
+        self._jobs: deque[tuple[Numbers, Future[PyTree], Callable[[Numbers], PyTree]]] = deque()
         self._ahead: OrderedDict[Key, Reading] = OrderedDict()
         self._announced = Announced()
         self._thread: threading.Thread | None = None
@@ -143,7 +143,7 @@ class Reader:
         given: list[np.ndarray] = jax.tree.leaves(tree)
         for name, x in zip(self.names, given, strict=True):
             check_numbers(name, x)
-        self.structure: Any = jax.tree.structure(tree)
+        self.structure: jax.tree_util.PyTreeDef = jax.tree.structure(tree)
         # an array that a loader fills again is copied before it can be
         self._copied = not self._own and share(given, list(map(np.asarray, jax.tree.leaves(self._wait(ask(), few)))))
         self._kinds = [(x.shape[1:], x.dtype) for x in given]
@@ -156,8 +156,7 @@ class Reader:
         self.row_bytes = sum(s.dtype.itemsize * int(np.prod(s.shape)) for s in self.shapes)
         words = [repr((self.length, self._kinds)).encode(), *(np.ascontiguousarray(x).tobytes() for x in given)]
         ordered = b"" if self.order is None else self.order.tobytes()
-        words.append(ordered)
-        words += [self.loader.told()] if isinstance(self.loader, DataSetRows) else []
+        words += [ordered, *([self.loader.told()] if isinstance(self.loader, DataSetRows) else [])]
         self._fingerprint = zlib.crc32(b"".join(words))
         # while the loader is held no other has its id
         self.known = getattr(self.loader, "known", id(self.loader)), ordered
@@ -285,8 +284,8 @@ class Reader:
             if not gone.used:
                 gone.job.cancel()
 
-    def _ask(self, numbers: Numbers, read: Callable[[Numbers], Any], *, urgent: bool = False) -> "Future[Any]":
-        job: Future[Any] = Future()
+    def _ask(self, numbers: Numbers, read: Callable[[Numbers], PyTree], *, urgent: bool = False) -> "Future[PyTree]":
+        job: Future[PyTree] = Future()
         with self._ready:
             (self._jobs.appendleft if urgent else self._jobs.append)((numbers, job, read))
             if self._thread is None:
@@ -317,7 +316,7 @@ class Reader:
                 except BaseException as e:  # whatever a loader raises, its rows' user is told
                     job.set_exception(e)
 
-    def _look(self, rows: Rows, numbers: Numbers, job: "Future[Any]") -> None:
+    def _look(self, rows: Rows, numbers: Numbers, job: "Future[PyTree]") -> None:
         """The end of a reading: what a loader gave is finite."""
         try:
             for name, x in zip(self._unseen, rows[1:], strict=True):
@@ -326,7 +325,7 @@ class Reader:
         except Exception as e:
             job.set_exception(e)
 
-    def _wait(self, job: "Future[Any]", numbers: Numbers) -> Any:
+    def _wait(self, job: "Future[PyTree]", numbers: Numbers) -> PyTree:
         try:
             return job.result(self._timeout)
         except TimeoutError:
@@ -354,7 +353,7 @@ class Reader:
         # a range is of rows as they lie
         return np.asarray(numbers) if self.order is None or isinstance(numbers, range) else self.order[numbers]
 
-    def _asked(self, read: Callable[[np.ndarray], Any], numbers: Numbers) -> Any:
+    def _asked(self, read: Callable[[np.ndarray], PyTree], numbers: Numbers) -> PyTree:
         """What the loader says of these rows."""
         wanted = self._in_order(numbers)
         try:

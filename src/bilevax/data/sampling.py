@@ -1,12 +1,13 @@
 """Which rows are minibatch j: one rule for rows in memory and for rows that are not."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from bilevax.core.config import check_count
 from bilevax.core.errors import ParameterError
@@ -52,7 +53,7 @@ class Numbered:
     batch_size: int | None
     sampling: str
     keys: bool
-    groups: Any
+    groups: ArrayLike | None
     window: int
 
     @property
@@ -139,6 +140,7 @@ class Numbered:
             return found
         words = _words(key, met)
         if self.sampling == "shuffled":
+            # minibatch p of an epoch is the places p b, ..., p b + b - 1 of its permutation
             rows = places[:, None] * b + jnp.arange(b, dtype=jnp.int32)[None, :]
             return permuted(words, rows, n, nth[:, None])
         if n % b == 0:
@@ -158,7 +160,8 @@ class Numbered:
 
     def _layout(self, key: Array) -> "Layout":
         """The order of an epoch of ``"windows"``."""
-        sizes, k = jnp.asarray(self.groups, jnp.int32), len(self.groups)
+        sizes = jnp.asarray(self.groups, jnp.int32)
+        k = len(sizes)
         words = cipher_words(key)
         order = permuted(words, jnp.arange(k, dtype=jnp.int32), k)
         ends = jnp.cumsum(sizes[order], dtype=jnp.int32)
@@ -167,8 +170,8 @@ class Numbered:
 
     def _in_windows(self, at: "Layout", place: Array) -> Array:
         """The rows of the minibatch at a place of an epoch, [b]."""
-        n, b, k, G = self.rows, self.rows_per_batch, len(self.groups), self.window
         sizes = jnp.asarray(self.groups, jnp.int32)
+        n, b, k, G = self.rows, self.rows_per_batch, len(sizes), self.window
         firsts = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
         # (p + turn) mod n: a turn at random makes every row as likely at every place, whatever the groups' sizes
         p = place * b + jnp.arange(b, dtype=jnp.int32)
@@ -211,6 +214,7 @@ class Numbered:
     def next_short(self, plan: PyTree, j: Array) -> Array:
         """The first minibatch from j on that is the short block; where there is none in the chunk, the next chunk."""
         nexts = self._choice(plan[0] if self.keys else plan)[1]
+        # the chunk's first minibatch, and the place in it
         out: Array = j - j % CHUNK + nexts[j % CHUNK]
         return out
 
@@ -245,7 +249,7 @@ class Numbered:
 SAMPLINGS = "iid", "shuffled", "blocks", "windows"
 
 
-def checked_groups(groups: Any, window: int, sampling: str, n: int) -> tuple[Array | None, int]:
+def checked_groups(groups: ArrayLike | None, window: int, sampling: str, n: int) -> tuple[Array | None, int]:
     """The sizes of the groups, [k] int32, and how many are a window.
 
     Raises:

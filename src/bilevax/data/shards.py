@@ -4,7 +4,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,7 @@ class Sharded:
     fold = fold
 
     def _choose(self, key: Array, j: Array) -> Array:
+        # b / S rows of each stratum, with replacement
         number = self.rows_per_batch // self.strata
 
         def of(key: Array, s: Array, size: Array) -> Array:
@@ -127,7 +128,7 @@ class Sharded:
         padding = jax.tree.map(lambda a: a[:, m - 1 :], self.data)
         return Strata((whole, Piece(padding, (self.sizes - m).astype(float) / self.rows)))
 
-    def _on_owners(self, fn: Callable[..., Any], specs: tuple[PartitionSpec, ...], *args: Any) -> Any:
+    def _on_owners(self, fn: Callable[..., PyTree], specs: tuple[PartitionSpec, ...], *args: PyTree) -> PyTree:
         """``fn`` on each device's part of the arguments."""
         return jax.shard_map(fn, mesh=self.mesh, in_specs=specs, out_specs=OWN)(*args)
 
@@ -243,6 +244,7 @@ def _stratum(source: Arrays | Stream, s: int, S: int) -> list[np.ndarray]:
 def _padded(n: int, S: int) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     """A stratum with as many rows as the longest, ceil(n / S)."""
     m = -(-n // S)
+    # a stratum that is one short repeats a row, whose weight total takes away
     return lambda rows: [x if len(x) == m else np.concatenate([x, x[:1]]) for x in rows]
 
 

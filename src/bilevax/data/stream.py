@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from bilevax.core.config import check_choice, check_count, config, positive, set_frozen, static
 from bilevax.core.errors import ParameterError
@@ -101,16 +102,16 @@ class Stream(Numbered):
         9.0
     """
 
-    data: Any
+    data: PyTree
     batch_size: int | None = static(None)
     sampling: str = "iid"
     seed: int | None = 0
     keys: bool = dataclasses.field(default=False, kw_only=True)
-    columns: Any = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
+    columns: PyTree = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
     window: int = dataclasses.field(default=4, kw_only=True, metadata={"static": True})
     prefetch_bytes: int = dataclasses.field(default=1 << 28, kw_only=True, metadata={"static": True})
     timeout: float = dataclasses.field(default=60.0, kw_only=True, metadata={"static": True})
-    groups: Any = dataclasses.field(init=False)
+    groups: ArrayLike | None = dataclasses.field(init=False)
     table: int = dataclasses.field(init=False, metadata={"told": False})
     mapped: tuple[Array | None, ...] = dataclasses.field(init=False, metadata={"told": False})
 
@@ -132,7 +133,7 @@ class Stream(Numbered):
         set_frozen(self, mapped=reader.mapped)
         _ = self._shape  # which refuses minibatches that are too large
 
-    def _opened(self, most: int) -> Any:
+    def _opened(self, most: int) -> PyTree:
         if is_data_set(self.data):
             return DataSetRows(self.data, self.columns, most)
         if self.columns is not None:

@@ -42,6 +42,7 @@ def batch_mean(
         # the weights of an epoch's blocks have the mean 1: a sum over whole epochs counts every row alike
         return axpy(draw.weight, fn(args, draw.batch), total)
 
+    # (1/J) sum_i fn(args, zeta_i); of no minibatches 0
     total = source.fold(step, start, args, key=key, start=first, stop=first + number)
     return scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), total)
 
@@ -63,6 +64,7 @@ def mean_and_deviation(means: tuple[PyTree, PyTree], number: Array) -> tuple[PyT
     count = number.astype(jnp.result_type(float))
     bessel = count / jnp.maximum(count - 1.0, 1.0)
 
+    # rounding may leave a square of the mean above the mean of the squares
     def deviation(m: Array, q: Array) -> Array:
         return jnp.sqrt(bessel.astype(m.dtype) * jnp.maximum(q - m**2, 0.0))
 
@@ -85,6 +87,7 @@ def stack_mean(
 
         return revised(more, totals, stack, batch=draw.batch)
 
+    # the same minibatches at every row of the stack: what they share drops out of differences
     totals = source.fold(step, start, (args, stack), key=key, start=0, stop=number)
     return scale(1.0 / jnp.maximum(number, 1).astype(jnp.result_type(float)), totals)
 

@@ -34,6 +34,7 @@ def damping_bias(instance: Instance, points: tuple[PyTree, PyTree], *, key: Arra
     w, v = points
     delta = jnp.asarray(instance.problem.damping).astype(norm(v).dtype)
     eta = measured_step(instance, w, key=stream(key, "measure"))
+    # the slowest direction relaxes by eta delta a step, to e^-4 in so many; the mean is of the second half
     number = jnp.clip(4.0 / (eta * jnp.maximum(delta, 1e-6)), 10, LONGEST).astype(jnp.int32)
 
     def step(

@@ -49,6 +49,7 @@ class Way(NamedTuple):
     @property
     def standard_error(self) -> PyTree:
         """Of ``truth``: of the mean of the last half, and its distance from that of the quarter before."""
+        # hypot(error of the late mean, late - early): noise, and what has not arrived
         early, late = self._part(PARTS // 4, PARTS // 2), self._part(PARTS // 2, PARTS)
         spread = jax.tree.map(jnp.hypot, late.standard_error, sub(late.mean, early.mean))
         return scale(1.0 / self.resolved, spread)
@@ -105,9 +106,11 @@ def way_on_every_row(
         pairs = jax.tree.map(lambda *x: jnp.stack(x), here, snapshot)
         *new, x = each((draws["train"].batch, draws["val"].batch))(at, pairs)
         change = jax.tree.map(lambda new, at: new[0] - new[1] + at, tuple(new), snapshot)
+        # step j < number is in part ceil((j + 1) PARTS / number) - 1, so that the last of them ends the last part
         part = ((j + 1) * PARTS - 1) // number
         # h_B(w', v') - h_B(w, v)
         totals = jax.tree.map(lambda total, x: total.at[part].add(x[0] - x[1]), totals, x)
+        # (w', v') <- snapshot + change of the minibatch's move + eta (residual on every row)
         return axpy(eta, residuals, change), totals, counts.at[part].add(1)
 
     none = jax.tree.map(lambda x: jnp.zeros((PARTS, *x.shape), x.dtype), instance.lam)

@@ -1,7 +1,7 @@
 """Iterative differentiation: the derivative of the trajectory itself."""
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ from bilevax.core.trees import (
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.residual_error import SAFETY, SolverErrors, report_of_bias
 from bilevax.solvers.left import moves_left
-from bilevax.solvers.schedules import Constant, schedule
+from bilevax.solvers.schedules import Constant, StepSize, schedule, scheduled
 from bilevax.solvers.stability import NEVER, MoveHistory, empty_history, final_code, monitor
 
 
@@ -103,12 +103,12 @@ class ITD:
     extensible: ClassVar[bool] = False
 
     steps: int = static()
-    step_size: Any = Constant(1.0)
+    step_size: StepSize = Constant(1.0)
     mode: str = "reverse"
     tol: float = 0.1
     last: int | None = static(None)
     confirm: bool = True
-    outer_weight: Any = None
+    outer_weight: StepSize | None = None
     truncate: str | None = None
 
     def __post_init__(self) -> None:
@@ -204,8 +204,7 @@ class ITD:
 
     @property
     def _last_step(self) -> Array:
-        eta: Array = self.step_size(jnp.int32(self.steps - 1))
-        return eta
+        return scheduled(self.step_size, jnp.int32(self.steps - 1))
 
     def _differentiated(
         self, instance: Instance, w0: PyTree
@@ -299,20 +298,20 @@ def unrolled(
 
     def step(at: Trajectory, j: Array) -> tuple[Trajectory, None]:
         # w <- w + eta_j (Phi(w, lam) + offset - w) - a_j grad_1 E(w, lam)
-        move = sub(add(instance.mean_image(at.w, lam), offset), at.w)
+        move, eta = sub(add(instance.mean_image(at.w, lam), offset), at.w), scheduled(method.step_size, j)
         if method.outer_weight is not None:
             _, g, _ = instance._replace(lam=lam).mean_outer_gradients(at.w)
-            move = axpy(-method.outer_weight(j) / method.step_size(j), g, move)
+            move = axpy(-scheduled(method.outer_weight, j) / eta, g, move)
         # Not from the history of moves: the backward pass computes this anew, and only this.
         finite = all_finite(move)
         before = jax.lax.stop_gradient(at._replace(w=(), worst=None))
-        vjp = vjp_of_step(instance, at.w, lam, method.step_size(j))
+        vjp = vjp_of_step(instance, at.w, lam, eta)
         new = monitor(before.moves, j, *jax.lax.stop_gradient((at.w, move)), vjp, confirm=method.confirm)
         failed = new.code != Code.OK
         new = new._replace(look=jnp.where(failed, NEVER, new.look))
         over = before.moves.code != Code.OK
         moves, number = where(over, (before.moves, before.step), (new, jnp.where(failed, j + 1, 0)))
-        w, worst = where(finite, axpy(method.step_size(j), move, at.w), at.w), at.worst
+        w, worst = where(finite, axpy(eta, move, at.w), at.w), at.worst
         if worst is not None:
             value = instance._replace(lam=lam).mean_outer_loss(w)
             # a loss of NaN is kept, and told

@@ -150,6 +150,7 @@ def advance(
     start, stop, split_step = steps
     chains_in_all = jax.tree.leaves(chains.w)[0].shape[0]
     nowhere = Failure.of("none")
+    # 1, and 1/2 of the second chain
     halving = 0.5 ** jnp.arange(chains_in_all, dtype=jnp.result_type(float))
 
     def step(carry: Carry, args: tuple[Oracle, Array, SVRGSnapshot | None], j: Array, draws: dict[str, Draw]) -> Carry:

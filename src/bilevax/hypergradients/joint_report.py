@@ -44,6 +44,7 @@ class Length(NamedTuple):
     @property
     def contraction(self) -> Array:
         """Factor by which a step shrinks the slowest direction."""
+        # q^N = exp(-R)
         return jnp.exp(-self.relaxations / self.steps.astype(self.relaxations.dtype))
 
 

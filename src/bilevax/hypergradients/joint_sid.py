@@ -1,6 +1,6 @@
 """The efficient estimator: one minibatch, three directions, averaged."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from bilevax.problems.gradient_step import MEASURED_WHOLE
 from bilevax.solvers import at_step
 from bilevax.solvers.chain import SUSPICIOUS, has_grown
 from bilevax.solvers.left import slowest
-from bilevax.solvers.schedules import Schedule, schedule
+from bilevax.solvers.schedules import Schedule, StepSize, schedule
 from bilevax.solvers.stability import confirm_divergence
 
 DISCARDED = 4
@@ -132,7 +132,7 @@ class JointSID:
     extensible: ClassVar[bool] = True
 
     steps: Steps
-    step_size: Any = None
+    step_size: StepSize | None = None
     extrapolate: bool = True
     last_pass: str = "auto"
     snapshot: bool = True
@@ -313,8 +313,7 @@ class JointSID:
     def _steps(self, measured: Array, steps: Array) -> Schedule:
         """The eta_j of a run that is planned to have so many steps."""
         if self.step_size is not None:
-            given: Schedule = self.step_size
-            return given
+            return cast(Schedule, self.step_size)
         if self.extrapolate:
             return lambda j: measured
         # without extrapolation the bias of eta falls with it: eta (1 + 10 j / N)^-0.6

@@ -124,6 +124,7 @@ class NSID:
         """One hypergradient; pure and traceable; the arguments are those of :meth:`SID.estimate`."""
         segment = Segment(outer_step)
         inner, instance, cost = self._before(instance, w0, key=key, segment=segment)
+        # with G linearised at u the map is smooth, and all that is left is SID at a given w
         rest = self._at_w.estimate(instance, inner.value, key=key, outer_step=outer_step, v0=v0)
         return _joined(inner, rest, cost)
 

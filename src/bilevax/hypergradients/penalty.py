@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Penalty(RunsOnce):
 
     inner: InnerSolver
     multiplier: float = 100.0
-    unit: Any = None
+    unit: float | None = None
     extrapolate: bool = True
     cross_batches: Steps | None = None
 
@@ -127,6 +127,7 @@ class Penalty(RunsOnce):
             s = jax.lax.optimization_barrier(problem.metric(at.w, lam))
             return jax.tree.map(jnp.divide, functools.reduce(add, u), s)
 
+        # z = w - s v / c, which v_of turns round
         back = zeros_like(w0) if v0 is None else jax.tree.map(jnp.multiply, problem.metric(w0, lam), v0)
         start = Minima(w0, tuple(axpy(-1.0 / x, back, w0) for x in c))
         at, solved, cost = self._minima(instance, start, c, key=stream(key, "inner"), outer_step=outer_step)
@@ -233,6 +234,7 @@ class Penalised:
         """With the gradient in w, each by the loss's own where it has one."""
         pairs = zip((self.inner, self.outer), batch, strict=True)
         (G, by_inner), (E, by_outer) = (value_and_grad(loss)(w, lam, draw.batch) for loss, draw in pairs)
+        # grad_1 G + grad_1 E / c
         return G + E / self.c, axpy(1.0 / self.c, by_outer, by_inner)
 
 
@@ -306,6 +308,7 @@ def _values(
     each = [
         penalty_direction(oracle.problem, Copies(at.w, z, oracle.lam), x, *looks) for z, x in zip(at.z, c, strict=True)
     ]
+    # 2 value(2 c) - value(c): the bias of order 1 / c falls out
     parts = [scale(share, value) for share, value in zip(shares, each, strict=True)]
     outer_value = oracle.problem.outer_loss(at.w, oracle.lam, xi.batch) * xi.weight
     return outer_value, functools.reduce(add, parts), sub(each[-1], each[0])

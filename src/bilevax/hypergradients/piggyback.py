@@ -21,6 +21,7 @@ from bilevax.hypergradients.residual_error import SAFETY, report_of_bias
 from bilevax.hypergradients.sid_error import ANSWERED, FEWEST, relaxation_rate, with_independent
 from bilevax.hypergradients.spread import last_point_error, sum_of_entries
 from bilevax.solvers import FixedPoint
+from bilevax.solvers.schedules import scheduled
 
 
 class Carried(NamedTuple):
@@ -114,7 +115,7 @@ class Piggyback(RunsOnce):
             assert solved.error is not None
             further = of_carried(instance, add(solved.value, solved.error.move))[1]
             change = scale(SAFETY, jax.tree.map(jnp.abs, sub(further, value)))
-            eta = jnp.asarray(self.inner.step_size(jnp.maximum(solved.calls - 1, 0)))
+            eta = scheduled(self.inner.step_size, jnp.maximum(solved.calls - 1, 0))
             q = 1.0 - jnp.minimum(eta.astype(solved.error.least.dtype) * solved.error.least, 1.0)
             return report_of_bias(value, change, q)
         chain, number = solved.snapshots, jnp.maximum(solved.calls // ANSWERED, FEWEST)

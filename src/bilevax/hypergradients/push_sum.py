@@ -1,13 +1,13 @@
 """Decentralised hypergradients: N nodes with rows and a lam of their own, and messages between neighbours."""
 
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_count, check_fields, config, positive
+from bilevax.core.config import Steps, check_count, check_fields, config, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
@@ -20,7 +20,7 @@ from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.nodes import check_own_lam, node_rows, of_one_node
 from bilevax.solvers import Given, Neumann, PushSum, at_step
 from bilevax.solvers.gradient_push import GradientPush
-from bilevax.solvers.mixing import averaged, checked_mixing, node_mean, nodes_here, number_of_nodes
+from bilevax.solvers.mixing import Mixing, averaged, checked_mixing, node_mean, nodes_here, number_of_nodes
 from bilevax.solvers.product_neumann import series_solution
 
 
@@ -96,8 +96,8 @@ class PushSumHypergradient:
     """
 
     inner: InnerSolver | Given | GradientPush
-    steps: Any
-    mixing: Any = PushSum(10)
+    steps: Steps
+    mixing: Mixing = PushSum(10)
     tol: float = 0.1
 
     def __post_init__(self) -> None:
@@ -139,8 +139,10 @@ class PushSumHypergradient:
         w = node_mean(nodes.w, axis) if isinstance(self.inner, GradientPush) else inner.value
         values, g, direct = val.total(Nodes.outer_gradients, nodes)
         end = self._series(nodes, g, direct, instance, steps=steps, key=key)
+        # (1/N) sum_i E_i, and h_i / N: lam_i is that of one node, and E_i one part of N
         value, hypergradient = node_mean(values, axis), scale(1.0 / number, end.h)
         mean, of_outer = partial(node_mean, axis=axis), (values, g, direct)
+        # what the series leaves out is told by its last term, against its first
         left = mean(end.u), mean(g), self.tol
         solved = series_solution(mean(end.v), zeros_like(w), left, calls=steps, last_step=steps)
         code, failure = first_failure(
@@ -180,10 +182,13 @@ class PushSumHypergradient:
 
         def step(at: Series, nodes: Nodes, j: Array, draws: dict[str, Draw]) -> Series:
             cross, product = draws["cross"], draws["product"]
+            # average(u)_i, on graphs that no other step has
             u = averaged(self.mixing, at.u, jax.random.fold_in(graphs, j))
             # h_i + d2Phi_i^T u_i, and d1Phi_i^T u_i
             h = axpy(cross.weight, nodes.cross_product(cross.batch, u), at.h)
+            # d1Phi_i^T u_i - u_i, whose weight is that of the minibatch
             by_w = sub(nodes.adjoint_product(product.batch, u), u)
+            # v, the sum of the u before they are multiplied, solves the mean linear system
             return Series(axpy(product.weight, by_w, u), add(at.v, u), h)
 
         both, start = join(cross=instance.train, product=instance.train), Series(g, zeros_like(g), direct)

@@ -134,6 +134,7 @@ def residual_error(
     dh = sub(add(moved_direct, moved_lam), h)
     # d2Phi^T A^-1 ds and d2Phi^T A^-1 s
     products = jax.vmap(pullback)(_stack(_solved(space, ds, norm(v), norm(g)), dv))[1]
+    # dh + d2Phi^T A^-1 ds of w, d2Phi^T A^-1 s of v
     of_r, of_s = scale(SAFETY, add(dh, row(products, 0))), scale(SAFETY, row(products, 1))
     value = h if value is None else value
     eps = float(jnp.finfo(norm(value).dtype).eps)
@@ -196,6 +197,7 @@ def _solved(space: "_Space | None", ds: PyTree, v_size: Array, g_size: Array) ->
     """A^-1 ds: the Galerkin solution, and its residual as it is; without a space |v| / |g| ds."""
     if space is None:
         return scale(v_size / jnp.where(g_size > 0, g_size, 1.0), ds)
+    # Galerkin where the space reaches, and ds itself, as of A = I, where it does not
     x = space.solved(ds)
     return add(space.at(x), sub(ds, space.image(x)))
 
@@ -214,6 +216,7 @@ def _inner_change(
     longer; u is cut back to the energy |r|^2 / least, which no solution exceeds.
     """
     metric, (inner, least) = known.metric, own
+    # A^T dw = r, A self-adjoint in the metric s: dw = s x with A x = r / s
     right = jax.tree.map(jnp.divide, r, metric)
     # from the Galerkin solution in the space of v and u
     begun = known.solved(right)

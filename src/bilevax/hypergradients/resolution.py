@@ -40,6 +40,7 @@ def unresolved(signs: PyTree, images: PyTree, g: PyTree) -> Array:
     def of_leaf(u: Array, image: Array, g: Array) -> Array:
         # |A u|_i, the larger of two: one alone is 0 now and then
         moved = jnp.max(jnp.abs(u - image), axis=0)
+        # u has entries of size 1: what a step moves is in units of them, and so is eps
         return jnp.any((moved < jnp.asarray(RESOLVED * eps, moved.dtype)) & (g != 0))
 
     found = jax.tree.leaves(jax.tree.map(of_leaf, signs, images, g))

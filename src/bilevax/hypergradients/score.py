@@ -63,6 +63,7 @@ class Bernoulli:
 
     def score(self, lam: Array, x: Array) -> Array:
         """(x - lam) / (lam (1 - lam)), [C, m]."""
+        # d log p / d lam = x / lam - (1 - x) / (1 - lam); an entry that is sure, lam 0 or 1, has no noise to learn from
         variance = lam * (1.0 - lam)
         return jnp.where(variance > 0, x - lam[None], 0.0) / jnp.where(variance > 0, variance, 1.0)[None]
 

@@ -109,6 +109,7 @@ def snapshot_report(instance: Instance, estimate: Estimate, trace: ChainTrace, *
     noise = {name: (error.squares, error.degrees_of_freedom) for name, error in errors.items()}
     if trace.outer is not None:
         one = trace.outer.number < 2  # a single minibatch has no noise to be seen
+        # one difference of two halves: its square, with one degree of freedom
         squares = jax.tree.map(lambda x: jnp.where(one, jnp.inf, x[0] ** 2), images["outer"])
         noise["outer"] = squares, jnp.ones_like(rate.seen)
     if trace.cross is not None:

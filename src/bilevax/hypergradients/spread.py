@@ -64,6 +64,7 @@ def last_point_error(chain: Snapshots, rate: RelaxationRate) -> PointError:
     roots = jnp.sqrt(sizes / sizes[-1])
     decay = jnp.exp(-h * (s - s[0]))
     rates = h * jnp.asarray([1.0, FASTER], real)
+    # two relaxation rates, that which was seen and a faster one, by how likely they make the snapshots
     squares = _weighted_mean(*jax.vmap(lambda h: _restricted_fit(chain.points, s, roots, decay, h))(rates))
     bias = _remaining_bias(
         chain.points, (h, rate.slowest.astype(real)), (s, roots), sum_of_entries(squares).astype(real)
@@ -112,6 +113,7 @@ def _remaining_bias(points: PyTree, rates: tuple[Array, Array], clock: tuple[Arr
     explained = (1.0 + root**2 * (1.0 - 2.0 * jnp.exp(-h * segment))) * noise
     # D_i^2 = |x_L - x_i|^2 - E|e_L - e_i|^2, at least DOUBT of the latter
     way = jnp.sqrt(jnp.maximum(moved**2 - explained, DOUBT * explained))
+    # what is left of a way of D_i that decays at the slowest rate: D_i / (exp(slowest S_i) - 1)
     left = jnp.where(segment > 0, way / jnp.expm1(slowest * segment), jnp.inf)
     i = jnp.argmin(left)
     share = jnp.where(moved[i] > 0, left[i] / moved[i], jnp.where(jnp.isinf(left[i]), jnp.inf, 0.0))
@@ -132,11 +134,13 @@ def _weighted_mean(squares: PyTree, volumes: Array) -> PyTree:
     total = _positive(sum_of_entries(jax.tree.map(lambda x: x[0], squares)))
 
     def weighted(x: Array) -> Array:
+        # mean of log squares over the entries, each by its share of the noise
         logs = jnp.log(_positive(x)).reshape(2, -1)
         return jnp.sum(logs * (x[0] / total.astype(x.dtype)).reshape(1, -1), axis=1).astype(volumes.dtype)
 
     logs = functools.reduce(jnp.add, map(weighted, jax.tree.leaves(squares)))
     prior = jnp.asarray([1.0, PRIOR], volumes.dtype)
+    # prior times the restricted likelihood exp((volume - (L - 2) log square) / 2)
     shares = jax.nn.softmax(0.5 * (volumes - (SNAPSHOTS - 2) * logs) + jnp.log(prior))
     return jax.tree.map(lambda x: jnp.tensordot(shares.astype(x.dtype), x, axes=1), squares)
 

@@ -1,6 +1,6 @@
 """Stochastic reverse mode: back-propagation along a path of minibatches that stays at the inner solution."""
 
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax.numpy as jnp
 from jax import Array
@@ -59,7 +59,7 @@ class StochasticReverse:
     extensible: ClassVar[bool] = False
 
     inner: InnerSolver | Given
-    steps: Any
+    steps: Steps
     outer_batches: Steps | None = None
     tol: float = 0.1
 
@@ -120,8 +120,10 @@ class StochasticReverse:
             # u <- d1Phi^T u, v <- v + u, h <- h + d2Phi^T u, the old u on the right
             return axpy(draw.weight, sub(by_w, u), u), add(v, u), axpy(draw.weight, by_lam, h)
 
+        # u_0 = grad_1 E, v_0 = 0, h_0 = grad_2 E
         start, args = (g, zeros_like(g), direct), (instance.oracle, w)
         u, v, h = train.fold(step, start, args, key=stream(key, "linear"), start=0, stop=steps)
+        # v = sum_j u_j, the multiplier; u, its last term, tells what is left out
         solved = series_solution(v, zeros_like(v), (u, g, self.tol), calls=steps, last_step=steps)
         code, failure = first_failure(
             (inner.code, Failure.of("inner", inner.last_step)),

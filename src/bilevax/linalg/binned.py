@@ -56,6 +56,7 @@ class BinnedColumns:
         # B_j B_k (k_k + CELL) + B_j k_j k_k of every pair j <= k
         later = np.cumsum((B * (k + CELL))[::-1])[::-1], np.cumsum(k[::-1])[::-1]
         blocks = float(np.sum(B * later[0] + B * k * later[1]))
+        # counts and cells of the p (p + 1) / 2 histograms, against n P (P + 1) / 2 multiplications of X'WX
         return bool(COUNT * n * p * (p + 1) / 2 + blocks < n * P * (P + 1) / 2)
 
     def rows(self, index: np.ndarray) -> "BinnedColumns":
@@ -72,6 +73,7 @@ class BinnedColumns:
             product: np.ndarray = X @ beta
             return product
         out = np.zeros((self.shape[0], beta.shape[1]))
+        # x_i' beta = sum_j (Z_j beta_j) at the bin of row i: a table lookup a column
         tables = [Z @ beta[self.block(j)] for j, Z in enumerate(self.bases)]
         for rows in self._pieces(FEW):
             own = out[rows]
@@ -88,9 +90,11 @@ class BinnedColumns:
         for rows in self._pieces(CHUNK):
             for s, column in enumerate(np.ascontiguousarray(r[rows].T)):
                 for own, codes in zip(sums, self.codes[:, rows], strict=True):
+                    # sum_i r_is over the rows of each bin
                     own[s] += np.bincount(codes, column, own.shape[1])
         out = np.empty((self.shape[1], r.shape[1]))
         for j, Z in enumerate(self.bases):
+            # Z_j' (sums of r over the bins), [k_j, S]
             out[self.block(j)] = Z.T @ sums[j].T
         return out
 
@@ -149,6 +153,7 @@ class BinnedColumns:
             else:
                 N = np.concatenate(list(self._histograms(j, self._groups(j), weight)), axis=1, dtype=float)
                 sums[j] = N[:, : len(self.bases[j + 1])].sum(axis=1)
+            # Z_j' diag(weight of the bins) Z_j; Z_j' N_jk Z_k beside it, N_jk the weight in each pair of bins
             out[at, at] = (Z.T * sums[j]) @ Z
             ZN = Z.T @ N
             for k in range(j + 1, len(self.bases)):
@@ -215,6 +220,7 @@ class BinnedColumns:
         out = np.zeros(self.shape[0])
         for j, Z in enumerate(self.bases):
             at = self.block(j)
+            # z' A_jj z of each bin, and 2 z' A_jk z of each pair of bins, looked up
             out += np.take(np.einsum("ij,ij->i", Z @ A[at, at], Z), self.codes[j])
             for first, last in self._groups(j):
                 tables = [(Z @ A[at, self.block(k)]) @ self.bases[k].T for k in range(first, last)]

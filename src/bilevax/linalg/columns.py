@@ -1,28 +1,33 @@
 """Columns of a table on the host, dense or sparse, which numpy and scipy write differently."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import scipy.sparse
 
 from bilevax.core.errors import DataError
 
-Matrix: TypeAlias = Any
+Matrix: TypeAlias = np.ndarray | scipy.sparse.csc_array
 """Float64 [n, p]: an array, or scipy's sparse array in CSC format."""
 
 SMALLEST = 1e-290
 """Spread of a column that is none: 1 / it would overflow in the weights."""
 
 
+def is_sparse(A: Matrix) -> TypeGuard[scipy.sparse.csc_array]:
+    """Whether it is scipy's, and not an array."""
+    return bool(scipy.sparse.issparse(A))
+
+
 def dense(A: Matrix) -> np.ndarray:
     """The same as an array."""
-    out: np.ndarray = A.toarray() if scipy.sparse.issparse(A) else np.asarray(A)
+    out: np.ndarray = A.toarray() if is_sparse(A) else np.asarray(A)
     return out
 
 
 def gram(A: Matrix, B: Matrix, weight: np.ndarray | None = None) -> np.ndarray:
     """A' diag(weight) B, dense [a, b]."""
-    if weight is not None and scipy.sparse.issparse(B):
+    if weight is not None and is_sparse(B):
         B = B.copy()
         B.data *= weight[B.indices]
     elif weight is not None:
@@ -32,16 +37,17 @@ def gram(A: Matrix, B: Matrix, weight: np.ndarray | None = None) -> np.ndarray:
 
 def divide_columns(X: Matrix, scale: np.ndarray) -> Matrix:
     """X diag(1 / scale)."""
-    if not scipy.sparse.issparse(X):
+    if not is_sparse(X):
         return X / scale
     out = scipy.sparse.csc_array(X, copy=True)
+    # entry by entry: column j has indptr[j + 1] - indptr[j] of them, one after the other
     out.data /= np.repeat(scale, np.diff(out.indptr))
     return out
 
 
 def are_zero_one(X: Matrix) -> np.ndarray:
     """True of columns that hold 0 and 1 alone, bool [p]: a category, a mark, a truth value."""
-    if scipy.sparse.issparse(X):
+    if is_sparse(X):
         entries = X.tocoo()
         other = (entries.data != 0.0) & (entries.data != 1.0)
         out: np.ndarray = np.bincount(entries.col[other], minlength=X.shape[1]) == 0
@@ -59,14 +65,15 @@ def column_moments(X: Matrix, weight: np.ndarray | None = None) -> tuple[np.ndar
     """
     if X.shape[0] == 0 or X.shape[1] == 0:
         return np.zeros(X.shape[1]), np.ones(X.shape[1])
-    sparse = scipy.sparse.issparse(X)
+    sparse = is_sparse(X)
     largest = abs(X).max(axis=0)
     largest = largest.toarray().ravel() if sparse else largest
     # in units of a power of 2 near the largest entry, which round nothing: no square overflows or vanishes
     unit = np.ldexp(1.0, np.frexp(np.where(largest > SMALLEST, largest, 1.0))[1] - 1)
     Y = divide_columns(X, unit)
     mean = _mean(Y, weight)
-    if sparse:
+    if is_sparse(Y):
+        # mean of squares - square of mean: zeros that are not stored stay so
         scale = np.sqrt(np.maximum(_mean(Y.multiply(Y), weight) - mean**2, 0.0))
     else:
         scale = np.sqrt(_mean((Y - mean) ** 2, weight))
@@ -88,6 +95,7 @@ def linear_scores(X: Matrix, coef: np.ndarray, intercept: np.ndarray) -> np.ndar
         DataError: an entry is so large that the score of its row overflows.
     """
     with np.errstate(over="ignore", invalid="ignore"):
+        # X coef + intercept may be inf - inf: NaN
         scores: np.ndarray = X @ coef + intercept
     finite = np.isfinite(scores)
     if not finite.all():

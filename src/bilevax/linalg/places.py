@@ -18,10 +18,10 @@ def places(edges: np.ndarray, x: np.ndarray) -> np.ndarray:
     width = float(edges[-1] - edges[0]) if len(x) > ROWS // 2 and len(edges) > FEW_EDGES else 0.0
     if not 1e-300 < width < 1e300:
         return np.where(np.isnan(x), last, np.searchsorted(edges, x, side="right"))
-    # one without an edge is in one bin
     cell = EqualCells(float(edges[0]), width)
     bounds = cell(edges)
     kind = np.min_scalar_type(last + 1)
+    # a cell without an edge is in the bin of all edges in cells up to it; one with an edge is marked, and looked at
     table = np.cumsum(np.bincount(bounds, minlength=CELLS + 3)).astype(kind)
     table[bounds] = last + 1
     out = np.empty(len(x), kind)

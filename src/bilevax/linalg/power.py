@@ -22,6 +22,7 @@ STEEPER = 4.0
 
 def unit(u: PyTree, length: Array | None = None) -> PyTree:
     """U / ||u||, and 0 of 0; ``length`` is ||u|| where that is known."""
+    # u / |u|, 0 of a zero
     length = norm(u) if length is None else length
     return scale(1.0 / jnp.maximum(length, jnp.finfo(length.dtype).tiny), u)
 
@@ -40,6 +41,7 @@ def power_iteration(matvec: Operator, start: PyTree) -> Array:
         image = matvec(unit(*state))
         return image, norm(image)
 
+    # from below: MARGIN makes up for the steps that are not made
     largest: Array = jax.lax.fori_loop(0, POWER_STEPS, step, (start, norm(start)))[1]
     return MARGIN * largest
 

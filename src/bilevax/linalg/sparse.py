@@ -171,6 +171,7 @@ def _scatter(columns: Array, values: Array, extents: Array, R: Array, start: Arr
     X = SparseBatch(columns, values, extents.reshape(-1, 2), start.shape[2])
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
+        # R_lcr of the row r of each slot, [slots, c]
         own = R[row // b, :, row % b]
         # Q_lc,columns_p += R_lcr values_p; slots beyond the last have l = L, and are dropped
         return out.at[row[:, None] // b, :, columns].add(values[:, :, None] * own[:, None, :], mode="drop")

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class Option(NamedTuple):
 
     method: str
     problem: Problem
-    estimator: Any
+    estimator: Any  # SID or JointSID, as the method says
     sources: Sources
 
     @property
@@ -213,7 +213,7 @@ def deterministic_for(problem: Problem, w: PyTree, budget_left: float, sources: 
 def inner_steps(option: Option) -> int:
     """Iterations for w of a deterministic method."""
     inner = option.estimator.inner
-    return int(inner.steps if isinstance(inner, FixedPoint) else inner.max_steps)
+    return int(cast(int, inner.steps) if isinstance(inner, FixedPoint) else inner.max_steps)
 
 
 def rounding(w: PyTree) -> float:
@@ -267,7 +267,7 @@ def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, samp
     w, v = start.w, zeros_like(start.w)
     for estimator in ((option.estimator,) if option else ()) + (solver.estimator,):
         est = hypergradient(solver.problem, estimator, w, lam, *sources, key=key, v0=v, report=False)
-        w, v, spent = est.w, est.v, spent + est.cost.samples
+        w, v, spent = est.w, est.v, spent + int(est.cost.samples)
         ends.append(est)
     failed = any(int(est.code) >= Code.NOT_CONTRACTIVE for est in ends)
     left = math.inf if failed else _relative(ends[0].value, ends[-1].value)
@@ -289,7 +289,7 @@ def tried_shortly(option: Option, start: Start, lam: PyTree, truth: PyTree, *, k
     problem, estimator = option.problem, option.estimator
     est = hypergradient(problem, estimator, start.w, lam, *option.sources, key=key, v0=start.v, report=False)
     failed = int(est.code) >= Code.NOT_CONTRACTIVE
-    return math.inf if failed else _relative(est.value, truth), est.cost.samples
+    return math.inf if failed else _relative(est.value, truth), int(est.cost.samples)
 
 
 def _relative(value: PyTree, truth: PyTree) -> float:

@@ -1,7 +1,7 @@
 """The planner: a budget of samples, or a relative error, in; method, counts, steps, batch size and start out."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +189,7 @@ def plan(
     if budget is not None:
         budget = check_real("budget", budget, low=0.0, open_low=True)
         return _for_budget(problem, start, lam, sources, (budget, price), TOLERABLE, key=key)
-    target = check_real("target", target, low=0.0, open_low=True)
+    target = check_real("target", cast(float, target), low=0.0, open_low=True)
     return _to_target(problem, start, lam, sources, target, price, key=key)
 
 

@@ -110,6 +110,7 @@ class _LinearModelLoss:
         # value and gradient in one visit of each piece of X, in the cache from the scores to R^T X
         loss, slope = over_rows(lambda w, rows: jax.value_and_grad(self._share)(w, rows, n), w, batch)
         penalty, pull = jax.value_and_grad(self.half_penalty)(_weights(w), lam)
+        # the bias has no penalty
         return loss + penalty, _plus(slope, pull)
 
     def hessian_product(self, w: PyTree, lam: PyTree, batch: PyTree, v: PyTree) -> PyTree:

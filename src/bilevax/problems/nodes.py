@@ -60,6 +60,7 @@ class MeanOverNodes:
         """(1/N) sum_i f."""
         rows, axes = node_rows(batch), (None, 0, 0) if self.own == "lam" else (0, None, 0)
         _check_nodes(self.own, lam if self.own == "lam" else w, rows)
+        # (1/N) sum_i f(w, lam_i; zeta_i), or f(w_i, lam; zeta_i)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(self.function, axes)(w, lam, rows))
 
 

@@ -87,6 +87,7 @@ class LinearisedStep:
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """The step on the loss of the batch."""
         u, at = jax.lax.stop_gradient((self.u, (w, lam)))
+        # G(u) + D_1G(u) (That - u), u held: affine in the sample, so that its mean is that of a smooth map
         value, pullback = jax.vjp(lambda x: self.step.proximal(x, *at), u)
         # D_1G (That - u), as the transpose of its transpose: a prox may have a derivative of its own in reverse only
         (change,) = jax.linear_transpose(lambda v: pullback(v)[0], value)(sub(self.step.smooth(w, lam, batch), u))

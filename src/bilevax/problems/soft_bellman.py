@@ -52,6 +52,7 @@ class SoftBellman:
     def __call__(self, V: Array, lam: PyTree, batch: PyTree) -> Array:
         """tau log sum_a exp(Q_sa / tau), [S]."""
         tau = jnp.asarray(self.temperature).astype(V.dtype)
+        # tau log sum_a exp(Q_sa / tau): a gamma-contraction in the largest norm
         return tau * logsumexp(self.action_values(V, lam, batch) / tau, axis=1)
 
     def action_values(self, V: Array, lam: PyTree, batch: PyTree) -> Array:
@@ -66,7 +67,7 @@ class SoftBellman:
         return jax.nn.softmax(self.action_values(V, lam, batch) / tau, axis=1)
 
 
-def _below_one(name: str, value: object) -> object:
+def _below_one(name: str, value: float) -> float:
     if (value := check_real(name, value, low=0.0)) >= 1.0:
         raise ParameterError(f"{name} must be less than 1, got {value:g}")
     return value

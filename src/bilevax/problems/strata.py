@@ -1,7 +1,7 @@
 """The two functions of a problem on stratified rows: a weighted mean of what they are on each stratum."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from jax import Array
 
@@ -15,6 +15,16 @@ from bilevax.problems.proximal_step import ProximalStep
 AnyProblem = TypeVar("AnyProblem", bound=BilevelProblem)
 
 
+class _Curved(Protocol):
+    """A loss that knows bounds of its curvature."""
+
+    @property
+    def curvature(self) -> Callable[[PyTree, PyTree], Array]: ...
+
+    @property
+    def penalty_curvature(self) -> Callable[[PyTree, PyTree], PyTree]: ...
+
+
 @config
 class OverStrata:
     """sum_s a_s fn(w, lam, rows of stratum s) of a batch in strata; of another batch ``fn`` itself.
@@ -26,7 +36,7 @@ class OverStrata:
         fn: (w, lam, batch) -> a tree of floats, a mean over the rows of the batch.
     """
 
-    fn: Any
+    fn: Callable[[PyTree, PyTree, PyTree], PyTree]
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """The mean."""
@@ -37,7 +47,7 @@ class OverStrata:
     @property
     def curvature(self) -> Callable[[PyTree, PyTree], Array]:
         """(w, batch) -> sum_s a_s of the strata's bounds; AttributeError where the loss has none."""
-        bound: Callable[[PyTree, PyTree], Array] = self.fn.curvature
+        bound: Callable[[PyTree, PyTree], Array] = cast(_Curved, self.fn).curvature
         return lambda w, batch: (
             batch.bound(lambda rows: bound(w, rows)) if isinstance(batch, Strata) else bound(w, batch)
         )
@@ -45,7 +55,7 @@ class OverStrata:
     @property
     def penalty_curvature(self) -> Callable[[PyTree, PyTree], PyTree]:
         """That of the loss, as a penalty counts once."""
-        out: Callable[[PyTree, PyTree], PyTree] = self.fn.penalty_curvature
+        out: Callable[[PyTree, PyTree], PyTree] = cast(_Curved, self.fn).penalty_curvature
         return out
 
 
@@ -53,7 +63,7 @@ def over_strata(problem: AnyProblem, *sources: RowSource) -> AnyProblem:
     """The problem where a source is in strata (:func:`bilevax.sharded`); on other sources itself."""
     if not any(getattr(source, "strata", 0) for source in sources):
         return problem
-    step: Any = problem.inner_map
+    step: PyTree = problem.inner_map
     if isinstance(step, GradientStep | ProximalStep):
         step = replace_unchecked(step, loss=_lifted(step.loss))
     else:
@@ -61,5 +71,5 @@ def over_strata(problem: AnyProblem, *sources: RowSource) -> AnyProblem:
     return replace_unchecked(problem, inner_map=step, outer_loss=_lifted(problem.outer_loss))
 
 
-def _lifted(fn: Any) -> OverStrata:
+def _lifted(fn: Callable[[PyTree, PyTree, PyTree], PyTree]) -> OverStrata:
     return fn if isinstance(fn, OverStrata) else OverStrata(fn)

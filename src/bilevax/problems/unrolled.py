@@ -50,4 +50,5 @@ class Unrolled:
         """z_T."""
         # a step is computed again on the way back, of which only z_t is kept
         step = jax.checkpoint(lambda z, t: (self.step(z, lam, batch, t), None))
+        # z_T, which depends on lam alone: w plays no part, and the map contracts by 0
         return jax.lax.scan(step, self.start(lam, batch), jnp.arange(self.steps, dtype=jnp.int32))[0]

@@ -177,6 +177,7 @@ def _sharing(effects: Sequence[Effect]) -> set[str]:
 
 
 def _leaves_zero(effect: Effect) -> bool:
+    # a bin with rows whose band lies on one side of 0
     bands = zip(effect.lower, effect.upper, effect.weight, strict=False)
     return any(low > 0 or high < 0 for lows, highs, w in bands if w > 0 for low, high in zip(lows, highs, strict=False))
 

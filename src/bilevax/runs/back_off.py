@@ -1,7 +1,7 @@
 """What a run does about outer steps that failed: they are made again, the linear system damped, or slower."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from jax import Array
@@ -12,6 +12,7 @@ from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
 from bilevax.core.protocols import Algorithm
 from bilevax.core.records import STAGES
+from bilevax.core.trees import PyTree
 from bilevax.problems.problem import Problem
 
 DAMPINGS = (0.01, 0.04, 0.16, 0.64)
@@ -44,7 +45,7 @@ class BackOff:
         self.limit: Array | float = np.inf
         # the outer step at which the last stretch that failed began, and its direction's length
         self._beyond = -1, np.inf
-        self.tried: dict[str, list[Any]] = {}
+        self.tried: dict[str, list[int | list[float]]] = {}
 
     def again(
         self,
@@ -85,12 +86,12 @@ class BackOff:
             return problem, slower(measured, given, both=cut % 3 == 2)
         return None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, PyTree]:
         """What has been tried, for a checkpoint."""
         counts = {"damped": self._damped, "cut": self._cut, "beyond": list(self._beyond)}
         return counts | {"limit": np.asarray(self.limit), "tried": self.tried}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def resume(self, state: Mapping[str, PyTree]) -> None:
         """As it was at a checkpoint."""
         self._damped, self._cut, self._beyond = state["damped"], state["cut"], tuple(state["beyond"])
         self.limit, self.tried = state["limit"], dict(state["tried"])

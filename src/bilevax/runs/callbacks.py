@@ -11,11 +11,12 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jax import Array
+from jax.tree_util import PyTreeDef
 
 from bilevax.core.codes import Code
 from bilevax.core.config import at_least_one, check_fields, nonnegative, positive
@@ -70,7 +71,7 @@ class Callbacks:
     def __init__(self, given: Callback | Sequence[Callback] | None, *, writes: bool = True) -> None:
         several = given if isinstance(given, list | tuple) else [] if given is None else [given]
         self._named: dict[str, Callback] = {}
-        self._carried: Mapping[str, Any] = {}
+        self._carried: Mapping[str, PyTree] = {}
         for callback in several:
             if isinstance(callback, type):
                 raise ParameterError(
@@ -88,7 +89,7 @@ class Callbacks:
         """True if there is one."""
         return bool(self._named)
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def resume(self, state: Mapping[str, PyTree]) -> None:
         """Before ``begin``: what a checkpoint carried; a callback that was not there then begins as it is."""
         self._carried = state
 
@@ -105,9 +106,9 @@ class Callbacks:
         told = [bool(callback(progress)) for callback in self._named.values()]
         return any(told)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, PyTree]:
         """That of each which has one, by its name."""
-        states: dict[str, Any] = {}
+        states: dict[str, PyTree] = {}
         for name, callback in self._named.items():
             if isinstance(callback, Resumable):
                 states[name] = callback.state()
@@ -177,7 +178,7 @@ class EarlyStopping:
     best: Best | None = field(default=None, init=False)
     _since: int = field(default=0, init=False, repr=False)
     _seen: int = field(default=0, init=False, repr=False)
-    _trees: Any = field(default=None, init=False, repr=False)  # the structures of w and lam
+    _trees: tuple[PyTreeDef, ...] = field(default=(), init=False, repr=False)  # of w and lam
     _dealing: Dealing = field(default=Dealing(()), init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -214,7 +215,7 @@ class EarlyStopping:
         sound = values[codes < Code.NOT_CONTRACTIVE]
         return float(np.mean(sound)) if len(sound) else np.nan
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, PyTree]:
         """What a checkpoint carries."""
         best = self.best and {
             "step": self.best.step,
@@ -224,7 +225,7 @@ class EarlyStopping:
         }
         return {"since": self._since, "seen": self._seen, "best": best}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def resume(self, state: Mapping[str, PyTree]) -> None:
         """Go on from what a checkpoint carried, after ``begin``."""
         self._since, self._seen, best = int(state["since"]), int(state["seen"]), state["best"]
         if best is not None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -68,10 +68,10 @@ class Run:
 class Resumable(Protocol):
     """What a checkpoint keeps beside the state of the algorithm, such as a callback that remembers."""
 
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> Mapping[str, PyTree]:
         """Dictionaries, lists, numbers, strings, None and arrays that say all that it will need."""
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def resume(self, state: Mapping[str, PyTree]) -> None:
         """As it was then; tuples have become lists."""
 
 
@@ -243,7 +243,7 @@ def _decode(content: bytes, said: Plain) -> np.ndarray | jax.Array:
     return jax.random.wrap_key_data(jax.numpy.asarray(array), impl=said["key"]) if "key" in said else array
 
 
-def pack(value: Any, name: str, arrays: dict[str, PyTree]) -> Any:
+def pack(value: PyTree, name: str, arrays: dict[str, PyTree]) -> PyTree:
     """Plain containers for JSON, their arrays put aside under ``name``.
 
     Raises:
@@ -262,7 +262,7 @@ def pack(value: Any, name: str, arrays: dict[str, PyTree]) -> Any:
     raise ParameterError(f"{name} must be a number, a string, an array, a list or a dictionary, got {value!r}")
 
 
-def unpack(value: Any, arrays: Mapping[str, PyTree]) -> Any:
+def unpack(value: PyTree, arrays: Mapping[str, PyTree]) -> PyTree:
     """The inverse of :func:`pack`; tuples have become lists."""
     if isinstance(value, list):
         return [unpack(x, arrays) for x in value]
@@ -275,7 +275,7 @@ def unpack(value: Any, arrays: Mapping[str, PyTree]) -> Any:
     return {key: unpack(x, arrays) for key, x in value.items()}
 
 
-def kept_state(run: Run | str | os.PathLike[str]) -> dict[str, Any] | None:
+def kept_state(run: Run | str | os.PathLike[str]) -> dict[str, PyTree] | None:
     """What the one callback of a run kept in its newest checkpoint, before the run goes on; None where there is none.
 
     Raises:

@@ -4,7 +4,7 @@ import dataclasses
 import time
 import warnings
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -233,7 +233,7 @@ def _named(name: str, tree: PyTree) -> dict[str, PyTree]:
 def _filled(shape: PyTree, name: str, found: Checkpoint) -> PyTree:
     """A tree of that shape from the arrays of a checkpoint."""
 
-    def leaf(path: Any, wanted: jax.ShapeDtypeStruct) -> np.ndarray | Array:
+    def leaf(path: tuple[object, ...], wanted: jax.ShapeDtypeStruct) -> np.ndarray | Array:
         at = f"{name}{jax.tree_util.keystr(path)}"
         array = found.arrays.get(at)
         if array is None or (array.shape, array.dtype) != (wanted.shape, wanted.dtype):

@@ -1,14 +1,13 @@
 """What a run has seen and spent so far: appended to, never rebuilt."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from bilevax.algorithms.outer_loop import Record
 from bilevax.core.records import Cost, Count, Failure
 from bilevax.core.results import History
-from bilevax.core.trees import row
+from bilevax.core.trees import PyTree, row
 
 FIRST_ROOM = 64
 """Entries for which there is room before the columns are first enlarged."""
@@ -64,7 +63,7 @@ class Log:
             calls, rows, reads = self._totals[i]
             more = part.calls if part.reads is None else part.reads
             self._totals[i] = calls + int(part.calls), max(rows, part.rows), reads + int(more)
-        self._unrecorded += cost.samples
+        self._unrecorded += int(cost.samples)
 
     def _spent(self, records: Record, first: int) -> np.ndarray:
         """Rows that each stretch read, int64, which the cost now includes."""
@@ -90,7 +89,7 @@ class Log:
         """The entries so far, not copied: they do not change."""
         return History(*(column[: self._entries] for column in self._columns))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, PyTree]:
         """The entries and the sums so far, for a checkpoint."""
         worst = {"code": self.code, "failure": [np.asarray(x) for x in self.failure]}
         return worst | {
@@ -100,7 +99,7 @@ class Log:
             "unrecorded": self._unrecorded,
         }
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def resume(self, state: Mapping[str, PyTree]) -> None:
         """As it was at a checkpoint."""
         self._columns = History(**state["history"])
         self._entries, self._totals = len(self._columns.step), [tuple(total) for total in state["totals"]]

@@ -4,10 +4,10 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class TensorBoard:
         if self._path is None:  # in a loop of one's own
             self.begin(progress)
             return
-        history, events = progress.history, []
+        history, events = progress.history, list[Mapping[str, object]]()
         for i, scalars in enumerate(_scalars(history, self._seen), self._seen):
             values = [{"tag": tag, "simple_value": float(value)} for tag, value in scalars.items()]
             at = {"wall_time": self._origin + float(history.seconds[i]), "step": int(history.step[i])}
@@ -90,7 +90,7 @@ class TensorBoard:
         self(progress)
 
 
-def _scalars(history: History, first: int) -> Iterator[dict[str, Any]]:
+def _scalars(history: History, first: int) -> Iterator[dict[str, float]]:
     """What is shown of each entry from this one on; samples per second at the last entry of each compiled call."""
     samples, seconds = (history.samples[first - 1], history.seconds[first - 1]) if first else (0, 0.0)
     for i in range(first, len(history.step)):
@@ -102,7 +102,7 @@ def _scalars(history: History, first: int) -> Iterator[dict[str, Any]]:
         yield scalars
 
 
-def _encoded(events: Iterable[dict[str, Any]]) -> bytes:
+def _encoded(events: Iterable[Mapping[str, object]]) -> bytes:
     """Events as records of an event file: length, its checksum, the event, its checksum."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,7 @@ from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
 from bilevax.sklearn.additive_choice import Callback
 from bilevax.sklearn.additive_passes import Targets
 from bilevax.sklearn.classes import check_labels, encode_classes
+from bilevax.sklearn.frames import Features
 from bilevax.solvers.additive_families import Binomial, Family, Gamma, Gaussian, Multinomial, Poisson
 from bilevax.solvers.additive_models import ADDITIVE, AdditiveFit, Rows
 from bilevax.tables.additive import Link
@@ -116,7 +117,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
     @said("this fit", HELPS)
     def fit(
         self,
-        X: Any,
+        X: Features,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         *,
@@ -148,6 +149,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         weight = given.weight * compute_sample_weight(self.class_weight, given.y)
         # what classes weigh says nothing of how many rows there are
         weight *= given.weight.sum() / weight.sum()
+        # a factor of each class, which rows that are not given have too
         of_class = np.bincount(codes, weight) / np.bincount(codes, given.weight)
         given = given._replace(weight=weight)
         C = len(self.classes_)
@@ -164,22 +166,22 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
     def _link(self) -> Link:
         return "logit" if len(self.classes_) == 2 else "softmax"
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Features) -> np.ndarray:
         """Scores: of the second class [n], or of every class [n, C]."""
         scores = self._scores(X)
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Features) -> np.ndarray:
         """Probabilities of the classes, [n, C]."""
         scores = self._scores(X)
         return self.model_.mean(scores)
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Features) -> np.ndarray:
         """Their logarithms, [n, C]."""
         logarithms: np.ndarray = np.log(self.predict_proba(X))
         return logarithms
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Features) -> np.ndarray:
         """The most probable label of each row, [n]."""
         index = self.predict_proba(X).argmax(axis=1)
         labels: np.ndarray = self.classes_[index]
@@ -247,7 +249,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     @said("this fit", HELPS)
     def fit(
         self,
-        X: Any,
+        X: Features,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         *,
@@ -283,6 +285,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         family = _FAMILIES[self.family]
 
         def of(y: np.ndarray) -> Targets:
+            # (y - shift) / scale; of a gamma y / exp(shift), as its scores are logarithms
             scaled = (y - units.shift) / units.scale if self.family == "gaussian" else y / np.exp(units.shift)
             return Targets(scaled, np.ones(len(y)))
 
@@ -300,12 +303,14 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     def _dispersed(self, rows: Rows) -> tuple[Rows, AdditiveFit | None]:
         if self.family != "poisson":
             return rows, None
+        # a phi below 1 is no dispersion of counts: Poisson's own, 1, then
         additive = AdditiveFit(rows, ADDITIVE)
         return (rows._replace(family=Poisson()), None) if additive.found.outer.phi < 1.0 else (rows, additive)
 
     def _units(self, y: np.ndarray, weight: np.ndarray) -> Units:
         # Divided first: squares of the largest floats overflow.
         largest = float(np.max(np.abs(y))) or 1.0
+        # standard deviation and mean of y / largest, times it
         mean = float(np.average(y / largest, weights=weight))
         if self.family == "gaussian":
             deviation = float(np.sqrt(np.average((y / largest - mean) ** 2, weights=weight)))
@@ -316,7 +321,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
     def _link(self) -> Link:
         return "identity" if self.family == "gaussian" else "log"
 
-    def predict(self, X: Any, offset: ArrayLike | None = None) -> np.ndarray:
+    def predict(self, X: Features, offset: ArrayLike | None = None) -> np.ndarray:
         """The mean of each row, [n]; offset [n] as in ``fit``, where it had one: without, a warning, and 0."""
         scores = self._scores(X)
         if offset is None and self._has_offset:
@@ -324,7 +329,7 @@ class TunedAdditiveRegressor(RegressorMixin, TunedAdditive):
         return self.model_.mean(scores + _offset(offset, len(scores))[:, None])
 
     def score(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, offset: ArrayLike | None = None
+        self, X: Features, y: ArrayLike, sample_weight: ArrayLike | None = None, offset: ArrayLike | None = None
     ) -> float:
         """R squared of the predictions; offset [n] as in ``fit``."""
         return float(r2_score(y, self.predict(X, offset), sample_weight=sample_weight))

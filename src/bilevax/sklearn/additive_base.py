@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
@@ -16,7 +16,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.sklearn.additive_choice import Callback, Compared, choose, some_rows
 from bilevax.sklearn.additive_passes import EveryRow, Targets, fit_to_every_row
 from bilevax.sklearn.additive_table import binned, directions, ordered_levels
-from bilevax.sklearn.frames import as_table, check_sample_weight, notes_on_reading
+from bilevax.sklearn.frames import Features, as_table, check_sample_weight, notes_on_reading
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.additive_families import Family, Multinomial
@@ -149,7 +149,7 @@ class TunedAdditive(BaseEstimator, ABC):
     def _link(self) -> Link:
         """From scores to means."""
 
-    def _read(self, X: Any, y: np.ndarray, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> Given:
+    def _read(self, X: Features, y: np.ndarray, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> Given:
         """What there is to learn from."""
         table, n = as_table(self, X, reset=True), len(y)
         self.notes_ = notes_on_reading(X, table)
@@ -167,7 +167,7 @@ class TunedAdditive(BaseEstimator, ABC):
     def _fit(
         self,
         given: Given,
-        of: Callable[[Any], Targets],
+        of: Callable[[np.ndarray], Targets],
         family: Family,
         *,
         offset: np.ndarray | None = None,
@@ -237,6 +237,7 @@ class TunedAdditive(BaseEstimator, ABC):
         Q = family.contrasts if isinstance(family, Multinomial) else np.eye(1)
         mixed, errors = _mixed(fits, shares, Q)
         curves, halves = ([units.scale * f for f in each] for each in (mixed, errors))
+        # of a target in units of its own: y = shift + scale y', of curves the scale alone
         intercept = units.shift + units.scale * np.tensordot(shares, [fit.intercept @ Q.T for fit in fits], 1)
         classes: tuple[Label, ...] = tuple(getattr(self, "classes_", np.zeros(0)).tolist())
         self.model_ = AdditiveModel(self._link, classes, intercept, sources, effects, tuple(curves), richest.pairs)
@@ -254,6 +255,7 @@ class TunedAdditive(BaseEstimator, ABC):
         self._keep_penalties(fits)
         self.evidence_ = dict(zip(self.model_.names, richest.evidence().tolist(), strict=True))
         self.drop_columns_ = self._without_evidence()
+        # a variance, in the squared units of the target
         self.dispersion_ = richest.found.outer.phi * units.scale * units.scale
 
     def _keep_penalties(self, fits: Sequence[AdditiveFit]) -> None:
@@ -272,17 +274,18 @@ class TunedAdditive(BaseEstimator, ABC):
         sources = self.model_.sources
         most = {source.column: -np.inf for source in sources}
         for source in sources:
+            # of a date its parts, and of a column its pairs: the strongest counts
             most[source.column] = np.maximum(most[source.column], self.evidence_[source.name])
         for pair in self.model_.pairs:
             for j in pair.columns:
                 most[sources[j].column] = np.maximum(most[sources[j].column], self.evidence_[pair_name(pair)])
         return tuple(name for name, log_evidence in most.items() if log_evidence < GAINED)
 
-    def _scores(self, X: Any) -> np.ndarray:
+    def _scores(self, X: Features) -> np.ndarray:
         check_is_fitted(self)
         return self.model_.scores(self.model_.codes(as_table(self, X, reset=False)))
 
-    def contributions(self, X: Any) -> np.ndarray:
+    def contributions(self, X: Features) -> np.ndarray:
         """What every effect adds to the scores of each row, [n, effects], or [n, effects, C] for more than two classes.
 
         With the intercept they sum to the scores; the effects are in the order of ``curves_``, then of ``pairs_``.
@@ -291,7 +294,7 @@ class TunedAdditive(BaseEstimator, ABC):
         found = self.model_.contributions(self.model_.codes(as_table(self, X, reset=False)))
         return found[:, :, 0] if found.shape[2] == 1 else found
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.string = True
@@ -335,6 +338,7 @@ def _mixed(
 
 def _padded(curves: list[np.ndarray], richest: AdditiveFit) -> list[np.ndarray]:
     """With curves of 0 for the pairs that only the richest has."""
+    # a candidate without pairs adds 0 there
     absent = richest.curves[len(curves) :]
     return curves + [np.zeros((len(other), curves[0].shape[1] if curves else 1)) for other in absent]
 

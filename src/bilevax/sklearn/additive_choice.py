@@ -119,6 +119,7 @@ def _held_out(rows: Rows, candidates: Sequence[Candidate], held: np.ndarray, fit
 def _made(rows: Rows, candidates: Sequence[Candidate], scores: np.ndarray, folds: np.ndarray) -> Choice:
     """The choice by scores of R repeats for rows that no fit of theirs had seen, [R, candidates, n, S]."""
     weight = stacked(rows.family, scores, rows.y, rows.weight)
+    # sum_c a_c s_c, [R, n, S]
     mixed = np.einsum("c,rcis->ris", weight, scores)[:, None]
     losses = _fold_losses(rows.family, np.concatenate([scores, mixed], axis=1), rows.y, rows.weight, folds)
     names = [*(candidate.name for candidate in candidates), "mixture"]
@@ -160,4 +161,5 @@ def _compared(name: str, weight: float, c: int, losses: np.ndarray) -> Compared:
     J = len(losses)
     # (1/J + n_test / n_train) s^2
     variance = (1.0 / J + 1.0 / (FOLDS - 1)) * float(np.var(difference, ddof=1)) if J > 1 else 0.0
+    # means over the folds by their weights
     return Compared(name, float(share @ losses[:, c]), float(share @ difference), float(np.sqrt(variance)), weight)

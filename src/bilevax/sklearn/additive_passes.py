@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class EveryRow(Protocol):
 
     def bins_of_pass(
         self, sources: Sequence[Source], effects: Sequence[Effect], number: int, *, again: bool
-    ) -> Iterator[tuple[list[np.ndarray], Any, int]]:
+    ) -> Iterator[tuple[list[np.ndarray], np.ndarray, int]]:
         """Of rows of this process the bins in each effect, the targets, and the stratum, from the first to the last.
 
         ``again``: whether another pass is likely.
@@ -79,7 +79,7 @@ def fit_to_every_row(
     every: EveryRow,
     sources: Sequence[Source],
     mixture: Sequence[tuple[AdditiveFit, float]],
-    targets: Callable[[Any], Targets],
+    targets: Callable[[np.ndarray], Targets],
 ) -> ByPasses:
     """The models of a mixture, fitted to all rows, all of them in the same passes.
 

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bilevax.core.errors import ParameterError
+from bilevax.sklearn.frames import Features
 from bilevax.tables.additive import Source, cells, sources_of
 from bilevax.tables.effects import Effect, category, number, resolution, room
 from bilevax.tables.marginals import Marginal
@@ -30,7 +31,7 @@ class Binned(NamedTuple):
     codes: tuple[np.ndarray, ...]
 
 
-def ordered_levels(X: Any, ordered: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+def ordered_levels(X: Features, ordered: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
     """Levels in their order, of columns that are declared and of ordered categoricals of pandas."""
     out: dict[str, tuple[str, ...]] = {}
     pandas = sys.modules.get("pandas")

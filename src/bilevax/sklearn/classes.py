@@ -1,7 +1,6 @@
 """Labels of classifiers as numbers, and what is no set of labels refused by name."""
 
 from numbers import Number
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,9 +42,9 @@ def encode_classes(labels: np.ndarray, validation: ArrayLike | None) -> tuple[np
     return classes, codes
 
 
-def _is_object(labels: Any) -> bool:
+def _is_object(labels: ArrayLike) -> bool:
     # types of pandas have names of their own, and hold its mark of the missing
-    return np.ndim(labels) == 1 and (str(labels.dtype) in ("string", "category", "object", "str"))
+    return np.ndim(labels) == 1 and (str(getattr(labels, "dtype", "")) in ("string", "category", "object", "str"))
 
 
 def _kind(label: object) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 from sklearn.base import ClassifierMixin
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -17,7 +18,7 @@ from bilevax.linalg.columns import Matrix, linear_scores
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.frames import check_sample_weight, select
 from bilevax.sklearn.penalty_search import Tying
-from bilevax.sklearn.tuned_linear import TunedLinear, TunedRegressor
+from bilevax.sklearn.tuned_linear import Folds, TunedLinear, TunedRegressor
 from bilevax.solvers.l1_logistic import L1LogisticModels
 from bilevax.solvers.l1_models import CrossFitted, L1Models
 from bilevax.solvers.l1_squared import L1SquaredModels
@@ -38,7 +39,7 @@ class _ElasticNet(TunedLinear):
         *,
         penalty_per: str | ArrayLike = "global",
         standardize: bool = True,
-        cv: Any = 5,
+        cv: Folds = 5,
         validation_fraction: float | None = None,
         steps: int = 50,
         random_state: int | np.random.RandomState | None = None,
@@ -213,6 +214,7 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         return L1LogisticModels(X, y, fold, K, weight=weight)
 
     def _losses(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # log(1 + e^s) - y s
         losses: np.ndarray = np.logaddexp(0.0, scores) - y * scores
         return losses
 
@@ -234,7 +236,7 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         # 1 / (1 + exp(s)) and 1 / (1 + exp(-s))
         return np.stack([expit(-scores), expit(scores)], axis=1)
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags

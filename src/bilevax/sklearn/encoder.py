@@ -3,17 +3,18 @@
 from collections import Counter
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from bilevax.core.errors import DataError
 from bilevax.linalg.columns import Matrix, are_zero_one, column_moments
-from bilevax.sklearn.frames import Rows, as_table, notes_on_reading
+from bilevax.sklearn.frames import Features, as_table, notes_on_reading
 from bilevax.tables.table import Column, Table
 from bilevax.tables.terms import OTHER, NumberType, Term, design_from_terms
 from bilevax.tables.text import Grams, vocabulary
@@ -115,7 +116,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 out += 1 + bool(column.missing.any())
         return out
 
-    def fit(self, X: Rows, y: ArrayLike | None = None) -> "TableEncoder":
+    def fit(self, X: Features, y: ArrayLike | None = None) -> "TableEncoder":
         """Learn medians, means, scales and categories.
 
         Args:
@@ -167,6 +168,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     def _text_terms(self, table: Table, name: str, grams: Grams) -> list[Term]:
         weights = vocabulary(table.column(name).as_text().values, grams, self.min_texts, self.buckets)
         return [
+            # a term is count / scale, and an n-gram's count is multiplied by its weight
             Term(name, "text", value=gram, scale=1.0 / weight, grams=grams, buckets=self.buckets)
             for gram, weight in weights.items()
         ]
@@ -174,11 +176,12 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     @property
     def blocks_(self) -> np.ndarray:
         """The number of the block of each term, [terms]: each kind of n-grams of a column is one, all else another."""
+        # each text column and kind of n-gram is a block, all other terms are one
         kinds = [(term.column, term.grams) if term.kind == "text" else ("", None) for term in self.terms_]
         numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
         return np.array([numbers[kind] for kind in kinds])
 
-    def transform(self, X: Rows) -> Matrix:
+    def transform(self, X: Features) -> Matrix:
         """The matrix [n, terms]; sparse, CSR, where there are terms of texts.
 
         Raises:
@@ -199,7 +202,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         names = dict(zip(known, _check_feature_names_in(self, input_features), strict=True))
         return np.array([_say(term, names[term.column]) for term in self.terms_], dtype=object)
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.categorical = True
         return tags
@@ -227,6 +230,7 @@ def _number_terms(source: str, column: Column) -> list[Term]:
         # the more frequent of the two
         fill = float(np.floor(fill))
     else:
+        # missing cells count as the median, as they are filled
         mean, scale = (float(x[0]) for x in column_moments(np.where(missing, fill, column.values)[:, None]))
     terms = [Term(column.name, "number", kind, mean=mean, scale=scale, fill=fill)] if spread > 0 else []
     return terms + ([Term(column.name, "missing")] if missing.any() else [])

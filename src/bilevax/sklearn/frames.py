@@ -1,7 +1,7 @@
 """What an estimator is given as a table: a data frame, an array, or a table, after scikit-learn's checks."""
 
 import warnings
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import scipy.sparse
@@ -12,22 +12,37 @@ from sklearn.utils.validation import _check_feature_names_in, _check_sample_weig
 from bilevax.core.errors import ParameterError
 from bilevax.tables.table import Table
 
-Rows: TypeAlias = Any
-"""Features: a data frame that narwhals knows, a :class:`~bilevax.tables.Table`, or an array [n, p]."""
+if TYPE_CHECKING:
+    from narwhals.typing import IntoDataFrame
 
 
-def is_frame(X: Rows) -> bool:
+class Frame(Protocol):
+    """A data frame that narwhals knows, of pandas, polars or pyarrow, or a :class:`~bilevax.tables.Table`."""
+
+    @property
+    def columns(self) -> object:
+        """Each has its own."""
+
+
+Features: TypeAlias = ArrayLike | Frame | scipy.sparse.spmatrix | scipy.sparse.sparray
+"""Rows of features, [n, p], of numbers, texts and dates in a frame; of numbers, or texts, in an array."""
+
+Held: TypeAlias = Table | scipy.sparse.csr_array
+"""Features that were read: a table, or the sparse matrix that was given."""
+
+
+def is_frame(X: Features) -> bool:
     """True for what has named columns: data frames and tables."""
     return hasattr(X, "columns")
 
 
-def is_sparse_frame(X: Rows) -> bool:
+def is_sparse_frame(X: Features) -> bool:
     """True of a data frame whose columns are all sparse: a matrix, as scikit-learn takes it."""
     types = getattr(X, "dtypes", ())
     return len(types) > 0 and all(type(of).__name__ == "SparseDtype" for of in types)
 
 
-def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
+def as_table(estimator: BaseEstimator, X: Features, *, reset: bool) -> Table:
     """Features as a table; the columns of an array are called x0, x1, ..., or as in the frame of ``fit``.
 
     Args:
@@ -48,7 +63,7 @@ def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
     from bilevax.tables.read import table_from_array, table_from_frame
 
     if is_frame(X):
-        table = table_from_frame(X, name="X")
+        table = table_from_frame(cast("IntoDataFrame", X), name="X")
         validate_data(estimator, X, reset=reset, skip_check_array=True)
         if not hasattr(estimator, "feature_names_in_"):  # labels that are no strings are no names
             table = table.renamed(_names(estimator))
@@ -63,7 +78,7 @@ def as_table(estimator: BaseEstimator, X: Rows, *, reset: bool) -> Table:
     return table
 
 
-def notes_on_reading(X: Rows, table: Table) -> tuple[str, ...]:
+def notes_on_reading(X: Features, table: Table) -> tuple[str, ...]:
     """What reading X has shown; of a table that was given, whoever read it knows."""
     return () if isinstance(X, Table) else table.notes
 

@@ -160,6 +160,7 @@ def tune_on_host(
         search.run(max(FIRST * models.largest_curvature(), LEAST), steps, lowest=LOWEST)
         step = search.decided()
         final, penalties = _trained(Z, y, inner, classes, step, ties, blocks)
+        # s theta of the logistic model; with a ridge beside it a (s theta) + b theta_ridge
         theta = step.scale * np.concatenate([final.weights[0], final.bias])
         alpha, (a, b) = _beside(models, step, np.exp(ties.usual)) if per == "evidence" else (0.0, (1.0, 0.0))
         if b > 0.0:
@@ -167,6 +168,7 @@ def tune_on_host(
     start = search.start
     gap, error = _gap(start, search.best)
     return Tuned(
+        # theta' (x - mean) / scale = (theta / scale)' x - (mean / scale)' theta
         coef=theta[:-1].T / scale,
         intercept=theta[-1] - (mean / scale) @ theta[:-1],
         score_scale=a * step.scale,
@@ -220,6 +222,7 @@ def _trained(
 def _beside(models: LogisticModels, step: Step, square: float) -> tuple[float, tuple[float, float]]:
     """The penalty of a ridge whose scores are added, and the weights (a, b) of both, by the held-out loss."""
     thetas = np.concatenate([step.weights, step.bias[:, None]], axis=1)
+    # each row by the models that have not seen it
     S = [step.scale * held.scores(theta) for held, theta in zip(models.held, thetas, strict=True)]
     found = []
     for alpha in square * np.array(RIDGES):
@@ -246,6 +249,7 @@ def _moments(X: Matrix, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     because it says little.
     """
     times = np.asarray((X != 0.0).sum(axis=0)).ravel()
+    # columns that are mostly 0, and marks, stay where they are
     kept = (times <= 0.5 * X.shape[0]) | are_zero_one(X)
     mean, scale = column_moments(X, weight)
     if times.sum() <= 0.5 * X.shape[0] * X.shape[1]:
@@ -292,5 +296,6 @@ def _gap(start: Step, best: Step) -> tuple[float, float]:
     """Change of the validation loss less that of the tuning loss, and its standard error; NaN without such rows."""
     if not best.row_losses.size:
         return np.nan, np.nan
+    # (fall of the tuning loss) - (fall of the validation loss), by rows
     change = best.row_losses - start.row_losses
     return float(change.mean() - (best.loss - start.loss)), float(change.std() / np.sqrt(len(change)))

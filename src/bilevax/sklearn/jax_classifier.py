@@ -2,7 +2,7 @@
 
 from numbers import Integral, Real
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,10 +15,9 @@ from bilevax.core.errors import ParameterError, SolveError
 from bilevax.sklearn.additive_base import require_target
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.encoder import TableEncoder
-from bilevax.sklearn.frames import check_sample_weight
+from bilevax.sklearn.frames import Features, check_sample_weight
 from bilevax.sklearn.jax_kinds import kind
 from bilevax.solvers.label_noise import normalised
-from bilevax.tables.table import Table
 
 
 class JaxClassifier(ClassifierMixin, BaseEstimator):
@@ -84,7 +83,7 @@ class JaxClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        model: Any,
+        model: object,
         *,
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-3,
@@ -103,7 +102,7 @@ class JaxClassifier(ClassifierMixin, BaseEstimator):
         self.validation_fraction = validation_fraction
         self.random_state = random_state
 
-    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "JaxClassifier":
+    def fit(self, X: Features, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "JaxClassifier":
         """Train the model.
 
         Args:
@@ -150,19 +149,19 @@ class JaxClassifier(ClassifierMixin, BaseEstimator):
             )
         self.classes_, self.model_, self.n_iter_, self.validation_loss_ = classes, network.trained, epochs, loss
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Features) -> np.ndarray:
         """Log-probabilities of the classes, [n, C]."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         scores = _training().parts(self.model, self.model_).scores(X)
         return np.ascontiguousarray(normalised(scores[:, : len(self.classes_)])[0])
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Features) -> np.ndarray:
         """Probabilities of the classes, [n, C]."""
         out: np.ndarray = np.exp(self.predict_log_proba(X))
         return out
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Features) -> np.ndarray:
         """The most probable label of each row, [n]."""
         index = self.predict_log_proba(X).argmax(axis=1)
         labels: np.ndarray = self.classes_[index]
@@ -173,7 +172,7 @@ class JaxClassifier(ClassifierMixin, BaseEstimator):
         return type(self)(**self.get_params(deep=False))
 
 
-def wrapped(model: Any, random: np.random.RandomState) -> Any:
+def wrapped(model: object, random: np.random.RandomState) -> BaseEstimator:
     """A JAX model as a classifier; anything else as it is."""
     if hasattr(model, "fit") or kind(model) is None:
         return model
@@ -186,7 +185,7 @@ class EveryColumn(TableEncoder):
     A network has the width that its maker counted. For the rest see :class:`TableEncoder`.
     """
 
-    def transform(self, X: Table) -> np.ndarray:
+    def transform(self, X: Features) -> np.ndarray:
         """The matrix [n, columns], or [n, terms]."""
         Z: np.ndarray = super().transform(X)
         if any(term.kind != "number" for term in self.terms_):
@@ -197,13 +196,14 @@ class EveryColumn(TableEncoder):
         return out
 
 
-def encoder_for(model: Any) -> TableEncoder:
+def encoder_for(model: object) -> TableEncoder:
     """Of the features that a label cleaner gives a model."""
     return EveryColumn() if isinstance(model, JaxClassifier) or kind(model) else TableEncoder()
 
 
 def distinct(X: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of X that differ, in an order of their own, and the sums of what is told of each."""
+    # rows as bytes; + 0.0 makes 0 of -0, which is equal to it
     X = np.ascontiguousarray(X + 0.0)
     _, first, row = np.unique(X.view(f"V{X.itemsize * X.shape[1]}").ravel(), return_index=True, return_inverse=True)
     sums = np.zeros((len(first), told.shape[1]))

@@ -1,11 +1,9 @@
 """What kind of JAX model a user has given, told without importing JAX."""
 
-from typing import Any
-
 PAIR, EQUINOX, NNX = "a pair of init and apply", "an equinox module", "a flax.nnx module"
 
 
-def kind(model: Any) -> str | None:
+def kind(model: object) -> str | None:
     """One of the three; None for anything else. A flax.linen module is a pair, by its methods."""
     if isinstance(model, type):
         return None

@@ -8,13 +8,15 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.tree_util import PyTreeDef
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.promotion import usual_promotion
@@ -32,7 +34,7 @@ class Form(Protocol):
     def __call__(self, parameters: PyTree, others: PyTree, X: Array) -> Array:
         """Scores [n, outputs]."""
 
-    def join(self, parameters: PyTree, others: PyTree) -> Any:
+    def join(self, parameters: PyTree, others: PyTree) -> PyTree:
         """The model with these numbers; of a pair, the numbers."""
 
 
@@ -44,13 +46,13 @@ class Network(NamedTuple):
     others: PyTree
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype:
         """Of the first parameter."""
-        out: np.dtype[Any] = jax.tree.leaves(self.parameters)[0].dtype
+        out: np.dtype = jax.tree.leaves(self.parameters)[0].dtype
         return out
 
     @property
-    def trained(self) -> Any:
+    def trained(self) -> PyTree:
         """What :func:`parts` takes: the module, or of a pair the parameters."""
         return self.form.join(self.parameters, self.others)
 
@@ -69,11 +71,10 @@ class Network(NamedTuple):
 class _Pair:
     """``init`` and ``apply``, of a tuple or an object, such as a flax.linen module."""
 
-    model: Any
+    model: object
 
     def __call__(self, parameters: PyTree, others: PyTree, X: Array) -> Array:
-        out: Array = _pair(self.model)[1](parameters, X)
-        return out
+        return _pair(self.model)[1](parameters, X)
 
     def join(self, parameters: PyTree, others: PyTree) -> PyTree:
         return parameters
@@ -83,14 +84,14 @@ class _Pair:
 class _OfOneRow:
     """An equinox module, which is called with one row."""
 
-    structure: Any
-    functions: tuple[Any, ...]
+    structure: PyTreeDef
+    functions: tuple[object, ...]
 
     def __call__(self, parameters: PyTree, others: PyTree, X: Array) -> Array:
         out: Array = jax.vmap(self.join(parameters, others))(X)
         return out
 
-    def join(self, parameters: PyTree, others: PyTree) -> Any:
+    def join(self, parameters: PyTree, others: PyTree) -> PyTree:
         each = zip(parameters, others, self.functions, strict=True)
         return jax.tree.unflatten(self.structure, [next(x for x in xs if x is not None) for xs in each])
 
@@ -99,27 +100,27 @@ class _OfOneRow:
 class _Graph:
     """A flax.nnx module."""
 
-    graph: Any
+    graph: object
 
     def __call__(self, parameters: PyTree, others: PyTree, X: Array) -> Array:
         out: Array = self.join(parameters, others)(X)
         return out
 
-    def join(self, parameters: PyTree, others: PyTree) -> Any:
+    def join(self, parameters: PyTree, others: PyTree) -> PyTree:
         return _nnx().merge(self.graph, parameters)
 
 
-def _pair(model: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _pair(model: PyTree) -> tuple[Callable[[Array, Array], PyTree], Callable[[PyTree, Array], Array]]:
     """``init`` and ``apply``."""
     init, apply = model if isinstance(model, tuple) else (model.init, model.apply)
     return init, apply
 
 
-def _nnx() -> Any:
+def _nnx() -> ModuleType:
     return importlib.import_module("flax.nnx")
 
 
-def parts(model: Any, trained: Any) -> Network:
+def parts(model: object, trained: PyTree) -> Network:
     """A model in parts.
 
     Args:
@@ -135,7 +136,7 @@ def parts(model: Any, trained: Any) -> Network:
     return net
 
 
-def _parts(model: Any, trained: Any) -> Network:
+def _parts(model: object, trained: PyTree) -> Network:
     if kind(model) == EQUINOX:
         leaves, structure = jax.tree.flatten(trained)
         arrays = [isinstance(x, jax.Array | np.ndarray) for x in leaves]
@@ -153,7 +154,7 @@ def _parts(model: Any, trained: Any) -> Network:
     return Network(_Pair(model), trained, None)
 
 
-def _pick(leaves: list[Any], which: list[bool]) -> list[Any]:
+def _pick(leaves: list[PyTree], which: list[bool]) -> list[PyTree]:
     return [x if of else None for x, of in zip(leaves, which, strict=True)]
 
 
@@ -165,7 +166,7 @@ def _refuse(others: set[str]) -> None:
         )
 
 
-def begin(model: Any, key: Array, features: int, classes: int) -> Network:
+def begin(model: object, key: Array, features: int, classes: int) -> Network:
     """A model as it was given, which makes scores of such rows.
 
     Raises:
@@ -226,7 +227,9 @@ def train(
     """
     size = _room(len(rows.X))
     told = tuple(jnp.asarray(_padded(A, size, net.dtype)) for A in rows)
+    # row i is drawn where u lies between the shares of the rows before it and those up to it
     up_to = np.cumsum(rows.weight.sum(axis=1))
+    # ceil(n / b) minibatches an epoch; room for as many as the padded rows would have, so that one program serves
     steps, most = (-(-n // pace.batch_size) for n in (len(rows.X), size))
     drawn = np.zeros((most, pace.batch_size), np.int32)
     state, best = optax.adamw(0.0).init(net.parameters), (net, 0, np.inf)
@@ -249,7 +252,7 @@ def _room(n: int) -> int:
     return next((m for m in (256, 2048, 16384) if m >= n), 1 << (n - 1).bit_length())
 
 
-def _padded(A: np.ndarray, size: int, dtype: np.dtype[Any]) -> np.ndarray:
+def _padded(A: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
     # beyond the dtype's range is infinite, which the loss tells
     with np.errstate(over="ignore"):
         return np.concatenate([A, np.zeros((size - len(A), A.shape[1]))]).astype(dtype)
@@ -262,8 +265,8 @@ def _scores(form: Form, parameters: PyTree, others: PyTree, X: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _epoch(
-    form: Form, rates: tuple[Any, ...], parameters: PyTree, others: PyTree, state: PyTree, told: tuple[Array, ...],
-    drawn: Array, steps: Any,
+    form: Form, rates: tuple[float, ...], parameters: PyTree, others: PyTree, state: PyTree, told: tuple[Array, ...],
+    drawn: Array | np.ndarray, steps: int,
 ) -> tuple[PyTree, PyTree]:  # fmt: skip
     """So many steps, each on the rows that are drawn for it, [at least so many, b]."""
     adamw = optax.adamw(rates[0], weight_decay=rates[1])

@@ -1,13 +1,13 @@
 """Which labels are wrong, by a few rows whose labels are known to be right."""
 
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils._param_validation import Interval as Range
 from sklearn.utils.validation import check_is_fitted
@@ -16,9 +16,10 @@ from bilevax.core.errors import DataError, ParameterError
 from bilevax.linalg.columns import Matrix
 from bilevax.sklearn.additive import TunedAdditiveClassifier
 from bilevax.sklearn.additive_base import require_target
+from bilevax.sklearn.frames import Features, Held
 from bilevax.sklearn.jax_classifier import encoder_for, wrapped
 from bilevax.sklearn.label_em import EM, Fitted, require_weights
-from bilevax.sklearn.label_rows import LabelledRows, features_to_predict, notes_on, read, rows_of
+from bilevax.sklearn.label_rows import LabelledRows, Trusted, features_to_predict, notes_on, read, rows_of
 from bilevax.sklearn.label_weights import PROBABILITIES, notes_on_weights, require_trusted, row_weights
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
@@ -148,7 +149,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        model: Any = "linear",
+        model: object = "linear",
         *,
         method: str = "noise_matrix",
         cv: int = 5,
@@ -159,7 +160,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.cv = cv
         self.random_state = random_state
 
-    def fit(self, X: Any, y: ArrayLike, *, trusted: Any = None) -> "LabelCleaner":
+    def fit(self, X: Features, y: ArrayLike, *, trusted: Trusted = None) -> "LabelCleaner":
         """Find the wrong labels and fit the corrected model.
 
         Args:
@@ -191,7 +192,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         self.notes_ = notes_on(given, rows.classes) + found.notes
         return self
 
-    def _encoded(self, X: Any) -> Any:
+    def _encoded(self, X: Held) -> Held | np.ndarray:
         """What the model takes: a matrix, or of an additive model a table."""
         self.encoder_ = None
         if self.model == "additive" or scipy.sparse.issparse(X):
@@ -223,7 +224,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         T = updated(given.expected(q), Prior(UNTOLD, 1e-3, 1e-3))
         return Found(q, final, T, np.exp(log_T), np.array(wrong), strengths, notes)
 
-    def _em(self, X: Any, given: Given, random: np.random.RandomState) -> Found:
+    def _em(self, X: Held, given: Given, random: np.random.RandomState) -> Found:
         estimator = TunedAdditiveClassifier(choose=False, pairs=False) if self.model == "additive" else self.model
         estimator = wrapped(estimator, random)
         require_weights(estimator)
@@ -244,6 +245,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     def _keep(self, found: Found, given: Given, own: int) -> None:
         y, doubted = given.y[:own], ~given.trusted[:own]
         q = found.q[:own]
+        # P(true class is not the given one)
         wrong = np.where(doubted, 1.0 - q[np.arange(own), y], 0.0)
         self.posterior_, self.wrong_label_probability_, self.row_weights_ = q, wrong, 1.0 - wrong
         self.suggested_ = self.classes_[q.argmax(axis=1)]
@@ -257,6 +259,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
 
     def _keep_weights(self, found: Weighed, X: Matrix, rows: LabelledRows) -> "LabelCleaner":
         given, doubted = rows.given, np.flatnonzero(~rows.given.trusted)
+        # trusted rows count 1
         self.row_weights_ = np.ones(rows.own)
         self.row_weights_[doubted] = found.weight
         order = doubted[np.argsort(found.weight, kind="stable")]
@@ -277,7 +280,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
             if hasattr(self, name):
                 delattr(self, name)
 
-    def clean(self, X: Any, y: ArrayLike) -> np.ndarray:
+    def clean(self, X: Features, y: ArrayLike) -> np.ndarray:
         """Labels of which those that are more probably wrong than right are replaced by the most probable, [n].
 
         Of the rows of ``fit``, :attr:`suggested_` is by models that have not seen them.
@@ -295,7 +298,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         cleaned: np.ndarray = np.where(right, labels, self.classes_[q.argmax(axis=1)])
         return cleaned
 
-    def _log_p(self, X: Any) -> np.ndarray:
+    def _log_p(self, X: Features) -> np.ndarray:
         check_is_fitted(self)
         features = features_to_predict(self, X)
         if self.encoder_ is not None:
@@ -304,22 +307,22 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
             return self._model.log_p(features)
         return self._model.log_p(features, len(self.classes_))
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: Features) -> np.ndarray:
         """Log-probabilities of the true classes, [n, C]."""
         return np.ascontiguousarray(self._log_p(X))
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Features) -> np.ndarray:
         """Probabilities of the true classes, [n, C]."""
         out: np.ndarray = np.exp(self.predict_log_proba(X))
         return out
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Features) -> np.ndarray:
         """The most probable true label of each row, [n]."""
         index = self._log_p(X).argmax(axis=1)
         labels: np.ndarray = self.classes_[index]
         return labels
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.sparse = True
         tags.input_tags.string = tags.input_tags.categorical = True

@@ -6,12 +6,13 @@ each row for each class, weighted by the posterior, and updates the noise matrix
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
 from bilevax.core.errors import ParameterError
+from bilevax.sklearn.frames import Features
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.solvers.label_noise import Given, Prior, fit_noise, normalised, posterior, uniform_noise
 
@@ -21,19 +22,20 @@ OTHERS = 1.0, 100.0
 SHARPNESS = 0.5, 0.7, 1.0, 1.4, 2.0, 2.8
 UNTOLD = 0.1
 
-Take = Callable[[np.ndarray], Any]
+Take = Callable[[np.ndarray], Features]
 """Rows of the features, by their numbers."""
 
 
 class Fitted(NamedTuple):
     """A classifier of true classes, the noise matrix, and what the classifier's log-probabilities are multiplied by."""
 
-    model: Any
+    model: BaseEstimator
     T: np.ndarray
     sharpness: float = 1.0
 
-    def log_p(self, X: Any, classes: int) -> np.ndarray:
+    def log_p(self, X: Features, classes: int) -> np.ndarray:
         """Log-probabilities of the true classes, [n, C]."""
+        # a class that the training rows lack has the probability LEAST_P, not 0
         p = np.full((classes, self.model.predict_proba(X).shape[0]), LEAST_P)
         p[self.model.classes_] += self.model.predict_proba(X).T
         return normalised(self.sharpness * np.log(p).T)[0]
@@ -86,6 +88,7 @@ class EM:
         self, log_p: np.ndarray, given: Given, T: np.ndarray, others: float
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Posterior, noise matrix and sharpness of most likelihood: forests are unsure, and nearest neighbours sure."""
+        # p^sharpness, normalised, for each sharpness: the likeliest with the noise matrix that fits it best
         best = (-np.inf, T, 1.0)
         for sharpness in SHARPNESS:
             at, prior = normalised(sharpness * log_p)[0], self._prior(T, others)
@@ -116,8 +119,9 @@ class EM:
             out[own] = Fitted(self._trained(rows[other], q[other]), q).log_p(self.take(rows[own]), q.shape[1])
         return out
 
-    def _trained(self, rows: np.ndarray, q: np.ndarray) -> Any:
+    def _trained(self, rows: np.ndarray, q: np.ndarray) -> BaseEstimator:
         """A copy of each row for each class of which it may be."""
+        # row i as class c with the weight q_ic
         row, c = np.nonzero(q > LEAST_SHARE)
         weight = q[row, c] * np.where(self.given.trusted[rows[row]], TRUSTED, 1.0)
         return clone(self.estimator).fit(self.take(rows[row]), c, sample_weight=weight)
@@ -132,6 +136,7 @@ class EM:
         for others in OTHERS:
             fitted = self.fit(rows, others)
             _, log_m = posterior(fitted.log_p(self.take(held), given.classes), given, np.log(fitted.T))
+            # trusted rows and others count alike, however many there are of each
             parts = [log_m[kind] for kind in (given.trusted, ~given.trusted) if kind.any()]
             loss[others] = -sum(float(part.mean()) for part in parts)
         return min(loss, key=loss.__getitem__)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -13,9 +13,12 @@ from sklearn.utils.validation import assert_all_finite, check_consistent_length,
 
 from bilevax.core.errors import DataError, ParameterError
 from bilevax.sklearn.classes import check_labels, encode_classes
-from bilevax.sklearn.frames import as_table, is_frame
+from bilevax.sklearn.frames import Features, Held, as_table
 from bilevax.solvers.label_noise import Given
 from bilevax.tables.table import Column, Table
+
+Trusted: TypeAlias = tuple[Features, ArrayLike] | ArrayLike | None
+"""Labels that are known to be right: (X, y) of other rows, or True for such rows [n]; None: none."""
 
 
 class LabelledRows(NamedTuple):
@@ -28,13 +31,13 @@ class LabelledRows(NamedTuple):
         own: the number of rows that ``X`` of ``fit`` had.
     """
 
-    X: Any
+    X: Held
     given: Given
     classes: np.ndarray
     own: int
 
 
-def read(estimator: BaseEstimator, X: Any, y: ArrayLike, trusted: Any) -> LabelledRows:
+def read(estimator: BaseEstimator, X: Features, y: ArrayLike, trusted: Trusted) -> LabelledRows:
     """Check all and put the trusted rows below the others, if they are a table of their own.
 
     Raises:
@@ -65,14 +68,14 @@ def read(estimator: BaseEstimator, X: Any, y: ArrayLike, trusted: Any) -> Labell
     return LabelledRows(features, given, classes, n)
 
 
-def _features(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
+def _features(estimator: BaseEstimator, X: Features, *, reset: bool) -> Held:
     if scipy.sparse.issparse(X):
         least = 2 if reset else 1
         return validate_data(estimator, X, reset=reset, accept_sparse="csr", dtype=np.float64, ensure_min_samples=least)
     return as_table(estimator, X, reset=reset)
 
 
-def features_to_predict(estimator: BaseEstimator, X: Any) -> Any:
+def features_to_predict(estimator: BaseEstimator, X: Features) -> Held:
     """A table, or CSR, of the columns of ``fit``."""
     return _features(estimator, X, reset=False)
 
@@ -84,11 +87,11 @@ def _labels(y: ArrayLike) -> np.ndarray:
     return labels
 
 
-def _column(features: Any) -> Any:
-    return features.columns[0].values if is_frame(features) else features
+def _column(features: Held) -> ArrayLike:
+    return features.columns[0].values if isinstance(features, Table) else features
 
 
-def _mask(trusted: Any, n: int) -> np.ndarray:
+def _mask(trusted: ArrayLike | None, n: int) -> np.ndarray:
     if trusted is None:
         return np.zeros(n, bool)
     mask = np.asarray(trusted)
@@ -127,8 +130,8 @@ def notes_on(given: Given, classes: np.ndarray) -> tuple[str, ...]:
     return (f"no trusted row is of class {', '.join(without)}",) if without else ()
 
 
-def _stacked(A: Any, B: Any) -> Any:
-    if not is_frame(A):
+def _stacked(A: Held, B: Held) -> Held:
+    if not isinstance(A, Table):
         return scipy.sparse.vstack([A, B], format="csr")
     return dataclasses.replace(A, columns=tuple(_joined(column, B.column(column.name)) for column in A.columns))
 
@@ -141,6 +144,6 @@ def _joined(a: Column, b: Column) -> Column:
     return dataclasses.replace(a, values=np.concatenate([a.values, b.values]))
 
 
-def rows_of(X: Any, rows: Sequence[int] | np.ndarray) -> Any:
+def rows_of(X: Held, rows: Sequence[int] | np.ndarray) -> Held:
     """Some rows of a table or a matrix."""
     return X.take(np.asarray(rows)) if isinstance(X, Table) else X[rows]

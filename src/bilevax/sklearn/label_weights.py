@@ -1,7 +1,5 @@
 """``LabelCleaner(method="weights")``: a weight per row, from a few rows whose labels are trusted."""
 
-from typing import Any
-
 import numpy as np
 
 from bilevax.core.errors import ParameterError
@@ -14,7 +12,7 @@ PROBABILITIES = ("wrong_label_probability_", "posterior_", "noise_matrix_", "noi
 """Attributes that weights do not have."""
 
 
-def require_trusted(model: Any, trusted: Any) -> None:
+def require_trusted(model: object, trusted: object) -> None:
     """Refuse what weights cannot be had of.
 
     Raises:
@@ -41,6 +39,7 @@ def row_weights(X: Matrix, given: Given, cv: int, random: np.random.RandomState)
         Rows(X[rows], given.y[rows], given.classes)
         for rows in (np.flatnonzero(~given.trusted), np.flatnonzero(given.trusted))
     )
+    # folds of the trusted rows, in which classes have equal shares
     return weigh(doubted, trusted, deal_folds(trusted.y, None, cv, random))
 
 

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, clone
 from sklearn.metrics import get_scorer_names
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
@@ -23,7 +24,15 @@ from bilevax.problems.losses import Groups
 from bilevax.runs import Run
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.encoder import TableEncoder
-from bilevax.sklearn.frames import Rows, are_numbers, as_table, check_sample_weight, is_frame, is_sparse_frame, select
+from bilevax.sklearn.frames import (
+    Features,
+    are_numbers,
+    as_table,
+    check_sample_weight,
+    is_frame,
+    is_sparse_frame,
+    select,
+)
 from bilevax.sklearn.host_fit import default_ties, tune_on_host
 from bilevax.sklearn.penalised import PenalisedModel, RowWeights, default_float
 from bilevax.tables.labels import Label
@@ -144,7 +153,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
     @said("this fit", HELPS)
     def fit(
         self,
-        X: Rows,
+        X: Features,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         *,
@@ -213,7 +222,9 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         )
         return self
 
-    def _read(self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Matrix, np.ndarray, np.ndarray]:
+    def _read(
+        self, X: Features, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Matrix, np.ndarray, np.ndarray]:
         """Features [n, p], labels and weights [n]."""
         self.encoder_ = None
         table = as_table(self, X, reset=True) if is_frame(X) and not is_sparse_frame(X) else None
@@ -226,7 +237,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         self.encoder_ = encoder.fit(table if sample.all() else table.take(sample > 0.0))
         return self.encoder_.transform(table), labels, sample
 
-    def _features(self, X: Rows) -> Matrix:
+    def _features(self, X: Features) -> Matrix:
         """Features [n, p] of rows to predict."""
         if self.encoder_ is not None:
             return self.encoder_.transform(as_table(self, X, reset=False))
@@ -323,13 +334,13 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         held = balanced if self.scoring in BALANCED_SCORES else train
         return RowWeights(sample, train.astype(default_float()), held.astype(default_float()))
 
-    def decision_function(self, X: Rows) -> np.ndarray:
+    def decision_function(self, X: Features) -> np.ndarray:
         """Scores, [n, C]; [n] if there are two classes."""
         check_is_fitted(self)
         scores = linear_scores(self._features(X), self.coef_.T, self.intercept_)
         return scores[:, 0] if self._outputs == 1 else scores
 
-    def predict(self, X: Rows) -> np.ndarray:
+    def predict(self, X: Features) -> np.ndarray:
         """The most probable label of each row, [n]."""
         scores = self.decision_function(X)
         # One score is positive where the second class is the more probable.
@@ -337,7 +348,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         labels: np.ndarray = self.classes_[index]
         return labels
 
-    def predict_log_proba(self, X: Rows) -> np.ndarray:
+    def predict_log_proba(self, X: Features) -> np.ndarray:
         """Log-probabilities of the classes, [n, C]."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
@@ -348,12 +359,12 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         scores -= np.log(np.sum(np.exp(scores), axis=1, keepdims=True))
         return scores
 
-    def predict_proba(self, X: Rows) -> np.ndarray:
+    def predict_proba(self, X: Features) -> np.ndarray:
         """Probabilities of the classes, [n, C]."""
         probabilities: np.ndarray = np.exp(self.predict_log_proba(X))
         return probabilities
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags

@@ -87,6 +87,7 @@ class Shares(NamedTuple):
         if self.l1_ratio is None:
             return of_group[: self.groups][self.group], of_group[self.groups :][self.group]
         alpha = of_group[self.group]
+        # l1 = ratio alpha, l2 = (1 - ratio) alpha
         return self.l1_ratio * alpha, (1.0 - self.l1_ratio) * alpha
 
     def slope(self, held: HeldOut) -> np.ndarray:
@@ -228,6 +229,7 @@ class Search:
     def decided(self) -> Step:
         """The best step, or the single penalty where the validation rows do not prefer it by SIGNIFICANT."""
         if self.best.row_losses.size and self.best.number:
+            # by rows, so that what is hard for both drops out
             change = self.best.row_losses - self.start.row_losses
             # mean of the changes >= - SIGNIFICANT std / sqrt(n), their standard error
             if change.mean() >= -SIGNIFICANT * change.std() / np.sqrt(len(change)):
@@ -246,6 +248,7 @@ class Search:
             self.path.append((ratio, *found[-1]))
             if not hasattr(self, "best") or loss < self.best.loss:
                 self.start = self.best = self._step(0, lam, loss)
+            # slope times the distance of two values of the path is what the next one promises
             worse = loss > (1.0 + self.pace.worse) * min(loss for _, loss, _ in found)
             if worse or found[-1][2] * apart <= self.pace.promise * loss:
                 break

@@ -61,6 +61,7 @@ class Ties(NamedTuple):
         if self.evidence is None:
             l2 = np.exp(self.basis @ self._shaped(lam))
         else:
+            # log l2_jc = level of the group of j - b evidence_jc
             l2 = np.exp((self.basis @ lam[:-1])[:, None] - lam[-1] * self.evidence)
         return np.zeros(len(self.basis.indptr) - 1), l2
 
@@ -74,6 +75,7 @@ class Ties(NamedTuple):
         """dE / dlam, flat."""
         by_column = held.l2.sum(axis=0)
         own = np.ravel(self.basis.T @ (by_column if self.classes else by_column.sum(axis=1)))
+        # dE / db = - sum_jc evidence_jc dE / dlog l2_jc
         return own if self.evidence is None else np.append(own, -np.vdot(held.l2, self.evidence))
 
     def prior(self, lam: np.ndarray) -> tuple[float, np.ndarray]:
@@ -107,6 +109,7 @@ def tied(group: np.ndarray, *, powers: np.ndarray | None = None, classes: int | 
         rows: the weight of the held-out rows.
     """
     p, levels = len(group), int(group.max()) + 1
+    # basis_jg = 1 where column j is in group g, and the powers beside it
     level = scipy.sparse.csr_array((np.ones(p), (np.arange(p), group)), shape=(p, levels))
     basis = level if powers is None else scipy.sparse.hstack([level, scipy.sparse.csr_array(powers)], format="csr")
     return Ties(basis, levels, classes, rows)
@@ -131,8 +134,10 @@ def log_evidence(rows: ClassRows, group: np.ndarray) -> np.ndarray:
     about 1 of a column that has nothing to do with the class. A column that does not vary has 0.
     """
     total, share = rows.c.sum(), rows.c @ rows.Y / rows.c.sum()
+    # sum_i c_i x_ij (Y_ic - m_c)
     covariance = rows.pulled(rows.c[:, None] * (rows.Y - share))[:-1]
     sums, squares = rows.c @ rows.X, rows.c @ rows.squares
+    # m_c (1 - m_c) sum_i c_i (x_ij - mean_j)^2
     spread = np.maximum(squares - sums**2 / total, 0.0)[:, None] * share * (1.0 - share)
     floor = 1e-12 * squares[:, None]
     chi2 = np.divide(covariance**2, spread, out=np.zeros_like(covariance), where=spread > floor)

@@ -1,7 +1,7 @@
 """Ridge regression whose penalties, one per column or group, are tuned by hypergradients."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,7 +10,7 @@ from bilevax.core.events import Event
 from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, column_moments
 from bilevax.sklearn.penalty_search import Tying
-from bilevax.sklearn.tuned_linear import TunedRegressor
+from bilevax.sklearn.tuned_linear import Folds, TunedRegressor
 from bilevax.solvers.l1_models import CrossFitted
 from bilevax.solvers.l1_squared import L1SquaredModels
 from bilevax.solvers.ridge_models import KernelRidgeModels
@@ -56,7 +56,7 @@ class TunedRidge(TunedRegressor):
         penalty_per: str | ArrayLike = "feature",
         *,
         standardize: bool = True,
-        cv: Any = 5,
+        cv: Folds = 5,
         validation_fraction: float | None = None,
         steps: int = 50,
         random_state: int | np.random.RandomState | None = None,

@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.model_selection import check_cv
-from sklearn.utils import check_random_state
+from sklearn.model_selection import BaseCrossValidator, check_cv
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -22,6 +22,9 @@ from bilevax.sklearn.penalty_search import LOWEST, Search, Shares, Tying
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.l1_models import CrossFitted
+
+Folds: TypeAlias = int | BaseCrossValidator | list[tuple[np.ndarray, np.ndarray]]
+"""How many folds, or what yields the rows to train on and those to hold out."""
 
 LEAST = 1e-100
 """Of the penalty that the path begins with: there is nothing to learn where it would be 0."""
@@ -48,7 +51,7 @@ class TunedLinear(BaseEstimator, ABC):
 
     penalty_per: str | ArrayLike
     standardize: bool
-    cv: Any
+    cv: Folds
     validation_fraction: float | None
     steps: int
     random_state: int | np.random.RandomState | None
@@ -126,6 +129,7 @@ class TunedLinear(BaseEstimator, ABC):
         seed: int,
     ) -> np.ndarray:
         """True for validation rows, [n]."""
+        # those that are given, or a fraction of the rows with a weight
         out = np.zeros(len(strata), bool) if validation is None else np.array(validation, bool)
         # Several penalties would overfit the cross-validated loss; one cannot.
         fraction = self.validation_fraction
@@ -156,7 +160,7 @@ class TunedLinear(BaseEstimator, ABC):
         return divide_columns(X if sparse else X - mean, self.feature_scale_)
 
     def _folds(
-        self, X: Matrix, strata: np.ndarray, groups: np.ndarray | None, there: np.ndarray, random: Any
+        self, X: Matrix, strata: np.ndarray, groups: np.ndarray | None, there: np.ndarray, random: np.random.RandomState
     ) -> np.ndarray:
         """Fold of each training row that is there."""
         if isinstance(self.cv, Integral):
@@ -169,6 +173,7 @@ class TunedLinear(BaseEstimator, ABC):
             times[rows] += 1
         if np.any(times != 1):
             raise ParameterError("cv must hold out every row once, as KFold does, so that each has one model to test")
+        # numbered from 0 without a gap: a fold may have lost its rows to weights of 0
         return np.unique(folds[there], return_inverse=True)[1]
 
     def _train(self, Z: Matrix, y: np.ndarray, weight: np.ndarray, search: Search) -> None:
@@ -192,7 +197,7 @@ class TunedLinear(BaseEstimator, ABC):
     def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Tying) -> None:
         """Keep the penalties under scikit-learn's names."""
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
@@ -216,6 +221,7 @@ class TunedRegressor(RegressorMixin, TunedLinear):
         rows, numbers = validate_data(self, X, y, y_numeric=True, **options)
         numbers = numbers.astype(np.float64)
         weight = check_sample_weight(sample_weight, numbers)
+        # about the mean of the target, which the intercept gets back
         mean, strata = np.average(numbers, weights=weight), np.zeros(len(numbers), int)
         self._fit(rows, numbers - mean, weight, strata=strata, groups=groups, validation=validation, callback=callback)
         self.coef_, self.intercept_ = self._coef, self._intercept + mean
@@ -227,5 +233,6 @@ class TunedRegressor(RegressorMixin, TunedLinear):
         return linear_scores(rows, self.coef_, self.intercept_)
 
     def _losses(self, scores: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # half the squared error
         losses: np.ndarray = 0.5 * (scores - y) ** 2
         return losses

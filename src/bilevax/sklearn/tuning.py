@@ -7,7 +7,7 @@ the :class:`Method`. Out, to it: a :class:`TuningResult`, whose penalties it res
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ class Candidate(NamedTuple):
     validation_loss: float
 
     @staticmethod
-    def from_plain(plain: Mapping[str, Any]) -> "Candidate":
+    def from_plain(plain: Mapping[str, PyTree]) -> "Candidate":
         """From a dictionary of its parts, the arrays in whatever memory."""
         return Candidate(**plain)._replace(lam=jnp.asarray(plain["lam"]), w=jax.tree.map(jnp.asarray, plain["w"]))
 
@@ -255,13 +255,13 @@ class _EarlyStopping:
         self.clock, self.callback = clock, callback
         self.best, self.lam, self.history = start, start.lam, list[Event]()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, PyTree]:
         """For a checkpoint: what it has seen, and all that came before the first step."""
         begun = {"start": self.start._asdict(), "planned": self.planned and self.planned.to_plain()}
         seen = {"best": self.best._asdict(), "lam": self.lam, "history": self.history}
         return {**begun, **seen, "seconds": time.monotonic() - self.clock}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def resume(self, state: Mapping[str, PyTree]) -> None:
         """As it was at a checkpoint; the user's callback gets the records that it had."""
         self.best, self.lam = Candidate.from_plain(state["best"]), jnp.asarray(state["lam"])
         self.clock = time.monotonic() - state["seconds"]
@@ -294,7 +294,7 @@ class _EarlyStopping:
         return stopped or step - self.best.step >= PATIENCE
 
 
-def _kept_start(task: TuningTask, kept: Mapping[str, Any]) -> Candidate | None:
+def _kept_start(task: TuningTask, kept: Mapping[str, PyTree]) -> Candidate | None:
     """Where a run began that goes on; None where it is not of such a task, as is then found by its data."""
     start = Candidate.from_plain(kept["start"]) if "start" in kept else None
     shapes = task.lam_shape, (task.folds, task.outputs, task.rows.X.shape[1])

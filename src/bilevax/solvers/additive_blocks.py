@@ -87,10 +87,13 @@ class Blocks:
         lam, C = penalties(rho, self.part), len(self.Q)
         found = self.fit(lam, near and near.fits[0])
         inverses, b = found.inverse(), found.b @ self.Q.T
+        # F + (sum_c log|H_c| - C (rank' rho + log 2 pi)) / 2, F at the minimum
         value = found.value + 0.5 * (found.log_det() - C * float(self.rank @ rho + np.log(2.0 * np.pi)))
+        # H v = d(sum_c log|H_c|) / db; db / drho_j = - H^-1 lam_j b_j, so that what goes through b is - lam_j b_j' v_j
         v = self.solve(found.losses, lam, inverses, self._bending(found, inverses), self.tolerance**0.5).x
         through = self._sums @ (lam * np.sum(found.b * v, axis=1))
         trace = np.einsum("cjj->j", inverses)
+        # lam_j (|b_j|^2 + sum_c tr A_c,jj), the derivatives of F and of log|H_c| at b held
         both = self._sums @ (lam * (np.sum(b * b, axis=1) + trace))
         # As if W were constant, and H its blocks: - exp(rho_j + rho_k) sum_c (b_jc' A_jk b_kc + |A_jk|^2 / 2)
         hessian, T = np.diag(0.5 * both), self._sums.multiply(lam).tocsr()
@@ -103,6 +106,7 @@ class Blocks:
     def freedom(self, rho: np.ndarray, outer: Outer) -> np.ndarray:
         """Effective degrees of freedom of the parts, C r_j - exp(rho_j) sum_c tr (B_c^-1)_jj, [m]."""
         trace = np.einsum("cjj->j", outer.fits[0].inverse())
+        # C rank_j - lam_j sum_c tr A_c,jj
         out: np.ndarray = len(self.Q) * self.rank - self._sums @ (penalties(rho, self.part) * trace)
         return out
 
@@ -125,6 +129,7 @@ class Blocks:
         sums = self._sums if group is None else part_sums(group[self.part], 1)
         root = doubt(found)
         for A, b in zip(out, (fitted.b @ self.Q.T).T, strict=True):
+            # db / drho = - A lam b, and root root' the covariance of rho: what is not known of rho adds to A
             spread = A @ (sums.multiply(lam * b).T @ root)
             A += spread @ spread.T
         return out
@@ -143,6 +148,7 @@ class Blocks:
         while steps < MOST_STEPS:
             gradient = d.X.transposed_dot(d.weight[:, None] * at.losses.slope) + penalty[:, None] * at.b
             solved = self.solve(at.losses, penalty, inverses, -gradient, INEXACT)
+            # - g' x / 2, what a Newton step lowers F by
             decrement = -0.5 * float(np.sum(gradient * solved.x))
             converged = decrement <= self.tolerance
             moved = None if converged else halved(d, family, penalty, at, solved.x, decrement)
@@ -164,17 +170,20 @@ class Blocks:
 
     def _preconditioned(self, inverses: np.ndarray, r: np.ndarray) -> np.ndarray:
         """sum_c B_c^-1 r Q_c' Q_c."""
+        # sum_c Q_c A_c (Q_c' r), Q_c the contrasts of class c
         out: np.ndarray = np.matmul(inverses, (r @ self.Q.T).T[:, :, None])[:, :, 0].T @ self.Q
         return out
 
     def _grams(self, losses: Losses) -> np.ndarray:
         """X' diag(w (Q W Q')_cc) X of every class, [C, 1 + P, 1 + P]."""
+        # Q_c' W_i Q_c, the curvature of row i in the score of class c, [C, n]
         W = np.einsum("ct,ntu,cu->cn", self.Q, losses.curvature, self.Q, optimize=True)
         return np.array([self.data.X.gram(self.data.weight * np.maximum(W_c, 0.0)) for W_c in W])
 
     def _bending(self, found: Fit, inverses: np.ndarray) -> np.ndarray:
         """g = X' (dW/ds : Q' diag(h) Q), [1 + P, S]."""
         d, Q = self.data, self.Q
+        # x_i' A_c x_i, [C, n], and sum_c of it along Q_c Q_c', [n, S, S]
         h = np.array([d.X.quadratic(A) for A in inverses])
         in_scores = np.einsum("cn,ct,cu->ntu", h, Q, Q, optimize=True)
         return d.X.transposed_dot(d.weight[:, None] * self.family.bend(found.scores, d.y, in_scores))

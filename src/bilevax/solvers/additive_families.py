@@ -72,6 +72,7 @@ class Gaussian:
     def losses(self, s: np.ndarray, y: np.ndarray) -> Losses:
         """1/2 (y - s)^2."""
         r = s[:, 0] - y
+        # (s - y)^2 / 2, s - y, 1
         return _one_score(0.5 * r * r, r, np.ones(len(y)))
 
     def bend(self, s: np.ndarray, y: np.ndarray, h: np.ndarray) -> np.ndarray:
@@ -85,6 +86,7 @@ class Gaussian:
     def normaliser(self, log_phi: float, w: np.ndarray) -> tuple[float, float, float]:
         """1/2 sum of w log(2 pi phi)."""
         half = 0.5 * float(w.sum())
+        # n/2 log(2 pi phi), linear in log phi
         return half * (log_phi + np.log(2.0 * np.pi)), half, 0.0
 
     def mean(self, s: np.ndarray) -> np.ndarray:
@@ -101,12 +103,14 @@ class Binomial:
     def losses(self, s: np.ndarray, y: np.ndarray) -> Losses:
         """log(1 + exp(s)) - y s, less what it is at its least."""
         t, p = s[:, 0], expit(s[:, 0])
+        # log(1 + e^t) - y t, less what it is at best, where p = y
         value = np.logaddexp(0.0, t) - y * t + xlogy(y, y) + xlogy(1.0 - y, 1.0 - y)
         # p (1 - p), exact where p rounds to 1
         return _one_score(value, p - y, p * expit(-t))
 
     def bend(self, s: np.ndarray, y: np.ndarray, h: np.ndarray) -> np.ndarray:
         """h p (1 - p) (1 - 2 p)."""
+        # d/ds p (1 - p) = p (1 - p) (1 - 2 p), and 1 - 2 p = q - p
         p, q = expit(s), expit(-s)
         out: np.ndarray = h[:, 0] * p * q * (q - p)
         return out
@@ -114,6 +118,7 @@ class Binomial:
     def start(self, y: np.ndarray, w: np.ndarray) -> np.ndarray:
         """The log odds, of counts to which half a row of each class is added."""
         ones, n = float(w @ y), float(w.sum())
+        # the log-odds, half a row added to each side: finite where one has none
         return np.array([np.log((ones + 0.5) / (n - ones + 0.5))])
 
     def normaliser(self, log_phi: float, w: np.ndarray) -> tuple[float, float, float]:
@@ -135,10 +140,12 @@ class Poisson(Binomial):
     def losses(self, s: np.ndarray, y: np.ndarray) -> Losses:
         """exp(s) - y s, less what it is at its least."""
         mu = _exp(s[:, 0])
+        # mu - y log mu, less what it is at mu = y; mu - y; mu
         return _one_score(mu - y * s[:, 0] + xlogy(y, y) - y, mu - y, mu)
 
     def bend(self, s: np.ndarray, y: np.ndarray, h: np.ndarray) -> np.ndarray:
         """h exp(s)."""
+        # d mu / ds = mu
         out: np.ndarray = h[:, 0] * _exp(s)
         return out
 
@@ -149,6 +156,7 @@ class Poisson(Binomial):
     def normaliser(self, log_phi: float, w: np.ndarray) -> tuple[float, float, float]:
         """1/2 sum of w log(phi) where there is a dispersion (Nelder, Pregibon 1987), else 0."""
         half = 0.5 * float(w.sum()) if self.dispersed else 0.0
+        # a quasi-likelihood: n/2 log phi, as of a Gaussian
         return half * log_phi, half, 0.0
 
     def mean(self, s: np.ndarray) -> np.ndarray:
@@ -163,6 +171,7 @@ class Gamma:
 
     def losses(self, s: np.ndarray, y: np.ndarray) -> Losses:
         """y exp(-s) + s, less what it is at its least."""
+        # y / mu + log mu - 1 - log y; 1 - y / mu; y / mu
         ratio = y * _exp(-s[:, 0])
         return _one_score(ratio + s[:, 0] - 1.0 - np.log(y), 1.0 - ratio, ratio)
 
@@ -216,6 +225,7 @@ class Multinomial:
         """- log p_y."""
         Q, log_p = self.contrasts, self._log_probabilities(s)
         p, rows = np.exp(log_p), np.arange(len(y))
+        # - log p_y, its slope Q' (p - e_y)
         value = -log_p[rows, y]
         pQ = p @ Q
         # Q' (diag(p) - p p') Q
@@ -232,6 +242,7 @@ class Multinomial:
 
     def start(self, y: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Of the frequencies of the classes, half a row of each added."""
+        # the log-counts, half a row added to each class, along the contrasts
         out: np.ndarray = np.log(np.bincount(y, w, len(self.contrasts)) + 0.5) @ self.contrasts
         return out
 

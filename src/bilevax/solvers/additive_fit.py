@@ -126,6 +126,7 @@ class Fit(NamedTuple):
 def inverted(factor: np.ndarray) -> np.ndarray:
     """The inverse of a matrix, from its lower Cholesky factor."""
     # The upper triangle of the factor is 0, and stays so.
+    # H^-1 of H = L L', its lower half
     lower, _ = dpotri(factor, lower=1)
     out: np.ndarray = lower + lower.T
     out[np.diag_indices(len(out))] *= 0.5
@@ -156,6 +157,7 @@ def curvature(d: Data, losses: Losses) -> np.ndarray:
     out = np.empty((S, P, S, P))
     for t in range(S):
         for u in range(t + 1):
+            # X' W_tu X, [P, P]
             out[t, :, u] = d.X.gram(d.weight * losses.curvature[:, t, u])
             out[u, :, t] = out[t, :, u]
     return out.reshape(S * P, S * P)
@@ -190,6 +192,7 @@ def point(d: Data, family: Family, penalty: np.ndarray, b: np.ndarray) -> Point:
     """F at b."""
     s = d.X.dot(b) + d.offset
     losses = family.losses(s, d.y)
+    # F(b) = sum_i w_i loss_i + sum_j lam_j |b_j|^2 / 2
     return Point(b, s, losses, float(d.weight @ losses.value) + 0.5 * float(penalty @ np.sum(b * b, axis=1)))
 
 
@@ -230,6 +233,7 @@ def fit(
     factor = factorised(G, penalty)
     steps, converged, here = 0, False, _same(W, at.losses.curvature)
     while steps < MOST_STEPS:
+        # grad F = X' (w slope) + lam b
         gradient = d.X.transposed_dot(d.weight[:, None] * at.losses.slope) + penalty[:, None] * at.b
         # H v = -grad F
         known = partial(_solve, factor)
@@ -237,6 +241,7 @@ def fit(
             solved = Solved(known(-gradient), 0, True)
         else:
             solved = conjugate(d, at.losses, penalty, known, -gradient, part=INEXACT, most=FEW)
+        # - g' v / 2, what the Newton step lowers F by
         decrement = -0.5 * float(np.sum(gradient * solved.x))
         converged = solved.converged and decrement <= tolerance
         if converged:
@@ -245,6 +250,7 @@ def fit(
         if moved is not None:
             at, steps = moved, steps + 1
             here = _same(W, at.losses.curvature)
+            # after a step that is solved to INEXACT the decrement is INEXACT^2 of what it was
             converged = INEXACT**2 * decrement <= tolerance
             if converged:
                 break
@@ -277,6 +283,7 @@ def conjugate(
     """
 
     def product(p: np.ndarray) -> tuple[np.ndarray, float]:
+        # H p = X' (w W X p) + lam p, W_i [S, S]
         Wp = np.einsum("ntu,nu->nt", losses.curvature, d.X.dot(p))
         return d.X.transposed_dot(d.weight[:, None] * Wp) + penalty[:, None] * p, 0.0
 
@@ -295,6 +302,7 @@ def halved(d: Data, family: Family, penalty: np.ndarray, at: Point, move: np.nda
     size = 1.0
     while size > 1e-8:
         new = point(d, family, penalty, at.b + size * move)
+        # Armijo with c = 1e-4: g' (size v) = - 2 size decrement
         if new.value <= at.value - 2e-4 * size * decrement + ROUNDING * abs(at.value):
             return new
         size *= 0.5

@@ -64,6 +64,7 @@ class Folds:
             losses = self.family.losses(held.X.dot(found.b) + held.offset, held.y)
             E += float(held.weight @ losses.value)
             b = found.b.T.ravel()
+            # q = dE_k / db, and v = H^-1 q the adjoint: dE_k / drho_j = - lam_j b_j' v_j
             q = held.X.transposed_dot(held.weight[:, None] * losses.slope)
             # as closely as b is known
             exact = self.tolerance**0.5
@@ -82,6 +83,7 @@ class Folds:
             fits.append(found)
         log_phi, bend = dispersion(self.family, E, self._weight, 0)
         phi = float(np.exp(log_phi))
+        # d lam_j / drho_j = lam_j: the gradient once more on the diagonal
         hessian = (hessian + np.diag(gradient)) / phi
         if bend > 0.0:
             hessian -= np.outer(gradient, gradient) / (phi * phi * bend)

@@ -64,9 +64,12 @@ class Marginal:
         phi = float(np.exp(log_phi))
         A = found.inverse()
         b, lam = found.b.T.ravel(), np.tile(penalty, M)
+        # exp(rho_j) |b_j|^2 / phi and exp(rho_j) tr A_jj
         size, trace = self._sums @ (lam * b * b / phi), self._sums @ (lam * np.diag(A))
+        # F / phi + c(phi) + (log|H| - rank' rho - M log(2 pi phi)) / 2, M the intercepts
         value = found.value / phi + self.family.normaliser(log_phi, self.data.weight)[0]
         value += 0.5 * (found.log_det() - float(self.rank @ rho) - M * (np.log(2.0 * np.pi) + log_phi))
+        # db / drho_j = - A lam_j b_j: log|H| by way of b
         through = self._sums @ (lam * b * found.solve(self._bending(found, A)).T.ravel())
         # As if W were constant: - exp(rho_j + rho_k) (b_j' A_jk b_k / phi + |A_jk|^2 / 2) off the diagonal
         T, U = self._sums.multiply(lam).tocsr(), self._sums.multiply(lam * b).tocsr()
@@ -83,6 +86,7 @@ class Marginal:
     def freedom(self, rho: np.ndarray, outer: Outer) -> np.ndarray:
         """Effective degrees of freedom of the parts, r_j - exp(rho_j) tr (H^-1)_jj, [m]."""
         lam = np.tile(penalties(rho, self.part), self.family.scores)
+        # rank_j - exp(rho_j) tr A_jj
         out: np.ndarray = self.rank - self._sums @ (lam * np.diag(outer.fits[0].inverse()))
         return out
 
@@ -109,6 +113,7 @@ class Marginal:
         h = np.empty((len(d.y), S, S))
         for t in range(S):
             for u in range(t + 1):
+                # x_i' A_tu x_i, [n, S, S]
                 h[:, t, u] = h[:, u, t] = d.X.quadratic(A[t * P : (t + 1) * P, u * P : (u + 1) * P])
         return d.X.transposed_dot(d.weight[:, None] * self.family.bend(found.scores, d.y, h))
 
@@ -119,6 +124,7 @@ def dispersion(family: Family, F: float, w: np.ndarray, M: int) -> tuple[float, 
         return 0.0, 0.0
 
     def slope(log_phi: float) -> float:
+        # d/dlog phi (F / phi + c(phi) - M/2 log phi)
         return -F * float(np.exp(-log_phi)) + family.normaliser(log_phi, w)[1] - 0.5 * M
 
     low, high = LOG_PHI
@@ -162,6 +168,7 @@ def settled(
 def doubt(found: Found) -> np.ndarray:
     """A root of V_rho, the covariance of what the log penalties may be wrong by, [m, m]."""
     e, U = np.linalg.eigh(0.5 * (found.outer.hessian + found.outer.hessian.T))
+    # root root' = H^-1, H the Hessian in rho; a flat direction is not taken for a free one
     out: np.ndarray = U / np.sqrt(np.maximum(e, FLATTEST))
     return out
 
@@ -184,8 +191,10 @@ def covariance(
     A = fitted.inverse() if inverse is None else inverse
     b, lam = fitted.b.T.ravel(), np.tile(penalties(found.rho, model.part), model.family.scores)
     part = model.part if group is None else group[model.part]
+    # - db / drho, [S (1 + P), m]
     J = A @ (part_sums(part, model.family.scores).multiply(lam * b)).T.toarray()
     spread = J @ doubt(found)
+    # phi A at rho, and J cov(rho) J'
     out: np.ndarray = found.outer.phi * A + spread @ spread.T
     return out
 
@@ -195,6 +204,7 @@ def class_covariances(covariance: np.ndarray, contrasts: np.ndarray) -> np.ndarr
     S = contrasts.shape[1]
     P = len(covariance) // S
     own = covariance.reshape(S, P, S, P)
+    # Q_c' V Q_c over scores, [C, P, P]
     out: np.ndarray = np.einsum("ct,tiuj,cu->cij", contrasts, own, contrasts, optimize=True)
     return out
 
@@ -206,6 +216,7 @@ def curve_errors(Z: np.ndarray, covariances: np.ndarray) -> np.ndarray:
         Z: what the bins stand for, [bins, k].
         covariances: of b, [C, k, k].
     """
+    # z_b' V z_b of each bin b
     variances = np.array([np.einsum("bi,bi->b", Z @ V, Z) for V in covariances])
     out: np.ndarray = np.sqrt(np.maximum(variances.T, 0.0))
     return out
@@ -230,6 +241,7 @@ def evidence(model: Marginal, found: Found, columns: slice | np.ndarray, inverse
     b = fitted.b.T.ravel()[at]
     lam = np.tile(penalties(found.rho, model.part)[columns], S)
     square, log_det = density_ratio(A, b, lam)
+    # log N(0; 0, phi / lam) - log N(0; b, phi A), the prior's density at 0 over the posterior's
     return 0.5 * (square / found.outer.phi + log_det)
 
 

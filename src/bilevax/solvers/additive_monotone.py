@@ -33,9 +33,11 @@ def constrained(
     for _ in range(MOST_STEPS):
         losses = family.losses(d.X.dot(x[:, None]) + d.offset, d.y)
         gradient = d.X.transposed_dot(d.weight[:, None] * losses.slope)[:, 0] + penalty * x
+        # H = L L', and the Newton step is the projection of the free one onto A x >= 0 in the norm of H
         L = factorised(curvature(d, losses), penalty)
         # L'z = L'x - L^-1 g
         z = L.T @ x - solve_triangular(L, gradient, lower=True)
+        # the dual: multipliers m >= 0 that minimise |L^-1 A' m + z|^2 / 2
         M = solve_triangular(L, A.T, lower=True)
         held = M @ nnls(M, -z, maxiter=30 * A.shape[1])[0] if len(A) else 0.0
         new = solve_triangular(L, z + held, lower=True, trans="T")
@@ -43,6 +45,7 @@ def constrained(
         if not np.isfinite(value):  # the first point need not keep the constraints
             x, value = new, _value(d, family, penalty, new)
             continue
+        # g' s + s' H s / 2, what the quadratic model promises
         promised = float(gradient @ step) + 0.5 * float(np.sum((L.T @ step) ** 2))
         if promised >= -tolerance:
             break

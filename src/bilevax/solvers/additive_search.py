@@ -70,6 +70,7 @@ def tied(loss: OuterLoss, group: np.ndarray) -> OuterLoss:
 
     def shared(theta: np.ndarray, near: Outer | None) -> Outer:
         out = loss(theta[group], near)
+        # rho = T' theta, so that slopes add up over the parts of a group
         return out._replace(gradient=T @ out.gradient, hessian=T @ out.hessian @ T.T)
 
     return shared
@@ -88,10 +89,12 @@ def with_prior(loss: OuterLoss, kind: np.ndarray, *, spread: float = SPREAD, lev
         level: of log penalties below CENTRE.
     """
     same = kind[:, None] == kind
+    # rho' Q rho = sum_j (rho_j - mean of its kind)^2 / spread^2
     Q = (np.eye(len(kind)) - same / same.sum(axis=1, keepdims=True)) / spread**2
 
     def both(rho: np.ndarray, near: Outer | None) -> Outer:
         out, below = loss(rho, near), np.minimum(rho - CENTRE, 0.0)
+        # rho' Q rho / 2 + |min(0, rho - CENTRE)|^2 / (2 level^2), and its derivatives
         value = 0.5 * float(rho @ Q @ rho) + 0.5 * float(below @ below) / level**2
         gradient, hessian = Q @ rho + below / level**2, Q + np.diag((below < 0.0) / level**2)
         return Outer(out.value + value, out.gradient + gradient, out.hessian + hessian, out.fits, out.phi, value)
@@ -159,15 +162,18 @@ def minimise(
     learnt = np.zeros_like(outer.hessian)
     while True:
         gradient = outer.gradient
+        # a penalty at its limit that would go further stays there, out of the Newton system
         free = ~((rho <= LOWEST) & (gradient > 0.0) | (rho >= HIGHEST) & (gradient < 0.0))
         step = np.zeros(len(rho))
         step[free] = _newton(gradient[free], (outer.hessian + learnt)[np.ix_(free, free)])
+        # - g' step = 2 (what the quadratic model promises)
         converged = -float(gradient @ step) <= 2.0 * tolerance
         fell = False
         while not fell and not converged and evaluations < most and np.max(np.abs(step)) > 1e-6:
             new = np.clip(rho + step, LOWEST, HIGHEST)
             trial = loss(new, outer)
             evaluations += 1
+            # Armijo: value(new) <= value + 1e-4 g' (new - rho)
             fell = trial.value <= outer.value + 1e-4 * float(gradient @ (new - rho))
             learnt = learnt + _secant(trial.gradient - gradient, trial.hessian + learnt, new - rho)
             step *= 0.3
@@ -182,6 +188,7 @@ def _secant(change: np.ndarray, hessian: np.ndarray, step: np.ndarray) -> np.nda
     size = float(r @ step)
     if abs(size) <= 1e-6 * float(np.linalg.norm(r) * np.linalg.norm(step)):
         return np.zeros_like(hessian)
+    # symmetric rank one: B + r r' / (r' s), r = change of the gradient - B s, takes s to that change
     return np.outer(r, r) / size
 
 
@@ -189,6 +196,7 @@ def _newton(gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """The step against the gradient, no component longer than LONGEST."""
     e, U = np.linalg.eigh(0.5 * (hessian + hessian.T))
     size = np.abs(e)
+    # - |H|^-1 g, of the absolute eigenvalues: downhill where the approximate H is not positive
     step = -U @ ((U.T @ gradient) / np.maximum(size, max(1e-3, 1e-6 * float(np.max(size, initial=0.0)))))
     out: np.ndarray = step * min(1.0, LONGEST / max(float(np.max(np.abs(step), initial=0.0)), 1e-300))
     return out

@@ -178,6 +178,7 @@ class _Table:
                 most = max(1, budget // int(others.sum()))
                 at = np.append(others, False)[self.part] & (self.place < most)
                 found.append((kind, np.flatnonzero(at), *_principal(BinnedColumns(*self.some(at)))))
+        # directions of the FIRST kinds before all others, then by size
         rank = [np.where(kind < FIRST, 1e100, 1.0) * e for kind, _, e, _ in found]
         every = np.sort(np.concatenate(rank))[::-1] if rank else np.zeros(0)
         least = every[left] if len(every) > left else -1.0
@@ -205,10 +206,12 @@ def _principal(X: BinnedColumns) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues of X'X above rounding, and their eigenvectors, [K, rank]."""
     n, K = X.shape
     if n >= K:
+        # X'X = V e V': the directions V in the order of what they move the scores by
         e, V = eigh(X.gram(np.ones(n)))
         kept = e > 1e-12 * e[-1]
         return e[kept], V[:, kept]
     D = X.dense()
+    # of fewer rows than columns by XX' = U e U', V = X' U / sqrt(e)
     e, U = eigh(D @ D.T)
     kept = e > 1e-12 * e[-1]
     return e[kept], D.T @ (U[:, kept] / np.sqrt(e[kept]))
@@ -291,12 +294,15 @@ def _chances(table: _Table, groups: Sequence[_Group], loss: Marginal | Blocks, f
     for group in groups:
         at = 1 + group.start + np.arange(group.V.shape[1])
         lam = float(np.exp(found.rho[group.penalty]))
+        # lam |b_part|^2 / phi, the part's own share of the penalty
         size = lam * np.sum((group.V @ b[at]) ** 2, axis=1) / found.outer.phi
+        # V (I - lam A) V', the share's covariance were all penalties of the group right
         products = [group.V @ (np.eye(len(at)) - lam * A[np.ix_(at, at)]) for A in inverses]
         part = table.part[group.at]
         for m in np.unique(part):
             own = part == m
             M = np.array([product[own] @ group.V[own].T for product in products])
+            # |z|^2 of z ~ N(0, M) has the mean tr M and the variance 2 tr M^2: a gamma of these two moments
             mean, half = float(np.einsum("cii->", M)), float(np.sum(M * M))
             # shape mean^2 / variance, scale variance / mean
             out[m] = gamma.sf(size[own].sum(), 0.5 * mean * mean / half, scale=2.0 * half / mean) if half > 0.0 else 1.0

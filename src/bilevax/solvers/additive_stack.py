@@ -106,6 +106,7 @@ def stacked(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarra
     def objective(a: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = float(doubts @ a), doubts.copy()
         for s in scores:
+            # the mixture's scores sum_c a_c s_c, and the slope of its loss in a
             losses = family.losses(np.tensordot(a, s, 1), y)
             value += float(weight @ losses.value) / unit
             slope += np.einsum("i,is,cis->c", weight, losses.slope, s) / unit
@@ -115,6 +116,7 @@ def stacked(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarra
     a = np.full(K, 1.0 / K)
     while True:
         a = _on_simplex(objective, np.where(kept, a, 0.0), kept)
+        # weights too small to matter leave, and those that stay are fitted anew
         small = kept & (a < SMALLEST)
         if not small.any():
             return a
@@ -135,6 +137,7 @@ def _units(family: Family, scores: np.ndarray, y: np.ndarray, weight: np.ndarray
     variance, curvature = np.zeros(K), np.zeros(K)
     for s in scores[..., 0]:
         at, squares = family.losses(s[0][:, None], y), (s - s[0]) ** 2
+        # of s_c - s_0: sum w (slope (s_c - s_0))^2 over sum w W (s_c - s_0)^2, in units of phi
         variance += squares @ (weight * at.slope[:, 0] ** 2)
         curvature += squares @ (weight * at.curvature[:, 0, 0])
     out: np.ndarray = np.maximum(best, np.divide(variance, curvature, out=np.zeros(K), where=curvature > 0.0))

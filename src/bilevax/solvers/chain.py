@@ -7,7 +7,7 @@ that is carried. Out: the :class:`~bilevax.core.records.Solution`, its code, and
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from bilevax.core.trees import (
     zeros_like,
 )
 from bilevax.solvers.left import moves_left
-from bilevax.solvers.schedules import at_step
+from bilevax.solvers.schedules import StepSize, at_step
 from bilevax.solvers.stability import (
     DIVERGED,
     NEVER,
@@ -120,11 +120,11 @@ class Settings(Protocol):
         """How many."""
 
     @property
-    def step_size(self) -> Any:
+    def step_size(self) -> StepSize | None:
         """eta_j; None: the rule has none."""
 
     @property
-    def tol(self) -> Any:
+    def tol(self) -> float:
         """Relative error on every row above which the code is TOLERANCE_NOT_MET."""
 
     @property
@@ -239,13 +239,17 @@ class Chain:
 
 def _before_averaging(steps: Array, average: Array | float | None) -> Array:
     """How many steps there are before those whose points are averaged: a part of all, at least one."""
+    # ceil(part t), at least one
     kept = 0.0 if average is None else jnp.maximum(jnp.ceil(jnp.asarray(average) * steps.astype(float)), 1.0)
     return steps - jnp.asarray(kept).astype(jnp.int32)
 
 
 def _size(solver: Settings, j: Array) -> Array:
     """eta_j; 1 where the rule has none."""
-    return jnp.ones(()) if solver.step_size is None else jnp.asarray(solver.step_size(j))
+    eta = solver.step_size
+    if eta is None:
+        return jnp.ones(())
+    return jnp.asarray(eta(j) if callable(eta) else eta)
 
 
 def _view(image: Image, args: PyTree, source: RowSource, draw: Draw) -> Callable[[Array, Array], View]:

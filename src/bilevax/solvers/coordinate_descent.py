@@ -120,6 +120,7 @@ class CoordinateDescent:
             rounding = 10 * jnp.finfo(real).eps * jnp.abs(at.value)
             allowed = at.value + at.gradient @ change + 0.75 * (change @ H @ change) + rounding
             taken = (value <= allowed) & all_finite((u, value, gradient))
+            # Levenberg: a quarter after a step that was taken, four times as much after one that was not
             lower, higher = jnp.where(at.damping < 0.1, 0.0, at.damping / 4), jnp.maximum(1.0, 4 * at.damping)
             damping = jnp.where(taken, lower, higher).astype(real)
             w, value, gradient = where(taken, (u, value, gradient), (at.w, at.value, at.gradient))
@@ -145,6 +146,7 @@ class CoordinateDescent:
         goal = 0.1 * jnp.asarray(self.tol).astype(real)
 
         def move(u: Array) -> Array:
+            # the residual of the model, whose gradient at u is grad + H (u - w)
             return prox(u - s * (gradient + H @ (u - w)), s) - u
 
         def coordinate(j: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -161,6 +163,7 @@ class CoordinateDescent:
             _, D = jax.jvp(lambda z: prox(z, s), (u - s * (gradient + H @ (u - w)),), (jnp.ones_like(u),))
             # I - D (I - s H)
             system = jnp.diag(1.0 - D) + (D * s)[:, None] * H
+            # Newton on the residual: one step is exact once the support is right
             there = u + jnp.linalg.solve(system, residual)
             # taken if it ends the search alone: sweeps descend, and such a step for another support need not, least of
             # all where the system is singular (a support of more than n) and its length would excuse any residual

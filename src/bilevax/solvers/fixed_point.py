@@ -1,13 +1,12 @@
 """Stochastic approximation of a fixed point: it finds w, and it solves the linear system for v."""
 
 from functools import partial
-from typing import Any
 
-from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import Steps, check_count, check_fields, check_real, config, positive, set_frozen
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree
 from bilevax.solvers.chain import PLAIN, Chain, Rule
-from bilevax.solvers.schedules import Constant, schedule
+from bilevax.solvers.schedules import Constant, StepSize, schedule
 
 
 @config
@@ -55,8 +54,8 @@ class FixedPoint(Chain):
         Harmonic(beta=20.0, gamma=40.0)
     """
 
-    steps: Any
-    step_size: Any = Constant(1.0)
+    steps: Steps
+    step_size: StepSize = Constant(1.0)
     tol: float = 0.1
     confirm: bool = True
     average: float | None = None

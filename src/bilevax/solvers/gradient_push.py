@@ -4,19 +4,19 @@ In, from an estimator: the map of a node, w at each, the rows of all and how the
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.random
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import check_count, check_fields, config, set_frozen
+from bilevax.core.config import Steps, check_count, check_fields, config, set_frozen
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, all_finite, axpy, sub, where
 from bilevax.solvers.mixing import Mixing, masses, node_mean, ratio, rounds
-from bilevax.solvers.schedules import Constant, at_step, schedule
+from bilevax.solvers.schedules import Constant, StepSize, at_step, schedule, scheduled
 
 
 class Pushed(NamedTuple):
@@ -56,8 +56,8 @@ class GradientPush:
         2000
     """
 
-    steps: Any
-    step_size: Any = Constant(1.0)
+    steps: Steps
+    step_size: StepSize = Constant(1.0)
 
     def __post_init__(self) -> None:
         check_fields(self, steps=check_count)
@@ -89,7 +89,8 @@ class GradientPush:
         def step(at: Pushed, args: PyTree, j: Array, draw: Draw) -> Pushed:
             w = ratio(*at)
             # x + eta (Phi(w) - w), then P
-            x = axpy(self.step_size(j) * draw.weight, sub(image(w, args, draw.batch), w), at.x)
+            x = axpy(scheduled(self.step_size, j) * draw.weight, sub(image(w, args, draw.batch), w), at.x)
+            # the masses go with the sums, so that x / om forgets who heard whom
             return Pushed(*rounds(mixing, (x, at.om), jax.random.fold_in(keys[1], j)))
 
         steps = at_step(self.steps, outer_step)

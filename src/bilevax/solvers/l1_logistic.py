@@ -26,6 +26,7 @@ class L1LogisticModels(L1Models):
             self._share[part, k] = 0.0
         self._share /= self.trained_on
         mean = self.y @ self._share
+        # the log-odds of the model's own rows
         self.bias = np.log(mean / (1.0 - mean))
         self._score = np.tile(self.bias, (len(self.y), 1))
 
@@ -52,6 +53,7 @@ class L1LogisticModels(L1Models):
             p = expit(score)
             r = c * (p - self.y)
             g, by_b = r @ self._X + l2 * w, r.sum()
+            # how far 0 is from the subdifferential: |g + l1 sign w|, or |g| - l1 where w is 0
             missed = np.where(w != 0.0, np.abs(g + l1 * np.sign(w)), np.abs(g) - l1)
             if max(np.max(missed, initial=0.0), abs(by_b)) <= allowed + np.finfo(float).eps:
                 break
@@ -61,6 +63,7 @@ class L1LogisticModels(L1Models):
             # the minimum of the quadratic model, with the l1 penalties
             step = minimise_l1_quadratic(H, H @ u - slope, np.append(l1[V], 0.0), u) - u
             along = X @ step[:-1] + step[-1]
+            # g' d + sum_j l1_j (|w_j + d_j| - |w_j|), negative unless w is the minimum
             promised = slope @ step + l1[V] @ (np.abs(u + step) - np.abs(u))[:-1]
             size, before = 1.0, value(w, score)
             while True:

@@ -171,6 +171,7 @@ class L1Models(ABC):
         """Inactive columns whose gradient exceeds the bound in some model, as many of the worst as may be added."""
         if len(self.active) == len(bound):
             return np.arange(0)
+        # a weight of 0 is right while |gradient_j| <= l1_j, in every model
         excess = np.max(np.abs(self.gradient), axis=1) - bound
         excess[self.active] = -np.inf
         support = int(np.max(np.sum(self.weights[self.active] != 0.0, axis=0), initial=0))
@@ -210,6 +211,7 @@ class L1Models(ABC):
         out = np.empty(len(self.bias))
         for k in range(len(out)):
             w = self.weights[:, k]
+            # gap = primal - dual at theta scaled into the feasible set: at least the distance to the minimum
             loss, theta, conjugate = self._dual(k)
             u, bent = np.abs(theta @ self.X), l2 > 0.0
             # |x_j . theta| <= l1_j where l2_j = 0

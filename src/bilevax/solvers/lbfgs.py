@@ -127,6 +127,7 @@ class LBFGS:
             low, high = jnp.where(short, at.size, at.low), jnp.where(fell, at.high, at.size)
             # a <grad, p> / (<grad, p> - <grad', p>), where the slope would vanish, were the loss quadratic
             secant = at.size * slope / (slope - reached)
+            # between the two, a tenth of the room away from either; up to ten times as far where no step was too long
             room = jnp.where(jnp.isfinite(high), high - low, 10 * low)
             size = jnp.clip(jnp.nan_to_num(secant), low + 0.1 * room, low + 0.9 * room)
             taken = (at.steps < 0) | (fell & ~short)
@@ -169,6 +170,7 @@ def _start(w: PyTree, value: Array, gradient: PyTree, pairs: _Pairs) -> _Search:
     # p = -H grad
     direction = scale(-1.0, _product(pairs, gradient))
     one = jnp.ones_like(value)
+    # before the first pair nothing is known of the curvature: a step of length 1 at most
     size = jnp.where(pairs.number == 0, one / jnp.maximum(one, norm(direction)), one)
     return _search(w, value, gradient, pairs, direction, size)
 

@@ -76,6 +76,7 @@ class ClassRows(NamedTuple):
         """(X, 1)' R, [p + 1, C]."""
         out = np.empty((self.X.shape[1] + 1, R.shape[1]), R.dtype)
         out[:-1] = (self.X.T @ R[:, 0])[:, None] if R.shape[1] == 1 else self.X.T @ R
+        # (X, 1)' R: the column of ones is the intercept's
         out[-1] = R.sum(axis=0)
         return out
 
@@ -164,6 +165,7 @@ class LogisticModels:
 
     def largest_curvature(self) -> float:
         """Not exceeded by that of the loss in the weights of a class: a quarter of the sum of the squares."""
+        # sum_ij c_i x_ij^2 / 4, the trace of X'WX at its largest, P = 1/2
         return float(max(np.sum(rows.diagonal(np.full((len(rows.c), 1), 0.5))[:-1]) for rows in self.trained))
 
     def row_losses(self, rows: ClassRows) -> np.ndarray:
@@ -215,10 +217,12 @@ class LogisticModels:
         rows, theta, rounding = self.trained[k], self._theta[k].copy(), 50.0 * np.finfo(l2.dtype).eps
         blind = 0
         S = rows.scores(theta)
+        # F = sum_i c_i loss_i + theta' l2 theta / 2
         value = rows.total(S) + 0.5 * float(np.sum(theta * l2 * theta))
         for _ in range(NEWTON):
             P = rows.probabilities(S)
             diagonal = rows.diagonal(P) + l2 + np.finfo(l2.dtype).tiny
+            # grad F = (X, 1)' (c (P - Y)) + l2 theta
             g = rows.pulled(rows.c[:, None] * (P - rows.Y)) + l2 * theta
             self.visits += 3 * len(P)
             # g' H^-1 g, about: twice what F is above its minimum
@@ -258,6 +262,7 @@ class LogisticModels:
 
         def product(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             self.visits += 2 * len(P)
+            # H d = (X, 1)' (c (diag(P) - P P') U) + l2 d, U = (X, 1) d
             U = rows.scores(d)
             out = rows.pulled(rows.bent(P, U))
             out += l2 * d
@@ -287,6 +292,7 @@ class LogisticModels:
 
         def value(log: float) -> float:
             parts = zip(self.held, scores, strict=True)
+            # E(s) with a prior log s ~ N(0, 1) that counts as one row
             return (sum(held.total(float(np.exp(log)) * S) for held, S in parts) + 0.5 * log**2) / n
 
         if not self._scaled_scores:
@@ -297,6 +303,7 @@ class LogisticModels:
 
 def _log_shares(rows: ClassRows) -> np.ndarray:
     """The intercepts of a model without weights, half a row more in each class, [C]."""
+    # shares of the classes, half a row added to each
     ones = rows.c @ rows.Y + 0.5
     # a log-odds of two classes
     out: np.ndarray = np.log(ones / (rows.c.sum() + 1.0 - ones)) if len(ones) == 1 else np.log(ones / ones.sum())

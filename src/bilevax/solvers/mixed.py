@@ -1,18 +1,18 @@
 """Mixed fixed-point iterations for the linear system: between the Neumann series and the fixed-point iteration."""
 
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import Steps, check_count, check_fields, check_real, config, positive, set_frozen
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, axpy, scale, sub
 from bilevax.solvers.chain import Image
 from bilevax.solvers.product_neumann import first_residual, series_solution
-from bilevax.solvers.schedules import Constant, at_step, schedule
+from bilevax.solvers.schedules import Constant, StepSize, at_step, schedule, scheduled
 
 Triple: TypeAlias = tuple[PyTree, PyTree, PyTree]
 """(z, w, u): the solution, a fixed-point iteration, and what is left of the residual."""
@@ -51,9 +51,9 @@ class MixedFP:
     stochastic: ClassVar[Literal[True]] = True
     affine: ClassVar[bool] = True
 
-    steps: Any
+    steps: Steps
     mixing: Array | float
-    step_size: Any = Constant(1.0)
+    step_size: StepSize = Constant(1.0)
     tol: float = 0.1
 
     def __post_init__(self) -> None:
@@ -75,22 +75,23 @@ class MixedFP:
         """Run the iteration; the arguments are those of :meth:`ProductNeumann.solve`."""
         steps = at_step(self.steps, outer_step)
 
-        def mixed(triple: Triple, j: Array | int) -> Triple:
+        def mixed(triple: Triple, j: Array) -> Triple:
             z, w, u = triple
             # z + eta_j ((1 - a) u + a (w - z))
             way = axpy(self.mixing, sub(w, z), scale(1.0 - self.mixing, u))
-            return axpy(self.step_size(j), way, z), w, u
+            return axpy(scheduled(self.step_size, j), way, z), w, u
 
         def step(triple: Triple, args: PyTree, j: Array, draw: Draw) -> Triple:
             z, w, u = triple
-            eta = self.step_size(j - 1) * draw.weight
+            eta = scheduled(self.step_size, j - 1) * draw.weight
             # T(w) = M w + g and M u, of one linearisation
             fixed, product = jax.jvp(lambda x: image(x, args, draw.batch), (w,), (u,))
             return mixed((z, axpy(eta, sub(fixed, w), w), axpy(eta, sub(product, u), u)), j)
 
         r = first_residual(image, start, args, source, key=key, first=first, steps=steps)
         begun = first + jnp.minimum(steps, 1)
-        begin = mixed((start, add(start, r), r), first)
+        # w_1 = v_0 + r and u_1 = r, of the first minibatch
+        begin = mixed((start, add(start, r), r), jnp.asarray(first, jnp.int32))
         z, _, u = source.fold(step, begin, args, key=key, start=begun, stop=first + steps)
         return series_solution(
             z, start, (u, r, self.tol),

@@ -5,12 +5,13 @@ each device holds the leaves of its own nodes, [N / devices, ...], and messages 
 same. A round is linear, x <- P x, with columns of P that sum to one, so that no sum over nodes is lost.
 """
 
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from bilevax.core.config import check_count, check_real, config, is_scalar, set_frozen
 from bilevax.core.errors import ParameterError
@@ -21,7 +22,7 @@ class Mixing(Protocol):
     """What nodes send to one another; see :class:`~bilevax.PushSum`, :class:`~bilevax.Gossip`."""
 
     @property
-    def rounds(self) -> Any:
+    def rounds(self) -> Array | int:
         """S, in one :func:`averaged`."""
 
     @property
@@ -130,8 +131,8 @@ class PushSum:
         PushSum(rounds=10, edges=0.5, axis=None)
     """
 
-    rounds: Any = 1
-    edges: Any = 0.6
+    rounds: int = 1
+    edges: np.ndarray | Array | float = 0.6
     axis: str | None = None
 
     def __post_init__(self) -> None:
@@ -151,9 +152,9 @@ class PushSum:
         return _mixed(self.matrix(number_of_nodes(x, self.axis), key), x, self.axis)
 
 
-def _probabilities(edges: Any) -> Any:
+def _probabilities(edges: np.ndarray | Array | float) -> np.ndarray | float:
     if is_scalar(edges):
-        return check_real("edges", edges, low=0.0, high=1.0, open_low=True)
+        return check_real("edges", cast(float, edges), low=0.0, high=1.0, open_low=True)
     edges = np.asarray(edges)
     square = edges.ndim == 2 and len(edges) == edges.shape[1]
     if not (square and np.all((edges >= 0) & (edges <= 1))):
@@ -180,8 +181,8 @@ class Gossip:
         [[0.67, 0.33, 0.0], [0.33, 0.33, 0.33], [0.0, 0.33, 0.67]]
     """
 
-    matrix: Any
-    rounds: Any = 1
+    matrix: np.ndarray | Array
+    rounds: int = 1
     axis: str | None = None
 
     def __post_init__(self) -> None:
@@ -196,7 +197,7 @@ class Gossip:
         _check_axis(self.axis)
 
     @classmethod
-    def metropolis(cls, edges: Any, rounds: Any = 1, axis: str | None = None) -> "Gossip":
+    def metropolis(cls, edges: ArrayLike, rounds: int = 1, axis: str | None = None) -> "Gossip":
         """Metropolis weights of an undirected graph, W_ij = 1 / (1 + max(d_i, d_j)), d_i the number of neighbours.
 
         Args:
@@ -207,6 +208,7 @@ class Gossip:
         A = np.asarray(edges, bool)
         if A.ndim != 2 or A.shape[0] != A.shape[1] or np.any(A != A.T):
             raise ParameterError(f"edges must be a symmetric array [N, N] of who talks to whom, got {A.shape}")
+        # d_i, the number of neighbours; nobody is his own
         A = A & ~np.eye(len(A), dtype=bool)
         d = A.sum(axis=0)
         W = A / (1.0 + np.maximum(d[:, None], d))
@@ -242,7 +244,7 @@ class Ring:
         Ring(rounds=2, weight=0.25, axis=None)
     """
 
-    rounds: Any = 1
+    rounds: int = 1
     weight: float = 1.0 / 3.0
     axis: str | None = None
 
@@ -256,6 +258,7 @@ class Ring:
 
         def mix(a: Array) -> Array:
             weight = jnp.asarray(self.weight, a.dtype)
+            # (1 - 2a) x_i + a (x_{i-1} + x_{i+1})
             return (1 - 2 * weight) * a + weight * (_shifted(a, 1, self.axis) + _shifted(a, -1, self.axis))
 
         return jax.tree.map(mix, x)
@@ -265,6 +268,7 @@ def _shifted(a: Array, by: int, axis: str | None) -> Array:
     """What each node's neighbour on one side has: a_{i - by}, by = 1 or -1."""
     if axis is None:
         return jnp.roll(a, by, axis=0)
+    # of the nodes here all but one have their neighbour here too: one row is sent to the next device
     devices = jax.lax.axis_size(axis)
     edge = a[-1:] if by == 1 else a[:1]
     met = jax.lax.ppermute(edge, axis, [(i, (i + by) % devices) for i in range(devices)])
@@ -296,7 +300,7 @@ class ExactAverage:
         return jax.tree.map(lambda a, m: jnp.broadcast_to(m, a.shape), x, node_mean(x, self.axis))
 
 
-def checked_mixing(mixing: Any) -> Any:
+def checked_mixing(mixing: Mixing) -> Mixing:
     """One of the above, or what has their methods.
 
     Raises:

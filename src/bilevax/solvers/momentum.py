@@ -1,17 +1,16 @@
 """Fixed-point iterations with momentum, for w and for v: heavy ball and Nesterov's."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import Steps, check_count, check_fields, check_real, config, positive, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, add, axpy, is_concrete, scale, zeros_like
 from bilevax.solvers.chain import Chain, Rule, View
-from bilevax.solvers.schedules import Constant, schedule
+from bilevax.solvers.schedules import Constant, StepSize, schedule
 
 
 def _pace(beta: Array, eta: Array) -> Array:
@@ -20,7 +19,7 @@ def _pace(beta: Array, eta: Array) -> Array:
     return jnp.minimum(eta / (1.0 - beta).astype(eta.dtype), 1.0 - jnp.sqrt(beta).astype(eta.dtype))
 
 
-def _check_momentum(name: str, value: Any) -> Any:
+def _check_momentum(name: str, value: float) -> float:
     value = check_real(name, value, low=0.0, high=1.0)
     if is_concrete(value) and value == 1.0:
         raise ParameterError(f"{name} must be less than 1, got 1: the iteration would never come to rest")
@@ -31,8 +30,8 @@ def _check_momentum(name: str, value: Any) -> Any:
 class Momentum(Chain):
     """The settings of both."""
 
-    steps: Any
-    step_size: Any = Constant(1.0)
+    steps: Steps
+    step_size: StepSize = Constant(1.0)
     momentum: float = 0.9
     tol: float = 0.1
     confirm: bool = True

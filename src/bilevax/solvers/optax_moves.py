@@ -1,10 +1,11 @@
 """Any optax transformation as a solver, for w and for v."""
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import optax
 
-from bilevax.core.config import check_count, check_fields, config, positive
+from bilevax.core.config import Steps, check_count, check_fields, config, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.promotion import usual_promotion
 from bilevax.core.protocols import RowSource
@@ -17,11 +18,11 @@ class Transformation(Protocol):
     """An optax transformation, or what is called like one, such as ``bilevax.optim("adam", learning_rate=.1)``."""
 
     @property
-    def init(self) -> Any:
+    def init(self) -> Callable[[PyTree], PyTree]:
         """X -> state."""
 
     @property
-    def update(self) -> Any:
+    def update(self) -> Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]:
         """(gradient, state, x) -> (change of x, state)."""
 
 
@@ -54,8 +55,8 @@ class Optax(Chain):
     step_size: ClassVar[None] = None
     confirm: ClassVar[bool] = False
 
-    transformation: Any
-    steps: Any
+    transformation: Transformation
+    steps: Steps
     tol: float = 0.1
 
     def __post_init__(self) -> None:

@@ -103,6 +103,7 @@ def outer_directions(problem: BilevelProblem, w: PyTree, lam: PyTree, look: Look
     """The outer minibatch's part of the directions: grad_1 E and grad_2 E at (w, lam)."""
 
     def use(draw: Draw) -> tuple[PyTree, PyTree]:
+        # (grad_1 E, grad_2 E), times the weight of the draw
         _, g, direct = problem.outer_gradients(w, lam, draw.batch)
         return scale(draw.weight, g), scale(draw.weight, direct)
 
@@ -141,11 +142,13 @@ def penalty_descents(problem: BilevelProblem, p: Copies, c: Array, train: Look, 
     """Along which w and z move: -grad_1 G(w), and -(grad_1 G(z) + grad_1 E(z) / c), both on the same rows of train."""
 
     def both(draw: Draw) -> tuple[PyTree, PyTree]:
+        # -grad_1 G(w), -grad_1 G(z)
         d_w, d_z = (descent(problem, x, p.lam, draw.batch) for x in (p.w, p.z))
         return scale(draw.weight, d_w), scale(draw.weight, d_z)
 
     d_w, d_z = train(both)
     g, _ = outer_directions(problem, p.z, p.lam, val)
+    # -(grad_1 G(z) + grad_1 E(z) / c)
     return d_w, axpy(-1.0 / c, g, d_z)
 
 
@@ -159,6 +162,7 @@ def gap_gradients(problem: BilevelProblem, p: Copies, train: Look) -> Pair:
     """The gradient of q(z, lam) = G(z) - G(w), w held: (grad_1 G(z), grad_2 G(z) - grad_2 G(w)) on the same rows."""
 
     def use(draw: Draw) -> Pair:
+        # grad_1 G(z), the descent turned
         by_z = scale(-draw.weight, descent(problem, p.z, p.lam, draw.batch))
         return Pair(by_z, scale(draw.weight, _gap_by_lam(problem, p, draw)))
 
@@ -167,6 +171,7 @@ def gap_gradients(problem: BilevelProblem, p: Copies, train: Look) -> Pair:
 
 def _gap_by_lam(problem: BilevelProblem, p: Copies, draw: Draw) -> PyTree:
     by_lam = jax.grad(problem.inner_loss, 1)
+    # grad_2 G(z) - grad_2 G(w)
     return sub(*(astype_of(by_lam(x, p.lam, draw.batch), p.lam) for x in (p.z, p.w)))
 
 
@@ -198,6 +203,7 @@ def outer_move(problem: BilevelProblem, lam: PyTree, d: PyTree, gamma: Array) ->
 
 def minus_hessian_product(problem: BilevelProblem, w: PyTree, lam: PyTree, draw: Draw, u: PyTree) -> PyTree:
     """-H u on one minibatch of train, like w; of a map, d1Phi^T u - u."""
+    # the pullback of u by w -> -grad_1 G(w): -H u, H being symmetric
     out: PyTree = scale(draw.weight, jax.vjp(lambda x: descent(problem, x, lam, draw.batch), w)[1](u)[0])
     return out
 
@@ -211,10 +217,12 @@ def neumann(problem: BilevelProblem, w: PyTree, lam: PyTree, g: PyTree, look: Lo
 
     def term(carry: tuple[PyTree, PyTree], i: Array, draw: Draw) -> tuple[PyTree, PyTree]:
         r, total = carry
+        # r = (I - rho H_i) ... (I - rho H_1) rho g, added to the terms before it
         r = factor(r, i, draw)
         return r, add(total, r)
 
     r = moved_by(rho, g, zeros_like(g))
+    # the term of i = 0 is rho g itself
     out: PyTree = look.fold(term, (r, r))[1]
     return out
 
@@ -314,6 +322,7 @@ def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:
     write = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
     rows = jax.tree.map(write, table.rows, add(old, change))
     blocks = len(jax.tree.leaves(rows)[0])
+    # new - old + mean, the mean of the table before; and the mean after, mean + (new - old) / blocks
     return add(change, mean), Saga(rows, axpy(1.0 / blocks, change, mean))
 
 

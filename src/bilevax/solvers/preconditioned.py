@@ -1,7 +1,7 @@
 """Conjugate gradients on arrays of the host, for the Newton steps and the adjoints of table models."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,11 @@ class Solved(NamedTuple):
     x: np.ndarray
     products: int
     converged: bool
-    image: Any = 0.0
+    image: np.ndarray | float = 0.0
 
 
 def conjugate_gradients(
-    product: Callable[[np.ndarray], tuple[np.ndarray, Any]],
+    product: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | float]],
     right: np.ndarray,
     precondition: Callable[[np.ndarray], np.ndarray],
     *,
@@ -43,7 +43,8 @@ def conjugate_gradients(
         most: products.
         start: of x; None: 0.
     """
-    x, image, products = np.zeros_like(right) if start is None else start.copy(), 0.0, 0
+    x, products = np.zeros_like(right) if start is None else start.copy(), 0
+    image: np.ndarray | float = 0.0
     r = right - product(x)[0] if x.any() else right.copy()
     d = z = precondition(r)
     # r' M^-1 r <= tolerance^2 right' M^-1 right
@@ -51,14 +52,17 @@ def conjugate_gradients(
     while size > goal and products < most:
         Hd, Ud = product(d)
         curvature = float(np.vdot(d, Hd))
+        # to rounding there is none left along d
         if curvature <= 0.0:
             break
+        # a = r' z / d' H d, z = M^-1 r
         a = size / curvature
         x += a * d
         image = image + a * Ud
         r -= a * Hd
         z = precondition(r)
         size, last = float(np.vdot(r, z)), size
+        # d = z + (r' z new / r' z before) d
         d = z + size / last * d
         products += 1
     return Solved(x, products, size <= goal, image)

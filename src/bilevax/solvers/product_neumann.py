@@ -1,14 +1,14 @@
 """The Neumann series of the linear system in product form: each factor from a minibatch of its own."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import check_choice, check_count, check_fields, config, positive
+from bilevax.core.config import Steps, check_choice, check_count, check_fields, config, positive
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, scale, sub, where, zeros_like
@@ -46,7 +46,7 @@ class ProductNeumann:
     stochastic: ClassVar[Literal[True]] = True
     affine: ClassVar[bool] = True
 
-    steps: Any
+    steps: Steps
     truncation: str | None = None
     tol: float = 0.1
 
@@ -91,6 +91,7 @@ class ProductNeumann:
         total, u = source.fold(step, (add(start, r), r), args, key=key, start=begun, stop=begun + factors)
         # one term of the K, times K
         v = axpy(steps.astype(jnp.result_type(float)), u, start) if self.truncation == "uniform" else total
+        # a random end is unbiased: what it leaves out tells nothing of the mean
         left = None if self.truncation else (u, r, self.tol)
         return series_solution(v, start, left, calls=begun - first + factors, last_step=first + steps)
 
@@ -110,6 +111,7 @@ class ProductNeumann:
 
 def weighted_move(affine: Callable[[PyTree], PyTree], u: PyTree, weight: Array | float) -> PyTree:
     """U + weight (M u - u), M the linear part of an affine map; itself of one linearisation."""
+    # M u, M the derivative of v -> M v + g
     product = jax.jvp(affine, (u,), (u,))[1]
     return axpy(weight, sub(product, u), u)
 
@@ -140,6 +142,7 @@ def series_solution(
     code = jnp.int32(Code.OK)
     if left is not None:
         u, r, tol = left
+        # |last term| <= tol |first term|
         code = jnp.where(norm(u) > scale(tol, norm(r)), jnp.int32(Code.TOLERANCE_NOT_MET), code)
     code = jnp.where(has_grown(start, v), jnp.int32(Code.DIVERGED), code)
     finite = all_finite(v)

@@ -24,6 +24,7 @@ def ridge(rows: ClassRows, alpha: float, tolerance: float) -> np.ndarray:
         alpha: the penalty.
         tolerance: relative residual.
     """
+    # X' c Y, and the penalty of the intercept, the last row, is none
     right = rows.pulled(rows.c[:, None] * rows.Y)
     l2 = np.full_like(right, alpha)
     l2[-1] = 0.0
@@ -31,6 +32,7 @@ def ridge(rows: ClassRows, alpha: float, tolerance: float) -> np.ndarray:
     curvature = rows._replace(X=rows.squares).pulled(np.broadcast_to(rows.c[:, None], rows.Y.shape)) + l2
 
     def product(d: np.ndarray) -> tuple[np.ndarray, float]:
+        # (X' c X + l2) d
         return rows.pulled(rows.c[:, None] * rows.scores(d)) + l2 * d, 0.0
 
     return conjugate_gradients(product, right, lambda r: r / curvature, tolerance=tolerance, most=PRODUCTS).x
@@ -46,6 +48,7 @@ def stacked(
         value, slope = 0.0, np.zeros(2)
         for part, s, r in zip(held, S, R, strict=True):
             scores = weights[0] * s + weights[1] * r
+            # dloss / dscores = c (p - Y)
             pull = part.c[:, None] * (part.probabilities(scores) - part.Y)
             value += part.total(scores) / n
             slope += np.array([np.vdot(pull, s), np.vdot(pull, r)]) / n

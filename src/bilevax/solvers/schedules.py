@@ -17,6 +17,9 @@ from bilevax.theory import Constants, MeanSquare
 Schedule: TypeAlias = Callable[[Array], Array]
 """The step size eta_j, j -> []."""
 
+StepSize: TypeAlias = Schedule | Array | float
+"""A step size as it is given: a schedule, or a number, for which :class:`Constant` is kept."""
+
 
 @config
 class Constant:
@@ -136,7 +139,7 @@ class Polynomial:
         return self.value / (1.0 + _real(j) / self.horizon) ** self.power
 
 
-def schedule(value: Schedule | float, stacklevel: int = 4) -> Schedule:
+def schedule(value: StepSize, stacklevel: int = 4) -> Schedule:
     """A schedule from a schedule or a number.
 
     Warns of a function whose steps seem to sum to a finite number, at the line so many calls up.
@@ -188,6 +191,11 @@ class Growing:
 def at_step(number: Steps, outer_step: Array | int) -> Array:
     """A count at an outer step: itself, or by its rule of growth."""
     return number(outer_step) if callable(number) else jnp.asarray(number, jnp.int32)
+
+
+def scheduled(value: StepSize, j: Array) -> Array:
+    """A step size or a weight at step j: of a schedule, or a number."""
+    return jnp.asarray(value(j) if callable(value) else value)
 
 
 SHIPPED = (Constant, Harmonic, Polynomial)

@@ -1,19 +1,17 @@
 """Fixed points of finite sums by variance reduction, for w and for v: SVRG and SAGA."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import at_least_one, check_count, check_fields, config, positive, set_frozen
+from bilevax.core.config import Steps, at_least_one, check_count, check_fields, config, positive, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.solvers.chain import PLAIN, Chain, Rule, View
 from bilevax.solvers.parts import saga, saga_table
-from bilevax.solvers.schedules import Constant, schedule
+from bilevax.solvers.schedules import Constant, StepSize, schedule
 
 
 @config
@@ -39,8 +37,8 @@ class SVRG(Chain):
         100
     """
 
-    steps: Any
-    step_size: Any = Constant(1.0)
+    steps: Steps
+    step_size: StepSize = Constant(1.0)
     period: int | None = None
     tol: float = 0.1
     confirm: bool = True
@@ -58,6 +56,7 @@ class SVRG(Chain):
         period = jnp.asarray(2 * epoch if self.period is None else self.period, jnp.int32)
 
         def move(x: PyTree, memory: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
+            # a <- x and d(a) on every row, each ``period`` steps
             due = view.number % period == 0
             anchor, mean = jax.lax.cond(due, lambda: (x, view.mean_direction(x)), lambda: memory)
             # d(x; zeta) - d(a; zeta) + d(a)
@@ -65,6 +64,7 @@ class SVRG(Chain):
             return axpy(view.eta, d, x), (anchor, mean), d
 
         def calls(steps: Array) -> Array:
+            # two on each minibatch, and an epoch for each anchor
             return 2 * steps + epoch * -(-steps // period)
 
         return PLAIN if source.is_full_batch else Rule(lambda x: (x, zeros_like(x)), move, calls=calls)
@@ -95,8 +95,8 @@ class SAGA(Chain):
         2000
     """
 
-    steps: Any
-    step_size: Any = Constant(1.0)
+    steps: Steps
+    step_size: StepSize = Constant(1.0)
     tol: float = 0.1
     confirm: bool = True
 

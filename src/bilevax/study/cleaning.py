@@ -55,6 +55,7 @@ class Cleaning(NamedTuple):
     def corrections(self) -> dict[int, int]:
         """Rows, from 0, whose label is more probably wrong than right, each with a row that has the suggested label."""
         labels, codes, places = self.rows.labels, self.rows.codes, self.rows.places
+        # a row that has the suggested label, whose cell is written as the file writes it
         first = dict(zip(labels, np.unique(codes, return_index=True)[1].tolist(), strict=True))
         at = np.flatnonzero((self.probability > 0.5) & (self.suggested != self.rows.given))
         return {int(places[i]): int(places[first[str(self.suggested[i])]]) for i in at}

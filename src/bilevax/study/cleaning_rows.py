@@ -207,6 +207,7 @@ def _rehearsal(rows: Labelled, share: float, trust: int, seed: int) -> Labelled:
     if trust + round(share * n) >= n:
         raise ParameterError(f"--trust {trust} and --flip {share:g} are all of the {n:,} rows; trust or flip fewer")
     codes, mask = rows.codes.copy(), rows.trusted.copy()
+    # another class, each of the C - 1 as likely
     codes[turned] = (codes[turned] + random.randint(1, C, len(turned))) % C
     mask[sure] = True
     truth = np.array(rows.labels, object)[rows.codes]

@@ -74,23 +74,27 @@ def _dates(year: np.ndarray, month: np.ndarray, day: np.ndarray) -> bool:
 
 
 def _day_at_the_end(x: np.ndarray, named: bool) -> bool:
+    # 20241231
     return (named or len(x) >= _FEWEST) and _dates(x // 10_000, x // 100 % 100, x % 100)
 
 
 def _year_at_the_end(x: np.ndarray, named: bool) -> bool:
     if not named and len(x) < _FEWEST:
         return False
+    # 12312024 or 31122024; a leading 0 is lost, so that there are seven digits at least
     first, second, year = x // 1_000_000, x // 10_000 % 100, x % 10_000
     return bool(x.min() > 1_000_000) and (_dates(year, second, first) or _dates(year, first, second))
 
 
 def _month_at_the_end(x: np.ndarray, named: bool) -> bool:
+    # 202412
     month, needed = x % 100, _FEWEST if named else 2 * _FEWEST
     return len(x) >= needed and _dates(x // 100, month, np.ones_like(x)) and (named or bool(month.max() == 12))
 
 
 def _unix(x: np.ndarray, named: bool, unit: int = 1) -> bool:
     """Seconds from 1989 to 2033."""
+    # from 1989 to 2033, and without a name that says so whole minutes alone
     if x.min() < 600_000_000 * unit or x.max() >= 2_000_000_000 * unit:
         return False
     return named or (len(x) >= _FEWEST and bool(np.all(x % (60 * unit) == 0)))
@@ -102,6 +106,7 @@ def _milliseconds(x: np.ndarray, named: bool) -> bool:
 
 def _excel(x: np.ndarray, named: bool) -> bool:
     """Days from 1927 to 2064, and more than one of them."""
+    # from 1927 to 2064, at least a week of them
     return named and bool(x.min() >= 10_000 and x.max() < 60_000 and x.max() - x.min() >= 7 and len(x) >= _FEWEST)
 
 
@@ -121,6 +126,7 @@ def _in_text(column: Levels) -> str:
     if len(some) < 3:
         return ""
     others = [text for text in some if not _TEXTS.fullmatch(text.strip())]
+    # a few marks of the missing may stand among them
     if len(others) > 0.1 * len(some):
         return ""
     if all(text.isdigit() for text in some) and not _digits_are_dates(some):

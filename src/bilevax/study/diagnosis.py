@@ -70,6 +70,7 @@ def _discrimination(label: str, p: np.ndarray, own: np.ndarray, *, thresholds: b
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The points of a line that lie POINTS - 1 equal steps of its length apart, and its ends."""
+    # points at equal lengths along the curve, |dx| + |dy|: a steep part keeps as many as a flat one
     length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
     return np.unique(np.searchsorted(length, np.linspace(0.0, length[-1], POINTS)).clip(0, len(x) - 1))
 
@@ -90,6 +91,7 @@ def calibrated(prediction: np.ndarray, observed: np.ndarray, label: str = "") ->
 
     The interval is Wilson's where what is observed is 0 or 1, else that of Student's t.
     """
+    # tenths of the rows by what is predicted; equal predictions stay together
     edges = np.unique(np.quantile(prediction, np.linspace(0, 1, GROUPS + 1)[1:-1]))
     group = np.searchsorted(edges, prediction, side="right")
     binary = bool(np.all((observed == 0.0) | (observed == 1.0))) and label != ""
@@ -98,6 +100,7 @@ def calibrated(prediction: np.ndarray, observed: np.ndarray, label: str = "") ->
         own = observed[group == g]
         observed_mean, low, high = mean_interval(own)
         if binary:
+            # of a share: inside of [0, 1], and not of width 0 where none or all are
             middle, half = wilson(observed_mean, len(own))
             low, high = max(0.0, middle - half), min(1.0, middle + half)
         predicted = float(prediction[group == g].mean())
@@ -109,6 +112,7 @@ def _errors(prediction: np.ndarray, values: np.ndarray, seed: int) -> Errors:
     drawn = np.arange(len(values))
     if len(values) > SAMPLE:
         drawn = np.sort(np.random.default_rng(seed).choice(len(values), SAMPLE, replace=False))
+    # |y - prediction|, of every row of the test
     size = np.abs(values - prediction)
     return Errors(
         predicted=prediction[drawn].tolist(),

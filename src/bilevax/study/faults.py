@@ -75,8 +75,10 @@ def _apart(column: Levels, at: int) -> tuple[float, bool]:
         return nearest, False
     below = np.cumsum(counts) / counts.sum()
     quarter, middle, upper = (float(others[np.searchsorted(below, p)]) for p in (0.25, 0.5, 0.75))
+    # of a normal quantity the quartiles are 1.349 standard deviations apart
     spread = (upper - quarter) / 1.349
     value = float(column.levels[at])
+    # the usual distance of two values at that end
     step = float(np.median(np.diff(others[: _OFTEN * 3] if at == 0 else others[-_OFTEN * 3 :])))
     if abs(value - nearest) < _STEPS * step:
         return nearest, False
@@ -188,6 +190,7 @@ def _fingerprints(column: Levels) -> Iterable[tuple[str, bytes]]:
 def _bits(column: Levels) -> float:
     """What two columns have to agree in, in bits: of few, chance gives as much."""
     shares = column.counts[column.counts > 0] / column.known
+    # the entropy of the column: two that agree in so many bits do not by chance
     return -column.known * float(np.sum(shares * np.log2(shares)))
 
 
@@ -199,6 +202,7 @@ def _by_appearance(column: Levels) -> np.ndarray:
     first = np.empty(len(column.levels), np.int64)
     first[column.codes[rows]] = rows  # the last that is written is the first row
     rank = np.empty(len(first) + 1, np.int32)
+    # levels numbered as they come, whatever they are called: a recoding has the same numbers
     rank[np.argsort(first)], rank[-1] = np.arange(len(first)), -1
     ranks: np.ndarray = rank[column.codes]
     return ranks
@@ -260,6 +264,7 @@ class SameRows:
         """One more column in which rows agree or not."""
         self._hashes = _mixed(self._hashes * np.uint64(0x9E3779B97F4A7C15) + (column.codes + 2).astype(np.uint64))
         counts = np.append(column.counts, len(column.codes) - column.known).astype(float)
+        # pairs of rows that agree in this column
         self._agree.append(float(np.sum(counts * (counts - 1)) / 2))
 
     def leave_out(self, column: Levels) -> None:
@@ -295,6 +300,7 @@ class SameRows:
         """
         finest, *others = sorted(self._agree)
         n = len(self._hashes)
+        # the pairs of the finest column, times the shares of pairs that agree in others, which are not independent
         return float(finest * np.prod(np.array(others) / (n * (n - 1) / 2)) ** _TOGETHER)
 
 
@@ -302,6 +308,7 @@ def _different(which: np.ndarray, column: Levels) -> int:
     """Rows that have another value in a column than those before them that are otherwise the same."""
     known = column.codes >= 0
     pairs = which[known].astype(np.int64) * (len(column.levels) + 1) + column.codes[known]
+    # copies that have more than one value here
     return len(np.unique(pairs)) - len(np.unique(which[known]))
 
 
@@ -314,6 +321,7 @@ def _but(names: list[str]) -> str:
 
 def _mixed(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64: every bit depends on every other."""
+    # the finaliser of splitmix64, after a step by its constant
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray = x ^ (x >> np.uint64(31))

@@ -56,6 +56,7 @@ def _text_that_is_unique(column: Levels) -> str:
 
 
 def _reason_for_an_identifier(column: Levels, *, named: bool) -> str:
+    # m, m + 1, ..., m + n - 1, each once: numbers of the rows
     levels, n = column.levels, len(column.levels)
     if levels[-1] - levels[0] + 1 == n and n == column.known:
         return "counts the rows" if column.steady else f"numbers the rows from {levels[0]:.0f} to {levels[-1]:.0f}"

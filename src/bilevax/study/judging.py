@@ -168,6 +168,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     """The mean of independent values and its standard error."""
     if len(values) < 2:
         return float(values.mean()), 0.0
+    # s / sqrt(n)
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
@@ -198,5 +199,6 @@ def paired_scores(scorer: Scorer, a: np.ndarray, b: np.ndarray, values: np.ndarr
     found = None if whole is None else _resampled(difference, n, n, seed)
     if whole is None or found is None:
         return None
+    # both models on the same resampled rows: what they share drops out
     low, high = np.quantile(found, [0.025, 0.975])
     return Interval(whole, float(low), float(high))

@@ -68,6 +68,7 @@ def _target(name: str, rows: np.ndarray, codes: np.ndarray, *, classes: bool) ->
     counts = np.bincount(codes)
     if classes:
         return Target(name, codes, True, rows, float(len(rows) - counts.max()))
+    # rows of one value have the mean of their ranks
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[codes]
     return Target(name, ranks, False, rows, float(np.sum((ranks - ranks.mean()) ** 2)))
 
@@ -89,6 +90,7 @@ def score(codes: np.ndarray, target: Target, *, ordered: bool) -> Score:
     first, last = np.searchsorted(x, x, "left"), np.searchsorted(x, x, "right")
     frequent = last - first >= _MANY
     near = ~frequent & (x >= 0) & ordered
+    # of a level with few rows as of no column: the best constant guess
     errors = (y != np.bincount(y).argmax()) + 0.0 if target.classes else (y - y.mean()) ** 2
     if frequent.any():
         errors[frequent] = _within(first[frequent], y[frequent], target)
@@ -97,10 +99,12 @@ def score(codes: np.ndarray, target: Target, *, ordered: bool) -> Score:
     before = np.where(before < np.searchsorted(x, 0), after, before).clip(0, n - 1)
     after = np.where(after >= n, before, after)
     if target.classes:
+        # a row of a rare value is predicted by its neighbours on either side
         errors[near] = 0.5 * (y[before] != y[near]) + 0.5 * (y[after] != y[near])
     else:
         errors[near] = (y[near] - 0.5 * (y[before] + y[after])) ** 2
     error = float(errors.sum())
+    # what is left of the error of the best constant guess, and the share of rows that are right
     return Score(n, error / target.guess if target.guess else 1.0, 1.0 - error / n)
 
 
@@ -109,6 +113,7 @@ def _within(level: np.ndarray, y: np.ndarray, target: Target) -> np.ndarray:
     level = np.unique(level, return_inverse=True)[1]
     count = np.bincount(level)
     if not target.classes:
+        # each level by its mean, or by its most frequent class
         means = np.bincount(level, y) / count
         squares: np.ndarray = (y - means[level]) ** 2
         return squares
@@ -153,6 +158,7 @@ def _copies(codes: np.ndarray, target: Target) -> bool:
         return False
     shares = counts[counts > 0] / len(x)
     chance = -len(x) * float(np.sum(shares * np.log2(shares)))  # bits that agree
+    # as many pairs as values: each value of the one goes with one of the other
     return chance > _BITS and len(np.unique(x * values + y)) == values
 
 

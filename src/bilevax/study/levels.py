@@ -56,6 +56,7 @@ class Levels:
     def steady(self) -> bool:
         """True where the values only rise, or only fall, from row to row, and there are many of them."""
         codes = self.codes[self.codes >= 0]
+        # levels are in order, so that codes rise where values do
         steps = np.diff(codes) if self.ordered and len(self.levels) >= 10 else np.array([-1, 1])
         return bool(np.all(steps >= 0) or np.all(steps <= 0))
 

@@ -1,5 +1,6 @@
 """A linear model of a prepared table: logistic regression, its penalties tuned by stochastic hypergradients."""
 
+import os
 import time
 
 import numpy as np
@@ -43,7 +44,13 @@ def encoded(prepared: Prepared, settings: TuneSettings, emit: Emit) -> tuple[Tab
 
 
 def fit_linear(
-    prepared: Prepared, target: str, settings: TuneSettings, emit: Emit, stage: Stage, data: Data, run: Run | None
+    prepared: Prepared,
+    target: str,
+    settings: TuneSettings,
+    emit: Emit,
+    stage: Stage,
+    data: Data,
+    run: Run | str | os.PathLike[str] | None,
 ) -> Kept:
     """Tune on training and validation rows.
 

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bilevax.core.errors import CorruptError, DataError
+from bilevax.core.events import Plain
 from bilevax.study.kept import TableModel
 from bilevax.tables.additive import FORMAT as ADDITIVE
 from bilevax.tables.additive import additive_from_plain
@@ -60,7 +60,7 @@ def model_bytes(model: TableModel) -> bytes:
     return save(tensors, {"model": json.dumps(plain, sort_keys=True, allow_nan=False)})
 
 
-def model_from_plain(plain: dict[str, Any]) -> TableModel:
+def model_from_plain(plain: Plain) -> TableModel:
     """Of ``coefficients.json``, checked.
 
     Raises:

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sklearn import config_context
@@ -67,7 +67,7 @@ def rivals(prepared: Prepared, settings: TuneSettings, stage: Callable[[str], ob
     rows, target = prepared.tuning, prepared.target
     fitted, splits = partial(_fitted, prepared, settings, stage), _folds(prepared, settings)
     encoder = encoder_of(settings).fit(prepared.features.take(rows))
-    weight = {} if target.labels is None else {"class_weight": settings.class_weight}
+    weight: dict[str, str | None] = {} if target.labels is None else {"class_weight": settings.class_weight}
     X = encoder.transform(prepared.features)
     yield fitted(RIDGE, _ridge(target.task, splits, weight, settings), X)
     if others := [name for name in prepared.features.names if name not in settings.texts]:
@@ -120,7 +120,7 @@ def _folds(prepared: Prepared, settings: TuneSettings) -> list[tuple[np.ndarray,
 
 
 def _ridge(
-    task: Task, folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, Any], settings: TuneSettings
+    task: Task, folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, str | None], settings: TuneSettings
 ) -> BaseEstimator:
     if task == "classes":
         return _logistic(folds, weight, Cs=PENALTIES, l1_ratios=(0.0,), max_iter=1000)
@@ -137,7 +137,7 @@ def _ridge(
 
 
 def _lasso(
-    task: Task, folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, Any], classes: int
+    task: Task, folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, str | None], classes: int
 ) -> BaseEstimator | None:
     """None for counts and amounts: scikit-learn has none."""
     if task == "number":
@@ -149,13 +149,15 @@ def _lasso(
     return _logistic(folds, weight, Cs=10, l1_ratios=(1.0,), solver="saga", tol=1e-2, max_iter=200)
 
 
-def _logistic(folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, Any], **options: Any) -> BaseEstimator:
+def _logistic(
+    folds: list[tuple[np.ndarray, np.ndarray]], weight: dict[str, str | None], **options: object
+) -> BaseEstimator:
     return LogisticRegressionCV(
         cv=folds, scoring="neg_log_loss", random_state=0, use_legacy_attributes=False, **weight, **options
     )
 
 
-def _boosting(task: Task, columns: "BoostedColumns", seed: int, weight: dict[str, Any]) -> BaseEstimator:
+def _boosting(task: Task, columns: "BoostedColumns", seed: int, weight: dict[str, str | None]) -> BaseEstimator:
     options = {"categorical_features": columns.categories, "random_state": seed}
     if task == "classes":
         return HistGradientBoostingClassifier(**options, **weight)

@@ -106,6 +106,7 @@ class RowSet:
         """
         n, settings, name = self.pieces.rows, self._settings, self.pieces.name
         self.processes.require_same(f"the rows of {name}", {"rows": n, "sha256": self.pieces.sha256})
+        # so that ROWS are left once those of the test are taken away
         most = int(np.ceil(ROWS / (1.0 - settings.test_size)))
         random = np.random.default_rng(settings.seed)
         self._drawn = np.sort(random.choice(n, min(n, most), replace=False)) if n else self._drawn
@@ -309,6 +310,7 @@ class RowSet:
         for item in items:
             # the processes are about as far
             part = min(max(0.0, self.processes.count * (before(item) / n - first / STRATA)), 1.0)
+            # as long again for each part that is to come
             left = (time.perf_counter() - begun) * (1.0 / part - 1.0) if part else None
             self.stage(name, done=round(part * n), of=n, seconds_left=left)
             yield item
@@ -338,6 +340,7 @@ def _add(table: Table, absent: np.ndarray, source: Source, counts: NumberCounts 
         every, some = (
             np.bincount(codes, minlength=len(column.words)) for codes in (column.codes, column.codes[absent])
         )
+        # of each word its rows that have a target, by codes: no cell is made a string
         counts.add(column.words, every - some)
     else:
         counts.add(np.delete(cells(table, source), absent))

@@ -54,6 +54,7 @@ def _typical(prepared: Prepared, prediction: np.ndarray) -> list[int]:
     for code in np.argsort(-np.bincount(values), kind="stable")[:3].tolist():
         own = np.flatnonzero(values == code)
         if len(own):
+            # of each class the row whose probability is the median of its own
             out.append(int(own[np.argsort(prediction[own, code], kind="stable")[len(own) // 2]]))
     return out
 

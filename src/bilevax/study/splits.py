@@ -62,6 +62,7 @@ def split_by_group(groups: Column, codes: np.ndarray, sizes: Sizes, seed: int) -
     # Rows of each class in each group, [groups, classes].
     table = np.zeros((count, int(codes.max()) + 1))
     np.add.at(table, (group, codes), 1.0)
+    # rows of each class that each part is to have, [3, classes]
     wanted = np.array([1 - sizes.validation - sizes.test, sizes.validation, sizes.test])[:, None] * table.sum(axis=0)
     rng = np.random.default_rng(seed)
     best, least = np.zeros(count, np.int64), np.inf
@@ -82,6 +83,7 @@ def _assign(order: np.ndarray, weights: np.ndarray, sizes: Sizes) -> np.ndarray:
     reached = np.cumsum(weights[order]) - weights[order] / 2
     total = weights.sum()
     last = max(1, min(int(np.searchsorted(reached, sizes.test * total)), len(order) - 3))
+    # test takes the first groups, validation the next ones; each part has one group at least
     end = max(last + 1, min(int(np.searchsorted(reached, (sizes.test + sizes.validation) * total)), len(order) - 2))
     end = end if sizes.validation > 0 else last
     part[order[:last]], part[order[last:end]] = 2, 1

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,13 +27,13 @@ from bilevax.study.settings import TuneSettings
 from bilevax.tables.labels import label_text
 from bilevax.tables.table import Table
 
+if TYPE_CHECKING:
+    from bilevax.runs import Run
+
 __all__ = ["Study", "TuneSettings", "tune_table"]
 
 _CHEAP = 1_000_000
 """Cells of the test rows up to which a linear model is fitted in some seconds."""
-
-Run = Any
-"""A :class:`bilevax.Run`: checkpoints of a linear model's tuning."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def tune_table(
     *,
     settings: TuneSettings | None = None,
     on_event: Callable[[Event], object] | None = None,
-    run: Run | str | os.PathLike[str] | None = None,
+    run: "Run | str | os.PathLike[str] | None" = None,
     every: RowSet | None = None,
 ) -> Study:
     """Tune a model of a table and compare with what the user would have otherwise.
@@ -241,7 +241,7 @@ def _fit(
     settings: TuneSettings,
     emit: Emit,
     stage: Stage,
-    run: Run | None,
+    run: "Run | str | os.PathLike[str] | None",
     begun: float,
     every: RowSet | None,
 ) -> Kept:

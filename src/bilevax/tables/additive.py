@@ -169,6 +169,7 @@ class AdditiveModel:
         """[n, S]."""
         out = np.tile(self.intercept, (len(codes[0]), 1))
         for curve, c in zip(self.curves, codes, strict=True):
+            # s_i = intercept + sum_j f_j(bin of row i in j)
             out += np.take(curve, c, axis=0)
         return out
 
@@ -182,6 +183,7 @@ class AdditiveModel:
         if self.link == "logit":
             # 1 / (1 + exp(s)) and 1 / (1 + exp(-s)): neither rounds to 1 - 1
             return np.asarray(1.0 / (1.0 + np.exp(np.concatenate([s, -s], axis=1))))
+        # softmax, exact for scores of any size
         odds = np.exp(scores - scores.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
@@ -192,6 +194,7 @@ class AdditiveModel:
             DataError: the table lacks a column, or holds other cells than those the model knows.
         """
         means = self.mean(self.scores(self.codes(table)))
+        # exposure times the rate that the scores tell
         return means * exposures(table, self.exposure) if self.exposure else means
 
     def to_plain(self) -> Plain:

@@ -154,6 +154,7 @@ def room(classes: int, budget: int = BUDGET) -> int:
         classes: C; 1 of families with one score.
         budget: weights of a model of one score.
     """
+    # C scores of P weights cost C P^2: the same at P = BUDGET / sqrt(C)
     return int(budget / np.sqrt(classes))
 
 
@@ -168,6 +169,7 @@ def resolution(numbers: int, others: int, budget: int = BUDGET) -> tuple[int, in
         others: weights that the other columns have.
         budget: weights of the model.
     """
+    # what is left for each column of numbers, beside its line
     each = (budget - others) // max(numbers, 1) - 1
     if each < LEAST:
         return FEW_SMOOTH, 1
@@ -199,8 +201,7 @@ def number(
     """
     x = np.clip(np.asarray(values, float), -np.finfo(float).max, np.finfo(float).max)
     w = np.ones(len(x)) if weight is None else np.asarray(weight, float)
-    known, mass, first = _grouped(x, w, distinct, bins)
-    edges = _between(known[first[1:] - 1], known[first[1:]])
+    known, mass, first, edges = _grouped(x, w, distinct, bins)
     group = np.searchsorted(first, np.arange(len(known)), side="right") - 1
     bin_mass = np.bincount(group, mass, len(first)) if len(first) else np.zeros(1)
     # Divided first: sums of the largest floats overflow.
@@ -214,19 +215,17 @@ def number(
 
 def edges_of(values: np.ndarray, weight: np.ndarray, distinct: np.ndarray | None = None) -> np.ndarray:
     """Between the bins of :func:`number`."""
-    known, _, first = _grouped(values, weight, distinct, BINS)
-    return _between(known[first[1:] - 1], known[first[1:]])
+    return _grouped(values, weight, distinct, BINS)[3]
 
 
-def _grouped(
-    x: np.ndarray, w: np.ndarray, distinct: np.ndarray | None, bins: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Different numbers, their weight, and which of them are the first of a bin."""
+def _grouped(x: np.ndarray, w: np.ndarray, distinct: np.ndarray | None, bins: int) -> tuple[np.ndarray, ...]:
+    """Different numbers, their weight, which of them are the first of a bin, and the edges between bins."""
     there = ~np.isnan(x) & (w > 0.0)
     known, inverse = np.unique(x[there], return_inverse=True)
     mass = np.bincount(inverse, w[there], len(known))
     many = None if distinct is None else np.bincount(inverse, distinct[there], len(known))
-    return known, mass, first_of_groups(mass, bins, many)
+    first = first_of_groups(mass, bins, many)
+    return known, mass, first, _between(known[first[1:] - 1], known[first[1:]])
 
 
 def category(
@@ -298,6 +297,7 @@ def first_of_groups(mass: np.ndarray, count: int, distinct: np.ndarray | None = 
     if len(mass) <= count:
         return np.arange(len(mass))
     share = shares(mass, count, distinct)
+    # a value is in the group in which the middle of its share lies
     group = np.minimum((np.cumsum(share) - 0.5 * share) * count, count - 1).astype(int)
     return np.unique(group, return_index=True)[1]
 
@@ -313,6 +313,7 @@ def shares(mass: np.ndarray, count: int, distinct: np.ndarray | None = None) -> 
 
 def _between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Edges e with low < e <= high, half way where that is a float."""
+    # each halved first: the sum of two large floats overflows
     middle = 0.5 * low + 0.5 * high
     return np.where(middle > low, middle, high)
 
@@ -322,13 +323,16 @@ def principal(F: np.ndarray, mass: np.ndarray, *, most: int | None = None, scale
     if not F.size or mass.sum() <= 0.0:
         return np.zeros((len(F), 0))
     w = mass / mass.sum()
+    # F u less its mean: sqrt(w) F = U s V', so that the columns of F V have the mean squares s^2, falling
     F = F - w @ F
     _, s, Vt = np.linalg.svd(np.sqrt(w)[:, None] * F, full_matrices=False)
     variance = float(np.sum(s**2))
     if variance <= 1e-20 * float(np.sum(F**2)) or variance == 0.0:
         return np.zeros((len(F), 0))
+    # variance of the i-th function and of all after it
     left_out = np.cumsum((s**2)[::-1])[::-1]
     kept = int(np.sum(left_out > VARIANCE * variance)) if most is not None else int(np.sum(s > 1e-9 * s[0]))
+    # scaled: a part's functions have the mean square 1 together, as one penalty is to mean the same for every part
     Z: np.ndarray = F @ Vt[: min(kept, most or kept)].T
     return Z / np.sqrt(variance) if scaled else Z
 
@@ -346,6 +350,7 @@ def smooth_part(centre: np.ndarray, mass: np.ndarray, most: int) -> np.ndarray:
     w = mass / mass.sum()
     hinges = np.maximum(t[:, None] - t[1:-1], 0.0)
     line = linear_part(t, mass)
+    # hinges less their constant and their line: what bends alone
     hinges = _less(_less(hinges, np.ones((len(t), 1)), w), line, w)
     size = np.sqrt(np.sum(w @ hinges**2))
     hinges = hinges / size if size > 1e-9 * len(t) else hinges[:, :0]  # rows in two bins alone: rounding
@@ -356,6 +361,7 @@ def smooth_part(centre: np.ndarray, mass: np.ndarray, most: int) -> np.ndarray:
 def _less(F: np.ndarray, direction: np.ndarray, w: np.ndarray) -> np.ndarray:
     """F less its projection on a direction [bins, 1 or 0] in the inner product of the training rows."""
     size = float(np.sum(w @ direction**2))
+    # F - d <d, F>_w / <d, d>_w
     return F - direction @ (direction.T @ (w[:, None] * F)) / size if size > 0.0 else F
 
 
@@ -384,6 +390,7 @@ def _assembled(
     if 0.0 < total[-1] < total.sum():
         missing = np.zeros((len(total), 1))
         missing[-1] = 1.0
+        # a mark of the mean 0 over the rows
         blocks.append(("missing", missing - total[-1] / total.sum()))
     blocks = [(kind, Z) for kind, Z in blocks if Z.shape[1]]
     stops = np.cumsum([Z.shape[1] for _, Z in blocks]).tolist()

@@ -84,6 +84,7 @@ def screened(
     Cost: 2 S histograms of n rows and S eigenproblems of 2 x 25 functions a pair, of p (p - 1) / 2 or of TESTED.
     """
     r, w = rotated(slope, curvature)
+    # a change f of the scores gains sum r f - w f^2 / 2 of log-likelihood, r = - slope / phi, w = curvature / phi
     r, w = -r * (weight / phi)[:, None], w * (weight / phi)[:, None]
     coarse = _Columns(codes, [margin(effect, GROUPS, FUNCTIONS) for effect in effects])
     columns = [pair for pair in combinations(range(len(effects)), 2) if pair not in known]
@@ -107,6 +108,7 @@ def screened(
 
 def rotated(slope: np.ndarray, curvature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slopes and curvatures in scores that are uncorrelated on average, [n, S] each."""
+    # Q' (mean curvature) Q is diagonal
     Q = np.linalg.eigh(curvature.mean(axis=0))[1]
     return slope @ Q, np.einsum("ts,ntu,us->ns", Q, curvature, Q, optimize=True)
 
@@ -117,6 +119,7 @@ def gain(u: np.ndarray, C: np.ndarray) -> tuple[float, float]:
     there = c > 1e-9 * np.max(c, initial=0.0)
     if not np.any(there):
         return 0.0, 0.0
+    # in the axes of C = V c V': gain = 1/2 sum_i (u_i^2 / c_i) tau c_i / (1 + tau c_i) - log(1 + tau c_i)
     ratio = np.einsum("ski,sk->si", V, u)[there] ** 2 / c[there]
     c = c[there]
     tau = np.exp(np.arange(np.log(1e-3 / np.max(c)), np.log(1e3 / np.median(c)), 0.2))[:, None]
@@ -141,6 +144,7 @@ class _Columns:
         """Sums of x [n] in the joint bins of a pair."""
         a, b = self.shape(pair)
         code = self.groups[pair[0]] * np.uint16(b) + self.groups[pair[1]]
+        # bin (g, h) of the pair is number g b + h
         return np.bincount(code, x, a * b).reshape(a, b)
 
 
@@ -177,9 +181,11 @@ def promising(columns: _Columns, r: np.ndarray, w: np.ndarray, pairs: list[tuple
     X = np.concatenate(G, axis=1)
     ratio = np.zeros((len(owner), len(owner)))
     for slope, curvature in zip(r.T, w.T, strict=True):
+        # sum w g^2 h^2 and (sum r g h)^2 of all pairs of functions at once
         variance = (X**2 * curvature[:, None]).T @ X**2
         ratio += ((X * slope[:, None]).T @ X) ** 2 / np.maximum(variance, np.finfo(float).tiny)
     one = (np.arange(len(G))[:, None] == owner).astype(float)
+    # mean over the pairs of functions that two columns have
     statistic = one @ ratio @ one.T / np.maximum(one.sum(axis=1)[:, None] * one.sum(axis=1), 1.0)
     order = sorted(pairs, key=lambda pair: -statistic[pair])
     return sorted(order[:TESTED])
@@ -190,6 +196,7 @@ def _pair(effects: Sequence[Effect], columns: _Columns, weight: np.ndarray, foun
     i, j = found.columns
     a, b, N = columns.margins[i], columns.margins[j], columns.table(found.columns, weight)
     Z = pure_basis(a, b, N, rough=found.rough)
+    # prior variance tau = phi / lam
     start = float(np.log(phi / found.tau))
     return Pair((effects[i].name, effects[j].name), (i, j), (a.group, b.group), Z, _part(Z), N, found.gain, start)
 

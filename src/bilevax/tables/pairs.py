@@ -56,6 +56,7 @@ class Pair:
     def codes(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """The joint bins, uint16 [n], of rows in these bins of the two columns, [n] each."""
         a, b = self.groups
+        # joint bin (g, h) is number g groups_b + h
         out: np.ndarray = a[first] * np.uint16(self.weight.shape[1]) + b[second]
         return out
 
@@ -163,6 +164,7 @@ def products(a: Margin, b: Margin, most: int = PRODUCTS, *, rough: bool) -> np.n
         rough: whether the functions of numbers are the rough ones.
     """
     f, g = (m.rough if rough and m.rough is not None else m.smooth for m in (a, b))
+    # of products f_i g_j the largest, were the two columns independent
     size = np.outer(a.weight @ f**2, b.weight @ g**2).ravel()
     i, j = np.unravel_index(np.argsort(-size, kind="stable")[:most], (f.shape[1], g.shape[1]))
     out: np.ndarray = f[:, None, i] * g[None, :, j]
@@ -179,6 +181,7 @@ class Purifier:
         rows, columns = N.shape
         sums = np.concatenate([N.sum(axis=1), N.sum(axis=0)])
         scale = np.where(sums > 0.0, 1.0 / np.sqrt(np.where(sums > 0.0, sums, 1.0)), 0.0)
+        # marks of the rows and of the columns of the table: A theta is a sum of two main effects
         A = np.concatenate([np.repeat(np.eye(rows), columns, axis=0), np.tile(np.eye(columns), (rows, 1))], axis=1)
         self._A = A * scale
         self._NA = N.ravel()[:, None] * self._A
@@ -187,6 +190,7 @@ class Purifier:
     def __call__(self, F: np.ndarray) -> np.ndarray:
         """F [joint bins, k], pure."""
         for _ in range(2):  # once more for rounding
+            # F less its projection on the main effects, weighted by N: A (A'NA)^-1 A'N F
             F = F - self._A @ (self._inverse @ (self._NA.T @ F))
         return F
 
@@ -208,6 +212,7 @@ def pure_basis(a: Margin, b: Margin, N: np.ndarray, *, rough: bool) -> np.ndarra
     # Of columns that go together, most rows are where the pure effect is small; elsewhere it would be at large. Making
     # it pure again brings some of that back.
     for _ in range(3):
+        # standard deviation of each joint bin's effect, in units of the mean over the rows; LARGEST at most
         variance = np.sum(pure**2, axis=1)
         size = np.sqrt(variance / (w @ variance))
         F = F * (LARGEST / np.maximum(size, LARGEST))[:, None]

@@ -6,12 +6,15 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from bilevax.core.errors import DataError
 from bilevax.tables.reading import number_of
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 Grams: TypeAlias = Literal["words", "pairs", "characters", "cells"]
 """Of a text: its words of two letters and more, pairs of neighbouring ones, or three to five characters of a word; or
@@ -59,6 +62,7 @@ def _grams(text: str, of: Grams) -> Iterable[str]:
         return _WORD.findall(text)
     if of == "pairs":
         return map(" ".join, pairwise(_WORD.findall(text)))
+    # with blanks around a word, so that its beginning and its end are told
     padded = [f" {word} " for word in text.split()]
     return (word[i : i + n] for word in padded for n in _LENGTHS for i in range(max(len(word) - n + 1, 0)))
 
@@ -68,16 +72,18 @@ def vocabulary(cells: np.ndarray, of: Grams, least: int, buckets: int | None) ->
 
     Of numbered values, in their order, the weight is 1.
     """
+    # a set for each text: how often it has a gram plays no part
     times = Counter(gram for cell in cells for gram in {gram for gram, _ in grams_of(cell, of, buckets)})
     if of == "cells":
         return {g: 1.0 for g in sorted(times, key=lambda g: int(g.lstrip("#"))) if times[g] >= least}
+    # log((1 + n) / (1 + n_j)) + 1, n_j the texts that have the n-gram
     n = len(cells)
     return {g: float(np.log((1 + n) / (1 + times[g])) + 1.0) for g in sorted(times) if times[g] >= least}
 
 
 def weighted_counts(
     cells: np.ndarray, weights: dict[str, float], of: Grams, buckets: int | None
-) -> Any:  # scipy.sparse.csr_array
+) -> "scipy.sparse.csr_array":
     """(1 + log count_ij) weight_j of the text's n-grams, by the norm of the row, or weight_j value_ij: CSR [n, j]."""
     import scipy.sparse
 
@@ -99,6 +105,7 @@ def weighted_counts(
             raise DataError("a cell is missing (nan), which cells that are read as they are cannot be; write a number")
         values = count * weight
     else:
+        # (1 + log count_ij) weight_j, by the norm of row i
         values = (1.0 + np.log(count)) * weight
         values /= np.sqrt(np.bincount(row, values**2, len(cells)))[row]
     # 32 bits, as solvers ask; scipy widens them where there are more entries

@@ -165,6 +165,7 @@ def _range(effect: Effect, edges: np.ndarray, centre: np.ndarray) -> _Known:
     return _Known(
         low=float(min(low, edges[0] - first * (edges[0] - centre[0]))),
         high=float(max(high, edges[-1] + last * (centre[-1] - edges[-1]))),
+        # outside by as much as the range is wide
         far_low=low - (high - low),
         far_high=high + (high - low),
         words=f"the range trained on, about {low:.4g} to {high:.4g}",

@@ -274,6 +274,7 @@ def _counted(algorithm: Algorithm) -> None:
     measured = measure_steps(*start, key=stream_key(key, "measuring")) if isinstance(algorithm, Measurable) else None
     before = READ.after(measured)
     base = minimize(*start, steps=FEW, key=key)
+    # what the run says less what measuring has cost
     spent = [int(part.calls) for part in measured.cost] if measured else [0] * len(base.cost)
     cost = Cost(*(Count(int(part.calls) - calls, part.rows) for part, calls in zip(base.cost, spent, strict=True)))
     # minibatches of train as the running program reads them, against what the cost says

@@ -134,6 +134,7 @@ def _flat(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> tuple[Arra
 @jax.jit
 def _system(problem: Problem, w: PyTree, lam: PyTree, train: PyTree) -> Array:
     x, residual = _flat(problem, w, lam, train)
+    # I - d1Phi, the residual being Phi(x) - x
     return jnp.negative(jax.jacfwd(residual)(x))
 
 

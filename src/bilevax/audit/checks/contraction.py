@@ -190,6 +190,7 @@ def growth_rate(product: Product, u: np.ndarray) -> float:
         # u <- A u / ||u||;  log ||A u|| / ||u||
         u = product(u / max(float(np.linalg.norm(u)), TINY))
         rates.append(np.log(max(float(np.linalg.norm(u)), TINY)))
+    # the mean logarithm, once what decays is gone
     return float(np.mean(rates[CONFIRMING // 2 :]))
 
 

@@ -104,6 +104,7 @@ def _shared(train: PyTree, val: PyTree) -> Iterator[Finding]:
     np.add.at(in_train, places[: a[0].size], a[1])
     np.add.at(in_val, places[a[0].size :], b[1])
     both, twice = int(in_val[in_train > 0].sum()), in_train + in_val == 2
+    # of the rows that are there twice, those with one in train and one in val
     split, seen = int(np.sum(twice & (in_train == 1))), int(twice.sum())
     # P(at least so many of the rows that are there twice come into both)
     chance = _at_least(split, seen, 2 * n * m / ((n + m) * (n + m - 1)))

@@ -138,10 +138,12 @@ class FiniteAffine:
 
     def value(self, lam: Floats) -> float:
         """The outer loss at the fixed point, f(lam) = E(w(lam), lam)."""
+        # |w(lam) - target|^2 / 2 + r |lam|^2 / 2
         return float(0.5 * np.sum((self.w(lam) - self.target) ** 2) + 0.5 * self.r * np.sum(np.square(lam)))
 
     def hypergradient(self, lam: Floats) -> Floats:
         """The gradient of f, r lam + B'v(lam), [m]."""
+        # grad_2 E + d2Phi' v = r lam + B'v
         return self.r * np.asarray(lam) + self._means[1].T @ self.v(lam)
 
     @property

@@ -29,6 +29,7 @@ class Rows:
 
     def d_w(self, w: Floats, lam: Floats, one: Floats) -> Floats:
         """-grad_1 G of each row."""
+        # -grad_1 G = b_i + B_i lam - A_i w
         return self.b @ one + self.B @ lam - self.A @ w
 
 
@@ -42,10 +43,12 @@ def masoba(p: FiniteQuadratic, rho: float, ratio: float, *, weight: float) -> St
     rows = Rows(p)
     w, lam, u, a, one = coordinates(rows.d, rows.m, rows.d, rows.m)
     directions = Stage(
+        # w + rho (b + B lam - A w), u + rho (w - target - A u), a = (1 - weight) a + weight (r lam + B'u)
         state(w, lam, u, (1 - weight) * a, one),
         train=state(rho * rows.d_w(w, lam, one), 0 * lam, -rho * rows.A @ u, weight * rows.BT @ u, 0 * one),
         val=state(0 * w, 0 * lam, rho * (w - rows.target @ one), weight * rows.r * lam, 0 * one),
     )
+    # lam - ratio rho a, a the new one
     return directions, Stage(state(w, lam - ratio * rho * a, u, a, one))
 
 
@@ -60,6 +63,7 @@ def amigo(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, lin
     )
     w, lam, u, g, direct, one = coordinates(rows.d, rows.m, rows.d, rows.d, rows.m)
     linear = Stage(
+        # u + rho (g - A u), g = w - target of one minibatch of val
         state(w, lam, u + rho * g, g, direct, one),
         train=state(0 * w, 0 * lam, -rho * rows.A @ u, 0 * g, 0 * lam, 0 * one),
         repeat=linear_steps,
@@ -84,6 +88,7 @@ def fsla(p: FiniteQuadratic, rho: float, ratio: float, *, weight: float) -> Stag
         train=state(0 * w, 0 * lam, -rho * rows.A @ u, *zero, 0 * one),
         val=state(0 * w, 0 * lam, rho * (w - rows.target @ one), *zero, 0 * one),
     )
+    # d = D(p) + (1 - weight) (d - D(p_0)), D = r lam + B'u
     *_, lam_0, u_0, d, one = coordinates(*sizes, *sizes, rows.m)
     memory, zero = 1 - weight, [0 * part for part in (w, lam, u, *rest[:3])]
     correct = Stage(
@@ -124,6 +129,7 @@ def product_form(p: FiniteQuadratic, rho: float, gamma: float, *, linear_steps: 
     """(w, lam): u as in :func:`stocbio` with s = ``series``, then w by rho and lam by gamma, together."""
     rows, s = Rows(p), series
     w, lam, one = coordinates(rows.d, rows.m)
+    # r_0 = g, total = r_0, then r + change K times; u = s total
     g = w - rows.target @ one
     outer = Stage(state(w, lam, 0 * w, 0 * w, 0 * lam, one), val=state(0 * w, 0 * lam, g, g, rows.r * lam, 0 * one))
     w, lam, r, total, direct, one = coordinates(rows.d, rows.m, rows.d, rows.d, rows.m)
@@ -134,6 +140,7 @@ def product_form(p: FiniteQuadratic, rho: float, gamma: float, *, linear_steps: 
         train=state(0 * w, 0 * lam, change, change, 0 * lam, 0 * one),
         repeat=linear_steps,
     )
+    # w + rho d_w, lam - gamma (direct + B' s total)
     moves = state(rho * rows.d_w(w, lam, one), -gamma * rows.BT @ (s * total), 0 * one)
     return outer, linear, Stage(state(w, lam - gamma * direct, one), moves)
 
@@ -149,6 +156,7 @@ def plain(
     w, lam, one = coordinates(rows.d, rows.m)
     outer = Stage(
         state(w, lam, 0 * w, 0 * lam, one),
+        # u_0 = K s (w - target), then u - s A u ``horizon`` times
         val=state(0 * w, 0 * lam, linear_steps * s * (w - rows.target @ one), rows.r * lam, 0 * one),
     )
     w, lam, u, direct, one = coordinates(rows.d, rows.m, rows.d, rows.m)
@@ -250,6 +258,7 @@ def f2sa(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, mult
     w, lam, z, one = coordinates(rows.d, rows.m, rows.d)
     inner = Stage(
         np.eye(len(w.T)),
+        # w + rho d_w(w) and z + rho (d_w(z) - (z - target) / c), on the same rows of train
         train=state(rho * rows.d_w(w, lam, one), 0 * lam, rho * rows.d_w(z, lam, one), 0 * one),
         val=state(0 * w, 0 * lam, -rho / c * (z - rows.target @ one), 0 * one),
         repeat=inner_steps,
@@ -273,6 +282,7 @@ def scgd(p: FiniteQuadratic, rho: float, ratio: float, *, every_row: bool = Fals
     if every_row:
         B, b, target, r = (x.mean(axis=0) for x in (rows.B, rows.b, rows.target, rows.r))
     w, lam, one = coordinates(rows.d, rows.m)
+    # w = (1 - rho) w + rho (b + B lam), lam - ratio rho (r lam + B'(w - target))
     new = (1 - rho) * w + rho * (b @ one + B @ lam)
     pulled = np.swapaxes(B, -1, -2) @ (new - target @ one)
     M = state(new, lam - ratio * rho * (r * lam + pulled), one)
@@ -306,9 +316,11 @@ def pzobo(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, per
     """(w, lam) on every row: T steps of w; then lam along r lam + mean v v'a, a = w'(lam)'(w - target), v normal."""
     rows, (A, b, B), (target, r) = Rows(p), p.means, p.outer_means
     w, lam, one = coordinates(rows.d, rows.m)
+    # w(lam) = (I - rho A)^T w + (I - (I - rho A)^T) A^-1 (b + B lam)
     left = np.linalg.matrix_power(np.eye(rows.d) - rho * A, inner_steps)
     solved = np.linalg.solve(A, np.eye(rows.d) - left)
     w = left @ w + solved @ (b[:, None] @ one + B @ lam)
+    # (dw(lam) / dlam)' (w(lam) - target)
     a = (solved @ B).T @ (w - target[:, None] @ one)
     gamma, m, Q = ratio * rho, rows.m, perturbations
     # gamma / Q sum v v'a: E[v_i v_k v_j v_l] = d_ik d_jl + d_ij d_kl + d_il d_kj, of which the first is of the mean
@@ -320,6 +332,7 @@ def pzobo(p: FiniteQuadratic, rho: float, ratio: float, *, inner_steps: int, per
 
 def _pairs(m: int) -> Floats:
     """d_ij d_kl + d_il d_kj at row (i, j) and column (k, l), [m^2, m^2]."""
+    # entry (i, j), (k, l)
     e = np.eye(m)
     both: Floats = np.einsum("ij,kl->ijkl", e, e) + np.einsum("il,kj->ijkl", e, e)
     return both.reshape(m * m, m * m)

@@ -72,6 +72,7 @@ class Curvature(NamedTuple):
 
     def contraction(self, alpha: float) -> float:
         """Contraction constant of the map with any step, max(|1 - alpha L|, |1 - alpha tau|)."""
+        # |I - alpha A|, whose eigenvalues lie between 1 - alpha L and 1 - alpha tau
         return max(abs(1.0 - alpha * self.L), abs(1.0 - alpha * self.tau))
 
 
@@ -85,6 +86,7 @@ def quadratic_inner_loss(w: Array, lam: Array, batch: PyTree) -> Array:
     """
     # b_i + B_i lam
     linear = batch["b"] + batch["B"] @ lam
+    # mean of w'A_i w / 2 - (b_i + B_i lam)'w
     return jnp.mean(0.5 * jnp.einsum("i,nij,j->n", w, batch["A"], w) - linear @ w)
 
 
@@ -96,6 +98,7 @@ def quadratic_outer_loss(w: Array, lam: Array, batch: PyTree) -> Array:
         lam: outer variable, [m].
         batch: {"target": [b, d], "r": [b]}.
     """
+    # mean of |w - target_i|^2 / 2 + r_i |lam|^2 / 2
     return jnp.mean(0.5 * jnp.sum((w[None] - batch["target"]) ** 2, axis=1) + 0.5 * batch["r"] * jnp.sum(lam**2))
 
 
@@ -231,6 +234,7 @@ class FiniteQuadratic:
         """The Hessian of f, B'A^-2 B + r I, the same at every lam, [m, m]."""
         # dw/dlam = A^-1 B
         G = np.linalg.solve(self.means[0], self.means[2])
+        # f is quadratic: grad^2 f = G'G + r I
         hessian: Floats = G.T @ G + self.outer_means[1] * np.eye(self.lam.size)
         return hessian
 
@@ -249,11 +253,13 @@ class FiniteQuadratic:
     def w(self, lam: Floats) -> Floats:
         """The inner solution A^-1 (mean b + B lam), [d]."""
         A, b, B = self.means
+        # A w = b + B lam
         return np.linalg.solve(A, b + B @ lam)
 
     def v(self, lam: Floats, alpha: float | None = None) -> Floats:
         """The multiplier (alpha A)^-1 (w(lam) - target), [d]; alpha is ``curvature.alpha`` unless given."""
         step = self.curvature.alpha if alpha is None else alpha
+        # (step A) v = w(lam) - target
         return np.linalg.solve(step * self.means[0], self.w(lam) - self.outer_means[0])
 
     def value(self, lam: Floats) -> float:
@@ -263,6 +269,7 @@ class FiniteQuadratic:
 
     def hypergradient(self, lam: Floats) -> Floats:
         """The gradient of f, r lam + B'A^-1 (w(lam) - target), [m]."""
+        # r lam + B' A^-1 (w(lam) - target), the step of the map cancels
         return self.outer_means[1] * np.asarray(lam) + self.means[2].T @ self.v(lam, alpha=1.0)
 
     def moments(self, lam: Floats, alpha: float | None = None) -> QuadraticMoments:

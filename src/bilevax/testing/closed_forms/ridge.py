@@ -81,12 +81,14 @@ class PenalisedRidge:
 
     def w(self, lam: Floats) -> Floats:
         """The inner solution H^-1 X'y / N with H = X'X / N + diag(exp(lam)), [1, d]."""
+        # H w = X'y / n
         return np.linalg.solve(self._hessian(lam), self.X.T @ self.y / len(self.y))[None]
 
     def v(self, lam: Floats, alpha: float | None = None) -> Floats:
         """The multiplier (alpha H)^-1 Z'(Z w(lam) - u) / N', [1, d]; alpha is ``curvature(lam).alpha`` unless given."""
         step = self.curvature(lam).alpha if alpha is None else alpha
         gradient = self.Z.T @ (self.Z @ self.w(lam)[0] - self.u) / len(self.u)
+        # (step H) v = Z'(Z w - u) / n'
         return np.linalg.solve(step * self._hessian(lam), gradient)[None]
 
     def value(self, lam: Floats) -> float:
@@ -95,6 +97,7 @@ class PenalisedRidge:
 
     def hypergradient(self, lam: Floats) -> Floats:
         """The gradient of f, [d]: -exp(lam_j) w_j (H^-1 grad E)_j."""
+        # d2(grad_1 G) = diag(exp(lam) w): grad f = - exp(lam) w (H^-1 grad_1 E), entry by entry
         return -np.exp(lam) * self.w(lam).ravel() * self.v(lam, alpha=1.0).ravel()
 
     def constants(

@@ -127,6 +127,7 @@ class Solved:
     def __call__(self, lam: PyTree, batch: PyTree) -> PyTree:
         """The w of the batch."""
         slope, tree = ravel_pytree(jax.grad(self.loss)(zeros_like(self.like), lam, batch))
+        # w(lam) = A^-1 (b + B lam), the minimum of a quadratic with this slope at 0
         inverse = np.linalg.inv(finite_quadratic().A.mean(axis=0))
         return tree(-jnp.asarray(inverse, slope.dtype) @ slope)
 
