@@ -25,7 +25,8 @@ LIMIT = 7200
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="DATA", help=", ".join(ROWS))
+    names = dict.fromkeys([*ROWS, *labels_times.NAMES])
+    parser.add_argument("--only", nargs="+", choices=names, metavar="DATA", help=", ".join(names))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED")
     parser.add_argument("--trusted", nargs="+", type=int, metavar="ROWS", help="of those of the data set")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD",
