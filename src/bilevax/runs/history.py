@@ -28,10 +28,9 @@ class Log:
         self._step_cost = step_cost
         self._columns = History(*(np.empty(FIRST_ROOM, kind) for kind in KINDS))
         self._entries = 0
-        # calls, rows of one, reads
-        self._totals = [(int(c.calls), c.rows, int(c.calls if c.reads is None else c.reads)) for c in before]
-        self._before = before.samples
-        self._unrecorded = 0  # rows that were read since the last entry for what has none
+        # calls, rows of one, reads; and rows that were read since the last entry for what has none
+        self._totals, self._unrecorded = [(0, 0, 0)] * len(before), 0
+        self.add(before)
         self.code, self.failure = 0, Failure.of("none")
 
     def append(self, records: Record, first: int, seconds: float) -> None:
@@ -41,7 +40,7 @@ class Log:
         # doubled: appending one entry costs O(1) in the mean, however long the run
         if n > len(self._columns.step):
             self._columns = History(*(np.resize(column, 2 * n) for column in self._columns))
-        before = self._columns.samples[self._entries - 1] if self._entries else self._before
+        before = self._columns.samples[self._entries - 1] if self._entries else 0
         if len(samples):
             before, self._unrecorded = before + self._unrecorded, 0
         new = (records.outer_value, records.gradient_norm, records.code, before + np.cumsum(samples), seconds)
@@ -60,9 +59,7 @@ class Log:
     def add(self, cost: Cost) -> None:
         """Count what else was spent."""
         for i, part in enumerate(cost):
-            calls, rows, reads = self._totals[i]
-            more = part.calls if part.reads is None else part.reads
-            self._totals[i] = calls + int(part.calls), max(rows, part.rows), reads + int(more)
+            self._count(i, int(part.calls), part.rows, int(part.calls if part.reads is None else part.reads))
         self._unrecorded += int(cost.samples)
 
     def _spent(self, records: Record, first: int) -> np.ndarray:
@@ -75,9 +72,12 @@ class Log:
             calls = np.asarray(part.calls, np.int64) * of_step
             reads = calls if part.reads is None else np.asarray(part.reads, np.int64) * of_step
             samples += reads * part.rows
-            totals = self._totals[i]
-            self._totals[i] = totals[0] + int(calls.sum()), max(totals[1], part.rows), totals[2] + int(reads.sum())
+            self._count(i, int(calls.sum()), part.rows, int(reads.sum()))
         return samples
+
+    def _count(self, i: int, calls: int, rows: int, reads: int) -> None:
+        totals = self._totals[i]
+        self._totals[i] = totals[0] + calls, max(totals[1], rows), totals[2] + reads
 
     @property
     def cost(self) -> Cost:
@@ -95,7 +95,6 @@ class Log:
         return worst | {
             "history": self.history._asdict(),
             "totals": self._totals,
-            "before": self._before,
             "unrecorded": self._unrecorded,
         }
 
@@ -103,5 +102,6 @@ class Log:
         """As it was at a checkpoint."""
         self._columns = History(**state["history"])
         self._entries, self._totals = len(self._columns.step), [tuple(total) for total in state["totals"]]
-        self._unrecorded = state.get("unrecorded", 0)  # not kept by version 0.1.0
-        self._before, self.code, self.failure = state["before"], state["code"], Failure(*state["failure"])
+        # version 0.1.0 kept what was read before the first step, and nothing else that has no entry
+        self._unrecorded = state["unrecorded"] if "unrecorded" in state else 0 if self._entries else state["before"]
+        self.code, self.failure = state["code"], Failure(*state["failure"])

@@ -127,9 +127,9 @@ def check_same(
         ParameterError: there is nothing of such a name.
     """
     for name in override:
-        if re.split(r"[.[]", name)[0] not in {*given, "ended"}:
+        if _group(name) not in {*given, "ended"}:
             raise ParameterError(f"override names {name!r}, which is none of {', '.join([*given, 'ended'])}")
-    found = {name: text for name, text in _differences("", saved, given) if re.split(r"[.[]", name)[0] not in without}
+    found = {name: text for name, text in _differences("", saved, given) if _group(name) not in without}
     refused = {
         n: text for n, text in found.items() if not any(n == o or n.startswith((f"{o}.", f"{o}[")) for o in override)
     }
@@ -140,6 +140,11 @@ def check_same(
             f" differ in bx.Run(..., override=({next(iter(refused))!r},)), or choose another directory)"
         )
     return found
+
+
+def _group(name: str) -> str:
+    """``train`` of ``train.data[0]``."""
+    return re.split(r"[.[]", name)[0]
 
 
 def _differences(name: str, saved: PyTree, given: PyTree) -> Iterator[tuple[str, str]]:

@@ -17,12 +17,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from bilevax.linalg.columns import Matrix
+from bilevax.linalg.columns import Matrix, gram, is_sparse
 from bilevax.solvers.label_noise import Given, Noise, Prior, normalised, posterior
 from bilevax.solvers.preconditioned import conjugate_gradients
 
@@ -122,7 +121,7 @@ def _product(X: Matrix, W: np.ndarray) -> np.ndarray:
 
 def _transposed(X: Matrix, slope: np.ndarray) -> np.ndarray:
     """X' slope, of a slope in Fortran's order."""
-    return np.asarray(X.T @ slope if scipy.sparse.issparse(X) else (slope.T @ X).T)
+    return np.asarray(X.T @ slope if is_sparse(X) else (slope.T @ X).T)
 
 
 class LabelModel:
@@ -163,10 +162,9 @@ class LabelModel:
     @cached_property
     def _moments(self) -> np.ndarray | None:
         """X' diag(c) X / sum of c, of dense rows that are more than their columns."""
-        if scipy.sparse.issparse(self.X) or self.p > len(self.weight):
+        if is_sparse(self.X) or self.p > len(self.weight):
             return None
-        out: np.ndarray = (self.X.T * (self.weight / self.weight.sum())) @ self.X
-        return out
+        return gram(self.X, self.X, self.weight / self.weight.sum())
 
     def _coordinates(self, by: Strengths) -> Coordinates:
         if self._moments is None:
