@@ -160,6 +160,7 @@ def default(a: Asked, name: str, seeds: range, asked_for: dict[str, Any]) -> dic
         "end": [norms[-1] for _, norms, _ in runs], "worst": [norms.max() for _, norms, _ in runs],
         "code": [bx.Code(int(result.code)).name for _, _, result in runs],
         "slower_from": [result.config.get("slower_from", []) for _, _, result in runs],
+        "steeper_from": [result.config.get("steeper_from", []) for _, _, result in runs],
     }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bilevax as bx
-from bilevax.algorithms.measured_steps import GROWN, LAG, SLOWER, Defaults
+from bilevax.algorithms.common import CurvatureStep
+from bilevax.algorithms.measured_steps import GROWN, LAG, SLOWER, Defaults, steeper, steepness
 from bilevax.algorithms.outer_loop import advance
 from bilevax.core.config import config
 from bilevax.core.records import Failure
@@ -128,6 +129,48 @@ def test_of_a_loss_that_does_not_tell_it_the_curvature_is_measured_where_a_stret
     np.testing.assert_allclose(result.w, RIDGE.w(np.asarray(result.lam)), atol=5e-3)
     # what was measured there is counted, and what failed
     assert result.history.samples[-1] == result.cost.samples
+
+
+@config
+class Telling:
+    """A loss that tells the curvature of its penalty alone."""
+
+    def __call__(self, w, lam, batch):
+        return untold(w, lam, batch)
+
+    def penalty_curvature(self, w, lam):
+        return jnp.exp(lam)
+
+
+@pytest.mark.parametrize("loss", [untold, Telling(), TOLD], ids=["untold", "penalty told", "all told"])
+def test_a_penalty_that_the_step_follows_makes_no_loss_steeper(loss):
+    """S = 1 / (L + p) where p is told, 1 / L else; lambda_max(S^1/2 H S^1/2), of a loss that tells all max H / L."""
+    problem = bx.Problem(bx.GradientStep(loss, 0.1), bx.Squared())
+    lam, (X, _), L = np.array([-2.0, 5.0, 0.0, 1.0]), RIDGE.train_data, 0.7
+    step, H = bx.Polynomial(SOBA.defaults.inner / L), X.T @ X / len(X)
+    if loss is untold:
+        expected = np.linalg.eigvalsh(H + np.diag(np.exp(lam)))[-1] / L
+    else:
+        step, S = CurvatureStep(step, jnp.asarray(L), loss.penalty_curvature), np.diag((L + np.exp(lam)) ** -0.5)
+        full = S @ (H + np.diag(np.exp(lam))) @ S
+        expected = np.linalg.eigvalsh(H / L if loss is TOLD else full)[-1]
+    sources = bx.Arrays(RIDGE.train_data), bx.Arrays(RIDGE.val_data)
+    found, cost = steepness(problem, bx.SOBA(step, 0.3), np.zeros((1, 4)), lam, sources, key=KEY)
+    # few power iterations, and their margin of a tenth
+    assert 0.95 * expected < found < 1.11 * expected
+    assert cost.samples > 0
+
+
+def test_gamma_falls_with_a_steeper_loss_and_to_a_third_at_most():
+    begin = bx.SOBA(bx.Polynomial(0.6), 0.3)
+    for times, rho, gamma in ((2.0, 0.3, 0.06), (10.0, 0.06, 0.018)):
+        followed = steeper(begin, SOBA, jnp.asarray(times))
+        np.testing.assert_allclose(followed.step_size(0), rho)
+        np.testing.assert_allclose(followed.step_size(0) * followed.ratio, gamma)
+    assert steeper(begin, bx.SOBA(None, 0.3), jnp.asarray(2.0)).ratio == 0.3
+    for times in (1.2, np.inf, np.nan):
+        assert steeper(begin, SOBA, jnp.asarray(times)) is None
+    assert steeper(begin, bx.SOBA(0.6), jnp.asarray(2.0)) is steeper(begin, SOBA, None) is None
 
 
 def test_a_step_that_does_not_follow_it_diverges():

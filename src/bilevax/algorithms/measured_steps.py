@@ -246,22 +246,43 @@ def _looks(problem: BilevelProblem, train: RowSource) -> tuple[int, Count]:
     return minibatches, Count(products, train.rows_per_batch, products if known else minibatches)
 
 
-def curvature_at(
-    problem: BilevelProblem, w: PyTree, lam: PyTree, sources: Sources, *, key: Array
+def steepness(
+    problem: BilevelProblem, algorithm: Measurable, w: PyTree, lam: PyTree, sources: Sources, *, key: Array
 ) -> tuple[Array | None, Cost]:
-    """L, the largest curvature of minibatches of the inner loss on a walk from w, and its cost; None of a map."""
+    """The largest curvature of minibatches of the inner loss on a walk from w, times rho_0 / a; and what it cost.
+
+    1 where it is that for which rho_0 = a / L was made. None of a map.
+    """
     if not problem.has_loss:
         return None, Cost()
     problem = over_strata(problem, *sources)
     minibatches, looks = _looks(problem, sources[0])
-    bound = _bound(canonicalize(problem), w, lam, sources[0], key, minibatches=minibatches)
-    return bound, Cost(measuring=looks)
+    unit = _times(cast(CurvatureStep | Polynomial, algorithm.step_size), 1.0 / algorithm.defaults.inner)
+    args = canonicalize(problem), unit, w, lam, sources[0], key
+    return _steepness(*args, minibatches=minibatches), Cost(measuring=looks)
 
 
 @partial(jax.jit, static_argnames="minibatches")
-def _bound(problem: BilevelProblem, w: PyTree, lam: PyTree, train: RowSource, key: Array, *, minibatches: int) -> Array:
-    step = GradientStep(problem.inner_loss).measured(w, lam, train, key, minibatches)
-    return cast(InverseCurvature, step.step_size).bound
+def _steepness(
+    problem: BilevelProblem,
+    step: CurvatureStep | Polynomial,
+    w: PyTree,
+    lam: PyTree,
+    train: RowSource,
+    key: Array,
+    *,
+    minibatches: int,
+) -> Array:
+    loss, k = problem.inner_loss, jnp.int32(0)
+    if hasattr(loss, "curvature"):
+        known = GradientStep(loss).measured(w, lam, train, key, minibatches)
+        return step(k) * cast(InverseCurvature, known.step_size).bound
+    # of x -> G(S^(1/2) x): S^(1/2) H S^(1/2), S = 1 / (L + p)
+    S = step.at(k, w, lam) if isinstance(step, CurvatureStep) else jax.tree.map(lambda x: step(k).astype(x.dtype), w)
+    root = jax.tree.map(jnp.sqrt, S)
+    scaled = GradientStep(lambda x, lam, batch: loss(jax.tree.map(jnp.multiply, root, x), lam, batch))
+    measured = scaled.measured(jax.tree.map(jnp.divide, w, root), lam, train, key, minibatches)
+    return cast(InverseCurvature, measured.step_size).bound
 
 
 def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
@@ -295,31 +316,23 @@ def slower(algorithm: Measurable, given: Measurable, *, both: bool) -> Measurabl
     return replace_unchecked(algorithm, **changes)
 
 
-def steeper(algorithm: Measurable, given: Measurable, curvature: Array | None) -> Measurable | None:
-    """The algorithm with rho_k, and gamma_k with it, for this curvature L of the inner loss.
+def steeper(algorithm: Measurable, given: Measurable, steepness: Array | None) -> Measurable | None:
+    """The algorithm with rho_k for an inner loss so many times as steep, and gamma_k with it, a third at most.
 
-    None where it is hardly more than that for which rho_k is, or not finite, or where rho_k was given.
+    None where it is hardly steeper, or the steepness is not finite, or rho_k was given.
     """
-    if given.step_size is not None or curvature is None:
+    if given.step_size is not None or steepness is None or not STEEPER < steepness < jnp.inf:
         return None
-    step = cast(CurvatureStep | Polynomial, algorithm.step_size)
-    # rho_0 = a / L, and r = rho_0 times the slowest curvature falls with it, and gamma_0 = T a r / K
-    part = algorithm.defaults.inner / (_polynomial(step).value * curvature.astype(float))
-    if not 0.0 < part < 1.0 / STEEPER:
-        return None
-    step = _times(step, part)
-    if isinstance(step, CurvatureStep):
-        step = replace_unchecked(step, curvature=jnp.maximum(step.curvature, curvature))
-    return replace_unchecked(algorithm, step_size=step)
-
-
-def _polynomial(step: CurvatureStep | Polynomial) -> Polynomial:
-    return step.schedule if isinstance(step, CurvatureStep) else step
+    step = _times(cast(CurvatureStep | Polynomial, algorithm.step_size), 1.0 / steepness.astype(float))
+    # gamma_k = ratio rho_k; r = rho_0 times the slowest curvature falls with rho_0, and gamma_0 = T a r / K with it
+    third = 1.0 if given.ratio is not None else jnp.maximum(SLOWER / steepness, 1.0)
+    return replace_unchecked(algorithm, step_size=step, ratio=rates(algorithm)[1] / third)
 
 
 def _times(step: CurvatureStep | Polynomial, part: Array | float) -> CurvatureStep | Polynomial:
-    polynomial = replace_unchecked(_polynomial(step), value=_polynomial(step).value * part)
-    return replace_unchecked(step, schedule=polynomial) if isinstance(step, CurvatureStep) else polynomial
+    if isinstance(step, CurvatureStep):
+        return replace_unchecked(step, schedule=replace_unchecked(step.schedule, value=step.schedule.value * part))
+    return replace_unchecked(step, value=step.value * part)
 
 
 @partial(jax.jit, static_argnames="minibatches")

@@ -53,11 +53,11 @@ class BackOff:
         algorithm: Algorithm,
         last: Record,
         step: int,
-        curvature: Callable[[], Array | None],
+        steepness: Callable[[], Array | None],
     ) -> tuple[Problem, Algorithm] | None:
         """With what the last stretch, from this step on, is made again; None if it did not fail or nothing would help.
 
-        Each damping is tried once: a problem that fails at all of them is not mended by damping. ``curvature`` measures
+        Each damping is tried once: a problem that fails at all of them is not mended by damping. ``steepness`` measures
         that of the inner loss where the run is.
         """
         if _damping_helps(last) and self._damped < len(self._dampings):
@@ -72,9 +72,9 @@ class BackOff:
         if before[0] == step and 0.5 * before[1] < size < np.inf and size > self.limit:
             self.limit = GROWN * size
             return problem, algorithm
-        # where lam moves on, the curvature that was measured at the start may be left behind
+        # where lam moves on, the curvature for which the steps are may be left behind
         given, measured = cast(Measurable, self._given), cast(Measurable, algorithm)
-        if self._cuts and (followed := steeper(measured, given, curvature())) is not None:
+        if self._cuts and (followed := steeper(measured, given, steepness())) is not None:
             self.tried.setdefault("steeper_from", []).append(step)
             return problem, followed
         # or w and u stay behind

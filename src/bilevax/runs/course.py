@@ -4,14 +4,14 @@ import dataclasses
 import time
 import warnings
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.measured_steps import SAMPLES, SHARE, curvature_at, measure_steps, needs_measuring
+from bilevax.algorithms.measured_steps import SAMPLES, SHARE, Measurable, measure_steps, needs_measuring, steepness
 from bilevax.core.config import canonicalize, replace_unchecked, to_plain
 from bilevax.core.dealt import Dealing, placed, whole
 from bilevax.core.errors import CorruptError, ParameterError
@@ -112,12 +112,13 @@ class Course:
         # their numbers as arrays, which compiled calls take
         self.ready = canonicalize(problem), canonicalize(algorithm)
 
-    def curvature(self) -> Array | None:
-        """Of the inner loss where the run is, measured anew, which its cost includes; None of a map."""
+    def steepness(self) -> Array | None:
+        """Of the inner loss where the run is, beside that for which its steps are; None of a map. Its cost counts."""
         key = jax.random.fold_in(stream_key(self.given.key, "measuring"), self.step)
-        bound, cost = curvature_at(self.problem, *self.algorithm.solution(self.state), self.given.sources, key=key)
+        algorithm = cast(Measurable, self.algorithm)
+        found, cost = steepness(self.problem, algorithm, *algorithm.solution(self.state), self.given.sources, key=key)
         self.log.add(cost)
-        return bound
+        return found
 
     @staticmethod
     def begun(given: Setting) -> "Course":

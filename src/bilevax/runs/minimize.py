@@ -193,7 +193,7 @@ def _call(course: Course, stop: int) -> int:
     course.state = placed(out.state, course.shardings)
     records = row(jax.tree.map(np.asarray, out.records), slice(number))
     last, before_last = row(records, -1), int(records.step[-2]) if number > 1 else first
-    again = course.back_off.again(course.problem, course.algorithm, last, before_last, course.curvature)
+    again = course.back_off.again(course.problem, course.algorithm, last, before_last, course.steepness)
     if again is not None:  # the last stretch has moved nothing: it is made again
         course.step = before_last
         course.change(*again)
