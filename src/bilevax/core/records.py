@@ -283,8 +283,9 @@ class Estimate(NamedTuple):
 
 
 _NO_REPORT = (
-    "TOLERANCE_NOT_MET. Nothing is known of the error, as this estimator does not report it. Try `replicas`, which show"
-    " its noise; `report=False` takes the estimator's own code."
+    "TOLERANCE_NOT_MET. Nothing is known of the error, as this estimator does not report it. Take one that does, such "
+    "as `bx.SID` or `bx.JointSID`; of one that samples, `replicas=5` show the noise; `report=False` takes the "
+    "estimator's own code."
 )
 
 

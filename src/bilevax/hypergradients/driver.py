@@ -148,8 +148,9 @@ def _estimate(
             led = None if replicas == 1 else False
             estimate = attach_report(estimate, after.trace, ready, estimator, constants, key=key, led=led)
             estimate = unknown_if_failed(estimate, constants) if due else estimate
-            # replicas show noise at least
-            estimate = unjudged(estimate) if estimate.error is None and replicas == 1 else estimate
+            # replicas show noise at least, where there is any
+            unknown = estimate.error is None and (replicas == 1 or _deterministic(call))
+            estimate = unjudged(estimate) if unknown else estimate
         return estimate, ready.problem, Run(before, after, doublings)
 
     if replicas == 1:
@@ -164,7 +165,7 @@ def _estimate(
 
 def _finished(call: Call, estimate: Estimate, replicas: int) -> Estimate:
     """One estimate of the replicas, judged."""
-    estimate = average_replicas(estimate) if replicas > 1 else estimate
+    estimate = average_replicas(estimate, sampled=not _deterministic(call)) if replicas > 1 else estimate
     return apply_tolerance(estimate._replace(unused=unused_leaves(call.instance, call.w0)), call.tol)
 
 
@@ -254,6 +255,10 @@ def eager(
     return reported(call, outcome.estimate, outcome.held, replicas=replicas, led=led), outcome.held
 
 
+def _deterministic(call: Call) -> bool:
+    return isinstance(call.estimator, ExtensibleEstimator) and call.estimator.deterministic(call.instance)
+
+
 def _failed(estimate: Estimate) -> np.ndarray:
     return np.asarray(estimate.code) >= Code.NOT_CONTRACTIVE
 
@@ -275,7 +280,7 @@ def continued_to_target(call: Call, *, replicas: int, budget: int | None) -> Est
             " outside of jit, vmap and scan, or give the estimator more steps instead"
         )
     budget = None if budget is None else check_count("budget", budget, low=1)
-    deterministic = isinstance(call.estimator, ExtensibleEstimator) and call.estimator.deterministic(call.instance)
+    deterministic = _deterministic(call)
     held, before = None, math.inf
     for doublings in range(DOUBLINGS + 1 if budget is None else 31):
         estimate, held = eager(call, held, jnp.int32(doublings), replicas=replicas, report=True)

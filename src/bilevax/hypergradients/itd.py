@@ -181,6 +181,8 @@ class ITD:
         elif reverse and end.worst is None and self.outer_weight is None:
             # (moves that follow a_j say nothing of the curvature)
             trace = SolverErrors(left, left._replace(least=jnp.full_like(left.least, jnp.inf)))
+        # the worst point solves nothing, and the multipliers up to it neither
+        v = v if end.worst is None else None
         estimate = Estimate(gradient, value, w, v, code, cost, failure, error)
         return estimate, ITDState(w, trace)
 

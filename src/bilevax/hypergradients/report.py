@@ -110,11 +110,12 @@ def apply_tolerance(estimate: Estimate, tol: Array | float) -> Estimate:
     return estimate._replace(code=code, failure=failure, tol=tol)
 
 
-def average_replicas(replicas: Estimate) -> Estimate:
+def average_replicas(replicas: Estimate, *, sampled: bool) -> Estimate:
     """One estimate from several with a leading axis: means, the worst code, costs added up.
 
     The standard error is that of their mean, with one degree of freedom less than there are replicas. They share the
-    start and the curvature of the problem: the bias is the mean of theirs.
+    start and the curvature of the problem: the bias is the mean of theirs. Where nothing is ``sampled`` they are equal,
+    and show nothing that none of them reports.
     """
     # mean of the value, std / sqrt(replicas) its standard error
     value, outer_value, w, v = jax.tree.map(
@@ -125,7 +126,7 @@ def average_replicas(replicas: Estimate) -> Estimate:
     worst = jnp.argmax(replicas.code)
     failure = row(replicas.failure, worst)
     # of their reports: the bias, which they share
-    error = _averaged(replicas.error, value, spread, number)
+    error = _averaged(replicas.error, value, spread, number) if sampled or replicas.error is not None else None
     steps = None if replicas.steps is None else replicas.steps[0]
     cost = jax.tree.map(lambda calls: jnp.sum(jnp.asarray(calls), dtype=jnp.int32), replicas.cost)
     return Estimate(value, outer_value, w, v, replicas.code[worst], cost, failure, error, steps=steps)
