@@ -165,5 +165,6 @@ def test_what_cannot_go_on_is_refused(refused):
     refused(lambda: run(bx.ITD(10), WHOLE, target=0.1), bx.ParameterError, "ITD cannot go on")
     refused(lambda: run(bx.JointSID(10), budget=100), bx.ParameterError, "belongs to a run with target=")
     refused(lambda: run(bx.JointSID(10), target=0.0), bx.ParameterError, "target must lie in")
+    refused(lambda: run(bx.JointSID(10), target=0.1, replicas=4), bx.ParameterError, "use replicas=5 or more")
     with pytest.raises(bx.ParameterError, match="a traced program cannot"):
         jax.jit(lambda key: run(bx.JointSID(10), key=key, target=0.1).value)(KEY)

@@ -7,6 +7,7 @@ from scipy import stats
 
 import bilevax as bx
 from bilevax.core.error_report import as_others, f_quantile
+from bilevax.core.records import Failure
 from bilevax.hypergradients.batch_means import BATCHES, BatchMeans
 
 NAN = jnp.asarray(np.nan)
@@ -146,6 +147,28 @@ def test_the_steps_that_would_do_are_those_at_which_the_limit_is_met():
     short = report([3.0, 4.0], [1e-9, 1e-9], degrees_of_freedom=1)  # all that is missing are degrees of freedom
     assert short.steps_needed(1000, 0.1) == pytest.approx(4000, rel=0.1)
     assert np.isinf(report([1.0], [np.inf]).steps_needed(1000, 0.1))
+
+
+def judged(error):
+    """An estimate of 500 steps with this report, whose tolerance is a tenth."""
+    code, nothing = jnp.int32(bx.Code.TOLERANCE_NOT_MET), jnp.zeros(())
+    est = bx.Estimate(error.value, nothing, nothing, None, code, None, Failure.of("none"), error)
+    return est._replace(steps=jnp.int32(500), tol=0.1)
+
+
+def test_too_few_replicas_ask_for_replicas_and_not_for_steps():
+    """Whatever their steps, 4 replicas have 3 degrees of freedom; of 5 the noise alone is in the way."""
+    few, enough = (
+        report([3.0, 4.0], [0.3, 0.4], degrees_of_freedom=n - 1)._replace(replicas=jnp.int32(n)) for n in (4, 5)
+    )
+    assert np.isinf(few.upper)
+    assert np.isfinite(enough.upper)
+    for text in (judged(few).message, few.advice):
+        assert "4 replicas have 3 of the 4 degrees of freedom that an upper limit takes: 5 replicas would do." in text
+        assert "steps" not in text
+    assert "steps would do, instead of 500" in judged(enough).message
+    exact = report([3.0, 4.0], [0.0, 0.0], bias=1.0, degrees_of_freedom=1)._replace(replicas=jnp.int32(2))
+    assert "try more steps" in exact.advice  # they are equal: no replica is missing
 
 
 def test_what_no_minibatch_showed_is_as_wrong_as_the_rest():

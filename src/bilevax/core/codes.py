@@ -41,13 +41,13 @@ class Code(enum.IntEnum):
         return _MESSAGES[self]
 
 
+LARGER = "The estimated error is larger than the tolerance."
 # Each is a symptom, its likely causes, and what to try; solvers add nothing to it, so that the advice is in one place.
 _MESSAGES = {
     Code.OK: "No failure was seen.",
     Code.TOLERANCE_NOT_MET: (
-        "The estimated error is larger than the tolerance. Likely causes: too few steps, a step size that is too "
-        "small, an ill-conditioned problem, noise. Try more steps, longer ones where they were given, or a looser "
-        "tolerance."
+        f"{LARGER} Likely causes: too few steps, a step size that is too small, an ill-conditioned problem, noise. Try "
+        "more steps, longer ones where they were given, or a looser tolerance."
     ),
     Code.MAX_STEPS: (
         "The solver used up its steps before its tolerance was met. Likely causes: too few steps, an "

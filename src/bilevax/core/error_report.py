@@ -64,6 +64,7 @@ class ErrorReport(NamedTuple):
         bound: of the norm of the whole error, from constants that were given; None where there are none.
         samples: rows read for this report beside those that the estimate's ``cost`` counts.
         order: power of the number of steps with which ``bias`` falls at least: 1 if it is of a start, 1/2 of noise.
+        replicas: independent runs whose spread ``standard_error`` is; None: it is had from one run.
 
     Examples:
         >>> import bilevax as bx
@@ -88,6 +89,7 @@ class ErrorReport(NamedTuple):
     bound: Array | None = None
     samples: Array | float = 0.0
     order: Array | float = 1.0
+    replicas: Array | None = None
 
     @property
     def relative(self) -> Array:
@@ -129,6 +131,12 @@ class ErrorReport(NamedTuple):
         """The largest known part of the error, and what makes it smaller; outside of compiled programs."""
         if np.isinf(float(self._bias_norm)) and float(self.contraction) == 1.0:
             return _HIDDEN
+        if self.lacks_replicas:
+            return (
+                f"Estimated relative error {float(self.relative):.2g}; {int(self.replicas)} replicas have "
+                f"{int(self.degrees_of_freedom)} of the {FEWEST} degrees of freedom that an upper limit takes: "
+                f"{FEWEST + 1} replicas would do."
+            )
         known = {name: float(getattr(self, name)) for name in ("inner", "linear", "sampling")}
         known = {name: size for name, size in known.items() if size > 0}
         if "sampling" not in known:
@@ -142,6 +150,11 @@ class ErrorReport(NamedTuple):
         known_limit = f"at most {upper:.2g} with confidence .95"
         limit = known_limit if np.isfinite(upper) else "too few degrees of freedom to say"
         return f"Estimated relative error {float(self.relative):.2g}, {limit}, most of it {_ADVICE[largest]}."
+
+    @property
+    def lacks_replicas(self) -> bool:
+        """Whether replicas are too few for an upper limit, whatever their steps; outside of compiled programs."""
+        return self.replicas is not None and float(self.degrees_of_freedom) < FEWEST and not self.upper < np.inf
 
     def steps_needed(self, steps: int, tol: float) -> float:
         """How many steps, in place of these, would bring the upper limit down to tol; outside of compiled programs.

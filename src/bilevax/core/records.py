@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core import shown
-from bilevax.core.codes import Code
+from bilevax.core.codes import LARGER, Code
 from bilevax.core.config import config, static
 from bilevax.core.error_report import ErrorReport as ErrorReport
 from bilevax.core.trees import PyTree, all_finite, leaf_name, where
@@ -259,14 +259,19 @@ class Estimate(NamedTuple):
         names = [leaf_name("lam", path) for path, unused in leaves if bool(unused)]
         note = f" {', '.join(names)} unused: in neither the inner map nor the outer loss." if names else ""
         code = Code(int(self.code))
-        if self.error is None and code == Code.TOLERANCE_NOT_MET and self.failure.stage == 0:
-            return _NO_REPORT + note
-        advice = ""
-        if code == Code.TOLERANCE_NOT_MET and self.failure.stage == 0 and self.error is not None:
-            advice = f" {self.error.advice}"
-            if self.steps is not None and self.tol is not None:
-                advice += _in_steps(self.error.steps_needed(int(self.steps), float(self.tol)), int(self.steps))
-        return self.failure.describe(code) + advice + note
+        judged = code == Code.TOLERANCE_NOT_MET and self.failure.stage == 0
+        return (self._not_met if judged else self.failure.describe(code)) + note
+
+    @property
+    def _not_met(self) -> str:
+        if self.error is None:
+            return _NO_REPORT
+        if self.error.lacks_replicas:
+            return f"{LARGER} {self.error.advice}"
+        needed = ""
+        if self.steps is not None and self.tol is not None:
+            needed = _in_steps(self.error.steps_needed(int(self.steps), float(self.tol)), int(self.steps))
+        return f"{Code.TOLERANCE_NOT_MET.message} {self.error.advice}{needed}"
 
     def __repr__(self) -> str:
         """In one line: code, sizes and shapes; of several estimates, as from vmap, the range."""

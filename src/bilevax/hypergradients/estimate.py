@@ -7,6 +7,7 @@ from jax import Array
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, check_count, positive
 from bilevax.core.dealt import Dealing
+from bilevax.core.error_report import FEWEST
 from bilevax.core.errors import ParameterError
 from bilevax.core.estimator import Estimator, ExtensibleEstimator
 from bilevax.core.given import require_estimator, require_like, require_problem
@@ -72,7 +73,9 @@ def hypergradient(
         key: a JAX random key.
         tol: the code is OK only if ``error.upper``, the .95 upper limit of the relative error, is at most this; else
             TOLERANCE_NOT_MET or worse, as of an estimator that says nothing of its error. Default 0.1.
-        replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1.
+        replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1. N of
+            them have N - 1 degrees of freedom, and fewer than 4 are too few for OK: where there is noise, 2, 3 and 4
+            replicas show it alone, and a verdict, as of a target, needs 5.
         constants: of the problem; ``error.bound`` of a deterministic estimate follows from them.
         target: a relative error, in place of ``tol``: the run goes on, and is never begun again, to twice, four times,
             ... the steps of the estimator until its code is OK or twice as many do not fit into the budget (then it is
@@ -90,7 +93,8 @@ def hypergradient(
     Raises:
         ParameterError: a wrong leaf of w0 or lam, a function that returns a wrong structure, shape or dtype, an
             estimator that needs what the problem lacks, a wrong ``tol`` or number of replicas; a budget without a
-            target, or a target within a trace or of an estimator that cannot go on; no report where one is needed.
+            target, or a target within a trace, of an estimator that cannot go on or of 2 to 4 replicas; no report where
+            one is needed.
 
     Examples:
         >>> import bilevax as bx
@@ -123,6 +127,11 @@ def hypergradient(
     elif budget is not None:
         raise ParameterError("budget= belongs to a run with target=; without one, the estimator's steps are its budget")
     tol, replicas = positive("tol", tol), check_count("replicas", replicas, low=1)
+    if target is not None and 1 < replicas <= FEWEST:
+        raise ParameterError(
+            f"{replicas} replicas have {replicas - 1} degrees of freedom, too few to say that a target is met; use "
+            f"replicas={FEWEST + 1} or more, or one"
+        )
     if not report and (target is not None or constants is not None or replicas > 1):
         raise ParameterError("target=, constants= and replicas= ask for an error report; leave out report=False")
     # Python floats and numpy scalars would each be traced on their own.

@@ -75,7 +75,7 @@ class PushSumHypergradient:
 
     Assumes a contraction in expectation, and graphs that connect all nodes in the long run. The error has the
     truncation q^M, what S rounds leave of the disagreement, and the noise of one path of minibatches; nothing estimates
-    them (``error`` is None, the code TOLERANCE_NOT_MET at best): ``replicas=`` shows the noise.
+    them (``error`` is None, the code TOLERANCE_NOT_MET at best): ``replicas=5`` show the noise.
 
     Cost: that of ``inner``, M Hessian-vector and M cross products, an outer gradient of every row of val (a row is one
     of each node); M S messages of w along each edge. Source: Terashita, Hara (2022), arXiv:2210.02129.

@@ -135,7 +135,9 @@ def average_replicas(replicas: Estimate, *, sampled: bool) -> Estimate:
 def _averaged(one: ErrorReport | None, value: PyTree, spread: PyTree, number: int) -> ErrorReport:
     unknown = jnp.full_like(norm(spread), jnp.nan)
     nowhere = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), value)
-    error = ErrorReport(value, spread, nowhere, jnp.int32(number - 1), unknown, unknown, unknown, unknown)
+    degrees = jnp.int32(number - 1)
+    parts = unknown, unknown, unknown, unknown
+    error = ErrorReport(value, spread, nowhere, degrees, *parts, replicas=jnp.int32(number))
     if one is None:
         return error
     return error._replace(
