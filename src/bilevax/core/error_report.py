@@ -23,13 +23,19 @@ _ADVICE = {
     "linear": "what is left of the linear system: try more linear steps",
     "both": "what is left of the two equations: try more steps of both solvers",
     "sampling": "the noise of the cross products and outer batches: try more cross batches, and more outer batches",
-    "noise": "the noise of the minibatches: try more steps, or larger batches (of a score function: more samples)",
+    "noise": "the noise of the minibatches: try more steps, or larger batches",
+    "draws": "the noise of the draws: try more samples",
     "bias": "bias, since the start is not forgotten or the steps are too long: try more steps",
 }
 
 _HIDDEN = (
     "In some entries of w rounding hides the steps of the map, so that nothing is known of them: bring the columns of "
     "the data to one scale, or use float64."
+)
+
+_UNSEEN = (
+    "In some entries of lam all draws agree, so that nothing is known of them: try more samples or, of masks, "
+    "probabilities further from 0 and 1."
 )
 
 LEVEL = 0.95
@@ -65,6 +71,8 @@ class ErrorReport(NamedTuple):
         samples: rows read for this report beside those that the estimate's ``cost`` counts.
         order: power of the number of steps with which ``bias`` falls at least: 1 if it is of a start, 1/2 of noise.
         replicas: independent runs whose spread ``standard_error`` is; None: it is had from one run.
+        draws: of a score function, whose spread ``standard_error`` is, infinite in entries that were the same in all;
+            None: the noise is of minibatches.
 
     Examples:
         >>> import bilevax as bx
@@ -90,6 +98,7 @@ class ErrorReport(NamedTuple):
     samples: Array | float = 0.0
     order: Array | float = 1.0
     replicas: Array | None = None
+    draws: Array | None = None
 
     @property
     def relative(self) -> Array:
@@ -131,6 +140,8 @@ class ErrorReport(NamedTuple):
         """The largest known part of the error, and what makes it smaller; outside of compiled programs."""
         if np.isinf(float(self._bias_norm)) and float(self.contraction) == 1.0:
             return _HIDDEN
+        if self.lacks_draws:
+            return _UNSEEN
         if self.lacks_replicas:
             return (
                 f"Estimated relative error {float(self.relative):.2g}; {int(self.replicas)} replicas have "
@@ -140,7 +151,7 @@ class ErrorReport(NamedTuple):
         known = {name: float(getattr(self, name)) for name in ("inner", "linear", "sampling")}
         known = {name: size for name, size in known.items() if size > 0}
         if "sampling" not in known:
-            known["noise"] = float(norm(self.standard_error))
+            known["noise" if self.draws is None else "draws"] = float(norm(self.standard_error))
         if "inner" not in known and "linear" not in known:
             # ||bias||^2 = (parts of w and v)^2 + sampling^2 where full batches measured the distance as a whole
             rest = max(float(self._bias_norm) ** 2 - known.get("sampling", 0.0) ** 2, 0.0) ** 0.5
@@ -155,6 +166,11 @@ class ErrorReport(NamedTuple):
     def lacks_replicas(self) -> bool:
         """Whether replicas are too few for an upper limit, whatever their steps; outside of compiled programs."""
         return self.replicas is not None and float(self.degrees_of_freedom) < FEWEST and not self.upper < np.inf
+
+    @property
+    def lacks_draws(self) -> bool:
+        """Whether some entry was the same in all draws of a score function; outside of compiled programs."""
+        return self.draws is not None and bool(np.isinf(float(norm(self.standard_error))))
 
     def steps_needed(self, steps: int, tol: float) -> float:
         """How many steps, in place of these, would bring the upper limit down to tol; outside of compiled programs.

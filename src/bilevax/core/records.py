@@ -266,7 +266,7 @@ class Estimate(NamedTuple):
     def _not_met(self) -> str:
         if self.error is None:
             return _NO_REPORT
-        if self.error.lacks_replicas:
+        if self.error.lacks_replicas or self.error.draws is not None:
             return f"{LARGER} {self.error.advice}"
         needed = ""
         if self.steps is not None and self.tol is not None:

@@ -20,6 +20,7 @@ from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, as_parameters, is_spread
 from bilevax.hypergradients.differentiated import differentiated
 from bilevax.hypergradients.driver import Call, Options, continued_to_target, eager, traced
+from bilevax.hypergradients.score import ScoreFunction
 from bilevax.problems.problem import Problem
 from bilevax.problems.strata import over_strata
 from bilevax.theory import Constants
@@ -140,6 +141,8 @@ def hypergradient(
     if v0 is not None:
         require_like("v0", v0, "w0", w0)
     call = Call(Instance(problem, lam, train, val), estimator, w0, v0, as_key(key), tol, constants)
+    if isinstance(estimator, ScoreFunction) and call.concrete:
+        estimator.check_lam(lam)
     if is_spread((train, val)) and call.concrete:
         told = {"w0": w0, "v0": v0, "lam": lam, "key": call.key, "problem": problem, "estimator": estimator}
         same_numbers("what hypergradient is given", **told)

@@ -140,6 +140,11 @@ def _averaged(one: ErrorReport | None, value: PyTree, spread: PyTree, number: in
     error = ErrorReport(value, spread, nowhere, degrees, *parts, replicas=jnp.int32(number))
     if one is None:
         return error
+    if one.draws is not None:
+        # an entry that was the same in all draws of all replicas
+        unseen = jax.tree.map(lambda x: jnp.all(jnp.isinf(x), axis=0), one.standard_error)
+        spread = jax.tree.map(lambda x, s: jnp.where(x, jnp.inf, s), unseen, spread)
+        error = error._replace(standard_error=spread, draws=one.draws[0])
     return error._replace(
         bias=jax.tree.map(lambda b: jnp.mean(b, axis=0), one.bias),
         contraction=jnp.mean(one.contraction),

@@ -51,7 +51,7 @@ class Bernoulli:
 
     Examples:
         >>> import bilevax as bx
-        >>> bx.ScoreFunction(bx.LBFGS(), distribution=bx.Bernoulli()).samples  # lam: logits of a mask
+        >>> bx.ScoreFunction(bx.LBFGS(), distribution=bx.Bernoulli()).samples  # lam: probabilities of a mask
         5
     """
 
@@ -107,10 +107,12 @@ class ScoreFunction(RunsOnce):
     anything that ``inner`` solves. Each draw has minibatches of its own. Subtracting the mean is the leave-one-out
     baseline: unbiased, but for what is left of the inner problems. Its noise grows with the number of entries of lam.
 
-    ``error`` is from the C terms, with C - 1 degrees of freedom; ``bias`` is how far the value moves in the second half
-    of the steps of ``inner``, on every row in the moves that are left. ``w`` and ``outer_value`` are means over the
-    draws. Cost: C times that of ``inner``, at once, and 2 C values of the outer loss on every row, counted as outer
-    gradients. Source: Williams (1992); for coresets: Zhou, Pi, Zhang, Lin, Zhang (2022), arXiv:2301.09880.
+    ``error`` is from the C terms, with C - 1 degrees of freedom, and infinite in entries whose score is the same in all
+    draws, as of a mask where it is 0 in all of them, or where lam is 0 or 1, and in all if all losses are the same;
+    ``bias`` is how far the value moves in the second half of the steps of ``inner``, on every row in the moves that are
+    left. ``w`` and ``outer_value`` are means over the draws. Cost: C times that of ``inner``, at once, and 2 C values of
+    the outer loss on every row, counted as outer gradients. Source: Williams (1992); for coresets: Zhou, Pi, Zhang,
+    Lin, Zhang (2022), arXiv:2301.09880.
 
     Args:
         inner: :class:`~bilevax.FixedPoint`, :class:`~bilevax.LBFGS`, or :class:`~bilevax.Given`.
@@ -141,6 +143,14 @@ class ScoreFunction(RunsOnce):
             raise ParameterError(
                 f"{type(self.inner).__name__} needs an inner loss without a prox, and the inner map has none; "
                 "use bx.GradientStep(loss), or inner=bx.FixedPoint(steps=...)"
+            )
+
+    def check_lam(self, lam: PyTree) -> None:
+        """Refuse what are no probabilities, of a lam that is concrete."""
+        entries = ravel_pytree(lam)[0]
+        if isinstance(self.distribution, Bernoulli) and not bool(jnp.all((entries >= 0) & (entries <= 1))):
+            raise ParameterError(
+                "lam of bx.Bernoulli must be probabilities, in [0, 1]; project onto these, as by bx.Box(0.0, 1.0)"
             )
 
     def deterministic(self, instance: Instance) -> bool:
@@ -191,16 +201,17 @@ class ScoreFunction(RunsOnce):
             outer_gradients=Count(jnp.int32(2 * number), val.rows),
             measuring=Count(checks, rows),
         )
-        spread = jnp.std(each, axis=0, ddof=1) / number**0.5
-        error = self._error(*map(unravel, (value, as_others(spread), as_others(SAFETY * jnp.abs(change)))))
+        # cov(L, score) of what is the same in all draws is 0 whatever the truth
+        unseen = jnp.all(score == score[:1], axis=0) | jnp.all(losses == losses[0])
+        spread = jnp.where(unseen, jnp.inf, jnp.std(each, axis=0, ddof=1) / number**0.5)
+        error = self._error(*map(unravel, (value, spread, as_others(SAFETY * jnp.abs(change)))))
         w = jax.tree.map(lambda x: jnp.mean(x, axis=0), solved.value)
         return Estimate(unravel(value), jnp.mean(losses), w, None, code, cost, failure, error)
 
     def _error(self, value: PyTree, standard_error: PyTree, bias: PyTree) -> ErrorReport:
         size, unknown = norm(bias), jnp.full_like(norm(value), jnp.nan)
-        return ErrorReport(
-            value, standard_error, bias, jnp.int32(self.samples - 1), size, jnp.zeros_like(size), unknown, unknown
-        )
+        parts, draws = (size, jnp.zeros_like(size), unknown, unknown), jnp.int32(self.samples)
+        return ErrorReport(value, standard_error, bias, draws - 1, *parts, draws=draws)
 
 
 def _other(solved: Solution) -> PyTree:
