@@ -142,7 +142,7 @@ class ErrorReport(NamedTuple):
             return _HIDDEN
         if self.lacks_draws:
             return _UNSEEN
-        if self.lacks_replicas:
+        if self.replicas is not None and self.lacks_replicas:
             return (
                 f"Estimated relative error {float(self.relative):.2g}; {int(self.replicas)} replicas have "
                 f"{int(self.degrees_of_freedom)} of the {FEWEST} degrees of freedom that an upper limit takes: "

@@ -110,8 +110,8 @@ class ScoreFunction(RunsOnce):
     ``error`` is from the C terms, with C - 1 degrees of freedom, and infinite in entries whose score is the same in all
     draws, as of a mask where it is 0 in all of them, or where lam is 0 or 1, and in all if all losses are the same;
     ``bias`` is how far the value moves in the second half of the steps of ``inner``, on every row in the moves that are
-    left. ``w`` and ``outer_value`` are means over the draws. Cost: C times that of ``inner``, at once, and 2 C values of
-    the outer loss on every row, counted as outer gradients. Source: Williams (1992); for coresets: Zhou, Pi, Zhang,
+    left. ``w`` and ``outer_value`` are means over the draws. Cost: C times that of ``inner``, at once, and 2 C values
+    of the outer loss on every row, counted as outer gradients. Source: Williams (1992); for coresets: Zhou, Pi, Zhang,
     Lin, Zhang (2022), arXiv:2301.09880.
 
     Args:
