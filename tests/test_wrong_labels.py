@@ -22,7 +22,7 @@ from bilevax.solvers.label_calibration import calibrated
 from bilevax.solvers.label_intervals import half_width, noise_interval, number_interval
 from bilevax.solvers.label_models import LabelModel, Point, Strengths
 from bilevax.solvers.label_noise import Given, Noise, Prior, fit_noise, posterior, uniform_noise, updated
-from bilevax.solvers.label_search import Found, cross_fitted, retrained, search
+from bilevax.solvers.label_search import Found, cross_fitted, is_wide, retrained, search
 
 RATE = np.array([-0.8, -1.0, 0.2])
 """Log-odds of the prior's rates."""
@@ -487,3 +487,10 @@ def test_without_trusted_rows_the_labels_tell_how_many_are_wrong(rate):
     called = np.isin(np.arange(1000), cleaner.suspicious_rows_)
     assert np.sum(called & flipped) >= 0.9 * flipped.sum()
     assert np.sum(called & ~flipped) < 20
+
+
+@pytest.mark.parametrize(("shape", "classes", "wide"), [
+    ((100, 51), 2, True), ((100, 50), 2, False), ((100, 34), 4, True), ((100, 33), 4, False),
+])  # fmt: skip
+def test_as_many_columns_as_half_the_rows_set_any_two_classes_apart(shape, classes, wide):
+    assert is_wide(np.zeros(shape), classes) is wide

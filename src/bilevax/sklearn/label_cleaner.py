@@ -34,10 +34,10 @@ SEARCHED = 10_000
 """Rows that choose the strengths, at most, beside as many trusted ones."""
 
 SPLITS = 2
-"""Into twice as many folds as ``cv``, by which rows are judged where the classifier has more weights than rows."""
+"""Into twice as many folds as ``cv``, by which rows are judged where the classifier can fit any labels."""
 
 MANY_WEIGHTS = (
-    "the model has more weights than there are rows, and no row is trusted: the labels alone hardly tell how many are"
+    "the model has so many weights that it fits any labels, and no row is trusted: these hardly tell how many are"
     " wrong, and far too few are expected; some trusted rows would tell"
 )
 
@@ -77,13 +77,14 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     many rows and flips it counts as) go down the held-out loss of trusted rows and given labels by exact
     hypergradients, and are kept only where it falls.
     A row's label is suspect by one minus its posterior under a model that has not seen the row; the corrected model is
-    trained on these posteriors. Where there are more weights than rows, or no trusted rows, the posteriors have a
+    trained on these posteriors. Where there are more weights than rows (of two
+    classes: more columns than half as many), or no trusted rows, the posteriors have a
     factor of the scores (with trusted rows a bias, too) and a noise matrix that are fitted to held-out rows
     (:mod:`bilevax.solvers.label_calibration`).
 
     That flips do not depend on the features, given the true class, is assumed. Without trusted rows it is assumed,
     too, that most labels of each class are right, and whatever the model cannot learn passes for a wrong label; with
-    more weights than rows as well, the labels alone hardly tell how many are wrong, and far too few are expected.
+    so many weights as well, the labels alone hardly tell how many are wrong, and far too few are expected.
 
     ``method="weights"`` is a weight per row by hypergradients instead (:mod:`bilevax.solvers.label_row_weights`): an
     inner linear model of the weighted rows, the loss of the trusted rows outside. It ranks worse, as there are more

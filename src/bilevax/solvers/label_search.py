@@ -6,7 +6,7 @@ fold plus that of - log of the probability of the given labels of its others (ea
     E = sum_k E_k,    dE/dlam = - sum_k (d(grad F_k)/dlam)' H_k^-1 grad E_k
 
 BFGS goes down E from the best of some starts on the first fold (more penalty; flips that go to any class), and the
-least that was seen is kept. A classifier of more weights than there are rows fits every label, and has none left over
+least that was seen is kept. A classifier of so many weights (:func:`is_wide`) fits every label, and has none left over
 for flips: there the prior decides on the rates, and those that it is about are strengths, too; else they are one rate,
 from which the training departs. Without trusted rows training would stay near the rate that it starts from, as softer
 probabilities explain flips nearly as well: there, too, the rates are strengths, from the best of several. The given
@@ -58,9 +58,13 @@ class Found(NamedTuple):
 
 
 def is_wide(X: Matrix, C: int) -> bool:
-    """Whether a classifier has more weights than there are rows."""
+    """Whether a classifier can fit about any labels: it has more weights than there are rows, or half as many columns.
+
+    n rows in general position can be set apart, whichever half of them is asked for, with probability 1/2 where
+    n = 2 p (Cover 1965).
+    """
     n, p = X.shape
-    return bool(p * (C - 1) > n)
+    return bool(p * max(C - 1, 2) > n)
 
 
 def first_strengths(X: Matrix, C: int) -> Strengths:
