@@ -296,10 +296,13 @@ def test_a_rehearsal_turns_a_share_of_the_labels_and_trusts_others():
 
 
 def test_copies_of_the_labels_are_named_before_all_else(clean):
-    frame = table(200).assign(code=lambda f: f.animal.map({"cat": 1, "dog": 2, "fox": 3}))
+    frame = table(200).assign(code=lambda f: f.animal.map({"cat": 1, "dog": 2, "fox": 3}), id=range(200))
     out, _ = clean(written(frame), "--target", "animal", "--drop", "really", "--drop", "checked", "--out", "run")
     assert "Do not believe this before you have looked at it" in out
     assert "'code'" in out
+    running = next(line for line in metrics() if "counts the rows" in line)
+    assert "--drop id" in running
+    assert "--time-column" not in running
     assert "'code'" in parsed(Path("run/report.html").read_text(encoding="utf-8")).text
 
 

@@ -156,7 +156,7 @@ def _labels(table: Table, target: str, settings: CleanSettings) -> Labels:
 
 def _found(table: Table, target: str) -> list[Note]:
     """What is seen in the columns: of a copy of the labels no model learns that one is wrong."""
-    found = [note for note in findings(table, target, task="classes") if note.about in _SEEN]
+    found = [note for note in findings(table, target, task="classes", cleaning=True) if note.about in _SEEN]
     text = faults.alike(levels_of(table.column(target)), target=True)
     return [*([Note(text=text, about="labels")] if text else []), *found]
 
