@@ -128,12 +128,27 @@ def test_what_cannot_run_is_said(task):
         def check(self, problem):
             raise ParameterError("not here")
 
-        steps_per_record, streams, step = 1, None, None
+        steps_per_record = 1
+        streams = init = step = solution = outer_step_size = step_cost = None
 
     record = compare([task], ["it"], seeds=1, budget=1000, entrants={"it": lambda steps: Refusing()})
     assert record["problems"][0]["algorithms"][0]["refused"] == "not here"
     with pytest.raises(ParameterError, match="there is no algorithm 'SOAB' to compare; there are SOBA"):
         compare([task], ["SOAB"])
+
+
+def test_an_algorithm_that_lacks_a_member_is_refused_before_its_first_step(task):
+    class Half(Descent):
+        def __getattribute__(self, name):
+            if name in ("outer_step_size", "solution"):
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+        def step(self, *_):
+            raise AssertionError("computed")
+
+    with pytest.raises(ParameterError, match="Half lacks solution and outer_step_size; an algorithm has all of steps"):
+        bx.minimize(task.problem, Half(), *task[2:6], steps=4, key=jax.random.key(0))
 
 
 def test_descent_takes_no_step_up(task):
