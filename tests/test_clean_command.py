@@ -271,6 +271,26 @@ def test_trusted_rows_by_a_column_and_by_another_table(clean):
     ]
 
 
+def test_rows_that_another_table_trusts_are_noted():
+    def noted(frame, sure):
+        rows = rows_to_clean(table_from_frame(frame), "animal", CleanSettings(), trusted=table_from_frame(sure))
+        return [note.text for note in rows.notes if "doubted all the same" in note.text]
+
+    frame = table()[["p", "s", "animal"]].assign(
+        p=lambda f: f.p.mask(f.index == 40), s=lambda f: f.s.mask(f.index == 3)
+    )
+    both = frame.iloc[[40, 10, 3]].assign(animal="fox")
+    others = [both.assign(p=7.5), frame.iloc[[8]].assign(s="owl")]
+    (text,) = noted(frame, pd.concat([*others, both]))
+    assert "3 rows of frame have the cells of a row of frame in every column but the label" in text
+    assert "give that column as --trusted-column" in text
+    (text,) = noted(frame, pd.concat([*others, both.head(1)]))
+    assert "1 row of frame has the cells" in text
+    assert not noted(frame, pd.concat(others))
+    # three rows that agree with twenty each
+    assert not noted(frame.drop(columns="p"), both.drop(columns="p").head(2))
+
+
 @pytest.mark.parametrize("cells", [[1, 0], ["true", "false"], ["Yes", "no"], ["y", ""]])
 def test_how_rows_are_marked(cells):
     frame = table().assign(checked=lambda f: [cells[0] if i % 4 == 0 else cells[1] for i in f.index])
