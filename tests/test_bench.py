@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -121,6 +122,19 @@ def test_a_lost_run_has_no_figures(task):
     assert entry["failed"] == 1
     assert entry["quartiles"]["samples"]["gradient"][1][-1] is None
     json.dumps(entry, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_the_page_compares_a_problem_of_ones_own(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "comparison.md").read_text(encoding="utf-8")
+    known = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], known)
+    left = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert float(left["SOBA"]) < 1e-3
+    assert 0.01 < float(left["slow SOBA"]) < 0.9
+    words = {"seeds": 1, "budget": 1000, "points": 2, "grid": [(0.5, 0.1)]}
+    (entry,) = compare([known["task"]], ["SOBA"], **words)["problems"][0]["algorithms"]
+    assert "step_size must lie in" in entry["refused"]
 
 
 def test_what_cannot_run_is_said(task):
