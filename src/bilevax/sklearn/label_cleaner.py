@@ -77,10 +77,9 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     many rows and flips it counts as) go down the held-out loss of trusted rows and given labels by exact
     hypergradients, and are kept only where it falls.
     A row's label is suspect by one minus its posterior under a model that has not seen the row; the corrected model is
-    trained on these posteriors. Where there are more weights than rows (of two
-    classes: more columns than half as many), or no trusted rows, the posteriors have a
-    factor of the scores (with trusted rows a bias, too) and a noise matrix that are fitted to held-out rows
-    (:mod:`bilevax.solvers.label_calibration`).
+    trained on these posteriors. Where there are more weights than rows (of two classes: more columns than half as many
+    rows), or no trusted rows, the posteriors have a factor of the scores (with trusted rows a bias, too) and a noise
+    matrix that are fitted to held-out rows (:mod:`bilevax.solvers.label_calibration`).
 
     That flips do not depend on the features, given the true class, is assumed. Without trusted rows it is assumed,
     too, that most labels of each class are right, and whatever the model cannot learn passes for a wrong label; with
