@@ -26,6 +26,8 @@ TRUSTED = {"digits": (200,), "adult": (500, 1000), "fashion": (500, 1000), "revi
 KINDS = tuple((kind, rate) for kind in ("class", "uniform") for rate in (0.2, 0.4))
 LOCATED = ("boundary", 0.2), ("region", 0.2)
 """Flips that depend on the features."""
+UNTOLD = "digits", "adult", "reviews"
+"""Asked without any trusted rows, too."""
 
 
 @dataclass(frozen=True, eq=False)

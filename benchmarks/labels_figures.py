@@ -4,7 +4,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks import tables
-from benchmarks.labels_cells import KINDS, LOCATED, TRUSTED
+from benchmarks.labels_cells import KINDS, LOCATED, TRUSTED, UNTOLD
 
 Runs = dict[str, dict[str, dict[str, Any]]]
 ABOUT = {
@@ -31,14 +31,18 @@ def average(of_seeds: dict[str, Any], method: str, about: str, beside: str = "cl
     return mean(run[method][about] for run in both) if both else None
 
 
-def listed(kinds: tuple[tuple[str, float], ...]) -> list[str]:
+Kinds = tuple[tuple[str, float], ...]
+Sizes = dict[str, tuple[int, ...]]
+
+
+def listed(kinds: Kinds, sizes: Sizes = TRUSTED) -> list[str]:
     """The cells in their order."""
-    return [f"{name} {m} {kind} {rate:.0%}" for name in TRUSTED for m in TRUSTED[name] for kind, rate in kinds]
+    return [f"{name} {m} {kind} {rate:.0%}" for name in sizes for m in sizes[name] for kind, rate in kinds]
 
 
-def table(runs: Runs, about: str, kinds: tuple[tuple[str, float], ...]) -> str:
+def table(runs: Runs, about: str, kinds: Kinds, sizes: Sizes = TRUSTED) -> str:
     """Means over the seeds that the cleaner has."""
-    cells = [cell for cell in listed(kinds) if average(runs.get(cell, {}), "cleaner", about) is not None]
+    cells = [cell for cell in listed(kinds, sizes) if average(runs.get(cell, {}), "cleaner", about) is not None]
     methods = [m for m in HEADS if any(average(runs[cell], m, about) is not None for cell in cells)]
     rows = []
     for cell in cells:
@@ -104,9 +108,14 @@ def page(record: dict[str, Any]) -> str:
     runs, parts = record.get("runs", {}), []
     if checks := goals(runs):
         parts += ["Goals:", tables.text(("what", "figure", "goal", "met"), checks)]
-    for kinds, where in ((KINDS, ""), (LOCATED, ", flips that depend on the features")):
+    untold: Sizes = dict.fromkeys(UNTOLD, (0,))
+    for kinds, sizes, where in (
+        (KINDS, TRUSTED, ""),
+        (LOCATED, TRUSTED, ", flips that depend on the features"),
+        (KINDS, untold, ", no row trusted"),
+    ):
         for about, words in ABOUT.items():
-            if (text := table(runs, about, kinds)).count("\n") > 1:
+            if (text := table(runs, about, kinds, sizes)).count("\n") > 1:
                 parts += [f"{words}{where}:", text]
     if found := record.get("real"):
         parts += ["Labels as they are, no row trusted:", real(found)]

@@ -99,7 +99,8 @@ def deal(c: Cell, seed: int) -> np.ndarray:
 def cleaner(c: Cell, seed: int) -> dict[str, float]:
     """LabelCleaner."""
     begin = time.process_time()
-    model = LabelCleaner(random_state=seed).fit(c.X, c.given, trusted=(c.X_trusted, c.trusted))
+    trusted = (c.X_trusted, c.trusted) if len(c.trusted) else None
+    model = LabelCleaner(random_state=seed).fit(c.X, c.given, trusted=trusted)
     cpu = time.process_time() - begin
     low, high = model.expected_wrong_[1:]
     covers = {"covered": float(low <= c.flipped.sum() <= high), "cpu": cpu}
@@ -229,6 +230,9 @@ def stopped(c: Cell, seed: int) -> dict[str, float]:
                 least, best = loss, copy.deepcopy(model)
     return accuracy(best, c)
 
+
+UNTOLD = "cleaner", "cleanlab", "told", "ceiling", "nothing"
+"""Those that need no trusted rows."""
 
 METHODS: dict[str, Callable[[Cell, int], dict[str, float]]] = {
     "cleaner": cleaner, "cleanlab": cleanlab, "trusted": trusted, "glc": glc, "em": em, "told": told,

@@ -39,10 +39,14 @@ def _texts(kept: dict[str, Any]) -> list[str]:
         names = "model", "accuracy", "tuned less it", "log-loss", "tuned less it", "seconds"
         out.append(head + "\n" + tables.text(names, rows) + "\n")
         if turn := row.get("in turn"):
+            beside = ", ".join(
+                f"{MODELS[rival]} {_number(turn[rival])} ({_difference(turn[f'tuned less {rival}'])})"
+                for rival in ("svc", "ridge")
+                if rival in turn
+            )
             out.append(
                 "Of each fifth of the training rows, by models of the others (`--in-turn`): accuracy"
-                f" {_number(turn['tuned'])}, LinearSVC's {_number(turn['svc'])},"
-                f" {_difference(turn['tuned less svc'])}.\n"
+                f" {_number(turn['tuned'])}; {beside}.\n"
             )
     missing = {"newsgroups", "r52", "r8", "rotten_tomatoes", "clothing"} - {row["data"] for row in kept["rows"]}
     return [*out, f"Not measured yet: {', '.join(sorted(missing))}.\n"] if missing else out

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -123,17 +124,45 @@ def test_a_lost_run_has_no_figures(task):
     json.dumps(entry, allow_nan=False)
 
 
+@pytest.mark.slow
+def test_the_page_compares_a_problem_of_ones_own(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "comparison.md").read_text(encoding="utf-8")
+    known = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], known)
+    left = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert float(left["SOBA"]) < 1e-3
+    assert 0.01 < float(left["slow SOBA"]) < 0.9
+    words = {"seeds": 1, "budget": 1000, "points": 2, "grid": [(0.5, 0.1)]}
+    (entry,) = compare([known["task"]], ["SOBA"], **words)["problems"][0]["algorithms"]
+    assert "step_size must lie in" in entry["refused"]
+
+
 def test_what_cannot_run_is_said(task):
     class Refusing:
         def check(self, problem):
             raise ParameterError("not here")
 
-        steps_per_record, streams, step = 1, None, None
+        steps_per_record = 1
+        streams = init = step = solution = outer_step_size = step_cost = None
 
     record = compare([task], ["it"], seeds=1, budget=1000, entrants={"it": lambda steps: Refusing()})
     assert record["problems"][0]["algorithms"][0]["refused"] == "not here"
     with pytest.raises(ParameterError, match="there is no algorithm 'SOAB' to compare; there are SOBA"):
         compare([task], ["SOAB"])
+
+
+def test_an_algorithm_that_lacks_a_member_is_refused_before_its_first_step(task):
+    class Half(Descent):
+        def __getattribute__(self, name):
+            if name in ("outer_step_size", "solution"):
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+        def step(self, *_):
+            raise AssertionError("computed")
+
+    with pytest.raises(ParameterError, match="Half lacks solution and outer_step_size; an algorithm has all of steps"):
+        bx.minimize(task.problem, Half(), *task[2:6], steps=4, key=jax.random.key(0))
 
 
 def test_descent_takes_no_step_up(task):

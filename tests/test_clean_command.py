@@ -271,6 +271,26 @@ def test_trusted_rows_by_a_column_and_by_another_table(clean):
     ]
 
 
+def test_rows_that_another_table_trusts_are_noted():
+    def noted(frame, sure):
+        rows = rows_to_clean(table_from_frame(frame), "animal", CleanSettings(), trusted=table_from_frame(sure))
+        return [note.text for note in rows.notes if "doubted all the same" in note.text]
+
+    frame = table()[["p", "s", "animal"]].assign(
+        p=lambda f: f.p.mask(f.index == 40), s=lambda f: f.s.mask(f.index == 3)
+    )
+    both = frame.iloc[[40, 10, 3]].assign(animal="fox")
+    others = [both.assign(p=7.5), frame.iloc[[8]].assign(s="owl")]
+    (text,) = noted(frame, pd.concat([*others, both]))
+    assert "3 rows of frame have the cells of a row of frame in every column but the label" in text
+    assert "give that column as --trusted-column" in text
+    (text,) = noted(frame, pd.concat([*others, both.head(1)]))
+    assert "1 row of frame has the cells" in text
+    assert not noted(frame, pd.concat(others))
+    # three rows that agree with twenty each
+    assert not noted(frame.drop(columns="p"), both.drop(columns="p").head(2))
+
+
 @pytest.mark.parametrize("cells", [[1, 0], ["true", "false"], ["Yes", "no"], ["y", ""]])
 def test_how_rows_are_marked(cells):
     frame = table().assign(checked=lambda f: [cells[0] if i % 4 == 0 else cells[1] for i in f.index])
@@ -296,10 +316,13 @@ def test_a_rehearsal_turns_a_share_of_the_labels_and_trusts_others():
 
 
 def test_copies_of_the_labels_are_named_before_all_else(clean):
-    frame = table(200).assign(code=lambda f: f.animal.map({"cat": 1, "dog": 2, "fox": 3}))
+    frame = table(200).assign(code=lambda f: f.animal.map({"cat": 1, "dog": 2, "fox": 3}), id=range(200))
     out, _ = clean(written(frame), "--target", "animal", "--drop", "really", "--drop", "checked", "--out", "run")
     assert "Do not believe this before you have looked at it" in out
     assert "'code'" in out
+    running = next(line for line in metrics() if "counts the rows" in line)
+    assert "--drop id" in running
+    assert "--time-column" not in running
     assert "'code'" in parsed(Path("run/report.html").read_text(encoding="utf-8")).text
 
 

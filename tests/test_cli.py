@@ -23,7 +23,7 @@ from bilevax.study import linear, read_model, study
 from bilevax.study.rivals import RIDGE, Rival
 from bilevax.tables.read import read_table
 
-BILEVAX = [sys.executable, "-c", "from bilevax.cli import main; main()"]
+BILEVAX = [sys.executable, "-m", "bilevax"]
 
 KEEPING = """
 import numpy, bilevax.cli, bilevax.study.linear as linear

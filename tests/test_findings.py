@@ -300,6 +300,17 @@ def test_a_quantity_is_no_identifier(name):
     assert not texts(findings(table(**{name: NO_IDENTIFIERS[name]}, y=YES), "y"), "identifier")
 
 
+def test_a_cleaning_is_told_of_no_option_that_it_lacks():
+    free = [f"{i} came on foot and went away by {i % 7} boats" for i in range(N)]
+    for cleaning in (False, True):
+        running, read = texts(findings(table(id=range(N), said=free, y=YES), "y", cleaning=cleaning), "identifier")
+        assert "(--drop id)" in running
+        assert "(--drop said)" in read
+        assert ("--time-column id" in running, "(tune --words said)" in read) == (not cleaning, not cleaning)
+    running, _ = texts(findings(table(id=range(N), said=free, day=FIVE, y=YES), "y", time="day"), "identifier")
+    assert "--time-column" not in running
+
+
 def test_a_name_says_that_a_sparse_number_is_an_identifier():
     numbers = draw.sample(range(0, 10**6, 997), N)
     for name in ("customer_id", "CustomerID", "patientNo", "id"):

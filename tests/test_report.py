@@ -35,7 +35,7 @@ from bilevax.core.run_records import (
     Scoring,
 )
 from bilevax.core.text import clean, shorten, significant
-from bilevax.report import write_report
+from bilevax.report import effect_pictures, write_report
 from bilevax.report.penalties import pixels
 from bilevax.report.standalone import probabilities
 from bilevax.report.summary import ending, verdict
@@ -910,6 +910,18 @@ def test_long_names_are_short_in_pictures_and_whole_in_the_table(tmp_path: Path)
     assert shorten(long, 21) in texts
     assert long not in texts
     assert f"<td>{long}</td>" in page
+
+
+@pytest.mark.parametrize(("at", "scores"), [([1.0, 2.0, 3.0], 1), (["a", "b", "c"], 1), (["a", "b", "c"], 4)])
+def test_a_column_that_adds_nothing_has_its_picture_about_zero(at: list[float | str], scores: int) -> None:
+    flat = [[0.0] * scores] * 3
+    effect = Effect(
+        name="x", importance=0.0, freedom=0.0, log_evidence=None, droppable=True, at=at, curve=flat, weight=[5.0] * 3
+    )
+    # what matplotlib warns of is an error
+    (drawing,) = drawings(effect_pictures.picture(effect, "abcd", "y", range(scores)))
+    ticks = [float(tick.replace("−", "-")) for tick in re.findall(r"<!-- (−?\d\.\d) -->", drawing)]
+    assert min(ticks) == -max(ticks) < 0
 
 
 def test_names_in_other_scripts_reach_the_pictures(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from bilevax.solvers.label_calibration import calibrated
 from bilevax.solvers.label_intervals import half_width, noise_interval, number_interval
 from bilevax.solvers.label_models import LabelModel, Point, Strengths
 from bilevax.solvers.label_noise import Given, Noise, Prior, fit_noise, posterior, uniform_noise, updated
-from bilevax.solvers.label_search import Found, cross_fitted, retrained, search
+from bilevax.solvers.label_search import Found, cross_fitted, is_wide, retrained, search
 
 RATE = np.array([-0.8, -1.0, 0.2])
 """Log-odds of the prior's rates."""
@@ -469,3 +469,28 @@ def test_intervals_cover():
         covered += cleaner.expected_wrong_.low <= np.sum(y != z) <= cleaner.expected_wrong_.high
     assert np.mean(entries) > 0.9
     assert covered >= 35
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_without_trusted_rows_the_labels_tell_how_many_are_wrong(rate):
+    """Three clouds that a linear model knows: a rate that is far from where the search begins."""
+    rng = np.random.default_rng(5)
+    true = rng.integers(0, 3, 1000)
+    X = 4.0 * np.eye(3)[true] + rng.normal(size=(1000, 3))
+    flipped = rng.random(1000) < rate
+    given = np.where(flipped, (true + rng.integers(1, 3, 1000)) % 3, true)
+    cleaner = LabelCleaner(random_state=0).fit(X, given)
+    value, low, high = cleaner.expected_wrong_
+    assert low <= flipped.sum() <= high
+    assert abs(value - flipped.sum()) < 0.07 * flipped.sum() + 6
+    np.testing.assert_allclose(cleaner.noise_matrix_, (1 - 1.5 * rate) * np.eye(3) + rate / 2, atol=0.06)
+    called = np.isin(np.arange(1000), cleaner.suspicious_rows_)
+    assert np.sum(called & flipped) >= 0.9 * flipped.sum()
+    assert np.sum(called & ~flipped) < 20
+
+
+@pytest.mark.parametrize(("shape", "classes", "wide"), [
+    ((100, 51), 2, True), ((100, 50), 2, False), ((100, 34), 4, True), ((100, 33), 4, False),
+])  # fmt: skip
+def test_as_many_columns_as_half_the_rows_set_any_two_classes_apart(shape, classes, wide):
+    assert is_wide(np.zeros(shape), classes) is wide

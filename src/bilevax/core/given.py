@@ -11,6 +11,9 @@ from bilevax.core.trees import PyTree
 ESTIMATOR, ALGORITHM = ("estimate",), ("streams", "step")
 """What only an estimator of hypergradients has, and only an algorithm that runs over outer steps."""
 
+METHODS = ("check", "streams", "init", "step", "solution", "outer_step_size", "step_cost")
+"""Of an algorithm, beside its ``steps_per_record``; what each does: ``core.protocols.Algorithm``."""
+
 
 def require_problem(problem: object) -> None:
     """Refuse what is no problem.
@@ -35,10 +38,16 @@ def require_algorithm(algorithm: object) -> None:
     """Refuse what is no algorithm.
 
     Raises:
-        ParameterError: it is none, such as an estimator.
+        ParameterError: it is none, such as an estimator, or lacks a member.
     """
     more = "; bx.BSGM(estimator) takes steps along what it says" if _has(algorithm, ESTIMATOR) else ""
     _require("algorithm", algorithm, ALGORITHM, "one such as bx.SOBA()", more)
+    members = ("steps_per_record", *METHODS)
+    if lacking := [name for name in members if not hasattr(algorithm, name)]:
+        raise ParameterError(
+            f"algorithm {type(algorithm).__name__} lacks {' and '.join(lacking)}; an algorithm has all of "
+            f"{', '.join(members)} (CONTRIBUTING.md says what each is)"
+        )
 
 
 def require_source(name: str, source: object, has: str, such_as: str) -> None:

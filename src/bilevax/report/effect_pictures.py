@@ -170,6 +170,8 @@ def _y_axis(ax: "Axes", numbers: Bins, missing: Bins, inside: np.ndarray) -> Non
     bottom = max(float(low.min()), float(curve.min()) - reach)
     top = min(float(high.max()), float(curve.max()) + reach)
     bottom, top = min(bottom, 0.0), max(top, 0.0)
+    if bottom == top:  # a column that adds nothing
+        bottom, top = -1.0, 1.0
     # room for the rug
     ax.set_ylim(bottom - 0.12 * (top - bottom), top + 0.05 * (top - bottom))
     linear_ticks(ax, "y", 5)

@@ -1,14 +1,16 @@
 """Posteriors by scores of models that have not seen the rows: factor, bias and noise matrix fitted to these scores.
 
-A classifier of more weights than there are rows fits the labels that it is trained on. The rates of flips with which it
+A classifier of as many weights as rows fits the labels that it is trained on. The rates of flips with which it
 learns best are therefore not those of the labels; its bias makes up for the difference, and its scores are shrunk by
 the penalty. Scores log p of rows that were held out are not fitted to their labels, and of few parameters,
 
     p~(x) = softmax(s log p(x) + b),        P(label j | x) = sum_c p~_c(x) T_cj,
 
 those of most likelihood are true to the rows. The given labels hardly tell b from T; the trusted rows do, which other
-models had held out (Platt 1999 and Guo et al. 2017, arXiv:1706.04599, where every label is right).
-They count :data:`~bilevax.solvers.label_search.TRUSTED` times, lest the many others decide on b by the form of a curve
+models had held out (Platt 1999 and Guo et al. 2017, arXiv:1706.04599, where every label is right). Where there are
+none, b is 0, and no class has more flips than labels that are right: a classifier of fewer weights than rows has no
+bias to make up for, and the labels alone tell s from T, as no shrunken score falls to a floor. Trusted rows
+count :data:`~bilevax.solvers.label_search.TRUSTED` times, lest the many others decide on b by the form of a curve
 that is not quite theirs. Scores are means over several splits into folds: what such a classifier says of a row differs
 much by the rows that it was trained on.
 """
@@ -51,7 +53,9 @@ def calibrated(log_p: np.ndarray, given: Given, by: Strengths, start: Noise) -> 
     """
     n, C = log_p.shape
     model = LabelModel(log_p, given, np.ones(n))
-    by = by._replace(penalty=-np.inf, trusted=np.log(TRUSTED), rates=np.log(1e-3))
+    told = bool(given.trusted.any())
+    # without trusted rows a class in which no flip is seen has not none: the prior of its rate counts as one row
+    by = by._replace(penalty=-np.inf, trusted=np.log(TRUSTED), rates=np.log(1e-3 if told else 1.0))
 
     def point(flat: np.ndarray) -> Point:
         return Point.of(np.concatenate([flat[0] * np.eye(C).ravel(), flat[1:]]), C, C)
@@ -59,10 +63,17 @@ def calibrated(log_p: np.ndarray, given: Given, by: Strengths, start: Noise) -> 
     def scaled(flat: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = model.loss(point(flat), by)
         # dF/ds = trace of dF/dW
-        return value / n, np.concatenate([[gradient[: C * C : C + 1].sum()], gradient[C * C :]]) / n
+        gradient = np.concatenate([[gradient[: C * C : C + 1].sum()], gradient[C * C :]])
+        if not told:
+            # where scores set the classes apart, the likeliest s is infinite: a normal prior of log s, about 0, of 1
+            value += 0.5 * np.log(flat[0]) ** 2
+            gradient[0] += np.log(flat[0]) / flat[0]
+        return value / n, gradient / n
 
     first = np.concatenate([[1.0], np.zeros(C), start.r, start.R.ravel()])
-    bounds = [(0.0, None)] + [(None, None)] * (len(first) - 1)
+    # the given labels alone do not tell b from T, nor which class is which: at most half of a class is flipped
+    s, b, r = ((0.0, None), (None, None), (None, None)) if told else ((1e-3, None), (0.0, 0.0), (None, 0.0))
+    bounds = [s] + [b] * C + [r] * C + [(None, None)] * C**2
     options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-7}
     return point(minimize(scaled, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x)
 
@@ -79,7 +90,8 @@ def judged(X: Matrix, given: Given, folds: np.ndarray, found: Found) -> Judged:
     K, log_p, noises = int(folds.max()) + 1, np.zeros((len(given.y), given.classes), order="F"), []
     for fold in folds:
         for k in range(K):
-            at, blind = (_without((fold == k) & of, X, given, found, k) for of in (~given.trusted, True))
+            at = _without((fold == k) & ~given.trusted, X, given, found, k)
+            blind = _without(fold == k, X, given, found, k) if given.trusted.any() else at
             for model, kind in ((at, ~given.trusted), (blind, given.trusted)):
                 held = np.flatnonzero((fold == k) & kind)
                 log_p[held] += model.log_p(X[held]) / len(folds)

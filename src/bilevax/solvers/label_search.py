@@ -6,10 +6,11 @@ fold plus that of - log of the probability of the given labels of its others (ea
     E = sum_k E_k,    dE/dlam = - sum_k (d(grad F_k)/dlam)' H_k^-1 grad E_k
 
 BFGS goes down E from the best of some starts on the first fold (more penalty; flips that go to any class), and the
-least that was seen is kept. A classifier of more weights than there are rows fits every label, and has none left over
+least that was seen is kept. A classifier of so many weights (:func:`is_wide`) fits every label, and has none left over
 for flips: there the prior decides on the rates, and those that it is about are strengths, too; else they are one rate,
-from which the training departs. The given labels alone do not tell a wrong label from a wrong model; the trusted rows
-do.
+from which the training departs. Without trusted rows training would stay near the rate that it starts from, as softer
+probabilities explain flips nearly as well: there, too, the rates are strengths, from the best of several. The given
+labels alone do not tell a wrong label from a wrong model; the trusted rows do.
 """
 
 from typing import Any, NamedTuple
@@ -30,8 +31,8 @@ EVALUATIONS, STEP, LEAST_GAIN = 16, 1.0, 1e-4
 TRUSTED = 5.0
 """What a trusted row counts at first."""
 
-UNTOLD = 0.1
-"""The rate of flips to start from where no row is trusted."""
+UNTOLD, OTHER_RATES = 0.1, (0.02, 0.2, 0.3, 0.4)
+"""The rate of flips to start from where no row is trusted, and those that are tried, too."""
 
 RATES = 0.02, 0.5
 """Of flips that the prior is about at first: at least, at most."""
@@ -57,9 +58,13 @@ class Found(NamedTuple):
 
 
 def is_wide(X: Matrix, C: int) -> bool:
-    """Whether a classifier has more weights than there are rows."""
+    """Whether a classifier can fit about any labels: it has more weights than there are rows, or half as many columns.
+
+    n rows in general position can be set apart, whichever half of them is asked for, with probability 1/2 where
+    n = 2 p (Cover 1965).
+    """
     n, p = X.shape
-    return bool(p * (C - 1) > n)
+    return bool(p * max(C - 1, 2) > n)
 
 
 def first_strengths(X: Matrix, C: int) -> Strengths:
@@ -164,21 +169,22 @@ def search(X: Matrix, given: Given, fold: np.ndarray) -> Found:
     """
     n, C = len(given.y), given.classes
     wide, first = is_wide(X, C), first_strengths(X, C)
+    by_rates = not wide and not given.trusted.any()
     rho = start(X, given, first, np.ones(n)).noise.rho
-    if wide:
+    if by_prior := wide or by_rates:
         first = first._replace(rates=float(np.log(n)), rate=logit(np.clip(rho, *RATES)))
     else:
         share = np.bincount(given.y[~given.trusted], minlength=C) / np.sum(~given.trusted)
         first = first._replace(rate=np.full(C, logit(np.clip(rho @ share, *RATES))))
     starts: list[tuple[dict[str, Any], bool]] = [({}, True), ({"penalty": first.penalty + np.log(8.0)}, True)]
     folds = _Folds(X, given, fold, first)
-    folds.begin(starts + [({"others": np.log(100.0)}, True)] * (C > 2) + [({}, False)] * wide)
+    starts += [({"others": np.log(100.0)}, True)] * (C > 2) + [({}, False)] * wide
+    folds.begin(starts + [({"rate": np.full(C, logit(rate))}, True) for rate in OTHER_RATES * by_rates])
     penalty, trusted = folds.best[1].penalty, int(given.trusted.sum())
     most = max(MOST, (n - trusted) / max(3 * trusted, 1))
-    low = Strengths(penalty - 5.0, 0.0, np.log(0.1), np.log(0.1), np.full(C, logit(1e-3)) if wide else first.rate)
-    high = Strengths(
-        penalty + 5.0, np.log(most), np.log(10.0 * n), np.log(1e4), np.full(C, logit(0.9)) if wide else first.rate
-    )
+    least_rate, most_rate = (np.full(C, logit(x)) if by_prior else first.rate for x in (1e-3, 0.5 if by_rates else 0.9))
+    low = Strengths(penalty - 5.0, 0.0, np.log(0.1), np.log(0.1), least_rate)
+    high = Strengths(penalty + 5.0, np.log(most), np.log(10.0 * n), np.log(1e4), most_rate)
     before = folds.descend(low.flat(), high.flat())
     value, by, points = folds.best
     return Found(by, tuple(points), (before, value), folds.evaluations)

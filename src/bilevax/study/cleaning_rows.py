@@ -11,7 +11,7 @@ from bilevax.study import faults
 from bilevax.study.findings import findings
 from bilevax.study.levels import levels_of
 from bilevax.tables.labels import Labels, encode_labels, is_quantity, label_text
-from bilevax.tables.table import Table, suggestion
+from bilevax.tables.table import Column, Table, suggestion
 
 _FEWEST_ROWS = 20
 
@@ -112,6 +112,7 @@ def rows_to_clean(table: Table, target: str, settings: CleanSettings, trusted: T
     elif trusted is not None:
         below, come_from = _trusted(trusted, names, target, labels, table.name), trusted.name
         notes += [Note(text=f"{trusted.name}: {text}") for text in trusted.notes]
+        notes += _in_both(table.select(names), below[0], trusted.name)
     truth = None if settings.truth is None else table.column(settings.truth).as_text().values
     texts = tuple(map(label_text, labels.classes))
     rows = Labelled(
@@ -156,7 +157,7 @@ def _labels(table: Table, target: str, settings: CleanSettings) -> Labels:
 
 def _found(table: Table, target: str) -> list[Note]:
     """What is seen in the columns: of a copy of the labels no model learns that one is wrong."""
-    found = [note for note in findings(table, target, task="classes") if note.about in _SEEN]
+    found = [note for note in findings(table, target, task="classes", cleaning=True) if note.about in _SEEN]
     text = faults.alike(levels_of(table.column(target)), target=True)
     return [*([Note(text=text, about="labels")] if text else []), *found]
 
@@ -196,6 +197,29 @@ def _trusted(trusted: Table, names: list[str], target: str, labels: Labels, sour
             f"{suggestion(cells[strange], texts)}"
         )
     return trusted.select(names).take(there), np.array([code[cell] for cell in cells[there].tolist()])
+
+
+def _in_both(features: Table, trusted: Table, name: str) -> list[Note]:
+    """A note of rows that are trusted there and doubted here; none where rows agree because columns are coarse."""
+    rows, group = np.arange(features.rows), np.zeros(features.rows + trusted.rows, np.int64)
+    for one, other in zip(features.columns, trusted.columns, strict=True):
+        if (one.kind == "text") != (other.kind == "text"):
+            return []
+        both = levels_of(Column(one.name, one.kind, np.concatenate([one.values[rows], other.values])))
+        group = np.unique(group * (len(both.levels) + 1) + both.codes + 1, return_inverse=True)[1]
+        # of the rows, those that agree with a trusted one so far
+        here, there = np.split(group, [len(rows)])
+        stay = np.isin(here, there)
+        rows, group = rows[stay], np.concatenate([here[stay], there])
+    if not 0 < len(rows) <= 2 * trusted.rows:
+        return []
+    have, are = ("has", "is") if len(rows) == 1 else ("have", "are")
+    text = (
+        f"{counted(len(rows), 'row')} of {features.name} {have} the cells of a row of {name} in every column but the "
+        f"label, and {are} doubted all the same: where it is the same row, leave it out of {features.name}, or mark it "
+        "there and give that column as --trusted-column"
+    )
+    return [Note(text=text, about="duplicates")]
 
 
 def _rehearsal(rows: Labelled, share: float, trust: int, seed: int) -> Labelled:

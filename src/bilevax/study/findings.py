@@ -50,7 +50,13 @@ class _Found(NamedTuple):
 
 
 def findings(
-    table: Table, target: str | None, *, task: Task | None = None, group: str | None = None, time: str | None = None
+    table: Table,
+    target: str | None,
+    *,
+    task: Task | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    cleaning: bool = False,
 ) -> tuple[Note, ...]:
     """What is wrong with a table, or may be, most serious first; a few of each kind, the others by name.
 
@@ -60,6 +66,7 @@ def findings(
         task: what is predicted; None: by the target's values.
         group: the column whose values keep rows together, if one was given.
         time: the column that says which rows are older, likewise.
+        cleaning: whether labels are to be cleaned, which neither splits rows by a column nor reads words.
 
     Raises:
         DataError: there is no such target.
@@ -68,7 +75,7 @@ def findings(
         table.require([target])
     if table.rows < _FEWEST_ROWS:
         return ()
-    return tuple(_a_few_of_each(list(_all(table, target, task, {group, time} - {None}))))
+    return tuple(_a_few_of_each(list(_all(table, target, task, {group, time} - {None}, cleaning))))
 
 
 def _a_few_of_each(found: list[_Found]) -> Iterator[Note]:
@@ -85,7 +92,9 @@ def _a_few_of_each(found: list[_Found]) -> Iterator[Note]:
             yield Note(text=f"and {len(rest):,} more columns likewise: {names}", about=about)
 
 
-def _all(table: Table, target: str | None, task: Task | None, apart: set[str | None]) -> Iterator[_Found]:
+def _all(
+    table: Table, target: str | None, task: Task | None, apart: set[str | None], cleaning: bool
+) -> Iterator[_Found]:
     of_target = None if target is None else levels_of(table.column(target))
     asked = None
     if of_target is not None:
@@ -103,7 +112,7 @@ def _all(table: Table, target: str | None, task: Task | None, apart: set[str | N
         if given.name == target:
             continue
         column = levels_of(given)
-        of_column = list(_of_column(column, told, suggested=bool(apart)))
+        of_column = list(_of_column(column, told, split=cleaning or bool(apart), words=not cleaning))
         if column.name not in apart:
             yield from of_column
         if any(one.kind in ("identifier", "leak") for one in of_column):
@@ -144,7 +153,7 @@ class _Order:
         )
 
 
-def _of_column(column: Levels, told: _Order, *, suggested: bool) -> Iterator[_Found]:
+def _of_column(column: Levels, told: _Order, *, split: bool, words: bool) -> Iterator[_Found]:
     """What is found in a column: the one kind that explains it best, and what may come beside that."""
 
     def one(kind: str, text: str) -> Iterable[_Found]:
@@ -156,17 +165,17 @@ def _of_column(column: Levels, told: _Order, *, suggested: bool) -> Iterator[_Fo
     known = (
         one("date", dates.date(column))
         or one("quantity", faults.quantity(column))
-        or one("identifier", identifiers.identifier(column))
+        or one("identifier", identifiers.identifier(column, words=words, older=not split))
     )
     yield from known
     in_time = column.kind == "date" or any(found.kind == "date" for found in known) or words_of(column.name).time
     yield from _of_target(column, told, in_time=in_time)
-    if in_time and not suggested:
+    if in_time and not split:
         yield from one("time", _time(column))
     if known:
         return
     yield from one("code", identifiers.code(column))
-    if not suggested:
+    if not split:
         yield from one("group", identifiers.group(column))
     yield from one("mark", faults.mark(column))
     yield from one("levels", faults.alike(column, target=False))

@@ -20,31 +20,36 @@ _PAIRS = 12
 _DISTANCES = 10
 
 
-def identifier(column: Levels) -> str:
-    """A sentence where nearly every row has a value of its own that says nothing of it; empty otherwise."""
+def identifier(column: Levels, *, words: bool, older: bool) -> str:
+    """A sentence where nearly every row has a value of its own that says nothing of it; empty otherwise.
+
+    Args:
+        column: that is looked at.
+        words: whether those of a text can be read.
+        older: whether a column can be given that says which rows are older.
+    """
     drop = option("--drop", column.name)
     if not column.unique:
         return ""
     if column.kind == "text":
         what = _text_that_is_unique(column)
         if what == "free text":
-            read = option("--words", column.name)
-            return f"column '{column.name}' is free text, which a linear model reads ({read}); or leave it out ({drop})"
+            read = option("tune --words", column.name)
+            but = f"which a linear model reads ({read}); or" if words else "which is not read:"
+            return f"column '{column.name}' is free text, {but} leave it out ({drop})"
         return (
             f"column '{column.name}' has a text of its own in nearly every row ({len(column.levels):,} of "
             f"{column.known:,}), {what}, such as {such_as(column, 1)}: nothing can be learned from it; leave it out "
             f"({drop})"
         )
-    words = words_of(column.name)
-    if not column.whole or (words.time and not words.identifier):
+    said = words_of(column.name)
+    if not column.whole or (said.time and not said.identifier):
         return ""
-    reason = _reason_for_an_identifier(column, named=words.identifier)
+    reason = _reason_for_an_identifier(column, named=said.identifier)
     if not reason:
         return ""
-    older = (
-        f", or, if it says which are older, give it as {option('--time-column', column.name)}" if column.steady else ""
-    )
-    return f"column '{column.name}' {reason}: leave it out ({drop}){older}"
+    time = f", or, if it says which are older, give it as {option('--time-column', column.name)}"
+    return f"column '{column.name}' {reason}: leave it out ({drop}){time if older and column.steady else ''}"
 
 
 def _text_that_is_unique(column: Levels) -> str:

@@ -15,6 +15,7 @@ from bilevax.algorithms.measured_steps import Measurable, Measured, measure_step
 from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, replace_unchecked
 from bilevax.core.errors import ParameterError
+from bilevax.core.given import METHODS
 from bilevax.core.protocols import Algorithm, Sources
 from bilevax.core.records import Cost, Count
 from bilevax.core.results import Result
@@ -93,7 +94,7 @@ def check_algorithm(
         >>> check_algorithm(bx.BSGM(sid, bx.optim("sgd", 0.5)), stochastic=False)  # doctest: +SKIP
     """
     with float64():
-        methods(algorithm, "check", "streams", "init", "step", "solution", "outer_step_size", "step_cost")
+        methods(algorithm, *METHODS)
         configuration(algorithm)
         watch = _noisy(watched(BOX))
         _decrease(algorithm, steps, decrease)

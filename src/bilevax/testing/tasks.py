@@ -41,8 +41,8 @@ class Task(NamedTuple):
         train: source of inner minibatches; blocks, or SABA refuses.
         val: source of outer minibatches, likewise.
         truth: (w, lam) -> f and its exact gradient at lam; w is where a run was, a start for solvers.
-        L: largest curvature of the inner loss.
-        K: curvature of f at the start.
+        L: largest curvature of the inner loss; NaN: not known, and a grid of steps is refused.
+        K: curvature of f at the start, likewise.
         least: the least f that is known of; infinite: none.
     """
 
@@ -53,8 +53,8 @@ class Task(NamedTuple):
     train: RowSource
     val: RowSource
     truth: Callable[[PyTree, PyTree], Truth]
-    L: float
-    K: float
+    L: float = np.nan
+    K: float = np.nan
     least: float = np.inf
 
 
