@@ -490,7 +490,7 @@ def test_without_trusted_rows_the_labels_tell_how_many_are_wrong(rate):
 
 
 @pytest.mark.parametrize(("shape", "classes", "wide"), [
-    ((100, 51), 2, True), ((100, 50), 2, False), ((100, 34), 4, True), ((100, 33), 4, False),
+    ((100, 11), 2, True), ((100, 10), 2, False), ((100, 8), 14, True), ((100, 8), 13, False),
 ])  # fmt: skip
-def test_as_many_columns_as_half_the_rows_set_any_two_classes_apart(shape, classes, wide):
+def test_wide_is_fewer_than_ten_rows_a_column_or_than_weights(shape, classes, wide):
     assert is_wide(np.zeros(shape), classes) is wide

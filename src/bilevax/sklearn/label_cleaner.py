@@ -34,11 +34,11 @@ SEARCHED = 10_000
 """Rows that choose the strengths, at most, beside as many trusted ones."""
 
 SPLITS = 2
-"""Into twice as many folds as ``cv``, by which rows are judged where the classifier can fit any labels."""
+"""Into twice as many folds as ``cv``, by which rows are judged where there are few rows a column."""
 
 MANY_WEIGHTS = (
-    "the model has so many weights that it fits any labels, and no row is trusted: these hardly tell how many are"
-    " wrong, and far too few are expected; some trusted rows would tell"
+    "there are fewer than ten rows a column, and no row is trusted: the labels alone hardly tell how many are wrong;"
+    " some trusted rows would"
 )
 
 
@@ -77,13 +77,13 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     many rows and flips it counts as) go down the held-out loss of trusted rows and given labels by exact
     hypergradients, and are kept only where it falls.
     A row's label is suspect by one minus its posterior under a model that has not seen the row; the corrected model is
-    trained on these posteriors. Where there are more weights than rows (of two classes: more columns than half as many
-    rows), or no trusted rows, the posteriors have a factor of the scores (with trusted rows a bias, too) and a noise
-    matrix that are fitted to held-out rows (:mod:`bilevax.solvers.label_calibration`).
+    trained on these posteriors. Where there are fewer than ten rows a column, or no trusted rows, the posteriors have a
+    factor of the scores (with trusted rows a bias, too) and a noise matrix that are fitted to held-out rows
+    (:mod:`bilevax.solvers.label_calibration`).
 
     That flips do not depend on the features, given the true class, is assumed. Without trusted rows it is assumed,
     too, that most labels of each class are right, and whatever the model cannot learn passes for a wrong label; with
-    so many weights as well, the labels alone hardly tell how many are wrong, and far too few are expected.
+    fewer than ten rows a column as well, the labels alone hardly tell how many are wrong.
 
     ``method="weights"`` is a weight per row by hypergradients instead (:mod:`bilevax.solvers.label_row_weights`): an
     inner linear model of the weighted rows, the loss of the trusted rows outside. It ranks worse, as there are more
@@ -221,7 +221,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         wide, told = is_wide(X[some], given.classes), bool(given.trusted.any())
         if wide and not told:
             notes += (MANY_WEIGHTS,)
-        # EM from a model of trusted rows needs no such thing, and without any a wide model's scores tell s from nothing
+        # EM from a model of trusted rows needs no such thing, and without any the scores of a wide one tell nothing
         if wide == told:
             splits = np.array([self._folds(given, random, times=2) for _ in range(SPLITS)]) if wide else fold[None]
             by_scores = judged(X, given, splits, best)

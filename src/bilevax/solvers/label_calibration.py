@@ -1,6 +1,6 @@
 """Posteriors by scores of models that have not seen the rows: factor, bias and noise matrix fitted to these scores.
 
-A classifier of as many weights as rows fits the labels that it is trained on. The rates of flips with which it
+A classifier of few rows a column is fitted to the labels that it is trained on. The rates of flips with which it
 learns best are therefore not those of the labels; its bias makes up for the difference, and its scores are shrunk by
 the penalty. Scores log p of rows that were held out are not fitted to their labels, and of few parameters,
 

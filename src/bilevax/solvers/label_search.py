@@ -6,11 +6,11 @@ fold plus that of - log of the probability of the given labels of its others (ea
     E = sum_k E_k,    dE/dlam = - sum_k (d(grad F_k)/dlam)' H_k^-1 grad E_k
 
 BFGS goes down E from the best of some starts on the first fold (more penalty; flips that go to any class), and the
-least that was seen is kept. A classifier of so many weights (:func:`is_wide`) fits every label, and has none left over
-for flips: there the prior decides on the rates, and those that it is about are strengths, too; else they are one rate,
-from which the training departs. Without trusted rows training would stay near the rate that it starts from, as softer
-probabilities explain flips nearly as well: there, too, the rates are strengths, from the best of several. The given
-labels alone do not tell a wrong label from a wrong model; the trusted rows do.
+least that was seen is kept. A classifier of so many weights (:func:`is_wide`) is fitted to the flips, of which it
+leaves few to the matrix: there the prior decides on the rates, and those that it is about are strengths, too; else they
+are one rate, from which the training departs. Without trusted rows training would stay near the rate that it starts
+from, as softer probabilities explain flips nearly as well: there, too, the rates are strengths, from the best of
+several. The given labels alone do not tell a wrong label from a wrong model; the trusted rows do.
 """
 
 from typing import Any, NamedTuple
@@ -37,6 +37,9 @@ UNTOLD, OTHER_RATES = 0.1, (0.02, 0.2, 0.3, 0.4)
 RATES = 0.02, 0.5
 """Of flips that the prior is about at first: at least, at most."""
 
+ROWS_A_COLUMN = 10
+"""Fewer, and a classifier is overfitted."""
+
 ROUGH = 1e-5
 """Tolerance of the gradient of F by the number of rows."""
 
@@ -58,13 +61,9 @@ class Found(NamedTuple):
 
 
 def is_wide(X: Matrix, C: int) -> bool:
-    """Whether a classifier can fit about any labels: it has more weights than there are rows, or half as many columns.
-
-    n rows in general position can be set apart, whichever half of them is asked for, with probability 1/2 where
-    n = 2 p (Cover 1965).
-    """
+    """Whether a classifier would be overfitted: fewer than ten rows a column (Peduzzi et al. 1996), or than weights."""
     n, p = X.shape
-    return bool(p * max(C - 1, 2) > n)
+    return bool(p * max(C - 1, ROWS_A_COLUMN) > n)
 
 
 def first_strengths(X: Matrix, C: int) -> Strengths:
