@@ -213,6 +213,7 @@ def test_the_command_compares_prints_and_writes(run, tmp_path):
     [
         ([], "name a problem"),
         (["rigde"], "there is no problem 'rigde'; did you mean 'ridge'"),
+        (["mine.py:problem"], "one of your own is compared in Python"),
         (["ridge", "--algorithms", "SOAB"], "there is no algorithm 'SOAB'; did you mean 'SOBA'"),
     ],
 )

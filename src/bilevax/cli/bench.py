@@ -69,7 +69,8 @@ def show_names() -> None:
 def _refuse_unknown(what: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            raise UsageError(f"there is no {what} {name!r}; {suggestion(name, known)}")
+            own = "one of your own is compared in Python: see Comparison in the documentation"
+            raise UsageError(f"there is no {what} {name!r}; {own if '.py' in name else suggestion(name, known)}")
 
 
 def _say(event: Event) -> None:
