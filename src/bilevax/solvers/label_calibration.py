@@ -8,11 +8,11 @@ the penalty. Scores log p of rows that were held out are not fitted to their lab
 
 those of most likelihood are true to the rows. The given labels hardly tell b from T; the trusted rows do, which other
 models had held out (Platt 1999 and Guo et al. 2017, arXiv:1706.04599, where every label is right). Where there are
-none, b is 0, and no class has more flips than labels that are right: a classifier of fewer weights than rows has no
-bias to make up for, and the labels alone tell s from T, as no shrunken score falls to a floor. Trusted rows
-count :data:`~bilevax.solvers.label_search.TRUSTED` times, lest the many others decide on b by the form of a curve
-that is not quite theirs. Scores are means over several splits into folds: what such a classifier says of a row differs
-much by the rows that it was trained on.
+none, b is 0, and no class has more flips than labels that are right: a classifier of ten rows a column has no bias to
+make up for, and the labels alone tell s from T, whose flips are as many however sure the scores are. Trusted rows count
+:data:`~bilevax.solvers.label_search.TRUSTED` times, lest the many others decide on b by the form of a curve that is not
+quite theirs. Of few rows a column scores are means over several splits into folds: what such a classifier says of a row
+differs much by the rows that it was trained on.
 """
 
 from typing import NamedTuple
@@ -48,13 +48,13 @@ def calibrated(log_p: np.ndarray, given: Given, by: Strengths, start: Noise) -> 
     Args:
         log_p: of rows that the classifier has not seen, [n, C].
         given: labels.
-        by: the prior of where flips go. Of their rates there is none.
+        by: the prior of where flips go, and without trusted rows of their rates, which counts as one row.
         start: of the noise.
     """
     n, C = log_p.shape
     model = LabelModel(log_p, given, np.ones(n))
     told = bool(given.trusted.any())
-    # without trusted rows a class in which no flip is seen has not none: the prior of its rate counts as one row
+    # a class in which no flip is seen has not none
     by = by._replace(penalty=-np.inf, trusted=np.log(TRUSTED), rates=np.log(1e-3 if told else 1.0))
 
     def point(flat: np.ndarray) -> Point:
@@ -65,7 +65,7 @@ def calibrated(log_p: np.ndarray, given: Given, by: Strengths, start: Noise) -> 
         # dF/ds = trace of dF/dW
         gradient = np.concatenate([[gradient[: C * C : C + 1].sum()], gradient[C * C :]])
         if not told:
-            # where scores set the classes apart, the likeliest s is infinite: a normal prior of log s, about 0, of 1
+            # F + (log s)^2 / 2: where scores set the classes apart, the likeliest s is infinite
             value += 0.5 * np.log(flat[0]) ** 2
             gradient[0] += np.log(flat[0]) / flat[0]
         return value / n, gradient / n
