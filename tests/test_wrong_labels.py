@@ -489,6 +489,16 @@ def test_without_trusted_rows_the_labels_tell_how_many_are_wrong(rate):
     assert np.sum(called & ~flipped) < 20
 
 
+def test_without_trusted_rows_held_out_labels_choose_the_rate_of_each_class():
+    """Of two clouds the first alone has flips."""
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 2, 1000)
+    X = rng.normal(size=(1000, 3)) + 3.0 * true[:, None] * [1.0, 0.0, 0.0]
+    given = np.where((rng.random(1000) < 0.4) & (true == 0), 1, true)
+    found = search(X, Given(given, np.zeros(1000, bool), 2), np.arange(1000) % 5)
+    np.testing.assert_allclose(1.0 / (1.0 + np.exp(-found.strengths.rate)), [0.4, 0.0], atol=0.1)
+
+
 @pytest.mark.parametrize(("shape", "classes", "wide"), [
     ((100, 11), 2, True), ((100, 10), 2, False), ((100, 8), 14, True), ((100, 8), 13, False),
 ])  # fmt: skip
