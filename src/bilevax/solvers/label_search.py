@@ -9,8 +9,8 @@ BFGS goes down E from the best of some starts on the first fold (more penalty; f
 least that was seen is kept. A classifier of so many weights (:func:`is_wide`) is fitted to the flips, of which it
 leaves few to the matrix: there the prior decides on the rates, and those that it is about are strengths, too; else they
 are one rate, from which the training departs. Without trusted rows training would stay near the rate that it starts
-from, as softer probabilities explain flips nearly as well: there, too, the rates are strengths. The given labels alone
-do not tell a wrong label from a wrong model; the trusted rows do.
+from, as softer probabilities explain flips nearly as well: there, too, the rates are strengths, from the best of
+several. The given labels alone do not tell a wrong label from a wrong model; the trusted rows do.
 """
 
 from typing import Any, NamedTuple
@@ -31,8 +31,8 @@ EVALUATIONS, STEP, LEAST_GAIN = 16, 1.0, 1e-4
 TRUSTED = 5.0
 """What a trusted row counts at first."""
 
-UNTOLD = 0.1
-"""The rate of flips to start from where no row is trusted."""
+UNTOLD, OTHER_RATES = 0.1, (0.02, 0.2, 0.3, 0.4)
+"""The rate of flips to start from where no row is trusted, and those that are tried, too."""
 
 RATES = 0.02, 0.5
 """Of flips that the prior is about at first: at least, at most."""
@@ -177,7 +177,8 @@ def search(X: Matrix, given: Given, fold: np.ndarray) -> Found:
         first = first._replace(rate=np.full(C, logit(np.clip(rho @ share, *RATES))))
     starts: list[tuple[dict[str, Any], bool]] = [({}, True), ({"penalty": first.penalty + np.log(8.0)}, True)]
     folds = _Folds(X, given, fold, first)
-    folds.begin(starts + [({"others": np.log(100.0)}, True)] * (C > 2) + [({}, False)] * wide)
+    starts += [({"others": np.log(100.0)}, True)] * (C > 2) + [({}, False)] * wide
+    folds.begin(starts + [({"rate": np.full(C, logit(rate))}, True) for rate in OTHER_RATES * by_rates])
     penalty, trusted = folds.best[1].penalty, int(given.trusted.sum())
     most = max(MOST, (n - trusted) / max(3 * trusted, 1))
     least_rate, most_rate = (np.full(C, logit(x)) if by_prior else first.rate for x in (1e-3, 0.5 if by_rates else 0.9))
