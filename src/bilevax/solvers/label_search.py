@@ -32,7 +32,7 @@ TRUSTED = 5.0
 """What a trusted row counts at first."""
 
 UNTOLD, OTHER_RATES = 0.1, (0.02, 0.2, 0.3, 0.4)
-"""The rate of flips to start from where no row is trusted, and those that are tried, too."""
+"""The rate of flips to start from where no row is trusted, and those that are tried, too: one start may end far off."""
 
 RATES = 0.02, 0.5
 """Of flips that the prior is about at first: at least, at most."""
