@@ -316,16 +316,16 @@ def slower(algorithm: Measurable, given: Measurable, *, both: bool) -> Measurabl
     return replace_unchecked(algorithm, **changes)
 
 
-def steeper(algorithm: Measurable, given: Measurable, steepness: Array | None) -> Measurable | None:
+def steeper(algorithm: Measurable, given: Measurable, times: Array | None) -> Measurable | None:
     """The algorithm with rho_k for an inner loss so many times as steep, and gamma_k with it, a third at most.
 
-    None where it is hardly steeper, or the steepness is not finite, or rho_k was given.
+    None where it is hardly steeper, or ``times`` is not finite, or rho_k was given.
     """
-    if given.step_size is not None or steepness is None or not STEEPER < steepness < jnp.inf:
+    if given.step_size is not None or times is None or not STEEPER < times < jnp.inf:
         return None
-    step = _times(cast(CurvatureStep | Polynomial, algorithm.step_size), 1.0 / steepness.astype(float))
+    step = _times(cast(CurvatureStep | Polynomial, algorithm.step_size), 1.0 / times.astype(float))
     # gamma_k = ratio rho_k; r = rho_0 times the slowest curvature falls with rho_0, and gamma_0 = T a r / K with it
-    third = 1.0 if given.ratio is not None else jnp.maximum(SLOWER / steepness, 1.0)
+    third = 1.0 if given.ratio is not None else jnp.maximum(SLOWER / times, 1.0)
     return replace_unchecked(algorithm, step_size=step, ratio=rates(algorithm)[1] / third)
 
 

@@ -1,5 +1,6 @@
 """The rows of a cleaning: given labels, those that are trusted, true ones where known; every fault of the tables."""
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ from bilevax.core.text import counted
 from bilevax.study import faults
 from bilevax.study.findings import findings
 from bilevax.study.levels import levels_of
+from bilevax.study.splits import Split, rows_seen_before
 from bilevax.tables.labels import Labels, encode_labels, is_quantity, label_text
-from bilevax.tables.table import Column, Table, suggestion
+from bilevax.tables.table import Table, suggestion
 
 _FEWEST_ROWS = 20
 
@@ -201,21 +203,17 @@ def _trusted(trusted: Table, names: list[str], target: str, labels: Labels, sour
 
 def _in_both(features: Table, trusted: Table, name: str) -> list[Note]:
     """A note of rows that are trusted there and doubted here; none where rows agree because columns are coarse."""
-    rows, group = np.arange(features.rows), np.zeros(features.rows + trusted.rows, np.int64)
-    for one, other in zip(features.columns, trusted.columns, strict=True):
-        if (one.kind == "text") != (other.kind == "text"):
-            return []
-        both = levels_of(Column(one.name, one.kind, np.concatenate([one.values[rows], other.values])))
-        group = np.unique(group * (len(both.levels) + 1) + both.codes + 1, return_inverse=True)[1]
-        # of the rows, those that agree with a trusted one so far
-        here, there = np.split(group, [len(rows)])
-        stay = np.isin(here, there)
-        rows, group = rows[stay], np.concatenate([here[stay], there])
-    if not 0 < len(rows) <= 2 * trusted.rows:
+    pairs = list(zip(features.columns, trusted.columns, strict=True))
+    if any((one.kind == "text") != (other.kind == "text") for one, other in pairs):
         return []
-    have, are = ("has", "is") if len(rows) == 1 else ("have", "are")
+    both = [replace(one, values=np.concatenate([one.values, other.values])) for one, other in pairs]
+    own, below = np.split(np.arange(features.rows + trusted.rows), [features.rows])
+    seen = rows_seen_before(replace(features, columns=tuple(both)), Split(train=below, validation=below[:0], test=own))
+    if not 0 < seen <= 2 * trusted.rows:
+        return []
+    have, are = ("has", "is") if seen == 1 else ("have", "are")
     text = (
-        f"{counted(len(rows), 'row')} of {features.name} {have} the cells of a row of {name} in every column but the "
+        f"{counted(seen, 'row')} of {features.name} {have} the cells of a row of {name} in every column but the "
         f"label, and {are} doubted all the same: where it is the same row, leave it out of {features.name}, or mark it "
         "there and give that column as --trusted-column"
     )
