@@ -6,7 +6,10 @@ from typing import NamedTuple
 from jax import Array
 
 from bilevax.core.protocols import RowSource
+from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, entries
+from bilevax.hypergradients.estimate import hypergradient
+from bilevax.hypergradients.residual_error import SAFETY
 from bilevax.planning.pilot import (
     FURTHER,
     NEAR,
@@ -17,10 +20,8 @@ from bilevax.planning.pilot import (
     Start,
     deterministic_for,
     followed,
-    inner_steps,
     joint_sid_for,
     measured,
-    rounding,
     sid_for,
     trial_samples,
     tried,
@@ -32,10 +33,7 @@ PASSES = 10
 """Passes over train, where there is no trial, from which on every row is read at once."""
 
 TYPICAL = 0.7
-"""Relative error of SID, and ..."""
-
-CONDITION = 75.0
-"""... condition number for methods on every row, that are typical of budgets without a trial."""
+"""Relative error of SID that is typical of budgets without a trial."""
 
 NOISE = 1.5
 """Relative error of a method on minibatches after N steps, times sqrt(N), that is hardly ever undercut."""
@@ -57,6 +55,7 @@ class Pilot(NamedTuple):
         spent: samples of the pilot.
         found: predicted relative errors, and the methods.
         notes: what the user should know.
+        estimate: of the method that was found, where its run was the pilot.
     """
 
     problem: Problem
@@ -68,6 +67,7 @@ class Pilot(NamedTuple):
     spent: int = 0
     found: tuple[tuple[float, Option], ...] = ()
     notes: tuple[str, ...] = ()
+    estimate: Estimate | None = None
 
     @property
     def passes(self) -> float:
@@ -79,24 +79,34 @@ class Pilot(NamedTuple):
         """What a trial of a deterministic method takes of the budget."""
         return self.price * trial_samples(self.sources[0].rows, self.passes)
 
-    def typical(self, key: Array) -> "Pilot":
+    def untried(self, goal: float, key: Array) -> "Pilot":
         """Without a trial: SID with steps that fall soon or, from :data:`PASSES` on, a deterministic method.
 
-        With errors that are typical, of the latter q^i after i steps, q = (r - 1) / (r + 1): r = sqrt(kappa) of L-BFGS,
-        kappa of the map itself.
+        What a trial of the latter would tell costs as much as the run, which is the same whatever the key: so it is
+        run, with ``goal`` its tolerance, and its own estimate of its error is what is predicted.
         """
-        if self.passes >= PASSES:
-            problem, samples = followed(*self._at(key))
-            option = self._deterministic(problem, self.budget - samples)
-            # q^i after i steps, q = (r - 1) / (r + 1)
-            r = math.sqrt(CONDITION) if problem.has_loss else CONDITION
-            q = (r - 1.0) / (r + 1.0)
-            predicted = q ** inner_steps(option) + CONDITION * rounding(self.start.w) if option else math.inf
-        else:
+        if self.passes < PASSES:
             problem, step, samples = measured(*self._at(key))
-            option, predicted = sid_for(problem, step, self.budget - samples, self.sources), TYPICAL
-        note = "there was no trial on some of the rows: what is predicted is what is typical"
-        return self._replace(spent=samples, found=((predicted, option),) if option else (), notes=(note,))
+            option = sid_for(problem, step, self.budget - samples, self.sources)
+            note = "what is predicted is what is typical"
+            return self._found(TYPICAL, option, samples, note)
+        problem, samples = followed(*self._at(key))
+        option = self._deterministic(problem, self.budget - samples)
+        if option is None:
+            return self._replace(spent=samples)
+        args = self.start.w, self.lam, *option.sources
+        est = hypergradient(option.problem, option.estimator, *args, key=key, tol=goal)
+        assert est.error is not None
+        # of the error, not of its limit
+        predicted = float(est.error.relative) / SAFETY
+        note = "the method was run on all of them, which gives what is predicted and what `run` returns"
+        return self._found(predicted if math.isfinite(predicted) else math.inf, option, samples, note)._replace(
+            estimate=est
+        )
+
+    def _found(self, predicted: float, option: Option | None, samples: int, note: str) -> "Pilot":
+        notes = (f"there was no trial on some of the rows: {note}",)
+        return self._replace(spent=samples, found=((predicted, option),) if option else (), notes=notes)
 
     def tried(self, sample: Sources, key: Array) -> "Pilot":
         """With a deterministic method tried on a few rows: it has there the iterations that it would have."""

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,9 @@ ANCHOR = 0.25
 
 LINE_SEARCH = 1.5, 1.05
 """Gradients before the first step of L-BFGS has its length, and of each step."""
+
+RESIDUAL = 1.0
+"""Products of GMRES beside those of its steps: what it has left is computed."""
 
 FOR_V = 0.4
 """Share of the passes of a deterministic method that v takes, where d iterations are too many."""
@@ -196,7 +199,7 @@ def deterministic_for(problem: Problem, w: PyTree, budget_left: float, sources: 
     train, val = whole = _whole(sources)
     passes = (budget_left - val.rows) / train.rows - 1.0
     # t = inner, k = linear: first + each t + k passes over train, and one for the cross product
-    first, each = LINE_SEARCH if problem.has_loss else (0.0, 1.0)
+    first, each = LINE_SEARCH if problem.has_loss else (RESIDUAL, 1.0)
     passes, d, tiny = passes - first, entries(w), rounding(w)
     linear = round(max(min(FOR_V * passes, d), min(passes / 4, 2 * d)))
     inner = round((passes - linear) / each)
@@ -206,14 +209,9 @@ def deterministic_for(problem: Problem, w: PyTree, budget_left: float, sources: 
         return Option("AID-CG", problem, SID(LBFGS(tiny, inner), CG(tiny, linear)), whole)
     if linear >= d:
         return Option("AID-GMRES", problem, SID(FixedPoint(inner), GMRES(tiny, linear)), whole)
+    passes += RESIDUAL
     half = int(passes / 2)
     return Option("AID-FP", problem, SID(FixedPoint(round(passes - half)), FixedPoint(half)), whole)
-
-
-def inner_steps(option: Option) -> int:
-    """Iterations for w of a deterministic method."""
-    inner = option.estimator.inner
-    return int(cast(int, inner.steps) if isinstance(inner, FixedPoint) else inner.max_steps)
 
 
 def rounding(w: PyTree) -> float:

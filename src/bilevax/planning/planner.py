@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bilevax.core.codes import Code
 from bilevax.core.config import canonicalize, check_count, check_real, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.given import require_problem
@@ -64,6 +65,8 @@ class Plan:
         spent: of these, the pilot's.
         goal: relative error above which the code of a run is TOLERANCE_NOT_MET.
         notes: what the user should know, in sentences.
+        estimate: the hypergradient, where the pilot was the run: of a deterministic method for which too few rows leave
+            no room for a trial. Its cost is that of the run, and not in ``spent``.
 
     Examples:
         >>> import bilevax as bx
@@ -91,9 +94,12 @@ class Plan:
     spent: int
     goal: float
     notes: tuple[str, ...] = ()
+    estimate: Estimate | None = field(default=None, repr=False)
 
     def run(self, *, key: Array) -> Estimate:
         """The hypergradient as planned; the code is TOLERANCE_NOT_MET where its error report exceeds the goal."""
+        if self.estimate is not None:
+            return self.estimate
         args = self.problem, self.estimator, self.w0, self.lam, self.train, self.val
         return hypergradient(*args, key=key, tol=self.goal, v0=self.v0)
 
@@ -118,8 +124,8 @@ class Plan:
             return Verified(self.predicted, float(jnp.hypot(spread, bias) / norm(est.value)))
         assert isinstance(self.estimator, SID)
         est, further = (
-            hypergradient(self.problem, estimator, *args, key=key, v0=self.v0)
-            for estimator in (self.estimator, with_steps_times(2, self.estimator))
+            self.run(key=key),
+            hypergradient(self.problem, with_steps_times(2, self.estimator), *args, key=key, v0=self.v0),
         )
         return Verified(self.predicted, float(norm(sub(est.value, further.value)) / norm(further.value)))
 
@@ -204,12 +210,14 @@ def _to_target(
         made = _for_budget(problem, start, lam, sources, (budget, price), target, key=here)
         before, spent = spent, spent + made.spent
         made = replace_unchecked(made, spent=spent, budget=budget + before)
-        if made.predicted <= target / MARGIN:
+        est = made.estimate
+        if made.predicted <= target / MARGIN if est is None else int(est.code) == Code.OK:
             return made
         if passes >= LONGEST:
             note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
             return replace_unchecked(made, notes=(note,))
-        start, passes = Start(made.w0, made.v0), 2 * passes
+        start, passes = Start(made.w0, made.v0) if est is None else Start(est.w, est.v), 2 * passes
+        spent += 0 if est is None else int(price * est.cost.samples)
 
 
 def _for_budget(
@@ -237,7 +245,7 @@ def _for_budget(
     # two samples of rows, so that what the first chooses the second judges
     pilot = Pilot(problem, start, lam, sources, budget, price)
     first, second = (subsampled(sources, k) if pilot.trial <= DEAREST * budget else None for k in jax.random.split(key))
-    pilot = pilot.tried(first, key).tried_on_minibatches(second, key) if first and second else pilot.typical(key)
+    pilot = pilot.tried(first, key).tried_on_minibatches(second, key) if first and second else pilot.untried(goal, key)
     if not pilot.found:
         raise ParameterError(
             f"a budget of {budget:g} samples leaves no run beside the pilot; try {FIRST * sources[0].rows}"
@@ -258,4 +266,5 @@ def _for_budget(
         spent=pilot.spent,
         goal=goal,
         notes=pilot.notes,
+        estimate=pilot.estimate,
     )
