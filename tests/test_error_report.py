@@ -94,6 +94,7 @@ def test_the_upper_limit_has_the_quantile_of_f_and_the_bias():
     )  # nothing was sampled
     assert np.isinf(report([2.0], [1e-9], degrees_of_freedom=3).upper)  # too few degrees of freedom to say
     assert float(report([0.0], [0.0]).upper) == 0.0
+    assert np.isinf(report([2.0, 1.0], [np.nan, 0.1], bias=[np.nan, 0.0]).upper)  # NaN is not known, and not 0
 
 
 def test_a_level_that_is_no_probability_is_refused():

@@ -90,6 +90,17 @@ def test_a_chain_without_a_step_knows_nothing():
     assert np.all(np.isinf(error_of(nothing, RelaxationRate(jnp.asarray(0.1), jnp.asarray(0.1))).bias))
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_where_no_curvature_is_seen_nothing_is_not_a_number_and_the_way_to_go_is_endless(kind):
+    """As where the direction goes along negative curvature; noise is as with a curvature that is almost none."""
+    tail = jax.tree.map(lambda x: x.astype(kind), chain(FALLING, 0.05))
+    none, almost = (RelaxationRate(jnp.asarray(h, kind), jnp.asarray(h, kind)) for h in (np.finfo(kind).tiny, 1e-6))
+    found, limit = error_of(tail, none), error_of(tail, almost)
+    np.testing.assert_allclose(found.squares, limit.squares, rtol=1e-2)
+    assert np.all(np.isfinite(found.squares))
+    assert float(jnp.linalg.norm(found.bias)) > 1e3 * float(jnp.linalg.norm(tail.points[-1]))
+
+
 OTHERS = "logistic-500x20-0.001", "quadratic-10-b32"
 
 

@@ -124,7 +124,9 @@ class ErrorReport(NamedTuple):
         m_eff = 1.0 / jnp.clip(concentration, jnp.finfo(size.dtype).tiny, 1.0)
         # sqrt(F_.95(m_eff, degrees of freedom)) ||s||
         stretched = jnp.sqrt(f_quantile(m_eff, jnp.asarray(self.degrees_of_freedom).astype(size.dtype))) * noise
-        return self._relative(jnp.where(noise > 0, stretched, 0.0) + self._bias_norm)
+        # what has come out as NaN is not known, and not 0
+        stretched = jnp.where(jnp.isnan(noise), jnp.inf, stretched)
+        return self._relative(jnp.where(noise == 0, 0.0, stretched) + self._bias_norm)
 
     def _relative(self, error: Array) -> Array:
         # 0 / 0 is 0: a hypergradient of zero without error is known; NaN stays NaN

@@ -59,16 +59,18 @@ def last_point_error(chain: Snapshots, rate: RelaxationRate) -> PointError:
     assert chain.cumulative_step is not None
     assert chain.step_sizes is not None
     real = chain.cumulative_step.dtype
-    h, s, sizes = (x.astype(real) for x in (rate.seen, chain.cumulative_step, chain.step_sizes))
+    s, sizes = (x.astype(real) for x in (chain.cumulative_step, chain.step_sizes))
+    # where nothing is seen to relax h S is a rounding: exp(-h s) is a line, and the way to go as good as endless
+    resolved = jnp.finfo(real).eps / jnp.maximum(s[-1] - s[0], jnp.finfo(real).tiny)
+    h, slowest = (jnp.maximum(x.astype(real), resolved) for x in rate)
     # y_i = x_i / sqrt(eta_i / eta_L): of equal variance
     roots = jnp.sqrt(sizes / sizes[-1])
-    decay = jnp.exp(-h * (s - s[0]))
+    # (exp(-h s) - 1) / (h S): with a constant it spans what exp(-h s) does
+    decay = jnp.expm1(-h * (s - s[0])) / (h * jnp.maximum(s[-1] - s[0], jnp.finfo(real).tiny))
     rates = h * jnp.asarray([1.0, FASTER], real)
     # two relaxation rates, that which was seen and a faster one, by how likely they make the snapshots
     squares = _weighted_mean(*jax.vmap(lambda h: _restricted_fit(chain.points, s, roots, decay, h))(rates))
-    bias = _remaining_bias(
-        chain.points, (h, rate.slowest.astype(real)), (s, roots), sum_of_entries(squares).astype(real)
-    )
+    bias = _remaining_bias(chain.points, (h, slowest), (s, roots), sum_of_entries(squares).astype(real))
     # less than 6 where the chain is shorter than a relaxation time: snapshots then are nearly one point
     degrees = (SNAPSHOTS - 2.0) * jnp.minimum(h * (s[-1] - s[0]), 1.0)
     return PointError(squares, jnp.maximum(degrees, 1.0), bias)
