@@ -4,7 +4,9 @@ from numbers import Number
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import assert_all_finite
 
 from bilevax.core.errors import DataError
 
@@ -19,6 +21,14 @@ def check_labels(y: ArrayLike) -> None:
     kinds = sorted(set(map(_kind, np.asarray(labels, object)))) if _is_object(labels) else []
     if len(kinds) > 1:
         raise DataError(f"y mixes labels of the types {', '.join(kinds)}; make them all strings, or all numbers")
+
+
+def read_labels(y: ArrayLike) -> np.ndarray:
+    """Labels [n], none of which is missing; other faults as of :func:`check_labels`."""
+    check_labels(y)
+    labels: np.ndarray = column_or_1d(y, warn=True)
+    assert_all_finite(labels, input_name="y")
+    return labels
 
 
 def encode_classes(labels: np.ndarray, validation: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:

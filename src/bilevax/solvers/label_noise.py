@@ -135,6 +135,13 @@ def posterior(log_p: np.ndarray, given: Given, log_T: np.ndarray) -> tuple[np.nd
     return np.exp(log_q), log_m
 
 
+def number_wrong(q: np.ndarray, given: Given) -> float:
+    """How many of the labels to doubt are wrong, by posteriors [n, C]."""
+    # sum_i P(true class of i is not the given one)
+    wrong = 1.0 - q[np.arange(len(q)), given.y]
+    return float(wrong[~given.trusted].sum())
+
+
 def updated(counts: np.ndarray, prior: Prior) -> np.ndarray:
     """The noise matrix that maximises sum of counts log T + log prior: EM's M step, [C, C]."""
     C = len(counts)
@@ -161,6 +168,5 @@ def fit_noise(log_p: np.ndarray, given: Given, T: np.ndarray, prior: Prior, step
 
 def uniform_noise(classes: int, rate: float) -> np.ndarray:
     """Flips of one rate to any other class, [C, C]."""
-    C = classes
-    T: np.ndarray = np.eye(C) * (1.0 - rate) + (1.0 - np.eye(C)) * (rate / (C - 1))
+    T: np.ndarray = np.eye(classes) * (1.0 - rate) + (1.0 - np.eye(classes)) * (rate / (classes - 1))
     return T
