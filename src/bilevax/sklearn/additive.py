@@ -13,9 +13,9 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.events import Callback
 from bilevax.core.limits import said
 from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
-from bilevax.sklearn.additive_choice import Callback
 from bilevax.sklearn.additive_passes import Targets
 from bilevax.sklearn.classes import encode_classes, read_labels
 from bilevax.sklearn.frames import Features

@@ -1,13 +1,13 @@
 """The choice among additive models: each is tuned inside outer folds, and what it says of held-out rows is stacked."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.utils.parallel import Parallel, delayed
 
-from bilevax.core.events import Event
+from bilevax.core.events import Callback
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.additive_families import Family
@@ -20,9 +20,6 @@ FOLDS, FEW, REPEATS = 5, 2000, 4
 
 ROWS = 50_000
 """Rows that the choice is made on, at most; where penalties are tuned by folds, it is those that they are tuned on."""
-
-Callback = Callable[[Event], bool | None]
-"""Called before each fold with ``fold`` (how many are done), ``of`` and ``seconds``; True ends the comparison."""
 
 
 class Compared(NamedTuple):

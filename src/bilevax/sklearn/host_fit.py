@@ -5,7 +5,6 @@ what few rows have, divided by its small standard deviation, would hardly be pen
 intercept is penalised, so that the weights are the same. The others are standardised.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from sklearn.utils import check_random_state
 
 from bilevax.core.codes import Code
 from bilevax.core.errors import DataError
-from bilevax.core.events import Event
+from bilevax.core.events import Callback, Event
 from bilevax.linalg.columns import Matrix, are_zero_one, column_moments, divide_columns
 from bilevax.sklearn.penalty_search import Pace, Search, Step
 from bilevax.sklearn.penalty_ties import Ties, log_evidence, log_frequency, tied
@@ -110,7 +109,7 @@ def tune_on_host(
     validation_fraction: float,
     steps: int,
     random_state: int | np.random.RandomState | None,
-    callback: Callable[[Event], bool | None] | None,
+    callback: Callback | None,
 ) -> Tuned:
     """Tune the penalties by the cross-validated loss, then train on every row, in one thread.
 
@@ -165,8 +164,6 @@ def tune_on_host(
         alpha, (a, b) = _beside(models, step, np.exp(ties.usual)) if per == "evidence" else (0.0, (1.0, 0.0))
         if b > 0.0:
             theta = a * theta + b * ridge(final.trained[0], alpha, RESIDUAL)
-    start = search.start
-    gap, error = _gap(start, search.best)
     return Tuned(
         # theta' (x - mean) / scale = (theta / scale)' x - (mean / scale)' theta
         coef=theta[:-1].T / scale,
@@ -176,9 +173,9 @@ def tune_on_host(
         mean=mean,
         scale=scale,
         penalties=penalties,
-        start_penalty=float(np.ravel(ties.penalties(start.lam)[1])[0]),
+        start_penalty=float(np.ravel(ties.penalties(search.start.lam)[1])[0]),
         validation_loss=step.score if step.row_losses.size else None,
-        gap=(gap, error),
+        gap=_gap(search.start, search.best),
         chosen=step,
         search=search,
         visits=models.visits,
@@ -279,9 +276,7 @@ def _always_trained(fold: np.ndarray, y: np.ndarray) -> np.ndarray:
     return fold
 
 
-def _recorded(
-    callback: Callable[[Event], bool | None] | None, models: LogisticModels
-) -> Callable[[Event], bool | None]:
+def _recorded(callback: Callback | None, models: LogisticModels) -> Callback:
     """The record of a step as other methods have it."""
 
     def told(record: Event) -> bool | None:

@@ -2,7 +2,6 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from bilevax.core.events import Event
+from bilevax.core.events import Callback
 from bilevax.core.limits import require
 from bilevax.linalg.columns import are_zero_one, column_moments
 from bilevax.problems.losses import Groups
@@ -88,7 +87,7 @@ class PenalisedModel(BaseEstimator, ABC):
         strata: np.ndarray,
         groups: ArrayLike | None,
         validation: ArrayLike | None,
-        callback: Callable[[Event], bool | None] | None,
+        callback: Callback | None,
         run: Run | str | os.PathLike[str] | None = None,
     ) -> None:
         """Tune the penalties, then train the model.
@@ -125,15 +124,7 @@ class PenalisedModel(BaseEstimator, ABC):
         lam = jnp.asarray(self._rescale(task, tuned, per, X.shape[1]), Z.dtype)
         # The final model, on all rows.
         rows = jax.device_put(pad_rows(weights.training, Z, y))
-        w = solve(
-            task.penalised,
-            tuned.model,
-            jnp.asarray(lam, Z.dtype),
-            rows,
-            moment=tuned.moment,
-            tolerance=1e-9,
-            max_steps=500,
-        )
+        w = solve(task.penalised, tuned.model, lam, rows, moment=tuned.moment, tolerance=1e-9, max_steps=500)
         # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
         coef = np.asarray(w["weights"], np.float64)[:, : X.shape[1]] / self.feature_scale_
         self._set_coefficients(coef, np.asarray(w["bias"], np.float64) - coef @ self.feature_mean_)

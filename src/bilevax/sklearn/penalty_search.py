@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.optimize
 from scipy.interpolate import CubicHermiteSpline
 
-from bilevax.core.events import Event
+from bilevax.core.events import Callback, Event
 from bilevax.solvers.l1_models import CrossFitted, HeldOut
 
 LOWEST = 1e-3
@@ -32,9 +32,6 @@ SIGNIFICANT = 1.0
 
 PATIENCE = 12
 """Steps without a better validation loss after which the descent ends."""
-
-Callback: TypeAlias = Callable[[Event], bool | None]
-"""Called with a record after every step; True ends the search."""
 
 
 class Pace(NamedTuple):

@@ -6,8 +6,8 @@ the :class:`Method`. Out, to it: a :class:`TuningResult`, whose penalties it res
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import Array
 from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
-from bilevax.core.events import Event
+from bilevax.core.events import Callback, Event
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
 from bilevax.problems import Box, GradientStep, Problem
@@ -47,9 +47,6 @@ PATH_ROWS = 10_000
 
 SIGNIFICANT = 1.0
 """Standard errors by which tuned penalties must be better than the single one on the validation rows."""
-
-Callback: TypeAlias = Callable[[Event], bool | None]
-"""Called with a record after every outer step; True ends the run."""
 
 
 RECORD = ("step", "seconds", "visits", "tuning_loss", "validation_loss", "gradient_norm", "code")
