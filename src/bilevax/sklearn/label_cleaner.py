@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils._param_validation import Interval as Range
@@ -16,6 +16,7 @@ from bilevax.core.errors import DataError, ParameterError
 from bilevax.linalg.columns import Matrix
 from bilevax.sklearn.additive import TunedAdditiveClassifier
 from bilevax.sklearn.additive_base import require_target
+from bilevax.sklearn.classes import ProbabilisticClassifier
 from bilevax.sklearn.frames import Features, Held
 from bilevax.sklearn.jax_classifier import encoder_for, wrapped
 from bilevax.sklearn.label_em import EM, Fitted, require_weights
@@ -64,7 +65,7 @@ class Found(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class LabelCleaner(ClassifierMixin, BaseEstimator):
+class LabelCleaner(ProbabilisticClassifier, BaseEstimator):
     """Finds wrong labels in a table, and learns from it as if they were right.
 
     The true class c of a row is given as j with probability T_cj, so that
@@ -321,17 +322,6 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     def predict_log_proba(self, X: Features) -> np.ndarray:
         """Log-probabilities of the true classes, [n, C]."""
         return np.ascontiguousarray(self._log_p(X))
-
-    def predict_proba(self, X: Features) -> np.ndarray:
-        """Probabilities of the true classes, [n, C]."""
-        out: np.ndarray = np.exp(self.predict_log_proba(X))
-        return out
-
-    def predict(self, X: Features) -> np.ndarray:
-        """The most probable true label of each row, [n]."""
-        index = self._log_p(X).argmax(axis=1)
-        labels: np.ndarray = self.classes_[index]
-        return labels
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

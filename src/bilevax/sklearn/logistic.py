@@ -1,13 +1,12 @@
 """Logistic regression whose penalties, one per feature or finer, are tuned by hypergradients."""
 
 import os
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
-from sklearn.base import ClassifierMixin, clone
+from sklearn.base import clone
 from sklearn.metrics import get_scorer_names
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import StrOptions
@@ -16,19 +15,20 @@ from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
 from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
-from bilevax.core.events import Event
+from bilevax.core.events import Callback
 from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, linear_scores
 from bilevax.problems import BinaryLogistic, MultinomialLogistic
 from bilevax.problems.losses import Groups
 from bilevax.runs import Run
-from bilevax.sklearn.classes import check_labels, encode_classes
+from bilevax.sklearn.classes import ProbabilisticClassifier, check_labels, encode_classes
 from bilevax.sklearn.encoder import TableEncoder
 from bilevax.sklearn.frames import (
     Features,
     are_numbers,
     as_table,
     check_sample_weight,
+    group_numbers,
     is_frame,
     is_sparse_frame,
     select,
@@ -44,7 +44,7 @@ BALANCED_SCORES = frozenset({"balanced_accuracy", "f1_macro", "recall_macro", "p
 """Scores that count every class alike; the tuned loss then does so too."""
 
 
-class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
+class TunedLogisticRegression(ProbabilisticClassifier, PenalisedModel):
     """Logistic regression with an L2 penalty per feature, column, class, weight, or one for all, that is tuned.
 
     Minimises sum_i loss_i + 1/2 sum_j penalty_j weight_j^2 on standardised features, as scikit-learn's
@@ -160,7 +160,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
         blocks: ArrayLike | None = None,
-        callback: Callable[[Event], bool | None] | None = None,
+        callback: Callback | None = None,
         run: Run | str | os.PathLike[str] | None = None,
     ) -> "TunedLogisticRegression":
         """Tune the penalties and train the model.
@@ -247,12 +247,9 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         """What has a penalty of its own: a word, or the group number of each feature."""
         if isinstance(self.penalty_per, str) and self.penalty_per != "column":
             return self.penalty_per
-        columns = np.arange(self.n_features_in_)
-        group = columns if isinstance(self.penalty_per, str) else np.asarray(self.penalty_per)
-        if group.shape != columns.shape or group.dtype.kind not in "iu" or group.min() < 0:
-            raise ParameterError(
-                f"penalty_per must have the group number of each of the {len(columns)} columns, from 0"
-            )
+        p = self.n_features_in_
+        given = np.arange(p) if isinstance(self.penalty_per, str) else self.penalty_per
+        group = group_numbers(given, p, "penalty_per must have the group number")
         if self.encoder_ is not None:
             names = list(self.encoder_.feature_names_in_)
             group = group[[names.index(term.column) for term in self.encoder_.terms_]]
@@ -264,10 +261,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         """Number of the block of each column, [p]."""
         if blocks is None:
             return np.zeros(p, int) if self.encoder_ is None else self.encoder_.blocks_
-        index = np.asarray(blocks)
-        if index.shape != (p,) or index.dtype.kind not in "iu" or index.min() < 0:
-            raise ParameterError(f"blocks must have the number of the block of each of the {p} columns, from 0")
-        return np.unique(index, return_inverse=True)[1]
+        return np.unique(group_numbers(blocks, p, "blocks must have the number of the block"), return_inverse=True)[1]
 
     def _fit_on_host(
         self,
@@ -278,7 +272,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         blocks: np.ndarray,
         groups: ArrayLike | None,
         validation: ArrayLike | None,
-        callback: Callable[[Event], bool | None] | None,
+        callback: Callback | None,
         run: Run | str | os.PathLike[str] | None,
     ) -> None:
         """Tune and train where rows are sparse, or penalties tied."""
@@ -358,11 +352,6 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         scores -= scores.max(axis=1, keepdims=True)
         scores -= np.log(np.sum(np.exp(scores), axis=1, keepdims=True))
         return scores
-
-    def predict_proba(self, X: Features) -> np.ndarray:
-        """Probabilities of the classes, [n, C]."""
-        probabilities: np.ndarray = np.exp(self.predict_log_proba(X))
-        return probabilities
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

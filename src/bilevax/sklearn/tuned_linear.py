@@ -1,7 +1,6 @@
 """What linear models on the host share: rows split, penalties searched for, one model trained on every row."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import ClassVar, Self, TypeAlias
 
@@ -15,10 +14,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevax.core.errors import ParameterError
-from bilevax.core.events import Event
+from bilevax.core.events import Callback
 from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, column_moments, divide_columns, linear_scores
-from bilevax.sklearn.frames import check_sample_weight, select
+from bilevax.sklearn.frames import check_sample_weight, group_numbers, select
 from bilevax.sklearn.penalty_search import LOWEST, Search, Shares, Tying
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
@@ -104,7 +103,7 @@ class TunedLinear(BaseEstimator, ABC):
         *,
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
-        callback: Callable[[Event], bool | None] | None = None,
+        callback: Callback | None = None,
     ) -> Self:
         """Tune the penalties and train the model.
 
@@ -170,12 +169,7 @@ class TunedLinear(BaseEstimator, ABC):
         """Number of the penalty of each column, [p]."""
         if isinstance(self.penalty_per, str):
             return np.arange(p) if self.penalty_per == "feature" else np.zeros(p, int)
-        group = np.asarray(self.penalty_per)
-        if group.shape != (p,) or group.dtype.kind not in "iu" or group.min() < 0:
-            raise ParameterError(
-                f"penalty_per must be 'global', 'feature', or the group number of each of the {p} columns, from 0"
-            )
-        return group
+        return group_numbers(self.penalty_per, p, "penalty_per must be 'global', 'feature', or the group number")
 
     def _standardized(self, X: Matrix, train: np.ndarray, weight: np.ndarray) -> Matrix:
         """Columns about their means and by their scales, of the training rows; sparse ones are not moved."""
