@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -103,15 +103,16 @@ def config_at_start(table: Table, target: str, settings: TuneSettings) -> dict[s
             "sha256": table.sha256 or None,
         },
         "tune": {name: value for name, value in settings.plain().items() if name not in ("group", "time_column")},
-        **_machine(settings),
+        **machine_of(jax=settings.is_linear),
     }
 
 
-def _machine(settings: TuneSettings) -> dict[str, dict[str, object]]:
-    names = ["bilevax", "numpy", "scipy", "scikit-learn", *(["jax"] if settings.is_linear else [])]
+def machine_of(*, jax: bool) -> dict[str, dict[str, object]]:
+    """The tables of ``config.toml`` on what computes."""
+    names = ["bilevax", "numpy", "scipy", "scikit-learn", *(["jax"] if jax else [])]
     versions = {name: importlib.metadata.version(name) for name in names}
     found: dict[str, object] = {"cores": os.cpu_count()}
-    if settings.is_linear:
+    if jax:
         # JAX is imported for it alone
         from bilevax.runs.identity import machine
 
@@ -304,19 +305,19 @@ def _against(prepared: Prepared, settings: TuneSettings, mine: np.ndarray, rival
             emit(Paired(name=rival.name, measure="score", main=main, **found._asdict()))
 
 
-def _compared(prepared: Prepared, model: Rival, role: str, validation_loss: float | None = None) -> Compared:
+def _compared(
+    prepared: Prepared, model: Rival, role: Literal["kept", "rival"], validation_loss: float | None = None
+) -> Compared:
     target, values = prepared.target, prepared.target.values[prepared.split.test]
     mean, error = mean_and_error(row_losses(target.task, model.prediction, values))
     classes = target.labels is not None
-    return Compared.model_validate(
-        {
-            "name": model.name,
-            "role": role,
-            "loss": mean,
-            "loss_se": error,
-            "score": None if prepared.scorer is None else score(prepared.scorer, model.prediction, values),
-            "accuracy": float(np.mean(model.prediction.argmax(axis=1) == values)) if classes else None,
-            "validation_loss": validation_loss,
-            "seconds": model.seconds,
-        }
+    return Compared(
+        name=model.name,
+        role=role,
+        loss=mean,
+        loss_se=error,
+        score=None if prepared.scorer is None else score(prepared.scorer, model.prediction, values),
+        accuracy=float(np.mean(model.prediction.argmax(axis=1) == values)) if classes else None,
+        validation_loss=validation_loss,
+        seconds=model.seconds,
     )
