@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.optimize
 from scipy.interpolate import CubicHermiteSpline
 
 from bilevax.core.events import Callback, Event
+from bilevax.sklearn.penalty_ties import Ties
 from bilevax.solvers.l1_models import CrossFitted, HeldOut
 
 LOWEST = 1e-3
@@ -113,31 +114,8 @@ class Shares(NamedTuple):
         return [(top + BOX[0], top + BOX[1])] * (self.groups * (2 if self.l1_ratio is None else 1))
 
 
-class Tying(Protocol):
-    """What a search asks of penalties; see :class:`Shares`."""
-
-    @property
-    def groups(self) -> int:
-        """How many groups of columns there are."""
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """Shares of l1 with which a single penalty is tried."""
-
-    def penalties(self, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(l1, l2) of the columns."""
-
-    def slope(self, held: HeldOut) -> np.ndarray:
-        """dE / dlam, like lam."""
-
-    def single(self, alpha: float, ratio: float) -> np.ndarray:
-        """lam of penalties that are the same for every column."""
-
-    def prior(self, lam: np.ndarray) -> tuple[float, np.ndarray]:
-        """What is minimised beside E, and its slope."""
-
-    def bounds(self, top: float) -> list[tuple[float, float]]:
-        """Of lam; the path begins with exp(top)."""
+Tying: TypeAlias = Shares | Ties
+"""What a search asks which penalties columns have."""
 
 
 class Step(NamedTuple):
