@@ -2,35 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from scipy.special import xlogy
 
 from bilevax.core.errors import DataError
 from bilevax.core.text import counted
+from bilevax.tables.additive import AdditiveModel
 from bilevax.tables.labels import Label
+from bilevax.tables.linear import LinearModel
 from bilevax.tables.table import Column
 
 _LEAST = 1e-10
 """Of a mean that has to be above 0."""
 
 
-class _Predicting(Protocol):
-    """A model, by what it predicts."""
-
-    @property
-    def target(self) -> str:
-        """The column."""
-        ...
-
-    @property
-    def classes(self) -> tuple[Label, ...]:
-        """The labels; none of a number."""
-        ...
-
-
-def known_target(model: _Predicting) -> dict[str, Literal["text", "number"]]:
+def known_target(model: LinearModel | AdditiveModel) -> dict[str, Literal["text", "number"]]:
     """The column that a model predicts, and what its cells are.
 
     Raises:
