@@ -135,7 +135,9 @@ def tune_on_host(
     if validation is not None or numbers > FEW:
         validated = validation_rows(y, groups, validation, validation_fraction, seed)
     train = np.flatnonzero(~validated)
-    Z, mean, scale = _standardised(X, train, weights.sample[train])
+    mean, scale = _moments(X[train], weights.sample[train])
+    # z = (x - mean) / scale
+    Z = divide_columns(_less(X, mean), scale)
     precision = SEARCHED if scipy.sparse.issparse(Z) else np.float64
     fold = _folds(y[train], None if groups is None else np.asarray(groups)[train], random)
     ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
@@ -180,12 +182,6 @@ def tune_on_host(
         search=search,
         visits=models.visits,
     )
-
-
-def _standardised(X: Matrix, train: np.ndarray, weight: np.ndarray) -> tuple[Matrix, np.ndarray, np.ndarray]:
-    """X by the moments of the training rows, and these."""
-    mean, scale = _moments(X[train], weight)
-    return divide_columns(_less(X, mean), scale), mean, scale
 
 
 def _folds(y: np.ndarray, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:

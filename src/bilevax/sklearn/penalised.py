@@ -124,7 +124,7 @@ class PenalisedModel(BaseEstimator, ABC):
         lam = jnp.asarray(self._rescale(task, tuned, per, X.shape[1]), Z.dtype)
         # The final model, on all rows.
         rows = jax.device_put(pad_rows(weights.training, Z, y))
-        w = solve(task.penalised, tuned.model, lam, rows, moment=tuned.moment, tolerance=1e-9, max_steps=500)
+        w = solve(task.penalised, tuned.model, lam, rows, moment=task.moment, tolerance=1e-9, max_steps=500)
         # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
         coef = np.asarray(w["weights"], np.float64)[:, : X.shape[1]] / self.feature_scale_
         self._set_coefficients(coef, np.asarray(w["bias"], np.float64) - coef @ self.feature_mean_)

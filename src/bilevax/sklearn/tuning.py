@@ -109,7 +109,6 @@ class TuningResult(NamedTuple):
         chosen: the penalties to use, against the mean loss of all training rows.
         start: the single penalty it began with, not rescaled; ``chosen`` if no step was better by SIGNIFICANT.
         model: one model with the chosen penalties, trained on all training rows; where the final fit begins.
-        moment: second moment of the training rows.
         validation_loss: of that model.
         gap: fall of the tuning loss from the start to the best step, less that of the K models' validation loss.
         gap_se: its standard error over the validation rows.
@@ -122,7 +121,6 @@ class TuningResult(NamedTuple):
     chosen: Candidate
     start: Candidate
     model: PyTree
-    moment: np.ndarray
     validation_loss: float
     gap: float
     gap_se: float
@@ -162,7 +160,7 @@ def tune(
     cholesky, basis = coordinates(task.moment, start.lam)
     if interrupted:
         stopping = _EarlyStopping(task, start, None, basis, clock, callback)
-        return _decide(task, start, stopping, Code.OK, interrupted, method)
+        return _decide(stopping, Code.OK, interrupted, method)
     u, key = change_basis(start.w, cholesky), jax.random.key(seed)
     # x . (u L^-1) = (x L^-T) . u: x <- x L^-T once, and the scores need no L
     whitened = task.rows._replace(X=apply_basis(task.rows.X, basis.T))
@@ -191,19 +189,18 @@ def tune(
     result = minimize(
         problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1, run=run
     )
-    return _decide(task, start, stopping, Code(result.code), result.interrupted, method)
+    return _decide(stopping, Code(result.code), result.interrupted, method)
 
 
-def _decide(
-    task: TuningTask, start: Candidate, stopping: "_EarlyStopping", code: Code, interrupted: bool, method: Method
-) -> TuningResult:
+def _decide(stopping: "_EarlyStopping", code: Code, interrupted: bool, method: Method) -> TuningResult:
     """The best step against the start, each as one model on all training rows; the validation rows decide.
 
     Penalties keep their size against the *sum* of the losses, as the precision of a prior does: the one model sees more
     rows than each of the K did.
     """
+    task, start, best = stopping.task, stopping.start, stopping.best
     # n exp(lam') = (K - 1) / K n exp(lam): the one model sees n rows, each of the K saw (K - 1) / K n
-    best, sum_kept = stopping.best, float(np.log((task.folds - 1) / task.folds))
+    sum_kept = float(np.log((task.folds - 1) / task.folds))
     chosen = start._replace(lam=start.lam + sum_kept)
     model, losses = _one_model(task, chosen.lam, start.w)
     if best.step:
@@ -219,7 +216,7 @@ def _decide(
     gap, gap_se = float(np.mean(change)) - tuning_change, float(np.std(change) / np.sqrt(len(change)))
     validation_loss = float(np.mean(losses))
     ended = stopping.history, code, interrupted, method
-    return TuningResult(chosen, start, model, task.moment, validation_loss, gap, gap_se, *ended)
+    return TuningResult(chosen, start, model, validation_loss, gap, gap_se, *ended)
 
 
 class _EarlyStopping:
