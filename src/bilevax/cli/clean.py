@@ -58,7 +58,7 @@ def run(options: Options) -> int:
 
         found = clean_table(table, target, settings, trusted=trusted, on_event=display)
         display({"kind": "stage", "name": "writing what was found"})
-        asked = {name: _plain(options[name]) for name in ("trusted", *_READ) if options[name]}
+        asked = {name: options[name] for name in ("trusted", *_READ) if options[name]}
         directory.begin({**config_of(table, target, settings, asked), "source": described(source)})
         for event in found.events:
             directory.append(event)
@@ -71,10 +71,6 @@ def run(options: Options) -> int:
         display.close()
         _outcome(found.records, directory.path, [*tables], options)
     return 0
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _settings(options: Options) -> "CleanSettings":

@@ -87,7 +87,7 @@ class Rows:
     def _back(self, slope: np.ndarray, W: np.ndarray) -> Linear:
         return Linear(self.X.T @ slope + self.penalty * W, slope.sum(axis=0))
 
-    def fit(self, start: Linear, weight: np.ndarray, tolerance: float | None = None) -> Linear:
+    def fit(self, start: Linear, weight: np.ndarray, tolerance: float = TIGHT) -> Linear:
         """The minimiser; the tolerance is :data:`TIGHT` by default."""
         size = len(self.y)
 
@@ -95,8 +95,7 @@ class Rows:
             value, gradient = self.loss(Linear.of(flat, self.C), weight)
             return value / size, gradient.flat() / size
 
-        gtol = TIGHT if tolerance is None else tolerance
-        options = {"maxiter": INNER_STEPS, "maxfun": 2 * INNER_STEPS, "ftol": 0.0, "gtol": gtol}
+        options = {"maxiter": INNER_STEPS, "maxfun": 2 * INNER_STEPS, "ftol": 0.0, "gtol": tolerance}
         return Linear.of(minimize(scaled, start.flat(), jac=True, method="L-BFGS-B", options=options).x, self.C)
 
     def zero(self) -> Linear:
