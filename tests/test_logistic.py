@@ -17,7 +17,7 @@ from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax import ParameterError, Squared
-from bilevax.sklearn import TableEncoder, TunedLogisticRegression, penalised, tuning
+from bilevax.sklearn import TableEncoder, TunedLogisticRegression, penalised, penalty_search
 from bilevax.sklearn.penalised import PenalisedModel, RowWeights
 
 
@@ -119,7 +119,7 @@ def people(n: int = 240, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
 @pytest.mark.slow
 def test_a_frame_is_taken_as_it_is_and_categories_share_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     frame, y = people()
-    monkeypatch.setattr(tuning, "SIGNIFICANT", -np.inf)  # whatever the steps gain, they are kept
+    monkeypatch.setattr(penalty_search, "SIGNIFICANT", -np.inf)  # whatever the steps gain, they are kept
     model = small(penalty_per="column").fit(frame, y)
     features = [*(f"job = {job}" for job in "abcd"), "job is missing", "age", "age is missing", "member", "start"]
     assert list(model.encoder_.get_feature_names_out()) == features

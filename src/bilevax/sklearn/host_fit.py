@@ -16,7 +16,7 @@ from bilevax.core.codes import Code
 from bilevax.core.errors import DataError
 from bilevax.core.events import Callback, Event
 from bilevax.linalg.columns import Matrix, are_zero_one, column_moments, divide_columns
-from bilevax.sklearn.penalty_search import Pace, Search, Step
+from bilevax.sklearn.penalty_search import LEAST, Pace, Search, Step
 from bilevax.sklearn.penalty_ties import Ties, log_evidence, log_frequency, tied
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
@@ -34,9 +34,6 @@ SAY = 500
 
 SMALL, SMALLER = 2000, 500
 """Rows up to which there are five folds, three of more; and up to which there are ten."""
-
-LEAST = 1e-100
-"""Of the first single penalty: there is nothing to learn where it would be 0."""
 
 FIRST, LOWEST = 1e-3, 1e-5
 """The first single penalty that is tried against the trace of the Hessian, and the last against it."""
@@ -158,7 +155,7 @@ def tune_on_host(
         ties = _begun(ties, models, blocks if per == "evidence" else None)
         held = ClassRows.of(Z[validated].astype(precision), y[validated], outer[validated], classes)
         search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), PACE)
-        search.run(max(FIRST * models.largest_curvature(), LEAST), steps, lowest=LOWEST)
+        search.run(FIRST * models.largest_curvature(), steps, lowest=LOWEST)
         step = search.decided()
         final, penalties = _trained(Z, y, inner, classes, step, ties, blocks)
         # s theta of the logistic model; with a ridge beside it a (s theta) + b theta_ridge

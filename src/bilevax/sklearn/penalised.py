@@ -14,7 +14,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from bilevax.core.events import Callback
-from bilevax.core.limits import require
 from bilevax.linalg.columns import are_zero_one, column_moments
 from bilevax.problems.losses import Groups
 from bilevax.runs import Run
@@ -23,7 +22,7 @@ from bilevax.sklearn.crossfit import LinearLoss, Rows, pad_columns, pad_rows
 from bilevax.sklearn.final_fit import second_moment, solve
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.tuning_method import choose_method
-from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, fit_memory
+from bilevax.tables.memory import fit_memory, require_fit
 
 
 class RowWeights(NamedTuple):
@@ -109,13 +108,8 @@ class PenalisedModel(BaseEstimator, ABC):
         validated = validation_rows(strata, groups, validation, self.validation_fraction, seed)
         train = np.flatnonzero(~validated)
         method = choose_method(self.method, len(train), X.shape[1], self._outputs)
-        require(
-            fit_memory(len(y), X.shape[1], self._outputs, method.folds),
-            f"tuning on {len(y):,} rows of {X.shape[1]:,} columns",
-            HELPS,
-            compiler=PROGRAMS,
-            mapped=MAPPED,
-        )
+        need = fit_memory(len(y), X.shape[1], self._outputs, method.folds)
+        require_fit(need, f"tuning on {len(y):,} rows of {X.shape[1]:,} columns")
         Z = self._standardized(X, train, weights.sample[train])
         folds = deal_folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         task = self._task((Z, y, weights), train, validated, folds, per)

@@ -19,6 +19,9 @@ from bilevax.core.events import Callback, Event
 from bilevax.sklearn.penalty_ties import Ties
 from bilevax.solvers.l1_models import CrossFitted, HeldOut
 
+LEAST = 1e-100
+"""Of the penalty that a path begins with: there is nothing to learn where it would be 0."""
+
 LOWEST = 1e-3
 """The last value of the path against its first."""
 
@@ -191,7 +194,7 @@ class Search:
         try:
             found = []
             for ratio in self.shares.ratios:
-                first = largest_l1 / (ratio or 1.0)
+                first = max(largest_l1, LEAST) / (ratio or 1.0)
                 alpha, value = promising(self._follow(ratio, first * np.geomspace(1.0, lowest, self.pace.path)))
                 found.append((value, ratio, alpha))
             _, ratio, alpha = min(found)
@@ -203,13 +206,10 @@ class Search:
 
     def decided(self) -> Step:
         """The best step, or the single penalty where the validation rows do not prefer it by SIGNIFICANT."""
-        if self.best.row_losses.size and self.best.number:
-            # by rows, so that what is hard for both drops out
-            change = self.best.row_losses - self.start.row_losses
-            # mean of the changes >= - SIGNIFICANT std / sqrt(n), their standard error
-            if change.mean() >= -SIGNIFICANT * change.std() / np.sqrt(len(change)):
-                return self.start
-        return self.best
+        start, best = self.start, self.best
+        if best.row_losses.size and best.number and not surely_less(best.row_losses, start.row_losses):
+            return start
+        return best
 
     def _follow(self, ratio: float, alphas: np.ndarray) -> np.ndarray:
         """Evaluate one penalty after another until they are worse: (alpha, loss, slope) of each, [k, 3]."""
@@ -294,6 +294,14 @@ class Search:
         }
         self.history.append(record)
         return bool(self.callback(record)) if self.callback else False
+
+
+def surely_less(losses: np.ndarray, before: np.ndarray) -> bool:
+    """Whether the losses of rows, [n] each, are less by more than chance."""
+    # by rows, so that what is hard for both drops out
+    change = losses - before
+    # mean of the n changes < - SIGNIFICANT std / sqrt(n), their standard error
+    return bool(change.mean() < -SIGNIFICANT * change.std() / np.sqrt(len(change)))
 
 
 def promising(path: np.ndarray) -> tuple[float, float]:

@@ -30,9 +30,6 @@ Folds: TypeAlias = int | BaseCrossValidator | list[tuple[np.ndarray, np.ndarray]
 Given: TypeAlias = tuple[Matrix, np.ndarray, np.ndarray, np.ndarray]
 """Features [n, p], targets, weights and strata of the rows, [n] each."""
 
-LEAST = 1e-100
-"""Of the penalty that the path begins with: there is nothing to learn where it would be 0."""
-
 VALIDATION = 0.25
 """Share of the rows that validate where many penalties are tuned."""
 
@@ -140,7 +137,7 @@ class TunedLinear(BaseEstimator, ABC):
                 callback,
             )
             # 0 where the target or every column is constant
-            search.run(max(self._largest(search.models), LEAST), self.steps, lowest=self._lowest)
+            search.run(self._largest(search.models), self.steps, lowest=self._lowest)
             self._train(select(Z, there), y[there], weight[there], search)
         return self
 

@@ -25,13 +25,11 @@ from bilevax.runs import Progress, Run, minimize
 from bilevax.runs.checkpoints import kept_state
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, LinearLoss, Rows, losses_of_models
 from bilevax.sklearn.final_fit import Whitened, apply_basis, change_basis, coordinates, solve
+from bilevax.sklearn.penalty_search import PATIENCE, surely_less
 from bilevax.sklearn.tuning_method import BATCH, Method, full_batch, plan_method
 
 BOX = (-25.0, 12.0)
 """Bounds of lam, the logarithm of a penalty against a mean loss: exp(lam) neither overflows nor vanishes."""
-
-PATIENCE = 12
-"""Outer steps without a better validation loss after which tuning ends."""
 
 LEARNING_RATE = 0.1
 """Of Adam on the log-penalties: a step changes a penalty by about 10 % at most."""
@@ -44,9 +42,6 @@ WORSE = 4
 
 PATH_ROWS = 10_000
 """Training rows on which they are tried, at most."""
-
-SIGNIFICANT = 1.0
-"""Standard errors by which tuned penalties must be better than the single one on the validation rows."""
 
 
 RECORD = ("step", "seconds", "visits", "tuning_loss", "validation_loss", "gradient_norm", "code")
@@ -206,9 +201,7 @@ def _decide(stopping: "_EarlyStopping", code: Code, interrupted: bool, method: M
     if best.step:
         tuned = best._replace(lam=best.lam + sum_kept)
         tuned_model, tuned_losses = _one_model(task, tuned.lam, best.w)
-        change = tuned_losses - losses
-        # mean of the n changes < - SIGNIFICANT std / sqrt(n), their standard error
-        if np.mean(change) < -SIGNIFICANT * np.std(change) / np.sqrt(len(change)):
+        if surely_less(tuned_losses, losses):
             chosen, model, losses = tuned, tuned_model, tuned_losses
     # gap = change of the validation loss - change of the tuning loss, of the K models, from the start to the best step
     before, after = (np.asarray(_row_losses(task.plain, candidate.w, task.validation)) for candidate in (start, best))

@@ -7,7 +7,6 @@ import numpy as np
 
 from bilevax.core.codes import Code
 from bilevax.core.events import Event
-from bilevax.core.limits import require
 from bilevax.core.run_records import Data, Gap, Note, Step
 from bilevax.linalg.columns import Matrix
 from bilevax.runs import Run
@@ -19,7 +18,7 @@ from bilevax.study.kept import Emit, Kept, Stage, or_none
 from bilevax.study.preparation import Prepared, encoder_of
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.linear import LinearModel, penalties_by_term
-from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
+from bilevax.tables.memory import require_fit, study_memory
 from bilevax.tables.table import orders_of
 
 NAMES = {
@@ -149,10 +148,4 @@ def _require_memory(prepared: Prepared, p: int, settings: TuneSettings) -> None:
     rows, classes = prepared.table.rows, len(prepared.target.labels.classes)
     outputs = 1 if classes == 2 else classes
     folds = choose_method(settings.method, len(prepared.tuning), p, outputs).folds
-    require(
-        study_memory(rows, p, outputs, folds),
-        f"tuning {rows:,} rows, of {p:,} terms,",
-        HELPS,
-        compiler=PROGRAMS,
-        mapped=MAPPED,
-    )
+    require_fit(study_memory(rows, p, outputs, folds), f"tuning {rows:,} rows, of {p:,} terms,")
