@@ -146,6 +146,7 @@ def _fold_losses(
     for of_candidates, fold in zip(scores, folds, strict=True):
         losses = np.array([family.losses(s, y).value for s in of_candidates])
         for k in range(int(fold.max()) + 1):
+            # sum_i w_i l_ic / sum_i w_i over the rows i of the fold
             w = weight * (fold == k)
             if w.sum() > 0.0:
                 out.append([*(losses @ w / w.sum()), w.sum()])

@@ -100,6 +100,7 @@ class EM:
         return posterior(normalised(sharpness * log_p)[0], given, np.log(T))[0], T, sharpness
 
     def _prior(self, T: np.ndarray, others: float) -> Prior:
+        # rate = 1 - mean_c T_cc: one for all classes
         return Prior(float(np.clip(1.0 - np.diag(T).mean(), 1e-3, 0.9)), RATES, others)
 
     def _first(self, rows: np.ndarray, half: np.ndarray) -> np.ndarray:

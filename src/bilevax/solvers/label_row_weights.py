@@ -80,6 +80,7 @@ class Rows:
         """sum_i weight_i l_i + alpha/2 |W|^2 and its gradient."""
         log_p, each = at.log_p(self.X), np.arange(len(self.y))
         value = -float(weight @ log_p[each, self.y]) + 0.5 * self.penalty * float(np.sum(at.W**2))
+        # dl_i / ds_i = p_i - e_{y_i}
         slope = np.exp(log_p)
         slope[each, self.y] -= 1.0
         return value, self._back(slope * weight[:, None], at.W)
@@ -127,6 +128,7 @@ def hypergradient(rows: Rows, trusted: Rows, at: Linear, lam: np.ndarray) -> np.
     """dE/dlam at the minimiser of weights sigma(lam), [n]."""
     weight = expit(lam)
     v = rows.adjoint(at, weight, mean_loss(trusted, at)[1])
+    # dE / dlam_i = - w_i (1 - w_i) <grad l_i, v>, H v = grad E
     out: np.ndarray = -weight * (1.0 - weight) * rows.along(at, v)
     return out
 

@@ -171,6 +171,7 @@ class LogisticModels:
 
     def row_losses(self, rows: ClassRows) -> np.ndarray:
         """c l of other rows, averaged over the models, [n]."""
+        # c_i / K sum_k l_i(s theta_k)
         losses = [rows.losses(self.scale * rows.scores(theta)) for theta in self._theta]
         out: np.ndarray = rows.c * np.mean(losses, axis=0)
         return out

@@ -84,6 +84,7 @@ class Running:
     @property
     def error(self) -> float:
         """Standard error of the mean; 0 where it is not known."""
+        # sqrt(s^2 / n), s^2 = sum (x - mean)^2 / (n - 1)
         return math.sqrt(self.squares / (self.count - 1) / self.count) if self.count > 1 else 0.0
 
 
@@ -154,6 +155,7 @@ class Scores:
         """Share of the variance of a number that is explained, R^2."""
         if self._task != "number" or not self._truth.squares > 0.0:
             return None
+        # 1 - sum (y - prediction)^2 / sum (y - mean)^2
         return 1.0 - self.loss.mean * self.loss.count / self._truth.squares
 
     def held(self) -> tuple[np.ndarray, np.ndarray]:
