@@ -13,7 +13,6 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
-from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
 from bilevax.core.events import Callback
 from bilevax.core.limits import said
@@ -33,7 +32,7 @@ from bilevax.sklearn.frames import (
     is_sparse_frame,
     select,
 )
-from bilevax.sklearn.host_fit import default_ties, tune_on_host
+from bilevax.sklearn.host_fit import TunedOnHost, default_ties
 from bilevax.sklearn.penalised import PenalisedModel, RowWeights, default_float
 from bilevax.tables.labels import Label
 from bilevax.tables.memory import HELPS
@@ -44,7 +43,7 @@ BALANCED_SCORES = frozenset({"balanced_accuracy", "f1_macro", "recall_macro", "p
 """Scores that count every class alike; the tuned loss then does so too."""
 
 
-class TunedLogisticRegression(ProbabilisticClassifier, PenalisedModel):
+class TunedLogisticRegression(ProbabilisticClassifier, TunedOnHost):
     """Logistic regression with an L2 penalty per feature, column, class, weight, or one for all, that is tuned.
 
     Minimises sum_i loss_i + 1/2 sum_j penalty_j weight_j^2 on standardised features, as scikit-learn's
@@ -201,8 +200,12 @@ class TunedLogisticRegression(ProbabilisticClassifier, PenalisedModel):
             tied = sparse or rows.shape[1] > rows.shape[0]
             per = default_ties(rows.shape[0], sparse=sparse) if tied else "feature"
         if scipy.sparse.issparse(rows) or (isinstance(per, str) and per in TIED):
+            if run is not None:
+                raise ParameterError("run keeps nothing where rows are sparse or penalties tied: such a fit is short")
             kinds = self._blocks(blocks, rows.shape[1])
-            self._fit_on_host(rows, codes, weights, per, kinds, groups, validation, callback, run)
+            self._fit_on_host(
+                rows, codes, weights, per=per, blocks=kinds, groups=groups, validation=validation, callback=callback
+            )
             return self
         if blocks is not None:
             raise ParameterError(
@@ -263,50 +266,6 @@ class TunedLogisticRegression(ProbabilisticClassifier, PenalisedModel):
             return np.zeros(p, int) if self.encoder_ is None else self.encoder_.blocks_
         return np.unique(group_numbers(blocks, p, "blocks must have the number of the block"), return_inverse=True)[1]
 
-    def _fit_on_host(
-        self,
-        X: Matrix,
-        y: np.ndarray,
-        weights: RowWeights,
-        per: str | np.ndarray,
-        blocks: np.ndarray,
-        groups: ArrayLike | None,
-        validation: ArrayLike | None,
-        callback: Callback | None,
-        run: Run | str | os.PathLike[str] | None,
-    ) -> None:
-        """Tune and train where rows are sparse, or penalties tied."""
-        if self.method == "stochastic":
-            raise ParameterError("method='stochastic' takes neither sparse rows nor tied penalties")
-        if run is not None:
-            raise ParameterError("run keeps nothing where rows are sparse or penalties tied: such a fit is short")
-        tuned = tune_on_host(
-            X,
-            y,
-            weights,
-            classes=len(self.classes_),
-            per=per,
-            blocks=blocks,
-            groups=groups,
-            validation=validation,
-            validation_fraction=self.validation_fraction,
-            steps=self.steps,
-            random_state=self.random_state,
-            callback=callback,
-        )
-        self._set_coefficients(tuned.coef, tuned.intercept)
-        self.feature_mean_, self.feature_scale_, self.score_scale_ = tuned.mean, tuned.scale, tuned.score_scale
-        self.ridge_ = tuned.ridge
-        self.penalties_ = _as_told(tuned.penalties, per)
-        self.start_penalty_, self.validation_loss_ = tuned.start_penalty, tuned.validation_loss
-        self.validation_gap_, self.validation_gap_se_ = tuned.gap
-        self.method_ = "deterministic"
-        self.method_reason_ = "rows are sparse, or penalties tied: every row is read, and nothing compiled"
-        search = tuned.search
-        self.history_, self.n_iter_ = search.history, max(1, len(search.history))
-        self.visits_, self.chosen_step_, self.code_ = tuned.visits, tuned.chosen.number, Code.OK
-        self.interrupted_ = search.interrupted
-
     @property
     def _outputs(self) -> int:
         """The number of scores."""
@@ -357,9 +316,3 @@ class TunedLogisticRegression(ProbabilisticClassifier, PenalisedModel):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-
-def _as_told(penalties: np.ndarray, per: str | np.ndarray) -> np.ndarray:
-    """One number, [C], [C, p] or [p], as the parameter says it."""
-    told: np.ndarray = penalties[0] if isinstance(per, str) and per in ("global", "class") else penalties.T
-    return told
