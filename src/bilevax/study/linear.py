@@ -44,7 +44,6 @@ def encoded(prepared: Prepared, settings: TuneSettings, emit: Emit) -> tuple[Tab
 
 def fit_linear(
     prepared: Prepared,
-    target: str,
     settings: TuneSettings,
     emit: Emit,
     stage: Stage,
@@ -55,7 +54,6 @@ def fit_linear(
 
     Args:
         prepared: the rows.
-        target: name of the column to be predicted.
         settings: how.
         emit: gets a record of every step; true ends the tuning.
         stage: told what begins.
@@ -109,7 +107,7 @@ def fit_linear(
     kept = "global" if np.ptp(np.asarray(estimator.penalties_)) == 0.0 else per
     return Kept(
         name=NAMES[kept],
-        model=_plain_model(estimator, encoder, prepared, target, settings),
+        model=_plain_model(estimator, encoder, prepared, settings),
         seconds=seconds,
         interrupted=bool(estimator.interrupted_),
         code=code.name,
@@ -124,14 +122,14 @@ def fit_linear(
 
 
 def _plain_model(
-    estimator: TunedLogisticRegression, encoder: TableEncoder, prepared: Prepared, target: str, settings: TuneSettings
+    estimator: TunedLogisticRegression, encoder: TableEncoder, prepared: Prepared, settings: TuneSettings
 ) -> LinearModel:
     assert prepared.target.labels is not None
     terms, marks = encoder.terms_, prepared.marks(settings)
     tied = "weight" if np.ndim(estimator.penalties_) == 2 else "feature"
     per = tied if settings.texts else settings.penalty_per
     return LinearModel(
-        target=target,
+        target=prepared.target.name,
         classes=prepared.target.labels.classes,
         intercept=np.asarray(estimator.intercept_, np.float64).reshape(-1),
         coef=np.asarray(estimator.coef_, np.float64),

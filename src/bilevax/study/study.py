@@ -184,7 +184,7 @@ def tune_table(
     asked, weighted = settings.scoring if known else None, settings.class_weight is not None
     emit(Scoring(task=prepared.target.task, loss=loss, score=asked, class_weight=weighted))
     before = time.perf_counter() - start
-    kept = _fit(prepared, target, settings, emit, stage, run, begun, every)
+    kept = _fit(prepared, settings, emit, stage, run, begun, every)
     start = time.perf_counter() - before - kept.seconds
     interrupted = kept.interrupted
     # The model is there already: Ctrl-C ends the comparison, not the study.
@@ -223,12 +223,13 @@ def _notes(prepared: Prepared, target: str, settings: TuneSettings) -> list[Note
     return [*prepared.notes, *(note for note in found if not (told and note.about == "duplicates"))]
 
 
-def _data(prepared: Prepared) -> Data:
+def _data(prepared: Prepared, every: RowSet | None) -> Data:
     target, split = prepared.target, prepared.split
-    labels = target.labels
+    labels, test = target.labels, len(split.test)
+    train = len(split.train) if every is None else every.rows - test
     quantiles = None if labels else tuple(np.quantile(target.values, [0, 0.25, 0.5, 0.75, 1]).tolist())
     return Data(
-        rows=Rows(train=len(split.train), validation=len(split.validation), test=len(split.test)),
+        rows=Rows(train=train, validation=len(split.validation), test=test),
         features=len(prepared.features.names),
         missing_cells=int(sum(column.missing.sum() for column in prepared.features.columns)),
         classes=labels.counts() if labels else {},
@@ -238,7 +239,6 @@ def _data(prepared: Prepared) -> Data:
 
 def _fit(
     prepared: Prepared,
-    target: str,
     settings: TuneSettings,
     emit: Emit,
     stage: Stage,
@@ -246,16 +246,12 @@ def _fit(
     begun: float,
     every: RowSet | None,
 ) -> Kept:
-    data = _data(prepared)
-    if every is not None:
-        data = data.model_copy(
-            update={"rows": Rows(train=every.rows - data.rows.test, validation=0, test=data.rows.test)}
-        )
+    data = _data(prepared, every)
     if settings.is_linear:
         # JAX is imported for it alone
         from bilevax.study.linear import fit_linear
 
-        return fit_linear(prepared, target, settings, emit, stage, data, run)
+        return fit_linear(prepared, settings, emit, stage, data, run)
     emit(data)
     return additive.fit_additive(prepared, settings, emit, stage, begun, every)
 
