@@ -17,7 +17,7 @@ from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bilevax import ParameterError, Squared
-from bilevax.sklearn import TableEncoder, TunedLogisticRegression, penalised, tuning
+from bilevax.sklearn import TableEncoder, TunedLogisticRegression, penalised, penalty_search, tuning_method
 from bilevax.sklearn.penalised import PenalisedModel, RowWeights
 
 
@@ -119,7 +119,7 @@ def people(n: int = 240, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
 @pytest.mark.slow
 def test_a_frame_is_taken_as_it_is_and_categories_share_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     frame, y = people()
-    monkeypatch.setattr(tuning, "SIGNIFICANT", -np.inf)  # whatever the steps gain, they are kept
+    monkeypatch.setattr(penalty_search, "SIGNIFICANT", -np.inf)  # whatever the steps gain, they are kept
     model = small(penalty_per="column").fit(frame, y)
     features = [*(f"job = {job}" for job in "abcd"), "job is missing", "age", "age is missing", "member", "start"]
     assert list(model.encoder_.get_feature_names_out()) == features
@@ -310,12 +310,12 @@ def test_same_seed_same_model() -> None:
 @pytest.mark.slow
 def test_where_a_pass_is_long_a_plan_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minibatches where every row costs much, full batches where it costs nothing; never minibatches that mislead."""
-    monkeypatch.setattr(tuning, "FULL_BATCH_LIMIT", 0.0)
+    monkeypatch.setattr(tuning_method, "FULL_BATCH_LIMIT", 0.0)
     X, y = noisy(6000, 3)
     found = {}
     for price, near in ((1e-3, 0.3), (1e3, np.inf), (1e3, 0.0)):
-        monkeypatch.setattr(tuning, "FULL_BATCH_PRICE", price)
-        monkeypatch.setattr(tuning, "NEAR", near)
+        monkeypatch.setattr(tuning_method, "FULL_BATCH_PRICE", price)
+        monkeypatch.setattr(tuning_method, "NEAR", near)
         model = TunedLogisticRegression(steps=5, random_state=0).fit(X[:3000], y[:3000])
         found[price, near] = model.method_, model.method_reason_
         assert log_loss(y[3000:], model.predict_proba(X[3000:])) < np.log(2)

@@ -123,11 +123,8 @@ def _show(table: Table, asked: Asked, found: tuple[Note, ...]) -> None:
 
     console = Output()
     head = [clean(line) for line in _summary(table, asked).split("\n")] + ([] if found else ["nothing found"])
-    notes = [("table", note) for note in table.notes]
-    rows = [
-        ("note" if about == "table" else about, clean(text))
-        for about, text in [*((note.about, note.text) for note in found), *notes]
-    ]
+    pairs = [*((note.about, note.text) for note in found), *(("table", text) for text in table.notes)]
+    rows = [("note" if about == "table" else about, clean(text)) for about, text in pairs]
     if not console.is_terminal:
         # a finding a line, for grep
         print(*head, *(f"{about}: {text}" for about, text in rows), sep="\n")

@@ -1,9 +1,7 @@
 """``bilevax clean``: which labels of a table are wrong."""
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ from rich.text import Text
 from bilevax.cli.config_file import Options
 from bilevax.cli.display import Display
 from bilevax.cli.output import Output
-from bilevax.cli.predict import safe_cell, safe_id
+from bilevax.cli.predict import csv_lines, safe_cell, safe_id
 from bilevax.cli.source import open_table, required_target
 from bilevax.cli.tune import described
 from bilevax.core.cleaning_records import Verified, Wrong
@@ -23,7 +21,7 @@ from bilevax.core.run_files import REPORT, SUSPICIOUS
 from bilevax.core.run_records import Note
 from bilevax.core.text import clean, counted
 from bilevax.tables.memory import HELPS
-from bilevax.tables.reading import EVERY, MAX_CELLS, Reading, marks_from_words, types_from_words
+from bilevax.tables.reading import EVERY, Reading, marks_from_words, types_from_words
 from bilevax.tables.table import Table
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ def run(options: Options) -> int:
 
         found = clean_table(table, target, settings, trusted=trusted, on_event=display)
         display({"kind": "stage", "name": "writing what was found"})
-        asked = {name: _plain(options[name]) for name in ("trusted", *_READ) if options[name]}
+        asked = {name: options[name] for name in ("trusted", *_READ) if options[name]}
         directory.begin({**config_of(table, target, settings, asked), "source": described(source)})
         for event in found.events:
             directory.append(event)
@@ -73,10 +71,6 @@ def run(options: Options) -> int:
         display.close()
         _outcome(found.records, directory.path, [*tables], options)
     return 0
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _settings(options: Options) -> "CleanSettings":
@@ -99,14 +93,8 @@ def _settings(options: Options) -> "CleanSettings":
 def _tables(source: str, options: Options, settings: "CleanSettings") -> tuple[Table, str, Table | None]:
     """What is cleaned, the column of labels, and the other table, if there is one."""
     marks, kinds = marks_from_words(options["missing"] or ()), types_from_words(options["types"] or ())
-    reading = Reading(
-        options["text"] or (),
-        drop=options["drop"] or (),
-        missing=marks,
-        types=kinds,
-        keep=options["keep"] or (),
-        max_cells=options["max_cells"] or MAX_CELLS,
-    )
+    given = {name: options[name] for name in ("text", "drop", "keep", "max_cells") if options[name]}
+    reading = Reading(missing=marks, types=kinds, **given)
     table, known = open_table(source, reading)
     target = required_target(table, options["target"] or known)
     for name in reading.keep:
@@ -155,11 +143,11 @@ def _suspicious(found: "Cleaning") -> Iterator[bytes]:
     rows = found.rows
     names = [column.name for column in rows.table.kept]
     truth = ["truth"] if rows.truth is not None else []
-    yield _lines([["row", "probability", "given", "suggested", *truth, *map(safe_cell, names)]])
+    yield csv_lines([["row", "probability", "given", "suggested", *truth, *map(safe_cell, names)]]).encode()
     safe = {label: safe_cell(label, label) if rows.text else label for label in rows.labels}
     order, given = found.order, rows.given
     for start in range(0, len(order), _AT_ONCE):
-        yield _lines(
+        yield csv_lines(
             [
                 str(rows.places[i] + 1),
                 f"{found.probability[i]:.6g}",
@@ -169,13 +157,7 @@ def _suspicious(found: "Cleaning") -> Iterator[bytes]:
                 *(safe_id(column.values[i]) for column in rows.table.kept),
             ]
             for i in order[start : start + _AT_ONCE].tolist()
-        )
-
-
-def _lines(rows: Iterable[list[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+        ).encode()
 
 
 def _outcome(records: Records, directory: Path, written: list[str], options: Options) -> None:

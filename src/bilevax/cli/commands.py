@@ -19,6 +19,7 @@ from bilevax.cli.options import (
     TEXT,
     TYPES,
     app,
+    column,
 )
 from bilevax.cli.threads import one_thread
 
@@ -28,9 +29,7 @@ def tune(
     context: typer.Context,
     table: Annotated[str | None, TABLE] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Directory of the run; it is made.")] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", metavar="COLUMN", help="Column to predict; bundled data sets know theirs.")
-    ] = None,
+    target: Annotated[str | None, column("Column to predict; bundled data sets know theirs.")] = None,
     model: Annotated[
         Literal["additive", "linear"] | None,
         typer.Option(help="additive (default): a curve for every column; linear: logistic regression, by JAX."),
@@ -49,23 +48,17 @@ def tune(
     class_weight: Annotated[
         Literal["balanced"] | None, typer.Option(help="Give rare classes the weight of frequent ones.")
     ] = None,
-    group: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Rows that agree in it stay together in one part of the split.")
-    ] = None,
-    time_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Train on the oldest rows by it, test on the newest.")
-    ] = None,
+    group: Annotated[str | None, column("Rows that agree in it stay together in one part of the split.")] = None,
+    time_column: Annotated[str | None, column("Train on the oldest rows by it, test on the newest.")] = None,
     exposure: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="What counts or amounts are in proportion to, such as years insured."),
+        str | None, column("What counts or amounts are in proportion to, such as years insured.")
     ] = None,
     drop: Annotated[list[str] | None, DROP] = None,
     text: Annotated[list[str] | None, TEXT] = None,
     missing: Annotated[list[str] | None, MISSING] = None,
     types: Annotated[list[str] | None, TYPES] = None,
     keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Column that is not learned from, as identifiers are; may be repeated."),
+        list[str] | None, column("Column that is not learned from, as identifiers are; may be repeated.")
     ] = None,
     max_cells: Annotated[
         int | None, typer.Option(metavar="N", help="Rows x columns of a Parquet or svmlight file, at most.")
@@ -83,19 +76,13 @@ def tune(
         typer.Option(help="Of a linear model: what has a penalty of its own (default: feature)."),
     ] = None,
     words: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Of a linear model: column of texts, to learn from its words; repeatable."),
+        list[str] | None, column("Of a linear model: column of texts, to learn from its words; repeatable.")
     ] = None,
     characters: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Of a linear model: the same from 3 to 5 characters in a row."),
+        list[str] | None, column("Of a linear model: the same from 3 to 5 characters in a row.")
     ] = None,
     cells: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Of a linear model: column of cells NUMBER:VALUE; 'cells' of a svmlight file.",
-        ),
+        list[str] | None, column("Of a linear model: column of cells NUMBER:VALUE; 'cells' of a svmlight file.")
     ] = None,
     validation_size: Annotated[
         float | None,
@@ -172,8 +159,7 @@ def predict(
         ),
     ] = None,
     keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Column whose cells stand before the prediction; may be repeated."),
+        list[str] | None, column("Column whose cells stand before the prediction; may be repeated.")
     ] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Compare the predictions with the target column, which is in the table.")
@@ -201,16 +187,12 @@ def clean(
     context: typer.Context,
     table: Annotated[str, TABLE],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of what is found; it is made.")],
-    target: Annotated[
-        str | None, typer.Option("--target", metavar="COLUMN", help="Column of labels; bundled data sets know theirs.")
-    ] = None,
+    target: Annotated[str | None, column("Column of labels; bundled data sets know theirs.")] = None,
     trusted: Annotated[
         str | None,
         typer.Option(metavar="TABLE", help="Other rows, with the same columns, whose labels are known to be right."),
     ] = None,
-    trusted_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Or a column that marks such rows: yes or no, 1 or 0.")
-    ] = None,
+    trusted_column: Annotated[str | None, column("Or a column that marks such rows: yes or no, 1 or 0.")] = None,
     cleaned: Annotated[
         bool, typer.Option("--cleaned", help="Write the table, too, with the labels that are probably right.")
     ] = False,
@@ -218,10 +200,7 @@ def clean(
         Literal["linear", "additive"] | None,
         typer.Option(help="What learns the labels: linear (default), or additive: a curve for every column, slower."),
     ] = None,
-    truth: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Of true labels, where they are known: says how right all this is."),
-    ] = None,
+    truth: Annotated[str | None, column("Of true labels, where they are known: says how right all this is.")] = None,
     flip: Annotated[
         float | None,
         typer.Option(
@@ -240,8 +219,7 @@ def clean(
     missing: Annotated[list[str] | None, MISSING] = None,
     types: Annotated[list[str] | None, TYPES] = None,
     keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Column that is not learned from, and stands beside each suspicious row."),
+        list[str] | None, column("Column that is not learned from, and stands beside each suspicious row.")
     ] = None,
     max_cells: Annotated[int | None, MAX_CELLS] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of folds (default: 0).")] = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from bilevax.cli.cache import keep_programs
-from bilevax.cli.options import DEBUG, NO_CACHE, app
+from bilevax.cli.options import DEBUG, NO_CACHE, app, column
 
 
 @app.command()
@@ -19,15 +19,9 @@ def check(
             help="A table, or a module or a .py file and in it a dictionary, a record, or a function that returns one.",
         ),
     ],
-    target: Annotated[
-        str | None, typer.Option("--target", metavar="COLUMN", help="Of a table: the column to predict.")
-    ] = None,
-    drop: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Of a table: column that is not looked at.")
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="Of a table: column to read as text.")
-    ] = None,
+    target: Annotated[str | None, column("Of a table: the column to predict.")] = None,
+    drop: Annotated[list[str] | None, column("Of a table: column that is not looked at.")] = None,
+    text: Annotated[list[str] | None, column("Of a table: column to read as text.")] = None,
     missing: Annotated[
         list[str] | None, typer.Option(metavar="MARKS", help="Of a table: cells that say that nothing is known.")
     ] = None,
@@ -38,12 +32,8 @@ def check(
         Literal["auto", "classes", "number", "count", "amount"] | None,
         typer.Option(help="Of a table: what is predicted; auto (default): classes, or a number where there are many."),
     ] = None,
-    group: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Of a table: rows that agree in it belong together.")
-    ] = None,
-    time_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Of a table: column that says which rows are older.")
-    ] = None,
+    group: Annotated[str | None, column("Of a table: rows that agree in it belong together.")] = None,
+    time_column: Annotated[str | None, column("Of a table: column that says which rows are older.")] = None,
     max_cells: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Of a Parquet or svmlight file: rows x columns at most.")
     ] = None,

@@ -13,6 +13,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def column(meaning: str) -> object:
+    """An option that is the name of a column."""
+    return typer.Option(metavar="COLUMN", help=meaning)
+
+
 # --debug is read by the entry point, around all commands.
 TABLE = typer.Argument(
     metavar="TABLE",
@@ -25,8 +31,8 @@ NO_CACHE = typer.Option(
 DETERMINISTIC = typer.Option(
     "--deterministic", help="Compute with one thread: another number of threads changes the last bits of sums."
 )
-DROP = typer.Option(metavar="COLUMN", help="Column that is not looked at; may be repeated.")
-TEXT = typer.Option(metavar="COLUMN", help="Column to read as text; may be repeated.")
+DROP = column("Column that is not looked at; may be repeated.")
+TEXT = column("Column to read as text; may be repeated.")
 MISSING = typer.Option(
     metavar="MARKS",
     help="Cells that say that nothing is known: '?,NA', or of one column COLUMN='?,NA'; may be repeated.",

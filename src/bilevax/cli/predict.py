@@ -68,13 +68,13 @@ def run(directory: Path, source: str, out: Path | None, options: PredictOptions,
     if options.score:
         scores = scoring.scores_for(model.classes, records, options.threshold)
     with _output(out) as write:
-        write(_lines([[*map(safe_cell, options.keep), "prediction", *_probability_names(model)]]))
+        write(csv_lines([[*map(safe_cell, options.keep), "prediction", *_probability_names(model)]]))
         for table in pieces.tables():
             means = model.predict_mean(table)
             unfamiliar.add(table)
             if scores is not None:
                 scores.add(means, table.column(model.target))
-            write(_lines(_rows(model, table, means, options.threshold)))
+            write(csv_lines(_rows(model, table, means, options.threshold)))
     _say(unfamiliar.lines())
     if scores is not None:
         _say([scores.line(model.target, scoring.figures(scores, records))])
@@ -134,7 +134,8 @@ def _rows(model: "TableModel", table: Table, means: np.ndarray, threshold: float
         yield [*cells, *label, *row]
 
 
-def _lines(rows: Sequence[list[str]] | Iterator[list[str]]) -> str:
+def csv_lines(rows: Sequence[list[str]] | Iterator[list[str]]) -> str:
+    """Rows as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

@@ -164,10 +164,8 @@ class Course:
             algorithm = given.algorithm
         problem, damping = given.problem, content["damping"]
         problem = problem if damping is None else replace_unchecked(problem, damping=damping)
-        log, back_off = (
-            Log(algorithm.step_cost(problem, given.sources), Cost()),
-            BackOff(given.problem, given.algorithm),
-        )
+        log = Log(algorithm.step_cost(problem, given.sources), Cost())
+        back_off = BackOff(given.problem, given.algorithm)
         settings = _settings(given, algorithm) if differs else content["settings"]
         clock = time.monotonic() - content["seconds"]
         course = Course(given, problem, algorithm, state, log, back_off, settings, clock, found.step)

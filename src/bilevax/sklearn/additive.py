@@ -11,14 +11,13 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.validation import assert_all_finite
 
 from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.events import Callback
 from bilevax.core.limits import said
 from bilevax.sklearn.additive_base import TunedAdditive, Units, require_target
-from bilevax.sklearn.additive_choice import Callback
 from bilevax.sklearn.additive_passes import Targets
-from bilevax.sklearn.classes import check_labels, encode_classes
+from bilevax.sklearn.classes import encode_classes, read_labels
 from bilevax.sklearn.frames import Features
 from bilevax.solvers.additive_families import Binomial, Family, Gamma, Gaussian, Multinomial, Poisson
 from bilevax.solvers.additive_models import ADDITIVE, AdditiveFit, Rows
@@ -141,10 +140,7 @@ class TunedAdditiveClassifier(ClassifierMixin, TunedAdditive):
         """
         self._validate_params()
         require_target(self, y)
-        check_labels(y)
-        labels = column_or_1d(y, warn=True)
-        assert_all_finite(labels, input_name="y")
-        given = self._read(X, labels, sample_weight, groups)
+        given = self._read(X, read_labels(y), sample_weight, groups)
         self.classes_, codes = encode_classes(given.y, None)
         weight = given.weight * compute_sample_weight(self.class_weight, given.y)
         # what classes weigh says nothing of how many rows there are

@@ -13,7 +13,8 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from bilevax.core.errors import ParameterError
-from bilevax.sklearn.additive_choice import Callback, Compared, choose, some_rows
+from bilevax.core.events import Callback
+from bilevax.sklearn.additive_choice import Compared, choose, some_rows
 from bilevax.sklearn.additive_passes import EveryRow, Targets, fit_to_every_row
 from bilevax.sklearn.additive_table import binned, directions, ordered_levels
 from bilevax.sklearn.frames import Features, as_table, check_sample_weight, notes_on_reading

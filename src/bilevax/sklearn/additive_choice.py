@@ -1,13 +1,13 @@
 """The choice among additive models: each is tuned inside outer folds, and what it says of held-out rows is stacked."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.utils.parallel import Parallel, delayed
 
-from bilevax.core.events import Event
+from bilevax.core.events import Callback
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.additive_families import Family
@@ -20,9 +20,6 @@ FOLDS, FEW, REPEATS = 5, 2000, 4
 
 ROWS = 50_000
 """Rows that the choice is made on, at most; where penalties are tuned by folds, it is those that they are tuned on."""
-
-Callback = Callable[[Event], bool | None]
-"""Called before each fold with ``fold`` (how many are done), ``of`` and ``seconds``; True ends the comparison."""
 
 
 class Compared(NamedTuple):
@@ -149,6 +146,7 @@ def _fold_losses(
     for of_candidates, fold in zip(scores, folds, strict=True):
         losses = np.array([family.losses(s, y).value for s in of_candidates])
         for k in range(int(fold.max()) + 1):
+            # sum_i w_i l_ic / sum_i w_i over the rows i of the fold
             w = weight * (fold == k)
             if w.sum() > 0.0:
                 out.append([*(losses @ w / w.sum()), w.sum()])

@@ -1,12 +1,38 @@
 """Labels of classifiers as numbers, and what is no set of labels refused by name."""
 
+from abc import ABC, abstractmethod
 from numbers import Number
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.base import ClassifierMixin
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import assert_all_finite
 
 from bilevax.core.errors import DataError
+from bilevax.sklearn.frames import Features
+
+
+class ProbabilisticClassifier(ClassifierMixin, ABC):
+    """Predictions by the log-probabilities of classes."""
+
+    classes_: np.ndarray
+
+    @abstractmethod
+    def predict_log_proba(self, X: Features) -> np.ndarray:
+        """Log-probabilities of the classes, [n, C]."""
+
+    def predict_proba(self, X: Features) -> np.ndarray:
+        """Probabilities of the classes, [n, C]."""
+        probabilities: np.ndarray = np.exp(self.predict_log_proba(X))
+        return probabilities
+
+    def predict(self, X: Features) -> np.ndarray:
+        """The most probable label of each row, [n]."""
+        index = self.predict_log_proba(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[index]
+        return labels
 
 
 def check_labels(y: ArrayLike) -> None:
@@ -19,6 +45,14 @@ def check_labels(y: ArrayLike) -> None:
     kinds = sorted(set(map(_kind, np.asarray(labels, object)))) if _is_object(labels) else []
     if len(kinds) > 1:
         raise DataError(f"y mixes labels of the types {', '.join(kinds)}; make them all strings, or all numbers")
+
+
+def read_labels(y: ArrayLike) -> np.ndarray:
+    """Labels [n], none of which is missing; other faults as of :func:`check_labels`."""
+    check_labels(y)
+    labels: np.ndarray = column_or_1d(y, warn=True)
+    assert_all_finite(labels, input_name="y")
+    return labels
 
 
 def encode_classes(labels: np.ndarray, validation: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """Elastic nets, of a number and of two classes, whose penalties are tuned by hypergradients on the support."""
 
-from collections.abc import Callable
 from numbers import Real
 from typing import ClassVar
 
@@ -12,17 +11,14 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bilevax.core.events import Event
-from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, linear_scores
 from bilevax.sklearn.classes import check_labels, encode_classes
 from bilevax.sklearn.frames import check_sample_weight, select
 from bilevax.sklearn.penalty_search import Tying
-from bilevax.sklearn.tuned_linear import Folds, TunedLinear, TunedRegressor
+from bilevax.sklearn.tuned_linear import Folds, Given, TunedLinear, TunedRegressor
 from bilevax.solvers.l1_logistic import L1LogisticModels
 from bilevax.solvers.l1_models import CrossFitted, L1Models
 from bilevax.solvers.l1_squared import L1SquaredModels
-from bilevax.tables.memory import HELPS
 
 
 class _ElasticNet(TunedLinear):
@@ -45,12 +41,14 @@ class _ElasticNet(TunedLinear):
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.l1_ratio = l1_ratio
-        self.penalty_per = penalty_per
-        self.standardize = standardize
-        self.cv = cv
-        self.validation_fraction = validation_fraction
-        self.steps = steps
-        self.random_state = random_state
+        super().__init__(
+            penalty_per,
+            standardize=standardize,
+            cv=cv,
+            validation_fraction=validation_fraction,
+            steps=steps,
+            random_state=random_state,
+        )
 
     def _ratio(self) -> float | None:
         return self.l1_ratio
@@ -120,35 +118,6 @@ class TunedElasticNet(_ElasticNet, TunedRegressor):
         (7, True)
     """
 
-    @said("this fit", HELPS)
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-        *,
-        groups: ArrayLike | None = None,
-        validation: ArrayLike | None = None,
-        callback: Callable[[Event], bool | None] | None = None,
-    ) -> "TunedElasticNet":
-        """Tune the penalties and train the model.
-
-        Args:
-            X: features, [n, p], dense or sparse.
-            y: numbers, [n].
-            sample_weight: of the rows, [n], in every loss: a row of weight 2 is as two, and one of weight 0 is not
-                there. None: 1. They play no part in how rows are dealt out, nor in standard errors.
-            groups: a group per row, [n]: no group is split between folds, or between training and validation.
-            validation: True for validation rows, [n]; None: a random share.
-            callback: called with a record after every step; returning True ends the tuning.
-
-        Raises:
-            ParameterError: a parameter is wrong.
-            ValueError: scikit-learn's, on bad X and y.
-        """
-        self._fit_numbers(X, y, sample_weight, groups, validation, callback)
-        return self
-
     def _models(self, X: Matrix, y: np.ndarray, weight: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
         return L1SquaredModels(X, y, fold, K, weight=weight)
 
@@ -173,24 +142,7 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
         True
     """
 
-    @said("this fit", HELPS)
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-        *,
-        groups: ArrayLike | None = None,
-        validation: ArrayLike | None = None,
-        callback: Callable[[Event], bool | None] | None = None,
-    ) -> "TunedElasticNetClassifier":
-        """As :meth:`TunedElasticNet.fit`, y being labels of two classes.
-
-        Raises:
-            ParameterError: a parameter is wrong.
-            ValueError: scikit-learn's, on bad X and y; a class has too few rows.
-        """
-        self._validate_params()
+    def _read(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, validation: ArrayLike | None) -> Given:
         options = {"accept_sparse": "csc", "dtype": np.float64, "ensure_min_samples": 2}
         check_labels(y)
         rows, labels = validate_data(self, X, y, **options)
@@ -202,10 +154,10 @@ class TunedElasticNetClassifier(ClassifierMixin, _ElasticNet):
                 f"Only binary classification is supported, and there are {len(self.classes_)} classes; "
                 "wrap the model in sklearn.multiclass.OneVsRestClassifier"
             )
-        targets = codes.astype(float)
-        self._fit(rows, targets, weight, strata=codes, groups=groups, validation=validation, callback=callback)
-        self.coef_, self.intercept_ = self._coef[None, :], np.array([self._intercept])
-        return self
+        return rows, codes.astype(float), weight, codes
+
+    def _set_coefficients(self, coef: np.ndarray, intercept: float) -> None:
+        self.coef_, self.intercept_ = coef[None, :], np.array([intercept])
 
     def _models(self, X: Matrix, y: np.ndarray, weight: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
         for k in range(-1, K):

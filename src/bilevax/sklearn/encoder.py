@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from numbers import Integral
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -73,10 +73,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict[str, list[object]]] = {
         "min_frequency": [Interval(Integral, 1, None, closed="left")],
         "max_categories": [Interval(Integral, 2, None, closed="left")],
-        "words": ["array-like"],
-        "pairs": ["array-like"],
-        "characters": ["array-like"],
-        "cells": ["array-like"],
+        **{grams: ["array-like"] for grams in get_args(Grams)},
         "min_texts": [Interval(Integral, 1, None, closed="left")],
         "buckets": [Interval(Integral, 2, None, closed="left"), None],
     }
@@ -131,12 +128,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         table = as_table(self, X, reset=True)
         terms: list[Term] = []
         left_out: dict[str, list[str]] = {}
-        texts: dict[Grams, Sequence[str]] = {
-            "words": self.words,
-            "pairs": self.pairs,
-            "characters": self.characters,
-            "cells": self.cells,
-        }
+        texts: dict[Grams, Sequence[str]] = {grams: getattr(self, grams) for grams in get_args(Grams)}
         read = dict.fromkeys(name for names in texts.values() for name in names)
         table.require(read)
         for column in table.columns:

@@ -104,6 +104,18 @@ def check_sample_weight(sample_weight: ArrayLike | None, y: np.ndarray) -> np.nd
     return weight
 
 
+def group_numbers(given: ArrayLike, p: int, what: str) -> np.ndarray:
+    """Numbers of columns, [p].
+
+    Raises:
+        ParameterError: there are not p whole numbers from 0.
+    """
+    numbers = np.asarray(given)
+    if numbers.shape != (p,) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
+        raise ParameterError(f"{what} of each of the {p} columns, from 0")
+    return numbers
+
+
 def select(A: Any, there: np.ndarray) -> Any:
     """The rows of an array, dense or sparse, where ``there`` [n] is True; A itself for all, or if it has not n rows."""
     if A is None or there.all() or np.shape(A)[:1] != there.shape:

@@ -5,27 +5,22 @@ what few rows have, divided by its small standard deviation, would hardly be pen
 intercept is penalised, so that the weights are the same. The others are standardised.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
-
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
 
 from bilevax.core.codes import Code
-from bilevax.core.errors import DataError
-from bilevax.core.events import Event
+from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.events import Callback, Event
 from bilevax.linalg.columns import Matrix, are_zero_one, column_moments, divide_columns
-from bilevax.sklearn.penalty_search import Pace, Search, Step
+from bilevax.sklearn.penalised import PenalisedModel, RowWeights
+from bilevax.sklearn.penalty_search import LEAST, Pace, Search, Step
 from bilevax.sklearn.penalty_ties import Ties, log_evidence, log_frequency, tied
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.logistic_models import ClassRows, LogisticModels
 from bilevax.solvers.ridge_scores import ridge, stacked
-
-if TYPE_CHECKING:
-    from bilevax.sklearn.penalised import RowWeights
 
 FEW = 25
 """Numbers that are tuned up to which no rows validate: the cross-validated loss has little to overfit with."""
@@ -35,9 +30,6 @@ SAY = 500
 
 SMALL, SMALLER = 2000, 500
 """Rows up to which there are five folds, three of more; and up to which there are ten."""
-
-LEAST = 1e-100
-"""Of the first single penalty: there is nothing to learn where it would be 0."""
 
 FIRST, LOWEST = 1e-3, 1e-5
 """The first single penalty that is tried against the trace of the Hessian, and the last against it."""
@@ -58,137 +50,100 @@ RESIDUAL = 1e-2
 """Of a ridge."""
 
 
-class Tuned(NamedTuple):
-    """What tuning found.
-
-    Attributes:
-        coef: in the units of X, [C, p].
-        intercept: [C].
-        score_scale: that the logistic model was multiplied by.
-        ridge: the penalty of the ridge beside it, and what that was multiplied by.
-        mean: that columns were taken about, [p].
-        scale: that they were divided by, [p].
-        penalties: on the scaled columns, [p] or [p, C].
-        start_penalty: the single one.
-        validation_loss: of the chosen step; None where no rows validate.
-        gap: how much of the fall of the tuning loss the validation rows do not confirm, and its standard error.
-        chosen: the step.
-        search: with its history.
-        visits: rows read.
-    """
-
-    coef: np.ndarray
-    intercept: np.ndarray
-    score_scale: float
-    ridge: tuple[float, float]
-    mean: np.ndarray
-    scale: np.ndarray
-    penalties: np.ndarray
-    start_penalty: float
-    validation_loss: float | None
-    gap: tuple[float, float]
-    chosen: Step
-    search: Search
-    visits: int
-
-
 def default_ties(rows: int, *, sparse: bool) -> str:
     """What penalties are tied to."""
     return "evidence" if sparse and rows >= SAY else "frequency"
 
 
-def tune_on_host(
-    X: Matrix,
-    y: np.ndarray,
-    weights: "RowWeights",
-    *,
-    classes: int,
-    per: str | np.ndarray,
-    blocks: np.ndarray,
-    groups: ArrayLike | None,
-    validation: ArrayLike | None,
-    validation_fraction: float,
-    steps: int,
-    random_state: int | np.random.RandomState | None,
-    callback: Callable[[Event], bool | None] | None,
-) -> Tuned:
-    """Tune the penalties by the cross-validated loss, then train on every row, in one thread.
+class TunedOnHost(PenalisedModel):
+    """A classifier of sparse rows, or of penalties that are tied; its ``fit`` ends in :meth:`_fit_on_host`."""
 
-    Args:
-        X: features [n, p], dense or sparse.
-        y: classes, [n].
-        weights: of the rows.
-        classes: how many.
-        per: ``"evidence"``, ``"frequency"``, ``"feature"``, ``"class"``, ``"weight"``, ``"global"``, or the group of
-            each column [p].
-        blocks: of columns that have a level each where penalties are tied, [p].
-        groups: as in ``fit``.
-        validation: as in ``fit``.
-        validation_fraction: of the rows, where more than FEW numbers are tuned.
-        steps: at most so many.
-        random_state: of the folds and the validation rows.
-        callback: as in ``fit``.
-    """
-    random = check_random_state(random_state)
-    seed = int(random.randint(2**31 - 1))
-    numbers = _ties(X, weights.sample, per, blocks, classes).groups
-    validated = np.zeros(len(y), bool)
-    if validation is not None or numbers > FEW:
-        validated = validation_rows(y, groups, validation, validation_fraction, seed)
-    train = np.flatnonzero(~validated)
-    Z, mean, scale = _standardised(X, train, weights.sample[train])
-    precision = SEARCHED if scipy.sparse.issparse(Z) else np.float64
-    fold = _folds(y[train], None if groups is None else np.asarray(groups)[train], random)
-    ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
-    inner, outer = (np.asarray(weight, np.float64) for weight in (weights.training, weights.held_out))
-    if validated.any():
-        outer = outer / outer[validated].mean()
-    with one_thread():
-        models = LogisticModels(
-            Z[train].astype(precision),
-            y[train],
-            fold,
-            int(fold.max()) + 1,
-            classes=classes,
-            weight=inner[train],
-            held_weight=outer[train],
-            scaled=ties.groups > 1 or per == "evidence",
-        )
-        ties = _begun(ties, models, blocks if per == "evidence" else None)
-        held = ClassRows.of(Z[validated].astype(precision), y[validated], outer[validated], classes)
-        search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), PACE)
-        search.run(max(FIRST * models.largest_curvature(), LEAST), steps, lowest=LOWEST)
-        step = search.decided()
-        final, penalties = _trained(Z, y, inner, classes, step, ties, blocks)
-        # s theta of the logistic model; with a ridge beside it a (s theta) + b theta_ridge
-        theta = step.scale * np.concatenate([final.weights[0], final.bias])
-        alpha, (a, b) = _beside(models, step, np.exp(ties.usual)) if per == "evidence" else (0.0, (1.0, 0.0))
-        if b > 0.0:
-            theta = a * theta + b * ridge(final.trained[0], alpha, RESIDUAL)
-    start = search.start
-    gap, error = _gap(start, search.best)
-    return Tuned(
+    classes_: np.ndarray
+
+    def _fit_on_host(
+        self,
+        X: Matrix,
+        y: np.ndarray,
+        weights: RowWeights,
+        *,
+        per: str | np.ndarray,
+        blocks: np.ndarray,
+        groups: ArrayLike | None,
+        validation: ArrayLike | None,
+        callback: Callback | None,
+    ) -> None:
+        """Tune the penalties by the cross-validated loss, then train on every row, in one thread.
+
+        Where more than FEW numbers are tuned, rows validate.
+
+        Args:
+            X: features [n, p], dense or sparse.
+            y: classes, [n].
+            weights: of the rows.
+            per: ``"evidence"``, ``"frequency"``, ``"feature"``, ``"class"``, ``"weight"``, ``"global"``, or the group
+                of each column [p].
+            blocks: of columns that have a level each where penalties are tied, [p].
+            groups: as in ``fit``.
+            validation: as in ``fit``.
+            callback: as in ``fit``.
+        """
+        if self.method == "stochastic":
+            raise ParameterError("method='stochastic' takes neither sparse rows nor tied penalties")
+        classes = len(self.classes_)
+        random = check_random_state(self.random_state)
+        seed = int(random.randint(2**31 - 1))
+        numbers = _ties(X, weights.sample, per, blocks, classes).groups
+        validated = np.zeros(len(y), bool)
+        if validation is not None or numbers > FEW:
+            validated = validation_rows(y, groups, validation, self.validation_fraction, seed)
+        train = np.flatnonzero(~validated)
+        mean, scale = _moments(X[train], weights.sample[train])
+        # z = (x - mean) / scale
+        Z = divide_columns(_less(X, mean), scale)
+        precision = SEARCHED if scipy.sparse.issparse(Z) else np.float64
+        fold = _folds(y[train], None if groups is None else np.asarray(groups)[train], random)
+        ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
+        inner, outer = (np.asarray(weight, np.float64) for weight in (weights.training, weights.held_out))
+        if validated.any():
+            outer = outer / outer[validated].mean()
+        with one_thread():
+            models = LogisticModels(
+                Z[train].astype(precision),
+                y[train],
+                fold,
+                int(fold.max()) + 1,
+                classes=classes,
+                weight=inner[train],
+                held_weight=outer[train],
+                scaled=ties.groups > 1 or per == "evidence",
+            )
+            ties = _begun(ties, models, blocks if per == "evidence" else None)
+            held = ClassRows.of(Z[validated].astype(precision), y[validated], outer[validated], classes)
+            search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), PACE)
+            search.run(FIRST * models.largest_curvature(), self.steps, lowest=LOWEST)
+            step = search.decided()
+            final, penalties = _trained(Z, y, inner, classes, step, ties, blocks)
+            # s theta of the logistic model; with a ridge beside it a (s theta) + b theta_ridge
+            theta = step.scale * np.concatenate([final.weights[0], final.bias])
+            alpha, (a, b) = _beside(models, step, np.exp(ties.usual)) if per == "evidence" else (0.0, (1.0, 0.0))
+            if b > 0.0:
+                theta = a * theta + b * ridge(final.trained[0], alpha, RESIDUAL)
         # theta' (x - mean) / scale = (theta / scale)' x - (mean / scale)' theta
-        coef=theta[:-1].T / scale,
-        intercept=theta[-1] - (mean / scale) @ theta[:-1],
-        score_scale=a * step.scale,
-        ridge=(alpha, b),
-        mean=mean,
-        scale=scale,
-        penalties=penalties,
-        start_penalty=float(np.ravel(ties.penalties(start.lam)[1])[0]),
-        validation_loss=step.score if step.row_losses.size else None,
-        gap=(gap, error),
-        chosen=step,
-        search=search,
-        visits=models.visits,
-    )
+        self._set_coefficients(theta[:-1].T / scale, theta[-1] - (mean / scale) @ theta[:-1])
+        self.feature_mean_, self.feature_scale_ = mean, scale
+        self.score_scale_, self.ridge_ = a * step.scale, (alpha, b)
+        self.penalties_ = _as_told(penalties, per)
+        self.start_penalty_ = float(np.ravel(ties.penalties(search.start.lam)[1])[0])
+        self.visits_, self.code_ = models.visits, Code.OK
+        self._record_search(search, step)
 
-
-def _standardised(X: Matrix, train: np.ndarray, weight: np.ndarray) -> tuple[Matrix, np.ndarray, np.ndarray]:
-    """X by the moments of the training rows, and these."""
-    mean, scale = _moments(X[train], weight)
-    return divide_columns(_less(X, mean), scale), mean, scale
+    def _record_search(self, search: Search, step: Step) -> None:
+        self.validation_loss_ = step.score if step.row_losses.size else None
+        self.validation_gap_, self.validation_gap_se_ = _gap(search.start, search.best)
+        self.method_ = "deterministic"
+        self.method_reason_ = "rows are sparse, or penalties tied: every row is read, and nothing compiled"
+        self.history_, self.n_iter_ = search.history, max(1, len(search.history))
+        self.chosen_step_, self.interrupted_ = step.number, search.interrupted
 
 
 def _folds(y: np.ndarray, groups: np.ndarray | None, random: np.random.RandomState) -> np.ndarray:
@@ -279,9 +234,7 @@ def _always_trained(fold: np.ndarray, y: np.ndarray) -> np.ndarray:
     return fold
 
 
-def _recorded(
-    callback: Callable[[Event], bool | None] | None, models: LogisticModels
-) -> Callable[[Event], bool | None]:
+def _recorded(callback: Callback | None, models: LogisticModels) -> Callback:
     """The record of a step as other methods have it."""
 
     def told(record: Event) -> bool | None:
@@ -299,3 +252,9 @@ def _gap(start: Step, best: Step) -> tuple[float, float]:
     # (fall of the tuning loss) - (fall of the validation loss), by rows
     change = best.row_losses - start.row_losses
     return float(change.mean() - (best.loss - start.loss)), float(change.std() / np.sqrt(len(change)))
+
+
+def _as_told(penalties: np.ndarray, per: str | np.ndarray) -> np.ndarray:
+    """One number, [C], [C, p] or [p], as the parameter says it."""
+    told: np.ndarray = penalties[0] if isinstance(per, str) and per in ("global", "class") else penalties.T
+    return told

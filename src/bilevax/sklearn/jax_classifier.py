@@ -6,21 +6,21 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevax.core.errors import ParameterError, SolveError
 from bilevax.sklearn.additive_base import require_target
-from bilevax.sklearn.classes import check_labels, encode_classes
+from bilevax.sklearn.classes import ProbabilisticClassifier, check_labels, encode_classes
 from bilevax.sklearn.encoder import TableEncoder
 from bilevax.sklearn.frames import Features, check_sample_weight
 from bilevax.sklearn.jax_kinds import kind
 from bilevax.solvers.label_noise import normalised
 
 
-class JaxClassifier(ClassifierMixin, BaseEstimator):
+class JaxClassifier(ProbabilisticClassifier, BaseEstimator):
     """A JAX model of classes, from equinox, flax or of one's own, with ``fit`` and ``predict_proba``.
 
     Minimises the mean log-loss of the softmax of the model's scores, by AdamW on minibatches whose rows are drawn in
@@ -155,17 +155,6 @@ class JaxClassifier(ClassifierMixin, BaseEstimator):
         X = validate_data(self, X, dtype=np.float64, reset=False)
         scores = _training().parts(self.model, self.model_).scores(X)
         return np.ascontiguousarray(normalised(scores[:, : len(self.classes_)])[0])
-
-    def predict_proba(self, X: Features) -> np.ndarray:
-        """Probabilities of the classes, [n, C]."""
-        out: np.ndarray = np.exp(self.predict_log_proba(X))
-        return out
-
-    def predict(self, X: Features) -> np.ndarray:
-        """The most probable label of each row, [n]."""
-        index = self.predict_log_proba(X).argmax(axis=1)
-        labels: np.ndarray = self.classes_[index]
-        return labels
 
     def __sklearn_clone__(self) -> "JaxClassifier":
         """With the same model, which no fit changes: a copy would be compiled anew."""

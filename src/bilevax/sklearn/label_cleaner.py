@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils._param_validation import Interval as Range
@@ -16,17 +16,18 @@ from bilevax.core.errors import DataError, ParameterError
 from bilevax.linalg.columns import Matrix
 from bilevax.sklearn.additive import TunedAdditiveClassifier
 from bilevax.sklearn.additive_base import require_target
+from bilevax.sklearn.classes import ProbabilisticClassifier
 from bilevax.sklearn.frames import Features, Held
 from bilevax.sklearn.jax_classifier import encoder_for, wrapped
 from bilevax.sklearn.label_em import EM, Fitted, require_weights
-from bilevax.sklearn.label_rows import LabelledRows, Trusted, features_to_predict, notes_on, read, rows_of
+from bilevax.sklearn.label_rows import LabelledRows, Trusted, features_of, notes_on, read, rows_of
 from bilevax.sklearn.label_weights import PROBABILITIES, notes_on_weights, require_trusted, row_weights
 from bilevax.sklearn.row_splits import deal_folds
 from bilevax.sklearn.threads import one_thread
-from bilevax.solvers.label_calibration import judged
+from bilevax.solvers.label_calibration import Judged, judged
 from bilevax.solvers.label_intervals import Interval, noise_interval, number_interval
 from bilevax.solvers.label_models import Point
-from bilevax.solvers.label_noise import LEAST, Given, Prior, posterior, updated
+from bilevax.solvers.label_noise import LEAST, Given, Prior, number_wrong, posterior, updated
 from bilevax.solvers.label_row_weights import Linear, Weighed
 from bilevax.solvers.label_search import UNTOLD, cross_fitted, fitted, is_wide, retrained, search
 
@@ -64,7 +65,7 @@ class Found(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class LabelCleaner(ClassifierMixin, BaseEstimator):
+class LabelCleaner(ProbabilisticClassifier, BaseEstimator):
     """Finds wrong labels in a table, and learns from it as if they were right.
 
     The true class c of a row is given as j with probability T_cj, so that
@@ -217,23 +218,22 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         if len(some) < len(given.y):
             notes = (f"the strengths were chosen on {len(some):,} of {len(given.y):,} rows",)
         best = search(X[some], given.take(some), fold[some])
-        strengths = best.strengths.named(self.classes_)
         wide, told = is_wide(X[some], given.classes), bool(given.trusted.any())
         if wide and not told:
             notes += (MANY_WEIGHTS,)
         # EM from a model of trusted rows needs no such thing, and without any the scores of a wide one tell nothing
         if wide == told:
             splits = np.array([self._folds(given, random, times=2) for _ in range(SPLITS)]) if wide else fold[None]
-            by_scores = judged(X, given, splits, best)
-            final = retrained(X, by_scores.q, fitted(X, given, best), best.strengths)
-            return Found(by_scores.q, final, *by_scores[1:], strengths, notes)
-        q = cross_fitted(X, given, np.where(given.trusted, -1, fold), best)
-        final = retrained(X, q, fitted(X, given, best), best.strengths)
-        log_T = [at.noise.log_matrix for at in best.points]
-        wrong = [_wrong(at.log_p(X), given, log) for at, log in zip(best.points, log_T, strict=True)]
-        # as the posteriors have it: where the prior decides on the rates, the model's own is that of training
-        T = updated(given.expected(q), Prior(UNTOLD, 1e-3, 1e-3))
-        return Found(q, final, T, np.exp(log_T), np.array(wrong), strengths, notes)
+            found = judged(X, given, splits, best)
+        else:
+            q = cross_fitted(X, given, np.where(given.trusted, -1, fold), best)
+            log_T = [at.noise.log_matrix for at in best.points]
+            by_models = (posterior(at.log_p(X), given, log)[0] for at, log in zip(best.points, log_T, strict=True))
+            # as the posteriors have it: where the prior decides on the rates, the model's own is that of training
+            T = updated(given.expected(q), Prior(UNTOLD, 1e-3, 1e-3))
+            found = Judged(q, T, np.exp(log_T), np.array([number_wrong(own, given) for own in by_models]))
+        final = retrained(X, found.q, fitted(X, given, best), best.strengths)
+        return Found(found.q, final, *found[1:], best.strengths.named(self.classes_), notes)
 
     def _em(self, X: Held, given: Given, random: np.random.RandomState) -> Found:
         estimator = TunedAdditiveClassifier(choose=False, pairs=False) if self.model == "additive" else self.model
@@ -247,9 +247,10 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
         for k in range(self.cv):
             at, held = em.fit(np.flatnonzero(fold != k), others), fold == k
             log_p, log_T = at.log_p(X, given.classes), np.log(np.maximum(at.T, LEAST))
-            q[held] = posterior(log_p, given, log_T)[0][held]
+            own, _ = posterior(log_p, given, log_T)
+            q[held] = own[held]
             Ts.append(at.T)
-            wrong.append(_wrong(log_p, given, log_T))
+            wrong.append(number_wrong(own, given))
         final = em.fit(np.arange(len(fold)), others)
         return Found(q, final, final.T, np.array(Ts), np.array(wrong), {"others": others})
 
@@ -311,7 +312,7 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
 
     def _log_p(self, X: Features) -> np.ndarray:
         check_is_fitted(self)
-        features = features_to_predict(self, X)
+        features = features_of(self, X, reset=False)
         if self.encoder_ is not None:
             features = self.encoder_.transform(features)
         if isinstance(self._model, Point | Linear):
@@ -321,17 +322,6 @@ class LabelCleaner(ClassifierMixin, BaseEstimator):
     def predict_log_proba(self, X: Features) -> np.ndarray:
         """Log-probabilities of the true classes, [n, C]."""
         return np.ascontiguousarray(self._log_p(X))
-
-    def predict_proba(self, X: Features) -> np.ndarray:
-        """Probabilities of the true classes, [n, C]."""
-        out: np.ndarray = np.exp(self.predict_log_proba(X))
-        return out
-
-    def predict(self, X: Features) -> np.ndarray:
-        """The most probable true label of each row, [n]."""
-        index = self._log_p(X).argmax(axis=1)
-        labels: np.ndarray = self.classes_[index]
-        return labels
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -344,10 +334,3 @@ def _some(given: Given, random: np.random.RandomState) -> np.ndarray:
     """Rows that choose the strengths: the first so many of each kind, in a random order."""
     parts = [random.permutation(np.flatnonzero(kind))[:SEARCHED] for kind in (~given.trusted, given.trusted)]
     return np.sort(np.concatenate(parts))
-
-
-def _wrong(log_p: np.ndarray, given: Given, log_T: np.ndarray) -> float:
-    """How many labels are wrong by one model."""
-    q, _ = posterior(log_p, given, log_T)
-    right = q[np.arange(len(q)), given.y]
-    return float(np.sum(1.0 - right[~given.trusted]))

@@ -36,8 +36,9 @@ class Fitted(NamedTuple):
     def log_p(self, X: Features, classes: int) -> np.ndarray:
         """Log-probabilities of the true classes, [n, C]."""
         # a class that the training rows lack has the probability LEAST_P, not 0
-        p = np.full((classes, self.model.predict_proba(X).shape[0]), LEAST_P)
-        p[self.model.classes_] += self.model.predict_proba(X).T
+        known = self.model.predict_proba(X)
+        p = np.full((classes, len(known)), LEAST_P)
+        p[self.model.classes_] += known.T
         return normalised(self.sharpness * np.log(p).T)[0]
 
 
@@ -99,13 +100,13 @@ class EM:
         return posterior(normalised(sharpness * log_p)[0], given, np.log(T))[0], T, sharpness
 
     def _prior(self, T: np.ndarray, others: float) -> Prior:
+        # rate = 1 - mean_c T_cc: one for all classes
         return Prior(float(np.clip(1.0 - np.diag(T).mean(), 1e-3, 0.9)), RATES, others)
 
     def _first(self, rows: np.ndarray, half: np.ndarray) -> np.ndarray:
         """Probabilities to start from: of a model of the trusted rows if they have all classes, else of the labels."""
         given = self.given.take(rows)
-        sure = np.zeros((len(rows), given.classes))
-        sure[np.arange(len(rows)), given.y] = 1.0
+        sure = np.eye(given.classes)[given.y]
         trusted = np.flatnonzero(given.trusted)
         if np.bincount(given.y[trusted], minlength=given.classes).min() >= 2:
             return Fitted(self._trained(rows[trusted], sure[trusted]), sure).log_p(self.take(rows), given.classes)

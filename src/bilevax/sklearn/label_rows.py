@@ -8,11 +8,10 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils import column_or_1d
-from sklearn.utils.validation import assert_all_finite, check_consistent_length, validate_data
+from sklearn.utils.validation import check_consistent_length, validate_data
 
 from bilevax.core.errors import DataError, ParameterError
-from bilevax.sklearn.classes import check_labels, encode_classes
+from bilevax.sklearn.classes import encode_classes, read_labels
 from bilevax.sklearn.frames import Features, Held, as_table
 from bilevax.solvers.label_noise import Given
 from bilevax.tables.table import Column, Table
@@ -45,7 +44,7 @@ def read(estimator: BaseEstimator, X: Features, y: ArrayLike, trusted: Trusted) 
         ParameterError: a mask that is none.
         ValueError: scikit-learn's, on bad X and y.
     """
-    features, labels = _features(estimator, X, reset=True), _labels(y)
+    features, labels = features_of(estimator, X, reset=True), read_labels(y)
     check_consistent_length(_column(features), labels)
     classes, codes = encode_classes(labels, None)
     n = len(codes)
@@ -54,7 +53,7 @@ def read(estimator: BaseEstimator, X: Features, y: ArrayLike, trusted: Trusted) 
             raise ParameterError(
                 f"trusted is a tuple of {len(trusted)}; give (X, y) of the rows whose labels are right"
             )
-        below, sure = _features(estimator, trusted[0], reset=False), _labels(trusted[1])
+        below, sure = features_of(estimator, trusted[0], reset=False), read_labels(trusted[1])
         check_consistent_length(_column(below), sure)
         strange = np.setdiff1d(sure, classes)
         if strange.size:
@@ -68,23 +67,12 @@ def read(estimator: BaseEstimator, X: Features, y: ArrayLike, trusted: Trusted) 
     return LabelledRows(features, given, classes, n)
 
 
-def _features(estimator: BaseEstimator, X: Features, *, reset: bool) -> Held:
+def features_of(estimator: BaseEstimator, X: Features, *, reset: bool) -> Held:
+    """A table, or CSR; with ``reset`` those of ``fit``, else of the same columns."""
     if scipy.sparse.issparse(X):
         least = 2 if reset else 1
         return validate_data(estimator, X, reset=reset, accept_sparse="csr", dtype=np.float64, ensure_min_samples=least)
     return as_table(estimator, X, reset=reset)
-
-
-def features_to_predict(estimator: BaseEstimator, X: Features) -> Held:
-    """A table, or CSR, of the columns of ``fit``."""
-    return _features(estimator, X, reset=False)
-
-
-def _labels(y: ArrayLike) -> np.ndarray:
-    check_labels(y)
-    labels: np.ndarray = column_or_1d(y, warn=True)
-    assert_all_finite(labels, input_name="y")
-    return labels
 
 
 def _column(features: Held) -> ArrayLike:

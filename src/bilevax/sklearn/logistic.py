@@ -1,39 +1,38 @@
 """Logistic regression whose penalties, one per feature or finer, are tuned by hypergradients."""
 
 import os
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike
-from sklearn.base import ClassifierMixin, clone
+from sklearn.base import clone
 from sklearn.metrics import get_scorer_names
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
-from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
-from bilevax.core.events import Event
+from bilevax.core.events import Callback
 from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, linear_scores
 from bilevax.problems import BinaryLogistic, MultinomialLogistic
 from bilevax.problems.losses import Groups
 from bilevax.runs import Run
-from bilevax.sklearn.classes import check_labels, encode_classes
+from bilevax.sklearn.classes import ProbabilisticClassifier, check_labels, encode_classes
 from bilevax.sklearn.encoder import TableEncoder
 from bilevax.sklearn.frames import (
     Features,
     are_numbers,
     as_table,
     check_sample_weight,
+    group_numbers,
     is_frame,
     is_sparse_frame,
     select,
 )
-from bilevax.sklearn.host_fit import default_ties, tune_on_host
+from bilevax.sklearn.host_fit import TunedOnHost, default_ties
 from bilevax.sklearn.penalised import PenalisedModel, RowWeights, default_float
 from bilevax.tables.labels import Label
 from bilevax.tables.memory import HELPS
@@ -44,7 +43,7 @@ BALANCED_SCORES = frozenset({"balanced_accuracy", "f1_macro", "recall_macro", "p
 """Scores that count every class alike; the tuned loss then does so too."""
 
 
-class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
+class TunedLogisticRegression(ProbabilisticClassifier, TunedOnHost):
     """Logistic regression with an L2 penalty per feature, column, class, weight, or one for all, that is tuned.
 
     Minimises sum_i loss_i + 1/2 sum_j penalty_j weight_j^2 on standardised features, as scikit-learn's
@@ -160,7 +159,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         groups: ArrayLike | None = None,
         validation: ArrayLike | None = None,
         blocks: ArrayLike | None = None,
-        callback: Callable[[Event], bool | None] | None = None,
+        callback: Callback | None = None,
         run: Run | str | os.PathLike[str] | None = None,
     ) -> "TunedLogisticRegression":
         """Tune the penalties and train the model.
@@ -201,8 +200,12 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
             tied = sparse or rows.shape[1] > rows.shape[0]
             per = default_ties(rows.shape[0], sparse=sparse) if tied else "feature"
         if scipy.sparse.issparse(rows) or (isinstance(per, str) and per in TIED):
+            if run is not None:
+                raise ParameterError("run keeps nothing where rows are sparse or penalties tied: such a fit is short")
             kinds = self._blocks(blocks, rows.shape[1])
-            self._fit_on_host(rows, codes, weights, per, kinds, groups, validation, callback, run)
+            self._fit_on_host(
+                rows, codes, weights, per=per, blocks=kinds, groups=groups, validation=validation, callback=callback
+            )
             return self
         if blocks is not None:
             raise ParameterError(
@@ -247,12 +250,9 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         """What has a penalty of its own: a word, or the group number of each feature."""
         if isinstance(self.penalty_per, str) and self.penalty_per != "column":
             return self.penalty_per
-        columns = np.arange(self.n_features_in_)
-        group = columns if isinstance(self.penalty_per, str) else np.asarray(self.penalty_per)
-        if group.shape != columns.shape or group.dtype.kind not in "iu" or group.min() < 0:
-            raise ParameterError(
-                f"penalty_per must have the group number of each of the {len(columns)} columns, from 0"
-            )
+        p = self.n_features_in_
+        given = np.arange(p) if isinstance(self.penalty_per, str) else self.penalty_per
+        group = group_numbers(given, p, "penalty_per must have the group number")
         if self.encoder_ is not None:
             names = list(self.encoder_.feature_names_in_)
             group = group[[names.index(term.column) for term in self.encoder_.terms_]]
@@ -264,54 +264,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         """Number of the block of each column, [p]."""
         if blocks is None:
             return np.zeros(p, int) if self.encoder_ is None else self.encoder_.blocks_
-        index = np.asarray(blocks)
-        if index.shape != (p,) or index.dtype.kind not in "iu" or index.min() < 0:
-            raise ParameterError(f"blocks must have the number of the block of each of the {p} columns, from 0")
-        return np.unique(index, return_inverse=True)[1]
-
-    def _fit_on_host(
-        self,
-        X: Matrix,
-        y: np.ndarray,
-        weights: RowWeights,
-        per: str | np.ndarray,
-        blocks: np.ndarray,
-        groups: ArrayLike | None,
-        validation: ArrayLike | None,
-        callback: Callable[[Event], bool | None] | None,
-        run: Run | str | os.PathLike[str] | None,
-    ) -> None:
-        """Tune and train where rows are sparse, or penalties tied."""
-        if self.method == "stochastic":
-            raise ParameterError("method='stochastic' takes neither sparse rows nor tied penalties")
-        if run is not None:
-            raise ParameterError("run keeps nothing where rows are sparse or penalties tied: such a fit is short")
-        tuned = tune_on_host(
-            X,
-            y,
-            weights,
-            classes=len(self.classes_),
-            per=per,
-            blocks=blocks,
-            groups=groups,
-            validation=validation,
-            validation_fraction=self.validation_fraction,
-            steps=self.steps,
-            random_state=self.random_state,
-            callback=callback,
-        )
-        self._set_coefficients(tuned.coef, tuned.intercept)
-        self.feature_mean_, self.feature_scale_, self.score_scale_ = tuned.mean, tuned.scale, tuned.score_scale
-        self.ridge_ = tuned.ridge
-        self.penalties_ = _as_told(tuned.penalties, per)
-        self.start_penalty_, self.validation_loss_ = tuned.start_penalty, tuned.validation_loss
-        self.validation_gap_, self.validation_gap_se_ = tuned.gap
-        self.method_ = "deterministic"
-        self.method_reason_ = "rows are sparse, or penalties tied: every row is read, and nothing compiled"
-        search = tuned.search
-        self.history_, self.n_iter_ = search.history, max(1, len(search.history))
-        self.visits_, self.chosen_step_, self.code_ = tuned.visits, tuned.chosen.number, Code.OK
-        self.interrupted_ = search.interrupted
+        return np.unique(group_numbers(blocks, p, "blocks must have the number of the block"), return_inverse=True)[1]
 
     @property
     def _outputs(self) -> int:
@@ -359,18 +312,7 @@ class TunedLogisticRegression(ClassifierMixin, PenalisedModel):
         scores -= np.log(np.sum(np.exp(scores), axis=1, keepdims=True))
         return scores
 
-    def predict_proba(self, X: Features) -> np.ndarray:
-        """Probabilities of the classes, [n, C]."""
-        probabilities: np.ndarray = np.exp(self.predict_log_proba(X))
-        return probabilities
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-
-def _as_told(penalties: np.ndarray, per: str | np.ndarray) -> np.ndarray:
-    """One number, [C], [C, p] or [p], as the parameter says it."""
-    told: np.ndarray = penalties[0] if isinstance(per, str) and per in ("global", "class") else penalties.T
-    return told

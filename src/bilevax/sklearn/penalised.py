@@ -2,7 +2,6 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
 
@@ -14,8 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from bilevax.core.events import Event
-from bilevax.core.limits import require
+from bilevax.core.events import Callback
 from bilevax.linalg.columns import are_zero_one, column_moments
 from bilevax.problems.losses import Groups
 from bilevax.runs import Run
@@ -24,7 +22,7 @@ from bilevax.sklearn.crossfit import LinearLoss, Rows, pad_columns, pad_rows
 from bilevax.sklearn.final_fit import second_moment, solve
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.tuning_method import choose_method
-from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, fit_memory
+from bilevax.tables.memory import fit_memory, require_fit
 
 
 class RowWeights(NamedTuple):
@@ -88,7 +86,7 @@ class PenalisedModel(BaseEstimator, ABC):
         strata: np.ndarray,
         groups: ArrayLike | None,
         validation: ArrayLike | None,
-        callback: Callable[[Event], bool | None] | None,
+        callback: Callback | None,
         run: Run | str | os.PathLike[str] | None = None,
     ) -> None:
         """Tune the penalties, then train the model.
@@ -110,13 +108,8 @@ class PenalisedModel(BaseEstimator, ABC):
         validated = validation_rows(strata, groups, validation, self.validation_fraction, seed)
         train = np.flatnonzero(~validated)
         method = choose_method(self.method, len(train), X.shape[1], self._outputs)
-        require(
-            fit_memory(len(y), X.shape[1], self._outputs, method.folds),
-            f"tuning on {len(y):,} rows of {X.shape[1]:,} columns",
-            HELPS,
-            compiler=PROGRAMS,
-            mapped=MAPPED,
-        )
+        need = fit_memory(len(y), X.shape[1], self._outputs, method.folds)
+        require_fit(need, f"tuning on {len(y):,} rows of {X.shape[1]:,} columns")
         Z = self._standardized(X, train, weights.sample[train])
         folds = deal_folds(strata[train], None if groups is None else np.asarray(groups)[train], method.folds, random)
         task = self._task((Z, y, weights), train, validated, folds, per)
@@ -125,15 +118,7 @@ class PenalisedModel(BaseEstimator, ABC):
         lam = jnp.asarray(self._rescale(task, tuned, per, X.shape[1]), Z.dtype)
         # The final model, on all rows.
         rows = jax.device_put(pad_rows(weights.training, Z, y))
-        w = solve(
-            task.penalised,
-            tuned.model,
-            jnp.asarray(lam, Z.dtype),
-            rows,
-            moment=tuned.moment,
-            tolerance=1e-9,
-            max_steps=500,
-        )
+        w = solve(task.penalised, tuned.model, lam, rows, moment=task.moment, tolerance=1e-9, max_steps=500)
         # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
         coef = np.asarray(w["weights"], np.float64)[:, : X.shape[1]] / self.feature_scale_
         self._set_coefficients(coef, np.asarray(w["bias"], np.float64) - coef @ self.feature_mean_)

@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.optimize
 from scipy.interpolate import CubicHermiteSpline
 
-from bilevax.core.events import Event
+from bilevax.core.events import Callback, Event
+from bilevax.sklearn.penalty_ties import Ties
 from bilevax.solvers.l1_models import CrossFitted, HeldOut
+
+LEAST = 1e-100
+"""Of the penalty that a path begins with: there is nothing to learn where it would be 0."""
 
 LOWEST = 1e-3
 """The last value of the path against its first."""
@@ -32,9 +36,6 @@ SIGNIFICANT = 1.0
 
 PATIENCE = 12
 """Steps without a better validation loss after which the descent ends."""
-
-Callback: TypeAlias = Callable[[Event], bool | None]
-"""Called with a record after every step; True ends the search."""
 
 
 class Pace(NamedTuple):
@@ -116,31 +117,8 @@ class Shares(NamedTuple):
         return [(top + BOX[0], top + BOX[1])] * (self.groups * (2 if self.l1_ratio is None else 1))
 
 
-class Tying(Protocol):
-    """What a search asks of penalties; see :class:`Shares`."""
-
-    @property
-    def groups(self) -> int:
-        """How many groups of columns there are."""
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """Shares of l1 with which a single penalty is tried."""
-
-    def penalties(self, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(l1, l2) of the columns."""
-
-    def slope(self, held: HeldOut) -> np.ndarray:
-        """dE / dlam, like lam."""
-
-    def single(self, alpha: float, ratio: float) -> np.ndarray:
-        """lam of penalties that are the same for every column."""
-
-    def prior(self, lam: np.ndarray) -> tuple[float, np.ndarray]:
-        """What is minimised beside E, and its slope."""
-
-    def bounds(self, top: float) -> list[tuple[float, float]]:
-        """Of lam; the path begins with exp(top)."""
+Tying: TypeAlias = Shares | Ties
+"""What a search asks which penalties columns have."""
 
 
 class Step(NamedTuple):
@@ -216,7 +194,7 @@ class Search:
         try:
             found = []
             for ratio in self.shares.ratios:
-                first = largest_l1 / (ratio or 1.0)
+                first = max(largest_l1, LEAST) / (ratio or 1.0)
                 alpha, value = promising(self._follow(ratio, first * np.geomspace(1.0, lowest, self.pace.path)))
                 found.append((value, ratio, alpha))
             _, ratio, alpha = min(found)
@@ -228,13 +206,10 @@ class Search:
 
     def decided(self) -> Step:
         """The best step, or the single penalty where the validation rows do not prefer it by SIGNIFICANT."""
-        if self.best.row_losses.size and self.best.number:
-            # by rows, so that what is hard for both drops out
-            change = self.best.row_losses - self.start.row_losses
-            # mean of the changes >= - SIGNIFICANT std / sqrt(n), their standard error
-            if change.mean() >= -SIGNIFICANT * change.std() / np.sqrt(len(change)):
-                return self.start
-        return self.best
+        start, best = self.start, self.best
+        if best.row_losses.size and best.number and not surely_less(best.row_losses, start.row_losses):
+            return start
+        return best
 
     def _follow(self, ratio: float, alphas: np.ndarray) -> np.ndarray:
         """Evaluate one penalty after another until they are worse: (alpha, loss, slope) of each, [k, 3]."""
@@ -319,6 +294,14 @@ class Search:
         }
         self.history.append(record)
         return bool(self.callback(record)) if self.callback else False
+
+
+def surely_less(losses: np.ndarray, before: np.ndarray) -> bool:
+    """Whether the losses of rows, [n] each, are less by more than chance."""
+    # by rows, so that what is hard for both drops out
+    change = losses - before
+    # mean of the n changes < - SIGNIFICANT std / sqrt(n), their standard error
+    return bool(change.mean() < -SIGNIFICANT * change.std() / np.sqrt(len(change)))
 
 
 def promising(path: np.ndarray) -> tuple[float, float]:

@@ -59,6 +59,7 @@ class Ties(NamedTuple):
     def penalties(self, lam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(l1, l2), l1 being 0: [p], [p, C], or of each model [K, p, C]."""
         if self.evidence is None:
+            # log l2_jc = (basis lam)_jc
             l2 = np.exp(self.basis @ self._shaped(lam))
         else:
             # log l2_jc = level of the group of j - b evidence_jc

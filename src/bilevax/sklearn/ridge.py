@@ -1,20 +1,15 @@
 """Ridge regression whose penalties, one per column or group, are tuned by hypergradients."""
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from bilevax.core.events import Event
-from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, column_moments
 from bilevax.sklearn.penalty_search import Tying
-from bilevax.sklearn.tuned_linear import Folds, TunedRegressor
+from bilevax.sklearn.tuned_linear import TunedRegressor
 from bilevax.solvers.l1_models import CrossFitted
 from bilevax.solvers.l1_squared import L1SquaredModels
 from bilevax.solvers.ridge_models import KernelRidgeModels
-from bilevax.tables.memory import HELPS
 
 
 class TunedRidge(TunedRegressor):
@@ -50,38 +45,6 @@ class TunedRidge(TunedRegressor):
     """
 
     _lowest: ClassVar[float] = 1e-8
-
-    def __init__(
-        self,
-        penalty_per: str | ArrayLike = "feature",
-        *,
-        standardize: bool = True,
-        cv: Folds = 5,
-        validation_fraction: float | None = None,
-        steps: int = 50,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.penalty_per = penalty_per
-        self.standardize = standardize
-        self.cv = cv
-        self.validation_fraction = validation_fraction
-        self.steps = steps
-        self.random_state = random_state
-
-    @said("this fit", HELPS)
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-        *,
-        groups: ArrayLike | None = None,
-        validation: ArrayLike | None = None,
-        callback: Callable[[Event], bool | None] | None = None,
-    ) -> "TunedRidge":
-        """As :meth:`TunedElasticNet.fit`."""
-        self._fit_numbers(X, y, sample_weight, groups, validation, callback)
-        return self
 
     def _ratio(self) -> float:
         return 0.0

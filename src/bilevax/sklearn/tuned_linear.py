@@ -1,9 +1,8 @@
 """What linear models on the host share: rows split, penalties searched for, one model trained on every row."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from numbers import Integral, Real
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -15,26 +14,28 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bilevax.core.errors import ParameterError
-from bilevax.core.events import Event
+from bilevax.core.events import Callback
+from bilevax.core.limits import said
 from bilevax.linalg.columns import Matrix, column_moments, divide_columns, linear_scores
-from bilevax.sklearn.frames import check_sample_weight, select
+from bilevax.sklearn.frames import check_sample_weight, group_numbers, select
 from bilevax.sklearn.penalty_search import LOWEST, Search, Shares, Tying
 from bilevax.sklearn.row_splits import deal_folds, validation_rows
 from bilevax.sklearn.threads import one_thread
 from bilevax.solvers.l1_models import CrossFitted
+from bilevax.tables.memory import HELPS
 
 Folds: TypeAlias = int | BaseCrossValidator | list[tuple[np.ndarray, np.ndarray]]
 """How many folds, or what yields the rows to train on and those to hold out."""
 
-LEAST = 1e-100
-"""Of the penalty that the path begins with: there is nothing to learn where it would be 0."""
+Given: TypeAlias = tuple[Matrix, np.ndarray, np.ndarray, np.ndarray]
+"""Features [n, p], targets, weights and strata of the rows, [n] each."""
 
 VALIDATION = 0.25
 """Share of the rows that validate where many penalties are tuned."""
 
 
 class TunedLinear(BaseEstimator, ABC):
-    """A linear model whose penalties descend the hypergradient of the cross-validated loss; ``fit`` ends in _fit.
+    """A linear model whose penalties descend the hypergradient of the cross-validated loss.
 
     For the parameters and attributes that all share, see :class:`~bilevax.sklearn.TunedElasticNet`.
     """
@@ -49,12 +50,26 @@ class TunedLinear(BaseEstimator, ABC):
     }
     _lowest: ClassVar[float] = LOWEST
 
-    penalty_per: str | ArrayLike
-    standardize: bool
-    cv: Folds
-    validation_fraction: float | None
-    steps: int
-    random_state: int | np.random.RandomState | None
+    def __init__(
+        self,
+        penalty_per: str | ArrayLike = "feature",
+        *,
+        standardize: bool = True,
+        cv: Folds = 5,
+        validation_fraction: float | None = None,
+        steps: int = 50,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.penalty_per = penalty_per
+        self.standardize = standardize
+        self.cv = cv
+        self.validation_fraction = validation_fraction
+        self.steps = steps
+        self.random_state = random_state
+
+    @abstractmethod
+    def _read(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, validation: ArrayLike | None) -> Given:
+        """What ``fit`` is given, checked."""
 
     @abstractmethod
     def _models(self, X: Matrix, y: np.ndarray, weight: np.ndarray, fold: np.ndarray, K: int) -> CrossFitted:
@@ -76,35 +91,41 @@ class TunedLinear(BaseEstimator, ABC):
         """Penalties of the final model on every row, from those of models that were trained on a share of them."""
         return l1, l2
 
-    def _fit(
+    @said("this fit", HELPS)
+    def fit(
         self,
-        X: Matrix,
-        y: np.ndarray,
-        weight: np.ndarray,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
         *,
-        strata: np.ndarray,
-        groups: ArrayLike | None,
-        validation: ArrayLike | None,
-        callback: Callable[[Event], bool | None] | None,
-    ) -> None:
-        """Search for the penalties, then train the model, in one thread: the matrices are small.
+        groups: ArrayLike | None = None,
+        validation: ArrayLike | None = None,
+        callback: Callback | None = None,
+    ) -> Self:
+        """Tune the penalties and train the model.
 
         Args:
-            X: features, float64 [n, p], dense or CSC.
-            y: targets as the models take them, [n].
-            weight: of the rows, [n]; one of weight 0 is seen by a splitter alone.
-            strata: classes that folds and validation rows have in equal shares, [n].
-            groups: as in ``fit``.
-            validation: as in ``fit``.
-            callback: as in ``fit``.
+            X: features, [n, p], dense or sparse.
+            y: numbers, or labels of two classes, [n].
+            sample_weight: of the rows, [n], in every loss: a row of weight 2 is as two, and one of weight 0 is not
+                there. None: 1. They play no part in how rows are dealt out, nor in standard errors.
+            groups: a group per row, [n]: no group is split between folds, or between training and validation.
+            validation: True for validation rows, [n]; None: a random share.
+            callback: called with a record after every step; returning True ends the tuning.
+
+        Raises:
+            ParameterError: a parameter is wrong.
+            ValueError: scikit-learn's, on bad X and y; a class has too few rows.
         """
+        self._validate_params()
+        rows, y, weight, strata = self._read(X, y, sample_weight, validation)
         there = weight > 0.0
         with one_thread():
             random = check_random_state(self.random_state)
-            shares = Shares(self._group(X.shape[1]), self._ratio())
+            shares = Shares(self._group(rows.shape[1]), self._ratio())
             validated = self._validated(shares, strata, groups, validation, there, int(random.randint(2**31 - 1)))
             train, held_out, split = there & ~validated, there & validated, ~validated
-            Z = self._standardized(X, train, weight)
+            Z = self._standardized(rows, train, weight)
             folds = self._folds(select(Z, split), strata[split], select(groups, split), there[split], random)
             held, targets, held_weight = Z[held_out], y[held_out][:, None], weight[held_out]
             if held_out.any():
@@ -116,8 +137,9 @@ class TunedLinear(BaseEstimator, ABC):
                 callback,
             )
             # 0 where the target or every column is constant
-            search.run(max(self._largest(search.models), LEAST), self.steps, lowest=self._lowest)
+            search.run(self._largest(search.models), self.steps, lowest=self._lowest)
             self._train(select(Z, there), y[there], weight[there], search)
+        return self
 
     def _validated(
         self,
@@ -144,12 +166,7 @@ class TunedLinear(BaseEstimator, ABC):
         """Number of the penalty of each column, [p]."""
         if isinstance(self.penalty_per, str):
             return np.arange(p) if self.penalty_per == "feature" else np.zeros(p, int)
-        group = np.asarray(self.penalty_per)
-        if group.shape != (p,) or group.dtype.kind not in "iu" or group.min() < 0:
-            raise ParameterError(
-                f"penalty_per must be 'global', 'feature', or the group number of each of the {p} columns, from 0"
-            )
-        return group
+        return group_numbers(self.penalty_per, p, "penalty_per must be 'global', 'feature', or the group number")
 
     def _standardized(self, X: Matrix, train: np.ndarray, weight: np.ndarray) -> Matrix:
         """Columns about their means and by their scales, of the training rows; sparse ones are not moved."""
@@ -185,13 +202,17 @@ class TunedLinear(BaseEstimator, ABC):
         final.solve(l1, l2)
         self._keep(final, l1, l2, search.shares)
         # weights (x - mean) / scale + bias = coef x + (bias - coef mean)
-        self._coef = final.weights[:, 0] / self.feature_scale_
-        self._intercept = float(final.bias[0] - self._coef @ self.feature_mean_)
+        coef = final.weights[:, 0] / self.feature_scale_
+        self._set_coefficients(coef, float(final.bias[0] - coef @ self.feature_mean_))
         self.history_, self.n_iter_ = search.history, max(1, len(search.history))
         self.path_ = np.array(search.path)
         self.cv_loss_ = step.loss
         self.validation_loss_ = step.score if step.row_losses.size else None
         self.chosen_step_, self.interrupted_ = step.number, search.interrupted
+
+    @abstractmethod
+    def _set_coefficients(self, coef: np.ndarray, intercept: float) -> None:
+        """Keep the weights, in the units of X, and the intercept under scikit-learn's names."""
 
     @abstractmethod
     def _keep(self, final: CrossFitted, l1: np.ndarray, l2: np.ndarray, shares: Tying) -> None:
@@ -206,25 +227,17 @@ class TunedLinear(BaseEstimator, ABC):
 class TunedRegressor(RegressorMixin, TunedLinear):
     """One that predicts a number."""
 
-    def _fit_numbers(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None,
-        groups: ArrayLike | None,
-        validation: ArrayLike | None,
-        callback: Callable[[Event], bool | None] | None,
-    ) -> None:
-        """``fit``, of numbers y [n]."""
-        self._validate_params()
+    def _read(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, validation: ArrayLike | None) -> Given:
         options = {"accept_sparse": "csc", "dtype": np.float64, "ensure_min_samples": 2}
         rows, numbers = validate_data(self, X, y, y_numeric=True, **options)
         numbers = numbers.astype(np.float64)
         weight = check_sample_weight(sample_weight, numbers)
         # about the mean of the target, which the intercept gets back
-        mean, strata = np.average(numbers, weights=weight), np.zeros(len(numbers), int)
-        self._fit(rows, numbers - mean, weight, strata=strata, groups=groups, validation=validation, callback=callback)
-        self.coef_, self.intercept_ = self._coef, self._intercept + mean
+        self._mean = np.average(numbers, weights=weight)
+        return rows, numbers - self._mean, weight, np.zeros(len(numbers), int)
+
+    def _set_coefficients(self, coef: np.ndarray, intercept: float) -> None:
+        self.coef_, self.intercept_ = coef, intercept + self._mean
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """x . coef + intercept of each row, [n]."""

@@ -6,8 +6,8 @@ the :class:`Method`. Out, to it: a :class:`TuningResult`, whose penalties it res
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import Array
 from bilevax.algorithms import BSGM, optim
 from bilevax.core.codes import Code
 from bilevax.core.config import replace_unchecked
-from bilevax.core.events import Event
+from bilevax.core.events import Callback, Event
 from bilevax.core.trees import PyTree
 from bilevax.data import Arrays
 from bilevax.problems import Box, GradientStep, Problem
@@ -25,13 +25,11 @@ from bilevax.runs import Progress, Run, minimize
 from bilevax.runs.checkpoints import kept_state
 from bilevax.sklearn.crossfit import CrossFitLoss, HeldOutLoss, LinearLoss, Rows, losses_of_models
 from bilevax.sklearn.final_fit import Whitened, apply_basis, change_basis, coordinates, solve
+from bilevax.sklearn.penalty_search import PATIENCE, surely_less
 from bilevax.sklearn.tuning_method import BATCH, Method, full_batch, plan_method
 
 BOX = (-25.0, 12.0)
 """Bounds of lam, the logarithm of a penalty against a mean loss: exp(lam) neither overflows nor vanishes."""
-
-PATIENCE = 12
-"""Outer steps without a better validation loss after which tuning ends."""
 
 LEARNING_RATE = 0.1
 """Of Adam on the log-penalties: a step changes a penalty by about 10 % at most."""
@@ -44,12 +42,6 @@ WORSE = 4
 
 PATH_ROWS = 10_000
 """Training rows on which they are tried, at most."""
-
-SIGNIFICANT = 1.0
-"""Standard errors by which tuned penalties must be better than the single one on the validation rows."""
-
-Callback: TypeAlias = Callable[[Event], bool | None]
-"""Called with a record after every outer step; True ends the run."""
 
 
 RECORD = ("step", "seconds", "visits", "tuning_loss", "validation_loss", "gradient_norm", "code")
@@ -112,7 +104,6 @@ class TuningResult(NamedTuple):
         chosen: the penalties to use, against the mean loss of all training rows.
         start: the single penalty it began with, not rescaled; ``chosen`` if no step was better by SIGNIFICANT.
         model: one model with the chosen penalties, trained on all training rows; where the final fit begins.
-        moment: second moment of the training rows.
         validation_loss: of that model.
         gap: fall of the tuning loss from the start to the best step, less that of the K models' validation loss.
         gap_se: its standard error over the validation rows.
@@ -125,7 +116,6 @@ class TuningResult(NamedTuple):
     chosen: Candidate
     start: Candidate
     model: PyTree
-    moment: np.ndarray
     validation_loss: float
     gap: float
     gap_se: float
@@ -165,7 +155,7 @@ def tune(
     cholesky, basis = coordinates(task.moment, start.lam)
     if interrupted:
         stopping = _EarlyStopping(task, start, None, basis, clock, callback)
-        return _decide(task, start, stopping, Code.OK, interrupted, method)
+        return _decide(stopping, Code.OK, interrupted, method)
     u, key = change_basis(start.w, cholesky), jax.random.key(seed)
     # x . (u L^-1) = (x L^-T) . u: x <- x L^-T once, and the scores need no L
     whitened = task.rows._replace(X=apply_basis(task.rows.X, basis.T))
@@ -194,27 +184,24 @@ def tune(
     result = minimize(
         problem, algorithm, u, start.lam, train, val, steps=steps, key=key, callback=stopping, every=1, run=run
     )
-    return _decide(task, start, stopping, Code(result.code), result.interrupted, method)
+    return _decide(stopping, Code(result.code), result.interrupted, method)
 
 
-def _decide(
-    task: TuningTask, start: Candidate, stopping: "_EarlyStopping", code: Code, interrupted: bool, method: Method
-) -> TuningResult:
+def _decide(stopping: "_EarlyStopping", code: Code, interrupted: bool, method: Method) -> TuningResult:
     """The best step against the start, each as one model on all training rows; the validation rows decide.
 
     Penalties keep their size against the *sum* of the losses, as the precision of a prior does: the one model sees more
     rows than each of the K did.
     """
+    task, start, best = stopping.task, stopping.start, stopping.best
     # n exp(lam') = (K - 1) / K n exp(lam): the one model sees n rows, each of the K saw (K - 1) / K n
-    best, sum_kept = stopping.best, float(np.log((task.folds - 1) / task.folds))
+    sum_kept = float(np.log((task.folds - 1) / task.folds))
     chosen = start._replace(lam=start.lam + sum_kept)
     model, losses = _one_model(task, chosen.lam, start.w)
     if best.step:
         tuned = best._replace(lam=best.lam + sum_kept)
         tuned_model, tuned_losses = _one_model(task, tuned.lam, best.w)
-        change = tuned_losses - losses
-        # mean of the n changes < - SIGNIFICANT std / sqrt(n), their standard error
-        if np.mean(change) < -SIGNIFICANT * np.std(change) / np.sqrt(len(change)):
+        if surely_less(tuned_losses, losses):
             chosen, model, losses = tuned, tuned_model, tuned_losses
     # gap = change of the validation loss - change of the tuning loss, of the K models, from the start to the best step
     before, after = (np.asarray(_row_losses(task.plain, candidate.w, task.validation)) for candidate in (start, best))
@@ -222,7 +209,7 @@ def _decide(
     gap, gap_se = float(np.mean(change)) - tuning_change, float(np.std(change) / np.sqrt(len(change)))
     validation_loss = float(np.mean(losses))
     ended = stopping.history, code, interrupted, method
-    return TuningResult(chosen, start, model, task.moment, validation_loss, gap, gap_se, *ended)
+    return TuningResult(chosen, start, model, validation_loss, gap, gap_se, *ended)
 
 
 class _EarlyStopping:

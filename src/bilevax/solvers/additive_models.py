@@ -21,6 +21,7 @@ from bilevax.solvers.additive_search import (
     LOWEST,
     Found,
     Outer,
+    OuterLoss,
     Search,
     minimise,
     tied,
@@ -170,7 +171,8 @@ class AdditiveFit:
         # also where penalties are tuned by folds: the bands are the posterior's
         self.marginal = outer_loss(d, rows.family, self._part)
         self.marginal.start = None if near is None else self._weights_of(near)
-        self.found = self._tuned(near.start() if start is None and near else start)
+        loss = self.marginal if rows.fold is None else self._folds(rows.fold)
+        self.found = self._searched(loss, near.start() if start is None and near else start)
         if rows.fold is not None:
             self.found = self.found._replace(outer=self._at_penalties())
         b = self._within(self.found.outer.fits[0].b)
@@ -180,11 +182,6 @@ class AdditiveFit:
     def _with_pairs(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [*codes, *(pair.codes(codes[pair.columns[0]], codes[pair.columns[1]]) for pair in self.pairs)]
 
-    def _tuned(self, start: Start | None) -> Found:
-        if self.rows.fold is not None:
-            return self._searched(self._folds(self.rows.fold), start)
-        return self._searched(self.marginal, start)
-
     def _searched(self, loss: Marginal | Blocks | Folds, start: Start | None) -> Found:
         kind = self._kind
         if not len(kind):
@@ -193,14 +190,19 @@ class AdditiveFit:
         if isinstance(loss, Marginal) and self.rows.family.dispersed:
             loss.least = start.phi if start else loss.spread(loss(np.full(len(kind), HIGHEST)))
             search = partial(settled, loss)
-        rho = None if start is None else self._log_penalties(start)
+        if start is not None:
+            return self._descended(search, loss, self._log_penalties(start))
         if self._together is not None:
-            theta = np.array([CENTRE]) if rho is None else rho[:1]
-            found = search(tied(with_prior(loss, kind), self._together), theta, tolerance=self.tolerance)
-            return found._replace(rho=found.rho[self._together])
-        if rho is None:
-            return tune(loss, kind, search=search, tolerance=self.tolerance)
-        return search(with_prior(loss, kind), rho, tolerance=self.tolerance)
+            return self._descended(search, loss, np.full(len(kind), CENTRE))
+        return tune(loss, kind, search=search, tolerance=self.tolerance)
+
+    def _descended(self, search: Search, loss: OuterLoss, rho: np.ndarray) -> Found:
+        """With the prior, from these penalties; from the first of them, where all parts share one."""
+        both, group = with_prior(loss, self._kind), self._together
+        if group is None:
+            return search(both, rho, tolerance=self.tolerance)
+        found = search(tied(both, group), rho[:1], tolerance=self.tolerance)
+        return found._replace(rho=found.rho[group])
 
     def _folds(self, fold: np.ndarray) -> Folds:
         """The K-fold loss of the rows that have a fold."""
@@ -288,11 +290,7 @@ class AdditiveFit:
             return Found(rho, loss(rho, None), 1, True)
         if not self.rows.family.bends and not self.pairs:
             return self._searched(loss, None)
-        both, group = with_prior(loss, self._kind), self._together
-        if group is None:
-            return minimise(both, rho, tolerance=self.tolerance)
-        found = minimise(tied(both, group), rho[:1], tolerance=self.tolerance)
-        return found._replace(rho=found.rho[group])
+        return self._descended(minimise, loss, rho)
 
     def moved(self, loss: Marginal | Blocks, found: Found, effects: tuple[Effect, ...]) -> "AdditiveFit":
         """The same columns with the weights that other rows give them, whose weights in the bins the effects know."""

@@ -92,6 +92,7 @@ class Expanded(Marginal):
         none = Losses(np.zeros(0), np.zeros((0, S)), np.zeros((0, S, S)))
         fit = Fit(b, np.zeros((0, S)), none, value, none.curvature, G, factor, 1, True)
         step = -fit.solve(g + penalty[:, None] * b)
+        # F(c) = l + g' s + s' G s / 2 + sum_j lam_j |c_j|^2 / 2, s = c - b
         move = step.T.ravel()
         value += float(np.sum(g * step)) + 0.5 * float(move @ G @ move)
         c = b + step

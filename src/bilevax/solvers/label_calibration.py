@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 
 from bilevax.linalg.columns import Matrix
 from bilevax.solvers.label_models import LabelModel, Point, Strengths
-from bilevax.solvers.label_noise import Given, Noise, posterior
+from bilevax.solvers.label_noise import Given, Noise, number_wrong, posterior
 from bilevax.solvers.label_search import TRUSTED, Found, fitted
 
 
@@ -112,5 +112,4 @@ def _without(left_out: np.ndarray, X: Matrix, given: Given, found: Found, k: int
 def _judged(log_p: np.ndarray, given: Given, at: Point) -> tuple[np.ndarray, np.ndarray, float]:
     """Posteriors, noise matrix, and how many labels are wrong."""
     q, _ = posterior(at.log_p(log_p), given, at.noise.log_matrix)
-    wrong = 1.0 - q[np.arange(len(q)), given.y]
-    return q, np.exp(at.noise.log_matrix), float(wrong[~given.trusted].sum())
+    return q, np.exp(at.noise.log_matrix), number_wrong(q, given)

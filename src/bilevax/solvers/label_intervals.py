@@ -53,6 +53,7 @@ def noise_interval(T: np.ndarray, of_models: np.ndarray, counts: np.ndarray) -> 
         of_models: those of the K models, [K, C, C].
         counts: rows of each true class, [C].
     """
+    # T (1 - T) / n_c: the variance of a share of the n_c rows of a class
     half = half_width(of_models, T * (1.0 - T) / np.maximum(counts, 1.0)[:, None])
     return np.asarray(np.clip(np.stack([T - half, T + half]), 0.0, 1.0))
 

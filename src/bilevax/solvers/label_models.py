@@ -143,7 +143,9 @@ class LabelModel:
         alpha = np.exp(by.penalty) if by else 0.0
         log_p, T = at.log_p(self.X), np.exp(at.noise.log_matrix)
         q, log_m = posterior(log_p, self.given, at.noise.log_matrix)
+        # F = - sum_i c_i log m_i + alpha / 2 |W|^2 - log prior(T)
         value = -float(c @ log_m) + 0.5 * alpha * float(np.sum(at.W**2)) - prior.log_density(T)
+        # dF / ds_i = c_i (p_i - q_i)
         slope = (np.exp(log_p) - q) * c[:, None]
         r, R = self._noise_slope(self.given.expected(q * c[:, None]), at.noise, prior)
         return value, Point(_transposed(self.X, slope) + alpha * at.W, slope.sum(axis=0), Noise(r, R)).flat()
@@ -151,7 +153,9 @@ class LabelModel:
     def _noise_slope(self, N: np.ndarray, noise: Noise, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
         rho, U = noise.rho, noise.others
         flips = N.sum(axis=1) - np.diag(N)
+        # dF / dr_c = rho_c N_c - flips_c + b (rho_c - rate_c)
         r = rho * N.sum(axis=1) - flips + prior.rates * (rho - prior.rate)
+        # dF / dR_cj = flips_c U_cj - N_cj + a (U_cj - 1 / (C - 1))
         R = flips[:, None] * U - N + prior.others * (U - 1.0 / (self.C - 1))
         np.fill_diagonal(R, 0.0)
         return r, R
@@ -212,6 +216,7 @@ class LabelModel:
             ds = _product(self.X, d.W) + d.b
             dlog = np.take(dlog_T, self.given.y, axis=1).T
             dlog += ds
+            # dp = (diag(p) - p p') ds, and dq likewise
             dp = p * (ds - np.sum(p * ds, axis=1, keepdims=True))
             dq = q * (dlog - np.sum(q * dlog, axis=1, keepdims=True))
             slope, dN = (dp - dq) * c, self.given.expected(dq * c)

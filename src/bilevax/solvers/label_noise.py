@@ -81,6 +81,7 @@ class Noise(NamedTuple):
     def of(T: np.ndarray) -> "Noise":
         """The parameters of a matrix, whose zeros become :data:`LEAST`."""
         stay = np.clip(np.diag(T), LEAST, 1.0 - LEAST)
+        # r_c = log(rho_c / (1 - rho_c)); R_cj = log T_cj = log U_cj + log rho_c, and a constant of a row is none
         return Noise(np.log1p(-stay) - np.log(stay), np.log(np.maximum(T, LEAST)))
 
 
@@ -111,6 +112,7 @@ class Given(NamedTuple):
     def expected(self, q: np.ndarray) -> np.ndarray:
         """Expected flips and stays, [C, C]: the sum of q_ic over rows that are not trusted and have the label j."""
         doubted = ~self.trusted
+        # N_cj = sum of q_ic over the rows i to doubt whose label is j
         return np.stack([np.bincount(self.y, q_c * doubted, self.classes) for q_c in q.T])
 
 
@@ -119,6 +121,7 @@ def normalised(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Arrays [n, C] are in Fortran's order throughout: C sums of n numbers are faster than n of C.
     """
+    # log sum_c exp(s_c) = t + log sum_c exp(s_c - t), t the largest of them
     top = scores.max(axis=1)
     out = scores - top[:, None]
     log_sum = np.log(np.exp(out).sum(axis=1))
@@ -131,8 +134,16 @@ def posterior(log_p: np.ndarray, given: Given, log_T: np.ndarray) -> tuple[np.nd
 
     q_ic = p_ic T_{c, y_i} / m_i,    m_i = sum_c p_ic T_{c, y_i}
     """
+    # log q_ic = log p_c(x_i) + log P(label of i | c) - log m_i
     log_q, log_m = normalised(log_p + given.log_likelihood(log_T))
     return np.exp(log_q), log_m
+
+
+def number_wrong(q: np.ndarray, given: Given) -> float:
+    """How many of the labels to doubt are wrong, by posteriors [n, C]."""
+    # sum_i P(true class of i is not the given one)
+    wrong = 1.0 - q[np.arange(len(q)), given.y]
+    return float(wrong[~given.trusted].sum())
 
 
 def updated(counts: np.ndarray, prior: Prior) -> np.ndarray:
@@ -140,7 +151,9 @@ def updated(counts: np.ndarray, prior: Prior) -> np.ndarray:
     C = len(counts)
     stay = np.diag(counts)
     flips = counts.sum(axis=1) - stay
+    # rho_c = (flips_c + b rate_c) / (flips_c + stays_c + b)
     rho = (flips + prior.rates * prior.rate) / (flips + stay + prior.rates)
+    # U_cj in proportion to N_cj + a / (C - 1), j other than c
     off = counts + prior.others / (C - 1)
     np.fill_diagonal(off, 0.0)
     T: np.ndarray = rho[:, None] * off / off.sum(axis=1, keepdims=True)
@@ -161,6 +174,5 @@ def fit_noise(log_p: np.ndarray, given: Given, T: np.ndarray, prior: Prior, step
 
 def uniform_noise(classes: int, rate: float) -> np.ndarray:
     """Flips of one rate to any other class, [C, C]."""
-    C = classes
-    T: np.ndarray = np.eye(C) * (1.0 - rate) + (1.0 - np.eye(C)) * (rate / (C - 1))
+    T: np.ndarray = np.eye(classes) * (1.0 - rate) + (1.0 - np.eye(classes)) * (rate / (classes - 1))
     return T

@@ -80,6 +80,7 @@ class Rows:
         """sum_i weight_i l_i + alpha/2 |W|^2 and its gradient."""
         log_p, each = at.log_p(self.X), np.arange(len(self.y))
         value = -float(weight @ log_p[each, self.y]) + 0.5 * self.penalty * float(np.sum(at.W**2))
+        # dl_i / ds_i = p_i - e_{y_i}
         slope = np.exp(log_p)
         slope[each, self.y] -= 1.0
         return value, self._back(slope * weight[:, None], at.W)
@@ -87,7 +88,7 @@ class Rows:
     def _back(self, slope: np.ndarray, W: np.ndarray) -> Linear:
         return Linear(self.X.T @ slope + self.penalty * W, slope.sum(axis=0))
 
-    def fit(self, start: Linear, weight: np.ndarray, tolerance: float | None = None) -> Linear:
+    def fit(self, start: Linear, weight: np.ndarray, tolerance: float = TIGHT) -> Linear:
         """The minimiser; the tolerance is :data:`TIGHT` by default."""
         size = len(self.y)
 
@@ -95,8 +96,7 @@ class Rows:
             value, gradient = self.loss(Linear.of(flat, self.C), weight)
             return value / size, gradient.flat() / size
 
-        gtol = TIGHT if tolerance is None else tolerance
-        options = {"maxiter": INNER_STEPS, "maxfun": 2 * INNER_STEPS, "ftol": 0.0, "gtol": gtol}
+        options = {"maxiter": INNER_STEPS, "maxfun": 2 * INNER_STEPS, "ftol": 0.0, "gtol": tolerance}
         return Linear.of(minimize(scaled, start.flat(), jac=True, method="L-BFGS-B", options=options).x, self.C)
 
     def zero(self) -> Linear:
@@ -128,6 +128,7 @@ def hypergradient(rows: Rows, trusted: Rows, at: Linear, lam: np.ndarray) -> np.
     """dE/dlam at the minimiser of weights sigma(lam), [n]."""
     weight = expit(lam)
     v = rows.adjoint(at, weight, mean_loss(trusted, at)[1])
+    # dE / dlam_i = - w_i (1 - w_i) <grad l_i, v>, H v = grad E
     out: np.ndarray = -weight * (1.0 - weight) * rows.along(at, v)
     return out
 

@@ -69,6 +69,7 @@ def is_wide(X: Matrix, C: int) -> bool:
 def first_strengths(X: Matrix, C: int) -> Strengths:
     """Where to start: a penalty of 1/20 of the mean squared norm of a row."""
     squares = X.multiply(X).sum() if hasattr(X, "multiply") else np.einsum("ij,ij->", X, X)
+    # alpha = sum_i |x_i|^2 / (20 n)
     penalty = float(np.log(max(float(squares) / X.shape[0], LEAST) / 20.0))
     return Strengths(penalty, np.log(TRUSTED), np.log(20.0), np.log(1.0), np.full(C, logit(UNTOLD)))
 

@@ -54,12 +54,13 @@ class ClassRows(NamedTuple):
     @staticmethod
     def of(X: Matrix, y: np.ndarray, c: np.ndarray, classes: int) -> "ClassRows":
         """From classes y [n], integers from 0."""
-        Y = (y[:, None] == np.arange(classes)).astype(X.dtype)
+        # Y_ic = 1 where row i is of class c; of two classes the second alone
+        Y = (y[:, None] == np.arange(int(classes == 2), classes)).astype(X.dtype)
         if not scipy.sparse.issparse(X):
-            return ClassRows(X, X**2, Y[:, int(classes == 2) :], c)
+            return ClassRows(X, X**2, Y, c)
         X = scipy.sparse.csr_array(X)
-        squares = scipy.sparse.csr_array((X.data**2, X.indices, X.indptr), shape=X.shape)
-        return ClassRows(X, squares, Y[:, int(classes == 2) :], c)
+        # places are shared with X
+        return ClassRows(X, scipy.sparse.csr_array((X.data**2, X.indices, X.indptr), shape=X.shape), Y, c)
 
     def take(self, there: np.ndarray) -> "ClassRows":
         """Those where ``there`` [n] is True."""
@@ -170,6 +171,7 @@ class LogisticModels:
 
     def row_losses(self, rows: ClassRows) -> np.ndarray:
         """c l of other rows, averaged over the models, [n]."""
+        # c_i / K sum_k l_i(s theta_k)
         losses = [rows.losses(self.scale * rows.scores(theta)) for theta in self._theta]
         out: np.ndarray = rows.c * np.mean(losses, axis=0)
         return out

@@ -44,12 +44,14 @@ class KernelRidgeModels:
 
     def solve(self, l1: np.ndarray, l2: np.ndarray, tolerance: float = 0.0) -> None:
         """Move the models to their minima; l1 is 0, and the solution exact."""
+        # C = X diag(1 / l2) X'
         C = dense(divide_columns(self.X, l2) @ self.X.T)
         self._a, self._adjoint = np.zeros((2, len(self.y), len(self.bias)))
         self._loss = 0.0
         for k, n in enumerate(self.trained_on):
             t, h = np.flatnonzero(self.fold != k), np.flatnonzero(self.fold == k)
             factor = cho_factor(C[np.ix_(t, t)] + np.diag(n / self.weight[t]), lower=True)
+            # (C_tt + diag(n / c)) a = y - b 1, for y and for 1 apart
             one = cho_solve(factor, np.ones(len(t)))
             a = cho_solve(factor, self.y[t])
             # 1'a = 0
@@ -63,6 +65,7 @@ class KernelRidgeModels:
             # 1'g = -1'r
             self._adjoint[t, k] = g - (g.sum() + residual.sum()) / one.sum() * one
             self._adjoint[h, k] = residual
+        # w_j = x_j . a / l2_j
         self.weights = np.asarray(self.X.T @ self._a) / l2[:, None]
 
     def held_out(self, l1: np.ndarray, l2: np.ndarray) -> HeldOut:

@@ -181,6 +181,7 @@ def effects(estimator: Estimator) -> list[Record]:
 
 def _importance(effect: np.ndarray, weight: np.ndarray) -> float:
     """Root of the mean over rows of the squares, added up over classes."""
+    # sqrt(sum_b w_b sum_c f_bc^2 / sum_b w_b)
     flat = effect.reshape(weight.size, -1)
     return float(np.sqrt(np.average((flat**2).sum(axis=1), weights=weight.ravel())))
 

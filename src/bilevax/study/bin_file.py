@@ -12,7 +12,7 @@ from bilevax.tables.effects import Effect
 from bilevax.tables.kept_arrays import KeptArrays
 from bilevax.tables.marginals import LevelCounts, NumberCounts
 from bilevax.tables.sieve import Sieve, Sieved
-from bilevax.tables.table import CodedColumn, Table
+from bilevax.tables.table import CodedColumn, Table, object_array
 
 
 class Piece(NamedTuple):
@@ -59,9 +59,7 @@ class Words:
         """Of each number the bin; None if a level is not known."""
         if not self._numbers.keys() >= set(effect.levels):
             return None
-        known = np.empty(len(self._numbers), object)
-        known[:] = list(self._numbers)
-        bins = effect.codes(known)
+        bins = effect.codes(object_array(list(self._numbers)))
         return np.append(bins, bins.dtype.type(effect.in_order))
 
 

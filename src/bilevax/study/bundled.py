@@ -7,7 +7,7 @@ import numpy as np
 from sklearn import datasets
 
 from bilevax.core.errors import ParameterError
-from bilevax.tables.table import Column, Table, object_array, suggestion
+from bilevax.tables.table import Column, Table, number_column, object_array, suggestion
 
 _TARGETS = {
     "airfoil": "pressure",
@@ -49,13 +49,13 @@ def load_bundled(name: str) -> Table:
     if name == "airfoil":
         return _airfoil()
     bunch = datasets.load_diabetes(scaled=False) if name == "diabetes" else getattr(datasets, f"load_{name}")()
-    columns = [_numbers(*column) for column in zip(bunch.feature_names, bunch.data.T, strict=True)]
+    columns = [number_column(str(name), x) for name, x in zip(bunch.feature_names, bunch.data.T, strict=True)]
     # The digits' names are numbers; the others' are words.
     if all(isinstance(label, str) for label in bunch.get("target_names", [0])):
         labels = [str(bunch.target_names[code]) for code in bunch.target]
         columns.append(Column(_TARGETS[name], "text", object_array(labels)))
     else:
-        columns.append(_numbers(_TARGETS[name], bunch.target))
+        columns.append(number_column(_TARGETS[name], bunch.target.astype(float)))
     return Table(name, tuple(columns))
 
 
@@ -63,9 +63,4 @@ def _airfoil() -> Table:
     content = files("bilevax.study").joinpath("airfoil.csv").read_text(encoding="ascii")
     names, _, rows = content.partition("\n")
     numbers = np.loadtxt(io.StringIO(rows), delimiter=",")
-    return Table("airfoil", tuple(map(_numbers, names.split(","), numbers.T)))
-
-
-def _numbers(name: str, values: np.ndarray) -> Column:
-    whole = bool(np.all(values == np.rint(values)))
-    return Column(str(name), "integer" if whole else "number", values.astype(float))
+    return Table("airfoil", tuple(map(number_column, names.split(","), numbers.T)))

@@ -1,8 +1,5 @@
 """Which labels of a table are wrong: the fit, and what is recorded of it."""
 
-import importlib.metadata
-import os
-import platform
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +15,7 @@ from bilevax.sklearn import LabelCleaner
 from bilevax.study.cleaning_check import kept_aside, may_be_kept_aside, verified
 from bilevax.study.cleaning_rows import CleanSettings, Labelled, rows_to_clean
 from bilevax.study.cleaning_shown import MOST_ROWS, brightness, cells_of, pixels_of, telling_columns
-from bilevax.study.study import plain
+from bilevax.study.study import machine_of, plain
 from bilevax.tables.table import Table
 
 __all__ = ["CleanSettings", "Cleaning", "clean_table"]
@@ -124,13 +121,10 @@ def clean_table(
 
 def config_of(table: Table, target: str, settings: CleanSettings, options: Event) -> dict[str, dict[str, object]]:
     """The tables of ``config.toml``: the table, what was asked for, and what computed it."""
-    names = ("bilevax", "numpy", "scipy", "scikit-learn")
-    versions: dict[str, object] = {name: importlib.metadata.version(name) for name in names}
     return {
         "data": {"table": table.name, "target": target, "rows": table.rows, "sha256": table.sha256 or None},
         "clean": {**settings._asdict(), **options},
-        "versions": versions | {"python": platform.python_version()},
-        "machine": {"cores": os.cpu_count()},
+        **machine_of(jax=False),
     }
 
 

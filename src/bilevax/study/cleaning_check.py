@@ -105,4 +105,5 @@ def _groups(p: np.ndarray, wrong: np.ndarray, weight: np.ndarray) -> list[Group]
 
 def _error(groups: list[Group]) -> float:
     """Mean distance of probabilities from observed shares."""
+    # sum_g n_g |predicted_g - observed_g| / sum_g n_g
     return sum(g.rows * abs(g.predicted - g.observed) for g in groups) / sum(g.rows for g in groups)

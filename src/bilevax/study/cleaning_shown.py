@@ -66,6 +66,7 @@ def brightness(table: Table, pixels: Pixels, rows: np.ndarray) -> np.ndarray:
     columns = [table.column(name).values for name in pixels.names]
     low = min(float(np.nanmin(x, initial=np.inf)) for x in columns)
     high = max(float(np.nanmax(x, initial=-np.inf)) for x in columns)
+    # 255 (x - low) / (high - low)
     scaled = (np.stack([x[rows] for x in columns], axis=1) - low) / max(high - low, 1e-300)
     return np.rint(255 * np.nan_to_num(scaled)).astype(int)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -100,10 +101,6 @@ def _unix(x: np.ndarray, named: bool, unit: int = 1) -> bool:
     return named or (len(x) >= _FEWEST and bool(np.all(x % (60 * unit) == 0)))
 
 
-def _milliseconds(x: np.ndarray, named: bool) -> bool:
-    return _unix(x, named, 1000)
-
-
 def _excel(x: np.ndarray, named: bool) -> bool:
     """Days from 1927 to 2064, and more than one of them."""
     # from 1927 to 2064, at least a week of them
@@ -116,7 +113,7 @@ _FORMS: dict[str, Callable[[np.ndarray, bool], bool]] = {
     "dates as numbers (with the year at the end)": _year_at_the_end,
     "months as numbers (year, month)": _month_at_the_end,
     "Unix time in seconds": _unix,
-    "Unix time in milliseconds": _milliseconds,
+    "Unix time in milliseconds": partial(_unix, unit=1000),
     "days by their numbers, as in Excel": _excel,
 }
 

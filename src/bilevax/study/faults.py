@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from bilevax.core.text import counted, listed
-from bilevax.study.levels import Levels, option, rows_in, shown, such_as, words_of
+from bilevax.study.levels import BITS, Levels, bits, option, rows_in, shown, such_as, words_of
 
 _MANY_LEVELS = 5000
 # What has more values may be a quantity of a group, such as a county's income, beside the group's name.
@@ -23,8 +23,8 @@ _OFTEN, _FAR, _APART, _STEPS = 3, 3.5, 1.3, 5.0
 _ZEROS = 0.05
 _TOGETHER = 0.6
 _SETS = 4
-# What two columns have to agree in, in bits; rows that are compared for indicators, and columns that are named.
-_BITS, _INDICATED, _NAMED = 40, 20_000, 8
+# Rows that are compared for indicators, and columns that are named.
+_INDICATED, _NAMED = 20_000, 8
 
 
 def constant(column: Levels) -> str:
@@ -175,7 +175,7 @@ class SameColumns:
 
 def _fingerprints(column: Levels) -> Iterable[tuple[str, bytes]]:
     codes, known = column.codes, column.known
-    if not known or _bits(column) < _BITS:
+    if not known or bits(column.counts) < BITS:
         return
     yield f"has the same {'texts' if column.kind == 'text' else 'values'} as column", _hash(codes, column.levels)
     if column.ordered and len(column.levels) > 2:
@@ -185,13 +185,6 @@ def _fingerprints(column: Levels) -> Iterable[tuple[str, bytes]]:
         yield "is a rising or falling function of column", _hash(falling if 2 * first >= len(column.levels) else codes)
     if len(column.levels) <= min(_RECODED, 0.5 * known):
         yield "has, one to one, the values of column", _hash(_by_appearance(column))
-
-
-def _bits(column: Levels) -> float:
-    """What two columns have to agree in, in bits: of few, chance gives as much."""
-    shares = column.counts[column.counts > 0] / column.known
-    # the entropy of the column: two that agree in so many bits do not by chance
-    return -column.known * float(np.sum(shares * np.log2(shares)))
 
 
 def _by_appearance(column: Levels) -> np.ndarray:
@@ -228,7 +221,7 @@ class Indicators:
     def add(self, column: Levels) -> None:
         """One more column."""
         number, codes = len(column.levels), column.codes[self._rows]
-        if number == 2 and column.known == len(column.codes) and _bits(column) >= _BITS:
+        if number == 2 and column.known == len(column.codes) and bits(column.counts) >= BITS:
             self._flags.append((column.name, _hash(codes == 0), _hash(codes == 1)))
         elif 2 < number <= _RECODED:
             for level in range(number):

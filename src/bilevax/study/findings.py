@@ -104,15 +104,16 @@ def _all(
         yield from (_Found("target", of_target.name, text) for text in target_faults.faults_of(of_target, task))
         if len(of_target.levels) > 1:
             asked = leaks.target_of(of_target, classes=target_faults.is_classes(of_target, task))
-    same_columns, same_rows, told = faults.SameColumns(), faults.SameRows(table.rows), _Order(asked)
+    same_columns, same_rows = faults.SameColumns(), faults.SameRows(table.rows)
     indicators = faults.Indicators(table.rows)
-    if told.sorted:
-        yield _Found("order", table.name, told.sentence())
+    if in_order := asked is not None and _in_order(asked):
+        text = f"the rows are sorted by '{target}': a column that goes with their order, such as a running number,"
+        yield _Found("order", table.name, f"{text} would tell it")
     for given in table.columns:
         if given.name == target:
             continue
         column = levels_of(given)
-        of_column = list(_of_column(column, told, split=cleaning or bool(apart), words=not cleaning))
+        of_column = list(_of_column(column, asked, in_order, split=cleaning or bool(apart), words=not cleaning))
         if column.name not in apart:
             yield from of_column
         if any(one.kind in ("identifier", "leak") for one in of_column):
@@ -130,30 +131,19 @@ def _all(
         yield _Found("sum", target, text)
 
 
-def _sorted(asked: leaks.Target) -> bool:
+def _in_order(asked: leaks.Target) -> bool:
+    """Whether the rows are sorted by the target."""
     steps = np.diff(asked.y)
     if asked.classes:
-        return int(np.count_nonzero(steps)) < len(np.unique(asked.y))
-    return bool(np.all(steps >= 0)) or bool(np.all(steps <= 0))
+        in_order = int(np.count_nonzero(steps)) < len(np.unique(asked.y))
+    else:
+        in_order = bool(np.all(steps >= 0)) or bool(np.all(steps <= 0))
+    return in_order and len(asked.y) >= 30
 
 
-class _Order:
-    """What the order of the rows tells of the target."""
-
-    def __init__(self, asked: leaks.Target | None) -> None:
-        self.asked = asked
-        self.sorted = asked is not None and len(asked.y) >= 30 and _sorted(asked)
-
-    def sentence(self) -> str:
-        """The rows are sorted by the target."""
-        assert self.asked is not None
-        return (
-            f"the rows are sorted by '{self.asked.name}': a column that goes with their order, such as a running "
-            "number, would tell it"
-        )
-
-
-def _of_column(column: Levels, told: _Order, *, split: bool, words: bool) -> Iterator[_Found]:
+def _of_column(
+    column: Levels, asked: leaks.Target | None, in_order: bool, *, split: bool, words: bool
+) -> Iterator[_Found]:
     """What is found in a column: the one kind that explains it best, and what may come beside that."""
 
     def one(kind: str, text: str) -> Iterable[_Found]:
@@ -169,7 +159,10 @@ def _of_column(column: Levels, told: _Order, *, split: bool, words: bool) -> Ite
     )
     yield from known
     in_time = column.kind == "date" or any(found.kind == "date" for found in known) or words_of(column.name).time
-    yield from _of_target(column, told, in_time=in_time)
+    # not where it is time that the target follows, nor where the rows are known to be sorted by it
+    follows = in_time and (column.steady or (asked is not None and not asked.classes))
+    if asked is not None and not follows and not (column.steady and in_order):
+        yield from one("leak", leaks.leak(column, asked))
     if in_time and not split:
         yield from one("time", _time(column))
     if known:
@@ -179,16 +172,6 @@ def _of_column(column: Levels, told: _Order, *, split: bool, words: bool) -> Ite
         yield from one("group", identifiers.group(column))
     yield from one("mark", faults.mark(column))
     yield from one("levels", faults.alike(column, target=False))
-
-
-def _of_target(column: Levels, told: _Order, *, in_time: bool) -> Iterator[_Found]:
-    """A leak; not where it is time that the target follows, nor where the rows are known to be sorted by it."""
-    if told.asked is None or (column.steady and (told.sorted or in_time)):
-        return
-    if in_time and not told.asked.classes:
-        return
-    if text := leaks.leak(column, told.asked):
-        yield _Found("leak", column.name, text)
 
 
 def _time(column: Levels) -> str:

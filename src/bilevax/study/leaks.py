@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevax.study.levels import Levels, cut_percent, option
+from bilevax.study.levels import BITS, Levels, bits, cut_percent, option
 
 SAMPLE = 50_000
 """Rows that are looked at, at most."""
@@ -22,8 +22,6 @@ _MANY = 10
 _LEFT_BY_LEVELS, _LEFT_BY_QUANTITY, _LEFT_BY_PRESENCE = 0.025, 0.01, 0.1
 # Share of the variance of the ranks that may be left where a number is predicted.
 _LEFT_OF_VARIANCE = 0.002
-# What two columns have to agree in, so that it is not by chance.
-_BITS = 40
 # Share of a column's cells that are known, from which on the others are left out of account.
 _KNOWN = 0.2
 # Below so many rows a law of nature may leave as little; then only a rising or falling function is a leak.
@@ -156,10 +154,8 @@ def _copies(codes: np.ndarray, target: Target) -> bool:
     values = np.count_nonzero(counts)
     if values != y.max() + 1:
         return False
-    shares = counts[counts > 0] / len(x)
-    chance = -len(x) * float(np.sum(shares * np.log2(shares)))  # bits that agree
     # as many pairs as values: each value of the one goes with one of the other
-    return chance > _BITS and len(np.unique(x * values + y)) == values
+    return bits(counts) > BITS and len(np.unique(x * values + y)) == values
 
 
 def _monotone(codes: np.ndarray, target: Target) -> bool:

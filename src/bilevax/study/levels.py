@@ -12,6 +12,9 @@ import pyarrow as pa
 from bilevax.core.text import decimal, listed
 from bilevax.tables.table import Column, Kind
 
+BITS = 40
+"""What two columns have to agree in, in bits, so that it is not by chance."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Levels:
@@ -73,6 +76,13 @@ def levels_of(column: Column) -> Levels:
         levels, codes[known] = np.unique(column.values[known], return_inverse=True)
     counts = np.bincount(codes[codes >= 0], minlength=len(levels))
     return Levels(column.name, column.kind, codes, levels, counts)
+
+
+def bits(counts: np.ndarray) -> float:
+    """What two columns with so many rows of each value have to agree in, in bits: of few, chance gives as much."""
+    n, shares = int(counts.sum()), counts[counts > 0] / counts.sum()
+    # n times the entropy of the column: two that agree in so many bits do not by chance
+    return -n * float(np.sum(shares * np.log2(shares)))
 
 
 class Words(NamedTuple):

@@ -7,7 +7,6 @@ import numpy as np
 
 from bilevax.core.codes import Code
 from bilevax.core.events import Event
-from bilevax.core.limits import require
 from bilevax.core.run_records import Data, Gap, Note, Step
 from bilevax.linalg.columns import Matrix
 from bilevax.runs import Run
@@ -19,7 +18,7 @@ from bilevax.study.kept import Emit, Kept, Stage, or_none
 from bilevax.study.preparation import Prepared, encoder_of
 from bilevax.study.settings import TuneSettings
 from bilevax.tables.linear import LinearModel, penalties_by_term
-from bilevax.tables.memory import HELPS, MAPPED, PROGRAMS, study_memory
+from bilevax.tables.memory import require_fit, study_memory
 from bilevax.tables.table import orders_of
 
 NAMES = {
@@ -45,7 +44,6 @@ def encoded(prepared: Prepared, settings: TuneSettings, emit: Emit) -> tuple[Tab
 
 def fit_linear(
     prepared: Prepared,
-    target: str,
     settings: TuneSettings,
     emit: Emit,
     stage: Stage,
@@ -56,7 +54,6 @@ def fit_linear(
 
     Args:
         prepared: the rows.
-        target: name of the column to be predicted.
         settings: how.
         emit: gets a record of every step; true ends the tuning.
         stage: told what begins.
@@ -110,7 +107,7 @@ def fit_linear(
     kept = "global" if np.ptp(np.asarray(estimator.penalties_)) == 0.0 else per
     return Kept(
         name=NAMES[kept],
-        model=_plain_model(estimator, encoder, prepared, target, settings),
+        model=_plain_model(estimator, encoder, prepared, settings),
         seconds=seconds,
         interrupted=bool(estimator.interrupted_),
         code=code.name,
@@ -125,14 +122,14 @@ def fit_linear(
 
 
 def _plain_model(
-    estimator: TunedLogisticRegression, encoder: TableEncoder, prepared: Prepared, target: str, settings: TuneSettings
+    estimator: TunedLogisticRegression, encoder: TableEncoder, prepared: Prepared, settings: TuneSettings
 ) -> LinearModel:
     assert prepared.target.labels is not None
     terms, marks = encoder.terms_, prepared.marks(settings)
     tied = "weight" if np.ndim(estimator.penalties_) == 2 else "feature"
     per = tied if settings.texts else settings.penalty_per
     return LinearModel(
-        target=target,
+        target=prepared.target.name,
         classes=prepared.target.labels.classes,
         intercept=np.asarray(estimator.intercept_, np.float64).reshape(-1),
         coef=np.asarray(estimator.coef_, np.float64),
@@ -149,10 +146,4 @@ def _require_memory(prepared: Prepared, p: int, settings: TuneSettings) -> None:
     rows, classes = prepared.table.rows, len(prepared.target.labels.classes)
     outputs = 1 if classes == 2 else classes
     folds = choose_method(settings.method, len(prepared.tuning), p, outputs).folds
-    require(
-        study_memory(rows, p, outputs, folds),
-        f"tuning {rows:,} rows, of {p:,} terms,",
-        HELPS,
-        compiler=PROGRAMS,
-        mapped=MAPPED,
-    )
+    require_fit(study_memory(rows, p, outputs, folds), f"tuning {rows:,} rows, of {p:,} terms,")

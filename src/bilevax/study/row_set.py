@@ -205,7 +205,7 @@ class RowSet:
 
         with ThreadPoolExecutor(THREADS, "bilevax-place") as threads:
             for table, there, y in self._training(name):
-                found, stratum = list(threads.map(partial(found_in, table, there), kept)), self.stratum(table)
+                found, stratum = list(threads.map(partial(found_in, table, there), kept)), self.pieces.stratum(table)
                 if file is not None:
                     try:
                         file.add(Piece(table.before, stratum), found, y)
@@ -277,15 +277,11 @@ class RowSet:
         else:
             for table, there, y in self.rows_of_pass(number):
                 codes = [bins(table, source, effect)[there] for source, effect in zip(sources, effects, strict=True)]
-                yield codes, y, self.stratum(table)
+                yield codes, y, self.pieces.stratum(table)
 
     def ended(self) -> bool:
         """Whether the passes are to end."""
         return self._ended()
-
-    def stratum(self, table: Table) -> int:
-        """That of a piece."""
-        return self.pieces.stratum(table)
 
     def _training(self, name: str) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
         """Features of each piece, which rows have a target and are not of the test, and the targets of these."""

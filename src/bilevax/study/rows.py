@@ -1,6 +1,7 @@
 """Rows that deserve a look: hardest, most influential, typical; and what each cell adds to their scores."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def _typical(prepared: Prepared, prediction: np.ndarray) -> list[int]:
 
 
 def _rows(
-    why: str,
+    why: Literal["hardest", "influential", "typical"],
     rows: np.ndarray,
     prepared: Prepared,
     model: TableModel,
@@ -81,22 +82,20 @@ def _rows(
         order = np.argsort(-np.abs(adds[k, :, s]), kind="stable")
         shown, rest = order[:SHOWN].tolist(), order[SHOWN:]
         out.append(
-            Row.model_validate(
-                {
-                    "why": why,
-                    "number": int(prepared.places[row]) + 1,
-                    "truth": target.text(value),
-                    "predicted": target.text(int(means[k].argmax()) if classes else means[k]),
-                    "probability": float(means[k, value]) if classes else None,
-                    "loss": losses.get(row),
-                    "influence": influence.get(row),
-                    "intercept": float(model.intercept[s]),
-                    "contributions": [
-                        Contribution(name=names[j], cell=_cell(table, names[j], k), adds=float(adds[k, j, s]))
-                        for j in shown
-                    ],
-                    "rest": float(adds[k, rest, s].sum()),
-                }
+            Row(
+                why=why,
+                number=int(prepared.places[row]) + 1,
+                truth=target.text(value),
+                predicted=target.text(int(means[k].argmax()) if classes else means[k]),
+                probability=float(means[k, value]) if classes else None,
+                loss=losses.get(row),
+                influence=influence.get(row),
+                intercept=float(model.intercept[s]),
+                contributions=[
+                    Contribution(name=names[j], cell=_cell(table, names[j], k), adds=float(adds[k, j, s]))
+                    for j in shown
+                ],
+                rest=float(adds[k, rest, s].sum()),
             )
         )
     return out

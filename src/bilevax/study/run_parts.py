@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from bilevax.core import files, manifest
+from bilevax.core.events import Plain
 from bilevax.core.run_files import CHECKPOINTS, FILES, KIND, METRICS, PASS, RUNNING, STEP, TABLES, siblings, state_of
 
 
@@ -15,17 +16,16 @@ def occupied(path: Path) -> bool:
 
 def holds_run(path: Path) -> bool:
     """True if there is a manifest of a run, be it damaged, or the metrics of one, as in runs of old."""
+    first, _, _ = (files.read(path / METRICS) or b"").partition(b"\n")
+    return _record(files.read(path / manifest.NAME)).get("kind") == KIND or "kind" in _record(first)
+
+
+def _record(content: bytes | None) -> Plain:
     try:
-        record = json.loads(files.read(path / manifest.NAME) or b"0")
+        found = json.loads(content or b"0")
     except (ValueError, RecursionError):
-        record = 0
-    if isinstance(record, dict) and record.get("kind") == KIND:
-        return True
-    try:
-        record = json.loads((files.read(path / METRICS) or b"0").split(b"\n")[0])
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and "kind" in record
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def did_not_end(path: Path) -> bool:

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -103,15 +103,16 @@ def config_at_start(table: Table, target: str, settings: TuneSettings) -> dict[s
             "sha256": table.sha256 or None,
         },
         "tune": {name: value for name, value in settings.plain().items() if name not in ("group", "time_column")},
-        **_machine(settings),
+        **machine_of(jax=settings.is_linear),
     }
 
 
-def _machine(settings: TuneSettings) -> dict[str, dict[str, object]]:
-    names = ["bilevax", "numpy", "scipy", "scikit-learn", *(["jax"] if settings.is_linear else [])]
+def machine_of(*, jax: bool) -> dict[str, dict[str, object]]:
+    """The tables of ``config.toml`` on what computes."""
+    names = ["bilevax", "numpy", "scipy", "scikit-learn", *(["jax"] if jax else [])]
     versions = {name: importlib.metadata.version(name) for name in names}
     found: dict[str, object] = {"cores": os.cpu_count()}
-    if settings.is_linear:
+    if jax:
         # JAX is imported for it alone
         from bilevax.runs.identity import machine
 
@@ -183,7 +184,7 @@ def tune_table(
     asked, weighted = settings.scoring if known else None, settings.class_weight is not None
     emit(Scoring(task=prepared.target.task, loss=loss, score=asked, class_weight=weighted))
     before = time.perf_counter() - start
-    kept = _fit(prepared, target, settings, emit, stage, run, begun, every)
+    kept = _fit(prepared, settings, emit, stage, run, begun, every)
     start = time.perf_counter() - before - kept.seconds
     interrupted = kept.interrupted
     # The model is there already: Ctrl-C ends the comparison, not the study.
@@ -222,12 +223,13 @@ def _notes(prepared: Prepared, target: str, settings: TuneSettings) -> list[Note
     return [*prepared.notes, *(note for note in found if not (told and note.about == "duplicates"))]
 
 
-def _data(prepared: Prepared) -> Data:
+def _data(prepared: Prepared, every: RowSet | None) -> Data:
     target, split = prepared.target, prepared.split
-    labels = target.labels
+    labels, test = target.labels, len(split.test)
+    train = len(split.train) if every is None else every.rows - test
     quantiles = None if labels else tuple(np.quantile(target.values, [0, 0.25, 0.5, 0.75, 1]).tolist())
     return Data(
-        rows=Rows(train=len(split.train), validation=len(split.validation), test=len(split.test)),
+        rows=Rows(train=train, validation=len(split.validation), test=test),
         features=len(prepared.features.names),
         missing_cells=int(sum(column.missing.sum() for column in prepared.features.columns)),
         classes=labels.counts() if labels else {},
@@ -237,7 +239,6 @@ def _data(prepared: Prepared) -> Data:
 
 def _fit(
     prepared: Prepared,
-    target: str,
     settings: TuneSettings,
     emit: Emit,
     stage: Stage,
@@ -245,16 +246,12 @@ def _fit(
     begun: float,
     every: RowSet | None,
 ) -> Kept:
-    data = _data(prepared)
-    if every is not None:
-        data = data.model_copy(
-            update={"rows": Rows(train=every.rows - data.rows.test, validation=0, test=data.rows.test)}
-        )
+    data = _data(prepared, every)
     if settings.is_linear:
         # JAX is imported for it alone
         from bilevax.study.linear import fit_linear
 
-        return fit_linear(prepared, target, settings, emit, stage, data, run)
+        return fit_linear(prepared, settings, emit, stage, data, run)
     emit(data)
     return additive.fit_additive(prepared, settings, emit, stage, begun, every)
 
@@ -304,19 +301,19 @@ def _against(prepared: Prepared, settings: TuneSettings, mine: np.ndarray, rival
             emit(Paired(name=rival.name, measure="score", main=main, **found._asdict()))
 
 
-def _compared(prepared: Prepared, model: Rival, role: str, validation_loss: float | None = None) -> Compared:
+def _compared(
+    prepared: Prepared, model: Rival, role: Literal["kept", "rival"], validation_loss: float | None = None
+) -> Compared:
     target, values = prepared.target, prepared.target.values[prepared.split.test]
     mean, error = mean_and_error(row_losses(target.task, model.prediction, values))
     classes = target.labels is not None
-    return Compared.model_validate(
-        {
-            "name": model.name,
-            "role": role,
-            "loss": mean,
-            "loss_se": error,
-            "score": None if prepared.scorer is None else score(prepared.scorer, model.prediction, values),
-            "accuracy": float(np.mean(model.prediction.argmax(axis=1) == values)) if classes else None,
-            "validation_loss": validation_loss,
-            "seconds": model.seconds,
-        }
+    return Compared(
+        name=model.name,
+        role=role,
+        loss=mean,
+        loss_se=error,
+        score=None if prepared.scorer is None else score(prepared.scorer, model.prediction, values),
+        accuracy=float(np.mean(model.prediction.argmax(axis=1) == values)) if classes else None,
+        validation_loss=validation_loss,
+        seconds=model.seconds,
     )

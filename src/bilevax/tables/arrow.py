@@ -1,6 +1,5 @@
 """Columns of pyarrow, of Parquet files and data frames, as a table's."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +25,7 @@ class _Rows(NamedTuple):
         return f"{self.name}, row {self.before + row + 1}"
 
 
-def table_from_arrow(
-    name: str, table: pa.Table, reading: Reading, *, sha256: str = "", notes: Sequence[str] = ()
-) -> Table:
+def table_from_arrow(name: str, table: pa.Table, reading: Reading, *, sha256: str = "") -> Table:
     """What is to be read of a table.
 
     Raises:
@@ -50,7 +47,7 @@ def table_from_arrow(
     return Table(
         name,
         columns,
-        (*notes, *filter(None, meant)),
+        tuple(filter(None, meant)),
         sha256,
         tuple(label for j, label in enumerate(names) if j not in read),
         tuple(kept_column(name, names[j], table.column(j)) for j in kept),

@@ -8,7 +8,7 @@ import shlex
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bilevax.tables.csv_numbers import UnclearError
+from bilevax.tables.csv_numbers import UnclearError, all_match, first_row
 from bilevax.tables.table import Order
 
 _TIME = r"(?:[ T](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?))?"
@@ -33,10 +33,10 @@ def written_dates(name: str, values: pa.ChunkedArray, order: Order = "") -> tupl
     Raises:
         UnclearError: a cell is no date, or may be two.
     """
-    known = [way for way in _WAYS if pc.all(pc.match_substring_regex(values, way[0])).as_py()]
+    known = [way for way in _WAYS if all_match(values, way[0])]
     if not known:
         some = "|".join(f"(?:{pattern})" for pattern, _ in _WAYS)
-        row = int(pc.index(pc.match_substring_regex(values, some), False).as_py())
+        row = first_row(values, some, matching=False)
         if row < 0:
             raise UnclearError(_first(values), "is a date, but no one way of reading them fits the whole column")
         raise UnclearError(row, "is no date that is read; write it as 2024-12-31, or leave it empty")

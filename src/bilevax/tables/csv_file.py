@@ -57,7 +57,7 @@ class Lines(NamedTuple):
         """``file.csv:17``: the line on which a row (counted from 0) begins."""
         # The file is walked again, once, for the message of a fault: numbers of lines are not stored.
         with _long_cells():
-            line, _ = next(itertools.islice(_records(self.content, self.delimiter), row + 1, None))
+            line, _ = next(itertools.islice(_records(self), row + 1, None))
         return f"{self.name}:{line}"
 
 
@@ -162,49 +162,46 @@ def open_csv_text(name: str, start: Callable[[], BinaryIO], choose: Callable[[li
     with _long_cells():
         head, said = without_sep(content.head)
         delimiter = said or _delimiter(head[comments_end(head) :])
+        lines = Lines(name, content, delimiter)
         try:
             head, comments = without_comments(name, head, lambda line: _fields(line, delimiter))
             # What made the line above may have left the mark where it was.
-            content = content._replace(head=_BEGINNING_BOM.sub(rb"\1", head))
-            found = _checked_structure(name, content, delimiter)
+            lines = lines._replace(content=content._replace(head=_BEGINNING_BOM.sub(rb"\1", head)))
+            found = _checked_structure(lines)
         except csv.Error as e:
-            raise DataError(_quote_fault(name, content, delimiter, e)) from None
+            raise DataError(_quote_fault(lines, e)) from None
     notes = [f"{counted(comments, 'line')} of comment above the header, with '#', left out"] if comments else []
     if found.width > len(found.names):
         notes.append(f"what follows the delimiter after '{found.names[-1]}' is left out: it is empty in every row")
     wanted = choose(found.names)
     check_names(f"{name}:1", found.names, wanted)
     if encoding.other is not None:
-        _refuse_other_bytes(
-            name, content, delimiter, encoding.other, wanted if len(wanted) < len(found.names) else None
-        )
-    return CsvText(name, found, wanted, Lines(name, content, delimiter), notes, encoding.quoted)
+        _refuse_other_bytes(lines, encoding.other, wanted if len(wanted) < len(found.names) else None)
+    return CsvText(name, found, wanted, lines, notes, encoding.quoted)
 
 
-def _refuse_other_bytes(
-    name: str, content: Content, delimiter: str, other: tuple[int, int], wanted: list[int] | None
-) -> None:
+def _refuse_other_bytes(lines: Lines, other: tuple[int, int], wanted: list[int] | None) -> None:
     """Refuse other bytes than UTF-8, in the header and the wanted columns; None: anywhere."""
     with _long_cells():
-        found = _undecoded(content, delimiter, wanted)
+        found = _undecoded(lines, wanted)
     if found is not None:
         line, byte, column, cell = found
         where = "" if column is None else f" in column '{column}'"
         raise DataError(
-            f"{name}:{line}: byte 0x{byte:02x} is not UTF-8; the file looks like Windows-1252 (latin-1), in which "
-            f"'{cell}' stands there{where}; save it as UTF-8"
+            f"{lines.name}:{line}: byte 0x{byte:02x} is not UTF-8; the file looks like Windows-1252 (latin-1), in "
+            f"which '{cell}' stands there{where}; save it as UTF-8"
         )
     if wanted is None:
-        raise DataError(f"{name}:{other[0]}: byte 0x{other[1]:02x} is not UTF-8; save the file as UTF-8")
+        raise DataError(f"{lines.name}:{other[0]}: byte 0x{other[1]:02x} is not UTF-8; save the file as UTF-8")
 
 
-def _undecoded(content: Content, delimiter: str, wanted: list[int] | None) -> tuple[int, int, str | None, str] | None:
+def _undecoded(lines: Lines, wanted: list[int] | None) -> tuple[int, int, str | None, str] | None:
     """The first cell that is wanted, or in the header, with a byte that is not UTF-8.
 
     Its line, the byte, its column (None in the header), and the cell as Windows-1252.
     """
     names: list[str] = []
-    for k, (line, row) in enumerate(_records(content, delimiter)):
+    for k, (line, row) in enumerate(_records(lines)):
         names = names or row
         for j in range(len(row)) if k == 0 or wanted is None else wanted:
             # Python decodes such a byte as a lone surrogate.
@@ -256,9 +253,9 @@ def _rows(file: BinaryIO, delimiter: str, *, strict: bool = True) -> "Reader":
     return csv.reader(text, delimiter=delimiter, strict=strict)
 
 
-def _records(content: Content, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(file: Lines) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank lines, the header first, each with the line on which it begins."""
-    reader = _rows(content.open(), delimiter)
+    reader = _rows(file.content.open(), file.delimiter)
     line = 1
     for row in reader:
         if row:
@@ -266,12 +263,12 @@ def _records(content: Content, delimiter: str) -> Iterator[tuple[int, list[str]]
         line = reader.line_num + 1
 
 
-def _checked_structure(name: str, content: Content, delimiter: str) -> Structure:
+def _checked_structure(file: Lines) -> Structure:
     """Count the fields of every record; what follows the last name and is empty everywhere is left out.
 
     The loop is that of :func:`_records` written out: it runs once for every row of the file.
     """
-    reader = _rows(content.open(), delimiter)
+    reader = _rows(file.content.open(), file.delimiter)
     header = [cell.strip() for cell in next((row for row in reader if row), [])]
     lines, line, rows = reader.line_num, reader.line_num + 1, 0
     width = len(header)
@@ -284,16 +281,16 @@ def _checked_structure(name: str, content: Content, delimiter: str) -> Structure
             # A blank line has no field, and is no row.
             if row:
                 title = f": is line {lines} a title? The header comes first" if width == 1 and not rows else ""
-                raise DataError(f"{name}:{line}: {_ragged(row, width)}{title}")
+                raise DataError(f"{file.name}:{line}: {_ragged(row, width)}{title}")
         else:
             rows += 1
             if named < width and any(cell.strip() for cell in row[named:]):
                 if len(header) < width:
-                    raise DataError(f"{name}:{line}: {_ragged(row, len(header))}")
+                    raise DataError(f"{file.name}:{line}: {_ragged(row, len(header))}")
                 named = width
         line = reader.line_num + 1
     if not rows:
-        raise DataError(f"{name}: a header and no rows")
+        raise DataError(f"{file.name}: a header and no rows")
     return Structure(header[:named], lines, rows, width)
 
 
@@ -306,14 +303,14 @@ def _ragged(row: list[str], width: int) -> str:
     return fault
 
 
-def _quote_fault(name: str, content: Content, delimiter: str, error: csv.Error) -> str:
+def _quote_fault(file: Lines, error: csv.Error) -> str:
     line = 1
-    reader = _rows(content.open(), delimiter)
+    reader = _rows(file.content.open(), file.delimiter)
     try:
         for _ in reader:
             line = reader.line_num + 1
     except csv.Error:
         pass
     if "unexpected end" in str(error) or "field larger" in str(error):
-        return f"{name}:{line}: a quote is opened here and never closed"
-    return f'{name}:{line}: text follows a closing quote; a quote inside a quoted cell is written twice, ""'
+        return f"{file.name}:{line}: a quote is opened here and never closed"
+    return f'{file.name}:{line}: text follows a closing quote; a quote inside a quoted cell is written twice, ""'

@@ -44,17 +44,17 @@ def written_numbers(name: str, values: pa.ChunkedArray) -> tuple[Column, str] | 
     for pattern, plain in _ALIKE:
         bare = pc.replace_substring_regex(bare, pattern, plain)
     # In accounts (5) and 5- are -5; where every cell is in brackets, these are no signs.
-    if not _all(bare, _BRACKETS):
+    if not all_match(bare, _BRACKETS):
         bare = pc.replace_substring_regex(bare, _BRACKETS, r"-\1")
     bare = pc.replace_substring_regex(bare, _AFTER, r"-\1")
-    percent, signs = _has(bare, _PERCENT), [sign for sign in _SIGNS if _has(bare, re.escape(sign))]
+    percent, signs = any_matches(bare, _PERCENT), [sign for sign in _SIGNS if any_matches(bare, re.escape(sign))]
     if percent or signs:
         marked = bare
         bare = pc.replace_substring_regex(bare, _PERCENT, "")
         bare = pc.replace_substring_regex(bare, rf"^([+-]?)\s?[{_SIGNS}]\s?", r"\1")
         bare = pc.replace_substring_regex(bare, rf"\s?[{_SIGNS}]$", "")
     # 007- is a code.
-    if _has(bare, r"^[+-]?0\d"):
+    if any_matches(bare, r"^[+-]?0\d"):
         return None
     parsed, fitting = _parsed(bare, plain_first=not signs)
     if parsed is None:
@@ -79,24 +79,24 @@ def written_numbers(name: str, values: pa.ChunkedArray) -> tuple[Column, str] | 
 def _require_alike(values: pa.ChunkedArray, signs: list[str], *, percent: bool) -> None:
     """Refuse a column of which some cells have the sign of a percentage or a currency, or another one."""
     if len(signs) + percent > 1:
-        raise UnclearError(_row(values, re.escape(signs[0]), matching=True), "has another sign than other cells")
+        raise UnclearError(first_row(values, re.escape(signs[0]), matching=True), "has another sign than other cells")
     sign = "%" if percent else signs[0]
-    row = _row(values, re.escape(sign), matching=False)
+    row = first_row(values, re.escape(sign), matching=False)
     if row >= 0:
         raise UnclearError(row, f"is a number without the sign '{sign}' of others; write all with it, or all without")
 
 
 def _parsed(values: pa.ChunkedArray, *, plain_first: bool) -> tuple[np.ndarray | int | None, int | None]:
     """The numbers; or a row that can be read in two ways; or None, and the first row that one way reads and not all."""
-    if plain_first and _all(values, _pattern(".", "")):
+    if plain_first and all_match(values, _pattern(".", "")):
         return _cast(values, ".", ""), None
-    found = [_cast(values, *way) for way in _WAYS if _all(values, _pattern(*way))]
+    found = [_cast(values, *way) for way in _WAYS if all_match(values, _pattern(*way))]
     if found:
         differing = [np.flatnonzero((other != found[0]) & ~np.isnan(other)) for other in found[1:]]
         rows = [int(rows[0]) for rows in differing if rows.size]
         return (min(rows) if rows else found[0]), None
     some = "|".join(f"(?:{_pattern(*way)})" for way in _WAYS)
-    return None, _row(values, _pattern(".", ""), matching=False) if _all(values, some) else None
+    return None, first_row(values, _pattern(".", ""), matching=False) if all_match(values, some) else None
 
 
 def _pattern(decimal: str, thousands: str) -> str:
@@ -118,7 +118,7 @@ def clock_times(name: str, values: pa.ChunkedArray) -> tuple[Column, str] | None
     Raises:
         UnclearError: 12:30 may be minutes and seconds, or is no time.
     """
-    if not _all(values, _LIKE_CLOCK):
+    if not all_match(values, _LIKE_CLOCK):
         return None
     cells = values.to_pylist()
     known = [(row, found) for row, cell in enumerate(cells) if cell and (found := _CLOCK.fullmatch(cell))]
@@ -138,13 +138,16 @@ def clock_times(name: str, values: pa.ChunkedArray) -> tuple[Column, str] | None
     return Column(name, "number", days), f"column '{name}' is read as times: '{first[0]}' is {days[row]:.6g} of a day"
 
 
-def _all(values: pa.ChunkedArray, pattern: str) -> bool:
+def all_match(values: pa.ChunkedArray, pattern: str) -> bool:
+    """True if every cell that is not missing matches."""
     return bool(pc.all(pc.match_substring_regex(values, pattern)).as_py())
 
 
-def _has(values: pa.ChunkedArray, pattern: str) -> bool:
+def any_matches(values: pa.ChunkedArray, pattern: str) -> bool:
+    """True if one of the cells does."""
     return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
 
 
-def _row(values: pa.ChunkedArray, pattern: str, *, matching: bool) -> int:
+def first_row(values: pa.ChunkedArray, pattern: str, *, matching: bool) -> int:
+    """The first row whose cell matches, or does not; -1 if there is none."""
     return int(pc.index(pc.match_substring_regex(values, pattern), matching).as_py())

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from bilevax.core.errors import DataError
 from bilevax.tables.csv_dates import written_dates
-from bilevax.tables.csv_numbers import UnclearError, clock_times, written_numbers
+from bilevax.tables.csv_numbers import UnclearError, all_match, any_matches, clock_times, first_row, written_numbers
 from bilevax.tables.csv_plain import EXACT, NUMBER, ZERO, text_cells
 from bilevax.tables.marks import without_marks
 from bilevax.tables.reading import Reading
@@ -96,7 +96,7 @@ def _interpreted(name: str, values: pa.ChunkedArray, lines: Places, asked: str) 
 
 def _note_on_text(name: str, values: pa.ChunkedArray, lines: Places) -> str:
     """What the user should know of a column that is text after all, and may be meant as something else."""
-    if _all_match(values, _HEXADECIMAL):
+    if all_match(values, _HEXADECIMAL):
         return f"column '{name}' is read as text; numbers are read when written in decimals"
     note = words_among_numbers(name, values, lines)
     return note and f"{note}, or give the mark (--missing), if they are not known"
@@ -119,19 +119,9 @@ def _text(name: str, values: pa.ChunkedArray) -> Column:
     return Column(name, "text", text_cells(values))
 
 
-def _all_match(values: pa.ChunkedArray, pattern: str) -> bool:
-    """True if every cell that is not missing matches."""
-    return bool(pc.all(pc.match_substring_regex(values, pattern)).as_py())
-
-
-def _any_matches(values: pa.ChunkedArray, pattern: str) -> bool:
-    return bool(pc.any(pc.match_substring_regex(values, pattern)).as_py())
-
-
 def _first(values: pa.ChunkedArray, pattern: str, *, matching: bool) -> tuple[int, str]:
     """The first row whose cell matches (or does not), and the cell."""
-    found = pc.match_substring_regex(values, pattern)
-    row = pc.index(found, matching).as_py()
+    row = first_row(values, pattern, matching=matching)
     return row, _shown(values[row].as_py())
 
 
@@ -161,7 +151,7 @@ def _require_finite(name: str, values: pa.ChunkedArray, numbers: np.ndarray, lin
 def _reason_for_text(values: pa.ChunkedArray, numbers: np.ndarray) -> str:
     """Why cells that could be numbers are none; empty if they are."""
     # 007 as a number would lose its zeros.
-    if _any_matches(values, ZERO):
+    if any_matches(values, ZERO):
         return f"{_first(values, ZERO, matching=True)[1]} begins with a zero, as codes do"
     # A whole number that float64 would change: 9007199254740993 is none of its values.
     for row in np.flatnonzero(np.abs(numbers) >= EXACT):
@@ -174,20 +164,20 @@ def _reason_for_text(values: pa.ChunkedArray, numbers: np.ndarray) -> str:
 def _numbers(name: str, values: pa.ChunkedArray, numbers: np.ndarray) -> Column:
     finite = numbers[~np.isnan(numbers)]
     # 2.0 and 2e3 are whole numbers, but no column of counts is written so.
-    whole = bool(np.all(finite == np.rint(finite))) and not _any_matches(values, "[.eE]")
+    whole = bool(np.all(finite == np.rint(finite))) and not any_matches(values, "[.eE]")
     return Column(name, "integer" if whole else "number", numbers)
 
 
 def as_boolean(name: str, values: pa.ChunkedArray) -> Column | None:
     """Truth values, or None if the cells are none."""
-    if not _all_match(values, "^(?i:true|false)$"):
+    if not all_match(values, "^(?i:true|false)$"):
         return None
     truth = pc.equal(pc.utf8_lower(values), "true")
     return Column(name, "boolean", pc.cast(truth, pa.float64()).to_numpy())
 
 
 def _as_date(name: str, values: pa.ChunkedArray, lines: Places) -> Column | None:
-    if not _all_match(values, ISO_DATE):
+    if not all_match(values, ISO_DATE):
         return None
     found, zoned = iso_dates(values)
     if found is None:
@@ -200,9 +190,9 @@ def _as_date(name: str, values: pa.ChunkedArray, lines: Places) -> Column | None
 def iso_dates(values: pa.ChunkedArray) -> tuple[np.ndarray | None, bool]:
     """Days of dates as 2024-12-31, None if a cell is none, and whether they have a time zone."""
     # Among cells with a zone, one without it does not say which moment it is.
-    zoned = _any_matches(values, WITH_ZONE)
+    zoned = any_matches(values, WITH_ZONE)
     try:
-        return days(pc.cast(values, _moments(zoned=zoned))) if _all_match(values, ISO_DATE) else None, zoned
+        return days(pc.cast(values, _moments(zoned=zoned))) if all_match(values, ISO_DATE) else None, zoned
     except pa.ArrowInvalid:
         return None, zoned
 
@@ -268,7 +258,7 @@ def _refuse_nearly_numbers(name: str, values: pa.ChunkedArray, lines: Places, as
     row, cell = _first(values, pattern, matching=False)
     if asked:
         raise DataError(f"{lines.of(row)}: {cell} in column '{name}', which {asked}")
-    if _any_matches(values, ZERO):
+    if any_matches(values, ZERO):
         return
     # One or two words, in whatever share, may be marks.
     quantity = len(words) <= 2 and len(pc.unique(values.filter(matching))) > MANY

@@ -307,6 +307,7 @@ def shares(mass: np.ndarray, count: int, distinct: np.ndarray | None = None) -> 
     for _ in range(10):  # a value of many rows is one group, whatever its mass
         mass = np.minimum(mass, mass.sum() / count)
     values = 1.0 / len(mass) if distinct is None else distinct / distinct.sum()
+    # half of the share of the rows, and half of that of the different values
     out: np.ndarray = (mass / mass.sum() + values) / 2.0
     return out
 

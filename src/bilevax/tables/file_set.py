@@ -3,6 +3,7 @@
 import glob
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def open_set(name: str, paths: Sequence[Path], reading: Reading) -> Pieces:
             for file in files:
                 there = first < before + file.rows and before < last
                 for table in _tables(file, reading, rows, first - before, last - before) if there else ():
-                    yield _numbered(table, before)
+                    yield replace(table, before=before + table.before)
                 before += file.rows
 
     others = tuple(label for j, label in enumerate(first.names) if j not in first.wanted and label)
@@ -106,10 +107,6 @@ def _tables(file: ParquetFile, reading: Reading, rows: int, start: int, stop: in
         passed = tuple(kept_column(file.name, file.names[j], of[j]) for j in kept)
         yield Table(file.name, columns, kept=passed, before=before)
         before += len(arrays[0])
-
-
-def _numbered(table: Table, before: int) -> Table:
-    return Table(table.name, table.columns, kept=table.kept, before=before + table.before)
 
 
 def concatenated(pieces: Pieces, tables: Iterable[Table] | None = None) -> Table:

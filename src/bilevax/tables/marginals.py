@@ -10,6 +10,7 @@ import numpy as np
 from bilevax.linalg.places import places
 from bilevax.tables.effects import BINS, edges_of, first_of_groups, shares
 from bilevax.tables.sieve import Sieve, Sieved
+from bilevax.tables.table import object_array
 
 GROUPS = 32_768
 """Values of a column of numbers that are told apart, at most."""
@@ -266,6 +267,4 @@ class LevelCounts:
 
     def found(self) -> Marginal:
         """Levels, and None where one is missing."""
-        values = np.empty(len(self._counts), object)
-        values[:] = list(self._counts)
-        return Marginal(values, np.array(list(self._counts.values()), float))
+        return Marginal(object_array(list(self._counts)), np.array(list(self._counts.values()), float))

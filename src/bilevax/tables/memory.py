@@ -3,7 +3,7 @@
 They were 0.95 to 1.4 times the peaks of 15 tables, of 1,000 to 400,000 rows, 5 to 4,000 columns, and 2 to 40 classes.
 """
 
-from bilevax.core.limits import MB
+from bilevax.core.limits import MB, require
 
 PROGRAMS = 600 * MB
 """Compiled programs, their compiler, and the memory that is freed and not given back."""
@@ -41,3 +41,8 @@ def study_memory(n: int, p: int, outputs: int, folds: int) -> int:
     """Of a study of a table of n rows that p terms encode, beside the table and PROGRAMS."""
     # the matrix, and that of the rows which are tuned on
     return fit_memory(n, p, outputs, folds) + int(1.5 * 8 * n * p)
+
+
+def require_fit(need: int, what: str) -> None:
+    """Refuse, before it is begun, a fit that memory is clearly too small for, with the programs that are compiled."""
+    require(need, what, HELPS, compiler=PROGRAMS, mapped=MAPPED)

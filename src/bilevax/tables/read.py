@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
-from bilevax.core.errors import DataError, StorageError
+from bilevax.core.errors import DataError
+from bilevax.core.files import refused
 from bilevax.core.limits import require, said
 from bilevax.core.text import counted
 from bilevax.tables.csv_file import open_csv_text
@@ -81,12 +82,10 @@ def read_table(
 
 def _read(path: Path, reading: Reading) -> Table:
     suffix = path.suffix.lower()
-    try:
+    with refused("read", path):
         if suffix not in _PARQUET:
             require(_CSV_SIZES * path.stat().st_size, f"reading {path.name}", _HELPS)
         data = path.read_bytes()
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
     digest = hashlib.sha256(data).hexdigest()
     # What a file is, its first bytes say; names may lie.
     if data.startswith(b"PAR1") or suffix in _PARQUET:
@@ -105,11 +104,8 @@ def format_of(path: Path) -> Literal["csv", "parquet", "other"]:
     """
     if not path.is_file():
         return "other"
-    try:
-        with path.open("rb") as file:
-            first = file.read(_FIRST)
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
+    with refused("read", path), path.open("rb") as file:
+        first = file.read(_FIRST)
     suffix = path.suffix.lower()
     if first.startswith(b"PAR1") or suffix in _PARQUET:
         return "parquet"

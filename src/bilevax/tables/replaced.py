@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bilevax.core.errors import DataError, StorageError
+from bilevax.core.errors import DataError
+from bilevax.core.files import refused
 from bilevax.tables.csv_file import CsvText, open_csv_text
 from bilevax.tables.read import format_of
 
@@ -44,12 +45,9 @@ def replaced(path: Path, column: str, like: Mapping[int, int], sha256: str) -> I
         DataError: the file is another one by now.
         StorageError: it could not be read.
     """
-    try:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise DataError(f"{path} was changed since it was read; clean it anew")
-    except OSError as e:
-        raise StorageError(e.errno, f"cannot read {path}: {e.strerror}") from e
+    with refused("read", path), path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise DataError(f"{path} was changed since it was read; clean it anew")
     yield from (_parquet if format_of(path) == "parquet" else _csv)(path, column, like)
 
 

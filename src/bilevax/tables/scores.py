@@ -2,35 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from scipy.special import xlogy
 
 from bilevax.core.errors import DataError
 from bilevax.core.text import counted
+from bilevax.tables.additive import AdditiveModel
 from bilevax.tables.labels import Label
+from bilevax.tables.linear import LinearModel
 from bilevax.tables.table import Column
 
 _LEAST = 1e-10
 """Of a mean that has to be above 0."""
 
 
-class _Predicting(Protocol):
-    """A model, by what it predicts."""
-
-    @property
-    def target(self) -> str:
-        """The column."""
-        ...
-
-    @property
-    def classes(self) -> tuple[Label, ...]:
-        """The labels; none of a number."""
-        ...
-
-
-def known_target(model: _Predicting) -> dict[str, Literal["text", "number"]]:
+def known_target(model: LinearModel | AdditiveModel) -> dict[str, Literal["text", "number"]]:
     """The column that a model predicts, and what its cells are.
 
     Raises:
@@ -96,6 +84,7 @@ class Running:
     @property
     def error(self) -> float:
         """Standard error of the mean; 0 where it is not known."""
+        # sqrt(s^2 / n), s^2 = sum (x - mean)^2 / (n - 1)
         return math.sqrt(self.squares / (self.count - 1) / self.count) if self.count > 1 else 0.0
 
 
@@ -166,6 +155,7 @@ class Scores:
         """Share of the variance of a number that is explained, R^2."""
         if self._task != "number" or not self._truth.squares > 0.0:
             return None
+        # 1 - sum (y - prediction)^2 / sum (y - mean)^2
         return 1.0 - self.loss.mean * self.loss.count / self._truth.squares
 
     def held(self) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from bilevax.core.errors import DataError
 from bilevax.core.limits import require
 from bilevax.core.text import counted
 from bilevax.tables.reading import Reading, number_of, without
-from bilevax.tables.table import Column, Table, object_array
+from bilevax.tables.table import Column, Table, number_column, object_array
 from bilevax.tables.text import numbered_cell
 
 TARGET, CELLS = "target", "cells"
@@ -60,30 +60,30 @@ def _sparse(name: str, data: bytes) -> list[Column]:
         labels.append(row.label)
         texts.append(" ".join(row.words))
     _require_rows(name, labels)
-    return [Column(CELLS, "text", object_array(texts)), _column(TARGET, np.array(labels))]
+    return [Column(CELLS, "text", object_array(texts)), number_column(TARGET, np.array(labels))]
 
 
 def _dense(name: str, data: bytes, reading: Reading) -> list[Column]:
     """Every column with its zeros, and the labels."""
-    cells = _cells(name, data)
-    _require_rows(name, cells.labels)
-    numbers = np.frombuffer(cells.columns, np.int64)
+    at, columns, values, labels = array("q"), array("q"), array("d"), array("d")
+    for i, row in enumerate(_rows(name, data)):
+        labels.append(row.label)
+        at.extend([i] * len(row.cells))
+        columns.extend(number for number, _ in row.cells)
+        values.extend(value for _, value in row.cells)
+    _require_rows(name, labels)
+    numbers = np.frombuffer(columns, np.int64)
     first = 0 if numbers.size and numbers.min() == 0 else 1
     # A model may know columns that are 0 in every row of this file.
     asked = [int(found[1]) for label in reading.only or () if (found := _COLUMN.fullmatch(label))]
     last = max([*asked, int(numbers.max(initial=0))])
-    rows, width = len(cells.labels), last - first + 1
+    rows, width = len(labels), last - first + 1
     reading.require_cells(name, rows, width + 1, f"; {_ADVICE}")
     require(_COPIES * 8 * rows * (width + 1), f"reading {name}, whose rows are sparse,", f"fewer rows do; {_ADVICE}")
     dense = np.zeros((width, rows))
-    dense[numbers - first, np.frombuffer(cells.rows, np.int64)] = np.frombuffer(cells.values)
+    dense[numbers - first, np.frombuffer(at, np.int64)] = np.frombuffer(values)
     names = [*(f"x{j}" for j in range(first, last + 1)), TARGET]
-    return [_column(*named) for named in zip(names, [*dense, np.frombuffer(cells.labels)], strict=True)]
-
-
-def _column(name: str, values: np.ndarray) -> Column:
-    there = values[~np.isnan(values)]
-    return Column(name, "integer" if bool(np.all(there == np.rint(there))) else "number", values)
+    return [number_column(*named) for named in zip(names, [*dense, np.frombuffer(labels)], strict=True)]
 
 
 def _as_said(column: Column, reading: Reading) -> Column:
@@ -92,25 +92,6 @@ def _as_said(column: Column, reading: Reading) -> Column:
         raise DataError(f"column '{column.name}' holds numbers, and no dates: the file is svmlight")
     own = column.as_text() if reading.type_of(column.name) == "text" else column
     return without(own, reading.marks(column.name))
-
-
-class _Cells(NamedTuple):
-    """The cells that are not 0, by their rows and columns, and the labels."""
-
-    rows: "array[int]"
-    columns: "array[int]"
-    values: "array[float]"
-    labels: "array[float]"
-
-
-def _cells(name: str, data: bytes) -> _Cells:
-    out = _Cells(array("q"), array("q"), array("d"), array("d"))
-    for i, row in enumerate(_rows(name, data)):
-        out.labels.append(row.label)
-        out.rows.extend([i] * len(row.cells))
-        out.columns.extend(number for number, _ in row.cells)
-        out.values.extend(value for _, value in row.cells)
-    return out
 
 
 def _require_rows(name: str, labels: "array[float]") -> None:
@@ -128,7 +109,7 @@ class _Row(NamedTuple):
 
 def _rows(name: str, data: bytes) -> Iterator[_Row]:
     for line, text in _lines(name, data):
-        words = text.partition("#")[0].split()
+        words = text.split()
         if not words:
             continue
         label, before = number_of(words[0]), -1

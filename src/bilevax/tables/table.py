@@ -116,6 +116,12 @@ def _write_number(x: float) -> str:
     return str(int(x)) if x.is_integer() else repr(x)
 
 
+def number_column(name: str, values: np.ndarray) -> Column:
+    """A column of float64 [n], of integers where all that are there are whole."""
+    there = values[~np.isnan(values)]
+    return Column(name, "integer" if bool(np.all(there == np.rint(there))) else "number", values)
+
+
 def object_array(cells: Sequence[str | None]) -> np.ndarray:
     """A one-dimensional object array of the cells."""
     out = np.empty(len(cells), dtype=object)
