@@ -4,12 +4,12 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from jax import Array
 
 from bilevax.algorithms.common import (
+    Draws,
     InLossForm,
     StepRule,
     check_damping,
@@ -21,10 +21,9 @@ from bilevax.algorithms.common import (
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.algorithms.step_rules import check_rule, counted, is_ruled, moves_of, ruled_streams
 from bilevax.core.config import check_count, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, add
-from bilevax.data import Several, Undrawn
 from bilevax.solvers.parts import Pair, Point, inner_directions, neumann, outer_directions, projected
 from bilevax.solvers.schedules import StepSize
 
@@ -74,7 +73,7 @@ class StocBiO(InLossForm):
         check_damping(self, problem)
         check_rule(self, problem)
 
-    def streams(self, sources: Sources) -> Mapping[str, RowSource | Several | Undrawn]:
+    def streams(self, sources: Sources) -> Draws:
         """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val."""
         return {**double_loop_streams(sources, self.inner_steps, self.linear_steps), **ruled_streams(self, sources)}
 

@@ -177,6 +177,8 @@ def check_real(
 
 positive = partial(check_real, low=0.0, open_low=True)
 nonnegative = partial(check_real, low=0.0)
+fraction = partial(check_real, low=0.0, high=1.0)
+positive_fraction = partial(fraction, open_low=True)
 
 
 def is_scalar(value: PyTree) -> bool:
@@ -203,6 +205,11 @@ def check_count(name: str, value: Steps, *, low: int = 0) -> int:
 
 
 at_least_one = partial(check_count, low=1)
+
+
+def or_none(check: Callable[[str, Any], T]) -> Callable[[str, Any], T | None]:
+    """The check of a field that may be None."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
