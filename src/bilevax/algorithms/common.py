@@ -9,7 +9,7 @@ from jax import Array
 
 from bilevax.core.config import config, or_none, positive, positive_fraction, set_frozen
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count
 from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
@@ -303,12 +303,6 @@ def double_loop_cost(sources: Sources, inner: Array | int, linear: Array | int) 
     """Of so many inner gradients and Hessian-vector products, each on rows of its own, a cross product, and grad E."""
     train, val = (source.rows_per_batch for source in sources)
     return Cost(Count(inner, train), Count(linear, train), Count(1, train), Count(1, val))
-
-
-def double_loop_streams(sources: Sources, inner: Array | int, linear: Array | int) -> dict[str, RowSource | Several]:
-    """So many fresh minibatches of train for moves of w and for products, one for the cross product, and one of val."""
-    train, val = sources
-    return {"inner": Several(train, inner), "linear": Several(train, linear), "train": train, "val": val}
 
 
 def drawn_streams(sources: Sources, linear: Array | int) -> Draws:
