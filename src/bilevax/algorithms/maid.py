@@ -16,7 +16,7 @@ from jax import Array
 from bilevax.algorithms.bsgm import with_tolerance
 from bilevax.algorithms.common import check_inner_loss, sources_of, undrawn
 from bilevax.core.codes import Code
-from bilevax.core.config import check_fields, config, positive, replace_unchecked
+from bilevax.core.config import check_fields, config, or_none, positive, replace_unchecked
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Failure, Info
@@ -102,7 +102,7 @@ class MAID:
     linear: CG = CG()
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, **({} if self.step_size is None else {"step_size": positive}))
+        check_fields(self, tol=positive, step_size=or_none(positive))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a map that is no gradient step."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevax.core.config import config, replace_unchecked
+from bilevax.core.config import config
 from bilevax.core.error_report import as_others
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance, Oracle
@@ -78,10 +78,6 @@ class Piggyback(RunsOnce):
     def deterministic(self, instance: Instance) -> bool:
         """True if every step sees every row."""
         return instance.train.is_full_batch
-
-    def suspecting(self) -> "Piggyback":
-        """The same, but a suspicion that the chain does not contract is not tested."""
-        return replace_unchecked(self, inner=replace_unchecked(self.inner, confirm=False))
 
     def estimate(
         self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None

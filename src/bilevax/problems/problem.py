@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from bilevax.core.config import check_fields, config, nonnegative, replace_unchecked
+from bilevax.core.config import check_fields, config, nonnegative, or_none, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
 from bilevax.core.protocols import Loss, RowSource
@@ -51,8 +51,7 @@ class Problem:
                 raise ParameterError(f"{name} must be a function of (w, lam, batch), got {getattr(self, name)!r}")
         if self.project is not None and not callable(self.project):
             raise ParameterError(f"project must be a function of lam or None, got {self.project!r}")
-        if self.damping is not None:
-            check_fields(self, damping=nonnegative)
+        check_fields(self, damping=or_none(nonnegative))
 
     @property
     def has_loss(self) -> bool:

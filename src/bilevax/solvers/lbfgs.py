@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import at_least_one, check_fields, config, positive, static
+from bilevax.core.config import at_least_one, check_fields, config, or_none, positive, static
 from bilevax.core.protocols import Loss, RowSource
 from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
@@ -93,9 +93,7 @@ class LBFGS:
     memory: int | None = static(None)
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, max_steps=at_least_one)
-        if self.memory is not None:
-            check_fields(self, memory=at_least_one)
+        check_fields(self, tol=positive, max_steps=at_least_one, memory=or_none(at_least_one))
 
     def solve(self, loss: Loss, w0: PyTree, lam: PyTree, source: RowSource) -> Solution:
         """Minimise w -> loss(w, lam, every row of the source) from w0."""
