@@ -14,7 +14,7 @@ from jax import Array
 
 from bilevax.algorithms.common import TwoTimescales, checked_steps, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_real, config, set_frozen
+from bilevax.core.config import check_real, check_switch, config, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, Draw, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
@@ -81,8 +81,7 @@ class DSCGD(TwoTimescales):
 
     def __post_init__(self) -> None:
         set_frozen(self, **checked_steps(self), outer_power=check_real("outer_power", self.outer_power, low=1.0))
-        if not isinstance(self.tracking, bool):
-            raise ParameterError(f"tracking must be True or False, got {self.tracking!r}")
+        check_switch("tracking", self.tracking)
         if isinstance(checked_mixing(self.mixing), PushSum):
             raise ParameterError("copies of lam need weights that sum to one at each node: take bx.Gossip or bx.Ring")
 

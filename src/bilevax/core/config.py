@@ -223,6 +223,28 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def function_of(arguments: str) -> Callable[[str, T], T]:
+    """The check of a field that is a function of these arguments."""
+
+    def check(name: str, value: T) -> T:
+        if not callable(value):
+            raise ParameterError(f"{name} must be a function of {arguments}, got {value!r}")
+        return value
+
+    return check
+
+
+def check_switch(name: str, value: bool) -> bool:
+    """A field that is True or False.
+
+    Raises:
+        ParameterError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def as_path(name: str, value: object) -> Path:
     """The path that a string or a path is.
 
