@@ -16,6 +16,11 @@ class BilevaxError(Exception):
     exit_code = 1
 
 
+def in_a_line(e: BaseException) -> str:
+    """The class of an exception and what it says."""
+    return " ".join(f"{type(e).__name__}: {e}".split())
+
+
 class UsageError(BilevaxError):
     """A command was called wrongly.
 
