@@ -177,10 +177,7 @@ def checked_steps(algorithm: TwoSteps, *, rules: bool = False) -> dict[str, obje
         if ratio is not None:
             raise ParameterError(f"{name} owns the steps of both levels, and their ratio plays no part: leave it out")
         return {"step_size": rho, "ratio": None}
-    return {
-        "step_size": None if rho is None else schedule(rho, stacklevel=5),
-        "ratio": or_none(positive)("ratio", ratio),
-    }
+    return {"step_size": or_none(schedule)("step_size", rho), "ratio": or_none(positive)("ratio", ratio)}
 
 
 def memory_weight(weight: StepSize) -> Schedule:

@@ -44,20 +44,15 @@ from bilevax.data import Several
 from bilevax.linalg.power import POWER_STEPS, nonzero, power_iteration
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.solvers import parts
-from bilevax.solvers.schedules import Constant, Schedule, StepSize, schedule, scheduled
+from bilevax.solvers.schedules import StepSize, envelope, scheduled
 
 ROUNDING = 10.0
 """Units in the last place of a loss, by which a step may seem to raise it."""
 
 
-def _envelope(name: str, value: StepSize) -> Schedule:
-    return schedule(value, stacklevel=7) if callable(value) else Constant(positive(name, value))
-
-
 def _checked(rule: StepRule) -> None:
     check_fields(rule, outer_decrease=positive, slack=nonnegative, halvings=at_least_one)
-    set_frozen(rule, **{name: _envelope(name, getattr(rule, name)) for name in ("inner", "outer")})
-    check_fields(rule, decrease=positive)
+    check_fields(rule, inner=envelope, outer=envelope, decrease=positive)
 
 
 @config

@@ -13,7 +13,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from bilevax.core.config import check_choice, check_count, check_switch, config, set_frozen, static
-from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.errors import DataError, ParameterError, callers_level
 from bilevax.core.given import require_source
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Source, Total
@@ -260,7 +260,7 @@ def _copy_to_device(rows: Leaf, order: np.ndarray | None) -> Array:
     return jnp.asarray(jax.device_put(own, may_alias=True))
 
 
-def to_default_precision(data: PyTree, name: str = "data", stacklevel: int = 4) -> PyTree:
+def to_default_precision(data: PyTree, name: str = "data") -> PyTree:
     """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
     if jnp.result_type(float) == np.float64:
         return data
@@ -271,7 +271,7 @@ def to_default_precision(data: PyTree, name: str = "data", stacklevel: int = 4) 
     warnings.warn(
         f"{', '.join(wide)} is float64 and becomes float32; "
         "call jax.config.update('jax_enable_x64', True) first to keep it, or pass float32",
-        stacklevel=stacklevel,  # of an array in memory this function, __post_init__, __init__, the caller
+        stacklevel=callers_level(),
     )
     return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, data)
 

@@ -152,8 +152,7 @@ class Reader:
         self.mapped = self.mapped or (None,) * len(given)
         # rows of arrays are looked at where they are read
         self._unseen = [] if isinstance(self.loader, ArrayRows) else self.names
-        # to_default_precision, this method, __init__, the source's __post_init__ and __init__, the caller
-        narrow = jax.tree.leaves(to_default_precision(tree, self.name, stacklevel=6))
+        narrow = jax.tree.leaves(to_default_precision(tree, self.name))
         self.shapes = [jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in narrow]
         self.row_bytes = sum(s.dtype.itemsize * int(np.prod(s.shape)) for s in self.shapes)
         words = [repr((self.length, self._kinds)).encode(), *(np.ascontiguousarray(x).tobytes() for x in given)]

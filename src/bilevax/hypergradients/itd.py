@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import at_least_one, check_choice, check_fields, config, or_none, positive, set_frozen, static
+from bilevax.core.config import at_least_one, check_choice, check_fields, config, or_none, positive, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance
@@ -32,7 +32,7 @@ from bilevax.data import refuse_keys
 from bilevax.hypergradients.once import Once, RunsOnce
 from bilevax.hypergradients.residual_error import SAFETY, SolverErrors, report_of_bias
 from bilevax.solvers.left import moves_left
-from bilevax.solvers.schedules import Constant, StepSize, schedule, scheduled
+from bilevax.solvers.schedules import Constant, StepSize, envelope, schedule, scheduled
 from bilevax.solvers.stability import NEVER, MoveHistory, empty_history, final_code, monitor
 
 
@@ -100,10 +100,7 @@ class ITD(RunsOnce):
             check_choice("truncate", self.truncate, ("worst",))
             if self.last is not None:
                 raise ParameterError('truncate="worst" says where the chain rule ends: leave last away')
-        set_frozen(self, step_size=schedule(self.step_size))
-        if self.outer_weight is not None:
-            weight = self.outer_weight
-            set_frozen(self, outer_weight=schedule(weight if callable(weight) else positive("outer_weight", weight)))
+        check_fields(self, step_size=schedule, outer_weight=or_none(envelope))
 
     def check(self, problem: BilevelProblem) -> None:
         """Every problem will do."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import Steps, at_least_one, check_choice, check_fields, config, set_frozen
+from bilevax.core.config import Steps, at_least_one, check_choice, check_fields, config, or_none
 from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import InnerImage, Instance, Oracle
 from bilevax.core.keys import stream
@@ -140,10 +140,8 @@ class JointSID(FromState):
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, steps=at_least_one)
+        check_fields(self, steps=at_least_one, step_size=or_none(schedule))
         check_choice("last_pass", self.last_pass, ("auto", "always", "never"))
-        if self.step_size is not None:
-            set_frozen(self, step_size=schedule(self.step_size))
 
     @property
     def chains(self) -> int:
