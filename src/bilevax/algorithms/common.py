@@ -93,6 +93,7 @@ class TwoTimescales(ScheduledSteps):
         """gamma_k = ratio rho_0 (rho_k / rho_0)^a: of order k^(-a b) where rho_k is of order k^(-b), a at least 1."""
         rho, ratio = rates(self)
         rho_0 = rho(jnp.int32(0))
+        # ratio rho_0 (rho_k / rho_0)^a
         return ratio * rho_0 * (rho(k) / rho_0) ** self.outer_power
 
 

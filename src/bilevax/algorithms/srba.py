@@ -93,6 +93,7 @@ class SRBA(WithMemory):
         return State(new, p, d), Info(cost=_cost(whole, train, val))
 
     def _period(self, train: RowSource, val: RowSource) -> Array | int:
+        # (n + n_val) / (b + b_val)
         whole = (train.rows + val.rows) / (train.rows_per_batch + val.rows_per_batch)
         return round(whole) if self.period is None else self.period
 

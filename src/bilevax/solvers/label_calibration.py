@@ -112,5 +112,6 @@ def _without(left_out: np.ndarray, X: Matrix, given: Given, found: Found, k: int
 def _judged(log_p: np.ndarray, given: Given, at: Point) -> tuple[np.ndarray, np.ndarray, float]:
     """Posteriors, noise matrix, and how many labels are wrong."""
     q, _ = posterior(at.log_p(log_p), given, at.noise.log_matrix)
+    # P(the given label is wrong) = 1 - q of its class
     wrong = 1.0 - q[np.arange(len(q)), given.y]
     return q, np.exp(at.noise.log_matrix), float(wrong[~given.trusted].sum())

@@ -143,7 +143,9 @@ class LabelModel:
         alpha = np.exp(by.penalty) if by else 0.0
         log_p, T = at.log_p(self.X), np.exp(at.noise.log_matrix)
         q, log_m = posterior(log_p, self.given, at.noise.log_matrix)
+        # F = - sum_i c_i log m_i + alpha |W|^2 / 2 - log prior(T), m_i the probability of the label that is given
         value = -float(c @ log_m) + 0.5 * alpha * float(np.sum(at.W**2)) - prior.log_density(T)
+        # dF / dscores = c (p - q), q the posterior
         slope = (np.exp(log_p) - q) * c[:, None]
         r, R = self._noise_slope(self.given.expected(q * c[:, None]), at.noise, prior)
         return value, Point(_transposed(self.X, slope) + alpha * at.W, slope.sum(axis=0), Noise(r, R)).flat()
@@ -151,7 +153,9 @@ class LabelModel:
     def _noise_slope(self, N: np.ndarray, noise: Noise, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
         rho, U = noise.rho, noise.others
         flips = N.sum(axis=1) - np.diag(N)
+        # of -N_cc log(1 - rho) - flips log rho, rho = sigma(r): rho (N_cc + flips) - flips
         r = rho * N.sum(axis=1) - flips + prior.rates * (rho - prior.rate)
+        # of -sum_j N_cj log U_cj, U = softmax(R): flips U_cj - N_cj
         R = flips[:, None] * U - N + prior.others * (U - 1.0 / (self.C - 1))
         np.fill_diagonal(R, 0.0)
         return r, R
@@ -207,15 +211,18 @@ class LabelModel:
             d = self._point(flat)
             # dlog T
             dR = d.noise.R - np.sum(U * d.noise.R, axis=1, keepdims=True)
+            # dlog rho = (1 - rho) dr, dlog(1 - rho) = -rho dr and dlog U = dR - <U, dR>
             dlog_T = (1.0 - rho)[:, None] * d.noise.r[:, None] + dR
             np.fill_diagonal(dlog_T, -rho * d.noise.r)
             ds = _product(self.X, d.W) + d.b
             dlog = np.take(dlog_T, self.given.y, axis=1).T
             dlog += ds
+            # dp = p (ds - <p, ds>) and dq = q (dlog - <q, dlog>), dlog that of p T, but for a constant of the row
             dp = p * (ds - np.sum(p * ds, axis=1, keepdims=True))
             dq = q * (dlog - np.sum(q * dlog, axis=1, keepdims=True))
             slope, dN = (dp - dq) * c, self.given.expected(dq * c)
             dflips, drho = dN.sum(axis=1) - np.diag(dN), rho * (1.0 - rho) * d.noise.r
+            # the slopes in r and R that F has, differentiated
             r = drho * (N.sum(axis=1) + prior.rates) + rho * dN.sum(axis=1) - dflips
             R = dflips[:, None] * U + (flips[:, None] + prior.others) * U * dR - dN
             np.fill_diagonal(R, 0.0)

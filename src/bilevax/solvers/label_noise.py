@@ -81,6 +81,7 @@ class Noise(NamedTuple):
     def of(T: np.ndarray) -> "Noise":
         """The parameters of a matrix, whose zeros become :data:`LEAST`."""
         stay = np.clip(np.diag(T), LEAST, 1.0 - LEAST)
+        # r = log(rho / (1 - rho)), rho = 1 - stay, and R = log T: U = softmax(R) forgets the factor rho of a row
         return Noise(np.log1p(-stay) - np.log(stay), np.log(np.maximum(T, LEAST)))
 
 
@@ -140,6 +141,7 @@ def updated(counts: np.ndarray, prior: Prior) -> np.ndarray:
     C = len(counts)
     stay = np.diag(counts)
     flips = counts.sum(axis=1) - stay
+    # rho_c = (flips_c + b rate_c) / (flips_c + stays_c + b), U_cj = (N_cj + a / (C - 1)) / their sum over j
     rho = (flips + prior.rates * prior.rate) / (flips + stay + prior.rates)
     off = counts + prior.others / (C - 1)
     np.fill_diagonal(off, 0.0)
@@ -151,6 +153,7 @@ def updated(counts: np.ndarray, prior: Prior) -> np.ndarray:
 def fit_noise(log_p: np.ndarray, given: Given, T: np.ndarray, prior: Prior, steps: int = 100) -> np.ndarray:
     """EM for the noise matrix at fixed probabilities of the classes; concave, so from anywhere inside."""
     for _ in range(steps):
+        # E: the posterior at T; M: the T of most likelihood at the flips that it expects
         q, _ = posterior(log_p, given, np.log(np.maximum(T, LEAST)))
         new = updated(given.expected(q), prior)
         if np.abs(new - T).max() < 1e-6:
@@ -161,6 +164,5 @@ def fit_noise(log_p: np.ndarray, given: Given, T: np.ndarray, prior: Prior, step
 
 def uniform_noise(classes: int, rate: float) -> np.ndarray:
     """Flips of one rate to any other class, [C, C]."""
-    C = classes
-    T: np.ndarray = np.eye(C) * (1.0 - rate) + (1.0 - np.eye(C)) * (rate / (C - 1))
-    return T
+    # 1 - rate on the diagonal
+    return np.where(np.eye(classes, dtype=bool), 1.0 - rate, rate / (classes - 1))

@@ -80,6 +80,7 @@ class Rows:
         """sum_i weight_i l_i + alpha/2 |W|^2 and its gradient."""
         log_p, each = at.log_p(self.X), np.arange(len(self.y))
         value = -float(weight @ log_p[each, self.y]) + 0.5 * self.penalty * float(np.sum(at.W**2))
+        # dl_i / dscores = p_i - e_y
         slope = np.exp(log_p)
         slope[each, self.y] -= 1.0
         return value, self._back(slope * weight[:, None], at.W)
@@ -120,6 +121,7 @@ class Rows:
     def along(self, at: Linear, v: Linear) -> np.ndarray:
         """<grad l_i, v> of each row, [n]."""
         ds = v.scores(self.X)
+        # <p_i - e_y, ds_i>
         out: np.ndarray = np.sum(np.exp(at.log_p(self.X)) * ds, axis=1) - ds[np.arange(len(self.y)), self.y]
         return out
 
@@ -128,6 +130,7 @@ def hypergradient(rows: Rows, trusted: Rows, at: Linear, lam: np.ndarray) -> np.
     """dE/dlam at the minimiser of weights sigma(lam), [n]."""
     weight = expit(lam)
     v = rows.adjoint(at, weight, mean_loss(trusted, at)[1])
+    # dE / dlam_i = -sigma'(lam_i) <grad l_i, v>, H v = grad E and sigma' = sigma (1 - sigma)
     out: np.ndarray = -weight * (1.0 - weight) * rows.along(at, v)
     return out
 
