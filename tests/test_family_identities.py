@@ -116,7 +116,7 @@ def test_ttsa_is_a_move_of_w_and_then_sustains_of_lam_without_memory():
 
     def other(problem, state, new, looks, k):
         from_there = sustain.init(problem, new.w, state.lam, BLOCKS)
-        return jnp.concatenate([new.w, sustain.step(problem, from_there, looks, k)[0].pair.lam])
+        return jnp.concatenate([new.w, sustain.step(problem, from_there, looks, k)[0].p.lam])
 
     ttsa = bx.TTSA(bx.Polynomial(RHO, 0.4), RATIO, outer_power=1.0, linear_steps=3)
     assert beside(ttsa, other) <= 1e-15

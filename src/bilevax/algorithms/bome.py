@@ -9,36 +9,18 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import (
-    InLossForm,
-    check_inner_loss,
-    check_no_damping,
-    checked_steps,
-    checked_unit,
-    measured_unit,
-    step_sizes,
-)
+from bilevax.algorithms.common import Draws, FirstOrder, checked_steps, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import at_least_one, check_fields, config, positive, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import at_least_one, check_fields, config, or_none, positive, set_frozen
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, axpy, scale, vdot, zeros_like
+from bilevax.core.trees import axpy, scale, vdot, zeros_like
 from bilevax.data import Several
-from bilevax.solvers.parts import (
-    Copies,
-    Pair,
-    gap_gradients,
-    inner_moves,
-    moved_by,
-    outer_directions,
-    outer_move,
-    projected,
-)
-from bilevax.solvers.schedules import StepSize
+from bilevax.solvers.parts import Copies, Pair, gap_gradients, inner_moves, moved_by, outer_directions, outer_move
 
 
 @config
-class BOME(InLossForm):
+class BOME(FirstOrder):
     """The value function q = G(w) - G(z) as a constraint, with the multiplier that makes q fall.
 
         z    = w after ``inner_steps`` moves z <- z - rho_k grad_1 G(z);   in grad q it is held
@@ -75,33 +57,21 @@ class BOME(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(0.5, 0.1, carried=False, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     inner_steps: int = 10
     multiplier: float = 0.5
     unit: float | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, inner_steps=at_least_one, multiplier=positive)
-        set_frozen(self, **checked_steps(self), unit=checked_unit(self.unit))
+        check_fields(self, inner_steps=at_least_one, multiplier=positive, unit=or_none(positive))
+        set_frozen(self, **checked_steps(self))
 
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse a map that is no gradient step, and damping."""
-        check_inner_loss(self, problem)
-        check_no_damping(self, problem)
-
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+    def streams(self, sources: Sources) -> Draws:
         """A minibatch of train for each move of z, and one of each source for the descent."""
-        train, val = sources
-        return {"inner": Several(train, self.inner_steps), "train": train, "val": val}
-
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
-        """The state before the first step; u0 plays no part; lam projected."""
-        return Pair(w0, projected(problem, lam))
+        return {"inner": Several(sources[0], self.inner_steps), **super().streams(sources)}
 
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The move of both; the loop evaluates the outer value and the gradient norm."""
-        (w, lam), c, (rho, gamma) = pair, measured_unit(self) * self.multiplier, step_sizes(self, k, *pair)
+        (w, lam), c, (rho, gamma) = pair, self.first_multiplier(), step_sizes(self, k, *pair)
         # z - rho_k grad_1 G(z), T times from w
         z = inner_moves(problem, w, lam, looks["inner"], rho)
         # grad q = (grad_1 G(w), grad_2 G(w) - grad_2 G(z)), z held
@@ -117,10 +87,6 @@ class BOME(InLossForm):
         d = axpy(m, q, e)
         # w - rho_k d_w, P(lam - gamma_k c d_lam)
         return Pair(moved_by(rho, scale(-1.0, d.w), w), outer_move(problem, lam, scale(c, d.lam), gamma)), Info()
-
-    def solution(self, pair: Pair) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return pair
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """A gradient on each minibatch of train and one more at z; one on that of val."""

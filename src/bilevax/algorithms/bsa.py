@@ -9,7 +9,8 @@ from typing import ClassVar
 from jax import Array
 
 from bilevax.algorithms.common import (
-    InLossForm,
+    Draws,
+    ScheduledSteps,
     checked_steps,
     double_loop_cost,
     drawn_streams,
@@ -18,18 +19,15 @@ from bilevax.algorithms.common import (
     step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import at_least_one, check_fields, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Info
-from bilevax.core.trees import PyTree
-from bilevax.data import Several, Undrawn
-from bilevax.data.looks import Uniform
-from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_moves, outer_move, projected
-from bilevax.solvers.schedules import StepSize
+from bilevax.data import Several
+from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_moves, outer_move
 
 
 @config
-class BSA(InLossForm):
+class BSA(ScheduledSteps):
     """T moves of w from where it was, and one of lam along a direction whose multiplier is one term of a series.
 
         w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
@@ -56,22 +54,16 @@ class BSA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.5, carried=False, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     inner_steps: int = 10
     linear_steps: int = 10
 
     def __post_init__(self) -> None:
-        counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
-        set_frozen(self, **checked_steps(self), **counts)
+        check_fields(self, inner_steps=at_least_one, linear_steps=at_least_one)
+        set_frozen(self, **checked_steps(self))
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+    def streams(self, sources: Sources) -> Draws:
         """Fresh minibatches of train for each move of w, and those of ``drawn_directions``."""
         return {"inner": Several(sources[0], self.inner_steps), **drawn_streams(sources, self.linear_steps)}
-
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
-        """The state before the first step; u0 plays no part; lam projected."""
-        return Pair(w0, projected(problem, lam))
 
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
@@ -83,6 +75,3 @@ class BSA(InLossForm):
         cost = double_loop_cost(sources_of(looks), self.inner_steps, horizon(looks))
         # P(lam - gamma_k d_lam)
         return Pair(w, outer_move(problem, pair.lam, d.lam, gamma)), Info(cost=cost)
-
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
-        """None: every step reports its own, which depends on p."""

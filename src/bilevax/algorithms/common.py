@@ -1,21 +1,25 @@
 """What algorithms have in common: steps rho_k of the inner and gamma_k = ratio rho_k of the outer level, and costs."""
 
-from collections.abc import Callable
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Protocol, TypeAlias, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_real, config, positive
+from bilevax.core.config import config, or_none, positive, positive_fraction, set_frozen
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count
 from bilevax.core.trees import PyTree
 from bilevax.data import Several, Undrawn
-from bilevax.data.looks import Uniform
+from bilevax.data.looks import Stream, Uniform
 from bilevax.problems.gradient_step import GradientStep
+from bilevax.solvers.parts import Pair, projected
 from bilevax.solvers.schedules import Constant, Polynomial, Schedule, StepSize, schedule
+
+Draws: TypeAlias = Mapping[str, Stream]
+"""What each step draws, by name."""
 
 
 class TwoSteps(Protocol):
@@ -39,6 +43,15 @@ class InLossForm:
         """Refuse damping without a given inner step."""
         check_damping(self, problem)
 
+    def streams(self, sources: Sources) -> Draws:
+        """One minibatch of train and one of val a step."""
+        train, val = sources
+        return {"train": train, "val": val}
+
+    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> PyTree:
+        """The state before the first step, w and lam; u0 plays no part; lam projected."""
+        return Pair(w0, projected(problem, lam))
+
     def outer_step_size(self: TwoSteps, k: Array) -> Array | None:
         """gamma_k, the step of lam."""
         return outer_step_size(self, k)
@@ -47,13 +60,77 @@ class InLossForm:
         """The inner and the outer variable of a state."""
         return state.w, state.lam
 
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost | None:
+        """None: every step reports its own."""
+        return None
 
-class TwoTimescales(TwoSteps, Protocol):
-    """An algorithm whose lam moves by ever smaller steps than w."""
 
-    @property
-    def outer_power(self) -> float:
-        """a, of gamma_k = ratio rho_0 (rho_k / rho_0)^a."""
+@config
+class ScheduledSteps(InLossForm):
+    """An algorithm whose steps are given as numbers or schedules, or left to be measured."""
+
+    step_size: StepSize | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        set_frozen(self, **checked_steps(self))
+
+
+class WithMemory(ScheduledSteps):
+    """One that carries more than its variables: ``state.p``, a Point or a Pair, are these."""
+
+    def solution(self, state: PyTree) -> tuple[PyTree, PyTree]:
+        """The inner and the outer variable of a state."""
+        return state.p.w, state.p.lam
+
+
+class TwoTimescales(ScheduledSteps):
+    """One whose lam moves by ever smaller steps than w."""
+
+    outer_power: float
+
+    def outer_step_size(self, k: Array) -> Array:
+        """gamma_k = ratio rho_0 (rho_k / rho_0)^a: of order k^(-a b) where rho_k is of order k^(-b), a at least 1."""
+        rho, ratio = rates(self)
+        rho_0 = rho(jnp.int32(0))
+        # ratio rho_0 (rho_k / rho_0)^a
+        return ratio * rho_0 * (rho(k) / rho_0) ** self.outer_power
+
+
+class FirstOrder(ScheduledSteps):
+    """One of first derivatives alone, with a multiplier in units of the measured ratio of gradients."""
+
+    multiplier: float
+    unit: float | None
+
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse a map that is no gradient step, and damping."""
+        check_inner_loss(self, problem)
+        check_no_damping(self, problem)
+
+    def first_multiplier(self) -> float:
+        """c_0 = unit multiplier.
+
+        Raises:
+            ParameterError: the unit was left to be measured, and was not.
+        """
+        check_measured(self, "unit")
+        return cast(float, self.unit) * self.multiplier
+
+
+class Penalised(FirstOrder):
+    """One whose multiplier grows."""
+
+    growth: float
+
+    def grown(self, k: Array) -> Array:
+        """c_k / c_0."""
+        # (1 + k)^growth
+        return (1.0 + k.astype(float)) ** self.growth
+
+    def penalty(self, k: Array) -> Array:
+        """c_k = unit multiplier (1 + k)^growth."""
+        return jnp.asarray(self.first_multiplier() * self.grown(k))
 
 
 @runtime_checkable
@@ -101,10 +178,7 @@ def checked_steps(algorithm: TwoSteps, *, rules: bool = False) -> dict[str, obje
         if ratio is not None:
             raise ParameterError(f"{name} owns the steps of both levels, and their ratio plays no part: leave it out")
         return {"step_size": rho, "ratio": None}
-    return {
-        "step_size": None if rho is None else schedule(rho, stacklevel=5),
-        "ratio": None if ratio is None else check_real("ratio", ratio, low=0.0, open_low=True),
-    }
+    return {"step_size": or_none(schedule)("step_size", rho), "ratio": or_none(positive)("ratio", ratio)}
 
 
 def memory_weight(weight: StepSize) -> Schedule:
@@ -113,7 +187,7 @@ def memory_weight(weight: StepSize) -> Schedule:
     Raises:
         ParameterError: neither.
     """
-    return weight if callable(weight) else Constant(check_real("weight", weight, low=0.0, high=1.0, open_low=True))
+    return weight if callable(weight) else Constant(positive_fraction("weight", weight))
 
 
 @config
@@ -191,62 +265,6 @@ def outer_step_size(algorithm: TwoSteps, k: Array) -> Array:
     return ratio * rho(k)
 
 
-def slower_step_size(algorithm: TwoTimescales, k: Array) -> Array:
-    """gamma_k = ratio rho_0 (rho_k / rho_0)^a: of order k^(-a b) where rho_k is of order k^(-b), a at least 1."""
-    rho, ratio = rates(algorithm)
-    rho_0 = rho(jnp.int32(0))
-    return ratio * rho_0 * (rho(k) / rho_0) ** algorithm.outer_power
-
-
-class InUnits(TwoSteps, Protocol):
-    """An algorithm with a multiplier in units of the measured ratio of gradients."""
-
-    @property
-    def multiplier(self) -> float:
-        """c_0 in units."""
-
-    @property
-    def unit(self) -> float | None:
-        """|grad_1 E| / |grad_1 G|; None: not measured yet."""
-
-
-class Penalised(InUnits, Protocol):
-    """One whose multiplier grows."""
-
-    @property
-    def growth(self) -> float:
-        """The power of k."""
-
-
-def checked_unit(unit: float | None) -> float | None:
-    """The unit of a multiplier, positive, or None where it is to be measured."""
-    return None if unit is None else positive("unit", unit)
-
-
-def measured_unit(algorithm: InUnits) -> float:
-    """The unit.
-
-    Raises:
-        ParameterError: it was left to be measured, and was not.
-    """
-    check_measured(algorithm, "unit")
-    return cast(float, algorithm.unit)
-
-
-def penalty(algorithm: Penalised, k: Array) -> Array:
-    """c_k = unit multiplier (1 + k)^growth.
-
-    Raises:
-        ParameterError: the unit was left to be measured, and was not.
-    """
-    return jnp.asarray(measured_unit(algorithm) * algorithm.multiplier * growth(algorithm, k))
-
-
-def growth(algorithm: Penalised, k: Array) -> Array:
-    """(1 + k)^growth, c_k / c_0."""
-    return (1.0 + k.astype(float)) ** algorithm.growth
-
-
 def check_damping(algorithm: TwoSteps, problem: BilevelProblem) -> None:
     """Refuse damping without a given inner step s: in loss form it adds delta / s to H."""
     step = problem.inner_map
@@ -285,13 +303,7 @@ def double_loop_cost(sources: Sources, inner: Array | int, linear: Array | int) 
     return Cost(Count(inner, train), Count(linear, train), Count(1, train), Count(1, val))
 
 
-def double_loop_streams(sources: Sources, inner: Array | int, linear: Array | int) -> dict[str, RowSource | Several]:
-    """So many fresh minibatches of train for moves of w and for products, one for the cross product, and one of val."""
-    train, val = sources
-    return {"inner": Several(train, inner), "linear": Several(train, linear), "train": train, "val": val}
-
-
-def drawn_streams(sources: Sources, linear: Array | int) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+def drawn_streams(sources: Sources, linear: Array | int) -> Draws:
     """Of ``drawn_directions``: a minibatch of train, one of val, K of train for products, and how many of these count.
 
     And the sources themselves, as a step's cost depends on that number.

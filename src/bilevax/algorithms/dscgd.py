@@ -12,17 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, slower_step_size, step_sizes, together_cost
+from bilevax.algorithms.common import TwoTimescales, checked_steps, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_real, config, set_frozen
+from bilevax.core.config import check_real, check_switch, config, set_frozen
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import BilevelProblem, Draw, RowSource, Sources, StepLooks
+from bilevax.core.protocols import BilevelProblem, Draw, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.problems.nodes import check_own_w, node_rows, of_one_composition
 from bilevax.solvers.mixing import Mixing, PushSum, Ring, checked_mixing, node_mean, nodes_here, rounds, tracked
 from bilevax.solvers.parts import moved_by, projected
-from bilevax.solvers.schedules import StepSize
 
 
 class Held(NamedTuple):
@@ -42,7 +41,7 @@ class Held(NamedTuple):
 
 
 @config
-class DSCGD(InLossForm):
+class DSCGD(TwoTimescales):
     """Of compositions (1/N) sum_i E_i(E g_i(lam; zeta), lam) at N nodes: SCGD at each, and lam by messages.
 
         w_i   <- (1 - rho_k) w_i + rho_k g_i(lam_i; zeta)
@@ -76,27 +75,19 @@ class DSCGD(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(0.3, 0.1, carried=False, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     tracking: bool = True
     mixing: Mixing = Ring()
     outer_power: float = 1.5
 
     def __post_init__(self) -> None:
         set_frozen(self, **checked_steps(self), outer_power=check_real("outer_power", self.outer_power, low=1.0))
-        if not isinstance(self.tracking, bool):
-            raise ParameterError(f"tracking must be True or False, got {self.tracking!r}")
+        check_switch("tracking", self.tracking)
         if isinstance(checked_mixing(self.mixing), PushSum):
             raise ParameterError("copies of lam need weights that sum to one at each node: take bx.Gossip or bx.Ring")
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem that is no composition over nodes."""
         check_own_w("DSCGD", problem)
-
-    def streams(self, sources: Sources) -> dict[str, RowSource]:
-        """One minibatch of train and one of val a step."""
-        train, val = sources
-        return {"train": train, "val": val}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Held:
         """The state before the first step, lam the same at each node; u0 plays no part; lam projected."""
@@ -119,10 +110,6 @@ class DSCGD(InLossForm):
         lam = axpy(-self.outer_step_size(k), y, rounds(self.mixing, lam, to_lam))
         new = jax.vmap(lambda lam: projected(problem, lam))(lam)
         return Held(w, new, *((y, d) if self.tracking else (at.y, at.d))), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return slower_step_size(self, k)
 
     def solution(self, at: Held) -> tuple[PyTree, PyTree]:
         """w of each node, and the mean of lam over nodes."""

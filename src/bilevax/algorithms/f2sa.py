@@ -4,34 +4,24 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 train and of val for each of their moves and for that of lam, as looks. Out, to the loop: the next state.
 """
 
-from functools import partial
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import (
-    InLossForm,
-    check_inner_loss,
-    check_no_damping,
-    checked_steps,
-    checked_unit,
-    penalty,
-    step_sizes,
-)
+from bilevax.algorithms.common import Draws, Penalised, checked_steps, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import at_least_one, check_fields, check_real, config, positive, set_frozen, static
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import at_least_one, check_fields, config, fraction, or_none, positive, set_frozen, static
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, axpy
 from bilevax.data import Several
 from bilevax.solvers.parts import Copies, moved_by, outer_move, penalty_descents, penalty_direction, projected
-from bilevax.solvers.schedules import StepSize
 
 
 @config
-class F2SA(InLossForm):
+class F2SA(Penalised):
     """Fully first-order: H^-1 grad_1 E is c (w - z), with z the minimiser of G + E / c beside that of G.
 
         w   <- w - rho_k grad_1 G(w)                                     ``inner_steps`` times, on the same
@@ -66,23 +56,16 @@ class F2SA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     inner_steps: int = static(1)
     multiplier: float = 10.0
     growth: float = 1 / 7
     unit: float | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, inner_steps=at_least_one, multiplier=positive, growth=partial(check_real, low=0.0, high=1.0))
-        set_frozen(self, **checked_steps(self), unit=checked_unit(self.unit))
+        check_fields(self, inner_steps=at_least_one, multiplier=positive, growth=fraction, unit=or_none(positive))
+        set_frozen(self, **checked_steps(self))
 
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse a map that is no gradient step, and damping."""
-        check_inner_loss(self, problem)
-        check_no_damping(self, problem)
-
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+    def streams(self, sources: Sources) -> Draws:
         """A minibatch of each for every move of w and z, and one for that of lam."""
         # one a step is the same minibatch without a look-up
         inner, outer = (x if self.inner_steps == 1 else Several(x, self.inner_steps) for x in sources)
@@ -90,12 +73,12 @@ class F2SA(InLossForm):
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Copies:
         """The state before the first step: z is w0 - u0 / c, or w0; lam projected."""
-        z = w0 if u0 is None else axpy(-1.0 / penalty(self, jnp.int32(0)), u0, w0)
+        z = w0 if u0 is None else axpy(-1.0 / self.penalty(jnp.int32(0)), u0, w0)
         return Copies(w0, z, projected(problem, lam))
 
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
         """The moves of w and z, and that of lam; the loop evaluates the outer value and the gradient norm."""
-        c, (rho, gamma) = penalty(self, k), step_sizes(self, k, state.w, state.lam)
+        c, (rho, gamma) = self.penalty(k), step_sizes(self, k, state.w, state.lam)
 
         def move(i: Array, p: Copies) -> Copies:
             # -grad_1 G(w) and -(grad_1 G(z) + grad_1 E(z) / c_k), on the same rows

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, memory_weight, step_sizes
+from bilevax.algorithms.common import WithMemory, checked_steps, memory_weight, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import config, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
@@ -28,7 +28,7 @@ class State(NamedTuple):
 
 
 @config
-class FSLA(InLossForm):
+class FSLA(WithMemory):
     """One move each of w, u and lam, in turn, each on minibatches of its own; d_lam is corrected by the one before.
 
         w   <- w + rho_k (-grad_1 G)
@@ -56,8 +56,6 @@ class FSLA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     weight: StepSize = Polynomial(1.0, 0.5)
 
     def __post_init__(self) -> None:
@@ -87,10 +85,6 @@ class FSLA(InLossForm):
         d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
         # P(lam - gamma_k d_k)
         return State(Point(w, u, outer_move(problem, lam, d, gamma)), p, d), Info()
-
-    def solution(self, state: State) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.p.w, state.p.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """Each kind on a minibatch of its own; the cross products, and two of the outer gradients, share theirs."""

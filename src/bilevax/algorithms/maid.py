@@ -16,11 +16,11 @@ from jax import Array
 from bilevax.algorithms.bsgm import with_tolerance
 from bilevax.algorithms.common import check_inner_loss, sources_of, undrawn
 from bilevax.core.codes import Code
-from bilevax.core.config import check_fields, config, positive, replace_unchecked
+from bilevax.core.config import check_fields, config, or_none, positive, replace_unchecked
 from bilevax.core.instance import Instance
 from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Failure, Info
-from bilevax.core.trees import PyTree, norm, sub, where, zeros_like
+from bilevax.core.trees import PyTree, norm, sub, where, zeros, zeros_like
 from bilevax.data import Undrawn
 from bilevax.hypergradients.driver import with_measuring_cost
 from bilevax.hypergradients.residual_error import SolverErrors, report_products, residual_error
@@ -102,7 +102,7 @@ class MAID:
     linear: CG = CG()
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, **({} if self.step_size is None else {"step_size": positive}))
+        check_fields(self, tol=positive, step_size=or_none(positive))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a map that is no gradient step."""
@@ -199,6 +199,6 @@ def _slack(instance: Instance, w: PyTree, u: PyTree, tol: Array) -> Array:
 
 def _if(condition: Array, found: Callable[[], tuple[PyTree, ...]], otherwise: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
     """What is found, its cost last, where the condition holds; else this, at no cost."""
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(found)[-1])
+    nothing = zeros(jax.eval_shape(found)[-1])
     out: tuple[PyTree, ...] = jax.lax.cond(condition, found, lambda: (*otherwise, nothing))
     return out

@@ -8,14 +8,13 @@ from typing import ClassVar, NamedTuple
 
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, step_sizes, together_cost
+from bilevax.algorithms.common import WithMemory, checked_steps, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_real, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import check_fields, config, positive_fraction, set_frozen
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree, axpy, scale, zeros_like
 from bilevax.solvers.parts import Point, directions, moved, start
-from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -26,7 +25,7 @@ class State(NamedTuple):
 
 
 @config
-class MASOBA(InLossForm):
+class MASOBA(WithMemory):
     """SOBA's moves of w and u, and of lam along a moving average a_k of its directions.
 
         w   <- w + rho_k (-grad_1 G)
@@ -53,18 +52,11 @@ class MASOBA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     weight: float = 0.1
 
     def __post_init__(self) -> None:
-        weight = check_real("weight", self.weight, low=0.0, high=1.0, open_low=True)
-        set_frozen(self, **checked_steps(self), weight=weight)
-
-    def streams(self, sources: Sources) -> dict[str, RowSource]:
-        """One minibatch of train and one of val a step."""
-        train, val = sources
-        return {"train": train, "val": val}
+        check_fields(self, weight=positive_fraction)
+        set_frozen(self, **checked_steps(self))
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step: u is u0, or 0; lam projected."""
@@ -79,10 +71,6 @@ class MASOBA(InLossForm):
         # w + rho_k d_w, u + rho_k d_u, P(lam - gamma_k a_k)
         p = moved(problem, state.p, d._replace(lam=average), *step_sizes(self, k, state.p.w, state.p.lam))
         return State(p, average), Info()
-
-    def solution(self, state: State) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.p.w, state.p.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """Three calls on one minibatch of train, which is read once, and one on one of val."""

@@ -4,33 +4,22 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the 
 train and val for the moves of the first two and for that of lam, as looks. Out, to the loop: the next state.
 """
 
-from functools import partial
 from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import (
-    InLossForm,
-    check_inner_loss,
-    check_no_damping,
-    checked_steps,
-    checked_unit,
-    penalty,
-    rates,
-    step_sizes,
-)
+from bilevax.algorithms.common import Penalised, checked_steps, rates, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import check_fields, config, fraction, or_none, positive, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, axpy, sub
 from bilevax.solvers.parts import Copies, moved_by, outer_move, penalty_descents, penalty_direction, projected
-from bilevax.solvers.schedules import StepSize
 
 
 @config
-class MEHA(InLossForm):
+class MEHA(Penalised):
     """Moreau envelope: (w, lam) descends E / c_k + G - v, v(w, lam) = min G(., lam) + |. - w|^2 / (2 s), one loop.
 
         theta <- theta - rho_k (grad_1 G(theta) + (theta - w) / s)                        towards the prox of w
@@ -67,22 +56,14 @@ class MEHA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     proximal: float = 100.0
     multiplier: float = 10.0
     growth: float = 1 / 7
     unit: float | None = None
 
     def __post_init__(self) -> None:
-        power = partial(check_real, low=0.0, high=1.0)
-        check_fields(self, proximal=positive, multiplier=positive, growth=power)
-        set_frozen(self, **checked_steps(self), unit=checked_unit(self.unit))
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse a map that is no gradient step, and damping."""
-        check_inner_loss(self, problem)
-        check_no_damping(self, problem)
+        check_fields(self, proximal=positive, multiplier=positive, growth=fraction, unit=or_none(positive))
+        set_frozen(self, **checked_steps(self))
 
     def streams(self, sources: Sources) -> dict[str, RowSource]:
         """A minibatch of each source for theta and w, and one for lam."""
@@ -95,7 +76,7 @@ class MEHA(InLossForm):
 
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
         """The moves of theta and w, and that of lam; the loop evaluates the outer value and the gradient norm."""
-        c, (rho, gamma) = penalty(self, k), step_sizes(self, k, state.z, state.lam)
+        c, (rho, gamma) = self.penalty(k), step_sizes(self, k, state.z, state.lam)
         # s = proximal rho_0, of the prox of which v is the Moreau envelope
         (theta, w, lam), s = state, self.proximal * rates(self)[0](jnp.int32(0))
         # of (w, z) = (theta, w): -grad_1 G(theta) and -(grad_1 G(w) + grad_1 E(w) / c_k)

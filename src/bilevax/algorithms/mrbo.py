@@ -9,10 +9,10 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, memory_weight, series_step, step_sizes
+from bilevax.algorithms.common import Draws, WithMemory, checked_steps, memory_weight, series_step, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import at_least_one, check_fields, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
 from bilevax.data import Several
@@ -23,13 +23,13 @@ from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 class State(NamedTuple):
     """The variables, those before, and the estimate of their directions there."""
 
-    pair: Pair
+    p: Pair
     before: Pair
     d: Pair
 
 
 @config
-class MRBO(InLossForm):
+class MRBO(WithMemory):
     """w and lam move together; the direction of each is corrected by what it was a step before, on the same samples.
 
         D(w, lam) = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
@@ -60,19 +60,16 @@ class MRBO(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=1 / 3)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     linear_steps: int = 10
     weight: StepSize = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
-        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
-        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=memory_weight(self.weight))
+        check_fields(self, linear_steps=at_least_one)
+        set_frozen(self, **checked_steps(self), weight=memory_weight(self.weight))
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+    def streams(self, sources: Sources) -> Draws:
         """One minibatch of train, one of val, and K of train for the linear system."""
-        train, val = sources
-        return {"train": train, "val": val, "linear": Several(train, self.linear_steps)}
+        return {**super().streams(sources), "linear": Several(sources[0], self.linear_steps)}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step; u0 plays no part; lam projected."""
@@ -81,19 +78,15 @@ class MRBO(InLossForm):
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """Both moves; the loop evaluates the outer value and the gradient norm."""
-        (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
+        (rho, gamma), rho_0 = step_sizes(self, k, *state.p), series_step(self, *state.p)
         given = looks["train"], looks["val"], looks["linear"]
         # D = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u), u the series; at p_k and at p_{k-1}, on the same rows
-        now, then = (series_directions(problem, at, *given, rho_0) for at in (state.pair, state.before))
+        now, then = (series_directions(problem, at, *given, rho_0) for at in (state.p, state.before))
         # d_k = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1})), of which nothing came before the first: eta_0 = 1
         d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
         # w + rho_k d_w, P(lam - gamma_k d_lam)
-        new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
-        return State(new, state.pair, d), Info()
-
-    def solution(self, state: State) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.pair.w, state.pair.lam
+        new = Pair(moved_by(rho, d.w, state.p.w), outer_move(problem, state.p.lam, d.lam, gamma))
+        return State(new, state.p, d), Info()
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """Everything at two points on one minibatch each, which is read once."""

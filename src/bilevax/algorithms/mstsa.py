@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import (
-    InLossForm,
+    Draws,
+    WithMemory,
     checked_steps,
     drawn_streams,
     memory_weight,
@@ -19,12 +20,10 @@ from bilevax.algorithms.common import (
     step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import at_least_one, check_fields, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
-from bilevax.data import Several, Undrawn
-from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_move, outer_move, projected, storm
 from bilevax.solvers.schedules import StepSize, scheduled
 
@@ -32,13 +31,13 @@ from bilevax.solvers.schedules import StepSize, scheduled
 class State(NamedTuple):
     """The variables, where the direction of lam was estimated last, and that direction, like lam."""
 
-    pair: Pair
+    p: Pair
     before: Pair
     d: PyTree
 
 
 @config
-class MSTSA(InLossForm):
+class MSTSA(WithMemory):
     """w moves, then lam along a direction that is corrected by what it was a step before, on the same samples.
 
         w         <- w + rho_k (-grad_1 G)
@@ -70,16 +69,14 @@ class MSTSA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     linear_steps: int = 10
     weight: StepSize = 0.5
 
     def __post_init__(self) -> None:
-        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
-        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=memory_weight(self.weight))
+        check_fields(self, linear_steps=at_least_one)
+        set_frozen(self, **checked_steps(self), weight=memory_weight(self.weight))
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+    def streams(self, sources: Sources) -> Draws:
         """A minibatch of train for w, and those of ``drawn_directions``."""
         return {"inner": sources[0], **drawn_streams(sources, self.linear_steps)}
 
@@ -90,7 +87,7 @@ class MSTSA(InLossForm):
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """The move of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
-        (w, lam), ((rho, gamma), rho_0) = state.pair, (step_sizes(self, k, *state.pair), series_step(self, *state.pair))
+        (w, lam), ((rho, gamma), rho_0) = state.p, (step_sizes(self, k, *state.p), series_step(self, *state.p))
         # q_k = (w + rho_k (-grad_1 G), lam)
         at = Pair(inner_move(problem, w, lam, looks["inner"], rho), lam)
         # D at the new point and at the one before
@@ -99,13 +96,6 @@ class MSTSA(InLossForm):
         d = storm(state.d, now, then, jnp.where(k == 0, 1.0, scheduled(self.weight, k)))
         # P(lam - gamma_k d_k)
         return State(Pair(at.w, outer_move(problem, lam, d, gamma)), at, d), Info(cost=_cost(looks))
-
-    def solution(self, state: State) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.pair.w, state.pair.lam
-
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
-        """None: every step reports its own, which depends on p."""
 
 
 def _cost(looks: StepLooks) -> Cost:

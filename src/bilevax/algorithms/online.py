@@ -18,7 +18,7 @@ from bilevax.algorithms.optim import Optim, optim
 from bilevax.algorithms.reweighting import RetrainGap
 from bilevax.algorithms.transforms import Transform
 from bilevax.core.codes import Code
-from bilevax.core.config import at_least_one, canonicalize, check_fields, config, set_frozen, static
+from bilevax.core.config import at_least_one, canonicalize, check_fields, config, function_of, set_frozen, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import as_key, is_key
 from bilevax.core.promotion import usual_promotion
@@ -111,9 +111,7 @@ class Online:
     transform: PyTree = "identity"
 
     def __post_init__(self) -> None:
-        for name, of in {"train_step": "(w, lam, batch, key)", "guide_loss": "(w, lam, batch)"}.items():
-            if not callable(getattr(self, name)):
-                raise ParameterError(f"{name} must be a function of {of}, got {getattr(self, name)!r}")
+        check_fields(self, train_step=function_of("(w, lam, batch, key)"), guide_loss=function_of("(w, lam, batch)"))
         check_fields(self, K=at_least_one)
         if not (hasattr(self.outer, "init") and hasattr(self.outer, "update")):
             raise ParameterError(

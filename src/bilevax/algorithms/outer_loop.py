@@ -11,7 +11,7 @@ from bilevax.core.codes import Code
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Algorithm, BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Failure, Info, first_failure
-from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub
+from bilevax.core.trees import PyTree, add, at_least_single, largest, norm, stays_finite, sub, zeros
 from bilevax.data.fold import Underway, continued, no_plan
 from bilevax.data.looks import Streams
 from bilevax.solvers.stability import DIVERGED
@@ -144,8 +144,7 @@ def advance(
     # the loop begins with empty records and sums, whose shapes a trace of one step tells
     nothing = _nothing(problem, algorithm, state, streams, key)
     at = Underway(start, no_plan(streams, key), (state, nothing))
-    shape = jax.eval_shape(record, at, state, start)
-    empty = jax.tree.map(lambda x: jnp.zeros((RECORDED, *x.shape), x.dtype), shape)
+    empty = zeros(jax.eval_shape(record, at, state, start), RECORDED)
     run = jax.lax.while_loop(keep_going, stretch, _Run(at, jnp.int32(Code.OK), empty, jnp.int32(0)))
     return Advanced(run.at.carry[0], run.at.j, run.records, run.number)
 
@@ -158,8 +157,8 @@ def _nothing(problem: BilevelProblem, algorithm: Algorithm, state: PyTree, strea
         plan = streams.plan_chunk(None, key, k, True)
         return streams.visit(plan, k, lambda looks: algorithm.step(problem, state, looks, k)[1])
 
-    zeros: Info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(first))
-    return zeros
+    nothing: Info = zeros(jax.eval_shape(first))
+    return nothing
 
 
 def _plus(total: Info, info: Info) -> Info:

@@ -11,19 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, check_no_damping, checked_steps, step_sizes
+from bilevax.algorithms.common import Draws, ScheduledSteps, check_no_damping, checked_steps, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import at_least_one, check_fields, config, positive, set_frozen, static
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, entries, scale, shrink, sub, vdot
 from bilevax.data import Several
-from bilevax.solvers.parts import Pair, inner_moves, outer_directions, outer_move, projected
-from bilevax.solvers.schedules import StepSize
+from bilevax.solvers.parts import Pair, inner_moves, outer_directions, outer_move
 
 
 @config
-class PZOBO(InLossForm):
+class PZOBO(ScheduledSteps):
     """The derivative of a T-step inner run, along Gaussian directions, by differences.
 
         w(lam) = w after ``inner_steps`` moves w + rho_k (-grad_1 G(w, lam)), from where w was
@@ -54,8 +53,6 @@ class PZOBO(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, carried=False, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     inner_steps: int = 10
     perturbations: int = static(10)
     radius: float = 0.01
@@ -68,14 +65,10 @@ class PZOBO(InLossForm):
         """Refuse damping."""
         check_no_damping(self, problem)
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+    def streams(self, sources: Sources) -> Draws:
         """A minibatch of train for each move of w, and one of val."""
         train, val = sources
         return {"inner": Several(train, self.inner_steps), "val": val}
-
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
-        """The state before the first step; u0 plays no part; lam projected."""
-        return Pair(w0, projected(problem, lam))
 
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The inner runs and the move of lam; the loop evaluates the outer value and the gradient norm."""

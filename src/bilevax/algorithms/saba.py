@@ -8,9 +8,9 @@ from typing import ClassVar, NamedTuple
 
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, step_sizes, together_cost
+from bilevax.algorithms.common import WithMemory, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import config, set_frozen
+from bilevax.core.config import config
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Info
@@ -26,7 +26,6 @@ from bilevax.solvers.parts import (
     saga_table,
     start,
 )
-from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -38,7 +37,7 @@ class State(NamedTuple):
 
 
 @config
-class SABA(InLossForm):
+class SABA(WithMemory):
     """The moves of :class:`~bilevax.SOBA`, its directions estimated with memory (SAGA).
 
     Of each block i of train the last (grad_1 G, H u, d2(grad_1 G)^T u) is kept, and of each of val the last
@@ -66,21 +65,15 @@ class SABA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        set_frozen(self, **checked_steps(self))
-
     def streams(self, sources: Sources) -> dict[str, RowSource]:
         """One block of train and one of val a step."""
-        for name, source in zip(("train", "val"), sources, strict=True):
+        streams = dict(zip(("train", "val"), sources, strict=True))
+        for name, source in streams.items():
             if source.blocks is None:
                 raise ParameterError(
                     f"SABA remembers blocks, and {name} has none: use bx.Arrays(..., sampling='blocks')"
                 )
-        train, val = sources
-        return {"train": train, "val": val}
+        return streams
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step: empty tables, u is u0, or 0; lam projected."""
@@ -98,10 +91,6 @@ class SABA(InLossForm):
         # the parts added up: (-grad_1 G, grad_1 E - H u, grad_2 E - d2(grad_1 G)^T u)
         p = moved(problem, p, joined(inner, outer), *step_sizes(self, k, p.w, p.lam))
         return State(p, of_train, of_val), Info()
-
-    def solution(self, state: State) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.p.w, state.p.lam
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """Three calls on one minibatch of train, which is read once, and one on one of val."""

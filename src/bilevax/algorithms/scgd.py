@@ -8,20 +8,19 @@ from typing import ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, slower_step_size, step_sizes, together_cost
+from bilevax.algorithms.common import TwoTimescales, checked_steps, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
 from bilevax.core.config import check_real, config, set_frozen
 from bilevax.core.errors import ParameterError
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
-from bilevax.core.trees import PyTree, add
+from bilevax.core.trees import add
 from bilevax.problems.composition import Composition
-from bilevax.solvers.parts import Pair, Point, inner_directions, inner_move, outer_directions, outer_move, projected
-from bilevax.solvers.schedules import StepSize
+from bilevax.solvers.parts import Pair, Point, inner_directions, inner_move, outer_directions, outer_move
 
 
 @config
-class SCGD(InLossForm):
+class SCGD(TwoTimescales):
     """Of a composition f(lam) = E(E g(lam; zeta), lam): w follows the mean of g, and lam moves by the chain rule.
 
         w   <- (1 - rho_k) w + rho_k g(lam; zeta)
@@ -50,8 +49,6 @@ class SCGD(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(0.3, 0.1, carried=False, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     outer_power: float = 1.5
 
     def __post_init__(self) -> None:
@@ -65,15 +62,6 @@ class SCGD(InLossForm):
                 f" got {problem.inner_map!r}; bx.SOBA() serves maps of w"
             )
 
-    def streams(self, sources: Sources) -> dict[str, RowSource]:
-        """One minibatch of train and one of val a step."""
-        train, val = sources
-        return {"train": train, "val": val}
-
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
-        """The state before the first step; u0 plays no part; lam projected."""
-        return Pair(w0, projected(problem, lam))
-
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The average, then the move of lam; the loop evaluates the outer value and the gradient norm."""
         rho, _ = step_sizes(self, k, *pair)
@@ -83,10 +71,6 @@ class SCGD(InLossForm):
         # grad_2 E + dg^T grad_1 E
         d = add(direct, inner_directions(problem, Point(w, g, pair.lam), looks["train"]).lam)
         return Pair(w, outer_move(problem, pair.lam, d, self.outer_step_size(k))), Info()
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return slower_step_size(self, k)
 
     def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost:
         """An image and a cross product on one minibatch of train, which is read once, and one outer gradient."""

@@ -8,18 +8,17 @@ from typing import ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, step_sizes, together_cost
+from bilevax.algorithms.common import ScheduledSteps, step_sizes, together_cost
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import config
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Info
 from bilevax.core.trees import PyTree
 from bilevax.solvers.parts import Point, directions, moved, start
-from bilevax.solvers.schedules import StepSize
 
 
 @config
-class SOBA(InLossForm):
+class SOBA(ScheduledSteps):
     """Three moves a step, along directions of one inner and one outer minibatch at (w, u, lam) before it.
 
         w   <- w + rho_k (-grad_1 G)
@@ -47,17 +46,6 @@ class SOBA(InLossForm):
     """
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, power=0.5)
-
-    step_size: StepSize | None = None
-    ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        set_frozen(self, **checked_steps(self))
-
-    def streams(self, sources: Sources) -> dict[str, RowSource]:
-        """One minibatch of train and one of val a step."""
-        train, val = sources
-        return {"train": train, "val": val}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Point:
         """The state before the first step: u is u0, or 0; lam projected."""

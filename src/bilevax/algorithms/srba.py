@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, sources_of, step_sizes, undrawn
+from bilevax.algorithms.common import Draws, WithMemory, checked_steps, sources_of, step_sizes, undrawn
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, config, set_frozen
+from bilevax.core.config import at_least_one, check_fields, config, or_none, set_frozen
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
-from bilevax.data import Undrawn, refuse_keys
+from bilevax.data import refuse_keys
 from bilevax.solvers.parts import Point, directions, mean_directions, moved, start, storm
-from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
@@ -30,7 +29,7 @@ class State(NamedTuple):
 
 
 @config
-class SRBA(InLossForm):
+class SRBA(WithMemory):
     """The moves of :class:`~bilevax.SOBA` along recursive directions (SPIDER).
 
         d_k = D(p_k), the mean over every row                                      if k is a multiple of ``period``
@@ -59,19 +58,17 @@ class SRBA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     period: int | None = None
 
     def __post_init__(self) -> None:
-        period = None if self.period is None else check_count("period", self.period, low=1)
-        set_frozen(self, **checked_steps(self), period=period)
+        check_fields(self, period=or_none(at_least_one))
+        set_frozen(self, **checked_steps(self))
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Undrawn]:
+    def streams(self, sources: Sources) -> Draws:
         """One minibatch of train and one of val a step, and the sources themselves."""
         train, val = sources
         refuse_keys("SRBA", "use bx.SOBA", train=train, val=val)
-        return {"train": train, "val": val, **undrawn(sources)}
+        return {**super().streams(sources), **undrawn(sources)}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> State:
         """The state before the first step: u is u0, or 0; lam projected."""
@@ -96,15 +93,9 @@ class SRBA(InLossForm):
         return State(new, p, d), Info(cost=_cost(whole, train, val))
 
     def _period(self, train: RowSource, val: RowSource) -> Array | int:
+        # (n + n_val) / (b + b_val)
         whole = (train.rows + val.rows) / (train.rows_per_batch + val.rows_per_batch)
         return round(whole) if self.period is None else self.period
-
-    def solution(self, state: State) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.p.w, state.p.lam
-
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
-        """None: every step reports its own."""
 
 
 def _cost(whole: Array, train: RowSource, val: RowSource) -> Cost:

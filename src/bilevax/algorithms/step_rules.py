@@ -6,15 +6,19 @@ its linear system, the move of lam, and what they cost. :class:`Scheduled` makes
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import (
+    Draws,
+    InLossForm,
     StepRule,
     TwoSteps,
+    check_damping,
+    checked_steps,
     double_loop_cost,
     outer_step_size,
     series_step,
@@ -22,41 +26,33 @@ from bilevax.algorithms.common import (
     step_sizes,
     undrawn,
 )
-from bilevax.core.config import check_count, check_fields, check_real, config, nonnegative, positive, set_frozen
+from bilevax.core.config import (
+    at_least_one,
+    check_fields,
+    check_real,
+    config,
+    nonnegative,
+    positive,
+    positive_fraction,
+    set_frozen,
+)
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, Draw, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, add, axpy, norm, scale, sub, vdot, where, zeros_like
-from bilevax.data import Undrawn
+from bilevax.data import Several
 from bilevax.linalg.power import POWER_STEPS, nonzero, power_iteration
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.solvers import parts
-from bilevax.solvers.schedules import Constant, Schedule, StepSize, schedule, scheduled
+from bilevax.solvers.schedules import StepSize, envelope, scheduled
 
 ROUNDING = 10.0
 """Units in the last place of a loss, by which a step may seem to raise it."""
 
 
-def _envelope(name: str, value: StepSize) -> Schedule:
-    return schedule(value, stacklevel=7) if callable(value) else Constant(positive(name, value))
-
-
 def _checked(rule: StepRule) -> None:
-    check_fields(rule, outer_decrease=positive, slack=nonnegative, halvings=partial(check_count, low=1))
-    set_frozen(rule, **{name: _envelope(name, getattr(rule, name)) for name in ("inner", "outer")})
-    check_fields(rule, decrease=positive)
-
-
-class DoubleLoop(TwoSteps, Protocol):
-    """An algorithm whose steps make several moves of w and several of its linear system."""
-
-    @property
-    def inner_steps(self) -> int:
-        """T."""
-
-    @property
-    def linear_steps(self) -> int:
-        """K."""
+    check_fields(rule, outer_decrease=positive, slack=nonnegative, halvings=at_least_one)
+    check_fields(rule, inner=envelope, outer=envelope, decrease=positive)
 
 
 @config
@@ -108,7 +104,7 @@ class BiSLS:
 
     def __post_init__(self) -> None:
         _checked(self)
-        check_fields(self, decrease=partial(check_real, low=0.0, high=1.0, open_low=True))
+        check_fields(self, decrease=positive_fraction)
 
     def inner_step(
         self, loss: Callable[[PyTree], Array], w: PyTree, at: tuple[Array, PyTree], k: Array
@@ -325,37 +321,61 @@ class Searched(NamedTuple):
 Moves = Scheduled | Searched
 
 
-def moves_of(
-    algorithm: DoubleLoop, problem: BilevelProblem, looks: StepLooks, k: Array, begin: tuple[PyTree, PyTree]
-) -> Moves:
-    """How a double loop moves in step k: by its rule, or by its step sizes."""
-    if not isinstance(algorithm.step_size, StepRule):
-        return Scheduled(algorithm, problem, looks, k, begin)
-    return Searched(algorithm.step_size, problem, looks, k, algorithm.linear_steps)
+@config
+class DoubleLoop(InLossForm):
+    """T moves of w and K of a linear system a step, which is made by step sizes or by a rule."""
 
+    steps_per_record: ClassVar[int] = 16
 
-def is_ruled(algorithm: TwoSteps) -> bool:
-    """True where a rule owns the steps of both levels."""
-    return isinstance(algorithm.step_size, StepRule)
+    step_size: StepSize | StepRule | None = None
+    ratio: float | None = None
+    inner_steps: int = 10
+    linear_steps: int = 10
 
+    def __post_init__(self) -> None:
+        check_fields(self, inner_steps=at_least_one, linear_steps=at_least_one)
+        set_frozen(self, **checked_steps(self, rules=True))
 
-def ruled_streams(algorithm: TwoSteps, sources: Sources) -> dict[str, Undrawn]:
-    """The sources themselves, for the cost of a step that only the step knows."""
-    return undrawn(sources) if is_ruled(algorithm) else {}
+    @property
+    def rule(self) -> StepRule | None:
+        """What owns the steps of both levels, if that is a rule."""
+        return self.step_size if isinstance(self.step_size, StepRule) else None
 
+    def check(self, problem: BilevelProblem) -> None:
+        """Refuse damping without a given inner step, and a rule where there is no loss to search along."""
+        check_damping(self, problem)
+        if self.rule is not None and not problem.has_loss:
+            name = type(self.rule).__name__
+            raise ParameterError(
+                f"{name} needs an inner loss to search along, and the inner map has none: use GradientStep"
+            )
 
-def counted(algorithm: DoubleLoop, info: Info, looks: StepLooks) -> Info:
-    """With the cost of the algorithm's own calls beside that of the searches of its rule."""
-    if info.cost is None:
-        return info
-    own = double_loop_cost(sources_of(looks), algorithm.inner_steps, algorithm.linear_steps)
-    return info._replace(cost=own.plus(info.cost))
+    def streams(self, sources: Sources) -> Draws:
+        """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val.
 
+        And the sources themselves where a rule makes the cost of a step one that only the step knows.
+        """
+        train, whole = sources[0], {} if self.rule is None else undrawn(sources)
+        several = {"inner": Several(train, self.inner_steps), "linear": Several(train, self.linear_steps)}
+        return {**several, **super().streams(sources), **whole}
 
-def check_rule(algorithm: TwoSteps, problem: BilevelProblem) -> None:
-    """Refuse a rule where there is no loss to search along."""
-    if is_ruled(algorithm) and not problem.has_loss:
-        name = type(algorithm.step_size).__name__
-        raise ParameterError(
-            f"{name} needs an inner loss to search along, and the inner map has none: use GradientStep"
-        )
+    def moves(self, problem: BilevelProblem, looks: StepLooks, k: Array, begin: tuple[PyTree, PyTree]) -> Moves:
+        """How step k moves: by the rule, or by step sizes."""
+        if self.rule is None:
+            return Scheduled(self, problem, looks, k, begin)
+        return Searched(self.rule, problem, looks, k, self.linear_steps)
+
+    def counted(self, info: Info, looks: StepLooks) -> Info:
+        """With the cost of the algorithm's own calls beside that of the searches of its rule."""
+        if info.cost is None:
+            return info
+        own = double_loop_cost(sources_of(looks), self.inner_steps, self.linear_steps)
+        return info._replace(cost=own.plus(info.cost))
+
+    def outer_step_size(self, k: Array) -> Array | None:
+        """gamma_k, the step of lam; None where a rule finds it."""
+        return super().outer_step_size(k) if self.rule is None else None
+
+    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost | None:
+        """As many gradients and products as steps, each on rows of its own; a cross product; an outer gradient."""
+        return double_loop_cost(sources, self.inner_steps, self.linear_steps) if self.rule is None else None

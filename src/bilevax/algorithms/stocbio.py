@@ -4,33 +4,21 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 of train as moves and factors, as looks. Out, to the loop: the next (w, lam).
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import (
-    InLossForm,
-    StepRule,
-    check_damping,
-    checked_steps,
-    double_loop_cost,
-    double_loop_streams,
-    outer_step_size,
-)
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.algorithms.step_rules import check_rule, counted, is_ruled, moves_of, ruled_streams
-from bilevax.core.config import check_count, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
-from bilevax.core.records import Cost, Info
-from bilevax.core.trees import PyTree, add
-from bilevax.data import Several, Undrawn
-from bilevax.solvers.parts import Pair, Point, inner_directions, neumann, outer_directions, projected
-from bilevax.solvers.schedules import StepSize
+from bilevax.algorithms.step_rules import DoubleLoop
+from bilevax.core.config import config
+from bilevax.core.protocols import BilevelProblem, StepLooks
+from bilevax.core.records import Info
+from bilevax.core.trees import add
+from bilevax.solvers.parts import Pair, Point, inner_directions, neumann, outer_directions
 
 
 @config
-class StocBiO(InLossForm):
+class StocBiO(DoubleLoop):
     """T moves of w from where it was, a Neumann series of K factors for the multiplier u, and one move of lam.
 
         w   <- w + rho_k (-grad_1 G)                                     ``inner_steps`` times
@@ -57,36 +45,13 @@ class StocBiO(InLossForm):
         StocBiO(step_size=Constant(value=0.1), ratio=0.3, inner_steps=10, linear_steps=30)
     """
 
-    steps_per_record: ClassVar[int] = 16
     defaults: ClassVar[Defaults] = Defaults(1.0, 1.0, carried=False)
-
-    step_size: StepSize | StepRule | None = None
-    ratio: float | None = None
-    inner_steps: int = 10
-    linear_steps: int = 10
-
-    def __post_init__(self) -> None:
-        counts = {name: check_count(name, getattr(self, name), low=1) for name in ("inner_steps", "linear_steps")}
-        set_frozen(self, **checked_steps(self, rules=True), **counts)
-
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse damping without a given inner step, and a rule without an inner loss."""
-        check_damping(self, problem)
-        check_rule(self, problem)
-
-    def streams(self, sources: Sources) -> Mapping[str, RowSource | Several | Undrawn]:
-        """Fresh minibatches of train for each move of w and each product, one for the cross product, one of val."""
-        return {**double_loop_streams(sources, self.inner_steps, self.linear_steps), **ruled_streams(self, sources)}
-
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
-        """The state before the first step; u0 plays no part; lam projected."""
-        return Pair(w0, projected(problem, lam))
 
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The moves of w, the series, the move of lam; the loop evaluates the outer value and the gradient norm."""
         lam = pair.lam
         # w + rho_k (-grad_1 G), T times, or by the rule's steps
-        w, by = moves_of(self, problem, looks, k, pair).inner(pair.w, lam)
+        w, by = self.moves(problem, looks, k, pair).inner(pair.w, lam)
         g, direct = outer_directions(problem, w, lam, looks["val"])
         rho = by.series(w, lam)
         # u = sum_{i=0}^K (I - rho H_i) ... (I - rho H_1) rho grad_1 E
@@ -95,12 +60,4 @@ class StocBiO(InLossForm):
         d = add(direct, inner_directions(problem, p, looks["train"]).lam)
         # P(lam - gamma (grad_2 E - d2(grad_1 G)^T u))
         lam, info = by.outer(p, g, d, rho)
-        return Pair(w, lam), counted(self, info, looks)
-
-    def outer_step_size(self, k: Array) -> Array | None:
-        """gamma_k, the step of lam; None where a rule finds it."""
-        return None if is_ruled(self) else outer_step_size(self, k)
-
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> Cost | None:
-        """As many gradients and products as steps, each on rows of its own; a cross product; an outer gradient."""
-        return None if is_ruled(self) else double_loop_cost(sources, self.inner_steps, self.linear_steps)
+        return Pair(w, lam), self.counted(info, looks)

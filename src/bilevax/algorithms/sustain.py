@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.algorithms.common import (
-    InLossForm,
+    Draws,
+    WithMemory,
     checked_steps,
     drawn_streams,
     memory_weight,
@@ -19,12 +20,10 @@ from bilevax.algorithms.common import (
     step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import at_least_one, check_fields, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, zeros_like
-from bilevax.data import Several, Undrawn
-from bilevax.data.looks import Uniform
 from bilevax.solvers.parts import Pair, drawn_directions, horizon, moved_by, outer_move, projected, storm
 from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 
@@ -32,13 +31,13 @@ from bilevax.solvers.schedules import Polynomial, StepSize, scheduled
 class State(NamedTuple):
     """The variables, those before, and the estimate of their directions there."""
 
-    pair: Pair
+    p: Pair
     before: Pair
     d: Pair
 
 
 @config
-class SUSTAIN(InLossForm):
+class SUSTAIN(WithMemory):
     """w and lam move together; the direction of each is corrected by what it was a step before, on the same samples.
 
         D(w, lam) = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u)
@@ -70,16 +69,14 @@ class SUSTAIN(InLossForm):
     steps_per_record: ClassVar[int] = 64
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.2, carried=False, power=1 / 3)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     linear_steps: int = 10
     weight: StepSize = Polynomial(1.0, 2 / 3)
 
     def __post_init__(self) -> None:
-        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
-        set_frozen(self, **checked_steps(self), linear_steps=linear_steps, weight=memory_weight(self.weight))
+        check_fields(self, linear_steps=at_least_one)
+        set_frozen(self, **checked_steps(self), weight=memory_weight(self.weight))
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+    def streams(self, sources: Sources) -> Draws:
         """One minibatch of train, one of val, K of train for the linear system, and how many of these are used."""
         return drawn_streams(sources, self.linear_steps)
 
@@ -90,7 +87,7 @@ class SUSTAIN(InLossForm):
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """Both moves; the loop evaluates the outer value and the gradient norm."""
-        (rho, gamma), rho_0 = step_sizes(self, k, *state.pair), series_step(self, *state.pair)
+        (rho, gamma), rho_0 = step_sizes(self, k, *state.p), series_step(self, *state.p)
 
         def look(at: Pair) -> Pair:
             # D = (-grad_1 G, grad_2 E - d2(grad_1 G)^T u),  u = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E
@@ -98,17 +95,10 @@ class SUSTAIN(InLossForm):
 
         eta = jnp.where(k == 0, 1.0, scheduled(self.weight, k))
         # d_k = D(p_k) + (1 - eta_k) (d_{k-1} - D(p_{k-1})), of which nothing came before the first: eta_0 = 1
-        d = storm(state.d, look(state.pair), look(state.before), eta)
+        d = storm(state.d, look(state.p), look(state.before), eta)
         # w + rho_k d_w, P(lam - gamma_k d_lam)
-        new = Pair(moved_by(rho, d.w, state.pair.w), outer_move(problem, state.pair.lam, d.lam, gamma))
-        return State(new, state.pair, d), Info(cost=_cost(looks))
-
-    def solution(self, state: State) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.pair.w, state.pair.lam
-
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
-        """None: every step reports its own, which depends on p."""
+        new = Pair(moved_by(rho, d.w, state.p.w), outer_move(problem, state.p.lam, d.lam, gamma))
+        return State(new, state.p, d), Info(cost=_cost(looks))
 
 
 def _cost(looks: StepLooks) -> Cost:

@@ -4,33 +4,30 @@ In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, (w, 
 those of ``solvers.parts.drawn_directions`` for lam, as looks. Out, to the loop: the next (w, lam).
 """
 
+from functools import partial
 from typing import ClassVar
 
 from jax import Array
 
 from bilevax.algorithms.common import (
-    InLossForm,
+    Draws,
+    TwoTimescales,
     checked_steps,
     double_loop_cost,
     drawn_streams,
     series_step,
-    slower_step_size,
     sources_of,
     step_sizes,
 )
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, check_real, config, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import at_least_one, check_fields, check_real, config, set_frozen
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Info
-from bilevax.core.trees import PyTree
-from bilevax.data import Several, Undrawn
-from bilevax.data.looks import Uniform
-from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_move, outer_move, projected
-from bilevax.solvers.schedules import StepSize
+from bilevax.solvers.parts import Pair, drawn_directions, horizon, inner_move, outer_move
 
 
 @config
-class TTSA(InLossForm):
+class TTSA(TwoTimescales):
     """w moves, then lam with a step that falls faster, along a direction whose multiplier is one term of a series.
 
         w   <- w + rho_k (-grad_1 G)
@@ -58,23 +55,16 @@ class TTSA(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False, power=0.4)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     outer_power: float = 1.5
     linear_steps: int = 10
 
     def __post_init__(self) -> None:
-        power = check_real("outer_power", self.outer_power, low=1.0)
-        linear_steps = check_count("linear_steps", self.linear_steps, low=1)
-        set_frozen(self, **checked_steps(self), outer_power=power, linear_steps=linear_steps)
+        check_fields(self, outer_power=partial(check_real, low=1.0), linear_steps=at_least_one)
+        set_frozen(self, **checked_steps(self))
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn | Uniform]:
+    def streams(self, sources: Sources) -> Draws:
         """A minibatch of train for w, and those of ``drawn_directions``."""
         return {"inner": sources[0], **drawn_streams(sources, self.linear_steps)}
-
-    def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Pair:
-        """The state before the first step; u0 plays no part; lam projected."""
-        return Pair(w0, projected(problem, lam))
 
     def step(self, problem: BilevelProblem, pair: Pair, looks: StepLooks, k: Array) -> tuple[Pair, Info]:
         """The move of w, then that of lam; the loop evaluates the outer value and the gradient norm."""
@@ -86,10 +76,3 @@ class TTSA(InLossForm):
         cost = double_loop_cost(sources_of(looks), 1, horizon(looks))
         # P(lam - gamma_k d_lam), gamma_k = ratio rho_0 (rho_k / rho_0)^a
         return Pair(w, outer_move(problem, pair.lam, d.lam, self.outer_step_size(k))), Info(cost=cost)
-
-    def outer_step_size(self, k: Array) -> Array:
-        """gamma_k, the step of lam."""
-        return slower_step_size(self, k)
-
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
-        """None: every step reports its own, which depends on p."""

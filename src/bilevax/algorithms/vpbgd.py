@@ -5,25 +5,14 @@ for the moves of the second copy, and one each of train and val for the descent,
 state.
 """
 
-from functools import partial
 from typing import ClassVar
 
 from jax import Array
 
-from bilevax.algorithms.common import (
-    InLossForm,
-    check_inner_loss,
-    check_no_damping,
-    checked_steps,
-    checked_unit,
-    growth,
-    outer_step_size,
-    penalty,
-    step_sizes,
-)
+from bilevax.algorithms.common import Draws, Penalised, checked_steps, outer_step_size, step_sizes
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import check_count, check_fields, check_real, config, positive, set_frozen
-from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
+from bilevax.core.config import at_least_one, check_fields, config, fraction, or_none, positive, set_frozen
+from bilevax.core.protocols import BilevelProblem, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, axpy
 from bilevax.data import Several
@@ -37,11 +26,10 @@ from bilevax.solvers.parts import (
     penalty_direction,
     projected,
 )
-from bilevax.solvers.schedules import StepSize
 
 
 @config
-class VPBGD(InLossForm):
+class VPBGD(Penalised):
     """Value-gap penalty: (z, lam) descends E(z, lam) + c_k (G(z, lam) - min G(., lam)), with w for the minimiser of G.
 
         w   <- w - rho_k grad_1 G(w)                                     ``inner_steps`` times
@@ -78,27 +66,18 @@ class VPBGD(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.1, power=0.5)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     inner_steps: int = 1
     multiplier: float = 10.0
     growth: float = 1 / 7
     unit: float | None = None
 
     def __post_init__(self) -> None:
-        count, power = partial(check_count, low=1), partial(check_real, low=0.0, high=1.0)
-        check_fields(self, inner_steps=count, multiplier=positive, growth=power)
-        set_frozen(self, **checked_steps(self), unit=checked_unit(self.unit))
+        check_fields(self, inner_steps=at_least_one, multiplier=positive, growth=fraction, unit=or_none(positive))
+        set_frozen(self, **checked_steps(self))
 
-    def check(self, problem: BilevelProblem) -> None:
-        """Refuse a map that is no gradient step, and damping."""
-        check_inner_loss(self, problem)
-        check_no_damping(self, problem)
-
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several]:
+    def streams(self, sources: Sources) -> Draws:
         """A minibatch of train for each move of w, the last for that of z too, and one of each source for lam."""
-        train, val = sources
-        return {"inner": Several(train, self.inner_steps), "train": train, "val": val}
+        return {"inner": Several(sources[0], self.inner_steps), **super().streams(sources)}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Copies:
         """The state before the first step: z is w0; u0 plays no part; lam projected."""
@@ -106,7 +85,7 @@ class VPBGD(InLossForm):
 
     def step(self, problem: BilevelProblem, state: Copies, looks: StepLooks, k: Array) -> tuple[Copies, Info]:
         """The moves of w, then z and lam together; the loop evaluates the outer value and the gradient norm."""
-        c, (rho, _), inner = penalty(self, k), step_sizes(self, k, state.z, state.lam), looks["inner"]
+        c, (rho, _), inner = self.penalty(k), step_sizes(self, k, state.z, state.lam), looks["inner"]
         p = state._replace(w=inner_moves(problem, state.w, state.lam, inner, rho))
         # -grad_1 G(z), on the rows of the last of these moves
         d_z = descent_on(problem, p.z, p.lam, inner[self.inner_steps - 1])
@@ -120,7 +99,7 @@ class VPBGD(InLossForm):
     def outer_step_size(self, k: Array) -> Array:
         """gamma_k, the step of lam."""
         # ratio rho_k c_0 / c_k
-        return outer_step_size(self, k) / growth(self, k)
+        return outer_step_size(self, k) / self.grown(k)
 
     def solution(self, state: Copies) -> tuple[PyTree, PyTree]:
         """The inner variable that feels the outer loss, and the outer variable of a state."""

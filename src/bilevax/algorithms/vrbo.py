@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.algorithms.common import InLossForm, checked_steps, series_step, sources_of, step_sizes, undrawn
+from bilevax.algorithms.common import Draws, WithMemory, checked_steps, series_step, sources_of, step_sizes, undrawn
 from bilevax.algorithms.measured_steps import Defaults
-from bilevax.core.config import at_least_one, check_fields, config, set_frozen
+from bilevax.core.config import at_least_one, check_fields, config, or_none, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, RowSource, Sources, StepLooks
 from bilevax.core.records import Cost, Count, Info
 from bilevax.core.trees import PyTree, is_concrete, zeros_like
-from bilevax.data import Several, Undrawn, refuse_keys
+from bilevax.data import Several, refuse_keys
 from bilevax.data.sampling import CHUNK
 from bilevax.solvers.parts import (
     Pair,
@@ -28,18 +28,17 @@ from bilevax.solvers.parts import (
     series_directions,
     storm,
 )
-from bilevax.solvers.schedules import StepSize
 
 
 class State(NamedTuple):
     """The variables, and the estimate of their directions there."""
 
-    pair: Pair
+    p: Pair
     d: Pair
 
 
 @config
-class VRBO(InLossForm):
+class VRBO(WithMemory):
     """lam moves, then T times w; after each move the directions of both are led on by their difference (SPIDER).
 
         d    = D(w, lam), the mean over every row                               if k is a multiple of ``period``
@@ -68,20 +67,17 @@ class VRBO(InLossForm):
 
     defaults: ClassVar[Defaults] = Defaults(1.0, 0.3, carried=False)
 
-    step_size: StepSize | None = None
-    ratio: float | None = None
     inner_steps: int = 3
     linear_steps: int = 10
     period: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, inner_steps=at_least_one, linear_steps=at_least_one)
-        period = None if self.period is None else at_least_one("period", self.period)
-        set_frozen(self, **checked_steps(self), period=period)
+        check_fields(self, inner_steps=at_least_one, linear_steps=at_least_one, period=or_none(at_least_one))
+        set_frozen(self, **checked_steps(self))
         if is_concrete(drawn := (self.inner_steps + 1) * self.linear_steps) and drawn > CHUNK:
             raise ParameterError(f"(inner_steps + 1) linear_steps must be at most {CHUNK}, got {drawn}")
 
-    def streams(self, sources: Sources) -> dict[str, RowSource | Several | Undrawn]:
+    def streams(self, sources: Sources) -> Draws:
         """T + 1 minibatches of train and of val and K of train for each of them; and the sources themselves."""
         (train, val), looks = sources, self.inner_steps + 1
         refuse_keys("VRBO", "use bx.MRBO", train=train, val=val)
@@ -95,7 +91,7 @@ class VRBO(InLossForm):
 
     def step(self, problem: BilevelProblem, state: State, looks: StepLooks, k: Array) -> tuple[State, Info]:
         """The move of lam and those of w; the loop evaluates the outer value and the gradient norm."""
-        pair, (train, val), K = state.pair, sources_of(looks), self.linear_steps
+        pair, (train, val), K = state.p, sources_of(looks), self.linear_steps
         (rho, gamma), rho_0 = step_sizes(self, k, *pair), series_step(self, *pair)
         whole, every_row = k % _period(self, train, val) == 0, (problem, pair, train, val, K, rho_0)
         # D(w, lam) on every row at k = 0, period, 2 period, ...; else as the last step has led it on
@@ -113,13 +109,6 @@ class VRBO(InLossForm):
         first = Pair(pair.w, outer_move(problem, pair.lam, d.lam, gamma))
         new, _, d = jax.lax.fori_loop(0, self.inner_steps + 1, move, (pair, first, d))
         return State(new, d), Info(cost=_cost(self, whole, train, val))
-
-    def solution(self, state: State) -> tuple[PyTree, PyTree]:
-        """The inner and the outer variable of a state."""
-        return state.pair.w, state.pair.lam
-
-    def step_cost(self, problem: BilevelProblem, sources: Sources) -> None:
-        """None: every step reports its own."""
 
 
 def _period(algorithm: VRBO, train: RowSource, val: RowSource) -> Array:

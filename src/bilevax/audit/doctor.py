@@ -168,16 +168,13 @@ def _raised(e: BaseException, sources: tuple[RowSource, RowSource]) -> Finding:
     """An exception of the user's, with its line; shapes that do not fit, with those of the batches."""
     advice = "Every function must run on arrays that JAX traces."
     if isinstance(e, TypeError | ValueError) and any(word in str(e) for word in ("shape", "broadcast", "rank")):
-        train, val = (", ".join(_kinds(source)) for source in sources)
+        kinds = ([f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(source.example())] for source in sources)
+        train, val = map(", ".join, kinds)
         advice = (
             f"A batch of train is {train}, of val {val}, with b rows of it. Labels that are whole numbers, one a row, "
             "do not go with scores of several classes: pass jax.nn.one_hot(y, classes)."
         )
     return Finding("RAISES", "error", f"{type(e).__name__}: {e}{_place(e)}", advice)
-
-
-def _kinds(source: RowSource) -> list[str]:
-    return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(source.example())]
 
 
 def _place(e: BaseException) -> str:

@@ -82,7 +82,8 @@ class Findings:
         return self.items[i]
 
     def __str__(self) -> str:
-        severities, codes = (max((len(x) for x in column), default=0) for column in (_severities(self), self.codes))
+        columns = [f.severity for f in self], self.codes
+        severities, codes = (max(map(len, column), default=0) for column in columns)
         # measured and advice in a column of their own, under each other
         margin = " " * (severities + codes + 4)
         lines = []
@@ -95,7 +96,3 @@ class Findings:
         if self.figures:
             lines.append("measured: " + ", ".join(f"{x.name} {x.value:.4g}" for x in self.figures))
         return "\n".join(lines)
-
-
-def _severities(findings: Findings) -> list[str]:
-    return [f.severity for f in findings]

@@ -191,6 +191,11 @@ def normal(rng: np.random.Generator, tree: PyTree) -> PyTree:
     return like(rng.normal(size=entries(tree)), tree)
 
 
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    """||a - b|| against the larger of the two."""
+    return float(np.linalg.norm(a - b) / np.maximum(np.linalg.norm(a), np.linalg.norm(b) + TINY))
+
+
 def other_rows(rows: PyTree, rng: np.random.Generator) -> PyTree:
     """Rows with Gaussian noise for their real numbers: a function constant on them too does not read them at all."""
     return jax.tree.map(

@@ -177,6 +177,8 @@ def check_real(
 
 positive = partial(check_real, low=0.0, open_low=True)
 nonnegative = partial(check_real, low=0.0)
+fraction = partial(check_real, low=0.0, high=1.0)
+positive_fraction = partial(fraction, open_low=True)
 
 
 def is_scalar(value: PyTree) -> bool:
@@ -205,6 +207,11 @@ def check_count(name: str, value: Steps, *, low: int = 0) -> int:
 at_least_one = partial(check_count, low=1)
 
 
+def or_none(check: Callable[[str, Any], T]) -> Callable[[str, Any], T | None]:
+    """The check of a field that may be None."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
     """A name field, checked against what is allowed.
 
@@ -213,6 +220,28 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
     """
     if not isinstance(value, str) or value not in allowed:
         raise ParameterError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return value
+
+
+def function_of(arguments: str) -> Callable[[str, T], T]:
+    """The check of a field that is a function of these arguments."""
+
+    def check(name: str, value: T) -> T:
+        if not callable(value):
+            raise ParameterError(f"{name} must be a function of {arguments}, got {value!r}")
+        return value
+
+    return check
+
+
+def check_switch(name: str, value: bool) -> bool:
+    """A field that is True or False.
+
+    Raises:
+        ParameterError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} must be True or False, got {value!r}")
     return value
 
 

@@ -1,5 +1,15 @@
 """Exceptions, one class per kind of fault; the command line turns each into its exit code."""
 
+import inspect
+
+
+def callers_level() -> int:
+    """The ``stacklevel`` of a warning, of the function that asks: the first line outside of the package."""
+    level, frame = 1, inspect.currentframe()
+    while (frame := frame and frame.f_back) and frame.f_globals.get("__name__", "").startswith("bilevax."):
+        level += 1
+    return level
+
 
 class BilevaxError(Exception):
     """Base of everything that bilevax raises on purpose.
@@ -14,6 +24,11 @@ class BilevaxError(Exception):
     """
 
     exit_code = 1
+
+
+def in_a_line(e: BaseException) -> str:
+    """The class of an exception and what it says."""
+    return " ".join(f"{type(e).__name__}: {e}".split())
 
 
 class UsageError(BilevaxError):

@@ -85,7 +85,13 @@ class ExtensibleEstimator(Estimator, Suspecting, Protocol):
         """The state of a run without a step."""
 
     def extend(
-        self, instance: Instance, state: PyTree, *, key: Array, doublings: Array | int = 0
+        self,
+        instance: Instance,
+        state: PyTree,
+        *,
+        key: Array,
+        doublings: Array | int = 0,
+        outer_step: Array | int = 0,
     ) -> tuple[Estimate, PyTree]:
         """The estimate after 2^doublings times the steps, from the state after half of them (of none if 0)."""
 

@@ -50,6 +50,11 @@ def zeros_like(a: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def zeros(shapes: PyTree, *axes: int) -> PyTree:
+    """A tree of zeros, behind leading axes, in the shapes and dtypes of arrays or of what ``jax.eval_shape`` says."""
+    return jax.tree.map(lambda x: jnp.zeros((*axes, *x.shape), x.dtype), shapes)
+
+
 def entries(a: PyTree) -> int:
     """Number of entries."""
     return sum(x.size for x in jax.tree.leaves(a))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bilevax.core.errors import DataError
+from bilevax.core.errors import DataError, in_a_line
 from bilevax.core.trees import PyTree, map_named
 from bilevax.data.arrays import check_finite, check_numbers, common_length
 
@@ -133,7 +133,7 @@ def _opened(name: str, x: object) -> np.ndarray:
             else np.asarray(x)
         )
     except (OSError, ValueError, EOFError) as e:
-        raise DataError(f"{name} cannot be opened: {' '.join(f'{type(e).__name__}: {e}'.split())}") from e
+        raise DataError(f"{name} cannot be opened: {in_a_line(e)}") from e
     if isinstance(array, np.lib.npyio.NpzFile):
         raise DataError(f"{name} is an archive, {x}, of {', '.join(array.files)}; save each array by np.save")
     check_numbers(name, array)

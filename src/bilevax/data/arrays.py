@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import jax
@@ -11,14 +12,14 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from bilevax.core.config import check_choice, check_count, config, set_frozen, static
-from bilevax.core.errors import DataError, ParameterError
+from bilevax.core.config import check_choice, check_count, check_switch, config, set_frozen, static
+from bilevax.core.errors import DataError, ParameterError, callers_level
 from bilevax.core.given import require_source
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, Source, Total
 from bilevax.core.trees import PyTree, is_concrete, leaf_name, map_named
 from bilevax.data.fold import fold
-from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups
+from bilevax.data.sampling import CHUNK, SAMPLINGS, Numbered, checked_groups, renewed
 
 Carry = TypeVar("Carry")
 Leaf: TypeAlias = Array | np.ndarray
@@ -93,8 +94,7 @@ class Arrays(Numbered):
 
     def __post_init__(self) -> None:
         check_choice("sampling", self.sampling, SAMPLINGS)
-        if not isinstance(self.keys, bool):
-            raise ParameterError(f"keys must be True or False, got {self.keys!r}")
+        check_switch("keys", self.keys)
         seed = None if self.seed is None else check_count("seed", self.seed)
         # all_rows of a source with keys can be made a source again
         if isinstance(self.data, Keyed):
@@ -134,10 +134,7 @@ class Arrays(Numbered):
         return jax.eval_shape(lambda: self.all_rows)
 
     def _renewed(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
-        if plan is None:
-            return self._choose(key, j)
-        # a branch, not a select: a chunk is drawn once in 256 minibatches
-        return jax.lax.cond(first | (j % CHUNK == 0), lambda: self._choose(key, j), lambda: plan)
+        return renewed(plan, partial(self._choose, key, j), j, first)
 
     def _choice(self, plan: PyTree) -> PyTree:
         return plan
@@ -263,7 +260,7 @@ def _copy_to_device(rows: Leaf, order: np.ndarray | None) -> Array:
     return jnp.asarray(jax.device_put(own, may_alias=True))
 
 
-def to_default_precision(data: PyTree, name: str = "data", stacklevel: int = 4) -> PyTree:
+def to_default_precision(data: PyTree, name: str = "data") -> PyTree:
     """The data as JAX will hold them: float64 as float32 unless x64 is on, said once at the caller's line."""
     if jnp.result_type(float) == np.float64:
         return data
@@ -274,7 +271,7 @@ def to_default_precision(data: PyTree, name: str = "data", stacklevel: int = 4) 
     warnings.warn(
         f"{', '.join(wide)} is float64 and becomes float32; "
         "call jax.config.update('jax_enable_x64', True) first to keep it, or pass float32",
-        stacklevel=stacklevel,  # of an array in memory this function, __post_init__, __init__, the caller
+        stacklevel=callers_level(),
     )
     return jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf, data)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from bilevax.core.errors import DataError
+from bilevax.core.errors import DataError, in_a_line
 from bilevax.core.trees import PyTree
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class DataSetRows:
         try:
             fragments = list(data.get_fragments())
         except ValueError as e:
-            raise DataError(f"the data set cannot be read by row groups: {_line(e)}") from None
+            raise DataError(f"the data set cannot be read by row groups: {in_a_line(e)}") from None
         for fragment in fragments:
             self._see(fragment)
         if not self._groups:
@@ -64,7 +64,7 @@ class DataSetRows:
             schema = fragment.physical_schema
             parts = fragment.split_by_row_group() if hasattr(fragment, "split_by_row_group") else [fragment]
         except (OSError, ValueError) as e:
-            raise DataError(f"{fragment.path} cannot be read: {_line(e)}") from e
+            raise DataError(f"{fragment.path} cannot be read: {in_a_line(e)}") from e
         for name in self._names:
             if name not in schema.names:
                 raise DataError(f"{fragment.path} has no column '{name}'; it has {', '.join(schema.names)}")
@@ -114,7 +114,7 @@ class DataSetRows:
         except FileNotFoundError:
             raise DataError(f"{fragment.path} is gone") from None
         except Exception as e:
-            raise DataError(f"{where} cannot be read: {_line(e)}") from e
+            raise DataError(f"{where} cannot be read: {in_a_line(e)}") from e
         if table.num_rows != self.groups[g]:
             raise DataError(f"{where} has {table.num_rows} rows, and had {self.groups[g]}")
         columns = {name: self._numbers(where, name, table.column(name)) for name in self._names}
@@ -142,7 +142,3 @@ def _rows(group: "pyarrow.dataset.Fragment") -> int:
     # a part of a Parquet file knows its own; its count would be that of the file
     parts = getattr(group, "row_groups", None)
     return int(sum(part.num_rows for part in parts) if parts else group.count_rows())
-
-
-def _line(e: BaseException) -> str:
-    return " ".join(f"{type(e).__name__}: {e}".split())

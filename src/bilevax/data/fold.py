@@ -10,7 +10,7 @@ from jax import Array
 
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Carry, RowSource, Source, UnevenSource
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, zeros
 
 
 def refuse_keys(what: str, instead: str, **sources: RowSource) -> None:
@@ -70,8 +70,7 @@ def fold(
 def no_plan(source: Source, key: Array) -> PyTree:
     """What stands for the plan before the first chunk."""
     # zeros in its shape: the loop overwrites them at its first minibatch
-    shape = jax.eval_shape(lambda: source.plan_chunk(None, key, jnp.int32(0), True))
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+    return zeros(jax.eval_shape(lambda: source.plan_chunk(None, key, jnp.int32(0), True)))
 
 
 def continued(

@@ -20,7 +20,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Carry, Draw, RowSource, Source, UnevenSource
 from bilevax.core.trees import PyTree, is_concrete
 from bilevax.data.fold import fold, is_uneven, loop_within
-from bilevax.data.sampling import CHUNK
+from bilevax.data.sampling import CHUNK, renewed
 
 NAMED = 0x80000000
 """Highest bit, set in the number that is folded in for a name, so that no stream has the key of a step."""
@@ -171,7 +171,7 @@ class Uniform:
         def draw() -> Array:
             return jax.random.randint(jax.random.fold_in(key, k // CHUNK), (CHUNK,), 0, self.number)
 
-        out: Array = draw() if plan is None else jax.lax.cond(first | (k % CHUNK == 0), draw, lambda: plan)
+        out: Array = renewed(plan, draw, k, first)
         return out
 
     def chunk_end(self, k: Array) -> Array:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from bilevax.core.errors import DataError
+from bilevax.core.errors import DataError, in_a_line
 from bilevax.core.trees import PyTree, map_named
 from bilevax.data.announced import Announced, Chunk, Place
 from bilevax.data.array_rows import ArrayRows, require_finite
@@ -124,7 +124,9 @@ class Reader:
         try:
             n = len(self.loader)
         except Exception as e:
-            raise DataError(f"len of {type(self.loader).__name__}, the number of its rows, raised {_told(e)}") from e
+            raise DataError(
+                f"len of {type(self.loader).__name__}, the number of its rows, raised {in_a_line(e)}"
+            ) from e
         if not 0 < n < 2**31:
             raise DataError(f"{self.name} has {n} rows; a stream has 1 to 2^31 - 1")
         return n
@@ -150,8 +152,7 @@ class Reader:
         self.mapped = self.mapped or (None,) * len(given)
         # rows of arrays are looked at where they are read
         self._unseen = [] if isinstance(self.loader, ArrayRows) else self.names
-        # to_default_precision, this method, __init__, the source's __post_init__ and __init__, the caller
-        narrow = jax.tree.leaves(to_default_precision(tree, self.name, stacklevel=6))
+        narrow = jax.tree.leaves(to_default_precision(tree, self.name))
         self.shapes = [jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) for x in narrow]
         self.row_bytes = sum(s.dtype.itemsize * int(np.prod(s.shape)) for s in self.shapes)
         words = [repr((self.length, self._kinds)).encode(), *(np.ascontiguousarray(x).tobytes() for x in given)]
@@ -361,7 +362,7 @@ class Reader:
         except DataError:
             raise
         except BaseException as e:
-            raise DataError(f"{self.name} raised {_told(e)}, for {these(wanted)}") from e
+            raise DataError(f"{self.name} raised {in_a_line(e)}, for {these(wanted)}") from e
 
     def _read(self, numbers: Numbers) -> Rows:
         """What a program is told of the rows."""
@@ -394,7 +395,3 @@ class Reader:
 
 def _key(numbers: Numbers) -> Key:
     return numbers if isinstance(numbers, range) else numbers.tobytes()
-
-
-def _told(e: BaseException) -> str:
-    return " ".join(f"{type(e).__name__}: {e}".split())

@@ -246,6 +246,12 @@ class Numbered:
     fold = fold
 
 
+def renewed(plan: PyTree, draw: Callable[[], PyTree], j: Array, first: Array | bool) -> PyTree:
+    """What is drawn for a chunk, where minibatch j opens one; else the plan that there is."""
+    # a branch, not a select: a chunk is drawn once in 256 minibatches
+    return draw() if plan is None else jax.lax.cond(first | (j % CHUNK == 0), draw, lambda: plan)
+
+
 SAMPLINGS = "iid", "shuffled", "blocks", "windows"
 
 

@@ -21,7 +21,7 @@ from bilevax.core.strata import Piece, Strata
 from bilevax.core.trees import PyTree
 from bilevax.data.arrays import Arrays
 from bilevax.data.fold import fold
-from bilevax.data.sampling import CHUNK
+from bilevax.data.sampling import CHUNK, renewed
 from bilevax.data.stream import Stream
 
 AXIS = "strata"
@@ -82,11 +82,7 @@ class Sharded:
 
     def plan_chunk(self, plan: PyTree, key: Array, j: Array, first: Array | bool) -> PyTree:
         """The rows of the chunk that minibatch j opens, by their numbers in their strata, [S, CHUNK, b / S]."""
-        if self.batch_size is None:
-            return ()
-        if plan is None:
-            return self._choose(key, j)
-        return jax.lax.cond(first | (j % CHUNK == 0), lambda: self._choose(key, j), lambda: plan)
+        return () if self.batch_size is None else renewed(plan, partial(self._choose, key, j), j, first)
 
     def chunk_end(self, j: Array) -> Array:
         """The first minibatch after j that opens a chunk."""

@@ -11,10 +11,10 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from bilevax.core.config import check_choice, check_count, config, positive, set_frozen, static
+from bilevax.core.config import check_choice, check_count, check_switch, config, positive, set_frozen, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Total
-from bilevax.core.trees import PyTree, add, scale
+from bilevax.core.trees import PyTree, add, scale, zeros
 from bilevax.data.arrays import Arrays
 from bilevax.data.data_sets import DataSetRows, is_data_set
 from bilevax.data.host_calls import from_host
@@ -117,8 +117,7 @@ class Stream(Numbered):
 
     def __post_init__(self) -> None:
         check_choice("sampling", self.sampling, SAMPLINGS)
-        if not isinstance(self.keys, bool):
-            raise ParameterError(f"keys must be True or False, got {self.keys!r}")
+        check_switch("keys", self.keys)
         seed = None if self.seed is None else check_count("seed", self.seed)
         most = check_count("prefetch_bytes", self.prefetch_bytes, low=1)
         blocks = self.sampling == "blocks" and self.batch_size is not None
@@ -247,10 +246,9 @@ class Stream(Numbered):
             start, total = at
             return start + size, add(total, piece(start, args))
 
-        like = jax.eval_shape(piece, jnp.int32(0), args)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+        nothing = zeros(jax.eval_shape(piece, jnp.int32(0), args))
         # the last piece after the others, as the next pass begins after it
-        start, total = jax.lax.fori_loop(0, n // size, turn, (jnp.int32(0), zeros))
+        start, total = jax.lax.fori_loop(0, n // size, turn, (jnp.int32(0), nothing))
         if n % size:
             total = add(total, scale(n % size / n, fn(args, self._span(start, n % size))))
         mean: Total = total
@@ -261,13 +259,9 @@ class Stream(Numbered):
         told = from_host(partial(_span_of, size=self.rows), self._shapes((), ()), self.table, jnp.int32(0))
         leaves = self._rows(told, lambda leaf, _: leaf)
         rows = self.with_fixed_key(leaves) if self.keys else leaves
-        like = jax.eval_shape(fn, args, rows)
-
-        def nothing(args: PyTree) -> PyTree:
-            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
-
+        nothing = jax.eval_shape(fn, args, rows)
         # not before the host has looked at them
-        out: Total = jax.lax.cond(told[0] == 0, lambda args: fn(args, rows), nothing, args)
+        out: Total = jax.lax.cond(told[0] == 0, lambda args: fn(args, rows), lambda _: zeros(nothing), args)
         return out
 
     def some(self, number: int, key: Array, batch_size: int | None = -1) -> Arrays:

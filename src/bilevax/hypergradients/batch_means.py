@@ -10,7 +10,7 @@ from jax import Array
 from bilevax.core.config import replace_unchecked
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.protocols import Draw, RowSource
-from bilevax.core.trees import PyTree, add, axpy, norm, per_row, scale
+from bilevax.core.trees import PyTree, add, axpy, norm, per_row, scale, zeros
 from bilevax.data import join
 
 BATCHES = 12
@@ -222,9 +222,10 @@ def influences(instance: Instance, means: BatchMeans, number: Array, *, key: Arr
         oracle, w, v = args
         return add(total, jax.vmap(partial(hypergradient, oracle=oracle, draws=draws))(w, v))
 
-    start = jax.tree.map(lambda x: jnp.zeros((BATCHES, *x.shape), x.dtype), instance.lam)
     both = join(train=_unrepeated(instance.train), val=_unrepeated(instance.val))
-    total = both.fold(step, start, (instance.oracle, *means.means), key=key, start=0, stop=number)
+    total = both.fold(
+        step, zeros(instance.lam, BATCHES), (instance.oracle, *means.means), key=key, start=0, stop=number
+    )
     return means.like(scale(1.0 / number.astype(jnp.result_type(float)), total))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.protocols import Draw, RowSource
-from bilevax.core.trees import PyTree, axpy, row, scale
+from bilevax.core.trees import PyTree, axpy, row, scale, zeros
 from bilevax.linalg.sparse import SparseBatch
 
 BatchFunction: TypeAlias = Callable[[PyTree, PyTree], PyTree]
@@ -34,9 +34,8 @@ def batch_mean(
     fn: BatchFunction, args: PyTree, source: RowSource, *, key: Array, number: Array, first: Array | int
 ) -> PyTree:
     """Mean of fn(args, batch) over so many minibatches, from the first."""
-    shape = jax.eval_shape(fn, args, source.example())
-    # zeros in the shape of fn's result, which is not evaluated for it
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    # in the shape of fn's result, which is not evaluated for it
+    start = zeros(jax.eval_shape(fn, args, source.example()))
 
     def step(total: PyTree, args: PyTree, _: Array, draw: Draw) -> PyTree:
         # the weights of an epoch's blocks have the mean 1: a sum over whole epochs counts every row alike
@@ -75,9 +74,8 @@ def stack_mean(
     fn: StackFunction, args: PyTree, stack: PyTree, source: RowSource, *, key: Array, number: Array
 ) -> PyTree:
     """Mean of fn(args, x, batch) over so many minibatches, of every row x of a stack [L, ...] the same."""
-    shape = jax.eval_shape(fn, args, row(stack, 0), source.example())
     length = jax.tree.leaves(stack)[0].shape[0]
-    start = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shape)
+    start = zeros(jax.eval_shape(fn, args, row(stack, 0), source.example()), length)
 
     def step(totals: PyTree, args: tuple[PyTree, PyTree], _: Array, draw: Draw) -> PyTree:
         args, stack = args

@@ -8,7 +8,7 @@ from jax import Array
 
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.protocols import Draw
-from bilevax.core.trees import PyTree, add, axpy, per_row, row, scale, sub
+from bilevax.core.trees import PyTree, add, axpy, per_row, row, scale, sub, zeros
 from bilevax.data import join
 from bilevax.hypergradients.batch_means import BatchMeans
 from bilevax.hypergradients.batches import each
@@ -113,8 +113,10 @@ def way_on_every_row(
         # (w', v') <- snapshot + change of the minibatch's move + eta (residual on every row)
         return axpy(eta, residuals, change), totals, counts.at[part].add(1)
 
-    none = jax.tree.map(lambda x: jnp.zeros((PARTS, *x.shape), x.dtype), instance.lam)
-    start, args = (points, none, jnp.zeros(PARTS, jnp.int32)), (instance.oracle, points, residuals, eta, number)
+    start, args = (
+        (points, zeros(instance.lam, PARTS), jnp.zeros(PARTS, jnp.int32)),
+        (instance.oracle, points, residuals, eta, number),
+    )
     both = join(train=instance.train, val=instance.val)
     _, totals, counts = both.fold(step, start, args, key=key, start=0, stop=number)
     means = jax.tree.map(lambda x: x / per_row(jnp.maximum(counts, 1), x), totals)

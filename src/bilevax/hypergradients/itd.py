@@ -1,23 +1,14 @@
 """Iterative differentiation: the derivative of the trajectory itself."""
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import (
-    at_least_one,
-    check_choice,
-    check_fields,
-    config,
-    positive,
-    replace_unchecked,
-    set_frozen,
-    static,
-)
+from bilevax.core.config import at_least_one, check_choice, check_fields, config, or_none, positive, static
 from bilevax.core.errors import ParameterError
 from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance
@@ -38,24 +29,15 @@ from bilevax.core.trees import (
     zeros_like,
 )
 from bilevax.data import refuse_keys
+from bilevax.hypergradients.once import Once, RunsOnce
 from bilevax.hypergradients.residual_error import SAFETY, SolverErrors, report_of_bias
 from bilevax.solvers.left import moves_left
-from bilevax.solvers.schedules import Constant, StepSize, schedule, scheduled
+from bilevax.solvers.schedules import Constant, StepSize, envelope, schedule, scheduled
 from bilevax.solvers.stability import NEVER, MoveHistory, empty_history, final_code, monitor
 
 
-class ITDState(NamedTuple):
-    """The state of a run: where w started or ended, and the evidence for its error report; None before the first step.
-
-    Forward mode leaves none: it has no v, which such a report needs.
-    """
-
-    w: PyTree
-    trace: SolverErrors | None = None
-
-
 @config
-class ITD:
+class ITD(RunsOnce):
     """The gradient of lam -> E(w_t(lam), lam), with w_t from t steps of the inner map on every row of train.
 
     By the chain rule through all steps, in reverse (memory of order sqrt(t) points, by checkpointing; each step is
@@ -100,8 +82,6 @@ class ITD:
         ('reverse', 20)
     """
 
-    extensible: ClassVar[bool] = False
-
     steps: int = static()
     step_size: StepSize = Constant(1.0)
     mode: str = "reverse"
@@ -113,19 +93,14 @@ class ITD:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, ("reverse", "forward"))
-        check_fields(self, tol=positive, steps=at_least_one)
-        if self.last is not None:
-            check_fields(self, last=at_least_one)
-            if self.last > self.steps:
-                raise ParameterError(f"last must lie in [1, steps={self.steps}], got {self.last}")
+        check_fields(self, tol=positive, steps=at_least_one, last=or_none(at_least_one))
+        if self.last is not None and self.last > self.steps:
+            raise ParameterError(f"last must lie in [1, steps={self.steps}], got {self.last}")
         if self.truncate is not None:
             check_choice("truncate", self.truncate, ("worst",))
             if self.last is not None:
                 raise ParameterError('truncate="worst" says where the chain rule ends: leave last away')
-        set_frozen(self, step_size=schedule(self.step_size))
-        if self.outer_weight is not None:
-            weight = self.outer_weight
-            set_frozen(self, outer_weight=schedule(weight if callable(weight) else positive("outer_weight", weight)))
+        check_fields(self, step_size=schedule, outer_weight=or_none(envelope))
 
     def check(self, problem: BilevelProblem) -> None:
         """Every problem will do."""
@@ -134,24 +109,19 @@ class ITD:
         """True: every step sees every row."""
         return True
 
-    def suspecting(self) -> "ITD":
-        """The same, but a suspicion that the map does not contract is not tested."""
-        return replace_unchecked(self, confirm=False)
-
-    def estimate(
-        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
-    ) -> Estimate:
-        """One hypergradient; pure and traceable. Draws nothing, solves no linear system: the options play no part."""
-        return self.extend(instance, ITDState(w0), key=key)[0]
-
-    def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> ITDState:
-        """A run without a step."""
-        return ITDState(w0)
-
     def extend(
-        self, instance: Instance, state: ITDState, *, key: Array, doublings: Array | int = 0
-    ) -> tuple[Estimate, ITDState]:
-        """The estimate, and where w ended; its counts are fixed, so that no run goes on and ``doublings`` is 0."""
+        self,
+        instance: Instance,
+        state: Once,
+        *,
+        key: Array,
+        doublings: Array | int = 0,
+        outer_step: Array | int = 0,
+    ) -> tuple[Estimate, Once]:
+        """The estimate, and where w ended; its counts are fixed, so that no run goes on and ``doublings`` is 0.
+
+        Draws nothing, solves no linear system: the options play no part.
+        """
         w0, train, val = state.w, instance.train, instance.val
         refuse_keys("ITD", "take bx.JointSID", train=train, val=val)
         end, (value, gradient, v), before = self._differentiated(instance, w0)
@@ -184,7 +154,7 @@ class ITD:
         # the worst point solves nothing, and the multipliers up to it neither
         v = v if end.worst is None else None
         estimate = Estimate(gradient, value, w, v, code, cost, failure, error)
-        return estimate, ITDState(w, trace)
+        return estimate, Once(w, None, trace)
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The trajectory alone, with what is suspected of the map tested."""

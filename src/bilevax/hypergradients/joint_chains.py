@@ -11,7 +11,7 @@ from jax import Array
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.protocols import Draw
 from bilevax.core.records import Failure
-from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, row, scale, sub, where, zeros_like
+from bilevax.core.trees import PyTree, add, all_finite, axpy, norm, row, scale, sub, where, zeros, zeros_like
 from bilevax.data import join
 from bilevax.hypergradients.batch_means import BatchMeans, batch_edges, extrapolated, moved_by
 
@@ -167,8 +167,7 @@ def advance(
         w, v = where(good, (new_w, new_v), (w, v))
         return Chains(w, v, failure, cumulative_step + size), sums, number + good.astype(jnp.int32)
 
-    no_x = jax.tree.map(lambda x: jnp.zeros((chains_in_all, *x.shape), x.dtype), instance.lam)
-    begin = chains, (no_x, *zeros_like((chains.w, chains.v))), jnp.int32(0)
+    begin = chains, (zeros(instance.lam, chains_in_all), *zeros_like((chains.w, chains.v))), jnp.int32(0)
     both = join(train=instance.train, val=instance.val)
     return both.fold(step, begin, (instance.oracle, split_step, snapshot), key=key, start=start, stop=stop)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import Steps, at_least_one, check_choice, check_fields, config, replace_unchecked, set_frozen
+from bilevax.core.config import Steps, at_least_one, check_choice, check_fields, config, or_none
 from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import InnerImage, Instance, Oracle
 from bilevax.core.keys import stream
@@ -18,6 +18,7 @@ from bilevax.hypergradients.batch_means import BATCHES, extrapolated
 from bilevax.hypergradients.joint_chains import Chains, Series, SVRGSnapshot, begin
 from bilevax.hypergradients.joint_chains import run as run_chains
 from bilevax.hypergradients.joint_report import PRICED, SUSPECTED, Length, averaged, on_every_row, polishing
+from bilevax.hypergradients.once import FromState
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.linalg.power import contraction_rate, walk_curvature
 from bilevax.problems.gradient_step import MEASURED_WHOLE
@@ -75,7 +76,7 @@ class JointSIDState(NamedTuple):
 
 
 @config
-class JointSID:
+class JointSID(FromState):
     """Joint stochastic implicit differentiation: each minibatch moves w, moves v, and gives a hypergradient.
 
     For j < N, with a minibatch zeta_j of train and a minibatch xi_j of val, all at the same (w_j, v_j):
@@ -139,10 +140,8 @@ class JointSID:
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, steps=at_least_one)
+        check_fields(self, steps=at_least_one, step_size=or_none(schedule))
         check_choice("last_pass", self.last_pass, ("auto", "always", "never"))
-        if self.step_size is not None:
-            set_frozen(self, step_size=schedule(self.step_size))
 
     @property
     def chains(self) -> int:
@@ -151,21 +150,6 @@ class JointSID:
 
     def check(self, problem: BilevelProblem) -> None:
         """Every problem will do."""
-
-    def estimate(
-        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
-    ) -> Estimate:
-        """One hypergradient; pure and traceable.
-
-        Args:
-            instance: with its inner step measured.
-            w0: start of w.
-            key: its streams inner (all minibatches of the run), linear, cross and measure are used.
-            outer_step: for counts that grow.
-            v0: start of v; None: 0.
-        """
-        state = self.init(instance, w0, key=key, v0=v0)
-        return self.extend(instance, state, key=key, outer_step=outer_step)[0]
 
     def deterministic(self, instance: Instance) -> bool:
         """True if every stage sees every row."""
@@ -259,10 +243,6 @@ class JointSID:
         pays = suspected | (self.last_pass == "always") | (length.steps > 3 * train.rows // train.rows_per_batch)
         pays = pays & may
         return jax.lax.cond(pays, from_every_row, lambda: mean), pays.astype(jnp.int32)
-
-    def suspecting(self) -> "JointSID":
-        """The same, but a suspicion that the map does not contract is not tested."""
-        return replace_unchecked(self, confirm=False)
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The test of a suspicion of a run."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import Steps, config, replace_unchecked
+from bilevax.core.config import Steps, config
 from bilevax.core.errors import ParameterError
 from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
@@ -16,6 +16,7 @@ from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first
 from bilevax.core.trees import PyTree, sub
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import batch_mean
+from bilevax.hypergradients.once import FromState
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid import SID, Segment, SIDState, cost_of_inner, solve_inner
 from bilevax.solvers import FixedPoint, Given
@@ -40,7 +41,7 @@ class ProximalMoves(FixedPoint):
 
 
 @config
-class NSID:
+class NSID(FromState):
     """Nonsmooth stochastic implicit differentiation, for Phi(w, lam) = G(E That(w, lam; zeta), lam), G a proximal step.
 
     1. w_t: t steps w <- G_eta((1 - eta) w + eta That(w, lam; zeta)), in which the prox G has the step of eta.
@@ -113,33 +114,24 @@ class NSID:
         """True if every stage sees every row."""
         return self._sid.deterministic(instance)
 
-    def suspecting(self) -> "NSID":
-        """The same, but a suspicion that an iteration does not contract is not tested."""
-        quick = self._sid.suspecting()
-        return replace_unchecked(self, inner=quick.inner, linear=quick.linear)
-
-    def estimate(
-        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
-    ) -> Estimate:
-        """One hypergradient; pure and traceable; the arguments are those of :meth:`SID.estimate`."""
-        segment = Segment(outer_step)
-        inner, instance, cost = self._before(instance, w0, key=key, segment=segment)
-        # with G linearised at u the map is smooth, and all that is left is SID at a given w
-        rest = self._at_w.estimate(instance, inner.value, key=key, outer_step=outer_step, v0=v0)
-        return _joined(inner, rest, cost)
-
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> SIDState:
         """A run without a step."""
         return SIDState(w0, v0, Cost())
 
     def extend(
-        self, instance: Instance, state: SIDState, *, key: Array, doublings: Array | int = 0
+        self,
+        instance: Instance,
+        state: SIDState,
+        *,
+        key: Array,
+        doublings: Array | int = 0,
+        outer_step: Array | int = 0,
     ) -> tuple[Estimate, SIDState]:
         """The estimate after 2^doublings t and k steps, from a run of half of them, as :meth:`SID.extend`."""
-        inner, smooth, cost = self._before(instance, state.w, key=key, segment=Segment(0, doublings))
-        rest, after = self._at_w.extend(
-            smooth, SIDState(inner.value, state.v, state.cost), key=key, doublings=doublings
-        )
+        inner, smooth, cost = self._before(instance, state.w, key=key, segment=Segment(outer_step, doublings))
+        # with G linearised at u the map is smooth, and all that is left is SID at a given w
+        at_w = SIDState(inner.value, state.v, state.cost)
+        rest, after = self._at_w.extend(smooth, at_w, key=key, doublings=doublings, outer_step=outer_step)
         est, trace, known = _joined(inner, rest, cost), SolverErrors(), after.trace
         if self.deterministic(instance) and isinstance(known, SolverErrors):
             trace = known._replace(inner=inner.error, calls=inner.calls + known.calls)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import Steps, at_least_one, check_fields, config, positive, replace_unchecked, set_frozen
+from bilevax.core.config import Steps, at_least_one, check_fields, config, or_none, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.given import require_inner_solver
 from bilevax.core.instance import Instance, Oracle
@@ -25,7 +25,7 @@ from bilevax.hypergradients.once import Once, RunsOnce
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.linalg.row_chunks import value_and_grad
-from bilevax.solvers import FixedPoint, at_step
+from bilevax.solvers import at_step
 from bilevax.solvers.parts import Copies, penalty_direction
 
 
@@ -76,10 +76,7 @@ class Penalty(RunsOnce):
 
     def __post_init__(self) -> None:
         require_inner_solver("inner", self.inner)
-        check_fields(self, multiplier=positive)
-        set_frozen(self, unit=None if self.unit is None else positive("unit", self.unit))
-        if self.cross_batches is not None:
-            check_fields(self, cross_batches=at_least_one)
+        check_fields(self, multiplier=positive, unit=or_none(positive), cross_batches=or_none(at_least_one))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a map that is no gradient step, and damping."""
@@ -92,18 +89,6 @@ class Penalty(RunsOnce):
         """True if every stage sees every row."""
         whole = instance.train.is_full_batch and instance.val.is_full_batch
         return whole or not (self.inner.stochastic or self.cross_batches is not None)
-
-    def suspecting(self) -> "Penalty":
-        """The same, but a suspicion that the chain does not contract is not tested."""
-        if not isinstance(self.inner, FixedPoint):
-            return self
-        return replace_unchecked(self, inner=replace_unchecked(self.inner, confirm=False))
-
-    def estimate(
-        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
-    ) -> Estimate:
-        """One hypergradient; pure and traceable. Draws from its streams inner and cross; z starts at w0 - s v0 / c."""
-        return self.extend(instance, self.init(instance, w0, key=key, v0=v0), key=key, outer_step=outer_step)[0]
 
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> Once:
         """A run without a step."""

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevax.core.config import config, replace_unchecked
+from bilevax.core.config import config
 from bilevax.core.error_report import as_others
 from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import Cost, Count, ErrorReport, Estimate, Failure, Solution, first_failure, nonfinite_code
-from bilevax.core.trees import PyTree, add, entries, norm, row, scale, sub, vdot
+from bilevax.core.trees import PyTree, add, entries, norm, row, scale, sub, vdot, zeros
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.once import RunsOnce
 from bilevax.hypergradients.residual_error import SAFETY, report_of_bias
@@ -79,10 +79,6 @@ class Piggyback(RunsOnce):
         """True if every step sees every row."""
         return instance.train.is_full_batch
 
-    def suspecting(self) -> "Piggyback":
-        """The same, but a suspicion that the chain does not contract is not tested."""
-        return replace_unchecked(self, inner=replace_unchecked(self.inner, confirm=False))
-
     def estimate(
         self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
     ) -> Estimate:
@@ -92,7 +88,7 @@ class Piggyback(RunsOnce):
         m, (flat, unravel) = entries(lam), ravel_pytree(lam)
         # a unit vector for each entry of lam
         basis = jax.vmap(unravel)(jnp.eye(m, dtype=flat.dtype))
-        start = Carried(w0, jax.tree.map(lambda x: jnp.zeros((m, *x.shape), x.dtype), w0))
+        start = Carried(w0, zeros(w0, m))
         solved = self.inner.solve(
             pushed, start, (instance.oracle, basis), train, key=stream(key, "inner"), outer_step=outer_step
         )

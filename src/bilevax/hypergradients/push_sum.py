@@ -12,10 +12,10 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, Draw, InnerSolver
-from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first_failure, nonfinite_code
+from bilevax.core.records import Cost, Count, Estimate, Solution
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import join, refuse_keys
-from bilevax.hypergradients.sid import SID, Segment, cost_of_inner, solve_inner
+from bilevax.hypergradients.sid import SID, Segment, cost_of_inner, first_failed, solve_inner
 from bilevax.problems.gradient_step import GradientStep
 from bilevax.problems.nodes import check_own_lam, node_rows, of_one_node
 from bilevax.solvers import Given, Neumann, PushSum, at_step
@@ -139,21 +139,16 @@ class PushSumHypergradient:
         w = node_mean(nodes.w, axis) if isinstance(self.inner, GradientPush) else inner.value
         values, g, direct = val.total(Nodes.outer_gradients, nodes)
         end = self._series(nodes, g, direct, instance, steps=steps, key=key)
+        mean = partial(node_mean, axis=axis)
         # (1/N) sum_i E_i, and h_i / N: lam_i is that of one node, and E_i one part of N
-        value, hypergradient = node_mean(values, axis), scale(1.0 / number, end.h)
-        mean, of_outer = partial(node_mean, axis=axis), (values, g, direct)
+        outer, hypergradient = mean((values, g, direct)), scale(1.0 / number, end.h)
         # what the series leaves out is told by its last term, against its first
         left = mean(end.u), mean(g), self.tol
         solved = series_solution(mean(end.v), zeros_like(w), left, calls=steps, last_step=steps)
-        code, failure = first_failure(
-            (inner.code, Failure.of("inner", inner.last_step)),
-            (nonfinite_code(mean(of_outer)), Failure.of("outer", finite=jnp.isfinite(value))),
-            (solved.code, Failure.of("linear", steps)),
-            (nonfinite_code(mean(hypergradient)), Failure.of("cross")),
-        )
+        code, failure = first_failed(inner, outer, solved, mean(hypergradient))
         products = Count(steps, train.rows_per_batch)
         path = Cost(hvps=products, cross=products, outer_gradients=Count(jnp.int32(1), val.rows))
-        return Estimate(hypergradient, value, w, solved.value, code, self._cost(inner, instance).plus(path), failure)
+        return Estimate(hypergradient, outer[0], w, solved.value, code, self._cost(inner, instance).plus(path), failure)
 
     def _agree(self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int) -> tuple[Solution, Nodes]:
         """w at each node, and how it was found."""

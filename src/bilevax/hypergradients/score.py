@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bilevax.core.config import check_count, check_fields, config, positive, replace_unchecked, set_frozen, static
+from bilevax.core.config import check_count, check_fields, config, positive, set_frozen, static
 from bilevax.core.error_report import as_others
 from bilevax.core.errors import ParameterError
 from bilevax.core.given import require_inner_solver
@@ -30,7 +30,7 @@ from bilevax.data import refuse_keys
 from bilevax.hypergradients.once import RunsOnce
 from bilevax.hypergradients.residual_error import SAFETY
 from bilevax.hypergradients.sid import Segment, solve_inner
-from bilevax.solvers import FixedPoint, Given
+from bilevax.solvers import Given
 
 
 class Distribution(Protocol):
@@ -156,12 +156,6 @@ class ScoreFunction(RunsOnce):
     def deterministic(self, instance: Instance) -> bool:
         """False: x is drawn."""
         return False
-
-    def suspecting(self) -> "ScoreFunction":
-        """The same, but a suspicion that a chain does not contract is not tested."""
-        if not isinstance(self.inner, FixedPoint):
-            return self
-        return replace_unchecked(self, inner=replace_unchecked(self.inner, confirm=False))
 
     def estimate(
         self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import Steps, at_least_one, check_fields, config, replace_unchecked
+from bilevax.core.config import Steps, at_least_one, check_fields, config, or_none, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.given import require_inner_solver, require_linear_solver
@@ -20,6 +20,7 @@ from bilevax.core.records import Cost, Count, Estimate, Failure, Solution, first
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
 from bilevax.data import refuse_keys
 from bilevax.hypergradients.batches import Sampled, batch_mean, mean_and_deviation, with_squares
+from bilevax.hypergradients.once import FromState
 from bilevax.hypergradients.residual_error import SolverErrors
 from bilevax.hypergradients.sid_error import ChainTrace
 from bilevax.solvers import Given, at_step
@@ -75,7 +76,7 @@ class Segment(NamedTuple):
 
 
 @config
-class SID:
+class SID(FromState):
     """Stochastic implicit differentiation: the hypergradient from two solvers and one Jacobian product.
 
     1. w_t: t steps of ``inner`` on w = Phi(w, lam).
@@ -127,8 +128,7 @@ class SID:
             require_inner_solver("inner", self.inner)
         require_linear_solver("linear", self.linear)
         # None is no count: every row
-        given = [name for name in ("cross_batches", "outer_batches") if getattr(self, name) is not None]
-        check_fields(self, **dict.fromkeys(given, at_least_one))
+        check_fields(self, cross_batches=or_none(at_least_one), outer_batches=or_none(at_least_one))
 
     def check(self, problem: BilevelProblem) -> None:
         """Refuse a problem that lacks what the solvers need.
@@ -142,21 +142,6 @@ class SID:
                 " gradient step; use bx.GradientStep(loss), or linear=bx.GMRES() or bx.FixedPoint(steps=...)"
             )
         require_solvable(self.inner, problem)
-
-    def estimate(
-        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
-    ) -> Estimate:
-        """One hypergradient; pure and traceable.
-
-        Args:
-            instance: with its inner step measured.
-            w0: start of the inner solver.
-            key: its streams inner, linear, cross and outer are used.
-            outer_step: for counts that grow.
-            v0: start of the linear solver; None: 0.
-        """
-        state = self.init(instance, w0, key=key, v0=v0)
-        return self.extend(instance, state, key=key, outer_step=outer_step)[0]
 
     def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> SIDState:
         """A run without a step; its arguments are those of :meth:`estimate`."""
@@ -196,12 +181,7 @@ class SID:
             outer_gradients=outer,
             measuring=_checks(self.inner, inner, train) + _checks(self.linear, linear, train),
         )
-        code, failure = first_failure(
-            (inner.code, Failure.of("inner", inner.last_step)),
-            (nonfinite_code((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
-            (linear.code, Failure.of("linear", linear.last_step)),
-            (nonfinite_code(product), Failure.of("cross")),
-        )
+        code, failure = first_failed(inner, (value, g, direct), linear, product)
         # the longer one: both noises fall with their own length
         chains = [solved.calls for solved in (inner, linear) if solved.snapshots is not None]
         steps = functools.reduce(jnp.maximum, chains) if chains else None
@@ -214,12 +194,6 @@ class SID:
             trace = SolverErrors()
         est = Estimate(hypergradient, value, w, v, code, state.cost.plus(cost), failure, steps=steps)
         return est, SIDState(w, v, est.cost, trace)
-
-    def suspecting(self) -> "SID":
-        """The same, but a suspicion that an iteration does not contract is not tested."""
-        solvers = {"inner": self.inner, "linear": self.linear}
-        suspects = {name: solver for name, solver in solvers.items() if confirms(solver)}
-        return replace_unchecked(self, **{name: replace_unchecked(x, confirm=False) for name, x in suspects.items()})
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The stage that failed, repeated alone, with what was suspected tested."""
@@ -347,6 +321,16 @@ def solve_inner(
     # damping lets v contract, not w
     lost = has_grown(w0, solved.value) & (solved.code < Code.DIVERGED)
     return solved._replace(code=jnp.where(lost, jnp.int32(Code.DIVERGED), solved.code))
+
+
+def first_failed(inner: Solution, outer: tuple[PyTree, ...], linear: Solution, cross: PyTree) -> tuple[Array, Failure]:
+    """The code of the four stages, and where the first of them that failed did; E is the first of the outer results."""
+    return first_failure(
+        (inner.code, Failure.of("inner", inner.last_step)),
+        (nonfinite_code(outer), Failure.of("outer", finite=jnp.isfinite(outer[0]))),
+        (linear.code, Failure.of("linear", linear.last_step)),
+        (nonfinite_code(cross), Failure.of("cross")),
+    )
 
 
 def cost_of_inner(solver: InnerSolver | Given, solved: Solution, source: RowSource) -> Cost:

@@ -1,20 +1,20 @@
 """Stochastic reverse mode: back-propagation along a path of minibatches that stays at the inner solution."""
 
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
-import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import Steps, check_count, check_fields, config, positive, replace_unchecked
+from bilevax.core.config import Steps, check_count, check_fields, config, positive
 from bilevax.core.estimator import Diagnosis, Run
 from bilevax.core.instance import Instance, Oracle
 from bilevax.core.keys import stream
 from bilevax.core.protocols import BilevelProblem, Draw, InnerSolver
-from bilevax.core.records import Cost, Count, Estimate, Failure, first_failure, nonfinite_code
+from bilevax.core.records import Cost, Count, Estimate
 from bilevax.core.trees import PyTree, add, axpy, sub, zeros_like
 from bilevax.data import refuse_keys
+from bilevax.hypergradients.once import Once, RunsOnce
 from bilevax.hypergradients.residual_error import SolverErrors
-from bilevax.hypergradients.sid import SID, Segment, SIDState, cost_of_inner, solve_inner
+from bilevax.hypergradients.sid import SID, Segment, cost_of_inner, first_failed, solve_inner
 from bilevax.solvers import Given, ProductNeumann, at_step
 from bilevax.solvers.product_neumann import series_solution
 
@@ -23,7 +23,7 @@ Carry: TypeAlias = tuple[PyTree, PyTree, PyTree]
 
 
 @config
-class StochasticReverse:
+class StochasticReverse(RunsOnce):
     """Reverse mode along a path that is frozen at the inner solution, one minibatch a step.
 
     1. w_t: t steps of ``inner`` on w = Phi(w, lam).
@@ -56,8 +56,6 @@ class StochasticReverse:
         200
     """
 
-    extensible: ClassVar[bool] = False
-
     inner: InnerSolver | Given
     steps: Steps
     outer_batches: Steps | None = None
@@ -84,29 +82,15 @@ class StochasticReverse:
         """True if every stage sees every row."""
         return self._sid.deterministic(instance)
 
-    def suspecting(self) -> "StochasticReverse":
-        """The same, but a suspicion that the inner map does not contract is not tested."""
-        return replace_unchecked(self, inner=self._sid.suspecting().inner)
-
-    def estimate(
-        self, instance: Instance, w0: PyTree, *, key: Array, outer_step: Array | int = 0, v0: PyTree | None = None
-    ) -> Estimate:
-        """One hypergradient; pure and traceable; arguments as in :meth:`SID.estimate`, of which v0 plays no part."""
-        return self.extend(instance, self.init(instance, w0, key=key), key=key, outer_step=outer_step)[0]
-
-    def init(self, instance: Instance, w0: PyTree, *, key: Array, v0: PyTree | None = None) -> SIDState:
-        """A run without a step."""
-        return SIDState(w0, None, Cost())
-
     def extend(
         self,
         instance: Instance,
-        state: SIDState,
+        state: Once,
         *,
         key: Array,
         doublings: Array | int = 0,
         outer_step: Array | int = 0,
-    ) -> tuple[Estimate, SIDState]:
+    ) -> tuple[Estimate, Once]:
         """The estimate; a path begins at its end, so that none goes on, and ``doublings`` is 0."""
         train, sid, segment, steps = instance.train, self._sid, Segment(outer_step), at_step(self.steps, outer_step)
         refuse_keys("the report on StochasticReverse", "take bx.JointSID", train=train, val=instance.val)
@@ -125,18 +109,13 @@ class StochasticReverse:
         u, v, h = train.fold(step, start, args, key=stream(key, "linear"), start=0, stop=steps)
         # v = sum_j u_j, the multiplier; u, its last term, tells what is left out
         solved = series_solution(v, zeros_like(v), (u, g, self.tol), calls=steps, last_step=steps)
-        code, failure = first_failure(
-            (inner.code, Failure.of("inner", inner.last_step)),
-            (nonfinite_code((value, g, direct)), Failure.of("outer", finite=jnp.isfinite(value))),
-            (solved.code, Failure.of("linear", steps)),
-            (nonfinite_code(h), Failure.of("cross")),
-        )
+        code, failure = first_failed(inner, (value, g, direct), solved, h)
         rows = train.rows_per_batch
         # both products of a step are one vector-Jacobian product
         path = Cost(hvps=Count(steps, rows), cross=Count(steps, rows, 0), outer_gradients=outer)
         cost = cost_of_inner(self.inner, inner, train).plus(path)
         trace = SolverErrors(inner.error, None, inner.calls) if self.deterministic(instance) else SolverErrors()
-        return Estimate(h, value, w, solved.value, code, cost, failure), SIDState(w, solved.value, cost, trace)
+        return Estimate(h, value, w, solved.value, code, cost, failure), Once(w, solved.value, trace)
 
     def diagnose(self, instance: Instance, run: Run, estimate: Estimate, *, key: Array, stage: str) -> Diagnosis | None:
         """The inner chain, repeated alone, with what was suspected tested."""

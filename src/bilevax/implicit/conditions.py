@@ -56,7 +56,7 @@ class Conditions(NamedTuple):
         Raises:
             ParameterError: F or T does not return a tree like params.
         """
-        arrays, rebuild = arrays_apart((args, kwargs))
+        arrays, rebuild = leaves_apart((args, kwargs), Array)
 
         def call(params: PyTree, arrays: list[Array]) -> PyTree:
             args, kwargs = rebuild(arrays)
@@ -67,16 +67,13 @@ class Conditions(NamedTuple):
 
         # F as a program of its arguments and of constants; a tracer among these is a value that it closed over
         closed = jax.make_jaxpr(call)(params, arrays)
-        traced = [isinstance(c, jax.core.Tracer) for c in closed.consts]
-        captured = [c for c, is_traced in zip(closed.consts, traced, strict=True) if is_traced]
+        captured, constants = leaves_apart(closed.consts, jax.core.Tracer)
         structure = jax.tree.structure(params)
 
         def residual(params: PyTree, inputs: PyTree) -> PyTree:
             arrays, captured = inputs
-            new = iter(captured)
             # the traced constants in their places, as inputs
-            consts = [next(new) if is_traced else c for c, is_traced in zip(closed.consts, traced, strict=True)]
-            program = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))
+            program = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants(captured)))
             return jax.tree.unflatten(structure, program(*jax.tree.leaves((params, arrays))))
 
         return System(residual, (arrays, captured))
@@ -137,16 +134,15 @@ def signature_of(function: object) -> Signature:
         return None
 
 
-def arrays_apart(tree: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
-    """The JAX arrays of a tree, and how to put others in their places; every other leaf stays as it is."""
+def leaves_apart(tree: PyTree, kind: type[Array]) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
+    """The leaves of a kind, and how to put others in their places; every other leaf stays as it is."""
     leaves, structure = jax.tree.flatten(tree)
-    arrays = [x for x in leaves if isinstance(x, Array)]
 
-    def rebuild(arrays: list[Array]) -> PyTree:
-        new = iter(arrays)
-        return jax.tree.unflatten(structure, [next(new) if isinstance(x, Array) else x for x in leaves])
+    def rebuild(others: list[Array]) -> PyTree:
+        new = iter(others)
+        return jax.tree.unflatten(structure, [next(new) if isinstance(x, kind) else x for x in leaves])
 
-    return arrays, rebuild
+    return [x for x in leaves if isinstance(x, kind)], rebuild
 
 
 def stopped(tree: PyTree) -> PyTree:

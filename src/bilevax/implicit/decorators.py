@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 
-from bilevax.core.config import check_real
+from bilevax.core.config import check_switch, function_of, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import SystemSolver
 from bilevax.core.trees import PyTree
@@ -124,16 +124,13 @@ def _decorator(
     residual_tol: float,
 ) -> Callable[[Callable[..., PyTree]], ImplicitSolver]:
     name = "fixed_point_fun" if is_map else "optimality_fun"
-    if not callable(fun):
-        raise ParameterError(f"{name} must be a function of (params, *args), got {fun!r}")
-    if not isinstance(has_aux, bool):
-        raise ParameterError(f"has_aux must be True or False, got {has_aux!r}")
     # checked where the decorator is written, not at the first derivative
+    fun = function_of("(params, *args)")(name, fun)
     settings = Settings(
         Conditions(fun, name, is_map, signature_of(fun if reference is None else reference)),
-        has_aux,
+        check_switch("has_aux", has_aux),
         as_solve(solve),
-        check_real("residual_tol", residual_tol, low=0.0, open_low=True),
+        positive("residual_tol", residual_tol),
     )
 
     def decorate(solver: Callable[..., PyTree]) -> ImplicitSolver:

@@ -46,8 +46,7 @@ def reporter(name: str, residual_tol: float) -> Callable[[Array, Array], Array]:
 
     @report.def_vmap
     def batched(size: int, is_batched: list[bool], code: Array, residual: Array) -> tuple[Array, bool]:
-        code = jnp.broadcast_to(code, (size,)) if not is_batched[0] else code
-        residual = jnp.broadcast_to(residual, (size,)) if not is_batched[1] else residual
+        code, residual = (jnp.broadcast_to(x, (size,)) for x in (code, residual))
         # the first row with the worst code stands for all of them
         worst = jnp.argmax(code)
         report(code[worst], residual[worst])

@@ -167,11 +167,11 @@ class BinnedColumns:
         p, together = len(self.bases), max(1, CHUNK // max(1, self.shape[0]))
         return [(k, min(k + together, p)) for k in range(j + 1, p, together)]
 
-    def _pair_codes(self, j: int, first: int, last: int, rows: slice = slice(None)) -> np.ndarray:
+    def _pair_codes(self, j: int, first: int, last: int) -> np.ndarray:
         """Places of rows in the tables of bins of j by those of columns from first to last, [last - first, n]."""
         width = int(self._bins[last] - self._bins[first])
         kind = np.min_scalar_type(len(self.bases[j]) * width)
-        out: np.ndarray = (self.codes[j, rows].astype(kind) * kind.type(width))[None] + self.codes[first:last, rows]
+        out: np.ndarray = (self.codes[j].astype(kind) * kind.type(width))[None] + self.codes[first:last]
         if last > first + 1:
             out += (self._bins[first:last] - self._bins[first]).astype(kind)[:, None]
         return out

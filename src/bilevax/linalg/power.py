@@ -33,17 +33,22 @@ def nonzero(direction: PyTree) -> PyTree:
     return where(size > jnp.finfo(size.dtype).tiny, direction, jax.tree.map(jnp.ones_like, direction))
 
 
-def power_iteration(matvec: Operator, start: PyTree) -> Array:
-    """|largest eigenvalue| of a symmetric linear map, with a margin of 10 %."""
+def powers(matvec: Operator, start: PyTree, steps: int) -> tuple[PyTree, Array]:
+    """A u / ||u|| after so many products with A, and its length."""
 
     def step(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
         # u <- A u / ||u||; ||A u|| / ||u|| rises to |largest eigenvalue|, as A is symmetric
         image = matvec(unit(*state))
         return image, norm(image)
 
+    last: tuple[PyTree, Array] = jax.lax.fori_loop(0, steps, step, (start, norm(start)))
+    return last
+
+
+def power_iteration(matvec: Operator, start: PyTree) -> Array:
+    """|largest eigenvalue| of a symmetric linear map, with a margin of 10 %."""
     # from below: MARGIN makes up for the steps that are not made
-    largest: Array = jax.lax.fori_loop(0, POWER_STEPS, step, (start, norm(start)))[1]
-    return MARGIN * largest
+    return MARGIN * powers(matvec, start, POWER_STEPS)[1]
 
 
 def walk_curvature(
@@ -87,14 +92,9 @@ def walk_curvature(
 
     def look(carry: tuple[PyTree, PyTree, Array], args: PyTree, _: Array, draw: Draw) -> tuple[PyTree, PyTree, Array]:
         w, u, L = carry
-
-        def power(_: Array, state: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-            u = product(w, args, draw.batch, unit(*state))
-            return u, norm(u)
-
         # u <- H u / ||u||, L <- max(L, ||H u|| / ||u||)
         # H u after a few products, from the u of the minibatch before
-        image, length = jax.lax.fori_loop(0, products, power, (u, norm(u)))
+        image, length = powers(lambda u: product(w, args, draw.batch, u), u, products)
         L = jnp.maximum(L, MARGIN * length)
         g = gradient(w, args, draw.batch)
         # w - g / L

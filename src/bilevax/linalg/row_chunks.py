@@ -5,11 +5,10 @@ from functools import partial
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.protocols import Loss
-from bilevax.core.trees import PyTree, add
+from bilevax.core.trees import PyTree, add, zeros
 
 Total = TypeVar("Total")
 
@@ -61,6 +60,6 @@ def over_rows(fn: Callable[[PyTree, PyTree], Total], args: PyTree, rows: PyTree)
     if n % size:
         total = fn(args, jax.tree.map(lambda a: a[n - n % size :], rows))
     else:
-        total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, args, rows))
+        total = zeros(jax.eval_shape(fn, args, rows))
     end: Total = jax.lax.fori_loop(0, n // size, lambda i, total: add(total, piece(i, args, rows)), total)
     return end

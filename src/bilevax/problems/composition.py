@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from bilevax.core.config import config
-from bilevax.core.errors import ParameterError
+from bilevax.core.config import check_fields, config, function_of
 from bilevax.core.trees import PyTree
 
 
@@ -36,8 +35,7 @@ class Composition:
     function: Callable[[PyTree, PyTree], PyTree]
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise ParameterError(f"function must be a function of (lam, batch), got {self.function!r}")
+        check_fields(self, function=function_of("(lam, batch)"))
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """g(lam; zeta)."""

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_fields, config, positive
-from bilevax.core.errors import ParameterError
+from bilevax.core.config import check_fields, config, function_of, positive
 from bilevax.core.trees import PyTree
 
 
@@ -41,9 +40,7 @@ class ProjectionStep:
     step_size: float
 
     def __post_init__(self) -> None:
-        _check_function("cost", "(w, lam, batch)", self.cost)
-        _check_function("project", "w", self.project)
-        check_fields(self, step_size=positive)
+        check_fields(self, cost=function_of("(w, lam, batch)"), project=function_of("w"), step_size=positive)
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """P(w - s c(w, lam; zeta))."""
@@ -79,14 +76,8 @@ class LogitResponse:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_function("cost", "(w, lam, batch)", self.cost)
-        check_fields(self, temperature=positive)
+        check_fields(self, cost=function_of("(w, lam, batch)"), temperature=positive)
 
     def __call__(self, w: Array, lam: PyTree, batch: PyTree) -> Array:
         """softmax(-c(w, lam; zeta) / T), like w."""
         return jax.nn.softmax(-self.cost(w, lam, batch) / jnp.asarray(self.temperature).astype(w.dtype), axis=-1)
-
-
-def _check_function(name: str, arguments: str, value: object) -> None:
-    if not callable(value):
-        raise ParameterError(f"{name} must be a function of {arguments}, got {value!r}")

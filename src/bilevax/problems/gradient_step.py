@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import check_fields, config, is_scalar, positive, replace_unchecked
+from bilevax.core.config import check_fields, config, function_of, is_scalar, positive, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.trees import PyTree, sub
@@ -44,8 +44,7 @@ class GradientStep:
     step_size: PyTree | Callable[[PyTree], PyTree] = None
 
     def __post_init__(self) -> None:
-        if not callable(self.loss):
-            raise ParameterError(f"loss must be a function of (w, lam, batch), got {self.loss!r}")
+        check_fields(self, loss=function_of("(w, lam, batch)"))
         if is_scalar(self.step_size):
             check_fields(self, step_size=positive)
 

@@ -10,7 +10,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from bilevax.core.config import check_choice, config, replace_unchecked
+from bilevax.core.config import check_choice, check_fields, config, function_of, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import BilevelProblem, Keyed
 from bilevax.core.trees import PyTree, leaf_name
@@ -53,7 +53,7 @@ class MeanOverNodes:
     own: str = "lam"
 
     def __post_init__(self) -> None:
-        _check_function(self.function, "(w, lam, batch)")
+        check_fields(self, function=function_of("(w, lam, batch)"))
         check_choice("own", self.own, ("lam", "w"))
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
@@ -84,16 +84,11 @@ class StackOverNodes:
     function: Callable[[PyTree, PyTree], PyTree]
 
     def __post_init__(self) -> None:
-        _check_function(self.function, "(lam, batch)")
+        check_fields(self, function=function_of("(lam, batch)"))
 
     def __call__(self, lam: PyTree, batch: PyTree) -> PyTree:
         """g(lam, batch_i)."""
         return jax.vmap(self.function, (None, 0))(lam, node_rows(batch))
-
-
-def _check_function(function: object, arguments: str) -> None:
-    if not callable(function):
-        raise ParameterError(f"function must be a function of {arguments}, got {function!r}")
 
 
 def node_rows(batch: PyTree) -> PyTree:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from bilevax.core.config import check_fields, config, nonnegative, replace_unchecked
+from bilevax.core.config import check_fields, config, function_of, nonnegative, or_none, replace_unchecked
 from bilevax.core.errors import ParameterError
 from bilevax.core.keys import stream
 from bilevax.core.protocols import Loss, RowSource
@@ -46,13 +46,8 @@ class Problem:
     damping: Array | float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("inner_map", "outer_loss"):
-            if not callable(getattr(self, name)):
-                raise ParameterError(f"{name} must be a function of (w, lam, batch), got {getattr(self, name)!r}")
-        if self.project is not None and not callable(self.project):
-            raise ParameterError(f"project must be a function of lam or None, got {self.project!r}")
-        if self.damping is not None:
-            check_fields(self, damping=nonnegative)
+        check_fields(self, **dict.fromkeys(("inner_map", "outer_loss"), function_of("(w, lam, batch)")))
+        check_fields(self, project=or_none(function_of("lam or None")), damping=or_none(nonnegative))
 
     @property
     def has_loss(self) -> bool:

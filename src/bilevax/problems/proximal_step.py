@@ -5,8 +5,7 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from bilevax.core.config import config, replace_unchecked
-from bilevax.core.errors import ParameterError
+from bilevax.core.config import check_fields, config, function_of, replace_unchecked
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, add, scale, sub
 from bilevax.problems.gradient_step import GradientStep
@@ -43,8 +42,7 @@ class ProximalStep:
     step_size: PyTree | Callable[[PyTree], PyTree] = None
 
     def __post_init__(self) -> None:
-        if not callable(self.prox):
-            raise ParameterError(f"prox must be a function of (w, lam, s), got {self.prox!r}")
+        check_fields(self, prox=function_of("(w, lam, s)"))
         # Its checks are those of the loss and the step.
         _ = self.smooth
 

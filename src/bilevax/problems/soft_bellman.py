@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from bilevax.core.config import check_fields, check_real, config, positive
+from bilevax.core.config import check_fields, check_real, config, function_of, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree
 
@@ -44,9 +44,7 @@ class SoftBellman:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("reward", "transitions"):
-            if not callable(getattr(self, name)):
-                raise ParameterError(f"{name} must be a function of (lam, batch), got {getattr(self, name)!r}")
+        check_fields(self, reward=function_of("(lam, batch)"), transitions=function_of("(lam, batch)"))
         check_fields(self, discount=_below_one, temperature=positive)
 
     def __call__(self, V: Array, lam: PyTree, batch: PyTree) -> Array:

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import at_least_one, check_fields, config, static
-from bilevax.core.errors import ParameterError
+from bilevax.core.config import at_least_one, check_fields, config, function_of, static
 from bilevax.core.trees import PyTree
 
 
@@ -41,10 +40,9 @@ class Unrolled:
     steps: int = static()
 
     def __post_init__(self) -> None:
-        for name, arguments in (("step", "(z, lam, batch, t)"), ("start", "(lam, batch)")):
-            if not callable(getattr(self, name)):
-                raise ParameterError(f"{name} must be a function of {arguments}, got {getattr(self, name)!r}")
-        check_fields(self, steps=at_least_one)
+        check_fields(
+            self, step=function_of("(z, lam, batch, t)"), start=function_of("(lam, batch)"), steps=at_least_one
+        )
 
     def __call__(self, w: PyTree, lam: PyTree, batch: PyTree) -> PyTree:
         """z_T."""

@@ -102,6 +102,7 @@ class Marginal:
         q = d.X.quadratic(found.inverse())
         # one of the rows that a weight stands for
         rest = np.maximum(1.0 - np.minimum(w, 1.0) * W * q, 1e-6)
+        # tr(H^-1 J) = sum_i w_i q_i r_i^2 / (1 - h_i), tr(H^-1 X' W X) = sum_i w_i W_i q_i, q_i = x_i' H^-1 x_i
         return float(np.sum(w * q * r * r / rest) / np.sum(w * W * q))
 
     def _bending(self, found: Fit, A: np.ndarray) -> np.ndarray:

@@ -356,6 +356,7 @@ class AdditiveFit:
         at, w, phi = self.found.outer.fits[0].losses, self.rows.weight, self.found.outer.phi
         q = self.marginal.data.X.quadratic(self._inverse)
         rest = np.maximum(1.0 - w * at.curvature[:, 0, 0] * q, 1e-6)
+        # d' H d = q (w r / (1 - h))^2, q = x' H^-1 x
         out: np.ndarray = q * (w * at.slope[:, 0] / rest) ** 2 / phi
         return out
 

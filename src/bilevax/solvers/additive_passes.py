@@ -91,9 +91,11 @@ class Expanded(Marginal):
         factor = factorised(G, penalty)
         none = Losses(np.zeros(0), np.zeros((0, S)), np.zeros((0, S, S)))
         fit = Fit(b, np.zeros((0, S)), none, value, none.curvature, G, factor, 1, True)
+        # c = b - (G + penalty)^-1 (g + penalty b)
         step = -fit.solve(g + penalty[:, None] * b)
         # F(c) = l + g' s + s' G s / 2 + sum_j lam_j |c_j|^2 / 2, s = c - b
         move = step.T.ravel()
+        # l(c) ~ l(b) + g'(c - b) + (c - b)' G (c - b) / 2
         value += float(np.sum(g * step)) + 0.5 * float(move @ G @ move)
         c = b + step
         return fit._replace(b=c, value=value + 0.5 * float(penalty @ np.sum(c * c, axis=1)))

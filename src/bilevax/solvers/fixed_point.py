@@ -1,8 +1,6 @@
 """Stochastic approximation of a fixed point: it finds w, and it solves the linear system for v."""
 
-from functools import partial
-
-from bilevax.core.config import Steps, check_count, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import Steps, check_count, check_fields, config, or_none, positive, positive_fraction
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree
 from bilevax.solvers.chain import PLAIN, Chain, Rule
@@ -61,10 +59,7 @@ class FixedPoint(Chain):
     average: float | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, steps=check_count)
-        if self.average is not None:
-            check_fields(self, average=partial(check_real, low=0.0, high=1.0, open_low=True))
-        set_frozen(self, step_size=schedule(self.step_size))
+        check_fields(self, tol=positive, steps=check_count, average=or_none(positive_fraction), step_size=schedule)
 
     def rule(self, args: PyTree, source: RowSource) -> Rule:
         """How x moves; ``args`` are those of T."""

@@ -23,6 +23,7 @@ from bilevax.core.trees import (
     shrink,
     sub,
     where,
+    zeros,
     zeros_like,
 )
 from bilevax.solvers.scaling import FLAT, unit_system
@@ -158,8 +159,7 @@ def _krylov(operator: Operator, r: PyTree, restart: int, limits: tuple[Array, Ar
         q = jax.tree.map(lambda q, x: q.at[basis.j + 1].set(x), basis.q, shrink(divisor, rest))
         return _Basis(q, basis.H.at[:, basis.j].set(h), u, basis.j + 1, top, closed)
 
-    empty = jax.tree.map(lambda x: jnp.zeros((restart + 1, *x.shape), x.dtype), r)
-    q = jax.tree.map(lambda q, x: q.at[0].set(x), empty, shrink(norm(r), r))
+    q = jax.tree.map(lambda q, x: q.at[0].set(x), zeros(r, restart + 1), shrink(norm(r), r))
     one = jnp.zeros(restart + 1, kind).at[0].set(1.0)
     begin = _Basis(q, jnp.zeros((restart + 1, restart), kind), one, jnp.int32(0), top, jnp.asarray(False))
     return jax.lax.while_loop(keep_going, step, begin)

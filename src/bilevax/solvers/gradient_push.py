@@ -11,7 +11,7 @@ import jax.random
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import Steps, check_count, check_fields, config, set_frozen
+from bilevax.core.config import Steps, check_count, check_fields, config
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, all_finite, axpy, sub, where
@@ -60,8 +60,7 @@ class GradientPush:
     step_size: StepSize = Constant(1.0)
 
     def __post_init__(self) -> None:
-        check_fields(self, steps=check_count)
-        set_frozen(self, step_size=schedule(self.step_size))
+        check_fields(self, steps=check_count, step_size=schedule)
 
     def push(
         self,

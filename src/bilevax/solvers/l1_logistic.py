@@ -77,6 +77,7 @@ class L1LogisticModels(L1Models):
         self.weights[self.active, k], self.bias[k], self._score[:, k] = w, b, score
 
     def _gradients(self) -> np.ndarray:
+        # X' (c (p - y)), c the shares of the rows in each model
         return np.asarray(self.X.T @ (self._share * (expit(self._score) - self.y[:, None])))
 
     def _held_out_one(self, k: int, on: np.ndarray, l2: np.ndarray) -> tuple[float, np.ndarray]:
@@ -85,6 +86,7 @@ class L1LogisticModels(L1Models):
         c = self.weight[part]
         loss = c @ (np.logaddexp(0.0, score[part]) - self.y[part] * score[part])
         r = c * (p[part] - self.y[part])
+        # (X, 1)' c (p - y) of the fold, and v = H^-1 g of the model's own rows
         g = np.append(r @ X[part], r.sum())
         return float(loss), solve_on_support(_logistic_hessian(X, self._share[:, k] * p * (1.0 - p), l2), g)[:-1]
 

@@ -56,6 +56,7 @@ class L1SquaredModels(L1Models):
         """Second moments of the rows that a model is trained on, about their means."""
         n = self.trained_on[:, None]
         self._mean = (self._all_x - self._x) / n
+        # H = sum c x x' / n - mean x mean x', q = sum c x y / n - mean x mean y
         self._H = (self._all_xx - self._xx) / n[:, None] - self._mean[:, :, None] * self._mean[:, None, :]
         self._q = (self._all_xy - self._xy) / n - self._mean * self._mean_y[:, None]
 

@@ -211,6 +211,7 @@ class LabelModel:
             d = self._point(flat)
             # dlog T
             dR = d.noise.R - np.sum(U * d.noise.R, axis=1, keepdims=True)
+            # dlog rho = (1 - rho) dr, dlog(1 - rho) = -rho dr and dlog U = dR - <U, dR>
             dlog_T = (1.0 - rho)[:, None] * d.noise.r[:, None] + dR
             np.fill_diagonal(dlog_T, -rho * d.noise.r)
             ds = _product(self.X, d.W) + d.b
@@ -221,6 +222,7 @@ class LabelModel:
             dq = q * (dlog - np.sum(q * dlog, axis=1, keepdims=True))
             slope, dN = (dp - dq) * c, self.given.expected(dq * c)
             dflips, drho = dN.sum(axis=1) - np.diag(dN), rho * (1.0 - rho) * d.noise.r
+            # the slopes in r and R that F has, differentiated
             r = drho * (N.sum(axis=1) + prior.rates) + rho * dN.sum(axis=1) - dflips
             R = dflips[:, None] * U + (flips[:, None] + prior.others) * U * dR - dN
             np.fill_diagonal(R, 0.0)

@@ -164,6 +164,7 @@ def updated(counts: np.ndarray, prior: Prior) -> np.ndarray:
 def fit_noise(log_p: np.ndarray, given: Given, T: np.ndarray, prior: Prior, steps: int = 100) -> np.ndarray:
     """EM for the noise matrix at fixed probabilities of the classes; concave, so from anywhere inside."""
     for _ in range(steps):
+        # E: the posterior at T; M: the T of most likelihood at the flips that it expects
         q, _ = posterior(log_p, given, np.log(np.maximum(T, LEAST)))
         new = updated(given.expected(q), prior)
         if np.abs(new - T).max() < 1e-6:

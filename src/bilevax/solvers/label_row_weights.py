@@ -120,6 +120,7 @@ class Rows:
     def along(self, at: Linear, v: Linear) -> np.ndarray:
         """<grad l_i, v> of each row, [n]."""
         ds = v.scores(self.X)
+        # <p_i - e_y, ds_i>
         out: np.ndarray = np.sum(np.exp(at.log_p(self.X)) * ds, axis=1) - ds[np.arange(len(self.y)), self.y]
         return out
 

@@ -134,6 +134,7 @@ class _Folds:
         out = np.zeros(4 + self.models[0].C)
         for model, held, at in zip(self.models, self.held, points, strict=True):
             v = model.solve(at, by, held.loss(at, None)[1])
+            # dE / dlam = -v' d(grad F) / dlam, H v = grad E
             out -= model.by_strengths(at, by, v)
         return out
 
@@ -154,6 +155,7 @@ class _Folds:
             before, lam, last, slope = self.best[0], lam + step, slope, self.slope()
             y = slope - last
             if (sy := float(step @ y)) > 0.0:
+                # B <- (I - s y' / s'y) B (I - y s' / s'y) + s s' / s'y
                 keep = np.eye(len(lam)) - np.outer(step, y) / sy
                 B = keep @ B @ keep.T + np.outer(step, step) / sy
         return first

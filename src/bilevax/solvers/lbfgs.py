@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import at_least_one, check_fields, config, positive, static
+from bilevax.core.config import at_least_one, check_fields, config, or_none, positive, static
 from bilevax.core.protocols import Loss, RowSource
 from bilevax.core.records import Solution, SolverError
-from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros_like
+from bilevax.core.trees import PyTree, all_finite, axpy, entries, norm, scale, sub, vdot, where, zeros, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
 from bilevax.solvers.chain import has_grown
 
@@ -93,9 +93,7 @@ class LBFGS:
     memory: int | None = static(None)
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, max_steps=at_least_one)
-        if self.memory is not None:
-            check_fields(self, memory=at_least_one)
+        check_fields(self, tol=positive, max_steps=at_least_one, memory=or_none(at_least_one))
 
     def solve(self, loss: Loss, w0: PyTree, lam: PyTree, source: RowSource) -> Solution:
         """Minimise w -> loss(w, lam, every row of the source) from w0."""
@@ -147,7 +145,7 @@ class LBFGS:
         memory = self.memory or MEMORY[entries(w0) > MANY]
         # Step -1, of size 0 from w0 with an infinite loss: the first evaluation is that of w0, in the same loop body.
         kind = jax.eval_shape(evaluated, w0)[0].dtype
-        many = jax.tree.map(lambda x: jnp.zeros((memory, *x.shape), x.dtype), w0)
+        many = zeros(w0, memory)
         pairs = _Pairs(many, many, jnp.zeros(memory, kind), jnp.int32(0))
         none, infinity = zeros_like(w0), jnp.full((), jnp.inf, kind)
         begin = _search(w0, infinity, none, pairs, none, jnp.zeros((), kind))._replace(steps=jnp.int32(-1))

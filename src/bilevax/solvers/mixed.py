@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import Steps, check_count, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import Steps, check_count, check_fields, config, fraction, positive
 from bilevax.core.protocols import Draw, RowSource
 from bilevax.core.records import Solution
 from bilevax.core.trees import PyTree, add, axpy, scale, sub
@@ -57,9 +57,7 @@ class MixedFP:
     tol: float = 0.1
 
     def __post_init__(self) -> None:
-        set_frozen(self, mixing=check_real("mixing", self.mixing, low=0.0, high=1.0))
-        check_fields(self, tol=positive, steps=check_count)
-        set_frozen(self, step_size=schedule(self.step_size))
+        check_fields(self, mixing=fraction, tol=positive, steps=check_count, step_size=schedule)
 
     def solve(
         self,

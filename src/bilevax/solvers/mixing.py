@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from bilevax.core.config import check_count, check_real, config, is_scalar, set_frozen
+from bilevax.core.config import check_count, check_real, config, is_scalar, positive_fraction, set_frozen
 from bilevax.core.errors import ParameterError
 from bilevax.core.trees import PyTree, axpy, leaf_sum, per_row, sub
 
@@ -154,7 +154,7 @@ class PushSum:
 
 def _probabilities(edges: np.ndarray | Array | float) -> np.ndarray | float:
     if is_scalar(edges):
-        return check_real("edges", cast(float, edges), low=0.0, high=1.0, open_low=True)
+        return positive_fraction("edges", cast(float, edges))
     edges = np.asarray(edges)
     square = edges.ndim == 2 and len(edges) == edges.shape[1]
     if not (square and np.all((edges >= 0) & (edges <= 1))):

@@ -5,7 +5,7 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import Steps, check_count, check_fields, check_real, config, positive, set_frozen
+from bilevax.core.config import Steps, check_count, check_fields, config, fraction, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, add, axpy, is_concrete, scale, zeros_like
@@ -20,7 +20,7 @@ def _pace(beta: Array, eta: Array) -> Array:
 
 
 def _check_momentum(name: str, value: float) -> float:
-    value = check_real(name, value, low=0.0, high=1.0)
+    value = fraction(name, value)
     if is_concrete(value) and value == 1.0:
         raise ParameterError(f"{name} must be less than 1, got 1: the iteration would never come to rest")
     return value
@@ -37,8 +37,7 @@ class Momentum(Chain):
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, steps=check_count, momentum=_check_momentum)
-        set_frozen(self, step_size=schedule(self.step_size))
+        check_fields(self, tol=positive, steps=check_count, momentum=_check_momentum, step_size=schedule)
 
 
 @config

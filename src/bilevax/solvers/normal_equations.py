@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.codes import Code
-from bilevax.core.config import at_least_one, check_fields, config, positive
+from bilevax.core.config import at_least_one, check_fields, config, or_none, positive
 from bilevax.core.records import Solution, SolverError
 from bilevax.core.trees import Operator, PyTree, all_finite, axpy, scale, sub, vdot, where
 from bilevax.solvers.left import Ritz
@@ -62,9 +62,7 @@ class NormalEquations:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, max_steps=at_least_one)
-        if self.step_size is not None:
-            check_fields(self, step_size=positive)
+        check_fields(self, tol=positive, max_steps=at_least_one, step_size=or_none(positive))
 
     def solve(self, matvec: Operator, g: PyTree, metric: PyTree | None, start: PyTree | None = None) -> Solution:
         """Solve A v = g, where v -> A v = (I - d1Phi^T) v; ``start`` is v_0, None for 0."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bilevax.core.protocols import BilevelProblem, Carry, Draw, RowSource, StepLooks
-from bilevax.core.trees import PyTree, add, astype_of, axpy, row, scale, sub, zeros_like
+from bilevax.core.trees import PyTree, add, astype_of, axpy, row, scale, sub, zeros, zeros_like
 from bilevax.linalg.row_chunks import value_and_grad
 
 Used = TypeVar("Used")
@@ -298,7 +298,7 @@ class Saga(NamedTuple):
 
 def saga_table(like: PyTree, blocks: int) -> Saga:
     """A table of zeros for values like this."""
-    return Saga(jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like), zeros_like(like))
+    return Saga(zeros(like, blocks), zeros_like(like))
 
 
 def saga(table: Saga, new: PyTree, block: Array | int) -> tuple[PyTree, Saga]:

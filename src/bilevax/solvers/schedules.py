@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from bilevax.core.config import Steps, check_choice, check_fields, config, nonnegative, positive
-from bilevax.core.errors import ParameterError
+from bilevax.core.errors import ParameterError, callers_level
 from bilevax.core.trees import PyTree, is_concrete
 from bilevax.theory import Constants, MeanSquare
 
@@ -139,10 +139,10 @@ class Polynomial:
         return self.value / (1.0 + _real(j) / self.horizon) ** self.power
 
 
-def schedule(value: StepSize, stacklevel: int = 4) -> Schedule:
+def schedule(name: str, value: StepSize) -> Schedule:
     """A schedule from a schedule or a number.
 
-    Warns of a function whose steps seem to sum to a finite number, at the line so many calls up.
+    Warns of a function whose steps seem to sum to a finite number, at the caller's line.
 
     Raises:
         ParameterError: neither a schedule nor a positive number.
@@ -153,12 +153,21 @@ def schedule(value: StepSize, stacklevel: int = 4) -> Schedule:
             warnings.warn(
                 "step_size(j) falls so fast that its steps sum to a finite number: the iteration stops short of the"
                 " solution however long it runs; let it fall no faster than 1/j, as bx.Harmonic(beta, gamma) does",
-                stacklevel=stacklevel,  # this function, __post_init__, __init__, the caller
+                stacklevel=callers_level(),
             )
         return value
     if isinstance(value, str | bool) or value is None:
-        raise ParameterError(f"step_size must be a number or a schedule such as Harmonic(beta, gamma), got {value!r}")
-    return Constant(positive("step_size", value))
+        raise ParameterError(f"{name} must be a number or a schedule such as Harmonic(beta, gamma), got {value!r}")
+    return Constant(positive(name, value))
+
+
+def envelope(name: str, value: StepSize) -> Schedule:
+    """A schedule from a schedule or a positive number, of what is no step size.
+
+    Raises:
+        ParameterError: neither.
+    """
+    return schedule(name, value) if callable(value) else Constant(positive(name, value))
 
 
 @config

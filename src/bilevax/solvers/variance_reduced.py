@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bilevax.core.config import Steps, at_least_one, check_count, check_fields, config, positive, set_frozen
+from bilevax.core.config import Steps, at_least_one, check_count, check_fields, config, or_none, positive
 from bilevax.core.errors import ParameterError
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, add, axpy, scale, sub, zeros_like
@@ -44,10 +44,7 @@ class SVRG(Chain):
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, steps=check_count)
-        if self.period is not None:
-            check_fields(self, period=at_least_one)
-        set_frozen(self, step_size=schedule(self.step_size))
+        check_fields(self, tol=positive, steps=check_count, period=or_none(at_least_one), step_size=schedule)
 
     def rule(self, args: PyTree, source: RowSource) -> Rule:
         """How x moves."""
@@ -101,8 +98,7 @@ class SAGA(Chain):
     confirm: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, tol=positive, steps=check_count)
-        set_frozen(self, step_size=schedule(self.step_size))
+        check_fields(self, tol=positive, steps=check_count, step_size=schedule)
 
     def rule(self, args: PyTree, source: RowSource) -> Rule:
         """How x moves."""

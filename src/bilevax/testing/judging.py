@@ -107,12 +107,12 @@ def _row_shares(rng: Generator) -> Drawn:
 
 def one_penalty_logistic(w: Array, lam: PyTree, batch: PyTree) -> Array:
     """Logistic regression with one penalty, and a shift of all scores."""
-    score = batch["x"] @ w + lam["shift"]
-    return jnp.mean(jax.nn.softplus(-batch["y"] * score)) + ridge(w, lam["penalty"])
+    return shifted_logistic(w, lam, batch) + ridge(w, lam["penalty"])
 
 
 def shifted_logistic(w: Array, lam: PyTree, batch: PyTree) -> Array:
     """The same without the penalty."""
+    # log(1 + exp(-y (x'w + shift)))
     return jnp.mean(jax.nn.softplus(-batch["y"] * (batch["x"] @ w + lam["shift"])))
 
 
@@ -131,6 +131,7 @@ ROUND = 0.1
 def huber(w: Array, lam: PyTree, batch: PyTree) -> Array:
     """Mean of Huber's loss of x'w - y, linear from 1 on."""
     e = jnp.abs(batch["x"] @ w - batch["y"])
+    # e^2 / 2 below the kink, e - 1 / 2 beyond
     return jnp.mean(jnp.where(e < 1.0, 0.5 * e**2, e - 0.5))
 
 

@@ -13,7 +13,7 @@ from bilevax.core.errors import ParameterError
 from bilevax.core.keys import is_key
 from bilevax.core.protocols import Draw, Keyed, RowSource
 from bilevax.core.strata import Strata
-from bilevax.core.trees import PyTree
+from bilevax.core.trees import PyTree, zeros
 from bilevax.linalg.sparse import SparseBatch
 from bilevax.testing.tools import configuration, methods, require, same_bits, title
 
@@ -145,7 +145,7 @@ def _drawn(source: RowSource, full: PyTree, key: Array, start: Array | int, stop
         return jax.tree.map(lambda a, x: a.at[j].set(x), seen, _described(draw, full))
 
     shapes = jax.eval_shape(lambda batch: _described(Draw(batch, 0, 1.0), full), source.example())
-    seen: Drawn = jax.tree.map(lambda x: jnp.zeros((DRAWN, *x.shape), x.dtype), shapes)
+    seen: Drawn = zeros(shapes, DRAWN)
     return source.fold(note, seen, full, key=key, start=start, stop=stop)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from bilevax.audit.checks.program import plain
 from bilevax.audit.findings import Finding
 from bilevax.audit.oracles import ON_A_BATCH, Parts, flat, loss, outer, rows_of
-from bilevax.audit.subject import TINY, AuditedProblem, leaf_names
+from bilevax.audit.subject import AuditedProblem, apart, leaf_names
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, rounding_unit
 
@@ -85,7 +85,7 @@ def _needs_signs(s: AuditedProblem, f: Loss, source: RowSource, y: np.ndarray) -
     none, all_ = f(zero, batches[0])[0], f(zero, batches[2])[0]
     tiny = 1e3 * rounding_unit(s.w0)
     # the gradient at label 0 does not depend on the row, that at label 1 does; at w = 0 both have one value, not 0
-    still, moving = _apart(a[1], b[1]) <= tiny, _apart(c[1], d[1]) > 10 * tiny
+    still, moving = apart(a[1], b[1]) <= tiny, apart(c[1], d[1]) > 10 * tiny
     return still and moving and none != 0 and abs(none - all_) <= tiny * abs(none)
 
 
@@ -99,8 +99,8 @@ def _needs_shares(s: AuditedProblem, f: Loss, source: RowSource, place: int) -> 
     tiny = 1e3 * rounding_unit(s.w0)
     sizes = abs(up[0]) + abs(down[0]) + abs(none[0])
     # f(1) + f(-1) = 2 f(0), in value and gradient; f(1) /= f(-1), and f(0) depends on the row
-    linear = abs(up[0] + down[0] - 2 * none[0]) <= tiny * sizes and _apart(up[1] + down[1], 2 * none[1]) <= 10 * tiny
-    return linear and _apart(up[1], down[1]) > 100 * tiny and _apart(none[1], other[1]) > 100 * tiny
+    linear = abs(up[0] + down[0] - 2 * none[0]) <= tiny * sizes and apart(up[1] + down[1], 2 * none[1]) <= 10 * tiny
+    return linear and apart(up[1], down[1]) > 100 * tiny and apart(none[1], other[1]) > 100 * tiny
 
 
 def _labelled(batch: PyTree, place: int, label: float) -> PyTree:
@@ -108,10 +108,6 @@ def _labelled(batch: PyTree, place: int, label: float) -> PyTree:
     leaves, structure = jax.tree.flatten(batch)
     leaves[place] = np.full_like(np.asarray(leaves[place]), label)
     return jax.tree.unflatten(structure, leaves)
-
-
-def _apart(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.maximum(np.linalg.norm(a), np.linalg.norm(b) + TINY))
 
 
 def _classes(s: AuditedProblem) -> Iterator[Finding]:

@@ -98,11 +98,8 @@ def _shared(train: PyTree, val: PyTree) -> Iterator[Finding]:
         return
     # each distinct row, by its hash: how often it is in train and in val
     n, m = (leaves[0].shape[0] for leaves in common)
-    a, b = (np.unique(_hashed(leaves), return_counts=True) for leaves in common)
-    values, places = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
-    in_train, in_val = (np.zeros(values.size, int) for _ in range(2))
-    np.add.at(in_train, places[: a[0].size], a[1])
-    np.add.at(in_val, places[a[0].size :], b[1])
+    values, places = np.unique(np.concatenate([_hashed(leaves) for leaves in common]), return_inverse=True)
+    in_train, in_val = (np.bincount(x, minlength=values.size) for x in (places[:n], places[n:]))
     both, twice = int(in_val[in_train > 0].sum()), in_train + in_val == 2
     # of the rows that are there twice, those with one in train and one in val
     split, seen = int(np.sum(twice & (in_train == 1))), int(twice.sum())

@@ -12,7 +12,7 @@ from jax import Array
 from bilevax.audit.checks.program import draws_fixed_numbers
 from bilevax.audit.findings import Finding
 from bilevax.audit.oracles import ON_A_BATCH, flat, inner, outer, rows_of
-from bilevax.audit.subject import TINY, AuditedProblem, normal
+from bilevax.audit.subject import TINY, AuditedProblem, apart, normal
 from bilevax.core.protocols import RowSource
 from bilevax.core.trees import PyTree, rounding_unit
 from bilevax.problems.problem import Problem
@@ -87,7 +87,7 @@ class _Side:
 
     def differ(self, a: Parts, b: Parts) -> bool:
         """True where two looks differ by more than rounding."""
-        return any(_distance(x, y) > self.tolerance for x, y in zip(a, b, strict=True))
+        return any(apart(x, y) > self.tolerance for x, y in zip(a, b, strict=True))
 
     def why(self, batches: list[np.ndarray]) -> Finding:
         """The reason, the simplest first."""
@@ -155,7 +155,7 @@ class _Side:
         before, places = self.look(rows), np.arange(rows.size)
         after = (self.look(np.where(places == i, others, rows)) for i in places)
         tiny = 100 * rounding_unit((self.s.w0, self.s.lam))
-        return np.array([all(_distance(x, y) <= tiny for x, y in zip(before, a, strict=True)) for a in after])
+        return np.array([all(apart(x, y) <= tiny for x, y in zip(before, a, strict=True)) for a in after])
 
     def order_matters(self, batches: list[np.ndarray]) -> bool:
         """True where the rows of a batch cannot change places."""
@@ -217,9 +217,3 @@ def _sampled(
 
 def _sub(a: Parts, b: Parts) -> Parts:
     return tuple(x - y for x, y in zip(a, b, strict=True))
-
-
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    """||a - b|| against the larger of the two."""
-    size = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
-    return float(np.linalg.norm(a - b)) / size if size > 0 else 0.0

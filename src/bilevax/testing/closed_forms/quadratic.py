@@ -264,6 +264,7 @@ class FiniteQuadratic:
 
     def value(self, lam: Floats) -> float:
         """The outer loss at the inner solution, f(lam) = E(w(lam), lam)."""
+        # f = mean over j of |w(lam) - target_j|^2 / 2 + r_j |lam|^2 / 2
         distances = np.sum((self.w(lam) - np.atleast_2d(self.target)) ** 2, axis=1)
         return float(0.5 * np.mean(distances) + 0.5 * np.mean(self.r) * np.sum(np.square(lam)))
 
@@ -334,6 +335,7 @@ def with_noise(
         return constants
     return replace_unchecked(
         constants,
+        # E|a + b|^2 <= 2 E|a|^2 + 2 E|b|^2, a the noise at w(lam) and b that of the Jacobian along w - w(lam)
         sigma1=2.0 * at_solution / batch_size,
         sigma2=2.0 * jacobian / (batch_size * (1.0 - constants.q) ** 2),
         sigma1_prime=jacobian / batch_size,

@@ -93,6 +93,7 @@ class PenalisedRidge:
 
     def value(self, lam: Floats) -> float:
         """The outer loss at the inner solution, f(lam) = E(w(lam))."""
+        # mean of (z'w(lam) - u)^2 / 2
         return float(0.5 * np.mean((self.Z @ self.w(lam)[0] - self.u) ** 2))
 
     def hypergradient(self, lam: Floats) -> Floats:
