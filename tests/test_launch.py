@@ -61,6 +61,13 @@ def test_what_would_fail_again_is_not_started_again(tmp_path):
     assert times(tmp_path) == 1
 
 
+def test_one_that_is_stopped_for_less_is_not_what_is_wrong(tmp_path):
+    script = f"echo >> {tmp_path}/starts; if {RANK}; then kill -STOP $$; fi; sleep 0.3; exit 3"
+    code, said = ended(script, "--timeout", "60")
+    assert (code, times(tmp_path)) == (3, 2)
+    assert said == "bilevax: process 0 ended with code 3\n"
+
+
 def test_e13_a_process_that_is_stopped_goes_on_within_the_time_and_counts_as_dead_beyond_it(tmp_path):
     script = f"echo $$ >> {tmp_path}/starts; "
     script += f"if {RANK} && mkdir {tmp_path}/once 2>/dev/null; then kill -STOP $$; fi; sleep 0.1"

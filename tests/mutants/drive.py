@@ -38,7 +38,8 @@ def main(root, file, snippet, *nodes):
         print(f"{module} was imported from {imported}, which is not the patched copy")
         return BROKEN
     watch = Watch()
-    exit_code = pytest.main([*nodes, "-p", "no:cacheprovider", "--tb=short"], plugins=[watch])
+    # slow ones, too
+    exit_code = pytest.main([*nodes, "-m", "", "-p", "no:cacheprovider", "--tb=short"], plugins=[watch])
     if watch.failed:
         return KILLED
     if exit_code != 0 or watch.wrong or not watch.passed:

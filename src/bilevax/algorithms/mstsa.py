@@ -1,7 +1,8 @@
 """MSTSA: a plain move of w, and one of lam along a direction with recursive momentum (STORM).
 
 In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the state, one minibatch of train for w, and
-those of ``solvers.parts.drawn_directions`` for lam, as looks. Out, to the loop: the next state.
+those of ``solvers.parts.drawn_directions`` for lam, their number and the sources, as looks. Out, to the loop: the next
+state and its cost.
 """
 
 from typing import ClassVar, NamedTuple
@@ -38,12 +39,12 @@ class State(NamedTuple):
 
 @config
 class MSTSA(WithMemory):
-    """w moves, then lam along a direction that is corrected by what it was a step before, on the same samples.
+    """w moves, then lam along a direction that is corrected by that at the point before, on the same samples.
 
         w         <- w + rho_k (-grad_1 G)
         D(w, lam)  = grad_2 E - d2(grad_1 G)^T u
         u          = K (I - rho_0 H_p) ... (I - rho_0 H_1) rho_0 grad_1 E       p uniform on 0, ..., K - 1
-        d_k        = D(q_k) + (1 - eta_k) (d_{k-1} - D(q_{k-1}))     q_k the new w and lam; D twice, same samples and p
+        d_k        = D(q_k) + (1 - eta_k) (d_{k-1} - D(q_{k-1}))     q_k the new w and the old lam; same samples and p
         lam       <- P(lam - ratio rho_k d_k)
 
     The first version of :class:`~bilevax.SUSTAIN`'s paper: w has no momentum, and moves first. lam ends where the mean
@@ -100,5 +101,5 @@ class MSTSA(WithMemory):
 
 def _cost(looks: StepLooks) -> Cost:
     (train, val), p = (source.rows_per_batch for source in sources_of(looks)), horizon(looks)
-    # but for the gradient, each at two points on one minibatch, which is read once
+    # but for the gradient, each at two points on minibatches that are read once
     return Cost(Count(1, train), Count(2 * p, train, p), Count(2, train, 1), Count(2, val, 1))

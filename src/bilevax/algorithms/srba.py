@@ -1,4 +1,4 @@
-"""SRBA: SOBA with SPIDER's variance reduction, every row now and then and differences between.
+"""SRBA: SOBA with SPIDER's variance reduction, a pass over every row at times and differences between.
 
 In, from the outer loop (``algorithms.outer_loop``) at step k: the problem, the state, one minibatch each of train and
 val, as looks, and the sources. Out, to the loop: the next state. The directions are those of ``solvers.parts``.
@@ -21,7 +21,7 @@ from bilevax.solvers.parts import Point, directions, mean_directions, moved, sta
 
 
 class State(NamedTuple):
-    """The point, the one before it, and the estimate of the directions there."""
+    """The point, the one before it, and the estimate of the directions at that one; d is made anew at step 0."""
 
     p: Point
     before: Point
@@ -35,10 +35,11 @@ class SRBA(WithMemory):
         d_k = D(p_k), the mean over every row                                      if k is a multiple of ``period``
         d_k = d_{k-1} + D(p_k; zeta, xi) - D(p_{k-1}; zeta, xi)                    otherwise, on the same minibatches
 
-    with D the three directions of SOBA. Steps are in loss form, as there; constant ones lead to the solution itself.
-    Assumes G strongly convex, smooth losses, and rows of which every one can be read, in any order. To reach a squared
-    hypergradient of eps it reads of the order of sqrt(n) / eps rows, which is optimal. Cost: twice that of SOBA on the
-    same rows, and one pass over train and val every ``period`` steps, counted in minibatches.
+    with D the three directions of SOBA, zeta of train and xi of val. Steps are in loss form, as there; constant ones
+    lead to the solution itself. Assumes G strongly convex, smooth losses, and rows of which every one can be read, in
+    any order. To reach a squared hypergradient of eps it reads of the order of sqrt(n) / eps rows, which is optimal.
+    Cost: twice that of SOBA on the same rows, and one pass over train and val every ``period`` steps, counted in
+    minibatches.
     Source: Dagreou, Moreau, Vaiter, Ablin (2023), arXiv:2302.08766.
 
     Args:
@@ -86,23 +87,23 @@ class SRBA(WithMemory):
             out: Point = storm(d, now, then, 0.0)
             return out
 
-        whole = k % self._period(train, val) == 0
+        every_row = k % self._period(train, val) == 0
         # every row at k = 0, period, 2 period, ...; between them d gains errors as small as p's moves
-        d = jax.lax.cond(whole, lambda: mean_directions(problem, p, train, val), recursive)
+        d = jax.lax.cond(every_row, lambda: mean_directions(problem, p, train, val), recursive)
         new = moved(problem, p, d, *step_sizes(self, k, p.w, p.lam))
-        return State(new, p, d), Info(cost=_cost(whole, train, val))
+        return State(new, p, d), Info(cost=_cost(every_row, train, val))
 
     def _period(self, train: RowSource, val: RowSource) -> Array | int:
         # (n + n_val) / (b + b_val)
-        whole = (train.rows + val.rows) / (train.rows_per_batch + val.rows_per_batch)
-        return round(whole) if self.period is None else self.period
+        steps = (train.rows + val.rows) / (train.rows_per_batch + val.rows_per_batch)
+        return round(steps) if self.period is None else self.period
 
 
-def _cost(whole: Array, train: RowSource, val: RowSource) -> Cost:
+def _cost(every_row: Array, train: RowSource, val: RowSource) -> Cost:
     def count(source: RowSource, reads: int | None = None) -> Count:
         # two points on one minibatch, which is read once; or one on the ceil(n / b) that every row makes
         pass_ = -(-source.rows // source.rows_per_batch)
-        read = jnp.where(whole, pass_, 1)
-        return Count(jnp.where(whole, pass_, 2), source.rows_per_batch, read if reads is None else reads)
+        read = jnp.where(every_row, pass_, 1)
+        return Count(jnp.where(every_row, pass_, 2), source.rows_per_batch, read if reads is None else reads)
 
     return Cost(count(train), count(train, 0), count(train, 0), count(val))

@@ -37,10 +37,10 @@ class VPBGD(Penalised):
         lam <- P(lam - gamma_k (grad_2 E(z) + c_k (grad_2 G(z) - grad_2 G(w))))      at the z before
         c_k  = unit ``multiplier`` (1 + k)^``growth``,    gamma_k = ratio rho_k c_0 / c_k
 
-    Both steps are of order 1 / c_k, as published: with many moves of w, w is there at once where lam has moved on, and
-    z is not. z is the solution: where the inner problem has several, it is one that makes E small. The bias is that of
-    :class:`~bilevax.F2SA`, of order 1 / c. With one move of w the noise of z - w is a difference too; with more it is
-    as large as that of z and of w, times c.
+    Against the penalised loss E + c (G - min G) both steps are of order 1 / c_k, as published: with many moves of w, w
+    is there at once where lam has moved on, and z is not. z is the solution: where the inner problem has several, it is
+    one that makes E small. The bias is that of :class:`~bilevax.F2SA`, of order 1 / c. With one move of w the noise of
+    z - w is a difference too; with more it is as large as that of z and of w, times c.
 
     Steps are in loss form. Assumes an inner loss with the Polyak-Lojasiewicz property, and smooth losses. On every row,
     as published, the squared gradient of the penalised loss falls as c / K. Cost: ``inner_steps`` + 3 inner gradients
@@ -76,7 +76,7 @@ class VPBGD(Penalised):
         set_frozen(self, **checked_steps(self))
 
     def streams(self, sources: Sources) -> Draws:
-        """A minibatch of train for each move of w, the last for that of z too, and one of each source for lam."""
+        """A minibatch of train for each move of w, the last for z too; one of train for lam, one of val for both."""
         return {"inner": Several(sources[0], self.inner_steps), **super().streams(sources)}
 
     def init(self, problem: BilevelProblem, w0: PyTree, lam: PyTree, sources: Sources, u0: PyTree = None) -> Copies:

@@ -1,4 +1,8 @@
-"""The inner solution on the host, from one compiled program: what is found is looked at, not used for results."""
+"""The inner solution on the host, at which the doctor's checks look; no estimate uses it.
+
+In, from ``subject.AuditedProblem``: the inner loss with its gradient on every row, or the move Phi(w) - w of a map
+without a loss, and w0 as one vector. Out, to it: w.
+"""
 
 import math
 from collections import deque
@@ -16,16 +20,17 @@ ValueAndGradient = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
 def descended(value_and_gradient: ValueAndGradient, w: np.ndarray, steps: int, rounding: float) -> np.ndarray:
-    """The iterate of L-BFGS after so many steps from w [d]; the last finite one where one is not.
+    """The iterate of L-BFGS after so many steps from w [d], or as soon as no step helps; the last finite one.
 
-    A step is taken where the value falls, or where rounding hides that but the slope shrinks: so gradients fall below
-    the root of rounding, where scipy's line search, which looks at values alone, ends.
+    A step is taken where the value falls, or where rounding, the unit of w's type, hides that but the slope shrinks: so
+    gradients fall below the root of rounding, where scipy's line search ends, which asks that the value falls.
     Source: Nocedal and Wright (2006), algorithms 7.4 and 7.5; Hager and Zhang (2005), section 4.
     """
     value, g = value_and_gradient(w)
     pairs: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
     first = np.linalg.norm(g)
     for _ in range(steps):
+        # below the root of rounding, and above rounding; a NaN ends it, too
         if not np.linalg.norm(g) > 10 * rounding**0.75 * first:
             break
         # p = -H g, H the approximate inverse of the Hessian; steepest descent where that is no descent
@@ -34,6 +39,7 @@ def descended(value_and_gradient: ValueAndGradient, w: np.ndarray, steps: int, r
         if slope >= 0:
             pairs.clear()
             p, slope = -g, -g @ g
+        # what rounding hides of the value; without pairs a first move of length 1 at most
         floor = 10 * rounding * abs(value)
         t = 1.0 if pairs else min(1.0, 1.0 / float(np.linalg.norm(g)))
         low, high = 0.0, math.inf
@@ -50,6 +56,7 @@ def descended(value_and_gradient: ValueAndGradient, w: np.ndarray, steps: int, r
                 break
             t = (low + high) / 2 if high < math.inf else 4 * t
         else:
+            # the longest step that fell, if any did
             if low == 0.0:
                 break
             at, new = value_and_gradient(w + low * p)
@@ -80,7 +87,7 @@ def _times_inverse(pairs: deque[tuple[np.ndarray, np.ndarray]], g: np.ndarray) -
 
 
 def iterated(move: Callable[[np.ndarray], np.ndarray], w: np.ndarray, steps: int) -> np.ndarray:
-    """The iterate of w <- w + move(w) after so many steps; w where the moves grow or are not finite."""
+    """The iterate of w <- w + move(w) after so many steps; w where moves explode, or the last exceeds the first."""
     x, first, length = w, math.inf, 0.0
     for j in range(steps):
         m = move(x)

@@ -1,4 +1,4 @@
-"""The commands that look at a table or a problem, compare algorithms and start processes."""
+"""The commands that look at a table or a problem, compare algorithms and start processes; ``cli.app`` imports them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,7 +30,9 @@ def check(
     ] = None,
     task: Annotated[
         Literal["auto", "classes", "number", "count", "amount"] | None,
-        typer.Option(help="Of a table: what is predicted; auto (default): classes, or a number where there are many."),
+        typer.Option(
+            help="Of a table: what is predicted; auto (default): classes, or a number where it has many values."
+        ),
     ] = None,
     group: Annotated[str | None, column("Of a table: rows that agree in it belong together.")] = None,
     time_column: Annotated[str | None, column("Of a table: column that says which rows are older.")] = None,
@@ -59,7 +61,7 @@ def check(
         raise typer.Exit(check_table.run(subject, asked, reading, as_json=as_json))
     of_tables = ("target", "drop", "text", "missing", "types", "task", "group", "time_column", "max_cells", "as_json")
     check_table.refuse_options(context, of_tables, "a problem in a module")
-    # Before JAX is imported, which reads its settings then.
+    # Before the process of the audit starts, which inherits these settings.
     keep_programs(not no_cache)
     from bilevax.cli.check import run
 
@@ -102,7 +104,7 @@ def bench(
 
 @app.command(hidden=True)
 def assist() -> None:
-    """Go through the rows of a process that is not the first of its group."""
+    """Go through the rows of a process that is not the first of its group: ``launch -- tune`` starts it."""
     from bilevax.cli import group
 
     raise typer.Exit(group.assist())
@@ -117,7 +119,7 @@ def launch(
     number: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Processes.")],
     restarts: Annotated[int, typer.Option(metavar="N", min=0, help="How often all are started again.")] = 3,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=0, help="Seconds for which one of them may be stopped.")
+        float, typer.Option(metavar="S", min=0, help="Seconds that one of them may stand still (SIGSTOP).")
     ] = 60.0,
     debug: Annotated[bool, DEBUG] = False,
 ) -> None:

@@ -1,4 +1,7 @@
-"""Where the command begins and ends: faults become one line on stderr and an exit code."""
+"""Where the command begins and ends: faults become one line on stderr and an exit code.
+
+Called by the script ``bilevax``, by ``python -m bilevax``, and so by each process that ``launch`` starts.
+"""
 
 import contextlib
 import errno
@@ -34,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     0: done; 1: a check that found errors, or a fault of bilevax itself; 2: called wrongly; 3: a wrong value; 4: a fault
     of the data; 5: a computation that failed; 6: what a run has written cannot be used; 7: a file could not be read or
-    written; 8: too little memory; 9: a fault of the user's code; 128 and the number of the signal that ended it (130:
-    Ctrl-C, 143: SIGTERM, 129: SIGHUP), with what was reached; 141: the reader went away.
+    written; 8: too little memory; 9: a fault of the user's code; 10: another process of the group is gone; 128 and the
+    number of the signal that ended it (130: Ctrl-C, 143: SIGTERM, 129: SIGHUP), with what was reached; 141: the reader
+    went away.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # A signal is raised in the main thread, so that a run that is stopped writes what it reached.
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             sys.stdout.flush()
         except OSError as e:
             code = _without_output(e)
-        # it has been obeyed: not to be delivered once more
+        # it has been obeyed: leaving ``stops`` would hand it to the handler of before
         number, stops.number = stops.number, 0
     sys.exit(_SIGNALLED + number if number else code)
 
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _code_of(words: list[str], *, debug: bool) -> int:
     """Run the command; a fault is said in one line."""
     try:
-        with said("this command", "a smaller table takes less"):
+        with said("this command", "smaller data take less"):
             return _run(words)
     except KeyboardInterrupt:
         return _say("interrupted", _INTERRUPTED, debug)

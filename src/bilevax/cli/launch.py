@@ -1,4 +1,8 @@
-"""``bilevax launch``: processes of one group on this machine, started again where one of them dies."""
+"""``bilevax launch``: processes of one group on this machine, started again where one of them dies.
+
+In, from ``commands_of_problems``: the command and how many. Out: the variables by which the processes find one another
+(``group.joined``, ``jax.distributed.initialize``), sentences on standard error, and the exit code.
+"""
 
 import contextlib
 import math
@@ -13,31 +17,33 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bilevax.cli import group
-from bilevax.core.errors import LostError, UsageError
+from bilevax.core.errors import DataError, LostError, ParameterError, UsageError
 from bilevax.core.processes import Processes
 from bilevax.core.signals import Stops
 
 GRACE = 5.0
-"""Seconds from SIGTERM to SIGKILL."""
+"""Seconds from SIGTERM to SIGKILL, and for the others once one has ended as it was told."""
 
 LOOK = 0.02
 """Seconds from one look at the processes to the next."""
 
 LATER = 0.5
-"""Seconds in which a process that died is found, after another has ended that missed it."""
+"""Seconds to wait, once a process has ended with a code, for one whose death may have been the cause."""
 
 SIGNALLED = 128
+"""Exit code of a signal, less its number."""
 
-HOPELESS = 2, 3, 4
+HOPELESS = UsageError.exit_code, ParameterError.exit_code, DataError.exit_code
 """Codes of a wrong command line, a wrong value and a fault of the data: the same would come again."""
 
 TOGETHER = "tune", "resume"
 """Commands of bilevax that several processes can share: the first one runs it, the others assist."""
 
-ALONE = "predict", "clean", "check", "bench", "report"
+SINGLE = "predict", "clean", "check", "bench", "report"
 """Commands of bilevax, each of which is one process."""
 
-OURS = sys.executable, "-c", "from bilevax.cli import main; main()"
+OURS = sys.executable, "-m", "bilevax"
+"""Before the words of a command of bilevax."""
 
 
 class Rank:
@@ -81,11 +87,10 @@ class Rank:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
-    @property
-    def fault(self) -> "Fault | None":
-        """What is wrong with it; None of one that runs or has ended well."""
+    def fault(self, timeout: float) -> "Fault | None":
+        """What is wrong with it; None of one that runs, has stood still for no longer than that, or has ended well."""
         code, still = self.code, self.still
-        if still:
+        if still > timeout:
             return Fault(f"process {self.number} has stood still for {still:.0f} s", -signal.SIGSTOP)
         if not code:
             return None
@@ -94,7 +99,7 @@ class Rank:
 
 
 def run(command: Sequence[str], number: int, restarts: int, timeout: float) -> int:
-    """Run the command in so many processes to its end; the exit code is returned.
+    """Run the command in so many processes to its end; the exit code is returned, 0 after a signal.
 
     Args:
         command: a program and its arguments.
@@ -103,10 +108,10 @@ def run(command: Sequence[str], number: int, restarts: int, timeout: float) -> i
         timeout: seconds that a process may be stopped for.
 
     Raises:
-        UsageError: the command is one that is a single process.
+        UsageError: the command is one that is a single process, or cannot be started.
         ParameterError: its rows cannot be dealt to so many.
     """
-    if command[0] in ALONE:
+    if command[0] in SINGLE:
         raise UsageError(f"{command[0]} works in one process, with every core of the machine: run it without launch")
     if command[0] in TOGETHER:
         Processes(0, number)  # refuses numbers that rows cannot be dealt to
@@ -165,6 +170,7 @@ def _of_jax(address: str, i: int, number: int) -> dict[str, str]:
     return {
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_COORDINATOR_BIND_ADDRESS": address,
+        # by this JAX takes them for processes of Open MPI; the address in it plays no part
         "OMPI_MCA_orte_hnp_uri": "0.0;tcp://127.0.0.1:0",
         "OMPI_COMM_WORLD_SIZE": str(number),
         "OMPI_COMM_WORLD_RANK": str(i),
@@ -189,7 +195,7 @@ def _watched(ranks: list[Rank], stops: Stops, timeout: float, ends: list[Rank]) 
     if not any((rank.code or 0) < 0 or rank.still > timeout for rank in ranks) and any(rank.code for rank in ranks):
         # what was lost with another process is often said before that one is seen to have ended
         time.sleep(LATER)
-    found = [fault for rank in ranks if (fault := rank.fault) is not None]
+    found = [fault for rank in ranks if (fault := rank.fault(timeout)) is not None]
     causes = [fault for fault in found if fault.code != LostError.exit_code]
     return sorted(causes or found, key=lambda fault: fault.code > 0)
 

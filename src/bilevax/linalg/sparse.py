@@ -1,7 +1,8 @@
 """A minibatch of sparse rows, and its products with dense matrices.
 
-:class:`~bilevax.SparseRows` makes one of each minibatch from a CSR matrix, and puts it into the batch in place of X; a
-loss multiplies it with dense weights, and gets dense arrays that JAX differentiates.
+:class:`~bilevax.SparseRows` cuts a scipy matrix into pieces once (``data.sparse_rows``); a minibatch, in place of X in
+its batch, is the whole table and the extents of some rows. A loss multiplies it with dense weights, and gets dense
+arrays that JAX differentiates.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +24,14 @@ SLAB = 256
 class SparseBatch:
     """b rows of a sparse matrix with d columns, [b, d], whose products cost their non-zeros.
 
-    The non-zeros of a row are cut into pieces of length p, numbered one after another; the last is filled up with zeros
-    in column 0. Products read :data:`SLAB` pieces at a time, as often as these rows need: their shapes are fixed, and
-    their cost is not that of the longest row.
+    The non-zeros of a row are cut into pieces of length p (``data.sparse_rows.pieces`` chooses it), numbered one after
+    another; the last of each row is filled up with zeros in column 0. Products read :data:`SLAB` pieces at a time, as
+    often as these rows need: their shapes are fixed, and their cost is not that of the longest row.
 
     ``X @ M`` with M [d, C] or [d], and ``M @ X`` with M [C, b] or [b], can be differentiated in M any number of times,
-    forward and in reverse, and mapped, over matrices as over rows: one loop goes through the pieces of all. Cost: one
-    multiplication for each non-zero and C, and what it takes to write the result.
+    forward and in reverse, and mapped, over matrices as over rows: one loop goes through the pieces of all. In
+    ``values`` they can be differentiated forward, at the cost of the whole table. Cost: p C multiplications for each
+    piece, their number rounded up to a multiple of SLAB, and what it takes to write the result.
 
     Attributes:
         columns: of each entry, int32 [P, p]: the P pieces of the whole table, of which these rows have some.
@@ -96,7 +98,7 @@ def _zeros(like: Array, columns: int) -> Array:
 
 
 def _tied(x: Array, y: Array) -> Array:
-    """x, which to JAX depends on y too: it fails to differentiate a system of which a part is constant or unused."""
+    """x, which to JAX depends on y too: JAX fails to differentiate a system of which a part is constant or unused."""
     return x + jnp.where(False, jnp.sum(y), 0)
 
 
@@ -105,7 +107,7 @@ def _solution(X: SparseBatch, right: tuple[Array, Array]) -> tuple[Array, Array]
 
     So products are written because the loops of :func:`_gathered` and :func:`_scattered` have a traced length, and such
     loops JAX cannot transpose; but linear systems it differentiates, transposes and maps by rule, from a solver for
-    each direction. The system's own product has to be traced for that, not run.
+    each direction. The system's own product is traced for that, and run for derivatives in the values alone.
     """
 
     # for each row of U and S as a column:
@@ -145,13 +147,13 @@ def _scattered(X: SparseBatch, R: Array, start: Array) -> Array:
     return out
 
 
-# Below L products are made in one loop, each of a matrix and of rows of its own: extents are [L, b, 2], and slot q of
-# row r of all L b rows belongs to product r // b.
+# Below L products are made in one loop, each of a matrix and of rows of its own: extents are [L, b, 2], and row r of
+# all L b rows belongs to product r // b.
 
 
 @custom_vmap
 def _gather(columns: Array, values: Array, extents: Array, W: Array) -> Array:
-    """[L, C, b] of W [L, C, d]."""
+    """W_l X_l^T for each l, [L, C, b], of W [L, C, d]."""
     L, b = extents.shape[:2]
     X = SparseBatch(columns, values, extents.reshape(-1, 2), W.shape[2])
 
@@ -166,7 +168,7 @@ def _gather(columns: Array, values: Array, extents: Array, W: Array) -> Array:
 
 @custom_vmap
 def _scatter(columns: Array, values: Array, extents: Array, R: Array, start: Array) -> Array:
-    """[L, C, d] of R [L, C, b] and start [L, C, d]."""
+    """start_l + R_l X_l for each l, [L, C, d], of R [L, C, b]."""
     b = extents.shape[1]
     X = SparseBatch(columns, values, extents.reshape(-1, 2), start.shape[2])
 
@@ -183,7 +185,7 @@ def _mapped(product: Callable[..., Array]) -> Callable[..., tuple[Array, bool]]:
     """The rule by which L products are mapped over a new axis: as one loop of more.
 
     A loop that is mapped as it is runs to the longest of its counts, and selects the whole of every result in every
-    turn. Of other tables the products are taken one after another.
+    turn. Where tables are mapped, too, the products are taken one after another.
     """
 
     def rule(size: int, mapped: Sequence[bool], *args: Array) -> tuple[Array, bool]:
@@ -211,7 +213,7 @@ def _over_slabs(X: SparseBatch, add: Callable[[Array, Array, Array, Array], Arra
     """``out = add(out, row, columns, values)`` over the pieces of these rows, SLAB at a time.
 
     ``row`` is [SLAB], ``columns`` and ``values`` are [SLAB, p]. Slots number the pieces of all rows in turn; those
-    beyond the last piece have row b, which ``add`` drops.
+    beyond the last piece have row X.shape[0], which ``add`` drops.
     """
     first, count = X.extents[:, 0], X.extents[:, 1]
     ends = jnp.cumsum(count, dtype=jnp.int32)

@@ -19,6 +19,15 @@ def _pace(beta: Array, eta: Array) -> Array:
     return jnp.minimum(eta / (1.0 - beta).astype(eta.dtype), 1.0 - jnp.sqrt(beta).astype(eta.dtype))
 
 
+def _move(beta: Array, lead: bool, x: PyTree, m: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
+    """One step from x with momentum m; ``lead``: from where the momentum leads, as Nesterov's."""
+    # m <- beta m + eta (T(y) - y), x <- x + m; y = x, or x + beta m
+    ahead = scale(beta, m)
+    d = view.direction(add(x, ahead) if lead else x)
+    m = axpy(view.eta * view.weight, d, ahead)
+    return add(x, m), m, d
+
+
 def _check_momentum(name: str, value: float) -> float:
     value = fraction(name, value)
     if is_concrete(value) and value == 1.0:
@@ -70,18 +79,13 @@ class HeavyBall(Momentum):
         """How x moves."""
         beta = jnp.asarray(self.momentum)
 
-        def move(x: PyTree, m: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
-            # m <- beta m + eta (T(x) - x), x <- x + m
-            d = view.direction(x)
-            m = axpy(view.eta * view.weight, d, scale(beta, m))
-            return add(x, m), m, d
-
         def curvature(slow: Array) -> Array:
             # z^2 - (1 + beta - eta h) z + beta = 0: eta h = (1 - z)(1 - beta / z), the double root z = sqrt(beta)
             z = jnp.maximum(1.0 - slow, jnp.sqrt(beta).astype(slow.dtype))
             return (1.0 - z) * (1.0 - beta.astype(slow.dtype) / z)
 
-        return Rule(zeros_like, move, "pair", curvature, 1.0 - jnp.sqrt(beta), partial(_pace, beta))
+        caution = 1.0 - jnp.sqrt(beta)
+        return Rule(zeros_like, partial(_move, beta, False), "pair", curvature, caution, partial(_pace, beta))
 
 
 @config
@@ -111,13 +115,6 @@ class Nesterov(Momentum):
         """How x moves."""
         beta = jnp.asarray(self.momentum)
 
-        def move(x: PyTree, m: PyTree, view: View) -> tuple[PyTree, PyTree, PyTree]:
-            # y = x + beta m, m <- beta m + eta (T(y) - y), x <- x + m
-            ahead = scale(beta, m)
-            d = view.direction(add(x, ahead))
-            m = axpy(view.eta * view.weight, d, ahead)
-            return add(x, m), m, d
-
         def curvature(slow: Array) -> Array:
             # z^2 - (1 + beta)(1 - eta h) z + beta (1 - eta h) = 0: eta h = (1 - z)(z - beta) / ((1 + beta) z - beta),
             # the double root z = 2 beta / (1 + beta)
@@ -126,4 +123,5 @@ class Nesterov(Momentum):
             return (1.0 - z) * (z - b) / ((1.0 + b) * z - b)
 
         # at the double root (z - beta) / ((1 + beta) z - beta) = (1 - beta) / (1 + beta)
-        return Rule(zeros_like, move, "pair", curvature, (1.0 - beta) / (1.0 + beta), partial(_pace, beta))
+        caution = (1.0 - beta) / (1.0 + beta)
+        return Rule(zeros_like, partial(_move, beta, True), "pair", curvature, caution, partial(_pace, beta))
