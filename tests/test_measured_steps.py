@@ -173,6 +173,27 @@ def test_gamma_falls_with_a_steeper_loss_and_to_a_third_at_most():
     assert steeper(begin, bx.SOBA(0.6), jnp.asarray(2.0)) is steeper(begin, SOBA, None) is None
 
 
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("blocks", [10, 50])
+def test_the_memory_of_saba_is_stable_where_all_rows_have_one_curvature(blocks, box):
+    """w(lam) = lam + mean(train), H = I: the optimum is mean(val) - mean(train), in the box."""
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(10 * blocks, 4))
+    val = np.array([2.0, -1.0, 0.7, 0.4]) + 0.1 * rng.normal(size=(5 * blocks, 4))
+    wanted = val.mean(axis=0) - train.mean(axis=0)
+
+    def outer(w, lam, batch):
+        return 0.5 * jnp.mean(jnp.sum((w[None] - batch) ** 2, -1))
+
+    def inner(w, lam, batch):
+        return outer(w - lam, lam, batch)
+
+    problem = bx.Problem(bx.GradientStep(inner), outer, project=bx.Box(-0.5, 1.0) if box else None)
+    sources = (bx.Arrays(x, b, sampling="blocks") for x, b in ((train, 10), (val, 5)))
+    result = bx.minimize(problem, bx.SABA(), jnp.zeros(4), jnp.zeros(4), *sources, steps=4000, key=jax.random.key(0))
+    np.testing.assert_allclose(result.lam, wanted.clip(-0.5, 1.0) if box else wanted, atol=1e-4)
+
+
 def test_a_step_that_does_not_follow_it_diverges():
     rho = run("SOBA", steps=1).config["algorithm"]["step_size"]["schedule"]["value"]
     assert run(bx.SOBA(rho, 1.0), push=1.0).code >= bx.Code.NOT_CONTRACTIVE

@@ -267,6 +267,15 @@ def test_no_model_sees_a_test_row(settings, monkeypatch):
         assert a.loss != b.loss
 
 
+@pytest.mark.usefixtures("quick")
+def test_dates_that_are_read_as_texts_are_said_where_they_are_left_out():
+    days = [f"{i % 28 + 1:02d}.{i % 12 + 1:02d}.{2000 + i % 23}" for i in range(300)]
+    records = tune_table(table_of(day=text("day", days)), "target", settings=LINEAR).records
+    notes = [record.text for record in records if isinstance(record, Note)]
+    assert any("column 'day' is left out" in note for note in notes)
+    assert sum("--types day=date" in note for note in notes) == 1
+
+
 def quick_study(table, monkeypatch, **settings):
     """Compared in one round of folds."""
     monkeypatch.setattr("bilevax.sklearn.additive_choice.REPEATS", 1)

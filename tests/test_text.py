@@ -61,6 +61,21 @@ def test_a_model_of_texts_and_numbers_has_a_level_for_each_kind() -> None:
     assert model.penalties_.shape == (len(blocks),)
 
 
+@pytest.mark.parametrize("per", [[0, 1], np.array([0, 1]), "column"])
+def test_groups_of_columns_are_told_by_numbers_or_by_columns_where_texts_are_read(per: object) -> None:
+    X = pd.DataFrame({"age": np.arange(80.0) % 7, "review": ["a good cat", "a bad dog"] * 40})
+    model = TunedLogisticRegression(encoder=TableEncoder(words=["review"]), penalty_per=per, steps=3, random_state=0)
+    model.fit(X, [1, 0] * 40)
+    assert model.penalties_.shape == (5,)
+    assert len(set(model.penalties_[1:])) == 1
+    assert model.penalties_[0] != model.penalties_[1]
+
+
+def test_words_that_are_not_read_are_said() -> None:
+    with pytest.raises(DataError, match="'review' is left out: none of its words of two letters or more is in 2 trai"):
+        TableEncoder(words=["review"]).fit(pd.DataFrame({"review": ["a b", "b", "c", ""] * 10}))
+
+
 def test_a_column_of_texts_that_is_not_there_is_named() -> None:
     with pytest.raises(DataError, match="no column 'reviews'; did you mean 'review'"):
         TableEncoder(words=["reviews"]).fit(frame())

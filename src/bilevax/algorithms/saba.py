@@ -63,7 +63,9 @@ class SABA(WithMemory):
         SABA(step_size=Constant(value=0.1), ratio=0.3)
     """
 
-    defaults: ClassVar[Defaults] = Defaults(1.0, 0.2)
+    # rows of one curvature: what is kept and w's error grow by (1 - a)^2 + a^2 a move, 1 at a = 1; and while lam moves
+    # what is kept is of another lam
+    defaults: ClassVar[Defaults] = Defaults(0.7, 0.1)
 
     def streams(self, sources: Sources) -> dict[str, RowSource]:
         """One block of train and one of val a step."""

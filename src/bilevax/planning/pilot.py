@@ -264,11 +264,13 @@ def tried(option: Option | None, solver: Option, start: Start, lam: PyTree, samp
     sources, spent, ends = _whole(sample), 0, []
     w, v = start.w, zeros_like(start.w)
     for estimator in ((option.estimator,) if option else ()) + (solver.estimator,):
-        est = hypergradient(solver.problem, estimator, w, lam, *sources, key=key, v0=v, report=False)
+        # no more is spent on whether it converges
+        quick = estimator.suspecting()
+        est = hypergradient(solver.problem, quick, w, lam, *sources, key=key, v0=v, report=False)
         w, v, spent = est.w, est.v, spent + int(est.cost.samples)
         ends.append(est)
     failed = any(int(est.code) >= Code.NOT_CONTRACTIVE for est in ends)
-    left = math.inf if failed else _relative(ends[0].value, ends[-1].value)
+    left = math.inf if failed else relative(ends[0].value, ends[-1].value)
     return Tried(left, w, v, ends[-1].value, spent)
 
 
@@ -287,13 +289,14 @@ def tried_shortly(option: Option, start: Start, lam: PyTree, truth: PyTree, *, k
     problem, estimator = option.problem, option.estimator
     est = hypergradient(problem, estimator, start.w, lam, *option.sources, key=key, v0=start.v, report=False)
     failed = int(est.code) >= Code.NOT_CONTRACTIVE
-    return math.inf if failed else _relative(est.value, truth), int(est.cost.samples)
+    return math.inf if failed else relative(est.value, truth), int(est.cost.samples)
 
 
-def _relative(value: PyTree, truth: PyTree) -> float:
-    # ||value - truth|| / ||truth||
+def relative(value: PyTree, truth: PyTree) -> float:
+    """How far a value is from the truth, over the size of that; infinite where either is not finite."""
+    # ||value - truth|| / ||truth||, of which rounding hides what is below it
     ratio = float(norm(sub(value, truth)) / norm(truth))
-    return ratio if math.isfinite(ratio) else math.inf
+    return max(ratio, rounding(truth)) if math.isfinite(ratio) else math.inf
 
 
 # Steps

@@ -1,5 +1,6 @@
 """The planner: a budget of samples, or a relative error, in; method, counts, steps, batch size and start out."""
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -15,12 +16,21 @@ from bilevax.core.keys import as_key
 from bilevax.core.limits import said
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree, as_parameters, norm, sub
+from bilevax.core.trees import PyTree, as_parameters, norm
 from bilevax.hypergradients.estimate import hypergradient
 from bilevax.hypergradients.joint_sid import JointSID
 from bilevax.hypergradients.sid import SID
 from bilevax.planning.choice import Pilot
-from bilevax.planning.pilot import DEAREST, SAMPLED, Sources, Start, in_minibatches, subsampled, with_steps_times
+from bilevax.planning.pilot import (
+    DEAREST,
+    SAMPLED,
+    Sources,
+    Start,
+    in_minibatches,
+    relative,
+    subsampled,
+    with_steps_times,
+)
 from bilevax.problems.problem import Problem
 
 TOLERABLE = 0.1
@@ -65,8 +75,8 @@ class Plan:
         spent: of these, the pilot's.
         goal: relative error above which the code of a run is TOLERANCE_NOT_MET.
         notes: what the user should know, in sentences.
-        estimate: the hypergradient, where the pilot was the run: of a deterministic method for which too few rows leave
-            no room for a trial. Its cost is that of the run, and not in ``spent``.
+        estimate: the hypergradient, where it is computed already: of a deterministic method for which too few rows
+            leave no room for a trial, or by which a target is met. Its cost is that of the run, and not in ``spent``.
 
     Examples:
         >>> import bilevax as bx
@@ -127,7 +137,7 @@ class Plan:
             self.run(key=key),
             hypergradient(self.problem, with_steps_times(2, self.estimator), *args, key=key, v0=self.v0),
         )
-        return Verified(self.predicted, float(norm(sub(est.value, further.value)) / norm(further.value)))
+        return Verified(self.predicted, relative(est.value, further.value))
 
     def __str__(self) -> str:
         others = ", ".join(f"{name} {error:.1e}" for name, error in self.alternatives.items())
@@ -210,11 +220,15 @@ def _to_target(
         made = _for_budget(problem, start, lam, sources, (budget, price), target, key=here)
         before, spent = spent, spent + made.spent
         made = replace_unchecked(made, spent=spent, budget=budget + before)
+        if made.method not in SAMPLED and made.estimate is None and made.predicted <= target / MARGIN:
+            # the same whatever the key: it is run, and believed where it says OK
+            made = replace_unchecked(made, estimate=made.run(key=here))
         est = made.estimate
         if made.predicted <= target / MARGIN if est is None else int(est.code) == Code.OK:
             return made
-        if passes >= LONGEST:
-            note = f"the target {target:g} was not promised by any budget up to {LONGEST} passes over the rows"
+        # where every method fails more passes do not help
+        if passes >= LONGEST or not math.isfinite(made.predicted):
+            note = f"the target {target:g} was not promised by any budget up to {passes} passes over the rows"
             return replace_unchecked(made, notes=(note,))
         start, passes = Start(made.w0, made.v0) if est is None else Start(est.w, est.v), 2 * passes
         spent += 0 if est is None else int(price * est.cost.samples)

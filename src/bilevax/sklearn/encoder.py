@@ -142,7 +142,11 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             terms += own
         for grams, names in texts.items():
             for name in names:
-                terms += self._text_terms(table, name, grams)
+                own = self._text_terms(table, name, grams)
+                if not own:
+                    of = grams if grams == "characters" else f"{grams} of two letters or more"
+                    left_out.setdefault(f"none of its {of} is in {self.min_texts} training rows", []).append(name)
+                terms += own
         left = (_note(reason, names) for reason, names in left_out.items())
         self.notes_ = (*notes_on_reading(X, table), *left)
         if not terms:

@@ -103,6 +103,7 @@ class TunedOnHost(PenalisedModel):
         precision = SEARCHED if scipy.sparse.issparse(Z) else np.float64
         fold = _folds(y[train], None if groups is None else np.asarray(groups)[train], random)
         ties = _ties(Z[train], weights.sample[train], per, blocks, classes)
+        by_evidence = isinstance(per, str) and per == "evidence"
         inner, outer = (np.asarray(weight, np.float64) for weight in (weights.training, weights.held_out))
         if validated.any():
             outer = outer / outer[validated].mean()
@@ -115,9 +116,9 @@ class TunedOnHost(PenalisedModel):
                 classes=classes,
                 weight=inner[train],
                 held_weight=outer[train],
-                scaled=ties.groups > 1 or per == "evidence",
+                scaled=ties.groups > 1 or by_evidence,
             )
-            ties = _begun(ties, models, blocks if per == "evidence" else None)
+            ties = _begun(ties, models, blocks if by_evidence else None)
             held = ClassRows.of(Z[validated].astype(precision), y[validated], outer[validated], classes)
             search = Search(models, ties, lambda _: models.row_losses(held), _recorded(callback, models), PACE)
             search.run(FIRST * models.largest_curvature(), self.steps, lowest=LOWEST)
@@ -125,7 +126,7 @@ class TunedOnHost(PenalisedModel):
             final, penalties = _trained(Z, y, inner, classes, step, ties, blocks)
             # s theta of the logistic model; with a ridge beside it a (s theta) + b theta_ridge
             theta = step.scale * np.concatenate([final.weights[0], final.bias])
-            alpha, (a, b) = _beside(models, step, np.exp(ties.usual)) if per == "evidence" else (0.0, (1.0, 0.0))
+            alpha, (a, b) = _beside(models, step, np.exp(ties.usual)) if by_evidence else (0.0, (1.0, 0.0))
             if b > 0.0:
                 theta = a * theta + b * ridge(final.trained[0], alpha, RESIDUAL)
         # theta' (x - mean) / scale = (theta / scale)' x - (mean / scale)' theta

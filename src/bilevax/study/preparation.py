@@ -36,6 +36,7 @@ class Prepared(NamedTuple):
     Attributes:
         table: the rows that have a target.
         features: the columns to learn from, of these rows.
+        left_out: names of columns from which nothing can be learned.
         places: their row numbers in the table as it was given, [n].
         target: what is predicted.
         split: train, validation (none, but for a linear model) and test rows.
@@ -45,6 +46,7 @@ class Prepared(NamedTuple):
 
     table: Table
     features: Table
+    left_out: tuple[str, ...]
     places: np.ndarray
     target: Target
     split: Split
@@ -117,7 +119,7 @@ def prepare(table: Table, target: str, settings: TuneSettings) -> Prepared:
         (settings.exposure, "is what the target is in proportion to"),
     ):
         notes += [Note(text=f"column '{name}' {what} and is not learned from")] if name else []
-    return Prepared(table, features, places, goal, split, scorer, tuple(notes))
+    return Prepared(table, features, tuple(left_out), places, goal, split, scorer, tuple(notes))
 
 
 def encoder_of(settings: TuneSettings) -> TableEncoder:
