@@ -13,6 +13,7 @@ from sklearn.exceptions import DataConversionWarning
 
 import bilevax as bx
 from bilevax.linalg.columns import column_moments
+from bilevax.problems.gradient_step import InverseCurvature
 from bilevax.sklearn import TunedElasticNet, TunedElasticNetClassifier, TunedLogisticRegression, TunedRidge
 from bilevax.sklearn.encoder import TableEncoder
 from bilevax.tables.linear import linear_from_plain
@@ -110,6 +111,7 @@ def test_a11_a_step_whose_curvature_overflows_is_not_zero():
     loss = bx.Squared()
     step = bx.GradientStep(loss).measured(jnp.zeros((1, 2)), (), bx.Arrays((np.full((3, 2), 1e200), np.ones(3))), KEY)
     assert np.isnan(step.metric(jnp.zeros((1, 2)), jnp.zeros(()))).all()
+    assert np.isnan(InverseCurvature(jnp.asarray(np.inf), None)(jnp.zeros((1, 2)), jnp.zeros(())))
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [(np.float32, (3e6, 1e8, 1e15)), (np.float64, (1e15, 1e100))])

@@ -146,6 +146,7 @@ def test_numbers_around_edges_that_are_too_many_in_all_are_forgotten(monkeypatch
         sieve = each.sieve()
         each.add_around(sieve, sieve(half))
     states = [each.state() for each in counts]
+    kept = {name: array.copy() for name, array in states[0].items()}
     monkeypatch.setattr("bilevax.tables.marginals.AROUND", len(states[0]["around"]) + 1)
     coarse = len(counts[0].found().values)
     counts[0].join(states)
@@ -153,7 +154,10 @@ def test_numbers_around_edges_that_are_too_many_in_all_are_forgotten(monkeypatch
     assert counts[0].found().weight.sum() == len(x)
     counts[1].forget()
     monkeypatch.undo()
-    counts[0].join([states[0], counts[1].state()])
+    # what one process has forgotten all forget
+    counts[0].restore(kept)
+    assert counts[0].state()["told"].any()
+    counts[0].join([kept, counts[1].state()])
     assert not counts[0].state()["told"].any()
 
 

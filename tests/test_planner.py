@@ -133,7 +133,9 @@ def test_a_deterministic_plan_for_a_target_has_been_run_and_is_ok():
 @pytest.mark.parametrize("n", [300, 6000])
 def test_a_map_that_expands_is_planned_for_and_found_out_at_once(n):
     rows = bx.Arrays(np.random.default_rng(0).normal(size=(n, 4)))
-    problem = bx.Problem(lambda w, lam, b: 1.2 * w + lam + jnp.mean(b, 0), lambda w, lam, b: jnp.mean((w[None] - b) ** 2))
+    problem = bx.Problem(
+        lambda w, lam, b: 1.2 * w + lam + jnp.mean(b, 0), lambda w, lam, b: jnp.mean((w[None] - b) ** 2)
+    )
     for goal in ({"budget": 40.0 * n}, {"target": 0.1}):
         plan = bx.plan(problem, jnp.zeros(4), jnp.ones(4), rows, rows, key=jax.random.key(0), **goal)
         assert np.isinf(plan.predicted)
