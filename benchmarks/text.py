@@ -10,7 +10,8 @@ same tf-idf matrix; so what differs is the penalties:
 - svc: LinearSVC, four penalties by five folds; ridge: RidgeClassifier, five penalties, calibrated by five folds.
 
 Differences are of the same test rows, with standard errors. ``--in-turn`` asks the training rows alone: of each
-fifth, as they come, by models of the others. ``--page`` writes docs/text.md from what is kept.
+fifth, of rows that are dealt at random, by models of the others; ``--deals N`` deals them so often. ``--page`` writes
+docs/text.md from what is kept.
 """
 
 import argparse
@@ -105,21 +106,27 @@ def measured(name: str, rows: int | None) -> dict[str, Any]:
     return {**about, "non-zeros": int(X.nnz), "GB": peak, "encoded": encoded, **summary(found)}
 
 
-def in_turn(name: str, parts: int = 5) -> dict[str, Any]:
-    """How many training rows models of the other parts are right about, and rivals of them; parts are as rows come."""
+def in_turn(name: str, deals: int, parts: int = 5) -> dict[str, Any]:
+    """How often models of the other parts are right about a training row, and rivals of them, over all deals.
+
+    Standard errors are those of the mean over rows, each of which is the mean over deals.
+    """
     warnings.filterwarnings("ignore")
-    data, right = text_data.texts(name), dict[str, list[np.ndarray]](tuned=[], svc=[], ridge=[])
-    for rows in np.array_split(np.arange(len(data.y)), parts):
-        X, y = data.X.drop(index=rows), np.delete(data.y, rows)
-        tuned = TunedLogisticRegression(encoder=encoder(name, data.texts), random_state=0).fit(X, y)
-        X, B = (tuned.encoder_.transform(part) for part in (X, data.X.iloc[rows]))
-        names, codes = np.unique(y, return_inverse=True)
-        right["tuned"].append(tuned.predict(data.X.iloc[rows]) == data.y[rows])
-        for rival, (model, _) in others(X, codes).items():
-            right[rival].append(names[model.predict(B)] == data.y[rows])
-    all_of = {model: np.concatenate(found).astype(float) for model, found in right.items()}
-    less = {f"tuned less {rival}": paired(all_of["tuned"] - all_of[rival]) for rival in ("svc", "ridge")}
-    return {model: float(found.mean()) for model, found in all_of.items()} | less
+    data = text_data.texts(name)
+    right = {model: np.zeros((deals, len(data.y))) for model in ("tuned", "svc", "ridge")}
+    for deal in range(deals):
+        dealt = np.random.default_rng(deal).permutation(len(data.y))
+        for rows in np.array_split(dealt, parts):
+            X, y = data.X.drop(index=rows), np.delete(data.y, rows)
+            tuned = TunedLogisticRegression(encoder=encoder(name, data.texts), random_state=0).fit(X, y)
+            X, B = (tuned.encoder_.transform(part) for part in (X, data.X.iloc[rows]))
+            names, codes = np.unique(y, return_inverse=True)
+            right["tuned"][deal, rows] = tuned.predict(data.X.iloc[rows]) == data.y[rows]
+            for rival, (model, _) in others(X, codes).items():
+                right[rival][deal, rows] = names[model.predict(B)] == data.y[rows]
+    mean = {model: found.mean(axis=0) for model, found in right.items()}
+    less = {f"tuned less {rival}": paired(mean["tuned"] - mean[rival]) for rival in ("svc", "ridge")}
+    return {"deals": deals} | {model: float(found.mean()) for model, found in mean.items()} | less
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -143,6 +150,7 @@ def paired(change: np.ndarray) -> list[float]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="*", default=list(text_data.TEXTS))
     parser.add_argument("--in-turn", action="store_true", help="of the training rows alone, beside LinearSVC and ridge")
+    parser.add_argument("--deals", type=int, default=1, help="of --in-turn")
     parser.add_argument("--page", action="store_true", help="measure nothing, write docs/text.md from what is kept")
 
 
@@ -155,7 +163,7 @@ def main(options: argparse.Namespace) -> None:
     table = tables.Table("data", "model", "accuracy", "tuned less it", "se", "log-loss", "tuned less it", "se", "s")
     for name in names:
         if options.in_turn:
-            kept[name]["in turn"] = machine.fresh("benchmarks.text:in_turn", name)
+            kept[name]["in turn"] = machine.fresh("benchmarks.text:in_turn", name, options.deals)
             print(name, kept[name]["in turn"])
         else:
             kept[name] = row = machine.fresh("benchmarks.text:measured", name, 150 if options.quick else None)

@@ -42,11 +42,11 @@ def _texts(kept: dict[str, Any]) -> list[str]:
             beside = ", ".join(
                 f"{MODELS[rival]} {_number(turn[rival])} ({_difference(turn[f'tuned less {rival}'])})"
                 for rival in ("svc", "ridge")
-                if rival in turn
             )
+            deals = f", {turn['deals']} deals" if turn["deals"] > 1 else ""
             out.append(
-                "Of each fifth of the training rows, by models of the others (`--in-turn`): accuracy"
-                f" {_number(turn['tuned'])}; {beside}.\n"
+                f"Of each fifth of the training rows, dealt at random, by models of the others (`--in-turn`{deals}):"
+                f" accuracy {_number(turn['tuned'])}; {beside}.\n"
             )
     missing = {"newsgroups", "r52", "r8", "rotten_tomatoes", "clothing"} - {row["data"] for row in kept["rows"]}
     return [*out, f"Not measured yet: {', '.join(sorted(missing))}.\n"] if missing else out
