@@ -232,6 +232,19 @@ def test_the_callers_configuration_is_left_as_it_is():
         assert jnp.zeros(1).dtype == np.float32
 
 
+def test_a_source_that_lacks_a_member_is_told_which():
+    methods = {
+        name: getattr(bx.Arrays, name) for name in ("fold", "plan_chunk", "chunk_end", "visit", "total", "example")
+    }
+    for members, said in (({}, "Bare has no rows, as of"), (dict.fromkeys(MEMBERS, 1), "has no all_rows; pass table=")):
+        bare = config(type("Bare", (), methods | members))()
+        with pytest.raises(AssertionError, match=said):
+            check_source(bare)
+
+
+MEMBERS = "rows", "rows_per_batch", "is_full_batch", "blocks", "keys"
+
+
 @config
 class OneStream(Wrapped):
     """A source that hands every stage the same minibatches."""

@@ -45,6 +45,9 @@ def check_source(source: RowSource, table: PyTree = None) -> None:
     methods(source, "fold", "plan_chunk", "chunk_end", "visit", "total", "example")
     configuration(source)
     name = title(source)
+    for member in ("rows", "rows_per_batch", "is_full_batch", "blocks", "keys"):
+        require(hasattr(source, member), f"{name} has no {member}, as of bilevax.core.protocols.RowSource")
+    require(table is not None or hasattr(source, "all_rows"), f"{name} has no all_rows; pass table=, every row")
     table = source.all_rows if table is None else table
     rows, key = _dense(table), jax.random.key(3)
     _table(source, name, rows)
