@@ -19,14 +19,15 @@ _LARGEST = 1_000_000
 _ELSEWHERE = ("table", "target", "out")
 
 
-def read_config(path: Path) -> tuple[Plain, Plain]:
+def read_config(path: Path | str) -> tuple[Plain, Plain]:
     """Settings, and what else the file says of ``table``, ``target`` and ``out``.
 
     Raises:
         UsageError: there is no such file, or it is no TOML.
         ParameterError: it names what is no setting.
     """
-    tables = _toml(path)
+    # older versions of typer hand paths over as they were written
+    tables = _toml(Path(path))
     if "data" in tables and "versions" in tables:
         return _of_run(tables)
     settings = tables.pop("tune", {})
