@@ -160,7 +160,7 @@ NO_SUITE = {
 
 def suites(cls):
     """The suites for a class, by what it can do."""
-    if hasattr(cls, "estimate"):
+    if callable(getattr(cls, "estimate", None)):
         return [check_estimator]
     if hasattr(cls, "fold"):
         return [check_source]
