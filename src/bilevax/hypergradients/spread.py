@@ -61,12 +61,13 @@ def last_point_error(chain: Snapshots, rate: RelaxationRate) -> PointError:
     real = chain.cumulative_step.dtype
     s, sizes = (x.astype(real) for x in (chain.cumulative_step, chain.step_sizes))
     # where nothing is seen to relax h S is a rounding: exp(-h s) is a line, and the way to go as good as endless
-    resolved = jnp.finfo(real).eps / jnp.maximum(s[-1] - s[0], jnp.finfo(real).tiny)
+    span = jnp.maximum(s[-1] - s[0], jnp.finfo(real).tiny)
+    resolved = jnp.finfo(real).eps / span
     h, slowest = (jnp.maximum(x.astype(real), resolved) for x in rate)
     # y_i = x_i / sqrt(eta_i / eta_L): of equal variance
     roots = jnp.sqrt(sizes / sizes[-1])
     # (exp(-h s) - 1) / (h S): with a constant it spans what exp(-h s) does
-    decay = jnp.expm1(-h * (s - s[0])) / (h * jnp.maximum(s[-1] - s[0], jnp.finfo(real).tiny))
+    decay = jnp.expm1(-h * (s - s[0])) / (h * span)
     rates = h * jnp.asarray([1.0, FASTER], real)
     # two relaxation rates, that which was seen and a faster one, by how likely they make the snapshots
     squares = _weighted_mean(*jax.vmap(lambda h: _restricted_fit(chain.points, s, roots, decay, h))(rates))

@@ -220,11 +220,12 @@ def _to_target(
         made = _for_budget(problem, start, lam, sources, (budget, price), target, key=here)
         before, spent = spent, spent + made.spent
         made = replace_unchecked(made, spent=spent, budget=budget + before)
-        if made.method not in SAMPLED and made.estimate is None and made.predicted <= target / MARGIN:
+        promised = made.predicted <= target / MARGIN
+        if promised and made.method not in SAMPLED and made.estimate is None:
             # the same whatever the key: it is run, and believed where it says OK
             made = replace_unchecked(made, estimate=made.run(key=here))
         est = made.estimate
-        if made.predicted <= target / MARGIN if est is None else int(est.code) == Code.OK:
+        if promised if est is None else int(est.code) == Code.OK:
             return made
         # where every method fails more passes do not help
         if passes >= LONGEST or not math.isfinite(made.predicted):

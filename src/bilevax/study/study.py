@@ -219,8 +219,9 @@ def _notes(prepared: Prepared, target: str, settings: TuneSettings) -> list[Note
     group, when = settings.group, settings.time_column
     found = findings(table, target, task=prepared.target.task, group=group, time=when)
     # dates that are read as texts have too many values to learn from
-    left_out = prepared.table.select((*prepared.left_out, target))
-    found += tuple(note for note in findings(left_out, target, task=prepared.target.task) if note.about == "date")
+    if prepared.left_out:
+        left_out = findings(prepared.table.select(prepared.left_out), None)
+        found += tuple(note for note in left_out if note.about == "date")
     # of copies it is said already how many the test has
     told = any(note.about == "duplicates" for note in prepared.notes)
     return [*prepared.notes, *(note for note in found if not (told and note.about == "duplicates"))]
