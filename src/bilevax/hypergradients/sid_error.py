@@ -288,13 +288,12 @@ def _solve_many(
         def product(u: PyTree) -> PyTree:
             return sub(u, pullback(u)[0])
 
-        # u <- u / ||u||
-        u = scale(1.0 / jnp.maximum(norm(u), tiny), u)
         image = product(u)
-        # u <- u - eta A_B u
         moved = axpy(-eta * draw.weight, image, u)
-        # eta <- eta / 2, and no step, where ||u - eta A_B u|| > 1
-        grown = ~(norm(moved) <= 1.0)
+        # ||u - eta A_B u||; squares of a vector of length 1 may overflow, which is growth, and do not vanish
+        length = jnp.sqrt(vdot(moved, moved).astype(real))
+        # eta <- eta / 2, and no step, where that is > 1
+        grown = ~(length <= 1.0)
 
         def solved(x: PyTree, right: PyTree) -> PyTree:
             # x <- x + eta (right - A_B x)
@@ -303,10 +302,13 @@ def _solve_many(
         x = revised(solved, x, right, batch=draw.batch) if right_hand_sides else x
         total = total + jnp.where(j >= number // 2, vdot(u, image).astype(real), 0.0)
         cumulative_step = cumulative_step + jnp.where(grown, 0.0, eta)
-        return where(grown, u, moved), x, jnp.where(grown, 0.5 * eta, eta), cumulative_step, total
+        # u <- (u - eta A_B u) / ||u - eta A_B u||
+        u = where(grown, u, scale(1.0 / jnp.maximum(length, tiny), moved))
+        return u, x, jnp.where(grown, 0.5 * eta, eta), cumulative_step, total
 
     zero, one = jnp.zeros((), real), jnp.ones((), real)
-    begin = nonzero(direction), zeros_like(right), one, zero, zero
+    start = nonzero(direction)
+    begin = scale(1.0 / norm(start), start), zeros_like(right), one, zero, zero
     args = instance.oracle, w, right, number
     _, x, _, cumulative_step, total = instance.train.fold(step, begin, args, key=key, start=0, stop=number)
     seen = jnp.maximum(total / (number - number // 2).astype(real), tiny)
