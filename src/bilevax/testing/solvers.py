@@ -119,10 +119,11 @@ def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool
     """Check a solver of (I - d1Phi^T) v = g, such as ``bilevax.CG()`` or ``bilevax.FixedPoint(100)``.
 
     A stochastic one has ``solve(image, start, args, source, *, key, outer_step)``, others ``solve(matvec, g, metric,
-    start)``, and the class says which in ``stochastic``. It must converge, on every row, on small systems whose
-    iteration contracts by 0.8 or better. In order: it is a configuration; its solutions are right, from any start, for
-    systems that are not symmetric too unless the class says ``needs_symmetry``; zero, nested trees, float32, jit, vmap
-    and rebuilding; its calls are counted; NaN and a singular system are said; its randomness is the key's.
+    start=None)``, None for a start at 0; the class says which in ``stochastic``, and both return a
+    ``bilevax.core.records.Solution``. It must converge, on every row, on small systems whose iteration contracts by 0.8
+    or better. In order: it is a configuration; its solutions are right, from any start, for systems that are not
+    symmetric too unless the class says ``needs_symmetry``; zero, nested trees, float32, jit, vmap and rebuilding; its
+    calls are counted; NaN and a singular system are said; its randomness is the key's.
 
     Args:
         solver: what is checked.
@@ -147,7 +148,7 @@ def check_linear_solver(solver: Solver, *, rtol: float = 1e-6, is_unbiased: bool
         )
         for s in (system,) if getattr(solver, "needs_symmetry", False) else (system, _system(symmetric=False)):
             kind = "a symmetric system" if s.symmetric else "a system that is not symmetric"
-            for start in (None, jnp.linspace(-3.0, 4.0, D), jnp.asarray(s.v)):
+            for start in (jnp.linspace(-3.0, 4.0, D), None, jnp.asarray(s.v)):
                 _solution(name, run(jnp.asarray(s.rows), jnp.asarray(s.g), start), s.v, kind, rtol)
         out = run(rows, zeros_like(g), None)
         require(not np.any(out.value) and out.code == Code.OK, f"{name} must solve A v = 0 by v = 0, with the code OK")
