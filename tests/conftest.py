@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads that wait for each other do so at full speed
 
@@ -138,3 +139,16 @@ def _forget_programs():
     """Compiled programs of a module are dropped after it: thousands in one process exhaust its memory maps."""
     yield
     jax.clear_caches()
+
+
+MAPS = 30_000
+"""Memory maps of a process after which its programs are dropped; Linux allows 65,530, and XLA crashes beyond."""
+
+
+@pytest.fixture(autouse=True)
+def _few_maps(request):
+    """A slow test may compile hundreds of programs: those of a module are dropped before its end where they are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if request.node.get_closest_marker("slow") and maps.exists() and len(maps.read_bytes().splitlines()) > MAPS:
+        jax.clear_caches()

@@ -5,6 +5,7 @@ its batch, is the whole table and the extents of some rows. A loss multiplies it
 arrays that JAX differentiates.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -158,9 +159,13 @@ def _gather(columns: Array, values: Array, extents: Array, W: Array) -> Array:
     X = SparseBatch(columns, values, extents.reshape(-1, 2), W.shape[2])
 
     def add(out: Array, row: Array, columns: Array, values: Array) -> Array:
-        # S_cr += sum_p values_p W_lc,columns_p over the pieces of row r
-        own = jax.vmap(lambda M: M[row[:, None] // b, columns], 1)(W)
-        return out.at[:, row].add(jnp.einsum("kp,ckp->ck", values, own), mode="drop")
+        def term(column: Array, value: Array) -> Array:
+            own: Array = jax.vmap(lambda M: M[row // b, column], 1)(W)
+            return value[None] * own
+
+        # S_cr += sum_p values_p W_lc,columns_p over the pieces of row r, as p terms: gathered and added in one loop
+        terms = map(term, columns.T, values.T)
+        return out.at[:, row].add(functools.reduce(jnp.add, terms), mode="drop")
 
     out = _over_slabs(X, add, jnp.zeros((W.shape[1], L * b), W.dtype))
     return jnp.moveaxis(out.reshape(-1, L, b), 1, 0)
