@@ -147,7 +147,7 @@ MAPS = 30_000
 
 @pytest.fixture(autouse=True)
 def _few_maps(request):
-    """A slow test may compile hundreds of programs: those of a module are dropped before its end where they are many."""
+    """Slow tests may compile hundreds of programs each: they are dropped before the module ends, if they are many."""
     yield
     maps = Path("/proc/self/maps")
     if request.node.get_closest_marker("slow") and maps.exists() and len(maps.read_bytes().splitlines()) > MAPS:
