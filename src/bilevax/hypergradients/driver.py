@@ -1,6 +1,7 @@
 """One driver for every estimate: its compiled programs, the report, a target, and the diagnosis of a failure."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, TypedDict, TypeVar
 
 import jax
@@ -17,7 +18,7 @@ from bilevax.core.programs import BRIEFLY, PLAINLY, SUMMING, compiled, weighed
 from bilevax.core.protocols import BilevelProblem
 from bilevax.core.records import STAGES, Cost, Count, Estimate, Failure
 from bilevax.core.trees import PyTree, entries, is_concrete, where
-from bilevax.hypergradients.batches import is_sparse
+from bilevax.hypergradients.batches import each, is_sparse
 from bilevax.hypergradients.diagnosis import explain_failure, unused_leaves
 from bilevax.hypergradients.report import (
     apply_tolerance,
@@ -44,6 +45,7 @@ LONG = 3e9
 """Samples times unknowns of a run that is long."""
 
 Method = TypeVar("Method")
+T = TypeVar("T")
 
 Held = tuple[BilevelProblem, PyTree]
 """The problem with its inner step measured, and the state of the estimator: of each replica."""
@@ -85,6 +87,13 @@ class Call(NamedTuple):
     def keys(self, replicas: int) -> Array:
         """The key of each replica; of one, the key itself."""
         return self.key if replicas == 1 else jax.random.split(self.key, replicas)
+
+    def each(self, one: Callable[..., T], replicas: int) -> Callable[..., T]:
+        """A function of one replica, for all: at once, or one after another (:func:`~.batches.each`)."""
+        if replicas == 1:
+            return one
+        over = each((self.instance.train.example(), self.instance.val.example()))
+        return lambda *args: over(lambda xs: one(*xs), args)
 
 
 class Stateless(NamedTuple):
@@ -153,11 +162,7 @@ def _estimate(
             estimate = unjudged(estimate) if unknown else estimate
         return estimate, ready.problem, Run(before, after, doublings)
 
-    if replicas == 1:
-        estimate, problem, run = one(call.key, held)
-    else:
-        axes = 0, None if held is None else 0
-        estimate, problem, run = jax.vmap(one, axes)(call.keys(replicas), held)
+    estimate, problem, run = call.each(one, replicas)(call.keys(replicas), held)
     # what is due depends on structure alone, not on the numbers of a replica
     to_come = report and apart and report_is_due(estimate, run.after.trace, estimator, instance)
     return Outcome(estimate, problem, run, None if to_come else _finished(call, estimate, replicas))
@@ -177,8 +182,8 @@ def _report(call: Call, estimate: Estimate, held: Held, *, replicas: int, led: b
         ready = call.instance._replace(problem=problem)
         return attach_report(estimate, state.trace, ready, call.estimator, call.constants, key=key, led=led)
 
-    each = one if replicas == 1 else jax.vmap(one)
-    return _finished(call, each(estimate, held, call.keys(replicas)), replicas)
+    estimate = call.each(one, replicas)(estimate, held, call.keys(replicas))
+    return _finished(call, estimate, replicas)
 
 
 def _diagnosis(
@@ -205,8 +210,7 @@ def _diagnosis(
         estimate = explain_failure(estimate, ready, call.w0)
         return unknown_if_failed(estimate, call.constants) if due else estimate
 
-    each = one if replicas == 1 else jax.vmap(one)
-    estimate = each(outcome.estimate, outcome.problem, outcome.run, call.keys(replicas))
+    estimate = call.each(one, replicas)(outcome.estimate, outcome.problem, outcome.run, call.keys(replicas))
     return estimate, _finished(call, estimate, replicas)
 
 
