@@ -76,7 +76,7 @@ def hypergradient(
             TOLERANCE_NOT_MET or worse, as of an estimator that says nothing of its error. Default 0.1.
         replicas: independent runs, whose mean is returned; a count of at least 1, which compiles anew. Default 1. N of
             them have N - 1 degrees of freedom, and fewer than 4 are too few for OK: where there is noise, 2, 3 and 4
-            replicas show it alone, and a verdict, as of a target, needs 5. They run at once, and on sparse rows one after
+            replicas show it alone, and a verdict, as of a target, needs 5. They run at once; on sparse rows one after
             another.
         constants: of the problem; ``error.bound`` of a deterministic estimate follows from them.
         target: a relative error, in place of ``tol``: the run goes on, and is never begun again, to twice, four times,
