@@ -132,15 +132,23 @@ def test_a_mapped_product_selects_no_result_in_each_turn(other_rows):
     close(product(rows, M), jnp.stack([m @ X[r] for m, r in zip(M, jnp.broadcast_to(rows, (4, 3)), strict=True)]))
 
 
-def test_values_are_differentiated_forward():
+@pytest.mark.parametrize("left", [False, True], ids=["X M", "M X"])
+def test_values_are_differentiated_forward_and_in_reverse(left):
     """A loss may scale the entries; that derivative comes from the system's own product."""
     X, _ = table()
-    S, M = batch_of(X), jnp.ones((D, 1))
+    S = batch_of(X)
+    M = jnp.asarray(np.random.default_rng(4).normal(size=(2, X.shape[0]) if left else (D, 2)))
 
-    def scaled(c):
-        return sparse.SparseBatch(S.columns, c * S.values, S.extents, S.features) @ M
+    def size(c, X=S):
+        scaled = X if X is not S else sparse.SparseBatch(S.columns, c * S.values, S.extents, S.features)
+        return jnp.sum(jnp.sin(M @ scaled if left else scaled @ M))
 
-    close(jax.jacfwd(scaled)(jnp.float64(2.0)), X @ np.ones((D, 1)))
+    c = jnp.linspace(0.5, 1.5, S.values.size).reshape(S.values.shape)
+    derivative, direction = jax.grad(size)(c), jnp.cos(7 * c)
+    close(jnp.vdot(derivative, direction), jax.jvp(size, (c,), (direction,))[1])
+    # at c = 1 along c it is that of a dense X along X
+    dense = jax.grad(lambda t: size(None, t * jnp.asarray(X)))(jnp.float64(1.0))
+    close(jnp.sum(jax.grad(size)(jnp.ones_like(c))), dense)
 
 
 @pytest.mark.parametrize("shape", [(D + 1,), (D - 1, 2), (), (D, 2, 2)], ids=str)

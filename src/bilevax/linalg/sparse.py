@@ -30,9 +30,9 @@ class SparseBatch:
     often as these rows need: their shapes are fixed, and their cost is not that of the longest row.
 
     ``X @ M`` with M [d, C] or [d], and ``M @ X`` with M [C, b] or [b], can be differentiated in M any number of times,
-    forward and in reverse, and mapped, over matrices as over rows: one loop goes through the pieces of all. In
-    ``values`` they can be differentiated forward, at the cost of the whole table. Cost: p C multiplications for each
-    piece, their number rounded up to a multiple of SLAB, and what it takes to write the result.
+    forward and in reverse, and mapped, over matrices as over rows: one loop goes through the pieces of all. So they can
+    in ``values``, at the cost of the whole table. Cost: p C multiplications for each piece, their number rounded up to
+    a multiple of SLAB, and what it takes to write the result.
 
     Attributes:
         columns: of each entry, int32 [P, p]: the P pieces of the whole table, of which these rows have some.
@@ -115,7 +115,8 @@ def _solution(X: SparseBatch, right: tuple[Array, Array]) -> tuple[Array, Array]
     # [ I   0] [U]   [Q]            [ I  0] [Q]                                [I  X^T] [Q]
     # [-X   I] [S] = [R],  inverse  [ X  I] [R],  and that of the transpose    [0   I ] [R]
     def matvec(z: tuple[Array, Array]) -> tuple[Array, Array]:
-        return z[0], z[1] - _prefix_sums(X, z[0])
+        one = _tied(jnp.ones((), X.dtype), X.values)
+        return one * z[0], one * z[1] - _prefix_sums(X, z[0])
 
     def solve(_: object, r: tuple[Array, Array]) -> tuple[Array, Array]:
         return r[0], r[1] + _gathered(X, r[0])
