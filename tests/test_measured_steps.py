@@ -1,6 +1,7 @@
 """Default steps: what is measured against closed forms, what it costs, and what changes no run."""
 
 import functools
+import itertools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -388,8 +389,9 @@ def test_lam_does_not_run_away_from_what_lags_behind_it(moves):
     for algorithm in MOVES[moves]:
         d, made = algorithm.defaults, algorithm()
         T, multiplier = getattr(made, "inner_steps", 1), getattr(made, "multiplier", np.inf)
-        for rate in (1e-3, 1e-2, 0.1, 0.5):
-            r, g = d.inner * rate, float(d.speed(jnp.asarray(rate), T, multiplier))
+        # a = rho_0 L, that of the class or of a rho_0 that is given
+        for rate, a in itertools.product((1e-3, 1e-2, 0.1, 0.5), (d.inner, 0.01 * d.inner)):
+            r, g = a * rate, float(d.speed(jnp.asarray(rate), a, T, multiplier))
             assert radius(moves(r, g)) < 1.0
             assert moves not in (anew, anew_in_turn) or g == pytest.approx(d.outer)
             assert moves not in (carried, carried_in_turn) or g == d.outer or radius(moves(r, 3.0 * g)) > 1.0
@@ -490,6 +492,29 @@ def test_where_measuring_becomes_nan_a_run_ends_with_what_it_was_given():
     assert result.code == bx.Code.NONFINITE
     np.testing.assert_array_equal(result.w, 1.0)
     np.testing.assert_array_equal(result.lam, RIDGE.lam)
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.005])
+def test_lam_follows_a_step_of_w_that_is_given(rho):
+    """gamma_0 / rho_0 is the same for every rho_0 that is short: that of a long one would let lam run away."""
+    ratio = measured("every row", algorithm=Hindered(rho))[0].algorithm.ratio
+    np.testing.assert_allclose(
+        ratio, measured("every row", algorithm=Hindered(0.5 * rho))[0].algorithm.ratio, rtol=1e-9
+    )
+    own = measured("every row", algorithm=Hindered())[0].algorithm
+    np.testing.assert_allclose(ratio, own.ratio, rtol=1e-9)
+
+
+def test_a_run_on_a_loss_without_a_minimum_has_failed():
+    """Measuring takes w beyond every bound already, where a run would see it grow no more."""
+
+    def inner(w, lam, batch):
+        return -0.5 * jnp.mean(batch) * w @ w - w @ lam
+
+    rows = bx.Arrays(jnp.asarray([0.5, 1.0, 1.5, 2.0] * 20), 10)
+    problem = bx.Problem(bx.GradientStep(inner), lambda w, lam, batch: 0.5 * jnp.sum((w - 1) ** 2))
+    result = bx.minimize(problem, SOBA, np.zeros(3), np.zeros(3), rows, rows, steps=256, key=KEY)
+    assert result.code == bx.Code.DIVERGED
 
 
 @config
@@ -622,7 +647,7 @@ class Last(NamedTuple):
 
 
 def test_what_is_tried_against_a_direction_that_grows():
-    """Gamma a third; where that did not help a higher limit, and no slower steps; after six of these no limit."""
+    """Gamma a third; where that did not help a higher limit, and no slower steps; six of these at most."""
     begin, back_off = bx.SOBA(0.6, 0.3), BackOff(BOXED, SOBA)
     back_off.limit, algorithm = 1.0, begin
     _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.DIVERGED, 2.0), 256, lambda: None)
@@ -637,7 +662,8 @@ def test_what_is_tried_against_a_direction_that_grows():
     assert back_off.limit == 1.8 * GROWN
     for step in range(1, 4):
         _, algorithm = back_off.again(BOXED, algorithm, Last(bx.Code.NONFINITE, np.inf), step, lambda: None)
-    assert back_off.limit == np.inf
+    # a run that grows beyond it once more has failed
+    assert back_off.limit == 1.8 * GROWN
     assert back_off.tried == {"slower_from": [256, 512, 512, 1, 2, 3]}
     # twice rho is halved, and so the ratio is divided by less
     np.testing.assert_allclose(float(algorithm.step_size(0)), 0.6 / 4)

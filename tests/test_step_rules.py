@@ -149,6 +149,12 @@ def test_where_nothing_is_finite_the_run_says_so(rule):
         assert result.code == bx.Code.NONFINITE
 
 
+def test_a_loss_below_its_bound_is_no_step_of_zero():
+    """The loss of ``inner`` falls below 1, but not below -10."""
+    assert run(bx.BiSPS(1.0, 1.0, lower=-10.0), 20).code == bx.Code.OK
+    assert run(bx.BiSPS(1.0, 1.0, lower=1.0), 20).code == bx.Code.NONFINITE
+
+
 P = FiniteQuadratic.random(3, n=40, d=4, m=3)
 
 

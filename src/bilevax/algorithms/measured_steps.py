@@ -65,6 +65,9 @@ SLOWEST = 10
 GROWN = 5.0
 """Times its size at the start, a direction of lam that says that the steps are too long."""
 
+AWAY = 10.0
+"""Times its size after the first phase, a w at the end that comes to no rest."""
+
 SLOWER = 3.0
 """By which gamma is divided where the steps were too long."""
 
@@ -87,13 +90,13 @@ class Defaults(NamedTuple):
     carried: bool = True
     power: float = 0.0
 
-    def speed(self, rate: Array, moves: Array | int, multiplier: Array | float) -> Array:
-        """gamma_0 K, where an error of w falls by ``rate`` a move."""
+    def speed(self, rate: Array, a: Array | float, moves: Array | int, multiplier: Array | float) -> Array:
+        """gamma_0 K, where an error of w falls by ``rate`` a move of rho = 1 / L, and rho_0 is a / L."""
         # two lags in line, s (s + r)^2 + g r^2 = 0, are stable for g < 2 r; one, s (s + r) + g r = 0, for every g > 0
         if not self.carried:
             return jnp.asarray(self.outer, rate.dtype)
         # min(c, LAG T a (r + 1 / multiplier)): c (w - z) follows faster than w, by what E / c adds to the curvature
-        return jnp.minimum(self.outer, LAG * moves * self.inner * (rate + 1.0 / multiplier))
+        return jnp.minimum(self.outer, LAG * moves * a * (rate + 1.0 / multiplier))
 
 
 @runtime_checkable
@@ -187,9 +190,9 @@ def measure_steps(
     w follows lam with a lag of 1 / (T a r) steps, and a multiplier that is carried from step to step follows w with
     another: faster than both lam must not move, else it runs away. That of a penalty, multiplier (w - z), lags less, as
     E adds curvature to z. One that each step makes anew adds no lag, and there is no bound. a and c are constants of
-    the class, and so is the power by which the steps fall. Scaling the outer loss scales K, and u, and changes no
-    iterate. What so short a run can not tell is seen later: a run whose direction of lam grows beyond ``limit`` moves
-    too fast. :func:`bilevax.minimize` calls this by itself.
+    the class, and so is the power by which the steps fall; of a rho_0 that is given a is rho_0 L. Scaling the outer
+    loss scales K, and u, and changes no iterate. What so short a run can not tell is seen later: a run whose direction
+    of lam grows beyond ``limit`` moves too fast. :func:`bilevax.minimize` calls this by itself.
 
     Args:
         problem: the maps.
@@ -289,11 +292,12 @@ def filled(algorithm: Measurable, found: Curvatures) -> Measurable:
     """The algorithm with the steps that it lacks, in JAX's default float, like numbers that are given."""
     d, rho = algorithm.defaults, algorithm.step_size
     moves, multiplier = getattr(algorithm, "inner_steps", 1), getattr(algorithm, "multiplier", jnp.inf)
-    speed = d.speed(found.rate.astype(float), moves, multiplier)
+    L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
+    L = jnp.where(L > 0, L, 1.0).astype(float)  # without any curvature every step will do
+    a = d.inner if rho is None else scheduled(cast(StepSize, rho), jnp.int32(0)) * L
+    speed = d.speed(found.rate.astype(float), a, moves, multiplier)
     if rho is None:
         # a_k / L = (a / L) / (1 + k / horizon)^power, the horizon thirty times the steps in which lam gets somewhere
-        L, penalty = (jnp.ones(()), None) if found.inner is None else (found.inner.bound, found.inner.penalty)
-        L = jnp.where(L > 0, L, 1.0).astype(float)  # without any curvature every step will do
         falling = replace_unchecked(Polynomial(1.0, d.power), value=d.inner / L, horizon=HORIZON / speed)
         rho = falling if penalty is None else CurvatureStep(falling, L, penalty)
     changes: dict[str, object] = {"step_size": rho}
@@ -372,7 +376,7 @@ def _curvatures(
 
     ends = {"key": key, "start": jnp.int32(0), "stop": phase}
     p, way, (outer, inner) = fold_looks(streams, lead_near, (p, zeros_like(p.lam), (zero, zero)), (), **ends)
-    K, e = zero, p.u
+    K, e, first = zero, p.u, norm(p.w)
     for i in range(1, PHASES):
         t = unit(nonzero(way))
         tangent = Point(zeros_like(p.w), zeros_like(p.u), t)
@@ -389,5 +393,5 @@ def _curvatures(
     K = jnp.where(K > 0, K, 1.0)
     ratio = jnp.where((inner > 0) & (outer > 0), jnp.sqrt(outer / inner), 1.0)
     # where the short run diverged its end is of no use, and the run will say so itself
-    found = where(all_finite(p), p, begin)
+    found = where(all_finite(p) & (norm(p.w) <= AWAY * jnp.maximum(first, norm(begin.w))), p, begin)
     return Curvatures(met, K, rate, norm(direction), ratio, found.w, found.u)

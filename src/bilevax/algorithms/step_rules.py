@@ -136,7 +136,7 @@ class BiSPS:
     Args:
         inner: b_k in loss form, a number or a schedule; published: ``bx.Polynomial(b_0, 0.5)``.
         outer: a_k, likewise.
-        lower: l. Default 0.
+        lower: l. Default 0. A loss below it ends the run as NONFINITE.
         decrease: c, positive; 1/2 where l is the least value of each minibatch. Default 20, for losses with penalties,
             whose least values are far above 0.
         outer_decrease: as in :class:`BiSLS`.
@@ -168,8 +168,11 @@ class BiSPS:
         value, g = at
         # (G_i - l) / (c |g|^2), at most b_k
         square = jnp.asarray(self.decrease).astype(value.dtype) * vdot(g, g)
-        gap = jnp.maximum(value - jnp.asarray(self.lower).astype(value.dtype), 0.0)
-        step = gap / jnp.maximum(square, jnp.finfo(value.dtype).tiny)
+        lower = jnp.asarray(self.lower).astype(value.dtype)
+        step = jnp.maximum(value - lower, 0.0) / jnp.maximum(square, jnp.finfo(value.dtype).tiny)
+        # a loss that is below its bound by more than rounding: there is no such step, and the run says NONFINITE
+        rounding = jnp.sqrt(jnp.finfo(value.dtype).eps) * jnp.maximum(jnp.abs(lower), 1.0)
+        step = jnp.where(value < lower - rounding, jnp.nan, step)
         return jnp.minimum(step, scheduled(self.inner, k).astype(value.dtype)), jnp.int32(0)
 
 

@@ -31,8 +31,8 @@ class BackOff:
         algorithm: as it was given; made slower if its steps are to be measured.
 
     Attributes:
-        limit: of the mean direction of lam over a stretch, of steps that were measured; infinite where no more is
-            tried against it.
+        limit: of the mean direction of lam over a stretch, of steps that were measured; infinite of steps that were
+            given.
         tried: for a result's ``config``: under "damping" pairs (outer step, damping), under "slower_from" and
             "steeper_from" outer steps.
     """
@@ -79,11 +79,9 @@ class BackOff:
             return problem, followed
         # or w and u stay behind
         if self._cut < self._cuts:
-            cut, self._cut = self._cut, self._cut + 1
+            self._cut += 1
             self.tried.setdefault("slower_from", []).append(step)
-            # the last one goes without
-            self.limit = np.inf if cut == CUTS - 1 else self.limit
-            return problem, slower(measured, given, both=cut % 3 == 2)
+            return problem, slower(measured, given, both=self._cut % 3 == 0)
         return None
 
     def state(self) -> dict[str, PyTree]:
