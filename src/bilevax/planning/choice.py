@@ -32,9 +32,6 @@ from bilevax.problems.problem import Problem
 PASSES = 10
 """Passes over train, where there is no trial, from which on every row is read at once."""
 
-TYPICAL = 0.7
-"""Relative error of SID that is typical of budgets without a trial: no larger one is predicted."""
-
 NOISE = 1.5
 """Relative error of a method on minibatches after N steps, times sqrt(N), that is hardly ever undercut."""
 
@@ -83,7 +80,7 @@ class Pilot(NamedTuple):
         """Without a trial: SID with steps that fall soon or, from :data:`PASSES` on, a deterministic method.
 
         What a trial would tell costs as much as the run: so it is run, with ``goal`` its tolerance, and by its own
-        report predicted. That of SID errs on the side of caution: what is typical is not exceeded.
+        report predicted.
         """
         if self.passes < PASSES:
             problem, step, samples = measured(*self._at(key))
@@ -94,9 +91,6 @@ class Pilot(NamedTuple):
         if option is None:
             return self._replace(spent=samples)
         est, predicted = ran(option, self.start, self.lam, goal, key=jax.random.fold_in(key, 0))
-        if math.isfinite(predicted):
-            # an error of more than 1 has been shrunk, nearly to that of 0 in place of the value
-            predicted = min(predicted, TYPICAL if option.sampled else 1.0)
         notes = (
             "there was no trial on some of the rows: the method was run on all of them, which gives what is predicted"
             " and what `run` returns",

@@ -67,6 +67,9 @@ FOR_V = 0.4
 CROSS = 5
 """One step in so many of the two chains of SID together is one for the cross products."""
 
+TYPICAL = 0.7
+"""Relative error of SID that is typical of budgets without a trial: its report, which is cautious, predicts no more."""
+
 SHORT_TERM = 0.2
 """Share of the steps of SID after which its step sizes fall."""
 
@@ -305,7 +308,7 @@ def relative(value: PyTree, truth: PyTree) -> float:
 
 
 def ran(option: Option, start: Start, lam: PyTree, goal: float, *, key: Array) -> tuple[Estimate, float]:
-    """The run of a method, and the relative error that its report tells; infinite where the run failed.
+    """The run of a method, and the relative error that is predicted by its report; infinite where the run failed.
 
     A method on minibatches that is suspected not to contract is run once more, on others: a test of that reads several
     times as much as a run of few passes.
@@ -323,10 +326,11 @@ def ran(option: Option, start: Start, lam: PyTree, goal: float, *, key: Array) -
         return est, math.inf
     if option.sampled:
         noise = float(norm(report.standard_error) / norm(est.value))
-        return shrunk(est, noise), float(report.relative)
-    # of the error, not of its limit
+        # TYPICAL where nothing is known, too
+        return shrunk(est, noise), float(jnp.fmin(report.relative, TYPICAL))
+    # of the error, not of its limit; where it is above 1 little is left of the value, and the error is near that of 0
     error = float(report.relative) / SAFETY
-    return shrunk(est, error), error if math.isfinite(error) else math.inf
+    return shrunk(est, error), min(error, 1.0) if math.isfinite(error) else math.inf
 
 
 def shrunk(est: Estimate, error: float) -> Estimate:
