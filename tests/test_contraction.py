@@ -204,6 +204,15 @@ def test_chains_that_contract_are_accused_at_most_once_in_a_hundred(q: float, s:
             assert np.mean(out.diagnostic_products > 0) <= 0.1
 
 
+def test_noise_that_leads_back_to_the_start_is_hardly_ever_suspected() -> None:
+    """Along one direction a chain from the fixed point is three times as far in the end as half-way in one of six."""
+    noise = np.random.default_rng(0).normal(size=(ROWS, D, D + 1))
+    noise[:, :, :-1] = noise[:, 1:, -1] = 0.0
+    for steps in (64, 400):
+        out = chains(bx.Arrays(noise, 1), jnp.float64(0.9), canonicalize(bx.FixedPoint(steps, 1.0)), jnp.zeros(D))
+        assert np.mean(out.diagnostic_products > 0) <= 0.01
+
+
 def test_chains_whose_mean_contracts_and_whose_second_moment_grows_are_unstable() -> None:
     """q = .8, s = .8: the mean map contracts by .8; the random one expands, by ln sqrt(1.28)."""
     out = solved(0.8, 0.8, 100)

@@ -8,7 +8,8 @@ from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
 from bilevax.core.config import canonicalize, replace_unchecked
-from bilevax.core.trees import norm, sub
+from bilevax.core.records import Cost, Estimate, Failure
+from bilevax.core.trees import norm, scale, sub
 from bilevax.planning import pilot
 from bilevax.testing.problems import problem
 
@@ -57,7 +58,7 @@ def test_few_rows_are_not_tried_but_sampled_or_solved_within_the_budget(name, pa
         assert p.spent <= 0.35 * budget
         assert p.predicted == p.alternatives[p.method]
         assert "no trial" in p.notes[0]
-        assert (p.estimate is est) == (passes == 80)
+        assert p.estimate is est
     measured = np.sqrt(np.mean([case.error(est) ** 2 for est in runs]))
     predicted = np.median([p.predicted for p in plans])
     assert {p.method for p in plans} == {"AID-CG" if passes == 80 else "SID"}
@@ -86,6 +87,66 @@ def test_a_deterministic_method_that_was_not_tried_is_run_once_and_foretells_its
         factors.append(plan.predicted / float(norm(sub(est.value, truth)) / norm(truth)))
     assert min(factors) > 1 / 3
     assert np.median(factors) < 3
+
+
+def drawn(name, number):
+    """A problem of a family as users hand it in, and the relative error of an estimate."""
+    p = problem(name, number)
+    truth = jax.tree.map(jnp.asarray, p.solution().hypergradient)
+    return (p.unmeasured, p.w0, p.lam, *p.sources()), lambda est: float(norm(sub(est.value, truth)) / norm(truth))
+
+
+def test_sid_foretells_what_its_report_says_where_that_is_less_than_what_is_typical():
+    """Its errors there are a fourth of that."""
+    for name, number in (("factors", 2), ("softmax", 11)):
+        args, error = drawn(name, number)
+        plans = [bx.plan(*args, key=jax.random.key(seed), budget=5 * args[3].rows) for seed in range(6)]
+        assert {p.method for p in plans} == {"SID"}
+        predicted = np.median([p.predicted for p in plans])
+        rms = np.mean([error(p.run(key=jax.random.key(9))) ** 2 for p in plans]) ** 0.5
+        assert rms < 0.25
+        assert 1 / 3 < predicted / rms < 3
+    # and no more than that, however cautious the report
+    args, _ = drawn("heavy-rows", 2)
+    p = bx.plan(*args, key=jax.random.key(0), budget=5 * args[3].rows)
+    assert p.estimate.error.relative > 3
+    assert p.predicted == 0.7
+
+
+def test_noise_longer_than_the_value_is_shrunk():
+    """A weight for each row, most of which are seen once or never: 0 is nearer to the truth than what SID says."""
+    args, error = drawn("row-weights", 1)
+    noises, errors = [], []
+    for seed in range(6):
+        key = jax.random.key(seed)
+        p = bx.plan(*args, key=key, budget=5 * args[3].rows)
+        again = p.problem, p.estimator, p.w0, p.lam, p.train, p.val
+        plain = bx.hypergradient(*again, key=jax.random.fold_in(key, 0))
+        noise = float(norm(plain.error.standard_error) / norm(plain.value))
+        shorter = scale(min(1.0, noise**-2), plain.value)
+        assert float(norm(sub(p.estimate.value, shorter))) < 1e-6 * float(norm(shorter))
+        noises.append(noise)
+        errors.append((error(p.estimate), error(plain)))
+    assert np.median(noises) > 1
+    shrunk, plain = np.mean(np.square(errors), axis=0)
+    assert shrunk < 0.9 * plain
+
+
+@pytest.mark.parametrize("error", [0.9, 2.0, np.inf])
+def test_a_value_shorter_than_its_error_is_divided_by_its_square(error):
+    numbers = map(jnp.asarray, (50.0, 0.0, 0.0, 0.1, 0.9))
+    report = bx.ErrorReport(jnp.array([3.0, -4.0]), jnp.full(2, 1.0), jnp.array([6.0, 8.0]), *numbers)
+    one, none = jnp.ones(()), jnp.zeros(2)
+    est = Estimate(report.value, one, none, none, jnp.int32(bx.Code.MAX_STEPS), Cost(), Failure.of("none"), report)
+    s = 0.25 if error == 2.0 else 1.0
+    after = pilot.shrunk(est, error)
+    np.testing.assert_allclose(after.value, [3 * s, -4 * s])
+    np.testing.assert_allclose(after.error.value, after.value)
+    np.testing.assert_allclose(after.error.standard_error, s)
+    # |s y - x| <= s |y - x| + (1 - s) |y|
+    np.testing.assert_allclose(after.error.bias, [6 * s + 3 * (1 - s), 8 * s + 4 * (1 - s)])
+    ok = est._replace(code=jnp.int32(bx.Code.OK))
+    assert pilot.shrunk(ok, error) is ok
 
 
 def test_a_target_is_not_promised_by_a_run_that_is_not_ok():
@@ -141,6 +202,20 @@ def test_a_map_that_expands_is_planned_for_and_found_out_at_once(n):
         assert np.isinf(plan.predicted)
         assert plan.spent < 40 * n
         assert int(plan.run(key=jax.random.key(1)).code) >= bx.Code.NOT_CONTRACTIVE
+
+
+def test_a_run_that_fails_is_made_once_more_and_not_looked_into():
+    """A test whether the map contracts would read as much as five such runs."""
+    rows = bx.Arrays(np.random.default_rng(0).normal(size=(300, 4)))
+    problem = bx.Problem(
+        lambda w, lam, b: 1.2 * w + lam + jnp.mean(b, 0), lambda w, lam, b: jnp.mean((w[None] - b) ** 2)
+    )
+    plan = bx.plan(problem, jnp.zeros(4), jnp.ones(4), rows, rows, key=jax.random.key(0), budget=5 * 300)
+    est = plan.run(key=jax.random.key(1))
+    assert plan.method == "SID"
+    assert int(est.code) >= bx.Code.NOT_CONTRACTIVE
+    assert np.isinf(plan.predicted)
+    assert 1.5 * 5 * 300 < plan.spent + est.cost.samples < 2.05 * 5 * 300
 
 
 def many_rows():
@@ -307,7 +382,7 @@ def test_a_planned_sid_goes_by_its_error_report_and_says_so():
     assert p.method == "SID"
     assert p.val.is_full_batch
     for goal, code in ((10 * p.predicted, bx.Code.OK), (p.predicted / 20, bx.Code.TOLERANCE_NOT_MET)):
-        assert int(replace_unchecked(p, goal=goal).run(key=jax.random.key(1)).code) == code
+        assert int(replace_unchecked(p, goal=goal, estimate=None).run(key=jax.random.key(1)).code) == code
     verified = p.verify(key=jax.random.key(2), replicas=8)
     assert case.error(p.run(key=jax.random.key(3))) / 4 < verified.measured < p.predicted
 

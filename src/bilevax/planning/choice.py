@@ -3,13 +3,12 @@
 import math
 from typing import NamedTuple
 
+import jax
 from jax import Array
 
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
 from bilevax.core.trees import PyTree, entries
-from bilevax.hypergradients.estimate import hypergradient
-from bilevax.hypergradients.residual_error import SAFETY
 from bilevax.planning.pilot import (
     FURTHER,
     NEAR,
@@ -22,6 +21,7 @@ from bilevax.planning.pilot import (
     followed,
     joint_sid_for,
     measured,
+    ran,
     sid_for,
     trial_samples,
     tried,
@@ -31,9 +31,6 @@ from bilevax.problems.problem import Problem
 
 PASSES = 10
 """Passes over train, where there is no trial, from which on every row is read at once."""
-
-TYPICAL = 0.7
-"""Relative error of SID that is typical of budgets without a trial."""
 
 NOISE = 1.5
 """Relative error of a method on minibatches after N steps, times sqrt(N), that is hardly ever undercut."""
@@ -82,31 +79,23 @@ class Pilot(NamedTuple):
     def untried(self, goal: float, key: Array) -> "Pilot":
         """Without a trial: SID with steps that fall soon or, from :data:`PASSES` on, a deterministic method.
 
-        What a trial of the latter would tell costs as much as the run, which is the same whatever the key: so it is
-        run, with ``goal`` its tolerance, and its own estimate of its error is what is predicted.
+        What a trial would tell costs as much as the run: so it is run, with ``goal`` its tolerance, and by its own
+        report predicted.
         """
         if self.passes < PASSES:
             problem, step, samples = measured(*self._at(key))
             option = sid_for(problem, step, self.budget - samples, self.sources)
-            note = "what is predicted is what is typical"
-            return self._found(TYPICAL, option, samples, note)
-        problem, samples = followed(*self._at(key))
-        option = self._deterministic(problem, self.budget - samples)
+        else:
+            problem, samples = followed(*self._at(key))
+            option = self._deterministic(problem, self.budget - samples)
         if option is None:
             return self._replace(spent=samples)
-        args = self.start.w, self.lam, *option.sources
-        est = hypergradient(option.problem, option.estimator, *args, key=key, tol=goal)
-        assert est.error is not None
-        # of the error, not of its limit
-        predicted = float(est.error.relative) / SAFETY
-        note = "the method was run on all of them, which gives what is predicted and what `run` returns"
-        return self._found(predicted if math.isfinite(predicted) else math.inf, option, samples, note)._replace(
-            estimate=est
+        est, predicted = ran(option, self.start, self.lam, goal, key=jax.random.fold_in(key, 0))
+        notes = (
+            "there was no trial on some of the rows: the method was run on all of them, which gives what is predicted"
+            " and what `run` returns",
         )
-
-    def _found(self, predicted: float, option: Option | None, samples: int, note: str) -> "Pilot":
-        notes = (f"there was no trial on some of the rows: {note}",)
-        return self._replace(spent=samples, found=((predicted, option),) if option else (), notes=notes)
+        return self._replace(spent=samples, found=((predicted, option),), notes=notes, estimate=est)
 
     def tried(self, sample: Sources, key: Array) -> "Pilot":
         """With a deterministic method tried on a few rows: it has there the iterations that it would have."""

@@ -16,11 +16,13 @@ from bilevax.core.instance import Instance
 from bilevax.core.keys import stream
 from bilevax.core.programs import BRIEFLY, compiled
 from bilevax.core.protocols import RowSource
-from bilevax.core.trees import PyTree, entries, norm, sub, zeros_like
+from bilevax.core.records import Estimate
+from bilevax.core.trees import PyTree, entries, norm, scale, sub, zeros_like
 from bilevax.data import Arrays, Stream, refuse_keys
 from bilevax.hypergradients.estimate import hypergradient
 from bilevax.hypergradients.joint_report import PRICED
 from bilevax.hypergradients.joint_sid import FOLLOWED, JointSID, epoch, measured_step, measuring_calls
+from bilevax.hypergradients.residual_error import SAFETY
 from bilevax.hypergradients.sid import SID
 from bilevax.problems.problem import Problem
 from bilevax.solvers import CG, GMRES, LBFGS, FixedPoint, Harmonic, Polynomial
@@ -64,6 +66,9 @@ FOR_V = 0.4
 
 CROSS = 5
 """One step in so many of the two chains of SID together is one for the cross products."""
+
+TYPICAL = 0.7
+"""Relative error of SID that is typical of budgets without a trial: its report, which is cautious, predicts no more."""
 
 SHORT_TERM = 0.2
 """Share of the steps of SID after which its step sizes fall."""
@@ -297,6 +302,53 @@ def relative(value: PyTree, truth: PyTree) -> float:
     # ||value - truth|| / ||truth||, of which rounding hides what is below it
     ratio = float(norm(sub(value, truth)) / norm(truth))
     return max(ratio, rounding(truth)) if math.isfinite(ratio) else math.inf
+
+
+# Runs that are no trial
+
+
+def ran(option: Option, start: Start, lam: PyTree, goal: float, *, key: Array) -> tuple[Estimate, float]:
+    """The run of a method, and the relative error that is predicted by its report; infinite where the run failed.
+
+    A method on minibatches that is suspected not to contract is run once more, on others: a test of that reads several
+    times as much as a run of few passes.
+    """
+    estimator = option.estimator.suspecting() if option.sampled else option.estimator
+    args = option.problem, estimator, start.w, lam, *option.sources
+    v0 = start.v if option.sampled else None
+    est = hypergradient(*args, key=key, tol=goal, v0=v0)
+    if option.sampled and int(est.code) >= Code.NOT_CONTRACTIVE:
+        before, est = est, hypergradient(*args, key=jax.random.fold_in(key, 1), tol=goal, v0=v0)
+        est = est._replace(cost=est.cost.plus(before.cost))
+    report = est.error
+    assert report is not None
+    if int(est.code) >= Code.NOT_CONTRACTIVE:
+        return est, math.inf
+    if option.sampled:
+        noise = float(norm(report.standard_error) / norm(est.value))
+        # TYPICAL where nothing is known, too
+        return shrunk(est, noise), float(jnp.fmin(report.relative, TYPICAL))
+    # of the error, not of its limit; where it is above 1 little is left of the value, and the error is near that of 0
+    error = float(report.relative) / SAFETY
+    return shrunk(est, error), min(error, 1.0) if math.isfinite(error) else math.inf
+
+
+def shrunk(est: Estimate, error: float) -> Estimate:
+    """An estimate whose relative error is more than 1: the value is made shorter, by its square.
+
+    Of the truth x with an error e that is independent of it, s (x + e) is nearest to x at s = |x|^2 / (|x|^2 + |e|^2)
+    (Wiener 1949), less than |x|^2 / |e|^2, where |x + e| stands for |x|: an error longer than the value leaves little
+    of it. With an error below 1, or OK, it stays as it is.
+    """
+    if not 1.0 < error < math.inf or int(est.code) == Code.OK or est.error is None:
+        return est
+    # s = 1 / error^2
+    s, report = error**-2.0, est.error
+    value = scale(s, est.value)
+    # |s y - x| <= s |y - x| + (1 - s) |x|, and |x| is not known: |y| in its place
+    bias = jax.tree.map(lambda b, y: s * b + (1.0 - s) * jnp.abs(y), report.bias, est.value)
+    report = report._replace(value=value, standard_error=scale(s, report.standard_error), bias=bias)
+    return est._replace(value=value, error=report)
 
 
 # Steps

@@ -20,7 +20,7 @@ from bilevax.core.trees import PyTree, as_parameters, norm
 from bilevax.hypergradients.estimate import hypergradient
 from bilevax.hypergradients.joint_sid import JointSID
 from bilevax.hypergradients.sid import SID
-from bilevax.planning.choice import Pilot
+from bilevax.planning.choice import PASSES, Pilot
 from bilevax.planning.pilot import (
     DEAREST,
     SAMPLED,
@@ -36,8 +36,8 @@ from bilevax.problems.problem import Problem
 TOLERABLE = 0.1
 """Relative error above which the code of a run is TOLERANCE_NOT_MET, where no target is given."""
 
-FIRST, LONGEST = 8, 4096
-"""Passes over train with which the search for a target begins, and after which it ends."""
+LONGEST = 4096
+"""Passes over train after which the search for a target, which begins with PASSES, ends."""
 
 MARGIN = 2.0
 """Factor by which the predicted error must be below a target."""
@@ -75,8 +75,9 @@ class Plan:
         spent: of these, the pilot's.
         goal: relative error above which the code of a run is TOLERANCE_NOT_MET.
         notes: what the user should know, in sentences.
-        estimate: the hypergradient, where it is computed already: of a deterministic method for which too few rows
-            leave no room for a trial, or by which a target is met. Its cost is that of the run, and not in ``spent``.
+        estimate: the hypergradient, where it is computed already: by a method for which too few rows leave no room for
+            a trial, or by a deterministic one that meets a target. Its cost is that of the run, and not in ``spent``.
+            Where its own report says that the error is more than the value, this has been shrunk.
 
     Examples:
         >>> import bilevax as bx
@@ -172,7 +173,7 @@ def plan(
         lam: where the hypergradient is wanted, m entries.
         train: source of inner minibatches; its batch size is replaced.
         val: source of outer minibatches; likewise.
-        key: a JAX random key, of the pilot.
+        key: a JAX random key, of the pilot, and of a run without one.
         budget: samples (rows read), the pilot's included.
         target: a relative error; instead of a budget.
         full_batch_price: of a row that is read along with every other, in rows read in minibatches, which a budget
@@ -214,7 +215,7 @@ def _to_target(
 ) -> Plan:
     """Plans for budgets that double, each from the start that the last one found, until one promises the target."""
     # doubling: all budgets before the last one together cost as much as it
-    passes, spent = FIRST, 0
+    passes, spent = PASSES, 0
     while True:
         budget, here = passes * sources[0].rows, jax.random.fold_in(key, passes)
         made = _for_budget(problem, start, lam, sources, (budget, price), target, key=here)
@@ -232,7 +233,7 @@ def _to_target(
             note = f"the target {target:g} was not promised by any budget up to {passes} passes over the rows"
             return replace_unchecked(made, notes=(note,))
         start, passes = Start(made.w0, made.v0) if est is None else Start(est.w, est.v), 2 * passes
-        spent += 0 if est is None else int(price * est.cost.samples)
+        spent += 0 if est is None else int((1.0 if made.method in SAMPLED else price) * est.cost.samples)
 
 
 def _for_budget(
@@ -263,7 +264,7 @@ def _for_budget(
     pilot = pilot.tried(first, key).tried_on_minibatches(second, key) if first and second else pilot.untried(goal, key)
     if not pilot.found:
         raise ParameterError(
-            f"a budget of {budget:g} samples leaves no run beside the pilot; try {FIRST * sources[0].rows}"
+            f"a budget of {budget:g} samples leaves no run beside the pilot; try {PASSES * sources[0].rows}"
         )
     predicted, best = min(pilot.found, key=lambda of: of[0])
     return Plan(

@@ -45,9 +45,10 @@ from bilevax.solvers.stability import (
 )
 
 SUSPICIOUS = 3.0
-"""||x_t - x_0|| / ||x_{t/2} - x_0|| beyond which a stochastic iteration is under suspicion.
+"""||x_t - x_0|| / max_{j <= t/2} ||x_j - x_0|| beyond which a stochastic iteration is under suspicion.
 
-In the mean it is 1 + q^(t/2), at most 2 for a contraction, and sqrt(1 + q^t) where there is nothing but noise.
+In the mean ||x_t - x_0|| / ||x_{t/2} - x_0|| is 1 + q^(t/2), at most 2 for a contraction, and sqrt(1 + q^t) where
+there is nothing but noise, which may bring one point back to x_0, but hardly all of them.
 """
 
 Image: TypeAlias = Callable[[PyTree, PyTree, PyTree], PyTree]
@@ -218,8 +219,8 @@ class Chain:
         if average is not None:
             points = jax.tree.map(lambda x, m: x.at[-1].set(m[-1]), points, reached.mean)
         end = row(points, -1)
-        # ||x_t - x_0|| > 3 ||x_{t/2} - x_0||
-        half_way = norm(sub(row(points, SNAPSHOTS - 3), start))
+        # ||x_t - x_0|| > 3 ||x_j - x_0|| at the stops j <= t/2
+        half_way = jnp.max(jax.vmap(lambda x: norm(sub(x, start)))(row(points, slice(None, SNAPSHOTS - 2))))
         suspicious = (led > WINDOW) & (norm(sub(end, start)) > SUSPICIOUS * half_way)
         if not recorded:
             lost = jnp.where(jnp.isfinite(_sum(end)), lost, first)
