@@ -1,5 +1,6 @@
 """What an error report computes from its numbers, against tables and scipy's distributions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -177,3 +178,13 @@ def test_what_no_minibatch_showed_is_as_wrong_as_the_rest():
     filled = as_others(seen)
     np.testing.assert_allclose(filled["rows"], [3.0, 2.5, 4.0, 2.5])
     np.testing.assert_allclose(filled["unused"], 0.0)
+
+
+def test_what_numpy_computes_is_refused_within_a_trace_and_of_several_reports():
+    error = report([1.0], [0.1])
+    for fn in (lambda e: e.interval(), lambda e: e.sign_confidence):
+        for transformed in (jax.jit(fn), jax.vmap(fn)):
+            with pytest.raises(bx.ParameterError, match="is of one report, outside of jit"):
+                transformed(jax.tree.map(lambda x: jnp.asarray(x)[None], error))
+    with pytest.raises(bx.ParameterError, match=r"of a stack take jax.tree.map\(lambda x: x\[i\], report\)"):
+        jax.tree.map(lambda x: jnp.stack([x, x]), error).interval()

@@ -16,7 +16,8 @@ from jax import Array
 
 from bilevax.core import shown
 from bilevax.core.config import check_real
-from bilevax.core.trees import PyTree, at_least_single, norm
+from bilevax.core.errors import ParameterError
+from bilevax.core.trees import PyTree, at_least_single, is_concrete, norm
 
 _ADVICE = {
     "inner": "what is left of the inner equation: try more inner steps",
@@ -203,8 +204,12 @@ class ErrorReport(NamedTuple):
 
         Returns:
             (low, high), trees of numpy arrays like lam.
+
+        Raises:
+            ParameterError: within jit, vmap or grad, or of several reports at once.
         """
         level = check_real("level", level, low=0.0, high=1.0 - 1e-12, open_low=True)
+        self._at_hand("interval")
 
         # Plain numpy: scipy has the quantiles, and an interval is asked for once, of a result that is at hand.
         def half_width(spread: Array, shift: Array) -> np.ndarray:
@@ -216,6 +221,14 @@ class ErrorReport(NamedTuple):
             low = jax.tree.map(lambda x, h: np.asarray(x) - h, self.value, half)
             return low, jax.tree.map(lambda x, h: np.asarray(x) + h, self.value, half)
 
+    def _at_hand(self, name: str) -> None:
+        """Refuse what numpy computes, of one report that is at hand, where there is none."""
+        if not all(map(is_concrete, jax.tree.leaves(self))) or np.ndim(self.degrees_of_freedom):
+            raise ParameterError(
+                f"{name} is of one report, outside of jit, vmap and grad: return the report, and of a stack take "
+                f"jax.tree.map(lambda x: x[i], report); `upper` and `relative` serve inside, too"
+            )
+
     @property
     def sign_confidence(self) -> PyTree:
         """Per entry, the confidence that the truth has the sign of value, in [1/2, 1]; outside of compiled programs.
@@ -223,6 +236,7 @@ class ErrorReport(NamedTuple):
         P(T <= (|value| - bias) / standard_error) for Student's T; 1/2 where the upper limit of
         the relative error is above 1/2: what is hardly known as a whole is not known in its entries.
         """
+        self._at_hand("sign_confidence")
         if not self.upper <= RESOLVED:
             return jax.tree.map(lambda x: np.full_like(np.asarray(x), 0.5), self.value)
 
