@@ -58,7 +58,9 @@ def attach_report(
             # something was sampled
             error = sid_report(instance, estimate, trace, led, key=key)
         else:
-            error = residual_error(instance, estimate.value, (estimate.w, estimate.v), trace, constants=constants)
+            noisy = isinstance(estimator, ExtensibleEstimator) and not estimator.deterministic(instance)
+            points = estimate.w, estimate.v
+            error = residual_error(instance, estimate.value, points, trace, noisy=noisy, constants=constants)
         estimate = estimate._replace(error=error)
     return add_damping_bias(estimate, instance, key=key)
 

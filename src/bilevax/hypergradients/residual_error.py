@@ -63,6 +63,7 @@ def residual_error(
     points: tuple[PyTree, PyTree],
     solvers: SolverErrors | None = None,
     *,
+    noisy: bool = False,
     constants: Constants | None = None,
 ) -> ErrorReport:
     """The report on a hypergradient from every row, in place of h(w, v) = grad_2 E + d2Phi^T v; nothing is sampled.
@@ -98,6 +99,7 @@ def residual_error(
         value: the hypergradient, like lam: h, or close to it as that of ITD; None: h itself.
         points: (w, v).
         solvers: their estimated errors; None: not known.
+        noisy: v is from minibatches: what of s the space does not reach is counted as that of dw is.
         constants: of the problem; None: no bound.
     """
     (w, v), solvers = points, solvers or SolverErrors()
@@ -124,7 +126,10 @@ def residual_error(
         space, dw, rest = _inner_change(known, r, lambda x: sub(x, pullback(x)[0]), steps, (solvers.inner, least))
         # what conjugate gradients leave of r, over the geometric mean of the curvatures
         dw = axpy(1.0 / jnp.sqrt(least * most), rest, dw)
-        galerkin = space.at(space.solved(s))
+        galerkin = space.at(x := space.solved(s))
+        if noisy:
+            # of noise, which is in every direction, the rest likewise
+            galerkin = axpy(1.0 / jnp.sqrt(least * most), sub(s, space.image(x)), galerkin)
         dv = galerkin if solvers.linear is None else _longer(galerkin, dv)
 
     # at w + dw: ds = d(grad_1 E + d1Phi^T v), dh = d(grad_2 E + d2Phi^T v)

@@ -17,7 +17,7 @@ from bilevax.core.keys import stream
 from bilevax.core.programs import BRIEFLY, compiled
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree, entries, norm, scale, sub, zeros_like
+from bilevax.core.trees import PyTree, entries, norm, sub, zeros_like
 from bilevax.data import Arrays, Stream, refuse_keys
 from bilevax.hypergradients.estimate import hypergradient
 from bilevax.hypergradients.joint_report import PRICED
@@ -324,31 +324,12 @@ def ran(option: Option, start: Start, lam: PyTree, goal: float, *, key: Array) -
     assert report is not None
     if int(est.code) >= Code.NOT_CONTRACTIVE:
         return est, math.inf
+    # TYPICAL where nothing is known, too
     if option.sampled:
-        noise = float(norm(report.standard_error) / norm(est.value))
-        # TYPICAL where nothing is known, too
-        return shrunk(est, noise), float(jnp.fmin(report.relative, TYPICAL))
-    # of the error, not of its limit; where it is above 1 little is left of the value, and the error is near that of 0
+        return est, float(jnp.fmin(report.relative, TYPICAL))
+    # of the error, not of its limit
     error = float(report.relative) / SAFETY
-    return shrunk(est, error), min(error, 1.0) if math.isfinite(error) else math.inf
-
-
-def shrunk(est: Estimate, error: float) -> Estimate:
-    """An estimate whose relative error is more than 1: the value is made shorter, by its square.
-
-    Of the truth x with an error e that is independent of it, s (x + e) is nearest to x at s = |x|^2 / (|x|^2 + |e|^2)
-    (Wiener 1949), less than |x|^2 / |e|^2, where |x + e| stands for |x|: an error longer than the value leaves little
-    of it. With an error below 1, or OK, it stays as it is.
-    """
-    if not 1.0 < error < math.inf or int(est.code) == Code.OK or est.error is None:
-        return est
-    # s = 1 / error^2
-    s, report = error**-2.0, est.error
-    value = scale(s, est.value)
-    # |s y - x| <= s |y - x| + (1 - s) |x|, and |x| is not known: |y| in its place
-    bias = jax.tree.map(lambda b, y: s * b + (1.0 - s) * jnp.abs(y), report.bias, est.value)
-    report = report._replace(value=value, standard_error=scale(s, report.standard_error), bias=bias)
-    return est._replace(value=value, error=report)
+    return est, error if math.isfinite(error) else math.inf
 
 
 # Steps

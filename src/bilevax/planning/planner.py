@@ -77,7 +77,6 @@ class Plan:
         notes: what the user should know, in sentences.
         estimate: the hypergradient, where it is computed already: by a method for which too few rows leave no room for
             a trial, or by a deterministic one that meets a target. Its cost is that of the run, and not in ``spent``.
-            Where its own report says that the error is more than the value, this has been shrunk.
 
     Examples:
         >>> import bilevax as bx
