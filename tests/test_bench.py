@@ -13,6 +13,7 @@ import bilevax as bx
 from bilevax.cli import main
 from bilevax.core.errors import ParameterError
 from bilevax.report import write_courses
+from bilevax.testing import compare as comparison
 from bilevax.testing.compare import LOOKS, Pace, Point, Watch, compare, named_task
 from bilevax.testing.descent import Descent
 from bilevax.testing.entrants import ENTRANTS, GRID, Steps
@@ -114,6 +115,54 @@ def test_the_best_of_a_grid_is_taken(task):
     made = {"SOBA": ENTRANTS["SOBA"]}
     record = compare([task], ["SOBA"], seeds=1, budget=20_000, points=2, grid=grid, entrants=made)
     assert record["problems"][0]["algorithms"][0]["grid"] == {"inner": 0.3, "outer": 0.03}
+
+
+def test_a_setting_that_fails_with_another_key_is_not_chosen(task, monkeypatch):
+    def run(task, algorithm, seed, kind, budgets, pace):
+        watch = Watch(kind, budgets, Point(task.w0, task.lam))
+        watch.failed = algorithm.ratio > 0.2 and seed == comparison.CHOOSING + 2
+        return watch
+
+    monkeypatch.setattr(comparison, "_run", run)
+    monkeypatch.setattr(comparison, "_paces", lambda *args: ({"samples": Pace(1, 1)}, None))
+    unit = task.L / task.K
+    grid = [(1.0, 0.3 / unit), (1.0, 0.1 / unit)]
+    assert comparison._chosen(task, ENTRANTS["SOBA"], np.ones(1), grid).outer == 0.1 / unit
+
+
+def test_a_run_that_ends_above_its_start_has_failed(task):
+    """By an algorithm that says nothing of it; in one measure alone it need not be worse."""
+    size, value = comparison._judged(task, Point(task.w0, task.lam))
+    ends = [(4 * size, value + 1.0), (4 * size, value - 1e-3), (0.5 * size, value + 1.0)]
+    entry = {"runs": [{"samples": [end]} for end in ends], "failed": [False] * 3}
+    assert comparison._problem(task, [entry], 1)["algorithms"][0]["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"tasks": "one"}, "compare takes lists"),
+        ({"grid": True}, "compare takes lists"),
+        ({"budget": 10}, r"of quadratic-10-b32 are \d+ rows, budget is 10"),
+        ({"truth": lambda w, lam: (0.0, np.zeros(2))}, r"has a hypergradient of shape \(2,\), and lam has \(5,\)"),
+    ],
+)
+def test_what_is_no_comparison_is_refused_at_once(task, words, said):
+    task = task._replace(truth=words.pop("truth", task.truth))
+    words = {"tasks": [task], "algorithms": ["SOBA"]} | words
+    with pytest.raises(ParameterError, match=said):
+        compare(**words | ({"tasks": task} if words["tasks"] == "one" else {}))
+
+
+def test_a_curvature_is_looked_for_where_there_is_a_solution():
+    """Entries of very different size: a step in proportion to lam is too long for the small ones."""
+
+    def at(w, lam):
+        if abs(lam[1]) > 10:
+            raise ParameterError("no fixed point")
+        return SimpleNamespace(hypergradient=np.diag([0.0, 2.0]) @ lam + [0.0, 1.0])
+
+    assert outer_curvature(at, 0.0, np.array([1e6, 0.0])) == pytest.approx(2.0, rel=1e-6)
 
 
 def test_a_lost_run_has_no_figures(task):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bilevax.core.errors import UsageError
+from bilevax.core.errors import ParameterError, UsageError
 from bilevax.core.events import Event, Plain
 from bilevax.core.files import make_directory, require_place, write
 from bilevax.core.text import clean, count, duration, significant
@@ -34,7 +34,9 @@ def run(
     from bilevax.testing.problems import families, problems
 
     known = [*problems(), *families("choosing"), *families("judging")]
-    chosen = [name.strip() for name in algorithms.split(",")] if algorithms else list(ENTRANTS)
+    named = [name.strip() for name in algorithms.split(",")] if algorithms else list(ENTRANTS)
+    # each once
+    names, chosen = list(dict.fromkeys(names)), list(dict.fromkeys(named))
     _refuse_unknown("problem", names, known)
     _refuse_unknown("algorithm", chosen, list(ENTRANTS))
     if not names:
@@ -42,15 +44,22 @@ def run(
     from bilevax.testing.compare import compare
     from bilevax.testing.tasks import named_task
 
+    if out is not None:
+        make_directory(out)
     record: Plain = {"problems": []}
     for name in names:
         pairs = GRID if grid else None
-        found = compare([named_task(name)], chosen, seeds=seeds, budget=budget, seconds=seconds, grid=pairs, told=_say)
+        try:
+            task = named_task(name)
+        except ParameterError as e:
+            raise UsageError(f"{name} cannot be compared: {e}") from e
+        found = compare([task], chosen, seeds=seeds, budget=budget, seconds=seconds, grid=pairs, told=_say)
         record = found | {"problems": record["problems"] + found["problems"]}
         show(found)
+        # what is done is kept, whatever the next problem does
+        if out is not None:
+            write(out / JSON, json.dumps(record, indent=1, allow_nan=False) + "\n")
     if out is not None:
-        make_directory(out)
-        write(out / JSON, json.dumps(record, indent=1, allow_nan=False) + "\n")
         from bilevax.report import write_courses
 
         for by in record["budgets"]:

@@ -33,8 +33,9 @@ __all__ = ["ENTRANTS", "GRID", "Task", "compare", "named_task"]
 LOOKS = 64
 """Callbacks in a budget of samples, and how much smaller the smallest budget is at which a run is judged."""
 
-CHOOSING = 2**30
-"""Seed of the runs that choose a setting of the grid; those that are reported have others."""
+CHOOSING, CHOICES = 2**30, 3
+"""Seed of the first of the runs that choose a setting of the grid, and their number a setting; those that are reported
+have others."""
 
 
 class Point(NamedTuple):
@@ -107,7 +108,8 @@ def compare(
 
     The measures are |grad f|^2 over that at the start, and (f - f*) / (f(start) - f*), f* the least value that any run
     or a deterministic search met; of each the quartiles over the seeds. A run that fails counts as infinite from there
-    on (None in the record). Seconds are CPU seconds of the process, compilation not among them.
+    on (None in the record); one that ends above its start in both measures has failed, too. Seconds are CPU seconds of
+    the process, compilation not among them.
 
     Args:
         tasks: the problems.
@@ -115,15 +117,19 @@ def compare(
         seeds: how many runs of each, at least 1.
         budget: samples of a run, pilots included.
         seconds: CPU seconds of as many more runs, from the same seeds, that end by time; None: samples alone.
-        grid: pairs (rho L, gamma K), of which each algorithm gets the one whose last gradient is smallest in a run of
-            another seed. None: each algorithm as it is built without arguments.
+        grid: pairs (rho L, gamma K), of which each algorithm gets the one whose last gradient is smallest, in the
+            median of three runs of other seeds, of which none may fail. None: each algorithm as it is built without
+            arguments.
         points: budgets at which a run is judged, at least 2, from 1/64 of the whole to the whole, evenly in logarithm.
         entrants: :data:`ENTRANTS` by default.
         told: called with each entry of the record when it is there.
 
     Raises:
-        ParameterError: there is no algorithm of a name, or a count or a budget is not positive.
+        ParameterError: there is no algorithm of a name, a count or a budget is not positive, a budget is less than a
+            minibatch of either source, tasks or the grid are no lists, or the truth of a task is not like its lam.
     """
+    if isinstance(tasks, Task) or isinstance(grid, bool):
+        raise ParameterError("compare takes lists: [task], and as grid pairs such as compare.GRID")
     known = ENTRANTS if entrants is None else entrants
     for name in algorithms:
         if name not in known:
@@ -135,6 +141,7 @@ def compare(
     numbers = range(check_count("seeds", seeds, low=1))
     problems = []
     for task in tasks:
+        _check(task, budget)
         found = [_entry(task, name, known[name], numbers, budgets, grid, told) for name in algorithms]
         problems.append(_problem(task, found, len(shares)))
     kept = {kind: values.tolist() for kind, values in budgets.items()}
@@ -144,6 +151,19 @@ def compare(
         "grid": grid and [list(pair) for pair in grid],
         "problems": problems,
     }
+
+
+def _check(task: Task, budget: float) -> None:
+    rows = task.train.rows_per_batch + task.val.rows_per_batch
+    if budget < rows:
+        raise ParameterError(
+            f"a minibatch of train and one of val of {task.name} are {rows} rows, budget is {budget:g}"
+        )
+    shapes = [jax.tree.map(np.shape, x) for x in (task.truth(task.w0, task.lam)[1], task.lam)]
+    if shapes[0] != shapes[1]:
+        raise ParameterError(
+            f"the truth of {task.name} has a hypergradient of shape {shapes[0]}, and lam has {shapes[1]}"
+        )
 
 
 def _entry(
@@ -170,7 +190,7 @@ def _entry(
         ]
         last = [{"steps": w.steps, "samples": w.last.samples, "seconds": w.last.seconds} for w in watches["samples"]]
         steps = None if chosen is None else {"inner": chosen.inner, "outer": chosen.outer}
-        failed = sum(any(watches[kind][i].failed for kind in budgets) for i in range(len(seeds)))
+        failed = [any(watches[kind][i].failed for kind in budgets) for i in range(len(seeds))]
         entry |= {"algorithm": plain, "grid": steps, "failed": failed, "spent": last, "runs": runs}
     told({"kind": "compared", **entry})
     return entry
@@ -202,7 +222,7 @@ def _run(task: Task, algorithm: Algorithm, seed: int, kind: str, budgets: np.nda
 
 
 def _chosen(task: Task, entrant: Entrant, budgets: np.ndarray, grid: Sequence[tuple[float, float]]) -> Steps:
-    """The steps of the grid after which the hypergradient is smallest; the first where none moves."""
+    """The steps of the grid after which the hypergradient is smallest, in the median; the first where all fail."""
     tried = [Steps(*pair, task.L, task.K) for pair in grid]
     # one that has no steps to choose
     if entrant(None) == entrant(tried[0]):
@@ -210,10 +230,12 @@ def _chosen(task: Task, entrant: Entrant, budgets: np.ndarray, grid: Sequence[tu
     pace = _paces(task, entrant(tried[0]), {"samples": budgets})[0]["samples"]
     best, least = tried[0], np.inf
     for steps in tried:
-        watch = _run(task, entrant(steps), CHOOSING, "samples", budgets, pace)
-        size = None if watch.failed else _judged(task, watch.last)[0]
-        if size is not None and size < least:
-            best, least = steps, size
+        algorithm = entrant(steps)
+        watches = [_run(task, algorithm, CHOOSING + i, "samples", budgets, pace) for i in range(CHOICES)]
+        sizes = [None if watch.failed else _judged(task, watch.last)[0] for watch in watches]
+        size = np.inf if None in sizes else np.median(np.asarray(sizes, float))
+        if size < least:
+            best, least = steps, float(size)
     return best
 
 
@@ -244,9 +266,15 @@ def _problem(task: Task, entries: list[Plain], budgets: int) -> Plain:
             out[kind] = {name: [p[i] for p in seen] for i, name in enumerate(("gradient", "gap"))}
         return out
 
+    def lost(run: Plain) -> bool:
+        """Whether it ended above its start in both measures, for any kind of budget."""
+        ends = [(of["gradient"][-1], of["gap"][-1]) for of in run.values()]
+        return any(None not in end and min(end) > 1.0 for end in ends)
+
     for entry in entries:
         if "runs" in entry:
             entry["runs"] = [relative(run) for run in entry["runs"]]
+            entry["failed"] = sum(was or lost(run) for was, run in zip(entry["failed"], entry["runs"], strict=True))
             entry["quartiles"] = _quartiles(entry["runs"])
     return {"name": task.name, "start": {"gradient": size, "value": value}, "least": least, "algorithms": entries}
 

@@ -123,11 +123,21 @@ def outer_curvature(truth: Callable[[PyTree, PyTree], Truth], w: PyTree, lam: Py
     """The largest curvature of f at lam, by power iteration on differences of hypergradients."""
     x, tree = _flat(lam)
     here = vector(truth(w, lam).hypergradient)
+
+    def change(unit: np.ndarray, h: float) -> np.ndarray:
+        # (grad f(lam + h d) - grad f(lam)) / h, |d| = 1
+        try:
+            return np.asarray((vector(truth(w, tree(x + h * unit)).hypergradient) - here) / h)
+        # entries of very different size: h is too far for the small ones
+        except ParameterError:
+            if h < 1e-6:
+                raise
+            return change(unit, 0.01 * h)
+
     direction, curvature = here, 0.0
     for _ in range(products):
-        # |grad f(lam + h d) - grad f(lam)| / h, |d| = 1
-        unit, h = direction / max(np.linalg.norm(direction), 1e-300), 1e-4 * (1.0 + np.linalg.norm(x))
-        direction = (vector(truth(w, tree(x + h * unit)).hypergradient) - here) / h
+        h = 1e-4 * (1.0 + float(np.linalg.norm(x)))
+        direction = change(direction / max(np.linalg.norm(direction), 1e-300), h)
         curvature = float(np.linalg.norm(direction))
     return curvature
 
