@@ -8,7 +8,8 @@ from jax.flatten_util import ravel_pytree
 
 import bilevax as bx
 from bilevax.core.config import canonicalize, replace_unchecked
-from bilevax.core.trees import norm, sub
+from bilevax.core.records import Cost, Estimate, Failure
+from bilevax.core.trees import norm, scale, sub
 from bilevax.planning import pilot
 from bilevax.testing.problems import problem
 
@@ -110,6 +111,40 @@ def test_sid_foretells_what_its_report_says_where_that_is_less_than_what_is_typi
     p = bx.plan(*args, key=jax.random.key(0), budget=5 * args[3].rows)
     assert p.estimate.error.relative > 3
     assert p.predicted == 0.7
+
+
+def test_noise_longer_than_the_value_is_shrunk():
+    """A weight for each row, most of which are seen once or never: 0 is nearer to the truth than what SID says."""
+    args, error = drawn("row-weights", 1)
+    noises, errors = [], []
+    for seed in range(6):
+        key = jax.random.key(seed)
+        p = bx.plan(*args, key=key, budget=5 * args[3].rows)
+        again = p.problem, p.estimator, p.w0, p.lam, p.train, p.val
+        plain = bx.hypergradient(*again, key=jax.random.fold_in(key, 0))
+        noise = float(norm(plain.error.standard_error) / norm(plain.value))
+        shorter = scale(min(1.0, noise**-2), plain.value)
+        assert float(norm(sub(p.estimate.value, shorter))) < 1e-6 * float(norm(shorter))
+        noises.append(noise)
+        errors.append((error(p.estimate), error(plain)))
+    assert np.median(noises) > 1
+    shrunk, plain = np.mean(np.square(errors), axis=0)
+    assert shrunk < 0.9 * plain
+
+
+@pytest.mark.parametrize("r", [0.9, 2.0, np.inf])
+def test_a_value_with_more_noise_than_length_is_divided_by_its_square(r):
+    numbers = map(jnp.asarray, (50.0, 0.0, 0.0, 0.1, 0.9))
+    report = bx.ErrorReport(jnp.array([3.0, -4.0]), r * jnp.array([4.0, 3.0]), jnp.array([6.0, 8.0]), *numbers)
+    one, none = jnp.ones(()), jnp.zeros(2)
+    est = Estimate(report.value, one, none, none, jnp.int32(bx.Code.MAX_STEPS), Cost(), Failure.of("none"), report)
+    s = 0.25 if r == 2.0 else 1.0
+    after = pilot.shrunk(est)
+    np.testing.assert_allclose(after.value, [3 * s, -4 * s])
+    np.testing.assert_allclose(after.error.value, after.value)
+    np.testing.assert_allclose(after.error.standard_error, s * report.standard_error)
+    # |s y - x| <= s |y - x| + (1 - s) |y|
+    np.testing.assert_allclose(after.error.bias, [6 * s + 3 * (1 - s), 8 * s + 4 * (1 - s)])
 
 
 def test_a_target_is_not_promised_by_a_run_that_is_not_ok():

@@ -17,7 +17,7 @@ from bilevax.core.keys import stream
 from bilevax.core.programs import BRIEFLY, compiled
 from bilevax.core.protocols import RowSource
 from bilevax.core.records import Estimate
-from bilevax.core.trees import PyTree, entries, norm, sub, zeros_like
+from bilevax.core.trees import PyTree, entries, norm, scale, sub, zeros_like
 from bilevax.data import Arrays, Stream, refuse_keys
 from bilevax.hypergradients.estimate import hypergradient
 from bilevax.hypergradients.joint_report import PRICED
@@ -324,12 +324,32 @@ def ran(option: Option, start: Start, lam: PyTree, goal: float, *, key: Array) -
     assert report is not None
     if int(est.code) >= Code.NOT_CONTRACTIVE:
         return est, math.inf
-    # TYPICAL where nothing is known, too
     if option.sampled:
-        return est, float(jnp.fmin(report.relative, TYPICAL))
-    # of the error, not of its limit
+        # TYPICAL where nothing is known, too
+        return shrunk(est), float(jnp.fmin(report.relative, TYPICAL))
+    # of the error, not of its limit; iterates of Krylov methods from 0 are hardly further from the solution than 0 is
     error = float(report.relative) / SAFETY
-    return est, error if math.isfinite(error) else math.inf
+    return est, min(error, 1.0) if math.isfinite(error) else math.inf
+
+
+def shrunk(est: Estimate) -> Estimate:
+    """An estimate of SID with more noise than length, r = |standard error| / |value| > 1: the value is divided by r^2.
+
+    Of the truth x with an error e that is independent of it, s (x + e) is nearest to x at s = |x|^2 / (|x|^2 + |e|^2)
+    (Wiener 1949), less than |x|^2 / |e|^2, where |x + e| stands for |x|: an error longer than the value leaves little
+    of it.
+    """
+    report = est.error
+    assert report is not None
+    r = float(norm(report.standard_error) / norm(est.value))
+    if not 1.0 < r < math.inf:
+        return est
+    s = r**-2.0
+    value = scale(s, est.value)
+    # |s y - x| <= s |y - x| + (1 - s) |x|, and |x| is not known: |y| in its place
+    bias = jax.tree.map(lambda b, y: s * b + (1.0 - s) * jnp.abs(y), report.bias, est.value)
+    report = report._replace(value=value, standard_error=scale(s, report.standard_error), bias=bias)
+    return est._replace(value=value, error=report)
 
 
 # Steps

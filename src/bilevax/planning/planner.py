@@ -77,6 +77,7 @@ class Plan:
         notes: what the user should know, in sentences.
         estimate: the hypergradient, where it is computed already: by a method for which too few rows leave no room for
             a trial, or by a deterministic one that meets a target. Its cost is that of the run, and not in ``spent``.
+            A value of SID with more noise than length has been shrunk.
 
     Examples:
         >>> import bilevax as bx
