@@ -75,8 +75,9 @@ def check_algorithm(
     every row it comes near the minimum; in blocks, of which the last is short, how a run is cut, a checkpoint that it
     goes on from, float32 and rebuilding change nothing; no iterate leaves Lambda; NaN ends a run with finite variables;
     nested trees change nothing; its randomness is the key's. Then, on independent rows unless it refuses them, and
-    built without arguments where its steps can be measured: its cost is at least what it read; its settings can be
-    written as JSON, with every step; a loop of one's own and vmap change nothing.
+    built without arguments where its steps can be measured: its cost is at least the minibatches of train that it read
+    (two calls on one are not told apart); its settings can be written as JSON, with every step; a loop of one's own and
+    vmap change nothing.
 
     Args:
         algorithm: what is checked.
